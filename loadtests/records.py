@@ -1,0 +1,167 @@
+"""The results schema: every key on disk, its type, unit and meaning. Standard library only; computes no statistic.
+
+History
+    1  (0.1.0) first version
+
+A campaign is a folder:
+
+    campaign.json                   what was asked, on which machine, with which versions (CAMPAIGN_KEYS)
+    cases/NNN-SERVER-ENGINE-SCENARIO-rN/
+        run.json                    state and identity of the case (RUN_KEYS); "running" until it is replaced at the end
+        requests.jsonl              one line a request while the case runs; requests.parquet at its end (REQUEST_FIELDS)
+        telemetry.jsonl             likewise telemetry.parquet (TELEMETRY_FIELDS)
+        server.log  load.log        what the processes said
+    report.html  report.md  figures/  notebooks/        made by analysis, at any time, from the above
+
+Identity is data (run.json's "case"), never parsed from a path. Missing is null, zero is zero. Times called `*_s` in the rows are
+seconds of one machine-wide monotonic clock since `clock_zero_s` of run.json; the wall clock appears only as `*_utc`.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+SCHEMA = 1
+
+
+class Field(NamedTuple):
+    type: str  # bool, int64, float64, string, or list<...>/struct of them, in Arrow's names
+    unit: str
+    meaning: str
+
+
+REQUEST_FIELDS = {
+    "request": Field("int64", "", "position in the arrival order of this load worker, from 0"),
+    "worker": Field("int64", "", "load worker that sent it"),
+    "user": Field("int64", "", "user of a closed loop, null in an open one"),
+    "scheduled_s": Field("float64", "s", "when the arrival process wanted it sent; closed loop: when its user became free"),
+    "sent_s": Field("float64", "s", "when the first byte of the request was written; null if no connection could be made"),
+    "first_s": Field("float64", "s", "arrival of the first chunk that carries a generated token; null if none came"),
+    "last_s": Field("float64", "s", "arrival of the last chunk that carries a generated token; null if none came"),
+    "done_s": Field("float64", "s", "the answer's end, or when it was given up"),
+    "http_status": Field("int64", "", "null if no status line came"),
+    "error": Field("string", "", "null if complete; else one reason, such as 'http 503', 'timeout', 'stream ended without [DONE]'"),
+    "answer": Field("string", "", "exact, wrong, or unchecked (failed, or a model without the planted rule)"),
+    "prompt_tokens_asked": Field("int64", "tokens", "length of the prompt as the load generator made it"),
+    "prompt_tokens": Field("int64", "tokens", "the server's usage.prompt_tokens; null if it gave none"),
+    "max_tokens": Field("int64", "tokens", "tokens asked for (with ignore_eos, so exactly as many must come)"),
+    "tokens": Field("int64", "tokens", "the server's usage.completion_tokens; null if it gave none"),
+    "finish_reason": Field("string", "", "as the server gave it"),
+    "token_s": Field("list<float64>", "s", "arrival of each chunk that carries tokens"),
+    "token_n": Field("list<int64>", "tokens", "tokens in each of those chunks"),
+    "bytes": Field("int64", "bytes", "length of the answer's body"),
+    "queue_ms": Field("float64", "ms", "server's timings: waiting before the engine began with it; null if not given"),
+    "prompt_ms": Field("float64", "ms", "server's timings: from the engine's begin to the first token"),
+    "predicted_ms": Field("float64", "ms", "server's timings: from the first token to the last"),
+}
+
+# Counters (`*_total`, cpu_s, energy_j) only ever rise within a case, also when a process of the tree ends.
+PROCESS_FIELDS = {
+    "processes": Field("int64", "", "processes of the tree"),
+    "threads": Field("int64", "", "threads of the tree"),
+    "cpu_s": Field("float64", "s", "user + system CPU time of the tree so far"),
+    "pss_bytes": Field("int64", "bytes", "proportional set size of the tree, once a second; null between"),
+    "context_switches_total": Field("int64", "", "voluntary + involuntary"),
+}
+GPU_FIELDS = {
+    "index": Field("int64", "", "NVML's index"),
+    "utilization_percent": Field("float64", "%", "share of time in which at least one kernel ran"),
+    "memory_used_bytes": Field("int64", "bytes", "of the whole device"),
+    "power_w": Field("float64", "W", ""),
+    "energy_j": Field("float64", "J", "NVML's counter since the driver was loaded"),
+    "sm_clock_mhz": Field("float64", "MHz", ""),
+    "temperature_c": Field("float64", "C", ""),
+    "throttle_reasons": Field("int64", "", "NVML's bit mask"),
+}
+TELEMETRY_FIELDS = {
+    "time_s": Field("float64", "s", "when the sample was taken"),
+    "server": Field("struct", "", f"the server's process tree: {', '.join(PROCESS_FIELDS)}"),
+    "load": Field("struct", "", "the load generator's process tree, likewise"),
+    "cpu_busy_s": Field("float64", "s", "all cores: time not idle, not waiting for a disk, steal not counted, since boot"),
+    "cpu_steal_s": Field("float64", "s", "all cores: time taken by the hypervisor since boot"),
+    "load_average": Field("float64", "", "1 minute"),
+    "memory_available_bytes": Field("int64", "bytes", ""),
+    "swap_used_bytes": Field("int64", "bytes", ""),
+    "gpus": Field("list<struct>", "", f"one for each GPU: {', '.join(GPU_FIELDS)}; empty without one"),
+}
+
+CAMPAIGN_KEYS = {
+    "schema": "version of this schema",
+    "name": "the folder's name",
+    "created_utc": "ISO 8601; the only wall-clock time of the measurements",
+    "command": "arguments of `python -m loadtests`",
+    "seed": "of prompts, arrivals and the order of cases",
+    "model": "{name, path, planted}: planted = every answer is checked against the planted rule",
+    "scenarios": "the tables of scenarios.toml that were used, verbatim",
+    "simulated": "parameters of the simulated engine, ms and counts",
+    "machine_share": "{server_cores, load_cores, shared, threads}: who may run where; threads = of each engine, over all its workers",
+    "plan": "the cases in the order in which they were planned, each as in run.json's \"case\"",
+    "manifest": "commit, dirty, python, packages, cpu, memory, kernel, gpus, limits, environment",
+}
+RUN_KEYS = {
+    "schema": "version of this schema",
+    "case": "{index, server, engine, scenario, repetition, users, rate, duration_s}: the case's identity; users (closed loop) or rate (1/s, open loop) is null",
+    "status": "running, ok, 'failed: STAGE: REASON' or 'skipped: REASON'",
+    "started_utc": "wall clock, for people",
+    "clock_zero_s": "monotonic clock at the case's start; zero of every *_s in its rows",
+    "summary": "the server's one line from its server.toml",
+    "command": "how the server was started; null for --target",
+    "stages": "[{name, start_s, end_s}] in the order in which they ran",
+    "startup_s": "from the process's start to the first 200 of /health; null for --target",
+    "window": "{start_s, end_s}: the measured part of the load, clock as in the rows; null if load never ran",
+    "verify_before": "[{name, ok, detail}] checks of the contract before the load; null if not reached",
+    "verify_after": "likewise after the load",
+    "counts": "{sent, rows, locust_requests, locust_failures, cut_off}: what must agree; cut_off = still unanswered when the drain's bound was reached",
+    "notes": "sentences for the report, such as 'no NVIDIA GPU: GPU columns are null'",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One server x engine x scenario x repetition. `users` is set for a closed loop, `rate` (requests/s) for an open one."""
+
+    index: int
+    server: str
+    engine: str
+    scenario: str
+    repetition: int
+    users: int | None
+    rate: float | None
+    duration_s: float
+
+    @property
+    def folder(self) -> str:
+        return f"{self.index:03d}-{self.server}-{self.engine}-{self.scenario}-r{self.repetition}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces the file in one step: a reader, or a crash, sees the old text or the new one, never half."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w") as handle:
+        json.dump(value, handle, indent=1, allow_nan=False)
+        handle.write("\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+    partial.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON lines file. A last line that a killed process left unfinished is dropped."""
+    rows = []
+    with path.open("rb") as handle:
+        for line in handle:
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                if line.endswith(b"\n"):
+                    raise ValueError(f"{path} has a broken line: {line[:80]!r}") from None
+    return rows
