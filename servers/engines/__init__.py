@@ -1,0 +1,133 @@
+"""Engines: what runs the model inside a server. No web framework here, and no engine knows which server it is in.
+
+A blocking engine has
+
+    generate(job, on_token) -> Outcome          runs in the calling thread and calls on_token(text) for each token as it comes;
+                                                an exception raised by on_token ends the generation (that is how one cancels)
+
+an async engine has
+
+    stream(job) -> async iterator               of each token's text, then one Outcome; closing it ends the generation
+
+and both have `model` (the served name), `prepare(request) -> Job` (raises ContractError before the answer has begun) and `close()`.
+How a server bridges one to its own concurrency model is its own business: that is the very thing being measured.
+"""
+
+import importlib
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from servers import metrics
+from servers.contract import ChatCompletionRequest, ContractError, Outcome, Request
+
+ENGINES = ("hf", "vllm", "simulated")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the launcher tells the engine, through SERVEOFF_* variables: equal for every server of a campaign."""
+
+    engine: str
+    model: str  # the served name
+    path: str  # folder or hub name of the weights; empty for the simulated engine
+    threads: int  # compute threads of this process
+    simulated: dict[str, Any]
+
+    @classmethod
+    def from_environment(cls) -> "Settings":
+        def get(name: str, default: str | None = None) -> str:
+            value = os.environ.get(f"SERVEOFF_{name}", default)
+            if value is None:
+                raise SystemExit(f"SERVEOFF_{name} is not set: start this server with `python -m servers NAME`")
+            return value
+
+        return cls(get("ENGINE"), get("MODEL_NAME"), get("MODEL_PATH", ""), int(get("THREADS", "1")), json.loads(get("SIMULATED", "{}")))
+
+
+def load_blocking() -> Any:
+    return _load("BlockingEngine")
+
+
+def load_async() -> Any:
+    return _load("AsyncEngine")
+
+
+def _load(kind: str) -> Any:
+    settings = Settings.from_environment()
+    return getattr(importlib.import_module(f"servers.engines.{settings.engine}"), kind)(settings)
+
+
+@dataclass
+class Job:
+    """A request that the engine has accepted. `prompt` is what that engine wants: token ids, or text."""
+
+    prompt: Any
+    prompt_tokens: int
+    max_tokens: int
+    request: Request
+    received: float = field(default_factory=time.perf_counter)
+
+
+def accept(request: Request, prompt: Any, prompt_tokens: int, model: str, context: int) -> Job:
+    """The checks that every engine makes. `context`: tokens of prompt and answer together."""
+    if request.model != model:
+        raise ContractError(404, f"model: {request.model!r} does not exist; this server has {model!r}", "model", "model_not_found")
+    field_name = "messages" if isinstance(request, ChatCompletionRequest) else "prompt"
+    if prompt_tokens == 0:
+        raise ContractError(400, f"{field_name}: must not be empty", field_name, "empty_prompt")
+    asked = request.max_tokens
+    if isinstance(request, ChatCompletionRequest):
+        asked = asked or request.max_completion_tokens
+    room = context - prompt_tokens
+    if room < (asked or 1):
+        wanted = f"{prompt_tokens} tokens" + (f" and max_tokens {asked}" if asked else "")
+        raise ContractError(400, f"{field_name}: {wanted} exceed the context of {context} tokens", field_name, "context_length_exceeded")
+    return Job(prompt, prompt_tokens, asked or room, request)
+
+
+class Run:
+    """Clock, counters and stop strings of one generation. `metrics` counts it as running between `with` and its end."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        self.stops = job.request.stops
+        self.tokens = 0
+        self.stopped = False
+        self.held = ""
+
+    def __enter__(self) -> "Run":
+        metrics.RUNNING.inc()
+        self.began = self.first = self.last = time.perf_counter()
+        metrics.QUEUE_SECONDS.observe(self.began - self.job.received)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        metrics.RUNNING.dec()
+        metrics.TOKENS.inc(self.tokens)
+
+    def token(self, text: str, count: int = 1) -> str:
+        """Text that may be sent now for `count` new tokens. Sets `stopped` once a stop string is complete."""
+        self.last = time.perf_counter()
+        if not self.tokens:
+            self.first = self.last
+        self.tokens += count
+        return self._cut(text) if self.stops else text
+
+    def _cut(self, text: str) -> str:
+        """Text that might become a stop string is held back until it is clear that it does not."""
+        text = self.held + text
+        ends = [end for stop in self.stops if (end := text.find(stop)) >= 0]
+        if ends:
+            self.stopped, self.held = True, ""
+            return text[: min(ends)]
+        hold = max((n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+        self.held = text[len(text) - hold :]
+        return text[: len(text) - hold]
+
+    def outcome(self, ended: bool = False) -> Outcome:
+        """`ended`: the model itself ended its answer."""
+        return Outcome(self.job.prompt_tokens, self.tokens, "stop" if self.stopped or ended else "length",
+                       1e3 * (self.began - self.job.received), 1e3 * (self.first - self.began), 1e3 * (self.last - self.first))

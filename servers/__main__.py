@@ -1,0 +1,78 @@
+"""Servers by hand: `python -m servers list`, `python -m servers verify URL`, `python -m servers NAME`."""
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from servers import catalog, launch
+
+
+def list_servers() -> int:
+    for server in catalog.servers().values():
+        print(f"{server.name:20} {server.summary}")
+        for engine in server.engines:
+            missing = server.missing(engine)
+            print(f"{'':20}   {engine:10} {'missing: ' + ', '.join(missing) if missing else 'ready'}")
+    return 0
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    from servers.verify import report, verify
+
+    checks = verify(arguments.url, model=arguments.model)
+    print(report(checks))
+    return 0 if all(check.ok for check in checks) else 1
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    server = catalog.find(arguments.name)
+    engine = arguments.engine or server.engines[0]
+    catalog.check_name(engine, server.engines, f"engine of {server.name}")
+    if missing := server.missing(engine):
+        raise catalog.CatalogError(f"{server.name} with {engine} cannot run here: {', '.join(missing)} is not installed")
+    model = launch.resolve_model(arguments.model, needs_weights=engine != "simulated")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with tempfile.TemporaryDirectory() as folder:
+        share = launch.Share(threads=cores, workers=arguments.workers)
+        with launch.running(server, engine, model, share, Path(folder, "server.log"), host=arguments.host, port=arguments.port) as up:
+            print(f"{server.name} serves {model.name} at {up.base_url} after {up.startup_s:.1f} s (process {up.pid}); Ctrl-C ends it",
+                  flush=True)
+            code = up.supervisor.wait()
+            print(f"{server.name} ended with exit code {code}; its last log lines:\n{launch.tail(up.log)}", file=sys.stderr)
+            return code or 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m servers", description=__doc__)
+    verbs = parser.add_subparsers(dest="name", metavar="list | verify URL | NAME", required=True)
+    verbs.add_parser("list", help="every server, its engines, and whether this machine can run it")
+    check = verbs.add_parser("verify", help="does the server at URL keep the contract?")
+    check.add_argument("url", help="such as http://127.0.0.1:8000")
+    check.add_argument("--model", help="the first of /v1/models if not given")
+    for name in catalog.servers():
+        one = verbs.add_parser(name, help="start it in the foreground")
+        one.add_argument("--engine", help="the first of its server.toml if not given")
+        one.add_argument("--model", default="small", help="tiny, small, 1b, 8b, a folder, or a hub name (default: small)")
+        one.add_argument("--host", default="127.0.0.1")
+        one.add_argument("--port", type=int, default=8000)
+        one.add_argument("--workers", type=int, default=1)
+    known = {"list", "verify", *catalog.servers()}
+    if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
+        catalog.check_name(sys.argv[1], known, "server or verb")
+    arguments = parser.parse_args()
+    if arguments.name == "list":
+        return list_servers()
+    return verify(arguments) if arguments.name == "verify" else serve(arguments)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (catalog.CatalogError, launch.LaunchError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,259 @@
+"""THE API that every server speaks: a strict subset of OpenAI's, so that OpenAI's clients and any LLM load tool work unchanged.
+
+    GET  /health  /v1/models  /metrics
+    POST /v1/completions  /v1/chat/completions      plain, or streamed as server-sent events (SSE)
+
+Requests are pydantic models, answers are built by `Answer`, errors by `error_body`; `read_chunk` is the client's side.
+Extensions, each known elsewhere: `ignore_eos` (vLLM) makes output lengths exact; `timings` (llama.cpp) explains a slow request.
+Unknown fields are ignored as most servers do, but known ones that would change the answer and are not supported are refused.
+No web framework here.
+"""
+
+import json
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+COMPLETIONS = "/v1/completions"
+CHAT_COMPLETIONS = "/v1/chat/completions"
+MAX_BODY_BYTES = 4 * 1024 * 1024
+SSE_CONTENT_TYPE = "text/event-stream"
+SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+DONE = "data: [DONE]\n\n"
+
+_TYPES = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
+
+
+class ContractError(Exception):
+    """An answer other than 200. `str()` is the message; never a stack trace."""
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None, retry_after_s: int | None = None):
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+        self.headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+
+    def body(self) -> dict[str, Any]:
+        return error_body(self.status, str(self), self.param, self.code)
+
+
+def error_body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """OpenAI's error envelope."""
+    return {"error": {"message": message, "type": _TYPES.get(status, "invalid_request_error"), "param": param, "code": code}}
+
+
+def invalid(errors: Sequence[Any]) -> ContractError:
+    """A 400 that names the first bad field, from pydantic's (or FastAPI's) list of errors."""
+    first = errors[0]
+    where = [str(part) for part in first["loc"] if part != "body"]
+    if first["type"] in ("json_invalid", "value_error.jsondecode") or (not where and first["type"] != "value_error"):
+        return ContractError(400, f"the body is not a JSON object: {first['msg']}", None, "invalid_json")
+    field = where[0] if where else None
+    if first["type"] == "value_error" and not where:  # from refuse_unsupported, whose message begins with the field
+        field = first["msg"].removeprefix("Value error, ").split(":")[0]
+        return ContractError(400, first["msg"].removeprefix("Value error, "), field, "unsupported_value")
+    return ContractError(400, f"{'.'.join(where)}: {first['msg']}", field, first["type"])
+
+
+# ---------------------------------------------------------------------------------------------------------------- requests
+
+# field -> values that mean "off"; any other value would change the answer
+_UNSUPPORTED = {"n": (None, 1), "best_of": (None, 1), "echo": (None, False), "logprobs": (None, False), "suffix": (None, ""),
+                "tools": (None, []), "logit_bias": (None, {}), "presence_penalty": (None, 0), "frequency_penalty": (None, 0),
+                "repetition_penalty": (None, 1)}
+
+
+def _utf8(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be valid Unicode: it has a lone surrogate") from None
+    return text
+
+
+def _or_default(default: float) -> BeforeValidator:
+    return BeforeValidator(lambda value: default if value is None else value)
+
+
+def _joined_parts(content: Any) -> Any:
+    """Text parts, [{"type": "text", "text": ...}], as one string."""
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        return "".join(str(part.get("text", "")) for part in content)
+    return content
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(strict=True)
+    include_usage: bool = False
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    model: str
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False), _or_default(1.0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), _or_default(1.0)] = 1.0
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    ignore_eos: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def refuse_unsupported(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for field, off in _UNSUPPORTED.items():
+                if field in data and data[field] not in off:
+                    raise ValueError(f"{field}: only {off[-1]!r} is supported")
+        return data
+
+    @property
+    def stops(self) -> list[str]:
+        return [s for s in ([self.stop] if isinstance(self.stop, str) else self.stop or []) if s]
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class CompletionRequest(_Request):
+    max_tokens: Annotated[int, Field(ge=1), _or_default(16)] = 16  # OpenAI's default
+    prompt: Annotated[str, Field(min_length=1)]
+
+    _valid = field_validator("prompt")(_utf8)
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    role: Literal["system", "user", "assistant"]
+    content: Annotated[str, BeforeValidator(_joined_parts)]
+
+    _valid = field_validator("content")(_utf8)
+
+
+class ChatCompletionRequest(_Request):
+    """Without max_tokens (or its newer name max_completion_tokens) the answer may fill the context, as at OpenAI."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+
+
+Request = CompletionRequest | ChatCompletionRequest
+
+
+def parse(kind: type[CompletionRequest] | type[ChatCompletionRequest], body: bytes) -> Request:
+    """For frameworks that do not validate with pydantic themselves. Raises ContractError (400)."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        raise invalid(error.errors()) from None
+
+
+# ----------------------------------------------------------------------------------------------------------------- answers
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a generation ended. Times in ms: waiting for the engine, engine's begin to first token, first to last token."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: Literal["length", "stop"]
+    queue_ms: float
+    prompt_ms: float
+    predicted_ms: float
+
+    def usage(self) -> dict[str, int]:
+        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens,
+                "total_tokens": self.prompt_tokens + self.completion_tokens}
+
+    def timings(self) -> dict[str, float]:
+        return {name: round(getattr(self, name), 3) for name in ("queue_ms", "prompt_ms", "predicted_ms")}
+
+
+class Answer:
+    """Builds the answer to one request: `event` for each item of a stream, or `complete` for a plain answer."""
+
+    def __init__(self, request: Request, model: str):
+        self.chat = isinstance(request, ChatCompletionRequest)
+        self.include_usage = request.include_usage
+        self.common = {"id": f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}",
+                       "object": "chat.completion" if self.chat else "text_completion", "created": int(time.time()), "model": model}
+        self.first = True
+        # Only the text differs from event to event: the rest is serialised once.
+        self.head, self.tail = self._chunk("\0", None).split(json.dumps("\0"))
+
+    def _chunk(self, text: str | None, finish_reason: str | None, **more: Any) -> str:
+        if self.chat:
+            delta = {} if text is None else {"content": text}
+            choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        else:
+            choice = {"index": 0, "text": text or "", "logprobs": None, "finish_reason": finish_reason}
+        kind = "chat.completion.chunk" if self.chat else "text_completion"
+        return f"data: {json.dumps({**self.common, 'object': kind, 'choices': [choice], **more})}\n\n"
+
+    def event(self, item: "str | Outcome | BaseException") -> str:
+        """SSE text: a token's event, the end of the stream for an Outcome, an error event for an exception."""
+        if isinstance(item, str):
+            if self.first and self.chat:  # the role comes with the first token: a chunk without a token would look like one
+                self.first = False
+                return self._chunk(item, None).replace('"delta": {', '"delta": {"role": "assistant", ', 1)
+            return f"{self.head}{json.dumps(item)}{self.tail}"
+        if isinstance(item, Outcome):
+            end = self._chunk(None, item.finish_reason, timings=item.timings())
+            if self.include_usage:
+                kind = "chat.completion.chunk" if self.chat else "text_completion"
+                end += f"data: {json.dumps({**self.common, 'object': kind, 'choices': [], 'usage': item.usage()})}\n\n"
+            return end + DONE
+        message = str(item) if isinstance(item, ContractError) else "the engine failed"
+        return f"data: {json.dumps(error_body(500, message))}\n\n"
+
+    def complete(self, text: str, outcome: Outcome) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": outcome.finish_reason}
+        choice |= {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
+        return {**self.common, "choices": [choice], "usage": outcome.usage(), "timings": outcome.timings()}
+
+
+def models_body(model: str) -> dict[str, Any]:
+    return {"object": "list", "data": [{"id": model, "object": "model", "created": 0, "owned_by": "serveoff"}]}
+
+
+# ----------------------------------------------------------------------------------------------------------- client's side
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one SSE event, or one plain answer, says. `text` is empty if it carries no token."""
+
+    text: str
+    finish_reason: str | None
+    usage: dict[str, Any] | None
+    timings: dict[str, Any] | None
+    error: str | None
+
+
+def read_chunk(payload: bytes) -> Chunk:
+    """Reads the JSON of an event (without "data: ") or of a plain answer, from any OpenAI-compatible server.
+
+    Raises ValueError if it is not a JSON object of that form.
+    """
+    body = json.loads(payload)
+    if not isinstance(body, dict):
+        raise ValueError("an answer that is not a JSON object")
+    text, finish_reason = "", None
+    try:
+        for choice in body.get("choices") or ():
+            said = choice.get("delta") or choice.get("message")
+            text += (said.get("content") if said is not None else choice.get("text")) or ""
+            finish_reason = choice.get("finish_reason") or finish_reason
+        error = body.get("error")
+        message = None if error is None else str(error.get("message") if isinstance(error, dict) else error)
+    except (AttributeError, TypeError):
+        raise ValueError("an answer whose choices are not OpenAI's") from None
+    return Chunk(text, finish_reason, body.get("usage"), body.get("timings"), message)

@@ -1,0 +1,85 @@
+"""Hugging Face Transformers' own `generate`: blocking, one request a call, in the calling thread."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tokenizers.decoders import DecodeStream
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.generation.streamers import BaseStreamer
+
+from servers.contract import CompletionRequest, Outcome, Request
+from servers.engines import Job, Run, Settings, accept
+
+
+class _Stopped(Exception):
+    """A stop string is complete: leaves `generate`, which knows nothing of text."""
+
+
+class _Streamer(BaseStreamer):  # type: ignore[misc]
+    """One call for each token. TextIteratorStreamer holds text back to word boundaries, which would distort the times."""
+
+    def __init__(self, on_id: Callable[[int], None]):
+        self.on_id = on_id
+        self.prompt_seen = False
+
+    def put(self, value: torch.Tensor) -> None:
+        if self.prompt_seen:
+            self.on_id(int(value[0]))
+        self.prompt_seen = True
+
+    def end(self) -> None:
+        pass
+
+
+class BlockingEngine:
+    def __init__(self, settings: Settings):
+        torch.set_num_threads(settings.threads)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = settings.model
+        self.tokenizer = AutoTokenizer.from_pretrained(settings.path)
+        self.network = AutoModelForCausalLM.from_pretrained(settings.path, dtype=torch.bfloat16).to(self.device).eval()
+        self.context: int = self.network.config.max_position_embeddings
+
+    def prepare(self, request: Request) -> Job:
+        if isinstance(request, CompletionRequest):
+            ids = self.tokenizer(request.prompt).input_ids
+        else:
+            messages = [message.model_dump() for message in request.messages]
+            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        return accept(request, ids, len(ids), self.model, self.context)
+
+    def generate(self, job: Job, on_token: Callable[[str], Any]) -> Outcome:
+        request, ended = job.request, False
+        eos = self.network.generation_config.eos_token_id
+        eos_ids = set(eos if isinstance(eos, list) else [eos])
+        text = DecodeStream(ids=job.prompt[-8:], skip_special_tokens=True)  # its first piece depends on what stands before
+
+        def on_id(token: int) -> None:
+            nonlocal ended
+            ended = token in eos_ids and not request.ignore_eos
+            if said := run.token(text.step(self.tokenizer.backend_tokenizer, token) or ""):
+                on_token(said)
+            if run.stopped:
+                raise _Stopped
+
+        sampling: dict[str, Any] = {"do_sample": False}
+        if request.temperature > 0:
+            sampling = {"do_sample": True, "temperature": request.temperature, "top_p": request.top_p, "top_k": 0}
+            if request.seed is not None:
+                torch.manual_seed(request.seed)  # the process's only generator: exact with one request at a time
+        config = GenerationConfig(max_new_tokens=job.max_tokens, eos_token_id=None if request.ignore_eos else eos,
+                                  pad_token_id=self.network.generation_config.pad_token_id, **sampling)
+        with Run(job) as run, torch.inference_mode():
+            ids = torch.tensor([job.prompt], device=self.device)
+            try:
+                self.network.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, streamer=_Streamer(on_id))
+            except _Stopped:
+                pass
+            if run.held:
+                on_token(run.held)
+        return run.outcome(ended)
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,124 @@
+"""A GPU that exists only as a time model: known times, the planted rule's text, no model.
+
+It isolates what the architecture itself costs, runs anywhere, and is the ground truth for checking the harness. Each process
+has one simulated GPU with `max_batch` slots (1 = serial service); a request waits for a slot in order of arrival, and then
+
+    first token   at  begin + prefill_ms + prefill_ms_per_token * prompt tokens
+    each further  at  the one before + step_ms + step_ms_per_sequence * (sequences running - 1)
+
+Deadlines are added up from the begin, not slept one after the other, so lateness of the scheduler never accumulates.
+"""
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from servers import rule
+from servers.contract import CompletionRequest, Outcome, Request
+from servers.engines import Job, Run, Settings, accept
+
+CONTEXT = 1_000_000  # tokens; there is no cache to fill
+
+
+@dataclass(frozen=True)
+class TimeModel:
+    """Milliseconds, and a number of slots."""
+
+    prefill_ms: float = 50.0
+    prefill_ms_per_token: float = 0.0
+    step_ms: float = 10.0
+    step_ms_per_sequence: float = 0.0
+    max_batch: int = 64
+
+
+class _Simulated:
+    def __init__(self, settings: Settings):
+        self.model = settings.model
+        self.times = TimeModel(**settings.simulated)
+        self.running = 0
+
+    def prepare(self, request: Request) -> Job:
+        if isinstance(request, CompletionRequest):
+            text = request.prompt
+        else:
+            text = rule.chat_text([(message.role, message.content) for message in request.messages])
+        return accept(request, text, rule.count_tokens(text), self.model, CONTEXT)
+
+    def _tokens(self, job: Job, began: float) -> Iterator[tuple[float, str]]:
+        """(when it is due, text) of each token."""
+        due = began + (self.times.prefill_ms + self.times.prefill_ms_per_token * job.prompt_tokens) / 1e3
+        word = rule.successor_index(job.prompt)
+        for _ in range(job.max_tokens):
+            yield due, " " + rule.VOCABULARY[word]
+            word = (word + 1) % rule.WORDS
+            due += (self.times.step_ms + self.times.step_ms_per_sequence * (self.running - 1)) / 1e3
+
+    def close(self) -> None:
+        pass
+
+
+class BlockingEngine(_Simulated):
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        self.turn = threading.Lock()
+        self.waiting: deque[threading.Lock] = deque()
+
+    def generate(self, job: Job, on_token: Callable[[str], Any]) -> Outcome:
+        self._take_slot()
+        try:
+            with Run(job) as run:
+                for due, text in self._tokens(job, run.began):
+                    time.sleep(max(0.0, due - time.perf_counter()))
+                    if said := run.token(text):
+                        on_token(said)
+                    if run.stopped:
+                        break
+                if run.held:
+                    on_token(run.held)
+            return run.outcome()
+        finally:
+            self._give_slot()
+
+    def _take_slot(self) -> None:  # threading.Semaphore would wake waiters in any order
+        with self.turn:
+            if self.running < self.times.max_batch:
+                self.running += 1
+                return
+            mine = threading.Lock()
+            mine.acquire()
+            self.waiting.append(mine)
+        mine.acquire()
+
+    def _give_slot(self) -> None:
+        with self.turn:
+            if self.waiting:
+                self.waiting.popleft().release()
+            else:
+                self.running -= 1
+
+
+class AsyncEngine(_Simulated):
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        self.slots = asyncio.Semaphore(self.times.max_batch)  # wakes waiters in order
+
+    async def stream(self, job: Job) -> AsyncIterator[str | Outcome]:
+        async with self.slots:
+            self.running += 1
+            try:
+                with Run(job) as run:
+                    for due, text in self._tokens(job, run.began):
+                        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+                        if said := run.token(text):
+                            yield said
+                        if run.stopped:
+                            break
+                    if run.held:
+                        yield run.held
+                yield run.outcome()
+            finally:
+                self.running -= 1

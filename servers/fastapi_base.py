@@ -1,0 +1,49 @@
+"""What every FastAPI server here has in common; how it calls its engine is in its own `app.py`."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from servers import contract
+from servers.contract import ContractError
+from servers.metrics import AsgiMetrics
+
+
+def create_app(title: str, load_engine: Callable[[], Any]) -> FastAPI:
+    """An app with /health, /v1/models, /metrics and the contract's errors; `app.state.engine` is loaded at start-up."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.engine = load_engine()
+        yield
+        app.state.engine.close()
+
+    app = FastAPI(title=title, lifespan=lifespan)
+    app.add_middleware(AsgiMetrics)
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return contract.models_body(app.state.engine.model)
+
+    @app.exception_handler(ContractError)
+    async def refused(request: Request, error: ContractError) -> JSONResponse:
+        return JSONResponse(error.body(), error.status, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return await refused(request, contract.invalid(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse(contract.error_body(error.status_code, error.detail), error.status_code, error.headers)
+
+    return app

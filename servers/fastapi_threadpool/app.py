@@ -1,0 +1,68 @@
+"""FastAPI with a blocking engine in a thread pool: the event loop stays free, at most 40 requests are worked on at once.
+
+The pool's thread hands each token to the event loop with `call_soon_threadsafe`.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from fastapi.responses import StreamingResponse
+
+from servers import contract, engines
+from servers.contract import Answer, ChatCompletionRequest, CompletionRequest, Outcome
+from servers.fastapi_base import create_app
+
+app = create_app("Serveoff: FastAPI, thread pool", engines.load_blocking)
+pool = ThreadPoolExecutor(max_workers=40)  # as many as the pool in which FastAPI runs `def` endpoints
+
+
+class ClientGone(Exception):
+    pass
+
+
+@app.post(contract.COMPLETIONS)
+async def completions(request: CompletionRequest) -> Any:
+    return await answer(request)
+
+
+@app.post(contract.CHAT_COMPLETIONS)
+async def chat_completions(request: ChatCompletionRequest) -> Any:
+    return await answer(request)
+
+
+async def answer(request: contract.Request) -> Any:
+    engine = app.state.engine
+    job = engine.prepare(request)
+    reply = Answer(request, engine.model)
+    if request.stream:
+        return StreamingResponse(events(job, reply), media_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS)
+    pieces: list[str] = []
+    outcome = await asyncio.get_running_loop().run_in_executor(pool, engine.generate, job, pieces.append)
+    return reply.complete("".join(pieces), outcome)
+
+
+async def events(job: engines.Job, reply: Answer) -> AsyncIterator[str]:
+    loop = asyncio.get_running_loop()
+    items: asyncio.Queue[str | Outcome | BaseException] = asyncio.Queue()
+    gone = threading.Event()
+
+    def on_token(text: str) -> None:
+        if gone.is_set():
+            raise ClientGone
+        loop.call_soon_threadsafe(items.put_nowait, text)
+
+    generation = loop.run_in_executor(pool, app.state.engine.generate, job, on_token)
+    generation.add_done_callback(lambda done: items.put_nowait(done.exception() or done.result()))
+    try:
+        item: str | Outcome | BaseException = ""
+        while isinstance(item, str):
+            item = await items.get()
+            yield reply.event(item)
+        if isinstance(item, BaseException):
+            logging.getLogger("uvicorn.error").error("generation failed", exc_info=item)
+    finally:  # Starlette cancels the stream when the client has gone
+        gone.set()

@@ -1,0 +1,42 @@
+"""FastAPI with an async engine in the same process: a request is one coroutine, from the socket to vLLM's scheduler."""
+
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi.responses import StreamingResponse
+
+from servers import contract, engines
+from servers.contract import Answer, ChatCompletionRequest, CompletionRequest
+from servers.fastapi_base import create_app
+
+app = create_app("Serveoff: FastAPI, vLLM", engines.load_async)
+
+
+@app.post(contract.COMPLETIONS)
+async def completions(request: CompletionRequest) -> Any:
+    return await answer(request)
+
+
+@app.post(contract.CHAT_COMPLETIONS)
+async def chat_completions(request: ChatCompletionRequest) -> Any:
+    return await answer(request)
+
+
+async def answer(request: contract.Request) -> Any:
+    engine = app.state.engine
+    job = engine.prepare(request)
+    reply = Answer(request, engine.model)
+    if request.stream:
+        return StreamingResponse(events(job, reply), media_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS)
+    *pieces, outcome = [item async for item in engine.stream(job)]
+    return reply.complete("".join(pieces), outcome)
+
+
+async def events(job: engines.Job, reply: Answer) -> AsyncIterator[str]:
+    try:
+        async for item in app.state.engine.stream(job):
+            yield reply.event(item)
+    except Exception as error:
+        logging.getLogger("uvicorn.error").exception("generation failed")
+        yield reply.event(error)

@@ -1,0 +1,140 @@
+"""What every server counts, under the same names, and the middlewares that count it: one for WSGI, one for ASGI.
+
+Being below the framework they see every answer as the client gets it, to its last byte, and need nothing from `app.py`. They
+also answer `GET /metrics`, refuse bodies that are too long (413) and, if SERVEOFF_API_KEY is set, requests without it (401).
+"""
+
+import hmac
+import json
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from servers.contract import MAX_BODY_BYTES, ContractError
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+# "livesum": with several worker processes, the sum over those that live
+REQUESTS = Counter("serveoff_requests", "answers by status", ["path", "status"])
+IN_FLIGHT = Gauge("serveoff_requests_in_flight", "requests between their arrival and the last byte of the answer",
+                  multiprocess_mode="livesum")
+LATENCY = Histogram("serveoff_request_seconds", "from arrival to the last byte of the answer", ["path"], buckets=SECONDS)
+RUNNING = Gauge("serveoff_requests_running", "requests that the engine works on", multiprocess_mode="livesum")
+QUEUE_SECONDS = Histogram("serveoff_queue_seconds", "waiting for the engine", buckets=SECONDS)
+TOKENS = Counter("serveoff_tokens", "tokens generated")
+PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/models", "/health")
+
+
+def _exposition() -> bytes:
+    registry: CollectorRegistry = REGISTRY
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    waiting = max(0, (registry.get_sample_value("serveoff_requests_in_flight") or 0)
+                  - (registry.get_sample_value("serveoff_requests_running") or 0))
+    return generate_latest(registry) + (
+        "# HELP serveoff_requests_waiting requests in flight that the engine has not begun\n"
+        f"# TYPE serveoff_requests_waiting gauge\nserveoff_requests_waiting {waiting}\n").encode()
+
+
+class _Counted:
+    """One request, from its arrival to the end of its answer."""
+
+    def __init__(self, path: str):
+        self.path = path if path in PATHS else "other"  # a client must not be able to make new time series
+        self.status = 499  # what nginx logs for a client that went away before the answer
+        self.began = time.perf_counter()
+        IN_FLIGHT.inc()
+
+    def end(self) -> None:
+        IN_FLIGHT.dec()
+        REQUESTS.labels(self.path, self.status).inc()
+        LATENCY.labels(self.path).observe(time.perf_counter() - self.began)
+
+
+def _refusal(authorization: str, content_length: str) -> ContractError | None:
+    key = os.environ.get("SERVEOFF_API_KEY")
+    if key and not hmac.compare_digest(authorization.encode("latin-1"), f"Bearer {key}".encode()):
+        return ContractError(401, "missing or wrong API key: send it as 'Authorization: Bearer KEY'", None, "invalid_api_key")
+    if content_length.isascii() and content_length.isdigit() and int(content_length) > MAX_BODY_BYTES:
+        return ContractError(413, f"the body is longer than {MAX_BODY_BYTES} bytes", None, "body_too_large")
+    return None
+
+
+class WsgiMetrics:
+    def __init__(self, app: Callable[..., Iterable[bytes]]):
+        self.app = app
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterator[bytes]:
+        path = environ["PATH_INFO"]
+        if path == "/metrics":
+            start_response("200 OK", [("Content-Type", CONTENT_TYPE_LATEST)])
+            yield _exposition()
+            return
+        counted = _Counted(path)
+
+        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+            counted.status = int(status[:3])
+            return start_response(status, headers, exc_info)
+
+        answer: Iterable[bytes] = ()
+        try:
+            refusal = path != "/health" and _refusal(environ.get("HTTP_AUTHORIZATION", ""), environ.get("CONTENT_LENGTH", ""))
+            if refusal:
+                start(f"{refusal.status} Refused", [("Content-Type", "application/json"), ("Connection", "close")])
+                yield json.dumps(refusal.body()).encode()
+                return
+            answer = self.app(environ, start)
+            yield from answer
+        finally:
+            if close := getattr(answer, "close", None):
+                close()
+            counted.end()
+
+
+class AsgiMetrics:
+    def __init__(self, app: Callable[..., Awaitable[None]]):
+        self.app = app
+
+    async def __call__(self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        if scope["path"] == "/metrics":
+            await _send(send, 200, CONTENT_TYPE_LATEST, _exposition())
+            return
+        counted = _Counted(scope["path"])
+
+        async def counting_send(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                counted.status = message["status"]
+            await send(message)
+
+        read = 0
+
+        async def bounded_receive() -> Any:  # a chunked body gives no length beforehand
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > MAX_BODY_BYTES:
+                raise ContractError(413, f"the body is longer than {MAX_BODY_BYTES} bytes", None, "body_too_large")
+            return message
+
+        try:
+            headers = dict(scope["headers"])
+            refusal = scope["path"] != "/health" and _refusal(headers.get(b"authorization", b"").decode("latin-1"),
+                                                              headers.get(b"content-length", b"").decode("latin-1"))
+            if refusal:
+                await _send(counting_send, refusal.status, "application/json", json.dumps(refusal.body()).encode())
+                return
+            await self.app(scope, bounded_receive, counting_send)
+        finally:
+            counted.end()
+
+
+async def _send(send: Callable[..., Any], status: int, content_type: str, body: bytes) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", content_type.encode())]})
+    await send({"type": "http.response.body", "body": body})
