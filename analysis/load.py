@@ -1,0 +1,128 @@
+"""Results on disk -> data frames. The only module of analysis that knows the files' names and the schema's version."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet
+
+from loadtests import records
+
+RESULTS = Path("results")
+CASE_KEYS = ("index", "server", "engine", "scenario", "repetition", "users", "rate", "duration_s")
+
+
+class InputError(Exception):
+    """What was asked for cannot be read. The message is one sentence that names the remedy."""
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """One campaign's folder, read.
+
+    `data` is campaign.json. `cases` has one row for each case, planned or begun, with CASE_KEYS, `state` (ok, failed,
+    skipped, running, planned), `reason` (text, empty if ok), `window_start_s`, `window_end_s` (nan if load
+    never ran). `runs` holds run.json by the case's index; a case that was never begun has none.
+    """
+
+    folder: Path
+    data: dict[str, Any]
+    cases: pd.DataFrame
+    runs: dict[int, dict[str, Any]]
+    folders: dict[int, Path] = field(repr=False, default_factory=dict)
+
+    def requests(self, index: int) -> pd.DataFrame:
+        """The case's requests, one row each, columns REQUEST_FIELDS: numbers as float64 (null is nan), `token_s` and
+        `token_n` as arrays (null is empty). Taken from the JSON lines if the case was killed while it ran."""
+        rows = _rows(self.folders.get(index), "requests", list(records.REQUEST_FIELDS))
+        for name, kind in records.REQUEST_FIELDS.items():
+            if kind.type in ("int64", "float64"):
+                rows[name] = pd.to_numeric(rows[name]).astype("float64")
+            elif kind.type.startswith("list"):
+                rows[name] = [np.asarray(v if isinstance(v, (list, np.ndarray)) else [], dtype="float64") for v in rows[name]]
+        return rows
+
+    def telemetry(self, index: int) -> pd.DataFrame:
+        """The case's samples, one row each: scalars as in TELEMETRY_FIELDS, structs flattened to `server_cpu_s`,
+        `load_cpu_s`, `gpu0_power_w` and so on; all float64, null is nan. A device that was never seen has no column."""
+        rows = _rows(self.folders.get(index), "telemetry", list(records.TELEMETRY_FIELDS))
+        flat = [_flat(sample) for sample in rows.to_dict("records")]
+        names = [f"{tree}_{name}" for tree in ("server", "load") for name in records.PROCESS_FIELDS]
+        scalars = [name for name, kind in records.TELEMETRY_FIELDS.items() if kind.type == "float64" or kind.type == "int64"]
+        gpus = sorted({name for sample in flat for name in sample} - set(names) - set(scalars))
+        return pd.DataFrame(flat, columns=[*scalars, *names, *gpus], dtype="float64").sort_values("time_s", ignore_index=True)
+
+
+def newest(results: Path = RESULTS) -> Path:
+    """The folder in `results` whose campaign was created last."""
+    found = [(_json(path)["created_utc"], path.parent) for path in results.glob("*/campaign.json")]
+    if not found:
+        raise InputError(f"no campaign in {results}/: run `python -m loadtests` first, or name a campaign's folder")
+    return max(found)[1]
+
+
+def campaign(folder: Path | str | None = None) -> Campaign:
+    """Reads a campaign, also one that is half finished; without a folder the newest in results/. Raises InputError."""
+    folder = Path(folder) if folder else newest()
+    if not (folder / "campaign.json").is_file():
+        raise InputError(f"no campaign at {folder}: it has no campaign.json; name a folder that `python -m loadtests` made")
+    data = _json(folder / "campaign.json")
+    runs, folders = {}, {}
+    for path in sorted(folder.glob("cases/*/run.json")):
+        run = _json(path)
+        index = int(run["case"]["index"])
+        runs[index], folders[index] = run, path.parent
+    identities = {int(case["index"]): case for case in data.get("plan") or []} | {i: run["case"] for i, run in runs.items()}
+    rows = [{key: identities[i].get(key) for key in CASE_KEYS} | _state(runs.get(i)) for i in sorted(identities)]
+    columns = [*CASE_KEYS, "state", "reason", "window_start_s", "window_end_s"]
+    cases = pd.DataFrame(rows, columns=columns)
+    numbers = ["users", "rate", "duration_s", "window_start_s", "window_end_s"]
+    return Campaign(folder, data, cases.astype(dict.fromkeys(numbers, "float64")), runs, folders)
+
+
+def _state(run: dict[str, Any] | None) -> dict[str, Any]:
+    if run is None:
+        return {"state": "planned", "reason": "not begun"}
+    state, _, reason = str(run["status"]).partition(": ")
+    if state == "running":
+        reason = "still running, or killed while it ran"
+    window = run.get("window") or {}
+    return {"state": state, "reason": reason,
+            "window_start_s": window.get("start_s"), "window_end_s": window.get("end_s")}  # fmt: skip
+
+
+def _rows(folder: Path | None, stem: str, columns: list[str]) -> pd.DataFrame:
+    if folder and (folder / f"{stem}.parquet").is_file():
+        rows = pyarrow.parquet.read_table(folder / f"{stem}.parquet").to_pandas()
+        return rows.reindex(columns=columns)
+    if folder and (folder / f"{stem}.jsonl").is_file():
+        try:
+            return pd.DataFrame(records.read_lines(folder / f"{stem}.jsonl"), columns=columns)
+        except ValueError as error:
+            raise InputError(f"{error}; delete that case's folder, or mend the line") from None
+    return pd.DataFrame(columns=columns)
+
+
+def _flat(sample: dict[str, Any]) -> dict[str, Any]:
+    flat = {name: value for name, value in sample.items() if name not in ("server", "load", "gpus")}
+    for tree in ("server", "load"):
+        if isinstance(sample[tree], dict):
+            flat |= {f"{tree}_{name}": value for name, value in sample[tree].items()}
+    gpus = sample["gpus"] if isinstance(sample["gpus"], (list, np.ndarray)) else []
+    for gpu in gpus:
+        flat |= {f"gpu{gpu['index']}_{name}": value for name, value in gpu.items() if name != "index"}
+    return flat
+
+
+def _json(path: Path) -> Any:
+    try:
+        value = records.read_json(path)
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); run the campaign again") from None
+    schema = value.get("schema") if isinstance(value, dict) else None
+    if schema != records.SCHEMA:
+        raise InputError(f"{path} has schema version {schema}, and this Serveoff reads version {records.SCHEMA}: "
+                         "use the Serveoff that wrote it, or run the campaign again")  # fmt: skip
+    return value

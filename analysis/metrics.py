@@ -1,0 +1,389 @@
+"""Every formula, once: METRICS is the table, `measure` applies it to one case, `estimate` puts repetitions together.
+
+A percentile is nearest-rank (numpy's "inverted_cdf"): a value that was observed, never one between two, so that +inf (a
+failure) keeps its place. It exists at 95% confidence only if n values can contain it, 1 - p^n >= 0.95 (the non-parametric
+bound of the largest order statistic): 5 values for P50, 59 for P95, 299 for P99. Below that there is no number.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from analysis.load import Campaign
+
+CONFIDENCE = 0.95
+DEFAULT_SLO = {"ttft_s": 1.0, "tpot_s": 0.1}
+NAN = float("nan")
+
+
+def parse_slo(text: str) -> dict[str, float]:
+    """Bounds in seconds from text.
+
+    >>> parse_slo("ttft=1000ms,tpot=0.1s")
+    {'ttft_s': 1.0, 'tpot_s': 0.1}
+    """
+    slo = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(ttft|tpot|e2e)\s*=\s*([0-9.]+)\s*(ms|s)\s*", part)
+        try:
+            name, number, unit = match.groups()  # type: ignore[union-attr]
+            slo[f"{name}_s"] = float(number) / (1000 if unit == "ms" else 1)
+        except (AttributeError, ValueError):
+            raise ValueError(f"cannot read the SLO {part!r}: write it as ttft=1000ms,tpot=100ms,e2e=5s") from None
+    return slo
+
+
+def percentile(values: np.ndarray, p: float) -> float:
+    """Nearest-rank percentile, in the values' unit; nan if there are none."""
+    return float(np.percentile(values, p, method="inverted_cdf")) if len(values) else NAN
+
+
+def needed(p: float) -> int:
+    """How many values a percentile needs: the least n with 1 - (p/100)^n >= 0.95."""
+    return math.ceil(math.log(1 - CONFIDENCE) / math.log(p / 100))
+
+
+@dataclass
+class Observed:
+    """What was recorded of one case, with the columns that every formula needs; seconds throughout."""
+
+    campaign: dict[str, Any]
+    run: dict[str, Any]
+    requests: pd.DataFrame
+    telemetry: pd.DataFrame
+    slo: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_SLO))
+
+    @cached_property
+    def window(self) -> tuple[float, float]:
+        """[start, end) of the measured part; nan, and so containing nothing, if load never ran."""
+        window = self.run.get("window") or {}
+        return window.get("start_s", NAN), window.get("end_s", NAN)
+
+    @property
+    def length(self) -> float:
+        return self.window[1] - self.window[0]
+
+    def inside(self, times: Any) -> Any:
+        return (times >= self.window[0]) & (times < self.window[1])
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """All requests, also of warm-up and drain, with failed, good, ttft_s, tpot_s, e2e_s and send_lag_s as measured."""
+        r = self.requests.copy()
+        r["failed"] = r["error"].notna()
+        r["good"] = ~r["failed"] & (r["answer"] != "wrong")
+        r["ttft_s"] = r["first_s"] - r["scheduled_s"]
+        r["e2e_s"] = r["done_s"] - r["scheduled_s"]
+        r["send_lag_s"] = r["sent_s"] - r["scheduled_s"]
+        later = r["tokens"] - np.array([n[0] if len(n) else NAN for n in r["token_n"]], dtype="float64")
+        r["tpot_s"] = ((r["last_s"] - r["first_s"]) / later.where(later > 0)).where(~r["failed"])
+        r["met_slo"] = r["good"] & r["first_s"].notna()
+        for name, bound in self.slo.items():
+            # One token has no TPOT, so it cannot miss that bound; a missing TTFT was caught above.
+            r["met_slo"] &= (r[name] <= bound) | (r[name].isna() if name == "tpot_s" else False)
+        return r
+
+    @cached_property
+    def scheduled(self) -> pd.DataFrame:
+        """The population of every latency: requests scheduled inside the window, also those that finish in the drain."""
+        return self.rows[self.inside(self.rows["scheduled_s"])]
+
+    @cached_property
+    def finished(self) -> pd.DataFrame:
+        return self.rows[self.inside(self.rows["done_s"])]
+
+    @cached_property
+    def tokens(self) -> tuple[np.ndarray, np.ndarray]:
+        """(arrival in seconds, tokens) of every chunk of every request, in no order."""
+        times, numbers = list(self.requests["token_s"]), list(self.requests["token_n"])
+        return (np.concatenate(times), np.concatenate(numbers)) if times else (np.empty(0), np.empty(0))
+
+    @cached_property
+    def gaps(self) -> np.ndarray:
+        """Gaps between chunks that carry tokens, of every request scheduled in the window, s."""
+        parts = list(self.scheduled["token_s"])
+        if not parts:
+            return np.empty(0)
+        gaps = np.diff(np.concatenate(parts))
+        ends = np.cumsum([len(p) for p in parts])[:-1]
+        # What lies between the last chunk of a request and the first of the next one is no gap of a request.
+        borders = np.unique(ends[(ends > 0) & (ends <= len(gaps))]) - 1
+        return np.delete(gaps, borders)
+
+    def latencies(self, name: str, failures: bool = True) -> np.ndarray:
+        """Values of one latency over the population; a failure is +inf in TTFT and E2E, or left out."""
+        if name == "itl_s":
+            return self.gaps
+        values = self.scheduled[name]
+        if name in ("ttft_s", "e2e_s"):
+            values = values.where(~self.scheduled["failed"], np.inf if failures else NAN)
+        return values.dropna().to_numpy()
+
+    def samples(self, column: str) -> pd.DataFrame:
+        """time_s and one telemetry column inside the window, without the samples that lack it."""
+        t = self.telemetry
+        return t.loc[self.inside(t["time_s"]), ["time_s", column]].dropna() if column in t else t.iloc[:0][["time_s"]]
+
+    def slope(self, column: str) -> float:
+        """A counter's rise a second inside the window, between its first and its last sample there; nan below two."""
+        s = self.samples(column)
+        return float(np.ptp(s[column]) / np.ptp(s["time_s"])) if len(s) > 1 else NAN
+
+    def gpu_columns(self, name: str) -> list[str]:
+        return [column for column in self.telemetry if re.fullmatch(rf"gpu\d+_{name}", column)]
+
+
+def output_tokens_per_s(o: Observed) -> float:
+    """Tokens that arrived inside the window / its length, whatever request they belong to."""
+    times, numbers = o.tokens
+    return float(numbers[o.inside(times)].sum()) / o.length
+
+
+def requests_per_s(o: Observed) -> float:
+    """Requests that finished inside the window, complete and not wrong / its length."""
+    return float(o.finished["good"].sum()) / o.length
+
+
+def goodput_per_s(o: Observed) -> float:
+    """Requests that finished inside the window, complete and not wrong, and met every bound of the SLO / its length."""
+    return float(o.finished["met_slo"].sum()) / o.length
+
+
+def slo_attainment(o: Observed) -> float:
+    """Share of the requests scheduled in the window that were complete, not wrong and met every bound of the SLO."""
+    return _share(o.scheduled["met_slo"])
+
+
+def error_share(o: Observed) -> float:
+    """Share of the requests scheduled in the window that failed, for whatever reason."""
+    return _share(o.scheduled["failed"])
+
+
+def wrong_share(o: Observed) -> float:
+    """Share of the requests scheduled in the window whose answer was not the expected one."""
+    return _share(o.scheduled["answer"] == "wrong")
+
+
+def requests_scheduled(o: Observed) -> float:
+    """Requests scheduled in the window: the n of TTFT and E2E."""
+    return float(len(o.scheduled)) if o.run.get("window") else NAN
+
+
+def requests_completed(o: Observed) -> float:
+    """Those of them that did not fail."""
+    return float((~o.scheduled["failed"]).sum()) if o.run.get("window") else NAN
+
+
+def requests_of_several_tokens(o: Observed) -> float:
+    """Those of them that did not fail and have more than one token: the n of TPOT and of ITL, whose gaps within one
+    request are no independent values."""
+    return float(o.scheduled["tpot_s"].notna().sum()) if o.run.get("window") else NAN
+
+
+def tokens_per_chunk(o: Observed) -> float:
+    """Mean tokens in a chunk that carries any, of the requests scheduled in the window; 1 is a stream token by token."""
+    chunks = sum(len(n) for n in o.scheduled["token_n"])
+    return float(sum(n.sum() for n in o.scheduled["token_n"])) / chunks if chunks else NAN
+
+
+def outside_engine_p50_s(o: Observed) -> float:
+    """Median of E2E - (queue_ms + prompt_ms + predicted_ms) of the server's own timings: what the architecture, the
+    network and the client add to the engine's time; requests scheduled in the window that did not fail."""
+    r = o.scheduled[~o.scheduled["failed"]]
+    outside = r["e2e_s"] - (r["queue_ms"] + r["prompt_ms"] + r["predicted_ms"]) / 1000
+    return percentile(outside.dropna().to_numpy(), 50)
+
+
+def server_cores(o: Observed) -> float:
+    """CPU cores that the server's process tree kept busy in the window: rise of its CPU time / time."""
+    return o.slope("server_cpu_s")
+
+
+def load_cpu_share(o: Observed) -> float:
+    """Cores that the load generator kept busy / cores that it could use: one a load worker (Locust computes on one
+    core), at most those it was given."""
+    given = (o.campaign.get("machine_share") or {}).get("load_cores")
+    given = len(given) if isinstance(given, list) else given or math.inf
+    workers = max(o.requests["worker"].nunique(), 1)
+    return o.slope("load_cpu_s") / min(given, workers)
+
+
+def server_peak_bytes(o: Observed) -> float:
+    """Largest proportional set size of the server's process tree in the whole case."""
+    return float(o.telemetry["server_pss_bytes"].max())
+
+
+def context_switches_per_s(o: Observed) -> float:
+    """Voluntary and involuntary context switches of the server's process tree in the window / time."""
+    return o.slope("server_context_switches_total")
+
+
+def tokens_per_cpu_s(o: Observed) -> float:
+    """Output throughput / CPU cores used by the server."""
+    cores = server_cores(o)
+    return output_tokens_per_s(o) / cores if cores > 0 else NAN
+
+
+def gpu_utilization_percent(o: Observed) -> float:
+    """Mean of NVML's utilisation in the window over the samples and all GPUs."""
+    return _mean([o.samples(c)[c].mean() for c in o.gpu_columns("utilization_percent")])
+
+
+def gpu_memory_bytes(o: Observed) -> float:
+    """Largest memory in use in the whole case, sum of all GPUs, whoever used it."""
+    columns = o.gpu_columns("memory_used_bytes")
+    return float(o.telemetry[columns].sum(axis="columns", min_count=1).max()) if columns else NAN
+
+
+def gpu_power_w(o: Observed) -> float:
+    """Mean power in the window, sum of all GPUs."""
+    columns = o.gpu_columns("power_w")
+    return float(sum(o.samples(c)[c].mean() for c in columns)) if columns else NAN
+
+
+def gpu_joules_per_token(o: Observed) -> float:
+    """Rise of NVML's energy counters in the window (all GPUs) / time / output throughput."""
+    columns, tokens = o.gpu_columns("energy_j"), output_tokens_per_s(o)
+    return float(sum(o.slope(c) for c in columns)) / tokens if columns and tokens > 0 else NAN
+
+
+def startup_s(o: Observed) -> float:
+    """From the start of the server's process to the first 200 of /health."""
+    value = o.run.get("startup_s")
+    return NAN if value is None else float(value)
+
+
+def _share(flags: pd.Series) -> float:
+    return float(flags.mean()) if len(flags) else NAN
+
+
+def _mean(values: list[float]) -> float:
+    return float(np.mean(values)) if values else NAN
+
+
+class Metric(NamedTuple):
+    """One number of a case. `unit` is that of the value (and of the name's end); it is shown times `scale` as `shown`.
+    `count` names the metric that holds its sample size, and below `needs` of them there is no number."""
+
+    name: str
+    label: str
+    unit: str
+    better: str  # higher, lower, or nothing where neither is
+    value: Callable[[Observed], float]
+    shown: str = ""
+    scale: float = 1
+    count: str = ""
+    needs: int = 0
+
+
+def _percentiles() -> list[Metric]:
+    """P50, P95 and P99 of the latencies; of TTFT and E2E also of the completed requests alone."""
+    table = []
+    for name, label, count, meaning in (
+        ("ttft_s", "TTFT", "requests_scheduled", "first chunk with a generated token - scheduled; a failure counts as +inf"),
+        ("tpot_s", "TPOT", "requests_of_several_tokens", "(last - first chunk with tokens) / (tokens - tokens in the first chunk); without failures"),
+        ("e2e_s", "E2E", "requests_scheduled", "the answer's end - scheduled; a failure counts as +inf"),
+        ("itl_s", "ITL", "requests_of_several_tokens", "gaps between chunks that carry tokens, all kept"),
+        ("send_lag_s", "send lag", "requests_scheduled", "sent - scheduled: the load generator's own delay"),
+    ):  # fmt: skip
+        for failures in (True, False) if name in ("ttft_s", "e2e_s") else (True,):
+            for p in (50, 99) if name == "send_lag_s" else (50, 95, 99):
+
+                def value(o: Observed, name: str = name, p: int = p, failures: bool = failures) -> float:
+                    return percentile(o.latencies(name, failures), p)
+
+                value.__doc__ = f"Nearest-rank percentile of {meaning if failures else meaning.split(';')[0] + ', completed requests only'}."
+                stem = name.removesuffix("_s") + f"_p{p}" + ("" if failures else "_completed") + "_s"
+                suffix = "" if failures else ", completed"
+                table.append(Metric(stem, f"{label} P{p}{suffix}", "s", "lower", value, "ms", 1000,
+                                    count if failures else "requests_completed", needed(p)))  # fmt: skip
+    return table
+
+
+METRICS = {
+    m.name: m
+    for m in (
+        Metric("output_tokens_per_s", "output throughput", "tokens/s", "higher", output_tokens_per_s),
+        Metric("requests_per_s", "requests", "1/s", "higher", requests_per_s),
+        *_percentiles(),
+        Metric("requests_scheduled", "requests in the window", "", "", requests_scheduled),
+        Metric("requests_completed", "of them completed", "", "", requests_completed),
+        Metric("requests_of_several_tokens", "of them with a TPOT", "", "", requests_of_several_tokens),
+        Metric("error_share", "errors", "share", "lower", error_share, "%", 100),
+        Metric("wrong_share", "wrong answers", "share", "lower", wrong_share, "%", 100),
+        Metric("goodput_per_s", "goodput", "1/s", "higher", goodput_per_s),
+        Metric("slo_attainment", "SLO attainment", "share", "higher", slo_attainment, "%", 100),
+        Metric("tokens_per_chunk", "tokens a chunk", "tokens", "", tokens_per_chunk),
+        Metric("outside_engine_p50_s", "outside the engine P50", "s", "lower", outside_engine_p50_s, "ms", 1000,
+               "requests_completed", needed(50)),
+        Metric("server_cores", "server CPU", "cores", "lower", server_cores),
+        Metric("tokens_per_cpu_s", "tokens a CPU second", "tokens/s", "higher", tokens_per_cpu_s),
+        Metric("context_switches_per_s", "context switches", "1/s", "lower", context_switches_per_s),
+        Metric("load_cpu_share", "load generator's CPU", "share", "lower", load_cpu_share, "%", 100),
+        Metric("server_peak_bytes", "server memory", "bytes", "lower", server_peak_bytes, "MiB", 2**-20),
+        Metric("gpu_utilization_percent", "GPU", "%", "", gpu_utilization_percent),
+        Metric("gpu_memory_bytes", "GPU memory", "bytes", "lower", gpu_memory_bytes, "MiB", 2**-20),
+        Metric("gpu_power_w", "GPU power", "W", "lower", gpu_power_w),
+        Metric("gpu_joules_per_token", "GPU energy a token", "J", "lower", gpu_joules_per_token),
+        Metric("startup_s", "start-up", "s", "lower", startup_s),
+    )
+}  # fmt: skip
+
+
+def observe(campaign: Campaign, index: int, slo: dict[str, float] | None = None) -> Observed:
+    return Observed(campaign.data, campaign.runs.get(index, {}), campaign.requests(index), campaign.telemetry(index),
+                    DEFAULT_SLO if slo is None else slo)  # fmt: skip
+
+
+def measure(o: Observed) -> dict[str, float]:
+    """All metrics of one case by name, in their `unit`; nan where it was not measured or where n is too small."""
+    values = {name: metric.value(o) for name, metric in METRICS.items()}
+    return {name: NAN if m.count and values[m.count] < m.needs else values[name] for name, m in METRICS.items()}
+
+
+class Estimate(NamedTuple):
+    """Mean of one scalar over `runs` cases; `half` is the half-width of its 95% interval, nan if there is none."""
+
+    mean: float
+    half: float
+    runs: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """(low, high); of one run, the run itself."""
+        half = 0.0 if math.isnan(self.half) else self.half
+        return self.mean - half, self.mean + half
+
+
+def estimate(values: Any) -> Estimate:
+    """Mean and Student-t interval over cases, each a fresh start: half = t(0.975, n-1) * s / sqrt(n); none for one run
+    or if a run's value is +inf. Cases without the number are left out."""
+    v = np.asarray(values, dtype="float64")
+    v = v[~np.isnan(v)]
+    if len(v) == 0:
+        return Estimate(NAN, NAN, 0)
+    if len(v) == 1 or np.isinf(v).any():
+        return Estimate(float(v.mean()), NAN, len(v))
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(v) - 1) * v.std(ddof=1) / math.sqrt(len(v))
+    return Estimate(float(v.mean()), float(half), len(v))
+
+
+def ratio(a: Any, b: Any) -> tuple[float, float, float]:
+    """How many times a's geometric mean is b's, with Welch's 95% interval on logarithms (nan with fewer than two runs
+    of either, or with a zero): (ratio, low, high)."""
+    a, b = np.asarray(a, dtype="float64"), np.asarray(b, dtype="float64")
+    if not ((a > 0).all() and (b > 0).all()):
+        return NAN, NAN, NAN
+    x, y = np.log(a), np.log(b)
+    point = float(np.exp(x.mean() - y.mean()))
+    if min(len(x), len(y)) < 2 or x.std() + y.std() == 0:
+        return point, NAN, NAN
+    low, high = stats.ttest_ind(x, y, equal_var=False).confidence_interval(CONFIDENCE)
+    return point, float(np.exp(low)), float(np.exp(high))

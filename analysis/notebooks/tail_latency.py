@@ -1,0 +1,47 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+# ---
+
+# %% [markdown]
+# # Tail latency
+# How long the unlucky requests waited. Times count from when a request was *scheduled*, a failure counts as infinity, and
+# runs are never pooled: each line is a run, each number a mean over runs.
+
+# %%
+# %matplotlib inline
+import os
+
+from IPython.display import display
+
+from analysis import figures, load
+from analysis.summary import comparisons, summarise
+
+campaign = load.campaign(os.environ.get("SERVEOFF_CAMPAIGN"))
+summary = summarise(campaign)
+campaign.folder.name
+
+# %% [markdown]
+# A percentile that its sample is too small for is missing (P95 needs 59 requests, P99 299).
+
+# %%
+columns = [f"{name}_p{p}_s" for name in ("ttft", "tpot", "e2e", "itl") for p in (50, 95, 99)]
+summary.valid.set_index(["scenario", "server", "engine", "repetition"])[columns]
+
+# %%
+for comparison in comparisons(summary):
+    display(figures.tail(comparison))
+
+# %%
+for comparison in comparisons(summary):
+    display(figures.latency_cdf(summary, comparison))
+
+# %% [markdown]
+# The slowest requests of each run: when were they sent, and what did they wait for?
+
+# %%
+slowest = {index: frame.nlargest(3, "e2e_s") for index, frame in summary.latencies.items()}
+slowest

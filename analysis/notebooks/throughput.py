@@ -1,0 +1,54 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+# ---
+
+# %% [markdown]
+# # Throughput
+# Which server carried the most, under which traffic, and how sure that is. Cases without a valid number are left out
+# here; the report gives their reasons.
+
+# %%
+# %matplotlib inline
+import os
+
+from IPython.display import display
+
+from analysis import figures, load, metrics
+from analysis.summary import answer, comparisons, summarise
+
+campaign = load.campaign(os.environ.get("SERVEOFF_CAMPAIGN"))
+summary = summarise(campaign)
+campaign.folder.name
+
+# %%
+for comparison in comparisons(summary):
+    print(answer(comparison))
+
+# %% [markdown]
+# Mean over runs, half-width of the 95% interval, number of runs:
+
+# %%
+summary.estimates("output_tokens_per_s")
+
+# %%
+summary.estimates("goodput_per_s")
+
+# %%
+for comparison in comparisons(summary):
+    display(figures.throughput(comparison))
+
+# %% [markdown]
+# Every case by itself, and which of them have no number:
+
+# %%
+summary.table[["server", "engine", "scenario", "repetition", "valid", "why", "output_tokens_per_s", "requests_per_s"]]
+
+# %% [markdown]
+# What each metric means:
+
+# %%
+{m.label: " ".join((m.value.__doc__ or "").split()) for m in metrics.METRICS.values() if m.name.endswith("per_s")}

@@ -1,0 +1,190 @@
+"""A campaign's folder -> report.html, report.md, figures/*.png and metrics.csv in it, and the headline in the terminal."""
+
+import base64
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from analysis import figures, load, metrics, summary
+from analysis.metrics import METRICS
+from analysis.summary import Summary
+
+HEADLINE = (
+    "output_tokens_per_s", "requests_per_s", "goodput_per_s", "error_share",
+    "ttft_p50_s", "ttft_p95_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "e2e_p50_s", "e2e_p95_s", "e2e_p99_s",
+    "server_cores", "gpu_utilization_percent", "server_peak_bytes", "startup_s",
+)  # fmt: skip
+# What fits a terminal of 100 columns.
+TERMINAL = ("output_tokens_per_s", "requests_per_s", "goodput_per_s", "error_share", "ttft_p50_s", "ttft_p99_s", "tpot_p50_s",
+            "e2e_p50_s", "e2e_p99_s", "server_cores")  # fmt: skip
+CAPTIONS = {
+    "throughput": "Output throughput. Bar: mean over runs; dots: runs; line: Student-t 95% interval.",
+    "tail": "Tail latency: mean over runs of each percentile, with 95% intervals.",
+    "latency-cdf": "Share of requests answered within a time, one line a run. A curve that ends below 1 has failures.",
+    "timeline": "The first valid run over time. Shaded: the window that the numbers are from.",
+}
+
+
+def write(folder: Path | str | None = None, slo: dict[str, float] | None = None) -> Summary:
+    """Makes the report of a campaign (default: the newest) into its folder and returns what it shows. Raises InputError."""
+    found = summary.summarise(load.campaign(folder), slo)
+    folder = found.campaign.folder
+    (folder / "figures").mkdir(exist_ok=True)
+    for old in (folder / "figures").glob("*.png"):
+        old.unlink()  # of an earlier report, perhaps of a comparison that is named otherwise now
+    view = view_of(found)
+    for figure in (f for c in view["comparisons"] for f in c["figures"]):
+        (folder / "figures" / figure["file"]).write_bytes(figure["png"])
+    found.table.drop(columns="index").to_csv(folder / "metrics.csv", index_label="index")
+    (folder / "report.html").write_text(_environment(autoescape=True).get_template("report.html.jinja").render(view))
+    (folder / "report.md").write_text(_environment(finalize=_markdown).get_template("report.md.jinja").render(view))
+    return found
+
+
+def view_of(found: Summary) -> dict[str, Any]:
+    """Everything that the templates print, as plain values and text; they only lay it out."""
+    data, cases = found.campaign.data, found.table
+    comparisons = summary.comparisons(found)
+    states = cases["state"].value_counts().to_dict()
+    return {
+        "name": found.campaign.folder.resolve().name,
+        "created": data.get("created_utc"),
+        "command": data.get("command") if isinstance(data.get("command"), str) else " ".join(map(str, data.get("command") or [])),
+        "states": ", ".join(f"{n} {state}" for state, n in states.items()),
+        "unfinished": bool({"running", "planned"} & set(states)),
+        "answers": [summary.answer(c) for c in comparisons],
+        "dirty": bool((data.get("manifest") or {}).get("dirty")),
+        "headline": [(METRICS[m].label, summary.unit(m)) for m in HEADLINE],
+        "comparisons": [_comparison(found, c, number) for number, c in enumerate(comparisons, 1)],
+        "concerns": _concerns(found),
+        "checks": _checks(found),
+        "numberless": [_case(c) | {"why": c["why"]} for c in cases[~cases["valid"]].to_dict("records")],
+        "slo": " and ".join(f"{name.removesuffix('_s').upper()} ≤ {bound * 1000:g} ms" for name, bound in found.slo.items()),
+        "definitions": [(m.label, summary.unit(m.name), m.better, " ".join((m.value.__doc__ or "").split())) for m in METRICS.values()],
+        "confidence": [(p, metrics.needed(p)) for p in (50, 95, 99)],
+        "scenarios": [(name, _flat(table)) for name, table in _named(data.get("scenarios"))],
+        "machine": _flat({k: data.get(k) for k in ("model", "seed", "simulated", "machine_share", "manifest") if data.get(k) is not None}),
+        "stages": [_case(c) | {"stages": _stages(found.campaign.runs.get(c["index"], {}))} for c in cases.to_dict("records")],
+        "notes": list(dict.fromkeys(note for run in found.campaign.runs.values() for note in run.get("notes") or [])),
+    }
+
+
+def _comparison(found: Summary, comparison: dict[str, Any], number: int) -> dict[str, Any]:
+    drawn = {
+        "throughput": lambda: figures.throughput(comparison),
+        "tail": lambda: figures.tail(comparison),
+        "latency-cdf": lambda: figures.latency_cdf(found, comparison),
+        "timeline": lambda: figures.timeline(found, comparison),
+    }
+    slug = re.sub(r"[^a-z0-9]+", "-", comparison["title"].lower()).strip("-")[:60]
+    images = []
+    if any(len(s["valid"]) for s in comparison["systems"]):
+        for kind, draw in drawn.items():
+            data = figures.png(draw())
+            images.append({"file": f"{number}-{slug}-{kind}.png", "png": data, "base64": base64.b64encode(data).decode(), "caption": CAPTIONS[kind]})
+    return {
+        "title": comparison["title"],
+        "engines": comparison["engines"],
+        "rows": [_row(system) for system in comparison["systems"]],
+        "one_run": any(s["throughput"].runs == 1 for s in comparison["systems"]),
+        "figures": images,
+    }
+
+
+def _row(system: dict[str, Any]) -> dict[str, Any]:
+    """One line of the headline table; `cells` is empty where there is no number."""
+    own, valid = system["cases"], system["valid"]
+    runs = f"{len(valid)}" if len(valid) == len(own) else f"{len(valid)} of {len(own)}"
+    return {"server": system["server"], "engine": system["engine"], "rank": system["rank"], "runs": runs, "why": system["why"],
+            "cells": [summary.parts(m, valid) for m in HEADLINE] if len(valid) else []}  # fmt: skip
+
+
+def _case(case: dict[str, Any]) -> dict[str, Any]:
+    title = summary.title(case["scenario"], case["users"], case["rate"])
+    return {"case": f"{case['server']} ({case['engine']}), {title}, run {case['repetition']}", "state": case["state"]}
+
+
+def _concerns(found: Summary) -> list[dict[str, Any]]:
+    """What did not pass, once for each check and severity, with the cases it is about."""
+    failed = found.checks[found.checks["ok"].eq(False)]
+    names = {c["index"]: _case(c)["case"] for c in found.table.to_dict("records")}
+    return [
+        {"name": name, "severity": severity, "remedy": group["remedy"].iloc[0],
+         "cases": [(names[c["index"]], c["detail"]) for c in group.to_dict("records")]}
+        for (severity, name), group in failed.groupby(["severity", "name"], sort=True)
+    ]  # fmt: skip
+
+
+def _checks(found: Summary) -> list[dict[str, Any]]:
+    """How many cases passed, failed or were not measured, for each check."""
+    return [
+        {"name": name, "passed": int(g["ok"].eq(True).sum()), "failed": int(g["ok"].eq(False).sum()), "unknown": int(g["ok"].isna().sum())}
+        for name, g in found.checks.groupby("name", sort=False)
+    ]
+
+
+def _stages(run: dict[str, Any]) -> str:
+    spans = [(s["name"], s.get("start_s"), s.get("end_s")) for s in run.get("stages") or []]
+    return ", ".join(f"{name} " + ("not ended" if None in (start, end) else f"{end - start:.1f} s") for name, start, end in spans) or "–"
+
+
+def _named(scenarios: Any) -> list[tuple[str, Any]]:
+    if isinstance(scenarios, dict):
+        return list(scenarios.items())
+    return [(str(s.get("name", number)), s) for number, s in enumerate(scenarios or [], 1)]
+
+
+def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
+    """(dotted key, text) of nested tables: fits any shape and any width of page."""
+    if isinstance(value, dict) and value:
+        return [pair for key, inner in value.items() for pair in _flat(inner, f"{path}.{key}" if path else str(key))]
+    if isinstance(value, list) and any(isinstance(v, dict) for v in value):
+        return [pair for i, inner in enumerate(value) for pair in _flat(inner, f"{path}[{i}]")]
+    return [(path, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]
+
+
+def _environment(**options: Any) -> jinja2.Environment:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    return jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, **options)
+
+
+def _markdown(value: Any) -> Any:
+    """Text that Markdown and the HTML within it show as it is, on one line."""
+    if not isinstance(value, str):
+        return value
+    text = html.escape(re.sub(r"\s+", " ", value), quote=False)
+    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", text)
+
+
+def show(found: Summary, console: Console) -> None:
+    """Prints the answers and the headline tables; every text from the campaign is printed as text, not as markup."""
+    for comparison in summary.comparisons(found):
+        console.print(Text(summary.answer(comparison)))
+        table = Table(title=Text(comparison["title"]), title_justify="left", box=None, header_style="bold", pad_edge=False)
+        table.add_column("server", min_width=16, overflow="fold")
+        for m in TERMINAL:
+            label = METRICS[m].label.removeprefix("output ")
+            table.add_column(Text(f"{label}\n{summary.unit(m)}"), justify="right")
+        reasons = []
+        for system in comparison["systems"]:
+            name, valid = figures.name(system), system["valid"]
+            cells = [_short(summary.cell(m, valid)) for m in TERMINAL] if len(valid) else ["no number"]
+            table.add_row(Text(name), *map(Text, cells))
+            reasons += [f"{name}: {system['why']}"] if system["why"] else []
+        console.print(table)
+        for reason in reasons:
+            console.print(Text(f"  {reason}"))
+        console.print()
+    console.print(Text("n=...: too small a sample for that percentile; (...): without the failures"))
+
+
+def _short(text: str) -> str:
+    return re.sub(r"n too small \((n=\d+)\)", r"\1", text).replace(" completed)", ")")

@@ -1,0 +1,203 @@
+"""Whether a case's numbers may be shown. A failed check of severity "invalid" means "no number", which is not "slow"."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from analysis import metrics
+from analysis.metrics import NAN, Observed
+
+SLICES = 8
+# NVML's reasons that mean the hardware held the clocks back; idle, application clocks and the power cap are everyday.
+THROTTLING = {0x8: "hardware slowdown", 0x20: "software thermal", 0x40: "hardware thermal", 0x80: "power brake"}
+
+
+class Check(NamedTuple):
+    """`ok` is None where it was not measured; `severity` is "invalid" or "warning"; `remedy` says what to do if not ok."""
+
+    name: str
+    ok: bool | None
+    severity: str
+    detail: str
+    remedy: str
+
+
+def check(o: Observed) -> list[Check]:
+    """All checks that apply to a case that ended ok."""
+    found = [contract(o), answers(o), rows(o), token_counts(o), errors(o), arrivals(o), load_cpu(o), send_lag(o), steady(o),
+             busy(o), steal(o), swap(o), gpu(o), sample_size(o), cut_off(o)]  # fmt: skip
+    return [c for c in found if c is not None]
+
+
+def reasons(checks: list[Check], severity: str = "invalid") -> list[Check]:
+    return [c for c in checks if c.ok is False and c.severity == severity]
+
+
+def contract(o: Observed) -> Check:
+    """Every check of the contract held before the load and after it."""
+    name, remedy = "contract", "run `python -m servers` with this server and mend what its verification names"
+    for key, when in (("verify_before", "before"), ("verify_after", "after")):
+        checks = o.run.get(key)
+        if not checks:
+            return Check(name, False, "invalid", f"it was not verified {when} the load", remedy)
+        bad = [c for c in checks if c["ok"] is False]
+        if bad:
+            return Check(name, False, "invalid", f"{when} the load: {bad[0]['name']}: {bad[0]['detail']}", remedy)
+    return Check(name, True, "invalid", f"{len(o.run['verify_before'])} checks before and after", remedy)
+
+
+def answers(o: Observed) -> Check:
+    """With a planted rule every complete answer was checked, token by token, and none was wrong."""
+    name, remedy = "answers", "look at the rows with answer = wrong: mixed requests, lost tokens or another sampling"
+    wrong = int((o.rows["answer"] == "wrong").sum())
+    if wrong:
+        return Check(name, False, "invalid", f"{wrong:,} of {len(o.rows):,} answers are wrong", remedy)
+    if not _planted(o):
+        return Check(name, None, "invalid", "the model has no planted rule", "use the default model")
+    unchecked = int((~o.rows["failed"] & (o.rows["answer"] != "exact")).sum())
+    return Check(name, not unchecked, "invalid", f"{unchecked:,} complete answers were not checked" if unchecked else "all", remedy)
+
+
+def rows(o: Observed) -> Check:
+    """As many rows as requests were sent and as Locust counted."""
+    name, remedy = "rows", "look at load.log: a listener's exception or a killed load worker loses rows"
+    counts = o.run.get("counts") or {}
+    numbers = {key: counts.get(key) for key in ("sent", "rows", "locust_requests")} | {"read": len(o.rows)}
+    detail = ", ".join(f"{key} {value}" for key, value in numbers.items())
+    known = {value for value in numbers.values() if value is not None}
+    ok = False if len(known) > 1 else None if None in numbers.values() else True
+    return Check(name, ok, "invalid", detail, remedy)
+
+
+def token_counts(o: Observed) -> Check:
+    """Complete answers have the tokens that were asked for, by the server's usage and by the chunks."""
+    name, remedy = "token counts", "the server must honour max_tokens and ignore_eos, and give usage"
+    if not _planted(o):
+        return Check(name, None, "invalid", "the model has no planted rule", "use the default model")
+    done = o.rows[~o.rows["failed"]]
+    chunks = np.array([n.sum() for n in done["token_n"]], dtype="float64")
+    bad = int(((done["tokens"] != done["max_tokens"]) | (done["tokens"] != chunks)).sum())
+    return Check(name, not bad, "invalid", f"{bad:,} of {len(done):,} answers have another number of tokens", remedy)
+
+
+def errors(o: Observed) -> Check:
+    """At most 1% of the window's requests failed."""
+    share = metrics.error_share(o)
+    common = o.scheduled["error"].value_counts()
+    detail = f"{share:.1%} failed" + (f", most often: {common.index[0]}" if len(common) else "")
+    return _limit("errors", share <= 0.01, share, "warning", detail, "lower the load, or look at the server's log")
+
+
+def arrivals(o: Observed) -> Check | None:
+    """Open loop: sending kept up with the schedule within 2% (or one request), and the schedule with the asked rate
+    within 2% or what a Poisson process does by chance in 999 of 1,000 windows (normal approximation, 3.29 sigma)."""
+    rate = o.run["case"].get("rate")
+    if rate is None:
+        return None
+    planned, sent, asked = len(o.scheduled), int(o.inside(o.rows["sent_s"]).sum()), rate * o.length
+    kept = abs(sent - planned) <= max(0.02 * planned, 1) and planned > 0
+    as_asked = abs(planned - asked) <= max(0.02 * asked, 3.29 * math.sqrt(asked)) if asked >= 0 else False
+    detail = f"{planned:,} scheduled and {sent:,} sent in the window; {rate:g}/s asked for {asked:,.0f}"
+    return Check("arrivals", kept and as_asked, "invalid", detail, "use more load workers or a lower rate")
+
+
+def load_cpu(o: Observed) -> Check:
+    """The load generator used less than 80% of the cores that it could use."""
+    share = metrics.load_cpu_share(o)
+    return _limit("load generator's CPU", share < 0.8, share, "invalid", f"{share:.0%} of its core(s)",
+                  "use more load workers, or more cores for them")  # fmt: skip
+
+
+def send_lag(o: Observed) -> Check:
+    """P99 of sent - scheduled is below 1% of the median E2E or below 5 ms, whichever is larger."""
+    lag = metrics.percentile(o.latencies("send_lag_s"), 99)
+    bound = np.fmax(0.01 * metrics.percentile(o.latencies("e2e_s", failures=False), 50), 0.005)
+    return _limit("send lag", lag < bound, lag, "invalid", f"send lag P99 {lag * 1e3:.1f} ms, bound {bound * 1e3:.1f} ms",
+                  "give the load generator a core of its own, or use more load workers")  # fmt: skip
+
+
+def steady(o: Observed) -> Check:
+    """Tokens/s of the window's 8 slices: the means of the first four and of the last four differ by at most 10%, or not
+    significantly (Welch's t, two-sided, 1%). Bursts widen the slices' spread and so do not count as drift."""
+    name, remedy = "steadiness", "lengthen the warm-up or the window; if it never settles, the load is above what the server carries"
+    times, numbers = o.tokens
+    if not o.length > 0 or not o.inside(times).any():
+        return Check(name, None, "invalid", "no tokens in the window", remedy)
+    slices = np.histogram(times, bins=np.linspace(*o.window, SLICES + 1), weights=numbers)[0] / (o.length / SLICES)
+    first, last = slices[: SLICES // 2], slices[SLICES // 2 :]
+    drift = float(last.mean() - first.mean()) / float(slices.mean())
+    if first.std() + last.std() == 0:
+        p = 1.0 if drift == 0 else 0.0
+    else:
+        p = float(stats.ttest_ind(first, last, equal_var=False).pvalue)
+    detail = f"tokens/s of the second half {drift:+.1%} against the first, Welch p = {p:.2g}"
+    return Check(name, abs(drift) <= 0.10 or p >= 0.01, "invalid", detail, remedy)
+
+
+def busy(o: Observed) -> Check:
+    """Processes other than server and load generator used at most 15% of the machine's cores in the window."""
+    cores = _cores(o)
+    other = (o.slope("cpu_busy_s") - o.slope("server_cpu_s") - o.slope("load_cpu_s")) / (cores or NAN)
+    return _limit("other processes", other <= 0.15, other, "warning", f"other processes used {other:.0%} of {cores or '?'} cores",
+                  "stop what else runs on this machine")  # fmt: skip
+
+
+def steal(o: Observed) -> Check:
+    """The hypervisor took at most 2% of the machine's cores in the window."""
+    share = o.slope("cpu_steal_s") / (_cores(o) or NAN)
+    return _limit("steal", share <= 0.02, share, "warning", f"the hypervisor took {share:.1%}", "use a machine of your own")
+
+
+def swap(o: Observed) -> Check:
+    """Swap in use did not grow in the window."""
+    used = o.samples("swap_used_bytes")
+    grown = float(used["swap_used_bytes"].iloc[-1] - used["swap_used_bytes"].iloc[0]) if len(used) > 1 else NAN
+    return _limit("swap", grown <= 0, grown, "warning", f"swap grew by {grown / 2**20:.0f} MiB", "use fewer workers or a smaller model")
+
+
+def gpu(o: Observed) -> Check | None:
+    """No GPU was throttled in the window, and the SM clock's P5 to P95 span at most 10% of its median."""
+    name, remedy = "GPU clocks", "cool the GPU, lock its clocks, and let nothing else run on it"
+    details = []
+    for column in o.gpu_columns("throttle_reasons"):
+        bits = int(np.bitwise_or.reduce(o.samples(column)[column].astype("int64").to_numpy(), initial=0))
+        details += [f"{column.split('_')[0]} throttled: {text}" for bit, text in THROTTLING.items() if bits & bit]
+    for column in o.gpu_columns("sm_clock_mhz"):
+        clocks = o.samples(column)[column].to_numpy()
+        low, middle, high = (metrics.percentile(clocks, p) for p in (5, 50, 95))
+        if high - low > 0.1 * middle:
+            details.append(f"{column.split('_')[0]} clock {low:.0f} to {high:.0f} MHz")
+    if not o.gpu_columns("sm_clock_mhz"):
+        return None
+    return Check(name, not details, "warning", "; ".join(details) or "no throttling", remedy)
+
+
+def sample_size(o: Observed) -> Check:
+    """A P99 exists at 95% confidence in 299 requests or more."""
+    n, needed = len(o.scheduled), metrics.needed(99)
+    return Check("P99 sample", n >= needed, "warning", f"{n:,} requests in the window, P99 needs {needed}", "use a longer window")
+
+
+def cut_off(o: Observed) -> Check:
+    """Nothing was still unanswered when the drain ended."""
+    n = (o.run.get("counts") or {}).get("cut_off")
+    return Check("unanswered", None if n is None else n == 0, "warning", f"{n} cut off at the end of the drain", "lower the load")
+
+
+def _limit(name: str, ok: Any, value: float, severity: str, detail: str, remedy: str) -> Check:
+    if math.isnan(value):
+        return Check(name, None, severity, "not measured", remedy)
+    return Check(name, bool(ok), severity, detail, remedy)
+
+
+def _planted(o: Observed) -> bool:
+    return bool((o.campaign.get("model") or {}).get("planted"))
+
+
+def _cores(o: Observed) -> int | None:
+    """The machine's cores: as the manifest says."""
+    cpu = (o.campaign.get("manifest") or {}).get("cpu")
+    cores = cpu.get("cores") if isinstance(cpu, dict) else None
+    return int(cores) if cores else None

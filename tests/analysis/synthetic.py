@@ -1,0 +1,111 @@
+"""Campaign folders in the schema of loadtests/records.py, with known values and no server.
+
+`requests(...)` makes rows of a perfectly regular load: request i is scheduled at i/rate, sent at once, its first token comes
+after `ttft_s` and each further one after `tpot_s`; so every metric can be computed by hand. Change what you need and write it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from loadtests import records
+
+GIB = 2**30
+
+
+def requests(n: int = 400, rate: float = 40.0, ttft_s: float = 0.05, tpot_s: float = 0.01, tokens: int = 11, users: int = 8) -> list[dict[str, Any]]:
+    """Rows from second 0 on, `rate` a second, `tokens` each, one token a chunk."""
+    rows = []
+    for i in range(n):
+        scheduled = i / rate
+        token_s = [scheduled + ttft_s + k * tpot_s for k in range(tokens)]
+        rows.append(dict(zip(records.REQUEST_FIELDS, (
+            i, i % 2, i % users, scheduled, scheduled, token_s[0], token_s[-1], token_s[-1], 200, None, "exact",
+            32, 32, tokens, tokens, "length", token_s, [1] * tokens, 100 * tokens, 1.0, 1000 * ttft_s - 2,
+            1000 * tpot_s * (tokens - 1)), strict=True)))  # fmt: skip
+    return rows
+
+
+def fail(row: dict[str, Any], error: str = "http 503") -> None:
+    """Turns a row into a request that got no answer."""
+    row |= {"error": error, "answer": "unchecked", "http_status": 503, "first_s": None, "last_s": None, "tokens": None,
+            "prompt_tokens": None, "finish_reason": None, "token_s": [], "token_n": [], "queue_ms": None, "prompt_ms": None,
+            "predicted_ms": None}  # fmt: skip
+
+
+def telemetry(seconds: float = 12.0, gpus: int = 0, server_cores: float = 0.5, load_cores: float = 0.25, other_cores: float = 0.0) -> list[dict[str, Any]]:
+    """Four samples a second, every counter rising evenly from an odd start."""
+    samples = []
+    for i in range(int(seconds * 4) + 1):
+        t = i / 4
+        trees = [dict(zip(records.PROCESS_FIELDS, (3, 9, 7.0 + cores * t, GIB + i * 2**20 if i % 4 == 0 else None, 100 + 50 * i), strict=True))
+                 for cores in (server_cores, load_cores)]  # fmt: skip
+        devices = [dict(zip(records.GPU_FIELDS, (g, 80.0, 2 * GIB, 300.0, 5000 + 300.0 * t, 1980.0, 60.0, 0), strict=True)) for g in range(gpus)]
+        busy = 1000 + (server_cores + load_cores + other_cores) * t
+        samples.append(dict(zip(records.TELEMETRY_FIELDS, (t, *trees, busy, 3.0, 0.7, 8 * GIB, 0, devices), strict=True)))
+    return samples
+
+
+def run(index: int = 0, server: str = "alpha", repetition: int = 1, **changes: Any) -> dict[str, Any]:
+    """run.json of a clean case: closed loop of 8 users, window [2, 10)."""
+    case = records.Case(index, server, "simulated", "chat", repetition, 8, None, 8.0).as_dict()
+    case |= {key: changes.pop(key) for key in list(changes) if key in case}
+    checks = [{"name": "models", "ok": True, "detail": ""}, {"name": "stream trickles", "ok": True, "detail": "11 chunks"}]
+    names = ("start", "verify", "load", "verify again", "stop")
+    return dict(zip(records.RUN_KEYS, (
+        records.SCHEMA, case, "ok", "2026-11-20T10:00:00Z", 5000.0, "a synthetic server", ["serve", "--port", "1"],
+        [{"name": name, "start_s": 2.0 * i, "end_s": 2.0 * i + 2} for i, name in enumerate(names)], 1.5,
+        {"start_s": 2.0, "end_s": 10.0}, checks, checks,
+        {"sent": 400, "rows": 400, "locust_requests": 400, "locust_failures": 0, "cut_off": 0}, []), strict=True)) | changes  # fmt: skip
+
+
+def campaign_data(plan: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
+    return dict(zip(records.CAMPAIGN_KEYS, (
+        records.SCHEMA, "synthetic", "2026-11-20T10:00:00Z", ["--servers", "alpha,beta"], 7,
+        {"name": "planted", "path": "models/planted", "planted": True},
+        {"chat": {"arrivals": "closed", "users": 8, "prompt_tokens": [16, 64], "max_tokens": 11}},
+        {"step_ms": 10, "prefill_ms": 5}, {"server_cores": [0], "load_cores": [1], "shared": False, "threads": 1}, plan,
+        {"commit": "0123abc", "dirty": False, "python": "3.11.7", "packages": {"locust": "2.47"}, "cpu": {"model": "synthetic", "cores": 4},
+         "memory": 16 * GIB, "kernel": "6.1", "gpus": [], "limits": {}, "environment": {}}), strict=True)) | changes  # fmt: skip
+
+
+def write_case(folder: Path, run: dict[str, Any], rows: list[dict[str, Any]] | None = None,
+               samples: list[dict[str, Any]] | None = None, lines: bool = False) -> Path:  # fmt: skip
+    """A case's folder: Parquet as at its end, or JSON lines as while it runs; without rows only run.json."""
+    path = folder / "cases" / records.Case(**run["case"]).folder.replace("/", "-").replace("<", "").replace(">", "")
+    path.mkdir(parents=True)
+    records.write_json(path / "run.json", run)
+    for stem, content in (("requests", rows), ("telemetry", samples)):
+        if content is None:
+            continue
+        if lines:
+            text = "".join(records.json.dumps(row) + "\n" for row in content)
+            (path / f"{stem}.jsonl").write_text(text + '{"request": 9')  # as a killed process leaves it
+        else:
+            pyarrow.parquet.write_table(pa.Table.from_pylist(content), path / f"{stem}.parquet", compression="zstd")
+    return path
+
+
+def campaign(folder: Path, **changes: Any) -> Path:
+    """A campaign with everything in it: two repetitions of two servers that are fine (beta with a GPU, and slower), a case
+    that failed under load, one that was skipped, one that still runs, and one that was not begun."""
+    folder.mkdir(parents=True)
+    cases = []
+    for repetition, alpha, beta in ((1, 0.010, 0.020), (2, 0.0101, 0.021)):
+        for server, step, gpus in (("alpha", alpha, 0), ("beta", beta, 1)):
+            n = int(400 * 0.01 / step)
+            counts = {"sent": n, "rows": n, "locust_requests": n, "locust_failures": 0, "cut_off": 0}
+            cases.append(run(len(cases), server, repetition, counts=counts))
+            write_case(folder, cases[-1], requests(n, n / 10, 5 * step, step), telemetry(gpus=gpus))
+    late = {"window": None, "verify_after": None, "counts": None}
+    cases.append(run(4, "gamma", status="failed: load: the server died", **late))
+    write_case(folder, cases[-1], requests(50), telemetry(2), lines=True)
+    cases.append(run(5, "delta", status="skipped: nginx is missing", **late, verify_before=None, startup_s=None, stages=[]))
+    write_case(folder, cases[-1])
+    cases.append(run(6, "epsilon", status="running", **late, notes=["no NVIDIA GPU: GPU columns are null"]))
+    write_case(folder, cases[-1], requests(20), telemetry(1), lines=True)
+    plan = [case["case"] for case in cases] + [run(7, "zeta")["case"]]
+    records.write_json(folder / "campaign.json", campaign_data(plan, **changes))
+    return folder
