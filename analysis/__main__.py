@@ -12,14 +12,17 @@ def main(arguments: list[str] | None = None) -> int:
     """0; 2 if what was asked for cannot be read, with one sentence on stderr."""
     parser = argparse.ArgumentParser(prog="python -m analysis", description="Reads campaigns; writes reports.")
     commands = parser.add_subparsers(dest="verb", required=True)
-    verb = commands.add_parser("report", help="report.html, report.md, figures, metrics.csv and notebooks into the campaign's folder")
+    verb = commands.add_parser(
+        "report", help="report.html, report.md, figures, metrics.csv and notebooks into the campaign's folder"
+    )
     verb.add_argument("campaign", nargs="?", help="a campaign's folder (default: the newest in results/)")
-    verb.add_argument("--slo", type=metrics.parse_slo, default=metrics.DEFAULT_SLO, metavar="BOUNDS",
-                      help="what a good request meets (default: ttft=1000ms,tpot=100ms; also e2e)")  # fmt: skip
+    verb.add_argument(
+        "--slo", default=metrics.SLO, metavar="BOUNDS", help="what a good request meets (default: %(default)s; also e2e)"
+    )
     verb.add_argument("--no-notebooks", action="store_true", help="do not execute the notebooks, which take some seconds each")
     options = parser.parse_args(arguments)
     try:
-        found = report.write(options.campaign, options.slo)
+        found = report.write(options.campaign, metrics.parse_slo(options.slo))
     except load.InputError as error:
         print(error, file=sys.stderr)
         return 2

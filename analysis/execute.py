@@ -11,7 +11,8 @@ from traitlets.config import Config
 
 SOURCES = Path(__file__).parent / "notebooks"
 # Without other folders of kernels "python3" is the ipykernel of this interpreter, whatever the user has installed.
-KERNEL = Config({"KernelSpecManager": {"kernel_dirs": []}})
+# What it says to us is encrypted where it can be: its ports are open to everybody on this machine.
+KERNEL = Config({"KernelSpecManager": {"kernel_dirs": []}, "KernelManager": {"transport_encryption": "auto"}})
 # nbconvert's page loads RequireJS, MathJax, Mermaid and widgets from CDNs; nothing here uses them.
 OFFLINE = """{% extends 'lab/index.html.j2' %}
 {% block html_head_js_requirejs %}{% endblock %}

@@ -14,8 +14,8 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from analysis import metrics
-from analysis.summary import Summary, cell
+from analysis import statistics
+from analysis.summary import Comparison, Summary, System, cell
 
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#B8A800"]
 DASHES = ["-", "--", ":", "-."]
@@ -24,33 +24,28 @@ STYLE: Any = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid":
 WIDTH = 6.8  # inches: two beside each other on a page, and one readable on a phone
 
 
-def name(system: dict[str, Any]) -> str:
-    """As text: no "$" in a name begins a formula."""
-    return f"{system['server']} ({system['engine']})".replace("$", r"\$")
+def looks(comparison: Comparison) -> list[tuple[System, str, dict[str, Any]]]:
+    """(system, its label, how its lines look) of the systems with a valid case. The look follows the name and not the rank,
+    so that it is the same in all figures. A label is text: no "$" in a name begins a formula."""
+    order = sorted(s.name for s in comparison.systems)
+    style = {name: {"color": COLOURS[i % 8], "linestyle": DASHES[i // 8 % 4]} for i, name in enumerate(order)}
+    return [(s, s.name.replace("$", r"\$"), style[s.name]) for s in comparison.systems if len(s.valid)]
 
 
-def looks(comparison: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """(system, how its lines look) of the systems with a valid case; the look follows the name, so that it is the same in
-    every figure of a campaign."""
-    order = sorted(comparison["systems"], key=name)
-    style = {name(s): {"color": COLOURS[i % 8], "linestyle": DASHES[i // 8 % 4]} for i, s in enumerate(order)}
-    return [(s, style[name(s)]) for s in comparison["systems"] if len(s["valid"])]
-
-
-def throughput(comparison: dict[str, Any]) -> Figure:
+def throughput(comparison: Comparison) -> Figure:
     """Bars of output throughput (tokens/s) with 95% intervals over runs; dots are the runs."""
     drawn = looks(comparison)
     with rc_context(STYLE):
         figure, axes = _axes(0.9 + 0.45 * len(drawn))
-        for row, (system, look) in enumerate(drawn):
-            e, runs = system["throughput"], system["valid"]["output_tokens_per_s"]
+        for row, (system, _, look) in enumerate(drawn):
+            e, runs = system.throughput, system.valid["output_tokens_per_s"]
             axes.barh(row, e.mean, color=look["color"], alpha=0.85, height=0.6)
             axes.plot(runs, np.full(len(runs), row), "o", color="white", markeredgecolor="black", markersize=4)
             if not math.isnan(e.half):
                 axes.errorbar(e.mean, row, xerr=e.half, color="black", capsize=4)
-            axes.annotate(f"{cell('output_tokens_per_s', system['valid'])}", (max(e.interval[1], runs.max()), row), xytext=(6, 0),
+            axes.annotate(f"{cell('output_tokens_per_s', system.valid)}", (max(e.interval[1], runs.max()), row), xytext=(6, 0),
                           textcoords="offset points", va="center")  # fmt: skip
-        axes.set_yticks(range(len(drawn)), [name(s) for s, _ in drawn])
+        axes.set_yticks(range(len(drawn)), [label for _, label, _ in drawn])
         axes.invert_yaxis()
         axes.margins(x=0.15)
         axes.grid(axis="y", visible=False)
@@ -58,33 +53,33 @@ def throughput(comparison: dict[str, Any]) -> Figure:
     return figure
 
 
-def latency_cdf(summary: Summary, comparison: dict[str, Any]) -> Figure:
+def latency_cdf(summary: Summary, comparison: Comparison) -> Figure:
     """Cumulative share of requests by TTFT and by E2E, a line a run: runs are never pooled. A curve that ends below 1 has failures."""
     with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.6))
-        for axes, column, label in zip(figure.subplots(1, 2, sharey=True), ("ttft_s", "e2e_s"), ("TTFT", "E2E"), strict=True):
-            for system, look in looks(comparison):
-                for run, index in enumerate(system["valid"].index):
+        figure = Figure(figsize=(WIDTH, 3.2 + 0.2 * len(comparison.systems)))
+        for axes, column, latency in zip(figure.subplots(1, 2, sharey=True), ("ttft_s", "e2e_s"), ("TTFT", "E2E"), strict=True):
+            for system, label, look in looks(comparison):
+                for run, index in enumerate(system.valid.index):
                     values = np.sort(summary.latencies[index][column].dropna())
                     share = np.arange(1, len(values) + 1) / len(values)
                     known = np.isfinite(values) & (values > 0)
-                    axes.step(values[known] * 1000, share[known], where="post", lw=1.4, label=None if run else name(system), **look)
+                    axes.step(values[known] * 1000, share[known], where="post", lw=1.4, label=None if run else label, **look)
             _log(axes, axes.xaxis)
-            axes.set_xlabel(f"{label}, ms (log)")
+            axes.set_xlabel(f"{latency}, ms (log)")
             axes.set_ylim(0, 1.02)
         figure.axes[0].set_ylabel("share of requests")
         _legend(figure)
     return figure
 
 
-def tail(comparison: dict[str, Any]) -> Figure:
+def tail(comparison: Comparison) -> Figure:
     """P50, P95 and P99 of TTFT and E2E, mean over runs with 95% intervals; what has no number is not drawn."""
     with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.4))
-        for axes, stem, label in zip(figure.subplots(1, 2), ("ttft", "e2e"), ("TTFT", "E2E"), strict=True):
+        figure = Figure(figsize=(WIDTH, 3.2 + 0.2 * len(comparison.systems)))
+        for axes, stem, latency in zip(figure.subplots(1, 2), ("ttft", "e2e"), ("TTFT", "E2E"), strict=True):
             drawn = looks(comparison)
-            for i, (system, look) in enumerate(drawn):
-                found = [metrics.estimate(system["valid"][f"{stem}_p{p}_s"]) for p in (50, 95, 99)]
+            for i, (system, label, look) in enumerate(drawn):
+                found = [statistics.estimate(system.valid[f"{stem}_p{p}_s"]) for p in (50, 95, 99)]
                 x = np.arange(3) + (i - (len(drawn) - 1) / 2) * min(0.12, 0.7 / len(drawn))
                 y = np.array([e.mean for e in found]) * 1000
                 half = np.nan_to_num([e.half for e in found]) * 1000
@@ -92,27 +87,27 @@ def tail(comparison: dict[str, Any]) -> Figure:
                 # A log axis has no zero: an interval that reaches it is drawn to a thousandth of the value.
                 low = np.minimum(half, y * 0.999)
                 axes.errorbar(x[shown], y[shown], yerr=[low[shown], half[shown]], marker="os^Dv"[i % 5], markersize=5, capsize=3,
-                              lw=1.2, label=name(system), **look)  # fmt: skip
+                              lw=1.2, label=label, **look)  # fmt: skip
             axes.set_xticks(range(3), ["P50", "P95", "P99"])
             axes.set_xlim(-0.5, 2.5)
             _log(axes, axes.yaxis)
-            axes.set_ylabel(f"{label}, ms (log)")
+            axes.set_ylabel(f"{latency}, ms (log)")
         _legend(figure)
     return figure
 
 
-def timeline(summary: Summary, comparison: dict[str, Any]) -> Figure:
+def timeline(summary: Summary, comparison: Comparison) -> Figure:
     """Tokens/s (line), server CPU cores and GPU utilisation over time, of the first valid run of each system; the window is
     shaded."""
     drawn = looks(comparison)
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 0.6 + 1.7 * max(len(drawn), 1)))
         grid = figure.subplots(max(len(drawn), 1), 2, sharex=True, squeeze=False)
-        for row, (system, look) in zip(grid, drawn, strict=False):
-            case = system["valid"].iloc[0]
+        for row, (system, label, look) in zip(grid, drawn, strict=False):
+            case = system.valid.iloc[0]
             frame = summary.timelines[case["index"]]
             row[0].plot(frame["time_s"], frame["tokens_per_s"], color=look["color"])
-            row[0].set_title(name(system), loc="left", fontsize=10)
+            row[0].set_title(label, loc="left", fontsize=10)
             row[0].set_ylim(bottom=0)
             row[0].set_ylabel("tokens/s")
             row[1].plot(frame["time_s"], frame["server_cores"], color=look["color"], label="server CPU, cores")

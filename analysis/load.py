@@ -41,14 +41,15 @@ class Campaign:
             if kind.type in ("int64", "float64"):
                 rows[name] = pd.to_numeric(rows[name]).astype("float64")
             elif kind.type.startswith("list"):
-                rows[name] = [np.asarray(v if isinstance(v, (list, np.ndarray)) else [], dtype="float64") for v in rows[name]]
+                arrays = [np.asarray(v if isinstance(v, (list, np.ndarray)) else [], dtype="float64") for v in rows[name]]
+                rows[name] = pd.Series(arrays, index=rows.index, dtype="object")
         return rows
 
     def telemetry(self, index: int) -> pd.DataFrame:
         """The case's samples, one row each: scalars as in TELEMETRY_FIELDS, structs flattened to `server_cpu_s`,
         `load_cpu_s`, `gpu0_power_w` and so on; all float64, null is nan. A device that was never seen has no column."""
         rows = _rows(self.folders.get(index), "telemetry", list(records.TELEMETRY_FIELDS))
-        flat = [_flat(sample) for sample in rows.to_dict("records")]
+        flat = [_flat({str(k): v for k, v in sample.items()}) for sample in rows.to_dict("records")]
         names = [f"{tree}_{name}" for tree in ("server", "load") for name in records.PROCESS_FIELDS]
         scalars = [name for name, kind in records.TELEMETRY_FIELDS.items() if kind.type == "float64" or kind.type == "int64"]
         gpus = sorted({name for sample in flat for name in sample} - set(names) - set(scalars))

@@ -1,9 +1,5 @@
-"""Every formula, once: METRICS is the table, `measure` applies it to one case, `estimate` puts repetitions together.
-
-A percentile is nearest-rank (numpy's "inverted_cdf"): a value that was observed, never one between two, so that +inf (a
-failure) keeps its place. It exists at 95% confidence only if n values can contain it, 1 - p^n >= 0.95 (the non-parametric
-bound of the largest order statistic): 5 values for P50, 59 for P95, 299 for P99. Below that there is no number.
-"""
+"""Every formula, once: METRICS is the table, and `measure` applies it to one case. How numbers of several cases
+are put together is in statistics.py."""
 
 import math
 import re
@@ -14,17 +10,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from analysis.load import Campaign
+from analysis.load import Campaign, InputError
+from analysis.statistics import NAN, needed, percentile
 
-CONFIDENCE = 0.95
-DEFAULT_SLO = {"ttft_s": 1.0, "tpot_s": 0.1}
-NAN = float("nan")
+SLO = "ttft=1000ms,tpot=100ms"
 
 
 def parse_slo(text: str) -> dict[str, float]:
-    """Bounds in seconds from text.
+    """Bounds in seconds from text. Raises InputError.
 
     >>> parse_slo("ttft=1000ms,tpot=0.1s")
     {'ttft_s': 1.0, 'tpot_s': 0.1}
@@ -36,18 +30,8 @@ def parse_slo(text: str) -> dict[str, float]:
             name, number, unit = match.groups()  # type: ignore[union-attr]
             slo[f"{name}_s"] = float(number) / (1000 if unit == "ms" else 1)
         except (AttributeError, ValueError):
-            raise ValueError(f"cannot read the SLO {part!r}: write it as ttft=1000ms,tpot=100ms,e2e=5s") from None
+            raise InputError(f"cannot read the SLO {part!r}: write it as ttft=1000ms,tpot=100ms,e2e=5s") from None
     return slo
-
-
-def percentile(values: np.ndarray, p: float) -> float:
-    """Nearest-rank percentile, in the values' unit; nan if there are none."""
-    return float(np.percentile(values, p, method="inverted_cdf")) if len(values) else NAN
-
-
-def needed(p: float) -> int:
-    """How many values a percentile needs: the least n with 1 - (p/100)^n >= 0.95."""
-    return math.ceil(math.log(1 - CONFIDENCE) / math.log(p / 100))
 
 
 @dataclass
@@ -58,7 +42,7 @@ class Observed:
     run: dict[str, Any]
     requests: pd.DataFrame
     telemetry: pd.DataFrame
-    slo: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_SLO))
+    slo: dict[str, float] = field(default_factory=lambda: parse_slo(SLO))
 
     @cached_property
     def window(self) -> tuple[float, float]:
@@ -137,7 +121,7 @@ class Observed:
         return float(np.ptp(s[column]) / np.ptp(s["time_s"])) if len(s) > 1 else NAN
 
     def gpu_columns(self, name: str) -> list[str]:
-        return [column for column in self.telemetry if re.fullmatch(rf"gpu\d+_{name}", column)]
+        return [column for column in map(str, self.telemetry) if re.fullmatch(rf"gpu\d+_{name}", column)]
 
 
 def output_tokens_per_s(o: Observed) -> float:
@@ -270,7 +254,7 @@ def _mean(values: list[float]) -> float:
 
 class Metric(NamedTuple):
     """One number of a case. `unit` is that of the value (and of the name's end); it is shown times `scale` as `shown`.
-    `count` names the metric that holds its sample size, and below `needs` of them there is no number."""
+    `sample` names the metric that holds its sample size, and below `needs` of them there is no number."""
 
     name: str
     label: str
@@ -279,7 +263,7 @@ class Metric(NamedTuple):
     value: Callable[[Observed], float]
     shown: str = ""
     scale: float = 1
-    count: str = ""
+    sample: str = ""
     needs: int = 0
 
 
@@ -299,7 +283,9 @@ def _percentiles() -> list[Metric]:
                 def value(o: Observed, name: str = name, p: int = p, failures: bool = failures) -> float:
                     return percentile(o.latencies(name, failures), p)
 
-                value.__doc__ = f"Nearest-rank percentile of {meaning if failures else meaning.split(';')[0] + ', completed requests only'}."
+                value.__doc__ = (
+                    f"Nearest-rank percentile of {meaning if failures else meaning.split(';')[0] + ', completed requests only'}."
+                )
                 stem = name.removesuffix("_s") + f"_p{p}" + ("" if failures else "_completed") + "_s"
                 suffix = "" if failures else ", completed"
                 table.append(Metric(stem, f"{label} P{p}{suffix}", "s", "lower", value, "ms", 1000,
@@ -339,51 +325,10 @@ METRICS = {
 
 def observe(campaign: Campaign, index: int, slo: dict[str, float] | None = None) -> Observed:
     return Observed(campaign.data, campaign.runs.get(index, {}), campaign.requests(index), campaign.telemetry(index),
-                    DEFAULT_SLO if slo is None else slo)  # fmt: skip
+                    slo or parse_slo(SLO))  # fmt: skip
 
 
 def measure(o: Observed) -> dict[str, float]:
     """All metrics of one case by name, in their `unit`; nan where it was not measured or where n is too small."""
     values = {name: metric.value(o) for name, metric in METRICS.items()}
-    return {name: NAN if m.count and values[m.count] < m.needs else values[name] for name, m in METRICS.items()}
-
-
-class Estimate(NamedTuple):
-    """Mean of one scalar over `runs` cases; `half` is the half-width of its 95% interval, nan if there is none."""
-
-    mean: float
-    half: float
-    runs: int
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """(low, high); of one run, the run itself."""
-        half = 0.0 if math.isnan(self.half) else self.half
-        return self.mean - half, self.mean + half
-
-
-def estimate(values: Any) -> Estimate:
-    """Mean and Student-t interval over cases, each a fresh start: half = t(0.975, n-1) * s / sqrt(n); none for one run
-    or if a run's value is +inf. Cases without the number are left out."""
-    v = np.asarray(values, dtype="float64")
-    v = v[~np.isnan(v)]
-    if len(v) == 0:
-        return Estimate(NAN, NAN, 0)
-    if len(v) == 1 or np.isinf(v).any():
-        return Estimate(float(v.mean()), NAN, len(v))
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(v) - 1) * v.std(ddof=1) / math.sqrt(len(v))
-    return Estimate(float(v.mean()), float(half), len(v))
-
-
-def ratio(a: Any, b: Any) -> tuple[float, float, float]:
-    """How many times a's geometric mean is b's, with Welch's 95% interval on logarithms (nan with fewer than two runs
-    of either, or with a zero): (ratio, low, high)."""
-    a, b = np.asarray(a, dtype="float64"), np.asarray(b, dtype="float64")
-    if not ((a > 0).all() and (b > 0).all()):
-        return NAN, NAN, NAN
-    x, y = np.log(a), np.log(b)
-    point = float(np.exp(x.mean() - y.mean()))
-    if min(len(x), len(y)) < 2 or x.std() + y.std() == 0:
-        return point, NAN, NAN
-    low, high = stats.ttest_ind(x, y, equal_var=False).confidence_interval(CONFIDENCE)
-    return point, float(np.exp(low)), float(np.exp(high))
+    return {name: NAN if m.sample and values[m.sample] < m.needs else values[name] for name, m in METRICS.items()}

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from analysis import figures, load, metrics, summary
+from analysis import figures, load, statistics, summary
 from analysis.metrics import METRICS
-from analysis.summary import Summary
+from analysis.summary import Comparison, Summary, System
 
 HEADLINE = (
     "output_tokens_per_s", "requests_per_s", "goodput_per_s", "error_share",
@@ -68,46 +68,58 @@ def view_of(found: Summary) -> dict[str, Any]:
         "checks": _checks(found),
         "numberless": [_case(c) | {"why": c["why"]} for c in cases[~cases["valid"]].to_dict("records")],
         "slo": " and ".join(f"{name.removesuffix('_s').upper()} ≤ {bound * 1000:g} ms" for name, bound in found.slo.items()),
-        "definitions": [(m.label, summary.unit(m.name), m.better, " ".join((m.value.__doc__ or "").split())) for m in METRICS.values()],
-        "confidence": [(p, metrics.needed(p)) for p in (50, 95, 99)],
+        "definitions": [
+            (m.label, summary.unit(m.name), m.better, " ".join((m.value.__doc__ or "").split())) for m in METRICS.values()
+        ],
+        "confidence": [(p, statistics.needed(p)) for p in (50, 95, 99)],
         "scenarios": [(name, _flat(table)) for name, table in _named(data.get("scenarios"))],
-        "machine": _flat({k: data.get(k) for k in ("model", "seed", "simulated", "machine_share", "manifest") if data.get(k) is not None}),
+        "machine": _flat(
+            {k: data.get(k) for k in ("model", "seed", "simulated", "machine_share", "manifest") if data.get(k) is not None}
+        ),
         "stages": [_case(c) | {"stages": _stages(found.campaign.runs.get(c["index"], {}))} for c in cases.to_dict("records")],
         "notes": list(dict.fromkeys(note for run in found.campaign.runs.values() for note in run.get("notes") or [])),
     }
 
 
-def _comparison(found: Summary, comparison: dict[str, Any], number: int) -> dict[str, Any]:
+def _comparison(found: Summary, comparison: Comparison, number: int) -> dict[str, Any]:
     drawn = {
         "throughput": lambda: figures.throughput(comparison),
         "tail": lambda: figures.tail(comparison),
         "latency-cdf": lambda: figures.latency_cdf(found, comparison),
         "timeline": lambda: figures.timeline(found, comparison),
     }
-    slug = re.sub(r"[^a-z0-9]+", "-", comparison["title"].lower()).strip("-")[:60]
+    slug = re.sub(r"[^a-z0-9]+", "-", comparison.title.lower()).strip("-")[:60]
     images = []
-    if any(len(s["valid"]) for s in comparison["systems"]):
+    if any(len(s.valid) for s in comparison.systems):
         for kind, draw in drawn.items():
             data = figures.png(draw())
-            images.append({"file": f"{number}-{slug}-{kind}.png", "png": data, "base64": base64.b64encode(data).decode(), "caption": CAPTIONS[kind]})
+            images.append(
+                {
+                    "file": f"{number}-{slug}-{kind}.png",
+                    "png": data,
+                    "base64": base64.b64encode(data).decode(),
+                    "caption": CAPTIONS[kind],
+                    "tall": kind == "timeline",
+                }
+            )
     return {
-        "title": comparison["title"],
-        "engines": comparison["engines"],
-        "rows": [_row(system) for system in comparison["systems"]],
-        "one_run": any(s["throughput"].runs == 1 for s in comparison["systems"]),
+        "title": comparison.title,
+        "engines": comparison.engines,
+        "rows": [_row(system) for system in comparison.systems],
+        "one_run": any(s.throughput.runs == 1 for s in comparison.systems),
         "figures": images,
     }
 
 
-def _row(system: dict[str, Any]) -> dict[str, Any]:
+def _row(system: System) -> dict[str, Any]:
     """One line of the headline table; `cells` is empty where there is no number."""
-    own, valid = system["cases"], system["valid"]
+    own, valid = system.cases, system.valid
     runs = f"{len(valid)}" if len(valid) == len(own) else f"{len(valid)} of {len(own)}"
-    return {"server": system["server"], "engine": system["engine"], "rank": system["rank"], "runs": runs, "why": system["why"],
+    return {"server": system.server, "engine": system.engine, "rank": system.rank, "runs": runs, "why": system.why,
             "cells": [summary.parts(m, valid) for m in HEADLINE] if len(valid) else []}  # fmt: skip
 
 
-def _case(case: dict[str, Any]) -> dict[str, Any]:
+def _case(case: Any) -> dict[str, Any]:
     title = summary.title(case["scenario"], case["users"], case["rate"])
     return {"case": f"{case['server']} ({case['engine']}), {title}, run {case['repetition']}", "state": case["state"]}
 
@@ -126,14 +138,22 @@ def _concerns(found: Summary) -> list[dict[str, Any]]:
 def _checks(found: Summary) -> list[dict[str, Any]]:
     """How many cases passed, failed or were not measured, for each check."""
     return [
-        {"name": name, "passed": int(g["ok"].eq(True).sum()), "failed": int(g["ok"].eq(False).sum()), "unknown": int(g["ok"].isna().sum())}
+        {
+            "name": name,
+            "passed": int(g["ok"].eq(True).sum()),
+            "failed": int(g["ok"].eq(False).sum()),
+            "unknown": int(g["ok"].isna().sum()),
+        }
         for name, g in found.checks.groupby("name", sort=False)
     ]
 
 
 def _stages(run: dict[str, Any]) -> str:
     spans = [(s["name"], s.get("start_s"), s.get("end_s")) for s in run.get("stages") or []]
-    return ", ".join(f"{name} " + ("not ended" if None in (start, end) else f"{end - start:.1f} s") for name, start, end in spans) or "–"
+    return (
+        ", ".join(f"{name} " + ("not ended" if None in (start, end) else f"{end - start:.1f} s") for name, start, end in spans)
+        or "–"
+    )
 
 
 def _named(scenarios: Any) -> list[tuple[str, Any]]:
@@ -168,23 +188,31 @@ def show(found: Summary, console: Console) -> None:
     """Prints the answers and the headline tables; every text from the campaign is printed as text, not as markup."""
     for comparison in summary.comparisons(found):
         console.print(Text(summary.answer(comparison)))
-        table = Table(title=Text(comparison["title"]), title_justify="left", box=None, header_style="bold", pad_edge=False)
+        table = Table(title=Text(comparison.title), title_justify="left", box=None, header_style="bold", pad_edge=False)
         table.add_column("server", min_width=16, overflow="fold")
         for m in TERMINAL:
             label = METRICS[m].label.removeprefix("output ")
             table.add_column(Text(f"{label}\n{summary.unit(m)}"), justify="right")
         reasons = []
-        for system in comparison["systems"]:
-            name, valid = figures.name(system), system["valid"]
-            cells = [_short(summary.cell(m, valid)) for m in TERMINAL] if len(valid) else ["no number"]
+        for system in comparison.systems:
+            name, valid = system.name, system.valid
+            cells = [_short(m, valid) for m in TERMINAL] if len(valid) else ["no number"]
             table.add_row(Text(name), *map(Text, cells))
-            reasons += [f"{name}: {system['why']}"] if system["why"] else []
+            reasons += [f"{name}: {system.why}"] if system.why else []
         console.print(table)
         for reason in reasons:
             console.print(Text(f"  {reason}"))
         console.print()
-    console.print(Text("n=...: too small a sample for that percentile; (...): without the failures"))
+    console.print(
+        Text(
+            "±: 95% interval over runs; n=...: too small a sample for that percentile; ∞: more failed than that percentile leaves out"
+        )
+    )
 
 
-def _short(text: str) -> str:
-    return re.sub(r"n too small \((n=\d+)\)", r"\1", text).replace(" completed)", ")")
+def _short(metric: str, valid: pd.DataFrame) -> str:
+    """What fits a terminal: the interval only of the first column."""
+    number, beside = summary.parts(metric, valid)
+    if small := re.search(r"n=\d+", beside):
+        return small[0]
+    return f"{number} {beside}".strip() if metric == TERMINAL[0] else number

@@ -9,13 +9,12 @@ In a notebook:
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from analysis import metrics, validity
+from analysis import metrics, statistics, validity
 from analysis.load import Campaign
 from analysis.metrics import METRICS, Observed
 
@@ -42,7 +41,7 @@ class Summary:
     def estimates(self, metric: str) -> pd.DataFrame:
         """Mean, half-width of the 95% interval and number of runs of one metric, by traffic and system, valid cases only."""
         groups = self.valid.groupby([*TRAFFIC, *SYSTEM], dropna=False, sort=False)[metric]
-        rows = [(*key, *metrics.estimate(values)) for key, values in groups]
+        rows = [(*key, *statistics.estimate(values)) for key, values in groups]
         return pd.DataFrame(rows, columns=[*TRAFFIC, *SYSTEM, "mean", "half", "runs"])
 
 
@@ -62,7 +61,7 @@ def summarise(campaign: Campaign, slo: dict[str, float] | None = None) -> Summar
             timelines[index] = timeline(o)
     table = pd.DataFrame(rows, columns=[*campaign.cases.columns, "valid", "why", *METRICS]).set_index("index", drop=False)
     columns = ["index", *validity.Check._fields]
-    return Summary(campaign, slo or metrics.DEFAULT_SLO, table.astype({"valid": bool}), pd.DataFrame(checks, columns=columns),
+    return Summary(campaign, slo or metrics.parse_slo(metrics.SLO), table.astype({"valid": bool}), pd.DataFrame(checks, columns=columns),
                    latencies, timelines)  # fmt: skip
 
 
@@ -82,7 +81,9 @@ def timeline(o: Observed) -> pd.DataFrame:
         return pd.DataFrame(columns=["time_s", "tokens_per_s", "server_cores", "load_cores", "gpu_percent"], dtype="float64")
     start, end = float(o.rows["scheduled_s"].min()), float(times.max())
     width = max(1.0, (end - start) / 100)
-    edges = start + width * np.arange(max(1, int((end - start) / width)) + 1)  # whole bins only: a last half one would look like a dip
+    edges = start + width * np.arange(
+        max(1, int((end - start) / width)) + 1
+    )  # whole bins only: a last half one would look like a dip
     middle = (edges[:-1] + edges[1:]) / 2
     frame = pd.DataFrame({"time_s": middle - o.window[0], "tokens_per_s": np.histogram(times, edges, weights=numbers)[0] / width})
     for name, column in (("server_cores", "server_cpu_s"), ("load_cores", "load_cpu_s")):
@@ -94,30 +95,33 @@ def timeline(o: Observed) -> pd.DataFrame:
     return frame
 
 
-def digits(x: float) -> str:
-    """Three significant digits, thousands separated; a missing number is a dash and never 0."""
+def digits(x: float, significant: int = 3) -> str:
+    """Three significant digits, thousands separated; a missing number is a dash and never 0.
+
+    >>> digits(1234.5), digits(12.345), digits(0.5), digits(float("nan"))
+    ('1,234', '12.3', '0.500', '–')
+    """
     if math.isnan(x):
         return "–"
     if math.isinf(x):
         return "∞"
-    if x == 0 or abs(x) >= 100:
-        return f"{x:,.0f}"
-    return f"{x:.{max(0, 2 - math.floor(math.log10(abs(x))))}f}"
+    exponent = math.floor(math.log10(abs(x))) if x else significant
+    return f"{x:,.{max(0, significant - 1 - exponent)}f}"
 
 
 def parts(name: str, cases: pd.DataFrame) -> tuple[str, str]:
     """One metric over the repetitions of one system as text, in the unit of `Metric.shown`: the mean, and what belongs beside
     it: the interval's half-width, why there is no number, or, after ∞, the figure of the completed requests."""
     metric = METRICS[name]
-    e = metrics.estimate(cases[name])
+    e = statistics.estimate(cases[name])
     if e.runs == 0:
-        n = cases[metric.count].min() if metric.count else math.nan
+        n = cases[metric.sample].min() if metric.sample else math.nan
         return "–", f"n too small (n={n:.0f})" if 0 < n < metric.needs else ""
     text = digits(e.mean * metric.scale)
     if math.isinf(e.mean):
         completed = f"{name.removesuffix('_s')}_completed_s"
         return text, f"({cell(completed, cases)} completed)"
-    return text, "" if math.isnan(e.half) or e.half == 0 else f"±{digits(e.half * metric.scale)}"
+    return text, "" if math.isnan(e.half) or e.half == 0 else f"±{digits(e.half * metric.scale, 2)}"
 
 
 def cell(name: str, cases: pd.DataFrame) -> str:
@@ -130,22 +134,58 @@ def unit(name: str) -> str:
     return METRICS[name].shown or METRICS[name].unit
 
 
-def comparisons(summary: Summary) -> list[dict[str, Any]]:
-    """One entry for each traffic, in the order of the plan: `title`, `traffic`, `systems` (best throughput first, those
-    without a number last; each with server, engine, rank, cases, valid cases, why, throughput Estimate), `engines`."""
+@dataclass(frozen=True)
+class System:
+    """A server on an engine under one traffic: its cases (rows of Summary.table). `rank` counts from 1, the same for those
+    whose intervals of throughput overlap; None without a valid case."""
+
+    server: str
+    engine: str
+    cases: pd.DataFrame
+    throughput: statistics.Estimate
+    rank: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.server} ({self.engine})"
+
+    @property
+    def valid(self) -> pd.DataFrame:
+        return self.cases[self.cases["valid"]]
+
+    @property
+    def why(self) -> str:
+        """Why there is no number, of all its cases that have none."""
+        return "; ".join(dict.fromkeys(self.cases.loc[~self.cases["valid"], "why"]))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Systems under the same traffic: best throughput first, those without a number last."""
+
+    title: str
+    systems: list[System]
+
+    @property
+    def engines(self) -> list[str]:
+        return sorted({s.engine for s in self.systems})
+
+
+def comparisons(summary: Summary) -> list[Comparison]:
+    """One for each traffic, in the order of the plan."""
     found = []
-    for key, cases in summary.table.groupby(TRAFFIC, dropna=False, sort=False):
+    for _, cases in summary.table.groupby(TRAFFIC, dropna=False, sort=False):
         systems = []
-        for (server, engine), own in cases.groupby(SYSTEM, sort=False):
-            valid = own[own["valid"]]
-            why = "; ".join(dict.fromkeys(own.loc[~own["valid"], "why"]))
-            systems.append({"server": server, "engine": engine, "cases": own, "valid": valid, "why": why,
-                            "throughput": metrics.estimate(valid["output_tokens_per_s"])})  # fmt: skip
-        systems.sort(key=lambda s: (s["throughput"].runs == 0, -np.nan_to_num(s["throughput"].mean)))
-        for system in systems:
-            own = system["throughput"]
-            system["rank"] = 1 + sum(o["throughput"].interval[0] > own.interval[1] for o in systems) if own.runs else None
-        found.append({"title": title(*key), "traffic": key, "systems": systems, "engines": sorted(set(cases["engine"]))})
+        for _, own in cases.groupby(SYSTEM, sort=False):
+            throughput = statistics.estimate(own.loc[own["valid"], "output_tokens_per_s"])
+            systems.append(System(own["server"].iloc[0], own["engine"].iloc[0], own, throughput))
+        systems.sort(key=lambda s: (s.throughput.runs == 0, -np.nan_to_num(s.throughput.mean)))
+        ranked = []
+        for s in systems:
+            ahead = sum(other.throughput.interval[0] > s.throughput.interval[1] for other in systems)
+            ranked.append(replace(s, rank=1 + ahead if s.throughput.runs else None))
+        first = cases.iloc[0]
+        found.append(Comparison(title(first["scenario"], first["users"], first["rate"]), ranked))
     return found
 
 
@@ -159,22 +199,26 @@ def title(scenario: str, users: float, rate: float) -> str:
     return scenario if math.isnan(rate) else f"{scenario}, {rate:g} requests/s"
 
 
-def answer(comparison: dict[str, Any]) -> str:
+def answer(comparison: Comparison) -> str:
     """One or two sentences: who carried the most valid output throughput under this traffic, and by how much."""
-    ranked = [s for s in comparison["systems"] if s["rank"]]
+    ranked = [s for s in comparison.systems if s.rank]
     if not ranked:
-        return f"Under {comparison['title']} no server has a valid number yet."
-    names = [f"{s['server']} ({s['engine']})" for s in ranked]
-    best = ranked[0]
-    runs = "one run" if best["throughput"].runs == 1 else f"{best['throughput'].runs} runs"
-    text = (f"Under {comparison['title']}, {names[0]} carried the most valid output throughput: "
-            f"{cell('output_tokens_per_s', best['valid'])} tokens/s ({runs})")  # fmt: skip
+        return f"Under {comparison.title} no server has a valid number yet."
+    best, metric = ranked[0], "output_tokens_per_s"
+    runs = "one run" if best.throughput.runs == 1 else f"{best.throughput.runs} runs"
+    text = (f"Under {comparison.title}, {best.name} carried the most valid output throughput: "
+            f"{cell(metric, best.valid)} tokens/s ({runs})")  # fmt: skip
     if len(ranked) == 1:
         return f"{text}; no other server has a valid number."
-    tied = [n for n, s in zip(names[1:], ranked[1:], strict=True) if s["rank"] == 1]
-    point, low, high = metrics.ratio(best["valid"]["output_tokens_per_s"], ranked[1]["valid"]["output_tokens_per_s"])
-    by = f"{point:.2f} times that of {names[1]}" + ("" if math.isnan(low) else f" (95% interval {low:.2f} to {high:.2f})")
-    if tied:
-        return f"{text}. It is a tie with {', '.join(tied)}: the intervals overlap; it had {by}."
-    few = min(s["throughput"].runs for s in ranked[:2]) == 1
-    return f"{text}, {by}." + (" One run has no interval: repeat it before relying on a small difference." if few else "")
+    point, low, high = statistics.ratio(best.valid[metric], ranked[1].valid[metric])
+    by = f"{point:.2f} times that of {ranked[1].name}" + ("" if math.isnan(low) else f" (95% interval {low:.2f} to {high:.2f})")
+    tied = [s for s in ranked if s.rank == 1]
+    if len(tied) > 1:
+        text = f"{text}. It is a tie with {', '.join(s.name for s in tied[1:])}: the intervals overlap; it had {by}."
+        known = [s for s in tied if not math.isnan(s.valid["e2e_p95_s"].mean())]
+        if known:  # where all carry what is asked, as in an open loop, it is the latency that differs
+            quick = min(known, key=lambda s: s.valid["e2e_p95_s"].mean())
+            text += f" Among them {quick.name} had the lowest E2E P95: {cell('e2e_p95_s', quick.valid)} ms."
+        return text
+    single = min(s.throughput.runs for s in ranked[:2]) == 1
+    return f"{text}, {by}." + (" One run has no interval: repeat it before relying on a small difference." if single else "")

@@ -4,10 +4,10 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
-from analysis import metrics
-from analysis.metrics import NAN, Observed
+from analysis import metrics, statistics
+from analysis.metrics import Observed
+from analysis.statistics import NAN
 
 SLICES = 8
 # NVML's reasons that mean the hardware held the clocks back; idle, application clocks and the power cap are everyday.
@@ -57,7 +57,9 @@ def answers(o: Observed) -> Check:
     if not _planted(o):
         return Check(name, None, "invalid", "the model has no planted rule", "use the default model")
     unchecked = int((~o.rows["failed"] & (o.rows["answer"] != "exact")).sum())
-    return Check(name, not unchecked, "invalid", f"{unchecked:,} complete answers were not checked" if unchecked else "all", remedy)
+    return Check(
+        name, not unchecked, "invalid", f"{unchecked:,} complete answers were not checked" if unchecked else "all", remedy
+    )
 
 
 def rows(o: Observed) -> Check:
@@ -112,8 +114,8 @@ def load_cpu(o: Observed) -> Check:
 
 def send_lag(o: Observed) -> Check:
     """P99 of sent - scheduled is below 1% of the median E2E or below 5 ms, whichever is larger."""
-    lag = metrics.percentile(o.latencies("send_lag_s"), 99)
-    bound = np.fmax(0.01 * metrics.percentile(o.latencies("e2e_s", failures=False), 50), 0.005)
+    lag = statistics.percentile(o.latencies("send_lag_s"), 99)
+    bound = np.fmax(0.01 * statistics.percentile(o.latencies("e2e_s", failures=False), 50), 0.005)
     return _limit("send lag", lag < bound, lag, "invalid", f"send lag P99 {lag * 1e3:.1f} ms, bound {bound * 1e3:.1f} ms",
                   "give the load generator a core of its own, or use more load workers")  # fmt: skip
 
@@ -121,17 +123,17 @@ def send_lag(o: Observed) -> Check:
 def steady(o: Observed) -> Check:
     """Tokens/s of the window's 8 slices: the means of the first four and of the last four differ by at most 10%, or not
     significantly (Welch's t, two-sided, 1%). Bursts widen the slices' spread and so do not count as drift."""
-    name, remedy = "steadiness", "lengthen the warm-up or the window; if it never settles, the load is above what the server carries"
+    name, remedy = (
+        "steadiness",
+        "lengthen the warm-up or the window; if it never settles, the load is above what the server carries",
+    )
     times, numbers = o.tokens
     if not o.length > 0 or not o.inside(times).any():
         return Check(name, None, "invalid", "no tokens in the window", remedy)
     slices = np.histogram(times, bins=np.linspace(*o.window, SLICES + 1), weights=numbers)[0] / (o.length / SLICES)
     first, last = slices[: SLICES // 2], slices[SLICES // 2 :]
     drift = float(last.mean() - first.mean()) / float(slices.mean())
-    if first.std() + last.std() == 0:
-        p = 1.0 if drift == 0 else 0.0
-    else:
-        p = float(stats.ttest_ind(first, last, equal_var=False).pvalue)
+    p = statistics.welch(first, last).p
     detail = f"tokens/s of the second half {drift:+.1%} against the first, Welch p = {p:.2g}"
     return Check(name, abs(drift) <= 0.10 or p >= 0.01, "invalid", detail, remedy)
 
@@ -154,7 +156,9 @@ def swap(o: Observed) -> Check:
     """Swap in use did not grow in the window."""
     used = o.samples("swap_used_bytes")
     grown = float(used["swap_used_bytes"].iloc[-1] - used["swap_used_bytes"].iloc[0]) if len(used) > 1 else NAN
-    return _limit("swap", grown <= 0, grown, "warning", f"swap grew by {grown / 2**20:.0f} MiB", "use fewer workers or a smaller model")
+    return _limit(
+        "swap", grown <= 0, grown, "warning", f"swap grew by {grown / 2**20:.0f} MiB", "use fewer workers or a smaller model"
+    )
 
 
 def gpu(o: Observed) -> Check | None:
@@ -166,7 +170,7 @@ def gpu(o: Observed) -> Check | None:
         details += [f"{column.split('_')[0]} throttled: {text}" for bit, text in THROTTLING.items() if bits & bit]
     for column in o.gpu_columns("sm_clock_mhz"):
         clocks = o.samples(column)[column].to_numpy()
-        low, middle, high = (metrics.percentile(clocks, p) for p in (5, 50, 95))
+        low, middle, high = (statistics.percentile(clocks, p) for p in (5, 50, 95))
         if high - low > 0.1 * middle:
             details.append(f"{column.split('_')[0]} clock {low:.0f} to {high:.0f} MHz")
     if not o.gpu_columns("sm_clock_mhz"):
@@ -176,7 +180,7 @@ def gpu(o: Observed) -> Check | None:
 
 def sample_size(o: Observed) -> Check:
     """A P99 exists at 95% confidence in 299 requests or more."""
-    n, needed = len(o.scheduled), metrics.needed(99)
+    n, needed = len(o.scheduled), statistics.needed(99)
     return Check("P99 sample", n >= needed, "warning", f"{n:,} requests in the window, P99 needs {needed}", "use a longer window")
 
 

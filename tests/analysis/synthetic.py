@@ -15,7 +15,9 @@ from loadtests import records
 GIB = 2**30
 
 
-def requests(n: int = 400, rate: float = 40.0, ttft_s: float = 0.05, tpot_s: float = 0.01, tokens: int = 11, users: int = 8) -> list[dict[str, Any]]:
+def requests(
+    n: int = 400, rate: float = 40.0, ttft_s: float = 0.05, tpot_s: float = 0.01, tokens: int = 11, users: int = 8
+) -> list[dict[str, Any]]:
     """Rows from second 0 on, `rate` a second, `tokens` each, one token a chunk."""
     rows = []
     for i in range(n):
@@ -35,14 +37,19 @@ def fail(row: dict[str, Any], error: str = "http 503") -> None:
             "predicted_ms": None}  # fmt: skip
 
 
-def telemetry(seconds: float = 12.0, gpus: int = 0, server_cores: float = 0.5, load_cores: float = 0.25, other_cores: float = 0.0) -> list[dict[str, Any]]:
+def telemetry(
+    seconds: float = 12.0, gpus: int = 0, server_cores: float = 0.5, load_cores: float = 0.25, other_cores: float = 0.0
+) -> list[dict[str, Any]]:
     """Four samples a second, every counter rising evenly from an odd start."""
     samples = []
     for i in range(int(seconds * 4) + 1):
         t = i / 4
         trees = [dict(zip(records.PROCESS_FIELDS, (3, 9, 7.0 + cores * t, GIB + i * 2**20 if i % 4 == 0 else None, 100 + 50 * i), strict=True))
                  for cores in (server_cores, load_cores)]  # fmt: skip
-        devices = [dict(zip(records.GPU_FIELDS, (g, 80.0, 2 * GIB, 300.0, 5000 + 300.0 * t, 1980.0, 60.0, 0), strict=True)) for g in range(gpus)]
+        devices = [
+            dict(zip(records.GPU_FIELDS, (g, 80.0, 2 * GIB, 300.0, 5000 + 300.0 * t, 1980.0, 60.0, 0), strict=True))
+            for g in range(gpus)
+        ]
         busy = 1000 + (server_cores + load_cores + other_cores) * t
         samples.append(dict(zip(records.TELEMETRY_FIELDS, (t, *trees, busy, 3.0, 0.7, 8 * GIB, 0, devices), strict=True)))
     return samples

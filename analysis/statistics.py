@@ -1,0 +1,87 @@
+"""From many values to one: percentiles within a case, estimates over cases. The unit of replication is the case, a fresh start.
+
+A percentile is nearest-rank (numpy's "inverted_cdf"): a value that was observed, never one between two, so that +inf (a
+failure) keeps its place. It exists at 95% confidence only if n values can contain it, 1 - p^n >= 0.95 (the non-parametric
+bound of the largest order statistic): 5 values for P50, 59 for P95, 299 for P99. Below that there is no number.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+NAN = float("nan")
+
+
+def percentile(values: np.ndarray, p: float) -> float:
+    """Nearest-rank percentile, in the values' unit; nan if there are none."""
+    return float(np.percentile(values, p, method="inverted_cdf")) if len(values) else NAN
+
+
+def needed(p: float) -> int:
+    """How many values a percentile needs: the least n with 1 - (p/100)^n >= 0.95."""
+    return math.ceil(math.log(1 - CONFIDENCE) / math.log(p / 100))
+
+
+class Estimate(NamedTuple):
+    """Mean of one scalar over `runs` cases; `half` is the half-width of its 95% interval, nan if there is none."""
+
+    mean: float
+    half: float
+    runs: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """(low, high); of one run, the run itself."""
+        half = 0.0 if math.isnan(self.half) else self.half
+        return self.mean - half, self.mean + half
+
+
+def estimate(values: Any) -> Estimate:
+    """Mean and Student-t interval over cases, each a fresh start: half = t(0.975, n-1) * s / sqrt(n); none for one run
+    or if a run's value is +inf. Cases without the number are left out."""
+    v = np.asarray(values, dtype="float64")
+    v = v[~np.isnan(v)]
+    if len(v) == 0:
+        return Estimate(NAN, NAN, 0)
+    if len(v) == 1 or np.isinf(v).any():
+        return Estimate(float(v.mean()), NAN, len(v))
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(v) - 1) * v.std(ddof=1) / math.sqrt(len(v))
+    return Estimate(float(v.mean()), float(half), len(v))
+
+
+class Welch(NamedTuple):
+    """Difference of two means (a - b), its 95% interval and the two-sided p of no difference."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def welch(a: Any, b: Any) -> Welch:
+    """Welch's t for unequal variances, Satterthwaite's degrees of freedom; needs two values of each. Values that do not vary
+    at all, as simulated ones may, differ for certain or not at all (where scipy's ttest_ind warns or gives nan)."""
+    a, b = np.asarray(a, dtype="float64"), np.asarray(b, dtype="float64")
+    difference = float(a.mean() - b.mean())
+    u, v = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
+    if u + v == 0:
+        return Welch(difference, difference, difference, 1.0 if difference == 0 else 0.0)
+    freedom = (u + v) ** 2 / (u**2 / (len(a) - 1) + v**2 / (len(b) - 1))
+    error = math.sqrt(u + v)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
+    return Welch(difference, difference - half, difference + half, 2 * float(stats.t.sf(abs(difference) / error, freedom)))
+
+
+def ratio(a: Any, b: Any) -> tuple[float, float, float]:
+    """How many times a's geometric mean is b's, with Welch's 95% interval on logarithms (nan with fewer than two runs
+    of either, or with a zero): (ratio, low, high)."""
+    a, b = np.asarray(a, dtype="float64"), np.asarray(b, dtype="float64")
+    if not ((a > 0).all() and (b > 0).all()):
+        return NAN, NAN, NAN
+    if min(len(a), len(b)) < 2:
+        return float(np.exp(np.log(a).mean() - np.log(b).mean())), NAN, NAN
+    w = welch(np.log(a), np.log(b))
+    return math.exp(w.difference), math.exp(w.low), math.exp(w.high)

@@ -1,0 +1,185 @@
+"""Every formula on rows whose answer can be computed by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from analysis import metrics, statistics
+from analysis.load import InputError
+from tests.analysis import synthetic
+
+
+def test_a_regular_load(observe):
+    values = metrics.measure(observe())
+    # 40 requests/s of 11 tokens in a window of 8 s: 320 of them, and each arrives in the window 8 s long.
+    expected = {
+        "output_tokens_per_s": 440, "requests_per_s": 40, "goodput_per_s": 40, "slo_attainment": 1, "error_share": 0, "wrong_share": 0,
+        "requests_scheduled": 320, "requests_completed": 320, "requests_of_several_tokens": 320, "tokens_per_chunk": 1,
+        "ttft_p50_s": 0.05, "ttft_p95_s": 0.05, "ttft_p99_s": 0.05, "ttft_p99_completed_s": 0.05, "tpot_p50_s": 0.01, "tpot_p99_s": 0.01,
+        "e2e_p50_s": 0.15, "e2e_p99_s": 0.15, "itl_p50_s": 0.01, "itl_p99_s": 0.01, "send_lag_p50_s": 0, "send_lag_p99_s": 0,
+        # E2E 150 ms; the server's timings say 1 + 48 + 100.
+        "outside_engine_p50_s": 0.001,
+        "server_cores": 0.5, "tokens_per_cpu_s": 880, "context_switches_per_s": 200, "load_cpu_share": 0.25,
+        "server_peak_bytes": synthetic.GIB + 48 * 2**20, "startup_s": 1.5,
+    }  # fmt: skip
+    for name, value in expected.items():
+        assert values[name] == pytest.approx(value, rel=0.01 if name in ("output_tokens_per_s", "requests_per_s") else 1e-6), name
+    assert {name for name, value in values.items() if math.isnan(value)} == {name for name in values if name.startswith("gpu_")}
+
+
+def test_gpu(observe):
+    values = metrics.measure(observe(samples=synthetic.telemetry(gpus=2)))
+    assert values["gpu_utilization_percent"] == 80
+    assert values["gpu_memory_bytes"] == 4 * synthetic.GIB
+    assert values["gpu_power_w"] == 600
+    assert values["gpu_joules_per_token"] == pytest.approx(600 / values["output_tokens_per_s"])
+
+
+def test_window_is_half_open_and_tokens_count_by_arrival(observe):
+    rows = synthetic.requests(n=1, tokens=4)
+    rows[0] |= {"scheduled_s": 1.5, "sent_s": 1.5, "first_s": 1.9, "last_s": 10.0, "done_s": 10.0,
+                "token_s": [1.9, 2.0, 9.9, 10.0], "token_n": [1, 2, 4, 8]}  # fmt: skip
+    o = observe(rows)
+    assert metrics.output_tokens_per_s(o) == 6 / 8
+    assert len(o.scheduled) == 0 and len(o.finished) == 0
+    rows[0] |= {"scheduled_s": 2.0}
+    assert len(observe(rows).scheduled) == 1
+
+
+def test_tpot_leaves_the_first_chunk_out(observe):
+    rows = synthetic.requests(n=1, tokens=10)
+    rows[0] |= {
+        "scheduled_s": 3.0,
+        "first_s": 3.5,
+        "last_s": 4.1,
+        "done_s": 4.2,
+        "token_s": [3.5, 3.8, 4.1],
+        "token_n": [4, 3, 3],
+    }
+    o = observe(rows)
+    assert o.latencies("tpot_s") == pytest.approx([0.1])  # 0.6 s for the 6 tokens after the first chunk's 4
+    assert o.latencies("ttft_s") == pytest.approx([0.5])
+    assert o.gaps == pytest.approx([0.3, 0.3])
+    assert metrics.tokens_per_chunk(o) == pytest.approx(10 / 3)
+    rows[0] |= {"tokens": 1, "max_tokens": 1, "token_s": [3.5], "token_n": [1], "last_s": 3.5}
+    assert len(observe(rows).latencies("tpot_s")) == 0  # one token has none
+    assert metrics.goodput_per_s(observe(rows)) == 1 / 8  # and so cannot miss its bound
+
+
+def test_gaps_never_join_two_requests(observe):
+    rows = synthetic.requests()
+    for i in (100, 101, 200):
+        synthetic.fail(rows[i])
+    rows[150] |= {"token_s": rows[150]["token_s"][:1], "token_n": [1]}
+    assert observe(rows).gaps == pytest.approx(np.full((320 - 4) * 10, 0.01))
+
+
+def test_failures_are_infinite_in_ttft_and_e2e_and_stand_beside(observe):
+    rows = synthetic.requests()
+    for i in range(100, 116):  # 16 of the 320: 5%
+        synthetic.fail(rows[i])
+    values = metrics.measure(observe(rows))
+    assert values["error_share"] == 0.05
+    assert values["e2e_p99_s"] == math.inf and values["ttft_p99_s"] == math.inf
+    assert values["ttft_p95_s"] == pytest.approx(0.05)  # rank 304 of 320 is the last that did not fail
+    assert values["e2e_p99_completed_s"] == pytest.approx(0.15)
+    assert values["tpot_p50_s"] == pytest.approx(0.01)
+    assert values["slo_attainment"] == 0.95
+    assert values["requests_per_s"] == pytest.approx((320 - 16) / 8, rel=0.01)
+
+
+def test_a_token_before_the_failure_does_not_make_its_ttft_finite(observe):
+    rows = synthetic.requests()
+    rows[100]["error"] = "stream ended without [DONE]"
+    assert np.isinf(observe(rows).latencies("ttft_s")).sum() == 1
+
+
+def test_queueing_in_the_client_is_waiting(observe):
+    rows = synthetic.requests()
+    for row in rows:
+        row["scheduled_s"] -= 0.5
+    values = metrics.measure(observe(rows))
+    assert values["ttft_p50_s"] == pytest.approx(0.55)
+    assert values["e2e_p50_s"] == pytest.approx(0.65)
+    assert values["send_lag_p50_s"] == pytest.approx(0.5)
+
+
+def test_goodput_needs_every_bound_and_a_right_answer(observe):
+    assert metrics.goodput_per_s(observe(slo={"ttft_s": 0.04})) == 0
+    assert metrics.goodput_per_s(observe(slo={"ttft_s": 1.0, "tpot_s": 0.009})) == 0
+    rows = synthetic.requests()
+    for row in rows:
+        row["answer"] = "wrong"
+    o = observe(rows)
+    assert (metrics.goodput_per_s(o), metrics.requests_per_s(o), metrics.wrong_share(o)) == (0, 0, 1)
+
+
+def test_too_small_a_sample_has_no_percentile(observe):
+    assert [statistics.needed(p) for p in (50, 95, 99)] == [5, 59, 299]
+    rows = synthetic.requests()
+    values = metrics.measure(observe(rows[: 80 + 298]))
+    assert values["requests_scheduled"] == 298
+    assert math.isnan(values["ttft_p99_s"]) and values["ttft_p95_s"] == pytest.approx(0.05)
+    assert not math.isnan(metrics.measure(observe(rows[: 80 + 299]))["ttft_p99_s"])
+
+
+def test_percentiles_are_observed_values():
+    values = np.array([4.0, 1.0, 3.0, 2.0])
+    assert [statistics.percentile(values, p) for p in (25, 50, 51, 99)] == [1, 2, 3, 4]
+    assert statistics.percentile(np.array([1.0, math.inf, math.inf]), 50) == math.inf
+    assert statistics.percentile(np.array([1.0, 2.0, math.inf]), 50) == 2
+    assert math.isnan(statistics.percentile(np.empty(0), 50))
+
+
+@pytest.mark.parametrize("rows", [[], None])
+def test_no_window_no_rows_no_telemetry(observe, rows):
+    values = metrics.measure(observe(rows, samples=[], window=None, startup_s=None, counts=None))
+    known = {name: value for name, value in values.items() if not math.isnan(value) and name != "tokens_per_chunk"}
+    assert known == {}
+
+
+def test_lines_of_a_killed_case_equal_its_parquet(observe):
+    whole, killed = metrics.measure(observe()), metrics.measure(observe(lines=True))
+    assert killed == pytest.approx(whole, nan_ok=True)
+
+
+def test_estimate_is_students_interval():
+    values = [10.0, 12.0, 17.0]
+    e = statistics.estimate([*values, math.nan])
+    low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
+    assert (e.mean, e.runs) == (13, 3)
+    assert e.interval == pytest.approx((low, high))
+    assert statistics.estimate([10.0]).runs == 1 and math.isnan(statistics.estimate([10.0]).half)
+    assert statistics.estimate([1.0, math.inf]).mean == math.inf
+    assert statistics.estimate([]).runs == 0
+
+
+def test_welch():
+    a, b = [10.0, 12.0, 17.0, 11.0], [20.0, 29.0, 22.0]
+    expected = stats.ttest_ind(a, b, equal_var=False)
+    assert statistics.welch(a, b)[1:] == pytest.approx((*expected.confidence_interval(0.95), expected.pvalue))
+    assert statistics.welch([1.0, 1.0], [1.0, 1.0]).p == 1 and statistics.welch([1.0, 1.0], [2.0, 2.0]).p == 0
+
+
+def test_ratio():
+    point, low, high = statistics.ratio([20.0, 22.0], [10.0, 11.0])
+    assert point == pytest.approx(2) and low < 2 < high
+    assert statistics.ratio([20.0], [10.0])[0] == pytest.approx(2) and math.isnan(statistics.ratio([20.0], [10.0])[1])
+    assert math.isnan(statistics.ratio([20.0], [0.0])[0])
+
+
+def test_slo_is_read_and_refused():
+    assert metrics.parse_slo("ttft=1000ms, tpot=0.1s,e2e=5s") == {"ttft_s": 1.0, "tpot_s": 0.1, "e2e_s": 5.0}
+    for text in ("", "ttft", "ttft=5", "latency=1s", "ttft=1.1.1s"):
+        with pytest.raises(InputError, match="write it as"):
+            metrics.parse_slo(text)
+
+
+def test_every_metric_says_what_it_is():
+    for name, metric in metrics.METRICS.items():
+        assert metric.value.__doc__ and metric.label, name
+        assert metric.sample in ("", *metrics.METRICS)
+        unit = {"s": "_s", "bytes": "_bytes", "1/s": "_per_s", "tokens/s": "_s", "W": "_w"}.get(metric.unit, "")
+        assert name.endswith(unit), name

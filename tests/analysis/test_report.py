@@ -1,0 +1,190 @@
+"""The report exists, is complete, escapes what it prints and needs no network; also of half a campaign."""
+
+import io
+import json
+import math
+import re
+import shutil
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from analysis import __main__, load, report, summary
+from analysis.metrics import METRICS
+from tests.analysis import synthetic
+
+ATTACK = '<script>alert("x")</script>|`**$_'
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = synthetic.campaign(tmp_path_factory.mktemp("results") / "synthetic")
+    return report.write(folder)
+
+
+def text(found, name="report.html"):
+    return (found.campaign.folder / name).read_text()
+
+
+def test_files(made):
+    folder = made.campaign.folder
+    assert {p.name for p in folder.iterdir()} == {"campaign.json", "cases", "figures", "metrics.csv", "report.html", "report.md"}
+    figures = {p.name for p in (folder / "figures").iterdir()}
+    assert figures == {f"1-chat-8-users-{kind}.png" for kind in ("throughput", "tail", "latency-cdf", "timeline")}
+    assert set(re.findall(r"\(figures/([^)]+)\)", text(made, "report.md"))) == figures
+    table = pd.read_csv(folder / "metrics.csv", index_col="index")
+    assert len(table) == 8 and set(METRICS) <= set(table)
+    assert table.loc[0, "output_tokens_per_s"] == pytest.approx(440, rel=0.01)
+
+
+def test_answer_first_and_every_case_beside_it(made):
+    page = text(made)
+    answer = "alpha (simulated) carried the most valid output throughput"
+    assert page.index(answer) < page.index("<table>")
+    for name in ("alpha", "beta", "gamma", "delta", "epsilon", "zeta"):
+        assert f'<th scope="row">{name}<small>simulated' in page
+    for reason in ("failed: load: the server died", "skipped: nginx is missing", "still running, or killed", "not begun", "n too small (n=152)",
+                   "not complete", "no NVIDIA GPU", "TTFT ≤ 1000 ms and TPOT ≤ 100 ms", "0123abc", "prompt_tokens", "verify again 2.0 s"):  # fmt: skip
+        assert reason in page, reason
+        assert reason in text(made, "report.md") or "_" in reason, reason
+
+
+def test_opens_without_a_network(made):
+    page = text(made)
+    assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?!["']|data:)""", page)
+    assert not re.findall(r"https?://|@import|url\(|<script|<link", page)
+
+
+def hostile(folder):
+    """A campaign in which every text that comes from outside tries to be markup."""
+    folder.mkdir()
+    case = synthetic.run(0, ATTACK, notes=[ATTACK], stages=[{"name": ATTACK, "start_s": 0.0, "end_s": 1.0}])
+    case["case"] |= {"engine": ATTACK, "scenario": ATTACK}
+    synthetic.write_case(
+        folder,
+        case | {"case": case["case"] | {"server": "a", "engine": "e", "scenario": "s"}},
+        synthetic.requests(),
+        synthetic.telemetry(),
+    )
+    (written,) = folder.glob("cases/*/run.json")
+    synthetic.records.write_json(written, case)
+    bad = synthetic.run(1, "beta", status=f"failed: load: {ATTACK}")
+    synthetic.write_case(folder, bad)
+    wrong = synthetic.run(2, "gamma", verify_before=[{"name": ATTACK, "ok": False, "detail": ATTACK}])
+    synthetic.write_case(folder, wrong, synthetic.requests(), synthetic.telemetry())
+    data = synthetic.campaign_data([case["case"], bad["case"], wrong["case"]], command=[ATTACK], created_utc=ATTACK,
+                                   scenarios={ATTACK: {ATTACK: ATTACK, "prompt": {"nested": [ATTACK]}}})  # fmt: skip
+    data["manifest"] |= {"environment": {ATTACK: ATTACK}, "dirty": True}
+    synthetic.records.write_json(folder / "campaign.json", data)
+    return folder
+
+
+def test_everything_is_escaped(tmp_path):
+    found = report.write(hostile(tmp_path / "campaign"))
+    page, markdown = text(found), text(found, "report.md")
+    assert "<script" not in page and "<script" not in markdown
+    assert page.count("&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;") > 10
+    for line in markdown.splitlines():
+        if line.startswith("|"):  # a cell's own bar would make a column
+            assert len(re.findall(r"(?<!\\)\|", line)) in (3, 4, 5, 21), line
+    console = Console(width=120, record=True, file=io.StringIO())
+    report.show(found, console)
+    assert "<script>" in console.export_text()
+    assert "not committed" in page
+
+
+def test_a_campaign_that_only_began(tmp_path):
+    folder = tmp_path / "campaign"
+    folder.mkdir()
+    synthetic.records.write_json(folder / "campaign.json", synthetic.campaign_data([synthetic.run()["case"]]))
+    found = report.write(folder)
+    assert "no server has a valid number yet" in text(found)
+    synthetic.records.write_json(folder / "campaign.json", synthetic.campaign_data([]))
+    assert "has no case yet" in text(report.write(folder))
+
+
+def test_invalid_is_no_number_and_not_slow(tmp_path):
+    folder = synthetic.campaign(tmp_path / "campaign")
+    for path in sorted(folder.glob("cases/*alpha*/run.json")):
+        run = json.loads(path.read_text())
+        synthetic.records.write_json(path, run | {"verify_after": None})
+    found = report.write(folder)
+    (comparison,) = summary.comparisons(found)
+    assert comparison.systems[0].server == "beta"
+    assert "no other server has a valid number" in summary.answer(comparison)
+    assert "no number</span> contract: it was not verified after the load" in text(found)
+    assert not found.table.loc[0, "valid"] and found.table.loc[0, "output_tokens_per_s"] > 0  # the data keep it
+
+
+def ranks(tmp_path, speeds):
+    folder = tmp_path / "campaign"
+    folder.mkdir()
+    cases = []
+    for server, steps in speeds.items():
+        for repetition, step in enumerate(steps, 1):
+            n = int(4 / step)
+            cases.append(
+                synthetic.run(len(cases), server, repetition, counts={"sent": n, "rows": n, "locust_requests": n, "cut_off": 0})
+            )
+            synthetic.write_case(folder, cases[-1], synthetic.requests(n, n / 10, 5 * step, step), synthetic.telemetry())
+    synthetic.records.write_json(folder / "campaign.json", synthetic.campaign_data([c["case"] for c in cases]))
+    (comparison,) = summary.comparisons(summary.summarise(load.campaign(folder)))
+    return {s.server: s.rank for s in comparison.systems}, summary.answer(comparison)
+
+
+def test_ties_are_ties(tmp_path):
+    found, answer = ranks(tmp_path, {"alpha": [0.010, 0.012], "beta": [0.011, 0.0125], "gamma": [0.10, 0.101]})
+    assert found["alpha"] == found["beta"] == 1
+    assert "a tie with beta (simulated)" in answer
+
+
+def test_one_run_says_so(tmp_path):
+    found, answer = ranks(tmp_path, {"alpha": [0.010], "beta": [0.020]})
+    assert found == {"alpha": 1, "beta": 2}
+    assert "(one run)" in answer and "±" not in answer and "no interval" in answer
+
+
+def test_numbers_as_text():
+    shown = {
+        0: "0",
+        0.1234: "0.123",
+        12.345: "12.3",
+        999.6: "1,000",
+        1234567: "1,234,567",
+        math.nan: "–",
+        math.inf: "∞",
+        -0.05: "-0.0500",
+    }
+    assert {value: summary.digits(value) for value in shown} == shown
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda folder: shutil.rmtree(folder), "no campaign at"),
+        (lambda folder: (folder / "campaign.json").write_text('{"schema": 99}'), "schema version 99"),
+        (lambda folder: (folder / "campaign.json").write_text("{"), "is not JSON"),
+        (lambda folder: next(folder.glob("cases/*gamma*/requests.jsonl")).write_text("{broken\n{}\n"), "broken line"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_2(tmp_path, capsys, spoil, sentence):
+    folder = synthetic.campaign(tmp_path / "campaign")
+    spoil(folder)
+    assert __main__.main(["report", str(folder), "--no-notebooks"]) == 2
+    out, error = capsys.readouterr()
+    assert sentence in error and error.count("\n") == 1 and out == ""
+
+
+def test_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert __main__.main(["report", "--no-notebooks"]) == 2
+    assert "no campaign in results" in capsys.readouterr().err
+    synthetic.campaign(tmp_path / "results" / "one", created_utc="2026-11-19T10:00:00Z")
+    newest = synthetic.campaign(tmp_path / "results" / "a-newer-one")
+    assert __main__.main(["report", "--no-notebooks", "--slo", "ttft=1ms"]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == "results/a-newer-one/report.html"
+    assert "TTFT ≤ 1 ms." in (newest / "report.html").read_text()
+    assert __main__.main(["report", "--slo", "fast"]) == 2
+    assert "write it as" in capsys.readouterr().err

@@ -1,0 +1,45 @@
+"""results/README.md says of every key on disk what loadtests/records.py says, and lists what analysis makes."""
+
+from pathlib import Path
+
+from analysis import execute, report
+from loadtests import records
+from tests.analysis import synthetic
+
+README = (Path(__file__).parents[2] / "results" / "README.md").read_text()
+
+
+def rows() -> list[str]:
+    """The rows that must be there; print them to mend the file: `python -m tests.analysis.test_results_readme`."""
+    keys = [f"| `{key}` | {meaning} |" for table in (records.CAMPAIGN_KEYS, records.RUN_KEYS) for key, meaning in table.items()]
+    tables = (records.REQUEST_FIELDS, records.TELEMETRY_FIELDS, records.PROCESS_FIELDS, records.GPU_FIELDS)
+    fields = [f"| `{key}` | {field.type} | {field.unit} | {field.meaning} |" for table in tables for key, field in table.items()]
+    return keys + fields
+
+
+def test_every_key_on_disk_is_explained():
+    assert [row for row in rows() if row not in README.splitlines()] == []
+    assert f"Schema version {records.SCHEMA}." in README
+
+
+def test_no_key_is_explained_that_is_not_there():
+    tables = [line for line in README.splitlines() if line.startswith("| `")]
+    files = [
+        line
+        for line in tables
+        if line.split("`")[1].endswith((".json", ".jsonl", ".parquet", ".log", ".html", ".md", ".csv", "/", ".png", ".ipynb"))
+    ]
+    assert set(tables) - set(files) == set(rows())
+
+
+def test_every_file_of_a_reported_campaign_is_listed(tmp_path):
+    folder = synthetic.campaign(tmp_path / "campaign")
+    report.write(folder)
+    made = {path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".png"}
+    made |= {f"notebooks/{source.stem}.html" for source in execute.SOURCES.glob("*.py")}
+    assert [name for name in made if f"`{name}`" not in README] == []
+    assert "one column a metric" in README
+
+
+if __name__ == "__main__":
+    print("\n".join(rows()))
