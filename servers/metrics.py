@@ -84,6 +84,8 @@ class WsgiMetrics:
         try:
             refusal = path != "/health" and _refusal(environ.get("HTTP_AUTHORIZATION", ""), environ.get("CONTENT_LENGTH", ""))
             if refusal:
+                while environ["wsgi.input"].read(65536):  # else the closing socket resets and the client may never see why
+                    pass
                 start(f"{refusal.status} Refused", [("Content-Type", "application/json"), ("Connection", "close")])
                 yield json.dumps(refusal.body()).encode()
                 return

@@ -1,0 +1,234 @@
+"""The stages of one case, in the only place where their order is decided: see STAGES."""
+
+import datetime
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loadtests import records
+from loadtests.progress import Watch
+from loadtests.records import Case
+from loadtests.tables import to_parquet
+from servers import catalog, launch
+from servers import verify as contract_checks
+
+LOAD_START_S = 60.0  # bound for Locust's own start
+AGAIN = (contract_checks.plain_answers, contract_checks.framing, contract_checks.stream_exact, contract_checks.trickles,
+         contract_checks.no_cross_talk)  # after the load: the checks of what load could have broken
+
+
+class CaseFailed(Exception):
+    """Why a case has no number: one sentence, perhaps followed by log lines."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all cases of a campaign have in common. `target`: base URL of a server that we did not start."""
+
+    folder: Path
+    seed: int
+    model: launch.Model
+    scenarios: dict[str, dict[str, Any]]
+    simulated: dict[str, Any]
+    share: launch.Share
+    load_cores: tuple[int, ...]
+    target: str | None = None
+    ready_timeout_s: float | None = None
+
+
+@dataclass
+class Work:
+    """One case while it runs."""
+
+    case: Case
+    setting: Setting
+    folder: Path
+    watch: Watch
+    run: dict[str, Any]
+    stack: ExitStack = field(default_factory=ExitStack)
+    server: launch.Running | None = None  # null for --target
+
+    @property
+    def base_url(self) -> str:
+        return self.setting.target or (self.server.base_url if self.server else "")
+
+    @property
+    def planted(self) -> bool:
+        return self.setting.model.planted or self.case.engine == "simulated"
+
+    @property
+    def scenario(self) -> dict[str, Any]:
+        return self.setting.scenarios[self.case.scenario]
+
+    def save(self) -> None:
+        records.write_json(self.folder / "run.json", self.run)
+
+
+def run_case(case: Case, setting: Setting, watch: Watch) -> str:
+    """Runs it, leaves its folder complete whatever happens, and returns its status. Ctrl-C is passed on after that."""
+    folder = setting.folder / "cases" / case.folder
+    folder.mkdir(parents=True)
+    work = Work(case, setting, folder, watch, {
+        "schema": records.SCHEMA, "case": case.as_dict(), "status": "running",
+        "started_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "clock_zero_s": time.perf_counter(),
+        "summary": None, "command": None, "stages": [], "startup_s": None, "window": None, "verify_before": None, "verify_after": None,
+        "counts": None, "agreement": None, "notes": []})
+    work.save()
+    missing = [] if setting.target else catalog.find(case.server).missing(case.engine)
+    if missing:
+        work.run["status"] = f"skipped: {', '.join(missing)} is not installed"
+        work.save()
+        return str(work.run["status"])
+    try:
+        with work.stack:
+            for name, stage in STAGES:
+                watch.stage(name)
+                began = time.perf_counter()
+                try:
+                    stage(work)
+                except (CaseFailed, launch.LaunchError) as error:
+                    work.run["status"] = f"failed: {name}: {error}"
+                    break
+                except KeyboardInterrupt:
+                    work.run["status"] = f"failed: {name}: interrupted by Ctrl-C"
+                    raise
+                finally:
+                    zero = work.run["clock_zero_s"]
+                    work.run["stages"].append({"name": name, "start_s": began - zero, "end_s": time.perf_counter() - zero})
+            else:
+                work.run["status"] = "ok"
+    finally:
+        _finish(work)
+    return str(work.run["status"])
+
+
+def _launch(work: Work) -> None:
+    if work.setting.target:
+        return
+    server = catalog.find(work.case.server)
+    work.run["summary"] = server.summary
+    work.server = work.stack.enter_context(launch.running(
+        server, work.case.engine, work.setting.model, work.setting.share, work.folder / "server.log",
+        simulated=work.setting.simulated, ready_timeout_s=work.setting.ready_timeout_s))
+    work.run |= {"command": work.server.command, "startup_s": work.server.startup_s}
+
+
+def _verify(work: Work, key: str, checks: Any) -> None:
+    found = contract_checks.verify(work.base_url, model=work.setting.model.name, planted=work.planted, checks=checks)
+    work.run[key] = [asdict(check) for check in found]
+    failed = [check for check in found if not check.ok]
+    _raise_if_ended(work)
+    if failed:
+        raise CaseFailed("; ".join(f"{check.name}: {check.detail}" for check in failed))
+
+
+def _verify_before(work: Work) -> None:
+    _verify(work, "verify_before", contract_checks.CHECKS)
+    if not work.planted:
+        _compare_answers(work)
+
+
+def _compare_answers(work: Work) -> None:
+    """No rule says what is right: the campaign's first server is what the others are held against. In bfloat16 two engines may
+    honestly part ways at a near tie, so a difference is recorded and reported, and does not end the case."""
+    said = contract_checks.answers(work.base_url, work.setting.model.name)
+    file = work.setting.folder / "answers.json"
+    if not file.exists():
+        records.write_json(file, {"server": work.case.server, "engine": work.case.engine, "answers": said})
+    reference = records.read_json(file)
+    same = sum(a == b for a, b in zip(said, reference["answers"], strict=True)) / len(said)
+    work.run["agreement"] = {"with": f"{reference['server']}/{reference['engine']}", "share": same}
+
+
+def _load(work: Work) -> None:
+    case, setting, scenario = work.case, work.setting, work.scenario
+    users = case.users or 1
+    ramp_s = scenario["warmup_s"] / 2
+    task = {"base_url": work.base_url, "model": setting.model.name, "planted": work.planted, "scenario": scenario,
+            "scenario_name": case.scenario, "rate": case.rate, "duration_s": case.duration_s, "folder": str(work.folder.resolve()),
+            "clock_zero_s": work.run["clock_zero_s"], "seed": f"{setting.seed}/{case.scenario}/{case.repetition}"}
+    command = [sys.executable, "-m", "locust", "-f", "loadtests/locustfile.py", "--headless", "--only-summary", "--loglevel", "WARNING",
+               "--users", str(users), "--spawn-rate", str(users / ramp_s if ramp_s else users), "--host", work.base_url,
+               "--stop-timeout", f"{max(1, round(scenario['drain_s']))}s", "--exit-code-on-error", "0", "ClosedLoop" if case.users else "OpenLoop"]
+    environment = {**os.environ, "SERVEOFF_LOAD": json.dumps(task)}
+    log = work.folder / "load.log"
+    load = launch.supervised(command, log, cores=setting.load_cores, environment=environment)
+    telemetry = None
+    try:
+        assert load.stdout is not None
+        pid = int(load.stdout.readline() or 0)
+        if pid:
+            telemetry = launch.supervised(
+                [sys.executable, "-m", "loadtests.telemetry", "--out", str((work.folder / "telemetry.jsonl").resolve()), "--load-pid",
+                 str(pid), "--clock-zero", str(work.run["clock_zero_s"]), *(["--server-pid", str(work.server.pid)] if work.server else [])],
+                work.folder / "telemetry.log", cores=setting.load_cores)
+        bound_s = LOAD_START_S + scenario["warmup_s"] + case.duration_s + scenario["drain_s"] + 30
+        _watch_load(work, load, time.monotonic() + bound_s, log)
+    finally:
+        launch.stop(load)
+        if telemetry is not None:
+            launch.stop(telemetry)
+        _take_load_json(work)
+        _take_telemetry_notes(work)
+
+
+def _watch_load(work: Work, load: "subprocess.Popen[bytes]", deadline: float, log: Path) -> None:
+    file = work.folder / "load.json"
+    while load.poll() is None:
+        time.sleep(0.25)
+        _raise_if_ended(work)
+        if time.monotonic() > deadline:
+            raise CaseFailed("the load generator did not end in time; it was stopped")
+        if file.exists():
+            work.watch.load(records.read_json(file))
+    state = records.read_json(file)["state"] if file.exists() else "not begun"
+    if load.returncode or state != "ended":
+        raise CaseFailed(f"the load generator ended with exit code {load.returncode} ({state}); its last log lines:\n{launch.tail(log)}")
+    if not records.read_json(file)["rows"]:
+        raise CaseFailed("no request was sent: give a longer --duration or a higher --rate")
+
+
+def _take_load_json(work: Work) -> None:
+    file = work.folder / "load.json"
+    if file.exists():
+        said = records.read_json(file)
+        work.run["window"] = said["window"]
+        work.run["counts"] = {name: said[name] for name in ("sent", "rows", "locust_requests", "locust_failures", "cut_off")}
+        file.unlink()
+
+
+def _take_telemetry_notes(work: Work) -> None:
+    log = work.folder / "telemetry.log"
+    if log.exists():
+        work.run["notes"] += [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        log.unlink()
+
+
+def _raise_if_ended(work: Work) -> None:
+    if work.server is not None and work.server.ended():
+        raise CaseFailed(f"the server ended by itself (exit code {work.server.supervisor.returncode}); its last log lines:\n"
+                         f"{launch.tail(work.server.log)}")
+
+
+def _verify_after(work: Work) -> None:
+    _verify(work, "verify_after", AGAIN)
+
+
+def _stop(work: Work) -> None:
+    work.stack.close()
+
+
+STAGES = (("launch", _launch), ("verify", _verify_before), ("load", _load), ("verify again", _verify_after), ("stop", _stop))
+
+
+def _finish(work: Work) -> None:
+    to_parquet(work.folder)
+    if work.run["status"] == "running":
+        work.run["status"] = "failed: driver: an unexpected error, see the terminal"
+    work.save()

@@ -1,0 +1,385 @@
+"""Does a server keep the contract, and is it honest? `verify(url)` runs each check against any base URL.
+
+With the planted model every text is compared with the closed form of `servers/rule.py`; with another model streamed answers
+are compared with plain ones and concurrent ones with serial ones. Standard library only: what is checked is the wire.
+"""
+
+import http.client
+import json
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+from urllib.parse import urlsplit
+
+from servers import contract, rule
+from servers.contract import CHAT_COMPLETIONS, COMPLETIONS, Chunk
+
+TIMEOUT_S = 60.0  # of one request
+STREAMED_TOKENS = 32
+VANISHED_TOKENS = 3000
+VANISHED_BOUND_S = 10.0
+
+
+class Failed(Exception):
+    """What is wrong, as a sentence."""
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    ok: bool
+    detail: str
+
+
+@dataclass
+class Reply:
+    """An answer as it came: `arrived` has the time and the body's length after each read; times in s since the request was sent."""
+
+    status: int
+    content_type: str
+    body: bytes
+    arrived: list[tuple[float, int]]
+
+    def json(self) -> Any:
+        try:
+            return json.loads(self.body)
+        except ValueError:
+            raise Failed(f"status {self.status} with a body that is not JSON: {self.body[:80]!r}") from None
+
+    def plain(self) -> Chunk:
+        if self.status != 200:
+            raise Failed(f"status {self.status}: {self.body[:200]!r}")
+        try:
+            return contract.read_chunk(self.body)
+        except ValueError as error:
+            raise Failed(f"{error}: {self.body[:80]!r}") from None
+
+
+@dataclass
+class Stream:
+    """A streamed answer: (arrival in s, chunk) of each event before [DONE]."""
+
+    events: list[tuple[float, Chunk]]
+
+    @property
+    def text(self) -> str:
+        return "".join(chunk.text for _, chunk in self.events)
+
+    @property
+    def tokens(self) -> list[tuple[float, str]]:
+        return [(at, chunk.text) for at, chunk in self.events if chunk.text]
+
+    def last_of(self, name: str) -> Any:
+        return next((value for _, chunk in reversed(self.events) if (value := getattr(chunk, name)) is not None), None)
+
+
+@dataclass
+class Probe:
+    """A server under test."""
+
+    url: str
+    model: str
+    planted: bool
+    words: random.Random = field(default_factory=lambda: random.Random(2026))
+
+    def connect(self) -> http.client.HTTPConnection:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise Failed(f"{self.url!r} is not a base URL such as http://127.0.0.1:8000")
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        return kind(parts.hostname, parts.port, timeout=TIMEOUT_S)
+
+    def ask(self, method: str, path: str, body: Any = None) -> Reply:
+        connection = self.connect()
+        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        try:
+            try:
+                connection.request(method, path, data, {"Content-Type": "application/json"})
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # a server may refuse a body before it has read it all; its answer tells
+            began = time.perf_counter()
+            response = connection.getresponse()
+            arrived, received = [], b""
+            while piece := response.read1():
+                received += piece
+                arrived.append((time.perf_counter() - began, len(received)))
+            return Reply(response.status, response.getheader("Content-Type", ""), received, arrived)
+        except (OSError, http.client.HTTPException) as error:
+            raise Failed(f"{method} {path}: no answer ({error or type(error).__name__})") from None
+        finally:
+            connection.close()
+
+    def prompt(self, words: int = 12) -> str:
+        return " ".join(self.words.sample(rule.VOCABULARY, words))
+
+    def request(self, prompt: str, max_tokens: int, chat: bool = False, **more: Any) -> tuple[str, dict[str, Any]]:
+        what = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
+        return (CHAT_COMPLETIONS if chat else COMPLETIONS,
+                {"model": self.model, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True, **what, **more})
+
+    def complete(self, prompt: str, max_tokens: int, chat: bool = False) -> Chunk:
+        return self.ask("POST", *self.request(prompt, max_tokens, chat)).plain()
+
+    def stream(self, prompt: str, max_tokens: int, chat: bool = False) -> Stream:
+        """Raises Failed unless the framing is right: SSE events, one JSON object each, [DONE] last."""
+        reply = self.ask("POST", *self.request(prompt, max_tokens, chat, stream=True, stream_options={"include_usage": True}))
+        if reply.status != 200:
+            raise Failed(f"status {reply.status}: {reply.body[:200]!r}")
+        if not reply.content_type.startswith(contract.SSE_CONTENT_TYPE):
+            raise Failed(f"Content-Type is {reply.content_type!r}, not {contract.SSE_CONTENT_TYPE}")
+        text = reply.body.replace(b"\r\n", b"\n")
+        if not text.endswith(b"\n\n"):
+            raise Failed("the stream's last event is not ended by an empty line")
+        events, offset = [], 0
+        arrived = iter(reply.arrived)
+        at, length = next(arrived)
+        for event in text.split(b"\n\n")[:-1]:
+            offset += len(event) + 2
+            while length < offset and (later := next(arrived, None)):
+                at, length = later
+            if not event.startswith(b"data: "):
+                raise Failed(f"an event does not begin with 'data: ': {event[:80]!r}")
+            events.append((at, event.removeprefix(b"data: ")))
+        if [payload for _, payload in events].count(b"[DONE]") != 1 or events[-1][1] != b"[DONE]":
+            raise Failed("the stream does not end with exactly one data: [DONE]")
+        try:
+            return Stream([(at, contract.read_chunk(payload)) for at, payload in events[:-1]])
+        except ValueError as error:
+            raise Failed(f"an event is not a chunk: {error}") from None
+
+    @cached_property
+    def sample(self) -> tuple[str, Stream]:
+        prompt = self.prompt()
+        return prompt, self.stream(prompt, STREAMED_TOKENS)
+
+    @cached_property
+    def chat_sample(self) -> tuple[str, Stream]:
+        prompt = self.prompt()
+        return prompt, self.stream(prompt, STREAMED_TOKENS, chat=True)
+
+    def expected(self, prompt: str, count: int, chat: bool = False) -> str:
+        return rule.continuation(prompt, count) if self.planted else self.complete(prompt, count, chat).text
+
+
+def _same(what: str, said: str, expected: str) -> None:
+    if said != expected:
+        a, b = said.split(), expected.split()
+        at = next((i for i, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1]), min(len(a), len(b)))
+        raise Failed(f"{what} differs from the right answer at word {at + 1}: {' '.join(a[at:at + 3])!r} instead of "
+                     f"{' '.join(b[at:at + 3])!r} ({len(a)} words instead of {len(b)})")
+
+
+def _usage(what: str, usage: dict[str, Any] | None, completion: int, prompt: int | None) -> None:
+    if usage is None:
+        raise Failed(f"{what} has no usage")
+    if usage.get("completion_tokens") != completion:
+        raise Failed(f"{what}: usage says {usage.get('completion_tokens')} completion tokens, asked were {completion}")
+    if prompt is not None and usage.get("prompt_tokens") != prompt:
+        raise Failed(f"{what}: usage says {usage.get('prompt_tokens')} prompt tokens, sent were {prompt}")
+
+
+# ------------------------------------------------------------------------------------------------------------------ checks
+
+
+def health(probe: Probe) -> str:
+    if (status := probe.ask("GET", "/health").status) != 200:
+        raise Failed(f"GET /health gives {status}")
+    return "200"
+
+
+def models(probe: Probe) -> str:
+    names = [entry.get("id") for entry in probe.ask("GET", "/v1/models").json().get("data", [])]
+    if probe.model not in names:
+        raise Failed(f"GET /v1/models does not list {probe.model!r} but {names}")
+    return probe.model
+
+
+def metrics(probe: Probe) -> str:
+    reply = probe.ask("GET", "/metrics")
+    if reply.status != 200 or b"# TYPE " not in reply.body:
+        raise Failed(f"GET /metrics gives {reply.status} and no Prometheus text")
+    return f"{reply.body.count(b'# TYPE ')} metrics"
+
+
+def plain_answers(probe: Probe) -> str:
+    for chat in (False, True):
+        prompt = probe.prompt()
+        said = probe.complete(prompt, 8, chat)
+        what = "chat completion" if chat else "completion"
+        if probe.planted:
+            _same(what, said.text, rule.continuation(prompt, 8))
+        _usage(what, said.usage, 8, rule.count_tokens(prompt) + chat if probe.planted else None)
+        if said.finish_reason != "length":
+            raise Failed(f"{what}: finish_reason is {said.finish_reason!r}, not 'length'")
+    return "completion and chat exact"
+
+
+def max_tokens(probe: Probe) -> str:
+    for count in (1, 7, 19):
+        prompt = probe.prompt()
+        said = probe.complete(prompt, count)
+        _usage(f"max_tokens={count}", said.usage, count, None)
+        if probe.planted and len(said.text.split()) != count:
+            raise Failed(f"max_tokens={count} gave {len(said.text.split())} tokens")
+    return "1, 7 and 19 tokens exact"
+
+
+def framing(probe: Probe) -> str:
+    for what, (_, stream) in (("completion", probe.sample), ("chat", probe.chat_sample)):
+        usage = stream.last_of("usage")
+        _usage(f"streamed {what}", usage, STREAMED_TOKENS, None)
+        if stream.last_of("finish_reason") != "length":
+            raise Failed(f"streamed {what}: finish_reason is {stream.last_of('finish_reason')!r}, not 'length'")
+        if probe.planted and len(stream.tokens) < STREAMED_TOKENS / 2:
+            raise Failed(f"streamed {what}: {len(stream.tokens)} events for {STREAMED_TOKENS} tokens; one event a token is the contract")
+    return "SSE, one event a token, usage, [DONE]"
+
+
+def stream_exact(probe: Probe) -> str:
+    for chat, (prompt, stream) in ((False, probe.sample), (True, probe.chat_sample)):
+        _same("the streamed " + ("chat" if chat else "completion"), stream.text, probe.expected(prompt, STREAMED_TOKENS, chat))
+    return f"{STREAMED_TOKENS} tokens, none lost or doubled"
+
+
+def trickles(probe: Probe) -> str:
+    for what, (_, stream) in (("completion", probe.sample), ("chat", probe.chat_sample)):
+        first, last = stream.tokens[0][0], stream.tokens[-1][0]
+        generating = (stream.last_of("timings") or {}).get("predicted_ms")
+        wanted = 0.5 * generating / 1e3 if generating is not None else 0.25 * last
+        if last - first < wanted:
+            raise Failed(f"the streamed {what} is buffered: its {STREAMED_TOKENS} tokens came within {1e3 * (last - first):.1f} ms, "
+                         f"after {1e3 * first:.0f} ms of silence")
+    return "tokens come as they are made"
+
+
+def first_chunk(probe: Probe) -> str:
+    for what, (_, stream) in (("completion", probe.sample), ("chat", probe.chat_sample)):
+        event, token = stream.events[0][0], stream.tokens[0][0]
+        if token - event > max(0.005, 0.2 * token):
+            raise Failed(f"the streamed {what} begins with a chunk without a token, {1e3 * (token - event):.0f} ms before the first "
+                         "token: tools would take it for the first token")
+    return "nothing comes before the first token"
+
+
+def no_cross_talk(probe: Probe) -> str:
+    prompts = [probe.prompt() for _ in range(8)]
+    expected = [probe.expected(prompt, 24) for prompt in prompts]
+
+    def ask(index: int) -> str:
+        if index % 2:
+            return probe.stream(prompts[index], 24).text
+        return probe.complete(prompts[index], 24).text
+
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        for index, said in enumerate(pool.map(ask, range(len(prompts)))):
+            _same(f"answer {index + 1} of {len(prompts)} in flight", said, expected[index])
+    return f"{len(prompts)} different requests in flight, each exact"
+
+
+def bad_input(probe: Probe) -> str:
+    def completion(**fields: Any) -> bytes:
+        return json.dumps({"model": probe.model, "prompt": "baba", "max_tokens": 1, **fields}).encode()
+
+    def chat(messages: Any) -> bytes:
+        return json.dumps({"model": probe.model, "messages": messages, "max_tokens": 1}).encode()
+
+    cases: list[tuple[str, str, str, bytes | None, tuple[int, ...], str | None]] = [
+        ("broken JSON", "POST", COMPLETIONS, b'{"model": ', (400,), None),
+        ("a JSON array", "POST", COMPLETIONS, b"[1]", (400,), None),
+        ("invalid UTF-8", "POST", COMPLETIONS, b'{"model": "\xff"}', (400,), None),
+        ("no prompt", "POST", COMPLETIONS, json.dumps({"model": probe.model}).encode(), (400,), "prompt"),
+        ("a number as prompt", "POST", COMPLETIONS, completion(prompt=5), (400,), "prompt"),
+        ("max_tokens -1", "POST", COMPLETIONS, completion(max_tokens=-1), (400,), "max_tokens"),
+        ("max_tokens as text", "POST", COMPLETIONS, completion(max_tokens="many"), (400,), "max_tokens"),
+        ("max_tokens beyond the context", "POST", COMPLETIONS, completion(max_tokens=10**9), (400,), None),
+        ("temperature -1", "POST", COMPLETIONS, completion(temperature=-1), (400,), "temperature"),
+        ("no messages", "POST", CHAT_COMPLETIONS, json.dumps({"model": probe.model}).encode(), (400,), "messages"),
+        ("messages as text", "POST", CHAT_COMPLETIONS, chat("baba"), (400,), "messages"),
+        ("an unknown model", "POST", COMPLETIONS, completion(model="no-such-model"), (404,), None),
+        ("an unknown path", "GET", "/v1/nothing", None, (404,), None),
+        ("GET where POST is meant", "GET", COMPLETIONS, None, (405,), None),
+        ("a body of 5 MB", "POST", COMPLETIONS, completion(prompt="baba " * 1_000_000), (400, 413), None)]
+    for what, method, path, body, statuses, names in cases:
+        reply = probe.ask(method, path, body)
+        if reply.status not in statuses:
+            raise Failed(f"{what}: status {reply.status}, expected {' or '.join(map(str, statuses))}")
+        if b"Traceback" in reply.body:
+            raise Failed(f"{what}: the answer shows a stack trace")
+        if method == "POST":
+            error = reply.json().get("error")
+            if not isinstance(error, dict) or not isinstance(error.get("message"), str):
+                raise Failed(f"{what}: no error.message in {reply.body[:80]!r}")
+            if names and names not in error["message"] and error.get("param") != names:
+                raise Failed(f"{what}: the error does not name {names!r}: {error['message'][:80]!r}")
+    return f"{len(cases)} kinds refused as they should be"
+
+
+def vanished_client(probe: Probe) -> str:
+    _, stream = probe.sample
+    step = (stream.tokens[-1][0] - stream.tokens[0][0]) / STREAMED_TOKENS
+    bound = min(VANISHED_BOUND_S, max(1.0, 0.5 * VANISHED_TOKENS * step))  # well before it would end by itself
+    path, body = probe.request(probe.prompt(), VANISHED_TOKENS, stream=True)
+    connection = probe.connect()
+    connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    if response.status != 200:
+        raise Failed(f"status {response.status}: {response.read(200)!r}")
+    response.read1()
+    connection.close()
+    response.close()
+    began = time.perf_counter()
+    while (busy := _in_flight(probe)) and time.perf_counter() - began < bound:
+        time.sleep(0.1)
+    if busy:
+        raise Failed(f"{bound:.0f} s after its client had gone, a request is still in flight")
+    probe.complete(probe.prompt(), 1)
+    if busy is None:
+        return "the next request is answered (no serveoff_requests_in_flight in /metrics to see more)"
+    return f"slot free after {time.perf_counter() - began:.1f} s"
+
+
+def _in_flight(probe: Probe) -> float | None:
+    """Requests that hold anything, in the server or in its engine; None if it does not say."""
+    lines = probe.ask("GET", "/metrics").body.decode(errors="replace").splitlines()
+    values = [float(line.split()[-1]) for line in lines
+              if line.startswith(("serveoff_requests_in_flight", "serveoff_requests_running"))]
+    return sum(values) if values else None
+
+
+CHECKS: tuple[Callable[[Probe], str], ...] = (health, models, metrics, plain_answers, max_tokens, framing, stream_exact, trickles,
+                                              first_chunk, no_cross_talk, bad_input, vanished_client)
+
+
+def verify(url: str, *, model: str | None = None, planted: bool | None = None,
+           checks: tuple[Callable[[Probe], str], ...] = CHECKS) -> list[Check]:
+    """One Check for each. `model`: the first of /v1/models if not given; `planted`: by the model's name if not given."""
+    probe = Probe(url.rstrip("/"), model or "", False)
+    if model is None:
+        try:
+            probe.model = probe.ask("GET", "/v1/models").json()["data"][0]["id"]
+        except (Failed, LookupError, TypeError) as error:
+            return [Check("models", False, f"GET /v1/models names no model ({error}): give one with --model")]
+    probe.planted = probe.model in rule.PLANTED_MODELS if planted is None else planted
+    results = []
+    for check in checks:
+        try:
+            results.append(Check(check.__name__, True, check(probe)))
+        except Failed as error:
+            results.append(Check(check.__name__, False, str(error)))
+        except (OSError, http.client.HTTPException, LookupError, TypeError, AttributeError) as error:  # answers of a strange shape
+            results.append(Check(check.__name__, False, f"{type(error).__name__}: {error}"))
+    return results
+
+
+def answers(url: str, model: str, count: int = 4, tokens: int = 16) -> list[str]:
+    """Greedy answers to fixed prompts, to compare servers with each other where no rule says what is right. Raises Failed."""
+    probe = Probe(url.rstrip("/"), model, False)
+    return [probe.complete(probe.prompt(), tokens).text for _ in range(count)]
+
+
+def report(checks: list[Check]) -> str:
+    return "\n".join(f"{'ok  ' if check.ok else 'FAIL'}  {check.name:16} {check.detail}" for check in checks)
