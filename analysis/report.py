@@ -20,7 +20,7 @@ from analysis.summary import Comparison, Summary, System
 HEADLINE = (
     "output_tokens_per_s", "requests_per_s", "goodput_per_s", "error_share",
     "ttft_p50_s", "ttft_p95_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "e2e_p50_s", "e2e_p95_s", "e2e_p99_s",
-    "server_cores", "gpu_utilization_percent", "server_peak_bytes", "startup_s",
+    "outside_engine_p50_s", "server_cores", "gpu_utilization_percent", "server_peak_bytes", "startup_s",
 )  # fmt: skip
 # What fits a terminal of 100 columns.
 TERMINAL = ("output_tokens_per_s", "requests_per_s", "goodput_per_s", "error_share", "ttft_p50_s", "ttft_p99_s", "tpot_p50_s",
@@ -205,7 +205,7 @@ def show(found: Summary, console: Console) -> None:
         console.print()
     console.print(
         Text(
-            "±: 95% interval over runs; n=...: too small a sample for that percentile; ∞: more failed than that percentile leaves out"
+            "±: 95% interval over runs; n=...: too small a sample for that percentile; ∞: so many failed that this percentile is one of them"
         )
     )
 

@@ -105,6 +105,7 @@ def digits(x: float, significant: int = 3) -> str:
         return "–"
     if math.isinf(x):
         return "∞"
+    x = float(f"{x:.{significant - 1}e}") if abs(x) < 10**significant else x  # 9.996 is 10.0 and not 10.00
     exponent = math.floor(math.log10(abs(x))) if x else significant
     return f"{x:,.{max(0, significant - 1 - exponent)}f}"
 

@@ -26,7 +26,7 @@ class Check(NamedTuple):
 
 def check(o: Observed) -> list[Check]:
     """All checks that apply to a case that ended ok."""
-    found = [contract(o), answers(o), rows(o), token_counts(o), errors(o), arrivals(o), load_cpu(o), send_lag(o), steady(o),
+    found = [contract(o), answers(o), agreement(o), rows(o), token_counts(o), errors(o), arrivals(o), load_cpu(o), send_lag(o), steady(o),
              busy(o), steal(o), swap(o), gpu(o), sample_size(o), cut_off(o)]  # fmt: skip
     return [c for c in found if c is not None]
 
@@ -59,6 +59,18 @@ def answers(o: Observed) -> Check:
     unchecked = int((~o.rows["failed"] & (o.rows["answer"] != "exact")).sum())
     return Check(
         name, not unchecked, "invalid", f"{unchecked:,} complete answers were not checked" if unchecked else "all", remedy
+    )
+
+
+def agreement(o: Observed) -> Check | None:
+    """Without a planted rule: the share of greedy answers that equal those of the campaign's first server. Engines may part
+    ways at a near tie of two tokens, so that a difference is no proof of an error."""
+    said = o.run.get("agreement")
+    if not said:
+        return None
+    detail = f"{said['share']:.0%} of the answers equal those of {said['with']}"
+    return Check(
+        "agreement", said["share"] == 1, "warning", detail, "compare the answers; see whether sampling and precision are the same"
     )
 
 
@@ -197,7 +209,8 @@ def _limit(name: str, ok: Any, value: float, severity: str, detail: str, remedy:
 
 
 def _planted(o: Observed) -> bool:
-    return bool((o.campaign.get("model") or {}).get("planted"))
+    """Whether every right answer is known; the simulated engine's always are."""
+    return bool((o.campaign.get("model") or {}).get("planted")) or o.run["case"]["engine"] == "simulated"
 
 
 def _cores(o: Observed) -> int | None:

@@ -15,6 +15,7 @@
 # %matplotlib inline
 import os
 
+import pandas as pd
 from IPython.display import display
 
 from analysis import figures, load
@@ -40,8 +41,7 @@ for comparison in comparisons(summary):
     display(figures.latency_cdf(summary, comparison))
 
 # %% [markdown]
-# The slowest requests of each run: when were they sent, and what did they wait for?
+# The slowest requests of each run: when they were scheduled (from the window's start), and what they waited for.
 
 # %%
-slowest = {index: frame.nlargest(3, "e2e_s") for index, frame in summary.latencies.items()}
-slowest
+pd.concat({index: frame.nlargest(3, "e2e_s") for index, frame in summary.latencies.items()}, names=["case", "request"])

@@ -57,6 +57,7 @@ def gpu_samples(**changes):
         ("contract", "invalid", {"verify_before": []}),
         ("answers", "invalid", {"rows": rows_with(lambda row: row.update(answer="wrong"), [399])}),
         ("answers", "invalid", {"rows": rows_with(lambda row: row.update(answer="unchecked"), [7])}),
+        ("agreement", "warning", {"agreement": {"with": "alpha/hf", "share": 0.75}}),
         ("rows", "invalid", {"counts": COUNTS | {"locust_requests": 401}}),
         ("rows", "invalid", {"counts": COUNTS | {"sent": 399}}),
         ("rows", "invalid", {"rows": synthetic.requests()[:-1]}),
@@ -95,7 +96,7 @@ def test_throttling_outside_the_window_does_not_matter(observe):
 
 
 def test_what_was_not_measured_is_neither_good_nor_bad(observe):
-    o = observe(rows=[], samples=[], counts=None, data={"model": {"planted": False}})
+    o = observe(rows=[], samples=[], counts=None, engine="hf", data={"model": {"planted": False}})
     unknown = {c.name for c in validity.check(o) if c.ok is None}
     assert unknown >= {
         "answers",
