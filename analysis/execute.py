@@ -1,4 +1,4 @@
-"""Runs the notebooks of analysis/notebooks on a campaign: <campaign>/notebooks/*.ipynb, and .html that opens without a network."""
+"""Runs the notebooks of analysis/notebooks on a campaign: notebooks/*.ipynb in its folder, and .html that needs no network."""
 
 import os
 from pathlib import Path

@@ -22,9 +22,12 @@ HEADLINE = (
     "ttft_p50_s", "ttft_p95_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "e2e_p50_s", "e2e_p95_s", "e2e_p99_s",
     "outside_engine_p50_s", "server_cores", "gpu_utilization_percent", "server_peak_bytes", "startup_s",
 )  # fmt: skip
-# What fits a terminal of 100 columns.
-TERMINAL = ("output_tokens_per_s", "requests_per_s", "goodput_per_s", "error_share", "ttft_p50_s", "ttft_p99_s", "tpot_p50_s",
-            "e2e_p50_s", "e2e_p99_s", "server_cores")  # fmt: skip
+# What fits a terminal of 100 columns, with headings that do.
+TERMINAL = {
+    "output_tokens_per_s": "\ntokens/s", "requests_per_s": "\nreq/s", "goodput_per_s": "\ngood/s", "error_share": "err.\n%",
+    "ttft_p50_s": "TTFT\nP50 ms", "ttft_p99_s": "TTFT\nP99 ms", "tpot_p50_s": "TPOT\nP50 ms", "e2e_p50_s": "E2E\nP50 ms",
+    "e2e_p99_s": "E2E\nP99 ms", "server_cores": "CPU\ncores",
+}  # fmt: skip
 CAPTIONS = {
     "throughput": "Output throughput. Bar: mean over runs; dots: runs; line: Student-t 95% interval.",
     "tail": "Tail latency: mean over runs of each percentile, with 95% intervals.",
@@ -189,10 +192,9 @@ def show(found: Summary, console: Console) -> None:
     for comparison in summary.comparisons(found):
         console.print(Text(summary.answer(comparison)))
         table = Table(title=Text(comparison.title), title_justify="left", box=None, header_style="bold", pad_edge=False)
-        table.add_column("server", min_width=16, overflow="fold")
-        for m in TERMINAL:
-            label = METRICS[m].label.removeprefix("output ")
-            table.add_column(Text(f"{label}\n{summary.unit(m)}"), justify="right")
+        table.add_column("\nserver", min_width=16, overflow="fold")
+        for heading in TERMINAL.values():
+            table.add_column(heading, justify="right", no_wrap=True)
         reasons = []
         for system in comparison.systems:
             name, valid = system.name, system.valid
@@ -215,4 +217,4 @@ def _short(metric: str, valid: pd.DataFrame) -> str:
     number, beside = summary.parts(metric, valid)
     if small := re.search(r"n=\d+", beside):
         return small[0]
-    return f"{number} {beside}".strip() if metric == TERMINAL[0] else number
+    return f"{number} {beside}".strip() if metric == "output_tokens_per_s" else number
