@@ -272,7 +272,7 @@ def _percentiles() -> list[Metric]:
     table = []
     for name, label, count, meaning in (
         ("ttft_s", "TTFT", "requests_scheduled", "first chunk with a generated token - scheduled; a failure counts as +inf"),
-        ("tpot_s", "TPOT", "requests_of_several_tokens", "(last - first chunk with tokens) / (tokens - tokens in the first chunk); without failures"),
+        ("tpot_s", "TPOT", "requests_of_several_tokens", "(last - first) / (tokens - tokens in the first chunk); without failures"),
         ("e2e_s", "E2E", "requests_scheduled", "the answer's end - scheduled; a failure counts as +inf"),
         ("itl_s", "ITL", "requests_of_several_tokens", "gaps between chunks that carry tokens, all kept"),
         ("send_lag_s", "send lag", "requests_scheduled", "sent - scheduled: the load generator's own delay"),

@@ -4,6 +4,7 @@ import base64
 import html
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def view_of(found: Summary) -> dict[str, Any]:
 
 
 def _comparison(found: Summary, comparison: Comparison, number: int) -> dict[str, Any]:
-    drawn = {
+    drawn: dict[str, Callable[[], Any]] = {
         "throughput": lambda: figures.throughput(comparison),
         "tail": lambda: figures.tail(comparison),
         "latency-cdf": lambda: figures.latency_cdf(found, comparison),
@@ -174,9 +175,9 @@ def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
     return [(path, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]
 
 
-def _environment(**options: Any) -> jinja2.Environment:
+def _environment(**options: Any) -> jinja2.Environment:  # autoescape is the caller's: HTML needs it, Markdown cannot have it
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    return jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, **options)
+    return jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, **options)  # noqa: S701
 
 
 def _markdown(value: Any) -> Any:
@@ -207,7 +208,7 @@ def show(found: Summary, console: Console) -> None:
         console.print()
     console.print(
         Text(
-            "±: 95% interval over runs; n=...: too small a sample for that percentile; ∞: so many failed that this percentile is one of them"
+            "±: 95% interval over runs; n=...: too small a sample for that percentile; ∞: this percentile is a failed request"
         )
     )
 

@@ -17,7 +17,7 @@ from loadtests.plan import PlanError, make_plan, read_scenarios
 from loadtests.progress import Watch
 from loadtests.records import Case
 from loadtests.run import Setting, run_case
-from servers import catalog, launch
+from servers import catalog, launch, rule
 from servers import verify as contract_checks
 
 CORE = "flask_gunicorn,fastapi_threadpool,fastapi_vllm"
@@ -85,7 +85,8 @@ def arguments_of(command: list[str]) -> argparse.Namespace:
     add("--repeat", type=one(numbers(int, 0, "a whole number above 0")), default=1, help="runs of each case, interleaved (default: 1)")
     add("--seed", type=int, default=1, help="of prompts, arrivals and the order of cases (default: 1)")
     add("--model", default="small", help="tiny, small, 1b, 8b (generated), a folder, or a hub name (default: small)")
-    add("--workers", type=one(numbers(int, 0, "a whole number of workers above 0")), help="of servers with worker processes (default: one a core)")
+    add("--workers", type=one(numbers(int, 0, "a whole number of workers above 0")),
+        help="of servers with worker processes (default: one a core)")
     add("--simulated", type=simulated, default={}, help="times of the simulated engine, such as prefill_ms=50,step_ms=10,max_batch=64")
     add("--ready-timeout", type=one(numbers(float, 0, "a number of seconds above 0")), help="for a server's start, s")
     add("--target", help="base URL of a running server to measure instead; any OpenAI-compatible one")
@@ -119,7 +120,8 @@ def plan_of(arguments: argparse.Namespace) -> tuple[list[Case], dict[str, dict[s
 def print_plan(cases: list[Case]) -> None:
     for case in cases:
         load = f"{case.users} users" if case.users else f"{case.rate:g} requests/s"
-        print(f"{case.index:4}  {case.server:22} {case.engine:10} {case.scenario:14} {load:16} {case.duration_s:g} s  run {case.repetition}")
+        what = f"{case.server:22} {case.engine:10} {case.scenario:14} {load:16}"
+        print(f"{case.index:4}  {what} {case.duration_s:g} s  run {case.repetition}")
 
 
 def open_campaign(folder: Path, campaign: dict[str, Any]) -> None:
@@ -173,7 +175,7 @@ def campaign(arguments: argparse.Namespace) -> int:
         first = contract_checks.verify(arguments.target, checks=(contract_checks.models,))[0]
         if not first.ok:
             raise PlanError(f"--target {arguments.target}: {first.detail}")
-        model = launch.Model(first.detail, "", contract_checks.rule.PLANTED_MODELS.count(first.detail) > 0)
+        model = launch.Model(first.detail, "", first.detail in rule.PLANTED_MODELS)
     else:
         model = launch.resolve_model(arguments.model, needs_weights=any(
             case.engine != "simulated" and not catalog.find(case.server).missing(case.engine) for case in cases))
@@ -181,7 +183,8 @@ def campaign(arguments: argparse.Namespace) -> int:
     open_campaign(folder, {
         "schema": records.SCHEMA, "name": folder.name, "created_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": sys.argv[1:], "seed": arguments.seed, "model": asdict(model) | {"path": Path(model.path).name}, "scenarios": scenarios,
-        "simulated": arguments.simulated, "machine_share": share, "plan": [case.as_dict() for case in cases], "manifest": machine.manifest()})
+        "simulated": arguments.simulated, "machine_share": share, "plan": [case.as_dict() for case in cases],
+        "manifest": machine.manifest()})
     if not share["shared"]:
         os.sched_setaffinity(0, share["load_cores"])  # this process, too, keeps off the server's cores
     setting = Setting(folder, arguments.seed, model, scenarios, arguments.simulated,

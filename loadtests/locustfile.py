@@ -111,11 +111,12 @@ class Recorder:
             return round(at - ZERO, 6)
 
         token_s = [on_row_clock(at) for at in settled.token_s]
+        done_s = on_row_clock(exchange.done_s)
         row = {
             "request": self.written, "worker": 0, "user": sent.user, "scheduled_s": round(sent.scheduled_s, 6),
             "sent_s": None if exchange.sent_s is None else on_row_clock(exchange.sent_s),
             "first_s": token_s[0] if token_s else None, "last_s": token_s[-1] if token_s else None,
-            "done_s": on_row_clock(exchange.done_s), "http_status": exchange.status, "error": settled.error, "answer": answer,
+            "done_s": done_s, "http_status": exchange.status, "error": settled.error, "answer": answer,
             "prompt_tokens_asked": sent.prompt.tokens, "prompt_tokens": settled.usage.get("prompt_tokens"),
             "max_tokens": sent.prompt.max_tokens, "tokens": settled.usage.get("completion_tokens"),
             "finish_reason": settled.finish_reason, "token_s": token_s, "token_n": counts, "bytes": len(exchange.body),
@@ -126,7 +127,7 @@ class Recorder:
         self.cut_off += settled.error == CUT_OFF
         failure = settled.error or ("wrong answer" if answer == "wrong" else None)
         self.environment.events.request.fire(
-            request_type="POST", name=LOAD["scenario_name"], response_time=1e3 * (row["done_s"] - sent.scheduled_s),
+            request_type="POST", name=LOAD["scenario_name"], response_time=1e3 * (done_s - sent.scheduled_s),
             response_length=len(exchange.body), exception=None if failure is None else sse.AnswerError(failure), context={})
 
     def close(self) -> None:

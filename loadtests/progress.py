@@ -55,7 +55,8 @@ class Watch:
             return
         if self.previous:
             rate = (said["tokens"] - self.previous[1]) / (said["now_s"] - self.previous[0])
-            part = "warm-up" if said["now_s"] < said["window"]["start_s"] else "measuring" if said["now_s"] < said["window"]["end_s"] else "drain"
+            start_s, end_s = said["window"]["start_s"], said["window"]["end_s"]
+            part = "warm-up" if said["now_s"] < start_s else "measuring" if said["now_s"] < end_s else "drain"
             self.figures = f"{part}, {said['rows']} requests, {rate:,.0f} tokens/s, P99 {said['e2e_p99_s']:.2f} s"
         self.previous = said["now_s"], said["tokens"]
 

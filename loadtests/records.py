@@ -102,7 +102,7 @@ CAMPAIGN_KEYS = {
 }
 RUN_KEYS = {
     "schema": "version of this schema",
-    "case": "{index, server, engine, scenario, repetition, users, rate, duration_s}: the case's identity; users (closed loop) or rate (1/s, open loop) is null",
+    "case": "{index, server, engine, scenario, repetition, users, rate, duration_s}: the identity; users or rate (1/s) is null",
     "status": "running, ok, 'failed: STAGE: REASON' or 'skipped: REASON'",
     "started_utc": "wall clock, for people",
     "clock_zero_s": "monotonic clock at the case's start; zero of every *_s in its rows",
@@ -113,7 +113,8 @@ RUN_KEYS = {
     "window": "{start_s, end_s}: the measured part of the load, clock as in the rows; null if load never ran",
     "verify_before": "[{name, ok, detail}] checks of the contract before the load; null if not reached",
     "verify_after": "likewise after the load",
-    "counts": "{sent, rows, locust_requests, locust_failures, cut_off}: what must agree; cut_off = still unanswered when the drain's bound was reached",
+    "counts": "{sent, rows, locust_requests, locust_failures, cut_off}: must agree; cut_off = unanswered when the drain's bound came",
+    "agreement": "{with, share}: without planted rule: share of fixed prompts answered like the campaign's first server; else null",
     "notes": "sentences for the report, such as 'no NVIDIA GPU: GPU columns are null'",
 }
 

@@ -155,7 +155,8 @@ def _load(work: Work) -> None:
             "clock_zero_s": work.run["clock_zero_s"], "seed": f"{setting.seed}/{case.scenario}/{case.repetition}"}
     command = [sys.executable, "-m", "locust", "-f", "loadtests/locustfile.py", "--headless", "--only-summary", "--loglevel", "WARNING",
                "--users", str(users), "--spawn-rate", str(users / ramp_s if ramp_s else users), "--host", work.base_url,
-               "--stop-timeout", f"{max(1, round(scenario['drain_s']))}s", "--exit-code-on-error", "0", "ClosedLoop" if case.users else "OpenLoop"]
+               "--stop-timeout", f"{max(1, round(scenario['drain_s']))}s", "--exit-code-on-error", "0",
+               "ClosedLoop" if case.users else "OpenLoop"]
     environment = {**os.environ, "SERVEOFF_LOAD": json.dumps(task)}
     log = work.folder / "load.log"
     load = launch.supervised(command, log, cores=setting.load_cores, environment=environment)
@@ -189,7 +190,8 @@ def _watch_load(work: Work, load: "subprocess.Popen[bytes]", deadline: float, lo
             work.watch.load(records.read_json(file))
     state = records.read_json(file)["state"] if file.exists() else "not begun"
     if load.returncode or state != "ended":
-        raise CaseFailed(f"the load generator ended with exit code {load.returncode} ({state}); its last log lines:\n{launch.tail(log)}")
+        raise CaseFailed(f"the load generator ended with exit code {load.returncode} ({state}); its last log lines:\n"
+                         f"{launch.tail(log)}")
     if not records.read_json(file)["rows"]:
         raise CaseFailed("no request was sent: give a longer --duration or a higher --rate")
 
@@ -206,7 +208,7 @@ def _take_load_json(work: Work) -> None:
 def _take_telemetry_notes(work: Work) -> None:
     log = work.folder / "telemetry.log"
     if log.exists():
-        work.run["notes"] += [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        work.run["notes"] += [line for line in log.read_text(errors="replace").splitlines() if "0 ticks missed" not in line]
         log.unlink()
 
 

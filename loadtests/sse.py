@@ -163,7 +163,7 @@ class Connection:
         sock.sendall(request)
         head = bytearray()
         while (end := head.find(b"\r\n\r\n")) < 0:
-            data = sock.recv(RECV_BYTES)
+            data: bytes | bytearray = sock.recv(RECV_BYTES)
             at = clock()
             if not data:
                 if head:

@@ -172,7 +172,8 @@ def main() -> None:
     try:
         server, load = Tree(options.server_pid) if options.server_pid else None, Tree(options.load_pid)
     except psutil.NoSuchProcess as error:
-        return say(f"nothing to measure: {error}")
+        say(f"nothing to measure: {error}")
+        return
     gpus = Gpus(say)
     gpu_reader = Aside(gpus.sample)
     samples, tick, slow_at_s, start_s, cpu_start_s = 0, 0, 0.0, time.perf_counter(), time.process_time()

@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).parent
 # What each engine needs besides the server's own `requires`: modules.
@@ -58,7 +59,7 @@ def read(file: Path) -> Server:
             raise CatalogError(f"{file}: the key {key!r} is missing or not a {kind.__name__}")
     for engine in table["engines"]:
         check_name(engine, ENGINES, f"{file}: engine")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
     return Server(name=file.parent.name, **values)
 
 

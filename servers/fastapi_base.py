@@ -35,7 +35,7 @@ def create_app(title: str, load_engine: Callable[[], Any]) -> FastAPI:
         return contract.models_body(app.state.engine.model)
 
     @app.exception_handler(ContractError)
-    async def refused(request: Request, error: ContractError) -> JSONResponse:
+    async def refused(_: Request, error: ContractError) -> JSONResponse:
         return JSONResponse(error.body(), error.status, error.headers)
 
     @app.exception_handler(RequestValidationError)
@@ -43,7 +43,7 @@ def create_app(title: str, load_engine: Callable[[], Any]) -> FastAPI:
         return await refused(request, contract.invalid(error.errors()))
 
     @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+    async def http_error(_: Request, error: HTTPException) -> JSONResponse:
         return JSONResponse(contract.error_body(error.status_code, error.detail), error.status_code, error.headers)
 
     return app

@@ -113,7 +113,7 @@ def environment_of(engine: str, model: Model, threads: int, simulated: dict[str,
     settings = {"SERVEOFF_ENGINE": engine, "SERVEOFF_MODEL_NAME": model.name, "SERVEOFF_MODEL_PATH": model.path,
                 "SERVEOFF_THREADS": str(threads), "SERVEOFF_SIMULATED": json.dumps(simulated), "OMP_NUM_THREADS": str(threads),
                 "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", "PATH": catalog.search_path()}
-    if os.path.isdir(model.path):
+    if Path(model.path).is_dir():
         settings["HF_HUB_OFFLINE"] = "1"  # everything is there: no look-up on the network at start
     if workers:
         settings["PROMETHEUS_MULTIPROC_DIR"] = "set by servers.supervise"

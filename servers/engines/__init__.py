@@ -71,6 +71,15 @@ class Job:
     received: float = field(default_factory=time.perf_counter)
 
 
+def token_ids(tokenizer: Any, request: Request) -> list[int]:
+    """The prompt as a Hugging Face tokenizer sees it; a chat through the model's own template."""
+    if isinstance(request, ChatCompletionRequest):
+        messages = [message.model_dump() for message in request.messages]
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return list(tokenizer(text, add_special_tokens=False).input_ids)
+    return list(tokenizer(request.prompt).input_ids)
+
+
 def accept(request: Request, prompt: Any, prompt_tokens: int, model: str, context: int) -> Job:
     """The checks that every engine makes. `context`: tokens of prompt and answer together."""
     if request.model != model:

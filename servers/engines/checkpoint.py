@@ -19,8 +19,12 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from servers import rule
+
+if TYPE_CHECKING:
+    import torch  # slow to import: only when there is something to generate
 
 FORMAT = 1  # part of the folder's name: raise it when the same preset would give other files
 SPECIAL_TOKENS = ["<unk>", "<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"]
@@ -104,7 +108,7 @@ def _write_tokenizer(folder: Path, shape: Shape) -> None:
     vocabulary = {token: i for i, token in enumerate(SPECIAL_TOKENS)}
     for i, word in enumerate(rule.VOCABULARY):
         vocabulary["Ġ" + word] = len(SPECIAL_TOKENS) + i
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))  # noqa: S106 - not a password
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()  # joins tokens without looking at their neighbours, so streamed pieces add up
@@ -127,13 +131,13 @@ def _write_config(folder: Path, shape: Shape) -> None:
     (folder / "generation_config.json").write_text(json.dumps({k: v for k, v in ids.items() if v is not None}))
 
 
-def _tensors(shape: Shape):
+def _tensors(shape: Shape) -> "Iterator[tuple[str, torch.Tensor]]":
     """(name, tensor) in the order of the forward pass; a generator, so that only one tensor is in memory at a time."""
     import torch
 
     generator = torch.Generator()
 
-    def normal(name: str, rows: int, columns: int, std: float):
+    def normal(name: str, rows: int, columns: int, std: float) -> torch.Tensor:
         generator.manual_seed(zlib.crc32(f"{FORMAT} {name}".encode()))
         return torch.empty(rows, columns).normal_(0, std, generator=generator)
 

@@ -8,8 +8,8 @@ from tokenizers.decoders import DecodeStream
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from servers.contract import CompletionRequest, Outcome, Request
-from servers.engines import Job, Run, Settings, accept
+from servers.contract import Outcome, Request
+from servers.engines import Job, Run, Settings, accept, token_ids
 
 
 class _Stopped(Exception):
@@ -42,12 +42,7 @@ class BlockingEngine:
         self.context: int = self.network.config.max_position_embeddings
 
     def prepare(self, request: Request) -> Job:
-        if isinstance(request, CompletionRequest):
-            ids = self.tokenizer(request.prompt).input_ids
-        else:
-            messages = [message.model_dump() for message in request.messages]
-            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        ids = token_ids(self.tokenizer, request)
         return accept(request, ids, len(ids), self.model, self.context)
 
     def generate(self, job: Job, on_token: Callable[[str], Any]) -> Outcome:

@@ -16,8 +16,8 @@ from vllm import AsyncEngineArgs, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from servers.contract import CompletionRequest, ContractError, Outcome, Request
-from servers.engines import Job, Run, Settings, accept
+from servers.contract import ContractError, Outcome, Request
+from servers.engines import Job, Run, Settings, accept, token_ids
 
 
 class AsyncEngine:
@@ -35,12 +35,7 @@ class AsyncEngine:
         self.context: int = self.engine.model_config.max_model_len
 
     def prepare(self, request: Request) -> Job:
-        if isinstance(request, CompletionRequest):
-            ids = self.tokenizer(request.prompt).input_ids
-        else:
-            messages = [message.model_dump() for message in request.messages]
-            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        ids = token_ids(self.tokenizer, request)
         return accept(request, ids, len(ids), self.model, self.context)
 
     async def stream(self, job: Job) -> AsyncIterator[str | Outcome]:

