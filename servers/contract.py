@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 COMPLETIONS = "/v1/completions"
 CHAT_COMPLETIONS = "/v1/chat/completions"
@@ -48,7 +48,8 @@ def error_body(status: int, message: str, param: str | None = None, code: str | 
 def invalid(errors: Sequence[Any]) -> ContractError:
     """A 400 that names the first bad field, from pydantic's (or FastAPI's) list of errors."""
     first = errors[0]
-    where = [str(part) for part in first["loc"] if part != "body"]
+    # without FastAPI's "body" and pydantic's names of a union's members, such as "list[str]"
+    where = [str(part) for part in first["loc"] if part != "body" and "[" not in str(part)]
     if first["type"] in ("json_invalid", "value_error.jsondecode") or (not where and first["type"] != "value_error"):
         return ContractError(400, f"the body is not a JSON object: {first['msg']}", None, "invalid_json")
     field = where[0] if where else None
@@ -74,7 +75,10 @@ def _utf8(text: str) -> str:
     return text
 
 
-def _or_default(default: float) -> BeforeValidator:
+_Text = Annotated[str, AfterValidator(_utf8)]
+
+
+def _or_default(default: float | bool) -> BeforeValidator:  # null means the default, as at OpenAI
     return BeforeValidator(lambda value: default if value is None else value)
 
 
@@ -87,7 +91,7 @@ def _joined_parts(content: Any) -> Any:
 
 class StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True)
-    include_usage: bool = False
+    include_usage: Annotated[bool, _or_default(False)] = False
 
 
 class _Request(BaseModel):
@@ -98,10 +102,10 @@ class _Request(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False), _or_default(1.0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), _or_default(1.0)] = 1.0
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
-    stream: bool = False
+    stop: Annotated[list[_Text], Field(max_length=4)] | _Text | None = None  # the list first: its errors say more
+    stream: Annotated[bool, _or_default(False)] = False
     stream_options: StreamOptions | None = None
-    ignore_eos: bool = False
+    ignore_eos: Annotated[bool, _or_default(False)] = False
 
     @model_validator(mode="before")
     @classmethod
@@ -123,18 +127,14 @@ class _Request(BaseModel):
 
 class CompletionRequest(_Request):
     max_tokens: Annotated[int, Field(ge=1), _or_default(16)] = 16  # OpenAI's default
-    prompt: Annotated[str, Field(min_length=1)]
-
-    _valid = field_validator("prompt")(_utf8)
+    prompt: Annotated[_Text, Field(min_length=1)]
 
 
 class Message(BaseModel):
     model_config = ConfigDict(strict=True)
 
     role: Literal["system", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_joined_parts)]
-
-    _valid = field_validator("content")(_utf8)
+    content: Annotated[_Text, BeforeValidator(_joined_parts)]
 
 
 class ChatCompletionRequest(_Request):
