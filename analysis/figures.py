@@ -38,7 +38,8 @@ def throughput(comparison: Comparison) -> Figure:
     with rc_context(STYLE):
         figure, axes = _axes(0.9 + 0.45 * len(drawn))
         for row, (system, _, look) in enumerate(drawn):
-            e, runs = system.throughput, system.valid["output_tokens_per_s"]
+            runs = system.valid["output_tokens_per_s"]
+            e = statistics.estimate(runs)
             axes.barh(row, e.mean, color=look["color"], alpha=0.85, height=0.6)
             axes.plot(runs, np.full(len(runs), row), "o", color="white", markeredgecolor="black", markersize=4)
             if not math.isnan(e.half):

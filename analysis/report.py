@@ -109,8 +109,9 @@ def _comparison(found: Summary, comparison: Comparison, number: int) -> dict[str
     return {
         "title": comparison.title,
         "engines": comparison.engines,
+        "judged": METRICS[comparison.metric].label,
         "rows": [_row(system) for system in comparison.systems],
-        "one_run": any(s.throughput.runs == 1 for s in comparison.systems),
+        "one_run": any(s.judged.runs == 1 for s in comparison.systems),
         "figures": images,
     }
 

@@ -138,12 +138,12 @@ def unit(name: str) -> str:
 @dataclass(frozen=True)
 class System:
     """A server on an engine under one traffic: its cases (rows of Summary.table). `rank` counts from 1, the same for those
-    whose intervals of throughput overlap; None without a valid case."""
+    whose intervals of the comparison's metric overlap; None without a valid case."""
 
     server: str
     engine: str
     cases: pd.DataFrame
-    throughput: statistics.Estimate
+    judged: statistics.Estimate
     rank: int | None = None
 
     @property
@@ -162,10 +162,15 @@ class System:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Systems under the same traffic: best throughput first, those without a number last."""
+    """Systems under the same traffic: the best by `metric` first, those without a number last.
+
+    In a closed loop a faster server gets more load, so `metric` is the throughput. In an open one all get the same load and
+    whoever keeps up has the same throughput: there it is the E2E latency, P95 if all have one and else P50.
+    """
 
     title: str
     systems: list[System]
+    metric: str
 
     @property
     def engines(self) -> list[str]:
@@ -176,17 +181,21 @@ def comparisons(summary: Summary) -> list[Comparison]:
     """One for each traffic, in the order of the plan."""
     found = []
     for _, cases in summary.table.groupby(TRAFFIC, dropna=False, sort=False):
+        first, valid = cases.iloc[0], cases[cases["valid"]]
+        metric = "output_tokens_per_s"
+        if not math.isnan(first["rate"]):
+            metric = "e2e_p50_s" if valid["e2e_p95_s"].isna().any() else "e2e_p95_s"
+        sign = 1 if METRICS[metric].better == "higher" else -1
         systems = []
         for _, own in cases.groupby(SYSTEM, sort=False):
-            throughput = statistics.estimate(own.loc[own["valid"], "output_tokens_per_s"])
-            systems.append(System(own["server"].iloc[0], own["engine"].iloc[0], own, throughput))
-        systems.sort(key=lambda s: (s.throughput.runs == 0, -np.nan_to_num(s.throughput.mean)))
+            judged = statistics.estimate(own.loc[own["valid"], metric])
+            systems.append(System(own["server"].iloc[0], own["engine"].iloc[0], own, judged))
+        systems.sort(key=lambda s: (s.judged.runs == 0, -sign * s.judged.mean if s.judged.runs else 0))
         ranked = []
         for s in systems:
-            ahead = sum(other.throughput.interval[0] > s.throughput.interval[1] for other in systems)
-            ranked.append(replace(s, rank=1 + ahead if s.throughput.runs else None))
-        first = cases.iloc[0]
-        found.append(Comparison(title(first["scenario"], first["users"], first["rate"]), ranked))
+            ahead = sum(min(sign * x for x in other.judged.interval) > max(sign * x for x in s.judged.interval) for other in systems)
+            ranked.append(replace(s, rank=1 + ahead if s.judged.runs else None))
+        found.append(Comparison(title(first["scenario"], first["users"], first["rate"]), ranked, metric))
     return found
 
 
@@ -201,25 +210,20 @@ def title(scenario: str, users: float, rate: float) -> str:
 
 
 def answer(comparison: Comparison) -> str:
-    """One or two sentences: who carried the most valid output throughput under this traffic, and by how much."""
+    """One or two sentences: who was best under this traffic by the comparison's metric, and by how much."""
     ranked = [s for s in comparison.systems if s.rank]
     if not ranked:
         return f"Under {comparison.title} no server has a valid number yet."
-    best, metric = ranked[0], "output_tokens_per_s"
-    runs = "one run" if best.throughput.runs == 1 else f"{best.throughput.runs} runs"
-    text = (f"Under {comparison.title}, {best.name} carried the most valid output throughput: "
-            f"{cell(metric, best.valid)} tokens/s ({runs})")  # fmt: skip
+    best, metric = ranked[0], comparison.metric
+    runs = "one run" if best.judged.runs == 1 else f"{best.judged.runs} runs"
+    what = "carried the most valid output throughput" if metric == "output_tokens_per_s" else f"had the lowest {METRICS[metric].label}"
+    text = f"Under {comparison.title}, {best.name} {what}: {cell(metric, best.valid)} {unit(metric)} ({runs})"
     if len(ranked) == 1:
         return f"{text}; no other server has a valid number."
     point, low, high = statistics.ratio(best.valid[metric], ranked[1].valid[metric])
-    by = f"{point:.2f} times that of {ranked[1].name}" + ("" if math.isnan(low) else f" (95% interval {low:.2f} to {high:.2f})")
+    by = f"{digits(point)} times that of {ranked[1].name}" + ("" if math.isnan(low) else f" (95% interval {low:.2f} to {high:.2f})")
     tied = [s for s in ranked if s.rank == 1]
     if len(tied) > 1:
-        text = f"{text}. It is a tie with {', '.join(s.name for s in tied[1:])}: the intervals overlap; it had {by}."
-        known = [s for s in tied if not math.isnan(s.valid["e2e_p95_s"].mean())]
-        if known:  # where all carry what is asked, as in an open loop, it is the latency that differs
-            quick = min(known, key=lambda s: s.valid["e2e_p95_s"].mean())
-            text += f" Among them {quick.name} had the lowest E2E P95: {cell('e2e_p95_s', quick.valid)} ms."
-        return text
-    single = min(s.throughput.runs for s in ranked[:2]) == 1
+        return f"{text}. It is a tie with {', '.join(s.name for s in tied[1:])}: the intervals overlap; it had {by}."
+    single = min(s.judged.runs for s in ranked[:2]) == 1
     return f"{text}, {by}." + (" One run has no interval: repeat it before relying on a small difference." if single else "")

@@ -31,7 +31,6 @@ ZERO: float = LOAD["clock_zero_s"]
 FOLDER = Path(LOAD["folder"])
 CUT_OFF = "cut off: unanswered when the drain ended"
 RECORDER_FAILED = 4  # exit code
-WARM_CONNECTIONS = 16  # of an open loop, opened before the first arrival
 
 
 def now() -> float:
@@ -157,9 +156,17 @@ def on_quit(**_: Any) -> None:
     recorder.close()
 
 
-def ask(connection: sse.Connection, user: int | None, scheduled_s: float, wanted: prompts.Prompt) -> float:
+Prepared = tuple[prompts.Prompt, str, bytes]  # with path and body
+
+
+def prepare(user: int, turn: int) -> Prepared:
+    wanted = prompts.prompt(LOAD["seed"], SCENARIO, user, turn)
+    return wanted, *prompts.request_body(SCENARIO, LOAD["model"], wanted)
+
+
+def ask(connection: sse.Connection, user: int | None, scheduled_s: float, prepared: Prepared) -> float:
     """One request; the time at which its answer ended. Its row is written also if this greenlet is killed meanwhile."""
-    path, body = prompts.request_body(SCENARIO, LOAD["model"], wanted)
+    wanted, path, body = prepared
     sent = Sent(user, scheduled_s, wanted, sse.Exchange())
     recorder.sent += 1
     try:
@@ -185,6 +192,7 @@ class ClosedLoop(User):
     def on_start(self) -> None:
         self.index, ClosedLoop.started = ClosedLoop.started, ClosedLoop.started + 1
         self.turn = 0
+        self.prepared = gevent.spawn(prepare, self.index, 0)
         self.connection = connect()
         try:
             self.connection.open()
@@ -194,9 +202,10 @@ class ClosedLoop(User):
 
     @task
     def ask_once(self) -> None:
-        wanted = prompts.prompt(LOAD["seed"], SCENARIO, self.index, self.turn)
+        prepared = self.prepared.get()
         self.turn += 1
-        done_s = ask(self.connection, self.index, self.free_s, wanted)
+        self.prepared = gevent.spawn(prepare, self.index, self.turn)  # runs while this one waits for its answer
+        done_s = ask(self.connection, self.index, self.free_s, prepared)
         self.free_s = done_s + SCENARIO.get("think_s", 0.0)
         if self.connection.socket is None:
             gevent.sleep(0.01)  # after a failure: a dead server must not turn the loop into a flood
@@ -209,17 +218,13 @@ class OpenLoop(User):
 
     @task
     def dispatch(self) -> None:
+        # Kept alive and used again, the last one first. Not opened in advance: a synchronous worker would accept an idle one and
+        # wait for it while others queue. The warm-up opens as many as the load needs.
         idle: list[sse.Connection] = []
-        for _ in range(WARM_CONNECTIONS):
-            idle.append(connect())
-            try:
-                idle[-1].open()
-            except OSError:
-                break
 
-        def one(scheduled_s: float, index: int) -> None:
+        def one(scheduled_s: float, prepared: Prepared) -> None:
             connection = idle.pop() if idle else connect()
-            ask(connection, None, scheduled_s, prompts.prompt(LOAD["seed"], SCENARIO, 0, index))
+            ask(connection, None, scheduled_s, prepared)
             idle.append(connection)
 
         in_flight: set[gevent.Greenlet] = set()
@@ -227,8 +232,9 @@ class OpenLoop(User):
             until = SCENARIO["warmup_s"] + LOAD["duration_s"]
             for index, at in enumerate(prompts.poisson_arrivals(LOAD["seed"], LOAD["rate"], until)):
                 scheduled_s = recorder.began_s + at
+                prepared = prepare(0, index)
                 gevent.sleep(max(0.0, scheduled_s - now()))
-                greenlet = gevent.spawn(one, scheduled_s, index)
+                greenlet = gevent.spawn(one, scheduled_s, prepared)
                 in_flight.add(greenlet)
                 greenlet.rawlink(in_flight.discard)
             gevent.joinall(list(in_flight))

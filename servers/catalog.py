@@ -42,25 +42,43 @@ def search_path() -> str:
 
 
 def is_installed(name: str) -> bool:
-    return shutil.which(name, path=search_path()) is not None or importlib.util.find_spec(name) is not None
+    try:
+        return shutil.which(name, path=search_path()) is not None or importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # the package of a module that was asked for
+        return False
 
 
 def read(file: Path) -> Server:
     try:
-        table = tomllib.loads(file.read_text())
-    except tomllib.TOMLDecodeError as error:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CatalogError(f"{file}: not valid TOML: {error}") from None
     known = {field.name for field in fields(Server)} - {"name"}
     for key in table:
         if key not in known:
             raise CatalogError(f"{file}: unknown key {key!r}{nearest(key, known)}")
-    for key, kind in (("summary", str), ("command", list), ("engines", list)):
-        if not isinstance(table.get(key), kind):
-            raise CatalogError(f"{file}: the key {key!r} is missing or not a {kind.__name__}")
+    for key in ("summary", "command", "engines"):
+        if not table.get(key):
+            raise CatalogError(f"{file}: the key {key!r} is missing or empty")
+    for key, value in table.items():
+        kind = {"summary": "a string", "ready_timeout_s": "a number"}.get(key, "a list of strings")
+        if not _is(kind, value):
+            raise CatalogError(f"{file}: the key {key!r} is not {kind}")
     for engine in table["engines"]:
         check_name(engine, ENGINES, f"{file}: engine")
+    try:
+        for part in table["command"]:
+            part.format(host="", port=0, workers=1)
+    except (LookupError, ValueError) as error:
+        raise CatalogError(f"{file}: the key 'command' has {error} in braces; there are {{host}}, {{port}} and {{workers}}") from None
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
     return Server(name=file.parent.name, **values)
+
+
+def _is(kind: str, value: Any) -> bool:
+    if kind == "a list of strings":
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return isinstance(value, str if kind == "a string" else int | float) and not isinstance(value, bool)
 
 
 def servers(folder: Path = FOLDER) -> dict[str, Server]:

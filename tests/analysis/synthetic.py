@@ -66,7 +66,8 @@ def run(index: int = 0, server: str = "alpha", repetition: int = 1, **changes: A
         records.SCHEMA, case, "ok", "2026-11-20T10:00:00Z", 5000.0, "a synthetic server", ["serve", "--port", "1"],
         [{"name": name, "start_s": 2.0 * i, "end_s": 2.0 * i + 2} for i, name in enumerate(names)], 1.5,
         {"start_s": 2.0, "end_s": 10.0}, checks, checks,
-        {"sent": 400, "rows": 400, "locust_requests": 400, "locust_failures": 0, "cut_off": 0}, []), strict=True)) | changes  # fmt: skip
+        {"sent": 400, "rows": 400, "locust_requests": 400, "locust_failures": 0, "cut_off": 0}, None, []),
+        strict=True)) | changes  # fmt: skip
 
 
 def campaign_data(plan: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:

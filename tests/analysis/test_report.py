@@ -118,7 +118,7 @@ def test_invalid_is_no_number_and_not_slow(tmp_path):
     assert not found.table.loc[0, "valid"] and found.table.loc[0, "output_tokens_per_s"] > 0  # the data keep it
 
 
-def ranks(tmp_path, speeds):
+def ranks(tmp_path, speeds, **load_changes):
     folder = tmp_path / "campaign"
     folder.mkdir()
     cases = []
@@ -126,7 +126,9 @@ def ranks(tmp_path, speeds):
         for repetition, step in enumerate(steps, 1):
             n = int(4 / step)
             cases.append(
-                synthetic.run(len(cases), server, repetition, counts={"sent": n, "rows": n, "locust_requests": n, "cut_off": 0})
+                synthetic.run(
+                    len(cases), server, repetition, counts={"sent": n, "rows": n, "locust_requests": n, "cut_off": 0}, **load_changes
+                )
             )
             synthetic.write_case(folder, cases[-1], synthetic.requests(n, n / 10, 5 * step, step), synthetic.telemetry())
     synthetic.records.write_json(folder / "campaign.json", synthetic.campaign_data([c["case"] for c in cases]))
@@ -144,6 +146,13 @@ def test_one_run_says_so(tmp_path):
     found, answer = ranks(tmp_path, {"alpha": [0.010], "beta": [0.020]})
     assert found == {"alpha": 1, "beta": 2}
     assert "(one run)" in answer and "±" not in answer and "no interval" in answer
+
+
+def test_an_open_loop_is_judged_by_latency(tmp_path):
+    """All get the same load, so throughput only tells what was asked: here the slower server happens to have the higher one."""
+    found, answer = ranks(tmp_path, {"alpha": [0.0200], "beta": [0.0195]}, users=None, rate=20.0)
+    assert found == {"alpha": 2, "beta": 1}
+    assert "beta (simulated) had the lowest E2E P95" in answer
 
 
 def test_numbers_as_text():
