@@ -148,7 +148,8 @@ def _log(axes: Axes, axis: Axis) -> None:
     (axes.set_xscale if is_x else axes.set_yscale)("log")
     if 0 < low <= high < math.inf:
         (axes.set_xlim if is_x else axes.set_ylim)(low / 2, high * 2)
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    few = 0 < low <= high < 30 * low  # over more decades the labels of 2 and 5 would run into each other
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1, 3)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
