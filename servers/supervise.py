@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-GRACE_S = 15.0  # after SIGTERM, before SIGKILL
+GRACE_S = float(os.environ.get("SERVEOFF_GRACE_S", "15"))  # after SIGTERM, before SIGKILL
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -46,7 +46,8 @@ def end_tree(root: subprocess.Popen[bytes]) -> None:
 
 
 def _descendants() -> list[psutil.Process]:
-    with contextlib.suppress(ChildProcessError):  # adopted ones are ours to reap; the command itself is left to Popen
+    # Adopted ones are ours to reap; the command itself is left to Popen, which may do it between two lines here.
+    with contextlib.suppress(ChildProcessError, psutil.NoSuchProcess):
         for child in psutil.Process().children():
             if child.status() == psutil.STATUS_ZOMBIE and child.pid != _root_pid:
                 os.waitpid(child.pid, os.WNOHANG)

@@ -78,7 +78,7 @@ def test_a_key_of_the_wrong_kind_is_named(tmp_path: Path, key: str, line: str) -
 
 
 def test_a_placeholder_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    assert "'{prot}'" in error_of(tmp_path, GOOD.replace("{port}", "{prot}"))
+    assert "has 'prot' in braces" in error_of(tmp_path, GOOD.replace("{port}", "{prot}"))
 
 
 def test_what_is_missing_is_reported(tmp_path: Path) -> None:

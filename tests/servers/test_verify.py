@@ -1,0 +1,85 @@
+"""verify: a server that keeps the contract passes every check, and each fault is found by the check that is meant for it."""
+
+import socket
+
+import pytest
+
+from servers import rule
+from servers.verify import CHECKS, Check, Failed, answers, report, verify
+from tests.servers import broken
+
+# fault -> the check meant for it, and the others that it cannot but fail, with the reason
+FAULTS: dict[str, tuple[str, dict[str, str]]] = {
+    "buffers": ("trickles", {}),
+    "drops_a_token": ("stream_exact", {}),
+    "doubles_a_token": ("stream_exact", {}),
+    "early_role": ("first_chunk", {}),
+    "mixes_up_requests": ("no_cross_talk", {}),
+    "ignores_max_tokens": ("max_tokens", {}),
+    "500_for_bad_json": ("bad_input", {}),
+    "stack_trace": ("bad_input", {}),
+    "vanished_client_holds_its_slot": ("vanished_client", {}),
+    "wrong_usage": ("plain_answers", dict.fromkeys(("max_tokens", "framing"), "each compares usage with what was asked")),
+    "wrong_usage_of_streams": ("framing", {}),
+    "no_done": ("framing", dict.fromkeys(("stream_exact", "trickles", "first_chunk", "no_cross_talk", "vanished_client"),
+                                         "each reads a stream, and one that does not end is read by none")),
+}  # fmt: skip
+
+
+def failed(checks: list[Check]) -> dict[str, str]:
+    return {check.name: check.detail for check in checks if not check.ok}
+
+
+def test_a_server_that_keeps_the_contract_passes_every_check() -> None:
+    with broken.running() as url:
+        checks = verify(url)
+    assert failed(checks) == {} and [check.name for check in checks] == [check.__name__ for check in CHECKS]
+    assert report(checks).count("ok  ") == len(CHECKS)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_found_by_the_check_meant_for_it(fault: str) -> None:
+    meant, others = FAULTS[fault]
+    with broken.running(fault) as url:
+        found = failed(verify(url))
+    assert set(found) == {meant, *others}, found
+    assert f"FAIL  {meant}" in report([Check(meant, False, found[meant])])
+
+
+@pytest.mark.parametrize(("fault", "says"), [
+    ("buffers", "is buffered"), ("early_role", "begins with a chunk without a token"), ("stack_trace", "shows a stack trace"),
+    ("500_for_bad_json", "broken JSON: status 500, expected 400"), ("no_done", "[DONE]"), ("drops_a_token", "at word 31"),
+    ("ignores_max_tokens", "max_tokens=1: usage says 8"), ("mixes_up_requests", "at word 11"),
+])  # fmt: skip
+def test_what_is_wrong_is_said_in_words(fault: str, says: str) -> None:
+    meant = FAULTS[fault][0]
+    with broken.running(fault) as url:
+        (check,) = verify(url, checks=tuple(check for check in CHECKS if check.__name__ == meant))
+    assert not check.ok and says in check.detail
+
+
+@pytest.mark.parametrize("fault", ["", "mixes_up_requests", "drops_a_token"])
+def test_without_a_planted_rule_answers_are_compared_with_each_other(fault: str) -> None:
+    with broken.running(fault) as url:
+        found = failed(verify(url, planted=False))
+    assert set(found) == ({FAULTS[fault][0]} if fault else set()), found
+
+
+def test_answers_are_the_same_for_the_same_server_and_right() -> None:
+    with broken.running() as url:
+        said = answers(url, broken.MODEL, count=2, tokens=5)
+        assert said == answers(url, broken.MODEL, count=2, tokens=5) and len(set(said)) == 2
+    assert all(set(text.split()) <= set(rule.VOCABULARY) and len(text.split()) == 5 for text in said)
+
+
+def test_what_answers_nothing_or_nonsense_fails_and_does_not_raise() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        (check,) = verify(url)
+        assert not check.ok and "names no model" in check.detail and "--model" in check.detail
+        assert set(failed(verify(url, model="m"))) == {check.__name__ for check in CHECKS}
+    (check,) = verify("localhost:8000")
+    assert "is not a base URL such as http://127.0.0.1:8000" in check.detail
+    with pytest.raises(Failed):
+        answers(url, "m")
