@@ -40,6 +40,11 @@ class BlockingEngine:
         self.tokenizer = AutoTokenizer.from_pretrained(settings.path)
         self.network = AutoModelForCausalLM.from_pretrained(settings.path, dtype=torch.bfloat16).to(self.device).eval()
         self.context: int = self.network.config.max_position_embeddings
+        own = self.network.generation_config
+        self.pad, self.eos = own.pad_token_id, own.eos_token_id
+        # `generate` takes from here whatever a request leaves open, even the None of ignore_eos, and a model's own sampling defaults,
+        # such as a repetition penalty: no other engine has those, and answers would differ.
+        self.network.generation_config = GenerationConfig()
 
     def prepare(self, request: Request) -> Job:
         ids = token_ids(self.tokenizer, request)
@@ -47,8 +52,7 @@ class BlockingEngine:
 
     def generate(self, job: Job, on_token: Callable[[str], Any]) -> Outcome:
         request, ended = job.request, False
-        eos = self.network.generation_config.eos_token_id
-        eos_ids = set(eos if isinstance(eos, list) else [eos])
+        eos_ids = set(self.eos if isinstance(self.eos, list) else [self.eos])
         text = DecodeStream(ids=job.prompt[-8:], skip_special_tokens=True)  # its first piece depends on what stands before
 
         def on_id(token: int) -> None:
@@ -64,8 +68,8 @@ class BlockingEngine:
             sampling = {"do_sample": True, "temperature": request.temperature, "top_p": request.top_p, "top_k": 0}
             if request.seed is not None:
                 torch.manual_seed(request.seed)  # the process's only generator: exact with one request at a time
-        config = GenerationConfig(max_new_tokens=job.max_tokens, eos_token_id=None if request.ignore_eos else eos,
-                                  pad_token_id=self.network.generation_config.pad_token_id, **sampling)
+        config = GenerationConfig(max_new_tokens=job.max_tokens, eos_token_id=None if request.ignore_eos else self.eos,
+                                  pad_token_id=self.pad, **sampling)
         with Run(job) as run, torch.inference_mode():
             ids = torch.tensor([job.prompt], device=self.device)
             try:

@@ -70,7 +70,8 @@ class Handler(BaseHTTPRequestHandler):
         asked = request.max_tokens or 16
         if asked > CONTEXT:
             raise ContractError(400, "beyond the context", "max_tokens")
-        prompt = request.prompt if isinstance(request, CompletionRequest) else rule.chat_text([(m.role, m.content) for m in request.messages])
+        chat = isinstance(request, ChatCompletionRequest)
+        prompt = rule.chat_text([(m.role, m.content) for m in request.messages]) if chat else request.prompt
         with self.server.in_flight(prompt):
             if request.stream:
                 self.send_response(200)

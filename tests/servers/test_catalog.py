@@ -48,7 +48,7 @@ def test_broken_toml_names_the_line(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     write(tmp_path, "").write_bytes(b"summary = '\xff'")
-    with pytest.raises(CatalogError, match="server.toml: not valid TOML"):
+    with pytest.raises(CatalogError, match=r"server\.toml: not valid TOML"):
         catalog.servers(tmp_path)
 
 
@@ -68,7 +68,8 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
 
 
 @pytest.mark.parametrize(("key", "line"), [
-    ("summary", "summary = 5"), ("command", 'command = "serve {port}"'), ("command", 'command = ["serve", 8000]'), ("command", "command = []"),
+    ("summary", "summary = 5"), ("command", 'command = "serve {port}"'),
+    ("command", 'command = ["serve", 8000]'), ("command", "command = []"),
     ("engines", 'engines = "hf"'), ("engines", "engines = []"), ("engines", 'engines = [["hf"]]'), ("requires", 'requires = "flask"'),
     ("requires", "requires = [5]"), ("ready_timeout_s", 'ready_timeout_s = "long"'), ("ready_timeout_s", "ready_timeout_s = true"),
 ])  # fmt: skip
@@ -96,9 +97,9 @@ def test_what_an_engine_needs_is_missing_too(tmp_path: Path, monkeypatch: pytest
 
 
 def test_an_unknown_server_is_named_with_the_nearest() -> None:
-    with pytest.raises(CatalogError, match="there is no server 'flask_unicorn'; did you mean 'flask_gunicorn'?"):
+    with pytest.raises(CatalogError, match=r"there is no server 'flask_unicorn'; did you mean 'flask_gunicorn'\?"):
         catalog.find("flask_unicorn")
-    with pytest.raises(CatalogError, match="there is no server 'zzz'; there are .*flask_gunicorn"):
+    with pytest.raises(CatalogError, match=r"there is no server 'zzz'; there are .*flask_gunicorn"):
         catalog.find("zzz")
 
 

@@ -244,7 +244,7 @@ def test_models_are_presets_folders_or_hub_names(tmp_path: Path) -> None:
 
 
 def test_a_model_that_does_not_exist_is_an_error_before_anything_starts(tmp_path: Path) -> None:
-    with pytest.raises(LaunchError, match="has no config.json"):
+    with pytest.raises(LaunchError, match=r"has no config\.json"):
         launch.resolve_model(str(tmp_path), needs_weights=True)
     for wrong in ("tinny", "./missing", "/missing/model", "a/b/c"):
         with pytest.raises(LaunchError, match="does not exist: give one of tiny, small"):
