@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import fcntl
 import math
 import os
 import signal
@@ -10,10 +11,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from loadtests import machine, records
-from loadtests.plan import PlanError, make_plan, read_scenarios
+from loadtests.plan import SCENARIOS_FILE, PlanError, make_plan, read_scenarios
 from loadtests.progress import Watch
 from loadtests.records import Case
 from loadtests.run import Setting, run_case
@@ -78,7 +79,8 @@ def arguments_of(command: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--servers", default=CORE, help="names, comma-separated, or 'all'; `python -m servers list` shows them (default: the core three)")
     add("--engines", default="", help="hf, vllm, simulated, comma-separated (default: each server's real one)")
-    add("--scenarios", default="interactive,steady", help="tables of loadtests/scenarios.toml (default: %(default)s)")
+    add("--scenarios", default="interactive,steady", help="tables of the scenarios file (default: %(default)s)")
+    add("--scenarios-file", type=Path, default=SCENARIOS_FILE, help="TOML with scenarios of your own (default: loadtests/scenarios.toml)")
     add("--users", type=numbers(int, 0, "a whole number of users above 0"), default=[], help="of closed loops; several make several cases")
     add("--rate", type=numbers(float, 0, "a rate above 0"), default=[], help="requests/s of open loops; several make several cases")
     add("--duration", type=one(numbers(float, 0, "a number of seconds above 0")), help="of the measured window, s")
@@ -91,12 +93,13 @@ def arguments_of(command: list[str]) -> argparse.Namespace:
     add("--ready-timeout", type=one(numbers(float, 0, "a number of seconds above 0")), help="for a server's start, s")
     add("--target", help="base URL of a running server to measure instead; any OpenAI-compatible one")
     add("--out", type=Path, help="the campaign's folder; an unfinished one is continued (default: a new one in results/)")
+    add("--no-notebooks", action="store_true", help="report without its notebooks, which take some seconds each")
     add("--plan", action="store_true", help="print the ordered plan and stop")
     return parser.parse_args(command)
 
 
 def plan_of(arguments: argparse.Namespace) -> tuple[list[Case], dict[str, dict[str, Any]]]:
-    known = read_scenarios()
+    known = read_scenarios(arguments.scenarios_file)
     chosen = [name for name in arguments.scenarios.split(",") if name]
     for name in chosen:
         catalog.check_name(name, known, "scenario")
@@ -128,7 +131,10 @@ def open_campaign(folder: Path, campaign: dict[str, Any]) -> None:
     """Creates it, or makes sure that the one that is there is the same. Raises PlanError."""
     file = folder / "campaign.json"
     if file.exists():
-        before = records.read_json(file)
+        try:
+            before = records.read_json(file)
+        except ValueError as error:
+            raise PlanError(f"{file} is not JSON ({error}): choose another --out") from None
         if before.get("schema") != records.SCHEMA:
             raise PlanError(f"{folder} was written with schema {before.get('schema')}, this is {records.SCHEMA}: choose another --out")
         differing = [key for key in SAME if before.get(key) != campaign[key]]
@@ -142,8 +148,18 @@ def open_campaign(folder: Path, campaign: dict[str, Any]) -> None:
     records.write_json(file, campaign)
 
 
+def lock(folder: Path) -> IO[str]:
+    """Held until this process ends, however it ends. Raises PlanError: a second driver would take the running case for a dead one."""
+    handle = (folder / "campaign.json").open()
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise PlanError(f"{folder} is being measured by another process: wait for its end, or choose another --out") from None
+    return handle
+
+
 def to_do(folder: Path, cases: list[Case], watch: Watch) -> list[Case]:
-    """Cases that have no result yet. What a run that was killed or failed left is kept beside, under a name of its own."""
+    """Cases that have no result yet. What a run that was killed or failed left is kept in attempts/, which analysis does not read."""
     left = []
     for case in cases:
         place = folder / "cases" / case.folder
@@ -153,11 +169,12 @@ def to_do(folder: Path, cases: list[Case], watch: Watch) -> list[Case]:
         status = records.read_json(place / "run.json")["status"] if (place / "run.json").exists() else "running"
         if status == "ok":
             continue
-        attempt = next(n for n in range(1, 1000) if not place.with_name(f"{place.name}.attempt{n}").exists())
+        kept = next(kept for n in range(1, 1000) if not (kept := folder / "attempts" / f"{place.name}.{n}").exists())
         if not status.startswith("skipped"):
             what = "was interrupted" if status == "running" else status.splitlines()[0]
-            watch.say(f"found case {case.index} ({case.folder}): {what}; kept as {place.name}.attempt{attempt}, and run again")
-        place.rename(place.with_name(f"{place.name}.attempt{attempt}"))
+            watch.say(f"found case {case.index} ({case.folder}): {what}; kept as attempts/{kept.name}, and run again")
+        kept.parent.mkdir(exist_ok=True)
+        place.rename(kept)
         left.append(case)
     if len(left) < len(cases):
         watch.say(f"continuing {folder}: {len(cases) - len(left)} of {len(cases)} cases are done")
@@ -185,6 +202,7 @@ def campaign(arguments: argparse.Namespace) -> int:
         "command": sys.argv[1:], "seed": arguments.seed, "model": asdict(model) | {"path": Path(model.path).name}, "scenarios": scenarios,
         "simulated": arguments.simulated, "machine_share": share, "plan": [case.as_dict() for case in cases],
         "manifest": machine.manifest()})
+    locked = lock(folder)
     if not share["shared"]:
         os.sched_setaffinity(0, share["load_cores"])  # this process, too, keeps off the server's cores
     setting = Setting(folder, arguments.seed, model, scenarios, arguments.simulated,
@@ -204,7 +222,9 @@ def campaign(arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             watch.say(f"interrupted; what was measured is in {folder}, and the same command with --out {folder} continues it")
             return 130
-    subprocess.run([sys.executable, "-m", "analysis", "report", str(folder)], check=False)
+    locked.close()
+    subprocess.run([sys.executable, "-m", "analysis", "report", str(folder), *(["--no-notebooks"] if arguments.no_notebooks else [])],
+                   check=False)
     failed = [status for status in statuses if status.startswith("failed")]
     return 1 if failed else 0
 

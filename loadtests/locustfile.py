@@ -7,6 +7,7 @@ statistics, CSV and web UI work as ever, and its count is held against ours. Wha
 greenlet of its own, after the answer has ended and never in the timed path.
 """
 
+import errno
 import json
 import os
 import sys
@@ -64,8 +65,10 @@ class Recorder:
 
     def give_up(self, greenlet: gevent.Greenlet) -> None:
         """A recorder that cannot record (a full disk, say) must not go on as if it did: Locust would swallow the exception."""
-        print(f"the recorder failed: {greenlet.exception}", file=sys.stderr, flush=True)
-        os._exit(RECORDER_FAILED)
+        try:
+            print(f"the recorder failed: {greenlet.exception}", file=sys.stderr, flush=True)
+        finally:  # on a full disk, stderr, which is a log, fails as well
+            os._exit(RECORDER_FAILED)
 
     def end_after_window(self) -> None:
         """The window closes while load goes on; then users finish what they have begun, for drain_s at most."""
@@ -120,7 +123,9 @@ class Recorder:
             "max_tokens": sent.prompt.max_tokens, "tokens": settled.usage.get("completion_tokens"),
             "finish_reason": settled.finish_reason, "token_s": token_s, "token_n": counts, "bytes": len(exchange.body),
             **{name: settled.timings.get(name) for name in ("queue_ms", "prompt_ms", "predicted_ms")}}
-        self.rows.write(json.dumps(row).encode() + b"\n")
+        line = json.dumps(row).encode() + b"\n"
+        if self.rows.write(line) != len(line):  # half of it: the disk has become full, and the next line must not follow that half
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.written += 1
         self.tokens += sum(counts)
         self.cut_off += settled.error == CUT_OFF

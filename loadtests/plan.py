@@ -1,6 +1,8 @@
 """What is measured, and in which order: servers x engines x scenarios x loads x repetitions as an ordered list of cases. Pure."""
 
+import math
 import random
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,14 +26,16 @@ class PlanError(ValueError):
 def read_scenarios(file: Path = SCENARIOS_FILE) -> dict[str, dict[str, Any]]:
     """Raises PlanError that names the file, and the line or the key."""
     try:
-        tables = tomllib.loads(file.read_text())
-    except tomllib.TOMLDecodeError as error:
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PlanError(f"{file} is not valid TOML: {error}") from None
     except OSError as error:
         raise PlanError(f"{file} cannot be read: {error.strerror}") from None
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise PlanError(f"{file}: {name!r} stands outside of a table: put it below a [scenario]")
+        if not re.fullmatch(r"[\w-]+", name):
+            raise PlanError(f"{file}: the scenario {name!r} must be named with letters, digits, - and _: it names folders")
         _check(f"{file}: [{name}]", table)
     return tables
 
@@ -43,7 +47,9 @@ def _check(where: str, table: dict[str, Any]) -> None:
     for key in REQUIRED:
         if key not in table:
             raise PlanError(f"{where}: the key {key!r} is missing")
-    if table["arrivals"] not in ARRIVALS:
+    if not isinstance(table["summary"], str):
+        raise PlanError(f"{where}: summary = {table['summary']!r} is not a string")
+    if table["arrivals"] not in tuple(ARRIVALS):
         raise PlanError(f"{where}: arrivals = {table['arrivals']!r} is not one of {', '.join(ARRIVALS)}")
     if table["endpoint"] not in ("chat", "completions"):
         raise PlanError(f"{where}: endpoint = {table['endpoint']!r} is neither chat nor completions")
@@ -52,13 +58,13 @@ def _check(where: str, table: dict[str, Any]) -> None:
     for key, least in NUMBERS.items():
         value = table.get(key, 1)
         number = isinstance(value, int) if key == "users" else isinstance(value, int | float)
-        if not number or isinstance(value, bool) or value < least or (value == 0 and key in ("rate", "duration_s", "timeout_s")):
+        if not number or isinstance(value, bool) or not math.isfinite(value) or value < least or (value == 0 and key in ("rate", "duration_s", "timeout_s")):
             raise PlanError(f"{where}: {key} = {value!r} is not a {'whole ' if key == 'users' else ''}number above "
                             f"{0 if key in ('users', 'rate', 'duration_s', 'timeout_s') else 'or equal to 0'}")
     for key in ("prompt_tokens", "output_tokens"):
-        value = table[key]
-        if not (isinstance(value, list) and len(value) == 2 and all(type(n) is int for n in value) and 1 <= value[0] <= value[1]):
-            raise PlanError(f"{where}: {key} = {value!r} is not [least, most] of at least 1")
+        value, least = table[key], 2 if key == "prompt_tokens" and table["endpoint"] == "chat" else 1  # a role's marker and a word
+        if not (isinstance(value, list) and len(value) == 2 and all(type(n) is int for n in value) and least <= value[0] <= value[1]):
+            raise PlanError(f"{where}: {key} = {value!r} is not [least, most] of at least {least}")
 
 
 def make_plan(servers: Sequence[Server], engines: Sequence[str], scenarios: Mapping[str, Mapping[str, Any]], *, users: Sequence[int] = (),

@@ -11,6 +11,7 @@ A campaign is a folder:
         requests.jsonl              one line a request while the case runs; requests.parquet at its end (REQUEST_FIELDS)
         telemetry.jsonl             likewise telemetry.parquet (TELEMETRY_FIELDS)
         server.log  load.log        what the processes said
+    attempts/NNN-....N/             likewise, what a run that was killed, interrupted or failed left of a case that was then run again
     report.html  report.md  figures/  notebooks/        made by analysis, at any time, from the above
 
 Identity is data (run.json's "case"), never parsed from a path. Missing is null, zero is zero. Times called `*_s` in the rows are

@@ -92,7 +92,7 @@ def run_case(case: Case, setting: Setting, watch: Watch) -> str:
                 began = time.perf_counter()
                 try:
                     stage(work)
-                except (CaseFailed, launch.LaunchError) as error:
+                except (CaseFailed, launch.LaunchError, contract_checks.Failed) as error:
                     work.run["status"] = f"failed: {name}: {error}"
                     break
                 except KeyboardInterrupt:

@@ -159,10 +159,12 @@ class Connection:
     def _exchange(self, request: bytes, exchange: Exchange, deadline: float) -> None:
         clock, sock = time.perf_counter, self.socket
         assert sock is not None
-        sock.settimeout(self.timeout_s)
+        sock.settimeout(_left(deadline, clock()))
         sock.sendall(request)
         head = bytearray()
+        at = clock()
         while (end := head.find(b"\r\n\r\n")) < 0:
+            sock.settimeout(_left(deadline, at))  # before each read: a server that drips must not begin the bound anew
             data: bytes | bytearray = sock.recv(RECV_BYTES)
             at = clock()
             if not data:
@@ -187,8 +189,7 @@ class Connection:
                 break
             if len(body) > MAX_ANSWER_BYTES:
                 raise AnswerError("answer too long")
-            if at > deadline:
-                raise TimeoutError
+            sock.settimeout(_left(deadline, at))
             data = sock.recv(RECV_BYTES)
             at = clock()
             if not data:
@@ -203,11 +204,17 @@ class _ClosedEarly(Exception):
     """The connection was closed before the first byte of an answer."""
 
 
+def _left(deadline: float, now: float) -> float:
+    if now >= deadline:
+        raise TimeoutError
+    return deadline - now
+
+
 def _read_head(head: bytes, exchange: Exchange) -> tuple[int | None, _Chunked | None, bool]:
     """(length of the body if given, decoder if chunked, keep the connection)."""
     first, *lines = head.split(b"\r\n")
     parts = first.split(None, 2)
-    if len(parts) < 2 or not parts[0].startswith(b"HTTP/1.") or not parts[1].isdigit():
+    if len(parts) < 2 or not parts[0].startswith(b"HTTP/1.") or not parts[1].isdigit() or len(parts[1]) != 3:
         raise AnswerError("not an HTTP/1 answer")
     exchange.status = int(parts[1])
     headers = {}
@@ -219,7 +226,7 @@ def _read_head(head: bytes, exchange: Exchange) -> tuple[int | None, _Chunked | 
     exchange.content_type = headers.get(b"content-type", b"").decode("latin-1").lower()
     chunked = _Chunked() if b"chunked" in headers.get(b"transfer-encoding", b"").lower() else None
     length = headers.get(b"content-length")
-    if length is not None and not length.isdigit():
+    if length is not None and not (length.isdigit() and len(length) < 19):
         raise AnswerError("broken Content-Length")
     connection = headers.get(b"connection", b"").lower()
     keep = b"close" not in connection and (parts[0] == b"HTTP/1.1" or b"keep-alive" in connection)
@@ -260,16 +267,24 @@ def _take(payload: bytes, offset: int, exchange: Exchange, settled: Settled) -> 
     """One chunk whose last byte is at `offset` of the body; False if it is an error."""
     try:
         chunk: Chunk = read_chunk(payload)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter: JSON that is nested too deep
         settled.error = settled.error or "an event that is not a chunk"
         return False
     if chunk.error is not None:
-        settled.error = f"server error in the stream: {chunk.error[:80]}"
+        settled.error = f"server error in the stream: {_printable(chunk.error)}"
         return False
     if chunk.text:
         settled.token_s.append(exchange.arrived[min(bisect_left(exchange.lengths, offset), len(exchange.arrived) - 1)])
         settled.token_text.append(chunk.text)
-    settled.finish_reason = chunk.finish_reason or settled.finish_reason
-    settled.usage = chunk.usage if isinstance(chunk.usage, dict) else settled.usage
-    settled.timings = chunk.timings if isinstance(chunk.timings, dict) else settled.timings
+    settled.finish_reason = _printable(chunk.finish_reason) if chunk.finish_reason else settled.finish_reason
+    # Only what the schema can hold: somebody else's server may say anything here.
+    if isinstance(chunk.usage, dict):
+        settled.usage = {name: n for name, n in chunk.usage.items() if type(n) is int and abs(n) < 2**63}
+    if isinstance(chunk.timings, dict):
+        settled.timings = {name: float(ms) for name, ms in chunk.timings.items() if type(ms) in (int, float) and abs(ms) < 2**63}
     return True
+
+
+def _printable(said: object) -> str:
+    """Without the lone surrogates that JSON allows and UTF-8 does not."""
+    return str(said)[:80].encode(errors="replace").decode()
