@@ -50,7 +50,8 @@ def verb(function):  # type: ignore[no-untyped-def]
 def bench(session: nox.Session) -> None:
     """Compare servers: a campaign and its report. `nox -s bench -- --help` lists the options."""
     install(session)
-    session.run("python", "-m", "loadtests", *session.posargs)
+    # Nox would kill it half a second after Ctrl-C; it needs longer to end the server and to keep what was measured.
+    session.run("python", "-m", "loadtests", *session.posargs, interrupt_timeout=120, terminate_timeout=30)
 
 
 @verb

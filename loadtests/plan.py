@@ -58,7 +58,8 @@ def _check(where: str, table: dict[str, Any]) -> None:
     for key, least in NUMBERS.items():
         value = table.get(key, 1)
         number = isinstance(value, int) if key == "users" else isinstance(value, int | float)
-        if not number or isinstance(value, bool) or not math.isfinite(value) or value < least or (value == 0 and key in ("rate", "duration_s", "timeout_s")):
+        number = number and not isinstance(value, bool) and math.isfinite(value)
+        if not number or value < least or (value == 0 and key in ("rate", "duration_s", "timeout_s")):
             raise PlanError(f"{where}: {key} = {value!r} is not a {'whole ' if key == 'users' else ''}number above "
                             f"{0 if key in ('users', 'rate', 'duration_s', 'timeout_s') else 'or equal to 0'}")
     for key in ("prompt_tokens", "output_tokens"):

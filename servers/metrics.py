@@ -5,6 +5,7 @@ also answer `GET /metrics`, refuse bodies that are too long (413) and, if SERVEO
 """
 
 import hmac
+import io
 import json
 import os
 import time
@@ -60,8 +61,12 @@ def _refusal(authorization: str, content_length: str) -> ContractError | None:
     if key and not hmac.compare_digest(authorization.encode("latin-1"), f"Bearer {key}".encode()):
         return ContractError(401, "missing or wrong API key: send it as 'Authorization: Bearer KEY'", None, "invalid_api_key")
     if content_length.isascii() and content_length.isdigit() and int(content_length) > MAX_BODY_BYTES:
-        return ContractError(413, f"the body is longer than {MAX_BODY_BYTES} bytes", None, "body_too_large")
+        return _too_large()
     return None
+
+
+def _too_large() -> ContractError:
+    return ContractError(413, f"the body is longer than {MAX_BODY_BYTES} bytes", None, "body_too_large")
 
 
 class WsgiMetrics:
@@ -83,6 +88,10 @@ class WsgiMetrics:
         answer: Iterable[bytes] = ()
         try:
             refusal = path != "/health" and _refusal(environ.get("HTTP_AUTHORIZATION", ""), environ.get("CONTENT_LENGTH", ""))
+            if not refusal and "HTTP_TRANSFER_ENCODING" in environ:  # no length beforehand, and Werkzeug just cuts at its limit
+                body = environ["wsgi.input"].read(MAX_BODY_BYTES + 1)
+                environ |= {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
+                refusal = len(body) > MAX_BODY_BYTES and _too_large()
             if refusal:
                 while environ["wsgi.input"].read(65536):  # else the closing socket resets and the client may never see why
                     pass
@@ -109,20 +118,21 @@ class AsgiMetrics:
             await _send(send, 200, CONTENT_TYPE_LATEST, _exposition())
             return
         counted = _Counted(scope["path"])
+        read = 0
 
         async def counting_send(message: dict[str, Any]) -> None:
+            if read > MAX_BODY_BYTES:
+                return  # what the framework makes of the exception below; ours follows
             if message["type"] == "http.response.start":
                 counted.status = message["status"]
             await send(message)
-
-        read = 0
 
         async def bounded_receive() -> Any:  # a chunked body gives no length beforehand
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
             if read > MAX_BODY_BYTES:
-                raise ContractError(413, f"the body is longer than {MAX_BODY_BYTES} bytes", None, "body_too_large")
+                raise _too_large()
             return message
 
         try:
@@ -132,7 +142,14 @@ class AsgiMetrics:
             if refusal:
                 await _send(counting_send, refusal.status, "application/json", json.dumps(refusal.body()).encode())
                 return
-            await self.app(scope, bounded_receive, counting_send)
+            try:
+                await self.app(scope, bounded_receive, counting_send)
+            except ContractError:
+                if read <= MAX_BODY_BYTES:
+                    raise
+            if read > MAX_BODY_BYTES:
+                counted.status = 413
+                await _send(send, 413, "application/json", json.dumps(_too_large().body()).encode())
         finally:
             counted.end()
 

@@ -405,7 +405,7 @@ def test_a_token_has_the_stamp_of_the_read_that_completed_its_event(server: Scri
     assert settled.error is None and settled.token_text == [f" {word}" for word in rule.VOCABULARY[:4]]
     assert settled.token_s == [exchange.arrived[read] for read in (0, 3, 3, 5)]
     sent_s = server.sent_s[1:]  # without the headers
-    for read, at in enumerate(exchange.arrived[: len(pieces)]):  # the client's clock is the server's: each read lies between two sends
+    for read, at in enumerate(exchange.arrived[: len(pieces)]):  # one clock: each read lies between two sends
         assert sent_s[read] <= at
         assert read + 1 == len(pieces) or at <= sent_s[read + 1]
     assert exchange.sent_s is not None and exchange.sent_s <= server.sent_s[0] and exchange.done_s >= exchange.arrived[-1]
