@@ -63,7 +63,8 @@ class Watch:
     def end(self, status: str) -> None:
         assert self.case is not None
         spent = time.monotonic() - self.case_began
-        self.overheads.append(spent - self.expected_load_s[self.case.scenario])
+        if status == "ok":  # one that was skipped, or failed early, says nothing about the others
+            self.overheads.append(spent - self.expected_load_s[self.case.scenario])
         self.done += 1
         self.say(f"{self._title()}: {status} ({spent:.0f} s)")
 
@@ -75,8 +76,10 @@ class Watch:
 
     def _remaining_s(self) -> float:
         overhead = sum(self.overheads) / len(self.overheads) if self.overheads else OVERHEAD_S
-        left = sum(self.expected_load_s[case.scenario] + overhead for case in self.cases[self.done :])
-        return max(0.0, left - (time.monotonic() - self.case_began if self.case else 0.0))
+        left = [self.expected_load_s[case.scenario] + overhead for case in self.cases[self.done :]]
+        if left and self.case:  # a case that takes longer than expected takes nothing from the others
+            left[0] = max(0.0, left[0] - (time.monotonic() - self.case_began))
+        return sum(left)
 
     def _line(self) -> Text:
         if self.case is None:

@@ -67,7 +67,7 @@ def test_the_same_seed_gives_the_same_arrivals() -> None:
 
 @pytest.mark.parametrize("rate", [0.5, 3.0, 200.0])
 def test_gaps_are_exponential(rate: float) -> None:
-    """At this seed, so it cannot fail by chance; equal gaps, or a rate that is 10% off, have p below 1e-6."""
+    """At a fixed seed, so that it cannot fail by chance."""
     arrivals = list(prompts.poisson_arrivals("seed", rate, 4000 / rate))
     gaps = [after - before for before, after in pairwise([0.0, *arrivals])]
     assert arrivals == sorted(arrivals) and arrivals[-1] < 4000 / rate

@@ -129,7 +129,8 @@ def is_whole(settled: sse.Settled) -> bool:
 
 # As servers send it: a chunk an event, one with an extension, one event in two chunks, a trailer at the end.
 PIECES = [event(WORDS[0]), event(WORDS[1])[:9], event(WORDS[1])[9:], event(WORDS[2]) + event(usage=USAGE), DONE]
-ANSWER = CHUNKED + b"".join(chunk(piece, b";n=1" * (i == 1)) for i, piece in enumerate(PIECES)) + b"0\r\nX-Trailer: yes\r\nY: z\r\n\r\n"
+TRAILERS = b"0\r\nX-Trailer: yes\r\nY: z\r\n\r\n"
+ANSWER = CHUNKED + b"".join(chunk(piece, b";n=1" * (i == 1)) for i, piece in enumerate(PIECES)) + TRAILERS
 
 
 def test_an_answer_may_be_cut_at_any_byte(server: Scripted) -> None:
@@ -280,7 +281,7 @@ TEXT = b"HTTP/1.1 200 OK\r\n"
     ((sized(EVENTS)[:-20], CLOSE), "connection closed in the answer", 3),
     ((CLOSE,), "connection closed before an answer", 0),
 ])  # fmt: skip
-def test_every_failure_has_its_reason_and_keeps_what_came(server: Scripted, script: tuple[Step, ...], error: str, tokens: int) -> None:
+def test_a_failure_has_its_reason_and_keeps_what_came(server: Scripted, script: tuple[Step, ...], error: str, tokens: int) -> None:
     exchange, settled = ask(server, *script)
     assert settled.error == error
     assert len(settled.token_text) == len(settled.token_s) == tokens
@@ -363,7 +364,7 @@ def test_a_new_connection_that_is_closed_is_not_asked_again(server: Scripted) ->
     assert len(server.requests) == 4
 
 
-@pytest.mark.parametrize("head", [HEAD + b"Connection: close\r\n", HEAD.replace(b"1.1", b"1.0")], ids=["Connection: close", "HTTP/1.0"])
+@pytest.mark.parametrize("head", [HEAD + b"Connection: close\r\n", HEAD.replace(b"1.1", b"1.0")], ids=["header", "HTTP/1.0"])
 def test_a_server_that_closes_is_not_kept(server: Scripted, head: bytes) -> None:
     server.scripts += [[sized(EVENTS, head)], [sized(EVENTS, head)]]
     connection = sse.Connection(server.url, PATIENCE_S)
@@ -413,7 +414,8 @@ def test_a_token_has_the_stamp_of_the_read_that_completed_its_event(server: Scri
 
 def test_events_in_one_read_have_one_stamp_and_headers_have_none(server: Scripted) -> None:
     exchange = sse.Exchange()
-    server.scripts.append([CHUNKED, 0.05, chunk(event(" baba") + event(" babe")), until_read(exchange, 1), chunk(DONE) + LAST_CHUNK])
+    two = chunk(event(" baba") + event(" babe"))
+    server.scripts.append([CHUNKED, 0.05, two, until_read(exchange, 1), chunk(DONE) + LAST_CHUNK])
     connection = sse.Connection(server.url, PATIENCE_S)
     connection.post("/", b"{}", exchange)
     connection.close()
