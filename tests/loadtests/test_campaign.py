@@ -1,0 +1,492 @@
+"""`python -m loadtests` for real: complete and consistent results, whatever is killed meanwhile, and nothing left behind.
+
+The campaigns are few and each is asserted on by several tests. Their processes are recognised by a mark in their environment.
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+import resource
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet
+import pytest
+
+from analysis import load
+from loadtests import prompts, records
+from servers import catalog, launch
+from tests.loadtests.terminal import Terminal
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 120.0  # against hanging; not a measurement
+MARK = "SERVEOFF_TEST_MARK"
+SCENARIOS = """
+[quick]
+summary = "closed loop"
+arrivals = "closed"
+users = 3
+endpoint = "chat"
+prompt_tokens = [4, 16]
+output_tokens = [4, 8]
+warmup_s = 0.5
+duration_s = 2.0
+drain_s = 10
+timeout_s = 30
+
+[random]
+summary = "open loop"
+arrivals = "poisson"
+rate = 25.0
+endpoint = "completions"
+prompt_tokens = [4, 16]
+output_tokens = [4, 8]
+warmup_s = 0.5
+duration_s = 2.0
+drain_s = 10
+timeout_s = 30
+"""
+QUICK = ("--engines", "simulated", "--simulated", "prefill_ms=20,step_ms=5", "--scenarios", "quick", "--no-notebooks")
+STAGES = ["launch", "verify", "load", "verify again", "stop"]
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+class Bench:
+    """Campaigns that are run in a folder of their own."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.mark = folder, uuid.uuid4().hex
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir()
+        (folder / "mine.toml").write_text(SCENARIOS)
+        # From another folder than the repository: results/ is made here, and no path may depend on where one stands.
+        self.environment = {**os.environ, MARK: self.mark, "TMPDIR": str(self.temporary), "PYTHONPATH": str(ROOT)}
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "loadtests", "--scenarios-file", "mine.toml", *arguments]
+
+    def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(self.command(*arguments), cwd=self.folder, env=self.environment, capture_output=True, text=True,
+                              stdin=subprocess.DEVNULL, timeout=PATIENCE_S)  # fmt: skip
+
+    def start(self, *arguments: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(self.command(*arguments), cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+
+    def on_terminal(self, *arguments: str) -> Terminal:
+        return Terminal(self.command(*arguments), self.environment, self.folder)
+
+    def processes(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def left_over(self) -> list[str]:
+        """Of all campaigns so far: processes, temporary files, half-written files, open ports."""
+        left = [f"process {process.pid}" for process in self.processes()]
+        left += [str(path) for path in self.temporary.glob("serveoff-*")]
+        for file in self.folder.rglob("run.json"):
+            if command := records.read_json(file)["command"]:
+                port = int(re.search(r"127\.0\.0\.1:(\d+)|--port (\d+)", " ".join(command)).expand(r"\1\2"))
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        left.append(f"port {port}")
+        return left
+
+
+def wait_for(what: Callable[[], Any], described: str) -> Any:
+    end = time.monotonic() + PATIENCE_S
+    while time.monotonic() < end:
+        if found := what():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"{described}: not within {PATIENCE_S:g} s")
+
+
+def case_folder(campaign: Path, index: int) -> Path:
+    return next((campaign / "cases").glob(f"{index:03d}-*"))
+
+
+def rows_when_under_load(campaign: Path, index: int) -> int:
+    """Waits until a case is in the middle of its load; the number of rows it reported then."""
+
+    def said() -> int:
+        for file in campaign.glob(f"cases/{index:03d}-*/load.json"):
+            with contextlib.suppress(FileNotFoundError):
+                return records.read_json(file)["rows"] if records.read_json(file)["state"] == "running" else 0
+        return 0
+
+    return wait_for(lambda: (rows := said()) >= 10 and rows, f"case {index} under load")
+
+
+def table(folder: Path, name: str) -> list[dict[str, Any]]:
+    return pyarrow.parquet.read_table(folder / f"{name}.parquet").to_pylist()
+
+
+def runs(campaign: Path) -> list[tuple[Path, dict[str, Any]]]:
+    return [(file.parent, records.read_json(file)) for file in sorted(campaign.glob("cases/*/run.json"))]
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    bench = Bench(tmp_path_factory.mktemp("bench"))
+    yield bench
+    for process in bench.processes():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+# --------------------------------------------------------------------------------------------- a campaign that goes well
+
+
+@pytest.fixture(scope="module")
+def mini(bench: Bench) -> tuple[Path, "subprocess.CompletedProcess[str]"]:
+    """Two servers, without --out."""
+    done = bench.run(*QUICK, "--servers", "fastapi_threadpool,flask_gunicorn", "--workers", "1")
+    left = bench.left_over()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert left == []
+    [campaign] = (bench.folder / "results").iterdir()
+    return campaign, done
+
+
+def test_what_is_on_disk_is_complete(mini: tuple[Path, Any]) -> None:
+    campaign, _ = mini
+    said = records.read_json(campaign / "campaign.json")
+    assert said.keys() == records.CAMPAIGN_KEYS.keys()
+    assert [run["case"] for _, run in runs(campaign)] == said["plan"] and len(said["plan"]) == 2
+    for folder, run in runs(campaign):
+        assert run.keys() == records.RUN_KEYS.keys()
+        assert run["status"] == "ok" and run["startup_s"] > 0
+        assert all(check["ok"] for check in run["verify_before"] + run["verify_after"]) and run["verify_before"] and run["verify_after"]
+        assert {path.name for path in folder.iterdir()} == {
+            "run.json", "requests.parquet", "telemetry.parquet", "server.log", "load.log"}  # fmt: skip
+        for name, fields in (("requests", records.REQUEST_FIELDS), ("telemetry", records.TELEMETRY_FIELDS)):
+            assert pyarrow.parquet.read_schema(folder / f"{name}.parquet").names == list(fields)
+
+
+def test_counts_agree_and_every_answer_is_exact(mini: tuple[Path, Any]) -> None:
+    for folder, run in runs(mini[0]):
+        rows = table(folder, "requests")
+        assert run["counts"] == {"sent": len(rows), "rows": len(rows), "locust_requests": len(rows), "locust_failures": 0, "cut_off": 0}
+        assert [row["request"] for row in rows] == list(range(len(rows))) and len(rows) > 20
+        for row in rows:
+            assert (row["error"], row["answer"], row["http_status"], row["finish_reason"]) == (None, "exact", 200, "length")
+            assert row["prompt_tokens"] == row["prompt_tokens_asked"] and row["tokens"] == row["max_tokens"] == sum(row["token_n"])
+            assert len(row["token_s"]) == len(row["token_n"])
+
+
+def test_times_are_in_order_and_the_window_lies_in_the_load(mini: tuple[Path, Any]) -> None:
+    for folder, run in runs(mini[0]):
+        rows, window = table(folder, "requests"), run["window"]
+        assert window["end_s"] - window["start_s"] == pytest.approx(2.0)
+        for row in rows:
+            token_s = row["token_s"]
+            assert row["scheduled_s"] <= row["sent_s"] < row["first_s"] and row["last_s"] <= row["done_s"]
+            assert token_s == sorted(token_s) and (token_s[0], token_s[-1]) == (row["first_s"], row["last_s"])
+            assert row["first_s"] - row["sent_s"] > 0.02, "the simulated engine takes 20 ms to the first token"
+            assert row["prompt_ms"] >= 20 and row["queue_ms"] >= 0
+        done = [row["done_s"] for row in rows]
+        assert min(done) < window["start_s"] and max(done) >= window["end_s"] - 0.5
+        [stage] = [stage for stage in run["stages"] if stage["name"] == "load"]
+        assert stage["start_s"] < min(row["scheduled_s"] for row in rows) and max(done) < stage["end_s"]
+        samples = [sample["time_s"] for sample in table(folder, "telemetry")]
+        assert samples == sorted(samples) and stage["start_s"] < samples[0] and samples[-1] < stage["end_s"]
+        assert [s for s in samples if window["start_s"] < s < window["end_s"]]
+
+
+def test_a_user_of_the_closed_loop_asks_when_its_last_answer_has_ended(mini: tuple[Path, Any]) -> None:
+    asked = []
+    for folder, _ in runs(mini[0]):
+        by_user = {user: [row for row in table(folder, "requests") if row["user"] == user] for user in range(3)}
+        assert sum(map(len, by_user.values())) == len(table(folder, "requests"))
+        for rows in by_user.values():
+            for before, after in pairwise(rows):
+                assert after["scheduled_s"] == pytest.approx(before["done_s"], abs=2e-6)
+        asked.append({user: [(row["prompt_tokens"], row["max_tokens"]) for row in rows] for user, rows in by_user.items()})
+    for user in range(3):  # one server is slower, but as far as it came it was asked the same
+        shorter = min(len(lengths[user]) for lengths in asked)
+        assert asked[0][user][:shorter] == asked[1][user][:shorter]
+
+
+def test_stages_are_in_order_and_cases_one_after_the_other(mini: tuple[Path, Any]) -> None:
+    moments = []
+    for _, run in runs(mini[0]):
+        assert [stage["name"] for stage in run["stages"]] == STAGES
+        moments += [run["clock_zero_s"] + stage[edge] for stage in run["stages"] for edge in ("start_s", "end_s")]
+    assert moments == sorted(moments)
+    said = re.findall(r"^case (\d) of 2 .*: (launch|verify|load|verify again|stop|ok \(\d+ s\))$", mini[1].stdout, re.MULTILINE)
+    assert [(number, stage.split(" (")[0]) for number, stage in said] == [(n, stage) for n in "12" for stage in [*STAGES, "ok"]]
+
+
+def test_the_terminal_shows_a_table_and_where_the_report_is(mini: tuple[Path, Any]) -> None:
+    campaign, done = mini
+    assert done.stdout.splitlines()[-1] == str(campaign.relative_to(campaign.parents[1]) / "report.html")
+    assert "fastapi_threadpool (simulated)" in done.stdout and "flask_gunicorn (simulated)" in done.stdout and "tokens/s" in done.stdout
+    assert (campaign / "report.html").stat().st_size > 10_000 and not (campaign / "notebooks").exists()
+    assert done.stderr == ""
+
+
+# -------------------------------------------------------- one campaign: killed, interrupted, its server killed, and at last ended
+
+COMMAND = (*QUICK, "--servers", "fastapi_threadpool,flask_gunicorn", "--workers", "1", "--duration", "4", "--out", "broken")
+
+
+@pytest.fixture(scope="module")
+def killed(bench: Bench) -> dict[str, Any]:
+    """`kill -9` of the driver."""
+    campaign = bench.folder / "broken"
+    driver = bench.start(*COMMAND)
+    seen = rows_when_under_load(campaign, 1)
+    driver.kill()
+    driver.communicate()
+    wait_for(lambda: not bench.left_over(), "nothing left of a killed campaign")
+    folder = case_folder(campaign, 1)
+    return {"seen": seen, "files": sorted(path.name for path in folder.iterdir()), "run": records.read_json(folder / "run.json"),
+            "rows": records.read_lines(folder / "requests.jsonl"), "telemetry": records.read_lines(folder / "telemetry.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def interrupted(bench: Bench, killed: dict[str, Any]) -> dict[str, Any]:
+    """Ctrl-C on a terminal."""
+    campaign = bench.folder / "broken"
+    terminal = bench.on_terminal(*COMMAND)
+    seen = rows_when_under_load(campaign, 1)
+    wait_for(lambda: "P99" in terminal.text, "the live line")
+    terminal.press(b"\x03")
+    code = terminal.wait()
+    left = bench.left_over()
+    folder = case_folder(campaign, 1)
+    return {"code": code, "left": left, "seen": seen, "text": ESCAPES.sub("", terminal.text), "rows": table(folder, "requests"),
+            "run": records.read_json(folder / "run.json"), "cases": len(runs(campaign))}
+
+
+@pytest.fixture(scope="module")
+def server_died(bench: Bench, interrupted: dict[str, Any]) -> dict[str, Any]:
+    """`kill -9` of the first server's root process."""
+    campaign = bench.folder / "broken"
+    driver = bench.start(*COMMAND)
+    rows_when_under_load(campaign, 1)
+    [supervisor] = [process for process in bench.processes() if "servers.supervise" in process.cmdline()
+                    and "servers.flask_gunicorn.app:app" in process.cmdline()]  # fmt: skip
+    [root] = supervisor.children()
+    root.kill()
+    text, _ = driver.communicate(timeout=PATIENCE_S)
+    left = bench.left_over()
+    return {"code": driver.returncode, "left": left, "text": text, "runs": runs(campaign), "cases": load.campaign(campaign).cases,
+            "rows": table(case_folder(campaign, 1), "requests")}
+
+
+@pytest.fixture(scope="module")
+def ended(bench: Bench, server_died: dict[str, Any]) -> "subprocess.CompletedProcess[str]":
+    return bench.run(*COMMAND)
+
+
+def test_a_killed_driver_leaves_every_row_and_nothing_running(killed: dict[str, Any]) -> None:
+    assert killed["run"]["status"] == "running" and killed["run"]["case"]["server"] == "flask_gunicorn"
+    assert len(killed["rows"]) >= killed["seen"]
+    assert [row["request"] for row in killed["rows"]] == list(range(len(killed["rows"])))
+    assert {row["answer"] for row in killed["rows"][: killed["seen"]]} == {"exact"}
+    assert len(killed["telemetry"]) >= 1
+
+
+def test_ctrl_c_ends_at_once_and_keeps_the_rows(interrupted: dict[str, Any]) -> None:
+    assert interrupted["code"] == 130 and interrupted["left"] == []
+    assert interrupted["run"]["status"] == "failed: load: interrupted by Ctrl-C"
+    assert interrupted["run"]["counts"]["rows"] == len(interrupted["rows"]) >= interrupted["seen"]
+    assert interrupted["cases"] == 1, "the next case must not begin"
+    assert "the same command with --out broken continues it" in interrupted["text"]
+    assert "Traceback" not in interrupted["text"]
+
+
+def test_the_live_line_shows_how_it_goes(interrupted: dict[str, Any]) -> None:
+    text = interrupted["text"]
+    assert re.search(r"case 1 of 2  flask_gunicorn / simulated / quick 3 users, run 1: load  (warm-up|measuring), \d+ requests, [\d,]+ "
+                     r"tokens/s, P99 \d+\.\d\d s", text)  # fmt: skip
+    assert re.search(r"\d+ s elapsed, about \d+ s left", text)
+
+
+def test_the_next_run_says_what_it_found(interrupted: dict[str, Any], server_died: dict[str, Any], ended: Any) -> None:
+    name = "001-flask_gunicorn-simulated-quick-r1"
+    assert f"found case 1 ({name}): was interrupted; kept as attempts/{name}.1, and run again" in interrupted["text"]
+    assert f"found case 1 ({name}): failed: load: interrupted by Ctrl-C; kept as attempts/{name}.2, and run again" in server_died["text"]
+    assert f"found case 1 ({name}): failed: load: the server ended by itself (exit code 137)" in ended.stdout
+
+
+def test_a_server_that_dies_fails_its_case_and_not_the_next(server_died: dict[str, Any]) -> None:
+    assert server_died["code"] == 1 and server_died["left"] == []
+    first, second = (run for _, run in server_died["runs"])
+    assert first["status"].startswith("failed: load: the server ended by itself (exit code 137); its last log lines:\n")
+    assert [stage["name"] for stage in first["stages"]] == STAGES[:3]
+    assert first["verify_after"] is None and first["counts"]["rows"] == len(server_died["rows"])
+    assert second["status"] == "ok" and [stage["name"] for stage in second["stages"]] == STAGES
+    assert second["clock_zero_s"] > first["clock_zero_s"] + first["stages"][-1]["end_s"]
+    assert server_died["cases"]["state"].tolist() == ["failed", "ok"]
+
+
+def test_what_is_done_is_not_done_again_and_what_was_broken_is_kept(bench: Bench, ended: Any, killed: dict[str, Any]) -> None:
+    campaign = bench.folder / "broken"
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "continuing broken: 1 of 2 cases are done" in ended.stdout and "case 2 of 2" not in ended.stdout
+    assert [run["status"] for _, run in runs(campaign)] == ["ok", "ok"]
+    assert load.campaign(campaign).cases["state"].tolist() == ["ok", "ok"], "an attempt must not stand in for its case"
+    attempts = sorted((campaign / "attempts").iterdir())
+    assert [path.suffix for path in attempts] == [".1", ".2", ".3"]
+    assert records.read_lines(attempts[0] / "requests.jsonl") == killed["rows"]
+    assert len(table(attempts[1], "requests")) > 0 and len(table(attempts[2], "requests")) > 0
+    assert bench.left_over() == []
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+
+def dead_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+BAD = [
+    (("--servers", "flask_gunicron"), "there is no server 'flask_gunicron'; did you mean 'flask_gunicorn'?"),
+    (("--servers", ","), "nothing to do: name at least one server and one scenario"),
+    (("--engines", "simulate"), "there is no engine 'simulate'; did you mean 'simulated'?"),
+    (("--scenarios", "quik"), "there is no scenario 'quik'; did you mean 'quick'?"),
+    (("--servers", "flask_gunicorn", "--engines", "vllm"), "flask_gunicorn runs on none of the engines vllm"),
+    (("--scenarios-file", "none.toml"), "none.toml cannot be read: No such file or directory"),
+    (("--model", "/no/such/model"), "the model '/no/such/model' does not exist"),
+    (("--model", "results"), "results is not a model folder: it has no config.json"),
+    (("--users", "0"), "argument --users: '0' is not a whole number of users above 0"),
+    (("--users", "4,x"), "argument --users: '4,x' is not a whole number of users above 0"),
+    (("--rate", "-1"), "argument --rate: '-1' is not a rate above 0"),
+    (("--rate", "2"), "--rate is for open-loop scenarios, and none is chosen"),
+    (("--duration", "nan"), "argument --duration: 'nan' is not a number of seconds above 0"),
+    (("--duration", "1,2"), "argument --duration: '1,2': give one value"),
+    (("--simulated", "step=1"), "argument --simulated: 'step' is not one of prefill_ms"),
+    (("--serverz", "flask_gunicorn"), "unrecognized arguments: --serverz flask_gunicorn (see --help)"),
+    (("--out", "mine.toml/below"), "mine.toml/below/cases: Not a directory: give a folder that can be written"),
+    (("--out", "mine.toml"), "mine.toml: Not a directory: give a folder that can be written"),
+    (("--out", "/dev/full"), "/dev/full: Not a directory: give a folder that can be written"),
+    (("--out", "/proc/serveoff"), ": No such file or directory: give a folder that can be written"),
+    (("--out", "."), ". is neither empty nor a campaign: choose another --out"),
+    (("--out", "no_json"), "no_json/campaign.json is not JSON"),
+    (("--target", "not a url"), "--target not a url: GET /v1/models names no model"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
+def test_bad_input_is_one_sentence(bench: Bench, mini: Any, arguments: tuple[str, ...], sentence: str) -> None:
+    (bench.folder / "no_json").mkdir(exist_ok=True)
+    (bench.folder / "no_json" / "campaign.json").write_text("{")
+    out = () if "--out" in arguments else ("--out", "not_to_be")
+    refuses(bench, sentence, *QUICK, *arguments, *out)
+
+
+def refuses(bench: Bench, sentence: str, *arguments: str) -> None:
+    done = bench.run(*arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith("error: ") and sentence in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert done.stdout == "" and not (bench.folder / "not_to_be").exists()
+
+
+def test_a_target_at_which_nobody_is(bench: Bench) -> None:
+    port = dead_port()
+    refuses(bench, f"--target http://127.0.0.1:{port}: GET /v1/models names no model (GET /v1/models: no answer ([Errno 111]", *QUICK,
+            "--target", f"http://127.0.0.1:{port}", "--out", "not_to_be")  # fmt: skip
+
+
+def test_a_campaign_is_continued_only_by_its_own_command_and_by_one_driver(bench: Bench, ended: Any) -> None:
+    refuses(bench, "broken is a campaign with another seed: repeat its command to continue it, or choose another --out",
+            *COMMAND, "--seed", "3")  # fmt: skip
+    with (bench.folder / "broken" / "campaign.json").open() as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # as the driver that runs it does
+        refuses(bench, "broken is being measured by another process: wait for its end, or choose another --out", *COMMAND)
+
+
+def test_plan_prints_the_cases_and_creates_nothing(bench: Bench, mini: Any) -> None:
+    before = sorted(bench.folder.rglob("*"))
+    done = bench.run("--plan", "--servers", "flask_gunicorn,fastapi_threadpool", "--engines", "hf,simulated", "--scenarios", "quick,random",
+                     "--users", "1,8", "--rate", "2.5", "--repeat", "2", "--out", "not_to_be")  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [re.split(r"  +", line.strip()) for line in done.stdout.splitlines()]
+    assert len(lines) == 2 * 2 * 3 * 2 and [int(line[0]) for line in lines] == list(range(1, 25))
+    assert {tuple(line[3:]) for line in lines if line[1] == "flask_gunicorn"} >= {
+        ("quick", "8 users", "2 s", "run 2"), ("random", "2.5 requests/s", "2 s", "run 1")}  # fmt: skip
+    assert sorted(bench.folder.rglob("*")) == before
+
+
+# ------------------------------------------------------------------------------------------------- a server of somebody else
+
+
+def test_a_target_is_measured_and_left_alone(bench: Bench) -> None:
+    log = bench.folder / "target.log"
+    model = launch.Model("serveoff-small", "", True)
+    with launch.running(catalog.find("fastapi_threadpool"), "simulated", model, launch.Share(), log) as server:
+        done = bench.run("--target", server.base_url, "--scenarios", "random", "--no-notebooks", "--out", "target", "--seed", "5")
+        assert not server.ended()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert bench.left_over() == []
+    [(folder, run)] = runs(bench.folder / "target")
+    assert run["status"] == "ok" and run["case"]["server"] == "target" and run["case"]["engine"] == "external"
+    assert run["startup_s"] is None and run["command"] is None and not (folder / "server.log").exists()
+    assert {sample["server"] for sample in table(folder, "telemetry")} == {None}
+
+    # The open loop sends what the seed says, when it says: the load does not yield.
+    rows = sorted(table(folder, "requests"), key=lambda row: row["scheduled_s"])
+    wanted = list(prompts.poisson_arrivals("5/random/1", 25.0, 0.5 + 2.0))
+    assert run["counts"]["sent"] == run["counts"]["rows"] == len(rows) == len(wanted)
+    began_s = run["window"]["start_s"] - 0.5
+    assert [row["scheduled_s"] for row in rows] == pytest.approx([began_s + at for at in wanted], abs=1e-5)
+    assert {row["answer"] for row in rows} == {"exact"} and {row["user"] for row in rows} == {None}
+    assert all(row["sent_s"] >= row["scheduled_s"] for row in rows)
+
+
+# ----------------------------------------------------------------------------------------------------------- a full disk
+
+LONG = ("--servers", "fastapi_threadpool", *QUICK, "--duration", "60")
+
+
+def test_a_recorder_that_cannot_write_fails_the_case(bench: Bench) -> None:
+    """Only the load generator's files are limited: a quota, say."""
+    driver = bench.start(*LONG, "--out", "limited")
+    rows_when_under_load(bench.folder / "limited", 1)
+    [locust] = [process for process in bench.processes() if "locust" in process.cmdline() and "servers.supervise" not in process.cmdline()]
+    size = case_folder(bench.folder / "limited", 1).joinpath("requests.jsonl").stat().st_size
+    locust.rlimit(psutil.RLIMIT_FSIZE, (size + 5000, resource.RLIM_INFINITY))
+    text, _ = driver.communicate(timeout=PATIENCE_S)
+    assert driver.returncode == 1 and bench.left_over() == []
+    [(folder, run)] = runs(bench.folder / "limited")
+    assert run["status"].startswith("failed: load: the load generator ended with exit code 4 (running)"), run["status"]
+    assert "the recorder failed: [Errno 2" in run["status"] and "the recorder failed: [Errno 2" in text
+    rows = table(folder, "requests")
+    assert len(rows) >= 10 and {row["answer"] for row in rows} == {"exact"}
+
+
+@pytest.fixture
+def small_disk(bench: Bench) -> Iterator[Path]:
+    place = bench.folder / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "none", str(place)], capture_output=True).returncode:
+        pytest.skip("a file system of 128 KB cannot be mounted here")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_full_disk_ends_the_campaign_with_one_sentence_and_the_rows_so_far(bench: Bench, small_disk: Path) -> None:
+    done = bench.run(*LONG, "--out", "disk/campaign")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith("error: ") and "No space left on device" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert bench.left_over() == []
+    folder = case_folder(small_disk / "campaign", 1)
+    rows = records.read_lines(folder / "requests.jsonl")
+    assert len(rows) >= 10 and {row["answer"] for row in rows} == {"exact"}
