@@ -93,7 +93,8 @@ def arguments_of(command: list[str]) -> argparse.Namespace:
     add("--ready-timeout", type=one(numbers(float, 0, "a number of seconds above 0")), help="for a server's start, s")
     add("--target", help="base URL of a running server to measure instead; any OpenAI-compatible one")
     add("--out", type=Path, help="the campaign's folder; an unfinished one is continued (default: a new one in results/)")
-    add("--no-notebooks", action="store_true", help="report without its notebooks, which take some seconds each")
+    add("--report", choices=("full", "page", "none"), default="full",
+        help="page: without notebooks, which take some seconds each; none: later, by `python -m analysis report` (default: full)")
     add("--plan", action="store_true", help="print the ordered plan and stop")
     return parser.parse_args(command)
 
@@ -223,8 +224,9 @@ def campaign(arguments: argparse.Namespace) -> int:
             watch.say(f"interrupted; what was measured is in {folder}, and the same command with --out {folder} continues it")
             return 130
     locked.close()
-    subprocess.run([sys.executable, "-m", "analysis", "report", str(folder), *(["--no-notebooks"] if arguments.no_notebooks else [])],
-                   check=False)
+    if arguments.report != "none":
+        subprocess.run([sys.executable, "-m", "analysis", "report", str(folder),
+                        *(["--no-notebooks"] if arguments.report == "page" else [])], check=False)
     failed = [status for status in statuses if status.startswith("failed")]
     return 1 if failed else 0
 

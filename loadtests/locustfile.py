@@ -169,8 +169,8 @@ def prepare(user: int, turn: int) -> Prepared:
     return wanted, *prompts.request_body(SCENARIO, LOAD["model"], wanted)
 
 
-def ask(connection: sse.Connection, user: int | None, scheduled_s: float, prepared: Prepared) -> float:
-    """One request; the time at which its answer ended. Its row is written also if this greenlet is killed meanwhile."""
+def ask(connection: sse.Connection, user: int | None, scheduled_s: float, prepared: Prepared) -> sse.Exchange:
+    """One request, to the end of its answer. Its row is written also if this greenlet is killed meanwhile."""
     wanted, path, body = prepared
     sent = Sent(user, scheduled_s, wanted, sse.Exchange())
     recorder.sent += 1
@@ -181,7 +181,7 @@ def ask(connection: sse.Connection, user: int | None, scheduled_s: float, prepar
         raise
     finally:
         recorder.add(sent)
-    return sent.exchange.done_s - ZERO
+    return sent.exchange
 
 
 def connect() -> sse.Connection:
@@ -210,10 +210,11 @@ class ClosedLoop(User):
         prepared = self.prepared.get()
         self.turn += 1
         self.prepared = gevent.spawn(prepare, self.index, self.turn)  # runs while this one waits for its answer
-        done_s = ask(self.connection, self.index, self.free_s, prepared)
-        self.free_s = done_s + SCENARIO.get("think_s", 0.0)
-        if self.connection.socket is None:
-            gevent.sleep(0.01)  # after a failure: a dead server must not turn the loop into a flood
+        exchange = ask(self.connection, self.index, self.free_s, prepared)
+        self.free_s = exchange.done_s - ZERO + SCENARIO.get("think_s", 0.0)
+        if exchange.error is not None:  # a dead server must not turn the loop into a flood
+            gevent.sleep(0.01)
+            self.free_s = now()
 
 
 class OpenLoop(User):

@@ -8,6 +8,7 @@ import fcntl
 import os
 import re
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import pytest
 
 from analysis import load
 from loadtests import prompts, records
+from loadtests.__main__ import main as campaign_command
 from servers import catalog, launch
 from tests.loadtests.terminal import Terminal
 
@@ -55,7 +57,7 @@ duration_s = 2.0
 drain_s = 10
 timeout_s = 30
 """
-QUICK = ("--engines", "simulated", "--simulated", "prefill_ms=20,step_ms=5", "--scenarios", "quick", "--no-notebooks")
+QUICK = ("--engines", "simulated", "--simulated", "prefill_ms=20,step_ms=5", "--scenarios", "quick", "--report", "none")
 STAGES = ["launch", "verify", "load", "verify again", "stop"]
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -154,7 +156,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 @pytest.fixture(scope="module")
 def mini(bench: Bench) -> tuple[Path, "subprocess.CompletedProcess[str]"]:
     """Two servers, without --out."""
-    done = bench.run(*QUICK, "--servers", "fastapi_threadpool,flask_gunicorn", "--workers", "1")
+    done = bench.run(*QUICK, "--servers", "fastapi_threadpool,flask_gunicorn", "--workers", "1", "--report", "page")
     left = bench.left_over()
     assert done.returncode == 0, done.stdout + done.stderr
     assert left == []
@@ -365,7 +367,7 @@ BAD = [
     (("--servers", "flask_gunicorn", "--engines", "vllm"), "flask_gunicorn runs on none of the engines vllm"),
     (("--scenarios-file", "none.toml"), "none.toml cannot be read: No such file or directory"),
     (("--model", "/no/such/model"), "the model '/no/such/model' does not exist"),
-    (("--model", "results"), "results is not a model folder: it has no config.json"),
+    (("--model", "empty"), "empty is not a model folder: it has no config.json"),
     (("--users", "0"), "argument --users: '0' is not a whole number of users above 0"),
     (("--users", "4,x"), "argument --users: '4,x' is not a whole number of users above 0"),
     (("--rate", "-1"), "argument --rate: '-1' is not a rate above 0"),
@@ -385,11 +387,26 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
-def test_bad_input_is_one_sentence(bench: Bench, mini: Any, arguments: tuple[str, ...], sentence: str) -> None:
-    (bench.folder / "no_json").mkdir(exist_ok=True)
-    (bench.folder / "no_json" / "campaign.json").write_text("{")
+def test_bad_input_is_one_sentence(bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+                                   arguments: tuple[str, ...], sentence: str) -> None:  # fmt: skip
+    """In this process, since there are many; those below start one."""
+    for name, text in (("no_json/campaign.json", "{"), ("empty/hello", "")):
+        (bench.folder / name).parent.mkdir(exist_ok=True)
+        (bench.folder / name).write_text(text)
     out = () if "--out" in arguments else ("--out", "not_to_be")
-    refuses(bench, sentence, *QUICK, *arguments, *out)
+    monkeypatch.chdir(bench.folder)
+    monkeypatch.setattr(sys, "argv", bench.command(*QUICK, *arguments, *out)[2:])
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        code = campaign_command()
+    except SystemExit as ended:  # argparse's way
+        code = ended.code
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    said = capsys.readouterr()
+    assert code == 2 and said.err.startswith("error: ") and sentence in said.err and said.err.count("\n") == 1, said.err
+    assert said.out == "" and not (bench.folder / "not_to_be").exists()
 
 
 def refuses(bench: Bench, sentence: str, *arguments: str) -> None:
@@ -432,7 +449,7 @@ def test_a_target_is_measured_and_left_alone(bench: Bench) -> None:
     log = bench.folder / "target.log"
     model = launch.Model("serveoff-small", "", True)
     with launch.running(catalog.find("fastapi_threadpool"), "simulated", model, launch.Share(), log) as server:
-        done = bench.run("--target", server.base_url, "--scenarios", "random", "--no-notebooks", "--out", "target", "--seed", "5")
+        done = bench.run("--target", server.base_url, "--scenarios", "random", "--report", "none", "--out", "target", "--seed", "5")
         assert not server.ended()
     assert done.returncode == 0, done.stdout + done.stderr
     assert bench.left_over() == []
