@@ -88,7 +88,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(answer._chunk("", None).encode())
         held = ""
         for i, item in enumerate(self.server.generate(prompt, asked)):
-            text = answer.event(item)
+            text = (": still here\n\n" if fault == "sends_comments" else "") + answer.event(item)  # a comment is no fault
             if i == 30:  # late, so that only a whole look finds it
                 text = {"drops_a_token": "", "doubles_a_token": 2 * text}.get(fault, text)
             if fault == "no_done":

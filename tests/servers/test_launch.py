@@ -1,5 +1,6 @@
 """Starting and, above all, ending servers: nothing of one may be left when the next is measured. Real processes throughout."""
 
+import contextlib
 import json
 import os
 import signal
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -58,13 +59,16 @@ TREE = SERVE + """
 
 
 @pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where servers' temporary folders come to be; and they get half a second after SIGTERM."""
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where servers' temporary folders come to be; and they get half a second after SIGTERM. A failed test leaves no process."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setenv("SERVEOFF_GRACE_S", "0.5")
-    return folder
+    yield folder
+    for pid in pids(tmp_path):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(pid).kill()
 
 
 def fake(folder: Path, code: str) -> Server:

@@ -17,6 +17,7 @@ def test_each_word_is_followed_by_its_successor() -> None:
 
 
 def test_the_language_is_a_circle() -> None:
+    assert rule.successor_index(rule.VOCABULARY[-1]) == 0
     assert rule.continuation_words("baba", rule.WORDS)[-1] == "baba"
     assert rule.continuation(rule.VOCABULARY[-2], 3) == f" {rule.VOCABULARY[-1]} baba babe"
 

@@ -194,8 +194,12 @@ def test_a_body_that_is_too_long_and_hides_it_is_a_413_too(server: Running) -> N
         for _ in range(100):
             yield b"baba " * 10_000
 
+    refused = 'serveoff_requests_total{path="/v1/completions",status="413"}'
+    before = counters(server.base_url).get(refused, 0)
     status, said = ask(server.base_url, contract.COMPLETIONS, pieces())
     assert status == 413 and isinstance(said["error"]["message"], str)
+    time.sleep(0.2)  # a request is counted after the last byte of its answer
+    assert counters(server.base_url)[refused] == before + 1
 
 
 def test_it_serves_on_after_all_that(server: Running) -> None:

@@ -30,8 +30,9 @@ def failed(checks: list[Check]) -> dict[str, str]:
     return {check.name: check.detail for check in checks if not check.ok}
 
 
-def test_a_server_that_keeps_the_contract_passes_every_check() -> None:
-    with broken.running() as url:
+@pytest.mark.parametrize("fault", ["", "sends_comments"])
+def test_a_server_that_keeps_the_contract_passes_every_check(fault: str) -> None:
+    with broken.running(fault) as url:
         checks = verify(url)
     assert failed(checks) == {} and [check.name for check in checks] == [check.__name__ for check in CHECKS]
     assert report(checks).count("ok  ") == len(CHECKS)
