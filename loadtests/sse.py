@@ -69,6 +69,8 @@ class _Chunked:
             if self.missing:
                 if self.missing > 2 or len(rest) - position < 2:
                     break
+                if rest[position : position + 2] != b"\r\n":
+                    raise AnswerError("broken chunked encoding")
                 position += 2
                 self.missing = 0
             end = rest.find(b"\r\n", position)
@@ -83,11 +85,12 @@ class _Chunked:
                     return
                 position = end + 2
                 continue
+            digits = rest[position:end].split(b";")[0].rstrip()
             try:
-                size = int(rest[position:end].split(b";")[0], 16)
+                size = int(digits, 16)
             except ValueError:
-                raise AnswerError("broken chunked encoding") from None
-            if size < 0:
+                size = -1
+            if not digits.isalnum() or size < 0:  # int would take a sign, an underscore or a space as well
                 raise AnswerError("broken chunked encoding")
             position = end + 2
             self.ended = size == 0
@@ -179,12 +182,14 @@ class Connection:
         data = head[end + 4 :]
         while True:
             if data:
-                if chunked is not None:
-                    chunked.feed(data, body)
-                else:
-                    body += data
-                arrived.append(at)
-                lengths.append(len(body))
+                try:
+                    if chunked is not None:
+                        chunked.feed(data, body)
+                    else:
+                        body += data
+                finally:  # what came before the encoding broke has its stamp, too
+                    arrived.append(at)
+                    lengths.append(len(body))
             if (chunked.complete if chunked is not None else length is not None and len(body) >= length):
                 break
             if len(body) > MAX_ANSWER_BYTES:

@@ -10,7 +10,7 @@ PATIENCE_S = 60.0  # against hanging; not a measurement
 
 
 class Terminal:
-    """What the command prints gathers in `text`; `press` types a key, so that Ctrl-C is the terminal's and not a signal of ours."""
+    """What the command prints gathers in `text`; `press` types a key: Ctrl-C is the terminal's, no signal of ours."""
 
     def __init__(self, command: Sequence[str], environment: dict[str, str], cwd: Path):
         self.keyboard, screen = os.openpty()

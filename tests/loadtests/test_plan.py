@@ -12,14 +12,18 @@ from loadtests.plan import PlanError, make_plan, read_scenarios
 from loadtests.records import Case
 from servers.catalog import CatalogError, Server
 
-SERVERS = [Server(f"server_{letter}", "", (), engines) for letter, engines in
-           zip("abcd", [("hf", "simulated"), ("vllm", "simulated"), ("hf", "simulated"), ("simulated",)], strict=True)]  # fmt: skip
+REAL = {"a": ("hf",), "b": ("vllm",), "c": ("hf",), "d": ()}
+SERVERS = [Server(f"server_{letter}", "", (), (*engines, "simulated")) for letter, engines in REAL.items()]
 CLOSED = {"arrivals": "closed", "users": 16, "duration_s": 25.0}
 OPEN = {"arrivals": "poisson", "rate": 3.0, "duration_s": 20.0}
 
 
-def plan(engines: tuple[str, ...] = ("simulated",), scenarios: dict[str, dict[str, Any]] | None = None, **options: Any) -> list[Case]:
+def plan(engines: tuple[str, ...] = ("simulated",), scenarios: Any = None, **options: Any) -> list[Case]:
     return make_plan(SERVERS, engines, scenarios or {"chat": CLOSED}, **options)
+
+
+def loads(cases: list[Case]) -> set[tuple[Any, ...]]:
+    return {(case.scenario, case.users, case.rate, case.duration_s) for case in cases}
 
 
 def names(cases: list[Case]) -> list[str]:
@@ -31,9 +35,9 @@ def names(cases: list[Case]) -> list[str]:
 
 def test_every_combination_comes_exactly_once_and_is_numbered() -> None:
     cases = plan(("hf", "simulated"), {"chat": CLOSED, "steady": OPEN}, users=(1, 4), rates=(0.5, 2.0, 8.0), repeat=3)
-    loads = [("chat", 1, None), ("chat", 4, None), ("steady", None, 0.5), ("steady", None, 2.0), ("steady", None, 8.0)]
+    axes = [("chat", 1, None), ("chat", 4, None), ("steady", None, 0.5), ("steady", None, 2.0), ("steady", None, 8.0)]
     pairs = [(server.name, engine) for server in SERVERS for engine in ("hf", "simulated") if engine in server.engines]
-    expected = Counter((*pair, *load, run) for pair, load, run in itertools.product(pairs, loads, (1, 2, 3)))
+    expected = Counter((*pair, *load, run) for pair, load, run in itertools.product(pairs, axes, (1, 2, 3)))
     assert Counter((c.server, c.engine, c.scenario, c.users, c.rate, c.repetition) for c in cases) == expected
     assert set(expected.values()) == {1}
     assert [case.index for case in cases] == list(range(1, len(cases) + 1))
@@ -64,10 +68,9 @@ def test_without_engines_each_server_has_its_real_one() -> None:
 
 def test_users_and_rates_replace_the_scenarios_own_where_they_apply() -> None:
     both = {"chat": CLOSED, "steady": OPEN}
-    loads = {(case.scenario, case.users, case.rate, case.duration_s) for case in plan(scenarios=both)}
-    assert loads == {("chat", 16, None, 25.0), ("steady", None, 3.0, 20.0)}
-    loads = {(case.scenario, case.users, case.rate, case.duration_s) for case in plan(scenarios=both, users=(1, 2), duration_s=5.0)}
-    assert loads == {("chat", 1, None, 5.0), ("chat", 2, None, 5.0), ("steady", None, 3.0, 5.0)}
+    assert loads(plan(scenarios=both)) == {("chat", 16, None, 25.0), ("steady", None, 3.0, 20.0)}
+    found = loads(plan(scenarios=both, users=(1, 2), duration_s=5.0))
+    assert found == {("chat", 1, None, 5.0), ("chat", 2, None, 5.0), ("steady", None, 3.0, 5.0)}
 
 
 @pytest.mark.parametrize(("options", "sentence"), [

@@ -22,7 +22,8 @@ def test_plain_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys:
     with progress.Watch(CASES, {"chat": 12.0}) as watch:
         watch.start(CASES[1])
         watch.stage("launch")
-        watch.load({"state": "running", "now_s": 1.0, "rows": 1, "tokens": 0, "e2e_p99_s": 0.1, "window": {"start_s": 0, "end_s": 9}})
+        window = {"start_s": 0, "end_s": 9}
+        watch.load({"state": "running", "now_s": 1.0, "rows": 1, "tokens": 0, "e2e_p99_s": 0.1, "window": window})
         watch.end("failed: launch: it has [brackets] and a very long sentence " + "which is not broken into lines " * 10)
     said = capsys.readouterr()
     lines = said.out.splitlines()

@@ -5,6 +5,7 @@ Nothing here depends on how fast the machine is: where time matters, the server 
 
 import json
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,12 +16,13 @@ from loadtests import sse
 from servers import contract, rule
 
 CLOSE = None
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s
 Step = bytes | float | Callable[[], object] | None
 PATIENCE_S = 30.0  # against hanging; not a measurement
 
 
 class Scripted:
-    """Answers the n-th request with the n-th script: bytes are sent, numbers slept (s), functions called, CLOSE closes."""
+    """Answers the n-th request with the n-th script: bytes are sent, numbers slept (s), functions called."""
 
     def __init__(self) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -68,6 +70,9 @@ class Scripted:
     def play(self, client: socket.socket, script: list[Step]) -> bool:
         for step in script:
             if step is CLOSE:
+                return False
+            if step is RESET:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                 return False
             if isinstance(step, bytes):
                 self.sent_s.append(time.perf_counter())
@@ -276,12 +281,14 @@ TEXT = b"HTTP/1.1 200 OK\r\n"
     ((HEAD + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n",), "broken Content-Length", 0),
     ((CHUNKED + b"zz\r\n",), "broken chunked encoding", 0),
     ((CHUNKED + b"-5\r\nabc",), "broken chunked encoding", 0),
+    ((CHUNKED + b"+1\r\na\r\n" + LAST_CHUNK,), "broken chunked encoding", 0),
     ((CHUNKED + b"1" * 100_000,), "broken chunked encoding", 0),
+    ((CHUNKED + chunk(event(" baba"))[:-2] + b"ab" + LAST_CHUNK,), "broken chunked encoding", 1),
     ((CHUNKED + chunk(event(" baba")) + b"40\r\ndata: ", CLOSE), "connection closed in the answer", 1),
     ((sized(EVENTS)[:-20], CLOSE), "connection closed in the answer", 3),
     ((CLOSE,), "connection closed before an answer", 0),
 ])  # fmt: skip
-def test_a_failure_has_its_reason_and_keeps_what_came(server: Scripted, script: tuple[Step, ...], error: str, tokens: int) -> None:
+def test_a_failure_has_a_reason_and_keeps_what_came(server: Scripted, script: tuple[Step, ...], error: str, tokens: int) -> None:
     exchange, settled = ask(server, *script)
     assert settled.error == error
     assert len(settled.token_text) == len(settled.token_s) == tokens
@@ -351,6 +358,18 @@ def test_a_stale_connection_is_replaced_once_and_only_before_an_answer(server: S
         assert (second.error, server.connections, len(server.requests)) == ("connection closed in the headers", 1, 2)
     else:
         assert is_whole(sse.settle(second)) and (server.connections, len(server.requests)) == (2, 3)
+
+
+def test_an_answer_that_was_reset_is_not_asked_for_again(server: Scripted) -> None:
+    connection = sse.Connection(server.url, PATIENCE_S)
+    first, second = sse.Exchange(), sse.Exchange()
+    server.scripts += [[sized(EVENTS)], [CHUNKED + chunk(event(" baba")), until_read(second, 1), RESET]]
+    connection.post("/", b"{}", first)
+    connection.post("/", b"{}", second)
+    connection.close()
+    settled = sse.settle(second)
+    assert (settled.error, settled.token_text) == ("connection failed: Connection reset by peer", [" baba"])
+    assert (server.connections, len(server.requests)) == (1, 2)
 
 
 def test_a_new_connection_that_is_closed_is_not_asked_again(server: Scripted) -> None:
