@@ -97,7 +97,8 @@ def supervised(command: Sequence[str], log: Path, *, cores: Sequence[int] = (), 
 
     The first line of its stdout is the command's process id.
     """
-    own = [sys.executable, "-m", "servers.supervise", str(log.resolve()), *(["--cores", ",".join(map(str, cores))] if cores else []), "--", *command]
+    pinned = ["--cores", ",".join(map(str, cores))] if cores else []
+    own = [sys.executable, "-m", "servers.supervise", str(log.resolve()), *pinned, "--", *command]
     return subprocess.Popen(own, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True)
 
 
