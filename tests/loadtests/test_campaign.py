@@ -476,7 +476,7 @@ def test_a_target_is_measured_and_left_alone(bench: Bench) -> None:
 
 # ----------------------------------------------------------------------------------------------------------- a full disk
 
-LONG = ("--servers", "fastapi_threadpool", *QUICK, "--duration", "60")
+LONG = ("--servers", "fastapi_threadpool", *QUICK, "--duration", "600")  # longer than our patience: the failure must end it
 
 
 def test_a_recorder_that_cannot_write_fails_the_case(bench: Bench) -> None:
