@@ -53,6 +53,9 @@ REQUEST_FIELDS = {
     "token_s": Field("list<float64>", "s", "arrival of each chunk that carries tokens"),
     "token_n": Field("list<int64>", "tokens", "tokens in each of those chunks"),
     "bytes": Field("int64", "bytes", "length of the answer's body"),
+    "reads": Field("int64", "", "reads of the socket that brought it; fewer than chunks if some came together"),
+    "read_lag_mean_s": Field("float64", "s", "how much later than the kernel's stamp a read was seen; 0 where there are no stamps"),
+    "read_lag_max_s": Field("float64", "s", "likewise the worst of the reads; the arrivals above are the kernel's and do not contain it"),
     "queue_ms": Field("float64", "ms", "server's timings: waiting before the engine began with it; null if not given"),
     "prompt_ms": Field("float64", "ms", "server's timings: from the engine's begin to the first token"),
     "predicted_ms": Field("float64", "ms", "server's timings: from the first token to the last"),
@@ -141,14 +144,18 @@ class Case:
         return asdict(self)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replaces the file in one step: a reader, or a crash, sees the old text or the new one, never half."""
+def write_json(path: Path, value: Any, durable: bool = True) -> None:
+    """Replaces the file in one step: a reader, or a crash, sees the old text or the new one, never half.
+
+    `durable` waits for the disk, which takes milliseconds: nothing that a measurement is waiting behind may do so.
+    """
     partial = path.with_name(path.name + ".partial")
     with partial.open("w") as handle:
         json.dump(value, handle, indent=1, allow_nan=False)
         handle.write("\n")
         handle.flush()
-        os.fsync(handle.fileno())
+        if durable:
+            os.fsync(handle.fileno())
     partial.replace(path)
 
 

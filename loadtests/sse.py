@@ -1,14 +1,19 @@
 """The measuring instrument: an HTTP/1.1 client that stamps each read of an answer and looks at what it says only afterwards.
 
-In the timed path there is nothing but `recv`, a stamp and the removal of the chunked encoding. `settle` then finds the events
-in the finished body, gives each the stamp of the read that completed it, and decodes its JSON. Plain sockets: under gevent
-(Locust) they are cooperative, elsewhere they block. All times are `time.perf_counter()`, in seconds.
+In the timed path there is nothing but a read with the kernel's time of arrival and the removal of the chunked encoding. `settle`
+then finds the events in the finished body, gives each the stamp of the read that completed it, and decodes its JSON. Plain
+sockets that block, or are cooperative under gevent; `loadtests/hub.py` reads without switching greenlets, which is what the load
+generator uses. All times are `time.perf_counter()`, in seconds.
 """
 
+import platform
 import socket
 import ssl
+import struct
+import sys
 import time
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -17,6 +22,11 @@ from servers.contract import SSE_CONTENT_TYPE, Chunk, read_chunk
 RECV_BYTES = 65536
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_HEADER_BYTES = 65536
+# The kernel's time of arrival, Linux only: one value for the option and for its control message (asm-generic/socket.h).
+SO_TIMESTAMPNS = 35 if sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64") else None
+TIMESPEC = struct.Struct("@qq")
+ANCILLARY_BYTES = 64
+MAX_AGE_S = 10.0  # of a stamp that makes sense
 
 
 class AnswerError(Exception):
@@ -33,6 +43,7 @@ class Exchange:
     body: bytearray = field(default_factory=bytearray)
     arrived: list[float] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
+    lags: list[float] = field(default_factory=list)  # of each read: how much later than the kernel we saw it, s
     done_s: float = 0.0
     error: str | None = None
 
@@ -102,6 +113,52 @@ class _Chunked:
         return self.missing == -1
 
 
+class Answer:
+    """Takes an answer as it comes, read by read, and fills an Exchange. Knows where the answer ends, not what it says."""
+
+    def __init__(self, exchange: Exchange):
+        self.exchange = exchange
+        self.head: bytearray | None = bytearray()  # null once it has been read
+        self.length: int | None = None
+        self.chunked: _Chunked | None = None
+        self.keep = False  # whether the connection may carry another request
+
+    def feed(self, data: bytes | bytearray, at: float, lag: float) -> bool:
+        """One read that arrived `at`; `lag` is how much later we saw it, s. True when the answer is complete. Raises AnswerError."""
+        if self.head is not None:
+            if not data:
+                raise AnswerError("connection closed in the headers") if self.head else _ClosedEarly
+            self.head += data
+            end = self.head.find(b"\r\n\r\n")
+            if end < 0:
+                if len(self.head) > MAX_HEADER_BYTES + RECV_BYTES:
+                    raise AnswerError("headers too long")
+                return False
+            self.length, self.chunked, self.keep = _read_head(bytes(self.head[:end]), self.exchange)
+            data, self.head = self.head[end + 4 :], None
+        elif not data:
+            if self.chunked is not None or self.length is not None:
+                raise AnswerError("connection closed in the answer")
+            self.keep = False
+            return True  # without a length, the connection's end is the answer's end
+        exchange = self.exchange
+        body = exchange.body
+        if data:
+            try:
+                if self.chunked is not None:
+                    self.chunked.feed(data, body)
+                else:
+                    body += data
+            finally:  # what came before the encoding broke has its stamp, too
+                # two reads of one segment have one stamp, and its conversion to our clock an error of some hundred ns
+                exchange.arrived.append(max(at, exchange.arrived[-1]) if exchange.arrived else at)
+                exchange.lengths.append(len(body))
+                exchange.lags.append(lag)
+        if len(body) > MAX_ANSWER_BYTES:
+            raise AnswerError("answer too long")
+        return self.chunked.complete if self.chunked is not None else self.length is not None and len(body) >= self.length
+
+
 class Connection:
     """One keep-alive connection. `timeout_s` bounds a whole exchange."""
 
@@ -120,7 +177,12 @@ class Connection:
         if self.socket is None:
             plain = socket.create_connection((self.host, self.port), self.timeout_s)
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.socket = self.tls.wrap_socket(plain, server_hostname=self.host) if self.tls else plain
+            if self.tls:
+                self.socket = self.tls.wrap_socket(plain, server_hostname=self.host)
+            else:
+                if SO_TIMESTAMPNS is not None:
+                    plain.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+                self.socket = plain
 
     def close(self) -> None:
         if self.socket is not None:
@@ -137,7 +199,7 @@ class Connection:
                 try:
                     self.open()
                     exchange.sent_s = exchange.sent_s or time.perf_counter()
-                    self._exchange(request, exchange, deadline)
+                    self._exchange(request, Answer(exchange), deadline)
                     break
                 except (ConnectionError, _ClosedEarly):
                     # The server may have closed an idle connection in the same moment: nothing was answered, so ask once more.
@@ -155,64 +217,54 @@ class Connection:
         except (ConnectionError, ssl.SSLError, OSError) as error:
             exchange.error = f"connection failed: {error.strerror or error}"
         finally:
-            exchange.done_s = time.perf_counter()
+            complete = exchange.error is None and exchange.arrived
+            exchange.done_s = exchange.arrived[-1] if complete else time.perf_counter()
             if exchange.error is not None:
                 self.close()
 
-    def _exchange(self, request: bytes, exchange: Exchange, deadline: float) -> None:
-        clock, sock = time.perf_counter, self.socket
-        assert sock is not None
-        sock.settimeout(_left(deadline, clock()))
-        sock.sendall(request)
-        head = bytearray()
-        at = clock()
-        while (end := head.find(b"\r\n\r\n")) < 0:
-            sock.settimeout(_left(deadline, at))  # before each read: a server that drips must not begin the bound anew
-            data: bytes | bytearray = sock.recv(RECV_BYTES)
-            at = clock()
-            if not data:
-                if head:
-                    raise AnswerError("connection closed in the headers")
-                raise _ClosedEarly
-            head += data
-            if len(head) > MAX_HEADER_BYTES + RECV_BYTES:
-                raise AnswerError("headers too long")
-        length, chunked, keep = _read_head(bytes(head[:end]), exchange)
-        body, arrived, lengths = exchange.body, exchange.arrived, exchange.lengths
-        data = head[end + 4 :]
-        while True:
-            if data:
-                try:
-                    if chunked is not None:
-                        chunked.feed(data, body)
-                    else:
-                        body += data
-                finally:  # what came before the encoding broke has its stamp, too
-                    arrived.append(at)
-                    lengths.append(len(body))
-            if (chunked.complete if chunked is not None else length is not None and len(body) >= length):
-                break
-            if len(body) > MAX_ANSWER_BYTES:
-                raise AnswerError("answer too long")
-            sock.settimeout(_left(deadline, at))
-            data = sock.recv(RECV_BYTES)
-            at = clock()
-            if not data:
-                if chunked is not None or length is not None:
-                    raise AnswerError("connection closed in the answer")
-                break  # without a length, the connection's end is the answer's end
-        if not keep or (chunked is None and length is None):
+    def _exchange(self, request: bytes, answer: Answer, deadline: float) -> None:
+        assert self.socket is not None
+        self.socket.settimeout(_left(deadline))
+        self.socket.sendall(request)
+        self._receive(answer, deadline)
+        if not answer.keep:
             self.close()
+
+    def _receive(self, answer: Answer, deadline: float) -> None:
+        assert self.socket is not None
+        complete = False
+        while not complete:
+            self.socket.settimeout(_left(deadline))  # before each read: a server that drips must not begin the bound anew
+            complete = answer.feed(*stamped_read(self.socket))
+
+
+def stamped_read(sock: socket.socket) -> tuple[bytes, float, float]:
+    """(data, arrival, lag): arrival by the kernel's stamp where there is one, on our clock; lag is how much later we saw it, s.
+
+    The stamp is of the wall clock. Its age is the difference to the wall clock now, so no offset between the clocks has to be
+    known; if the wall clock was set in between, the age makes no sense, and our own time is taken.
+    """
+    if SO_TIMESTAMPNS is None or isinstance(sock, ssl.SSLSocket):
+        return sock.recv(RECV_BYTES), time.perf_counter(), 0.0
+    data, ancillary, _, _ = sock.recvmsg(RECV_BYTES, ANCILLARY_BYTES)
+    at = time.perf_counter()
+    if ancillary:
+        seconds, nanoseconds = TIMESPEC.unpack_from(ancillary[0][2])
+        age = (time.time_ns() - seconds * 1_000_000_000 - nanoseconds) * 1e-9
+        if 0 <= age < MAX_AGE_S:
+            return data, at - age, age
+    return data, at, 0.0
 
 
 class _ClosedEarly(Exception):
     """The connection was closed before the first byte of an answer."""
 
 
-def _left(deadline: float, now: float) -> float:
-    if now >= deadline:
+def _left(deadline: float) -> float:
+    left = deadline - time.perf_counter()
+    if left <= 0:
         raise TimeoutError
-    return deadline - now
+    return left
 
 
 def _read_head(head: bytes, exchange: Exchange) -> tuple[int | None, _Chunked | None, bool]:
@@ -238,8 +290,11 @@ def _read_head(head: bytes, exchange: Exchange) -> tuple[int | None, _Chunked | 
     return (int(length) if length is not None and chunked is None else None), chunked, keep
 
 
-def settle(exchange: Exchange) -> Settled:
-    """Reads a finished exchange. A chunk without text (a role, an end) is not a token."""
+SETTLED_AT_ONCE = 8  # events; some 8 us each
+
+
+def settle(exchange: Exchange, pause: Callable[[], None] = lambda: None) -> Settled:
+    """Reads a finished exchange. A chunk without text (a role, an end) is not a token. `pause` is called every few events."""
     settled = Settled(error=exchange.error)
     streamed = exchange.content_type.startswith(SSE_CONTENT_TYPE)
     if exchange.status is not None and exchange.status != 200 and settled.error is None:
@@ -253,7 +308,11 @@ def settle(exchange: Exchange) -> Settled:
         body = exchange.body
         separator = b"\r\n\r\n" if b"\r\n\r\n" in body else b"\n\n"
         start = 0
+        number = 0
         while (end := body.find(separator, start)) >= 0:
+            number += 1
+            if number % SETTLED_AT_ONCE == 0:
+                pause()
             after = end + len(separator)
             for line in bytes(body[start:end]).splitlines():
                 if line.startswith(b"data:"):

@@ -25,7 +25,7 @@ def requests(
         token_s = [scheduled + ttft_s + k * tpot_s for k in range(tokens)]
         rows.append(dict(zip(records.REQUEST_FIELDS, (
             i, i % 2, i % users, scheduled, scheduled, token_s[0], token_s[-1], token_s[-1], 200, None, "exact",
-            32, 32, tokens, tokens, "length", token_s, [1] * tokens, 100 * tokens, 1.0, 1000 * ttft_s - 2,
+            32, 32, tokens, tokens, "length", token_s, [1] * tokens, 100 * tokens, tokens + 1, 0.0001, 0.001, 1.0, 1000 * ttft_s - 2,
             1000 * tpot_s * (tokens - 1)), strict=True)))  # fmt: skip
     return rows
 

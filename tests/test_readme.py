@@ -1,0 +1,54 @@
+"""What the README says is so: its commands exist, and its table is that of the committed reference campaign."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from analysis import load, summary
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = ROOT / "results" / "reference-cpu-2core"
+README = (ROOT / "README.md").read_text()
+SHOWN = ("output_tokens_per_s", "requests_per_s", "ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "e2e_p50_s", "e2e_p99_s", "server_cores")
+
+
+def table() -> list[str]:
+    """The README's table; print it to mend the file: `python -m tests.test_readme`."""
+    (comparison,) = summary.comparisons(summary.summarise(load.campaign(REFERENCE)))
+    heads = [f"{summary.METRICS[name].label}, {summary.unit(name)}" for name in SHOWN]
+    rows = [[f"`{s.server}` ({s.engine})", *(summary.cell(name, s.valid) for name in SHOWN)] for s in comparison.systems]
+    return ["| " + " | ".join(row) + " |" for row in (["server", *heads], ["---"] * (len(SHOWN) + 1), *rows)]
+
+
+def test_the_table_is_that_of_the_reference():
+    assert "\n".join(table()) in README
+
+
+def test_every_verb_exists():
+    sessions = re.findall(r"@nox\.session\ndef (\w+)", (ROOT / "noxfile.py").read_text())
+    text = README + (ROOT / "CONTRIBUTING.md").read_text()
+    assert set(re.findall(r"nox (?:--no-install )?-s (\w+)", text)) <= set(sessions) >= {"bench", "tests", "lint", "report"}
+
+
+def commands(module: str) -> list[str]:
+    return re.findall(rf"nox -s {module} -- ([^#\n`]+)", README)
+
+
+@pytest.mark.parametrize("command", [c for c in commands("bench") if "--help" not in c and "my-llama" not in c and "--target" not in c])
+def test_every_bench_command_is_understood(command):
+    done = subprocess.run([sys.executable, "-m", "loadtests", *shlex.split(command), "--plan"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "run 1" in done.stdout, done.stderr
+
+
+def test_links_and_pictures_are_there():
+    for name in ("README.md", "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text()):
+            assert (ROOT / target).exists(), f"{name} links to {target}"
+
+
+if __name__ == "__main__":
+    print("\n".join(table()))
