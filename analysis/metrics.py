@@ -171,6 +171,16 @@ def requests_of_several_tokens(o: Observed) -> float:
     return float(o.scheduled["tpot_s"].notna().sum()) if o.run.get("window") else NAN
 
 
+def ttft_mean_s(o: Observed) -> float:
+    """Mean of first chunk with a generated token - scheduled, completed requests only."""
+    return _mean(o.latencies("ttft_s", failures=False))
+
+
+def itl_mean_s(o: Observed) -> float:
+    """Mean of the gaps between chunks that carry tokens."""
+    return _mean(o.latencies("itl_s"))
+
+
 def tokens_per_chunk(o: Observed) -> float:
     """Mean tokens in a chunk that carries any, of the requests scheduled in the window; 1 is a stream token by token."""
     chunks = sum(len(n) for n in o.scheduled["token_n"])
@@ -248,8 +258,8 @@ def _share(flags: pd.Series) -> float:
     return float(flags.mean()) if len(flags) else NAN
 
 
-def _mean(values: list[float]) -> float:
-    return float(np.mean(values)) if values else NAN
+def _mean(values: Any) -> float:
+    return float(np.mean(values)) if len(values) else NAN
 
 
 class Metric(NamedTuple):
@@ -299,6 +309,8 @@ METRICS = {
         Metric("output_tokens_per_s", "output throughput", "tokens/s", "higher", output_tokens_per_s),
         Metric("requests_per_s", "requests", "1/s", "higher", requests_per_s),
         *_percentiles(),
+        Metric("ttft_mean_s", "TTFT mean", "s", "lower", ttft_mean_s, "ms", 1000, "requests_completed", needed(50)),
+        Metric("itl_mean_s", "ITL mean", "s", "lower", itl_mean_s, "ms", 1000, "requests_of_several_tokens", needed(50)),
         Metric("requests_scheduled", "requests in the window", "", "", requests_scheduled),
         Metric("requests_completed", "of them completed", "", "", requests_completed),
         Metric("requests_of_several_tokens", "of them with a TPOT", "", "", requests_of_several_tokens),

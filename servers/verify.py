@@ -248,11 +248,15 @@ def stream_exact(probe: Probe) -> str:
 
 
 def trickles(probe: Probe) -> str:
-    for what, (_, stream) in (("completion", probe.sample), ("chat", probe.chat_sample)):
-        first, last = stream.tokens[0][0], stream.tokens[-1][0]
-        generating = (stream.last_of("timings") or {}).get("predicted_ms")
-        wanted = 0.5 * generating / 1e3 if generating is not None else 0.25 * last
-        if last - first < wanted:
+    for what, chat in (("completion", False), ("chat", True)):
+        _, stream = probe.chat_sample if chat else probe.sample
+        for _ in range(3):  # to a client that was not given the processor any stream comes in one piece; a buffer does it every time
+            first, last = stream.tokens[0][0], stream.tokens[-1][0]
+            generating = (stream.last_of("timings") or {}).get("predicted_ms")
+            if last - first >= (0.5 * generating / 1e3 if generating is not None else 0.25 * last):
+                break
+            stream = probe.stream(probe.prompt(), STREAMED_TOKENS, chat)
+        else:
             raise Failed(f"the streamed {what} is buffered: its {STREAMED_TOKENS} tokens came within {1e3 * (last - first):.1f} ms, "
                          f"after {1e3 * first:.0f} ms of silence")
     return "tokens come as they are made"

@@ -86,6 +86,7 @@ def test_failures_are_infinite_in_ttft_and_e2e_and_stand_beside(observe):
     assert values["ttft_p95_s"] == pytest.approx(0.05)  # rank 304 of 320 is the last that did not fail
     assert values["e2e_p99_completed_s"] == pytest.approx(0.15)
     assert values["tpot_p50_s"] == pytest.approx(0.01)
+    assert values["ttft_mean_s"] == pytest.approx(0.05) and values["itl_mean_s"] == pytest.approx(0.01)
     assert values["slo_attainment"] == 0.95
     assert values["requests_per_s"] == pytest.approx((320 - 16) / 8, rel=0.01)
 
