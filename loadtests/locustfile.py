@@ -46,6 +46,7 @@ class Sent:
     scheduled_s: float  # on the clock of the rows
     prompt: prompts.Prompt
     exchange: sse.Exchange
+    number: int
 
 
 def yield_to_sockets() -> None:
@@ -87,7 +88,8 @@ class Recorder:
             self.wake.wait()
             self.wake.clear()
             while self.finished:
-                self.write(self.finished.popleft(), pause=yield_to_sockets)
+                self.write(self.finished[0], pause=yield_to_sockets)
+                self.finished.popleft()  # not before: if this greenlet is ended in a pause, close() still finds it
                 yield_to_sockets()
 
     def report_for_ever(self) -> None:
@@ -122,7 +124,7 @@ class Recorder:
         token_s = [on_row_clock(at) for at in settled.token_s]
         done_s, lags = on_row_clock(exchange.done_s), exchange.lags
         row = {
-            "request": self.written, "worker": 0, "user": sent.user, "scheduled_s": round(sent.scheduled_s, 6),
+            "request": sent.number, "worker": 0, "user": sent.user, "scheduled_s": round(sent.scheduled_s, 6),
             "sent_s": None if exchange.sent_s is None else on_row_clock(exchange.sent_s),
             "first_s": token_s[0] if token_s else None, "last_s": token_s[-1] if token_s else None,
             "done_s": done_s, "http_status": exchange.status, "error": settled.error, "answer": answer,
@@ -181,7 +183,7 @@ def prepare(user: int, turn: int) -> Prepared:
 def ask(connection: sse.Connection, user: int | None, scheduled_s: float, prepared: Prepared) -> sse.Exchange:
     """One request, to the end of its answer. Its row is written also if this greenlet is killed meanwhile."""
     wanted, path, body = prepared
-    sent = Sent(user, scheduled_s, wanted, sse.Exchange())
+    sent = Sent(user, scheduled_s, wanted, sse.Exchange(), recorder.sent)
     recorder.sent += 1
     try:
         connection.post(path, body, sent.exchange)

@@ -34,7 +34,7 @@ class Field(NamedTuple):
 
 
 REQUEST_FIELDS = {
-    "request": Field("int64", "", "position in the arrival order of this load worker, from 0"),
+    "request": Field("int64", "", "position in the order in which this load worker sent them, from 0"),
     "worker": Field("int64", "", "load worker that sent it"),
     "user": Field("int64", "", "user of a closed loop, null in an open one"),
     "scheduled_s": Field("float64", "s", "when the arrival process wanted it sent; closed loop: when its user became free"),
