@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import fcntl
+import hashlib
 import math
 import os
 import signal
@@ -13,11 +14,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from loadtests import machine, records
+from loadtests import arrivals, machine, records
 from loadtests.plan import SCENARIOS_FILE, PlanError, make_plan, read_scenarios
 from loadtests.progress import Watch
 from loadtests.records import Case
 from loadtests.run import Setting, run_case
+from loadtests.traces import TraceError
 from servers import catalog, launch, rule
 from servers import verify as contract_checks
 
@@ -83,6 +85,8 @@ def arguments_of(command: list[str]) -> argparse.Namespace:
     add("--scenarios-file", type=Path, default=SCENARIOS_FILE, help="TOML with scenarios of your own (default: loadtests/scenarios.toml)")
     add("--users", type=numbers(int, 0, "a whole number of users above 0"), default=[], help="of closed loops; several make several cases")
     add("--rate", type=numbers(float, 0, "a rate above 0"), default=[], help="requests/s of open loops; several make several cases")
+    add("--trace", type=Path, help="recorded traffic for scenarios with arrivals = \"trace\": see loadtests/traces.py for the formats")
+    add("--time-scale", type=one(numbers(float, 0, "a factor above 0")), help="2 replays a trace twice as fast")
     add("--duration", type=one(numbers(float, 0, "a number of seconds above 0")), help="of the measured window, s")
     add("--repeat", type=one(numbers(int, 0, "a whole number above 0")), default=1, help="runs of each case, interleaved (default: 1)")
     add("--seed", type=int, default=1, help="of prompts, arrivals and the order of cases (default: 1)")
@@ -116,9 +120,26 @@ def plan_of(arguments: argparse.Namespace) -> tuple[list[Case], dict[str, dict[s
         servers = [catalog.find(name) for name in dict.fromkeys(filter(None, arguments.servers.split(",")))]
     if not servers or not chosen:
         raise PlanError("nothing to do: name at least one server and one scenario")
-    scenarios = {name: known[name] for name in dict.fromkeys(chosen)}
+    scenarios = {name: with_trace(name, known[name], arguments) for name in dict.fromkeys(chosen)}
+    if arguments.trace and not any("trace" in table for table in scenarios.values()):
+        raise PlanError("--trace is for scenarios with arrivals = \"trace\", and none is chosen: add --scenarios replay")
     return make_plan(servers, engines, scenarios, users=arguments.users, rates=arguments.rate, duration_s=arguments.duration,
                      repeat=arguments.repeat, seed=arguments.seed), scenarios
+
+
+def with_trace(name: str, table: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """A scenario that replays a trace, with the file, its hash, and the mean rate in the window. Raises TraceError."""
+    if table["arrivals"] != "trace":
+        return table
+    file = arguments.trace or table.get("trace")
+    if not file:
+        raise PlanError(f"the scenario {name!r} replays a trace: name one with --trace FILE")
+    table = table | {"trace": str(Path(file).resolve()), "time_scale": arguments.time_scale or table.get("time_scale", 1.0)}
+    begin, length = table["warmup_s"], arguments.duration or table["duration_s"]
+    found = [arrival for arrival in arrivals.schedule("", table, None, begin + length) if arrival.at_s >= begin]
+    if not found:
+        raise PlanError(f"{file} has no request in the window: choose another trace_start_s, or a longer --duration")
+    return table | {"rate": round(len(found) / length, 6), "trace_sha256": hashlib.sha256(Path(file).read_bytes()).hexdigest()}
 
 
 def print_plan(cases: list[Case]) -> None:
@@ -200,7 +221,8 @@ def campaign(arguments: argparse.Namespace) -> int:
     folder = arguments.out or RESULTS / f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
     open_campaign(folder, {
         "schema": records.SCHEMA, "name": folder.name, "created_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": sys.argv[1:], "seed": arguments.seed, "model": asdict(model) | {"path": Path(model.path).name}, "scenarios": scenarios,
+        "command": sys.argv[1:], "seed": arguments.seed, "model": asdict(model) | {"path": Path(model.path).name},
+        "scenarios": {name: t | ({"trace": Path(t["trace"]).name} if "trace" in t else {}) for name, t in scenarios.items()},
         "simulated": arguments.simulated, "machine_share": share, "plan": [case.as_dict() for case in cases],
         "manifest": machine.manifest()})
     locked = lock(folder)
@@ -236,7 +258,7 @@ def main() -> int:
     signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
         return campaign(arguments_of(sys.argv[1:]))
-    except (PlanError, catalog.CatalogError, launch.LaunchError) as error:
+    except (PlanError, TraceError, catalog.CatalogError, launch.LaunchError) as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}: give a folder that can be written, with space, by --out",

@@ -24,7 +24,7 @@ from locust import User, constant, events, task
 from locust.env import Environment
 from locust.exception import StopUser
 
-from loadtests import prompts, records, sse
+from loadtests import arrivals, prompts, records, sse
 from loadtests.hub import HubConnection
 from servers import rule
 
@@ -101,6 +101,7 @@ class Recorder:
         stats = self.environment.stats.total
         records.write_json(FOLDER / "load.json", {
             "state": state, "now_s": now(), "began_s": self.began_s, "window": self.window, "sent": self.sent, "rows": self.written,
+            "planned": None if planned is None else sum(arrival.at_s >= SCENARIO["warmup_s"] for arrival in planned),
             "cut_off": self.cut_off, "tokens": self.tokens, "locust_requests": stats.num_requests, "locust_failures": stats.num_failures,
             "e2e_p99_s": (stats.get_current_response_time_percentile(0.99) or 0) / 1e3 if state == "running" else None}, durable=False)
 
@@ -154,11 +155,14 @@ class Recorder:
 
 
 recorder: Recorder
+planned: list[arrivals.Arrival] | None = None  # of an open loop
 
 
 @events.test_start.add_listener
 def on_test_start(environment: Environment, **_: Any) -> None:
-    global recorder
+    global recorder, planned
+    if SCENARIO["arrivals"] != "closed":  # before the clock of the recorder begins
+        planned = arrivals.schedule(LOAD["seed"], SCENARIO, LOAD["rate"], SCENARIO["warmup_s"] + LOAD["duration_s"])
     recorder = Recorder(environment)
 
 
@@ -175,8 +179,8 @@ def on_quit(**_: Any) -> None:
 Prepared = tuple[prompts.Prompt, str, bytes]  # with path and body
 
 
-def prepare(user: int, turn: int) -> Prepared:
-    wanted = prompts.prompt(LOAD["seed"], SCENARIO, user, turn)
+def prepare(user: int, turn: int, arrival: arrivals.Arrival | None = None) -> Prepared:
+    wanted = prompts.prompt(LOAD["seed"], SCENARIO, user, turn, arrival)
     return wanted, *prompts.request_body(SCENARIO, LOAD["model"], wanted)
 
 
@@ -250,11 +254,11 @@ class OpenLoop(User):
             idle.append(connection)
 
         in_flight: set[gevent.Greenlet] = set()
+        assert planned is not None
         try:
-            until = SCENARIO["warmup_s"] + LOAD["duration_s"]
-            for index, at in enumerate(prompts.poisson_arrivals(LOAD["seed"], LOAD["rate"], until)):
-                scheduled_s = recorder.began_s + at
-                prepared = prepare(0, index)
+            for index, arrival in enumerate(planned):
+                scheduled_s = recorder.began_s + arrival.at_s
+                prepared = prepare(0, index, arrival)
                 gevent.sleep(max(0.0, scheduled_s - now()))
                 greenlet = gevent.spawn(one, scheduled_s, prepared)
                 in_flight.add(greenlet)

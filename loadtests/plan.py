@@ -9,14 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from loadtests.arrivals import KINDS
 from loadtests.records import Case
 from servers.catalog import Server, check_name
 
 SCENARIOS_FILE = Path(__file__).with_name("scenarios.toml")
-ARRIVALS = {"closed": "users", "poisson": "rate"}  # and the key that says how much of it
-NUMBERS = {"users": 1, "rate": 0, "think_s": 0, "warmup_s": 0, "duration_s": 0, "drain_s": 0, "timeout_s": 0}
-REQUIRED = ("summary", "arrivals", "endpoint", "prompt_tokens", "output_tokens", "warmup_s", "duration_s", "drain_s", "timeout_s")
-OPTIONAL = ("users", "rate", "think_s")
+REQUIRED = ("summary", "arrivals", "endpoint", "warmup_s", "duration_s", "drain_s", "timeout_s")
+OPTIONAL = ("users", "rate", "think_s", "burstiness", "profile", "trace", "trace_start_s", "time_scale", "context", "prompt_tokens",
+            "output_tokens")
+ABOVE_0 = ("users", "rate", "duration_s", "timeout_s", "burstiness", "time_scale", "context")
+FROM_0 = ("think_s", "warmup_s", "drain_s", "trace_start_s")
+WHOLE = ("users", "context")
 
 
 class PlanError(ValueError):
@@ -49,23 +52,37 @@ def _check(where: str, table: dict[str, Any]) -> None:
             raise PlanError(f"{where}: the key {key!r} is missing")
     if not isinstance(table["summary"], str):
         raise PlanError(f"{where}: summary = {table['summary']!r} is not a string")
-    if table["arrivals"] not in tuple(ARRIVALS):
-        raise PlanError(f"{where}: arrivals = {table['arrivals']!r} is not one of {', '.join(ARRIVALS)}")
+    if table["arrivals"] not in tuple(KINDS):
+        raise PlanError(f"{where}: arrivals = {table['arrivals']!r} is not one of {', '.join(KINDS)}")
     if table["endpoint"] not in ("chat", "completions"):
         raise PlanError(f"{where}: endpoint = {table['endpoint']!r} is neither chat nor completions")
-    if ARRIVALS[table["arrivals"]] not in table:
-        raise PlanError(f"{where}: {table['arrivals']} arrivals need the key {ARRIVALS[table['arrivals']]!r}")
-    for key, least in NUMBERS.items():
-        value = table.get(key, 1)
-        number = isinstance(value, int) if key == "users" else isinstance(value, int | float)
-        number = number and not isinstance(value, bool) and math.isfinite(value)
-        if not number or value < least or (value == 0 and key in ("rate", "duration_s", "timeout_s")):
-            raise PlanError(f"{where}: {key} = {value!r} is not a {'whole ' if key == 'users' else ''}number above "
-                            f"{0 if key in ('users', 'rate', 'duration_s', 'timeout_s') else 'or equal to 0'}")
-    for key in ("prompt_tokens", "output_tokens"):
+    needed = () if table["arrivals"] == "trace" else (*KINDS[table["arrivals"]], "prompt_tokens", "output_tokens")
+    for key in needed:  # a trace has lengths of its own, and --trace may name it
+        if key not in table:
+            raise PlanError(f"{where}: {table['arrivals']} arrivals need the key {key!r}")
+    for key in table.keys() & {*ABOVE_0, *FROM_0}:
+        value = table[key]
+        number = isinstance(value, int if key in WHOLE else int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or value < 0 or (value == 0 and key in ABOVE_0):
+            raise PlanError(f"{where}: {key} = {value!r} is not a {'whole ' if key in WHOLE else ''}number above "
+                            f"{'0' if key in ABOVE_0 else 'or equal to 0'}")
+    for key in table.keys() & {"prompt_tokens", "output_tokens"}:
         value, least = table[key], 2 if key == "prompt_tokens" and table["endpoint"] == "chat" else 1  # a role's marker and a word
         if not (isinstance(value, list) and len(value) == 2 and all(type(n) is int for n in value) and least <= value[0] <= value[1]):
             raise PlanError(f"{where}: {key} = {value!r} is not [least, most] of at least {least}")
+    if "profile" in table and not _is_profile(table["profile"]):
+        raise PlanError(f"{where}: profile = {table['profile']!r} is not a list of [second, factor] that begins at second 0")
+
+
+def _is_profile(value: Any) -> bool:
+    def number(x: Any) -> bool:
+        return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) and x >= 0
+
+    points = value if isinstance(value, list) else []
+    if not points or not all(isinstance(p, list) and len(p) == 2 and number(p[0]) and number(p[1]) for p in points):
+        return False
+    times = [p[0] for p in points]
+    return times[0] == 0 and times == sorted(times) and any(p[1] > 0 for p in points)
 
 
 def make_plan(servers: Sequence[Server], engines: Sequence[str], scenarios: Mapping[str, Mapping[str, Any]], *, users: Sequence[int] = (),
@@ -78,7 +95,7 @@ def make_plan(servers: Sequence[Server], engines: Sequence[str], scenarios: Mapp
     arrivals = {table["arrivals"] for table in scenarios.values()}
     if users and "closed" not in arrivals:
         raise PlanError("--users is for closed-loop scenarios, and none is chosen: use --rate, or add --scenarios interactive")
-    if rates and "poisson" not in arrivals:
+    if rates and not arrivals & {kind for kind, needs in KINDS.items() if "rate" in needs}:
         raise PlanError("--rate is for open-loop scenarios, and none is chosen: use --users, or add --scenarios steady")
     pairs = [(server, engine) for server in servers for engine in (engines or server.engines[:1]) if engine in server.engines]
     for server in servers:
@@ -90,7 +107,8 @@ def make_plan(servers: Sequence[Server], engines: Sequence[str], scenarios: Mapp
         if table["arrivals"] == "closed":
             loads += [(name, count, None, length) for count in users or (table["users"],)]
         else:
-            loads += [(name, None, rate, length) for rate in rates or (table["rate"],)]
+            own = (table["rate"],)
+            loads += [(name, None, rate, length) for rate in (own if table["arrivals"] == "trace" else rates or own)]
     random.Random(seed).shuffle(pairs)
     cases: list[Case] = []
     for repetition in range(1, repeat + 1):

@@ -1,11 +1,12 @@
-"""Seeded prompts and arrivals: the same seed gives every server the same requests at the same times, in the same order."""
+"""Seeded prompts: the same seed gives every server the same requests, in the same order."""
 
 import json
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from loadtests.arrivals import Arrival
+from loadtests.traces import BLOCK_TOKENS
 from servers import contract, rule
 
 
@@ -16,13 +17,21 @@ class Prompt:
     max_tokens: int
 
 
-def prompt(seed: str, scenario: dict[str, Any], user: int, turn: int) -> Prompt:
-    """The `turn`-th request of a user. Random words: no two prompts of a campaign share a prefix that a cache could use."""
+def prompt(seed: str, scenario: dict[str, Any], user: int, turn: int, arrival: Arrival | None = None) -> Prompt:
+    """The `turn`-th request of a user. Random words: no two prompts of a campaign share a prefix that a cache could use, unless
+    the arrival, from a trace, says which blocks they share."""
     source = random.Random(f"{seed}/{user}/{turn}")
-    tokens = source.randint(*scenario["prompt_tokens"])
-    max_tokens = source.randint(*scenario["output_tokens"])
-    words = tokens - 1 if scenario["endpoint"] == "chat" else tokens  # the chat template adds the role's marker
-    return Prompt(" ".join(source.choices(rule.VOCABULARY, k=max(1, words))), tokens, max_tokens)
+    if arrival is None or arrival.prompt_tokens is None or arrival.output_tokens is None:
+        tokens, max_tokens = source.randint(*scenario["prompt_tokens"]), source.randint(*scenario["output_tokens"])
+    else:
+        tokens, max_tokens = arrival.prompt_tokens, arrival.output_tokens
+    count = max(1, tokens - 1 if scenario["endpoint"] == "chat" else tokens)  # the chat template adds the role's marker
+    words: list[str] = []
+    for block in arrival.blocks if arrival else ():
+        if len(words) < count:
+            words += random.Random(f"{seed}/block/{block}").choices(rule.VOCABULARY, k=BLOCK_TOKENS)
+    words += source.choices(rule.VOCABULARY, k=max(0, count - len(words)))
+    return Prompt(" ".join(words[:count]), tokens, max_tokens)
 
 
 def request_body(scenario: dict[str, Any], model: str, wanted: Prompt) -> tuple[str, bytes]:
@@ -32,12 +41,3 @@ def request_body(scenario: dict[str, Any], model: str, wanted: Prompt) -> tuple[
             "stream_options": {"include_usage": True}}
     body |= {"messages": [{"role": "user", "content": wanted.text}]} if chat else {"prompt": wanted.text}
     return contract.CHAT_COMPLETIONS if chat else contract.COMPLETIONS, json.dumps(body).encode()
-
-
-def poisson_arrivals(seed: str, rate: float, duration_s: float) -> Iterator[float]:
-    """Seconds since the start of the load; exponential gaps of mean 1/rate."""
-    source = random.Random(f"{seed}/arrivals")
-    at = source.expovariate(rate)
-    while at < duration_s:
-        yield at
-        at += source.expovariate(rate)

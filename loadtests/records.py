@@ -117,7 +117,8 @@ RUN_KEYS = {
     "window": "{start_s, end_s}: the measured part of the load, clock as in the rows; null if load never ran",
     "verify_before": "[{name, ok, detail}] checks of the contract before the load; null if not reached",
     "verify_after": "likewise after the load",
-    "counts": "{sent, rows, locust_requests, locust_failures, cut_off}: must agree; cut_off = unanswered when the drain's bound came",
+    "counts": "{sent, rows, locust_requests, locust_failures}: must agree; cut_off: unanswered when the drain's bound came; "
+              "planned: scheduled in the window by an open loop, else null",
     "agreement": "{with, share}: without planted rule: share of fixed prompts answered like the campaign's first server; else null",
     "notes": "sentences for the report, such as 'no NVIDIA GPU: GPU columns are null'",
 }

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loadtests import records
+from loadtests import arrivals, records
 from loadtests.progress import Watch
 from loadtests.records import Case
 from loadtests.tables import to_parquet
@@ -151,6 +151,9 @@ def _load(work: Work) -> None:
     task = {"base_url": work.base_url, "model": setting.model.name, "planted": work.planted, "scenario": scenario,
             "scenario_name": case.scenario, "rate": case.rate, "duration_s": case.duration_s, "folder": str(work.folder.resolve()),
             "clock_zero_s": work.run["clock_zero_s"], "seed": f"{setting.seed}/{case.scenario}/{case.repetition}"}
+    if scenario["arrivals"] == "trace":
+        work.run["notes"].append(f"{case.scenario}: {arrivals.clipped(scenario):,} of the trace's requests exceed the context of "
+                                 f"{scenario.get('context', arrivals.CONTEXT):,} tokens and were clipped")
     command = [sys.executable, "-m", "locust", "-f", "loadtests/locustfile.py", "--headless", "--only-summary", "--loglevel", "WARNING",
                "--users", str(users), "--spawn-rate", str(users / ramp_s if ramp_s else users), "--host", work.base_url,
                "--stop-timeout", f"{max(1, round(scenario['drain_s']))}s", "--exit-code-on-error", "0",
@@ -199,7 +202,7 @@ def _take_load_json(work: Work) -> None:
     if file.exists():
         said = records.read_json(file)
         work.run["window"] = said["window"]
-        work.run["counts"] = {name: said[name] for name in ("sent", "rows", "locust_requests", "locust_failures", "cut_off")}
+        work.run["counts"] = {name: said[name] for name in ("sent", "rows", "locust_requests", "locust_failures", "cut_off", "planned")}
         file.unlink()
 
 

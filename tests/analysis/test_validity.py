@@ -12,7 +12,7 @@ def failed(o: Observed) -> dict[str, str]:
 
 
 def test_a_clean_case_passes_everything(observe):
-    for o in (observe(samples=synthetic.telemetry(gpus=1)), observe(users=None, rate=40.0)):
+    for o in (observe(samples=synthetic.telemetry(gpus=1)), observe(users=None, rate=40.0, counts=COUNTS | {"planned": 320})):
         assert failed(o) == {}
         assert [c.name for c in validity.check(o) if c.ok is None] == []
     assert {c.name for c in validity.check(observe())} | {"arrivals", "GPU clocks"} >= {
@@ -65,11 +65,12 @@ def gpu_samples(**changes):
         ("token counts", "invalid", {"rows": rows_with(lambda row: row.update(tokens=None), [7])}),
         ("token counts", "invalid", {"rows": rows_with(lambda row: row.update(token_n=[1] * 9 + [0, 0]), [7])}),
         ("errors", "warning", {"rows": rows_with(synthetic.fail)}),
-        ("arrivals", "invalid", {"users": None, "rate": 60.0}),
+        ("arrivals", "invalid", {"users": None, "rate": 60.0, "counts": COUNTS | {"planned": 480}}),
         (
             "arrivals",
             "invalid",
-            {"users": None, "rate": 40.0, "rows": rows_with(lambda row: row.update(sent_s=None), range(200, 220))},
+            {"users": None, "rate": 40.0, "counts": COUNTS | {"planned": 320},
+             "rows": rows_with(lambda row: row.update(sent_s=None), range(200, 220))},
         ),
         ("load generator's CPU", "invalid", {"samples": synthetic.telemetry(load_cores=0.9)}),
         ("send lag", "invalid", {"rows": rows_with(lambda row: row.update(sent_s=row["scheduled_s"] + 0.02))}),

@@ -1,12 +1,11 @@
-"""The same seed gives the same requests at the same times; prompts have exactly the tokens they say, arrivals are Poisson's."""
+"""The same seed gives the same requests; prompts have exactly the tokens they say."""
 
 import json
-from itertools import pairwise
 
 import pytest
-from scipy import stats
 
 from loadtests import prompts
+from loadtests.arrivals import Arrival
 from servers import contract, rule
 
 CHAT = {"endpoint": "chat", "prompt_tokens": [2, 64], "output_tokens": [1, 32]}
@@ -59,18 +58,14 @@ def test_the_request_is_one_of_the_contract_and_asks_for_exact_lengths(scenario:
     assert (said["messages"] == [{"role": "user", "content": wanted.text}]) if scenario is CHAT else said["prompt"] == wanted.text
 
 
-def test_the_same_seed_gives_the_same_arrivals() -> None:
-    assert list(prompts.poisson_arrivals("1", 5.0, 60.0)) == list(prompts.poisson_arrivals("1", 5.0, 60.0))
-    assert list(prompts.poisson_arrivals("1", 5.0, 60.0)) != list(prompts.poisson_arrivals("2", 5.0, 60.0))
-    shorter, longer = (list(prompts.poisson_arrivals("1", 5.0, length)) for length in (60.0, 90.0))
-    assert longer[: len(shorter)] == shorter and len(longer) > len(shorter)
-
-
-@pytest.mark.parametrize("rate", [0.5, 3.0, 200.0])
-def test_gaps_are_exponential(rate: float) -> None:
-    """At a fixed seed, so that it cannot fail by chance."""
-    arrivals = list(prompts.poisson_arrivals("seed", rate, 4000 / rate))
-    gaps = [after - before for before, after in pairwise([0.0, *arrivals])]
-    assert arrivals == sorted(arrivals) and arrivals[-1] < 4000 / rate
-    assert stats.kstest(gaps, "expon", args=(0, 1 / rate)).pvalue > 0.01
-    assert stats.kstest(gaps, "expon", args=(0, 1.1 / rate)).pvalue < 1e-3, "the test must be able to tell"
+def test_lengths_and_shared_blocks_come_from_the_arrival() -> None:
+    """Equal block ids are equal text, 512 tokens each; what follows the blocks is the request's own."""
+    first, second, other = (
+        prompts.prompt("1", COMPLETIONS, 0, turn, Arrival(0.0, 1100, 7, blocks))
+        for turn, blocks in enumerate([(4, 5), (4, 5), (4, 6)])
+    )
+    assert rule.count_tokens(first.text) == first.tokens == 1100 and first.max_tokens == 7
+    words, beside, third = first.text.split(), second.text.split(), other.text.split()
+    assert words[:1024] == beside[:1024] and words[1024:] != beside[1024:]
+    assert words[:512] == third[:512] and words[512:1024] != third[512:1024]
+    assert rule.count_tokens(prompts.prompt("1", CHAT, 0, 0, Arrival(0.0, 40, 7, (4,))).text) == 40 - 1, "the marker of the role is one"
