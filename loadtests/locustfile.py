@@ -25,7 +25,7 @@ from locust.env import Environment
 from locust.exception import StopUser
 
 from loadtests import arrivals, prompts, records, sse
-from loadtests.hub import HubConnection
+from loadtests.hub import Alarm, HubConnection
 from servers import rule
 
 LOAD: dict[str, Any] = json.loads(os.environ["SERVEOFF_LOAD"])
@@ -254,12 +254,13 @@ class OpenLoop(User):
             idle.append(connection)
 
         in_flight: set[gevent.Greenlet] = set()
+        alarm = Alarm()
         assert planned is not None
         try:
             for index, arrival in enumerate(planned):
                 scheduled_s = recorder.began_s + arrival.at_s
                 prepared = prepare(0, index, arrival)
-                gevent.sleep(max(0.0, scheduled_s - now()))
+                alarm.sleep_until(ZERO + scheduled_s)
                 greenlet = gevent.spawn(one, scheduled_s, prepared)
                 in_flight.add(greenlet)
                 greenlet.rawlink(in_flight.discard)
@@ -267,3 +268,4 @@ class OpenLoop(User):
             raise StopUser
         finally:
             gevent.killall(list(in_flight))
+            alarm.close()
