@@ -24,7 +24,7 @@ import pyarrow.parquet
 import pytest
 
 from analysis import load
-from loadtests import prompts, records
+from loadtests import arrivals, records
 from loadtests.__main__ import main as campaign_command
 from servers import catalog, launch
 from tests.loadtests.terminal import Terminal
@@ -184,8 +184,8 @@ def test_counts_agree_and_every_answer_is_exact(mini: tuple[Path, Any]) -> None:
     for folder, run in runs(mini[0]):
         rows = table(folder, "requests")
         counted = dict.fromkeys(("sent", "rows", "locust_requests"), len(rows))
-        assert run["counts"] == counted | {"locust_failures": 0, "cut_off": 0}
-        assert [row["request"] for row in rows] == list(range(len(rows))) and len(rows) > 20
+        assert run["counts"] == counted | {"locust_failures": 0, "cut_off": 0, "planned": None}
+        assert sorted(row["request"] for row in rows) == list(range(len(rows))) and len(rows) > 20
         for row in rows:
             assert (row["error"], row["answer"], row["http_status"], row["finish_reason"]) == (None, "exact", 200, "length")
             assert row["prompt_tokens"] == row["prompt_tokens_asked"]
@@ -303,7 +303,9 @@ def ended(bench: Bench, server_died: dict[str, Any]) -> "subprocess.CompletedPro
 def test_a_killed_driver_leaves_every_row_and_nothing_running(killed: dict[str, Any]) -> None:
     assert killed["run"]["status"] == "running" and killed["run"]["case"]["server"] == "flask_gunicorn"
     assert len(killed["rows"]) >= killed["seen"]
-    assert [row["request"] for row in killed["rows"]] == list(range(len(killed["rows"])))
+    numbers = {row["request"] for row in killed["rows"]}
+    assert len(numbers) == len(killed["rows"])
+    assert len(set(range(max(numbers))) - numbers) <= 3, "only what the 3 users had in flight may be missing"
     assert {row["answer"] for row in killed["rows"][: killed["seen"]]} == {"exact"}
     assert len(killed["telemetry"]) >= 1
 
@@ -466,7 +468,8 @@ def test_a_target_is_measured_and_left_alone(bench: Bench) -> None:
 
     # The open loop sends what the seed says, when it says: the load does not yield.
     rows = sorted(table(folder, "requests"), key=lambda row: row["scheduled_s"])
-    wanted = list(prompts.poisson_arrivals("5/random/1", 25.0, 0.5 + 2.0))
+    wanted = [arrival.at_s for arrival in arrivals.schedule("5/random/1", {"arrivals": "poisson"}, 25.0, 0.5 + 2.0)]
+    assert run["counts"]["planned"] == sum(at >= 0.5 for at in wanted)
     assert run["counts"]["sent"] == run["counts"]["rows"] == len(rows) == len(wanted)
     began_s = run["window"]["start_s"] - 0.5
     assert [row["scheduled_s"] for row in rows] == pytest.approx([began_s + at for at in wanted], abs=1e-5)
