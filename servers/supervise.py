@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 
 GRACE_S = float(os.environ.get("SERVEOFF_GRACE_S", "15"))  # after SIGTERM, before SIGKILL
-PR_SET_CHILD_SUBREAPER = 36
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def end_tree(root: subprocess.Popen[bytes]) -> None:
@@ -73,8 +73,14 @@ def main() -> int:
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: ended.set())
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc:
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+    def end_with_supervisor() -> None:  # in the child: should we be killed ourselves, the kernel tells it to end
+        if libc:
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
     if arguments.cores:
         os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})
 
@@ -88,7 +94,7 @@ def main() -> int:
         with arguments.log.open("ab") as log:
             try:
                 root = subprocess.Popen(arguments.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
-                                        start_new_session=True)
+                                        start_new_session=True, preexec_fn=end_with_supervisor)  # no thread runs yet
             except OSError as error:
                 log.write(f"cannot start {arguments.command[0]}: {error}\n".encode())
                 return 127

@@ -195,6 +195,13 @@ def test_orphans_of_a_killed_master_end_too(tmp_path: Path, temporary: Path) -> 
     assert not list(temporary.iterdir())
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent was killed")
+def test_the_server_ends_when_its_supervisor_is_killed(tmp_path: Path, temporary: Path) -> None:
+    with launch.running(fake(tmp_path, "serve()"), "simulated", MODEL, Share(), tmp_path / "log") as up:
+        up.supervisor.kill()
+        wait_until(lambda: not alive(up.pid))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process adopt its orphaned grandchildren")
 def test_nothing_outlives_a_campaign_that_is_killed(tmp_path: Path, temporary: Path) -> None:
     server = fake(tmp_path, TREE)
