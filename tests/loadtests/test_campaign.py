@@ -3,18 +3,11 @@
 The campaigns are few and each is asserted on by several tests. Their processes are recognised by a mark in their environment.
 """
 
-import contextlib
 import fcntl
-import os
 import re
 import resource
-import signal
-import socket
 import subprocess
-import sys
-import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,130 +18,8 @@ import pytest
 
 from analysis import load
 from loadtests import arrivals, records
-from loadtests.__main__ import main as campaign_command
 from servers import catalog, launch
-from tests.loadtests.terminal import Terminal
-
-ROOT = Path(__file__).parents[2]
-PATIENCE_S = 120.0  # against hanging; not a measurement
-MARK = "SERVEOFF_TEST_MARK"
-SCENARIOS = """
-[quick]
-summary = "closed loop"
-arrivals = "closed"
-users = 3
-endpoint = "chat"
-prompt_tokens = [4, 16]
-output_tokens = [4, 8]
-warmup_s = 0.5
-duration_s = 2.0
-drain_s = 10
-timeout_s = 30
-
-[random]
-summary = "open loop"
-arrivals = "poisson"
-rate = 25.0
-endpoint = "completions"
-prompt_tokens = [4, 16]
-output_tokens = [4, 8]
-warmup_s = 0.5
-duration_s = 2.0
-drain_s = 10
-timeout_s = 30
-"""
-QUICK = ("--engines", "simulated", "--simulated", "prefill_ms=20,step_ms=5", "--scenarios", "quick", "--report", "none")
-STAGES = ["launch", "verify", "load", "verify again", "stop"]
-ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-
-
-class Bench:
-    """Campaigns that are run in a folder of their own."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.mark = folder, uuid.uuid4().hex
-        self.temporary = folder / "tmp"
-        self.temporary.mkdir()
-        (folder / "mine.toml").write_text(SCENARIOS)
-        # From another folder than the repository: results/ is made here, and no path may depend on where one stands.
-        self.environment = {**os.environ, MARK: self.mark, "TMPDIR": str(self.temporary), "PYTHONPATH": str(ROOT)}
-
-    def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "loadtests", "--scenarios-file", "mine.toml", *arguments]
-
-    def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(self.command(*arguments), cwd=self.folder, env=self.environment, capture_output=True, text=True,
-                              stdin=subprocess.DEVNULL, timeout=PATIENCE_S)  # fmt: skip
-
-    def start(self, *arguments: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(self.command(*arguments), cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
-
-    def on_terminal(self, *arguments: str) -> Terminal:
-        return Terminal(self.command(*arguments), self.environment, self.folder)
-
-    def processes(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
-
-    def left_over(self) -> list[str]:
-        """Of all campaigns so far: processes, temporary files, half-written files, open ports."""
-        left = [f"process {process.pid}" for process in self.processes()]
-        left += [str(path) for path in self.temporary.glob("serveoff-*")]
-        for file in self.folder.rglob("run.json"):
-            if command := records.read_json(file)["command"]:
-                port = int(re.search(r"127\.0\.0\.1:(\d+)|--port (\d+)", " ".join(command)).expand(r"\1\2"))
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        left.append(f"port {port}")
-        return left
-
-
-def wait_for(what: Callable[[], Any], described: str) -> Any:
-    end = time.monotonic() + PATIENCE_S
-    while time.monotonic() < end:
-        if found := what():
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"{described}: not within {PATIENCE_S:g} s")
-
-
-def case_folder(campaign: Path, index: int) -> Path:
-    return next((campaign / "cases").glob(f"{index:03d}-*"))
-
-
-def rows_when_under_load(campaign: Path, index: int) -> int:
-    """Waits until a case is in the middle of its load; the number of rows it reported then."""
-
-    def said() -> int:
-        for file in campaign.glob(f"cases/{index:03d}-*/load.json"):
-            with contextlib.suppress(FileNotFoundError):
-                return records.read_json(file)["rows"] if records.read_json(file)["state"] == "running" else 0
-        return 0
-
-    return wait_for(lambda: (rows := said()) >= 10 and rows, f"case {index} under load")
-
-
-def table(folder: Path, name: str) -> list[dict[str, Any]]:
-    return pyarrow.parquet.read_table(folder / f"{name}.parquet").to_pylist()
-
-
-def runs(campaign: Path) -> list[tuple[Path, dict[str, Any]]]:
-    return [(file.parent, records.read_json(file)) for file in sorted(campaign.glob("cases/*/run.json"))]
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    bench = Bench(tmp_path_factory.mktemp("bench"))
-    yield bench
-    for process in bench.processes():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-
+from tests.loadtests.bench import ESCAPES, PATIENCE_S, QUICK, STAGES, Bench, case_folder, rows_when_under_load, runs, table, wait_for
 
 # --------------------------------------------------------------------------------------------- a campaign that goes well
 
@@ -358,83 +229,12 @@ def test_what_is_done_is_not_done_again_and_what_was_broken_is_kept(bench: Bench
     assert bench.left_over() == []
 
 
-# ----------------------------------------------------------------------------------------------------------- bad input
-
-
-def dead_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
-BAD = [
-    (("--servers", "flask_gunicron"), "there is no server 'flask_gunicron'; did you mean 'flask_gunicorn'?"),
-    (("--servers", ","), "nothing to do: name at least one server and one scenario"),
-    (("--engines", "simulate"), "there is no engine 'simulate'; did you mean 'simulated'?"),
-    (("--scenarios", "quik"), "there is no scenario 'quik'; did you mean 'quick'?"),
-    (("--servers", "flask_gunicorn", "--engines", "vllm"), "flask_gunicorn runs on none of the engines vllm"),
-    (("--scenarios-file", "none.toml"), "none.toml cannot be read: No such file or directory"),
-    (("--model", "/no/such/model"), "the model '/no/such/model' does not exist"),
-    (("--model", "empty"), "empty is not a model folder: it has no config.json"),
-    (("--users", "0"), "argument --users: '0' is not a whole number of users above 0"),
-    (("--users", "4,x"), "argument --users: '4,x' is not a whole number of users above 0"),
-    (("--rate", "-1"), "argument --rate: '-1' is not a rate above 0"),
-    (("--rate", "2"), "--rate is for open-loop scenarios, and none is chosen"),
-    (("--duration", "nan"), "argument --duration: 'nan' is not a number of seconds above 0"),
-    (("--duration", "1,2"), "argument --duration: '1,2': give one value"),
-    (("--simulated", "step=1"), "argument --simulated: 'step' is not one of prefill_ms"),
-    (("--serverz", "flask_gunicorn"), "unrecognized arguments: --serverz flask_gunicorn (see --help)"),
-    (("--out", "mine.toml/below"), "mine.toml/below/cases: Not a directory: give a folder that can be written"),
-    (("--out", "mine.toml"), "mine.toml: Not a directory: give a folder that can be written"),
-    (("--out", "/dev/full"), "/dev/full: Not a directory: give a folder that can be written"),
-    (("--out", "/proc/serveoff"), ": No such file or directory: give a folder that can be written"),
-    (("--out", "."), ". is neither empty nor a campaign: choose another --out"),
-    (("--out", "no_json"), "no_json/campaign.json is not JSON"),
-    (("--target", "not a url"), "--target not a url: GET /v1/models names no model"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "sentence"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
-def test_bad_input_is_one_sentence(bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-                                   arguments: tuple[str, ...], sentence: str) -> None:  # fmt: skip
-    """In this process, since there are many; those below start one."""
-    for name, text in (("no_json/campaign.json", "{"), ("empty/hello", "")):
-        (bench.folder / name).parent.mkdir(exist_ok=True)
-        (bench.folder / name).write_text(text)
-    out = () if "--out" in arguments else ("--out", "not_to_be")
-    monkeypatch.chdir(bench.folder)
-    monkeypatch.setattr(sys, "argv", bench.command(*QUICK, *arguments, *out)[2:])
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        code = campaign_command()
-    except SystemExit as ended:  # argparse's way
-        code = ended.code
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    said = capsys.readouterr()
-    assert code == 2 and said.err.startswith("error: ") and sentence in said.err and said.err.count("\n") == 1, said.err
-    assert said.out == "" and not (bench.folder / "not_to_be").exists()
-
-
-def refuses(bench: Bench, sentence: str, *arguments: str) -> None:
-    done = bench.run(*arguments)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stderr.startswith("error: ") and sentence in done.stderr and done.stderr.count("\n") == 1, done.stderr
-    assert done.stdout == "" and not (bench.folder / "not_to_be").exists()
-
-
-def test_a_target_at_which_nobody_is(bench: Bench) -> None:
-    url = f"http://127.0.0.1:{dead_port()}"
-    refuses(bench, f"--target {url}: GET /v1/models names no model (GET /v1/models: no answer", *QUICK, "--target", url,
-            "--out", "not_to_be")  # fmt: skip
-
-
 def test_a_campaign_is_continued_only_by_its_own_command_and_by_one_driver(bench: Bench, ended: Any) -> None:
-    refuses(bench, "broken is a campaign with another seed: repeat its command to continue it, or choose another --out",
+    bench.refuses("broken is a campaign with another seed: repeat its command to continue it, or choose another --out",
             *COMMAND, "--seed", "3")  # fmt: skip
     with (bench.folder / "broken" / "campaign.json").open() as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)  # as the driver that runs it does
-        refuses(bench, "broken is being measured by another process: wait for its end, or choose another --out", *COMMAND)
+        bench.refuses("broken is being measured by another process: wait for its end, or choose another --out", *COMMAND)
 
 
 def test_plan_prints_the_cases_and_creates_nothing(bench: Bench, mini: Any) -> None:
