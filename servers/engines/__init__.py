@@ -23,8 +23,6 @@ from typing import Any
 from servers import metrics
 from servers.contract import ChatCompletionRequest, ContractError, Outcome, Request
 
-ENGINES = ("hf", "vllm", "simulated")
-
 
 @dataclass(frozen=True)
 class Settings:
