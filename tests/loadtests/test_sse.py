@@ -5,137 +5,35 @@ Nothing here depends on how fast the machine is: where time matters, the server 
 
 import json
 import socket
-import struct
-import threading
 import time
-from collections.abc import Callable, Iterator
 
 import pytest
 
 from loadtests import sse
 from servers import contract, rule
-
-CLOSE = None
-RESET = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s
-Step = bytes | float | Callable[[], object] | None
-PATIENCE_S = 30.0  # against hanging; not a measurement
-
-
-class Scripted:
-    """Answers the n-th request with the n-th script: bytes are sent, numbers slept (s), functions called."""
-
-    def __init__(self) -> None:
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        self.scripts: list[list[Step]] = []
-        self.requests: list[bytes] = []
-        self.connections = 0
-        self.sent_s: list[float] = []  # just before each piece was sent
-        self.ended = threading.Event()
-        self.thread = threading.Thread(target=self.serve)
-        self.thread.start()
-
-    def serve(self) -> None:
-        self.listener.settimeout(0.05)
-        while not self.ended.is_set():
-            try:
-                client, _ = self.listener.accept()
-            except TimeoutError:
-                continue
-            self.connections += 1
-            client.settimeout(PATIENCE_S)
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with client:
-                try:
-                    while request := self.read(client):
-                        self.requests.append(request)
-                        if not self.play(client, self.scripts.pop(0)):
-                            break
-                except OSError:
-                    pass  # the client has given up, as it should for a broken answer
-
-    @staticmethod
-    def read(client: socket.socket) -> bytes:
-        request = b""
-        while b"\r\n\r\n" not in request:
-            if not (data := client.recv(65536)):
-                return b""
-            request += data
-        head, _, body = request.partition(b"\r\n\r\n")
-        length = int(head.lower().partition(b"content-length: ")[2].split()[0])
-        while len(body) < length:
-            body += client.recv(65536)
-        return head + b"\r\n\r\n" + body
-
-    def play(self, client: socket.socket, script: list[Step]) -> bool:
-        for step in script:
-            if step is CLOSE:
-                return False
-            if step is RESET:
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-                return False
-            if isinstance(step, bytes):
-                self.sent_s.append(time.perf_counter())
-                client.sendall(step)
-            elif isinstance(step, float):
-                self.ended.wait(step)
-            else:
-                step()
-        return True
-
-
-@pytest.fixture
-def server() -> Iterator[Scripted]:
-    scripted = Scripted()
-    yield scripted
-    scripted.ended.set()
-    scripted.thread.join(PATIENCE_S)
-    scripted.listener.close()
-    assert not scripted.thread.is_alive()
-
-
-def ask(server: Scripted, *script: Step, timeout_s: float = PATIENCE_S) -> tuple[sse.Exchange, sse.Settled]:
-    """One request on a connection of its own."""
-    server.scripts.append(list(script))
-    connection, exchange = sse.Connection(server.url, timeout_s), sse.Exchange()
-    connection.post("/v1/completions", b"{}", exchange)
-    connection.close()
-    return exchange, sse.settle(exchange)
-
-
-def event(text: str = "", **more: object) -> bytes:
-    return f"data: {json.dumps({'choices': [{'text': text}], **more})}\n\n".encode()
-
-
-WORDS = [" baba", " babe", " babi"]
-USAGE = {"prompt_tokens": 2, "completion_tokens": 3}
-DONE = contract.DONE.encode()
-EVENTS = b"".join(event(word) for word in WORDS) + event(usage=USAGE) + DONE
-HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
-CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
-UNTIL_CLOSED = HEAD + b"\r\n"
-LAST_CHUNK = b"0\r\n\r\n"
-
-
-def sized(body: bytes, head: bytes = HEAD) -> bytes:
-    return head + b"Content-Length: %d\r\n\r\n" % len(body) + body
-
-
-def chunk(data: bytes, extension: bytes = b"") -> bytes:
-    return b"%x%s\r\n%s\r\n" % (len(data), extension, data)
-
-
-def is_whole(settled: sse.Settled) -> bool:
-    return (settled.error, settled.token_text, settled.usage) == (None, WORDS, USAGE)
-
+from tests.loadtests.scripted import (
+    ANSWER,
+    CHUNKED,
+    CLOSE,
+    DONE,
+    EVENTS,
+    HEAD,
+    LAST_CHUNK,
+    PATIENCE_S,
+    UNTIL_CLOSED,
+    USAGE,
+    WORDS,
+    Scripted,
+    Step,
+    ask,
+    chunk,
+    event,
+    is_whole,
+    sized,
+    until_read,
+)
 
 # ----------------------------------------------------------------------------------------------------------- cut anywhere
-
-
-# As servers send it: a chunk an event, one with an extension, one event in two chunks, a trailer at the end.
-PIECES = [event(WORDS[0]), event(WORDS[1])[:9], event(WORDS[1])[9:], event(WORDS[2]) + event(usage=USAGE), DONE]
-TRAILERS = b"0\r\nX-Trailer: yes\r\nY: z\r\n\r\n"
-ANSWER = CHUNKED + b"".join(chunk(piece, b";n=1" * (i == 1)) for i, piece in enumerate(PIECES)) + TRAILERS
 
 
 def test_an_answer_may_be_cut_at_any_byte(server: Scripted) -> None:
@@ -325,119 +223,3 @@ def test_an_endless_body_is_given_up(server: Scripted, monkeypatch: pytest.Monke
         exchange, settled = ask(server, head, *[piece] * 1000)
         assert settled.error == "answer too long"
         assert 100_000 < len(exchange.body) <= 100_000 + sse.RECV_BYTES
-
-
-# ------------------------------------------------------------------------------------------------------------- connections
-
-
-def test_one_connection_carries_many_requests(server: Scripted) -> None:
-    connection = sse.Connection(server.url + "/base/", PATIENCE_S, api_key="secret")
-    for turn in range(20):
-        exchange = sse.Exchange()
-        server.scripts.append([ANSWER if turn % 2 else sized(EVENTS)])
-        connection.post("/v1/completions", b'{"turn": %d}' % turn, exchange)
-        assert is_whole(sse.settle(exchange))
-    connection.close()
-    assert server.connections == 1
-    assert [request.partition(b"\r\n\r\n")[2] for request in server.requests] == [b'{"turn": %d}' % turn for turn in range(20)]
-    head = server.requests[0].split(b"\r\n")
-    assert head[0] == b"POST /base/v1/completions HTTP/1.1"
-    assert {b"Accept-Encoding: identity", b"Authorization: Bearer secret", b"Host: " + server.url[7:].encode()} <= {*head}
-
-
-@pytest.mark.parametrize("last_words", [(), (b"HTT",)], ids=["closed while idle", "closed in the answer"])
-def test_a_stale_connection_is_replaced_once_and_only_before_an_answer(server: Scripted, last_words: tuple[bytes, ...]) -> None:
-    server.scripts += [[sized(EVENTS)], [*last_words, CLOSE], [sized(EVENTS)]]
-    connection = sse.Connection(server.url, PATIENCE_S)
-    first, second = sse.Exchange(), sse.Exchange()
-    connection.post("/", b"{}", first)
-    connection.post("/", b"{}", second)
-    connection.close()
-    assert is_whole(sse.settle(first))
-    if last_words:  # something was answered: to ask again might be to ask for the work twice
-        assert (second.error, server.connections, len(server.requests)) == ("connection closed in the headers", 1, 2)
-    else:
-        assert is_whole(sse.settle(second)) and (server.connections, len(server.requests)) == (2, 3)
-
-
-def test_an_answer_that_was_reset_is_not_asked_for_again(server: Scripted) -> None:
-    connection = sse.Connection(server.url, PATIENCE_S)
-    first, second = sse.Exchange(), sse.Exchange()
-    server.scripts += [[sized(EVENTS)], [CHUNKED + chunk(event(" baba")), until_read(second, 1), RESET]]
-    connection.post("/", b"{}", first)
-    connection.post("/", b"{}", second)
-    connection.close()
-    settled = sse.settle(second)
-    assert (settled.error, settled.token_text) == ("connection failed: Connection reset by peer", [" baba"])
-    assert (server.connections, len(server.requests)) == (1, 2)
-
-
-def test_a_new_connection_that_is_closed_is_not_asked_again(server: Scripted) -> None:
-    server.scripts += [[sized(EVENTS)], [CLOSE], [CLOSE], [sized(EVENTS)]]
-    connection = sse.Connection(server.url, PATIENCE_S)
-    exchanges = [sse.Exchange() for _ in range(3)]
-    for exchange in exchanges:
-        connection.post("/", b"{}", exchange)
-    connection.close()
-    assert [exchange.error for exchange in exchanges] == [None, "connection closed before an answer", None]
-    assert len(server.requests) == 4
-
-
-@pytest.mark.parametrize("head", [HEAD + b"Connection: close\r\n", HEAD.replace(b"1.1", b"1.0")], ids=["header", "HTTP/1.0"])
-def test_a_server_that_closes_is_not_kept(server: Scripted, head: bytes) -> None:
-    server.scripts += [[sized(EVENTS, head)], [sized(EVENTS, head)]]
-    connection = sse.Connection(server.url, PATIENCE_S)
-    for _ in range(2):
-        exchange = sse.Exchange()
-        connection.post("/", b"{}", exchange)
-        assert is_whole(sse.settle(exchange)) and connection.socket is None
-    assert server.connections == 2
-
-
-# ------------------------------------------------------------------------------------------------------------------ stamps
-
-
-def until_read(exchange: sse.Exchange, pieces: int) -> Callable[[], object]:
-    """A step that waits until the client has read so many pieces of the body."""
-
-    def wait() -> None:
-        end = time.monotonic() + PATIENCE_S
-        while len(exchange.arrived) < pieces and time.monotonic() < end:
-            time.sleep(0.0005)
-
-    return wait
-
-
-@pytest.mark.parametrize("coded", [True, False], ids=["chunked", "until closed"])
-def test_a_token_has_the_stamp_of_the_read_that_completed_its_event(server: Scripted, coded: bool) -> None:
-    one, two, three, four = (event(f" {word}") for word in rule.VOCABULARY[:4])
-    # The second event comes in three reads, and the third one ends in the last of these; the fourth lacks only its last byte.
-    pieces = [one, two[:5], two[5:-1], two[-1:] + three, four[:-1], b"\n" + DONE]
-    exchange = sse.Exchange()
-    script: list[Step] = [CHUNKED if coded else UNTIL_CLOSED, 0.01]
-    for count, piece in enumerate(pieces, 1):
-        script += [chunk(piece) if coded else piece, until_read(exchange, count), 0.01]
-    server.scripts.append([*script, LAST_CHUNK if coded else CLOSE, CLOSE])
-    connection = sse.Connection(server.url, PATIENCE_S)
-    connection.post("/", b"{}", exchange)
-    connection.close()
-    settled = sse.settle(exchange)
-    assert settled.error is None and settled.token_text == [f" {word}" for word in rule.VOCABULARY[:4]]
-    assert settled.token_s == [exchange.arrived[read] for read in (0, 3, 3, 5)]
-    sent_s = server.sent_s[1:]  # without the headers
-    for read, at in enumerate(exchange.arrived[: len(pieces)]):  # one clock: each read lies between two sends
-        assert sent_s[read] <= at
-        assert read + 1 == len(pieces) or at <= sent_s[read + 1]
-    assert exchange.sent_s is not None and exchange.sent_s <= server.sent_s[0] and exchange.done_s >= exchange.arrived[-1]
-
-
-def test_events_in_one_read_have_one_stamp_and_headers_have_none(server: Scripted) -> None:
-    exchange = sse.Exchange()
-    two = chunk(event(" baba") + event(" babe"))
-    server.scripts.append([CHUNKED, 0.05, two, until_read(exchange, 1), chunk(DONE) + LAST_CHUNK])
-    connection = sse.Connection(server.url, PATIENCE_S)
-    connection.post("/", b"{}", exchange)
-    connection.close()
-    settled = sse.settle(exchange)
-    assert settled.token_s == [exchange.arrived[0]] * 2
-    assert settled.token_s[0] >= server.sent_s[1], "the first token came after the headers"
