@@ -100,7 +100,7 @@ CAMPAIGN_KEYS = {
     "model": "{name, path, planted}: planted = every answer is checked against the planted rule",
     "scenarios": "the tables of scenarios.toml that were used, verbatim",
     "simulated": "parameters of the simulated engine, ms and counts",
-    "machine_share": "{server_cores, load_cores, shared, threads, workers}: who may run where; threads = of each engine, over all its workers",
+    "machine_share": "{server_cores, load_cores, shared, threads, workers}: who may run where; threads: of an engine, over all its workers",
     "plan": "the cases in the order in which they were planned, each as in run.json's \"case\"",
     "manifest": "commit, dirty, python, packages, cpu, memory, kernel, gpus, limits, environment",
 }
