@@ -59,13 +59,16 @@ class Observed:
 
     @cached_property
     def rows(self) -> pd.DataFrame:
-        """All requests, also of warm-up and drain, with failed, good, ttft_s, tpot_s, e2e_s and send_lag_s as measured."""
+        """All requests, also of warm-up and drain, with failed, good, ttft_s, tpot_s, e2e_s and send_lag_s as measured;
+        slot_wait_s is the part of send_lag_s that the scenario's cap on concurrency asked for, client_lag_s the rest."""
         r = self.requests.copy()
         r["failed"] = r["error"].notna()
         r["good"] = ~r["failed"] & (r["answer"] != "wrong")
         r["ttft_s"] = r["first_s"] - r["scheduled_s"]
         r["e2e_s"] = r["done_s"] - r["scheduled_s"]
         r["send_lag_s"] = r["sent_s"] - r["scheduled_s"]
+        r["slot_wait_s"] = r["slot_s"] - r["scheduled_s"]
+        r["client_lag_s"] = r["send_lag_s"] - r["slot_wait_s"].fillna(0.0)
         later = r["tokens"] - np.array([n[0] if len(n) else NAN for n in r["token_n"]], dtype="float64")
         r["tpot_s"] = ((r["last_s"] - r["first_s"]) / later.where(later > 0)).where(~r["failed"])
         r["met_slo"] = r["good"] & r["first_s"].notna()
@@ -285,10 +288,11 @@ def _percentiles() -> list[Metric]:
         ("tpot_s", "TPOT", "requests_of_several_tokens", "(last - first) / (tokens - tokens in the first chunk); without failures"),
         ("e2e_s", "E2E", "requests_scheduled", "the answer's end - scheduled; a failure counts as +inf"),
         ("itl_s", "ITL", "requests_of_several_tokens", "gaps between chunks that carry tokens, all kept"),
-        ("send_lag_s", "send lag", "requests_scheduled", "sent - scheduled: the load generator's own delay"),
+        ("send_lag_s", "send lag", "requests_scheduled", "sent - scheduled: the load generator's own delay, and the wait for a slot"),
+        ("slot_wait_s", "slot wait", "requests_scheduled", "wait for a slot under the scenario's cap on concurrency"),
     ):  # fmt: skip
         for failures in (True, False) if name in ("ttft_s", "e2e_s") else (True,):
-            for p in (50, 99) if name == "send_lag_s" else (50, 95, 99):
+            for p in (50, 99) if name in ("send_lag_s", "slot_wait_s") else (50, 95, 99):
 
                 def value(o: Observed, name: str = name, p: int = p, failures: bool = failures) -> float:
                     return percentile(o.latencies(name, failures), p)

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from loadtests import arrivals, machine, records
+from loadtests import arrivals, generator, machine, records
 from loadtests.plan import SCENARIOS_FILE, PlanError, make_plan, read_scenarios
 from loadtests.progress import Watch
 from loadtests.records import Case
@@ -94,6 +94,11 @@ def arguments_of(command: list[str]) -> argparse.Namespace:
     add("--workers", type=one(numbers(int, 0, "a whole number of workers above 0")),
         help="of servers with worker processes (default: one a core)")
     add("--simulated", type=simulated, default={}, help="times of the simulated engine, such as prefill_ms=50,step_ms=10,max_batch=64")
+    add("--load-workers", type=one(numbers(int, 0, "a whole number of load workers above 0")), default=1,
+        help="processes that send the load, for more than one core of it (default: 1)")
+    add("--listen", type=generator.address, metavar="ADDRESS:PORT",
+        help="the load workers are on other machines (python -m loadtests.worker) and connect to this address, where servers listen, too")
+    add("--web-port", type=one(numbers(int, 0, "a port")), help="show Locust's own web page on that port while a case is under load")
     add("--ready-timeout", type=one(numbers(float, 0, "a number of seconds above 0")), help="for a server's start, s")
     add("--target", help="base URL of a running server to measure instead; any OpenAI-compatible one")
     add("--out", type=Path, help="the campaign's folder; an unfinished one is continued (default: a new one in results/)")
@@ -210,6 +215,7 @@ def campaign(arguments: argparse.Namespace) -> int:
         return 0
     share = machine.machine_share()
     share["workers"] = arguments.workers or len(share["server_cores"])
+    share["load_workers"] = arguments.load_workers
     if arguments.target:
         first = contract_checks.verify(arguments.target, checks=(contract_checks.models,))[0]
         if not first.ok:
@@ -230,7 +236,8 @@ def campaign(arguments: argparse.Namespace) -> int:
         os.sched_setaffinity(0, share["load_cores"])  # this process, too, keeps off the server's cores
     setting = Setting(folder, arguments.seed, model, scenarios, arguments.simulated,
                       launch.Share(() if share["shared"] else tuple(share["server_cores"]), share["threads"], share["workers"]),
-                      () if share["shared"] else tuple(share["load_cores"]), arguments.target, arguments.ready_timeout)
+                      () if share["shared"] else tuple(share["load_cores"]), generator.Workers(arguments.load_workers, arguments.listen),
+                      arguments.web_port, arguments.target, arguments.ready_timeout)
     load_s = {name: table["warmup_s"] + (arguments.duration or table["duration_s"]) for name, table in scenarios.items()}
     statuses = []
     with Watch(cases, load_s) as watch:

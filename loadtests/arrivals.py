@@ -9,7 +9,7 @@ import itertools
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,37 @@ class Arrival:
     blocks: tuple[int, ...] = ()
 
 
+def varies(scenario: Mapping[str, Any]) -> bool:
+    """Whether the demand itself changes with time by plan, so that no steady state is to be waited for."""
+    return scenario["arrivals"] == "trace" or "profile" in scenario
+
+
+def warm_up(seed: str, scenario: Mapping[str, Any], rate: float | None) -> list[Arrival]:
+    """Arrivals before the window, since the load's start: enough for the longest warm-up. Raises traces.TraceError."""
+    if varies(scenario):
+        begin_s = scenario["warmup_s"]
+        return [arrival for arrival in schedule(seed, scenario, rate, begin_s) if arrival.at_s < begin_s]
+    return schedule(f"{seed}/warm-up", scenario, rate, longest_warm_up_s(scenario) + 1)
+
+
+def window(seed: str, scenario: Mapping[str, Any], rate: float | None, duration_s: float) -> list[Arrival]:
+    """Arrivals in the window, since its start. A process of their own, so that a server that needs a longer warm-up is then asked
+    the same; where demand varies by plan, the rest of the warm-up's."""
+    if not varies(scenario):
+        return schedule(seed, scenario, rate, duration_s)
+    begin_s = scenario["warmup_s"]
+    return [replace(arrival, at_s=arrival.at_s - begin_s) for arrival in schedule(seed, scenario, rate, begin_s + duration_s)
+            if arrival.at_s >= begin_s]
+
+
+def longest_warm_up_s(scenario: Mapping[str, Any]) -> float:
+    """The warm-up lasts from warmup_s, if the load is steady then, to this."""
+    least = float(scenario["warmup_s"])
+    return least if varies(scenario) else float(scenario.get("warmup_max_s", 4 * least))
+
+
 def schedule(seed: str, scenario: Mapping[str, Any], rate: float | None, duration_s: float) -> list[Arrival]:
-    """All arrivals of [0, duration_s), in order. `rate`: requests/s, unused by a trace. Raises traces.TraceError."""
+    """All arrivals of [0, duration_s), in order. `rate`: requests/s, unused by a trace. Raises traces.TraceError if there are none."""
     if scenario["arrivals"] == "trace":
         return _replay(scenario, duration_s)
     assert rate is not None

@@ -1,271 +1,288 @@
-"""Users, arrivals and the recorder: Locust drives, our own client measures. The only module that imports Locust.
+"""Users and arrivals: Locust drives, our own client measures. The only module that imports Locust.
 
-    SERVEOFF_LOAD='{...}' locust -f loadtests/locustfile.py --headless ClosedLoop|OpenLoop ...      (loadtests/run.py does that)
+    SERVEOFF_LOAD='{...}' locust -f loadtests/locustfile.py --headless ClosedLoop|OpenLoop ...      (loadtests/generator.py does that)
+    locust -f loadtests/locustfile.py --worker --master-host ...           (loadtests/worker.py does that, on another machine)
 
-Each request becomes one row (loadtests/records.py) in this worker's own file and one of Locust's request events, so Locust's
-statistics, CSV and web UI work as ever, and its count is held against ours. What an answer says is read and checked by a
-greenlet of its own, after the answer has ended and never in the timed path.
+Each request becomes one row (loadtests/recorder.py) and one of Locust's request events, so Locust's statistics, CSV, web UI and
+distribution work as ever, and its count is held against ours. One process of Locust is both conductor and load worker; with several
+load workers, Locust's master is the conductor, and tells the workers what to do (SERVEOFF_LOAD is read by the conductor alone).
 """
 
-import errno
+import gc
 import json
 import os
-import sys
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gevent
-from gevent.event import Event
-from locust import User, constant, events, task
+from gevent.event import AsyncResult
+from gevent.lock import Semaphore
+from locust import User, events, task
 from locust.env import Environment
 from locust.exception import StopUser
+from locust.runners import MasterRunner, WorkerRunner
 
-from loadtests import arrivals, prompts, records, sse
+from loadtests import arrivals, prompts
+from loadtests.conductor import Conductor
 from loadtests.hub import Alarm, HubConnection
-from servers import rule
+from loadtests.recorder import CUT_OFF, Recorder, Sent
 
-LOAD: dict[str, Any] = json.loads(os.environ["SERVEOFF_LOAD"])
-SCENARIO: dict[str, Any] = LOAD["scenario"]
-ZERO: float = LOAD["clock_zero_s"]
-FOLDER = Path(LOAD["folder"])
-CUT_OFF = "cut off: unanswered when the drain ended"
-RECORDER_FAILED = 4  # exit code
+READY_S = 60.0  # for workers to make their arrivals
+CLOCK_PINGS = 10
+MACHINE = Path("/proc/sys/kernel/random/boot_id")  # processes that read the same here share their monotonic clock
 
 
-def now() -> float:
-    return time.perf_counter() - ZERO
+class Worker:
+    """One load worker: its part of the users and of the arrivals. `number` from 0 to `workers` - 1."""
 
-
-@dataclass(slots=True)
-class Sent:
-    user: int | None
-    scheduled_s: float  # on the clock of the rows
-    prompt: prompts.Prompt
-    exchange: sse.Exchange
-    number: int
-
-
-def yield_to_sockets() -> None:
-    """Whatever has become readable or has to be sent meanwhile comes first."""
-    gevent.sleep(0)
-
-
-class Recorder:
-    """Settles finished exchanges, writes their rows at once, and tells the driver once a second how it goes."""
-
-    def __init__(self, environment: Environment):
+    def __init__(self, environment: Environment, told: dict[str, Any]):
         self.environment = environment
-        self.rows = (FOLDER / "requests.jsonl").open("ab", buffering=0)
-        self.finished: deque[Sent] = deque()
-        self.wake = Event()
-        self.sent = self.written = self.tokens = self.cut_off = 0
-        self.began_s = now()
-        start = self.began_s + SCENARIO["warmup_s"]
-        self.window = {"start_s": start, "end_s": start + LOAD["duration_s"]}
-        self.greenlets = [gevent.spawn(work) for work in (self.settle_for_ever, self.report_for_ever, self.end_after_window)]
-        for greenlet in self.greenlets:
-            greenlet.link_exception(self.give_up)
-        self.report("running")
+        self.load: dict[str, Any] = told["load"]
+        self.scenario: dict[str, Any] = self.load["scenario"]
+        self.number: int = told["number"]
+        self.workers: int = told["workers"]
+        self.users = 0  # begun so far
+        self.began = AsyncResult()  # on the rows' clock, s
+        self.windowed = AsyncResult()  # its start
+        self.warm_up: list[tuple[int, arrivals.Arrival]] = []
+        self.in_window: list[tuple[int, arrivals.Arrival]] = []
+        if self.scenario["arrivals"] != "closed":
+            seed, rate = self.load["seed"], self.load["rate"]
+            self.warm_up = self.mine(arrivals.warm_up(seed, self.scenario, rate))
+            self.in_window = self.mine(arrivals.window(seed, self.scenario, rate, self.load["duration_s"]))
+        cap = self.scenario.get("max_in_flight")
+        self.slots = None if cap is None else Semaphore(max(1, cap // self.workers + (self.number < cap % self.workers)))
 
-    def give_up(self, greenlet: gevent.Greenlet) -> None:
-        """A recorder that cannot record (a full disk, say) must not go on as if it did: Locust would swallow the exception."""
+    def mine(self, planned: list[arrivals.Arrival]) -> list[tuple[int, arrivals.Arrival]]:
+        """Every worker computes all arrivals and takes its part, so that together they are the same for any number of workers."""
+        return list(enumerate(planned))[self.number :: self.workers]
+
+    def clock(self, offset_s: float) -> None:
+        """`offset_s`: our monotonic clock minus the conductor's."""
+        runner = self.environment.runner
+        self.recorder = Recorder(self.load, self.number, self.load["clock_zero_s"] + offset_s,
+                                 lambda report: runner.send_message("report", report), self.environment.events.request.fire)
+        gc.collect()
+        gc.freeze()  # thousands of objects of Locust and of the arrivals need not be looked at again and again while tokens wait
+        gc.set_threshold(50_000, 20, 100)
+
+    def prepare(self, user: int, turn: int, arrival: arrivals.Arrival | None = None,
+                history: tuple[prompts.Message, ...] = ()) -> "Prepared":
+        wanted = prompts.prompt(self.load["seed"], self.scenario, user, turn, arrival, history)
+        return wanted, *prompts.request_body(self.scenario, self.load["model"], wanted)
+
+    def connect(self) -> HubConnection:
+        return HubConnection(self.load["base_url"], self.scenario["timeout_s"], os.environ.get("SERVEOFF_API_KEY"))
+
+    def ask(self, connection: HubConnection, user: int | None, scheduled_s: float, prepared: "Prepared",
+            slot_s: float | None = None) -> Sent:
+        """One request, to the end of its answer. Its row is written also if this greenlet is killed meanwhile."""
+        wanted, path, body = prepared
+        sent = self.recorder.begin(user, scheduled_s, wanted, slot_s)
         try:
-            print(f"the recorder failed: {greenlet.exception}", file=sys.stderr, flush=True)
-        finally:  # on a full disk, stderr, which is a log, fails as well
-            os._exit(RECORDER_FAILED)
-
-    def end_after_window(self) -> None:
-        """The window closes while load goes on; then users finish what they have begun, for drain_s at most."""
-        gevent.sleep(self.window["end_s"] - now() + 0.1)
-        self.environment.runner.quit()
-
-    def settle_for_ever(self) -> None:
-        while True:
-            self.wake.wait()
-            self.wake.clear()
-            while self.finished:
-                self.write(self.finished[0], pause=yield_to_sockets)
-                self.finished.popleft()  # not before: if this greenlet is ended in a pause, close() still finds it
-                yield_to_sockets()
-
-    def report_for_ever(self) -> None:
-        while True:
-            gevent.sleep(1)
-            self.report("running")
-
-    def report(self, state: str) -> None:
-        stats = self.environment.stats.total
-        records.write_json(FOLDER / "load.json", {
-            "state": state, "now_s": now(), "began_s": self.began_s, "window": self.window, "sent": self.sent, "rows": self.written,
-            "planned": None if planned is None else sum(arrival.at_s >= SCENARIO["warmup_s"] for arrival in planned),
-            "cut_off": self.cut_off, "tokens": self.tokens, "locust_requests": stats.num_requests, "locust_failures": stats.num_failures,
-            "e2e_p99_s": (stats.get_current_response_time_percentile(0.99) or 0) / 1e3 if state == "running" else None}, durable=False)
-
-    def add(self, sent: Sent) -> None:
-        self.finished.append(sent)
-        self.wake.set()
-
-    def write(self, sent: Sent, pause: Callable[[], None] = lambda: None) -> None:
-        exchange, settled = sent.exchange, sse.settle(sent.exchange, pause)
-        answer = "unchecked"
-        counts = [1] * len(settled.token_text)
-        if LOAD["planted"]:
-            counts = [rule.count_tokens(text) for text in settled.token_text]
-            if settled.error is None:
-                right = rule.continuation(sent.prompt.text, sent.prompt.max_tokens)
-                answer = "exact" if "".join(settled.token_text) == right else "wrong"
-
-        def on_row_clock(at: float) -> float:
-            return round(at - ZERO, 6)
-
-        token_s = [on_row_clock(at) for at in settled.token_s]
-        done_s, lags = on_row_clock(exchange.done_s), exchange.lags
-        row = {
-            "request": sent.number, "worker": 0, "user": sent.user, "scheduled_s": round(sent.scheduled_s, 6),
-            "sent_s": None if exchange.sent_s is None else on_row_clock(exchange.sent_s),
-            "first_s": token_s[0] if token_s else None, "last_s": token_s[-1] if token_s else None,
-            "done_s": done_s, "http_status": exchange.status, "error": settled.error, "answer": answer,
-            "prompt_tokens_asked": sent.prompt.tokens, "prompt_tokens": settled.usage.get("prompt_tokens"),
-            "max_tokens": sent.prompt.max_tokens, "tokens": settled.usage.get("completion_tokens"),
-            "finish_reason": settled.finish_reason, "token_s": token_s, "token_n": counts, "bytes": len(exchange.body),
-            "reads": len(lags), "read_lag_mean_s": round(sum(lags) / len(lags), 7) if lags else None,
-            "read_lag_max_s": round(max(lags), 7) if lags else None,
-            **{name: settled.timings.get(name) for name in ("queue_ms", "prompt_ms", "predicted_ms")}}
-        line = json.dumps(row).encode() + b"\n"
-        if self.rows.write(line) != len(line):  # half of it: the disk has become full, and the next line must not follow that half
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self.written += 1
-        self.tokens += sum(counts)
-        self.cut_off += settled.error == CUT_OFF
-        failure = settled.error or ("wrong answer" if answer == "wrong" else None)
-        self.environment.events.request.fire(
-            request_type="POST", name=LOAD["scenario_name"], response_time=1e3 * (done_s - sent.scheduled_s),
-            response_length=len(exchange.body), exception=None if failure is None else sse.AnswerError(failure), context={})
-
-    def close(self) -> None:
-        gevent.killall(self.greenlets)
-        while self.finished:
-            self.write(self.finished.popleft())
-        self.report("ended")
-        self.rows.close()
-
-
-recorder: Recorder
-planned: list[arrivals.Arrival] | None = None  # of an open loop
-
-
-@events.test_start.add_listener
-def on_test_start(environment: Environment, **_: Any) -> None:
-    global recorder, planned
-    if SCENARIO["arrivals"] != "closed":  # before the clock of the recorder begins
-        planned = arrivals.schedule(LOAD["seed"], SCENARIO, LOAD["rate"], SCENARIO["warmup_s"] + LOAD["duration_s"])
-    recorder = Recorder(environment)
-
-
-@events.quitting.add_listener
-def on_quitting(environment: Environment, **_: Any) -> None:
-    environment.stop_timeout = 0  # normally nobody runs any more; after SIGTERM nobody is waited for
-
-
-@events.quit.add_listener
-def on_quit(**_: Any) -> None:
-    recorder.close()
+            connection.post(path, body, sent.exchange, f"{self.number}-{sent.number}")
+        except gevent.GreenletExit:
+            sent.exchange.error = CUT_OFF
+            raise
+        finally:
+            self.recorder.end(sent)
+        return sent
 
 
 Prepared = tuple[prompts.Prompt, str, bytes]  # with path and body
-
-
-def prepare(user: int, turn: int, arrival: arrivals.Arrival | None = None) -> Prepared:
-    wanted = prompts.prompt(LOAD["seed"], SCENARIO, user, turn, arrival)
-    return wanted, *prompts.request_body(SCENARIO, LOAD["model"], wanted)
-
-
-def ask(connection: sse.Connection, user: int | None, scheduled_s: float, prepared: Prepared) -> sse.Exchange:
-    """One request, to the end of its answer. Its row is written also if this greenlet is killed meanwhile."""
-    wanted, path, body = prepared
-    sent = Sent(user, scheduled_s, wanted, sse.Exchange(), recorder.sent)
-    recorder.sent += 1
-    try:
-        connection.post(path, body, sent.exchange)
-    except gevent.GreenletExit:
-        sent.exchange.error = CUT_OFF
-        raise
-    finally:
-        recorder.add(sent)
-    return sent.exchange
-
-
-def connect() -> sse.Connection:
-    return HubConnection(LOAD["base_url"], SCENARIO["timeout_s"], os.environ.get("SERVEOFF_API_KEY"))
+worker: Worker
+conductor: Conductor
 
 
 class ClosedLoop(User):
-    """Asks, waits for the answer, thinks, asks again: the load falls when the server is slow."""
+    """Asks, waits for the answer, thinks, asks again: the load falls when the server is slow. With `turns` it holds conversations."""
 
-    wait_time = constant(SCENARIO.get("think_s", 0.0))
-    started = 0
-
-    def on_start(self) -> None:
-        self.index, ClosedLoop.started = ClosedLoop.started, ClosedLoop.started + 1
-        self.turn = 0
-        self.prepared = gevent.spawn(prepare, self.index, 0)
-        self.connection = connect()
+    @task
+    def ask_on(self) -> None:
+        scenario, recorder = worker.scenario, worker.recorder
+        self.index = worker.users * worker.workers + worker.number
+        worker.users += 1
+        users = worker.load["users"]
+        if users and self.index >= users:
+            raise StopUser  # Locust was told a number of users that every worker gets the same part of
+        self.first_turn = self.turn = 0
+        self.history: tuple[prompts.Message, ...] = ()
+        self.prepared = gevent.spawn(worker.prepare, self.index, 0)
+        self.connection = worker.connect()
+        began_s = worker.began.get()
+        if users:  # one after the other through the first half of the warm-up: together they would stay together
+            gevent.sleep(began_s + scenario["warmup_s"] / 2 * self.index / users - recorder.now())
         try:
             self.connection.open()
         except OSError:
             pass  # the first request says so in its row
-        self.free_s = now()
-
-    @task
-    def ask_on(self) -> None:
-        self.ask_once()
-        while not SCENARIO.get("think_s") and self.environment.runner.state in ("spawning", "running"):
-            self.ask_once()  # Locust's own wait, even of 0 s, lets every other greenlet go first: at 64 users a third of a millisecond
+        self.free_s = recorder.now()
+        while not recorder.over():
+            self.ask_once()
+            gevent.sleep(self.free_s - recorder.now()) if self.free_s > recorder.now() else None
+        raise StopUser
 
     def ask_once(self) -> None:
         prepared = self.prepared.get()
         self.turn += 1
-        self.prepared = gevent.spawn(prepare, self.index, self.turn)  # runs while this one waits for its answer
-        exchange = ask(self.connection, self.index, self.free_s, prepared)
-        self.free_s = exchange.done_s - ZERO + SCENARIO.get("think_s", 0.0)
-        if exchange.error is not None:  # a dead server must not turn the loop into a flood
+        think_s = worker.scenario.get("think_s", 0.0)
+        if "turns" not in worker.scenario:
+            self.prepared = gevent.spawn(worker.prepare, self.index, self.turn)  # runs while this one waits for its answer
+        sent = worker.ask(self.connection, self.index, self.free_s, prepared)
+        self.free_s = sent.exchange.done_s - worker.recorder.zero_s + think_s
+        if sent.exchange.error is not None:  # a dead server must not turn the loop into a flood
             gevent.sleep(0.01)
-            self.free_s = now()
+            self.free_s = worker.recorder.now()
+        if "turns" in worker.scenario:
+            self.prepared = gevent.spawn(self.prepare_on, prepared[0], sent)
+
+    def prepare_on(self, asked: prompts.Prompt, sent: Sent) -> Prepared:
+        """The next question of the conversation, which the server is sent whole; or the first one of another."""
+        said = sent.said.get()
+        turns = prompts.conversation_turns(worker.load["seed"], worker.scenario, self.index, self.first_turn)
+        if said is not None and self.turn - self.first_turn < turns:
+            history = (*asked.history, prompts.Message("user", asked.text), prompts.Message("assistant", said.strip()))
+            prepared = worker.prepare(self.index, self.turn, history=history)
+            if prepared[0].tokens + prepared[0].max_tokens <= worker.scenario.get("context", arrivals.CONTEXT):
+                return prepared
+        self.first_turn = self.turn
+        return worker.prepare(self.index, self.turn)
 
 
 class OpenLoop(User):
-    """One user that sends at the scheduled times, whatever has become of the requests before: the load does not yield."""
-
-    fixed_count = 1
+    """One user on each worker that sends at the scheduled times, whatever has become of the requests before: the load does not
+    yield. With `max_in_flight` a request waits for a slot, and that is waiting as well."""
 
     @task
     def dispatch(self) -> None:
+        recorder = worker.recorder
         # Kept alive and used again, the last one first. Not opened in advance: a synchronous worker would accept an idle one and
         # wait for it while others queue. The warm-up opens as many as the load needs.
-        idle: list[sse.Connection] = []
-
-        def one(scheduled_s: float, prepared: Prepared) -> None:
-            connection = idle.pop() if idle else connect()
-            ask(connection, None, scheduled_s, prepared)
-            idle.append(connection)
-
+        idle: list[HubConnection] = []
         in_flight: set[gevent.Greenlet] = set()
         alarm = Alarm()
-        assert planned is not None
-        try:
-            for index, arrival in enumerate(planned):
-                scheduled_s = recorder.began_s + arrival.at_s
-                prepared = prepare(0, index, arrival)
-                alarm.sleep_until(ZERO + scheduled_s)
+
+        def one(scheduled_s: float, prepared: Prepared) -> None:
+            slot_s = None
+            if worker.slots is not None:
+                worker.slots.acquire()
+                slot_s = recorder.now()
+            try:
+                connection = idle.pop() if idle else worker.connect()
+                worker.ask(connection, None, scheduled_s, prepared, slot_s)
+                idle.append(connection)
+            finally:
+                if worker.slots is not None:
+                    worker.slots.release()
+
+        def send(user: int, part: list[tuple[int, arrivals.Arrival]], start_s: float, until: AsyncResult | None) -> None:
+            for index, arrival in part:
+                scheduled_s = start_s + arrival.at_s
+                if until is not None and until.ready() and scheduled_s >= until.get():
+                    break
+                prepared = worker.prepare(user, index, arrival)
+                alarm.sleep_until(recorder.zero_s + scheduled_s)
                 greenlet = gevent.spawn(one, scheduled_s, prepared)
                 in_flight.add(greenlet)
                 greenlet.rawlink(in_flight.discard)
+
+        try:
+            send(-1, worker.warm_up, worker.began.get(), until=worker.windowed)
+            send(0, worker.in_window, worker.windowed.get(), until=None)
             gevent.joinall(list(in_flight))
             raise StopUser
         finally:
             gevent.killall(list(in_flight))
             alarm.close()
+
+
+@events.init.add_listener
+def on_init(environment: Environment, **_: Any) -> None:
+    """Who is told what by which of Locust's messages. In one process, both sides are here."""
+    runner = environment.runner
+
+    def listen(kind: str, listener: Any) -> None:
+        runner.register_message(kind, lambda environment, msg, **_: listener(msg.data))
+
+    if not isinstance(runner, MasterRunner):
+        listen("task", lambda told: on_task(environment, told))
+        listen("ping", lambda _: runner.send_message("pong", {"clock_s": time.perf_counter(), "machine": machine()}))
+        listen("clock", lambda told: worker.clock(told["offset_s"]))
+        listen("begin", lambda told: worker.began.set(told["began_s"]))
+        listen("window", on_window)
+        listen("finish", lambda _: on_finish(environment))
+    if not isinstance(runner, WorkerRunner):
+        start_conductor(environment)
+
+
+def start_conductor(environment: Environment) -> None:
+    global conductor
+    runner = environment.runner
+    conductor = Conductor(json.loads(os.environ["SERVEOFF_LOAD"]), runner.send_message, runner.quit, environment.stats)
+    answers: dict[str, AsyncResult] = {}
+    runner.register_message("ready", lambda environment, msg, **_: answers["ready"].set(True))
+    runner.register_message("pong", lambda environment, msg, **_: answers["pong"].set(msg.data))
+    runner.register_message("report", lambda environment, msg, **_: conductor.take(msg.data))
+
+    def asked(kind: str, data: dict[str, Any], answer: str, client: str | None) -> Any:
+        answers[answer] = AsyncResult()
+        runner.send_message(kind, data, client)
+        return answers[answer].get(timeout=READY_S)
+
+    @events.test_start.add_listener
+    def on_test_start(**_: Any) -> None:
+        clients = sorted(runner.clients) if isinstance(runner, MasterRunner) else [None]
+        found = []
+        for number, client in enumerate(clients):
+            asked("task", {"load": conductor.load, "number": number, "workers": len(clients)}, "ready", client)
+        for place, client in enumerate(clients):
+            estimates = []
+            for _ping in range(CLOCK_PINGS):
+                before_s = time.perf_counter()
+                pong = asked("ping", {}, "pong", client)
+                after_s = time.perf_counter()
+                estimates.append((after_s - before_s, pong["clock_s"] - (before_s + after_s) / 2))
+            round_trip_s, offset_s = min(estimates)  # the quickest one is the surest (Cristian 1989): off by half of it at most
+            same = pong["machine"] is not None and pong["machine"] == machine()
+            runner.send_message("clock", {"offset_s": 0.0 if same else offset_s}, client)
+            found.append({"worker": place, "offset_s": 0.0 if same else offset_s, "estimated_offset_s": offset_s,
+                          "round_trip_s": round_trip_s})
+        conductor.begin(found)
+
+
+def machine() -> str | None:
+    return MACHINE.read_text() if MACHINE.exists() else None
+
+
+def on_task(environment: Environment, told: dict[str, Any]) -> None:
+    global worker
+    worker = Worker(environment, told)
+    environment.runner.send_message("ready", {})
+
+
+def on_window(told: dict[str, float]) -> None:
+    worker.recorder.window = told
+    worker.windowed.set(told["start_s"])
+
+
+def on_finish(environment: Environment) -> None:
+    """Users that still wait for an answer are ended; then the last rows can be written."""
+    environment.stop_timeout = 0
+    environment.runner.stop()
+    worker.recorder.close()
+
+
+@events.quitting.add_listener
+def on_quitting(environment: Environment, **_: Any) -> None:
+    environment.stop_timeout = 0  # normally nobody runs any more; after SIGTERM nobody is waited for
+    if isinstance(environment.runner, MasterRunner):
+        conductor.finish(patience_s=2.0)
+
+
+@events.quit.add_listener
+def on_quit(**_: Any) -> None:
+    if "worker" in globals():
+        worker.recorder.close()
+    if "conductor" in globals():
+        conductor.close()

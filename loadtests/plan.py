@@ -15,11 +15,16 @@ from servers.catalog import Server, check_name
 
 SCENARIOS_FILE = Path(__file__).with_name("scenarios.toml")
 REQUIRED = ("summary", "arrivals", "endpoint", "warmup_s", "duration_s", "drain_s", "timeout_s")
-OPTIONAL = ("users", "rate", "think_s", "burstiness", "profile", "trace", "trace_start_s", "time_scale", "context", "prompt_tokens",
-            "output_tokens")
-ABOVE_0 = ("users", "rate", "duration_s", "timeout_s", "burstiness", "time_scale", "context")
-FROM_0 = ("think_s", "warmup_s", "drain_s", "trace_start_s")
-WHOLE = ("users", "context")
+OPTIONAL = ("users", "rate", "think_s", "turns", "burstiness", "profile", "max_in_flight", "trace", "trace_start_s", "time_scale",
+            "context", "prompt_tokens", "output_tokens", "shared_tokens", "shared_prefixes", "warmup_max_s")
+ABOVE_0 = ("users", "rate", "duration_s", "timeout_s", "burstiness", "time_scale", "context", "max_in_flight", "shared_tokens",
+           "shared_prefixes")
+FROM_0 = ("think_s", "warmup_s", "warmup_max_s", "drain_s", "trace_start_s")
+WHOLE = ("users", "context", "max_in_flight", "shared_tokens", "shared_prefixes")
+RANGES = ("prompt_tokens", "output_tokens", "turns")
+# Keys that only make sense with some arrivals, and with one endpoint.
+ONLY_CLOSED = ("users", "think_s", "turns")
+ONLY_OPEN = ("rate", "burstiness", "profile", "max_in_flight", "trace", "trace_start_s", "time_scale")
 
 
 class PlanError(ValueError):
@@ -66,7 +71,13 @@ def _check(where: str, table: dict[str, Any]) -> None:
         if not number or value < 0 or (value == 0 and key in ABOVE_0):
             raise PlanError(f"{where}: {key} = {value!r} is not a {'whole ' if key in WHOLE else ''}number above "
                             f"{'0' if key in ABOVE_0 else 'or equal to 0'}")
-    for key in table.keys() & {"prompt_tokens", "output_tokens"}:
+    for key in table.keys() & set(ONLY_OPEN if table["arrivals"] == "closed" else ONLY_CLOSED):
+        raise PlanError(f"{where}: {key} does not go with arrivals = {table['arrivals']!r}: leave it out")
+    if "turns" in table and table["endpoint"] != "chat":
+        raise PlanError(f"{where}: turns are of a conversation: use endpoint = \"chat\"")
+    if table.get("warmup_max_s", table["warmup_s"]) < table["warmup_s"]:
+        raise PlanError(f"{where}: warmup_max_s = {table['warmup_max_s']!r} is less than warmup_s")
+    for key in table.keys() & set(RANGES):
         value, least = table[key], 2 if key == "prompt_tokens" and table["endpoint"] == "chat" else 1  # a role's marker and a word
         if not (isinstance(value, list) and len(value) == 2 and all(type(n) is int for n in value) and least <= value[0] <= value[1]):
             raise PlanError(f"{where}: {key} = {value!r} is not [least, most] of at least {least}")

@@ -55,8 +55,9 @@ class Watch:
             return
         if self.previous:
             rate = (said["tokens"] - self.previous[1]) / (said["now_s"] - self.previous[0])
-            start_s, end_s = said["window"]["start_s"], said["window"]["end_s"]
-            part = "warm-up" if said["now_s"] < start_s else "measuring" if said["now_s"] < end_s else "drain"
+            window = said["window"]  # null until it is known when it opens
+            part = ("warm-up" if window is None or said["now_s"] < window["start_s"] else
+                    "measuring" if said["now_s"] < window["end_s"] else "drain")
             self.figures = f"{part}, {said['rows']} requests, {rate:,.0f} tokens/s, P99 {said['e2e_p99_s']:.2f} s"
         self.previous = said["now_s"], said["tokens"]
 

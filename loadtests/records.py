@@ -38,6 +38,7 @@ REQUEST_FIELDS = {
     "worker": Field("int64", "", "load worker that sent it"),
     "user": Field("int64", "", "user of a closed loop, null in an open one"),
     "scheduled_s": Field("float64", "s", "when the arrival process wanted it sent; closed loop: when its user became free"),
+    "slot_s": Field("float64", "s", "when the scenario's cap on concurrency (max_in_flight) let it go; null without one"),
     "sent_s": Field("float64", "s", "when the first byte of the request was written; null if no connection could be made"),
     "first_s": Field("float64", "s", "arrival of the first chunk that carries a generated token; null if none came"),
     "last_s": Field("float64", "s", "arrival of the last chunk that carries a generated token; null if none came"),
@@ -100,7 +101,8 @@ CAMPAIGN_KEYS = {
     "model": "{name, path, planted}: planted = every answer is checked against the planted rule",
     "scenarios": "the tables of scenarios.toml that were used, verbatim",
     "simulated": "parameters of the simulated engine, ms and counts",
-    "machine_share": "{server_cores, load_cores, shared, threads, workers}: who may run where; threads: of an engine, over all its workers",
+    "machine_share": "{server_cores, load_cores, shared, threads, workers, load_workers}: who may run where; threads: of an engine, "
+                     "over all its workers; load_workers: processes that send the load",
     "plan": "the cases in the order in which they were planned, each as in run.json's \"case\"",
     "manifest": "commit, dirty, python, packages, cpu, memory, kernel, gpus, limits, environment",
 }
@@ -114,6 +116,10 @@ RUN_KEYS = {
     "command": "how the server was started; null for --target",
     "stages": "[{name, start_s, end_s}] in the order in which they ran",
     "startup_s": "from the process's start to the first 200 of /health; null for --target",
+    "warmup": "{took_s, steady, why}: how long, and what the test of steadiness said at its end (loadtests/steady.py); steady is null "
+              "where the demand varies by plan",
+    "load_workers": "[{worker, rows, offset_s, estimated_offset_s, round_trip_s}]: processes that sent the load; offset: their clock "
+                    "minus the driver's, 0 where it is the same clock, whatever the estimate, which is off by half the round trip at most",
     "window": "{start_s, end_s}: the measured part of the load, clock as in the rows; null if load never ran",
     "verify_before": "[{name, ok, detail}] checks of the contract before the load; null if not reached",
     "verify_after": "likewise after the load",

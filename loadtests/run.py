@@ -1,9 +1,6 @@
 """The stages of one case, in the only place where their order is decided: see STAGES."""
 
 import datetime
-import json
-import os
-import subprocess
 import sys
 import time
 from contextlib import ExitStack
@@ -11,14 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loadtests import arrivals, records
+from loadtests import arrivals, generator, records
 from loadtests.progress import Watch
 from loadtests.records import Case
 from loadtests.tables import to_parquet
 from servers import catalog, launch
 from servers import verify as contract_checks
-
-LOAD_START_S = 60.0  # bound for Locust's own start
 
 
 class CaseFailed(Exception):
@@ -36,6 +31,8 @@ class Setting:
     simulated: dict[str, Any]
     share: launch.Share
     load_cores: tuple[int, ...]
+    workers: generator.Workers
+    web_port: int | None = None
     target: str | None = None
     ready_timeout_s: float | None = None
 
@@ -75,8 +72,8 @@ def run_case(case: Case, setting: Setting, watch: Watch) -> str:
     work = Work(case, setting, folder, watch, {
         "schema": records.SCHEMA, "case": case.as_dict(), "status": "running",
         "started_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "clock_zero_s": time.perf_counter(),
-        "summary": None, "command": None, "stages": [], "startup_s": None, "window": None, "verify_before": None, "verify_after": None,
-        "counts": None, "agreement": None, "notes": []})
+        "summary": None, "command": None, "stages": [], "startup_s": None, "warmup": None, "load_workers": [], "window": None,
+        "verify_before": None, "verify_after": None, "counts": None, "agreement": None, "notes": []})
     work.save()
     missing = [] if setting.target else catalog.find(case.server).missing(case.engine)
     if missing:
@@ -113,6 +110,7 @@ def _launch(work: Work) -> None:
     work.run["summary"] = server.summary
     work.server = work.stack.enter_context(launch.running(
         server, work.case.engine, work.setting.model, work.setting.share, work.folder / "server.log",
+        host=work.setting.workers.listen[0] if work.setting.workers.listen else "127.0.0.1",
         simulated=work.setting.simulated, ready_timeout_s=work.setting.ready_timeout_s))
     work.run |= {"command": work.server.command, "startup_s": work.server.startup_s}
 
@@ -146,55 +144,36 @@ def _compare_answers(work: Work) -> None:
 
 def _load(work: Work) -> None:
     case, setting, scenario = work.case, work.setting, work.scenario
-    users = case.users or 1
-    ramp_s = scenario["warmup_s"] / 2
     task = {"base_url": work.base_url, "model": setting.model.name, "planted": work.planted, "scenario": scenario,
-            "scenario_name": case.scenario, "rate": case.rate, "duration_s": case.duration_s, "folder": str(work.folder.resolve()),
+            "scenario_name": case.scenario, "users": case.users, "rate": case.rate, "duration_s": case.duration_s,
             "clock_zero_s": work.run["clock_zero_s"], "seed": f"{setting.seed}/{case.scenario}/{case.repetition}"}
     if scenario["arrivals"] == "trace":
         work.run["notes"].append(f"{case.scenario}: {arrivals.clipped(scenario):,} of the trace's requests exceed the context of "
                                  f"{scenario.get('context', arrivals.CONTEXT):,} tokens and were clipped")
-    command = [sys.executable, "-m", "locust", "-f", "loadtests/locustfile.py", "--headless", "--only-summary", "--loglevel", "WARNING",
-               "--users", str(users), "--spawn-rate", str(users / ramp_s if ramp_s else users), "--host", work.base_url,
-               "--stop-timeout", f"{max(1, round(scenario['drain_s']))}s", "--exit-code-on-error", "0",
-               "ClosedLoop" if case.users else "OpenLoop"]
-    environment = {**os.environ, "SERVEOFF_LOAD": json.dumps(task)}
-    log = work.folder / "load.log"
-    load = launch.supervised(command, log, cores=setting.load_cores, environment=environment)
     telemetry = None
+
+    def watch(said: dict[str, Any]) -> None:
+        _raise_if_ended(work)
+        if said:
+            work.watch.load(said)
+
     try:
-        assert load.stdout is not None
-        pid = int(load.stdout.readline() or 0)
-        if pid:
-            telemetry = launch.supervised(
-                [sys.executable, "-m", "loadtests.telemetry", "--out", str((work.folder / "telemetry.jsonl").resolve()), "--load-pid",
-                 str(pid), "--clock-zero", str(work.run["clock_zero_s"]), *(["--server-pid", str(work.server.pid)] if work.server else [])],
-                work.folder / "telemetry.log", cores=setting.load_cores)
-        bound_s = LOAD_START_S + scenario["warmup_s"] + case.duration_s + scenario["drain_s"] + 30
-        _watch_load(work, load, time.monotonic() + bound_s, log)
+        with generator.generating(work.folder, task, setting.workers, setting.load_cores, setting.web_port) as load:
+            assert load.stdout is not None
+            if pid := int(load.stdout.readline() or 0):
+                telemetry = launch.supervised(
+                    [sys.executable, "-m", "loadtests.telemetry", "--out", str((work.folder / "telemetry.jsonl").resolve()), "--load-pid",
+                     str(pid), "--clock-zero", str(work.run["clock_zero_s"]),
+                     *(["--server-pid", str(work.server.pid)] if work.server else [])],
+                    work.folder / "telemetry.log", cores=setting.load_cores)
+            generator.wait(load, work.folder, generator.longest_s(task, setting.workers), watch)
+    except generator.LoadFailed as error:
+        raise CaseFailed(str(error)) from None
     finally:
-        launch.stop(load)
         if telemetry is not None:
             launch.stop(telemetry)
         _take_load_json(work)
         _take_telemetry_notes(work)
-
-
-def _watch_load(work: Work, load: "subprocess.Popen[bytes]", deadline: float, log: Path) -> None:
-    file = work.folder / "load.json"
-    while load.poll() is None:
-        time.sleep(0.25)
-        _raise_if_ended(work)
-        if time.monotonic() > deadline:
-            raise CaseFailed("the load generator did not end in time; it was stopped")
-        if file.exists():
-            work.watch.load(records.read_json(file))
-    state = records.read_json(file)["state"] if file.exists() else "not begun"
-    if load.returncode or state != "ended":
-        raise CaseFailed(f"the load generator ended with exit code {load.returncode} ({state}); its last log lines:\n"
-                         f"{launch.tail(log)}")
-    if not records.read_json(file)["rows"]:
-        raise CaseFailed("no request was sent: give a longer --duration or a higher --rate")
 
 
 def _take_load_json(work: Work) -> None:
@@ -202,6 +181,8 @@ def _take_load_json(work: Work) -> None:
     if file.exists():
         said = records.read_json(file)
         work.run["window"] = said["window"]
+        work.run["load_workers"] = said["workers"]
+        work.run["warmup"] = said["warmup"]
         work.run["counts"] = {name: said[name] for name in ("sent", "rows", "locust_requests", "locust_failures", "cut_off", "planned")}
         file.unlink()
 

@@ -7,12 +7,12 @@ generator uses. All times are `time.perf_counter()`, in seconds.
 """
 
 import platform
+import re
 import socket
 import ssl
 import struct
 import sys
 import time
-from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -189,9 +189,11 @@ class Connection:
             self.socket.close()
             self.socket = None
 
-    def post(self, path: str, body: bytes, exchange: Exchange) -> None:
-        """Sends the request and reads the answer into `exchange`, which holds what came also if this raises (a killed greenlet)."""
-        request = f"POST {self.prefix}{path} HTTP/1.1\r\n{self.headers}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    def post(self, path: str, body: bytes, exchange: Exchange, request_id: str = "") -> None:
+        """Sends the request and reads the answer into `exchange`, which holds what came also if this raises (a killed greenlet).
+        A server that logs X-Request-Id can be held against our rows."""
+        identity = f"X-Request-Id: {request_id}\r\n" if request_id else ""
+        request = f"POST {self.prefix}{path} HTTP/1.1\r\n{self.headers}{identity}Content-Length: {len(body)}\r\n\r\n".encode() + body
         deadline = time.perf_counter() + self.timeout_s
         try:
             for attempt in ("kept alive", "new"):
@@ -290,7 +292,8 @@ def _read_head(head: bytes, exchange: Exchange) -> tuple[int | None, _Chunked | 
     return (int(length) if length is not None and chunked is None else None), chunked, keep
 
 
-SETTLED_AT_ONCE = 8  # events; some 8 us each
+SETTLED_AT_ONCE = 32  # events; some 2 us each
+PLAIN = re.compile(rb"[ !#-\[\]-~]+")  # text that JSON writes as it is
 
 
 def settle(exchange: Exchange, pause: Callable[[], None] = lambda: None) -> Settled:
@@ -302,43 +305,52 @@ def settle(exchange: Exchange, pause: Callable[[], None] = lambda: None) -> Sett
         return settled
     done = False
     if exchange.status == 200 and not streamed and exchange.error is None:
-        done = _take(bytes(exchange.body), len(exchange.body), exchange, settled)
+        _take(bytes(exchange.body), len(exchange.arrived) - 1, exchange, settled)
         done = settled.error is None
     elif streamed:
-        body = exchange.body
+        body, lengths = exchange.body, exchange.lengths
         separator = b"\r\n\r\n" if b"\r\n\r\n" in body else b"\n\n"
-        start = 0
-        number = 0
+        template: tuple[bytes, bytes] | None = None
+        start = number = read = 0
         while (end := body.find(separator, start)) >= 0:
             number += 1
             if number % SETTLED_AT_ONCE == 0:
                 pause()
-            after = end + len(separator)
-            for line in bytes(body[start:end]).splitlines():
+            event = bytes(body[start:end])
+            start = end + len(separator)
+            while lengths[read] < start:  # the read that completed this event
+                read += 1
+            if template and (text := _text_by(template, event)):
+                settled.token_s.append(exchange.arrived[read])
+                settled.token_text.append(text)
+                continue
+            for line in event.splitlines():
                 if line.startswith(b"data:"):
                     payload = line[5:].strip()
                     if payload == b"[DONE]":
                         done = True
-                    elif not _take(payload, after, exchange, settled):
+                        continue
+                    chunk = _take(payload, read, exchange, settled)
+                    if chunk is None:
                         return settled
-            start = after
+                    template = _template(event, chunk)
     if settled.error is None and not done:
         settled.error = "stream ended without [DONE]"
     return settled
 
 
-def _take(payload: bytes, offset: int, exchange: Exchange, settled: Settled) -> bool:
-    """One chunk whose last byte is at `offset` of the body; False if it is an error."""
+def _take(payload: bytes, read: int, exchange: Exchange, settled: Settled) -> Chunk | None:
+    """One chunk that was complete with the `read`-th read; null if it is an error."""
     try:
         chunk: Chunk = read_chunk(payload)
     except (ValueError, RecursionError):  # the latter: JSON that is nested too deep
         settled.error = settled.error or "an event that is not a chunk"
-        return False
+        return None
     if chunk.error is not None:
         settled.error = f"server error in the stream: {_printable(chunk.error)}"
-        return False
+        return None
     if chunk.text:
-        settled.token_s.append(exchange.arrived[min(bisect_left(exchange.lengths, offset), len(exchange.arrived) - 1)])
+        settled.token_s.append(exchange.arrived[read])
         settled.token_text.append(chunk.text)
     settled.finish_reason = _printable(chunk.finish_reason) if chunk.finish_reason else settled.finish_reason
     # Only what the schema can hold: somebody else's server may say anything here.
@@ -346,7 +358,26 @@ def _take(payload: bytes, offset: int, exchange: Exchange, settled: Settled) -> 
         settled.usage = {name: n for name, n in chunk.usage.items() if type(n) is int and abs(n) < 2**63}
     if isinstance(chunk.timings, dict):
         settled.timings = {name: float(ms) for name, ms in chunk.timings.items() if type(ms) in (int, float) and abs(ms) < 2**63}
-    return True
+    return chunk
+
+
+def _template(event: bytes, chunk: Chunk) -> tuple[bytes, bytes] | None:
+    """What stands before and after the text of an event that carries nothing else: the next event mostly differs in its text
+    alone, and is then read without decoding its JSON, which is most of the work. Null if that would not be certain."""
+    text = chunk.text.encode(errors="replace")
+    if chunk.finish_reason or chunk.usage or chunk.timings or b"\n" in event or b"\r" in event or not PLAIN.fullmatch(text):
+        return None
+    found = list(re.finditer(rb'"(?:text|content)"\s*:\s*"(' + re.escape(text) + rb')"', event))
+    return (event[: found[0].start(1)], event[found[0].end(1) :]) if len(found) == 1 else None
+
+
+def _text_by(template: tuple[bytes, bytes], event: bytes) -> str:
+    """The text of an event that is like the template; empty if it is not."""
+    before, after = template
+    if not (event.startswith(before) and event.endswith(after) and len(event) > len(before) + len(after)):
+        return ""
+    text = event[len(before) : len(event) - len(after)]
+    return text.decode() if PLAIN.fullmatch(text) else ""
 
 
 def _printable(said: object) -> str:

@@ -24,7 +24,7 @@ def requests(
         scheduled = i / rate
         token_s = [scheduled + ttft_s + k * tpot_s for k in range(tokens)]
         rows.append(dict(zip(records.REQUEST_FIELDS, (
-            i, i % 2, i % users, scheduled, scheduled, token_s[0], token_s[-1], token_s[-1], 200, None, "exact",
+            i, i % 2, i % users, scheduled, None, scheduled, token_s[0], token_s[-1], token_s[-1], 200, None, "exact",
             32, 32, tokens, tokens, "length", token_s, [1] * tokens, 100 * tokens, tokens + 1, 0.0001, 0.001, 1.0, 1000 * ttft_s - 2,
             1000 * tpot_s * (tokens - 1)), strict=True)))  # fmt: skip
     return rows
@@ -62,12 +62,16 @@ def run(index: int = 0, server: str = "alpha", repetition: int = 1, **changes: A
     case |= {key: changes.pop(key) for key in list(changes) if key in case}
     checks = [{"name": "models", "ok": True, "detail": ""}, {"name": "stream trickles", "ok": True, "detail": "11 chunks"}]
     names = ("start", "verify", "load", "verify again", "stop")
-    return dict(zip(records.RUN_KEYS, (
-        records.SCHEMA, case, "ok", "2026-11-20T10:00:00Z", 5000.0, "a synthetic server", ["serve", "--port", "1"],
-        [{"name": name, "start_s": 2.0 * i, "end_s": 2.0 * i + 2} for i, name in enumerate(names)], 1.5,
-        {"start_s": 2.0, "end_s": 10.0}, checks, checks,
-        {"sent": 400, "rows": 400, "locust_requests": 400, "locust_failures": 0, "cut_off": 0}, None, []),
-        strict=True)) | changes  # fmt: skip
+    found = {
+        "schema": records.SCHEMA, "case": case, "status": "ok", "started_utc": "2026-11-20T10:00:00Z", "clock_zero_s": 5000.0,
+        "summary": "a synthetic server", "command": ["serve", "--port", "1"],
+        "stages": [{"name": name, "start_s": 2.0 * i, "end_s": 2.0 * i + 2} for i, name in enumerate(names)], "startup_s": 1.5,
+        "warmup": {"took_s": 2.0, "steady": True, "why": "made so"},
+        "load_workers": [{"worker": n, "rows": 200, "offset_s": 0.0, "estimated_offset_s": 0.0, "round_trip_s": 0.0} for n in range(2)],
+        "window": {"start_s": 2.0, "end_s": 10.0}, "verify_before": checks, "verify_after": checks,
+        "counts": {"sent": 400, "rows": 400, "locust_requests": 400, "locust_failures": 0, "cut_off": 0}, "agreement": None, "notes": []}  # fmt: skip
+    assert found.keys() == records.RUN_KEYS.keys()
+    return found | changes
 
 
 def campaign_data(plan: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:

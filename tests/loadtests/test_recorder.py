@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SCENARIO = {"arrivals": "closed", "endpoint": "completions", "prompt_tokens": [4, 4], "output_tokens": [64, 64], "warmup_s": 60,
+SCENARIO = {"arrivals": "closed", "endpoint": "completions", "prompt_tokens": [4, 4], "output_tokens": [64, 64], "warmup_s": 0,
             "timeout_s": 30}  # fmt: skip
 
 BEGIN = """
@@ -17,27 +17,32 @@ from loadtests import locustfile as l
 import gevent
 from locust.env import Environment
 
-environment = Environment(user_classes=[l.ClosedLoop])
+environment = Environment(user_classes=[l.ClosedLoop], events=l.events)
 environment.create_local_runner()
-l.on_test_start(environment)
+l.on_init(environment)
+l.events.test_start.fire(environment=environment)
+recorder = l.worker.recorder
 """
 ENDED_IN_A_PAUSE = BEGIN + """
+from loadtests import sse
+
 def finished():
-    prepared = l.prepare(0, 0)
     event = b'data: {"choices": [{"text": " baba"}]}\\n\\n'
     body = bytearray(event * 64 + b"data: [DONE]\\n\\n")
-    exchange = l.sse.Exchange(sent_s=l.ZERO, status=200, content_type="text/event-stream", body=body)
-    exchange.arrived, exchange.lengths, exchange.lags, exchange.done_s = [l.ZERO + 1], [len(body)], [0.0], l.ZERO + 1
-    return l.Sent(0, 0.0, prepared[0], exchange, l.recorder.sent)
+    zero = recorder.zero_s
+    sent = recorder.begin(0, 0.0, l.worker.prepare(0, 0)[0])
+    sent.exchange = sse.Exchange(sent_s=zero, status=200, content_type="text/event-stream", body=body)
+    sent.exchange.arrived, sent.exchange.lengths, sent.exchange.lags, sent.exchange.done_s = [zero + 1], [len(body)], [0.0], zero + 1
+    recorder.end(sent)
 
 for _ in range(3):
-    l.recorder.add(finished())
-    l.recorder.sent += 1
+    finished()
 gevent.sleep(0)  # the recorder begins with the first of them, and pauses in it
 gevent.sleep(0)
-assert l.recorder.written == 0 and l.recorder.finished
-l.recorder.close()
-assert l.recorder.written == 3 == environment.stats.total.num_requests, l.recorder.written
+assert recorder.written == 0 and recorder.finished
+recorder.close()
+assert recorder.written == 3 == environment.stats.total.num_requests, recorder.written
+assert recorder.ended and l.conductor.reports[0]["rows"] == 3
 print("fine")
 """
 CLOSED_AFTER_EACH = BEGIN + """
@@ -52,16 +57,24 @@ def serve(sock, _):
 
 server = StreamServer(("127.0.0.1", 0), serve)
 server.start()
-l.LOAD["base_url"] = f"http://127.0.0.1:{server.server_port}"
+l.worker.load["base_url"] = f"http://127.0.0.1:{server.server_port}"
 slept, sleep = [], gevent.sleep
 gevent.sleep = lambda seconds=0: (slept.append(seconds), sleep(seconds))
+asked = []
+recorder.over = lambda: len(asked) == 4
 user = l.ClosedLoop(environment)
-user.on_start()
-for _ in range(3):
-    user.ask_once()
-assert 0.01 not in slept, "a server that closes its connections has not failed: its client must not wait"
-server.stop()
-user.ask_once()
+
+def ask_once(ask=user.ask_once):
+    if len(asked) == 3:
+        assert 0.01 not in slept, "a server that closes its connections has not failed: its client must not wait"
+        server.stop()
+    asked.append(ask())
+
+user.ask_once = ask_once
+try:
+    user.ask_on()
+except l.StopUser:
+    pass
 assert 0.01 in slept, "but one that is gone must not be asked without end"
 print("fine")
 """
@@ -70,7 +83,7 @@ print("fine")
 @pytest.mark.parametrize("code", [ENDED_IN_A_PAUSE, CLOSED_AFTER_EACH], ids=["no row is lost at the end", "Connection: close"])
 def test_in_a_process_of_its_own(tmp_path: Path, code: str) -> None:
     load = {"scenario": SCENARIO, "scenario_name": "s", "clock_zero_s": time.perf_counter(), "folder": str(tmp_path), "model": "m",
-            "planted": True, "seed": "1", "rate": None, "duration_s": 60, "base_url": "http://127.0.0.1:1"}  # fmt: skip
+            "planted": True, "seed": "1", "rate": None, "users": 1, "duration_s": 60, "base_url": "http://127.0.0.1:1"}  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
                           env={**os.environ, "SERVEOFF_LOAD": json.dumps(load)})  # fmt: skip
     assert done.stdout == "fine\n", done.stderr

@@ -1,0 +1,114 @@
+"""The conductor of a load: one for all load workers. It keeps their rows, decides when the window opens and when the load ends, and
+tells the driver once a second how it goes (load.json).
+
+It runs in Locust's master, or in its only process. What goes to and fro between conductor and workers are Locust's messages.
+"""
+
+import errno
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gevent
+
+from loadtests import arrivals, records
+from loadtests.recorder import give_up
+
+OPENS_IN_S = 0.3  # every worker knows of the window before it opens
+LOST_AFTER_S = 15.0  # without a report, of which there are four a second
+ENDS_WITHIN_S = 20.0  # after the drain: settling the last answers
+
+
+class Conductor:
+    """`broadcast(type, data)` reaches all workers, `quit` ends Locust. Times are on the rows' clock, in seconds."""
+
+    def __init__(self, load: dict[str, Any], broadcast: Callable[[str, dict[str, Any]], None], quit: Callable[[], None], stats: Any):
+        self.load, self.broadcast, self.quit, self.stats = load, broadcast, quit, stats
+        self.scenario: dict[str, Any] = load["scenario"]
+        self.folder = Path(load["folder"])
+        self.planned = None  # requests of the window, of an open loop
+        if self.scenario["arrivals"] != "closed":
+            self.planned = len(arrivals.window(load["seed"], self.scenario, load["rate"], load["duration_s"]))
+        self.rows = (self.folder / "requests.jsonl").open("ab", buffering=0)
+        self.reports: dict[int, dict[str, Any]] = {}  # the last of each worker
+        self.heard_s: dict[int, float] = {}
+        self.workers: list[dict[str, Any]] = []  # {worker, offset_s, ...} of each, as in run.json
+        self.began_s = self.now()
+        self.window: dict[str, float] | None = None
+        self.warmup: dict[str, Any] | None = None  # as in run.json
+        self.greenlets: list[gevent.Greenlet] = []
+        self.report("starting")
+
+    def now(self) -> float:
+        return time.perf_counter() - float(self.load["clock_zero_s"])
+
+    def begin(self, workers: list[dict[str, Any]]) -> None:
+        """The workers are ready: users and arrivals begin now."""
+        self.workers = workers
+        self.began_s = self.now() + (0.05 if len(workers) > 1 else 0.0)
+        self.broadcast("begin", {"began_s": self.began_s})
+        self.greenlets = [gevent.spawn(self.conduct)]
+        self.greenlets[0].link_exception(lambda failed: give_up(failed.exception))
+
+    def take(self, report: dict[str, Any]) -> None:
+        """What one worker reports (loadtests/recorder.py)."""
+        lines = report.pop("lines")
+        try:
+            if lines and self.rows.write(lines) != len(lines):  # half of it: the disk is full, and no line may follow that half
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            give_up(error)
+        self.reports[report["worker"]] = report
+        self.heard_s[report["worker"]] = self.now()
+
+    def conduct(self) -> None:
+        self._open_window(self.began_s + self.scenario["warmup_s"])
+        assert self.window is not None
+        self._wait_until(self.window["end_s"] + 0.2)
+        drained_s = self.window["end_s"] + self.scenario["drain_s"]
+        while self.now() < drained_s and self._total("in_flight"):
+            self._wait_until(self.now() + 0.1)
+        self.finish(ENDS_WITHIN_S)
+        self.quit()
+
+    def _open_window(self, at_s: float) -> None:
+        self._wait_until(at_s - OPENS_IN_S)
+        self.window = {"start_s": at_s, "end_s": at_s + self.load["duration_s"]}
+        self.broadcast("window", self.window)
+
+    def finish(self, patience_s: float) -> None:
+        """Ends users that still wait, and collects the last rows."""
+        self.broadcast("finish", {})
+        end_s = self.now() + patience_s
+        while self.now() < end_s and not all(report["ended"] for report in self.reports.values()):
+            gevent.sleep(0.02)
+
+    def _wait_until(self, at_s: float) -> None:
+        """Reports to the driver meanwhile."""
+        while (left_s := at_s - self.now()) > 0:
+            gevent.sleep(min(left_s, 1.0))
+            self.report("running")
+            silent = [each["worker"] for each in self.workers if self.now() - self.heard_s.get(each["worker"], self.began_s) > LOST_AFTER_S]
+            if silent:
+                raise RuntimeError(f"load worker {', '.join(map(str, silent))} has not reported for {LOST_AFTER_S:g} s")
+
+    def _total(self, name: str) -> int:
+        return sum(int(report[name]) for report in self.reports.values())
+
+    def report(self, state: str) -> None:
+        stats = self.stats.total
+        records.write_json(self.folder / "load.json", {
+            "state": state, "now_s": self.now(), "began_s": self.began_s, "warmup": self.warmup, "window": self.window,
+            "planned": self.planned,
+            **{name: self._total(name) for name in ("sent", "rows", "cut_off", "tokens")},
+            "workers": [worker | {"rows": self.reports.get(worker["worker"], {}).get("rows", 0)} for worker in self.workers],
+            "locust_requests": stats.num_requests, "locust_failures": stats.num_failures,
+            "e2e_p99_s": (stats.get_current_response_time_percentile(0.99) or 0) / 1e3 if state == "running" else None}, durable=False)
+
+    def close(self) -> None:
+        gevent.killall(self.greenlets)
+        lost = [worker["worker"] for worker in self.workers if not self.reports.get(worker["worker"], {}).get("ended")]
+        self.report(f"lost load worker {', '.join(map(str, lost))}" if lost else "ended")
+        self.rows.close()

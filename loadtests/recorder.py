@@ -1,0 +1,157 @@
+"""The recorder of one load worker: settles finished exchanges into rows, and tells the conductor about them four times a second.
+
+What an answer says is read and checked here, by a greenlet of its own, after the answer has ended and never in the timed path.
+"""
+
+import json
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import gevent
+from gevent.event import AsyncResult, Event
+
+from loadtests import prompts, sse
+from servers import rule
+
+CUT_OFF = "cut off: unanswered when the drain ended"
+FAILED = 4  # exit code
+REPORT_S = 0.25
+
+
+@dataclass(slots=True)
+class Sent:
+    """One request. Times are on the rows' clock, in seconds. `said` becomes the whole answer's text, null if it failed."""
+
+    number: int
+    user: int | None
+    scheduled_s: float
+    prompt: prompts.Prompt
+    slot_s: float | None = None  # when the cap on concurrency let it go
+    exchange: sse.Exchange = field(default_factory=sse.Exchange)
+    said: AsyncResult = field(default_factory=AsyncResult)
+
+
+def yield_to_sockets() -> None:
+    """Whatever has become readable or has to be sent meanwhile comes first."""
+    gevent.sleep(0)
+
+
+def give_up(problem: object) -> None:
+    """A load generator that cannot record (a full disk, say) must not go on as if it did: Locust would swallow the exception."""
+    try:
+        print(f"the recorder failed: {problem}", file=sys.stderr, flush=True)
+    finally:  # on a full disk, stderr, which is a log, fails as well
+        os._exit(FAILED)
+
+
+class Recorder:
+    """`zero_s` is zero of the rows' clock on this machine's `time.perf_counter()`. `report` gets a dict with this worker's totals
+    and the lines that are new, ready for requests.jsonl; `fire` is Locust's request event."""
+
+    def __init__(self, load: dict[str, Any], worker: int, zero_s: float, report: Callable[[dict[str, Any]], None],
+                 fire: Callable[..., None]):
+        self.load, self.worker, self.zero_s, self.send_report, self.fire = load, worker, zero_s, report, fire
+        self.window: dict[str, float] | None = None  # known once the conductor has decided
+        self.in_flight: dict[int, Sent] = {}
+        self.finished: deque[Sent] = deque()
+        self.lines: list[bytes] = []
+        self.latencies: list[tuple[float, float]] = []  # (done_s, ttft_s) of rows since the last report
+        self.sent = self.written = self.tokens = self.cut_off = self.bytes = 0
+        self.ended = False
+        self.wake = Event()
+        self.greenlets = [gevent.spawn(work) for work in (self.settle_for_ever, self.report_for_ever)]
+        for greenlet in self.greenlets:
+            greenlet.link_exception(lambda failed: give_up(failed.exception))
+
+    def now(self) -> float:
+        return time.perf_counter() - self.zero_s
+
+    def over(self) -> bool:
+        """Whether no further request shall be sent. A little after the window's end, so that it closes while load goes on."""
+        return self.ended or (self.window is not None and self.now() > self.window["end_s"] + 0.1)
+
+    def begin(self, user: int | None, scheduled_s: float, prompt: prompts.Prompt, slot_s: float | None = None) -> Sent:
+        sent = Sent(self.sent, user, scheduled_s, prompt, slot_s)
+        self.in_flight[self.sent] = sent
+        self.sent += 1
+        return sent
+
+    def end(self, sent: Sent) -> None:
+        """Its exchange has ended. The row follows as soon as nothing more urgent is to be done."""
+        del self.in_flight[sent.number]
+        self.bytes += len(sent.exchange.body)
+        self.finished.append(sent)
+        self.wake.set()
+
+    def settle_for_ever(self) -> None:
+        while True:
+            self.wake.wait()
+            self.wake.clear()
+            while self.finished:
+                self.write(self.finished[0], pause=yield_to_sockets)
+                self.finished.popleft()  # not before: if this greenlet is ended in a pause, close() still finds it
+                yield_to_sockets()
+
+    def report_for_ever(self) -> None:
+        while True:
+            gevent.sleep(REPORT_S)
+            self.report()
+
+    def report(self) -> None:
+        received = self.bytes + sum(len(sent.exchange.body) for sent in self.in_flight.values())
+        lines, self.lines, latencies, self.latencies = self.lines, [], self.latencies, []
+        self.send_report({
+            "worker": self.worker, "at_s": self.now(), "sent": self.sent, "rows": self.written, "tokens": self.tokens,
+            "cut_off": self.cut_off, "in_flight": len(self.in_flight) + len(self.finished), "bytes": received,
+            "cpu_s": time.process_time(), "ended": self.ended, "latencies": latencies, "lines": b"".join(lines)})
+
+    def write(self, sent: Sent, pause: Callable[[], None] = lambda: None) -> None:
+        exchange, settled = sent.exchange, sse.settle(sent.exchange, pause)
+        answer = "unchecked"
+        counts = [1] * len(settled.token_text)
+        said = "".join(settled.token_text)
+        if self.load["planted"]:
+            if rule.count_tokens(said) != len(counts):  # several tokens in a chunk, or spoiled text
+                counts = [rule.count_tokens(text) for text in settled.token_text]
+            if settled.error is None:
+                answer = "exact" if said == rule.continuation(sent.prompt.text, sent.prompt.max_tokens) else "wrong"
+        zero_s = self.zero_s
+        token_s = [round(at - zero_s, 6) for at in settled.token_s]
+        done_s, lags = round(exchange.done_s - zero_s, 6), exchange.lags
+        row = {
+            "request": sent.number, "worker": self.worker, "user": sent.user, "scheduled_s": round(sent.scheduled_s, 6),
+            "slot_s": None if sent.slot_s is None else round(sent.slot_s, 6),
+            "sent_s": None if exchange.sent_s is None else round(exchange.sent_s - zero_s, 6),
+            "first_s": token_s[0] if token_s else None, "last_s": token_s[-1] if token_s else None,
+            "done_s": done_s, "http_status": exchange.status, "error": settled.error, "answer": answer,
+            "prompt_tokens_asked": sent.prompt.tokens, "prompt_tokens": settled.usage.get("prompt_tokens"),
+            "max_tokens": sent.prompt.max_tokens, "tokens": settled.usage.get("completion_tokens"),
+            "finish_reason": settled.finish_reason, "token_s": token_s, "token_n": counts, "bytes": len(exchange.body),
+            "reads": len(lags), "read_lag_mean_s": round(sum(lags) / len(lags), 7) if lags else None,
+            "read_lag_max_s": round(max(lags), 7) if lags else None,
+            **{name: settled.timings.get(name) for name in ("queue_ms", "prompt_ms", "predicted_ms")}}
+        self.lines.append(json.dumps(row).encode() + b"\n")
+        self.written += 1
+        self.tokens += sum(counts)
+        self.cut_off += settled.error == CUT_OFF
+        if token_s and settled.error is None:
+            self.latencies.append((done_s, token_s[0] - sent.scheduled_s))
+        sent.said.set(said if settled.error is None else None)
+        failure = settled.error or ("wrong answer" if answer == "wrong" else None)
+        self.fire(request_type="POST", name=self.load["scenario_name"], response_time=1e3 * (done_s - sent.scheduled_s),
+                  response_length=len(exchange.body), exception=None if failure is None else sse.AnswerError(failure), context={})
+
+    def close(self) -> None:
+        """Writes what is left. Users must have ended. Calling it again does nothing."""
+        if self.ended:
+            return
+        self.ended = True
+        gevent.killall(self.greenlets)
+        while self.finished:
+            self.write(self.finished.popleft())
+        self.report()

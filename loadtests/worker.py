@@ -1,0 +1,66 @@
+"""A load worker on another machine, for `nox -s bench -- --listen ADDRESS:PORT` on the first one.
+
+    python -m loadtests.worker 10.0.0.5:5557
+
+Serves case after case: whenever one ends, it waits for the next. It ends with Ctrl-C, or when nobody has been there for --patience
+seconds. It needs the same version of Serveoff; SERVEOFF_API_KEY, if the server wants one; and nothing of the models.
+"""
+
+import argparse
+import signal
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from loadtests.generator import address
+from servers import launch
+
+RETRY_S = 0.5
+
+
+def reachable(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m loadtests.worker", description=__doc__.partition("\n")[0])
+    parser.add_argument("conductor", type=address, help="ADDRESS:PORT that --listen named")
+    parser.add_argument("--patience", type=float, default=600.0, help="seconds to wait for a case (default: %(default)g)")
+    options = parser.parse_args()
+    host, port = options.conductor
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    command = [sys.executable, "-m", "locust", "-f", "loadtests/locustfile.py", "--worker", "--master-host", host, "--master-port",
+               str(port), "--loglevel", "WARNING"]
+    last_s, cases = time.monotonic(), 0
+    try:
+        with tempfile.TemporaryDirectory(prefix="serveoff-worker-") as folder:
+            while time.monotonic() - last_s < options.patience:
+                if not reachable(host, port):
+                    time.sleep(RETRY_S)
+                    continue
+                load = launch.supervised(command, log := Path(folder, "load.log"))
+                try:
+                    code = load.wait()
+                finally:
+                    launch.stop(load)
+                print(f"case ended with exit code {code}" if code else "case done", flush=True)
+                if code:
+                    print(launch.tail(log), file=sys.stderr, flush=True)
+                last_s, cases = time.monotonic(), cases + 1
+    except KeyboardInterrupt:
+        return 0
+    if not cases:
+        print(f"error: no conductor at {host}:{port} for {options.patience:g} s: start `nox -s bench -- --listen {host}:{port} ...` there",
+              file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
