@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from analysis import metrics, statistics
+from analysis import client, metrics, statistics
 from analysis.metrics import Observed
 from analysis.statistics import NAN
 
@@ -26,8 +26,8 @@ class Check(NamedTuple):
 
 def check(o: Observed) -> list[Check]:
     """All checks that apply to a case that ended ok."""
-    found = [contract(o), answers(o), agreement(o), rows(o), token_counts(o), errors(o), arrivals(o), load_cpu(o), send_lag(o), steady(o),
-             busy(o), steal(o), swap(o), gpu(o), sample_size(o), cut_off(o)]  # fmt: skip
+    found = [contract(o), answers(o), agreement(o), rows(o), token_counts(o), errors(o), arrivals(o), load_cpu(o), send_lag(o),
+             client_error(o), steady(o), busy(o), steal(o), swap(o), gpu(o), sample_size(o), cut_off(o)]  # fmt: skip
     return [c for c in found if c is not None]
 
 
@@ -131,6 +131,20 @@ def send_lag(o: Observed) -> Check:
     bound = np.fmax(0.01 * statistics.percentile(o.latencies("e2e_s", failures=False), 50), 0.005)
     return _limit("send lag", lag < bound, lag, "invalid", f"send lag P99 {lag * 1e3:.1f} ms, bound {bound * 1e3:.1f} ms",
                   "give the load generator a core of its own, or use more load workers")  # fmt: skip
+
+
+def client_error(o: Observed) -> Check:
+    """The load generator cannot have changed what is reported by more than 5%, by analysis/client.py; else the case is client-bound."""
+    name, remedy = "client error", "use more load workers, fewer streams or more cores for the load generator; stop what else runs"
+    found = client.problems(o)
+    if found:
+        return Check(name, False, "invalid", f"client-bound: no number: {'; '.join(found)}", remedy)
+    shares = client.error_shares(o)
+    if not shares:
+        return Check(name, None, "invalid", "too few requests", remedy)
+    worst, share = next(iter(shares.items()))
+    calibrated = "" if client.floor_of(o) else ", but the load generator was not calibrated"
+    return Check(name, True, "invalid", f"at most {share:.1%} ({worst}){calibrated}", remedy)
 
 
 def steady(o: Observed) -> Check:

@@ -33,6 +33,7 @@ class Conductor:
             self.planned = len(arrivals.window(load["seed"], self.scenario, load["rate"], load["duration_s"]))
         self.rows = (self.folder / "requests.jsonl").open("ab", buffering=0)
         self.reports: dict[int, dict[str, Any]] = {}  # the last of each worker
+        self.in_window: dict[int, list[dict[str, Any]]] = {}  # reports, for what a worker used while it mattered
         self.heard_s: dict[int, float] = {}
         self.workers: list[dict[str, Any]] = []  # {worker, offset_s, ...} of each, as in run.json
         self.began_s = self.now()
@@ -62,6 +63,8 @@ class Conductor:
             give_up(error)
         self.reports[report["worker"]] = report
         self.heard_s[report["worker"]] = self.now()
+        if self.window and self.window["start_s"] <= report["at_s"] < self.window["end_s"]:
+            self.in_window.setdefault(report["worker"], []).append(report)
 
     def conduct(self) -> None:
         self._open_window(self.began_s + self.scenario["warmup_s"])
@@ -103,9 +106,18 @@ class Conductor:
             "state": state, "now_s": self.now(), "began_s": self.began_s, "warmup": self.warmup, "window": self.window,
             "planned": self.planned,
             **{name: self._total(name) for name in ("sent", "rows", "cut_off", "tokens")},
-            "workers": [worker | {"rows": self.reports.get(worker["worker"], {}).get("rows", 0)} for worker in self.workers],
+            "workers": [worker | self._used(worker["worker"]) for worker in self.workers],
             "locust_requests": stats.num_requests, "locust_failures": stats.num_failures,
             "e2e_p99_s": (stats.get_current_response_time_percentile(0.99) or 0) / 1e3 if state == "running" else None}, durable=False)
+
+    def _used(self, worker: int) -> dict[str, Any]:
+        used: dict[str, Any] = {"rows": self.reports.get(worker, {}).get("rows", 0), "cpu_share": None, "waited_share": None}
+        if len(reports := self.in_window.get(worker, [])) > 1:
+            first, last = reports[0], reports[-1]
+            for share, total in (("cpu_share", "cpu_s"), ("waited_share", "waited_s")):
+                if last[total] is not None:
+                    used[share] = round((last[total] - first[total]) / (last["at_s"] - first["at_s"]), 5)
+        return used
 
     def close(self) -> None:
         gevent.killall(self.greenlets)

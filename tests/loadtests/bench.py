@@ -63,7 +63,8 @@ class Bench:
         self.environment = {**os.environ, MARK: self.mark, "TMPDIR": str(self.temporary), "PYTHONPATH": str(ROOT)}
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "loadtests", "--scenarios-file", "mine.toml", *arguments]
+        """Without calibration, which takes half a minute: test_calibrate.py is about it."""
+        return [sys.executable, "-m", "loadtests", "--scenarios-file", "mine.toml", "--no-calibration", *arguments]
 
     def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(self.command(*arguments), cwd=self.folder, env=self.environment, capture_output=True, text=True,
