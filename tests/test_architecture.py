@@ -42,7 +42,7 @@ RULES = [
     Rule(("servers/*",), ("servers/supervise.py",), ("psutil",), (), "one place looks at processes"),
     Rule(("servers/contract.py", "servers/catalog.py", "servers/rule.py", "servers/verify.py", "servers/engines/*"), (), WEB, (),
          "engines and the contract are the same for every web framework"),
-    Rule(("servers/catalog.py", "servers/rule.py", "loadtests/records.py"), (), ANYTHING, STANDARD,
+    Rule(("servers/catalog.py", "servers/rule.py", "loadtests/records.py", "loadtests/steady.py"), (), ANYTHING, STANDARD,
          "standard library only: importable everywhere, at once"),
     Rule(("servers/verify.py",), (), ANYTHING, (*STANDARD, "servers"), "what is checked is the wire: no client library between"),
 ]
