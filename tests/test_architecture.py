@@ -42,7 +42,7 @@ RULES = [
     Rule(("servers/*",), ("servers/supervise.py",), ("psutil",), (), "one place looks at processes"),
     Rule(("servers/contract.py", "servers/catalog.py", "servers/rule.py", "servers/verify.py", "servers/engines/*"), (), WEB, (),
          "engines and the contract are the same for every web framework"),
-    Rule(("servers/catalog.py", "servers/rule.py", "loadtests/records.py"), (), ANYTHING, STANDARD,
+    Rule(("servers/catalog.py", "servers/rule.py", "loadtests/records.py", "loadtests/steady.py"), (), ANYTHING, STANDARD,
          "standard library only: importable everywhere, at once"),
     Rule(("loadtests/reference.py", "loadtests/reference_answers.py"), (), ANYTHING,
          (*STANDARD, "loadtests.reference_answers", "servers.rule"), "the ground truth depends on nothing that could take its time"),

@@ -158,6 +158,14 @@ def test_estimate_is_students_interval():
     assert statistics.estimate([]).runs == 0
 
 
+def test_trend():
+    times, values = [0.0, 1.0, 3.0, 4.0, 6.0], [5.0, 6.0, 5.5, 8.0, 7.0]
+    expected = stats.linregress(times, values)
+    assert statistics.trend(times, values, 6.0) == pytest.approx((expected.slope * 6.0 / 6.3, expected.pvalue))
+    assert statistics.trend([1, 2, 3], [4, 4, 4], 2.0) == (0, 1)
+    assert statistics.trend([1, 2, 3], [1, 2, 3], 2.0) == (1, 0)
+
+
 def test_welch():
     a, b = [10.0, 12.0, 17.0, 11.0], [20.0, 29.0, 22.0]
     expected = stats.ttest_ind(a, b, equal_var=False)
