@@ -27,7 +27,7 @@ class Check(NamedTuple):
 def check(o: Observed) -> list[Check]:
     """All checks that apply to a case that ended ok."""
     found = [contract(o), answers(o), agreement(o), rows(o), token_counts(o), errors(o), arrivals(o), load_cpu(o), send_lag(o),
-             client_error(o), steady(o), busy(o), steal(o), swap(o), gpu(o), sample_size(o), cut_off(o)]  # fmt: skip
+             client_error(o), warm_up(o), steady(o), busy(o), steal(o), swap(o), gpu(o), sample_size(o), cut_off(o)]  # fmt: skip
     return [c for c in found if c is not None]
 
 
@@ -145,6 +145,13 @@ def client_error(o: Observed) -> Check:
     worst, share = next(iter(shares.items()))
     calibrated = "" if client.floor_of(o) else ", but the load generator was not calibrated"
     return Check(name, True, "invalid", f"at most {share:.1%} ({worst}){calibrated}", remedy)
+
+
+def warm_up(o: Observed) -> Check:
+    """The load was steady before the window opened, by the test of loadtests/steady.py; the window itself is tested below."""
+    said = o.run.get("warmup") or {}
+    detail = f"after {said['took_s']:.0f} s: {said['why']}" if said else "not recorded"
+    return Check("warm-up", said.get("steady"), "warning", detail, "lengthen the scenario's warmup_max_s, or lower the load")
 
 
 def steady(o: Observed) -> Check:

@@ -13,7 +13,7 @@ from typing import Any
 
 import gevent
 
-from loadtests import arrivals, records
+from loadtests import arrivals, records, steady
 from loadtests.recorder import give_up
 
 OPENS_IN_S = 0.3  # every worker knows of the window before it opens
@@ -37,6 +37,7 @@ class Conductor:
         self.heard_s: dict[int, float] = {}
         self.workers: list[dict[str, Any]] = []  # {worker, offset_s, ...} of each, as in run.json
         self.began_s = self.now()
+        self.collector: steady.Collector | None = None
         self.window: dict[str, float] | None = None
         self.warmup: dict[str, Any] | None = None  # as in run.json
         self.greenlets: list[gevent.Greenlet] = []
@@ -49,13 +50,18 @@ class Conductor:
         """The workers are ready: users and arrivals begin now."""
         self.workers = workers
         self.began_s = self.now() + (0.05 if len(workers) > 1 else 0.0)
+        # Users begin one after the other in the first half of the shortest warm-up (loadtests/locustfile.py).
+        ramp_s = self.scenario["warmup_s"] / 2 if self.scenario["arrivals"] == "closed" else 0.0
+        self.collector = steady.Collector(self.began_s + ramp_s)
         self.broadcast("begin", {"began_s": self.began_s})
         self.greenlets = [gevent.spawn(self.conduct)]
         self.greenlets[0].link_exception(lambda failed: give_up(failed.exception))
 
     def take(self, report: dict[str, Any]) -> None:
         """What one worker reports (loadtests/recorder.py)."""
-        lines = report.pop("lines")
+        lines, ended = report.pop("lines"), report.pop("latencies")
+        if self.window is None and self.collector:
+            self.collector.take(report["worker"], report["at_s"], report["bytes"], ended)
         try:
             if lines and self.rows.write(lines) != len(lines):  # half of it: the disk is full, and no line may follow that half
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -67,7 +73,8 @@ class Conductor:
             self.in_window.setdefault(report["worker"], []).append(report)
 
     def conduct(self) -> None:
-        self._open_window(self.began_s + self.scenario["warmup_s"])
+        self._warm_up()
+        self._open_window()
         assert self.window is not None
         self._wait_until(self.window["end_s"] + 0.2)
         drained_s = self.window["end_s"] + self.scenario["drain_s"]
@@ -76,9 +83,29 @@ class Conductor:
         self.finish(ENDS_WITHIN_S)
         self.quit()
 
-    def _open_window(self, at_s: float) -> None:
-        self._wait_until(at_s - OPENS_IN_S)
+    def _warm_up(self) -> None:
+        """At least warmup_s, then until steady, where the demand does not vary by plan and the scenario allows for more."""
+        least_s = self.began_s + self.scenario["warmup_s"] - OPENS_IN_S
+        last_s = self.began_s + arrivals.longest_warm_up_s(self.scenario) - OPENS_IN_S
+        if last_s <= least_s:
+            self._wait_until(least_s)
+            why = "the demand varies by plan" if arrivals.varies(self.scenario) else "warmup_max_s leaves no time for it"
+            self.warmup = {"steady": None, "why": f"not asked: {why}"}
+            return
+        assert self.collector is not None
+        collector, judge = self.collector, steady.Judge(self.load["duration_s"])
+        while True:
+            self._wait_until(min(self.now() + 1.0, last_s))
+            verdict = judge.ask(*collector.series())
+            if (verdict.steady and self.now() >= least_s) or self.now() >= last_s:
+                self.warmup = {"steady": verdict.steady, "why": verdict.why}
+                return
+
+    def _open_window(self) -> None:
+        assert self.warmup is not None
+        at_s = max(self.now() + OPENS_IN_S, self.began_s + self.scenario["warmup_s"])
         self.window = {"start_s": at_s, "end_s": at_s + self.load["duration_s"]}
+        self.warmup = {"took_s": round(at_s - self.began_s, 3)} | self.warmup
         self.broadcast("window", self.window)
 
     def finish(self, patience_s: float) -> None:

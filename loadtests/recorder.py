@@ -1,4 +1,4 @@
-"""The recorder of one load worker: settles finished exchanges into rows, and tells the conductor about them four times a second.
+"""The recorder of one load worker: settles finished exchanges into rows, and tells the conductor about them five times a second.
 
 What an answer says is read and checked here, by a greenlet of its own, after the answer has ended and never in the timed path.
 """
@@ -16,12 +16,12 @@ import gevent
 import orjson
 from gevent.event import AsyncResult, Event
 
-from loadtests import prompts, sse
+from loadtests import prompts, sse, steady
 from servers import rule
 
 CUT_OFF = "cut off: unanswered when the drain ended"
 FAILED = 4  # exit code
-REPORT_S = 0.25
+REPORT_S = steady.SLICE_S
 SCHEDSTAT = Path("/proc/self/schedstat")
 
 
@@ -70,7 +70,7 @@ class Recorder:
         self.in_flight: dict[int, Sent] = {}
         self.finished: deque[Sent] = deque()
         self.lines: list[bytes] = []
-        self.latencies: list[tuple[float, float]] = []  # (done_s, ttft_s) of rows since the last report
+        self.latencies: list[tuple[float, float, float | None]] = []  # (done_s, ttft_s, tpot_s) of answers since the last report
         self.sent = self.written = self.tokens = self.cut_off = self.bytes = 0
         self.ended = False
         self.wake = Event()
@@ -150,7 +150,8 @@ class Recorder:
         self.tokens += sum(counts)
         self.cut_off += settled.error == CUT_OFF
         if token_s and settled.error is None:
-            self.latencies.append((done_s, token_s[0] - sent.scheduled_s))
+            later = sum(counts[1:])
+            self.latencies.append((done_s, token_s[0] - sent.scheduled_s, (token_s[-1] - token_s[0]) / later if later else None))
         sent.said.set(said if settled.error is None else None)
         failure = settled.error or ("wrong answer" if answer == "wrong" else None)
         self.fire(request_type="POST", name=self.load["scenario_name"], response_time=1e3 * (done_s - sent.scheduled_s),

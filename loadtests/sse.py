@@ -6,6 +6,7 @@ sockets that block, or are cooperative under gevent; `loadtests/hub.py` reads wi
 generator uses. All times are `time.perf_counter()`, in seconds.
 """
 
+import functools
 import os
 import platform
 import re
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlsplit
 
 from servers.contract import SSE_CONTENT_TYPE, Chunk, read_chunk
@@ -192,7 +194,7 @@ class Connection:
     def open(self) -> None:
         """Connects now, so that a later request need not. Raises OSError."""
         if self.socket is None:
-            plain = socket.create_connection((self.host, self.port), self.timeout_s)
+            plain = _connect(self.host, self.port, self.timeout_s)
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self.tls:
                 self.socket = self.tls.wrap_socket(plain, server_hostname=self.host)
@@ -255,6 +257,27 @@ class Connection:
         while not complete:
             self.socket.settimeout(_left(deadline))  # before each read: a server that drips must not begin the bound anew
             complete = answer.feed(*stamped_read(self.socket))
+
+
+@functools.lru_cache
+def _resolved(host: str, port: int) -> list[tuple[int, Any]]:
+    """(family, address) pairs, asked for once: under gevent a thread does that, and it costs more than the rest of connecting."""
+    return [(family, address) for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+
+
+def _connect(host: str, port: int, timeout_s: float) -> socket.socket:
+    """Like socket.create_connection: to the first address that answers."""
+    problem = OSError("no address")
+    for family, address in _resolved(host, port):
+        plain = socket.socket(family)
+        try:
+            plain.settimeout(timeout_s)
+            plain.connect(address)
+            return plain
+        except OSError as error:
+            plain.close()
+            problem = error
+    raise problem
 
 
 def stamped_read(sock: socket.socket) -> tuple[bytes, float, float]:

@@ -34,8 +34,8 @@ MSER alone misses 55% of the transients with a time constant of 20 s and 76 to 9
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from itertools import combinations
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations, pairwise
 from typing import NamedTuple
 
 SLICE_S = 0.2  # so that the fewest values, 50, are 10 s
@@ -70,6 +70,48 @@ class Verdict(NamedTuple):
     steady: bool
     why: str
     findings: dict[str, Finding]
+
+
+class Collector:
+    """Makes the series from what the load workers report: tokens/s from the bytes of all answers so far, which are known at once, while
+    tokens are counted only when an answer has ended. `begin_s`: when the whole load is on."""
+
+    def __init__(self, begin_s: float):
+        self.begin_s = begin_s
+        self.received: dict[int, list[tuple[float, int]]] = {}  # of each worker: (time in s, bytes until then), in order
+        self.ended: list[tuple[float, float, float | None]] = []  # (done_s, ttft_s, tpot_s) of each answer
+
+    def take(self, worker: int, at_s: float, received: int, ended: Iterable[Sequence[float | None]]) -> None:
+        self.received.setdefault(worker, []).append((at_s, received))
+        self.ended += [(done_s, ttft_s, tpot_s) for done_s, ttft_s, tpot_s in ended if done_s >= self.begin_s]  # type: ignore[operator,misc]
+
+    def series(self) -> tuple[dict[str, list[float]], float]:
+        """(what `Judge.ask` wants, seconds that it covers)."""
+        until_s = min((points[-1][0] for points in self.received.values()), default=self.begin_s)
+        count = max(0, int((until_s - self.begin_s) / SLICE_S))
+        edges = [self.begin_s + i * SLICE_S for i in range(count + 1)]
+        sums = [sum(each) for each in zip(*(at_edges(points, edges) for points in self.received.values()), strict=True)]
+        self.ended.sort()
+        found = {"tokens/s": [after - before for before, after in pairwise(sums)], "TTFT": [ttft_s for _, ttft_s, _ in self.ended]}
+        if tpot := [tpot_s for _, _, tpot_s in self.ended if tpot_s is not None]:
+            found["TPOT"] = tpot
+        return found, max(until_s - self.begin_s, SLICE_S)
+
+
+def at_edges(points: Sequence[tuple[float, float]], edges: Sequence[float]) -> list[float]:
+    """A counter's value at each of the times, in order, with straight lines between its points.
+
+    >>> at_edges([(0, 0), (2, 10), (3, 10)], [1, 2, 2.5])
+    [5.0, 10.0, 10.0]
+    """
+    found, i = [], 1
+    for at in edges:
+        while i < len(points) - 1 and points[i][0] < at:
+            i += 1
+        (before_s, before), (after_s, after) = points[max(i - 1, 0)], points[min(i, len(points) - 1)]
+        share = (at - before_s) / (after_s - before_s) if after_s > before_s else 1.0
+        found.append(before + (after - before) * share)
+    return found
 
 
 class Judge:
