@@ -30,7 +30,8 @@ class Case(NamedTuple):
 def observed(trace: servers.Trace) -> Observed:
     """With just what the check looks at; all tokens are in the first row, as if it had streamed them."""
     r = pd.DataFrame(trace.requests)
-    rows = pd.DataFrame({"scheduled_s": r["scheduled_s"], "sent_s": r["scheduled_s"], "slot_s": None, "first_s": r["scheduled_s"] + r["ttft_s"],
+    rows = pd.DataFrame({"scheduled_s": r["scheduled_s"], "sent_s": r["scheduled_s"], "slot_s": None,
+                         "first_s": r["scheduled_s"] + r["ttft_s"],
                          "last_s": r["done_s"], "done_s": r["done_s"], "error": None, "answer": "exact", "tokens": 2.0})  # fmt: skip
     middles = (np.arange(len(trace.tokens)) + 0.5) * steady.SLICE_S
     for name, first in (("token_s", middles), ("token_n", np.array(trace.tokens))):
