@@ -98,12 +98,12 @@ def tail(comparison: Comparison) -> Figure:
 
 
 def timeline(summary: Summary, comparison: Comparison) -> Figure:
-    """Tokens/s (line), server CPU cores and GPU utilisation over time, of the first valid run of each system; the window is
-    shaded."""
+    """Tokens/s, CPU cores with GPU utilisation, and requests in flight over time, of the first valid run of each system; the
+    window is shaded. Requests that the client waits for and the server does not know of stand in its socket's queue."""
     drawn = looks(comparison)
     with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.6 + 1.7 * max(len(drawn), 1)))
-        grid = figure.subplots(max(len(drawn), 1), 2, sharex=True, squeeze=False)
+        figure = Figure(figsize=(1.3 * WIDTH, 0.6 + 1.7 * max(len(drawn), 1)))
+        grid = figure.subplots(max(len(drawn), 1), 3, sharex=True, squeeze=False)
         for row, (system, label, look) in zip(grid, drawn, strict=False):
             case = system.valid.iloc[0]
             frame = summary.timelines[case["index"]]
@@ -122,11 +122,17 @@ def timeline(summary: Summary, comparison: Comparison) -> Figure:
                 gpu.set_ylabel("GPU %")
                 gpu.grid(visible=False)
                 row[1].plot([], [], color="#D55E00", ls=":", label="GPU, %")
+            row[2].plot(frame["time_s"], frame["in_flight"], color="#777777", lw=1, ls="--", label="requests that the client waits for")
+            for what, dash in (("running", "-"), ("waiting", ":")):  # not every bin has an answer: a busy sync worker lets it wait
+                said = frame[["time_s", f"server_{what}"]].dropna()
+                row[2].plot(said["time_s"], said[f"server_{what}"], color=look["color"], ls=dash, label=f"{what}, the server says")
+            row[2].set_ylim(bottom=0)
+            row[2].set_ylabel("requests")
             for axes in row:
                 axes.axvspan(0, case["window_end_s"] - case["window_start_s"], color="#999999", alpha=0.12, lw=0)
         for axes in grid[-1]:
             axes.set_xlabel("seconds since the window opened")
-        _legend(figure)
+        _legend(figure, columns=3)
     return figure
 
 
@@ -154,8 +160,8 @@ def _log(axes: Axes, axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _legend(figure: Figure) -> None:
+def _legend(figure: Figure, columns: int = 2) -> None:
     """One legend for all axes, each label once."""
     found = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if found:
-        figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+        figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=columns, frameon=False, fontsize=9)

@@ -55,6 +55,13 @@ class Campaign:
         gpus = sorted({name for sample in flat for name in sample} - set(names) - set(scalars))
         return pd.DataFrame(flat, columns=[*scalars, *names, *gpus], dtype="float64").sort_values("time_s", ignore_index=True)
 
+    def server_metrics(self, index: int) -> pd.DataFrame:
+        """What the server said of itself, a row a sample, columns SERVER_METRICS_FIELDS: a scrape that brought nothing has one
+        row without a name. Empty if it was not asked, or if the case was killed while it ran."""
+        folder = self.folders.get(index)
+        ended = folder is not None and (folder / "server_metrics.parquet").is_file()
+        return _rows(folder if ended else None, "server_metrics", list(records.SERVER_METRICS_FIELDS))
+
 
 def newest(results: Path = RESULTS) -> Path:
     """The folder in `results` whose campaign was created last."""

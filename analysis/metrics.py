@@ -43,6 +43,7 @@ class Observed:
     requests: pd.DataFrame
     telemetry: pd.DataFrame
     slo: dict[str, float] = field(default_factory=lambda: parse_slo(SLO))
+    server_metrics: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["time_s", "took_s", "name", "value"]))
 
     @cached_property
     def window(self) -> tuple[float, float]:
@@ -122,6 +123,14 @@ class Observed:
         """A counter's rise a second inside the window, between its first and its last sample there; nan below two."""
         s = self.samples(column)
         return float(np.ptp(s[column]) / np.ptp(s["time_s"])) if len(s) > 1 else NAN
+
+    def served(self, *names: str) -> pd.Series:
+        """What the server said of itself over time: the first of these names that it has, all labels together. The index is when
+        its answer had come, s: a server that lets a scrape wait in its turn answers as things are at the end of that wait."""
+        m = self.server_metrics
+        name = next((name for name in names if (m["name"] == name).any()), None)
+        rows = m[m["name"] == name]
+        return rows["value"].groupby(rows["time_s"] + rows["took_s"]).sum()
 
     def gpu_columns(self, name: str) -> list[str]:
         return [column for column in map(str, self.telemetry) if re.fullmatch(rf"gpu\d+_{name}", column)]
@@ -344,7 +353,7 @@ METRICS = {
 
 def observe(campaign: Campaign, index: int, slo: dict[str, float] | None = None) -> Observed:
     return Observed(campaign.data, campaign.runs.get(index, {}), campaign.requests(index), campaign.telemetry(index),
-                    slo or parse_slo(SLO))  # fmt: skip
+                    slo or parse_slo(SLO), campaign.server_metrics(index))  # fmt: skip
 
 
 def measure(o: Observed) -> dict[str, float]:

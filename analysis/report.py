@@ -33,7 +33,9 @@ CAPTIONS = {
     "throughput": "Output throughput. Bar: mean over runs; dots: runs; line: Student-t 95% interval.",
     "tail": "Tail latency: mean over runs of each percentile, with 95% intervals.",
     "latency-cdf": "Share of requests answered within a time, one line a run. A curve that ends below 1 has failures.",
-    "timeline": "The first valid run over time. Shaded: the window that the numbers are from.",
+    "timeline": "The first valid run over time. Shaded: the window that the numbers are from. Right: requests that the client "
+                "waits for, and those of them that the server itself calls running and waiting; the others stand in its socket's "
+                "queue (and a synchronous worker, which is asked between two requests, never sees its own).",
 }
 
 

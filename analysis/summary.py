@@ -20,6 +20,7 @@ from analysis.metrics import METRICS, Observed
 
 TRAFFIC = ["scenario", "users", "rate"]  # cases that agree in these are compared
 SYSTEM = ["server", "engine"]
+REQUESTS = ["in_flight", "server_running", "server_waiting"]  # over time, as the client sees them and as the server says
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,11 @@ def latency_frame(o: Observed) -> pd.DataFrame:
 
 def timeline(o: Observed) -> pd.DataFrame:
     """time_s (from the window's start, bins of a second or of a hundredth of the load), tokens_per_s, server_cores,
-    load_cores, gpu_percent (mean of all GPUs), from the first request to the last token."""
+    load_cores, gpu_percent (mean of all GPUs), in_flight (as the client sees it), server_running and server_waiting (as the
+    server says), from the first request to the last token."""
     times, numbers = o.tokens
     if not len(times) or not o.length > 0:
-        return pd.DataFrame(columns=["time_s", "tokens_per_s", "server_cores", "load_cores", "gpu_percent"], dtype="float64")
+        return pd.DataFrame(columns=["time_s", "tokens_per_s", "server_cores", "load_cores", "gpu_percent", *REQUESTS], dtype="float64")
     start, end = float(o.rows["scheduled_s"].min()), float(times.max())
     width = max(1.0, (end - start) / 100)
     edges = start + width * np.arange(
@@ -92,6 +94,12 @@ def timeline(o: Observed) -> pd.DataFrame:
         frame[name] = np.diff(at) / width
     gpus = o.telemetry[o.gpu_columns("utilization_percent")].mean(axis="columns")  # nan without a GPU
     frame["gpu_percent"] = gpus.groupby(np.digitize(o.telemetry["time_s"], edges) - 1).mean().reindex(frame.index)
+    begun, done = np.sort(o.rows["sent_s"].dropna()), np.sort(o.rows["done_s"][o.rows["sent_s"].notna()])
+    frame["in_flight"] = np.searchsorted(begun, middle) - np.searchsorted(done, middle)
+    for column in REQUESTS[1:]:
+        what = column.removeprefix("server_")
+        said = o.served(f"serveoff_requests_{what}", f"vllm:num_requests_{what}")
+        frame[column] = said.groupby(np.digitize(said.index, edges) - 1).mean().reindex(frame.index)
     return frame
 
 

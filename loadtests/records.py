@@ -11,6 +11,7 @@ A campaign is a folder:
         run.json                    state and identity of the case (RUN_KEYS); "running" until it is replaced at the end
         requests.jsonl              one line a request while the case runs; requests.parquet at its end (REQUEST_FIELDS)
         telemetry.jsonl             likewise telemetry.parquet (TELEMETRY_FIELDS)
+        server_metrics.jsonl        the text of each GET /metrics; at the end server_metrics.parquet (SERVER_METRICS_FIELDS)
         server.log  load.log        what the processes said
     attempts/NNN-....N/             likewise, what a run that was killed, interrupted or failed left of a case that was then run again
     report.html  report.md  figures/  notebooks/        made by analysis, at any time, from the above
@@ -21,6 +22,7 @@ seconds of one machine-wide monotonic clock since `clock_zero_s` of run.json; th
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,6 +95,15 @@ TELEMETRY_FIELDS = {
     "gpus": Field("list<struct>", "", f"one for each GPU: {', '.join(GPU_FIELDS)}; empty without one"),
 }
 
+# Long form: a row for each sample of each scrape, in the order in which the server gives them.
+SERVER_METRICS_FIELDS = {
+    "time_s": Field("float64", "s", "when the server was asked; its answer is of a moment between this and took_s later"),
+    "took_s": Field("float64", "s", "until the answer was complete, or was given up"),
+    "name": Field("string", "", "as in the server's GET /metrics; null if this scrape brought nothing"),
+    "labels": Field("string", "", "a JSON object"),
+    "value": Field("float64", "", ""),
+}
+
 CAMPAIGN_KEYS = {
     "schema": "version of this schema",
     "name": "the folder's name",
@@ -140,6 +151,8 @@ RUN_KEYS = {
     "verify_after": "likewise after the load",
     "counts": "{sent, rows, locust_requests, locust_failures}: must agree; cut_off: unanswered when the drain's bound came; "
               "planned: scheduled in the window by an open loop, else null",
+    "served": "{requests, tokens}: that the server itself counted between the load's begin and end, by its own /metrics: requests to "
+              "the completion paths answered with status 200, and tokens generated; null if it does not say",
     "agreement": "{with, share}: without planted rule: share of fixed prompts answered like the campaign's first server; else null",
     "notes": "sentences for the report, such as 'no NVIDIA GPU: GPU columns are null'",
 }
@@ -187,12 +200,17 @@ def read_json(path: Path) -> Any:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Rows of a JSON lines file. A last line that a killed process left unfinished is dropped."""
-    rows = []
+    return list(each_line(path))
+
+
+def each_line(path: Path) -> Iterator[dict[str, Any]]:
+    """The same, one at a time."""
     with path.open("rb") as handle:
         for line in handle:
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except ValueError:
                 if line.endswith(b"\n"):
                     raise ValueError(f"{path} has a broken line: {line[:80]!r}") from None
-    return rows
+            else:
+                yield row

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loadtests import arrivals, generator, records
+from loadtests import arrivals, generator, records, scrape
 from loadtests.progress import Watch
 from loadtests.records import Case
 from loadtests.tables import to_parquet
@@ -73,7 +73,7 @@ def run_case(case: Case, setting: Setting, watch: Watch) -> str:
         "schema": records.SCHEMA, "case": case.as_dict(), "status": "running",
         "started_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "clock_zero_s": time.perf_counter(),
         "summary": None, "command": None, "stages": [], "startup_s": None, "warmup": None, "load_workers": [], "window": None,
-        "verify_before": None, "verify_after": None, "counts": None, "agreement": None, "notes": []})
+        "verify_before": None, "verify_after": None, "counts": None, "served": None, "agreement": None, "notes": []})
     work.save()
     missing = [] if setting.target else catalog.find(case.server).missing(case.engine)
     if missing:
@@ -142,6 +142,13 @@ def _compare_answers(work: Work) -> None:
     work.run["agreement"] = {"with": f"{reference['server']}/{reference['engine']}", "share": same}
 
 
+def _counted_load(work: Work) -> None:
+    """The server's own counters, just before and just after, are a witness that does not depend on the load generator."""
+    before = scrape.counted(work.base_url)
+    _load(work)
+    work.run["served"] = scrape.served(before, scrape.counted(work.base_url) if before else None)
+
+
 def _load(work: Work) -> None:
     case, setting, scenario = work.case, work.setting, work.scenario
     task = {"base_url": work.base_url, "model": setting.model.name, "planted": work.planted, "scenario": scenario,
@@ -163,7 +170,7 @@ def _load(work: Work) -> None:
             if pid := int(load.stdout.readline() or 0):
                 telemetry = launch.supervised(
                     [sys.executable, "-m", "loadtests.telemetry", "--out", str((work.folder / "telemetry.jsonl").resolve()), "--load-pid",
-                     str(pid), "--clock-zero", str(work.run["clock_zero_s"]),
+                     str(pid), "--clock-zero", str(work.run["clock_zero_s"]), "--metrics-of", work.base_url,
                      *(["--server-pid", str(work.server.pid)] if work.server else [])],
                     work.folder / "telemetry.log", cores=setting.load_cores)
             generator.wait(load, work.folder, generator.longest_s(task, setting.workers), watch)
@@ -208,7 +215,7 @@ def _stop(work: Work) -> None:
     work.stack.close()
 
 
-STAGES = (("launch", _launch), ("verify", _verify_before), ("load", _load), ("verify again", _verify_after), ("stop", _stop))
+STAGES = (("launch", _launch), ("verify", _verify_before), ("load", _counted_load), ("verify again", _verify_after), ("stop", _stop))
 
 
 def _finish(work: Work) -> None:

@@ -1,21 +1,26 @@
 """JSON lines, written while a case runs, into Parquet at its end: typed by the schema, a tenth of the size."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from loadtests.records import GPU_FIELDS, PROCESS_FIELDS, REQUEST_FIELDS, TELEMETRY_FIELDS, Field, read_lines
+from loadtests import records, scrape
+from loadtests.records import Field
+
+ROW_GROUP = 100_000
 
 _TYPES = {"bool": pa.bool_(), "int64": pa.int64(), "float64": pa.float64(), "string": pa.string(),
           "list<float64>": pa.list_(pa.float64()), "list<int64>": pa.list_(pa.int64())}
 
 
 def _schema(fields: Mapping[str, Field]) -> pa.Schema:
-    structs = {"struct": pa.struct([(name, _TYPES[field.type]) for name, field in PROCESS_FIELDS.items()]),
-               "list<struct>": pa.list_(pa.struct([(name, _TYPES[field.type]) for name, field in GPU_FIELDS.items()]))}
+    structs = {"struct": pa.struct([(name, _TYPES[field.type]) for name, field in records.PROCESS_FIELDS.items()]),
+               "list<struct>": pa.list_(pa.struct([(name, _TYPES[field.type]) for name, field in records.GPU_FIELDS.items()]))}
     return pa.schema([(name, (_TYPES | structs)[field.type]) for name, field in fields.items()])
 
 
@@ -29,18 +34,29 @@ def _round(value: Any, digits: int) -> Any:
     return [_round(each, digits) for each in value] if isinstance(value, list) else round(value, digits) if type(value) is float else value
 
 
-def to_parquet(folder: Path) -> int:
-    """Rows of requests.jsonl; the JSON lines go only when their Parquet file is complete. Nothing to do without them."""
-    rows = 0
-    for name, fields in (("requests", REQUEST_FIELDS), ("telemetry", TELEMETRY_FIELDS)):
+def to_parquet(folder: Path) -> None:
+    """The JSON lines go only when their Parquet file is complete. Nothing to do without them."""
+    for name, fields, rows_of in (("requests", records.REQUEST_FIELDS, records.each_line),
+                                  ("telemetry", records.TELEMETRY_FIELDS, records.each_line),
+                                  ("server_metrics", records.SERVER_METRICS_FIELDS, _samples)):  # fmt: skip
         lines = folder / f"{name}.jsonl"
         if not lines.exists():
             continue
-        found = read_lines(lines)
         partial = folder / f"{name}.parquet.partial"
-        pq.write_table(pa.Table.from_pylist([_rounded(row) for row in found], _schema(fields)), partial, compression="zstd")
+        rows, schema = rows_of(lines), _schema(fields)
+        with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+            while some := list(islice(rows, ROW_GROUP)):
+                writer.write_table(pa.Table.from_pylist([_rounded(row) for row in some], schema))
         partial.replace(folder / f"{name}.parquet")
         lines.unlink()
-        if name == "requests":
-            rows = len(found)
-    return rows
+
+
+def _samples(lines: Path) -> Iterator[dict[str, Any]]:
+    """Rows of SERVER_METRICS_FIELDS from the texts that were scraped. What is no Prometheus text is null."""
+    for scraped in records.each_line(lines):
+        asked = {"time_s": scraped["time_s"], "took_s": scraped["took_s"]}
+        try:
+            for sample in scrape.parse(scraped["text"] or ""):
+                yield asked | {"name": sample.name, "labels": json.dumps(sample.labels), "value": sample.value}
+        except scrape.NoMetrics:
+            yield asked | dict.fromkeys(("name", "labels", "value"))

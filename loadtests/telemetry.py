@@ -1,5 +1,6 @@
 """What the machine did while a case ran: CPU, memory and context switches of the server's and of the load generator's process
-tree, of the whole system, and the GPUs. One JSON line a sample, with exactly the keys of `records.TELEMETRY_FIELDS`.
+tree, of the whole system, and the GPUs. One JSON line a sample, with exactly the keys of `records.TELEMETRY_FIELDS`. Beside it, in
+a thread, what the server says of itself (`loadtests/scrape.py`).
 
     python -m loadtests.telemetry --out telemetry.jsonl --clock-zero 1234.5 --server-pid 42 --load-pid 43
 
@@ -154,12 +155,19 @@ def system() -> dict[str, Any]:
     }
 
 
+def scrape(base_url: str, out: Path, clock_zero: float) -> None:
+    from loadtests.scrape import Scraper  # 0.3 s of imports: not before the first samples
+
+    Scraper(base_url, out, clock_zero, say).run()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m loadtests.telemetry")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, appended")
     parser.add_argument("--clock-zero", type=float, required=True, help="time.perf_counter() that is zero in the rows, s")
     parser.add_argument("--server-pid", type=int, help="root of the server's processes; without it its column is null")
     parser.add_argument("--load-pid", type=int, required=True, help="root of the load generator's processes")
+    parser.add_argument("--metrics-of", help="base URL of the server; its /metrics goes into server_metrics.jsonl beside --out")
     parser.add_argument("--interval", type=float, default=0.2, help="s")
     options = parser.parse_args()
     stopped, on_signal = os.pipe()  # a signal ends the wait below at once; Event.set() in a handler could deadlock
@@ -174,6 +182,9 @@ def main() -> None:
     except psutil.NoSuchProcess as error:
         say(f"nothing to measure: {error}")
         return
+    if options.metrics_of:  # daemon: a scrape that hangs is left behind; after os.nice, which it inherits
+        arguments = (options.metrics_of, options.out.with_name("server_metrics.jsonl"), options.clock_zero)
+        threading.Thread(target=scrape, args=arguments, daemon=True).start()
     gpus = Gpus(say)
     gpu_reader = Aside(gpus.sample)
     samples, tick, slow_at_s, start_s, cpu_start_s = 0, 0, 0.0, time.perf_counter(), time.process_time()

@@ -112,8 +112,8 @@ class Run:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        metrics.RUNNING.dec()
         metrics.TOKENS.inc(self.tokens)
+        metrics.RUNNING.dec()  # last: whoever sees none running sees all tokens counted
 
     def token(self, text: str, count: int = 1) -> str:
         """Text that may be sent now for `count` new tokens. Sets `stopped` once a stop string is complete."""

@@ -56,6 +56,18 @@ def telemetry(
     return samples
 
 
+def served(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """As a server counts that answered all these rows, also those whose answer did not come."""
+    return {"requests": len(rows), "tokens": sum(row["tokens"] or row["max_tokens"] for row in rows)}
+
+
+def server_metrics(seconds: float = 12.0, running: float = 3.0) -> list[dict[str, Any]]:
+    """A scrape each second, answered after 0.25 s, of which the one at second 4 brought nothing."""
+    said = {"serveoff_requests_running": running, "serveoff_requests_waiting": 1.0, "serveoff_tokens_total": 0.0}
+    return [dict(zip(records.SERVER_METRICS_FIELDS, (float(t), 0.25, name, None if name is None else "{}", value), strict=True))
+            for t in range(int(seconds)) for name, value in (said.items() if t != 4 else [(None, None)])]  # fmt: skip
+
+
 def run(index: int = 0, server: str = "alpha", repetition: int = 1, **changes: Any) -> dict[str, Any]:
     """run.json of a clean case: closed loop of 8 users, window [2, 10)."""
     case = records.Case(index, server, "simulated", "chat", repetition, 8, None, 8.0).as_dict()
@@ -70,7 +82,7 @@ def run(index: int = 0, server: str = "alpha", repetition: int = 1, **changes: A
         "load_workers": [{"worker": n, "rows": 200, "offset_s": 0.0, "estimated_offset_s": 0.0, "round_trip_s": 0.0} for n in range(2)],
         "window": {"start_s": 2.0, "end_s": 10.0}, "verify_before": checks, "verify_after": checks,
         "counts": {"sent": 400, "rows": 400, "locust_requests": 400, "locust_failures": 0, "cut_off": 0},
-        "agreement": None, "notes": []}  # fmt: skip
+        "served": None, "agreement": None, "notes": []}  # fmt: skip
     assert found.keys() == records.RUN_KEYS.keys()
     return found | changes
 
@@ -86,12 +98,13 @@ def campaign_data(plan: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
 
 
 def write_case(folder: Path, run: dict[str, Any], rows: list[dict[str, Any]] | None = None,
-               samples: list[dict[str, Any]] | None = None, lines: bool = False) -> Path:  # fmt: skip
+               samples: list[dict[str, Any]] | None = None, lines: bool = False,
+               said: list[dict[str, Any]] | None = None) -> Path:  # fmt: skip
     """A case's folder: Parquet as at its end, or JSON lines as while it runs; without rows only run.json."""
     path = folder / "cases" / records.Case(**run["case"]).folder.replace("/", "-").replace("<", "").replace(">", "")
     path.mkdir(parents=True)
     records.write_json(path / "run.json", run)
-    for stem, content in (("requests", rows), ("telemetry", samples)):
+    for stem, content in (("requests", rows), ("telemetry", samples), ("server_metrics", said)):
         if content is None:
             continue
         if lines:
@@ -111,9 +124,10 @@ def campaign(folder: Path, **changes: Any) -> Path:
         for server, step, gpus in (("alpha", alpha, 0), ("beta", beta, 1)):
             n = int(400 * 0.01 / step)
             counts = {"sent": n, "rows": n, "locust_requests": n, "locust_failures": 0, "cut_off": 0}
-            cases.append(run(len(cases), server, repetition, counts=counts))
-            write_case(folder, cases[-1], requests(n, n / 10, 5 * step, step), telemetry(gpus=gpus))
-    late = {"window": None, "verify_after": None, "counts": None}
+            rows = requests(n, n / 10, 5 * step, step)
+            cases.append(run(len(cases), server, repetition, counts=counts, served=served(rows)))
+            write_case(folder, cases[-1], rows, telemetry(gpus=gpus), said=server_metrics() if server == "alpha" else None)
+    late = {"window": None, "verify_after": None, "counts": None, "served": None}
     cases.append(run(4, "gamma", status="failed: load: the server died", **late))
     write_case(folder, cases[-1], requests(50), telemetry(2), lines=True)
     cases.append(run(5, "delta", status="skipped: nginx is missing", **late, verify_before=None, startup_s=None, stages=[]))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis import metrics, statistics
+from analysis import metrics, statistics, summary
 from analysis.load import InputError
 from tests.analysis import synthetic
 
@@ -193,3 +193,15 @@ def test_every_metric_says_what_it_is():
         assert metric.sample in ("", *metrics.METRICS)
         unit = {"s": "_s", "bytes": "_bytes", "1/s": "_per_s", "tokens/s": "_s", "W": "_w"}.get(metric.unit, "")
         assert name.endswith(unit), name
+
+
+def test_the_server_over_time_beside_the_client(observe):
+    frame = summary.timeline(observe(said=synthetic.server_metrics()))
+    middle = frame[(frame["time_s"] > 0) & (frame["time_s"] < 7)]
+    assert middle["in_flight"].between(5, 7).all()  # 40 a second, 0.15 s each
+    assert set(middle["server_running"].dropna()) == {3.0} and set(middle["server_waiting"].dropna()) == {1.0}
+    assert middle["server_running"].isna().sum() == 1  # the scrape that brought nothing
+    for o in (observe(), observe(lines=True, said=synthetic.server_metrics())):  # not asked; killed while it ran
+        assert len(o.server_metrics) == 0 and summary.timeline(o)["server_running"].isna().all()
+    vllm = [row | {"name": row["name"] and row["name"].replace("serveoff_", "vllm:num_")} for row in synthetic.server_metrics(running=9.0)]
+    assert set(observe(said=vllm).served("serveoff_requests_running", "vllm:num_requests_running")) == {9.0}

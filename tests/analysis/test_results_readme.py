@@ -13,7 +13,7 @@ def rows() -> list[str]:
     """The rows that must be there; print them to mend the file: `python -m tests.analysis.test_results_readme`."""
     objects = (records.CAMPAIGN_KEYS, records.CALIBRATION_KEYS, records.RUN_KEYS)
     keys = [f"| `{key}` | {meaning} |" for table in objects for key, meaning in table.items()]
-    tables = (records.REQUEST_FIELDS, records.TELEMETRY_FIELDS, records.PROCESS_FIELDS, records.GPU_FIELDS)
+    tables = (records.REQUEST_FIELDS, records.TELEMETRY_FIELDS, records.PROCESS_FIELDS, records.GPU_FIELDS, records.SERVER_METRICS_FIELDS)
     fields = [f"| `{key}` | {field.type} | {field.unit} | {field.meaning} |" for table in tables for key, field in table.items()]
     return keys + fields
 

@@ -17,7 +17,7 @@ def test_a_clean_case_passes_everything(observe):
         assert [c.name for c in validity.check(o) if c.ok is None] == []
     assert {c.name for c in validity.check(observe())} | {"arrivals", "GPU clocks"} >= {
         "contract", "answers", "rows", "token counts", "errors", "load generator's CPU", "send lag", "steadiness",
-        "other processes", "steal", "swap", "P99 sample", "unanswered"}  # fmt: skip
+        "other processes", "steal", "swap", "P99 sample", "unanswered", "server's counts", "server's times"}  # fmt: skip
 
 
 def rows_with(change, indices=range(100, 110)):
@@ -45,8 +45,21 @@ def growing(share):
     rows = synthetic.requests()
     for row in rows:
         later = 0.15 * share * (row["scheduled_s"] - 6) / 8
-        row |= {"first_s": row["first_s"] + later, "done_s": row["done_s"] + later}
+        row |= {name: row[name] + later for name in ("first_s", "last_s", "done_s")}
     return rows
+
+
+def late(row):
+    row.update(sent_s=row["scheduled_s"] + 0.02, prompt_ms=row["prompt_ms"] - 20)
+
+
+def early(row):
+    """The server says that it began later than its first token was here."""
+    row.update(queue_ms=1.0 + 1.5, prompt_ms=50.0)
+
+
+def held_back(ms):
+    return lambda row: row.update(predicted_ms=100.0 + ms)
 
 
 def samples_with(**changes):
@@ -73,6 +86,11 @@ def gpu_samples(**changes):
         ("rows", "invalid", {"counts": COUNTS | {"locust_requests": 401}}),
         ("rows", "invalid", {"counts": COUNTS | {"sent": 399}}),
         ("rows", "invalid", {"rows": synthetic.requests()[:-1]}),
+        ("server's counts", "invalid", {"served": {"requests": 399, "tokens": 4400}}),
+        ("server's counts", "invalid", {"served": {"requests": 401, "tokens": 4400}}),
+        ("server's counts", "invalid", {"served": {"requests": 400, "tokens": 4399}}),
+        ("server's counts", "invalid", {"served": {"requests": -30, "tokens": 4400}}),
+        ("server's counts", "warning", {"served": {"requests": 900, "tokens": 9900}, "command": None}),
         ("token counts", "invalid", {"rows": rows_with(lambda row: row.update(tokens=10), [7])}),
         ("token counts", "invalid", {"rows": rows_with(lambda row: row.update(tokens=None), [7])}),
         ("token counts", "invalid", {"rows": rows_with(lambda row: row.update(token_n=[1] * 9 + [0, 0]), [7])}),
@@ -85,7 +103,10 @@ def gpu_samples(**changes):
              "rows": rows_with(lambda row: row.update(sent_s=None), range(200, 220))},
         ),
         ("load generator's CPU", "invalid", {"samples": synthetic.telemetry(load_cores=0.9)}),
-        ("send lag", "invalid", {"rows": rows_with(lambda row: row.update(sent_s=row["scheduled_s"] + 0.02))}),
+        ("send lag", "invalid", {"rows": rows_with(late)}),
+        ("server's times", "warning", {"rows": rows_with(early)}),
+        ("server's times", "warning", {"rows": rows_with(held_back(13.0), range(400))}),
+        ("server's times", "warning", {"rows": rows_with(held_back(-13.0), range(400))}),
         ("steadiness", "invalid", {"rows": drifting(0.5)}),
         ("steadiness", "warning", {"rows": drifting(0.1)}),
         ("steadiness", "invalid", {"rows": growing(0.25)}),
@@ -111,7 +132,7 @@ def test_throttling_outside_the_window_does_not_matter(observe):
 
 
 def test_what_was_not_measured_is_neither_good_nor_bad(observe):
-    o = observe(rows=[], samples=[], counts=None, engine="hf", data={"model": {"planted": False}})
+    o = observe(rows=[], samples=[], counts=None, served=None, engine="hf", data={"model": {"planted": False}})
     unknown = {c.name for c in validity.check(o) if c.ok is None}
     assert unknown >= {
         "answers",
@@ -123,8 +144,34 @@ def test_what_was_not_measured_is_neither_good_nor_bad(observe):
         "other processes",
         "swap",
         "unanswered",
+        "server's counts",
+        "server's times",
     }
     assert failed(o) == {"P99 sample": "warning"}
+
+
+CUT = rows_with(lambda row: row.update(error="cut off", http_status=None, tokens=None, first_s=None, last_s=None), [398, 399])
+NEVER_SENT = rows_with(lambda row: row.update(error="connection refused", http_status=None, tokens=None, sent_s=None), [399])
+
+
+@pytest.mark.parametrize(("rows", "requests", "tokens", "ok"), [
+    (CUT, 398, 398 * 11, True),  # the server never saw them, or does not count them
+    (CUT, 400, 398 * 11 + 7, True),  # it counts them, and has made some of their tokens
+    (CUT, 397, 398 * 11, False), (CUT, 401, 400 * 11, False), (CUT, 399, 400 * 11 + 1, False), (CUT, 399, 398 * 11 - 1, False),
+    (NEVER_SENT, 399, 399 * 11, True), (NEVER_SENT, 400, 400 * 11, False),
+])  # fmt: skip
+def test_what_failed_may_have_been_answered_there(observe, rows, requests, tokens, ok):
+    assert validity.served(observe(rows, served={"requests": requests, "tokens": tokens})).ok == ok
+
+
+def test_the_servers_own_view_where_it_is_partly_unknown(observe):
+    o = observe(rows_with(lambda row: row.update(tokens=None), [7]), served={"requests": 400, "tokens": 1})
+    assert validity.served(o).ok, "without usage only the requests can be held against each other"
+    for unknown in ({"queue_ms": None}, {"prompt_ms": None}):  # llama.cpp gives no queue_ms; most servers give nothing
+        check = validity.own_times(observe(rows_with(lambda row, unknown=unknown: row.update(unknown), range(400))))
+        assert check.ok is (True if "queue_ms" in unknown else None), check
+    few = rows_with(early, range(100, 103))  # 3 of the window's 320: less than 1%
+    assert validity.own_times(observe(few)).ok
 
 
 def test_bursts_are_no_drift(observe):

@@ -46,9 +46,23 @@ def test_what_is_on_disk_is_complete(mini: tuple[Path, Any]) -> None:
         for checks in (run["verify_before"], run["verify_after"]):
             assert checks and all(check["ok"] for check in checks)
         assert {path.name for path in folder.iterdir()} == {
-            "run.json", "requests.parquet", "telemetry.parquet", "server.log", "load.log"}  # fmt: skip
-        for name, fields in (("requests", records.REQUEST_FIELDS), ("telemetry", records.TELEMETRY_FIELDS)):
+            "run.json", "requests.parquet", "telemetry.parquet", "server_metrics.parquet", "server.log", "load.log"}  # fmt: skip
+        for name, fields in (("requests", records.REQUEST_FIELDS), ("telemetry", records.TELEMETRY_FIELDS),
+                             ("server_metrics", records.SERVER_METRICS_FIELDS)):  # fmt: skip
             assert pyarrow.parquet.read_schema(folder / f"{name}.parquet").names == list(fields)
+
+
+def test_the_server_counts_the_same_and_says_how_it_goes(mini: tuple[Path, Any]) -> None:
+    for folder, run in runs(mini[0]):
+        rows, said = table(folder, "requests"), table(folder, "server_metrics")
+        assert run["served"] == {"requests": len(rows), "tokens": sum(row["tokens"] for row in rows)}
+        [stage] = [stage for stage in run["stages"] if stage["name"] == "load"]
+        times = sorted({row["time_s"] for row in said})
+        assert stage["start_s"] < times[0] and times[-1] < stage["end_s"] and len(times) >= 2
+        in_flight = [row["value"] for row in said if row["name"] == "serveoff_requests_in_flight"]
+        assert max(in_flight) in ([0] if run["case"]["server"] == "flask_gunicorn" else [1, 2, 3]), "a sync worker answers between requests"
+        tokens = [row["value"] for row in said if row["name"] == "serveoff_tokens_total"]
+        assert tokens == sorted(tokens) and tokens[-1] > tokens[0]
 
 
 def test_counts_agree_and_every_answer_is_exact(mini: tuple[Path, Any]) -> None:

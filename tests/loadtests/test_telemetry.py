@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import psutil
 import pytest
 
 from loadtests.records import GPU_FIELDS, PROCESS_FIELDS, TELEMETRY_FIELDS, read_lines
+from tests.loadtests import exposing
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 60  # for what must happen at all; not a measurement
@@ -81,9 +83,10 @@ def start() -> Iterator[Start]:
 def telemetry(start: Start, tmp_path: Path) -> Start:
     """Starts telemetry that writes tmp_path/telemetry.jsonl, of which `rows` waits for."""
 
-    def telemetry(load_pid: int, server_pid: int | None = None, **environment: str) -> subprocess.Popen[str]:
+    def telemetry(load_pid: int, server_pid: int | None = None, metrics_of: str = "", **environment: str) -> subprocess.Popen[str]:
         arguments = ["--out", str(tmp_path / "telemetry.jsonl"), "--clock-zero", str(time.perf_counter()), "--interval", "0.05"]
         server = [] if server_pid is None else ["--server-pid", str(server_pid)]
+        server += ["--metrics-of", metrics_of] if metrics_of else []
         return start("-m", "loadtests.telemetry", *arguments, "--load-pid", str(load_pid), *server, **environment)
 
     return telemetry
@@ -197,6 +200,20 @@ def test_ends_by_itself_when_the_load_generator_is_gone(telemetry: Start, start:
     _, said = late.communicate(timeout=PATIENCE_S)
     assert late.returncode == 0 and "nothing to measure" in said
     assert len(read_lines(tmp_path / "telemetry.jsonl")) == count
+
+
+@pytest.mark.parametrize("answer", [exposing.hangs, exposing.drips, exposing.endless, exposing.says("{}")])
+def test_no_answer_of_the_servers_metrics_stops_the_sampling_or_its_end(
+        telemetry: Start, tmp_path: Path, answer: Callable[..., Any]) -> None:
+    with exposing.exposing() as server:
+        server.answers = [answer]
+        process = telemetry(os.getpid(), metrics_of=server.url)
+        asked = len(rows(tmp_path, lambda found: bool(server.asked)))
+        rows(tmp_path, lambda found: len(found) >= asked + 5)
+        began = time.monotonic()
+        end(process)
+        assert time.monotonic() - began < PATIENCE_S / 12  # nor does it wait for the patience of a scrape
+    assert read_lines(tmp_path / "server_metrics.jsonl") in ([], [ANY])
 
 
 FAKE_NVML = r"""

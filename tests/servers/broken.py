@@ -40,7 +40,7 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(200, {})
         elif self.path == "/v1/models":
             self.reply(200, contract.models_body(MODEL))
-        elif self.path == "/metrics":
+        elif self.path == "/metrics" and self.server.fault != "no_metrics":
             gauge = f"# TYPE serveoff_requests_in_flight gauge\nserveoff_requests_in_flight {len(self.server.prompts)}\n"
             self.reply(200, gauge.encode(), "text/plain")
         else:

@@ -229,6 +229,14 @@ def test_the_counters_count(server: Running) -> None:
     assert after["serveoff_requests_in_flight"] == after["serveoff_requests_running"] == after["serveoff_requests_waiting"] == 0
 
 
+def test_some_counters_can_be_asked_for_by_name(server: Running) -> None:
+    status, text = ask(server.base_url, "/metrics?name%5B%5D=serveoff_tokens_total")
+    names = {line.split("{")[0].split()[0] for line in text.splitlines() if not line.startswith("#")}
+    few = {f"serveoff_{name}" for name in ("tokens_total", "requests_in_flight", "requests_running", "requests_waiting")}
+    assert status == 200 and few <= names
+    assert few == names or "--workers" in server.command, "Prometheus' client finds no names in the files of several processes"
+
+
 def test_unknown_paths_make_no_new_time_series(server: Running) -> None:
     for path in ("/v1/nothing", "/v1/nothing/else"):
         assert ask(server.base_url, path)[0] == 404
