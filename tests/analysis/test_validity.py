@@ -45,7 +45,7 @@ def growing(share):
     rows = synthetic.requests()
     for row in rows:
         later = 0.15 * share * (row["scheduled_s"] - 6) / 8
-        row |= {name: row[name] + later for name in ("first_s", "last_s", "done_s")}
+        row |= {name: row[name] + later for name in ("first_s", "last_s", "done_s")} | {"prompt_ms": row["prompt_ms"] + 1e3 * later}
     return rows
 
 
