@@ -22,9 +22,9 @@ class InputError(Exception):
 class Campaign:
     """One campaign's folder, read.
 
-    `data` is campaign.json. `cases` has one row for each case, planned or begun, with CASE_KEYS, `state` (ok, failed,
-    skipped, running, planned), `reason` (text, empty if ok), `window_start_s`, `window_end_s` (nan if load
-    never ran). `runs` holds run.json by the case's index; a case that was never begun has none.
+    `data` is campaign.json, with calibration.json as its "calibration", null without one. `cases` has one row for each case, planned
+    or begun, with CASE_KEYS, `state` (ok, failed, skipped, running, planned), `reason` (text, empty if ok), `window_start_s`,
+    `window_end_s` (nan if load never ran). `runs` holds run.json by the case's index; a case that was never begun has none.
     """
 
     folder: Path
@@ -70,6 +70,7 @@ def campaign(folder: Path | str | None = None) -> Campaign:
     if not (folder / "campaign.json").is_file():
         raise InputError(f"no campaign at {folder}: it has no campaign.json; name a folder that `python -m loadtests` made")
     data = _json(folder / "campaign.json")
+    data["calibration"] = _json(folder / "calibration.json") if (folder / "calibration.json").is_file() else None
     runs, folders = {}, {}
     for path in sorted(folder.glob("cases/*/run.json")):
         run = _json(path)

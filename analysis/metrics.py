@@ -204,8 +204,11 @@ def server_cores(o: Observed) -> float:
 
 
 def load_cpu_share(o: Observed) -> float:
-    """Cores that the load generator kept busy / cores that it could use: one a load worker (Locust computes on one
-    core), at most those it was given."""
+    """Share of the window in which the busiest load worker computed (each computes on one core). Of a case that did not record
+    that: cores that the load generator kept busy / cores that it could use, one a load worker, at most those it was given."""
+    shares = [worker.get("cpu_share") for worker in o.run.get("load_workers") or []]
+    if shares and None not in shares:
+        return float(max(shares))
     given = (o.campaign.get("machine_share") or {}).get("load_cores")
     given = len(given) if isinstance(given, list) else given or math.inf
     workers = max(o.requests["worker"].nunique(), 1)

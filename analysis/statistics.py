@@ -75,6 +75,26 @@ def welch(a: Any, b: Any) -> Welch:
     return Welch(difference, difference - half, difference + half, 2 * float(stats.t.sf(abs(difference) / error, freedom)))
 
 
+class Trend(NamedTuple):
+    """`change` of the straight line through values over the whole range, a share of their mean; two-sided `p` of no slope."""
+
+    change: float
+    p: float
+
+
+def trend(times: Any, values: Any, length: float) -> Trend:
+    """Least squares and the t-test of the slope, n - 2 degrees of freedom; needs three values. `length`: of the range, in the times'
+    unit. Values on a line without any scatter have a slope for certain, or none."""
+    t, v = np.asarray(times, dtype="float64"), np.asarray(values, dtype="float64")
+    t = t - t.mean()
+    slope = float((t * v).sum() / (t * t).sum())
+    if slope == 0:
+        return Trend(0.0, 1.0)
+    error = math.sqrt(float(((v - v.mean() - slope * t) ** 2).sum()) / (len(v) - 2) / float((t * t).sum()))
+    p = 2 * float(stats.t.sf(abs(slope) / error, len(v) - 2)) if error else 0.0
+    return Trend(slope * length / float(v.mean()), p)
+
+
 def ratio(a: Any, b: Any) -> tuple[float, float, float]:
     """How many times a's geometric mean is b's, with Welch's 95% interval on logarithms (nan with fewer than two runs
     of either, or with a zero): (ratio, low, high)."""

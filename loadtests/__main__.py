@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from loadtests import arrivals, generator, machine, options, records
+from loadtests import arrivals, calibrate, generator, machine, options, records
 from loadtests.plan import SCENARIOS_FILE, PlanError, make_plan, read_scenarios
 from loadtests.progress import Watch
 from loadtests.records import Case
@@ -93,6 +93,8 @@ def arguments_of(command: list[str]) -> argparse.Namespace:
         help="processes that send the load, for more than one core of it (default: 1)")
     add("--listen", type=options.address, metavar="ADDRESS:PORT",
         help="the load workers are on other machines (python -m loadtests.worker) and connect to this address, where servers listen, too")
+    add("--no-calibration", action="store_true",
+        help="do not measure the load generator's own errors first (half a minute); the report then cannot say what they are")
     add("--web-port", type=options.port, help=f"show Locust's own web page on that port of {generator.WEB_HOST} while a case is under load")
     add("--ready-timeout", type=one(numbers(float, 0, "a number of seconds above 0")), help="for a server's start, s")
     add("--target", help="base URL of a running server to measure instead; any OpenAI-compatible one")
@@ -206,6 +208,22 @@ def to_do(folder: Path, cases: list[Case], watch: Watch) -> list[Case]:
     return left
 
 
+def calibrate_for(cases: list[Case], setting: Setting, arguments: argparse.Namespace, watch: Watch) -> None:
+    """Once for a campaign, at its largest number of users and its highest rate. Raises PlanError."""
+    file = setting.folder / "calibration.json"
+    if arguments.no_calibration or arguments.listen or file.exists():  # those on other machines would measure another network
+        return
+    watch.say("the load generator measures its own errors: about half a minute")
+    try:
+        found = calibrate.calibrate(
+            setting.folder, max((case.users for case in cases if case.users), default=None),
+            max((case.rate for case in cases if case.rate), default=None),
+            calibrate.Place(setting.workers, setting.share.cores, setting.load_cores))
+    except generator.LoadFailed as error:
+        raise PlanError(f"the load generator could not be calibrated (--no-calibration leaves that out): {error}") from None
+    records.write_json(file, found)
+
+
 def campaign(arguments: argparse.Namespace) -> int:
     cases, scenarios = plan_of(arguments)
     if arguments.plan:
@@ -248,6 +266,8 @@ def campaign(arguments: argparse.Namespace) -> int:
         watch.cases = cases
         watch.done = len(cases) - len(left)
         try:
+            if left:
+                calibrate_for(cases, setting, arguments, watch)
             for case in left:
                 watch.start(case)
                 statuses.append(run_case(case, setting, watch))

@@ -17,6 +17,7 @@ from loadtests import traces
 
 # kind -> the keys of a scenario that it needs. "closed" is not scheduled: there the users decide.
 KINDS = {"closed": ("users",), "constant": ("rate",), "poisson": ("rate",), "gamma": ("rate", "burstiness"), "trace": ("trace",)}
+WARMUP_MAX_S = 60.0
 CONTEXT = 4096  # tokens of prompt and answer together, that of the default model
 
 
@@ -55,7 +56,7 @@ def window(seed: str, scenario: Mapping[str, Any], rate: float | None, duration_
 def longest_warm_up_s(scenario: Mapping[str, Any]) -> float:
     """The warm-up lasts from warmup_s, if the load is steady then, to this."""
     least = float(scenario["warmup_s"])
-    return least if varies(scenario) else float(scenario.get("warmup_max_s", 4 * least))
+    return least if varies(scenario) else float(scenario.get("warmup_max_s", max(least, WARMUP_MAX_S)))
 
 
 def schedule(seed: str, scenario: Mapping[str, Any], rate: float | None, duration_s: float) -> list[Arrival]:

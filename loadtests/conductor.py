@@ -14,7 +14,7 @@ from typing import Any
 import gevent
 import psutil
 
-from loadtests import arrivals, records
+from loadtests import arrivals, records, steady
 from loadtests.recorder import give_up
 
 OPENS_IN_S = 0.3  # every worker knows of the window before it opens
@@ -34,9 +34,11 @@ class Conductor:
             self.planned = len(arrivals.window(load["seed"], self.scenario, load["rate"], load["duration_s"]))
         self.rows = (self.folder / "requests.jsonl").open("ab", buffering=0)
         self.reports: dict[int, dict[str, Any]] = {}  # the last of each worker
+        self.in_window: dict[int, list[dict[str, Any]]] = {}  # reports, for what a worker used while it mattered
         self.heard_s: dict[int, float] = {}
         self.workers: list[dict[str, Any]] = []  # {worker, offset_s, ...} of each, as in run.json
         self.began_s = self.now()
+        self.collector: steady.Collector | None = None
         self.window: dict[str, float] | None = None
         self.warmup: dict[str, Any] | None = None  # as in run.json
         self.children: dict[int, psutil.Process] = {}  # workers that Locust forked here: their end is seen at once
@@ -60,13 +62,18 @@ class Conductor:
         own = {child.pid: child for child in psutil.Process().children()}
         self.children = {worker: own[pid] for worker, pid in pids.items() if pid in own}
         self.began_s = self.now() + (0.05 if len(workers) > 1 else 0.0)
+        # Users begin one after the other in the first half of the shortest warm-up (loadtests/locustfile.py).
+        ramp_s = self.scenario["warmup_s"] / 2 if self.scenario["arrivals"] == "closed" else 0.0
+        self.collector = steady.Collector(self.began_s + ramp_s)
         self.broadcast("begin", {"began_s": self.began_s})
         self.greenlets = [gevent.spawn(self.conduct)]
         self.greenlets[0].link_exception(lambda failed: self.fail(str(failed.exception)))
 
     def take(self, report: dict[str, Any]) -> None:
         """What one worker reports (loadtests/recorder.py)."""
-        lines = report.pop("lines")
+        lines, ended = report.pop("lines"), report.pop("latencies")
+        if self.window is None and self.collector:
+            self.collector.take(report["worker"], report["at_s"], report["bytes"], ended)
         try:
             if lines and self.rows.write(lines) != len(lines):  # half of it: the disk is full, and no line may follow that half
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -74,11 +81,14 @@ class Conductor:
             give_up(error)
         self.reports[report["worker"]] = report
         self.heard_s[report["worker"]] = self.now()
+        if self.window and self.window["start_s"] <= report["at_s"] < self.window["end_s"]:
+            self.in_window.setdefault(report["worker"], []).append(report)
         if report["ended"] and not self.finishing:
             self.fail(f"load worker {report['worker']} was ended")
 
     def conduct(self) -> None:
-        self._open_window(self.began_s + self.scenario["warmup_s"])
+        self._warm_up()
+        self._open_window()
         assert self.window is not None
         last_s = self.window["end_s"] + 0.2  # a little later nobody sends any more
         self._wait_until(last_s)
@@ -89,9 +99,29 @@ class Conductor:
         self.finish(ENDS_WITHIN_S)
         self.quit()
 
-    def _open_window(self, at_s: float) -> None:
-        self._wait_until(at_s - OPENS_IN_S)
+    def _warm_up(self) -> None:
+        """At least warmup_s, then until steady, where the demand does not vary by plan and the scenario allows for more."""
+        least_s = self.began_s + self.scenario["warmup_s"] - OPENS_IN_S
+        last_s = self.began_s + arrivals.longest_warm_up_s(self.scenario) - OPENS_IN_S
+        if last_s <= least_s:
+            self._wait_until(least_s)
+            why = "the demand varies by plan" if arrivals.varies(self.scenario) else "warmup_max_s leaves no time for it"
+            self.warmup = {"steady": None, "why": f"not asked: {why}"}
+            return
+        assert self.collector is not None
+        collector, judge = self.collector, steady.Judge(self.load["duration_s"])
+        while True:
+            self._wait_until(min(self.now() + 1.0, last_s))
+            verdict = judge.ask(*collector.series())
+            if (verdict.steady and self.now() >= least_s) or self.now() >= last_s:
+                self.warmup = {"steady": verdict.steady, "why": verdict.why}
+                return
+
+    def _open_window(self) -> None:
+        assert self.warmup is not None
+        at_s = max(self.now() + OPENS_IN_S, self.began_s + self.scenario["warmup_s"])
         self.window = {"start_s": at_s, "end_s": at_s + self.load["duration_s"]}
+        self.warmup = {"took_s": round(at_s - self.began_s, 3)} | self.warmup
         self.broadcast("window", self.window)
 
     def finish(self, patience_s: float) -> None:
@@ -127,9 +157,18 @@ class Conductor:
             "state": state, "now_s": self.now(), "began_s": self.began_s, "warmup": self.warmup, "window": self.window,
             "planned": self.planned,
             **{name: self._total(name) for name in ("sent", "rows", "cut_off", "tokens")},
-            "workers": [worker | {"rows": self.reports.get(worker["worker"], {}).get("rows", 0)} for worker in self.workers],
+            "workers": [worker | self._used(worker["worker"]) for worker in self.workers],
             "locust_requests": stats.num_requests, "locust_failures": stats.num_failures,
             "e2e_p99_s": (stats.get_current_response_time_percentile(0.99) or 0) / 1e3 if state == "running" else None}, durable=False)
+
+    def _used(self, worker: int) -> dict[str, Any]:
+        used: dict[str, Any] = {"rows": self.reports.get(worker, {}).get("rows", 0), "cpu_share": None, "waited_share": None}
+        if len(reports := self.in_window.get(worker, [])) > 1:
+            first, last = reports[0], reports[-1]
+            for share, total in (("cpu_share", "cpu_s"), ("waited_share", "waited_s")):
+                if last[total] is not None:
+                    used[share] = round((last[total] - first[total]) / (last["at_s"] - first["at_s"]), 5)
+        return used
 
     def close(self) -> None:
         gevent.killall(self.greenlets)

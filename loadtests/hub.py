@@ -38,9 +38,11 @@ class HubConnection(Connection):
         waiter = Waiter()
         watcher = gevent.get_hub().loop.io(plain.fileno(), 1)  # 1: readable
 
+        feed = answer.feed
+
         def on_readable() -> None:
             try:
-                if answer.feed(*stamped_read(plain)):
+                if feed(*stamped_read(plain)):
                     watcher.stop()
                     waiter.switch(None)
             except BlockingIOError:

@@ -1,26 +1,28 @@
-"""The recorder of one load worker: settles finished exchanges into rows, and tells the conductor about them four times a second.
+"""The recorder of one load worker: settles finished exchanges into rows, and tells the conductor about them five times a second.
 
 What an answer says is read and checked here, by a greenlet of its own, after the answer has ended and never in the timed path.
 """
 
-import json
 import os
 import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import gevent
+import orjson
 from gevent.event import AsyncResult, Event
 
-from loadtests import prompts, sse
+from loadtests import prompts, sse, steady
 from servers import rule
 
 CUT_OFF = "cut off: unanswered when the drain ended"
 FAILED = 4  # exit code
-REPORT_S = 0.25
+REPORT_S = steady.SLICE_S
+SCHEDSTAT = Path("/proc/self/schedstat")
 
 
 @dataclass(slots=True)
@@ -49,6 +51,14 @@ def give_up(problem: object) -> None:
         os._exit(FAILED)
 
 
+def waited_s() -> float | None:
+    """How long this process, ready to run, has waited for a core so far, s; null where the kernel does not say."""
+    try:
+        return int(SCHEDSTAT.read_text().split()[1]) * 1e-9  # run time, run delay, slices; of the main thread, which does it all
+    except (OSError, IndexError, ValueError):
+        return None
+
+
 class Recorder:
     """`zero_s` is zero of the rows' clock on this machine's `time.perf_counter()`. `report` gets a dict with this worker's totals
     and the lines that are new, ready for requests.jsonl; `fire` is Locust's request event."""
@@ -60,7 +70,7 @@ class Recorder:
         self.in_flight: dict[int, Sent] = {}
         self.finished: deque[Sent] = deque()
         self.lines: list[bytes] = []
-        self.latencies: list[tuple[float, float]] = []  # (done_s, ttft_s) of rows since the last report
+        self.latencies: list[tuple[float, float, float | None]] = []  # (done_s, ttft_s, tpot_s) of answers since the last report
         self.sent = self.written = self.tokens = self.cut_off = self.bytes = 0
         self.ended = False
         self.wake = Event()
@@ -108,7 +118,7 @@ class Recorder:
         self.send_report({
             "worker": self.worker, "at_s": self.now(), "sent": self.sent, "rows": self.written, "tokens": self.tokens,
             "cut_off": self.cut_off, "in_flight": len(self.in_flight) + len(self.finished), "bytes": received,
-            "cpu_s": time.process_time(), "ended": self.ended, "latencies": latencies, "lines": b"".join(lines)})
+            "cpu_s": time.process_time(), "waited_s": waited_s(), "ended": self.ended, "latencies": latencies, "lines": b"".join(lines)})
 
     def write(self, sent: Sent, pause: Callable[[], None] = lambda: None) -> None:
         exchange, settled = sent.exchange, sse.settle(sent.exchange, pause)
@@ -121,26 +131,27 @@ class Recorder:
             if settled.error is None:
                 answer = "exact" if said == rule.continuation(sent.prompt.text, sent.prompt.max_tokens) else "wrong"
         zero_s = self.zero_s
-        token_s = [round(at - zero_s, 6) for at in settled.token_s]
-        done_s, lags = round(exchange.done_s - zero_s, 6), exchange.lags
+        token_s = [at - zero_s for at in settled.token_s]  # not rounded: that would cost as much as all the rest, and tables.py does
+        done_s, lags = exchange.done_s - zero_s, exchange.lags
         row = {
-            "request": sent.number, "worker": self.worker, "user": sent.user, "scheduled_s": round(sent.scheduled_s, 6),
-            "slot_s": None if sent.slot_s is None else round(sent.slot_s, 6),
-            "sent_s": None if exchange.sent_s is None else round(exchange.sent_s - zero_s, 6),
+            "request": sent.number, "worker": self.worker, "user": sent.user, "scheduled_s": sent.scheduled_s,
+            "slot_s": sent.slot_s,
+            "sent_s": None if exchange.sent_s is None else exchange.sent_s - zero_s,
             "first_s": token_s[0] if token_s else None, "last_s": token_s[-1] if token_s else None,
             "done_s": done_s, "http_status": exchange.status, "error": settled.error, "answer": answer,
             "prompt_tokens_asked": sent.prompt.tokens, "prompt_tokens": settled.usage.get("prompt_tokens"),
             "max_tokens": sent.prompt.max_tokens, "tokens": settled.usage.get("completion_tokens"),
             "finish_reason": settled.finish_reason, "token_s": token_s, "token_n": counts, "bytes": len(exchange.body),
-            "reads": len(lags), "read_lag_mean_s": round(sum(lags) / len(lags), 7) if lags else None,
-            "read_lag_max_s": round(max(lags), 7) if lags else None,
+            "reads": len(lags), "read_lag_mean_s": sum(lags) / len(lags) if lags else None,
+            "read_lag_max_s": max(lags) if lags else None,
             **{name: settled.timings.get(name) for name in ("queue_ms", "prompt_ms", "predicted_ms")}}
-        self.lines.append(json.dumps(row).encode() + b"\n")
+        self.lines.append(orjson.dumps(row) + b"\n")
         self.written += 1
         self.tokens += sum(counts)
         self.cut_off += settled.error == CUT_OFF
         if token_s and settled.error is None:
-            self.latencies.append((done_s, token_s[0] - sent.scheduled_s))
+            later = sum(counts[1:])
+            self.latencies.append((done_s, token_s[0] - sent.scheduled_s, (token_s[-1] - token_s[0]) / later if later else None))
         sent.said.set(said if settled.error is None else None)
         failure = settled.error or ("wrong answer" if answer == "wrong" else None)
         self.fire(request_type="POST", name=self.load["scenario_name"], response_time=1e3 * (done_s - sent.scheduled_s),

@@ -6,6 +6,7 @@ History
 A campaign is a folder:
 
     campaign.json                   what was asked, on which machine, with which versions (CAMPAIGN_KEYS)
+    calibration.json                what the load generator's own errors are here, measured before the first case (CALIBRATION_KEYS)
     cases/NNN-SERVER-ENGINE-SCENARIO-rN/
         run.json                    state and identity of the case (RUN_KEYS); "running" until it is replaced at the end
         requests.jsonl              one line a request while the case runs; requests.parquet at its end (REQUEST_FIELDS)
@@ -106,6 +107,19 @@ CAMPAIGN_KEYS = {
     "plan": "the cases in the order in which they were planned, each as in run.json's \"case\"",
     "manifest": "commit, dirty, python, packages, cpu, memory, kernel, gpus, limits, environment",
 }
+CALIBRATION_KEYS = {
+    "schema": "version of this schema",
+    "users": "the campaign's largest number of users, at which `closed` was measured; null without closed loops",
+    "rate": "the campaign's highest rate, at which `open` was measured, 1/s; null without open loops",
+    "closed": "errors against a server whose times are known: {requests, failed, ttft_error_mean_s, ttft_error_p99_s (measured from "
+              "scheduled, minus what the server did), stamp_error_mean_s, stamp_error_p99_s (first token seen minus sent), itl_error_p99_s "
+              "(of single gaps), itl_true_p50_s, itl_true_p99_s, itl_seen_p50_s, itl_seen_p99_s, send_lag_p50_s, send_lag_p99_s, "
+              "events_per_s, cpu_per_event_s (CPU time of the load workers), waited_share, server_late_mean_s}",
+    "open": "likewise",
+    "ladder": "[{asked_per_s, sent_per_s, seen_per_s, gap_p99_s, gap_p99_seen_s, server_kept_up, sustained}]: events a second, step by "
+              "step; sustained: the server sent them, and events and P99 of the gaps were seen within 10%",
+    "sustained_events_per_s": "the last step up to which all were sustained; 0 if not even the first",
+}
 RUN_KEYS = {
     "schema": "version of this schema",
     "case": "{index, server, engine, scenario, repetition, users, rate, duration_s}: the identity; users or rate (1/s) is null",
@@ -118,8 +132,9 @@ RUN_KEYS = {
     "startup_s": "from the process's start to the first 200 of /health; null for --target",
     "warmup": "{took_s, steady, why}: how long, and what the test of steadiness said at its end (loadtests/steady.py); steady is null "
               "where the demand varies by plan",
-    "load_workers": "[{worker, rows, offset_s, estimated_offset_s, round_trip_s}]: processes that sent the load; offset: their clock "
-                    "minus the driver's, 0 where it is the same clock, whatever the estimate, which is off by half the round trip at most",
+    "load_workers": "[{worker, rows, cpu_share, waited_share, offset_s, estimated_offset_s, round_trip_s}]: processes that sent the load; "
+                    "shares of the window in which it computed, and in which it waited for a core; offset: its clock minus the "
+                    "driver's, 0 where it is the same clock, whatever the estimate, which is off by half the round trip at most",
     "window": "{start_s, end_s}: the measured part of the load, clock as in the rows; null if load never ran",
     "verify_before": "[{name, ok, detail}] checks of the contract before the load; null if not reached",
     "verify_after": "likewise after the load",

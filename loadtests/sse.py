@@ -6,6 +6,8 @@ sockets that block, or are cooperative under gevent; `loadtests/hub.py` reads wi
 generator uses. All times are `time.perf_counter()`, in seconds.
 """
 
+import functools
+import os
 import platform
 import re
 import socket
@@ -15,18 +17,24 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlsplit
 
 from servers.contract import SSE_CONTENT_TYPE, Chunk, read_chunk
 
-RECV_BYTES = 65536
+RECV_BYTES = 16384  # a larger buffer would be made, and cut down again, for each event
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_HEADER_BYTES = 65536
 # The kernel's time of arrival, Linux only: one value for the option and for its control message (asm-generic/socket.h).
-SO_TIMESTAMPNS = 35 if sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64") else None
+SO_TIMESTAMPNS = (35 if sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
+                  and os.environ.get("SERVEOFF_STAMPS") != "user" else None)
 TIMESPEC = struct.Struct("@qq")
 ANCILLARY_BYTES = 64
 MAX_AGE_S = 10.0  # of a stamp that makes sense
+BETWEEN_CLOCKS_S = 20e-6  # reading one after the other takes a tenth of a microsecond
+
+
+SIZES = {b"%x" % size: size for size in range(1, 4096)} | {b"%X" % size: size for size in range(1, 4096)}  # of chunks
 
 
 class AnswerError(Exception):
@@ -125,6 +133,17 @@ class Answer:
 
     def feed(self, data: bytes | bytearray, at: float, lag: float) -> bool:
         """One read that arrived `at`; `lag` is how much later we saw it, s. True when the answer is complete. Raises AnswerError."""
+        chunked = self.chunked
+        if chunked is not None and not chunked.missing and not chunked.rest:  # how an event mostly comes: one whole chunk
+            end = data.find(b"\r\n", 1, 8)
+            if end > 0 and data.endswith(b"\r\n") and (size := SIZES.get(bytes(data[:end]))) is not None and len(data) == end + size + 4:
+                exchange = self.exchange
+                exchange.body += data[end + 2 : -2]
+                arrived = exchange.arrived
+                arrived.append(at if not arrived or at > arrived[-1] else arrived[-1])
+                exchange.lengths.append(len(exchange.body))
+                exchange.lags.append(lag)
+                return False
         if self.head is not None:
             if not data:
                 raise AnswerError("connection closed in the headers") if self.head else _ClosedEarly
@@ -175,7 +194,7 @@ class Connection:
     def open(self) -> None:
         """Connects now, so that a later request need not. Raises OSError."""
         if self.socket is None:
-            plain = socket.create_connection((self.host, self.port), self.timeout_s)
+            plain = _connect(self.host, self.port, self.timeout_s)
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self.tls:
                 self.socket = self.tls.wrap_socket(plain, server_hostname=self.host)
@@ -240,6 +259,27 @@ class Connection:
             complete = answer.feed(*stamped_read(self.socket))
 
 
+@functools.lru_cache
+def _resolved(host: str, port: int) -> list[tuple[int, Any]]:
+    """(family, address) pairs, asked for once: under gevent a thread does that, and it costs more than the rest of connecting."""
+    return [(family, address) for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+
+
+def _connect(host: str, port: int, timeout_s: float) -> socket.socket:
+    """Like socket.create_connection: to the first address that answers."""
+    problem = OSError("no address")
+    for family, address in _resolved(host, port):
+        plain = socket.socket(family)
+        try:
+            plain.settimeout(timeout_s)
+            plain.connect(address)
+            return plain
+        except OSError as error:
+            plain.close()
+            problem = error
+    raise problem
+
+
 def stamped_read(sock: socket.socket) -> tuple[bytes, float, float]:
     """(data, arrival, lag): arrival by the kernel's stamp where there is one, on our clock; lag is how much later we saw it, s.
 
@@ -251,8 +291,12 @@ def stamped_read(sock: socket.socket) -> tuple[bytes, float, float]:
     data, ancillary, _, _ = sock.recvmsg(RECV_BYTES, ANCILLARY_BYTES)
     at = time.perf_counter()
     if ancillary:
+        wall_ns = time.time_ns()
+        while time.perf_counter() - at > BETWEEN_CLOCKS_S:  # we lost the core between the two clocks: together again
+            at = time.perf_counter()
+            wall_ns = time.time_ns()
         seconds, nanoseconds = TIMESPEC.unpack_from(ancillary[0][2])
-        age = (time.time_ns() - seconds * 1_000_000_000 - nanoseconds) * 1e-9
+        age = (wall_ns - seconds * 1_000_000_000 - nanoseconds) * 1e-9
         if 0 <= age < MAX_AGE_S:
             return data, at - age, age
     return data, at, 0.0

@@ -3,8 +3,8 @@
     python -m loadtests.worker 10.0.0.5:5557
 
 Serves case after case: whenever one ends, it waits for the next. It ends with Ctrl-C, or when nobody has been there for --patience
-seconds. It needs the same version of Serveoff, with the packages locust, gevent, pydantic and psutil; SERVEOFF_API_KEY, if the server
-wants one; a recorded trace at the same path; and nothing of the models.
+seconds. It needs the same version of Serveoff, with the packages locust, gevent, pydantic, psutil and orjson; SERVEOFF_API_KEY, if the
+server wants one; a recorded trace at the same path; and nothing of the models.
 """
 
 import signal

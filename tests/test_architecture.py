@@ -42,8 +42,10 @@ RULES = [
     Rule(("servers/*",), ("servers/supervise.py",), ("psutil",), (), "one place looks at processes"),
     Rule(("servers/contract.py", "servers/catalog.py", "servers/rule.py", "servers/verify.py", "servers/engines/*"), (), WEB, (),
          "engines and the contract are the same for every web framework"),
-    Rule(("servers/catalog.py", "servers/rule.py", "loadtests/records.py"), (), ANYTHING, STANDARD,
+    Rule(("servers/catalog.py", "servers/rule.py", "loadtests/records.py", "loadtests/steady.py"), (), ANYTHING, STANDARD,
          "standard library only: importable everywhere, at once"),
+    Rule(("loadtests/reference.py", "loadtests/reference_answers.py"), (), ANYTHING,
+         (*STANDARD, "loadtests.reference_answers", "servers.rule"), "the ground truth depends on nothing that could take its time"),
     Rule(("servers/verify.py",), (), ANYTHING, (*STANDARD, "servers"), "what is checked is the wire: no client library between"),
 ]
 
@@ -108,6 +110,8 @@ def test_every_rule_is_about_files_that_exist() -> None:
     ("servers/catalog.py", "import pydantic"),
     ("servers/verify.py", "import httpx"),
     ("loadtests/records.py", "import pyarrow.parquet"),
+    ("loadtests/reference.py", "from servers import contract"),
+    ("loadtests/reference_answers.py", "from loadtests import sse"),
 ])  # fmt: skip
 def test_a_violation_is_caught_and_located(path: str, line: str) -> None:
     source = "import os\n\n" + line + "\n"

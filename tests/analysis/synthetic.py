@@ -69,7 +69,8 @@ def run(index: int = 0, server: str = "alpha", repetition: int = 1, **changes: A
         "warmup": {"took_s": 2.0, "steady": True, "why": "made so"},
         "load_workers": [{"worker": n, "rows": 200, "offset_s": 0.0, "estimated_offset_s": 0.0, "round_trip_s": 0.0} for n in range(2)],
         "window": {"start_s": 2.0, "end_s": 10.0}, "verify_before": checks, "verify_after": checks,
-        "counts": {"sent": 400, "rows": 400, "locust_requests": 400, "locust_failures": 0, "cut_off": 0}, "agreement": None, "notes": []}  # fmt: skip
+        "counts": {"sent": 400, "rows": 400, "locust_requests": 400, "locust_failures": 0, "cut_off": 0},
+        "agreement": None, "notes": []}  # fmt: skip
     assert found.keys() == records.RUN_KEYS.keys()
     return found | changes
 

@@ -26,7 +26,8 @@ def test_a_regular_load(observe):
     }  # fmt: skip
     for name, value in expected.items():
         assert values[name] == pytest.approx(value, rel=0.01 if name in ("output_tokens_per_s", "requests_per_s") else 1e-6), name
-    assert {name for name, value in values.items() if math.isnan(value)} == {name for name in values if name.startswith(("gpu_", "slot_wait_"))}
+    assert {name for name, value in values.items() if math.isnan(value)} == {
+        name for name in values if name.startswith(("gpu_", "slot_wait_"))}
 
 
 def test_gpu(observe):
@@ -155,6 +156,14 @@ def test_estimate_is_students_interval():
     assert statistics.estimate([10.0]).runs == 1 and math.isnan(statistics.estimate([10.0]).half)
     assert statistics.estimate([1.0, math.inf]).mean == math.inf
     assert statistics.estimate([]).runs == 0
+
+
+def test_trend():
+    times, values = [0.0, 1.0, 3.0, 4.0, 6.0], [5.0, 6.0, 5.5, 8.0, 7.0]
+    expected = stats.linregress(times, values)
+    assert statistics.trend(times, values, 6.0) == pytest.approx((expected.slope * 6.0 / 6.3, expected.pvalue))
+    assert statistics.trend([1, 2, 3], [4, 4, 4], 2.0) == (0, 1)
+    assert statistics.trend([1, 2, 3], [1, 2, 3], 2.0) == (1, 0)
 
 
 def test_welch():

@@ -11,7 +11,8 @@ README = (Path(__file__).parents[2] / "results" / "README.md").read_text()
 
 def rows() -> list[str]:
     """The rows that must be there; print them to mend the file: `python -m tests.analysis.test_results_readme`."""
-    keys = [f"| `{key}` | {meaning} |" for table in (records.CAMPAIGN_KEYS, records.RUN_KEYS) for key, meaning in table.items()]
+    objects = (records.CAMPAIGN_KEYS, records.CALIBRATION_KEYS, records.RUN_KEYS)
+    keys = [f"| `{key}` | {meaning} |" for table in objects for key, meaning in table.items()]
     tables = (records.REQUEST_FIELDS, records.TELEMETRY_FIELDS, records.PROCESS_FIELDS, records.GPU_FIELDS)
     fields = [f"| `{key}` | {field.type} | {field.unit} | {field.meaning} |" for table in tables for key, field in table.items()]
     return keys + fields

@@ -4,7 +4,7 @@ import pytest
 
 from analysis import metrics, validity
 from analysis.metrics import Observed
-from tests.analysis import synthetic
+from tests.analysis import steadiness_study, synthetic
 
 
 def failed(o: Observed) -> dict[str, str]:
@@ -31,10 +31,22 @@ BAD = [{"name": "stream trickles", "ok": False, "detail": "one chunk"}]
 COUNTS = {"sent": 400, "rows": 400, "locust_requests": 400, "locust_failures": 0, "cut_off": 0}
 
 
-def drifting():
-    """The second half of the window has half the tokens."""
-    return [row | ({"token_s": row["token_s"][:5], "token_n": [1] * 5, "tokens": 5, "max_tokens": 5} if row["scheduled_s"] > 6 else {})
-            for row in synthetic.requests()]  # fmt: skip
+def drifting(share):
+    """In the second half of the window `share` of the requests' tokens are missing."""
+    rows = synthetic.requests()
+    for i, row in enumerate(rows):
+        if row["scheduled_s"] >= 6 and i % 10 < 10 * share:
+            row |= {"token_s": row["token_s"][:1], "token_n": [1], "tokens": 1, "max_tokens": 1}
+    return rows
+
+
+def growing(share):
+    """E2E and TTFT grow by `share` of their mean over the window, tokens/s stay: a queue that grows."""
+    rows = synthetic.requests()
+    for row in rows:
+        later = 0.15 * share * (row["scheduled_s"] - 6) / 8
+        row |= {"first_s": row["first_s"] + later, "done_s": row["done_s"] + later}
+    return rows
 
 
 def samples_with(**changes):
@@ -74,7 +86,9 @@ def gpu_samples(**changes):
         ),
         ("load generator's CPU", "invalid", {"samples": synthetic.telemetry(load_cores=0.9)}),
         ("send lag", "invalid", {"rows": rows_with(lambda row: row.update(sent_s=row["scheduled_s"] + 0.02))}),
-        ("steadiness", "invalid", {"rows": drifting()}),
+        ("steadiness", "invalid", {"rows": drifting(0.5)}),
+        ("steadiness", "warning", {"rows": drifting(0.1)}),
+        ("steadiness", "invalid", {"rows": growing(0.25)}),
         ("other processes", "warning", {"samples": synthetic.telemetry(other_cores=1.0)}),
         ("steal", "warning", {"samples": samples_with(cpu_steal_s=lambda i: 0.05 * i)}),
         ("swap", "warning", {"samples": samples_with(swap_used_bytes=lambda i: i * 2**20)}),
@@ -118,6 +132,39 @@ def test_bursts_are_no_drift(observe):
     rows = synthetic.requests()
     rows[300] |= {"token_n": [*rows[300]["token_n"][:-1], 3000], "tokens": 3010, "max_tokens": 3010}
     assert "steadiness" not in failed(observe(rows))
+
+
+def test_a_small_drift_is_none(observe):
+    for rows in (drifting(0.0), growing(0.05)):  # TTFT is a third of E2E and grows by 15%
+        assert "steadiness" not in failed(observe(rows))
+
+
+def test_a_demand_that_varies_by_plan_is_not_tested(observe):
+    for scenario in ({"arrivals": "poisson", "profile": [[0, 1], [5, 4]]}, {"arrivals": "trace"}):
+        o = observe(drifting(0.5), data={"scenarios": {"chat": scenario}})
+        assert validity.steady(o)[1:4] == (None, "invalid", "not tested: the scenario's demand varies by plan")
+
+
+def test_few_requests_are_tested_by_their_tokens_only(observe):
+    rows = [row for i, row in enumerate(synthetic.requests()) if i % 80 == 0]
+    assert "TTFT" not in validity.steady(observe(rows)).detail
+    assert "TTFT" in validity.steady(observe(synthetic.requests()[::20])).detail
+
+
+@pytest.mark.parametrize(("names", "least", "most"), [
+    (("steady, noise that correlates by 0.8", "closed loop, 16 users, one_by_one", "closed loop, 16 users, sharing",
+      "gamma 3/s in bursts, batching", "drift of 5% over the window"), 0, 0),
+    (("Poisson, one by one, 90% of what it carries",), 0.04, 0.12),
+    (("drift of 20% over the window",), 0.6, 0.8),
+    (("drift of 30% over the window", "step of 20% in its middle", "half the speed at its begin, time constant 5 s"), 0.96, 1),
+    (("Poisson, one by one, 130% of what it carries", "Poisson, sharing, 130% of what it carries"), 0.96, 1),
+])  # fmt: skip
+def test_the_error_rates_of_steadiness(names, least, most):
+    """On simulated servers; seeds are fixed, so these are exact numbers of 25 runs each."""
+    cases = [case for case in steadiness_study.CASES if case.name in names]
+    assert len(cases) == len(names)
+    for case in cases:
+        assert least <= sum(steadiness_study.rates(case, 25)) <= most, case.name
 
 
 def test_load_share_counts_the_cores_that_workers_can_use(observe):

@@ -30,6 +30,7 @@ endpoint = "chat"
 prompt_tokens = [4, 16]
 output_tokens = [4, 8]
 warmup_s = 0.5
+warmup_max_s = 0.5
 duration_s = 2.0
 drain_s = 10
 timeout_s = 30
@@ -42,6 +43,7 @@ endpoint = "completions"
 prompt_tokens = [4, 16]
 output_tokens = [4, 8]
 warmup_s = 0.5
+warmup_max_s = 0.5
 duration_s = 2.0
 drain_s = 10
 timeout_s = 30
@@ -63,7 +65,8 @@ class Bench:
         self.environment = {**os.environ, MARK: self.mark, "TMPDIR": str(self.temporary), "PYTHONPATH": str(ROOT)}
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "loadtests", "--scenarios-file", "mine.toml", *arguments]
+        """Without calibration, which takes half a minute: test_calibrate.py is about it."""
+        return [sys.executable, "-m", "loadtests", "--scenarios-file", "mine.toml", "--no-calibration", *arguments]
 
     def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(self.command(*arguments), cwd=self.folder, env=self.environment, capture_output=True, text=True,

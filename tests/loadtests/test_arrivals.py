@@ -96,7 +96,7 @@ def test_the_window_is_asked_the_same_whatever_the_warm_up(kind: str) -> None:
 def test_the_warm_up_is_another_part_of_the_same_process(kind: str) -> None:
     """It lasts as long as the longest warm-up may, and its beginning does not depend on that."""
     shorter, longer = (warm_up("1/s/1", KINDS[kind] | {"warmup_s": 10, "warmup_max_s": most}, 50.0) for most in (20, 60))
-    assert longer[: len(shorter)] == shorter and 20 <= longest_warm_up_s(KINDS[kind] | {"warmup_s": 5}) == 20
+    assert longer[: len(shorter)] == shorter and len(shorter) > 900
     assert shorter[-1].at_s > 20 and longer[-1].at_s > 60, "it must not end before the window opens"
     both = [arrival.at_s for arrival in longer]
     assert not {*both} & {arrival.at_s for arrival in window("1/s/1", KINDS[kind] | {"warmup_s": 10}, 50.0, 60.0)}
@@ -109,6 +109,7 @@ def test_with_a_profile_or_a_trace_both_parts_are_the_one_schedule(tmp_path: Pat
     rows = "".join(f"{n * 0.37},{n % 50 + 2},5\n" for n in range(100))
     (tmp_path / "trace.csv").write_text("arrival_s,prompt_tokens,output_tokens\n" + rows)
     trace = {"arrivals": "trace", "trace": str(tmp_path / "trace.csv"), "warmup_s": 8.0}
+    assert longest_warm_up_s(POISSON | {"warmup_s": 8.0}) > 8 == longest_warm_up_s(trace)
     for scenario, rate in ((POISSON | {"profile": [[0, 1], [10, 1], [10, 4], [15, 0.5]], "warmup_s": 8.0}, 5.0), (trace, None)):
         whole = schedule("1/s/1", scenario, rate, 8.0 + 20.0)
         before, inside = warm_up("1/s/1", scenario, rate), window("1/s/1", scenario, rate, 20.0)

@@ -81,9 +81,10 @@ print("fine")
 
 
 def run(folder: Path, code: str) -> "subprocess.CompletedProcess[str]":
-    load = task_of("http://127.0.0.1:1", SCENARIO | {"warmup_s": 0.1}, rate=5.0, duration_s=0.5) | {"folder": str(folder)}
+    load = task_of("http://127.0.0.1:1", SCENARIO | {"warmup_s": 0.1, "warmup_max_s": 0.1}, rate=5.0, duration_s=0.5)
+    load |= {"folder": str(folder), "clock_zero_s": time.perf_counter()}
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
-                          env={**os.environ, "SERVEOFF_LOAD": json.dumps(load | {"clock_zero_s": time.perf_counter()})})  # fmt: skip
+                          env={**os.environ, "SERVEOFF_LOAD": json.dumps(load)})  # fmt: skip
 
 
 def test_the_drain_does_not_end_on_news_from_before_the_window_s_end(tmp_path: Path) -> None:

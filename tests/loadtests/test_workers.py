@@ -51,7 +51,7 @@ def test_an_open_loop_is_the_same_with_any_number_of_workers(tmp_path: Path, mar
 
 def test_a_window_does_not_wait_for_the_warm_up_s_next_arrival(tmp_path: Path, marked: Bench) -> None:
     """At this rate the warm-up's first request would be sent 1.1 s after the load's begin, when the window has long been open."""
-    scenario = SCENARIO | {"arrivals": "constant", "warmup_max_s": 3}
+    scenario = SCENARIO | {"arrivals": "constant"}
     with Witness() as witness:
         driven = drive(tmp_path / "load", task_of(witness.url, scenario, rate=0.9, duration_s=1.4), Workers())
     assert [row["scheduled_s"] - driven.window[0] for row in driven.rows] == pytest.approx([1 / 0.9], abs=2e-6)

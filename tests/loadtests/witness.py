@@ -15,7 +15,7 @@ from servers import contract, rule
 
 KINDS = {contract.COMPLETIONS: contract.CompletionRequest, contract.CHAT_COMPLETIONS: contract.ChatCompletionRequest}
 SCENARIO = {"arrivals": "poisson", "endpoint": "completions", "prompt_tokens": [4, 16], "output_tokens": [2, 4], "warmup_s": 0.5,
-            "drain_s": 20, "timeout_s": 30}  # fmt: skip
+            "warmup_max_s": 0.5, "drain_s": 20, "timeout_s": 30}  # fmt: skip
 CLOSED = SCENARIO | {"arrivals": "closed", "endpoint": "chat"}
 SEED = "1/test/1"
 
