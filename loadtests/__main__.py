@@ -12,9 +12,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
-from loadtests import arrivals, calibrate, generator, machine, records
+from loadtests import arrivals, calibrate, generator, machine, options, records
 from loadtests.plan import SCENARIOS_FILE, PlanError, make_plan, read_scenarios
 from loadtests.progress import Watch
 from loadtests.records import Case
@@ -71,13 +71,8 @@ def simulated(text: str) -> dict[str, float]:
     return found
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:  # one sentence; argparse would print the whole usage before it
-        self.exit(2, f"error: {message} (see --help)\n")
-
-
 def arguments_of(command: list[str]) -> argparse.Namespace:
-    parser = Parser(prog="python -m loadtests", description=__doc__, allow_abbrev=False)
+    parser = options.Parser(prog="python -m loadtests", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--servers", default=CORE, help="names, comma-separated, or 'all'; `python -m servers list` shows them (default: the core three)")
     add("--engines", default="", help="hf, vllm, simulated, comma-separated (default: each server's real one)")
@@ -96,11 +91,11 @@ def arguments_of(command: list[str]) -> argparse.Namespace:
     add("--simulated", type=simulated, default={}, help="times of the simulated engine, such as prefill_ms=50,step_ms=10,max_batch=64")
     add("--load-workers", type=one(numbers(int, 0, "a whole number of load workers above 0")), default=1,
         help="processes that send the load, for more than one core of it (default: 1)")
-    add("--listen", type=generator.address, metavar="ADDRESS:PORT",
+    add("--listen", type=options.address, metavar="ADDRESS:PORT",
         help="the load workers are on other machines (python -m loadtests.worker) and connect to this address, where servers listen, too")
     add("--no-calibration", action="store_true",
         help="do not measure the load generator's own errors first (half a minute); the report then cannot say what they are")
-    add("--web-port", type=one(numbers(int, 0, "a port")), help="show Locust's own web page on that port while a case is under load")
+    add("--web-port", type=options.port, help=f"show Locust's own web page on that port of {generator.WEB_HOST} while a case is under load")
     add("--ready-timeout", type=one(numbers(float, 0, "a number of seconds above 0")), help="for a server's start, s")
     add("--target", help="base URL of a running server to measure instead; any OpenAI-compatible one")
     add("--out", type=Path, help="the campaign's folder; an unfinished one is continued (default: a new one in results/)")
@@ -130,6 +125,9 @@ def plan_of(arguments: argparse.Namespace) -> tuple[list[Case], dict[str, dict[s
     scenarios = {name: with_trace(name, known[name], arguments) for name in dict.fromkeys(chosen)}
     if arguments.trace and not any("trace" in table for table in scenarios.values()):
         raise PlanError("--trace is for scenarios with arrivals = \"trace\", and none is chosen: add --scenarios replay")
+    for name, table in scenarios.items():
+        if (cap := table.get("max_in_flight", arguments.load_workers)) < arguments.load_workers:
+            raise PlanError(f"the scenario {name!r} has max_in_flight = {cap}: give --load-workers {cap}, or fewer")
     return make_plan(servers, engines, scenarios, users=arguments.users, rates=arguments.rate, duration_s=arguments.duration,
                      repeat=arguments.repeat, seed=arguments.seed), scenarios
 
@@ -231,6 +229,11 @@ def campaign(arguments: argparse.Namespace) -> int:
     if arguments.plan:
         print_plan(cases)
         return 0
+    if arguments.listen:
+        host, port = arguments.listen
+        launch.check_port(host, port, "--listen")
+    if arguments.web_port:
+        launch.check_port(generator.WEB_HOST, arguments.web_port, "--web-port")
     share = machine.machine_share()
     share["workers"] = arguments.workers or len(share["server_cores"])
     share["load_workers"] = arguments.load_workers

@@ -39,8 +39,7 @@ def varies(scenario: Mapping[str, Any]) -> bool:
 def warm_up(seed: str, scenario: Mapping[str, Any], rate: float | None) -> list[Arrival]:
     """Arrivals before the window, since the load's start: enough for the longest warm-up. Raises traces.TraceError."""
     if varies(scenario):
-        begin_s = scenario["warmup_s"]
-        return [arrival for arrival in schedule(seed, scenario, rate, begin_s) if arrival.at_s < begin_s]
+        return _arrivals(seed, scenario, rate, scenario["warmup_s"])
     return schedule(f"{seed}/warm-up", scenario, rate, longest_warm_up_s(scenario) + 1)
 
 
@@ -61,7 +60,16 @@ def longest_warm_up_s(scenario: Mapping[str, Any]) -> float:
 
 
 def schedule(seed: str, scenario: Mapping[str, Any], rate: float | None, duration_s: float) -> list[Arrival]:
-    """All arrivals of [0, duration_s), in order. `rate`: requests/s, unused by a trace. Raises traces.TraceError if there are none."""
+    """All arrivals of [0, duration_s), in order. `rate`: requests/s, unused by a trace, which must have some: raises traces.TraceError."""
+    found = _arrivals(seed, scenario, rate, duration_s)
+    if scenario["arrivals"] == "trace" and not found:
+        scale, start = scenario.get("time_scale", 1.0), scenario.get("trace_start_s", 0.0)
+        raise traces.TraceError(f"{scenario['trace']} has no request in {duration_s * scale:g} s from second {start:g} on: choose another "
+                                "trace_start_s or a longer --duration")
+    return found
+
+
+def _arrivals(seed: str, scenario: Mapping[str, Any], rate: float | None, duration_s: float) -> list[Arrival]:
     if scenario["arrivals"] == "trace":
         return _replay(scenario, duration_s)
     assert rate is not None
@@ -106,11 +114,7 @@ def _replay(scenario: Mapping[str, Any], duration_s: float) -> list[Arrival]:
     start = scenario.get("trace_start_s", 0.0)
     found = [Arrival((row.at_s - start) / scale, *fit(row.prompt_tokens, row.output_tokens, context), row.blocks)
              for row in traces.read(Path(scenario["trace"])) if row.at_s >= start]
-    found = [arrival for arrival in found if arrival.at_s < duration_s]
-    if not found:
-        raise traces.TraceError(f"{scenario['trace']} has no request in {duration_s * scale:g} s from second {start:g} on: choose another "
-                                "trace_start_s or a longer --duration")
-    return found
+    return [arrival for arrival in found if arrival.at_s < duration_s]
 
 
 def fit(prompt_tokens: int, output_tokens: int, context: int) -> tuple[int, int]:

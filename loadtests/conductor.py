@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+import psutil
 
 from loadtests import arrivals, records, steady
 from loadtests.recorder import give_up
 
 OPENS_IN_S = 0.3  # every worker knows of the window before it opens
-LOST_AFTER_S = 15.0  # without a report, of which there are four a second
+LOST_AFTER_S = float(os.environ.get("SERVEOFF_LOST_AFTER_S", "10"))  # without a report, of which there are four a second
 ENDS_WITHIN_S = 20.0  # after the drain: settling the last answers
 
 
@@ -40,22 +41,33 @@ class Conductor:
         self.collector: steady.Collector | None = None
         self.window: dict[str, float] | None = None
         self.warmup: dict[str, Any] | None = None  # as in run.json
+        self.children: dict[int, psutil.Process] = {}  # workers that Locust forked here: their end is seen at once
+        self.finishing = False  # so that workers may end
         self.greenlets: list[gevent.Greenlet] = []
         self.report("starting")
 
     def now(self) -> float:
         return time.perf_counter() - float(self.load["clock_zero_s"])
 
-    def begin(self, workers: list[dict[str, Any]]) -> None:
-        """The workers are ready: users and arrivals begin now."""
+    def fail(self, why: str) -> None:
+        """Ends all of it at once: one sentence for run.json. What was recorded so far is kept."""
+        try:
+            self.report(why)
+        finally:
+            give_up(why)
+
+    def begin(self, workers: list[dict[str, Any]], pids: dict[int, int]) -> None:
+        """The workers are ready: users and arrivals begin now. `pids`: of each worker, on its own machine."""
         self.workers = workers
+        own = {child.pid: child for child in psutil.Process().children()}
+        self.children = {worker: own[pid] for worker, pid in pids.items() if pid in own}
         self.began_s = self.now() + (0.05 if len(workers) > 1 else 0.0)
         # Users begin one after the other in the first half of the shortest warm-up (loadtests/locustfile.py).
         ramp_s = self.scenario["warmup_s"] / 2 if self.scenario["arrivals"] == "closed" else 0.0
         self.collector = steady.Collector(self.began_s + ramp_s)
         self.broadcast("begin", {"began_s": self.began_s})
         self.greenlets = [gevent.spawn(self.conduct)]
-        self.greenlets[0].link_exception(lambda failed: give_up(failed.exception))
+        self.greenlets[0].link_exception(lambda failed: self.fail(str(failed.exception)))
 
     def take(self, report: dict[str, Any]) -> None:
         """What one worker reports (loadtests/recorder.py)."""
@@ -71,14 +83,18 @@ class Conductor:
         self.heard_s[report["worker"]] = self.now()
         if self.window and self.window["start_s"] <= report["at_s"] < self.window["end_s"]:
             self.in_window.setdefault(report["worker"], []).append(report)
+        if report["ended"] and not self.finishing:
+            self.fail(f"load worker {report['worker']} was ended")
 
     def conduct(self) -> None:
         self._warm_up()
         self._open_window()
         assert self.window is not None
-        self._wait_until(self.window["end_s"] + 0.2)
+        last_s = self.window["end_s"] + 0.2  # a little later nobody sends any more
+        self._wait_until(last_s)
         drained_s = self.window["end_s"] + self.scenario["drain_s"]
-        while self.now() < drained_s and self._total("in_flight"):
+        # A report from before `last_s` may know nothing of the last requests.
+        while self.now() < drained_s and (self._total("in_flight") or any(each["at_s"] < last_s for each in self.reports.values())):
             self._wait_until(self.now() + 0.1)
         self.finish(ENDS_WITHIN_S)
         self.quit()
@@ -109,10 +125,12 @@ class Conductor:
         self.broadcast("window", self.window)
 
     def finish(self, patience_s: float) -> None:
-        """Ends users that still wait, and collects the last rows."""
+        """Ends users that still wait, and collects the last rows, and what Locust counted."""
+        self.finishing = True
         self.broadcast("finish", {})
         end_s = self.now() + patience_s
-        while self.now() < end_s and not all(report["ended"] for report in self.reports.values()):
+        while self.now() < end_s and not (all(report["ended"] for report in self.reports.values())
+                                          and self.stats.total.num_requests >= self._total("rows")):
             gevent.sleep(0.02)
 
     def _wait_until(self, at_s: float) -> None:
@@ -120,9 +138,15 @@ class Conductor:
         while (left_s := at_s - self.now()) > 0:
             gevent.sleep(min(left_s, 1.0))
             self.report("running")
-            silent = [each["worker"] for each in self.workers if self.now() - self.heard_s.get(each["worker"], self.began_s) > LOST_AFTER_S]
-            if silent:
-                raise RuntimeError(f"load worker {', '.join(map(str, silent))} has not reported for {LOST_AFTER_S:g} s")
+            self._look_for_lost_ones()
+
+    def _look_for_lost_ones(self) -> None:
+        for worker, child in self.children.items():
+            if not child.is_running() or child.status() == psutil.STATUS_ZOMBIE:
+                raise RuntimeError(f"load worker {worker} ended by itself")
+        for each in self.workers:
+            if self.now() - self.heard_s.get(each["worker"], self.began_s) > LOST_AFTER_S:
+                raise RuntimeError(f"load worker {each['worker']} has not reported for {LOST_AFTER_S:g} s")
 
     def _total(self, name: str) -> int:
         return sum(int(report[name]) for report in self.reports.values())

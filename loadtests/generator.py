@@ -1,6 +1,5 @@
 """Starts the load generator, Locust with our locustfile, as a child process, and waits for its end."""
 
-import argparse
 import json
 import os
 import subprocess
@@ -17,6 +16,7 @@ from servers import launch
 
 START_S = 60.0  # bound for Locust's own start
 REMOTE_START_S = 300.0  # and for load workers on other machines to be there
+WEB_HOST = "127.0.0.1"  # Locust's page has buttons and no password
 END_S = 60.0  # bound for settling what came last, and for Locust's own end
 
 
@@ -32,14 +32,6 @@ class Workers:
     listen: tuple[str, int] | None = None
 
 
-def address(text: str) -> tuple[str, int]:
-    """Of "10.0.0.5:5557". Raises argparse.ArgumentTypeError."""
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise argparse.ArgumentTypeError(f"{text!r} is not ADDRESS:PORT, such as 10.0.0.5:5557")
-    return host, int(port)
-
-
 @contextmanager
 def generating(folder: Path, task: dict[str, Any], workers: Workers, cores: Sequence[int] = (),
                web_port: int | None = None) -> Iterator["subprocess.Popen[bytes]"]:
@@ -52,7 +44,7 @@ def generating(folder: Path, task: dict[str, Any], workers: Workers, cores: Sequ
     command = [sys.executable, "-m", "locust", "-f", "loadtests/locustfile.py", "--only-summary", "--loglevel", "WARNING",
                "--users", str(users), "--spawn-rate", str(users), "--host", task["base_url"], "--exit-code-on-error", "0",
                "--stop-timeout", "0", "ClosedLoop" if closed else "OpenLoop"]
-    command += ["--autostart", "--web-port", str(web_port)] if web_port else ["--headless"]
+    command += ["--autostart", "--web-host", WEB_HOST, "--web-port", str(web_port)] if web_port else ["--headless"]
     if workers.listen:
         host, port = workers.listen
         command += ["--master", "--master-bind-host", host, "--master-bind-port", str(port), "--expect-workers", str(workers.count),
@@ -60,7 +52,7 @@ def generating(folder: Path, task: dict[str, Any], workers: Workers, cores: Sequ
     elif workers.count > 1:
         free = str(launch.free_port())
         command += ["--processes", str(workers.count), "--master-bind-host", "127.0.0.1", "--master-bind-port", free,
-                    "--master-port", free]
+                    "--master-port", free, "--expect-workers-max-wait", str(int(START_S))]
     environment = {**os.environ, "SERVEOFF_LOAD": json.dumps(task | {"folder": str(folder.resolve())})}
     load = launch.supervised(command, folder / "load.log", cores=cores, environment=environment)
     try:

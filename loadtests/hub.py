@@ -1,10 +1,12 @@
-"""What gevent does too coarsely for a measuring instrument: reads without a switch of greenlets, and sleep to the microsecond.
+"""What gevent does too coarsely for a measuring instrument: reads without a switch of greenlets, sleep to the microsecond, fair slots.
 
 `HubConnection`: the event loop itself reads, stamps and takes the bytes. A greenlet that waits in `recv` is woken by the loop for
 every event of its stream; with many streams that is most of the client's time, and each token waits for the switches before it.
 Here the greenlet sleeps until its answer is complete.
 
 `Alarm`: gevent's own timers are rounded up to the millisecond of epoll's time-out; a timerfd is a descriptor like any other.
+
+`Slots`: gevent's Semaphore lets one who has just come overtake those who wait, if a slot becomes free in the same turn of the loop.
 """
 
 import ctypes
@@ -12,9 +14,11 @@ import os
 import struct
 import sys
 import time
+from collections import deque
 
 import gevent
 from gevent import monkey
+from gevent.event import Event
 from gevent.hub import Waiter
 
 from loadtests.sse import Answer, Connection, stamped_read
@@ -87,3 +91,25 @@ class Alarm:
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
+
+
+class Slots:
+    """Caps how many may go on at once; who has waited longest is next."""
+
+    def __init__(self, free: int):
+        self.free = free
+        self.waiting: deque[Event] = deque()
+
+    def take(self) -> None:
+        if self.free:  # then nobody waits: a slot is handed over, and not free in between
+            self.free -= 1
+            return
+        turn = Event()
+        self.waiting.append(turn)
+        turn.wait()
+
+    def give(self) -> None:
+        if self.waiting:
+            self.waiting.popleft().set()
+        else:
+            self.free += 1

@@ -5,32 +5,30 @@
 
 Each request becomes one row (loadtests/recorder.py) and one of Locust's request events, so Locust's statistics, CSV, web UI and
 distribution work as ever, and its count is held against ours. One process of Locust is both conductor and load worker; with several
-load workers, Locust's master is the conductor, and tells the workers what to do (SERVEOFF_LOAD is read by the conductor alone).
+load workers, Locust's master is the conductor, and tells the workers what to do (loadtests/link.py).
 """
 
 import gc
 import json
 import os
 import time
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gevent
 from gevent.event import AsyncResult
-from gevent.lock import Semaphore
-from locust import User, events, task
+from locust import User, events, runners, task
 from locust.env import Environment
 from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
 
-from loadtests import arrivals, prompts
-from loadtests.conductor import Conductor
-from loadtests.hub import Alarm, HubConnection
-from loadtests.recorder import CUT_OFF, Recorder, Sent
+from loadtests import arrivals, link, prompts
+from loadtests.conductor import LOST_AFTER_S, Conductor
+from loadtests.hub import Alarm, HubConnection, Slots
+from loadtests.recorder import CUT_OFF, Recorder, Sent, give_up
 
-READY_S = 60.0  # for workers to make their arrivals
-CLOCK_PINGS = 10
-MACHINE = Path("/proc/sys/kernel/random/boot_id")  # processes that read the same here share their monotonic clock
+KNOWN_BEFORE_S = 0.1  # workers know of the window OPENS_IN_S before it opens, minus what the message takes
 
 
 class Worker:
@@ -52,7 +50,7 @@ class Worker:
             self.warm_up = self.mine(arrivals.warm_up(seed, self.scenario, rate))
             self.in_window = self.mine(arrivals.window(seed, self.scenario, rate, self.load["duration_s"]))
         cap = self.scenario.get("max_in_flight")
-        self.slots = None if cap is None else Semaphore(max(1, cap // self.workers + (self.number < cap % self.workers)))
+        self.slots = None if cap is None else Slots(cap // self.workers + (self.number < cap % self.workers))
 
     def mine(self, planned: list[arrivals.Arrival]) -> list[tuple[int, arrivals.Arrival]]:
         """Every worker computes all arrivals and takes its part, so that together they are the same for any number of workers."""
@@ -75,19 +73,24 @@ class Worker:
     def connect(self) -> HubConnection:
         return HubConnection(self.load["base_url"], self.scenario["timeout_s"], os.environ.get("SERVEOFF_API_KEY"))
 
-    def ask(self, connection: HubConnection, user: int | None, scheduled_s: float, prepared: "Prepared",
-            slot_s: float | None = None) -> Sent:
-        """One request, to the end of its answer. Its row is written also if this greenlet is killed meanwhile."""
-        wanted, path, body = prepared
-        sent = self.recorder.begin(user, scheduled_s, wanted, slot_s)
+    @contextmanager
+    def row(self, user: int | None, scheduled_s: float, prepared: "Prepared") -> Iterator[Sent]:
+        """A request's row. It is written also if this greenlet is killed meanwhile, waiting for a slot or for the answer."""
+        sent = self.recorder.begin(user, scheduled_s, prepared[0])
         try:
-            connection.post(path, body, sent.exchange, f"{self.number}-{sent.number}")
+            yield sent
         except gevent.GreenletExit:
-            sent.exchange.error = CUT_OFF
+            sent.exchange.error, sent.exchange.done_s = CUT_OFF, time.perf_counter()
             raise
         finally:
             self.recorder.end(sent)
-        return sent
+
+    def close(self) -> None:
+        if hasattr(self, "recorder"):
+            self.recorder.close()
+
+    def post(self, connection: HubConnection, sent: Sent, prepared: "Prepared") -> None:
+        connection.post(prepared[1], prepared[2], sent.exchange, f"{self.number}-{sent.number}")
 
 
 Prepared = tuple[prompts.Prompt, str, bytes]  # with path and body
@@ -129,7 +132,8 @@ class ClosedLoop(User):
         think_s = worker.scenario.get("think_s", 0.0)
         if "turns" not in worker.scenario:
             self.prepared = gevent.spawn(worker.prepare, self.index, self.turn)  # runs while this one waits for its answer
-        sent = worker.ask(self.connection, self.index, self.free_s, prepared)
+        with worker.row(self.index, self.free_s, prepared) as sent:
+            worker.post(self.connection, sent, prepared)
         self.free_s = sent.exchange.done_s - worker.recorder.zero_s + think_s
         if sent.exchange.error is not None:  # a dead server must not turn the loop into a flood
             gevent.sleep(0.01)
@@ -164,26 +168,29 @@ class OpenLoop(User):
         alarm = Alarm()
 
         def one(scheduled_s: float, prepared: Prepared) -> None:
-            slot_s = None
-            if worker.slots is not None:
-                worker.slots.acquire()
-                slot_s = recorder.now()
-            try:
-                connection = idle.pop() if idle else worker.connect()
-                worker.ask(connection, None, scheduled_s, prepared, slot_s)
-                idle.append(connection)
-            finally:
+            with worker.row(None, scheduled_s, prepared) as sent:
                 if worker.slots is not None:
-                    worker.slots.release()
+                    worker.slots.take()
+                    sent.slot_s = recorder.now()
+                connection = idle.pop() if idle else worker.connect()
+                worker.post(connection, sent, prepared)
+            idle.append(connection)
+            if worker.slots is not None:  # not if this greenlet was killed: nobody shall go on then
+                worker.slots.give()
 
         def send(user: int, part: list[tuple[int, arrivals.Arrival]], start_s: float, until: AsyncResult | None) -> None:
             for index, arrival in part:
                 scheduled_s = start_s + arrival.at_s
-                if until is not None and until.ready() and scheduled_s >= until.get():
-                    break
                 prepared = worker.prepare(user, index, arrival)
+                if until is not None:
+                    # The window's first arrivals must not wait behind the warm-up's next one, which may be after them.
+                    if (early_s := scheduled_s - KNOWN_BEFORE_S - recorder.now()) > 0:
+                        until.wait(early_s)
+                    if until.ready() and scheduled_s >= until.get():
+                        break
                 alarm.sleep_until(recorder.zero_s + scheduled_s)
                 greenlet = gevent.spawn(one, scheduled_s, prepared)
+                greenlet.link_exception(lambda failed: give_up(repr(failed.exception)))
                 in_flight.add(greenlet)
                 greenlet.rawlink(in_flight.discard)
 
@@ -199,7 +206,8 @@ class OpenLoop(User):
 
 @events.init.add_listener
 def on_init(environment: Environment, **_: Any) -> None:
-    """Who is told what by which of Locust's messages. In one process, both sides are here."""
+    """What a load worker is told by which of Locust's messages. In one process, conductor and worker are both here."""
+    global conductor
     runner = environment.runner
 
     def listen(kind: str, listener: Any) -> None:
@@ -207,58 +215,27 @@ def on_init(environment: Environment, **_: Any) -> None:
 
     if not isinstance(runner, MasterRunner):
         listen("task", lambda told: on_task(environment, told))
-        listen("ping", lambda _: runner.send_message("pong", {"clock_s": time.perf_counter(), "machine": machine()}))
+        listen("ping", lambda _: runner.send_message("pong", link.pong()))
         listen("clock", lambda told: worker.clock(told["offset_s"]))
         listen("begin", lambda told: worker.began.set(told["began_s"]))
         listen("window", on_window)
         listen("finish", lambda _: on_finish(environment))
     if not isinstance(runner, WorkerRunner):
-        start_conductor(environment)
-
-
-def start_conductor(environment: Environment) -> None:
-    global conductor
-    runner = environment.runner
-    conductor = Conductor(json.loads(os.environ["SERVEOFF_LOAD"]), runner.send_message, runner.quit, environment.stats)
-    answers: dict[str, AsyncResult] = {}
-    runner.register_message("ready", lambda environment, msg, **_: answers["ready"].set(True))
-    runner.register_message("pong", lambda environment, msg, **_: answers["pong"].set(msg.data))
-    runner.register_message("report", lambda environment, msg, **_: conductor.take(msg.data))
-
-    def asked(kind: str, data: dict[str, Any], answer: str, client: str | None) -> Any:
-        answers[answer] = AsyncResult()
-        runner.send_message(kind, data, client)
-        return answers[answer].get(timeout=READY_S)
-
-    @events.test_start.add_listener
-    def on_test_start(**_: Any) -> None:
-        clients = sorted(runner.clients) if isinstance(runner, MasterRunner) else [None]
-        found = []
-        for number, client in enumerate(clients):
-            asked("task", {"load": conductor.load, "number": number, "workers": len(clients)}, "ready", client)
-        for place, client in enumerate(clients):
-            estimates = []
-            for _ping in range(CLOCK_PINGS):
-                before_s = time.perf_counter()
-                pong = asked("ping", {}, "pong", client)
-                after_s = time.perf_counter()
-                estimates.append((after_s - before_s, pong["clock_s"] - (before_s + after_s) / 2))
-            round_trip_s, offset_s = min(estimates)  # the quickest one is the surest (Cristian 1989): off by half of it at most
-            same = pong["machine"] is not None and pong["machine"] == machine()
-            runner.send_message("clock", {"offset_s": 0.0 if same else offset_s}, client)
-            found.append({"worker": place, "offset_s": 0.0 if same else offset_s, "estimated_offset_s": offset_s,
-                          "round_trip_s": round_trip_s})
-        conductor.begin(found)
-
-
-def machine() -> str | None:
-    return MACHINE.read_text() if MACHINE.exists() else None
+        conductor = link.Link(environment, json.loads(os.environ["SERVEOFF_LOAD"]), isinstance(runner, MasterRunner)).conductor
+    else:
+        runners.MASTER_HEARTBEAT_TIMEOUT = LOST_AFTER_S  # a conductor that was killed must not leave a load behind for a minute
+    # Not before now: Locust calls what was added last first, and its own listener, which was added just before, disconnects.
+    events.quitting.add_listener(on_quitting)
 
 
 def on_task(environment: Environment, told: dict[str, Any]) -> None:
     global worker
-    worker = Worker(environment, told)
-    environment.runner.send_message("ready", {})
+    problem = None
+    try:
+        worker = Worker(environment, told)
+    except Exception as error:
+        problem = str(error) or repr(error)
+    environment.runner.send_message("ready", {"problem": problem})
 
 
 def on_window(told: dict[str, float]) -> None:
@@ -270,19 +247,31 @@ def on_finish(environment: Environment) -> None:
     """Users that still wait for an answer are ended; then the last rows can be written."""
     environment.stop_timeout = 0
     environment.runner.stop()
-    worker.recorder.close()
+    worker.close()
+    if isinstance(environment.runner, WorkerRunner):
+        environment.runner._send_stats()  # now, so that the conductor need not hope that Locust's last ones come in time
 
 
-@events.quitting.add_listener
+@events.user_error.add_listener
+def on_user_error(exception: Exception, **_: Any) -> None:
+    give_up(repr(exception))  # Locust would go on, with one user less
+
+
 def on_quitting(environment: Environment, **_: Any) -> None:
     environment.stop_timeout = 0  # normally nobody runs any more; after SIGTERM nobody is waited for
-    if isinstance(environment.runner, MasterRunner):
-        conductor.finish(patience_s=2.0)
+    if isinstance(environment.runner, WorkerRunner):
+        environment.runner.stop()
+        if "worker" in globals():
+            worker.close()
+    else:
+        conductor.finishing = True
+        if isinstance(environment.runner, MasterRunner):
+            conductor.finish(patience_s=2.0)
 
 
 @events.quit.add_listener
 def on_quit(**_: Any) -> None:
     if "worker" in globals():
-        worker.recorder.close()
+        worker.close()
     if "conductor" in globals():
         conductor.close()

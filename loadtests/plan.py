@@ -25,6 +25,7 @@ RANGES = ("prompt_tokens", "output_tokens", "turns")
 # Keys that only make sense with some arrivals, and with one endpoint.
 ONLY_CLOSED = ("users", "think_s", "turns")
 ONLY_OPEN = ("rate", "burstiness", "profile", "max_in_flight", "trace", "trace_start_s", "time_scale")
+NOT_TRACE = ("shared_tokens", "shared_prefixes")  # which has prefixes of its own, and lengths that just fit the context
 
 
 class PlanError(ValueError):
@@ -71,10 +72,15 @@ def _check(where: str, table: dict[str, Any]) -> None:
         if not number or value < 0 or (value == 0 and key in ABOVE_0):
             raise PlanError(f"{where}: {key} = {value!r} is not a {'whole ' if key in WHOLE else ''}number above "
                             f"{'0' if key in ABOVE_0 else 'or equal to 0'}")
-    for key in table.keys() & set(ONLY_OPEN if table["arrivals"] == "closed" else ONLY_CLOSED):
+    wrong = {"closed": ONLY_OPEN, "trace": (*ONLY_CLOSED, *NOT_TRACE)}.get(table["arrivals"], ONLY_CLOSED)
+    for key in table.keys() & set(wrong):
         raise PlanError(f"{where}: {key} does not go with arrivals = {table['arrivals']!r}: leave it out")
     if "turns" in table and table["endpoint"] != "chat":
         raise PlanError(f"{where}: turns are of a conversation: use endpoint = \"chat\"")
+    if "shared_prefixes" in table and "shared_tokens" not in table:
+        raise PlanError(f"{where}: shared_prefixes need shared_tokens, their length")
+    if table["endpoint"] == "chat" and table.get("shared_tokens") == 1:
+        raise PlanError(f"{where}: shared_tokens = 1 is too short for a chat's system message: its role's marker is one")
     if table.get("warmup_max_s", table["warmup_s"]) < table["warmup_s"]:
         raise PlanError(f"{where}: warmup_max_s = {table['warmup_max_s']!r} is less than warmup_s")
     for key in table.keys() & set(RANGES):

@@ -46,7 +46,7 @@ def yield_to_sockets() -> None:
 def give_up(problem: object) -> None:
     """A load generator that cannot record (a full disk, say) must not go on as if it did: Locust would swallow the exception."""
     try:
-        print(f"the recorder failed: {problem}", file=sys.stderr, flush=True)
+        print(f"the load generator gave up: {problem}", file=sys.stderr, flush=True)
     finally:  # on a full disk, stderr, which is a log, fails as well
         os._exit(FAILED)
 

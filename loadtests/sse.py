@@ -338,6 +338,7 @@ def _read_head(head: bytes, exchange: Exchange) -> tuple[int | None, _Chunked | 
 
 SETTLED_AT_ONCE = 32  # events; some 2 us each
 PLAIN = re.compile(rb"[ !#-\[\]-~]+")  # text that JSON writes as it is
+TEXT = re.compile(rb'"(?:text|content)"\s*:\s*"?([^"]*)')
 
 
 def settle(exchange: Exchange, pause: Callable[[], None] = lambda: None) -> Settled:
@@ -409,10 +410,11 @@ def _template(event: bytes, chunk: Chunk) -> tuple[bytes, bytes] | None:
     """What stands before and after the text of an event that carries nothing else: the next event mostly differs in its text
     alone, and is then read without decoding its JSON, which is most of the work. Null if that would not be certain."""
     text = chunk.text.encode(errors="replace")
-    if chunk.finish_reason or chunk.usage or chunk.timings or b"\n" in event or b"\r" in event or not PLAIN.fullmatch(text):
+    if (chunk.finish_reason or chunk.usage or chunk.timings or b"\n" in event or b"\r" in event or b"\\" in event
+            or not PLAIN.fullmatch(text)):  # fmt: skip
         return None
-    found = list(re.finditer(rb'"(?:text|content)"\s*:\s*"(' + re.escape(text) + rb')"', event))
-    return (event[: found[0].start(1)], event[found[0].end(1) :]) if len(found) == 1 else None
+    found = list(TEXT.finditer(event))  # without escapes, a match is a key and its value; a second key might be the one that counts
+    return (event[: found[0].start(1)], event[found[0].end(1) :]) if len(found) == 1 and found[0][1] == text else None
 
 
 def _text_by(template: tuple[bytes, bytes], event: bytes) -> str:

@@ -82,13 +82,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def check_port(host: str, port: int) -> None:
+def check_port(host: str, port: int, option: str = "--port") -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise LaunchError(f"port {port} on {host} cannot be used ({error.strerror}): give another one with --port") from None
+            raise LaunchError(f"port {port} on {host} cannot be used ({error.strerror}): give another one with {option}") from None
 
 
 def supervised(command: Sequence[str], log: Path, *, cores: Sequence[int] = (), environment: dict[str, str] | None = None,

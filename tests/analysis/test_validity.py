@@ -218,3 +218,18 @@ def test_load_share_counts_the_cores_that_workers_can_use(observe):
     share = {"server_cores": [0], "load_cores": [1, 2, 3], "shared": False, "threads": 1}
     o = observe(samples=synthetic.telemetry(load_cores=1.0), data={"machine_share": share})
     assert metrics.load_cpu_share(o) == pytest.approx(0.5)  # two load workers
+
+
+def test_a_wait_for_a_slot_is_not_the_client_s(observe):
+    """Under a cap on concurrency requests are sent later by intention, here even after the window; the client's own part counts."""
+
+    def waiting(own_s):
+        rows = [row | {"slot_s": row["scheduled_s"] + 30, "sent_s": row["scheduled_s"] + 30 + own_s} for row in synthetic.requests()]
+        return observe(rows=rows, users=None, rate=40.0, counts=COUNTS | {"planned": 320})
+
+    assert not {"send lag", "arrivals"} & failed(waiting(0.001)).keys()
+    assert {"send lag", "arrivals"} & failed(waiting(0.1)).keys() == {"send lag"}
+    rows = synthetic.requests()
+    del rows[100:120]
+    assert "arrivals" in failed(observe(rows=[row | {"slot_s": row["sent_s"]} for row in rows], users=None, rate=40.0,
+                                        counts=COUNTS | {"planned": 320}))  # fmt: skip

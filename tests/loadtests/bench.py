@@ -94,6 +94,11 @@ class Bench:
                     found.append(process)
         return found
 
+    def load_workers(self) -> list[psutil.Process]:
+        """Locust itself, and after it those that it forked."""
+        found = [each for each in self.processes() if {"locust", "servers.supervise"} & {*each.cmdline()} == {"locust"}]
+        return sorted(found, key=lambda each: each.ppid() in {process.pid for process in found})
+
     def left_over(self) -> list[str]:
         """Of all campaigns so far: processes, temporary files, half-written files, open ports."""
         left = [f"process {process.pid}" for process in self.processes()]

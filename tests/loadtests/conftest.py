@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from tests.loadtests.bench import Bench
+from tests.loadtests.bench import MARK, Bench, wait_for
 from tests.loadtests.scripted import PATIENCE_S, Scripted
 
 
@@ -25,3 +25,12 @@ def server() -> Iterator[Scripted]:
     scripted.thread.join(PATIENCE_S)
     scripted.listener.close()
     assert not scripted.thread.is_alive()
+
+
+@pytest.fixture
+def marked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    """What this test starts is recognised by the bench, and must be gone at the end."""
+    monkeypatch.setenv(MARK, bench.mark)
+    monkeypatch.setenv("TMPDIR", str(bench.temporary))
+    yield bench
+    wait_for(lambda: not bench.left_over(), f"nothing left over, as {bench.left_over()}")

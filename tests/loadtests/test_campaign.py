@@ -308,7 +308,7 @@ def test_a_recorder_that_cannot_write_fails_the_case(bench: Bench) -> None:
     assert driver.returncode == 1 and bench.left_over() == []
     [(folder, run)] = runs(bench.folder / "limited")
     assert run["status"].startswith("failed: load: the load generator ended with exit code 4 (running)"), run["status"]
-    assert "the recorder failed: [Errno 2" in run["status"] and "the recorder failed: [Errno 2" in text
+    assert "gave up: [Errno 2" in run["status"] and "gave up: [Errno 2" in text
     rows = table(folder, "requests")
     assert len(rows) >= 10 and {row["answer"] for row in rows} == {"exact"}
 

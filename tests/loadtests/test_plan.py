@@ -113,7 +113,7 @@ def test_a_scenario_is_read_verbatim(tmp_path: Path) -> None:
 
 
 def test_the_scenarios_that_come_with_serveoff_are_sound() -> None:
-    assert {"interactive", "steady"} <= read_scenarios().keys()
+    assert {"interactive", "steady", "chat", "rag"} <= read_scenarios().keys()
 
 
 @pytest.mark.parametrize(("before", "after", "sentence"), [
@@ -141,6 +141,21 @@ def test_the_scenarios_that_come_with_serveoff_are_sound() -> None:
     ("[4, 4]", "[0, 4]", "[chat]: output_tokens = [0, 4] is not [least, most] of at least 1"),
     ("[4, 4]", "4", "[chat]: output_tokens = 4 is not [least, most] of at least 1"),
     ("[2, 8]", "[1, 8]", "[chat]: prompt_tokens = [1, 8] is not [least, most] of at least 2"),
+    ("users = 2", "users = 2\nturns = 3", "[chat]: turns = 3 is not [least, most] of at least 1"),
+    ("users = 2", "users = 2\nturns = [0, 3]", "[chat]: turns = [0, 3] is not [least, most] of at least 1"),
+    ('"chat"\nprompt', '"completions"\nturns = [2, 3]\nprompt', '[chat]: turns are of a conversation: use endpoint = "chat"'),
+    ("users = 2", "users = 2\nshared_tokens = 0", "[chat]: shared_tokens = 0 is not a whole number above 0"),
+    ("users = 2", "users = 2\nshared_tokens = 1.5", "[chat]: shared_tokens = 1.5 is not a whole number above 0"),
+    ("users = 2", "users = 2\nshared_tokens = 1",
+     "[chat]: shared_tokens = 1 is too short for a chat's system message: its role's marker is one"),
+    ("users = 2", "users = 2\nshared_prefixes = 3", "[chat]: shared_prefixes need shared_tokens, their length"),
+    ("users = 2", "users = 2\nshared_tokens = 8\nshared_prefixes = 0", "[chat]: shared_prefixes = 0 is not a whole number above 0"),
+    ("users = 2", "users = 2\nmax_in_flight = 4", "[chat]: max_in_flight does not go with arrivals = 'closed': leave it out"),
+    ('"closed"\nusers = 2', '"poisson"\nrate = 2\nmax_in_flight = 0', "[chat]: max_in_flight = 0 is not a whole number above 0"),
+    ('"closed"\nusers = 2', '"poisson"\nrate = 2\nmax_in_flight = 2.5', "[chat]: max_in_flight = 2.5 is not a whole number above 0"),
+    ('"closed"\nusers = 2', '"poisson"\nrate = 2\nturns = [1, 2]', "[chat]: turns does not go with arrivals = 'poisson': leave it out"),
+    ('"closed"\nusers = 2', '"trace"\nshared_tokens = 8', "[chat]: shared_tokens does not go with arrivals = 'trace': leave it out"),
+    ("warmup_s = 0", "warmup_s = 3\nwarmup_max_s = 2", "[chat]: warmup_max_s = 2 is less than warmup_s"),
 ])  # fmt: skip
 def test_a_broken_scenario_is_refused_and_located(tmp_path: Path, before: str, after: str, sentence: str) -> None:
     assert GOOD.count(before) == 1

@@ -40,6 +40,7 @@ for _ in range(3):
 gevent.sleep(0)  # the recorder begins with the first of them, and pauses in it
 gevent.sleep(0)
 assert recorder.written == 0 and recorder.finished
+l.conductor.finishing = True
 recorder.close()
 assert recorder.written == 3 == environment.stats.total.num_requests, recorder.written
 assert recorder.ended and l.conductor.reports[0]["rows"] == 3
