@@ -66,6 +66,15 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session
+def instrument(session: nox.Session) -> None:
+    """How far the load generator can be trusted: experiments and their page. An hour, on a machine that is quiet."""
+    install(session)
+    session.run("python", "-m", "loadtests.instrument", *session.posargs, interrupt_timeout=120, terminate_timeout=30)
+    folder = [value for option, value in zip(session.posargs, session.posargs[1:], strict=False) if option == "--out"]
+    session.run("python", "-m", "analysis", "instrument", *folder)
+
+
+@nox.session
 def report(session: nox.Session) -> None:
     """Report of a campaign folder (default: the newest in results/), made anew."""
     install(session)

@@ -1,15 +1,19 @@
-"""python -m analysis report [CAMPAIGN] [--slo ttft=1000ms,tpot=100ms] [--no-notebooks]"""
+"""python -m analysis report [CAMPAIGN] [--slo ttft=1000ms,tpot=100ms] [--no-notebooks]
+python -m analysis checks [CAMPAIGN]
+python -m analysis instrument [FOLDER]"""
 
 import argparse
+import json
 import sys
+from pathlib import Path
 
 from rich.console import Console
 
-from analysis import execute, load, metrics, report
+from analysis import checks, execute, instrument, load, metrics, report
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0; 2 if what was asked for cannot be read, with one sentence on stderr."""
+    """0; 1 of checks if a case has no number; 2 if what was asked for cannot be read, with one sentence on stderr."""
     parser = argparse.ArgumentParser(prog="python -m analysis", description="Reads campaigns; writes reports.")
     commands = parser.add_subparsers(dest="verb", required=True)
     verb = commands.add_parser(
@@ -20,17 +24,39 @@ def main(arguments: list[str] | None = None) -> int:
         "--slo", default=metrics.SLO, metavar="BOUNDS", help="what a good request meets (default: %(default)s; also e2e)"
     )
     verb.add_argument("--no-notebooks", action="store_true", help="do not execute the notebooks, which take some seconds each")
+    verb.set_defaults(do=make_report)
+    verb = commands.add_parser("checks", help="every check of every case as JSON; exit code 0 if every case has a number, else 1")
+    verb.add_argument("campaign", nargs="?", help="a campaign's folder (default: the newest in results/)")
+    verb.set_defaults(do=print_checks)
+    verb = commands.add_parser("instrument", help="README.md and figures of what `python -m loadtests.instrument` found")
+    verb.add_argument("folder", nargs="?", type=Path, default=instrument.RESULTS, help="its results (default: %(default)s)")
+    verb.set_defaults(do=make_instrument_page)
     options = parser.parse_args(arguments)
     try:
-        found = report.write(options.campaign, metrics.parse_slo(options.slo))
+        return int(options.do(options))
     except load.InputError as error:
         print(error, file=sys.stderr)
         return 2
+
+
+def make_report(options: argparse.Namespace) -> int:
+    found = report.write(options.campaign, metrics.parse_slo(options.slo))
     if not options.no_notebooks:
         execute.notebooks(found.campaign.folder)
     console = Console()
     report.show(found, console if console.is_terminal else Console(width=140))
     print(found.campaign.folder / "report.html")
+    return 0
+
+
+def print_checks(options: argparse.Namespace) -> int:
+    found = checks.of_campaign(options.campaign)
+    print(json.dumps(found, indent=1, allow_nan=False))
+    return 0 if found and all(case["valid"] for case in found) else 1
+
+
+def make_instrument_page(options: argparse.Namespace) -> int:
+    print(instrument.write(options.folder))
     return 0
 
 

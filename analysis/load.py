@@ -91,6 +91,17 @@ def campaign(folder: Path | str | None = None) -> Campaign:
     return Campaign(folder, data, cases.astype(dict.fromkeys(numbers, "float64")), runs, folders)
 
 
+def instrument(folder: Path) -> dict[str, Any]:
+    """What each experiment of `python -m loadtests.instrument` found, by its name: results.json. Raises InputError."""
+    file = folder / "results.json"
+    if not file.is_file():
+        raise InputError(f"no results.json at {folder}: run `python -m loadtests.instrument` first, or name its --out")
+    try:
+        return dict(records.read_json(file))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{file} is not what `python -m loadtests.instrument` writes ({error}); run it again") from None
+
+
 def _state(run: dict[str, Any] | None) -> dict[str, Any]:
     if run is None:
         return {"state": "planned", "reason": "not begun"}

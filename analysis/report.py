@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from analysis import figures, load, statistics, summary
+from analysis import figures, floor, load, statistics, summary
 from analysis.metrics import METRICS
 from analysis.summary import Comparison, Summary, System
 
@@ -50,8 +50,8 @@ def write(folder: Path | str | None = None, slo: dict[str, float] | None = None)
     for figure in (f for c in view["comparisons"] for f in c["figures"]):
         (folder / "figures" / figure["file"]).write_bytes(figure["png"])
     found.table.drop(columns="index").to_csv(folder / "metrics.csv", index_label="index")
-    (folder / "report.html").write_text(_environment(autoescape=True).get_template("report.html.jinja").render(view))
-    (folder / "report.md").write_text(_environment(finalize=_markdown).get_template("report.md.jinja").render(view))
+    (folder / "report.html").write_text(environment(autoescape=True).get_template("report.html.jinja").render(view))
+    (folder / "report.md").write_text(environment(finalize=markdown).get_template("report.md.jinja").render(view))
     return found
 
 
@@ -72,6 +72,7 @@ def view_of(found: Summary) -> dict[str, Any]:
         "comparisons": [_comparison(found, c, number) for number, c in enumerate(comparisons, 1)],
         "concerns": _concerns(found),
         "checks": _checks(found),
+        "floor": floor.view(found, {c["index"]: _case(c)["case"] for c in cases.to_dict("records")}),
         "numberless": [_case(c) | {"why": c["why"]} for c in cases[~cases["valid"]].to_dict("records")],
         "slo": " and ".join(f"{name.removesuffix('_s').upper()} ≤ {bound * 1000:g} ms" for name, bound in found.slo.items()),
         "definitions": [
@@ -178,12 +179,12 @@ def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
     return [(path, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]
 
 
-def _environment(**options: Any) -> jinja2.Environment:  # autoescape is the caller's: HTML needs it, Markdown cannot have it
+def environment(**options: Any) -> jinja2.Environment:  # autoescape is the caller's: HTML needs it, Markdown cannot have it
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     return jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, **options)  # noqa: S701
 
 
-def _markdown(value: Any) -> Any:
+def markdown(value: Any) -> Any:
     """Text that Markdown and the HTML within it show as it is, on one line."""
     if not isinstance(value, str):
         return value

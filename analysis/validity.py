@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from analysis import client, metrics, statistics
+from analysis import client, metrics, silence, statistics
 from analysis.metrics import Observed
 from analysis.statistics import NAN
 
@@ -27,8 +27,8 @@ class Check(NamedTuple):
 def check(o: Observed) -> list[Check]:
     """All checks that apply to a case that ended ok."""
     found = [contract(o), answers(o), agreement(o), rows(o), served(o), token_counts(o), errors(o), arrivals(o), load_cpu(o), send_lag(o),
-             client_error(o), own_times(o), warm_up(o), steady(o), busy(o), steal(o), swap(o), gpu(o), sample_size(o),
-             cut_off(o)]  # fmt: skip
+             client_error(o), own_times(o), warm_up(o), steady(o), silent(o), busy(o), steal(o), swap(o), gpu(o),
+             sample_size(o), cut_off(o)]  # fmt: skip
     return [c for c in found if c is not None]
 
 
@@ -227,6 +227,21 @@ def steady(o: Observed) -> Check:
     detail = ", ".join(f"{label} {found.change:+.1%} (p = {found.p:.2g})" for label, found, _, _ in tests)
     severity = "invalid" if max(changes, default=1.0) > 0.20 else "warning"
     return Check(name, not changes, severity, f"change over the window: {detail}", remedy)
+
+
+def silent(o: Observed) -> Check | None:
+    """Closed loop: no silence during which an open loop would have gathered three times as many waiting requests (analysis/silence.py)."""
+    if not o.run["case"]["users"]:
+        return None
+    name, remedy = "silence", "measure with an open loop, too: --scenarios steady, with a --rate below this throughput"
+    found = silence.longest(o)
+    if found is None:
+        return Check(name, None, "warning", "not measured", remedy)
+    detail = f"nothing arrived for {found.length_s:.{1 if found.length_s >= 1 else 3}f} s while {found.waiting} requests waited"
+    if found.hides:
+        detail += (f", {found.at_s:.0f} s after the window opened: users of a closed loop wait with the server, so only these requests "
+                   f"show it; an open loop at this throughput would have had about {found.would_wait:,.0f} waiting")
+    return Check(name, not found.hides, "warning", detail, remedy)
 
 
 def busy(o: Observed) -> Check:

@@ -143,10 +143,10 @@ class Conductor:
     def _look_for_lost_ones(self) -> None:
         for worker, child in self.children.items():
             if not child.is_running() or child.status() == psutil.STATUS_ZOMBIE:
-                raise RuntimeError(f"load worker {worker} ended by itself")
+                self.fail(f"load worker {worker} ended by itself")
         for each in self.workers:
             if self.now() - self.heard_s.get(each["worker"], self.began_s) > LOST_AFTER_S:
-                raise RuntimeError(f"load worker {each['worker']} has not reported for {LOST_AFTER_S:g} s")
+                self.fail(f"load worker {each['worker']} has not reported for {LOST_AFTER_S:g} s")
 
     def _total(self, name: str) -> int:
         return sum(int(report[name]) for report in self.reports.values())

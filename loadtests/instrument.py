@@ -302,10 +302,11 @@ def freeze(bench: Bench) -> dict[str, Any]:
         inside = [row for row in one.rows if start_s <= row["scheduled_s"] < end_s]
         arrivals = sorted(row["scheduled_s"] for row in one.rows)
         true = e2e_with_freeze(arrivals, TTFT_S + (tokens - 1) * ITL_S, one.head["freeze"], cap if name == "capped" else None)
-        expected = percentile([each for at, each in zip(arrivals, true, strict=True) if start_s <= at < end_s], 99)
-        measured = percentile([row["done_s"] - row["scheduled_s"] for row in inside], 99)
-        blind = percentile([row["done_s"] - row["sent_s"] for row in inside], 99)
-        found[name] = {"requests": len(inside), "e2e_p99_s": measured, "expected_p99_s": expected, "from_sent_p99_s": blind,
+        e2e = {"e2e": [row["done_s"] - row["scheduled_s"] for row in inside],
+               "expected": [each for at, each in zip(arrivals, true, strict=True) if start_s <= at < end_s],
+               "from_sent": [row["done_s"] - row["sent_s"] for row in inside]}
+        # P95, too: those who wait in a closed loop, or in the slots of a cap, are between 1% and 5% here.
+        found[name] = {"requests": len(inside), **{f"{what}_p{p}_s": percentile(each, p) for what, each in e2e.items() for p in (95, 99)},
                        "waited_over_1_s": sum(row["done_s"] - row["scheduled_s"] > 1 for row in inside)}
     return found
 

@@ -117,6 +117,7 @@ def test_a_campaign_under_a_cap_with_two_workers(bench: Bench) -> None:
     assert all(row["scheduled_s"] <= row["slot_s"] <= row["sent_s"] for row in rows)
     assert {run["counts"][name] for name in ("sent", "rows", "locust_requests")} == {len(rows)}
     assert [(each["worker"], each["offset_s"]) for each in run["load_workers"]] == [(0, 0.0), (1, 0.0)]
-    assert {path.name for path in folder.iterdir()} == {"run.json", "requests.parquet", "telemetry.parquet", "server.log", "load.log"}
+    assert {path.name for path in folder.iterdir()} == {"run.json", "requests.parquet", "telemetry.parquet", "server_metrics.parquet",
+                                                        "server.log", "load.log"}  # fmt: skip
     samples = [sample["load"] for sample in table(folder, "telemetry")]
     assert max(sample["processes"] for sample in samples) == 3, "the telemetry sees the conductor and both workers"

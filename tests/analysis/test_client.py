@@ -1,0 +1,98 @@
+"""How wrong the load generator can have been: each reason makes a case client-bound, and what is just below its bound does not."""
+
+from typing import Any
+
+import pytest
+
+from analysis import client, validity
+from analysis.metrics import Observed
+from tests.analysis import synthetic
+
+CLEAN = synthetic.calibration()
+
+
+def rows(lag_s: float = 0.0, **changes: Any) -> list[dict[str, Any]]:
+    """TTFT 50 ms and E2E 150 ms, of which the client was late by `lag_s`."""
+    return [row | {"sent_s": row["scheduled_s"] + lag_s} | changes for row in synthetic.requests()]
+
+
+def worker(**shares: float | None) -> dict[str, Any]:
+    return {"worker": 0, "rows": 400, "offset_s": 0.0, "estimated_offset_s": 0.0, "round_trip_s": 0.0, "cpu_share": 0.1, **shares}
+
+
+@pytest.fixture
+def case(observe: Any) -> Any:
+    def make(calibration: dict[str, Any] | None = CLEAN, **written: Any) -> Observed:
+        o = observe(**written)
+        o.campaign["calibration"] = calibration
+        return o
+
+    return make
+
+
+def test_the_share_of_what_is_reported(case):
+    shares = client.error_shares(case(rows=rows(0.002), calibration=synthetic.calibration(stamp_error_p99_s=-0.001, itl_seen_p50_s=0.0104)))
+    assert list(shares.values()) == sorted(shares.values(), reverse=True)
+    assert shares == pytest.approx({"TTFT P50": 0.06, "TTFT P99": 0.06, "ITL P50": 0.04, "E2E P50": 0.02, "E2E P99": 0.02, "ITL P99": 0.0})
+
+
+def test_without_calibration_only_what_the_rows_say(case):
+    assert client.error_shares(case(rows=rows(0.002), calibration=None)) == pytest.approx(
+        {"TTFT P50": 0.04, "TTFT P99": 0.04, "E2E P50": 2 / 150, "E2E P99": 2 / 150})
+
+
+def test_waiting_for_a_slot_is_no_delay_of_the_client(case):
+    slotted = [row | {"slot_s": row["scheduled_s"] + 0.020, "sent_s": row["scheduled_s"] + 0.020} for row in synthetic.requests()]
+    assert max(client.error_shares(case(rows=slotted, calibration=None)).values()) == 0.0
+
+
+def test_percentiles_that_the_sample_cannot_carry_are_left_out(case):
+    o = case(rows=synthetic.requests()[::4])
+    assert len(o.scheduled) == 80 and {name[-3:] for name in client.error_shares(o)} == {"P50"}
+    assert client.error_shares(case(rows=synthetic.requests()[:84])) == {}
+
+
+def test_the_floor_is_that_of_the_same_kind_of_load(case):
+    both = synthetic.calibration(8, 40.0)
+    both["open"] = both["open"] | {"stamp_error_p99_s": 0.02}
+    assert client.floor_of(case(both))["stamp_error_p99_s"] == 11e-6
+    assert client.floor_of(case(both, users=None, rate=40.0))["stamp_error_p99_s"] == 0.02
+    assert client.floor_of(case(users=None, rate=40.0)) == {} == client.floor_of(case(None))
+
+
+def limited(sustained: int, kept_up: bool) -> dict[str, Any]:
+    """The ladder's last step was not sustained. The case has 440 events/s."""
+    steps = [step | {"sustained": step["asked_per_s"] <= sustained, "server_kept_up": step["asked_per_s"] <= sustained or kept_up}
+             for step in [step | {"asked_per_s": asked} for step, asked in zip(CLEAN["ladder"], (200, 430, 450), strict=True)]]  # fmt: skip
+    return CLEAN | {"ladder": steps, "sustained_events_per_s": sustained}
+
+
+@pytest.mark.parametrize(
+    ("reason", "bad", "good"),
+    [
+        ("can have changed TTFT P50 by 6%", {"rows": rows(0.003)}, {"rows": rows(0.002)}),
+        ("can have changed TTFT P50 by 6%", {"calibration": synthetic.calibration(stamp_error_p99_s=0.003)},
+         {"calibration": synthetic.calibration(stamp_error_p99_s=0.002)}),
+        ("can have changed ITL P99 by 6%", {"calibration": synthetic.calibration(itl_seen_p99_s=1.06 * 0.011)},
+         {"calibration": synthetic.calibration(itl_seen_p99_s=0.96 * 0.011)}),
+        ("a load worker waited 12% of the window for a core", {"load_workers": [worker(waited_share=0.01), worker(waited_share=0.12)]},
+         {"load_workers": [worker(waited_share=0.01), worker(waited_share=0.09), worker(waited_share=None)]}),
+        ("440 events/s are more than the 430 that were seen", {"calibration": limited(430, True)}, {"calibration": limited(450, True)}),
+        ("440 events/s are more than the 200", {"calibration": limited(200, True)}, {"calibration": limited(200, False)}),
+    ],
+)  # fmt: skip
+def test_each_reason_both_ways(case, reason, bad, good):
+    bad, good = validity.client_error(case(**bad)), validity.client_error(case(**good))
+    assert (bad.ok, bad.severity) == (False, "invalid") and bad.detail.startswith("client-bound: no number: ") and reason in bad.detail
+    assert good.ok is True and good.detail.startswith("at most ")
+
+
+def test_the_check_names_the_worst_and_says_if_nothing_was_calibrated(case):
+    assert validity.client_error(case(rows=rows(0.002))).detail.startswith("at most 4.0% (TTFT P")
+    assert validity.client_error(case(None)).detail == "at most 0.0% (TTFT P50), but the load generator was not calibrated"
+    assert validity.client_error(case(rows=synthetic.requests()[:84]))[1:4] == (None, "invalid", "too few requests")
+
+
+def test_of_a_worker_that_could_not_say_nothing_is_known(case):
+    assert client.starved(case()) is None
+    assert client.starved(case(load_workers=[worker(waited_share=None), worker(waited_share=0.3)])) == 0.3

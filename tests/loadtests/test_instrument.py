@@ -1,0 +1,51 @@
+"""The experiments' own arithmetic; that they run is shown by their results."""
+
+import pytest
+
+from loadtests import instrument
+from loadtests.instrument import e2e_with_freeze
+
+FREEZE = (10.0, 12.0)
+
+
+@pytest.mark.parametrize(("arrival", "e2e"), [
+    (9.0, 0.2),  # answered before
+    (9.8, 0.2),  # just before
+    (9.9, 2.2),  # in the middle of its answer
+    (10.0, 2.2),  # read afterwards
+    (11.5, 0.7),
+    (12.0, 0.2),
+])  # fmt: skip
+def test_without_a_cap_each_waits_for_the_freeze_alone(arrival, e2e):
+    assert e2e_with_freeze([arrival], 0.2, FREEZE, None) == pytest.approx([e2e])
+    assert e2e_with_freeze([1.0, arrival, 13.0], 0.2, FREEZE, None) == pytest.approx([0.2, e2e, 0.2])
+
+
+def test_under_a_cap_one_also_waits_for_those_before():
+    assert e2e_with_freeze([0.0, 0.0, 0.1], 1.0, FREEZE, 1) == pytest.approx([1.0, 2.0, 2.9])
+    assert e2e_with_freeze([0.0, 0.0, 0.1], 1.0, FREEZE, 2) == pytest.approx([1.0, 1.0, 1.9])
+    assert e2e_with_freeze([0.0, 0.0, 0.1], 1.0, FREEZE, 3) == pytest.approx([1.0, 1.0, 1.0])
+
+
+def test_under_a_cap_the_freeze_delays_those_who_come_after_it():
+    found = e2e_with_freeze([9.5, 9.6, 11.0, 12.5], 1.0, FREEZE, 1)
+    assert found == pytest.approx([3.0, 3.9, 3.5, 3.0])  # done at 12.5, 13.5, 14.5, 15.5
+    assert e2e_with_freeze([9.5, 20.0], 1.0, FREEZE, 1)[1] == pytest.approx(1.0), "and nobody for ever"
+
+
+def test_a_large_cap_is_none():
+    arrivals = [k / 50 for k in range(800)]
+    assert e2e_with_freeze(arrivals, 0.2, (8.0, 10.0), 800) == e2e_with_freeze(arrivals, 0.2, (8.0, 10.0), None)
+
+
+def test_medians_are_of_numbers_that_were_measured():
+    found = instrument.medians([{"a": 1.0, "b": None, "c": True, "d": "x", "e": None}, {"a": 3.0, "b": 5, "c": True, "d": "x", "e": None},
+                                {"a": 9.0, "b": 7, "c": True, "d": "x", "e": None}])  # fmt: skip
+    assert found["a"] == 3.0 and found.get("b", 6) == 6 and not {"c", "d", "e"} & found.keys()
+
+
+def test_cpu_time_for_an_event_leaves_out_start_and_end():
+    samples = [(k / 10, 1.0 + 0.02 * k + (5.0 if k < 10 else 0.0)) for k in range(100)]  # starting costs seconds
+    stamps = [k / 100 for k in range(1000)]
+    assert instrument.us_per_event(samples, stamps) == pytest.approx(1e6 * 0.2 / 100)
+    assert instrument.us_per_event(samples, stamps[:50]) is None and instrument.us_per_event(samples[:1], stamps) is None
