@@ -54,7 +54,8 @@ def bench(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """All tests; `nox -s tests -- -m 'not slow'` leaves out the slow ones."""
     install(session)
-    session.run("python", "-m", "pytest", *session.posargs)
+    # Side by side: most of them wait for processes to start and to end.
+    session.run("python", "-m", "pytest", "-n", "4", "--dist", "loadscope", *session.posargs)
 
 
 @nox.session

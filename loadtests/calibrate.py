@@ -107,7 +107,7 @@ def errors(run: Run) -> dict[str, Any]:
             failed += 1
             continue
         lags.append(row["sent_s"] - (row["slot_s"] or row["scheduled_s"]))
-        ttft.append((row["first_s"] - row["scheduled_s"]) - (true.stamps_s[0] - true.arrived_s))
+        ttft.append((row["first_s"] - row["sent_s"]) - (true.stamps_s[0] - true.arrived_s))
         stamps.append(row["first_s"] - true.stamps_s[0])
         seen, sent = row["token_s"], true.stamps_s
         true_gaps += [sent[i + 1] - sent[i] for i in range(len(sent) - 1)]
