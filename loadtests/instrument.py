@@ -438,6 +438,8 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "results.json"
     found = records.read_json(file) if file.exists() else {}
+    # Before the first result is written, which git would call a change.
+    manifest = {key: value for key, value in machine.manifest().items() if key in ("commit", "dirty", "cpu", "kernel", "python")}
     with tempfile.TemporaryDirectory(prefix="serveoff-instrument-") as scratch:
         bench = Bench(Path(scratch), options.repeat)
         if bench.place.load_cores:
@@ -446,8 +448,7 @@ def main() -> int:
             began = time.monotonic()
             print(f"{name} ...", flush=True)
             result = (EXPERIMENTS | LONG)[name](bench)
-            found[name] = result | {"repeat": options.repeat, "took_s": round(time.monotonic() - began),
-                                    "manifest": {key: machine.manifest()[key] for key in ("commit", "dirty", "cpu", "kernel", "python")}}
+            found[name] = result | {"repeat": options.repeat, "took_s": round(time.monotonic() - began), "manifest": manifest}
             records.write_json(file, found)
             print(json.dumps({key: value for key, value in result.items() if key != "verdicts"}, indent=1), flush=True)
     return 0
