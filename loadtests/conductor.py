@@ -18,7 +18,7 @@ from loadtests import arrivals, records, steady
 from loadtests.recorder import give_up
 
 OPENS_IN_S = 0.3  # every worker knows of the window before it opens
-LOST_AFTER_S = float(os.environ.get("SERVEOFF_LOST_AFTER_S", "10"))  # without a report, of which there are four a second
+LOST_AFTER_S = float(os.environ.get("SERVEOFF_LOST_AFTER_S", "10"))  # without a report, of which there are five a second
 ENDS_WITHIN_S = 20.0  # after the drain: settling the last answers
 
 

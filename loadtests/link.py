@@ -3,7 +3,7 @@
     task, ready         each worker is given its number, and says that its arrivals are made, or why not
     ping, pong, clock   each worker's clock is compared with the conductor's, and it is told the difference
     begin, window       when users and arrivals begin; when the window opens
-    report              from each worker, four times a second: what it sent and received, and its new rows
+    report              from each worker, five times a second: what it sent and received, and its new rows
     finish              the last answers are settled and reported
 
 What Locust would do by itself when workers come, go or are late is switched off, or ends the load with one sentence.

@@ -110,7 +110,6 @@ class ClosedLoop(User):
         if users and self.index >= users:
             raise StopUser  # Locust was told a number of users that every worker gets the same part of
         self.first_turn = self.turn = 0
-        self.history: tuple[prompts.Message, ...] = ()
         self.prepared = gevent.spawn(worker.prepare, self.index, 0)
         self.connection = worker.connect()
         began_s = worker.began.get()
@@ -123,7 +122,8 @@ class ClosedLoop(User):
         self.free_s = recorder.now()
         while not recorder.over():
             self.ask_once()
-            gevent.sleep(self.free_s - recorder.now()) if self.free_s > recorder.now() else None
+            if (left_s := self.free_s - recorder.now()) > 0:  # it thinks
+                gevent.sleep(left_s)
         raise StopUser
 
     def ask_once(self) -> None:
