@@ -17,6 +17,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -47,10 +48,10 @@ def scenario(arrivals: str, **more: Any) -> dict[str, Any]:
 class Bench:
     """Where experiments run: a scratch folder for each load, and the machine's share as a campaign has it."""
 
-    def __init__(self, scratch: Path, repeat: int):
+    def __init__(self, scratch: Path, repeat: int, minutes: float):
         share = machine.machine_share()
         cores = ((), ()) if share["shared"] else (tuple(share["server_cores"]), tuple(share["load_cores"]))
-        self.scratch, self.repeat, self.numbers = scratch, repeat, itertools.count()
+        self.scratch, self.repeat, self.minutes, self.numbers = scratch, repeat, minutes, itertools.count()
         self.place = Place(Workers(1), cores[0][:1], cores[1])
 
     def folder(self) -> Path:
@@ -331,13 +332,13 @@ def e2e_with_freeze(arrivals: Sequence[float], service_s: float, freeze: tuple[f
 
 
 def starved(bench: Bench) -> dict[str, Any]:
-    """A load generator that has to share its core with three busy processes is caught in 20 of 20 cases, and one that has it for
+    """A load generator that has to share its core with a dozen busy processes is caught in 20 of 20 cases, and one that has it for
     itself is not flagged in 20 of 20: real cases on the simulated engine, judged by `python -m analysis checks`."""
     file = bench.scratch / "scenarios.toml"
-    table = {**SCENARIO, "arrivals": "closed", "users": 16}
+    table = {**SCENARIO, "arrivals": "closed", "users": 64}
     file.write_text("[short]\n" + "\n".join(f"{key} = {json.dumps(value)}" for key, value in table.items()))
     found: dict[str, Any] = {}
-    for kind, burners in (("healthy", 0), ("starved", 3)):
+    for kind, burners in (("healthy", 0), ("starved", 12)):
         verdicts = []
         for number in range(4 * bench.repeat):
             folder = bench.folder()
@@ -356,9 +357,9 @@ def starved(bench: Bench) -> dict[str, Any]:
 
 @contextmanager
 def burning(count: int, cores: Sequence[int]) -> Iterator[None]:
-    """Processes that compute on these cores all the time."""
+    """Processes that compute on these cores all the time; each in a session of its own, since Linux may share a core out by sessions."""
     burner = "import os, sys; cores = [int(c) for c in sys.argv[1:]]; cores and os.sched_setaffinity(0, cores)\nwhile True: pass"
-    running = [subprocess.Popen([sys.executable, "-c", burner, *map(str, cores)]) for _ in range(count)]
+    running = [subprocess.Popen([sys.executable, "-c", burner, *map(str, cores)], start_new_session=True) for _ in range(count)]
     try:
         yield
     finally:
@@ -397,11 +398,11 @@ def compiled_reader(scratch: Path) -> Iterator[list[str] | None]:
     yield [str(scratch / "reader")]
 
 
-def soak(bench: Bench, minutes: float = 30.0) -> dict[str, Any]:
-    """The load generator's memory is flat over half an hour."""
+def soak(bench: Bench) -> dict[str, Any]:
+    """The load generator's memory is flat: resident set size every 10 s, 64 streams."""
     folder = bench.folder()
     folder.mkdir()
-    seconds = 60 * minutes
+    seconds = 60 * bench.minutes
     samples: list[tuple[float, float]] = []
     with truth(folder, bench.place.server_cores, *TIMES) as url:
         wanted = scenario("closed", duration_s=seconds)
@@ -418,7 +419,7 @@ def soak(bench: Bench, minutes: float = 30.0) -> dict[str, Any]:
             said = generator.wait(load, folder, generator.longest_s(task, Workers(1)), watch)
     used = [mb for _, mb in samples]
     third = len(used) // 3
-    return {"minutes": minutes, "requests": said["rows"], "rss_mb": used,
+    return {"minutes": bench.minutes, "requests": said["rows"], "rss_mb": used,
             "first_third_mb": statistics.mean(used[:third]), "last_third_mb": statistics.mean(used[-third:])}
 
 
@@ -432,25 +433,33 @@ def main() -> int:
     parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=f"of {', '.join(EXPERIMENTS | LONG)} (default: all but soak)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     parser.add_argument("--repeat", type=int, default=5, help="runs of which the median is taken (default: 5)")
+    parser.add_argument("--minutes", type=float, default=30.0, help="of the soak (default: 30)")
     options = parser.parse_args()
     if unknown := set(options.experiments) - (EXPERIMENTS | LONG).keys():
         parser.error(f"no experiment is called {', '.join(sorted(unknown))}: there are {', '.join(EXPERIMENTS | LONG)}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as cleanly as Ctrl-C does
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "results.json"
     found = records.read_json(file) if file.exists() else {}
     # Before the first result is written, which git would call a change.
     manifest = {key: value for key, value in machine.manifest().items() if key in ("commit", "dirty", "cpu", "kernel", "python")}
-    with tempfile.TemporaryDirectory(prefix="serveoff-instrument-") as scratch:
-        bench = Bench(Path(scratch), options.repeat)
-        if bench.place.load_cores:
-            os.sched_setaffinity(0, bench.place.load_cores)
-        for name in options.experiments or EXPERIMENTS:
-            began = time.monotonic()
-            print(f"{name} ...", flush=True)
-            result = (EXPERIMENTS | LONG)[name](bench)
-            found[name] = result | {"repeat": options.repeat, "took_s": round(time.monotonic() - began), "manifest": manifest}
-            records.write_json(file, found)
-            print(json.dumps({key: value for key, value in result.items() if key != "verdicts"}, indent=1), flush=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix="serveoff-instrument-") as scratch:
+            bench = Bench(Path(scratch), options.repeat, options.minutes)
+            if bench.place.load_cores:
+                os.sched_setaffinity(0, bench.place.load_cores)
+            for name in options.experiments or EXPERIMENTS:
+                began = time.monotonic()
+                print(f"{name} ...", flush=True)
+                result = (EXPERIMENTS | LONG)[name](bench)
+                found[name] = result | {"repeat": options.repeat, "took_s": round(time.monotonic() - began), "manifest": manifest}
+                records.write_json(file, found)
+                print(json.dumps({key: value for key, value in result.items() if key != "verdicts"}, indent=1), flush=True)
+    except KeyboardInterrupt:
+        return 130
+    except (generator.LoadFailed, launch.LaunchError, OSError, subprocess.CalledProcessError) as error:
+        print(f"error: {error}; what was measured is in {file}, and naming the others makes them alone", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -43,11 +43,13 @@ def results() -> dict[str, Any]:
                                 {"users": 256, "stamps": "kernel"} | errors(ttft_error_mean_s=-0.15e-3, ttft_error_p99_s=0.9e-3),
                                 {"users": 512, "stamps": "kernel"} | errors(ttft_error_p99_s=2.5e-3, events_per_s=49_600.0),
                                 {"users": 768, "stamps": "kernel"} | errors(itl_seen_p99_s=0.03, events_per_s=70_000.0)]},
-        "cost": {"us_per_event": {"64": {"load generator": 13.0, "C reader": 8.0, "vllm bench serve": 70.0},
-                                  "256": {"load generator": 10.0, "C reader": 6.0}, "512": {"load generator": 9.0, "C reader": 5.0}},
+        "cost": {"spread_us": {"64": {"load generator": 13.0, "C reader": 8.0}, "256": {"load generator": 10.0, "C reader": 6.0},
+                               "512": {"load generator": 9.0, "C reader": 5.0}},
+                 "together_us": {"load generator": 13.0, "vllm bench serve": 70.0},
                  "ratio_to_c": {"64": 1.6, "256": 1.7, "512": 1.8}, "ratio_to_vllm": 0.19},
         "stalls": {"stalls": 1300, "found": 1300, "false": 0},
-        "open_loop": {"levels": [{"rate": rate} | errors(rate_error=-0.001, ks_p=0.5, ks_p_least=0.05) for rate in (50, 200, 500, 2000)]},
+        "open_loop": {"levels": [{"rate": rate} | errors(rate_error=-0.001, least_ks_planned_p=0.05, least_ks_sent_p=0.0)
+                                 for rate in (50, 200, 500, 2000)]},
         "replay": {file: {"requests": 900, "arrival_error_p50_s": 0.2e-3, "arrival_error_p99_s": 3e-3}
                    for file in ("azure.csv", "mooncake.jsonl")},
         "freeze": {mode: e2e(2.21) for mode in ("open", "capped", "replay")} | {"closed": e2e(2.2, 697)},
@@ -144,7 +146,7 @@ def test_every_promise_is_spoiled_somewhere():
 
 def test_what_was_not_run_or_not_measured_says_so(results, tmp_path):
     del results["soak"], results["accuracy"]
-    results["cost"] |= {"ratio_to_c": {}, "ratio_to_vllm": None, "us_per_event": {"64": {"load generator": 13.0}}}
+    results["cost"] |= {"ratio_to_c": {}, "ratio_to_vllm": None, "spread_us": {"64": {"load generator": 13.0}}, "together_us": {}}
     results["starved"] |= {kind: {"cases": 4, "flagged": flagged, "verdicts": []} for kind, flagged in (("healthy", 0), ("starved", 4))}
     text = page(tmp_path, results)
     count = sum(promise.experiment in ("soak", "accuracy") for promise in PROMISES)
@@ -173,7 +175,7 @@ def test_the_page_is_whole(results, tmp_path):
         assert Path(os.path.normpath(ROOT / instrument.RESULTS / target)).exists(), target
     assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= set(re.findall(r'<a id="([^"]+)">', text)) == set(results)
     assert "Machine: a\\_synthetic &lt;CPU&gt;, 4 cores, Linux 6.1, CPython 3.11.7." in text and "5 runs, 300 s; commit 0123456789;" in text
-    assert "There were 20 Kolmogorov-Smirnov tests; if nothing is wrong, one of so many is below 0.01 with a probability of 18%." in text
+    assert "There were 20 Kolmogorov-Smirnov tests; if nothing is wrong, one of so many is below 0.0025 with a probability of 5%." in text
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
     assert len(tables) >= 2 * len(results)
     for table in tables:
