@@ -1,9 +1,13 @@
 """What several test files share: the tiny model and, once loaded, the engine that runs it."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Started in the background by a shell without job control, we ignore Ctrl-C, and so would every process that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
