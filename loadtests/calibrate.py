@@ -91,10 +91,15 @@ def percentile(values: Sequence[float], p: float) -> float | None:
     return sorted(values)[max(0, math.ceil(p / 100 * len(values)) - 1)] if values else None
 
 
+def mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
 def errors(run: Run) -> dict[str, Any]:
     """What was measured minus what was true, over the requests that were scheduled in the window; s."""
     start_s, end_s = run.window
     ttft: list[float] = []
+    ttft_from_sent: list[float] = []
     stamps: list[float] = []
     true_gaps: list[float] = []
     seen_gaps: list[float] = []
@@ -107,7 +112,8 @@ def errors(run: Run) -> dict[str, Any]:
             failed += 1
             continue
         lags.append(row["sent_s"] - (row["slot_s"] or row["scheduled_s"]))
-        ttft.append((row["first_s"] - row["sent_s"]) - (true.stamps_s[0] - true.arrived_s))
+        ttft_from_sent.append((row["first_s"] - row["sent_s"]) - (true.stamps_s[0] - true.arrived_s))
+        ttft.append(lags[-1] + ttft_from_sent[-1])
         stamps.append(row["first_s"] - true.stamps_s[0])
         seen, sent = row["token_s"], true.stamps_s
         true_gaps += [sent[i + 1] - sent[i] for i in range(len(sent) - 1)]
@@ -117,8 +123,9 @@ def errors(run: Run) -> dict[str, Any]:
     waited = [worker["waited_share"] for worker in run.said["workers"] if worker["waited_share"] is not None]
     return {
         "requests": len(ttft), "failed": failed,
-        "ttft_error_mean_s": sum(ttft) / len(ttft) if ttft else None, "ttft_error_p99_s": percentile(ttft, 99),
-        "stamp_error_mean_s": sum(stamps) / len(stamps) if stamps else None, "stamp_error_p99_s": percentile(stamps, 99),
+        "ttft_error_mean_s": mean(ttft), "ttft_error_p99_s": percentile(ttft, 99),
+        "ttft_from_sent_error_mean_s": mean(ttft_from_sent), "ttft_from_sent_error_p99_s": percentile(ttft_from_sent, 99),
+        "stamp_error_mean_s": mean(stamps), "stamp_error_p99_s": percentile(stamps, 99),
         "itl_error_p99_s": percentile([abs(seen - true) for seen, true in zip(seen_gaps, true_gaps, strict=True)], 99),
         **{f"itl_{what}_p{p}_s": percentile(gaps, p) for what, gaps in (("true", true_gaps), ("seen", seen_gaps)) for p in (50, 99)},
         "send_lag_p50_s": percentile(lags, 50), "send_lag_p99_s": percentile(lags, 99),

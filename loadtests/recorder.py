@@ -16,7 +16,7 @@ import gevent
 import orjson
 from gevent.event import AsyncResult, Event
 
-from loadtests import prompts, sse, steady
+from loadtests import answers, prompts, sse, steady
 from servers import rule
 
 CUT_OFF = "cut off: unanswered when the drain ended"
@@ -121,7 +121,7 @@ class Recorder:
             "cpu_s": time.process_time(), "waited_s": waited_s(), "ended": self.ended, "latencies": latencies, "lines": b"".join(lines)})
 
     def write(self, sent: Sent, pause: Callable[[], None] = lambda: None) -> None:
-        exchange, settled = sent.exchange, sse.settle(sent.exchange, pause)
+        exchange, settled = sent.exchange, answers.settle(sent.exchange, pause)
         answer = "unchecked"
         counts = [1] * len(settled.token_text)
         said = "".join(settled.token_text)

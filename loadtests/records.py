@@ -123,10 +123,10 @@ CALIBRATION_KEYS = {
     "users": "the campaign's largest number of users, at which `closed` was measured; null without closed loops",
     "rate": "the campaign's highest rate, at which `open` was measured, 1/s; null without open loops",
     "closed": "errors against a server whose times are known: {requests, failed, ttft_error_mean_s, ttft_error_p99_s (measured from "
-              "sent, minus what the server did: the way there and back; send_lag comes before), stamp_error_mean_s, stamp_error_p99_s "
-              "(first token seen minus sent), itl_error_p99_s (of single gaps), itl_true_p50_s, itl_true_p99_s, itl_seen_p50_s, "
-              "itl_seen_p99_s, send_lag_p50_s, send_lag_p99_s, events_per_s, cpu_per_event_s (CPU time of the load workers), "
-              "waited_share, server_late_mean_s}",
+              "scheduled, as every TTFT here is, minus what the server did), ttft_from_sent_error_mean_s, ttft_from_sent_error_p99_s "
+              "(likewise from sent), stamp_error_mean_s, stamp_error_p99_s (first token seen minus sent), itl_error_p99_s (of single "
+              "gaps), itl_true_p50_s, itl_true_p99_s, itl_seen_p50_s, itl_seen_p99_s, send_lag_p50_s, send_lag_p99_s, events_per_s, "
+              "cpu_per_event_s (CPU time of the load workers), waited_share, server_late_mean_s}",
     "open": "likewise",
     "ladder": "[{asked_per_s, sent_per_s, seen_per_s, gap_p99_s, gap_p99_seen_s, server_kept_up, sustained}]: events a second, step by "
               "step; sustained: the server sent them, and events and P99 of the gaps were seen within 10%",

@@ -100,7 +100,8 @@ def campaign_data(plan: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
 def calibration(users: int | None = 8, rate: float | None = None, **errors: Any) -> dict[str, Any]:
     """calibration.json of a load generator that errs by microseconds; `errors` of both loads are changed."""
     found = {
-        "requests": 400, "failed": 0, "ttft_error_mean_s": 50e-6, "ttft_error_p99_s": 400e-6, "stamp_error_mean_s": 4e-6,
+        "requests": 400, "failed": 0, "ttft_error_mean_s": 50e-6, "ttft_error_p99_s": 400e-6,
+        "ttft_from_sent_error_mean_s": 30e-6, "ttft_from_sent_error_p99_s": 90e-6, "stamp_error_mean_s": 4e-6,
         "stamp_error_p99_s": 11e-6, "itl_error_p99_s": 12e-6, "itl_true_p50_s": 0.010, "itl_true_p99_s": 0.011, "itl_seen_p50_s": 0.010,
         "itl_seen_p99_s": 0.011, "send_lag_p50_s": 40e-6, "send_lag_p99_s": 300e-6, "events_per_s": 1400.0, "cpu_per_event_s": 25e-6,
         "waited_share": 0.004, "server_late_mean_s": 3e-6} | errors  # fmt: skip

@@ -21,7 +21,7 @@ def test_what_was_measured_is_shown_in_both(tmp_path):
     for shown in (
         "| the load generator's own error | closed loop, 8 users | open loop, 12.5 requests/s |",
         "| requests; failed | 400; 3 | 400; 3 |",
-        "| TTFT from sent on, measured minus true: mean, P99 | 0.050 ms, 0.400 ms | 0.050 ms, 0.400 ms |",
+        "| TTFT, measured minus true: mean, P99 | 0.050 ms, 0.400 ms | 0.050 ms, 0.400 ms |",
         "mean, P99 | 0.004 ms, 0.011 ms |",
         "off by: P99 | 0.012 ms |",
         "P50, P99 | 0.040 ms, 0.300 ms |",

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from loadtests import sse
+from loadtests import answers, sse
 from servers import contract
 
 CLOSE = None
@@ -79,13 +79,13 @@ class Scripted:
         return True
 
 
-def ask(server: Scripted, *script: Step, timeout_s: float = PATIENCE_S) -> tuple[sse.Exchange, sse.Settled]:
+def ask(server: Scripted, *script: Step, timeout_s: float = PATIENCE_S) -> tuple[sse.Exchange, answers.Settled]:
     """One request on a connection of its own."""
     server.scripts.append(list(script))
     connection, exchange = sse.Connection(server.url, timeout_s), sse.Exchange()
     connection.post("/v1/completions", b"{}", exchange)
     connection.close()
-    return exchange, sse.settle(exchange)
+    return exchange, answers.settle(exchange)
 
 
 def event(text: str = "", **more: object) -> bytes:
@@ -110,7 +110,7 @@ def chunk(data: bytes, extension: bytes = b"") -> bytes:
     return b"%x%s\r\n%s\r\n" % (len(data), extension, data)
 
 
-def is_whole(settled: sse.Settled) -> bool:
+def is_whole(settled: answers.Settled) -> bool:
     return (settled.error, settled.token_text, settled.usage) == (None, WORDS, USAGE)
 
 

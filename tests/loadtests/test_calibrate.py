@@ -46,7 +46,8 @@ def two() -> tuple[list[dict[str, Any]], list[Served]]:
 def test_errors_are_what_was_measured_minus_what_was_true() -> None:
     found = calibrate.errors(run(*two(), workers=((0.1, 0.02), (0.3, None))))
     assert found == pytest.approx({
-        "requests": 2, "failed": 0, "ttft_error_mean_s": 0.001 + 4e-6, "ttft_error_p99_s": 0.001 + 4e-6, "stamp_error_mean_s": 4e-6,
+        "requests": 2, "failed": 0, "ttft_error_mean_s": 0.002 + 4e-6, "ttft_error_p99_s": 0.002 + 4e-6,
+        "ttft_from_sent_error_mean_s": 0.001 + 4e-6, "ttft_from_sent_error_p99_s": 0.001 + 4e-6, "stamp_error_mean_s": 4e-6,
         "stamp_error_p99_s": 4e-6, "itl_error_p99_s": 2e-6, "itl_true_p50_s": 0.01, "itl_true_p99_s": 0.01,
         "itl_seen_p50_s": 0.010002, "itl_seen_p99_s": 0.010002, "send_lag_p50_s": 0.001, "send_lag_p99_s": 0.001,
         "events_per_s": 0.4, "cpu_per_event_s": 0.4 * 10 / 4, "waited_share": 0.02, "server_late_mean_s": 3e-6}, rel=1e-6)  # fmt: skip

@@ -2,8 +2,8 @@
 
 import pytest
 
-from loadtests import instrument
-from loadtests.instrument import e2e_with_freeze
+from loadtests.experiments import bench, cost
+from loadtests.experiments.open_loops import e2e_with_freeze
 
 FREEZE = (10.0, 12.0)
 
@@ -39,7 +39,7 @@ def test_a_large_cap_is_none():
 
 
 def test_medians_are_of_numbers_that_were_measured():
-    found = instrument.medians([{"a": 1.0, "b": None, "c": True, "d": "x", "e": None}, {"a": 3.0, "b": 5, "c": True, "d": "x", "e": None},
+    found = bench.medians([{"a": 1.0, "b": None, "c": True, "d": "x", "e": None}, {"a": 3.0, "b": 5, "c": True, "d": "x", "e": None},
                                 {"a": 9.0, "b": 7, "c": True, "d": "x", "e": None}])  # fmt: skip
     assert found["a"] == 3.0 and found.get("b", 6) == 6 and not {"c", "d", "e"} & found.keys()
 
@@ -47,5 +47,5 @@ def test_medians_are_of_numbers_that_were_measured():
 def test_cpu_time_for_an_event_leaves_out_start_and_end():
     samples = [(k / 10, 1.0 + 0.02 * k + (5.0 if k < 10 else 0.0)) for k in range(100)]  # starting costs seconds
     stamps = [k / 100 for k in range(1000)]
-    assert instrument.us_per_event(samples, stamps) == pytest.approx(1e6 * 0.2 / 100)
-    assert instrument.us_per_event(samples, stamps[:50]) is None and instrument.us_per_event(samples[:1], stamps) is None
+    assert cost.us_per_event(samples, stamps) == pytest.approx(1e6 * 0.2 / 100)
+    assert cost.us_per_event(samples, stamps[:50]) is None and cost.us_per_event(samples[:1], stamps) is None

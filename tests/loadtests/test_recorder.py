@@ -24,7 +24,7 @@ l.events.test_start.fire(environment=environment)
 recorder = l.worker.recorder
 """
 ENDED_IN_A_PAUSE = BEGIN + """
-from loadtests import sse
+from loadtests import answers, sse
 
 def finished():
     event = b'data: {"choices": [{"text": " baba"}]}\\n\\n'

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from loadtests import sse
+from loadtests import answers, sse
 from loadtests.reference import Served, read_log
 from servers import rule
 
@@ -73,20 +73,20 @@ def connect(reference: Reference) -> socket.socket:
     return socket.create_connection(("127.0.0.1", reference.port), PATIENCE_S)
 
 
-def ask(reference: Reference, tokens: int, chat: bool = False, name: str = "") -> tuple[sse.Exchange, sse.Settled]:
+def ask(reference: Reference, tokens: int, chat: bool = False, name: str = "") -> tuple[sse.Exchange, answers.Settled]:
     """One request on a connection of its own."""
     with closing(sse.Connection(reference.url, PATIENCE_S)) as connection:
         connection.headers += f"X-Request-Id: {name}\r\n" if name else ""
         return ask_on(connection, tokens, chat)
 
 
-def ask_on(connection: sse.Connection, tokens: int, chat: bool = False) -> tuple[sse.Exchange, sse.Settled]:
+def ask_on(connection: sse.Connection, tokens: int, chat: bool = False) -> tuple[sse.Exchange, answers.Settled]:
     exchange = sse.Exchange()
     connection.post("/v1/chat/completions" if chat else "/v1/completions", body(tokens, chat), exchange)
-    return exchange, sse.settle(exchange)
+    return exchange, answers.settle(exchange)
 
 
-def is_exact(settled: sse.Settled, tokens: int, chat: bool = False) -> bool:
+def is_exact(settled: answers.Settled, tokens: int, chat: bool = False) -> bool:
     prompt = rule.chat_text([("system", "be brief"), ("user", PROMPT)]) if chat else PROMPT
     prompt_tokens = rule.count_tokens(prompt)
     usage = {"prompt_tokens": prompt_tokens, "completion_tokens": tokens, "total_tokens": prompt_tokens + tokens}
@@ -248,7 +248,7 @@ def test_a_client_that_reads_late_gets_everything_and_delays_nobody(start: Any) 
         answer.feed(b"H", 0.0, 0.0)
         while not answer.feed(slow.recv(65536), 0.0, 0.0):
             pass
-    assert is_exact(sse.settle(exchange), 1_000_000)
+    assert is_exact(answers.settle(exchange), 1_000_000)
     _, served = reference.end()
     assert [len(one.stamps_s) for one in served] == [10_000, 500]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from loadtests import sse
+from loadtests import answers, sse
 
 TEXTS = [" baba", " babe", " babi", " a", "a", "{", "}", "[DONE]", "data: x", "stop", "m", "text", "content", "text: x", ":", ",", "null",
          "", None, " ", "\t", "\n", "\n\n", 'say "x"', "\\", "\\n", "é", "日本", "\u2028", "\x85", "😀", "\ud800", "?", "\x7f"]  # fmt: skip
@@ -98,20 +98,20 @@ def exchange_of(source: random.Random) -> sse.Exchange:
 
 
 def test_the_fast_way_reads_what_the_slow_way_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded, read_chunk = 0, sse.read_chunk
+    decoded, read_chunk = 0, answers.read_chunk
 
     def counted(payload: bytes) -> Any:
         nonlocal decoded
         decoded += 1
         return read_chunk(payload)
 
-    monkeypatch.setattr(sse, "read_chunk", counted)
+    monkeypatch.setattr(answers, "read_chunk", counted)
     exchanges = [exchange_of(random.Random(seed)) for seed in range(4000)]
-    fast = [sse.settle(exchange) for exchange in exchanges]
+    fast = [answers.settle(exchange) for exchange in exchanges]
     fast_decoded, decoded = decoded, 0
-    monkeypatch.setattr(sse, "_template", lambda event, chunk: None)
+    monkeypatch.setattr(answers, "_template", lambda event, chunk: None)
     for seed, exchange in enumerate(exchanges):
-        assert fast[seed] == sse.settle(exchange), f"seed {seed}: {bytes(exchange.body)!r}"
+        assert fast[seed] == answers.settle(exchange), f"seed {seed}: {bytes(exchange.body)!r}"
     assert 0.1 * decoded < fast_decoded < 0.8 * decoded, "both ways must have been taken often"
 
 
@@ -119,7 +119,7 @@ def test_the_fast_way_reads_what_the_slow_way_reads(monkeypatch: pytest.MonkeyPa
 def test_a_stream_that_differs_in_its_text_alone_is_decoded_once(monkeypatch: pytest.MonkeyPatch, shape: str) -> None:
     body = b"".join(b"data: %s\n\n" % json.dumps(body_of(random.Random(), shape, f" w{n}")).encode() for n in range(100))
     exchange = sse.Exchange(status=200, content_type="text/event-stream", body=bytearray(body), arrived=[1.0], lengths=[len(body)])
-    decoded, read_chunk = [], sse.read_chunk
-    monkeypatch.setattr(sse, "read_chunk", lambda payload: decoded.append(payload) or read_chunk(payload))
-    assert sse.settle(exchange).token_text == [f" w{n}" for n in range(100)]
+    decoded, read_chunk = [], answers.read_chunk
+    monkeypatch.setattr(answers, "read_chunk", lambda payload: decoded.append(payload) or read_chunk(payload))
+    assert answers.settle(exchange).token_text == [f" w{n}" for n in range(100)]
     assert len(decoded) == 1

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from loadtests import sse
+from loadtests import answers, sse
 from servers import contract, rule
 from tests.loadtests.scripted import (
     ANSWER,
@@ -42,7 +42,7 @@ def test_an_answer_may_be_cut_at_any_byte(server: Scripted) -> None:
         exchange = sse.Exchange()
         server.scripts.append([ANSWER[:cut], 0.0005, ANSWER[cut:]])
         connection.post("/", b"{}", exchange)
-        assert is_whole(sse.settle(exchange)), f"cut at {cut}: {sse.settle(exchange)}"
+        assert is_whole(answers.settle(exchange)), f"cut at {cut}: {answers.settle(exchange)}"
         assert bytes(exchange.body) == EVENTS
     connection.close()
     assert server.connections == 1, "each answer must be read to its very end, or the connection cannot be used again"
@@ -111,7 +111,7 @@ def test_a_chunk_without_text_is_not_a_token(server: Scripted) -> None:
     server.scripts.append([CHUNKED, 0.01, *steps, chunk(DONE) + LAST_CHUNK])
     connection.post("/", b"{}", exchange)
     connection.close()
-    settled = sse.settle(exchange)
+    settled = answers.settle(exchange)
     assert (settled.error, settled.token_text) == (None, [" baba"])
     assert settled.token_s == [exchange.arrived[2]], "first is the first chunk with a token, not the role's"
 

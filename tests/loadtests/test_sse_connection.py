@@ -3,7 +3,7 @@
 
 import pytest
 
-from loadtests import sse
+from loadtests import answers, sse
 from servers import rule
 from tests.loadtests.scripted import (
     ANSWER,
@@ -34,7 +34,7 @@ def test_one_connection_carries_many_requests(server: Scripted) -> None:
         exchange = sse.Exchange()
         server.scripts.append([ANSWER if turn % 2 else sized(EVENTS)])
         connection.post("/v1/completions", b'{"turn": %d}' % turn, exchange)
-        assert is_whole(sse.settle(exchange))
+        assert is_whole(answers.settle(exchange))
     connection.close()
     assert server.connections == 1
     assert [request.partition(b"\r\n\r\n")[2] for request in server.requests] == [b'{"turn": %d}' % turn for turn in range(20)]
@@ -51,11 +51,11 @@ def test_a_stale_connection_is_replaced_once_and_only_before_an_answer(server: S
     connection.post("/", b"{}", first)
     connection.post("/", b"{}", second)
     connection.close()
-    assert is_whole(sse.settle(first))
+    assert is_whole(answers.settle(first))
     if last_words:  # something was answered: to ask again might be to ask for the work twice
         assert (second.error, server.connections, len(server.requests)) == ("connection closed in the headers", 1, 2)
     else:
-        assert is_whole(sse.settle(second)) and (server.connections, len(server.requests)) == (2, 3)
+        assert is_whole(answers.settle(second)) and (server.connections, len(server.requests)) == (2, 3)
 
 
 def test_an_answer_that_was_reset_is_not_asked_for_again(server: Scripted) -> None:
@@ -65,7 +65,7 @@ def test_an_answer_that_was_reset_is_not_asked_for_again(server: Scripted) -> No
     connection.post("/", b"{}", first)
     connection.post("/", b"{}", second)
     connection.close()
-    settled = sse.settle(second)
+    settled = answers.settle(second)
     assert (settled.error, settled.token_text) == ("connection failed: Connection reset by peer", [" baba"])
     assert (server.connections, len(server.requests)) == (1, 2)
 
@@ -88,7 +88,7 @@ def test_a_server_that_closes_is_not_kept(server: Scripted, head: bytes) -> None
     for _ in range(2):
         exchange = sse.Exchange()
         connection.post("/", b"{}", exchange)
-        assert is_whole(sse.settle(exchange)) and connection.socket is None
+        assert is_whole(answers.settle(exchange)) and connection.socket is None
     assert server.connections == 2
 
 
@@ -108,7 +108,7 @@ def test_a_token_has_the_stamp_of_the_read_that_completed_its_event(server: Scri
     connection = sse.Connection(server.url, PATIENCE_S)
     connection.post("/", b"{}", exchange)
     connection.close()
-    settled = sse.settle(exchange)
+    settled = answers.settle(exchange)
     assert settled.error is None and settled.token_text == [f" {word}" for word in rule.VOCABULARY[:4]]
     assert settled.token_s == [exchange.arrived[read] for read in (0, 3, 3, 5)]
     sent_s = server.sent_s[1:]  # without the headers
@@ -125,6 +125,6 @@ def test_events_in_one_read_have_one_stamp_and_headers_have_none(server: Scripte
     connection = sse.Connection(server.url, PATIENCE_S)
     connection.post("/", b"{}", exchange)
     connection.close()
-    settled = sse.settle(exchange)
+    settled = answers.settle(exchange)
     assert settled.token_s == [exchange.arrived[0]] * 2
     assert settled.token_s[0] >= server.sent_s[1], "the first token came after the headers"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtests import sse
+from loadtests import answers, sse
 from loadtests.generator import Workers
 from tests.loadtests.bench import Bench
 from tests.loadtests.scripted import PATIENCE_S
@@ -66,7 +66,7 @@ def test_a_connection_behind_tls_is_kept_and_bounded(certificate: Path, monkeypa
         for _ in range(3):
             exchange = sse.Exchange()
             connection.post("/v1/completions", body, exchange, "7")
-            settled = sse.settle(exchange)
+            settled = answers.settle(exchange)
             assert (settled.error, "".join(settled.token_text)) == (None, " babe babi babo")
             assert settled.token_s == [exchange.arrived[-1]] * 3 and set(exchange.lags) == {0.0}
         assert connection.socket is not None, "kept"
