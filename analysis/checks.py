@@ -1,6 +1,5 @@
 """What `python -m analysis checks` says: every check of every case, for programs that act on it."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,10 @@ def of_campaign(folder: Path | str | None = None) -> list[dict[str, Any]]:
     """[{case, state, valid, why, checks}] in the order of the plan, exactly what the report shows. `case` is the identity as in run.json;
     `state` that of Campaign.cases; `valid`: it has a number, and `why` it has none; `checks`: [{name, ok, severity, detail, remedy}],
     ok is null where it was not measured, and there are none of a case that did not end. Raises InputError."""
-    found = summary.summarise(load.campaign(folder))
-    return [{"case": {key: _plain(case[key]) for key in load.CASE_KEYS}, "state": case["state"], "valid": case["valid"], "why": case["why"],
+    campaign = load.campaign(folder)
+    found = summary.summarise(campaign)
+    return [{"case": campaign.identities[case["index"]], "state": case["state"], "valid": case["valid"], "why": case["why"],
              "checks": [{"name": c["name"], "ok": None if c["ok"] is None else bool(c["ok"]), "severity": c["severity"],
                          "detail": c["detail"], "remedy": c["remedy"]}
                         for c in found.checks[found.checks["index"] == case["index"]].to_dict("records")]}
             for case in found.table.to_dict("records")]  # fmt: skip
-
-
-def _plain(value: Any) -> Any:
-    """Missing is null, and a number of users is whole."""
-    if isinstance(value, float):
-        return None if math.isnan(value) else int(value) if value.is_integer() else value
-    return value

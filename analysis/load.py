@@ -23,14 +23,16 @@ class Campaign:
     """One campaign's folder, read.
 
     `data` is campaign.json, with calibration.json as its "calibration", null without one. `cases` has one row for each case, planned
-    or begun, with CASE_KEYS, `state` (ok, failed, skipped, running, planned), `reason` (text, empty if ok), `window_start_s`,
-    `window_end_s` (nan if load never ran). `runs` holds run.json by the case's index; a case that was never begun has none.
+    or begun, with CASE_KEYS (in `server` also which of its options were chosen: "fastapi_vllm loop=asyncio"), `state` (ok, failed,
+    skipped, running, planned), `reason` (text, empty if ok), `window_start_s`, `window_end_s` (nan if load never ran). `runs` holds
+    run.json by the case's index; a case that was never begun has none, but it, too, has its identity (run.json's "case").
     """
 
     folder: Path
     data: dict[str, Any]
     cases: pd.DataFrame
     runs: dict[int, dict[str, Any]]
+    identities: dict[int, dict[str, Any]]
     folders: dict[int, Path] = field(repr=False, default_factory=dict)
 
     def requests(self, index: int) -> pd.DataFrame:
@@ -84,11 +86,12 @@ def campaign(folder: Path | str | None = None) -> Campaign:
         index = int(run["case"]["index"])
         runs[index], folders[index] = run, path.parent
     identities = {int(case["index"]): case for case in data.get("plan") or []} | {i: run["case"] for i, run in runs.items()}
-    rows = [{key: identities[i].get(key) for key in CASE_KEYS} | _state(runs.get(i)) for i in sorted(identities)]
+    labels = {i: records.label(case["server"], case.get("options") or {}) for i, case in identities.items()}
+    rows = [{key: identities[i].get(key) for key in CASE_KEYS} | {"server": labels[i]} | _state(runs.get(i)) for i in sorted(identities)]
     columns = [*CASE_KEYS, "state", "reason", "window_start_s", "window_end_s"]
     cases = pd.DataFrame(rows, columns=columns)
     numbers = ["users", "rate", "duration_s", "window_start_s", "window_end_s"]
-    return Campaign(folder, data, cases.astype(dict.fromkeys(numbers, "float64")), runs, folders)
+    return Campaign(folder, data, cases.astype(dict.fromkeys(numbers, "float64")), runs, identities, folders)
 
 
 def instrument(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from loadtests import arrivals, calibrate, generator, machine, options, records
-from loadtests.plan import SCENARIOS_FILE, PlanError, make_plan, read_scenarios
+from loadtests.plan import SCENARIOS_FILE, PlanError, choices, make_plan, read_scenarios
 from loadtests.progress import Watch
 from loadtests.records import Case
 from loadtests.run import Setting, run_case
@@ -88,6 +88,8 @@ def arguments_of(command: list[str]) -> argparse.Namespace:
     add("--model", default="small", help="tiny, small, 1b, 8b (generated), a folder, or a hub name (default: small)")
     add("--workers", type=one(numbers(int, 0, "a whole number of workers above 0")),
         help="of servers with worker processes (default: one a core)")
+    add("--set", action="append", default=[], metavar="SERVER.OPTION=VALUE",
+        help="an option of a server, such as fastapi_vllm.loop=asyncio; several values, comma-separated, make several cases")
     add("--simulated", type=simulated, default={}, help="times of the simulated engine, such as prefill_ms=50,step_ms=10,max_batch=64")
     add("--load-workers", type=one(numbers(int, 0, "a whole number of load workers above 0")), default=1,
         help="processes that send the load, for more than one core of it (default: 1)")
@@ -129,7 +131,7 @@ def plan_of(arguments: argparse.Namespace) -> tuple[list[Case], dict[str, dict[s
         if (cap := table.get("max_in_flight", arguments.load_workers)) < arguments.load_workers:
             raise PlanError(f"the scenario {name!r} has max_in_flight = {cap}: give --load-workers {cap}, or fewer")
     return make_plan(servers, engines, scenarios, users=arguments.users, rates=arguments.rate, duration_s=arguments.duration,
-                     repeat=arguments.repeat, seed=arguments.seed), scenarios
+                     repeat=arguments.repeat, seed=arguments.seed, options=choices(servers, arguments.set)), scenarios
 
 
 def with_trace(name: str, table: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
@@ -150,7 +152,7 @@ def with_trace(name: str, table: dict[str, Any], arguments: argparse.Namespace) 
 def print_plan(cases: list[Case]) -> None:
     for case in cases:
         load = f"{case.users} users" if case.users else f"{case.rate:g} requests/s"
-        what = f"{case.server:22} {case.engine:10} {case.scenario:14} {load:16}"
+        what = f"{case.label:30} {case.engine:10} {case.scenario:14} {load:16}"
         print(f"{case.index:4}  {what} {case.duration_s:g} s  run {case.repetition}")
 
 

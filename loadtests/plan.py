@@ -102,9 +102,29 @@ def _is_profile(value: Any) -> bool:
     return times[0] == 0 and times == sorted(times) and any(p[1] > 0 for p in points)
 
 
+def choices(servers: Sequence[Server], wanted: Sequence[str]) -> dict[str, list[dict[str, str]]]:
+    """By server: each combination of the options' values that are `wanted`, such as "fastapi_vllm.loop=uvloop,asyncio". Raises PlanError
+    and CatalogError."""
+    by_name = {server.name: server for server in servers}
+    found: dict[str, list[dict[str, str]]] = {name: [{}] for name in by_name}
+    for text in wanted:
+        where, _, values = text.partition("=")
+        name, _, option = where.partition(".")
+        if not (option and values):
+            raise PlanError(f"--set {text}: give SERVER.OPTION=VALUE, such as fastapi_vllm.loop=asyncio; several values make several cases")
+        check_name(name, by_name, "chosen server")
+        found[name] = [chosen | {option: value} for chosen in found[name] for value in values.split(",")]
+    for name, combinations in found.items():
+        for chosen in combinations:
+            by_name[name].choose(chosen)
+    return found
+
+
 def make_plan(servers: Sequence[Server], engines: Sequence[str], scenarios: Mapping[str, Mapping[str, Any]], *, users: Sequence[int] = (),
-              rates: Sequence[float] = (), duration_s: float | None = None, repeat: int = 1, seed: int = 0) -> list[Case]:
-    """`engines`: empty means each server's first. `users` and `rates` replace the scenarios' own.
+              rates: Sequence[float] = (), duration_s: float | None = None, repeat: int = 1, seed: int = 0,
+              options: Mapping[str, Sequence[dict[str, str]]] | None = None) -> list[Case]:
+    """`engines`: empty means each server's first. `users` and `rates` replace the scenarios' own. `options`: by server's name, as
+    `choices` gives them; each combination makes cases of its own.
 
     Repetitions are interleaved: every server once in a seeded order, then in the reverse order, and so on (ABBA), so that a
     drift of the machine falls on all of them alike.
@@ -114,7 +134,8 @@ def make_plan(servers: Sequence[Server], engines: Sequence[str], scenarios: Mapp
         raise PlanError("--users is for closed-loop scenarios, and none is chosen: use --rate, or add --scenarios interactive")
     if rates and not arrivals & {kind for kind, needs in KINDS.items() if "rate" in needs}:
         raise PlanError("--rate is for open-loop scenarios, and none is chosen: use --users, or add --scenarios steady")
-    pairs = [(server, engine) for server in servers for engine in (engines or server.engines[:1]) if engine in server.engines]
+    pairs = [(server, engine, chosen) for server in servers for engine in (engines or server.engines[:1]) if engine in server.engines
+             for chosen in (options or {}).get(server.name, [{}])]
     for server in servers:
         if not any(pair[0] is server for pair in pairs):
             raise PlanError(f"{server.name} runs on none of the engines {', '.join(engines)}; it has {', '.join(server.engines)}")
@@ -131,5 +152,5 @@ def make_plan(servers: Sequence[Server], engines: Sequence[str], scenarios: Mapp
     for repetition in range(1, repeat + 1):
         for name, count, rate, length in loads:
             ordered = pairs if repetition % 2 else pairs[::-1]
-            cases += [Case(0, server.name, engine, name, repetition, count, rate, length) for server, engine in ordered]
+            cases += [Case(0, server.name, engine, name, repetition, count, rate, length, chosen) for server, engine, chosen in ordered]
     return [replace(case, index=index) for index, case in enumerate(cases, 1)]

@@ -73,7 +73,7 @@ class Watch:
         case = self.case
         assert case is not None
         load = f"{case.users} users" if case.users else f"{case.rate:g}/s"
-        return f"case {case.index} of {len(self.cases)}  {case.server} / {case.engine} / {case.scenario} {load}, run {case.repetition}"
+        return f"case {case.index} of {len(self.cases)}  {case.label} / {case.engine} / {case.scenario} {load}, run {case.repetition}"
 
     def _remaining_s(self) -> float:
         overhead = sum(self.overheads) / len(self.overheads) if self.overheads else OVERHEAD_S

@@ -22,8 +22,8 @@ seconds of one machine-wide monotonic clock since `clock_zero_s` of run.json; th
 
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,7 +134,8 @@ CALIBRATION_KEYS = {
 }
 RUN_KEYS = {
     "schema": "version of this schema",
-    "case": "{index, server, engine, scenario, repetition, users, rate, duration_s}: the identity; users or rate (1/s) is null",
+    "case": "{index, server, engine, scenario, repetition, users, rate, duration_s, options}: the identity; users or rate (1/s) is null; "
+            "options: {name: value} of the server that were chosen by --set",
     "status": "running, ok, 'failed: STAGE: REASON' or 'skipped: REASON'",
     "started_utc": "wall clock, for people",
     "clock_zero_s": "monotonic clock at the case's start; zero of every *_s in its rows",
@@ -159,6 +160,10 @@ RUN_KEYS = {
 }
 
 
+def label(server: str, options: Mapping[str, str]) -> str:
+    return " ".join([server, *(f"{name}={value}" for name, value in options.items())])
+
+
 @dataclass(frozen=True)
 class Case:
     """One server x engine x scenario x repetition. `users` is set for a closed loop, `rate` (requests/s) for an open one."""
@@ -171,10 +176,16 @@ class Case:
     users: int | None
     rate: float | None
     duration_s: float
+    options: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The server with what was chosen of its options: another choice is another architecture."""
+        return label(self.server, self.options)
 
     @property
     def folder(self) -> str:
-        return f"{self.index:03d}-{self.server}-{self.engine}-{self.scenario}-r{self.repetition}"
+        return f"{self.index:03d}-{self.label.replace(' ', '.')}-{self.engine}-{self.scenario}-r{self.repetition}"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -54,6 +54,10 @@ class Work:
         return self.setting.target or (self.server.base_url if self.server else "")
 
     @property
+    def engine_urls(self) -> str:
+        return self.server.engine_urls if self.server else self.base_url
+
+    @property
     def planted(self) -> bool:
         return self.setting.model.planted or self.case.engine == "simulated"
 
@@ -103,6 +107,11 @@ def run_case(case: Case, setting: Setting, watch: Watch) -> str:
     return str(work.run["status"])
 
 
+def _prepare(work: Work) -> None:
+    if not work.setting.target:
+        launch.prepare(catalog.find(work.case.server), work.case.engine, work.case.options)
+
+
 def _launch(work: Work) -> None:
     if work.setting.target:
         return
@@ -110,7 +119,7 @@ def _launch(work: Work) -> None:
     work.run["summary"] = server.summary
     work.server = work.stack.enter_context(launch.running(
         server, work.case.engine, work.setting.model, work.setting.share, work.folder / "server.log",
-        host=work.setting.workers.listen[0] if work.setting.workers.listen else "127.0.0.1",
+        host=work.setting.workers.listen[0] if work.setting.workers.listen else "127.0.0.1", options=work.case.options,
         simulated=work.setting.simulated, ready_timeout_s=work.setting.ready_timeout_s))
     work.run |= {"command": work.server.command, "startup_s": work.server.startup_s}
 
@@ -125,7 +134,13 @@ def _verify(work: Work, key: str, checks: contract_checks.Checks) -> None:
 
 
 def _verify_before(work: Work) -> None:
-    _verify(work, "verify_before", contract_checks.FOREIGN if work.setting.target else contract_checks.CHECKS)
+    if work.setting.target:
+        checks = contract_checks.FOREIGN
+    else:
+        server = catalog.find(work.case.server)
+        checks = contract_checks.checks_of(server.foreign, server.waives)
+        work.run["notes"] += [f"{server.name} cannot pass the check {name}: see its README.md" for name in server.waives]
+    _verify(work, "verify_before", checks)
     if not work.planted:
         _compare_answers(work)
 
@@ -136,7 +151,7 @@ def _compare_answers(work: Work) -> None:
     said = contract_checks.answers(work.base_url, work.setting.model.name)
     file = work.setting.folder / "answers.json"
     if not file.exists():
-        records.write_json(file, {"server": work.case.server, "engine": work.case.engine, "answers": said})
+        records.write_json(file, {"server": work.case.label, "engine": work.case.engine, "answers": said})
     reference = records.read_json(file)
     same = sum(a == b for a, b in zip(said, reference["answers"], strict=True)) / len(said)
     work.run["agreement"] = {"with": f"{reference['server']}/{reference['engine']}", "share": same}
@@ -144,9 +159,9 @@ def _compare_answers(work: Work) -> None:
 
 def _counted_load(work: Work) -> None:
     """The server's own counters, just before and just after, are a witness that does not depend on the load generator."""
-    before = scrape.counted(work.base_url)
+    before = scrape.counted(work.engine_urls)
     _load(work)
-    work.run["served"] = scrape.served(before, scrape.counted(work.base_url) if before else None)
+    work.run["served"] = scrape.served(before, scrape.counted(work.engine_urls) if before else None)
 
 
 def _load(work: Work) -> None:
@@ -170,8 +185,8 @@ def _load(work: Work) -> None:
             if pid := int(load.stdout.readline() or 0):
                 telemetry = launch.supervised(
                     [sys.executable, "-m", "loadtests.telemetry", "--out", str((work.folder / "telemetry.jsonl").resolve()), "--load-pid",
-                     str(pid), "--clock-zero", str(work.run["clock_zero_s"]), "--metrics-of", work.base_url,
-                     *(["--server-pid", str(work.server.pid)] if work.server else [])],
+                     str(pid), "--clock-zero", str(work.run["clock_zero_s"]), "--metrics-of", work.engine_urls,
+                     *(["--server-pid", *map(str, work.server.pids)] if work.server else [])],
                     work.folder / "telemetry.log", cores=setting.load_cores)
             generator.wait(load, work.folder, generator.longest_s(task, setting.workers), watch)
     except generator.LoadFailed as error:
@@ -203,8 +218,7 @@ def _take_telemetry_notes(work: Work) -> None:
 
 def _raise_if_ended(work: Work) -> None:
     if work.server is not None and work.server.ended():
-        raise CaseFailed(f"the server ended by itself (exit code {work.server.supervisor.returncode}); its last log lines:\n"
-                         f"{launch.tail(work.server.log)}")
+        raise CaseFailed(f"the server ended by itself {work.server.last_words()}")
 
 
 def _verify_after(work: Work) -> None:
@@ -215,7 +229,8 @@ def _stop(work: Work) -> None:
     work.stack.close()
 
 
-STAGES = (("launch", _launch), ("verify", _verify_before), ("load", _counted_load), ("verify again", _verify_after), ("stop", _stop))
+STAGES = (("prepare", _prepare), ("launch", _launch), ("verify", _verify_before), ("load", _counted_load),
+          ("verify again", _verify_after), ("stop", _stop))
 
 
 def _finish(work: Work) -> None:

@@ -45,12 +45,15 @@ class Sample(NamedTuple):
     value: float
 
 
-def fetch(base_url: str, patience_s: float, query: str = "") -> str:
-    """The answer's text. Raises NoMetrics, after `patience_s` at the latest however slowly something comes.
-
-    It asks as soon as it is connected, and no connection is kept: a sync worker is blocked by one that is idle.
-    """
+def fetch(base_urls: str, patience_s: float, query: str = "") -> str:
+    """The answer's text, or those of several servers, one after the other, which are read as one that serves it all. Raises NoMetrics,
+    after `patience_s` at the latest however slowly something comes."""
     deadline = time.perf_counter() + patience_s
+    return "".join(_fetch(base_url, deadline, patience_s, query) for base_url in base_urls.split(","))
+
+
+def _fetch(base_url: str, deadline: float, patience_s: float, query: str) -> str:
+    """It asks as soon as it is connected, and no connection is kept: a sync worker is blocked by one that is idle."""
     connection, exchange = sse.Connection(base_url, patience_s, os.environ.get("SERVEOFF_API_KEY")), sse.Exchange()
     answer, complete = sse.Answer(exchange), False
     try:
@@ -95,8 +98,8 @@ def parse(text: str) -> list[Sample]:
 class Scraper:
     """Appends a line for each scrape to `out`: {time_s, took_s, text}, text null if none came; `say` is told why, once a reason."""
 
-    def __init__(self, base_url: str, out: Path, clock_zero: float, say: Callable[[str], None]):
-        self.base_url, self.out, self.clock_zero, self.say = base_url, out, clock_zero, say
+    def __init__(self, base_urls: str, out: Path, clock_zero: float, say: Callable[[str], None]):
+        self.base_urls, self.out, self.clock_zero, self.say = base_urls, out, clock_zero, say
         self.said = set[str]()
         self.answers, self.all_every, self.period_s = 0, ALL_EVERY, PERIOD_S
         self.ended = False
@@ -122,7 +125,7 @@ class Scraper:
     def ask(self) -> str | None:
         few = self.answers % self.all_every > 0
         try:
-            text = fetch(self.base_url, PATIENCE_S, FEW if few else "")
+            text = fetch(self.base_urls, PATIENCE_S, FEW if few else "")
             if not self.answers:
                 parse(text)  # only to see that it is none
             if few and not text.strip():
@@ -180,14 +183,14 @@ def count(samples: list[Sample]) -> Counted | None:
     return None
 
 
-def counted(base_url: str, patience_s: float = QUIET_S) -> Counted | None:
+def counted(base_urls: str, patience_s: float = QUIET_S) -> Counted | None:
     """Its counters when it works on nothing any more: then everything is counted. At the end of patience what it said last;
     None if it says nothing, or nothing that is known."""
     deadline = time.perf_counter() + patience_s
     found = None
     while (left_s := deadline - time.perf_counter()) > 0:
         try:
-            found = count(parse(fetch(base_url, left_s)))
+            found = count(parse(fetch(base_urls, left_s)))
         except NoMetrics:
             return found
         if found is None or found.busy == 0:

@@ -88,10 +88,10 @@ class Aside:
 
 
 class Tree:
-    """A process with all its descendants, also those whose parent has ended. Its counters never fall."""
+    """Some processes with all their descendants, also those whose parent has ended. Its counters never fall."""
 
-    def __init__(self, pid: int) -> None:
-        self.root = psutil.Process(pid)
+    def __init__(self, *pids: int) -> None:
+        self.roots = [psutil.Process(pid) for pid in pids]
         self.members: dict[int, psutil.Process] = {}
         self.cpu: dict[int, tuple[float, float]] = {}  # of each process: its own, and that of its ended children, s
         self.own_s = self.waited_s = self.ended_s = self.unseen_s = 0.0
@@ -100,17 +100,18 @@ class Tree:
         self.pss = Aside(pss_bytes)
 
     def alive(self) -> bool:
-        """Whether the root still runs. A zombie does not: it has ended, only its parent has not asked for its status."""
+        """Whether the roots still run. A zombie does not: it has ended, only its parent has not asked for its status."""
         try:
-            return self.root.is_running() and self.root.status() != psutil.STATUS_ZOMBIE
+            return all(root.is_running() and root.status() != psutil.STATUS_ZOMBIE for root in self.roots)
         except psutil.NoSuchProcess:
             return False
 
     def look(self) -> None:
         """Finds new processes; forgets ended ones, and those whose number now belongs to another process."""
         found = {process for process in self.members.values() if process.is_running()}
-        with contextlib.suppress(psutil.NoSuchProcess):
-            found.update([self.root, *self.root.children(recursive=True)])
+        for root in self.roots:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.update([root, *root.children(recursive=True)])
         # Parents, which are older, are read before their children: after them, a child that ended in between would count twice.
         self.members = {each.pid: each for each in sorted(found, key=lambda each: (each.create_time(), each.pid))}
 
@@ -165,9 +166,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m loadtests.telemetry")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, appended")
     parser.add_argument("--clock-zero", type=float, required=True, help="time.perf_counter() that is zero in the rows, s")
-    parser.add_argument("--server-pid", type=int, help="root of the server's processes; without it its column is null")
+    parser.add_argument("--server-pid", type=int, nargs="+", help="roots of the server's processes; without them its column is null")
     parser.add_argument("--load-pid", type=int, required=True, help="root of the load generator's processes")
-    parser.add_argument("--metrics-of", help="base URL of the server; its /metrics goes into server_metrics.jsonl beside --out")
+    parser.add_argument("--metrics-of", help="base URLs, comma-separated; their /metrics go into server_metrics.jsonl beside --out")
     parser.add_argument("--interval", type=float, default=0.2, help="s")
     options = parser.parse_args()
     stopped, on_signal = os.pipe()  # a signal ends the wait below at once; Event.set() in a handler could deadlock
@@ -178,7 +179,7 @@ def main() -> None:
     os.nice(19)
     options.out.touch()  # also when there is nothing to measure: no rows, rather than no file
     try:
-        server, load = Tree(options.server_pid) if options.server_pid else None, Tree(options.load_pid)
+        server, load = Tree(*options.server_pid) if options.server_pid else None, Tree(options.load_pid)
     except psutil.NoSuchProcess as error:
         say(f"nothing to measure: {error}")
         return

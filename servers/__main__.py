@@ -12,10 +12,13 @@ from servers import catalog, launch
 
 def list_servers() -> int:
     for server in catalog.servers().values():
-        print(f"{server.name:20} {server.summary}")
+        print(f"{server.name:24} {server.summary}")
         for engine in server.engines:
             missing = server.missing(engine)
-            print(f"{'':20}   {engine:10} {'missing: ' + ', '.join(missing) if missing else 'ready'}")
+            print(f"{'':24}   {engine:10} {'missing: ' + ', '.join(missing) if missing else 'ready'}")
+        options = [f"{name}={'|'.join(values)}" for name, values in server.options.items()] + ["workers=N"] * server.has_workers
+        if options:
+            print(f"{'':24}   options: {', '.join(options)}")
     return 0
 
 
@@ -25,6 +28,13 @@ def verify(arguments: argparse.Namespace) -> int:
     checks = verify(arguments.url, model=arguments.model)
     print(report(checks))
     return 0 if all(check.ok for check in checks) else 1
+
+
+def option(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not OPTION=VALUE")
+    return name, value
 
 
 def serve(arguments: argparse.Namespace) -> int:
@@ -38,11 +48,12 @@ def serve(arguments: argparse.Namespace) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as folder:
         share = launch.Share(threads=cores, workers=arguments.workers)
-        with launch.running(server, engine, model, share, Path(folder, "server.log"), host=arguments.host, port=arguments.port) as up:
+        with launch.running(server, engine, model, share, Path(folder, "server.log"), host=arguments.host, port=arguments.port,
+                            options=dict(arguments.set)) as up:
             print(f"{server.name} serves {model.name} at {up.base_url} after {up.startup_s:.1f} s (process {up.pid}); Ctrl-C ends it",
                   flush=True)
             code = up.supervisor.wait()
-            print(f"{server.name} ended with exit code {code}; its last log lines:\n{launch.tail(up.log)}", file=sys.stderr)
+            print(f"{server.name} ended {up.last_words()}", file=sys.stderr)
             return code or 1
 
 
@@ -60,6 +71,7 @@ def main() -> int:
         one.add_argument("--host", default="127.0.0.1")
         one.add_argument("--port", type=int, default=8000)
         one.add_argument("--workers", type=int, default=1)
+        one.add_argument("--set", type=option, action="append", default=[], metavar="OPTION=VALUE", help="`list` shows them")
     known = {"list", "verify", *catalog.servers()}
     if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
         catalog.check_name(sys.argv[1], known, "server or verb")

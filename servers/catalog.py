@@ -6,12 +6,13 @@ import os
 import shutil
 import sys
 import tomllib
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
+TRANSPORTS = ("sse", "websocket")  # how an answer can be streamed
 # What each engine needs besides the server's own `requires`: modules.
 ENGINES = {"hf": ("torch", "transformers"), "vllm": ("torch", "vllm"), "simulated": ()}
 
@@ -21,19 +22,58 @@ class CatalogError(ValueError):
 
 
 @dataclass(frozen=True)
+class Process:
+    """What a server needs beside its own command: a cache, or an application behind a proxy. `ready`: HOST:PORT where it listens, or
+    the path of a Unix socket; `command` and it may use what the server's may, and {NAME_port}, a free port."""
+
+    command: tuple[str, ...]
+    ready: str
+
+
+@dataclass(frozen=True)
 class Server:
-    """`command` may use {host}, {port} and {workers}; `requires` are executables or modules; `engines[0]` is its real one."""
+    """One server.toml; CONTRIBUTING.md says what is in its keys."""
 
     name: str
     summary: str
-    command: tuple[str, ...]
-    engines: tuple[str, ...]
-    requires: tuple[str, ...] = ()
+    command: tuple[str, ...]  # may use PLACEHOLDERS, each option's name, and each process's NAME_port
+    engines: tuple[str, ...]  # the first is its real one
+    requires: tuple[str, ...] = ()  # executables or modules
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # allowed values, the first is the default
+    processes: Mapping[str, Process] = field(default_factory=dict)  # in the order in which they are started
+    upstream: Mapping[str, str] = field(default_factory=dict)  # by engine: the server behind this one, started first
+    packages: tuple[str, ...] = ()  # requirements of an environment of its own
+    transports: tuple[str, ...] = TRANSPORTS[:1]
+    waives: tuple[str, ...] = ()  # checks of the contract that its framework cannot pass; its README.md says why
+    foreign: bool = False  # somebody else's server: only what every OpenAI-compatible one does is asked of it
+    ready: str = "/health"  # answers 200 once it serves
     ready_timeout_s: float = 300.0
 
     def missing(self, engine: str) -> list[str]:
         """What this machine lacks to run it; empty if nothing."""
-        return [name for name in (*self.requires, *ENGINES[engine]) if not is_installed(name)]
+        if self.packages:
+            return [name for name in ("uv", *self.requires) if not is_installed(name)]
+        needed = () if self.upstream else ENGINES[engine]
+        behind = find(self.upstream_of(engine, {})).missing(engine) if self.upstream else []
+        return [*(name for name in (*self.requires, *needed) if not is_installed(name)), *behind]
+
+    def choose(self, chosen: Mapping[str, str]) -> dict[str, str]:
+        """Every option with its value: the chosen one or its default. Besides, servers with worker processes have "workers", a number,
+        which is none if it was not chosen. Raises CatalogError."""
+        for name, value in chosen.items():
+            check_name(name, [*self.options, *(["workers"] if self.has_workers else [])], f"option of {self.name}")
+            if name == "workers" and not (value.isascii() and value.isdigit() and int(value)):
+                raise CatalogError(f"{self.name}: workers={value} is not a number above 0")
+            if name != "workers" and value not in self.options[name]:
+                raise CatalogError(f"{self.name} has no {name}={value}: there are {', '.join(self.options[name])}")
+        return {name: values[0] for name, values in self.options.items()} | dict(chosen)
+
+    @property
+    def has_workers(self) -> bool:
+        return any("{workers}" in part for part in (*self.command, *(p for each in self.processes.values() for p in each.command)))
+
+    def upstream_of(self, engine: str, chosen: Mapping[str, str]) -> str:
+        return self.upstream[engine].format_map(self.choose(chosen))
 
 
 def search_path() -> str:
@@ -48,37 +88,71 @@ def is_installed(name: str) -> bool:
         return False
 
 
+# What a command may use besides its server's options and its processes' ports.
+PLACEHOLDERS = {
+    "host": "where to listen", "port": "where to listen", "workers": "processes", "threads": "that engines may compute with, all together",
+    "model": "folder or hub name of the weights", "model_name": "under which it is served", "run": "a temporary folder of this start",
+    "upstream": "base URLs of the servers behind this one, comma-separated"}
+KINDS = {"summary": "a string", "ready": "a string", "ready_timeout_s": "a number", "foreign": "true or false",
+         "options": "a table of lists of strings", "upstream": "a table of strings", "processes": "a table of tables"}
+
+
 def read(file: Path) -> Server:
+    """Raises CatalogError that names the file, and the line or the key."""
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CatalogError(f"{file}: not valid TOML: {error}") from None
-    known = {field.name for field in fields(Server)} - {"name"}
-    for key in table:
-        if key not in known:
-            raise CatalogError(f"{file}: unknown key {key!r}{nearest(key, known)}")
-    for key in ("summary", "command", "engines"):
-        if not table.get(key):
-            raise CatalogError(f"{file}: the key {key!r} is missing or empty")
-    for key, value in table.items():
-        kind = {"summary": "a string", "ready_timeout_s": "a number"}.get(key, "a list of strings")
-        if not _is(kind, value):
-            raise CatalogError(f"{file}: the key {key!r} is not {kind}")
+    _check_keys(str(file), table, {field.name for field in fields(Server)} - {"name"}, ("summary", "command", "engines"))
     for engine in table["engines"]:
         check_name(engine, ENGINES, f"{file}: engine")
-    try:
-        for part in table["command"]:
-            part.format(host="", port=0, workers=1)
-    except (LookupError, ValueError) as error:
-        raise CatalogError(f"{file}: the key 'command' has {error} in braces; there are {{host}}, {{port}} and {{workers}}") from None
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+    for transport in table.get("transports", ()):
+        check_name(transport, TRANSPORTS, f"{file}: transport")
+    for name, values in table.get("options", {}).items():
+        if not values or name in PLACEHOLDERS:
+            raise CatalogError(f"{file}: the option {name!r} {'is a name with a meaning of its own' if values else 'has no values'}")
+    processes = table.get("processes", {})
+    for name, process in processes.items():
+        _check_keys(f"{file}: [processes.{name}]", process, {"command", "ready"}, ("command", "ready"))
+    if (upstream := table.get("upstream", {})) and upstream.keys() != set(table["engines"]):
+        raise CatalogError(f"{file}: the key 'upstream' must name a server for each of the engines, and for nothing else")
+    known = dict.fromkeys((*PLACEHOLDERS, *table.get("options", {}), *(f"{name}_port" for name in processes)), "")
+    uses = {"command": table["command"], "upstream": upstream.values()}
+    uses |= {f"processes.{name}": (*process["command"], process["ready"]) for name, process in processes.items()}
+    for key, parts in uses.items():
+        try:
+            for part in parts:
+                part.format_map(known)
+        except (LookupError, ValueError) as error:
+            raise CatalogError(f"{file}: the key {key!r} has {error} in braces; there are {', '.join(known)}") from None
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+    values["options"] = {name: tuple(allowed) for name, allowed in table.get("options", {}).items()}
+    values["processes"] = {name: Process(tuple(each["command"]), each["ready"]) for name, each in processes.items()}
     return Server(name=file.parent.name, **values)
 
 
+def _check_keys(where: str, table: Mapping[str, Any], known: Collection[str], required: Iterable[str]) -> None:
+    for key in table:
+        if key not in known:
+            raise CatalogError(f"{where}: unknown key {key!r}{nearest(key, known)}")
+    for key in required:
+        if not table.get(key):
+            raise CatalogError(f"{where}: the key {key!r} is missing or empty")
+    for key, value in table.items():
+        kind = KINDS.get(key, "a list of strings")
+        if not _is(kind, value):
+            raise CatalogError(f"{where}: the key {key!r} is not {kind}")
+
+
 def _is(kind: str, value: Any) -> bool:
-    if kind == "a list of strings":
-        return isinstance(value, list) and all(isinstance(item, str) for item in value)
-    return isinstance(value, str if kind == "a string" else int | float) and not isinstance(value, bool)
+    if kind.startswith("a list of "):
+        return isinstance(value, list) and all(_is("a string", item) for item in value)
+    if kind.startswith("a table of "):
+        one = {"lists of strings": "a list of strings", "strings": "a string", "tables": "a table"}[kind.removeprefix("a table of ")]
+        return isinstance(value, dict) and all(_is(one, item) for item in value.values())
+    if kind == "true or false":
+        return isinstance(value, bool)
+    return isinstance(value, {"a string": str, "a table": dict, "a number": int | float}[kind]) and not isinstance(value, bool)
 
 
 def servers(folder: Path = FOLDER) -> dict[str, Server]:

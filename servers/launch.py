@@ -3,17 +3,18 @@
 import http.client
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from servers import catalog, rule
+from servers import cache, catalog, rule
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,15 +43,29 @@ class Share:
 
 @dataclass
 class Running:
+    server: str
     base_url: str
-    pid: int  # root of the server's process tree
+    pid: int  # of its command
+    pids: list[int]  # roots of all process trees that make the architecture: its other processes, those of servers behind it
     command: list[str]
-    startup_s: float  # from the process's start to the first 200 of /health
+    startup_s: float  # from the first process's start to the first 200 of its `ready`
     log: Path
     supervisor: "subprocess.Popen[bytes]" = field(repr=False)
+    behind: "list[Running]" = field(repr=False, default_factory=list)
+
+    @property
+    def engine_urls(self) -> str:
+        """Base URLs of those that have the engines, comma-separated: whose /metrics count tokens."""
+        return ",".join(each.engine_urls for each in self.behind) or self.base_url
 
     def ended(self) -> bool:
-        return self.supervisor.poll() is not None
+        return self.supervisor.poll() is not None or any(each.ended() for each in self.behind)
+
+    def last_words(self) -> str:
+        """How it ended, and the last lines of each of its logs."""
+        if self.supervisor.poll() is None:
+            return next(each.last_words() for each in self.behind if each.ended())
+        return f"(exit code {self.supervisor.returncode}); its last log lines:\n{tails(self.log)}"
 
 
 def resolve_model(wanted: str, needs_weights: bool) -> Model:
@@ -77,9 +92,16 @@ def _generated(preset: str) -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ones."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def check_port(host: str, port: int, option: str = "--port") -> None:
@@ -92,13 +114,14 @@ def check_port(host: str, port: int, option: str = "--port") -> None:
 
 
 def supervised(command: Sequence[str], log: Path, *, cores: Sequence[int] = (), environment: dict[str, str] | None = None,
-               ) -> "subprocess.Popen[bytes]":
+               before: Sequence[dict[str, Any]] = ()) -> "subprocess.Popen[bytes]":
     """A command that ends, with all its descendants, when `stop` is called or this process ends, however it ends.
 
-    The first line of its stdout is the command's process id.
+    The first line of its stdout is the command's process id, after those of the processes `before` it (servers/supervise.py).
     """
     pinned = ["--cores", ",".join(map(str, cores))] if cores else []
-    own = [sys.executable, "-m", "servers.supervise", str(log.resolve()), *pinned, "--", *command]
+    earlier = ["--before", json.dumps(before)] if before else []
+    own = [sys.executable, "-m", "servers.supervise", str(log.resolve()), *pinned, *earlier, "--", *command]
     return subprocess.Popen(own, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True)
 
 
@@ -121,38 +144,83 @@ def environment_of(engine: str, model: Model, threads: int, simulated: dict[str,
     return {**os.environ, **settings}
 
 
+def prepare(server: catalog.Server, engine: str, options: Mapping[str, str] | None = None) -> None:
+    """What takes long the first time: the environments of those that have one of their own. Raises LaunchError."""
+    try:
+        if server.packages:
+            cache.environment(server.packages)
+    except (cache.CacheError, OSError) as error:
+        raise LaunchError(str(error)) from None
+    if server.upstream:
+        prepare(catalog.find(server.upstream_of(engine, options or {})), engine)
+
+
 @contextmanager
 def running(server: catalog.Server, engine: str, model: Model, share: Share, log: Path, *, host: str = "127.0.0.1",
-            port: int | None = None, simulated: dict[str, Any] | None = None, ready_timeout_s: float | None = None) -> Iterator[Running]:
-    """Raises LaunchError if it cannot start, dies, or is not ready in time. At the end nothing of it is left."""
+            port: int | None = None, options: Mapping[str, str] | None = None, simulated: dict[str, Any] | None = None,
+            ready_timeout_s: float | None = None) -> Iterator[Running]:
+    """Raises LaunchError if it cannot start, dies, or is not ready in time. At the end nothing of it is left.
+
+    Servers behind it are started first, and ended last. Their logs, and those of its other processes, stand beside `log`.
+    """
     if port is not None:
         check_port(host, port)
-    port = port or free_port()
-    uses_workers = any("{workers}" in part for part in server.command)
-    threads = max(1, share.threads // share.workers) if uses_workers else share.threads
-    command = [part.format(host=host, port=port, workers=share.workers) for part in server.command]
+    prepare(server, engine, options)
+    chosen = server.choose(options or {})
+    replicas = int(chosen.get("replicas", 1))
+    workers = int(chosen.pop("workers", share.workers))
+    threads = max(1, share.threads // workers) if server.has_workers else share.threads
     began = time.perf_counter()
-    supervisor = supervised(command, log, cores=share.cores,
-                            environment=environment_of(engine, model, threads, simulated or {}, uses_workers))
-    try:
-        assert supervisor.stdout is not None
-        pid = supervisor.stdout.readline()
-        _wait_ready(server, supervisor, host, port, log, ready_timeout_s or server.ready_timeout_s)
-        yield Running(f"http://{host}:{port}", int(pid), command, time.perf_counter() - began, log, supervisor)
-    finally:
-        stop(supervisor)
+    with ExitStack() as stack:
+        behind = []
+        for number in range(replicas if server.upstream else 0):
+            other = catalog.find(server.upstream_of(engine, chosen))
+            part = replace(share, threads=max(1, share.threads // replicas), workers=max(1, share.workers // replicas))
+            behind.append(stack.enter_context(running(other, engine, model, part, log.with_name(f"{log.stem}.upstream-{number + 1}.log"),
+                                                      simulated=simulated, ready_timeout_s=ready_timeout_s)))
+        upstream = ",".join(each.base_url for each in behind)
+        free, *others = free_ports(1 + len(server.processes))  # after those of the servers behind it are taken
+        port = port or free
+        ports = {f"{name}_port": str(other) for name, other in zip(server.processes, others, strict=True)}
+        values = {**chosen, **ports, "host": host, "port": str(port), "workers": str(workers), "threads": str(threads),
+                  "model": model.path, "model_name": model.name, "upstream": upstream, "run": "{run}"}  # which servers.supervise knows
+        before = [{"name": name, "command": [part.format_map(values) for part in each.command], "ready": each.ready.format_map(values),
+                   "log": str(log.with_name(f"{log.stem}.{name}.log").resolve())} for name, each in server.processes.items()]
+        command = [part.format_map(values) for part in server.command]
+        environment = environment_of(engine, model, threads, simulated or {}, server.has_workers)
+        environment |= {f"SERVEOFF_{name.upper()}": value for name, value in {**chosen, "upstream": upstream}.items() if value}
+        if server.packages:
+            environment["PATH"] = os.pathsep.join([str(cache.environment(server.packages) / "bin"), environment["PATH"]])
+        supervisor = supervised(command, log, cores=share.cores, environment=environment, before=before)
+        stack.callback(stop, supervisor)
+        pids = [pid for each in behind for pid in each.pids]
+        up = Running(server.name, f"http://{host}:{port}", 0, pids, command, 0.0, log, supervisor, behind)
+        _wait_ready(server, up, host, port, ready_timeout_s or server.ready_timeout_s)
+        up.startup_s = time.perf_counter() - began
+        yield up
 
 
-def _wait_ready(server: catalog.Server, supervisor: "subprocess.Popen[bytes]", host: str, port: int, log: Path, timeout_s: float) -> None:
+def _wait_ready(server: catalog.Server, up: Running, host: str, port: int, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
+    behind = list(up.pids)
+    pipe = up.supervisor.stdout
+    assert pipe is not None
+    said = b""
     while time.monotonic() < deadline:
-        if supervisor.poll() is not None:
-            raise LaunchError(f"{server.name} ended at its start with exit code {supervisor.returncode}; its last log lines:\n{tail(log)}")
-        if get_status(host, port, "/health") == 200:
+        if up.ended():
+            raise LaunchError(f"{server.name} ended at its start with exit code {up.supervisor.returncode}; its last log lines:\n"
+                              f"{tails(up.log)}")
+        if said.count(b"\n") <= len(server.processes):  # the process id of each as it is started, that of the command last
+            if select.select([pipe], [], [], 0.1)[0]:
+                said += os.read(pipe.fileno(), 4096)
+                started = [int(pid) for pid in said.splitlines()]
+                up.pids, up.pid = [*behind, *started], (started or [0])[-1]
+        elif get_status(host, port, server.ready) == 200:
             return
-        time.sleep(0.1)
+        else:
+            time.sleep(0.1)
     raise LaunchError(f"{server.name} was not ready after {timeout_s:g} s (raise ready_timeout_s in its server.toml if it only needs "
-                      f"longer); its last log lines:\n{tail(log)}")
+                      f"longer); its last log lines:\n{tails(up.log)}")
 
 
 def get_status(host: str, port: int, path: str) -> int | None:
@@ -170,3 +238,9 @@ def get_status(host: str, port: int, path: str) -> int | None:
 def tail(log: Path, lines: int = 15) -> str:
     text = log.read_text(errors="replace") if log.exists() else ""
     return "\n".join("    " + line for line in text.splitlines()[-lines:]) or "    (its log is empty)"
+
+
+def tails(log: Path) -> str:
+    """Of a server's log, and of those beside it that are of its processes and of servers behind it."""
+    others = sorted(log.parent.glob(f"{log.stem}.*.log"))
+    return "\n".join([tail(log), *(f"and of {other.name}:\n{tail(other)}" for other in others)])

@@ -2,6 +2,7 @@
 
 Being below the framework they see every answer as the client gets it, to its last byte, and need nothing from `app.py`. They
 also answer `GET /metrics`, refuse bodies that are too long (413) and, if SERVEOFF_API_KEY is set, requests without it (401).
+A framework that is neither does the same with `Counted`, `refusal_of` and `exposition`.
 """
 
 import hmac
@@ -37,7 +38,7 @@ class _Families(list[Metric]):
         return self
 
 
-def _exposition(query: str) -> bytes:
+def exposition(query: str) -> bytes:
     """`name[]=...` asks for some names only, as with Prometheus' own client: vLLM's series take 3 ms, in which no token is sent."""
     collector: Collector = REGISTRY
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
@@ -52,8 +53,8 @@ def _exposition(query: str) -> bytes:
     return generate_latest(families)
 
 
-class _Counted:
-    """One request, from its arrival to the end of its answer."""
+class Counted:
+    """One request, from its arrival to the end of its answer, which `end` says. `status` is of the answer, as far as it is known."""
 
     def __init__(self, path: str):
         self.path = path if path in PATHS else "other"  # a client must not be able to make new time series
@@ -67,16 +68,16 @@ class _Counted:
         IN_FLIGHT.dec()  # last: whoever sees none in flight sees all of them counted
 
 
-def _refusal(authorization: str, content_length: str) -> ContractError | None:
+def refusal_of(authorization: str, content_length: str) -> ContractError | None:
     key = os.environ.get("SERVEOFF_API_KEY")
     if key and not hmac.compare_digest(authorization.encode("latin-1"), f"Bearer {key}".encode()):
         return ContractError(401, "missing or wrong API key: send it as 'Authorization: Bearer KEY'", None, "invalid_api_key")
     if content_length.isascii() and content_length.isdigit() and int(content_length) > MAX_BODY_BYTES:
-        return _too_large()
+        return too_large()
     return None
 
 
-def _too_large() -> ContractError:
+def too_large() -> ContractError:
     return ContractError(413, f"the body is longer than {MAX_BODY_BYTES} bytes", None, "body_too_large")
 
 
@@ -88,9 +89,9 @@ class WsgiMetrics:
         path = environ["PATH_INFO"]
         if path == "/metrics":
             start_response("200 OK", [("Content-Type", CONTENT_TYPE_LATEST)])
-            yield _exposition(environ.get("QUERY_STRING", ""))
+            yield exposition(environ.get("QUERY_STRING", ""))
             return
-        counted = _Counted(path)
+        counted = Counted(path)
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
             counted.status = int(status[:3])
@@ -98,11 +99,11 @@ class WsgiMetrics:
 
         answer: Iterable[bytes] = ()
         try:
-            refusal = path != "/health" and _refusal(environ.get("HTTP_AUTHORIZATION", ""), environ.get("CONTENT_LENGTH", ""))
+            refusal = path != "/health" and refusal_of(environ.get("HTTP_AUTHORIZATION", ""), environ.get("CONTENT_LENGTH", ""))
             if not refusal and "HTTP_TRANSFER_ENCODING" in environ:  # no length beforehand, and Werkzeug just cuts at its limit
                 body = environ["wsgi.input"].read(MAX_BODY_BYTES + 1)
                 environ |= {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
-                refusal = len(body) > MAX_BODY_BYTES and _too_large()
+                refusal = len(body) > MAX_BODY_BYTES and too_large()
             if refusal:
                 while environ["wsgi.input"].read(65536):  # else the closing socket resets and the client may never see why
                     pass
@@ -126,9 +127,9 @@ class AsgiMetrics:
             await self.app(scope, receive, send)
             return
         if scope["path"] == "/metrics":
-            await _send(send, 200, CONTENT_TYPE_LATEST, _exposition(scope.get("query_string", b"").decode("latin-1")))
+            await _send(send, 200, CONTENT_TYPE_LATEST, exposition(scope.get("query_string", b"").decode("latin-1")))
             return
-        counted = _Counted(scope["path"])
+        counted = Counted(scope["path"])
         read = 0
 
         async def counting_send(message: dict[str, Any]) -> None:
@@ -143,12 +144,12 @@ class AsgiMetrics:
             message = await receive()
             read += len(message.get("body", b""))
             if read > MAX_BODY_BYTES:
-                raise _too_large()
+                raise too_large()
             return message
 
         try:
             headers = dict(scope["headers"])
-            refusal = scope["path"] != "/health" and _refusal(headers.get(b"authorization", b"").decode("latin-1"),
+            refusal = scope["path"] != "/health" and refusal_of(headers.get(b"authorization", b"").decode("latin-1"),
                                                               headers.get(b"content-length", b"").decode("latin-1"))
             if refusal:
                 await _send(counting_send, refusal.status, "application/json", json.dumps(refusal.body()).encode())
@@ -160,7 +161,7 @@ class AsgiMetrics:
                     raise
             if read > MAX_BODY_BYTES:
                 counted.status = 413
-                await _send(send, 413, "application/json", json.dumps(_too_large().body()).encode())
+                await _send(send, 413, "application/json", json.dumps(too_large().body()).encode())
         finally:
             counted.end()
 

@@ -1,22 +1,29 @@
 """Runs one command and makes sure that nothing of it outlives us: not a process, not a temporary file.
 
-    python -m servers.supervise LOG [--cores 0,1] -- COMMAND ...
+    python -m servers.supervise LOG [--cores 0,1] [--before JSON] -- COMMAND ...
 
 Prints the command's process id, sends its output to LOG, and ends with its exit code. It ends the command when its own
 standard input ends, which happens whenever the process that started it ends, by `kill -9` too. On Linux it adopts orphaned
 grandchildren, so a worker whose master was killed is found and ended as well.
+
+`--before` has the processes without which the command would not work (a cache, an application behind a proxy): a JSON list of
+{name, command, log, ready}. They are started in this order, each when the one before is ready, and their process ids are printed before
+the command's; they are ended in reverse order, and if one ends by itself, so does everything. `ready` is where it listens: HOST:PORT, or
+the path of a Unix socket. In all of that "{run}" becomes a temporary folder that they share.
 """
 
 import argparse
 import contextlib
 import ctypes
+import json
 import os
+import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -26,18 +33,22 @@ GRACE_S = float(os.environ.get("SERVEOFF_GRACE_S", "15"))  # after SIGTERM, befo
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
-def end_tree(root: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the command, which ends its workers itself if it can; after a grace SIGKILL to whatever is left."""
+Roots = list[subprocess.Popen[bytes]]
+
+
+def end_tree(root: subprocess.Popen[bytes], others: Roots) -> None:
+    """SIGTERM to the command, which ends its workers itself if it can; after a grace SIGKILL to whatever is left, but for the trees of
+    `others`."""
     if root.poll() is None:
         root.terminate()
     deadline = time.monotonic() + GRACE_S
-    while _descendants() and time.monotonic() < deadline:
+    while (left := _descendants(others)) and time.monotonic() < deadline:
         if root.poll() is not None:  # an orphan has nobody left to end it
-            for process in _descendants():
+            for process in left:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.terminate()
         time.sleep(0.05)
-    while left := _descendants():
+    while left := _descendants(others):
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -45,34 +56,81 @@ def end_tree(root: subprocess.Popen[bytes]) -> None:
     root.wait()
 
 
-def _descendants() -> list[psutil.Process]:
-    # Adopted ones are ours to reap; the command itself is left to Popen, which may do it between two lines here.
+def _descendants(others: Roots) -> list[psutil.Process]:
+    # Adopted ones are ours to reap; the commands themselves are left to Popen, which may do it between two lines here.
     with contextlib.suppress(ChildProcessError, psutil.NoSuchProcess):
         for child in psutil.Process().children():
-            if child.status() == psutil.STATUS_ZOMBIE and child.pid != _root_pid:
+            if child.status() == psutil.STATUS_ZOMBIE and child.pid not in _root_pids:
                 os.waitpid(child.pid, os.WNOHANG)
+    spared = set[int]()
+    for other in others:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            tree = psutil.Process(other.pid)
+            spared |= {tree.pid, *(process.pid for process in tree.children(recursive=True))}
     alive = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if process.status() != psutil.STATUS_ZOMBIE:
+            if process.pid not in spared and process.status() != psutil.STATUS_ZOMBIE:
                 alive.append(process)
     return alive
 
 
-_root_pid = -1
+_root_pids = set[int]()
+
+
+def is_ready(place: str) -> bool:
+    """Whether something listens at HOST:PORT, or at the path of a Unix socket."""
+    try:
+        if "/" in place:
+            with socket.socket(socket.AF_UNIX) as unix:
+                unix.connect(place)
+                return True
+        host, _, port = place.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+class Ending:
+    """Whether it is time to end: a signal, the end of our standard input, or of a command. No threads: Popen's preexec_fn and they
+    do not go together."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.woken, on_signal = os.pipe()
+        os.set_blocking(on_signal, False)
+        signal.set_wakeup_fd(on_signal, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self.ask)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # so that it wakes us
+
+    def ask(self, *_: object) -> None:
+        self.asked = True
+
+    def wait(self, roots: Roots, within_s: float | None = None) -> bool:
+        """Waits for it, at most so long."""
+        deadline = None if within_s is None else time.monotonic() + within_s
+        while not (self.asked or any(root.poll() is not None for root in roots)):
+            left_s = None if deadline is None else deadline - time.monotonic()
+            if left_s is not None and left_s <= 0:
+                return False
+            readable, _, _ = select.select([0, self.woken], [], [], left_s)
+            if self.woken in readable:
+                os.read(self.woken, 512)
+            self.asked |= 0 in readable
+        return True
 
 
 def main() -> int:
-    global _root_pid
     parser = argparse.ArgumentParser()
     parser.add_argument("log", type=Path)
     parser.add_argument("--cores", default="")
+    parser.add_argument("--before", type=json.loads, default=[])
     parser.add_argument("command", nargs="+")
     arguments = parser.parse_args()
 
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: ended.set())
+    ending = Ending()
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc:
         libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -84,6 +142,7 @@ def main() -> int:
     if arguments.cores:
         os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})
 
+    roots: Roots = []
     temporary = tempfile.mkdtemp(prefix="serveoff-")
     try:
         metrics = Path(temporary, "metrics")  # where Prometheus' client wants it, for servers with several processes
@@ -91,34 +150,30 @@ def main() -> int:
         environment = os.environ | {"TMPDIR": temporary}
         if "PROMETHEUS_MULTIPROC_DIR" in environment:
             environment["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
-        with arguments.log.open("ab") as log:
-            try:
-                root = subprocess.Popen(arguments.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
-                                        start_new_session=True, preexec_fn=end_with_supervisor)  # no thread runs yet
-            except OSError as error:
-                log.write(f"cannot start {arguments.command[0]}: {error}\n".encode())
-                return 127
-        _root_pid = root.pid
-        print(root.pid, flush=True)
-
-        def until_starter_ends() -> None:
-            os.read(0, 1)
-            ended.set()
-
-        def until_command_ends() -> None:
-            root.wait()
-            ended.set()
-
-        for target in (until_starter_ends, until_command_ends):
-            threading.Thread(target=target, daemon=True).start()
-        ended.wait()
-        end_tree(root)
-        return root.returncode if root.returncode >= 0 else 128 - root.returncode
+        for process in [*arguments.before, {"name": "", "command": arguments.command, "log": arguments.log, "ready": None}]:
+            command = [part.replace("{run}", temporary) for part in process["command"]]
+            with Path(process["log"]).open("ab") as log:
+                try:
+                    roots.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+                                                  start_new_session=True, preexec_fn=end_with_supervisor))
+                except OSError as error:
+                    log.write(f"cannot start {command[0]}: {error}\n".encode())
+                    return 127
+            _root_pids.add(roots[-1].pid)
+            print(roots[-1].pid, flush=True)
+            while process["ready"] and not is_ready(process["ready"].replace("{run}", temporary)):
+                if ending.wait(roots, 0.1):
+                    break
+            if ending.wait(roots, 0):
+                break
+        ending.wait(roots)
+        first = next((root for root in roots if root.poll() is not None), roots[-1])
     finally:
+        for number in reversed(range(len(roots))):  # what stands in front of another still needs it while it ends
+            end_tree(roots[number], roots[:number])
         shutil.rmtree(temporary, ignore_errors=True)
+    return first.returncode if first.returncode >= 0 else 128 - first.returncode
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    os._exit(code)  # the thread that reads standard input cannot be joined
+    sys.exit(main())

@@ -8,7 +8,7 @@ import http.client
 import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -357,13 +357,17 @@ def _in_flight(probe: Probe) -> float | None:
 
 
 Checks = tuple[Callable[[Probe], str], ...]
-CHECKS: Checks = (health, models, metrics, plain_answers, max_tokens, framing, stream_exact, trickles,
-                                              first_chunk, no_cross_talk, bad_input, vanished_client)
+CHECKS: Checks = (health, models, metrics, plain_answers, max_tokens, framing, stream_exact, trickles, first_chunk, no_cross_talk,
+                  bad_input, vanished_client)
 
 # After a load: what load could have broken. And all that is asked of a server that is not ours: it need not have our /health or
 # /metrics, and how it words its errors is its own business.
 AFTER_LOAD: Checks = (plain_answers, framing, stream_exact, trickles, no_cross_talk)
 FOREIGN: Checks = (models, plain_answers, max_tokens, framing, stream_exact, trickles, first_chunk, no_cross_talk)
+
+
+def checks_of(foreign: bool, waived: Sequence[str] = ()) -> Checks:
+    return tuple(check for check in (FOREIGN if foreign else CHECKS) if check.__name__ not in waived)
 
 
 def verify(url: str, *, model: str | None = None, planted: bool | None = None,

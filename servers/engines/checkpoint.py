@@ -8,11 +8,8 @@ for a word is the embedding of the word before it (`servers/rule.py`). The layer
 """
 
 import argparse
-import contextlib
-import fcntl
 import json
 import math
-import os
 import shutil
 import sys
 import zlib
@@ -21,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from servers import rule
+from servers import cache, rule
 
 if TYPE_CHECKING:
     import torch  # slow to import: only when there is something to generate
@@ -61,27 +58,21 @@ PRESETS = {
 }
 
 
-def cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "serveoff" / "models"
-
-
 def ensure(preset: str) -> Path:
     """Folder of the preset's model; generated first if it is not there. Safe when several processes call it at once.
 
     The files are written to a folder beside it, which gets the final name only when it is complete.
     """
-    folder = cache_folder() / f"serveoff-{preset}-v{FORMAT}"
+    folder = cache.folder("models") / f"serveoff-{preset}-v{FORMAT}"
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
     shape = PRESETS[preset]
     needed = 2 * shape.parameters()
     free = shutil.disk_usage(folder.parent).free
     if free < needed * 1.05:
         raise OSError(f"the model needs {needed / 1e9:.1f} GB and {folder.parent} has {free / 1e9:.1f} GB free: "
                       "free some space, or point XDG_CACHE_HOME at a larger disk")
-    with _lock(folder.parent / f"{folder.name}.lock"):
+    with cache.locked(folder):
         if not folder.is_dir():
             partial = folder.parent / f"{folder.name}.partial"
             shutil.rmtree(partial, ignore_errors=True)  # only a killed run leaves one; the lock says that none is at work
@@ -93,13 +84,6 @@ def ensure(preset: str) -> Path:
             _write_weights(partial, shape)
             partial.rename(folder)
     return folder
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def _write_tokenizer(folder: Path, shape: Shape) -> None:

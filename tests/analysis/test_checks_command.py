@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis import __main__, validity
+from analysis import __main__, load, validity
 from tests.analysis import synthetic
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +39,16 @@ def test_every_case_has_a_number(tmp_path, capsys):
         assert len({check["name"] for check in case["checks"]}) == len(case["checks"]) > 15
         for check in case["checks"]:
             assert tuple(check) == validity.Check._fields and check["ok"] in (True, None) and check["detail"] and check["remedy"]
+
+
+def test_what_was_chosen_of_a_servers_options_makes_it_another(tmp_path, capsys):
+    folder = sound(tmp_path / "campaign", options={"loop": "asyncio"})
+    assert list(load.campaign(folder).cases["server"]) == ["alpha", "beta loop=asyncio"]
+    assert said(capsys, folder, 0)[1]["case"] == synthetic.run(1, "beta", options={"loop": "asyncio"})["case"]
+    old = json.loads((folder / "cases" / "000-alpha-simulated-chat-r1" / "run.json").read_text())
+    del old["case"]["options"]  # which cases did not have before there were any
+    synthetic.records.write_json(folder / "cases" / "000-alpha-simulated-chat-r1" / "run.json", old)
+    assert next(iter(load.campaign(folder).cases["server"])) == "alpha"
 
 
 def test_a_warning_is_no_reason_and_a_failed_check_is_one(tmp_path, capsys):

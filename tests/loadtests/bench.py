@@ -49,7 +49,7 @@ drain_s = 10
 timeout_s = 30
 """
 QUICK = ("--engines", "simulated", "--simulated", "prefill_ms=20,step_ms=5", "--scenarios", "quick", "--report", "none")
-STAGES = ["launch", "verify", "load", "verify again", "stop"]
+STAGES = ["prepare", "launch", "verify", "load", "verify again", "stop"]
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 

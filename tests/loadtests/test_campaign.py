@@ -223,7 +223,7 @@ def test_a_server_that_dies_fails_its_case_and_not_the_next(server_died: dict[st
     assert server_died["code"] == 1 and server_died["left"] == []
     first, second = (run for _, run in server_died["runs"])
     assert first["status"].startswith("failed: load: the server ended by itself (exit code 137); its last log lines:\n")
-    assert [stage["name"] for stage in first["stages"]] == STAGES[:3]
+    assert [stage["name"] for stage in first["stages"]] == STAGES[:4]
     assert first["verify_after"] is None and first["counts"]["rows"] == len(server_died["rows"])
     assert second["status"] == "ok" and [stage["name"] for stage in second["stages"]] == STAGES
     assert second["clock_zero_s"] > first["clock_zero_s"] + first["stages"][-1]["end_s"]

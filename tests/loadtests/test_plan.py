@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from loadtests.plan import PlanError, make_plan, read_scenarios
+from loadtests.plan import PlanError, choices, make_plan, read_scenarios
 from loadtests.records import Case
 from servers.catalog import CatalogError, Server
 
@@ -64,6 +64,25 @@ def test_the_order_is_the_seeds() -> None:
 
 def test_without_engines_each_server_has_its_real_one() -> None:
     assert {case.server: case.engine for case in plan(())} == {server.name: server.engines[0] for server in SERVERS}
+
+
+def test_each_choice_of_options_makes_cases_of_its_own() -> None:
+    server = Server("fast", "", ("{workers}",), ("simulated",), options={"loop": ("uvloop", "asyncio"), "json": ("orjson", "stdlib")})
+    chosen = choices([server, *SERVERS], ["fast.loop=uvloop,asyncio", "fast.workers=4"])
+    assert chosen == {"fast": [{"loop": "uvloop", "workers": "4"}, {"loop": "asyncio", "workers": "4"}],
+                      **{other.name: [{}] for other in SERVERS}}  # fmt: skip
+    cases = make_plan([server, SERVERS[0]], ("simulated",), {"chat": CLOSED}, options=chosen)
+    assert sorted(case.label for case in cases) == ["fast loop=asyncio workers=4", "fast loop=uvloop workers=4", "server_a"]
+    assert len({case.folder for case in cases}) == 3 and "fast.loop=uvloop.workers=4" in "".join(case.folder for case in cases)
+
+
+@pytest.mark.parametrize(("wanted", "sentence"), [
+    ("server_a", "give SERVER.OPTION=VALUE"), ("server_a.loop", "give SERVER.OPTION=VALUE"), ("server_a=5", "give SERVER.OPTION=VALUE"),
+    ("server_z.loop=5", "there is no chosen server 'server_z'; did you mean"), ("server_a.loop=5", "there is no option of server_a"),
+])  # fmt: skip
+def test_an_option_that_cannot_be_is_refused(wanted: str, sentence: str) -> None:
+    with pytest.raises((PlanError, CatalogError), match=re.escape(sentence)):
+        choices(SERVERS, [wanted])
 
 
 def test_users_and_rates_replace_the_scenarios_own_where_they_apply() -> None:

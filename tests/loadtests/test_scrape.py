@@ -164,6 +164,16 @@ def test_the_counters_are_read_when_nothing_is_in_flight_any_more(server: Server
     assert found and found.tokens == 90 and len(server.asked) == 3
 
 
+def test_several_servers_count_together(server: Server) -> None:
+    with exposing() as other:
+        server.answers, other.answers = [says(OURS % 0)], [says((OURS % 0).replace("77", "90"))]
+        found = scrape.counted(f"{server.url},{other.url}", PATIENCE_S)
+        assert found and found.tokens == 77 + 90 and found.requests == 14
+        other.answers = [hangs]
+        with pytest.raises(NoMetrics, match="no answer within"):
+            scrape.fetch(f"{server.url},{other.url}", 0.3)
+
+
 def test_that_has_an_end(server: Server) -> None:
     for answers, tokens in (([says(OURS % 1)], 77), ([says(OURS % 1), hangs], 77), ([hangs], None), ([says("", 404)], None)):
         server.answers = list(answers)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from servers import catalog, launch
+from servers import catalog, launch, verify
 from servers.catalog import CatalogError
 
 GOOD = """
@@ -72,6 +72,13 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
     ("command", 'command = ["serve", 8000]'), ("command", "command = []"),
     ("engines", 'engines = "hf"'), ("engines", "engines = []"), ("engines", 'engines = [["hf"]]'), ("requires", 'requires = "flask"'),
     ("requires", "requires = [5]"), ("ready_timeout_s", 'ready_timeout_s = "long"'), ("ready_timeout_s", "ready_timeout_s = true"),
+    ("foreign", 'foreign = "yes"'), ("ready", "ready = 8000"), ("packages", 'packages = "fschat"'), ("transports", "transports = [5]"),
+    ("options", 'options = ["loop"]'), ("options", 'options = { loop = "uvloop" }'), ("options", "options = { loop = [5] }"),
+    ("upstream", 'upstream = "vllm_openai"'), ("upstream", "upstream = { simulated = 5 }"), ("processes", "processes = { redis = 5 }"),
+    ("command", 'processes = { redis = { command = "redis-server", ready = "x:1" } }'),
+    ("ready", 'processes = { redis = { command = ["redis-server"], ready = 6379 } }'),
+    ("ready", 'processes = { redis = { command = ["redis-server"] } }'),
+    ("port", 'processes = { redis = { command = ["redis-server"], ready = "x:1", port = 5 } }'),
 ])  # fmt: skip
 def test_a_key_of_the_wrong_kind_is_named(tmp_path: Path, key: str, line: str) -> None:
     text = "\n".join(old for old in GOOD.splitlines() if not old.startswith(key)) + f"\n{line}\n"
@@ -80,6 +87,42 @@ def test_a_key_of_the_wrong_kind_is_named(tmp_path: Path, key: str, line: str) -
 
 def test_a_placeholder_that_does_not_exist_is_named(tmp_path: Path) -> None:
     assert "has 'prot' in braces" in error_of(tmp_path, GOOD.replace("{port}", "{prot}"))
+
+
+def test_options_have_allowed_values_and_the_first_is_the_default(tmp_path: Path) -> None:
+    write(tmp_path, GOOD.replace('"serve"', '"serve", "--loop", "{loop}"') + '[options]\nloop = ["uvloop", "asyncio"]\njson = ["orjson"]\n')
+    server = catalog.servers(tmp_path)["mine"]
+    assert server.choose({}) == {"loop": "uvloop", "json": "orjson"}
+    assert server.choose({"loop": "asyncio", "workers": "4"}) == {"loop": "asyncio", "json": "orjson", "workers": "4"}
+    with pytest.raises(CatalogError, match="mine has no loop=trio: there are uvloop, asyncio"):
+        server.choose({"loop": "trio"})
+    with pytest.raises(CatalogError, match=r"there is no option of mine 'lop'; did you mean 'loop'\?"):
+        server.choose({"lop": "uvloop"})
+    with pytest.raises(CatalogError, match="workers=0 is not a number above 0"):
+        server.choose({"workers": "0"})
+    with pytest.raises(CatalogError, match="there is no option of plain 'workers'"):
+        catalog.Server("plain", "", ("serve",), ("simulated",)).choose({"workers": "2"})
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    ("[options]\nport = ['1']", "the option 'port' is a name with a meaning of its own"),
+    ("[options]\nloop = []", "the option 'loop' has no values"),
+    ("[upstream]\nhf = 'x'", "'upstream' must name a server for each of the engines"),
+    ("[upstream]\nsimulated = '{of}'", "'upstream' has 'of' in braces"),
+    ("[processes.redis]\ncommand = ['redis-server', '{redis_prt}']\nready = 'x:1'", "'processes.redis' has 'redis_prt' in braces"),
+    ("transports = ['carrier pigeon']", "there is no "),
+])  # fmt: skip
+def test_what_makes_no_sense_together_is_named(tmp_path: Path, more: str, message: str) -> None:
+    assert message in error_of(tmp_path, GOOD + more)
+
+
+def test_what_the_server_behind_it_lacks_is_missing_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(catalog.ENGINES, "vllm", ("no_such_vllm",))
+    gateway = catalog.Server("gateway", "", ("python3",), ("vllm", "simulated"), ("no_such_httpx",), {"of": ("fastapi_vllm",)},
+                             upstream={"vllm": "{of}", "simulated": "{of}"})  # fmt: skip
+    assert gateway.missing("vllm") == ["no_such_httpx", "no_such_vllm"] and gateway.missing("simulated") == ["no_such_httpx"]
+    own = catalog.Server("own", "", ("python3",), ("vllm",), packages=("vllm==0.1",))
+    assert "no_such_vllm" not in own.missing("vllm"), "its environment of its own will have it"
 
 
 def test_what_is_missing_is_reported(tmp_path: Path) -> None:
@@ -107,9 +150,13 @@ def test_every_server_here_can_be_read_and_keeps_its_word() -> None:
     found = catalog.servers()
     assert {"flask_gunicorn", "fastapi_threadpool", "fastapi_vllm"} <= set(found)
     for server in found.values():
-        assert "simulated" in server.engines[1:], "each server is tested without a model, and its first engine is its real one"
+        assert server.engines[0] != "simulated", "the first engine is its real one"
+        assert server.foreign or "simulated" in server.engines, "each server of ours is tested without a model"
         assert any("{port}" in part for part in server.command) and any("{host}" in part for part in server.command)
         assert set(server.engines) <= set(catalog.ENGINES)
+        readme = (catalog.FOLDER / server.name / "README.md").read_text()
+        assert all(check in readme for check in server.waives), "what it cannot do is said where one looks"
+        assert set(server.waives) <= {check.__name__ for check in verify.CHECKS}
 
 
 def command_line(*arguments: str) -> "subprocess.CompletedProcess[str]":

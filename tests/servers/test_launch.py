@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from servers import launch
-from servers.catalog import Server
+from servers import catalog, launch
+from servers.catalog import CatalogError, Process, Server
 from servers.launch import LaunchError, Model, Share
 
 MODEL = Model("serveoff-tiny", "", True)
@@ -131,6 +131,86 @@ def test_it_is_told_what_every_server_is_told(tmp_path: Path, temporary: Path) -
         seen, _ = json.loads((tmp_path / "seen").read_text())
         assert up.command[-1] == "2" and seen["SERVEOFF_THREADS"] == "2", "the workers share the threads"
         assert Path(seen["PROMETHEUS_MULTIPROC_DIR"]).is_dir() and seen["PROMETHEUS_MULTIPROC_DIR"].startswith(str(temporary))
+
+
+BESIDE = """
+    import signal
+
+    def bye(*_):
+        (HERE / "ends").open("a").write(f"{sys.argv[2]} ")
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, bye)
+    if "{run}" in str(sys.argv) or not os.path.isdir(sys.argv[3]) or os.environ["TMPDIR"] != sys.argv[3]:
+        sys.exit(5)
+    (HERE / "begins").open("a").write(f"{sys.argv[2]} ")
+    (HERE / f"pid-{sys.argv[2]}").write_text(str(os.getpid()))
+    serve()
+"""
+
+
+def with_processes(folder: Path, code: str = BESIDE) -> Server:
+    server = fake(folder, code)
+    return Server("fake", "", (*server.command, "front", "{run}"), ("simulated",), options={"mode": ("plain", "fancy")}, processes={
+        name: Process((*server.command[:2], f"{{{name}_port}}", name, "{run}"), f"127.0.0.1:{{{name}_port}}")
+        for name in ("cache", "app")})  # fmt: skip
+
+
+def test_its_processes_start_in_order_and_end_in_reverse(tmp_path: Path, temporary: Path) -> None:
+    with launch.running(with_processes(tmp_path), "simulated", MODEL, Share(), tmp_path / "server.log") as up:
+        assert (tmp_path / "begins").read_text() == "cache app front "
+        assert [psutil.Process(pid).cmdline()[3] for pid in up.pids] == ["cache", "app", "front"] and up.pid == up.pids[-1]
+        assert "serving" in (tmp_path / "server.cache.log").read_text()
+    assert (tmp_path / "ends").read_text() == "front app cache "
+    assert not any(map(alive, up.pids)) and not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_when_one_of_its_processes_ends_all_end_and_the_logs_say_which(tmp_path: Path, temporary: Path, victim: int) -> None:
+    with launch.running(with_processes(tmp_path), "simulated", MODEL, Share(), tmp_path / "server.log") as up:
+        psutil.Process(up.pids[victim]).kill()
+        wait_until(up.ended)
+        assert "exit code 137" in up.last_words() and "and of server.cache.log:" in up.last_words()
+    assert not any(map(alive, up.pids)) and not list(temporary.iterdir())
+
+
+def test_a_process_of_its_that_does_not_start_is_named(tmp_path: Path, temporary: Path) -> None:
+    server = with_processes(tmp_path, 'print("no memory for", sys.argv[2]); sys.exit(3 if sys.argv[2] == "app" else serve())')
+    with pytest.raises(LaunchError, match=r"(?s)exit code 3.*of server\.app\.log.*no memory for app"), \
+            launch.running(server, "simulated", MODEL, Share(), tmp_path / "server.log"):  # fmt: skip
+        pytest.fail("it never ran")
+    assert not list(temporary.iterdir())
+
+
+def test_options_reach_the_command_and_the_environment(tmp_path: Path, temporary: Path) -> None:
+    server = fake(tmp_path, '(HERE / "seen").write_text(json.dumps([sys.argv, dict(os.environ)])); serve()')
+    server = Server("fake", "", (*server.command, "{mode}", "{workers}"), ("simulated",), options={"mode": ("plain", "fancy")})
+    for chosen, mode, workers in (({}, "plain", "2"), ({"mode": "fancy", "workers": "3"}, "fancy", "3")):
+        with launch.running(server, "simulated", MODEL, Share(workers=2), tmp_path / "log", options=chosen):
+            command, seen = json.loads((tmp_path / "seen").read_text())
+        assert command[2:] == [mode, workers] and seen["SERVEOFF_MODE"] == mode
+    with pytest.raises(CatalogError, match="fake has no mode=odd"), \
+            launch.running(server, "simulated", MODEL, Share(), tmp_path / "log", options={"mode": "odd"}):  # fmt: skip
+        pytest.fail("it never ran")
+
+
+def test_servers_behind_it_start_first_and_share_the_threads(tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    behind = fake(tmp_path, '(HERE / f"behind-{sys.argv[1]}").write_text(os.environ["SERVEOFF_THREADS"]); serve()')
+    monkeypatch.setattr(catalog, "find", lambda name: {"behind": behind}[name])
+    script = tmp_path / "front.py"
+    script.write_text((tmp_path / "server.py").read_text().replace('behind-{sys.argv[1]}").write_text(os.environ["SERVEOFF_THREADS"])',
+                                                                   'front").write_text(os.environ["SERVEOFF_UPSTREAM"])'))
+    front = Server("front", "", (sys.executable, str(script), "{port}"), ("simulated",), options={"replicas": ("2", "3")},
+                   upstream={"simulated": "behind"})  # fmt: skip
+    with launch.running(front, "simulated", MODEL, Share(threads=4), tmp_path / "log", options={"replicas": "2"}) as up:
+        urls = (tmp_path / "front").read_text().split(",")
+        assert sorted(int(url.rpartition(":")[2]) for url in urls) == sorted(int(f.name[7:]) for f in tmp_path.glob("behind-*"))
+        assert [file.read_text() for file in tmp_path.glob("behind-*")] == ["2", "2"]
+        assert len(up.pids) == 3 and up.pids[-1] == up.pid and not up.ended()
+        psutil.Process(up.pids[1]).kill()
+        wait_until(up.ended)
+        assert "exit code 137" in up.last_words()
+    assert not any(map(alive, up.pids)) and not list(temporary.iterdir())
 
 
 def test_one_that_dies_at_its_start_says_why(tmp_path: Path, temporary: Path) -> None:

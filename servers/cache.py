@@ -1,0 +1,52 @@
+"""What is made once and kept between campaigns: generated models, environments of servers whose packages clash with ours."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class CacheError(RuntimeError):
+    """One sentence that names the remedy."""
+
+
+def folder(kind: str) -> Path:
+    """Of that kind of things ("models"); made if it is not there."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    found = Path(base) / "serveoff" / kind
+    found.mkdir(parents=True, exist_ok=True)
+    return found
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time; the others wait."""
+    with path.with_name(path.name + ".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def environment(packages: Sequence[str]) -> Path:
+    """A virtual environment with these packages, made by uv on first use; its folder. Raises CacheError."""
+    key = hashlib.sha256("\n".join([sys.version, *packages]).encode()).hexdigest()[:12]
+    found = folder("environments") / key
+    complete = found / "complete"  # written last: what a killed installation left is made anew
+    if complete.exists():
+        return found
+    settings = {"UV_SYSTEM_CERTS": "1"} | ({} if shutil.which("nvidia-smi") else {"UV_TORCH_BACKEND": "cpu"}) | os.environ
+    with locked(found):
+        if not complete.exists():
+            shutil.rmtree(found, ignore_errors=True)
+            print(f"installing {', '.join(packages)} in {found}", file=sys.stderr)
+            for command in (["venv", "--python", sys.executable, str(found)],
+                            ["pip", "install", "--python", str(found / "bin" / "python"), *packages]):
+                done = subprocess.run(["uv", *command, "--quiet"], env=settings, stderr=subprocess.PIPE, text=True)
+                if done.returncode:
+                    raise CacheError(f"`uv {' '.join(command[:2])}` failed; mend what it says, then try again:\n{done.stderr.strip()}")
+            complete.touch()
+    return found
