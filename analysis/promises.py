@@ -72,11 +72,11 @@ def freeze_error(mode: str) -> Callable[[Found], float | None]:
     return lambda found: relative(found[mode]["e2e_p99_s"], found[mode]["expected_p99_s"])
 
 
-def judged(kind: str, right: str) -> Callable[[Found], float | None]:
+def judged(right: str) -> Callable[[Found], float | None]:
     """Share of the cases that were judged right, "flagged" or "spared"; null if all were, but they are too few to promise anything."""
 
     def value(found: Found) -> float | None:
-        cases, flagged = found[kind]["cases"], found[kind]["flagged"]
+        cases, flagged = found["cases"], found["flagged"]
         count = flagged if right == "flagged" else cases - flagged
         return None if count == cases < CASES else count / cases
 
@@ -114,8 +114,8 @@ PROMISES = [
       for file in ("azure.csv", "mooncake.jsonl")),
     *(Promise("freeze", f"{mode}: P99 of E2E is off by", freeze_error(mode), 0.02, "%") for mode in ("open", "capped", "replay")),
     Promise("workers", "two load workers send the same requests at the same times as one", lambda f: f["same"], True, "yes", least=True),
-    Promise("starved", f"of {CASES} starved load generators, caught", judged("starved", "flagged"), 1.0, "%", least=True),
-    Promise("starved", f"of {CASES} healthy ones, not flagged", judged("healthy", "spared"), 1.0, "%", least=True),
+    Promise("starved", f"of {CASES} starved load generators, caught", judged("flagged"), 1.0, "%", least=True),
+    Promise("healthy", f"of {CASES} healthy load generators, not flagged", judged("spared"), 1.0, "%", least=True),
     Promise("soak", "memory in the last third, times that in the first", lambda f: f["last_third_mb"] / f["first_third_mb"], 1.05),
 ]  # fmt: skip
 

@@ -23,13 +23,13 @@ from loadtests import generator, machine, records
 from loadtests.experiments.bench import Bench
 from loadtests.experiments.cost import cost
 from loadtests.experiments.open_loops import freeze, open_loop, replay
-from loadtests.experiments.starvation import starved
+from loadtests.experiments.starvation import healthy, starved
 from loadtests.experiments.streams import accuracy, soak, stalls, start_up, workers
 from servers import launch
 
 RESULTS = Path("results/instrument")
 EXPERIMENTS: dict[str, Callable[[Bench], dict[str, Any]]] = {each.__name__: each for each in (
-    start_up, accuracy, cost, stalls, open_loop, replay, freeze, workers, starved)}
+    start_up, accuracy, cost, stalls, open_loop, replay, freeze, workers, healthy, starved)}
 LONG = {"soak": soak}  # only if named
 REPEATED = ("start_up", "accuracy", "cost", "open_loop")  # whose results are medians of --repeat runs; the others are one run
 
