@@ -246,7 +246,7 @@ def campaign(arguments: argparse.Namespace) -> int:
         model = launch.Model(first.detail, "", first.detail in rule.PLANTED_MODELS)
     else:
         model = launch.resolve_model(arguments.model, needs_weights=any(
-            case.engine != "simulated" and not catalog.find(case.server).missing(case.engine) for case in cases))
+            case.engine != "simulated" and not catalog.find(case.server).missing(case.engine, case.options) for case in cases))
     folder = arguments.out or RESULTS / f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
     open_campaign(folder, {
         "schema": records.SCHEMA, "name": folder.name, "created_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

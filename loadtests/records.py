@@ -12,7 +12,7 @@ A campaign is a folder:
         requests.jsonl              one line a request while the case runs; requests.parquet at its end (REQUEST_FIELDS)
         telemetry.jsonl             likewise telemetry.parquet (TELEMETRY_FIELDS)
         server_metrics.jsonl        the text of each GET /metrics; at the end server_metrics.parquet (SERVER_METRICS_FIELDS)
-        server.log  load.log        what the processes said
+        server.log  load.log        what the processes said; server.NAME.log: a server's other processes, and servers behind it
     attempts/NNN-....N/             likewise, what a run that was killed, interrupted or failed left of a case that was then run again
     report.html  report.md  figures/  notebooks/        made by analysis, at any time, from the above
 

@@ -79,7 +79,7 @@ def run_case(case: Case, setting: Setting, watch: Watch) -> str:
         "summary": None, "command": None, "stages": [], "startup_s": None, "warmup": None, "load_workers": [], "window": None,
         "verify_before": None, "verify_after": None, "counts": None, "served": None, "agreement": None, "notes": []})
     work.save()
-    missing = [] if setting.target else catalog.find(case.server).missing(case.engine)
+    missing = [] if setting.target else catalog.find(case.server).missing(case.engine, case.options)
     if missing:
         work.run["status"] = f"skipped: {', '.join(missing)} is not installed"
         work.save()
@@ -187,7 +187,7 @@ def _load(work: Work) -> None:
                     [sys.executable, "-m", "loadtests.telemetry", "--out", str((work.folder / "telemetry.jsonl").resolve()), "--load-pid",
                      str(pid), "--clock-zero", str(work.run["clock_zero_s"]), "--metrics-of", work.engine_urls,
                      *(["--server-pid", *map(str, work.server.pids)] if work.server else [])],
-                    work.folder / "telemetry.log", cores=setting.load_cores)
+                    work.folder / "telemetry.log", cores=setting.load_cores, yielding=True)
             generator.wait(load, work.folder, generator.longest_s(task, setting.workers), watch)
     except generator.LoadFailed as error:
         raise CaseFailed(str(error)) from None

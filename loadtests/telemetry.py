@@ -176,14 +176,13 @@ def main() -> None:
     signal.set_wakeup_fd(on_signal)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    os.nice(19)
     options.out.touch()  # also when there is nothing to measure: no rows, rather than no file
     try:
         server, load = Tree(*options.server_pid) if options.server_pid else None, Tree(options.load_pid)
     except psutil.NoSuchProcess as error:
         say(f"nothing to measure: {error}")
         return
-    if options.metrics_of:  # daemon: a scrape that hangs is left behind; after os.nice, which it inherits
+    if options.metrics_of:  # daemon: a scrape that hangs is left behind
         arguments = (options.metrics_of, options.out.with_name("server_metrics.jsonl"), options.clock_zero)
         threading.Thread(target=scrape, args=arguments, daemon=True).start()
     gpus = Gpus(say)

@@ -49,12 +49,12 @@ class Server:
     ready: str = "/health"  # answers 200 once it serves
     ready_timeout_s: float = 300.0
 
-    def missing(self, engine: str) -> list[str]:
-        """What this machine lacks to run it; empty if nothing."""
+    def missing(self, engine: str, chosen: Mapping[str, str] | None = None) -> list[str]:
+        """What this machine lacks to run it with these options; empty if nothing."""
         if self.packages:
             return [name for name in ("uv", *self.requires) if not is_installed(name)]
         needed = () if self.upstream else ENGINES[engine]
-        behind = find(self.upstream_of(engine, {})).missing(engine) if self.upstream else []
+        behind = find(self.upstream_of(engine, chosen or {})).missing(engine) if self.upstream else []
         return [*(name for name in (*self.requires, *needed) if not is_installed(name)), *behind]
 
     def choose(self, chosen: Mapping[str, str]) -> dict[str, str]:

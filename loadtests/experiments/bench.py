@@ -61,6 +61,19 @@ def environment(**variables: str) -> Iterator[None]:
 
 
 @contextmanager
+def on_cores(cores: Sequence[int]) -> Iterator[None]:
+    """This process and those that it starts. With no cores nothing changes."""
+    before = os.sched_getaffinity(0) if cores else None
+    if cores:
+        os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        if before:
+            os.sched_setaffinity(0, before)
+
+
+@contextmanager
 def burning(count: int, cores: Sequence[int]) -> Iterator[None]:
     """Processes that compute on these cores all the time; each in a session of its own, since Linux may share a core out by sessions."""
     burner = "import os, sys; cores = [int(c) for c in sys.argv[1:]]; cores and os.sched_setaffinity(0, cores)\nwhile True: pass"

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from loadtests.calibrate import SCENARIO
-from loadtests.experiments.bench import Bench, burning
+from loadtests.experiments.bench import Bench, burning, on_cores
 
 
 def healthy(bench: Bench) -> dict[str, Any]:
@@ -28,7 +28,8 @@ def _judged(bench: Bench, burners: int) -> dict[str, Any]:
     verdicts = []
     for number in range(4 * bench.repeat):
         folder = bench.folder()
-        with burning(burners, bench.place.load_cores):
+        # A campaign shares out the cores that it finds itself on, and we are on the load generator's.
+        with burning(burners, bench.place.load_cores), on_cores((*bench.place.server_cores, *bench.place.load_cores)):
             subprocess.run([sys.executable, "-m", "loadtests", "--servers", "fastapi_vllm", "--engines", "simulated", "--seed",
                             str(number), "--scenarios-file", str(file), "--scenarios", "short", "--no-calibration", "--report",
                             "none", "--out", str(folder)], check=True, capture_output=True)
