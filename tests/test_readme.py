@@ -1,4 +1,4 @@
-"""What the README says is so: its commands exist, and its table is that of the committed reference campaign."""
+"""What the README says is so: its commands exist, and its tables are those of the committed reference campaign and of the catalogue."""
 
 import re
 import shlex
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from analysis import load, summary
+from servers import catalog
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "results" / "reference-cpu-2core"
@@ -17,15 +18,22 @@ SHOWN = ("output_tokens_per_s", "requests_per_s", "ttft_p50_s", "ttft_p99_s", "t
 
 
 def table() -> list[str]:
-    """The README's table; print it to mend the file: `python -m tests.test_readme`."""
+    """The README's first table; print them to mend the file: `python -m tests.test_readme`."""
     (comparison,) = summary.comparisons(summary.summarise(load.campaign(REFERENCE)))
     heads = [f"{summary.METRICS[name].label}, {summary.unit(name)}" for name in SHOWN]
     rows = [[f"`{s.server}` ({s.engine})", *(summary.cell(name, s.valid) for name in SHOWN)] for s in comparison.systems]
     return ["| " + " | ".join(row) + " |" for row in (["server", *heads], ["---"] * (len(SHOWN) + 1), *rows)]
 
 
-def test_the_table_is_that_of_the_reference():
+def servers() -> list[str]:
+    rows = [f"| [`{name}`](servers/{name}/README.md) | {server.summary} |" for name, server in catalog.servers().items()]
+    return ["| server | what it is |", "| --- | --- |", *rows]
+
+
+def test_the_tables_are_those_of_the_reference_and_of_the_catalogue():
     assert "\n".join(table()) in README
+    said = [line for line in README.splitlines() if line.startswith("| [`")]
+    assert set(said) <= set(servers()) and len(said) >= 3, "not every server need be there: who adds one edits nothing but its folder"
 
 
 def test_every_verb_exists():
@@ -54,4 +62,4 @@ def test_links_and_pictures_are_there():
 
 
 if __name__ == "__main__":
-    print("\n".join(table()))
+    print("\n".join([*table(), "", *servers()]))
