@@ -54,5 +54,6 @@ def events(job: engines.Job, reply: Answer) -> Iterator[str]:
 app = create_app(__name__, engine, generate=engine.generate, events=events)
 
 if __name__ == "__main__":
-    # flup hands a request to a thread that it takes to be idle; of several at once some would wait for an answer to end without spares
+    # With flup's default of one spare thread, of several requests at once some wait until another's answer has ended: it also counts
+    # threads as idle that have not yet fetched the request they were given.
     WSGIServer(app, bindAddress=sys.argv[1], minSpare=32, maxSpare=32, debug=False).run()

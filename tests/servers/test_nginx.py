@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -175,6 +176,16 @@ def test_a_body_that_nginx_itself_refuses_is_a_413_like_the_others(fastcgi: Runn
     for body in (b" " * (9 * 1024 * 1024), pieces()):
         status, said = ask(fastcgi.base_url, contract.COMPLETIONS, body)
         assert status == 413 and said["error"]["message"] == "the body is too long"
+
+
+def test_requests_at_once_do_not_wait_for_each_other(fastcgi: Running) -> None:
+    """As they would with flup's own number of spare threads."""
+    with ThreadPoolExecutor(24) as pool:
+        streams = list(pool.map(lambda _: Stream(fastcgi.base_url), range(24)))
+    assert counters(fastcgi.base_url)["serveoff_requests_running"] == 24
+    for stream in streams:
+        stream.close()
+    wait_until(lambda: not in_flight(fastcgi))
 
 
 def test_a_client_may_keep_its_connection(fastcgi: Running) -> None:
