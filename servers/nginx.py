@@ -51,7 +51,7 @@ http {
 """
 
 REFUSALS = r"""
-error_page 400 404 413 414 500 502 503 504 /refusal;
+error_page 400 404 405 413 414 500 502 503 504 /refusal;
 error_page 494 =400 /refusal; # headers that are too long
 location = /refusal {
     internal;
