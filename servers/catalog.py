@@ -77,8 +77,9 @@ class Server:
 
 
 def search_path() -> str:
-    """PATH with this interpreter's scripts first, so that a server's command is found without an activated environment."""
-    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    """PATH with this interpreter's scripts first, so that a server's command is found without an activated environment, and at its end
+    where Debian has nginx, which is on the PATH of root only."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), "/usr/sbin"])
 
 
 def is_installed(name: str) -> bool:

@@ -1,0 +1,59 @@
+"""Flask with a blocking engine behind FastCGI: nginx speaks HTTP, and flup gives each request a thread.
+
+A plain answer is generated in that thread. A streamed one needs a second: a view returns a generator, and the engine calls back for
+each token.
+"""
+
+import logging
+import queue
+import sys
+import threading
+from collections.abc import Iterator
+
+from flup.server.fcgi import WSGIServer  # type: ignore[import-untyped]
+
+from servers import engines
+from servers.contract import Answer, Outcome
+from servers.flask_base import create_app
+
+logging.basicConfig()  # else Flask logs to flup's wsgi.errors, which wants bytes
+engine = engines.load_blocking()
+
+
+class ClientGone(Exception):
+    pass
+
+
+def events(job: engines.Job, reply: Answer) -> Iterator[str]:
+    items: queue.SimpleQueue[str | Outcome | BaseException] = queue.SimpleQueue()
+    gone = threading.Event()
+
+    def on_token(text: str) -> None:
+        if gone.is_set():
+            raise ClientGone
+        items.put(text)
+
+    def in_thread() -> None:
+        try:
+            items.put(engine.generate(job, on_token))
+        except Exception as error:
+            items.put(error)
+
+    threading.Thread(target=in_thread).start()
+    try:
+        item: str | Outcome | BaseException = ""
+        while isinstance(item, str):
+            item = items.get()
+            yield reply.event(item)
+        if isinstance(item, BaseException):
+            app.logger.error("generation failed", exc_info=item)
+    finally:  # nginx has closed the connection, since the client has gone: flup cannot write, and closes the iterator
+        gone.set()
+
+
+app = create_app(__name__, engine, generate=engine.generate, events=events)
+
+if __name__ == "__main__":
+    # With flup's default of one spare thread, of several requests at once some wait until another's answer has ended: it also counts
+    # threads as idle that have not yet fetched the request they were given.
+    WSGIServer(app, bindAddress=sys.argv[1], minSpare=32, maxSpare=32, debug=False).run()
