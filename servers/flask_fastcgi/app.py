@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from flup.server.fcgi import WSGIServer  # type: ignore[import-untyped]
+from flup.server.fcgi import WSGIServer
 
 from servers import engines
 from servers.contract import Answer, Outcome
