@@ -207,6 +207,14 @@ def outside_engine_p50_s(o: Observed) -> float:
     return percentile(outside.dropna().to_numpy(), 50)
 
 
+def cache_hit_share(o: Observed) -> float:
+    """Share of hits in what the server says of its cache of answers: rise of serveoff_cache_hits_total / that of it and of
+    serveoff_cache_misses_total, from its first to its last word on them in the window."""
+    said = [o.served(f"serveoff_cache_{what}_total") for what in ("hits", "misses")]
+    hits, misses = (float(np.ptp(s[inside])) if (inside := o.inside(s.index)).sum() > 1 else NAN for s in said)
+    return hits / (hits + misses) if hits + misses > 0 else NAN
+
+
 def server_cores(o: Observed) -> float:
     """CPU cores that the server's process tree kept busy in the window: rise of its CPU time / time."""
     return o.slope("server_cpu_s")
@@ -337,6 +345,7 @@ METRICS = {
         Metric("tokens_per_chunk", "tokens a chunk", "tokens", "", tokens_per_chunk),
         Metric("outside_engine_p50_s", "outside the engine P50", "s", "lower", outside_engine_p50_s, "ms", 1000,
                "requests_completed", needed(50)),
+        Metric("cache_hit_share", "cache hits", "share", "higher", cache_hit_share, "%", 100),
         Metric("server_cores", "server CPU", "cores", "lower", server_cores),
         Metric("tokens_per_cpu_s", "tokens a CPU second", "tokens/s", "higher", tokens_per_cpu_s),
         Metric("context_switches_per_s", "context switches", "1/s", "lower", context_switches_per_s),

@@ -16,16 +16,17 @@ from servers.catalog import Server, check_name
 SCENARIOS_FILE = Path(__file__).with_name("scenarios.toml")
 REQUIRED = ("summary", "arrivals", "endpoint", "warmup_s", "duration_s", "drain_s", "timeout_s")
 OPTIONAL = ("users", "rate", "think_s", "turns", "burstiness", "profile", "max_in_flight", "trace", "trace_start_s", "time_scale",
-            "context", "prompt_tokens", "output_tokens", "shared_tokens", "shared_prefixes", "warmup_max_s")
+            "context", "prompt_tokens", "output_tokens", "shared_tokens", "shared_prefixes", "distinct_prompts", "zipf", "warmup_max_s")
 ABOVE_0 = ("users", "rate", "duration_s", "timeout_s", "burstiness", "time_scale", "context", "max_in_flight", "shared_tokens",
-           "shared_prefixes")
-FROM_0 = ("think_s", "warmup_s", "warmup_max_s", "drain_s", "trace_start_s")
-WHOLE = ("users", "context", "max_in_flight", "shared_tokens", "shared_prefixes")
+           "shared_prefixes", "distinct_prompts")
+FROM_0 = ("zipf", "think_s", "warmup_s", "warmup_max_s", "drain_s", "trace_start_s")
+WHOLE = ("users", "context", "max_in_flight", "shared_tokens", "shared_prefixes", "distinct_prompts")
 RANGES = ("prompt_tokens", "output_tokens", "turns")
 # Keys that only make sense with some arrivals, and with one endpoint.
 ONLY_CLOSED = ("users", "think_s", "turns")
 ONLY_OPEN = ("rate", "burstiness", "profile", "max_in_flight", "trace", "trace_start_s", "time_scale")
-NOT_TRACE = ("shared_tokens", "shared_prefixes")  # which has prefixes of its own, and lengths that just fit the context
+# A trace has prefixes of its own, and lengths that just fit the context.
+NOT_TRACE = ("shared_tokens", "shared_prefixes", "distinct_prompts", "zipf")
 
 
 class PlanError(ValueError):
@@ -79,6 +80,10 @@ def _check(where: str, table: dict[str, Any]) -> None:
         raise PlanError(f"{where}: turns are of a conversation: use endpoint = \"chat\"")
     if "shared_prefixes" in table and "shared_tokens" not in table:
         raise PlanError(f"{where}: shared_prefixes need shared_tokens, their length")
+    if "zipf" in table and "distinct_prompts" not in table:
+        raise PlanError(f"{where}: zipf needs distinct_prompts, how many there are to choose from")
+    if "distinct_prompts" in table and "turns" in table:
+        raise PlanError(f"{where}: distinct_prompts do not go with turns: what was said before makes each question new")
     if table["endpoint"] == "chat" and table.get("shared_tokens") == 1:
         raise PlanError(f"{where}: shared_tokens = 1 is too short for a chat's system message: its role's marker is one")
     if table.get("warmup_max_s", table["warmup_s"]) < table["warmup_s"]:

@@ -1,5 +1,7 @@
-"""Prompts: seeded, the same for every server, and unique within a campaign unless the scenario is about shared prefixes."""
+"""Prompts: seeded, the same for every server, and unique within a campaign unless the scenario is about shared prefixes or repeats."""
 
+import functools
+import itertools
 import json
 import random
 from collections.abc import Sequence
@@ -30,8 +32,12 @@ class Prompt:
 def prompt(seed: str, scenario: dict[str, Any], user: int, turn: int, arrival: Arrival | None = None,
            history: Sequence[Message] = ()) -> Prompt:
     """The `turn`-th request of a user; `history` is the conversation so far. Random words: no two prompts of a campaign share a
-    prefix that a cache could use, unless the scenario has `shared_tokens`, or the arrival, from a trace, shared blocks."""
+    prefix that a cache could use, unless the scenario has `shared_tokens`, or the arrival, from a trace, shared blocks. With
+    `distinct_prompts` it is one of so many, whole and with its lengths, so that its answer is an exact repeat, too."""
     source = random.Random(f"{seed}/{user}/{turn}")
+    if distinct := scenario.get("distinct_prompts", 0):
+        [which] = source.choices(range(distinct), cum_weights=_zipf(distinct, scenario.get("zipf", 0)))
+        source = random.Random(f"{seed}/distinct/{which}")
     chat = scenario["endpoint"] == "chat"
     if arrival is None or arrival.prompt_tokens is None or arrival.output_tokens is None:
         tokens, max_tokens = source.randint(*scenario["prompt_tokens"]), source.randint(*scenario["output_tokens"])
@@ -54,6 +60,12 @@ def prompt(seed: str, scenario: dict[str, Any], user: int, turn: int, arrival: A
     elif history:
         tokens += sum(1 + rule.count_tokens(message.text) for message in history)
     return Prompt(" ".join(words), tokens, max_tokens, tuple(history))
+
+
+@functools.cache
+def _zipf(count: int, exponent: float) -> list[float]:
+    """Cumulative weights by Zipf's law: the k-th of them is chosen in proportion to 1/k**exponent."""
+    return list(itertools.accumulate(k**-exponent for k in range(1, count + 1)))
 
 
 def conversation_turns(seed: str, scenario: dict[str, Any], user: int, first_turn: int) -> int:

@@ -29,7 +29,7 @@ IN_FLIGHT = Gauge("serveoff_requests_in_flight", "requests between their arrival
 LATENCY = Histogram("serveoff_request_seconds", "from arrival to the last byte of the answer", ["path"], buckets=SECONDS)
 RUNNING = Gauge("serveoff_requests_running", "requests that the engine works on", multiprocess_mode="livesum")
 QUEUE_SECONDS = Histogram("serveoff_queue_seconds", "waiting for the engine", buckets=SECONDS)
-TOKENS = Counter("serveoff_tokens", "tokens generated")
+TOKENS = Counter("serveoff_tokens", "tokens answered")
 PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/models", "/health")
 
 

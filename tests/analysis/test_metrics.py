@@ -27,7 +27,7 @@ def test_a_regular_load(observe):
     for name, value in expected.items():
         assert values[name] == pytest.approx(value, rel=0.01 if name in ("output_tokens_per_s", "requests_per_s") else 1e-6), name
     assert {name for name, value in values.items() if math.isnan(value)} == {
-        name for name in values if name.startswith(("gpu_", "slot_wait_"))}
+        name for name in values if name.startswith(("gpu_", "slot_wait_", "cache_"))}
 
 
 def test_gpu(observe):
@@ -205,3 +205,17 @@ def test_the_server_over_time_beside_the_client(observe):
         assert len(o.server_metrics) == 0 and summary.timeline(o)["server_running"].isna().all()
     vllm = [row | {"name": row["name"] and row["name"].replace("serveoff_", "vllm:num_")} for row in synthetic.server_metrics(running=9.0)]
     assert set(observe(said=vllm).served("serveoff_requests_running", "vllm:num_requests_running")) == {9.0}
+
+
+def test_cache_hits_are_those_of_the_window(observe):
+    def share(seconds, hits, misses):
+        said = [dict(zip(synthetic.records.SERVER_METRICS_FIELDS, (float(t), 0.25, f"serveoff_cache_{what}_total", "{}", float(count(t))),
+                         strict=True)) for t in seconds for what, count in (("hits", hits), ("misses", misses))]  # fmt: skip
+        return metrics.cache_hit_share(observe(said=[*synthetic.server_metrics(), *said]))
+
+    assert share(range(12), lambda t: 3 * t, lambda t: t if t < 10 else 99) == 0.75
+    assert share((0, 5, 9), lambda t: t, lambda t: 0 if t < 5 else 40) == 1, "the misses of the warm-up are not its own"
+    assert share(range(12), lambda t: 7, lambda t: t) == 0
+    assert math.isnan(share((0, 5, 11), lambda t: t, lambda t: t)), "one word in the window says nothing of it"
+    assert math.isnan(share(range(12), lambda t: 7, lambda t: 7)), "nothing was asked that a cache could have"
+    assert math.isnan(metrics.cache_hit_share(observe(said=synthetic.server_metrics()))), "it has no cache"

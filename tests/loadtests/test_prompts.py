@@ -1,10 +1,13 @@
 """The same seed gives the same requests; prompts have exactly the tokens they say."""
 
 import json
+import math
+import re
+from collections import Counter
 
 import pytest
 
-from loadtests import prompts
+from loadtests import plan, prompts
 from loadtests.arrivals import Arrival
 from servers import contract, rule
 
@@ -69,3 +72,43 @@ def test_lengths_and_shared_blocks_come_from_the_arrival() -> None:
     assert words[:1024] == beside[:1024] and words[1024:] != beside[1024:]
     assert words[:512] == third[:512] and words[512:1024] != third[512:1024]
     assert rule.count_tokens(prompts.prompt("1", CHAT, 0, 0, Arrival(0.0, 40, 7, (4,))).text) == 40 - 1, "the marker of the role is one"
+
+
+# ------------------------------------------------------------------------------------------------------------------ repeats
+
+
+def shares(distinct: int, zipf: float) -> list[float]:
+    weights = [1 / rank**zipf for rank in range(1, distinct + 1)]
+    return [weight / sum(weights) for weight in weights]
+
+
+def repeated(distinct: int, zipf: float, n: int) -> float:
+    """Expected share of the n requests that repeat an earlier one."""
+    return 1 - sum(1 - (1 - p) ** n for p in shares(distinct, zipf)) / n
+
+
+@pytest.mark.parametrize(("distinct", "zipf", "n"), [(200, 1.1, 300), (200, 0, 300), (1000, 1.1, 3000), (50, 2.5, 1000), (1, 1, 5)])
+@pytest.mark.parametrize("scenario", [CHAT, COMPLETIONS | {"shared_tokens": 8, "shared_prefixes": 3}], ids=["chat", "completions"])
+def test_prompts_repeat_by_zipfs_law(scenario: dict[str, object], distinct: int, zipf: float, n: int) -> None:
+    drawn = scenario | {"prompt_tokens": [16, 64], "distinct_prompts": distinct, "zipf": zipf}
+    found = Counter(prompts.prompt("1/test/1", drawn, turn % 7 - 1, turn) for turn in range(n))
+    assert len(found) <= distinct and len({each.text for each in found}) == len(found), "equal texts have equal lengths and prefixes"
+    expected = repeated(distinct, zipf, n)
+    assert 1 - len(found) / n == pytest.approx(expected, abs=3 * math.sqrt(expected * (1 - expected) / n))
+    for share, (_, times) in zip(shares(distinct, zipf)[:3] if zipf else (), found.most_common(), strict=False):
+        assert times / n == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / n))
+
+
+def test_the_scenario_repeats_as_often_as_its_comment_says() -> None:
+    scenario = plan.read_scenarios()["repeated"]
+    said = plan.SCENARIOS_FILE.read_text().replace("\n# ", " ")
+    numbers = re.findall(r"(\d+)% of the first ([\d,]+\d)", said)
+    assert len(numbers) == 3
+    for percent, n in numbers:
+        assert int(percent) == round(100 * repeated(scenario["distinct_prompts"], scenario["zipf"], int(n.replace(",", ""))))
+
+
+def test_another_seed_has_another_pool() -> None:
+    drawn = COMPLETIONS | {"prompt_tokens": [16, 64], "distinct_prompts": 20}
+    one, other = ({prompts.prompt(seed, drawn, 0, turn).text for turn in range(200)} for seed in ("1/test/1", "1/test/2"))
+    assert len(one) == len(other) == 20 and not one & other

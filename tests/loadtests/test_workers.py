@@ -72,6 +72,18 @@ def test_each_user_of_a_closed_loop_is_at_one_worker(tmp_path: Path, marked: Ben
         assert asked == [[{"role": "user", "content": prompts.prompt(SEED, CLOSED, user, turn).text}] for turn in range(len(rows))]
 
 
+def test_repeats_are_the_same_with_any_number_of_workers(tmp_path: Path, marked: Bench) -> None:
+    scenario = SCENARIO | {"distinct_prompts": 8, "zipf": 1.1}
+    asked = {}
+    for count in (1, 3):
+        with Witness() as witness:
+            driven = drive(tmp_path / f"load-{count}", task_of(witness.url, scenario, rate=40.0), Workers(count))
+        assert_complete(driven, witness, count)
+        bodies = {asked.request_id: asked.body for asked in witness.asked}
+        asked[count] = [bodies[f"{row['worker']}-{row['request']}"] for row in driven.in_window()]
+    assert asked[1] == asked[3] and len({body["prompt"] for body in asked[1]}) <= 8 < len(asked[1])
+
+
 # ------------------------------------------------------------------------------------------------------- lost load workers
 
 

@@ -1,0 +1,90 @@
+"""FastAPI with a cache of whole answers in front of an async engine: what was answered before is said again, streamed or plain.
+
+Kept are only answers that must be the same again: greedy ones, and sampled ones with a seed.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, replace
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from fastapi.responses import StreamingResponse
+from prometheus_client import Counter
+
+from servers import contract, engines
+from servers.contract import Answer, ChatCompletionRequest, CompletionRequest, Outcome
+from servers.fastapi_base import create_app
+from servers.fastapi_cached import store
+
+HITS = Counter("serveoff_cache_hits", "answers that were in the cache")
+MISSES = Counter("serveoff_cache_misses", "answers that could have been in the cache, and were not")
+
+
+@asynccontextmanager
+async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    yield
+    await cache.close()
+
+
+cache = store.from_environment()
+app = create_app("Serveoff: FastAPI, response cache", engines.load_async)
+app.include_router(APIRouter(lifespan=lifespan))
+
+
+@app.post(contract.COMPLETIONS)
+async def completions(request: CompletionRequest) -> Any:
+    return await answer(request)
+
+
+@app.post(contract.CHAT_COMPLETIONS)
+async def chat_completions(request: ChatCompletionRequest) -> Any:
+    return await answer(request)
+
+
+async def answer(request: contract.Request) -> Any:
+    engine = app.state.engine
+    job = engine.prepare(request)
+    reply = Answer(request, engine.model)
+    repeatable = request.temperature == 0 or request.seed is not None
+    items = cached(job) if repeatable else engine.stream(job)
+    if request.stream:
+        return StreamingResponse(events(items, reply), media_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS)
+    *pieces, outcome = [item async for item in items]
+    return reply.complete("".join(pieces), outcome)
+
+
+async def events(items: AsyncIterator[Any], reply: Answer) -> AsyncIterator[str]:
+    try:
+        async for item in items:
+            yield reply.event(item)
+    except Exception as error:
+        logging.getLogger("uvicorn.error").exception("generation failed")
+        yield reply.event(error)
+
+
+async def cached(job: engines.Job) -> AsyncIterator[Any]:
+    """What the engine's `stream` gives, whether the engine is asked or not."""
+    wanted = job.request.model_dump_json(exclude={"stream", "stream_options"})  # all that may change the answer
+    key = hashlib.sha256(wanted.encode()).hexdigest()
+    if known := await cache.get(key):
+        HITS.inc()
+        pieces, outcome = json.loads(known)
+        with engines.Run(job) as run:  # counted like an engine's
+            run.tokens = outcome["completion_tokens"]
+            for piece in pieces:
+                yield piece
+        yield Outcome(**outcome)
+        return
+    MISSES.inc()
+    pieces = []
+    async for item in app.state.engine.stream(job):
+        if isinstance(item, Outcome):  # kept before its end is told, so that whoever asks then finds it
+            again = replace(item, queue_ms=0.0, prompt_ms=0.0, predicted_ms=0.0)  # which will take none of the engine's time
+            await cache.put(key, json.dumps([pieces, asdict(again)]))
+        else:
+            pieces.append(item)
+        yield item
