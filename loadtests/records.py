@@ -154,7 +154,7 @@ RUN_KEYS = {
     "counts": "{sent, rows, locust_requests, locust_failures}: must agree; cut_off: unanswered when the drain's bound came; "
               "planned: scheduled in the window by an open loop, else null",
     "served": "{requests, tokens}: that the server itself counted between the load's begin and end, by its own /metrics: requests to "
-              "the completion paths answered with status 200, and tokens generated; null if it does not say",
+              "the completion paths answered with status 200, and tokens answered; null if it does not say",
     "agreement": "{with, share}: without planted rule: share of fixed prompts answered like the campaign's first server; else null",
     "notes": "sentences for the report, such as 'no NVIDIA GPU: GPU columns are null'",
 }

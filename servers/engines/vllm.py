@@ -26,7 +26,7 @@ class AsyncEngine:
         self.model = settings.model
         self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(
             model=settings.path, served_model_name=settings.model, dtype="bfloat16",
-            enable_prefix_caching=False,  # measured prompts are unique: stated, not hidden
+            enable_prefix_caching=False,  # most measured prompts are unique: stated, not hidden
             # On a CPU, compiling takes a minute and needs a C++ compiler, for about a fifth more speed.
             enforce_eager=not on_gpu,
             # Of the device's memory; on a CPU vLLM refuses to start unless that share is free right now.
