@@ -21,6 +21,7 @@ from django.conf import settings
 from django.core.asgi import get_asgi_application
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.urls import path
+from django.views.decorators.http import require_safe
 
 from servers import contract, engines
 from servers.contract import Answer, ChatCompletionRequest, CompletionRequest, ContractError, Outcome
@@ -48,6 +49,7 @@ async def generated(job: engines.Job) -> AsyncIterator[Any]:
 
     generation = asyncio.ensure_future(sync_to_async(engine.generate, thread_sensitive=False, executor=pool)(job, on_token))
     generation.add_done_callback(items.put_nowait)
+    generation.add_done_callback(asyncio.Future.exception)  # looked at even if nobody is left to ask for it
     try:
         while isinstance(item := await items.get(), str):
             yield item
@@ -59,10 +61,12 @@ async def generated(job: engines.Job) -> AsyncIterator[Any]:
 # -------------------------------------------------------------------------------------------------------------------- HTTP
 
 
+@require_safe
 async def health(_: HttpRequest) -> HttpResponse:
     return JsonResponse({"status": "ok"})
 
 
+@require_safe
 async def models(_: HttpRequest) -> HttpResponse:
     return JsonResponse(contract.models_body(engine.model))
 

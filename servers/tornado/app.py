@@ -162,7 +162,9 @@ class Completions(Handler, WebSocketHandler):
                 raise ClientGone
             loop.add_callback(items.put_nowait, text)
 
-        loop.add_future(loop.run_in_executor(pool, engine.generate, job, on_token), items.put_nowait)
+        generation = loop.run_in_executor(pool, engine.generate, job, on_token)
+        loop.add_future(generation, items.put_nowait)
+        generation.add_done_callback(asyncio.Future.exception)  # looked at even if nobody is left to ask for it
         while isinstance(item := await items.get(), str):
             yield item
         yield item.result()

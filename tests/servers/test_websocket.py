@@ -91,6 +91,7 @@ def test_a_client_that_goes_away_frees_its_slot(server: Running, polite: bool) -
     while counters(server.base_url)["serveoff_requests_in_flight"] and time.monotonic() < end:
         time.sleep(0.05)
     assert settled(server.base_url, 499) == gone + 1
+    assert "Traceback" not in server.log.read_text()
 
 
 def test_a_message_that_is_too_long_closes_with_1009(server: Running, talk: WebSocket) -> None:
