@@ -21,14 +21,15 @@ from gevent import monkey
 from gevent.event import Event
 from gevent.hub import Waiter
 
-from loadtests.sse import Answer, Connection, stamped_read
+from loadtests.sse import Connection, Reader, stamped_read
+from loadtests.websocket import WebSocketConnection
 
 # Gevent replaces socket.socket by one that waits by switching; this is the plain one, on the same descriptor.
 PlainSocket = monkey.get_original("socket", "socket")
 
 
 class HubConnection(Connection):
-    def _receive(self, answer: Answer, deadline: float) -> None:
+    def _receive(self, answer: Reader, deadline: float) -> None:
         assert self.socket is not None
         if self.tls is not None:  # TLS buffers, so that "readable" says nothing
             super()._receive(answer, deadline)
@@ -59,6 +60,10 @@ class HubConnection(Connection):
             watcher.stop()
             watcher.close()
             plain.detach()  # the descriptor is the connection's
+
+
+class HubWebSocket(HubConnection, WebSocketConnection):
+    """The same on a WebSocket."""
 
 
 class Alarm:

@@ -23,9 +23,9 @@ from locust.env import Environment
 from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
 
-from loadtests import arrivals, link, prompts
+from loadtests import arrivals, link, prompts, sse
 from loadtests.conductor import LOST_AFTER_S, Conductor
-from loadtests.hub import Alarm, HubConnection, Slots
+from loadtests.hub import Alarm, HubConnection, HubWebSocket, Slots
 from loadtests.recorder import CUT_OFF, Recorder, Sent, give_up
 
 KNOWN_BEFORE_S = 0.1  # workers know of the window OPENS_IN_S before it opens, minus what the message takes
@@ -71,7 +71,10 @@ class Worker:
         return wanted, *prompts.request_body(self.scenario, self.load["model"], wanted)
 
     def connect(self) -> HubConnection:
-        return HubConnection(self.load["base_url"], self.scenario["timeout_s"], os.environ.get("SERVEOFF_API_KEY"))
+        reached = self.load["base_url"], self.scenario["timeout_s"], os.environ.get("SERVEOFF_API_KEY")
+        if self.scenario.get("transport") == "websocket":
+            return HubWebSocket(*reached, prompts.path(self.scenario))
+        return HubConnection(*reached)
 
     @contextmanager
     def row(self, user: int | None, scheduled_s: float, prepared: "Prepared") -> Iterator[Sent]:
@@ -117,7 +120,7 @@ class ClosedLoop(User):
             gevent.sleep(began_s + scenario["warmup_s"] / 2 * self.index / users - recorder.now())
         try:
             self.connection.open()
-        except OSError:
+        except (OSError, sse.AnswerError):
             pass  # the first request says so in its row
         self.free_s = recorder.now()
         while not recorder.over():

@@ -11,12 +11,13 @@ from typing import Any
 
 from loadtests.arrivals import KINDS
 from loadtests.records import Case
-from servers.catalog import Server, check_name
+from servers.catalog import TRANSPORTS, Server, check_name
 
 SCENARIOS_FILE = Path(__file__).with_name("scenarios.toml")
 REQUIRED = ("summary", "arrivals", "endpoint", "warmup_s", "duration_s", "drain_s", "timeout_s")
 OPTIONAL = ("users", "rate", "think_s", "turns", "burstiness", "profile", "max_in_flight", "trace", "trace_start_s", "time_scale",
-            "context", "prompt_tokens", "output_tokens", "shared_tokens", "shared_prefixes", "distinct_prompts", "zipf", "warmup_max_s")
+            "context", "prompt_tokens", "output_tokens", "shared_tokens", "shared_prefixes", "distinct_prompts", "zipf", "warmup_max_s",
+            "transport")
 ABOVE_0 = ("users", "rate", "duration_s", "timeout_s", "burstiness", "time_scale", "context", "max_in_flight", "shared_tokens",
            "shared_prefixes", "distinct_prompts")
 FROM_0 = ("zipf", "think_s", "warmup_s", "warmup_max_s", "drain_s", "trace_start_s")
@@ -63,6 +64,8 @@ def _check(where: str, table: dict[str, Any]) -> None:
         raise PlanError(f"{where}: arrivals = {table['arrivals']!r} is not one of {', '.join(KINDS)}")
     if table["endpoint"] not in ("chat", "completions"):
         raise PlanError(f"{where}: endpoint = {table['endpoint']!r} is neither chat nor completions")
+    if table.get("transport", "sse") not in TRANSPORTS:
+        raise PlanError(f"{where}: transport = {table['transport']!r} is not one of {', '.join(TRANSPORTS)}")
     needed = () if table["arrivals"] == "trace" else (*KINDS[table["arrivals"]], "prompt_tokens", "output_tokens")
     for key in needed:  # a trace has lengths of its own, and --trace may name it
         if key not in table:

@@ -73,6 +73,10 @@ def conversation_turns(seed: str, scenario: dict[str, Any], user: int, first_tur
     return random.Random(f"{seed}/{user}/{first_turn}/turns").randint(*scenario.get("turns", (1, 1)))
 
 
+def path(scenario: dict[str, Any]) -> str:
+    return contract.CHAT_COMPLETIONS if scenario["endpoint"] == "chat" else contract.COMPLETIONS
+
+
 def request_body(scenario: dict[str, Any], model: str, wanted: Prompt) -> tuple[str, bytes]:
     """(path, body) of a streamed, greedy request of exact length."""
     chat = scenario["endpoint"] == "chat"
@@ -83,4 +87,4 @@ def request_body(scenario: dict[str, Any], model: str, wanted: Prompt) -> tuple[
         body["messages"] = [{"role": message.role, "content": message.text} for message in messages]
     else:
         body["prompt"] = wanted.text
-    return contract.CHAT_COMPLETIONS if chat else contract.COMPLETIONS, json.dumps(body).encode()
+    return path(scenario), json.dumps(body).encode()

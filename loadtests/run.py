@@ -79,9 +79,8 @@ def run_case(case: Case, setting: Setting, watch: Watch) -> str:
         "summary": None, "command": None, "stages": [], "startup_s": None, "warmup": None, "load_workers": [], "window": None,
         "verify_before": None, "verify_after": None, "counts": None, "served": None, "agreement": None, "notes": []})
     work.save()
-    missing = [] if setting.target else catalog.find(case.server).missing(case.engine, case.options)
-    if missing:
-        work.run["status"] = f"skipped: {', '.join(missing)} is not installed"
+    if not setting.target and (reason := _skip_reason(work)):
+        work.run["status"] = f"skipped: {reason}"
         work.save()
         return str(work.run["status"])
     try:
@@ -105,6 +104,14 @@ def run_case(case: Case, setting: Setting, watch: Watch) -> str:
     finally:
         _finish(work)
     return str(work.run["status"])
+
+
+def _skip_reason(work: Work) -> str:
+    server = catalog.find(work.case.server)
+    if missing := server.missing(work.case.engine, work.case.options):
+        return f"{', '.join(missing)} is not installed"
+    transport = work.scenario.get("transport", "sse")
+    return "" if transport in server.transports else f"it does not stream by {transport}"
 
 
 def _prepare(work: Work) -> None:
@@ -138,7 +145,7 @@ def _verify_before(work: Work) -> None:
         checks = contract_checks.FOREIGN
     else:
         server = catalog.find(work.case.server)
-        checks = contract_checks.checks_of(server.foreign, server.waives)
+        checks = contract_checks.checks_of(server.foreign, server.waives, server.transports)
         work.run["notes"] += [f"{server.name} cannot pass the check {name}: see its README.md" for name in server.waives]
     _verify(work, "verify_before", checks)
     if not work.planted:
@@ -222,7 +229,8 @@ def _raise_if_ended(work: Work) -> None:
 
 
 def _verify_after(work: Work) -> None:
-    _verify(work, "verify_after", contract_checks.AFTER_LOAD)
+    over_websocket = work.scenario.get("transport") == "websocket"
+    _verify(work, "verify_after", (*contract_checks.AFTER_LOAD, *([contract_checks.websocket] if over_websocket else [])))
 
 
 def _stop(work: Work) -> None:

@@ -14,7 +14,7 @@ import struct
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 RECV_BYTES = 16384  # a larger buffer would be made, and cut down again, for each event
@@ -102,6 +102,20 @@ class _Chunked:
         return self.missing == -1
 
 
+class ClosedEarly(Exception):
+    """The connection was closed before the first byte of an answer; perhaps with words of its own."""
+
+
+class Reader(Protocol):
+    """Fills an Exchange, read by read. `keep`: whether the connection may carry another request."""
+
+    keep: bool
+
+    def feed(self, data: bytes | bytearray, at: float, lag: float) -> bool:
+        """One read that arrived `at`; `lag` is how much later we saw it, s. True when the answer is complete. Raises AnswerError."""
+        ...
+
+
 class Answer:
     """Takes an answer as it comes, read by read, and fills an Exchange. Knows where the answer ends, not what it says."""
 
@@ -110,10 +124,9 @@ class Answer:
         self.head: bytearray | None = bytearray()  # null once it has been read
         self.length: int | None = None
         self.chunked: _Chunked | None = None
-        self.keep = False  # whether the connection may carry another request
+        self.keep = False
 
     def feed(self, data: bytes | bytearray, at: float, lag: float) -> bool:
-        """One read that arrived `at`; `lag` is how much later we saw it, s. True when the answer is complete. Raises AnswerError."""
         chunked = self.chunked
         if chunked is not None and not chunked.missing and not chunked.rest:  # how an event mostly comes: one whole chunk
             end = data.find(b"\r\n", 1, 8)
@@ -127,7 +140,7 @@ class Answer:
                 return False
         if self.head is not None:
             if not data:
-                raise AnswerError("connection closed in the headers") if self.head else _ClosedEarly
+                raise AnswerError("connection closed in the headers") if self.head else ClosedEarly
             self.head += data
             end = self.head.find(b"\r\n\r\n")
             if end < 0:
@@ -175,14 +188,16 @@ class Connection:
     def open(self) -> None:
         """Connects now, so that a later request need not. Raises OSError."""
         if self.socket is None:
-            plain = _connect(self.host, self.port, self.timeout_s)
-            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self.tls:
-                self.socket = self.tls.wrap_socket(plain, server_hostname=self.host)
-            else:
-                if SO_TIMESTAMPNS is not None:
-                    plain.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-                self.socket = plain
+            self.socket = self._connected()
+
+    def _connected(self) -> socket.socket:
+        plain = _connect(self.host, self.port, self.timeout_s)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self.tls:
+            return self.tls.wrap_socket(plain, server_hostname=self.host)
+        if SO_TIMESTAMPNS is not None:
+            plain.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        return plain
 
     def close(self) -> None:
         if self.socket is not None:
@@ -192,24 +207,23 @@ class Connection:
     def post(self, path: str, body: bytes, exchange: Exchange, request_id: str = "") -> None:
         """Sends the request and reads the answer into `exchange`, which holds what came also if this raises (a killed greenlet).
         A server that logs X-Request-Id can be held against our rows."""
-        identity = f"X-Request-Id: {request_id}\r\n" if request_id else ""
-        request = f"POST {self.prefix}{path} HTTP/1.1\r\n{self.headers}{identity}Content-Length: {len(body)}\r\n\r\n".encode() + body
         deadline = time.perf_counter() + self.timeout_s
         try:
             for attempt in ("kept alive", "new"):
                 reused = self.socket is not None
                 try:
                     self.open()
+                    request, answer = self._request(path, body, request_id), self._answer(exchange)
                     exchange.sent_s = exchange.sent_s or time.perf_counter()
-                    self._exchange(request, Answer(exchange), deadline)
+                    self._exchange(request, answer, deadline)
                     break
-                except (ConnectionError, _ClosedEarly):
+                except (ConnectionError, ClosedEarly):
                     # The server may have closed an idle connection in the same moment: nothing was answered, so ask once more.
                     self.close()
                     if not reused or attempt == "new" or exchange.status is not None:
                         raise
-        except _ClosedEarly:
-            exchange.error = "connection closed before an answer"
+        except ClosedEarly as error:
+            exchange.error = str(error) or "connection closed before an answer"
         except AnswerError as error:
             exchange.error = str(error)
         except TimeoutError:
@@ -224,19 +238,26 @@ class Connection:
             if exchange.error is not None:
                 self.close()
 
-    def _exchange(self, request: bytes, answer: Answer, deadline: float) -> None:
+    def _request(self, path: str, body: bytes, request_id: str) -> bytes:
+        identity = f"X-Request-Id: {request_id}\r\n" if request_id else ""
+        return f"POST {self.prefix}{path} HTTP/1.1\r\n{self.headers}{identity}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+    def _answer(self, exchange: Exchange) -> Reader:
+        return Answer(exchange)
+
+    def _exchange(self, request: bytes, answer: Reader, deadline: float) -> None:
         assert self.socket is not None
-        self.socket.settimeout(_left(deadline))
+        self.socket.settimeout(left(deadline))
         self.socket.sendall(request)
         self._receive(answer, deadline)
         if not answer.keep:
             self.close()
 
-    def _receive(self, answer: Answer, deadline: float) -> None:
+    def _receive(self, answer: Reader, deadline: float) -> None:
         assert self.socket is not None
         complete = False
         while not complete:
-            self.socket.settimeout(_left(deadline))  # before each read: a server that drips must not begin the bound anew
+            self.socket.settimeout(left(deadline))  # before each read: a server that drips must not begin the bound anew
             complete = answer.feed(*stamped_read(self.socket))
 
 
@@ -283,11 +304,7 @@ def stamped_read(sock: socket.socket) -> tuple[bytes, float, float]:
     return data, at, 0.0
 
 
-class _ClosedEarly(Exception):
-    """The connection was closed before the first byte of an answer."""
-
-
-def _left(deadline: float) -> float:
+def left(deadline: float) -> float:
     left = deadline - time.perf_counter()
     if left <= 0:
         raise TimeoutError

@@ -23,9 +23,9 @@ def list_servers() -> int:
 
 
 def verify(arguments: argparse.Namespace) -> int:
-    from servers.verify import report, verify
+    from servers.verify import checks_of, report, verify
 
-    checks = verify(arguments.url, model=arguments.model)
+    checks = verify(arguments.url, model=arguments.model, checks=checks_of(False, transports=catalog.TRANSPORTS[: 1 + arguments.websocket]))
     print(report(checks))
     return 0 if all(check.ok for check in checks) else 1
 
@@ -64,6 +64,7 @@ def main() -> int:
     check = verbs.add_parser("verify", help="does the server at URL keep the contract?")
     check.add_argument("url", help="such as http://127.0.0.1:8000")
     check.add_argument("--model", help="the first of /v1/models if not given")
+    check.add_argument("--websocket", action="store_true", help="it also streams over WebSockets")
     for name in catalog.servers():
         one = verbs.add_parser(name, help="start it in the foreground")
         one.add_argument("--engine", help="the first of its server.toml if not given")

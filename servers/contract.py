@@ -2,6 +2,12 @@
 
     GET  /health  /v1/models  /metrics
     POST /v1/completions  /v1/chat/completions      plain, or streamed as server-sent events (SSE)
+    GET  the same two, with Upgrade: websocket      streamed over a WebSocket, by those that have it
+
+On a WebSocket each text message of the client is a request as it would be POSTed, always streamed. The answer is a text message for each
+event, its payload without "data: ", the last one [DONE]. A refused request, or a failing engine, is one message that ends the answer:
+the error's envelope, with its status beside "error", for there is no line for it. The connection serves on: one request at a time, what is
+sent before [DONE] waits for it. A request that is too long closes with 1009; without the key there is no upgrade.
 
 Requests are pydantic models, answers are built by `Answer`, errors by `error_body`; `read_chunk` is the client's side.
 Extensions, each known elsewhere: `ignore_eos` (vLLM) makes output lengths exact; `timings` (llama.cpp) explains a slow request.
@@ -147,7 +153,7 @@ class ChatCompletionRequest(_Request):
 Request = CompletionRequest | ChatCompletionRequest
 
 
-def parse(kind: type[CompletionRequest] | type[ChatCompletionRequest], body: bytes) -> Request:
+def parse(kind: type[CompletionRequest] | type[ChatCompletionRequest], body: bytes | str) -> Request:
     """For frameworks that do not validate with pydantic themselves. Raises ContractError (400)."""
     try:
         return kind.model_validate_json(body)
@@ -218,6 +224,31 @@ class Answer:
         choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": outcome.finish_reason}
         choice |= {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
         return {**self.common, "choices": [choice], "usage": outcome.usage(), "timings": outcome.timings()}
+
+
+def payloads(events: str) -> list[str]:
+    """Of what `Answer.event` gives: a WebSocket's message for each."""
+    return [event.removeprefix("data: ") for event in events.split("\n\n")[:-1]]
+
+
+def error_message(error: BaseException) -> str:
+    """The WebSocket's message for a request that was refused, or whose engine failed."""
+    said = error if isinstance(error, ContractError) else ContractError(500, "the engine failed")
+    return json.dumps({**said.body(), "status": said.status})
+
+
+def status_of_end(payload: str) -> int | None:
+    """The status with which this WebSocket message ends its answer; None if more follow."""
+    if payload == "[DONE]":
+        return 200
+    if '"error"' in payload[:32]:  # else it need not be decoded: a chunk begins with its id
+        try:
+            said = json.loads(payload)
+        except ValueError:
+            return None
+        if isinstance(said, dict) and said.get("error"):
+            return status if isinstance(status := said.get("status"), int) else 500
+    return None
 
 
 def models_body(model: str) -> dict[str, Any]:

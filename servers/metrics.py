@@ -2,14 +2,16 @@
 
 Being below the framework they see every answer as the client gets it, to its last byte, and need nothing from `app.py`. They
 also answer `GET /metrics`, refuse bodies that are too long (413) and, if SERVEOFF_API_KEY is set, requests without it (401).
-A framework that is neither does the same with `Counted`, `refusal_of` and `exposition`.
+A framework that is neither does the same with `Counted`, `refusal_of` and `exposition`. On a WebSocket each message is a request.
 """
 
+import asyncio
 import hmac
 import io
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 from urllib.parse import parse_qs
@@ -19,7 +21,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from servers.contract import MAX_BODY_BYTES, ContractError
+from servers.contract import MAX_BODY_BYTES, ContractError, status_of_end
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 # "livesum": with several worker processes, the sum over those that live
@@ -66,6 +68,15 @@ class Counted:
         REQUESTS.labels(self.path, self.status).inc()
         LATENCY.labels(self.path).observe(time.perf_counter() - self.began)
         IN_FLIGHT.dec()  # last: whoever sees none in flight sees all of them counted
+
+
+async def idle(patience_s: float = 10.0) -> None:
+    """Waits until no request is in flight: for servers that would cut the answers under way when they are told to end."""
+    deadline = time.monotonic() + patience_s
+    busy: float | None = 1
+    while busy and time.monotonic() < deadline:
+        busy = REGISTRY.get_sample_value("serveoff_requests_in_flight")
+        await asyncio.sleep(0.05)  # also after the last of them: its last bytes may still be in a buffer
 
 
 def refusal_of(authorization: str, content_length: str) -> ContractError | None:
@@ -123,6 +134,9 @@ class AsgiMetrics:
         self.app = app
 
     async def __call__(self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+        if scope["type"] == "websocket":
+            await self.websocket(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -148,9 +162,7 @@ class AsgiMetrics:
             return message
 
         try:
-            headers = dict(scope["headers"])
-            refusal = scope["path"] != "/health" and refusal_of(headers.get(b"authorization", b"").decode("latin-1"),
-                                                              headers.get(b"content-length", b"").decode("latin-1"))
+            refusal = scope["path"] != "/health" and _refusal_of(scope)
             if refusal:
                 await _send(counting_send, refusal.status, "application/json", json.dumps(refusal.body()).encode())
                 return
@@ -165,7 +177,43 @@ class AsgiMetrics:
         finally:
             counted.end()
 
+    async def websocket(self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+        if refusal := _refusal_of(scope):
+            if "websocket.http.response" in (scope.get("extensions") or ()):
+                await _send(send, refusal.status, "application/json", json.dumps(refusal.body()).encode(), "websocket.http.response")
+            else:  # all that ASGI has without this extension: the server answers 403
+                await send({"type": "websocket.close"})
+            return
+        asked: deque[Counted] = deque()  # and not yet answered
 
-async def _send(send: Callable[..., Any], status: int, content_type: str, body: bytes) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", content_type.encode())]})
-    await send({"type": "http.response.body", "body": body})
+        async def counting_send(message: dict[str, Any]) -> None:
+            await send(message)
+            if asked and (status := status_of_end(message.get("text") or "")):
+                asked[0].status = status
+                asked.popleft().end()
+
+        async def bounded_receive() -> Any:
+            message = await receive()
+            if message["type"] == "websocket.receive":
+                asked.append(Counted(scope["path"]))
+                if len(message.get("bytes") or (message.get("text") or "").encode()) > MAX_BODY_BYTES:
+                    asked[-1].status = 413
+                    await send({"type": "websocket.close", "code": 1009})
+                    return {"type": "websocket.disconnect", "code": 1009}
+            return message
+
+        try:
+            await self.app(scope, bounded_receive, counting_send)
+        finally:
+            for counted in asked:
+                counted.end()
+
+
+def _refusal_of(scope: dict[str, Any]) -> ContractError | None:
+    headers = dict(scope["headers"])
+    return refusal_of(headers.get(b"authorization", b"").decode("latin-1"), headers.get(b"content-length", b"").decode("latin-1"))
+
+
+async def _send(send: Callable[..., Any], status: int, content_type: str, body: bytes, kind: str = "http.response") -> None:
+    await send({"type": f"{kind}.start", "status": status, "headers": [(b"content-type", content_type.encode())]})
+    await send({"type": f"{kind}.body", "body": body})

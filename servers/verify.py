@@ -1,19 +1,26 @@
 """Does a server keep the contract, and is it honest? `verify(url)` runs each check against any base URL.
 
 With the planted model every text is compared with the closed form of `servers/rule.py`; with another model streamed answers
-are compared with plain ones and concurrent ones with serial ones. Standard library only: what is checked is the wire.
+are compared with plain ones and concurrent ones with serial ones. Standard library only: what is checked is the wire. (wsproto reads
+and writes WebSocket frames, and does no I/O.)
 """
 
 import http.client
 import json
 import random
+import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 from urllib.parse import urlsplit
+
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import AcceptConnection, Event, Ping, Request, TextMessage
+from wsproto.utilities import ProtocolError
 
 from servers import contract, rule
 from servers.contract import CHAT_COMPLETIONS, COMPLETIONS, Chunk
@@ -75,6 +82,53 @@ class Stream:
 
     def last_of(self, name: str) -> Any:
         return next((value for _, chunk in reversed(self.events) if (value := getattr(chunk, name)) is not None), None)
+
+
+def _read(payloads: Sequence[tuple[float, bytes]]) -> Stream:
+    try:
+        return Stream([(at, contract.read_chunk(payload)) for at, payload in payloads])
+    except ValueError as error:
+        raise Failed(f"an event is not a chunk: {error}") from None
+
+
+class WebSocket:
+    """A connection that has been upgraded."""
+
+    def __init__(self, connected: socket.socket, host: str, path: str, headers: Sequence[tuple[bytes, bytes]] = ()):
+        self.socket, self.protocol = connected, WSConnection(ConnectionType.CLIENT)
+        self.socket.sendall(self.protocol.send(Request(host, path, extra_headers=list(headers))))
+        if not isinstance(reply := self.receive(), AcceptConnection):
+            raise Failed(f"the WebSocket is refused: {reply}")
+
+    def receive(self) -> Event:
+        """Whole messages and whatever else comes; pings are answered."""
+        text = ""
+        while True:
+            for event in self.protocol.events():
+                if isinstance(event, Ping):
+                    self.socket.sendall(self.protocol.send(event.response()))
+                elif isinstance(event, TextMessage):
+                    text += event.data
+                    if event.message_finished:
+                        return TextMessage(text)
+                else:
+                    return event
+            if not (data := self.socket.recv(65536)):
+                raise Failed("the server closed the WebSocket without a word")
+            self.protocol.receive_data(data)
+
+    def ask(self, body: dict[str, Any]) -> tuple[int, list[tuple[float, bytes]]]:
+        """Status with which the answer ended, and (arrival in s, payload) of all its messages but [DONE]."""
+        self.socket.sendall(self.protocol.send(TextMessage(json.dumps(body))))
+        payloads: list[tuple[float, bytes]] = []
+        began = time.perf_counter()
+        while True:
+            if not isinstance(message := self.receive(), TextMessage):
+                raise Failed(f"instead of a message on the WebSocket came {message}")
+            if message.data != "[DONE]":
+                payloads.append((time.perf_counter() - began, message.data.encode()))
+            if (status := contract.status_of_end(message.data)) is not None:
+                return status, payloads
 
 
 @dataclass
@@ -148,10 +202,21 @@ class Probe:
             events.append((at, event.removeprefix(b"data: ")))
         if [payload for _, payload in events].count(b"[DONE]") != 1 or events[-1][1] != b"[DONE]":
             raise Failed("the stream does not end with exactly one data: [DONE]")
+        return _read(events[:-1])
+
+    @contextmanager
+    def websocket(self, path: str) -> Iterator["WebSocket"]:
+        connection = self.connect()
         try:
-            return Stream([(at, contract.read_chunk(payload)) for at, payload in events[:-1]])
-        except ValueError as error:
-            raise Failed(f"an event is not a chunk: {error}") from None
+            connection.connect()
+            yield WebSocket(connection.sock, urlsplit(self.url).netloc, path)
+        except (OSError, ProtocolError) as error:
+            raise Failed(f"WebSocket at {path}: {error or type(error).__name__}") from None
+        finally:
+            connection.close()
+
+    def fresh(self, chat: bool) -> Stream:
+        return self.stream(self.prompt(), STREAMED_TOKENS, chat)
 
     @cached_property
     def sample(self) -> tuple[str, Stream]:
@@ -250,16 +315,19 @@ def stream_exact(probe: Probe) -> str:
 def trickles(probe: Probe) -> str:
     for what, chat in (("completion", False), ("chat", True)):
         _, stream = probe.chat_sample if chat else probe.sample
-        for _ in range(3):  # to a client that was not given the processor any stream comes in one piece; a buffer does it every time
-            first, last = stream.tokens[0][0], stream.tokens[-1][0]
-            generating = (stream.last_of("timings") or {}).get("predicted_ms")
-            if last - first >= (0.5 * generating / 1e3 if generating is not None else 0.25 * last):
-                break
-            stream = probe.stream(probe.prompt(), STREAMED_TOKENS, chat)
-        else:
-            raise Failed(f"the streamed {what} is buffered: its {STREAMED_TOKENS} tokens came within {1e3 * (last - first):.1f} ms, "
-                         f"after {1e3 * first:.0f} ms of silence")
+        _trickles(f"the streamed {what}", stream, partial(probe.fresh, chat))
     return "tokens come as they are made"
+
+
+def _trickles(what: str, stream: Stream, again: Callable[[], Stream]) -> None:
+    for _ in range(3):  # to a client that was not given the processor any stream comes in one piece; a buffer does it every time
+        first, last = stream.tokens[0][0], stream.tokens[-1][0]
+        generating = (stream.last_of("timings") or {}).get("predicted_ms")
+        if last - first >= (0.5 * generating / 1e3 if generating is not None else 0.25 * last):
+            return
+        stream = again()
+    raise Failed(f"{what} is buffered: its {STREAMED_TOKENS} tokens came within {1e3 * (last - first):.1f} ms, "
+                 f"after {1e3 * first:.0f} ms of silence")
 
 
 def first_chunk(probe: Probe) -> str:
@@ -348,6 +416,31 @@ def vanished_client(probe: Probe) -> str:
     return f"slot free after {time.perf_counter() - began:.1f} s"
 
 
+def websocket(probe: Probe) -> str:
+    for what, chat in (("completion", False), ("chat", True)):
+        prompt = probe.prompt()
+        path, body = probe.request(prompt, STREAMED_TOKENS, chat, stream_options={"include_usage": True})
+        expected = probe.expected(prompt, STREAMED_TOKENS, chat)
+        with probe.websocket(path) as connection:
+            stream = _over(connection, body)
+            _same(f"the {what} over a WebSocket", stream.text, expected)
+            _usage(f"the {what} over a WebSocket", stream.last_of("usage"), STREAMED_TOKENS, None)
+            _trickles(f"the {what} over a WebSocket", stream, partial(_over, connection, body))
+            for wrong, status in (({"max_tokens": -1}, 400), ({"model": "no-such-model"}, 404), ({"temperature": "warm"}, 400)):
+                said, payloads = connection.ask(body | wrong)
+                if said != status or len(payloads) != 1 or not _read(payloads).last_of("error"):
+                    raise Failed(f"{wrong} over a WebSocket: not one message with an error and status {status} but {payloads[:2]}")
+            _same(f"the {what} after refused ones on the same WebSocket", _over(connection, body).text, expected)
+    return "streams exactly, as tokens are made, and serves on after a refusal"
+
+
+def _over(connection: WebSocket, body: dict[str, Any]) -> Stream:
+    status, payloads = connection.ask(body)
+    if status != 200:
+        raise Failed(f"over a WebSocket a request is refused: {payloads[-1:]}")
+    return _read(payloads)
+
+
 def _in_flight(probe: Probe) -> float | None:
     """Requests that hold anything, in the server or in its engine; None if it does not say."""
     lines = probe.ask("GET", "/metrics").body.decode(errors="replace").splitlines()
@@ -366,8 +459,9 @@ AFTER_LOAD: Checks = (plain_answers, framing, stream_exact, trickles, no_cross_t
 FOREIGN: Checks = (models, plain_answers, max_tokens, framing, stream_exact, trickles, first_chunk, no_cross_talk)
 
 
-def checks_of(foreign: bool, waived: Sequence[str] = ()) -> Checks:
-    return tuple(check for check in (FOREIGN if foreign else CHECKS) if check.__name__ not in waived)
+def checks_of(foreign: bool, waived: Sequence[str] = (), transports: Sequence[str] = ()) -> Checks:
+    asked = (*(FOREIGN if foreign else CHECKS), *([websocket] if "websocket" in transports else []))
+    return tuple(check for check in asked if check.__name__ not in waived)
 
 
 def verify(url: str, *, model: str | None = None, planted: bool | None = None,

@@ -47,7 +47,8 @@ RULES = [
          "standard library only: importable everywhere, at once"),
     Rule(("loadtests/reference.py", "loadtests/reference_answers.py"), (), ANYTHING,
          (*STANDARD, "loadtests.reference_answers", "servers.rule"), "the ground truth depends on nothing that could take its time"),
-    Rule(("servers/verify.py",), (), ANYTHING, (*STANDARD, "servers"), "what is checked is the wire: no client library between"),
+    Rule(("servers/verify.py",), (), ANYTHING, (*STANDARD, "servers", "wsproto"),
+         "what is checked is the wire: no client library between; wsproto frames bytes and does no I/O"),
 ]
 
 

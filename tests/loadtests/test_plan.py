@@ -132,7 +132,9 @@ def test_a_scenario_is_read_verbatim(tmp_path: Path) -> None:
 
 
 def test_the_scenarios_that_come_with_serveoff_are_sound() -> None:
-    assert {"interactive", "steady", "chat", "rag"} <= read_scenarios().keys()
+    known = read_scenarios()
+    assert {"interactive", "steady", "chat", "rag"} <= known.keys()
+    assert known["websocket"] == known["interactive"] | {"summary": known["websocket"]["summary"], "transport": "websocket"}
 
 
 @pytest.mark.parametrize(("before", "after", "sentence"), [
@@ -156,6 +158,8 @@ def test_the_scenarios_that_come_with_serveoff_are_sound() -> None:
     ("duration_s = 1.5", "duration_s = 0", "[chat]: duration_s = 0 is not a number above 0"),
     ("duration_s = 1.5", "duration_s = inf", "[chat]: duration_s = inf is not a number above 0"),
     ("warmup_s = 0", "warmup_s = -1", "[chat]: warmup_s = -1 is not a number above or equal to 0"),
+    ("users = 2", 'users = 2\ntransport = "pigeon"', "[chat]: transport = 'pigeon' is not one of sse, websocket"),
+    ("users = 2", 'users = 2\ntransport = ["sse"]', "[chat]: transport = ['sse'] is not one of sse, websocket"),
     ("[4, 4]", "[4, 3]", "[chat]: output_tokens = [4, 3] is not [least, most] of at least 1"),
     ("[4, 4]", "[0, 4]", "[chat]: output_tokens = [0, 4] is not [least, most] of at least 1"),
     ("[4, 4]", "4", "[chat]: output_tokens = 4 is not [least, most] of at least 1"),

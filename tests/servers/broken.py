@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import AcceptConnection, TextMessage
+
 from servers import contract, rule
 from servers.contract import Answer, ChatCompletionRequest, CompletionRequest, ContractError, Outcome
 
@@ -25,6 +28,7 @@ KINDS = {contract.COMPLETIONS: CompletionRequest, contract.CHAT_COMPLETIONS: Cha
 class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     server: "Server"
+    upgraded: WSConnection | None = None
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -36,7 +40,9 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
 
     def do_GET(self) -> None:
-        if self.path == "/health":
+        if self.path in KINDS and "Upgrade" in self.headers:
+            self.talk()
+        elif self.path == "/health":
             self.reply(200, {})
         elif self.path == "/v1/models":
             self.reply(200, contract.models_body(MODEL))
@@ -73,7 +79,9 @@ class Handler(BaseHTTPRequestHandler):
         chat = isinstance(request, ChatCompletionRequest)
         prompt = rule.chat_text([(m.role, m.content) for m in request.messages]) if chat else request.prompt
         with self.server.in_flight(prompt):
-            if request.stream:
+            if self.upgraded:
+                self.stream(request, prompt, asked)
+            elif request.stream:
                 self.send_response(200)
                 self.send_header("Content-Type", contract.SSE_CONTENT_TYPE)
                 self.end_headers()
@@ -98,11 +106,33 @@ class Handler(BaseHTTPRequestHandler):
             held += text
             if fault != "buffers" or len(held) > 16_384 or not isinstance(item, str):  # as a proxy in between does it
                 try:
-                    self.wfile.write(held.encode())
+                    self.send_events(held)
                 except OSError:
                     if fault != "vanished_client_holds_its_slot":
                         raise
                 held = ""
+
+    def send_events(self, events: str) -> None:
+        if self.upgraded:
+            self.wfile.write(b"".join(self.upgraded.send(TextMessage(payload)) for payload in contract.payloads(events)))
+        else:
+            self.wfile.write(events.encode())
+
+    def talk(self) -> None:
+        """A WebSocket, to its end; each message is answered as if it were POSTed."""
+        self.upgraded = WSConnection(ConnectionType.SERVER)
+        self.upgraded.initiate_upgrade_connection([(name.encode(), value.encode()) for name, value in self.headers.items()], self.path)
+        self.wfile.write(self.upgraded.send(AcceptConnection()))
+        while data := self.connection.recv(65536):
+            self.upgraded.receive_data(data)
+            for message in self.upgraded.events():
+                if isinstance(message, TextMessage):
+                    try:
+                        self.answer(contract.parse(KINDS[self.path], message.data.encode()))
+                    except ContractError as error:
+                        if self.server.fault == "hangs_up_on_refusal":
+                            return
+                        self.wfile.write(self.upgraded.send(TextMessage(contract.error_message(error))))
 
 
 class Server(ThreadingHTTPServer):

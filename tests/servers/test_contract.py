@@ -214,6 +214,23 @@ def test_an_engines_failure_is_an_error_event_without_its_secrets() -> None:
     assert read_chunk(error.encode()).error == "shutting down"
 
 
+def test_a_websockets_messages_are_the_events_payloads() -> None:
+    answer = Answer(parse(chat(stream=True)), "m")
+    said = [payload for item in (" baba", ' "quoted"\n\n ', OUTCOME) for payload in contract.payloads(answer.event(item))]
+    assert [read_chunk(payload.encode()).text for payload in said[:-1]] == [" baba", ' "quoted"\n\n ', ""]
+    assert [contract.status_of_end(payload) for payload in said] == [None, None, None, 200] and said[-1] == "[DONE]"
+
+
+def test_an_error_ends_a_websockets_answer_and_has_its_status() -> None:
+    refused = contract.error_message(ContractError(404, "no such model", "model", "model_not_found"))
+    assert json.loads(refused)["error"]["code"] == "model_not_found" and contract.status_of_end(refused) == 404
+    failed = contract.error_message(RuntimeError("/home/me/weights is broken"))
+    assert "weights" not in failed and contract.status_of_end(failed) == 500
+    for payload, status in (('{"error": {"message": "busy"}}', 500), ('{"error": "busy", "status": "x"}', 500), ('{"error": null}', None),
+                            ('{"error": ', None), ('["error"]', None), ('{"choices": [{"text": "error"}]}', None)):  # fmt: skip
+        assert contract.status_of_end(payload) == status, payload
+
+
 @pytest.mark.parametrize("make", [completion, chat])
 def test_a_plain_answer_reads_back(make: Any) -> None:
     body = Answer(parse(make()), "m").complete(" baba babe", OUTCOME)

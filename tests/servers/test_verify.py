@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from servers import rule
-from servers.verify import CHECKS, Check, Failed, answers, report, verify
+from servers.verify import CHECKS, Check, Failed, answers, checks_of, report, verify, websocket
 from tests.servers import broken
 
 # fault -> the check meant for it, and the others that it cannot but fail, with the reason
@@ -57,6 +57,21 @@ def test_what_is_wrong_is_said_in_words(fault: str, says: str) -> None:
     with broken.running(fault) as url:
         (check,) = verify(url, checks=tuple(check for check in CHECKS if check.__name__ == meant))
     assert not check.ok and says in check.detail
+
+
+@pytest.mark.parametrize(("fault", "says"), [
+    ("", "serves on after a refusal"), ("buffers", "the completion over a WebSocket is buffered"), ("drops_a_token", "at word 31"),
+    ("wrong_usage_of_streams", "usage says 132"), ("hangs_up_on_refusal", "closed the WebSocket without a word"),
+])  # fmt: skip
+def test_the_check_of_websockets_finds_each_fault(fault: str, says: str) -> None:
+    with broken.running(fault) as url:
+        (check,) = verify(url, checks=(websocket,))
+    assert (check.ok, says in check.detail) == (not fault, True), check
+
+
+def test_the_check_of_websockets_is_for_those_that_have_them() -> None:
+    assert websocket not in checks_of(False) and checks_of(False, (), ("sse", "websocket")) == (*CHECKS, websocket)
+    assert checks_of(True, ["websocket"], ("sse", "websocket")) == checks_of(True)
 
 
 @pytest.mark.parametrize("fault", ["", "mixes_up_requests", "drops_a_token"])

@@ -1,0 +1,26 @@
+"""Daphne's command with two differences that it has no option for: answers under way may end, which Daphne cancels as soon as it is told
+to end; and a WebSocket's message that is too long closes with 1009, where Daphne drops the connection without a word."""
+
+import asyncio
+
+from daphne.cli import CommandLineInterface
+from daphne.server import Server
+from daphne.ws_protocol import WebSocketProtocol
+from twisted.internet.defer import Deferred
+
+from servers.metrics import idle
+
+
+class PatientServer(Server):
+    def kill_all_applications(self) -> Deferred[None]:
+        idling = Deferred.fromFuture(asyncio.ensure_future(idle()))
+        return idling.addCallback(lambda _: Server.kill_all_applications(self))
+
+
+class PatientCommand(CommandLineInterface):
+    server_class = PatientServer
+
+
+if __name__ == "__main__":
+    WebSocketProtocol.failByDrop = False
+    PatientCommand.entrypoint()
