@@ -46,4 +46,8 @@ def create_app(title: str, load_engine: Callable[[], Any]) -> FastAPI:
     async def http_error(_: Request, error: HTTPException) -> JSONResponse:
         return JSONResponse(contract.error_body(error.status_code, error.detail), error.status_code, error.headers)
 
+    @app.exception_handler(Exception)
+    async def failed(_: Request, __: Exception) -> JSONResponse:  # the log has it, and nobody else shall
+        return JSONResponse(contract.error_body(500, "the engine failed"), 500)
+
     return app

@@ -174,6 +174,10 @@ class AsgiMetrics:
             if read > MAX_BODY_BYTES:
                 counted.status = 413
                 await _send(send, 413, "application/json", json.dumps(too_large().body()).encode())
+        except Exception:
+            if counted.status == 499:  # nothing was answered yet: whoever is above us answers 500
+                counted.status = 500
+            raise
         finally:
             counted.end()
 

@@ -26,13 +26,14 @@ CONTEXT = 1_000_000  # tokens; there is no cache to fill
 
 @dataclass(frozen=True)
 class TimeModel:
-    """Milliseconds, and a number of slots."""
+    """Milliseconds, a number of slots, and a word: who ends the prompt with it makes the engine fail after two tokens."""
 
     prefill_ms: float = 50.0
     prefill_ms_per_token: float = 0.0
     step_ms: float = 10.0
     step_ms_per_sequence: float = 0.0
     max_batch: int = 64
+    fails_on: str = ""
 
 
 class _Simulated:
@@ -52,7 +53,9 @@ class _Simulated:
         """(when it is due, text) of each token."""
         due = began + (self.times.prefill_ms + self.times.prefill_ms_per_token * job.prompt_tokens) / 1e3
         word = rule.successor_index(job.prompt)
-        for _ in range(job.max_tokens):
+        for number in range(job.max_tokens):
+            if number == 2 and self.times.fails_on and job.prompt.endswith(self.times.fails_on):
+                raise RuntimeError("CUDA error: out of memory at /home/somebody/weights")  # nobody's business but the log's
             yield due, " " + rule.VOCABULARY[word]
             word = (word + 1) % rule.WORDS
             due += (self.times.step_ms + self.times.step_ms_per_sequence * (self.running - 1)) / 1e3

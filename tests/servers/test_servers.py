@@ -33,13 +33,13 @@ SHARE = machine.machine_share()
 
 
 @contextmanager
-def start(name: str, engine: str, folder: Path, workers: int = 1) -> Iterator[Running]:
+def start(name: str, engine: str, folder: Path, workers: int = 1, **simulated: Any) -> Iterator[Running]:
     server = SERVERS[name]
     if missing := server.missing(engine):
         pytest.skip(f"{name} with {engine}: {', '.join(missing)} is not installed")
     model = launch.resolve_model("tiny", needs_weights=engine != "simulated")
     share = Share(() if SHARE["shared"] else tuple(SHARE["server_cores"]), SHARE["threads"], workers)
-    with launch.running(server, engine, model, share, folder / "log", simulated=QUICK) as running:
+    with launch.running(server, engine, model, share, folder / "log", simulated=QUICK | simulated) as running:
         if SHARE["shared"]:
             yield running
             return
@@ -290,6 +290,22 @@ def test_with_a_key_nothing_is_answered_without_it(name: str, tmp_path: Path, mo
         assert ask(running.base_url, "/v1/models")[0] == 401
         assert ask(running.base_url, contract.COMPLETIONS, wanted(), "s3cret")[0] == 200
         assert ask(running.base_url, "/health")[0] == 200, "who watches whether it lives needs no key"
+
+
+@each
+def test_an_engine_that_fails_is_a_500_and_the_next_request_is_answered(name: str, tmp_path: Path) -> None:
+    with start(name, "simulated", tmp_path, fails_on="zuzu") as running:
+        status, said = ask(running.base_url, contract.COMPLETIONS, wanted(prompt="baba zuzu"))
+        assert status == 500 and said["error"]["type"] == "server_error" and "somebody" not in json.dumps(said)
+        status, streamed = ask(running.base_url, contract.COMPLETIONS, wanted(prompt="baba zuzu", stream=True))
+        assert status == 200 and "somebody" not in streamed and "[DONE]" not in streamed
+        *tokens, end = [contract.read_chunk(event.removeprefix("data: ").encode()) for event in streamed.split("\n\n") if event]
+        assert len(tokens) == 2 and end.error == "the engine failed"
+        assert ask(running.base_url, contract.COMPLETIONS, wanted())[1]["choices"][0]["text"] == rule.continuation("baba", 5)
+        time.sleep(0.2)  # a request is counted after the last byte of its answer
+        assert counters(running.engine_urls)['serveoff_requests_total{path="/v1/completions",status="500"}'] == 1
+        logs = [log.read_text() for log in tmp_path.glob("log*")]
+        assert "out of memory" in "".join(logs), "whoever runs it must be able to find out why"
 
 
 @each
