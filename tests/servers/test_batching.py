@@ -311,6 +311,24 @@ def test_hf_batched_is_exact_in_each_row_however_long_its_prompt_and_its_answer(
             rule.count_tokens(request["prompt"]), request["max_tokens"], "length")
 
 
+def test_hf_batched_says_in_each_row_what_it_would_say_alone(batch_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a network of random weights: the planted one looks so little at what stands before that a wrong mask would not show."""
+    import torch
+
+    torch.manual_seed(1)
+    network = type(batch_engine.network)(batch_engine.network.config).eval()
+    network.generation_config = batch_engine.network.generation_config
+    monkeypatch.setattr(batch_engine, "network", network)
+    requests = [{"prompt": " ".join(rule.VOCABULARY[n : 2 * n + 1]), "max_tokens": 12} for n in (0, 3, 9, 30)]
+    alone = [hear(batch_engine, request)[0].text for request in requests]
+    assert [one.text for one in hear(batch_engine, *requests)] == alone and len(set(alone)) == 4
+
+
+def test_hf_batched_may_be_longer_than_the_context_where_no_row_is(batch_engine: Any) -> None:
+    long, short = hear(batch_engine, {"prompt": " ".join(rule.VOCABULARY[:3990]), "max_tokens": 100}, {"prompt": "baba", "max_tokens": 300})
+    assert long.text == rule.continuation(rule.VOCABULARY[3989], 100) and short.text == rule.continuation("baba", 300)
+
+
 def test_hf_batched_ends_each_row_for_its_own_reason(batch_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_engine, "eos", batch_engine.tokenizer("babo").input_ids[0])
     ends, ignores, stops, full = hear(batch_engine, *(
