@@ -75,7 +75,7 @@ def arguments_of(command: list[str]) -> argparse.Namespace:
     parser = options.Parser(prog="python -m loadtests", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--servers", default=CORE, help="names, comma-separated, or 'all'; `python -m servers list` shows them (default: the core three)")
-    add("--engines", default="", help="hf, vllm, simulated, comma-separated (default: each server's real one)")
+    add("--engines", default="", help=f"{', '.join(catalog.ENGINES)}, comma-separated (default: each server's real one)")
     add("--scenarios", default="interactive,steady", help="tables of the scenarios file (default: %(default)s)")
     add("--scenarios-file", type=Path, default=SCENARIOS_FILE, help="TOML with scenarios of your own (default: loadtests/scenarios.toml)")
     add("--users", type=numbers(int, 0, "a whole number of users above 0"), default=[], help="of closed loops; several make several cases")

@@ -14,7 +14,7 @@ from typing import Any
 FOLDER = Path(__file__).parent
 TRANSPORTS = ("sse", "websocket")  # how an answer can be streamed
 # What each engine needs besides the server's own `requires`: modules.
-ENGINES = {"hf": ("torch", "transformers"), "vllm": ("torch", "vllm"), "simulated": ()}
+ENGINES = {"hf": ("torch", "transformers"), "hf_batched": ("torch", "transformers"), "vllm": ("torch", "vllm"), "simulated": ()}
 
 
 class CatalogError(ValueError):

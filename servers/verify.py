@@ -408,12 +408,13 @@ def vanished_client(probe: Probe) -> str:
     began = time.perf_counter()
     while (busy := _in_flight(probe)) and time.perf_counter() - began < bound:
         time.sleep(0.1)
-    if busy:
-        raise Failed(f"{bound:.0f} s after its client had gone, a request is still in flight")
+    took_s = time.perf_counter() - began
+    if busy or took_s > 1.5 * bound:  # a server that stands still meanwhile says so only when the answer has ended by itself
+        raise Failed(f"a request is in flight until {took_s:.1f} s after its client had gone, or longer")
     probe.complete(probe.prompt(), 1)
     if busy is None:
         return "the next request is answered (no serveoff_requests_in_flight in /metrics to see more)"
-    return f"slot free after {time.perf_counter() - began:.1f} s"
+    return f"slot free after {took_s:.1f} s"
 
 
 def websocket(probe: Probe) -> str:

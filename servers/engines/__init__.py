@@ -9,7 +9,13 @@ an async engine has
 
     stream(job) -> async iterator               of each token's text, then one Outcome; closing it ends the generation
 
-and both have `model` (the served name), `prepare(request) -> Job` (raises ContractError before the answer has begun) and `close()`.
+a batch engine, for the queue in servers/engines/batching.py, has
+
+    generate_batch(rows)                        runs in the calling thread and calls row.token(text, ended) for each token of each row as it
+                                                comes, until all rows are `done`
+    kind(job), max_batch                        only requests of one kind can be in a batch, and at most so many
+
+and all have `model` (the served name), `prepare(request) -> Job` (raises ContractError before the answer has begun) and `close()`.
 How a server bridges one to its own concurrency model is its own business: that is the very thing being measured.
 """
 
@@ -51,6 +57,10 @@ def load_blocking() -> Any:
 
 def load_async() -> Any:
     return _load("AsyncEngine")
+
+
+def load_batch() -> Any:
+    return _load("BatchEngine")
 
 
 def _load(kind: str) -> Any:

@@ -32,7 +32,9 @@ class _Streamer(BaseStreamer):  # type: ignore[misc]
         pass
 
 
-class BlockingEngine:
+class Transformers:
+    """The network and its tokenizer, which every engine made of them has."""
+
     def __init__(self, settings: Settings):
         torch.set_num_threads(settings.threads)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -50,26 +52,38 @@ class BlockingEngine:
         ids = token_ids(self.tokenizer, request)
         return accept(request, ids, len(ids), self.model, self.context)
 
-    def generate(self, job: Job, on_token: Callable[[str], Any]) -> Outcome:
-        request, ended = job.request, False
-        eos_ids = set(self.eos if isinstance(self.eos, list) else [self.eos])
+    def reader(self, job: Job) -> Callable[[int], tuple[str, bool]]:
+        """For each token of the job's answer, in order: its text, and whether the model ends the answer with it."""
+        eos_ids = set() if job.request.ignore_eos else set(self.eos if isinstance(self.eos, list) else [self.eos])
         text = DecodeStream(ids=job.prompt[-8:], skip_special_tokens=True)  # its first piece depends on what stands before
+        return lambda token: (text.step(self.tokenizer.backend_tokenizer, token) or "", token in eos_ids)
 
-        def on_id(token: int) -> None:
-            nonlocal ended
-            ended = token in eos_ids and not request.ignore_eos
-            if said := run.token(text.step(self.tokenizer.backend_tokenizer, token) or ""):
-                on_token(said)
-            if run.stopped:
-                raise _Stopped
-
+    def configure(self, request: Request, max_tokens: int, eos: int | list[int] | None) -> GenerationConfig:
+        """How `generate` chooses tokens for that request; seeds torch if it asks for that."""
         sampling: dict[str, Any] = {"do_sample": False}
         if request.temperature > 0:
             sampling = {"do_sample": True, "temperature": request.temperature, "top_p": request.top_p, "top_k": 0}
             if request.seed is not None:
                 torch.manual_seed(request.seed)  # the process's only generator: exact with one request at a time
-        config = GenerationConfig(max_new_tokens=job.max_tokens, eos_token_id=None if request.ignore_eos else self.eos,
-                                  pad_token_id=self.pad, **sampling)
+        return GenerationConfig(max_new_tokens=max_tokens, eos_token_id=eos, pad_token_id=self.pad, **sampling)
+
+    def close(self) -> None:
+        pass
+
+
+class BlockingEngine(Transformers):
+    def generate(self, job: Job, on_token: Callable[[str], Any]) -> Outcome:
+        read, ended = self.reader(job), False
+
+        def on_id(token: int) -> None:
+            nonlocal ended
+            text, ended = read(token)
+            if said := run.token(text):
+                on_token(said)
+            if run.stopped:
+                raise _Stopped
+
+        config = self.configure(job.request, job.max_tokens, None if job.request.ignore_eos else self.eos)
         with Run(job) as run, torch.inference_mode():
             ids = torch.tensor([job.prompt], device=self.device)
             try:
@@ -79,6 +93,3 @@ class BlockingEngine:
             if run.held:
                 on_token(run.held)
         return run.outcome(ended)
-
-    def close(self) -> None:
-        pass

@@ -6,20 +6,27 @@ has one simulated GPU with `max_batch` slots (1 = serial service); a request wai
     first token   at  begin + prefill_ms + prefill_ms_per_token * prompt tokens
     each further  at  the one before + step_ms + step_ms_per_sequence * (sequences running - 1)
 
+A static batch (BatchEngine) is one request with the tokens of all its prompts, padded to the longest; every row takes part in every step,
+done or not.
+
 Deadlines are added up from the begin, not slept one after the other, so lateness of the scheduler never accumulates.
 """
 
 import asyncio
+import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from servers import rule
 from servers.contract import CompletionRequest, Outcome, Request
 from servers.engines import Job, Run, Settings, accept
+
+if TYPE_CHECKING:
+    from servers.engines.batching import Row  # has metrics, which a server without batches should not show
 
 CONTEXT = 1_000_000  # tokens; there is no cache to fill
 
@@ -51,13 +58,22 @@ class _Simulated:
 
     def _tokens(self, job: Job, began: float) -> Iterator[tuple[float, str]]:
         """(when it is due, text) of each token."""
-        due = began + (self.times.prefill_ms + self.times.prefill_ms_per_token * job.prompt_tokens) / 1e3
+        return itertools.islice(zip(self._steps(began, job.prompt_tokens), self._words(job), strict=False), job.max_tokens)
+
+    def _words(self, job: Job) -> Iterator[str]:
+        """The text of each token, without end."""
         word = rule.successor_index(job.prompt)
-        for number in range(job.max_tokens):
+        for number in itertools.count():
             if number == 2 and self.times.fails_on and job.prompt.endswith(self.times.fails_on):
                 raise RuntimeError("CUDA error: out of memory at /home/somebody/weights")  # nobody's business but the log's
-            yield due, " " + rule.VOCABULARY[word]
+            yield " " + rule.VOCABULARY[word]
             word = (word + 1) % rule.WORDS
+
+    def _steps(self, began: float, prompt_tokens: int) -> Iterator[float]:
+        """When each is due."""
+        due = began + (self.times.prefill_ms + self.times.prefill_ms_per_token * prompt_tokens) / 1e3
+        while True:
+            yield due
             due += (self.times.step_ms + self.times.step_ms_per_sequence * (self.running - 1)) / 1e3
 
     def close(self) -> None:
@@ -125,3 +141,23 @@ class AsyncEngine(_Simulated):
                 yield run.outcome()
             finally:
                 self.running -= 1
+
+
+class BatchEngine(_Simulated):
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        self.max_batch = self.times.max_batch
+
+    def kind(self, job: Job) -> None:
+        """All can go together: whatever the sampling, the text is the rule's."""
+
+    def generate_batch(self, rows: "Sequence[Row]") -> None:
+        self.running = len(rows)
+        answers = [(row, self._words(row.job)) for row in rows]
+        for due in self._steps(time.perf_counter(), len(rows) * max(row.job.prompt_tokens for row in rows)):
+            time.sleep(max(0.0, due - time.perf_counter()))
+            for row, words in answers:
+                if not row.done:
+                    row.token(next(words))
+            if all(row.done for row in rows):
+                return

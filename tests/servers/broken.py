@@ -47,6 +47,8 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/v1/models":
             self.reply(200, contract.models_body(MODEL))
         elif self.path == "/metrics" and self.server.fault != "no_metrics":
+            while self.server.fault == "stands_still_while_it_answers" and self.server.prompts:
+                time.sleep(0.01)
             gauge = f"# TYPE serveoff_requests_in_flight gauge\nserveoff_requests_in_flight {len(self.server.prompts)}\n"
             self.reply(200, gauge.encode(), "text/plain")
         else:
@@ -108,7 +110,7 @@ class Handler(BaseHTTPRequestHandler):
                 try:
                     self.send_events(held)
                 except OSError:
-                    if fault != "vanished_client_holds_its_slot":
+                    if fault not in ("vanished_client_holds_its_slot", "stands_still_while_it_answers"):
                         raise
                 held = ""
 

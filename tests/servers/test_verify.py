@@ -19,6 +19,7 @@ FAULTS: dict[str, tuple[str, dict[str, str]]] = {
     "500_for_bad_json": ("bad_input", {}),
     "stack_trace": ("bad_input", {}),
     "vanished_client_holds_its_slot": ("vanished_client", {}),
+    "stands_still_while_it_answers": ("vanished_client", {}),
     "wrong_usage": ("plain_answers", dict.fromkeys(("max_tokens", "framing"), "each compares usage with what was asked")),
     "wrong_usage_of_streams": ("framing", {}),
     "no_done": ("framing", dict.fromkeys(("stream_exact", "trickles", "first_chunk", "no_cross_talk", "vanished_client"),

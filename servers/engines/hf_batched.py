@@ -1,0 +1,49 @@
+"""Transformers' `generate` for a whole batch: prompts padded on the left, and one call, which ends with the last of its rows.
+
+`generate` takes a streamer for one sequence only; a stopping criterion sees each step of all of them.
+"""
+
+import math
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
+
+from servers.engines import Job
+from servers.engines.batching import Row
+from servers.engines.hf import Transformers
+
+
+class _Steps(StoppingCriteria):  # type: ignore[misc]
+    """Gives each row its token after each step. Says of each whether it is done; with the last one the batch is."""
+
+    def __init__(self, engine: Transformers, rows: Sequence[Row]):
+        self.readers = [(row, engine.reader(row.job)) for row in rows]
+
+    def __call__(self, input_ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
+        for (row, read), token in zip(self.readers, input_ids[:, -1].tolist(), strict=True):
+            if not row.done:
+                row.token(*read(token))
+        return torch.tensor([row.done for row, _ in self.readers], device=input_ids.device)
+
+
+class BatchEngine(Transformers):
+    max_batch = math.inf  # as many as the memory holds: the queue in front bounds them
+
+    def kind(self, job: Job) -> Hashable:
+        """One call samples in one way. And in a batch a seed would promise too much: what it gives depends on the other rows."""
+        request = job.request
+        if request.temperature == 0:
+            return "greedy"
+        return (request.temperature, request.top_p) if request.seed is None else id(job)
+
+    def generate_batch(self, rows: Sequence[Row]) -> None:
+        prompts = [torch.tensor(row.job.prompt) for row in rows]
+        ids, mask = (pad_sequence(part, batch_first=True, padding_side="left").to(self.device)  # with 0: masked, so any token will do
+                     for part in (prompts, [torch.ones_like(prompt) for prompt in prompts]))
+        config = self.configure(rows[0].job.request, max(row.job.max_tokens for row in rows), eos=None)  # each row knows its own end
+        with torch.inference_mode():
+            self.network.generate(ids, attention_mask=mask, generation_config=config,
+                                  stopping_criteria=StoppingCriteriaList([_Steps(self, rows)]))

@@ -1,0 +1,64 @@
+"""FastAPI in front of a batching queue: requests wait until the batch is full or the first has waited long enough, then run together.
+
+The queue's thread (servers/engines/batching.py) hands each token to the event loop with `call_soon_threadsafe`.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi.responses import StreamingResponse
+from starlette.background import BackgroundTask
+
+from servers import contract, engines
+from servers.contract import Answer, ChatCompletionRequest, CompletionRequest, Outcome
+from servers.engines.batching import BatchQueue
+from servers.fastapi_base import create_app
+
+
+def load() -> BatchQueue:
+    options = (int(os.environ[f"SERVEOFF_{name}"]) for name in ("BATCH", "BATCH_WAIT_MS", "QUEUE"))
+    return BatchQueue(engines.load_batch(), *options)
+
+
+app = create_app("Serveoff: FastAPI, batching queue", load)
+Items = asyncio.Queue[str | Outcome | BaseException]
+
+
+@app.post(contract.COMPLETIONS)
+async def completions(request: CompletionRequest) -> Any:
+    return await answer(request)
+
+
+@app.post(contract.CHAT_COMPLETIONS)
+async def chat_completions(request: ChatCompletionRequest) -> Any:
+    return await answer(request)
+
+
+async def answer(request: contract.Request) -> Any:
+    queue: BatchQueue = app.state.engine
+    job = queue.prepare(request)
+    reply = Answer(request, queue.model)
+    loop = asyncio.get_running_loop()
+    items = Items()
+    row = queue.submit(job, lambda item: loop.call_soon_threadsafe(items.put_nowait, item))
+    if request.stream:  # Starlette cancels a stream when its client has gone, perhaps before it has begun; the task runs in any case
+        return StreamingResponse(events(items, reply), media_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS,
+                                 background=BackgroundTask(queue.cancel, row))
+    pieces: list[str] = []
+    while isinstance(item := await items.get(), str):
+        pieces.append(item)
+    if isinstance(item, BaseException):
+        raise item
+    return reply.complete("".join(pieces), item)
+
+
+async def events(items: Items, reply: Answer) -> AsyncIterator[str]:
+    item: str | Outcome | BaseException = ""
+    while isinstance(item, str):
+        item = await items.get()
+        yield reply.event(item)
+    if isinstance(item, BaseException):
+        logging.getLogger("uvicorn.error").error("generation failed", exc_info=item)
