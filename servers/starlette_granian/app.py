@@ -74,6 +74,6 @@ app = Starlette(
         Route(contract.CHAT_COMPLETIONS, chat_completions, methods=["POST"]),
     ],
     middleware=[Middleware(AsgiMetrics)],
-    exception_handlers={ContractError: refused, HTTPException: http_error},
+    exception_handlers={ContractError: refused, HTTPException: http_error},  # type: ignore[dict-item]
     lifespan=lifespan,
 )
