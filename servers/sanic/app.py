@@ -39,6 +39,7 @@ app = Counting("serveoff")
 app.config.REQUEST_MAX_SIZE = 4 * contract.MAX_BODY_BYTES  # what is too long for us is read and then refused, so that the client sees why
 app.config.RESPONSE_TIMEOUT = 3600  # an answer may have to wait for its turn
 app.config.GRACEFUL_SHUTDOWN_TIMEOUT = 10
+app.config.FALLBACK_ERROR_FORMAT = "json"
 pool = ThreadPoolExecutor(max_workers=40)  # as in fastapi_threadpool
 
 
