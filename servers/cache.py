@@ -38,7 +38,10 @@ def environment(packages: Sequence[str]) -> Path:
     complete = found / "complete"  # written last: what a killed installation left is made anew
     if complete.exists():
         return found
-    settings = {"UV_SYSTEM_CERTS": "1"} | ({} if shutil.which("nvidia-smi") else {"UV_TORCH_BACKEND": "cpu"}) | os.environ
+    links = os.environ.get("UV_FIND_LINKS", "").split(",")
+    at_hand = shutil.which("nvidia-smi") or any(wheel for link in links if link for wheel in Path(link).glob("torch-*"))
+    # PyPI's torch for Linux brings gigabytes of CUDA; asked for a backend, uv looks on PyTorch's own index alone
+    settings = {"UV_SYSTEM_CERTS": "1"} | ({} if at_hand else {"UV_TORCH_BACKEND": "cpu"}) | os.environ
     with locked(found):
         if not complete.exists():
             shutil.rmtree(found, ignore_errors=True)

@@ -1,0 +1,79 @@
+"""Starlette with an async engine in the same process; sockets and HTTP are Granian's, in Rust threads beside the event loop."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from servers import contract, engines
+from servers.contract import Answer, ContractError
+from servers.metrics import AsgiMetrics
+
+
+@asynccontextmanager
+async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    app.state.engine = engines.load_async()
+    yield
+    app.state.engine.close()
+
+
+async def health(_: Request) -> Response:
+    return JSONResponse({"status": "ok"})
+
+
+async def models(request: Request) -> Response:
+    return JSONResponse(contract.models_body(request.app.state.engine.model))
+
+
+async def completions(request: Request) -> Response:
+    return await answer(request.app.state.engine, contract.parse(contract.CompletionRequest, await request.body()))
+
+
+async def chat_completions(request: Request) -> Response:
+    return await answer(request.app.state.engine, contract.parse(contract.ChatCompletionRequest, await request.body()))
+
+
+async def answer(engine: Any, wanted: contract.Request) -> Response:
+    job = engine.prepare(wanted)
+    reply = Answer(wanted, engine.model)
+    if wanted.stream:
+        return StreamingResponse(events(engine, job, reply), media_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS)
+    *pieces, outcome = [item async for item in engine.stream(job)]
+    return JSONResponse(reply.complete("".join(pieces), outcome))
+
+
+async def events(engine: Any, job: engines.Job, reply: Answer) -> AsyncIterator[str]:
+    try:
+        async for item in engine.stream(job):
+            yield reply.event(item)
+    except Exception as error:
+        logging.getLogger(__name__).exception("generation failed")
+        yield reply.event(error)
+
+
+async def refused(_: Request, error: ContractError) -> Response:
+    return JSONResponse(error.body(), error.status, error.headers)
+
+
+async def http_error(_: Request, error: HTTPException) -> Response:
+    return JSONResponse(contract.error_body(error.status_code, error.detail), error.status_code, error.headers)
+
+
+app = Starlette(
+    routes=[
+        Route("/health", health),
+        Route("/v1/models", models),
+        Route(contract.COMPLETIONS, completions, methods=["POST"]),
+        Route(contract.CHAT_COMPLETIONS, chat_completions, methods=["POST"]),
+    ],
+    middleware=[Middleware(AsgiMetrics)],
+    exception_handlers={ContractError: refused, HTTPException: http_error},  # type: ignore[dict-item]
+    lifespan=lifespan,
+)
