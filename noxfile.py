@@ -30,7 +30,7 @@ def install(session: nox.Session) -> None:
         command += ["-c", "constraints-gpu.txt"]
     else:
         command += ["-c", "constraints-cpu.txt", "--excludes", "excludes-cpu.txt"]
-        if sys.platform == "linux" and not any(Path(link).glob("torch-*") for link in links.split(",")):
+        if sys.platform == "linux" and not any(link and any(Path(link).glob("torch-*")) for link in links.split(",")):
             environment["UV_TORCH_BACKEND"] = "cpu"  # PyPI's torch for Linux brings gigabytes of CUDA
     session.run_install(*command, env=environment)
     session.env.update(environment)  # servers with an environment of their own (servers/cache.py) install as we do

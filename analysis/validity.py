@@ -106,13 +106,15 @@ def served(o: Observed) -> Check:
 
 
 def token_counts(o: Observed) -> Check:
-    """Complete answers have the tokens that were asked for, by the server's usage and by the chunks."""
-    name, remedy = "token counts", "the server must honour max_tokens and ignore_eos, and give usage"
+    """Complete answers have the tokens that were asked for, by the server's usage and by the chunks, whose words are counted. A server
+    that never gives usage is judged by the chunks alone."""
+    name, remedy = "token counts", "the server must honour max_tokens and ignore_eos, and its usage must be right"
     if not _planted(o):
         return Check(name, None, "invalid", "the model has no planted rule", "use the default model")
     done = o.rows[~o.rows["failed"]]
     chunks = np.array([n.sum() for n in done["token_n"]], dtype="float64")
-    bad = int(((done["tokens"] != done["max_tokens"]) | (done["tokens"] != chunks)).sum())
+    told = done["tokens"] if done["tokens"].notna().any() else chunks
+    bad = int(((told != done["max_tokens"]) | (told != chunks)).sum())
     return Check(name, not bad, "invalid", f"{bad:,} of {len(done):,} answers have another number of tokens", remedy)
 
 

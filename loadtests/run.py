@@ -230,7 +230,9 @@ def _raise_if_ended(work: Work) -> None:
 
 def _verify_after(work: Work) -> None:
     over_websocket = work.scenario.get("transport") == "websocket"
-    _verify(work, "verify_after", (*contract_checks.AFTER_LOAD, *([contract_checks.websocket] if over_websocket else [])))
+    checks = (*contract_checks.AFTER_LOAD, *([contract_checks.websocket] if over_websocket else []))
+    waived = () if work.setting.target else catalog.find(work.case.server).waives
+    _verify(work, "verify_after", tuple(check for check in checks if check.__name__ not in waived))
 
 
 def _stop(work: Work) -> None:

@@ -14,7 +14,7 @@ from servers import catalog
 ROOT = Path(__file__).parents[1]
 HOUSE = ("analysis", "loadtests", "servers", "tests")
 WEB = ("flask", "werkzeug", "gunicorn", "fastapi", "starlette", "uvicorn", "hypercorn", "django", "channels", "daphne", "tornado",
-       "sanic", "aiohttp", "flup", "gevent", "locust")
+       "sanic", "granian", "litserve", "aiohttp", "flup", "gevent", "locust")
 STANDARD = tuple(sys.stdlib_module_names)
 ANYTHING = ("*",)
 WITH_PYTHON = [name for name in catalog.servers() if any((catalog.FOLDER / name).glob("*.py"))]

@@ -15,12 +15,12 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import litserve as ls  # type: ignore[import]
-import litserve.server  # type: ignore[import]
+import litserve as ls
+import litserve.server
 from fastapi import HTTPException, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from litserve.specs.base import LitSpec  # type: ignore[import]
-from litserve.utils import LitAPIStatus, ResponseBufferItem  # type: ignore[import]
+from litserve.specs.base import LitSpec
+from litserve.utils import LitAPIStatus, ResponseBufferItem
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from servers import contract, engines

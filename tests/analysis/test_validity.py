@@ -127,6 +127,16 @@ def test_a_check_fires_alone(observe, name, severity, case):
         assert check.remedy and check.detail, check.name
 
 
+def test_who_never_gives_usage_is_judged_by_its_chunks(observe):
+    def silent(row):
+        row.update(tokens=None)
+
+    assert failed(observe(rows=rows_with(silent, range(400)))) == {}
+    short = rows_with(silent, range(400))
+    short[7].update(token_n=[1] * 9 + [0, 0])
+    assert failed(observe(rows=short)) == {"token counts": "invalid"}
+
+
 def test_throttling_outside_the_window_does_not_matter(observe):
     assert failed(observe(samples=gpu_samples(throttle_reasons=lambda i: 0x40 if i < 8 else 0x4))) == {}
 
