@@ -17,6 +17,7 @@ WEB = ("flask", "werkzeug", "gunicorn", "fastapi", "starlette", "uvicorn", "hype
        "sanic", "aiohttp", "flup", "gevent", "locust")
 STANDARD = tuple(sys.stdlib_module_names)
 ANYTHING = ("*",)
+WITH_PYTHON = [name for name in catalog.servers() if any((catalog.FOLDER / name).glob("*.py"))]
 
 
 class Rule(NamedTuple):
@@ -36,7 +37,7 @@ RULES = [
          ("loadtests", "servers.catalog", "servers.launch", "servers.contract", "servers.rule", "servers.verify"),
          "the driver sees servers from outside"),
     Rule(("servers/*",), (), HOUSE, ("servers",), "servers know nothing above them"),
-    *(Rule(("*",), (f"servers/{name}/*",), (f"servers.{name}",), (), "a server is started, never imported") for name in catalog.servers()),
+    *(Rule(("*",), (f"servers/{name}/*",), (f"servers.{name}",), (), "a server is started, never imported") for name in WITH_PYTHON),
     Rule(("*",), ("loadtests/locustfile.py",), ("locust",), (), "importing locust patches the whole process"),
     Rule(("*",), ("loadtests/gpus.py",), ("pynvml",), (), "one place knows what NVML may do without a GPU"),
     Rule(("servers/*",), ("servers/supervise.py",), ("psutil",), (), "one place looks at processes"),
