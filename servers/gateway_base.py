@@ -120,7 +120,7 @@ def create_gateway(title: str, lifespan: Callable[[FastAPI], AbstractAsyncContex
 
     async def passed_on(path: str, wanted: contract.Request) -> Response:
         """What the contract knows, and nothing else: no upstream does more than ours, and none has to read a null."""
-        url = app.state.engine.choose(wanted.model) + path  # before the body, which for no model of ours may not be Unicode
+        url = app.state.engine.choose(wanted.model) + path  # before the body: a name that nobody has need not be Unicode
         body = wanted.model_dump_json(exclude_none=True, exclude=None if wanted.stream else {"stream_options"})
         return await forward(url, body, wanted.stream)
 
