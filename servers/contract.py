@@ -31,7 +31,7 @@ SSE_CONTENT_TYPE = "text/event-stream"
 SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 DONE = "data: [DONE]\n\n"
 
-_TYPES = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
+_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
 class ContractError(Exception):
@@ -48,7 +48,8 @@ class ContractError(Exception):
 
 def error_body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """OpenAI's error envelope."""
-    return {"error": {"message": message, "type": _TYPES.get(status, "invalid_request_error"), "param": param, "code": code}}
+    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def invalid(errors: Sequence[Any]) -> ContractError:
@@ -251,8 +252,8 @@ def status_of_end(payload: str) -> int | None:
     return None
 
 
-def models_body(model: str) -> dict[str, Any]:
-    return {"object": "list", "data": [{"id": model, "object": "model", "created": 0, "owned_by": "serveoff"}]}
+def models_body(*models: str) -> dict[str, Any]:
+    return {"object": "list", "data": [{"id": model, "object": "model", "created": 0, "owned_by": "serveoff"} for model in models]}
 
 
 # ----------------------------------------------------------------------------------------------------------- client's side

@@ -1,6 +1,6 @@
 """What every FastAPI server here has in common; how it calls its engine is in its own `app.py`."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,7 +14,8 @@ from servers.contract import ContractError
 from servers.metrics import AsgiMetrics
 
 
-def create_app(title: str, load_engine: Callable[[], Any]) -> FastAPI:
+def create_app(title: str, load_engine: Callable[[], Any],
+               models_of: Callable[[Any], Iterable[str]] = lambda engine: [engine.model]) -> FastAPI:
     """An app with /health, /v1/models, /metrics and the contract's errors; `app.state.engine` is loaded at start-up."""
 
     @asynccontextmanager
@@ -32,7 +33,7 @@ def create_app(title: str, load_engine: Callable[[], Any]) -> FastAPI:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return contract.models_body(app.state.engine.model)
+        return contract.models_body(*models_of(app.state.engine))
 
     @app.exception_handler(ContractError)
     async def refused(_: Request, error: ContractError) -> JSONResponse:

@@ -90,6 +90,10 @@ def started(name: str, engine: str, tmp_path_factory: pytest.TempPathFactory) ->
     assert not [process for process in tree if alive(process)]
 
 
+def has_foreign_engine(server: Running) -> bool:
+    return any(SERVERS[each.server].foreign for each in server.behind)
+
+
 def ask(base_url: str, path: str, body: Any = None, key: str | None = None, headers: dict[str, str] | None = None,
         ) -> tuple[int, Any]:  # fmt: skip
     """Status and JSON (or text) of a request; bytes and iterators are sent as they are."""
@@ -168,7 +172,11 @@ def test_openais_client_raises_its_own_errors(client: openai.OpenAI) -> None:
 
 def test_stop_strings_end_an_answer(server: Running) -> None:
     status, body = ask(server.base_url, contract.COMPLETIONS, wanted(stop=["babo", "zzz"], max_tokens=20))
-    assert status == 200 and body["choices"][0] == {"index": 0, "logprobs": None, "finish_reason": "stop", "text": " babe babi "}
+    told = {"index": 0, "logprobs": None, "finish_reason": "stop", "text": " babe babi "}
+    said = body["choices"][0]
+    if has_foreign_engine(server):
+        said = {name: said[name] for name in told}  # it may tell more
+    assert status == 200 and said == told
 
 
 def test_null_is_a_default_and_unknown_fields_are_ignored(server: Running) -> None:
@@ -189,6 +197,8 @@ def test_null_is_a_default_and_unknown_fields_are_ignored(server: Running) -> No
 ], ids=repr)  # fmt: skip
 def test_a_bad_field_is_a_400_that_names_it(server: Running, path: str, body: dict[str, Any], param: str) -> None:
     status, said = ask(server.base_url, path, body)
+    if has_foreign_engine(server) and body.get("max_tokens", 0) > 10**6:
+        param = "max_tokens"  # only the engine knows its context, and vLLM names the other of the two fields that are too much
     assert status == 400 and said["error"]["param"] == param and said["error"]["type"] == "invalid_request_error"
 
 

@@ -1,0 +1,54 @@
+"""A gateway whose client is httpx: one pool of connections, an answer's bytes passed on as they come."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import httpx
+from fastapi import FastAPI
+from fastapi.responses import Response, StreamingResponse
+from starlette.background import BackgroundTask
+
+from servers import contract, gateway_base
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    limits = httpx.Limits(keepalive_expiry=gateway_base.KEEP_ALIVE_S)  # none on connections: whoever waits, waits in the engine
+    timeout = httpx.Timeout(gateway_base.READ_TIMEOUT_S, connect=gateway_base.CONNECT_TIMEOUT_S)
+    async with httpx.AsyncClient(limits=limits, timeout=timeout, headers=gateway_base.HEADERS, trust_env=False) as app.state.client:
+        for url in gateway_base.UPSTREAMS:
+            with failures(url):
+                app.state.engine.add(url, (await app.state.client.get(f"{url}/v1/models")).raise_for_status().json())
+        yield
+
+
+@contextmanager
+def failures(url: str) -> Iterator[None]:
+    try:
+        yield
+    except httpx.TimeoutException as error:
+        raise gateway_base.silent(url, error) from None
+    except httpx.TransportError as error:
+        raise gateway_base.gone(url, error) from None
+
+
+async def forward(url: str, body: str, stream: bool) -> Response:
+    client: httpx.AsyncClient = app.state.client
+    with failures(url):
+        answer = await client.send(client.build_request("POST", url, content=body), stream=True)
+        if not stream or answer.status_code != 200:
+            return gateway_base.plain_answer(answer.status_code, await answer.aread())
+    return StreamingResponse(events(url, answer), media_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS,
+                             background=BackgroundTask(answer.aclose))  # also if the client has gone, which cancels the upstream's work
+
+
+async def events(url: str, answer: httpx.Response) -> AsyncIterator[bytes | str]:
+    try:
+        with failures(url):
+            async for piece in answer.aiter_raw():
+                yield piece
+    except contract.ContractError as error:
+        yield gateway_base.last_event(error)
+
+
+app = gateway_base.create_gateway("Serveoff: gateway, httpx", lifespan, forward)

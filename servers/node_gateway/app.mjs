@@ -1,0 +1,137 @@
+// A gateway in Node: one event loop, an answer's stream piped through as it comes.
+//
+// SERVEOFF_UPSTREAM (base URLs, comma-separated), SERVEOFF_API_KEY, SERVEOFF_CONNECT_TIMEOUT_S and SERVEOFF_READ_TIMEOUT_S mean what they
+// mean to servers/gateway_base.py.
+
+import { createHash, timingSafeEqual } from "node:crypto";
+import http from "node:http";
+
+import { CHAT_COMPLETIONS, COMPLETIONS, ContractError, MAX_BODY_BYTES, parse } from "./contract.mjs";
+import { count, exposition } from "./metrics.mjs";
+
+const [host, port] = process.argv.slice(2);
+const KEY = process.env.SERVEOFF_API_KEY;
+const CONNECT_TIMEOUT_MS = 1e3 * (process.env.SERVEOFF_CONNECT_TIMEOUT_S ?? 5);
+const READ_TIMEOUT_MS = 1e3 * (process.env.SERVEOFF_READ_TIMEOUT_S ?? 600);
+const HEADERS = { "Content-Type": "application/json", ...(KEY && { Authorization: `Bearer ${KEY}` }) };
+const JSON_TYPE = { "Content-Type": "application/json" };
+const SSE_TYPE = { "Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no" };
+// As many connections as there are requests. Uvicorn closes an idle one after 5 s, and reusing it just then would fail: so 4 s.
+const agent = new http.Agent({ keepAlive: true, timeout: 4000 });
+const upstreams = new Map(); // model: those that have it
+
+/** An upstream's answer, once its head is there. Throws ContractError. */
+function ask(method, url, body, signal) {
+  return new Promise((resolve, reject) => {
+    let answer;
+    const request = http.request(url, { agent, method, headers: HEADERS, signal, timeout: CONNECT_TIMEOUT_MS });
+    request.on("finish", () => request.setTimeout(READ_TIMEOUT_MS)); // sent, so connected
+    request.on("timeout", () => (answer ?? request).destroy(
+      new ContractError(504, "the server behind this gateway did not answer in time", null, "upstream_timeout")));
+    request.on("error", (error) => reject(failure(url, error)));
+    request.on("response", (head) => resolve((answer = head)));
+    request.end(body);
+  });
+}
+
+function failure(url, error) {
+  if (error.name !== "AbortError") console.error(`${url}: ${error.message}`); // a client need not know what stands behind
+  if (error instanceof ContractError) return error;
+  return new ContractError(503, "the server behind this gateway is gone: try again later", null, "upstream_gone");
+}
+
+/** The whole body; null if it is longer than `limit`, but read nevertheless: else a client that still sends would never see why. */
+async function read(stream, limit = Infinity) {
+  const pieces = [];
+  let length = 0;
+  for await (const piece of stream) if ((length += piece.length) <= limit) pieces.push(piece);
+  return length <= limit ? Buffer.concat(pieces) : null;
+}
+
+async function passOn(path, wanted, response) {
+  const having = upstreams.get(wanted.model);
+  if (!having) {
+    const known = [...upstreams.keys()].join(", ");
+    throw new ContractError(404, `model: '${wanted.model}' does not exist; there are ${known}`, "model", "model_not_found");
+  }
+  having.push(having.shift()); // they take turns
+  const url = having[0] + path;
+  const left = new AbortController();
+  response.on("close", () => response.writableFinished || left.abort()); // the client has gone: so may the upstream's work
+  const answer = await ask("POST", url, JSON.stringify(wanted), left.signal);
+  if (wanted.stream && answer.statusCode === 200) {
+    response.writeHead(200, SSE_TYPE);
+    answer.on("error", (error) => response.destroyed || response.end(`\n\ndata: ${failure(url, error).body()}\n\n`));
+    answer.pipe(response);
+    return;
+  }
+  const body = await read(answer).catch((error) => { throw failure(url, error); });
+  if (answer.statusCode !== 200) throw refusal(answer.statusCode, body);
+  response.writeHead(200, JSON_TYPE).end(body);
+}
+
+/** An upstream's error in OpenAI's envelope, which not every upstream has. */
+function refusal(status, body) {
+  let error;
+  try {
+    error = JSON.parse(body).error;
+  } catch {} // said below
+  const code = typeof error?.code === "string" ? error.code : null;
+  return new ContractError(status, error?.message ?? `the server behind this gateway answered with status ${status}`, error?.param, code);
+}
+
+const digest = (text) => createHash("sha256").update(text).digest();
+const isAllowed = (given = "") => !KEY || timingSafeEqual(digest(Buffer.from(given, "latin1")), digest(`Bearer ${KEY}`));
+
+const ROUTES = {
+  "/health": ["GET", async (request, response) => response.writeHead(200, JSON_TYPE).end('{"status":"ok"}')],
+  "/v1/models": ["GET", async (request, response) => {
+    const data = [...upstreams.keys()].map((id) => ({ id, object: "model", created: 0, owned_by: "serveoff" }));
+    response.writeHead(200, JSON_TYPE).end(JSON.stringify({ object: "list", data }));
+  }],
+  [COMPLETIONS]: ["POST", (request, response, body) => passOn(COMPLETIONS, parse(COMPLETIONS, body), response)],
+  [CHAT_COMPLETIONS]: ["POST", (request, response, body) => passOn(CHAT_COMPLETIONS, parse(CHAT_COMPLETIONS, body), response)],
+};
+
+async function handle(path, request, response) {
+  const body = await read(request, MAX_BODY_BYTES);
+  if (path !== "/health" && !isAllowed(request.headers.authorization))
+    throw new ContractError(401, "missing or wrong API key: send it as 'Authorization: Bearer KEY'", null, "invalid_api_key");
+  if (body === null) throw new ContractError(413, `the body is longer than ${MAX_BODY_BYTES} bytes`, null, "body_too_large");
+  if (!Object.hasOwn(ROUTES, path)) throw new ContractError(404, "Not Found");
+  const [method, answer] = ROUTES[path];
+  if (request.method !== method) throw new ContractError(405, "Method Not Allowed");
+  await answer(request, response, body);
+}
+
+const server = http.createServer((request, response) => {
+  const path = request.url.split("?")[0];
+  if (path === "/metrics") {
+    response.writeHead(200, { "Content-Type": "text/plain; version=0.0.4; charset=utf-8" }).end(exposition());
+    return;
+  }
+  count(path, response);
+  handle(path, request, response).catch((error) => {
+    if (response.destroyed) return; // the client has gone
+    if (!(error instanceof ContractError)) console.error(error);
+    const said = error instanceof ContractError ? error : new ContractError(500, "the gateway failed");
+    response.writeHead(said.status, JSON_TYPE).end(said.body());
+  });
+  response.on("close", () => server.listening || server.closeIdleConnections());
+});
+
+for (const signal of ["SIGTERM", "SIGINT"])
+  process.on(signal, () => {
+    server.close(); // answers under way have 10 s, and then the process ends by itself
+    setTimeout(() => server.closeAllConnections(), 10_000).unref();
+  });
+
+if (!process.env.SERVEOFF_UPSTREAM) {
+  console.error("SERVEOFF_UPSTREAM is not set: start this server with `python -m servers NAME`");
+  process.exit(1);
+}
+for (const url of process.env.SERVEOFF_UPSTREAM.split(",")) {
+  const listed = JSON.parse(await read(await ask("GET", `${url}/v1/models`)));
+  for (const { id } of listed.data) upstreams.set(id, [...(upstreams.get(id) ?? []), url]);
+}
+server.listen(Number(port), host);
