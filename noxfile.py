@@ -54,10 +54,17 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests; `nox -s tests -- -m 'not slow'` leaves out the slow ones."""
+    """All tests but those that start a real engine."""
     install(session)
     # Side by side: most of them wait for processes to start and to end.
-    session.run("python", "-m", "pytest", "-n", "4", "--dist", "loadscope", *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "4", "--dist", "loadgroup", "-m", "not slow", *session.posargs)
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """The tests that start a real engine, which takes up to a minute each."""
+    install(session)
+    session.run("python", "-m", "pytest", "-n", "2", "--dist", "loadgroup", "-m", "slow", *session.posargs)
 
 
 @nox.session

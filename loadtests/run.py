@@ -194,7 +194,7 @@ def _load(work: Work) -> None:
                     [sys.executable, "-m", "loadtests.telemetry", "--out", str((work.folder / "telemetry.jsonl").resolve()), "--load-pid",
                      str(pid), "--clock-zero", str(work.run["clock_zero_s"]), "--metrics-of", work.engine_urls,
                      *(["--server-pid", *map(str, work.server.pids)] if work.server else [])],
-                    work.folder / "telemetry.log", cores=setting.load_cores, yielding=True)
+                    work.folder / "telemetry.log", cores=setting.load_cores)
             generator.wait(load, work.folder, generator.longest_s(task, setting.workers), watch)
     except generator.LoadFailed as error:
         raise CaseFailed(str(error)) from None

@@ -49,6 +49,7 @@ def create_app(title: str, load_engine: Callable[[], Any],
 
     @app.exception_handler(Exception)
     async def failed(_: Request, __: Exception) -> JSONResponse:  # the log has it, and nobody else shall
-        return JSONResponse(contract.error_body(500, "the engine failed"), 500)
+        # Uvicorn closes the connection afterwards; who keeps connections, as a gateway does, must know.
+        return JSONResponse(contract.error_body(500, "the engine failed"), 500, {"Connection": "close"})
 
     return app

@@ -114,16 +114,14 @@ def check_port(host: str, port: int, option: str = "--port") -> None:
 
 
 def supervised(command: Sequence[str], log: Path, *, cores: Sequence[int] = (), environment: dict[str, str] | None = None,
-               before: Sequence[dict[str, Any]] = (), yielding: bool = False) -> "subprocess.Popen[bytes]":
+               before: Sequence[dict[str, Any]] = ()) -> "subprocess.Popen[bytes]":
     """A command that ends, with all its descendants, when `stop` is called or this process ends, however it ends.
 
-    The first line of its stdout is the command's process id, after those of the processes `before` it. `yielding`: all others on its
-    core come first (servers/supervise.py).
+    The first line of its stdout is the command's process id, after those of the processes `before` it (servers/supervise.py).
     """
     pinned = ["--cores", ",".join(map(str, cores))] if cores else []
     earlier = ["--before", json.dumps(before)] if before else []
-    own = [sys.executable, "-m", "servers.supervise", str(log.resolve()), *pinned, *earlier, *(["--yielding"] if yielding else []), "--",
-           *command]
+    own = [sys.executable, "-m", "servers.supervise", str(log.resolve()), *pinned, *earlier, "--", *command]
     return subprocess.Popen(own, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True)
 
 

@@ -1,6 +1,6 @@
 """Runs one command and makes sure that nothing of it outlives us: not a process, not a temporary file.
 
-    python -m servers.supervise LOG [--cores 0,1] [--yielding] [--before JSON] -- COMMAND ...
+    python -m servers.supervise LOG [--cores 0,1] [--before JSON] -- COMMAND ...
 
 Prints the command's process id, sends its output to LOG, and ends with its exit code. It ends the command when its own
 standard input ends, which happens whenever the process that started it ends, by `kill -9` too. On Linux it adopts orphaned
@@ -10,8 +10,6 @@ grandchildren, so a worker whose master was killed is found and ended as well.
 {name, command, log, ready}. They are started in this order, each when the one before is ready, and their process ids are printed before
 the command's; they are ended in reverse order, and if one ends by itself, so does everything. `ready` is where it listens: HOST:PORT, or
 the path of a Unix socket. In all of that "{run}" becomes a temporary folder that they share.
-
-`--yielding` is for what must not disturb what is measured: all others on its core come first.
 """
 
 import argparse
@@ -94,13 +92,6 @@ def is_ready(place: str) -> bool:
         return False
 
 
-def yield_to_all() -> None:
-    """Linux may share a core out by sessions first, and only within one by niceness: so that of our session, too."""
-    os.nice(19)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/autogroup").write_text("19")
-
-
 class Ending:
     """Whether it is time to end: a signal, the end of our standard input, or of a command. No threads: Popen's preexec_fn and they
     do not go together."""
@@ -136,22 +127,17 @@ def main() -> int:
     parser.add_argument("log", type=Path)
     parser.add_argument("--cores", default="")
     parser.add_argument("--before", type=json.loads, default=[])
-    parser.add_argument("--yielding", action="store_true")
     parser.add_argument("command", nargs="+")
     arguments = parser.parse_args()
 
-    if arguments.yielding:
-        yield_to_all()
     ending = Ending()
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc:
         libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
-    def in_the_child() -> None:
-        if libc:  # should we be killed ourselves, the kernel tells it to end
+    def end_with_supervisor() -> None:  # in the child: should we be killed ourselves, the kernel tells it to end
+        if libc:
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if arguments.yielding:  # it has a session of its own
-            yield_to_all()
 
     if arguments.cores:
         os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})
@@ -169,7 +155,7 @@ def main() -> int:
             with Path(process["log"]).open("ab") as log:
                 try:
                     roots.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
-                                                  start_new_session=True, preexec_fn=in_the_child))
+                                                  start_new_session=True, preexec_fn=end_with_supervisor))
                 except OSError as error:
                     log.write(f"cannot start {command[0]}: {error}\n".encode())
                     return 127

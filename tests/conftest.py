@@ -15,6 +15,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"tiny", "hf_engine"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+
+
+def _group(item: pytest.Item) -> str:
+    """Tests of one group run one after the other in one process (pytest-xdist's loadgroup): those of a module share its fixtures; those
+    of a server the server, and two real engines at once would have to share the machine."""
+    parameters: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
+    server = parameters.get("server") or parameters.get("foreign") or parameters.get("name")
+    if item.path.name != "test_servers.py" or server is None:
+        return item.path.stem
+    return server if isinstance(server, str) else server[0] if server[1] == "simulated" else server[1]
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from typing import Any
 
 import django
 from asgiref.sync import sync_to_async
+from autobahn.exception import Disconnected
 from channels.exceptions import DenyConnection
 from channels.generic.websocket import AsyncWebsocketConsumer
 from channels.routing import ProtocolTypeRouter
@@ -131,6 +132,8 @@ class Completions(AsyncWebsocketConsumer):
             async for item in generated(engine.prepare(wanted)):
                 for payload in contract.payloads(reply.event(item)):
                     await self.send(text_data=payload)
+        except Disconnected:  # Daphne knows, and has not yet told us
+            pass
         except Exception as error:
             if not isinstance(error, ContractError):
                 logging.exception("generation failed")

@@ -134,5 +134,11 @@ def http_error(_: Request, error: SanicException) -> HTTPResponse:
     return json(contract.error_body(error.status_code, str(error)), error.status_code, error.headers)
 
 
+@app.exception(Exception)
+def failed(_: Request, error: Exception) -> HTTPResponse:
+    error_logger.error("generation failed", exc_info=error)
+    return json(contract.error_body(500, "the engine failed"), 500)
+
+
 if __name__ == "__main__":  # `sanic` has no option for the backlog; Sanic's manager would end a worker that has not begun after 30 s
     app.run(host=sys.argv[1], port=int(sys.argv[2]), single_process=True, backlog=2048, motd=False)

@@ -66,6 +66,10 @@ async def http_error(_: Request, error: HTTPException) -> Response:
     return JSONResponse(contract.error_body(error.status_code, error.detail), error.status_code, error.headers)
 
 
+async def failed(_: Request, __: Exception) -> Response:  # the log has it, and nobody else shall
+    return JSONResponse(contract.error_body(500, "the engine failed"), 500)
+
+
 app = Starlette(
     routes=[
         Route("/health", health),
@@ -74,6 +78,6 @@ app = Starlette(
         Route(contract.CHAT_COMPLETIONS, chat_completions, methods=["POST"]),
     ],
     middleware=[Middleware(AsgiMetrics)],
-    exception_handlers={ContractError: refused, HTTPException: http_error},  # type: ignore[dict-item]
+    exception_handlers={ContractError: refused, HTTPException: http_error, Exception: failed},  # type: ignore[dict-item]
     lifespan=lifespan,
 )

@@ -117,7 +117,7 @@ def test_stages_are_in_order_and_cases_one_after_the_other(mini: tuple[Path, Any
         assert [stage["name"] for stage in run["stages"]] == STAGES
         moments += [run["clock_zero_s"] + stage[edge] for stage in run["stages"] for edge in ("start_s", "end_s")]
     assert moments == sorted(moments)
-    said = re.findall(r"^case (\d) of 2 .*: (launch|verify|load|verify again|stop|ok \(\d+ s\))$", mini[1].stdout, re.MULTILINE)
+    said = re.findall(r"^case (\d) of 2 .*: (prepare|launch|verify|load|verify again|stop|ok \(\d+ s\))$", mini[1].stdout, re.MULTILINE)
     assert [(number, stage.split(" (")[0]) for number, stage in said] == [(n, stage) for n in "12" for stage in [*STAGES, "ok"]]
 
 

@@ -62,7 +62,7 @@ def start() -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=os.environ | environment, text=True,
+        process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=os.environ | environment, text=True, start_new_session=True,
                                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
         started.append(process)
         return process
@@ -109,6 +109,15 @@ def end(process: subprocess.Popen[str]) -> str:
     _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, said
     return said
+
+
+def test_it_yields_to_the_load_generator_as_a_session_too(telemetry: Start, start: Start, tmp_path: Path) -> None:
+    process = telemetry(start("-c", "import sys; sys.stdin.read()").pid)
+    rows(tmp_path, bool)
+    share = Path(f"/proc/{process.pid}/autogroup")
+    assert psutil.Process(process.pid).nice() == 19
+    assert not share.exists() or share.read_text().endswith(" nice 10\n")
+    end(process)
 
 
 def test_rows_have_the_schemas_keys_and_rise_in_time(telemetry: Start, start: Start, tmp_path: Path) -> None:

@@ -213,15 +213,6 @@ def test_servers_behind_it_start_first_and_share_the_threads(tmp_path: Path, tem
     assert not any(map(alive, up.pids)) and not list(temporary.iterdir())
 
 
-@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="this kernel does not share a core out by sessions")
-def test_what_yields_does_so_as_a_session_too(tmp_path: Path, temporary: Path) -> None:
-    says = [sys.executable, "-c", "import os; print(os.nice(0), open('/proc/self/autogroup').read().split()[-1])"]
-    for yielding, said in ((False, "0 0"), (True, "19 19")):
-        log = tmp_path / f"{yielding}.log"
-        launch.supervised(says, log, yielding=yielding).wait()
-        assert log.read_text().strip() == said
-
-
 def test_one_that_dies_at_its_start_says_why(tmp_path: Path, temporary: Path) -> None:
     server = fake(tmp_path, 'print("loading"); print("no weights in /models", file=sys.stderr); sys.exit(3)')
     with pytest.raises(LaunchError, match=r"(?s)fake ended at its start with exit code 3.*loading.*no weights in /models"), \
