@@ -34,7 +34,7 @@ class Conductor:
             self.planned = len(arrivals.window(load["seed"], self.scenario, load["rate"], load["duration_s"]))
         self.rows = (self.folder / "requests.jsonl").open("ab", buffering=0)
         self.reports: dict[int, dict[str, Any]] = {}  # the last of each worker
-        self.in_window: dict[int, list[dict[str, Any]]] = {}  # reports, for what a worker used while it mattered
+        self.in_window: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}  # first and last report, for what a worker used meanwhile
         self.heard_s: dict[int, float] = {}
         self.workers: list[dict[str, Any]] = []  # {worker, offset_s, ...} of each, as in run.json
         self.began_s = self.now()
@@ -82,7 +82,8 @@ class Conductor:
         self.reports[report["worker"]] = report
         self.heard_s[report["worker"]] = self.now()
         if self.window and self.window["start_s"] <= report["at_s"] < self.window["end_s"]:
-            self.in_window.setdefault(report["worker"], []).append(report)
+            first, _ = self.in_window.get(report["worker"], (report, report))
+            self.in_window[report["worker"]] = (first, report)
         if report["ended"] and not self.finishing:
             self.fail(f"load worker {report['worker']} was ended")
 
@@ -163,8 +164,8 @@ class Conductor:
 
     def _used(self, worker: int) -> dict[str, Any]:
         used: dict[str, Any] = {"rows": self.reports.get(worker, {}).get("rows", 0), "cpu_share": None, "waited_share": None}
-        if len(reports := self.in_window.get(worker, [])) > 1:
-            first, last = reports[0], reports[-1]
+        first, last = self.in_window.get(worker, (None, None))
+        if first is not None and last is not None and first is not last:
             for share, total in (("cpu_share", "cpu_s"), ("waited_share", "waited_s")):
                 if last[total] is not None:
                     used[share] = round((last[total] - first[total]) / (last["at_s"] - first["at_s"]), 5)
