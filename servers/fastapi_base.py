@@ -1,6 +1,6 @@
 """What every FastAPI server here has in common; how it calls its engine is in its own `app.py`."""
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,6 +12,8 @@ from starlette.exceptions import HTTPException
 from servers import contract
 from servers.contract import ContractError
 from servers.metrics import AsgiMetrics
+
+Answering = Callable[[contract.Request], Awaitable[Any]]
 
 
 def create_app(title: str, load_engine: Callable[[], Any],
@@ -53,3 +55,20 @@ def create_app(title: str, load_engine: Callable[[], Any],
         return JSONResponse(contract.error_body(500, "the engine failed"), 500, {"Connection": "close"})
 
     return app
+
+
+def completions(app: FastAPI) -> Callable[[Answering], Answering]:
+    """Decorator of what answers requests to both paths of the contract, each with its own model of the body."""
+
+    def register(answer: Answering) -> Answering:
+        @app.post(contract.COMPLETIONS)
+        async def completions(request: contract.CompletionRequest) -> Any:
+            return await answer(request)
+
+        @app.post(contract.CHAT_COMPLETIONS)
+        async def chat_completions(request: contract.ChatCompletionRequest) -> Any:
+            return await answer(request)
+
+        return answer
+
+    return register

@@ -13,9 +13,9 @@ from fastapi.responses import StreamingResponse
 from starlette.background import BackgroundTask
 
 from servers import contract, engines
-from servers.contract import Answer, ChatCompletionRequest, CompletionRequest, Outcome
+from servers.contract import Answer, Outcome
 from servers.engines.batching import BatchQueue
-from servers.fastapi_base import create_app
+from servers.fastapi_base import completions, create_app
 
 
 def load() -> BatchQueue:
@@ -27,16 +27,7 @@ app = create_app("Serveoff: FastAPI, batching queue", load)
 Items = asyncio.Queue[str | Outcome | BaseException]
 
 
-@app.post(contract.COMPLETIONS)
-async def completions(request: CompletionRequest) -> Any:
-    return await answer(request)
-
-
-@app.post(contract.CHAT_COMPLETIONS)
-async def chat_completions(request: ChatCompletionRequest) -> Any:
-    return await answer(request)
-
-
+@completions(app)
 async def answer(request: contract.Request) -> Any:
     queue: BatchQueue = app.state.engine
     job = queue.prepare(request)

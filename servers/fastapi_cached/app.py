@@ -16,8 +16,8 @@ from fastapi.responses import StreamingResponse
 from prometheus_client import Counter
 
 from servers import contract, engines
-from servers.contract import Answer, ChatCompletionRequest, CompletionRequest, Outcome
-from servers.fastapi_base import create_app
+from servers.contract import Answer, Outcome
+from servers.fastapi_base import completions, create_app
 from servers.fastapi_cached import store
 
 HITS = Counter("serveoff_cache_hits", "answers that were in the cache")
@@ -35,16 +35,7 @@ app = create_app("Serveoff: FastAPI, response cache", engines.load_async)
 app.include_router(APIRouter(lifespan=lifespan))
 
 
-@app.post(contract.COMPLETIONS)
-async def completions(request: CompletionRequest) -> Any:
-    return await answer(request)
-
-
-@app.post(contract.CHAT_COMPLETIONS)
-async def chat_completions(request: ChatCompletionRequest) -> Any:
-    return await answer(request)
-
-
+@completions(app)
 async def answer(request: contract.Request) -> Any:
     engine = app.state.engine
     job = engine.prepare(request)

@@ -13,8 +13,8 @@ from typing import Any
 from fastapi.responses import StreamingResponse
 
 from servers import contract, engines
-from servers.contract import Answer, ChatCompletionRequest, CompletionRequest, Outcome
-from servers.fastapi_base import create_app
+from servers.contract import Answer, Outcome
+from servers.fastapi_base import completions, create_app
 
 app = create_app("Serveoff: FastAPI, thread pool", engines.load_blocking)
 pool = ThreadPoolExecutor(max_workers=40)  # as many as the pool in which FastAPI runs `def` endpoints
@@ -24,16 +24,7 @@ class ClientGone(Exception):
     pass
 
 
-@app.post(contract.COMPLETIONS)
-async def completions(request: CompletionRequest) -> Any:
-    return await answer(request)
-
-
-@app.post(contract.CHAT_COMPLETIONS)
-async def chat_completions(request: ChatCompletionRequest) -> Any:
-    return await answer(request)
-
-
+@completions(app)
 async def answer(request: contract.Request) -> Any:
     engine = app.state.engine
     job = engine.prepare(request)

@@ -7,22 +7,13 @@ from typing import Any
 from fastapi.responses import StreamingResponse
 
 from servers import contract, engines
-from servers.contract import Answer, ChatCompletionRequest, CompletionRequest
-from servers.fastapi_base import create_app
+from servers.contract import Answer
+from servers.fastapi_base import completions, create_app
 
 app = create_app("Serveoff: FastAPI, vLLM", engines.load_async)
 
 
-@app.post(contract.COMPLETIONS)
-async def completions(request: CompletionRequest) -> Any:
-    return await answer(request)
-
-
-@app.post(contract.CHAT_COMPLETIONS)
-async def chat_completions(request: ChatCompletionRequest) -> Any:
-    return await answer(request)
-
-
+@completions(app)
 async def answer(request: contract.Request) -> Any:
     engine = app.state.engine
     job = engine.prepare(request)
