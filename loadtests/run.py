@@ -14,6 +14,7 @@ from loadtests.records import Case
 from loadtests.tables import to_parquet
 from servers import catalog, launch
 from servers import verify as contract_checks
+from servers.probe import Failed
 
 
 class CaseFailed(Exception):
@@ -90,7 +91,7 @@ def run_case(case: Case, setting: Setting, watch: Watch) -> str:
                 began = time.perf_counter()
                 try:
                     stage(work)
-                except (CaseFailed, launch.LaunchError, contract_checks.Failed) as error:
+                except (CaseFailed, launch.LaunchError, Failed) as error:
                     work.run["status"] = f"failed: {name}: {error}"
                     break
                 except KeyboardInterrupt:

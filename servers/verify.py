@@ -1,38 +1,24 @@
 """Does a server keep the contract, and is it honest? `verify(url)` runs each check against any base URL.
 
 With the planted model every text is compared with the closed form of `servers/rule.py`; with another model streamed answers
-are compared with plain ones and concurrent ones with serial ones. Standard library only: what is checked is the wire. (wsproto reads
-and writes WebSocket frames, and does no I/O.)
+are compared with plain ones and concurrent ones with serial ones. What asks is `servers/probe.py`.
 """
 
 import http.client
 import json
-import random
-import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
-from wsproto import ConnectionType, WSConnection
-from wsproto.events import AcceptConnection, Event, Ping, Request, TextMessage
-from wsproto.utilities import ProtocolError
+from servers import rule
+from servers.contract import CHAT_COMPLETIONS, COMPLETIONS
+from servers.probe import STREAMED_TOKENS, Failed, Probe, Stream, WebSocket, read_events
 
-from servers import contract, rule
-from servers.contract import CHAT_COMPLETIONS, COMPLETIONS, Chunk
-
-TIMEOUT_S = 60.0  # of one request
-STREAMED_TOKENS = 32
 VANISHED_TOKENS = 3000
 VANISHED_BOUND_S = 10.0
-
-
-class Failed(Exception):
-    """What is wrong, as a sentence."""
 
 
 @dataclass(frozen=True)
@@ -40,196 +26,6 @@ class Check:
     name: str
     ok: bool
     detail: str
-
-
-@dataclass
-class Reply:
-    """An answer as it came: `arrived` has the time and the body's length after each read; times in s since the request was sent."""
-
-    status: int
-    content_type: str
-    body: bytes
-    arrived: list[tuple[float, int]]
-
-    def json(self) -> Any:
-        try:
-            return json.loads(self.body)
-        except ValueError:
-            raise Failed(f"status {self.status} with a body that is not JSON: {self.body[:80]!r}") from None
-
-    def plain(self) -> Chunk:
-        if self.status != 200:
-            raise Failed(f"status {self.status}: {self.body[:200]!r}")
-        try:
-            return contract.read_chunk(self.body)
-        except ValueError as error:
-            raise Failed(f"{error}: {self.body[:80]!r}") from None
-
-
-@dataclass
-class Stream:
-    """A streamed answer: (arrival in s, chunk) of each event before [DONE]."""
-
-    events: list[tuple[float, Chunk]]
-
-    @property
-    def text(self) -> str:
-        return "".join(chunk.text for _, chunk in self.events)
-
-    @property
-    def tokens(self) -> list[tuple[float, str]]:
-        return [(at, chunk.text) for at, chunk in self.events if chunk.text]
-
-    def last_of(self, name: str) -> Any:
-        return next((value for _, chunk in reversed(self.events) if (value := getattr(chunk, name)) is not None), None)
-
-
-def _read(payloads: Sequence[tuple[float, bytes]]) -> Stream:
-    try:
-        return Stream([(at, contract.read_chunk(payload)) for at, payload in payloads])
-    except ValueError as error:
-        raise Failed(f"an event is not a chunk: {error}") from None
-
-
-class WebSocket:
-    """A connection that has been upgraded."""
-
-    def __init__(self, connected: socket.socket, host: str, path: str, headers: Sequence[tuple[bytes, bytes]] = ()):
-        self.socket, self.protocol = connected, WSConnection(ConnectionType.CLIENT)
-        self.socket.sendall(self.protocol.send(Request(host, path, extra_headers=list(headers))))
-        if not isinstance(reply := self.receive(), AcceptConnection):
-            raise Failed(f"the WebSocket is refused: {reply}")
-
-    def receive(self) -> Event:
-        """Whole messages and whatever else comes; pings are answered."""
-        text = ""
-        while True:
-            for event in self.protocol.events():
-                if isinstance(event, Ping):
-                    self.socket.sendall(self.protocol.send(event.response()))
-                elif isinstance(event, TextMessage):
-                    text += event.data
-                    if event.message_finished:
-                        return TextMessage(text)
-                else:
-                    return event
-            if not (data := self.socket.recv(65536)):
-                raise Failed("the server closed the WebSocket without a word")
-            self.protocol.receive_data(data)
-
-    def ask(self, body: dict[str, Any]) -> tuple[int, list[tuple[float, bytes]]]:
-        """Status with which the answer ended, and (arrival in s, payload) of all its messages but [DONE]."""
-        self.socket.sendall(self.protocol.send(TextMessage(json.dumps(body))))
-        payloads: list[tuple[float, bytes]] = []
-        began = time.perf_counter()
-        while True:
-            if not isinstance(message := self.receive(), TextMessage):
-                raise Failed(f"instead of a message on the WebSocket came {message}")
-            if message.data != "[DONE]":
-                payloads.append((time.perf_counter() - began, message.data.encode()))
-            if (status := contract.status_of_end(message.data)) is not None:
-                return status, payloads
-
-
-@dataclass
-class Probe:
-    """A server under test."""
-
-    url: str
-    model: str
-    planted: bool
-    words: random.Random = field(default_factory=lambda: random.Random(2026))
-
-    def connect(self) -> http.client.HTTPConnection:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise Failed(f"{self.url!r} is not a base URL such as http://127.0.0.1:8000")
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        return kind(parts.hostname, parts.port, timeout=TIMEOUT_S)
-
-    def ask(self, method: str, path: str, body: Any = None) -> Reply:
-        connection = self.connect()
-        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-        try:
-            try:
-                connection.request(method, path, data, {"Content-Type": "application/json"})
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # a server may refuse a body before it has read it all; its answer tells
-            began = time.perf_counter()
-            response = connection.getresponse()
-            arrived, received = [], b""
-            while piece := response.read1():
-                received += piece
-                arrived.append((time.perf_counter() - began, len(received)))
-            return Reply(response.status, response.getheader("Content-Type", ""), received, arrived)
-        except (OSError, http.client.HTTPException) as error:
-            raise Failed(f"{method} {path}: no answer ({error or type(error).__name__})") from None
-        finally:
-            connection.close()
-
-    def prompt(self, words: int = 12) -> str:
-        return " ".join(self.words.sample(rule.VOCABULARY, words))
-
-    def request(self, prompt: str, max_tokens: int, chat: bool = False, **more: Any) -> tuple[str, dict[str, Any]]:
-        what = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
-        return (CHAT_COMPLETIONS if chat else COMPLETIONS,
-                {"model": self.model, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True, **what, **more})
-
-    def complete(self, prompt: str, max_tokens: int, chat: bool = False) -> Chunk:
-        return self.ask("POST", *self.request(prompt, max_tokens, chat)).plain()
-
-    def stream(self, prompt: str, max_tokens: int, chat: bool = False) -> Stream:
-        """Raises Failed unless the framing is right: SSE events, one JSON object each, [DONE] last."""
-        reply = self.ask("POST", *self.request(prompt, max_tokens, chat, stream=True, stream_options={"include_usage": True}))
-        if reply.status != 200:
-            raise Failed(f"status {reply.status}: {reply.body[:200]!r}")
-        if not reply.content_type.startswith(contract.SSE_CONTENT_TYPE):
-            raise Failed(f"Content-Type is {reply.content_type!r}, not {contract.SSE_CONTENT_TYPE}")
-        text = reply.body.replace(b"\r\n", b"\n")
-        if not text.endswith(b"\n\n"):
-            raise Failed("the stream's last event is not ended by an empty line")
-        events, offset = [], 0
-        arrived = iter(reply.arrived)
-        at, length = next(arrived)
-        for event in text.split(b"\n\n")[:-1]:
-            offset += len(event) + 2
-            while length < offset and (later := next(arrived, None)):
-                at, length = later
-            if event.startswith(b":"):  # a comment, which some servers send to keep the connection open
-                continue
-            if not event.startswith(b"data: "):
-                raise Failed(f"an event does not begin with 'data: ': {event[:80]!r}")
-            events.append((at, event.removeprefix(b"data: ")))
-        if [payload for _, payload in events].count(b"[DONE]") != 1 or events[-1][1] != b"[DONE]":
-            raise Failed("the stream does not end with exactly one data: [DONE]")
-        return _read(events[:-1])
-
-    @contextmanager
-    def websocket(self, path: str) -> Iterator["WebSocket"]:
-        connection = self.connect()
-        try:
-            connection.connect()
-            yield WebSocket(connection.sock, urlsplit(self.url).netloc, path)
-        except (OSError, ProtocolError) as error:
-            raise Failed(f"WebSocket at {path}: {error or type(error).__name__}") from None
-        finally:
-            connection.close()
-
-    def fresh(self, chat: bool) -> Stream:
-        return self.stream(self.prompt(), STREAMED_TOKENS, chat)
-
-    @cached_property
-    def sample(self) -> tuple[str, Stream]:
-        prompt = self.prompt()
-        return prompt, self.stream(prompt, STREAMED_TOKENS)
-
-    @cached_property
-    def chat_sample(self) -> tuple[str, Stream]:
-        prompt = self.prompt()
-        return prompt, self.stream(prompt, STREAMED_TOKENS, chat=True)
-
-    def expected(self, prompt: str, count: int, chat: bool = False) -> str:
-        return rule.continuation(prompt, count) if self.planted else self.complete(prompt, count, chat).text
 
 
 def _same(what: str, said: str, expected: str) -> None:
@@ -429,7 +225,7 @@ def websocket(probe: Probe) -> str:
             _trickles(f"the {what} over a WebSocket", stream, partial(_over, connection, body))
             for wrong, status in (({"max_tokens": -1}, 400), ({"model": "no-such-model"}, 404), ({"temperature": "warm"}, 400)):
                 said, payloads = connection.ask(body | wrong)
-                if said != status or len(payloads) != 1 or not _read(payloads).last_of("error"):
+                if said != status or len(payloads) != 1 or not read_events(payloads).last_of("error"):
                     raise Failed(f"{wrong} over a WebSocket: not one message with an error and status {status} but {payloads[:2]}")
             _same(f"the {what} after refused ones on the same WebSocket", _over(connection, body).text, expected)
     return "streams exactly, as tokens are made, and serves on after a refusal"
@@ -439,7 +235,7 @@ def _over(connection: WebSocket, body: dict[str, Any]) -> Stream:
     status, payloads = connection.ask(body)
     if status != 200:
         raise Failed(f"over a WebSocket a request is refused: {payloads[-1:]}")
-    return _read(payloads)
+    return read_events(payloads)
 
 
 def _in_flight(probe: Probe) -> float | None:

@@ -5,7 +5,8 @@ import socket
 import pytest
 
 from servers import rule
-from servers.verify import CHECKS, Check, Failed, answers, checks_of, report, verify, websocket
+from servers.probe import Failed
+from servers.verify import CHECKS, Check, answers, checks_of, report, verify, websocket
 from tests.servers import broken
 
 # fault -> the check meant for it, and the others that it cannot but fail, with the reason

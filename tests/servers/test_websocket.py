@@ -15,7 +15,7 @@ from wsproto.events import CloseConnection, Ping, Pong, TextMessage
 
 from servers import contract, launch, metrics, rule
 from servers.launch import Running
-from servers.verify import Failed, Probe, WebSocket
+from servers.probe import Failed, Probe, WebSocket
 from tests.servers.test_servers import MODEL, SERVERS, counters, start, started, wanted
 
 NAMES = [name for name, server in SERVERS.items() if "websocket" in server.transports and "simulated" in server.engines]
