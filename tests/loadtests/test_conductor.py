@@ -50,6 +50,22 @@ assert ended and [kind for kind, _ in told] == ["begin", "window", "finish"], to
 conductor.close()
 print("fine")
 """
+AN_HOUR = BEGIN + """
+import tracemalloc
+
+conductor = Conductor(load, lambda kind, data: None, lambda: None, stats)
+conductor.window = {"start_s": 0.0, "end_s": 3600.0}
+tracemalloc.start()
+for number in range(5 * 3600):
+    if number == 1000:
+        before, _ = tracemalloc.get_traced_memory()
+    conductor.take(report(0, number / 5, cpu_s=number / 10, waited_s=number / 50))
+grown = tracemalloc.get_traced_memory()[0] - before
+assert grown < 100_000, f"{grown:,} bytes"
+used = conductor._used(0)
+assert (used["cpu_share"], used["waited_share"]) == (0.5, 0.1), used
+print("fine")
+"""
 ENDED_EARLY = BEGIN + """
 conductor = Conductor(load, lambda kind, data: None, lambda: None, stats)
 conductor.begin([{"worker": 0}, {"worker": 1}], {})
@@ -89,6 +105,11 @@ def run(folder: Path, code: str) -> "subprocess.CompletedProcess[str]":
 
 def test_the_drain_does_not_end_on_news_from_before_the_window_s_end(tmp_path: Path) -> None:
     done = run(tmp_path, LATE_NEWS)
+    assert done.stdout == "fine\n", done.stderr
+
+
+def test_an_hour_of_reports_takes_no_more_memory_than_a_few(tmp_path: Path) -> None:
+    done = run(tmp_path, AN_HOUR)
     assert done.stdout == "fine\n", done.stderr
 
 
