@@ -78,6 +78,7 @@ def main() -> int:
         catalog.check_name(sys.argv[1], known, "server or verb")
     arguments = parser.parse_args()
     if arguments.name == "list":
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `list | head` is no error
         return list_servers()
     return verify(arguments) if arguments.name == "verify" else serve(arguments)
 

@@ -91,7 +91,8 @@ def is_installed(name: str) -> bool:
 
 # What a command may use besides its server's options and its processes' ports.
 PLACEHOLDERS = {
-    "host": "where to listen", "port": "where to listen", "workers": "processes", "threads": "that engines may compute with, all together",
+    "host": "where to listen", "port": "where to listen", "workers": "processes",
+    "engine_threads": "that an engine may compute with",
     "model": "folder or hub name of the weights", "model_name": "under which it is served", "run": "a temporary folder of this start",
     "upstream": "base URLs of the servers behind this one, comma-separated"}
 KINDS = {"summary": "a string", "ready": "a string", "ready_timeout_s": "a number", "foreign": "true or false",

@@ -16,9 +16,10 @@ No web framework here.
 """
 
 import json
+import os
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -30,6 +31,16 @@ MAX_BODY_BYTES = 4 * 1024 * 1024
 SSE_CONTENT_TYPE = "text/event-stream"
 SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 DONE = "data: [DONE]\n\n"
+# An option of some servers: which library serialises the whole chunk for each token, as most servers do it. Without it, what is the same
+# in all chunks is serialised once, and then each token's text.
+WHOLE_CHUNKS = os.environ.get("SERVEOFF_JSON", "prepared") != "prepared"
+
+_dumps: Callable[[Any], str] = json.dumps
+if os.environ.get("SERVEOFF_JSON") == "orjson":
+    import orjson
+
+    def _dumps(value: Any) -> str:
+        return orjson.dumps(value).decode()
 
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
@@ -193,30 +204,31 @@ class Answer:
         self.common = {"id": f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}",
                        "object": "chat.completion" if self.chat else "text_completion", "created": int(time.time()), "model": model}
         self.first = True
-        # Only the text differs from event to event: the rest is serialised once.
-        self.head, self.tail = self._chunk("\0", None).split(json.dumps("\0"))
+        if not WHOLE_CHUNKS:
+            self.head, self.tail = self._chunk("\0").split(_dumps("\0"))
 
-    def _chunk(self, text: str | None, finish_reason: str | None, **more: Any) -> str:
+    def _chunk(self, text: str | None, finish_reason: str | None = None, *, role: bool = False, **more: Any) -> str:
+        choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": finish_reason}
         if self.chat:
-            delta = {} if text is None else {"content": text}
-            choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+            choice["delta"] = ({"role": "assistant"} if role else {}) | ({} if text is None else {"content": text})
         else:
-            choice = {"index": 0, "text": text or "", "logprobs": None, "finish_reason": finish_reason}
-        kind = "chat.completion.chunk" if self.chat else "text_completion"
-        return f"data: {json.dumps({**self.common, 'object': kind, 'choices': [choice], **more})}\n\n"
+            choice["text"] = text or ""
+        return self._event({"choices": [choice], **more})
+
+    def _event(self, said: dict[str, Any]) -> str:
+        return f"data: {_dumps({**self.common, 'object': 'chat.completion.chunk' if self.chat else 'text_completion', **said})}\n\n"
 
     def event(self, item: "str | Outcome | BaseException") -> str:
         """SSE text: a token's event, the end of the stream for an Outcome, an error event for an exception."""
         if isinstance(item, str):
             if self.first and self.chat:  # the role comes with the first token: a chunk without a token would look like one
                 self.first = False
-                return self._chunk(item, None).replace('"delta": {', '"delta": {"role": "assistant", ', 1)
-            return f"{self.head}{json.dumps(item)}{self.tail}"
+                return self._chunk(item, role=True)
+            return self._chunk(item) if WHOLE_CHUNKS else f"{self.head}{_dumps(item)}{self.tail}"
         if isinstance(item, Outcome):
             end = self._chunk(None, item.finish_reason, timings=item.timings())
             if self.include_usage:
-                kind = "chat.completion.chunk" if self.chat else "text_completion"
-                end += f"data: {json.dumps({**self.common, 'object': kind, 'choices': [], 'usage': item.usage()})}\n\n"
+                end += self._event({"choices": [], "usage": item.usage()})
             return end + DONE
         message = str(item) if isinstance(item, ContractError) else "the engine failed"
         return f"data: {json.dumps(error_body(500, message))}\n\n"

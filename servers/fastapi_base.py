@@ -1,5 +1,6 @@
 """What every FastAPI server here has in common; how it calls its engine is in its own `app.py`."""
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -8,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
 
 from servers import contract
 from servers.contract import ContractError
@@ -27,6 +29,8 @@ def create_app(title: str, load_engine: Callable[[], Any],
         app.state.engine.close()
 
     app = FastAPI(title=title, lifespan=lifespan)
+    if os.environ.get("SERVEOFF_GZIP") == "on":  # an option of some; Starlette leaves event streams alone
+        app.add_middleware(GZipMiddleware)
     app.add_middleware(AsgiMetrics)
 
     @app.get("/health")

@@ -135,7 +135,7 @@ def stop(supervisor: "subprocess.Popen[bytes]") -> int:
 
 def environment_of(engine: str, model: Model, threads: int, simulated: dict[str, Any], workers: bool) -> dict[str, str]:
     settings = {"SERVEOFF_ENGINE": engine, "SERVEOFF_MODEL_NAME": model.name, "SERVEOFF_MODEL_PATH": model.path,
-                "SERVEOFF_THREADS": str(threads), "SERVEOFF_SIMULATED": json.dumps(simulated), "OMP_NUM_THREADS": str(threads),
+                "SERVEOFF_ENGINE_THREADS": str(threads), "SERVEOFF_SIMULATED": json.dumps(simulated), "OMP_NUM_THREADS": str(threads),
                 "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", "PATH": catalog.search_path()}
     if Path(model.path).is_dir():
         settings["HF_HUB_OFFLINE"] = "1"  # everything is there: no look-up on the network at start
@@ -182,7 +182,7 @@ def running(server: catalog.Server, engine: str, model: Model, share: Share, log
         free, *others = free_ports(1 + len(server.processes))  # after those of the servers behind it are taken
         port = port or free
         ports = {f"{name}_port": str(other) for name, other in zip(server.processes, others, strict=True)}
-        values = {**chosen, **ports, "host": host, "port": str(port), "workers": str(workers), "threads": str(threads),
+        values = {**chosen, **ports, "host": host, "port": str(port), "workers": str(workers), "engine_threads": str(threads),
                   "model": model.path, "model_name": model.name, "upstream": upstream, "run": "{run}"}  # which servers.supervise knows
         before = [{"name": name, "command": [part.format_map(values) for part in each.command], "ready": each.ready.format_map(values),
                    "log": str(log.with_name(f"{log.stem}.{name}.log").resolve())} for name, each in server.processes.items()]

@@ -48,7 +48,8 @@ class Settings:
                 raise SystemExit(f"SERVEOFF_{name} is not set: start this server with `python -m servers NAME`")
             return value
 
-        return cls(get("ENGINE"), get("MODEL_NAME"), get("MODEL_PATH", ""), int(get("THREADS", "1")), json.loads(get("SIMULATED", "{}")))
+        return cls(get("ENGINE"), get("MODEL_NAME"), get("MODEL_PATH", ""), int(get("ENGINE_THREADS", "1")),
+                   json.loads(get("SIMULATED", "{}")))
 
 
 def load_blocking() -> Any:

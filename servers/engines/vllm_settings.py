@@ -7,7 +7,7 @@ from servers.engines import Settings
 
 # To be set before vLLM is imported. One thread a core of the server's share: on a CPU vLLM would bind itself to cores of its own choice.
 ENVIRONMENT = {
-    "OMP_NUM_THREADS": os.environ.get("SERVEOFF_THREADS", "1"), "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": os.environ.get("SERVEOFF_ENGINE_THREADS", "1"), "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; enough for 64 sequences of 2,048 tokens of the small model
     "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
 

@@ -1,10 +1,11 @@
-"""FastAPI with a blocking engine in a thread pool: the event loop stays free, at most 40 requests are worked on at once.
+"""FastAPI with a blocking engine in a thread pool: the event loop stays free, at most `threads` (40) requests are worked on at once.
 
 The pool's thread hands each token to the event loop with `call_soon_threadsafe`.
 """
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from servers.contract import Answer, Outcome
 from servers.fastapi_base import completions, create_app
 
 app = create_app("Serveoff: FastAPI, thread pool", engines.load_blocking)
-pool = ThreadPoolExecutor(max_workers=40)  # as many as the pool in which FastAPI runs `def` endpoints
+pool = ThreadPoolExecutor(int(os.environ.get("SERVEOFF_THREADS", "40")))
 
 
 class ClientGone(Exception):

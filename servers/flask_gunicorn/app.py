@@ -1,9 +1,10 @@
-"""Flask with a blocking engine, one request at a time in each sync worker.
+"""Flask with a blocking engine, one request at a time in each sync worker, or in each thread of it.
 
 A view returns a generator to stream, and the engine calls back for each token: a second
 thread and a queue turn the one into the other, as Transformers' documentation does it for its iterator streamers.
 """
 
+import os
 import queue
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from servers.contract import Answer, Outcome
 from servers.flask_base import create_app
 
 engine = engines.load_blocking()
-pool = futures.ThreadPoolExecutor(max_workers=1)  # a sync worker has one request at a time
+pool = futures.ThreadPoolExecutor(int(os.environ["SERVEOFF_THREADS"]))  # as many as the worker has requests
 
 
 class ClientGone(Exception):

@@ -122,14 +122,14 @@ def test_it_is_told_what_every_server_is_told(tmp_path: Path, temporary: Path) -
         seen, cores = json.loads((tmp_path / "seen").read_text())
     assert cores == [core]
     assert json.loads(seen["SERVEOFF_SIMULATED"]) == {"step_ms": 3}
-    assert {name: seen[f"SERVEOFF_{name}"] for name in ("ENGINE", "MODEL_NAME", "MODEL_PATH", "THREADS")} == {
-        "ENGINE": "simulated", "MODEL_NAME": "serveoff-tiny", "MODEL_PATH": "", "THREADS": "5"}  # fmt: skip
+    assert {name: seen[f"SERVEOFF_{name}"] for name in ("ENGINE", "MODEL_NAME", "MODEL_PATH", "ENGINE_THREADS")} == {
+        "ENGINE": "simulated", "MODEL_NAME": "serveoff-tiny", "MODEL_PATH": "", "ENGINE_THREADS": "5"}  # fmt: skip
     assert seen["OMP_NUM_THREADS"] == "5" and "PROMETHEUS_MULTIPROC_DIR" not in seen
 
     several = Server("fake", "", (*server.command, "{workers}"), ("simulated",))
     with launch.running(several, "simulated", MODEL, share, tmp_path / "log") as up:
         seen, _ = json.loads((tmp_path / "seen").read_text())
-        assert up.command[-1] == "2" and seen["SERVEOFF_THREADS"] == "2", "the workers share the threads"
+        assert up.command[-1] == "2" and seen["SERVEOFF_ENGINE_THREADS"] == "2", "the workers share the threads"
         assert Path(seen["PROMETHEUS_MULTIPROC_DIR"]).is_dir() and seen["PROMETHEUS_MULTIPROC_DIR"].startswith(str(temporary))
 
 
@@ -195,11 +195,11 @@ def test_options_reach_the_command_and_the_environment(tmp_path: Path, temporary
 
 
 def test_servers_behind_it_start_first_and_share_the_threads(tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    behind = fake(tmp_path, '(HERE / f"behind-{sys.argv[1]}").write_text(os.environ["SERVEOFF_THREADS"]); serve()')
+    behind = fake(tmp_path, '(HERE / f"behind-{sys.argv[1]}").write_text(os.environ["SERVEOFF_ENGINE_THREADS"]); serve()')
     monkeypatch.setattr(catalog, "find", lambda name: {"behind": behind}[name])
     script = tmp_path / "front.py"
-    script.write_text((tmp_path / "server.py").read_text().replace('behind-{sys.argv[1]}").write_text(os.environ["SERVEOFF_THREADS"])',
-                                                                   'front").write_text(os.environ["SERVEOFF_UPSTREAM"])'))
+    script.write_text((tmp_path / "server.py").read_text().replace(
+        'behind-{sys.argv[1]}").write_text(os.environ["SERVEOFF_ENGINE_THREADS"])', 'front").write_text(os.environ["SERVEOFF_UPSTREAM"])'))
     front = Server("front", "", (sys.executable, str(script), "{port}"), ("simulated",), options={"replicas": ("2", "3")},
                    upstream={"simulated": "behind"})  # fmt: skip
     with launch.running(front, "simulated", MODEL, Share(threads=4), tmp_path / "log", options={"replicas": "2"}) as up:
