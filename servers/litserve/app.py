@@ -1,87 +1,23 @@
-"""LitServe: HTTP is one process, the model another, and a queue for requests and one for tokens lie in a third.
-
-Its OpenAISpec knows neither /v1/completions nor exact lengths, so this is a spec of our own, made as LitServe makes that one.
-"""
+"""LitServe: HTTP is one process (`spec.py`), the model another, and a queue for requests and one for tokens lie in a third."""
 
 import argparse
-import asyncio
 import os
 import queue
 import signal
-import time
-import uuid
-from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import litserve as ls
 import litserve.server
 from fastapi import HTTPException, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
-from litserve.specs.base import LitSpec
-from litserve.utils import LitAPIStatus, ResponseBufferItem
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from servers import contract, engines
-from servers.contract import Answer, ContractError, Outcome
+from servers.contract import ContractError, Outcome
+from servers.litserve.spec import Contract
 from servers.metrics import AsgiMetrics
-
-SETTINGS = engines.Settings.from_environment()
-
-
-class Contract(LitSpec):
-    """The API server's side: what is asked goes to the worker's queue, and its tokens come back one by one."""
-
-    stream = True
-
-    def pre_setup(self, _: ls.LitAPI) -> None:
-        self.api_path = contract.COMPLETIONS  # by which LitServe finds the worker's queue
-        self.add_endpoint("/v1/models", self.models, ["GET"])
-        self.add_endpoint(contract.COMPLETIONS, self.completions, ["POST"])
-        self.add_endpoint(contract.CHAT_COMPLETIONS, self.chat_completions, ["POST"])
-
-    async def models(self) -> Response:
-        return JSONResponse(contract.models_body(SETTINGS.model))
-
-    async def completions(self, request: Request) -> Response:
-        return await self.answer(contract.parse(contract.CompletionRequest, await request.body()))
-
-    async def chat_completions(self, request: Request) -> Response:
-        return await self.answer(contract.parse(contract.ChatCompletionRequest, await request.body()))
-
-    async def answer(self, wanted: contract.Request) -> Response:
-        reply = Answer(wanted, SETTINGS.model)
-        items = self.items(wanted)
-        first = await anext(items)  # or what the worker refused, while the status can still say so
-        if wanted.stream:
-            return StreamingResponse(self.events(first, items, reply), media_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS)
-        *pieces, outcome = [first] + [item async for item in items]
-        return JSONResponse(reply.complete("".join(pieces), outcome))
-
-    async def items(self, wanted: contract.Request) -> AsyncIterator[Any]:
-        """Each token's text, then the Outcome."""
-        uid, arrived, buffer = str(uuid.uuid4()), asyncio.Event(), deque[Any]()
-        self.response_buffer[uid] = ResponseBufferItem(event=arrived, response_queue=buffer)
-        try:
-            self.request_queue.put((self.response_queue_id, uid, time.monotonic(), (wanted, time.perf_counter())))
-            async for item, status in self.data_streamer(buffer, arrived, send_status=True):
-                if status == LitAPIStatus.ERROR:
-                    raise item if isinstance(item, HTTPException) else HTTPException(500, "the engine failed")
-                yield item
-        finally:
-            del self.response_buffer[uid]
-
-    async def events(self, item: Any, items: AsyncIterator[Any], reply: Answer) -> AsyncIterator[str]:
-        yield reply.event(item)
-        try:
-            async for item in items:
-                yield reply.event(item)
-        except HTTPException as error:
-            yield reply.event(error)
-
-    def encode_response(self, output: Iterator[Any]) -> Iterator[Any]:
-        return output
 
 
 class Generation(ls.LitAPI):
@@ -122,12 +58,13 @@ async def http_error(_: Request, error: StarletteHTTPException) -> Response:
 
 
 def main() -> None:
+    settings = engines.Settings.from_environment()
     parser = argparse.ArgumentParser()
     parser.add_argument("--host")
     parser.add_argument("--port", type=int)
     parser.add_argument("--workers", type=int)
     arguments = parser.parse_args()
-    os.environ["SERVEOFF_THREADS"] = str(max(1, SETTINGS.threads // arguments.workers))
+    os.environ["SERVEOFF_THREADS"] = str(max(1, settings.threads // arguments.workers))
 
     litserve.server._MCP_AVAILABLE = False  # it takes vLLM's `mcp` for the older one that it knows, and fails
     owner = os.getpid()
@@ -139,7 +76,7 @@ def main() -> None:
         os._exit(128 + signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, end)
-    server = ls.LitServer(Generation(spec=Contract()), devices=1, workers_per_device=arguments.workers, timeout=False,
+    server = ls.LitServer(Generation(spec=Contract(settings.model)), devices=1, workers_per_device=arguments.workers, timeout=False,
                           middlewares=[AsgiMetrics])
     server.app.add_exception_handler(ContractError, refused)
     server.app.add_exception_handler(StarletteHTTPException, http_error)

@@ -8,45 +8,13 @@ import http from "node:http";
 
 import { CHAT_COMPLETIONS, COMPLETIONS, ContractError, MAX_BODY_BYTES, parse } from "./contract.mjs";
 import { count, exposition } from "./metrics.mjs";
+import { ask, failure, read, refusal } from "./upstream.mjs";
 
 const [host, port] = process.argv.slice(2);
 const KEY = process.env.SERVEOFF_API_KEY;
-const CONNECT_TIMEOUT_MS = 1e3 * (process.env.SERVEOFF_CONNECT_TIMEOUT_S ?? 5);
-const READ_TIMEOUT_MS = 1e3 * (process.env.SERVEOFF_READ_TIMEOUT_S ?? 600);
-const HEADERS = { "Content-Type": "application/json", ...(KEY && { Authorization: `Bearer ${KEY}` }) };
 const JSON_TYPE = { "Content-Type": "application/json" };
 const SSE_TYPE = { "Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no" };
-// As many connections as there are requests. Uvicorn closes an idle one after 5 s, and reusing it just then would fail: so 4 s.
-const agent = new http.Agent({ keepAlive: true, timeout: 4000 });
 const upstreams = new Map(); // model: those that have it
-
-/** An upstream's answer, once its head is there. Throws ContractError. */
-function ask(method, url, body, signal) {
-  return new Promise((resolve, reject) => {
-    let answer;
-    const request = http.request(url, { agent, method, headers: HEADERS, signal, timeout: CONNECT_TIMEOUT_MS });
-    request.on("finish", () => request.setTimeout(READ_TIMEOUT_MS)); // sent, so connected
-    request.on("timeout", () => (answer ?? request).destroy(
-      new ContractError(504, "the server behind this gateway did not answer in time", null, "upstream_timeout")));
-    request.on("error", (error) => reject(failure(url, error)));
-    request.on("response", (head) => resolve((answer = head)));
-    request.end(body);
-  });
-}
-
-function failure(url, error) {
-  if (error.name !== "AbortError") console.error(`${url}: ${error.message}`); // a client need not know what stands behind
-  if (error instanceof ContractError) return error;
-  return new ContractError(503, "the server behind this gateway is gone: try again later", null, "upstream_gone");
-}
-
-/** The whole body; null if it is longer than `limit`, but read nevertheless: else a client that still sends would never see why. */
-async function read(stream, limit = Infinity) {
-  const pieces = [];
-  let length = 0;
-  for await (const piece of stream) if ((length += piece.length) <= limit) pieces.push(piece);
-  return length <= limit ? Buffer.concat(pieces) : null;
-}
 
 async function passOn(path, wanted, response) {
   const having = upstreams.get(wanted.model);
@@ -68,16 +36,6 @@ async function passOn(path, wanted, response) {
   const body = await read(answer).catch((error) => { throw failure(url, error); });
   if (answer.statusCode !== 200) throw refusal(answer.statusCode, body);
   response.writeHead(200, JSON_TYPE).end(body);
-}
-
-/** An upstream's error in OpenAI's envelope, which not every upstream has. */
-function refusal(status, body) {
-  let error;
-  try {
-    error = JSON.parse(body).error;
-  } catch {} // said below
-  const code = typeof error?.code === "string" ? error.code : null;
-  return new ContractError(status, error?.message ?? `the server behind this gateway answered with status ${status}`, error?.param, code);
 }
 
 const digest = (text) => createHash("sha256").update(text).digest();
