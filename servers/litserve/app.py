@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--port", type=int)
     parser.add_argument("--workers", type=int)
     arguments = parser.parse_args()
-    os.environ["SERVEOFF_THREADS"] = str(max(1, settings.threads // arguments.workers))
+    os.environ["SERVEOFF_ENGINE_THREADS"] = str(max(1, settings.threads // arguments.workers))
 
     litserve.server._MCP_AVAILABLE = False  # it takes vLLM's `mcp` for the older one that it knows, and fails
     owner = os.getpid()
