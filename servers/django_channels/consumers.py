@@ -1,0 +1,44 @@
+"""Channels' consumer for WebSockets."""
+
+import asyncio
+import logging
+
+from autobahn.exception import Disconnected
+from channels.exceptions import DenyConnection
+from channels.generic.websocket import AsyncWebsocketConsumer
+
+from servers import contract
+from servers.contract import Answer, ContractError
+from servers.django_channels.generation import KINDS, engine, generated
+
+
+class Completions(AsyncWebsocketConsumer):
+    answering: asyncio.Task[None] | None = None
+
+    async def connect(self) -> None:
+        if self.scope["path"] not in KINDS:
+            raise DenyConnection
+        await self.accept()
+
+    async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        if self.answering:
+            await asyncio.wait([self.answering])
+        self.answering = asyncio.create_task(self.answer(text_data or bytes_data or ""))  # not awaited: else a disconnect would wait for it
+
+    async def disconnect(self, _: int) -> None:
+        if self.answering:
+            self.answering.cancel()
+
+    async def answer(self, message: str | bytes) -> None:
+        try:
+            wanted = contract.parse(KINDS[self.scope["path"]], message)
+            reply = Answer(wanted, engine.model)
+            async for item in generated(engine.prepare(wanted)):
+                for payload in contract.payloads(reply.event(item)):
+                    await self.send(text_data=payload)
+        except Disconnected:  # Daphne knows, and has not yet told us
+            pass
+        except Exception as error:
+            if not isinstance(error, ContractError):
+                logging.exception("generation failed")
+            await self.send(text_data=contract.error_message(error))

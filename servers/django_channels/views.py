@@ -1,0 +1,50 @@
+"""The async views. What streams is an async generator: any other Django reads to its end before it sends the first token."""
+
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
+from django.views.decorators.http import require_safe
+
+from servers import contract, engines
+from servers.contract import Answer, ContractError
+from servers.django_channels.generation import engine, generated
+
+
+@require_safe
+async def health(_: HttpRequest) -> HttpResponse:
+    return JsonResponse({"status": "ok"})
+
+
+@require_safe
+async def models(_: HttpRequest) -> HttpResponse:
+    return JsonResponse(contract.models_body(engine.model))
+
+
+async def completions(request: HttpRequest, kind: Any) -> HttpResponse:
+    try:
+        if request.method != "POST":
+            raise ContractError(405, "only POST, or an upgrade to a WebSocket")
+        wanted = contract.parse(kind, request.body)
+        job = engine.prepare(wanted)
+    except ContractError as error:
+        return refused(error)
+    reply = Answer(wanted, engine.model)
+    if wanted.stream:
+        return StreamingHttpResponse(events(job, reply), content_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS)
+    *pieces, outcome = [item async for item in generated(job)]
+    return JsonResponse(reply.complete("".join(pieces), outcome))
+
+
+async def events(job: engines.Job, reply: Answer) -> AsyncIterator[str]:
+    try:
+        async for item in generated(job):
+            yield reply.event(item)
+    except Exception as error:
+        logging.exception("generation failed")
+        yield reply.event(error)
+
+
+def refused(error: ContractError, *_: object, **__: object) -> HttpResponse:
+    return JsonResponse(error.body(), status=error.status, headers=error.headers)

@@ -1,0 +1,84 @@
+"""One handler for completions, asked by POST or, once upgraded, by a WebSocket's messages. Its coroutine flushes each event."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import cast
+
+from tornado.http1connection import HTTP1Connection
+from tornado.iostream import StreamClosedError
+from tornado.web import HTTPError
+from tornado.websocket import WebSocketClosedError, WebSocketHandler
+
+from servers import contract
+from servers.contract import Answer, ContractError
+from servers.metrics import Counted
+from servers.tornado.generation import ClientGone, generated
+from servers.tornado.handlers import Handler
+
+
+class Completions(Handler, WebSocketHandler):
+    answering: "asyncio.Task[None] | None" = None
+
+    async def post(self) -> None:
+        wanted = contract.parse(self.kind, self.request.body)
+        job = self.engine.prepare(wanted)
+        reply = Answer(wanted, self.engine.model)
+        if not wanted.stream:
+            *pieces, outcome = [item async for item in generated(self.engine, self.pool, job, self.gone)]
+            self.finish(reply.complete("".join(pieces), outcome))
+            return
+        for name, value in {"Content-Type": contract.SSE_CONTENT_TYPE, **contract.SSE_HEADERS}.items():
+            self.set_header(name, value)
+        cast(HTTP1Connection, self.request.connection).stream.set_nodelay(True)  # else a token may wait for the client's acknowledgement
+        try:
+            async for item in generated(self.engine, self.pool, job, self.gone):
+                self.write(reply.event(item))
+                await self.flush()
+        except (ClientGone, StreamClosedError):
+            self.gone.set()
+            raise ClientGone from None
+        except Exception as error:
+            logging.exception("generation failed")
+            self.write(reply.event(error))
+
+    async def get(self) -> None:
+        if not self.upgrading:
+            raise HTTPError(405)
+        await super().get()
+
+    def open(self) -> None:
+        self.set_nodelay(True)
+
+    async def on_message(self, message: str | bytes) -> None:
+        if self.answering:
+            await asyncio.wait([self.answering])
+        self.answering = asyncio.create_task(self.answer(message))  # not awaited: pings and the close are read meanwhile
+
+    async def answer(self, message: str | bytes) -> None:
+        counted = Counted(self.request.path)
+        try:
+            async for payload in self.payloads(message):
+                await self.write_message(payload)
+                counted.status = contract.status_of_end(payload) or counted.status
+        except (ClientGone, WebSocketClosedError):
+            pass
+        finally:
+            counted.end()
+
+    async def payloads(self, message: str | bytes) -> AsyncIterator[str]:
+        try:
+            wanted = contract.parse(self.kind, message)
+            reply = Answer(wanted, self.engine.model)
+            async for item in generated(self.engine, self.pool, self.engine.prepare(wanted), self.gone):
+                for payload in contract.payloads(reply.event(item)):
+                    yield payload
+        except ClientGone:
+            raise
+        except Exception as error:
+            if not isinstance(error, ContractError):
+                logging.exception("generation failed")
+            yield contract.error_message(error)
+
+    def on_close(self) -> None:  # of a POST's connection, too
+        self.gone.set()

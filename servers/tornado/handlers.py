@@ -1,0 +1,66 @@
+"""What all handlers have in common, and those that generate nothing."""
+
+import threading
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST
+from tornado.web import RequestHandler
+
+from servers import contract, metrics
+from servers.contract import ContractError
+from servers.metrics import Counted
+
+
+class Metrics(RequestHandler):
+    def get(self) -> None:
+        self.set_header("Content-Type", CONTENT_TYPE_LATEST)
+        self.finish(metrics.exposition(self.request.query))
+
+
+class Handler(RequestHandler):
+    """What all others have in common: they are counted, ask for the key, and word errors as OpenAI does."""
+
+    def initialize(self, kind: Any = None) -> None:
+        self.kind = kind
+        self.engine, self.pool = self.settings["engine"], self.settings["pool"]
+        self.gone = threading.Event()
+        self.upgrading = self.request.headers.get("Upgrade", "").lower() == "websocket"
+        self.counted = None if self.upgrading else Counted(self.request.path)  # a WebSocket's messages are counted, not its handshake
+
+    def prepare(self) -> None:
+        refusal = metrics.refusal_of(self.request.headers.get("Authorization", ""), str(len(self.request.body)))
+        if refusal and self.request.path != "/health":
+            raise refusal
+
+    def on_finish(self) -> None:
+        if self.counted:
+            self.counted.status = 499 if self.gone.is_set() else self.get_status()
+            self.counted.end()
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        if not isinstance(value, ContractError):
+            super().log_exception(typ, value, tb)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        error = kwargs.get("exc_info", (None, None))[1]
+        said = error if isinstance(error, ContractError) else ContractError(status_code, self._reason)
+        self.set_status(said.status)
+        for name, value in said.headers.items():
+            self.set_header(name, value)
+        self.finish(said.body())
+
+
+class Health(Handler):
+    def get(self) -> None:
+        self.finish({"status": "ok"})
+
+
+class Models(Handler):
+    def get(self) -> None:
+        self.finish(contract.models_body(self.engine.model))
+
+
+class Unknown(Handler):
+    def prepare(self) -> None:
+        super().prepare()
+        raise ContractError(404, f"there is no {self.request.path}")
