@@ -1,0 +1,121 @@
+"""Capacity: the highest load at which a server keeps an SLO, found by cases at one load after another.
+
+`question` says which case a search needs next, given those that are on disk; `python -m loadtests --find-capacity` asks it (by
+`python -m analysis next`) and runs what it says. Bracketing, then bisection on a logarithmic scale, as loads differ by factors: from the
+estimate up while the SLO holds, or down while it does not, by ever larger factors; then the geometric middle of the highest load that
+held and the lowest that did not, until they are within PRECISION. More load is taken to be worse: where chance contradicts that, the
+lowest load that did not hold counts.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from analysis import metrics, slo, validity
+from analysis.load import Campaign
+
+PRECISION = 0.05  # between what held and what did not
+MOST_CASES = 8  # for one server, that at saturation included
+GROWTH = 1.25  # of the first step away from the estimate; each further step is the square of the one before
+OF_SATURATION = 0.8  # the estimate: at the rate of saturation the queue has no end
+SATURATION_S = 10.0  # window of the case at saturation
+
+
+class Probe(NamedTuple):
+    """A load that was tried, in requests/s or users, and whether the SLO held there; None if the case has no number, and `why`."""
+
+    load: float
+    holds: bool | None
+    index: int = 0
+    why: str = ""
+    kept: tuple[slo.Kept, ...] = ()
+
+
+class Capacity(NamedTuple):
+    """`holds`: the highest load that held, nan if none did. `fails`: the lowest that did not, nan if all held."""
+
+    holds: float
+    fails: float
+
+    @property
+    def is_precise(self) -> bool:
+        return self.fails <= self.holds * (1 + PRECISION)
+
+
+def bracket(probes: Sequence[Probe]) -> Capacity:
+    fails = min((p.load for p in probes if p.holds is False), default=math.nan)
+    held = [p.load for p in probes if p.holds and not p.load >= fails]
+    return Capacity(max(held, default=math.nan), fails)
+
+
+def next_load(estimate: float, probes: Sequence[Probe], most: int = MOST_CASES, whole: bool = False) -> float | None:
+    """None when the capacity is known well enough, when there were `most` probes, or when a case had no number: a load generator at its
+    limit has none at a higher load either. `whole`: users, of whom there are no halves."""
+    if len(probes) >= most or any(p.holds is None for p in probes):
+        return None
+    found = bracket(probes)
+    step = GROWTH ** (2 ** (len(probes) - 1)) if probes else 1.0
+    if not probes:
+        load = estimate
+    elif math.isnan(found.fails):
+        load = math.ceil(found.holds * step) if whole else found.holds * step
+    elif math.isnan(found.holds):
+        load = math.floor(found.fails / step) if whole else found.fails / step
+    elif found.is_precise:
+        return None
+    else:
+        load = math.sqrt(found.holds * found.fails)
+    load = round(load) if whole else float(f"{load:.4g}")
+    if load <= 0 or any(p.load == load for p in probes):  # neighbours: between n users and n + 1 there is nothing to try
+        return None
+    return load
+
+
+def probes(campaign: Campaign, server: str, engine: str, scenario: str) -> list[Probe]:
+    """The cases of one search, in the order in which they were run. `server` with its options: "fastapi_vllm loop=asyncio"."""
+    bounds = slo.parse(campaign.data["search"]["slo"])
+    found = []
+    for case in _cases(campaign, server, engine, scenario).to_dict("records"):
+        load = case["users"] if math.isnan(case["rate"]) else case["rate"]
+        if case["state"] != "ok":
+            found.append(Probe(load, None, case["index"], f"{case['state']}: {case['reason']}"))
+            continue
+        observed = metrics.observe(campaign, case["index"])
+        bad = validity.reasons(validity.check(observed))
+        kept = tuple(slo.kept(observed.scheduled, bounds))
+        holds = None if bad else all(each.holds for each in kept if each.of)
+        found.append(Probe(load, holds, case["index"], "; ".join(f"{c.name}: {c.detail}" for c in bad), kept))
+    return found
+
+
+def question(campaign: Campaign, server: str, engine: str, scenario: str) -> dict[str, Any] | None:
+    """The next case of this search: {scenario, users, rate, duration_s}; null when it has ended."""
+    search = campaign.data["search"]
+    table = campaign.data["scenarios"][scenario]
+    whole = table["arrivals"] == "closed"
+    estimate = search["estimates"].get(scenario)
+    most = MOST_CASES
+    if estimate is None:
+        saturation = search["saturation"][scenario]
+        cases = _cases(campaign, server, engine, saturation)
+        if cases.empty:
+            return {"scenario": saturation, "users": campaign.data["scenarios"][saturation]["users"], "rate": None, "duration_s": SATURATION_S}
+        if (cases["state"] != "ok").all():
+            return None  # it was skipped, or cannot carry this load: the report says why
+        carried = metrics.requests_per_s(metrics.observe(campaign, int(cases["index"].iloc[-1])))
+        estimate = OF_SATURATION * carried if carried > 0 else table["rate"]
+        most -= 1
+    load = next_load(estimate, probes(campaign, server, engine, scenario), most, whole)
+    if load is None:
+        return None
+    # An open loop's window must hold enough requests; how many a closed loop's holds is not known beforehand.
+    least = 0.0 if whole else math.ceil(slo.requests_needed(slo.parse(search["slo"])) / load)
+    return {"scenario": scenario, "users": int(load) if whole else None, "rate": None if whole else load,
+            "duration_s": max(search["duration_s"] or table["duration_s"], float(least))}
+
+
+def _cases(campaign: Campaign, server: str, engine: str, scenario: str) -> pd.DataFrame:
+    cases = campaign.cases
+    return cases[(cases["server"] == server) & (cases["engine"] == engine) & (cases["scenario"] == scenario)]

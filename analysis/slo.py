@@ -1,0 +1,122 @@
+"""Service-level objectives (SLO): which latency may be how long for which share of the requests, and whether a case kept that.
+
+    ttft_p99=500ms,tpot_p99=50ms,errors=1%      or a preset's name
+
+A bound without a percentile is one for each request (its goodput counts who meets it); where a share is asked for, P99 is meant.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from analysis.load import InputError
+from analysis.statistics import CONFIDENCE, percentile
+
+DEFAULT = "ttft=1000ms,tpot=100ms"
+PRESETS = {
+    # MLPerf Inference, datacenter, scenarios Server and Interactive: P99 of TTFT and of TPOT (https://mlcommons.org/benchmarks/inference-datacenter)
+    "llama3.1-8b": "ttft_p99=2000ms,tpot_p99=100ms",
+    "llama3.1-8b-interactive": "ttft_p99=500ms,tpot_p99=30ms",
+    "llama2-70b": "ttft_p99=2000ms,tpot_p99=200ms",
+    "llama2-70b-interactive": "ttft_p99=450ms,tpot_p99=40ms",
+    # the alert that most teams configure first
+    "classic": "e2e_p99=2s,errors=1%",
+}
+FORM = "write it as ttft_p99=500ms,tpot_p99=50ms,e2e_p95=5s,errors=1%, or give one of " + ", ".join(PRESETS)
+
+
+class Bound(NamedTuple):
+    """`latency` of `share` of the requests is at most `seconds`. "failed" instead of a latency: `share` of them do not fail."""
+
+    latency: str  # ttft_s, tpot_s, e2e_s or failed
+    share: float
+    seconds: float
+
+    def __str__(self) -> str:
+        if self.latency == "failed":
+            return f"errors ≤ {100 * (1 - self.share):g}%"
+        return f"{self.latency.removesuffix('_s').upper()} P{100 * self.share:g} ≤ {self.seconds * 1000:g} ms"
+
+
+class Kept(NamedTuple):
+    """How far a case kept a bound: `met` of `of` requests did, `low` is the lower end of the one-sided 95% interval of their share
+    (Clopper and Pearson, "The use of confidence or fiducial limits illustrated in the case of the binomial", 1934), `seen` the percentile
+    that was seen, s (of errors: their share)."""
+
+    bound: Bound
+    met: int
+    of: int
+    low: float
+    seen: float
+
+    @property
+    def holds(self) -> bool:
+        """With 95% confidence, as far as requests fail the bound independently of each other; in a queue they do so in clusters."""
+        return self.low >= self.bound.share
+
+
+def parse(text: str) -> tuple[Bound, ...]:
+    """Raises InputError.
+
+    >>> [str(bound) for bound in parse("ttft_p95=0.5s,errors=1%")]
+    ['TTFT P95 ≤ 500 ms', 'errors ≤ 1%']
+    """
+    found = []
+    for part in PRESETS.get(text.strip(), text).split(","):
+        latency = re.fullmatch(r"\s*(ttft|tpot|e2e)(?:_p(\d{1,2}(?:\.\d+)?))?\s*=\s*(\d+(?:\.\d+)?)\s*(ms|s)\s*", part)
+        errors = re.fullmatch(r"\s*errors\s*=\s*(\d{1,2}(?:\.\d+)?)\s*%\s*", part)
+        if latency and float(latency[3]) > 0:
+            seconds = float(latency[3]) / (1000 if latency[4] == "ms" else 1)
+            found.append(Bound(f"{latency[1]}_s", float(latency[2] or 99) / 100, seconds))
+        elif errors:
+            found.append(Bound("failed", 1 - float(errors[1]) / 100, 0.0))
+        else:
+            raise InputError(f"cannot read the SLO {part!r}: {FORM}")
+    if len({bound.latency for bound in found}) < len(found):
+        raise InputError(f"the SLO {text!r} has two bounds for one latency: {FORM}")
+    return tuple(found)
+
+
+def each_request(bounds: Sequence[Bound]) -> dict[str, float]:
+    """What one request has to meet: latency's name -> seconds."""
+    return {bound.latency: bound.seconds for bound in bounds if bound.latency != "failed"}
+
+
+def kept(requests: pd.DataFrame, bounds: Sequence[Bound]) -> list[Kept]:
+    """`requests`: those scheduled in the window, with the columns of Observed.rows. A failure misses the bounds of TTFT and E2E; it has
+    no TPOT, nor has an answer of one token."""
+    found = []
+    for bound in bounds:
+        if bound.latency == "failed":
+            met = (~requests["failed"]).to_numpy()
+            seen = 1 - float(met.mean()) if len(met) else math.nan
+        else:
+            values = requests[bound.latency]
+            if bound.latency == "tpot_s":
+                values = values.dropna()
+            else:
+                values = values.where(~requests["failed"], np.inf).fillna(np.inf)
+            met = (values <= bound.seconds).to_numpy()
+            seen = percentile(values.to_numpy(), 100 * bound.share)
+        found.append(Kept(bound, int(met.sum()), len(met), lowest_share(int(met.sum()), len(met)), seen))
+    return found
+
+
+def lowest_share(met: int, of: int) -> float:
+    return float(stats.beta.ppf(1 - CONFIDENCE, met, of - met + 1)) if met else 0.0
+
+
+def requests_needed(bounds: Sequence[Bound]) -> int:
+    """So many that a case may keep every bound although one request misses it: 473 for P99."""
+    strictest = max(bound.share for bound in bounds)
+    of = 2
+    while lowest_share(of - 1, of) < strictest:
+        of += 1
+        if of > 100_000:
+            raise InputError(f"no case has as many requests as a share of {strictest:.4%} needs: ask for a lower percentile")
+    return of
