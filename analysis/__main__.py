@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from analysis import checks, execute, instrument, load, metrics, report
+from analysis import capacity, checks, execute, instrument, load, metrics, report, slo
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,6 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
     verb = commands.add_parser("checks", help="every check of every case as JSON; exit code 0 if every case has a number, else 1")
     verb.add_argument("campaign", nargs="?", help="a campaign's folder (default: the newest in results/)")
     verb.set_defaults(do=print_checks)
+    verb = commands.add_parser("next", help="which cases a search for capacity needs next, as JSON")
+    verb.add_argument("campaign", nargs="?", help="its folder; without one only --slo is checked")
+    verb.add_argument("--slo", help="bounds to be checked")
+    verb.set_defaults(do=print_next)
     verb = commands.add_parser("instrument", help="README.md and figures of what `python -m loadtests.instrument` found")
     verb.add_argument("folder", nargs="?", type=Path, default=instrument.RESULTS, help="its results (default: %(default)s)")
     verb.set_defaults(do=make_instrument_page)
@@ -53,6 +57,14 @@ def print_checks(options: argparse.Namespace) -> int:
     found = checks.of_campaign(options.campaign)
     print(json.dumps(found, indent=1, allow_nan=False))
     return 0 if found and all(case["valid"] for case in found) else 1
+
+
+def print_next(options: argparse.Namespace) -> int:
+    if options.slo:
+        slo.requests_needed(slo.parse(options.slo))
+    if options.campaign:
+        print(json.dumps(capacity.questions(load.campaign(options.campaign)), allow_nan=False))
+    return 0
 
 
 def make_instrument_page(options: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from analysis import metrics, slo, validity
-from analysis.load import Campaign
+from analysis.load import Campaign, label
 
 PRECISION = 0.05  # between what held and what did not
 MOST_CASES = 8  # for one server, that at saturation included
@@ -24,11 +24,12 @@ SATURATION_S = 10.0  # window of the case at saturation
 
 
 class Probe(NamedTuple):
-    """A load that was tried, in requests/s or users, and whether the SLO held there; None if the case has no number, and `why`."""
+    """A load that was tried, in requests/s or users, and whether the SLO held there; None if the case cannot tell. `why` it has no
+    number."""
 
     load: float
     holds: bool | None
-    index: int = 0
+    case: int = 0
     why: str = ""
     kept: tuple[slo.Kept, ...] = ()
 
@@ -67,8 +68,8 @@ def next_load(estimate: float, probes: Sequence[Probe], most: int = MOST_CASES, 
         return None
     else:
         load = math.sqrt(found.holds * found.fails)
-    load = round(load) if whole else float(f"{load:.4g}")
-    if load <= 0 or any(p.load == load for p in probes):  # neighbours: between n users and n + 1 there is nothing to try
+    load = max(1, round(load)) if whole else float(f"{load:.4g}")
+    if any(p.load == load for p in probes):  # neighbours: between n users and n + 1 there is nothing to try
         return None
     return load
 
@@ -85,7 +86,9 @@ def probes(campaign: Campaign, server: str, engine: str, scenario: str) -> list[
         observed = metrics.observe(campaign, case["index"])
         bad = validity.reasons(validity.check(observed))
         kept = tuple(slo.kept(observed.scheduled, bounds))
-        holds = None if bad else all(each.holds for each in kept if each.of)
+        # What is never steady is above what the server carries: an answer to this question, though no number.
+        invalid = any(check.name != "steadiness" for check in bad)
+        holds = None if invalid else not bad and all(each.holds for each in kept if each.of)
         found.append(Probe(load, holds, case["index"], "; ".join(f"{c.name}: {c.detail}" for c in bad), kept))
     return found
 
@@ -101,7 +104,8 @@ def question(campaign: Campaign, server: str, engine: str, scenario: str) -> dic
         saturation = search["saturation"][scenario]
         cases = _cases(campaign, server, engine, saturation)
         if cases.empty:
-            return {"scenario": saturation, "users": campaign.data["scenarios"][saturation]["users"], "rate": None, "duration_s": SATURATION_S}
+            users = campaign.data["scenarios"][saturation]["users"]
+            return {"scenario": saturation, "users": users, "rate": None, "duration_s": SATURATION_S}
         if (cases["state"] != "ok").all():
             return None  # it was skipped, or cannot carry this load: the report says why
         carried = metrics.requests_per_s(metrics.observe(campaign, int(cases["index"].iloc[-1])))
@@ -114,6 +118,48 @@ def question(campaign: Campaign, server: str, engine: str, scenario: str) -> dic
     least = 0.0 if whole else math.ceil(slo.requests_needed(slo.parse(search["slo"])) / load)
     return {"scenario": scenario, "users": int(load) if whole else None, "rate": None if whole else load,
             "duration_s": max(search["duration_s"] or table["duration_s"], float(least))}
+
+
+def questions(campaign: Campaign) -> list[dict[str, Any] | None]:
+    """`question` for each of campaign.json's search.systems."""
+    return [question(campaign, label(system["server"], system["options"]), system["engine"], system["scenario"])
+            for system in campaign.data["search"]["systems"]]  # fmt: skip
+
+
+class Found(NamedTuple):
+    """What a search found. `traffic`: the scenario; `unit` of the load; `probes` in the order of the load."""
+
+    server: str
+    engine: str
+    traffic: str
+    unit: str
+    capacity: Capacity
+    probes: list[Probe]
+
+    @property
+    def name(self) -> str:
+        return f"{self.server} ({self.engine})"
+
+    @property
+    def at_capacity(self) -> int | None:
+        """The index of the case at the highest load that held."""
+        return next((p.case for p in self.probes if p.load == self.capacity.holds), None)
+
+    @property
+    def is_precise(self) -> bool:
+        """Within PRECISION, or to the user."""
+        return self.capacity.is_precise or (self.unit == "users" and self.capacity.fails - self.capacity.holds == 1)
+
+
+def found(campaign: Campaign) -> list[Found]:
+    """Of each search, the highest capacity first."""
+    all_of = []
+    for system in campaign.data["search"]["systems"]:
+        server = label(system["server"], system["options"])
+        tried = sorted(probes(campaign, server, system["engine"], system["scenario"]), key=lambda p: p.load)
+        unit = "users" if campaign.data["scenarios"][system["scenario"]]["arrivals"] == "closed" else "requests/s"
+        all_of.append(Found(server, system["engine"], system["scenario"], unit, bracket(tried), tried))
+    return sorted(all_of, key=lambda f: (f.traffic, math.inf if math.isnan(f.capacity.holds) else -f.capacity.holds))
 
 
 def _cases(campaign: Campaign, server: str, engine: str, scenario: str) -> pd.DataFrame:

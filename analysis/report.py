@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from analysis import figures, floor, load, statistics, summary
+from analysis import capacity_report, figures, floor, load, statistics, summary
 from analysis.metrics import METRICS
 from analysis.summary import Comparison, Summary, System
 
@@ -58,7 +58,8 @@ def write(folder: Path | str | None = None, slo: dict[str, float] | None = None)
 def view_of(found: Summary) -> dict[str, Any]:
     """Everything that the templates print, as plain values and text; they only lay it out."""
     data, cases = found.campaign.data, found.table
-    comparisons = summary.comparisons(found)
+    capacity = capacity_report.view(found)
+    comparisons = [] if capacity["systems"] else summary.comparisons(found)  # a search's cases are each at a load of its own
     states = cases["state"].value_counts().to_dict()
     return {
         "name": found.campaign.folder.resolve().name,
@@ -66,7 +67,8 @@ def view_of(found: Summary) -> dict[str, Any]:
         "command": data.get("command") if isinstance(data.get("command"), str) else " ".join(map(str, data.get("command") or [])),
         "states": ", ".join(f"{n} {state}" for state, n in states.items()),
         "unfinished": bool({"running", "planned"} & set(states)),
-        "answers": [summary.answer(c) for c in comparisons],
+        "answers": capacity["answers"] or [summary.answer(c) for c in comparisons],
+        "capacity": capacity,
         "dirty": bool((data.get("manifest") or {}).get("dirty")),
         "headline": [(METRICS[m].label, summary.unit(m)) for m in HEADLINE],
         "comparisons": [_comparison(found, c, number) for number, c in enumerate(comparisons, 1)],
@@ -194,6 +196,10 @@ def markdown(value: Any) -> Any:
 
 def show(found: Summary, console: Console) -> None:
     """Prints the answers and the headline tables; every text from the campaign is printed as text, not as markup."""
+    capacity = capacity_report.view(found)
+    if capacity["systems"]:
+        show_capacity(capacity, console)
+        return
     for comparison in summary.comparisons(found):
         console.print(Text(summary.answer(comparison)))
         table = Table(title=Text(comparison.title), title_justify="left", box=None, header_style="bold", pad_edge=False)
@@ -215,6 +221,20 @@ def show(found: Summary, console: Console) -> None:
             "±: 95% interval over runs; n=...: too small a sample for that percentile; ∞: this percentile is a failed request"
         )
     )
+
+
+def show_capacity(capacity: dict[str, Any], console: Console) -> None:
+    for answer in capacity["answers"]:
+        console.print(Text(answer))
+    table = Table(title=Text(f"Capacity: {capacity['slo']}"), title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for heading in ("server", "traffic", "capacity", "tokens/s there", "what broke first", "cases"):
+        table.add_column(heading, overflow="fold")
+    for s in capacity["systems"]:
+        table.add_row(*map(Text, (f"{s['server']} ({s['engine']})", s["traffic"], s["capacity"], s["tokens"], s["broke"], str(s["cases"]))))
+    console.print(table)
+    for s in capacity["systems"]:
+        if s["ended"]:
+            console.print(Text(f"  {s['server']} ({s['engine']}): {s['ended']}"))
 
 
 def _short(metric: str, valid: pd.DataFrame) -> str:

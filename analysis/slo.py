@@ -19,7 +19,7 @@ from analysis.statistics import CONFIDENCE, percentile
 
 DEFAULT = "ttft=1000ms,tpot=100ms"
 PRESETS = {
-    # MLPerf Inference, datacenter, scenarios Server and Interactive: P99 of TTFT and of TPOT (https://mlcommons.org/benchmarks/inference-datacenter)
+    # MLPerf Inference, datacenter, Server and Interactive: P99 of TTFT and of TPOT (mlcommons.org/benchmarks/inference-datacenter)
     "llama3.1-8b": "ttft_p99=2000ms,tpot_p99=100ms",
     "llama3.1-8b-interactive": "ttft_p99=500ms,tpot_p99=30ms",
     "llama2-70b": "ttft_p99=2000ms,tpot_p99=200ms",
@@ -97,10 +97,7 @@ def kept(requests: pd.DataFrame, bounds: Sequence[Bound]) -> list[Kept]:
             seen = 1 - float(met.mean()) if len(met) else math.nan
         else:
             values = requests[bound.latency]
-            if bound.latency == "tpot_s":
-                values = values.dropna()
-            else:
-                values = values.where(~requests["failed"], np.inf).fillna(np.inf)
+            values = values.dropna() if bound.latency == "tpot_s" else values.where(~requests["failed"], np.inf).fillna(np.inf)
             met = (values <= bound.seconds).to_numpy()
             seen = percentile(values.to_numpy(), 100 * bound.share)
         found.append(Kept(bound, int(met.sum()), len(met), lowest_share(int(met.sum()), len(met)), seen))

@@ -2,7 +2,6 @@
 
 import argparse
 import datetime
-import fcntl
 import hashlib
 import math
 import os
@@ -12,9 +11,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from loadtests import arrivals, calibrate, generator, machine, options, records
+from loadtests import arrivals, calibrate, generator, machine, options, records, resume, search
 from loadtests.plan import SCENARIOS_FILE, PlanError, choices, make_plan, read_scenarios
 from loadtests.progress import Watch
 from loadtests.records import Case
@@ -25,8 +24,6 @@ from servers import verify as contract_checks
 
 CORE = "flask_gunicorn,fastapi_threadpool,fastapi_vllm"
 RESULTS = Path("results")
-# A second command with the same --out continues the first one only if these keys of campaign.json are equal.
-SAME = ("seed", "model", "scenarios", "simulated", "machine_share", "plan")
 
 
 def numbers(kind: type, least: float, what: str) -> Callable[[str], list[Any]]:
@@ -93,6 +90,11 @@ def arguments_of(command: list[str]) -> argparse.Namespace:
     add("--simulated", type=simulated, default={}, help="times of the simulated engine, such as prefill_ms=50,step_ms=10,max_batch=64")
     add("--load-workers", type=one(numbers(int, 0, "a whole number of load workers above 0")), default=1,
         help="processes that send the load, for more than one core of it (default: 1)")
+    add("--find-capacity", action="store_true",
+        help="find the highest load at which each server keeps --slo, in up to 8 cases for each, at loads that follow from what was seen; "
+             "--rate or --users say where to begin, else a case at saturation does")
+    add("--slo", default="ttft_p99=1000ms,tpot_p99=100ms", metavar="BOUNDS",
+        help="of --find-capacity, such as ttft_p99=500ms,tpot_p99=50ms,e2e_p95=5s,errors=1%%, or a preset's name (default: %(default)s)")
     add("--listen", type=options.address, metavar="ADDRESS:PORT",
         help="the load workers are on other machines (python -m loadtests.worker) and connect to this address, where servers listen, too")
     add("--no-calibration", action="store_true",
@@ -156,62 +158,9 @@ def print_plan(cases: list[Case]) -> None:
         print(f"{case.index:4}  {what} {case.duration_s:g} s  run {case.repetition}")
 
 
-def open_campaign(folder: Path, campaign: dict[str, Any]) -> None:
-    """Creates it, or makes sure that the one that is there is the same. Raises PlanError."""
-    file = folder / "campaign.json"
-    if file.exists():
-        try:
-            before = records.read_json(file)
-        except ValueError as error:
-            raise PlanError(f"{file} is not JSON ({error}): choose another --out") from None
-        if before.get("schema") != records.SCHEMA:
-            raise PlanError(f"{folder} was written with schema {before.get('schema')}, this is {records.SCHEMA}: choose another --out")
-        differing = [key for key in SAME if before.get(key) != campaign[key]]
-        if differing:
-            raise PlanError(f"{folder} is a campaign with another {', '.join(differing)}: repeat its command to continue it, or choose "
-                            "another --out")
-        return
-    if folder.exists() and any(folder.iterdir()):
-        raise PlanError(f"{folder} is neither empty nor a campaign: choose another --out")
-    (folder / "cases").mkdir(parents=True, exist_ok=True)
-    records.write_json(file, campaign)
-
-
-def lock(folder: Path) -> IO[str]:
-    """Held until this process ends, however it ends. Raises PlanError: a second driver would take the running case for a dead one."""
-    handle = (folder / "campaign.json").open()
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise PlanError(f"{folder} is being measured by another process: wait for its end, or choose another --out") from None
-    return handle
-
-
-def to_do(folder: Path, cases: list[Case], watch: Watch) -> list[Case]:
-    """Cases that have no result yet. What a run that was killed or failed left is kept in attempts/, which analysis does not read."""
-    left = []
-    for case in cases:
-        place = folder / "cases" / case.folder
-        if not place.exists():
-            left.append(case)
-            continue
-        status = records.read_json(place / "run.json")["status"] if (place / "run.json").exists() else "running"
-        if status == "ok":
-            continue
-        kept = next(kept for n in range(1, 1000) if not (kept := folder / "attempts" / f"{place.name}.{n}").exists())
-        if not status.startswith("skipped"):
-            what = "was interrupted" if status == "running" else status.splitlines()[0]
-            watch.say(f"found case {case.index} ({case.folder}): {what}; kept as attempts/{kept.name}, and run again")
-        kept.parent.mkdir(exist_ok=True)
-        place.rename(kept)
-        left.append(case)
-    if len(left) < len(cases):
-        watch.say(f"continuing {folder}: {len(cases) - len(left)} of {len(cases)} cases are done")
-    return left
-
-
 def calibrate_for(cases: list[Case], setting: Setting, arguments: argparse.Namespace, watch: Watch) -> None:
-    """Once for a campaign, at its largest number of users and its highest rate. Raises PlanError."""
+    """Once for a campaign, at its largest number of users and its highest rate; of a search, those of the round after saturation. Raises
+    PlanError."""
     file = setting.folder / "calibration.json"
     if arguments.no_calibration or arguments.listen or file.exists():  # those on other machines would measure another network
         return
@@ -226,8 +175,24 @@ def calibrate_for(cases: list[Case], setting: Setting, arguments: argparse.Names
     records.write_json(file, found)
 
 
+def searched(cases: list[Case], scenarios: dict[str, dict[str, Any]],
+             arguments: argparse.Namespace) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:  # fmt: skip
+    """The scenarios of a search for capacity, and what campaign.json says of it. Raises PlanError."""
+    for name, given in (("--repeat", arguments.repeat > 1), ("--users", len(arguments.users) > 1), ("--rate", len(arguments.rate) > 1)):
+        if given:
+            raise PlanError(f"{name}: --find-capacity chooses the loads itself: give one value at most, where to begin")
+    search.check_slo(arguments.slo)
+    scenarios, saturation = search.scenarios_of(scenarios, arguments.rate)
+    estimates = {case.scenario: case.users if case.users else arguments.rate[0] for case in cases if case.users or arguments.rate}
+    return scenarios, {"slo": arguments.slo, "duration_s": arguments.duration, "estimates": estimates, "saturation": saturation,
+                       "systems": search.systems_of(cases)}
+
+
 def campaign(arguments: argparse.Namespace) -> int:
     cases, scenarios = plan_of(arguments)
+    sought = None
+    if arguments.find_capacity:
+        scenarios, sought = searched(cases, scenarios, arguments)
     if arguments.plan:
         print_plan(cases)
         return 0
@@ -248,32 +213,29 @@ def campaign(arguments: argparse.Namespace) -> int:
         model = launch.resolve_model(arguments.model, needs_weights=any(
             case.engine != "simulated" and not catalog.find(case.server).missing(case.engine, case.options) for case in cases))
     folder = arguments.out or RESULTS / f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
-    open_campaign(folder, {
+    resume.open_campaign(folder, {
         "schema": records.SCHEMA, "name": folder.name, "created_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": sys.argv[1:], "seed": arguments.seed, "model": asdict(model) | {"path": Path(model.path).name},
         "scenarios": {name: t | ({"trace": Path(t["trace"]).name} if "trace" in t else {}) for name, t in scenarios.items()},
-        "simulated": arguments.simulated, "machine_share": share, "plan": [case.as_dict() for case in cases],
-        "manifest": machine.manifest()})
-    locked = lock(folder)
+        "simulated": arguments.simulated, "machine_share": share, "plan": [] if sought else [case.as_dict() for case in cases],
+        "search": sought, "manifest": machine.manifest()})
+    locked = resume.lock(folder)
     if not share["shared"]:
         os.sched_setaffinity(0, share["load_cores"])  # this process, too, keeps off the server's cores
     setting = Setting(folder, arguments.seed, model, scenarios, arguments.simulated,
                       launch.Share(() if share["shared"] else tuple(share["server_cores"]), share["threads"], share["workers"]),
                       () if share["shared"] else tuple(share["load_cores"]), generator.Workers(arguments.load_workers, arguments.listen),
                       arguments.web_port, arguments.target, arguments.ready_timeout)
-    load_s = {name: table["warmup_s"] + (arguments.duration or table["duration_s"]) for name, table in scenarios.items()}
     statuses = []
-    with Watch(cases, load_s) as watch:
-        left = to_do(folder, cases, watch)
-        watch.cases = cases
-        watch.done = len(cases) - len(left)
+    with Watch({name: table["warmup_s"] for name, table in scenarios.items()}) as watch:
         try:
-            if left:
-                calibrate_for(cases, setting, arguments, watch)
-            for case in left:
-                watch.start(case)
-                statuses.append(run_case(case, setting, watch))
-                watch.end(statuses[-1])
+            for wanted in search.rounds(folder, sought, watch) if sought else resume.unfinished(folder, cases, watch):
+                if not sought or any(case.scenario not in sought["saturation"].values() for case in wanted):
+                    calibrate_for(wanted, setting, arguments, watch)
+                for case in wanted:
+                    watch.start(case)
+                    statuses.append(run_case(case, setting, watch))
+                    watch.end(statuses[-1])
         except KeyboardInterrupt:
             watch.say(f"interrupted; what was measured is in {folder}, and the same command with --out {folder} continues it")
             return 130

@@ -16,9 +16,11 @@ OVERHEAD_S = 35.0
 class Watch:
     """Case i of n, stage, elapsed and remaining time, running throughput and P99."""
 
-    def __init__(self, cases: list[Case], expected_load_s: dict[str, float]):
+    def __init__(self, warmup_s: dict[str, float]):
         self.console = Console(highlight=False)
-        self.cases, self.expected_load_s = cases, expected_load_s
+        self.cases: list[Case] = []
+        self.more = False
+        self.warmup_s = warmup_s  # by scenario
         self.began = time.monotonic()
         self.overheads: list[float] = []
         self.case: Case | None = None
@@ -37,6 +39,10 @@ class Watch:
         if self.live:
             self.case = None
             self.live.stop()
+
+    def plan(self, cases: list[Case], done: int, more: bool = False) -> None:
+        """The first `done` of the cases are. `more`: what they show decides whether others follow."""
+        self.cases, self.done, self.more = cases, done, more
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)
@@ -65,19 +71,23 @@ class Watch:
         assert self.case is not None
         spent = time.monotonic() - self.case_began
         if status == "ok":  # one that was skipped, or failed early, says nothing about the others
-            self.overheads.append(spent - self.expected_load_s[self.case.scenario])
+            self.overheads.append(spent - self._load_s(self.case))
         self.done += 1
         self.say(f"{self._title()}: {status} ({spent:.0f} s)")
+
+    def _load_s(self, case: Case) -> float:
+        return self.warmup_s[case.scenario] + case.duration_s
 
     def _title(self) -> str:
         case = self.case
         assert case is not None
         load = f"{case.users} users" if case.users else f"{case.rate:g}/s"
-        return f"case {case.index} of {len(self.cases)}  {case.label} / {case.engine} / {case.scenario} {load}, run {case.repetition}"
+        number = f"case {case.index}" + ("" if self.more else f" of {len(self.cases)}")
+        return f"{number}  {case.label} / {case.engine} / {case.scenario} {load}, run {case.repetition}"
 
     def _remaining_s(self) -> float:
         overhead = sum(self.overheads) / len(self.overheads) if self.overheads else OVERHEAD_S
-        left = [self.expected_load_s[case.scenario] + overhead for case in self.cases[self.done :]]
+        left = [self._load_s(case) + overhead for case in self.cases[self.done :]]
         if left and self.case:  # a case that takes longer than expected takes nothing from the others
             left[0] = max(0.0, left[0] - (time.monotonic() - self.case_began))
         return sum(left)
@@ -85,5 +95,6 @@ class Watch:
     def _line(self) -> Text:
         if self.case is None:
             return Text("")
-        clock = f"{time.monotonic() - self.began:.0f} s elapsed, about {self._remaining_s():.0f} s left"
+        left = f"about {self._remaining_s():.0f} s left" + (" in this round" if self.more else "")
+        clock = f"{time.monotonic() - self.began:.0f} s elapsed, {left}"
         return Text(f"{self._title()}: {self.now}  {self.figures}\n{clock}", style="bold")

@@ -115,6 +115,9 @@ CAMPAIGN_KEYS = {
     "simulated": "parameters of the simulated engine, ms and counts",
     "machine_share": "{server_cores, load_cores, shared, threads, workers, load_workers}: who may run where; threads: of an engine, "
                      "over all its workers; load_workers: processes that send the load",
+    "search": "of --find-capacity: {slo, duration_s (of --duration), estimates ({scenario: requests/s or users to begin with}), saturation "
+              "({scenario: that of the first case, whose throughput is where the search begins}), systems ([{server, options, engine, "
+              "scenario}] that are searched for)}; null otherwise, and then there is a plan",
     "plan": "the cases in the order in which they were planned, each as in run.json's \"case\"",
     "manifest": "commit, dirty, python, packages, cpu, memory, kernel, gpus, limits, environment",
 }

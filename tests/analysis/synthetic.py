@@ -92,7 +92,7 @@ def campaign_data(plan: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
         records.SCHEMA, "synthetic", "2026-11-20T10:00:00Z", ["--servers", "alpha,beta"], 7,
         {"name": "planted", "path": "models/planted", "planted": True},
         {"chat": {"arrivals": "closed", "users": 8, "prompt_tokens": [16, 64], "max_tokens": 11}},
-        {"step_ms": 10, "prefill_ms": 5}, {"server_cores": [0], "load_cores": [1], "shared": False, "threads": 1}, plan,
+        {"step_ms": 10, "prefill_ms": 5}, {"server_cores": [0], "load_cores": [1], "shared": False, "threads": 1}, None, plan,
         {"commit": "0123abc", "dirty": False, "python": "3.11.7", "packages": {"locust": "2.47"}, "cpu": {"model": "synthetic", "cores": 4},
          "memory": 16 * GIB, "kernel": "6.1", "gpus": [], "limits": {}, "environment": {}}), strict=True)) | changes  # fmt: skip
 

@@ -38,6 +38,9 @@ BAD = [
     (("--out", "/proc/serveoff"), ": No such file or directory: give a folder that can be written"),
     (("--out", "."), ". is neither empty nor a campaign: choose another --out"),
     (("--out", "no_json"), "no_json/campaign.json is not JSON"),
+    (("--find-capacity", "--slo", "ttft=fast"), "cannot read the SLO 'ttft=fast': write it as ttft_p99=500ms"),
+    (("--find-capacity", "--users", "1,2"), "--users: --find-capacity chooses the loads itself: give one value at most"),
+    (("--find-capacity", "--repeat", "2"), "--repeat: --find-capacity chooses the loads itself"),
     (("--target", "not a url"), "--target not a url: GET /v1/models names no model"),
 ]
 

@@ -16,10 +16,23 @@ CASES = [Case(index, server, "simulated", "chat", 1, 4, None, 10.0) for index, s
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
+def watching(cases: list[Case], more: bool = False) -> progress.Watch:
+    watch = progress.Watch({"chat": 2.0})
+    watch.plan(cases, done=0, more=more)
+    return watch
+
+
+def test_a_search_does_not_say_of_how_many(capsys: pytest.CaptureFixture[str]) -> None:
+    with watching(CASES, more=True) as watch:
+        watch.start(CASES[1])
+        watch.end("ok")
+    assert capsys.readouterr().out.startswith("case 2  two / simulated / chat 4 users, run 1: ok (0 s)")
+
+
 def test_plain_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
-    with progress.Watch(CASES, {"chat": 12.0}) as watch:
+    with watching(CASES) as watch:
         watch.start(CASES[1])
         watch.stage("launch")
         window = {"start_s": 0, "end_s": 9}
@@ -36,7 +49,7 @@ def test_plain_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys:
 def test_the_remaining_time_learns_from_the_cases_that_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = 100.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock)
-    watch = progress.Watch(CASES, {"chat": 12.0})
+    watch = watching(CASES)
     watch.start(CASES[0])
     assert watch._remaining_s() == 3 * (12 + progress.OVERHEAD_S)
     clock += 20
@@ -57,7 +70,8 @@ from loadtests.progress import Watch
 from loadtests.records import Case
 
 case = Case(2, "two", "simulated", "chat", 1, None, 2.5, 10.0)
-with Watch([case] * 3, {"chat": 12.0}) as watch:
+with Watch({"chat": 2.0}) as watch:
+    watch.plan([case] * 3, done=0)
     watch.start(case)
     watch.stage("launch")
     time.sleep(0.6)
