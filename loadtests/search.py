@@ -68,7 +68,8 @@ def check_slo(text: str) -> None:
 
 
 def _asked(folder: Path) -> list[dict[str, Any] | None]:
-    done = subprocess.run([sys.executable, "-m", "analysis", "next", str(folder.resolve())], cwd=launch.ROOT, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "analysis", "next", str(folder.resolve())]
+    done = subprocess.run(command, cwd=launch.ROOT, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise PlanError(f"what to measure next in {folder} could not be found: see above")
     return list(json.loads(done.stdout))

@@ -148,7 +148,8 @@ def write(folder: Path, *cases: tuple[str, float, float], **changes: Any) -> Pat
         rows = synthetic.requests(count, rate, ttft_s)
         counts = {"sent": count, "rows": count, "locust_requests": count, "locust_failures": 0, "cut_off": 0, "planned": int(8 * rate)}
         load_of = {"users": 64, "rate": None} if scenario != "steady" else {"users": None, "rate": rate}
-        synthetic.write_case(folder, synthetic.run(index, "alpha", scenario=scenario, counts=counts, **load_of), rows, synthetic.telemetry())
+        run = synthetic.run(index, "alpha", scenario=scenario, counts=counts, **load_of)
+        synthetic.write_case(folder, run, rows, synthetic.telemetry())
     return folder
 
 
