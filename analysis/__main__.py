@@ -1,4 +1,4 @@
-"""python -m analysis report [CAMPAIGN] [--slo ttft=1000ms,tpot=100ms] [--no-notebooks]
+"""python -m analysis report [CAMPAIGN] [--slo ttft=1000ms,tpot=100ms] [--price 2.50] [--no-notebooks]
 python -m analysis checks [CAMPAIGN]
 python -m analysis instrument [FOLDER]"""
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from analysis import capacity, checks, execute, instrument, load, metrics, report, slo
+from analysis import capacity, checks, execute, hardware, instrument, load, metrics, report, slo
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,6 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
     verb.add_argument(
         "--slo", default=metrics.SLO, metavar="BOUNDS", help="what a good request meets (default: %(default)s; also e2e)"
     )
+    verb.add_argument("--price", metavar="PRICE", help="of the machine: dollars an hour, or a list price's name in analysis/prices.toml")
+    verb.add_argument("--peak-bandwidth", metavar="GB/S", help="from the machine's memory, for MBU (default: stated for its GPUs)")
+    verb.add_argument("--peak-flops", metavar="TFLOP/S", help="of the machine, for MFU (default: stated for its GPUs, bfloat16, dense)")
     verb.add_argument("--no-notebooks", action="store_true", help="do not execute the notebooks, which take some seconds each")
     verb.set_defaults(do=make_report)
     verb = commands.add_parser("checks", help="every check of every case as JSON; exit code 0 if every case has a number, else 1")
@@ -44,7 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def make_report(options: argparse.Namespace) -> int:
-    found = report.write(options.campaign, metrics.parse_slo(options.slo))
+    given = hardware.given(options.price, options.peak_bandwidth, options.peak_flops)
+    found = report.write(options.campaign, metrics.parse_slo(options.slo), given)
     if not options.no_notebooks:
         execute.notebooks(found.campaign.folder)
     console = Console()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from analysis import hardware, roofline
 from analysis.load import Campaign, InputError
 from analysis.statistics import NAN, needed, percentile
 
@@ -44,6 +45,7 @@ class Observed:
     telemetry: pd.DataFrame
     slo: dict[str, float] = field(default_factory=lambda: parse_slo(SLO))
     server_metrics: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["time_s", "took_s", "name", "value"]))
+    given: hardware.Given = hardware.NOTHING
 
     @cached_property
     def window(self) -> tuple[float, float]:
@@ -265,10 +267,46 @@ def gpu_power_w(o: Observed) -> float:
     return float(sum(o.samples(c)[c].mean() for c in columns)) if columns else NAN
 
 
-def gpu_joules_per_token(o: Observed) -> float:
-    """Rise of NVML's energy counters in the window (all GPUs) / time / output throughput."""
-    columns, tokens = o.gpu_columns("energy_j"), output_tokens_per_s(o)
-    return float(sum(o.slope(c) for c in columns)) / tokens if columns and tokens > 0 else NAN
+def gpu_tokens_per_joule(o: Observed) -> float:
+    """Output throughput / (rise of NVML's energy counters in the window, all GPUs, used or not / time). What CPU, memory and cooling
+    take is not in it."""
+    columns = o.gpu_columns("energy_j")
+    power = float(sum(o.slope(c) for c in columns))
+    return output_tokens_per_s(o) / power if columns and power > 0 else NAN
+
+
+def goodput_tokens_per_s(o: Observed) -> float:
+    """Output tokens of the requests that goodput counts / the window's length."""
+    good = o.finished[o.finished["met_slo"]]
+    return float(sum(n.sum() for n in good["token_n"])) / o.length
+
+
+def usd_per_million_tokens(o: Observed) -> float:
+    """Price of the whole machine an hour / 3600 / goodput in tokens/s x 1,000,000: dollars for a million output tokens whose requests
+    met every bound of the SLO, if it were always loaded like that. ∞ if none did."""
+    if o.given.price is None or not o.length > 0:
+        return NAN
+    good = goodput_tokens_per_s(o)
+    return o.given.price.usd_per_hour / 3600 / good * 1e6 if good > 0 else math.inf
+
+
+def mbu(o: Observed) -> float:
+    """Model bandwidth utilisation: bytes a second that the model had to move / the machine's peak bandwidth. (Weights + keys and values) /
+    TPOT / peak (Databricks, "LLM inference performance engineering: best practices", 2023), over the window and a batch: weights x forward
+    passes a second + 2 x layers x key-value heads x head size x tokens that each generated token looks back on, times 2 bytes (bfloat16).
+    Passes are those that vLLM counts, or one a token (Transformers one request at a time); else they are a lower bound, and so is this.
+    Above 100% where weights stay in a cache nearer than that memory. – on simulated engines, with a cache of answers, and if the model's
+    shape or the peak is not known."""
+    peak = hardware.peaks(o.campaign, o.given).bytes_per_s
+    return roofline.bytes_per_s(o) / peak if peak > 0 else NAN
+
+
+def mfu(o: Observed) -> float:
+    """Model FLOPs utilisation: operations a second that the model had to do / the machine's peak. The forward pass of Chowdhery et al.,
+    "PaLM", 2022, appendix B, 2 N + 4 L H Q T for each token of prompts and answers, where N is without the table of input embeddings (and
+    without the output head for tokens that predict none) and T is what a token looks back on. – where MBU is."""
+    peak = hardware.peaks(o.campaign, o.given).flops
+    return roofline.flops(o) / peak if peak > 0 else NAN
 
 
 def startup_s(o: Observed) -> float:
@@ -354,15 +392,19 @@ METRICS = {
         Metric("gpu_utilization_percent", "GPU", "%", "", gpu_utilization_percent),
         Metric("gpu_memory_bytes", "GPU memory", "bytes", "lower", gpu_memory_bytes, "MiB", 2**-20),
         Metric("gpu_power_w", "GPU power", "W", "lower", gpu_power_w),
-        Metric("gpu_joules_per_token", "GPU energy a token", "J", "lower", gpu_joules_per_token),
+        Metric("gpu_tokens_per_joule", "tokens a joule", "tokens/J", "higher", gpu_tokens_per_joule),
+        Metric("goodput_tokens_per_s", "goodput, tokens", "tokens/s", "higher", goodput_tokens_per_s),
+        Metric("usd_per_million_tokens", "cost of a million good tokens", "USD", "lower", usd_per_million_tokens),
+        Metric("mbu", "MBU", "share", "higher", mbu, "%", 100),
+        Metric("mfu", "MFU", "share", "higher", mfu, "%", 100),
         Metric("startup_s", "start-up", "s", "lower", startup_s),
     )
 }  # fmt: skip
 
 
-def observe(campaign: Campaign, index: int, slo: dict[str, float] | None = None) -> Observed:
+def observe(campaign: Campaign, index: int, slo: dict[str, float] | None = None, given: hardware.Given = hardware.NOTHING) -> Observed:
     return Observed(campaign.data, campaign.runs.get(index, {}), campaign.requests(index), campaign.telemetry(index),
-                    slo or parse_slo(SLO), campaign.server_metrics(index))  # fmt: skip
+                    slo or parse_slo(SLO), campaign.server_metrics(index), given)  # fmt: skip
 
 
 def measure(o: Observed) -> dict[str, float]:

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from analysis import capacity_report, figures, floor, load, statistics, summary
+from analysis import capacity_report, cost, figures, floor, load, statistics, summary
+from analysis.hardware import NOTHING, Given
 from analysis.metrics import METRICS
 from analysis.summary import Comparison, Summary, System
 
@@ -39,9 +40,9 @@ CAPTIONS = {
 }
 
 
-def write(folder: Path | str | None = None, slo: dict[str, float] | None = None) -> Summary:
+def write(folder: Path | str | None = None, slo: dict[str, float] | None = None, given: Given = NOTHING) -> Summary:
     """Makes the report of a campaign (default: the newest) into its folder and returns what it shows. Raises InputError."""
-    found = summary.summarise(load.campaign(folder), slo)
+    found = summary.summarise(load.campaign(folder), slo, given)
     folder = found.campaign.folder
     (folder / "figures").mkdir(exist_ok=True)
     for old in (folder / "figures").glob("*.png"):
@@ -70,10 +71,11 @@ def view_of(found: Summary) -> dict[str, Any]:
         "answers": capacity["answers"] or [summary.answer(c) for c in comparisons],
         "capacity": capacity,
         "dirty": bool((data.get("manifest") or {}).get("dirty")),
-        "headline": [(METRICS[m].label, summary.unit(m)) for m in HEADLINE],
+        "headline": [(METRICS[m].label, summary.unit(m)) for m in headline(found)],
         "comparisons": [_comparison(found, c, number) for number, c in enumerate(comparisons, 1)],
         "concerns": _concerns(found),
         "checks": _checks(found),
+        "cost": cost.view(found, comparisons),
         "floor": floor.view(found, {c["index"]: _case(c)["case"] for c in cases.to_dict("records")}),
         "numberless": [_case(c) | {"why": c["why"]} for c in cases[~cases["valid"]].to_dict("records")],
         "slo": " and ".join(f"{name.removesuffix('_s').upper()} ≤ {bound * 1000:g} ms" for name, bound in found.slo.items()),
@@ -115,18 +117,22 @@ def _comparison(found: Summary, comparison: Comparison, number: int) -> dict[str
         "title": comparison.title,
         "engines": comparison.engines,
         "judged": METRICS[comparison.metric].label,
-        "rows": [_row(system) for system in comparison.systems],
+        "rows": [_row(system, headline(found)) for system in comparison.systems],
         "one_run": any(s.judged.runs == 1 for s in comparison.systems),
         "figures": images,
     }
 
 
-def _row(system: System) -> dict[str, Any]:
+def headline(found: Summary) -> tuple[str, ...]:
+    return (*HEADLINE, *cost.columns(found))
+
+
+def _row(system: System, columns: tuple[str, ...]) -> dict[str, Any]:
     """One line of the headline table; `cells` is empty where there is no number."""
     own, valid = system.cases, system.valid
     runs = f"{len(valid)}" if len(valid) == len(own) else f"{len(valid)} of {len(own)}"
     return {"server": system.server, "engine": system.engine, "rank": system.rank, "runs": runs, "why": system.why,
-            "cells": [summary.parts(m, valid) for m in HEADLINE] if len(valid) else []}  # fmt: skip
+            "cells": [summary.parts(m, valid) for m in columns] if len(valid) else []}  # fmt: skip
 
 
 def _case(case: Any) -> dict[str, Any]:
@@ -200,16 +206,17 @@ def show(found: Summary, console: Console) -> None:
     if capacity["systems"]:
         show_capacity(capacity, console)
         return
+    shown = TERMINAL | ({"usd_per_million_tokens": "USD for\nM good"} if found.given.price else {})
     for comparison in summary.comparisons(found):
         console.print(Text(summary.answer(comparison)))
         table = Table(title=Text(comparison.title), title_justify="left", box=None, header_style="bold", pad_edge=False)
         table.add_column("\nserver", min_width=16, overflow="fold")
-        for heading in TERMINAL.values():
+        for heading in shown.values():
             table.add_column(heading, justify="right", no_wrap=True)
         reasons = []
         for system in comparison.systems:
             name, valid = system.name, system.valid
-            cells = [_short(m, valid) for m in TERMINAL] if len(valid) else ["no number"]
+            cells = [_short(m, valid) for m in shown] if len(valid) else ["no number"]
             table.add_row(Text(name), *map(Text, cells))
             reasons += [f"{name}: {system.why}"] if system.why else []
         console.print(table)

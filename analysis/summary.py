@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import metrics, statistics, validity
+from analysis.hardware import NOTHING, Given
 from analysis.load import Campaign
 from analysis.metrics import METRICS, Observed
 
@@ -34,6 +35,7 @@ class Summary:
     checks: pd.DataFrame
     latencies: dict[int, pd.DataFrame]
     timelines: dict[int, pd.DataFrame]
+    given: Given = NOTHING
 
     @property
     def valid(self) -> pd.DataFrame:
@@ -46,12 +48,12 @@ class Summary:
         return pd.DataFrame(rows, columns=[*TRAFFIC, *SYSTEM, "mean", "half", "runs"])
 
 
-def summarise(campaign: Campaign, slo: dict[str, float] | None = None) -> Summary:
+def summarise(campaign: Campaign, slo: dict[str, float] | None = None, given: Given = NOTHING) -> Summary:
     """Reads, measures and checks every case, one at a time, so that the rows of only one are in memory."""
     rows, checks, latencies, timelines = [], [], {}, {}
     for case in campaign.cases.to_dict("records"):
         index = case["index"]
-        o = metrics.observe(campaign, index, slo)
+        o = metrics.observe(campaign, index, slo, given)
         found = validity.check(o) if case["state"] == "ok" else []
         bad = validity.reasons(found)
         why = "; ".join(f"{c.name}: {c.detail}" for c in bad) if case["state"] == "ok" else f"{case['state']}: {case['reason']}"
@@ -63,7 +65,7 @@ def summarise(campaign: Campaign, slo: dict[str, float] | None = None) -> Summar
     table = pd.DataFrame(rows, columns=[*campaign.cases.columns, "valid", "why", *METRICS]).set_index("index", drop=False)
     columns = ["index", *validity.Check._fields]
     return Summary(campaign, slo or metrics.parse_slo(metrics.SLO), table.astype({"valid": bool}), pd.DataFrame(checks, columns=columns),
-                   latencies, timelines)  # fmt: skip
+                   latencies, timelines, given)  # fmt: skip
 
 
 def latency_frame(o: Observed) -> pd.DataFrame:
@@ -129,7 +131,7 @@ def parts(name: str, cases: pd.DataFrame) -> tuple[str, str]:
     text = digits(e.mean * metric.scale)
     if math.isinf(e.mean):
         completed = f"{name.removesuffix('_s')}_completed_s"
-        return text, f"({cell(completed, cases)} completed)"
+        return text, f"({cell(completed, cases)} completed)" if completed in METRICS else ""
     return text, "" if math.isnan(e.half) or e.half == 0 else f"±{digits(e.half * metric.scale, 2)}"
 
 

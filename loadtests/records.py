@@ -110,7 +110,10 @@ CAMPAIGN_KEYS = {
     "created_utc": "ISO 8601; the only wall-clock time of the measurements",
     "command": "arguments of `python -m loadtests`",
     "seed": "of prompts, arrivals and the order of cases",
-    "model": "{name, path, planted}: planted = every answer is checked against the planted rule",
+    "model": "{name, path, planted, shape}: planted = every answer is checked against the planted rule; shape: {parameters, "
+             "embedding_parameters (of the table of input embeddings), tied_embeddings (it is the output head, too), layers, heads, "
+             "kv_heads, head_dim, dtype_bytes (of weights, keys and values)}, null if it is no dense decoder, was not on this machine, "
+             "or if no engine needed its weights; absent in older campaigns",
     "scenarios": "the tables of scenarios.toml that were used, verbatim",
     "simulated": "parameters of the simulated engine, ms and counts",
     "machine_share": "{server_cores, load_cores, shared, threads, workers, load_workers}: who may run where; threads: of an engine, "

@@ -23,6 +23,8 @@ def open_campaign(folder: Path, campaign: dict[str, Any]) -> None:
             raise PlanError(f"{file} is not JSON ({error}): choose another --out") from None
         if before.get("schema") != records.SCHEMA:
             raise PlanError(f"{folder} was written with schema {before.get('schema')}, this is {records.SCHEMA}: choose another --out")
+        # A model's shape does not make it another one: that of a hub's is known only once it has been downloaded.
+        before["model"] = (before.get("model") or {}) | {"shape": campaign["model"]["shape"]}
         differing = [key for key in SAME if before.get(key) != campaign[key]]
         if differing:
             raise PlanError(f"{folder} is a campaign with another {', '.join(differing)}: repeat its command to continue it, or choose "

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from servers import cache, catalog, rule
+from servers import cache, catalog, rule, shape
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,11 +25,13 @@ class LaunchError(RuntimeError):
 
 @dataclass(frozen=True)
 class Model:
-    """`path`: folder or hub name; empty if no engine needs weights. `planted`: its answers follow `servers/rule.py`."""
+    """`path`: folder or hub name; empty if no engine needs weights. `planted`: its answers follow `servers/rule.py`. `shape`: as
+    servers/shape.py reads it; what is known of a model does not make it another one."""
 
     name: str
     path: str
     planted: bool
+    shape: dict[str, Any] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -72,16 +74,28 @@ def resolve_model(wanted: str, needs_weights: bool) -> Model:
     """A preset's name (generated on first use), a folder, or a hub name. Raises LaunchError."""
     preset = wanted.removeprefix("serveoff-")
     if f"serveoff-{preset}" in rule.PLANTED_MODELS:
-        return Model(f"serveoff-{preset}", _generated(preset) if needs_weights else "", True)
+        path = _generated(preset) if needs_weights else ""
+        return Model(f"serveoff-{preset}", path, True, shape.of_folder(Path(path)) if path else None)
     folder = Path(wanted).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise LaunchError(f"{wanted} is not a model folder: it has no config.json")
-        return Model(folder.resolve().name, str(folder.resolve()), False)
+        return Model(folder.resolve().name, str(folder.resolve()), False, shape.of_folder(folder))
     if wanted.count("/") != 1 or wanted.startswith((".", "/", "~")):
         presets = ", ".join(name.removeprefix("serveoff-") for name in rule.PLANTED_MODELS)
         raise LaunchError(f"the model {wanted!r} does not exist: give one of {presets}, an existing folder, or a hub name like org/name")
-    return Model(wanted, wanted, False)
+    return Model(wanted, wanted, False, _shape_of_hub(wanted))
+
+
+def _shape_of_hub(name: str) -> dict[str, Any] | None:
+    """None unless it has been downloaded before: an engine does that, when it starts."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+
+        config = try_to_load_from_cache(name, "config.json")
+    except (ImportError, ValueError):  # not installed; no name that a hub could have, which the engine will say
+        return None
+    return shape.of_folder(Path(config).parent) if isinstance(config, str) else None
 
 
 def _generated(preset: str) -> str:

@@ -28,7 +28,7 @@ columns = ["server_cores", "tokens_per_cpu_s", "context_switches_per_s", "server
 summary.valid.set_index(["scenario", "server", "engine", "repetition"])[columns]
 
 # %%
-columns = ["gpu_utilization_percent", "gpu_memory_bytes", "gpu_power_w", "gpu_joules_per_token"]
+columns = ["gpu_utilization_percent", "gpu_memory_bytes", "gpu_power_w", "gpu_tokens_per_joule", "mbu", "mfu"]
 summary.valid.set_index(["scenario", "server", "engine", "repetition"])[columns]
 
 # %%

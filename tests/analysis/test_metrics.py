@@ -16,7 +16,8 @@ def test_a_regular_load(observe):
     # 40 requests/s of 11 tokens in a window of 8 s: 320 of them, and each arrives in the window 8 s long.
     expected = {
         "output_tokens_per_s": 440, "requests_per_s": 40, "goodput_per_s": 40, "slo_attainment": 1, "error_share": 0, "wrong_share": 0,
-        "requests_scheduled": 320, "requests_completed": 320, "requests_of_several_tokens": 320, "tokens_per_chunk": 1,
+        "goodput_tokens_per_s": 440, "requests_scheduled": 320, "requests_completed": 320, "requests_of_several_tokens": 320,
+        "tokens_per_chunk": 1,
         "ttft_p50_s": 0.05, "ttft_p95_s": 0.05, "ttft_p99_s": 0.05, "ttft_p99_completed_s": 0.05, "tpot_p50_s": 0.01, "tpot_p99_s": 0.01,
         "e2e_p50_s": 0.15, "e2e_p99_s": 0.15, "itl_p50_s": 0.01, "itl_p99_s": 0.01, "send_lag_p50_s": 0, "send_lag_p99_s": 0,
         # E2E 150 ms; the server's timings say 1 + 48 + 100.
@@ -27,7 +28,7 @@ def test_a_regular_load(observe):
     for name, value in expected.items():
         assert values[name] == pytest.approx(value, rel=0.01 if name in ("output_tokens_per_s", "requests_per_s") else 1e-6), name
     assert {name for name, value in values.items() if math.isnan(value)} == {
-        name for name in values if name.startswith(("gpu_", "slot_wait_", "cache_"))}
+        name for name in values if name.startswith(("gpu_", "slot_wait_", "cache_", "usd_", "mbu", "mfu"))}
 
 
 def test_gpu(observe):
@@ -35,7 +36,7 @@ def test_gpu(observe):
     assert values["gpu_utilization_percent"] == 80
     assert values["gpu_memory_bytes"] == 4 * synthetic.GIB
     assert values["gpu_power_w"] == 600
-    assert values["gpu_joules_per_token"] == pytest.approx(600 / values["output_tokens_per_s"])
+    assert values["gpu_tokens_per_joule"] == pytest.approx(values["output_tokens_per_s"] / 600)
 
 
 def test_window_is_half_open_and_tokens_count_by_arrival(observe):
