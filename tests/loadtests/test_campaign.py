@@ -17,8 +17,7 @@ import pyarrow.parquet
 import pytest
 
 from analysis import load
-from loadtests import __main__ as driver
-from loadtests import arrivals, records
+from loadtests import arrivals, records, resume
 from loadtests.plan import PlanError
 from servers import catalog, launch
 from tests.loadtests.bench import ESCAPES, PATIENCE_S, QUICK, STAGES, Bench, case_folder, rows_when_under_load, runs, table, wait_for
@@ -256,13 +255,13 @@ def test_a_campaign_is_continued_only_by_its_own_command_and_by_one_driver(bench
 def test_a_model_whose_shape_is_known_by_now_is_the_same_model(tmp_path: Path) -> None:
     """That of a hub's is not known before its first download, and campaigns of earlier versions have none."""
     folder = tmp_path / "campaign"
-    wanted = dict.fromkeys((*driver.SAME, "schema"), records.SCHEMA) | {"model": {"name": "org/name", "shape": None}}
-    driver.open_campaign(folder, wanted)
-    driver.open_campaign(folder, wanted | {"model": {"name": "org/name", "shape": {"layers": 2}}})
+    wanted = dict.fromkeys((*resume.SAME, "schema"), records.SCHEMA) | {"model": {"name": "org/name", "shape": None}}
+    resume.open_campaign(folder, wanted)
+    resume.open_campaign(folder, wanted | {"model": {"name": "org/name", "shape": {"layers": 2}}})
     with pytest.raises(PlanError, match="another model"):
-        driver.open_campaign(folder, wanted | {"model": {"name": "org/other", "shape": None}})
+        resume.open_campaign(folder, wanted | {"model": {"name": "org/other", "shape": None}})
     records.write_json(folder / "campaign.json", wanted | {"model": {"name": "org/name"}})
-    driver.open_campaign(folder, wanted)
+    resume.open_campaign(folder, wanted)
 
 
 def test_plan_prints_the_cases_and_creates_nothing(bench: Bench, mini: Any) -> None:
