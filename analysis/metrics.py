@@ -1,6 +1,7 @@
 """Every formula, once: METRICS is the table, and `measure` applies it to one case. How numbers of several cases
 are put together is in statistics.py."""
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -217,6 +218,34 @@ def cache_hit_share(o: Observed) -> float:
     return hits / (hits + misses) if hits + misses > 0 else NAN
 
 
+def running_mean(o: Observed) -> float:
+    """Requests that the engine worked on at once, mean over the window: the sum over the completed requests of its time for each
+    (prompt_ms before the first token, predicted_ms from it on) inside the window / its length (Little's law). Of a server without
+    timings the mean of what it said in the window (vllm:num_requests_running)."""
+    r = o.rows[~o.rows["failed"] & o.rows["first_s"].notna()]
+    begin, end = r["first_s"] - r["prompt_ms"] / 1e3, r["first_s"] + r["predicted_ms"] / 1e3
+    if len(r) and end.notna().all() and begin.notna().all():
+        return float((end.clip(*o.window) - begin.clip(*o.window)).sum()) / o.length
+    said = o.served("vllm:num_requests_running", "serveoff_requests_running")
+    return _mean(said[o.inside(said.index)])
+
+
+def event_loop_lag_p99_s(o: Observed) -> float:
+    """How late the server's event loop ran what was due, each 50 ms, P99 over the window: the upper bound of the histogram's bucket in
+    which it lies, from its first to its last word on it there; of all its processes, and of a gateway the servers behind it."""
+    m = o.server_metrics
+    rows = m[m["name"] == "serveoff_event_loop_lag_seconds_bucket"]
+    at = rows["time_s"] + rows["took_s"]
+    bounds = rows["labels"].map(lambda labels: float(json.loads(labels)["le"])).astype("float64")
+    said = rows["value"].groupby([at, bounds]).sum().unstack()
+    said = said[o.inside(said.index)]
+    if len(said) < 2:
+        return NAN
+    risen = said.iloc[-1] - said.iloc[0]
+    total = float(risen.iloc[-1])  # le is "+Inf"
+    return float(risen.index[(risen >= 0.99 * total).argmax()]) if total >= needed(99) else NAN
+
+
 def server_cores(o: Observed) -> float:
     """CPU cores that the server's process tree kept busy in the window: rise of its CPU time / time."""
     return o.slope("server_cpu_s")
@@ -384,6 +413,8 @@ METRICS = {
         Metric("outside_engine_p50_s", "outside the engine P50", "s", "lower", outside_engine_p50_s, "ms", 1000,
                "requests_completed", needed(50)),
         Metric("cache_hit_share", "cache hits", "share", "higher", cache_hit_share, "%", 100),
+        Metric("running_mean", "running at once", "", "", running_mean),
+        Metric("event_loop_lag_p99_s", "event loop lag P99, at most", "s", "lower", event_loop_lag_p99_s, "ms", 1000),
         Metric("server_cores", "server CPU", "cores", "lower", server_cores),
         Metric("tokens_per_cpu_s", "tokens a CPU second", "tokens/s", "higher", tokens_per_cpu_s),
         Metric("context_switches_per_s", "context switches", "1/s", "lower", context_switches_per_s),

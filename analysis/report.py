@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from analysis import capacity_report, cost, figures, floor, load, statistics, summary
+from analysis import attribution, capacity_report, cost, figures, floor, load, statistics, summary
 from analysis.hardware import NOTHING, Given
 from analysis.metrics import METRICS
 from analysis.summary import Comparison, Summary, System
@@ -48,7 +48,7 @@ def write(folder: Path | str | None = None, slo: dict[str, float] | None = None,
     for old in (folder / "figures").glob("*.png"):
         old.unlink()  # of an earlier report, perhaps of a comparison that is named otherwise now
     view = view_of(found)
-    for figure in (f for c in view["comparisons"] for f in c["figures"]):
+    for figure in (f for c in view["comparisons"] for f in [*c["figures"], c["why"]["figure"]] if f):
         (folder / "figures" / figure["file"]).write_bytes(figure["png"])
     found.table.drop(columns="index").to_csv(folder / "metrics.csv", index_label="index")
     (folder / "report.html").write_text(environment(autoescape=True).get_template("report.html.jinja").render(view))
@@ -120,6 +120,7 @@ def _comparison(found: Summary, comparison: Comparison, number: int) -> dict[str
         "rows": [_row(system, headline(found)) for system in comparison.systems],
         "one_run": any(s.judged.runs == 1 for s in comparison.systems),
         "figures": images,
+        "why": attribution.view(found, comparison, f"{number}-{slug}"),
     }
 
 

@@ -69,9 +69,14 @@ def summarise(campaign: Campaign, slo: dict[str, float] | None = None, given: Gi
 
 
 def latency_frame(o: Observed) -> pd.DataFrame:
-    """scheduled_s (from the window's start), ttft_s, tpot_s, e2e_s of the window's requests; a failure is +inf."""
-    frame = o.scheduled[["scheduled_s", "ttft_s", "tpot_s", "e2e_s", "failed"]].copy()
+    """Of the window's requests: scheduled_s (from the window's start), ttft_s, tpot_s, e2e_s, of which a failure's are +inf, what
+    analysis/attribution.py makes parts of, and in_flight: the others that were sent and not done when it was sent."""
+    frame = o.scheduled[["scheduled_s", "ttft_s", "tpot_s", "e2e_s", "send_lag_s", "slot_wait_s", "queue_ms", "prompt_ms", "predicted_ms",
+                         "failed"]].copy()  # fmt: skip
     frame["scheduled_s"] -= o.window[0]
+    sent = o.rows.loc[o.rows["sent_s"].notna(), ["sent_s", "done_s"]]
+    begun, done = np.sort(sent["sent_s"]), np.sort(sent["done_s"])
+    frame["in_flight"] = np.searchsorted(begun, o.scheduled["sent_s"]) - np.searchsorted(done, o.scheduled["sent_s"], side="right")
     frame.loc[frame["failed"], ["ttft_s", "e2e_s"]] = np.inf
     return frame.drop(columns="failed").reset_index(drop=True)
 
@@ -100,7 +105,8 @@ def timeline(o: Observed) -> pd.DataFrame:
     frame["in_flight"] = np.searchsorted(begun, middle) - np.searchsorted(done, middle)
     for column in REQUESTS[1:]:
         what = column.removeprefix("server_")
-        said = o.served(f"serveoff_requests_{what}", f"vllm:num_requests_{what}")
+        # Where vLLM counts itself, ours counts what it lets wait as running.
+        said = o.served(f"vllm:num_requests_{what}", f"serveoff_requests_{what}")
         frame[column] = said.groupby(np.digitize(said.index, edges) - 1).mean().reindex(frame.index)
     return frame
 
@@ -129,8 +135,8 @@ def parts(name: str, cases: pd.DataFrame) -> tuple[str, str]:
         n = cases[metric.sample].min() if metric.sample else math.nan
         return "–", f"n too small (n={n:.0f})" if 0 < n < metric.needs else ""
     text = digits(e.mean * metric.scale)
+    completed = f"{name.removesuffix('_s')}_completed_s"
     if math.isinf(e.mean):
-        completed = f"{name.removesuffix('_s')}_completed_s"
         return text, f"({cell(completed, cases)} completed)" if completed in METRICS else ""
     return text, "" if math.isnan(e.half) or e.half == 0 else f"±{digits(e.half * metric.scale, 2)}"
 

@@ -160,7 +160,7 @@ KNOWN = (
     Counters("vllm:request_success_total", {"finished_reason": ("stop", "length", "repetition")}, "vllm:generation_tokens_total",
              ("vllm:num_requests_running", "vllm:num_requests_waiting")))
 MORE = ("vllm:kv_cache_usage_perc", "vllm:num_preemptions_total", "vllm:iteration_tokens_total_count", "serveoff_cache_hits_total",
-        "serveoff_cache_misses_total")
+        "serveoff_cache_misses_total", "serveoff_event_loop_lag_seconds_bucket")
 FEW = "?" + urlencode([("name[]", name) for names in (*((by.requests, by.tokens, *by.busy) for by in KNOWN), MORE) for name in names])
 
 

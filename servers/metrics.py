@@ -13,7 +13,8 @@ import os
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from typing import Any
+from functools import cache
+from typing import Any, ClassVar
 from urllib.parse import parse_qs
 
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -32,6 +33,7 @@ LATENCY = Histogram("serveoff_request_seconds", "from arrival to the last byte o
 RUNNING = Gauge("serveoff_requests_running", "requests that the engine works on", multiprocess_mode="livesum")
 QUEUE_SECONDS = Histogram("serveoff_queue_seconds", "waiting for the engine", buckets=SECONDS)
 TOKENS = Counter("serveoff_tokens", "tokens answered")
+LOOP_TICK_S = 0.05
 PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/models", "/health")
 
 
@@ -68,6 +70,40 @@ class Counted:
         REQUESTS.labels(self.path, self.status).inc()
         LATENCY.labels(self.path).observe(time.perf_counter() - self.began)
         IN_FLIGHT.dec()  # last: whoever sees none in flight sees all of them counted
+
+
+@cache
+def _loop_lag() -> Histogram:
+    """Made when it is first needed: a server without an event loop has none, which is not 0."""
+    return Histogram("serveoff_event_loop_lag_seconds", "how late the event loop ran what was due, each 50 ms",
+                     buckets=(0.001, 0.0025, *SECONDS))
+
+
+class LoopLag:
+    """Records how late its event loop runs a callback that is due each LOOP_TICK_S. What was due while the loop was busy counts, too:
+    else ten seconds in which nothing ran would be one late callback among many that were not. A timer, and no task: it keeps no loop
+    from ending, and nothing has to be cancelled."""
+
+    watched: ClassVar[asyncio.AbstractEventLoop | None] = None
+
+    def __init__(self, loop: asyncio.AbstractEventLoop):
+        self.loop, self.lag = loop, _loop_lag()
+        self.due = time.perf_counter() + LOOP_TICK_S
+        loop.call_later(LOOP_TICK_S, self.tick)
+
+    def tick(self) -> None:
+        now = time.perf_counter()
+        while self.due <= now:
+            self.lag.observe(now - self.due)
+            self.due += LOOP_TICK_S
+        self.loop.call_later(max(0.001, self.due - now), self.tick)  # uvloop's timers count whole milliseconds and may come early
+
+    @classmethod
+    def watch(cls) -> None:
+        """The running loop, from the first call on."""
+        if cls.watched is not (loop := asyncio.get_running_loop()):
+            cls.watched = loop
+            cls(loop)
 
 
 async def idle(patience_s: float = 10.0) -> None:
@@ -134,6 +170,8 @@ class AsgiMetrics:
         self.app = app
 
     async def __call__(self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+        if scope["type"] != "lifespan":  # in which the engine loads, and nobody waits yet
+            LoopLag.watch()
         if scope["type"] == "websocket":
             await self.websocket(scope, receive, send)
             return

@@ -18,7 +18,7 @@ import os
 import pandas as pd
 from IPython.display import display
 
-from analysis import figures, load
+from analysis import attribution, figures, load
 from analysis.summary import comparisons, summarise
 
 campaign = load.campaign(os.environ.get("SERVEOFF_CAMPAIGN"))
@@ -41,7 +41,12 @@ for comparison in comparisons(summary):
     display(figures.latency_cdf(summary, comparison))
 
 # %% [markdown]
-# The slowest requests of each run: when they were scheduled (from the window's start), and what they waited for.
+# The slowest completed requests of each run, and what they waited for: parts of E2E in seconds (analysis/attribution.py).
 
 # %%
-pd.concat({index: frame.nlargest(3, "e2e_s") for index, frame in summary.latencies.items()}, names=["case", "request"])
+pd.concat({index: attribution.parts(frame).nlargest(3, "e2e_s") for index, frame in summary.latencies.items()}, names=["case", "request"])
+
+# %%
+for comparison in comparisons(summary):
+    if whys := attribution.attribute(summary, comparison):
+        display(attribution.draw(whys))

@@ -113,6 +113,7 @@ class Run:
         self.job = job
         self.stops = job.request.stops
         self.tokens = 0
+        self.waited_s = 0.0  # in the engine's own queue, where it has one and tells
         self.stopped = False
         self.held = ""
 
@@ -147,5 +148,6 @@ class Run:
 
     def outcome(self, ended: bool = False) -> Outcome:
         """`ended`: the model itself ended its answer."""
+        began = min(self.began + max(self.waited_s, 0.0), self.first)
         return Outcome(self.job.prompt_tokens, self.tokens, "stop" if self.stopped or ended else "length",
-                       1e3 * (self.began - self.job.received), 1e3 * (self.first - self.began), 1e3 * (self.last - self.first))
+                       1e3 * (began - self.job.received), 1e3 * (self.first - began), 1e3 * (self.last - self.first))

@@ -36,9 +36,11 @@ class AsyncEngine:
         with Run(job) as run:
             run.stops = []  # vLLM does stop strings itself
             async for output in self.engine.generate({"prompt_token_ids": job.prompt}, sampling, uuid.uuid4().hex):
-                piece = output.outputs[0]
+                piece, times = output.outputs[0], output.metrics
                 if text := run.token(piece.text, len(piece.token_ids)):
                     yield text
+            if times:  # its scheduler's own clock: what it let wait is queue, and no part of the prompt
+                run.waited_s = times.scheduled_ts - times.queued_ts
         if piece.finish_reason not in ("stop", "length"):
             raise ContractError(503, f"the engine ended the request: {piece.finish_reason}")
         yield run.outcome(ended=piece.finish_reason == "stop")

@@ -31,6 +31,7 @@ app.error_handler.add(Exception, failed)
 @app.before_server_start
 async def load(app: Counting) -> None:
     app.ctx.engine = engines.load_blocking()
+    metrics.LoopLag.watch()
 
 
 @app.after_server_stop

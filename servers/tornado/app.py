@@ -37,6 +37,7 @@ async def main(app: Application) -> None:
     host, _, port = options.listen.rpartition(":")
     server = HTTPServer(app)
     server.listen(int(port), host)
+    metrics.LoopLag.watch()
     ending = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ending.set)

@@ -22,13 +22,14 @@ def test_a_regular_load(observe):
         "e2e_p50_s": 0.15, "e2e_p99_s": 0.15, "itl_p50_s": 0.01, "itl_p99_s": 0.01, "send_lag_p50_s": 0, "send_lag_p99_s": 0,
         # E2E 150 ms; the server's timings say 1 + 48 + 100.
         "outside_engine_p50_s": 0.001,
+        "running_mean": 40 * (0.048 + 0.1),
         "server_cores": 0.5, "tokens_per_cpu_s": 880, "context_switches_per_s": 200, "load_cpu_share": 0.25,
         "server_peak_bytes": synthetic.GIB + 48 * 2**20, "startup_s": 1.5,
     }  # fmt: skip
     for name, value in expected.items():
         assert values[name] == pytest.approx(value, rel=0.01 if name in ("output_tokens_per_s", "requests_per_s") else 1e-6), name
     assert {name for name, value in values.items() if math.isnan(value)} == {
-        name for name in values if name.startswith(("gpu_", "slot_wait_", "cache_", "usd_", "mbu", "mfu"))}
+        name for name in values if name.startswith(("gpu_", "slot_wait_", "cache_", "event_loop_", "usd_", "mbu", "mfu"))}
 
 
 def test_gpu(observe):
@@ -206,6 +207,8 @@ def test_the_server_over_time_beside_the_client(observe):
         assert len(o.server_metrics) == 0 and summary.timeline(o)["server_running"].isna().all()
     vllm = [row | {"name": row["name"] and row["name"].replace("serveoff_", "vllm:num_")} for row in synthetic.server_metrics(running=9.0)]
     assert set(observe(said=vllm).served("serveoff_requests_running", "vllm:num_requests_running")) == {9.0}
+    both = summary.timeline(observe(said=[*synthetic.server_metrics(), *vllm]))["server_running"].dropna()
+    assert set(both) == {9.0}, "ours counts what vLLM lets wait as running"
 
 
 def test_cache_hits_are_those_of_the_window(observe):
@@ -220,3 +223,36 @@ def test_cache_hits_are_those_of_the_window(observe):
     assert math.isnan(share((0, 5, 11), lambda t: t, lambda t: t)), "one word in the window says nothing of it"
     assert math.isnan(share(range(12), lambda t: 7, lambda t: 7)), "nothing was asked that a cache could have"
     assert math.isnan(metrics.cache_hit_share(observe(said=synthetic.server_metrics()))), "it has no cache"
+
+
+def test_running_at_once_is_the_engines_time_in_the_window(observe):
+    rows = synthetic.requests(n=3)
+    for row, first, prompt_ms, predicted_ms in zip(rows, (2.5, 5.0, 9.5), (1000, 500, 0), (1000, 2000, 4000), strict=True):
+        row |= {"first_s": first, "prompt_ms": prompt_ms, "predicted_ms": predicted_ms}
+    assert metrics.running_mean(observe(rows)) == pytest.approx((1.5 + 2.5 + 0.5) / 8), "what lies outside [2, 10) is none of it"
+    synthetic.fail(rows[2])
+    assert metrics.running_mean(observe(rows)) == pytest.approx(4.0 / 8)
+    rows[0]["predicted_ms"] = None
+    assert metrics.running_mean(observe(rows, said=synthetic.server_metrics(running=9.0))) == 9, "then what the server says"
+    assert math.isnan(metrics.running_mean(observe(rows)))
+
+
+def test_event_loop_lag_is_the_buckets_bound_in_which_p99_lies(observe):
+    def lag(counts, seconds=range(12)):
+        """`counts`: new ones a second, by the bucket's bound."""
+        said, so_far = [], dict.fromkeys(counts, 1000)  # what was before the window is none of it
+        for t in seconds:
+            total = 0
+            for bound in counts:
+                so_far[bound] += counts[bound]
+                total += so_far[bound]
+                sample = (float(t), 0.25, "serveoff_event_loop_lag_seconds_bucket", f'{{"le": "{bound}"}}', float(total))
+                said.append(dict(zip(synthetic.records.SERVER_METRICS_FIELDS, sample, strict=True)))
+        return metrics.event_loop_lag_p99_s(observe(said=said))
+
+    assert lag({"0.001": 99, "0.5": 1, "+Inf": 0}) == 0.001
+    assert lag({"0.001": 98, "0.5": 2, "+Inf": 0}) == 0.5
+    assert lag({"0.001": 50, "0.5": 0, "+Inf": 50}) == math.inf
+    assert math.isnan(lag({"0.001": 20, "+Inf": 0})), "140 are too few for a P99"
+    assert math.isnan(lag({"0.001": 2000, "+Inf": 0}, (0, 5, 11))), "one word in the window says nothing of it"
+    assert math.isnan(metrics.event_loop_lag_p99_s(observe(said=synthetic.server_metrics()))), "no event loop"

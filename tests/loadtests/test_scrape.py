@@ -88,6 +88,7 @@ def test_every_second_a_few_are_asked_for_and_sometimes_all(server: Server, scra
     paths = [path for path, _ in server.asked]
     assert [path == "/metrics" for path in paths[:21]] == ([True] + [False] * 9) * 2 + [True]
     assert "name%5B%5D=serveoff_tokens_total" in paths[1] and "name%5B%5D=vllm%3Anum_requests_waiting" in paths[1]
+    assert "name%5B%5D=serveoff_event_loop_lag_seconds_bucket" in paths[1]
 
 
 @pytest.mark.parametrize("answer", [says(""), says("no such parameter", 400)])

@@ -130,6 +130,19 @@ def test_one_slot_serves_in_order_of_arrival(kind: str) -> None:
     assert [heard.text for heard in all_heard] == [rule.continuation(word, 5) for word in ("baba", "bebe", "bibi", "bobo")]
 
 
+def test_what_the_engines_own_queue_took_is_no_part_of_the_prompt() -> None:
+    engine = simulated.BlockingEngine(settings(**QUICK))
+    with Run(engine.prepare(completion())) as run:
+        time.sleep(0.02)
+        run.token("baba")
+    plain = run.outcome()
+    run.waited_s = 0.015  # as vLLM's scheduler tells
+    told = run.outcome()
+    assert told.queue_ms == pytest.approx(plain.queue_ms + 15) and told.prompt_ms == pytest.approx(plain.prompt_ms - 15)
+    run.waited_s = 9.0  # by another clock, perhaps
+    assert run.outcome().prompt_ms == 0 and run.outcome().queue_ms == pytest.approx(plain.queue_ms + plain.prompt_ms)
+
+
 @both
 def test_many_slots_overlap_and_slow_each_other_down(kind: str) -> None:
     requests = [completion(word, 20) for word in ("baba", "bebe", "bibi", "bobo")]

@@ -280,6 +280,15 @@ def test_some_counters_can_be_asked_for_by_name(server: Running) -> None:
     assert few == names or "--workers" in server.command, "Prometheus' client finds no names in the files of several processes"
 
 
+def test_the_event_loops_lag_is_measured_where_there_is_one(server: Running) -> None:
+    if {"flask", "node"} & set(SERVERS[server.server].requires):
+        assert not [name for name in counters(server.base_url) if "event_loop" in name]
+        return
+    before = counters(server.base_url)["serveoff_event_loop_lag_seconds_count"]
+    time.sleep(0.5)
+    assert counters(server.base_url)["serveoff_event_loop_lag_seconds_count"] >= before + 8  # one each 50 ms, also those that came late
+
+
 def test_unknown_paths_make_no_new_time_series(server: Running) -> None:
     for path in ("/v1/nothing", "/v1/nothing/else"):
         assert ask(server.base_url, path)[0] == 404

@@ -1,0 +1,252 @@
+"""Why a request took as long as it did: its E2E in parts that add up, and the report's section "Why".
+
+The client knows when a request was scheduled, when its slot came and when its first byte was sent; the server says how long its own
+queue, the prompt and the generation took (`timings`). By nobody is a wait in the socket's backlog or for a free worker ever seen: it
+is what is left from sent to the first token, and the network and the framework are in it. Where a server gives no timings, only three
+things can be told: what the client did, the time to the first token, and the stream after it. PARTS says what each part is.
+"""
+
+import base64
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from analysis import figures, summary
+from analysis.statistics import needed, percentile
+from analysis.summary import Comparison, Summary, System, digits
+
+FITS_S = 0.001  # as in validity.own_times: a server that says that it took longer than the client waited has a wrong clock
+
+
+class Part(NamedTuple):
+    """`label` heads a column, `what` ends the sentence "74% of the slowest 1% is ...". Colours: Okabe and Ito's, as in figures.py."""
+
+    label: str
+    what: str
+    colour: str
+    hatch: str = ""
+
+
+TOLD = {
+    "slot_s": Part("cap on concurrency", "waiting for a slot under the scenario's cap on concurrency", "#000000"),
+    "client_s": Part("load generator", "waiting in the load generator and for a connection", "#CC79A7", "xx"),
+    "before_s": Part("before the engine", "waiting before the server's engine (socket backlog, free worker, framework, network)", "#D55E00",
+                     "//"),
+    "queue_s": Part("server's queue", "waiting in the server's own queue for its engine", "#E69F00", ".."),
+    "prompt_s": Part("prompt", "the prompt, from the engine's begin to the first token", "#56B4E9"),
+    "generation_s": Part("generation", "generation, from the first token to the last", "#0072B2"),
+    "after_s": Part("stream beyond generation", "the stream beyond generation (framework, network, buffers)", "#009E73", "\\\\"),
+}  # fmt: skip
+PARTS = TOLD | {
+    "first_s": Part("to the first token", "waiting for the first token, of which this server tells no parts", "#D9D9D9", "//"),
+    "stream_s": Part("first token to end", "the stream from the first token on", "#8C8C8C"),
+}
+COARSE = ["slot_s", "client_s", "first_s", "stream_s"]
+
+
+def parts(latencies: pd.DataFrame) -> pd.DataFrame:
+    """Of a case's frame in Summary.latencies, each completed request: e2e_s, the PARTS in seconds, in_flight (others when it was sent).
+    The TOLD parts, and likewise the COARSE ones, add up to e2e_s; TOLD beyond the client are nan where the server gave no times, or
+    times that are longer than the client waited.
+
+    Two clocks, so only lengths are known: from sent to first token minus the server's own is the way there (before), and what the
+    first token was late; the rest of the stream minus predicted_ms is what the end was later than the first token. That is negative
+    if only the first token was held back: then it was no wait before the engine either, since it generated meanwhile, and is taken
+    off there.
+    """
+    r = latencies[np.isfinite(latencies["e2e_s"]) & latencies["ttft_s"].notna()]
+    found = r[["e2e_s", "in_flight"]].copy()
+    found["slot_s"] = r["slot_wait_s"].fillna(0.0)
+    found["client_s"] = r["send_lag_s"] - found["slot_s"]
+    found["first_s"] = r["ttft_s"] - r["send_lag_s"]
+    found["stream_s"] = r["e2e_s"] - r["ttft_s"]
+    # Some servers elsewhere give no queue_ms beside the other two: their queue is before the engine, as seen from here.
+    queue, prompt, generation = r["queue_ms"].fillna(0.0) / 1e3, r["prompt_ms"] / 1e3, r["predicted_ms"] / 1e3
+    later = found["stream_s"] - generation
+    before = found["first_s"] - queue - prompt + later.clip(upper=0.0)
+    told = pd.DataFrame({"before_s": before, "queue_s": queue, "prompt_s": prompt, "generation_s": generation,
+                         "after_s": later.clip(lower=0.0)})  # fmt: skip
+    return found.join(told.where(before >= -FITS_S))
+
+
+class Bar(NamedTuple):
+    """Means over some requests of each run, and then over runs: `parts` by name in PARTS, s, which add up to `e2e_s`; `which`
+    requests in words, how many in all; `in_flight`: the median over them of the others in flight when one was sent."""
+
+    which: str
+    e2e_s: float
+    parts: dict[str, float]
+    requests: int
+    in_flight: float
+
+    @property
+    def told(self) -> bool:
+        return "queue_s" in self.parts
+
+    def share(self, part: str) -> float:
+        return self.parts[part] / self.e2e_s
+
+
+def median(runs: Sequence[pd.DataFrame]) -> Bar | None:
+    """The requests whose E2E lies between P45 and P55 of their run; None where a run has too few for a median."""
+
+    def chosen(run: pd.DataFrame) -> pd.DataFrame:
+        low, high = (percentile(run["e2e_s"].to_numpy(), p) for p in (45, 55))
+        return run[run["e2e_s"].between(low, high)]
+
+    return _bar("the median request", runs, chosen) if _least(runs) >= needed(50) else None
+
+
+def tail(runs: Sequence[pd.DataFrame]) -> Bar | None:
+    """The requests whose E2E is P99 of their run or more, where all runs have enough for one; else P95; else None."""
+    p = next((p for p in (99, 95) if _least(runs) >= needed(p)), None)
+    if p is None:
+        return None
+    return _bar(f"the slowest {100 - p}%", runs, lambda run: run[run["e2e_s"] >= percentile(run["e2e_s"].to_numpy(), p)])
+
+
+def _least(runs: Sequence[pd.DataFrame]) -> int:
+    return min(map(len, runs), default=0)
+
+
+def _bar(which: str, runs: Sequence[pd.DataFrame], choose: Callable[[pd.DataFrame], pd.DataFrame]) -> Bar:
+    chosen = [choose(run) for run in runs]
+    names = list(TOLD) if all(run["queue_s"].notna().all() for run in chosen) else COARSE
+    mean = {name: float(np.mean([run[name].mean() for run in chosen])) for name in ["e2e_s", *names]}
+    in_flight = float(np.mean([run["in_flight"].median() for run in chosen]))
+    return Bar(which, mean.pop("e2e_s"), mean, sum(map(len, chosen)), in_flight)
+
+
+def awaited(part: str, bar: Bar, run: dict[str, Any]) -> str:
+    """What a part is, in words. What was waited for has a name only where it is known that there was none left: Gunicorn's sync
+    worker takes one request at a time, each of its threads likewise (with threads it is a gthread worker: Gunicorn's settings), and
+    at least so many others were in flight; a thread of a pool, if how many there are was chosen by --set (the simulated engine has
+    slots besides, which may be what was waited for)."""
+    what = PARTS[part].what
+    if part == "before_s" and (own := _gunicorn(run.get("command") or [])):
+        workers, threads = own
+        if bar.in_flight >= workers * threads:
+            return f"waiting for {_one_of(workers * threads, 'worker' if threads == 1 else 'thread')} (framework and network are in it)"
+    case = run.get("case") or {}
+    threads = int((case.get("options") or {}).get("threads") or 0)
+    if part == "queue_s" and case.get("engine") != "simulated" and 0 < threads <= bar.in_flight:
+        return f"waiting in the server's own queue for {_one_of(threads, 'thread')}"
+    return what
+
+
+def _gunicorn(command: list[str]) -> tuple[int, int] | None:
+    """(workers, threads of each) of a Gunicorn whose workers take one request at a time for each thread; None if it is none."""
+    said = dict(itertools.pairwise(command))
+    if "gunicorn" not in {Path(word).name for word in command} or said.get("--worker-class") not in ("sync", "gthread"):
+        return None
+    return int(said["--workers"]) if "--workers" in said else 1, int(said.get("--threads", "1"))
+
+
+def _one_of(n: int, noun: str) -> str:
+    return f"the only {noun}" if n == 1 else f"one of {n} {noun}s"
+
+
+class Attribution(NamedTuple):
+    """Of one system under one traffic; a bar is None where there are too few requests for it."""
+
+    system: System
+    run: dict[str, Any]
+    bars: list[Bar]
+
+    @property
+    def sentence(self) -> str:
+        """What most of the tail is, and how much of the median request that is."""
+        if not self.bars:
+            return "too few completed requests to say."
+        bar = self.bars[-1]
+        most = max(bar.parts, key=bar.share)
+        text = f"{bar.share(most):.0%} of {bar.which} is {awaited(most, bar, self.run)}"
+        running = float(self.system.valid["running_mean"].mean())
+        if most in ("prompt_s", "generation_s") and running > 1:
+            text += f", of {digits(running)} requests at once on average"
+        if len(self.bars) > 1:
+            other = self.bars[0]
+            text += f"; of {other.which} it is {other.share(most):.0%}" if most in other.parts else ""
+            mean = f"{digits(1e3 * bar.e2e_s)} and {digits(1e3 * other.e2e_s)} ms"
+        else:
+            mean = f"{digits(1e3 * bar.e2e_s)} ms"
+        return f"{text} (mean E2E {mean})."
+
+
+def attribute(found: Summary, comparison: Comparison) -> list[Attribution]:
+    """One for each system of the comparison with a valid case, in its order."""
+    made = []
+    for system in comparison.systems:
+        if len(system.valid):
+            runs = [parts(found.latencies[index]) for index in system.valid.index]
+            bars = [bar for bar in (median(runs), tail(runs)) if bar]
+            made.append(Attribution(system, found.campaign.runs[system.valid.index[0]], bars))
+    return made
+
+
+def draw(attributions: Sequence[Attribution]) -> Figure:
+    """Two stacked bars a server, the median request and the tail: milliseconds to the left, shares of E2E to the right."""
+    rows = [(bar, 3.0 * number + 0.9 * i) for number, a in enumerate(attributions) for i, bar in enumerate(a.bars, 1)]
+    ticks = [(bar.which.removeprefix("the "), y) for bar, y in rows] + [(a.system.name, 3.0 * n) for n, a in enumerate(attributions)]
+    names = shown(attributions)
+    with rc_context(figures.STYLE | {"hatch.linewidth": 0.6}):
+        figure = Figure(figsize=(1.3 * figures.WIDTH, 1.5 + 0.55 * max(len(attributions), 1)))
+        left, right = figure.subplots(1, 2, sharey=True)
+        for axes, scale in ((left, lambda bar: 1e3), (right, lambda bar: 100 / bar.e2e_s)):
+            for bar, y in rows:
+                start = 0.0
+                for name in (name for name in names if name in bar.parts):
+                    width = max(bar.parts[name], 0.0) * scale(bar)
+                    look = PARTS[name]
+                    axes.barh(y, width, left=start, height=0.8, color=look.colour, hatch=look.hatch, edgecolor="white", linewidth=0.3)
+                    if axes is right and width >= 12:
+                        axes.text(start + width / 2, y, f"{width:.0f}", ha="center", va="center", fontsize=8,
+                                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85})  # fmt: skip
+                    start += width
+            axes.grid(axis="y", visible=False)
+        left.set_yticks([y for _, y in ticks], [label.replace("$", r"\$") for label, _ in ticks], fontsize=8)
+        for name in left.get_yticklabels()[len(rows) :]:
+            name.set_fontweight("bold")
+        left.tick_params(axis="y", length=0)
+        right.tick_params(axis="y", length=0)
+        left.set_ylim(3.0 * len(attributions) - 0.6, -0.6)
+        left.set_xlabel("mean E2E, ms")
+        right.set_xlabel("share of E2E, %")
+        right.set_xlim(0, 100)
+        handles = [Patch(facecolor=PARTS[n].colour, hatch=PARTS[n].hatch, edgecolor="white", label=PARTS[n].label) for n in names]
+        figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    return figure
+
+
+def shown(attributions: Sequence[Attribution]) -> list[str]:
+    """The parts that any of them has; without a cap on concurrency nobody waited for a slot."""
+    bars = [bar for a in attributions for bar in a.bars]
+    return [name for name in PARTS if any(name in bar.parts and (name != "slot_s" or bar.parts[name] > 0) for bar in bars)]
+
+
+def view(found: Summary, comparison: Comparison, stem: str) -> dict[str, Any]:
+    """For the templates: {sentences: [(name, sentence)], heads, rows: [(name, which, cells)] in ms, engine: [(name, running, lag)],
+    coarse: names of systems whose server told no parts, figure: {file, png, base64, alt}, none without a bar}."""
+    attributions = attribute(found, comparison)
+    names = shown(attributions)
+    rows = []
+    for a in attributions:
+        for bar in a.bars:
+            times = [bar.e2e_s, *(bar.parts.get(name, np.nan) for name in names)]
+            rows.append((a.system.name, bar.which, [f"{bar.requests:,}", *(digits(1e3 * seconds) for seconds in times)]))
+    figure = None
+    if rows:
+        png = figures.png(draw(attributions))
+        figure = {"file": f"{stem}-why.png", "png": png, "base64": base64.b64encode(png).decode()}
+    return {"sentences": [(a.system.name, a.sentence) for a in attributions], "figure": figure, "rows": rows,
+            "heads": ["requests", "mean E2E", *(PARTS[name].label for name in names)],
+            "coarse": [a.system.name for a in attributions if any(not bar.told for bar in a.bars)],
+            "engine": [(a.system.name, *(summary.cell(m, a.system.valid) for m in ("running_mean", "event_loop_lag_p99_s")))
+                       for a in attributions]}  # fmt: skip
