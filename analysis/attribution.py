@@ -24,6 +24,8 @@ from analysis.summary import Comparison, Summary, System, digits
 
 FITS_S = 0.001  # as in validity.own_times: a server that says that it took longer than the client waited has a wrong clock
 
+LATE = 0.1  # of the E2E: an event loop that is later than that belongs into the sentence
+
 
 class Part(NamedTuple):
     """`label` heads a column, `what` ends the sentence "74% of the slowest 1% is ...". Colours: Okabe and Ito's, as in figures.py."""
@@ -171,6 +173,9 @@ class Attribution(NamedTuple):
         running = float(self.system.valid["running_mean"].mean())
         if most in ("prompt_s", "generation_s") and running > 1:
             text += f", of {digits(running)} requests at once on average"
+        lag = float(self.system.valid["event_loop_lag_p99_s"].mean())
+        if most in ("before_s", "after_s", "first_s", "stream_s") and LATE * bar.e2e_s <= lag < np.inf:
+            text += f", with an event loop that was up to {digits(1e3 * lag)} ms late (P99)"
         if len(self.bars) > 1:
             other = self.bars[0]
             text += f"; of {other.which} it is {other.share(most):.0%}" if most in other.parts else ""

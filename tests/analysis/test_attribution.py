@@ -108,12 +108,12 @@ def queue(workers, users, n=400, service_s=0.1):
     return rows, waits
 
 
-def attributed(tmp_path, rows, **changes):
+def attributed(tmp_path, rows, said=None, **changes):
     folder = tmp_path / f"campaign-{len(list(tmp_path.iterdir()))}"
     folder.mkdir()
     counts = {"sent": len(rows), "rows": len(rows), "locust_requests": len(rows), "locust_failures": 0, "cut_off": 0}
     case = synthetic.run(0, "alpha", served=synthetic.served(rows), counts=counts, **changes)
-    synthetic.write_case(folder, case, rows, synthetic.telemetry())
+    synthetic.write_case(folder, case, rows, synthetic.telemetry(), said=said)
     synthetic.records.write_json(folder / "campaign.json", synthetic.campaign_data([case["case"]]))
     found = summary.summarise(load.campaign(folder))
     (made,) = attribution.attribute(found, summary.comparisons(found)[0])
@@ -162,6 +162,20 @@ def test_generation_says_of_how_many_at_once(tmp_path):
     text = attributed(tmp_path, synthetic.requests()).sentence
     assert text == ("67% of the slowest 1% is generation, from the first token to the last, of 5.92 requests at once on average; "
                     "of the median request it is 67% (mean E2E 150 and 150 ms).")
+
+
+@pytest.mark.parametrize(("bound", "said"), [("1.0", True), ("0.001", False), ("+Inf", False)])
+def test_a_late_event_loop_is_named_where_it_matters(tmp_path, bound, said):
+    """The first bucket is never hit; all is in the second. +Inf is no bound."""
+    rows, _ = queue(2, 8)
+    lag = []
+    for t in range(12):
+        for le, value in {"0.0001": 0.0, bound: 100.0 * t, "+Inf": 100.0 * t}.items():
+            lag.append({"time_s": float(t), "took_s": 0.1, "name": "serveoff_event_loop_lag_seconds_bucket",
+                        "labels": f'{{"le": "{le}"}}', "value": value})  # fmt: skip
+    text = attributed(tmp_path, rows, lag, command=["uvicorn", "app:app"]).sentence
+    assert ("framework, network), with an event loop that was up to 1,000 ms late (P99); of" in text) == said
+    assert ("event loop" in text) == said
 
 
 def test_too_few_requests(tmp_path):
