@@ -112,7 +112,7 @@ def token_counts(o: Observed) -> Check:
     if not _planted(o):
         return Check(name, None, "invalid", "the model has no planted rule", "use the default model")
     done = o.rows[~o.rows["failed"]]
-    chunks = np.array([n.sum() for n in done["token_n"]], dtype="float64")
+    chunks = metrics.sums(done["token_n"])
     told = done["tokens"] if done["tokens"].notna().any() else chunks
     bad = int(((told != done["max_tokens"]) | (told != chunks)).sum())
     return Check(name, not bad, "invalid", f"{bad:,} of {len(done):,} answers have another number of tokens", remedy)
