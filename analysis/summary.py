@@ -90,7 +90,9 @@ def timeline(o: Observed) -> pd.DataFrame:
         max(1, int((end - start) / width)) + 1
     )  # whole bins only: a last half one would look like a dip
     middle = (edges[:-1] + edges[1:]) / 2
-    frame = pd.DataFrame({"time_s": middle - o.window[0], "tokens_per_s": np.histogram(times, edges, weights=numbers)[0] / width})
+    # A number of equal bins, not their edges: numpy would sort the times.
+    tokens = np.histogram(times, len(middle), (edges[0], edges[-1]), weights=numbers)[0]
+    frame = pd.DataFrame({"time_s": middle - o.window[0], "tokens_per_s": tokens / width})
     for name, column in (("server_cores", "server_cpu_s"), ("load_cores", "load_cpu_s")):
         known = o.telemetry[["time_s", column]].dropna()
         at = np.interp(edges, known["time_s"], known[column], np.nan, np.nan) if len(known) > 1 else np.full(len(edges), np.nan)

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -169,7 +170,7 @@ def test_trend():
 def test_welch():
     a, b = [10.0, 12.0, 17.0, 11.0], [20.0, 29.0, 22.0]
     expected = stats.ttest_ind(a, b, equal_var=False)
-    assert statistics.welch(a, b)[1:] == pytest.approx((*expected.confidence_interval(0.95), expected.pvalue))
+    assert statistics.welch(a, b)[1:4] == pytest.approx((*expected.confidence_interval(0.95), expected.pvalue))
     assert statistics.welch([1.0, 1.0], [1.0, 1.0]).p == 1 and statistics.welch([1.0, 1.0], [2.0, 2.0]).p == 0
 
 
@@ -219,3 +220,8 @@ def test_cache_hits_are_those_of_the_window(observe):
     assert math.isnan(share((0, 5, 11), lambda t: t, lambda t: t)), "one word in the window says nothing of it"
     assert math.isnan(share(range(12), lambda t: 7, lambda t: 7)), "nothing was asked that a cache could have"
     assert math.isnan(metrics.cache_hit_share(observe(said=synthetic.server_metrics()))), "it has no cache"
+
+
+def test_sums_of_arrays():
+    arrays = pd.Series([np.array([]), np.array([1.0, 2.0]), np.array([3.0]), np.array([])])
+    assert list(metrics.sums(arrays)) == [0, 3, 3, 0] and list(metrics.sums(arrays[:0])) == []

@@ -81,6 +81,7 @@ def test_no_page_is_wider_than_its_screen_and_its_text_can_be_read(page, large, 
     page.events.clear()
     page.open(large, width, dark)
     assert page.ask("document.documentElement.scrollWidth") <= width
+    assert page.ask("[...document.querySelectorAll('nav a')].every((a) => document.getElementById(a.hash.slice(1)))")
     text, back = (page.ask(f"getComputedStyle(document.body).{name}") for name in ("color", "backgroundColor"))
     light = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (text, back)]
     assert (light[0] > light[1]) == dark and abs(light[0] - light[1]) > 500
