@@ -1,4 +1,5 @@
 """python -m analysis report [CAMPAIGN] [--slo ttft=1000ms,tpot=100ms] [--price 2.50] [--no-notebooks]
+python -m analysis compare A B [--anyway]
 python -m analysis checks [CAMPAIGN]
 python -m analysis instrument [FOLDER]"""
 
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from analysis import capacity, checks, execute, hardware, instrument, load, metrics, report, slo
+from analysis import capacity, checks, compare, execute, hardware, instrument, load, metrics, report, slo, summary
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,6 +29,11 @@ def main(arguments: list[str] | None = None) -> int:
     verb.add_argument("--peak-flops", metavar="TFLOP/S", help="of the machine, for MFU (default: stated for its GPUs, bfloat16, dense)")
     verb.add_argument("--no-notebooks", action="store_true", help="do not execute the notebooks, which take some seconds each")
     verb.set_defaults(do=make_report)
+    verb = commands.add_parser("compare", help="two campaigns, case by case: B against A, with intervals and verdicts")
+    verb.add_argument("a", metavar="A", help="a campaign's folder")
+    verb.add_argument("b", metavar="B", help="another's")
+    verb.add_argument("--anyway", action="store_true", help="also if machine, model or scenarios differ")
+    verb.set_defaults(do=compare_campaigns)
     verb = commands.add_parser("checks", help="every check of every case as JSON; exit code 0 if every case has a number, else 1")
     verb.add_argument("campaign", nargs="?", help="a campaign's folder (default: the newest in results/)")
     verb.set_defaults(do=print_checks)
@@ -54,6 +60,15 @@ def make_report(options: argparse.Namespace) -> int:
     console = Console()
     report.show(found, console if console.is_terminal else Console(width=140))
     print(found.campaign.folder / "report.html")
+    return 0
+
+
+def compare_campaigns(options: argparse.Namespace) -> int:
+    a, b = (summary.summarise(load.campaign(folder)) for folder in (options.a, options.b))
+    if not options.anyway:
+        compare.refuse_unlike(compare.differences(a, b))
+    console = Console()
+    compare.show(a, b, console if console.is_terminal else Console(width=140))
     return 0
 
 

@@ -6,7 +6,6 @@ is what is left from sent to the first token, and the network and the framework 
 things can be told: what the client did, the time to the first token, and the stream after it. PARTS says what each part is.
 """
 
-import base64
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from analysis import figures, summary
+from analysis.figures import Picture
 from analysis.statistics import needed, percentile
 from analysis.summary import Comparison, Summary, System, digits
 
@@ -196,7 +196,7 @@ def attribute(found: Summary, comparison: Comparison) -> list[Attribution]:
     return made
 
 
-def draw(attributions: Sequence[Attribution]) -> Figure:
+def draw(attributions: Sequence[Attribution]) -> Picture:
     """Two stacked bars a server, the median request and the tail: milliseconds to the left, shares of E2E to the right."""
     rows = [(bar, 3.0 * number + 0.9 * i) for number, a in enumerate(attributions) for i, bar in enumerate(a.bars, 1)]
     ticks = [(bar.which.removeprefix("the "), y) for bar, y in rows] + [(a.system.name, 3.0 * n) for n, a in enumerate(attributions)]
@@ -227,7 +227,9 @@ def draw(attributions: Sequence[Attribution]) -> Figure:
         right.set_xlim(0, 100)
         handles = [Patch(facecolor=PARTS[n].colour, hatch=PARTS[n].hatch, edgecolor="white", label=PARTS[n].label) for n in names]
         figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    return figure
+    data = [{"system": a.system.name, "which": bar.which, "requests": bar.requests, "e2e_s": bar.e2e_s} | bar.parts
+            for a in attributions for bar in a.bars]  # fmt: skip
+    return Picture(figure, pd.DataFrame(data))
 
 
 def shown(attributions: Sequence[Attribution]) -> list[str]:
@@ -236,9 +238,9 @@ def shown(attributions: Sequence[Attribution]) -> list[str]:
     return [name for name in PARTS if any(name in bar.parts and (name != "slot_s" or bar.parts[name] > 0) for bar in bars)]
 
 
-def view(found: Summary, comparison: Comparison, stem: str) -> dict[str, Any]:
+def view(found: Summary, comparison: Comparison) -> dict[str, Any]:
     """For the templates: {sentences: [(name, sentence)], heads, rows: [(name, which, cells)] in ms, engine: [(name, running, lag)],
-    coarse: names of systems whose server told no parts, figure: {file, png, base64, alt}, none without a bar}."""
+    coarse: names of systems whose server told no parts, picture: none without a bar}."""
     attributions = attribute(found, comparison)
     names = shown(attributions)
     rows = []
@@ -246,11 +248,8 @@ def view(found: Summary, comparison: Comparison, stem: str) -> dict[str, Any]:
         for bar in a.bars:
             times = [bar.e2e_s, *(bar.parts.get(name, np.nan) for name in names)]
             rows.append((a.system.name, bar.which, [f"{bar.requests:,}", *(digits(1e3 * seconds) for seconds in times)]))
-    figure = None
-    if rows:
-        png = figures.png(draw(attributions))
-        figure = {"file": f"{stem}-why.png", "png": png, "base64": base64.b64encode(png).decode()}
-    return {"sentences": [(a.system.name, a.sentence) for a in attributions], "figure": figure, "rows": rows,
+    return {"sentences": [(a.system.name, a.sentence) for a in attributions], "rows": rows,
+            "picture": draw(attributions) if rows else None,
             "heads": ["requests", "mean E2E", *(PARTS[name].label for name in names)],
             "coarse": [a.system.name for a in attributions if any(not bar.told for bar in a.bars)],
             "engine": [(a.system.name, *(summary.cell(m, a.system.valid) for m in ("running_mean", "event_loop_lag_p99_s")))

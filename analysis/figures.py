@@ -1,18 +1,23 @@
-"""Figures of one comparison (cases of the same traffic), drawn from a Summary; each function returns a matplotlib Figure.
+"""Figures of one comparison (cases of the same traffic), drawn from a Summary; each function returns a Picture: matplotlib's figure and
+the data that it shows. In a notebook it shows itself, and `.data` is what to go on from. Those of several loads: tradeoffs.py.
 
-Colours are Okabe and Ito's, which people with any colour vision tell apart; line style and labels tell the same again.
+Colours are Okabe and Ito's, which people with any colour vision tell apart; line style, rows and labels tell the same again, since
+twenty servers have more names than there are colours.
 """
 
 import io
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from PIL import Image
 
 from analysis import statistics
 from analysis.summary import Comparison, Summary, System, cell
@@ -22,9 +27,36 @@ DASHES = ["-", "--", ":", "-."]
 STYLE: Any = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
               "figure.constrained_layout.use": True, "font.size": 10, "axes.axisbelow": True}  # fmt: skip
 WIDTH = 6.8  # inches: two beside each other on a page, and one readable on a phone
+MANY = len(COLOURS)  # more lines than that in one picture are not told apart
+SHARES = np.unique(np.concatenate([np.linspace(0.01, 1, 100), [0.995, 0.999]]))  # where a CDF is drawn: a line is no finer on paper
+MARKS = {50: "o", 95: "s", 99: "D"}
 
 
-def looks(comparison: Comparison) -> list[tuple[System, str, dict[str, Any]]]:
+def png(figure: Figure) -> bytes:
+    """120 dots an inch, in 128 colours, which a drawing does not need more of: a third of the bytes."""
+    drawn, data = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=120, facecolor="white", metadata={"Software": None})
+    image = Image.open(drawn).convert("RGB").quantize(128, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    image.save(data, "png", optimize=True)
+    return data.getvalue()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """`data` has a row for each thing drawn, in the units at the end of its columns' names."""
+
+    figure: Figure
+    data: pd.DataFrame
+
+    def _repr_png_(self) -> bytes:
+        """How a notebook shows it: as the report does."""
+        return png(self.figure)
+
+
+Drawn = tuple[System, str, dict[str, Any]]
+
+
+def looks(comparison: Comparison) -> list[Drawn]:
     """(system, its label, how its lines look) of the systems with a valid case. The look follows the name and not the rank,
     so that it is the same in all figures. A label is text: no "$" in a name begins a formula."""
     order = sorted(s.name for s in comparison.systems)
@@ -32,11 +64,11 @@ def looks(comparison: Comparison) -> list[tuple[System, str, dict[str, Any]]]:
     return [(s, s.name.replace("$", r"\$"), style[s.name]) for s in comparison.systems if len(s.valid)]
 
 
-def throughput(comparison: Comparison) -> Figure:
+def throughput(comparison: Comparison) -> Picture:
     """Bars of output throughput (tokens/s) with 95% intervals over runs; dots are the runs."""
     drawn = looks(comparison)
     with rc_context(STYLE):
-        figure, axes = _axes(0.9 + 0.45 * len(drawn))
+        figure, axes = _axes(0.9 + (0.45 if len(drawn) <= MANY else 0.3) * len(drawn))
         for row, (system, _, look) in enumerate(drawn):
             runs = system.valid["output_tokens_per_s"]
             e = statistics.estimate(runs)
@@ -48,62 +80,118 @@ def throughput(comparison: Comparison) -> Figure:
                           textcoords="offset points", va="center")  # fmt: skip
         axes.set_yticks(range(len(drawn)), [label for _, label, _ in drawn])
         axes.invert_yaxis()
-        axes.margins(x=0.15)
+        axes.margins(x=0.15, y=0.01)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("output tokens/s in the window (line: 95% interval over runs)")
+    data = [s.valid[["server", "engine", "repetition", "output_tokens_per_s"]] for s, _, _ in drawn]
+    return Picture(figure, pd.concat(data, ignore_index=True) if data else pd.DataFrame())
+
+
+def cdf(summary: Summary, comparison: Comparison) -> pd.DataFrame:
+    """server, engine, repetition, share, ttft_s, e2e_s: the latency (nearest-rank, +inf is a failure) that this share of the window's
+    requests did not exceed, a run at a time: runs are never pooled."""
+    frames = []
+    for system in comparison.systems:
+        for run in system.valid.to_dict("records"):
+            found = {"server": system.server, "engine": system.engine, "repetition": run["repetition"], "share": SHARES}
+            for column in ("ttft_s", "e2e_s"):
+                values = summary.latencies[run["index"]][column].dropna()
+                found[column] = np.percentile(values, 100 * SHARES, method="inverted_cdf") if len(values) else math.nan
+            frames.append(pd.DataFrame(found))
+    columns = ["server", "engine", "repetition", "share", "ttft_s", "e2e_s"]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
+
+
+def latency_cdf(summary: Summary, comparison: Comparison) -> Picture:
+    """Cumulative share of requests by TTFT and by E2E, a line a run. A curve that ends below 1 has failures. Of many systems each has a
+    panel of its own, in which the others are grey."""
+    drawn, data = looks(comparison), cdf(summary, comparison)
+    lines = {s.name: [own for _, own in data[(data["server"] == s.server) & (data["engine"] == s.engine)].groupby("repetition")]
+             for s, _, _ in drawn}  # fmt: skip
+    with rc_context(STYLE):
+        figure = _panels(drawn, lines) if len(drawn) > MANY else _overlay(drawn, lines)
+    return Picture(figure, data)
+
+
+def _overlay(drawn: list[Drawn], lines: dict[str, list[pd.DataFrame]]) -> Figure:
+    figure = Figure(figsize=(WIDTH, 3.2 + 0.2 * len(drawn)))
+    for axes, column, latency in zip(figure.subplots(1, 2, sharey=True), ("ttft_s", "e2e_s"), ("TTFT", "E2E"), strict=True):
+        for system, label, look in drawn:
+            for run, own in enumerate(lines[system.name]):
+                _steps(axes, own, column, lw=1.4, label=None if run else label, **look)
+        log_axis(axes, axes.xaxis)
+        axes.set_xlabel(f"{latency}, ms (log)")
+        axes.set_ylim(0, 1.02)
+    figure.axes[0].set_ylabel("share of requests")
+    _legend(figure)
     return figure
 
 
-def latency_cdf(summary: Summary, comparison: Comparison) -> Figure:
-    """Cumulative share of requests by TTFT and by E2E, a line a run: runs are never pooled. A curve that ends below 1 has failures."""
+def _panels(drawn: list[Drawn], lines: dict[str, list[pd.DataFrame]], columns: int = 4) -> Figure:
+    figure, grid = _grid(math.ceil(len(drawn) / columns), columns, 1.5 * WIDTH, 1.5, gap=0.25, sharex=True, sharey=True)
+    for axes, (system, label, _) in zip(grid.flat, drawn, strict=False):
+        for other, _, _ in drawn:
+            _steps(axes, lines[other.name][0], "e2e_s", color="#999999", lw=0.5, alpha=0.5)
+        for run, own in enumerate(lines[system.name]):
+            _steps(axes, own, "ttft_s", color=COLOURS[3], ls="--", lw=1.6, label=None if run else "TTFT")
+            _steps(axes, own, "e2e_s", color=COLOURS[0], lw=1.6, label=None if run else "E2E")
+        axes.set_title(label, loc="left", fontsize=9)
+    for axes in grid.flat[len(drawn) :]:
+        axes.set_visible(False)
+    grid[0, 0].plot([], [], color="#999999", lw=0.5, label="E2E of the others")
+    values = np.concatenate([own[["ttft_s", "e2e_s"]].to_numpy().ravel() for runs in lines.values() for own in runs])
+    known = values[np.isfinite(values) & (values > 0)]
+    log_axis(grid[0, 0], grid[0, 0].xaxis, (1000 * known.min(), 1000 * known.max()) if len(known) else None)
+    grid[0, 0].set_ylim(0, 1.02)
+    for axes in grid[-1]:
+        axes.set_xlabel("ms (log)")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("share")
+    _legend(figure, columns=3)
+    return figure
+
+
+def _steps(axes: Axes, own: pd.DataFrame, column: str, **look: Any) -> None:
+    known = own[np.isfinite(own[column]) & (own[column] > 0)]
+    axes.step(known[column] * 1000, known["share"], where="post", **look)
+
+
+def tail(comparison: Comparison) -> Picture:
+    """P50, P95 and P99 of TTFT and E2E, mean over runs with 95% intervals, a row a system; what has no number is not drawn."""
+    drawn = looks(comparison)
+    rows: list[dict[str, Any]] = []
     with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.2 + 0.2 * len(comparison.systems)))
-        for axes, column, latency in zip(figure.subplots(1, 2, sharey=True), ("ttft_s", "e2e_s"), ("TTFT", "E2E"), strict=True):
-            for system, label, look in looks(comparison):
-                for run, index in enumerate(system.valid.index):
-                    values = np.sort(summary.latencies[index][column].dropna())
-                    share = np.arange(1, len(values) + 1) / len(values)
-                    known = np.isfinite(values) & (values > 0)
-                    axes.step(values[known] * 1000, share[known], where="post", lw=1.4, label=None if run else label, **look)
-            _log(axes, axes.xaxis)
+        figure = Figure(figsize=(WIDTH, 1.4 + (0.5 if len(drawn) <= MANY else 0.32) * len(drawn)))
+        for axes, stem, latency in zip(figure.subplots(1, 2, sharey=True), ("ttft", "e2e"), ("TTFT", "E2E"), strict=True):
+            for row, (system, _, look) in enumerate(drawn):
+                found = {p: statistics.estimate(system.valid[f"{stem}_p{p}_s"]) for p in (50, 95, 99)}
+                rows += [{"server": system.server, "engine": system.engine, "latency": latency, "percentile": p, "mean_s": e.mean,
+                          "half_s": e.half, "runs": e.runs} for p, e in found.items()]  # fmt: skip
+                shown = {p: e for p, e in found.items() if math.isfinite(e.mean) and e.mean > 0}
+                axes.plot([1000 * e.mean for e in shown.values()], [row] * len(shown), color=look["color"], lw=1, alpha=0.6)
+                for p, e in shown.items():
+                    half = 1000 * (0 if math.isnan(e.half) else e.half)
+                    # A log axis has no zero: an interval that reaches it is drawn to a thousandth of the value.
+                    axes.errorbar(1000 * e.mean, row, xerr=[[min(half, 999 * e.mean)], [half]], marker=MARKS[p], markersize=6, capsize=3,
+                                  color=look["color"], elinewidth=1)  # fmt: skip
+            means = [1000 * r["mean_s"] for r in rows if r["latency"] == latency and 0 < r["mean_s"] < math.inf]
+            log_axis(axes, axes.xaxis, (min(means), max(means)) if means else None)  # a long interval must not squeeze the rest
             axes.set_xlabel(f"{latency}, ms (log)")
-            axes.set_ylim(0, 1.02)
-        figure.axes[0].set_ylabel("share of requests")
-        _legend(figure)
-    return figure
+        axes = figure.axes[0]
+        axes.set_yticks(range(len(drawn)), [label for _, label, _ in drawn])
+        axes.set_ylim(len(drawn) - 0.4, -0.6)
+        for p, mark in MARKS.items():
+            axes.plot([], [], mark, color="#777777", label=f"P{p}")
+        _legend(figure, columns=3)
+    return Picture(figure, pd.DataFrame(rows))
 
 
-def tail(comparison: Comparison) -> Figure:
-    """P50, P95 and P99 of TTFT and E2E, mean over runs with 95% intervals; what has no number is not drawn."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.2 + 0.2 * len(comparison.systems)))
-        for axes, stem, latency in zip(figure.subplots(1, 2), ("ttft", "e2e"), ("TTFT", "E2E"), strict=True):
-            drawn = looks(comparison)
-            for i, (system, label, look) in enumerate(drawn):
-                found = [statistics.estimate(system.valid[f"{stem}_p{p}_s"]) for p in (50, 95, 99)]
-                x = np.arange(3) + (i - (len(drawn) - 1) / 2) * min(0.12, 0.7 / len(drawn))
-                y = np.array([e.mean for e in found]) * 1000
-                half = np.nan_to_num([e.half for e in found]) * 1000
-                shown = np.isfinite(y) & (y > 0)
-                # A log axis has no zero: an interval that reaches it is drawn to a thousandth of the value.
-                low = np.minimum(half, y * 0.999)
-                axes.errorbar(x[shown], y[shown], yerr=[low[shown], half[shown]], marker="os^Dv"[i % 5], markersize=5, capsize=3,
-                              lw=1.2, label=label, **look)  # fmt: skip
-            axes.set_xticks(range(3), ["P50", "P95", "P99"])
-            axes.set_xlim(-0.5, 2.5)
-            _log(axes, axes.yaxis)
-            axes.set_ylabel(f"{latency}, ms (log)")
-        _legend(figure)
-    return figure
-
-
-def timeline(summary: Summary, comparison: Comparison) -> Figure:
+def timeline(summary: Summary, comparison: Comparison) -> Picture:
     """Tokens/s, CPU cores with GPU utilisation, and requests in flight over time, of the first valid run of each system; the
     window is shaded. Requests that the client waits for and the server does not know of stand in its socket's queue."""
     drawn = looks(comparison)
     with rc_context(STYLE):
-        figure = Figure(figsize=(1.3 * WIDTH, 0.6 + 1.7 * max(len(drawn), 1)))
-        grid = figure.subplots(max(len(drawn), 1), 3, sharex=True, squeeze=False)
+        figure, grid = _grid(max(len(drawn), 1), 3, 1.3 * WIDTH, 1.7 if len(drawn) <= MANY else 1.3, gap=0.75, sharex=True)
         for row, (system, label, look) in zip(grid, drawn, strict=False):
             case = system.valid.iloc[0]
             frame = summary.timelines[case["index"]]
@@ -133,13 +221,9 @@ def timeline(summary: Summary, comparison: Comparison) -> Figure:
         for axes in grid[-1]:
             axes.set_xlabel("seconds since the window opened")
         _legend(figure, columns=3)
-    return figure
-
-
-def png(figure: Figure) -> bytes:
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=120, facecolor="white", metadata={"Software": None})
-    return data.getvalue()
+    frames = [summary.timelines[s.valid["index"].iloc[0]].assign(server=s.server, engine=s.engine, repetition=s.valid["repetition"].iloc[0])
+              for s, _, _ in drawn]  # fmt: skip
+    return Picture(figure, pd.concat(frames, ignore_index=True) if frames else pd.DataFrame())
 
 
 def _axes(height: float) -> tuple[Figure, Axes]:
@@ -147,15 +231,28 @@ def _axes(height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _log(axes: Axes, axis: Axis) -> None:
-    """A logarithmic axis with plain numbers, wide enough that one of them is always on it."""
+def _grid(rows: int, columns: int, width: float, height: float, gap: float, **shared: Any) -> tuple[Figure, Any]:
+    """Axes of `height` inches a row, and room for labels and a legend, which matplotlib takes seconds to find out for sixty axes."""
+    tall = height * rows + 1.4
+    with rc_context({"figure.constrained_layout.use": False}):
+        figure = Figure(figsize=(width, tall))
+    each = (width - 0.9 - gap * (columns - 1)) / columns
+    figure.subplots_adjust(left=0.7 / width, right=1 - 0.2 / width, top=1 - 0.3 / tall, bottom=1.1 / tall,
+                           wspace=gap / each, hspace=0.35 / (height - 0.35))  # fmt: skip
+    return figure, figure.subplots(rows, columns, squeeze=False, **shared)
+
+
+def log_axis(axes: Axes, axis: Axis, span: tuple[float, float] | None = None) -> None:
+    """A logarithmic axis with plain numbers, wide enough that one of them is always on it. `span`: of the data, if others share it."""
     is_x = axis is axes.xaxis
-    low, high = (axes.dataLim.intervalx if is_x else axes.dataLim.intervaly).tolist()
+    low, high = span or (axes.dataLim.intervalx if is_x else axes.dataLim.intervaly).tolist()
     (axes.set_xscale if is_x else axes.set_yscale)("log")
     if 0 < low <= high < math.inf:
-        (axes.set_xlim if is_x else axes.set_ylim)(low / 2, high * 2)
-    few = 0 < low <= high < 30 * low  # over more decades the labels of 2 and 5 would run into each other
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1, 3)))
+        room = 2 if high < 4 * low else 1.3
+        (axes.set_xlim if is_x else axes.set_ylim)(low / room, high * room)
+    span_of = high / low if 0 < low <= high < math.inf else 1
+    # Over more decades the labels of 2 and 5, and then that of 3, would run into each other.
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if span_of < 30 else (1, 3) if span_of < 300 else (1,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -164,4 +261,5 @@ def _legend(figure: Figure, columns: int = 2) -> None:
     """One legend for all axes, each label once."""
     found = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if found:
-        figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+        place = "outside lower center" if figure.get_layout_engine() else "lower center"
+        figure.legend(list(found.values()), list(found), loc=place, ncols=columns, frameon=False, fontsize=9)

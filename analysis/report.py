@@ -1,23 +1,27 @@
 """A campaign's folder -> report.html, report.md, figures/*.png and metrics.csv in it, and the headline in the terminal."""
 
 import base64
+import hashlib
 import html
-import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
+import markupsafe
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from analysis import attribution, capacity_report, cost, figures, floor, load, statistics, summary
+from analysis import attribution, capacity_report, cost, figures, floor, load, statistics, summary, tradeoffs
+from analysis.figures import Picture
 from analysis.hardware import NOTHING, Given
 from analysis.metrics import METRICS
-from analysis.summary import Comparison, Summary, System
+from analysis.summary import Comparison, Summary, Sweep, System
 
 HEADLINE = (
     "output_tokens_per_s", "requests_per_s", "goodput_per_s", "error_share",
@@ -30,14 +34,27 @@ TERMINAL = {
     "ttft_p50_s": "TTFT\nP50 ms", "ttft_p99_s": "TTFT\nP99 ms", "tpot_p50_s": "TPOT\nP50 ms", "e2e_p50_s": "E2E\nP50 ms",
     "e2e_p99_s": "E2E\nP99 ms", "server_cores": "CPU\ncores",
 }  # fmt: skip
+TEMPLATES = Path(__file__).parent / "templates"
+# Name and caption of each picture.
 CAPTIONS = {
-    "throughput": "Output throughput. Bar: mean over runs; dots: runs; line: Student-t 95% interval.",
-    "tail": "Tail latency: mean over runs of each percentile, with 95% intervals.",
-    "latency-cdf": "Share of requests answered within a time, one line a run. A curve that ends below 1 has failures.",
-    "timeline": "The first valid run over time. Shaded: the window that the numbers are from. Right: requests that the client "
-                "waits for, and those of them that the server itself calls running and waiting; the others stand in its socket's "
-                "queue (and a synchronous worker, which is asked between two requests, never sees its own).",
-}
+    "curve-e2e": ("Throughput and E2E", "What a server carries, and how long the unlucky requests wait for it: a line a server through its "
+                  "loads, larger markers for higher loads; a point is the mean over runs. Right and low is good."),
+    "curve-ttft": ("Throughput and TTFT", "The same for the wait for the first token."),
+    "pareto": ("A user's tokens/s and the machine's", "How fast an answer runs for its reader, without the wait for its first token, "
+               "against what the machine gives all of them together, larger markers for higher loads. Grey: the Pareto frontier, the "
+               "servers that no other beats in both (by their means: close neighbours may be a tie)."),
+    "heat-map": ("Each metric relative to the best", "How many times worse than the best of its column each number is, by means over "
+                 "runs; 1 is the best, the stronger the colour the worse, – has no number. Whether a small difference is one, the "
+                 "table's intervals say."),
+    "throughput": ("Output throughput", "Output throughput. Bar: mean over runs; dots: runs; line: Student-t 95% interval."),
+    "tail": ("Tail latency", "Tail latency: mean over runs of each percentile, with 95% intervals."),
+    "latency-cdf": ("Distribution of latencies", "Share of requests answered within a time, one line a run. A curve that ends below 1 has "
+                    "failures."),
+    "why": ("Parts of E2E", "The parts of E2E of the median request and of the slowest ones, for each server."),
+    "timeline": ("Over time", "The first valid run over time. Shaded: the window that the numbers are from. Right: requests that the "
+                 "client waits for, and those of them that the server itself calls running and waiting; the others stand in its socket's "
+                 "queue (and a synchronous worker, which is asked between two requests, never sees its own)."),
+}  # fmt: skip
 
 
 def write(folder: Path | str | None = None, slo: dict[str, float] | None = None, given: Given = NOTHING) -> Summary:
@@ -48,7 +65,9 @@ def write(folder: Path | str | None = None, slo: dict[str, float] | None = None,
     for old in (folder / "figures").glob("*.png"):
         old.unlink()  # of an earlier report, perhaps of a comparison that is named otherwise now
     view = view_of(found)
-    for figure in (f for c in view["comparisons"] for f in [*c["figures"], c["why"]["figure"]] if f):
+    compared = [c for sweep in view["sweeps"] for c in sweep["comparisons"]]
+    pictures = [f for sweep in view["sweeps"] for f in sweep["curves"]] + [f for c in compared for f in [*c["figures"], c["why"]["figure"]]]
+    for figure in filter(None, pictures):
         (folder / "figures" / figure["file"]).write_bytes(figure["png"])
     found.table.drop(columns="index").to_csv(folder / "metrics.csv", index_label="index")
     (folder / "report.html").write_text(environment(autoescape=True).get_template("report.html.jinja").render(view))
@@ -60,7 +79,11 @@ def view_of(found: Summary) -> dict[str, Any]:
     """Everything that the templates print, as plain values and text; they only lay it out."""
     data, cases = found.campaign.data, found.table
     capacity = capacity_report.view(found)
-    comparisons = [] if capacity["systems"] else summary.comparisons(found)  # a search's cases are each at a load of its own
+    comparisons = summary.comparisons(found)
+    sweeps = [_sweep(found, sweep, number) for number, sweep in enumerate(summary.sweeps(comparisons), 1)]
+    if capacity["systems"]:  # a search's cases are each at a load of its own: nothing to compare but their curves
+        sweeps = [sweep | {"comparisons": []} for sweep in sweeps]
+    script = (TEMPLATES / "page.js").read_text()
     states = cases["state"].value_counts().to_dict()
     return {
         "name": found.campaign.folder.resolve().name,
@@ -71,8 +94,13 @@ def view_of(found: Summary) -> dict[str, Any]:
         "answers": capacity["answers"] or [summary.answer(c) for c in comparisons],
         "capacity": capacity,
         "dirty": bool((data.get("manifest") or {}).get("dirty")),
-        "headline": [(METRICS[m].label, summary.unit(m)) for m in headline(found)],
-        "comparisons": [_comparison(found, c, number) for number, c in enumerate(comparisons, 1)],
+        "headline": [(METRICS[m].label, summary.unit(m), METRICS[m].better) for m in headline(found)],
+        "sweeps": sweeps,
+        "sections": [(part["id"], part["title"]) for s in sweeps for part in ([s] if s["curves"] else []) + s["comparisons"]]
+        + [("validity", "Can these numbers be believed?"), ("manifest", "How it was measured")],
+        # The page's own policy lets nothing run but this script, and nothing be fetched.
+        "script": markupsafe.Markup(script),  # noqa: S704 (a file of ours)
+        "script_hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "concerns": _concerns(found),
         "checks": _checks(found),
         "cost": cost.view(found, comparisons),
@@ -83,8 +111,8 @@ def view_of(found: Summary) -> dict[str, Any]:
             (m.label, summary.unit(m.name), m.better, " ".join((m.value.__doc__ or "").split())) for m in METRICS.values()
         ],
         "confidence": [(p, statistics.needed(p)) for p in (50, 95, 99)],
-        "scenarios": [(name, _flat(table)) for name, table in _named(data.get("scenarios"))],
-        "machine": _flat(
+        "scenarios": [(name, summary.flat(table)) for name, table in _named(data.get("scenarios"))],
+        "machine": summary.flat(
             {k: data.get(k) for k in ("model", "seed", "simulated", "machine_share", "manifest") if data.get(k) is not None}
         ),
         "stages": [_case(c) | {"stages": _stages(found.campaign.runs.get(c["index"], {}))} for c in cases.to_dict("records")],
@@ -92,35 +120,40 @@ def view_of(found: Summary) -> dict[str, Any]:
     }
 
 
-def _comparison(found: Summary, comparison: Comparison, number: int) -> dict[str, Any]:
-    drawn: dict[str, Callable[[], Any]] = {
+def _sweep(found: Summary, sweep: Sweep, number: int) -> dict[str, Any]:
+    """A scenario: with several loads the pictures over them first, with one the Pareto picture among those of its only comparison."""
+    drawn: dict[str, Callable[[], Picture]] = {}
+    if len(sweep.points):
+        if len(sweep.comparisons) > 1:
+            drawn |= {"curve-e2e": lambda: tradeoffs.curve(sweep, "e2e"), "curve-ttft": lambda: tradeoffs.curve(sweep, "ttft")}
+        drawn["pareto"] = lambda: tradeoffs.pareto(sweep)
+    curves = [_figure(kind, draw(), f"{number}-{_slug(sweep.scenario)}") for kind, draw in drawn.items()]
+    comparisons = [_comparison(found, c, f"{number}-{_slug(c.title)}") for c in sweep.comparisons]
+    if len(comparisons) == 1:
+        comparisons[0]["figures"], curves = curves + comparisons[0]["figures"], []
+    return {"id": f"{number}-{_slug(sweep.scenario)}", "title": f"{sweep.scenario}, all loads", "curves": curves,
+            "comparisons": comparisons}  # fmt: skip
+
+
+def _comparison(found: Summary, comparison: Comparison, stem: str) -> dict[str, Any]:
+    drawn: dict[str, Callable[[], Picture]] = {
         "throughput": lambda: figures.throughput(comparison),
+        "heat-map": lambda: tradeoffs.heat_map(comparison, HEADLINE),
         "tail": lambda: figures.tail(comparison),
         "latency-cdf": lambda: figures.latency_cdf(found, comparison),
         "timeline": lambda: figures.timeline(found, comparison),
     }
-    slug = re.sub(r"[^a-z0-9]+", "-", comparison.title.lower()).strip("-")[:60]
-    images = []
-    if any(len(s.valid) for s in comparison.systems):
-        for kind, draw in drawn.items():
-            data = figures.png(draw())
-            images.append(
-                {
-                    "file": f"{number}-{slug}-{kind}.png",
-                    "png": data,
-                    "base64": base64.b64encode(data).decode(),
-                    "caption": CAPTIONS[kind],
-                    "tall": kind == "timeline",
-                }
-            )
+    has_number = any(len(s.valid) for s in comparison.systems)
+    why = attribution.view(found, comparison)
     return {
+        "id": stem,
         "title": comparison.title,
         "engines": comparison.engines,
         "judged": METRICS[comparison.metric].label,
         "rows": [_row(system, headline(found)) for system in comparison.systems],
         "one_run": any(s.judged.runs == 1 for s in comparison.systems),
-        "figures": images,
-        "why": attribution.view(found, comparison, f"{number}-{slug}"),
+        "figures": [_figure(kind, draw(), stem) for kind, draw in drawn.items()] if has_number else [],
+        "why": why | {"figure": why["picture"] and _figure("why", why["picture"], stem)},
     }
 
 
@@ -128,12 +161,37 @@ def headline(found: Summary) -> tuple[str, ...]:
     return (*HEADLINE, *cost.columns(found))
 
 
+def _figure(kind: str, picture: Picture, stem: str) -> dict[str, Any]:
+    data, (name, caption) = figures.png(picture.figure), CAPTIONS[kind]
+    return {
+        "stem": f"{stem}-{kind}",
+        "file": f"{stem}-{kind}.png",
+        "png": data,
+        "base64": base64.b64encode(data).decode(),
+        "csv": "data:text/csv;charset=utf-8," + quote(picture.data.to_csv(index=False, float_format="%.6g"), safe=",/:()="),
+        "name": name,
+        "caption": caption,
+        "large": picture.figure.get_figwidth() > 1.25 * figures.WIDTH,
+        "folded": kind == "timeline",
+    }
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60]
+
+
 def _row(system: System, columns: tuple[str, ...]) -> dict[str, Any]:
     """One line of the headline table; `cells` is empty where there is no number."""
     own, valid = system.cases, system.valid
     runs = f"{len(valid)}" if len(valid) == len(own) else f"{len(valid)} of {len(own)}"
     return {"server": system.server, "engine": system.engine, "rank": system.rank, "runs": runs, "why": system.why,
-            "cells": [summary.parts(m, valid) for m in columns] if len(valid) else []}  # fmt: skip
+            "cells": [(*summary.parts(m, valid), _value(m, valid)) for m in columns] if len(valid) else []}  # fmt: skip
+
+
+def _value(metric: str, valid: pd.DataFrame) -> str:
+    """What a table is sorted by: empty where there is no number."""
+    mean = statistics.estimate(valid[metric]).mean
+    return "" if math.isnan(mean) else "Infinity" if math.isinf(mean) else f"{mean:.9g}"
 
 
 def _case(case: Any) -> dict[str, Any]:
@@ -179,17 +237,8 @@ def _named(scenarios: Any) -> list[tuple[str, Any]]:
     return [(str(s.get("name", number)), s) for number, s in enumerate(scenarios or [], 1)]
 
 
-def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
-    """(dotted key, text) of nested tables: fits any shape and any width of page."""
-    if isinstance(value, dict) and value:
-        return [pair for key, inner in value.items() for pair in _flat(inner, f"{path}.{key}" if path else str(key))]
-    if isinstance(value, list) and any(isinstance(v, dict) for v in value):
-        return [pair for i, inner in enumerate(value) for pair in _flat(inner, f"{path}[{i}]")]
-    return [(path, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]
-
-
 def environment(**options: Any) -> jinja2.Environment:  # autoescape is the caller's: HTML needs it, Markdown cannot have it
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    loader = jinja2.FileSystemLoader(TEMPLATES)
     return jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, **options)  # noqa: S701
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
+POWER = 0.80
 NAN = float("nan")
 
 
@@ -53,12 +54,15 @@ def estimate(values: Any) -> Estimate:
 
 
 class Welch(NamedTuple):
-    """Difference of two means (a - b), its 95% interval and the two-sided p of no difference."""
+    """Difference of two means (a - b), its 95% interval, the two-sided p of no difference, and the smallest true difference that two such
+    samples would show to be one (their interval without 0) with a probability of 80%: (t(0.975) + t(0.8)) x standard error (H. S. Bloom,
+    "Minimum Detectable Effects", Evaluation Review 19(5), 1995)."""
 
     difference: float
     low: float
     high: float
     p: float
+    detectable: float
 
 
 def welch(a: Any, b: Any) -> Welch:
@@ -68,11 +72,12 @@ def welch(a: Any, b: Any) -> Welch:
     difference = float(a.mean() - b.mean())
     u, v = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
     if u + v == 0:
-        return Welch(difference, difference, difference, 1.0 if difference == 0 else 0.0)
+        return Welch(difference, difference, difference, 1.0 if difference == 0 else 0.0, 0.0)
     freedom = (u + v) ** 2 / (u**2 / (len(a) - 1) + v**2 / (len(b) - 1))
     error = math.sqrt(u + v)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
-    return Welch(difference, difference - half, difference + half, 2 * float(stats.t.sf(abs(difference) / error, freedom)))
+    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
+    half, detectable = quantile * error, (quantile + float(stats.t.ppf(POWER, freedom))) * error
+    return Welch(difference, difference - half, difference + half, 2 * float(stats.t.sf(abs(difference) / error, freedom)), detectable)
 
 
 class Trend(NamedTuple):

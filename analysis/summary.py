@@ -8,8 +8,11 @@ In a notebook:
     summary.estimates("output_tokens_per_s")    # server x engine x scenario, over repetitions
 """
 
+import json
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -94,7 +97,9 @@ def timeline(o: Observed) -> pd.DataFrame:
         max(1, int((end - start) / width)) + 1
     )  # whole bins only: a last half one would look like a dip
     middle = (edges[:-1] + edges[1:]) / 2
-    frame = pd.DataFrame({"time_s": middle - o.window[0], "tokens_per_s": np.histogram(times, edges, weights=numbers)[0] / width})
+    # A number of equal bins, not their edges: numpy would sort the times.
+    tokens = np.histogram(times, len(middle), (edges[0], edges[-1]), weights=numbers)[0]
+    frame = pd.DataFrame({"time_s": middle - o.window[0], "tokens_per_s": tokens / width})
     for name, column in (("server_cores", "server_cpu_s"), ("load_cores", "load_cpu_s")):
         known = o.telemetry[["time_s", column]].dropna()
         at = np.interp(edges, known["time_s"], known[column], np.nan, np.nan) if len(known) > 1 else np.full(len(edges), np.nan)
@@ -215,6 +220,39 @@ def comparisons(summary: Summary) -> list[Comparison]:
     return found
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """A scenario at each of its loads, the lowest first. `points` has a row a system and load, in this order: server, engine, users, rate,
+    runs, and the mean over its valid runs of every metric."""
+
+    scenario: str
+    comparisons: list[Comparison]
+
+    @cached_property
+    def points(self) -> pd.DataFrame:
+        found = []
+        for comparison in self.comparisons:
+            for s in comparison.systems:
+                if len(valid := s.valid):
+                    first = valid[["server", "engine", "users", "rate"]].iloc[0].to_dict()
+                    means = {name: statistics.estimate(valid[name]).mean for name in METRICS}
+                    found.append({"system": s.name} | first | {"runs": len(valid)} | means)
+        return pd.DataFrame(found, columns=["system", "server", "engine", "users", "rate", "runs", *METRICS])
+
+
+def sweeps(found: list[Comparison]) -> list[Sweep]:
+    """One for each scenario, in the order of the plan."""
+    scenarios: dict[str, list[Comparison]] = {}
+    for comparison in found:
+        scenarios.setdefault(comparison.systems[0].cases["scenario"].iloc[0], []).append(comparison)
+    return [Sweep(name, sorted(own, key=_load)) for name, own in scenarios.items()]
+
+
+def _load(comparison: Comparison) -> tuple[float, float]:
+    first = comparison.systems[0].cases.iloc[0]
+    return np.nan_to_num(first["users"]), np.nan_to_num(first["rate"])
+
+
 def title(scenario: str, users: float, rate: float) -> str:
     """
     >>> title("chat", 8.0, float("nan"))
@@ -243,3 +281,12 @@ def answer(comparison: Comparison) -> str:
         return f"{text}. It is a tie with {', '.join(s.name for s in tied[1:])}: the intervals overlap; it had {by}."
     single = min(s.judged.runs for s in ranked[:2]) == 1
     return f"{text}, {by}." + (" One run has no interval: repeat it before relying on a small difference." if single else "")
+
+
+def flat(value: Any, path: str = "") -> list[tuple[str, str]]:
+    """(dotted key, text) of nested tables: fits any shape and any width of page."""
+    if isinstance(value, dict) and value:
+        return [pair for key, inner in value.items() for pair in flat(inner, f"{path}.{key}" if path else str(key))]
+    if isinstance(value, list) and any(isinstance(v, dict) for v in value):
+        return [pair for i, inner in enumerate(value) for pair in flat(inner, f"{path}[{i}]")]
+    return [(path, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]

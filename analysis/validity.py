@@ -112,7 +112,7 @@ def token_counts(o: Observed) -> Check:
     if not _planted(o):
         return Check(name, None, "invalid", "the model has no planted rule", "use the default model")
     done = o.rows[~o.rows["failed"]]
-    chunks = np.array([n.sum() for n in done["token_n"]], dtype="float64")
+    chunks = metrics.sums(done["token_n"])
     told = done["tokens"] if done["tokens"].notna().any() else chunks
     bad = int(((told != done["max_tokens"]) | (told != chunks)).sum())
     return Check(name, not bad, "invalid", f"{bad:,} of {len(done):,} answers have another number of tokens", remedy)
@@ -217,7 +217,7 @@ def steady(o: Observed) -> Check:
         return Check(name, None, "invalid", "no tokens in the window", remedy)
     edges = np.linspace(*o.window, SLICES + 1)
     middles = (edges[1:] + edges[:-1]) / 2
-    tests = [("tokens/s", statistics.trend(middles, np.histogram(times, bins=edges, weights=numbers)[0], o.length), 0.10, 0.01)]
+    tests = [("tokens/s", statistics.trend(middles, np.histogram(times, SLICES, o.window, weights=numbers)[0], o.length), 0.10, 0.01)]
     done = o.scheduled[~o.scheduled["failed"]]
     counts = np.histogram(done["scheduled_s"], bins=edges)[0]
     some = counts > 0  # where requests are few, slices may have none

@@ -18,8 +18,8 @@ import os
 import pandas as pd
 from IPython.display import display
 
-from analysis import attribution, figures, load
-from analysis.summary import comparisons, summarise
+from analysis import attribution, figures, load, tradeoffs
+from analysis.summary import comparisons, summarise, sweeps
 
 campaign = load.campaign(os.environ.get("SERVEOFF_CAMPAIGN"))
 summary = summarise(campaign)
@@ -39,6 +39,14 @@ for comparison in comparisons(summary):
 # %%
 for comparison in comparisons(summary):
     display(figures.latency_cdf(summary, comparison))
+
+# %% [markdown]
+# How the tail grows with what a server carries, a line a server through its loads, where a scenario has several:
+
+# %%
+for sweep in sweeps(comparisons(summary)):
+    if len(sweep.comparisons) > 1:
+        display(tradeoffs.curve(sweep, "ttft"), tradeoffs.curve(sweep, "e2e"))
 
 # %% [markdown]
 # The slowest completed requests of each run, and what they waited for: parts of E2E in seconds (analysis/attribution.py).

@@ -17,8 +17,8 @@ import os
 
 from IPython.display import display
 
-from analysis import figures, load, metrics
-from analysis.summary import answer, comparisons, summarise
+from analysis import figures, load, metrics, report, tradeoffs
+from analysis.summary import answer, comparisons, summarise, sweeps
 
 campaign = load.campaign(os.environ.get("SERVEOFF_CAMPAIGN"))
 summary = summarise(campaign)
@@ -40,6 +40,22 @@ summary.estimates("goodput_per_s")
 # %%
 for comparison in comparisons(summary):
     display(figures.throughput(comparison))
+
+# %% [markdown]
+# What a user gets against what the machine gives, over all loads of a scenario. Each picture brings what it draws as a frame: go on
+# from there.
+
+# %%
+for sweep in sweeps(comparisons(summary)):
+    picture = tradeoffs.pareto(sweep)
+    display(picture, picture.data)
+
+# %% [markdown]
+# How many times worse than the best of its column each number is:
+
+# %%
+for comparison in comparisons(summary):
+    display(tradeoffs.heat_map(comparison, report.HEADLINE))
 
 # %% [markdown]
 # Every case by itself, and which of them have no number:
