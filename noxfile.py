@@ -85,6 +85,15 @@ def instrument(session: nox.Session) -> None:
 
 
 @nox.session
+def claims(session: nox.Session) -> None:
+    """What people say about serving architectures, put to the test: all of it, or some campaigns by name. Two hours."""
+    install(session)
+    session.run("python", "-m", "loadtests.claims", *session.posargs, interrupt_timeout=120, terminate_timeout=30)
+    folder = [value for option, value in zip(session.posargs, session.posargs[1:], strict=False) if option == "--out"]
+    session.run("python", "-m", "analysis", "claims", *folder)
+
+
+@nox.session
 def report(session: nox.Session) -> None:
     """Report of a campaign folder (default: the newest in results/), made anew."""
     install(session)

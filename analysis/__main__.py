@@ -1,5 +1,7 @@
 """python -m analysis report [CAMPAIGN] [--slo ttft=1000ms,tpot=100ms] [--price 2.50] [--no-notebooks]
 python -m analysis compare A B [--anyway]
+python -m analysis recommend [CAMPAIGN] --rate 50 [--slo ttft_p99=500ms,tpot_p99=50ms] [--price 2.50]
+python -m analysis claims [FOLDER]
 python -m analysis checks [CAMPAIGN]
 python -m analysis instrument [FOLDER]"""
 
@@ -10,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from analysis import capacity, checks, compare, execute, hardware, instrument, load, metrics, report, slo, summary
+from analysis import capacity, checks, claims, compare, execute, hardware, instrument, load, recommend, report, slo, summary
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     verb.add_argument("campaign", nargs="?", help="a campaign's folder (default: the newest in results/)")
     verb.add_argument(
-        "--slo", default=metrics.SLO, metavar="BOUNDS", help="what a good request meets (default: %(default)s; also e2e)"
+        "--slo", default=slo.DEFAULT, metavar="BOUNDS", help="what a good request meets, or a preset (default: %(default)s; also e2e)"
     )
     verb.add_argument("--price", metavar="PRICE", help="of the machine: dollars an hour, or a list price's name in analysis/prices.toml")
     verb.add_argument("--peak-bandwidth", metavar="GB/S", help="from the machine's memory, for MBU (default: stated for its GPUs)")
@@ -37,6 +39,17 @@ def main(arguments: list[str] | None = None) -> int:
     verb = commands.add_parser("checks", help="every check of every case as JSON; exit code 0 if every case has a number, else 1")
     verb.add_argument("campaign", nargs="?", help="a campaign's folder (default: the newest in results/)")
     verb.set_defaults(do=print_checks)
+    verb = commands.add_parser("recommend", help="which server to run at a demand, how many of them, and what would change that")
+    verb.add_argument("campaign", nargs="?", help="a campaign's folder, best of --find-capacity (default: the newest in results/)")
+    verb.add_argument("--rate", required=True, help="the demand, requests/s")
+    verb.add_argument("--slo", metavar="BOUNDS", help="such as ttft_p99=500ms,tpot_p99=50ms, or a preset (default: that of the search)")
+    verb.add_argument("--scenario", help="the traffic (default: the campaign's only open-loop scenario)")
+    verb.add_argument("--headroom", default=recommend.HEADROOM, type=float, help="share of each replica kept free (default: %(default)s)")
+    verb.add_argument("--price", metavar="USD_OR_NAME", help="of such a machine, dollars an hour, or a name of analysis/prices.toml")
+    verb.set_defaults(do=print_recommendation)
+    verb = commands.add_parser("claims", help="what people say, and what the campaigns of `python -m loadtests.claims` showed")
+    verb.add_argument("folder", nargs="?", type=Path, default=claims.RESULTS, help="with a campaign in each (default: %(default)s)")
+    verb.set_defaults(do=make_claims_page)
     verb = commands.add_parser("next", help="which cases a search for capacity needs next, as JSON")
     verb.add_argument("campaign", nargs="?", help="its folder; without one only --slo is checked")
     verb.add_argument("--slo", help="bounds to be checked")
@@ -54,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def make_report(options: argparse.Namespace) -> int:
     given = hardware.given(options.price, options.peak_bandwidth, options.peak_flops)
-    found = report.write(options.campaign, metrics.parse_slo(options.slo), given)
+    found = report.write(options.campaign, slo.each_request(slo.parse(options.slo)), given)
     if not options.no_notebooks:
         execute.notebooks(found.campaign.folder)
     console = Console()
@@ -76,6 +89,24 @@ def print_checks(options: argparse.Namespace) -> int:
     found = checks.of_campaign(options.campaign)
     print(json.dumps(found, indent=1, allow_nan=False))
     return 0 if found and all(case["valid"] for case in found) else 1
+
+
+def print_recommendation(options: argparse.Namespace) -> int:
+    rate, price = hardware.positive("--rate", options.rate), hardware.price(options.price) if options.price else None
+    if not 0 <= options.headroom < 1:
+        raise load.InputError(f"--headroom {options.headroom:g}: give a share from 0 to below 1, such as 0.2")
+    campaign = load.campaign(options.campaign)
+    bounds = recommend.bounds_of(campaign, slo.parse(options.slo) if options.slo else None)
+    found = recommend.recommend(campaign, rate, bounds, traffic=options.scenario, headroom=options.headroom, price=price)
+    print(recommend.text(found, rate, bounds, options.headroom, price))
+    return 0 if found.choices else 1
+
+
+def make_claims_page(options: argparse.Namespace) -> int:
+    for claim in claims.write(options.folder):
+        print(f"{claim.verdict:18} {claim.says}" + (f" ({claim.why})" if claim.why else ""))
+    print(options.folder / "claims.html")
+    return 0
 
 
 def print_next(options: argparse.Namespace) -> int:

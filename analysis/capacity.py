@@ -15,6 +15,7 @@ import pandas as pd
 
 from analysis import metrics, slo, validity
 from analysis.load import Campaign, label
+from analysis.observed import observe
 
 PRECISION = 0.05  # between what held and what did not
 MOST_CASES = 8  # for one server, that at saturation included
@@ -74,23 +75,44 @@ def next_load(estimate: float, probes: Sequence[Probe], most: int = MOST_CASES, 
     return load
 
 
-def probes(campaign: Campaign, server: str, engine: str, scenario: str) -> list[Probe]:
-    """The cases of one search, in the order in which they were run. `server` with its options: "fastapi_vllm loop=asyncio"."""
-    bounds = slo.parse(campaign.data["search"]["slo"])
+class Measured(NamedTuple):
+    """A case at a load. `requests`: those of its window, with the columns that `slo.kept` needs; None if it has no number, and `why`."""
+
+    load: float
+    case: int
+    requests: pd.DataFrame | None
+    steady: bool
+    why: str
+
+
+def measured(campaign: Campaign, server: str, engine: str, scenario: str) -> list[Measured]:
+    """The cases of one system, in the order in which they were run. `server` with its options: "fastapi_vllm loop=asyncio"."""
     found = []
     for case in _cases(campaign, server, engine, scenario).to_dict("records"):
         load = case["users"] if math.isnan(case["rate"]) else case["rate"]
         if case["state"] != "ok":
-            found.append(Probe(load, None, case["index"], f"{case['state']}: {case['reason']}"))
+            found.append(Measured(load, case["index"], None, False, f"{case['state']}: {case['reason']}"))
             continue
-        observed = metrics.observe(campaign, case["index"])
+        observed = observe(campaign, case["index"])
         bad = validity.reasons(validity.check(observed))
-        kept = tuple(slo.kept(observed.scheduled, bounds))
-        # What is never steady is above what the server carries: an answer to this question, though no number.
+        # What is never steady is above what the server carries: an answer to the question of capacity, though no number.
         invalid = any(check.name != "steadiness" for check in bad)
-        holds = None if invalid else not bad and all(each.holds for each in kept if each.of)
-        found.append(Probe(load, holds, case["index"], "; ".join(f"{c.name}: {c.detail}" for c in bad), kept))
+        requests = None if invalid else observed.scheduled[["ttft_s", "tpot_s", "e2e_s", "failed"]]
+        found.append(Measured(load, case["index"], requests, not bad, "; ".join(f"{c.name}: {c.detail}" for c in bad)))
     return found
+
+
+def probe(case: Measured, bounds: Sequence[slo.Bound]) -> Probe:
+    if case.requests is None:
+        return Probe(case.load, None, case.case, case.why)
+    kept = tuple(slo.kept(case.requests, bounds))
+    return Probe(case.load, case.steady and all(each.holds for each in kept if each.of), case.case, case.why, kept)
+
+
+def probes(campaign: Campaign, server: str, engine: str, scenario: str) -> list[Probe]:
+    """The cases of one search, judged by its SLO, in the order in which they were run."""
+    bounds = slo.parse(campaign.data["search"]["slo"])
+    return [probe(case, bounds) for case in measured(campaign, server, engine, scenario)]
 
 
 def question(campaign: Campaign, server: str, engine: str, scenario: str) -> dict[str, Any] | None:
@@ -108,7 +130,7 @@ def question(campaign: Campaign, server: str, engine: str, scenario: str) -> dic
             return {"scenario": saturation, "users": users, "rate": None, "duration_s": SATURATION_S}
         if (cases["state"] != "ok").all():
             return None  # it was skipped, or cannot carry this load: the report says why
-        carried = metrics.requests_per_s(metrics.observe(campaign, int(cases["index"].iloc[-1])))
+        carried = metrics.requests_per_s(observe(campaign, int(cases["index"].iloc[-1])))
         estimate = OF_SATURATION * carried if carried > 0 else table["rate"]
         most -= 1
     load = next_load(estimate, probes(campaign, server, engine, scenario), most, whole)

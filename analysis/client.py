@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.metrics import Observed
+from analysis.observed import Observed
 from analysis.statistics import needed, percentile
 
 BOUND = 0.05  # a number that can be wrong by more than that is none

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from analysis import hardware, metrics, roofline, summary
+from analysis import hardware, roofline, summary
 from analysis.metrics import METRICS
+from analysis.observed import observe
 from analysis.summary import Comparison, Summary, System
 
 # Columns of the headline table where there are values.
@@ -52,5 +53,5 @@ def model(data: dict[str, Any]) -> str:
 
 def _passes(found: Summary, system: System) -> str:
     """How the forward passes of a system's valid cases are known."""
-    observed = [metrics.observe(found.campaign, index, found.slo, found.given) for index in system.valid["index"]]
+    observed = [observe(found.campaign, index, found.slo, found.given) for index in system.valid["index"]]
     return ", ".join(dict.fromkeys(roofline.passes(o)[1] for o in observed if roofline.shape(o))) or "–"

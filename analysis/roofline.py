@@ -11,7 +11,7 @@ import numpy as np
 from analysis.statistics import NAN
 
 if TYPE_CHECKING:
-    from analysis.metrics import Observed
+    from analysis.observed import Observed
 
 PASSES = "vllm:iteration_tokens_total_count"  # vLLM observes that histogram once for each step that brought a token
 

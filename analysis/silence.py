@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from analysis import metrics
-from analysis.metrics import Observed
+from analysis.observed import Observed
 
 LEAST_S = 1.0  # shorter than that, people do not call it a pause
 TYPICAL_GAPS = 10

@@ -20,7 +20,9 @@ import pandas as pd
 from analysis import metrics, statistics, validity
 from analysis.hardware import NOTHING, Given
 from analysis.load import Campaign
-from analysis.metrics import METRICS, Observed
+from analysis.metrics import METRICS
+from analysis.observed import Observed, observe
+from analysis.slo import DEFAULT, each_request, parse
 
 TRAFFIC = ["scenario", "users", "rate"]  # cases that agree in these are compared
 SYSTEM = ["server", "engine"]
@@ -56,7 +58,7 @@ def summarise(campaign: Campaign, slo: dict[str, float] | None = None, given: Gi
     rows, checks, latencies, timelines = [], [], {}, {}
     for case in campaign.cases.to_dict("records"):
         index = case["index"]
-        o = metrics.observe(campaign, index, slo, given)
+        o = observe(campaign, index, slo, given)
         found = validity.check(o) if case["state"] == "ok" else []
         bad = validity.reasons(found)
         why = "; ".join(f"{c.name}: {c.detail}" for c in bad) if case["state"] == "ok" else f"{case['state']}: {case['reason']}"
@@ -67,7 +69,7 @@ def summarise(campaign: Campaign, slo: dict[str, float] | None = None, given: Gi
             timelines[index] = timeline(o)
     table = pd.DataFrame(rows, columns=[*campaign.cases.columns, "valid", "why", *METRICS]).set_index("index", drop=False)
     columns = ["index", *validity.Check._fields]
-    return Summary(campaign, slo or metrics.parse_slo(metrics.SLO), table.astype({"valid": bool}), pd.DataFrame(checks, columns=columns),
+    return Summary(campaign, slo or each_request(parse(DEFAULT)), table.astype({"valid": bool}), pd.DataFrame(checks, columns=columns),
                    latencies, timelines, given)  # fmt: skip
 
 

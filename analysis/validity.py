@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from analysis import client, metrics, silence, statistics
-from analysis.metrics import Observed
+from analysis.observed import Observed
 from analysis.statistics import NAN
 
 SLICES = 12

@@ -1,7 +1,7 @@
 import pytest
 
-from analysis import load, metrics
-from analysis.metrics import Observed
+from analysis import load, observed
+from analysis.observed import Observed
 from tests.analysis import synthetic
 
 
@@ -16,6 +16,6 @@ def observe(tmp_path):
         run = synthetic.run(**{"served": synthetic.served(rows)} | changes)
         synthetic.records.write_json(folder / "campaign.json", synthetic.campaign_data([run["case"]], **(data or {})))
         synthetic.write_case(folder, run, rows, synthetic.telemetry() if samples is None else samples, lines, said)
-        return metrics.observe(load.campaign(folder), 0, slo)
+        return observed.observe(load.campaign(folder), 0, slo)
 
     return make

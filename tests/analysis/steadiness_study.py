@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import validity
-from analysis.metrics import Observed
+from analysis.observed import Observed
 from loadtests import steady
 from tests.loadtests import steady_study as servers
 

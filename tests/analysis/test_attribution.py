@@ -216,4 +216,4 @@ def test_the_report_has_it(tmp_path):
     assert row.count("–") == 5, "before, queue, prompt, generation and what is beyond it are not told: no zeros"
     assert (folder / "figures" / "1-chat-8-users-why.png").stat().st_size > 10_000
     assert "<h3>Why</h3>" in page and "67% of the slowest 1%" in page
-    assert len(re.findall(r"<img ", page)) == 5
+    assert len(re.findall(r"<img ", page)) == 7 and "1-chat-8-users-why.csv" in page

@@ -93,6 +93,10 @@ def test_failures_miss_the_bounds_and_have_no_tpot() -> None:
     assert (errors.met, errors.holds) == (500, False) and errors.seen == pytest.approx(10 / 510)
 
 
+def test_what_one_request_has_to_meet() -> None:
+    assert slo.each_request(slo.parse("ttft=1000ms, tpot_p95=0.1s,e2e=5s,errors=1%")) == {"ttft_s": 1.0, "tpot_s": 0.1, "e2e_s": 5.0}
+
+
 def test_presets_and_what_cannot_be_read() -> None:
     assert [str(bound) for bound in slo.parse("llama3.1-8b")] == ["TTFT P99 ≤ 2000 ms", "TPOT P99 ≤ 100 ms"]
     assert [str(bound) for bound in slo.parse("classic")] == ["E2E P99 ≤ 2000 ms", "errors ≤ 1%"]

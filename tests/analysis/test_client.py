@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from analysis import client, validity
-from analysis.metrics import Observed
+from analysis.observed import Observed
 from tests.analysis import synthetic
 
 CLEAN = synthetic.calibration()

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from analysis import load, metrics, silence, validity
+from analysis import load, silence, validity
+from analysis.observed import observe
 from tests.analysis import synthetic
 
 Request = tuple[int, float, list[float]]  # user, sent, arrival of each token
@@ -148,5 +149,5 @@ def test_without_tokens_nothing_is_known(observe):
 def test_nobody_of_the_reference_campaign_is_accused():
     campaign = load.campaign(REFERENCE)
     for index in campaign.cases["index"]:
-        check = validity.silent(metrics.observe(campaign, index))
+        check = validity.silent(observe(campaign, index))
         assert check is not None and check.ok is True, check

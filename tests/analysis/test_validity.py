@@ -3,7 +3,7 @@
 import pytest
 
 from analysis import metrics, validity
-from analysis.metrics import Observed
+from analysis.observed import Observed
 from tests.analysis import steadiness_study, synthetic
 
 

@@ -1,0 +1,37 @@
+"""Runs the campaigns that test what people say (analysis/claims.toml), all or some. `nox -s claims` calls this."""
+
+import argparse
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from servers.launch import ROOT
+
+FILE = ROOT / "analysis" / "claims.toml"
+RESULTS = Path("results/claims")
+
+
+def main() -> int:
+    campaigns = tomllib.loads(FILE.read_text(encoding="utf-8"))["campaigns"]
+    parser = argparse.ArgumentParser(prog="python -m loadtests.claims", description=__doc__)
+    parser.add_argument("campaigns", nargs="*", metavar="CAMPAIGN", help=f"of {', '.join(campaigns)} (default: all, which takes two hours)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default: %(default)s); what is there is continued")
+    options = parser.parse_args()
+    if unknown := [name for name in options.campaigns if name not in campaigns]:
+        parser.error(f"no campaign is called {', '.join(unknown)}: there are {', '.join(campaigns)}")
+    codes = []
+    for name in options.campaigns or campaigns:
+        print(f"{name}: {' '.join(campaigns[name]['arguments'])}", flush=True)
+        command = [sys.executable, "-m", "loadtests", *campaigns[name]["arguments"], "--report", "page", "--out", str(options.out / name)]
+        codes.append(subprocess.run(command, check=False).returncode)
+        if codes[-1] in (2, 130):  # it could not begin, or Ctrl-C, which it got, too
+            return codes[-1]
+    return max(codes)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
