@@ -186,7 +186,8 @@ def text(found: Recommendation, rate: float, bounds: Sequence[slo.Bound], headro
         lines += ["", "What would change this:", *(f"  - {change}" for change in found.changes)]
     if price and price.source:
         lines += ["", f"Price: {price.usd_per_hour:g} USD an hour for {price.what}, {price.source}, {price.date}."]
-    lines += ["", "Not known:", "  - any machine, model or traffic but the measured ones; each replica is such a machine",
+    lines += ["", "Not known:", "  - any machine, model or traffic but the measured ones; each replica is such a machine"
+              + (", if it can be had at that price" if price else ""),
               *(f"  - {name}: {why}" for name, why in found.without)]  # fmt: skip
     return "\n".join(lines)
 
