@@ -34,6 +34,14 @@ class Probe(NamedTuple):
     why: str = ""
     kept: tuple[slo.Kept, ...] = ()
 
+    @property
+    def is_certain(self) -> bool:
+        """It holds if all bounds certainly do, and does not if one certainly does not, or if it was never steady."""
+        judged = [each for each in self.kept if each.of]
+        if self.holds:
+            return all(each.is_certain for each in judged)
+        return bool(self.why) or any(each.is_certain for each in judged if not each.holds)
+
 
 class Capacity(NamedTuple):
     """`holds`: the highest load that held, nan if none did. `fails`: the lowest that did not, nan if all held."""
@@ -46,7 +54,9 @@ class Capacity(NamedTuple):
         return self.fails <= self.holds * (1 + PRECISION)
 
 
-def bracket(probes: Sequence[Probe]) -> Capacity:
+def bracket(probes: Sequence[Probe], certain: bool = False) -> Capacity:
+    """`certain`: only of those that are."""
+    probes = [p for p in probes if not certain or p.is_certain]
     fails = min((p.load for p in probes if p.holds is False), default=math.nan)
     held = [p.load for p in probes if p.holds and not p.load >= fails]
     return Capacity(max(held, default=math.nan), fails)
@@ -161,6 +171,11 @@ class Found(NamedTuple):
     @property
     def name(self) -> str:
         return f"{self.server} ({self.engine})"
+
+    @property
+    def certain(self) -> Capacity:
+        """The same with 95% confidence: what holds for certain, and what certainly does not."""
+        return bracket(self.probes, certain=True)
 
     @property
     def at_capacity(self) -> int | None:

@@ -53,7 +53,8 @@ def _row(summary: Summary, f: Found) -> dict[str, Any]:
               "seen": "; ".join(filter(None, [*(f"{_seen(k)}, {k.met:,} of {k.of:,} within the bound" for k in p.kept if k.of), p.why]))}
              for p in f.probes]
     return {"server": f.server, "engine": f.engine, "traffic": f.traffic, "unit": f.unit, "capacity": _capacity(f),
-            "broke": _broke(f) or "–", "tokens": digits(tokens), "cases": len(f.probes), "ended": _ended(f), "probes": tried}
+            "certain": f"{digits(f.certain.holds)} to {digits(f.certain.fails)}", "broke": _broke(f) or "–",
+            "tokens": digits(tokens), "cases": len(f.probes), "ended": _ended(f), "probes": tried}
 
 
 def _broke(f: Found) -> str:

@@ -44,20 +44,26 @@ class Bound(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """How far a case kept a bound: `met` of `of` requests did, `low` is the lower end of the one-sided 95% interval of their share
-    (Clopper and Pearson, "The use of confidence or fiducial limits illustrated in the case of the binomial", 1934), `seen` the percentile
-    that was seen, s (of errors: their share)."""
+    """How far a case kept a bound: `met` of `of` requests did; [low, high] is the 95% interval of their share (Clopper and Pearson, "The use
+    of confidence or fiducial limits illustrated in the case of the binomial", 1934), `seen` the percentile that was seen, s (of errors:
+    their share)."""
 
     bound: Bound
     met: int
     of: int
     low: float
+    high: float
     seen: float
 
     @property
     def holds(self) -> bool:
-        """With 95% confidence, as far as requests fail the bound independently of each other; in a queue they do so in clusters."""
-        return self.low >= self.bound.share
+        """What was seen is within the bound."""
+        return self.met >= self.bound.share * self.of - 1e-9
+
+    @property
+    def is_certain(self) -> bool:
+        """95% confidence says so, too, as far as requests miss the bound independently of each other; in a queue they do so in clusters."""
+        return self.low >= self.bound.share or self.high < self.bound.share
 
 
 def parse(text: str) -> tuple[Bound, ...]:
@@ -100,20 +106,21 @@ def kept(requests: pd.DataFrame, bounds: Sequence[Bound]) -> list[Kept]:
             values = values.dropna() if bound.latency == "tpot_s" else values.where(~requests["failed"], np.inf).fillna(np.inf)
             met = (values <= bound.seconds).to_numpy()
             seen = percentile(values.to_numpy(), 100 * bound.share)
-        found.append(Kept(bound, int(met.sum()), len(met), lowest_share(int(met.sum()), len(met)), seen))
+        found.append(Kept(bound, int(met.sum()), len(met), *interval(int(met.sum()), len(met)), seen))
     return found
 
 
-def lowest_share(met: int, of: int) -> float:
-    return float(stats.beta.ppf(1 - CONFIDENCE, met, of - met + 1)) if met else 0.0
+def interval(met: int, of: int) -> tuple[float, float]:
+    """Two-sided, of a share."""
+    tail = (1 - CONFIDENCE) / 2
+    low = float(stats.beta.ppf(tail, met, of - met + 1)) if met else 0.0
+    return low, float(stats.beta.ppf(1 - tail, met + 1, of - met)) if met < of else 1.0
 
 
 def requests_needed(bounds: Sequence[Bound]) -> int:
-    """So many that a case may keep every bound although one request misses it: 473 for P99."""
+    """So many that a case without any miss keeps every bound for certain: 368 for P99."""
     strictest = max(bound.share for bound in bounds)
-    of = 2
-    while lowest_share(of - 1, of) < strictest:
-        of += 1
-        if of > 100_000:
-            raise InputError(f"no case has as many requests as a share of {strictest:.4%} needs: ask for a lower percentile")
+    of = math.ceil(math.log((1 - CONFIDENCE) / 2) / math.log(strictest))
+    if of > 100_000:
+        raise InputError(f"no case has as many requests as a share of {strictest:.4%} needs: ask for a lower percentile")
     return of
