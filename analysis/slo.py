@@ -44,7 +44,7 @@ class Bound(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """How far a case kept a bound: `met` of `of` requests did; [low, high] is the 95% interval of their share (Clopper and Pearson, "The use
+    """How far a case kept a bound: `met` of `of` requests did; [low, high] is the 95% interval of their share (Clopper, Pearson, "The use
     of confidence or fiducial limits illustrated in the case of the binomial", 1934), `seen` the percentile that was seen, s (of errors:
     their share)."""
 
