@@ -119,7 +119,7 @@ def machine_share() -> dict[str, Any]:
 def manifest() -> dict[str, Any]:
     """Machine and software as JSON; what cannot be found out is null. Takes well under a second, and changes nothing."""
     ours = git("rev-parse", "--show-toplevel") == str(ROOT)  # the commit of somebody else's repository around us says nothing
-    status = git("status", "--porcelain") if ours else None
+    status = git("status", "--porcelain", "--", ".", ":!results") if ours else None  # results, kept ones too, are no code
     return {
         "commit": git("rev-parse", "HEAD") if ours else None,
         "dirty": None if status is None else status != "",

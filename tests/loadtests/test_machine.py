@@ -65,6 +65,9 @@ def test_a_repository_with_a_change_is_dirty(monkeypatch: pytest.MonkeyPatch, tm
     git("commit", "--quiet", "--allow-empty", "-m", "empty")
     monkeypatch.setattr(machine, "ROOT", tmp_path.resolve())
     assert (machine.manifest()["commit"], machine.manifest()["dirty"]) == (git("rev-parse", "HEAD"), False)
+    (tmp_path / "results" / "reference-1").mkdir(parents=True)
+    (tmp_path / "results" / "reference-1" / "campaign.json").touch()
+    assert machine.manifest()["dirty"] is False, "what an earlier campaign found is no code"
     (tmp_path / "new.py").touch()
     assert machine.manifest()["dirty"] is True
     monkeypatch.setattr(machine, "ROOT", tmp_path.resolve() / "inside")
