@@ -116,7 +116,14 @@ def probe(case: Measured, bounds: Sequence[slo.Bound]) -> Probe:
     if case.requests is None:
         return Probe(case.load, None, case.case, case.why)
     kept = tuple(slo.kept(case.requests, bounds))
-    return Probe(case.load, case.steady and all(each.holds for each in kept if each.of), case.case, case.why, kept)
+    judged = [each for each in kept if each.of]  # answers of one token have no TPOT
+    few = [each for each in judged if each.of < each.needed]
+    if not case.steady or any(not each.holds and (each not in few or each.is_certain) for each in judged):
+        return Probe(case.load, False, case.case, case.why, kept)
+    if few or not judged:  # a percentile that the sample cannot carry is none
+        said = [f"n too small: {each.of} requests for {each.bound}, {each.needed} are needed" for each in few]
+        return Probe(case.load, None, case.case, "; ".join(said) or "no request has these latencies", kept)
+    return Probe(case.load, True, case.case, case.why, kept)
 
 
 def probes(campaign: Campaign, server: str, engine: str, scenario: str) -> list[Probe]:

@@ -153,11 +153,11 @@ def _said(best: tuple[tuple[str, ...], int] | None) -> str:
 def _without(campaign: Campaign, systems: Sequence[System], bounds: Sequence[slo.Bound]) -> list[tuple[str, str]]:
     found = []
     for system in systems:
-        known = system.capacity(bounds)
-        if math.isnan(known.holds):
-            reasons = dict.fromkeys(case.why for case in system.cases if case.why)
-            kept = f"it kept the SLO at none of {', '.join(digits(case.load) for case in system.cases)} requests/s"
-            found.append((system.name, "; ".join(reasons) if all(case.requests is None for case in system.cases) else kept))
+        probes = [capacity.probe(case, bounds) for case in system.cases]
+        if not any(probe.holds for probe in probes):
+            failed = [digits(probe.load) for probe in probes if probe.holds is False]
+            kept = [f"it kept the SLO at none of {', '.join(failed)} requests/s"] if failed else []
+            found.append((system.name, "; ".join(dict.fromkeys([*kept, *(p.why for p in probes if p.holds is None and p.why)]))))
     searched = (campaign.data.get("search") or {}).get("systems") or []
     there = {system.name for system in systems}
     for each in searched:

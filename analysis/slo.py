@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import stats
 
 from analysis.load import InputError
-from analysis.statistics import CONFIDENCE, percentile
+from analysis.statistics import CONFIDENCE, needed, percentile
 
 DEFAULT = "ttft=1000ms,tpot=100ms"
 PRESETS = {
@@ -59,6 +59,11 @@ class Kept(NamedTuple):
     def holds(self) -> bool:
         """What was seen is within the bound."""
         return self.met >= self.bound.share * self.of - 1e-9
+
+    @property
+    def needed(self) -> int:
+        """Requests without which this percentile does not exist (statistics.py)."""
+        return needed(100 * self.bound.share)
 
     @property
     def is_certain(self) -> bool:

@@ -89,6 +89,19 @@ def test_the_confidence_is_what_it_says() -> None:
     assert 0.95 <= np.mean([low <= 0.99 <= high for low, high in intervals]) < 0.99
 
 
+@pytest.mark.parametrize(("late", "of", "holds"), [(0, 298, None), (0, 299, True), (3, 100, None), (20, 100, False), (4, 299, False)])
+def test_a_percentile_that_the_sample_cannot_carry_proves_nothing_but_a_certain_failure(late: int, of: int, holds: bool | None) -> None:
+    case = capacity.Measured(10.0, 1, requests([0.1] * (of - late) + [2.0] * late), True, "")
+    found = capacity.probe(case, slo.parse("ttft_p99=1s"))
+    assert found.holds is holds and (holds is not None or f"n too small: {of} requests for TTFT P99 ≤ 1000 ms, 299 are needed" in found.why)
+
+
+def test_answers_that_have_no_such_latency_prove_nothing() -> None:
+    case = capacity.Measured(10.0, 1, requests([0.1] * 500), True, "")
+    assert capacity.probe(case, slo.parse("tpot_p99=1s")).holds is None, "answers of one token"
+    assert capacity.probe(case, slo.parse("ttft_p99=1s,tpot_p99=1s")).holds is True
+
+
 def test_what_is_certain_is_a_wider_range_than_what_was_seen() -> None:
     def probe(load: float, late: int) -> Probe:
         kept = tuple(slo.kept(requests([0.1] * (1000 - late) + [2.0] * late), slo.parse("ttft_p99=1s")))

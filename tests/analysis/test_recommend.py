@@ -99,6 +99,8 @@ def test_another_slo_is_judged_by_the_same_cases(tmp_path: Path, capsys: pytest.
     said = capsys.readouterr().out
     assert "nothing can be recommended" in said and "alpha (simulated): it kept the SLO at none of 40.0, 42.0 requests/s" in said
     assert "What would change" not in said
+    assert command.main(["recommend", folder, "--rate", "32", "--slo", "ttft_p99.9=70ms"]) == 1
+    assert "alpha (simulated): n too small: 320 requests for TTFT P99.9 ≤ 70 ms, 2995 are needed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
