@@ -4,7 +4,7 @@ The only importer of pynvml (the package nvidia-ml-py). Without a GPU everything
 take its time, and hangs when a card is lost: whoever cannot wait calls `sample` from a thread.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from loadtests.records import GPU_FIELDS
@@ -35,12 +35,14 @@ class Gpus:
             say(f"{absent}: GPU columns are null")
 
     def describe(self) -> list[dict[str, Any]]:
-        """{name, memory_bytes, driver} of each card."""
+        """{name, memory_bytes, driver, mig} of each card; mig: whether it is in MIG mode, in which NVML gives no utilisation of the card;
+        null if it has none."""
         return [
             {
                 "name": self.value(index, "name", self.nvml.nvmlDeviceGetName),
                 "memory_bytes": self.value(index, "memory", lambda card: int(self.nvml.nvmlDeviceGetMemoryInfo(card).total)),
                 "driver": self.value(index, "driver", lambda card: self.nvml.nvmlSystemGetDriverVersion()),
+                "mig": self.value(index, "MIG", lambda card: self.nvml.nvmlDeviceGetMigMode(card)[0] == self.nvml.NVML_DEVICE_MIG_ENABLE),
             }
             for index in range(self.count)
         ]
@@ -50,7 +52,7 @@ class Gpus:
         return [dict.fromkeys(GPU_FIELDS) | {"index": index} for index in range(self.count)]
 
     def sample(self) -> list[dict[str, Any]]:
-        """A row of GPU_FIELDS for each card."""
+        """A row of GPU_FIELDS for each card, without what `slowly` reads."""
         nvml = self.nvml
         readers: dict[str, Callable[[Any], Any]] = {
             "utilization_percent": lambda card: float(nvml.nvmlDeviceGetUtilizationRates(card).gpu),
@@ -60,8 +62,24 @@ class Gpus:
             "sm_clock_mhz": lambda card: float(nvml.nvmlDeviceGetClockInfo(card, nvml.NVML_CLOCK_SM)),
             "temperature_c": lambda card: float(nvml.nvmlDeviceGetTemperature(card, nvml.NVML_TEMPERATURE_GPU)),
             "throttle_reasons": lambda card: int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(card)),
+            "memory_clock_mhz": lambda card: float(nvml.nvmlDeviceGetClockInfo(card, nvml.NVML_CLOCK_MEM)),
         }
         return [row | {name: self.value(row["index"], name, read) for name, read in readers.items()} for row in self.unknown()]
+
+    def slowly(self, pids: Collection[int]) -> list[dict[str, Any]]:
+        """Of each card what takes NVML 20 ms a value, and what the processes `pids` hold of its memory."""
+        nvml = self.nvml
+
+        def held(card: Any) -> int | None:
+            theirs = [process.usedGpuMemory for process in nvml.nvmlDeviceGetComputeRunningProcesses(card) if process.pid in pids]
+            return sum(theirs) if theirs and None not in theirs else None
+
+        readers: dict[str, Callable[[Any], Any]] = {
+            "pcie_rx_bytes_per_s": lambda card: 1000.0 * nvml.nvmlDeviceGetPcieThroughput(card, nvml.NVML_PCIE_UTIL_RX_BYTES),  # NVML: KB/s
+            "pcie_tx_bytes_per_s": lambda card: 1000.0 * nvml.nvmlDeviceGetPcieThroughput(card, nvml.NVML_PCIE_UTIL_TX_BYTES),
+            "server_memory_bytes": held,
+        }
+        return [{name: self.value(index, name, read) for name, read in readers.items()} for index in range(self.count)]
 
     def value(self, index: int, name: str, read: Callable[[Any], Any]) -> Any:
         """One value of one card; null if its driver does not support it (silently) or if NVML fails (said once, not fatal)."""

@@ -191,7 +191,7 @@ def main() -> None:
         scraper = Scraper(options.metrics_of, options.out.with_name("server_metrics.jsonl"), options.clock_zero, say)
         threading.Thread(target=scraper.run, daemon=True).start()
     gpus = Gpus(say)
-    gpu_reader = Aside(gpus.sample)
+    gpu_reader, slow_gpu_reader = Aside(gpus.sample), Aside(gpus.slowly)
     samples, tick, slow_at_s, start_s, cpu_start_s = 0, 0, 0.0, time.perf_counter(), time.process_time()
     with options.out.open("ab", buffering=0) as out:  # unbuffered: each line is one write, so that a kill cannot halve it
         while load.alive():
@@ -202,6 +202,8 @@ def main() -> None:
             row: dict[str, Any] = {"time_s": round(time.perf_counter() - options.clock_zero, 6)}
             row |= {"server": server and server.sample(slow), "load": load.sample(slow)} | system()
             row["gpus"] = (gpu_reader.ask(0.05) or gpus.unknown()) if gpus.count else []
+            if slow and gpus.count and (more := slow_gpu_reader.ask(0.05, frozenset(server.members if server else ()))):
+                row["gpus"] = [card | slowly for card, slowly in zip(row["gpus"], more, strict=True)]
             out.write(json.dumps(row, allow_nan=False, separators=(",", ":")).encode() + b"\n")
             # The ticks are start_s + n * interval, whatever a sample costs; those that were missed are left out, not made up for.
             now_s = time.perf_counter()

@@ -48,8 +48,8 @@ time.sleep(600)
 SLEEPER = """
 import sys, threading, time
 def sleep():
-    for _ in range(500): time.sleep(1e-3)
-for _ in range(2): threading.Thread(target=sleep).start()
+    while True: time.sleep(1e-3)
+for _ in range(2): threading.Thread(target=sleep, daemon=True).start()
 sys.stdin.read()
 """
 
@@ -226,7 +226,9 @@ def test_no_answer_of_the_servers_metrics_stops_the_sampling_or_its_end(
 
 
 FAKE_NVML = r"""
-/* Two cards. Card 1 has no energy counter, and is lost when its power is asked for the 3rd and the 5th time. */
+/* Two cards. Card 1 has no energy counter, and is lost when its power is asked for the 3rd and the 5th time. Card 0 is in MIG mode, card 1
+   has none. Of three processes with memory on each card one is SERVER_PID's, and of card 1's that one's memory is not known. */
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 typedef struct card { int index; } card;
@@ -255,7 +257,17 @@ int nvmlDeviceGetTotalEnergyConsumption(card *c, unsigned long long *mj) {
     *mj = 5000000000ull + 500ull * asked[c->index];
     return c->index ? NOT_SUPPORTED : OK;
 }
-int nvmlDeviceGetClockInfo(card *c, int type, unsigned *mhz) { *mhz = type == 1 ? 1980 : 1; return OK; } /* 1: SM */
+int nvmlDeviceGetClockInfo(card *c, int type, unsigned *mhz) { *mhz = type == 1 ? 1980 : type == 2 ? 2619 : 1; return OK; } /* SM, memory */
+int nvmlDeviceGetPcieThroughput(card *c, int counter, unsigned *kb) { usleep(1000); *kb = counter ? 3000 : 2000; return OK; } /* TX, RX */
+int nvmlDeviceGetMigMode(card *c, unsigned *current, unsigned *pending) { *current = *pending = 1; return c->index ? NOT_SUPPORTED : OK; }
+struct process { unsigned pid; unsigned long long used; unsigned instance, compute; };
+int nvmlDeviceGetComputeRunningProcesses_v3(card *c, unsigned *count, struct process *found) {
+    if (!found) { *count = 3; return 7; /* insufficient size */ }
+    *count = 3;
+    for (unsigned i = 0; i < 3; i++) found[i] = (struct process){i ? i : atoi(getenv("SERVER_PID") ?: "0"), 5ull << 30, 0, 0};
+    if (c->index) found[0].used = ~0ull;
+    return OK;
+}
 int nvmlDeviceGetTemperature(card *c, int sensor, unsigned *celsius) { *celsius = 61 + c->index; return OK; }
 int nvmlDeviceGetCurrentClocksThrottleReasons(card *c, unsigned long long *mask) { *mask = c->index ? 0x24 : 0; return OK; }
 """
@@ -275,18 +287,23 @@ def test_gpus_are_read_as_the_driver_says(telemetry: Start, tmp_path: Path) -> N
     def answered(found: list[dict[str, Any]]) -> list[dict[str, Any]]:  # on a busy machine an answer may miss its row
         return [row for row in found if row["gpus"][0]["power_w"] is not None]
 
-    process = telemetry(os.getpid(), LD_LIBRARY_PATH=driver(tmp_path))
-    found = rows(tmp_path, lambda found: len(answered(found)) >= 6)
+    process = telemetry(os.getpid(), os.getpid(), LD_LIBRARY_PATH=driver(tmp_path), SERVER_PID=str(os.getpid()))
+    found = rows(tmp_path, lambda found: len(answered(found)) >= 40)
     said = end(process)
 
     first = {"index": 0, "utilization_percent": 40.0, "memory_used_bytes": 20 << 30, "power_w": 250.5, "energy_j": 5e6,
-             "sm_clock_mhz": 1980.0, "temperature_c": 61.0, "throttle_reasons": 0}  # fmt: skip
+             "sm_clock_mhz": 1980.0, "temperature_c": 61.0, "throttle_reasons": 0, "memory_clock_mhz": 2619.0,
+             "pcie_rx_bytes_per_s": None, "pcie_tx_bytes_per_s": None, "server_memory_bytes": None}  # fmt: skip
+    slowly = {"pcie_rx_bytes_per_s": 3e6, "pcie_tx_bytes_per_s": 2e6, "server_memory_bytes": 5 << 30}
     second = first | {"index": 1, "utilization_percent": 41.0, "power_w": 251.5, "energy_j": None, "temperature_c": 62.0,
                       "throttle_reasons": 0x24}  # fmt: skip
     assert list(first) == list(GPU_FIELDS)
-    for sample, row in enumerate(answered(found), start=1):
-        assert row["gpus"][0] == first | {"energy_j": 5e6 + 0.5 * sample}
-        assert row["gpus"][1] == second | {"power_w": None if sample in (3, 5) else 251.5}
+    asked_slowly = [row["gpus"][0]["pcie_rx_bytes_per_s"] is not None for row in answered(found)]
+    for sample, (row, slow) in enumerate(zip(answered(found), asked_slowly, strict=True), start=1):
+        more = slowly if slow else {}
+        assert row["gpus"][0] == first | more | {"energy_j": 5e6 + 0.5 * sample}
+        assert row["gpus"][1] == second | more | {"power_w": None if sample in (3, 5) else 251.5, "server_memory_bytes": None}
+    assert 2 <= sum(asked_slowly) <= len(asked_slowly) / 2, "once a second"
     assert said.count("GPU is lost") == 1 and "GPU 1" in said
     assert "not supported" not in said.lower() and "null where" in said and "no NVIDIA GPU" not in said
 
