@@ -17,7 +17,7 @@ from functools import cache
 from typing import Any, ClassVar
 from urllib.parse import parse_qs
 
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
@@ -42,11 +42,28 @@ class _Families(list[Metric]):
         return self
 
 
+class _Processes(Collector):
+    """All worker processes. Prometheus' own collector fails on the file of a worker that has just begun, or was killed then, which is
+    still empty (client_python, issue 1199); one of 100 workers often has."""
+
+    def collect(self) -> Iterable[Metric]:
+        with os.scandir(os.environ["PROMETHEUS_MULTIPROC_DIR"]) as there:
+            files = [file.path for file in there if file.name.endswith(".db") and _is_begun(file)]
+        return MultiProcessCollector.merge(files, accumulate=True)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _is_begun(file: "os.DirEntry[str]") -> bool:
+    try:
+        return file.stat().st_size > 0
+    except FileNotFoundError:  # that of a worker that has just ended
+        return False
+
+
 def exposition(query: str) -> bytes:
     """`name[]=...` asks for some names only, as with Prometheus' own client: vLLM's series take 3 ms, in which no token is sent."""
     collector: Collector = REGISTRY
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-        collector = MultiProcessCollector(CollectorRegistry())  # type: ignore[no-untyped-call]
+        collector = _Processes()
     elif names := parse_qs(query).get("name[]"):
         collector = REGISTRY.restricted_registry([*names, "serveoff_requests_in_flight", "serveoff_requests_running"])
     families = _Families(collector.collect())
