@@ -95,7 +95,7 @@ def _judge_parts(claim: dict[str, Any], campaign: Summary) -> list[Judged]:
     for _, cases in campaign.table.groupby(summary.TRAFFIC, dropna=False, sort=False):
         first = cases.iloc[0]
         traffic = summary.title(first["scenario"], first["users"], first["rate"])
-        if claim.get("scenario", first["scenario"]) == first["scenario"]:
+        if all(claim.get(key, first[key]) == first[key] for key in ("scenario", "users")):
             parts += [judged for part in claim["parts"] if (judged := _judge_part(part, traffic, cases))]
     return parts
 

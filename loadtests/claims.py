@@ -1,10 +1,12 @@
 """Runs the campaigns that test what people say (analysis/claims.toml), all or some. `nox -s claims` calls this."""
 
 import argparse
+import signal
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import NoReturn
 
 from servers.launch import ROOT
 
@@ -24,13 +26,30 @@ def main() -> int:
     for name in options.campaigns or campaigns:
         print(f"{name}: {' '.join(campaigns[name]['arguments'])}", flush=True)
         command = [sys.executable, "-m", "loadtests", *campaigns[name]["arguments"], "--report", "page", "--out", str(options.out / name)]
-        codes.append(subprocess.run(command, check=False).returncode)
+        codes.append(_run(command))
         if codes[-1] in (2, 130):  # it could not begin, or Ctrl-C, which it got, too
             return codes[-1]
     return max(codes)
 
 
+def _run(command: list[str]) -> int:
+    """Its exit code. Ctrl-C and SIGTERM end it, too, and wait until it has ended its server and kept what was measured."""
+    with subprocess.Popen(command) as campaign:
+        try:
+            return campaign.wait()
+        except KeyboardInterrupt as why:
+            if why.args:  # Ctrl-C it got itself
+                campaign.terminate()
+            campaign.wait()
+            raise
+
+
+def _terminated(*_: object) -> NoReturn:
+    raise KeyboardInterrupt("SIGTERM")
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         sys.exit(main())
     except KeyboardInterrupt:

@@ -7,7 +7,8 @@ import pytest
 from analysis import __main__ as command
 from analysis import claims
 from analysis.load import InputError
-from loadtests.__main__ import arguments_of, plan_of
+from loadtests.arguments import arguments_of
+from loadtests.campaign import plan_of
 from tests.analysis import synthetic
 
 ROOT = Path(__file__).parents[2]
@@ -113,4 +114,4 @@ def test_our_campaigns_can_be_planned_and_have_the_servers_that_are_claimed_abou
              for part in claim["parts"] for key in ("of", "to") if key in part}  # fmt: skip
     assert asked and asked <= {case.label for case in cases}
     scenarios = {claim["scenario"] for claim in table["claims"].values() if claim.get("campaign") == name and "scenario" in claim}
-    assert scenarios <= {case.scenario for case in cases} and {case.repetition for case in cases} == {1, 2, 3}
+    assert scenarios <= {case.scenario for case in cases} and {case.repetition for case in cases} >= {1, 2, 3}
