@@ -94,6 +94,24 @@ def claims(session: nox.Session) -> None:
 
 
 @nox.session
+def gate(session: nox.Session) -> None:
+    """Has head become slower than base? `nox -s gate -- --base main`; exit code 0 pass, 1 regressed, 2 invalid, 3 inconclusive."""
+    install(session)
+    try:
+        session.run("python", "-m", "loadtests.gate", *session.posargs, interrupt_timeout=120, terminate_timeout=30)
+    except nox.command.CommandFailed as failed:  # nox itself would end with 1, whatever it was
+        sys.exit(failed.return_code)
+
+
+@nox.session
+def baseline(session: nox.Session) -> None:
+    """Measure the working tree, keep the numbers in results/baselines, and draw their history."""
+    install(session)
+    session.run("python", "-m", "loadtests.gate", "--record", *session.posargs, interrupt_timeout=120, terminate_timeout=30)
+    session.run("python", "-m", "analysis", "history")
+
+
+@nox.session
 def report(session: nox.Session) -> None:
     """Report of a campaign folder (default: the newest in results/), made anew."""
     install(session)

@@ -2,6 +2,9 @@
 python -m analysis compare A B [--anyway]
 python -m analysis recommend [CAMPAIGN] --rate 50 [--slo ttft_p99=500ms,tpot_p99=50ms] [--price 2.50]
 python -m analysis claims [FOLDER]
+python -m analysis gate GATE | --campaigns BASE HEAD | --baseline NAME CAMPAIGN
+python -m analysis baseline CAMPAIGN [--name NAME]
+python -m analysis history
 python -m analysis checks [CAMPAIGN]
 python -m analysis instrument [FOLDER]"""
 
@@ -12,7 +15,25 @@ from pathlib import Path
 
 from rich.console import Console
 
-from analysis import capacity, checks, claims, compare, execute, hardware, instrument, load, recommend, report, slo, summary
+from analysis import (
+    baselines,
+    capacity,
+    checks,
+    claims,
+    compare,
+    execute,
+    gate,
+    gate_report,
+    hardware,
+    instrument,
+    load,
+    recommend,
+    report,
+    slo,
+    summary,
+    unpaired,
+    verdicts,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,7 +71,24 @@ def main(arguments: list[str] | None = None) -> int:
     verb = commands.add_parser("claims", help="what people say, and what the campaigns of `python -m loadtests.claims` showed")
     verb.add_argument("folder", nargs="?", type=Path, default=claims.RESULTS, help="with a campaign in each (default: %(default)s)")
     verb.set_defaults(do=make_claims_page)
-    verb = commands.add_parser("next", help="which cases a search for capacity needs next, as JSON")
+    verb = commands.add_parser("gate", help="has head become slower than base? exit code 0 pass, 1 regressed, 2 invalid, 3 inconclusive")
+    verb.add_argument("campaign", nargs="?", help="folder of a gate, or the campaign that --baseline is held against")
+    verb.add_argument("--campaigns", nargs=2, metavar=("BASE", "HEAD"), help="two campaigns that were measured one after the other")
+    verb.add_argument("--baseline", metavar="NAME", help="of results/baselines; newest: the last of this machine's class")
+    verb.add_argument("--metrics", default="", help="of the latter two: comma-separated")
+    verb.add_argument("--tolerance", action="append", default=[], metavar="METRIC=SHARE", help="likewise")
+    verb.add_argument("--slo", default="", metavar="BOUNDS", help="likewise")
+    verb.add_argument("--anyway", action="store_true", help="likewise: also if machine, model or scenarios differ")
+    verb.add_argument("--check", action="store_true", help="only whether these options can be met, before anything is measured")
+    verb.add_argument("--record", metavar="NAME", help="with --check: of a baseline that is to be recorded")
+    verb.set_defaults(do=judge)
+    verb = commands.add_parser("baseline", help="keep a campaign's numbers in results/baselines")
+    verb.add_argument("campaign", help="its folder")
+    verb.add_argument("--name", help="(default: machine class, day and commit)")
+    verb.set_defaults(do=record_baseline)
+    verb = commands.add_parser("history", help="draw the baselines over time, a picture for each machine class")
+    verb.set_defaults(do=draw_history)
+    verb = commands.add_parser("next", help="which cases a search for capacity or a gate needs next, as JSON")
     verb.add_argument("campaign", nargs="?", help="its folder; without one only --slo is checked")
     verb.add_argument("--slo", help="bounds to be checked")
     verb.set_defaults(do=print_next)
@@ -113,7 +151,46 @@ def print_next(options: argparse.Namespace) -> int:
     if options.slo:
         slo.requests_needed(slo.parse(options.slo))
     if options.campaign:
-        print(json.dumps(capacity.questions(load.campaign(options.campaign)), allow_nan=False))
+        campaign = load.campaign(options.campaign)
+        asked = gate.questions(campaign) if campaign.data.get("gate") else capacity.questions(campaign)
+        print(json.dumps(asked, allow_nan=False))
+    return 0
+
+
+def judge(options: argparse.Namespace) -> int:
+    wanted = verdicts.rules(options.metrics, options.tolerance, options.slo)
+    if options.check:
+        if options.baseline:
+            baselines.check(options.baseline)
+        if options.record:
+            baselines.new(options.record)
+        return 0
+    if bool(options.campaigns) == bool(options.campaign):
+        raise load.InputError("name the folder of a gate, or two by --campaigns")
+    if options.campaigns or options.baseline:
+        each_request = slo.each_request(wanted.bounds) or None
+        *bases, head = (summary.summarise(load.campaign(folder), each_request, frames=False)
+                        for folder in options.campaigns or [options.campaign])
+        base = bases[0] if bases else baselines.read(baselines.find(options.baseline, head))
+        found, folder = unpaired.of_summaries(base, head, wanted, options.anyway), head.campaign.folder
+    else:
+        campaign = load.campaign(options.campaign)
+        found, folder = gate.of_campaign(campaign), campaign.folder
+    gate_report.write(found, folder)
+    console = Console()
+    gate_report.show(found, console if console.is_terminal else Console(width=140))
+    print(folder / "gate.md")
+    return found.exit_code
+
+
+def record_baseline(options: argparse.Namespace) -> int:
+    print(baselines.record(summary.summarise(load.campaign(options.campaign), frames=False), options.name))
+    return 0
+
+
+def draw_history(_: argparse.Namespace) -> int:
+    for file in baselines.history():
+        print(file)
     return 0
 
 

@@ -77,9 +77,15 @@ def refuse_unlike(found: list[Difference]) -> None:
 
 def matches(a: Summary, b: Summary) -> tuple[list[Match], list[str], list[str]]:
     """(matched, only in A, only in B), in the order of A's plan."""
+    found, only_a, only_b = pairs(a, b)
+    return [_match(*pair) for pair in found], only_a, only_b
+
+
+def pairs(a: Summary, b: Summary) -> tuple[list[tuple[str, pd.DataFrame, pd.DataFrame]], list[str], list[str]]:
+    """Likewise, with the cases of both."""
     left, right = (dict(list(s.table.groupby([*SYSTEM, *TRAFFIC], dropna=False, sort=False))) for s in (a, b))
     left, right = ({tuple(None if v != v else v for v in key): cases for key, cases in side.items()} for side in (left, right))  # no nan
-    found = [_match(_name(cases), cases, right[key]) for key, cases in left.items() if key in right]
+    found = [(_name(cases), cases, right[key]) for key, cases in left.items() if key in right]
     only = ([_name(cases) for key, cases in side.items() if key not in other] for side, other in ((left, right), (right, left)))
     return found, next(only), next(only)
 

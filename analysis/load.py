@@ -87,7 +87,7 @@ def campaign(folder: Path | str | None = None) -> Campaign:
         index = int(run["case"]["index"])
         runs[index], folders[index] = run, path.parent
     identities = {int(case["index"]): case for case in data.get("plan") or []} | {i: run["case"] for i, run in runs.items()}
-    labels = {i: label(case["server"], case.get("options") or {}) for i, case in identities.items()}
+    labels = {i: label(case["server"], case.get("options") or {}, case.get("side", "")) for i, case in identities.items()}
     rows = [{key: identities[i].get(key) for key in CASE_KEYS} | {"server": labels[i]} | _state(runs.get(i)) for i in sorted(identities)]
     columns = [*CASE_KEYS, "state", "reason", "window_start_s", "window_end_s"]
     cases = pd.DataFrame(rows, columns=columns)

@@ -53,8 +53,9 @@ class Summary:
         return pd.DataFrame(rows, columns=[*TRAFFIC, *SYSTEM, "mean", "half", "runs"])
 
 
-def summarise(campaign: Campaign, slo: dict[str, float] | None = None, given: Given = NOTHING) -> Summary:
-    """Reads, measures and checks every case, one at a time, so that the rows of only one are in memory."""
+def summarise(campaign: Campaign, slo: dict[str, float] | None = None, given: Given = NOTHING, frames: bool = True) -> Summary:
+    """Reads, measures and checks every case, one at a time, so that the rows of only one are in memory. `frames`: also those of a
+    case's latencies and timelines, which figures need."""
     rows, checks, latencies, timelines = [], [], {}, {}
     for case in campaign.cases.to_dict("records"):
         index = case["index"]
@@ -64,7 +65,7 @@ def summarise(campaign: Campaign, slo: dict[str, float] | None = None, given: Gi
         why = "; ".join(f"{c.name}: {c.detail}" for c in bad) if case["state"] == "ok" else f"{case['state']}: {case['reason']}"
         rows.append(case | {"valid": case["state"] == "ok" and not bad, "why": why} | metrics.measure(o))
         checks += [{"index": index} | c._asdict() for c in found]
-        if case["state"] == "ok":
+        if case["state"] == "ok" and frames:
             latencies[index] = latency_frame(o)
             timelines[index] = timeline(o)
     table = pd.DataFrame(rows, columns=[*campaign.cases.columns, "valid", "why", *METRICS]).set_index("index", drop=False)

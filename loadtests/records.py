@@ -82,6 +82,11 @@ GPU_FIELDS = {
     "sm_clock_mhz": Field("float64", "MHz", ""),
     "temperature_c": Field("float64", "C", ""),
     "throttle_reasons": Field("int64", "", "NVML's bit mask"),
+    "memory_clock_mhz": Field("float64", "MHz", "absent in older campaigns, as are the following"),
+    "pcie_rx_bytes_per_s": Field("float64", "bytes/s", "into the card, over the last 20 ms, once a second; null between"),
+    "pcie_tx_bytes_per_s": Field("float64", "bytes/s", "likewise out of it"),
+    "server_memory_bytes": Field("int64", "bytes", "of the server's processes, once a second; null between, and where the driver does not "
+                                 "say, or names them by other numbers than we see, as to a container"),
 }
 TELEMETRY_FIELDS = {
     "time_s": Field("float64", "s", "when the sample was taken"),
@@ -121,6 +126,9 @@ CAMPAIGN_KEYS = {
     "search": "of --find-capacity: {slo, duration_s (of --duration), estimates ({scenario: requests/s or users to begin with}), saturation "
               "({scenario: that of the first case, whose throughput is where the search begins}), systems ([{server, options, engine, "
               "scenario}] that are searched for)}; null otherwise, and then there is a plan",
+    "gate": "of a gate: {sides: {base, head} in words, systems ([{server, engine, scenario, users, rate, duration_s, options}] that are "
+            "compared), seed (of which side comes first), metrics, tolerance, slo, max_minutes (as they were given)}; null (or absent, in "
+            "older campaigns) otherwise",
     "plan": "the cases in the order in which they were planned, each as in run.json's \"case\"",
     "manifest": "commit, dirty, python, packages, cpu, memory, kernel, gpus, limits, environment",
 }
@@ -140,8 +148,9 @@ CALIBRATION_KEYS = {
 }
 RUN_KEYS = {
     "schema": "version of this schema",
-    "case": "{index, server, engine, scenario, repetition, users, rate, duration_s, options}: the identity; users or rate (1/s) is null; "
-            "options: {name: value} of the server that were chosen by --set",
+    "case": "{index, server, engine, scenario, repetition, users, rate, duration_s, options, side}: the identity; users or rate (1/s) is "
+            "null; options: {name: value} of the server that were chosen by --set; side: of a gate, whose code it was: base, head, or "
+            "control, which is base's again; empty (or absent, in older campaigns) otherwise",
     "status": "running, ok, 'failed: STAGE: REASON' or 'skipped: REASON'",
     "started_utc": "wall clock, for people",
     "clock_zero_s": "monotonic clock at the case's start; zero of every *_s in its rows",
@@ -166,8 +175,8 @@ RUN_KEYS = {
 }
 
 
-def label(server: str, options: Mapping[str, str]) -> str:
-    return " ".join([server, *(f"{name}={value}" for name, value in options.items())])
+def label(server: str, options: Mapping[str, str], side: str = "") -> str:
+    return " ".join([server, *(f"{name}={value}" for name, value in options.items()), *([side] if side else [])])
 
 
 @dataclass(frozen=True)
@@ -183,11 +192,12 @@ class Case:
     rate: float | None
     duration_s: float
     options: dict[str, str] = field(default_factory=dict)
+    side: str = ""
 
     @property
     def label(self) -> str:
-        """The server with what was chosen of its options: another choice is another architecture."""
-        return label(self.server, self.options)
+        """The server with what was chosen of its options, and whose code it is: another choice is another architecture."""
+        return label(self.server, self.options, self.side)
 
     @property
     def folder(self) -> str:

@@ -10,7 +10,7 @@ from loadtests.progress import Watch
 from loadtests.records import Case
 
 # A second command with the same --out continues the first one only if these keys of campaign.json are equal.
-SAME = ("seed", "model", "scenarios", "simulated", "machine_share", "plan", "search")
+SAME = ("seed", "model", "scenarios", "simulated", "machine_share", "plan", "search", "gate")
 
 
 def open_campaign(folder: Path, campaign: dict[str, Any]) -> None:
@@ -25,6 +25,7 @@ def open_campaign(folder: Path, campaign: dict[str, Any]) -> None:
             raise PlanError(f"{folder} was written with schema {before.get('schema')}, this is {records.SCHEMA}: choose another --out")
         # A model's shape does not make it another one: that of a hub's is known only once it has been downloaded.
         before["model"] = (before.get("model") or {}) | {"shape": campaign["model"]["shape"]}
+        before["plan"] = [Case(**case).as_dict() for case in before["plan"]]  # with keys that cases have got since, at their defaults
         differing = [key for key in SAME if before.get(key) != campaign[key]]
         if differing:
             raise PlanError(f"{folder} is a campaign with another {', '.join(differing)}: repeat its command to continue it, or choose "

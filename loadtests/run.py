@@ -11,6 +11,7 @@ from typing import Any
 from loadtests import arrivals, generator, records, scrape
 from loadtests.progress import Watch
 from loadtests.records import Case
+from loadtests.sides import Side, Sides
 from loadtests.tables import to_parquet
 from servers import catalog, launch
 from servers import verify as contract_checks
@@ -23,7 +24,7 @@ class CaseFailed(Exception):
 
 @dataclass(frozen=True)
 class Setting:
-    """What all cases of a campaign have in common. `target`: base URL of a server that we did not start."""
+    """What all cases of a campaign have in common."""
 
     folder: Path
     seed: int
@@ -33,8 +34,8 @@ class Setting:
     share: launch.Share
     load_cores: tuple[int, ...]
     workers: generator.Workers
+    sides: Sides
     web_port: int | None = None
-    target: str | None = None
     ready_timeout_s: float | None = None
 
 
@@ -48,11 +49,19 @@ class Work:
     watch: Watch
     run: dict[str, Any]
     stack: ExitStack = field(default_factory=ExitStack)
-    server: launch.Running | None = None  # null for --target
+    server: launch.Running | None = None  # null for a target
+
+    @property
+    def side(self) -> Side:
+        return self.setting.sides[self.case.side]
+
+    @property
+    def described(self) -> catalog.Server:
+        return self.side.find(self.case.server)
 
     @property
     def base_url(self) -> str:
-        return self.setting.target or (self.server.base_url if self.server else "")
+        return self.side.target or (self.server.base_url if self.server else "")
 
     @property
     def engine_urls(self) -> str:
@@ -80,7 +89,7 @@ def run_case(case: Case, setting: Setting, watch: Watch) -> str:
         "summary": None, "command": None, "stages": [], "startup_s": None, "warmup": None, "load_workers": [], "window": None,
         "verify_before": None, "verify_after": None, "counts": None, "served": None, "agreement": None, "notes": []})
     work.save()
-    if not setting.target and (reason := _skip_reason(work)):
+    if not work.side.target and (reason := _skip_reason(work)):
         work.run["status"] = f"skipped: {reason}"
         work.save()
         return str(work.run["status"])
@@ -108,7 +117,7 @@ def run_case(case: Case, setting: Setting, watch: Watch) -> str:
 
 
 def _skip_reason(work: Work) -> str:
-    server = catalog.find(work.case.server)
+    server = work.described
     if missing := server.missing(work.case.engine, work.case.options):
         return f"{', '.join(missing)} is not installed"
     transport = work.scenario.get("transport", "sse")
@@ -116,14 +125,14 @@ def _skip_reason(work: Work) -> str:
 
 
 def _prepare(work: Work) -> None:
-    if not work.setting.target:
-        launch.prepare(catalog.find(work.case.server), work.case.engine, work.case.options)
+    if not work.side.target:
+        launch.prepare(work.described, work.case.engine, work.case.options)
 
 
 def _launch(work: Work) -> None:
-    if work.setting.target:
+    if work.side.target:
         return
-    server = catalog.find(work.case.server)
+    server = work.described
     work.run["summary"] = server.summary
     work.server = work.stack.enter_context(launch.running(
         server, work.case.engine, work.setting.model, work.setting.share, work.folder / "server.log",
@@ -142,10 +151,10 @@ def _verify(work: Work, key: str, checks: contract_checks.Checks) -> None:
 
 
 def _verify_before(work: Work) -> None:
-    if work.setting.target:
+    if work.side.target:
         checks = contract_checks.FOREIGN
     else:
-        server = catalog.find(work.case.server)
+        server = work.described
         checks = contract_checks.checks_of(server.foreign, server.waives, server.transports)
         work.run["notes"] += [f"{server.name} cannot pass the check {name}: see its README.md" for name in server.waives]
     _verify(work, "verify_before", checks)
@@ -232,7 +241,7 @@ def _raise_if_ended(work: Work) -> None:
 def _verify_after(work: Work) -> None:
     over_websocket = work.scenario.get("transport") == "websocket"
     checks = (*contract_checks.AFTER_LOAD, *([contract_checks.websocket] if over_websocket else []))
-    waived = () if work.setting.target else catalog.find(work.case.server).waives
+    waived = () if work.side.target else work.described.waives
     _verify(work, "verify_after", tuple(check for check in checks if check.__name__ not in waived))
 
 

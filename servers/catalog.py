@@ -22,6 +22,18 @@ class CatalogError(ValueError):
 
 
 @dataclass(frozen=True)
+class Checkout:
+    """Where servers come from: `root` has the folder servers/ and is where their commands run. `programs`: those of an environment of
+    its own, which come before ours."""
+
+    root: Path
+    programs: Path | None = None
+
+
+HERE = Checkout(FOLDER.parent)
+
+
+@dataclass(frozen=True)
 class Process:
     """What a server needs beside its own command: a cache, or an application behind a proxy. `ready`: HOST:PORT where it listens, or
     the path of a Unix socket; `command` and it may use what the server's may, and {NAME_port}, a free port."""
@@ -48,13 +60,16 @@ class Server:
     foreign: bool = False  # somebody else's server: only what every OpenAI-compatible one does is asked of it
     ready: str = "/health"  # answers 200 once it serves
     ready_timeout_s: float = 300.0
+    checkout: Checkout = HERE
 
     def missing(self, engine: str, chosen: Mapping[str, str] | None = None) -> list[str]:
         """What this machine lacks to run it with these options; empty if nothing."""
+        if self.checkout.programs:
+            return []  # an environment of its own was installed whole
         if self.packages:
             return [name for name in ("uv", *self.requires) if not is_installed(name)]
-        needed = () if self.upstream else ENGINES[engine]
-        behind = find(self.upstream_of(engine, chosen or {})).missing(engine) if self.upstream else []
+        needed = () if self.upstream else ENGINES.get(engine, ())
+        behind = find(self.upstream_of(engine, chosen or {}), self.checkout).missing(engine) if self.upstream else []
         return [*(name for name in (*self.requires, *needed) if not is_installed(name)), *behind]
 
     def choose(self, chosen: Mapping[str, str]) -> dict[str, str]:
@@ -99,13 +114,13 @@ KINDS = {"summary": "a string", "ready": "a string", "ready_timeout_s": "a numbe
          "options": "a table of lists of strings", "upstream": "a table of strings", "processes": "a table of tables"}
 
 
-def read(file: Path) -> Server:
+def read(file: Path, checkout: Checkout = HERE) -> Server:
     """Raises CatalogError that names the file, and the line or the key."""
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CatalogError(f"{file}: not valid TOML: {error}") from None
-    _check_keys(str(file), table, {field.name for field in fields(Server)} - {"name"}, ("summary", "command", "engines"))
+    _check_keys(str(file), table, {field.name for field in fields(Server)} - {"name", "checkout"}, ("summary", "command", "engines"))
     for engine in table["engines"]:
         check_name(engine, ENGINES, f"{file}: engine")
     for transport in table.get("transports", ()):
@@ -130,7 +145,7 @@ def read(file: Path) -> Server:
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
     values["options"] = {name: tuple(allowed) for name, allowed in table.get("options", {}).items()}
     values["processes"] = {name: Process(tuple(each["command"]), each["ready"]) for name, each in processes.items()}
-    return Server(name=file.parent.name, **values)
+    return Server(name=file.parent.name, checkout=checkout, **values)
 
 
 def _check_keys(where: str, table: Mapping[str, Any], known: Collection[str], required: Iterable[str]) -> None:
@@ -157,13 +172,13 @@ def _is(kind: str, value: Any) -> bool:
     return isinstance(value, {"a string": str, "a table": dict, "a number": int | float}[kind]) and not isinstance(value, bool)
 
 
-def servers(folder: Path = FOLDER) -> dict[str, Server]:
+def servers(checkout: Checkout = HERE) -> dict[str, Server]:
     """All servers by name, in alphabetical order. Raises CatalogError for a broken `server.toml`."""
-    return {file.parent.name: read(file) for file in sorted(folder.glob("*/server.toml"))}
+    return {file.parent.name: read(file, checkout) for file in sorted((checkout.root / "servers").glob("*/server.toml"))}
 
 
-def find(name: str) -> Server:
-    known = servers()
+def find(name: str, checkout: Checkout = HERE) -> Server:
+    known = servers(checkout)
     check_name(name, known, "server")
     return known[name]
 

@@ -128,14 +128,14 @@ def check_port(host: str, port: int, option: str = "--port") -> None:
 
 
 def supervised(command: Sequence[str], log: Path, *, cores: Sequence[int] = (), environment: dict[str, str] | None = None,
-               before: Sequence[dict[str, Any]] = ()) -> "subprocess.Popen[bytes]":
-    """A command that ends, with all its descendants, when `stop` is called or this process ends, however it ends.
+               before: Sequence[dict[str, Any]] = (), folder: Path = ROOT) -> "subprocess.Popen[bytes]":
+    """A command that ends, with all its descendants, when `stop` is called or this process ends, however it ends. It runs in `folder`.
 
     The first line of its stdout is the command's process id, after those of the processes `before` it (servers/supervise.py).
     """
     pinned = ["--cores", ",".join(map(str, cores))] if cores else []
     earlier = ["--before", json.dumps(before)] if before else []
-    own = [sys.executable, "-m", "servers.supervise", str(log.resolve()), *pinned, *earlier, "--", *command]
+    own = [sys.executable, "-m", "servers.supervise", str(log.resolve()), "--folder", str(folder), *pinned, *earlier, "--", *command]
     return subprocess.Popen(own, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True)
 
 
@@ -166,7 +166,7 @@ def prepare(server: catalog.Server, engine: str, options: Mapping[str, str] | No
     except (cache.CacheError, OSError) as error:
         raise LaunchError(str(error)) from None
     if server.upstream:
-        prepare(catalog.find(server.upstream_of(engine, options or {})), engine)
+        prepare(catalog.find(server.upstream_of(engine, options or {}), server.checkout), engine)
 
 
 @contextmanager
@@ -188,7 +188,7 @@ def running(server: catalog.Server, engine: str, model: Model, share: Share, log
     with ExitStack() as stack:
         behind = []
         for number in range(replicas if server.upstream else 0):
-            other = catalog.find(server.upstream_of(engine, chosen))
+            other = catalog.find(server.upstream_of(engine, chosen), server.checkout)
             part = replace(share, threads=max(1, share.threads // replicas), workers=max(1, share.workers // replicas))
             behind.append(stack.enter_context(running(other, engine, model, part, log.with_name(f"{log.stem}.upstream-{number + 1}.log"),
                                                       simulated=simulated, ready_timeout_s=ready_timeout_s)))
@@ -203,9 +203,10 @@ def running(server: catalog.Server, engine: str, model: Model, share: Share, log
         command = [part.format_map(values) for part in server.command]
         environment = environment_of(engine, model, threads, simulated or {}, server.has_workers)
         environment |= {f"SERVEOFF_{name.upper()}": value for name, value in {**chosen, "upstream": upstream}.items() if value}
-        if server.packages:
-            environment["PATH"] = os.pathsep.join([str(cache.environment(server.packages) / "bin"), environment["PATH"]])
-        supervisor = supervised(command, log, cores=share.cores, environment=environment, before=before)
+        own = cache.environment(server.packages) / "bin" if server.packages else server.checkout.programs
+        if own:
+            environment["PATH"] = os.pathsep.join([str(own), environment["PATH"]])
+        supervisor = supervised(command, log, cores=share.cores, environment=environment, before=before, folder=server.checkout.root)
         stack.callback(stop, supervisor)
         pids = [pid for each in behind for pid in each.pids]
         up = Running(server.name, f"http://{host}:{port}", 0, pids, command, 0.0, log, supervisor, behind)

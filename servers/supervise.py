@@ -1,6 +1,6 @@
 """Runs one command and makes sure that nothing of it outlives us: not a process, not a temporary file.
 
-    python -m servers.supervise LOG [--cores 0,1] [--before JSON] -- COMMAND ...
+    python -m servers.supervise LOG [--folder FOLDER] [--cores 0,1] [--before JSON] -- COMMAND ...
 
 Prints the command's process id, sends its output to LOG, and ends with its exit code. It ends the command when its own
 standard input ends, which happens whenever the process that started it ends, by `kill -9` too. On Linux it adopts orphaned
@@ -125,6 +125,7 @@ class Ending:
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("log", type=Path)
+    parser.add_argument("--folder", default=".")
     parser.add_argument("--cores", default="")
     parser.add_argument("--before", type=json.loads, default=[])
     parser.add_argument("command", nargs="+")
@@ -155,7 +156,7 @@ def main() -> int:
             with Path(process["log"]).open("ab") as log:
                 try:
                     roots.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
-                                                  start_new_session=True, preexec_fn=end_with_supervisor))
+                                                  cwd=arguments.folder, start_new_session=True, preexec_fn=end_with_supervisor))
                 except OSError as error:
                     log.write(f"cannot start {command[0]}: {error}\n".encode())
                     return 127

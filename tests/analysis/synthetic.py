@@ -4,6 +4,7 @@
 after `ttft_s` and each further one after `tpot_s`; so every metric can be computed by hand. Change what you need and write it.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def telemetry(
         trees = [dict(zip(records.PROCESS_FIELDS, (3, 9, 7.0 + cores * t, pss_bytes, 100 + 50 * i), strict=True))
                  for cores in (server_cores, load_cores)]  # fmt: skip
         devices = [
-            dict(zip(records.GPU_FIELDS, (g, 80.0, 2 * GIB, 300.0, 5000 + 300.0 * t, 1980.0, 60.0, 0), strict=True))
+            dict(zip(records.GPU_FIELDS, (g, 80.0, 2 * GIB, 300.0, 5000 + 300.0 * t, 1980.0, 60.0, 0, 2619.0, *[None] * 3), strict=True))
             for g in range(gpus)
         ]
         busy = 1000 + (server_cores + load_cores + other_cores) * t
@@ -92,7 +93,7 @@ def campaign_data(plan: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
         records.SCHEMA, "synthetic", "2026-11-20T10:00:00Z", ["--servers", "alpha,beta"], 7,
         {"name": "planted", "path": "models/planted", "planted": True},
         {"chat": {"arrivals": "closed", "users": 8, "prompt_tokens": [16, 64], "max_tokens": 11}},
-        {"step_ms": 10, "prefill_ms": 5}, {"server_cores": [0], "load_cores": [1], "shared": False, "threads": 1}, None, plan,
+        {"step_ms": 10, "prefill_ms": 5}, {"server_cores": [0], "load_cores": [1], "shared": False, "threads": 1}, None, None, plan,
         {"commit": "0123abc", "dirty": False, "python": "3.11.7", "packages": {"locust": "2.47"}, "cpu": {"model": "synthetic", "cores": 4},
          "memory": 16 * GIB, "kernel": "6.1", "gpus": [], "limits": {}, "environment": {}}), strict=True)) | changes  # fmt: skip
 
@@ -150,4 +151,26 @@ def campaign(folder: Path, **changes: Any) -> Path:
     write_case(folder, cases[-1], requests(20), telemetry(1), lines=True)
     plan = [case["case"] for case in cases] + [run(7, "zeta")["case"]]
     records.write_json(folder / "campaign.json", campaign_data(plan, **changes))
+    return folder
+
+
+SYSTEM = {"server": "alpha", "engine": "simulated", "scenario": "chat", "users": 8, "rate": None, "duration_s": 8.0, "options": {}}
+
+
+def gate(folder: Path, steps: list[dict[str, float]], change: Callable[[dict[str, Any], list[dict[str, Any]]], None] | None = None,
+         **asked: Any) -> Path:  # fmt: skip
+    """A gate of one system. `steps`: for each repetition the seconds a token takes, by side. `change` may break a case: (run, rows)."""
+    folder.mkdir(parents=True)
+    for repetition, sides in enumerate(steps, 1):
+        for number, (side, step) in enumerate(sides.items()):
+            n = int(400 * 0.01 / step)
+            counts = {"sent": n, "rows": n, "locust_requests": n, "locust_failures": 0, "cut_off": 0}
+            rows = requests(n, n / 10, 5 * step, step)
+            found = run(3 * repetition - 2 + number, "alpha", repetition, side=side, counts=counts, served=served(rows))
+            if change:
+                change(found, rows)
+            write_case(folder, found, rows, telemetry())
+    said = {"sides": {"base": "main", "head": "the working tree"}, "systems": [SYSTEM], "seed": 1, "metrics": "", "tolerance": [],
+            "slo": "", "max_minutes": 10.0} | asked  # fmt: skip
+    records.write_json(folder / "campaign.json", campaign_data([], gate=said))
     return folder

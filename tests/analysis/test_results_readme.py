@@ -28,7 +28,7 @@ def test_no_key_is_explained_that_is_not_there():
     files = [
         line
         for line in tables
-        if line.split("`")[1].endswith((".json", ".jsonl", ".parquet", ".log", ".html", ".md", ".csv", "/", ".png", ".ipynb"))
+        if line.split("`")[1].endswith((".json", ".jsonl", ".parquet", ".log", ".html", ".md", ".csv", "/", ".png", ".ipynb", ".xml"))
     ]
     assert set(tables) - set(files) == set(rows())
 

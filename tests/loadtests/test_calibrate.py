@@ -136,11 +136,11 @@ STEP_S = 0.5
 # A campaign whose calibration takes seconds; what stands before main() is formatted in.
 DRIVER = f"""
 import sys
-from loadtests import __main__ as driver, calibrate
+from loadtests import __main__, calibrate, campaign
 calibrate.SCENARIO = calibrate.SCENARIO | {SHORT}
 calibrate.LADDER_EVENTS_PER_S, calibrate.STEP_S = {LADDER}, {STEP_S}
 %s
-sys.exit(driver.main())
+sys.exit(__main__.main())
 """
 
 
@@ -190,7 +190,7 @@ def test_a_reference_server_that_does_not_start(bench: Bench, short: None, tmp_p
 
 def test_a_campaign_measures_it_once(bench: Bench) -> None:
     """Its cases are not run, so that there is something to continue."""
-    without_cases = "driver.run_case = lambda case, setting, watch: 'ok'"
+    without_cases = "campaign.run_case = lambda case, setting, watch: 'ok'"
     first = campaign(bench, "calibrated", without_cases)
     folder = bench.folder / "calibrated"
     assert first.returncode == 0, first.stdout + first.stderr

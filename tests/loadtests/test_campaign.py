@@ -17,8 +17,7 @@ import pyarrow.parquet
 import pytest
 
 from analysis import load
-from loadtests import arrivals, records, resume
-from loadtests.plan import PlanError
+from loadtests import arrivals, records
 from servers import catalog, launch
 from tests.loadtests.bench import ESCAPES, PATIENCE_S, QUICK, STAGES, Bench, case_folder, rows_when_under_load, runs, table, wait_for
 
@@ -250,18 +249,6 @@ def test_a_campaign_is_continued_only_by_its_own_command_and_by_one_driver(bench
     with (bench.folder / "broken" / "campaign.json").open() as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)  # as the driver that runs it does
         bench.refuses("broken is being measured by another process: wait for its end, or choose another --out", *COMMAND)
-
-
-def test_a_model_whose_shape_is_known_by_now_is_the_same_model(tmp_path: Path) -> None:
-    """That of a hub's is not known before its first download, and campaigns of earlier versions have none."""
-    folder = tmp_path / "campaign"
-    wanted = dict.fromkeys((*resume.SAME, "schema"), records.SCHEMA) | {"model": {"name": "org/name", "shape": None}}
-    resume.open_campaign(folder, wanted)
-    resume.open_campaign(folder, wanted | {"model": {"name": "org/name", "shape": {"layers": 2}}})
-    with pytest.raises(PlanError, match="another model"):
-        resume.open_campaign(folder, wanted | {"model": {"name": "org/other", "shape": None}})
-    records.write_json(folder / "campaign.json", wanted | {"model": {"name": "org/name"}})
-    resume.open_campaign(folder, wanted)
 
 
 def test_plan_prints_the_cases_and_creates_nothing(bench: Bench, mini: Any) -> None:

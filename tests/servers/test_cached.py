@@ -16,7 +16,7 @@ import pytest
 from servers import catalog, contract, launch, rule, verify
 from servers.launch import Running, Share
 from servers.supervise import is_ready
-from tests.servers.test_servers import QUICK, ask, counters, start, wanted
+from tests.servers.starting import QUICK, ask, counters, start, wanted
 
 NAMES = ("fastapi_cached", "fastapi_cached_redis")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from servers import catalog, launch, verify
-from servers.catalog import CatalogError
+from servers.catalog import CatalogError, Checkout
 
 GOOD = """
 summary  = "a server"
@@ -17,8 +17,8 @@ engines  = ["simulated"]
 
 
 def write(folder: Path, text: str, name: str = "mine") -> Path:
-    file = folder / name / "server.toml"
-    file.parent.mkdir()
+    file = folder / "servers" / name / "server.toml"
+    file.parent.mkdir(parents=True)
     file.write_text(text)
     return file
 
@@ -26,7 +26,7 @@ def write(folder: Path, text: str, name: str = "mine") -> Path:
 def error_of(folder: Path, text: str) -> str:
     file = write(folder, text)
     with pytest.raises(CatalogError) as error:
-        catalog.servers(folder)
+        catalog.servers(Checkout(folder))
     assert str(error.value).startswith(f"{file}: ") or f"{file}: " in str(error.value), "the file must be named"
     return str(error.value)
 
@@ -34,11 +34,11 @@ def error_of(folder: Path, text: str) -> str:
 def test_a_folder_is_a_server(tmp_path: Path) -> None:
     write(tmp_path, GOOD)
     write(tmp_path, GOOD.replace("a server", "another") + 'requires = ["python3"]\nready_timeout_s = 5\n', "another")
-    (tmp_path / "not_a_server").mkdir()
-    found = catalog.servers(tmp_path)
+    (tmp_path / "servers" / "not_a_server").mkdir()
+    found = catalog.servers(Checkout(tmp_path))
     assert list(found) == ["another", "mine"]
     assert found["mine"] == catalog.Server("mine", "a server", ("serve", "--bind", "{host}:{port}", "--workers", "{workers}"),
-                                           ("simulated",))  # fmt: skip
+                                           ("simulated",), checkout=Checkout(tmp_path))  # fmt: skip
     assert found["another"].requires == ("python3",) and found["another"].ready_timeout_s == 5
 
 
@@ -49,7 +49,7 @@ def test_broken_toml_names_the_line(tmp_path: Path) -> None:
 def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     write(tmp_path, "").write_bytes(b"summary = '\xff'")
     with pytest.raises(CatalogError, match=r"server\.toml: not valid TOML"):
-        catalog.servers(tmp_path)
+        catalog.servers(Checkout(tmp_path))
 
 
 def test_an_unknown_key_is_named_with_the_nearest(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_placeholder_that_does_not_exist_is_named(tmp_path: Path) -> None:
 
 def test_options_have_allowed_values_and_the_first_is_the_default(tmp_path: Path) -> None:
     write(tmp_path, GOOD.replace('"serve"', '"serve", "--loop", "{loop}"') + '[options]\nloop = ["uvloop", "asyncio"]\njson = ["orjson"]\n')
-    server = catalog.servers(tmp_path)["mine"]
+    server = catalog.servers(Checkout(tmp_path))["mine"]
     assert server.choose({}) == {"loop": "uvloop", "json": "orjson"}
     assert server.choose({"loop": "asyncio", "workers": "4"}) == {"loop": "asyncio", "json": "orjson", "workers": "4"}
     with pytest.raises(CatalogError, match="mine has no loop=trio: there are uvloop, asyncio"):
@@ -128,14 +128,14 @@ def test_what_the_server_behind_it_lacks_is_missing_too(monkeypatch: pytest.Monk
 def test_what_is_missing_is_reported(tmp_path: Path) -> None:
     write(tmp_path, GOOD.replace('"simulated"', '"hf", "simulated"') +
           'requires = ["python3", "json", "no-such-program", "no_such_module", "no_such_package.module", "json.decoder"]\n')  # fmt: skip
-    missing = catalog.servers(tmp_path)["mine"].missing("simulated")
+    missing = catalog.servers(Checkout(tmp_path))["mine"].missing("simulated")
     assert missing == ["no-such-program", "no_such_module", "no_such_package.module"]
 
 
 def test_what_an_engine_needs_is_missing_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(catalog.ENGINES, "hf", ("no_such_torch",))
     write(tmp_path, GOOD.replace('"simulated"', '"hf", "simulated"'))
-    server = catalog.servers(tmp_path)["mine"]
+    server = catalog.servers(Checkout(tmp_path))["mine"]
     assert server.missing("hf") == ["no_such_torch"] and server.missing("simulated") == []
 
 

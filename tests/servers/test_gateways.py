@@ -18,7 +18,7 @@ import pytest
 
 from servers import catalog, contract, launch, rule
 from servers.launch import LaunchError, Model, Running, Share
-from tests.servers.test_servers import MODEL, counters, wanted
+from tests.servers.starting import MODEL, counters, wanted
 
 GATEWAYS = [name for name, server in catalog.servers().items() if server.upstream and name.endswith(("_gateway", "_gateway_aiohttp"))]
 each = pytest.mark.parametrize("name", GATEWAYS)

@@ -196,7 +196,7 @@ def test_options_reach_the_command_and_the_environment(tmp_path: Path, temporary
 
 def test_servers_behind_it_start_first_and_share_the_threads(tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     behind = fake(tmp_path, '(HERE / f"behind-{sys.argv[1]}").write_text(os.environ["SERVEOFF_ENGINE_THREADS"]); serve()')
-    monkeypatch.setattr(catalog, "find", lambda name: {"behind": behind}[name])
+    monkeypatch.setattr(catalog, "find", lambda name, checkout: {"behind": behind}[name])
     script = tmp_path / "front.py"
     script.write_text((tmp_path / "server.py").read_text().replace(
         'behind-{sys.argv[1]}").write_text(os.environ["SERVEOFF_ENGINE_THREADS"])', 'front").write_text(os.environ["SERVEOFF_UPSTREAM"])'))

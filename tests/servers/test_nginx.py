@@ -19,8 +19,8 @@ from servers.launch import Running
 from servers.nginx import filled
 from servers.verify import verify
 from tests.servers import test_servers
+from tests.servers.starting import alive, ask, counters, start, wanted
 from tests.servers.test_launch import wait_until
-from tests.servers.test_servers import alive, ask, counters, start, wanted
 
 # ---------------------------------------------------------------------------------------------------------------- template
 

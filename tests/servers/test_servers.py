@@ -14,50 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import psutil
 import pytest
 
-from loadtests import machine
-from servers import catalog, contract, launch, rule
-from servers.launch import Running, Share
+from servers import contract, launch, rule
+from servers.launch import Running
 from servers.verify import checks_of, verify
+from tests.servers.starting import MODEL, OURS, SERVERS, ask, counters, start, started, wanted
 
-SERVERS = catalog.servers()
-QUICK = {"prefill_ms": 20, "step_ms": 3}
-MODEL = "serveoff-tiny"
-
-
-# As in a campaign, and for its reason: else the server may keep this process from its core, and a stream looks as if it were buffered.
-SHARE = machine.machine_share()
-
-
-@contextmanager
-def start(name: str, engine: str, folder: Path, workers: int = 1, options: dict[str, str] | None = None,
-          **simulated: Any) -> Iterator[Running]:  # fmt: skip
-    server = SERVERS[name]
-    if missing := server.missing(engine):
-        pytest.skip(f"{name} with {engine}: {', '.join(missing)} is not installed")
-    model = launch.resolve_model("tiny", needs_weights=engine != "simulated")
-    share = Share(() if SHARE["shared"] else tuple(SHARE["server_cores"]), SHARE["threads"], workers)
-    with launch.running(server, engine, model, share, folder / "log", options=options, simulated=QUICK | simulated) as running:
-        if SHARE["shared"]:
-            yield running
-            return
-        before = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, SHARE["load_cores"])
-        try:
-            yield running
-        finally:
-            os.sched_setaffinity(0, before)
-
-
-def alive(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-
-
-OURS = [name for name, server in SERVERS.items() if not server.foreign]
 STARTS = {name: [pytest.param((name, engine), id=f"{name}-{engine}", marks=() if engine == "simulated" else pytest.mark.slow)
                  for engine in dict.fromkeys(("simulated", server.engines[0])) if engine in server.engines]
           for name, server in SERVERS.items()}  # fmt: skip
@@ -82,43 +47,8 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @contextmanager
-def started(name: str, engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Once for all tests of this file; at its end nothing of it may be left."""
-    with start(name, engine, tmp_path_factory.mktemp(name)) as running:
-        yield running
-        roots = [psutil.Process(pid) for pid in running.pids]
-        tree = [*roots, *(child for root in roots for child in root.children(recursive=True))]
-        assert not running.ended(), launch.tails(running.log)
-    assert not [process for process in tree if alive(process)]
-
-
 def has_foreign_engine(server: Running) -> bool:
     return any(SERVERS[each.server].foreign for each in server.behind)
-
-
-def ask(base_url: str, path: str, body: Any = None, key: str | None = None, headers: dict[str, str] | None = None,
-        ) -> tuple[int, Any]:  # fmt: skip
-    """Status and JSON (or text) of a request; bytes and iterators are sent as they are."""
-    connection = http.client.HTTPConnection(base_url.removeprefix("http://"), timeout=60)
-    data = json.dumps(body).encode() if isinstance(body, dict) else body
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {}) | (headers or {})
-    try:
-        try:
-            connection.request("GET" if body is None else "POST", path, data, headers)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # refused before all of it was sent
-        response = connection.getresponse()
-        said = response.read()
-    finally:
-        connection.close()
-    try:
-        return response.status, json.loads(said)
-    except ValueError:
-        return response.status, said.decode()
-
-
-def wanted(**more: Any) -> dict[str, Any]:
-    return {"model": MODEL, "prompt": "bebe baba", "max_tokens": 5, "temperature": 0, "ignore_eos": True, **more}
 
 
 def test_it_keeps_the_contract(server: Running) -> None:
@@ -242,12 +172,6 @@ def test_it_serves_on_after_all_that(server: Running) -> None:
 # ------------------------------------------------------------------------------------------------------------------ metrics
 
 
-def counters(base_url: str) -> dict[str, float]:
-    status, text = ask(base_url, "/metrics")
-    assert status == 200
-    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))}
-
-
 def engine_counters(server: Running) -> dict[str, float]:
     """What only the engine knows: a gateway counts its requests, and the server behind it the tokens."""
     return {name: value for name, value in counters(server.engine_urls).items()
@@ -357,58 +281,3 @@ def test_several_workers_count_together(name: str, tmp_path: Path) -> None:
             list(pool.map(lambda _: ask(running.base_url, contract.COMPLETIONS, wanted()), range(12)))
         time.sleep(0.2)
         assert {counters(running.base_url)["serveoff_tokens_total"] for _ in range(6)} == {60}
-
-
-# ------------------------------------------------------------------------------------------------------------------ options
-
-
-@pytest.mark.parametrize("name", [name for name in OURS if SERVERS[name].options and "simulated" in SERVERS[name].engines])
-def test_with_the_last_value_of_each_option_it_keeps_the_contract(name: str, tmp_path: Path) -> None:
-    server = SERVERS[name]
-    with start(name, "simulated", tmp_path, options={option: values[-1] for option, values in server.options.items()}) as running:
-        checks = verify(running.base_url, checks=checks_of(False, server.waives, server.transports))
-    assert all(check.ok for check in checks), [check for check in checks if not check.ok]
-
-
-def offering(option: str) -> list[str]:
-    return [name for name in OURS if option in SERVERS[name].options]
-
-
-@pytest.mark.parametrize("name", offering("threads"))
-@pytest.mark.parametrize("threads", ["4", "16"])
-def test_so_many_requests_are_worked_on_as_it_has_threads(name: str, threads: str, tmp_path: Path) -> None:
-    def took(_: int) -> float:
-        began = time.perf_counter()
-        assert ask(running.base_url, contract.COMPLETIONS, wanted(max_tokens=20))[0] == 200
-        return time.perf_counter() - began
-
-    with start(name, "simulated", tmp_path, options={"threads": threads}, step_ms=50, max_batch=32) as running, \
-            ThreadPoolExecutor(24) as clients:  # fmt: skip
-        times = sorted(clients.map(took, range(24)))
-    at_once = sum(each < 1.6 * times[0] for each in times)  # whoever had to wait took at least twice as long
-    assert at_once == int(threads), times
-
-
-@pytest.mark.parametrize("name", offering("json"))
-def test_json_is_serialised_by_the_library_that_was_chosen(name: str, tmp_path: Path) -> None:
-    said = {}
-    for value in SERVERS[name].options["json"]:
-        with start(name, "simulated", tmp_path, options={"json": value}) as running:
-            _, text = ask(running.base_url, contract.CHAT_COMPLETIONS, {"model": MODEL, "messages": [{"role": "user", "content": "baba"}],
-                                                                        "max_tokens": 3, "ignore_eos": True, "stream": True})
-        chunks = [event.removeprefix("data: ") for event in text.split("\n\n")[:-2]]
-        said[value] = [json.loads(chunk)["choices"] for chunk in chunks]
-        compact = [chunk == json.dumps(json.loads(chunk), separators=(",", ":")) for chunk in chunks]
-        assert compact == [value == "orjson"] * 4
-    assert said["prepared"] == said["stdlib"] == said["orjson"]
-
-
-@pytest.mark.parametrize("name", offering("gzip"))
-def test_gzip_compresses_plain_answers_and_leaves_streams_alone(name: str, tmp_path: Path) -> None:
-    with start(name, "simulated", tmp_path, options={"gzip": "on"}) as running, httpx.Client(base_url=running.base_url) as client:
-        plain = client.post(contract.COMPLETIONS, json=wanted(max_tokens=400))
-        assert plain.headers["Content-Encoding"] == "gzip" and plain.json()["choices"][0]["text"] == rule.continuation("baba", 400)
-        assert int(plain.headers["Content-Length"]) < len(plain.content) / 2
-        assert "Content-Encoding" not in client.post(contract.COMPLETIONS, json=wanted(max_tokens=400, stream=True)).headers
-        untold = client.post(contract.COMPLETIONS, json=wanted(max_tokens=400), headers={"Accept-Encoding": "identity"})
-        assert "Content-Encoding" not in untold.headers and untold.json()["choices"] == plain.json()["choices"]

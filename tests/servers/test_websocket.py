@@ -16,7 +16,7 @@ from wsproto.events import CloseConnection, Ping, Pong, TextMessage
 from servers import contract, launch, metrics, rule
 from servers.launch import Running
 from servers.probe import Failed, Probe, WebSocket
-from tests.servers.test_servers import MODEL, SERVERS, counters, start, started, wanted
+from tests.servers.starting import MODEL, SERVERS, counters, start, started, wanted
 
 NAMES = [name for name, server in SERVERS.items() if "websocket" in server.transports and "simulated" in server.engines]
 

@@ -1,0 +1,248 @@
+"""How often is the gate wrong? Whole gates of equal code, of planted changes, faults and disturbances, on this machine.
+
+    python -m tests.loadtests.gate_study run equal --decisions 100        five minutes a decision
+    python -m tests.loadtests.gate_study run engine-throughput --decisions 40
+    python -m tests.loadtests.gate_study simulate                         10,000 decisions from the runs of `equal`
+    python -m tests.loadtests.gate_study page                             results/gate/README.md and its picture
+
+Each decision is a line of results/gate/NAME.jsonl; `run` adds to what is there. Everything happens in a clone of the last commit, in which
+what is planted is a commit on a branch: a gate as its user would run it.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from analysis import figures, gate, load, slo, summary, verdicts
+from analysis.metrics import METRICS
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "results" / "gate"
+ENGINE, SERVER = "servers/engines/simulated.py", "servers/fastapi_vllm/app.py"
+EVENT = "            yield reply.event(item)\n    except"
+CLOCK, COUNT = "__import__('time').perf_counter", "self.count = getattr(self, 'count', 0) + 1"
+SINCE = "self.since = getattr(self, 'since', began)"
+STEP = "due += (self.times.step_ms + self.times.step_ms_per_sequence * (self.running - 1)) / 1e3"
+PREFILL = "due = began + (self.times.prefill_ms + self.times.prefill_ms_per_token * prompt_tokens) / 1e3"
+METRICS_OF_SHORT = "output_tokens_per_s,ttft_p50_s,e2e_p50_s,e2e_p95_s"  # 2 s have too few requests for a P99
+SHORT = ("--servers", "fastapi_vllm", "--duration", "2", "--max-minutes", "30", "--metrics", METRICS_OF_SHORT)
+WITH_P99 = ("--servers", "fastapi_vllm", "--duration", "5", "--max-minutes", "30")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def burning(pattern: Callable[[float], float]) -> Iterator[None]:
+    """Another process on the server's core, busy for pattern(seconds since the begin) of the time."""
+    code = ("import sys, time\nwhile True:\n    share = float(sys.stdin.readline() or 0); ends = time.monotonic() + 1\n"
+            "    while time.monotonic() < ends:\n        busy = time.monotonic() + share / 50\n"
+            "        while time.monotonic() < busy: pass\n        time.sleep((1 - share) / 50)\n")
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, text=True) as process:
+        psutil.Process(process.pid).cpu_affinity([0])
+        began, ended = time.monotonic(), threading.Event()
+
+        def tell() -> None:
+            assert process.stdin is not None
+            while not ended.wait(1):
+                process.stdin.write(f"{pattern(time.monotonic() - began)}\n")
+                process.stdin.flush()
+
+        teller = threading.Thread(target=tell)
+        teller.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            teller.join()
+            process.kill()
+
+
+@dataclass(frozen=True)
+class Study:
+    """`patch`: (file, old, new) that head, or `where`, has; `wanted`: the verdicts that are right; `names`: what must be said besides."""
+
+    what: str
+    wanted: tuple[str, ...]
+    patch: tuple[tuple[str, str, str], ...] = ()
+    arguments: tuple[str, ...] = SHORT
+    where: str = "head"
+    around: Callable[[], Any] = quiet
+    names: str = ""
+
+
+STUDIES = {
+    "equal": Study("equal code", ("PASS", "INCONCLUSIVE")),
+    "engine-throughput": Study("the engine takes 12% longer for everything, which is 10% of the throughput", ("REGRESSED",), (
+        (ENGINE, STEP, STEP.replace("due += ", "due += 1.12 * ")), (ENGINE, PREFILL, PREFILL.replace("began + ", "began + 1.12 * ")))),
+    "engine-p99": Study("one request of 50 takes 20 ms longer, a third of its time", ("REGRESSED",), (
+        (ENGINE, PREFILL, f"{PREFILL}\n        {COUNT}\n        due += 0.02 * (self.count % 50 == 0)"),), WITH_P99),
+    "framework": Study("the server's own code computes 0.8 ms more for each token", ("REGRESSED",), (
+        (SERVER, EVENT, f"            end = {CLOCK}() + 0.0008\n            while {CLOCK}() < end:\n                pass\n{EVENT}"),)),
+    "blocking": Study("a blocking call of 2 ms in each request's `async def`", ("REGRESSED",), (
+        (SERVER, "    job = engine.prepare(request)", "    __import__('time').sleep(0.002)\n    job = engine.prepare(request)"),)),
+    "improvement": Study("the engine takes 12% less time for everything", ("PASS",), (
+        (ENGINE, STEP, STEP.replace("due += ", "due += 0.88 * ")), (ENGINE, PREFILL, PREFILL.replace("began + ", "began + 0.88 * ")))),
+    "slow-start": Study("equal code, but head is slower in its first second under load", ("PASS", "INCONCLUSIVE"), (
+        (ENGINE, PREFILL, f"{PREFILL}\n        {SINCE}\n        due += 0.03 * (began - self.since < 4)"),)),
+    "drift": Study("equal code on a machine that gets slower from the first run to the last", ("PASS", "INCONCLUSIVE"),
+                   around=lambda: burning(lambda s: min(0.6, s / 300))),
+    "neighbour": Study("equal code, and another process is busy for a minute in the middle", ("PASS", "INCONCLUSIVE"),
+                       around=lambda: burning(lambda s: 0.7 if 40 < s < 100 else 0.0)),
+    "wrong-answers": Study("one answer of 300 is wrong", ("INVALID",), (
+        (ENGINE, "word = rule.successor_index(job.prompt)", f"{COUNT}\n"
+         "        word = (rule.successor_index(job.prompt) + (self.count % 300 == 0)) % rule.WORDS"),)),
+    "contract": Study("head sends no [DONE]", ("INVALID",), (
+        (SERVER, EVENT, EVENT.replace("(item)", "(item).replace('data: [DONE]', ': end')")),)),
+    "no-start": Study("base does not start", ("INVALID",), ((SERVER, "import logging", "import logging, no_such_module"),), where="base"),
+    "saturated": Study("more load than the load generator can send", ("INVALID",), arguments=(*SHORT, "--users", "1500")),
+    "rate": Study("a rate that cannot be sent", ("INVALID",), arguments=(*SHORT, "--scenarios", "steady", "--rate", "4000")),
+}  # fmt: skip
+
+
+def clone_with(study: Study, folder: Path) -> Path:
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", "-c", "user.name=study", "-c", "user.email=study@example.org", *arguments], cwd=place, check=True)
+
+    place = folder / "clone"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(place)], check=True)
+    git("branch", "base")
+    git("branch", "head")
+    if study.patch:
+        git("checkout", "--quiet", study.where)
+        for name, old, new in study.patch:
+            text = (place / name).read_text()
+            assert text.count(old) == 1, f"{name} has changed: {old!r}"
+            (place / name).write_text(text.replace(old, new))
+        git("commit", "--quiet", "--all", "--message", study.what)
+        git("checkout", "--quiet", "base" if study.where == "head" else "head")  # what measures has nothing planted
+    return place
+
+
+def run(name: str, decisions: int) -> None:
+    study = STUDIES[name]
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / f"{name}.jsonl"
+    done = sum(1 for _ in file.open()) if file.exists() else 0
+    with tempfile.TemporaryDirectory() as folder:
+        place = clone_with(study, Path(folder))
+        for seed in range(done + 1, decisions + 1):
+            out, began = Path(folder, f"{seed}"), time.monotonic()
+            command = [sys.executable, "-m", "loadtests.gate", "--base", "base", "--head", "head", "--seed", str(seed), "--out", str(out),
+                       *study.arguments]  # fmt: skip
+            with study.around():
+                code = subprocess.run(command, cwd=place, env=os.environ | {"XDG_CACHE_HOME": folder}, capture_output=True).returncode
+            said = json.loads((out / "gate.json").read_text()) | {"code": code, "seed": seed, "minutes": (time.monotonic() - began) / 60}
+            found = summary.summarise(load.campaign(out), frames=False)
+            sides = {index: case["side"] for index, case in found.campaign.identities.items()}
+            wanted = ("repetition", "valid", *verdicts.TOLERANCES, "requests_scheduled")
+            said["runs"] = [{"side": sides[index]} | {key: case[key] if case[key] == case[key] else None for key in wanted}
+                            for index, case in found.table.to_dict("index").items()]
+            with file.open("a") as handle:
+                handle.write(json.dumps(said, default=lambda value: value.item()) + "\n")
+            print(f"{name} {seed}: {said['verdict']} after {said['systems'][0]['repetitions']} repetitions", flush=True)
+
+
+def simulate(decisions: int = 10_000, seed: int = 1) -> None:
+    """Of equal code: repetitions drawn from all that were recorded, each with its three runs as they were, and a side drawn anew for each
+    of them, since all three are the same code."""
+    recorded = [[found for found in line["runs"] if found["repetition"] == number and found["valid"]] for line in read("equal")
+                for number in range(1, gate.LOOKS[-1] + 1)]  # fmt: skip
+    recorded = [runs for runs in recorded if len(runs) == len(gate.SIDES)]
+    random, said = np.random.default_rng(seed), []
+    rules = verdicts.rules(METRICS_OF_SHORT)
+    for _ in range(decisions):
+        rows = []
+        for i in random.integers(len(recorded), size=gate.LOOKS[-1]):
+            order = random.permutation(3)
+            rows.append({(side, metric): recorded[i][place][metric] for side, place in zip(gate.SIDES, order, strict=True)
+                         for metric in (*rules.tolerances, "requests_scheduled")})  # fmt: skip
+        values = pd.DataFrame(rows, columns=pd.MultiIndex.from_product([gate.SIDES, METRICS]), dtype="float64")
+        system = verdicts.System("it")
+        gate.decide([gate.Repetitions(system, values, pd.DataFrame())], rules)
+        said.append({"verdict": system.verdict, "look": system.look, "faults": system.faults})
+    counts = pd.Series([each["verdict"] for each in said]).value_counts().to_dict()
+    found = {"decisions": decisions, "from_repetitions": len(recorded), "counts": counts}
+    (RESULTS / "simulated.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(counts)
+
+
+def read(name: str) -> list[dict[str, Any]]:
+    file = RESULTS / f"{name}.jsonl"
+    return [json.loads(line) for line in file.open()] if file.exists() else []
+
+
+def page() -> None:
+    lines, bars = [], []
+    for name, study in STUDIES.items():
+        if not (found := read(name)):
+            continue
+        right = sum(each["verdict"] in study.wanted for each in found)
+        low, high = slo.interval(right, len(found))
+        counts = pd.Series([each["verdict"] for each in found]).value_counts().to_dict()
+        repetitions = np.mean([each["systems"][0]["repetitions"] for each in found])
+        bars.append((name, {verdict: n / len(found) for verdict, n in counts.items()}))
+        minutes = float(np.median([each["minutes"] for each in found]))
+        lines.append(f"| {name} | {study.what} | {len(found)} | {', '.join(f'{n} {verdict}' for verdict, n in counts.items())} | "
+                     f"{right / len(found):.0%} ({low:.0%} to {high:.0%}) | {repetitions:.1f} | {minutes:.1f} |")
+    simulated = RESULTS / "simulated.json"
+    said = json.loads(simulated.read_text()) if simulated.exists() else None
+    text = ["# How often is the gate wrong?", "",
+            "Whole gates on one machine of two cores, made by `python -m tests.loadtests.gate_study run NAME`; each decision with all",
+            "its runs is a line of `NAME.jsonl`. Right: the verdicts that what was planted should have; 95% interval of Clopper and",
+            "Pearson.", "",
+            "| study | what | decisions | verdicts | right | repetitions | minutes |",
+            "| --- | --- | ---: | --- | ---: | ---: | ---: |", *lines, "", "![verdicts](verdicts.png)", ""]  # fmt: skip
+    if said:
+        wrong = sum(said["counts"].get(verdict, 0) for verdict in ("REGRESSED", "INVALID"))
+        low, high = slo.interval(wrong, said["decisions"])
+        text += [f"From the {said['from_repetitions']:,} repetitions of `equal`, {said['decisions']:,} decisions were drawn "
+                 f"(`simulate`): {', '.join(f'{n:,} {verdict}' for verdict, n in said['counts'].items())}. False alarms: "
+                 f"{wrong / said['decisions']:.2%} ({low:.2%} to {high:.2%}).", ""]  # fmt: skip
+    (RESULTS / "README.md").write_text("\n".join(text))
+    colours = dict(zip(("PASS", "INCONCLUSIVE", "REGRESSED", "INVALID"), (figures.COLOURS[i] for i in (2, 1, 3, 4)), strict=True))
+    with rc_context(figures.STYLE):
+        figure = Figure(figsize=(figures.WIDTH, 1.2 + 0.35 * len(bars)))
+        axes = figure.subplots()
+        for row, (_, shares) in enumerate(bars):
+            left = 0.0
+            for verdict, colour in colours.items():
+                axes.barh(row, 100 * shares.get(verdict, 0), left=left, color=colour, label=verdict if row == 0 else None)
+                left += 100 * shares.get(verdict, 0)
+        axes.set_yticks(range(len(bars)), [name for name, _ in bars])
+        axes.invert_yaxis()
+        axes.set_xlabel("decisions, %")
+        figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    (RESULTS / "verdicts.png").write_bytes(figures.png(figure))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("verb", choices=("run", "simulate", "page"))
+    parser.add_argument("study", nargs="?", choices=STUDIES)
+    parser.add_argument("--decisions", type=int, default=40)
+    asked = parser.parse_args()
+    if asked.verb == "run":
+        run(asked.study, asked.decisions)
+    elif asked.verb == "simulate":
+        simulate()
+    else:
+        page()
