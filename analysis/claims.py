@@ -24,7 +24,7 @@ VERDICTS = ("confirmed", "refuted", "depends", "undecided", "not testable here",
 
 class Judged(NamedTuple):
     """A part of a claim under one traffic. `of`: what the value is, `claimed`: what it should be, in words; `low` to `high`: its 95%
-    interval, nan of one run."""
+    interval, nan of one run; `exceeds`: refuted, as it is better than the range that is claimed."""
 
     traffic: str
     of: str
@@ -33,10 +33,11 @@ class Judged(NamedTuple):
     low: float
     high: float
     verdict: str
+    exceeds: bool = False
 
 
 class Verdict(NamedTuple):
-    """`why`: of "depends", "undecided" and of what was not tested; empty otherwise."""
+    """`why`: of "depends", "undecided", of what was not tested, and of "refuted" if it is more than is claimed; empty otherwise."""
 
     name: str
     says: str
@@ -95,7 +96,7 @@ def _judge_parts(claim: dict[str, Any], campaign: Summary) -> list[Judged]:
     for _, cases in campaign.table.groupby(summary.TRAFFIC, dropna=False, sort=False):
         first = cases.iloc[0]
         traffic = summary.title(first["scenario"], first["users"], first["rate"])
-        if all(claim.get(key, first[key]) == first[key] for key in ("scenario", "users")):
+        if all(first[key] == claim[key] for key in ("scenario", "users") if key in claim):
             parts += [judged for part in claim["parts"] if (judged := _judge_part(part, traffic, cases))]
     return parts
 
@@ -112,7 +113,9 @@ def _together(parts: list[Judged]) -> tuple[str, str]:
         return "undecided", "an interval reaches over the threshold, or there is none: more runs would narrow it"
     traffics = dict.fromkeys(part.traffic for part in parts)
     holding = [traffic for traffic in traffics if {part.verdict for part in parts if part.traffic == traffic} == {"confirmed"}]
-    return ("depends", f"it is so under {', '.join(holding)} only") if holding else ("refuted", "")
+    if holding:
+        return "depends", f"it is so under {', '.join(holding)} only"
+    return "refuted", "it is more than that" if all(part.exceeds for part in parts if part.verdict == "refuted") else ""
 
 
 def _judge_part(part: dict[str, Any], traffic: str, cases: pd.DataFrame) -> Judged | None:
@@ -141,13 +144,14 @@ def _judge_part(part: dict[str, Any], traffic: str, cases: pd.DataFrame) -> Judg
     if math.isnan(low):
         return Judged(*what, value, low, high, "undecided")
     verdict = "confirmed" if least <= low and high <= most else "refuted" if high < least or low > most else "undecided"
-    return Judged(*what, value, low, high, verdict)
+    beyond = high < least if metric.better == "lower" else low > most
+    return Judged(*what, value, low, high, verdict, "least" in part and "most" in part and beyond)
 
 
 def _reasons(claim: dict[str, Any], campaign: Summary) -> str:
     wanted = {part[key] for part in claim["parts"] for key in ("of", "to") if key in part}
-    cases = campaign.table[campaign.table["server"].isin(wanted)]
-    return "none of its servers was measured: " + ("; ".join(dict.fromkeys(cases["why"])) or f"{', '.join(sorted(wanted))} is not there")
+    why = filter(None, campaign.table.loc[campaign.table["server"].isin(wanted), "why"])
+    return "none of its servers was measured: " + ("; ".join(dict.fromkeys(why)) or f"{', '.join(sorted(wanted))} is not there")
 
 
 def write(results: Path = RESULTS) -> list[Verdict]:

@@ -243,14 +243,16 @@ def _grid(rows: int, columns: int, width: float, height: float, gap: float, **sh
 
 
 def log_axis(axes: Axes, axis: Axis, span: tuple[float, float] | None = None) -> None:
-    """A logarithmic axis with plain numbers, wide enough that one of them is always on it. `span`: of the data, if others share it."""
+    """A logarithmic axis with plain numbers, wide enough that one of them is always on it. `span`: of the data, if others share it. Without
+    a number that it could show the axis stays as it is."""
     is_x = axis is axes.xaxis
     low, high = span or (axes.dataLim.intervalx if is_x else axes.dataLim.intervaly).tolist()
+    if not 0 < low <= high < math.inf:
+        return
     (axes.set_xscale if is_x else axes.set_yscale)("log")
-    if 0 < low <= high < math.inf:
-        room = 2 if high < 4 * low else 1.3
-        (axes.set_xlim if is_x else axes.set_ylim)(low / room, high * room)
-    span_of = high / low if 0 < low <= high < math.inf else 1
+    room = 2 if high < 4 * low else 1.3
+    (axes.set_xlim if is_x else axes.set_ylim)(low / room, high * room)
+    span_of = high / low
     # Over more decades the labels of 2 and 5, and then that of 3, would run into each other.
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if span_of < 30 else (1, 3) if span_of < 300 else (1,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -126,7 +126,8 @@ def _sweep(found: Summary, sweep: Sweep, number: int) -> dict[str, Any]:
     if len(sweep.points):
         if len(sweep.comparisons) > 1:
             drawn |= {"curve-e2e": lambda: tradeoffs.curve(sweep, "e2e"), "curve-ttft": lambda: tradeoffs.curve(sweep, "ttft")}
-        drawn["pareto"] = lambda: tradeoffs.pareto(sweep)
+        if sweep.points["user_tokens_per_s"].notna().any():  # answers of one token have none
+            drawn["pareto"] = lambda: tradeoffs.pareto(sweep)
     curves = [_figure(kind, draw(), f"{number}-{_slug(sweep.scenario)}") for kind, draw in drawn.items()]
     comparisons = [_comparison(found, c, f"{number}-{_slug(c.title)}") for c in sweep.comparisons]
     if len(comparisons) == 1:

@@ -1,5 +1,6 @@
 """Claims against campaigns whose numbers are known: alpha carries 440 tokens/s, beta half of that, in two runs each."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,23 @@ def test_all_parts_must_hold(tmp_path: Path) -> None:
     assert judged(tmp_path, RATIO.format("least = 1.5") + ", " + RATIO.format("least = 3")).verdict == "refuted"
     both = judged(tmp_path, RATIO.format("least = 1.5") + ", " + RATIO.format("least = 2.0"))
     assert both.verdict == "undecided" and "more runs would narrow it" in both.why
+
+
+def test_what_is_more_than_claimed_is_refuted_and_says_so(tmp_path: Path) -> None:
+    found = judged(tmp_path, RATIO.format("least = 1.2, most = 1.5") + ", " + RATIO.format("least = 1.5"))
+    assert (found.verdict, found.why) == ("refuted", "it is more than that")
+    assert judged(tmp_path, RATIO.format("least = 1.2, most = 1.5") + ", " + RATIO.format("least = 3")).why == ""  # one is less
+    latency = '{{ metric = "e2e_p50_s", of = "alpha", to = "beta", least = {}, most = {} }}'  # about half: less is better
+    assert judged(tmp_path, latency.format(0.7, 0.8)).why == "it is more than that" and judged(tmp_path, latency.format(0.1, 0.2)).why == ""
+
+
+def test_an_open_loop_is_judged_like_a_closed_one(tmp_path: Path) -> None:
+    folder = synthetic.campaign(tmp_path / "one")
+    for file in folder.glob("cases/*/run.json"):
+        run = json.loads(file.read_text())
+        file.write_text(json.dumps(run | {"case": run["case"] | {"users": None, "rate": 40.0}}))
+    found = judged(tmp_path, RATIO.format("least = 1.5"))
+    assert found.verdict == "confirmed" and found.parts[0].traffic == "chat, 40 requests/s"
 
 
 def part(traffic: str, verdict: str) -> claims.Judged:

@@ -155,6 +155,17 @@ def ranks(tmp_path, speeds, **load_changes):
     return {s.server: s.rank for s in comparison.systems}, summary.answer(comparison)
 
 
+def test_answers_of_one_token_make_a_report(tmp_path):
+    """They have no TPOT, so there is nothing to draw of it."""
+    folder = tmp_path / "campaign"
+    folder.mkdir()
+    case = synthetic.run(0, "alpha")
+    synthetic.write_case(folder, case, synthetic.requests(tokens=1), synthetic.telemetry())
+    synthetic.records.write_json(folder / "campaign.json", synthetic.campaign_data([case["case"]]))
+    found = report.write(folder)
+    assert found.table["valid"].all() and (folder / "report.html").stat().st_size > 100_000
+
+
 def test_ties_are_ties(tmp_path):
     found, answer = ranks(tmp_path, {"alpha": [0.010, 0.012], "beta": [0.011, 0.0125], "gamma": [0.10, 0.101]})
     assert found["alpha"] == found["beta"] == 1
