@@ -22,6 +22,7 @@ from scipy import stats
 from analysis import slo, statistics, summary, verdicts
 from analysis.load import Campaign, InputError, label
 from analysis.metrics import METRICS
+from analysis.observed import observe
 from analysis.statistics import Paired
 from analysis.summary import Summary, digits
 from analysis.verdicts import Gate, Row, Rules, System
@@ -56,7 +57,8 @@ def of_campaign(campaign: Campaign, thorough: bool = True) -> Gate:
                                 row._replace(p_sign_flip=statistics.sign_flip(seen.differences(row.metric))) for row in each.system.rows]
         if len(each.values) and not each.system.faults:
             each.system.rows += _shares(each.values, wanted)
-    return Gate({name: gate["sides"][name] for name in ("base", "head")}, [each.system for each in collected], _notes(found, collected))
+    notes = _notes(found, collected) if thorough else []
+    return Gate({name: gate["sides"][name] for name in ("base", "head")}, [each.system for each in collected], notes)
 
 
 def questions(campaign: Campaign) -> list[bool]:
@@ -200,22 +202,33 @@ def _notes(found: Summary, collected: Sequence[Repetitions]) -> list[str]:
             if abs(drift.change) > 0.05 and drift.p < 0.01:
                 notes.append(f"{each.system.name}: the machine drifted: base's throughput changed by {drift.change:+.0%} from its first "
                              "run to its last")  # fmt: skip
-        notes += [note for what, words in (("startup_s", "start"), ("warmup", "get steady")) if (note := _slower(found, each, what, words))]
+        notes += _outside(found, each)
     return notes
 
 
-def _slower(found: Summary, each: Repetitions, what: str, words: str) -> str:
-    """Starting and getting steady is outside of the window; a head that takes longer for it is named."""
-    took: dict[bool, list[float]] = {True: [], False: []}
-    for index, side in each.runs["side"].items():
-        said = (found.campaign.runs.get(int(str(index))) or {}).get(what)
-        seconds = said["took_s"] if isinstance(said, dict) else said
-        if seconds:
-            took[side == "head"].append(float(seconds))
-    if min(map(len, took.values())) < LOOKS[0]:
-        return ""
-    ratio, low, _ = statistics.ratio(took[True], took[False])
-    if not (low > 1 and ratio > 1.25):
-        return ""
-    head, base = (digits(float(np.mean(took[side]))) for side in (True, False))
-    return f"{each.system.name}: head takes {head} s to {words}, base {base} s; that is outside of the window, and not judged"
+def _outside(found: Summary, each: Repetitions) -> list[str]:
+    """Starting and the warm-up are outside of the window: what only they show of head is named."""
+    notes = []
+    for of, says in ((_startup, "takes {head} s to start, base {base} s"),
+                     (_warm_up, "needs {head} times as long for a request during the warm-up as later, base {base} times")):  # fmt: skip
+        took = pd.Series({index: of(found, int(str(index))) for index in each.runs.index}, dtype="float64").dropna()
+        is_head = each.runs["side"].eq("head")
+        head, base = (took[is_head[took.index] == side] for side in (True, False))
+        if min(len(head), len(base)) < LOOKS[0]:
+            continue
+        ratio, low, _ = statistics.ratio(head, base)
+        if low > 1 and ratio > 1.25:
+            said = says.format(head=digits(float(head.mean())), base=digits(float(base.mean())))
+            notes.append(f"{each.system.name}: head {said}; that is outside of the window, and not judged")
+    return notes
+
+
+def _startup(found: Summary, index: int) -> float:
+    return float((found.campaign.runs.get(index) or {}).get("startup_s") or math.nan)
+
+
+def _warm_up(found: Summary, index: int) -> float:
+    """Median E2E of the requests before the window, as a multiple of the window's; nan without one of the two."""
+    seen = observe(found.campaign, index)
+    early = seen.rows[~seen.rows["failed"] & (seen.rows["scheduled_s"] < seen.window[0])]
+    return float(early["e2e_s"].median()) / float(found.table["e2e_p50_s"][index])

@@ -1,23 +1,26 @@
 """How often is the gate wrong? Whole gates of equal code, of planted changes, faults and disturbances, on this machine.
 
-    python -m tests.loadtests.gate_study run equal --decisions 100        five minutes a decision
+    python -m tests.loadtests.gate_study run equal --decisions 100 --at-once 2
     python -m tests.loadtests.gate_study run engine-throughput --decisions 40
     python -m tests.loadtests.gate_study simulate                         10,000 decisions from the runs of `equal`
     python -m tests.loadtests.gate_study page                             results/gate/README.md and its picture
 
-Each decision is a line of results/gate/NAME.jsonl; `run` adds to what is there. Everything happens in a clone of the last commit, in which
-what is planted is a commit on a branch: a gate as its user would run it.
+Each decision, a line of results/gate/NAME.jsonl, takes about two minutes; `run` adds to what is there. Everything happens in a clone of the
+last commit, in which what is planted is a commit on a branch: a gate as its user would run it. Two at once take half the time, and are
+each other's noisy neighbours.
 """
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +44,23 @@ SINCE = "self.since = getattr(self, 'since', began)"
 STEP = "due += (self.times.step_ms + self.times.step_ms_per_sequence * (self.running - 1)) / 1e3"
 PREFILL = "due = began + (self.times.prefill_ms + self.times.prefill_ms_per_token * prompt_tokens) / 1e3"
 METRICS_OF_SHORT = "output_tokens_per_s,ttft_p50_s,e2e_p50_s,e2e_p95_s"  # 2 s have too few requests for a P99
-SHORT = ("--servers", "fastapi_vllm", "--duration", "2", "--max-minutes", "30", "--metrics", METRICS_OF_SHORT)
-WITH_P99 = ("--servers", "fastapi_vllm", "--duration", "5", "--max-minutes", "30")
+SCENARIO = """
+[short]
+arrivals = "closed"
+users = 16
+think_s = 0.0
+endpoint = "completions"
+prompt_tokens = [16, 32]
+output_tokens = [8, 8]
+warmup_s = 1.5
+warmup_max_s = 1.5
+duration_s = 2.0
+drain_s = 10.0
+timeout_s = 30.0
+"""
+ALL = ("--servers", "fastapi_vllm", "--max-minutes", "60", "--scenarios-file", "study.toml", "--scenarios", "short")
+SHORT = (*ALL, "--metrics", METRICS_OF_SHORT)
+WITH_P99 = (*ALL, "--duration", "5")
 
 
 @contextmanager
@@ -102,7 +120,7 @@ STUDIES = {
     "improvement": Study("the engine takes 12% less time for everything", ("PASS",), (
         (ENGINE, STEP, STEP.replace("due += ", "due += 0.88 * ")), (ENGINE, PREFILL, PREFILL.replace("began + ", "began + 0.88 * ")))),
     "slow-start": Study("equal code, but head is slower in its first second under load", ("PASS", "INCONCLUSIVE"), (
-        (ENGINE, PREFILL, f"{PREFILL}\n        {SINCE}\n        due += 0.03 * (began - self.since < 4)"),)),
+        (ENGINE, PREFILL, f"{PREFILL}\n        {SINCE}\n        due += 0.03 * (began - self.since < 2.5)"),)),
     "drift": Study("equal code on a machine that gets slower from the first run to the last", ("PASS", "INCONCLUSIVE"),
                    around=lambda: burning(lambda s: min(0.6, s / 300))),
     "neighbour": Study("equal code, and another process is busy for a minute in the middle", ("PASS", "INCONCLUSIVE"),
@@ -114,7 +132,8 @@ STUDIES = {
         (SERVER, EVENT, EVENT.replace("(item)", "(item).replace('data: [DONE]', ': end')")),)),
     "no-start": Study("base does not start", ("INVALID",), ((SERVER, "import logging", "import logging, no_such_module"),), where="base"),
     "saturated": Study("more load than the load generator can send", ("INVALID",), arguments=(*SHORT, "--users", "1500")),
-    "rate": Study("a rate that cannot be sent", ("INVALID",), arguments=(*SHORT, "--scenarios", "steady", "--rate", "4000")),
+    "rate": Study("a rate that cannot be sent", ("INVALID",), arguments=(
+        "--servers", "fastapi_vllm", "--metrics", METRICS_OF_SHORT, "--scenarios", "steady", "--rate", "4000", "--duration", "2")),
 }  # fmt: skip
 
 
@@ -124,6 +143,7 @@ def clone_with(study: Study, folder: Path) -> Path:
 
     place = folder / "clone"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(place)], check=True)
+    (place / "study.toml").write_text(SCENARIO)
     git("branch", "base")
     git("branch", "head")
     if study.patch:
@@ -137,28 +157,35 @@ def clone_with(study: Study, folder: Path) -> Path:
     return place
 
 
-def run(name: str, decisions: int) -> None:
-    study = STUDIES[name]
+def run(name: str, decisions: int, at_once: int) -> None:
+    study, file = STUDIES[name], RESULTS / f"{name}.jsonl"
     RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / f"{name}.jsonl"
-    done = sum(1 for _ in file.open()) if file.exists() else 0
-    with tempfile.TemporaryDirectory() as folder:
+    done = {json.loads(line)["seed"] for line in file.open()} if file.exists() else set()
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(at_once) as pool:
         place = clone_with(study, Path(folder))
-        for seed in range(done + 1, decisions + 1):
-            out, began = Path(folder, f"{seed}"), time.monotonic()
-            command = [sys.executable, "-m", "loadtests.gate", "--base", "base", "--head", "head", "--seed", str(seed), "--out", str(out),
-                       *study.arguments]  # fmt: skip
-            with study.around():
-                code = subprocess.run(command, cwd=place, env=os.environ | {"XDG_CACHE_HOME": folder}, capture_output=True).returncode
-            said = json.loads((out / "gate.json").read_text()) | {"code": code, "seed": seed, "minutes": (time.monotonic() - began) / 60}
-            found = summary.summarise(load.campaign(out), frames=False)
-            sides = {index: case["side"] for index, case in found.campaign.identities.items()}
-            wanted = ("repetition", "valid", *verdicts.TOLERANCES, "requests_scheduled")
-            said["runs"] = [{"side": sides[index]} | {key: case[key] if case[key] == case[key] else None for key in wanted}
-                            for index, case in found.table.to_dict("index").items()]
+        for said in pool.map(lambda seed: decide(study, seed, place), [seed for seed in range(1, decisions + 1) if seed not in done]):
             with file.open("a") as handle:
-                handle.write(json.dumps(said, default=lambda value: value.item()) + "\n")
-            print(f"{name} {seed}: {said['verdict']} after {said['systems'][0]['repetitions']} repetitions", flush=True)
+                handle.write(json.dumps(said | {"at_once": at_once}, default=lambda value: value.item()) + "\n")
+            print(f"{name} {said['seed']}: {said['verdict']} after {said['systems'][0]['repetitions']} repetitions", flush=True)
+
+
+def decide(study: Study, seed: int, place: Path) -> dict[str, Any]:
+    """One whole gate in the clone: what gate.json says, and of each run what `simulate` needs."""
+    out, began = place.parent / f"{seed}", time.monotonic()
+    command = [sys.executable, "-m", "loadtests.gate", "--base", "base", "--head", "head", "--seed", str(seed), "--out", str(out),
+               *study.arguments]  # fmt: skip
+    with study.around():
+        done = subprocess.run(command, cwd=place, env=os.environ | {"XDG_CACHE_HOME": str(place.parent)}, capture_output=True, text=True)
+    if not (out / "gate.json").exists():
+        raise RuntimeError(f"{' '.join(command)} made no verdict: {done.stderr[-2000:]}")
+    said = json.loads((out / "gate.json").read_text()) | {"code": done.returncode, "seed": seed, "minutes": (time.monotonic() - began) / 60}
+    found = summary.summarise(load.campaign(out), frames=False)
+    sides = found.campaign.identities
+    wanted = ("repetition", "valid", *verdicts.TOLERANCES, "requests_scheduled")
+    said["runs"] = [{"side": sides[case["index"]]["side"]} | {key: case[key] if case[key] == case[key] else None for key in wanted}
+                    for case in found.table.to_dict("records")]  # fmt: skip
+    shutil.rmtree(out)
+    return said
 
 
 def simulate(decisions: int = 10_000, seed: int = 1) -> None:
@@ -239,9 +266,10 @@ if __name__ == "__main__":
     parser.add_argument("verb", choices=("run", "simulate", "page"))
     parser.add_argument("study", nargs="?", choices=STUDIES)
     parser.add_argument("--decisions", type=int, default=40)
+    parser.add_argument("--at-once", type=int, default=1)
     asked = parser.parse_args()
     if asked.verb == "run":
-        run(asked.study, asked.decisions)
+        run(asked.study, asked.decisions, asked.at_once)
     elif asked.verb == "simulate":
         simulate()
     else:
