@@ -94,6 +94,13 @@ def claims(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """One fault at a time in the middle of a load, for each server and for the harness itself: results/faults. An hour."""
+    install(session)
+    session.run("python", "-m", "tests.loadtests.fault_campaign", *session.posargs, interrupt_timeout=120, terminate_timeout=30)
+
+
+@nox.session
 def gate(session: nox.Session) -> None:
     """Has head become slower than base? `nox -s gate -- --base main`; exit code 0 pass, 1 regressed, 2 invalid, 3 inconclusive."""
     install(session)

@@ -135,7 +135,7 @@ def campaign(arguments: argparse.Namespace, sides: Sides | None = None, gate: di
     folder = arguments.out or RESULTS / f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
     resume.open_campaign(folder, {
         "schema": records.SCHEMA, "name": folder.name, "created_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": sys.argv[1:], "seed": arguments.seed, "model": asdict(model) | {"path": Path(model.path).name},
+        "command": machine.redacted(sys.argv[1:]), "seed": arguments.seed, "model": asdict(model) | {"path": Path(model.path).name},
         "scenarios": {name: t | ({"trace": Path(t["trace"]).name} if "trace" in t else {}) for name, t in scenarios.items()},
         "simulated": arguments.simulated, "machine_share": share, "plan": [] if sought or gated else [case.as_dict() for case in cases],
         "search": sought, "gate": gated, "manifest": machine.manifest()})
@@ -179,6 +179,7 @@ def command(do: Callable[[], int]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as cleanly as Ctrl-C does
     signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
+        launch.read_key_file()
         return do()
     except (PlanError, TraceError, catalog.CatalogError, launch.LaunchError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from loadtests import options
+from loadtests import machine, options
 from loadtests.arguments import arguments_of, numbers, one
 from loadtests.campaign import RESULTS, campaign, command
 from loadtests.plan import PlanError
@@ -85,8 +85,9 @@ def _gate(own: argparse.Namespace, others: list[str]) -> int:
     if own.base or own.base_server:
         sides = _sides(own)
         gate: dict[str, Any] = {
-            "sides": {name: sides[name].what for name in ("base", "head")}, "seed": arguments.seed, "metrics": own.metrics,
-            "tolerance": own.tolerance, "slo": own.slo, "max_minutes": own.max_minutes or MINUTES[own.profile]}  # fmt: skip
+            "sides": {name: machine.redacted([sides[name].what])[0] for name in ("base", "head")}, "seed": arguments.seed,
+            "metrics": own.metrics, "tolerance": own.tolerance, "slo": own.slo,
+            "max_minutes": own.max_minutes or MINUTES[own.profile]}  # fmt: skip
         code = campaign(arguments, sides, gate)
         return code if code in (2, 130) or arguments.plan else _analysis("gate", str(folder))
     arguments.repeat = UNPAIRED_RUNS

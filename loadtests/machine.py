@@ -10,7 +10,7 @@ import platform
 import re
 import resource
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,19 @@ ENVIRONMENT = re.compile(
     r"|LD_PRELOAD|NVIDIA_VISIBLE_DEVICES|HF_HUB_OFFLINE|TRANSFORMERS_OFFLINE|WEB_CONCURRENCY|GUNICORN_CMD_ARGS"
 )
 PRIVATE = re.compile(r"KEY|TOKEN(?!IZERS_)|SECRET|PASS|CREDENTIAL|AUTH|HOST|USER")
+
+# In a command: who logs in to a URL, and the value of an option (--api-key x) or of a variable (HF_TOKEN=x) of such a name.
+_NAME = r"[\w-]*(?:key|token(?!s|izer)|secret|passw)[\w-]*"
+SECRET = re.compile(rf"(?i)(?<=://)[^/@\s]+(?=@)|(?<![^\s'\"])(--?{_NAME}(?:=|\s+\0?\s*)|{_NAME}=)[^\s\0]+")
+
+
+def redacted(command: Sequence[str]) -> list[str]:
+    """Without its secrets, to be kept with the results.
+
+    >>> redacted(["--target", "http://me:s3cret@10.0.0.5", "--api-key", "s3cret", "HF_TOKEN=s3cret serve --port 1"])
+    ['--target', 'http://***@10.0.0.5', '--api-key', '***', 'HF_TOKEN=*** serve --port 1']
+    """
+    return SECRET.sub(lambda found: (found[1] or "") + "***", " \0 ".join(command)).split(" \0 ") if command else []
 
 
 def read(path: str | Path) -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loadtests import arrivals, generator, records, scrape
+from loadtests import arrivals, generator, machine, records, scrape
 from loadtests.progress import Watch
 from loadtests.records import Case
 from loadtests.sides import Side, Sides
@@ -138,7 +138,7 @@ def _launch(work: Work) -> None:
         server, work.case.engine, work.setting.model, work.setting.share, work.folder / "server.log",
         host=work.setting.workers.listen[0] if work.setting.workers.listen else "127.0.0.1", options=work.case.options,
         simulated=work.setting.simulated, ready_timeout_s=work.setting.ready_timeout_s))
-    work.run |= {"command": work.server.command, "startup_s": work.server.startup_s}
+    work.run |= {"command": machine.redacted(work.server.command), "startup_s": work.server.startup_s}
 
 
 def _verify(work: Work, key: str, checks: contract_checks.Checks) -> None:
@@ -222,7 +222,8 @@ def _take_load_json(work: Work) -> None:
         work.run["window"] = said["window"]
         work.run["load_workers"] = said["workers"]
         work.run["warmup"] = said["warmup"]
-        work.run["counts"] = {name: said[name] for name in ("sent", "rows", "locust_requests", "locust_failures", "cut_off", "planned")}
+        if said["state"] != "running":  # a load generator that was killed has counted less than it has written
+            work.run["counts"] = {name: said[name] for name in ("sent", "rows", "locust_requests", "locust_failures", "cut_off", "planned")}
         file.unlink()
 
 

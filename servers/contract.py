@@ -45,6 +45,12 @@ if os.environ.get("SERVEOFF_JSON") == "orjson":
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
+def authorization() -> dict[str, str]:
+    """The header with which a client shows its key, SERVEOFF_API_KEY; none without one."""
+    key = os.environ.get("SERVEOFF_API_KEY")
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
 class ContractError(Exception):
     """An answer other than 200. `str()` is the message; never a stack trace."""
 

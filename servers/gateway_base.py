@@ -40,9 +40,8 @@ CONNECT_TIMEOUT_S = float(os.environ.get("SERVEOFF_CONNECT_TIMEOUT_S", "5"))
 READ_TIMEOUT_S = float(os.environ.get("SERVEOFF_READ_TIMEOUT_S", "600"))
 RATE_LIMIT = os.environ.get("SERVEOFF_RATE_LIMIT", "")
 KEEP_ALIVE_S = 4.0  # Uvicorn closes an idle connection after 5 s: reusing it just then would fail
-HEADERS = {"Content-Type": "application/json", "Accept-Encoding": "identity"}  # bytes that are passed on unread must be plain
-if key := os.environ.get("SERVEOFF_API_KEY"):
-    HEADERS["Authorization"] = f"Bearer {key}"
+HEADERS = {"Content-Type": "application/json", "Accept-Encoding": "identity",  # bytes that are passed on unread must be plain
+           **contract.authorization()}  # fmt: skip
 
 
 def gone(url: str, error: Exception) -> ContractError:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from servers import cache, catalog, rule, shape
+from servers import cache, catalog, contract, rule, shape
 
 ROOT = Path(__file__).parents[1]
 
@@ -103,6 +103,18 @@ def _generated(preset: str) -> str:
     if done.returncode:
         raise LaunchError(f"the model {preset!r} could not be generated: see above")
     return done.stdout.strip().splitlines()[-1]
+
+
+def read_key_file() -> None:
+    """The key in the file SERVEOFF_API_KEY_FILE becomes SERVEOFF_API_KEY, here and in all that is started from here. Raises LaunchError."""
+    if name := os.environ.get("SERVEOFF_API_KEY_FILE"):
+        try:
+            key = Path(name).read_text().strip()
+        except (OSError, ValueError) as error:
+            raise LaunchError(f"SERVEOFF_API_KEY_FILE: {name} cannot be read ({error}): name a file with the key in it") from None
+        if not key or not key.isprintable():
+            raise LaunchError(f"SERVEOFF_API_KEY_FILE: {name} has no key in it: one line, and nothing else")
+        os.environ["SERVEOFF_API_KEY"] = key
 
 
 def free_port() -> int:
@@ -242,7 +254,7 @@ def get_status(host: str, port: int, path: str) -> int | None:
     """Status of a GET; None if there is no answer within 2 s."""
     connection = http.client.HTTPConnection(host, port, timeout=2)
     try:
-        connection.request("GET", path)
+        connection.request("GET", path, headers=contract.authorization())
         return connection.getresponse().status
     except (OSError, http.client.HTTPException):
         return None

@@ -169,8 +169,9 @@ class WsgiMetrics:
                 environ |= {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
                 refusal = len(body) > MAX_BODY_BYTES and too_large()
             if refusal:
-                while environ["wsgi.input"].read(65536):  # else the closing socket resets and the client may never see why
-                    pass
+                for _ in range(4 * MAX_BODY_BYTES // 65536):  # else the closing socket resets and the client may never see why
+                    if not environ["wsgi.input"].read(65536):
+                        break
                 start(f"{refusal.status} Refused", [("Content-Type", "application/json"), ("Connection", "close")])
                 yield json.dumps(refusal.body()).encode()
                 return

@@ -3,10 +3,12 @@
 Standard library only: what is checked is the wire. (wsproto reads and writes WebSocket frames, and does no I/O.)
 """
 
+import contextlib
 import http.client
 import json
 import random
 import socket
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,12 +24,18 @@ from wsproto.utilities import ProtocolError
 from servers import contract, rule
 from servers.contract import CHAT_COMPLETIONS, COMPLETIONS, Chunk
 
-TIMEOUT_S = 60.0  # of one request
+TIMEOUT_S = 60.0  # of silence
+LONGEST_S = 600.0  # of one request: a server that drips would else keep us for ever
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
 STREAMED_TOKENS = 32
 
 
 class Failed(Exception):
     """What is wrong, as a sentence."""
+
+
+class Silent(Failed):
+    """No answer, or not all of it, in time: whoever asks again waits as long again."""
 
 
 @dataclass
@@ -128,7 +136,36 @@ class Probe:
     planted: bool
     words: random.Random = field(default_factory=lambda: random.Random(2026))
 
-    def connect(self) -> http.client.HTTPConnection:
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Content-Type": "application/json"} | contract.authorization()
+
+    @contextmanager
+    def connected(self) -> Iterator[http.client.HTTPConnection]:
+        """For LONGEST_S at most, whatever is done with it. Raises Failed and OSError."""
+        connection, late = self._connection(), threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            with contextlib.suppress(OSError):
+                opened.shutdown(socket.SHUT_RDWR)
+
+        connection.connect()
+        opened, timer = connection.sock, threading.Timer(LONGEST_S, give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield connection
+        except (OSError, ProtocolError, http.client.HTTPException):
+            if not late.is_set():
+                raise
+        finally:
+            timer.cancel()
+            connection.close()
+        if late.is_set():
+            raise Silent(f"an answer took longer than {LONGEST_S:g} s")
+
+    def _connection(self) -> http.client.HTTPConnection:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise Failed(f"{self.url!r} is not a base URL such as http://127.0.0.1:8000")
@@ -136,24 +173,27 @@ class Probe:
         return kind(parts.hostname, parts.port, timeout=TIMEOUT_S)
 
     def ask(self, method: str, path: str, body: Any = None) -> Reply:
-        connection = self.connect()
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         try:
-            try:
-                connection.request(method, path, data, {"Content-Type": "application/json"})
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # a server may refuse a body before it has read it all; its answer tells
-            began = time.perf_counter()
-            response = connection.getresponse()
-            arrived, received = [], b""
-            while piece := response.read1():
-                received += piece
-                arrived.append((time.perf_counter() - began, len(received)))
-            return Reply(response.status, response.getheader("Content-Type", ""), received, arrived)
+            with self.connected() as connection:
+                try:
+                    connection.request(method, path, data, self.headers)
+                except (BrokenPipeError, ConnectionResetError):
+                    pass  # a server may refuse a body before it has read it all; its answer tells
+                began = time.perf_counter()
+                response = connection.getresponse()
+                arrived, received = [], bytearray()
+                while piece := response.read1(65536):
+                    received += piece
+                    arrived.append((time.perf_counter() - began, len(received)))
+                    if len(received) > MAX_ANSWER_BYTES:
+                        raise Failed(f"{method} {path}: the answer is longer than {MAX_ANSWER_BYTES} bytes")
+                reply = Reply(response.status, response.getheader("Content-Type", ""), bytes(received), arrived)
+        except TimeoutError:
+            raise Silent(f"{method} {path}: no answer, or not all of it, within {TIMEOUT_S:g} s") from None
         except (OSError, http.client.HTTPException) as error:
             raise Failed(f"{method} {path}: no answer ({error or type(error).__name__})") from None
-        finally:
-            connection.close()
+        return reply
 
     def prompt(self, words: int = 12) -> str:
         return " ".join(self.words.sample(rule.VOCABULARY, words))
@@ -194,14 +234,14 @@ class Probe:
 
     @contextmanager
     def websocket(self, path: str) -> Iterator["WebSocket"]:
-        connection = self.connect()
+        headers = [(name.encode(), value.encode()) for name, value in contract.authorization().items()]
         try:
-            connection.connect()
-            yield WebSocket(connection.sock, urlsplit(self.url).netloc, path)
+            with self.connected() as connection:
+                yield WebSocket(connection.sock, urlsplit(self.url).netloc, path, headers)
+        except TimeoutError:
+            raise Silent(f"WebSocket at {path}: no answer within {TIMEOUT_S:g} s") from None
         except (OSError, ProtocolError) as error:
             raise Failed(f"WebSocket at {path}: {error or type(error).__name__}") from None
-        finally:
-            connection.close()
 
     def fresh(self, chat: bool) -> Stream:
         return self.stream(self.prompt(), STREAMED_TOKENS, chat)

@@ -15,7 +15,7 @@ from typing import Any
 
 from servers import rule
 from servers.contract import CHAT_COMPLETIONS, COMPLETIONS
-from servers.probe import STREAMED_TOKENS, Failed, Probe, Stream, WebSocket, read_events
+from servers.probe import STREAMED_TOKENS, Failed, Probe, Silent, Stream, WebSocket, read_events
 
 VANISHED_TOKENS = 3000
 VANISHED_BOUND_S = 10.0
@@ -193,13 +193,12 @@ def vanished_client(probe: Probe) -> str:
     step = (stream.tokens[-1][0] - stream.tokens[0][0]) / STREAMED_TOKENS
     bound = min(VANISHED_BOUND_S, max(1.0, 0.5 * VANISHED_TOKENS * step))  # well before it would end by itself
     path, body = probe.request(probe.prompt(), VANISHED_TOKENS, stream=True)
-    connection = probe.connect()
-    connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-    response = connection.getresponse()
-    if response.status != 200:
-        raise Failed(f"status {response.status}: {response.read(200)!r}")
-    response.read1()
-    connection.close()
+    with probe.connected() as connection:
+        connection.request("POST", path, json.dumps(body), probe.headers)
+        response = connection.getresponse()
+        if response.status != 200:
+            raise Failed(f"status {response.status}: {response.read(200)!r}")
+        response.read1(65536)
     response.close()
     began = time.perf_counter()
     while (busy := _in_flight(probe)) and time.perf_counter() - began < bound:
@@ -263,7 +262,8 @@ def checks_of(foreign: bool, waived: Sequence[str] = (), transports: Sequence[st
 
 def verify(url: str, *, model: str | None = None, planted: bool | None = None,
            checks: Checks = CHECKS) -> list[Check]:
-    """One Check for each. `model`: the first of /v1/models if not given; `planted`: by the model's name if not given."""
+    """One Check for each; none after one in which the server stood still. `model`: the first of /v1/models if not given; `planted`: by the
+    model's name if not given."""
     probe = Probe(url.rstrip("/"), model or "", False)
     if model is None:
         try:
@@ -277,6 +277,8 @@ def verify(url: str, *, model: str | None = None, planted: bool | None = None,
             results.append(Check(check.__name__, True, check(probe)))
         except Failed as error:
             results.append(Check(check.__name__, False, str(error)))
+            if isinstance(error, Silent):
+                break
         except (OSError, http.client.HTTPException, LookupError, TypeError, AttributeError) as error:  # answers of a strange shape
             results.append(Check(check.__name__, False, f"{type(error).__name__}: {error}"))
     return results

@@ -23,7 +23,7 @@ def _group(item: pytest.Item) -> str:
     of a server the server, and two real engines at once would have to share the machine."""
     parameters: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
     server = parameters.get("server") or parameters.get("foreign") or parameters.get("name")
-    if item.path.name != "test_servers.py" or server is None:
+    if item.path.name not in ("test_servers.py", "test_options.py", "test_fuzz.py") or server is None:
         return item.path.stem
     return server if isinstance(server, str) else server[0] if server[1] == "simulated" else server[1]
 

@@ -13,6 +13,8 @@ settings.configure(
     ROOT_URLCONF="servers.django_channels.urls",
     ALLOWED_HOSTS=["*"],
     DATA_UPLOAD_MAX_MEMORY_SIZE=contract.MAX_BODY_BYTES,
+    # By default every path that nobody has, and every refused request, is a line in the log.
+    LOGGING={"version": 1, "disable_existing_loggers": False, "loggers": {"django.request": {"level": "ERROR"}}},
 )
 django.setup()
 application = AsgiMetrics(ProtocolTypeRouter({"http": get_asgi_application(), "websocket": Completions.as_asgi()}))

@@ -8,7 +8,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -66,6 +66,11 @@ async def http_error(_: Request, error: HTTPException) -> Response:
     return JSONResponse(contract.error_body(error.status_code, error.detail), error.status_code, error.headers)
 
 
+async def gone(_: Request, __: ClientDisconnect) -> Response:
+    """Before its body was complete: nobody reads this, but it is counted, and it is no failure of ours."""
+    return JSONResponse(contract.error_body(400, "the body is not complete"), 400)
+
+
 async def failed(_: Request, __: Exception) -> Response:  # the log has it, and nobody else shall
     return JSONResponse(contract.error_body(500, "the engine failed"), 500)
 
@@ -78,6 +83,6 @@ app = Starlette(
         Route(contract.CHAT_COMPLETIONS, chat_completions, methods=["POST"]),
     ],
     middleware=[Middleware(AsgiMetrics)],
-    exception_handlers={ContractError: refused, HTTPException: http_error, Exception: failed},  # type: ignore[dict-item]
+    exception_handlers={ContractError: refused, HTTPException: http_error, ClientDisconnect: gone, Exception: failed},  # type: ignore[dict-item]
     lifespan=lifespan,
 )

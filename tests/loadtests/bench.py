@@ -112,13 +112,13 @@ class Bench:
         return left
 
 
-def wait_for(what: Callable[[], Any], described: str) -> Any:
-    end = time.monotonic() + PATIENCE_S
+def wait_for(what: Callable[[], Any], described: str, within_s: float = PATIENCE_S) -> Any:
+    end = time.monotonic() + within_s
     while time.monotonic() < end:
         if found := what():
             return found
         time.sleep(0.05)
-    raise AssertionError(f"{described}: not within {PATIENCE_S:g} s")
+    raise AssertionError(f"{described}: not within {within_s:g} s")
 
 
 def case_folder(campaign: Path, index: int) -> Path:

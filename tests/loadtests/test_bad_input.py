@@ -45,6 +45,16 @@ BAD = [
 ]
 
 
+@pytest.mark.parametrize(("name", "text", "sentence"), [
+    ("none", None, "none cannot be read"), ("empty", "", "has no key in it"), ("two", "a\nb", "has no key in it"),
+])  # fmt: skip
+def test_a_key_file_without_a_key(bench: Bench, name: str, text: str | None, sentence: str) -> None:
+    if text is not None:
+        (bench.folder / name).write_text(text)
+    bench.environment["SERVEOFF_API_KEY_FILE"] = name
+    bench.refuses(sentence, "--servers", "flask_gunicorn", *QUICK, "--out", "not_to_be")
+
+
 @pytest.mark.parametrize(("arguments", "sentence"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
 def test_bad_input_is_one_sentence(bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
                                    arguments: tuple[str, ...], sentence: str) -> None:  # fmt: skip

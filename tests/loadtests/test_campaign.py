@@ -291,6 +291,24 @@ def test_a_target_is_measured_and_left_alone(bench: Bench) -> None:
     assert all(row["sent_s"] >= row["scheduled_s"] for row in rows)
 
 
+def test_a_key_reaches_whoever_needs_it_and_is_written_nowhere(bench: Bench, tmp_path: Path) -> None:
+    key = "s3cret-0123456789"
+    (tmp_path / "key").write_text(f"{key}\n")
+    bench.environment["SERVEOFF_API_KEY_FILE"] = str(tmp_path / "key")
+    try:
+        driver = bench.start("--servers", "fastapi_threadpool,fastapi_gateway", *QUICK, "--out", "with_key")
+        rows_when_under_load(bench.folder / "with_key", 2)
+        said = [process.cmdline() for process in bench.processes()]
+        text, _ = driver.communicate(timeout=PATIENCE_S)
+    finally:
+        del bench.environment["SERVEOFF_API_KEY_FILE"]
+    assert driver.returncode == 0, text
+    assert all(run["status"] == "ok" and run["served"]["requests"] for _, run in runs(bench.folder / "with_key"))
+    assert len(said) > 5 and key not in str(said) and key not in text
+    holding = [file for file in (bench.folder / "with_key").rglob("*") if file.is_file() and key.encode() in file.read_bytes()]
+    assert not holding
+
+
 # ----------------------------------------------------------------------------------------------------------- a full disk
 
 LONG = ("--servers", "fastapi_threadpool", *QUICK, "--duration", "600")  # longer than our patience: the failure must end it

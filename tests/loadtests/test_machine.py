@@ -43,6 +43,18 @@ def test_only_variables_that_change_behaviour_are_kept_and_no_secret(monkeypatch
     assert machine.manifest()["environment"] == {**kept, "PYTHONPATH": "~/code"}
 
 
+@pytest.mark.parametrize(("command", "kept"), [
+    (["--target", "http://me:s3cret@10.0.0.5/v1", "--users", "4"], ["--target", "http://***@10.0.0.5/v1", "--users", "4"]),
+    (["--api-key", "s3cret", "--port", "1"], ["--api-key", "***", "--port", "1"]),
+    (["serve --password=s3cret --port {port}"], ["serve --password=*** --port {port}"]),
+    (["sh -c 'HF_TOKEN=s3cret serve --secret-key s3cret'"], ["sh -c 'HF_TOKEN=*** serve --secret-key ***"]),
+    (["--tolerance", "output_tokens_per_s=5%", "--tokenizer", "abc"], ["--tolerance", "output_tokens_per_s=5%", "--tokenizer", "abc"]),
+    (["--model", "monkey", "--users", "2"], ["--model", "monkey", "--users", "2"]), ([], []),
+])  # fmt: skip
+def test_a_command_is_kept_without_its_secrets(command: list[str], kept: list[str]) -> None:
+    assert machine.redacted(command) == kept
+
+
 def test_commit_is_null_without_git_and_outside_a_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "ROOT", tmp_path)
     manifest = machine.manifest()

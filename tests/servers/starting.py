@@ -51,6 +51,7 @@ def alive(process: psutil.Process) -> bool:
 OURS = [name for name, server in SERVERS.items() if not server.foreign]
 
 
+@contextmanager
 def started(name: str, engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """Once for all tests of this file; at its end nothing of it may be left."""
     with start(name, engine, tmp_path_factory.mktemp(name)) as running:

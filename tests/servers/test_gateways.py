@@ -248,6 +248,14 @@ def test_beyond_the_rate_limit_is_a_429_that_says_when_to_come_again(name: str, 
 
 
 @each_of_fastapi
+def test_nobody_is_a_new_client_by_saying_so(name: str, gateway: Start, behind: str) -> None:
+    url = gateway(name, behind, RATE_LIMIT="2/hour").base_url
+    said = [httpx.post(url + contract.COMPLETIONS, json=wanted(), headers={header: f"10.0.0.{number}"}).status_code
+            for number, header in enumerate(("X-Forwarded-For", "X-Real-IP", "Forwarded", "X-Forwarded-For"))]  # fmt: skip
+    assert said == [200, 200, 429, 429]
+
+
+@each_of_fastapi
 def test_a_rate_limit_that_cannot_be_read_is_no_start_without_one(name: str, gateway: Start, behind: str) -> None:
     with pytest.raises(LaunchError, match="couldn't parse rate limit string 'often'"):
         gateway(name, behind, RATE_LIMIT="often")

@@ -3,14 +3,15 @@
 A server is tested by being a folder under servers/; nothing is listed here.
 """
 
+import contextlib
 import http.client
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,11 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield running
 
 
-@contextmanager
+def address_of(server: Running) -> tuple[str, int]:
+    host, _, port = server.base_url.removeprefix("http://").partition(":")
+    return host, int(port)
+
+
 def has_foreign_engine(server: Running) -> bool:
     return any(SERVERS[each.server].foreign for each in server.behind)
 
@@ -235,6 +240,21 @@ def test_with_a_key_nothing_is_answered_without_it(name: str, tmp_path: Path, mo
         assert ask(running.base_url, "/v1/models")[0] == 401
         assert ask(running.base_url, contract.COMPLETIONS, wanted(), "s3cret")[0] == 200
         assert ask(running.base_url, "/health")[0] == 200, "who watches whether it lives needs no key"
+        server = SERVERS[name]
+        checks = verify(running.base_url, checks=checks_of(False, server.waives, server.transports))  # which has the key
+        assert all(check.ok for check in checks), [check for check in checks if not check.ok]
+
+
+@each
+def test_a_body_without_end_from_who_has_no_key_keeps_nobody_waiting(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection is closed, or what comes is thrown away."""
+    monkeypatch.setenv("SERVEOFF_API_KEY", "s3cret")
+    with start(name, "simulated", tmp_path) as running, socket.create_connection(address_of(running), timeout=60) as connection:
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: it\r\nTransfer-Encoding: chunked\r\n\r\n")
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for _ in range(400):  # 26 MB
+                connection.sendall(b"10000\r\n" + bytes(65536) + b"\r\n")
+        assert ask(running.base_url, contract.COMPLETIONS, wanted(), "s3cret")[0] == 200
 
 
 @each

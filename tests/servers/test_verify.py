@@ -4,9 +4,10 @@ import socket
 
 import pytest
 
-from servers import rule
-from servers.probe import Failed
+from servers import probe, rule
+from servers.probe import Failed, Probe
 from servers.verify import CHECKS, Check, answers, checks_of, report, verify, websocket
+from tests.loadtests.scripted import Scripted
 from tests.servers import broken
 
 # fault -> the check meant for it, and the others that it cannot but fail, with the reason
@@ -101,3 +102,38 @@ def test_what_answers_nothing_or_nonsense_fails_and_does_not_raise() -> None:
     assert "is not a base URL such as http://127.0.0.1:8000" in check.detail
     with pytest.raises(Failed):
         answers(url, "m")
+
+
+def test_a_server_that_stands_still_is_asked_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "TIMEOUT_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel connects, and nobody reads
+        checks = verify(f"http://127.0.0.1:{silent.getsockname()[1]}", model="m")
+    assert [check.name for check in checks] == ["health"] and "no answer, or not all of it, within 0.3 s" in checks[0].detail
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(("script", "says"), [
+    ([b"HTTP/1.1 200 OK\r\nX: ", *[b"x", 0.02] * 1000], "longer than 0.5 s"),
+    ([OK + b"Content-Length: 100000\r\n\r\n", *[b" ", 0.02] * 1000], "longer than 0.5 s"),
+    ([OK + b"\r\n", *[b" " * 10_000] * 1000], "longer than 100000 bytes"),
+    ([OK + b"Transfer-Encoding: chunked\r\n\r\n", *[b"2710\r\n" + b" " * 10_000 + b"\r\n"] * 1000], "longer than 100000 bytes"),
+    ([OK + b"Transfer-Encoding: chunked\r\n\r\n", b"fffffffffff\r\n", *[b" " * 10_000] * 1000], "longer than 100000 bytes"),
+    ([b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9/\r\nContent-Length: 0\r\n\r\n"], "status 302"),
+    ([OK + b"Content-Encoding: gzip\r\nContent-Length: 4\r\n\r\n\x1f\x8b\x08\x00"], "no chunk|not|invalid|decode"),
+    ([OK + b"Content-Length: 3\r\n\r\n\xff\xfe\xfd"], "decode|not|invalid"),
+    ([b"\0" * 100_000], "no answer"),
+], ids=["header drip", "body drip", "endless", "endless chunks", "huge chunk", "redirect", "gzip", "no UTF-8", "no HTTP"])  # fmt: skip
+def test_a_hostile_server_cannot_keep_us(monkeypatch: pytest.MonkeyPatch, script: list[bytes | float], says: str) -> None:
+    monkeypatch.setattr(probe, "LONGEST_S", 0.5)
+    monkeypatch.setattr(probe, "MAX_ANSWER_BYTES", 100_000)
+    hostile = Scripted()
+    hostile.scripts.append([*script, None])
+    try:
+        with pytest.raises(Failed, match=says):
+            Probe(hostile.url, "m", False).complete("baba", 1)
+    finally:
+        hostile.ended.set()
+        hostile.thread.join()
+        hostile.listener.close()

@@ -1,0 +1,236 @@
+"""Faults, each in the middle of the load of a campaign: what the victim is, and what is done to it. fault_campaign.py tries them."""
+
+import contextlib
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.loadtests.bench import Bench, wait_for
+
+
+class CannotHere(Exception):
+    """Why this machine, or this server, does not have this fault."""
+
+
+def said_of(process: psutil.Process) -> list[str]:
+    """Its command line; empty if it has just ended."""
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []
+
+
+@dataclass
+class Scene:
+    """One campaign, the fault's victims, and what the fault has to undo."""
+
+    folder: Path
+    bench: Bench
+    campaign: "subprocess.Popen[str]"
+    undo: ExitStack = field(default_factory=ExitStack)
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "out"
+
+    def telemetry(self) -> psutil.Process:
+        return next(each for each in self.bench.processes() if {"loadtests.telemetry", "servers.supervise"} & {*said_of(each)}
+                    == {"loadtests.telemetry"})  # fmt: skip
+
+    def roots(self) -> list[psutil.Process]:
+        """The server's commands, those behind it first; telemetry was told of them."""
+        said = self.telemetry().cmdline()
+        pids = [part for part in said[said.index("--server-pid") + 1 :] if part.isdigit()]
+        return [psutil.Process(int(pid)) for pid in pids]
+
+    def server(self) -> list[psutil.Process]:
+        """All of its processes."""
+        return [process for root in self.roots() for process in (root, *root.children(recursive=True))]
+
+    def worker(self) -> psutil.Process:
+        """The busiest process of a server that has several in one tree. Raises CannotHere."""
+        children = [child for root in self.roots() for child in root.children(recursive=True)
+                    if "resource_tracker" not in " ".join(child.cmdline())]  # fmt: skip
+        if not children:
+            raise CannotHere("it has no worker processes")
+        return max(children, key=lambda each: sum(each.cpu_times()[:2]))
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`act`: in the middle of the first case's load. `says`: what that case's status must match; empty if nothing is left that could say
+    something. `code`: the campaign's exit codes that are right. `around`, `wrap`: what the campaign runs in."""
+
+    what: str
+    act: Callable[[Scene], object]
+    says: str = ".*"
+    code: tuple[int, ...] = (0, 1)
+    of_server: bool = True
+    options: tuple[str, ...] = ()
+    around: Callable[[Path], Any] | None = None
+    wrap: tuple[str, ...] = ()
+
+
+# -------------------------------------------------------------------------------------------------------------- of a server
+
+
+def freeze(scene: Scene, for_s: float) -> None:
+    frozen = scene.server()
+    for process in frozen:
+        process.suspend()
+    time.sleep(for_s)
+    for process in frozen:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.resume()
+
+
+def freeze_for_ever(scene: Scene) -> None:
+    for process in scene.server():
+        process.suspend()
+
+
+def limit_memory(scene: Scene) -> None:
+    for process in scene.server():
+        process.rlimit(resource.RLIMIT_AS, (process.memory_info().vms, resource.RLIM_INFINITY))
+
+
+def limit_files(scene: Scene) -> None:
+    """Also no new connection: those that there are stay."""
+    for process in scene.server():
+        process.rlimit(resource.RLIMIT_NOFILE, (process.num_fds(), process.rlimit(resource.RLIMIT_NOFILE)[1]))
+
+
+def kill_first(scene: Scene) -> None:
+    if len(roots := scene.roots()) == 1:
+        raise CannotHere("nothing is behind or beside it")
+    roots[0].kill()
+
+
+ENDED = r"failed: (load|verify again): .*"
+
+# ------------------------------------------------------------------------------------------------------------- of the harness
+
+
+def kill_load(scene: Scene) -> None:
+    scene.bench.load_workers()[0].kill()
+
+
+def kill_load_worker(scene: Scene) -> None:
+    scene.bench.load_workers()[-1].kill()
+
+
+def remove_results(scene: Scene) -> None:
+    shutil.rmtree(scene.out, ignore_errors=True)
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """out/ on a file system of its own."""
+    (folder / "out").mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(folder / "out")], capture_output=True).returncode:
+        raise CannotHere("it may not mount a small file system")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder / "out")], check=True)
+
+
+def fill_disk(scene: Scene) -> None:
+    filler = scene.out / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as handle:
+        while True:
+            handle.write(bytes(4096))
+    scene.undo.callback(filler.unlink, missing_ok=True)
+
+
+def in_network(scene: Scene, *command: str) -> None:
+    subprocess.run(["nsenter", "--net", "--target", str(scene.campaign.pid), *command], check=True)
+
+
+def cut_network(scene: Scene) -> None:
+    in_network(scene, "ip", "link", "set", "lo", "down")
+    time.sleep(2)
+    in_network(scene, "ip", "link", "set", "lo", "up")
+
+
+def steal_port(scene: Scene) -> None:
+    """Of the second case, between the moment in which it was found free and that in which its server listens."""
+
+    def started() -> list[int]:
+        commands = [command for each in scene.bench.processes() if "servers.supervise" in (command := said_of(each))]
+        found = [re.search(r"127\.0\.0\.1:(\d+)|--port (\d+)", " ".join(command)) for command in commands]
+        return [int(match[1] or match[2]) for match in found if match]
+
+    first = started()
+    thief = scene.undo.enter_context(socket.socket())
+    port = wait_for(lambda: [port for port in started() if port not in first], "the second case's server")[0]
+    thief.bind(("127.0.0.1", port))
+    thief.listen()
+
+
+def type_ctrl_c(scene: Scene, times: int) -> None:
+    for _ in range(times):
+        scene.campaign.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+
+
+def step_clock(scene: Scene, seconds: int) -> None:
+    (scene.folder / "clock").write_text(f"{seconds:+d}\n")
+
+
+@contextmanager
+def false_clock(folder: Path) -> Iterator[None]:
+    """libfaketime reads what the wall clock shall say from a file; the monotonic clock stays."""
+    library = next(iter(Path("/usr/lib").glob("**/libfaketime.so.1")), None)
+    if not library:
+        raise CannotHere("libfaketime is not installed (Debian: faketime)")
+    (folder / "clock").write_text("+0\n")
+    settings = {"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(folder / "clock"), "FAKETIME_NO_CACHE": "1",
+                "FAKETIME_DONT_FAKE_MONOTONIC": "1"}  # fmt: skip
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name in settings:
+            del os.environ[name]
+
+
+FAULTS = {
+    "kill-9": Fault("the server is killed", lambda scene: scene.roots()[-1].kill(), ENDED + "ended by itself", (1,)),
+    "kill-15": Fault("the server is told to end", lambda scene: scene.roots()[-1].terminate(), ENDED + "ended by itself", (1,)),
+    "worker": Fault("one of its workers is killed", lambda scene: scene.worker().kill()),
+    "behind": Fault("what is behind or beside it is killed: engine, Redis, application", kill_first, ENDED + "ended by itself", (1,)),
+    "freeze": Fault("it stands still for 2 s", lambda scene: freeze(scene, 2.0), "ok", (0,)),
+    "freeze-for-ever": Fault("it stands still for ever", freeze_for_ever, ENDED, (1,)),
+    "memory": Fault("it gets no more memory", limit_memory),
+    "files": Fault("it gets no more file descriptors", limit_files),
+    "load-generator": Fault("the load generator is killed", kill_load, "failed: load: the load generator ended", (1,), False),
+    "load-worker": Fault("one of two load workers is killed", kill_load_worker, "failed: load: .*load worker", (1,), False,
+                         ("--load-workers", "2")),
+    "telemetry": Fault("telemetry is killed", lambda scene: scene.telemetry().kill(), "ok", (0,), False),
+    "results-removed": Fault("the results' folder is removed", remove_results, "", (1, 2), False),
+    "disk-full": Fault("the results' disk is full", fill_disk, "failed: load: .*(disk|space)", (1, 2), False, around=small_disk),
+    "network": Fault("loopback is down for 2 s", cut_network, "ok|failed: load: .*", (0, 1), False,
+                     wrap=("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")),
+    "port-stolen": Fault("another program takes the next server's port", steal_port, "ok", (1,), False),
+    "ctrl-c": Fault("Ctrl-C", lambda scene: type_ctrl_c(scene, 1), "failed: load: interrupted by Ctrl-C", (130,), False),
+    "ctrl-c-twice": Fault("Ctrl-C, and again while it ends", lambda scene: type_ctrl_c(scene, 2),
+                          "failed: load: interrupted by Ctrl-C|running", (130, -2), False),
+    "terminal-closed": Fault("its terminal is closed", lambda scene: scene.campaign.send_signal(signal.SIGHUP),
+                             "failed: load: interrupted", (130,), False),
+    "driver-killed": Fault("the driver is killed", lambda scene: scene.campaign.kill(), "running", (-9,), False),
+    "clock-forward": Fault("the clock is put forward by an hour", lambda scene: step_clock(scene, 3600), "ok", (0,), False,
+                           around=false_clock),
+    "clock-back": Fault("the clock is put back by an hour", lambda scene: step_clock(scene, -3600), "ok", (0,), False, around=false_clock),
+}  # fmt: skip
