@@ -3,6 +3,7 @@
 import signal
 import socket
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -48,10 +49,11 @@ BAD = [
 @pytest.mark.parametrize(("name", "text", "sentence"), [
     ("none", None, "none cannot be read"), ("empty", "", "has no key in it"), ("two", "a\nb", "has no key in it"),
 ])  # fmt: skip
-def test_a_key_file_without_a_key(bench: Bench, name: str, text: str | None, sentence: str) -> None:
+def test_a_key_file_without_a_key(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str | None,
+                                  sentence: str) -> None:  # fmt: skip
     if text is not None:
-        (bench.folder / name).write_text(text)
-    bench.environment["SERVEOFF_API_KEY_FILE"] = name
+        (tmp_path / name).write_text(text)
+    monkeypatch.setitem(bench.environment, "SERVEOFF_API_KEY_FILE", str(tmp_path / name))
     bench.refuses(sentence, "--servers", "flask_gunicorn", *QUICK, "--out", "not_to_be")
 
 
