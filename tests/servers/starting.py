@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,6 +86,17 @@ def ask(base_url: str, path: str, body: Any = None, key: str | None = None, head
 
 def wanted(**more: Any) -> dict[str, Any]:
     return {"model": MODEL, "prompt": "bebe baba", "max_tokens": 5, "temperature": 0, "ignore_eos": True, **more}
+
+
+def counters_at_rest(base_url: str) -> dict[str, float]:
+    """Once no request is in flight: each is counted after the last byte of its answer, when its client has gone on already."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        found = counters(base_url)
+        if not any(n for name, n in found.items() if name.startswith("serveoff_requests_in_flight")):
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"a request is in flight for ever: {found}")
 
 
 def counters(base_url: str) -> dict[str, float]:

@@ -22,7 +22,7 @@ import pytest
 from servers import contract, launch, rule
 from servers.launch import Running
 from servers.verify import checks_of, verify
-from tests.servers.starting import MODEL, OURS, SERVERS, ask, counters, start, started, wanted
+from tests.servers.starting import MODEL, OURS, SERVERS, ask, counters, counters_at_rest, start, started, wanted
 
 STARTS = {name: [pytest.param((name, engine), id=f"{name}-{engine}", marks=() if engine == "simulated" else pytest.mark.slow)
                  for engine in dict.fromkeys(("simulated", server.engines[0])) if engine in server.engines]
@@ -163,11 +163,10 @@ def test_a_body_that_is_too_long_and_hides_it_is_a_413_too(server: Running) -> N
             yield b"baba " * 10_000
 
     refused = 'serveoff_requests_total{path="/v1/completions",status="413"}'
-    before = counters(server.base_url).get(refused, 0)
+    before = counters_at_rest(server.base_url).get(refused, 0)
     status, said = ask(server.base_url, contract.COMPLETIONS, pieces())
     assert status == 413 and isinstance(said["error"]["message"], str)
-    time.sleep(0.2)  # a request is counted after the last byte of its answer
-    assert counters(server.base_url)[refused] == before + 1
+    assert counters_at_rest(server.base_url)[refused] == before + 1
 
 
 def test_it_serves_on_after_all_that(server: Running) -> None:
@@ -179,7 +178,7 @@ def test_it_serves_on_after_all_that(server: Running) -> None:
 
 def engine_counters(server: Running) -> dict[str, float]:
     """What only the engine knows: a gateway counts its requests, and the server behind it the tokens."""
-    return {name: value for name, value in counters(server.engine_urls).items()
+    return {name: value for name, value in counters_at_rest(server.engine_urls).items()
             if name.startswith(tuple(f"serveoff_{what}" for what in ("tokens", "queue", "requests_running", "requests_waiting")))}
 
 
@@ -188,11 +187,10 @@ def test_the_counters_count(server: Running) -> None:
     seconds = 'serveoff_request_seconds_count{path="/v1/completions"}'
     if server.behind and "serveoff_tokens_total" not in counters(server.engine_urls):
         pytest.skip("the engine behind it counts under names of its own")
-    before = counters(server.base_url) | engine_counters(server)
+    before = counters_at_rest(server.base_url) | engine_counters(server)
     for more in ({}, {"stream": True}, {"n": 2}):
         ask(server.base_url, contract.COMPLETIONS, wanted(**more))
-    time.sleep(0.2)  # a request is counted after the last byte of its answer
-    after = counters(server.base_url) | engine_counters(server)
+    after = counters_at_rest(server.base_url) | engine_counters(server)
     moved = {name: after[name] - before.get(name, 0) for name in (ok, refused, seconds, "serveoff_tokens_total",
                                                                  "serveoff_queue_seconds_count")}  # fmt: skip
     assert list(moved.values()) == [2, 1, 3, 10, 2], moved
@@ -267,8 +265,7 @@ def test_an_engine_that_fails_is_a_500_and_the_next_request_is_answered(name: st
         *tokens, end = [contract.read_chunk(event.removeprefix("data: ").encode()) for event in streamed.split("\n\n") if event]
         assert len(tokens) == 2 and end.error == "the engine failed"
         assert ask(running.base_url, contract.COMPLETIONS, wanted())[1]["choices"][0]["text"] == rule.continuation("baba", 5)
-        time.sleep(0.2)  # a request is counted after the last byte of its answer
-        assert counters(running.engine_urls)['serveoff_requests_total{path="/v1/completions",status="500"}'] == 1
+        assert counters_at_rest(running.engine_urls)['serveoff_requests_total{path="/v1/completions",status="500"}'] == 1
         logs = [log.read_text() for log in tmp_path.glob("log*")]
         assert "out of memory" in "".join(logs), "whoever runs it must be able to find out why"
 

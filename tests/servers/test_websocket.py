@@ -15,7 +15,7 @@ from wsproto.events import CloseConnection, Ping, Pong, TextMessage
 from servers import contract, launch, metrics, rule
 from servers.launch import Running
 from servers.probe import Failed, Probe, WebSocket
-from tests.servers.starting import MODEL, SERVERS, counters, start, started, wanted
+from tests.servers.starting import MODEL, SERVERS, counters, counters_at_rest, start, started, wanted
 
 NAMES = [name for name, server in SERVERS.items() if "websocket" in server.transports and "simulated" in server.engines]
 
@@ -41,8 +41,7 @@ def text_of(payloads: list[tuple[float, bytes]]) -> str:
 
 
 def settled(base_url: str, status: int) -> float:
-    time.sleep(0.2)  # a request is counted after the last byte of its answer
-    found = counters(base_url)
+    found = counters_at_rest(base_url)
     assert found["serveoff_requests_in_flight"] == found["serveoff_requests_running"] == 0
     return found.get(f'serveoff_requests_total{{path="/v1/completions",status="{status}"}}', 0)
 
