@@ -118,16 +118,30 @@ def read_key_file() -> None:
 
 
 def free_port() -> int:
-    return free_ports(1)[0]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
-def free_ports(count: int) -> list[int]:
-    """Different ones."""
+@contextmanager
+def reserved_ports(count: int) -> Iterator[list[int]]:
+    """Different free ones, which until its end are given to no other process of ours: between finding a port free and listening on it a
+    server takes a second, and whoever listens there first would answer for it. (Linux: a name that ends with its owner.)"""
     with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+        found: list[int] = []
+        while len(found) < count:
+            port = free_port()
+            if sys.platform == "linux":
+                mark = socket.socket(socket.AF_UNIX)
+                try:
+                    mark.bind(f"\0serveoff-port-{port}")
+                except OSError:
+                    mark.close()
+                    continue
+                stack.enter_context(mark)
+            if port not in found:
+                found.append(port)
+        yield found
 
 
 def check_port(host: str, port: int, option: str = "--port") -> None:
@@ -205,7 +219,7 @@ def running(server: catalog.Server, engine: str, model: Model, share: Share, log
             behind.append(stack.enter_context(running(other, engine, model, part, log.with_name(f"{log.stem}.upstream-{number + 1}.log"),
                                                       simulated=simulated, ready_timeout_s=ready_timeout_s)))
         upstream = ",".join(each.base_url for each in behind)
-        free, *others = free_ports(1 + len(server.processes))  # after those of the servers behind it are taken
+        free, *others = stack.enter_context(reserved_ports(1 + len(server.processes)))  # after those of the servers behind it are taken
         port = port or free
         ports = {f"{name}_port": str(other) for name, other in zip(server.processes, others, strict=True)}
         values = {**chosen, **ports, "host": host, "port": str(port), "workers": str(workers), "engine_threads": str(threads),

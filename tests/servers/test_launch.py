@@ -265,6 +265,16 @@ def test_it_ends_when_the_body_fails(tmp_path: Path, temporary: Path) -> None:
     assert len(pids(tmp_path)) == 3 and not any(map(alive, pids(tmp_path))) and not list(temporary.iterdir())
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the mark of a port is a name that only Linux has")
+def test_a_port_that_is_given_to_somebody_is_given_to_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = iter([5001, 5001, 5002, 5001])
+    monkeypatch.setattr(launch, "free_port", lambda: next(asked))
+    with launch.reserved_ports(1) as first, launch.reserved_ports(1) as second:
+        assert (first, second) == ([5001], [5002])
+    with launch.reserved_ports(1) as again:
+        assert again == [5001]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process adopt its orphaned grandchildren")
 def test_orphans_of_a_killed_master_end_too(tmp_path: Path, temporary: Path) -> None:
     with launch.running(fake(tmp_path, TREE), "simulated", MODEL, Share(), tmp_path / "log") as up:
