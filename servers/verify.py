@@ -127,12 +127,20 @@ def _trickles(what: str, stream: Stream, again: Callable[[], Stream]) -> None:
 
 
 def first_chunk(probe: Probe) -> str:
-    for what, (_, stream) in (("completion", probe.sample), ("chat", probe.chat_sample)):
-        event, token = stream.events[0][0], stream.tokens[0][0]
-        if token - event > max(0.005, 0.2 * token):
-            raise Failed(f"the streamed {what} begins with a chunk without a token, {1e3 * (token - event):.0f} ms before the first "
-                         "token: tools would take it for the first token")
+    for what, chat in (("completion", False), ("chat", True)):
+        _, stream = probe.chat_sample if chat else probe.sample
+        _nothing_before_the_first_token(f"the streamed {what}", stream, partial(probe.fresh, chat))
     return "nothing comes before the first token"
+
+
+def _nothing_before_the_first_token(what: str, stream: Stream, again: Callable[[], Stream]) -> None:
+    for _ in range(3):  # a server that lost the processor between two writes does it once; one that announces the role, every time
+        event, token = stream.events[0][0], stream.tokens[0][0]
+        if token - event <= max(0.005, 0.2 * token):
+            return
+        stream = again()
+    raise Failed(f"{what} begins with a chunk without a token, {1e3 * (token - event):.0f} ms before the first token: "
+                 "tools would take it for the first token")
 
 
 def no_cross_talk(probe: Probe) -> str:

@@ -235,7 +235,10 @@ ONE_AT_A_TIME = ("flask_gunicorn",)
 
 
 def test_nothing_grows(server: Running) -> None:
-    """Bad requests of every kind, and then half as many again, of which nothing is kept. (V8 lets its heap grow for a while.)"""
+    """Bad requests of every kind, and then half as many again, of which nothing is kept.
+
+    A heap that is collected late (V8's) grows for a while and then stands; a leak grows every time.
+    """
     def bad(times: int) -> None:
         for number in range(times):
             ask(server.base_url, contract.COMPLETIONS, wanted(prompt=f"baba \ud800 {number}" * 50))
@@ -244,7 +247,12 @@ def test_nothing_grows(server: Running) -> None:
             exchange(server, b"POST / HTTP/1.1\r\n")
 
     bad(600)
-    files, memory = held(server)
-    bad(300)
-    assert settled(lambda: held(server)[0], files) <= files + 5
-    assert held(server)[1] <= memory + GROWTH_BYTES
+    grown = []
+    for _ in range(5):
+        files, memory = held(server)
+        bad(300)
+        assert settled(lambda: held(server)[0], files) <= files + 5
+        grown.append(held(server)[1] - memory)
+        if grown[-1] <= GROWTH_BYTES:
+            return
+    raise AssertionError(f"every 300 bad requests, its memory grew by {grown} bytes")
