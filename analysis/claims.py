@@ -2,7 +2,8 @@
 
 A claim has parts, each about one metric: of one server, or how many times that of another server. A part is judged under each traffic of
 its campaign by the interval over runs: confirmed if all of it lies within the claimed range, refuted if none of it does, else undecided.
-A claim whose parts are confirmed under one traffic and refuted under another depends on the traffic.
+A claim whose parts are confirmed under one traffic and refuted under another depends on the traffic; one that is refuted under one and
+undecided under another is undecided, and says where it is not so.
 """
 
 import math
@@ -102,20 +103,23 @@ def _judge_parts(claim: dict[str, Any], campaign: Summary) -> list[Judged]:
 
 
 def _together(parts: list[Judged]) -> tuple[str, str]:
-    """(verdict, why) of a claim from its parts."""
-    said = {part.verdict for part in parts}
+    """(verdict, why) of a claim from its parts. Refuted only if it is so under no traffic, whatever is undecided or has no number."""
+    traffics = {}
+    for traffic in dict.fromkeys(part.traffic for part in parts):
+        said = {part.verdict for part in parts if part.traffic == traffic}
+        traffics[traffic] = next((verdict for verdict in ("no number", "refuted", "undecided") if verdict in said), "confirmed")
+    said = set(traffics.values())
     if said == {"confirmed"}:
         return "confirmed", ""
-    if "no number" in said:
-        without = dict.fromkeys(f"{part.of}, {part.traffic}" for part in parts if part.verdict == "no number")
-        return "undecided", f"there is no number for {'; '.join(without)}: its campaign's report says why"
-    if "refuted" not in said:
-        return "undecided", "an interval reaches over the threshold, or there is none: more runs would narrow it"
-    traffics = dict.fromkeys(part.traffic for part in parts)
-    holding = [traffic for traffic in traffics if {part.verdict for part in parts if part.traffic == traffic} == {"confirmed"}]
-    if holding:
-        return "depends", f"it is so under {', '.join(holding)} only"
-    return "refuted", "it is more than that" if all(part.exceeds for part in parts if part.verdict == "refuted") else ""
+    if said == {"refuted"}:
+        return "refuted", "it is more than that" if all(part.exceeds for part in parts if part.verdict == "refuted") else ""
+    without = dict.fromkeys(f"{part.of}, {part.traffic}" for part in parts if part.verdict == "no number")
+    words = {"confirmed": "it is so under {}", "refuted": "it is not so under {}",
+             "undecided": "under {} an interval reaches over the threshold, or there is none: more runs would narrow it",
+             "no number": f"there is no number for {'; '.join(without)}: its campaign's report says why"}  # fmt: skip
+    under = {verdict: " and ".join(traffic for traffic, v in traffics.items() if v == verdict) for verdict in words}
+    why = "; ".join(text.format(under[verdict]) for verdict, text in words.items() if under[verdict])
+    return "depends" if {"confirmed", "refuted"} <= said else "undecided", why
 
 
 def _judge_part(part: dict[str, Any], traffic: str, cases: pd.DataFrame) -> Judged | None:

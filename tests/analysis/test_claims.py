@@ -77,10 +77,19 @@ def part(traffic: str, verdict: str) -> claims.Judged:
 
 def test_a_claim_that_holds_under_one_traffic_only_depends_on_it() -> None:
     mixed = [part("chat, 1 user", "refuted"), part("chat, 16 users", "confirmed"), part("chat, 64 users", "confirmed")]
-    assert claims._together(mixed) == ("depends", "it is so under chat, 16 users, chat, 64 users only")
+    assert claims._together(mixed) == ("depends", "it is so under chat, 16 users and chat, 64 users; it is not so under chat, 1 user")
     assert claims._together([part("chat, 1 user", "refuted"), part("chat, 1 user", "confirmed")]) == ("refuted", "")
     verdict, why = claims._together([part("chat, 1 user", "no number"), part("chat, 1 user", "refuted")])
     assert verdict == "undecided" and why.startswith("there is no number for it, chat, 1 user")
+
+
+def test_what_is_undecided_or_without_a_number_under_another_traffic_is_never_left_out() -> None:
+    refuted, undecided = part("one", "refuted"), part("two", "undecided")
+    reaches = "under two an interval reaches over the threshold, or there is none: more runs would narrow it"
+    assert claims._together([refuted, undecided]) == ("undecided", f"it is not so under one; {reaches}")
+    verdict, why = claims._together([refuted, undecided, part("three", "confirmed"), part("four", "no number")])
+    assert verdict == "depends" and f"it is so under three; it is not so under one; {reaches}; there is no number for it, four" in why
+    assert claims._together([refuted, part("two", "refuted")]) == ("refuted", "")
 
 
 def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
