@@ -7,6 +7,7 @@ twenty servers have more names than there are colours.
 
 import io
 import math
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,10 +59,15 @@ Drawn = tuple[System, str, dict[str, Any]]
 
 def looks(comparison: Comparison) -> list[Drawn]:
     """(system, its label, how its lines look) of the systems with a valid case. The look follows the name and not the rank,
-    so that it is the same in all figures. A label is text: no "$" in a name begins a formula."""
+    so that it is the same in all figures."""
     order = sorted(s.name for s in comparison.systems)
     style = {name: {"color": COLOURS[i % 8], "linestyle": DASHES[i // 8 % 4]} for i, name in enumerate(order)}
-    return [(s, s.name.replace("$", r"\$"), style[s.name]) for s in comparison.systems if len(s.valid)]
+    return [(s, wrapped(s.name), style[s.name]) for s in comparison.systems if len(s.valid)]
+
+
+def wrapped(name: str) -> str:
+    """As text: no "$" in it begins a formula; and leaving room for the figure."""
+    return "\n".join(textwrap.wrap(name, 44)).replace("$", r"\$")
 
 
 def throughput(comparison: Comparison) -> Picture:

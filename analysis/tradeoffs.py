@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from analysis.figures import COLOURS, DASHES, STYLE, WIDTH, Picture, log_axis
+from analysis.figures import COLOURS, DASHES, STYLE, WIDTH, Picture, log_axis, wrapped
 from analysis.metrics import METRICS
 from analysis.statistics import estimate
 from analysis.summary import Comparison, Sweep
@@ -87,7 +87,7 @@ def heat_map(comparison: Comparison, names: tuple[str, ...]) -> Picture:
             text = "–" if np.isnan(value) else "∞" if np.isinf(value) else "1" if value == 1 else f"{value:.{1 if value < 9.95 else 0}f}"
             axes.text(column, row, text, ha="center", va="center", fontsize=9, weight="bold" if value == 1 else "normal",
                       color="white" if value > 6 else "black")  # fmt: skip
-        axes.set_yticks(range(len(worse)), [_text(name) for name in worse.index])
+        axes.set_yticks(range(len(worse)), [wrapped(name) for name in worse.index])
         axes.set_xticks(range(len(worse.columns)), [METRICS[str(n)].label for n in worse.columns], rotation=40, ha="left",
                         rotation_mode="anchor")  # fmt: skip
         axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
@@ -131,10 +131,6 @@ def _names(axes: Axes, points: pd.DataFrame, x: str, y: str) -> None:
     at = np.maximum.accumulate(last["at"].clip(lower=0) - step * np.arange(len(last))) + step * np.arange(len(last))  # pushed up
     at = np.minimum(at, 1 - step * np.arange(len(last))[::-1])  # and down from the top again
     for (name, row), height in zip(last.iterrows(), at, strict=True):
-        axes.annotate(_text(str(name)), (row[x], row[y]), (1.04, height), textcoords="axes fraction", va="center", fontsize=8.5,
+        axes.annotate(wrapped(str(name)), (row[x], row[y]), (1.04, height), textcoords="axes fraction", va="center", fontsize=8.5,
                       annotation_clip=False, arrowprops={"arrowstyle": "-", "color": looks[str(name)]["color"], "lw": 0.6, "alpha": 0.7,
                                                          "shrinkA": 1, "relpos": (0, 0.5)})  # fmt: skip
-
-
-def _text(name: str) -> str:
-    return name.replace("$", r"\$")

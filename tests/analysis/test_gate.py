@@ -145,6 +145,22 @@ def test_a_gate_on_disk(tmp_path: Path, head: float, verdict: str, code: int, ca
     assert json.loads(capsys.readouterr().out) == [False]
 
 
+def test_markup_in_what_a_gate_found_stays_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = synthetic.gate(tmp_path / "g", steady(5), does_not_start)
+    for file in [folder / "campaign.json", *folder.glob("cases/*/run.json")]:
+        said = synthetic.spoilt(json.loads(file.read_text()))
+        if "status" in said:
+            said["status"] += synthetic.ATTACK
+        else:
+            said["gate"] |= {"sides": dict.fromkeys(("base", "head"), synthetic.ATTACK), "metrics": "", "slo": ""}
+        synthetic.records.write_json(file, said)
+    assert command.main(["gate", str(folder)]) == 2
+    assert synthetic.ATTACK in capsys.readouterr().out.replace("\n", "")
+    assert "<script" not in (folder / "gate.md").read_text()
+    suites = ET.parse(folder / "gate.xml").getroot()
+    assert not list(suites.iter("script")) and synthetic.ATTACK in "".join(suite.get("name", "") for suite in suites)
+
+
 def test_too_few_repetitions_ask_for_more_and_are_inconclusive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = synthetic.gate(tmp_path / "g", steady(3))
     assert command.main(["next", str(folder)]) == 0 and json.loads(capsys.readouterr().out) == [True]
