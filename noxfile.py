@@ -1,5 +1,6 @@
 """Verbs only: each sets up its environment (the same for all), then calls the module that does the work. `nox -l` lists them."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -73,6 +74,23 @@ def lint(session: nox.Session) -> None:
     install(session)
     session.run("ruff", "check", ".")
     session.run("mypy")
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Known vulnerabilities of what was tested together, by pip-audit. Needs PyPI itself: mirrors rarely pass advisories on."""
+    session.install("--quiet", "pip-audit")
+    for file in sorted(Path().glob("constraints-*.txt")):
+        out = Path(session.create_tmp(), f"{file.stem}.json")
+        session.run("pip-audit", "--disable-pip", "--no-deps", "--progress-spinner", "off", "--format", "json", "--output", str(out),
+                    "-r", str(file), success_codes=[0, 1], silent=True)  # fmt: skip
+        packages = json.loads(out.read_text())["dependencies"]
+        audited = [package for package in packages if "vulns" in package]
+        if not audited:
+            session.error(f"nothing is known of any package in {file}: pip must ask https://pypi.org, without a mirror")
+        session.log(f"{file}: {len(audited)} of {len(packages)} packages are known to PyPI")
+        if bad := [f"{each['name']} {each['version']} ({', '.join(v['id'] for v in each['vulns'])})" for each in audited if each["vulns"]]:
+            session.error(f"{file}: vulnerable: {'; '.join(bad)}: raise them there")
 
 
 @nox.session
