@@ -16,10 +16,9 @@ import psutil
 
 from loadtests import arrivals, records, steady
 from loadtests.recorder import give_up
+from servers.timeouts import LOST_AFTER_S, SETTLE_S
 
 OPENS_IN_S = 0.3  # every worker knows of the window before it opens
-LOST_AFTER_S = float(os.environ.get("SERVEOFF_LOST_AFTER_S", "10"))  # without a report, of which there are five a second
-ENDS_WITHIN_S = 20.0  # after the drain: settling the last answers
 
 
 class Conductor:
@@ -97,7 +96,7 @@ class Conductor:
         # A report from before `last_s` may know nothing of the last requests.
         while self.now() < drained_s and (self._total("in_flight") or any(each["at_s"] < last_s for each in self.reports.values())):
             self._wait_until(self.now() + 0.1)
-        self.finish(ENDS_WITHIN_S)
+        self.finish(SETTLE_S)
         self.quit()
 
     def _warm_up(self) -> None:

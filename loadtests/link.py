@@ -18,8 +18,8 @@ import gevent
 from gevent.event import AsyncResult
 
 from loadtests.conductor import Conductor
+from servers.timeouts import START_S
 
-READY_S = 60.0  # for workers to make their arrivals
 CLOCK_PINGS = 10
 MACHINE = Path("/proc/sys/kernel/random/boot_id")  # processes that read the same here mostly share their monotonic clock
 
@@ -61,7 +61,7 @@ class Link:
     def ask(self, kind: str, data: dict[str, Any], answer: str, client: str | None) -> Any:
         self.answers[answer] = AsyncResult()
         self.runner.send_message(kind, data, client)
-        return self.answers[answer].get(timeout=READY_S)
+        return self.answers[answer].get(timeout=START_S)
 
     def on_test_start(self, **_: Any) -> None:
         self.clients = sorted(client.id for client in self.runner.clients.ready) if self.master else [None]
@@ -76,7 +76,7 @@ class Link:
             found = [self.compare_clocks(number, client) for number, client in enumerate(self.clients)]
             self.conductor.begin([worker for worker, _pid in found], {worker["worker"]: pid for worker, pid in found})
         except gevent.Timeout:
-            self.conductor.fail(f"a load worker did not answer within {READY_S:g} s")
+            self.conductor.fail(f"a load worker did not answer within {START_S:g} s")
         except Exception as error:
             self.conductor.fail(str(error))
 

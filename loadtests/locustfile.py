@@ -24,9 +24,10 @@ from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
 
 from loadtests import arrivals, link, prompts, sse
-from loadtests.conductor import LOST_AFTER_S, Conductor
+from loadtests.conductor import Conductor
 from loadtests.hub import Alarm, HubConnection, HubWebSocket, Slots
 from loadtests.recorder import CUT_OFF, Recorder, Sent, give_up
+from servers.timeouts import LOST_AFTER_S
 
 KNOWN_BEFORE_S = 0.1  # workers know of the window OPENS_IN_S before it opens, minus what the message takes
 

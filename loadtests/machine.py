@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from loadtests.gpus import Gpus
+from servers.timeouts import COMMAND_S
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -32,6 +33,7 @@ PACKAGES = """
 # Variables that change how a server behaves. An allow-list, since an environment is full of secrets; and never a PRIVATE one.
 ENVIRONMENT = re.compile(
     r"(OMP_|MKL_|KMP_|GOMP_|OPENBLAS_|TORCH|PYTORCH_|TRITON_|NCCL_|CUDA_|VLLM_|TOKENIZERS_|MALLOC_|PYTHON)\w*"
+    r"|SERVEOFF_(MAX_IN_FLIGHT|RATE_LIMIT|CACHE_ENTRIES|\w+_S)"
     r"|LD_PRELOAD|NVIDIA_VISIBLE_DEVICES|HF_HUB_OFFLINE|TRANSFORMERS_OFFLINE|WEB_CONCURRENCY|GUNICORN_CMD_ARGS"
 )
 PRIVATE = re.compile(r"KEY|TOKEN(?!IZERS_)|SECRET|PASS|CREDENTIAL|AUTH|HOST|USER")
@@ -66,7 +68,7 @@ def git(*arguments: str) -> str | None:
     """What git says; null if it is not installed or this is no repository. It takes no lock that others would wait for."""
     try:
         command = ["git", "--no-optional-locks", "-C", str(ROOT), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMMAND_S).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -20,14 +20,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from loadtests import sse
 from servers.contract import CHAT_COMPLETIONS, COMPLETIONS
+from servers.timeouts import QUIET_S, SCRAPE_S
 
 PERIOD_S = 1.0
 ALL_EVERY = 10  # scrapes
 LONG_PERIOD_S = 5.0
 LONG_BYTES = 20_000  # some 1 ms of the server's time
-# Gunicorn's sync workers take a scrape in its turn, behind all requests that wait, so this also bounds how far one lags behind.
-PATIENCE_S = 10.0
-QUIET_S = 10.0  # how long the driver waits until a server has ended what clients have left
 MAX_BYTES = 2**20  # vLLM's 450 series are 55 KB
 
 
@@ -125,7 +123,7 @@ class Scraper:
     def ask(self) -> str | None:
         few = self.answers % self.all_every > 0
         try:
-            text = fetch(self.base_urls, PATIENCE_S, FEW if few else "")
+            text = fetch(self.base_urls, SCRAPE_S, FEW if few else "")
             if not self.answers:
                 parse(text)  # only to see that it is none
             if few and not text.strip():

@@ -4,8 +4,7 @@ Settings, besides SERVEOFF_UPSTREAM (base URLs, comma-separated) and SERVEOFF_AP
 
     SERVEOFF_RATE_LIMIT          of each client's address, such as 100/minute (none)
     SERVEOFF_CORS_ORIGINS        whose pages may read answers, comma-separated (nobody's)
-    SERVEOFF_CONNECT_TIMEOUT_S   (5)
-    SERVEOFF_READ_TIMEOUT_S      how long an upstream may be silent: before a plain answer, between events (600, as OpenAI's client)
+    SERVEOFF_CONNECT_TIMEOUT_S, SERVEOFF_READ_TIMEOUT_S   see servers/timeouts.py
 """
 
 import json
@@ -36,8 +35,6 @@ def words(name: str) -> list[str]:
 
 
 UPSTREAMS = words("SERVEOFF_UPSTREAM")
-CONNECT_TIMEOUT_S = float(os.environ.get("SERVEOFF_CONNECT_TIMEOUT_S", "5"))
-READ_TIMEOUT_S = float(os.environ.get("SERVEOFF_READ_TIMEOUT_S", "600"))
 RATE_LIMIT = os.environ.get("SERVEOFF_RATE_LIMIT", "")
 KEEP_ALIVE_S = 4.0  # Uvicorn closes an idle connection after 5 s: reusing it just then would fail
 HEADERS = {"Content-Type": "application/json", "Accept-Encoding": "identity",  # bytes that are passed on unread must be plain
@@ -59,8 +56,8 @@ def last_event(error: ContractError) -> str:
     return f"\n\ndata: {json.dumps(error.body())}\n\n"
 
 
-def plain_answer(status: int, body: bytes) -> Response:
-    """As it came; an error in OpenAI's envelope, which not every upstream has."""
+def plain_answer(status: int, body: bytes, retry_after: str = "") -> Response:
+    """As it came; an error in OpenAI's envelope, which not every upstream has, and with what it said of coming back."""
     if status == 200:
         return Response(body, media_type="application/json")
     try:
@@ -68,7 +65,8 @@ def plain_answer(status: int, body: bytes) -> Response:
         message, param, code = str(error["message"]), error.get("param"), error.get("code")
     except (ValueError, LookupError, TypeError, AttributeError):
         message, param, code = f"the server behind this gateway answered with status {status}", None, None
-    raise ContractError(status, message, param, code if isinstance(code, str) else None)
+    retry_after_s = int(retry_after) if retry_after.isascii() and retry_after.isdigit() else None
+    raise ContractError(status, message, param, code if isinstance(code, str) else None, retry_after_s)
 
 
 class Upstreams:

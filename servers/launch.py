@@ -1,6 +1,5 @@
 """Starts one server, waits until it serves, and ends its whole process tree: `with running(...) as server`."""
 
-import http.client
 import json
 import os
 import select
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from servers import cache, catalog, contract, rule, shape
+from servers import cache, catalog, probe, rule, shape, timeouts
 
 ROOT = Path(__file__).parents[1]
 
@@ -265,15 +264,12 @@ def _wait_ready(server: catalog.Server, up: Running, host: str, port: int, timeo
 
 
 def get_status(host: str, port: int, path: str) -> int | None:
-    """Status of a GET; None if there is no answer within 2 s."""
-    connection = http.client.HTTPConnection(host, port, timeout=2)
+    """Status of a GET; None if there is no answer in time."""
+    asking = probe.Probe(f"http://{host}:{port}", "", False, ends_s=time.monotonic() + timeouts.HEALTH_S)
     try:
-        connection.request("GET", path, headers=contract.authorization())
-        return connection.getresponse().status
-    except (OSError, http.client.HTTPException):
+        return asking.ask("GET", path).status
+    except probe.Failed:
         return None
-    finally:
-        connection.close()
 
 
 def tail(log: Path, lines: int = 15) -> str:

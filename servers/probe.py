@@ -23,9 +23,8 @@ from wsproto.utilities import ProtocolError
 
 from servers import contract, rule
 from servers.contract import CHAT_COMPLETIONS, COMPLETIONS, Chunk
+from servers.timeouts import SILENCE_S, VERIFY_S
 
-TIMEOUT_S = 60.0  # of silence
-LONGEST_S = 600.0  # of one request: a server that drips would else keep us for ever
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 STREAMED_TOKENS = 32
 
@@ -129,12 +128,13 @@ class WebSocket:
 
 @dataclass
 class Probe:
-    """A server under test."""
+    """A server under test: nothing is asked of it after VERIFY_S, else one that drips would keep us for ever."""
 
     url: str
     model: str
     planted: bool
     words: random.Random = field(default_factory=lambda: random.Random(2026))
+    ends_s: float = field(default_factory=lambda: time.monotonic() + VERIFY_S)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -142,8 +142,11 @@ class Probe:
 
     @contextmanager
     def connected(self) -> Iterator[http.client.HTTPConnection]:
-        """For LONGEST_S at most, whatever is done with it. Raises Failed and OSError."""
-        connection, late = self._connection(), threading.Event()
+        """Until `ends_s` at most, whatever is done with it. Raises Failed and OSError."""
+        too_long = Silent(f"the verification takes longer than {VERIFY_S:g} s (SERVEOFF_VERIFY_S sets that)")
+        if (left_s := self.ends_s - time.monotonic()) <= 0:
+            raise too_long
+        connection, late = self._connection(min(SILENCE_S, left_s)), threading.Event()
 
         def give_up() -> None:
             late.set()
@@ -151,26 +154,27 @@ class Probe:
                 opened.shutdown(socket.SHUT_RDWR)
 
         connection.connect()
-        opened, timer = connection.sock, threading.Timer(LONGEST_S, give_up)
+        opened, timer = connection.sock, threading.Timer(left_s, give_up)
         timer.daemon = True
         timer.start()
         try:
             yield connection
         except (OSError, ProtocolError, http.client.HTTPException):
-            if not late.is_set():
+            if time.monotonic() < self.ends_s:
                 raise
+            raise too_long from None
         finally:
             timer.cancel()
             connection.close()
         if late.is_set():
-            raise Silent(f"an answer took longer than {LONGEST_S:g} s")
+            raise too_long
 
-    def _connection(self) -> http.client.HTTPConnection:
+    def _connection(self, timeout_s: float) -> http.client.HTTPConnection:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise Failed(f"{self.url!r} is not a base URL such as http://127.0.0.1:8000")
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        return kind(parts.hostname, parts.port, timeout=TIMEOUT_S)
+        return kind(parts.hostname, parts.port, timeout=timeout_s)
 
     def ask(self, method: str, path: str, body: Any = None) -> Reply:
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
@@ -190,7 +194,7 @@ class Probe:
                         raise Failed(f"{method} {path}: the answer is longer than {MAX_ANSWER_BYTES} bytes")
                 reply = Reply(response.status, response.getheader("Content-Type", ""), bytes(received), arrived)
         except TimeoutError:
-            raise Silent(f"{method} {path}: no answer, or not all of it, within {TIMEOUT_S:g} s") from None
+            raise Silent(f"{method} {path}: no answer, or not all of it, within {SILENCE_S:g} s (SERVEOFF_SILENCE_S sets that)") from None
         except (OSError, http.client.HTTPException) as error:
             raise Failed(f"{method} {path}: no answer ({error or type(error).__name__})") from None
         return reply
@@ -239,7 +243,7 @@ class Probe:
             with self.connected() as connection:
                 yield WebSocket(connection.sock, urlsplit(self.url).netloc, path, headers)
         except TimeoutError:
-            raise Silent(f"WebSocket at {path}: no answer within {TIMEOUT_S:g} s") from None
+            raise Silent(f"WebSocket at {path}: no answer within {SILENCE_S:g} s (SERVEOFF_SILENCE_S sets that)") from None
         except (OSError, ProtocolError) as error:
             raise Failed(f"WebSocket at {path}: {error or type(error).__name__}") from None
 

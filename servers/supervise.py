@@ -29,7 +29,8 @@ from pathlib import Path
 
 import psutil
 
-GRACE_S = float(os.environ.get("SERVEOFF_GRACE_S", "15"))  # after SIGTERM, before SIGKILL
+from servers.timeouts import GRACE_S, HEALTH_S
+
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -86,7 +87,7 @@ def is_ready(place: str) -> bool:
                 unix.connect(place)
                 return True
         host, _, port = place.rpartition(":")
-        with socket.create_connection((host, int(port)), timeout=2):
+        with socket.create_connection((host, int(port)), timeout=HEALTH_S):
             return True
     except OSError:
         return False

@@ -9,9 +9,10 @@ from prometheus_client import Counter
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import RedisError
 
+from servers.timeouts import REDIS_S
+
 TTL_S = float(os.environ.get("SERVEOFF_CACHE_TTL_S", "3600"))
 ENTRIES = int(os.environ.get("SERVEOFF_CACHE_ENTRIES", "1000"))  # in this process; Redis has a bound of its own
-PATIENCE_S = 0.5  # with a Redis that hangs
 ERRORS = Counter("serveoff_cache_errors", "times that the cache could not be asked or told")
 
 
@@ -34,7 +35,7 @@ class InRedis:
 
     def __init__(self, url: str):
         # 50 connections; whoever finds none free waits for one.
-        self.redis = Redis.from_pool(BlockingConnectionPool.from_url(url, timeout=PATIENCE_S, socket_timeout=PATIENCE_S))
+        self.redis = Redis.from_pool(BlockingConnectionPool.from_url(url, timeout=REDIS_S, socket_timeout=REDIS_S))
 
     async def get(self, key: str) -> bytes | str | None:
         return await self._tried(self.redis.get(key))

@@ -8,13 +8,13 @@ from fastapi import FastAPI
 from fastapi.responses import Response, StreamingResponse
 from starlette.background import BackgroundTask
 
-from servers import contract, gateway_base
+from servers import contract, gateway_base, timeouts
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     limits = httpx.Limits(keepalive_expiry=gateway_base.KEEP_ALIVE_S)  # none on connections: whoever waits, waits in the engine
-    timeout = httpx.Timeout(gateway_base.READ_TIMEOUT_S, connect=gateway_base.CONNECT_TIMEOUT_S)
+    timeout = httpx.Timeout(timeouts.READ_TIMEOUT_S, connect=timeouts.CONNECT_TIMEOUT_S)
     async with httpx.AsyncClient(limits=limits, timeout=timeout, headers=gateway_base.HEADERS, trust_env=False) as app.state.client:
         for url in gateway_base.UPSTREAMS:
             with failures(url):
@@ -37,7 +37,7 @@ async def forward(url: str, body: str, stream: bool) -> Response:
     with failures(url):
         answer = await client.send(client.build_request("POST", url, content=body), stream=True)
         if not stream or answer.status_code != 200:
-            return gateway_base.plain_answer(answer.status_code, await answer.aread())
+            return gateway_base.plain_answer(answer.status_code, await answer.aread(), answer.headers.get("retry-after", ""))
     return StreamingResponse(events(url, answer), media_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS,
                              background=BackgroundTask(answer.aclose))  # also if the client has gone, which cancels the upstream's work
 

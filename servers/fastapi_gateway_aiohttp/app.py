@@ -8,13 +8,13 @@ from fastapi import FastAPI
 from fastapi.responses import Response, StreamingResponse
 from starlette.background import BackgroundTask
 
-from servers import contract, gateway_base
+from servers import contract, gateway_base, timeouts
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=gateway_base.KEEP_ALIVE_S)  # no limit: whoever waits, waits in the engine
-    timeout = aiohttp.ClientTimeout(sock_connect=gateway_base.CONNECT_TIMEOUT_S, sock_read=gateway_base.READ_TIMEOUT_S)
+    timeout = aiohttp.ClientTimeout(sock_connect=timeouts.CONNECT_TIMEOUT_S, sock_read=timeouts.READ_TIMEOUT_S)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=gateway_base.HEADERS) as app.state.client:
         for url in gateway_base.UPSTREAMS:
             with failures(url):
@@ -38,7 +38,7 @@ async def forward(url: str, body: str, stream: bool) -> Response:
     with failures(url):
         answer = await client.post(url, data=body.encode())
         if not stream or answer.status != 200:
-            return gateway_base.plain_answer(answer.status, await answer.read())
+            return gateway_base.plain_answer(answer.status, await answer.read(), answer.headers.get("Retry-After", ""))
     return StreamingResponse(events(url, answer), media_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS,
                              background=BackgroundTask(close, answer))  # also if the client has gone, which cancels the upstream's work
 

@@ -230,6 +230,18 @@ def test_a_server_that_dies_fails_its_case_and_not_the_next(server_died: dict[st
     assert server_died["cases"]["state"].tolist() == ["failed", "ok"]
 
 
+def test_a_load_generator_that_was_killed_leaves_its_rows_and_no_counts(bench: Bench) -> None:
+    """It has written more than it had counted when it last said so."""
+    campaign = bench.folder / "no-load"
+    driver = bench.start(*QUICK, "--servers", "fastapi_threadpool", "--duration", "600", "--out", "no-load")
+    seen = rows_when_under_load(campaign, 1)
+    bench.load_workers()[0].kill()
+    driver.communicate(timeout=PATIENCE_S)
+    [(folder, run)] = runs(campaign)
+    assert driver.returncode == 1 and run["status"].startswith("failed: load: the load generator ended with exit code 137 (running)")
+    assert run["counts"] is None and len(table(folder, "requests")) >= seen and bench.left_over() == []
+
+
 def test_what_is_done_is_not_done_again_and_what_was_broken_is_kept(bench: Bench, ended: Any, killed: dict[str, Any]) -> None:
     campaign = bench.folder / "broken"
     assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -33,10 +33,10 @@ def test_only_variables_that_change_behaviour_are_kept_and_no_secret(monkeypatch
     for name in os.environ:
         monkeypatch.delenv(name)
     kept = {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "", "VLLM_CPU_KVCACHE_SPACE": "4", "MALLOC_ARENA_MAX": "2",
-            "LD_PRELOAD": "libjemalloc.so", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false",
+            "LD_PRELOAD": "libjemalloc.so", "SERVEOFF_GRACE_S": "9", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false",
             "HF_HUB_OFFLINE": "1"}  # fmt: skip
     secret = ["VLLM_API_KEY", "HF_TOKEN", "PYTHON_TOKEN", "TOKENIZERS_TOKEN", "VLLM_SECRET", "CUDA_PASSWORD", "VLLM_HOST_IP"]
-    other = ["HOSTNAME", "USER", "PATH", "AWS_REGION", "MY_OMP_THREADS", "LD_PRELOAD_OF_MINE"]
+    other = ["HOSTNAME", "USER", "PATH", "AWS_REGION", "MY_OMP_THREADS", "LD_PRELOAD_OF_MINE", "SERVEOFF_CACHE_URL"]
     for name, value in {**kept, **dict.fromkeys(secret + other, "no")}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PYTHONPATH", str(Path.home() / "code"))  # set last: home itself comes from the environment

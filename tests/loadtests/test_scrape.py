@@ -36,7 +36,7 @@ class Scraped:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
         self.folder = folder
-        for name, seconds in (("PERIOD_S", 0.05), ("LONG_PERIOD_S", 0.4), ("PATIENCE_S", 0.3)):
+        for name, seconds in (("PERIOD_S", 0.05), ("LONG_PERIOD_S", 0.4), ("SCRAPE_S", 0.3)):
             monkeypatch.setattr(scrape, name, seconds)
         self.said: list[str] = []
         self.scraper: Scraper

@@ -105,7 +105,7 @@ def test_what_answers_nothing_or_nonsense_fails_and_does_not_raise() -> None:
 
 
 def test_a_server_that_stands_still_is_asked_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "TIMEOUT_S", 0.3)
+    monkeypatch.setattr(probe, "SILENCE_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel connects, and nobody reads
         checks = verify(f"http://127.0.0.1:{silent.getsockname()[1]}", model="m")
     assert [check.name for check in checks] == ["health"] and "no answer, or not all of it, within 0.3 s" in checks[0].detail
@@ -126,7 +126,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
     ([b"\0" * 100_000], "no answer"),
 ], ids=["header drip", "body drip", "endless", "endless chunks", "huge chunk", "redirect", "gzip", "no UTF-8", "no HTTP"])  # fmt: skip
 def test_a_hostile_server_cannot_keep_us(monkeypatch: pytest.MonkeyPatch, script: list[bytes | float], says: str) -> None:
-    monkeypatch.setattr(probe, "LONGEST_S", 0.5)
+    monkeypatch.setattr(probe, "VERIFY_S", 0.5)
     monkeypatch.setattr(probe, "MAX_ANSWER_BYTES", 100_000)
     hostile = Scripted()
     hostile.scripts.append([*script, None])
