@@ -1,7 +1,8 @@
 """What every server counts, under the same names, and the middlewares that count it: one for WSGI, one for ASGI.
 
 Being below the framework they see every answer as the client gets it, to its last byte, and need nothing from `app.py`. They
-also answer `GET /metrics`, refuse bodies that are too long (413) and, if SERVEOFF_API_KEY is set, requests without it (401).
+also answer `GET /metrics`, refuse bodies that are too long (413), what is more than SERVEOFF_MAX_IN_FLIGHT at once (429) and, if
+SERVEOFF_API_KEY is set, requests without it (401).
 A framework that is neither does the same with `Counted`, `refusal_of` and `exposition`. On a WebSocket each message is a request.
 """
 
@@ -10,9 +11,10 @@ import hmac
 import io
 import json
 import os
+import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any, ClassVar
 from urllib.parse import parse_qs
@@ -34,6 +36,8 @@ RUNNING = Gauge("serveoff_requests_running", "requests that the engine works on"
 QUEUE_SECONDS = Histogram("serveoff_queue_seconds", "waiting for the engine", buckets=SECONDS)
 TOKENS = Counter("serveoff_tokens", "tokens answered")
 LOOP_TICK_S = 0.05
+# In one process. More would only wait, ever longer: a server that is overloaded is soon well again if it says so.
+MAX_IN_FLIGHT = int(os.environ.get("SERVEOFF_MAX_IN_FLIGHT", "512"))
 PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/models", "/health")
 
 
@@ -75,18 +79,29 @@ def exposition(query: str) -> bytes:
 
 
 class Counted:
-    """One request, from its arrival to the end of its answer, which `end` says. `status` is of the answer, as far as it is known."""
+    """One request, from its arrival to the end of its answer, which `end` says. `status` is of the answer, as far as it is known.
+    `in_flight`: how many there are in this process."""
+
+    in_flight: ClassVar[int] = 0
+    lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, path: str):
         self.path = path if path in PATHS else "other"  # a client must not be able to make new time series
         self.status = 499  # what nginx logs for a client that went away before the answer
         self.began = time.perf_counter()
         IN_FLIGHT.inc()
+        self._change(1)
 
     def end(self) -> None:
         REQUESTS.labels(self.path, self.status).inc()
         LATENCY.labels(self.path).observe(time.perf_counter() - self.began)
+        self._change(-1)
         IN_FLIGHT.dec()  # last: whoever sees none in flight sees all of them counted
+
+    @classmethod
+    def _change(cls, by: int) -> None:
+        with cls.lock:
+            cls.in_flight += by
 
 
 @cache
@@ -133,11 +148,15 @@ async def idle(patience_s: float = 10.0) -> None:
 
 
 def refusal_of(authorization: str, content_length: str) -> ContractError | None:
+    """Of a request that is counted already."""
     key = os.environ.get("SERVEOFF_API_KEY")
     if key and not hmac.compare_digest(authorization.encode("latin-1"), f"Bearer {key}".encode()):
         return ContractError(401, "missing or wrong API key: send it as 'Authorization: Bearer KEY'", None, "invalid_api_key")
     if content_length.isascii() and content_length.isdigit() and int(content_length) > MAX_BODY_BYTES:
         return too_large()
+    if Counted.in_flight > MAX_IN_FLIGHT:
+        message = f"{MAX_IN_FLIGHT} requests are in flight, and no more may be: try again later"
+        return ContractError(429, message, None, "too_many_requests", 1)
     return None
 
 
@@ -172,7 +191,8 @@ class WsgiMetrics:
                 for _ in range(4 * MAX_BODY_BYTES // 65536):  # else the closing socket resets and the client may never see why
                     if not environ["wsgi.input"].read(65536):
                         break
-                start(f"{refusal.status} Refused", [("Content-Type", "application/json"), ("Connection", "close")])
+                headers = {"Content-Type": "application/json", "Connection": "close"} | refusal.headers
+                start(f"{refusal.status} Refused", [*headers.items()])
                 yield json.dumps(refusal.body()).encode()
                 return
             answer = self.app(environ, start)
@@ -197,7 +217,7 @@ class AsgiMetrics:
             await self.app(scope, receive, send)
             return
         if scope["path"] == "/metrics":
-            await _send(send, 200, CONTENT_TYPE_LATEST, exposition(scope.get("query_string", b"").decode("latin-1")))
+            await _send(send, 200, {"content-type": CONTENT_TYPE_LATEST}, exposition(scope.get("query_string", b"").decode("latin-1")))
             return
         counted = Counted(scope["path"])
         read = 0
@@ -220,7 +240,7 @@ class AsgiMetrics:
         try:
             refusal = scope["path"] != "/health" and _refusal_of(scope)
             if refusal:
-                await _send(counting_send, refusal.status, "application/json", json.dumps(refusal.body()).encode())
+                await _refuse(counting_send, refusal)
                 return
             try:
                 await self.app(scope, bounded_receive, counting_send)
@@ -229,7 +249,7 @@ class AsgiMetrics:
                     raise
             if read > MAX_BODY_BYTES:
                 counted.status = 413
-                await _send(send, 413, "application/json", json.dumps(too_large().body()).encode())
+                await _refuse(send, too_large())
         except Exception:
             if counted.status == 499:  # nothing was answered yet: whoever is above us answers 500
                 counted.status = 500
@@ -240,7 +260,7 @@ class AsgiMetrics:
     async def websocket(self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
         if refusal := _refusal_of(scope):
             if "websocket.http.response" in (scope.get("extensions") or ()):
-                await _send(send, refusal.status, "application/json", json.dumps(refusal.body()).encode(), "websocket.http.response")
+                await _refuse(send, refusal, "websocket.http.response")
             else:  # all that ASGI has without this extension: the server answers 403
                 await send({"type": "websocket.close"})
             return
@@ -274,6 +294,10 @@ def _refusal_of(scope: dict[str, Any]) -> ContractError | None:
     return refusal_of(headers.get(b"authorization", b"").decode("latin-1"), headers.get(b"content-length", b"").decode("latin-1"))
 
 
-async def _send(send: Callable[..., Any], status: int, content_type: str, body: bytes, kind: str = "http.response") -> None:
-    await send({"type": f"{kind}.start", "status": status, "headers": [(b"content-type", content_type.encode())]})
+async def _refuse(send: Callable[..., Any], refusal: ContractError, kind: str = "http.response") -> None:
+    await _send(send, refusal.status, {"content-type": "application/json"} | refusal.headers, json.dumps(refusal.body()).encode(), kind)
+
+
+async def _send(send: Callable[..., Any], status: int, headers: Mapping[str, str], body: bytes, kind: str = "http.response") -> None:
+    await send({"type": f"{kind}.start", "status": status, "headers": [(n.lower().encode(), v.encode()) for n, v in headers.items()]})
     await send({"type": f"{kind}.body", "body": body})

@@ -1,17 +1,18 @@
 // A gateway in Node: one event loop, an answer's stream piped through as it comes.
 //
-// SERVEOFF_UPSTREAM (base URLs, comma-separated), SERVEOFF_API_KEY, SERVEOFF_CONNECT_TIMEOUT_S and SERVEOFF_READ_TIMEOUT_S mean what they
-// mean to servers/gateway_base.py.
+// SERVEOFF_UPSTREAM (base URLs, comma-separated), SERVEOFF_API_KEY, SERVEOFF_MAX_IN_FLIGHT, SERVEOFF_CONNECT_TIMEOUT_S and
+// SERVEOFF_READ_TIMEOUT_S mean what they mean to the servers in Python.
 
 import { createHash, timingSafeEqual } from "node:crypto";
 import http from "node:http";
 
 import { CHAT_COMPLETIONS, COMPLETIONS, ContractError, MAX_BODY_BYTES, parse } from "./contract.mjs";
-import { count, exposition } from "./metrics.mjs";
+import { busy, count, exposition } from "./metrics.mjs";
 import { ask, failure, read, refusal } from "./upstream.mjs";
 
 const [host, port] = process.argv.slice(2);
 const KEY = process.env.SERVEOFF_API_KEY;
+const MAX_IN_FLIGHT = Number(process.env.SERVEOFF_MAX_IN_FLIGHT ?? 512);
 const JSON_TYPE = { "Content-Type": "application/json" };
 const SSE_TYPE = { "Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no" };
 const upstreams = new Map(); // model: those that have it
@@ -34,7 +35,7 @@ async function passOn(path, wanted, response) {
     return;
   }
   const body = await read(answer).catch((error) => { throw failure(url, error); });
-  if (answer.statusCode !== 200) throw refusal(answer.statusCode, body);
+  if (answer.statusCode !== 200) throw refusal(answer, body);
   response.writeHead(200, JSON_TYPE).end(body);
 }
 
@@ -56,6 +57,9 @@ async function handle(path, request, response) {
   if (path !== "/health" && !isAllowed(request.headers.authorization))
     throw new ContractError(401, "missing or wrong API key: send it as 'Authorization: Bearer KEY'", null, "invalid_api_key");
   if (body === null) throw new ContractError(413, `the body is longer than ${MAX_BODY_BYTES} bytes`, null, "body_too_large");
+  if (path !== "/health" && busy() > MAX_IN_FLIGHT)
+    throw new ContractError(429, `${MAX_IN_FLIGHT} requests are in flight, and no more may be: try again later`, null,
+      "too_many_requests", { "Retry-After": "1" });
   if (!Object.hasOwn(ROUTES, path)) throw new ContractError(404, "Not Found");
   const [method, answer] = ROUTES[path];
   if (request.method !== method) throw new ContractError(405, "Method Not Allowed");
@@ -73,7 +77,7 @@ const server = http.createServer((request, response) => {
     if (response.destroyed) return; // the client has gone
     if (!(error instanceof ContractError)) console.error(error);
     const said = error instanceof ContractError ? error : new ContractError(500, "the gateway failed");
-    response.writeHead(said.status, JSON_TYPE).end(said.body());
+    response.writeHead(said.status, { ...JSON_TYPE, ...said.headers }).end(said.body());
   });
   response.on("close", () => server.listening || server.closeIdleConnections());
 });

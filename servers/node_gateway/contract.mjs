@@ -6,9 +6,9 @@ export const CHAT_COMPLETIONS = "/v1/chat/completions";
 export const MAX_BODY_BYTES = 4 * 1024 * 1024;
 
 export class ContractError extends Error {
-  constructor(status, message, param = null, code = null) {
+  constructor(status, message, param = null, code = null, headers = {}) {
     super(message);
-    Object.assign(this, { status, param, code });
+    Object.assign(this, { status, param, code, headers });
   }
 
   body() {

@@ -24,6 +24,9 @@ export function count(rawPath, response) {
   });
 }
 
+/** How many requests are in flight. */
+export const busy = () => inFlight;
+
 export function exposition() {
   const lines = ["# HELP serveoff_requests_total answers by status", "# TYPE serveoff_requests_total counter"];
   for (const [labels, value] of requests) lines.push(`serveoff_requests_total{${labels}} ${value}`);

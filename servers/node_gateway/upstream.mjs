@@ -39,12 +39,14 @@ export async function read(stream, limit = Infinity) {
   return length <= limit ? Buffer.concat(pieces) : null;
 }
 
-/** An upstream's error in OpenAI's envelope, which not every upstream has. */
-export function refusal(status, body) {
+/** An upstream's error in OpenAI's envelope, which not every upstream has, and with what it said of coming back. */
+export function refusal({ statusCode, headers }, body) {
   let error;
   try {
     error = JSON.parse(body).error;
   } catch {} // said below
   const code = typeof error?.code === "string" ? error.code : null;
-  return new ContractError(status, error?.message ?? `the server behind this gateway answered with status ${status}`, error?.param, code);
+  const message = error?.message ?? `the server behind this gateway answered with status ${statusCode}`;
+  const said = /^\d+$/.test(headers["retry-after"] ?? "") ? { "Retry-After": headers["retry-after"] } : {};
+  return new ContractError(statusCode, message, error?.param, code, said);
 }

@@ -198,13 +198,52 @@ def main() -> None:
     sys.exit(page())
 
 
+def lines_of(name: str) -> list[dict[str, Any]]:
+    file = RESULTS / name
+    return [json.loads(line) for line in file.open()] if file.exists() else []
+
+
+def overloaded(found: list[dict[str, Any]]) -> list[str]:
+    """What overload_study.py found, of each server the last time."""
+    if not found:
+        return []
+
+    def counted(outcomes: dict[str, int]) -> str:
+        return ", ".join(f"{n:,} {outcome}" for outcome, n in sorted(outcomes.items(), key=lambda item: -item[1]))
+
+    lines = ["## Overload", "", "A quarter of what the server carries, for five seconds three times that, and a quarter again.", "",
+             "| server | carries, requests/s | in the overload | after it | longest, s | itself again after | case |",
+             "| --- | ---: | --- | --- | ---: | ---: | --- |"]  # fmt: skip
+    for each in sorted({each["server"]: each for each in found}.values(), key=lambda each: str(each["server"])):
+        if "overload" not in each:
+            lines.append(f"| {each['server']} | | | | | | {each['status']} |")
+            continue
+        well = "not within the time" if each["well_after_s"] is None else f"{each['well_after_s']:.1f} s"
+        lines.append(f"| {each['server']} | {each['carries']:.0f} | {counted(each['overload'])} | {counted(each['after'])} | "
+                     f"{each['longest_s']:.1f} | {well} | {each['status']} |")  # fmt: skip
+    return [*lines, ""]
+
+
+def soaked(found: list[dict[str, Any]]) -> list[str]:
+    """What soak.py found, of each server the last time."""
+    if not found:
+        return []
+    lines = ["## Soak", "", "Memory that is a role's own (USS): medians over the second and the last quarter of the time.", "",
+             "| server | minutes | requests | role | second quarter, MiB | last quarter, MiB | growth |",
+             "| --- | ---: | ---: | --- | ---: | ---: | ---: |"]  # fmt: skip
+    for each in {each["server"]: each for each in found}.values():
+        lines += [f"| {each['server']} | {each['minutes']:g} | {each['requests']:,} | {role} | {m['early_bytes'] / 2**20:.1f} | "
+                  f"{m['late_bytes'] / 2**20:.1f} | {m['growth']:+.1%} |" for role, m in each["roles"].items()]  # fmt: skip
+    return [*lines, ""]
+
+
 def page() -> int:
     """README.md, of each fault and server the last trial. Returns 1 if a promise was broken."""
     last: dict[tuple[str, str], Trial] = {}
-    for line in (RESULTS / "trials.jsonl").open():
-        found = Trial(**json.loads(line))
+    for said in lines_of("trials.jsonl"):
+        found = Trial(**said)
         last[found.fault, found.server] = found
-    broken, skipped = (sum(map(bool, each)) for each in zip(*((t.broken, t.skipped) for t in last.values()), strict=True))
+    broken, skipped = sum(bool(t.broken) for t in last.values()), sum(bool(t.skipped) for t in last.values())
     lines = ["# What survives", "",
              "One fault at a time in the middle of a load, made by `nox -s faults`; a trial is a line of `trials.jsonl`. Whatever it is:",
              "the campaign ends, no reported row is lost, the counts agree, the case says truly what happened, the next case is not",
@@ -219,6 +258,7 @@ def page() -> int:
                 cells = [text.replace("|", "\\|").replace("\n", " ") for text in (server, found.skipped or found.outcome, promises)]
                 lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
+    lines += [*overloaded(lines_of("overload.jsonl")), *soaked(lines_of("soak.jsonl"))]
     (RESULTS / "README.md").write_text("\n".join(lines))
     return 1 if broken else 0
 

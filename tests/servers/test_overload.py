@@ -1,0 +1,49 @@
+"""What each server does with more requests at once than it may have in flight: it refuses the others at once, and is well afterwards."""
+
+import http.client
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from servers import contract, rule
+from servers.launch import Running
+from tests.servers.starting import OURS, ask, counters_at_rest, start, wanted
+
+pytestmark = pytest.mark.slow
+BOUND, AT_ONCE = 4, 24
+ONE_AT_A_TIME = ("flask_gunicorn",)  # the others wait in the socket's backlog, where no framework sees them
+
+
+@pytest.fixture(scope="module", params=OURS)
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SERVEOFF_MAX_IN_FLIGHT", str(BOUND))
+        with start(request.param, "simulated", tmp_path_factory.mktemp("overload"), prefill_ms=200, step_ms=1) as running:
+            yield running
+
+
+def asked(server: Running, number: int) -> tuple[int, str, str | None]:
+    """Status, text or the error's code, and Retry-After of a plain answer."""
+    connection = http.client.HTTPConnection(server.base_url.removeprefix("http://"), timeout=60)
+    try:
+        connection.request("POST", contract.COMPLETIONS, json.dumps(wanted()), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        said = json.loads(response.read())
+        what = said["choices"][0]["text"] if response.status == 200 else said["error"]["code"]
+        return response.status, what, response.getheader("Retry-After")
+    finally:
+        connection.close()
+
+
+def test_it_refuses_what_is_too_much_and_is_well_afterwards(server: Running) -> None:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        answers = list(pool.map(lambda number: asked(server, number), range(AT_ONCE)))
+    assert {answer for answer in answers if answer[0] == 200} == {(200, rule.continuation("baba", 5), None)}
+    refused = [answer for answer in answers if answer[0] != 200]
+    assert set(refused) <= {(429, "too_many_requests", "1")}
+    assert len(refused) == 0 if server.server in ONE_AT_A_TIME else len(refused) > 0
+    counters_at_rest(server.base_url)
+    assert ask(server.base_url, "/health")[0] == 200
+    assert asked(server, 0)[0] == 200
