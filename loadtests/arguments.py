@@ -60,7 +60,7 @@ def arguments_of(command: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--servers", default=CORE, help="names, comma-separated, or 'all'; `python -m servers list` shows them (default: the core three)")
     add("--engines", default="", help=f"{', '.join(catalog.ENGINES)}, comma-separated (default: each server's real one)")
-    add("--scenarios", default="interactive,steady", help="tables of the scenarios file (default: %(default)s)")
+    add("--scenarios", default="", help="tables of the scenarios file (default: interactive,steady; with a GPU gpu-chat,gpu-steady)")
     add("--scenarios-file", type=Path, default=SCENARIOS_FILE, help="TOML with scenarios of your own (default: loadtests/scenarios.toml)")
     add("--users", type=numbers(int, 0, "a whole number of users above 0"), default=[], help="of closed loops; several make several cases")
     add("--rate", type=numbers(float, 0, "a rate above 0"), default=[], help="requests/s of open loops; several make several cases")
@@ -69,9 +69,10 @@ def arguments_of(command: list[str]) -> argparse.Namespace:
     add("--duration", type=one(numbers(float, 0, "a number of seconds above 0")), help="of the measured window, s")
     add("--repeat", type=one(numbers(int, 0, "a whole number above 0")), default=1, help="runs of each case, interleaved (default: 1)")
     add("--seed", type=int, default=1, help="of prompts, arrivals and the order of cases (default: 1)")
-    add("--model", default="small", help="tiny, small, 1b, 8b (generated), a folder, or a hub name (default: small)")
+    add("--model", help="tiny, small, 1b, 8b (generated), a folder, or a hub name (default: small; with a GPU the largest generated one "
+                        "that fits it)")
     add("--workers", type=one(numbers(int, 0, "a whole number of workers above 0")),
-        help="of servers with worker processes (default: one a core)")
+        help="of servers with worker processes (default: one a core; with a GPU 4 at most, and no more than fit: each holds the model)")
     add("--set", action="append", default=[], metavar="SERVER.OPTION=VALUE",
         help="an option of a server, such as fastapi_vllm.loop=asyncio; several values, comma-separated, make several cases")
     add("--simulated", type=simulated, default={}, help="times of the simulated engine, such as prefill_ms=50,step_ms=10,max_batch=64")

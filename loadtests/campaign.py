@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from loadtests import arrivals, calibrate, generator, machine, paired, records, resume, search
+from loadtests import arrivals, calibrate, fits, generator, machine, paired, records, resume, search
 from loadtests.plan import PlanError, choices, make_plan, read_scenarios
 from loadtests.progress import Watch
 from loadtests.records import Case
@@ -22,13 +22,14 @@ from loadtests.traces import TraceError
 from servers import catalog, launch, rule
 
 RESULTS = Path("results")
+SCENARIOS, GPU_SCENARIOS = "interactive,steady", "gpu-chat,gpu-steady"
 
 
 def plan_of(arguments: argparse.Namespace, side: Side | None = None) -> tuple[list[Case], dict[str, dict[str, Any]]]:
     """Of the servers of that side, if not of this checkout. Raises PlanError, TraceError and CatalogError."""
     side = side or Side()
     known = read_scenarios(arguments.scenarios_file)
-    chosen = [name for name in arguments.scenarios.split(",") if name]
+    chosen = [name for name in (arguments.scenarios or SCENARIOS).split(",") if name]
     for name in chosen:
         catalog.check_name(name, known, "scenario")
     engines = [name for name in arguments.engines.split(",") if name]
@@ -109,6 +110,8 @@ def campaign(arguments: argparse.Namespace, sides: Sides | None = None, gate: di
     """`sides`, `gate`: of a gate (loadtests/gate.py), which measures each case of the plan on both sides, again and again. Raises
     PlanError, TraceError, CatalogError, LaunchError and OSError."""
     sides = sides or {"": of_target(arguments.target) if arguments.target else Side()}
+    card = None if arguments.target or arguments.engines == "simulated" else fits.card()
+    arguments.scenarios = arguments.scenarios or (GPU_SCENARIOS if card else SCENARIOS)
     cases, scenarios = plan_of(arguments, sides.get("head") or sides[""])
     sought = None
     if arguments.find_capacity:
@@ -129,9 +132,13 @@ def campaign(arguments: argparse.Namespace, sides: Sides | None = None, gate: di
         name = model_of(sides, launch.Share((), share["threads"], share["workers"]))
         model = launch.Model(name, "", name in rule.PLANTED_MODELS)
     else:
-        model = launch.resolve_model(arguments.model, needs_weights=any(
-            case.engine != "simulated" and not side.find(case.server).missing(case.engine, case.options)
-            for case in cases for side in sides.values()))
+        real = any(case.engine != "simulated" and not side.find(case.server).missing(case.engine, case.options)
+                   for case in cases for side in sides.values())  # fmt: skip
+        card = card if real else None
+        model = launch.resolve_model(arguments.model or fits.preset(card), needs_weights=real)
+        share["workers"] = arguments.workers or fits.workers(card, model.shape, len(share["server_cores"]))
+        for side in sides.values():
+            fits.check(cases, {case.server: side.find(case.server) for case in cases}, model.shape, share["workers"], card)
     folder = arguments.out or RESULTS / f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
     resume.open_campaign(folder, {
         "schema": records.SCHEMA, "name": folder.name, "created_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -27,7 +27,7 @@ from loadtests.sides import Sides, of_revision, of_server
 # without calibration, as what the load generator adds is the same on both sides.
 COMMON = ["--servers", "fastapi_threadpool,fastapi_vllm", "--report", "none", "--no-calibration"]
 SIMULATED = [*COMMON, "--engines", "simulated", "--simulated", "prefill_ms=20,step_ms=5,max_batch=64", "--scenarios", "gate"]
-REAL = [*COMMON, "--scenarios", "gate-real"]
+REAL = [*COMMON, "--scenarios", "gate-real", "--model", "small"]
 MINUTES = {"simulated": 10.0, "real": 120.0}
 UNPAIRED_RUNS = 5
 

@@ -83,6 +83,14 @@ class Server:
                 raise CatalogError(f"{self.name} has no {name}={value}: there are {', '.join(self.options[name])}")
         return {name: values[0] for name, values in self.options.items()} | dict(chosen)
 
+    def copies(self, engine: str, chosen: Mapping[str, str], workers: int) -> int:
+        """How many processes load the model; `workers`: of a server that has several, if they were not chosen."""
+        values = self.choose(chosen)
+        if self.upstream:
+            replicas = int(values.get("replicas", 1))
+            return replicas * find(self.upstream_of(engine, chosen), self.checkout).copies(engine, {}, max(1, workers // replicas))
+        return int(values.get("workers", workers)) if self.has_workers else int(values.get("workers_per_device", 1))
+
     @property
     def has_workers(self) -> bool:
         return any("{workers}" in part for part in (*self.command, *(p for each in self.processes.values() for p in each.command)))

@@ -86,6 +86,14 @@ def resolve_model(wanted: str, needs_weights: bool) -> Model:
     return Model(wanted, wanted, False, _shape_of_hub(wanted))
 
 
+def preset_bytes() -> dict[str, int]:
+    """Of the weights of each model that is generated, the largest first."""
+    from servers.engines import checkpoint
+
+    sizes = {name: checkpoint.DTYPE_BYTES * shape.parameters() for name, shape in checkpoint.PRESETS.items()}
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
+
+
 def _shape_of_hub(name: str) -> dict[str, Any] | None:
     """None unless it has been downloaded before: an engine does that, when it starts."""
     try:

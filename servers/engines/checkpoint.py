@@ -28,6 +28,8 @@ SPECIAL_TOKENS = ["<unk>", "<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|as
 CHAT_TEMPLATE = "{% for m in messages %}<|{{ m.role }}|> {{ m.content }}{% if not loop.last %} {% endif %}{% endfor %}"
 RESIDUAL_SHARE = 0.5
 SHARD_BYTES = 2 * 1024**3
+DTYPE_BYTES = 2  # bfloat16
+ON_GPU_FROM = 500_000_000  # parameters: below that, CUDA's start takes longer than it saves
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,14 @@ def ensure(preset: str) -> Path:
 
     The files are written to a folder beside it, which gets the final name only when it is complete.
     """
-    folder = cache.folder("models") / f"serveoff-{preset}-v{FORMAT}"
+    folder, shape = cache.folder("models") / f"serveoff-{preset}-v{FORMAT}", PRESETS[preset]
     if folder.is_dir():
         return folder
-    shape = PRESETS[preset]
-    needed = 2 * shape.parameters()
+    if (device := _device(shape)) != "cpu":  # other random numbers: other weights, under another name; the answers are the same
+        folder = folder.with_name(f"{folder.name}-{device}")
+        if folder.is_dir():
+            return folder
+    needed = DTYPE_BYTES * shape.parameters()
     free = shutil.disk_usage(folder.parent).free
     if free < needed * 1.05:
         raise OSError(f"the model needs {needed / 1e9:.1f} GB and {folder.parent} has {free / 1e9:.1f} GB free: "
@@ -81,7 +86,7 @@ def ensure(preset: str) -> Path:
                   f"{needed / 1e6:.0f} MB) in {folder}", file=sys.stderr)
             _write_tokenizer(partial, shape)
             _write_config(partial, shape)
-            _write_weights(partial, shape)
+            _write_weights(partial, shape, device)
             partial.rename(folder)
     return folder
 
@@ -115,20 +120,28 @@ def _write_config(folder: Path, shape: Shape) -> None:
     (folder / "generation_config.json").write_text(json.dumps({k: v for k, v in ids.items() if v is not None}))
 
 
-def _tensors(shape: Shape) -> "Iterator[tuple[str, torch.Tensor]]":
+def _device(shape: Shape) -> str:
+    if shape.parameters() < ON_GPU_FROM:
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _tensors(shape: Shape, device: str) -> "Iterator[tuple[str, torch.Tensor]]":
     """(name, tensor) in the order of the forward pass; a generator, so that only one tensor is in memory at a time."""
     import torch
 
-    generator = torch.Generator()
+    generator = torch.Generator(device)
 
     def normal(name: str, rows: int, columns: int, std: float) -> torch.Tensor:
         generator.manual_seed(zlib.crc32(f"{FORMAT} {name}".encode()))
-        return torch.empty(rows, columns).normal_(0, std, generator=generator)
+        return torch.empty(rows, columns, device=device).normal_(0, std, generator=generator)
 
     d, query, kv = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     embeddings = torch.nn.functional.normalize(normal("embed", shape.vocabulary, d, 1.0))
     yield "model.embed_tokens.weight", embeddings
-    norm = torch.ones(d)
+    norm = torch.ones(d, device=device)
     share = RESIDUAL_SHARE / math.sqrt(2 * shape.layers)  # of one sublayer's output; independent ones add in quadrature
     for layer in range(shape.layers):
         name = f"model.layers.{layer}."
@@ -150,7 +163,7 @@ def _tensors(shape: Shape) -> "Iterator[tuple[str, torch.Tensor]]":
     yield "lm_head.weight", head
 
 
-def _write_weights(folder: Path, shape: Shape) -> None:
+def _write_weights(folder: Path, shape: Shape, device: str) -> None:
     import torch
     from safetensors.torch import save_file
 
@@ -163,10 +176,10 @@ def _write_weights(folder: Path, shape: Shape) -> None:
         shards.append(list(pending))
         pending.clear()
 
-    for name, tensor in _tensors(shape):
-        pending[name] = tensor.to(torch.bfloat16)
+    for name, tensor in _tensors(shape, device):
+        pending[name] = tensor.to(torch.bfloat16).cpu()
         done += tensor.numel()
-        if sum(t.numel() * 2 for t in pending.values()) >= SHARD_BYTES:
+        if sum(t.numel() * DTYPE_BYTES for t in pending.values()) >= SHARD_BYTES:
             flush()
         if sys.stderr.isatty():
             print(f"\r  {done / shape.parameters():4.0%}", end="", file=sys.stderr)
@@ -182,7 +195,7 @@ def _write_weights(folder: Path, shape: Shape) -> None:
         (folder / f"shard-{i}.safetensors").rename(folder / file)
         names.update(dict.fromkeys(tensors, file))
     (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {"total_size": 2 * shape.parameters()}, "weight_map": names}))
+        json.dumps({"metadata": {"total_size": DTYPE_BYTES * shape.parameters()}, "weight_map": names}))
 
 
 if __name__ == "__main__":

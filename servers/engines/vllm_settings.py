@@ -11,6 +11,8 @@ ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; enough for 64 sequences of 2,048 tokens of the small model
     "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
 
+GPU_SHARE = 0.9  # of the card: weights, and the rest for keys and values
+
 
 def engine_arguments(settings: Settings) -> dict[str, Any]:
     """Of vLLM's AsyncEngineArgs. The rest is vLLM's own choice for an OpenAI server on this device."""
@@ -24,7 +26,7 @@ def engine_arguments(settings: Settings) -> dict[str, Any]:
         # On a CPU, compiling takes a minute and needs a C++ compiler, for about a fifth more speed.
         "enforce_eager": not on_gpu,
         # Of the device's memory; on a CPU vLLM refuses to start unless that share is free right now.
-        "gpu_memory_utilization": 0.9 if on_gpu else 0.2,
+        "gpu_memory_utilization": GPU_SHARE if on_gpu else 0.2,
         **({} if on_gpu else {"max_num_seqs": 64})}
 
 
