@@ -23,7 +23,7 @@ from analysis.statistics import needed, percentile
 from analysis.summary import Comparison, Summary, System, digits
 
 FITS_S = 0.001  # as in validity.own_times: a server that says that it took longer than the client waited has a wrong clock
-
+IN_ENGINE = ("running_mean", "kv_useful_share", "event_loop_lag_p99_s")  # what the section's last table shows
 LATE = 0.1  # of the E2E: an event loop that is later than that belongs into the sentence
 
 
@@ -239,7 +239,7 @@ def shown(attributions: Sequence[Attribution]) -> list[str]:
 
 
 def view(found: Summary, comparison: Comparison) -> dict[str, Any]:
-    """For the templates: {sentences: [(name, sentence)], heads, rows: [(name, which, cells)] in ms, engine: [(name, running, lag)],
+    """For the templates: {sentences: [(name, sentence)], heads, rows: [(name, which, cells)] in ms, engine: [(name, running, useful, lag)],
     coarse: names of systems whose server told no parts, picture: none without a bar}."""
     attributions = attribute(found, comparison)
     names = shown(attributions)
@@ -252,5 +252,4 @@ def view(found: Summary, comparison: Comparison) -> dict[str, Any]:
             "picture": draw(attributions) if rows else None,
             "heads": ["requests", "mean E2E", *(PARTS[name].label for name in names)],
             "coarse": [a.system.name for a in attributions if any(not bar.told for bar in a.bars)],
-            "engine": [(a.system.name, *(summary.cell(m, a.system.valid) for m in ("running_mean", "event_loop_lag_p99_s")))
-                       for a in attributions]}  # fmt: skip
+            "engine": [(a.system.name, *(summary.cell(m, a.system.valid) for m in IN_ENGINE)) for a in attributions]}

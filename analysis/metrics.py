@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from analysis import hardware, roofline
+from analysis import hardware, kv, roofline
 from analysis.observed import Observed
 from analysis.statistics import NAN, needed, percentile
 
@@ -306,6 +306,7 @@ METRICS = {
                "requests_completed", needed(50)),
         Metric("cache_hit_share", "cache hits", "share", "higher", cache_hit_share, "%", 100),
         Metric("running_mean", "running at once", "", "", running_mean),
+        Metric("kv_useful_share", "useful keys and values", "share", "higher", kv.useful_share, "%", 100),
         Metric("event_loop_lag_p99_s", "event loop lag P99, at most", "s", "lower", event_loop_lag_p99_s, "ms", 1000),
         Metric("server_cores", "server CPU", "cores", "lower", server_cores),
         Metric("tokens_per_cpu_s", "tokens a CPU second", "tokens/s", "higher", tokens_per_cpu_s),

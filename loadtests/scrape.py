@@ -157,7 +157,8 @@ KNOWN = (
              ("serveoff_requests_in_flight", "serveoff_requests_running")),
     Counters("vllm:request_success_total", {"finished_reason": ("stop", "length", "repetition")}, "vllm:generation_tokens_total",
              ("vllm:num_requests_running", "vllm:num_requests_waiting")))
-MORE = ("vllm:kv_cache_usage_perc", "vllm:num_preemptions_total", "vllm:iteration_tokens_total_count", "serveoff_cache_hits_total",
+MORE = ("vllm:kv_cache_usage_perc", "vllm:cache_config_info", "serveoff_kv_positions_total", "serveoff_kv_positions_useful_total",
+        "vllm:num_preemptions_total", "vllm:iteration_tokens_total_count", "serveoff_cache_hits_total",
         "serveoff_cache_misses_total", "serveoff_event_loop_lag_seconds_bucket")
 FEW = "?" + urlencode([("name[]", name) for names in (*((by.requests, by.tokens, *by.busy) for by in KNOWN), MORE) for name in names])
 

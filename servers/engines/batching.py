@@ -10,12 +10,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from prometheus_client import Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 from servers.contract import ContractError, Outcome
 from servers.engines import Job, Run
 
 QUEUE_LENGTH = Gauge("serveoff_queue_length", "requests that wait for a batch", multiprocess_mode="livesum")
+KV_POSITIONS = Counter("serveoff_kv_positions", "positions that a batch held for keys and values, summed over its steps")
+KV_USEFUL = Counter("serveoff_kv_positions_useful", "those of them with a token that an unfinished answer needs")
 BATCH_SIZE = Histogram("serveoff_batch_size", "requests in a batch at its begin", buckets=(1, 2, 4, 8, 16, 32, 64))
 
 

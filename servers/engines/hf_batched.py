@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
 from servers.engines import Job
-from servers.engines.batching import Row
+from servers.engines.batching import KV_POSITIONS, KV_USEFUL, Row
 from servers.engines.hf import Transformers
 
 
@@ -23,6 +23,8 @@ class _Steps(StoppingCriteria):  # type: ignore[misc]
         self.readers = [(row, engine.reader(row.job)) for row in rows]
 
     def __call__(self, input_ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
+        KV_POSITIONS.inc(input_ids.numel())
+        KV_USEFUL.inc(sum(len(row.job.prompt) + row.run.tokens + 1 for row, _ in self.readers if not row.done))
         for (row, read), token in zip(self.readers, input_ids[:, -1].tolist(), strict=True):
             if not row.done:
                 row.token(*read(token))
