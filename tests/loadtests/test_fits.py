@@ -73,6 +73,7 @@ def test_what_does_not_fit_is_refused_with_its_sum() -> None:
 
 
 def test_a_campaign_is_refused_before_anything_is_started(tmp_path: Path) -> None:
+    launch.resolve_model("tiny", needs_weights=True)  # which else says that it is being generated
     bench = Bench(tmp_path)
     (tmp_path / "nvml").mkdir()
     bench.environment |= {"LD_LIBRARY_PATH": driver(tmp_path / "nvml"), "CUDA_VISIBLE_DEVICES": "1"}
