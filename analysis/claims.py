@@ -38,7 +38,7 @@ class Judged(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """`why`: of "depends", "undecided", of what was not tested, and of "refuted" if it is more than is claimed; empty otherwise."""
+    """`why`: of "depends", "undecided", of what was not tested, and of "refuted" if it is more than is claimed; and the claim's note."""
 
     name: str
     says: str
@@ -89,7 +89,7 @@ def judge(name: str, claim: dict[str, Any], campaign: Summary | None) -> Verdict
         return said._replace(verdict="not testable here", why=f"the server has {has} core{'s' * (has != 1)} here")
     parts = _judge_parts(claim, campaign)
     verdict, why = _together(parts) if parts else ("not testable here", _reasons(claim, campaign))
-    return said._replace(verdict=verdict, why=why, parts=parts)
+    return said._replace(verdict=verdict, why="; ".join(filter(None, (why, claim.get("note")))), parts=parts)
 
 
 def _judge_parts(claim: dict[str, Any], campaign: Summary) -> list[Judged]:

@@ -92,6 +92,10 @@ def test_what_is_undecided_or_without_a_number_under_another_traffic_is_never_le
     assert claims._together([refuted, part("two", "refuted")]) == ("refuted", "")
 
 
+def test_what_a_reader_must_know_stands_beside_the_verdict(tmp_path: Path) -> None:
+    assert judged(tmp_path, RATIO.format("least = 1.5"), 'note = "of this machine"').why == "of this machine"
+
+
 def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
     assert judged(tmp_path, '{ metric = "output_tokens_per_s", of = "omega", least = 1 }').verdict == "not testable here"
     cores = judged(tmp_path, RATIO.format("least = 1.5"), "server_cores = 2")
