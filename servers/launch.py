@@ -125,9 +125,9 @@ def read_key_file() -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 @contextmanager
@@ -152,10 +152,10 @@ def reserved_ports(count: int) -> Iterator[list[int]]:
 
 
 def check_port(host: str, port: int, option: str = "--port") -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket() as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
+            free.bind((host, port))
         except OSError as error:
             raise LaunchError(f"port {port} on {host} cannot be used ({error.strerror}): give another one with {option}") from None
 

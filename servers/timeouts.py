@@ -24,7 +24,7 @@ def _seconds(name: str, default: float) -> float:
 # Processes
 GRACE_S = _seconds("GRACE_S", 15)  # from asking any process to end to killing it, and whatever it has started
 HEALTH_S = _seconds("HEALTH_S", 2)  # one answer to the question whether a server is ready: it is asked again
-COMMAND_S = _seconds("COMMAND_S", 30)  # a program that says something about the machine (git, nvidia-smi)
+COMMAND_S = _seconds("COMMAND_S", 30)  # git, which says what is measured
 
 # A server that is verified: how long it may be silent, and how long all of its verification may take however much it says
 SILENCE_S = _seconds("SILENCE_S", 60)

@@ -13,7 +13,8 @@ from tests.servers.starting import OURS, ask, counters_at_rest, start, wanted
 
 pytestmark = pytest.mark.slow
 BOUND, AT_ONCE = 4, 24
-ONE_AT_A_TIME = ("flask_gunicorn", "fastapi_blocking")  # the others wait in their sockets, where no framework sees them
+ONE_AT_A_TIME = ("flask_gunicorn",)  # the others wait in the socket's backlog, where no framework sees them
+BY_CHANCE = ("fastapi_blocking",)  # how many its loop has read before an answer blocks it
 
 
 @pytest.fixture(scope="module", params=OURS)
@@ -24,7 +25,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             yield running
 
 
-def asked(server: Running, number: int) -> tuple[int, str, str | None]:
+def asked(server: Running) -> tuple[int, str, str | None]:
     """Status, text or the error's code, and Retry-After of a plain answer."""
     connection = http.client.HTTPConnection(server.base_url.removeprefix("http://"), timeout=60)
     try:
@@ -39,11 +40,11 @@ def asked(server: Running, number: int) -> tuple[int, str, str | None]:
 
 def test_it_refuses_what_is_too_much_and_is_well_afterwards(server: Running) -> None:
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        answers = list(pool.map(lambda number: asked(server, number), range(AT_ONCE)))
+        answers = list(pool.map(asked, [server] * AT_ONCE))
     assert {answer for answer in answers if answer[0] == 200} == {(200, rule.continuation("baba", 5), None)}
     refused = [answer for answer in answers if answer[0] != 200]
     assert set(refused) <= {(429, "too_many_requests", "1")}
-    assert refused or server.server in ONE_AT_A_TIME
+    assert bool(refused) == (server.server not in ONE_AT_A_TIME) or server.server in BY_CHANCE
     counters_at_rest(server.base_url)
     assert ask(server.base_url, "/health")[0] == 200
-    assert asked(server, 0)[0] == 200
+    assert asked(server)[0] == 200
