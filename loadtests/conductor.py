@@ -16,7 +16,7 @@ import psutil
 
 from loadtests import arrivals, records, steady
 from loadtests.recorder import give_up
-from servers.timeouts import LOST_AFTER_S, SETTLE_S
+from servers.bounds import LOST_AFTER_S, SETTLE_S
 
 OPENS_IN_S = 0.3  # every worker knows of the window before it opens
 

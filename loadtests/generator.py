@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtests import arrivals, records
-from servers import launch, timeouts
+from servers import bounds, launch
 
 WEB_HOST = "127.0.0.1"  # Locust's page has buttons and no password
 
@@ -45,11 +45,11 @@ def generating(folder: Path, task: dict[str, Any], workers: Workers, cores: Sequ
     if workers.listen:
         host, port = workers.listen
         command += ["--master", "--master-bind-host", host, "--master-bind-port", str(port), "--expect-workers", str(workers.count),
-                    "--expect-workers-max-wait", str(int(timeouts.REMOTE_START_S))]
+                    "--expect-workers-max-wait", str(int(bounds.REMOTE_START_S))]
     elif workers.count > 1:
         free = str(launch.free_port())
         command += ["--processes", str(workers.count), "--master-bind-host", "127.0.0.1", "--master-bind-port", free,
-                    "--master-port", free, "--expect-workers-max-wait", str(int(timeouts.START_S))]
+                    "--master-port", free, "--expect-workers-max-wait", str(int(bounds.START_S))]
     environment = {**os.environ, "SERVEOFF_LOAD": json.dumps(task | {"folder": str(folder.resolve())})}
     load = launch.supervised(command, folder / "load.log", cores=cores, environment=environment)
     try:
@@ -61,8 +61,8 @@ def generating(folder: Path, task: dict[str, Any], workers: Workers, cores: Sequ
 def longest_s(task: dict[str, Any], workers: Workers) -> float:
     """After that time the load generator hangs."""
     scenario = task["scenario"]
-    start_s = timeouts.REMOTE_START_S if workers.listen else timeouts.START_S
-    return start_s + arrivals.longest_warm_up_s(scenario) + float(task["duration_s"]) + float(scenario["drain_s"]) + timeouts.END_S
+    start_s = bounds.REMOTE_START_S if workers.listen else bounds.START_S
+    return start_s + arrivals.longest_warm_up_s(scenario) + float(task["duration_s"]) + float(scenario["drain_s"]) + bounds.END_S
 
 
 def wait(load: "subprocess.Popen[bytes]", folder: Path, within_s: float, watch: Callable[[dict[str, Any]], None]) -> dict[str, Any]:

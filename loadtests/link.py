@@ -18,7 +18,7 @@ import gevent
 from gevent.event import AsyncResult
 
 from loadtests.conductor import Conductor
-from servers.timeouts import START_S
+from servers.bounds import START_S
 
 CLOCK_PINGS = 10
 MACHINE = Path("/proc/sys/kernel/random/boot_id")  # processes that read the same here mostly share their monotonic clock

@@ -27,7 +27,7 @@ from loadtests import arrivals, link, prompts, sse
 from loadtests.conductor import Conductor
 from loadtests.hub import Alarm, HubConnection, HubWebSocket, Slots
 from loadtests.recorder import CUT_OFF, Recorder, Sent, give_up
-from servers.timeouts import LOST_AFTER_S
+from servers.bounds import LOST_AFTER_S
 
 KNOWN_BEFORE_S = 0.1  # workers know of the window OPENS_IN_S before it opens, minus what the message takes
 

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from loadtests.gpus import Gpus
-from servers.timeouts import COMMAND_S
+from servers.bounds import COMMAND_S
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -19,8 +19,8 @@ from urllib.parse import urlencode
 from prometheus_client.parser import text_string_to_metric_families
 
 from loadtests import sse
+from servers.bounds import QUIET_S, SCRAPE_S
 from servers.contract import CHAT_COMPLETIONS, COMPLETIONS
-from servers.timeouts import QUIET_S, SCRAPE_S
 
 PERIOD_S = 1.0
 ALL_EVERY = 10  # scrapes

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from loadtests.options import Parser, address
-from servers import launch, timeouts
+from servers import bounds, launch
 
 RETRY_S = 0.5
 GONE_WITHIN_S = 5.0  # a conductor, after its workers
@@ -23,7 +23,7 @@ GONE_WITHIN_S = 5.0  # a conductor, after its workers
 
 def reachable(host: str, port: int) -> bool:
     try:
-        socket.create_connection((host, port), timeout=timeouts.HEALTH_S).close()
+        socket.create_connection((host, port), timeout=bounds.HEALTH_S).close()
     except OSError:
         return False
     return True

@@ -4,7 +4,7 @@ Settings, besides SERVEOFF_UPSTREAM (base URLs, comma-separated) and SERVEOFF_AP
 
     SERVEOFF_RATE_LIMIT          of each client's address, such as 100/minute (none)
     SERVEOFF_CORS_ORIGINS        whose pages may read answers, comma-separated (nobody's)
-    SERVEOFF_CONNECT_TIMEOUT_S, SERVEOFF_READ_TIMEOUT_S   see servers/timeouts.py
+    SERVEOFF_CONNECT_TIMEOUT_S, SERVEOFF_READ_TIMEOUT_S   see servers/bounds.py
 """
 
 import json

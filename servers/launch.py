@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from servers import cache, catalog, probe, rule, shape, timeouts
+from servers import bounds, cache, catalog, probe, rule, shape
 
 ROOT = Path(__file__).parents[1]
 
@@ -273,7 +273,7 @@ def _wait_ready(server: catalog.Server, up: Running, host: str, port: int, timeo
 
 def get_status(host: str, port: int, path: str) -> int | None:
     """Status of a GET; None if there is no answer in time."""
-    asking = probe.Probe(f"http://{host}:{port}", "", False, ends_s=time.monotonic() + timeouts.HEALTH_S)
+    asking = probe.Probe(f"http://{host}:{port}", "", False, ends_s=time.monotonic() + bounds.HEALTH_S)
     try:
         return asking.ask("GET", path).status
     except probe.Failed:

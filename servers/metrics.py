@@ -24,6 +24,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from servers.bounds import MAX_IN_FLIGHT
 from servers.contract import MAX_BODY_BYTES, ContractError, status_of_end
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -36,8 +37,6 @@ RUNNING = Gauge("serveoff_requests_running", "requests that the engine works on"
 QUEUE_SECONDS = Histogram("serveoff_queue_seconds", "waiting for the engine", buckets=SECONDS)
 TOKENS = Counter("serveoff_tokens", "tokens answered")
 LOOP_TICK_S = 0.05
-# In one process. More would only wait, ever longer: a server that is overloaded is soon well again if it says so.
-MAX_IN_FLIGHT = int(os.environ.get("SERVEOFF_MAX_IN_FLIGHT", "512"))
 PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/models", "/health")
 
 

@@ -22,8 +22,8 @@ from wsproto.events import AcceptConnection, Event, Ping, Request, TextMessage
 from wsproto.utilities import ProtocolError
 
 from servers import contract, rule
+from servers.bounds import SILENCE_S, VERIFY_S
 from servers.contract import CHAT_COMPLETIONS, COMPLETIONS, Chunk
-from servers.timeouts import SILENCE_S, VERIFY_S
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 STREAMED_TOKENS = 32

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import psutil
 
-from servers.timeouts import GRACE_S, HEALTH_S
+from servers.bounds import GRACE_S, HEALTH_S
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 

@@ -9,16 +9,14 @@ from prometheus_client import Counter
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import RedisError
 
-from servers.timeouts import REDIS_S
+from servers.bounds import CACHE_ENTRIES, CACHE_TTL_S, REDIS_S
 
-TTL_S = float(os.environ.get("SERVEOFF_CACHE_TTL_S", "3600"))
-ENTRIES = int(os.environ.get("SERVEOFF_CACHE_ENTRIES", "1000"))  # in this process; Redis has a bound of its own
 ERRORS = Counter("serveoff_cache_errors", "times that the cache could not be asked or told")
 
 
 class InMemory:
     def __init__(self) -> None:
-        self.answers: TTLCache[str, str] = TTLCache(ENTRIES, TTL_S)
+        self.answers: TTLCache[str, str] = TTLCache(CACHE_ENTRIES, CACHE_TTL_S)
 
     async def get(self, key: str) -> str | None:
         return self.answers.get(key)
@@ -41,7 +39,7 @@ class InRedis:
         return await self._tried(self.redis.get(key))
 
     async def put(self, key: str, answer: str) -> None:
-        await self._tried(self.redis.set(key, answer, px=round(1000 * TTL_S)))
+        await self._tried(self.redis.set(key, answer, px=round(1000 * CACHE_TTL_S)))
 
     async def close(self) -> None:
         await self.redis.aclose()

@@ -8,13 +8,13 @@ from fastapi import FastAPI
 from fastapi.responses import Response, StreamingResponse
 from starlette.background import BackgroundTask
 
-from servers import contract, gateway_base, timeouts
+from servers import bounds, contract, gateway_base
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     limits = httpx.Limits(keepalive_expiry=gateway_base.KEEP_ALIVE_S)  # none on connections: whoever waits, waits in the engine
-    timeout = httpx.Timeout(timeouts.READ_TIMEOUT_S, connect=timeouts.CONNECT_TIMEOUT_S)
+    timeout = httpx.Timeout(bounds.READ_TIMEOUT_S, connect=bounds.CONNECT_TIMEOUT_S)
     async with httpx.AsyncClient(limits=limits, timeout=timeout, headers=gateway_base.HEADERS, trust_env=False) as app.state.client:
         for url in gateway_base.UPSTREAMS:
             with failures(url):

@@ -8,13 +8,13 @@ from fastapi import FastAPI
 from fastapi.responses import Response, StreamingResponse
 from starlette.background import BackgroundTask
 
-from servers import contract, gateway_base, timeouts
+from servers import bounds, contract, gateway_base
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=gateway_base.KEEP_ALIVE_S)  # no limit: whoever waits, waits in the engine
-    timeout = aiohttp.ClientTimeout(sock_connect=timeouts.CONNECT_TIMEOUT_S, sock_read=timeouts.READ_TIMEOUT_S)
+    timeout = aiohttp.ClientTimeout(sock_connect=bounds.CONNECT_TIMEOUT_S, sock_read=bounds.READ_TIMEOUT_S)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=gateway_base.HEADERS) as app.state.client:
         for url in gateway_base.UPSTREAMS:
             with failures(url):

@@ -6,13 +6,13 @@
 import { createHash, timingSafeEqual } from "node:crypto";
 import http from "node:http";
 
+import { MAX_IN_FLIGHT } from "./bounds.mjs";
 import { CHAT_COMPLETIONS, COMPLETIONS, ContractError, MAX_BODY_BYTES, parse } from "./contract.mjs";
 import { busy, count, exposition } from "./metrics.mjs";
 import { ask, failure, read, refusal } from "./upstream.mjs";
 
 const [host, port] = process.argv.slice(2);
 const KEY = process.env.SERVEOFF_API_KEY;
-const MAX_IN_FLIGHT = Number(process.env.SERVEOFF_MAX_IN_FLIGHT ?? 512);
 const JSON_TYPE = { "Content-Type": "application/json" };
 const SSE_TYPE = { "Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no" };
 const upstreams = new Map(); // model: those that have it

@@ -2,11 +2,10 @@
 
 import http from "node:http";
 
+import { CONNECT_TIMEOUT_S, READ_TIMEOUT_S } from "./bounds.mjs";
 import { ContractError } from "./contract.mjs";
 
 const KEY = process.env.SERVEOFF_API_KEY;
-const CONNECT_TIMEOUT_MS = 1e3 * (process.env.SERVEOFF_CONNECT_TIMEOUT_S ?? 5);
-const READ_TIMEOUT_MS = 1e3 * (process.env.SERVEOFF_READ_TIMEOUT_S ?? 600);
 const HEADERS = { "Content-Type": "application/json", ...(KEY && { Authorization: `Bearer ${KEY}` }) };
 // As many connections as there are requests. Uvicorn closes an idle one after 5 s, and reusing it just then would fail: so 4 s.
 const agent = new http.Agent({ keepAlive: true, timeout: 4000 });
@@ -15,8 +14,8 @@ const agent = new http.Agent({ keepAlive: true, timeout: 4000 });
 export function ask(method, url, body, signal) {
   return new Promise((resolve, reject) => {
     let answer;
-    const request = http.request(url, { agent, method, headers: HEADERS, signal, timeout: CONNECT_TIMEOUT_MS });
-    request.on("finish", () => request.setTimeout(READ_TIMEOUT_MS)); // sent, so connected
+    const request = http.request(url, { agent, method, headers: HEADERS, signal, timeout: 1e3 * CONNECT_TIMEOUT_S });
+    request.on("finish", () => request.setTimeout(1e3 * READ_TIMEOUT_S)); // sent, so connected
     request.on("timeout", () => (answer ?? request).destroy(
       new ContractError(504, "the server behind this gateway did not answer in time", null, "upstream_timeout")));
     request.on("error", (error) => reject(failure(url, error)));

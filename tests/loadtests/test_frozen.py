@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from loadtests import records
-from servers import timeouts
+from servers import bounds
 from tests.loadtests.bench import Bench, runs, wait_for
 
 SHORT = {"GRACE_S": 1, "SILENCE_S": 2, "START_S": 5, "END_S": 5, "QUIET_S": 1, "SCRAPE_S": 1}
@@ -40,7 +40,7 @@ SERVER, LOAD, TELEMETRY = "uvicorn", "locust", "loadtests.telemetry"
 ])  # fmt: skip
 def test_a_case_ends_whatever_stands_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str, stage: str, says: str) -> None:
     for name, seconds in SHORT.items():
-        assert hasattr(timeouts, name)
+        assert hasattr(bounds, name)
         monkeypatch.setenv(f"SERVEOFF_{name}", str(seconds))
     bench = Bench(tmp_path)
     (tmp_path / "mine.toml").write_text(SCENARIO)
@@ -65,10 +65,14 @@ def test_a_case_ends_whatever_stands_still(tmp_path: Path, monkeypatch: pytest.M
     assert bench.left_over() == []
 
 
-def test_a_time_out_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "what", "none"), [
+    ("GRACE_S", "number of seconds", ("soon", "0", "-1", "inf", "nan", "")),
+    ("MAX_IN_FLIGHT", "whole number", ("many", "0", "1.5")),
+])  # fmt: skip
+def test_a_bound_that_is_none_is_refused(name: str, what: str, none: tuple[str, ...], tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    for said in ("soon", "0", "-1", "inf", "nan", ""):
-        bench.environment["SERVEOFF_GRACE_S"] = said
+    for said in none:
+        bench.environment[f"SERVEOFF_{name}"] = said
         done = bench.run("--help")
-        sentence = f"error: SERVEOFF_GRACE_S is {said!r}: set it to a number of seconds above 0, or not at all\n"
+        sentence = f"error: SERVEOFF_{name} is {said!r}: set it to a {what} above 0, or not at all\n"
         assert (done.returncode, done.stderr) == (2, sentence)

@@ -14,7 +14,7 @@ import pytest
 
 from loadtests import arrivals, prompts
 from loadtests.generator import LoadFailed, Workers
-from servers import launch, timeouts
+from servers import bounds, launch
 from tests.loadtests.bench import PATIENCE_S, QUICK, Bench, wait_for
 from tests.loadtests.test_bad_input import dead_port
 from tests.loadtests.witness import CLOSED, SCENARIO, SEED, Driven, Witness, drive, task_of
@@ -151,7 +151,7 @@ def test_a_lost_worker_fails_the_case(tmp_path: Path, marked: Bench, start: Star
 
 
 def test_nobody_connects(tmp_path: Path, marked: Bench, monkeypatch: pytest.MonkeyPatch, port: int) -> None:
-    monkeypatch.setattr(timeouts, "REMOTE_START_S", 2.0)
+    monkeypatch.setattr(bounds, "REMOTE_START_S", 2.0)
     with pytest.raises(LoadFailed) as failed:
         drive(tmp_path / "load", task_of("http://127.0.0.1:1", CLOSED, users=2), Workers(2, ("127.0.0.1", port)))
     remedy = f"run `python -m loadtests.worker 127.0.0.1:{port}` on the other machines"

@@ -255,6 +255,12 @@ def test_nobody_is_a_new_client_by_saying_so(name: str, gateway: Start, behind: 
     assert said == [200, 200, 429, 429]
 
 
+@each
+def test_a_bound_that_is_none_is_no_start_without_one(name: str, gateway: Start, behind: str) -> None:
+    with pytest.raises(LaunchError, match="SERVEOFF_MAX_IN_FLIGHT is 'many': set it to a (whole )?number above 0"):
+        gateway(name, behind, MAX_IN_FLIGHT="many")
+
+
 @each_of_fastapi
 def test_a_rate_limit_that_cannot_be_read_is_no_start_without_one(name: str, gateway: Start, behind: str) -> None:
     with pytest.raises(LaunchError, match="couldn't parse rate limit string 'often'"):

@@ -1,4 +1,5 @@
-"""Every time-out of the harness, in seconds: the one place to read them, and by SERVEOFF_<name> in the environment to set them.
+"""Every time-out of the harness, in seconds, and what a server holds at most: the one place to read them, and by SERVEOFF_<name> in the
+environment to set them.
 
 What a case takes by plan is no time-out: a scenario has `timeout_s` of a request, `warmup_max_s`, `duration_s` and `drain_s`, and a
 server.toml `ready_timeout_s` until the server must be ready. After these sums a case has failed, whatever stands still.
@@ -7,18 +8,31 @@ server.toml `ready_timeout_s` until the server must be ready. After these sums a
 import math
 import os
 import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+Number = TypeVar("Number", int, float)
+
+
+def _said(name: str, default: Number, kind: Callable[[str], Number], what: str) -> Number:
+    said = os.environ.get(f"SERVEOFF_{name}")
+    if said is None:
+        return default
+    try:
+        if 0 < (number := kind(said)) < math.inf:
+            return number
+    except ValueError:
+        pass
+    print(f"error: SERVEOFF_{name} is {said!r}: set it to a {what} above 0, or not at all", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def _seconds(name: str, default: float) -> float:
-    said = os.environ.get(f"SERVEOFF_{name}")
-    try:
-        seconds = default if said is None else float(said)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        print(f"error: SERVEOFF_{name} is {said!r}: set it to a number of seconds above 0, or not at all", file=sys.stderr)
-        raise SystemExit(2)
-    return seconds
+    return _said(name, default, float, "number of seconds")
+
+
+def _count(name: str, default: int) -> int:
+    return _said(name, default, int, "whole number")
 
 
 # Processes
@@ -46,3 +60,7 @@ QUIET_S = _seconds("QUIET_S", 10)
 CONNECT_TIMEOUT_S = _seconds("CONNECT_TIMEOUT_S", 5)  # of a gateway to its upstream
 READ_TIMEOUT_S = _seconds("READ_TIMEOUT_S", 600)  # its silence before a plain answer, and between events (as in OpenAI's client)
 REDIS_S = _seconds("REDIS_S", 0.5)  # an answer of the cache: afterwards the server does without
+CACHE_TTL_S = _seconds("CACHE_TTL_S", 3600)  # how long an answer is kept
+CACHE_ENTRIES = _count("CACHE_ENTRIES", 1000)  # of one process; Redis has a bound of its own
+# Requests in one process. More would only wait, ever longer: a server that is overloaded is soon well again if it says so.
+MAX_IN_FLIGHT = _count("MAX_IN_FLIGHT", 512)
