@@ -28,10 +28,12 @@ class Work(NamedTuple):
 
 
 def shape(o: "Observed") -> dict[str, Any] | None:
-    """The model's shape if this case computed with it: not on a simulated engine, and not where answers came out of a cache."""
-    found = (o.campaign.get("model") or {}).get("shape")
+    """The model's shape if this case computed with it: not on a simulated engine, not with weights that were quantised, whose bytes and
+    operations are others, and not where answers came out of a cache."""
+    found, case = (o.campaign.get("model") or {}).get("shape"), o.run.get("case") or {}
     cached = o.served("serveoff_cache_hits_total").max() > 0
-    return None if cached or (o.run.get("case") or {}).get("engine") == "simulated" else found
+    quantized = (case.get("options") or {}).get("quantization", "none") != "none"
+    return None if cached or quantized or case.get("engine") == "simulated" else found
 
 
 def work(o: "Observed") -> Work:

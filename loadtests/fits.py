@@ -1,7 +1,8 @@
 """What fits a GPU's memory: which model is measured if none is named, how many worker processes there are, and what is refused, with the
 sum that shows why, before anything is started.
 
-Only processes of one card are counted: the engines here take the first card that they see. On a machine without a GPU nothing is asked.
+Only processes of one card are counted: the engines here take the first card that they see, and vLLM with `tensor_parallel` as many alike.
+On a machine without a GPU nothing is asked.
 """
 
 import os
@@ -20,17 +21,19 @@ MOST_WORKERS = 4  # processes take turns on a card: more of them hold more copie
 
 
 class Card(NamedTuple):
-    """The GPU that the engines will take."""
+    """The GPU that the engines will take, and how many they see."""
 
     name: str
     total_bytes: int
     free_bytes: int
+    cards: int = 1
 
 
 def card() -> Card | None:
     """None without a GPU, and of one in MIG mode: NVML says what the whole of it has, and not its parts."""
     gpus = Gpus()
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus.count)))).split(",")
+    first = visible[0]
     index = int(first) if first.isdigit() else 0
     if first == "" or index >= gpus.count:
         return None
@@ -38,7 +41,7 @@ def card() -> Card | None:
     free = gpus.value(index, "memory", lambda handle: int(gpus.nvml.nvmlDeviceGetMemoryInfo(handle).free))
     if not said["memory_bytes"] or free is None or said["mig"]:
         return None
-    return Card(said["name"] or "a GPU", said["memory_bytes"], free)
+    return Card(said["name"] or "a GPU", said["memory_bytes"], free, len(visible))
 
 
 def preset(card: Card | None) -> str:
@@ -73,8 +76,10 @@ def check(cases: Sequence[Case], servers: Mapping[str, catalog.Server], shape: M
     for case in cases:
         if case.engine == "simulated" or case.server not in servers:
             continue
-        copies = servers[case.server].copies(case.engine, case.options, count)
-        each = max(one, VLLM_SHARE * card.total_bytes) if case.engine == "vllm" else one
+        copies, parts = servers[case.server].copies(case.engine, case.options, count), int(case.options.get("tensor_parallel", 1))
+        if parts > card.cards:
+            raise PlanError(f"{case.label} needs {parts} GPUs, and there are {card.cards}: give a smaller tensor_parallel")
+        each = max(one / parts, VLLM_SHARE * card.total_bytes) if case.engine == "vllm" else one
         if copies * each > card.free_bytes:
             what = "weights, keys and values of one context, and CUDA" if each == one else f"{VLLM_SHARE:.0%} of the card, which vLLM takes"
             fewer = int(card.free_bytes / each)

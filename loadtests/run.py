@@ -126,7 +126,7 @@ def _skip_reason(work: Work) -> str:
 
 def _prepare(work: Work) -> None:
     if not work.side.target:
-        launch.prepare(work.described, work.case.engine, work.case.options)
+        launch.prepare(work.described, work.case.engine, work.setting.model, work.case.options)
 
 
 def _launch(work: Work) -> None:

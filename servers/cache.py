@@ -31,6 +31,23 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def made(path: Path) -> Iterator[Path | None]:
+    """A folder to fill, which gets the name `path` only when it is complete; None if that is there. One process at a time makes it."""
+    if path.is_dir():
+        yield None
+        return
+    with locked(path):
+        if path.is_dir():
+            yield None
+            return
+        partial = path.with_name(f"{path.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)  # only a killed run leaves one; the lock says that none is at work
+        partial.mkdir()
+        yield partial
+        partial.rename(path)
+
+
 def environment(packages: Sequence[str]) -> Path:
     """A virtual environment with these packages, made by uv on first use; its folder. Raises CacheError."""
     key = hashlib.sha256("\n".join([sys.version, *packages]).encode()).hexdigest()[:12]

@@ -73,7 +73,7 @@ def resolve_model(wanted: str, needs_weights: bool) -> Model:
     """A preset's name (generated on first use), a folder, or a hub name. Raises LaunchError."""
     preset = wanted.removeprefix("serveoff-")
     if f"serveoff-{preset}" in rule.PLANTED_MODELS:
-        path = _generated(preset) if needs_weights else ""
+        path = _made("servers.engines.checkpoint", preset) if needs_weights else ""
         return Model(f"serveoff-{preset}", path, True, shape.of_folder(Path(path)) if path else None)
     folder = Path(wanted).expanduser()
     if folder.is_dir():
@@ -105,10 +105,11 @@ def _shape_of_hub(name: str) -> dict[str, Any] | None:
     return shape.of_folder(Path(config).parent) if isinstance(config, str) else None
 
 
-def _generated(preset: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "servers.engines.checkpoint", preset], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+def _made(*command: str) -> str:
+    """The folder that it made. Not in this process: it needs torch, which takes seconds to import, and memory."""
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise LaunchError(f"the model {preset!r} could not be generated: see above")
+        raise LaunchError(f"the model ({' '.join(command[1:])}) could not be generated: see above")
     return done.stdout.strip().splitlines()[-1]
 
 
@@ -191,15 +192,20 @@ def environment_of(engine: str, model: Model, threads: int, simulated: dict[str,
     return {**os.environ, **settings}
 
 
-def prepare(server: catalog.Server, engine: str, options: Mapping[str, str] | None = None) -> None:
-    """What takes long the first time: the environments of those that have one of their own. Raises LaunchError."""
+def prepare(server: catalog.Server, engine: str, model: Model, options: Mapping[str, str] | None = None) -> None:
+    """What takes long the first time: the environments of those that have one of their own, quantised weights. Raises LaunchError."""
     try:
         if server.packages:
             cache.environment(server.packages)
     except (cache.CacheError, OSError) as error:
         raise LaunchError(str(error)) from None
+    kind = (options or {}).get("quantization", "none")
+    if engine == "vllm" and kind in ("gptq", "awq"):
+        if not model.planted:
+            raise LaunchError(f"quantization={kind} is for generated models: give --model one that is quantised already")
+        _made("servers.engines.quantized", model.path, kind)
     if server.upstream:
-        prepare(catalog.find(server.upstream_of(engine, options or {}), server.checkout), engine)
+        prepare(catalog.find(server.upstream_of(engine, options or {}), server.checkout), engine, model)
 
 
 @contextmanager
@@ -212,7 +218,7 @@ def running(server: catalog.Server, engine: str, model: Model, share: Share, log
     """
     if port is not None:
         check_port(host, port)
-    prepare(server, engine, options)
+    prepare(server, engine, model, options)
     chosen = server.choose(options or {})
     replicas = int(chosen.get("replicas", 1))
     workers = int(chosen.pop("workers", share.workers))

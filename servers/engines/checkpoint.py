@@ -61,10 +61,7 @@ PRESETS = {
 
 
 def ensure(preset: str) -> Path:
-    """Folder of the preset's model; generated first if it is not there. Safe when several processes call it at once.
-
-    The files are written to a folder beside it, which gets the final name only when it is complete.
-    """
+    """Folder of the preset's model; generated first if it is not there. Safe when several processes call it at once."""
     folder, shape = cache.folder("models") / f"serveoff-{preset}-v{FORMAT}", PRESETS[preset]
     if folder.is_dir():
         return folder
@@ -77,17 +74,13 @@ def ensure(preset: str) -> Path:
     if free < needed * 1.05:
         raise OSError(f"the model needs {needed / 1e9:.1f} GB and {folder.parent} has {free / 1e9:.1f} GB free: "
                       "free some space, or point XDG_CACHE_HOME at a larger disk")
-    with cache.locked(folder):
-        if not folder.is_dir():
-            partial = folder.parent / f"{folder.name}.partial"
-            shutil.rmtree(partial, ignore_errors=True)  # only a killed run leaves one; the lock says that none is at work
-            partial.mkdir()
+    with cache.made(folder) as partial:
+        if partial:
             print(f"generating model serveoff-{preset} ({shape.parameters() / 1e6:.0f} M parameters, "
                   f"{needed / 1e6:.0f} MB) in {folder}", file=sys.stderr)
             _write_tokenizer(partial, shape)
             _write_config(partial, shape)
             _write_weights(partial, shape, device)
-            partial.rename(folder)
     return folder
 
 

@@ -1,9 +1,10 @@
 """What vLLM is told, in our process or as a server of its own: it must be the same engine, or comparing the two would say nothing."""
 
 import os
+from pathlib import Path
 from typing import Any
 
-from servers.engines import Settings
+from servers.engines import Settings, quantized
 
 # To be set before vLLM is imported. One thread a core of the server's share: on a CPU vLLM would bind itself to cores of its own choice.
 ENVIRONMENT = {
@@ -19,14 +20,18 @@ def engine_arguments(settings: Settings) -> dict[str, Any]:
     import torch  # here, since whoever wants the environment only need not wait for it
 
     on_gpu = torch.cuda.is_available()
+    quantization = os.environ.get("SERVEOFF_QUANTIZATION", "none")
+    path = str(quantized.ensure(Path(settings.path), quantization)) if quantization in quantized.CONFIG else settings.path
     return {
-        "model": settings.path, "served_model_name": settings.model, "dtype": "bfloat16",
+        "model": path, "served_model_name": settings.model, "dtype": "bfloat16",
         "enable_prefix_caching": False,  # most measured prompts are unique: stated, not hidden
         "generation_config": "vllm",  # what a request leaves open is OpenAI's default, not the model's own
         # On a CPU, compiling takes a minute and needs a C++ compiler, for about a fifth more speed.
         "enforce_eager": not on_gpu,
         # Of the device's memory; on a CPU vLLM refuses to start unless that share is free right now.
         "gpu_memory_utilization": GPU_SHARE if on_gpu else 0.2,
+        "tensor_parallel_size": int(os.environ.get("SERVEOFF_TENSOR_PARALLEL", "1")),
+        **({"quantization": "fp8"} if quantization == "fp8" else {}),  # of the same weights, while they are loaded
         **({} if on_gpu else {"max_num_seqs": 64})}
 
 

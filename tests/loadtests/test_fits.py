@@ -1,5 +1,8 @@
 """What fits a GPU: sums by hand, and a campaign that is refused before anything is started, on the fake driver's cards."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,6 +73,21 @@ def test_what_does_not_fit_is_refused_with_its_sum() -> None:
     with pytest.raises(PlanError, match="or give a smaller --model"):
         fits.check([case("fastapi_vllm", "vllm")], SERVERS, LLAMA_8B, 1, card(16))
     fits.check([case("flask_gunicorn", "simulated")], SERVERS, LLAMA_8B, 1000, card(1))
+
+
+def test_parts_of_a_model_need_as_many_cards() -> None:
+    halves = case("vllm_openai", "vllm", tensor_parallel="2")
+    with pytest.raises(PlanError, match=r"vllm_openai.tensor_parallel=2 needs 2 GPUs, and there are 1: give a smaller tensor_parallel"):
+        fits.check([halves], SERVERS, LLAMA_8B, 1, card(139))
+    fits.check([halves], SERVERS, LLAMA_8B, 1, card(16)._replace(cards=2))
+
+
+@pytest.mark.parametrize(("visible", "count"), [("1", 1), ("1,0", 2)])
+def test_the_cards_that_are_seen_are_counted(visible: str, count: int, tmp_path: Path) -> None:
+    environment = {**os.environ, "LD_LIBRARY_PATH": driver(tmp_path), "CUDA_VISIBLE_DEVICES": visible}
+    command = [sys.executable, "-c", "from loadtests import fits; print(fits.card())"]
+    said = subprocess.run(command, cwd=launch.ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    assert said.startswith("Card(name='Fake B'") and said.endswith(f"cards={count})\n")
 
 
 def test_a_campaign_is_refused_before_anything_is_started(tmp_path: Path) -> None:
