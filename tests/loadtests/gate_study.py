@@ -95,7 +95,7 @@ def burning(pattern: Callable[[float], float]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Study:
-    """`patch`: (file, old, new) that head, or `where`, has; `wanted`: the verdicts that are right; `names`: what a note must say besides."""
+    """`patch`: (file, old, new) that head, or `where`, has; `wanted`: the verdicts that are right; `names`: what a note must say."""
 
     what: str
     wanted: tuple[str, ...]
