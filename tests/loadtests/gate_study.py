@@ -45,6 +45,7 @@ PREFILL = "due = began + (self.times.prefill_ms + self.times.prefill_ms_per_toke
 METRICS_OF_SHORT = "output_tokens_per_s,ttft_p50_s,e2e_p50_s,e2e_p95_s"  # 2 s have too few requests for a P99
 SCENARIO = """
 [short]
+summary = "two seconds of what the gate's own scenario has five of"
 arrivals = "closed"
 users = 16
 think_s = 0.0
