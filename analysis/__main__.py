@@ -17,7 +17,6 @@ from rich.console import Console
 
 from analysis import (
     baselines,
-    capacity,
     checks,
     claims,
     compare,
@@ -88,10 +87,6 @@ def main(arguments: list[str] | None = None) -> int:
     verb.set_defaults(do=record_baseline)
     verb = commands.add_parser("history", help="draw the baselines over time, a picture for each machine class")
     verb.set_defaults(do=draw_history)
-    verb = commands.add_parser("next", help="which cases a search for capacity or a gate needs next, as JSON")
-    verb.add_argument("campaign", nargs="?", help="its folder; without one only --slo is checked")
-    verb.add_argument("--slo", help="bounds to be checked")
-    verb.set_defaults(do=print_next)
     verb = commands.add_parser("instrument", help="README.md and figures of what `python -m loadtests.instrument` found")
     verb.add_argument("folder", nargs="?", type=Path, default=instrument.RESULTS, help="its results (default: %(default)s)")
     verb.set_defaults(do=make_instrument_page)
@@ -144,16 +139,6 @@ def make_claims_page(options: argparse.Namespace) -> int:
     for claim in claims.write(options.folder):
         print(f"{claim.verdict:18} {claim.says}" + (f" ({claim.why})" if claim.why else ""))
     print(options.folder / "claims.html")
-    return 0
-
-
-def print_next(options: argparse.Namespace) -> int:
-    if options.slo:
-        slo.requests_needed(slo.parse(options.slo))
-    if options.campaign:
-        campaign = load.campaign(options.campaign)
-        asked = gate.questions(campaign) if campaign.data.get("gate") else capacity.questions(campaign)
-        print(json.dumps(asked, allow_nan=False))
     return 0
 
 

@@ -1,7 +1,7 @@
 """Capacity: the highest load at which a server keeps an SLO, found by cases at one load after another.
 
 `question` says which case a search needs next, given those that are on disk; `python -m loadtests --find-capacity` asks it (by
-`python -m analysis next`) and runs what it says. Bracketing, then bisection on a logarithmic scale, as loads differ by factors: from the
+`python -m analysis.next`) and runs what it says. Bracketing, then bisection on a logarithmic scale, as loads differ by factors: from the
 estimate up while the SLO holds, or down while it does not, by ever larger factors; then the geometric middle of the highest load that
 held and the lowest that did not, until they are within PRECISION. More load is taken to be worse: where chance contradicts that, the
 lowest load that did not hold counts.

@@ -35,7 +35,8 @@ def rounds(folder: Path, gate: dict[str, Any], watch: Watch) -> Iterator[list[Ca
     repetition = max((case.repetition for case in done), default=0)
     ends = time.monotonic() + 60 * gate["max_minutes"]
     took: float | None = None
-    while systems := [system for system, more in zip(gate["systems"], _asked(folder), strict=True) if more]:
+    asked = _asked(folder) if done else [True] * len(gate["systems"])
+    while systems := [system for system, more in zip(gate["systems"], asked, strict=True) if more]:
         if took is not None and time.monotonic() + took > ends:
             watch.say(f"no time for another repetition within --max-minutes {gate['max_minutes']:g}")
             return
@@ -46,6 +47,7 @@ def rounds(folder: Path, gate: dict[str, Any], watch: Watch) -> Iterator[list[Ca
         watch.plan([*done, *cases], done=len(done), more=True)
         yield cases
         done += cases
+        asked = _asked(folder)
         took = time.monotonic() - began
 
 
@@ -60,7 +62,7 @@ def repetition_of(systems: Sequence[dict[str, Any]], repetition: int, index: int
 
 
 def _asked(folder: Path) -> list[bool]:
-    command = [sys.executable, "-m", "analysis", "next", str(folder.resolve())]
+    command = [sys.executable, "-m", "analysis.next", str(folder.resolve())]
     done = subprocess.run(command, cwd=launch.ROOT, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise PlanError(f"whether {folder} needs another repetition could not be found: see above")

@@ -1,6 +1,6 @@
 """The search for capacity: round after round, one case of each server, at the load that the analysis of the cases so far asks for.
 
-Which load that is, and whether a case kept the SLO, is a question of analysis (`python -m analysis next CAMPAIGN`), which this does not
+Which load that is, and whether a case kept the SLO, is a question of analysis (`python -m analysis.next CAMPAIGN`), which this does not
 import. Every second round goes the other way round, so that a drift of the machine falls on all servers alike.
 """
 
@@ -62,13 +62,13 @@ def rounds(folder: Path, sought: dict[str, Any], watch: Watch) -> Iterator[list[
 
 def check_slo(text: str) -> None:
     """Raises PlanError."""
-    done = subprocess.run([sys.executable, "-m", "analysis", "next", "--slo", text], cwd=launch.ROOT, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run([sys.executable, "-m", "analysis.next", "--slo", text], cwd=launch.ROOT, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         raise PlanError(done.stderr.strip())
 
 
 def _asked(folder: Path) -> list[dict[str, Any] | None]:
-    command = [sys.executable, "-m", "analysis", "next", str(folder.resolve())]
+    command = [sys.executable, "-m", "analysis.next", str(folder.resolve())]
     done = subprocess.run(command, cwd=launch.ROOT, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise PlanError(f"what to measure next in {folder} could not be found: see above")

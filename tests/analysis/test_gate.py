@@ -13,6 +13,7 @@ from scipy import stats
 
 from analysis import __main__ as command
 from analysis import gate, load, statistics, verdicts
+from analysis import next as asked
 from analysis.load import InputError
 from analysis.metrics import METRICS
 from analysis.verdicts import EXIT, System
@@ -141,7 +142,7 @@ def test_a_gate_on_disk(tmp_path: Path, head: float, verdict: str, code: int, ca
     suites = ET.parse(folder / "gate.xml").getroot()
     assert {case.get("name") for case in suites.iter("testcase")} == set(by)
     assert bool(list(suites.iter("failure"))) == (verdict == "REGRESSED")
-    assert command.main(["next", str(folder)]) == 0
+    assert asked.main([str(folder)]) == 0
     assert json.loads(capsys.readouterr().out) == [False]
 
 
@@ -163,11 +164,11 @@ def test_markup_in_what_a_gate_found_stays_text(tmp_path: Path, capsys: pytest.C
 
 def test_too_few_repetitions_ask_for_more_and_are_inconclusive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = synthetic.gate(tmp_path / "g", steady(3))
-    assert command.main(["next", str(folder)]) == 0 and json.loads(capsys.readouterr().out) == [True]
+    assert asked.main([str(folder)]) == 0 and json.loads(capsys.readouterr().out) == [True]
     assert command.main(["gate", str(folder)]) == 3
     assert "3 repetitions count, and 5 are needed" in capsys.readouterr().out
     nothing = synthetic.gate(tmp_path / "h", [])
-    assert command.main(["next", str(nothing)]) == 0 and json.loads(capsys.readouterr().out) == [True]
+    assert asked.main([str(nothing)]) == 0 and json.loads(capsys.readouterr().out) == [True]
 
 
 def test_a_p99_of_few_requests_is_not_judged(tmp_path: Path) -> None:
@@ -202,7 +203,7 @@ def test_a_fault_makes_it_invalid_even_where_head_is_slower(tmp_path: Path, chan
     assert command.main(["gate", str(folder)]) == 2
     assert says in capsys.readouterr().out
     assert list(ET.parse(folder / "gate.xml").getroot().iter("error"))
-    assert command.main(["next", str(folder)]) == 0 and json.loads(capsys.readouterr().out) == [False]
+    assert asked.main([str(folder)]) == 0 and json.loads(capsys.readouterr().out) == [False]
 
 
 def test_a_run_that_the_load_generator_spoiled_is_set_aside_and_replaced(tmp_path: Path) -> None:

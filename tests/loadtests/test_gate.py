@@ -49,7 +49,7 @@ def test_rounds_go_on_until_the_analysis_has_enough_or_time_is_over(tmp_path: Pa
         def __getattr__(self, name: str) -> Any:
             return lambda *_, **__: None
 
-    answers = iter([[True, True], [True, False], [False, False]])
+    answers = iter([[True, False], [False, False]])
     monkeypatch.setattr(paired, "_asked", lambda folder: next(answers))
     said = {"systems": [SYSTEM, SYSTEM | {"server": "beta"}], "seed": 1, "max_minutes": 1.0}
     found = list(paired.rounds(tmp_path, said, Silent()))
