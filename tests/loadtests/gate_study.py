@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -161,12 +162,24 @@ def run(name: str, decisions: int, at_once: int) -> None:
     study, file = STUDIES[name], RESULTS / f"{name}.jsonl"
     RESULTS.mkdir(exist_ok=True)
     done = {json.loads(line)["seed"] for line in file.open()} if file.exists() else set()
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(at_once) as pool:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(at_once) as pool, ended_with_us():
         place = clone_with(study, Path(folder))
         for said in pool.map(lambda seed: decide(study, seed, place), [seed for seed in range(1, decisions + 1) if seed not in done]):
             with file.open("a") as handle:
                 handle.write(json.dumps(said | {"at_once": at_once}, default=lambda value: value.item()) + "\n")
             print(f"{name} {said['seed']}: {said['verdict']} after {said['systems'][0]['repetitions']} repetitions", flush=True)
+
+
+@contextmanager
+def ended_with_us() -> Iterator[None]:
+    """Ctrl-C or SIGTERM ends the gates that run, too; they end what they have started."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except BaseException:
+        for gate_of_ours in psutil.Process().children():
+            gate_of_ours.terminate()
+        raise
 
 
 def decide(study: Study, seed: int, place: Path) -> dict[str, Any]:
