@@ -198,6 +198,8 @@ def decide(study: Study, seed: int, place: Path) -> dict[str, Any]:
     if not (out / "gate.json").exists():
         raise RuntimeError(f"{' '.join(command)} made no verdict: {done.stderr[-2000:]}")
     said = json.loads((out / "gate.json").read_text()) | {"code": done.returncode, "seed": seed, "minutes": (time.monotonic() - began) / 60}
+    for system in said["systems"]:  # without log lines, which name places of this machine
+        system["faults"] = [fault.split("\n")[0] for fault in system["faults"]]
     found = summary.summarise(load.campaign(out), frames=False)
     sides = found.campaign.identities
     wanted = ("repetition", "valid", *verdicts.TOLERANCES, "requests_scheduled")
