@@ -12,6 +12,7 @@ Formats: AutoGPTQ's `QuantLinear` ("gptq", version 1) and AutoAWQ's `WQLinear_GE
 import argparse
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,4 +103,7 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("kind", choices=CONFIG)
     asked = parser.parse_args()
-    print(ensure(asked.folder, asked.kind))
+    try:
+        print(ensure(asked.folder, asked.kind))
+    except OSError as error:
+        sys.exit(f"error: {error}: free some space, or point XDG_CACHE_HOME at a larger disk")

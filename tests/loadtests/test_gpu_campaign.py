@@ -67,7 +67,8 @@ def test_the_report_says_of_the_gpu_what_the_driver_said(with_card: Bench) -> No
     clocks = found.checks[found.checks["name"] == "GPU clocks"]
     assert list(clocks["ok"]) == [False] * 2 and "throttled" in clocks["detail"].iloc[0]
     page = (out / "report.html").read_text()
-    assert "Fake 300" in page and "throttled" in page and page.count("73.0") >= 2
+    assert "Fake 300" in page and "throttled" in page
+    assert page.count("73.0") >= found.table["valid"].sum()  # a busy machine may spoil a case, which then has no number in the table
 
 
 def test_a_card_that_falls_off_the_bus_costs_its_numbers_only(with_card: Bench) -> None:
