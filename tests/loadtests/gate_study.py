@@ -7,7 +7,8 @@
 
 Each decision, a line of results/gate/NAME.jsonl, takes about three and a half minutes; `run` adds to what is there. Everything happens in a
 clone of the last commit, in which what is planted is a commit on a branch: a gate as its user would run it. Two at once on two cores take
-half the time, and are each other's noisy neighbours; of three, the load generators wait for each other, and no run counts.
+three quarters of the time and are each other's noisy neighbours: too noisy where a server needs much CPU (`framework`), whose runs do not
+count then.
 """
 
 import argparse
