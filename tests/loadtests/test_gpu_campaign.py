@@ -41,7 +41,7 @@ int nvmlDeviceGetComputeRunningProcesses_v3(card *c, unsigned *count, void *foun
 int nvmlDeviceGetTemperature(card *c, int sensor, unsigned *celsius) { ANSWER(*celsius = 61); }
 int nvmlDeviceGetCurrentClocksThrottleReasons(card *c, unsigned long long *mask) { ANSWER(*mask = 0x20); } /* too hot */
 """
-COMMAND = ("--servers", "flask_gunicorn,fastapi_threadpool", "--model", "tiny", "--scenarios", "quick", "--duration", "4", "--out", "out")
+COMMAND = ("--servers", "flask_gunicorn,fastapi_threadpool", "--model", "tiny", "--scenarios", "quick", "--duration", "4")
 
 
 @pytest.fixture
@@ -52,13 +52,16 @@ def with_card(tmp_path: Path) -> Bench:
 
 
 def test_the_report_says_of_the_gpu_what_the_driver_said(with_card: Bench) -> None:
-    done = with_card.run(*COMMAND, "--report", "page")
-    assert done.returncode == 0, done.stdout + done.stderr
-    out = with_card.folder / "out"
+    for attempt in range(3):  # a busy machine may spoil a case, which then has no number in the page
+        out = with_card.folder / f"out-{attempt}"
+        done = with_card.run(*COMMAND, "--report", "page", "--out", out.name)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found = summary.summarise(load.campaign(out))
+        if found.table["valid"].all():
+            break
+    assert list(found.table["valid"]) == [True] * 2, list(found.table["why"])
     assert json.loads((out / "campaign.json").read_text())["manifest"]["gpus"] == [
         {"name": "Fake 300", "memory_bytes": 80 << 30, "driver": "999.1", "mig": None}]  # fmt: skip
-    found = summary.summarise(load.campaign(out))
-    assert len(found.table) == 2
     for _, case in found.table.iterrows():
         assert (case["gpu_utilization_percent"], case["gpu_memory_bytes"], case["gpu_power_w"]) == (73, 20 << 30, 300)
         assert case["gpu_tokens_per_joule"] == pytest.approx(case["output_tokens_per_s"] / 300, rel=0.05)
@@ -67,12 +70,11 @@ def test_the_report_says_of_the_gpu_what_the_driver_said(with_card: Bench) -> No
     clocks = found.checks[found.checks["name"] == "GPU clocks"]
     assert list(clocks["ok"]) == [False] * 2 and "throttled" in clocks["detail"].iloc[0]
     page = (out / "report.html").read_text()
-    assert "Fake 300" in page and "throttled" in page
-    assert page.count("73.0") >= found.table["valid"].sum()  # a busy machine may spoil a case, which then has no number in the table
+    assert "Fake 300" in page and "throttled" in page and page.count("73.0") >= 2
 
 
 def test_a_card_that_falls_off_the_bus_costs_its_numbers_only(with_card: Bench) -> None:
-    campaign = with_card.start(*COMMAND, "--report", "page")
+    campaign = with_card.start(*COMMAND, "--report", "page", "--out", "out")
     assert campaign.stdout is not None
     for line in campaign.stdout:
         if line.rstrip().endswith(": load"):

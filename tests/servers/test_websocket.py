@@ -86,8 +86,10 @@ def test_a_client_that_goes_away_frees_its_slot(server: Running, polite: bool) -
         if polite:
             talk.socket.sendall(talk.protocol.send(CloseConnection(1000)))
     end = time.monotonic() + 5
-    while counters(server.base_url)["serveoff_requests_in_flight"] and time.monotonic() < end:
+    gauges = ("serveoff_requests_in_flight", "serveoff_requests_running")
+    while any(busy := [counters(server.base_url)[name] for name in gauges]) and time.monotonic() < end:
         time.sleep(0.05)
+    assert busy == [0, 0]
     assert settled(server.base_url, 499) == gone + 1
     assert "Traceback" not in server.log.read_text()
 
