@@ -20,7 +20,6 @@ from analysis import (
     checks,
     claims,
     compare,
-    execute,
     gate,
     gate_report,
     hardware,
@@ -102,6 +101,8 @@ def make_report(options: argparse.Namespace) -> int:
     given = hardware.given(options.price, options.peak_bandwidth, options.peak_flops)
     found = report.write(options.campaign, slo.each_request(slo.parse(options.slo)), given)
     if not options.no_notebooks:
+        from analysis import execute  # only here, since what runs notebooks takes half a second to import
+
         execute.notebooks(found.campaign.folder)
     console = Console()
     report.show(found, console if console.is_terminal else Console(width=140))

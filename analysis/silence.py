@@ -19,7 +19,8 @@ TIMES_AS_MANY = 3
 class Silence(NamedTuple):
     """`length_s`, from `at_s` after the window opened. `waiting`: requests in flight at its end. `would_wait`: what an open loop with
     the same throughput would have had then, those in flight when it began and all that would have come since. `typical_s`: half of
-    the other time with requests in flight lies in gaps between arrivals that are not longer than that."""
+    the other time with requests in flight lies in gaps between arrivals that are not longer than that; nan for a silence too short to be
+    called a pause, since finding it takes as long as all the rest."""
 
     length_s: float
     at_s: float
@@ -35,7 +36,8 @@ class Silence(NamedTuple):
         The last is what tells a pause from a server that computes for seconds before each first token, or answers in one piece. By
         Little's law it means that the silence was more than twice as long as an answer takes on average; one request at a time with
         long prompts, or batches that begin together, are silent for a part of each answer only, and every request shows it."""
-        return self.length_s > max(LEAST_S, TYPICAL_GAPS * self.typical_s) and self.would_wait >= TIMES_AS_MANY * self.waiting
+        return (self.length_s > LEAST_S and self.length_s > TYPICAL_GAPS * self.typical_s
+                and self.would_wait >= TIMES_AS_MANY * self.waiting)  # fmt: skip
 
 
 def longest(o: Observed) -> Silence | None:
@@ -53,10 +55,15 @@ def longest(o: Observed) -> Silence | None:
     waited = np.where(in_flight(sent, done, (cuts[1:] + cuts[:-1]) / 2) > 0, np.diff(cuts), 0.0)
     i = int(np.argmax(waited))
     began, waiting = in_flight(sent, done, np.array([cuts[i], before(cuts[i + 1])]))
-    others = np.sort(np.delete(waited, i))
-    typical_s = others[np.searchsorted(np.cumsum(others), others.sum() / 2)]
+    typical_s = half_lies_below(np.delete(waited, i)) if waited[i] > LEAST_S else np.nan
     would_wait = began + metrics.requests_per_s(o) * waited[i]
-    return Silence(float(waited[i]), float(cuts[i] - o.window[0]), int(waiting), float(would_wait), float(typical_s))
+    return Silence(float(waited[i]), float(cuts[i] - o.window[0]), int(waiting), float(would_wait), typical_s)
+
+
+def half_lies_below(lengths: np.ndarray) -> float:
+    """The length up to which gaps hold half of their sum."""
+    lengths = np.sort(lengths)
+    return float(lengths[np.searchsorted(np.cumsum(lengths), lengths.sum() / 2)])
 
 
 def in_flight(sent: np.ndarray, done: np.ndarray, at: np.ndarray) -> np.ndarray:
