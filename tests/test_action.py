@@ -1,6 +1,7 @@
 """The composite action's script with a nox that only notes what it was asked: arguments, summary, outputs, exit codes."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -55,3 +56,12 @@ def test_the_action_gives_the_script_every_input_it_reads() -> None:
     for name in ("BASE", "BASE_SERVER", "HEAD_SERVER", "ARGUMENTS", "INCONCLUSIVE", "OUT"):
         assert f"${name}" in script and f"        {name}: ${{{{ inputs.{name.lower().replace('_', '-')} }}}}" in action
     assert '.github/gate.sh"' in action
+
+
+def test_the_workflow_s_results_have_a_folder_of_their_own() -> None:
+    """A checkout must not have it: results/gate holds the study of the gate."""
+    workflow = (ROOT / ".github" / "workflows" / "gate.yml").read_text()
+    [out] = re.findall(r"^ +out: (.*)$", workflow, re.MULTILINE)
+    assert f"path: {out}\n" in workflow
+    assert not subprocess.run(["git", "ls-files", out], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert subprocess.run(["git", "check-ignore", "--quiet", out], cwd=ROOT).returncode == 0
