@@ -1,4 +1,4 @@
-"""Runs one command and makes sure that nothing of it outlives us: not a process, not a temporary file.
+"""Runs one command and makes sure that nothing of it outlives us: not a process, not a temporary file, not shared memory.
 
     python -m servers.supervise LOG [--folder FOLDER] [--cores 0,1] [--before JSON] -- COMMAND ...
 
@@ -31,6 +31,7 @@ import psutil
 
 from servers.bounds import GRACE_S, HEALTH_S
 
+SHARED_MEMORY = "/dev/shm/"  # noqa: S108 - where Linux has it
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -77,6 +78,16 @@ def _descendants(others: Roots) -> list[psutil.Process]:
 
 
 _root_pids = set[int]()
+
+
+def shared_memory() -> set[str]:
+    """Files of shared memory that our descendants have mapped. Whoever is killed leaves its own there, and vLLM with several processes on
+    a CPU always does. Empty elsewhere than on Linux."""
+    found = set[str]()
+    for process in _descendants([]):
+        with contextlib.suppress(OSError), open(f"/proc/{process.pid}/maps") as maps:
+            found |= {line.split(maxsplit=5)[5].rstrip("\n") for line in maps if SHARED_MEMORY in line}
+    return found
 
 
 def is_ready(place: str) -> bool:
@@ -145,6 +156,7 @@ def main() -> int:
         os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})
 
     roots: Roots = []
+    others_memory = {str(file) for file in Path(SHARED_MEMORY).glob("*")}
     temporary = tempfile.mkdtemp(prefix="serveoff-")
     try:
         metrics = Path(temporary, "metrics")  # where Prometheus' client wants it, for servers with several processes
@@ -171,8 +183,11 @@ def main() -> int:
         ending.wait(roots)
         first = next((root for root in roots if root.poll() is not None), roots[-1])
     finally:
+        memory = shared_memory() - others_memory
         for number in reversed(range(len(roots))):  # what stands in front of another still needs it while it ends
             end_tree(roots[number], roots[:number])
+        for file in memory:
+            Path(file).unlink(missing_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
     return first.returncode if first.returncode >= 0 else 128 - first.returncode
 

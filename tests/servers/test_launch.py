@@ -259,6 +259,38 @@ def test_the_whole_tree_ends_even_what_ignores_sigterm(tmp_path: Path, temporary
     assert not any(map(alive, tree)) and not list(temporary.iterdir()) and port_is_free(port)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/shm is Linux's")
+@pytest.mark.parametrize("killed", [False, True])
+def test_its_shared_memory_goes_with_it_and_that_of_others_stays(killed: bool, tmp_path: Path, temporary: Path) -> None:
+    """Also of a worker whose master was killed."""
+    own, others = (Path("/dev/shm", f"serveoff-test-{tmp_path.name}-{os.getpid()}-{whose}") for whose in ("own", "others"))
+    code = """
+        import mmap
+        def mapped(path):
+            with open(path, "a+b") as file:
+                file.truncate(4096)
+                return mmap.mmap(file.fileno(), 4096)
+        both = [mapped(path) for path in (OWN, OTHERS)]
+        if os.fork():
+            (HERE / "pid-master").write_text(str(os.getpid()))
+            serve()
+        time.sleep(1000)
+    """
+    others.write_bytes(bytes(4096))
+    try:
+        server = fake(tmp_path, f"OWN, OTHERS = {str(own)!r}, {str(others)!r}\n" + textwrap.dedent(code))
+        with launch.running(server, "simulated", MODEL, Share(), tmp_path / "log") as up:
+            assert own.exists()
+            if killed:
+                [master] = pids(tmp_path)
+                os.kill(master, signal.SIGKILL)
+                wait_until(up.ended)
+        assert others.exists() and not own.exists()
+    finally:
+        own.unlink(missing_ok=True)
+        others.unlink(missing_ok=True)
+
+
 def test_it_ends_when_the_body_fails(tmp_path: Path, temporary: Path) -> None:
     with pytest.raises(KeyboardInterrupt), launch.running(fake(tmp_path, TREE), "simulated", MODEL, Share(), tmp_path / "log"):
         raise KeyboardInterrupt
