@@ -32,16 +32,30 @@ class Card(NamedTuple):
 def card() -> Card | None:
     """None without a GPU, and of one in MIG mode: NVML says what the whole of it has, and not its parts."""
     gpus = Gpus()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus.count)))).split(",")
-    first = visible[0]
-    index = int(first) if first.isdigit() else 0
-    if first == "" or index >= gpus.count:
+    if not (visible := seen(gpus)):
         return None
+    index = visible[0]
     said = gpus.describe()[index]
     free = gpus.value(index, "memory", lambda handle: int(gpus.nvml.nvmlDeviceGetMemoryInfo(handle).free))
     if not said["memory_bytes"] or free is None or said["mig"]:
         return None
     return Card(said["name"] or "a GPU", said["memory_bytes"], free, len(visible))
+
+
+def seen(gpus: Gpus) -> list[int]:
+    """NVML's indices of the cards that CUDA_VISIBLE_DEVICES leaves, in its order, which is CUDA's rule: numbers or beginnings of UUIDs,
+    and nothing from the first one on that there is not. The parts of a card in MIG mode have UUIDs of their own, which are not found."""
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if said is None:
+        return list(range(gpus.count))
+    uuids = [gpus.value(index, "UUID", gpus.nvml.nvmlDeviceGetUUID) or "" for index in range(gpus.count)]
+    found: list[int] = []
+    for name in map(str.strip, said.split(",")):
+        index = next((i for i, uuid in enumerate(uuids) if name == str(i) or (name and uuid.startswith(name))), None)
+        if index is None:
+            break
+        found.append(index)
+    return found
 
 
 def preset(card: Card | None) -> str:

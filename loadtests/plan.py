@@ -26,6 +26,7 @@ RANGES = ("prompt_tokens", "output_tokens", "turns")
 # Keys that only make sense with some arrivals, and with one endpoint.
 ONLY_CLOSED = ("users", "think_s", "turns")
 ONLY_OPEN = ("rate", "burstiness", "profile", "max_in_flight", "trace", "trace_start_s", "time_scale")
+OF_REAL_ENGINES = ("quantization", "tensor_parallel")  # servers' options that change nothing under the simulated one
 # A trace has prefixes of its own, and lengths that just fit the context.
 NOT_TRACE = ("shared_tokens", "shared_prefixes", "distinct_prompts", "zipf")
 
@@ -147,6 +148,11 @@ def make_plan(servers: Sequence[Server], engines: Sequence[str], scenarios: Mapp
     for server in servers:
         if not any(pair[0] is server for pair in pairs):
             raise PlanError(f"{server.name} runs on none of the engines {', '.join(engines)}; it has {', '.join(server.engines)}")
+    for server, engine, chosen in pairs:
+        for name in chosen.keys() & set(OF_REAL_ENGINES):
+            if engine == "simulated" and chosen[name] != server.options[name][0]:
+                raise PlanError(f"{server.name}.{name}={chosen[name]} changes nothing under the simulated engine: leave it out, or choose "
+                                f"--engines {server.engines[0]}")
     loads: list[tuple[str, int | None, float | None, float]] = []
     for name, table in scenarios.items():
         length = duration_s or table["duration_s"]

@@ -189,7 +189,8 @@ def environment_of(engine: str, model: Model, threads: int, simulated: dict[str,
         settings["HF_HUB_OFFLINE"] = "1"  # everything is there: no look-up on the network at start
     if workers:
         settings["PROMETHEUS_MULTIPROC_DIR"] = "set by servers.supervise"
-    return {**os.environ, **settings}
+    by_bus = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # so that CUDA's card 0 is NVML's, and not the fastest one
+    return {**by_bus, **os.environ, **settings}
 
 
 def prepare(server: catalog.Server, engine: str, model: Model, options: Mapping[str, str] | None = None) -> None:

@@ -82,12 +82,26 @@ def test_parts_of_a_model_need_as_many_cards() -> None:
     fits.check([halves], SERVERS, LLAMA_8B, 1, card(16)._replace(cards=2))
 
 
-@pytest.mark.parametrize(("visible", "count"), [("1", 1), ("1,0", 2)])
-def test_the_cards_that_are_seen_are_counted(visible: str, count: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("visible", "said"), [
+    ("1", "(name='Fake B', 1)"), ("1,0", "(name='Fake B', 2)"), ("GPU-b", "(name='Fake B', 1)"), ("GPU-b1-2, 7, 0", "(name='Fake B', 1)"),
+    ("-1", "None"), ("", "None"), ("MIG-a1-2", "None"), ("2", "None"),
+])  # fmt: skip
+def test_the_cards_that_are_seen_are_counted(visible: str, said: str, tmp_path: Path) -> None:
+    """As CUDA does: numbers or beginnings of UUIDs, up to the first that there is not."""
     environment = {**os.environ, "LD_LIBRARY_PATH": driver(tmp_path), "CUDA_VISIBLE_DEVICES": visible}
-    command = [sys.executable, "-c", "from loadtests import fits; print(fits.card())"]
-    said = subprocess.run(command, cwd=launch.ROOT, env=environment, capture_output=True, text=True, check=True).stdout
-    assert said.startswith("Card(name='Fake B'") and said.endswith(f"cards={count})\n")
+    program = "from loadtests.fits import card; c = card(); print(c and f'(name={c.name!r}, {c.cards})')"
+    done = subprocess.run([sys.executable, "-c", program], cwd=launch.ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == said
+
+
+def test_cuda_counts_cards_as_nvml_does_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    def order() -> str:
+        return launch.environment_of("hf", launch.Model("mine", "/mine", False), 1, {}, False)["CUDA_DEVICE_ORDER"]
+
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    assert order() == "PCI_BUS_ID"
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    assert order() == "FASTEST_FIRST"
 
 
 def test_a_campaign_is_refused_before_anything_is_started(tmp_path: Path) -> None:

@@ -85,6 +85,15 @@ def test_an_option_that_cannot_be_is_refused(wanted: str, sentence: str) -> None
         choices(SERVERS, [wanted])
 
 
+def test_what_only_a_real_engine_does_is_refused_of_the_simulated_one() -> None:
+    server = Server("fast", "", (), ("vllm", "simulated"), options={"quantization": ("none", "fp8")})
+    options = choices([server], ["fast.quantization=none,fp8"])
+    assert len(make_plan([server], ("vllm",), {"chat": CLOSED}, options=options)) == 2
+    assert len(make_plan([server], ("simulated",), {"chat": CLOSED}, options={"fast": [{"quantization": "none"}]})) == 1
+    with pytest.raises(PlanError, match=r"^fast\.quantization=fp8 changes nothing under the simulated engine: .* choose --engines vllm$"):
+        make_plan([server], ("simulated",), {"chat": CLOSED}, options=options)
+
+
 def test_users_and_rates_replace_the_scenarios_own_where_they_apply() -> None:
     both = {"chat": CLOSED, "steady": OPEN}
     assert loads(plan(scenarios=both)) == {("chat", 16, None, 25.0), ("steady", None, 3.0, 20.0)}

@@ -241,6 +241,7 @@ const char *nvmlErrorString(int code) { return code == GPU_IS_LOST ? "GPU is los
 int nvmlDeviceGetCount_v2(unsigned *count) { *count = 2; return OK; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, card **handle) { *handle = &cards[index]; return OK; }
 int nvmlDeviceGetName(card *c, char *name, unsigned length) { strcpy(name, c->index ? "Fake B" : "Fake A"); return OK; }
+int nvmlDeviceGetUUID(card *c, char *uuid, unsigned length) { strcpy(uuid, c->index ? "GPU-b1-2" : "GPU-a1-2"); return OK; }
 int nvmlSystemGetDriverVersion(char *version, unsigned length) { strcpy(version, "999.1"); return OK; }
 int nvmlDeviceGetUtilizationRates(card *c, unsigned *rates) { rates[0] = 40 + c->index; rates[1] = 7; return OK; }
 int nvmlDeviceGetMemoryInfo(card *c, unsigned long long *m) { /* total, free, used */
