@@ -73,7 +73,7 @@ def trial(name: str, server: str) -> Trial:
             with (folder / "said.txt").open("w+") as said:
                 campaign = subprocess.Popen(command, cwd=folder, env=bench.environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
                                             text=True, process_group=0)  # fmt: skip
-                scene = Scene(folder, bench, campaign)
+                scene = Scene(folder, bench, campaign, shared_memory())
                 stack.enter_context(scene.undo)
                 try:
                     before = 0
@@ -110,7 +110,7 @@ def broken_promises(fault: Fault, scene: Scene, code: int | None, before: int, t
         broken.append(f"a stack trace: {text.strip().splitlines()[-1]}")
     with contextlib.suppress(AssertionError):  # those of a killed driver end by themselves
         wait_for(lambda: not scene.bench.left_over(), "nothing left", within_s=30)
-    broken += [f"left: {what}" for what in scene.bench.left_over()]
+    broken += [f"left: {what}" for what in [*scene.bench.left_over(), *(shared_memory() - scene.others_memory)]]
     if not fault.says:
         return broken
     cases = runs(scene.out)
@@ -128,6 +128,10 @@ def broken_promises(fault: Fault, scene: Scene, code: int | None, before: int, t
     if code in (0, 1) and (len(cases) < 2 or cases[1][1]["status"] != "ok") and fault.act is not steal_port:
         broken.append(f"the second case: {cases[1][1]['status'].splitlines()[0] if len(cases) > 1 else 'not begun'}")
     return broken
+
+
+def shared_memory() -> set[str]:
+    return {str(file) for file in Path("/dev/shm").glob("*")}
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:

@@ -31,6 +31,10 @@ def said_of(process: psutil.Process) -> list[str]:
     return []
 
 
+def tree(root: psutil.Process) -> list[psutil.Process]:
+    return [root, *root.children(recursive=True)]
+
+
 @dataclass
 class Scene:
     """One campaign, the fault's victims, and what the fault has to undo."""
@@ -38,6 +42,7 @@ class Scene:
     folder: Path
     bench: Bench
     campaign: "subprocess.Popen[str]"
+    others_memory: set[str]  # shared memory that there was before
     undo: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -56,7 +61,7 @@ class Scene:
 
     def server(self) -> list[psutil.Process]:
         """All of its processes."""
-        return [process for root in self.roots() for process in (root, *root.children(recursive=True))]
+        return [process for root in self.roots() for process in tree(root)]
 
     def worker(self) -> psutil.Process:
         """The busiest process of a server that has several in one tree. Raises CannotHere."""
@@ -85,8 +90,7 @@ class Fault:
 # -------------------------------------------------------------------------------------------------------------- of a server
 
 
-def freeze(scene: Scene, for_s: float) -> None:
-    frozen = scene.server()
+def freeze(frozen: list[psutil.Process], for_s: float) -> None:
     for process in frozen:
         process.suspend()
     time.sleep(for_s)
@@ -111,10 +115,19 @@ def limit_files(scene: Scene) -> None:
         process.rlimit(resource.RLIMIT_NOFILE, (process.num_fds(), process.rlimit(resource.RLIMIT_NOFILE)[1]))
 
 
-def kill_first(scene: Scene) -> None:
+def behind(scene: Scene) -> psutil.Process:
+    """The first of several commands. Raises CannotHere."""
     if len(roots := scene.roots()) == 1:
         raise CannotHere("nothing is behind or beside it")
-    roots[0].kill()
+    return roots[0]
+
+
+def reload_nginx(scene: Scene) -> None:
+    """New workers take over; the old ones answer what they have begun."""
+    masters = [root for root in scene.roots() if root.name() == "nginx"]
+    if not masters:
+        raise CannotHere("nginx is not part of it")
+    masters[0].send_signal(signal.SIGHUP)
 
 
 ENDED = r"failed: (load|verify again): .*"
@@ -154,6 +167,9 @@ def fill_disk(scene: Scene) -> None:
     scene.undo.callback(filler.unlink, missing_ok=True)
 
 
+OWN_NETWORK = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")
+
+
 def in_network(scene: Scene, *command: str) -> None:
     subprocess.run(["nsenter", "--net", "--target", str(scene.campaign.pid), *command], check=True)
 
@@ -162,6 +178,15 @@ def cut_network(scene: Scene) -> None:
     in_network(scene, "ip", "link", "set", "lo", "down")
     time.sleep(2)
     in_network(scene, "ip", "link", "set", "lo", "up")
+
+
+def slow_network(scene: Scene) -> None:
+    try:
+        in_network(scene, "tc", "qdisc", "add", "dev", "lo", "root", "netem", "delay", "50ms")
+    except (OSError, subprocess.CalledProcessError):
+        raise CannotHere("tc cannot delay loopback (Debian: iproute2, and a kernel with netem)") from None
+    time.sleep(2)
+    in_network(scene, "tc", "qdisc", "del", "dev", "lo", "root")
 
 
 def steal_port(scene: Scene) -> None:
@@ -210,8 +235,11 @@ FAULTS = {
     "kill-9": Fault("the server is killed", lambda scene: scene.roots()[-1].kill(), ENDED + "ended by itself", (1,)),
     "kill-15": Fault("the server is told to end", lambda scene: scene.roots()[-1].terminate(), ENDED + "ended by itself", (1,)),
     "worker": Fault("one of its workers is killed", lambda scene: scene.worker().kill()),
-    "behind": Fault("what is behind or beside it is killed: engine, Redis, application", kill_first, ENDED + "ended by itself", (1,)),
-    "freeze": Fault("it stands still for 2 s", lambda scene: freeze(scene, 2.0), "ok", (0,)),
+    "behind": Fault("what is behind or beside it is killed: engine, Redis, application", lambda scene: behind(scene).kill(),
+                    ENDED + "ended by itself", (1,)),
+    "behind-away": Fault("what is behind or beside it is away for 2 s", lambda scene: freeze(tree(behind(scene)), 2.0), "ok", (0,)),
+    "nginx-reloaded": Fault("nginx reads its configuration again", reload_nginx, "ok", (0,)),
+    "freeze": Fault("it stands still for 2 s", lambda scene: freeze(scene.server(), 2.0), "ok", (0,)),
     "freeze-for-ever": Fault("it stands still for ever", freeze_for_ever, ENDED, (1,)),
     "memory": Fault("it gets no more memory", limit_memory),
     "files": Fault("it gets no more file descriptors", limit_files),
@@ -222,7 +250,9 @@ FAULTS = {
     "results-removed": Fault("the results' folder is removed", remove_results, "", (1, 2), False),
     "disk-full": Fault("the results' disk is full", fill_disk, "failed: load: .*(disk|space)", (1, 2), False, around=small_disk),
     "network": Fault("loopback is down for 2 s", cut_network, "ok|failed: load: .*", (0, 1), False,
-                     wrap=("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")),
+                     wrap=OWN_NETWORK),
+    "network-slow": Fault("each packet on loopback takes 50 ms for 2 s", slow_network, "ok|failed: load: .*", (0, 1), False,
+                          wrap=OWN_NETWORK),
     "port-stolen": Fault("another program takes the next server's port", steal_port, "ok", (1,), False),
     "ctrl-c": Fault("Ctrl-C", lambda scene: type_ctrl_c(scene, 1), "failed: load: interrupted by Ctrl-C", (130,), False),
     "ctrl-c-twice": Fault("Ctrl-C, and again while it ends", lambda scene: type_ctrl_c(scene, 2),
