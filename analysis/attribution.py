@@ -19,11 +19,13 @@ from matplotlib.patches import Patch
 
 from analysis import figures, summary
 from analysis.figures import Picture
+from analysis.metrics import METRICS
 from analysis.statistics import needed, percentile
 from analysis.summary import Comparison, Summary, System, digits
 
 FITS_S = 0.001  # as in validity.own_times: a server that says that it took longer than the client waited has a wrong clock
-IN_ENGINE = ("running_mean", "kv_useful_share", "event_loop_lag_p99_s")  # what the section's last table shows
+# What the section's last table shows.
+IN_ENGINE = ("running_mean", "kv_useful_share", "kv_used_peak_share", "preemptions", "event_loop_lag_p99_s")
 LATE = 0.1  # of the E2E: an event loop that is later than that belongs into the sentence
 
 
@@ -239,8 +241,8 @@ def shown(attributions: Sequence[Attribution]) -> list[str]:
 
 
 def view(found: Summary, comparison: Comparison) -> dict[str, Any]:
-    """For the templates: {sentences: [(name, sentence)], heads, rows: [(name, which, cells)] in ms, engine: [(name, running, useful, lag)],
-    coarse: names of systems whose server told no parts, picture: none without a bar}."""
+    """For the templates: {sentences: [(name, sentence)], heads, rows: [(name, which, cells)] in ms, engine_heads: [(label, unit)],
+    engine: [(name, cells)], coarse: names of systems whose server told no parts, picture: none without a bar}."""
     attributions = attribute(found, comparison)
     names = shown(attributions)
     rows = []
@@ -252,4 +254,5 @@ def view(found: Summary, comparison: Comparison) -> dict[str, Any]:
             "picture": draw(attributions) if rows else None,
             "heads": ["requests", "mean E2E", *(PARTS[name].label for name in names)],
             "coarse": [a.system.name for a in attributions if any(not bar.told for bar in a.bars)],
-            "engine": [(a.system.name, *(summary.cell(m, a.system.valid) for m in IN_ENGINE)) for a in attributions]}
+            "engine_heads": [(METRICS[m].label, summary.unit(m)) for m in IN_ENGINE],
+            "engine": [(a.system.name, [summary.cell(m, a.system.valid) for m in IN_ENGINE]) for a in attributions]}

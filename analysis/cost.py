@@ -17,12 +17,13 @@ def columns(found: Summary) -> tuple[str, ...]:
 
 
 def view(found: Summary, comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """{price, other_machine, names, peaks, gpus, model, heads, rows} for the templates. `price` is None without one, and `names` are those
-    that could be asked for; `rows` is empty if nothing of this could be measured."""
+    """{price, other_machine, names, peaks, gpus, busy, model, heads, rows} for the templates. `price` is None without one, and `names` are
+    those that could be asked for; `busy` says whether GPUs' utilisation is shown; `rows` is empty if nothing could be measured."""
     price, data = found.given.price, found.campaign.data
     shown = columns(found)
     systems = [(comparison.title, system) for comparison in comparisons for system in comparison.systems if len(system.valid)]
-    names = ("goodput_tokens_per_s", *shown)
+    busy = bool(found.valid["gpu_utilization_percent"].notna().any())
+    names = ("goodput_tokens_per_s", *(["gpu_utilization_percent"] if busy else []), *shown)
     rows = [
         (f"{system.name}, {title}", [summary.cell(name, system.valid) for name in names], _passes(found, system) if "mbu" in shown else "")
         for title, system in systems
@@ -35,6 +36,7 @@ def view(found: Summary, comparisons: Sequence[Comparison]) -> dict[str, Any]:
         "names": list(hardware.prices()),
         "peaks": [text for text in (peaks.bandwidth_source, peaks.flops_source) if text],
         "gpus": hardware.count(machine),
+        "busy": busy,
         "model": model(data),
         "heads": [(METRICS[name].label, summary.unit(name)) for name in names],
         "rows": rows if shown else [],

@@ -1,4 +1,4 @@
-"""How much of the memory that an engine holds for keys and values holds tokens: what made paged attention known."""
+"""Memory for keys and values: how much of what an engine holds has tokens in it, which made paged attention known, and how full it gets."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ from analysis.statistics import NAN
 
 POSITIONS = "serveoff_kv_positions_total"
 USEFUL = "serveoff_kv_positions_useful_total"
-USAGE, CONFIG = "vllm:kv_cache_usage_perc", "vllm:cache_config_info"
+USAGE, CONFIG, PREEMPTIONS = "vllm:kv_cache_usage_perc", "vllm:cache_config_info", "vllm:num_preemptions_total"
 
 
 def useful_share(o: Observed) -> float:
@@ -30,6 +30,22 @@ def useful_share(o: Observed) -> float:
     if said.empty or not positions > 0:
         return NAN
     return float(np.mean([tokens_at(o.rows, at) / (usage * positions) for at, usage in said.items()]))
+
+
+def used_peak_share(o: Observed) -> float:
+    """Most that any of vLLM's engines had in use of its blocks for keys and values, by its word in the window (vllm:kv_cache_usage_perc,
+    a share in spite of its name). At 100% requests wait, or are preempted."""
+    m = o.server_metrics
+    said = m[(m["name"] == USAGE) & o.inside(m["time_s"] + m["took_s"])]
+    return float(said["value"].max()) if len(said) else NAN
+
+
+def preemptions(o: Observed) -> float:
+    """Requests that lost their place, and whose keys and values were computed anew, since there was no room: rise of
+    vllm:num_preemptions_total over the window, from its first to its last word on it there."""
+    said = o.served(PREEMPTIONS)
+    said = said[o.inside(said.index)]
+    return float(np.ptp(said)) if len(said) > 1 else NAN
 
 
 def paged_positions(server_metrics: pd.DataFrame) -> float:

@@ -162,7 +162,8 @@ def tokens_per_cpu_s(o: Observed) -> float:
 
 
 def gpu_utilization_percent(o: Observed) -> float:
-    """Mean of NVML's utilisation in the window over the samples and all GPUs."""
+    """Mean of NVML's utilisation in the window over the samples and all GPUs: the share of the time in which any kernel ran, which is no
+    share of what the card could do (MBU and MFU are)."""
     return _mean([o.samples(c)[c].mean() for c in o.gpu_columns("utilization_percent")])
 
 
@@ -307,6 +308,8 @@ METRICS = {
         Metric("cache_hit_share", "cache hits", "share", "higher", cache_hit_share, "%", 100),
         Metric("running_mean", "running at once", "", "", running_mean),
         Metric("kv_useful_share", "useful keys and values", "share", "higher", kv.useful_share, "%", 100),
+        Metric("kv_used_peak_share", "keys and values in use, at most", "share", "", kv.used_peak_share, "%", 100),
+        Metric("preemptions", "preemptions", "", "lower", kv.preemptions),
         Metric("event_loop_lag_p99_s", "event loop lag P99, at most", "s", "lower", event_loop_lag_p99_s, "ms", 1000),
         Metric("server_cores", "server CPU", "cores", "lower", server_cores),
         Metric("tokens_per_cpu_s", "tokens a CPU second", "tokens/s", "higher", tokens_per_cpu_s),

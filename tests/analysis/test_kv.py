@@ -46,3 +46,13 @@ def test_paged_memory_is_blocks_in_use(observe):
 
 def test_who_says_nothing_has_no_share(observe):
     assert math.isnan(kv.useful_share(observe()))
+
+
+def test_how_full_it_gets_and_who_loses_the_place(observe):
+    usage = [*said(kv.USAGE, lambda t: 0.5 if t < 5 else 0.9 if t == 5 else 0.2), *said(kv.USAGE, lambda t: 0.7, '{"engine": "1"}')]
+    late = said(kv.USAGE, lambda t: 1.0 if t > 10 else 0.0, '{"engine": "2"}')
+    lost = [*said(kv.PREEMPTIONS, lambda t: 4 + (t >= 4) + (t >= 11)), *said(kv.PREEMPTIONS, lambda t: 2 * (t >= 9), '{"engine": "1"}')]
+    o = observe(said=[*usage, *late, *lost])
+    assert kv.used_peak_share(o) == 0.9, "the fullest engine, in the window"
+    assert kv.preemptions(o) == 3, "of all engines, in the window"
+    assert math.isnan(kv.used_peak_share(observe())) and math.isnan(kv.preemptions(observe())), "it has none, or does not say"
