@@ -116,14 +116,12 @@ def trickles(probe: Probe) -> str:
 
 
 def _trickles(what: str, stream: Stream, again: Callable[[], Stream]) -> None:
-    for attempt in range(4):  # to a client that was not given the processor any stream comes in one piece; a buffer does it every time
-        if attempt:
-            time.sleep(0.5 * attempt)
-            stream = again()
+    for _ in range(3):  # to a client that was not given the processor any stream comes in one piece; a buffer does it every time
         first, last = stream.tokens[0][0], stream.tokens[-1][0]
         generating = (stream.last_of("timings") or {}).get("predicted_ms")
         if last - first >= (0.5 * generating / 1e3 if generating is not None else 0.25 * last):
             return
+        stream = again()
     raise Failed(f"{what} is buffered: its {STREAMED_TOKENS} tokens came within {1e3 * (last - first):.1f} ms, "
                  f"after {1e3 * first:.0f} ms of silence")
 

@@ -52,14 +52,14 @@ def with_card(tmp_path: Path) -> Bench:
 
 
 def test_the_report_says_of_the_gpu_what_the_driver_said(with_card: Bench) -> None:
-    for attempt in range(3):  # a busy machine may spoil cases, which then have no number in the page; both still have the card's
+    for attempt in range(3):  # a busy machine may spoil a case, which then has no number in the page
         out = with_card.folder / f"out-{attempt}"
         done = with_card.run(*COMMAND, "--model", "small", "--out", out.name)
         assert done.returncode == 0, done.stdout + done.stderr
         found = summary.summarise(load.campaign(out))
-        if found.table["valid"].any():
+        if found.table["valid"].all():
             break
-    assert found.table["valid"].any() and len(found.table) == 2, list(found.table["why"])
+    assert list(found.table["valid"]) == [True] * 2, list(found.table["why"])
     assert json.loads((out / "campaign.json").read_text())["manifest"]["gpus"] == [
         {"name": "Fake 300", "memory_bytes": 80 << 30, "driver": "999.1", "mig": None}]  # fmt: skip
     for _, case in found.table.iterrows():
@@ -71,7 +71,7 @@ def test_the_report_says_of_the_gpu_what_the_driver_said(with_card: Bench) -> No
     assert list(clocks["ok"]) == [False] * 2 and "throttled" in clocks["detail"].iloc[0]
     page = (out / "report.html").read_text()
     assert "GPU utilisation is the share of the time in which any kernel ran" in page
-    assert "Fake 300" in page and "throttled" in page and page.count("73.0") >= found.table["valid"].sum()
+    assert "Fake 300" in page and "throttled" in page and page.count("73.0") >= 2
 
 
 def test_a_card_that_falls_off_the_bus_costs_its_numbers_only(with_card: Bench) -> None:
