@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from wsproto import ConnectionType, WSConnection
@@ -37,14 +38,41 @@ class Silent(Failed):
     """No answer, or not all of it, in time: whoever asks again waits as long again."""
 
 
+class Arrived(NamedTuple):
+    """When something was read, in s since the request was sent, and for how long of that its reader waited for a processor: it may have
+    come by so much earlier."""
+
+    at_s: float
+    waited_s: float
+
+
+class Stopwatch:
+    """Runs from the moment it is made, which is just before the request is sent."""
+
+    def __init__(self) -> None:
+        self.began_s, self.waited_s = time.perf_counter(), _waited_s()
+
+    def now(self) -> Arrived:
+        return Arrived(time.perf_counter() - self.began_s, _waited_s() - self.waited_s)
+
+
+def _waited_s() -> float:
+    """For how long this thread has been ready to run without a processor, in s; 0 where the system does not tell, as only Linux does.
+    Source: the kernel's documentation of /proc/<pid>/schedstat, second field."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except OSError:
+        return 0.0
+
+
 @dataclass
 class Reply:
-    """An answer as it came: `arrived` has the time and the body's length after each read; times in s since the request was sent."""
+    """An answer as it came: `arrived` has the time and the body's length after each read."""
 
     status: int
     content_type: str
     body: bytes
-    arrived: list[tuple[float, int]]
+    arrived: list[tuple[Arrived, int]]
 
     def json(self) -> Any:
         try:
@@ -63,23 +91,23 @@ class Reply:
 
 @dataclass
 class Stream:
-    """A streamed answer: (arrival in s, chunk) of each event before [DONE]."""
+    """A streamed answer: the arrival and the chunk of each event before [DONE]."""
 
-    events: list[tuple[float, Chunk]]
+    events: list[tuple[Arrived, Chunk]]
 
     @property
     def text(self) -> str:
         return "".join(chunk.text for _, chunk in self.events)
 
     @property
-    def tokens(self) -> list[tuple[float, str]]:
+    def tokens(self) -> list[tuple[Arrived, str]]:
         return [(at, chunk.text) for at, chunk in self.events if chunk.text]
 
     def last_of(self, name: str) -> Any:
         return next((value for _, chunk in reversed(self.events) if (value := getattr(chunk, name)) is not None), None)
 
 
-def read_events(payloads: Sequence[tuple[float, bytes]]) -> Stream:
+def read_events(payloads: Sequence[tuple[Arrived, bytes]]) -> Stream:
     try:
         return Stream([(at, contract.read_chunk(payload)) for at, payload in payloads])
     except ValueError as error:
@@ -112,16 +140,16 @@ class WebSocket:
                 raise Failed("the server closed the WebSocket without a word")
             self.protocol.receive_data(data)
 
-    def ask(self, body: dict[str, Any]) -> tuple[int, list[tuple[float, bytes]]]:
-        """Status with which the answer ended, and (arrival in s, payload) of all its messages but [DONE]."""
+    def ask(self, body: dict[str, Any]) -> tuple[int, list[tuple[Arrived, bytes]]]:
+        """Status with which the answer ended, and the arrival and the payload of all its messages but [DONE]."""
+        payloads: list[tuple[Arrived, bytes]] = []
+        watch = Stopwatch()
         self.socket.sendall(self.protocol.send(TextMessage(json.dumps(body))))
-        payloads: list[tuple[float, bytes]] = []
-        began = time.perf_counter()
         while True:
             if not isinstance(message := self.receive(), TextMessage):
                 raise Failed(f"instead of a message on the WebSocket came {message}")
             if message.data != "[DONE]":
-                payloads.append((time.perf_counter() - began, message.data.encode()))
+                payloads.append((watch.now(), message.data.encode()))
             if (status := contract.status_of_end(message.data)) is not None:
                 return status, payloads
 
@@ -180,16 +208,16 @@ class Probe:
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         try:
             with self.connected() as connection:
+                watch = Stopwatch()
                 try:
                     connection.request(method, path, data, self.headers)
                 except (BrokenPipeError, ConnectionResetError):
                     pass  # a server may refuse a body before it has read it all; its answer tells
-                began = time.perf_counter()
                 response = connection.getresponse()
                 arrived, received = [], bytearray()
                 while piece := response.read1(65536):
                     received += piece
-                    arrived.append((time.perf_counter() - began, len(received)))
+                    arrived.append((watch.now(), len(received)))
                     if len(received) > MAX_ANSWER_BYTES:
                         raise Failed(f"{method} {path}: the answer is longer than {MAX_ANSWER_BYTES} bytes")
                 reply = Reply(response.status, response.getheader("Content-Type", ""), bytes(received), arrived)

@@ -10,7 +10,7 @@ from analysis import load, summary
 from tests.loadtests.bench import Bench, runs
 from tests.loadtests.test_telemetry import driver
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 CARD = r"""
 /* One card of 300 W. After the file LOST is there it has fallen off the bus. */
 #include <stdlib.h>

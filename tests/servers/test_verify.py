@@ -1,11 +1,19 @@
 """verify: a server that keeps the contract passes every check, and each fault is found by the check that is meant for it."""
 
+import os
 import socket
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
 from servers import probe, rule
-from servers.probe import Failed, Probe
+from servers import verify as verify_module
+from servers.contract import Chunk
+from servers.probe import Arrived, Failed, Probe, Stopwatch, Stream
 from servers.verify import CHECKS, Check, answers, checks_of, report, verify, websocket
 from tests.loadtests.scripted import Scripted
 from tests.servers import broken
@@ -70,6 +78,64 @@ def test_the_check_of_websockets_finds_each_fault(fault: str, says: str) -> None
     with broken.running(fault) as url:
         (check,) = verify(url, checks=(websocket,))
     assert (check.ok, says in check.detail) == (not fault, True), check
+
+
+def _stream(first_s: float, last_s: float, waited_s: float, *, role_s: float | None = None) -> Stream:
+    """32 tokens between two times, read by a client that had waited so long for a processor before the first."""
+    step_s = (last_s - first_s) / 31
+    tokens = [(Arrived(first_s + step_s * n, waited_s), Chunk("ba ", None, None, None, None)) for n in range(32)]
+    return Stream(tokens if role_s is None else [(Arrived(role_s, waited_s), Chunk("", None, None, None, None)), *tokens])
+
+
+STARVED = _stream(0.1, 0.1001, 0.095)
+BURST_READ_SLOWLY = _stream(0.1, 0.2, 0.098)
+AS_MADE = _stream(0.01, 0.1, 0.002)
+BUFFERED = _stream(0.1, 0.1001, 0.002)
+
+
+@pytest.mark.parametrize(("streams", "says"), [
+    ([AS_MADE], None), ([BUFFERED, BUFFERED, AS_MADE], None), ([BUFFERED] * 3, "is buffered"),
+    ([STARVED] * 5 + [AS_MADE], None), ([STARVED, BUFFERED] * 3, "is buffered"), ([BURST_READ_SLOWLY] + [BUFFERED] * 3, "is buffered"),
+])  # fmt: skip
+def test_a_client_that_waited_for_a_processor_does_not_accuse_or_acquit(streams: list[Stream], says: str | None) -> None:
+    first, *later = streams
+    with pytest.raises(Failed, match=says) if says else nullcontext():
+        verify_module._trickles("it", first, lambda: later.pop(0))
+    assert not later
+
+
+def test_an_early_role_is_not_hidden_by_a_client_that_waited() -> None:
+    early, hidden = _stream(0.1, 0.2, 0.002, role_s=0.01), _stream(0.1, 0.2, 0.09, role_s=0.1)
+    later = [early] * 3
+    with pytest.raises(Failed, match="begins with a chunk without a token, 90 ms before"):
+        verify_module._nothing_before_the_first_token("it", hidden, lambda: later.pop(0))
+
+
+def test_where_nobody_can_tell_that_is_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify_module, "UNDECIDED_S", 0.05)
+    with pytest.raises(Failed, match=r"cannot be told: of the last one's 100 ms, this client waited 95 for a processor; end what"):
+        verify_module._trickles("it", STARVED, lambda: STARVED)
+
+
+def test_the_time_that_this_thread_waits_for_a_processor_is_the_kernels() -> None:
+    if not Path("/proc/thread-self/schedstat").exists():
+        pytest.skip("this system does not tell")
+    core, others = min(os.sched_getaffinity(0)), [subprocess.Popen([sys.executable, "-c", "while 1: pass"]) for _ in range(2)]
+    before = os.sched_getaffinity(0)
+    try:
+        for process in others:
+            os.sched_setaffinity(process.pid, {core})
+        os.sched_setaffinity(0, {core})
+        watch, end = Stopwatch(), time.thread_time() + 0.2
+        while time.thread_time() < end:
+            pass
+        at_s, waited_s = watch.now()
+    finally:
+        os.sched_setaffinity(0, before)
+        for process in others:
+            process.kill()
+            process.wait()
+    assert at_s / 3 <= waited_s <= at_s - 0.15, "where three share a core, each waits for two thirds of the time"
 
 
 def test_the_check_of_websockets_is_for_those_that_have_them() -> None:
