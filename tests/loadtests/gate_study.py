@@ -8,7 +8,8 @@
 Each decision, a line of results/gate/NAME.jsonl, takes about two minutes, where Python may keep its bytecode (no PYTHONDONTWRITEBYTECODE);
 `run` adds to what is there. Everything happens in a clone of the last commit, in which what is planted is a commit on a branch: a gate as
 its user would run it. Two at once on two cores take two thirds of the time and are each other's noisy neighbours: too noisy where a server
-needs much CPU (`framework`), whose runs do not count then. Three are too many for anything (`crowded`).
+needs much CPU (`framework`), whose runs do not count then, and for a P99, of whose base the other adds 2 ms (`engine-p99`). Three are
+too many for anything (`crowded`).
 """
 
 import argparse
