@@ -1,5 +1,6 @@
 """verify: a server that keeps the contract passes every check, and each fault is found by the check that is meant for it."""
 
+import http.client
 import os
 import socket
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,6 +111,20 @@ def test_an_early_role_is_not_hidden_by_a_client_that_waited() -> None:
     later = [early] * 3
     with pytest.raises(Failed, match="begins with a chunk without a token, 90 ms before"):
         verify_module._nothing_before_the_first_token("it", hidden, lambda: later.pop(0))
+
+
+def test_times_count_from_before_the_request_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that lost the processor right after it had sent saw a whole stream come within 0 ms of its beginning."""
+    send = http.client.HTTPConnection.request
+
+    def slowly(*arguments: Any, **named: Any) -> None:
+        send(*arguments, **named)
+        time.sleep(0.3)
+
+    monkeypatch.setattr(http.client.HTTPConnection, "request", slowly)
+    with broken.running() as url:
+        reply = Probe(url, "", False).ask("GET", "/health")
+    assert reply.arrived[0][0].at_s >= 0.3
 
 
 def test_where_nobody_can_tell_that_is_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
