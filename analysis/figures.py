@@ -197,7 +197,9 @@ def timeline(summary: Summary, comparison: Comparison) -> Picture:
     window is shaded. Requests that the client waits for and the server does not know of stand in its socket's queue."""
     drawn = looks(comparison)
     with rc_context(STYLE):
-        figure, grid = _grid(max(len(drawn), 1), 3, 1.3 * WIDTH, 1.7 if len(drawn) <= MANY else 1.3, gap=0.75, sharex=True)
+        with_gpu = any(summary.timelines[system.valid["index"].iloc[0]]["gpu_percent"].notna().any() for system, _, _ in drawn)
+        room = 0.5 if with_gpu else 0.0  # inches, for the GPU's own scale
+        figure, grid = _grid(max(len(drawn), 1), 3, 1.3 * WIDTH + 2 * room, 1.7 if len(drawn) <= MANY else 1.3, 0.75 + room, sharex=True)
         for row, (system, label, look) in zip(grid, drawn, strict=False):
             case = system.valid.iloc[0]
             frame = summary.timelines[case["index"]]

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis import __main__, load, report, summary
+from analysis import __main__, figures, load, report, summary
 from analysis.metrics import METRICS
 from tests.analysis import synthetic
 from tests.analysis.synthetic import ATTACK, spoilt
@@ -27,6 +27,16 @@ def made(tmp_path_factory):
 
 def text(found, name="report.html"):
     return (found.campaign.folder / name).read_text()
+
+
+def test_the_scale_of_the_gpu_has_room_beside_the_next_picture(made):
+    drawn = figures.timeline(made, summary.comparisons(made)[0])
+    drawn.figure.draw_without_rendering()
+    labels = [axes.yaxis.label for axes in drawn.figure.axes if axes.get_ylabel() in ("GPU %", "requests")]
+    boxes = [label.get_window_extent() for label in labels]
+    assert "GPU %" in [label.get_text() for label in labels]
+    assert not [1 for i, box in enumerate(boxes) for other in boxes[:i] if box.overlaps(other)]
+    assert all(axes.xaxis.label.get_window_extent().x1 <= drawn.figure.bbox.x1 for axes in drawn.figure.axes)
 
 
 def test_files(made):
