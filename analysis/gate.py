@@ -194,7 +194,9 @@ def _notes(found: Summary, collected: Sequence[Repetitions]) -> list[str]:
     for name in NAMED:
         bad = found.checks[found.checks["name"].eq(name) & found.checks["ok"].eq(False)]
         if len(bad):
-            notes.append(f"{name}: in {len(bad)} of {len(found.table)} runs; at most: {bad['detail'].iloc[-1]}")
+            worst = bad.sort_values("value", kind="stable").iloc[-1]  # of what is not one number, the last
+            which = "last" if math.isnan(worst["value"]) else "most"
+            notes.append(f"{name}: in {len(bad)} of {len(found.table)} runs, {which} in case {worst['index']}: {worst['detail']}")
     for each in collected:
         own = each.runs.loc[each.runs["side"].ne("head") & each.runs["valid"], "output_tokens_per_s"].to_numpy()
         if len(own) >= 2 * LOOKS[0] and own.any():

@@ -15,13 +15,15 @@ THROTTLING = {0x8: "hardware slowdown", 0x20: "software thermal", 0x40: "hardwar
 
 
 class Check(NamedTuple):
-    """`ok` is None where it was not measured; `severity` is "invalid" or "warning"; `remedy` says what to do if not ok."""
+    """`ok` is None where it was not measured; `severity` is "invalid" or "warning"; `remedy` says what to do if not ok. `value`: the one
+    number that was held against a limit, which more is worse of; nan if there is none."""
 
     name: str
     ok: bool | None
     severity: str
     detail: str
     remedy: str
+    value: float = NAN
 
 
 def check(o: Observed) -> list[Check]:
@@ -301,7 +303,7 @@ def cut_off(o: Observed) -> Check:
 def _limit(name: str, ok: Any, value: float, severity: str, detail: str, remedy: str) -> Check:
     if math.isnan(value):
         return Check(name, None, severity, "not measured", remedy)
-    return Check(name, bool(ok), severity, detail, remedy)
+    return Check(name, bool(ok), severity, detail, remedy, float(value))
 
 
 def _planted(o: Observed) -> bool:

@@ -4,7 +4,7 @@
 after `ttft_s` and each further one after `tpot_s`; so every metric can be computed by hand. Change what you need and write it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +158,9 @@ SYSTEM = {"server": "alpha", "engine": "simulated", "scenario": "chat", "users":
 
 
 def gate(folder: Path, steps: list[dict[str, float]], change: Callable[[dict[str, Any], list[dict[str, Any]]], None] | None = None,
-         **asked: Any) -> Path:  # fmt: skip
-    """A gate of one system. `steps`: for each repetition the seconds a token takes, by side. `change` may break a case: (run, rows)."""
+         other_cores: Mapping[int, float] | None = None, **asked: Any) -> Path:  # fmt: skip
+    """A gate of one system. `steps`: for each repetition the seconds a token takes, by side. `change` may break a case: (run, rows);
+    `other_cores`: used by other processes during a case, by its index."""
     folder.mkdir(parents=True)
     for repetition, sides in enumerate(steps, 1):
         for number, (side, step) in enumerate(sides.items()):
@@ -169,7 +170,7 @@ def gate(folder: Path, steps: list[dict[str, float]], change: Callable[[dict[str
             found = run(3 * repetition - 2 + number, "alpha", repetition, side=side, counts=counts, served=served(rows))
             if change:
                 change(found, rows)
-            write_case(folder, found, rows, telemetry())
+            write_case(folder, found, rows, telemetry(other_cores=(other_cores or {}).get(found["case"]["index"], 0.0)))
     said = {"sides": {"base": "main", "head": "the working tree"}, "systems": [SYSTEM], "seed": 1, "metrics": "", "tolerance": [],
             "slo": "", "max_minutes": 10.0} | asked  # fmt: skip
     records.write_json(folder / "campaign.json", campaign_data([], gate=said))

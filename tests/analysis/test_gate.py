@@ -281,6 +281,12 @@ def test_a_head_that_is_slower_in_its_first_seconds_is_named_and_not_judged(tmp_
     assert slower.verdict == "REGRESSED" and not slower.notes  # slower always is not slower at the beginning
 
 
+def test_of_busy_processes_that_were_named_the_busiest_is_shown(tmp_path: Path) -> None:
+    busy = {4: 0.9, 5: 1.6, 9: 1.1}  # of 4 cores; more than 15% of them is named
+    found = gate.of_campaign(load.campaign(synthetic.gate(tmp_path / "g", steady(5), other_cores=busy)))
+    assert found.notes == ["other processes: in 3 of 15 runs, most in case 5: other processes used 40% of 4 cores"], found.notes
+
+
 def test_a_drift_is_named(tmp_path: Path) -> None:
     steps = [{side: 0.002 * (1 + 0.03 * repetition + 0.01 * place) for place, side in enumerate(gate.SIDES)} for repetition in range(5)]
     found = gate.of_campaign(load.campaign(synthetic.gate(tmp_path / "g", steps)))

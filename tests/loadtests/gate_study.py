@@ -45,6 +45,7 @@ PREPARE = "    job = engine.prepare(request)"
 EVENT = "            yield reply.event(item)\n    except"
 CLOCK, COUNT = "__import__('time').perf_counter", "self.count = getattr(self, 'count', 0) + 1"
 STEP = "due += (self.times.step_ms + self.times.step_ms_per_sequence * (self.running - 1)) / 1e3"
+SLOWING = "(1 + min(0.3, (time.time() - float(__import__('os').environ['STUDY_BEGAN'])) / 800))"
 PREFILL = "due = began + (self.times.prefill_ms + self.times.prefill_ms_per_token * prompt_tokens) / 1e3"
 METRICS_OF_SHORT = "output_tokens_per_s,ttft_p50_s,e2e_p50_s,e2e_p95_s"  # 2 s have too few requests for a P99
 SCENARIOS = """
@@ -108,13 +109,13 @@ def burning(pattern: Callable[[float], float]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Study:
-    """`patch`: (file, old, new) that head, or `where`, has; `wanted`: the verdicts that are right; `names`: what a note must say."""
+    """`patch`: (file, old, new) that the branches `where` have; `wanted`: the verdicts that are right; `names`: what a note must say."""
 
     what: str
     wanted: tuple[str, ...]
     patch: tuple[tuple[str, str, str], ...] = ()
     arguments: tuple[str, ...] = SHORT
-    where: str = "head"
+    where: tuple[str, ...] = ("head",)
     around: Callable[[], Any] = quiet
     names: str = ""
 
@@ -133,6 +134,11 @@ STUDIES = {
         (ENGINE, STEP, STEP.replace("due += ", "due += 0.88 * ")), (ENGINE, PREFILL, PREFILL.replace("began + ", "began + 0.88 * ")))),
     "slow-start": Study("equal code, but head is slower for its first 200 requests, in the warm-up", ("PASS", "INCONCLUSIVE"), (
         (ENGINE, PREFILL, f"{PREFILL}\n        {COUNT}\n        due += 0.03 * (self.count < 200)"),), names="during the warm-up"),
+    "slowing": Study("equal code whose engine gets slower all the time, 15% in two minutes, as on a card that gets hot",
+                     ("PASS", "INCONCLUSIVE"), (
+        (ENGINE, STEP, STEP.replace("due += ", f"due += {SLOWING} * ")),
+        (ENGINE, PREFILL, PREFILL.replace("began + ", f"began + {SLOWING} * "))),
+                     where=("base", "head"), names="the machine drifted"),
     "drift": Study("equal code on a machine that gets slower from the first run to the last", ("PASS", "INCONCLUSIVE"),
                    around=lambda: burning(lambda s: min(0.6, s / 200)), names="the machine drifted"),
     "neighbour": Study("equal code, and another process is busy for a minute in the middle", ("PASS", "INCONCLUSIVE"),
@@ -144,7 +150,8 @@ STUDIES = {
          "        word = (rule.successor_index(job.prompt) + (self.count % 300 == 0)) % rule.WORDS"),)),
     "contract": Study("head sends no [DONE]", ("INVALID",), (
         (SERVER, EVENT, EVENT.replace("(item)", "(item).replace('data: [DONE]', ': end')")),)),
-    "no-start": Study("base does not start", ("INVALID",), ((SERVER, "import logging", "import logging, no_such_module"),), where="base"),
+    "no-start": Study("base does not start", ("INVALID",), (
+        (SERVER, "import logging", "import logging, no_such_module"),), where=("base",)),
     "saturated": Study("more load than the load generator can send", ("INVALID",), arguments=(*SHORT, "--users", "1500")),
     "rate": Study("a rate that cannot be sent", ("INVALID",), arguments=OPEN),
 }  # fmt: skip
@@ -159,14 +166,14 @@ def clone_with(study: Study, folder: Path) -> Path:
     (place / "study.toml").write_text(SCENARIOS)
     git("branch", "base")
     git("branch", "head")
-    if study.patch:
-        git("checkout", "--quiet", study.where)
+    for branch in study.where if study.patch else ():
+        git("checkout", "--quiet", branch)
         for name, old, new in study.patch:
             text = (place / name).read_text()
             assert text.count(old) == 1, f"{name} has changed: {old!r}"
             (place / name).write_text(text.replace(old, new))
         git("commit", "--quiet", "--all", "--message", study.what)
-        git("checkout", "--quiet", "base" if study.where == "head" else "head")  # what measures has nothing planted
+        git("checkout", "--quiet", "-")  # what measures has nothing planted
     return place
 
 
@@ -201,8 +208,9 @@ def decide(study: Study, seed: int, place: Path) -> dict[str, Any]:
     out, began = place.parent / f"{seed}", time.monotonic()
     command = [sys.executable, "-m", "loadtests.gate", "--base", "base", "--head", "head", "--seed", str(seed), "--out", str(out),
                *study.arguments]  # fmt: skip
+    environment = os.environ | {"XDG_CACHE_HOME": str(place.parent), "STUDY_BEGAN": str(time.time())}
     with study.around():
-        done = subprocess.run(command, cwd=place, env=os.environ | {"XDG_CACHE_HOME": str(place.parent)}, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
     if not (out / "gate.json").exists():
         raise RuntimeError(f"{' '.join(command)} made no verdict: {done.stderr[-2000:]}")
     said = json.loads((out / "gate.json").read_text()) | {"code": done.returncode, "seed": seed, "minutes": (time.monotonic() - began) / 60}
