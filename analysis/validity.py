@@ -16,7 +16,7 @@ THROTTLING = {0x8: "hardware slowdown", 0x20: "software thermal", 0x40: "hardwar
 
 class Check(NamedTuple):
     """`ok` is None where it was not measured; `severity` is "invalid" or "warning"; `remedy` says what to do if not ok. `value`: the one
-    number that was held against a limit, which more is worse of; nan if there is none."""
+    number that was held against a limit, of which more is worse; nan if there is none."""
 
     name: str
     ok: bool | None
