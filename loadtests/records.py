@@ -213,13 +213,16 @@ def write_json(path: Path, value: Any, durable: bool = True) -> None:
     `durable` waits for the disk, which takes milliseconds: nothing that a measurement is waiting behind may do so.
     """
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as handle:
-        json.dump(value, handle, indent=1, allow_nan=False)
-        handle.write("\n")
-        handle.flush()
-        if durable:
-            os.fsync(handle.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("w") as handle:
+            json.dump(value, handle, indent=1, allow_nan=False)
+            handle.write("\n")
+            handle.flush()
+            if durable:
+                os.fsync(handle.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:

@@ -1,6 +1,8 @@
 """The stages of one case, in the only place where their order is decided: see STAGES."""
 
 import datetime
+import os
+import shutil
 import sys
 import time
 from contextlib import ExitStack
@@ -16,6 +18,8 @@ from loadtests.tables import to_parquet
 from servers import catalog, launch
 from servers import verify as contract_checks
 from servers.probe import Failed
+
+RESERVE_BYTES = 65_536  # run.json has a few thousand
 
 
 class CaseFailed(Exception):
@@ -75,6 +79,11 @@ class Work:
     def scenario(self) -> dict[str, Any]:
         return self.setting.scenarios[self.case.scenario]
 
+    @property
+    def reserve(self) -> Path:
+        """Room on the disk, given back when there is none left, to write down that there was none."""
+        return self.folder / "reserve"
+
     def save(self) -> None:
         records.write_json(self.folder / "run.json", self.run)
 
@@ -89,9 +98,10 @@ def run_case(case: Case, setting: Setting, watch: Watch) -> str:
         "summary": None, "command": None, "stages": [], "startup_s": None, "warmup": None, "load_workers": [], "window": None,
         "verify_before": None, "verify_after": None, "counts": None, "served": None, "agreement": None, "notes": []})
     work.save()
+    work.reserve.write_bytes(os.urandom(RESERVE_BYTES))
     if not work.side.target and (reason := _skip_reason(work)):
         work.run["status"] = f"skipped: {reason}"
-        work.save()
+        _finish(work)
         return str(work.run["status"])
     try:
         with work.stack:
@@ -207,7 +217,8 @@ def _load(work: Work) -> None:
                     work.folder / "telemetry.log", cores=setting.load_cores)
             generator.wait(load, work.folder, generator.longest_s(task, setting.workers), watch)
     except generator.LoadFailed as error:
-        raise CaseFailed(str(error)) from None
+        full = shutil.disk_usage(work.folder).free < RESERVE_BYTES  # then its log cannot say so
+        raise CaseFailed(f"{'no space left on the disk: ' if full else ''}{error}") from None
     finally:
         if telemetry is not None:
             launch.stop(telemetry)
@@ -255,7 +266,14 @@ STAGES = (("prepare", _prepare), ("launch", _launch), ("verify", _verify_before)
 
 
 def _finish(work: Work) -> None:
-    to_parquet(work.folder)
-    if work.run["status"] == "running":
-        work.run["status"] = "failed: driver: an unexpected error, see the terminal"
-    work.save()
+    try:
+        to_parquet(work.folder)
+    except OSError as error:
+        if work.run["status"] == "ok":
+            work.run["status"] = f"failed: tables: {error.strerror}; what was recorded is in the JSON lines"
+        raise
+    finally:
+        if work.run["status"] == "running":
+            work.run["status"] = "failed: driver: an unexpected error, see the terminal"
+        work.reserve.unlink(missing_ok=True)
+        work.save()

@@ -44,10 +44,13 @@ def to_parquet(folder: Path) -> None:
             continue
         partial = folder / f"{name}.parquet.partial"
         rows, schema = rows_of(lines), _schema(fields)
-        with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
-            while some := list(islice(rows, ROW_GROUP)):
-                writer.write_table(pa.Table.from_pylist([_rounded(row) for row in some], schema))
-        partial.replace(folder / f"{name}.parquet")
+        try:
+            with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+                while some := list(islice(rows, ROW_GROUP)):
+                    writer.write_table(pa.Table.from_pylist([_rounded(row) for row in some], schema))
+            partial.replace(folder / f"{name}.parquet")
+        finally:
+            partial.unlink(missing_ok=True)
         lines.unlink()
 
 

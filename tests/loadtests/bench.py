@@ -105,11 +105,17 @@ class Bench:
         left += [str(path) for path in self.temporary.glob("serveoff-*")]
         for file in self.folder.rglob("run.json"):
             if command := records.read_json(file)["command"]:
-                port = int(re.search(r"127\.0\.0\.1:(\d+)|--port (\d+)", " ".join(command)).expand(r"\1\2"))
+                [port] = ports_of(command)
                 with socket.socket() as probe:
                     if probe.connect_ex(("127.0.0.1", port)) == 0:
                         left.append(f"port {port}")
         return left
+
+
+def ports_of(command: list[str]) -> list[int]:
+    """The one that a server was told to listen at; none if it is no server's command."""
+    found = re.search(r"(?:127\.0\.0\.1[: ]|--port |PORT=)(\d+)", " ".join(command))
+    return [int(found[1])] if found else []
 
 
 def wait_for(what: Callable[[], Any], described: str, within_s: float = PATIENCE_S) -> Any:

@@ -135,7 +135,11 @@ def shared_memory() -> set[str]:
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    return table(folder, "requests") if (folder / "requests.parquet").exists() else records.read_lines(folder / "requests.jsonl")
+    """None of a case that did not get as far as that."""
+    if (folder / "requests.parquet").exists():
+        return table(folder, "requests")
+    lines = folder / "requests.jsonl"
+    return records.read_lines(lines) if lines.exists() else []
 
 
 def outcome(scene: Scene) -> str:

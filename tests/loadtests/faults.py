@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import resource
 import shutil
 import signal
@@ -17,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from tests.loadtests.bench import Bench, wait_for
+from tests.loadtests.bench import Bench, ports_of, wait_for
 
 
 class CannotHere(Exception):
@@ -194,8 +193,7 @@ def steal_port(scene: Scene) -> None:
 
     def started() -> list[int]:
         commands = [command for each in scene.bench.processes() if "servers.supervise" in (command := said_of(each))]
-        found = [re.search(r"127\.0\.0\.1:(\d+)|--port (\d+)", " ".join(command)) for command in commands]
-        return [int(match[1] or match[2]) for match in found if match]
+        return [port for command in commands for port in ports_of(command)]
 
     first = started()
     thief = scene.undo.enter_context(socket.socket())

@@ -358,6 +358,8 @@ def test_a_full_disk_ends_the_campaign_with_one_sentence_and_the_rows_so_far(ben
     assert done.returncode == 2, done.stdout + done.stderr
     assert re.fullmatch(r"error: .*No space left on device: give a folder .*\n", done.stderr), done.stderr
     assert bench.left_over() == []
-    folder = case_folder(small_disk / "campaign", 1)
+    [(folder, run)] = runs(small_disk / "campaign")
+    assert run["status"].startswith("failed: load: no space left on the disk: the load generator ended"), run["status"]
+    assert not any(folder.glob("*.partial")) and not (folder / "reserve").exists()
     rows = records.read_lines(folder / "requests.jsonl")
     assert len(rows) >= 10 and {row["answer"] for row in rows} == {"exact"}
