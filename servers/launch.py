@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from servers import bounds, cache, catalog, probe, rule, shape
 
 ROOT = Path(__file__).parents[1]
@@ -60,13 +62,19 @@ class Running:
         return ",".join(each.engine_urls for each in self.behind) or self.base_url
 
     def ended(self) -> bool:
-        return self.supervisor.poll() is not None or any(each.ended() for each in self.behind)
+        """Also if its supervisor is still busy with ending what is left of it."""
+        lost = not all(map(psutil.pid_exists, self.pids))
+        return lost or self.supervisor.poll() is not None or any(each.ended() for each in self.behind)
+
+    def first_ended(self) -> "Running":
+        """The one behind it that has ended, or it itself."""
+        behind = next((each for each in self.behind if each.ended()), self) if self.supervisor.poll() is None else self
+        return behind if behind is self else behind.first_ended()
 
     def last_words(self) -> str:
-        """How it ended, and the last lines of each of its logs."""
-        if self.supervisor.poll() is None:
-            return next(each.last_words() for each in self.behind if each.ended())
-        return f"(exit code {self.supervisor.returncode}); its last log lines:\n{tails(self.log)}"
+        """How it ended, and the last lines of each of its logs. Waits until all of it has ended."""
+        first = self.first_ended()
+        return f"(exit code {first.supervisor.wait()}); its last log lines:\n{tails(first.log)}"
 
 
 def resolve_model(wanted: str, needs_weights: bool) -> Model:
@@ -263,7 +271,7 @@ def _wait_ready(server: catalog.Server, up: Running, host: str, port: int, timeo
     said = b""
     while time.monotonic() < deadline:
         if up.ended():
-            raise LaunchError(f"{server.name} ended at its start with exit code {up.supervisor.returncode}; its last log lines:\n"
+            raise LaunchError(f"{server.name} ended at its start with exit code {up.first_ended().supervisor.wait()}; its last log lines:\n"
                               f"{tails(up.log)}")
         if said.count(b"\n") <= len(server.processes):  # the process id of each as it is started, that of the command last
             if select.select([pipe], [], [], 0.1)[0]:

@@ -1,6 +1,7 @@
 """Faults, each in the middle of the load of a campaign: what the victim is, and what is done to it. fault_campaign.py tries them."""
 
 import contextlib
+import importlib.util
 import os
 import resource
 import shutil
@@ -214,10 +215,12 @@ def step_clock(scene: Scene, seconds: int) -> None:
 
 @contextmanager
 def false_clock(folder: Path) -> Iterator[None]:
-    """libfaketime reads what the wall clock shall say from a file; the monotonic clock stays."""
-    library = next(iter(Path("/usr/lib").glob("**/libfaketime.so.1")), None)
+    """libfaketime reads what the wall clock shall say from a file; the monotonic clock stays. Debian 12's is too old for that:
+    https://github.com/wolfcw/libfaketime/issues/426."""
+    package = importlib.util.find_spec("libfaketime")
+    library = next(Path(package.origin).parent.glob("**/libfaketime.so.1"), None) if package and package.origin else None
     if not library:
-        raise CannotHere("libfaketime is not installed (Debian: faketime)")
+        raise CannotHere("libfaketime is not installed (pip install libfaketime, with a C compiler)")
     (folder / "clock").write_text("+0\n")
     settings = {"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(folder / "clock"), "FAKETIME_NO_CACHE": "1",
                 "FAKETIME_DONT_FAKE_MONOTONIC": "1"}  # fmt: skip

@@ -174,6 +174,21 @@ def test_when_one_of_its_processes_ends_all_end_and_the_logs_say_which(tmp_path:
     assert not any(map(alive, up.pids)) and not list(temporary.iterdir())
 
 
+def test_it_has_ended_while_what_it_left_is_still_being_ended(tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LitServe's workers outlive it and do not mind SIGTERM: what a case says of its failure must not depend on how long that takes."""
+    monkeypatch.setenv("SERVEOFF_GRACE_S", "5")
+    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(600)"
+    server = fake(tmp_path, f"import subprocess; subprocess.Popen([sys.executable, '-c', {stubborn!r}], stdout=subprocess.PIPE)"
+                            ".stdout.readline(); serve()")  # fmt: skip
+    with launch.running(server, "simulated", MODEL, Share(), tmp_path / "log") as up:
+        assert not up.ended()
+        [left] = psutil.Process(up.pid).children()
+        psutil.Process(up.pid).kill()
+        wait_until(up.ended)
+        assert left.is_running() and up.supervisor.poll() is None
+        assert "exit code 137" in up.last_words() and not left.is_running()
+
+
 def test_a_process_of_its_that_does_not_start_is_named(tmp_path: Path, temporary: Path) -> None:
     server = with_processes(tmp_path, 'print("no memory for", sys.argv[2]); sys.exit(3 if sys.argv[2] == "app" else serve())')
     with pytest.raises(LaunchError, match=r"(?s)exit code 3.*of server\.app\.log.*no memory for app"), \
@@ -311,7 +326,7 @@ def test_a_port_that_is_given_to_somebody_is_given_to_nobody_else(monkeypatch: p
 def test_orphans_of_a_killed_master_end_too(tmp_path: Path, temporary: Path) -> None:
     with launch.running(fake(tmp_path, TREE), "simulated", MODEL, Share(), tmp_path / "log") as up:
         os.kill(up.pid, signal.SIGKILL)
-        wait_until(up.ended)  # without being asked
+        wait_until(lambda: up.supervisor.poll() is not None)  # without being asked
         assert up.supervisor.returncode == 128 + signal.SIGKILL
         assert not any(map(alive, pids(tmp_path)))
     assert not list(temporary.iterdir())
