@@ -115,7 +115,7 @@ def claims(session: nox.Session) -> None:
 
 @nox.session
 def faults(session: nox.Session) -> None:
-    """One fault at a time in the middle of a load, for each server and for the harness itself: results/faults. An hour."""
+    """One fault at a time in the middle of a load, for each server and for the harness itself: results/faults. Two hours."""
     install(session)
     session.run("python", "-m", "tests.loadtests.fault_campaign", *session.posargs, interrupt_timeout=120, terminate_timeout=30)
 
