@@ -124,7 +124,7 @@ def behind(scene: Scene) -> psutil.Process:
 
 def reload_nginx(scene: Scene) -> None:
     """New workers take over; the old ones answer what they have begun."""
-    masters = [root for root in scene.roots() if root.name() == "nginx"]
+    masters = [each for each in scene.server() if each.name() == "nginx" and (parent := each.parent()) and parent.name() != "nginx"]
     if not masters:
         raise CannotHere("nginx is not part of it")
     masters[0].send_signal(signal.SIGHUP)
