@@ -149,7 +149,7 @@ def outcome(scene: Scene) -> str:
         return "nothing is left of it"
     rows = rows_of(cases[0][0])
     failed = [row for row in rows if row["error"]]
-    status = cases[0][1]["status"].splitlines()[0]
+    status = cases[0][1]["status"].splitlines()[0].removesuffix("; its last log lines:")
     errors = ", ".join(sorted({re.sub(r"\d{2,}", "…", row["error"]) for row in failed}))
     worst_s = max((row["done_s"] - row["scheduled_s"] for row in rows), default=0.0)
     return f"{status}; {len(failed)} of {len(rows)} requests failed{f' ({errors})' if errors else ''}, the longest took {worst_s:.1f} s"
