@@ -13,8 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from servers import bounds, cache, catalog, probe, rule, shape
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +53,7 @@ class Running:
     log: Path
     supervisor: "subprocess.Popen[bytes]" = field(repr=False)
     behind: "list[Running]" = field(repr=False, default_factory=list)
+    said_all: bool = field(repr=False, default=False)  # its supervisor, of process ids
 
     @property
     def engine_urls(self) -> str:
@@ -62,9 +61,11 @@ class Running:
         return ",".join(each.engine_urls for each in self.behind) or self.base_url
 
     def ended(self) -> bool:
-        """Also if its supervisor is still busy with ending what is left of it."""
-        lost = not all(map(psutil.pid_exists, self.pids))
-        return lost or self.supervisor.poll() is not None or any(each.ended() for each in self.behind)
+        """Also if its supervisor is still busy with ending what is left of it: then it has closed what it speaks by."""
+        if self.supervisor.poll() is not None or any(each.ended() for each in self.behind):
+            return True
+        pipe = self.supervisor.stdout
+        return self.said_all and pipe is not None and bool(select.select([pipe], [], [], 0)[0])
 
     def first_ended(self) -> "Running":
         """The one behind it that has ended, or it itself."""
@@ -275,9 +276,11 @@ def _wait_ready(server: catalog.Server, up: Running, host: str, port: int, timeo
                               f"{tails(up.log)}")
         if said.count(b"\n") <= len(server.processes):  # the process id of each as it is started, that of the command last
             if select.select([pipe], [], [], 0.1)[0]:
-                said += os.read(pipe.fileno(), 4096)
+                more = os.read(pipe.fileno(), 4096)
+                said += more
                 started = [int(pid) for pid in said.splitlines()]
                 up.pids, up.pid = [*behind, *started], (started or [0])[-1]
+                up.said_all = not more or said.count(b"\n") > len(server.processes)
         elif get_status(host, port, server.ready) == 200:
             return
         else:

@@ -2,9 +2,10 @@
 
     python -m servers.supervise LOG [--folder FOLDER] [--cores 0,1] [--before JSON] -- COMMAND ...
 
-Prints the command's process id, sends its output to LOG, and ends with its exit code. It ends the command when its own
-standard input ends, which happens whenever the process that started it ends, by `kill -9` too. On Linux it adopts orphaned
-grandchildren, so a worker whose master was killed is found and ended as well.
+Prints the command's process id, sends its output to LOG, closes its own output when the command has ended, and ends with the command's
+exit code when all that it left has ended, too. It ends the command when its own standard input ends, which happens whenever the process
+that started it ends, by `kill -9` too. On Linux it adopts orphaned grandchildren, so a worker whose master was killed is found and ended
+as well.
 
 `--before` has the processes without which the command would not work (a cache, an application behind a proxy): a JSON list of
 {name, command, log, ready}. They are started in this order, each when the one before is ready, and their process ids are printed before
@@ -88,6 +89,12 @@ def shared_memory() -> set[str]:
         with contextlib.suppress(OSError), open(f"/proc/{process.pid}/maps") as maps:
             found |= {line.split(maxsplit=5)[5].rstrip("\n") for line in maps if SHARED_MEMORY in line}
     return found
+
+
+def hang_up() -> None:
+    """Closes standard output: who started us sees at once that it is over, and not only when all that is left has ended."""
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 1)
 
 
 def is_ready(place: str) -> bool:
@@ -183,6 +190,7 @@ def main() -> int:
         ending.wait(roots)
         first = next((root for root in roots if root.poll() is not None), roots[-1])
     finally:
+        hang_up()
         memory = shared_memory() - others_memory
         for number in reversed(range(len(roots))):  # what stands in front of another still needs it while it ends
             end_tree(roots[number], roots[:number])
