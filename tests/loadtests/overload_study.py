@@ -2,6 +2,8 @@
 
     python -m tests.loadtests.overload_study [--servers a,b]      results/faults/overload.jsonl, and from it README.md there
 
+It fails if of more requests at once than a server may have in flight none was refused.
+
 Two campaigns for each server on the simulated engine: a closed loop finds what it carries; then random arrivals at a quarter of that, for
 five seconds at three times it, and again at a quarter. It is itself again after the last two seconds of which most requests failed or took
 more than twice as long as the slowest in twenty before the overload.
@@ -13,10 +15,12 @@ import math
 import sys
 import tempfile
 from collections import Counter
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from servers import catalog
+from servers.bounds import MAX_IN_FLIGHT
 from tests.loadtests.bench import Bench, runs, table
 from tests.loadtests.fault_campaign import RESULTS, page
 
@@ -56,8 +60,8 @@ ENGINE = ("--engines", "simulated", "--simulated", "prefill_ms=20,step_ms=5,max_
 
 
 def study(server: str) -> dict[str, Any]:
-    """{server, carries (requests/s), overload: requests by outcome, after: likewise, longest_s, well_after_s (null: not in time), status,
-    left: of processes and files}"""
+    """{server, carries (requests/s), overload: requests by outcome, after: likewise, at_once: the most that were unanswered, shed: whether
+    it refused any (null: it did not have to), longest_s, well_after_s (null: not in time), status, left: of processes and files}"""
     with tempfile.TemporaryDirectory(prefix="overload-") as place:
         folder = Path(place)
         (folder / "overload.toml").write_text(SCENARIOS)
@@ -84,9 +88,18 @@ def judged(rows: list[dict[str, Any]], start_s: float) -> dict[str, Any]:
     for row in after:
         bins.setdefault(int((row["scheduled_s"] - ends) / BIN_S), []).append(took(row) > bound)
     well_after = BIN_S * max((number + 1 for number, late in bins.items() if 2 * sum(late) > len(late)), default=0)
-    return {"before_p95_s": bound / 2, "overload": dict(Counter(outcome(row) for row in rows if begins <= row["scheduled_s"] < ends)),
-            "after": dict(Counter(map(outcome, after))), "longest_s": max(row["done_s"] - row["scheduled_s"] for row in rows),
+    overload = Counter(outcome(row) for row in rows if begins <= row["scheduled_s"] < ends)
+    at_once = most_at_once(rows)
+    return {"before_p95_s": bound / 2, "overload": dict(overload), "after": dict(Counter(map(outcome, after))), "at_once": at_once,
+            "shed": overload["429"] > 0 or (None if at_once <= MAX_IN_FLIGHT else False),
+            "longest_s": max(row["done_s"] - row["scheduled_s"] for row in rows),
             "well_after_s": well_after if well_after < AFTER_S - 2 * BIN_S else None}  # fmt: skip
+
+
+def most_at_once(rows: list[dict[str, Any]]) -> int:
+    """Of requests that were due and not yet answered or refused."""
+    changes = sorted([(row["scheduled_s"], 1) for row in rows] + [(row["done_s"], -1) for row in rows])
+    return max(accumulate(change for _, change in changes))
 
 
 def took(row: dict[str, Any]) -> float:

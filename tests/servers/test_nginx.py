@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -197,6 +198,20 @@ def test_a_client_may_keep_its_connection(fastcgi: Running) -> None:
         assert connection.getresponse().read()
     connection.close()
     assert len(sockets) == 1
+
+
+@pytest.mark.skipif(not hasattr(psutil.Process, "rlimit"), reason="limits of another process are Linux's")
+def test_the_application_outlives_having_no_file_descriptor_left(fastcgi: Running) -> None:
+    """flup's own loop ends at the first connection that it cannot accept."""
+    [flup] = [process for process in map(psutil.Process, fastcgi.pids) if "servers.flask_fastcgi.app" in process.cmdline()]
+    before = flup.rlimit(psutil.RLIMIT_NOFILE)
+    flup.rlimit(psutil.RLIMIT_NOFILE, (flup.num_fds(), before[1]))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(ask, fastcgi.base_url, contract.COMPLETIONS, wanted())
+        time.sleep(0.5)
+        assert alive(flup) and not waiting.done()
+        flup.rlimit(psutil.RLIMIT_NOFILE, before)
+        assert waiting.result(timeout=60)[0] == 200, "it waited in the backlog"
 
 
 # ------------------------------------------------------------------------------------------------------------------- ends
