@@ -210,13 +210,14 @@ class Case:
 def write_json(path: Path, value: Any, durable: bool = True) -> None:
     """Replaces the file in one step: a reader, or a crash, sees the old text or the new one, never half.
 
-    `durable` waits for the disk, which takes milliseconds: nothing that a measurement is waiting behind may do so.
+    `durable` waits for the disk, which takes milliseconds: nothing that a measurement is waiting behind may do so. Nor may it indent: json
+    does that in Python, and leaves cycles behind, which in the load generator nobody collects for half an hour.
     """
     partial = path.with_name(path.name + ".partial")
+    text = json.dumps(value, indent=1 if durable else None, allow_nan=False)
     try:
         with partial.open("w") as handle:
-            json.dump(value, handle, indent=1, allow_nan=False)
-            handle.write("\n")
+            handle.write(text + "\n")
             handle.flush()
             if durable:
                 os.fsync(handle.fileno())

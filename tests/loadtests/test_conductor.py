@@ -1,5 +1,6 @@
 """The conductor with workers that are played by the test, in a process of its own: its failures end the process."""
 
+import gc
 import json
 import os
 import subprocess
@@ -130,3 +131,17 @@ def test_what_makes_a_measurement_worthless_ends_it_with_a_sentence(tmp_path: Pa
 def test_clocks_of_one_machine_may_differ_and_reports_of_others_are_ignored(tmp_path: Path) -> None:
     done = run(tmp_path, LINKED % (None, 2))
     assert done.stdout == "fine\n", done.stderr
+
+
+def test_its_report_leaves_nothing_that_only_a_garbage_collection_would_take_away(tmp_path: Path) -> None:
+    """In a load generator there is one in half an hour."""
+    report = {"state": "running", "workers": [{"worker": 0, "rows": 5, "cpu_share": None}], "window": {"start_s": 1.0}}
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(10):
+            records.write_json(tmp_path / "load.json", report, durable=False)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+    assert records.read_json(tmp_path / "load.json") == report
