@@ -30,6 +30,7 @@ from tests.loadtests.faults import FAULTS, CannotHere, Fault, Scene, steal_port
 
 RESULTS = Path(__file__).parents[2] / "results" / "faults"
 HARNESS_SERVER = "fastapi_threadpool"  # with which the harness's own faults are tried
+KILLED_OFTEN = "driver-killed-at-random"
 LONGEST_S = 240.0  # a campaign that takes longer hangs
 LONGEST_TO_A_KILL_S = 25.0  # a case takes half of it
 SCENARIO = """
@@ -165,7 +166,7 @@ def not_continued(scene: Scene, command: Sequence[str]) -> list[str]:
 
 def killed_often(times: int, seed: int = 1) -> Trial:
     """One campaign, whose driver is killed at random moments, and continued, again and again: what it has once must stay as it is."""
-    found, moments = Trial("driver-killed-at-random", HARNESS_SERVER), random.Random(seed)
+    found, moments = Trial(KILLED_OFTEN, HARNESS_SERVER), random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="faults-") as place:
         folder, kept, ended = Path(place), dict[Path, bytes](), 0
         (folder / "fault.toml").write_text(SCENARIO)
@@ -193,14 +194,16 @@ def killed_often(times: int, seed: int = 1) -> Trial:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("faults", nargs="*", metavar="FAULT", help=f"of {', '.join(FAULTS)}, driver-killed-at-random (default: all)")
+    parser.add_argument("faults", nargs="*", metavar="FAULT", help=f"of {', '.join(FAULTS)}, {KILLED_OFTEN} (default: all)")
     parser.add_argument("--servers", default="", help="comma-separated (default: all that the simulated engine runs in)")
     parser.add_argument("--kills", type=int, default=100)
     asked = parser.parse_args()
+    if unknown := [name for name in asked.faults if name not in (*FAULTS, KILLED_OFTEN)]:
+        parser.error(f"no fault is called {', '.join(unknown)}: there are {', '.join(FAULTS)} and {KILLED_OFTEN}")
     servers = [name for name in asked.servers.split(",") if name] or [
         server.name for server in catalog.servers().values() if "simulated" in server.engines and not server.missing("simulated", {})]
     RESULTS.mkdir(parents=True, exist_ok=True)
-    for name in asked.faults or [*FAULTS, "driver-killed-at-random"]:
+    for name in asked.faults or [*FAULTS, KILLED_OFTEN]:
         for server in servers if name in FAULTS and FAULTS[name].of_server else [HARNESS_SERVER]:
             found = trial(name, server) if name in FAULTS else killed_often(asked.kills)
             print("\n    BROKEN: ".join([f"{name} {server}: {found.skipped or found.outcome}", *found.broken]), flush=True)
