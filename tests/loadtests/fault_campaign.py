@@ -88,8 +88,10 @@ def trial(name: str, server: str) -> Trial:
                     code = None
                 finally:
                     if campaign.poll() is None:
-                        campaign.kill()  # what it started ends by itself
+                        campaign.kill()  # what it started ends by itself, and writes into the folder until then
                         campaign.wait()
+                        with contextlib.suppress(AssertionError):
+                            wait_for(lambda: not bench.processes(), "nothing running", within_s=30)
                 said.seek(0)
                 text = said.read()
             found.broken += broken_promises(fault, scene, code, before, text)
