@@ -15,10 +15,12 @@ import math
 import sys
 import tempfile
 from collections import Counter
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from analysis.silence import in_flight
 from servers import catalog
 from servers.bounds import MAX_IN_FLIGHT
 from tests.loadtests.bench import Bench, runs, table
@@ -89,17 +91,12 @@ def judged(rows: list[dict[str, Any]], start_s: float) -> dict[str, Any]:
         bins.setdefault(int((row["scheduled_s"] - ends) / BIN_S), []).append(took(row) > bound)
     well_after = BIN_S * max((number + 1 for number, late in bins.items() if 2 * sum(late) > len(late)), default=0)
     overload = Counter(outcome(row) for row in rows if begins <= row["scheduled_s"] < ends)
-    at_once = most_at_once(rows)
+    due, done = (np.sort([row[name] for row in rows]) for name in ("scheduled_s", "done_s"))
+    at_once = int(in_flight(due, done, due).max())
     return {"before_p95_s": bound / 2, "overload": dict(overload), "after": dict(Counter(map(outcome, after))), "at_once": at_once,
             "shed": overload["429"] > 0 or (None if at_once <= MAX_IN_FLIGHT else False),
             "longest_s": max(row["done_s"] - row["scheduled_s"] for row in rows),
             "well_after_s": well_after if well_after < AFTER_S - 2 * BIN_S else None}  # fmt: skip
-
-
-def most_at_once(rows: list[dict[str, Any]]) -> int:
-    """Of requests that were due and not yet answered or refused."""
-    changes = sorted([(row["scheduled_s"], 1) for row in rows] + [(row["done_s"], -1) for row in rows])
-    return max(accumulate(change for _, change in changes))
 
 
 def took(row: dict[str, Any]) -> float:
