@@ -1,5 +1,6 @@
 """What a finished exchange (`loadtests/sse.py`) says: its events, each with the stamp of the read that completed it."""
 
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from loadtests.sse import Exchange
 from servers.contract import SSE_CONTENT_TYPE, Chunk, read_chunk
 
 SETTLED_AT_ONCE = 32  # events; some 2 us each
+RUN_BYTES = 4096  # of those that are alike, looked at together
 PLAIN = re.compile(rb"[ !#-\[\]-~]+")  # text that JSON writes as it is
 TEXT = re.compile(rb'"(?:text|content)"\s*:\s*"?([^"]*)')
 
@@ -37,21 +39,25 @@ def settle(exchange: Exchange, pause: Callable[[], None] = lambda: None) -> Sett
         done = settled.error is None
     elif streamed:
         body, lengths = exchange.body, exchange.lengths
-        separator = b"\r\n\r\n" if b"\r\n\r\n" in body else b"\n\n"
+        separator = b"\r\n\r\n" if b"\r" in body and b"\r\n\r\n" in body else b"\n\n"  # one byte is found much sooner than four
         template: tuple[bytes, bytes] | None = None
-        start = number = read = 0
+        start = read = work = 0
         while (end := body.find(separator, start)) >= 0:
-            number += 1
-            if number % SETTLED_AT_ONCE == 0:
+            if work >= SETTLED_AT_ONCE:
+                work = 0
                 pause()
+            if template and (texts := _run(template, separator, bytes(body[start : start + RUN_BYTES]))):
+                work += 1 + len(texts) // 4  # they cost about a quarter of others
+                around = len(template[0]) + len(template[1]) + len(separator)
+                ends = list(itertools.accumulate([len(text) + around for text in texts], initial=start))[1:]
+                start = ends[-1]
+                read = _take_run(texts, ends, read, exchange, settled)
+                continue
+            work += 1
             event = bytes(body[start:end])
             start = end + len(separator)
             while lengths[read] < start:  # the read that completed this event
                 read += 1
-            if template and (text := _text_by(template, event)):
-                settled.token_s.append(exchange.arrived[read])
-                settled.token_text.append(text)
-                continue
             for line in event.splitlines():
                 if line.startswith(b"data:"):
                     payload = line[5:].strip()
@@ -61,10 +67,39 @@ def settle(exchange: Exchange, pause: Callable[[], None] = lambda: None) -> Sett
                     chunk = _take(payload, read, exchange, settled)
                     if chunk is None:
                         return settled
-                    template = _template(event, chunk)
+                    template = _template(event, chunk) or template
     if settled.error is None and not done:
         settled.error = "stream ended without [DONE]"
     return settled
+
+
+def _run(template: tuple[bytes, bytes], separator: bytes, piece: bytes) -> list[str]:
+    """The texts of the events at the beginning of `piece` that are like the template: all at once, which costs a fraction of looking at
+    each."""
+    before, after = template
+    parts = piece.split(after + separator)[:-1]
+    texts = [part[len(before) :] for part in parts]
+    made = before + (after + separator + before).join(texts)  # `piece`, if all are like the template
+    if not (piece.startswith(made) and all(texts) and PLAIN.fullmatch(b"".join(texts))):
+        alike = itertools.takewhile(lambda part: part.startswith(before) and PLAIN.fullmatch(part, len(before)), parts)
+        texts = [part[len(before) :] for part in alike]
+    return [text.decode() for text in texts]
+
+
+def _take_run(texts: list[str], ends: list[int], read: int, exchange: Exchange, settled: Settled) -> int:
+    """Events that end at these bytes of the body, none of them before the `read`-th read; returns the last one's read."""
+    arrived, lengths = exchange.arrived, exchange.lengths
+    while lengths[read] < ends[0]:
+        read += 1
+    settled.token_text += texts
+    if lengths[read : read + len(ends)] == ends:  # as they mostly come, each by itself
+        settled.token_s += arrived[read : read + len(ends)]
+        return read + len(ends) - 1
+    for end in ends:
+        while lengths[read] < end:
+            read += 1
+        settled.token_s.append(arrived[read])
+    return read
 
 
 def _take(payload: bytes, read: int, exchange: Exchange, settled: Settled) -> Chunk | None:
@@ -93,20 +128,11 @@ def _template(event: bytes, chunk: Chunk) -> tuple[bytes, bytes] | None:
     """What stands before and after the text of an event that carries nothing else: the next event mostly differs in its text
     alone, and is then read without decoding its JSON, which is most of the work. Null if that would not be certain."""
     text = chunk.text.encode(errors="replace")
-    if (chunk.finish_reason or chunk.usage or chunk.timings or b"\n" in event or b"\r" in event or b"\\" in event
-            or not PLAIN.fullmatch(text)):  # fmt: skip
+    more = chunk.finish_reason or isinstance(chunk.usage, dict) or isinstance(chunk.timings, dict)
+    if more or b"\n" in event or b"\r" in event or b"\\" in event or not PLAIN.fullmatch(text):
         return None
     found = list(TEXT.finditer(event))  # without escapes, a match is a key and its value; a second key might be the one that counts
     return (event[: found[0].start(1)], event[found[0].end(1) :]) if len(found) == 1 and found[0][1] == text else None
-
-
-def _text_by(template: tuple[bytes, bytes], event: bytes) -> str:
-    """The text of an event that is like the template; empty if it is not."""
-    before, after = template
-    if not (event.startswith(before) and event.endswith(after) and len(event) > len(before) + len(after)):
-        return ""
-    text = event[len(before) : len(event) - len(after)]
-    return text.decode() if PLAIN.fullmatch(text) else ""
 
 
 def _printable(said: object) -> str:

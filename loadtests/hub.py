@@ -1,10 +1,13 @@
-"""What gevent does too coarsely for a measuring instrument: reads without a switch of greenlets, sleep to the microsecond, fair slots.
+"""What gevent does too coarsely for a measuring instrument: reads without a switch of greenlets, sleep to the microsecond, pauses in
+which sockets come first, fair slots.
 
 `HubConnection`: the event loop itself reads, stamps and takes the bytes. A greenlet that waits in `recv` is woken by the loop for
 every event of its stream; with many streams that is most of the client's time, and each token waits for the switches before it.
-Here the greenlet sleeps until its answer is complete.
+Here the greenlet sleeps until its answer is complete, and what comes next can be sent before it wakes.
 
 `Alarm`: gevent's own timers are rounded up to the millisecond of epoll's time-out; a timerfd is a descriptor like any other.
+
+`Turn`: gevent.sleep(0) lets other greenlets go first, but asks the kernel for what has become readable only after some fifty of them.
 
 `Slots`: gevent's Semaphore lets one who has just come overtake those who wait, if a slot becomes free in the same turn of the loop.
 """
@@ -15,35 +18,95 @@ import struct
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 
 import gevent
 from gevent import monkey
 from gevent.event import Event
 from gevent.hub import Waiter
 
-from loadtests.sse import Connection, Reader, stamped_read
+from loadtests.sse import Connection, Exchange, Reader, stamped_read
 from loadtests.websocket import WebSocketConnection
 
-# Gevent replaces socket.socket by one that waits by switching; this is the plain one, on the same descriptor.
+# Gevent replaces socket.socket by one that waits by switching; this is the plain one.
 PlainSocket = monkey.get_original("socket", "socket")
+READABLE, WRITABLE = 1, 2  # of gevent's watchers
 
 
 class HubConnection(Connection):
-    def _receive(self, answer: Reader, deadline: float) -> None:
+    """`then`: called by the loop when an answer has ended on a connection that is kept, before the greenlet that waits for it goes on.
+    It must not wait. The next request that it sends, by `send_ahead`, is on its way before any bookkeeping."""
+
+    then: Callable[[], None] | None = None
+    unsent: bytes | None = None  # of a request that was sent ahead; null: there is none
+
+    def open(self) -> None:
+        if self.socket is None:
+            super().open()
+            if self.tls is None and self.socket is not None:  # TLS buffers, so that "readable" says nothing
+                self.socket = PlainSocket(fileno=self.socket.detach())
+                self.socket.setblocking(False)
+
+    def close(self) -> None:
+        super().close()
+        self.unsent = None
+
+    def send_ahead(self, path: str, body: bytes, exchange: Exchange, request_id: str) -> None:
+        """Sends a request without waiting for anything, if the connection is open: `post` with the same exchange waits for its answer, and
+        sends what could not be sent at once."""
+        if self.socket is not None and self.tls is None:
+            request = self._request(path, body, request_id)
+            exchange.sent_s = time.perf_counter()
+            self.unsent = request[self._send(request) :]
+
+    def _send(self, data: bytes) -> int:
         assert self.socket is not None
-        if self.tls is not None:  # TLS buffers, so that "readable" says nothing
+        try:
+            return self.socket.send(data)
+        except OSError:  # there is no room for it; or the connection is broken, which the next read or write says
+            return 0
+
+    def _exchange(self, request: bytes, answer: Reader, deadline: float) -> None:
+        if self.tls is not None:
+            super()._exchange(request, answer, deadline)
+            return
+        unsent, self.unsent = self.unsent, None
+        if unsent is None:
+            unsent = request[self._send(request) :]
+        with gevent.Timeout(max(0.0, deadline - time.perf_counter()), TimeoutError):
+            if unsent:
+                self._send_rest(unsent)
+            self._receive(answer, deadline)
+        if not answer.keep:
+            self.close()
+
+    def _send_rest(self, unsent: bytes) -> None:
+        assert self.socket is not None
+        watcher, rest = gevent.get_hub().loop.io(self.socket.fileno(), WRITABLE), memoryview(unsent)
+        try:
+            while rest:
+                gevent.get_hub().wait(watcher)
+                with suppress(BlockingIOError):
+                    rest = rest[self.socket.send(rest) :]
+        finally:
+            watcher.close()
+
+    def _receive(self, answer: Reader, deadline: float) -> None:
+        if self.tls is not None:
             super()._receive(answer, deadline)
             return
-        plain = PlainSocket(fileno=self.socket.fileno())
-        plain.setblocking(False)
+        assert self.socket is not None
         waiter = Waiter()
-        watcher = gevent.get_hub().loop.io(plain.fileno(), 1)  # 1: readable
-
-        feed = answer.feed
+        watcher = gevent.get_hub().loop.io(self.socket.fileno(), READABLE)
+        plain, feed = self.socket, answer.feed
 
         def on_readable() -> None:
             try:
-                if feed(*stamped_read(plain)):
+                data, at, lag = stamped_read(plain)  # not feed(*...), which is slower, and this is done for each event
+                if feed(data, at, lag):
+                    if self.then is not None and answer.keep:
+                        self.then()
                     watcher.stop()
                     waiter.switch(None)
             except BlockingIOError:
@@ -54,12 +117,10 @@ class HubConnection(Connection):
 
         watcher.start(on_readable)
         try:
-            with gevent.Timeout(max(0.0, deadline - time.perf_counter()), TimeoutError):
-                waiter.get()
+            waiter.get()
         finally:
             watcher.stop()
             watcher.close()
-            plain.detach()  # the descriptor is the connection's
 
 
 class HubWebSocket(HubConnection, WebSocketConnection):
@@ -96,6 +157,16 @@ class Alarm:
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
+
+
+class Turn:
+    """For one greenlet, in long work: lets everything go first that has become readable or due meanwhile."""
+
+    def __init__(self) -> None:
+        self.last = gevent.get_hub().loop.timer(0.0, priority=-2)  # the loop serves it after all others
+
+    def pass_on(self) -> None:
+        gevent.get_hub().wait(self.last)
 
 
 class Slots:

@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,10 +26,12 @@ from locust.runners import MasterRunner, WorkerRunner
 
 from loadtests import arrivals, link, prompts, sse
 from loadtests.conductor import Conductor
-from loadtests.hub import Alarm, HubConnection, HubWebSocket, Slots
+from loadtests.hub import Alarm, HubConnection, HubWebSocket, Slots, Turn
 from loadtests.recorder import CUT_OFF, Recorder, Sent, give_up
 from servers.bounds import LOST_AFTER_S
 
+PREPARED_AHEAD = 16  # requests of an open loop
+PREPARING_S = 0.0005  # so long before the next arrival there is still time to prepare another request
 KNOWN_BEFORE_S = 0.1  # workers know of the window OPENS_IN_S before it opens, minus what the message takes
 
 
@@ -69,7 +72,7 @@ class Worker:
     def prepare(self, user: int, turn: int, arrival: arrivals.Arrival | None = None,
                 history: tuple[prompts.Message, ...] = ()) -> "Prepared":
         wanted = prompts.prompt(self.load["seed"], self.scenario, user, turn, arrival, history)
-        return wanted, *prompts.request_body(self.scenario, self.load["model"], wanted)
+        return wanted, *prompts.request_body(self.scenario, self.load["model"], wanted), sse.Exchange()
 
     def connect(self) -> HubConnection:
         reached = self.load["base_url"], self.scenario["timeout_s"], os.environ.get("SERVEOFF_API_KEY")
@@ -78,11 +81,10 @@ class Worker:
         return HubConnection(*reached)
 
     @contextmanager
-    def row(self, user: int | None, scheduled_s: float, prepared: "Prepared") -> Iterator[Sent]:
+    def row(self, sent: Sent) -> Iterator[None]:
         """A request's row. It is written also if this greenlet is killed meanwhile, waiting for a slot or for the answer."""
-        sent = self.recorder.begin(user, scheduled_s, prepared[0])
         try:
-            yield sent
+            yield
         except gevent.GreenletExit:
             sent.exchange.error, sent.exchange.done_s = CUT_OFF, time.perf_counter()
             raise
@@ -96,8 +98,13 @@ class Worker:
     def post(self, connection: HubConnection, sent: Sent, prepared: "Prepared") -> None:
         connection.post(prepared[1], prepared[2], sent.exchange, f"{self.number}-{sent.number}")
 
+    def send_ahead(self, connection: HubConnection, user: int | None, scheduled_s: float, prepared: "Prepared") -> Sent:
+        """Without waiting for anything; `post` then waits for the answer."""
+        connection.send_ahead(prepared[1], prepared[2], prepared[3], f"{self.number}-{self.recorder.sent}")
+        return self.recorder.begin(user, scheduled_s, prepared[0], prepared[3])  # afterwards, since it takes its time as well
 
-Prepared = tuple[prompts.Prompt, str, bytes]  # with path and body
+
+Prepared = tuple[prompts.Prompt, str, bytes, sse.Exchange]  # with path and body
 worker: Worker
 conductor: Conductor
 
@@ -115,7 +122,10 @@ class ClosedLoop(User):
             raise StopUser  # Locust was told a number of users that every worker gets the same part of
         self.first_turn = self.turn = 0
         self.prepared = gevent.spawn(worker.prepare, self.index, 0)
+        self.sent: Sent | None = None  # ahead
         self.connection = worker.connect()
+        if not scenario.get("think_s") and "turns" not in scenario:
+            self.connection.then = self.send_next
         began_s = worker.began.get()
         if users:  # one after the other through the first half of the warm-up: together they would stay together
             gevent.sleep(began_s + scenario["warmup_s"] / 2 * self.index / users - recorder.now())
@@ -124,19 +134,27 @@ class ClosedLoop(User):
         except (OSError, sse.AnswerError):
             pass  # the first request says so in its row
         self.free_s = recorder.now()
-        while not recorder.over():
+        while self.sent or not recorder.over():
             self.ask_once()
             if (left_s := self.free_s - recorder.now()) > 0:  # it thinks
                 gevent.sleep(left_s)
         raise StopUser
 
+    def send_next(self) -> None:
+        """The loop calls this when an answer has ended: whoever does not think asks again in the same moment."""
+        if self.prepared.ready() and not worker.recorder.over():
+            done_s = self.current.exchange.arrived[-1] - worker.recorder.zero_s
+            self.sent = worker.send_ahead(self.connection, self.index, done_s, self.prepared.get())
+
     def ask_once(self) -> None:
         prepared = self.prepared.get()
+        self.current = sent = self.sent or worker.recorder.begin(self.index, self.free_s, prepared[0])
+        self.sent = None
         self.turn += 1
         think_s = worker.scenario.get("think_s", 0.0)
         if "turns" not in worker.scenario:
             self.prepared = gevent.spawn(worker.prepare, self.index, self.turn)  # runs while this one waits for its answer
-        with worker.row(self.index, self.free_s, prepared) as sent:
+        with worker.row(sent):
             worker.post(self.connection, sent, prepared)
         self.free_s = sent.exchange.done_s - worker.recorder.zero_s + think_s
         if sent.exchange.error is not None:  # a dead server must not turn the loop into a flood
@@ -169,31 +187,48 @@ class OpenLoop(User):
         # wait for it while others queue. The warm-up opens as many as the load needs.
         idle: list[HubConnection] = []
         in_flight: set[gevent.Greenlet] = set()
-        alarm = Alarm()
+        alarm, turn = Alarm(), Turn()
 
-        def one(scheduled_s: float, prepared: Prepared) -> None:
-            with worker.row(None, scheduled_s, prepared) as sent:
+        def one(sent: Sent, prepared: Prepared, connection: HubConnection | None) -> None:
+            with worker.row(sent):
                 if worker.slots is not None:
                     worker.slots.take()
                     sent.slot_s = recorder.now()
-                connection = idle.pop() if idle else worker.connect()
+                connection = connection or (idle.pop() if idle else worker.connect())
                 worker.post(connection, sent, prepared)
             idle.append(connection)
             if worker.slots is not None:  # not if this greenlet was killed: nobody shall go on then
                 worker.slots.give()
 
         def send(user: int, part: list[tuple[int, arrivals.Arrival]], start_s: float, until: AsyncResult | None) -> None:
-            for index, arrival in part:
-                scheduled_s = start_s + arrival.at_s
-                prepared = worker.prepare(user, index, arrival)
+            ahead: deque[Prepared] = deque()  # made before their time, so that those that come close together need not wait for that
+
+            def prepare() -> float:
+                began_s = recorder.now()
+                ahead.append(worker.prepare(user, *part[number + len(ahead)]))
+                return recorder.now() - began_s
+
+            for number, (_, arrival) in enumerate(part):
+                scheduled_s, took_s = start_s + arrival.at_s, 0.0
+                if not ahead:
+                    took_s = prepare()
+                while len(ahead) < min(PREPARED_AHEAD, len(part) - number) and scheduled_s - recorder.now() > max(PREPARING_S, 4 * took_s):
+                    turn.pass_on()
+                    took_s = prepare()
                 if until is not None:
                     # The window's first arrivals must not wait behind the warm-up's next one, which may be after them.
                     if (early_s := scheduled_s - KNOWN_BEFORE_S - recorder.now()) > 0:
                         until.wait(early_s)
                     if until.ready() and scheduled_s >= until.get():
                         break
+                prepared = ahead.popleft()
                 alarm.sleep_until(recorder.zero_s + scheduled_s)
-                greenlet = gevent.spawn(one, scheduled_s, prepared)
+                connection = idle.pop() if idle and worker.slots is None else None
+                if connection is not None:
+                    sent = worker.send_ahead(connection, None, scheduled_s, prepared)
+                else:
+                    sent = recorder.begin(None, scheduled_s, prepared[0])
+                greenlet = gevent.spawn(one, sent, prepared, connection)
                 greenlet.link_exception(lambda failed: give_up(repr(failed.exception)))
                 in_flight.add(greenlet)
                 greenlet.rawlink(in_flight.discard)

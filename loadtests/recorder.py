@@ -17,6 +17,7 @@ import orjson
 from gevent.event import AsyncResult, Event
 
 from loadtests import answers, prompts, sse, steady
+from loadtests.hub import Turn
 from servers import rule
 
 CUT_OFF = "cut off: unanswered when the drain ended"
@@ -36,11 +37,6 @@ class Sent:
     slot_s: float | None = None  # when the cap on concurrency let it go
     exchange: sse.Exchange = field(default_factory=sse.Exchange)
     said: AsyncResult = field(default_factory=AsyncResult)
-
-
-def yield_to_sockets() -> None:
-    """Whatever has become readable or has to be sent meanwhile comes first."""
-    gevent.sleep(0)
 
 
 def give_up(problem: object) -> None:
@@ -85,8 +81,9 @@ class Recorder:
         """Whether no further request shall be sent. A little after the window's end, so that it closes while load goes on."""
         return self.ended or (self.window is not None and self.now() > self.window["end_s"] + 0.1)
 
-    def begin(self, user: int | None, scheduled_s: float, prompt: prompts.Prompt, slot_s: float | None = None) -> Sent:
-        sent = Sent(self.sent, user, scheduled_s, prompt, slot_s)
+    def begin(self, user: int | None, scheduled_s: float, prompt: prompts.Prompt, exchange: sse.Exchange | None = None) -> Sent:
+        """`exchange`: of a request that has been sent already, as number `self.sent`."""
+        sent = Sent(self.sent, user, scheduled_s, prompt, None, exchange or sse.Exchange())
         self.in_flight[self.sent] = sent
         self.sent += 1
         return sent
@@ -99,13 +96,14 @@ class Recorder:
         self.wake.set()
 
     def settle_for_ever(self) -> None:
+        turn = Turn()
         while True:
             self.wake.wait()
             self.wake.clear()
             while self.finished:
-                self.write(self.finished[0], pause=yield_to_sockets)
+                turn.pass_on()
+                self.write(self.finished[0], turn.pass_on)
                 self.finished.popleft()  # not before: if this greenlet is ended in a pause, close() still finds it
-                yield_to_sockets()
 
     def report_for_ever(self) -> None:
         while True:

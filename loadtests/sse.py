@@ -27,7 +27,9 @@ TIMESPEC = struct.Struct("@qq")
 ANCILLARY_BYTES = 64
 MAX_AGE_S = 10.0  # of a stamp that makes sense
 BETWEEN_CLOCKS_S = 20e-6  # reading one after the other takes a tenth of a microsecond
-SIZES = {b"%x" % size: size for size in range(1, 4096)} | {b"%X" % size: size for size in range(1, 4096)}  # of chunks
+LAST_CHUNK = b"0\r\n\r\n"
+# By length of a read that is one whole chunk: how it must begin, and where its data does.
+CHUNKS = {len(b"%x" % size) + size + 4: ((b"%x\r\n" % size, b"%X\r\n" % size), len(b"%x" % size) + 2) for size in range(1, 4096)}
 
 
 class AnswerError(Exception):
@@ -124,20 +126,20 @@ class Answer:
         self.head: bytearray | None = bytearray()  # null once it has been read
         self.length: int | None = None
         self.chunked: _Chunked | None = None
+        self.between_chunks = False
         self.keep = False
 
     def feed(self, data: bytes | bytearray, at: float, lag: float) -> bool:
-        chunked = self.chunked
-        if chunked is not None and not chunked.missing and not chunked.rest:  # how an event mostly comes: one whole chunk
-            end = data.find(b"\r\n", 1, 8)
-            if end > 0 and data.endswith(b"\r\n") and (size := SIZES.get(bytes(data[:end]))) is not None and len(data) == end + size + 4:
-                exchange = self.exchange
-                exchange.body += data[end + 2 : -2]
+        if self.between_chunks:
+            size = len(data) - (last := data.endswith(LAST_CHUNK)) * len(LAST_CHUNK)
+            if (chunk := CHUNKS.get(size)) and data.startswith(chunk[0]) and data.startswith(b"\r\n", size - 2):
+                exchange = self.exchange  # how an event mostly comes: one whole chunk
+                exchange.body += data[chunk[1] : size - 2]
                 arrived = exchange.arrived
                 arrived.append(at if not arrived or at > arrived[-1] else arrived[-1])
                 exchange.lengths.append(len(exchange.body))
                 exchange.lags.append(lag)
-                return False
+                return last
         if self.head is not None:
             if not data:
                 raise AnswerError("connection closed in the headers") if self.head else ClosedEarly
@@ -160,6 +162,7 @@ class Answer:
             try:
                 if self.chunked is not None:
                     self.chunked.feed(data, body)
+                    self.between_chunks = not (self.chunked.missing or self.chunked.rest or self.chunked.ended)
                 else:
                     body += data
             finally:  # what came before the encoding broke has its stamp, too

@@ -35,6 +35,31 @@ def test_an_alarm_never_wakes_early_and_can_be_used_again_and_killed() -> None:
     assert done.stdout == "fine 55\n", done.stderr
 
 
+TURN = """
+import os, gevent
+from loadtests.hub import Turn
+
+arrived, seen, turn = os.pipe(), [], Turn()
+readable = gevent.get_hub().loop.io(arrived[0], 1)
+readable.start(lambda: seen.append(os.read(arrived[0], 1)))
+
+def work():
+    for piece in range(20):
+        os.write(arrived[1], b"x")
+        turn.pass_on()
+        assert len(seen) == piece + 1, "what has become readable is read in the pause"
+
+gevent.spawn(work).get()
+print("fine")
+"""
+
+
+def test_in_a_pause_the_sockets_come_first() -> None:
+    """With gevent.sleep(0) they waited for some fifty pauses, and an answer's end for as long as another row took to be written."""
+    done = subprocess.run([sys.executable, "-c", TURN], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "fine\n", done.stderr
+
+
 ANSWERS = """
 from gevent import monkey; monkey.patch_all()
 import os, gevent
@@ -107,4 +132,72 @@ print("fine")
 def test_the_loop_reads_what_the_blocking_client_reads() -> None:
     """The load generator uses this one, and test_sse.py the other: whole, cut, broken, silent, dripping, killed, and no leak."""
     done = subprocess.run([sys.executable, "-c", ANSWERS], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "fine\n", done.stderr
+
+
+AHEAD = """
+from gevent import monkey; monkey.patch_all()
+import gevent
+from gevent.server import StreamServer
+from loadtests import answers, sse
+from loadtests.hub import HubConnection
+
+EVENTS = b'data: {"choices": [{"text": " baba"}]}\\n\\ndata: [DONE]\\n\\n'
+ANSWER = b"HTTP/1.1 200 OK\\r\\nContent-Type: text/event-stream\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(EVENTS) + EVENTS
+asked = []  # (connection, X-Request-Id, length of the body)
+hang_up_after = 0  # answers on a connection; 0: never
+
+def serve(sock, address):
+    file, served = sock.makefile("rb"), 0
+    while file.readline():
+        fields = dict(line.rstrip().split(b": ") for line in iter(file.readline, b"\\r\\n"))
+        gevent.sleep(0.01)  # meanwhile a large request has no room
+        asked.append((address[1], fields[b"X-Request-Id"].decode(), len(file.read(int(fields[b"Content-Length"])))))
+        sock.sendall(ANSWER)
+        served += 1
+        if served == hang_up_after:
+            file.close()
+            return sock.close()
+
+server = StreamServer(("127.0.0.1", 0), serve)
+server.start()
+
+def chain(sizes):
+    asked.clear()
+    connection = HubConnection(f"http://127.0.0.1:{server.server_port}", 30.0)
+    exchanges = [sse.Exchange() for _ in sizes]
+    ahead = iter(range(1, len(sizes)))
+
+    def send_next():
+        if (number := next(ahead, None)) is not None:
+            before = exchanges[number - 1]
+            assert before.arrived and not before.done_s, "as soon as it has ended, and before anybody is told"
+            connection.send_ahead("/x", b"x" * sizes[number], exchanges[number], str(number))
+
+    connection.then = send_next
+    for number, size in enumerate(sizes):
+        assert (exchanges[number].sent_s is None) == (number == 0)
+        connection.post("/x", b"x" * size, exchanges[number], str(number))
+        assert answers.settle(exchanges[number]).token_text == [" baba"], exchanges[number].error
+    for before, after in zip(exchanges, exchanges[1:]):
+        assert before.arrived[-1] <= after.sent_s < after.arrived[0]
+    connection.close()
+    return [(number, size) for _, number, size in asked], len({port for port, _, _ in asked})
+
+sizes = [10, 10, 30_000_000, 10, 0]  # one does not fit into what the kernel holds
+assert chain(sizes) == ([(str(number), size) for number, size in enumerate(sizes)], 1), asked
+hang_up_after = 1  # though it said nothing of that: what was sent ahead is sent again, on a new connection
+assert chain([10] * 4) == ([(str(number), 10) for number in range(4)], 4), asked
+unconnected, exchange = HubConnection(f"http://127.0.0.1:{server.server_port}", 30.0), sse.Exchange()
+unconnected.send_ahead("/x", b"x", exchange, "7")
+assert exchange.sent_s is None, "nothing can be sent yet"
+unconnected.post("/x", b"x", exchange, "7")
+assert answers.settle(exchange).error is None and asked[-1][1:] == ("7", 1)
+print("fine")
+"""
+
+
+def test_the_next_request_is_sent_ahead_whole_and_once() -> None:
+    """In order and on the same connection, also if it is too large to be sent at once, and again if nobody has read it."""
+    done = subprocess.run([sys.executable, "-c", AHEAD], capture_output=True, text=True, timeout=60)
     assert done.stdout == "fine\n", done.stderr

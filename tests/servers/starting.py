@@ -34,15 +34,17 @@ def start(name: str, engine: str, folder: Path, workers: int = 1, options: dict[
     model = launch.resolve_model("tiny", needs_weights=engine != "simulated")
     share = Share(() if SHARE["shared"] else tuple(SHARE["server_cores"]), SHARE["threads"], workers)
     with launch.running(server, engine, model, share, folder / "log", options=options, simulated=QUICK | simulated) as running:
-        if SHARE["shared"]:
-            yield running
-            return
-        before = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, SHARE["load_cores"])
+        before = None if SHARE["shared"] else os.sched_getaffinity(0)
+        if before is not None:
+            os.sched_setaffinity(0, SHARE["load_cores"])
         try:
             yield running
+        except BaseException:
+            print(f"{name} {'has ended' if running.ended() else 'runs'}; its last log lines:\n{launch.tails(running.log)}")
+            raise
         finally:
-            os.sched_setaffinity(0, before)
+            if before is not None:
+                os.sched_setaffinity(0, before)
 
 
 def alive(process: psutil.Process) -> bool:
