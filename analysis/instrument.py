@@ -74,11 +74,12 @@ def ks(found: Found | None) -> tuple[str, str] | None:
 def accuracy_table(found: Found) -> Table:
     columns = (("events_per_s", ""), ("ttft_error_mean_s", "ms"), ("ttft_error_p99_s", "ms"), ("ttft_from_sent_error_mean_s", "ms"),
                ("ttft_from_sent_error_p99_s", "ms"), ("send_lag_p50_s", "ms"), ("send_lag_p99_s", "ms"), ("stamp_error_p99_s", "ms"),
-               ("itl_error_p99_s", "us"), ("itl_true_p99_s", "ms"), ("itl_seen_p99_s", "ms"), ("failed", ""))
+               ("itl_error_p99_s", "us"), ("itl_true_p99_s", "ms"), ("itl_seen_p99_s", "ms"), ("waited_share", "%"),
+               ("failed", ""))
     rows = [[shown(each["users"]), each["stamps"], *(shown(each.get(name), unit) for name, unit in columns)] for each in found["levels"]]
     heads = ["streams", "stamps", "events/s", "TTFT error, mean", "P99", "from sent on, mean", "P99", "sent late, P50", "P99",
              "stamp error, P99", "gap error, P99", "P99 of the gaps: true"]
-    return [*heads, "measured", "failed"], rows
+    return [*heads, "measured", "waited for its core", "failed"], rows
 
 
 def cost_table(found: Found) -> Table:
@@ -256,7 +257,9 @@ SECTIONS = {
         "measured, from when the request was scheduled, minus what the server took, so all that the load generator and the network between "
         "them add; in a closed loop that contains the time from an answer's end to the next request. From sent on: without that. A gap's "
         "error: one gap between two tokens as measured, against the same gap as sent. Stamps: `kernel` are the kernel's times of arrival, "
-        "which the load generator uses where it can (Linux, without TLS); `user` are its own, taken when it comes round to reading.",
+        "which the load generator uses where it can (Linux, without TLS); `user` are its own, taken when it comes round to reading. "
+        "Waited: for so much of the time it was ready to run and its core had something else to do, on a virtual machine often for the machine "
+        "itself; where that is about 1%, the worst 1% of its own stamps and of its sending are as late as that takes.",
         accuracy_table, accuracy_figure, "Errors of TTFT and of single gaps against the number of streams."),
     "stalls": Section(
         "Does it find what a user would notice?",

@@ -30,19 +30,19 @@ WITHIN = 0.10  # of the true P99 of the gaps, and of the events: then a step of 
 @contextmanager
 def truth(folder: Path, cores: Sequence[int], *options: str) -> Iterator[str]:
     """A reference server's base URL; its log is folder/truth.jsonl afterwards."""
-    port = launch.free_port()
-    command = [sys.executable, "-m", "loadtests.reference", "--port", str(port), "--log", str((folder / "truth.jsonl").resolve()),
-               *options]
-    server = launch.supervised(command, folder / "reference.log", cores=cores)
-    try:
-        deadline = time.monotonic() + 30
-        while launch.get_status("127.0.0.1", port, "/health") != 200:
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise generator.LoadFailed(f"the reference server did not start:\n{launch.tail(folder / 'reference.log')}")
-            time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        launch.stop(server)
+    with launch.reserved_ports(1) as [port]:
+        command = [sys.executable, "-m", "loadtests.reference", "--port", str(port), "--log", str((folder / "truth.jsonl").resolve()),
+                   *options]
+        server = launch.supervised(command, folder / "reference.log", cores=cores)
+        try:
+            deadline = time.monotonic() + 30
+            while launch.get_status("127.0.0.1", port, "/health") != 200:
+                if server.poll() is not None or time.monotonic() > deadline:
+                    raise generator.LoadFailed(f"the reference server did not start:\n{launch.tail(folder / 'reference.log')}")
+                time.sleep(0.05)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            launch.stop(server)
 
 
 @dataclass(frozen=True)

@@ -47,15 +47,16 @@ def generating(folder: Path, task: dict[str, Any], workers: Workers, cores: Sequ
         command += ["--master", "--master-bind-host", host, "--master-bind-port", str(port), "--expect-workers", str(workers.count),
                     "--expect-workers-max-wait", str(int(bounds.REMOTE_START_S))]
     elif workers.count > 1:
-        free = str(launch.free_port())
-        command += ["--processes", str(workers.count), "--master-bind-host", "127.0.0.1", "--master-bind-port", free,
-                    "--master-port", free, "--expect-workers-max-wait", str(int(bounds.START_S))]
+        command += ["--processes", str(workers.count), "--master-bind-host", "127.0.0.1", "--master-bind-port", "{port}",
+                    "--master-port", "{port}", "--expect-workers-max-wait", str(int(bounds.START_S))]
     environment = {**os.environ, "SERVEOFF_LOAD": json.dumps(task | {"folder": str(folder.resolve())})}
-    load = launch.supervised(command, folder / "load.log", cores=cores, environment=environment)
-    try:
-        yield load
-    finally:
-        launch.stop(load)
+    with launch.reserved_ports(1) as [port]:
+        command = [part.replace("{port}", str(port)) for part in command]
+        load = launch.supervised(command, folder / "load.log", cores=cores, environment=environment)
+        try:
+            yield load
+        finally:
+            launch.stop(load)
 
 
 def longest_s(task: dict[str, Any], workers: Workers) -> float:
