@@ -258,8 +258,8 @@ SECTIONS = {
         "them add; in a closed loop that contains the time from an answer's end to the next request. From sent on: without that. A gap's "
         "error: one gap between two tokens as measured, against the same gap as sent. Stamps: `kernel` are the kernel's times of arrival, "
         "which the load generator uses where it can (Linux, without TLS); `user` are its own, taken when it comes round to reading. "
-        "Waited: for so much of the time it was ready to run and its core had something else to do, on a virtual machine often for the "
-        "machine itself; where that is about 1%, the worst 1% of its own stamps and of its sending are as late as that takes.",
+        "Waited: for so much of the time it was ready to run and its core had something else to do; where that is about 1%, it can be what "
+        "made the worst 1% of its own stamps, and of its sending, late.",
         accuracy_table, accuracy_figure, "Errors of TTFT and of single gaps against the number of streams."),
     "stalls": Section(
         "Does it find what a user would notice?",
