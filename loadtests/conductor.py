@@ -15,6 +15,7 @@ import gevent
 import psutil
 
 from loadtests import arrivals, records, steady
+from loadtests.hub import Files
 from loadtests.recorder import give_up
 from servers.bounds import LOST_AFTER_S, SETTLE_S
 
@@ -32,6 +33,7 @@ class Conductor:
         if self.scenario["arrivals"] != "closed":
             self.planned = len(arrivals.window(load["seed"], self.scenario, load["rate"], load["duration_s"]))
         self.rows = (self.folder / "requests.jsonl").open("ab", buffering=0)
+        self.files = Files(give_up)
         self.reports: dict[int, dict[str, Any]] = {}  # the last of each worker
         self.in_window: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}  # first and last report, for what a worker used meanwhile
         self.heard_s: dict[int, float] = {}
@@ -42,6 +44,7 @@ class Conductor:
         self.warmup: dict[str, Any] | None = None  # as in run.json
         self.children: dict[int, psutil.Process] = {}  # workers that Locust forked here: their end is seen at once
         self.finishing = False  # so that workers may end
+        self.failed: str | None = None  # why
         self.greenlets: list[gevent.Greenlet] = []
         self.report("starting")
 
@@ -51,9 +54,12 @@ class Conductor:
     def fail(self, why: str) -> None:
         """Ends all of it at once: one sentence for run.json. What was recorded so far is kept."""
         try:
-            self.report(why)
+            if self.failed is None:
+                self.failed = why
+                self.report(why)
+            self.files.join()
         finally:
-            give_up(why)
+            give_up(self.failed)
 
     def begin(self, workers: list[dict[str, Any]], pids: dict[int, int]) -> None:
         """The workers are ready: users and arrivals begin now. `pids`: of each worker, on its own machine."""
@@ -73,11 +79,8 @@ class Conductor:
         lines, ended = report.pop("lines"), report.pop("latencies")
         if self.window is None and self.collector:
             self.collector.take(report["worker"], report["at_s"], report["bytes"], ended)
-        try:
-            if lines and self.rows.write(lines) != len(lines):  # half of it: the disk is full, and no line may follow that half
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            give_up(error)
+        if lines:
+            self.files.do(lambda: self._append(lines))
         self.reports[report["worker"]] = report
         self.heard_s[report["worker"]] = self.now()
         if self.window and self.window["start_s"] <= report["at_s"] < self.window["end_s"]:
@@ -85,6 +88,10 @@ class Conductor:
             self.in_window[report["worker"]] = (first, report)
         if report["ended"] and not self.finishing:
             self.fail(f"load worker {report['worker']} was ended")
+
+    def _append(self, lines: bytes) -> None:
+        if self.rows.write(lines) != len(lines):  # half of it: the disk is full, and no line may follow that half
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def conduct(self) -> None:
         self._warm_up()
@@ -152,14 +159,17 @@ class Conductor:
         return sum(int(report[name]) for report in self.reports.values())
 
     def report(self, state: str) -> None:
+        if self.failed not in (None, state):  # that is the last that is said
+            return
         stats = self.stats.total
-        records.write_json(self.folder / "load.json", {
+        said = {
             "state": state, "now_s": self.now(), "began_s": self.began_s, "warmup": self.warmup, "window": self.window,
             "planned": self.planned,
             **{name: self._total(name) for name in ("sent", "rows", "cut_off", "tokens")},
             "workers": [worker | self._used(worker["worker"]) for worker in self.workers],
             "locust_requests": stats.num_requests, "locust_failures": stats.num_failures,
-            "e2e_p99_s": (stats.get_current_response_time_percentile(0.99) or 0) / 1e3 if state == "running" else None}, durable=False)
+            "e2e_p99_s": (stats.get_current_response_time_percentile(0.99) or 0) / 1e3 if state == "running" else None}
+        self.files.do(lambda: records.write_json(self.folder / "load.json", said, durable=False))
 
     def _used(self, worker: int) -> dict[str, Any]:
         used: dict[str, Any] = {"rows": self.reports.get(worker, {}).get("rows", 0), "cpu_share": None, "waited_share": None}
@@ -174,4 +184,5 @@ class Conductor:
         gevent.killall(self.greenlets)
         lost = [worker["worker"] for worker in self.workers if not self.reports.get(worker["worker"], {}).get("ended")]
         self.report(f"lost load worker {', '.join(map(str, lost))}" if lost else "ended")
+        self.files.join()
         self.rows.close()

@@ -1,5 +1,5 @@
 """What gevent does too coarsely for a measuring instrument: reads without a switch of greenlets, sleep to the microsecond, pauses in
-which sockets come first, fair slots.
+which sockets come first, fair slots, files that keep nobody waiting.
 
 `HubConnection`: the event loop itself reads, stamps and takes the bytes. A greenlet that waits in `recv` is woken by the loop for
 every event of its stream; with many streams that is most of the client's time, and each token waits for the switches before it.
@@ -10,6 +10,9 @@ Here the greenlet sleeps until its answer is complete, and what comes next can b
 `Turn`: gevent.sleep(0) lets other greenlets go first, but asks the kernel for what has become readable only after some fifty of them.
 
 `Slots`: gevent's Semaphore lets one who has just come overtake those who wait, if a slot becomes free in the same turn of the loop.
+
+`Files`: to gevent, a file is never busy. But a file system that commits its journal keeps who writes waiting, now and then for half a
+second, and all greenlets with it.
 """
 
 import ctypes
@@ -25,6 +28,7 @@ import gevent
 from gevent import monkey
 from gevent.event import Event
 from gevent.hub import Waiter
+from gevent.threadpool import ThreadPool
 
 from loadtests.sse import Connection, Exchange, Reader, stamped_read
 from loadtests.websocket import WebSocketConnection
@@ -189,3 +193,41 @@ class Slots:
             self.waiting.popleft().set()
         else:
             self.free += 1
+
+
+class Files:
+    """Does in a thread what may have to wait for a disk, one after the other. `failed` is told of an error; then nothing more is done."""
+
+    def __init__(self, failed: Callable[[Exception], None]):
+        self.failed = failed
+        self.thread = ThreadPool(1)
+        self.waiting: deque[Callable[[], object]] = deque()
+        self.idle = Event()
+        self.idle.set()
+
+    def do(self, work: Callable[[], object]) -> None:
+        """Returns at once."""
+        self.waiting.append(work)
+        if self.idle.is_set():
+            self.idle.clear()
+            gevent.spawn(self._work)
+
+    def join(self) -> None:
+        """Waits until all has been done."""
+        self.idle.wait()
+
+    def _work(self) -> None:
+        while self.waiting:
+            if error := self.thread.apply(_error_of, (self.waiting.popleft(),)):
+                self.failed(error)
+                return
+        self.idle.set()
+
+
+def _error_of(work: Callable[[], object]) -> Exception | None:
+    """Not raised: gevent would write the traceback of an exception in its thread into the log."""
+    try:
+        work()
+        return None
+    except Exception as error:
+        return error

@@ -67,6 +67,35 @@ used = conductor._used(0)
 assert (used["cpu_share"], used["waited_share"]) == (0.5, 0.1), used
 print("fine")
 """
+# A pipe that is full is a disk that is busy: who writes waits.
+BUSY_DISK = BEGIN + """
+from pathlib import Path
+
+rows = Path(load["folder"]) / "requests.jsonl"
+os.mkfifo(rows)
+reader = os.open(rows, os.O_RDONLY | os.O_NONBLOCK)
+conductor = Conductor(load, lambda kind, data: None, lambda: None, stats)
+said = [b"%d" % number * 300_000 for number in range(3)]
+for number, lines in enumerate(said):
+    conductor.take(report(0, number / 5, lines=lines))
+    conductor.report("running")
+gevent.sleep(0.2)
+assert conductor.files.waiting, "nobody has read, and still we are here"
+conductor.reports[0]["ended"] = True
+closing, written = gevent.spawn(conductor.close), b""
+gevent.sleep(0.2)
+assert not closing.dead, "not before all is written"
+while len(written) < sum(map(len, said)):
+    gevent.sleep(0.001)
+    try:
+        written += os.read(reader, 1 << 20)
+    except BlockingIOError:
+        pass
+closing.join()
+assert written == b"".join(said), "in order"
+assert json.loads(Path(load["folder"], "load.json").read_text())["state"] == "ended"
+print("fine")
+"""
 ENDED_EARLY = BEGIN + """
 conductor = Conductor(load, lambda kind, data: None, lambda: None, stats)
 conductor.begin([{"worker": 0}, {"worker": 1}], {})
@@ -111,6 +140,12 @@ def test_the_drain_does_not_end_on_news_from_before_the_window_s_end(tmp_path: P
 
 def test_an_hour_of_reports_takes_no_more_memory_than_a_few(tmp_path: Path) -> None:
     done = run(tmp_path, AN_HOUR)
+    assert done.stdout == "fine\n", done.stderr
+
+
+def test_a_busy_disk_keeps_no_token_waiting(tmp_path: Path) -> None:
+    """It did: with rows and load.json written by a greenlet, the load generator now and then read nothing for half a second."""
+    done = run(tmp_path, BUSY_DISK)
     assert done.stdout == "fine\n", done.stderr
 
 

@@ -43,7 +43,7 @@ for _ in range(3):
 assert paused.wait(10)  # the recorder begins with the first of them, and pauses in it
 assert recorder.written == 0 and recorder.finished
 l.conductor.finishing = True
-recorder.close()
+l.on_quit()
 assert recorder.written == 3 == environment.stats.total.num_requests, recorder.written
 assert recorder.ended and l.conductor.reports[0]["rows"] == 3
 print("fine")
