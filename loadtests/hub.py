@@ -5,7 +5,8 @@ which sockets come first, fair slots, files that keep nobody waiting.
 every event of its stream; with many streams that is most of the client's time, and each token waits for the switches before it.
 Here the greenlet sleeps until its answer is complete, and what comes next can be sent before it wakes.
 
-`Alarm`: gevent's own timers are rounded up to the millisecond of epoll's time-out; a timerfd is a descriptor like any other.
+`Alarm`: gevent's own timers are rounded up to the millisecond of epoll's time-out; a timerfd is a descriptor like any other. It wakes a
+little early, and the rest is spent awake.
 
 `Turn`: gevent.sleep(0) lets other greenlets go first, but asks the kernel for what has become readable only after some fifty of them.
 
@@ -36,6 +37,7 @@ from loadtests.websocket import WebSocketConnection
 # Gevent replaces socket.socket by one that waits by switching; this is the plain one.
 PlainSocket = monkey.get_original("socket", "socket")
 READABLE, WRITABLE = 1, 2  # of gevent's watchers
+AWAKE_S = 50e-6  # about what waking up takes
 
 
 class HubConnection(Connection):
@@ -142,12 +144,17 @@ class Alarm:
 
     def sleep_until(self, at_s: float) -> None:
         """Returns at once if that time, of `time.perf_counter()`, has passed; never too early."""
-        if at_s <= time.perf_counter():
-            return
+        wake_s = at_s - AWAKE_S
+        if wake_s > time.perf_counter():
+            self._sleep_until(wake_s)
+        while time.perf_counter() < at_s:
+            pass
+
+    def _sleep_until(self, at_s: float) -> None:
         if self.descriptor < 0:
             gevent.sleep(at_s - time.perf_counter())
             return
-        nanoseconds = int(at_s * 1e9) + 1
+        nanoseconds = int(at_s * 1e9)
         when = struct.pack("@qqqq", 0, 0, nanoseconds // 1_000_000_000, nanoseconds % 1_000_000_000)  # no interval; absolute
         if self.libc.timerfd_settime(self.descriptor, 1, when, None):  # 1: TFD_TIMER_ABSTIME
             raise OSError(ctypes.get_errno(), "timerfd_settime")

@@ -200,8 +200,18 @@ class OpenLoop(User):
             if worker.slots is not None:  # not if this greenlet was killed: nobody shall go on then
                 worker.slots.give()
 
+        def look_after(begun: list[tuple[Sent, Prepared, HubConnection | None]]) -> None:
+            for each in begun:
+                greenlet = gevent.spawn(one, *each)
+                greenlet.link_exception(lambda failed: give_up(repr(failed.exception)))
+                in_flight.add(greenlet)
+                greenlet.rawlink(in_flight.discard)
+            begun.clear()
+
         def send(user: int, part: list[tuple[int, arrivals.Arrival]], start_s: float, until: AsyncResult | None) -> None:
-            ahead: deque[Prepared] = deque()  # made before their time, so that those that come close together need not wait for that
+            # Those that come close together wait neither for being made nor for what is to be done after sending.
+            ahead: deque[Prepared] = deque()
+            begun: list[tuple[Sent, Prepared, HubConnection | None]] = []
 
             def prepare() -> float:
                 began_s = recorder.now()
@@ -210,6 +220,8 @@ class OpenLoop(User):
 
             for number, (_, arrival) in enumerate(part):
                 scheduled_s, took_s = start_s + arrival.at_s, 0.0
+                if not ahead or len(begun) == PREPARED_AHEAD or recorder.now() < scheduled_s:
+                    look_after(begun)
                 if not ahead:
                     took_s = prepare()
                 while len(ahead) < min(PREPARED_AHEAD, len(part) - number) and scheduled_s - recorder.now() > max(PREPARING_S, 4 * took_s):
@@ -228,10 +240,8 @@ class OpenLoop(User):
                     sent = worker.send_ahead(connection, None, scheduled_s, prepared)
                 else:
                     sent = recorder.begin(None, scheduled_s, prepared[0])
-                greenlet = gevent.spawn(one, sent, prepared, connection)
-                greenlet.link_exception(lambda failed: give_up(repr(failed.exception)))
-                in_flight.add(greenlet)
-                greenlet.rawlink(in_flight.discard)
+                begun.append((sent, prepared, connection))
+            look_after(begun)
 
         try:
             send(-1, worker.warm_up, worker.began.get(), until=worker.windowed)
