@@ -33,7 +33,7 @@ class Conductor:
         if self.scenario["arrivals"] != "closed":
             self.planned = len(arrivals.window(load["seed"], self.scenario, load["rate"], load["duration_s"]))
         self.rows = (self.folder / "requests.jsonl").open("ab", buffering=0)
-        self.files = Files(give_up)
+        self.files = Files(lambda error: give_up(self.failed or error))
         self.reports: dict[int, dict[str, Any]] = {}  # the last of each worker
         self.in_window: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}  # first and last report, for what a worker used meanwhile
         self.heard_s: dict[int, float] = {}

@@ -102,6 +102,14 @@ conductor.begin([{"worker": 0}, {"worker": 1}], {})
 conductor.take(report(0, conductor.now(), lines=b'{"request": 0}\\n'))
 conductor.take(report(1, conductor.now(), ended=True, lines=b'{"request": 1}\\n'))
 """
+NOWHERE_TO_SAY_IT = BEGIN + """
+import shutil
+
+conductor = Conductor(load, lambda kind, data: None, lambda: None, stats)
+conductor.files.join()
+shutil.rmtree(load["folder"])
+conductor.fail("the reason")
+"""
 LINKED = BEGIN + """
 PROBLEM, CONNECTED = %r, %d
 
@@ -161,6 +169,11 @@ def test_what_makes_a_measurement_worthless_ends_it_with_a_sentence(tmp_path: Pa
     assert records.read_json(tmp_path / "load.json")["state"] == sentence
     if code is ENDED_EARLY:
         assert records.read_lines(tmp_path / "requests.jsonl") == [{"request": 0}, {"request": 1}], "what came is kept"
+
+
+def test_a_failure_that_cannot_be_written_down_is_still_said(tmp_path: Path) -> None:
+    done = run(tmp_path, NOWHERE_TO_SAY_IT)
+    assert (done.returncode, done.stdout, done.stderr) == (4, "", "the load generator gave up: the reason\n")
 
 
 def test_clocks_of_one_machine_may_differ_and_reports_of_others_are_ignored(tmp_path: Path) -> None:
