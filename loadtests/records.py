@@ -59,8 +59,8 @@ REQUEST_FIELDS = {
     "bytes": Field("int64", "bytes", "length of the answer's body"),
     "reads": Field("int64", "", "reads of the socket that brought it; fewer than chunks if some came together"),
     "read_lag_mean_s": Field("float64", "s", "how much later than the kernel's stamp a read was seen; 0 where there are no stamps"),
-    "read_lag_max_s": Field("float64", "s", "likewise the worst of the reads; the arrivals above are the kernel's and do not contain it, but "
-                            "TCP merges what is not read, and what came together has the last one's"),
+    "read_lag_max_s": Field("float64", "s", "likewise the worst of the reads; the arrivals above are the kernel's and do not contain "
+                            "it, but TCP merges what is not read, and what came together has the last one's"),
     "queue_ms": Field("float64", "ms", "server's timings: waiting before the engine began with it; null if not given"),
     "prompt_ms": Field("float64", "ms", "server's timings: from the engine's begin to the first token"),
     "predicted_ms": Field("float64", "ms", "server's timings: from the first token to the last"),
