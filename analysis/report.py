@@ -144,7 +144,6 @@ def _comparison(found: Summary, comparison: Comparison, stem: str) -> dict[str, 
         "latency-cdf": lambda: figures.latency_cdf(found, comparison),
         "timeline": lambda: figures.timeline(found, comparison),
     }
-    has_number = any(len(s.valid) for s in comparison.systems)
     why = attribution.view(found, comparison)
     return {
         "id": stem,
@@ -153,7 +152,7 @@ def _comparison(found: Summary, comparison: Comparison, stem: str) -> dict[str, 
         "judged": METRICS[comparison.metric].label,
         "rows": [_row(system, headline(found)) for system in comparison.systems],
         "one_run": any(s.judged.runs == 1 for s in comparison.systems),
-        "figures": [_figure(kind, draw(), stem) for kind, draw in drawn.items()] if has_number else [],
+        "figures": [_figure(kind, draw(), stem) for kind, draw in drawn.items()] if comparison.has_number else [],
         "why": why | {"figure": why["picture"] and _figure("why", why["picture"], stem)},
     }
 

@@ -200,6 +200,10 @@ class Comparison:
     def engines(self) -> list[str]:
         return sorted({s.engine for s in self.systems})
 
+    @property
+    def has_number(self) -> bool:
+        return any(len(s.valid) for s in self.systems)
+
 
 def comparisons(summary: Summary) -> list[Comparison]:
     """One for each traffic, in the order of the plan."""

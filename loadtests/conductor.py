@@ -36,6 +36,7 @@ class Conductor:
         self.files = Files(lambda error: give_up(self.failed or error))
         self.reports: dict[int, dict[str, Any]] = {}  # the last of each worker
         self.in_window: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}  # first and last report, for what a worker used meanwhile
+        self.stalls: dict[int, list[tuple[float, float]]] = {}  # of each worker
         self.heard_s: dict[int, float] = {}
         self.workers: list[dict[str, Any]] = []  # {worker, offset_s, ...} of each, as in run.json
         self.began_s = self.now()
@@ -77,6 +78,7 @@ class Conductor:
     def take(self, report: dict[str, Any]) -> None:
         """What one worker reports (loadtests/recorder.py)."""
         lines, ended = report.pop("lines"), report.pop("latencies")
+        self.stalls.setdefault(report["worker"], []).extend(report.pop("stalls"))
         if self.window is None and self.collector:
             self.collector.take(report["worker"], report["at_s"], report["bytes"], ended)
         if lines:
@@ -166,10 +168,14 @@ class Conductor:
             "state": state, "now_s": self.now(), "began_s": self.began_s, "warmup": self.warmup, "window": self.window,
             "planned": self.planned,
             **{name: self._total(name) for name in ("sent", "rows", "cut_off", "tokens")},
-            "workers": [worker | self._used(worker["worker"]) for worker in self.workers],
+            "workers": [worker | self._used(worker["worker"]) | {"stalls": None if state == "running" else self._stalls(worker["worker"])}
+                        for worker in self.workers],
             "locust_requests": stats.num_requests, "locust_failures": stats.num_failures,
             "e2e_p99_s": (stats.get_current_response_time_percentile(0.99) or 0) / 1e3 if state == "running" else None}
         self.files.do(lambda: records.write_json(self.folder / "load.json", said, durable=False))
+
+    def _stalls(self, worker: int) -> list[tuple[float, float]]:
+        return [(round(start_s, 6), round(end_s, 6)) for start_s, end_s in self.stalls.get(worker, [])]
 
     def _used(self, worker: int) -> dict[str, Any]:
         used: dict[str, Any] = {"rows": self.reports.get(worker, {}).get("rows", 0), "cpu_share": None, "waited_share": None}

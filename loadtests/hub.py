@@ -1,5 +1,5 @@
 """What gevent does too coarsely for a measuring instrument: reads without a switch of greenlets, sleep to the microsecond, pauses in
-which sockets come first, fair slots, files that keep nobody waiting.
+which sockets come first, fair slots, files that keep nobody waiting, and a look at whether all that was in time.
 
 `HubConnection`: the event loop itself reads, stamps and takes the bytes. A greenlet that waits in `recv` is woken by the loop for
 every event of its stream; with many streams that is most of the client's time, and each token waits for the switches before it.
@@ -14,6 +14,8 @@ little early, and the rest is spent awake.
 
 `Files`: to gevent, a file is never busy. But a file system that commits its journal keeps who writes waiting, now and then for half a
 second, and all greenlets with it.
+
+`Stalls`: whatever keeps the loop from reading for long falsifies what it measures, and must be known.
 """
 
 import ctypes
@@ -38,6 +40,8 @@ from loadtests.websocket import WebSocketConnection
 PlainSocket = monkey.get_original("socket", "socket")
 READABLE, WRITABLE = 1, 2  # of gevent's watchers
 AWAKE_S = 50e-6  # about what waking up takes
+TICK_S = 0.005
+STALL_S = 0.010  # tokens of one stream that come meanwhile may be merged
 
 
 class HubConnection(Connection):
@@ -200,6 +204,31 @@ class Slots:
             self.waiting.popleft().set()
         else:
             self.free += 1
+
+
+class Stalls:
+    """Notes when the loop stood still, for whatever reason: its own work, the disk, no core."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[float, float]] = []
+        self.last_s = time.perf_counter()
+        self.timer = gevent.get_hub().loop.timer(TICK_S, repeat=TICK_S)
+        self.timer.start(self._tick)
+
+    def _tick(self) -> None:
+        now_s = time.perf_counter()
+        if now_s - self.last_s > TICK_S + STALL_S:
+            self.found.append((self.last_s, now_s))
+        self.last_s = now_s
+
+    def take(self) -> list[tuple[float, float]]:
+        """(start, end) of each since the last time, on `time.perf_counter()`: in between it stood still for STALL_S or longer."""
+        found, self.found = self.found, []
+        return found
+
+    def close(self) -> None:
+        self.timer.stop()
+        self.timer.close()
 
 
 class Files:

@@ -17,7 +17,7 @@ import orjson
 from gevent.event import AsyncResult, Event
 
 from loadtests import answers, prompts, sse, steady
-from loadtests.hub import Turn
+from loadtests.hub import Stalls, Turn
 from servers import rule
 
 CUT_OFF = "cut off: unanswered when the drain ended"
@@ -69,6 +69,7 @@ class Recorder:
         self.latencies: list[tuple[float, float, float | None]] = []  # (done_s, ttft_s, tpot_s) of answers since the last report
         self.sent = self.written = self.tokens = self.cut_off = self.bytes = 0
         self.ended = False
+        self.stalls = Stalls()
         self.wake = Event()
         self.greenlets = [gevent.spawn(work) for work in (self.settle_for_ever, self.report_for_ever)]
         for greenlet in self.greenlets:
@@ -116,7 +117,8 @@ class Recorder:
         self.send_report({
             "worker": self.worker, "at_s": self.now(), "sent": self.sent, "rows": self.written, "tokens": self.tokens,
             "cut_off": self.cut_off, "in_flight": len(self.in_flight) + len(self.finished), "bytes": received,
-            "cpu_s": time.process_time(), "waited_s": waited_s(), "ended": self.ended, "latencies": latencies, "lines": b"".join(lines)})
+            "cpu_s": time.process_time(), "waited_s": waited_s(), "ended": self.ended, "latencies": latencies, "lines": b"".join(lines),
+            "stalls": [(start_s - self.zero_s, end_s - self.zero_s) for start_s, end_s in self.stalls.take()]})
 
     def write(self, sent: Sent, pause: Callable[[], None] = lambda: None) -> None:
         exchange, settled = sent.exchange, answers.settle(sent.exchange, pause)
@@ -164,3 +166,4 @@ class Recorder:
         while self.finished:
             self.write(self.finished.popleft())
         self.report()
+        self.stalls.close()

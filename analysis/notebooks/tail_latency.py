@@ -45,14 +45,15 @@ for comparison in comparisons(summary):
 
 # %%
 for sweep in sweeps(comparisons(summary)):
-    if len(sweep.comparisons) > 1:
+    if len(sweep.comparisons) > 1 and len(sweep.points):
         display(tradeoffs.curve(sweep, "ttft"), tradeoffs.curve(sweep, "e2e"))
 
 # %% [markdown]
 # The slowest completed requests of each run, and what they waited for: parts of E2E in seconds (analysis/attribution.py).
 
 # %%
-pd.concat({index: attribution.parts(frame).nlargest(3, "e2e_s") for index, frame in summary.latencies.items()}, names=["case", "request"])
+slowest = {index: attribution.parts(frame).nlargest(3, "e2e_s") for index, frame in summary.latencies.items()}
+pd.concat(slowest, names=["case", "request"]) if slowest else "no case has a number"
 
 # %%
 for comparison in comparisons(summary):

@@ -47,15 +47,17 @@ for comparison in comparisons(summary):
 
 # %%
 for sweep in sweeps(comparisons(summary)):
-    picture = tradeoffs.pareto(sweep)
-    display(picture, picture.data)
+    if sweep.points["user_tokens_per_s"].notna().any():  # else no case has a number, or answers have one token
+        picture = tradeoffs.pareto(sweep)
+        display(picture, picture.data)
 
 # %% [markdown]
 # How many times worse than the best of its column each number is:
 
 # %%
 for comparison in comparisons(summary):
-    display(tradeoffs.heat_map(comparison, report.HEADLINE))
+    if comparison.has_number:
+        display(tradeoffs.heat_map(comparison, report.HEADLINE))
 
 # %% [markdown]
 # Every case by itself, and which of them have no number:

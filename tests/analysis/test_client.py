@@ -96,3 +96,39 @@ def test_the_check_names_the_worst_and_says_if_nothing_was_calibrated(case):
 def test_of_a_worker_that_could_not_say_nothing_is_known(case):
     assert client.starved(case()) is None
     assert client.starved(case(load_workers=[worker(waited_share=None), worker(waited_share=0.3)])) == 0.3
+
+
+def unread(merged: bool = True, **changes: Any) -> list[dict[str, Any]]:
+    """What a stall between second 4 and 4.3 makes of the rows: the tokens of a request that come meanwhile have the last one's stamp."""
+    found = rows(**changes)
+    for row in found:
+        inside = [at for at in row["token_s"] if 4 < at <= 4.3]
+        if merged and inside:
+            row["token_s"] = [max(inside) if at in inside else at for at in row["token_s"]]
+            row["first_s"] = row["token_s"][0]
+    return found
+
+
+STALLS = [worker(stalls=[[1.0, 1.02], [4.0, 4.3]]), worker(stalls=[[4.0, 4.3]]) | {"worker": 1}]
+
+
+def test_what_came_while_the_load_generator_stood_still_is_doubted(case):
+    o = case(None, rows=unread(), load_workers=STALLS)
+    shares = client.error_shares(o)
+    assert shares["TTFT P99"] == pytest.approx(1 - 0.05 / 0.15) and shares["TTFT P50"] == pytest.approx(0), shares
+    assert shares["E2E P99"] == 0.0, "an answer's last token has its own stamp"
+    reported, certain = o.gaps, client.certain_gaps(o)
+    assert reported.max() > 0.09 and certain.max() == pytest.approx(0.01)
+    together = sum(4 < at <= 4.3 and row["token_s"].count(at) > 1 for row in unread() for at in row["token_s"][1:])
+    assert len(reported) - len(certain) == together > 100
+    check = validity.client_error(o)
+    assert check.ok is False and check.detail.endswith("(in the window it stood still 2 times, for 0.3 s at most)"), check.detail
+
+
+def test_a_stall_does_not_matter_where_each_token_has_a_stamp_of_its_own(case):
+    assert validity.client_error(case(rows=unread(merged=False), load_workers=STALLS)).ok is True
+    assert validity.client_error(case(rows=unread(), load_workers=[worker(), worker() | {"worker": 1}])).ok is True, "an older campaign"
+    assert validity.client_error(case(rows=unread(), load_workers=[worker(stalls=[[1.0, 1.3]])])).ok is True, "not in that stall"
+    for lag_s, doubted in ((0.001, 0), (0.0, 40 * 0.3 * 10)):
+        o = case(rows=unread(merged=False, read_lag_max_s=lag_s), load_workers=STALLS)
+        assert len(o.gaps) - len(client.certain_gaps(o)) == pytest.approx(doubted, abs=10), "without the kernel's stamps, each of them"

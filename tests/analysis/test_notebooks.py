@@ -6,11 +6,14 @@ import re
 import pytest
 
 from analysis import execute
+from loadtests import records
 from tests.analysis import synthetic
 
-
 # nbclient's and ipykernel's own asynchronous clean-up of sockets, which happens when the collector pleases.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:.*[Uu]nclosed.*:ResourceWarning")
+CLEANUP = "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:.*[Uu]nclosed.*:ResourceWarning"
+
+
+@pytest.mark.filterwarnings(*CLEANUP)
 @pytest.mark.timeout(300)
 def test_notebooks_execute_into_the_campaigns_folder(tmp_path):
     folder = synthetic.campaign(tmp_path / "campaign")
@@ -25,3 +28,17 @@ def test_notebooks_execute_into_the_campaigns_folder(tmp_path):
         cells = json.loads(page.with_suffix(".ipynb").read_text())["cells"]
         assert all(output["output_type"] != "error" for cell in cells for output in cell.get("outputs", []))
     assert "alpha (simulated) carried the most" in pages[1].read_text()
+
+
+@pytest.mark.filterwarnings(*CLEANUP)
+@pytest.mark.timeout(300)
+def test_notebooks_of_a_campaign_without_any_number(tmp_path):
+    """Such as one whose load generator stood still in every case."""
+    plan = [synthetic.run(0, users=8), synthetic.run(1, users=16)]
+    folder = tmp_path / "campaign"
+    folder.mkdir()
+    for case in plan:
+        synthetic.write_case(folder, case, synthetic.requests(50), synthetic.telemetry(2))
+    records.write_json(folder / "campaign.json", synthetic.campaign_data([case["case"] for case in plan]))
+    pages = execute.notebooks(folder)
+    assert "no server has a valid number" in pages[1].read_text()

@@ -25,7 +25,7 @@ stats = Names(total=Names(num_requests=0, num_failures=0, get_current_response_t
 
 def report(worker, at_s, **changes):
     return {"worker": worker, "at_s": at_s, "sent": 0, "rows": 0, "tokens": 0, "cut_off": 0, "in_flight": 0, "bytes": 0, "cpu_s": 0.0,
-            "waited_s": 0.0, "ended": False, "latencies": [], "lines": b"", **changes}
+            "waited_s": 0.0, "ended": False, "latencies": [], "lines": b"", "stalls": [], **changes}
 """
 # Its last report before the window's end knows of no request; the one that was sent after it is known only later.
 LATE_NEWS = BEGIN + """

@@ -60,6 +60,36 @@ def test_in_a_pause_the_sockets_come_first() -> None:
     assert done.stdout == "fine\n", done.stderr
 
 
+STALLS = """
+import time, gevent
+from loadtests.hub import Stalls
+
+stalls = Stalls()
+gevent.sleep(0.05)
+stalls.take()
+began_s = time.perf_counter()
+time.sleep(0.05)  # nothing is patched here: the loop stands still
+ended_s = time.perf_counter()
+assert not stalls.take(), "it cannot be known yet"
+gevent.sleep(0.05)
+found = stalls.take()
+assert any(start_s <= began_s and ended_s <= end_s for start_s, end_s in found), (began_s, ended_s, found)
+assert all(end_s - start_s >= 0.015 for start_s, end_s in found), found
+assert all(before[1] <= after[0] for before, after in zip(found, found[1:])), found
+stalls.close()
+gevent.sleep(0.01)
+time.sleep(0.05)
+gevent.sleep(0.01)
+assert not stalls.take()
+print("fine")
+"""
+
+
+def test_it_is_noted_when_the_loop_stood_still() -> None:
+    done = subprocess.run([sys.executable, "-c", STALLS], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "fine\n", done.stderr
+
+
 ANSWERS = """
 from gevent import monkey; monkey.patch_all()
 import os, gevent

@@ -13,6 +13,7 @@ SCENARIO = {"arrivals": "closed", "endpoint": "completions", "prompt_tokens": [4
             "timeout_s": 30}  # fmt: skip
 
 BEGIN = """
+import json
 from loadtests import locustfile as l
 import gevent
 from locust.env import Environment
@@ -46,6 +47,20 @@ l.conductor.finishing = True
 l.on_quit()
 assert recorder.written == 3 == environment.stats.total.num_requests, recorder.written
 assert recorder.ended and l.conductor.reports[0]["rows"] == 3
+print("fine")
+"""
+STOOD_STILL = BEGIN + """
+from pathlib import Path
+
+began_s = recorder.now()
+while recorder.now() < began_s + 0.05:
+    pass
+ended_s = recorder.now()
+gevent.sleep(0.05)
+l.conductor.finishing = True
+l.on_quit()
+[worker] = json.loads(Path(recorder.load["folder"], "load.json").read_text())["workers"]
+assert any(start_s <= began_s + 1e-6 and ended_s <= end_s + 1e-6 for start_s, end_s in worker["stalls"]), (began_s, ended_s, worker)
 print("fine")
 """
 CLOSED_AFTER_EACH = BEGIN + """
@@ -117,8 +132,8 @@ print("fine")
 """
 
 
-@pytest.mark.parametrize("code", [ENDED_IN_A_PAUSE, CLOSED_AFTER_EACH, SENT_AHEAD],
-                         ids=["no row is lost at the end", "Connection: close", "sent ahead"])
+@pytest.mark.parametrize("code", [ENDED_IN_A_PAUSE, STOOD_STILL, CLOSED_AFTER_EACH, SENT_AHEAD],
+                         ids=["no row is lost at the end", "stood still", "Connection: close", "sent ahead"])
 def test_in_a_process_of_its_own(tmp_path: Path, code: str) -> None:
     load = {"scenario": SCENARIO, "scenario_name": "s", "clock_zero_s": time.perf_counter(), "folder": str(tmp_path), "model": "m",
             "planted": True, "seed": "1", "rate": None, "users": 1, "duration_s": 60, "base_url": "http://127.0.0.1:1"}  # fmt: skip
