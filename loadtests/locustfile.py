@@ -63,9 +63,9 @@ class Worker:
     def clock(self, offset_s: float) -> None:
         """`offset_s`: our monotonic clock minus the conductor's."""
         runner = self.environment.runner
+        gc.collect()  # takes some 50 ms, which the recorder would take for a stall
         self.recorder = Recorder(self.load, self.number, self.load["clock_zero_s"] + offset_s,
                                  lambda report: runner.send_message("report", report), self.environment.events.request.fire)
-        gc.collect()
         gc.freeze()  # thousands of objects of Locust and of the arrivals need not be looked at again and again while tokens wait
         gc.set_threshold(50_000, 20, 100)
 
