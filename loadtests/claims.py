@@ -17,7 +17,7 @@ RESULTS = Path("results/claims")
 def main() -> int:
     campaigns = tomllib.loads(FILE.read_text(encoding="utf-8"))["campaigns"]
     parser = argparse.ArgumentParser(prog="python -m loadtests.claims", description=__doc__)
-    parser.add_argument("campaigns", nargs="*", metavar="CAMPAIGN", help=f"of {', '.join(campaigns)} (default: all, which takes two hours)")
+    parser.add_argument("campaigns", nargs="*", metavar="CAMPAIGN", help=f"of {', '.join(campaigns)} (default: all, almost four hours)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default: %(default)s); what is there is continued")
     options = parser.parse_args()
     if unknown := [name for name in options.campaigns if name not in campaigns]:
