@@ -62,11 +62,16 @@ class HubConnection(Connection):
         super().close()
         self.unsent = None
 
-    def send_ahead(self, path: str, body: bytes, exchange: Exchange, request_id: str) -> None:
+    def encoder(self, path: str, body: bytes, prefix: str) -> Callable[[int], bytes]:
+        """A request made in advance but for the number that ends its X-Request-Id, which is known when it is sent."""
+        before, _, after = self._request(path, body, prefix + "\0").partition(b"\0")
+        return lambda number: b"%b%d%b" % (before, number, after)
+
+    def send_ahead(self, encode: Callable[[int], bytes], number: int, exchange: Exchange) -> None:
         """Sends a request without waiting for anything, if the connection is open: `post` with the same exchange waits for its answer, and
         sends what could not be sent at once."""
         if self.socket is not None and self.tls is None:
-            request = self._request(path, body, request_id)
+            request = encode(number)
             exchange.sent_s = time.perf_counter()
             self.unsent = request[self._send(request) :]
 
@@ -134,7 +139,10 @@ class HubConnection(Connection):
 
 
 class HubWebSocket(HubConnection, WebSocketConnection):
-    """The same on a WebSocket."""
+    """The same on a WebSocket, which must be open when a request is made."""
+
+    def encoder(self, path: str, body: bytes, prefix: str) -> Callable[[int], bytes]:
+        return lambda number: self._request(path, body, f"{prefix}{number}")
 
 
 class Alarm:

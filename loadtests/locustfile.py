@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -100,8 +100,11 @@ class Worker:
 
     def send_ahead(self, connection: HubConnection, user: int | None, scheduled_s: float, prepared: "Prepared") -> Sent:
         """Without waiting for anything; `post` then waits for the answer."""
-        connection.send_ahead(prepared[1], prepared[2], prepared[3], f"{self.number}-{self.recorder.sent}")
+        connection.send_ahead(self.encoder(connection, prepared), self.recorder.sent, prepared[3])
         return self.recorder.begin(user, scheduled_s, prepared[0], prepared[3])  # afterwards, since it takes its time as well
+
+    def encoder(self, connection: HubConnection, prepared: "Prepared") -> Callable[[int], bytes]:
+        return connection.encoder(prepared[1], prepared[2], f"{self.number}-")
 
 
 Prepared = tuple[prompts.Prompt, str, bytes, sse.Exchange]  # with path and body
@@ -121,9 +124,10 @@ class ClosedLoop(User):
         if users and self.index >= users:
             raise StopUser  # Locust was told a number of users that every worker gets the same part of
         self.first_turn = self.turn = 0
+        self.recorder, self.connection = recorder, worker.connect()
         self.prepared = gevent.spawn(worker.prepare, self.index, 0)
-        self.sent: Sent | None = None  # ahead
-        self.connection = worker.connect()
+        self.next: tuple[Prepared, Callable[[int], bytes]] | None = None  # that can be sent in the moment in which the answer ends
+        self.sent: Sent | None = None  # so
         if not scenario.get("think_s") and "turns" not in scenario:
             self.connection.then = self.send_next
         began_s = worker.began.get()
@@ -141,19 +145,28 @@ class ClosedLoop(User):
         raise StopUser
 
     def send_next(self) -> None:
-        """The loop calls this when an answer has ended: whoever does not think asks again in the same moment."""
-        if self.prepared.ready() and not worker.recorder.over():
-            done_s = self.current.exchange.arrived[-1] - worker.recorder.zero_s
-            self.sent = worker.send_ahead(self.connection, self.index, done_s, self.prepared.get())
+        """The loop calls this when an answer has ended: whoever does not think asks again in the same moment. What can be done before has
+        been done: whatever a processor has not touched for a while takes it microseconds, and the request waits for them."""
+        recorder = self.recorder
+        if self.next is not None and not recorder.over():
+            prepared, encode = self.next
+            self.connection.send_ahead(encode, recorder.sent, prepared[3])
+            done_s = self.current.exchange.arrived[-1] - recorder.zero_s
+            self.sent = recorder.begin(self.index, done_s, prepared[0], prepared[3])
+
+    def prepare_next(self) -> Prepared:
+        prepared = worker.prepare(self.index, self.turn)
+        self.next = prepared, worker.encoder(self.connection, prepared)
+        return prepared
 
     def ask_once(self) -> None:
         prepared = self.prepared.get()
         self.current = sent = self.sent or worker.recorder.begin(self.index, self.free_s, prepared[0])
-        self.sent = None
+        self.next = self.sent = None
         self.turn += 1
         think_s = worker.scenario.get("think_s", 0.0)
         if "turns" not in worker.scenario:
-            self.prepared = gevent.spawn(worker.prepare, self.index, self.turn)  # runs while this one waits for its answer
+            self.prepared = gevent.spawn(self.prepare_next)  # runs while this one waits for its answer
         with worker.row(sent):
             worker.post(self.connection, sent, prepared)
         self.free_s = sent.exchange.done_s - worker.recorder.zero_s + think_s
@@ -288,7 +301,7 @@ def on_task(environment: Environment, told: dict[str, Any]) -> None:
 
 
 def on_window(told: dict[str, float]) -> None:
-    worker.recorder.window = told
+    worker.recorder.until_s = told["end_s"] + 0.1  # a little later, so that the window closes while load goes on
     worker.windowed.set(told["start_s"])
 
 

@@ -3,6 +3,7 @@
 What an answer says is read and checked here, by a greenlet of its own, after the answer has ended and never in the timed path.
 """
 
+import math
 import os
 import sys
 import time
@@ -62,7 +63,7 @@ class Recorder:
     def __init__(self, load: dict[str, Any], worker: int, zero_s: float, report: Callable[[dict[str, Any]], None],
                  fire: Callable[..., None]):
         self.load, self.worker, self.zero_s, self.send_report, self.fire = load, worker, zero_s, report, fire
-        self.window: dict[str, float] | None = None  # known once the conductor has decided
+        self.until_s = math.inf  # when the last request may be sent; known once the conductor has decided on the window
         self.in_flight: dict[int, Sent] = {}
         self.finished: deque[Sent] = deque()
         self.lines: list[bytes] = []
@@ -79,8 +80,8 @@ class Recorder:
         return time.perf_counter() - self.zero_s
 
     def over(self) -> bool:
-        """Whether no further request shall be sent. A little after the window's end, so that it closes while load goes on."""
-        return self.ended or (self.window is not None and self.now() > self.window["end_s"] + 0.1)
+        """Whether no further request shall be sent."""
+        return time.perf_counter() - self.zero_s > self.until_s
 
     def begin(self, user: int | None, scheduled_s: float, prompt: prompts.Prompt, exchange: sse.Exchange | None = None) -> Sent:
         """`exchange`: of a request that has been sent already, as number `self.sent`."""
@@ -161,7 +162,7 @@ class Recorder:
         """Writes what is left. Users must have ended. Calling it again does nothing."""
         if self.ended:
             return
-        self.ended = True
+        self.ended, self.until_s = True, -math.inf
         gevent.killall(self.greenlets)
         while self.finished:
             self.write(self.finished.popleft())

@@ -28,8 +28,7 @@ ANCILLARY_BYTES = 64
 MAX_AGE_S = 10.0  # of a stamp that makes sense
 BETWEEN_CLOCKS_S = 20e-6  # reading one after the other takes a tenth of a microsecond
 LAST_CHUNK = b"0\r\n\r\n"
-# By length of a read that is one whole chunk: how it must begin, and where its data does.
-CHUNKS = {len(b"%x" % size) + size + 4: ((b"%x\r\n" % size, b"%X\r\n" % size), len(b"%x" % size) + 2) for size in range(1, 4096)}
+SIZES = {line % size: size for size in range(1, 4096) for line in (b"%x\r\n", b"%X\r\n")}  # by the line before a chunk
 
 
 class AnswerError(Exception):
@@ -59,8 +58,20 @@ class _Chunked:
         self.missing = 0  # bytes of the current chunk, with its CRLF
         self.ended = False
 
-    def feed(self, data: bytes | bytearray, body: bytearray) -> None:
-        self.rest += data
+    def feed(self, data: bytes, body: bytearray) -> bool:
+        """Whether that was the end."""
+        position = 0
+        if not (self.missing or self.rest or self.ended):  # events mostly come as whole chunks, one in a read, the last ones together
+            while size := SIZES.get(data[position : (start := data.find(b"\r\n", position) + 2)]):
+                if not data.startswith(b"\r\n", end := start + size):
+                    break
+                body += data[start:end]
+                position = end + 2
+            if position == len(data):
+                return False
+            if position + len(LAST_CHUNK) == len(data) and data.endswith(LAST_CHUNK):
+                return True
+        self.rest += data[position:]
         position, rest = 0, self.rest
         while True:
             if self.missing > 2:
@@ -82,9 +93,7 @@ class _Chunked:
                 break
             if self.ended:  # trailers, up to an empty line
                 if end == position:
-                    self.rest = rest[:0]
-                    self.missing = -1
-                    return
+                    return True
                 position = end + 2
                 continue
             digits = rest[position:end].split(b";")[0].rstrip()
@@ -98,10 +107,7 @@ class _Chunked:
             self.ended = size == 0
             self.missing = size + 2 if size else 0
         del rest[:position]
-
-    @property
-    def complete(self) -> bool:
-        return self.missing == -1
+        return False
 
 
 class ClosedEarly(Exception):
@@ -113,7 +119,7 @@ class Reader(Protocol):
 
     keep: bool
 
-    def feed(self, data: bytes | bytearray, at: float, lag: float) -> bool:
+    def feed(self, data: bytes, at: float, lag: float) -> bool:
         """One read that arrived `at`; `lag` is how much later we saw it, s. True when the answer is complete. Raises AnswerError."""
         ...
 
@@ -126,20 +132,9 @@ class Answer:
         self.head: bytearray | None = bytearray()  # null once it has been read
         self.length: int | None = None
         self.chunked: _Chunked | None = None
-        self.between_chunks = False
         self.keep = False
 
-    def feed(self, data: bytes | bytearray, at: float, lag: float) -> bool:
-        if self.between_chunks:
-            size = len(data) - (last := data.endswith(LAST_CHUNK)) * len(LAST_CHUNK)
-            if (chunk := CHUNKS.get(size)) and data.startswith(chunk[0]) and data.startswith(b"\r\n", size - 2):
-                exchange = self.exchange  # how an event mostly comes: one whole chunk
-                exchange.body += data[chunk[1] : size - 2]
-                arrived = exchange.arrived
-                arrived.append(at if not arrived or at > arrived[-1] else arrived[-1])
-                exchange.lengths.append(len(exchange.body))
-                exchange.lags.append(lag)
-                return last
+    def feed(self, data: bytes, at: float, lag: float) -> bool:
         if self.head is not None:
             if not data:
                 raise AnswerError("connection closed in the headers") if self.head else ClosedEarly
@@ -150,29 +145,28 @@ class Answer:
                     raise AnswerError("headers too long")
                 return False
             self.length, self.chunked, self.keep = _read_head(bytes(self.head[:end]), self.exchange)
-            data, self.head = self.head[end + 4 :], None
+            data, self.head = bytes(self.head[end + 4 :]), None
         elif not data:
             if self.chunked is not None or self.length is not None:
                 raise AnswerError("connection closed in the answer")
             self.keep = False
             return True  # without a length, the connection's end is the answer's end
-        exchange = self.exchange
-        body = exchange.body
+        exchange, complete = self.exchange, False
+        body, arrived = exchange.body, exchange.arrived
         if data:
             try:
                 if self.chunked is not None:
-                    self.chunked.feed(data, body)
-                    self.between_chunks = not (self.chunked.missing or self.chunked.rest or self.chunked.ended)
+                    complete = self.chunked.feed(data, body)
                 else:
                     body += data
             finally:  # what came before the encoding broke has its stamp, too
                 # two reads of one segment have one stamp, and its conversion to our clock an error of some hundred ns
-                exchange.arrived.append(max(at, exchange.arrived[-1]) if exchange.arrived else at)
+                arrived.append(at if not arrived or at > arrived[-1] else arrived[-1])
                 exchange.lengths.append(len(body))
                 exchange.lags.append(lag)
         if len(body) > MAX_ANSWER_BYTES:
             raise AnswerError("answer too long")
-        return self.chunked.complete if self.chunked is not None else self.length is not None and len(body) >= self.length
+        return complete or (self.length is not None and len(body) >= self.length)
 
 
 class Connection:

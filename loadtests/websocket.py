@@ -82,12 +82,12 @@ class Messages:
         self.complete = False
         self.keep = True
 
-    def feed(self, data: bytes | bytearray, at: float, lag: float) -> bool:
+    def feed(self, data: bytes, at: float, lag: float) -> bool:
         exchange = self.exchange
         body, before = exchange.body, len(exchange.body)
         if not data:
             raise AnswerError("connection closed in the answer") if exchange.status else ClosedEarly
-        self.protocol.receive_data(bytes(data))
+        self.protocol.receive_data(data)
         try:
             for event in self.protocol.events():
                 if isinstance(event, Message):

@@ -202,7 +202,7 @@ def chain(sizes):
         if (number := next(ahead, None)) is not None:
             before = exchanges[number - 1]
             assert before.arrived and not before.done_s, "as soon as it has ended, and before anybody is told"
-            connection.send_ahead("/x", b"x" * sizes[number], exchanges[number], str(number))
+            connection.send_ahead(connection.encoder("/x", b"x" * sizes[number], ""), number, exchanges[number])
 
     connection.then = send_next
     for number, size in enumerate(sizes):
@@ -219,7 +219,7 @@ assert chain(sizes) == ([(str(number), size) for number, size in enumerate(sizes
 hang_up_after = 1  # though it said nothing of that: what was sent ahead is sent again, on a new connection
 assert chain([10] * 4) == ([(str(number), 10) for number in range(4)], 4), asked
 unconnected, exchange = HubConnection(f"http://127.0.0.1:{server.server_port}", 30.0), sse.Exchange()
-unconnected.send_ahead("/x", b"x", exchange, "7")
+unconnected.send_ahead(unconnected.encoder("/x", b"x", ""), 7, exchange)
 assert exchange.sent_s is None, "nothing can be sent yet"
 unconnected.post("/x", b"x", exchange, "7")
 assert answers.settle(exchange).error is None and asked[-1][1:] == ("7", 1)

@@ -113,9 +113,9 @@ server.start()
 l.worker.load["base_url"] = f"http://127.0.0.1:{server.server_port}"
 ahead, ended, send_ahead, end = [], [], hub.HubConnection.send_ahead, recorder.end
 
-def sending(connection, path, body, exchange, request_id):
-    send_ahead(connection, path, body, exchange, request_id)
-    ahead.append(request_id)
+def sending(connection, encode, number, exchange):
+    send_ahead(connection, encode, number, exchange)
+    ahead.append(encode(number).split(b"X-Request-Id: ")[1].split()[0])
 
 hub.HubConnection.send_ahead = sending
 recorder.end = lambda sent: (ended.append(sent), end(sent))
@@ -124,7 +124,7 @@ try:
     l.ClosedLoop(environment).ask_on()
 except l.StopUser:
     pass
-assert ahead == ["0-1", "0-2", "0-3", "0-4"] and [sent.number for sent in ended] == list(range(5)), (ahead, ended)
+assert ahead == [b"0-1", b"0-2", b"0-3", b"0-4"] and [sent.number for sent in ended] == list(range(5)), (ahead, ended)
 assert not recorder.in_flight, "what was sent ahead has its row, too, also if by then it is over"
 for before, after in zip(ended, ended[1:]):
     assert after.scheduled_s + recorder.zero_s == before.exchange.done_s <= after.exchange.sent_s < after.exchange.arrived[0]

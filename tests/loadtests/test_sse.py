@@ -63,11 +63,21 @@ def test_chunked_encoding_cut_twice_anywhere() -> None:
     for first in range(len(coded) + 1):
         for second in range(first, len(coded) + 1):
             decoder, body = sse._Chunked(), bytearray()
-            for part in (coded[:first], coded[first:second], coded[second:]):
-                assert not decoder.complete or not part
-                if part:
-                    decoder.feed(part, body)
-            assert decoder.complete and bytes(body) == b"one\r\n0123456789abcdef!", (first, second)
+            ends = [decoder.feed(part, body) for part in (coded[:first], coded[first:second], coded[second:]) if part]
+            assert ends == [False] * (len(ends) - 1) + [True], (first, second)
+            assert bytes(body) == b"one\r\n0123456789abcdef!", (first, second)
+
+
+@pytest.mark.parametrize("last", [LAST_CHUNK, b"0;a=b\r\n\r\n", b"00\r\nT: 1\r\n\r\n"], ids=["last", "extended", "trailer"])
+@pytest.mark.parametrize("size", [1, 10, 0xAB, 4095, 4096, 10_000])
+@pytest.mark.parametrize("together", [1, 2, 5])
+def test_chunks_that_come_whole(together: int, size: int, last: bytes) -> None:
+    """By themselves or several in a read, with digits in both cases, and with the end or before it."""
+    decoder, body, data = sse._Chunked(), bytearray(), b"\r\n" * (size // 2) + b"x" * (size % 2)
+    for digits in (b"%x", b"%X"):
+        assert not decoder.feed((digits % size + b"\r\n" + data + b"\r\n") * together, body)
+    assert decoder.feed(chunk(data) * together + last, body)
+    assert bytes(body) == data * 3 * together
 
 
 # ------------------------------------------------------------------------------------------------------------ whole answers
@@ -182,6 +192,7 @@ TEXT = b"HTTP/1.1 200 OK\r\n"
     ((CHUNKED + b"+1\r\na\r\n" + LAST_CHUNK,), "broken chunked encoding", 0),
     ((CHUNKED + b"1" * 100_000,), "broken chunked encoding", 0),
     ((CHUNKED + chunk(event(" baba"))[:-2] + b"ab" + LAST_CHUNK,), "broken chunked encoding", 1),
+    ((CHUNKED, 0.01, chunk(event(" baba")) + chunk(event(" baba"))[:-2] + b"ab" + LAST_CHUNK,), "broken chunked encoding", 2),
     ((CHUNKED + chunk(event(" baba")) + b"40\r\ndata: ", CLOSE), "connection closed in the answer", 1),
     ((sized(EVENTS)[:-20], CLOSE), "connection closed in the answer", 3),
     ((CLOSE,), "connection closed before an answer", 0),
@@ -223,3 +234,14 @@ def test_an_endless_body_is_given_up(server: Scripted, monkeypatch: pytest.Monke
         exchange, settled = ask(server, head, *[piece] * 1000)
         assert settled.error == "answer too long"
         assert 100_000 < len(exchange.body) <= 100_000 + sse.RECV_BYTES
+
+
+def test_an_endless_body_of_whole_chunks_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "MAX_ANSWER_BYTES", 100_000)
+    exchange = sse.Exchange()
+    answer, piece = sse.Answer(exchange), event(" baba")
+    answer.feed(CHUNKED, 0.0, 0.0)
+    with pytest.raises(sse.AnswerError, match="answer too long"):
+        for number in range(100_000):
+            answer.feed(chunk(piece), 0.001 * number, 0.0)
+    assert 100_000 < len(exchange.body) <= 100_000 + len(piece)
