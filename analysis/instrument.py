@@ -151,7 +151,8 @@ def accuracy_figure(found: Found) -> Figure:
     for axes, name, unit, label, colour in ((left, "ttft_error_mean_s", 1e3, "mean", COLOURS[0]),
                                             (left, "ttft_error_p99_s", 1e3, "P99", COLOURS[1]),
                                             (right, "itl_error_p99_s", 1e6, "P99", COLOURS[1])):  # fmt: skip
-        for stamps, marker, beside in (("kernel", "o", ""), ("user", "x", ", without the kernel's stamps")):
+        for stamps, marker, beside in (("kernel", "o", ""), ("user", "x", ", without the kernel's stamps"),
+                                       ("kernel, in C", "^", ", in C")):  # fmt: skip
             levels = [level for level in found["levels"] if level["stamps"] == stamps]
             line(axes, levels, "users", name, unit, label + beside, colour, marker)
         bounds(axes, "accuracy", name, "users", unit, colour)
@@ -257,7 +258,9 @@ SECTIONS = {
         "measured, from when the request was scheduled, minus what the server took, so all that the load generator and the network between "
         "them add; in a closed loop that contains the time from an answer's end to the next request. From sent on: without that. A gap's "
         "error: one gap between two tokens as measured, against the same gap as sent. Stamps: `kernel` are the kernel's times of arrival, "
-        "which the load generator uses where it can (Linux, without TLS); `user` are its own, taken when it comes round to reading. "
+        "which the load generator uses where it can (Linux, without TLS); `user` are its own, taken when it comes round to reading; "
+        "`kernel, in C` are what a few lines of C get (`loadtests/experiments/reader.c`) that read, stamp and send, and nothing else, run "
+        "by run between ours: so much is the machine's, and nobody's fault. "
         "Waited: for so much of the time it was ready to run and its core had something else to do; where that is about 1%, it can be what "
         "made the worst 1% of its own stamps, and of its sending, late.",
         accuracy_table, accuracy_figure, "Errors of TTFT and of single gaps against the number of streams."),

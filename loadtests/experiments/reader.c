@@ -1,8 +1,11 @@
-/* The floor: the least that reading streams can cost. A closed loop of USERS streams on one epoll, in C, which stamps nothing and
-   understands nothing: it counts events and sends the next request when an answer has ended. `nox -s instrument` compiles it and holds
-   the load generator's CPU time for an event against it.
+/* The floor: the least that reading streams can cost, and how wrong times are for which nothing but the machine is to blame. A closed loop
+   of USERS streams on one epoll, in C, which understands nothing: it counts events and sends the next request when an answer has ended.
+   `nox -s instrument` compiles it and holds the load generator against it.
 
-       reader PORT USERS TOKENS SECONDS         prints: events, CPU seconds                                                        */
+       reader PORT USERS TOKENS SECONDS [FILE]         prints: events, CPU seconds
+
+   With FILE it also asks the kernel when each event arrived, and at the end writes one line of JSON for each request that was answered,
+   with the names of requests.jsonl; scheduled is when the answer before had ended. Times are CLOCK_MONOTONIC, in seconds. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -17,49 +20,110 @@
 #include <time.h>
 #include <unistd.h>
 
-static double now(void) {
+#define MAX_REQUESTS 100000
+
+struct request {
+    double scheduled, sent, *arrived; /* of each event */
+    int events, answered;
+};
+
+static struct request requests[MAX_REQUESTS];
+static int begun, asked[65536]; /* by descriptor, the request that it waits for */
+
+static double clock_of(clockid_t which) {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(which, &t);
     return t.tv_sec + t.tv_nsec * 1e-9;
 }
 
+/* Whether it could be sent. */
+static int ask(int handle, const char *body, int tokens, double scheduled) {
+    char text[600];
+    int number = begun++;
+    if (number == MAX_REQUESTS || handle >= 65536) return 0;
+    int size = sprintf(text, "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                             "X-Request-Id: 0-%d\r\nContent-Length: %d\r\n\r\n%s", number, (int)strlen(body), body);
+    double sent = clock_of(CLOCK_MONOTONIC);
+    if (send(handle, text, size, 0) != size) return 0;
+    requests[number] = (struct request){.scheduled = scheduled ? scheduled : sent, .sent = sent, .arrived = malloc(tokens * sizeof(double))};
+    asked[handle] = number;
+    return 1;
+}
+
+/* Like recv; `arrived` becomes the time of the kernel's stamp. */
+static ssize_t stamped(int handle, char *data, size_t room, double *arrived) {
+    char control[64];
+    struct iovec part = {.iov_base = data, .iov_len = room};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+    ssize_t got = recvmsg(handle, &message, MSG_DONTWAIT);
+    *arrived = clock_of(CLOCK_MONOTONIC);
+    struct cmsghdr *first = got > 0 ? CMSG_FIRSTHDR(&message) : NULL;
+    if (first) {
+        struct timespec stamp;
+        double wall = clock_of(CLOCK_REALTIME);
+        memcpy(&stamp, CMSG_DATA(first), sizeof stamp);
+        *arrived -= wall - (stamp.tv_sec + stamp.tv_nsec * 1e-9);
+    }
+    return got;
+}
+
+static int write_rows(const char *path) {
+    FILE *file = fopen(path, "w");
+    if (!file) return 1;
+    for (int number = 0; number < begun; number++) {
+        struct request *one = &requests[number];
+        if (!one->answered || !one->events) continue;
+        fprintf(file, "{\"worker\": 0, \"request\": %d, \"error\": null, \"answer\": \"exact\", \"scheduled_s\": %.9f, \"slot_s\": null, "
+                      "\"sent_s\": %.9f, \"first_s\": %.9f, \"token_s\": [", number, one->scheduled, one->sent, one->arrived[0]);
+        for (int i = 0; i < one->events; i++) fprintf(file, "%s%.9f", i ? ", " : "", one->arrived[i]);
+        fprintf(file, "]}\n");
+    }
+    return fclose(file) != 0;
+}
+
 int main(int count, char **arguments) {
-    if (count != 5) return 2;
-    int port = atoi(arguments[1]), users = atoi(arguments[2]), tokens = atoi(arguments[3]);
-    double end = now() + atof(arguments[4]);
-    char body[200], request[600], data[65536];
-    int length = sprintf(body, "{\"model\": \"reader\", \"prompt\": \"baba\", \"max_tokens\": %d, \"stream\": true, \"ignore_eos\": true}", tokens);
-    int size = sprintf(request, "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-                                "Content-Length: %d\r\n\r\n%s", length, body);
+    if (count != 5 && count != 6) return 2;
+    int port = atoi(arguments[1]), users = atoi(arguments[2]), tokens = atoi(arguments[3]), stamping = count == 6, one = 1;
+    double end = clock_of(CLOCK_MONOTONIC) + atof(arguments[4]);
+    char body[200], data[65536];
+    sprintf(body, "{\"model\": \"reader\", \"prompt\": \"baba\", \"max_tokens\": %d, \"stream\": true, \"ignore_eos\": true}", tokens);
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     int poll = epoll_create1(0);
     for (int user = 0; user < users; user++) {
-        int one = 1, handle = socket(AF_INET, SOCK_STREAM, 0);
+        int handle = socket(AF_INET, SOCK_STREAM, 0);
         if (connect(handle, (struct sockaddr *)&address, sizeof address)) return 1;
         setsockopt(handle, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+        if (stamping) setsockopt(handle, SOL_SOCKET, SO_TIMESTAMPNS, &one, sizeof one);
         struct epoll_event wanted = {.events = EPOLLIN, .data.fd = handle};
         epoll_ctl(poll, EPOLL_CTL_ADD, handle, &wanted);
-        if (send(handle, request, size, 0) != size) return 1;
+        if (!ask(handle, body, tokens, 0)) return 1;
         usleep(2000000 / users + user * 7919 % 10000); /* spread over the time between two tokens, too: together they would be cheaper */
     }
     long events = 0;
     struct epoll_event ready[512];
-    while (now() < end) {
+    while (clock_of(CLOCK_MONOTONIC) < end) {
         int found = epoll_wait(poll, ready, 512, 100);
         for (int i = 0; i < found; i++) {
             int handle = ready[i].data.fd;
-            ssize_t got = recv(handle, data, sizeof data - 1, MSG_DONTWAIT);
+            double arrived = 0;
+            ssize_t got = stamping ? stamped(handle, data, sizeof data - 1, &arrived) : recv(handle, data, sizeof data - 1, MSG_DONTWAIT);
             if (got <= 0) {
                 if (got < 0 && errno == EAGAIN) continue;
                 return 1;
             }
             data[got] = 0;
-            for (char *at = data; (at = strstr(at, "data: {")); at += 7) events++;
-            if (got >= 5 && !memcmp(data + got - 5, "0\r\n\r\n", 5) && send(handle, request, size, 0) != size) return 1;
+            struct request *answered = &requests[asked[handle]];
+            int ended = got >= 5 && !memcmp(data + got - 5, "0\r\n\r\n", 5);
+            if (ended && !ask(handle, body, tokens, stamping ? arrived : 0)) return 1;
+            for (char *at = data; (at = strstr(at, "data: {")); at += 7) {
+                events++;
+                if (stamping && answered->events < tokens) answered->arrived[answered->events++] = arrived;
+            }
+            answered->answered = ended;
         }
     }
     struct rusage used;
     getrusage(RUSAGE_SELF, &used);
     printf("%ld %.6f\n", events, used.ru_utime.tv_sec + used.ru_stime.tv_sec + (used.ru_utime.tv_usec + used.ru_stime.tv_usec) * 1e-6);
-    return 0;
+    return stamping ? write_rows(arguments[5]) : 0;
 }

@@ -1,28 +1,48 @@
 """Closed loops of many streams: how wrong a time is, what the load generator costs to start and to keep, and what a second one changes."""
 
 import statistics
+import subprocess
 import time
 from typing import Any
 
 import psutil
 
-from loadtests import generator, records
-from loadtests.calibrate import errors, truth
+from loadtests import generator, records, reference
+from loadtests.calibrate import Run, errors, truth
 from loadtests.experiments.bench import TIMES, Bench, environment, medians, scenario
+from loadtests.experiments.cost import compiled_reader, pinned
 from loadtests.generator import Workers
 
 
 def accuracy(bench: Bench) -> dict[str, Any]:
     """TTFT error mean / P99 at most 0.1 / 0.5 ms at 64 streams, 0.2 / 1 at 256, 0.5 / 3 at 512 (100 tokens/s each); each gap within
     20 us at P99 with kernel stamps, 1 ms without."""
+    wanted = scenario("closed", output_tokens=[96, 160], warmup_s=6.0, warmup_max_s=6.0)
     found = []
-    for users in (64, 256, 512, 768):
-        for stamps in ("kernel", "user") if users == 64 else ("kernel",):
-            with environment(SERVEOFF_STAMPS=stamps):
-                runs = [errors(bench.load(scenario("closed", output_tokens=[96, 160], warmup_s=6.0, warmup_max_s=6.0), *TIMES, users=users,
-                                          seed=str(number))) for number in range(bench.repeat)]
-            found.append({"users": users, "stamps": stamps} | medians(runs))
+    with compiled_reader(bench.scratch) as reader:
+        for users in (64, 256, 512, 768):
+            runs: dict[str, list[dict[str, Any]]] = {"kernel": [], "user": [], "kernel, in C": []}
+            for number in range(bench.repeat):  # one after the other, so that all see the same machine
+                for stamps in ("kernel", "user") if users == 64 else ("kernel",):
+                    with environment(SERVEOFF_STAMPS=stamps):
+                        runs[stamps].append(errors(bench.load(wanted, *TIMES, users=users, seed=str(number))))
+                if reader:
+                    runs["kernel, in C"].append(errors_in_c(bench, reader, users))
+            found += [{"users": users, "stamps": stamps} | medians(each) for stamps, each in runs.items() if each]
     return {"levels": found}
+
+
+def errors_in_c(bench: Bench, reader: list[str], users: int) -> dict[str, Any]:
+    """Of times for which nothing but the machine is to blame: a few lines of C read, stamp and send the next request."""
+    folder = bench.folder()
+    folder.mkdir()
+    rows, seconds = folder / "rows.jsonl", 12.0
+    with truth(folder, bench.place.server_cores, *TIMES) as url:
+        began_s = time.perf_counter()
+        subprocess.run([*pinned(bench), *reader, url.rpartition(":")[2], str(users), "128", str(seconds), str(rows)],
+                       stdout=subprocess.DEVNULL, check=True)
+    said = {"window": {"start_s": began_s + 4.0, "end_s": began_s + seconds - 2.0}, "workers": [{"cpu_share": None, "waited_share": None}]}
+    return errors(Run(said, records.read_lines(rows), *reference.read_log(folder / "truth.jsonl")))
 
 
 def stalls(bench: Bench) -> dict[str, Any]:

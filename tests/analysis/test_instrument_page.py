@@ -41,6 +41,7 @@ def results() -> dict[str, Any]:
         "start_up": {"cpu_s": 0.9, "pss_mb": 50.0, "rss_mb": 69.0},
         "accuracy": {"levels": [{"users": 64, "stamps": "kernel"} | errors(),
                                 {"users": 64, "stamps": "user"} | errors(itl_error_p99_s=0.3e-3),
+                                {"users": 64, "stamps": "kernel, in C"} | errors(ttft_error_p99_s=99e-3, itl_error_p99_s=99e-6),
                                 {"users": 256, "stamps": "kernel"} | errors(ttft_error_mean_s=-0.15e-3, ttft_error_p99_s=0.9e-3),
                                 {"users": 512, "stamps": "kernel"} | errors(ttft_error_p99_s=2.5e-3, events_per_s=49_600.0),
                                 {"users": 768, "stamps": "kernel"} | errors(itl_seen_p99_s=0.03, events_per_s=70_000.0)]},
@@ -95,8 +96,8 @@ def test_each_level_is_judged_by_its_own_bound(results, promise):
 
 
 SPOILED = [
-    ("events/s on one core with TTFT and gaps right within 10%", "accuracy", "levels", 3, "events_per_s", 47_900.0),
-    ("events/s on one core with TTFT and gaps right within 10%", "accuracy", "levels", 3, "itl_seen_p50_s", 0.0112),
+    ("events/s on one core with TTFT and gaps right within 10%", "accuracy", "levels", 4, "events_per_s", 47_900.0),
+    ("events/s on one core with TTFT and gaps right within 10%", "accuracy", "levels", 4, "itl_seen_p50_s", 0.0112),
     ("pauses of 50 ms that were found", "stalls", "found", 1299),
     ("other gaps that were taken for one", "stalls", "false", 1),
     ("64 streams: CPU time for an event, times that of the C reader", "cost", "ratio_to_c", "64", 2.21),
