@@ -4,8 +4,9 @@
 
        reader PORT USERS TOKENS SECONDS [FILE]         prints: events, CPU seconds
 
-   With FILE it also asks the kernel when each event arrived, and at the end writes one line of JSON for each request that was answered,
-   with the names of requests.jsonl; scheduled is when the answer before had ended. Times are CLOCK_MONOTONIC, in seconds. */
+   SECONDS and what is printed count from when all users have begun: they begin one after the other, and are read meanwhile.
+   With FILE it also asks the kernel when each event arrived, and at the end writes one line of JSON for each request that was sent since
+   then and answered, with the names of requests.jsonl; scheduled is when the answer before had ended. Times are CLOCK_MONOTONIC, s. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -67,10 +68,16 @@ static ssize_t stamped(int handle, char *data, size_t room, double *arrived) {
     return got;
 }
 
-static int write_rows(const char *path) {
+static double cpu(void) {
+    struct rusage used;
+    getrusage(RUSAGE_SELF, &used);
+    return used.ru_utime.tv_sec + used.ru_stime.tv_sec + (used.ru_utime.tv_usec + used.ru_stime.tv_usec) * 1e-6;
+}
+
+static int write_rows(const char *path, int first) {
     FILE *file = fopen(path, "w");
     if (!file) return 1;
-    for (int number = 0; number < begun; number++) {
+    for (int number = first; number < begun; number++) {
         struct request *one = &requests[number];
         if (!one->answered || !one->events) continue;
         fprintf(file, "{\"worker\": 0, \"request\": %d, \"error\": null, \"answer\": \"exact\", \"scheduled_s\": %.9f, \"slot_s\": null, "
@@ -84,25 +91,30 @@ static int write_rows(const char *path) {
 int main(int count, char **arguments) {
     if (count != 5 && count != 6) return 2;
     int port = atoi(arguments[1]), users = atoi(arguments[2]), tokens = atoi(arguments[3]), stamping = count == 6, one = 1;
-    double end = clock_of(CLOCK_MONOTONIC) + atof(arguments[4]);
+    double end = 0, next = clock_of(CLOCK_MONOTONIC), before = 0;
     char body[200], data[65536];
     sprintf(body, "{\"model\": \"reader\", \"prompt\": \"baba\", \"max_tokens\": %d, \"stream\": true, \"ignore_eos\": true}", tokens);
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     int poll = epoll_create1(0);
-    for (int user = 0; user < users; user++) {
-        int handle = socket(AF_INET, SOCK_STREAM, 0);
-        if (connect(handle, (struct sockaddr *)&address, sizeof address)) return 1;
-        setsockopt(handle, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-        if (stamping) setsockopt(handle, SOL_SOCKET, SO_TIMESTAMPNS, &one, sizeof one);
-        struct epoll_event wanted = {.events = EPOLLIN, .data.fd = handle};
-        epoll_ctl(poll, EPOLL_CTL_ADD, handle, &wanted);
-        if (!ask(handle, body, tokens, 0)) return 1;
-        usleep(2000000 / users + user * 7919 % 10000); /* spread over the time between two tokens, too: together they would be cheaper */
-    }
     long events = 0;
+    int user = 0, first = 0;
     struct epoll_event ready[512];
-    while (clock_of(CLOCK_MONOTONIC) < end) {
-        int found = epoll_wait(poll, ready, 512, 100);
+    while (!end || clock_of(CLOCK_MONOTONIC) < end) {
+        if (user < users && clock_of(CLOCK_MONOTONIC) >= next) {
+            int handle = socket(AF_INET, SOCK_STREAM, 0);
+            if (connect(handle, (struct sockaddr *)&address, sizeof address)) return 1;
+            setsockopt(handle, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+            if (stamping) setsockopt(handle, SOL_SOCKET, SO_TIMESTAMPNS, &one, sizeof one);
+            struct epoll_event wanted = {.events = EPOLLIN, .data.fd = handle};
+            epoll_ctl(poll, EPOLL_CTL_ADD, handle, &wanted);
+            if (!ask(handle, body, tokens, 0)) return 1;
+            next += 2.0 / users + user * 7919 % 10000 * 1e-6; /* spread over the time between two tokens, too: together they would be cheaper */
+            if (++user == users) {
+                end = clock_of(CLOCK_MONOTONIC) + atof(arguments[4]);
+                events = 0, before = cpu(), first = begun;
+            }
+        }
+        int found = epoll_wait(poll, ready, 512, user < users ? 1 : 100);
         for (int i = 0; i < found; i++) {
             int handle = ready[i].data.fd;
             double arrived = 0;
@@ -122,8 +134,6 @@ int main(int count, char **arguments) {
             answered->answered = ended;
         }
     }
-    struct rusage used;
-    getrusage(RUSAGE_SELF, &used);
-    printf("%ld %.6f\n", events, used.ru_utime.tv_sec + used.ru_stime.tv_sec + (used.ru_utime.tv_usec + used.ru_stime.tv_usec) * 1e-6);
-    return stamping ? write_rows(arguments[5]) : 0;
+    printf("%ld %.6f\n", events, cpu() - before);
+    return stamping ? write_rows(arguments[5], first) : 0;
 }
