@@ -259,8 +259,8 @@ SECTIONS = {
         "them add; in a closed loop that contains the time from an answer's end to the next request. From sent on: without that. A gap's "
         "error: one gap between two tokens as measured, against the same gap as sent. Stamps: `kernel` are the kernel's times of arrival, "
         "which the load generator uses where it can (Linux, without TLS); `user` are its own, taken when it comes round to reading; "
-        "`kernel, in C` are what a few lines of C get (`loadtests/experiments/reader.c`) that read, stamp and send, and nothing else, run "
-        "by run between ours: so much is the machine's, and nobody's fault. "
+        "`kernel, in C`, where measured, are what a few lines of C get (`loadtests/experiments/reader.c`) that read, stamp and send, and "
+        "nothing else, run by run between ours: so much is the machine's, and nobody's fault. "
         "Waited: for so much of the time it was ready to run and its core had something else to do; where that is about 1%, it can be what "
         "made the worst 1% of its own stamps, and of its sending, late.",
         accuracy_table, accuracy_figure, "Errors of TTFT and of single gaps against the number of streams."),

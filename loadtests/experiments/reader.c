@@ -61,7 +61,11 @@ static ssize_t stamped(int handle, char *data, size_t room, double *arrived) {
     struct cmsghdr *first = got > 0 ? CMSG_FIRSTHDR(&message) : NULL;
     if (first) {
         struct timespec stamp;
-        double wall = clock_of(CLOCK_REALTIME);
+        double wall;
+        do { /* again, if the core was lost between the two clocks */
+            *arrived = clock_of(CLOCK_MONOTONIC);
+            wall = clock_of(CLOCK_REALTIME);
+        } while (clock_of(CLOCK_MONOTONIC) - *arrived > 20e-6);
         memcpy(&stamp, CMSG_DATA(first), sizeof stamp);
         *arrived -= wall - (stamp.tv_sec + stamp.tv_nsec * 1e-9);
     }

@@ -1,7 +1,11 @@
 """The experiments' own arithmetic; that they run is shown by their results."""
 
+import subprocess
+from pathlib import Path
+
 import pytest
 
+from loadtests import calibrate, records, reference
 from loadtests.experiments import bench, cost
 from loadtests.experiments.open_loops import e2e_with_freeze
 
@@ -49,3 +53,21 @@ def test_cpu_time_for_an_event_leaves_out_start_and_end():
     stamps = [k / 100 for k in range(1000)]
     assert cost.us_per_event(samples, stamps) == pytest.approx(1e6 * 0.2 / 100)
     assert cost.us_per_event(samples, stamps[:50]) is None and cost.us_per_event(samples[:1], stamps) is None
+
+
+def test_the_reader_in_c_reads_while_its_users_begin(tmp_path: Path) -> None:
+    """What is left to gather is read in large pieces, which cost less than what the load generator does; and its times are true ones."""
+    users, file = 20, tmp_path / "rows.jsonl"
+    with cost.compiled_reader(tmp_path) as reader, calibrate.truth(tmp_path, (), "--ttft-ms", "5", "--itl-ms", "2") as url:
+        if reader is None:
+            pytest.skip("no C compiler")
+        command = [*reader, url.rpartition(":")[2], str(users), "8", "1", str(file)]
+        said = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows, (_, served) = records.read_lines(file), reference.read_log(tmp_path / "truth.jsonl")
+    assert rows[0]["request"] > 2 * users, "many had been answered, and had asked again, when the last one began"
+    assert sum(len(row["token_s"]) for row in rows) <= int(said.stdout.split()[0])
+    known = {each.id: each for each in served}
+    for row in rows:
+        true = known[f"0-{row['request']}"]
+        assert row["scheduled_s"] <= row["sent_s"] <= true.arrived_s and len(row["token_s"]) == len(true.stamps_s) == 8
+        assert all(sent <= seen + 1e-4 for sent, seen in zip(true.stamps_s, row["token_s"], strict=True))
