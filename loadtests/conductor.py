@@ -178,12 +178,13 @@ class Conductor:
         return [(round(start_s, 6), round(end_s, 6)) for start_s, end_s in self.stalls.get(worker, [])]
 
     def _used(self, worker: int) -> dict[str, Any]:
-        used: dict[str, Any] = {"rows": self.reports.get(worker, {}).get("rows", 0), "cpu_share": None, "waited_share": None}
+        report = self.reports.get(worker, {})
+        used: dict[str, Any] = {"rows": report.get("rows", 0), "reader": report.get("reader"), "cpu_share": None, "waited_share": None}
         first, last = self.in_window.get(worker, (None, None))
         if first is not None and last is not None and first is not last:
             for share, total in (("cpu_share", "cpu_s"), ("waited_share", "waited_s")):
                 if last[total] is not None:
-                    used[share] = round((last[total] - first[total]) / (last["at_s"] - first["at_s"]), 5)
+                    used[share] = round(max(0.0, last[total] - first[total]) / (last["at_s"] - first["at_s"]), 5)
         return used
 
     def close(self) -> None:

@@ -1,9 +1,9 @@
 """What gevent does too coarsely for a measuring instrument: reads without a switch of greenlets, sleep to the microsecond, pauses in
-which sockets come first, fair slots, files that keep nobody waiting, and a look at whether all that was in time.
+which sockets come first, fair slots, and files that keep nobody waiting.
 
-`HubConnection`: the event loop itself reads, stamps and takes the bytes. A greenlet that waits in `recv` is woken by the loop for
-every event of its stream; with many streams that is most of the client's time, and each token waits for the switches before it.
-Here the greenlet sleeps until its answer is complete, and what comes next can be sent before it wakes.
+`HubConnection`: a greenlet that waits in `recv` is woken by the loop for every event of its stream; with many streams that is most of
+the client's time, and each token waits for the switches before it. Here it sleeps until its answer is complete, which others read
+(loadtests/streams.py), and what comes next can be sent before it wakes.
 
 `Alarm`: gevent's own timers are rounded up to the millisecond of epoll's time-out; a timerfd is a descriptor like any other. It wakes a
 little early, and the rest is spent awake.
@@ -15,7 +15,6 @@ little early, and the rest is spent awake.
 `Files`: to gevent, a file is never busy. But a file system that commits its journal keeps who writes waiting, now and then for half a
 second, and all greenlets with it.
 
-`Stalls`: whatever keeps the loop from reading for long falsifies what it measures, and must be known.
 """
 
 import ctypes
@@ -26,6 +25,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import gevent
 from gevent import monkey
@@ -33,23 +33,32 @@ from gevent.event import Event
 from gevent.hub import Waiter
 from gevent.threadpool import ThreadPool
 
-from loadtests.sse import Connection, Exchange, Reader, stamped_read
+from loadtests.sse import Answer, AnswerError, ClosedEarly, Connection, Exchange, Reader
+from loadtests.streams import CLOSED, ENDED, MORE, Came, Stream, streams
 from loadtests.websocket import WebSocketConnection
 
 # Gevent replaces socket.socket by one that waits by switching; this is the plain one.
 PlainSocket = monkey.get_original("socket", "socket")
-READABLE, WRITABLE = 1, 2  # of gevent's watchers
+WRITABLE = 2  # of gevent's watchers
 AWAKE_S = 50e-6  # about what waking up takes
-TICK_S = 0.005
-STALL_S = 0.010  # tokens of one stream that come meanwhile may be merged
 
 
 class HubConnection(Connection):
-    """`then`: called by the loop when an answer has ended on a connection that is kept, before the greenlet that waits for it goes on.
-    It must not wait. The next request that it sends, by `send_ahead`, is on its way before any bookkeeping."""
+    """Waits for answers that others read (loadtests/streams.py), as their Listener. `then`: called by the loop when the request that
+    `prepare` was given has been sent, with its number and the time at which the answer before had ended; the greenlet that waits for that
+    answer goes on afterwards. It must not wait."""
 
-    then: Callable[[], None] | None = None
-    unsent: bytes | None = None  # of a request that was sent ahead; null: there is none
+    then: Callable[[int, float], None] | None = None
+    plain = True  # HTTP, so that others see where an answer ends
+
+    def __init__(self, *reached: Any):
+        super().__init__(*reached)
+        self.prepared: tuple[Exchange, Callable[[int], bytes], tuple[bytes, bytes]] | None = None
+        self.unsent: bytes | None = None  # of a request that was sent ahead; null: there is none
+        self.stream: Stream | None = None
+        self.answer: Reader | None = None  # that somebody waits for
+        self.waiter = Waiter()
+        self.early: list[Came] = []  # of the next one
 
     def open(self) -> None:
         if self.socket is None:
@@ -59,13 +68,32 @@ class HubConnection(Connection):
                 self.socket.setblocking(False)
 
     def close(self) -> None:
+        self._leave()
         super().close()
         self.unsent = None
+        self.early.clear()
 
     def encoder(self, path: str, body: bytes, prefix: str) -> Callable[[int], bytes]:
         """A request made in advance but for the number that ends its X-Request-Id, which is known when it is sent."""
-        before, _, after = self._request(path, body, prefix + "\0").partition(b"\0")
+        before, after = self._around(path, body, prefix)
         return lambda number: b"%b%d%b" % (before, number, after)
+
+    def _around(self, path: str, body: bytes, prefix: str) -> tuple[bytes, bytes]:
+        before, _, after = self._request(path, body, prefix + "\0").partition(b"\0")
+        return before, after
+
+    def prepare(self, path: str, body: bytes, prefix: str, exchange: Exchange) -> None:
+        """The request that is sent in the moment in which the answer ends that is waited for: `post` with the same exchange then waits for
+        its answer. If it is not sent, because there was an error or it is too late, that is `post`'s to do."""
+        around = self._around(path, body, prefix)
+        self.prepared = exchange, self.encoder(path, body, prefix), around
+        if self.stream is not None:
+            self.stream.prepare(*around)
+
+    def post(self, path: str, body: bytes, exchange: Exchange, request_id: str = "") -> None:
+        if self.prepared is not None and self.prepared[0] is exchange:
+            self.prepared = None
+        super().post(path, body, exchange, request_id)
 
     def send_ahead(self, encode: Callable[[int], bytes], number: int, exchange: Exchange) -> None:
         """Sends a request without waiting for anything, if the connection is open: `post` with the same exchange waits for its answer, and
@@ -112,37 +140,119 @@ class HubConnection(Connection):
             super()._receive(answer, deadline)
             return
         assert self.socket is not None
-        waiter = Waiter()
-        watcher = gevent.get_hub().loop.io(self.socket.fileno(), READABLE)
-        plain, feed = self.socket, answer.feed
-
-        def on_readable() -> None:
-            try:
-                data, at, lag = stamped_read(plain)  # not feed(*...), which is slower, and this is done for each event
-                if feed(data, at, lag):
-                    if self.then is not None and answer.keep:
-                        self.then()
-                    watcher.stop()
-                    waiter.switch(None)
-            except BlockingIOError:
-                pass
-            except Exception as error:
-                watcher.stop()
-                waiter.throw(error)
-
-        watcher.start(on_readable)
+        self.answer, self.waiter = answer, Waiter()
+        if self.stream is None:
+            self.stream = streams().watch(self.socket, self, self.plain)
+            if self.prepared is not None:
+                self.stream.prepare(*self.prepared[2])
         try:
-            waiter.get()
+            early, self.early = self.early, []
+            for came in early:
+                self.came(came)
+            self.waiter.get()
+        except BaseException:
+            self._leave()
+            raise
         finally:
-            watcher.stop()
-            watcher.close()
+            self.answer = None
+
+    def _read(self) -> tuple[bytes, float, float]:
+        data, at, lag = super()._read()
+        streams().count(len(data))
+        return data, at, lag
+
+    def _leave(self) -> None:
+        """What has come meanwhile is kept, whatever it is."""
+        if self.stream is None:
+            return
+        stream, self.stream = self.stream, None
+        rest = stream.leave()
+        if rest is not None and self.answer is not None:
+            with suppress(AnswerError, ClosedEarly):
+                _feed(rest, self.answer)
+
+    def came(self, came: Came) -> None:
+        answer = self.answer
+        if answer is None:
+            self.early.append(came)
+            return
+        try:
+            if came.why == ENDED:
+                assert isinstance(answer, Answer)
+                answer.take(came.data, came.body, came.reads)
+                self._ended(came, came.reads[-1][0])
+                return
+            complete = _feed(came, answer)
+            if came.why < 0:
+                raise OSError(-came.why, os.strerror(-came.why))
+            if came.why == CLOSED:
+                complete = answer.feed(b"", time.perf_counter(), 0.0)
+        except Exception as error:
+            self._failed(error)
+            return
+        if not complete:  # from here on it is read in Python
+            assert self.socket is not None
+            self._leave()
+            self.stream = streams().watch(self.socket, self, plain=False)
+        else:
+            self._ended(came, came.reads[-1][0] if came.reads else time.perf_counter())
+
+    def read(self, data: bytes, at: float, lag: float) -> None:
+        answer = self.answer
+        if answer is None:
+            self.early.append(Came(MORE, data, [(at, lag, len(data), 0)]))
+            return
+        try:
+            complete = answer.feed(data, at, lag)
+        except Exception as error:
+            self._failed(error)
+            return
+        if complete:
+            self._ended(None, at)
+
+    def _failed(self, error: Exception) -> None:
+        self.answer = None
+        self._leave()
+        self.waiter.throw(error)
+
+    def _ended(self, came: Came | None, at: float) -> None:
+        """`at`: its last read. Whoever waits goes on, but not before the next request has been sent."""
+        keep, number = self.answer is not None and self.answer.keep, -1
+        self.answer = None  # what comes from now on is of the next one
+        if self.prepared is not None:
+            exchange, encode, _ = self.prepared
+            if came is not None and came.number >= 0:
+                number, request = came.number, encode(came.number)
+                exchange.sent_s, self.unsent = came.sent_s, request[len(request) - came.unsent :]
+            elif keep and time.perf_counter() <= streams().until_s:
+                number = streams().number()
+                self.send_ahead(encode, number, exchange)
+        if came is None or came.number < 0:
+            self._leave()
+        if number >= 0 and self.then is not None:
+            self.then(number, at)
+        self.waiter.switch(None)
+
+
+def _feed(came: Came, answer: Reader) -> bool:
+    """Whether it is complete. Read by read, as it came."""
+    start, complete, data, feed = 0, False, came.data, answer.feed
+    for at, lag, end, _ in came.reads:
+        complete = feed(data[start:end], at, lag)
+        start = end
+    return complete
 
 
 class HubWebSocket(HubConnection, WebSocketConnection):
     """The same on a WebSocket, which must be open when a request is made."""
 
+    plain = False
+
     def encoder(self, path: str, body: bytes, prefix: str) -> Callable[[int], bytes]:
         return lambda number: self._request(path, body, f"{prefix}{number}")
+
+    def _around(self, *_: object) -> tuple[bytes, bytes]:
+        return b"", b""  # the number is inside a frame: `encoder` knows
 
 
 class Alarm:
@@ -187,8 +297,11 @@ class Turn:
 
     def __init__(self) -> None:
         self.last = gevent.get_hub().loop.timer(0.0, priority=-2)  # the loop serves it after all others
+        self.shared = streams().thread is not None
 
     def pass_on(self) -> None:
+        if self.shared:  # a thread that has one core with us, and something to read, would have to wait until our turn is over
+            os.sched_yield()
         gevent.get_hub().wait(self.last)
 
 
@@ -212,31 +325,6 @@ class Slots:
             self.waiting.popleft().set()
         else:
             self.free += 1
-
-
-class Stalls:
-    """Notes when the loop stood still, for whatever reason: its own work, the disk, no core."""
-
-    def __init__(self) -> None:
-        self.found: list[tuple[float, float]] = []
-        self.last_s = time.perf_counter()
-        self.timer = gevent.get_hub().loop.timer(TICK_S, repeat=TICK_S)
-        self.timer.start(self._tick)
-
-    def _tick(self) -> None:
-        now_s = time.perf_counter()
-        if now_s - self.last_s > TICK_S + STALL_S:
-            self.found.append((self.last_s, now_s))
-        self.last_s = now_s
-
-    def take(self) -> list[tuple[float, float]]:
-        """(start, end) of each since the last time, on `time.perf_counter()`: in between it stood still for STALL_S or longer."""
-        found, self.found = self.found, []
-        return found
-
-    def close(self) -> None:
-        self.timer.stop()
-        self.timer.close()
 
 
 class Files:

@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +28,7 @@ from loadtests import arrivals, link, prompts, sse
 from loadtests.conductor import Conductor
 from loadtests.hub import Alarm, HubConnection, HubWebSocket, Slots, Turn
 from loadtests.recorder import CUT_OFF, Recorder, Sent, give_up
+from loadtests.streams import streams
 from servers.bounds import LOST_AFTER_S
 
 PREPARED_AHEAD = 16  # requests of an open loop
@@ -40,6 +41,7 @@ class Worker:
 
     def __init__(self, environment: Environment, told: dict[str, Any]):
         self.environment = environment
+        streams()  # now: where it has to be compiled, nobody shall wait for that later
         self.load: dict[str, Any] = told["load"]
         self.scenario: dict[str, Any] = self.load["scenario"]
         self.number: int = told["number"]
@@ -100,11 +102,9 @@ class Worker:
 
     def send_ahead(self, connection: HubConnection, user: int | None, scheduled_s: float, prepared: "Prepared") -> Sent:
         """Without waiting for anything; `post` then waits for the answer."""
-        connection.send_ahead(self.encoder(connection, prepared), self.recorder.sent, prepared[3])
-        return self.recorder.begin(user, scheduled_s, prepared[0], prepared[3])  # afterwards, since it takes its time as well
-
-    def encoder(self, connection: HubConnection, prepared: "Prepared") -> Callable[[int], bytes]:
-        return connection.encoder(prepared[1], prepared[2], f"{self.number}-")
+        number = self.recorder.streams.number()
+        connection.send_ahead(connection.encoder(prepared[1], prepared[2], f"{self.number}-"), number, prepared[3])
+        return self.recorder.begin(user, scheduled_s, prepared[0], prepared[3], number)  # afterwards, since it takes its time as well
 
 
 Prepared = tuple[prompts.Prompt, str, bytes, sse.Exchange]  # with path and body
@@ -126,10 +126,9 @@ class ClosedLoop(User):
         self.first_turn = self.turn = 0
         self.recorder, self.connection = recorder, worker.connect()
         self.prepared = gevent.spawn(worker.prepare, self.index, 0)
-        self.next: tuple[Prepared, Callable[[int], bytes]] | None = None  # that can be sent in the moment in which the answer ends
-        self.sent: Sent | None = None  # so
-        if not scenario.get("think_s") and "turns" not in scenario:
-            self.connection.then = self.send_next
+        self.sent: Sent | None = None  # in the moment in which the answer before ended
+        self.at_once = not scenario.get("think_s") and "turns" not in scenario
+        self.connection.then = self.was_sent
         began_s = worker.began.get()
         if users:  # one after the other through the first half of the warm-up: together they would stay together
             gevent.sleep(began_s + scenario["warmup_s"] / 2 * self.index / users - recorder.now())
@@ -144,25 +143,20 @@ class ClosedLoop(User):
                 gevent.sleep(left_s)
         raise StopUser
 
-    def send_next(self) -> None:
-        """The loop calls this when an answer has ended: whoever does not think asks again in the same moment. What can be done before has
-        been done: whatever a processor has not touched for a while takes it microseconds, and the request waits for them."""
-        recorder = self.recorder
-        if self.next is not None and not recorder.over():
-            prepared, encode = self.next
-            self.connection.send_ahead(encode, recorder.sent, prepared[3])
-            done_s = self.current.exchange.arrived[-1] - recorder.zero_s
-            self.sent = recorder.begin(self.index, done_s, prepared[0], prepared[3])
+    def was_sent(self, number: int, done_s: float) -> None:
+        self.sent = self.recorder.begin(self.index, done_s - self.recorder.zero_s, self.next[0], self.next[3], number)
 
     def prepare_next(self) -> Prepared:
-        prepared = worker.prepare(self.index, self.turn)
-        self.next = prepared, worker.encoder(self.connection, prepared)
+        """Whoever does not think asks again in the moment in which the answer ends. What can be done before is done before: whatever a
+        processor has not touched for a while takes it microseconds, and the request waits for them."""
+        self.next = prepared = worker.prepare(self.index, self.turn)
+        if self.at_once:
+            self.connection.prepare(prepared[1], prepared[2], f"{worker.number}-", prepared[3])
         return prepared
 
     def ask_once(self) -> None:
         prepared = self.prepared.get()
-        self.current = sent = self.sent or worker.recorder.begin(self.index, self.free_s, prepared[0])
-        self.next = self.sent = None
+        sent, self.sent = self.sent or worker.recorder.begin(self.index, self.free_s, prepared[0], prepared[3]), None
         self.turn += 1
         think_s = worker.scenario.get("think_s", 0.0)
         if "turns" not in worker.scenario:
@@ -301,7 +295,7 @@ def on_task(environment: Environment, told: dict[str, Any]) -> None:
 
 
 def on_window(told: dict[str, float]) -> None:
-    worker.recorder.until_s = told["end_s"] + 0.1  # a little later, so that the window closes while load goes on
+    worker.recorder.end_at(told["end_s"] + 0.1)  # a little later, so that the window closes while load goes on
     worker.windowed.set(told["start_s"])
 
 

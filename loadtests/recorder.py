@@ -18,13 +18,13 @@ import orjson
 from gevent.event import AsyncResult, Event
 
 from loadtests import answers, prompts, sse, steady
-from loadtests.hub import Stalls, Turn
+from loadtests.hub import Turn
+from loadtests.streams import streams
 from servers import rule
 
 CUT_OFF = "cut off: unanswered when the drain ended"
 FAILED = 4  # exit code
 REPORT_S = steady.SLICE_S
-SCHEDSTAT = Path("/proc/self/schedstat")
 
 
 @dataclass(slots=True)
@@ -48,12 +48,19 @@ def give_up(problem: object) -> None:
         os._exit(FAILED)
 
 
-def waited_s() -> float | None:
-    """How long this process, ready to run, has waited for a core so far, s; null where the kernel does not say."""
+def waited_s(reader: int | None) -> float | None:
+    """How long this process, ready to run, has waited for a core so far, s; null where the kernel does not say. `reader`: the thread that
+    reads streams, if there is one. While it runs, that the main thread waits is no lack of a core, so as much is taken off."""
     try:
-        return int(SCHEDSTAT.read_text().split()[1]) * 1e-9  # run time, run delay, slices; of the main thread, which does it all
-    except (OSError, IndexError, ValueError):
+        ran_s, waited_s = (_ran_and_waited_s(reader) if reader else (0.0, 0.0))[0], _ran_and_waited_s(os.getpid())[1]
+    except (OSError, ValueError):
         return None
+    return waited_s - ran_s
+
+
+def _ran_and_waited_s(thread: int) -> tuple[float, float]:
+    run, delay, _ = Path(f"/proc/self/task/{thread}/schedstat").read_text().split()  # run time, run delay, slices
+    return int(run) * 1e-9, int(delay) * 1e-9
 
 
 class Recorder:
@@ -63,14 +70,13 @@ class Recorder:
     def __init__(self, load: dict[str, Any], worker: int, zero_s: float, report: Callable[[dict[str, Any]], None],
                  fire: Callable[..., None]):
         self.load, self.worker, self.zero_s, self.send_report, self.fire = load, worker, zero_s, report, fire
-        self.until_s = math.inf  # when the last request may be sent; known once the conductor has decided on the window
+        self.streams = streams()
         self.in_flight: dict[int, Sent] = {}
         self.finished: deque[Sent] = deque()
         self.lines: list[bytes] = []
         self.latencies: list[tuple[float, float, float | None]] = []  # (done_s, ttft_s, tpot_s) of answers since the last report
-        self.sent = self.written = self.tokens = self.cut_off = self.bytes = 0
+        self.written = self.tokens = self.cut_off = 0
         self.ended = False
-        self.stalls = Stalls()
         self.wake = Event()
         self.greenlets = [gevent.spawn(work) for work in (self.settle_for_ever, self.report_for_ever)]
         for greenlet in self.greenlets:
@@ -79,21 +85,24 @@ class Recorder:
     def now(self) -> float:
         return time.perf_counter() - self.zero_s
 
+    def end_at(self, until_s: float) -> None:
+        """When the last request may be sent; known once the conductor has decided on the window."""
+        self.streams.until_s = until_s + self.zero_s
+
     def over(self) -> bool:
         """Whether no further request shall be sent."""
-        return time.perf_counter() - self.zero_s > self.until_s
+        return time.perf_counter() > self.streams.until_s
 
-    def begin(self, user: int | None, scheduled_s: float, prompt: prompts.Prompt, exchange: sse.Exchange | None = None) -> Sent:
-        """`exchange`: of a request that has been sent already, as number `self.sent`."""
-        sent = Sent(self.sent, user, scheduled_s, prompt, None, exchange or sse.Exchange())
-        self.in_flight[self.sent] = sent
-        self.sent += 1
+    def begin(self, user: int | None, scheduled_s: float, prompt: prompts.Prompt, exchange: sse.Exchange | None = None,
+              number: int | None = None) -> Sent:
+        """`exchange`: of a request that has been sent already, as `number`."""
+        sent = Sent(self.streams.number() if number is None else number, user, scheduled_s, prompt, None, exchange or sse.Exchange())
+        self.in_flight[sent.number] = sent
         return sent
 
     def end(self, sent: Sent) -> None:
         """Its exchange has ended. The row follows as soon as nothing more urgent is to be done."""
         del self.in_flight[sent.number]
-        self.bytes += len(sent.exchange.body)
         self.finished.append(sent)
         self.wake.set()
 
@@ -113,13 +122,13 @@ class Recorder:
             self.report()
 
     def report(self) -> None:
-        received = self.bytes + sum(len(sent.exchange.body) for sent in self.in_flight.values())
         lines, self.lines, latencies, self.latencies = self.lines, [], self.latencies, []
         self.send_report({
-            "worker": self.worker, "at_s": self.now(), "sent": self.sent, "rows": self.written, "tokens": self.tokens,
-            "cut_off": self.cut_off, "in_flight": len(self.in_flight) + len(self.finished), "bytes": received,
-            "cpu_s": time.process_time(), "waited_s": waited_s(), "ended": self.ended, "latencies": latencies, "lines": b"".join(lines),
-            "stalls": [(start_s - self.zero_s, end_s - self.zero_s) for start_s, end_s in self.stalls.take()]})
+            "worker": self.worker, "at_s": self.now(), "sent": self.streams.sent, "rows": self.written, "tokens": self.tokens,
+            "cut_off": self.cut_off, "in_flight": len(self.in_flight) + len(self.finished), "bytes": self.streams.bytes,
+            "reader": self.streams.reader, "cpu_s": time.process_time(), "waited_s": waited_s(self.streams.thread), "ended": self.ended,
+            "latencies": latencies, "lines": b"".join(lines),
+            "stalls": [(start_s - self.zero_s, end_s - self.zero_s) for start_s, end_s in self.streams.take_stalls()]})
 
     def write(self, sent: Sent, pause: Callable[[], None] = lambda: None) -> None:
         exchange, settled = sent.exchange, answers.settle(sent.exchange, pause)
@@ -162,9 +171,10 @@ class Recorder:
         """Writes what is left. Users must have ended. Calling it again does nothing."""
         if self.ended:
             return
-        self.ended, self.until_s = True, -math.inf
+        self.ended = True
+        self.end_at(-math.inf)
         gevent.killall(self.greenlets)
         while self.finished:
             self.write(self.finished.popleft())
         self.report()
-        self.stalls.close()
+        self.streams.close()

@@ -161,9 +161,10 @@ RUN_KEYS = {
     "startup_s": "from the process's start to the first 200 of /health; null for --target",
     "warmup": "{took_s, steady, why}: how long, and what the test of steadiness said at its end (loadtests/steady.py); steady is null "
               "where the demand varies by plan",
-    "load_workers": "[{worker, rows, cpu_share, waited_share, stalls, offset_s, estimated_offset_s, round_trip_s}]: processes that sent "
-                    "the load; shares of the window in which it computed, and in which it waited for a core; stalls: [[start_s, end_s]] "
-                    "in which it read nothing for 10 ms or longer, clock as in the rows (absent in older campaigns); offset: its clock "
+    "load_workers": "[{worker, rows, reader, cpu_share, waited_share, stalls, offset_s, estimated_offset_s, round_trip_s}]: processes that "
+                    "sent the load; reader: c or python, who read its streams (loadtests/streams.py; absent in older campaigns: python); "
+                    "shares of the window in which it computed, and in which it waited for a core; stalls: [[start_s, end_s]] in which "
+                    "Python did nothing for 10 ms or longer, clock as in the rows (absent in older campaigns); offset: its clock "
                     "minus the driver's, 0 where it is the same clock, whatever the estimate, which is off by half the round trip at most",
     "window": "{start_s, end_s}: the measured part of the load, clock as in the rows; null if load never ran",
     "verify_before": "[{name, ok, detail}] checks of the contract before the load; null if not reached",

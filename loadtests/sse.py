@@ -1,8 +1,8 @@
 """The measuring instrument: an HTTP/1.1 client that stamps each read of an answer and leaves what it says for later.
 
 In the timed path there is nothing but a read with the kernel's time of arrival and the removal of the chunked encoding; what came is
-read by `loadtests/answers.py` when it is complete. Plain sockets that block, or are cooperative under gevent; `loadtests/hub.py` reads
-without switching greenlets, which is what the load generator uses. All times are `time.perf_counter()`, in seconds.
+read by `loadtests/answers.py` when it is complete. Plain sockets that block, or are cooperative under gevent; the load generator uses
+`loadtests/hub.py`, which has its streams read by `loadtests/streams.py`. All times are `time.perf_counter()`, in seconds.
 """
 
 import functools
@@ -13,6 +13,7 @@ import ssl
 import struct
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -169,6 +170,19 @@ class Answer:
         return complete or (self.length is not None and len(body) >= self.length)
 
 
+    def take(self, head: bytes, body: bytes, reads: Iterable[tuple[float, float, int, int]]) -> None:
+        """A whole answer in chunks, which somebody else has removed. `reads`: (arrival, lag, bytes until then, of them the body's)."""
+        exchange = self.exchange
+        self.length, self.chunked, self.keep = _read_head(head[:-4], exchange)
+        self.head = None
+        exchange.body += body
+        if of_body := [read for read in reads if read[2] > len(head)]:
+            arrived, lags, _, lengths = zip(*of_body, strict=True)
+            exchange.arrived += arrived
+            exchange.lengths += lengths
+            exchange.lags += lags
+
+
 class Connection:
     """One keep-alive connection. `timeout_s` bounds a whole exchange."""
 
@@ -255,7 +269,11 @@ class Connection:
         complete = False
         while not complete:
             self.socket.settimeout(left(deadline))  # before each read: a server that drips must not begin the bound anew
-            complete = answer.feed(*stamped_read(self.socket))
+            complete = answer.feed(*self._read())
+
+    def _read(self) -> tuple[bytes, float, float]:
+        assert self.socket is not None
+        return stamped_read(self.socket)
 
 
 @functools.lru_cache

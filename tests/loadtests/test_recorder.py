@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.loadtests.test_hub import READS
+
 SCENARIO = {"arrivals": "closed", "endpoint": "completions", "prompt_tokens": [4, 4], "output_tokens": [64, 64], "warmup_s": 0,
             "timeout_s": 30}  # fmt: skip
 
 BEGIN = """
-import json
+import json, os
 from loadtests import locustfile as l
 import gevent
 from locust.env import Environment
@@ -63,6 +65,47 @@ l.on_quit()
 assert any(start_s <= began_s + 1e-6 and ended_s <= end_s + 1e-6 for start_s, end_s in worker["stalls"]), (began_s, ended_s, worker)
 print("fine")
 """
+STOPPED = BEGIN + """
+import math, signal, subprocess, sys
+from pathlib import Path
+
+# It stops us while it sends, as a machine does that has no core for us.
+SERVER = r'''
+import os, signal, socket, sys, time
+
+def chunk(data):
+    return b"%x\\r\\n%s\\r\\n" % (len(data), data)
+
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+client, _ = listener.accept()
+client.recv(65536)
+client.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Type: text/event-stream\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n")
+for n in range(20):
+    if n == 5:
+        os.kill(int(sys.argv[1]), signal.SIGSTOP)
+    client.sendall(chunk(b'data: {"choices": [{"text": " baba"}]}\\n\\n'))
+    time.sleep(0.01)
+    if n == 12:
+        os.kill(int(sys.argv[1]), signal.SIGCONT)
+client.sendall(chunk(b"data: [DONE]\\n\\n") + b"0\\r\\n\\r\\n")
+time.sleep(10)
+'''
+server = subprocess.Popen([sys.executable, "-c", SERVER, str(os.getpid())], stdout=subprocess.PIPE)
+l.worker.load["base_url"] = f"http://127.0.0.1:{int(server.stdout.readline())}"
+sent = recorder.begin(0, 0.0, l.worker.prepare(0, 0)[0])
+l.worker.connect().post("/", b"{}", sent.exchange)
+server.kill()
+server.wait()
+assert sent.exchange.error is None, sent.exchange.error
+recorder.end(sent)
+l.conductor.finishing = True
+l.on_quit()
+[worker] = json.loads(Path(recorder.load["folder"], "load.json").read_text())["workers"]
+assert worker["reader"] == os.environ["SERVEOFF_STREAMS"]
+assert any(0.05 < end_s - start_s < 1.0 for start_s, end_s in worker["stalls"]), worker
+print("fine")
+"""
 CLOSED_AFTER_EACH = BEGIN + """
 from gevent.server import StreamServer
 
@@ -97,6 +140,7 @@ assert 0.01 in slept, "but one that is gone must not be asked without end"
 print("fine")
 """
 SENT_AHEAD = BEGIN + """
+import math
 from gevent.server import StreamServer
 from loadtests import hub
 
@@ -116,10 +160,11 @@ ahead, ended, send_ahead, end = [], [], hub.HubConnection.send_ahead, recorder.e
 def sending(connection, encode, number, exchange):
     send_ahead(connection, encode, number, exchange)
     ahead.append(encode(number).split(b"X-Request-Id: ")[1].split()[0])
+    if len(ahead) == 4:
+        recorder.end_at(-math.inf)
 
 hub.HubConnection.send_ahead = sending
 recorder.end = lambda sent: (ended.append(sent), end(sent))
-recorder.over = lambda: len(ahead) == 4 or len(ended) == 9
 try:
     l.ClosedLoop(environment).ask_on()
 except l.StopUser:
@@ -132,13 +177,53 @@ print("fine")
 """
 
 
-@pytest.mark.parametrize("code", [ENDED_IN_A_PAUSE, STOOD_STILL, CLOSED_AFTER_EACH, SENT_AHEAD],
-                         ids=["no row is lost at the end", "stood still", "Connection: close", "sent ahead"])
-def test_in_a_process_of_its_own(tmp_path: Path, code: str) -> None:
+@READS
+@pytest.mark.parametrize("code", [ENDED_IN_A_PAUSE, STOOD_STILL, STOPPED, CLOSED_AFTER_EACH, SENT_AHEAD],
+                         ids=["no row is lost at the end", "stood still", "stopped", "Connection: close", "sent ahead"])
+def test_in_a_process_of_its_own(tmp_path: Path, code: str, reads: str) -> None:
+    if (code, reads) == (STOOD_STILL, "c"):
+        pytest.skip("then it reads nevertheless")
     load = {"scenario": SCENARIO, "scenario_name": "s", "clock_zero_s": time.perf_counter(), "folder": str(tmp_path), "model": "m",
             "planted": True, "seed": "1", "rate": None, "users": 1, "duration_s": 60, "base_url": "http://127.0.0.1:1"}  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
-                          env={**os.environ, "SERVEOFF_LOAD": json.dumps(load)})  # fmt: skip
+                          env={**os.environ, "SERVEOFF_LOAD": json.dumps(load), "SERVEOFF_STREAMS": reads})  # fmt: skip
     assert done.stdout == "fine\n", done.stderr
     if code is ENDED_IN_A_PAUSE:
         assert len((tmp_path / "requests.jsonl").read_text().splitlines()) == 3
+
+
+SHARED_CORE = """
+import hashlib, os, threading, time
+from loadtests.recorder import waited_s
+
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+before_s, began_s, reader = waited_s(None), time.thread_time(), []
+
+def compute():  # without the interpreter's lock, as the thread that reads
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000)
+
+def read():
+    reader.append(threading.get_native_id())
+    compute()
+    ran_s.append(time.thread_time())
+    done.wait()
+
+ran_s, done = [], threading.Event()
+thread = threading.Thread(target=read)
+thread.start()
+compute()
+while not ran_s:
+    time.sleep(0.01)
+alone_s, together_s = waited_s(None) - before_s, waited_s(reader[0]) - before_s
+done.set()
+thread.join()
+assert alone_s > 0.05, alone_s
+assert together_s <= alone_s - 0.9 * ran_s[0], (alone_s, together_s, ran_s)
+print("fine")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel does not say")
+def test_a_load_generator_s_threads_do_not_starve_each_other() -> None:
+    done = subprocess.run([sys.executable, "-c", SHARED_CORE], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "fine\n", done.stderr

@@ -1,0 +1,331 @@
+/* Reads the streams of a load worker, on a thread of its own that waits for nobody: neither for the interpreter nor for its lock.
+
+   It stamps each read, keeps the bytes as they came, and sees where a plain answer in chunks ends. Then the next request on that connection,
+   if one lies ready, is sent at once, and Python is told. All else is Python's: what the answer says, and any other sort of answer, which
+   is handed over as soon as that is known. loadtests/streams.py compiles this, and is its only user.
+
+   Times are CLOCK_MONOTONIC, in seconds. All functions are to be called from one thread. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#define ROOM 16384             /* at least so much for a read */
+#define LONGEST (1 << 20)      /* of an answer that is read here, bytes */
+#define MAX_STAMP_AGE_S 10.0
+#define TICK_MS 5
+#define STALL_S 0.010          /* tokens of one stream that come meanwhile may be merged */
+#define MOST_STALLS 1024
+#define BETWEEN_CLOCKS_S 20e-6 /* reading one after the other takes a tenth of a microsecond */
+
+enum { ENDED = 0, MORE = 1, CLOSED = 2 }; /* or minus errno: why Python is told */
+
+struct read { double at, lag; int64_t end, length; }; /* when there were `end` bytes, and of them `length` of the body */
+
+/* What came of an answer, head and all, and what was sent when it had ended. */
+struct answer {
+    int64_t stream, why, bytes, head, length, reads; /* all bytes, those of the head, of the body */
+    int64_t number;                                  /* of the request that was sent then; -1: none */
+    double sent_s;
+    int64_t unsent; /* bytes of it that could not be sent */
+    char *data, *body;
+    struct read *read;
+    struct answer *next;
+    int64_t room, read_room;
+};
+
+/* One connection. Never freed but used again: an event of epoll's may still name it. */
+struct stream {
+    int handle, watched;
+    int64_t id, position; /* where in the answer the next chunk begins; 0: still in the head */
+    struct answer *answer;
+    char *before, *after; /* of a request that lies ready, around its number; null: none does */
+    int64_t before_bytes, after_bytes;
+    struct stream *next;
+};
+
+struct shared { int64_t sent, bytes; double until_s; int64_t thread; }; /* requests; bytes received; no request is sent later; its id */
+
+static struct shared shared;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct { double start_s, end_s; } stalls[MOST_STALLS];
+static int stalls_found;
+static int poll_handle, told_handle;
+static struct stream *unused;
+static struct answer *first, **last = &first;
+
+static double now(clockid_t which) {
+    struct timespec t;
+    clock_gettime(which, &t);
+    return t.tv_sec + t.tv_nsec * 1e-9;
+}
+
+/* The end of the line of a chunk's size that begins at `position`, or 0: it is not whole, or -1: it is not plain. */
+static int64_t chunk_size(const char *data, int64_t bytes, int64_t position, int64_t *size) {
+    int64_t value = 0, at = position;
+    for (; at < bytes && at < position + 7; at++) {
+        char c = data[at];
+        int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+        if (digit < 0) break;
+        value = value * 16 + digit;
+    }
+    if (at == bytes) return 0;
+    if (at == position || data[at] != '\r') return -1;
+    if (at + 1 == bytes) return 0;
+    *size = value;
+    return data[at + 1] == '\n' ? at + 2 : -1;
+}
+
+/* ENDED, MORE (Python is to read on), or -1: there is more to come. */
+static int look(struct stream *stream) {
+    struct answer *answer = stream->answer;
+    char *data = answer->data;
+    int64_t bytes = answer->bytes;
+    if (!stream->position) {
+        char *end = memmem(data, bytes, "\r\n\r\n", 4);
+        if (!end) return bytes > ROOM ? MORE : -1;
+        char kept = end[2];
+        end[2] = 0;
+        int plain = !strncmp(data, "HTTP/1.1 ", 9) && strcasestr(data, "\r\ntransfer-encoding: chunked\r\n")
+                    && !strcasestr(data, "\r\ncontent-encoding:")
+                    && (!strcasestr(data, "\r\nconnection:") || strcasestr(data, "\r\nconnection: keep-alive\r\n"));
+        end[2] = kept;
+        if (!plain) return MORE;
+        stream->position = answer->head = end + 4 - data;
+    }
+    struct read *read = &answer->read[answer->reads - 1];
+    while (stream->position < bytes) {
+        int64_t size = 0, start = chunk_size(data, bytes, stream->position, &size);
+        if (start < 0) return MORE;
+        if (!start) break;
+        int64_t there = bytes - start < size ? bytes - start : size;
+        memcpy(answer->body + answer->length, data + start, there);
+        read->length = answer->length + there;
+        if (start + size + 2 > bytes) break;
+        if (data[start + size] != '\r' || data[start + size + 1] != '\n') return MORE; /* trailers, too */
+        answer->length += size;
+        stream->position = start + size + 2;
+        if (!size) return ENDED;
+    }
+    return bytes > LONGEST ? MORE : -1;
+}
+
+static struct answer *new_answer(struct stream *stream) {
+    struct answer *answer = malloc(sizeof *answer);
+    if (!answer) abort();
+    *answer = (struct answer){.stream = stream->id, .why = MORE, .number = -1, .room = 2 * ROOM, .read_room = 160};
+    answer->data = malloc(answer->room);
+    answer->body = malloc(answer->room);
+    answer->read = malloc(answer->read_room * sizeof *answer->read);
+    if (!answer->data || !answer->body || !answer->read) abort();
+    return answer;
+}
+
+static void send_next(struct stream *stream, struct answer *answer) {
+    char number[24];
+    int digits = sprintf(number, "%lld", (long long)shared.sent);
+    struct iovec parts[3] = {{stream->before, stream->before_bytes}, {number, digits}, {stream->after, stream->after_bytes}};
+    struct msghdr message = {.msg_iov = parts, .msg_iovlen = 3};
+    answer->sent_s = now(CLOCK_MONOTONIC);
+    if (answer->sent_s > shared.until_s) return;
+    ssize_t gone = sendmsg(stream->handle, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    answer->number = shared.sent++;
+    answer->unsent = stream->before_bytes + digits + stream->after_bytes - (gone < 0 ? 0 : gone);
+}
+
+static void forget_next(struct stream *stream) {
+    free(stream->before);
+    stream->before = NULL;
+}
+
+static void unwatch(struct stream *stream) {
+    if (stream->watched) epoll_ctl(poll_handle, EPOLL_CTL_DEL, stream->handle, NULL);
+    stream->watched = 0;
+}
+
+/* Whether Python is to be told. */
+static int take(struct stream *stream) {
+    struct answer *answer = stream->answer;
+    if (answer->room - answer->bytes < ROOM) {
+        answer->data = realloc(answer->data, answer->room *= 2);
+        answer->body = realloc(answer->body, answer->room);
+        if (!answer->data || !answer->body) abort();
+    }
+    if (answer->reads == answer->read_room) {
+        answer->read = realloc(answer->read, (answer->read_room *= 2) * sizeof *answer->read);
+        if (!answer->read) abort();
+    }
+    char control[64];
+    struct iovec part = {answer->data + answer->bytes, ROOM};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+    ssize_t got = recvmsg(stream->handle, &message, MSG_DONTWAIT);
+    double at = now(CLOCK_MONOTONIC), lag = 0;
+    int why;
+    if (got > 0) {
+        struct cmsghdr *stamp = CMSG_FIRSTHDR(&message);
+        if (stamp) {
+            struct timespec arrived, wall;
+            clock_gettime(CLOCK_REALTIME, &wall);
+            while (now(CLOCK_MONOTONIC) - at > BETWEEN_CLOCKS_S) { /* the core was lost between the two clocks: together again */
+                at = now(CLOCK_MONOTONIC);
+                clock_gettime(CLOCK_REALTIME, &wall);
+            }
+            memcpy(&arrived, CMSG_DATA(stamp), sizeof arrived);
+            double age = (wall.tv_sec - arrived.tv_sec) + (wall.tv_nsec - arrived.tv_nsec) * 1e-9;
+            if (age >= 0 && age < MAX_STAMP_AGE_S) at -= age, lag = age;
+        }
+        answer->bytes += got;
+        shared.bytes += got;
+        /* two reads of one segment have one stamp, and its conversion to our clock an error of some hundred ns */
+        if (answer->reads && at < answer->read[answer->reads - 1].at) at = answer->read[answer->reads - 1].at;
+        answer->read[answer->reads++] = (struct read){at, lag, answer->bytes, answer->length};
+        if ((why = look(stream)) < 0) return 0;
+    } else if (!got) {
+        why = CLOSED;
+    } else {
+        if (errno == EAGAIN || errno == EINTR) return 0;
+        why = -errno;
+    }
+    answer->why = why;
+    if (why == ENDED && stream->before) send_next(stream, answer);
+    forget_next(stream);
+    if (answer->number >= 0) {
+        stream->answer = new_answer(stream);
+        stream->position = 0;
+    } else {
+        stream->answer = NULL;
+        unwatch(stream);
+    }
+    *last = answer;
+    last = &answer->next;
+    return 1;
+}
+
+static void *work(void *nothing) {
+    struct epoll_event ready[64];
+    (void)nothing;
+    shared.thread = gettid();
+    for (double last_s = now(CLOCK_MONOTONIC);;) {
+        int found = epoll_wait(poll_handle, ready, 64, TICK_MS), tell = 0;
+        double now_s = now(CLOCK_MONOTONIC);
+        pthread_mutex_lock(&lock);
+        if (now_s - last_s > TICK_MS * 1e-3 + STALL_S && stalls_found < MOST_STALLS) {
+            stalls[stalls_found].start_s = last_s;
+            stalls[stalls_found++].end_s = now_s;
+        }
+        last_s = now_s;
+        for (int i = 0; i < found; i++) {
+            struct stream *stream = ready[i].data.ptr;
+            if (stream->watched) tell |= take(stream);
+        }
+        pthread_mutex_unlock(&lock);
+        if (tell) eventfd_write(told_handle, 1);
+    }
+    return NULL;
+}
+
+void streams_free(struct answer *answer) {
+    free(answer->data);
+    free(answer->body);
+    free(answer->read);
+    free(answer);
+}
+
+/* A descriptor that becomes readable when `streams_take` has something; or minus errno. */
+int streams_begin(void) {
+    pthread_t thread;
+    sigset_t all, before;
+    if ((poll_handle = epoll_create1(EPOLL_CLOEXEC)) < 0 || (told_handle = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) < 0) return -errno;
+    sigfillset(&all); /* signals are Python's */
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int failed = pthread_create(&thread, NULL, work, NULL);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (failed) return -failed;
+    pthread_detach(thread);
+    return told_handle;
+}
+
+struct shared *streams_shared(void) { return &shared; }
+
+/* Of a request that Python sends. */
+int64_t streams_number(void) {
+    pthread_mutex_lock(&lock);
+    int64_t number = shared.sent++;
+    pthread_mutex_unlock(&lock);
+    return number;
+}
+
+/* From now on this connection is read, whose answer begins. `id`: what answers call it. Null: it cannot be. */
+struct stream *streams_watch(int handle, int64_t id) {
+    pthread_mutex_lock(&lock);
+    struct stream *stream = unused;
+    if (stream) unused = stream->next;
+    else if (!(stream = calloc(1, sizeof *stream))) abort();
+    *stream = (struct stream){.handle = handle, .id = id, .watched = 1};
+    stream->answer = new_answer(stream);
+    struct epoll_event wanted = {.events = EPOLLIN, .data.ptr = stream};
+    if (epoll_ctl(poll_handle, EPOLL_CTL_ADD, handle, &wanted)) {
+        streams_free(stream->answer);
+        *stream = (struct stream){.next = unused};
+        unused = stream;
+        stream = NULL;
+    }
+    pthread_mutex_unlock(&lock);
+    return stream;
+}
+
+/* The request that is sent, once, when a plain answer ends. Without one the connection is no longer read then. */
+void streams_prepare(struct stream *stream, const char *before, int64_t before_bytes, const char *after, int64_t after_bytes) {
+    pthread_mutex_lock(&lock);
+    forget_next(stream);
+    if (stream->watched && (stream->before = malloc(before_bytes + after_bytes + 1))) {
+        memcpy(stream->before, before, before_bytes);
+        stream->after = memcpy(stream->before + before_bytes, after, after_bytes);
+        stream->before_bytes = before_bytes, stream->after_bytes = after_bytes;
+    }
+    pthread_mutex_unlock(&lock);
+}
+
+/* It is no longer read. What has come of an answer and nobody was told of, which is to be freed; null: nothing. */
+struct answer *streams_leave(struct stream *stream) {
+    pthread_mutex_lock(&lock);
+    struct answer *answer = stream->answer;
+    unwatch(stream);
+    forget_next(stream);
+    stream->answer = NULL;
+    stream->next = unused;
+    unused = stream;
+    pthread_mutex_unlock(&lock);
+    return answer;
+}
+
+/* The next that Python is told of; null: none. It is to be freed. */
+struct answer *streams_take(void) {
+    pthread_mutex_lock(&lock);
+    struct answer *answer = first;
+    if (answer && !(first = answer->next)) last = &first;
+    if (!answer) {
+        eventfd_t count;
+        eventfd_read(told_handle, &count);
+    }
+    pthread_mutex_unlock(&lock);
+    return answer;
+}
+
+/* Whether there is one that has not been told: from when to when nothing was read, for whatever reason. */
+int streams_stall(double *start_s, double *end_s) {
+    pthread_mutex_lock(&lock);
+    int found = stalls_found > 0;
+    if (found) *start_s = stalls[--stalls_found].start_s, *end_s = stalls[stalls_found].end_s;
+    pthread_mutex_unlock(&lock);
+    return found;
+}

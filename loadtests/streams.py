@@ -1,0 +1,304 @@
+"""Who reads the streams: a thread in C (loadtests/streams.c), on Linux if there is a C compiler; else gevent's loop, in Python.
+
+Both do the same: they stamp each read, tell of it, and count. But the thread waits neither for the interpreter nor for its lock, and
+tells of a plain answer only when it is complete, after it has sent the next request: so an event costs less, and nothing that Python does
+meanwhile keeps a stream waiting. `SERVEOFF_STREAMS=python` chooses the loop; run.json says who it was, as `reader`.
+"""
+
+import ctypes
+import functools
+import hashlib
+import math
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import gevent
+
+from loadtests.sse import stamped_read
+
+SOURCE = Path(__file__).with_name("streams.c")
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "serveoff", "streams")
+ENDED, MORE, CLOSED = 0, 1, 2  # or minus errno: why one is told; MORE: it was not plain
+READABLE = 1
+TICK_S = 0.005
+STALL_S = 0.010  # tokens of one stream that come meanwhile may be merged
+READ = struct.Struct("@ddqq")
+
+
+class Came(NamedTuple):
+    """What came of an answer: if it has ENDED, its head in `data`, and its body, chunks removed; else all bytes as they came in `data`.
+    `reads`: (arrival in s, lag in s, bytes until then, bytes of the body until then). `number`: of the request that was sent when it had
+    ended, at `sent_s`, but for `unsent` bytes; -1: none was."""
+
+    why: int
+    data: bytes
+    reads: list[tuple[float, float, int, int]]
+    body: bytes = b""
+    number: int = -1
+    sent_s: float = 0.0
+    unsent: int = 0
+
+
+class Listener(Protocol):
+    """Is told by gevent's loop, so it must not wait."""
+
+    def came(self, came: Came) -> None: ...
+
+    def read(self, data: bytes, at: float, lag: float) -> None:
+        """The same as MORE with one read."""
+        ...
+
+
+class Stream(Protocol):
+    """A connection that is read."""
+
+    def prepare(self, before: bytes, after: bytes) -> None:
+        """A request, around its number, that may be sent when the answer ends."""
+        ...
+
+    def leave(self) -> Came | None:
+        """It is no longer read. What came and was not told."""
+        ...
+
+
+class Streams(Protocol):
+    """`reader`: c or python; `thread`: its own, null if it has none; `sent`: requests so far; `bytes`: received so far; after `until_s`, of
+    `time.perf_counter()`, no request shall be sent."""
+
+    reader: str
+    thread: int | None
+    sent: int
+    bytes: int
+    until_s: float
+
+    def number(self) -> int:
+        """Of a request that is to be sent now."""
+        ...
+
+    def count(self, received: int) -> None:
+        """Bytes that somebody else has read."""
+        ...
+
+    def take_stalls(self) -> list[tuple[float, float]]:
+        """(start, end) of each since the last time, on `time.perf_counter()`: for STALL_S or longer nothing was read."""
+        ...
+
+    def watch(self, connection: socket.socket, listener: Listener, plain: bool) -> Stream:
+        """`connection` does not block. `plain`: an answer over HTTP/1 begins, which may be told as a whole; else each read is told."""
+        ...
+
+    def close(self) -> None:
+        """No stall is noted any more."""
+        ...
+
+
+@functools.cache
+def streams() -> Streams:
+    """One in a process, which must not fork afterwards."""
+    if sys.platform == "linux" and os.environ.get("SERVEOFF_STREAMS") != "python" and (library := compiled()):
+        return InC(library)
+    return InLoop()
+
+
+class Stalls:
+    """Notes when the loop stood still, for whatever reason: its own work, the disk, no core. What was to be read meanwhile has merged, or
+    wrong times; that must be known."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[float, float]] = []
+        self.last_s = time.perf_counter()
+        self.timer = gevent.get_hub().loop.timer(TICK_S, repeat=TICK_S)
+        self.timer.start(self._tick)
+
+    def _tick(self) -> None:
+        now_s = time.perf_counter()
+        if now_s - self.last_s > TICK_S + STALL_S:
+            self.found.append((self.last_s, now_s))
+        self.last_s = now_s
+
+    def take(self) -> list[tuple[float, float]]:
+        """(start, end) of each since the last time, on `time.perf_counter()`: in between it stood still for STALL_S or longer."""
+        found, self.found = self.found, []
+        return found
+
+    def close(self) -> None:
+        self.timer.stop()
+        self.timer.close()
+
+
+class InLoop:
+    reader = "python"
+    thread: int | None = None
+
+    def __init__(self) -> None:
+        self.sent, self.bytes, self.until_s = 0, 0, math.inf
+        self.stalls = Stalls()
+
+    def number(self) -> int:
+        self.sent += 1
+        return self.sent - 1
+
+    def count(self, received: int) -> None:
+        self.bytes += received
+
+    def take_stalls(self) -> list[tuple[float, float]]:
+        return self.stalls.take()
+
+    def watch(self, connection: socket.socket, listener: Listener, plain: bool) -> Stream:  # noqa: ARG002 - it is all the same to it
+        return StreamInLoop(self, connection, listener)
+
+    def close(self) -> None:
+        self.stalls.close()
+
+
+class StreamInLoop:
+    def __init__(self, streams: InLoop, connection: socket.socket, listener: Listener):
+        self.watcher = watcher = gevent.get_hub().loop.io(connection.fileno(), READABLE)
+        read = listener.read
+
+        def on_readable() -> None:
+            try:
+                data, at, lag = stamped_read(connection)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                watcher.stop()
+                listener.came(Came(-(error.errno or 1), b"", []))
+                return
+            if not data:
+                watcher.stop()
+                listener.came(Came(CLOSED, b"", []))
+                return
+            streams.bytes += len(data)  # not count(), which is slower, and this is done for each event
+            read(data, at, lag)
+
+        watcher.start(on_readable)
+
+    def prepare(self, before: bytes, after: bytes) -> None:
+        """Who is told of each read, sends himself."""
+
+    def leave(self) -> None:
+        self.watcher.stop()
+        self.watcher.close()
+
+
+class _Shared(ctypes.Structure):
+    _fields_ = (("sent", ctypes.c_int64), ("bytes", ctypes.c_int64), ("until_s", ctypes.c_double), ("thread", ctypes.c_int64))
+
+
+class _Answer(ctypes.Structure):
+    _fields_ = (*((name, ctypes.c_int64) for name in ("stream", "why", "bytes", "head", "length", "reads", "number")),
+                ("sent_s", ctypes.c_double), ("unsent", ctypes.c_int64), ("data", ctypes.c_void_p), ("body", ctypes.c_void_p),
+                ("read", ctypes.c_void_p))
+
+
+class InC:
+    reader = "c"
+
+    def __init__(self, library: ctypes.CDLL):
+        self.library = library
+        for name, result, *arguments in (
+                ("begin", ctypes.c_int), ("shared", ctypes.POINTER(_Shared)), ("number", ctypes.c_int64), ("take", ctypes.c_void_p),
+                ("watch", ctypes.c_void_p, ctypes.c_int, ctypes.c_int64), ("free", None, ctypes.c_void_p),
+                ("prepare", None, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64, ctypes.c_char_p, ctypes.c_int64),
+                ("leave", ctypes.c_void_p, ctypes.c_void_p), ("stall", ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)):
+            function = getattr(library, f"streams_{name}")
+            function.restype, function.argtypes = result, arguments
+        if (descriptor := library.streams_begin()) < 0:
+            raise OSError(-descriptor, os.strerror(-descriptor))
+        self.shared: _Shared = library.streams_shared().contents
+        self.shared.until_s = math.inf
+        self.listeners: dict[int, Listener] = {}
+        self.watched = 0
+        self.watcher = gevent.get_hub().loop.io(descriptor, READABLE, ref=False)
+        self.watcher.start(self.tell)
+
+    thread = property(lambda self: self.shared.thread)
+    sent = property(lambda self: self.shared.sent, lambda self, sent: setattr(self.shared, "sent", sent))
+    bytes = property(lambda self: self.shared.bytes + ("loop" in self.__dict__ and self.loop.bytes))
+    until_s = property(lambda self: self.shared.until_s, lambda self, until_s: setattr(self.shared, "until_s", until_s))
+
+    @functools.cached_property
+    def loop(self) -> InLoop:
+        """Reads what is not plain: made when it is needed, since it looks for stalls two hundred times a second."""
+        return InLoop()
+
+    def number(self) -> int:
+        return int(self.library.streams_number())
+
+    def count(self, received: int) -> None:
+        self.loop.count(received)
+
+    def take_stalls(self) -> list[tuple[float, float]]:
+        found, start_s, end_s = [], ctypes.c_double(), ctypes.c_double()
+        while self.library.streams_stall(ctypes.byref(start_s), ctypes.byref(end_s)):
+            found.append((start_s.value, end_s.value))
+        return sorted(found + (self.loop.take_stalls() if "loop" in self.__dict__ else []))
+
+    def watch(self, connection: socket.socket, listener: Listener, plain: bool) -> Stream:
+        if not plain:
+            return self.loop.watch(connection, listener, plain)
+        self.watched += 1
+        if not (address := self.library.streams_watch(connection.fileno(), self.watched)):
+            raise OSError("the kernel watches no more connections")
+        self.listeners[self.watched] = listener
+        return StreamInC(self, self.watched, address)
+
+    def close(self) -> None:
+        if "loop" in self.__dict__:
+            self.loop.close()
+
+    def tell(self) -> None:
+        while address := self.library.streams_take():
+            stream, came = self.came(address)
+            if listener := self.listeners.get(stream):  # else somebody has left it meanwhile
+                listener.came(came)
+
+    def came(self, address: int) -> tuple[int, Came]:
+        answer = _Answer.from_address(address)
+        stream, whole = answer.stream, answer.why == ENDED
+        came = Came(answer.why, ctypes.string_at(answer.data, answer.head if whole else answer.bytes),
+                    list(READ.iter_unpack(ctypes.string_at(answer.read, answer.reads * READ.size))),
+                    ctypes.string_at(answer.body, answer.length) if whole else b"", answer.number, answer.sent_s, answer.unsent)
+        self.library.streams_free(address)
+        return stream, came
+
+
+class StreamInC:
+    def __init__(self, streams: InC, number: int, address: int):
+        self.streams, self.number, self.address = streams, number, address
+
+    def prepare(self, before: bytes, after: bytes) -> None:
+        self.streams.library.streams_prepare(self.address, before, len(before), after, len(after))
+
+    def leave(self) -> Came | None:
+        self.streams.tell()  # else what was to be told would be lost
+        del self.streams.listeners[self.number]
+        address = self.streams.library.streams_leave(self.address)
+        return self.streams.came(address)[1] if address else None
+
+
+def compiled() -> ctypes.CDLL | None:
+    """Once for each version of the source, also if two processes come together; null if that is not possible here."""
+    library = CACHE / f"{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]}.so"
+    try:
+        if not library.exists():
+            compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+            if compiler is None:
+                return None
+            CACHE.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+                made = Path(folder, library.name)
+                subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-pthread", "-o", made, SOURCE], check=True, capture_output=True)
+                made.rename(library)
+        return ctypes.CDLL(str(library))
+    except (OSError, subprocess.CalledProcessError):
+        return None
