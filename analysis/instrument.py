@@ -17,6 +17,7 @@ from analysis.promises import PROMISES, At, Found, shown, verdict
 from analysis.statistics import NAN
 
 RESULTS = load.RESULTS / "instrument"
+READERS = {"c": "C", "python": "Python"}
 Table = tuple[list[str], list[list[str]]]  # headings, rows of text
 
 
@@ -57,7 +58,9 @@ def made(found: Found) -> str:
     manifest = found["manifest"]
     commit = f"commit {manifest['commit'][:10]}" if manifest["commit"] else "no commit"
     runs = "one run" if found["runs"] == 1 else f"medians of {found['runs']} runs"
-    return f"{runs}, {found['took_s']} s; {commit}{' with changes' if manifest['dirty'] else ''}; {machine(manifest)}"
+    readers = " and ".join(READERS[reader] for reader in found.get("readers", ()))  # older results do not know
+    read = f"streams read in {readers}; " if readers else ""
+    return f"{runs}, {found['took_s']} s; {read}{commit}{' with changes' if manifest['dirty'] else ''}; {machine(manifest)}"
 
 
 def ks(found: Found | None) -> tuple[str, str] | None:
@@ -152,7 +155,7 @@ def accuracy_figure(found: Found) -> Figure:
                                             (left, "ttft_error_p99_s", 1e3, "P99", COLOURS[1]),
                                             (right, "itl_error_p99_s", 1e6, "P99", COLOURS[1])):  # fmt: skip
         for stamps, marker, beside in (("kernel", "o", ""), ("user", "x", ", without the kernel's stamps"),
-                                       ("kernel, in C", "^", ", in C")):  # fmt: skip
+                                       ("C program", "^", ", C program")):  # fmt: skip
             levels = [level for level in found["levels"] if level["stamps"] == stamps]
             line(axes, levels, "users", name, unit, label + beside, colour, marker)
         bounds(axes, "accuracy", name, "users", unit, colour)
@@ -259,7 +262,7 @@ SECTIONS = {
         "them add; in a closed loop that contains the time from an answer's end to the next request. From sent on: without that. A gap's "
         "error: one gap between two tokens as measured, against the same gap as sent. Stamps: `kernel` are the kernel's times of arrival, "
         "which the load generator uses where it can (Linux, without TLS); `user` are its own, taken when it comes round to reading; "
-        "`kernel, in C`, where measured, are what a few lines of C get (`loadtests/experiments/reader.c`) that read, stamp and send, and "
+        "`C program`, where measured, is what a few lines of C get (`loadtests/experiments/reader.c`) that read, stamp and send, and "
         "nothing else, run by run between ours: so much is the machine's, and nobody's fault. "
         "Waited: for so much of the time it was ready to run and its core had something else to do; where that is about 1%, it can be what "
         "made the worst 1% of its own stamps, and of its sending, late.",

@@ -14,7 +14,6 @@ little early, and the rest is spent awake.
 
 `Files`: to gevent, a file is never busy. But a file system that commits its journal keeps who writes waiting, now and then for half a
 second, and all greenlets with it.
-
 """
 
 import ctypes

@@ -58,8 +58,8 @@ def main() -> int:
                 began = time.monotonic()
                 print(f"{name} ...", flush=True)
                 result = (EXPERIMENTS | LONG)[name](bench)
-                found[name] = result | {"runs": options.repeat if name in REPEATED else 1,
-                                        "took_s": round(time.monotonic() - began), "manifest": manifest}
+                found[name] = result | {"runs": options.repeat if name in REPEATED else 1, "took_s": round(time.monotonic() - began),
+                                        "readers": sorted(bench.readers), "manifest": manifest}
                 records.write_json(file, found)
                 print(json.dumps({key: value for key, value in result.items() if key != "verdicts"}, indent=1), flush=True)
     except KeyboardInterrupt:

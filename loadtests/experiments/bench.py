@@ -30,6 +30,7 @@ class Bench:
         share = machine.machine_share()
         cores = ((), ()) if share["shared"] else (tuple(share["server_cores"]), tuple(share["load_cores"]))
         self.scratch, self.repeat, self.minutes, self.numbers = scratch, repeat, minutes, itertools.count()
+        self.readers: set[str] = set()  # who read the streams of the loads so far: c, python
         self.place = Place(Workers(1), cores[0][:1], cores[1])
 
     def folder(self) -> Path:
@@ -38,7 +39,10 @@ class Bench:
     def load(self, wanted: dict[str, Any], *options: str, workers: int = 1, **users_or_rate: Any) -> Run:
         folder = self.folder()
         try:
-            return run(folder, Place(Workers(workers), self.place.server_cores, self.place.load_cores), wanted, *options, **users_or_rate)
+            place = Place(Workers(workers), self.place.server_cores, self.place.load_cores)
+            found = run(folder, place, wanted, *options, **users_or_rate)
+            self.readers |= {worker["reader"] for worker in found.said["workers"]}
+            return found
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

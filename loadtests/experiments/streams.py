@@ -21,13 +21,13 @@ def accuracy(bench: Bench) -> dict[str, Any]:
     found = []
     with compiled_reader(bench.scratch) as reader:
         for users in (64, 256, 512, 768):
-            runs: dict[str, list[dict[str, Any]]] = {"kernel": [], "user": [], "kernel, in C": []}
+            runs: dict[str, list[dict[str, Any]]] = {"kernel": [], "user": [], "C program": []}
             for number in range(bench.repeat):  # one after the other, so that all see the same machine
                 for stamps in ("kernel", "user") if users == 64 else ("kernel",):
                     with environment(SERVEOFF_STAMPS=stamps):
                         runs[stamps].append(errors(bench.load(wanted, *TIMES, users=users, seed=str(number))))
                 if reader:
-                    runs["kernel, in C"].append(errors_in_c(bench, reader, users))
+                    runs["C program"].append(errors_in_c(bench, reader, users))
             found += [{"users": users, "stamps": stamps} | medians(each) for stamps, each in runs.items() if each]
     return {"levels": found}
 
