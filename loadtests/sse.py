@@ -169,7 +169,6 @@ class Answer:
             raise AnswerError("answer too long")
         return complete or (self.length is not None and len(body) >= self.length)
 
-
     def take(self, head: bytes, body: bytes, reads: Iterable[tuple[float, float, int, int]]) -> None:
         """A whole answer in chunks, which somebody else has removed. `reads`: (arrival, lag, bytes until then, of them the body's)."""
         exchange = self.exchange
