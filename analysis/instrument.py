@@ -212,8 +212,9 @@ def legend(figure: Figure) -> None:
 
 
 def cost_figure(found: Found) -> Figure:
-    return bars([(f"{streams} streams", [us.get(name) for name in clients_of(found)]) for streams, us in costs(found).items()],
-                clients_of(found), "CPU time for an event, us")
+    clients = clients_of(found)
+    groups = [("{} streams{}{}".format(*streams.partition(",")), [us.get(name) for name in clients]) for streams, us in costs(found).items()]
+    return bars(groups, clients, "CPU time for an event, us")
 
 
 def freeze_figure(found: Found) -> Figure:
@@ -264,8 +265,8 @@ SECTIONS = {
         "which the load generator uses where it can (Linux, without TLS); `user` are its own, taken when it comes round to reading; "
         "`C program`, where measured, is what a few lines of C get (`loadtests/experiments/reader.c`) that read, stamp and send, and "
         "nothing else, run by run between ours: so much is the machine's, and nobody's fault. "
-        "Waited: for so much of the time it was ready to run and its core had something else to do; where that is about 1%, it can be what "
-        "made the worst 1% of its own stamps, and of its sending, late.",
+        "Waited: for so much of the time it was ready to run and its core had something else to do than its own threads; where that is "
+        "about 1%, it can be what made the worst 1% of its own stamps, and of its sending, late.",
         accuracy_table, accuracy_figure, "Errors of TTFT and of single gaps against the number of streams."),
     "stalls": Section(
         "Does it find what a user would notice?",
@@ -274,8 +275,8 @@ SECTIONS = {
     "cost": Section(
         "What does it cost to watch a token?",
         "CPU time of the load generator for one event, beside that of a program in C that only reads "
-        "(`loadtests/experiments/reader.c`), and of `vllm bench serve`, whose streams all begin at once, so that many tokens come together, and "
-        "are cheaper: in step, ours do so as well. They run one after the other; a ratio is the median of pairs.",
+        "(`loadtests/experiments/reader.c`), and of `vllm bench serve`, whose streams all begin at once, so that many tokens come together "
+        "and are cheaper: in step, ours do so as well. They run one after the other; a ratio is the median of pairs.",
         cost_table, cost_figure, "CPU time for an event: the load generator, the reader in C, and vLLM's own benchmark."),
     "start_up": Section(
         "What does it cost to start?", "CPU time and memory until the first request can be sent.", start_up_table),
