@@ -213,7 +213,7 @@ def legend(figure: Figure) -> None:
 
 def cost_figure(found: Found) -> Figure:
     clients = clients_of(found)
-    groups = [("{} streams{}{}".format(*streams.partition(",")), [us.get(name) for name in clients]) for streams, us in costs(found).items()]
+    groups = [("{} streams{}{}".format(*level.partition(",")), [us.get(name) for name in clients]) for level, us in costs(found).items()]
     return bars(groups, clients, "CPU time for an event, us")
 
 
