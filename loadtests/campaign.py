@@ -186,7 +186,7 @@ def command(do: Callable[[], int]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as cleanly as Ctrl-C does
     signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
-        launch.read_key_file()
+        launch.read_environment()
         return do()
     except (PlanError, TraceError, catalog.CatalogError, launch.LaunchError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -25,7 +25,6 @@ import gevent
 from loadtests.sse import stamped_read
 
 SOURCE = Path(__file__).with_name("streams.c")
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "serveoff", "streams")
 ENDED, MORE, CLOSED = 0, 1, 2  # or minus errno: why one is told; MORE: it was not plain
 READABLE = 1
 TICK_S = 0.005
@@ -288,17 +287,18 @@ class StreamInC:
 
 def compiled() -> ctypes.CDLL | None:
     """Once for each version of the source, also if two processes come together; null if that is not possible here."""
-    library = CACHE / f"{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]}.so"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "serveoff", "streams")
+        folder.mkdir(parents=True, exist_ok=True)
+        library = folder / f"{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]}.so"
         if not library.exists():
             compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
             if compiler is None:
                 return None
-            CACHE.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-                made = Path(folder, library.name)
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                made = Path(scratch, library.name)
                 subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-pthread", "-o", made, SOURCE], check=True, capture_output=True)
                 made.rename(library)
         return ctypes.CDLL(str(library))
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, RuntimeError, subprocess.CalledProcessError):  # the second: a user without a home
         return None

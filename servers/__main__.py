@@ -73,7 +73,7 @@ def main() -> int:
         one.add_argument("--port", type=int, default=8000)
         one.add_argument("--workers", type=int, default=1)
         one.add_argument("--set", type=option, action="append", default=[], metavar="OPTION=VALUE", help="`list` shows them")
-    launch.read_key_file()
+    launch.read_environment()
     known = {"list", "verify", *catalog.servers()}
     if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
         catalog.check_name(sys.argv[1], known, "server or verb")

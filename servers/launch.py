@@ -122,8 +122,13 @@ def _made(*command: str) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
-def read_key_file() -> None:
-    """The key in the file SERVEOFF_API_KEY_FILE becomes SERVEOFF_API_KEY, here and in all that is started from here. Raises LaunchError."""
+def read_environment() -> None:
+    """The key in the file SERVEOFF_API_KEY_FILE becomes SERVEOFF_API_KEY, here and in all that is started from here. Raises LaunchError,
+    also if there is no home folder."""
+    try:
+        Path.home()
+    except RuntimeError:  # a container's user whom nobody knows
+        raise LaunchError("this user has no home folder: set HOME to a folder where it may keep things") from None
     if name := os.environ.get("SERVEOFF_API_KEY_FILE"):
         try:
             key = Path(name).read_text().strip()

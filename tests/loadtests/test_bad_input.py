@@ -57,6 +57,11 @@ def test_a_key_file_without_a_key(bench: Bench, tmp_path: Path, monkeypatch: pyt
     bench.refuses(sentence, "--servers", "flask_gunicorn", *QUICK, "--out", "not_to_be")
 
 
+def test_a_user_without_a_home(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(bench.environment, "HOME", "~")
+    bench.refuses("set HOME to a folder", "--servers", "flask_gunicorn", *QUICK, "--out", "not_to_be")
+
+
 @pytest.mark.parametrize(("arguments", "sentence"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
 def test_bad_input_is_one_sentence(bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
                                    arguments: tuple[str, ...], sentence: str) -> None:  # fmt: skip

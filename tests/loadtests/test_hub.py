@@ -379,3 +379,4 @@ def test_it_is_compiled_once_and_where_that_is_impossible_python_reads(tmp_path:
     assert readers(1, **cache) == ["python"]
     (tmp_path / "file").touch()
     assert readers(1, XDG_CACHE_HOME=str(tmp_path / "file")) == ["python"], "no folder can be made there"
+    assert readers(1, XDG_CACHE_HOME="", HOME="~") == ["python"], "there is no home"
