@@ -273,6 +273,9 @@ def show(found: Summary, console: Console) -> None:
         for reason in reasons:
             console.print(Text(f"  {reason}"))
         console.print()
+    for concern in _concerns(found):
+        if concern["severity"] == "warning":
+            console.print(Text(f"warning: {concern['name']}, in {len(concern['cases'])} of {len(found.table)} cases: {concern['remedy']}"))
     console.print(
         Text(
             "±: 95% interval over runs; n=...: too small a sample for that percentile; ∞: this percentile is a failed request"

@@ -276,11 +276,15 @@ def answer(comparison: Comparison) -> str:
     if not ranked:
         return f"Under {comparison.title} no server has a valid number yet."
     best, metric = ranked[0], comparison.metric
+    if math.isinf(best.judged.mean):
+        return f"Under {comparison.title} so many requests of every server failed that none has an {METRICS[metric].label}."
     runs = "one run" if best.judged.runs == 1 else f"{best.judged.runs} runs"
     what = "carried the most valid output throughput" if metric == "output_tokens_per_s" else f"had the lowest {METRICS[metric].label}"
     text = f"Under {comparison.title}, {best.name} {what}: {cell(metric, best.valid)} {unit(metric)} ({runs})"
     if len(ranked) == 1:
         return f"{text}; no other server has a valid number."
+    if math.isinf(ranked[1].judged.mean):
+        return f"{text}. Of {ranked[1].name} so many requests failed that it has none."
     point, low, high = statistics.ratio(best.valid[metric], ranked[1].valid[metric])
     by = f"{digits(point)} times that of {ranked[1].name}" + ("" if math.isnan(low) else f" (95% interval {low:.2f} to {high:.2f})")
     tied = [s for s in ranked if s.rank == 1]

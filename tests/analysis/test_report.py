@@ -144,6 +144,28 @@ def test_invalid_is_no_number_and_not_slow(tmp_path):
     assert not found.table.loc[0, "valid"] and found.table.loc[0, "output_tokens_per_s"] > 0  # the data keep it
 
 
+def test_a_percentile_that_is_a_failed_request_is_not_compared(tmp_path):
+    """It said "0 times that of beta"."""
+    found = summary.summarise(load.campaign(synthetic.campaign(tmp_path / "campaign")))
+    found.table["users"], found.table["rate"] = math.nan, 3.0
+    found.table.loc[found.table["server"] == "beta", "e2e_p95_s"] = math.inf
+    said = [summary.answer(comparison) for comparison in summary.comparisons(found)]
+    assert len(said) == 1 and "alpha (simulated) had the lowest E2E P95" in said[0] and " times" not in said[0]
+    assert said[0].endswith("Of beta (simulated) so many requests failed that it has none.")
+    found.table["e2e_p95_s"] = math.inf
+    assert [summary.answer(comparison) for comparison in summary.comparisons(found)] == [
+        "Under chat, 3 requests/s so many requests of every server failed that none has an E2E P95."]
+
+
+def test_warnings_stand_below_the_table_as_well(tmp_path):
+    found = report.write(synthetic.campaign(tmp_path / "campaign"))
+    warned = {c["name"] for c in found.checks[found.checks["ok"].eq(False) & found.checks["severity"].eq("warning")].to_dict("records")}
+    console = Console(width=200, record=True, file=io.StringIO())
+    report.show(found, console)
+    said = re.findall(r"^warning: (.+), in (\d+) of (\d+) cases: ", console.export_text(), re.MULTILINE)
+    assert warned and {name for name, *_ in said} == warned and all(0 < int(n) <= int(of) == len(found.table) for _, n, of in said)
+
+
 def ranks(tmp_path, speeds, **load_changes):
     folder = tmp_path / "campaign"
     folder.mkdir()
