@@ -21,6 +21,7 @@
 
 #define ROOM 16384             /* at least so much for a read */
 #define LONGEST (1 << 20)      /* of an answer that is read here, bytes */
+#define MOST_KEPT (1 << 18)    /* room of an answer that is used again, bytes */
 #define MAX_STAMP_AGE_S 10.0
 #define TICK_MS 5
 #define STALL_S 0.010          /* tokens of one stream that come meanwhile may be merged */
@@ -48,8 +49,8 @@ struct stream {
     int handle, watched;
     int64_t id, position; /* where in the answer the next chunk begins; 0: still in the head */
     struct answer *answer;
-    char *before, *after; /* of a request that lies ready, around its number; null: none does */
-    int64_t before_bytes, after_bytes;
+    char *before, *after; /* of a request that lies ready, around its number */
+    int64_t before_bytes, after_bytes, before_room; /* no bytes before: none does */
     struct stream *next;
 };
 
@@ -61,6 +62,7 @@ static struct { double start_s, end_s; } stalls[MOST_STALLS];
 static int stalls_found;
 static int poll_handle, told_handle;
 static struct stream *unused;
+static struct answer *spare; /* kept: what one thread allocates and another frees again and again leaves ever more holes */
 static struct answer *first, **last = &first;
 
 static double now(clockid_t which) {
@@ -122,14 +124,32 @@ static int look(struct stream *stream) {
 }
 
 static struct answer *new_answer(struct stream *stream) {
-    struct answer *answer = malloc(sizeof *answer);
-    if (!answer) abort();
-    *answer = (struct answer){.stream = stream->id, .why = MORE, .number = -1, .room = 2 * ROOM, .read_room = 160};
-    answer->data = malloc(answer->room);
-    answer->body = malloc(answer->room);
-    answer->read = malloc(answer->read_room * sizeof *answer->read);
-    if (!answer->data || !answer->body || !answer->read) abort();
+    struct answer *answer = spare;
+    if (answer) {
+        spare = answer->next;
+    } else {
+        if (!(answer = malloc(sizeof *answer))) abort();
+        answer->room = 2 * ROOM, answer->read_room = 160;
+        answer->data = malloc(answer->room);
+        answer->body = malloc(answer->room);
+        answer->read = malloc(answer->read_room * sizeof *answer->read);
+        if (!answer->data || !answer->body || !answer->read) abort();
+    }
+    *answer = (struct answer){.stream = stream->id, .why = MORE, .number = -1, .room = answer->room, .read_room = answer->read_room,
+                              .data = answer->data, .body = answer->body, .read = answer->read};
     return answer;
+}
+
+static void free_answer(struct answer *answer) {
+    if (answer->room <= MOST_KEPT) {
+        answer->next = spare;
+        spare = answer;
+        return;
+    }
+    free(answer->data);
+    free(answer->body);
+    free(answer->read);
+    free(answer);
 }
 
 static void send_next(struct stream *stream, struct answer *answer) {
@@ -142,11 +162,6 @@ static void send_next(struct stream *stream, struct answer *answer) {
     ssize_t gone = sendmsg(stream->handle, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
     answer->number = shared.sent++;
     answer->unsent = stream->before_bytes + digits + stream->after_bytes - (gone < 0 ? 0 : gone);
-}
-
-static void forget_next(struct stream *stream) {
-    free(stream->before);
-    stream->before = NULL;
 }
 
 static void unwatch(struct stream *stream) {
@@ -198,8 +213,8 @@ static int take(struct stream *stream) {
         why = -errno;
     }
     answer->why = why;
-    if (why == ENDED && stream->before) send_next(stream, answer);
-    forget_next(stream);
+    if (why == ENDED && stream->before_bytes) send_next(stream, answer);
+    stream->before_bytes = 0;
     if (answer->number >= 0) {
         stream->answer = new_answer(stream);
         stream->position = 0;
@@ -236,10 +251,9 @@ static void *work(void *nothing) {
 }
 
 void streams_free(struct answer *answer) {
-    free(answer->data);
-    free(answer->body);
-    free(answer->read);
-    free(answer);
+    pthread_mutex_lock(&lock);
+    free_answer(answer);
+    pthread_mutex_unlock(&lock);
 }
 
 /* A descriptor that becomes readable when `streams_take` has something; or minus errno. */
@@ -272,12 +286,14 @@ struct stream *streams_watch(int handle, int64_t id) {
     struct stream *stream = unused;
     if (stream) unused = stream->next;
     else if (!(stream = calloc(1, sizeof *stream))) abort();
-    *stream = (struct stream){.handle = handle, .id = id, .watched = 1};
+    *stream = (struct stream){.handle = handle, .id = id, .watched = 1, .before = stream->before, .before_room = stream->before_room};
     stream->answer = new_answer(stream);
     struct epoll_event wanted = {.events = EPOLLIN, .data.ptr = stream};
     if (epoll_ctl(poll_handle, EPOLL_CTL_ADD, handle, &wanted)) {
-        streams_free(stream->answer);
-        *stream = (struct stream){.next = unused};
+        free_answer(stream->answer);
+        stream->answer = NULL;
+        stream->watched = 0;
+        stream->next = unused;
         unused = stream;
         stream = NULL;
     }
@@ -288,8 +304,13 @@ struct stream *streams_watch(int handle, int64_t id) {
 /* The request that is sent, once, when a plain answer ends. Without one the connection is no longer read then. */
 void streams_prepare(struct stream *stream, const char *before, int64_t before_bytes, const char *after, int64_t after_bytes) {
     pthread_mutex_lock(&lock);
-    forget_next(stream);
-    if (stream->watched && (stream->before = malloc(before_bytes + after_bytes + 1))) {
+    stream->before_bytes = 0;
+    if (stream->before_room < before_bytes + after_bytes) {
+        free(stream->before);
+        stream->before_room = 2 * (before_bytes + after_bytes);
+        if (!(stream->before = malloc(stream->before_room))) abort();
+    }
+    if (stream->watched) {
         memcpy(stream->before, before, before_bytes);
         stream->after = memcpy(stream->before + before_bytes, after, after_bytes);
         stream->before_bytes = before_bytes, stream->after_bytes = after_bytes;
@@ -302,7 +323,7 @@ struct answer *streams_leave(struct stream *stream) {
     pthread_mutex_lock(&lock);
     struct answer *answer = stream->answer;
     unwatch(stream);
-    forget_next(stream);
+    stream->before_bytes = 0;
     stream->answer = NULL;
     stream->next = unused;
     unused = stream;

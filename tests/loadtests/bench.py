@@ -53,6 +53,13 @@ STAGES = ["prepare", "launch", "verify", "load", "verify again", "stop"]
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
+def said_of(process: psutil.Process) -> list[str]:
+    """Its command line; empty if it has just ended."""
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []
+
+
 class Bench:
     """Campaigns that are run in a folder of their own."""
 
@@ -96,7 +103,7 @@ class Bench:
 
     def load_workers(self) -> list[psutil.Process]:
         """Locust itself, and after it those that it forked."""
-        found = [each for each in self.processes() if {"locust", "servers.supervise"} & {*each.cmdline()} == {"locust"}]
+        found = [each for each in self.processes() if {"locust", "servers.supervise"} & {*said_of(each)} == {"locust"}]
         return sorted(found, key=lambda each: each.ppid() in {process.pid for process in found})
 
     def left_over(self) -> list[str]:

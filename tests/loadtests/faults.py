@@ -17,18 +17,11 @@ from typing import Any
 
 import psutil
 
-from tests.loadtests.bench import Bench, ports_of, wait_for
+from tests.loadtests.bench import Bench, ports_of, said_of, wait_for
 
 
 class CannotHere(Exception):
     """Why this machine, or this server, does not have this fault."""
-
-
-def said_of(process: psutil.Process) -> list[str]:
-    """Its command line; empty if it has just ended."""
-    with contextlib.suppress(psutil.Error):
-        return process.cmdline()
-    return []
 
 
 def tree(root: psutil.Process) -> list[psutil.Process]:
@@ -66,7 +59,7 @@ class Scene:
     def worker(self) -> psutil.Process:
         """The busiest process of a server that has several in one tree. Raises CannotHere."""
         children = [child for root in self.roots() for child in root.children(recursive=True)
-                    if "resource_tracker" not in " ".join(child.cmdline())]  # fmt: skip
+                    if "resource_tracker" not in " ".join(said_of(child))]  # fmt: skip
         if not children:
             raise CannotHere("it has no worker processes")
         return max(children, key=lambda each: sum(each.cpu_times()[:2]))

@@ -18,9 +18,8 @@ from statistics import median
 
 import psutil
 
-from tests.loadtests.bench import Bench, runs
+from tests.loadtests.bench import Bench, runs, said_of
 from tests.loadtests.fault_campaign import HARNESS_SERVER, RESULTS, page
-from tests.loadtests.faults import said_of
 
 FLAT = 0.05
 PERIOD_S = 5.0

@@ -19,7 +19,19 @@ import pytest
 from analysis import load
 from loadtests import arrivals, records
 from servers import catalog, launch
-from tests.loadtests.bench import ESCAPES, PATIENCE_S, QUICK, STAGES, Bench, case_folder, rows_when_under_load, runs, table, wait_for
+from tests.loadtests.bench import (
+    ESCAPES,
+    PATIENCE_S,
+    QUICK,
+    STAGES,
+    Bench,
+    case_folder,
+    rows_when_under_load,
+    runs,
+    said_of,
+    table,
+    wait_for,
+)
 
 # --------------------------------------------------------------------------------------------- a campaign that goes well
 
@@ -170,8 +182,8 @@ def server_died(bench: Bench, interrupted: dict[str, Any]) -> dict[str, Any]:
     campaign = bench.folder / "broken"
     driver = bench.start(*COMMAND)
     rows_when_under_load(campaign, 1)
-    [supervisor] = [process for process in bench.processes() if "servers.supervise" in process.cmdline()
-                    and "servers.flask_gunicorn.app:app" in process.cmdline()]  # fmt: skip
+    wanted = {"servers.supervise", "servers.flask_gunicorn.app:app"}
+    [supervisor] = [process for process in bench.processes() if wanted <= {*said_of(process)}]
     [root] = supervisor.children()
     root.kill()
     text, _ = driver.communicate(timeout=PATIENCE_S)
@@ -310,7 +322,7 @@ def test_a_key_reaches_whoever_needs_it_and_is_written_nowhere(bench: Bench, tmp
     try:
         driver = bench.start("--servers", "fastapi_threadpool,fastapi_gateway", *QUICK, "--out", "with_key")
         rows_when_under_load(bench.folder / "with_key", 2)
-        said = [process.cmdline() for process in bench.processes()]
+        said = [said_of(process) for process in bench.processes()]
         text, _ = driver.communicate(timeout=PATIENCE_S)
     finally:
         del bench.environment["SERVEOFF_API_KEY_FILE"]
@@ -330,8 +342,7 @@ def test_a_recorder_that_cannot_write_fails_the_case(bench: Bench) -> None:
     """Only the load generator's files are limited: a quota, say."""
     driver = bench.start(*LONG, "--out", "limited")
     rows_when_under_load(bench.folder / "limited", 1)
-    [locust] = [process for process in bench.processes()
-                if "locust" in process.cmdline() and "servers.supervise" not in process.cmdline()]  # fmt: skip
+    [locust] = bench.load_workers()
     size = case_folder(bench.folder / "limited", 1).joinpath("requests.jsonl").stat().st_size
     locust.rlimit(psutil.RLIMIT_FSIZE, (size + 5000, resource.RLIM_INFINITY))
     text, _ = driver.communicate(timeout=PATIENCE_S)

@@ -8,7 +8,7 @@ import pytest
 
 from loadtests import records
 from servers import bounds
-from tests.loadtests.bench import Bench, runs, wait_for
+from tests.loadtests.bench import Bench, runs, said_of, wait_for
 
 SHORT = {"GRACE_S": 1, "SILENCE_S": 2, "START_S": 5, "END_S": 5, "QUIET_S": 1, "SCRAPE_S": 1}
 SCENARIO = """
@@ -49,7 +49,7 @@ def test_a_case_ends_whatever_stands_still(tmp_path: Path, monkeypatch: pytest.M
     assert campaign.stdout is not None
 
     def victims() -> list[psutil.Process]:
-        words = {each: {Path(word).name for word in each.cmdline()} for each in bench.processes()}
+        words = {each: {Path(word).name for word in said_of(each)} for each in bench.processes()}
         return [each for each, said in words.items() if who in said and "servers.supervise" not in said]
 
     for line in campaign.stdout:

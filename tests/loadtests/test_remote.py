@@ -1,5 +1,6 @@
 """Load workers on other machines: `python -m loadtests.worker` against --listen, over 127.0.0.1 and with a clock of its own."""
 
+import contextlib
 import re
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from loadtests import arrivals, prompts
 from loadtests.generator import LoadFailed, Workers
 from servers import bounds, launch
-from tests.loadtests.bench import PATIENCE_S, QUICK, Bench, wait_for
+from tests.loadtests.bench import PATIENCE_S, QUICK, Bench, said_of, wait_for
 from tests.loadtests.test_bad_input import dead_port
 from tests.loadtests.witness import CLOSED, SCENARIO, SEED, Driven, Witness, drive, task_of
 
@@ -39,8 +40,9 @@ def start(marked: Bench, port: int) -> Iterator[Start]:
         return started[-1]
 
     yield one
-    for process in [each for each in marked.processes() if "loadtests.worker" in each.cmdline() and each.name() != "unshare"]:
-        process.terminate()
+    for process in [each for each in marked.processes() if "loadtests.worker" in (said := said_of(each)) and "unshare" not in said]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
     said = [process.communicate(timeout=PATIENCE_S)[0] for process in started]
     assert [process.returncode for process in started] == [0] * len(started), said
     assert not any("Traceback" in text for text in said), said
@@ -116,7 +118,7 @@ def test_the_load_of_a_driver_that_vanishes_does_not_reach_the_next_one(tmp_path
     with Witness(answer_s=0.02) as first, Witness(answer_s=0.02) as second:
         driver = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "first"), first.url, str(port)], cwd=launch.ROOT)
         wait_for(lambda: len(first.asked) > 20, "the first load")
-        [conductor] = [process for process in marked.load_workers() if "--worker" not in process.cmdline()]
+        [conductor] = [process for process in marked.load_workers() if "--worker" not in said_of(process)]
         for each in (conductor, driver):  # as when the machine loses its power: nobody is told
             each.kill()
         driver.wait(PATIENCE_S)
@@ -137,7 +139,7 @@ def test_a_lost_worker_fails_the_case(tmp_path: Path, marked: Bench, start: Star
 
     def watch(said: dict[str, Any]) -> None:
         if not victims and said and said["state"] == "running" and said["rows"] >= 20:
-            victims.extend(each for each in marked.load_workers() if "--worker" in each.cmdline())
+            victims.extend(each for each in marked.load_workers() if "--worker" in said_of(each))
             victims[0].send_signal(number)
 
     with Witness(answer_s=0.02) as witness, pytest.raises(LoadFailed) as failed:
