@@ -57,6 +57,7 @@ def main() -> int:
             for name in options.experiments or EXPERIMENTS:
                 began = time.monotonic()
                 print(f"{name} ...", flush=True)
+                bench.readers.clear()
                 result = (EXPERIMENTS | LONG)[name](bench)
                 found[name] = result | {"runs": options.repeat if name in REPEATED else 1, "took_s": round(time.monotonic() - began),
                                         "readers": sorted(bench.readers), "manifest": manifest}

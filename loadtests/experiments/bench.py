@@ -30,7 +30,7 @@ class Bench:
         share = machine.machine_share()
         cores = ((), ()) if share["shared"] else (tuple(share["server_cores"]), tuple(share["load_cores"]))
         self.scratch, self.repeat, self.minutes, self.numbers = scratch, repeat, minutes, itertools.count()
-        self.readers: set[str] = set()  # who read the streams of the loads so far: c, python
+        self.readers: set[str] = set()  # who read the streams of this experiment's loads: c, python
         self.place = Place(Workers(1), cores[0][:1], cores[1])
 
     def folder(self) -> Path:
@@ -41,10 +41,13 @@ class Bench:
         try:
             place = Place(Workers(workers), self.place.server_cores, self.place.load_cores)
             found = run(folder, place, wanted, *options, **users_or_rate)
-            self.readers |= {worker["reader"] for worker in found.said["workers"]}
+            self.note_readers(found.said["workers"])
             return found
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def note_readers(self, workers: Sequence[dict[str, Any]]) -> None:
+        self.readers |= {worker["reader"] for worker in workers}
 
 
 def medians(found: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from typing import Any
 
+from loadtests import records
 from loadtests.calibrate import SCENARIO
 from loadtests.experiments.bench import Bench, burning, on_cores
 
@@ -37,5 +38,7 @@ def _judged(bench: Bench, burners: int) -> dict[str, Any]:
         checks = [check for case in json.loads(said.stdout) for check in case["checks"]]
         verdicts.append({"flagged": [check["name"] for check in checks if check["ok"] is False and check["severity"] == "invalid"],
                          "client": next(check["detail"] for check in checks if check["name"] == "client error")})
+        for run in folder.glob("cases/*/run.json"):
+            bench.note_readers(records.read_json(run)["load_workers"])
         shutil.rmtree(folder)
     return {"cases": len(verdicts), "flagged": sum("client error" in one["flagged"] for one in verdicts), "verdicts": verdicts}

@@ -116,6 +116,7 @@ def soak(bench: Bench) -> dict[str, Any]:
                     samples.append((time.monotonic(), process.memory_info().rss / 1e6))
 
             said = generator.wait(load, folder, generator.longest_s(task, Workers(1)), watch)
+    bench.note_readers(said["workers"])
     used = [mb for _, mb in samples]
     third = len(used) // 3
     return {"minutes": bench.minutes, "requests": said["rows"], "rss_mb": used,

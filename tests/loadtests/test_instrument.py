@@ -1,6 +1,7 @@
 """The experiments' own arithmetic; that they run is shown by their results."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,13 @@ def test_the_reader_in_c_reads_while_its_users_begin(tmp_path: Path) -> None:
         true = known[f"0-{row['request']}"]
         assert row["scheduled_s"] <= row["sent_s"] <= true.arrived_s and len(row["token_s"]) == len(true.stamps_s) == 8
         assert all(sent <= seen + 1e-4 for sent, seen in zip(true.stamps_s, row["token_s"], strict=True))
+
+
+@pytest.mark.slow
+def test_each_result_says_who_read_its_streams(tmp_path: Path) -> None:
+    """Its own, not those of experiments before it."""
+    for experiment, more in (("soak", ("--minutes", "0.6")), ("healthy", ())):
+        command = [sys.executable, "-m", "loadtests.instrument", "--repeat", "1", "--out", str(tmp_path), *more, experiment]
+        subprocess.run(command, check=True)
+        found = records.read_json(tmp_path / "results.json")[experiment]
+        assert found["readers"] in (["c"], ["python"]), experiment
