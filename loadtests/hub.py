@@ -165,10 +165,12 @@ class HubConnection(Connection):
         if self.stream is None:
             return
         stream, self.stream = self.stream, None
-        rest = stream.leave()
-        if rest is not None and self.answer is not None:
-            with suppress(AnswerError, ClosedEarly):
-                _feed(rest, self.answer)
+        for came in stream.leave():
+            if came.why == ENDED:
+                self.came(came)
+            elif self.answer is not None:
+                with suppress(AnswerError, ClosedEarly):
+                    _feed(came, self.answer)
 
     def came(self, came: Came) -> None:
         answer = self.answer

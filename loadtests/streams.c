@@ -40,13 +40,14 @@ struct answer {
     int64_t unsent; /* bytes of it that could not be sent */
     char *data, *body;
     struct read *read;
+    struct stream *from;
     struct answer *next;
     int64_t room, read_room;
 };
 
 /* One connection. Never freed but used again: an event of epoll's may still name it. */
 struct stream {
-    int handle, watched;
+    int handle, watched, untold; /* answers that Python has not been told of */
     int64_t id, position; /* where in the answer the next chunk begins; 0: still in the head */
     struct answer *answer;
     char *before, *after; /* of a request that lies ready, around its number */
@@ -135,7 +136,7 @@ static struct answer *new_answer(struct stream *stream) {
         answer->read = malloc(answer->read_room * sizeof *answer->read);
         if (!answer->data || !answer->body || !answer->read) abort();
     }
-    *answer = (struct answer){.stream = stream->id, .why = MORE, .number = -1, .room = answer->room, .read_room = answer->read_room,
+    *answer = (struct answer){.stream = stream->id, .from = stream, .why = MORE, .number = -1, .room = answer->room, .read_room = answer->read_room,
                               .data = answer->data, .body = answer->body, .read = answer->read};
     return answer;
 }
@@ -224,6 +225,7 @@ static int take(struct stream *stream) {
     }
     *last = answer;
     last = &answer->next;
+    stream->untold++;
     return 1;
 }
 
@@ -318,15 +320,29 @@ void streams_prepare(struct stream *stream, const char *before, int64_t before_b
     pthread_mutex_unlock(&lock);
 }
 
-/* It is no longer read. What has come of an answer and nobody was told of, which is to be freed; null: nothing. */
+/* The first of those that Python has not been told of, of that stream or, with null, of all; null: none. */
+static struct answer *next_untold(struct stream *stream) {
+    struct answer **at = &first, *answer;
+    if (stream && !stream->untold) return NULL;
+    while (stream && (*at)->from != stream) at = &(*at)->next;
+    if (!(answer = *at)) return NULL;
+    if (!(*at = answer->next)) last = at;
+    answer->from->untold--;
+    return answer;
+}
+
+/* It is no longer read. What has come of it and nobody was told of, one answer a call, the last one MORE and not whole; each is to be
+   freed. Null: no more, and the stream is gone. */
 struct answer *streams_leave(struct stream *stream) {
     pthread_mutex_lock(&lock);
-    struct answer *answer = stream->answer;
     unwatch(stream);
     stream->before_bytes = 0;
-    stream->answer = NULL;
-    stream->next = unused;
-    unused = stream;
+    struct answer *answer = next_untold(stream);
+    if (!answer && (answer = stream->answer)) stream->answer = NULL;
+    if (!answer) {
+        stream->next = unused;
+        unused = stream;
+    }
     pthread_mutex_unlock(&lock);
     return answer;
 }
@@ -334,8 +350,7 @@ struct answer *streams_leave(struct stream *stream) {
 /* The next that Python is told of; null: none. It is to be freed. */
 struct answer *streams_take(void) {
     pthread_mutex_lock(&lock);
-    struct answer *answer = first;
-    if (answer && !(first = answer->next)) last = &first;
+    struct answer *answer = next_untold(NULL);
     if (!answer) {
         eventfd_t count;
         eventfd_read(told_handle, &count);

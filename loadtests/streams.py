@@ -63,8 +63,9 @@ class Stream(Protocol):
         """A request, around its number, that may be sent when the answer ends."""
         ...
 
-    def leave(self) -> Came | None:
-        """It is no longer read. What came and was not told."""
+    def leave(self) -> list[Came]:
+        """It is no longer read. What came and was not told, the last one perhaps not whole. Nobody else is told of anything: whoever leaves
+        may be told himself just now, or may be no loop."""
         ...
 
 
@@ -184,9 +185,10 @@ class StreamInLoop:
     def prepare(self, before: bytes, after: bytes) -> None:
         """Who is told of each read, sends himself."""
 
-    def leave(self) -> None:
+    def leave(self) -> list[Came]:
         self.watcher.stop()
         self.watcher.close()
+        return []
 
 
 class _Shared(ctypes.Structure):
@@ -258,8 +260,7 @@ class InC:
     def tell(self) -> None:
         while address := self.library.streams_take():
             stream, came = self.came(address)
-            if listener := self.listeners.get(stream):  # else somebody has left it meanwhile
-                listener.came(came)
+            self.listeners[stream].came(came)
 
     def came(self, address: int) -> tuple[int, Came]:
         answer = _Answer.from_address(address)
@@ -278,11 +279,12 @@ class StreamInC:
     def prepare(self, before: bytes, after: bytes) -> None:
         self.streams.library.streams_prepare(self.address, before, len(before), after, len(after))
 
-    def leave(self) -> Came | None:
-        self.streams.tell()  # else what was to be told would be lost
+    def leave(self) -> list[Came]:
         del self.streams.listeners[self.number]
-        address = self.streams.library.streams_leave(self.address)
-        return self.streams.came(address)[1] if address else None
+        found = []
+        while address := self.streams.library.streams_leave(self.address):
+            found.append(self.streams.came(address)[1])
+        return found
 
 
 def compiled() -> ctypes.CDLL | None:

@@ -46,6 +46,19 @@ class Bench:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def pinned(self) -> list[str]:
+        """What a command begins with that is to run on the load generator's cores."""
+        cores = ",".join(map(str, self.place.load_cores))
+        return ["taskset", "-c", cores] if cores and shutil.which("taskset") else []
+
+    def in_c(self, program: str) -> list[str] | None:
+        """The command of one of the C programs beside this file, on the load generator's cores; null without a C compiler."""
+        compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+        if compiler is None:
+            return None
+        subprocess.run([compiler, "-O2", "-o", str(self.scratch / program), str(Path(__file__).with_name(f"{program}.c"))], check=True)
+        return [*self.pinned(), str(self.scratch / program)]
+
     def note_readers(self, workers: Sequence[dict[str, Any]]) -> None:
         self.readers |= {worker["reader"] for worker in workers}
 

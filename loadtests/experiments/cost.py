@@ -2,13 +2,11 @@
 
 import contextlib
 import json
-import shutil
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +38,11 @@ def cost(bench: Bench) -> dict[str, Any]:
 
     spread_us: dict[str, list[dict[str, float | None]]] = {str(users): [] for users in (64, 256, 512)}
     together_us = []
-    with compiled_reader(bench.scratch) as reader:
-        for _ in range(bench.repeat):
-            for users, found in spread_us.items():
-                found.append({"load generator": own(int(users), spread), "C reader": cpu_of_reader(bench, reader, int(users))})
-            together_us.append({"load generator": own(64, together), "vllm bench serve": cpu_of_vllm_bench(bench, 64)})
+    reader = bench.in_c("reader")
+    for _ in range(bench.repeat):
+        for users, found in spread_us.items():
+            found.append({"load generator": own(int(users), spread), "C reader": cpu_of_reader(bench, reader, int(users))})
+        together_us.append({"load generator": own(64, together), "vllm bench serve": cpu_of_vllm_bench(bench, 64)})
     return {"spread_us": {users: medians(found) for users, found in spread_us.items()}, "together_us": medians(together_us),
             "ratio_to_c": {users: median_ratio(found, "C reader") for users, found in spread_us.items()},
             "ratio_to_vllm": median_ratio(together_us, "vllm bench serve")}
@@ -61,7 +59,7 @@ def cpu_of_reader(bench: Bench, reader: list[str] | None, users: int) -> float |
     folder = bench.folder()
     folder.mkdir()
     with truth(folder, bench.place.server_cores, *TIMES) as url:
-        said = subprocess.run([*pinned(bench), *reader, url.rpartition(":")[2], str(users), "128", "8"], capture_output=True, text=True,
+        said = subprocess.run([*reader, url.rpartition(":")[2], str(users), "128", "8"], capture_output=True, text=True,
                               check=True)
     events, cpu_s = said.stdout.split()
     return 1e6 * float(cpu_s) / float(events)
@@ -75,7 +73,7 @@ def cpu_of_vllm_bench(bench: Bench, users: int) -> float | None:
     folder = bench.folder()
     folder.mkdir()
     with truth(folder, bench.place.server_cores, *TIMES) as url:
-        command = [*pinned(bench), sys.executable, "-c", VLLM_BENCH, "--backend", "openai", "--base-url", url, "--model", model.name,
+        command = [*bench.pinned(), sys.executable, "-c", VLLM_BENCH, "--backend", "openai", "--base-url", url, "--model", model.name,
                    "--tokenizer", model.path, "--dataset-name", "random", "--random-input-len", "16", "--random-output-len", "128",
                    "--num-prompts", str(6 * users), "--max-concurrency", str(users), "--ignore-eos", "--disable-tqdm"]
         samples: list[tuple[float, float]] = []
@@ -104,19 +102,3 @@ def us_per_event(samples: list[tuple[float, float]], stamps: list[float]) -> flo
 def served_in(folder: Path) -> Iterator[list[float]]:
     lines = (folder / "truth.jsonl").read_text().splitlines()[1:]
     return (json.loads(line)["stamps_s"] for line in lines)
-
-
-def pinned(bench: Bench) -> list[str]:
-    cores = ",".join(map(str, bench.place.load_cores))
-    return ["taskset", "-c", cores] if cores and shutil.which("taskset") else []
-
-
-@contextmanager
-def compiled_reader(scratch: Path) -> Iterator[list[str] | None]:
-    """Command of reader.c, which is beside this file; null without a C compiler."""
-    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-    if compiler is None:
-        yield None
-        return
-    subprocess.run([compiler, "-O2", "-o", str(scratch / "reader"), str(Path(__file__).with_name("reader.c"))], check=True)
-    yield [str(scratch / "reader")]

@@ -6,20 +6,22 @@ import heapq
 import itertools
 import json
 import random
+import subprocess
 from collections.abc import Sequence
 from typing import Any
 
 import scipy.stats
 
-from loadtests.calibrate import errors, percentile
+from loadtests.calibrate import errors, percentile, truth
 from loadtests.experiments.bench import ITL_S, TIMES, TTFT_S, Bench, medians, scenario
 
 
 def open_loop(bench: Bench) -> dict[str, Any]:
     """At 50, 200, 500 and 2,000 requests/s of 8 tokens: rate within 0.5%, send lag P50 / P99 at most 0.3 / 0.6 ms up to 500; gaps between
     arrivals pass a Kolmogorov-Smirnov test against the exponential distribution that was asked for. So do those between what was really
-    sent, up to the rate where sending two requests takes longer than their gap often enough to be seen in 10,000 of them."""
-    found = []
+    sent, up to the rate where sending two requests takes longer than their gap often enough to be seen in 10,000 of them: there a few
+    lines of C send at the same times, run by run between ours, and show what is possible."""
+    found, sender = [], bench.in_c("sender")
     for rate in (50, 200, 500, 2000):
         runs = []
         for number in range(bench.repeat):
@@ -29,10 +31,21 @@ def open_loop(bench: Bench) -> dict[str, Any]:
             planned = sorted(row["scheduled_s"] for row in one.rows if start_s <= row["scheduled_s"] < end_s)
             inside = sum(start_s <= at < end_s for at in sent)
             runs.append(errors(one) | {"rate_error": inside / one.said["planned"] - 1, "ks_planned_p": exponential(planned, rate),
-                                       "ks_sent_p": exponential(sent, rate)})
-        found.append({"rate": rate} | medians(runs)
-                     | {f"least_{name}": min(one[name] for one in runs) for name in ("ks_planned_p", "ks_sent_p")})
+                                       "ks_sent_p": exponential(sent, rate),
+                                       "ks_sent_in_c_p": exponential(sent_in_c(bench, sender, planned), rate) if sender else None})
+        tests = [name for name in ("ks_planned_p", "ks_sent_p", "ks_sent_in_c_p") if runs[0][name] is not None]
+        found.append({"rate": rate} | medians(runs) | {f"least_{name}": min(one[name] for one in runs) for name in tests})
     return {"levels": found}
+
+
+def sent_in_c(bench: Bench, sender: list[str], planned: Sequence[float]) -> list[float]:
+    """When each was sent by a program that does nothing else, in seconds since the first one's time."""
+    folder = bench.folder()
+    folder.mkdir()
+    with truth(folder, bench.place.server_cores, *TIMES) as url:
+        said = subprocess.run([*sender, url.rpartition(":")[2], "500"], input="".join(f"{at - planned[0]:.9f}\n" for at in planned),
+                              capture_output=True, text=True, check=True)
+    return [float(line) for line in said.stdout.split()]
 
 
 def exponential(at: Sequence[float], rate: float) -> float:

@@ -10,7 +10,6 @@ import psutil
 from loadtests import generator, records, reference
 from loadtests.calibrate import Run, errors, truth
 from loadtests.experiments.bench import TIMES, Bench, environment, medians, scenario
-from loadtests.experiments.cost import compiled_reader, pinned
 from loadtests.generator import Workers
 
 
@@ -19,16 +18,16 @@ def accuracy(bench: Bench) -> dict[str, Any]:
     20 us at P99 with kernel stamps, 1 ms without."""
     wanted = scenario("closed", output_tokens=[96, 160], warmup_s=6.0, warmup_max_s=6.0)
     found = []
-    with compiled_reader(bench.scratch) as reader:
-        for users in (64, 256, 512, 768):
-            runs: dict[str, list[dict[str, Any]]] = {"kernel": [], "user": [], "C program": []}
-            for number in range(bench.repeat):  # one after the other, so that all see the same machine
-                for stamps in ("kernel", "user") if users == 64 else ("kernel",):
-                    with environment(SERVEOFF_STAMPS=stamps):
-                        runs[stamps].append(errors(bench.load(wanted, *TIMES, users=users, seed=str(number))))
-                if reader:
-                    runs["C program"].append(errors_in_c(bench, reader, users))
-            found += [{"users": users, "stamps": stamps} | medians(each) for stamps, each in runs.items() if each]
+    reader = bench.in_c("reader")
+    for users in (64, 256, 512, 768):
+        runs: dict[str, list[dict[str, Any]]] = {"kernel": [], "user": [], "C program": []}
+        for number in range(bench.repeat):  # one after the other, so that all see the same machine
+            for stamps in ("kernel", "user") if users == 64 else ("kernel",):
+                with environment(SERVEOFF_STAMPS=stamps):
+                    runs[stamps].append(errors(bench.load(wanted, *TIMES, users=users, seed=str(number))))
+            if reader:
+                runs["C program"].append(errors_in_c(bench, reader, users))
+        found += [{"users": users, "stamps": stamps} | medians(each) for stamps, each in runs.items() if each]
     return {"levels": found}
 
 
@@ -38,7 +37,7 @@ def errors_in_c(bench: Bench, reader: list[str], users: int) -> dict[str, Any]:
     folder.mkdir()
     file, seconds = folder / "rows.jsonl", 8.0
     with truth(folder, bench.place.server_cores, *TIMES) as url:
-        subprocess.run([*pinned(bench), *reader, url.rpartition(":")[2], str(users), "128", str(seconds), str(file)],
+        subprocess.run([*reader, url.rpartition(":")[2], str(users), "128", str(seconds), str(file)],
                        stdout=subprocess.DEVNULL, check=True)
     rows = records.read_lines(file)
     start_s = min(row["scheduled_s"] for row in rows)

@@ -8,7 +8,7 @@ import pytest
 
 from loadtests import calibrate, records, reference
 from loadtests.experiments import bench, cost
-from loadtests.experiments.open_loops import e2e_with_freeze
+from loadtests.experiments.open_loops import e2e_with_freeze, sent_in_c
 
 FREEZE = (10.0, 12.0)
 
@@ -59,9 +59,10 @@ def test_cpu_time_for_an_event_leaves_out_start_and_end():
 def test_the_reader_in_c_reads_while_its_users_begin(tmp_path: Path) -> None:
     """What is left to gather is read in large pieces, which cost less than what the load generator does; and its times are true ones."""
     users, file = 20, tmp_path / "rows.jsonl"
-    with cost.compiled_reader(tmp_path) as reader, calibrate.truth(tmp_path, (), "--ttft-ms", "5", "--itl-ms", "2") as url:
-        if reader is None:
-            pytest.skip("no C compiler")
+    reader = bench.Bench(tmp_path, 1, 1.0).in_c("reader")
+    if reader is None:
+        pytest.skip("no C compiler")
+    with calibrate.truth(tmp_path, (), "--ttft-ms", "5", "--itl-ms", "2") as url:
         command = [*reader, url.rpartition(":")[2], str(users), "8", "1", str(file)]
         said = subprocess.run(command, capture_output=True, text=True, check=True)
     rows, (_, served) = records.read_lines(file), reference.read_log(tmp_path / "truth.jsonl")
@@ -72,6 +73,18 @@ def test_the_reader_in_c_reads_while_its_users_begin(tmp_path: Path) -> None:
         true = known[f"0-{row['request']}"]
         assert row["scheduled_s"] <= row["sent_s"] <= true.arrived_s and len(row["token_s"]) == len(true.stamps_s) == 8
         assert all(sent <= seen + 1e-4 for sent, seen in zip(true.stamps_s, row["token_s"], strict=True))
+
+
+def test_the_sender_in_c_sends_when_it_is_told(tmp_path: Path) -> None:
+    here = bench.Bench(tmp_path, 1, 1.0)
+    sender = here.in_c("sender")
+    if sender is None:
+        pytest.skip("no C compiler")
+    planned = [100.0 + 0.002 * number for number in range(1000)]  # twice as many as it has connections
+    sent = sent_in_c(here, sender, planned)
+    _, served = reference.read_log(tmp_path / "0" / "truth.jsonl")
+    assert len(sent) == len(served) == 1000 and sent == sorted(sent)
+    assert all(at >= due - planned[0] - 1e-6 for at, due in zip(sent, planned, strict=True))
 
 
 @pytest.mark.slow
