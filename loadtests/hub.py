@@ -52,7 +52,7 @@ class HubConnection(Connection):
 
     def __init__(self, *reached: Any):
         super().__init__(*reached)
-        self.prepared: tuple[Exchange, Callable[[int], bytes], tuple[bytes, bytes]] | None = None
+        self.prepared: tuple[Exchange, Encoder, tuple[bytes, bytes]] | None = None
         self.unsent: bytes | None = None  # of a request that was sent ahead; null: there is none
         self.stream: Stream | None = None
         self.answer: Reader | None = None  # that somebody waits for
@@ -72,10 +72,11 @@ class HubConnection(Connection):
         self.unsent = None
         self.early.clear()
 
-    def encoder(self, path: str, body: bytes, prefix: str) -> Callable[[int], bytes]:
-        """A request made in advance but for the number that ends its X-Request-Id, which is known when it is sent."""
+    def encoder(self, path: str, body: bytes, prefix: str) -> "Encoder":
+        """A request made in advance, for any connection to the same place, but for the number that ends its X-Request-Id, which is known
+        when it is sent."""
         before, after = self._around(path, body, prefix)
-        return lambda number: b"%b%d%b" % (before, number, after)
+        return lambda _, number: b"%b%d%b" % (before, number, after)
 
     def _around(self, path: str, body: bytes, prefix: str) -> tuple[bytes, bytes]:
         before, _, after = self._request(path, body, prefix + "\0").partition(b"\0")
@@ -94,11 +95,11 @@ class HubConnection(Connection):
             self.prepared = None
         super().post(path, body, exchange, request_id)
 
-    def send_ahead(self, encode: Callable[[int], bytes], number: int, exchange: Exchange) -> None:
+    def send_ahead(self, encode: "Encoder", number: int, exchange: Exchange) -> None:
         """Sends a request without waiting for anything, if the connection is open: `post` with the same exchange waits for its answer, and
         sends what could not be sent at once."""
         if self.socket is not None and self.tls is None:
-            request = encode(number)
+            request = encode(self, number)
             exchange.sent_s = time.perf_counter()
             self.unsent = request[self._send(request) :]
 
@@ -180,8 +181,8 @@ class HubConnection(Connection):
         try:
             if came.why == ENDED:
                 assert isinstance(answer, Answer)
-                answer.take(came.data, came.body, came.reads)
-                self._ended(came, came.reads[-1][0])
+                answer.take(came.data, came.body, came.arrived, came.lags, came.lengths)
+                self._ended(came, came.arrived[-1])
                 return
             complete = _feed(came, answer)
             if came.why < 0:
@@ -196,12 +197,12 @@ class HubConnection(Connection):
             self._leave()
             self.stream = streams().watch(self.socket, self, plain=False)
         else:
-            self._ended(came, came.reads[-1][0] if came.reads else time.perf_counter())
+            self._ended(came, came.arrived[-1] if came.arrived else time.perf_counter())
 
     def read(self, data: bytes, at: float, lag: float) -> None:
         answer = self.answer
         if answer is None:
-            self.early.append(Came(MORE, data, [(at, lag, len(data), 0)]))
+            self.early.append(Came(MORE, data, [at], [lag], [len(data)]))
             return
         try:
             complete = answer.feed(data, at, lag)
@@ -223,7 +224,7 @@ class HubConnection(Connection):
         if self.prepared is not None:
             exchange, encode, _ = self.prepared
             if came is not None and came.number >= 0:
-                number, request = came.number, encode(came.number)
+                number, request = came.number, encode(self, came.number)
                 exchange.sent_s, self.unsent = came.sent_s, request[len(request) - came.unsent :]
             elif keep and time.perf_counter() <= streams().until_s:
                 number = streams().number()
@@ -238,10 +239,13 @@ class HubConnection(Connection):
 def _feed(came: Came, answer: Reader) -> bool:
     """Whether it is complete. Read by read, as it came."""
     start, complete, data, feed = 0, False, came.data, answer.feed
-    for at, lag, end, _ in came.reads:
+    for at, lag, end in zip(came.arrived, came.lags, came.lengths, strict=True):
         complete = feed(data[start:end], at, lag)
         start = end
     return complete
+
+
+Encoder = Callable[[HubConnection, int], bytes]  # of the connection on which it is sent, and of its number
 
 
 class HubWebSocket(HubConnection, WebSocketConnection):
@@ -249,8 +253,8 @@ class HubWebSocket(HubConnection, WebSocketConnection):
 
     plain = False
 
-    def encoder(self, path: str, body: bytes, prefix: str) -> Callable[[int], bytes]:
-        return lambda number: self._request(path, body, f"{prefix}{number}")
+    def encoder(self, path: str, body: bytes, prefix: str) -> "Encoder":
+        return lambda connection, number: connection._request(path, body, f"{prefix}{number}")
 
     def _around(self, *_: object) -> tuple[bytes, bytes]:
         return b"", b""  # the number is inside a frame: `encoder` knows

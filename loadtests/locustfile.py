@@ -26,7 +26,7 @@ from locust.runners import MasterRunner, WorkerRunner
 
 from loadtests import arrivals, link, prompts, sse
 from loadtests.conductor import Conductor
-from loadtests.hub import Alarm, HubConnection, HubWebSocket, Slots, Turn
+from loadtests.hub import Alarm, Encoder, HubConnection, HubWebSocket, Slots, Turn
 from loadtests.recorder import CUT_OFF, Recorder, Sent, give_up
 from loadtests.streams import streams
 from servers.bounds import LOST_AFTER_S
@@ -100,14 +100,9 @@ class Worker:
     def post(self, connection: HubConnection, sent: Sent, prepared: "Prepared") -> None:
         connection.post(prepared[1], prepared[2], sent.exchange, f"{self.number}-{sent.number}")
 
-    def send_ahead(self, connection: HubConnection, user: int | None, scheduled_s: float, prepared: "Prepared") -> Sent:
-        """Without waiting for anything; `post` then waits for the answer."""
-        number = self.recorder.streams.number()
-        connection.send_ahead(connection.encoder(prepared[1], prepared[2], f"{self.number}-"), number, prepared[3])
-        return self.recorder.begin(user, scheduled_s, prepared[0], prepared[3], number)  # afterwards, since it takes its time as well
-
 
 Prepared = tuple[prompts.Prompt, str, bytes, sse.Exchange]  # with path and body
+Begun = tuple[float, Prepared, HubConnection | None, int]  # when it was scheduled, s; connection, if it was sent; request's number
 worker: Worker
 conductor: Conductor
 
@@ -195,6 +190,7 @@ class OpenLoop(User):
         idle: list[HubConnection] = []
         in_flight: set[gevent.Greenlet] = set()
         alarm, turn = Alarm(), Turn()
+        encoder = worker.connect().encoder  # of a connection that is never opened
 
         def one(sent: Sent, prepared: Prepared, connection: HubConnection | None) -> None:
             with worker.row(sent):
@@ -207,9 +203,10 @@ class OpenLoop(User):
             if worker.slots is not None:  # not if this greenlet was killed: nobody shall go on then
                 worker.slots.give()
 
-        def look_after(begun: list[tuple[Sent, Prepared, HubConnection | None]]) -> None:
-            for each in begun:
-                greenlet = gevent.spawn(one, *each)
+        def look_after(begun: list[Begun]) -> None:
+            for scheduled_s, prepared, connection, number in begun:
+                sent = recorder.begin(None, scheduled_s, prepared[0], prepared[3], number)
+                greenlet = gevent.spawn(one, sent, prepared, connection)
                 greenlet.link_exception(lambda failed: give_up(repr(failed.exception)))
                 in_flight.add(greenlet)
                 greenlet.rawlink(in_flight.discard)
@@ -217,12 +214,13 @@ class OpenLoop(User):
 
         def send(user: int, part: list[tuple[int, arrivals.Arrival]], start_s: float, until: AsyncResult | None) -> None:
             # Those that come close together wait neither for being made nor for what is to be done after sending.
-            ahead: deque[Prepared] = deque()
-            begun: list[tuple[Sent, Prepared, HubConnection | None]] = []
+            ahead: deque[tuple[Prepared, Encoder]] = deque()
+            begun: list[Begun] = []
 
             def prepare() -> float:
                 began_s = recorder.now()
-                ahead.append(worker.prepare(user, *part[number + len(ahead)]))
+                prepared = worker.prepare(user, *part[number + len(ahead)])
+                ahead.append((prepared, encoder(prepared[1], prepared[2], f"{worker.number}-")))
                 return recorder.now() - began_s
 
             for number, (_, arrival) in enumerate(part):
@@ -240,14 +238,13 @@ class OpenLoop(User):
                         until.wait(early_s)
                     if until.ready() and scheduled_s >= until.get():
                         break
-                prepared = ahead.popleft()
+                prepared, encode = ahead.popleft()
                 alarm.sleep_until(recorder.zero_s + scheduled_s)
                 connection = idle.pop() if idle and worker.slots is None else None
+                sent_as = recorder.streams.number()
                 if connection is not None:
-                    sent = worker.send_ahead(connection, None, scheduled_s, prepared)
-                else:
-                    sent = recorder.begin(None, scheduled_s, prepared[0])
-                begun.append((sent, prepared, connection))
+                    connection.send_ahead(encode, sent_as, prepared[3])
+                begun.append((scheduled_s, prepared, connection, sent_as))
             look_after(begun)
 
         try:

@@ -13,7 +13,6 @@ import ssl
 import struct
 import sys
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -169,17 +168,15 @@ class Answer:
             raise AnswerError("answer too long")
         return complete or (self.length is not None and len(body) >= self.length)
 
-    def take(self, head: bytes, body: bytes, reads: Iterable[tuple[float, float, int, int]]) -> None:
-        """A whole answer in chunks, which somebody else has removed. `reads`: (arrival, lag, bytes until then, of them the body's)."""
+    def take(self, head: bytes, body: bytes, arrived: list[float], lags: list[float], lengths: list[int]) -> None:
+        """A whole answer in chunks, which somebody else has removed, as an Exchange holds it."""
         exchange = self.exchange
         self.length, self.chunked, self.keep = _read_head(head[:-4], exchange)
         self.head = None
         exchange.body += body
-        if of_body := [read for read in reads if read[2] > len(head)]:
-            arrived, lags, _, lengths = zip(*of_body, strict=True)
-            exchange.arrived += arrived
-            exchange.lengths += lengths
-            exchange.lags += lags
+        exchange.arrived += arrived
+        exchange.lengths += lengths
+        exchange.lags += lags
 
 
 class Connection:

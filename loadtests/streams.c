@@ -16,6 +16,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -30,15 +31,16 @@
 
 enum { ENDED = 0, MORE = 1, CLOSED = 2 }; /* or minus errno: why Python is told */
 
-struct read { double at, lag; int64_t end, length; }; /* when there were `end` bytes, and of them `length` of the body */
+struct read { double at, lag; int64_t end; }; /* when there were `end` bytes */
 
-/* What came of an answer, head and all, and what was sent when it had ended. */
+/* What came of an answer, and what was sent when it had ended. If it has ENDED, whoever is told finds `head` bytes of head in `data` and
+   behind them `bytes` of body, chunks removed, and `end` counts those; else all bytes as they came. */
 struct answer {
-    int64_t stream, why, bytes, head, length, reads; /* all bytes, those of the head, of the body */
+    int64_t stream, why, bytes, head, reads;
     int64_t number;                                  /* of the request that was sent then; -1: none */
     double sent_s;
     int64_t unsent; /* bytes of it that could not be sent */
-    char *data, *body;
+    char *data;
     struct read *read;
     struct stream *from;
     struct answer *next;
@@ -61,7 +63,7 @@ static struct shared shared;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct { double start_s, end_s; } stalls[MOST_STALLS];
 static int stalls_found;
-static int poll_handle, told_handle;
+static int poll_handle, told_handle, tick_handle;
 static struct stream *unused;
 static struct answer *spare; /* kept: what one thread allocates and another frees again and again leaves ever more holes */
 static struct answer *first, **last = &first;
@@ -107,21 +109,35 @@ static int look(struct stream *stream) {
         if (!plain) return MORE;
         stream->position = answer->head = end + 4 - data;
     }
-    struct read *read = &answer->read[answer->reads - 1];
     while (stream->position < bytes) {
         int64_t size = 0, start = chunk_size(data, bytes, stream->position, &size);
         if (start < 0) return MORE;
-        if (!start) break;
-        int64_t there = bytes - start < size ? bytes - start : size;
-        memcpy(answer->body + answer->length, data + start, there);
-        read->length = answer->length + there;
-        if (start + size + 2 > bytes) break;
+        if (!start || start + size + 2 > bytes) break;
         if (data[start + size] != '\r' || data[start + size + 1] != '\n') return MORE; /* trailers, too */
-        answer->length += size;
         stream->position = start + size + 2;
         if (!size) return ENDED;
     }
     return bytes > LONGEST ? MORE : -1;
+}
+
+/* Removes what is not of the body behind the head, and forgets reads of the head alone. Not while it is read: streams wait then. */
+static struct answer *stripped(struct answer *answer) {
+    if (!answer || answer->why != ENDED) return answer;
+    struct read *read = answer->read, *last_read = read + answer->reads, *kept = read;
+    char *body = answer->data + answer->head;
+    int64_t length = 0, size = 1;
+    while (read < last_read && read->end <= answer->head) read++;
+    for (int64_t position = answer->head; size; position += size + 2) {
+        position = chunk_size(answer->data, answer->bytes, position, &size);
+        for (; read < last_read && read->end <= position + size; *kept++ = *read++)
+            read->end = length + (read->end > position ? read->end - position : 0);
+        memmove(body + length, answer->data + position, size);
+        length += size;
+    }
+    for (; read < last_read; *kept++ = *read++) read->end = length;
+    answer->reads = kept - answer->read;
+    answer->bytes = length;
+    return answer;
 }
 
 static struct answer *new_answer(struct stream *stream) {
@@ -132,12 +148,11 @@ static struct answer *new_answer(struct stream *stream) {
         if (!(answer = malloc(sizeof *answer))) abort();
         answer->room = 2 * ROOM, answer->read_room = 160;
         answer->data = malloc(answer->room);
-        answer->body = malloc(answer->room);
         answer->read = malloc(answer->read_room * sizeof *answer->read);
-        if (!answer->data || !answer->body || !answer->read) abort();
+        if (!answer->data || !answer->read) abort();
     }
-    *answer = (struct answer){.stream = stream->id, .from = stream, .why = MORE, .number = -1, .room = answer->room, .read_room = answer->read_room,
-                              .data = answer->data, .body = answer->body, .read = answer->read};
+    *answer = (struct answer){.stream = stream->id, .from = stream, .why = MORE, .number = -1, .room = answer->room,
+                              .read_room = answer->read_room, .data = answer->data, .read = answer->read};
     return answer;
 }
 
@@ -148,7 +163,6 @@ static void free_answer(struct answer *answer) {
         return;
     }
     free(answer->data);
-    free(answer->body);
     free(answer->read);
     free(answer);
 }
@@ -175,8 +189,7 @@ static int take(struct stream *stream) {
     struct answer *answer = stream->answer;
     if (answer->room - answer->bytes < ROOM) {
         answer->data = realloc(answer->data, answer->room *= 2);
-        answer->body = realloc(answer->body, answer->room);
-        if (!answer->data || !answer->body) abort();
+        if (!answer->data) abort();
     }
     if (answer->reads == answer->read_room) {
         answer->read = realloc(answer->read, (answer->read_room *= 2) * sizeof *answer->read);
@@ -205,7 +218,7 @@ static int take(struct stream *stream) {
         shared.bytes += got;
         /* two reads of one segment have one stamp, and its conversion to our clock an error of some hundred ns */
         if (answer->reads && at < answer->read[answer->reads - 1].at) at = answer->read[answer->reads - 1].at;
-        answer->read[answer->reads++] = (struct read){at, lag, answer->bytes, answer->length};
+        answer->read[answer->reads++] = (struct read){at, lag, answer->bytes};
         if ((why = look(stream)) < 0) return 0;
     } else if (!got) {
         why = CLOSED;
@@ -231,10 +244,11 @@ static int take(struct stream *stream) {
 
 static void *work(void *nothing) {
     struct epoll_event ready[64];
+    uint64_t ticks;
     (void)nothing;
     shared.thread = gettid();
     for (double last_s = now(CLOCK_MONOTONIC);;) {
-        int found = epoll_wait(poll_handle, ready, 64, TICK_MS), tell = 0;
+        int found = epoll_wait(poll_handle, ready, 64, -1), tell = 0;
         double now_s = now(CLOCK_MONOTONIC);
         pthread_mutex_lock(&lock);
         if (now_s - last_s > TICK_MS * 1e-3 + STALL_S && stalls_found < MOST_STALLS) {
@@ -244,7 +258,11 @@ static void *work(void *nothing) {
         last_s = now_s;
         for (int i = 0; i < found; i++) {
             struct stream *stream = ready[i].data.ptr;
-            if (stream->watched) tell |= take(stream);
+            if (!stream) { /* the tick, which says nothing */
+                if (read(tick_handle, &ticks, sizeof ticks) < 0) continue;
+            } else if (stream->watched) {
+                tell |= take(stream);
+            }
         }
         pthread_mutex_unlock(&lock);
         if (tell) eventfd_write(told_handle, 1);
@@ -263,6 +281,12 @@ int streams_begin(void) {
     pthread_t thread;
     sigset_t all, before;
     if ((poll_handle = epoll_create1(EPOLL_CLOEXEC)) < 0 || (told_handle = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) < 0) return -errno;
+    /* not a time limit of epoll's, for which the kernel sets a timer anew each time */
+    struct timespec tick = {.tv_nsec = TICK_MS * 1000000};
+    struct epoll_event ticking = {.events = EPOLLIN};
+    if ((tick_handle = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)) < 0
+        || timerfd_settime(tick_handle, 0, &(struct itimerspec){tick, tick}, NULL)
+        || epoll_ctl(poll_handle, EPOLL_CTL_ADD, tick_handle, &ticking)) return -errno;
     sigfillset(&all); /* signals are Python's */
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int failed = pthread_create(&thread, NULL, work, NULL);
@@ -344,7 +368,7 @@ struct answer *streams_leave(struct stream *stream) {
         unused = stream;
     }
     pthread_mutex_unlock(&lock);
-    return answer;
+    return stripped(answer);
 }
 
 /* The next that Python is told of; null: none. It is to be freed. */
@@ -356,7 +380,7 @@ struct answer *streams_take(void) {
         eventfd_read(told_handle, &count);
     }
     pthread_mutex_unlock(&lock);
-    return answer;
+    return stripped(answer);
 }
 
 /* Whether there is one that has not been told: from when to when nothing was read, for whatever reason. */

@@ -12,11 +12,11 @@ import math
 import os
 import shutil
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
 import time
+from array import array
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -29,17 +29,19 @@ ENDED, MORE, CLOSED = 0, 1, 2  # or minus errno: why one is told; MORE: it was n
 READABLE = 1
 TICK_S = 0.005
 STALL_S = 0.010  # tokens of one stream that come meanwhile may be merged
-READ = struct.Struct("@ddqq")
+READ_WORDS = 3  # arrival, lag, bytes until then
 
 
 class Came(NamedTuple):
     """What came of an answer: if it has ENDED, its head in `data`, and its body, chunks removed; else all bytes as they came in `data`.
-    `reads`: (arrival in s, lag in s, bytes until then, bytes of the body until then). `number`: of the request that was sent when it had
-    ended, at `sent_s`, but for `unsent` bytes; -1: none was."""
+    Of each read: when it arrived, s, its lag, s, and the bytes until then: of the body, if it has ENDED, whose reads alone are here then,
+    else of `data`. `number`: of the request that was sent when it had ended, at `sent_s`, but for `unsent` bytes; -1: none was."""
 
     why: int
     data: bytes
-    reads: list[tuple[float, float, int, int]]
+    arrived: list[float]
+    lags: list[float]
+    lengths: list[int]
     body: bytes = b""
     number: int = -1
     sent_s: float = 0.0
@@ -171,11 +173,11 @@ class StreamInLoop:
                 return
             except OSError as error:
                 watcher.stop()
-                listener.came(Came(-(error.errno or 1), b"", []))
+                listener.came(Came(-(error.errno or 1), b"", [], [], []))
                 return
             if not data:
                 watcher.stop()
-                listener.came(Came(CLOSED, b"", []))
+                listener.came(Came(CLOSED, b"", [], [], []))
                 return
             streams.bytes += len(data)  # not count(), which is slower, and this is done for each event
             read(data, at, lag)
@@ -196,9 +198,8 @@ class _Shared(ctypes.Structure):
 
 
 class _Answer(ctypes.Structure):
-    _fields_ = (*((name, ctypes.c_int64) for name in ("stream", "why", "bytes", "head", "length", "reads", "number")),
-                ("sent_s", ctypes.c_double), ("unsent", ctypes.c_int64), ("data", ctypes.c_void_p), ("body", ctypes.c_void_p),
-                ("read", ctypes.c_void_p))
+    _fields_ = (*((name, ctypes.c_int64) for name in ("stream", "why", "bytes", "head", "reads", "number")),
+                ("sent_s", ctypes.c_double), ("unsent", ctypes.c_int64), ("data", ctypes.c_void_p), ("read", ctypes.c_void_p))
 
 
 class InC:
@@ -264,10 +265,14 @@ class InC:
 
     def came(self, address: int) -> tuple[int, Came]:
         answer = _Answer.from_address(address)
-        stream, whole = answer.stream, answer.why == ENDED
-        came = Came(answer.why, ctypes.string_at(answer.data, answer.head if whole else answer.bytes),
-                    list(READ.iter_unpack(ctypes.string_at(answer.read, answer.reads * READ.size))),
-                    ctypes.string_at(answer.body, answer.length) if whole else b"", answer.number, answer.sent_s, answer.unsent)
+        stream, data, head, body = answer.stream, answer.data, answer.bytes, 0
+        if answer.why == ENDED:
+            head, body = answer.head, answer.bytes
+        reads = ctypes.string_at(answer.read, 8 * READ_WORDS * answer.reads)
+        times = array("d", reads)
+        came = Came(answer.why, ctypes.string_at(data, head), times[::READ_WORDS].tolist(), times[1::READ_WORDS].tolist(),
+                    array("q", reads)[2::READ_WORDS].tolist(), ctypes.string_at(data + head, body), answer.number, answer.sent_s,
+                    answer.unsent)
         self.library.streams_free(address)
         return stream, came
 

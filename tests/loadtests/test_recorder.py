@@ -159,7 +159,7 @@ ahead, ended, send_ahead, end = [], [], hub.HubConnection.send_ahead, recorder.e
 
 def sending(connection, encode, number, exchange):
     send_ahead(connection, encode, number, exchange)
-    ahead.append(encode(number).split(b"X-Request-Id: ")[1].split()[0])
+    ahead.append(encode(connection, number).split(b"X-Request-Id: ")[1].split()[0])
     if len(ahead) == 4:
         recorder.end_at(-math.inf)
 

@@ -311,6 +311,12 @@ kept = connect()
 kept.open()
 server.scripts += [[ANSWER], [PING, 0.02, ANSWER[:70], 0.02, ANSWER[70:]], [UNFINISHED, closing(1011, "oops")]]
 assert is_whole(ask(kept)) and is_whole(ask(kept)) and server.connections == 1
+server.scripts.insert(0, [ANSWER])
+exchange = sse.Exchange()  # sent before anyone waits, as an open loop does, which has the request made before it knows the connection
+kept.send_ahead(connect().encoder("/v1/completions", b"{}", "0-"), 1, exchange)
+assert exchange.sent_s is not None
+kept.post("/v1/completions", b"{}", exchange)
+assert is_whole(answers.settle(exchange)) and server.connections == 1
 assert ask(kept).error == "websocket closed: 1011 oops" and kept.socket is None
 server.scripts.append([UNFINISHED, 1.0])
 assert ask(connect(0.3)).error == "timeout"
