@@ -1,12 +1,9 @@
-"""What gevent does too coarsely for a measuring instrument: reads without a switch of greenlets, sleep to the microsecond, pauses in
-which sockets come first, fair slots, and files that keep nobody waiting.
+"""What gevent does too coarsely for a measuring instrument: reads without a switch of greenlets, pauses in which sockets come first, fair
+slots, and files that keep nobody waiting.
 
 `HubConnection`: a greenlet that waits in `recv` is woken by the loop for every event of its stream; with many streams that is most of
 the client's time, and each token waits for the switches before it. Here it sleeps until its answer is complete, which others read
 (loadtests/streams.py), and what comes next can be sent before it wakes.
-
-`Alarm`: gevent's own timers are rounded up to the millisecond of epoll's time-out; a timerfd is a descriptor like any other. It wakes a
-little early, and the rest is spent awake.
 
 `Turn`: gevent.sleep(0) lets other greenlets go first, but asks the kernel for what has become readable only after some fifty of them.
 
@@ -16,10 +13,7 @@ little early, and the rest is spent awake.
 second, and all greenlets with it.
 """
 
-import ctypes
 import os
-import struct
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -39,7 +33,6 @@ from loadtests.websocket import WebSocketConnection
 # Gevent replaces socket.socket by one that waits by switching; this is the plain one.
 PlainSocket = monkey.get_original("socket", "socket")
 WRITABLE = 2  # of gevent's watchers
-AWAKE_S = 50e-6  # about what waking up takes
 
 
 class HubConnection(Connection):
@@ -75,17 +68,17 @@ class HubConnection(Connection):
     def encoder(self, path: str, body: bytes, prefix: str) -> "Encoder":
         """A request made in advance, for any connection to the same place, but for the number that ends its X-Request-Id, which is known
         when it is sent."""
-        before, after = self._around(path, body, prefix)
+        before, after = self.around(path, body, prefix)
         return lambda _, number: b"%b%d%b" % (before, number, after)
 
-    def _around(self, path: str, body: bytes, prefix: str) -> tuple[bytes, bytes]:
+    def around(self, path: str, body: bytes, prefix: str) -> tuple[bytes, bytes]:
         before, _, after = self._request(path, body, prefix + "\0").partition(b"\0")
         return before, after
 
     def prepare(self, path: str, body: bytes, prefix: str, exchange: Exchange) -> None:
         """The request that is sent in the moment in which the answer ends that is waited for: `post` with the same exchange then waits for
         its answer. If it is not sent, because there was an error or it is too late, that is `post`'s to do."""
-        around = self._around(path, body, prefix)
+        around = self.around(path, body, prefix)
         self.prepared = exchange, self.encoder(path, body, prefix), around
         if self.stream is not None:
             self.stream.prepare(*around)
@@ -256,45 +249,8 @@ class HubWebSocket(HubConnection, WebSocketConnection):
     def encoder(self, path: str, body: bytes, prefix: str) -> "Encoder":
         return lambda connection, number: connection._request(path, body, f"{prefix}{number}")
 
-    def _around(self, *_: object) -> tuple[bytes, bytes]:
+    def around(self, *_: object) -> tuple[bytes, bytes]:
         return b"", b""  # the number is inside a frame: `encoder` knows
-
-
-class Alarm:
-    """For one greenlet. Sleeps by gevent's own timer where there is no timerfd (outside Linux)."""
-
-    def __init__(self) -> None:
-        self.descriptor = -1
-        if sys.platform == "linux":
-            self.libc = ctypes.CDLL(None, use_errno=True)
-            self.descriptor = self.libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
-
-    def sleep_until(self, at_s: float) -> None:
-        """Returns at once if that time, of `time.perf_counter()`, has passed; never too early."""
-        wake_s = at_s - AWAKE_S
-        if wake_s > time.perf_counter():
-            self._sleep_until(wake_s)
-        while time.perf_counter() < at_s:
-            pass
-
-    def _sleep_until(self, at_s: float) -> None:
-        if self.descriptor < 0:
-            gevent.sleep(at_s - time.perf_counter())
-            return
-        nanoseconds = int(at_s * 1e9)
-        when = struct.pack("@qqqq", 0, 0, nanoseconds // 1_000_000_000, nanoseconds % 1_000_000_000)  # no interval; absolute
-        if self.libc.timerfd_settime(self.descriptor, 1, when, None):  # 1: TFD_TIMER_ABSTIME
-            raise OSError(ctypes.get_errno(), "timerfd_settime")
-        watcher = gevent.get_hub().loop.io(self.descriptor, 1)
-        try:
-            gevent.get_hub().wait(watcher)
-        finally:
-            watcher.close()
-
-    def close(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
 
 
 class Turn:

@@ -12,9 +12,9 @@ import gc
 import json
 import os
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import gevent
@@ -26,13 +26,13 @@ from locust.runners import MasterRunner, WorkerRunner
 
 from loadtests import arrivals, link, prompts, sse
 from loadtests.conductor import Conductor
-from loadtests.hub import Alarm, Encoder, HubConnection, HubWebSocket, Slots, Turn
+from loadtests.dispatch import dispatcher
+from loadtests.hub import HubConnection, HubWebSocket, Slots, Turn
 from loadtests.recorder import CUT_OFF, Recorder, Sent, give_up
 from loadtests.streams import streams
 from servers.bounds import LOST_AFTER_S
 
-PREPARED_AHEAD = 16  # requests of an open loop
-PREPARING_S = 0.0005  # so long before the next arrival there is still time to prepare another request
+IN_HURRY_S = 0.02  # so long before an open loop's request is due it is made before anything else is done
 KNOWN_BEFORE_S = 0.1  # workers know of the window OPENS_IN_S before it opens, minus what the message takes
 
 
@@ -102,7 +102,6 @@ class Worker:
 
 
 Prepared = tuple[prompts.Prompt, str, bytes, sse.Exchange]  # with path and body
-Begun = tuple[float, Prepared, HubConnection | None, int]  # when it was scheduled, s; connection, if it was sent; request's number
 worker: Worker
 conductor: Conductor
 
@@ -184,77 +183,49 @@ class OpenLoop(User):
 
     @task
     def dispatch(self) -> None:
-        recorder = worker.recorder
-        # Kept alive and used again, the last one first. Not opened in advance: a synchronous worker would accept an idle one and
-        # wait for it while others queue. The warm-up opens as many as the load needs.
-        idle: list[HubConnection] = []
+        recorder, turn = worker.recorder, Turn()
         in_flight: set[gevent.Greenlet] = set()
-        alarm, turn = Alarm(), Turn()
-        encoder = worker.connect().encoder  # of a connection that is never opened
+        sender = dispatcher(worker.connect(), f"{worker.number}-", ahead=worker.slots is None)
 
         def one(sent: Sent, prepared: Prepared, connection: HubConnection | None) -> None:
             with worker.row(sent):
                 if worker.slots is not None:
                     worker.slots.take()
                     sent.slot_s = recorder.now()
-                connection = connection or (idle.pop() if idle else worker.connect())
+                connection = connection or sender.take() or worker.connect()
                 worker.post(connection, sent, prepared)
-            idle.append(connection)
+            sender.offer(connection)
             if worker.slots is not None:  # not if this greenlet was killed: nobody shall go on then
                 worker.slots.give()
 
-        def look_after(begun: list[Begun]) -> None:
-            for scheduled_s, prepared, connection, number in begun:
-                sent = recorder.begin(None, scheduled_s, prepared[0], prepared[3], number)
-                greenlet = gevent.spawn(one, sent, prepared, connection)
-                greenlet.link_exception(lambda failed: give_up(repr(failed.exception)))
-                in_flight.add(greenlet)
-                greenlet.rawlink(in_flight.discard)
-            begun.clear()
+        def look_after(scheduled_s: float, prepared: Prepared, connection: HubConnection | None, number: int | None) -> None:
+            greenlet = gevent.spawn(one, recorder.begin(None, scheduled_s, prepared[0], prepared[3], number), prepared, connection)
+            greenlet.link_exception(lambda failed: give_up(repr(failed.exception)))
+            in_flight.add(greenlet)
+            greenlet.rawlink(in_flight.discard)
 
         def send(user: int, part: list[tuple[int, arrivals.Arrival]], start_s: float, until: AsyncResult | None) -> None:
-            # Those that come close together wait neither for being made nor for what is to be done after sending.
-            ahead: deque[tuple[Prepared, Encoder]] = deque()
-            begun: list[Begun] = []
-
-            def prepare() -> float:
-                began_s = recorder.now()
-                prepared = worker.prepare(user, *part[number + len(ahead)])
-                ahead.append((prepared, encoder(prepared[1], prepared[2], f"{worker.number}-")))
-                return recorder.now() - began_s
-
-            for number, (_, arrival) in enumerate(part):
-                scheduled_s, took_s = start_s + arrival.at_s, 0.0
-                if not ahead or len(begun) == PREPARED_AHEAD or recorder.now() < scheduled_s:
-                    look_after(begun)
-                if not ahead:
-                    took_s = prepare()
-                while len(ahead) < min(PREPARED_AHEAD, len(part) - number) and scheduled_s - recorder.now() > max(PREPARING_S, 4 * took_s):
+            for number, arrival in part:
+                scheduled_s = start_s + arrival.at_s
+                if scheduled_s - recorder.now() > IN_HURRY_S:
                     turn.pass_on()
-                    took_s = prepare()
-                if until is not None:
-                    # The window's first arrivals must not wait behind the warm-up's next one, which may be after them.
-                    if (early_s := scheduled_s - KNOWN_BEFORE_S - recorder.now()) > 0:
-                        until.wait(early_s)
-                    if until.ready() and scheduled_s >= until.get():
-                        break
-                prepared, encode = ahead.popleft()
-                alarm.sleep_until(recorder.zero_s + scheduled_s)
-                connection = idle.pop() if idle and worker.slots is None else None
-                sent_as = recorder.streams.number()
-                if connection is not None:
-                    connection.send_ahead(encode, sent_as, prepared[3])
-                begun.append((scheduled_s, prepared, connection, sent_as))
-            look_after(begun)
+                prepared = worker.prepare(user, number, arrival)
+                if (early_s := scheduled_s - KNOWN_BEFORE_S - recorder.now()) > 0:
+                    gevent.sleep(early_s) if until is None else until.wait(early_s)
+                # The window's first arrivals must not wait behind the warm-up's next one, which may be after them.
+                if until is not None and until.ready() and scheduled_s >= until.get():
+                    break
+                sender.send(recorder.zero_s + scheduled_s, *prepared[1:], partial(look_after, scheduled_s, prepared))
 
         try:
             send(-1, worker.warm_up, worker.began.get(), until=worker.windowed)
             send(0, worker.in_window, worker.windowed.get(), until=None)
+            sender.join()
             gevent.joinall(list(in_flight))
             raise StopUser
         finally:
+            sender.close()
             gevent.killall(list(in_flight))
-            alarm.close()
 
 
 @events.init.add_listener

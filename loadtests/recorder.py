@@ -125,7 +125,8 @@ class Recorder:
         lines, self.lines, latencies, self.latencies = self.lines, [], self.latencies, []
         self.send_report({
             "worker": self.worker, "at_s": self.now(), "sent": self.streams.sent, "rows": self.written, "tokens": self.tokens,
-            "cut_off": self.cut_off, "in_flight": len(self.in_flight) + len(self.finished), "bytes": self.streams.bytes,
+            "cut_off": self.cut_off, "in_flight": len(self.in_flight) + len(self.finished) + self.streams.waiting,
+            "bytes": self.streams.bytes,
             "reader": self.streams.reader, "cpu_s": time.process_time(), "waited_s": waited_s(self.streams.thread), "ended": self.ended,
             "latencies": latencies, "lines": b"".join(lines),
             "stalls": [(start_s - self.zero_s, end_s - self.zero_s) for start_s, end_s in self.streams.take_stalls()]})

@@ -2,7 +2,8 @@
 
    It stamps each read, keeps the bytes as they came, and sees where a plain answer in chunks ends. Then the next request on that connection,
    if one lies ready, is sent at once, and Python is told. All else is Python's: what the answer says, and any other sort of answer, which
-   is handed over as soon as that is known. loadtests/streams.py compiles this, and is its only user.
+   is handed over as soon as that is known. It also sends requests at given times, on connections that are idle then.
+   loadtests/streams.py compiles this, and is its only user.
 
    Times are CLOCK_MONOTONIC, in seconds. All functions are to be called from one thread. */
 #define _GNU_SOURCE
@@ -49,7 +50,7 @@ struct answer {
 
 /* One connection. Never freed but used again: an event of epoll's may still name it. */
 struct stream {
-    int handle, watched, untold; /* answers that Python has not been told of */
+    int handle, watched, idle, untold; /* answers that Python has not been told of */
     int64_t id, position; /* where in the answer the next chunk begins; 0: still in the head */
     struct answer *answer;
     char *before, *after; /* of a request that lies ready, around its number */
@@ -64,7 +65,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct { double start_s, end_s; } stalls[MOST_STALLS];
 static int stalls_found;
 static int poll_handle, told_handle, tick_handle;
-static struct stream *unused;
+static struct stream *unused, *idle; /* the idle one that was used last is the first */
 static struct answer *spare; /* kept: what one thread allocates and another frees again and again leaves ever more holes */
 static struct answer *first, **last = &first;
 
@@ -167,22 +168,56 @@ static void free_answer(struct answer *answer) {
     free(answer);
 }
 
-static void send_next(struct stream *stream, struct answer *answer) {
-    char number[24];
-    int digits = sprintf(number, "%lld", (long long)shared.sent);
-    struct iovec parts[3] = {{stream->before, stream->before_bytes}, {number, digits}, {stream->after, stream->after_bytes}};
+/* How many bytes could not be sent. `number`: becomes the request's. */
+static int64_t send_around(int handle, const char *before, int64_t before_bytes, const char *after, int64_t after_bytes, int64_t *number) {
+    char text[24];
+    int digits = sprintf(text, "%lld", (long long)(*number = shared.sent++));
+    struct iovec parts[3] = {{(char *)before, before_bytes}, {text, digits}, {(char *)after, after_bytes}};
     struct msghdr message = {.msg_iov = parts, .msg_iovlen = 3};
+    ssize_t gone = sendmsg(handle, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    return before_bytes + digits + after_bytes - (gone < 0 ? 0 : gone);
+}
+
+static void send_next(struct stream *stream, struct answer *answer) {
     answer->sent_s = now(CLOCK_MONOTONIC);
     if (answer->sent_s > shared.until_s) return;
-    ssize_t gone = sendmsg(stream->handle, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
-    answer->number = shared.sent++;
-    answer->unsent = stream->before_bytes + digits + stream->after_bytes - (gone < 0 ? 0 : gone);
+    answer->unsent = send_around(stream->handle, stream->before, stream->before_bytes, stream->after, stream->after_bytes, &answer->number);
 }
 
 static void unwatch(struct stream *stream) {
     if (stream->watched) epoll_ctl(poll_handle, EPOLL_CTL_DEL, stream->handle, NULL);
     stream->watched = 0;
 }
+
+static void tell_of(struct stream *stream, struct answer *answer) {
+    *last = answer;
+    last = &answer->next;
+    stream->untold++;
+}
+
+/* Its answer is read from now on; minus errno if that is not possible. */
+static int begin(struct stream *stream) {
+    struct epoll_event wanted = {.events = EPOLLIN, .data.ptr = stream};
+    stream->answer = new_answer(stream);
+    stream->position = 0;
+    stream->watched = !epoll_ctl(poll_handle, EPOLL_CTL_ADD, stream->handle, &wanted);
+    return stream->watched ? 0 : -errno;
+}
+
+static void release(struct stream *stream) {
+    stream->next = unused;
+    unused = stream;
+}
+
+static struct stream *new_stream(int handle, int64_t id) {
+    struct stream *stream = unused;
+    if (stream) unused = stream->next;
+    else if (!(stream = calloc(1, sizeof *stream))) abort();
+    *stream = (struct stream){.handle = handle, .id = id, .before = stream->before, .before_room = stream->before_room};
+    return stream;
+}
+
+#include "due.c"
 
 /* Whether Python is to be told. */
 static int take(struct stream *stream) {
@@ -236,9 +271,7 @@ static int take(struct stream *stream) {
         stream->answer = NULL;
         unwatch(stream);
     }
-    *last = answer;
-    last = &answer->next;
-    stream->untold++;
+    tell_of(stream, answer);
     return 1;
 }
 
@@ -247,8 +280,9 @@ static void *work(void *nothing) {
     uint64_t ticks;
     (void)nothing;
     shared.thread = gettid();
+    int awake = 0; /* because a request is due soon */
     for (double last_s = now(CLOCK_MONOTONIC);;) {
-        int found = epoll_wait(poll_handle, ready, 64, -1), tell = 0;
+        int found = epoll_wait(poll_handle, ready, 64, awake ? 0 : -1), tell = 0;
         double now_s = now(CLOCK_MONOTONIC);
         pthread_mutex_lock(&lock);
         if (now_s - last_s > TICK_MS * 1e-3 + STALL_S && stalls_found < MOST_STALLS) {
@@ -258,12 +292,17 @@ static void *work(void *nothing) {
         last_s = now_s;
         for (int i = 0; i < found; i++) {
             struct stream *stream = ready[i].data.ptr;
-            if (!stream) { /* the tick, which says nothing */
-                if (read(tick_handle, &ticks, sizeof ticks) < 0) continue;
-            } else if (stream->watched) {
-                tell |= take(stream);
+            tell |= send_due();
+            if (stream) {
+                if (stream->watched) tell |= take(stream);
+            } else if (read(tick_handle, &ticks, sizeof ticks) > 0) {
+                tell |= due_told < due_sent;
+            } else if (read(due_handle, &ticks, sizeof ticks) < 0) {
+                continue; /* it was read for another event */
             }
         }
+        tell |= send_due();
+        awake = due_soon();
         pthread_mutex_unlock(&lock);
         if (tell) eventfd_write(told_handle, 1);
     }
@@ -276,7 +315,7 @@ void streams_free(struct answer *answer) {
     pthread_mutex_unlock(&lock);
 }
 
-/* A descriptor that becomes readable when `streams_take` has something; or minus errno. */
+/* A descriptor that becomes readable when `streams_sent` or `streams_take` has something; or minus errno. */
 int streams_begin(void) {
     pthread_t thread;
     sigset_t all, before;
@@ -286,7 +325,9 @@ int streams_begin(void) {
     struct epoll_event ticking = {.events = EPOLLIN};
     if ((tick_handle = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)) < 0
         || timerfd_settime(tick_handle, 0, &(struct itimerspec){tick, tick}, NULL)
-        || epoll_ctl(poll_handle, EPOLL_CTL_ADD, tick_handle, &ticking)) return -errno;
+        || epoll_ctl(poll_handle, EPOLL_CTL_ADD, tick_handle, &ticking)
+        || (due_handle = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)) < 0
+        || epoll_ctl(poll_handle, EPOLL_CTL_ADD, due_handle, &ticking)) return -errno;
     sigfillset(&all); /* signals are Python's */
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int failed = pthread_create(&thread, NULL, work, NULL);
@@ -309,18 +350,11 @@ int64_t streams_number(void) {
 /* From now on this connection is read, whose answer begins. `id`: what answers call it. Null: it cannot be. */
 struct stream *streams_watch(int handle, int64_t id) {
     pthread_mutex_lock(&lock);
-    struct stream *stream = unused;
-    if (stream) unused = stream->next;
-    else if (!(stream = calloc(1, sizeof *stream))) abort();
-    *stream = (struct stream){.handle = handle, .id = id, .watched = 1, .before = stream->before, .before_room = stream->before_room};
-    stream->answer = new_answer(stream);
-    struct epoll_event wanted = {.events = EPOLLIN, .data.ptr = stream};
-    if (epoll_ctl(poll_handle, EPOLL_CTL_ADD, handle, &wanted)) {
+    struct stream *stream = new_stream(handle, id);
+    if (begin(stream)) {
         free_answer(stream->answer);
         stream->answer = NULL;
-        stream->watched = 0;
-        stream->next = unused;
-        unused = stream;
+        release(stream);
         stream = NULL;
     }
     pthread_mutex_unlock(&lock);
@@ -360,13 +394,16 @@ static struct answer *next_untold(struct stream *stream) {
 struct answer *streams_leave(struct stream *stream) {
     pthread_mutex_lock(&lock);
     unwatch(stream);
+    if (stream->idle) {
+        struct stream **at = &idle;
+        while (*at != stream) at = &(*at)->next;
+        *at = stream->next;
+        stream->idle = 0;
+    }
     stream->before_bytes = 0;
     struct answer *answer = next_untold(stream);
     if (!answer && (answer = stream->answer)) stream->answer = NULL;
-    if (!answer) {
-        stream->next = unused;
-        unused = stream;
-    }
+    if (!answer) release(stream);
     pthread_mutex_unlock(&lock);
     return stripped(answer);
 }
@@ -375,7 +412,7 @@ struct answer *streams_leave(struct stream *stream) {
 struct answer *streams_take(void) {
     pthread_mutex_lock(&lock);
     struct answer *answer = next_untold(NULL);
-    if (!answer) {
+    if (!answer && due_told == due_sent) { /* else it stays readable */
         eventfd_t count;
         eventfd_read(told_handle, &count);
     }

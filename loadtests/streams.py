@@ -17,6 +17,8 @@ import sys
 import tempfile
 import time
 from array import array
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -24,7 +26,7 @@ import gevent
 
 from loadtests.sse import stamped_read
 
-SOURCE = Path(__file__).with_name("streams.c")
+SOURCE, *INCLUDED = (Path(__file__).with_name(f"{name}.c") for name in ("streams", "due"))
 ENDED, MORE, CLOSED = 0, 1, 2  # or minus errno: why one is told; MORE: it was not plain
 READABLE = 1
 TICK_S = 0.005
@@ -46,6 +48,24 @@ class Came(NamedTuple):
     number: int = -1
     sent_s: float = 0.0
     unsent: int = 0
+
+
+class Due(NamedTuple):
+    """What became of a request that was due: it was sent on the connection of `listener`, as `number`, at `sent_s`, but for `unsent` bytes;
+    null: no connection was idle, and it was not sent."""
+
+    listener: "Listener | None"
+    number: int
+    sent_s: float
+    unsent: int
+
+
+class Scheduled(NamedTuple):
+    """A request, around its number, and who is told what became of it."""
+
+    before: bytes
+    after: bytes
+    told: Callable[[Due], None]
 
 
 class Listener(Protocol):
@@ -73,13 +93,17 @@ class Stream(Protocol):
 
 class Streams(Protocol):
     """`reader`: c or python; `thread`: its own, null if it has none; `sent`: requests so far; `bytes`: received so far; after `until_s`, of
-    `time.perf_counter()`, no request shall be sent."""
+    `time.perf_counter()`, no request shall be sent, but for those that are scheduled; `waiting`: of these, how many are to be sent, or
+    were sent and nobody has been told."""
 
     reader: str
     thread: int | None
     sent: int
     bytes: int
     until_s: float
+
+    @property
+    def waiting(self) -> int: ...
 
     def number(self) -> int:
         """Of a request that is to be sent now."""
@@ -139,6 +163,7 @@ class Stalls:
 class InLoop:
     reader = "python"
     thread: int | None = None
+    waiting = 0
 
     def __init__(self) -> None:
         self.sent, self.bytes, self.until_s = 0, 0, math.inf
@@ -202,7 +227,14 @@ class _Answer(ctypes.Structure):
                 ("sent_s", ctypes.c_double), ("unsent", ctypes.c_int64), ("data", ctypes.c_void_p), ("read", ctypes.c_void_p))
 
 
+class _Due(ctypes.Structure):
+    _fields_ = (("at_s", ctypes.c_double), ("sent_s", ctypes.c_double), ("before", ctypes.c_void_p), ("after", ctypes.c_void_p),
+                *((name, ctypes.c_int64) for name in ("before_bytes", "after_bytes", "stream", "number", "unsent")))
+
+
 class InC:
+    """Also sends requests when they are due (`schedule`), without waiting for the interpreter."""
+
     reader = "c"
 
     def __init__(self, library: ctypes.CDLL):
@@ -211,7 +243,10 @@ class InC:
                 ("begin", ctypes.c_int), ("shared", ctypes.POINTER(_Shared)), ("number", ctypes.c_int64), ("take", ctypes.c_void_p),
                 ("watch", ctypes.c_void_p, ctypes.c_int, ctypes.c_int64), ("free", None, ctypes.c_void_p),
                 ("prepare", None, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64, ctypes.c_char_p, ctypes.c_int64),
-                ("leave", ctypes.c_void_p, ctypes.c_void_p), ("stall", ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)):
+                ("leave", ctypes.c_void_p, ctypes.c_void_p), ("stall", ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p),
+                ("offer", ctypes.c_void_p, ctypes.c_int, ctypes.c_int64), ("sent", ctypes.c_void_p), ("cancel", None),
+                ("take_idle", ctypes.c_int64),
+                ("schedule", ctypes.c_int, ctypes.c_double, ctypes.c_char_p, ctypes.c_int64, ctypes.c_char_p, ctypes.c_int64)):
             function = getattr(library, f"streams_{name}")
             function.restype, function.argtypes = result, arguments
         if (descriptor := library.streams_begin()) < 0:
@@ -220,10 +255,12 @@ class InC:
         self.shared.until_s = math.inf
         self.listeners: dict[int, Listener] = {}
         self.watched = 0
+        self.scheduled: deque[Scheduled] = deque()  # whose texts are read in C, until it is told of them
         self.watcher = gevent.get_hub().loop.io(descriptor, READABLE, ref=False)
         self.watcher.start(self.tell)
 
     thread = property(lambda self: self.shared.thread)
+    waiting = property(lambda self: len(self.scheduled))
     sent = property(lambda self: self.shared.sent, lambda self, sent: setattr(self.shared, "sent", sent))
     bytes = property(lambda self: self.shared.bytes + ("loop" in self.__dict__ and self.loop.bytes))
     until_s = property(lambda self: self.shared.until_s, lambda self, until_s: setattr(self.shared, "until_s", until_s))
@@ -248,17 +285,47 @@ class InC:
     def watch(self, connection: socket.socket, listener: Listener, plain: bool) -> Stream:
         if not plain:
             return self.loop.watch(connection, listener, plain)
+        return self._stream(self.library.streams_watch, connection, listener)
+
+    def offer(self, connection: socket.socket, listener: Listener) -> Stream:
+        """A request that is due may be sent on this connection, over HTTP/1; then its answer is read as that of one that is watched."""
+        return self._stream(self.library.streams_offer, connection, listener)
+
+    def take_idle(self) -> Listener | None:
+        """Of the connection that was offered last, which is no longer; null if none is idle. Its stream is gone."""
+        number = self.library.streams_take_idle()
+        return self.listeners.pop(number) if number else None
+
+    def _stream(self, begin: Callable[[int, int], int | None], connection: socket.socket, listener: Listener) -> Stream:
         self.watched += 1
-        if not (address := self.library.streams_watch(connection.fileno(), self.watched)):
+        if not (address := begin(connection.fileno(), self.watched)):
             raise OSError("the kernel watches no more connections")
         self.listeners[self.watched] = listener
         return StreamInC(self, self.watched, address)
+
+    def schedule(self, at_s: float, request: Scheduled) -> bool:
+        """To be sent at that time of `time.perf_counter()`, which is not before that of one that was given earlier. The loop tells what
+        became of it, some milliseconds later at most. False: so many wait that there is no room for it."""
+        before, after, _ = request
+        if not self.library.streams_schedule(at_s, before, len(before), after, len(after)):
+            return False
+        self.scheduled.append(request)
+        return True
+
+    def cancel(self) -> None:
+        """What is not yet due is not sent, and nobody is told of what was."""
+        self.library.streams_cancel()
+        self.scheduled.clear()
 
     def close(self) -> None:
         if "loop" in self.__dict__:
             self.loop.close()
 
     def tell(self) -> None:
+        while address := self.library.streams_sent():
+            due = _Due.from_address(address)
+            found = Due(self.listeners.get(due.stream), due.number, due.sent_s, due.unsent)
+            self.scheduled.popleft().told(found)
         while address := self.library.streams_take():
             stream, came = self.came(address)
             self.listeners[stream].came(came)
@@ -297,7 +364,8 @@ def compiled() -> ctypes.CDLL | None:
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "serveoff", "streams")
         folder.mkdir(parents=True, exist_ok=True)
-        library = folder / f"{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]}.so"
+        text = b"".join(file.read_bytes() for file in (SOURCE, *INCLUDED))
+        library = folder / f"{hashlib.sha256(text).hexdigest()[:16]}.so"
         if not library.exists():
             compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
             if compiler is None:
