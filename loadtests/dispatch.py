@@ -18,6 +18,7 @@ import gevent
 from gevent.event import Event
 
 from loadtests.hub import Encoder, HubConnection
+from loadtests.recorder import give_up
 from loadtests.sse import Exchange
 from loadtests.streams import Due, InC, Scheduled, streams
 
@@ -25,13 +26,13 @@ AHEAD = 16  # requests that are made in advance
 MAKING_S = 0.0005  # so long before the next one is due there is still time to make another
 AWAKE_S = 50e-6  # about what waking up takes
 
-Told = Callable[[HubConnection | None, int | None], None]  # on which connection it was sent, as which number; null: on none that was idle
+Told = Callable[[HubConnection | None, int | None], None]  # on which connection it was sent, as which number; null: it was not
 
 
 class Dispatcher(Protocol):
     def send(self, at_s: float, path: str, body: bytes, exchange: Exchange, told: Told) -> None:
-        """At that time of `time.perf_counter()`, not before the one that was given before it. Waits while it would keep others waiting to
-        make the next request. `told` is called by the loop, and must not wait; what is null is for whoever is told to send."""
+        """At that time of `time.perf_counter()`, which is not before that of the one given before. Returns when it is time to make the
+        next one. `told` is called by the loop, and must not wait; what was not sent, since no connection was idle, is for whom it tells."""
         ...
 
     def offer(self, connection: HubConnection) -> None:
@@ -52,7 +53,7 @@ class Dispatcher(Protocol):
 
 
 def dispatcher(like: HubConnection, prefix: str, ahead: bool = True) -> Dispatcher:
-    """`like`: a connection as those on which requests are sent. `prefix`: of their numbers. Not `ahead`: all are for those who are told."""
+    """`like`: a connection as those on which requests are sent. `prefix`: of their numbers. Not `ahead`: all are for whom `told` tells."""
     here = streams()
     if ahead and like.plain and like.tls is None and isinstance(here, InC):
         return ByThread(here, like, prefix)
@@ -121,6 +122,7 @@ class ByLoop:
         self.came, self.sent = Event(), Event()
         self.alarm = Alarm()
         self.sender = gevent.spawn(self._send_for_ever)
+        self.sender.link_exception(lambda failed: give_up(repr(failed.exception)))
 
     def send(self, at_s: float, path: str, body: bytes, exchange: Exchange, told: Told) -> None:
         self.waiting.append(Waiting(at_s, self.like.encoder(path, body, self.prefix), exchange, told))

@@ -98,9 +98,10 @@ ask(past)  # as soon as possible
 assert all_answered() == [11]
 ask(time.perf_counter() + 3600)
 sent = streams().sent
+assert streams().waiting == isinstance(streams(), InC), "or the load would end without it"
 sender.close()
 gevent.sleep(0.05)
-assert streams().sent == sent and not asking, "what is not yet due is not sent"
+assert streams().sent == sent and not asking and not streams().waiting, "what is not yet due is not sent"
 print("fine")
 """
 MANY = BEGIN + """

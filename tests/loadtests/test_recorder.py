@@ -201,11 +201,46 @@ assert {sent.exchange.error for sent in ended} == {
 assert recorder.streams.sent == len(ended), "each request has its row, also one that would have been sent when such an answer had ended"
 print("fine")
 """
+LATE = BEGIN + """
+from gevent.server import StreamServer
+from loadtests.arrivals import Arrival
+
+BODY = b'data: {"choices": [{"text": " baba"}]}\\n\\ndata: [DONE]\\n\\n'
+HEAD = b"HTTP/1.1 200 OK\\r\\nContent-Type: text/event-stream\\r\\nContent-Length: %d\\r\\n\\r\\n"
+
+def serve(sock, _):
+    while sock.recv(65536):
+        sock.sendall(HEAD % len(BODY) + BODY)
+
+server = StreamServer(("127.0.0.1", 0), serve)
+server.start()
+l.worker.load["base_url"] = f"http://127.0.0.1:{server.server_port}"
+passed, pass_on, ended, end = [], l.Turn.pass_on, [], recorder.end
+l.Turn.pass_on = lambda turn: (gevent.getcurrent() is user and passed.append(recorder.now()), pass_on(turn))
+recorder.end = lambda sent: (ended.append(sent), end(sent))
+now_s = recorder.now()
+l.worker.in_window = list(enumerate([*[Arrival(now_s - 1.0)] * 50, Arrival(now_s + 1.0)]))
+l.worker.began.set(0.0)
+l.worker.windowed.set(0.0)
+
+def dispatch():
+    try:
+        l.OpenLoop(environment).dispatch()
+    except l.StopUser:
+        pass
+
+user = gevent.spawn(dispatch)
+user.get()
+assert len(passed) == 1, "others must not go first while it is late"
+assert [sent.exchange.error for sent in ended] == [None] * 51 and recorder.streams.sent == 51 and not recorder.in_flight
+print("fine")
+"""
 
 
 @READS
-@pytest.mark.parametrize("code", [ENDED_IN_A_PAUSE, STOOD_STILL, STOPPED, CLOSED_AFTER_EACH, SENT_AHEAD, WRONG_HEADS],
-                         ids=["no row is lost at the end", "stood still", "stopped", "Connection: close", "sent ahead", "wrong heads"])
+@pytest.mark.parametrize("code", [ENDED_IN_A_PAUSE, STOOD_STILL, STOPPED, CLOSED_AFTER_EACH, SENT_AHEAD, WRONG_HEADS, LATE],
+                         ids=["no row is lost at the end", "stood still", "stopped", "Connection: close", "sent ahead", "wrong heads",
+                              "late"])
 def test_in_a_process_of_its_own(tmp_path: Path, code: str, reads: str) -> None:
     if (code, reads) == (STOOD_STILL, "c"):
         pytest.skip("then it reads nevertheless")
