@@ -288,7 +288,7 @@ SECTIONS = {
         "against the exponential distribution that was asked for (Kolmogorov-Smirnov). Sending takes time, which distorts the shortest "
         "gaps: `sent by a C program`, where measured, is what a few lines of C get (`loadtests/experiments/sender.c`) that send at the "
         "same times, stay awake, and do nothing else, run by run between ours. Where even that fails, one core is not enough. What is "
-        "promised is the median of the runs; the table also has the least p, which is below 0.01 now and then although nothing is wrong.",
+        "promised is the least p of the runs, which is stricter than their median.",
         open_loop_table, open_loop_figure, "How much later than scheduled requests are sent, against the rate."),
     "replay": Section(
         "Does a replay send when the trace says?", "A bursty trace in Azure's and in Mooncake's form, replayed twice as fast as recorded.",

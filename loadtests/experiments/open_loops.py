@@ -18,7 +18,7 @@ from loadtests.experiments.bench import ITL_S, TIMES, TTFT_S, Bench, medians, sc
 
 def open_loop(bench: Bench) -> dict[str, Any]:
     """At 50, 200, 500 and 2,000 requests/s of 8 tokens: rate within 0.5%, send lag P50 / P99 at most 0.3 / 0.6 ms up to 500; gaps between
-    arrivals pass a Kolmogorov-Smirnov test against the exponential distribution that was asked for (median p of the runs at least 0.01).
+    arrivals pass a Kolmogorov-Smirnov test against the exponential distribution that was asked for.
     So do those between what was really sent, up to the rate where sending two requests takes longer than their gap often enough to be
     seen in 10,000 of them: there a few lines of C send at the same times, run by run between ours, and show what is possible."""
     found, sender = [], bench.in_c("sender")

@@ -51,7 +51,7 @@ def results() -> dict[str, Any]:
                  "ratio_to_c": {"64": 1.6, "256": 1.7, "512": 1.8}, "ratio_to_vllm": 0.19},
         "stalls": {"stalls": 1300, "found": 1300, "false": 0},
         "open_loop": {"levels": [{"rate": rate} | errors(rate_error=-0.001, ks_planned_p=0.5, ks_sent_p=0.4, ks_sent_in_c_p=0.3,
-                                                         least_ks_planned_p=0.05, least_ks_sent_p=0.005, least_ks_sent_in_c_p=0.06)
+                                                         least_ks_planned_p=0.05, least_ks_sent_p=0.05, least_ks_sent_in_c_p=0.06)
                                  for rate in (50, 200, 500, 2000)]},
         "replay": {file: {"requests": 900, "arrival_error_p50_s": 0.2e-3, "arrival_error_p99_s": 3e-3}
                    for file in ("azure.csv", "mooncake.jsonl")},
