@@ -1,4 +1,6 @@
-"""Verbs only: each sets up its environment (the same for all), then calls the module that does the work. `nox -l` lists them."""
+"""Verbs only: each sets up its environment (the same for all), then calls the module that does the
+work. `nox -l` lists them.
+"""
 
 import json
 import os
@@ -14,13 +16,19 @@ nox.options.sessions = ["bench"]
 nox.options.reuse_venv = "yes"
 nox.options.default_venv_backend = "virtualenv"
 GPU = shutil.which("nvidia-smi") is not None
-EXTRAS = tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"].keys() - {"vllm-cpu" if GPU else "vllm-gpu"}
+EXTRAS = tomllib.loads(Path("pyproject.toml").read_text())["project"][
+    "optional-dependencies"
+].keys() - {"vllm-cpu" if GPU else "vllm-gpu"}
 
 
 def install(session: nox.Session) -> None:
-    """Everything in one step by uv; when nothing has changed that takes a second. `nox --no-install` leaves it out."""
+    """Everything in one step by uv; when nothing has changed that takes a second. `nox
+    --no-install` leaves it out.
+    """
     session.install("--quiet", "uv")
-    environment = {"UV_SYSTEM_CERTS": "1"}  # else uv trusts only its own certificates, and fails behind a company's CA
+    environment = {
+        "UV_SYSTEM_CERTS": "1"
+    }  # else uv trusts only its own certificates, and fails behind a company's CA
     links = local_wheels()
     if links:
         environment["UV_FIND_LINKS"] = links
@@ -31,26 +39,50 @@ def install(session: nox.Session) -> None:
         command += ["-c", "constraints-gpu.txt"]
     else:
         command += ["-c", "constraints-cpu.txt", "--excludes", "excludes-cpu.txt"]
-        if sys.platform == "linux" and not any(link and any(Path(link).glob("torch-*")) for link in links.split(",")):
-            environment["UV_TORCH_BACKEND"] = "cpu"  # PyPI's torch for Linux brings gigabytes of CUDA
+        if sys.platform == "linux" and not any(
+            link and any(Path(link).glob("torch-*")) for link in links.split(",")
+        ):
+            environment["UV_TORCH_BACKEND"] = (
+                "cpu"  # PyPI's torch for Linux brings gigabytes of CUDA
+            )
     session.run_install(*command, env=environment)
-    session.env.update(environment)  # servers with an environment of their own (servers/cache.py) install as we do
+    session.env.update(
+        environment
+    )  # servers with an environment of their own (servers/cache.py) install as we do
 
 
 def local_wheels() -> str:
-    """Folders of wheels that pip is configured with, comma-separated; uv does not read pip's configuration."""
-    said = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
-    found = [line.partition("=")[2].strip(" '\"") for line in said.splitlines() if line.split("=")[0].endswith(".find-links")]
+    """Folders of wheels that pip is configured with, comma-separated; uv does not read pip's
+    configuration.
+    """
+    said = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True
+    ).stdout
+    found = [
+        line.partition("=")[2].strip(" '\"")
+        for line in said.splitlines()
+        if line.split("=")[0].endswith(".find-links")
+    ]
     found += os.environ.get("PIP_FIND_LINKS", "").split()
-    return ",".join(dict.fromkeys(link for line in found for link in line.replace("\\n", " ").split() if Path(link).is_dir()))
+    return ",".join(
+        dict.fromkeys(
+            link
+            for line in found
+            for link in line.replace("\\n", " ").split()
+            if Path(link).is_dir()
+        )
+    )
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
     """Compare servers: a campaign and its report. `nox -s bench -- --help` lists the options."""
     install(session)
-    # Nox would kill it half a second after Ctrl-C; it needs longer to end the server and to keep what was measured.
-    session.run("python", "-m", "loadtests", *session.posargs, interrupt_timeout=120, terminate_timeout=30)
+    # Nox would kill it half a second after Ctrl-C; it needs longer to end the server and to keep
+    # what was measured.
+    session.run(
+        "python", "-m", "loadtests", *session.posargs, interrupt_timeout=120, terminate_timeout=30
+    )
 
 
 @nox.session
@@ -58,74 +90,170 @@ def tests(session: nox.Session) -> None:
     """All tests but those that start a real engine."""
     install(session)
     # Side by side: most of them wait for processes to start and to end.
-    session.run("python", "-m", "pytest", "-n", "4", "--dist", "loadgroup", "-m", "not slow", *session.posargs)
+    session.run(
+        "python",
+        "-m",
+        "pytest",
+        "-n",
+        "4",
+        "--dist",
+        "loadgroup",
+        "-m",
+        "not slow",
+        *session.posargs,
+    )
 
 
 @nox.session
 def slow(session: nox.Session) -> None:
     """The tests that start a real engine, which takes up to a minute each."""
     install(session)
-    session.run("python", "-m", "pytest", "-n", "2", "--dist", "loadgroup", "-m", "slow and not alone", *session.posargs)
-    session.run("python", "-m", "pytest", "-m", "slow and alone", *session.posargs,
-                success_codes=[0, 5] if session.posargs else [0])  # 5: none of those chosen is one
+    session.run(
+        "python",
+        "-m",
+        "pytest",
+        "-n",
+        "2",
+        "--dist",
+        "loadgroup",
+        "-m",
+        "slow and not alone",
+        *session.posargs,
+    )
+    session.run(
+        "python",
+        "-m",
+        "pytest",
+        "-m",
+        "slow and alone",
+        *session.posargs,
+        success_codes=[0, 5] if session.posargs else [0],
+    )  # 5: none of those chosen is one
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """ruff and mypy."""
+    """ruff (rules and format) and mypy."""
     install(session)
     session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
     session.run("mypy")
 
 
 @nox.session
 def audit(session: nox.Session) -> None:
-    """Known vulnerabilities of what was tested together, by pip-audit. Needs PyPI itself: mirrors rarely pass advisories on."""
+    """Known vulnerabilities of what was tested together, by pip-audit. Needs PyPI itself: mirrors
+    rarely pass advisories on.
+    """
     session.install("--quiet", "pip-audit")
     for file in sorted(Path().glob("constraints-*.txt")):
         out = Path(session.create_tmp(), f"{file.stem}.json")
-        session.run("pip-audit", "--disable-pip", "--no-deps", "--progress-spinner", "off", "--format", "json", "--output", str(out),
-                    "-r", str(file), success_codes=[0, 1], silent=True)  # fmt: skip
+        session.run(
+            "pip-audit",
+            "--disable-pip",
+            "--no-deps",
+            "--progress-spinner",
+            "off",
+            "--format",
+            "json",
+            "--output",
+            str(out),
+            "-r",
+            str(file),
+            success_codes=[0, 1],
+            silent=True,
+        )
         packages = json.loads(out.read_text())["dependencies"]
         audited = [package for package in packages if "vulns" in package]
         if not audited:
-            session.error(f"nothing is known of any package in {file}: pip must ask https://pypi.org, without a mirror")
+            session.error(
+                f"nothing is known of any package in {file}: pip must ask https://pypi.org, without"
+                " a mirror"
+            )
         session.log(f"{file}: {len(audited)} of {len(packages)} packages are known to PyPI")
-        if bad := [f"{each['name']} {each['version']} ({', '.join(v['id'] for v in each['vulns'])})" for each in audited if each["vulns"]]:
+        if bad := [
+            f"{each['name']} {each['version']} ({', '.join(v['id'] for v in each['vulns'])})"
+            for each in audited
+            if each["vulns"]
+        ]:
             session.error(f"{file}: vulnerable: {'; '.join(bad)}: raise them there")
 
 
 @nox.session
 def instrument(session: nox.Session) -> None:
-    """How far the load generator can be trusted: experiments and their page. An hour, on a machine that is quiet."""
+    """How far the load generator can be trusted: experiments and their page. An hour, on a machine
+    that is quiet.
+    """
     install(session)
-    session.run("python", "-m", "loadtests.instrument", *session.posargs, interrupt_timeout=120, terminate_timeout=30)
-    folder = [value for option, value in zip(session.posargs, session.posargs[1:], strict=False) if option == "--out"]
+    session.run(
+        "python",
+        "-m",
+        "loadtests.instrument",
+        *session.posargs,
+        interrupt_timeout=120,
+        terminate_timeout=30,
+    )
+    folder = [
+        value
+        for option, value in zip(session.posargs, session.posargs[1:], strict=False)
+        if option == "--out"
+    ]
     session.run("python", "-m", "analysis", "instrument", *folder)
 
 
 @nox.session
 def claims(session: nox.Session) -> None:
-    """What people say about serving architectures, put to the test: all of it, or some campaigns by name. Two hours."""
+    """What people say about serving architectures, put to the test: all of it, or some campaigns by
+    name. Two hours.
+    """
     install(session)
-    session.run("python", "-m", "loadtests.claims", *session.posargs, interrupt_timeout=120, terminate_timeout=30)
-    folder = [value for option, value in zip(session.posargs, session.posargs[1:], strict=False) if option == "--out"]
+    session.run(
+        "python",
+        "-m",
+        "loadtests.claims",
+        *session.posargs,
+        interrupt_timeout=120,
+        terminate_timeout=30,
+    )
+    folder = [
+        value
+        for option, value in zip(session.posargs, session.posargs[1:], strict=False)
+        if option == "--out"
+    ]
     session.run("python", "-m", "analysis", "claims", *folder)
 
 
 @nox.session
 def faults(session: nox.Session) -> None:
-    """One fault at a time in the middle of a load, for each server and for the harness itself: results/faults. Two hours."""
+    """One fault at a time in the middle of a load, for each server and for the harness itself:
+    results/faults. Two hours.
+    """
     install(session)
-    session.run("python", "-m", "tests.loadtests.fault_campaign", *session.posargs, interrupt_timeout=120, terminate_timeout=30)
+    session.run(
+        "python",
+        "-m",
+        "tests.loadtests.fault_campaign",
+        *session.posargs,
+        interrupt_timeout=120,
+        terminate_timeout=30,
+    )
 
 
 @nox.session
 def gate(session: nox.Session) -> None:
-    """Has head become slower than base? `nox -s gate -- --base main`; exit code 0 pass, 1 regressed, 2 invalid, 3 inconclusive."""
+    """Has head become slower than base? `nox -s gate -- --base main`; exit code 0 pass, 1
+    regressed, 2 invalid, 3 inconclusive.
+    """
     install(session)
     try:
-        session.run("python", "-m", "loadtests.gate", *session.posargs, interrupt_timeout=120, terminate_timeout=30)
+        session.run(
+            "python",
+            "-m",
+            "loadtests.gate",
+            *session.posargs,
+            interrupt_timeout=120,
+            terminate_timeout=30,
+        )
     except nox.command.CommandFailed as failed:  # nox itself would end with 1, whatever it was
         sys.exit(failed.return_code)
 
@@ -134,7 +262,15 @@ def gate(session: nox.Session) -> None:
 def baseline(session: nox.Session) -> None:
     """Measure the working tree, keep the numbers in results/baselines, and draw their history."""
     install(session)
-    session.run("python", "-m", "loadtests.gate", "--record", *session.posargs, interrupt_timeout=120, terminate_timeout=30)
+    session.run(
+        "python",
+        "-m",
+        "loadtests.gate",
+        "--record",
+        *session.posargs,
+        interrupt_timeout=120,
+        terminate_timeout=30,
+    )
     session.run("python", "-m", "analysis", "history")
 
 

@@ -1,12 +1,10 @@
-"""python -m analysis report [CAMPAIGN] [--slo ttft=1000ms,tpot=100ms] [--price 2.50] [--no-notebooks]
-python -m analysis compare A B [--anyway]
-python -m analysis recommend [CAMPAIGN] --rate 50 [--slo ttft_p99=500ms,tpot_p99=50ms] [--price 2.50]
-python -m analysis claims [FOLDER]
-python -m analysis gate GATE | --campaigns BASE HEAD | --baseline NAME CAMPAIGN
-python -m analysis baseline CAMPAIGN [--name NAME]
-python -m analysis history
-python -m analysis checks [CAMPAIGN]
-python -m analysis instrument [FOLDER]"""
+"""python -m analysis report [CAMPAIGN] [--slo ttft=1000ms,tpot=100ms] [--price 2.50]
+[--no-notebooks] python -m analysis compare A B [--anyway] python -m analysis recommend [CAMPAIGN]
+--rate 50 [--slo ttft_p99=500ms,tpot_p99=50ms] [--price 2.50] python -m analysis claims [FOLDER]
+python -m analysis gate GATE | --campaigns BASE HEAD | --baseline NAME CAMPAIGN python -m analysis
+baseline CAMPAIGN [--name NAME] python -m analysis history python -m analysis checks [CAMPAIGN]
+python -m analysis instrument [FOLDER]
+"""
 
 import argparse
 import json
@@ -35,59 +33,166 @@ from analysis import (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0; 1 of checks if a case has no number; 2 if what was asked for cannot be read, with one sentence on stderr."""
-    parser = argparse.ArgumentParser(prog="python -m analysis", description="Reads campaigns; writes reports.")
+    """0; 1 of checks if a case has no number; 2 if what was asked for cannot be read, with one
+    sentence on stderr.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis", description="Reads campaigns; writes reports."
+    )
     commands = parser.add_subparsers(dest="verb", required=True)
     verb = commands.add_parser(
-        "report", help="report.html, report.md, figures, metrics.csv and notebooks into the campaign's folder"
+        "report",
+        help=(
+            "report.html, report.md, figures, metrics.csv and notebooks into the campaign's folder"
+        ),
     )
-    verb.add_argument("campaign", nargs="?", help="a campaign's folder (default: the newest in results/)")
     verb.add_argument(
-        "--slo", default=slo.DEFAULT, metavar="BOUNDS", help="what a good request meets, or a preset (default: %(default)s; also e2e)"
+        "campaign", nargs="?", help="a campaign's folder (default: the newest in results/)"
     )
-    verb.add_argument("--price", metavar="PRICE", help="of the machine: dollars an hour, or a list price's name in analysis/prices.toml")
-    verb.add_argument("--peak-bandwidth", metavar="GB/S", help="from the machine's memory, for MBU (default: stated for its GPUs)")
-    verb.add_argument("--peak-flops", metavar="TFLOP/S", help="of the machine, for MFU (default: stated for its GPUs, bfloat16, dense)")
-    verb.add_argument("--no-notebooks", action="store_true", help="do not execute the notebooks, which take some seconds each")
+    verb.add_argument(
+        "--slo",
+        default=slo.DEFAULT,
+        metavar="BOUNDS",
+        help="what a good request meets, or a preset (default: %(default)s; also e2e)",
+    )
+    verb.add_argument(
+        "--price",
+        metavar="PRICE",
+        help="of the machine: dollars an hour, or a list price's name in analysis/prices.toml",
+    )
+    verb.add_argument(
+        "--peak-bandwidth",
+        metavar="GB/S",
+        help="from the machine's memory, for MBU (default: stated for its GPUs)",
+    )
+    verb.add_argument(
+        "--peak-flops",
+        metavar="TFLOP/S",
+        help="of the machine, for MFU (default: stated for its GPUs, bfloat16, dense)",
+    )
+    verb.add_argument(
+        "--no-notebooks",
+        action="store_true",
+        help="do not execute the notebooks, which take some seconds each",
+    )
     verb.set_defaults(do=make_report)
-    verb = commands.add_parser("compare", help="two campaigns, case by case: B against A, with intervals and verdicts")
+    verb = commands.add_parser(
+        "compare", help="two campaigns, case by case: B against A, with intervals and verdicts"
+    )
     verb.add_argument("a", metavar="A", help="a campaign's folder")
     verb.add_argument("b", metavar="B", help="another's")
-    verb.add_argument("--anyway", action="store_true", help="also if machine, model or scenarios differ")
+    verb.add_argument(
+        "--anyway", action="store_true", help="also if machine, model or scenarios differ"
+    )
     verb.set_defaults(do=compare_campaigns)
-    verb = commands.add_parser("checks", help="every check of every case as JSON; exit code 0 if every case has a number, else 1")
-    verb.add_argument("campaign", nargs="?", help="a campaign's folder (default: the newest in results/)")
+    verb = commands.add_parser(
+        "checks",
+        help="every check of every case as JSON; exit code 0 if every case has a number, else 1",
+    )
+    verb.add_argument(
+        "campaign", nargs="?", help="a campaign's folder (default: the newest in results/)"
+    )
     verb.set_defaults(do=print_checks)
-    verb = commands.add_parser("recommend", help="which server to run at a demand, how many of them, and what would change that")
-    verb.add_argument("campaign", nargs="?", help="a campaign's folder, best of --find-capacity (default: the newest in results/)")
+    verb = commands.add_parser(
+        "recommend",
+        help="which server to run at a demand, how many of them, and what would change that",
+    )
+    verb.add_argument(
+        "campaign",
+        nargs="?",
+        help="a campaign's folder, best of --find-capacity (default: the newest in results/)",
+    )
     verb.add_argument("--rate", required=True, help="the demand, requests/s")
-    verb.add_argument("--slo", metavar="BOUNDS", help="such as ttft_p99=500ms,tpot_p99=50ms, or a preset (default: that of the search)")
-    verb.add_argument("--scenario", help="the traffic (default: the campaign's only open-loop scenario)")
-    verb.add_argument("--headroom", default=recommend.HEADROOM, type=float, help="share of each replica kept free (default: %(default)s)")
-    verb.add_argument("--price", metavar="USD_OR_NAME", help="of such a machine, dollars an hour, or a name of analysis/prices.toml")
+    verb.add_argument(
+        "--slo",
+        metavar="BOUNDS",
+        help="such as ttft_p99=500ms,tpot_p99=50ms, or a preset (default: that of the search)",
+    )
+    verb.add_argument(
+        "--scenario", help="the traffic (default: the campaign's only open-loop scenario)"
+    )
+    verb.add_argument(
+        "--headroom",
+        default=recommend.HEADROOM,
+        type=float,
+        help="share of each replica kept free (default: %(default)s)",
+    )
+    verb.add_argument(
+        "--price",
+        metavar="USD_OR_NAME",
+        help="of such a machine, dollars an hour, or a name of analysis/prices.toml",
+    )
     verb.set_defaults(do=print_recommendation)
-    verb = commands.add_parser("claims", help="what people say, and what the campaigns of `python -m loadtests.claims` showed")
-    verb.add_argument("folder", nargs="?", type=Path, default=claims.RESULTS, help="with a campaign in each (default: %(default)s)")
+    verb = commands.add_parser(
+        "claims",
+        help="what people say, and what the campaigns of `python -m loadtests.claims` showed",
+    )
+    verb.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        default=claims.RESULTS,
+        help="with a campaign in each (default: %(default)s)",
+    )
     verb.set_defaults(do=make_claims_page)
-    verb = commands.add_parser("gate", help="has head become slower than base? exit code 0 pass, 1 regressed, 2 invalid, 3 inconclusive")
-    verb.add_argument("campaign", nargs="?", help="folder of a gate, or the campaign that --baseline is held against")
-    verb.add_argument("--campaigns", nargs=2, metavar=("BASE", "HEAD"), help="two campaigns that were measured one after the other")
-    verb.add_argument("--baseline", metavar="NAME", help="of results/baselines; newest: the last of this machine's class")
+    verb = commands.add_parser(
+        "gate",
+        help=(
+            "has head become slower than base? exit code 0 pass, 1 regressed, 2 invalid, 3"
+            " inconclusive"
+        ),
+    )
+    verb.add_argument(
+        "campaign",
+        nargs="?",
+        help="folder of a gate, or the campaign that --baseline is held against",
+    )
+    verb.add_argument(
+        "--campaigns",
+        nargs=2,
+        metavar=("BASE", "HEAD"),
+        help="two campaigns that were measured one after the other",
+    )
+    verb.add_argument(
+        "--baseline",
+        metavar="NAME",
+        help="of results/baselines; newest: the last of this machine's class",
+    )
     verb.add_argument("--metrics", default="", help="of the latter two: comma-separated")
-    verb.add_argument("--tolerance", action="append", default=[], metavar="METRIC=SHARE", help="likewise")
+    verb.add_argument(
+        "--tolerance", action="append", default=[], metavar="METRIC=SHARE", help="likewise"
+    )
     verb.add_argument("--slo", default="", metavar="BOUNDS", help="likewise")
-    verb.add_argument("--anyway", action="store_true", help="likewise: also if machine, model or scenarios differ")
-    verb.add_argument("--check", action="store_true", help="only whether these options can be met, before anything is measured")
-    verb.add_argument("--record", metavar="NAME", help="with --check: of a baseline that is to be recorded")
+    verb.add_argument(
+        "--anyway", action="store_true", help="likewise: also if machine, model or scenarios differ"
+    )
+    verb.add_argument(
+        "--check",
+        action="store_true",
+        help="only whether these options can be met, before anything is measured",
+    )
+    verb.add_argument(
+        "--record", metavar="NAME", help="with --check: of a baseline that is to be recorded"
+    )
     verb.set_defaults(do=judge)
     verb = commands.add_parser("baseline", help="keep a campaign's numbers in results/baselines")
     verb.add_argument("campaign", help="its folder")
     verb.add_argument("--name", help="(default: machine class, day and commit)")
     verb.set_defaults(do=record_baseline)
-    verb = commands.add_parser("history", help="draw the baselines over time, a picture for each machine class")
+    verb = commands.add_parser(
+        "history", help="draw the baselines over time, a picture for each machine class"
+    )
     verb.set_defaults(do=draw_history)
-    verb = commands.add_parser("instrument", help="README.md and figures of what `python -m loadtests.instrument` found")
-    verb.add_argument("folder", nargs="?", type=Path, default=instrument.RESULTS, help="its results (default: %(default)s)")
+    verb = commands.add_parser(
+        "instrument", help="README.md and figures of what `python -m loadtests.instrument` found"
+    )
+    verb.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        default=instrument.RESULTS,
+        help="its results (default: %(default)s)",
+    )
     verb.set_defaults(do=make_instrument_page)
     options = parser.parse_args(arguments)
     try:
@@ -101,7 +206,8 @@ def make_report(options: argparse.Namespace) -> int:
     given = hardware.given(options.price, options.peak_bandwidth, options.peak_flops)
     found = report.write(options.campaign, slo.each_request(slo.parse(options.slo)), given)
     if not options.no_notebooks:
-        from analysis import execute  # only here, since what runs notebooks takes half a second to import
+        # only here, since what runs notebooks takes half a second to import
+        from analysis import execute
 
         execute.notebooks(found.campaign.folder)
     console = Console()
@@ -126,12 +232,19 @@ def print_checks(options: argparse.Namespace) -> int:
 
 
 def print_recommendation(options: argparse.Namespace) -> int:
-    rate, price = hardware.positive("--rate", options.rate), hardware.price(options.price) if options.price else None
+    rate, price = (
+        hardware.positive("--rate", options.rate),
+        (hardware.price(options.price) if options.price else None),
+    )
     if not 0 <= options.headroom < 1:
-        raise load.InputError(f"--headroom {options.headroom:g}: give a share from 0 to below 1, such as 0.2")
+        raise load.InputError(
+            f"--headroom {options.headroom:g}: give a share from 0 to below 1, such as 0.2"
+        )
     campaign = load.campaign(options.campaign)
     bounds = recommend.bounds_of(campaign, slo.parse(options.slo) if options.slo else None)
-    found = recommend.recommend(campaign, rate, bounds, traffic=options.scenario, headroom=options.headroom, price=price)
+    found = recommend.recommend(
+        campaign, rate, bounds, traffic=options.scenario, headroom=options.headroom, price=price
+    )
     print(recommend.text(found, rate, bounds, options.headroom, price))
     return 0 if found.choices else 1
 
@@ -155,10 +268,15 @@ def judge(options: argparse.Namespace) -> int:
         raise load.InputError("name the folder of a gate, or two by --campaigns")
     if options.campaigns or options.baseline:
         each_request = slo.each_request(wanted.bounds) or None
-        *bases, head = (summary.summarise(load.campaign(folder), each_request, frames=False)
-                        for folder in options.campaigns or [options.campaign])
+        *bases, head = (
+            summary.summarise(load.campaign(folder), each_request, frames=False)
+            for folder in options.campaigns or [options.campaign]
+        )
         base = bases[0] if bases else baselines.read(baselines.find(options.baseline, head))
-        found, folder = unpaired.of_summaries(base, head, wanted, options.anyway), head.campaign.folder
+        found, folder = (
+            unpaired.of_summaries(base, head, wanted, options.anyway),
+            head.campaign.folder,
+        )
     else:
         campaign = load.campaign(options.campaign)
         found, folder = gate.of_campaign(campaign), campaign.folder
@@ -170,7 +288,11 @@ def judge(options: argparse.Namespace) -> int:
 
 
 def record_baseline(options: argparse.Namespace) -> int:
-    print(baselines.record(summary.summarise(load.campaign(options.campaign), frames=False), options.name))
+    print(
+        baselines.record(
+            summary.summarise(load.campaign(options.campaign), frames=False), options.name
+        )
+    )
     return 0
 
 

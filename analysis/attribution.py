@@ -1,9 +1,12 @@
-"""Why a request took as long as it did: its E2E in parts that add up, and the report's section "Why".
+"""Why a request took as long as it did: its E2E in parts that add up, and the report's section
+"Why".
 
-The client knows when a request was scheduled, when its slot came and when its first byte was sent; the server says how long its own
-queue, the prompt and the generation took (`timings`). By nobody is a wait in the socket's backlog or for a free worker ever seen: it
-is what is left from sent to the first token, and the network and the framework are in it. Where a server gives no timings, only three
-things can be told: what the client did, the time to the first token, and the stream after it. PARTS says what each part is.
+The client knows when a request was scheduled, when its slot came and when its first byte was sent;
+the server says how long its own queue, the prompt and the generation took (`timings`). By nobody is
+a wait in the socket's backlog or for a free worker ever seen: it is what is left from sent to the
+first token, and the network and the framework are in it. Where a server gives no timings, only
+three things can be told: what the client did, the time to the first token, and the stream after it.
+PARTS says what each part is.
 """
 
 import itertools
@@ -23,14 +26,24 @@ from analysis.metrics import METRICS
 from analysis.statistics import needed, percentile
 from analysis.summary import Comparison, Summary, System, digits
 
-FITS_S = 0.001  # as in validity.own_times: a server that says that it took longer than the client waited has a wrong clock
+# as in validity.own_times: a server that says that it took longer than the client waited has a
+# wrong clock
+FITS_S = 0.001
 # What the section's last table shows.
-IN_ENGINE = ("running_mean", "kv_useful_share", "kv_used_peak_share", "preemptions", "event_loop_lag_p99_s")
+IN_ENGINE = (
+    "running_mean",
+    "kv_useful_share",
+    "kv_used_peak_share",
+    "preemptions",
+    "event_loop_lag_p99_s",
+)
 LATE = 0.1  # of the E2E: an event loop that is later than that belongs into the sentence
 
 
 class Part(NamedTuple):
-    """`label` heads a column, `what` ends the sentence "74% of the slowest 1% is ...". Colours: Okabe and Ito's, as in figures.py."""
+    """`label` heads a column, `what` ends the sentence "74% of the slowest 1% is ...". Colours:
+    Okabe and Ito's, as in figures.py.
+    """
 
     label: str
     what: str
@@ -39,31 +52,55 @@ class Part(NamedTuple):
 
 
 TOLD = {
-    "slot_s": Part("cap on concurrency", "waiting for a slot under the scenario's cap on concurrency", "#000000"),
-    "client_s": Part("load generator", "waiting in the load generator and for a connection", "#CC79A7", "xx"),
-    "before_s": Part("before the engine", "waiting before the server's engine (socket backlog, free worker, framework, network)", "#D55E00",
-                     "//"),
-    "queue_s": Part("server's queue", "waiting in the server's own queue for its engine", "#E69F00", ".."),
+    "slot_s": Part(
+        "cap on concurrency",
+        "waiting for a slot under the scenario's cap on concurrency",
+        "#000000",
+    ),
+    "client_s": Part(
+        "load generator", "waiting in the load generator and for a connection", "#CC79A7", "xx"
+    ),
+    "before_s": Part(
+        "before the engine",
+        "waiting before the server's engine (socket backlog, free worker, framework, network)",
+        "#D55E00",
+        "//",
+    ),
+    "queue_s": Part(
+        "server's queue", "waiting in the server's own queue for its engine", "#E69F00", ".."
+    ),
     "prompt_s": Part("prompt", "the prompt, from the engine's begin to the first token", "#56B4E9"),
     "generation_s": Part("generation", "generation, from the first token to the last", "#0072B2"),
-    "after_s": Part("stream beyond generation", "the stream beyond generation (framework, network, buffers)", "#009E73", "\\\\"),
-}  # fmt: skip
+    "after_s": Part(
+        "stream beyond generation",
+        "the stream beyond generation (framework, network, buffers)",
+        "#009E73",
+        "\\\\",
+    ),
+}
 PARTS = TOLD | {
-    "first_s": Part("to the first token", "waiting for the first token, of which this server tells no parts", "#D9D9D9", "//"),
+    "first_s": Part(
+        "to the first token",
+        "waiting for the first token, of which this server tells no parts",
+        "#D9D9D9",
+        "//",
+    ),
     "stream_s": Part("first token to end", "the stream from the first token on", "#8C8C8C"),
 }
 COARSE = ["slot_s", "client_s", "first_s", "stream_s"]
 
 
 def parts(latencies: pd.DataFrame) -> pd.DataFrame:
-    """Of a case's frame in Summary.latencies, each completed request: e2e_s, the PARTS in seconds, in_flight (others when it was sent).
-    The TOLD parts, and likewise the COARSE ones, add up to e2e_s; TOLD beyond the client are nan where the server gave no times, or
-    times that are longer than the client waited.
+    """Of a case's frame in Summary.latencies, each completed request: e2e_s, the PARTS in seconds,
+    in_flight (others when it was sent). The TOLD parts, and likewise the COARSE ones, add up to
+    e2e_s; TOLD beyond the client are nan where the server gave no times, or times that are longer
+    than the client waited.
 
-    Two clocks, so only lengths are known: from sent to first token minus the server's own is the way there (before), and what the
-    first token was late; the rest of the stream minus predicted_ms is what the end was later than the first token. That is negative
-    if only the first token was held back: then it was no wait before the engine either, since it generated meanwhile, and is taken
-    off there.
+    Two clocks, so only lengths are known: from sent to first token minus the server's own is the
+    way there (before), and what the first token was late; the rest of the stream minus predicted_ms
+    is what the end was later than the first token. That is negative if only the first token was
+    held back: then it was no wait before the engine either, since it generated meanwhile, and is
+    taken off there.
     """
     r = latencies[np.isfinite(latencies["e2e_s"]) & latencies["ttft_s"].notna()]
     found = r[["e2e_s", "in_flight"]].copy()
@@ -71,18 +108,32 @@ def parts(latencies: pd.DataFrame) -> pd.DataFrame:
     found["client_s"] = r["send_lag_s"] - found["slot_s"]
     found["first_s"] = r["ttft_s"] - r["send_lag_s"]
     found["stream_s"] = r["e2e_s"] - r["ttft_s"]
-    # Some servers elsewhere give no queue_ms beside the other two: their queue is before the engine, as seen from here.
-    queue, prompt, generation = r["queue_ms"].fillna(0.0) / 1e3, r["prompt_ms"] / 1e3, r["predicted_ms"] / 1e3
+    # Some servers elsewhere give no queue_ms beside the other two: their queue is before the
+    # engine, as seen from here.
+    queue, prompt, generation = (
+        r["queue_ms"].fillna(0.0) / 1e3,
+        r["prompt_ms"] / 1e3,
+        r["predicted_ms"] / 1e3,
+    )
     later = found["stream_s"] - generation
     before = found["first_s"] - queue - prompt + later.clip(upper=0.0)
-    told = pd.DataFrame({"before_s": before, "queue_s": queue, "prompt_s": prompt, "generation_s": generation,
-                         "after_s": later.clip(lower=0.0)})  # fmt: skip
+    told = pd.DataFrame(
+        {
+            "before_s": before,
+            "queue_s": queue,
+            "prompt_s": prompt,
+            "generation_s": generation,
+            "after_s": later.clip(lower=0.0),
+        }
+    )
     return found.join(told.where(before >= -FITS_S))
 
 
 class Bar(NamedTuple):
-    """Means over some requests of each run, and then over runs: `parts` by name in PARTS, s, which add up to `e2e_s`; `which`
-    requests in words, how many in all; `in_flight`: the median over them of the others in flight when one was sent."""
+    """Means over some requests of each run, and then over runs: `parts` by name in PARTS, s, which
+    add up to `e2e_s`; `which` requests in words, how many in all; `in_flight`: the median over them
+    of the others in flight when one was sent.
+    """
 
     which: str
     e2e_s: float
@@ -99,7 +150,9 @@ class Bar(NamedTuple):
 
 
 def median(runs: Sequence[pd.DataFrame]) -> Bar | None:
-    """The requests whose E2E lies between P45 and P55 of their run; None where a run has too few for a median."""
+    """The requests whose E2E lies between P45 and P55 of their run; None where a run has too few
+    for a median.
+    """
 
     def chosen(run: pd.DataFrame) -> pd.DataFrame:
         low, high = (percentile(run["e2e_s"].to_numpy(), p) for p in (45, 55))
@@ -109,35 +162,50 @@ def median(runs: Sequence[pd.DataFrame]) -> Bar | None:
 
 
 def tail(runs: Sequence[pd.DataFrame]) -> Bar | None:
-    """The requests whose E2E is P99 of their run or more, where all runs have enough for one; else P95; else None."""
+    """The requests whose E2E is P99 of their run or more, where all runs have enough for one; else
+    P95; else None.
+    """
     p = next((p for p in (99, 95) if _least(runs) >= needed(p)), None)
     if p is None:
         return None
-    return _bar(f"the slowest {100 - p}%", runs, lambda run: run[run["e2e_s"] >= percentile(run["e2e_s"].to_numpy(), p)])
+    return _bar(
+        f"the slowest {100 - p}%",
+        runs,
+        lambda run: run[run["e2e_s"] >= percentile(run["e2e_s"].to_numpy(), p)],
+    )
 
 
 def _least(runs: Sequence[pd.DataFrame]) -> int:
     return min(map(len, runs), default=0)
 
 
-def _bar(which: str, runs: Sequence[pd.DataFrame], choose: Callable[[pd.DataFrame], pd.DataFrame]) -> Bar:
+def _bar(
+    which: str, runs: Sequence[pd.DataFrame], choose: Callable[[pd.DataFrame], pd.DataFrame]
+) -> Bar:
     chosen = [choose(run) for run in runs]
     names = list(TOLD) if all(run["queue_s"].notna().all() for run in chosen) else COARSE
-    mean = {name: float(np.mean([run[name].mean() for run in chosen])) for name in ["e2e_s", *names]}
+    mean = {
+        name: float(np.mean([run[name].mean() for run in chosen])) for name in ["e2e_s", *names]
+    }
     in_flight = float(np.mean([run["in_flight"].median() for run in chosen]))
     return Bar(which, mean.pop("e2e_s"), mean, sum(map(len, chosen)), in_flight)
 
 
 def awaited(part: str, bar: Bar, run: dict[str, Any]) -> str:
-    """What a part is, in words. What was waited for has a name only where it is known that there was none left: Gunicorn's sync
-    worker takes one request at a time, each of its threads likewise (with threads it is a gthread worker: Gunicorn's settings), and
-    at least so many others were in flight; a thread of a pool, if how many there are was chosen by --set (the simulated engine has
-    slots besides, which may be what was waited for)."""
+    """What a part is, in words. What was waited for has a name only where it is known that there
+    was none left: Gunicorn's sync worker takes one request at a time, each of its threads likewise
+    (with threads it is a gthread worker: Gunicorn's settings), and at least so many others were in
+    flight; a thread of a pool, if how many there are was chosen by --set (the simulated engine has
+    slots besides, which may be what was waited for).
+    """
     what = PARTS[part].what
     if part == "before_s" and (own := _gunicorn(run.get("command") or [])):
         workers, threads = own
         if bar.in_flight >= workers * threads:
-            return f"waiting for {_one_of(workers * threads, 'worker' if threads == 1 else 'thread')} (framework and network are in it)"
+            return (
+                f"waiting for {_one_of(workers * threads, 'worker' if threads == 1 else 'thread')}"
+                " (framework and network are in it)"
+            )
     case = run.get("case") or {}
     threads = int((case.get("options") or {}).get("threads") or 0)
     if part == "queue_s" and case.get("engine") != "simulated" and 0 < threads <= bar.in_flight:
@@ -146,9 +214,13 @@ def awaited(part: str, bar: Bar, run: dict[str, Any]) -> str:
 
 
 def _gunicorn(command: list[str]) -> tuple[int, int] | None:
-    """(workers, threads of each) of a Gunicorn whose workers take one request at a time for each thread; None if it is none."""
+    """(workers, threads of each) of a Gunicorn whose workers take one request at a time for each
+    thread; None if it is none.
+    """
     said = dict(itertools.pairwise(command))
-    if "gunicorn" not in {Path(word).name for word in command} or said.get("--worker-class") not in ("sync", "gthread"):
+    if "gunicorn" not in {Path(word).name for word in command} or said.get(
+        "--worker-class"
+    ) not in ("sync", "gthread"):
         return None
     return int(said["--workers"]) if "--workers" in said else 1, int(said.get("--threads", "1"))
 
@@ -176,11 +248,16 @@ class Attribution(NamedTuple):
         if most in ("prompt_s", "generation_s") and running > 1:
             text += f", of {digits(running)} requests at once on average"
         lag = float(self.system.valid["event_loop_lag_p99_s"].mean())
-        if most in ("before_s", "after_s", "first_s", "stream_s") and LATE * bar.e2e_s <= lag < np.inf:
+        if (
+            most in ("before_s", "after_s", "first_s", "stream_s")
+            and LATE * bar.e2e_s <= lag < np.inf
+        ):
             text += f", with an event loop that was up to {digits(1e3 * lag)} ms late (P99)"
         if len(self.bars) > 1:
             other = self.bars[0]
-            text += f"; of {other.which} it is {other.share(most):.0%}" if most in other.parts else ""
+            text += (
+                f"; of {other.which} it is {other.share(most):.0%}" if most in other.parts else ""
+            )
             mean = f"{digits(1e3 * bar.e2e_s)} and {digits(1e3 * other.e2e_s)} ms"
         else:
             mean = f"{digits(1e3 * bar.e2e_s)} ms"
@@ -199,9 +276,17 @@ def attribute(found: Summary, comparison: Comparison) -> list[Attribution]:
 
 
 def draw(attributions: Sequence[Attribution]) -> Picture:
-    """Two stacked bars a server, the median request and the tail: milliseconds to the left, shares of E2E to the right."""
-    rows = [(bar, 3.0 * number + 0.9 * i) for number, a in enumerate(attributions) for i, bar in enumerate(a.bars, 1)]
-    ticks = [(bar.which.removeprefix("the "), y) for bar, y in rows] + [(a.system.name, 3.0 * n) for n, a in enumerate(attributions)]
+    """Two stacked bars a server, the median request and the tail: milliseconds to the left, shares
+    of E2E to the right.
+    """
+    rows = [
+        (bar, 3.0 * number + 0.9 * i)
+        for number, a in enumerate(attributions)
+        for i, bar in enumerate(a.bars, 1)
+    ]
+    ticks = [(bar.which.removeprefix("the "), y) for bar, y in rows] + [
+        (a.system.name, 3.0 * n) for n, a in enumerate(attributions)
+    ]
     names = shown(attributions)
     with rc_context(figures.STYLE | {"hatch.linewidth": 0.6}):
         figure = Figure(figsize=(1.3 * figures.WIDTH, 1.5 + 0.55 * max(len(attributions), 1)))
@@ -212,13 +297,36 @@ def draw(attributions: Sequence[Attribution]) -> Picture:
                 for name in (name for name in names if name in bar.parts):
                     width = max(bar.parts[name], 0.0) * scale(bar)
                     look = PARTS[name]
-                    axes.barh(y, width, left=start, height=0.8, color=look.colour, hatch=look.hatch, edgecolor="white", linewidth=0.3)
+                    axes.barh(
+                        y,
+                        width,
+                        left=start,
+                        height=0.8,
+                        color=look.colour,
+                        hatch=look.hatch,
+                        edgecolor="white",
+                        linewidth=0.3,
+                    )
                     if axes is right and width >= 12:
-                        axes.text(start + width / 2, y, f"{width:.0f}", ha="center", va="center", fontsize=8,
-                                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85})  # fmt: skip
+                        axes.text(
+                            start + width / 2,
+                            y,
+                            f"{width:.0f}",
+                            ha="center",
+                            va="center",
+                            fontsize=8,
+                            bbox={
+                                "facecolor": "white",
+                                "edgecolor": "none",
+                                "pad": 0.8,
+                                "alpha": 0.85,
+                            },
+                        )
                     start += width
             axes.grid(axis="y", visible=False)
-        left.set_yticks([y for _, y in ticks], [label.replace("$", r"\$") for label, _ in ticks], fontsize=8)
+        left.set_yticks(
+            [y for _, y in ticks], [label.replace("$", r"\$") for label, _ in ticks], fontsize=8
+        )
         for name in left.get_yticklabels()[len(rows) :]:
             name.set_fontweight("bold")
         left.tick_params(axis="y", length=0)
@@ -227,32 +335,64 @@ def draw(attributions: Sequence[Attribution]) -> Picture:
         left.set_xlabel("mean E2E, ms")
         right.set_xlabel("share of E2E, %")
         right.set_xlim(0, 100)
-        handles = [Patch(facecolor=PARTS[n].colour, hatch=PARTS[n].hatch, edgecolor="white", label=PARTS[n].label) for n in names]
-        figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    data = [{"system": a.system.name, "which": bar.which, "requests": bar.requests, "e2e_s": bar.e2e_s} | bar.parts
-            for a in attributions for bar in a.bars]  # fmt: skip
+        handles = [
+            Patch(
+                facecolor=PARTS[n].colour,
+                hatch=PARTS[n].hatch,
+                edgecolor="white",
+                label=PARTS[n].label,
+            )
+            for n in names
+        ]
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9
+        )
+    data = [
+        {"system": a.system.name, "which": bar.which, "requests": bar.requests, "e2e_s": bar.e2e_s}
+        | bar.parts
+        for a in attributions
+        for bar in a.bars
+    ]
     return Picture(figure, pd.DataFrame(data))
 
 
 def shown(attributions: Sequence[Attribution]) -> list[str]:
     """The parts that any of them has; without a cap on concurrency nobody waited for a slot."""
     bars = [bar for a in attributions for bar in a.bars]
-    return [name for name in PARTS if any(name in bar.parts and (name != "slot_s" or bar.parts[name] > 0) for bar in bars)]
+    return [
+        name
+        for name in PARTS
+        if any(name in bar.parts and (name != "slot_s" or bar.parts[name] > 0) for bar in bars)
+    ]
 
 
 def view(found: Summary, comparison: Comparison) -> dict[str, Any]:
-    """For the templates: {sentences: [(name, sentence)], heads, rows: [(name, which, cells)] in ms, engine_heads: [(label, unit)],
-    engine: [(name, cells)], coarse: names of systems whose server told no parts, picture: none without a bar}."""
+    """For the templates: {sentences: [(name, sentence)], heads, rows: [(name, which, cells)] in ms,
+    engine_heads: [(label, unit)], engine: [(name, cells)], coarse: names of systems whose server
+    told no parts, picture: none without a bar}.
+    """
     attributions = attribute(found, comparison)
     names = shown(attributions)
     rows = []
     for a in attributions:
         for bar in a.bars:
             times = [bar.e2e_s, *(bar.parts.get(name, np.nan) for name in names)]
-            rows.append((a.system.name, bar.which, [f"{bar.requests:,}", *(digits(1e3 * seconds) for seconds in times)]))
-    return {"sentences": [(a.system.name, a.sentence) for a in attributions], "rows": rows,
-            "picture": draw(attributions) if rows else None,
-            "heads": ["requests", "mean E2E", *(PARTS[name].label for name in names)],
-            "coarse": [a.system.name for a in attributions if any(not bar.told for bar in a.bars)],
-            "engine_heads": [(METRICS[m].label, summary.unit(m)) for m in IN_ENGINE],
-            "engine": [(a.system.name, [summary.cell(m, a.system.valid) for m in IN_ENGINE]) for a in attributions]}
+            rows.append(
+                (
+                    a.system.name,
+                    bar.which,
+                    [f"{bar.requests:,}", *(digits(1e3 * seconds) for seconds in times)],
+                )
+            )
+    return {
+        "sentences": [(a.system.name, a.sentence) for a in attributions],
+        "rows": rows,
+        "picture": draw(attributions) if rows else None,
+        "heads": ["requests", "mean E2E", *(PARTS[name].label for name in names)],
+        "coarse": [a.system.name for a in attributions if any(not bar.told for bar in a.bars)],
+        "engine_heads": [(METRICS[m].label, summary.unit(m)) for m in IN_ENGINE],
+        "engine": [
+            (a.system.name, [summary.cell(m, a.system.valid) for m in IN_ENGINE])
+            for a in attributions
+        ],
+    }

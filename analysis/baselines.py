@@ -1,6 +1,8 @@
-"""Baselines: what a campaign measured in one JSON file that can be committed, results/baselines/NAME.json, for gates and for the trend.
+"""Baselines: what a campaign measured in one JSON file that can be committed,
+results/baselines/NAME.json, for gates and for the trend.
 
-A baseline is of a machine class: processor, cores and GPUs. Numbers of two classes are never put on one line.
+A baseline is of a machine class: processor, cores and GPUs. Numbers of two classes are never put on
+one line.
 """
 
 import json
@@ -21,14 +23,36 @@ from analysis.metrics import METRICS
 from analysis.summary import Summary
 
 FOLDER = Path("results/baselines")
-KEYS = ("name", "created_utc", "command", "seed", "model", "scenarios", "simulated", "machine_share", "manifest")  # of campaign.json
-CASE_KEYS = ("server", "engine", "scenario", "users", "rate", "duration_s", "repetition", "valid", "why")
+# of campaign.json
+KEYS = (
+    "name",
+    "created_utc",
+    "command",
+    "seed",
+    "model",
+    "scenarios",
+    "simulated",
+    "machine_share",
+    "manifest",
+)
+CASE_KEYS = (
+    "server",
+    "engine",
+    "scenario",
+    "users",
+    "rate",
+    "duration_s",
+    "repetition",
+    "valid",
+    "why",
+)
 SHOWN = ("output_tokens_per_s", "e2e_p50_s", "e2e_p99_s")
 
 
 def machine_class(data: dict[str, Any]) -> str:
     """
-    >>> machine_class({"manifest": {"cpu": {"model": "AMD EPYC 9R14", "cores": 2}, "gpus": [{"name": "NVIDIA H200"}]}})
+    >>> machine_class({"manifest": {"cpu": {"model": "AMD EPYC 9R14", "cores": 2}, "gpus": [{"name":
+    "NVIDIA H200"}]}})
     'amd-epyc-9r14-2-cores-1x-nvidia-h200'
     """
     manifest = data.get("manifest") or {}
@@ -40,16 +64,28 @@ def machine_class(data: dict[str, Any]) -> str:
 
 
 def record(found: Summary, name: str | None = None, folder: Path = FOLDER) -> Path:
-    """Writes it. `name`: by default machine class, day and commit. Raises InputError if a case has no number, or the name is taken."""
+    """Writes it. `name`: by default machine class, day and commit. Raises InputError if a case has
+    no number, or the name is taken.
+    """
     invalid = found.table[~found.table["valid"]]
     if len(invalid) or not len(found.table):
-        raise InputError(f"no baseline of {found.campaign.folder}: {invalid['why'].iloc[0] if len(invalid) else 'it has no case'}")
+        raise InputError(
+            f"no baseline of {found.campaign.folder}:"
+            f" {invalid['why'].iloc[0] if len(invalid) else 'it has no case'}"
+        )
     data = found.campaign.data
     commit = str((data.get("manifest") or {}).get("commit") or "unknown")[:9]
     name = name or f"{machine_class(data)}-{data['created_utc'][:10]}-{commit}"
     file = new(name, folder)
-    cases = [{key: _plain(case[key]) for key in (*CASE_KEYS, *METRICS)} for case in found.table.to_dict("records")]
-    said = {key: data.get(key) for key in KEYS} | {"baseline": name, "machine_class": machine_class(data), "cases": cases}
+    cases = [
+        {key: _plain(case[key]) for key in (*CASE_KEYS, *METRICS)}
+        for case in found.table.to_dict("records")
+    ]
+    said = {key: data.get(key) for key in KEYS} | {
+        "baseline": name,
+        "machine_class": machine_class(data),
+        "cases": cases,
+    }
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(said, indent=1, allow_nan=False) + "\n")
     return file
@@ -78,29 +114,49 @@ def read(file: Path) -> Summary:
         said = json.loads(file.read_text())
         table = pd.DataFrame(said["cases"], columns=[*CASE_KEYS, *METRICS])
         numbers = ["users", "rate", "duration_s", *METRICS]
-        table = table.astype({**dict.fromkeys(numbers, "float64"), "valid": bool}).assign(index=range(1, len(table) + 1))
+        table = table.astype({**dict.fromkeys(numbers, "float64"), "valid": bool}).assign(
+            index=range(1, len(table) + 1)
+        )
         data = {key: said[key] for key in (*KEYS, "baseline", "machine_class")}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is not a baseline ({error}): `nox -s baseline` records one") from None
-    return Summary(Campaign(file, data, table, {}, {}), slo.each_request(slo.parse(slo.DEFAULT)), table.set_index("index", drop=False),
-                   pd.DataFrame(), {}, {})  # fmt: skip
+        raise InputError(
+            f"{file} is not a baseline ({error}): `nox -s baseline` records one"
+        ) from None
+    return Summary(
+        Campaign(file, data, table, {}, {}),
+        slo.each_request(slo.parse(slo.DEFAULT)),
+        table.set_index("index", drop=False),
+        pd.DataFrame(),
+        {},
+        {},
+    )
 
 
 def find(name: str, like: Summary, folder: Path = FOLDER) -> Path:
-    """The file of that name, or for "newest" the last that was recorded of the machine class of `like`. Raises InputError."""
+    """The file of that name, or for "newest" the last that was recorded of the machine class of
+    `like`. Raises InputError.
+    """
     check(name, folder)
     if name != "newest":
         return folder / f"{name}.json"
     kind = machine_class(like.campaign.data)
-    same = [(s.campaign.data["created_utc"], s.campaign.folder) for s in map(read, sorted(folder.glob("*.json")))
-            if s.campaign.data["machine_class"] == kind]  # fmt: skip
+    same = [
+        (s.campaign.data["created_utc"], s.campaign.folder)
+        for s in map(read, sorted(folder.glob("*.json")))
+        if s.campaign.data["machine_class"] == kind
+    ]
     if not same:
-        raise InputError(f"no baseline in {folder} is of this machine's class, {kind}: `nox -s baseline` records one")
+        raise InputError(
+            f"no baseline in {folder} is of this machine's class, {kind}: `nox -s baseline`"
+            " records one"
+        )
     return max(same)[1]
 
 
 def history(folder: Path = FOLDER) -> list[Path]:
-    """history-CLASS.png of each machine class: each system's mean and 95% interval, baseline by baseline. Raises InputError."""
+    """history-CLASS.png of each machine class: each system's mean and 95% interval, baseline by
+    baseline. Raises InputError.
+    """
     classes: dict[str, list[Summary]] = {}
     for found in map(read, sorted(folder.glob("*.json"))):
         classes.setdefault(found.campaign.data["machine_class"], []).append(found)
@@ -109,7 +165,9 @@ def history(folder: Path = FOLDER) -> list[Path]:
     files = []
     for kind, baselines in classes.items():
         files.append(folder / f"history-{kind}.png")
-        files[-1].write_bytes(png(trend(sorted(baselines, key=lambda s: s.campaign.data["created_utc"])).figure))
+        files[-1].write_bytes(
+            png(trend(sorted(baselines, key=lambda s: s.campaign.data["created_utc"])).figure)
+        )
     return files
 
 
@@ -119,30 +177,54 @@ def trend(baselines: list[Summary]) -> Picture:
     for found in baselines:
         data = found.campaign.data
         created = datetime.fromisoformat(data["created_utc"])
-        for (server, engine, scenario), cases in found.table.groupby(["server", "engine", "scenario"], sort=False):
+        for (server, engine, scenario), cases in found.table.groupby(
+            ["server", "engine", "scenario"], sort=False
+        ):
             for name in SHOWN:
                 e = statistics.estimate(cases[name])
-                rows.append({"baseline": data["baseline"], "created": created, "system": f"{server} ({engine}), {scenario}", "metric": name,
-                             "mean": e.mean, "half": e.half})  # fmt: skip
+                rows.append(
+                    {
+                        "baseline": data["baseline"],
+                        "created": created,
+                        "system": f"{server} ({engine}), {scenario}",
+                        "metric": name,
+                        "mean": e.mean,
+                        "half": e.half,
+                    }
+                )
     frame = pd.DataFrame(rows)
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 2.1 * len(SHOWN) + 0.6))
         axes = figure.subplots(len(SHOWN), sharex=True)
         for each, name in zip(axes, SHOWN, strict=True):
-            for i, (system, own) in enumerate(frame[frame["metric"].eq(name)].groupby("system", sort=True)):
+            for i, (system, own) in enumerate(
+                frame[frame["metric"].eq(name)].groupby("system", sort=True)
+            ):
                 scale = METRICS[name].scale
-                each.errorbar(own["created"], own["mean"] * scale, own["half"].fillna(0) * scale, marker="o", capsize=3, lw=1.2,
-                              color=COLOURS[i % len(COLOURS)], label=str(system).replace("$", r"\$"))  # fmt: skip
+                each.errorbar(
+                    own["created"],
+                    own["mean"] * scale,
+                    own["half"].fillna(0) * scale,
+                    marker="o",
+                    capsize=3,
+                    lw=1.2,
+                    color=COLOURS[i % len(COLOURS)],
+                    label=str(system).replace("$", r"\$"),
+                )
             each.set_title(f"{METRICS[name].label}, {summary.unit(name)}", loc="left", fontsize=10)
             each.set_ylim(bottom=0)
         figure.autofmt_xdate()
         handles, names = axes[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+        figure.legend(
+            handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize=8
+        )
     return Picture(figure, frame)
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold: a missing number is null; a percentile beyond which all failed is not finite either, and is null, too."""
+    """What JSON can hold: a missing number is null; a percentile beyond which all failed is not
+    finite either, and is null, too.
+    """
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value.item() if hasattr(value, "item") else value

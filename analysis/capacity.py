@@ -1,10 +1,12 @@
-"""Capacity: the highest load at which a server keeps an SLO, found by cases at one load after another.
+"""Capacity: the highest load at which a server keeps an SLO, found by cases at one load after
+another.
 
-`question` says which case a search needs next, given those that are on disk; `python -m loadtests --find-capacity` asks it (by
-`python -m analysis.next`) and runs what it says. Bracketing, then bisection on a logarithmic scale, as loads differ by factors: from the
-estimate up while the SLO holds, or down while it does not, by ever larger factors; then the geometric middle of the highest load that
-held and the lowest that did not, until they are within PRECISION. More load is taken to be worse: where chance contradicts that, the
-lowest load that did not hold counts.
+`question` says which case a search needs next, given those that are on disk; `python -m loadtests
+--find-capacity` asks it (by `python -m analysis.next`) and runs what it says. Bracketing, then
+bisection on a logarithmic scale, as loads differ by factors: from the estimate up while the SLO
+holds, or down while it does not, by ever larger factors; then the geometric middle of the highest
+load that held and the lowest that did not, until they are within PRECISION. More load is taken to
+be worse: where chance contradicts that, the lowest load that did not hold counts.
 """
 
 import math
@@ -19,14 +21,16 @@ from analysis.observed import observe
 
 PRECISION = 0.05  # between what held and what did not
 MOST_CASES = 8  # for one server, that at saturation included
-GROWTH = 1.25  # of the first step away from the estimate; each further step is the square of the one before
+# of the first step away from the estimate; each further step is the square of the one before
+GROWTH = 1.25
 OF_SATURATION = 0.8  # the estimate: at the rate of saturation the queue has no end
 SATURATION_S = 10.0  # window of the case at saturation
 
 
 class Probe(NamedTuple):
-    """A load that was tried, in requests/s or users, and whether the SLO held there; None if the case cannot tell. `why` it has no
-    number."""
+    """A load that was tried, in requests/s or users, and whether the SLO held there; None if the
+    case cannot tell. `why` it has no number.
+    """
 
     load: float
     holds: bool | None
@@ -36,7 +40,9 @@ class Probe(NamedTuple):
 
     @property
     def is_certain(self) -> bool:
-        """It holds if all bounds certainly do, and does not if one certainly does not, or if it was never steady."""
+        """It holds if all bounds certainly do, and does not if one certainly does not, or if it was
+        never steady.
+        """
         judged = [each for each in self.kept if each.of]
         if self.holds:
             return all(each.is_certain for each in judged)
@@ -44,7 +50,9 @@ class Probe(NamedTuple):
 
 
 class Capacity(NamedTuple):
-    """`holds`: the highest load that held, nan if none did. `fails`: the lowest that did not, nan if all held."""
+    """`holds`: the highest load that held, nan if none did. `fails`: the lowest that did not, nan
+    if all held.
+    """
 
     holds: float
     fails: float
@@ -62,9 +70,13 @@ def bracket(probes: Sequence[Probe], certain: bool = False) -> Capacity:
     return Capacity(max(held, default=math.nan), fails)
 
 
-def next_load(estimate: float, probes: Sequence[Probe], most: int = MOST_CASES, whole: bool = False) -> float | None:
-    """None when the capacity is known well enough, when there were `most` probes, or when a case had no number: a load generator at its
-    limit has none at a higher load either. `whole`: users, of whom there are no halves."""
+def next_load(
+    estimate: float, probes: Sequence[Probe], most: int = MOST_CASES, whole: bool = False
+) -> float | None:
+    """None when the capacity is known well enough, when there were `most` probes, or when a case
+    had no number: a load generator at its limit has none at a higher load either. `whole`: users,
+    of whom there are no halves.
+    """
     if len(probes) >= most or any(p.holds is None for p in probes):
         return None
     found = bracket(probes)
@@ -80,13 +92,16 @@ def next_load(estimate: float, probes: Sequence[Probe], most: int = MOST_CASES, 
     else:
         load = math.sqrt(found.holds * found.fails)
     load = max(1, round(load)) if whole else float(f"{load:.4g}")
-    if any(p.load == load for p in probes):  # neighbours: between n users and n + 1 there is nothing to try
+    # neighbours: between n users and n + 1 there is nothing to try
+    if any(p.load == load for p in probes):
         return None
     return load
 
 
 class Measured(NamedTuple):
-    """A case at a load. `requests`: those of its window, with the columns that `slo.kept` needs; None if it has no number, and `why`."""
+    """A case at a load. `requests`: those of its window, with the columns that `slo.kept` needs;
+    None if it has no number, and `why`.
+    """
 
     load: float
     case: int
@@ -96,19 +111,32 @@ class Measured(NamedTuple):
 
 
 def measured(campaign: Campaign, server: str, engine: str, scenario: str) -> list[Measured]:
-    """The cases of one system, in the order in which they were run. `server` with its options: "fastapi_vllm loop=asyncio"."""
+    """The cases of one system, in the order in which they were run. `server` with its options:
+    "fastapi_vllm loop=asyncio".
+    """
     found = []
     for case in _cases(campaign, server, engine, scenario).to_dict("records"):
         load = case["users"] if math.isnan(case["rate"]) else case["rate"]
         if case["state"] != "ok":
-            found.append(Measured(load, case["index"], None, False, f"{case['state']}: {case['reason']}"))
+            found.append(
+                Measured(load, case["index"], None, False, f"{case['state']}: {case['reason']}")
+            )
             continue
         observed = observe(campaign, case["index"])
         bad = validity.reasons(validity.check(observed))
-        # What is never steady is above what the server carries: an answer to the question of capacity, though no number.
+        # What is never steady is above what the server carries: an answer to the question of
+        # capacity, though no number.
         invalid = any(check.name != "steadiness" for check in bad)
         requests = None if invalid else observed.scheduled[["ttft_s", "tpot_s", "e2e_s", "failed"]]
-        found.append(Measured(load, case["index"], requests, not bad, "; ".join(f"{c.name}: {c.detail}" for c in bad)))
+        found.append(
+            Measured(
+                load,
+                case["index"],
+                requests,
+                not bad,
+                "; ".join(f"{c.name}: {c.detail}" for c in bad),
+            )
+        )
     return found
 
 
@@ -118,11 +146,18 @@ def probe(case: Measured, bounds: Sequence[slo.Bound]) -> Probe:
     kept = tuple(slo.kept(case.requests, bounds))
     judged = [each for each in kept if each.of]  # answers of one token have no TPOT
     few = [each for each in judged if each.of < each.needed]
-    if not case.steady or any(not each.holds and (each not in few or each.is_certain) for each in judged):
+    if not case.steady or any(
+        not each.holds and (each not in few or each.is_certain) for each in judged
+    ):
         return Probe(case.load, False, case.case, case.why, kept)
     if few or not judged:  # a percentile that the sample cannot carry is none
-        said = [f"n too small: {each.of} requests for {each.bound}, {each.needed} are needed" for each in few]
-        return Probe(case.load, None, case.case, "; ".join(said) or "no request has these latencies", kept)
+        said = [
+            f"n too small: {each.of} requests for {each.bound}, {each.needed} are needed"
+            for each in few
+        ]
+        return Probe(
+            case.load, None, case.case, "; ".join(said) or "no request has these latencies", kept
+        )
     return Probe(case.load, True, case.case, case.why, kept)
 
 
@@ -144,7 +179,12 @@ def question(campaign: Campaign, server: str, engine: str, scenario: str) -> dic
         cases = _cases(campaign, server, engine, saturation)
         if cases.empty:
             users = campaign.data["scenarios"][saturation]["users"]
-            return {"scenario": saturation, "users": users, "rate": None, "duration_s": SATURATION_S}
+            return {
+                "scenario": saturation,
+                "users": users,
+                "rate": None,
+                "duration_s": SATURATION_S,
+            }
         if (cases["state"] != "ok").all():
             return None  # it was skipped, or cannot carry this load: the report says why
         carried = metrics.requests_per_s(observe(campaign, int(cases["index"].iloc[-1])))
@@ -153,20 +193,34 @@ def question(campaign: Campaign, server: str, engine: str, scenario: str) -> dic
     load = next_load(estimate, probes(campaign, server, engine, scenario), most, whole)
     if load is None:
         return None
-    # An open loop's window must hold enough requests; how many a closed loop's holds is not known beforehand.
+    # An open loop's window must hold enough requests; how many a closed loop's holds is not known
+    # beforehand.
     least = 0.0 if whole else math.ceil(slo.requests_needed(slo.parse(search["slo"])) / load)
-    return {"scenario": scenario, "users": int(load) if whole else None, "rate": None if whole else load,
-            "duration_s": max(search["duration_s"] or table["duration_s"], float(least))}
+    return {
+        "scenario": scenario,
+        "users": int(load) if whole else None,
+        "rate": None if whole else load,
+        "duration_s": max(search["duration_s"] or table["duration_s"], float(least)),
+    }
 
 
 def questions(campaign: Campaign) -> list[dict[str, Any] | None]:
     """`question` for each of campaign.json's search.systems."""
-    return [question(campaign, label(system["server"], system["options"]), system["engine"], system["scenario"])
-            for system in campaign.data["search"]["systems"]]  # fmt: skip
+    return [
+        question(
+            campaign,
+            label(system["server"], system["options"]),
+            system["engine"],
+            system["scenario"],
+        )
+        for system in campaign.data["search"]["systems"]
+    ]
 
 
 class Found(NamedTuple):
-    """What a search found. `traffic`: the scenario; `unit` of the load; `probes` in the order of the load."""
+    """What a search found. `traffic`: the scenario; `unit` of the load; `probes` in the order of
+    the load.
+    """
 
     server: str
     engine: str
@@ -192,7 +246,9 @@ class Found(NamedTuple):
     @property
     def is_precise(self) -> bool:
         """Within PRECISION, or to the user."""
-        return self.capacity.is_precise or (self.unit == "users" and self.capacity.fails - self.capacity.holds == 1)
+        return self.capacity.is_precise or (
+            self.unit == "users" and self.capacity.fails - self.capacity.holds == 1
+        )
 
 
 def found(campaign: Campaign) -> list[Found]:
@@ -200,12 +256,25 @@ def found(campaign: Campaign) -> list[Found]:
     all_of = []
     for system in campaign.data["search"]["systems"]:
         server = label(system["server"], system["options"])
-        tried = sorted(probes(campaign, server, system["engine"], system["scenario"]), key=lambda p: p.load)
-        unit = "users" if campaign.data["scenarios"][system["scenario"]]["arrivals"] == "closed" else "requests/s"
-        all_of.append(Found(server, system["engine"], system["scenario"], unit, bracket(tried), tried))
-    return sorted(all_of, key=lambda f: (f.traffic, math.inf if math.isnan(f.capacity.holds) else -f.capacity.holds))
+        tried = sorted(
+            probes(campaign, server, system["engine"], system["scenario"]), key=lambda p: p.load
+        )
+        unit = (
+            "users"
+            if campaign.data["scenarios"][system["scenario"]]["arrivals"] == "closed"
+            else "requests/s"
+        )
+        all_of.append(
+            Found(server, system["engine"], system["scenario"], unit, bracket(tried), tried)
+        )
+    return sorted(
+        all_of,
+        key=lambda f: (f.traffic, math.inf if math.isnan(f.capacity.holds) else -f.capacity.holds),
+    )
 
 
 def _cases(campaign: Campaign, server: str, engine: str, scenario: str) -> pd.DataFrame:
     cases = campaign.cases
-    return cases[(cases["server"] == server) & (cases["engine"] == engine) & (cases["scenario"] == scenario)]
+    return cases[
+        (cases["server"] == server) & (cases["engine"] == engine) & (cases["scenario"] == scenario)
+    ]

@@ -1,9 +1,11 @@
-"""What people say about serving architectures (analysis/claims.toml), held against campaigns that were run to test it.
+"""What people say about serving architectures (analysis/claims.toml), held against campaigns that
+were run to test it.
 
-A claim has parts, each about one metric: of one server, or how many times that of another server. A part is judged under each traffic of
-its campaign by the interval over runs: confirmed if all of it lies within the claimed range, refuted if none of it does, else undecided.
-A claim whose parts are confirmed under one traffic and refuted under another depends on the traffic; one that is refuted under one and
-undecided under another is undecided, and says where it is not so.
+A claim has parts, each about one metric: of one server, or how many times that of another server. A
+part is judged under each traffic of its campaign by the interval over runs: confirmed if all of it
+lies within the claimed range, refuted if none of it does, else undecided. A claim whose parts are
+confirmed under one traffic and refuted under another depends on the traffic; one that is refuted
+under one and undecided under another is undecided, and says where it is not so.
 """
 
 import math
@@ -24,8 +26,10 @@ VERDICTS = ("confirmed", "refuted", "depends", "undecided", "not testable here",
 
 
 class Judged(NamedTuple):
-    """A part of a claim under one traffic. `of`: what the value is, `claimed`: what it should be, in words; `low` to `high`: its 95%
-    interval, nan of one run; `exceeds`: refuted, as it is better than the range that is claimed."""
+    """A part of a claim under one traffic. `of`: what the value is, `claimed`: what it should be,
+    in words; `low` to `high`: its 95% interval, nan of one run; `exceeds`: refuted, as it is better
+    than the range that is claimed.
+    """
 
     traffic: str
     of: str
@@ -38,7 +42,9 @@ class Judged(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """`why`: of "depends", "undecided", of what was not tested, and of "refuted" if it is more than is claimed; and the claim's note."""
+    """`why`: of "depends", "undecided", of what was not tested, and of "refuted" if it is more than
+    is claimed; and the claim's note.
+    """
 
     name: str
     says: str
@@ -50,7 +56,9 @@ class Verdict(NamedTuple):
 
 
 def read(file: Path = FILE) -> dict[str, Any]:
-    """{campaigns: {name: {arguments, needs}}, claims: {name: {says, source, campaign, parts}}}. Raises InputError."""
+    """{campaigns: {name: {arguments, needs}}, claims: {name: {says, source, campaign, parts}}}.
+    Raises InputError.
+    """
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError) as error:
@@ -60,10 +68,20 @@ def read(file: Path = FILE) -> dict[str, Any]:
             if not claim.get(key):
                 raise InputError(f"{file}: the claim {name!r} has no {key!r}")
         if "needs" not in claim and claim.get("campaign") not in table["campaigns"]:
-            raise InputError(f"{file}: the claim {name!r} names no campaign that is there, and does not say what it needs")
+            raise InputError(
+                f"{file}: the claim {name!r} names no campaign that is there, and does not say what"
+                " it needs"
+            )
         for part in claim.get("parts", ()):
-            if part.get("metric") not in METRICS or not part.get("of") or not {"least", "most"} & part.keys():
-                raise InputError(f"{file}: a part of the claim {name!r} needs a metric that is there, 'of', and 'least' or 'most'")
+            if (
+                part.get("metric") not in METRICS
+                or not part.get("of")
+                or not {"least", "most"} & part.keys()
+            ):
+                raise InputError(
+                    f"{file}: a part of the claim {name!r} needs a metric that is there, 'of', and"
+                    " 'least' or 'most'"
+                )
     return table
 
 
@@ -73,7 +91,10 @@ def verdicts(results: Path = RESULTS, file: Path = FILE) -> list[Verdict]:
     for name in table["campaigns"]:
         if (results / name / "campaign.json").is_file():
             summaries[name] = summary.summarise(load.campaign(results / name))
-    return [judge(name, claim, summaries.get(claim.get("campaign", ""))) for name, claim in table["claims"].items()]
+    return [
+        judge(name, claim, summaries.get(claim.get("campaign", "")))
+        for name, claim in table["claims"].items()
+    ]
 
 
 def judge(name: str, claim: dict[str, Any], campaign: Summary | None) -> Verdict:
@@ -82,14 +103,20 @@ def judge(name: str, claim: dict[str, Any], campaign: Summary | None) -> Verdict
     if "needs" in claim:
         return said._replace(verdict="not testable here", why=f"it needs {claim['needs']}")
     if campaign is None:
-        return said._replace(verdict="not run", why=f"`nox -s claims -- {claim['campaign']}` runs it")
+        return said._replace(
+            verdict="not run", why=f"`nox -s claims -- {claim['campaign']}` runs it"
+        )
     cores = (campaign.campaign.data.get("machine_share") or {}).get("server_cores")
     has = len(cores) if isinstance(cores, list) else cores or 0
     if claim.get("server_cores", 1) > has:
-        return said._replace(verdict="not testable here", why=f"the server has {has} core{'s' * (has != 1)} here")
+        return said._replace(
+            verdict="not testable here", why=f"the server has {has} core{'s' * (has != 1)} here"
+        )
     parts = _judge_parts(claim, campaign)
     verdict, why = _together(parts) if parts else ("not testable here", _reasons(claim, campaign))
-    return said._replace(verdict=verdict, why="; ".join(filter(None, (why, claim.get("note")))), parts=parts)
+    return said._replace(
+        verdict=verdict, why="; ".join(filter(None, (why, claim.get("note")))), parts=parts
+    )
 
 
 def _judge_parts(claim: dict[str, Any], campaign: Summary) -> list[Judged]:
@@ -98,27 +125,51 @@ def _judge_parts(claim: dict[str, Any], campaign: Summary) -> list[Judged]:
         first = cases.iloc[0]
         traffic = summary.title(first["scenario"], first["users"], first["rate"])
         if all(first[key] == claim[key] for key in ("scenario", "users") if key in claim):
-            parts += [judged for part in claim["parts"] if (judged := _judge_part(part, traffic, cases))]
+            parts += [
+                judged for part in claim["parts"] if (judged := _judge_part(part, traffic, cases))
+            ]
     return parts
 
 
 def _together(parts: list[Judged]) -> tuple[str, str]:
-    """(verdict, why) of a claim from its parts. Refuted only if it is so under no traffic, whatever is undecided or has no number."""
+    """(verdict, why) of a claim from its parts. Refuted only if it is so under no traffic, whatever
+    is undecided or has no number.
+    """
     traffics = {}
     for traffic in dict.fromkeys(part.traffic for part in parts):
         said = {part.verdict for part in parts if part.traffic == traffic}
-        traffics[traffic] = next((verdict for verdict in ("no number", "refuted", "undecided") if verdict in said), "confirmed")
+        traffics[traffic] = next(
+            (verdict for verdict in ("no number", "refuted", "undecided") if verdict in said),
+            "confirmed",
+        )
     said = set(traffics.values())
     if said == {"confirmed"}:
         return "confirmed", ""
     if said == {"refuted"}:
-        return "refuted", "it is more than that" if all(part.exceeds for part in parts if part.verdict == "refuted") else ""
-    without = dict.fromkeys(f"{part.of}, {part.traffic}" for part in parts if part.verdict == "no number")
-    words = {"confirmed": "it is so under {}", "refuted": "it is not so under {}",
-             "undecided": "under {} an interval reaches over the threshold, or there is none: more runs would narrow it",
-             "no number": f"there is no number for {'; '.join(without)}: its campaign's report says why"}  # fmt: skip
-    under = {verdict: " and ".join(traffic for traffic, v in traffics.items() if v == verdict) for verdict in words}
-    why = "; ".join(text.format(under[verdict]) for verdict, text in words.items() if under[verdict])
+        return "refuted", (
+            "it is more than that"
+            if all(part.exceeds for part in parts if part.verdict == "refuted")
+            else ""
+        )
+    without = dict.fromkeys(
+        f"{part.of}, {part.traffic}" for part in parts if part.verdict == "no number"
+    )
+    words = {
+        "confirmed": "it is so under {}",
+        "refuted": "it is not so under {}",
+        "undecided": (
+            "under {} an interval reaches over the threshold, or there is none: more runs would"
+            " narrow it"
+        ),
+        "no number": f"there is no number for {'; '.join(without)}: its campaign's report says why",
+    }
+    under = {
+        verdict: " and ".join(traffic for traffic, v in traffics.items() if v == verdict)
+        for verdict in words
+    }
+    why = "; ".join(
+        text.format(under[verdict]) for verdict, text in words.items() if under[verdict]
+    )
     return "depends" if {"confirmed", "refuted"} <= said else "undecided", why
 
 
@@ -132,8 +183,14 @@ def _judge_part(part: dict[str, Any], traffic: str, cases: pd.DataFrame) -> Judg
             if own.empty:
                 return None
             values[server] = own.loc[own["valid"], metric.name].dropna()
-    of = f"{metric.label} of {part['of']}" + (f" / {part['to']}" if "to" in part else f", {metric.shown or metric.unit}")
-    bounds = [f"{word} {part[key]:g}" for word, key in (("at least", "least"), ("at most", "most")) if key in part]
+    of = f"{metric.label} of {part['of']}" + (
+        f" / {part['to']}" if "to" in part else f", {metric.shown or metric.unit}"
+    )
+    bounds = [
+        f"{word} {part[key]:g}"
+        for word, key in (("at least", "least"), ("at most", "most"))
+        if key in part
+    ]
     what = (traffic, of, ", ".join(bounds))
     if any(v.empty for v in values.values()):
         return Judged(*what, math.nan, math.nan, math.nan, "no number")
@@ -144,10 +201,18 @@ def _judge_part(part: dict[str, Any], traffic: str, cases: pd.DataFrame) -> Judg
         value, low, high = e.mean, e.mean - e.half, e.mean + e.half
     least, most = part.get("least", -math.inf), part.get("most", math.inf)
     if math.isinf(value):
-        return Judged(*what, value, value, value, "confirmed" if least <= value <= most else "refuted")
+        return Judged(
+            *what, value, value, value, "confirmed" if least <= value <= most else "refuted"
+        )
     if math.isnan(low):
         return Judged(*what, value, low, high, "undecided")
-    verdict = "confirmed" if least <= low and high <= most else "refuted" if high < least or low > most else "undecided"
+    verdict = (
+        "confirmed"
+        if least <= low and high <= most
+        else "refuted"
+        if high < least or low > most
+        else "undecided"
+    )
     beyond = high < least if metric.better == "lower" else low > most
     return Judged(*what, value, low, high, verdict, "least" in part and "most" in part and beyond)
 
@@ -155,7 +220,9 @@ def _judge_part(part: dict[str, Any], traffic: str, cases: pd.DataFrame) -> Judg
 def _reasons(claim: dict[str, Any], campaign: Summary) -> str:
     wanted = {part[key] for part in claim["parts"] for key in ("of", "to") if key in part}
     why = filter(None, campaign.table.loc[campaign.table["server"].isin(wanted), "why"])
-    return "none of its servers was measured: " + ("; ".join(dict.fromkeys(why)) or f"{', '.join(sorted(wanted))} is not there")
+    return "none of its servers was measured: " + (
+        "; ".join(dict.fromkeys(why)) or f"{', '.join(sorted(wanted))} is not there"
+    )
 
 
 def write(results: Path = RESULTS) -> list[Verdict]:
@@ -163,9 +230,13 @@ def write(results: Path = RESULTS) -> list[Verdict]:
     found = verdicts(results)
     shown = view(found)
     results.mkdir(parents=True, exist_ok=True)
-    for name, template, options in (("README.md", "claims.md.jinja", {"finalize": report.markdown}),
-                                    ("claims.html", "claims.html.jinja", {"autoescape": True})):  # fmt: skip
-        (results / name).write_text(report.environment(**options).get_template(template).render(shown))
+    for name, template, options in (
+        ("README.md", "claims.md.jinja", {"finalize": report.markdown}),
+        ("claims.html", "claims.html.jinja", {"autoescape": True}),
+    ):
+        (results / name).write_text(
+            report.environment(**options).get_template(template).render(shown)
+        )
     return found
 
 
@@ -173,9 +244,18 @@ def view(found: list[Verdict]) -> dict[str, Any]:
     """{counts, claims} for the templates."""
 
     def number(part: Judged) -> str:
-        interval = "" if math.isnan(part.low) or math.isinf(part.value) else f" ({digits(part.low)} to {digits(part.high)})"
+        interval = (
+            ""
+            if math.isnan(part.low) or math.isinf(part.value)
+            else f" ({digits(part.low)} to {digits(part.high)})"
+        )
         return digits(part.value) + interval
 
     count = {verdict: sum(v.verdict == verdict for v in found) for verdict in VERDICTS}
-    return {"counts": ", ".join(f"{n} {verdict}" for verdict, n in count.items() if n),
-            "claims": [v._asdict() | {"parts": [p._asdict() | {"number": number(p)} for p in v.parts]} for v in found]}  # fmt: skip
+    return {
+        "counts": ", ".join(f"{n} {verdict}" for verdict, n in count.items() if n),
+        "claims": [
+            v._asdict() | {"parts": [p._asdict() | {"number": number(p)} for p in v.parts]}
+            for v in found
+        ],
+    }

@@ -1,4 +1,6 @@
-"""What the gate shows: a table on the terminal, JSON, JUnit's XML for CI, and Markdown for a step's summary or a pull request."""
+"""What the gate shows: a table on the terminal, JSON, JUnit's XML for CI, and Markdown for a step's
+summary or a pull request.
+"""
 
 import json
 import math
@@ -15,11 +17,20 @@ from analysis.metrics import METRICS
 from analysis.summary import digits
 from analysis.verdicts import Gate, Row
 
-COLOURS = {"PASS": "green", "IMPROVED": "green", "REGRESSED": "bold red", "INVALID": "bold red", "INCONCLUSIVE": "yellow",
-           "not judged": "dim"}
-SAYS = {"PASS": "head is not slower than base", "REGRESSED": "head is slower than base",
-        "INVALID": "there is no verdict: what was measured is wrong",
-        "INCONCLUSIVE": "it cannot be said yet whether head is slower than base"}
+COLOURS = {
+    "PASS": "green",
+    "IMPROVED": "green",
+    "REGRESSED": "bold red",
+    "INVALID": "bold red",
+    "INCONCLUSIVE": "yellow",
+    "not judged": "dim",
+}
+SAYS = {
+    "PASS": "head is not slower than base",
+    "REGRESSED": "head is slower than base",
+    "INVALID": "there is no verdict: what was measured is wrong",
+    "INCONCLUSIVE": "it cannot be said yet whether head is slower than base",
+}
 
 
 def shown(row: Row) -> dict[str, str]:
@@ -27,16 +38,36 @@ def shown(row: Row) -> dict[str, str]:
     metric = METRICS.get(row.metric)
     scale = metric.scale if metric else 100
     interval = "" if math.isnan(row.low) else f" ({row.low:+.1%} to {row.high:+.1%})"
-    return {"metric": f"{metric.label}, {summary.unit(row.metric)}" if metric else f"{row.metric}, %", "base": digits(row.base * scale),
-            "head": digits(row.head * scale), "change": "–" if math.isnan(row.change) else f"{row.change:+.1%}{interval}",
-            "tolerance": f"{row.tolerance:.0%}" if row.tolerance else "–", "noise": "–" if math.isnan(row.noise) else f"±{row.noise:.1%}",
-            "verdict": row.verdict, "why": row.why}  # fmt: skip
+    return {
+        "metric": f"{metric.label}, {summary.unit(row.metric)}" if metric else f"{row.metric}, %",
+        "base": digits(row.base * scale),
+        "head": digits(row.head * scale),
+        "change": "–" if math.isnan(row.change) else f"{row.change:+.1%}{interval}",
+        "tolerance": f"{row.tolerance:.0%}" if row.tolerance else "–",
+        "noise": "–" if math.isnan(row.noise) else f"±{row.noise:.1%}",
+        "verdict": row.verdict,
+        "why": row.why,
+    }
 
 
 def view(gate: Gate) -> dict[str, Any]:
-    return {"verdict": gate.verdict, "says": SAYS[gate.verdict], "sides": gate.sides, "notes": gate.notes,
-            "systems": [{"name": s.name, "verdict": s.verdict, "repetitions": s.repetitions, "faults": s.faults, "set_aside": s.set_aside,
-                         "rows": [shown(row) for row in s.rows]} for s in gate.systems]}  # fmt: skip
+    return {
+        "verdict": gate.verdict,
+        "says": SAYS[gate.verdict],
+        "sides": gate.sides,
+        "notes": gate.notes,
+        "systems": [
+            {
+                "name": s.name,
+                "verdict": s.verdict,
+                "repetitions": s.repetitions,
+                "faults": s.faults,
+                "set_aside": s.set_aside,
+                "rows": [shown(row) for row in s.rows],
+            }
+            for s in gate.systems
+        ],
+    }
 
 
 def show(gate: Gate, console: Console) -> None:
@@ -44,13 +75,34 @@ def show(gate: Gate, console: Console) -> None:
     for name, what in gate.sides.items():
         console.print(Text(f"{name}: {what}"))
     for system in view(gate)["systems"]:
-        console.print(Text(f"\n{system['name']}: {system['verdict']}, {system['repetitions']} repetitions", style="bold"))
+        console.print(
+            Text(
+                f"\n{system['name']}: {system['verdict']}, {system['repetitions']} repetitions",
+                style="bold",
+            )
+        )
         for fault in system["faults"]:
             console.print(Text(f"  {fault}", style="red"))
         if system["rows"]:
             table = Table(box=None, header_style="bold", pad_edge=False)
-            for heading in ("metric", "base", "head", "change", "tolerance", "noise", "verdict", "remedy"):
-                table.add_column(heading, justify="right" if heading in ("base", "head", "change", "tolerance", "noise") else "left")
+            for heading in (
+                "metric",
+                "base",
+                "head",
+                "change",
+                "tolerance",
+                "noise",
+                "verdict",
+                "remedy",
+            ):
+                table.add_column(
+                    heading,
+                    justify=(
+                        "right"
+                        if heading in ("base", "head", "change", "tolerance", "noise")
+                        else "left"
+                    ),
+                )
             for row in system["rows"]:
                 *cells, verdict, why = row.values()
                 table.add_row(*map(Text, cells), Text(verdict, style=COLOURS[verdict]), Text(why))
@@ -64,17 +116,37 @@ def show(gate: Gate, console: Console) -> None:
 
 def write(gate: Gate, folder: Path) -> None:
     """gate.json, gate.xml and gate.md."""
-    said = {"verdict": gate.verdict, "exit_code": gate.exit_code, "sides": gate.sides, "notes": gate.notes,
-            "systems": [{"name": s.name, "verdict": s.verdict, "repetitions": s.repetitions, "look": s.look, "faults": s.faults,
-                         "set_aside": s.set_aside, "metrics": [_finite(row._asdict()) for row in s.rows]}
-                        for s in gate.systems]}  # fmt: skip
+    said = {
+        "verdict": gate.verdict,
+        "exit_code": gate.exit_code,
+        "sides": gate.sides,
+        "notes": gate.notes,
+        "systems": [
+            {
+                "name": s.name,
+                "verdict": s.verdict,
+                "repetitions": s.repetitions,
+                "look": s.look,
+                "faults": s.faults,
+                "set_aside": s.set_aside,
+                "metrics": [_finite(row._asdict()) for row in s.rows],
+            }
+            for s in gate.systems
+        ],
+    }
     (folder / "gate.json").write_text(json.dumps(said, indent=1, allow_nan=False) + "\n")
     (folder / "gate.xml").write_bytes(junit(gate))
-    (folder / "gate.md").write_text(report.environment(finalize=report.markdown).get_template("gate.md.jinja").render(view(gate)))
+    (folder / "gate.md").write_text(
+        report.environment(finalize=report.markdown)
+        .get_template("gate.md.jinja")
+        .render(view(gate))
+    )
 
 
 def junit(gate: Gate) -> bytes:
-    """A suite for each system, a test for each metric: REGRESSED is a failure, INVALID an error, and what has no verdict is skipped."""
+    """A suite for each system, a test for each metric: REGRESSED is a failure, INVALID an error,
+    and what has no verdict is skipped.
+    """
     suites = ET.Element("testsuites", name="serveoff gate")
     for system in gate.systems:
         suite = ET.SubElement(suites, "testsuite", name=_clean(system.name))
@@ -83,8 +155,14 @@ def junit(gate: Gate) -> bytes:
         for row in system.rows if not system.faults else ():
             test, cells = _test(suite, system.name, row.metric), shown(row)
             if row.verdict == "REGRESSED":
-                ET.SubElement(test, "failure", message=_clean(f"{cells['base']} to {cells['head']}: {cells['change']}, tolerance "
-                                                              f"{cells['tolerance']}; {row.why}"))  # fmt: skip
+                ET.SubElement(
+                    test,
+                    "failure",
+                    message=_clean(
+                        f"{cells['base']} to {cells['head']}: {cells['change']}, tolerance "
+                        f"{cells['tolerance']}; {row.why}"
+                    ),
+                )
             elif row.verdict in ("INCONCLUSIVE", "not judged"):
                 ET.SubElement(test, "skipped", message=_clean(f"{row.verdict}: {row.why}"))
         suite.set("tests", str(len(suite)))
@@ -99,8 +177,15 @@ def _test(suite: ET.Element, system: str, name: str) -> ET.Element:
 
 def _clean(text: str) -> str:
     """Without what XML cannot hold, as a server's log may."""
-    return "".join(c for c in text if c in "\t\n" or (c >= " " and c not in "\ufffe\uffff" and not "\ud800" <= c <= "\udfff"))
+    return "".join(
+        c
+        for c in text
+        if c in "\t\n" or (c >= " " and c not in "\ufffe\uffff" and not "\ud800" <= c <= "\udfff")
+    )
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in row.items()
+    }

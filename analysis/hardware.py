@@ -1,4 +1,6 @@
-"""What a machine costs and what it could do at most: given with the command, or from two small tables with sources and dates."""
+"""What a machine costs and what it could do at most: given with the command, or from two small
+tables with sources and dates.
+"""
 
 import math
 import tomllib
@@ -12,8 +14,9 @@ HERE = Path(__file__).parent
 
 
 class Price(NamedTuple):
-    """`usd_per_hour` of the whole machine. Of a list price also its name in prices.toml, what it is for, who says so and since when;
-    `gpus`: NVML's names of the GPUs in it."""
+    """`usd_per_hour` of the whole machine. Of a list price also its name in prices.toml, what it is
+    for, who says so and since when; `gpus`: NVML's names of the GPUs in it.
+    """
 
     usd_per_hour: float
     name: str = ""
@@ -24,7 +27,9 @@ class Price(NamedTuple):
 
 
 class Peaks(NamedTuple):
-    """Bytes/s from memory and operations/s of the whole machine, nan where unknown; `source` of each in words."""
+    """Bytes/s from memory and operations/s of the whole machine, nan where unknown; `source` of
+    each in words.
+    """
 
     bytes_per_s: float = math.nan
     flops: float = math.nan
@@ -33,7 +38,9 @@ class Peaks(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What was given with the command. Peaks are of the whole machine; without them they are those of peaks.toml, by the GPUs' names."""
+    """What was given with the command. Peaks are of the whole machine; without them they are those
+    of peaks.toml, by the GPUs' names.
+    """
 
     price: Price | None = None
     bytes_per_s: float | None = None
@@ -43,11 +50,15 @@ class Given(NamedTuple):
 NOTHING = Given()
 
 
-def given(price_text: str | None = None, gb_per_s: str | None = None, tflops: str | None = None) -> Given:
+def given(
+    price_text: str | None = None, gb_per_s: str | None = None, tflops: str | None = None
+) -> Given:
     """From the command's options. Raises InputError."""
-    return Given(price(price_text) if price_text is not None else None,
-                 1e9 * positive("--peak-bandwidth", gb_per_s) if gb_per_s is not None else None,
-                 1e12 * positive("--peak-flops", tflops) if tflops is not None else None)  # fmt: skip
+    return Given(
+        price(price_text) if price_text is not None else None,
+        1e9 * positive("--peak-bandwidth", gb_per_s) if gb_per_s is not None else None,
+        1e12 * positive("--peak-flops", tflops) if tflops is not None else None,
+    )
 
 
 def price(text: str) -> Price:
@@ -61,7 +72,10 @@ def price(text: str) -> Price:
     except InputError:
         known = prices()
         if text not in known:
-            raise InputError(f"--price {text!r}: give dollars an hour, such as 2.50, or one of {', '.join(known)}") from None
+            raise InputError(
+                f"--price {text!r}: give dollars an hour, such as 2.50, or one of"
+                f" {', '.join(known)}"
+            ) from None
         return known[text]
 
 
@@ -82,8 +96,14 @@ def prices() -> dict[str, Price]:
     found = {}
     for name, row in table["prices"].items():
         source = table["sources"][row["source"]]
-        found[name] = Price(row["usd_per_hour"], name, row["what"], f"{source['name']}, {_bare(source['url'])}", str(source["date"]),
-                            (row["gpu"],) * row["gpus"] if row["gpus"] else ())  # fmt: skip
+        found[name] = Price(
+            row["usd_per_hour"],
+            name,
+            row["what"],
+            f"{source['name']}, {_bare(source['url'])}",
+            str(source["date"]),
+            (row["gpu"],) * row["gpus"] if row["gpus"] else (),
+        )
     return found
 
 
@@ -94,11 +114,15 @@ def stated() -> dict[str, dict[str, Any]]:
 
 def gpus(data: dict[str, Any]) -> tuple[str, ...]:
     """NVML's names of the machine's GPUs, from campaign.json; '?' for one that did not say."""
-    return tuple(str(gpu.get("name") or "?") for gpu in (data.get("manifest") or {}).get("gpus") or [])
+    return tuple(
+        str(gpu.get("name") or "?") for gpu in (data.get("manifest") or {}).get("gpus") or []
+    )
 
 
 def peaks(data: dict[str, Any], said: Given) -> Peaks:
-    """Of all GPUs of the machine together, used or not: one that is unknown, or no GPU, and only what was given is known."""
+    """Of all GPUs of the machine together, used or not: one that is unknown, or no GPU, and only
+    what was given is known.
+    """
     names, known = gpus(data), stated()
     rows = [known[name] for name in names] if set(names) <= known.keys() else []
 

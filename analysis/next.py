@@ -1,9 +1,11 @@
-"""Which cases a search for capacity or a gate needs next, as JSON: what the driver asks after every round.
+"""Which cases a search for capacity or a gate needs next, as JSON: what the driver asks after every
+round.
 
     python -m analysis.next CAMPAIGN
     python -m analysis.next --slo BOUNDS      only whether a search can ask for them
 
-A command of its own, since pictures and notebooks, which the others import, take longer than the answer.
+A command of its own, since pictures and notebooks, which the others import, take longer than the
+answer.
 """
 
 import argparse
@@ -15,7 +17,9 @@ from analysis import capacity, gate, load, slo
 
 def main(arguments: list[str] | None = None) -> int:
     """0; 2 if what was asked for cannot be read, with one sentence on stderr."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.next", description="Which cases are needed next, as JSON.")
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.next", description="Which cases are needed next, as JSON."
+    )
     parser.add_argument("campaign", nargs="?", help="its folder")
     parser.add_argument("--slo", help="bounds to be checked")
     options = parser.parse_args(arguments)
@@ -24,7 +28,11 @@ def main(arguments: list[str] | None = None) -> int:
             slo.requests_needed(slo.parse(options.slo))
         if options.campaign:
             campaign = load.campaign(options.campaign)
-            asked = gate.questions(campaign) if campaign.data.get("gate") else capacity.questions(campaign)
+            asked = (
+                gate.questions(campaign)
+                if campaign.data.get("gate")
+                else capacity.questions(campaign)
+            )
             print(json.dumps(asked, allow_nan=False))
     except load.InputError as error:
         print(error, file=sys.stderr)

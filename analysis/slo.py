@@ -1,8 +1,10 @@
-"""Service-level objectives (SLO): which latency may be how long for which share of the requests, and whether a case kept that.
+"""Service-level objectives (SLO): which latency may be how long for which share of the requests,
+and whether a case kept that.
 
     ttft_p99=500ms,tpot_p99=50ms,errors=1%      or a preset's name
 
-A bound without a percentile is one for each request (its goodput counts who meets it); where a share is asked for, P99 is meant.
+A bound without a percentile is one for each request (its goodput counts who meets it); where a
+share is asked for, P99 is meant.
 """
 
 import math
@@ -19,7 +21,8 @@ from analysis.statistics import CONFIDENCE, needed, percentile
 
 DEFAULT = "ttft=1000ms,tpot=100ms"
 PRESETS = {
-    # MLPerf Inference, datacenter, Server and Interactive: P99 of TTFT and of TPOT (mlcommons.org/benchmarks/inference-datacenter)
+    # MLPerf Inference, datacenter, Server and Interactive: P99 of TTFT and of TPOT
+    # (mlcommons.org/benchmarks/inference-datacenter)
     "llama3.1-8b": "ttft_p99=2000ms,tpot_p99=100ms",
     "llama3.1-8b-interactive": "ttft_p99=500ms,tpot_p99=30ms",
     "llama2-70b": "ttft_p99=2000ms,tpot_p99=200ms",
@@ -27,11 +30,15 @@ PRESETS = {
     # the alert that most teams configure first
     "classic": "e2e_p99=2s,errors=1%",
 }
-FORM = "write it as ttft_p99=500ms,tpot_p99=50ms,e2e_p95=5s,errors=1%, or give one of " + ", ".join(PRESETS)
+FORM = "write it as ttft_p99=500ms,tpot_p99=50ms,e2e_p95=5s,errors=1%, or give one of " + ", ".join(
+    PRESETS
+)
 
 
 class Bound(NamedTuple):
-    """`latency` of `share` of the requests is at most `seconds`. "failed" instead of a latency: `share` of them do not fail."""
+    """`latency` of `share` of the requests is at most `seconds`. "failed" instead of a latency:
+    `share` of them do not fail.
+    """
 
     latency: str  # ttft_s, tpot_s, e2e_s or failed
     share: float
@@ -40,13 +47,17 @@ class Bound(NamedTuple):
     def __str__(self) -> str:
         if self.latency == "failed":
             return f"errors ≤ {100 * (1 - self.share):g}%"
-        return f"{self.latency.removesuffix('_s').upper()} P{100 * self.share:g} ≤ {self.seconds * 1000:g} ms"
+        return (
+            f"{self.latency.removesuffix('_s').upper()} P{100 * self.share:g} ≤"
+            f" {self.seconds * 1000:g} ms"
+        )
 
 
 class Kept(NamedTuple):
-    """How far a case kept a bound: `met` of `of` requests did; [low, high] is the 95% interval of their share (Clopper, Pearson, "The use
-    of confidence or fiducial limits illustrated in the case of the binomial", 1934), `seen` the percentile that was seen, s (of errors:
-    their share)."""
+    """How far a case kept a bound: `met` of `of` requests did; [low, high] is the 95% interval of
+    their share (Clopper, Pearson, "The use of confidence or fiducial limits illustrated in the case
+    of the binomial", 1934), `seen` the percentile that was seen, s (of errors: their share).
+    """
 
     bound: Bound
     met: int
@@ -67,7 +78,9 @@ class Kept(NamedTuple):
 
     @property
     def is_certain(self) -> bool:
-        """95% confidence says so, too, as far as requests miss the bound independently of each other; in a queue they do so in clusters."""
+        """95% confidence says so, too, as far as requests miss the bound independently of each
+        other; in a queue they do so in clusters.
+        """
         return self.low >= self.bound.share or self.high < self.bound.share
 
 
@@ -79,7 +92,9 @@ def parse(text: str) -> tuple[Bound, ...]:
     """
     found = []
     for part in PRESETS.get(text.strip(), text).split(","):
-        latency = re.fullmatch(r"\s*(ttft|tpot|e2e)(?:_p(\d{1,2}(?:\.\d+)?))?\s*=\s*(\d+(?:\.\d+)?)\s*(ms|s)\s*", part)
+        latency = re.fullmatch(
+            r"\s*(ttft|tpot|e2e)(?:_p(\d{1,2}(?:\.\d+)?))?\s*=\s*(\d+(?:\.\d+)?)\s*(ms|s)\s*", part
+        )
         errors = re.fullmatch(r"\s*errors\s*=\s*(\d{1,2}(?:\.\d+)?)\s*%\s*", part)
         if latency and float(latency[3]) > 0:
             seconds = float(latency[3]) / (1000 if latency[4] == "ms" else 1)
@@ -99,8 +114,9 @@ def each_request(bounds: Sequence[Bound]) -> dict[str, float]:
 
 
 def kept(requests: pd.DataFrame, bounds: Sequence[Bound]) -> list[Kept]:
-    """`requests`: those scheduled in the window, with the columns of Observed.rows. A failure misses the bounds of TTFT and E2E; it has
-    no TPOT, nor has an answer of one token."""
+    """`requests`: those scheduled in the window, with the columns of Observed.rows. A failure
+    misses the bounds of TTFT and E2E; it has no TPOT, nor has an answer of one token.
+    """
     found = []
     for bound in bounds:
         if bound.latency == "failed":
@@ -108,10 +124,16 @@ def kept(requests: pd.DataFrame, bounds: Sequence[Bound]) -> list[Kept]:
             seen = 1 - float(met.mean()) if len(met) else math.nan
         else:
             values = requests[bound.latency]
-            values = values.dropna() if bound.latency == "tpot_s" else values.where(~requests["failed"], np.inf).fillna(np.inf)
+            values = (
+                values.dropna()
+                if bound.latency == "tpot_s"
+                else values.where(~requests["failed"], np.inf).fillna(np.inf)
+            )
             met = (values <= bound.seconds).to_numpy()
             seen = percentile(values.to_numpy(), 100 * bound.share)
-        found.append(Kept(bound, int(met.sum()), len(met), *interval(int(met.sum()), len(met)), seen))
+        found.append(
+            Kept(bound, int(met.sum()), len(met), *interval(int(met.sum()), len(met)), seen)
+        )
     return found
 
 
@@ -127,5 +149,8 @@ def requests_needed(bounds: Sequence[Bound]) -> int:
     strictest = max(bound.share for bound in bounds)
     of = math.ceil(math.log((1 - CONFIDENCE) / 2) / math.log(strictest))
     if of > 100_000:
-        raise InputError(f"no case has as many requests as a share of {strictest:.4%} needs: ask for a lower percentile")
+        raise InputError(
+            f"no case has as many requests as a share of {strictest:.4%} needs: ask for a lower"
+            " percentile"
+        )
     return of

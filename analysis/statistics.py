@@ -1,8 +1,10 @@
-"""From many values to one: percentiles within a case, estimates over cases. The unit of replication is the case, a fresh start.
+"""From many values to one: percentiles within a case, estimates over cases. The unit of replication
+is the case, a fresh start.
 
-A percentile is nearest-rank (numpy's "inverted_cdf"): a value that was observed, never one between two, so that +inf (a
-failure) keeps its place. It exists at 95% confidence only if n values can contain it, 1 - p^n >= 0.95 (the non-parametric
-bound of the largest order statistic): 5 values for P50, 59 for P95, 299 for P99. Below that there is no number.
+A percentile is nearest-rank (numpy's "inverted_cdf"): a value that was observed, never one between
+two, so that +inf (a failure) keeps its place. It exists at 95% confidence only if n values can
+contain it, 1 - p^n >= 0.95 (the non-parametric bound of the largest order statistic): 5 values for
+P50, 59 for P95, 299 for P99. Below that there is no number.
 """
 
 import math
@@ -28,7 +30,9 @@ def needed(p: float) -> int:
 
 
 class Estimate(NamedTuple):
-    """Mean of one scalar over `runs` cases; `half` is the half-width of its 95% interval, nan if there is none."""
+    """Mean of one scalar over `runs` cases; `half` is the half-width of its 95% interval, nan if
+    there is none.
+    """
 
     mean: float
     half: float
@@ -42,8 +46,9 @@ class Estimate(NamedTuple):
 
 
 def estimate(values: Any) -> Estimate:
-    """Mean and Student-t interval over cases, each a fresh start: half = t(0.975, n-1) * s / sqrt(n); none for one run
-    or if a run's value is +inf. Cases without the number are left out."""
+    """Mean and Student-t interval over cases, each a fresh start: half = t(0.975, n-1) * s /
+    sqrt(n); none for one run or if a run's value is +inf. Cases without the number are left out.
+    """
     v = np.asarray(values, dtype="float64")
     v = v[~np.isnan(v)]
     if len(v) == 0:
@@ -55,9 +60,11 @@ def estimate(values: Any) -> Estimate:
 
 
 class Welch(NamedTuple):
-    """Difference of two means (a - b), its 95% interval, the two-sided p of no difference, and the smallest true difference that two such
-    samples would show to be one (their interval without 0) with a probability of 80%: (t(0.975) + t(0.8)) x standard error (H. S. Bloom,
-    "Minimum Detectable Effects", Evaluation Review 19(5), 1995)."""
+    """Difference of two means (a - b), its 95% interval, the two-sided p of no difference, and the
+    smallest true difference that two such samples would show to be one (their interval without 0)
+    with a probability of 80%: (t(0.975) + t(0.8)) x standard error (H. S. Bloom, "Minimum
+    Detectable Effects", Evaluation Review 19(5), 1995).
+    """
 
     difference: float
     low: float
@@ -67,8 +74,10 @@ class Welch(NamedTuple):
 
 
 def welch(a: Any, b: Any) -> Welch:
-    """Welch's t for unequal variances, Satterthwaite's degrees of freedom; needs two values of each. Values that do not vary
-    at all, as simulated ones may, differ for certain or not at all (where scipy's ttest_ind warns or gives nan)."""
+    """Welch's t for unequal variances, Satterthwaite's degrees of freedom; needs two values of
+    each. Values that do not vary at all, as simulated ones may, differ for certain or not at all
+    (where scipy's ttest_ind warns or gives nan).
+    """
     a, b = np.asarray(a, dtype="float64"), np.asarray(b, dtype="float64")
     difference = float(a.mean() - b.mean())
     u, v = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
@@ -78,12 +87,19 @@ def welch(a: Any, b: Any) -> Welch:
     error = math.sqrt(u + v)
     quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
     half, detectable = quantile * error, (quantile + float(stats.t.ppf(POWER, freedom))) * error
-    return Welch(difference, difference - half, difference + half, 2 * float(stats.t.sf(abs(difference) / error, freedom)), detectable)
+    return Welch(
+        difference,
+        difference - half,
+        difference + half,
+        2 * float(stats.t.sf(abs(difference) / error, freedom)),
+        detectable,
+    )
 
 
 class Paired(NamedTuple):
-    """Mean of differences, its interval at the asked confidence, the two-sided p of no difference by Student's t, and the smallest true
-    mean that so many would show, as in Welch."""
+    """Mean of differences, its interval at the asked confidence, the two-sided p of no difference
+    by Student's t, and the smallest true mean that so many would show, as in Welch.
+    """
 
     mean: float
     low: float
@@ -93,26 +109,38 @@ class Paired(NamedTuple):
 
 
 def paired(differences: Any, alpha: float = 1 - CONFIDENCE) -> Paired:
-    """Needs two of them. Interval: 1 - alpha. Differences that do not vary at all are one for certain, or none."""
+    """Needs two of them. Interval: 1 - alpha. Differences that do not vary at all are one for
+    certain, or none.
+    """
     d = np.asarray(differences, dtype="float64")
     n, mean, error = len(d), float(d.mean()), float(d.std(ddof=1)) / math.sqrt(len(d))
     if error == 0:
         return Paired(mean, mean, mean, 1.0 if mean == 0 else 0.0, 0.0)
     quantile = float(stats.t.ppf(1 - alpha / 2, n - 1))
     detectable = (quantile + float(stats.t.ppf(POWER, n - 1))) * error
-    return Paired(mean, mean - quantile * error, mean + quantile * error, 2 * float(stats.t.sf(abs(mean) / error, n - 1)), detectable)
+    return Paired(
+        mean,
+        mean - quantile * error,
+        mean + quantile * error,
+        2 * float(stats.t.sf(abs(mean) / error, n - 1)),
+        detectable,
+    )
 
 
 def sign_flip(differences: Any) -> float:
-    """Two-sided p of no difference by the exact permutation test, which knows nothing of Student: with n differences never below 2 / 2^n.
-    A second for n = 15."""
+    """Two-sided p of no difference by the exact permutation test, which knows nothing of Student:
+    with n differences never below 2 / 2^n. A second for n = 15.
+    """
     d = np.asarray(differences, dtype="float64")
-    tested = stats.permutation_test((d,), lambda x, axis: x.mean(axis=axis), permutation_type="samples", n_resamples=2 ** len(d))
+    tested = stats.permutation_test(
+        (d,), lambda x, axis: x.mean(axis=axis), permutation_type="samples", n_resamples=2 ** len(d)
+    )
     return float(tested.pvalue)
 
 
 def holm(p: Sequence[float], of: int | None = None) -> list[float]:
-    """Adjusted for as many tests as there are, or `of`, of which these are some (S. Holm, Scandinavian Journal of Statistics 6, 1979).
+    """Adjusted for as many tests as there are, or `of`, of which these are some (S. Holm,
+    Scandinavian Journal of Statistics 6, 1979).
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
@@ -126,28 +154,35 @@ def holm(p: Sequence[float], of: int | None = None) -> list[float]:
 
 
 class Trend(NamedTuple):
-    """`change` of the straight line through values over the whole range, a share of their mean; two-sided `p` of no slope."""
+    """`change` of the straight line through values over the whole range, a share of their mean;
+    two-sided `p` of no slope.
+    """
 
     change: float
     p: float
 
 
 def trend(times: Any, values: Any, length: float) -> Trend:
-    """Least squares and the t-test of the slope, n - 2 degrees of freedom; needs three values. `length`: of the range, in the times'
-    unit. Values on a line without any scatter have a slope for certain, or none."""
+    """Least squares and the t-test of the slope, n - 2 degrees of freedom; needs three values.
+    `length`: of the range, in the times' unit. Values on a line without any scatter have a slope
+    for certain, or none.
+    """
     t, v = np.asarray(times, dtype="float64"), np.asarray(values, dtype="float64")
     t = t - t.mean()
     slope = float((t * v).sum() / (t * t).sum())
     if slope == 0:
         return Trend(0.0, 1.0)
-    error = math.sqrt(float(((v - v.mean() - slope * t) ** 2).sum()) / (len(v) - 2) / float((t * t).sum()))
+    error = math.sqrt(
+        float(((v - v.mean() - slope * t) ** 2).sum()) / (len(v) - 2) / float((t * t).sum())
+    )
     p = 2 * float(stats.t.sf(abs(slope) / error, len(v) - 2)) if error else 0.0
     return Trend(slope * length / float(v.mean()), p)
 
 
 def ratio(a: Any, b: Any) -> tuple[float, float, float]:
-    """How many times a's geometric mean is b's, with Welch's 95% interval on logarithms (nan with fewer than two runs
-    of either, or with a zero): (ratio, low, high)."""
+    """How many times a's geometric mean is b's, with Welch's 95% interval on logarithms (nan with
+    fewer than two runs of either, or with a zero): (ratio, low, high).
+    """
     a, b = np.asarray(a, dtype="float64"), np.asarray(b, dtype="float64")
     if not ((a > 0).all() and (b > 0).all()):
         return NAN, NAN, NAN

@@ -1,4 +1,5 @@
-"""A campaign in frames: one row a case with its metrics and its validity, and what figures and tables are made of.
+"""A campaign in frames: one row a case with its metrics and its validity, and what figures and
+tables are made of.
 
 In a notebook:
 
@@ -26,13 +27,16 @@ from analysis.slo import DEFAULT, each_request, parse
 
 TRAFFIC = ["scenario", "users", "rate"]  # cases that agree in these are compared
 SYSTEM = ["server", "engine"]
-REQUESTS = ["in_flight", "server_running", "server_waiting"]  # over time, as the client sees them and as the server says
+# over time, as the client sees them and as the server says
+REQUESTS = ["in_flight", "server_running", "server_waiting"]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """`table` has a row a case, by its index: the columns of Campaign.cases, `valid`, `why` (of no number) and one column
-    a metric, in the metric's unit; `checks` a row a check; `latencies` and `timelines` a frame a case that ended ok."""
+    """`table` has a row a case, by its index: the columns of Campaign.cases, `valid`, `why` (of no
+    number) and one column a metric, in the metric's unit; `checks` a row a check; `latencies` and
+    `timelines` a frame a case that ended ok.
+    """
 
     campaign: Campaign
     slo: dict[str, float]
@@ -47,53 +51,104 @@ class Summary:
         return self.table[self.table["valid"]]
 
     def estimates(self, metric: str) -> pd.DataFrame:
-        """Mean, half-width of the 95% interval and number of runs of one metric, by traffic and system, valid cases only."""
+        """Mean, half-width of the 95% interval and number of runs of one metric, by traffic and
+        system, valid cases only.
+        """
         groups = self.valid.groupby([*TRAFFIC, *SYSTEM], dropna=False, sort=False)[metric]
         rows = [(*key, *statistics.estimate(values)) for key, values in groups]
         return pd.DataFrame(rows, columns=[*TRAFFIC, *SYSTEM, "mean", "half", "runs"])
 
 
-def summarise(campaign: Campaign, slo: dict[str, float] | None = None, given: Given = NOTHING, frames: bool = True) -> Summary:
-    """Reads, measures and checks every case, one at a time, so that the rows of only one are in memory. `frames`: also those of a
-    case's latencies and timelines, which figures need."""
+def summarise(
+    campaign: Campaign,
+    slo: dict[str, float] | None = None,
+    given: Given = NOTHING,
+    frames: bool = True,
+) -> Summary:
+    """Reads, measures and checks every case, one at a time, so that the rows of only one are in
+    memory. `frames`: also those of a case's latencies and timelines, which figures need.
+    """
     rows, checks, latencies, timelines = [], [], {}, {}
     for case in campaign.cases.to_dict("records"):
         index = case["index"]
         o = observe(campaign, index, slo, given)
         found = validity.check(o) if case["state"] == "ok" else []
         bad = validity.reasons(found)
-        why = "; ".join(f"{c.name}: {c.detail}" for c in bad) if case["state"] == "ok" else f"{case['state']}: {case['reason']}"
-        rows.append(case | {"valid": case["state"] == "ok" and not bad, "why": why} | metrics.measure(o))
+        why = (
+            "; ".join(f"{c.name}: {c.detail}" for c in bad)
+            if case["state"] == "ok"
+            else f"{case['state']}: {case['reason']}"
+        )
+        rows.append(
+            case | {"valid": case["state"] == "ok" and not bad, "why": why} | metrics.measure(o)
+        )
         checks += [{"index": index} | c._asdict() for c in found]
         if case["state"] == "ok" and frames:
             latencies[index] = latency_frame(o)
             timelines[index] = timeline(o)
-    table = pd.DataFrame(rows, columns=[*campaign.cases.columns, "valid", "why", *METRICS]).set_index("index", drop=False)
+    table = pd.DataFrame(
+        rows, columns=[*campaign.cases.columns, "valid", "why", *METRICS]
+    ).set_index("index", drop=False)
     columns = ["index", *validity.Check._fields]
-    return Summary(campaign, slo or each_request(parse(DEFAULT)), table.astype({"valid": bool}), pd.DataFrame(checks, columns=columns),
-                   latencies, timelines, given)  # fmt: skip
+    return Summary(
+        campaign,
+        slo or each_request(parse(DEFAULT)),
+        table.astype({"valid": bool}),
+        pd.DataFrame(checks, columns=columns),
+        latencies,
+        timelines,
+        given,
+    )
 
 
 def latency_frame(o: Observed) -> pd.DataFrame:
-    """Of the window's requests: scheduled_s (from the window's start), ttft_s, tpot_s, e2e_s, of which a failure's are +inf, what
-    analysis/attribution.py makes parts of, and in_flight: the others that were sent and not done when it was sent."""
-    frame = o.scheduled[["scheduled_s", "ttft_s", "tpot_s", "e2e_s", "send_lag_s", "slot_wait_s", "queue_ms", "prompt_ms", "predicted_ms",
-                         "failed"]].copy()  # fmt: skip
+    """Of the window's requests: scheduled_s (from the window's start), ttft_s, tpot_s, e2e_s, of
+    which a failure's are +inf, what analysis/attribution.py makes parts of, and in_flight: the
+    others that were sent and not done when it was sent.
+    """
+    frame = o.scheduled[
+        [
+            "scheduled_s",
+            "ttft_s",
+            "tpot_s",
+            "e2e_s",
+            "send_lag_s",
+            "slot_wait_s",
+            "queue_ms",
+            "prompt_ms",
+            "predicted_ms",
+            "failed",
+        ]
+    ].copy()
     frame["scheduled_s"] -= o.window[0]
     sent = o.rows.loc[o.rows["sent_s"].notna(), ["sent_s", "done_s"]]
     begun, done = np.sort(sent["sent_s"]), np.sort(sent["done_s"])
-    frame["in_flight"] = np.searchsorted(begun, o.scheduled["sent_s"]) - np.searchsorted(done, o.scheduled["sent_s"], side="right")
+    frame["in_flight"] = np.searchsorted(begun, o.scheduled["sent_s"]) - np.searchsorted(
+        done, o.scheduled["sent_s"], side="right"
+    )
     frame.loc[frame["failed"], ["ttft_s", "e2e_s"]] = np.inf
     return frame.drop(columns="failed").reset_index(drop=True)
 
 
 def timeline(o: Observed) -> pd.DataFrame:
-    """time_s (from the window's start, bins of a second or of a hundredth of the load), tokens_per_s, server_cores,
-    load_cores, gpu_percent (mean of all GPUs), in_flight (as the client sees it), server_running and server_waiting (as the
-    server says), from the first request to the last token."""
+    """time_s (from the window's start, bins of a second or of a hundredth of the load),
+    tokens_per_s, server_cores, load_cores, gpu_percent (mean of all GPUs), in_flight (as the client
+    sees it), server_running and server_waiting (as the server says), from the first request to the
+    last token.
+    """
     times, numbers = o.tokens
     if not len(times) or not o.length > 0:
-        return pd.DataFrame(columns=["time_s", "tokens_per_s", "server_cores", "load_cores", "gpu_percent", *REQUESTS], dtype="float64")
+        return pd.DataFrame(
+            columns=[
+                "time_s",
+                "tokens_per_s",
+                "server_cores",
+                "load_cores",
+                "gpu_percent",
+                *REQUESTS,
+            ],
+            dtype="float64",
+        )
     start, end = float(o.rows["scheduled_s"].min()), float(times.max())
     width = max(1.0, (end - start) / 100)
     edges = start + width * np.arange(
@@ -105,11 +160,21 @@ def timeline(o: Observed) -> pd.DataFrame:
     frame = pd.DataFrame({"time_s": middle - o.window[0], "tokens_per_s": tokens / width})
     for name, column in (("server_cores", "server_cpu_s"), ("load_cores", "load_cpu_s")):
         known = o.telemetry[["time_s", column]].dropna()
-        at = np.interp(edges, known["time_s"], known[column], np.nan, np.nan) if len(known) > 1 else np.full(len(edges), np.nan)
+        at = (
+            np.interp(edges, known["time_s"], known[column], np.nan, np.nan)
+            if len(known) > 1
+            else np.full(len(edges), np.nan)
+        )
         frame[name] = np.diff(at) / width
-    gpus = o.telemetry[o.gpu_columns("utilization_percent")].mean(axis="columns")  # nan without a GPU
-    frame["gpu_percent"] = gpus.groupby(np.digitize(o.telemetry["time_s"], edges) - 1).mean().reindex(frame.index)
-    begun, done = np.sort(o.rows["sent_s"].dropna()), np.sort(o.rows["done_s"][o.rows["sent_s"].notna()])
+    # nan without a GPU
+    gpus = o.telemetry[o.gpu_columns("utilization_percent")].mean(axis="columns")
+    frame["gpu_percent"] = (
+        gpus.groupby(np.digitize(o.telemetry["time_s"], edges) - 1).mean().reindex(frame.index)
+    )
+    begun, done = (
+        np.sort(o.rows["sent_s"].dropna()),
+        np.sort(o.rows["done_s"][o.rows["sent_s"].notna()]),
+    )
     frame["in_flight"] = np.searchsorted(begun, middle) - np.searchsorted(done, middle)
     for column in REQUESTS[1:]:
         what = column.removeprefix("server_")
@@ -129,14 +194,17 @@ def digits(x: float, significant: int = 3) -> str:
         return "–"
     if math.isinf(x):
         return "∞"
-    x = float(f"{x:.{significant - 1}e}") if abs(x) < 10**significant else x  # 9.996 is 10.0 and not 10.00
+    # 9.996 is 10.0 and not 10.00
+    x = float(f"{x:.{significant - 1}e}") if abs(x) < 10**significant else x
     exponent = math.floor(math.log10(abs(x))) if x else significant
     return f"{x:,.{max(0, significant - 1 - exponent)}f}"
 
 
 def parts(name: str, cases: pd.DataFrame) -> tuple[str, str]:
-    """One metric over the repetitions of one system as text, in the unit of `Metric.shown`: the mean, and what belongs beside
-    it: the interval's half-width, why there is no number, or, after ∞, the figure of the completed requests."""
+    """One metric over the repetitions of one system as text, in the unit of `Metric.shown`: the
+    mean, and what belongs beside it: the interval's half-width, why there is no number, or, after
+    ∞, the figure of the completed requests.
+    """
     metric = METRICS[name]
     e = statistics.estimate(cases[name])
     if e.runs == 0:
@@ -161,8 +229,10 @@ def unit(name: str) -> str:
 
 @dataclass(frozen=True)
 class System:
-    """A server on an engine under one traffic: its cases (rows of Summary.table). `rank` counts from 1, the same for those
-    whose intervals of the comparison's metric overlap; None without a valid case."""
+    """A server on an engine under one traffic: its cases (rows of Summary.table). `rank` counts
+    from 1, the same for those whose intervals of the comparison's metric overlap; None without a
+    valid case.
+    """
 
     server: str
     engine: str
@@ -188,8 +258,9 @@ class System:
 class Comparison:
     """Systems under the same traffic: the best by `metric` first, those without a number last.
 
-    In a closed loop a faster server gets more load, so `metric` is the throughput. In an open one all get the same load and
-    whoever keeps up has the same throughput: there it is the E2E latency, P95 if all have one and else P50.
+    In a closed loop a faster server gets more load, so `metric` is the throughput. In an open one
+    all get the same load and whoever keeps up has the same throughput: there it is the E2E latency,
+    P95 if all have one and else P50.
     """
 
     title: str
@@ -218,19 +289,28 @@ def comparisons(summary: Summary) -> list[Comparison]:
         for _, own in cases.groupby(SYSTEM, sort=False):
             judged = statistics.estimate(own.loc[own["valid"], metric])
             systems.append(System(own["server"].iloc[0], own["engine"].iloc[0], own, judged))
-        systems.sort(key=lambda s: (s.judged.runs == 0, -sign * s.judged.mean if s.judged.runs else 0))
+        systems.sort(
+            key=lambda s: (s.judged.runs == 0, -sign * s.judged.mean if s.judged.runs else 0)
+        )
         ranked = []
         for s in systems:
-            ahead = sum(min(sign * x for x in other.judged.interval) > max(sign * x for x in s.judged.interval) for other in systems)
+            ahead = sum(
+                min(sign * x for x in other.judged.interval)
+                > max(sign * x for x in s.judged.interval)
+                for other in systems
+            )
             ranked.append(replace(s, rank=1 + ahead if s.judged.runs else None))
-        found.append(Comparison(title(first["scenario"], first["users"], first["rate"]), ranked, metric))
+        found.append(
+            Comparison(title(first["scenario"], first["users"], first["rate"]), ranked, metric)
+        )
     return found
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A scenario at each of its loads, the lowest first. `points` has a row a system and load, in this order: server, engine, users, rate,
-    runs, and the mean over its valid runs of every metric."""
+    """A scenario at each of its loads, the lowest first. `points` has a row a system and load, in
+    this order: server, engine, users, rate, runs, and the mean over its valid runs of every metric.
+    """
 
     scenario: str
     comparisons: list[Comparison]
@@ -244,7 +324,9 @@ class Sweep:
                     first = valid[["server", "engine", "users", "rate"]].iloc[0].to_dict()
                     means = {name: statistics.estimate(valid[name]).mean for name in METRICS}
                     found.append({"system": s.name} | first | {"runs": len(valid)} | means)
-        return pd.DataFrame(found, columns=["system", "server", "engine", "users", "rate", "runs", *METRICS])
+        return pd.DataFrame(
+            found, columns=["system", "server", "engine", "users", "rate", "runs", *METRICS]
+        )
 
 
 def sweeps(found: list[Comparison]) -> list[Sweep]:
@@ -271,33 +353,58 @@ def title(scenario: str, users: float, rate: float) -> str:
 
 
 def answer(comparison: Comparison) -> str:
-    """One or two sentences: who was best under this traffic by the comparison's metric, and by how much."""
+    """One or two sentences: who was best under this traffic by the comparison's metric, and by how
+    much.
+    """
     ranked = [s for s in comparison.systems if s.rank]
     if not ranked:
         return f"Under {comparison.title} no server has a valid number yet."
     best, metric = ranked[0], comparison.metric
     if math.isinf(best.judged.mean):
-        return f"Under {comparison.title} so many requests of every server failed that none has an {METRICS[metric].label}."
+        return (
+            f"Under {comparison.title} so many requests of every server failed that none has an"
+            f" {METRICS[metric].label}."
+        )
     runs = "one run" if best.judged.runs == 1 else f"{best.judged.runs} runs"
-    what = "carried the most valid output throughput" if metric == "output_tokens_per_s" else f"had the lowest {METRICS[metric].label}"
-    text = f"Under {comparison.title}, {best.name} {what}: {cell(metric, best.valid)} {unit(metric)} ({runs})"
+    what = (
+        "carried the most valid output throughput"
+        if metric == "output_tokens_per_s"
+        else f"had the lowest {METRICS[metric].label}"
+    )
+    text = (
+        f"Under {comparison.title}, {best.name} {what}: {cell(metric, best.valid)} {unit(metric)}"
+        f" ({runs})"
+    )
     if len(ranked) == 1:
         return f"{text}; no other server has a valid number."
     if math.isinf(ranked[1].judged.mean):
         return f"{text}. Of {ranked[1].name} so many requests failed that it has none."
     point, low, high = statistics.ratio(best.valid[metric], ranked[1].valid[metric])
-    by = f"{digits(point)} times that of {ranked[1].name}" + ("" if math.isnan(low) else f" (95% interval {low:.2f} to {high:.2f})")
+    by = f"{digits(point)} times that of {ranked[1].name}" + (
+        "" if math.isnan(low) else f" (95% interval {low:.2f} to {high:.2f})"
+    )
     tied = [s for s in ranked if s.rank == 1]
     if len(tied) > 1:
-        return f"{text}. It is a tie with {', '.join(s.name for s in tied[1:])}: the intervals overlap; it had {by}."
+        return (
+            f"{text}. It is a tie with {', '.join(s.name for s in tied[1:])}: the intervals"
+            f" overlap; it had {by}."
+        )
     single = min(s.judged.runs for s in ranked[:2]) == 1
-    return f"{text}, {by}." + (" One run has no interval: repeat it before relying on a small difference." if single else "")
+    return f"{text}, {by}." + (
+        " One run has no interval: repeat it before relying on a small difference."
+        if single
+        else ""
+    )
 
 
 def flat(value: Any, path: str = "") -> list[tuple[str, str]]:
     """(dotted key, text) of nested tables: fits any shape and any width of page."""
     if isinstance(value, dict) and value:
-        return [pair for key, inner in value.items() for pair in flat(inner, f"{path}.{key}" if path else str(key))]
+        return [
+            pair
+            for key, inner in value.items()
+            for pair in flat(inner, f"{path}.{key}" if path else str(key))
+        ]
     if isinstance(value, list) and any(isinstance(v, dict) for v in value):
         return [pair for i, inner in enumerate(value) for pair in flat(inner, f"{path}[{i}]")]
     return [(path, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]

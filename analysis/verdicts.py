@@ -1,11 +1,10 @@
 """What the gate may say of a metric, a system and a change, and by which rules.
 
-    REGRESSED      worse for certain (p after Holm below alpha, so that the interval excludes 0), and by more than the tolerance
-    IMPROVED       better for certain, and by more than the tolerance; it passes
-    PASS           at most the tolerance worse for certain: the interval's upper end is below it
-    INCONCLUSIVE   none of these
-    not judged     the runs do not have the number
-    INVALID        of a system: something is wrong with what was measured, and no metric has a verdict
+REGRESSED      worse for certain (p after Holm below alpha, so that the interval excludes 0), and by
+more than the tolerance IMPROVED       better for certain, and by more than the tolerance; it passes
+PASS           at most the tolerance worse for certain: the interval's upper end is below it
+INCONCLUSIVE   none of these not judged     the runs do not have the number INVALID        of a
+system: something is wrong with what was measured, and no metric has a verdict
 """
 
 import math
@@ -18,7 +17,14 @@ from analysis.load import InputError
 from analysis.metrics import METRICS
 from analysis.statistics import NAN, Paired
 
-TOLERANCES = {"output_tokens_per_s": 0.05, "ttft_p50_s": 0.05, "ttft_p99_s": 0.15, "e2e_p50_s": 0.05, "e2e_p95_s": 0.10, "e2e_p99_s": 0.15}
+TOLERANCES = {
+    "output_tokens_per_s": 0.05,
+    "ttft_p50_s": 0.05,
+    "ttft_p99_s": 0.15,
+    "e2e_p50_s": 0.05,
+    "e2e_p95_s": 0.10,
+    "e2e_p99_s": 0.15,
+}
 BEYOND = 10  # requests beyond a percentile that it needs to be judged: 1,000 in all for P99
 EXIT = {"PASS": 0, "REGRESSED": 1, "INVALID": 2, "INCONCLUSIVE": 3}
 
@@ -31,8 +37,10 @@ class Rules(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One metric of one system. `base` and `head`: means in the metric's unit; `change`, `low`, `high`: of head against base, as shares,
-    `noise`: half the width of the interval of equal code, nan without a control; `why`: of this verdict, with the remedy."""
+    """One metric of one system. `base` and `head`: means in the metric's unit; `change`, `low`,
+    `high`: of head against base, as shares, `noise`: half the width of the interval of equal code,
+    nan without a control; `why`: of this verdict, with the remedy.
+    """
 
     metric: str
     base: float
@@ -52,7 +60,9 @@ class Row(NamedTuple):
 
 @dataclass
 class System:
-    """One server under one traffic. `faults`: why it has no verdict; `set_aside`: why repetitions of it do not count."""
+    """One server under one traffic. `faults`: why it has no verdict; `set_aside`: why repetitions
+    of it do not count.
+    """
 
     name: str
     repetitions: int = 0
@@ -72,7 +82,9 @@ class System:
 
 @dataclass
 class Gate:
-    """`sides`: {base, head} in words. `notes`: what the machine and the servers did that has no verdict."""
+    """`sides`: {base, head} in words. `notes`: what the machine and the servers did that has no
+    verdict.
+    """
 
     sides: dict[str, str]
     systems: list[System]
@@ -95,7 +107,10 @@ def rules(metrics: str = "", tolerance: Iterable[str] = (), bounds: str = "") ->
         names = [name.strip() for name in metrics.split(",")]
         for name in names:
             if name not in METRICS or not METRICS[name].better:
-                raise InputError(f"--metrics: {name!r} is not one of {', '.join(m.name for m in METRICS.values() if m.better)}")
+                raise InputError(
+                    f"--metrics: {name!r} is not one of"
+                    f" {', '.join(m.name for m in METRICS.values() if m.better)}"
+                )
         found = {name: TOLERANCES.get(name, 0.05) for name in names}
     for text in tolerance:
         name, _, value = text.partition("=")
@@ -104,7 +119,10 @@ def rules(metrics: str = "", tolerance: Iterable[str] = (), bounds: str = "") ->
         except ValueError:
             share = math.nan
         if name not in found or not 0 < share < 1:
-            raise InputError(f"--tolerance {text}: give METRIC=SHARE, such as e2e_p99_s=20%, of one of {', '.join(found)}")
+            raise InputError(
+                f"--tolerance {text}: give METRIC=SHARE, such as e2e_p99_s=20%, of one of"
+                f" {', '.join(found)}"
+            )
         found[name] = share
     return Rules(found, slo.parse(bounds) if bounds else ())
 
@@ -118,18 +136,32 @@ def sign_of(metric: str) -> float:
     return -1.0 if METRICS[metric].better == "higher" else 1.0
 
 
-def judge(metric: str, tolerance: float, means: tuple[float, float], d: Paired, p_holm: float, alpha: float,
-          noise: float = NAN) -> Row:  # fmt: skip
+def judge(
+    metric: str,
+    tolerance: float,
+    means: tuple[float, float],
+    d: Paired,
+    p_holm: float,
+    alpha: float,
+    noise: float = NAN,
+) -> Row:
     """`means`: of base and head; `d`: of logarithms, head's minus base's, + is worse."""
     bound, detectable = bound_of(metric, tolerance), math.expm1(d.detectable)
-    verdict, why = "INCONCLUSIVE", f"could have seen {detectable:.0%}: give more time, longer windows or a quieter machine"
+    verdict, why = (
+        "INCONCLUSIVE",
+        f"could have seen {detectable:.0%}: give more time, longer windows or a quieter machine",
+    )
     if p_holm < alpha and d.mean > bound:
-        verdict, why = "REGRESSED", "look at what changed; if it is worth its price, give a --tolerance"
+        verdict, why = (
+            "REGRESSED",
+            "look at what changed; if it is worth its price, give a --tolerance",
+        )
     elif p_holm < alpha and d.mean < -bound:
         verdict, why = "IMPROVED", ""
     elif d.high < bound:
         verdict, why = "PASS", ""
-    if METRICS[metric].better == "higher":  # a share of the metric itself: 10% less throughput is -10%
+    # a share of the metric itself: 10% less throughput is -10%
+    if METRICS[metric].better == "higher":
         change = math.expm1(-d.mean), math.expm1(-d.high), math.expm1(-d.low)
     else:
         change = math.expm1(d.mean), math.expm1(d.low), math.expm1(d.high)
@@ -144,11 +176,18 @@ def too_few(metric: str, least: float) -> str:
     """Why a percentile is not judged if a run has so few requests; empty if it may be."""
     percent = float(metric.split("_p")[1].split("_")[0])
     needed = round(BEYOND / (1 - percent / 100))
-    return f"n too small: {least:.0f} requests in a run, {needed:,} are needed: give a longer --duration" if least < needed else ""
+    return (
+        f"n too small: {least:.0f} requests in a run, {needed:,} are needed: give a longer"
+        " --duration"
+        if least < needed
+        else ""
+    )
 
 
 def shares(metric: str, met: tuple[int, int], of: tuple[int, int]) -> Row:
-    """Shares of the requests of base and of head, by the intervals of Clopper and Pearson: worse if they do not overlap."""
+    """Shares of the requests of base and of head, by the intervals of Clopper and Pearson: worse if
+    they do not overlap.
+    """
     base, head = (slo.interval(m, n) for m, n in zip(met, of, strict=True))
     worse, better = head[0] > base[1], head[1] < base[0]
     if METRICS[metric].better == "higher":

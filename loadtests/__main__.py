@@ -1,4 +1,6 @@
-"""The campaign: every case of the plan, one after the other, then the report. `nox -s bench` calls this."""
+"""The campaign: every case of the plan, one after the other, then the report. `nox -s bench` calls
+this.
+"""
 
 import sys
 

@@ -1,4 +1,6 @@
-"""A campaign: every case of the plan, one after the other, or round after round those that the results so far ask for; then the report."""
+"""A campaign: every case of the plan, one after the other, or round after round those that the
+results so far ask for; then the report.
+"""
 
 import argparse
 import datetime
@@ -25,8 +27,12 @@ RESULTS = Path("results")
 SCENARIOS, GPU_SCENARIOS = "interactive,steady", "gpu-chat,gpu-steady"
 
 
-def plan_of(arguments: argparse.Namespace, side: Side | None = None) -> tuple[list[Case], dict[str, dict[str, Any]]]:
-    """Of the servers of that side, if not of this checkout. Raises PlanError, TraceError and CatalogError."""
+def plan_of(
+    arguments: argparse.Namespace, side: Side | None = None
+) -> tuple[list[Case], dict[str, dict[str, Any]]]:
+    """Of the servers of that side, if not of this checkout. Raises PlanError, TraceError and
+    CatalogError.
+    """
     side = side or Side()
     known = read_scenarios(arguments.scenarios_file)
     chosen = [name for name in (arguments.scenarios or SCENARIOS).split(",") if name]
@@ -39,34 +45,73 @@ def plan_of(arguments: argparse.Namespace, side: Side | None = None) -> tuple[li
         servers = [side.server]
         engines = [] if side.is_external else engines
     elif arguments.servers == "all":
-        servers = [server for server in catalog.servers(side.checkout).values() if not engines or set(engines) & set(server.engines)]
+        servers = [
+            server
+            for server in catalog.servers(side.checkout).values()
+            if not engines or set(engines) & set(server.engines)
+        ]
     else:
-        servers = [side.find(name) for name in dict.fromkeys(filter(None, arguments.servers.split(",")))]
+        servers = [
+            side.find(name) for name in dict.fromkeys(filter(None, arguments.servers.split(",")))
+        ]
     if not servers or not chosen:
         raise PlanError("nothing to do: name at least one server and one scenario")
     scenarios = {name: with_trace(name, known[name], arguments) for name in dict.fromkeys(chosen)}
     if arguments.trace and not any("trace" in table for table in scenarios.values()):
-        raise PlanError("--trace is for scenarios with arrivals = \"trace\", and none is chosen: add --scenarios replay")
+        raise PlanError(
+            '--trace is for scenarios with arrivals = "trace", and none is chosen: add --scenarios'
+            " replay"
+        )
     for name, table in scenarios.items():
         if (cap := table.get("max_in_flight", arguments.load_workers)) < arguments.load_workers:
-            raise PlanError(f"the scenario {name!r} has max_in_flight = {cap}: give --load-workers {cap}, or fewer")
-    return make_plan(servers, engines, scenarios, users=arguments.users, rates=arguments.rate, duration_s=arguments.duration,
-                     repeat=arguments.repeat, seed=arguments.seed, options=choices(servers, arguments.set)), scenarios
+            raise PlanError(
+                f"the scenario {name!r} has max_in_flight = {cap}: give --load-workers {cap}, or"
+                " fewer"
+            )
+    return (
+        make_plan(
+            servers,
+            engines,
+            scenarios,
+            users=arguments.users,
+            rates=arguments.rate,
+            duration_s=arguments.duration,
+            repeat=arguments.repeat,
+            seed=arguments.seed,
+            options=choices(servers, arguments.set),
+        ),
+        scenarios,
+    )
 
 
 def with_trace(name: str, table: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
-    """A scenario that replays a trace, with the file, its hash, and the mean rate in the window. Raises TraceError."""
+    """A scenario that replays a trace, with the file, its hash, and the mean rate in the window.
+    Raises TraceError.
+    """
     if table["arrivals"] != "trace":
         return table
     file = arguments.trace or table.get("trace")
     if not file:
         raise PlanError(f"the scenario {name!r} replays a trace: name one with --trace FILE")
-    table = table | {"trace": str(Path(file).resolve()), "time_scale": arguments.time_scale or table.get("time_scale", 1.0)}
+    table = table | {
+        "trace": str(Path(file).resolve()),
+        "time_scale": arguments.time_scale or table.get("time_scale", 1.0),
+    }
     begin, length = table["warmup_s"], arguments.duration or table["duration_s"]
-    found = [arrival for arrival in arrivals.schedule("", table, None, begin + length) if arrival.at_s >= begin]
+    found = [
+        arrival
+        for arrival in arrivals.schedule("", table, None, begin + length)
+        if arrival.at_s >= begin
+    ]
     if not found:
-        raise PlanError(f"{file} has no request in the window: choose another trace_start_s, or a longer --duration")
-    return table | {"rate": round(len(found) / length, 6), "trace_sha256": hashlib.sha256(Path(file).read_bytes()).hexdigest()}
+        raise PlanError(
+            f"{file} has no request in the window: choose another trace_start_s, or a longer"
+            " --duration"
+        )
+    return table | {
+        "rate": round(len(found) / length, 6),
+        "trace_sha256": hashlib.sha256(Path(file).read_bytes()).hexdigest(),
+    }
 
 
 def print_plan(cases: list[Case]) -> None:
@@ -76,39 +121,70 @@ def print_plan(cases: list[Case]) -> None:
         print(f"{case.index:4}  {what} {case.duration_s:g} s  run {case.repetition}")
 
 
-def calibrate_for(cases: list[Case], setting: Setting, arguments: argparse.Namespace, watch: Watch) -> None:
-    """Once for a campaign, at its largest number of users and its highest rate; of a search, those of the round after saturation. Raises
-    PlanError."""
+def calibrate_for(
+    cases: list[Case], setting: Setting, arguments: argparse.Namespace, watch: Watch
+) -> None:
+    """Once for a campaign, at its largest number of users and its highest rate; of a search, those
+    of the round after saturation. Raises PlanError.
+    """
     file = setting.folder / "calibration.json"
-    if arguments.no_calibration or arguments.listen or file.exists():  # those on other machines would measure another network
+    # those on other machines would measure another network
+    if arguments.no_calibration or arguments.listen or file.exists():
         return
     watch.say("the load generator measures its own errors: about half a minute")
     try:
         found = calibrate.calibrate(
-            setting.folder, max((case.users for case in cases if case.users), default=None),
+            setting.folder,
+            max((case.users for case in cases if case.users), default=None),
             max((case.rate for case in cases if case.rate), default=None),
-            calibrate.Place(setting.workers, setting.share.cores, setting.load_cores))
+            calibrate.Place(setting.workers, setting.share.cores, setting.load_cores),
+        )
     except generator.LoadFailed as error:
-        raise PlanError(f"the load generator could not be calibrated (--no-calibration leaves that out): {error}") from None
+        raise PlanError(
+            "the load generator could not be calibrated (--no-calibration leaves that out):"
+            f" {error}"
+        ) from None
     records.write_json(file, found)
 
 
-def searched(cases: list[Case], scenarios: dict[str, dict[str, Any]],
-             arguments: argparse.Namespace) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:  # fmt: skip
-    """The scenarios of a search for capacity, and what campaign.json says of it. Raises PlanError."""
-    for name, given in (("--repeat", arguments.repeat > 1), ("--users", len(arguments.users) > 1), ("--rate", len(arguments.rate) > 1)):
+def searched(
+    cases: list[Case], scenarios: dict[str, dict[str, Any]], arguments: argparse.Namespace
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """The scenarios of a search for capacity, and what campaign.json says of it. Raises
+    PlanError.
+    """
+    for name, given in (
+        ("--repeat", arguments.repeat > 1),
+        ("--users", len(arguments.users) > 1),
+        ("--rate", len(arguments.rate) > 1),
+    ):
         if given:
-            raise PlanError(f"{name}: --find-capacity chooses the loads itself: give one value at most, where to begin")
+            raise PlanError(
+                f"{name}: --find-capacity chooses the loads itself: give one value at most, where"
+                " to begin"
+            )
     search.check_slo(arguments.slo)
     scenarios, saturation = search.scenarios_of(scenarios, arguments.rate)
-    estimates = {case.scenario: case.users if case.users else arguments.rate[0] for case in cases if case.users or arguments.rate}
-    return scenarios, {"slo": arguments.slo, "duration_s": arguments.duration, "estimates": estimates, "saturation": saturation,
-                       "systems": search.systems_of(cases)}
+    estimates = {
+        case.scenario: case.users if case.users else arguments.rate[0]
+        for case in cases
+        if case.users or arguments.rate
+    }
+    return scenarios, {
+        "slo": arguments.slo,
+        "duration_s": arguments.duration,
+        "estimates": estimates,
+        "saturation": saturation,
+        "systems": search.systems_of(cases),
+    }
 
 
-def campaign(arguments: argparse.Namespace, sides: Sides | None = None, gate: dict[str, Any] | None = None) -> int:
-    """`sides`, `gate`: of a gate (loadtests/gate.py), which measures each case of the plan on both sides, again and again. Raises
-    PlanError, TraceError, CatalogError, LaunchError and OSError."""
+def campaign(
+    arguments: argparse.Namespace, sides: Sides | None = None, gate: dict[str, Any] | None = None
+) -> int:
+    """`sides`, `gate`: of a gate (loadtests/gate.py), which measures each case of the plan on both
+    sides, again and again. Raises PlanError, TraceError, CatalogError, LaunchError and OSError.
+    """
     sides = sides or {"": of_target(arguments.target) if arguments.target else Side()}
     card = None if arguments.target or arguments.engines == "simulated" else fits.card()
     arguments.scenarios = arguments.scenarios or (GPU_SCENARIOS if card else SCENARIOS)
@@ -132,57 +208,119 @@ def campaign(arguments: argparse.Namespace, sides: Sides | None = None, gate: di
         name = model_of(sides, launch.Share((), share["threads"], share["workers"]))
         model = launch.Model(name, "", name in rule.PLANTED_MODELS)
     else:
-        real = any(case.engine != "simulated" and not side.find(case.server).missing(case.engine, case.options)
-                   for case in cases for side in sides.values())  # fmt: skip
+        real = any(
+            case.engine != "simulated"
+            and not side.find(case.server).missing(case.engine, case.options)
+            for case in cases
+            for side in sides.values()
+        )
         card = card if real else None
         model = launch.resolve_model(arguments.model or fits.preset(card), needs_weights=real)
-        share["workers"] = arguments.workers or fits.workers(card, model.shape, len(share["server_cores"]))
+        share["workers"] = arguments.workers or fits.workers(
+            card, model.shape, len(share["server_cores"])
+        )
         for side in sides.values():
-            fits.check(cases, {case.server: side.find(case.server) for case in cases}, model.shape, share["workers"], card)
+            fits.check(
+                cases,
+                {case.server: side.find(case.server) for case in cases},
+                model.shape,
+                share["workers"],
+                card,
+            )
     folder = arguments.out or RESULTS / f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
-    resume.open_campaign(folder, {
-        "schema": records.SCHEMA, "name": folder.name, "created_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": machine.redacted(sys.argv[1:]), "seed": arguments.seed, "model": asdict(model) | {"path": Path(model.path).name},
-        "scenarios": {name: t | ({"trace": Path(t["trace"]).name} if "trace" in t else {}) for name, t in scenarios.items()},
-        "simulated": arguments.simulated, "machine_share": share, "plan": [] if sought or gated else [case.as_dict() for case in cases],
-        "search": sought, "gate": gated, "manifest": machine.manifest()})
+    resume.open_campaign(
+        folder,
+        {
+            "schema": records.SCHEMA,
+            "name": folder.name,
+            "created_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "command": machine.redacted(sys.argv[1:]),
+            "seed": arguments.seed,
+            "model": asdict(model) | {"path": Path(model.path).name},
+            "scenarios": {
+                name: t | ({"trace": Path(t["trace"]).name} if "trace" in t else {})
+                for name, t in scenarios.items()
+            },
+            "simulated": arguments.simulated,
+            "machine_share": share,
+            "plan": [] if sought or gated else [case.as_dict() for case in cases],
+            "search": sought,
+            "gate": gated,
+            "manifest": machine.manifest(),
+        },
+    )
     locked = resume.lock(folder)
     if not share["shared"]:
-        os.sched_setaffinity(0, share["load_cores"])  # this process, too, keeps off the server's cores
-    setting = Setting(folder, arguments.seed, model, scenarios, arguments.simulated,
-                      launch.Share(() if share["shared"] else tuple(share["server_cores"]), share["threads"], share["workers"]),
-                      () if share["shared"] else tuple(share["load_cores"]), generator.Workers(arguments.load_workers, arguments.listen),
-                      sides, arguments.web_port, arguments.ready_timeout)
+        # this process, too, keeps off the server's cores
+        os.sched_setaffinity(0, share["load_cores"])
+    setting = Setting(
+        folder,
+        arguments.seed,
+        model,
+        scenarios,
+        arguments.simulated,
+        launch.Share(
+            () if share["shared"] else tuple(share["server_cores"]),
+            share["threads"],
+            share["workers"],
+        ),
+        () if share["shared"] else tuple(share["load_cores"]),
+        generator.Workers(arguments.load_workers, arguments.listen),
+        sides,
+        arguments.web_port,
+        arguments.ready_timeout,
+    )
     statuses = []
     with Watch({name: table["warmup_s"] for name, table in scenarios.items()}) as watch:
         try:
             for wanted in _rounds(folder, cases, sought, gated, watch):
-                if not sought or any(case.scenario not in sought["saturation"].values() for case in wanted):
+                if not sought or any(
+                    case.scenario not in sought["saturation"].values() for case in wanted
+                ):
                     calibrate_for(wanted, setting, arguments, watch)
                 for case in wanted:
                     watch.start(case)
                     statuses.append(run_case(case, setting, watch))
                     watch.end(statuses[-1])
         except KeyboardInterrupt:
-            watch.say(f"interrupted; what was measured is in {folder}, and the same command with --out {folder} continues it")
+            watch.say(
+                f"interrupted; what was measured is in {folder}, and the same command with --out"
+                f" {folder} continues it"
+            )
             return 130
     locked.close()
     if arguments.report != "none":
-        subprocess.run([sys.executable, "-m", "analysis", "report", str(folder),
-                        *(["--no-notebooks"] if arguments.report == "page" else [])], check=False)
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "analysis",
+                "report",
+                str(folder),
+                *(["--no-notebooks"] if arguments.report == "page" else []),
+            ],
+            check=False,
+        )
     failed = [status for status in statuses if status.startswith("failed")]
     return 1 if failed else 0
 
 
-def _rounds(folder: Path, cases: list[Case], sought: dict[str, Any] | None, gated: dict[str, Any] | None,
-            watch: Watch) -> Iterable[list[Case]]:  # fmt: skip
+def _rounds(
+    folder: Path,
+    cases: list[Case],
+    sought: dict[str, Any] | None,
+    gated: dict[str, Any] | None,
+    watch: Watch,
+) -> Iterable[list[Case]]:
     if sought:
         return search.rounds(folder, sought, watch)
     return paired.rounds(folder, gated, watch) if gated else resume.unfinished(folder, cases, watch)
 
 
 def command(do: Callable[[], int]) -> int:
-    """Its exit code; what it raises becomes one sentence and a 2, Ctrl-C and a closed terminal a clean end and 130."""
+    """Its exit code; what it raises becomes one sentence and a 2, Ctrl-C and a closed terminal a
+    clean end and 130.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as cleanly as Ctrl-C does
     signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
@@ -191,8 +329,11 @@ def command(do: Callable[[], int]) -> int:
     except (PlanError, TraceError, catalog.CatalogError, launch.LaunchError) as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
-        print(f"error: {error.filename or 'a file'}: {error.strerror or error}: give a folder that can be written, with space, by --out",
-              file=sys.stderr)
+        print(
+            f"error: {error.filename or 'a file'}: {error.strerror or error}: give a folder that"
+            " can be written, with space, by --out",
+            file=sys.stderr,
+        )
     except KeyboardInterrupt:
         return 130
     return 2

@@ -1,8 +1,11 @@
-"""Sends the requests of an open loop when they are due, whatever has become of those before: `dispatcher` chooses who.
+"""Sends the requests of an open loop when they are due, whatever has become of those before:
+`dispatcher` chooses who.
 
-`ByThread`: the thread in C that also reads (loadtests/due.c), which waits neither for the interpreter nor for its lock. For plain HTTP.
+`ByThread`: the thread in C that also reads (loadtests/due.c), which waits neither for the
+interpreter nor for its lock. For plain HTTP.
 
-`ByLoop`: gevent's loop, which has much else to do. It wakes a little early, and spends the rest awake.
+`ByLoop`: gevent's loop, which has much else to do. It wakes a little early, and spends the rest
+awake.
 """
 
 import ctypes
@@ -26,13 +29,16 @@ AHEAD = 16  # requests that are made in advance
 MAKING_S = 0.0005  # so long before the next one is due there is still time to make another
 AWAKE_S = 50e-6  # about what waking up takes
 
-Told = Callable[[HubConnection | None, int | None], None]  # on which connection it was sent, as which number; null: it was not
+# on which connection it was sent, as which number; null: it was not
+Told = Callable[[HubConnection | None, int | None], None]
 
 
 class Dispatcher(Protocol):
     def send(self, at_s: float, path: str, body: bytes, exchange: Exchange, told: Told) -> None:
-        """At that time of `time.perf_counter()`, which is not before that of the one given before. Returns when it is time to make the
-        next one. `told` is called by the loop, and must not wait; what was not sent, since no connection was idle, is for whom it tells."""
+        """At that time of `time.perf_counter()`, which is not before that of the one given before.
+        Returns when it is time to make the next one. `told` is called by the loop, and must not
+        wait; what was not sent, since no connection was idle, is for whom it tells.
+        """
         ...
 
     def offer(self, connection: HubConnection) -> None:
@@ -53,7 +59,9 @@ class Dispatcher(Protocol):
 
 
 def dispatcher(like: HubConnection, prefix: str, ahead: bool = True) -> Dispatcher:
-    """`like`: a connection as those on which requests are sent. `prefix`: of their numbers. Not `ahead`: all are for whom `told` tells."""
+    """`like`: a connection as those on which requests are sent. `prefix`: of their numbers. Not
+    `ahead`: all are for whom `told` tells.
+    """
     here = streams()
     if ahead and like.plain and like.tls is None and isinstance(here, InC):
         return ByThread(here, like, prefix)
@@ -115,19 +123,25 @@ class Waiting(NamedTuple):
 class ByLoop:
     def __init__(self, like: HubConnection, prefix: str, ahead: bool):
         self.like, self.prefix, self.ahead = like, prefix, ahead
-        # Not opened in advance: a synchronous worker would accept an idle one and wait for it while others queue.
+        # Not opened in advance: a synchronous worker would accept an idle one and wait for it while
+        # others queue.
         self.idle: list[HubConnection] = []
         self.waiting: deque[Waiting] = deque()
-        self.begun: list[tuple[Told, HubConnection | None, int | None]] = []  # of which nobody has been told
+        # of which nobody has been told
+        self.begun: list[tuple[Told, HubConnection | None, int | None]] = []
         self.came, self.sent = Event(), Event()
         self.alarm = Alarm()
         self.sender = gevent.spawn(self._send_for_ever)
         self.sender.link_exception(lambda failed: give_up(repr(failed.exception)))
 
     def send(self, at_s: float, path: str, body: bytes, exchange: Exchange, told: Told) -> None:
-        self.waiting.append(Waiting(at_s, self.like.encoder(path, body, self.prefix), exchange, told))
+        self.waiting.append(
+            Waiting(at_s, self.like.encoder(path, body, self.prefix), exchange, told)
+        )
         self.came.set()
-        while len(self.waiting) >= AHEAD or (self.waiting and self.waiting[0].at_s - time.perf_counter() < MAKING_S):
+        while len(self.waiting) >= AHEAD or (
+            self.waiting and self.waiting[0].at_s - time.perf_counter() < MAKING_S
+        ):
             self._wait()
 
     def _wait(self) -> None:
@@ -174,14 +188,18 @@ class ByLoop:
 
 
 class Alarm:
-    """For one greenlet. Gevent's own timers, which it uses where there is no timerfd (outside Linux), are rounded up to the millisecond of
-    epoll's time limit; a timerfd is a descriptor like any other."""
+    """For one greenlet. Gevent's own timers, which it uses where there is no timerfd (outside
+    Linux), are rounded up to the millisecond of epoll's time limit; a timerfd is a descriptor like
+    any other.
+    """
 
     def __init__(self) -> None:
         self.descriptor = -1
         if sys.platform == "linux":
             self.libc = ctypes.CDLL(None, use_errno=True)
-            self.descriptor = self.libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
+            self.descriptor = self.libc.timerfd_create(
+                time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC
+            )
 
     def sleep_until(self, at_s: float) -> None:
         """Returns at once if that time, of `time.perf_counter()`, has passed; never too early."""
@@ -196,7 +214,8 @@ class Alarm:
             gevent.sleep(at_s - time.perf_counter())
             return
         nanoseconds = int(at_s * 1e9)
-        when = struct.pack("@qqqq", 0, 0, nanoseconds // 1_000_000_000, nanoseconds % 1_000_000_000)  # no interval; absolute
+        # no interval; absolute
+        when = struct.pack("@qqqq", 0, 0, nanoseconds // 1_000_000_000, nanoseconds % 1_000_000_000)
         if self.libc.timerfd_settime(self.descriptor, 1, when, None):  # 1: TFD_TIMER_ABSTIME
             raise OSError(ctypes.get_errno(), "timerfd_settime")
         watcher = gevent.get_hub().loop.io(self.descriptor, 1)

@@ -1,13 +1,18 @@
-"""The gate: has head become slower than base? Both are measured in turns on this machine; `python -m analysis gate` has the verdict.
+"""The gate: has head become slower than base? Both are measured in turns on this machine; `python
+-m analysis gate` has the verdict.
 
-    python -m loadtests.gate --base main                                   two revisions of these servers
-    python -m loadtests.gate --base-server ./old --head-server ./new       your own server: folders, commands or URLs
-    python -m loadtests.gate --campaigns BASE HEAD                         two campaigns that are there already
-    python -m loadtests.gate --baseline NAME                               the working tree against a stored baseline
+    python -m loadtests.gate --base main                                   two revisions of these
+    servers
+    python -m loadtests.gate --base-server ./old --head-server ./new       your own server: folders,
+    commands or URLs
+    python -m loadtests.gate --campaigns BASE HEAD                         two campaigns that are
+    there already
+    python -m loadtests.gate --baseline NAME                               the working tree against
+    a stored baseline
     python -m loadtests.gate --record                                      stores one
 
-All other options are those of `python -m loadtests`. Exit codes: 0 pass, 1 regressed, 2 invalid, 3 inconclusive. `nox -s gate` and
-`nox -s baseline` call this.
+All other options are those of `python -m loadtests`. Exit codes: 0 pass, 1 regressed, 2 invalid, 3
+inconclusive. `nox -s gate` and `nox -s baseline` call this.
 """
 
 import argparse
@@ -23,42 +28,108 @@ from loadtests.campaign import RESULTS, campaign, command
 from loadtests.plan import PlanError
 from loadtests.sides import Sides, of_revision, of_server
 
-# On two cores a first look in less than ten minutes. What a request and a token cost shows, as the engine is fast and its times known;
-# without calibration, as what the load generator adds is the same on both sides.
+# On two cores a first look in less than ten minutes. What a request and a token cost shows, as the
+# engine is fast and its times known; without calibration, as what the load generator adds is the
+# same on both sides.
 COMMON = ["--servers", "fastapi_threadpool,fastapi_vllm", "--report", "none", "--no-calibration"]
-SIMULATED = [*COMMON, "--engines", "simulated", "--simulated", "prefill_ms=20,step_ms=5,max_batch=64", "--scenarios", "gate"]
+SIMULATED = [
+    *COMMON,
+    "--engines",
+    "simulated",
+    "--simulated",
+    "prefill_ms=20,step_ms=5,max_batch=64",
+    "--scenarios",
+    "gate",
+]
 REAL = [*COMMON, "--scenarios", "gate-real", "--model", "small"]
 MINUTES = {"simulated": 10.0, "real": 120.0}
 UNPAIRED_RUNS = 5
 
 
 def main() -> int:
-    parser = options.Parser(prog="python -m loadtests.gate", description=__doc__, allow_abbrev=False,
-                            formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options.Parser(
+        prog="python -m loadtests.gate",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add("--base", metavar="REVISION", help="what head is held against: any git revision")
     add("--head", metavar="REVISION", help="likewise (default: the working tree)")
-    add("--base-server", metavar="SERVER", help="a URL, a folder with a server.toml, or a command with {port}")
+    add(
+        "--base-server",
+        metavar="SERVER",
+        help="a URL, a folder with a server.toml, or a command with {port}",
+    )
     add("--head-server", metavar="SERVER", help="likewise")
-    add("--campaigns", nargs=2, metavar=("BASE", "HEAD"), help="folders of campaigns; nothing is measured")
-    add("--baseline", metavar="NAME", help="of results/baselines; newest: the last of this machine's class; only head is measured")
-    add("--record", nargs="?", const="", metavar="NAME", help="measure the working tree and keep it as a baseline")
-    add("--profile", choices=("simulated", "real"), default="simulated",
-        help="real: the small real model instead of the simulated engine, for up to two hours (default: %(default)s)")
+    add(
+        "--campaigns",
+        nargs=2,
+        metavar=("BASE", "HEAD"),
+        help="folders of campaigns; nothing is measured",
+    )
+    add(
+        "--baseline",
+        metavar="NAME",
+        help=(
+            "of results/baselines; newest: the last of this machine's class; only head is measured"
+        ),
+    )
+    add(
+        "--record",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="measure the working tree and keep it as a baseline",
+    )
+    add(
+        "--profile",
+        choices=("simulated", "real"),
+        default="simulated",
+        help=(
+            "real: the small real model instead of the simulated engine, for up to two hours"
+            " (default: %(default)s)"
+        ),
+    )
     add("--metrics", default="", help="comma-separated (default: those of analysis/verdicts.py)")
-    add("--tolerance", action="append", default=[], metavar="METRIC=SHARE",
-        help="how much worse is no regression yet, such as e2e_p99_s=20%%; may be repeated")
-    add("--slo", default="", metavar="BOUNDS", help="judge the share of requests that meet it, too: ttft=500ms,e2e=5s")
-    add("--max-minutes", type=one(numbers(float, 0, "a number of minutes above 0")), default=[],
-        help="no repetition begins that would end later (default: 10; 120 with --profile real)")
-    add("--anyway", action="store_true", help="with --campaigns and --baseline: also if machine, model or scenarios differ")
+    add(
+        "--tolerance",
+        action="append",
+        default=[],
+        metavar="METRIC=SHARE",
+        help="how much worse is no regression yet, such as e2e_p99_s=20%%; may be repeated",
+    )
+    add(
+        "--slo",
+        default="",
+        metavar="BOUNDS",
+        help="judge the share of requests that meet it, too: ttft=500ms,e2e=5s",
+    )
+    add(
+        "--max-minutes",
+        type=one(numbers(float, 0, "a number of minutes above 0")),
+        default=[],
+        help="no repetition begins that would end later (default: 10; 120 with --profile real)",
+    )
+    add(
+        "--anyway",
+        action="store_true",
+        help="with --campaigns and --baseline: also if machine, model or scenarios differ",
+    )
     add("--out", type=Path, help="folder (default: a new one in results/)")
     own, others = parser.parse_known_args()
-    ways = {"--base": own.base, "--base-server": own.base_server, "--campaigns": own.campaigns, "--baseline": own.baseline,
-            "--record": own.record}
+    ways = {
+        "--base": own.base,
+        "--base-server": own.base_server,
+        "--campaigns": own.campaigns,
+        "--baseline": own.baseline,
+        "--record": own.record,
+    }
     given = [name for name, value in ways.items() if value is not None]
     if len(given) != 1:
-        parser.error(f"give one of {', '.join(ways)}" + (f", and not {' and '.join(given)}" if given else ""))
+        parser.error(
+            f"give one of {', '.join(ways)}" + (f", and not {' and '.join(given)}" if given else "")
+        )
     if (own.base_server is None) != (own.head_server is None):
         parser.error("--base-server and --head-server go together")
     if own.head and not own.base:
@@ -69,25 +140,43 @@ def main() -> int:
 
 
 def _gate(own: argparse.Namespace, others: list[str]) -> int:
-    judged = [*(["--metrics", own.metrics] if own.metrics else []), *(["--slo", own.slo] if own.slo else []),
-              *(part for text in own.tolerance for part in ("--tolerance", text)), *(["--anyway"] if own.anyway else [])]  # fmt: skip
+    judged = [
+        *(["--metrics", own.metrics] if own.metrics else []),
+        *(["--slo", own.slo] if own.slo else []),
+        *(part for text in own.tolerance for part in ("--tolerance", text)),
+        *(["--anyway"] if own.anyway else []),
+    ]
     if own.campaigns:
         return _analysis("gate", "--campaigns", *own.campaigns, *judged)
-    stored = [*(["--baseline", own.baseline] if own.baseline else []), *(["--record", own.record] if own.record else [])]
+    stored = [
+        *(["--baseline", own.baseline] if own.baseline else []),
+        *(["--record", own.record] if own.record else []),
+    ]
     if code := _analysis("gate", "--check", *judged, *stored):
         return code
     folder = own.out or RESULTS / f"gate-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
     profile = SIMULATED if own.profile == "simulated" else REAL
     arguments = arguments_of([*profile, *others, "--out", str(folder)])
-    for name, wrong in (("--repeat", arguments.repeat > 1), ("--find-capacity", arguments.find_capacity), ("--target", arguments.target)):
+    for name, wrong in (
+        ("--repeat", arguments.repeat > 1),
+        ("--find-capacity", arguments.find_capacity),
+        ("--target", arguments.target),
+    ):
         if wrong:
-            raise PlanError(f"{name} does not go with a gate, which compares two sides and repeats until it knows")
+            raise PlanError(
+                f"{name} does not go with a gate, which compares two sides and repeats until it"
+                " knows"
+            )
     if own.base or own.base_server:
         sides = _sides(own)
         gate: dict[str, Any] = {
-            "sides": {name: machine.redacted([sides[name].what])[0] for name in ("base", "head")}, "seed": arguments.seed,
-            "metrics": own.metrics, "tolerance": own.tolerance, "slo": own.slo,
-            "max_minutes": own.max_minutes or MINUTES[own.profile]}  # fmt: skip
+            "sides": {name: machine.redacted([sides[name].what])[0] for name in ("base", "head")},
+            "seed": arguments.seed,
+            "metrics": own.metrics,
+            "tolerance": own.tolerance,
+            "slo": own.slo,
+            "max_minutes": own.max_minutes or MINUTES[own.profile],
+        }
         code = campaign(arguments, sides, gate)
         return code if code in (2, 130) or arguments.plan else _analysis("gate", str(folder))
     arguments.repeat = UNPAIRED_RUNS
@@ -103,9 +192,15 @@ def _sides(own: argparse.Namespace) -> Sides:
     if own.base:
         base, head = of_revision(own.base), of_revision(own.head)
     else:
-        base, head = of_server(own.base_server, "--base-server"), of_server(own.head_server, "--head-server")
+        base, head = (
+            of_server(own.base_server, "--base-server"),
+            of_server(own.head_server, "--head-server"),
+        )
         if base.is_external != head.is_external:
-            raise PlanError("--base-server and --head-server must be alike: two folders with a server.toml, or two commands or URLs")
+            raise PlanError(
+                "--base-server and --head-server must be alike: two folders with a server.toml, or"
+                " two commands or URLs"
+            )
     return {"base": base, "head": head, "control": base}
 
 

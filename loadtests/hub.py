@@ -1,16 +1,19 @@
-"""What gevent does too coarsely for a measuring instrument: reads without a switch of greenlets, pauses in which sockets come first, fair
-slots, and files that keep nobody waiting.
+"""What gevent does too coarsely for a measuring instrument: reads without a switch of greenlets,
+pauses in which sockets come first, fair slots, and files that keep nobody waiting.
 
-`HubConnection`: a greenlet that waits in `recv` is woken by the loop for every event of its stream; with many streams that is most of
-the client's time, and each token waits for the switches before it. Here it sleeps until its answer is complete, which others read
-(loadtests/streams.py), and what comes next can be sent before it wakes.
+`HubConnection`: a greenlet that waits in `recv` is woken by the loop for every event of its stream;
+with many streams that is most of the client's time, and each token waits for the switches before
+it. Here it sleeps until its answer is complete, which others read (loadtests/streams.py), and what
+comes next can be sent before it wakes.
 
-`Turn`: gevent.sleep(0) lets other greenlets go first, but asks the kernel for what has become readable only after some fifty of them.
+`Turn`: gevent.sleep(0) lets other greenlets go first, but asks the kernel for what has become
+readable only after some fifty of them.
 
-`Slots`: gevent's Semaphore lets one who has just come overtake those who wait, if a slot becomes free in the same turn of the loop.
+`Slots`: gevent's Semaphore lets one who has just come overtake those who wait, if a slot becomes
+free in the same turn of the loop.
 
-`Files`: to gevent, a file is never busy. But a file system that commits its journal keeps who writes waiting, now and then for half a
-second, and all greenlets with it.
+`Files`: to gevent, a file is never busy. But a file system that commits its journal keeps who
+writes waiting, now and then for half a second, and all greenlets with it.
 """
 
 import os
@@ -36,9 +39,11 @@ WRITABLE = 2  # of gevent's watchers
 
 
 class HubConnection(Connection):
-    """Waits for answers that others read (loadtests/streams.py), as their Listener. `then`: called by the loop when the request that
-    `prepare` was given has been sent, with its number and the time at which the answer before had ended; the greenlet that waits for that
-    answer goes on afterwards. It must not wait."""
+    """Waits for answers that others read (loadtests/streams.py), as their Listener. `then`: called
+    by the loop when the request that `prepare` was given has been sent, with its number and the
+    time at which the answer before had ended; the greenlet that waits for that answer goes on
+    afterwards. It must not wait.
+    """
 
     then: Callable[[int, float], None] | None = None
     plain = True  # HTTP, so that others see where an answer ends
@@ -55,7 +60,8 @@ class HubConnection(Connection):
     def open(self) -> None:
         if self.socket is None:
             super().open()
-            if self.tls is None and self.socket is not None:  # TLS buffers, so that "readable" says nothing
+            # TLS buffers, so that "readable" says nothing
+            if self.tls is None and self.socket is not None:
                 self.socket = PlainSocket(fileno=self.socket.detach())
                 self.socket.setblocking(False)
 
@@ -66,8 +72,9 @@ class HubConnection(Connection):
         self.early.clear()
 
     def encoder(self, path: str, body: bytes, prefix: str) -> "Encoder":
-        """A request made in advance, for any connection to the same place, but for the number that ends its X-Request-Id, which is known
-        when it is sent."""
+        """A request made in advance, for any connection to the same place, but for the number that
+        ends its X-Request-Id, which is known when it is sent.
+        """
         before, after = self.around(path, body, prefix)
         return lambda _, number: b"%b%d%b" % (before, number, after)
 
@@ -76,8 +83,10 @@ class HubConnection(Connection):
         return before, after
 
     def prepare(self, path: str, body: bytes, prefix: str, exchange: Exchange) -> None:
-        """The request that is sent in the moment in which the answer ends that is waited for: `post` with the same exchange then waits for
-        its answer. If it is not sent, because there was an error or it is too late, that is `post`'s to do."""
+        """The request that is sent in the moment in which the answer ends that is waited for:
+        `post` with the same exchange then waits for its answer. If it is not sent, because there
+        was an error or it is too late, that is `post`'s to do.
+        """
         around = self.around(path, body, prefix)
         self.prepared = exchange, self.encoder(path, body, prefix), around
         if self.stream is not None:
@@ -89,8 +98,9 @@ class HubConnection(Connection):
         super().post(path, body, exchange, request_id)
 
     def send_ahead(self, encode: "Encoder", number: int, exchange: Exchange) -> None:
-        """Sends a request without waiting for anything, if the connection is open: `post` with the same exchange waits for its answer, and
-        sends what could not be sent at once."""
+        """Sends a request without waiting for anything, if the connection is open: `post` with the
+        same exchange waits for its answer, and sends what could not be sent at once.
+        """
         if self.socket is not None and self.tls is None:
             request = encode(self, number)
             exchange.sent_s = time.perf_counter()
@@ -100,7 +110,8 @@ class HubConnection(Connection):
         assert self.socket is not None
         try:
             return self.socket.send(data)
-        except OSError:  # there is no room for it; or the connection is broken, which the next read or write says
+        # there is no room for it; or the connection is broken, which the next read or write says
+        except OSError:
             return 0
 
     def _exchange(self, request: bytes, answer: Reader, deadline: float) -> None:
@@ -211,7 +222,9 @@ class HubConnection(Connection):
         self.waiter.throw(error)
 
     def _ended(self, came: Came | None, at: float) -> None:
-        """`at`: its last read. Whoever waits goes on, but not before the next request has been sent."""
+        """`at`: its last read. Whoever waits goes on, but not before the next request has been
+        sent.
+        """
         keep, number = self.answer is not None and self.answer.keep, -1
         self.answer = None  # what comes from now on is of the next one
         if self.prepared is not None:
@@ -238,7 +251,8 @@ def _feed(came: Came, answer: Reader) -> bool:
     return complete
 
 
-Encoder = Callable[[HubConnection, int], bytes]  # of the connection on which it is sent, and of its number
+# of the connection on which it is sent, and of its number
+Encoder = Callable[[HubConnection, int], bytes]
 
 
 class HubWebSocket(HubConnection, WebSocketConnection):
@@ -254,14 +268,19 @@ class HubWebSocket(HubConnection, WebSocketConnection):
 
 
 class Turn:
-    """For one greenlet, in long work: lets everything go first that has become readable or due meanwhile."""
+    """For one greenlet, in long work: lets everything go first that has become readable or due
+    meanwhile.
+    """
 
     def __init__(self) -> None:
-        self.last = gevent.get_hub().loop.timer(0.0, priority=-2)  # the loop serves it after all others
+        # the loop serves it after all others
+        self.last = gevent.get_hub().loop.timer(0.0, priority=-2)
         self.shared = streams().thread is not None
 
     def pass_on(self) -> None:
-        if self.shared:  # a thread that has one core with us, and something to read, would have to wait until our turn is over
+        # a thread that has one core with us, and something to read, would have to wait until our
+        # turn is over
+        if self.shared:
             os.sched_yield()
         gevent.get_hub().wait(self.last)
 
@@ -289,7 +308,9 @@ class Slots:
 
 
 class Files:
-    """Does in a thread what may have to wait for a disk, one after the other. `failed` is told of an error; then nothing more is done."""
+    """Does in a thread what may have to wait for a disk, one after the other. `failed` is told of
+    an error; then nothing more is done.
+    """
 
     def __init__(self, failed: Callable[[Exception], None]):
         self.failed = failed

@@ -1,11 +1,14 @@
 """Users and arrivals: Locust drives, our own client measures. The only module that imports Locust.
 
-    SERVEOFF_LOAD='{...}' locust -f loadtests/locustfile.py --headless ClosedLoop|OpenLoop ...      (loadtests/generator.py does that)
-    locust -f loadtests/locustfile.py --worker --master-host ...           (loadtests/worker.py does that, on another machine)
+    SERVEOFF_LOAD='{...}' locust -f loadtests/locustfile.py --headless ClosedLoop|OpenLoop ...
+    (loadtests/generator.py does that)
+    locust -f loadtests/locustfile.py --worker --master-host ...           (loadtests/worker.py does
+    that, on another machine)
 
-Each request becomes one row (loadtests/recorder.py) and one of Locust's request events, so Locust's statistics, CSV, web UI and
-distribution work as ever, and its count is held against ours. One process of Locust is both conductor and load worker; with several
-load workers, Locust's master is the conductor, and tells the workers what to do (loadtests/link.py).
+Each request becomes one row (loadtests/recorder.py) and one of Locust's request events, so Locust's
+statistics, CSV, web UI and distribution work as ever, and its count is held against ours. One
+process of Locust is both conductor and load worker; with several load workers, Locust's master is
+the conductor, and tells the workers what to do (loadtests/link.py).
 """
 
 import gc
@@ -32,12 +35,16 @@ from loadtests.recorder import CUT_OFF, Recorder, Sent, give_up
 from loadtests.streams import streams
 from servers.bounds import LOST_AFTER_S
 
-IN_HURRY_S = 0.02  # so long before an open loop's request is due it is made before anything else is done
-KNOWN_BEFORE_S = 0.1  # workers know of the window OPENS_IN_S before it opens, minus what the message takes
+# so long before an open loop's request is due it is made before anything else is done
+IN_HURRY_S = 0.02
+# workers know of the window OPENS_IN_S before it opens, minus what the message takes
+KNOWN_BEFORE_S = 0.1
 
 
 class Worker:
-    """One load worker: its part of the users and of the arrivals. `number` from 0 to `workers` - 1."""
+    """One load worker: its part of the users and of the arrivals. `number` from 0 to
+    `workers` - 1.
+    """
 
     def __init__(self, environment: Environment, told: dict[str, Any]):
         self.environment = environment
@@ -54,37 +61,65 @@ class Worker:
         if self.scenario["arrivals"] != "closed":
             seed, rate = self.load["seed"], self.load["rate"]
             self.warm_up = self.mine(arrivals.warm_up(seed, self.scenario, rate))
-            self.in_window = self.mine(arrivals.window(seed, self.scenario, rate, self.load["duration_s"]))
+            self.in_window = self.mine(
+                arrivals.window(seed, self.scenario, rate, self.load["duration_s"])
+            )
         cap = self.scenario.get("max_in_flight")
-        self.slots = None if cap is None else Slots(cap // self.workers + (self.number < cap % self.workers))
+        self.slots = (
+            None if cap is None else Slots(cap // self.workers + (self.number < cap % self.workers))
+        )
 
     def mine(self, planned: list[arrivals.Arrival]) -> list[tuple[int, arrivals.Arrival]]:
-        """Every worker computes all arrivals and takes its part, so that together they are the same for any number of workers."""
+        """Every worker computes all arrivals and takes its part, so that together they are the same
+        for any number of workers.
+        """
         return list(enumerate(planned))[self.number :: self.workers]
 
     def clock(self, offset_s: float) -> None:
         """`offset_s`: our monotonic clock minus the conductor's."""
         runner = self.environment.runner
         gc.collect()  # takes some 50 ms, which the recorder would take for a stall
-        self.recorder = Recorder(self.load, self.number, self.load["clock_zero_s"] + offset_s,
-                                 lambda report: runner.send_message("report", report), self.environment.events.request.fire)
-        gc.freeze()  # thousands of objects of Locust and of the arrivals need not be looked at again and again while tokens wait
+        self.recorder = Recorder(
+            self.load,
+            self.number,
+            self.load["clock_zero_s"] + offset_s,
+            lambda report: runner.send_message("report", report),
+            self.environment.events.request.fire,
+        )
+        # thousands of objects of Locust and of the arrivals need not be looked at again and again
+        # while tokens wait
+        gc.freeze()
         gc.set_threshold(50_000, 20, 100)
 
-    def prepare(self, user: int, turn: int, arrival: arrivals.Arrival | None = None,
-                history: tuple[prompts.Message, ...] = ()) -> "Prepared":
+    def prepare(
+        self,
+        user: int,
+        turn: int,
+        arrival: arrivals.Arrival | None = None,
+        history: tuple[prompts.Message, ...] = (),
+    ) -> "Prepared":
         wanted = prompts.prompt(self.load["seed"], self.scenario, user, turn, arrival, history)
-        return wanted, *prompts.request_body(self.scenario, self.load["model"], wanted), sse.Exchange()
+        return (
+            wanted,
+            *prompts.request_body(self.scenario, self.load["model"], wanted),
+            sse.Exchange(),
+        )
 
     def connect(self) -> HubConnection:
-        reached = self.load["base_url"], self.scenario["timeout_s"], os.environ.get("SERVEOFF_API_KEY")
+        reached = (
+            self.load["base_url"],
+            self.scenario["timeout_s"],
+            os.environ.get("SERVEOFF_API_KEY"),
+        )
         if self.scenario.get("transport") == "websocket":
             return HubWebSocket(*reached, prompts.path(self.scenario))
         return HubConnection(*reached)
 
     @contextmanager
     def row(self, sent: Sent) -> Iterator[None]:
-        """A request's row. It is written also if this greenlet is killed meanwhile, waiting for a slot or for the answer."""
+        """A request's row. It is written also if this greenlet is killed meanwhile, waiting for a
+        slot or for the answer.
+        """
         try:
             yield
         except gevent.GreenletExit:
@@ -107,7 +142,9 @@ conductor: Conductor
 
 
 class ClosedLoop(User):
-    """Asks, waits for the answer, thinks, asks again: the load falls when the server is slow. With `turns` it holds conversations."""
+    """Asks, waits for the answer, thinks, asks again: the load falls when the server is slow. With
+    `turns` it holds conversations.
+    """
 
     @task
     def ask_on(self) -> None:
@@ -116,7 +153,8 @@ class ClosedLoop(User):
         worker.users += 1
         users = worker.load["users"]
         if users and self.index >= users:
-            raise StopUser  # Locust was told a number of users that every worker gets the same part of
+            # Locust was told a number of users that every worker gets the same part of
+            raise StopUser
         self.first_turn = self.turn = 0
         self.recorder, self.connection = recorder, worker.connect()
         self.prepared = gevent.spawn(worker.prepare, self.index, 0)
@@ -124,7 +162,9 @@ class ClosedLoop(User):
         self.at_once = not scenario.get("think_s") and "turns" not in scenario
         self.connection.then = self.was_sent
         began_s = worker.began.get()
-        if users:  # one after the other through the first half of the warm-up: together they would stay together
+        # one after the other through the first half of the warm-up: together they would stay
+        # together
+        if users:
             gevent.sleep(began_s + scenario["warmup_s"] / 2 * self.index / users - recorder.now())
         try:
             self.connection.open()
@@ -138,11 +178,15 @@ class ClosedLoop(User):
         raise StopUser
 
     def was_sent(self, number: int, done_s: float) -> None:
-        self.sent = self.recorder.begin(self.index, done_s - self.recorder.zero_s, self.next[0], self.next[3], number)
+        self.sent = self.recorder.begin(
+            self.index, done_s - self.recorder.zero_s, self.next[0], self.next[3], number
+        )
 
     def prepare_next(self) -> Prepared:
-        """Whoever does not think asks again in the moment in which the answer ends. What can be done before is done before: whatever a
-        processor has not touched for a while takes it microseconds, and the request waits for them."""
+        """Whoever does not think asks again in the moment in which the answer ends. What can be
+        done before is done before: whatever a processor has not touched for a while takes it
+        microseconds, and the request waits for them.
+        """
         self.next = prepared = worker.prepare(self.index, self.turn)
         if self.at_once:
             self.connection.prepare(prepared[1], prepared[2], f"{worker.number}-", prepared[3])
@@ -150,11 +194,15 @@ class ClosedLoop(User):
 
     def ask_once(self) -> None:
         prepared = self.prepared.get()
-        sent, self.sent = self.sent or worker.recorder.begin(self.index, self.free_s, prepared[0], prepared[3]), None
+        sent, self.sent = (
+            self.sent or worker.recorder.begin(self.index, self.free_s, prepared[0], prepared[3]),
+            None,
+        )
         self.turn += 1
         think_s = worker.scenario.get("think_s", 0.0)
         if "turns" not in worker.scenario:
-            self.prepared = gevent.spawn(self.prepare_next)  # runs while this one waits for its answer
+            # runs while this one waits for its answer
+            self.prepared = gevent.spawn(self.prepare_next)
         with worker.row(sent):
             worker.post(self.connection, sent, prepared)
         self.free_s = sent.exchange.done_s - worker.recorder.zero_s + think_s
@@ -165,21 +213,33 @@ class ClosedLoop(User):
             self.prepared = gevent.spawn(self.prepare_on, prepared[0], sent)
 
     def prepare_on(self, asked: prompts.Prompt, sent: Sent) -> Prepared:
-        """The next question of the conversation, which the server is sent whole; or the first one of another."""
+        """The next question of the conversation, which the server is sent whole; or the first one
+        of another.
+        """
         said = sent.said.get()
-        turns = prompts.conversation_turns(worker.load["seed"], worker.scenario, self.index, self.first_turn)
+        turns = prompts.conversation_turns(
+            worker.load["seed"], worker.scenario, self.index, self.first_turn
+        )
         if said is not None and self.turn - self.first_turn < turns:
-            history = (*asked.history, prompts.Message("user", asked.text), prompts.Message("assistant", said.strip()))
+            history = (
+                *asked.history,
+                prompts.Message("user", asked.text),
+                prompts.Message("assistant", said.strip()),
+            )
             prepared = worker.prepare(self.index, self.turn, history=history)
-            if prepared[0].tokens + prepared[0].max_tokens <= worker.scenario.get("context", arrivals.CONTEXT):
+            if prepared[0].tokens + prepared[0].max_tokens <= worker.scenario.get(
+                "context", arrivals.CONTEXT
+            ):
                 return prepared
         self.first_turn = self.turn
         return worker.prepare(self.index, self.turn)
 
 
 class OpenLoop(User):
-    """One user on each worker that sends at the scheduled times, whatever has become of the requests before: the load does not
-    yield. With `max_in_flight` a request waits for a slot, and that is waiting as well."""
+    """One user on each worker that sends at the scheduled times, whatever has become of the
+    requests before: the load does not yield. With `max_in_flight` a request waits for a slot, and
+    that is waiting as well.
+    """
 
     @task
     def dispatch(self) -> None:
@@ -198,13 +258,28 @@ class OpenLoop(User):
             if worker.slots is not None:  # not if this greenlet was killed: nobody shall go on then
                 worker.slots.give()
 
-        def look_after(scheduled_s: float, prepared: Prepared, connection: HubConnection | None, number: int | None) -> None:
-            greenlet = gevent.spawn(one, recorder.begin(None, scheduled_s, prepared[0], prepared[3], number), prepared, connection)
+        def look_after(
+            scheduled_s: float,
+            prepared: Prepared,
+            connection: HubConnection | None,
+            number: int | None,
+        ) -> None:
+            greenlet = gevent.spawn(
+                one,
+                recorder.begin(None, scheduled_s, prepared[0], prepared[3], number),
+                prepared,
+                connection,
+            )
             greenlet.link_exception(lambda failed: give_up(repr(failed.exception)))
             in_flight.add(greenlet)
             greenlet.rawlink(in_flight.discard)
 
-        def send(user: int, part: list[tuple[int, arrivals.Arrival]], start_s: float, until: AsyncResult | None) -> None:
+        def send(
+            user: int,
+            part: list[tuple[int, arrivals.Arrival]],
+            start_s: float,
+            until: AsyncResult | None,
+        ) -> None:
             for number, arrival in part:
                 scheduled_s = start_s + arrival.at_s
                 if scheduled_s - recorder.now() > IN_HURRY_S:
@@ -212,10 +287,15 @@ class OpenLoop(User):
                 prepared = worker.prepare(user, number, arrival)
                 if (early_s := scheduled_s - KNOWN_BEFORE_S - recorder.now()) > 0:
                     gevent.sleep(early_s) if until is None else until.wait(early_s)
-                # The window's first arrivals must not wait behind the warm-up's next one, which may be after them.
+                # The window's first arrivals must not wait behind the warm-up's next one, which may
+                # be after them.
                 if until is not None and until.ready() and scheduled_s >= until.get():
                     break
-                sender.send(recorder.zero_s + scheduled_s, *prepared[1:], partial(look_after, scheduled_s, prepared))
+                sender.send(
+                    recorder.zero_s + scheduled_s,
+                    *prepared[1:],
+                    partial(look_after, scheduled_s, prepared),
+                )
 
         try:
             send(-1, worker.warm_up, worker.began.get(), until=worker.windowed)
@@ -230,7 +310,9 @@ class OpenLoop(User):
 
 @events.init.add_listener
 def on_init(environment: Environment, **_: Any) -> None:
-    """What a load worker is told by which of Locust's messages. In one process, conductor and worker are both here."""
+    """What a load worker is told by which of Locust's messages. In one process, conductor and
+    worker are both here.
+    """
     global conductor
     runner = environment.runner
 
@@ -245,10 +327,14 @@ def on_init(environment: Environment, **_: Any) -> None:
         listen("window", on_window)
         listen("finish", lambda _: on_finish(environment))
     if not isinstance(runner, WorkerRunner):
-        conductor = link.Link(environment, json.loads(os.environ["SERVEOFF_LOAD"]), isinstance(runner, MasterRunner)).conductor
+        conductor = link.Link(
+            environment, json.loads(os.environ["SERVEOFF_LOAD"]), isinstance(runner, MasterRunner)
+        ).conductor
     else:
-        runners.MASTER_HEARTBEAT_TIMEOUT = LOST_AFTER_S  # a conductor that was killed must not leave a load behind for a minute
-    # Not before now: Locust calls what was added last first, and its own listener, which was added just before, disconnects.
+        # a conductor that was killed must not leave a load behind for a minute
+        runners.MASTER_HEARTBEAT_TIMEOUT = LOST_AFTER_S
+    # Not before now: Locust calls what was added last first, and its own listener, which was added
+    # just before, disconnects.
     events.quitting.add_listener(on_quitting)
 
 
@@ -263,7 +349,8 @@ def on_task(environment: Environment, told: dict[str, Any]) -> None:
 
 
 def on_window(told: dict[str, float]) -> None:
-    worker.recorder.end_at(told["end_s"] + 0.1)  # a little later, so that the window closes while load goes on
+    # a little later, so that the window closes while load goes on
+    worker.recorder.end_at(told["end_s"] + 0.1)
     worker.windowed.set(told["start_s"])
 
 
@@ -273,7 +360,8 @@ def on_finish(environment: Environment) -> None:
     environment.runner.stop()
     worker.close()
     if isinstance(environment.runner, WorkerRunner):
-        environment.runner._send_stats()  # now, so that the conductor need not hope that Locust's last ones come in time
+        # now, so that the conductor need not hope that Locust's last ones come in time
+        environment.runner._send_stats()
 
 
 @events.user_error.add_listener
@@ -282,7 +370,8 @@ def on_user_error(exception: Exception, **_: Any) -> None:
 
 
 def on_quitting(environment: Environment, **_: Any) -> None:
-    environment.stop_timeout = 0  # normally nobody runs any more; after SIGTERM nobody is waited for
+    # normally nobody runs any more; after SIGTERM nobody is waited for
+    environment.stop_timeout = 0
     if isinstance(environment.runner, WorkerRunner):
         environment.runner.stop()
         if "worker" in globals():

@@ -6,7 +6,8 @@ from typing import NoReturn
 
 
 class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:  # one sentence; argparse would print the whole usage before it
+    # one sentence; argparse would print the whole usage before it
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (see --help)\n")
 
 
@@ -18,7 +19,9 @@ def port(text: str) -> int:
 
 
 def address(text: str) -> tuple[str, int]:
-    """Of "10.0.0.5:5557". Raises argparse.ArgumentTypeError. Other machines must be able to connect to it: 0.0.0.0 is none."""
+    """Of "10.0.0.5:5557". Raises argparse.ArgumentTypeError. Other machines must be able to connect
+    to it: 0.0.0.0 is none.
+    """
     host, _, number = text.rpartition(":")
     if not re.fullmatch(r"[\w.-]+", host) or host == "0.0.0.0":
         raise argparse.ArgumentTypeError(f"{text!r} is not ADDRESS:PORT, such as 10.0.0.5:5557")

@@ -1,8 +1,10 @@
-"""Repetitions of a gate: of each system one run of base, one of head and one of base again, until the analysis has its verdicts.
+"""Repetitions of a gate: of each system one run of base, one of head and one of base again, until
+the analysis has its verdicts.
 
-Head stands between two runs of base, so that a drift of the machine, as far as it is a straight line, falls on both sides alike within
-each repetition. The second run of base is also the control: equal code, measured as base and head are. Which of the two comes first
-changes from one repetition to the next, as does the order of the systems.
+Head stands between two runs of base, so that a drift of the machine, as far as it is a straight
+line, falls on both sides alike within each repetition. The second run of base is also the control:
+equal code, measured as base and head are. Which of the two comes first changes from one repetition
+to the next, as does the order of the systems.
 """
 
 import json
@@ -22,13 +24,23 @@ from servers import launch
 
 
 def systems_of(cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """What is compared: {server, engine, scenario, users, rate, duration_s, options}, in the order of the plan."""
-    return [{key: value for key, value in case.as_dict().items() if key not in ("index", "repetition", "side")} for case in cases]
+    """What is compared: {server, engine, scenario, users, rate, duration_s, options}, in the order
+    of the plan.
+    """
+    return [
+        {
+            key: value
+            for key, value in case.as_dict().items()
+            if key not in ("index", "repetition", "side")
+        }
+        for case in cases
+    ]
 
 
 def rounds(folder: Path, gate: dict[str, Any], watch: Watch) -> Iterator[list[Case]]:
-    """One repetition of each system that needs another, until none does, or there is no time for one more that takes as long as the one
-    before. Raises PlanError."""
+    """One repetition of each system that needs another, until none does, or there is no time for
+    one more that takes as long as the one before. Raises PlanError.
+    """
     done = resume.set_aside(folder, watch)
     before = [place for kind in ("cases", "attempts") for place in (folder / kind).glob("*-*")]
     index = max((int(place.name.split("-")[0]) for place in before), default=0)
@@ -38,7 +50,9 @@ def rounds(folder: Path, gate: dict[str, Any], watch: Watch) -> Iterator[list[Ca
     asked = _asked(folder) if done else [True] * len(gate["systems"])
     while systems := [system for system, more in zip(gate["systems"], asked, strict=True) if more]:
         if took is not None and time.monotonic() + took > ends:
-            watch.say(f"no time for another repetition within --max-minutes {gate['max_minutes']:g}")
+            watch.say(
+                f"no time for another repetition within --max-minutes {gate['max_minutes']:g}"
+            )
             return
         began = time.monotonic()
         repetition += 1
@@ -51,14 +65,20 @@ def rounds(folder: Path, gate: dict[str, Any], watch: Watch) -> Iterator[list[Ca
         took = time.monotonic() - began
 
 
-def repetition_of(systems: Sequence[dict[str, Any]], repetition: int, index: int, seed: int) -> list[Case]:
+def repetition_of(
+    systems: Sequence[dict[str, Any]], repetition: int, index: int, seed: int
+) -> list[Case]:
     """`index`: of the last case before."""
     first = random.Random(seed).randrange(2)
     swap = (repetition + first) % 2
     sides = ("control", "head", "base") if swap else ("base", "head", "control")
     ordered = systems[::-1] if swap else systems
-    return [Case(number, repetition=repetition, side=side, **system)
-            for number, (system, side) in enumerate(((system, side) for system in ordered for side in sides), index + 1)]  # fmt: skip
+    return [
+        Case(number, repetition=repetition, side=side, **system)
+        for number, (system, side) in enumerate(
+            ((system, side) for system in ordered for side in sides), index + 1
+        )
+    ]
 
 
 def _asked(folder: Path) -> list[bool]:

@@ -9,7 +9,8 @@ from rich.text import Text
 
 from loadtests.records import Case
 
-# Only for the estimate of the remaining time, until a case has shown how long one takes: s for launch, verify, stop.
+# Only for the estimate of the remaining time, until a case has shown how long one takes: s for
+# launch, verify, stop.
 OVERHEAD_S = 35.0
 
 
@@ -28,7 +29,11 @@ class Watch:
         self.now: str = ""
         self.figures = ""
         self.previous: tuple[float, int] | None = None
-        self.live = Live(console=self.console, refresh_per_second=4, get_renderable=self._line) if self.console.is_terminal else None
+        self.live = (
+            Live(console=self.console, refresh_per_second=4, get_renderable=self._line)
+            if self.console.is_terminal
+            else None
+        )
 
     def __enter__(self) -> "Watch":
         if self.live:
@@ -41,7 +46,9 @@ class Watch:
             self.live.stop()
 
     def plan(self, cases: list[Case], done: int, more: bool = False) -> None:
-        """The first `done` of the cases are. `more`: what they show decides whether others follow."""
+        """The first `done` of the cases are. `more`: what they show decides whether others
+        follow.
+        """
         self.cases, self.done, self.more = cases, done, more
 
     def say(self, text: str) -> None:
@@ -56,15 +63,25 @@ class Watch:
             self.say(f"{self._title()}: {name}")
 
     def load(self, said: dict[str, Any]) -> None:
-        """`said`: load.json. Throughput is that of the time since the last call that brought news."""
+        """`said`: load.json. Throughput is that of the time since the last call that brought
+        news.
+        """
         if said["state"] != "running" or (self.previous and said["now_s"] - self.previous[0] < 0.5):
             return
         if self.previous:
             rate = (said["tokens"] - self.previous[1]) / (said["now_s"] - self.previous[0])
             window = said["window"]  # null until it is known when it opens
-            part = ("warm-up" if window is None or said["now_s"] < window["start_s"] else
-                    "measuring" if said["now_s"] < window["end_s"] else "drain")
-            self.figures = f"{part}, {said['rows']} requests, {rate:,.0f} tokens/s, P99 {said['e2e_p99_s']:.2f} s"
+            part = (
+                "warm-up"
+                if window is None or said["now_s"] < window["start_s"]
+                else "measuring"
+                if said["now_s"] < window["end_s"]
+                else "drain"
+            )
+            self.figures = (
+                f"{part}, {said['rows']} requests, {rate:,.0f} tokens/s, P99"
+                f" {said['e2e_p99_s']:.2f} s"
+            )
         self.previous = said["now_s"], said["tokens"]
 
     def end(self, status: str) -> None:
@@ -83,12 +100,16 @@ class Watch:
         assert case is not None
         load = f"{case.users} users" if case.users else f"{case.rate:g}/s"
         number = f"case {case.index}" + ("" if self.more else f" of {len(self.cases)}")
-        return f"{number}  {case.label} / {case.engine} / {case.scenario} {load}, run {case.repetition}"
+        return (
+            f"{number}  {case.label} / {case.engine} / {case.scenario} {load}, run"
+            f" {case.repetition}"
+        )
 
     def _remaining_s(self) -> float:
         overhead = sum(self.overheads) / len(self.overheads) if self.overheads else OVERHEAD_S
         left = [self._load_s(case) + overhead for case in self.cases[self.done :]]
-        if left and self.case:  # a case that takes longer than expected takes nothing from the others
+        # a case that takes longer than expected takes nothing from the others
+        if left and self.case:
             left[0] = max(0.0, left[0] - (time.monotonic() - self.case_began))
         return sum(left)
 

@@ -1,14 +1,17 @@
-"""A streaming server whose times are known: the ground truth against which the load generator measures itself.
+"""A streaming server whose times are known: the ground truth against which the load generator
+measures itself.
 
     python -m loadtests.reference --ttft-ms 50 --itl-ms 10 --log FILE
 
-Not one of the compared servers: no model, only the planted rule and a plan of times. A request's first token is due `ttft` after
-the request was read, each further event one `itl` after the due time before it, so lateness never adds up. What was really sent
-when stands in the log, which is written at the end (SIGTERM or Ctrl-C). All times are `time.perf_counter()`, in seconds; on Linux
-that is CLOCK_MONOTONIC, one clock for all processes, so that a client's stamps can be held against the server's.
+Not one of the compared servers: no model, only the planted rule and a plan of times. A request's
+first token is due `ttft` after the request was read, each further event one `itl` after the due
+time before it, so lateness never adds up. What was really sent when stands in the log, which is
+written at the end (SIGTERM or Ctrl-C). All times are `time.perf_counter()`, in seconds; on Linux
+that is CLOCK_MONOTONIC, one clock for all processes, so that a client's stamps can be held against
+the server's.
 
-One thread, a heap of due times, sockets that never block. Give it a core of its own: it waits out the last 2 ms in a busy loop, and
-another process on that core makes it late, which the log shows.
+One thread, a heap of due times, sockets that never block. Give it a core of its own: it waits out
+the last 2 ms in a busy loop, and another process on that core makes it late, which the log shows.
 """
 
 import argparse
@@ -29,9 +32,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loadtests.reference_answers import MAX_TOKENS_PER_CHUNK, BadRequest, Request, answer, refusal, take
+from loadtests.reference_answers import (
+    MAX_TOKENS_PER_CHUNK,
+    BadRequest,
+    Request,
+    answer,
+    refusal,
+    take,
+)
 
-# So long before something is due we stop sleeping: selectors round up to whole milliseconds, and the wake-up itself takes time.
+# So long before something is due we stop sleeping: selectors round up to whole milliseconds, and
+# the wake-up itself takes time.
 BUSY_S = 0.002
 WATCH_S = 0.1  # how soon a signal is noticed
 EVENTS_AT_ONCE = 32  # then the sockets have their turn
@@ -49,7 +60,9 @@ class Served:
 
 
 def read_log(path: Path) -> tuple[dict[str, Any], list[Served]]:
-    """The log's first line is {freeze: [start_s, end_s] or null, requests, late_mean_s, late_max_s}: how late events were sent."""
+    """The log's first line is {freeze: [start_s, end_s] or null, requests, late_mean_s,
+    late_max_s}: how late events were sent.
+    """
     summary, *served = map(json.loads, path.read_text().splitlines())
     return summary, [Served(**line) for line in served]
 
@@ -70,7 +83,8 @@ class Stream:
     arrived_s: float
     pieces: Iterator[bytes]  # what is sent, event by event
     piece: bytes  # the next one, made before it is due; empty after the last
-    due_s: "array[float]" = field(default_factory=lambda: array("d"))  # of each event sent; lists would take four times the memory
+    # of each event sent; lists would take four times the memory
+    due_s: "array[float]" = field(default_factory=lambda: array("d"))
     sent_s: "array[float]" = field(default_factory=lambda: array("d"))
 
 
@@ -79,7 +93,8 @@ class Server:
         self.listener, self.plan = listener, plan
         self.selector = selectors.DefaultSelector()  # epoll on Linux
         self.selector.register(listener, selectors.EVENT_READ)
-        self.heap: list[tuple[float, int, Stream]] = []  # when the next event of each running stream is due
+        # when the next event of each running stream is due
+        self.heap: list[tuple[float, int, Stream]] = []
         self.waiting: deque[Stream] = deque()  # for a slot
         self.streams: list[Stream] = []  # all there ever were
         self.freeze_at_s = math.inf
@@ -89,7 +104,10 @@ class Server:
     def run(self) -> None:
         while not self.ended:
             self.send_due()
-            next_s = min(self.heap[0][0] if self.heap else math.inf, self.freeze_at_s) - time.perf_counter()
+            next_s = (
+                min(self.heap[0][0] if self.heap else math.inf, self.freeze_at_s)
+                - time.perf_counter()
+            )
             for key, events in self.selector.select(max(0.0, min(next_s - BUSY_S, WATCH_S))):
                 if key.data is None:
                     self.accept()
@@ -111,7 +129,8 @@ class Server:
                 return
             self.send(stream.connection, stream.piece)
             stream.due_s.append(due_s)
-            stream.sent_s.append(now_s)  # also if the client's buffer is full: that it does not read is no lateness of ours
+            # also if the client's buffer is full: that it does not read is no lateness of ours
+            stream.sent_s.append(now_s)
             stream.piece = next(stream.pieces, b"")
             if stream.piece:
                 heapq.heapreplace(heap, (self.due_after(due_s, len(stream.due_s)), number, stream))
@@ -122,22 +141,33 @@ class Server:
                 self.take_request(stream.connection)
 
     def due_after(self, at_s: float, events: int) -> float:
-        """When a stream's next event is due if so many were, the last one at `at_s`; the first counts from the stream's start."""
+        """When a stream's next event is due if so many were, the last one at `at_s`; the first
+        counts from the stream's start.
+        """
         plan, size = self.plan, self.plan.tokens_per_chunk
         if events == 0:
             at_s += plan.ttft_ms / 1e3
         else:
             step = int((at_s - self.streams[0].arrived_s) / plan.step_s)
             at_s += plan.itl_ms[min(step, len(plan.itl_ms) - 1)] / 1e3 * size
-        if plan.stall_every:  # a pause before each of the event's tokens that is one to pause before
-            at_s += plan.stall_ms / 1e3 * ((events + 1) * size // plan.stall_every - events * size // plan.stall_every)
+        # a pause before each of the event's tokens that is one to pause before
+        if plan.stall_every:
+            at_s += (
+                plan.stall_ms
+                / 1e3
+                * ((events + 1) * size // plan.stall_every - events * size // plan.stall_every)
+            )
         return at_s
 
     def fill_slots(self, free_s: float) -> None:
-        """Begins what may begin. A slot became free, by the plan at `free_s`; who came a little later has not waited since then."""
+        """Begins what may begin. A slot became free, by the plan at `free_s`; who came a little
+        later has not waited since then.
+        """
         while self.waiting and len(self.heap) < self.plan.slots:
             stream = self.waiting.popleft()
-            heapq.heappush(self.heap, (self.due_after(max(free_s, stream.arrived_s), 0), stream.number, stream))
+            heapq.heappush(
+                self.heap, (self.due_after(max(free_s, stream.arrived_s), 0), stream.number, stream)
+            )
 
     def stand_still(self) -> None:
         """As a real freeze: nothing is read or sent, and whatever was due comes so much later."""
@@ -145,7 +175,10 @@ class Server:
         time.sleep(self.plan.freeze_s)
         end_s = time.perf_counter()
         self.freeze_at_s, self.freeze = math.inf, [start_s, end_s]
-        self.heap[:] = [(due_s + end_s - start_s, number, stream) for due_s, number, stream in self.heap]  # the order stays
+        # the order stays
+        self.heap[:] = [
+            (due_s + end_s - start_s, number, stream) for due_s, number, stream in self.heap
+        ]
 
     def accept(self) -> None:
         with contextlib.suppress(OSError):  # the client has gone again
@@ -164,7 +197,9 @@ class Server:
                 return
             if not data:
                 return
-            self.selector.modify(connection.socket, selectors.EVENT_READ | selectors.EVENT_WRITE, connection)
+            self.selector.modify(
+                connection.socket, selectors.EVENT_READ | selectors.EVENT_WRITE, connection
+            )
         connection.unsent += data
 
     def send_rest(self, connection: Connection) -> None:
@@ -189,7 +224,9 @@ class Server:
         """The client has gone, and nobody waits for its answer."""
         self.selector.unregister(connection.socket)
         connection.socket.close()
-        self.waiting = deque(stream for stream in self.waiting if stream.connection is not connection)
+        self.waiting = deque(
+            stream for stream in self.waiting if stream.connection is not connection
+        )
         left = [entry for entry in self.heap if entry[2].connection is not connection]
         if len(left) < len(self.heap):
             self.heap[:] = left
@@ -197,7 +234,9 @@ class Server:
             self.fill_slots(time.perf_counter())
 
     def take_request(self, connection: Connection) -> None:
-        """Begins to answer the next request, if it is complete and the one before has its answer."""
+        """Begins to answer the next request, if it is complete and the one before has its
+        answer.
+        """
         while not connection.busy:
             arrived_s = time.perf_counter()
             try:
@@ -205,7 +244,8 @@ class Server:
             except BadRequest as error:
                 connection.busy = True  # and stays so: no further request is read
                 self.send(connection, refusal(error))
-                with contextlib.suppress(OSError):  # close() with bytes still unread would be a reset, and the answer lost
+                # close() with bytes still unread would be a reset, and the answer lost
+                with contextlib.suppress(OSError):
                     connection.socket.shutdown(socket.SHUT_WR)
                 return
             if asked is None:
@@ -227,13 +267,35 @@ class Server:
         self.fill_slots(arrived_s)
 
     def write_log(self, path: Path) -> None:
-        late = [sent_s - due_s for stream in self.streams for sent_s, due_s in zip(stream.sent_s, stream.due_s, strict=True)]
+        late = [
+            sent_s - due_s
+            for stream in self.streams
+            for sent_s, due_s in zip(stream.sent_s, stream.due_s, strict=True)
+        ]
         with path.open("w") as log:
-            print(json.dumps({"freeze": self.freeze, "requests": len(self.streams), "late_mean_s": sum(late) / len(late) if late else None,
-                              "late_max_s": max(late, default=None)}), file=log)
+            print(
+                json.dumps(
+                    {
+                        "freeze": self.freeze,
+                        "requests": len(self.streams),
+                        "late_mean_s": sum(late) / len(late) if late else None,
+                        "late_max_s": max(late, default=None),
+                    }
+                ),
+                file=log,
+            )
             for stream in self.streams:
-                print(json.dumps({"id": stream.id, "arrived_s": stream.arrived_s, "due_s": stream.due_s[0] if stream.due_s else None,
-                                  "stamps_s": stream.sent_s.tolist()}), file=log)
+                print(
+                    json.dumps(
+                        {
+                            "id": stream.id,
+                            "arrived_s": stream.arrived_s,
+                            "due_s": stream.due_s[0] if stream.due_s else None,
+                            "stamps_s": stream.sent_s.tolist(),
+                        }
+                    ),
+                    file=log,
+                )
 
 
 def number(text: str) -> float:
@@ -254,20 +316,70 @@ def whole_number(text: str) -> int:
 
 def main() -> int:
     # without the usage, an error is one sentence
-    parser = argparse.ArgumentParser(prog="python -m loadtests.reference", usage=argparse.SUPPRESS, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtests.reference", usage=argparse.SUPPRESS, allow_abbrev=False
+    )
     add = parser.add_argument
-    add("--log", type=Path, required=True, help="what was sent when, as JSON lines; written at the end")
-    add("--port", type=whole_number, default=0, help="of 127.0.0.1; it is printed (default: a free one)")
-    add("--ttft-ms", type=number, default=50.0, help="from a request to its first token (default: 50)")
-    add("--itl-ms", "--itl-steps-ms", type=numbers, default=[10.0],
-        help="between tokens (default: 10); several, such as 10,5,2.5, come one after the other, and the last holds on")
-    add("--step-s", type=number, default=math.inf, help="how long each of several holds, from the first request on")
-    add("--tokens-per-chunk", type=whole_number, default=1, help="tokens in an event, which is due every so many itl (default: 1)")
-    add("--stall-every", type=whole_number, default=0, help="each stream pauses before every so many-th token (default: never)")
+    add(
+        "--log",
+        type=Path,
+        required=True,
+        help="what was sent when, as JSON lines; written at the end",
+    )
+    add(
+        "--port",
+        type=whole_number,
+        default=0,
+        help="of 127.0.0.1; it is printed (default: a free one)",
+    )
+    add(
+        "--ttft-ms",
+        type=number,
+        default=50.0,
+        help="from a request to its first token (default: 50)",
+    )
+    add(
+        "--itl-ms",
+        "--itl-steps-ms",
+        type=numbers,
+        default=[10.0],
+        help=(
+            "between tokens (default: 10); several, such as 10,5,2.5, come one after the other, and"
+            " the last holds on"
+        ),
+    )
+    add(
+        "--step-s",
+        type=number,
+        default=math.inf,
+        help="how long each of several holds, from the first request on",
+    )
+    add(
+        "--tokens-per-chunk",
+        type=whole_number,
+        default=1,
+        help="tokens in an event, which is due every so many itl (default: 1)",
+    )
+    add(
+        "--stall-every",
+        type=whole_number,
+        default=0,
+        help="each stream pauses before every so many-th token (default: never)",
+    )
     add("--stall-ms", type=number, default=0.0, help="for so long")
-    add("--freeze-at-s", type=number, default=math.inf, help="after the first request everything stands still, once (default: never)")
+    add(
+        "--freeze-at-s",
+        type=number,
+        default=math.inf,
+        help="after the first request everything stands still, once (default: never)",
+    )
     add("--freeze-s", type=number, default=0.0, help="for so long")
-    add("--slots", type=whole_number, default=0, help="requests served at once, others wait in order (default: 0, no limit)")
+    add(
+        "--slots",
+        type=whole_number,
+        default=0,
+        help="requests served at once, others wait in order (default: 0, no limit)",
+    )
     plan = parser.parse_args()
     if len(plan.itl_ms) > 1 and not 0 < plan.step_s < math.inf:
         parser.error("several --itl-steps-ms need --step-s")

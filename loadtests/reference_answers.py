@@ -1,4 +1,6 @@
-"""What the reference server (`loadtests/reference.py`) hears and says, in bytes and without any time: requests in, answers out."""
+"""What the reference server (`loadtests/reference.py`) hears and says, in bytes and without any
+time: requests in, answers out.
+"""
 
 import json
 import time
@@ -9,12 +11,21 @@ from servers import rule
 
 MAX_TOKENS_PER_CHUNK = 1000
 TOKEN_BYTES = 5  # a space and a word
-TEXT = rule.continuation(rule.VOCABULARY[-1], rule.WORDS + MAX_TOKENS_PER_CHUNK).encode()  # the language once round, and some more
+# the language once round, and some more
+TEXT = rule.continuation(rule.VOCABULARY[-1], rule.WORDS + MAX_TOKENS_PER_CHUNK).encode()
 MODEL = rule.PLANTED_MODELS[0]  # under this name the load generator knows the right answers
 PATHS = {"/v1/completions": False, "/v1/chat/completions": True}  # whether it is a chat
-PAGES = {"/health": {"status": "ok"},
-         "/v1/models": {"object": "list", "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": "serveoff"}]}}
-STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\nTransfer-Encoding: chunked\r\n\r\n"
+PAGES = {
+    "/health": {"status": "ok"},
+    "/v1/models": {
+        "object": "list",
+        "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": "serveoff"}],
+    },
+}
+STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control:"
+    b" no-cache\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
 
 
 class BadRequest(Exception):
@@ -31,7 +42,9 @@ class Request:
 
 
 def take(received: bytearray) -> Request | bytes | None:
-    """Removes the first request from `received`: for a stream, or, if it asked for a page, the answer; null while it is incomplete."""
+    """Removes the first request from `received`: for a stream, or, if it asked for a page, the
+    answer; null while it is incomplete.
+    """
     end = received.find(b"\r\n\r\n")
     if end < 0:
         return None
@@ -41,35 +54,66 @@ def take(received: bytearray) -> Request | bytes | None:
         if method == "GET":
             del received[: end + 4]
             return plain("200 OK", PAGES[path])
-        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        headers = {
+            name.lower(): value.strip()
+            for name, _, value in (line.partition(":") for line in lines)
+        }
         size = end + 4 + int(headers["content-length"])
         if len(received) < size:
             return None
         body, chat = json.loads(received[end + 4 : size]), PATHS[path]
         del received[:size]
-        said = [(message["role"], message["content"]) for message in body["messages"]] if chat else [("", body["prompt"])]
+        said = (
+            [(message["role"], message["content"]) for message in body["messages"]]
+            if chat
+            else [("", body["prompt"])]
+        )
         tokens = body.get("max_tokens", 16)
-        if not all(isinstance(text, str) for _, text in said) or type(tokens) is not int or tokens < 1 or body.get("stream") is not True:
+        if (
+            not all(isinstance(text, str) for _, text in said)
+            or type(tokens) is not int
+            or tokens < 1
+            or body.get("stream") is not True
+        ):
             raise ValueError("needs stream: true, text, and max_tokens of 1 or more")
         prompt = rule.chat_text(said) if chat else said[0][1]
-        return Request(headers.get("x-request-id"), chat, str(body.get("model", MODEL)), prompt, tokens)
+        return Request(
+            headers.get("x-request-id"), chat, str(body.get("model", MODEL)), prompt, tokens
+        )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise BadRequest(f"not a request for a stream: {error!r}") from None
 
 
 def plain(status: str, body: object, headers: str = "") -> bytes:
     data = json.dumps(body).encode()
-    return f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\n{headers}Content-Length: {len(data)}\r\n\r\n".encode() + data
+    return (
+        f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\n{headers}Content-Length:"
+        f" {len(data)}\r\n\r\n".encode()
+        + data
+    )
 
 
 def refusal(error: BadRequest) -> bytes:
-    return plain("400 Bad Request", {"error": {"message": str(error), "type": "invalid_request_error"}}, "Connection: close\r\n")
+    return plain(
+        "400 Bad Request",
+        {"error": {"message": str(error), "type": "invalid_request_error"}},
+        "Connection: close\r\n",
+    )
 
 
 def answer(number: int, asked: Request, size: int) -> Iterator[bytes]:
-    """An answer in pieces of `size` tokens, an event each; the headers come with the first, and the end with the last."""
-    kind, name = ("chat.completion.chunk", "chatcmpl") if asked.chat else ("text_completion", "cmpl")
-    common = {"id": f"{name}-{number:032x}", "object": kind, "created": int(time.time()), "model": asked.model}
+    """An answer in pieces of `size` tokens, an event each; the headers come with the first, and the
+    end with the last.
+    """
+    kind, name = (
+        ("chat.completion.chunk", "chatcmpl") if asked.chat else ("text_completion", "cmpl")
+    )
+    common = {
+        "id": f"{name}-{number:032x}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": asked.model,
+    }
 
     def event(text: str, finish_reason: str | None = None, **more: object) -> bytes:
         said = {"delta": {"content": text}} if asked.chat else {"text": text}
@@ -83,13 +127,18 @@ def answer(number: int, asked: Request, size: int) -> Iterator[bytes]:
         at = (first_word + start) % rule.WORDS * TOKEN_BYTES
         return chunk(head + TEXT[at : at + count * TOKEN_BYTES] + tail)
 
-    head, tail = event("\0").rsplit(rb"\u0000", 1)  # only the words differ from event to event: the rest is serialised once
+    # only the words differ from event to event: the rest is serialised once
+    head, tail = event("\0").rsplit(rb"\u0000", 1)
     first_word, prompt_tokens = rule.successor_index(asked.prompt), rule.count_tokens(asked.prompt)
     last = (asked.tokens - 1) // size * size  # where the last piece begins
     begin = STREAM_HEAD
     for start in range(0, last, size):
         yield begin + words(start, size)
         begin = b""
-    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": asked.tokens, "total_tokens": prompt_tokens + asked.tokens}
+    usage = {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": asked.tokens,
+        "total_tokens": prompt_tokens + asked.tokens,
+    }
     end = event("", "length", usage=usage) + b"data: [DONE]\n\n"
     yield begin + words(last, asked.tokens - last) + chunk(end) + b"0\r\n\r\n"

@@ -9,7 +9,8 @@ from loadtests.plan import PlanError
 from loadtests.progress import Watch
 from loadtests.records import Case
 
-# A second command with the same --out continues the first one only if these keys of campaign.json are equal.
+# A second command with the same --out continues the first one only if these keys of campaign.json
+# are equal.
 SAME = ("seed", "model", "scenarios", "simulated", "machine_share", "plan", "search", "gate")
 
 
@@ -22,14 +23,21 @@ def open_campaign(folder: Path, campaign: dict[str, Any]) -> None:
         except ValueError as error:
             raise PlanError(f"{file} is not JSON ({error}): choose another --out") from None
         if before.get("schema") != records.SCHEMA:
-            raise PlanError(f"{folder} was written with schema {before.get('schema')}, this is {records.SCHEMA}: choose another --out")
-        # A model's shape does not make it another one: that of a hub's is known only once it has been downloaded.
+            raise PlanError(
+                f"{folder} was written with schema {before.get('schema')}, this is"
+                f" {records.SCHEMA}: choose another --out"
+            )
+        # A model's shape does not make it another one: that of a hub's is known only once it has
+        # been downloaded.
         before["model"] = (before.get("model") or {}) | {"shape": campaign["model"]["shape"]}
-        before["plan"] = [Case(**case).as_dict() for case in before["plan"]]  # with keys that cases have got since, at their defaults
+        # with keys that cases have got since, at their defaults
+        before["plan"] = [Case(**case).as_dict() for case in before["plan"]]
         differing = [key for key in SAME if before.get(key) != campaign[key]]
         if differing:
-            raise PlanError(f"{folder} is a campaign with another {', '.join(differing)}: repeat its command to continue it, or choose "
-                            "another --out")
+            raise PlanError(
+                f"{folder} is a campaign with another {', '.join(differing)}: repeat its command to"
+                " continue it, or choose another --out"
+            )
         return
     if folder.exists() and any(folder.iterdir()):
         raise PlanError(f"{folder} is neither empty nor a campaign: choose another --out")
@@ -38,12 +46,17 @@ def open_campaign(folder: Path, campaign: dict[str, Any]) -> None:
 
 
 def lock(folder: Path) -> IO[str]:
-    """Held until this process ends, however it ends. Raises PlanError: a second driver would take the running case for a dead one."""
+    """Held until this process ends, however it ends. Raises PlanError: a second driver would take
+    the running case for a dead one.
+    """
     handle = (folder / "campaign.json").open()
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise PlanError(f"{folder} is being measured by another process: wait for its end, or choose another --out") from None
+        raise PlanError(
+            f"{folder} is being measured by another process: wait for its end, or choose another"
+            " --out"
+        ) from None
     return handle
 
 
@@ -58,22 +71,37 @@ def unfinished(folder: Path, cases: list[Case], watch: Watch) -> list[list[Case]
 
 def set_aside(folder: Path, watch: Watch) -> list[Case]:
     """Of the cases that are there, whether planned or not, those that have a result."""
-    there = [Case(**records.read_json(file)["case"]) for file in sorted(folder.glob("cases/*/run.json"))]
+    there = [
+        Case(**records.read_json(file)["case"]) for file in sorted(folder.glob("cases/*/run.json"))
+    ]
     return [case for case in there if _has_result(folder, case, watch)]
 
 
 def _has_result(folder: Path, case: Case, watch: Watch) -> bool:
-    """What a run that was killed or failed left is kept in attempts/, which analysis does not read."""
+    """What a run that was killed or failed left is kept in attempts/, which analysis does not
+    read.
+    """
     place = folder / "cases" / case.folder
     if not place.exists():
         return False
-    status = records.read_json(place / "run.json")["status"] if (place / "run.json").exists() else "running"
+    status = (
+        records.read_json(place / "run.json")["status"]
+        if (place / "run.json").exists()
+        else "running"
+    )
     if status == "ok":
         return True
-    kept = next(kept for n in range(1, 1000) if not (kept := folder / "attempts" / f"{place.name}.{n}").exists())
+    kept = next(
+        kept
+        for n in range(1, 1000)
+        if not (kept := folder / "attempts" / f"{place.name}.{n}").exists()
+    )
     if not status.startswith("skipped"):
         what = "was interrupted" if status == "running" else status.splitlines()[0]
-        watch.say(f"found case {case.index} ({case.folder}): {what}; kept as attempts/{kept.name}, and run again")
+        watch.say(
+            f"found case {case.index} ({case.folder}): {what}; kept as attempts/{kept.name}, and"
+            " run again"
+        )
     kept.parent.mkdir(exist_ok=True)
     place.rename(kept)
     return False

@@ -81,7 +81,9 @@ class Work:
 
     @property
     def reserve(self) -> Path:
-        """Room on the disk, given back when there is none left, to write down that there was none."""
+        """Room on the disk, given back when there is none left, to write down that there was
+        none.
+        """
         return self.folder / "reserve"
 
     def save(self) -> None:
@@ -89,14 +91,37 @@ class Work:
 
 
 def run_case(case: Case, setting: Setting, watch: Watch) -> str:
-    """Runs it, leaves its folder complete whatever happens, and returns its status. Ctrl-C is passed on after that."""
+    """Runs it, leaves its folder complete whatever happens, and returns its status. Ctrl-C is
+    passed on after that.
+    """
     folder = setting.folder / "cases" / case.folder
     folder.mkdir(parents=True)
-    work = Work(case, setting, folder, watch, {
-        "schema": records.SCHEMA, "case": case.as_dict(), "status": "running",
-        "started_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "clock_zero_s": time.perf_counter(),
-        "summary": None, "command": None, "stages": [], "startup_s": None, "warmup": None, "load_workers": [], "window": None,
-        "verify_before": None, "verify_after": None, "counts": None, "served": None, "agreement": None, "notes": []})
+    work = Work(
+        case,
+        setting,
+        folder,
+        watch,
+        {
+            "schema": records.SCHEMA,
+            "case": case.as_dict(),
+            "status": "running",
+            "started_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "clock_zero_s": time.perf_counter(),
+            "summary": None,
+            "command": None,
+            "stages": [],
+            "startup_s": None,
+            "warmup": None,
+            "load_workers": [],
+            "window": None,
+            "verify_before": None,
+            "verify_after": None,
+            "counts": None,
+            "served": None,
+            "agreement": None,
+            "notes": [],
+        },
+    )
     work.save()
     work.reserve.write_bytes(os.urandom(RESERVE_BYTES))
     if not work.side.target and (reason := _skip_reason(work)):
@@ -118,7 +143,9 @@ def run_case(case: Case, setting: Setting, watch: Watch) -> str:
                     raise
                 finally:
                     zero = work.run["clock_zero_s"]
-                    work.run["stages"].append({"name": name, "start_s": began - zero, "end_s": time.perf_counter() - zero})
+                    work.run["stages"].append(
+                        {"name": name, "start_s": began - zero, "end_s": time.perf_counter() - zero}
+                    )
             else:
                 work.run["status"] = "ok"
     finally:
@@ -144,15 +171,29 @@ def _launch(work: Work) -> None:
         return
     server = work.described
     work.run["summary"] = server.summary
-    work.server = work.stack.enter_context(launch.running(
-        server, work.case.engine, work.setting.model, work.setting.share, work.folder / "server.log",
-        host=work.setting.workers.listen[0] if work.setting.workers.listen else "127.0.0.1", options=work.case.options,
-        simulated=work.setting.simulated, ready_timeout_s=work.setting.ready_timeout_s))
-    work.run |= {"command": machine.redacted(work.server.command), "startup_s": work.server.startup_s}
+    work.server = work.stack.enter_context(
+        launch.running(
+            server,
+            work.case.engine,
+            work.setting.model,
+            work.setting.share,
+            work.folder / "server.log",
+            host=work.setting.workers.listen[0] if work.setting.workers.listen else "127.0.0.1",
+            options=work.case.options,
+            simulated=work.setting.simulated,
+            ready_timeout_s=work.setting.ready_timeout_s,
+        )
+    )
+    work.run |= {
+        "command": machine.redacted(work.server.command),
+        "startup_s": work.server.startup_s,
+    }
 
 
 def _verify(work: Work, key: str, checks: contract_checks.Checks) -> None:
-    found = contract_checks.verify(work.base_url, model=work.setting.model.name, planted=work.planted, checks=checks)
+    found = contract_checks.verify(
+        work.base_url, model=work.setting.model.name, planted=work.planted, checks=checks
+    )
     work.run[key] = [asdict(check) for check in found]
     failed = [check for check in found if not check.ok]
     _raise_if_ended(work)
@@ -166,26 +207,35 @@ def _verify_before(work: Work) -> None:
     else:
         server = work.described
         checks = contract_checks.checks_of(server.foreign, server.waives, server.transports)
-        work.run["notes"] += [f"{server.name} cannot pass the check {name}: see its README.md" for name in server.waives]
+        work.run["notes"] += [
+            f"{server.name} cannot pass the check {name}: see its README.md"
+            for name in server.waives
+        ]
     _verify(work, "verify_before", checks)
     if not work.planted:
         _compare_answers(work)
 
 
 def _compare_answers(work: Work) -> None:
-    """No rule says what is right: the campaign's first server is what the others are held against. In bfloat16 two engines may
-    honestly part ways at a near tie, so a difference is recorded and reported, and does not end the case."""
+    """No rule says what is right: the campaign's first server is what the others are held against.
+    In bfloat16 two engines may honestly part ways at a near tie, so a difference is recorded and
+    reported, and does not end the case.
+    """
     said = contract_checks.answers(work.base_url, work.setting.model.name)
     file = work.setting.folder / "answers.json"
     if not file.exists():
-        records.write_json(file, {"server": work.case.label, "engine": work.case.engine, "answers": said})
+        records.write_json(
+            file, {"server": work.case.label, "engine": work.case.engine, "answers": said}
+        )
     reference = records.read_json(file)
     same = sum(a == b for a, b in zip(said, reference["answers"], strict=True)) / len(said)
     work.run["agreement"] = {"with": f"{reference['server']}/{reference['engine']}", "share": same}
 
 
 def _counted_load(work: Work) -> None:
-    """The server's own counters, just before and just after, are a witness that does not depend on the load generator."""
+    """The server's own counters, just before and just after, are a witness that does not depend on
+    the load generator.
+    """
     before = scrape.counted(work.engine_urls)
     _load(work)
     work.run["served"] = scrape.served(before, scrape.counted(work.engine_urls) if before else None)
@@ -193,12 +243,23 @@ def _counted_load(work: Work) -> None:
 
 def _load(work: Work) -> None:
     case, setting, scenario = work.case, work.setting, work.scenario
-    task = {"base_url": work.base_url, "model": setting.model.name, "planted": work.planted, "scenario": scenario,
-            "scenario_name": case.scenario, "users": case.users, "rate": case.rate, "duration_s": case.duration_s,
-            "clock_zero_s": work.run["clock_zero_s"], "seed": f"{setting.seed}/{case.scenario}/{case.repetition}"}
+    task = {
+        "base_url": work.base_url,
+        "model": setting.model.name,
+        "planted": work.planted,
+        "scenario": scenario,
+        "scenario_name": case.scenario,
+        "users": case.users,
+        "rate": case.rate,
+        "duration_s": case.duration_s,
+        "clock_zero_s": work.run["clock_zero_s"],
+        "seed": f"{setting.seed}/{case.scenario}/{case.repetition}",
+    }
     if scenario["arrivals"] == "trace":
-        work.run["notes"].append(f"{case.scenario}: {arrivals.clipped(scenario):,} of the trace's requests exceed the context of "
-                                 f"{scenario.get('context', arrivals.CONTEXT):,} tokens and were clipped")
+        work.run["notes"].append(
+            f"{case.scenario}: {arrivals.clipped(scenario):,} of the trace's requests exceed the"
+            f" context of {scenario.get('context', arrivals.CONTEXT):,} tokens and were clipped"
+        )
     telemetry = None
 
     def watch(said: dict[str, Any]) -> None:
@@ -207,14 +268,29 @@ def _load(work: Work) -> None:
             work.watch.load(said)
 
     try:
-        with generator.generating(work.folder, task, setting.workers, setting.load_cores, setting.web_port) as load:
+        with generator.generating(
+            work.folder, task, setting.workers, setting.load_cores, setting.web_port
+        ) as load:
             assert load.stdout is not None
             if pid := int(load.stdout.readline() or 0):
                 telemetry = launch.supervised(
-                    [sys.executable, "-m", "loadtests.telemetry", "--out", str((work.folder / "telemetry.jsonl").resolve()), "--load-pid",
-                     str(pid), "--clock-zero", str(work.run["clock_zero_s"]), "--metrics-of", work.engine_urls,
-                     *(["--server-pid", *map(str, work.server.pids)] if work.server else [])],
-                    work.folder / "telemetry.log", cores=setting.load_cores)
+                    [
+                        sys.executable,
+                        "-m",
+                        "loadtests.telemetry",
+                        "--out",
+                        str((work.folder / "telemetry.jsonl").resolve()),
+                        "--load-pid",
+                        str(pid),
+                        "--clock-zero",
+                        str(work.run["clock_zero_s"]),
+                        "--metrics-of",
+                        work.engine_urls,
+                        *(["--server-pid", *map(str, work.server.pids)] if work.server else []),
+                    ],
+                    work.folder / "telemetry.log",
+                    cores=setting.load_cores,
+                )
             generator.wait(load, work.folder, generator.longest_s(task, setting.workers), watch)
     except generator.LoadFailed as error:
         full = shutil.disk_usage(work.folder).free < RESERVE_BYTES  # then its log cannot say so
@@ -233,15 +309,30 @@ def _take_load_json(work: Work) -> None:
         work.run["window"] = said["window"]
         work.run["load_workers"] = said["workers"]
         work.run["warmup"] = said["warmup"]
-        if said["state"] != "running":  # a load generator that was killed has counted less than it has written
-            work.run["counts"] = {name: said[name] for name in ("sent", "rows", "locust_requests", "locust_failures", "cut_off", "planned")}
+        # a load generator that was killed has counted less than it has written
+        if said["state"] != "running":
+            work.run["counts"] = {
+                name: said[name]
+                for name in (
+                    "sent",
+                    "rows",
+                    "locust_requests",
+                    "locust_failures",
+                    "cut_off",
+                    "planned",
+                )
+            }
         file.unlink()
 
 
 def _take_telemetry_notes(work: Work) -> None:
     log = work.folder / "telemetry.log"
     if log.exists():
-        work.run["notes"] += [line for line in log.read_text(errors="replace").splitlines() if "0 ticks missed" not in line]
+        work.run["notes"] += [
+            line
+            for line in log.read_text(errors="replace").splitlines()
+            if "0 ticks missed" not in line
+        ]
         log.unlink()
 
 
@@ -261,8 +352,14 @@ def _stop(work: Work) -> None:
     work.stack.close()
 
 
-STAGES = (("prepare", _prepare), ("launch", _launch), ("verify", _verify_before), ("load", _counted_load),
-          ("verify again", _verify_after), ("stop", _stop))
+STAGES = (
+    ("prepare", _prepare),
+    ("launch", _launch),
+    ("verify", _verify_before),
+    ("load", _counted_load),
+    ("verify again", _verify_after),
+    ("stop", _stop),
+)
 
 
 def _finish(work: Work) -> None:
@@ -270,7 +367,9 @@ def _finish(work: Work) -> None:
         to_parquet(work.folder)
     except OSError as error:
         if work.run["status"] == "ok":
-            work.run["status"] = f"failed: tables: {error.strerror}; what was recorded is in the JSON lines"
+            work.run["status"] = (
+                f"failed: tables: {error.strerror}; what was recorded is in the JSON lines"
+            )
         raise
     finally:
         if work.run["status"] == "running":

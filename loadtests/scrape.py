@@ -1,10 +1,12 @@
-"""The server's own view of the load: its `GET /metrics` (Prometheus text) once a second, and its counters before and after.
+"""The server's own view of the load: its `GET /metrics` (Prometheus text) once a second, and its
+counters before and after.
 
-Looking must not change what is seen. Writing down vLLM's 450 series takes its server 3 ms, in which no token is sent on: one gap
-in a hundred would be longer for it. So all of them are asked for every ten seconds, and every second only the FEW that make a
-picture over time, by the `name[]` that Prometheus' Python client understands. A server that answers that at length (vLLM's own)
-is asked every five seconds. The texts are kept as they are, and taken apart at the case's end by `loadtests/tables.py`: 13 us a
-series. What does not come is null and stops nothing.
+Looking must not change what is seen. Writing down vLLM's 450 series takes its server 3 ms, in which
+no token is sent on: one gap in a hundred would be longer for it. So all of them are asked for every
+ten seconds, and every second only the FEW that make a picture over time, by the `name[]` that
+Prometheus' Python client understands. A server that answers that at length (vLLM's own) is asked
+every five seconds. The texts are kept as they are, and taken apart at the case's end by
+`loadtests/tables.py`: 13 us a series. What does not come is null and stops nothing.
 """
 
 import json
@@ -44,21 +46,32 @@ class Sample(NamedTuple):
 
 
 def fetch(base_urls: str, patience_s: float, query: str = "") -> str:
-    """The answer's text, or those of several servers, one after the other, which are read as one that serves it all. Raises NoMetrics,
-    after `patience_s` at the latest however slowly something comes."""
+    """The answer's text, or those of several servers, one after the other, which are read as one
+    that serves it all. Raises NoMetrics, after `patience_s` at the latest however slowly something
+    comes.
+    """
     deadline = time.perf_counter() + patience_s
-    return "".join(_fetch(base_url, deadline, patience_s, query) for base_url in base_urls.split(","))
+    return "".join(
+        _fetch(base_url, deadline, patience_s, query) for base_url in base_urls.split(",")
+    )
 
 
 def _fetch(base_url: str, deadline: float, patience_s: float, query: str) -> str:
-    """It asks as soon as it is connected, and no connection is kept: a sync worker is blocked by one that is idle."""
-    connection, exchange = sse.Connection(base_url, patience_s, os.environ.get("SERVEOFF_API_KEY")), sse.Exchange()
+    """It asks as soon as it is connected, and no connection is kept: a sync worker is blocked by
+    one that is idle.
+    """
+    connection, exchange = (
+        sse.Connection(base_url, patience_s, os.environ.get("SERVEOFF_API_KEY")),
+        sse.Exchange(),
+    )
     answer, complete = sse.Answer(exchange), False
     try:
         connection.open()
         assert connection.socket is not None
         connection.socket.sendall(
-            f"GET {connection.prefix}/metrics{query} HTTP/1.1\r\n{connection.headers}Connection: close\r\n\r\n".encode())
+            f"GET {connection.prefix}/metrics{query} HTTP/1.1\r\n{connection.headers}Connection:"
+            " close\r\n\r\n".encode()
+        )
         while not complete:
             left_s = deadline - time.perf_counter()
             if left_s <= 0:
@@ -85,7 +98,11 @@ def _fetch(base_url: str, deadline: float, patience_s: float, query: str) -> str
 def parse(text: str) -> list[Sample]:
     """At least one sample. Raises NoMetrics."""
     try:
-        found = [Sample(*sample[:3]) for family in text_string_to_metric_families(text) for sample in family.samples]
+        found = [
+            Sample(*sample[:3])
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        ]
     except ValueError:
         found = []
     if not found:
@@ -94,7 +111,9 @@ def parse(text: str) -> list[Sample]:
 
 
 class Scraper:
-    """Appends a line for each scrape to `out`: {time_s, took_s, text}, text null if none came; `say` is told why, once a reason."""
+    """Appends a line for each scrape to `out`: {time_s, took_s, text}, text null if none came;
+    `say` is told why, once a reason.
+    """
 
     def __init__(self, base_urls: str, out: Path, clock_zero: float, say: Callable[[str], None]):
         self.base_urls, self.out, self.clock_zero, self.say = base_urls, out, clock_zero, say
@@ -103,19 +122,29 @@ class Scraper:
         self.ended = False
 
     def run(self) -> None:
-        """For a thread of its own: one scrape at a time, and whoever samples does not wait for it. Ends if there is nothing."""
+        """For a thread of its own: one scrape at a time, and whoever samples does not wait for it.
+        Ends if there is nothing.
+        """
         start_s = time.perf_counter()
         try:
-            with self.out.open("ab", buffering=0) as lines:  # unbuffered: each line is one write, and no end of the process halves it
+            # unbuffered: each line is one write, and no end of the process halves it
+            with self.out.open("ab", buffering=0) as lines:
                 while not self.ended:
                     asked_s = time.perf_counter()
                     text = self.ask()
                     took_s = time.perf_counter() - asked_s
-                    row = {"time_s": round(asked_s - self.clock_zero, 6), "took_s": round(took_s, 6), "text": text}
+                    row = {
+                        "time_s": round(asked_s - self.clock_zero, 6),
+                        "took_s": round(took_s, 6),
+                        "text": text,
+                    }
                     line = json.dumps(row).encode() + b"\n"
-                    if lines.write(line) != len(line):  # half of it: the disk is full, and nothing may follow that half
+                    # half of it: the disk is full, and nothing may follow that half
+                    if lines.write(line) != len(line):
                         return
-                    if not self.ended:  # the ticks are start_s + n * period, whatever a scrape takes; missed ones are left out
+                    # the ticks are start_s + n * period, whatever a scrape takes; missed ones are
+                    # left out
+                    if not self.ended:
                         time.sleep(self.period_s - (time.perf_counter() - start_s) % self.period_s)
         except OSError as error:
             self.say(f"the server's own metrics end here: {error}")
@@ -129,13 +158,17 @@ class Scraper:
             if few and not text.strip():
                 raise NoMetrics("nothing by these names", for_good=True)
         except NoMetrics as error:
-            if few and error.for_good:  # it cannot be asked for some, but it has answered in full before
+            # it cannot be asked for some, but it has answered in full before
+            if few and error.for_good:
                 self.all_every = 1
                 return self.ask()
             self.ended |= error.for_good
             if str(error) not in self.said:
                 self.said.add(str(error))
-                self.say(f"GET /metrics: {error}: the server's own metrics are null" + ("" if error.for_good else " where that happens"))
+                self.say(
+                    f"GET /metrics: {error}: the server's own metrics are null"
+                    + ("" if error.for_good else " where that happens")
+                )
             return None
         self.answers += 1
         if len(text) > LONG_BYTES and (few or self.all_every == 1):
@@ -144,7 +177,9 @@ class Scraper:
 
 
 class Counters(NamedTuple):
-    """Names of what a kind of server counts. `complete`: the labels of requests that were answered with status 200 to their end."""
+    """Names of what a kind of server counts. `complete`: the labels of requests that were answered
+    with status 200 to their end.
+    """
 
     requests: str
     complete: Mapping[str, tuple[str, ...]]
@@ -153,14 +188,37 @@ class Counters(NamedTuple):
 
 
 KNOWN = (
-    Counters("serveoff_requests_total", {"path": (COMPLETIONS, CHAT_COMPLETIONS), "status": ("200",)}, "serveoff_tokens_total",
-             ("serveoff_requests_in_flight", "serveoff_requests_running")),
-    Counters("vllm:request_success_total", {"finished_reason": ("stop", "length", "repetition")}, "vllm:generation_tokens_total",
-             ("vllm:num_requests_running", "vllm:num_requests_waiting")))
-MORE = ("vllm:kv_cache_usage_perc", "vllm:cache_config_info", "serveoff_kv_positions_total", "serveoff_kv_positions_useful_total",
-        "vllm:num_preemptions_total", "vllm:iteration_tokens_total_count", "serveoff_cache_hits_total",
-        "serveoff_cache_misses_total", "serveoff_event_loop_lag_seconds_bucket")
-FEW = "?" + urlencode([("name[]", name) for names in (*((by.requests, by.tokens, *by.busy) for by in KNOWN), MORE) for name in names])
+    Counters(
+        "serveoff_requests_total",
+        {"path": (COMPLETIONS, CHAT_COMPLETIONS), "status": ("200",)},
+        "serveoff_tokens_total",
+        ("serveoff_requests_in_flight", "serveoff_requests_running"),
+    ),
+    Counters(
+        "vllm:request_success_total",
+        {"finished_reason": ("stop", "length", "repetition")},
+        "vllm:generation_tokens_total",
+        ("vllm:num_requests_running", "vllm:num_requests_waiting"),
+    ),
+)
+MORE = (
+    "vllm:kv_cache_usage_perc",
+    "vllm:cache_config_info",
+    "serveoff_kv_positions_total",
+    "serveoff_kv_positions_useful_total",
+    "vllm:num_preemptions_total",
+    "vllm:iteration_tokens_total_count",
+    "serveoff_cache_hits_total",
+    "serveoff_cache_misses_total",
+    "serveoff_event_loop_lag_seconds_bucket",
+)
+FEW = "?" + urlencode(
+    [
+        ("name[]", name)
+        for names in (*((by.requests, by.tokens, *by.busy) for by in KNOWN), MORE)
+        for name in names
+    ]
+)
 
 
 class Counted(NamedTuple):
@@ -177,15 +235,25 @@ def count(samples: list[Sample]) -> Counted | None:
     for by in KNOWN:
         tokens = [sample.value for sample in samples if sample.name == by.tokens]
         if tokens:  # the counter of requests has no series before the first request
-            requests = [sample.value for sample in samples if sample.name == by.requests
-                        and all(sample.labels.get(label) in values for label, values in by.complete.items())]  # fmt: skip
-            return Counted(by, sum(requests), sum(tokens), sum(sample.value for sample in samples if sample.name in by.busy))
+            requests = [
+                sample.value
+                for sample in samples
+                if sample.name == by.requests
+                and all(sample.labels.get(label) in values for label, values in by.complete.items())
+            ]
+            return Counted(
+                by,
+                sum(requests),
+                sum(tokens),
+                sum(sample.value for sample in samples if sample.name in by.busy),
+            )
     return None
 
 
 def counted(base_urls: str, patience_s: float = QUIET_S) -> Counted | None:
-    """Its counters when it works on nothing any more: then everything is counted. At the end of patience what it said last;
-    None if it says nothing, or nothing that is known."""
+    """Its counters when it works on nothing any more: then everything is counted. At the end of
+    patience what it said last; None if it says nothing, or nothing that is known.
+    """
     deadline = time.perf_counter() + patience_s
     found = None
     while (left_s := deadline - time.perf_counter()) > 0:
@@ -204,4 +272,8 @@ def served(before: Counted | None, after: Counted | None) -> dict[str, int] | No
     if before is None or after is None or before.by != after.by:
         return None
     done = {"requests": after.requests - before.requests, "tokens": after.tokens - before.tokens}
-    return {name: round(value) for name, value in done.items()} if all(map(math.isfinite, done.values())) else None
+    return (
+        {name: round(value) for name, value in done.items()}
+        if all(map(math.isfinite, done.values()))
+        else None
+    )

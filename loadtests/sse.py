@@ -1,8 +1,10 @@
-"""The measuring instrument: an HTTP/1.1 client that stamps each read of an answer and leaves what it says for later.
+"""The measuring instrument: an HTTP/1.1 client that stamps each read of an answer and leaves what
+it says for later.
 
-In the timed path there is nothing but a read with the kernel's time of arrival and the removal of the chunked encoding; what came is
-read by `loadtests/answers.py` when it is complete. Plain sockets that block, or are cooperative under gevent; the load generator uses
-`loadtests/hub.py`, which has its streams read by `loadtests/streams.py`. All times are `time.perf_counter()`, in seconds.
+In the timed path there is nothing but a read with the kernel's time of arrival and the removal of
+the chunked encoding; what came is read by `loadtests/answers.py` when it is complete. Plain sockets
+that block, or are cooperative under gevent; the load generator uses `loadtests/hub.py`, which has
+its streams read by `loadtests/streams.py`. All times are `time.perf_counter()`, in seconds.
 """
 
 import functools
@@ -20,15 +22,22 @@ from urllib.parse import urlsplit
 RECV_BYTES = 16384  # a larger buffer would be made, and cut down again, for each event
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_HEADER_BYTES = 65536
-# The kernel's time of arrival, Linux only: one value for the option and for its control message (asm-generic/socket.h).
-SO_TIMESTAMPNS = (35 if sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
-                  and os.environ.get("SERVEOFF_STAMPS") != "user" else None)
+# The kernel's time of arrival, Linux only: one value for the option and for its control message
+# (asm-generic/socket.h).
+SO_TIMESTAMPNS = (
+    35
+    if sys.platform == "linux"
+    and platform.machine() in ("x86_64", "aarch64")
+    and os.environ.get("SERVEOFF_STAMPS") != "user"
+    else None
+)
 TIMESPEC = struct.Struct("@qq")
 ANCILLARY_BYTES = 64
 MAX_AGE_S = 10.0  # of a stamp that makes sense
 BETWEEN_CLOCKS_S = 20e-6  # reading one after the other takes a tenth of a microsecond
 LAST_CHUNK = b"0\r\n\r\n"
-SIZES = {line % size: size for size in range(1, 4096) for line in (b"%x\r\n", b"%X\r\n")}  # by the line before a chunk
+# by the line before a chunk
+SIZES = {line % size: size for size in range(1, 4096) for line in (b"%x\r\n", b"%X\r\n")}
 
 
 class AnswerError(Exception):
@@ -37,7 +46,9 @@ class AnswerError(Exception):
 
 @dataclass(slots=True)
 class Exchange:
-    """One request and what came back, as it came. `arrived[i]` is when the body had reached `lengths[i]` bytes."""
+    """One request and what came back, as it came. `arrived[i]` is when the body had reached
+    `lengths[i]` bytes.
+    """
 
     sent_s: float | None = None
     status: int | None = None
@@ -45,7 +56,8 @@ class Exchange:
     body: bytearray = field(default_factory=bytearray)
     arrived: list[float] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
-    lags: list[float] = field(default_factory=list)  # of each read: how much later than the kernel we saw it, s
+    # of each read: how much later than the kernel we saw it, s
+    lags: list[float] = field(default_factory=list)
     done_s: float = 0.0
     error: str | None = None
 
@@ -61,7 +73,8 @@ class _Chunked:
     def feed(self, data: bytes, body: bytearray) -> bool:
         """Whether that was the end."""
         position = 0
-        if not (self.missing or self.rest or self.ended):  # events mostly come as whole chunks, one in a read, the last ones together
+        # events mostly come as whole chunks, one in a read, the last ones together
+        if not (self.missing or self.rest or self.ended):
             while size := SIZES.get(data[position : (start := data.find(b"\r\n", position) + 2)]):
                 if not data.startswith(b"\r\n", end := start + size):
                     break
@@ -101,7 +114,8 @@ class _Chunked:
                 size = int(digits, 16)
             except ValueError:
                 size = -1
-            if not digits.isalnum() or size < 0:  # int would take a sign, an underscore or a space as well
+            # int would take a sign, an underscore or a space as well
+            if not digits.isalnum() or size < 0:
                 raise AnswerError("broken chunked encoding")
             position = end + 2
             self.ended = size == 0
@@ -111,7 +125,9 @@ class _Chunked:
 
 
 class ClosedEarly(Exception):
-    """The connection was closed before the first byte of an answer; perhaps with words of its own."""
+    """The connection was closed before the first byte of an answer; perhaps with words of its
+    own.
+    """
 
 
 class Reader(Protocol):
@@ -120,12 +136,16 @@ class Reader(Protocol):
     keep: bool
 
     def feed(self, data: bytes, at: float, lag: float) -> bool:
-        """One read that arrived `at`; `lag` is how much later we saw it, s. True when the answer is complete. Raises AnswerError."""
+        """One read that arrived `at`; `lag` is how much later we saw it, s. True when the answer is
+        complete. Raises AnswerError.
+        """
         ...
 
 
 class Answer:
-    """Takes an answer as it comes, read by read, and fills an Exchange. Knows where the answer ends, not what it says."""
+    """Takes an answer as it comes, read by read, and fills an Exchange. Knows where the answer
+    ends, not what it says.
+    """
 
     def __init__(self, exchange: Exchange):
         self.exchange = exchange
@@ -160,7 +180,8 @@ class Answer:
                 else:
                     body += data
             finally:  # what came before the encoding broke has its stamp, too
-                # two reads of one segment have one stamp, and its conversion to our clock an error of some hundred ns
+                # two reads of one segment have one stamp, and its conversion to our clock an error
+                # of some hundred ns
                 arrived.append(at if not arrived or at > arrived[-1] else arrived[-1])
                 exchange.lengths.append(len(body))
                 exchange.lags.append(lag)
@@ -168,7 +189,9 @@ class Answer:
             raise AnswerError("answer too long")
         return complete or (self.length is not None and len(body) >= self.length)
 
-    def take(self, head: bytes, body: bytes, arrived: list[float], lags: list[float], lengths: list[int]) -> None:
+    def take(
+        self, head: bytes, body: bytes, arrived: list[float], lags: list[float], lengths: list[int]
+    ) -> None:
         """A whole answer in chunks, which somebody else has removed, as an Exchange holds it."""
         exchange = self.exchange
         self.length, self.chunked, self.keep = _read_head(head[:-4], exchange)
@@ -188,8 +211,10 @@ class Connection:
         self.host, self.port = parts.hostname or "", parts.port or (443 if self.tls else 80)
         self.prefix = parts.path.rstrip("/")
         self.timeout_s = timeout_s
-        self.headers = (f"Host: {parts.netloc}\r\nContent-Type: application/json\r\nAccept-Encoding: identity\r\n"
-                        + (f"Authorization: Bearer {api_key}\r\n" if api_key else ""))
+        self.headers = (
+            f"Host: {parts.netloc}\r\nContent-Type: application/json\r\nAccept-Encoding:"
+            " identity\r\n" + (f"Authorization: Bearer {api_key}\r\n" if api_key else "")
+        )
         self.socket: socket.socket | None = None
 
     def open(self) -> None:
@@ -212,8 +237,10 @@ class Connection:
             self.socket = None
 
     def post(self, path: str, body: bytes, exchange: Exchange, request_id: str = "") -> None:
-        """Sends the request and reads the answer into `exchange`, which holds what came also if this raises (a killed greenlet).
-        A server that logs X-Request-Id can be held against our rows."""
+        """Sends the request and reads the answer into `exchange`, which holds what came also if
+        this raises (a killed greenlet). A server that logs X-Request-Id can be held against our
+        rows.
+        """
         deadline = time.perf_counter() + self.timeout_s
         try:
             for attempt in ("kept alive", "new"):
@@ -225,7 +252,8 @@ class Connection:
                     self._exchange(request, answer, deadline)
                     break
                 except (ConnectionError, ClosedEarly):
-                    # The server may have closed an idle connection in the same moment: nothing was answered, so ask once more.
+                    # The server may have closed an idle connection in the same moment: nothing was
+                    # answered, so ask once more.
                     self.close()
                     if not reused or attempt == "new" or exchange.status is not None:
                         raise
@@ -247,7 +275,11 @@ class Connection:
 
     def _request(self, path: str, body: bytes, request_id: str) -> bytes:
         identity = f"X-Request-Id: {request_id}\r\n" if request_id else ""
-        return f"POST {self.prefix}{path} HTTP/1.1\r\n{self.headers}{identity}Content-Length: {len(body)}\r\n\r\n".encode() + body
+        return (
+            f"POST {self.prefix}{path} HTTP/1.1\r\n{self.headers}{identity}Content-Length:"
+            f" {len(body)}\r\n\r\n".encode()
+            + body
+        )
 
     def _answer(self, exchange: Exchange) -> Reader:
         return Answer(exchange)
@@ -264,7 +296,8 @@ class Connection:
         assert self.socket is not None
         complete = False
         while not complete:
-            self.socket.settimeout(left(deadline))  # before each read: a server that drips must not begin the bound anew
+            # before each read: a server that drips must not begin the bound anew
+            self.socket.settimeout(left(deadline))
             complete = answer.feed(*self._read())
 
     def _read(self) -> tuple[bytes, float, float]:
@@ -274,8 +307,13 @@ class Connection:
 
 @functools.lru_cache
 def _resolved(host: str, port: int) -> list[tuple[int, Any]]:
-    """(family, address) pairs, asked for once: under gevent a thread does that, and it costs more than the rest of connecting."""
-    return [(family, address) for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    """(family, address) pairs, asked for once: under gevent a thread does that, and it costs more
+    than the rest of connecting.
+    """
+    return [
+        (family, address)
+        for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    ]
 
 
 def _connect(host: str, port: int, timeout_s: float) -> socket.socket:
@@ -294,10 +332,12 @@ def _connect(host: str, port: int, timeout_s: float) -> socket.socket:
 
 
 def stamped_read(sock: socket.socket) -> tuple[bytes, float, float]:
-    """(data, arrival, lag): arrival by the kernel's stamp where there is one, on our clock; lag is how much later we saw it, s.
+    """(data, arrival, lag): arrival by the kernel's stamp where there is one, on our clock; lag is
+    how much later we saw it, s.
 
-    The stamp is of the wall clock. Its age is the difference to the wall clock now, so no offset between the clocks has to be
-    known; if the wall clock was set in between, the age makes no sense, and our own time is taken.
+    The stamp is of the wall clock. Its age is the difference to the wall clock now, so no offset
+    between the clocks has to be known; if the wall clock was set in between, the age makes no
+    sense, and our own time is taken.
     """
     if SO_TIMESTAMPNS is None or isinstance(sock, ssl.SSLSocket):
         return sock.recv(RECV_BYTES), time.perf_counter(), 0.0
@@ -305,7 +345,8 @@ def stamped_read(sock: socket.socket) -> tuple[bytes, float, float]:
     at = time.perf_counter()
     if ancillary:
         wall_ns = time.time_ns()
-        while time.perf_counter() - at > BETWEEN_CLOCKS_S:  # we lost the core between the two clocks: together again
+        # we lost the core between the two clocks: together again
+        while time.perf_counter() - at > BETWEEN_CLOCKS_S:
             at = time.perf_counter()
             wall_ns = time.time_ns()
         seconds, nanoseconds = TIMESPEC.unpack_from(ancillary[0][2])
@@ -326,7 +367,12 @@ def _read_head(head: bytes, exchange: Exchange) -> tuple[int | None, _Chunked | 
     """(length of the body if given, decoder if chunked, keep the connection)."""
     first, *lines = head.split(b"\r\n")
     parts = first.split(None, 2)
-    if len(parts) < 2 or not parts[0].startswith(b"HTTP/1.") or not parts[1].isdigit() or len(parts[1]) != 3:
+    if (
+        len(parts) < 2
+        or not parts[0].startswith(b"HTTP/1.")
+        or not parts[1].isdigit()
+        or len(parts[1]) != 3
+    ):
         raise AnswerError("not an HTTP/1 answer")
     exchange.status = int(parts[1])
     headers = {}

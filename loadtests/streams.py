@@ -1,8 +1,10 @@
-"""Who reads the streams: a thread in C (loadtests/streams.c), on Linux if there is a C compiler; else gevent's loop, in Python.
+"""Who reads the streams: a thread in C (loadtests/streams.c), on Linux if there is a C compiler;
+else gevent's loop, in Python.
 
-Both do the same: they stamp each read, tell of it, and count. But the thread waits neither for the interpreter nor for its lock, and
-tells of a plain answer only when it is complete, after it has sent the next request: so an event costs less, and nothing that Python does
-meanwhile keeps a stream waiting. `SERVEOFF_STREAMS=python` chooses the loop; run.json says who it was, as `reader`.
+Both do the same: they stamp each read, tell of it, and count. But the thread waits neither for the
+interpreter nor for its lock, and tells of a plain answer only when it is complete, after it has
+sent the next request: so an event costs less, and nothing that Python does meanwhile keeps a stream
+waiting. `SERVEOFF_STREAMS=python` chooses the loop; run.json says who it was, as `reader`.
 """
 
 import ctypes
@@ -35,9 +37,12 @@ READ_WORDS = 3  # arrival, lag, bytes until then
 
 
 class Came(NamedTuple):
-    """What came of an answer: if it has ENDED, its head in `data`, and its body, chunks removed; else all bytes as they came in `data`.
-    Of each read: when it arrived, s, its lag, s, and the bytes until then: of the body, if it has ENDED, whose reads alone are here then,
-    else of `data`. `number`: of the request that was sent when it had ended, at `sent_s`, but for `unsent` bytes; -1: none was."""
+    """What came of an answer: if it has ENDED, its head in `data`, and its body, chunks removed;
+    else all bytes as they came in `data`. Of each read: when it arrived, s, its lag, s, and the
+    bytes until then: of the body, if it has ENDED, whose reads alone are here then, else of `data`.
+    `number`: of the request that was sent when it had ended, at `sent_s`, but for `unsent` bytes;
+    -1: none was.
+    """
 
     why: int
     data: bytes
@@ -51,8 +56,10 @@ class Came(NamedTuple):
 
 
 class Due(NamedTuple):
-    """What became of a request that was due: it was sent on the connection of `listener`, as `number`, at `sent_s`, but for `unsent` bytes;
-    null: no connection was idle, and it was not sent."""
+    """What became of a request that was due: it was sent on the connection of `listener`, as
+    `number`, at `sent_s`, but for `unsent` bytes; null: no connection was idle, and it was not
+    sent.
+    """
 
     listener: "Listener | None"
     number: int
@@ -86,15 +93,18 @@ class Stream(Protocol):
         ...
 
     def leave(self) -> list[Came]:
-        """It is no longer read. What came and was not told, the last one perhaps not whole. Nobody else is told of anything: whoever leaves
-        may be told himself just now, or may be no loop."""
+        """It is no longer read. What came and was not told, the last one perhaps not whole. Nobody
+        else is told of anything: whoever leaves may be told himself just now, or may be no loop.
+        """
         ...
 
 
 class Streams(Protocol):
-    """`reader`: c or python; `thread`: its own, null if it has none; `sent`: requests so far; `bytes`: received so far; after `until_s`, of
-    `time.perf_counter()`, no request shall be sent, but for those that are scheduled; `waiting`: of these, how many are to be sent, or
-    were sent and nobody has been told."""
+    """`reader`: c or python; `thread`: its own, null if it has none; `sent`: requests so far;
+    `bytes`: received so far; after `until_s`, of `time.perf_counter()`, no request shall be sent,
+    but for those that are scheduled; `waiting`: of these, how many are to be sent, or were sent and
+    nobody has been told.
+    """
 
     reader: str
     thread: int | None
@@ -114,11 +124,15 @@ class Streams(Protocol):
         ...
 
     def take_stalls(self) -> list[tuple[float, float]]:
-        """(start, end) of each since the last time, on `time.perf_counter()`: for STALL_S or longer nothing was read."""
+        """(start, end) of each since the last time, on `time.perf_counter()`: for STALL_S or longer
+        nothing was read.
+        """
         ...
 
     def watch(self, connection: socket.socket, listener: Listener, plain: bool) -> Stream:
-        """`connection` does not block. `plain`: an answer over HTTP/1 begins, which may be told as a whole; else each read is told."""
+        """`connection` does not block. `plain`: an answer over HTTP/1 begins, which may be told as
+        a whole; else each read is told.
+        """
         ...
 
     def close(self) -> None:
@@ -129,14 +143,19 @@ class Streams(Protocol):
 @functools.cache
 def streams() -> Streams:
     """One in a process, which must not fork afterwards."""
-    if sys.platform == "linux" and os.environ.get("SERVEOFF_STREAMS") != "python" and (library := compiled()):
+    if (
+        sys.platform == "linux"
+        and os.environ.get("SERVEOFF_STREAMS") != "python"
+        and (library := compiled())
+    ):
         return InC(library)
     return InLoop()
 
 
 class Stalls:
-    """Notes when the loop stood still, for whatever reason: its own work, the disk, no core. What was to be read meanwhile has merged, or
-    wrong times; that must be known."""
+    """Notes when the loop stood still, for whatever reason: its own work, the disk, no core. What
+    was to be read meanwhile has merged, or wrong times; that must be known.
+    """
 
     def __init__(self) -> None:
         self.found: list[tuple[float, float]] = []
@@ -151,7 +170,9 @@ class Stalls:
         self.last_s = now_s
 
     def take(self) -> list[tuple[float, float]]:
-        """(start, end) of each since the last time, on `time.perf_counter()`: in between it stood still for STALL_S or longer."""
+        """(start, end) of each since the last time, on `time.perf_counter()`: in between it stood
+        still for STALL_S or longer.
+        """
         found, self.found = self.found, []
         return found
 
@@ -204,7 +225,8 @@ class StreamInLoop:
                 watcher.stop()
                 listener.came(Came(CLOSED, b"", [], [], []))
                 return
-            streams.bytes += len(data)  # not count(), which is slower, and this is done for each event
+            # not count(), which is slower, and this is done for each event
+            streams.bytes += len(data)
             read(data, at, lag)
 
         watcher.start(on_readable)
@@ -219,17 +241,35 @@ class StreamInLoop:
 
 
 class _Shared(ctypes.Structure):
-    _fields_ = (("sent", ctypes.c_int64), ("bytes", ctypes.c_int64), ("until_s", ctypes.c_double), ("thread", ctypes.c_int64))
+    _fields_ = (
+        ("sent", ctypes.c_int64),
+        ("bytes", ctypes.c_int64),
+        ("until_s", ctypes.c_double),
+        ("thread", ctypes.c_int64),
+    )
 
 
 class _Answer(ctypes.Structure):
-    _fields_ = (*((name, ctypes.c_int64) for name in ("stream", "why", "bytes", "head", "reads", "number")),
-                ("sent_s", ctypes.c_double), ("unsent", ctypes.c_int64), ("data", ctypes.c_void_p), ("read", ctypes.c_void_p))
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("stream", "why", "bytes", "head", "reads", "number")),
+        ("sent_s", ctypes.c_double),
+        ("unsent", ctypes.c_int64),
+        ("data", ctypes.c_void_p),
+        ("read", ctypes.c_void_p),
+    )
 
 
 class _Due(ctypes.Structure):
-    _fields_ = (("at_s", ctypes.c_double), ("sent_s", ctypes.c_double), ("before", ctypes.c_void_p), ("after", ctypes.c_void_p),
-                *((name, ctypes.c_int64) for name in ("before_bytes", "after_bytes", "stream", "number", "unsent")))
+    _fields_ = (
+        ("at_s", ctypes.c_double),
+        ("sent_s", ctypes.c_double),
+        ("before", ctypes.c_void_p),
+        ("after", ctypes.c_void_p),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("before_bytes", "after_bytes", "stream", "number", "unsent")
+        ),
+    )
 
 
 class InC:
@@ -240,13 +280,37 @@ class InC:
     def __init__(self, library: ctypes.CDLL):
         self.library = library
         for name, result, *arguments in (
-                ("begin", ctypes.c_int), ("shared", ctypes.POINTER(_Shared)), ("number", ctypes.c_int64), ("take", ctypes.c_void_p),
-                ("watch", ctypes.c_void_p, ctypes.c_int, ctypes.c_int64), ("free", None, ctypes.c_void_p),
-                ("prepare", None, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64, ctypes.c_char_p, ctypes.c_int64),
-                ("leave", ctypes.c_void_p, ctypes.c_void_p), ("stall", ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p),
-                ("offer", ctypes.c_void_p, ctypes.c_int, ctypes.c_int64), ("sent", ctypes.c_void_p), ("cancel", None),
-                ("take_idle", ctypes.c_int64),
-                ("schedule", ctypes.c_int, ctypes.c_double, ctypes.c_char_p, ctypes.c_int64, ctypes.c_char_p, ctypes.c_int64)):
+            ("begin", ctypes.c_int),
+            ("shared", ctypes.POINTER(_Shared)),
+            ("number", ctypes.c_int64),
+            ("take", ctypes.c_void_p),
+            ("watch", ctypes.c_void_p, ctypes.c_int, ctypes.c_int64),
+            ("free", None, ctypes.c_void_p),
+            (
+                "prepare",
+                None,
+                ctypes.c_void_p,
+                ctypes.c_char_p,
+                ctypes.c_int64,
+                ctypes.c_char_p,
+                ctypes.c_int64,
+            ),
+            ("leave", ctypes.c_void_p, ctypes.c_void_p),
+            ("stall", ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p),
+            ("offer", ctypes.c_void_p, ctypes.c_int, ctypes.c_int64),
+            ("sent", ctypes.c_void_p),
+            ("cancel", None),
+            ("take_idle", ctypes.c_int64),
+            (
+                "schedule",
+                ctypes.c_int,
+                ctypes.c_double,
+                ctypes.c_char_p,
+                ctypes.c_int64,
+                ctypes.c_char_p,
+                ctypes.c_int64,
+            ),
+        ):
             function = getattr(library, f"streams_{name}")
             function.restype, function.argtypes = result, arguments
         if (descriptor := library.streams_begin()) < 0:
@@ -255,19 +319,27 @@ class InC:
         self.shared.until_s = math.inf
         self.listeners: dict[int, Listener] = {}
         self.watched = 0
-        self.scheduled: deque[Scheduled] = deque()  # whose texts are read in C, until it is told of them
+        # whose texts are read in C, until it is told of them
+        self.scheduled: deque[Scheduled] = deque()
         self.watcher = gevent.get_hub().loop.io(descriptor, READABLE, ref=False)
         self.watcher.start(self.tell)
 
     thread = property(lambda self: self.shared.thread)
     waiting = property(lambda self: len(self.scheduled))
-    sent = property(lambda self: self.shared.sent, lambda self, sent: setattr(self.shared, "sent", sent))
+    sent = property(
+        lambda self: self.shared.sent, lambda self, sent: setattr(self.shared, "sent", sent)
+    )
     bytes = property(lambda self: self.shared.bytes + ("loop" in self.__dict__ and self.loop.bytes))
-    until_s = property(lambda self: self.shared.until_s, lambda self, until_s: setattr(self.shared, "until_s", until_s))
+    until_s = property(
+        lambda self: self.shared.until_s,
+        lambda self, until_s: setattr(self.shared, "until_s", until_s),
+    )
 
     @functools.cached_property
     def loop(self) -> InLoop:
-        """Reads what is not plain: made when it is needed, since it looks for stalls two hundred times a second."""
+        """Reads what is not plain: made when it is needed, since it looks for stalls two hundred
+        times a second.
+        """
         return InLoop()
 
     def number(self) -> int:
@@ -288,15 +360,21 @@ class InC:
         return self._stream(self.library.streams_watch, connection, listener)
 
     def offer(self, connection: socket.socket, listener: Listener) -> Stream:
-        """A request that is due may be sent on this connection, over HTTP/1; then its answer is read as that of one that is watched."""
+        """A request that is due may be sent on this connection, over HTTP/1; then its answer is
+        read as that of one that is watched.
+        """
         return self._stream(self.library.streams_offer, connection, listener)
 
     def take_idle(self) -> Listener | None:
-        """Of the connection that was offered last, which is no longer; null if none is idle. Its stream is gone."""
+        """Of the connection that was offered last, which is no longer; null if none is idle. Its
+        stream is gone.
+        """
         number = self.library.streams_take_idle()
         return self.listeners.pop(number) if number else None
 
-    def _stream(self, begin: Callable[[int, int], int | None], connection: socket.socket, listener: Listener) -> Stream:
+    def _stream(
+        self, begin: Callable[[int, int], int | None], connection: socket.socket, listener: Listener
+    ) -> Stream:
         self.watched += 1
         if not (address := begin(connection.fileno(), self.watched)):
             raise OSError("the kernel watches no more connections")
@@ -304,8 +382,10 @@ class InC:
         return StreamInC(self, self.watched, address)
 
     def schedule(self, at_s: float, request: Scheduled) -> bool:
-        """To be sent at that time of `time.perf_counter()`, which is not before that of one that was given earlier. The loop tells what
-        became of it, some milliseconds later at most. False: so many wait that there is no room for it."""
+        """To be sent at that time of `time.perf_counter()`, which is not before that of one that
+        was given earlier. The loop tells what became of it, some milliseconds later at most. False:
+        so many wait that there is no room for it.
+        """
         before, after, _ = request
         if not self.library.streams_schedule(at_s, before, len(before), after, len(after)):
             return False
@@ -337,9 +417,17 @@ class InC:
             head, body = answer.head, answer.bytes
         reads = ctypes.string_at(answer.read, 8 * READ_WORDS * answer.reads)
         times = array("d", reads)
-        came = Came(answer.why, ctypes.string_at(data, head), times[::READ_WORDS].tolist(), times[1::READ_WORDS].tolist(),
-                    array("q", reads)[2::READ_WORDS].tolist(), ctypes.string_at(data + head, body), answer.number, answer.sent_s,
-                    answer.unsent)
+        came = Came(
+            answer.why,
+            ctypes.string_at(data, head),
+            times[::READ_WORDS].tolist(),
+            times[1::READ_WORDS].tolist(),
+            array("q", reads)[2::READ_WORDS].tolist(),
+            ctypes.string_at(data + head, body),
+            answer.number,
+            answer.sent_s,
+            answer.unsent,
+        )
         self.library.streams_free(address)
         return stream, came
 
@@ -360,9 +448,13 @@ class StreamInC:
 
 
 def compiled() -> ctypes.CDLL | None:
-    """Once for each version of the source, also if two processes come together; null if that is not possible here."""
+    """Once for each version of the source, also if two processes come together; null if that is not
+    possible here.
+    """
     try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "serveoff", "streams")
+        folder = Path(
+            os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "serveoff", "streams"
+        )
         folder.mkdir(parents=True, exist_ok=True)
         text = b"".join(file.read_bytes() for file in (SOURCE, *INCLUDED))
         library = folder / f"{hashlib.sha256(text).hexdigest()[:16]}.so"
@@ -372,8 +464,13 @@ def compiled() -> ctypes.CDLL | None:
                 return None
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 made = Path(scratch, library.name)
-                subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-pthread", "-o", made, SOURCE], check=True, capture_output=True)
+                subprocess.run(
+                    [compiler, "-O2", "-shared", "-fPIC", "-pthread", "-o", made, SOURCE],
+                    check=True,
+                    capture_output=True,
+                )
                 made.rename(library)
         return ctypes.CDLL(str(library))
-    except (OSError, RuntimeError, subprocess.CalledProcessError):  # the second: a user without a home
+    # the second: a user without a home
+    except (OSError, RuntimeError, subprocess.CalledProcessError):
         return None

@@ -1,11 +1,15 @@
-"""Recorded traffic: when requests came, how long prompt and answer were, and which prefixes prompts shared. Three formats:
+"""Recorded traffic: when requests came, how long prompt and answer were, and which prefixes prompts
+shared. Three formats:
 
-    Azure     CSV with TIMESTAMP, ContextTokens, GeneratedTokens            (Azure Public Dataset, LLM inference traces)
-    Mooncake  JSON lines with timestamp (ms), input_length, output_length, hash_ids    (Mooncake's open traces: one id for each
+    Azure     CSV with TIMESTAMP, ContextTokens, GeneratedTokens            (Azure Public Dataset,
+    LLM inference traces)
+    Mooncake  JSON lines with timestamp (ms), input_length, output_length, hash_ids    (Mooncake's
+    open traces: one id for each
               512 tokens of the prompt; equal ids are equal text)
     ours      CSV with arrival_s, prompt_tokens, output_tokens
 
-Column order and further columns do not matter. Rows are sorted by time, which begins at 0 with the first.
+Column order and further columns do not matter. Rows are sorted by time, which begins at 0 with the
+first.
 """
 
 import csv
@@ -35,12 +39,16 @@ class Row:
 
 @functools.lru_cache(maxsize=4)
 def read(file: Path) -> tuple[Row, ...]:
-    """All rows in order of time. Requests of 0 tokens, which traces contain, become 1. Raises TraceError."""
+    """All rows in order of time. Requests of 0 tokens, which traces contain, become 1. Raises
+    TraceError.
+    """
     try:
         with file.open(encoding="utf-8-sig", newline="") as handle:
             first = handle.readline()
             handle.seek(0)
-            rows = list(_mooncake(handle) if first.lstrip().startswith("{") else _table(file, handle))
+            rows = list(
+                _mooncake(handle) if first.lstrip().startswith("{") else _table(file, handle)
+            )
     except OSError as error:
         raise TraceError(f"{file} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -64,9 +72,17 @@ def _mooncake(lines: Any) -> Iterator[Row]:
         try:
             row = json.loads(line)
             blocks = tuple(int(block) for block in row.get("hash_ids") or ())
-            yield Row(_number(row["timestamp"]) / 1e3, _length(row["input_length"]), _length(row["output_length"]), blocks)
+            yield Row(
+                _number(row["timestamp"]) / 1e3,
+                _length(row["input_length"]),
+                _length(row["output_length"]),
+                blocks,
+            )
         except KeyError as error:
-            raise _BadLine(f"line {number}: no {error}: each line of a Mooncake trace has timestamp, input_length, output_length") from None
+            raise _BadLine(
+                f"line {number}: no {error}: each line of a Mooncake trace has timestamp,"
+                " input_length, output_length"
+            ) from None
         except (ValueError, TypeError, AttributeError) as error:
             raise _BadLine(f"line {number}: {error}") from None
 
@@ -76,12 +92,26 @@ def _table(file: Path, lines: Any) -> Iterator[Row]:
     names = {name.strip().lower(): name for name in reader.fieldnames or () if name}
     parse: Callable[[Any], float]
     if {"timestamp", "contexttokens", "generatedtokens"} <= names.keys():
-        when, prompt, output, parse = names["timestamp"], names["contexttokens"], names["generatedtokens"], _instant
+        when, prompt, output, parse = (
+            names["timestamp"],
+            names["contexttokens"],
+            names["generatedtokens"],
+            _instant,
+        )
     elif {"arrival_s", "prompt_tokens", "output_tokens"} <= names.keys():
-        when, prompt, output, parse = names["arrival_s"], names["prompt_tokens"], names["output_tokens"], _number
+        when, prompt, output, parse = (
+            names["arrival_s"],
+            names["prompt_tokens"],
+            names["output_tokens"],
+            _number,
+        )
     else:
-        raise TraceError(f"{file} is no trace that is known here: its first line should be 'TIMESTAMP,ContextTokens,GeneratedTokens' or "
-                         "'arrival_s,prompt_tokens,output_tokens', or each line a JSON object of Mooncake's form")
+        raise TraceError(
+            f"{file} is no trace that is known here: its first line should be"
+            " 'TIMESTAMP,ContextTokens,GeneratedTokens' or"
+            " 'arrival_s,prompt_tokens,output_tokens', or each line a JSON object of Mooncake's"
+            " form"
+        )
     for row in reader:
         try:
             yield Row(parse(row[when]), _length(row[prompt]), _length(row[output]))
@@ -90,7 +120,9 @@ def _table(file: Path, lines: Any) -> Iterator[Row]:
 
 
 def _instant(text: str) -> float:
-    """Seconds since 1970 of an ISO time; without a zone it is UTC. Digits beyond the microsecond, as Azure writes them, are kept."""
+    """Seconds since 1970 of an ISO time; without a zone it is UTC. Digits beyond the microsecond,
+    as Azure writes them, are kept.
+    """
     text = text.strip()
     whole, _, fraction = text.partition(".")
     digits = fraction[: len(fraction) - len(fraction.lstrip("0123456789"))]

@@ -1,7 +1,9 @@
-"""The measuring instrument on a WebSocket: exchanges, stamps and errors of `loadtests/sse.py`, and another way over the wire.
+"""The measuring instrument on a WebSocket: exchanges, stamps and errors of `loadtests/sse.py`, and
+another way over the wire.
 
-Protocol and handshake are wsproto's, which does no I/O: a read has its stamp before wsproto sees it. What comes is kept as an SSE server
-would have sent it, so that `loadtests/answers.py` and all behind it need not know. `servers/contract.py` says what the messages are.
+Protocol and handshake are wsproto's, which does no I/O: a read has its stamp before wsproto sees
+it. What comes is kept as an SSE server would have sent it, so that `loadtests/answers.py` and all
+behind it need not know. `servers/contract.py` says what the messages are.
 """
 
 import socket
@@ -13,14 +15,32 @@ from urllib.parse import urlsplit
 
 from wsproto import ConnectionType, WSConnection
 from wsproto.connection import ConnectionState
-from wsproto.events import AcceptConnection, CloseConnection, Message, Ping, RejectConnection, Request, TextMessage
+from wsproto.events import (
+    AcceptConnection,
+    CloseConnection,
+    Message,
+    Ping,
+    RejectConnection,
+    Request,
+    TextMessage,
+)
 from wsproto.utilities import RemoteProtocolError
 
-from loadtests.sse import MAX_ANSWER_BYTES, RECV_BYTES, AnswerError, ClosedEarly, Connection, Exchange, Reader, left
+from loadtests.sse import (
+    MAX_ANSWER_BYTES,
+    RECV_BYTES,
+    AnswerError,
+    ClosedEarly,
+    Connection,
+    Exchange,
+    Reader,
+    left,
+)
 from servers.contract import SSE_CONTENT_TYPE, status_of_end
 
 FIELD = b"data: "
-TO_SPACES = bytes.maketrans(b"\r\n", b"  ")  # between JSON's tokens they mean the same, and in SSE they would end the line
+# between JSON's tokens they mean the same, and in SSE they would end the line
+TO_SPACES = bytes.maketrans(b"\r\n", b"  ")
 
 
 class WebSocketConnection(Connection):
@@ -28,8 +48,11 @@ class WebSocketConnection(Connection):
 
     def __init__(self, base_url: str, timeout_s: float, api_key: str | None, path: str):
         super().__init__(base_url, timeout_s, api_key)
-        self.upgrade = Request(host=urlsplit(base_url).netloc, target=self.prefix + path,
-                               extra_headers=[(b"Authorization", f"Bearer {api_key}".encode())] if api_key else [])
+        self.upgrade = Request(
+            host=urlsplit(base_url).netloc,
+            target=self.prefix + path,
+            extra_headers=[(b"Authorization", f"Bearer {api_key}".encode())] if api_key else [],
+        )
         self.protocol = WSConnection(ConnectionType.CLIENT)
 
     def _connected(self) -> socket.socket:
@@ -74,7 +97,9 @@ class WebSocketConnection(Connection):
 
 
 class Messages:
-    """Takes the messages of one answer as they come, wherever the reads cut them, and fills an Exchange."""
+    """Takes the messages of one answer as they come, wherever the reads cut them, and fills an
+    Exchange.
+    """
 
     def __init__(self, exchange: Exchange, protocol: WSConnection, send: Callable[[bytes], object]):
         self.exchange, self.protocol, self.send = exchange, protocol, send
@@ -96,7 +121,9 @@ class Messages:
                     self.send(self.protocol.send(event.response()))
                 elif isinstance(event, CloseConnection):
                     self._take_close(event)
-        finally:  # what came before an error has its stamp, too; a read of a ping alone is none of the answer's
+        # what came before an error has its stamp, too; a read of a ping alone is none of the
+        # answer's
+        finally:
             if len(body) > before:
                 exchange.arrived.append(max(at, exchange.arrived[-1]) if exchange.arrived else at)
                 exchange.lengths.append(len(body))
@@ -113,18 +140,22 @@ class Messages:
             self.start = len(body)
             body += FIELD
             exchange.status, exchange.content_type = 200, SSE_CONTENT_TYPE
-        body += (event.data.encode() if isinstance(event.data, str) else event.data).translate(TO_SPACES)
+        body += (event.data.encode() if isinstance(event.data, str) else event.data).translate(
+            TO_SPACES
+        )
         if event.message_finished:
             status = status_of_end(body[self.start + len(FIELD) :].decode(errors="replace"))
             body += b"\n\n"
             self.complete = status is not None
-            if status is not None and self.start == 0:  # of the whole answer; once it has begun, an error is one in the stream
+            # of the whole answer; once it has begun, an error is one in the stream
+            if status is not None and self.start == 0:
                 exchange.status = status
             self.start = None
 
     def _take_close(self, event: CloseConnection) -> None:
         self.keep = False
-        if self.protocol.state is ConnectionState.OPEN:  # not the server's words, but wsproto's on what it sent
+        # not the server's words, but wsproto's on what it sent
+        if self.protocol.state is ConnectionState.OPEN:
             raise AnswerError(f"broken WebSocket frame: {event.reason}")
         self.send(self.protocol.send(event.response()))
         if not self.complete:

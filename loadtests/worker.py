@@ -2,9 +2,10 @@
 
     python -m loadtests.worker 10.0.0.5:5557
 
-Serves case after case: whenever one ends, it waits for the next. It ends with Ctrl-C, or when nobody has been there for --patience
-seconds. It needs the same version of Serveoff, with the packages locust, gevent, pydantic, psutil and orjson; SERVEOFF_API_KEY, if the
-server wants one; a recorded trace at the same path; and nothing of the models.
+Serves case after case: whenever one ends, it waits for the next. It ends with Ctrl-C, or when
+nobody has been there for --patience seconds. It needs the same version of Serveoff, with the
+packages locust, gevent, pydantic, psutil and orjson; SERVEOFF_API_KEY, if the server wants one; a
+recorded trace at the same path; and nothing of the models.
 """
 
 import signal
@@ -32,12 +33,31 @@ def reachable(host: str, port: int) -> bool:
 def main() -> int:
     parser = Parser(prog="python -m loadtests.worker", description=__doc__.partition("\n")[0])
     parser.add_argument("conductor", type=address, help="ADDRESS:PORT that --listen named")
-    parser.add_argument("--patience", type=float, default=600.0, help="seconds to wait for a case (default: %(default)g)")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=600.0,
+        help="seconds to wait for a case (default: %(default)g)",
+    )
     options = parser.parse_args()
     host, port = options.conductor
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    command = [sys.executable, "-m", "locust", "-f", "loadtests/locustfile.py", "--worker", "--master-host", host, "--master-port",
-               str(port), "--loglevel", "WARNING", "--exit-code-on-error", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "locust",
+        "-f",
+        "loadtests/locustfile.py",
+        "--worker",
+        "--master-host",
+        host,
+        "--master-port",
+        str(port),
+        "--loglevel",
+        "WARNING",
+        "--exit-code-on-error",
+        "0",
+    ]
     last_s, cases = time.monotonic(), 0
     try:
         with tempfile.TemporaryDirectory(prefix="serveoff-worker-") as folder:
@@ -55,12 +75,16 @@ def main() -> int:
                     print(launch.tail(log), file=sys.stderr, flush=True)
                 last_s, cases = time.monotonic(), cases + 1
                 while reachable(host, port) and time.monotonic() < last_s + GONE_WITHIN_S:
-                    time.sleep(0.1)  # else the next one would call at a conductor that is about to go
+                    # else the next one would call at a conductor that is about to go
+                    time.sleep(0.1)
     except KeyboardInterrupt:
         return 0
     if not cases:
-        print(f"error: no conductor at {host}:{port} for {options.patience:g} s: start `nox -s bench -- --listen {host}:{port} ...` there",
-              file=sys.stderr)
+        print(
+            f"error: no conductor at {host}:{port} for {options.patience:g} s: start `nox -s bench"
+            f" -- --listen {host}:{port} ...` there",
+            file=sys.stderr,
+        )
         return 2
     return 0
 

@@ -1,4 +1,6 @@
-"""Servers by hand: `python -m servers list`, `python -m servers verify URL`, `python -m servers NAME`."""
+"""Servers by hand: `python -m servers list`, `python -m servers verify URL`, `python -m servers
+NAME`.
+"""
 
 import argparse
 import os
@@ -15,8 +17,12 @@ def list_servers() -> int:
         print(f"{server.name:24} {server.summary}")
         for engine in server.engines:
             missing = server.missing(engine)
-            print(f"{'':24}   {engine:10} {'missing: ' + ', '.join(missing) if missing else 'ready'}")
-        options = [f"{name}={'|'.join(values)}" for name, values in server.options.items()] + ["workers=N"] * server.has_workers
+            print(
+                f"{'':24}   {engine:10} {'missing: ' + ', '.join(missing) if missing else 'ready'}"
+            )
+        options = [f"{name}={'|'.join(values)}" for name, values in server.options.items()] + [
+            "workers=N"
+        ] * server.has_workers
         if options:
             print(f"{'':24}   options: {', '.join(options)}")
     return 0
@@ -25,7 +31,11 @@ def list_servers() -> int:
 def verify(arguments: argparse.Namespace) -> int:
     from servers.verify import checks_of, report, verify
 
-    checks = verify(arguments.url, model=arguments.model, checks=checks_of(False, transports=catalog.TRANSPORTS[: 1 + arguments.websocket]))
+    checks = verify(
+        arguments.url,
+        model=arguments.model,
+        checks=checks_of(False, transports=catalog.TRANSPORTS[: 1 + arguments.websocket]),
+    )
     print(report(checks))
     return 0 if all(check.ok for check in checks) else 1
 
@@ -42,16 +52,31 @@ def serve(arguments: argparse.Namespace) -> int:
     engine = arguments.engine or server.engines[0]
     catalog.check_name(engine, server.engines, f"engine of {server.name}")
     if missing := server.missing(engine):
-        raise catalog.CatalogError(f"{server.name} with {engine} cannot run here: {', '.join(missing)} is not installed")
+        raise catalog.CatalogError(
+            f"{server.name} with {engine} cannot run here: {', '.join(missing)} is not installed"
+        )
     model = launch.resolve_model(arguments.model, needs_weights=engine != "simulated")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     with tempfile.TemporaryDirectory() as folder:
         share = launch.Share(threads=cores, workers=arguments.workers)
-        with launch.running(server, engine, model, share, Path(folder, "server.log"), host=arguments.host, port=arguments.port,
-                            options=dict(arguments.set)) as up:
-            print(f"{server.name} serves {model.name} at {up.base_url} after {up.startup_s:.1f} s (process {up.pid}); Ctrl-C ends it",
-                  flush=True)
+        with launch.running(
+            server,
+            engine,
+            model,
+            share,
+            Path(folder, "server.log"),
+            host=arguments.host,
+            port=arguments.port,
+            options=dict(arguments.set),
+        ) as up:
+            print(
+                f"{server.name} serves {model.name} at {up.base_url} after {up.startup_s:.1f} s"
+                f" (process {up.pid}); Ctrl-C ends it",
+                flush=True,
+            )
             code = up.supervisor.wait()
             print(f"{server.name} ended {up.last_words()}", file=sys.stderr)
             return code or 1
@@ -68,11 +93,22 @@ def main() -> int:
     for name in catalog.servers():
         one = verbs.add_parser(name, help="start it in the foreground")
         one.add_argument("--engine", help="the first of its server.toml if not given")
-        one.add_argument("--model", default="small", help="tiny, small, 1b, 8b, a folder, or a hub name (default: small)")
+        one.add_argument(
+            "--model",
+            default="small",
+            help="tiny, small, 1b, 8b, a folder, or a hub name (default: small)",
+        )
         one.add_argument("--host", default="127.0.0.1")
         one.add_argument("--port", type=int, default=8000)
         one.add_argument("--workers", type=int, default=1)
-        one.add_argument("--set", type=option, action="append", default=[], metavar="OPTION=VALUE", help="`list` shows them")
+        one.add_argument(
+            "--set",
+            type=option,
+            action="append",
+            default=[],
+            metavar="OPTION=VALUE",
+            help="`list` shows them",
+        )
     launch.read_environment()
     known = {"list", "verify", *catalog.servers()}
     if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):

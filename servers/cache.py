@@ -1,4 +1,6 @@
-"""What is made once and kept between campaigns: generated models, environments of servers whose packages clash with ours."""
+"""What is made once and kept between campaigns: generated models, environments of servers whose
+packages clash with ours.
+"""
 
 import fcntl
 import hashlib
@@ -33,7 +35,9 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def made(path: Path) -> Iterator[Path | None]:
-    """A folder to fill, which gets the name `path` only when it is complete; None if that is there. One process at a time makes it."""
+    """A folder to fill, which gets the name `path` only when it is complete; None if that is there.
+    One process at a time makes it.
+    """
     if path.is_dir():
         yield None
         return
@@ -42,31 +46,46 @@ def made(path: Path) -> Iterator[Path | None]:
             yield None
             return
         partial = path.with_name(f"{path.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)  # only a killed run leaves one; the lock says that none is at work
+        # only a killed run leaves one; the lock says that none is at work
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         yield partial
         partial.rename(path)
 
 
 def environment(packages: Sequence[str]) -> Path:
-    """A virtual environment with these packages, made by uv on first use; its folder. Raises CacheError."""
+    """A virtual environment with these packages, made by uv on first use; its folder. Raises
+    CacheError.
+    """
     key = hashlib.sha256("\n".join([sys.version, *packages]).encode()).hexdigest()[:12]
     found = folder("environments") / key
     complete = found / "complete"  # written last: what a killed installation left is made anew
     if complete.exists():
         return found
     links = os.environ.get("UV_FIND_LINKS", "").split(",")
-    at_hand = shutil.which("nvidia-smi") or any(wheel for link in links if link for wheel in Path(link).glob("torch-*"))
-    # PyPI's torch for Linux brings gigabytes of CUDA; asked for a backend, uv looks on PyTorch's own index alone
-    settings = {"UV_SYSTEM_CERTS": "1"} | ({} if at_hand else {"UV_TORCH_BACKEND": "cpu"}) | os.environ
+    at_hand = shutil.which("nvidia-smi") or any(
+        wheel for link in links if link for wheel in Path(link).glob("torch-*")
+    )
+    # PyPI's torch for Linux brings gigabytes of CUDA; asked for a backend, uv looks on PyTorch's
+    # own index alone
+    settings = (
+        {"UV_SYSTEM_CERTS": "1"} | ({} if at_hand else {"UV_TORCH_BACKEND": "cpu"}) | os.environ
+    )
     with locked(found):
         if not complete.exists():
             shutil.rmtree(found, ignore_errors=True)
             print(f"installing {', '.join(packages)} in {found}", file=sys.stderr)
-            for command in (["venv", "--python", sys.executable, str(found)],
-                            ["pip", "install", "--python", str(found / "bin" / "python"), *packages]):
-                done = subprocess.run(["uv", *command, "--quiet"], env=settings, stderr=subprocess.PIPE, text=True)
+            for command in (
+                ["venv", "--python", sys.executable, str(found)],
+                ["pip", "install", "--python", str(found / "bin" / "python"), *packages],
+            ):
+                done = subprocess.run(
+                    ["uv", *command, "--quiet"], env=settings, stderr=subprocess.PIPE, text=True
+                )
                 if done.returncode:
-                    raise CacheError(f"`uv {' '.join(command[:2])}` failed; mend what it says, then try again:\n{done.stderr.strip()}")
+                    raise CacheError(
+                        f"`uv {' '.join(command[:2])}` failed; mend what it says, then try"
+                        f" again:\n{done.stderr.strip()}"
+                    )
             complete.touch()
     return found

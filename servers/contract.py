@@ -1,18 +1,21 @@
-"""THE API that every server speaks: a strict subset of OpenAI's, so that OpenAI's clients and any LLM load tool work unchanged.
+"""THE API that every server speaks: a strict subset of OpenAI's, so that OpenAI's clients and any
+LLM load tool work unchanged.
 
     GET  /health  /v1/models  /metrics
     POST /v1/completions  /v1/chat/completions      plain, or streamed as server-sent events (SSE)
     GET  the same two, with Upgrade: websocket      streamed over a WebSocket, by those that have it
 
-On a WebSocket each text message of the client is a request as it would be POSTed, always streamed. The answer is a text message for each
-event, its payload without "data: ", the last one [DONE]. A refused request, or a failing engine, is one message that ends the answer:
-the error's envelope, with its status beside "error", for there is no line for it. The connection serves on: one request at a time, what is
-sent before [DONE] waits for it. A request that is too long closes with 1009; without the key there is no upgrade.
+On a WebSocket each text message of the client is a request as it would be POSTed, always streamed.
+The answer is a text message for each event, its payload without "data: ", the last one [DONE]. A
+refused request, or a failing engine, is one message that ends the answer: the error's envelope,
+with its status beside "error", for there is no line for it. The connection serves on: one request
+at a time, what is sent before [DONE] waits for it. A request that is too long closes with 1009;
+without the key there is no upgrade.
 
-Requests are pydantic models, answers are built by `Answer`, errors by `error_body`; `read_chunk` is the client's side.
-Extensions, each known elsewhere: `ignore_eos` (vLLM) makes output lengths exact; `timings` (llama.cpp) explains a slow request.
-Unknown fields are ignored as most servers do, but known ones that would change the answer and are not supported are refused.
-No web framework here.
+Requests are pydantic models, answers are built by `Answer`, errors by `error_body`; `read_chunk` is
+the client's side. Extensions, each known elsewhere: `ignore_eos` (vLLM) makes output lengths exact;
+`timings` (llama.cpp) explains a slow request. Unknown fields are ignored as most servers do, but
+known ones that would change the answer and are not supported are refused. No web framework here.
 """
 
 import json
@@ -23,7 +26,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 COMPLETIONS = "/v1/completions"
 CHAT_COMPLETIONS = "/v1/chat/completions"
@@ -31,8 +42,9 @@ MAX_BODY_BYTES = 4 * 1024 * 1024
 SSE_CONTENT_TYPE = "text/event-stream"
 SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 DONE = "data: [DONE]\n\n"
-# An option of some servers: which library serialises the whole chunk for each token, as most servers do it. Without it, what is the same
-# in all chunks is serialised once, and then each token's text.
+# An option of some servers: which library serialises the whole chunk for each token, as most
+# servers do it. Without it, what is the same in all chunks is serialised once, and then each
+# token's text.
 WHOLE_CHUNKS = os.environ.get("SERVEOFF_JSON", "prepared") != "prepared"
 
 _dumps: Callable[[Any], str] = json.dumps
@@ -41,6 +53,7 @@ if os.environ.get("SERVEOFF_JSON") == "orjson":
 
     def _dumps(value: Any) -> str:
         return orjson.dumps(value).decode()
+
 
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
@@ -54,7 +67,14 @@ def authorization() -> dict[str, str]:
 class ContractError(Exception):
     """An answer other than 200. `str()` is the message; never a stack trace."""
 
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None, retry_after_s: int | None = None):
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
+    ):
         super().__init__(message)
         self.status, self.param, self.code = status, param, code
         self.headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
@@ -63,7 +83,9 @@ class ContractError(Exception):
         return error_body(self.status, str(self), self.param, self.code)
 
 
-def error_body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+def error_body(
+    status: int, message: str, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
     """OpenAI's error envelope."""
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
@@ -74,21 +96,37 @@ def invalid(errors: Sequence[Any]) -> ContractError:
     first = errors[0]
     # without FastAPI's "body" and pydantic's names of a union's members, such as "list[str]"
     where = [str(part) for part in first["loc"] if part != "body" and "[" not in str(part)]
-    if first["type"] in ("json_invalid", "value_error.jsondecode") or (not where and first["type"] != "value_error"):
-        return ContractError(400, f"the body is not a JSON object: {first['msg']}", None, "invalid_json")
+    if first["type"] in ("json_invalid", "value_error.jsondecode") or (
+        not where and first["type"] != "value_error"
+    ):
+        return ContractError(
+            400, f"the body is not a JSON object: {first['msg']}", None, "invalid_json"
+        )
     field = where[0] if where else None
-    if first["type"] == "value_error" and not where:  # from refuse_unsupported, whose message begins with the field
+    # from refuse_unsupported, whose message begins with the field
+    if first["type"] == "value_error" and not where:
         field = first["msg"].removeprefix("Value error, ").split(":")[0]
-        return ContractError(400, first["msg"].removeprefix("Value error, "), field, "unsupported_value")
+        return ContractError(
+            400, first["msg"].removeprefix("Value error, "), field, "unsupported_value"
+        )
     return ContractError(400, f"{'.'.join(where)}: {first['msg']}", field, first["type"])
 
 
-# ---------------------------------------------------------------------------------------------------------------- requests
+# --- requests
 
 # field -> values that mean "off"; any other value would change the answer
-_UNSUPPORTED = {"n": (None, 1), "best_of": (None, 1), "echo": (None, False), "logprobs": (None, False), "suffix": (None, ""),
-                "tools": (None, []), "logit_bias": (None, {}), "presence_penalty": (None, 0), "frequency_penalty": (None, 0),
-                "repetition_penalty": (None, 1)}
+_UNSUPPORTED = {
+    "n": (None, 1),
+    "best_of": (None, 1),
+    "echo": (None, False),
+    "logprobs": (None, False),
+    "suffix": (None, ""),
+    "tools": (None, []),
+    "logit_bias": (None, {}),
+    "presence_penalty": (None, 0),
+    "frequency_penalty": (None, 0),
+    "repetition_penalty": (None, 1),
+}
 
 
 def _utf8(text: str) -> str:
@@ -108,7 +146,9 @@ def _or_default(default: float | bool) -> BeforeValidator:  # null means the def
 
 def _joined_parts(content: Any) -> Any:
     """Text parts, [{"type": "text", "text": ...}], as one string."""
-    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+    if isinstance(content, list) and all(
+        isinstance(part, dict) and part.get("type") == "text" for part in content
+    ):
         return "".join(str(part.get("text", "")) for part in content)
     return content
 
@@ -126,7 +166,8 @@ class _Request(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False), _or_default(1.0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), _or_default(1.0)] = 1.0
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Annotated[list[_Text], Field(max_length=4)] | _Text | None = None  # the list first: its errors say more
+    # the list first: its errors say more
+    stop: Annotated[list[_Text], Field(max_length=4)] | _Text | None = None
     stream: Annotated[bool, _or_default(False)] = False
     stream_options: StreamOptions | None = None
     ignore_eos: Annotated[bool, _or_default(False)] = False
@@ -162,7 +203,9 @@ class Message(BaseModel):
 
 
 class ChatCompletionRequest(_Request):
-    """Without max_tokens (or its newer name max_completion_tokens) the answer may fill the context, as at OpenAI."""
+    """Without max_tokens (or its newer name max_completion_tokens) the answer may fill the context,
+    as at OpenAI.
+    """
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -171,7 +214,9 @@ class ChatCompletionRequest(_Request):
 Request = CompletionRequest | ChatCompletionRequest
 
 
-def parse(kind: type[CompletionRequest] | type[ChatCompletionRequest], body: bytes | str) -> Request:
+def parse(
+    kind: type[CompletionRequest] | type[ChatCompletionRequest], body: bytes | str
+) -> Request:
     """For frameworks that do not validate with pydantic themselves. Raises ContractError (400)."""
     try:
         return kind.model_validate_json(body)
@@ -179,12 +224,14 @@ def parse(kind: type[CompletionRequest] | type[ChatCompletionRequest], body: byt
         raise invalid(error.errors()) from None
 
 
-# ----------------------------------------------------------------------------------------------------------------- answers
+# --- answers
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a generation ended. Times in ms: waiting for the engine, engine's begin to first token, first to last token."""
+    """How a generation ended. Times in ms: waiting for the engine, engine's begin to first token,
+    first to last token.
+    """
 
     prompt_tokens: int
     completion_tokens: int
@@ -194,40 +241,60 @@ class Outcome:
     predicted_ms: float
 
     def usage(self) -> dict[str, int]:
-        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens,
-                "total_tokens": self.prompt_tokens + self.completion_tokens}
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
 
     def timings(self) -> dict[str, float]:
-        return {name: round(getattr(self, name), 3) for name in ("queue_ms", "prompt_ms", "predicted_ms")}
+        return {
+            name: round(getattr(self, name), 3)
+            for name in ("queue_ms", "prompt_ms", "predicted_ms")
+        }
 
 
 class Answer:
-    """Builds the answer to one request: `event` for each item of a stream, or `complete` for a plain answer."""
+    """Builds the answer to one request: `event` for each item of a stream, or `complete` for a
+    plain answer.
+    """
 
     def __init__(self, request: Request, model: str):
         self.chat = isinstance(request, ChatCompletionRequest)
         self.include_usage = request.include_usage
-        self.common = {"id": f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}",
-                       "object": "chat.completion" if self.chat else "text_completion", "created": int(time.time()), "model": model}
+        self.common = {
+            "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}",
+            "object": "chat.completion" if self.chat else "text_completion",
+            "created": int(time.time()),
+            "model": model,
+        }
         self.first = True
         if not WHOLE_CHUNKS:
             self.head, self.tail = self._chunk("\0").split(_dumps("\0"))
 
-    def _chunk(self, text: str | None, finish_reason: str | None = None, *, role: bool = False, **more: Any) -> str:
+    def _chunk(
+        self, text: str | None, finish_reason: str | None = None, *, role: bool = False, **more: Any
+    ) -> str:
         choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": finish_reason}
         if self.chat:
-            choice["delta"] = ({"role": "assistant"} if role else {}) | ({} if text is None else {"content": text})
+            choice["delta"] = ({"role": "assistant"} if role else {}) | (
+                {} if text is None else {"content": text}
+            )
         else:
             choice["text"] = text or ""
         return self._event({"choices": [choice], **more})
 
     def _event(self, said: dict[str, Any]) -> str:
-        return f"data: {_dumps({**self.common, 'object': 'chat.completion.chunk' if self.chat else 'text_completion', **said})}\n\n"
+        kind = "chat.completion.chunk" if self.chat else "text_completion"
+        return f"data: {_dumps({**self.common, 'object': kind, **said})}\n\n"
 
     def event(self, item: "str | Outcome | BaseException") -> str:
-        """SSE text: a token's event, the end of the stream for an Outcome, an error event for an exception."""
+        """SSE text: a token's event, the end of the stream for an Outcome, an error event for an
+        exception.
+        """
         if isinstance(item, str):
-            if self.first and self.chat:  # the role comes with the first token: a chunk without a token would look like one
+            # the role comes with the first token: a chunk without a token would look like one
+            if self.first and self.chat:
                 self.first = False
                 return self._chunk(item, role=True)
             return self._chunk(item) if WHOLE_CHUNKS else f"{self.head}{_dumps(item)}{self.tail}"
@@ -240,9 +307,20 @@ class Answer:
         return f"data: {json.dumps(error_body(500, message))}\n\n"
 
     def complete(self, text: str, outcome: Outcome) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": outcome.finish_reason}
-        choice |= {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
-        return {**self.common, "choices": [choice], "usage": outcome.usage(), "timings": outcome.timings()}
+        choice: dict[str, Any] = {
+            "index": 0,
+            "logprobs": None,
+            "finish_reason": outcome.finish_reason,
+        }
+        choice |= (
+            {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
+        )
+        return {
+            **self.common,
+            "choices": [choice],
+            "usage": outcome.usage(),
+            "timings": outcome.timings(),
+        }
 
 
 def payloads(events: str) -> list[str]:
@@ -271,10 +349,16 @@ def status_of_end(payload: str) -> int | None:
 
 
 def models_body(*models: str) -> dict[str, Any]:
-    return {"object": "list", "data": [{"id": model, "object": "model", "created": 0, "owned_by": "serveoff"} for model in models]}
+    return {
+        "object": "list",
+        "data": [
+            {"id": model, "object": "model", "created": 0, "owned_by": "serveoff"}
+            for model in models
+        ],
+    }
 
 
-# ----------------------------------------------------------------------------------------------------------- client's side
+# --- client's side
 
 
 @dataclass(frozen=True)
@@ -289,7 +373,8 @@ class Chunk:
 
 
 def read_chunk(payload: bytes) -> Chunk:
-    """Reads the JSON of an event (without "data: ") or of a plain answer, from any OpenAI-compatible server.
+    """Reads the JSON of an event (without "data: ") or of a plain answer, from any
+    OpenAI-compatible server.
 
     Raises ValueError if it is not a JSON object of that form.
     """
@@ -303,7 +388,11 @@ def read_chunk(payload: bytes) -> Chunk:
             text += (said.get("content") if said is not None else choice.get("text")) or ""
             finish_reason = choice.get("finish_reason") or finish_reason
         error = body.get("error")
-        message = None if error is None else str(error.get("message") if isinstance(error, dict) else error)
+        message = (
+            None
+            if error is None
+            else str(error.get("message") if isinstance(error, dict) else error)
+        )
     except (AttributeError, TypeError):
         raise ValueError("an answer whose choices are not OpenAI's") from None
     return Chunk(text, finish_reason, body.get("usage"), body.get("timings"), message)

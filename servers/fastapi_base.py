@@ -18,9 +18,14 @@ from servers.metrics import AsgiMetrics
 Answering = Callable[[contract.Request], Awaitable[Any]]
 
 
-def create_app(title: str, load_engine: Callable[[], Any],
-               models_of: Callable[[Any], Iterable[str]] = lambda engine: [engine.model]) -> FastAPI:
-    """An app with /health, /v1/models, /metrics and the contract's errors; `app.state.engine` is loaded at start-up."""
+def create_app(
+    title: str,
+    load_engine: Callable[[], Any],
+    models_of: Callable[[Any], Iterable[str]] = lambda engine: [engine.model],
+) -> FastAPI:
+    """An app with /health, /v1/models, /metrics and the contract's errors; `app.state.engine` is
+    loaded at start-up.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -29,7 +34,8 @@ def create_app(title: str, load_engine: Callable[[], Any],
         app.state.engine.close()
 
     app = FastAPI(title=title, lifespan=lifespan)
-    if os.environ.get("SERVEOFF_GZIP") == "on":  # an option of some; Starlette leaves event streams alone
+    # an option of some; Starlette leaves event streams alone
+    if os.environ.get("SERVEOFF_GZIP") == "on":
         app.add_middleware(GZipMiddleware)
     app.add_middleware(AsgiMetrics)
 
@@ -51,18 +57,26 @@ def create_app(title: str, load_engine: Callable[[], Any],
 
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse(contract.error_body(error.status_code, error.detail), error.status_code, error.headers)
+        return JSONResponse(
+            contract.error_body(error.status_code, error.detail), error.status_code, error.headers
+        )
 
     @app.exception_handler(Exception)
-    async def failed(_: Request, __: Exception) -> JSONResponse:  # the log has it, and nobody else shall
-        # Uvicorn closes the connection afterwards; who keeps connections, as a gateway does, must know.
-        return JSONResponse(contract.error_body(500, "the engine failed"), 500, {"Connection": "close"})
+    # the log has it, and nobody else shall
+    async def failed(_: Request, __: Exception) -> JSONResponse:
+        # Uvicorn closes the connection afterwards; who keeps connections, as a gateway does, must
+        # know.
+        return JSONResponse(
+            contract.error_body(500, "the engine failed"), 500, {"Connection": "close"}
+        )
 
     return app
 
 
 def completions(app: FastAPI) -> Callable[[Answering], Answering]:
-    """Decorator of what answers requests to both paths of the contract, each with its own model of the body."""
+    """Decorator of what answers requests to both paths of the contract, each with its own model of
+    the body.
+    """
 
     def register(answer: Answering) -> Answering:
         @app.post(contract.COMPLETIONS)

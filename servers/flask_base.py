@@ -12,9 +12,15 @@ from servers.engines import Job
 from servers.metrics import WsgiMetrics
 
 
-def create_app(name: str, engine: Any, generate: Callable[[Job, Callable[[str], Any]], Outcome],
-               events: Callable[[Job, Answer], Iterator[str]]) -> Flask:
-    """An app with all paths of the contract. `generate` calls the engine for a plain answer, `events` for a streamed one."""
+def create_app(
+    name: str,
+    engine: Any,
+    generate: Callable[[Job, Callable[[str], Any]], Outcome],
+    events: Callable[[Job, Answer], Iterator[str]],
+) -> Flask:
+    """An app with all paths of the contract. `generate` calls the engine for a plain answer,
+    `events` for a streamed one.
+    """
     app = Flask(name)
     app.config["MAX_CONTENT_LENGTH"] = contract.MAX_BODY_BYTES
     app.wsgi_app = WsgiMetrics(app.wsgi_app)  # type: ignore[method-assign]
@@ -39,7 +45,11 @@ def create_app(name: str, engine: Any, generate: Callable[[Job, Callable[[str], 
         job = engine.prepare(wanted)
         reply = Answer(wanted, engine.model)
         if wanted.stream:
-            return Response(events(job, reply), content_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS)
+            return Response(
+                events(job, reply),
+                content_type=contract.SSE_CONTENT_TYPE,
+                headers=contract.SSE_HEADERS,
+            )
         pieces: list[str] = []
         outcome = generate(job, pieces.append)
         return jsonify(reply.complete("".join(pieces), outcome))

@@ -1,4 +1,6 @@
-"""Starts one server, waits until it serves, and ends its whole process tree: `with running(...) as server`."""
+"""Starts one server, waits until it serves, and ends its whole process tree: `with running(...) as
+server`.
+"""
 
 import json
 import os
@@ -19,13 +21,17 @@ ROOT = Path(__file__).parents[1]
 
 
 class LaunchError(RuntimeError):
-    """Why a server does not run, in one sentence that names the remedy, and the last lines of its log."""
+    """Why a server does not run, in one sentence that names the remedy, and the last lines of
+    its log.
+    """
 
 
 @dataclass(frozen=True)
 class Model:
-    """`path`: folder or hub name; empty if no engine needs weights. `planted`: its answers follow `servers/rule.py`. `shape`: as
-    servers/shape.py reads it; what is known of a model does not make it another one."""
+    """`path`: folder or hub name; empty if no engine needs weights. `planted`: its answers follow
+    `servers/rule.py`. `shape`: as servers/shape.py reads it; what is known of a model does not make
+    it another one.
+    """
 
     name: str
     path: str
@@ -35,7 +41,9 @@ class Model:
 
 @dataclass(frozen=True)
 class Share:
-    """What every server alike may use: cores (none: all), engine threads over all its workers, worker processes."""
+    """What every server alike may use: cores (none: all), engine threads over all its workers,
+    worker processes.
+    """
 
     cores: tuple[int, ...] = ()
     threads: int = 1
@@ -47,7 +55,9 @@ class Running:
     server: str
     base_url: str
     pid: int  # of its command
-    pids: list[int]  # roots of all process trees that make the architecture: its other processes, those of servers behind it
+    # roots of all process trees that make the architecture: its other processes, those of servers
+    # behind it
+    pids: list[int]
     command: list[str]
     startup_s: float  # from the first process's start to the first 200 of its `ready`
     log: Path
@@ -57,11 +67,15 @@ class Running:
 
     @property
     def engine_urls(self) -> str:
-        """Base URLs of those that have the engines, comma-separated: whose /metrics count tokens."""
+        """Base URLs of those that have the engines, comma-separated: whose /metrics count
+        tokens.
+        """
         return ",".join(each.engine_urls for each in self.behind) or self.base_url
 
     def ended(self) -> bool:
-        """Also if its supervisor is still busy with ending what is left of it: then it has closed what it speaks by."""
+        """Also if its supervisor is still busy with ending what is left of it: then it has closed
+        what it speaks by.
+        """
         if self.supervisor.poll() is not None or any(each.ended() for each in self.behind):
             return True
         pipe = self.supervisor.stdout
@@ -69,7 +83,11 @@ class Running:
 
     def first_ended(self) -> "Running":
         """The one behind it that has ended, or it itself."""
-        behind = next((each for each in self.behind if each.ended()), self) if self.supervisor.poll() is None else self
+        behind = (
+            next((each for each in self.behind if each.ended()), self)
+            if self.supervisor.poll() is None
+            else self
+        )
         return behind if behind is self else behind.first_ended()
 
     def last_words(self) -> str:
@@ -83,7 +101,9 @@ def resolve_model(wanted: str, needs_weights: bool) -> Model:
     preset = wanted.removeprefix("serveoff-")
     if f"serveoff-{preset}" in rule.PLANTED_MODELS:
         path = _made("servers.engines.checkpoint", preset) if needs_weights else ""
-        return Model(f"serveoff-{preset}", path, True, shape.of_folder(Path(path)) if path else None)
+        return Model(
+            f"serveoff-{preset}", path, True, shape.of_folder(Path(path)) if path else None
+        )
     folder = Path(wanted).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -91,7 +111,10 @@ def resolve_model(wanted: str, needs_weights: bool) -> Model:
         return Model(folder.resolve().name, str(folder.resolve()), False, shape.of_folder(folder))
     if wanted.count("/") != 1 or wanted.startswith((".", "/", "~")):
         presets = ", ".join(name.removeprefix("serveoff-") for name in rule.PLANTED_MODELS)
-        raise LaunchError(f"the model {wanted!r} does not exist: give one of {presets}, an existing folder, or a hub name like org/name")
+        raise LaunchError(
+            f"the model {wanted!r} does not exist: give one of {presets}, an existing folder, or a"
+            " hub name like org/name"
+        )
     return Model(wanted, wanted, False, _shape_of_hub(wanted))
 
 
@@ -99,7 +122,10 @@ def preset_bytes() -> dict[str, int]:
     """Of the weights of each model that is generated, the largest first."""
     from servers.engines import checkpoint
 
-    sizes = {name: checkpoint.DTYPE_BYTES * shape.parameters() for name, shape in checkpoint.PRESETS.items()}
+    sizes = {
+        name: checkpoint.DTYPE_BYTES * shape.parameters()
+        for name, shape in checkpoint.PRESETS.items()
+    }
     return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
 
@@ -109,33 +135,46 @@ def _shape_of_hub(name: str) -> dict[str, Any] | None:
         from huggingface_hub import try_to_load_from_cache
 
         config = try_to_load_from_cache(name, "config.json")
-    except (ImportError, ValueError):  # not installed; no name that a hub could have, which the engine will say
+    # not installed; no name that a hub could have, which the engine will say
+    except (ImportError, ValueError):
         return None
     return shape.of_folder(Path(config).parent) if isinstance(config, str) else None
 
 
 def _made(*command: str) -> str:
-    """The folder that it made. Not in this process: it needs torch, which takes seconds to import, and memory."""
-    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    """The folder that it made. Not in this process: it needs torch, which takes seconds to import,
+    and memory.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     if done.returncode:
         raise LaunchError(f"the model ({' '.join(command[1:])}) could not be generated: see above")
     return done.stdout.strip().splitlines()[-1]
 
 
 def read_environment() -> None:
-    """The key in the file SERVEOFF_API_KEY_FILE becomes SERVEOFF_API_KEY, here and in all that is started from here. Raises LaunchError,
-    also if there is no home folder."""
+    """The key in the file SERVEOFF_API_KEY_FILE becomes SERVEOFF_API_KEY, here and in all that is
+    started from here. Raises LaunchError, also if there is no home folder.
+    """
     try:
         Path.home()
     except RuntimeError:  # a container's user whom nobody knows
-        raise LaunchError("this user has no home folder: set HOME to a folder where it may keep things") from None
+        raise LaunchError(
+            "this user has no home folder: set HOME to a folder where it may keep things"
+        ) from None
     if name := os.environ.get("SERVEOFF_API_KEY_FILE"):
         try:
             key = Path(name).read_text().strip()
         except (OSError, ValueError) as error:
-            raise LaunchError(f"SERVEOFF_API_KEY_FILE: {name} cannot be read ({error}): name a file with the key in it") from None
+            raise LaunchError(
+                f"SERVEOFF_API_KEY_FILE: {name} cannot be read ({error}): name a file with the key"
+                " in it"
+            ) from None
         if not key or not key.isprintable():
-            raise LaunchError(f"SERVEOFF_API_KEY_FILE: {name} has no key in it: one line, and nothing else")
+            raise LaunchError(
+                f"SERVEOFF_API_KEY_FILE: {name} has no key in it: one line, and nothing else"
+            )
         os.environ["SERVEOFF_API_KEY"] = key
 
 
@@ -147,8 +186,10 @@ def free_port() -> int:
 
 @contextmanager
 def reserved_ports(count: int) -> Iterator[list[int]]:
-    """Different free ones, which until its end are given to no other process of ours: between finding a port free and listening on it a
-    server takes a second, and whoever listens there first would answer for it. (Linux: a name that ends with its owner.)"""
+    """Different free ones, which until its end are given to no other process of ours: between
+    finding a port free and listening on it a server takes a second, and whoever listens there first
+    would answer for it. (Linux: a name that ends with its owner.)
+    """
     with ExitStack() as stack:
         found: list[int] = []
         while len(found) < count:
@@ -172,19 +213,49 @@ def check_port(host: str, port: int, option: str = "--port") -> None:
         try:
             free.bind((host, port))
         except OSError as error:
-            raise LaunchError(f"port {port} on {host} cannot be used ({error.strerror}): give another one with {option}") from None
+            raise LaunchError(
+                f"port {port} on {host} cannot be used ({error.strerror}): give another one with"
+                f" {option}"
+            ) from None
 
 
-def supervised(command: Sequence[str], log: Path, *, cores: Sequence[int] = (), environment: dict[str, str] | None = None,
-               before: Sequence[dict[str, Any]] = (), folder: Path = ROOT) -> "subprocess.Popen[bytes]":
-    """A command that ends, with all its descendants, when `stop` is called or this process ends, however it ends. It runs in `folder`.
+def supervised(
+    command: Sequence[str],
+    log: Path,
+    *,
+    cores: Sequence[int] = (),
+    environment: dict[str, str] | None = None,
+    before: Sequence[dict[str, Any]] = (),
+    folder: Path = ROOT,
+) -> "subprocess.Popen[bytes]":
+    """A command that ends, with all its descendants, when `stop` is called or this process ends,
+    however it ends. It runs in `folder`.
 
-    The first line of its stdout is the command's process id, after those of the processes `before` it (servers/supervise.py).
+    The first line of its stdout is the command's process id, after those of the processes `before`
+    it (servers/supervise.py).
     """
     pinned = ["--cores", ",".join(map(str, cores))] if cores else []
     earlier = ["--before", json.dumps(before)] if before else []
-    own = [sys.executable, "-m", "servers.supervise", str(log.resolve()), "--folder", str(folder), *pinned, *earlier, "--", *command]
-    return subprocess.Popen(own, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True)
+    own = [
+        sys.executable,
+        "-m",
+        "servers.supervise",
+        str(log.resolve()),
+        "--folder",
+        str(folder),
+        *pinned,
+        *earlier,
+        "--",
+        *command,
+    ]
+    return subprocess.Popen(
+        own,
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,
+    )
 
 
 def stop(supervisor: "subprocess.Popen[bytes]") -> int:
@@ -195,20 +266,35 @@ def stop(supervisor: "subprocess.Popen[bytes]") -> int:
     return supervisor.wait()
 
 
-def environment_of(engine: str, model: Model, threads: int, simulated: dict[str, Any], workers: bool) -> dict[str, str]:
-    settings = {"SERVEOFF_ENGINE": engine, "SERVEOFF_MODEL_NAME": model.name, "SERVEOFF_MODEL_PATH": model.path,
-                "SERVEOFF_ENGINE_THREADS": str(threads), "SERVEOFF_SIMULATED": json.dumps(simulated), "OMP_NUM_THREADS": str(threads),
-                "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", "PATH": catalog.search_path()}
+def environment_of(
+    engine: str, model: Model, threads: int, simulated: dict[str, Any], workers: bool
+) -> dict[str, str]:
+    settings = {
+        "SERVEOFF_ENGINE": engine,
+        "SERVEOFF_MODEL_NAME": model.name,
+        "SERVEOFF_MODEL_PATH": model.path,
+        "SERVEOFF_ENGINE_THREADS": str(threads),
+        "SERVEOFF_SIMULATED": json.dumps(simulated),
+        "OMP_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+        "PATH": catalog.search_path(),
+    }
     if Path(model.path).is_dir():
         settings["HF_HUB_OFFLINE"] = "1"  # everything is there: no look-up on the network at start
     if workers:
         settings["PROMETHEUS_MULTIPROC_DIR"] = "set by servers.supervise"
-    by_bus = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # so that CUDA's card 0 is NVML's, and not the fastest one
+    # so that CUDA's card 0 is NVML's, and not the fastest one
+    by_bus = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     return {**by_bus, **os.environ, **settings}
 
 
-def prepare(server: catalog.Server, engine: str, model: Model, options: Mapping[str, str] | None = None) -> None:
-    """What takes long the first time: the environments of those that have one of their own, quantised weights. Raises LaunchError."""
+def prepare(
+    server: catalog.Server, engine: str, model: Model, options: Mapping[str, str] | None = None
+) -> None:
+    """What takes long the first time: the environments of those that have one of their own,
+    quantised weights. Raises LaunchError.
+    """
     try:
         if server.packages:
             cache.environment(server.packages)
@@ -217,19 +303,36 @@ def prepare(server: catalog.Server, engine: str, model: Model, options: Mapping[
     kind = (options or {}).get("quantization", "none")
     if engine == "vllm" and kind in ("gptq", "awq"):
         if not model.planted:
-            raise LaunchError(f"quantization={kind} is for generated models: give --model one that is quantised already")
+            raise LaunchError(
+                f"quantization={kind} is for generated models: give --model one that is quantised"
+                " already"
+            )
         _made("servers.engines.quantized", model.path, kind)
     if server.upstream:
-        prepare(catalog.find(server.upstream_of(engine, options or {}), server.checkout), engine, model)
+        prepare(
+            catalog.find(server.upstream_of(engine, options or {}), server.checkout), engine, model
+        )
 
 
 @contextmanager
-def running(server: catalog.Server, engine: str, model: Model, share: Share, log: Path, *, host: str = "127.0.0.1",
-            port: int | None = None, options: Mapping[str, str] | None = None, simulated: dict[str, Any] | None = None,
-            ready_timeout_s: float | None = None) -> Iterator[Running]:
-    """Raises LaunchError if it cannot start, dies, or is not ready in time. At the end nothing of it is left.
+def running(
+    server: catalog.Server,
+    engine: str,
+    model: Model,
+    share: Share,
+    log: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    options: Mapping[str, str] | None = None,
+    simulated: dict[str, Any] | None = None,
+    ready_timeout_s: float | None = None,
+) -> Iterator[Running]:
+    """Raises LaunchError if it cannot start, dies, or is not ready in time. At the end nothing of
+    it is left.
 
-    Servers behind it are started first, and ended last. Their logs, and those of its other processes, stand beside `log`.
+    Servers behind it are started first, and ended last. Their logs, and those of its other
+    processes, stand beside `log`.
     """
     if port is not None:
         check_port(host, port)
@@ -243,33 +346,88 @@ def running(server: catalog.Server, engine: str, model: Model, share: Share, log
         behind = []
         for number in range(replicas if server.upstream else 0):
             other = catalog.find(server.upstream_of(engine, chosen), server.checkout)
-            part = replace(share, threads=max(1, share.threads // replicas), workers=max(1, share.workers // replicas))
-            behind.append(stack.enter_context(running(other, engine, model, part, log.with_name(f"{log.stem}.upstream-{number + 1}.log"),
-                                                      simulated=simulated, ready_timeout_s=ready_timeout_s)))
+            part = replace(
+                share,
+                threads=max(1, share.threads // replicas),
+                workers=max(1, share.workers // replicas),
+            )
+            behind.append(
+                stack.enter_context(
+                    running(
+                        other,
+                        engine,
+                        model,
+                        part,
+                        log.with_name(f"{log.stem}.upstream-{number + 1}.log"),
+                        simulated=simulated,
+                        ready_timeout_s=ready_timeout_s,
+                    )
+                )
+            )
         upstream = ",".join(each.base_url for each in behind)
-        free, *others = stack.enter_context(reserved_ports(1 + len(server.processes)))  # after those of the servers behind it are taken
+        # after those of the servers behind it are taken
+        free, *others = stack.enter_context(reserved_ports(1 + len(server.processes)))
         port = port or free
-        ports = {f"{name}_port": str(other) for name, other in zip(server.processes, others, strict=True)}
-        values = {**chosen, **ports, "host": host, "port": str(port), "workers": str(workers), "engine_threads": str(threads),
-                  "model": model.path, "model_name": model.name, "upstream": upstream, "run": "{run}"}  # which servers.supervise knows
-        before = [{"name": name, "command": [part.format_map(values) for part in each.command], "ready": each.ready.format_map(values),
-                   "log": str(log.with_name(f"{log.stem}.{name}.log").resolve())} for name, each in server.processes.items()]
+        ports = {
+            f"{name}_port": str(other) for name, other in zip(server.processes, others, strict=True)
+        }
+        values = {
+            **chosen,
+            **ports,
+            "host": host,
+            "port": str(port),
+            "workers": str(workers),
+            "engine_threads": str(threads),
+            # which servers.supervise knows
+            "model": model.path,
+            "model_name": model.name,
+            "upstream": upstream,
+            "run": "{run}",
+        }
+        before = [
+            {
+                "name": name,
+                "command": [part.format_map(values) for part in each.command],
+                "ready": each.ready.format_map(values),
+                "log": str(log.with_name(f"{log.stem}.{name}.log").resolve()),
+            }
+            for name, each in server.processes.items()
+        ]
         command = [part.format_map(values) for part in server.command]
         environment = environment_of(engine, model, threads, simulated or {}, server.has_workers)
-        environment |= {f"SERVEOFF_{name.upper()}": value for name, value in {**chosen, "upstream": upstream}.items() if value}
-        own = cache.environment(server.packages) / "bin" if server.packages else server.checkout.programs
+        environment |= {
+            f"SERVEOFF_{name.upper()}": value
+            for name, value in {**chosen, "upstream": upstream}.items()
+            if value
+        }
+        own = (
+            cache.environment(server.packages) / "bin"
+            if server.packages
+            else server.checkout.programs
+        )
         if own:
             environment["PATH"] = os.pathsep.join([str(own), environment["PATH"]])
-        supervisor = supervised(command, log, cores=share.cores, environment=environment, before=before, folder=server.checkout.root)
+        supervisor = supervised(
+            command,
+            log,
+            cores=share.cores,
+            environment=environment,
+            before=before,
+            folder=server.checkout.root,
+        )
         stack.callback(stop, supervisor)
         pids = [pid for each in behind for pid in each.pids]
-        up = Running(server.name, f"http://{host}:{port}", 0, pids, command, 0.0, log, supervisor, behind)
+        up = Running(
+            server.name, f"http://{host}:{port}", 0, pids, command, 0.0, log, supervisor, behind
+        )
         _wait_ready(server, up, host, port, ready_timeout_s or server.ready_timeout_s)
         up.startup_s = time.perf_counter() - began
         yield up
 
 
-def _wait_ready(server: catalog.Server, up: Running, host: str, port: int, timeout_s: float) -> None:
+def _wait_ready(
+    server: catalog.Server, up: Running, host: str, port: int, timeout_s: float
+) -> None:
     deadline = time.monotonic() + timeout_s
     behind = list(up.pids)
     pipe = up.supervisor.stdout
@@ -277,9 +435,12 @@ def _wait_ready(server: catalog.Server, up: Running, host: str, port: int, timeo
     said = b""
     while time.monotonic() < deadline:
         if up.ended():
-            raise LaunchError(f"{server.name} ended at its start with exit code {up.first_ended().supervisor.wait()}; its last log lines:\n"
-                              f"{tails(up.log)}")
-        if said.count(b"\n") <= len(server.processes):  # the process id of each as it is started, that of the command last
+            raise LaunchError(
+                f"{server.name} ended at its start with exit code"
+                f" {up.first_ended().supervisor.wait()}; its last log lines:\n{tails(up.log)}"
+            )
+        # the process id of each as it is started, that of the command last
+        if said.count(b"\n") <= len(server.processes):
             if select.select([pipe], [], [], 0.1)[0]:
                 more = os.read(pipe.fileno(), 4096)
                 said += more
@@ -290,13 +451,17 @@ def _wait_ready(server: catalog.Server, up: Running, host: str, port: int, timeo
             return
         else:
             time.sleep(0.1)
-    raise LaunchError(f"{server.name} was not ready after {timeout_s:g} s (raise ready_timeout_s in its server.toml if it only needs "
-                      f"longer); its last log lines:\n{tails(up.log)}")
+    raise LaunchError(
+        f"{server.name} was not ready after {timeout_s:g} s (raise ready_timeout_s in its"
+        f" server.toml if it only needs longer); its last log lines:\n{tails(up.log)}"
+    )
 
 
 def get_status(host: str, port: int, path: str) -> int | None:
     """Status of a GET; None if there is no answer in time."""
-    asking = probe.Probe(f"http://{host}:{port}", "", False, ends_s=time.monotonic() + bounds.HEALTH_S)
+    asking = probe.Probe(
+        f"http://{host}:{port}", "", False, ends_s=time.monotonic() + bounds.HEALTH_S
+    )
     try:
         return asking.ask("GET", path).status
     except probe.Failed:
@@ -305,10 +470,14 @@ def get_status(host: str, port: int, path: str) -> int | None:
 
 def tail(log: Path, lines: int = 15) -> str:
     text = log.read_text(errors="replace") if log.exists() else ""
-    return "\n".join("    " + line for line in text.splitlines()[-lines:]) or "    (its log is empty)"
+    return (
+        "\n".join("    " + line for line in text.splitlines()[-lines:]) or "    (its log is empty)"
+    )
 
 
 def tails(log: Path) -> str:
-    """Of a server's log, and of those beside it that are of its processes and of servers behind it."""
+    """Of a server's log, and of those beside it that are of its processes and of servers
+    behind it.
+    """
     others = sorted(log.parent.glob(f"{log.stem}.*.log"))
     return "\n".join([tail(log), *(f"and of {other.name}:\n{tail(other)}" for other in others)])

@@ -1,9 +1,11 @@
-"""Starts nginx from a template: as whoever we are, in the foreground, and writing to a temporary folder of its own only.
+"""Starts nginx from a template: as whoever we are, in the foreground, and writing to a temporary
+folder of its own only.
 
     python -m servers.nginx TEMPLATE NAME=VALUE ... [--upstream URL,URL]
 
-The template is what stands within `http`. As in nginx's own Docker image ${NAME} in it becomes VALUE, and nginx's own $variables stay;
-${UPSTREAM} becomes a `server` line for each URL. `include refusals.conf` within a `server` puts nginx's own errors into OpenAI's envelope.
+The template is what stands within `http`. As in nginx's own Docker image ${NAME} in it becomes
+VALUE, and nginx's own $variables stay; ${UPSTREAM} becomes a `server` line for each URL. `include
+refusals.conf` within a `server` puts nginx's own errors into OpenAI's envelope.
 
 SIGTERM lets answers under way end, as with every other server: nginx has SIGQUIT for that.
 """
@@ -20,7 +22,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-# Every path that an nginx may have been built with stands here: those are root's. $status is that of the error which is answered.
+# Every path that an nginx may have been built with stands here: those are root's. $status is that
+# of the error which is answered.
 MAIN = r"""
 pid nginx.pid;
 error_log stderr error;
@@ -35,7 +38,8 @@ http {
     uwsgi_temp_path uwsgi;
     scgi_temp_path scgi;
 
-    # Twice the contract's: a body that is only somewhat too long the application itself refuses, and counts. This spares the disk.
+    # Twice the contract's: the application itself refuses, and counts, a body that is only
+    # somewhat too long. This spares the disk.
     client_max_body_size 8m;
 
     map $status $refusal {
@@ -57,7 +61,9 @@ location = /refusal {
     internal;
     client_max_body_size 0; # else the one that was refused would be refused here, too
     default_type application/json;
-    return 200 '{"error": {"message": "$refusal", "type": "$refusal_type", "param": null, "code": null}}'; # sent with the error's status
+    # sent with the error's status
+    return 200 '{"error": {"message": "$refusal", "type": "$refusal_type",
+                "param": null, "code": null}}';
 }
 """
 
@@ -77,18 +83,26 @@ def main() -> int:
         if "=" not in value:
             parser.error(f"{value!r} is not NAME=VALUE")
     values = dict(value.partition("=")[::2] for value in arguments.values)
-    values["UPSTREAM"] = " ".join(f"server {urlsplit(url).netloc};" for url in arguments.upstream.split(",") if url)
+    values["UPSTREAM"] = " ".join(
+        f"server {urlsplit(url).netloc};" for url in arguments.upstream.split(",") if url
+    )
     try:
         site = filled(arguments.template.read_text(encoding="utf-8"), values)
     except (OSError, UnicodeDecodeError) as error:
         sys.exit(f"error: {arguments.template} cannot be read: {error}")
     except KeyError as error:
-        sys.exit(f"error: {arguments.template} uses ${{{error.args[0]}}}, which has no value; there are {', '.join(values)}")
-    user = "" if os.geteuid() else f" user root {grp.getgrgid(0).gr_name};"  # without it, root's workers would be "nobody"
+        sys.exit(
+            f"error: {arguments.template} uses ${{{error.args[0]}}}, which has no value; there are"
+            f" {', '.join(values)}"
+        )
+    # without it, root's workers would be "nobody"
+    user = "" if os.geteuid() else f" user root {grp.getgrgid(0).gr_name};"
     with tempfile.TemporaryDirectory(prefix="nginx-") as folder:
         for name, text in (("nginx.conf", MAIN), ("refusals.conf", REFUSALS), ("site.conf", site)):
             Path(folder, name).write_text(text, encoding="utf-8")
-        nginx = subprocess.Popen(["nginx", "-p", folder, "-c", "nginx.conf", "-e", "stderr", "-g", f"daemon off;{user}"])
+        nginx = subprocess.Popen(
+            ["nginx", "-p", folder, "-c", "nginx.conf", "-e", "stderr", "-g", f"daemon off;{user}"]
+        )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: nginx.send_signal(signal.SIGQUIT))
         code = nginx.wait()

@@ -1,6 +1,8 @@
-"""The client of `servers/verify.py`: asks a server as any client would, and says what came, when, and whether it is framed as it must be.
+"""The client of `servers/verify.py`: asks a server as any client would, and says what came, when,
+and whether it is framed as it must be.
 
-Standard library only: what is checked is the wire. (wsproto reads and writes WebSocket frames, and does no I/O.)
+Standard library only: what is checked is the wire. (wsproto reads and writes WebSocket frames, and
+does no I/O.)
 """
 
 import contextlib
@@ -39,8 +41,9 @@ class Silent(Failed):
 
 
 class Arrived(NamedTuple):
-    """When something was read, in s since the request was sent, and for how long of that its reader waited for a processor: it may have
-    come by so much earlier."""
+    """When something was read, in s since the request was sent, and for how long of that its reader
+    waited for a processor: it may have come by so much earlier.
+    """
 
     at_s: float
     waited_s: float
@@ -57,8 +60,10 @@ class Stopwatch:
 
 
 def _waited_s() -> float:
-    """For how long this thread has been ready to run without a processor, in s; 0 where the system does not tell, as only Linux does.
-    Source: the kernel's documentation of /proc/<pid>/schedstat, second field."""
+    """For how long this thread has been ready to run without a processor, in s; 0 where the system
+    does not tell, as only Linux does. Source: the kernel's documentation of /proc/<pid>/schedstat,
+    second field.
+    """
     try:
         return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
     except OSError:
@@ -78,7 +83,9 @@ class Reply:
         try:
             return json.loads(self.body)
         except ValueError:
-            raise Failed(f"status {self.status} with a body that is not JSON: {self.body[:80]!r}") from None
+            raise Failed(
+                f"status {self.status} with a body that is not JSON: {self.body[:80]!r}"
+            ) from None
 
     def plain(self) -> Chunk:
         if self.status != 200:
@@ -104,7 +111,14 @@ class Stream:
         return [(at, chunk.text) for at, chunk in self.events if chunk.text]
 
     def last_of(self, name: str) -> Any:
-        return next((value for _, chunk in reversed(self.events) if (value := getattr(chunk, name)) is not None), None)
+        return next(
+            (
+                value
+                for _, chunk in reversed(self.events)
+                if (value := getattr(chunk, name)) is not None
+            ),
+            None,
+        )
 
 
 def read_events(payloads: Sequence[tuple[Arrived, bytes]]) -> Stream:
@@ -117,7 +131,13 @@ def read_events(payloads: Sequence[tuple[Arrived, bytes]]) -> Stream:
 class WebSocket:
     """A connection that has been upgraded."""
 
-    def __init__(self, connected: socket.socket, host: str, path: str, headers: Sequence[tuple[bytes, bytes]] = ()):
+    def __init__(
+        self,
+        connected: socket.socket,
+        host: str,
+        path: str,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ):
         self.socket, self.protocol = connected, WSConnection(ConnectionType.CLIENT)
         self.socket.sendall(self.protocol.send(Request(host, path, extra_headers=list(headers))))
         if not isinstance(reply := self.receive(), AcceptConnection):
@@ -141,7 +161,9 @@ class WebSocket:
             self.protocol.receive_data(data)
 
     def ask(self, body: dict[str, Any]) -> tuple[int, list[tuple[Arrived, bytes]]]:
-        """Status with which the answer ended, and the arrival and the payload of all its messages but [DONE]."""
+        """Status with which the answer ended, and the arrival and the payload of all its messages
+        but [DONE].
+        """
         payloads: list[tuple[Arrived, bytes]] = []
         watch = Stopwatch()
         self.socket.sendall(self.protocol.send(TextMessage(json.dumps(body))))
@@ -156,7 +178,9 @@ class WebSocket:
 
 @dataclass
 class Probe:
-    """A server under test: nothing is asked of it after VERIFY_S, else one that drips would keep us for ever."""
+    """A server under test: nothing is asked of it after VERIFY_S, else one that drips would keep us
+    for ever.
+    """
 
     url: str
     model: str
@@ -171,7 +195,9 @@ class Probe:
     @contextmanager
     def connected(self) -> Iterator[http.client.HTTPConnection]:
         """Until `ends_s` at most, whatever is done with it. Raises Failed and OSError."""
-        too_long = Silent(f"the verification takes longer than {VERIFY_S:g} s (SERVEOFF_VERIFY_S sets that)")
+        too_long = Silent(
+            f"the verification takes longer than {VERIFY_S:g} s (SERVEOFF_VERIFY_S sets that)"
+        )
         if (left_s := self.ends_s - time.monotonic()) <= 0:
             raise too_long
         connection, late = self._connection(min(SILENCE_S, left_s)), threading.Event()
@@ -201,7 +227,9 @@ class Probe:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise Failed(f"{self.url!r} is not a base URL such as http://127.0.0.1:8000")
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        kind = (
+            http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        )
         return kind(parts.hostname, parts.port, timeout=timeout_s)
 
     def ask(self, method: str, path: str, body: Any = None) -> Reply:
@@ -219,10 +247,20 @@ class Probe:
                     received += piece
                     arrived.append((watch.now(), len(received)))
                     if len(received) > MAX_ANSWER_BYTES:
-                        raise Failed(f"{method} {path}: the answer is longer than {MAX_ANSWER_BYTES} bytes")
-                reply = Reply(response.status, response.getheader("Content-Type", ""), bytes(received), arrived)
+                        raise Failed(
+                            f"{method} {path}: the answer is longer than {MAX_ANSWER_BYTES} bytes"
+                        )
+                reply = Reply(
+                    response.status,
+                    response.getheader("Content-Type", ""),
+                    bytes(received),
+                    arrived,
+                )
         except TimeoutError:
-            raise Silent(f"{method} {path}: no answer, or not all of it, within {SILENCE_S:g} s (SERVEOFF_SILENCE_S sets that)") from None
+            raise Silent(
+                f"{method} {path}: no answer, or not all of it, within {SILENCE_S:g} s"
+                " (SERVEOFF_SILENCE_S sets that)"
+            ) from None
         except (OSError, http.client.HTTPException) as error:
             raise Failed(f"{method} {path}: no answer ({error or type(error).__name__})") from None
         return reply
@@ -230,17 +268,35 @@ class Probe:
     def prompt(self, words: int = 12) -> str:
         return " ".join(self.words.sample(rule.VOCABULARY, words))
 
-    def request(self, prompt: str, max_tokens: int, chat: bool = False, **more: Any) -> tuple[str, dict[str, Any]]:
+    def request(
+        self, prompt: str, max_tokens: int, chat: bool = False, **more: Any
+    ) -> tuple[str, dict[str, Any]]:
         what = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
-        return (CHAT_COMPLETIONS if chat else COMPLETIONS,
-                {"model": self.model, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True, **what, **more})
+        return (
+            CHAT_COMPLETIONS if chat else COMPLETIONS,
+            {
+                "model": self.model,
+                "max_tokens": max_tokens,
+                "temperature": 0,
+                "ignore_eos": True,
+                **what,
+                **more,
+            },
+        )
 
     def complete(self, prompt: str, max_tokens: int, chat: bool = False) -> Chunk:
         return self.ask("POST", *self.request(prompt, max_tokens, chat)).plain()
 
     def stream(self, prompt: str, max_tokens: int, chat: bool = False) -> Stream:
-        """Raises Failed unless the framing is right: SSE events, one JSON object each, [DONE] last."""
-        reply = self.ask("POST", *self.request(prompt, max_tokens, chat, stream=True, stream_options={"include_usage": True}))
+        """Raises Failed unless the framing is right: SSE events, one JSON object each, [DONE]
+        last.
+        """
+        reply = self.ask(
+            "POST",
+            *self.request(
+                prompt, max_tokens, chat, stream=True, stream_options={"include_usage": True}
+            ),
+        )
         if reply.status != 200:
             raise Failed(f"status {reply.status}: {reply.body[:200]!r}")
         if not reply.content_type.startswith(contract.SSE_CONTENT_TYPE):
@@ -255,7 +311,8 @@ class Probe:
             offset += len(event) + 2
             while length < offset and (later := next(arrived, None)):
                 at, length = later
-            if event.startswith(b":"):  # a comment, which some servers send to keep the connection open
+            # a comment, which some servers send to keep the connection open
+            if event.startswith(b":"):
                 continue
             if not event.startswith(b"data: "):
                 raise Failed(f"an event does not begin with 'data: ': {event[:80]!r}")
@@ -266,12 +323,17 @@ class Probe:
 
     @contextmanager
     def websocket(self, path: str) -> Iterator["WebSocket"]:
-        headers = [(name.encode(), value.encode()) for name, value in contract.authorization().items()]
+        headers = [
+            (name.encode(), value.encode()) for name, value in contract.authorization().items()
+        ]
         try:
             with self.connected() as connection:
                 yield WebSocket(connection.sock, urlsplit(self.url).netloc, path, headers)
         except TimeoutError:
-            raise Silent(f"WebSocket at {path}: no answer within {SILENCE_S:g} s (SERVEOFF_SILENCE_S sets that)") from None
+            raise Silent(
+                f"WebSocket at {path}: no answer within {SILENCE_S:g} s (SERVEOFF_SILENCE_S sets"
+                " that)"
+            ) from None
         except (OSError, ProtocolError) as error:
             raise Failed(f"WebSocket at {path}: {error or type(error).__name__}") from None
 
@@ -289,4 +351,8 @@ class Probe:
         return prompt, self.stream(prompt, STREAMED_TOKENS, chat=True)
 
     def expected(self, prompt: str, count: int, chat: bool = False) -> str:
-        return rule.continuation(prompt, count) if self.planted else self.complete(prompt, count, chat).text
+        return (
+            rule.continuation(prompt, count)
+            if self.planted
+            else self.complete(prompt, count, chat).text
+        )

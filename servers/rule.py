@@ -1,9 +1,9 @@
 """The planted rule: what the default model must answer, in closed form.
 
-The default model (`servers/engines/checkpoint.py`) speaks a language of `WORDS` four-letter words in a fixed order, and its
-output head is planted so that greedy decoding always continues with the next word: "bade" is followed by "badi". So every
-answer under load can be checked token by token, without a model at hand. One word is one token, and the text of a token is
-a space and the word.
+The default model (`servers/engines/checkpoint.py`) speaks a language of `WORDS` four-letter words
+in a fixed order, and its output head is planted so that greedy decoding always continues with the
+next word: "bade" is followed by "badi". So every answer under load can be checked token by token,
+without a model at hand. One word is one token, and the text of a token is a space and the word.
 
     >>> continuation("any words at all and then baba", 3)
     ' babe babi babo'
@@ -25,7 +25,9 @@ def count_tokens(text: str) -> int:
 
 
 def successor_index(prompt: str) -> int:
-    """Index of the first word of the answer. After a word outside the vocabulary the language starts again at word 0."""
+    """Index of the first word of the answer. After a word outside the vocabulary the language
+    starts again at word 0.
+    """
     words = prompt.split()
     last = INDEX.get(words[-1], -1) if words else -1
     return (last + 1) % WORDS
@@ -42,8 +44,10 @@ def continuation(prompt: str, count: int) -> str:
 
 
 def chat_text(messages: list[tuple[str, str]]) -> str:
-    """(role, content) pairs as the default model's chat template renders them: a role marker before each message.
+    """(role, content) pairs as the default model's chat template renders them: a role marker before
+    each message.
 
-    Nothing follows the last message, so that the answer depends on what the user wrote and not on a marker.
+    Nothing follows the last message, so that the answer depends on what the user wrote and not on a
+    marker.
     """
     return " ".join(f"<|{role}|> {content}" for role, content in messages)

@@ -1,16 +1,20 @@
-"""Runs one command and makes sure that nothing of it outlives us: not a process, not a temporary file, not shared memory.
+"""Runs one command and makes sure that nothing of it outlives us: not a process, not a temporary
+file, not shared memory.
 
     python -m servers.supervise LOG [--folder FOLDER] [--cores 0,1] [--before JSON] -- COMMAND ...
 
-Prints the command's process id, sends its output to LOG, closes its own output when the command has ended, and ends with the command's
-exit code when all that it left has ended, too. It ends the command when its own standard input ends, which happens whenever the process
-that started it ends, by `kill -9` too. On Linux it adopts orphaned grandchildren, so a worker whose master was killed is found and ended
-as well.
+Prints the command's process id, sends its output to LOG, closes its own output when the command has
+ended, and ends with the command's exit code when all that it left has ended, too. It ends the
+command when its own standard input ends, which happens whenever the process that started it ends,
+by `kill -9` too. On Linux it adopts orphaned grandchildren, so a worker whose master was killed is
+found and ended as well.
 
-`--before` has the processes without which the command would not work (a cache, an application behind a proxy): a JSON list of
-{name, command, log, ready}. They are started in this order, each when the one before is ready, and their process ids are printed before
-the command's; they are ended in reverse order, and if one ends by itself, so does everything. `ready` is where it listens: HOST:PORT, or
-the path of a Unix socket. In all of that "{run}" becomes a temporary folder that they share.
+`--before` has the processes without which the command would not work (a cache, an application
+behind a proxy): a JSON list of {name, command, log, ready}. They are started in this order, each
+when the one before is ready, and their process ids are printed before the command's; they are ended
+in reverse order, and if one ends by itself, so does everything. `ready` is where it listens:
+HOST:PORT, or the path of a Unix socket. In all of that "{run}" becomes a temporary folder that they
+share.
 """
 
 import argparse
@@ -40,8 +44,9 @@ Roots = list[subprocess.Popen[bytes]]
 
 
 def end_tree(root: subprocess.Popen[bytes], others: Roots) -> None:
-    """SIGTERM to the command, which ends its workers itself if it can; after a grace SIGKILL to whatever is left, but for the trees of
-    `others`."""
+    """SIGTERM to the command, which ends its workers itself if it can; after a grace SIGKILL to
+    whatever is left, but for the trees of `others`.
+    """
     if root.poll() is None:
         root.terminate()
     deadline = time.monotonic() + GRACE_S
@@ -60,7 +65,8 @@ def end_tree(root: subprocess.Popen[bytes], others: Roots) -> None:
 
 
 def _descendants(others: Roots) -> list[psutil.Process]:
-    # Adopted ones are ours to reap; the commands themselves are left to Popen, which may do it between two lines here.
+    # Adopted ones are ours to reap; the commands themselves are left to Popen, which may do it
+    # between two lines here.
     with contextlib.suppress(ChildProcessError, psutil.NoSuchProcess):
         for child in psutil.Process().children():
             if child.status() == psutil.STATUS_ZOMBIE and child.pid not in _root_pids:
@@ -82,17 +88,22 @@ _root_pids = set[int]()
 
 
 def shared_memory() -> set[str]:
-    """Files of shared memory that our descendants have mapped. Whoever is killed leaves its own there, and vLLM with several processes on
-    a CPU always does. Empty elsewhere than on Linux."""
+    """Files of shared memory that our descendants have mapped. Whoever is killed leaves its own
+    there, and vLLM with several processes on a CPU always does. Empty elsewhere than on Linux.
+    """
     found = set[str]()
     for process in _descendants([]):
         with contextlib.suppress(OSError), open(f"/proc/{process.pid}/maps") as maps:
-            found |= {line.split(maxsplit=5)[5].rstrip("\n") for line in maps if SHARED_MEMORY in line}
+            found |= {
+                line.split(maxsplit=5)[5].rstrip("\n") for line in maps if SHARED_MEMORY in line
+            }
     return found
 
 
 def hang_up() -> None:
-    """Closes standard output: who started us sees at once that it is over, and not only when all that is left has ended."""
+    """Closes standard output: who started us sees at once that it is over, and not only when all
+    that is left has ended.
+    """
     with open(os.devnull, "wb") as nothing:
         os.dup2(nothing.fileno(), 1)
 
@@ -112,8 +123,9 @@ def is_ready(place: str) -> bool:
 
 
 class Ending:
-    """Whether it is time to end: a signal, the end of our standard input, or of a command. No threads: Popen's preexec_fn and they
-    do not go together."""
+    """Whether it is time to end: a signal, the end of our standard input, or of a command. No
+    threads: Popen's preexec_fn and they do not go together.
+    """
 
     def __init__(self) -> None:
         self.asked = False
@@ -155,7 +167,8 @@ def main() -> int:
     if libc:
         libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
-    def end_with_supervisor() -> None:  # in the child: should we be killed ourselves, the kernel tells it to end
+    # in the child: should we be killed ourselves, the kernel tells it to end
+    def end_with_supervisor() -> None:
         if libc:
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
@@ -166,17 +179,31 @@ def main() -> int:
     others_memory = {str(file) for file in Path(SHARED_MEMORY).glob("*")}
     temporary = tempfile.mkdtemp(prefix="serveoff-")
     try:
-        metrics = Path(temporary, "metrics")  # where Prometheus' client wants it, for servers with several processes
+        # where Prometheus' client wants it, for servers with several processes
+        metrics = Path(temporary, "metrics")
         metrics.mkdir()
         environment = os.environ | {"TMPDIR": temporary}
         if "PROMETHEUS_MULTIPROC_DIR" in environment:
             environment["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
-        for process in [*arguments.before, {"name": "", "command": arguments.command, "log": arguments.log, "ready": None}]:
+        for process in [
+            *arguments.before,
+            {"name": "", "command": arguments.command, "log": arguments.log, "ready": None},
+        ]:
             command = [part.replace("{run}", temporary) for part in process["command"]]
             with Path(process["log"]).open("ab") as log:
                 try:
-                    roots.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
-                                                  cwd=arguments.folder, start_new_session=True, preexec_fn=end_with_supervisor))
+                    roots.append(
+                        subprocess.Popen(
+                            command,
+                            stdin=subprocess.DEVNULL,
+                            stdout=log,
+                            stderr=log,
+                            env=environment,
+                            cwd=arguments.folder,
+                            start_new_session=True,
+                            preexec_fn=end_with_supervisor,
+                        )
+                    )
                 except OSError as error:
                     log.write(f"cannot start {command[0]}: {error}\n".encode())
                     return 127
@@ -192,7 +219,8 @@ def main() -> int:
     finally:
         hang_up()
         memory = shared_memory() - others_memory
-        for number in reversed(range(len(roots))):  # what stands in front of another still needs it while it ends
+        # what stands in front of another still needs it while it ends
+        for number in reversed(range(len(roots))):
             end_tree(roots[number], roots[:number])
         for file in memory:
             Path(file).unlink(missing_ok=True)

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 
-# Started in the background by a shell without job control, we ignore Ctrl-C, and so would every process that the tests start.
+# Started in the background by a shell without job control, we ignore Ctrl-C, and so would every
+# process that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Linux divides the processor among sessions first (sched_autogroup): in one session with others that compute, a test that only waits
-    # for a server's tokens gets its turn a tenth of a second late.
+    # Linux divides the processor among sessions first (sched_autogroup): in one session with others
+    # that compute, a test that only waits for a server's tokens gets its turn a tenth of a second
+    # late.
     if hasattr(config, "workerinput"):
         os.setsid()
 
@@ -27,15 +29,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _group(item: pytest.Item) -> str:
-    """Tests of one group run one after the other in one process (pytest-xdist's loadgroup): those of a module share its fixtures; those
-    of a server the server, and two real engines at once would have to share the machine."""
+    """Tests of one group run one after the other in one process (pytest-xdist's loadgroup): those
+    of a module share its fixtures; those of a server the server, and two real engines at once would
+    have to share the machine.
+    """
     if item.path.name == "test_quantized.py":
         return "vllm"
     parameters: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
     server = parameters.get("server") or parameters.get("foreign") or parameters.get("name")
-    if item.path.name not in ("test_servers.py", "test_options.py", "test_fuzz.py") or server is None:
+    if (
+        item.path.name not in ("test_servers.py", "test_options.py", "test_fuzz.py")
+        or server is None
+    ):
         return item.path.stem
-    return server if isinstance(server, str) else server[0] if server[1] == "simulated" else server[1]
+    return (
+        server if isinstance(server, str) else server[0] if server[1] == "simulated" else server[1]
+    )
 
 
 @pytest.fixture(scope="session")

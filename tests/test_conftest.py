@@ -17,10 +17,31 @@ def test_one(group: str, number: int) -> None:
 
 
 def test_the_tests_of_a_group_run_in_one_process(tmp_path: Path) -> None:
-    """With pytest 9.2 and pytest-xdist 3.8 they were dealt out one by one, without a word: real engines ran side by side."""
+    """With pytest 9.2 and pytest-xdist 3.8 they were dealt out one by one, without a word: real
+    engines ran side by side.
+    """
     (tmp_path / "test_groups.py").write_text(TESTS)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    done = subprocess.run([sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadgroup", "-rP", "-p", "no:cacheprovider", "."],
-                          cwd=tmp_path, env=environment, capture_output=True, text=True)  # fmt: skip
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")
+    }
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-n",
+            "2",
+            "--dist",
+            "loadgroup",
+            "-rP",
+            "-p",
+            "no:cacheprovider",
+            ".",
+        ],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     ran = [line for line in done.stdout.splitlines() if line.startswith("ran ")]
     assert len(ran) == 18 and len(set(ran)) == 3, done.stdout + done.stderr

@@ -1,4 +1,6 @@
-"""What the README says is so: its commands exist, and its tables are those of the committed reference campaign and of the catalogue."""
+"""What the README says is so: its commands exist, and its tables are those of the committed
+reference campaign and of the catalogue.
+"""
 
 import re
 import shlex
@@ -14,32 +16,56 @@ from servers import catalog
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "results" / "reference-cpu-2core"
 README = (ROOT / "README.md").read_text()
-SHOWN = ("output_tokens_per_s", "requests_per_s", "ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "e2e_p50_s", "e2e_p99_s", "server_cores")
+SHOWN = (
+    "output_tokens_per_s",
+    "requests_per_s",
+    "ttft_p50_s",
+    "ttft_p99_s",
+    "tpot_p50_s",
+    "e2e_p50_s",
+    "e2e_p99_s",
+    "server_cores",
+)
 
 
 def table() -> list[str]:
     """The README's first table; print them to mend the file: `python -m tests.test_readme`."""
     (comparison,) = summary.comparisons(summary.summarise(load.campaign(REFERENCE)))
     heads = [f"{summary.METRICS[name].label}, {summary.unit(name)}" for name in SHOWN]
-    rows = [[f"`{s.server}` ({s.engine})", *(summary.cell(name, s.valid) for name in SHOWN)] for s in comparison.systems]
-    return ["| " + " | ".join(row) + " |" for row in (["server", *heads], ["---"] * (len(SHOWN) + 1), *rows)]
+    rows = [
+        [f"`{s.server}` ({s.engine})", *(summary.cell(name, s.valid) for name in SHOWN)]
+        for s in comparison.systems
+    ]
+    return [
+        "| " + " | ".join(row) + " |"
+        for row in (["server", *heads], ["---"] * (len(SHOWN) + 1), *rows)
+    ]
 
 
 def servers() -> list[str]:
-    rows = [f"| [`{name}`](servers/{name}/README.md) | {server.summary} |" for name, server in catalog.servers().items()]
+    rows = [
+        f"| [`{name}`](servers/{name}/README.md) | {server.summary} |"
+        for name, server in catalog.servers().items()
+    ]
     return ["| server | what it is |", "| --- | --- |", *rows]
 
 
 def test_the_tables_are_those_of_the_reference_and_of_the_catalogue():
     assert "\n".join(table()) in README
     said = [line for line in README.splitlines() if line.startswith("| [`")]
-    assert set(said) <= set(servers()) and len(said) >= 3, "not every server need be there: who adds one edits nothing but its folder"
+    assert set(said) <= set(servers()) and len(said) >= 3, (
+        "not every server need be there: who adds one edits nothing but its folder"
+    )
 
 
 def test_every_verb_exists():
     sessions = re.findall(r"@nox\.session\ndef (\w+)", (ROOT / "noxfile.py").read_text())
     text = README + (ROOT / "CONTRIBUTING.md").read_text()
-    assert set(re.findall(r"nox (?:--no-install )?-s (\w+)", text)) <= set(sessions) >= {"bench", "tests", "lint", "report"}
+    assert (
+        set(re.findall(r"nox (?:--no-install )?-s (\w+)", text))
+        <= set(sessions)
+        >= {"bench", "tests", "lint", "report"}
+    )
 
 
 def commands(module: str) -> list[str]:
@@ -49,9 +75,16 @@ def commands(module: str) -> list[str]:
 ELSEWHERE = ("--help", "my-llama", "--target", "FILE")  # need what a test does not have
 
 
-@pytest.mark.parametrize("command", [c for c in commands("bench") if not any(word in c for word in ELSEWHERE)])
+@pytest.mark.parametrize(
+    "command", [c for c in commands("bench") if not any(word in c for word in ELSEWHERE)]
+)
 def test_every_bench_command_is_understood(command):
-    done = subprocess.run([sys.executable, "-m", "loadtests", *shlex.split(command), "--plan"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "loadtests", *shlex.split(command), "--plan"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and "run 1" in done.stdout, done.stderr
 
 

@@ -8,8 +8,9 @@
 
 # %% [markdown]
 # # Tail latency
-# How long the unlucky requests waited. Times count from when a request was *scheduled*, a failure counts as infinity, and
-# runs are never pooled: each line is a run, each number a mean over runs.
+# How long the unlucky requests waited. Times count from when a request was *scheduled*, a
+# failure counts as infinity, and runs are never pooled: each line is a run, each number a mean
+# over runs.
 
 # %%
 # %matplotlib inline
@@ -41,7 +42,7 @@ for comparison in comparisons(summary):
     display(figures.latency_cdf(summary, comparison))
 
 # %% [markdown]
-# How the tail grows with what a server carries, a line a server through its loads, where a scenario has several:
+# How the tail grows with the load, one line for each server, where a scenario has several loads:
 
 # %%
 for sweep in sweeps(comparisons(summary)):
@@ -49,10 +50,14 @@ for sweep in sweeps(comparisons(summary)):
         display(tradeoffs.curve(sweep, "ttft"), tradeoffs.curve(sweep, "e2e"))
 
 # %% [markdown]
-# The slowest completed requests of each run, and what they waited for: parts of E2E in seconds (analysis/attribution.py).
+# The slowest completed requests of each run, and what they waited for: parts of E2E in seconds
+# (analysis/attribution.py).
 
 # %%
-slowest = {index: attribution.parts(frame).nlargest(3, "e2e_s") for index, frame in summary.latencies.items()}
+slowest = {
+    index: attribution.parts(frame).nlargest(3, "e2e_s")
+    for index, frame in summary.latencies.items()
+}
 pd.concat(slowest, names=["case", "request"]) if slowest else "no case has a number"
 
 # %%

@@ -8,8 +8,8 @@
 
 # %% [markdown]
 # # Throughput
-# Which server carried the most, under which traffic, and how sure that is. Cases without a valid number are left out
-# here; the report gives their reasons.
+# Which server carried the most, under which traffic, and how sure that is. Cases without a valid
+# number are left out here; the report gives their reasons.
 
 # %%
 # %matplotlib inline
@@ -42,12 +42,14 @@ for comparison in comparisons(summary):
     display(figures.throughput(comparison))
 
 # %% [markdown]
-# What a user gets against what the machine gives, over all loads of a scenario. Each picture brings what it draws as a frame: go on
+# What a user gets against what the machine gives, over all loads of a scenario. Each picture
+# brings what it draws as a frame: go on
 # from there.
 
 # %%
 for sweep in sweeps(comparisons(summary)):
-    if sweep.points["user_tokens_per_s"].notna().any():  # else no case has a number, or answers have one token
+    # else no case has a number, or answers have one token
+    if sweep.points["user_tokens_per_s"].notna().any():
         picture = tradeoffs.pareto(sweep)
         display(picture, picture.data)
 
@@ -63,10 +65,25 @@ for comparison in comparisons(summary):
 # Every case by itself, and which of them have no number:
 
 # %%
-summary.table[["server", "engine", "scenario", "repetition", "valid", "why", "output_tokens_per_s", "requests_per_s"]]
+summary.table[
+    [
+        "server",
+        "engine",
+        "scenario",
+        "repetition",
+        "valid",
+        "why",
+        "output_tokens_per_s",
+        "requests_per_s",
+    ]
+]
 
 # %% [markdown]
 # What each metric means:
 
 # %%
-{m.label: " ".join((m.value.__doc__ or "").split()) for m in metrics.METRICS.values() if m.name.endswith("per_s")}
+{
+    m.label: " ".join((m.value.__doc__ or "").split())
+    for m in metrics.METRICS.values()
+    if m.name.endswith("per_s")
+}

@@ -24,11 +24,24 @@ summary = summarise(campaign)
 campaign.folder.name
 
 # %%
-columns = ["server_cores", "tokens_per_cpu_s", "context_switches_per_s", "server_peak_bytes", "load_cpu_share"]
+columns = [
+    "server_cores",
+    "tokens_per_cpu_s",
+    "context_switches_per_s",
+    "server_peak_bytes",
+    "load_cpu_share",
+]
 summary.valid.set_index(["scenario", "server", "engine", "repetition"])[columns]
 
 # %%
-columns = ["gpu_utilization_percent", "gpu_memory_bytes", "gpu_power_w", "gpu_tokens_per_joule", "mbu", "mfu"]
+columns = [
+    "gpu_utilization_percent",
+    "gpu_memory_bytes",
+    "gpu_power_w",
+    "gpu_tokens_per_joule",
+    "mbu",
+    "mfu",
+]
 summary.valid.set_index(["scenario", "server", "engine", "repetition"])[columns]
 
 # %%

@@ -25,20 +25,65 @@ def _judged(bench: Bench, burners: int) -> dict[str, Any]:
     """Real cases on the simulated engine, judged by `python -m analysis checks`."""
     file = bench.scratch / "scenarios.toml"
     table = {**SCENARIO, "arrivals": "closed", "users": 64}
-    file.write_text("[short]\n" + "\n".join(f"{key} = {json.dumps(value)}" for key, value in table.items()))
+    file.write_text(
+        "[short]\n" + "\n".join(f"{key} = {json.dumps(value)}" for key, value in table.items())
+    )
     verdicts = []
     for number in range(4 * bench.repeat):
         folder = bench.folder()
-        # A campaign shares out the cores that it finds itself on, and we are on the load generator's.
-        with burning(burners, bench.place.load_cores), on_cores((*bench.place.server_cores, *bench.place.load_cores)):
-            subprocess.run([sys.executable, "-m", "loadtests", "--servers", "fastapi_vllm", "--engines", "simulated", "--seed",
-                            str(number), "--scenarios-file", str(file), "--scenarios", "short", "--no-calibration", "--report",
-                            "none", "--out", str(folder)], check=True, capture_output=True)
-        said = subprocess.run([sys.executable, "-m", "analysis", "checks", str(folder)], capture_output=True, text=True)
+        # A campaign shares out the cores that it finds itself on, and we are on the load
+        # generator's.
+        with (
+            burning(burners, bench.place.load_cores),
+            on_cores((*bench.place.server_cores, *bench.place.load_cores)),
+        ):
+            subprocess.run(
+                [
+                    sys.executable,
+                    "-m",
+                    "loadtests",
+                    "--servers",
+                    "fastapi_vllm",
+                    "--engines",
+                    "simulated",
+                    "--seed",
+                    str(number),
+                    "--scenarios-file",
+                    str(file),
+                    "--scenarios",
+                    "short",
+                    "--no-calibration",
+                    "--report",
+                    "none",
+                    "--out",
+                    str(folder),
+                ],
+                check=True,
+                capture_output=True,
+            )
+        said = subprocess.run(
+            [sys.executable, "-m", "analysis", "checks", str(folder)],
+            capture_output=True,
+            text=True,
+        )
         checks = [check for case in json.loads(said.stdout) for check in case["checks"]]
-        verdicts.append({"flagged": [check["name"] for check in checks if check["ok"] is False and check["severity"] == "invalid"],
-                         "client": next(check["detail"] for check in checks if check["name"] == "client error")})
+        verdicts.append(
+            {
+                "flagged": [
+                    check["name"]
+                    for check in checks
+                    if check["ok"] is False and check["severity"] == "invalid"
+                ],
+                "client": next(
+                    check["detail"] for check in checks if check["name"] == "client error"
+                ),
+            }
+        )
         for run in folder.glob("cases/*/run.json"):
             bench.note_readers(records.read_json(run)["load_workers"])
         shutil.rmtree(folder)
-    return {"cases": len(verdicts), "flagged": sum("client error" in one["flagged"] for one in verdicts), "verdicts": verdicts}
+    return {
+        "cases": len(verdicts),
+        "flagged": sum("client error" in one["flagged"] for one in verdicts),
+        "verdicts": verdicts,
+    }

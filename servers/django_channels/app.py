@@ -1,4 +1,6 @@
-"""Django under Daphne with a blocking engine in a thread pool: an async view that streams, and Channels' consumer for WebSockets."""
+"""Django under Daphne with a blocking engine in a thread pool: an async view that streams, and
+Channels' consumer for WebSockets.
+"""
 
 import django
 from channels.routing import ProtocolTypeRouter
@@ -14,7 +16,13 @@ settings.configure(
     ALLOWED_HOSTS=["*"],
     DATA_UPLOAD_MAX_MEMORY_SIZE=contract.MAX_BODY_BYTES,
     # By default every path that nobody has, and every refused request, is a line in the log.
-    LOGGING={"version": 1, "disable_existing_loggers": False, "loggers": {"django.request": {"level": "ERROR"}}},
+    LOGGING={
+        "version": 1,
+        "disable_existing_loggers": False,
+        "loggers": {"django.request": {"level": "ERROR"}},
+    },
 )
 django.setup()
-application = AsgiMetrics(ProtocolTypeRouter({"http": get_asgi_application(), "websocket": Completions.as_asgi()}))
+application = AsgiMetrics(
+    ProtocolTypeRouter({"http": get_asgi_application(), "websocket": Completions.as_asgi()})
+)

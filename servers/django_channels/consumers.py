@@ -23,7 +23,8 @@ class Completions(AsyncWebsocketConsumer):
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
         if self.answering:
             await asyncio.wait([self.answering])
-        self.answering = asyncio.create_task(self.answer(text_data or bytes_data or ""))  # not awaited: else a disconnect would wait for it
+        # not awaited: else a disconnect would wait for it
+        self.answering = asyncio.create_task(self.answer(text_data or bytes_data or ""))
 
     async def disconnect(self, _: int) -> None:
         if self.answering:

@@ -14,7 +14,10 @@ from asgiref.sync import sync_to_async
 from servers import contract, engines
 from servers.contract import ChatCompletionRequest, CompletionRequest, Outcome
 
-KINDS: dict[str, Any] = {contract.COMPLETIONS: CompletionRequest, contract.CHAT_COMPLETIONS: ChatCompletionRequest}
+KINDS: dict[str, Any] = {
+    contract.COMPLETIONS: CompletionRequest,
+    contract.CHAT_COMPLETIONS: ChatCompletionRequest,
+}
 engine = engines.load_blocking()
 pool = ThreadPoolExecutor(max_workers=40)  # as many as servers/fastapi_threadpool has
 
@@ -34,9 +37,12 @@ async def generated(job: engines.Job) -> AsyncIterator[Any]:
             raise ClientGone
         loop.call_soon_threadsafe(items.put_nowait, text)
 
-    generation = asyncio.ensure_future(sync_to_async(engine.generate, thread_sensitive=False, executor=pool)(job, on_token))
+    generation = asyncio.ensure_future(
+        sync_to_async(engine.generate, thread_sensitive=False, executor=pool)(job, on_token)
+    )
     generation.add_done_callback(items.put_nowait)
-    generation.add_done_callback(asyncio.Future.exception)  # looked at even if nobody is left to ask for it
+    # looked at even if nobody is left to ask for it
+    generation.add_done_callback(asyncio.Future.exception)
     try:
         while isinstance(item := await items.get(), str):
             yield item

@@ -11,7 +11,10 @@ from servers.django_channels.generation import KINDS
 urlpatterns = [
     path("health", views.health),
     path("v1/models", views.models),
-    *(path(name.removeprefix("/"), views.completions, {"kind": kind}) for name, kind in KINDS.items()),
+    *(
+        path(name.removeprefix("/"), views.completions, {"kind": kind})
+        for name, kind in KINDS.items()
+    ),
 ]
 handler400 = partial(views.refused, ContractError(400, "not a request that Django takes"))
 handler404 = partial(views.refused, ContractError(404, "there is no such path"))

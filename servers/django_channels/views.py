@@ -1,4 +1,6 @@
-"""The async views. What streams is an async generator: any other Django reads to its end before it sends the first token."""
+"""The async views. What streams is an async generator: any other Django reads to its end before it
+sends the first token.
+"""
 
 import logging
 from collections.abc import AsyncIterator
@@ -32,7 +34,9 @@ async def completions(request: HttpRequest, kind: Any) -> HttpResponse:
         return refused(error)
     reply = Answer(wanted, engine.model)
     if wanted.stream:
-        return StreamingHttpResponse(events(job, reply), content_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS)
+        return StreamingHttpResponse(
+            events(job, reply), content_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS
+        )
     *pieces, outcome = [item async for item in generated(job)]
     return JsonResponse(reply.complete("".join(pieces), outcome))
 

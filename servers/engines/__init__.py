@@ -1,22 +1,29 @@
-"""Engines: what runs the model inside a server. No web framework here, and no engine knows which server it is in.
+"""Engines: what runs the model inside a server. No web framework here, and no engine knows which
+server it is in.
 
 A blocking engine has
 
-    generate(job, on_token) -> Outcome          runs in the calling thread and calls on_token(text) for each token as it comes;
-                                                an exception raised by on_token ends the generation (that is how one cancels)
+    generate(job, on_token) -> Outcome          runs in the calling thread and calls on_token(text)
+    for each token as it comes;
+                                                an exception raised by on_token ends the generation
+                                                (that is how one cancels)
 
 an async engine has
 
-    stream(job) -> async iterator               of each token's text, then one Outcome; closing it ends the generation
+    stream(job) -> async iterator               of each token's text, then one Outcome; closing it
+    ends the generation
 
 a batch engine, for the queue in servers/engines/batching.py, has
 
-    generate_batch(rows)                        runs in the calling thread and calls row.token(text, ended) for each token of each row as it
+    generate_batch(rows)                        runs in the calling thread and calls row.token(text,
+    ended) for each token of each row as it
                                                 comes, until all rows are `done`
-    kind(job), max_batch                        only requests of one kind can be in a batch, and at most so many
+    kind(job), max_batch                        only requests of one kind can be in a batch, and at
+    most so many
 
-and all have `model` (the served name), `prepare(request) -> Job` (raises ContractError before the answer has begun) and `close()`.
-How a server bridges one to its own concurrency model is its own business: that is the very thing being measured.
+and all have `model` (the served name), `prepare(request) -> Job` (raises ContractError before the
+answer has begun) and `close()`. How a server bridges one to its own concurrency model is its own
+business: that is the very thing being measured.
 """
 
 import importlib
@@ -32,7 +39,9 @@ from servers.contract import ChatCompletionRequest, ContractError, Outcome, Requ
 
 @dataclass(frozen=True)
 class Settings:
-    """What the launcher tells the engine, through SERVEOFF_* variables: equal for every server of a campaign."""
+    """What the launcher tells the engine, through SERVEOFF_* variables: equal for every server of a
+    campaign.
+    """
 
     engine: str
     model: str  # the served name
@@ -45,11 +54,18 @@ class Settings:
         def get(name: str, default: str | None = None) -> str:
             value = os.environ.get(f"SERVEOFF_{name}", default)
             if value is None:
-                raise SystemExit(f"SERVEOFF_{name} is not set: start this server with `python -m servers NAME`")
+                raise SystemExit(
+                    f"SERVEOFF_{name} is not set: start this server with `python -m servers NAME`"
+                )
             return value
 
-        return cls(get("ENGINE"), get("MODEL_NAME"), get("MODEL_PATH", ""), int(get("ENGINE_THREADS", "1")),
-                   json.loads(get("SIMULATED", "{}")))
+        return cls(
+            get("ENGINE"),
+            get("MODEL_NAME"),
+            get("MODEL_PATH", ""),
+            int(get("ENGINE_THREADS", "1")),
+            json.loads(get("SIMULATED", "{}")),
+        )
 
 
 def load_blocking() -> Any:
@@ -71,7 +87,9 @@ def _load(kind: str) -> Any:
 
 @dataclass
 class Job:
-    """A request that the engine has accepted. `prompt` is what that engine wants: token ids, or text."""
+    """A request that the engine has accepted. `prompt` is what that engine wants: token ids, or
+    text.
+    """
 
     prompt: Any
     prompt_tokens: int
@@ -92,7 +110,12 @@ def token_ids(tokenizer: Any, request: Request) -> list[int]:
 def accept(request: Request, prompt: Any, prompt_tokens: int, model: str, context: int) -> Job:
     """The checks that every engine makes. `context`: tokens of prompt and answer together."""
     if request.model != model:
-        raise ContractError(404, f"model: {request.model!r} does not exist; this server has {model!r}", "model", "model_not_found")
+        raise ContractError(
+            404,
+            f"model: {request.model!r} does not exist; this server has {model!r}",
+            "model",
+            "model_not_found",
+        )
     field_name = "messages" if isinstance(request, ChatCompletionRequest) else "prompt"
     if prompt_tokens == 0:
         raise ContractError(400, f"{field_name}: must not be empty", field_name, "empty_prompt")
@@ -102,12 +125,19 @@ def accept(request: Request, prompt: Any, prompt_tokens: int, model: str, contex
     room = context - prompt_tokens
     if room < (asked or 1):
         wanted = f"{prompt_tokens} tokens" + (f" and max_tokens {asked}" if asked else "")
-        raise ContractError(400, f"{field_name}: {wanted} exceed the context of {context} tokens", field_name, "context_length_exceeded")
+        raise ContractError(
+            400,
+            f"{field_name}: {wanted} exceed the context of {context} tokens",
+            field_name,
+            "context_length_exceeded",
+        )
     return Job(prompt, prompt_tokens, asked or room, request)
 
 
 class Run:
-    """Clock, counters and stop strings of one generation. `metrics` counts it as running between `with` and its end."""
+    """Clock, counters and stop strings of one generation. `metrics` counts it as running between
+    `with` and its end.
+    """
 
     def __init__(self, job: Job):
         self.job = job
@@ -128,7 +158,9 @@ class Run:
         metrics.RUNNING.dec()  # last: whoever sees none running sees all tokens counted
 
     def token(self, text: str, count: int = 1) -> str:
-        """Text that may be sent now for `count` new tokens. Sets `stopped` once a stop string is complete."""
+        """Text that may be sent now for `count` new tokens. Sets `stopped` once a stop string is
+        complete.
+        """
         self.last = time.perf_counter()
         if not self.tokens:
             self.first = self.last
@@ -142,12 +174,21 @@ class Run:
         if ends:
             self.stopped, self.held = True, ""
             return text[: min(ends)]
-        hold = max((n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+        hold = max(
+            (n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n])),
+            default=0,
+        )
         self.held = text[len(text) - hold :]
         return text[: len(text) - hold]
 
     def outcome(self, ended: bool = False) -> Outcome:
         """`ended`: the model itself ended its answer."""
         began = min(self.began + max(self.waited_s, 0.0), self.first)
-        return Outcome(self.job.prompt_tokens, self.tokens, "stop" if self.stopped or ended else "length",
-                       1e3 * (began - self.job.received), 1e3 * (self.first - began), 1e3 * (self.last - self.first))
+        return Outcome(
+            self.job.prompt_tokens,
+            self.tokens,
+            "stop" if self.stopped or ended else "length",
+            1e3 * (began - self.job.received),
+            1e3 * (self.first - began),
+            1e3 * (self.last - self.first),
+        )

@@ -1,7 +1,9 @@
-"""A queue in front of an engine that computes several requests together: dynamic batching, with static batches.
+"""A queue in front of an engine that computes several requests together: dynamic batching, with
+static batches.
 
-Dynamic: a batch begins when it is full, or when the first that waits has waited long enough. Static: it runs until the last of its rows is
-done. A row that ends earlier is answered at once, but its place stays empty until then, and whoever comes meanwhile waits for the next.
+Dynamic: a batch begins when it is full, or when the first that waits has waited long enough.
+Static: it runs until the last of its rows is done. A row that ends earlier is answered at once, but
+its place stays empty until then, and whoever comes meanwhile waits for the next.
 """
 
 import threading
@@ -15,14 +17,25 @@ from prometheus_client import Counter, Gauge, Histogram
 from servers.contract import ContractError, Outcome
 from servers.engines import Job, Run
 
-QUEUE_LENGTH = Gauge("serveoff_queue_length", "requests that wait for a batch", multiprocess_mode="livesum")
-KV_POSITIONS = Counter("serveoff_kv_positions", "positions that a batch held for keys and values, summed over its steps")
-KV_USEFUL = Counter("serveoff_kv_positions_useful", "those of them with a token that an unfinished answer needs")
-BATCH_SIZE = Histogram("serveoff_batch_size", "requests in a batch at its begin", buckets=(1, 2, 4, 8, 16, 32, 64))
+QUEUE_LENGTH = Gauge(
+    "serveoff_queue_length", "requests that wait for a batch", multiprocess_mode="livesum"
+)
+KV_POSITIONS = Counter(
+    "serveoff_kv_positions",
+    "positions that a batch held for keys and values, summed over its steps",
+)
+KV_USEFUL = Counter(
+    "serveoff_kv_positions_useful", "those of them with a token that an unfinished answer needs"
+)
+BATCH_SIZE = Histogram(
+    "serveoff_batch_size", "requests in a batch at its begin", buckets=(1, 2, 4, 8, 16, 32, 64)
+)
 
 
 class Row:
-    """A request: in the queue, then in a batch. `say` hears each token's text, then the Outcome or an exception; it must not raise."""
+    """A request: in the queue, then in a batch. `say` hears each token's text, then the Outcome or
+    an exception; it must not raise.
+    """
 
     def __init__(self, job: Job, say: Callable[[str | Outcome | BaseException], Any]):
         self.job, self.say = job, say
@@ -53,10 +66,14 @@ class Row:
 
 
 class BatchQueue:
-    """One thread, one batch at a time. To a server it is the engine, with `submit` and `cancel` instead of `generate`."""
+    """One thread, one batch at a time. To a server it is the engine, with `submit` and `cancel`
+    instead of `generate`.
+    """
 
     def __init__(self, engine: Any, size: int, wait_ms: float, bound: int):
-        """A batch has at most `size` rows, the first of which waited for others at most `wait_ms`; at most `bound` requests wait."""
+        """A batch has at most `size` rows, the first of which waited for others at most `wait_ms`;
+        at most `bound` requests wait.
+        """
         self.engine, self.model, self.prepare = engine, engine.model, engine.prepare
         self.size, self.wait_s, self.bound = min(size, engine.max_batch), wait_ms / 1e3, bound
         self.waiting: list[Row] = []  # in order of arrival
@@ -71,7 +88,13 @@ class BatchQueue:
         row = Row(job, say)
         with self.changed:
             if len(self.waiting) >= self.bound:
-                raise ContractError(429, f"{self.bound} requests are waiting, and no more may: try again later", None, "queue_full", 1)
+                raise ContractError(
+                    429,
+                    f"{self.bound} requests are waiting, and no more may: try again later",
+                    None,
+                    "queue_full",
+                    1,
+                )
             self._wait_now([*self.waiting, row])
             self.changed.notify()
         return row
@@ -117,7 +140,9 @@ class BatchQueue:
                 left_s = None
                 if self.waiting:
                     kind = self.engine.kind(self.waiting[0].job)
-                    rows = [row for row in self.waiting if self.engine.kind(row.job) == kind][: self.size]
+                    rows = [row for row in self.waiting if self.engine.kind(row.job) == kind][
+                        : self.size
+                    ]
                     left_s = self.waiting[0].job.received + self.wait_s - time.perf_counter()
                     if len(rows) == self.size or left_s <= 0:
                         self.batch = rows

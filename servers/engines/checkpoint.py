@@ -1,10 +1,13 @@
-"""The default model: a real Llama, generated on this machine from a seed, whose greedy answers are known in closed form.
+"""The default model: a real Llama, generated on this machine from a seed, whose greedy answers are
+known in closed form.
 
-Every layer computes as in any Llama; only the output head is planted: embeddings are random unit vectors, and the head's row
-for a word is the embedding of the word before it (`servers/rule.py`). The layers' share of the residual stream is bounded
-(their outputs add up to about half the embedding's length), so the head's right row wins by a wide margin in bfloat16.
+Every layer computes as in any Llama; only the output head is planted: embeddings are random unit
+vectors, and the head's row for a word is the embedding of the word before it (`servers/rule.py`).
+The layers' share of the residual stream is bounded (their outputs add up to about half the
+embedding's length), so the head's right row wins by a wide margin in bfloat16.
 
-    python -m servers.engines.checkpoint small      generates it if need be; the last line of stdout is its folder
+    python -m servers.engines.checkpoint small      generates it if need be; the last line of stdout
+    is its folder
 """
 
 import argparse
@@ -25,7 +28,10 @@ if TYPE_CHECKING:
 
 FORMAT = 1  # part of the folder's name: raise it when the same preset would give other files
 SPECIAL_TOKENS = ["<unk>", "<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"]
-CHAT_TEMPLATE = "{% for m in messages %}<|{{ m.role }}|> {{ m.content }}{% if not loop.last %} {% endif %}{% endfor %}"
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|> {{ m.content }}{% if not loop.last %} {% endif %}{%"
+    " endfor %}"
+)
 RESIDUAL_SHARE = 0.5
 SHARD_BYTES = 2 * 1024**3
 DTYPE_BYTES = 2  # bfloat16
@@ -61,23 +67,31 @@ PRESETS = {
 
 
 def ensure(preset: str) -> Path:
-    """Folder of the preset's model; generated first if it is not there. Safe when several processes call it at once."""
+    """Folder of the preset's model; generated first if it is not there. Safe when several processes
+    call it at once.
+    """
     folder, shape = cache.folder("models") / f"serveoff-{preset}-v{FORMAT}", PRESETS[preset]
     if folder.is_dir():
         return folder
-    if (device := _device(shape)) != "cpu":  # other random numbers: other weights, under another name; the answers are the same
+    # other random numbers: other weights, under another name; the answers are the same
+    if (device := _device(shape)) != "cpu":
         folder = folder.with_name(f"{folder.name}-{device}")
         if folder.is_dir():
             return folder
     needed = DTYPE_BYTES * shape.parameters()
     free = shutil.disk_usage(folder.parent).free
     if free < needed * 1.05:
-        raise OSError(f"the model needs {needed / 1e9:.1f} GB and {folder.parent} has {free / 1e9:.1f} GB free: "
-                      "free some space, or point XDG_CACHE_HOME at a larger disk")
+        raise OSError(
+            f"the model needs {needed / 1e9:.1f} GB and {folder.parent} has {free / 1e9:.1f} GB"
+            " free: free some space, or point XDG_CACHE_HOME at a larger disk"
+        )
     with cache.made(folder) as partial:
         if partial:
-            print(f"generating model serveoff-{preset} ({shape.parameters() / 1e6:.0f} M parameters, "
-                  f"{needed / 1e6:.0f} MB) in {folder}", file=sys.stderr)
+            print(
+                f"generating model serveoff-{preset} ({shape.parameters() / 1e6:.0f} M parameters, "
+                f"{needed / 1e6:.0f} MB) in {folder}",
+                file=sys.stderr,
+            )
             _write_tokenizer(partial, shape)
             _write_config(partial, shape)
             _write_weights(partial, shape, device)
@@ -92,25 +106,68 @@ def _write_tokenizer(folder: Path, shape: Shape) -> None:
         vocabulary["Ġ" + word] = len(SPECIAL_TOKENS) + i
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))  # noqa: S106 - not a password
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)])
-    tokenizer.decoder = decoders.ByteLevel()  # joins tokens without looking at their neighbours, so streamed pieces add up
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False),
+        ]
+    )
+    # joins tokens without looking at their neighbours, so streamed pieces add up
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    (folder / "tokenizer_config.json").write_text(json.dumps({
-        "tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "eos_token": "<|end|>", "pad_token": "<|pad|>",
-        "clean_up_tokenization_spaces": False, "model_max_length": shape.positions, "chat_template": CHAT_TEMPLATE}, indent=1))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "unk_token": "<unk>",
+                "eos_token": "<|end|>",
+                "pad_token": "<|pad|>",
+                "clean_up_tokenization_spaces": False,
+                "model_max_length": shape.positions,
+                "chat_template": CHAT_TEMPLATE,
+            },
+            indent=1,
+        )
+    )
 
 
 def _write_config(folder: Path, shape: Shape) -> None:
-    ids = {"bos_token_id": None, "eos_token_id": SPECIAL_TOKENS.index("<|end|>"), "pad_token_id": SPECIAL_TOKENS.index("<|pad|>")}
-    (folder / "config.json").write_text(json.dumps({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": shape.hidden,
-        "intermediate_size": shape.mlp, "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads, "head_dim": shape.head_dim, "vocab_size": shape.vocabulary,
-        "max_position_embeddings": shape.positions, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "attention_bias": False,
-        "tie_word_embeddings": False, "dtype": "bfloat16", "use_cache": True, **ids}, indent=1))
-    (folder / "generation_config.json").write_text(json.dumps({k: v for k, v in ids.items() if v is not None}))
+    ids = {
+        "bos_token_id": None,
+        "eos_token_id": SPECIAL_TOKENS.index("<|end|>"),
+        "pad_token_id": SPECIAL_TOKENS.index("<|pad|>"),
+    }
+    (folder / "config.json").write_text(
+        json.dumps(
+            {
+                "architectures": ["LlamaForCausalLM"],
+                "model_type": "llama",
+                "hidden_act": "silu",
+                "hidden_size": shape.hidden,
+                "intermediate_size": shape.mlp,
+                "num_hidden_layers": shape.layers,
+                "num_attention_heads": shape.heads,
+                "num_key_value_heads": shape.kv_heads,
+                "head_dim": shape.head_dim,
+                "vocab_size": shape.vocabulary,
+                "max_position_embeddings": shape.positions,
+                "rms_norm_eps": 1e-5,
+                "rope_theta": 500000.0,
+                "attention_bias": False,
+                "tie_word_embeddings": False,
+                "dtype": "bfloat16",
+                "use_cache": True,
+                **ids,
+            },
+            indent=1,
+        )
+    )
+    (folder / "generation_config.json").write_text(
+        json.dumps({k: v for k, v in ids.items() if v is not None})
+    )
 
 
 def _device(shape: Shape) -> str:
@@ -122,7 +179,9 @@ def _device(shape: Shape) -> str:
 
 
 def _tensors(shape: Shape, device: str) -> "Iterator[tuple[str, torch.Tensor]]":
-    """(name, tensor) in the order of the forward pass; a generator, so that only one tensor is in memory at a time."""
+    """(name, tensor) in the order of the forward pass; a generator, so that only one tensor is in
+    memory at a time.
+    """
     import torch
 
     generator = torch.Generator(device)
@@ -135,18 +194,31 @@ def _tensors(shape: Shape, device: str) -> "Iterator[tuple[str, torch.Tensor]]":
     embeddings = torch.nn.functional.normalize(normal("embed", shape.vocabulary, d, 1.0))
     yield "model.embed_tokens.weight", embeddings
     norm = torch.ones(d, device=device)
-    share = RESIDUAL_SHARE / math.sqrt(2 * shape.layers)  # of one sublayer's output; independent ones add in quadrature
+    # of one sublayer's output; independent ones add in quadrature
+    share = RESIDUAL_SHARE / math.sqrt(2 * shape.layers)
     for layer in range(shape.layers):
         name = f"model.layers.{layer}."
         yield name + "input_layernorm.weight", norm
         for part, rows in (("q", query), ("k", kv), ("v", kv)):
-            yield name + f"self_attn.{part}_proj.weight", normal(f"{layer}{part}", rows, d, 1 / math.sqrt(d))
-        yield name + "self_attn.o_proj.weight", normal(f"{layer}o", d, query, share / math.sqrt(query * d))
+            yield (
+                name + f"self_attn.{part}_proj.weight",
+                normal(f"{layer}{part}", rows, d, 1 / math.sqrt(d)),
+            )
+        yield (
+            name + "self_attn.o_proj.weight",
+            normal(f"{layer}o", d, query, share / math.sqrt(query * d)),
+        )
         yield name + "post_attention_layernorm.weight", norm
         for part in ("gate", "up"):
-            yield name + f"mlp.{part}_proj.weight", normal(f"{layer}{part}", shape.mlp, d, 1 / math.sqrt(d))
+            yield (
+                name + f"mlp.{part}_proj.weight",
+                normal(f"{layer}{part}", shape.mlp, d, 1 / math.sqrt(d)),
+            )
         # silu(gate) * up has a root mean square of about 0.6 for unit normal inputs
-        yield name + "mlp.down_proj.weight", normal(f"{layer}down", d, shape.mlp, share / (0.6 * math.sqrt(shape.mlp * d)))
+        yield (
+            name + "mlp.down_proj.weight",
+            normal(f"{layer}down", d, shape.mlp, share / (0.6 * math.sqrt(shape.mlp * d))),
+        )
     yield "model.norm.weight", norm
 
     words = range(len(SPECIAL_TOKENS), len(SPECIAL_TOKENS) + rule.WORDS)
@@ -188,11 +260,16 @@ def _write_weights(folder: Path, shape: Shape, device: str) -> None:
         (folder / f"shard-{i}.safetensors").rename(folder / file)
         names.update(dict.fromkeys(tensors, file))
     (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {"total_size": DTYPE_BYTES * shape.parameters()}, "weight_map": names}))
+        json.dumps(
+            {"metadata": {"total_size": DTYPE_BYTES * shape.parameters()}, "weight_map": names}
+        )
+    )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Generate the default model into the cache; prints its folder.")
+    parser = argparse.ArgumentParser(
+        description="Generate the default model into the cache; prints its folder."
+    )
     parser.add_argument("preset", choices=PRESETS)
     try:
         print(ensure(parser.parse_args().preset))

@@ -1,4 +1,6 @@
-"""Hugging Face Transformers' own `generate`: blocking, one request a call, in the calling thread."""
+"""Hugging Face Transformers' own `generate`: blocking, one request a call, in the calling
+thread.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +19,9 @@ class _Stopped(Exception):
 
 
 class _Streamer(BaseStreamer):  # type: ignore[misc]
-    """One call for each token. TextIteratorStreamer holds text back to word boundaries, which would distort the times."""
+    """One call for each token. TextIteratorStreamer holds text back to word boundaries, which would
+    distort the times.
+    """
 
     def __init__(self, on_id: Callable[[int], None]):
         self.on_id = on_id
@@ -40,12 +44,17 @@ class Transformers:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = settings.model
         self.tokenizer = AutoTokenizer.from_pretrained(settings.path)
-        self.network = AutoModelForCausalLM.from_pretrained(settings.path, dtype=torch.bfloat16).to(self.device).eval()
+        self.network = (
+            AutoModelForCausalLM.from_pretrained(settings.path, dtype=torch.bfloat16)
+            .to(self.device)
+            .eval()
+        )
         self.context: int = self.network.config.max_position_embeddings
         own = self.network.generation_config
         self.pad, self.eos = own.pad_token_id, own.eos_token_id
-        # `generate` takes from here whatever a request leaves open, even the None of ignore_eos, and a model's own sampling defaults,
-        # such as a repetition penalty: no other engine has those, and answers would differ.
+        # `generate` takes from here whatever a request leaves open, even the None of ignore_eos,
+        # and a model's own sampling defaults, such as a repetition penalty: no other engine has
+        # those, and answers would differ.
         self.network.generation_config = GenerationConfig()
 
     def prepare(self, request: Request) -> Job:
@@ -53,19 +62,39 @@ class Transformers:
         return accept(request, ids, len(ids), self.model, self.context)
 
     def reader(self, job: Job) -> Callable[[int], tuple[str, bool]]:
-        """For each token of the job's answer, in order: its text, and whether the model ends the answer with it."""
-        eos_ids = set() if job.request.ignore_eos else set(self.eos if isinstance(self.eos, list) else [self.eos])
-        text = DecodeStream(ids=job.prompt[-8:], skip_special_tokens=True)  # its first piece depends on what stands before
-        return lambda token: (text.step(self.tokenizer.backend_tokenizer, token) or "", token in eos_ids)
+        """For each token of the job's answer, in order: its text, and whether the model ends the
+        answer with it.
+        """
+        eos_ids = (
+            set()
+            if job.request.ignore_eos
+            else set(self.eos if isinstance(self.eos, list) else [self.eos])
+        )
+        # its first piece depends on what stands before
+        text = DecodeStream(ids=job.prompt[-8:], skip_special_tokens=True)
+        return lambda token: (
+            text.step(self.tokenizer.backend_tokenizer, token) or "",
+            token in eos_ids,
+        )
 
-    def configure(self, request: Request, max_tokens: int, eos: int | list[int] | None) -> GenerationConfig:
+    def configure(
+        self, request: Request, max_tokens: int, eos: int | list[int] | None
+    ) -> GenerationConfig:
         """How `generate` chooses tokens for that request; seeds torch if it asks for that."""
         sampling: dict[str, Any] = {"do_sample": False}
         if request.temperature > 0:
-            sampling = {"do_sample": True, "temperature": request.temperature, "top_p": request.top_p, "top_k": 0}
+            sampling = {
+                "do_sample": True,
+                "temperature": request.temperature,
+                "top_p": request.top_p,
+                "top_k": 0,
+            }
             if request.seed is not None:
-                torch.manual_seed(request.seed)  # the process's only generator: exact with one request at a time
-        return GenerationConfig(max_new_tokens=max_tokens, eos_token_id=eos, pad_token_id=self.pad, **sampling)
+                # the process's only generator: exact with one request at a time
+                torch.manual_seed(request.seed)
+        return GenerationConfig(
+            max_new_tokens=max_tokens, eos_token_id=eos, pad_token_id=self.pad, **sampling
+        )
 
     def close(self) -> None:
         pass
@@ -83,11 +112,18 @@ class BlockingEngine(Transformers):
             if run.stopped:
                 raise _Stopped
 
-        config = self.configure(job.request, job.max_tokens, None if job.request.ignore_eos else self.eos)
+        config = self.configure(
+            job.request, job.max_tokens, None if job.request.ignore_eos else self.eos
+        )
         with Run(job) as run, torch.inference_mode():
             ids = torch.tensor([job.prompt], device=self.device)
             try:
-                self.network.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, streamer=_Streamer(on_id))
+                self.network.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    generation_config=config,
+                    streamer=_Streamer(on_id),
+                )
             except _Stopped:
                 pass
             if run.held:

@@ -1,6 +1,8 @@
-"""Transformers' `generate` for a whole batch: prompts padded on the left, and one call, which ends with the last of its rows.
+"""Transformers' `generate` for a whole batch: prompts padded on the left, and one call, which ends
+with the last of its rows.
 
-`generate` takes a streamer for one sequence only; a stopping criterion sees each step of all of them.
+`generate` takes a streamer for one sequence only; a stopping criterion sees each step of all of
+them.
 """
 
 import math
@@ -17,14 +19,18 @@ from servers.engines.hf import Transformers
 
 
 class _Steps(StoppingCriteria):  # type: ignore[misc]
-    """Gives each row its token after each step. Says of each whether it is done; with the last one the batch is."""
+    """Gives each row its token after each step. Says of each whether it is done; with the last one
+    the batch is.
+    """
 
     def __init__(self, engine: Transformers, rows: Sequence[Row]):
         self.readers = [(row, engine.reader(row.job)) for row in rows]
 
     def __call__(self, input_ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
         KV_POSITIONS.inc(input_ids.numel())
-        KV_USEFUL.inc(sum(len(row.job.prompt) + row.run.tokens + 1 for row, _ in self.readers if not row.done))
+        KV_USEFUL.inc(
+            sum(len(row.job.prompt) + row.run.tokens + 1 for row, _ in self.readers if not row.done)
+        )
         for (row, read), token in zip(self.readers, input_ids[:, -1].tolist(), strict=True):
             if not row.done:
                 row.token(*read(token))
@@ -35,7 +41,9 @@ class BatchEngine(Transformers):
     max_batch = math.inf  # as many as the memory holds: the queue in front bounds them
 
     def kind(self, job: Job) -> Hashable:
-        """One call samples in one way. And in a batch a seed would promise too much: what it gives depends on the other rows."""
+        """One call samples in one way. And in a batch a seed would promise too much: what it gives
+        depends on the other rows.
+        """
         request = job.request
         if request.temperature == 0:
             return "greedy"
@@ -43,9 +51,19 @@ class BatchEngine(Transformers):
 
     def generate_batch(self, rows: Sequence[Row]) -> None:
         prompts = [torch.tensor(row.job.prompt) for row in rows]
-        ids, mask = (pad_sequence(part, batch_first=True, padding_side="left").to(self.device)  # with 0: masked, so any token will do
-                     for part in (prompts, [torch.ones_like(prompt) for prompt in prompts]))
-        config = self.configure(rows[0].job.request, max(row.job.max_tokens for row in rows), eos=None)  # each row knows its own end
+        # with 0: masked, so any token will do
+        ids, mask = (
+            pad_sequence(part, batch_first=True, padding_side="left").to(self.device)
+            for part in (prompts, [torch.ones_like(prompt) for prompt in prompts])
+        )
+        # each row knows its own end
+        config = self.configure(
+            rows[0].job.request, max(row.job.max_tokens for row in rows), eos=None
+        )
         with torch.inference_mode():
-            self.network.generate(ids, attention_mask=mask, generation_config=config,
-                                  stopping_criteria=StoppingCriteriaList([_Steps(self, rows)]))
+            self.network.generate(
+                ids,
+                attention_mask=mask,
+                generation_config=config,
+                stopping_criteria=StoppingCriteriaList([_Steps(self, rows)]),
+            )

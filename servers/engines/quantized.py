@@ -1,12 +1,16 @@
-"""A generated model with weights of four bits, in the formats of GPTQ and of AWQ, for engines that compute with those.
+"""A generated model with weights of four bits, in the formats of GPTQ and of AWQ, for engines that
+compute with those.
 
-Each weight is rounded to the nearest of fifteen steps of its group, without the calibration that gives the two methods their names: it
-makes answers better, not faster. The planted rule's margin is far wider than the rounding, and the embeddings and the head keep their
-16 bits, as they do in models that others quantise: so every answer is still known.
+Each weight is rounded to the nearest of fifteen steps of its group, without the calibration that
+gives the two methods their names: it makes answers better, not faster. The planted rule's margin is
+far wider than the rounding, and the embeddings and the head keep their 16 bits, as they do in
+models that others quantise: so every answer is still known.
 
-    python -m servers.engines.quantized FOLDER gptq      makes it if need be; the last line of stdout is its folder
+    python -m servers.engines.quantized FOLDER gptq      makes it if need be; the last line of
+    stdout is its folder
 
-Formats: AutoGPTQ's `QuantLinear` ("gptq", version 1) and AutoAWQ's `WQLinear_GEMM`, as vLLM reads them.
+Formats: AutoGPTQ's `QuantLinear` ("gptq", version 1) and AutoAWQ's `WQLinear_GEMM`, as vLLM reads
+them.
 """
 
 import argparse
@@ -27,25 +31,45 @@ MIDDLE = 8  # the step that is 0
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # of the eight columns in one word, the lowest bits first
 INDEX = "model.safetensors.index.json"
 CONFIG: dict[str, dict[str, Any]] = {
-    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "sym": True, "desc_act": False, "checkpoint_format": "gptq"},
-    "awq": {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True, "version": "gemm"}}
+    "gptq": {
+        "quant_method": "gptq",
+        "bits": 4,
+        "group_size": GROUP,
+        "sym": True,
+        "desc_act": False,
+        "checkpoint_format": "gptq",
+    },
+    "awq": {
+        "quant_method": "awq",
+        "bits": 4,
+        "group_size": GROUP,
+        "zero_point": True,
+        "version": "gemm",
+    },
+}
 
 
 def ensure(folder: Path, kind: str) -> Path:
-    """The folder beside it with the same model quantised; made first if it is not there. Safe when several processes call it at once."""
+    """The folder beside it with the same model quantised; made first if it is not there. Safe when
+    several processes call it at once.
+    """
     found = folder.with_name(f"{folder.name}-{kind}")
     with cache.made(found) as partial:
         if partial:
             files: dict[str, str] = {}
             for file in folder.iterdir():
                 if file.suffix == ".safetensors":
-                    files |= dict.fromkeys(_write_weights(file, partial / file.name, kind), file.name)
+                    files |= dict.fromkeys(
+                        _write_weights(file, partial / file.name, kind), file.name
+                    )
                 elif file.name not in ("config.json", INDEX):
                     shutil.copy(file, partial)
             if (folder / INDEX).exists():
                 (partial / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}))
             config = json.loads((folder / "config.json").read_text())
-            (partial / "config.json").write_text(json.dumps(config | {"quantization_config": CONFIG[kind]}, indent=1))
+            (partial / "config.json").write_text(
+                json.dumps(config | {"quantization_config": CONFIG[kind]}, indent=1)
+            )
     return found
 
 
@@ -57,7 +81,10 @@ def _write_weights(file: Path, to: Path, kind: str) -> list[str]:
     for name, tensor in load_file(file).items():
         if name.endswith("_proj.weight"):
             base = name.removesuffix("weight")
-            tensors |= {base + part: value.contiguous() for part, value in (_gptq if kind == "gptq" else _awq)(tensor).items()}
+            tensors |= {
+                base + part: value.contiguous()
+                for part, value in (_gptq if kind == "gptq" else _awq)(tensor).items()
+            }
         else:
             tensors[name] = tensor
     save_file(tensors, to, metadata={"format": "pt"})
@@ -65,7 +92,9 @@ def _write_weights(file: Path, to: Path, kind: str) -> list[str]:
 
 
 def _steps(weight: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
-    """(steps 1 to 15 of shape [inputs, outputs], scales of shape [inputs / GROUP, outputs]) of [outputs, inputs]."""
+    """(steps 1 to 15 of shape [inputs, outputs], scales of shape [inputs / GROUP, outputs]) of
+    [outputs, inputs].
+    """
     groups = weight.float().T.unflatten(0, (-1, GROUP))
     scales = (groups.abs().amax(1) / (MIDDLE - 1)).to(weight.dtype)
     steps = (groups / scales.float()[:, None]).round().clamp(1 - MIDDLE, MIDDLE - 1) + MIDDLE
@@ -86,8 +115,12 @@ def _gptq(weight: "torch.Tensor") -> "dict[str, torch.Tensor]":
 
     steps, scales = _steps(weight)
     zeros = torch.full_like(scales, MIDDLE - 1, dtype=torch.float32)  # version 1 stores one less
-    return {"qweight": _packed(steps.T).T, "qzeros": _packed(zeros), "scales": scales,
-            "g_idx": torch.arange(len(steps), dtype=torch.int32) // GROUP}  # fmt: skip
+    return {
+        "qweight": _packed(steps.T).T,
+        "qzeros": _packed(zeros),
+        "scales": scales,
+        "g_idx": torch.arange(len(steps), dtype=torch.int32) // GROUP,
+    }
 
 
 def _awq(weight: "torch.Tensor") -> "dict[str, torch.Tensor]":
@@ -95,7 +128,11 @@ def _awq(weight: "torch.Tensor") -> "dict[str, torch.Tensor]":
 
     steps, scales = _steps(weight)
     zeros = torch.full_like(scales, MIDDLE, dtype=torch.float32)
-    return {"qweight": _packed(steps, AWQ_ORDER), "qzeros": _packed(zeros, AWQ_ORDER), "scales": scales}
+    return {
+        "qweight": _packed(steps, AWQ_ORDER),
+        "qzeros": _packed(zeros, AWQ_ORDER),
+        "scales": scales,
+    }
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
 """A GPU that exists only as a time model: known times, the planted rule's text, no model.
 
-It isolates what the architecture itself costs, runs anywhere, and is the ground truth for checking the harness. Each process
-has one simulated GPU with `max_batch` slots (1 = serial service); a request waits for a slot in order of arrival, and then
+It isolates what the architecture itself costs, runs anywhere, and is the ground truth for checking
+the harness. Each process has one simulated GPU with `max_batch` slots (1 = serial service); a
+request waits for a slot in order of arrival, and then
 
     first token   at  begin + prefill_ms + prefill_ms_per_token * prompt tokens
     each further  at  the one before + step_ms + step_ms_per_sequence * (sequences running - 1)
 
-A static batch (BatchEngine) is one request with the tokens of all its prompts, padded to the longest; every row takes part in every step,
-done or not.
+A static batch (BatchEngine) is one request with the tokens of all its prompts, padded to the
+longest; every row takes part in every step, done or not.
 
-Deadlines are added up from the begin, not slept one after the other, so lateness of the scheduler never accumulates.
+Deadlines are added up from the begin, not slept one after the other, so lateness of the scheduler
+never accumulates.
 """
 
 import asyncio
@@ -26,14 +28,17 @@ from servers.contract import CompletionRequest, Outcome, Request
 from servers.engines import Job, Run, Settings, accept
 
 if TYPE_CHECKING:
-    from servers.engines.batching import Row  # has metrics, which a server without batches should not show
+    # has metrics, which a server without batches should not show
+    from servers.engines.batching import Row
 
 CONTEXT = 1_000_000  # tokens; there is no cache to fill
 
 
 @dataclass(frozen=True)
 class TimeModel:
-    """Milliseconds, a number of slots, and a word: who ends the prompt with it makes the engine fail after two tokens."""
+    """Milliseconds, a number of slots, and a word: who ends the prompt with it makes the engine
+    fail after two tokens.
+    """
 
     prefill_ms: float = 50.0
     prefill_ms_per_token: float = 0.0
@@ -58,20 +63,26 @@ class _Simulated:
 
     def _tokens(self, job: Job, began: float) -> Iterator[tuple[float, str]]:
         """(when it is due, text) of each token."""
-        return itertools.islice(zip(self._steps(began, job.prompt_tokens), self._words(job), strict=False), job.max_tokens)
+        return itertools.islice(
+            zip(self._steps(began, job.prompt_tokens), self._words(job), strict=False),
+            job.max_tokens,
+        )
 
     def _words(self, job: Job) -> Iterator[str]:
         """The text of each token, without end."""
         word = rule.successor_index(job.prompt)
         for number in itertools.count():
             if number == 2 and self.times.fails_on and job.prompt.endswith(self.times.fails_on):
-                raise RuntimeError("CUDA error: out of memory at /home/somebody/weights")  # nobody's business but the log's
+                # nobody's business but the log's
+                raise RuntimeError("CUDA error: out of memory at /home/somebody/weights")
             yield " " + rule.VOCABULARY[word]
             word = (word + 1) % rule.WORDS
 
     def _steps(self, began: float, prompt_tokens: int) -> Iterator[float]:
         """When each is due."""
-        due = began + (self.times.prefill_ms + self.times.prefill_ms_per_token * prompt_tokens) / 1e3
+        due = (
+            began + (self.times.prefill_ms + self.times.prefill_ms_per_token * prompt_tokens) / 1e3
+        )
         while True:
             yield due
             due += (self.times.step_ms + self.times.step_ms_per_sequence * (self.running - 1)) / 1e3
@@ -154,7 +165,9 @@ class BatchEngine(_Simulated):
     def generate_batch(self, rows: "Sequence[Row]") -> None:
         self.running = len(rows)
         answers = [(row, self._words(row.job)) for row in rows]
-        for due in self._steps(time.perf_counter(), len(rows) * max(row.job.prompt_tokens for row in rows)):
+        for due in self._steps(
+            time.perf_counter(), len(rows) * max(row.job.prompt_tokens for row in rows)
+        ):
             time.sleep(max(0.0, due - time.perf_counter()))
             for row, words in answers:
                 if not row.done:

@@ -1,4 +1,6 @@
-"""vLLM's `AsyncLLM` in this process: continuous batching, paged KV cache; its scheduler and model run in a process of their own."""
+"""vLLM's `AsyncLLM` in this process: continuous batching, paged KV cache; its scheduler and model
+run in a process of their own.
+"""
 
 import os
 import uuid
@@ -21,7 +23,10 @@ class AsyncEngine:
     def __init__(self, settings: Settings):
         self.model = settings.model
         # How many tokens and sequences make a batch depends on it, too.
-        self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(settings)), usage_context=UsageContext.OPENAI_API_SERVER)
+        self.engine = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(**engine_arguments(settings)),
+            usage_context=UsageContext.OPENAI_API_SERVER,
+        )
         self.tokenizer = self.engine.get_tokenizer()
         self.context: int = self.engine.model_config.max_model_len
 
@@ -31,15 +36,25 @@ class AsyncEngine:
 
     async def stream(self, job: Job) -> AsyncIterator[str | Outcome]:
         request = job.request
-        sampling = SamplingParams(temperature=request.temperature, top_p=request.top_p, seed=request.seed, stop=request.stops,
-                                  max_tokens=job.max_tokens, ignore_eos=request.ignore_eos, output_kind=RequestOutputKind.DELTA)
+        sampling = SamplingParams(
+            temperature=request.temperature,
+            top_p=request.top_p,
+            seed=request.seed,
+            stop=request.stops,
+            max_tokens=job.max_tokens,
+            ignore_eos=request.ignore_eos,
+            output_kind=RequestOutputKind.DELTA,
+        )
         with Run(job) as run:
             run.stops = []  # vLLM does stop strings itself
-            async for output in self.engine.generate({"prompt_token_ids": job.prompt}, sampling, uuid.uuid4().hex):
+            async for output in self.engine.generate(
+                {"prompt_token_ids": job.prompt}, sampling, uuid.uuid4().hex
+            ):
                 piece, times = output.outputs[0], output.metrics
                 if text := run.token(piece.text, len(piece.token_ids)):
                     yield text
-            if times:  # its scheduler's own clock: what it let wait is queue, and no part of the prompt
+            # its scheduler's own clock: what it let wait is queue, and no part of the prompt
+            if times:
                 run.waited_s = times.scheduled_ts - times.queued_ts
         if piece.finish_reason not in ("stop", "length"):
             raise ContractError(503, f"the engine ended the request: {piece.finish_reason}")

@@ -1,6 +1,8 @@
-"""FastAPI in front of a batching queue: requests wait until the batch is full or the first has waited long enough, then run together.
+"""FastAPI in front of a batching queue: requests wait until the batch is full or the first has
+waited long enough, then run together.
 
-The queue's thread (servers/engines/batching.py) hands each token to the event loop with `call_soon_threadsafe`.
+The queue's thread (servers/engines/batching.py) hands each token to the event loop with
+`call_soon_threadsafe`.
 """
 
 import asyncio
@@ -35,9 +37,15 @@ async def answer(request: contract.Request) -> Any:
     loop = asyncio.get_running_loop()
     items = Items()
     row = queue.submit(job, lambda item: loop.call_soon_threadsafe(items.put_nowait, item))
-    if request.stream:  # Starlette cancels a stream when its client has gone, perhaps before it has begun; the task runs in any case
-        return StreamingResponse(events(items, reply), media_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS,
-                                 background=BackgroundTask(queue.cancel, row))
+    # Starlette cancels a stream when its client has gone, perhaps before it has begun; the task
+    # runs in any case
+    if request.stream:
+        return StreamingResponse(
+            events(items, reply),
+            media_type=contract.SSE_CONTENT_TYPE,
+            headers=contract.SSE_HEADERS,
+            background=BackgroundTask(queue.cancel, row),
+        )
     pieces: list[str] = []
     while isinstance(item := await items.get(), str):
         pieces.append(item)

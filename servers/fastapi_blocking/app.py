@@ -1,7 +1,8 @@
-"""ANTI-PATTERN, here to show what it costs: `async def` endpoints that block the event loop while the engine works.
+"""ANTI-PATTERN, here to show what it costs: `async def` endpoints that block the event loop while
+the engine works.
 
-It looks right and streams well to its one client: only that nobody else is served meanwhile, /health included. `fastapi_threadpool` is the
-same with the call where it belongs.
+It looks right and streams well to its one client: only that nobody else is served meanwhile,
+/health included. `fastapi_threadpool` is the same with the call where it belongs.
 """
 
 import logging
@@ -26,14 +27,19 @@ async def answer(request: contract.Request) -> Any:
     job = engine.prepare(request)
     reply = Answer(request, engine.model)
     if request.stream:
-        return StreamingResponse(events(job, reply), media_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS)
+        return StreamingResponse(
+            events(job, reply), media_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS
+        )
     pieces: list[str] = []
-    outcome = engine.generate(job, pieces.append)  # THE MISTAKE: it is not awaited, so the event loop stands still until it returns
+    # THE MISTAKE: it is not awaited, so the event loop stands still until it returns
+    outcome = engine.generate(job, pieces.append)
     return reply.complete("".join(pieces), outcome)
 
 
 async def events(job: engines.Job, reply: Answer) -> AsyncIterator[str]:
-    """A thread that generates and a loop over what it says, as with Transformers' TextIteratorStreamer."""
+    """A thread that generates and a loop over what it says, as with Transformers'
+    TextIteratorStreamer.
+    """
     items: queue.SimpleQueue[str | Outcome | BaseException] = queue.SimpleQueue()
     generation = pool.submit(app.state.engine.generate, job, items.put)
     generation.add_done_callback(lambda done: items.put(done.exception() or done.result()))

@@ -1,4 +1,5 @@
-"""FastAPI with a cache of whole answers in front of an async engine: what was answered before is said again, streamed or plain.
+"""FastAPI with a cache of whole answers in front of an async engine: what was answered before is
+said again, streamed or plain.
 
 Kept are only answers that must be the same again: greedy ones, and sampled ones with a seed.
 """
@@ -43,7 +44,9 @@ async def answer(request: contract.Request) -> Any:
     repeatable = request.temperature == 0 or request.seed is not None
     items = cached(job) if repeatable else engine.stream(job)
     if request.stream:
-        return StreamingResponse(events(items, reply), media_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS)
+        return StreamingResponse(
+            events(items, reply), media_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS
+        )
     *pieces, outcome = [item async for item in items]
     return reply.complete("".join(pieces), outcome)
 
@@ -59,7 +62,8 @@ async def events(items: AsyncIterator[Any], reply: Answer) -> AsyncIterator[str]
 
 async def cached(job: engines.Job) -> AsyncIterator[Any]:
     """What the engine's `stream` gives, whether the engine is asked or not."""
-    wanted = job.request.model_dump_json(exclude={"stream", "stream_options"})  # all that may change the answer
+    # all that may change the answer
+    wanted = job.request.model_dump_json(exclude={"stream", "stream_options"})
     key = hashlib.sha256(wanted.encode()).hexdigest()
     if known := await cache.get(key):
         HITS.inc()
@@ -73,8 +77,10 @@ async def cached(job: engines.Job) -> AsyncIterator[Any]:
     MISSES.inc()
     pieces = []
     async for item in app.state.engine.stream(job):
-        if isinstance(item, Outcome):  # kept before its end is told, so that whoever asks then finds it
-            again = replace(item, queue_ms=0.0, prompt_ms=0.0, predicted_ms=0.0)  # which will take none of the engine's time
+        # kept before its end is told, so that whoever asks then finds it
+        if isinstance(item, Outcome):
+            # which will take none of the engine's time
+            again = replace(item, queue_ms=0.0, prompt_ms=0.0, predicted_ms=0.0)
             await cache.put(key, json.dumps([pieces, asdict(again)]))
         else:
             pieces.append(item)

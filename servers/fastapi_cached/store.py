@@ -1,4 +1,6 @@
-"""Where answers are kept: in this process or, with SERVEOFF_CACHE_URL, in Redis. Both drop what was not asked for longest."""
+"""Where answers are kept: in this process or, with SERVEOFF_CACHE_URL, in Redis. Both drop what was
+not asked for longest.
+"""
 
 import os
 from collections.abc import Awaitable
@@ -33,7 +35,9 @@ class InRedis:
 
     def __init__(self, url: str):
         # 50 connections; whoever finds none free waits for one.
-        self.redis = Redis.from_pool(BlockingConnectionPool.from_url(url, timeout=REDIS_S, socket_timeout=REDIS_S))
+        self.redis = Redis.from_pool(
+            BlockingConnectionPool.from_url(url, timeout=REDIS_S, socket_timeout=REDIS_S)
+        )
 
     async def get(self, key: str) -> bytes | str | None:
         return await self._tried(self.redis.get(key))

@@ -1,4 +1,6 @@
-"""A gateway whose client is httpx2: one pool of connections, an answer's bytes passed on as they come."""
+"""A gateway whose client is httpx2: one pool of connections, an answer's bytes passed on as they
+come.
+"""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -13,12 +15,17 @@ from servers import bounds, contract, gateway_base
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    limits = httpx2.Limits(keepalive_expiry=gateway_base.KEEP_ALIVE_S)  # none on connections: whoever waits, waits in the engine
+    # none on connections: whoever waits, waits in the engine
+    limits = httpx2.Limits(keepalive_expiry=gateway_base.KEEP_ALIVE_S)
     timeout = httpx2.Timeout(bounds.READ_TIMEOUT_S, connect=bounds.CONNECT_TIMEOUT_S)
-    async with httpx2.AsyncClient(limits=limits, timeout=timeout, headers=gateway_base.HEADERS, trust_env=False) as app.state.client:
+    async with httpx2.AsyncClient(
+        limits=limits, timeout=timeout, headers=gateway_base.HEADERS, trust_env=False
+    ) as app.state.client:
         for url in gateway_base.UPSTREAMS:
             with failures(url):
-                app.state.engine.add(url, (await app.state.client.get(f"{url}/v1/models")).raise_for_status().json())
+                app.state.engine.add(
+                    url, (await app.state.client.get(f"{url}/v1/models")).raise_for_status().json()
+                )
         yield
 
 
@@ -37,9 +44,16 @@ async def forward(url: str, body: str, stream: bool) -> Response:
     with failures(url):
         answer = await client.send(client.build_request("POST", url, content=body), stream=True)
         if not stream or answer.status_code != 200:
-            return gateway_base.plain_answer(answer.status_code, await answer.aread(), answer.headers.get("retry-after", ""))
-    return StreamingResponse(events(url, answer), media_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS,
-                             background=BackgroundTask(answer.aclose))  # also if the client has gone, which cancels the upstream's work
+            return gateway_base.plain_answer(
+                answer.status_code, await answer.aread(), answer.headers.get("retry-after", "")
+            )
+    return StreamingResponse(
+        events(url, answer),
+        media_type=contract.SSE_CONTENT_TYPE,
+        headers=contract.SSE_HEADERS,
+        # also if the client has gone, which cancels the upstream's work
+        background=BackgroundTask(answer.aclose),
+    )
 
 
 async def events(url: str, answer: httpx2.Response) -> AsyncIterator[bytes | str]:

@@ -1,4 +1,6 @@
-"""A gateway whose client is aiohttp: one pool of connections, an answer's bytes passed on as they come."""
+"""A gateway whose client is aiohttp: one pool of connections, an answer's bytes passed on as they
+come.
+"""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -13,12 +15,19 @@ from servers import bounds, contract, gateway_base
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=gateway_base.KEEP_ALIVE_S)  # no limit: whoever waits, waits in the engine
-    timeout = aiohttp.ClientTimeout(sock_connect=bounds.CONNECT_TIMEOUT_S, sock_read=bounds.READ_TIMEOUT_S)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=gateway_base.HEADERS) as app.state.client:
+    # no limit: whoever waits, waits in the engine
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=gateway_base.KEEP_ALIVE_S)
+    timeout = aiohttp.ClientTimeout(
+        sock_connect=bounds.CONNECT_TIMEOUT_S, sock_read=bounds.READ_TIMEOUT_S
+    )
+    async with aiohttp.ClientSession(
+        connector=connector, timeout=timeout, headers=gateway_base.HEADERS
+    ) as app.state.client:
         for url in gateway_base.UPSTREAMS:
             with failures(url):
-                async with app.state.client.get(f"{url}/v1/models", raise_for_status=True) as answer:
+                async with app.state.client.get(
+                    f"{url}/v1/models", raise_for_status=True
+                ) as answer:
                     app.state.engine.add(url, await answer.json(content_type=None))
         yield
 
@@ -38,12 +47,20 @@ async def forward(url: str, body: str, stream: bool) -> Response:
     with failures(url):
         answer = await client.post(url, data=body.encode())
         if not stream or answer.status != 200:
-            return gateway_base.plain_answer(answer.status, await answer.read(), answer.headers.get("Retry-After", ""))
-    return StreamingResponse(events(url, answer), media_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS,
-                             background=BackgroundTask(close, answer))  # also if the client has gone, which cancels the upstream's work
+            return gateway_base.plain_answer(
+                answer.status, await answer.read(), answer.headers.get("Retry-After", "")
+            )
+    return StreamingResponse(
+        events(url, answer),
+        media_type=contract.SSE_CONTENT_TYPE,
+        headers=contract.SSE_HEADERS,
+        # also if the client has gone, which cancels the upstream's work
+        background=BackgroundTask(close, answer),
+    )
 
 
-async def close(answer: aiohttp.ClientResponse) -> None:  # async, since Starlette would give a plain function to another thread
+# async, since Starlette would give a plain function to another thread
+async def close(answer: aiohttp.ClientResponse) -> None:
     answer.close()
 
 

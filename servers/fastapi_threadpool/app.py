@@ -1,4 +1,5 @@
-"""FastAPI with a blocking engine in a thread pool: the event loop stays free, at most `threads` (40) requests are worked on at once.
+"""FastAPI with a blocking engine in a thread pool: the event loop stays free, at most `threads`
+(40) requests are worked on at once.
 
 The pool's thread hands each token to the event loop with `call_soon_threadsafe`.
 """
@@ -31,9 +32,13 @@ async def answer(request: contract.Request) -> Any:
     job = engine.prepare(request)
     reply = Answer(request, engine.model)
     if request.stream:
-        return StreamingResponse(events(job, reply), media_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS)
+        return StreamingResponse(
+            events(job, reply), media_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS
+        )
     pieces: list[str] = []
-    outcome = await asyncio.get_running_loop().run_in_executor(pool, engine.generate, job, pieces.append)
+    outcome = await asyncio.get_running_loop().run_in_executor(
+        pool, engine.generate, job, pieces.append
+    )
     return reply.complete("".join(pieces), outcome)
 
 

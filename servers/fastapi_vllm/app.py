@@ -1,4 +1,6 @@
-"""FastAPI with an async engine in the same process: a request is one coroutine, from the socket to vLLM's scheduler."""
+"""FastAPI with an async engine in the same process: a request is one coroutine, from the socket to
+vLLM's scheduler.
+"""
 
 import logging
 from collections.abc import AsyncIterator
@@ -19,7 +21,9 @@ async def answer(request: contract.Request) -> Any:
     job = engine.prepare(request)
     reply = Answer(request, engine.model)
     if request.stream:
-        return StreamingResponse(events(job, reply), media_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS)
+        return StreamingResponse(
+            events(job, reply), media_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS
+        )
     *pieces, outcome = [item async for item in engine.stream(job)]
     return reply.complete("".join(pieces), outcome)
 

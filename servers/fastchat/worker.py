@@ -1,4 +1,6 @@
-"""FastChat's model worker, on the device that our own engine would choose: FastChat takes "cuda" unless it is told another."""
+"""FastChat's model worker, on the device that our own engine would choose: FastChat takes "cuda"
+unless it is told another.
+"""
 
 import runpy
 import sys

@@ -1,7 +1,8 @@
-"""Flask with a blocking engine behind FastCGI: nginx speaks HTTP, and flup gives each request a thread.
+"""Flask with a blocking engine behind FastCGI: nginx speaks HTTP, and flup gives each request a
+thread.
 
-A plain answer is generated in that thread. A streamed one needs a second: a view returns a generator, and the engine calls back for
-each token.
+A plain answer is generated in that thread. A streamed one needs a second: a view returns a
+generator, and the engine calls back for each token.
 """
 
 import errno
@@ -51,12 +52,16 @@ def events(job: engines.Job, reply: Answer) -> Iterator[str]:
             yield reply.event(item)
         if isinstance(item, BaseException):
             app.logger.error("generation failed", exc_info=item)
-    finally:  # nginx has closed the connection, since the client has gone: flup cannot write, and closes the iterator
+    # nginx has closed the connection, since the client has gone: flup cannot write, and closes the
+    # iterator
+    finally:
         gone.set()
 
 
 class PatientSocket(socket.socket):
-    """Accepts later what it has no file descriptor for; flup knows of EAGAIN only, and would end."""
+    """Accepts later what it has no file descriptor for; flup knows of EAGAIN only, and would
+    end.
+    """
 
     def accept(self) -> tuple[socket.socket, Any]:
         try:
@@ -76,6 +81,7 @@ class PatientServer(WSGIServer):  # type: ignore[misc]  # flup has no types
 app = create_app(__name__, engine, generate=engine.generate, events=events)
 
 if __name__ == "__main__":
-    # With flup's default of one spare thread, of several requests at once some wait until another's answer has ended: it also counts
-    # threads as idle that have not yet fetched the request they were given.
+    # With flup's default of one spare thread, of several requests at once some wait until another's
+    # answer has ended: it also counts threads as idle that have not yet fetched the request they
+    # were given.
     PatientServer(app, bindAddress=sys.argv[1], minSpare=32, maxSpare=32, debug=False).run()

@@ -1,7 +1,9 @@
-"""Flask with a blocking engine on gevent: each request is a greenlet, and all greenlets of a worker share one thread.
+"""Flask with a blocking engine on gevent: each request is a greenlet, and all greenlets of a worker
+share one thread.
 
-What computes without waiting would stop them all, so the engine runs in the hub's own pool of native threads, where gevent's
-documentation puts such work. Gevent's queues belong to one thread: a token reaches its greenlet through the hub's event loop.
+What computes without waiting would stop them all, so the engine runs in the hub's own pool of
+native threads, where gevent's documentation puts such work. Gevent's queues belong to one thread: a
+token reaches its greenlet through the hub's event loop.
 """
 
 from collections.abc import Callable, Iterator
@@ -38,7 +40,8 @@ def events(job: engines.Job, reply: Answer) -> Iterator[str]:
             raise ClientGone
         tell(text)
 
-    def in_thread() -> None:  # its end goes the way of its tokens: the pool's own result could overtake them
+    # its end goes the way of its tokens: the pool's own result could overtake them
+    def in_thread() -> None:
         try:
             tell(engine.generate(job, on_token))
         except Exception as error:

@@ -1,7 +1,8 @@
 """Flask with a blocking engine, one request at a time in each sync worker, or in each thread of it.
 
-A view returns a generator to stream, and the engine calls back for each token: a second
-thread and a queue turn the one into the other, as Transformers' documentation does it for its iterator streamers.
+A view returns a generator to stream, and the engine calls back for each token: a second thread and
+a queue turn the one into the other, as Transformers' documentation does it for its iterator
+streamers.
 """
 
 import os
@@ -15,7 +16,8 @@ from servers.contract import Answer, Outcome
 from servers.flask_base import create_app
 
 engine = engines.load_blocking()
-pool = futures.ThreadPoolExecutor(int(os.environ["SERVEOFF_THREADS"]))  # as many as the worker has requests
+# as many as the worker has requests
+pool = futures.ThreadPoolExecutor(int(os.environ["SERVEOFF_THREADS"]))
 
 
 class ClientGone(Exception):

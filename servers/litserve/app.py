@@ -1,4 +1,6 @@
-"""LitServe: HTTP is one process (`spec.py`), the model another, and a queue for requests and one for tokens lie in a third."""
+"""LitServe: HTTP is one process (`spec.py`), the model another, and a queue for requests and one
+for tokens lie in a third.
+"""
 
 import argparse
 import os
@@ -53,7 +55,11 @@ async def refused(_: Request, error: ContractError) -> Response:
 
 async def http_error(_: Request, error: StarletteHTTPException) -> Response:
     from_worker: Any = error.detail
-    body = from_worker if isinstance(from_worker, dict) else contract.error_body(error.status_code, error.detail)
+    body = (
+        from_worker
+        if isinstance(from_worker, dict)
+        else contract.error_body(error.status_code, error.detail)
+    )
     return JSONResponse(body, error.status_code, error.headers)
 
 
@@ -66,7 +72,8 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ["SERVEOFF_ENGINE_THREADS"] = str(max(1, settings.threads // arguments.workers))
 
-    litserve.server._MCP_AVAILABLE = False  # it takes vLLM's `mcp` for the older one that it knows, and fails
+    # it takes vLLM's `mcp` for the older one that it knows, and fails
+    litserve.server._MCP_AVAILABLE = False
     owner = os.getpid()
 
     def end(*_: object) -> None:
@@ -76,13 +83,26 @@ def main() -> None:
         os._exit(128 + signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, end)
-    server = ls.LitServer(Generation(spec=Contract(settings.model)), devices=1, workers_per_device=arguments.workers, timeout=False,
-                          middlewares=[AsgiMetrics])
+    server = ls.LitServer(
+        Generation(spec=Contract(settings.model)),
+        devices=1,
+        workers_per_device=arguments.workers,
+        timeout=False,
+        middlewares=[AsgiMetrics],
+    )
     server.app.add_exception_handler(ContractError, refused)
     server.app.add_exception_handler(StarletteHTTPException, http_error)
     server.uvicorn_graceful_timeout = 10
-    server.run(host=arguments.host, port=arguments.port, num_api_servers=1, generate_client_file=False, log_level="warning",
-               loop="uvloop", http="httptools", access_log=False)
+    server.run(
+        host=arguments.host,
+        port=arguments.port,
+        num_api_servers=1,
+        generate_client_file=False,
+        log_level="warning",
+        loop="uvloop",
+        http="httptools",
+        access_log=False,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""A spec of our own, made as LitServe makes its OpenAISpec: that one knows neither /v1/completions nor exact lengths."""
+"""A spec of our own, made as LitServe makes its OpenAISpec: that one knows neither /v1/completions
+nor exact lengths.
+"""
 
 import asyncio
 import time
@@ -18,7 +20,9 @@ from servers.contract import Answer
 
 
 class Contract(LitSpec):
-    """The API server's side: what is asked goes to the worker's queue, and its tokens come back one by one."""
+    """The API server's side: what is asked goes to the worker's queue, and its tokens come back one
+    by one.
+    """
 
     stream = True
 
@@ -39,14 +43,20 @@ class Contract(LitSpec):
         return await self.answer(contract.parse(contract.CompletionRequest, await request.body()))
 
     async def chat_completions(self, request: Request) -> Response:
-        return await self.answer(contract.parse(contract.ChatCompletionRequest, await request.body()))
+        return await self.answer(
+            contract.parse(contract.ChatCompletionRequest, await request.body())
+        )
 
     async def answer(self, wanted: contract.Request) -> Response:
         reply = Answer(wanted, self.model)
         items = self.items(wanted)
         first = await anext(items)  # or what the worker refused, while the status can still say so
         if wanted.stream:
-            return StreamingResponse(self.events(first, items, reply), media_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS)
+            return StreamingResponse(
+                self.events(first, items, reply),
+                media_type=contract.SSE_CONTENT_TYPE,
+                headers=contract.SSE_HEADERS,
+            )
         *pieces, outcome = [first] + [item async for item in items]
         return JSONResponse(reply.complete("".join(pieces), outcome))
 
@@ -55,15 +65,23 @@ class Contract(LitSpec):
         uid, arrived, buffer = str(uuid.uuid4()), asyncio.Event(), deque[Any]()
         self.response_buffer[uid] = ResponseBufferItem(event=arrived, response_queue=buffer)
         try:
-            self.request_queue.put((self.response_queue_id, uid, time.monotonic(), (wanted, time.perf_counter())))
+            self.request_queue.put(
+                (self.response_queue_id, uid, time.monotonic(), (wanted, time.perf_counter()))
+            )
             async for item, status in self.data_streamer(buffer, arrived, send_status=True):
                 if status == LitAPIStatus.ERROR:
-                    raise item if isinstance(item, HTTPException) else HTTPException(500, "the engine failed")
+                    raise (
+                        item
+                        if isinstance(item, HTTPException)
+                        else HTTPException(500, "the engine failed")
+                    )
                 yield item
         finally:
             del self.response_buffer[uid]
 
-    async def events(self, item: Any, items: AsyncIterator[Any], reply: Answer) -> AsyncIterator[str]:
+    async def events(
+        self, item: Any, items: AsyncIterator[Any], reply: Answer
+    ) -> AsyncIterator[str]:
         yield reply.event(item)
         try:
             async for item in items:

@@ -1,7 +1,7 @@
 """Sanic on its own server, with a blocking engine in a thread pool.
 
-Sanic is neither WSGI nor ASGI here: what their middlewares do for the other servers stands in `Counting`, `refuse`
-and `exposition`.
+Sanic is neither WSGI nor ASGI here: what their middlewares do for the other servers stands in
+`Counting`, `refuse` and `exposition`.
 """
 
 import sys
@@ -17,7 +17,8 @@ from servers.sanic.counting import Counting
 from servers.sanic.errors import failed, http_error, refuse, refused
 
 app = Counting("serveoff")
-app.config.REQUEST_MAX_SIZE = 4 * contract.MAX_BODY_BYTES  # what is too long for us is read and then refused, so that the client sees why
+# what is too long for us is read and then refused, so that the client sees why
+app.config.REQUEST_MAX_SIZE = 4 * contract.MAX_BODY_BYTES
 app.config.RESPONSE_TIMEOUT = 3600  # an answer may have to wait for its turn
 app.config.GRACEFUL_SHUTDOWN_TIMEOUT = 10
 app.config.FALLBACK_ERROR_FORMAT = "json"
@@ -54,5 +55,7 @@ async def models(request: Request) -> HTTPResponse:
     return json(contract.models_body(request.app.ctx.engine.model))
 
 
-if __name__ == "__main__":  # `sanic` has no option for the backlog; Sanic's manager would end a worker that has not begun after 30 s
+# `sanic` has no option for the backlog; Sanic's manager would end a worker that has not begun after
+# 30 s
+if __name__ == "__main__":
     app.run(host=sys.argv[1], port=int(sys.argv[2]), single_process=True, backlog=2048, motd=False)

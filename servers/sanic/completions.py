@@ -53,8 +53,12 @@ async def answer(request: Request, wanted: contract.Request) -> HTTPResponse | N
             return json(reply.complete("".join(pieces), outcome))
         items: asyncio.Queue[str | Outcome | BaseException] = asyncio.Queue()
         generation = generate(lambda text: loop.call_soon_threadsafe(items.put_nowait, text))
-        generation.add_done_callback(lambda done: items.put_nowait(done.exception() or done.result()))
-        response = await request.respond(content_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS)
+        generation.add_done_callback(
+            lambda done: items.put_nowait(done.exception() or done.result())
+        )
+        response = await request.respond(
+            content_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS
+        )
         item: str | Outcome | BaseException = ""
         while isinstance(item, str):
             item = await items.get()

@@ -1,4 +1,6 @@
-"""Sanic that counts its requests, as a middleware of `servers/metrics.py` does below WSGI and ASGI frameworks."""
+"""Sanic that counts its requests, as a middleware of `servers/metrics.py` does below WSGI and ASGI
+frameworks.
+"""
 
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +11,9 @@ from servers import metrics
 
 
 class Counting(Sanic[Config, SimpleNamespace]):
-    """None of Sanic's signals follows the last byte of an answer, or comes when its client has gone."""
+    """None of Sanic's signals follows the last byte of an answer, or comes when its client has
+    gone.
+    """
 
     async def handle_request(self, request: Request) -> None:
         counted = metrics.Counted(request.path) if request.path != "/metrics" else None

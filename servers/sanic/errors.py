@@ -11,7 +11,9 @@ from servers.contract import ContractError
 async def refuse(request: Request) -> HTTPResponse | None:
     if request.path in ("/health", "/metrics"):
         return None
-    authorization = request.headers.get("authorization", "").encode(errors="surrogateescape").decode("latin-1")
+    authorization = (
+        request.headers.get("authorization", "").encode(errors="surrogateescape").decode("latin-1")
+    )
     refusal = metrics.refusal_of(authorization, str(len(request.body)))
     return refused(request, refusal) if refusal else None
 
@@ -21,7 +23,9 @@ def refused(_: Request, error: ContractError) -> HTTPResponse:
 
 
 def http_error(_: Request, error: SanicException) -> HTTPResponse:
-    return json(contract.error_body(error.status_code, str(error)), error.status_code, error.headers)
+    return json(
+        contract.error_body(error.status_code, str(error)), error.status_code, error.headers
+    )
 
 
 def failed(_: Request, error: Exception) -> HTTPResponse:

@@ -1,4 +1,6 @@
-"""Starlette with an async engine in the same process; sockets and HTTP are Granian's, in Rust threads beside the event loop."""
+"""Starlette with an async engine in the same process; sockets and HTTP are Granian's, in Rust
+threads beside the event loop.
+"""
 
 import logging
 from collections.abc import AsyncIterator
@@ -33,18 +35,27 @@ async def models(request: Request) -> Response:
 
 
 async def completions(request: Request) -> Response:
-    return await answer(request.app.state.engine, contract.parse(contract.CompletionRequest, await request.body()))
+    return await answer(
+        request.app.state.engine, contract.parse(contract.CompletionRequest, await request.body())
+    )
 
 
 async def chat_completions(request: Request) -> Response:
-    return await answer(request.app.state.engine, contract.parse(contract.ChatCompletionRequest, await request.body()))
+    return await answer(
+        request.app.state.engine,
+        contract.parse(contract.ChatCompletionRequest, await request.body()),
+    )
 
 
 async def answer(engine: Any, wanted: contract.Request) -> Response:
     job = engine.prepare(wanted)
     reply = Answer(wanted, engine.model)
     if wanted.stream:
-        return StreamingResponse(events(engine, job, reply), media_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS)
+        return StreamingResponse(
+            events(engine, job, reply),
+            media_type=contract.SSE_CONTENT_TYPE,
+            headers=contract.SSE_HEADERS,
+        )
     *pieces, outcome = [item async for item in engine.stream(job)]
     return JSONResponse(reply.complete("".join(pieces), outcome))
 
@@ -63,11 +74,15 @@ async def refused(_: Request, error: ContractError) -> Response:
 
 
 async def http_error(_: Request, error: HTTPException) -> Response:
-    return JSONResponse(contract.error_body(error.status_code, error.detail), error.status_code, error.headers)
+    return JSONResponse(
+        contract.error_body(error.status_code, error.detail), error.status_code, error.headers
+    )
 
 
 async def gone(_: Request, __: ClientDisconnect) -> Response:
-    """Before its body was complete: nobody reads this, but it is counted, and it is no failure of ours."""
+    """Before its body was complete: nobody reads this, but it is counted, and it is no failure of
+    ours.
+    """
     return JSONResponse(contract.error_body(400, "the body is not complete"), 400)
 
 
@@ -83,6 +98,11 @@ app = Starlette(
         Route(contract.CHAT_COMPLETIONS, chat_completions, methods=["POST"]),
     ],
     middleware=[Middleware(AsgiMetrics)],
-    exception_handlers={ContractError: refused, HTTPException: http_error, ClientDisconnect: gone, Exception: failed},  # type: ignore[dict-item]
+    exception_handlers={
+        ContractError: refused,  # type: ignore[dict-item]
+        HTTPException: http_error,  # type: ignore[dict-item]
+        ClientDisconnect: gone,  # type: ignore[dict-item]
+        Exception: failed,
+    },
     lifespan=lifespan,
 )

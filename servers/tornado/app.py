@@ -1,4 +1,6 @@
-"""Tornado's own server with a blocking engine in a thread pool: the application, and how it is started and ended."""
+"""Tornado's own server with a blocking engine in a thread pool: the application, and how it is
+started and ended.
+"""
 
 import asyncio
 import signal
@@ -15,7 +17,10 @@ from servers.tornado.handlers import Health, Metrics, Models, Unknown
 
 
 def make_app() -> Application:
-    kinds = {contract.COMPLETIONS: CompletionRequest, contract.CHAT_COMPLETIONS: ChatCompletionRequest}
+    kinds = {
+        contract.COMPLETIONS: CompletionRequest,
+        contract.CHAT_COMPLETIONS: ChatCompletionRequest,
+    }
     return Application(
         [
             ("/health", Health),
@@ -47,4 +52,5 @@ async def main(app: Application) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(make_app()))  # while the engine loads, Ctrl-C ends it at once: asyncio's would wait
+    # while the engine loads, Ctrl-C ends it at once: asyncio's would wait
+    asyncio.run(main(make_app()))

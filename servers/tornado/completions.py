@@ -1,4 +1,6 @@
-"""One handler for completions, asked by POST or, once upgraded, by a WebSocket's messages. Its coroutine flushes each event."""
+"""One handler for completions, asked by POST or, once upgraded, by a WebSocket's messages. Its
+coroutine flushes each event.
+"""
 
 import asyncio
 import logging
@@ -25,12 +27,18 @@ class Completions(Handler, WebSocketHandler):
         job = self.engine.prepare(wanted)
         reply = Answer(wanted, self.engine.model)
         if not wanted.stream:
-            *pieces, outcome = [item async for item in generated(self.engine, self.pool, job, self.gone)]
+            *pieces, outcome = [
+                item async for item in generated(self.engine, self.pool, job, self.gone)
+            ]
             self.finish(reply.complete("".join(pieces), outcome))
             return
-        for name, value in {"Content-Type": contract.SSE_CONTENT_TYPE, **contract.SSE_HEADERS}.items():
+        for name, value in {
+            "Content-Type": contract.SSE_CONTENT_TYPE,
+            **contract.SSE_HEADERS,
+        }.items():
             self.set_header(name, value)
-        cast(HTTP1Connection, self.request.connection).stream.set_nodelay(True)  # else a token may wait for the client's acknowledgement
+        # else a token may wait for the client's acknowledgement
+        cast(HTTP1Connection, self.request.connection).stream.set_nodelay(True)
         try:
             async for item in generated(self.engine, self.pool, job, self.gone):
                 self.write(reply.event(item))
@@ -53,7 +61,8 @@ class Completions(Handler, WebSocketHandler):
     async def on_message(self, message: str | bytes) -> None:
         if self.answering:
             await asyncio.wait([self.answering])
-        self.answering = asyncio.create_task(self.answer(message))  # not awaited: pings and the close are read meanwhile
+        # not awaited: pings and the close are read meanwhile
+        self.answering = asyncio.create_task(self.answer(message))
 
     async def answer(self, message: str | bytes) -> None:
         counted = Counted(self.request.path)
@@ -70,7 +79,9 @@ class Completions(Handler, WebSocketHandler):
         try:
             wanted = contract.parse(self.kind, message)
             reply = Answer(wanted, self.engine.model)
-            async for item in generated(self.engine, self.pool, self.engine.prepare(wanted), self.gone):
+            async for item in generated(
+                self.engine, self.pool, self.engine.prepare(wanted), self.gone
+            ):
                 for payload in contract.payloads(reply.event(item)):
                     yield payload
         except ClientGone:

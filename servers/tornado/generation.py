@@ -1,4 +1,6 @@
-"""What a blocking engine generates in a thread of a pool, as an async iterator: the thread hands each token to the event loop."""
+"""What a blocking engine generates in a thread of a pool, as an async iterator: the thread hands
+each token to the event loop.
+"""
 
 import asyncio
 import threading
@@ -17,8 +19,12 @@ class ClientGone(Finish):
     pass
 
 
-async def generated(engine: Any, pool: ThreadPoolExecutor, job: engines.Job, gone: threading.Event) -> AsyncIterator[Any]:
-    """Each token's text, then the Outcome. Ends the generation at its next token when the client has gone."""
+async def generated(
+    engine: Any, pool: ThreadPoolExecutor, job: engines.Job, gone: threading.Event
+) -> AsyncIterator[Any]:
+    """Each token's text, then the Outcome. Ends the generation at its next token when the client
+    has gone.
+    """
     loop = IOLoop.current()
     items: asyncio.Queue[str | asyncio.Future[Outcome]] = asyncio.Queue()
 
@@ -29,7 +35,8 @@ async def generated(engine: Any, pool: ThreadPoolExecutor, job: engines.Job, gon
 
     generation = loop.run_in_executor(pool, engine.generate, job, on_token)
     loop.add_future(generation, items.put_nowait)
-    generation.add_done_callback(asyncio.Future.exception)  # looked at even if nobody is left to ask for it
+    # looked at even if nobody is left to ask for it
+    generation.add_done_callback(asyncio.Future.exception)
     while isinstance(item := await items.get(), str):
         yield item
     yield item.result()

@@ -18,17 +18,22 @@ class Metrics(RequestHandler):
 
 
 class Handler(RequestHandler):
-    """What all others have in common: they are counted, ask for the key, and word errors as OpenAI does."""
+    """What all others have in common: they are counted, ask for the key, and word errors as OpenAI
+    does.
+    """
 
     def initialize(self, kind: Any = None) -> None:
         self.kind = kind
         self.engine, self.pool = self.settings["engine"], self.settings["pool"]
         self.gone = threading.Event()
         self.upgrading = self.request.headers.get("Upgrade", "").lower() == "websocket"
-        self.counted = None if self.upgrading else Counted(self.request.path)  # a WebSocket's messages are counted, not its handshake
+        # a WebSocket's messages are counted, not its handshake
+        self.counted = None if self.upgrading else Counted(self.request.path)
 
     def prepare(self) -> None:
-        refusal = metrics.refusal_of(self.request.headers.get("Authorization", ""), str(len(self.request.body)))
+        refusal = metrics.refusal_of(
+            self.request.headers.get("Authorization", ""), str(len(self.request.body))
+        )
         if refusal and self.request.path != "/health":
             raise refusal
 
@@ -43,7 +48,9 @@ class Handler(RequestHandler):
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = kwargs.get("exc_info", (None, None))[1]
-        said = error if isinstance(error, ContractError) else ContractError(status_code, self._reason)
+        said = (
+            error if isinstance(error, ContractError) else ContractError(status_code, self._reason)
+        )
         self.set_status(said.status)
         for name, value in said.headers.items():
             self.set_header(name, value)

@@ -1,4 +1,6 @@
-"""Becomes vLLM's own OpenAI server, told of the engine what servers/engines/vllm.py tells it: nothing of ours is left running."""
+"""Becomes vLLM's own OpenAI server, told of the engine what servers/engines/vllm.py tells it:
+nothing of ours is left running.
+"""
 
 import os
 import sys
@@ -9,7 +11,19 @@ from servers.engines.vllm_settings import ENVIRONMENT, engine_arguments, flags
 if __name__ == "__main__":
     host, port = sys.argv[1:]
     # As our servers do: no log of each request, and 10 s for answers under way.
-    server = {"host": host, "port": port, "disable_uvicorn_access_log": True, "shutdown_timeout": 10}
+    server = {
+        "host": host,
+        "port": port,
+        "disable_uvicorn_access_log": True,
+        "shutdown_timeout": 10,
+    }
     key = os.environ.get("SERVEOFF_API_KEY")
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *flags(server | engine_arguments(Settings.from_environment()))]
-    os.execve(command[0], command, ENVIRONMENT | os.environ | ({"VLLM_API_KEY": key} if key else {}))  # noqa: S606 - no shell
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        *flags(server | engine_arguments(Settings.from_environment())),
+    ]
+    os.execve(  # noqa: S606 - no shell
+        command[0], command, ENVIRONMENT | os.environ | ({"VLLM_API_KEY": key} if key else {})
+    )

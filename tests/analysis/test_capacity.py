@@ -19,7 +19,9 @@ from loadtests import records
 from tests.analysis import synthetic
 
 
-def searched(holds: Callable[[float], bool], estimate: float, whole: bool = False) -> tuple[capacity.Capacity, list[float]]:
+def searched(
+    holds: Callable[[float], bool], estimate: float, whole: bool = False
+) -> tuple[capacity.Capacity, list[float]]:
     probes: list[Probe] = []
     while (load := capacity.next_load(estimate, probes, whole=whole)) is not None:
         probes.append(Probe(load, holds(load)))
@@ -28,9 +30,14 @@ def searched(holds: Callable[[float], bool], estimate: float, whole: bool = Fals
 
 @pytest.mark.parametrize("off", [0.6, 0.8, 0.95, 1.0, 1.05, 1.2, 1.6])
 @pytest.mark.parametrize("truth", [0.37, 12.0, 1830.0])
-def test_it_is_found_within_5_percent_in_at_most_8_cases_from_an_estimate_that_is_off(truth: float, off: float) -> None:
+def test_it_is_found_within_5_percent_in_at_most_8_cases_from_an_estimate_that_is_off(
+    truth: float, off: float
+) -> None:
     found, tried = searched(lambda load: load <= truth, truth * off)
-    assert found.is_precise and found.holds <= truth < found.fails <= found.holds * 1.05, (found, tried)
+    assert found.is_precise and found.holds <= truth < found.fails <= found.holds * 1.05, (
+        found,
+        tried,
+    )
     assert len(tried) < capacity.MOST_CASES, "one is for saturation"
 
 
@@ -46,15 +53,23 @@ def test_an_estimate_that_is_off_by_far_leaves_a_wider_bracket_and_it_says_so(of
 def test_users_are_whole(truth: int, estimate: int) -> None:
     found, tried = searched(lambda load: load <= truth, estimate, whole=True)
     assert all(load == int(load) and load > 0 for load in tried) and len(set(tried)) == len(tried)
-    assert found.holds <= truth < found.fails and (found.fails - found.holds <= 1 or found.is_precise or len(tried) == 8), (found, tried)
+    assert found.holds <= truth < found.fails and (
+        found.fails - found.holds <= 1 or found.is_precise or len(tried) == 8
+    ), (found, tried)
 
 
 def test_where_nothing_holds_and_where_everything_does_the_bracket_stays_open() -> None:
     nothing, _ = searched(lambda load: False, 10.0)
     assert math.isnan(nothing.holds) and not nothing.is_precise
     everything, tried = searched(lambda load: True, 10.0)
-    assert math.isnan(everything.fails) and everything.holds == max(tried) and not everything.is_precise
-    assert capacity.next_load(1, [Probe(1, False)], whole=True) is None, "there is no load below one user"
+    assert (
+        math.isnan(everything.fails)
+        and everything.holds == max(tried)
+        and not everything.is_precise
+    )
+    assert capacity.next_load(1, [Probe(1, False)], whole=True) is None, (
+        "there is no load below one user"
+    )
 
 
 def test_a_case_without_a_number_ends_the_search() -> None:
@@ -65,20 +80,40 @@ def test_of_contradicting_cases_the_lower_failure_counts() -> None:
     assert capacity.bracket([Probe(10, True), Probe(12, False), Probe(14, True)]) == (10, 12)
 
 
-# --------------------------------------------------------------------------------------------------------------------- SLO
+# --- SLO
 
 
-def requests(ttft_s: list[float], failed: list[bool] | None = None, tpot_s: list[float] | None = None) -> pd.DataFrame:
-    return pd.DataFrame({"ttft_s": ttft_s, "failed": failed or [False] * len(ttft_s), "tpot_s": tpot_s or [math.nan] * len(ttft_s)})
+def requests(
+    ttft_s: list[float], failed: list[bool] | None = None, tpot_s: list[float] | None = None
+) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "ttft_s": ttft_s,
+            "failed": failed or [False] * len(ttft_s),
+            "tpot_s": tpot_s or [math.nan] * len(ttft_s),
+        }
+    )
 
 
-@pytest.mark.parametrize(("late", "of", "holds", "certain"), [
-    (0, 367, True, False), (0, 368, True, True), (5, 500, True, False), (6, 500, False, False), (20, 500, False, True),
-    (10, 1000, True, False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("late", "of", "holds", "certain"),
+    [
+        (0, 367, True, False),
+        (0, 368, True, True),
+        (5, 500, True, False),
+        (6, 500, False, False),
+        (20, 500, False, True),
+        (10, 1000, True, False),
+    ],
+)
 def test_a_percentile_holds_when_it_was_seen_to_and_is_certain_when_95_percent_confidence_says_so(
-        late: int, of: int, holds: bool, certain: bool) -> None:  # fmt: skip
+    late: int, of: int, holds: bool, certain: bool
+) -> None:
     (kept,) = slo.kept(requests([0.1] * (of - late) + [2.0] * late), slo.parse("ttft_p99=1s"))
-    assert (kept.holds, kept.is_certain) == (holds, certain) and (kept.met, kept.of) == (of - late, of)
+    assert (kept.holds, kept.is_certain) == (holds, certain) and (kept.met, kept.of) == (
+        of - late,
+        of,
+    )
     assert kept.low < kept.met / kept.of <= kept.high and (kept.seen <= 1) is holds
 
 
@@ -89,11 +124,19 @@ def test_the_confidence_is_what_it_says() -> None:
     assert 0.95 <= np.mean([low <= 0.99 <= high for low, high in intervals]) < 0.99
 
 
-@pytest.mark.parametrize(("late", "of", "holds"), [(0, 298, None), (0, 299, True), (3, 100, None), (20, 100, False), (4, 299, False)])
-def test_a_percentile_that_the_sample_cannot_carry_proves_nothing_but_a_certain_failure(late: int, of: int, holds: bool | None) -> None:
+@pytest.mark.parametrize(
+    ("late", "of", "holds"),
+    [(0, 298, None), (0, 299, True), (3, 100, None), (20, 100, False), (4, 299, False)],
+)
+def test_a_percentile_that_the_sample_cannot_carry_proves_nothing_but_a_certain_failure(
+    late: int, of: int, holds: bool | None
+) -> None:
     case = capacity.Measured(10.0, 1, requests([0.1] * (of - late) + [2.0] * late), True, "")
     found = capacity.probe(case, slo.parse("ttft_p99=1s"))
-    assert found.holds is holds and (holds is not None or f"n too small: {of} requests for TTFT P99 ≤ 1000 ms, 299 are needed" in found.why)
+    assert found.holds is holds and (
+        holds is not None
+        or f"n too small: {of} requests for TTFT P99 ≤ 1000 ms, 299 are needed" in found.why
+    )
 
 
 def test_answers_that_have_no_such_latency_prove_nothing() -> None:
@@ -104,15 +147,22 @@ def test_answers_that_have_no_such_latency_prove_nothing() -> None:
 
 def test_what_is_certain_is_a_wider_range_than_what_was_seen() -> None:
     def probe(load: float, late: int) -> Probe:
-        kept = tuple(slo.kept(requests([0.1] * (1000 - late) + [2.0] * late), slo.parse("ttft_p99=1s")))
+        kept = tuple(
+            slo.kept(requests([0.1] * (1000 - late) + [2.0] * late), slo.parse("ttft_p99=1s"))
+        )
         return Probe(load, all(each.holds for each in kept), kept=kept)
 
     probes = [probe(10, 0), probe(11, 9), probe(12, 11), probe(13, 40)]
-    assert capacity.bracket(probes) == (11, 12) and capacity.bracket(probes, certain=True) == (10, 13)
+    assert capacity.bracket(probes) == (11, 12) and capacity.bracket(probes, certain=True) == (
+        10,
+        13,
+    )
 
 
 def test_failures_miss_the_bounds_and_have_no_tpot() -> None:
-    frame = requests([0.1] * 500 + [math.nan] * 10, [False] * 500 + [True] * 10, [0.01] * 500 + [math.nan] * 10)
+    frame = requests(
+        [0.1] * 500 + [math.nan] * 10, [False] * 500 + [True] * 10, [0.01] * 500 + [math.nan] * 10
+    )
     ttft, tpot, errors = slo.kept(frame, slo.parse("ttft=1s,tpot=20ms,errors=1%"))
     assert (ttft.met, ttft.of, ttft.holds) == (500, 510, False) and math.isinf(ttft.seen)
     assert (tpot.met, tpot.of, tpot.holds) == (500, 500, True)
@@ -120,14 +170,34 @@ def test_failures_miss_the_bounds_and_have_no_tpot() -> None:
 
 
 def test_what_one_request_has_to_meet() -> None:
-    assert slo.each_request(slo.parse("ttft=1000ms, tpot_p95=0.1s,e2e=5s,errors=1%")) == {"ttft_s": 1.0, "tpot_s": 0.1, "e2e_s": 5.0}
+    assert slo.each_request(slo.parse("ttft=1000ms, tpot_p95=0.1s,e2e=5s,errors=1%")) == {
+        "ttft_s": 1.0,
+        "tpot_s": 0.1,
+        "e2e_s": 5.0,
+    }
 
 
 def test_presets_and_what_cannot_be_read() -> None:
-    assert [str(bound) for bound in slo.parse("llama3.1-8b")] == ["TTFT P99 ≤ 2000 ms", "TPOT P99 ≤ 100 ms"]
+    assert [str(bound) for bound in slo.parse("llama3.1-8b")] == [
+        "TTFT P99 ≤ 2000 ms",
+        "TPOT P99 ≤ 100 ms",
+    ]
     assert [str(bound) for bound in slo.parse("classic")] == ["E2E P99 ≤ 2000 ms", "errors ≤ 1%"]
-    assert slo.requests_needed(slo.parse("ttft_p99=1s,e2e_p50=1s")) == 368 and slo.requests_needed(slo.parse("ttft_p95=1s")) == 72
-    for text in ("", "ttft", "ttft=5", "ttft_p100=5s", "latency=5s", "ttft=0s", "llama", "ttft=1s,ttft_p95=1s", "errors=1"):
+    assert (
+        slo.requests_needed(slo.parse("ttft_p99=1s,e2e_p50=1s")) == 368
+        and slo.requests_needed(slo.parse("ttft_p95=1s")) == 72
+    )
+    for text in (
+        "",
+        "ttft",
+        "ttft=5",
+        "ttft_p100=5s",
+        "latency=5s",
+        "ttft=0s",
+        "llama",
+        "ttft=1s,ttft_p95=1s",
+        "errors=1",
+    ):
         with pytest.raises(InputError, match="ttft_p99=500ms"):
             slo.parse(text)
     with pytest.raises(InputError, match="lower percentile"):
@@ -135,8 +205,9 @@ def test_presets_and_what_cannot_be_read() -> None:
 
 
 def test_a_queue_s_capacity_is_found() -> None:
-    """Poisson arrivals, one server, service of 50 ms; the truth by Lindley's recursion over many requests. Each probe has 4,000, whose
-    share of late ones scatters."""
+    """Poisson arrivals, one server, service of 50 ms; the truth by Lindley's recursion over many
+    requests. Each probe has 4,000, whose share of late ones scatters.
+    """
 
     def waits(rate: float, count: int, seed: int) -> np.ndarray:
         gaps = np.random.default_rng(seed).exponential(1 / rate, count)
@@ -147,13 +218,19 @@ def test_a_queue_s_capacity_is_found() -> None:
     low, high = 5.0, 20.0
     for _ in range(12):
         middle = (low + high) / 2
-        low, high = (middle, high) if np.percentile(waits(middle, 300_000, 7) + 0.05, 99) <= 0.5 else (low, middle)
+        low, high = (
+            (middle, high)
+            if np.percentile(waits(middle, 300_000, 7) + 0.05, 99) <= 0.5
+            else (low, middle)
+        )
     found = []
     for seed in range(40):
         chance = random.Random(seed)
 
         def holds(load: float, chance: random.Random = chance) -> bool:
-            return slo.kept(requests(list(waits(load, 4000, chance.randrange(10**9)) + 0.05)), bounds)[0].holds
+            return slo.kept(
+                requests(list(waits(load, 4000, chance.randrange(10**9)) + 0.05)), bounds
+            )[0].holds
 
         answer, tried = searched(holds, 0.8 * 20)
         found.append(answer.holds / low)
@@ -161,10 +238,15 @@ def test_a_queue_s_capacity_is_found() -> None:
     assert 0.96 <= float(np.median(found)) <= 1.02, found
 
 
-# ------------------------------------------------------------------------------------------------------- what is on disk
+# --- what is on disk
 
-SEARCH = {"slo": "ttft_p95=60ms", "duration_s": None, "estimates": {}, "saturation": {"steady": "steady-saturation"},
-          "systems": [{"server": "alpha", "options": {}, "engine": "simulated", "scenario": "steady"}]}  # fmt: skip
+SEARCH = {
+    "slo": "ttft_p95=60ms",
+    "duration_s": None,
+    "estimates": {},
+    "saturation": {"steady": "steady-saturation"},
+    "systems": [{"server": "alpha", "options": {}, "engine": "simulated", "scenario": "steady"}],
+}
 STEADY = {"arrivals": "poisson", "rate": 3.0, "prompt_tokens": [16, 64], "duration_s": 8.0}
 SCENARIOS = {"steady": STEADY, "steady-saturation": STEADY | {"arrivals": "closed", "users": 64}}
 
@@ -172,12 +254,24 @@ SCENARIOS = {"steady": STEADY, "steady-saturation": STEADY | {"arrivals": "close
 def write(folder: Path, *cases: tuple[str, float, float], **changes: Any) -> Path:
     """Cases of (scenario, rate, ttft_s)."""
     (folder / "cases").mkdir(parents=True)
-    records.write_json(folder / "campaign.json", synthetic.campaign_data([], scenarios=SCENARIOS, search=SEARCH | changes))
+    records.write_json(
+        folder / "campaign.json",
+        synthetic.campaign_data([], scenarios=SCENARIOS, search=SEARCH | changes),
+    )
     for index, (scenario, rate, ttft_s) in enumerate(cases, 1):
         count = int(12 * rate)
         rows = synthetic.requests(count, rate, ttft_s)
-        counts = {"sent": count, "rows": count, "locust_requests": count, "locust_failures": 0, "cut_off": 0, "planned": int(8 * rate)}
-        load_of = {"users": 64, "rate": None} if scenario != "steady" else {"users": None, "rate": rate}
+        counts = {
+            "sent": count,
+            "rows": count,
+            "locust_requests": count,
+            "locust_failures": 0,
+            "cut_off": 0,
+            "planned": int(8 * rate),
+        }
+        load_of = (
+            {"users": 64, "rate": None} if scenario != "steady" else {"users": None, "rate": rate}
+        )
         run = synthetic.run(index, "alpha", scenario=scenario, counts=counts, **load_of)
         synthetic.write_case(folder, run, rows, synthetic.telemetry())
     return folder
@@ -188,17 +282,32 @@ def asked(folder: Path) -> Any:
     return answer
 
 
-def test_it_begins_at_saturation_goes_on_at_four_fifths_and_ends_between_what_holds_and_what_does_not(tmp_path: Path) -> None:
+def test_it_begins_at_saturation_goes_on_at_four_fifths_and_ends_between_what_holds_and_what_does_not(
+    tmp_path: Path,
+) -> None:
     first = asked(write(tmp_path / "1"))
-    assert first == {"scenario": "steady-saturation", "users": 64, "rate": None, "duration_s": capacity.SATURATION_S}
+    assert first == {
+        "scenario": "steady-saturation",
+        "users": 64,
+        "rate": None,
+        "duration_s": capacity.SATURATION_S,
+    }
     at_saturation = ("steady-saturation", 40.0, 0.3)
     second = asked(write(tmp_path / "2", at_saturation))
     assert second == {"scenario": "steady", "users": None, "rate": 32.0, "duration_s": 8.0}
     third = asked(write(tmp_path / "3", at_saturation, ("steady", 32.0, 0.05)))
     assert third["rate"] == 40.0
-    fourth = asked(write(tmp_path / "4", at_saturation, ("steady", 32.0, 0.05), ("steady", 40.0, 0.07)))
+    fourth = asked(
+        write(tmp_path / "4", at_saturation, ("steady", 32.0, 0.05), ("steady", 40.0, 0.07))
+    )
     assert fourth["rate"] == pytest.approx(math.sqrt(32 * 40), abs=0.01)
-    done = write(tmp_path / "5", at_saturation, ("steady", 32.0, 0.05), ("steady", 40.0, 0.07), ("steady", 33.0, 0.065))
+    done = write(
+        tmp_path / "5",
+        at_saturation,
+        ("steady", 32.0, 0.05),
+        ("steady", 40.0, 0.07),
+        ("steady", 33.0, 0.065),
+    )
     assert asked(done) is None
     (found,) = capacity.found(load.campaign(done))
     assert (found.capacity, found.at_capacity, found.is_precise) == ((32.0, 33.0), 2, True)
@@ -206,10 +315,17 @@ def test_it_begins_at_saturation_goes_on_at_four_fifths_and_ends_between_what_ho
 
 def test_the_window_is_as_long_as_the_percentile_needs(tmp_path: Path) -> None:
     folder = write(tmp_path, slo="ttft_p99=60ms", estimates={"steady": 10.0})
-    assert asked(folder) == {"scenario": "steady", "users": None, "rate": 10.0, "duration_s": 37.0}, "368 requests"
+    assert asked(folder) == {
+        "scenario": "steady",
+        "users": None,
+        "rate": 10.0,
+        "duration_s": 37.0,
+    }, "368 requests"
 
 
-def test_an_unsteady_case_does_not_hold_and_one_without_a_number_ends_the_search(tmp_path: Path) -> None:
+def test_an_unsteady_case_does_not_hold_and_one_without_a_number_ends_the_search(
+    tmp_path: Path,
+) -> None:
     folder = write(tmp_path, ("steady", 32.0, 0.05), estimates={"steady": 32.0})
     campaign = load.campaign(folder)
     place = campaign.folders[1]
@@ -221,16 +337,35 @@ def test_an_unsteady_case_does_not_hold_and_one_without_a_number_ends_the_search
         row["token_s"] = [at + late for at in row["token_s"]]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), place / "requests.parquet")
     (probe,) = capacity.probes(load.campaign(folder), "alpha", "simulated", "steady")
-    assert probe.holds is False and "steadiness" in probe.why and all(kept.holds for kept in probe.kept)
-    records.write_json(place / "run.json", records.read_json(place / "run.json") | {"status": "failed: load: the server ended by itself"})
+    assert (
+        probe.holds is False
+        and "steadiness" in probe.why
+        and all(kept.holds for kept in probe.kept)
+    )
+    records.write_json(
+        place / "run.json",
+        records.read_json(place / "run.json")
+        | {"status": "failed: load: the server ended by itself"},
+    )
     (probe,) = capacity.probes(load.campaign(folder), "alpha", "simulated", "steady")
-    assert probe.holds is None and probe.why == "failed: load: the server ended by itself" and asked(folder) is None
+    assert (
+        probe.holds is None
+        and probe.why == "failed: load: the server ended by itself"
+        and asked(folder) is None
+    )
 
 
 def test_the_report_says_what_holds_and_what_broke(tmp_path: Path) -> None:
-    folder = write(tmp_path, ("steady", 32.0, 0.05), ("steady", 33.0, 0.065), estimates={"steady": 32.0})
+    folder = write(
+        tmp_path, ("steady", 32.0, 0.05), ("steady", 33.0, 0.065), estimates={"steady": 32.0}
+    )
     report.write(folder)
     page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
-    for said in ("alpha (simulated) keeps TTFT P95 ≤ 60 ms up to 32.0 requests/s (not at 33.0)", "TTFT P95 65.0 ms"):
+    for said in (
+        "alpha (simulated) keeps TTFT P95 ≤ 60 ms up to 32.0 requests/s (not at 33.0)",
+        "TTFT P95 65.0 ms",
+    ):
         assert said in page and said in text
-    assert "steady, 33 requests/s</h2>" not in page, "a search's loads are no comparisons of their own"
+    assert "steady, 33 requests/s</h2>" not in page, (
+        "a search's loads are no comparisons of their own"
+    )

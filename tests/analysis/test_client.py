@@ -1,4 +1,6 @@
-"""How wrong the load generator can have been: each reason makes a case client-bound, and what is just below its bound does not."""
+"""How wrong the load generator can have been: each reason makes a case client-bound, and what is
+just below its bound does not.
+"""
 
 from typing import Any
 
@@ -17,7 +19,15 @@ def rows(lag_s: float = 0.0, **changes: Any) -> list[dict[str, Any]]:
 
 
 def worker(**shares: float | None) -> dict[str, Any]:
-    return {"worker": 0, "rows": 400, "offset_s": 0.0, "estimated_offset_s": 0.0, "round_trip_s": 0.0, "cpu_share": 0.1, **shares}
+    return {
+        "worker": 0,
+        "rows": 400,
+        "offset_s": 0.0,
+        "estimated_offset_s": 0.0,
+        "round_trip_s": 0.0,
+        "cpu_share": 0.1,
+        **shares,
+    }
 
 
 @pytest.fixture
@@ -31,18 +41,36 @@ def case(observe: Any) -> Any:
 
 
 def test_the_share_of_what_is_reported(case):
-    shares = client.error_shares(case(rows=rows(0.002), calibration=synthetic.calibration(stamp_error_p99_s=-0.001, itl_seen_p50_s=0.0104)))
+    shares = client.error_shares(
+        case(
+            rows=rows(0.002),
+            calibration=synthetic.calibration(stamp_error_p99_s=-0.001, itl_seen_p50_s=0.0104),
+        )
+    )
     assert list(shares.values()) == sorted(shares.values(), reverse=True)
-    assert shares == pytest.approx({"TTFT P50": 0.06, "TTFT P99": 0.06, "ITL P50": 0.04, "E2E P50": 0.02, "E2E P99": 0.02, "ITL P99": 0.0})
+    assert shares == pytest.approx(
+        {
+            "TTFT P50": 0.06,
+            "TTFT P99": 0.06,
+            "ITL P50": 0.04,
+            "E2E P50": 0.02,
+            "E2E P99": 0.02,
+            "ITL P99": 0.0,
+        }
+    )
 
 
 def test_without_calibration_only_what_the_rows_say(case):
     assert client.error_shares(case(rows=rows(0.002), calibration=None)) == pytest.approx(
-        {"TTFT P50": 0.04, "TTFT P99": 0.04, "E2E P50": 2 / 150, "E2E P99": 2 / 150})
+        {"TTFT P50": 0.04, "TTFT P99": 0.04, "E2E P50": 2 / 150, "E2E P99": 2 / 150}
+    )
 
 
 def test_waiting_for_a_slot_is_no_delay_of_the_client(case):
-    slotted = [row | {"slot_s": row["scheduled_s"] + 0.020, "sent_s": row["scheduled_s"] + 0.020} for row in synthetic.requests()]
+    slotted = [
+        row | {"slot_s": row["scheduled_s"] + 0.020, "sent_s": row["scheduled_s"] + 0.020}
+        for row in synthetic.requests()
+    ]
     assert max(client.error_shares(case(rows=slotted, calibration=None)).values()) == 0.0
 
 
@@ -62,8 +90,17 @@ def test_the_floor_is_that_of_the_same_kind_of_load(case):
 
 def limited(sustained: int, kept_up: bool) -> dict[str, Any]:
     """The ladder's last step was not sustained. The case has 440 events/s."""
-    steps = [step | {"sustained": step["asked_per_s"] <= sustained, "server_kept_up": step["asked_per_s"] <= sustained or kept_up}
-             for step in [step | {"asked_per_s": asked} for step, asked in zip(CLEAN["ladder"], (200, 430, 450), strict=True)]]  # fmt: skip
+    steps = [
+        step
+        | {
+            "sustained": step["asked_per_s"] <= sustained,
+            "server_kept_up": step["asked_per_s"] <= sustained or kept_up,
+        }
+        for step in [
+            step | {"asked_per_s": asked}
+            for step, asked in zip(CLEAN["ladder"], (200, 430, 450), strict=True)
+        ]
+    ]
     return CLEAN | {"ladder": steps, "sustained_events_per_s": sustained}
 
 
@@ -71,35 +108,74 @@ def limited(sustained: int, kept_up: bool) -> dict[str, Any]:
     ("reason", "bad", "good"),
     [
         ("can have changed TTFT P50 by 6%", {"rows": rows(0.003)}, {"rows": rows(0.002)}),
-        ("can have changed TTFT P50 by 6%", {"calibration": synthetic.calibration(stamp_error_p99_s=0.003)},
-         {"calibration": synthetic.calibration(stamp_error_p99_s=0.002)}),
-        ("can have changed ITL P99 by 6%", {"calibration": synthetic.calibration(itl_seen_p99_s=1.06 * 0.011)},
-         {"calibration": synthetic.calibration(itl_seen_p99_s=0.96 * 0.011)}),
-        ("a load worker waited 12% of the window for a core", {"load_workers": [worker(waited_share=0.01), worker(waited_share=0.12)]},
-         {"load_workers": [worker(waited_share=0.01), worker(waited_share=0.09), worker(waited_share=None)]}),
-        ("440 events/s are more than the 430 that were seen", {"calibration": limited(430, True)}, {"calibration": limited(450, True)}),
-        ("440 events/s are more than the 200", {"calibration": limited(200, True)}, {"calibration": limited(200, False)}),
+        (
+            "can have changed TTFT P50 by 6%",
+            {"calibration": synthetic.calibration(stamp_error_p99_s=0.003)},
+            {"calibration": synthetic.calibration(stamp_error_p99_s=0.002)},
+        ),
+        (
+            "can have changed ITL P99 by 6%",
+            {"calibration": synthetic.calibration(itl_seen_p99_s=1.06 * 0.011)},
+            {"calibration": synthetic.calibration(itl_seen_p99_s=0.96 * 0.011)},
+        ),
+        (
+            "a load worker waited 12% of the window for a core",
+            {"load_workers": [worker(waited_share=0.01), worker(waited_share=0.12)]},
+            {
+                "load_workers": [
+                    worker(waited_share=0.01),
+                    worker(waited_share=0.09),
+                    worker(waited_share=None),
+                ]
+            },
+        ),
+        (
+            "440 events/s are more than the 430 that were seen",
+            {"calibration": limited(430, True)},
+            {"calibration": limited(450, True)},
+        ),
+        (
+            "440 events/s are more than the 200",
+            {"calibration": limited(200, True)},
+            {"calibration": limited(200, False)},
+        ),
     ],
-)  # fmt: skip
+)
 def test_each_reason_both_ways(case, reason, bad, good):
     bad, good = validity.client_error(case(**bad)), validity.client_error(case(**good))
-    assert (bad.ok, bad.severity) == (False, "invalid") and bad.detail.startswith("client-bound: no number: ") and reason in bad.detail
+    assert (
+        (bad.ok, bad.severity) == (False, "invalid")
+        and bad.detail.startswith("client-bound: no number: ")
+        and reason in bad.detail
+    )
     assert good.ok is True and good.detail.startswith("at most ")
 
 
 def test_the_check_names_the_worst_and_says_if_nothing_was_calibrated(case):
     assert validity.client_error(case(rows=rows(0.002))).detail.startswith("at most 4.0% (TTFT P")
-    assert validity.client_error(case(None)).detail == "at most 0.0% (TTFT P50), but the load generator was not calibrated"
-    assert validity.client_error(case(rows=synthetic.requests()[:84]))[1:4] == (None, "invalid", "too few requests")
+    assert (
+        validity.client_error(case(None)).detail
+        == "at most 0.0% (TTFT P50), but the load generator was not calibrated"
+    )
+    assert validity.client_error(case(rows=synthetic.requests()[:84]))[1:4] == (
+        None,
+        "invalid",
+        "too few requests",
+    )
 
 
 def test_of_a_worker_that_could_not_say_nothing_is_known(case):
     assert client.starved(case()) is None
-    assert client.starved(case(load_workers=[worker(waited_share=None), worker(waited_share=0.3)])) == 0.3
+    assert (
+        client.starved(case(load_workers=[worker(waited_share=None), worker(waited_share=0.3)]))
+        == 0.3
+    )
 
 
 def unread(merged: bool = True, **changes: Any) -> list[dict[str, Any]]:
-    """What a stall between second 4 and 4.3 makes of the rows: the tokens of a request that come meanwhile have the last one's stamp."""
+    """What a stall between second 4 and 4.3 makes of the rows: the tokens of a request that come
+    meanwhile have the last one's stamp.
+    """
     found = rows(**changes)
     for row in found:
         inside = [at for at in row["token_s"] if 4 < at <= 4.3]
@@ -115,20 +191,38 @@ STALLS = [worker(stalls=[[1.0, 1.02], [4.0, 4.3]]), worker(stalls=[[4.0, 4.3]]) 
 def test_what_came_while_the_load_generator_stood_still_is_doubted(case):
     o = case(None, rows=unread(), load_workers=STALLS)
     shares = client.error_shares(o)
-    assert shares["TTFT P99"] == pytest.approx(1 - 0.05 / 0.15) and shares["TTFT P50"] == pytest.approx(0), shares
+    assert shares["TTFT P99"] == pytest.approx(1 - 0.05 / 0.15) and shares[
+        "TTFT P50"
+    ] == pytest.approx(0), shares
     assert shares["E2E P99"] == 0.0, "an answer's last token has its own stamp"
     reported, certain = o.gaps, client.certain_gaps(o)
     assert reported.max() > 0.09 and certain.max() == pytest.approx(0.01)
-    together = sum(4 < at <= 4.3 and row["token_s"].count(at) > 1 for row in unread() for at in row["token_s"][1:])
+    together = sum(
+        4 < at <= 4.3 and row["token_s"].count(at) > 1
+        for row in unread()
+        for at in row["token_s"][1:]
+    )
     assert len(reported) - len(certain) == together > 100
     check = validity.client_error(o)
-    assert check.ok is False and check.detail.endswith("(in the window it stood still 2 times, for 0.3 s at most)"), check.detail
+    assert check.ok is False and check.detail.endswith(
+        "(in the window it stood still 2 times, for 0.3 s at most)"
+    ), check.detail
 
 
 def test_a_stall_does_not_matter_where_each_token_has_a_stamp_of_its_own(case):
     assert validity.client_error(case(rows=unread(merged=False), load_workers=STALLS)).ok is True
-    assert validity.client_error(case(rows=unread(), load_workers=[worker(), worker() | {"worker": 1}])).ok is True, "an older campaign"
-    assert validity.client_error(case(rows=unread(), load_workers=[worker(stalls=[[1.0, 1.3]])])).ok is True, "not in that stall"
+    assert (
+        validity.client_error(
+            case(rows=unread(), load_workers=[worker(), worker() | {"worker": 1}])
+        ).ok
+        is True
+    ), "an older campaign"
+    assert (
+        validity.client_error(case(rows=unread(), load_workers=[worker(stalls=[[1.0, 1.3]])])).ok
+        is True
+    ), "not in that stall"
     for lag_s, doubted in ((0.001, 0), (0.0, 40 * 0.3 * 10)):
         o = case(rows=unread(merged=False, read_lag_max_s=lag_s), load_workers=STALLS)
-        assert len(o.gaps) - len(client.certain_gaps(o)) == pytest.approx(doubted, abs=10), "without the kernel's stamps, each of them"
+        assert len(o.gaps) - len(client.certain_gaps(o)) == pytest.approx(doubted, abs=10), (
+            "without the kernel's stamps, each of them"
+        )

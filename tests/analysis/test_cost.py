@@ -1,4 +1,6 @@
-"""Dollars, energy and shares of the physical limit on rows whose answer can be computed by hand, and what the report says of them."""
+"""Dollars, energy and shares of the physical limit on rows whose answer can be computed by hand,
+and what the report says of them.
+"""
 
 import math
 import re
@@ -10,8 +12,16 @@ from analysis.hardware import Given, Price
 from analysis.load import InputError
 from tests.analysis import synthetic
 
-SHAPE = {"parameters": 1000, "embedding_parameters": 300, "tied_embeddings": False, "layers": 3, "heads": 4, "kv_heads": 2, "head_dim": 5,
-         "dtype_bytes": 2}  # fmt: skip
+SHAPE = {
+    "parameters": 1000,
+    "embedding_parameters": 300,
+    "tied_embeddings": False,
+    "layers": 3,
+    "heads": 4,
+    "kv_heads": 2,
+    "head_dim": 5,
+    "dtype_bytes": 2,
+}
 MODEL = {"name": "m", "path": "m", "planted": True, "shape": SHAPE}
 PEAKS = Given(bytes_per_s=1e6, flops=1e9)
 
@@ -30,11 +40,19 @@ def computed(observe):
 
 def counted(values, name=roofline.PASSES):
     """A word each second."""
-    return [dict(zip(synthetic.records.SERVER_METRICS_FIELDS, (float(t), 0.25, name, "{}", float(v)), strict=True))
-            for t, v in enumerate(values)]  # fmt: skip
+    return [
+        dict(
+            zip(
+                synthetic.records.SERVER_METRICS_FIELDS,
+                (float(t), 0.25, name, "{}", float(v)),
+                strict=True,
+            )
+        )
+        for t, v in enumerate(values)
+    ]
 
 
-# --------------------------------------------------------------------------------------------------------- dollars, energy
+# --- dollars, energy
 
 
 def test_dollars_are_for_tokens_that_met_the_slo(observe):
@@ -47,7 +65,9 @@ def test_dollars_are_for_tokens_that_met_the_slo(observe):
         row["first_s"] += 2.0  # half of them miss the TTFT of 1 s
     o = observe(rows)
     o.given = Given(Price(3.96))
-    assert metrics.output_tokens_per_s(o) == pytest.approx(440, rel=0.01), "tokens that nobody waited for are no reason to be cheaper"
+    assert metrics.output_tokens_per_s(o) == pytest.approx(440, rel=0.01), (
+        "tokens that nobody waited for are no reason to be cheaper"
+    )
     assert metrics.usd_per_million_tokens(o) == pytest.approx(5)
 
 
@@ -62,17 +82,26 @@ def test_without_a_price_there_are_no_dollars_and_without_a_good_token_no_bound(
 
 
 def test_tokens_a_joule(observe):
-    assert metrics.gpu_tokens_per_joule(observe(samples=synthetic.telemetry(gpus=2))) == pytest.approx(440 / 600, rel=0.01)
+    assert metrics.gpu_tokens_per_joule(
+        observe(samples=synthetic.telemetry(gpus=2))
+    ) == pytest.approx(440 / 600, rel=0.01)
     assert math.isnan(metrics.gpu_tokens_per_joule(observe()))
 
 
-# ------------------------------------------------------------------------------------------------------------- the model's work
+# --- the model's work
 
 
 def one_request(**changes):
     """Prompt of 32 tokens, answer of 4 in chunks of 1, 2 and 1, all inside [2, 10)."""
     rows = synthetic.requests(n=1, tokens=4)
-    rows[0] |= {"scheduled_s": 2.5, "first_s": 3.0, "last_s": 5.0, "done_s": 5.0, "token_s": [3.0, 4.0, 5.0], "token_n": [1, 2, 1]}
+    rows[0] |= {
+        "scheduled_s": 2.5,
+        "first_s": 3.0,
+        "last_s": 5.0,
+        "done_s": 5.0,
+        "token_s": [3.0, 4.0, 5.0],
+        "token_n": [1, 2, 1],
+    }
     rows[0] |= changes
     return rows
 
@@ -80,40 +109,71 @@ def one_request(**changes):
 def test_work_by_hand(computed):
     # The 2nd to 4th token look back on 33, 34 and 35 tokens; the prompt's on 1 to 32.
     assert roofline.work(computed(one_request())) == (4, 1, 32, 33 + 34 + 35, 32 * 33 / 2)
-    assert roofline.work(computed(one_request(token_s=[1.0, 4.0, 5.0]))) == (3, 0, 0, 33 + 34 + 35, 0), "its prompt was before"
-    assert roofline.work(computed(one_request(token_s=[3.0, 4.0, 15.0]))) == (3, 1, 32, 33 + 34, 32 * 33 / 2)
-    assert roofline.work(computed(one_request(token_s=[4.0], token_n=[4]))) == (4, 1, 32, 33 + 34 + 35, 32 * 33 / 2)
+    assert roofline.work(computed(one_request(token_s=[1.0, 4.0, 5.0]))) == (
+        3,
+        0,
+        0,
+        33 + 34 + 35,
+        0,
+    ), "its prompt was before"
+    assert roofline.work(computed(one_request(token_s=[3.0, 4.0, 15.0]))) == (
+        3,
+        1,
+        32,
+        33 + 34,
+        32 * 33 / 2,
+    )
+    assert roofline.work(computed(one_request(token_s=[4.0], token_n=[4]))) == (
+        4,
+        1,
+        32,
+        33 + 34 + 35,
+        32 * 33 / 2,
+    )
     two = one_request() + one_request(prompt_tokens=None, prompt_tokens_asked=32)
     assert roofline.work(computed(two)) == (8, 2, 64, 204, 2 * 528)
     assert roofline.work(computed([])) == (0, 0, 0, 0, 0)
 
 
 def test_mbu_by_hand(computed):
-    """4 passes read 700 weights each, and the 3 later tokens 3 layers x 2 heads x 5 keys and values of what they look back on."""
+    """4 passes read 700 weights each, and the 3 later tokens 3 layers x 2 heads x 5 keys and values
+    of what they look back on.
+    """
     moved = 2 * (4 * 700 + 2 * 3 * 2 * 5 * 102)
     assert metrics.mbu(computed(one_request())) == pytest.approx(moved / 8 / 1e6)
     tied = MODEL | {"shape": SHAPE | {"tied_embeddings": True}}
-    assert metrics.mbu(computed(one_request(), model=tied)) == pytest.approx((moved + 2 * 4 * 300) / 8 / 1e6), "the table is the head"
+    assert metrics.mbu(computed(one_request(), model=tied)) == pytest.approx(
+        (moved + 2 * 4 * 300) / 8 / 1e6
+    ), "the table is the head"
 
 
 def test_mfu_by_hand(computed):
-    """32 prompt tokens and 3 later ones go through 400 weights, 4 through the head's 300; each look back costs 4 x 3 x 4 x 5."""
+    """32 prompt tokens and 3 later ones go through 400 weights, 4 through the head's 300; each look
+    back costs 4 x 3 x 4 x 5.
+    """
     done = 2 * (400 * (32 + 3) + 300 * 4) + 4 * 3 * 4 * 5 * (102 + 528)
     assert metrics.mfu(computed(one_request())) == pytest.approx(done / 8 / 1e9)
     tied = MODEL | {"shape": SHAPE | {"tied_embeddings": True}}
-    assert metrics.mfu(computed(one_request(), model=tied)) == pytest.approx((done + 2 * 300 * 35) / 8 / 1e9)
+    assert metrics.mfu(computed(one_request(), model=tied)) == pytest.approx(
+        (done + 2 * 300 * 35) / 8 / 1e9
+    )
 
 
 def test_passes_are_counted_or_one_a_token_or_a_lower_bound(computed):
     rows = synthetic.requests()
     assert roofline.passes(computed(rows)) == (440, "one a token")
     # Scrapes at 2 to 9 s are answered a quarter of a second later, inside the window.
-    assert roofline.passes(computed(rows, "vllm", said=counted(range(0, 1200, 100)))) == (100, "counted by vLLM")
+    assert roofline.passes(computed(rows, "vllm", said=counted(range(0, 1200, 100)))) == (
+        100,
+        "counted by vLLM",
+    )
     _, how = roofline.passes(computed(rows, "vllm", said=counted([0, 0, 0, 100])[3:]))
     assert how == "at least", "one word says nothing"
-    batch = [row for _ in range(4) for row in one_request()]  # four requests whose tokens come together: 3 passes at least
+    # four requests whose tokens come together: 3 passes at least
+    batch = [row for _ in range(4) for row in one_request()]
     assert roofline.passes(computed(batch, "hf_batched")) == (pytest.approx(3 / 8), "at least")
-    alone = one_request() + one_request(token_s=[6.0, 7.0, 8.0])  # one after the other: none of 6 was shared
+    # one after the other: none of 6 was shared
+    alone = one_request() + one_request(token_s=[6.0, 7.0, 8.0])
     assert roofline.passes(computed(alone, "hf_batched"))[0] == pytest.approx(6 / 8)
 
 
@@ -133,10 +193,12 @@ def test_no_share_of_a_limit_that_is_not_known(computed):
     }
     for why, changes in unknown.items():
         assert all(math.isnan(value) for value in shares(**changes)), why
-    assert all(value > 0 for value in shares(said=counted([0] * 10, "serveoff_cache_hits_total"))), "a cache that never had an answer"
+    assert all(
+        value > 0 for value in shares(said=counted([0] * 10, "serveoff_cache_hits_total"))
+    ), "a cache that never had an answer"
 
 
-# ------------------------------------------------------------------------------------------------------------- prices, peaks
+# --- prices, peaks
 
 
 def manifest(*names):
@@ -146,23 +208,39 @@ def manifest(*names):
 def test_peaks_are_of_all_gpus_or_of_none():
     one = hardware.peaks(manifest("NVIDIA H200"), hardware.NOTHING)
     assert (one.bytes_per_s, one.flops) == (4.8e12, 989e12)
-    assert "4,800 GB/s" in one.bandwidth_source and "nvidia.com/en-us/data-center/h200" in one.bandwidth_source
+    assert (
+        "4,800 GB/s" in one.bandwidth_source
+        and "nvidia.com/en-us/data-center/h200" in one.bandwidth_source
+    )
     two = hardware.peaks(manifest("NVIDIA L4", "NVIDIA L4"), hardware.NOTHING)
     assert (two.bytes_per_s, two.flops) == (600e9, 242e12) and "2 × NVIDIA L4" in two.flops_source
     for names in ((), ("NVIDIA L4", "NVIDIA Z9"), (None,)):
         found = hardware.peaks(manifest(*names), hardware.NOTHING)
-        assert math.isnan(found.bytes_per_s) and math.isnan(found.flops) and not found.bandwidth_source
+        assert (
+            math.isnan(found.bytes_per_s) and math.isnan(found.flops) and not found.bandwidth_source
+        )
     given = hardware.peaks(manifest("NVIDIA L4"), Given(bytes_per_s=25e9))
-    assert (given.bytes_per_s, given.flops) == (25e9, 121e12) and "25 GB/s, given" in given.bandwidth_source
+    assert (given.bytes_per_s, given.flops) == (
+        25e9,
+        121e12,
+    ) and "25 GB/s, given" in given.bandwidth_source
 
 
 def test_every_price_and_peak_has_a_source_and_a_date():
     for name, price in hardware.prices().items():
-        assert price.usd_per_hour > 0 and re.search(r"\w\.\w+/", price.source) and re.fullmatch(r"20\d\d-\d\d-\d\d", price.date), name
+        assert (
+            price.usd_per_hour > 0
+            and re.search(r"\w\.\w+/", price.source)
+            and re.fullmatch(r"20\d\d-\d\d-\d\d", price.date)
+        ), name
         assert price.what and (len(price.gpus) > 0) == ("no GPU" not in price.what), name
         assert not price.gpus or f"{len(price.gpus)} × " in price.what, name
     for name, row in hardware.stated().items():
-        assert row["bytes_per_s"] > 1e11 and row["flops"] > 1e13 and row["source"].startswith("https://www.nvidia.com/"), name
+        assert (
+            row["bytes_per_s"] > 1e11
+            and row["flops"] > 1e13
+            and row["source"].startswith("https://www.nvidia.com/")
+        ), name
         assert str(row["date"]).startswith("20")
 
 
@@ -170,12 +248,22 @@ def test_options_are_read_and_refused():
     assert hardware.given() == hardware.NOTHING
     assert hardware.given("2.50", "4800", "989") == Given(Price(2.5), 4.8e12, 989e12)
     assert hardware.given("aws-g6.xlarge").price == hardware.prices()["aws-g6.xlarge"]
-    for arguments in (("free",), ("0",), ("-1",), ("nan",), ("inf",), ("",), (None, "0"), (None, "fast"), (None, None, "-5")):
+    for arguments in (
+        ("free",),
+        ("0",),
+        ("-1",),
+        ("nan",),
+        ("inf",),
+        ("",),
+        (None, "0"),
+        (None, "fast"),
+        (None, None, "-5"),
+    ):
         with pytest.raises(InputError, match=r"^--"):
             hardware.given(*arguments)
 
 
-# ------------------------------------------------------------------------------------------------------------------ the report
+# --- the report
 
 
 def pages(folder, *options):
@@ -200,14 +288,25 @@ def test_no_dollars_without_a_price(folder):
         assert "cost of a million good tokens" not in above
         assert "tokens a joule" in above, "one server has a GPU whose energy was measured"
     table = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
-    assert {"usd_per_million_tokens", "gpu_tokens_per_joule", "mbu", "mfu", "goodput_tokens_per_s"} <= set(table)
+    assert {
+        "usd_per_million_tokens",
+        "gpu_tokens_per_joule",
+        "mbu",
+        "mfu",
+        "goodput_tokens_per_s",
+    } <= set(table)
 
 
 def test_a_price_that_is_given(folder, capsys):
     page, markdown = pages(folder, "--price", "2.50")
     for text in (page, markdown):
-        assert "Price: 2.5 USD an hour, given with the command." in section(text) and "No price" not in text
-    assert re.search(r"\| alpha \(simulated\), chat, 8 users \| 43\d(\.\d)? .*\| 1\.\d\d ", section(markdown)), "2.50 / 3600 / 436 x 10^6"
+        assert (
+            "Price: 2.5 USD an hour, given with the command." in section(text)
+            and "No price" not in text
+        )
+    assert re.search(
+        r"\| alpha \(simulated\), chat, 8 users \| 43\d(\.\d)? .*\| 1\.\d\d ", section(markdown)
+    ), "2.50 / 3600 / 436 x 10^6"
     assert "| – |" in section(markdown), "no energy of the server without a GPU"
     assert "cost of a million good tokens, USD |" in markdown.partition("Can these numbers")[0]
     assert "USD for" in capsys.readouterr().out
@@ -216,8 +315,14 @@ def test_a_price_that_is_given(folder, capsys):
 def test_a_list_price_says_whose_when_and_for_what(folder):
     for text in pages(folder, "--price", "aws-g6.xlarge"):
         said = section(text)
-        assert "0.8048 USD an hour, the list price of aws-g6.xlarge (1 × L4) on 2026-02-09" in said and "AWS Price List" in said
-        assert "another machine: it has 1 × NVIDIA L4, and what was measured here ran on no GPU" in said
+        assert (
+            "0.8048 USD an hour, the list price of aws-g6.xlarge (1 × L4) on 2026-02-09" in said
+            and "AWS Price List" in said
+        )
+        assert (
+            "another machine: it has 1 × NVIDIA L4, and what was measured here ran on no GPU"
+            in said
+        )
     for text in pages(folder, "--price", "aws-c7i.xlarge"):
         assert "another machine" not in section(text)
 
@@ -225,7 +330,12 @@ def test_a_list_price_says_whose_when_and_for_what(folder):
 def test_what_runs_behind_a_target_is_not_known(tmp_path):
     folder = tmp_path / "campaign"
     folder.mkdir()
-    synthetic.write_case(folder, case := synthetic.run(engine="external"), synthetic.requests(), synthetic.telemetry())
+    synthetic.write_case(
+        folder,
+        case := synthetic.run(engine="external"),
+        synthetic.requests(),
+        synthetic.telemetry(),
+    )
     synthetic.records.write_json(folder / "campaign.json", synthetic.campaign_data([case["case"]]))
     for text in pages(folder, "--price", "aws-g6.xlarge"):
         assert "0.8048 USD" in section(text) and "another machine" not in section(text)
@@ -237,14 +347,27 @@ def test_shares_of_the_limit_stand_with_their_sources(tmp_path):
     rows = synthetic.requests()
     case = synthetic.run(engine="hf", served=synthetic.served(rows))
     synthetic.write_case(folder, case, rows, synthetic.telemetry())
-    synthetic.records.write_json(folder / "campaign.json", synthetic.campaign_data([case["case"]], model=MODEL))
+    synthetic.records.write_json(
+        folder / "campaign.json", synthetic.campaign_data([case["case"]], model=MODEL)
+    )
     for text in pages(folder, "--peak-bandwidth", "0.001", "--peak-flops", "0.001"):
         said = section(text)
-        for shown in ("0.001 GB/s, given with the command", "0.001 TFLOP/s, given", "one a token", "appendix B", "Databricks", "3 layers"):
+        for shown in (
+            "0.001 GB/s, given with the command",
+            "0.001 TFLOP/s, given",
+            "one a token",
+            "appendix B",
+            "Databricks",
+            "3 layers",
+        ):
             assert shown in said, shown
         assert "MBU, %" in text or "MBU<small>%" in text
     _, markdown = pages(folder, "--peak-flops", "0.001")
-    assert "MFU, % |" in markdown and "MBU, %" not in markdown and "forward passes, for" not in markdown
+    assert (
+        "MFU, % |" in markdown
+        and "MBU, %" not in markdown
+        and "forward passes, for" not in markdown
+    )
 
 
 def test_a_bad_option_is_one_sentence_and_exit_2(folder, capsys):

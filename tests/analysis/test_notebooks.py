@@ -9,8 +9,12 @@ from analysis import execute
 from loadtests import records
 from tests.analysis import synthetic
 
-# nbclient's and ipykernel's own asynchronous clean-up of sockets, which happens when the collector pleases.
-CLEANUP = "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:.*[Uu]nclosed.*:ResourceWarning"
+# nbclient's and ipykernel's own asynchronous clean-up of sockets, which happens when the collector
+# pleases.
+CLEANUP = (
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+    "ignore:.*[Uu]nclosed.*:ResourceWarning",
+)
 
 
 @pytest.mark.filterwarnings(*CLEANUP)
@@ -23,10 +27,14 @@ def test_notebooks_execute_into_the_campaigns_folder(tmp_path):
         html = page.read_text()
         assert "data:image/png;base64," in html
         # What a browser would fetch; addresses in the style sheet's comments are none.
-        assert not re.findall(r"""(?:src|href)\s*=\s*["']?https?:|@import|url\(["']?https?:|import\(""", html)
+        assert not re.findall(
+            r"""(?:src|href)\s*=\s*["']?https?:|@import|url\(["']?https?:|import\(""", html
+        )
         assert not re.findall(r"<script[^>]*\bsrc=|<link", html)
         cells = json.loads(page.with_suffix(".ipynb").read_text())["cells"]
-        assert all(output["output_type"] != "error" for cell in cells for output in cell.get("outputs", []))
+        assert all(
+            output["output_type"] != "error" for cell in cells for output in cell.get("outputs", [])
+        )
     assert "alpha (simulated) carried the most" in pages[1].read_text()
 
 
@@ -39,6 +47,8 @@ def test_notebooks_of_a_campaign_without_any_number(tmp_path):
     folder.mkdir()
     for case in plan:
         synthetic.write_case(folder, case, synthetic.requests(50), synthetic.telemetry(2))
-    records.write_json(folder / "campaign.json", synthetic.campaign_data([case["case"] for case in plan]))
+    records.write_json(
+        folder / "campaign.json", synthetic.campaign_data([case["case"] for case in plan])
+    )
     pages = execute.notebooks(folder)
     assert "no server has a valid number" in pages[1].read_text()

@@ -1,4 +1,6 @@
-"""The report exists, is complete, escapes what it prints and needs no network; also of half a campaign."""
+"""The report exists, is complete, escapes what it prints and needs no network; also of half a
+campaign.
+"""
 
 import base64
 import hashlib
@@ -32,16 +34,28 @@ def text(found, name="report.html"):
 def test_the_scale_of_the_gpu_has_room_beside_the_next_picture(made):
     drawn = figures.timeline(made, summary.comparisons(made)[0])
     drawn.figure.draw_without_rendering()
-    labels = [axes.yaxis.label for axes in drawn.figure.axes if axes.get_ylabel() in ("GPU %", "requests")]
+    labels = [
+        axes.yaxis.label for axes in drawn.figure.axes if axes.get_ylabel() in ("GPU %", "requests")
+    ]
     boxes = [label.get_window_extent() for label in labels]
     assert "GPU %" in [label.get_text() for label in labels]
     assert not [1 for i, box in enumerate(boxes) for other in boxes[:i] if box.overlaps(other)]
-    assert all(axes.xaxis.label.get_window_extent().x1 <= drawn.figure.bbox.x1 for axes in drawn.figure.axes)
+    assert all(
+        axes.xaxis.label.get_window_extent().x1 <= drawn.figure.bbox.x1
+        for axes in drawn.figure.axes
+    )
 
 
 def test_files(made):
     folder = made.campaign.folder
-    assert {p.name for p in folder.iterdir()} == {"campaign.json", "cases", "figures", "metrics.csv", "report.html", "report.md"}
+    assert {p.name for p in folder.iterdir()} == {
+        "campaign.json",
+        "cases",
+        "figures",
+        "metrics.csv",
+        "report.html",
+        "report.md",
+    }
     figures = {p.name for p in (folder / "figures").iterdir()}
     kinds = ("throughput", "heat-map", "tail", "latency-cdf", "timeline", "why")
     assert figures == {f"1-chat-8-users-{kind}.png" for kind in kinds} | {"1-chat-pareto.png"}
@@ -57,36 +71,66 @@ def test_answer_first_and_every_case_beside_it(made):
     assert page.index(answer) < page.index("<table")
     for name in ("alpha", "beta", "gamma", "delta", "epsilon", "zeta"):
         assert f'<th scope="row">{name}<small>simulated' in page
-    for reason in ("failed: load: the server died", "skipped: nginx is missing", "still running, or killed", "not begun",
-                   "n too small (n=152)", "not complete", "no NVIDIA GPU", "TTFT ≤ 1000 ms and TPOT ≤ 100 ms",
-                   "0123abc", "prompt_tokens", "verify again 2.0 s"):  # fmt: skip
+    for reason in (
+        "failed: load: the server died",
+        "skipped: nginx is missing",
+        "still running, or killed",
+        "not begun",
+        "n too small (n=152)",
+        "not complete",
+        "no NVIDIA GPU",
+        "TTFT ≤ 1000 ms and TPOT ≤ 100 ms",
+        "0123abc",
+        "prompt_tokens",
+        "verify again 2.0 s",
+    ):
         assert reason in page, reason
         assert reason in text(made, "report.md") or "_" in reason, reason
 
 
 def test_opens_without_a_network(made):
     page = text(made)
-    assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?!["']|data:|#|link\.)""", page.replace("link.href =", ""))
+    assert not re.findall(
+        r"""(?:src|href)\s*=\s*["']?(?!["']|data:|#|link\.)""", page.replace("link.href =", "")
+    )
     assert not re.findall(r"https?://|@import|url\(|<script .", page)
     script = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
     assert len(script) == 1, "the only one that the page's own policy allows, by its hash"
     digest = base64.b64encode(hashlib.sha256(script[0].encode()).digest()).decode()
-    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in page
+    assert (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src"
+        f" 'sha256-{digest}'" in page
+    )
 
 
 def test_each_figure_carries_its_data(made):
-    links = dict(re.findall(r'<a download="([^"]+)\.csv" href="data:text/csv;charset=utf-8,([^"]+)">', text(made)))
+    links = dict(
+        re.findall(
+            r'<a download="([^"]+)\.csv" href="data:text/csv;charset=utf-8,([^"]+)">', text(made)
+        )
+    )
     assert set(links) == {f.stem for f in (made.campaign.folder / "figures").iterdir()}
     data = {stem: pd.read_csv(io.StringIO(unquote(link))) for stem, link in links.items()}
-    assert list(data["1-chat-8-users-throughput"]["output_tokens_per_s"].round()) == [440, 436, 220, 209]
+    assert list(data["1-chat-8-users-throughput"]["output_tokens_per_s"].round()) == [
+        440,
+        436,
+        220,
+        209,
+    ]
     cdf = data["1-chat-8-users-latency-cdf"]
-    assert cdf.groupby(["server", "repetition"]).ngroups == 4 and cdf["ttft_s"].min() == pytest.approx(0.05)
+    assert cdf.groupby(["server", "repetition"]).ngroups == 4 and cdf[
+        "ttft_s"
+    ].min() == pytest.approx(0.05)
     pareto = data["1-chat-pareto"]
-    assert list(pareto["on_frontier"]) == [True, False] and pareto["user_tokens_per_s"][0] == pytest.approx(99.5, abs=0.1)
+    assert list(pareto["on_frontier"]) == [True, False] and pareto["user_tokens_per_s"][
+        0
+    ] == pytest.approx(99.5, abs=0.1)
 
 
 def hostile(folder):
-    """A campaign in which every text that comes from outside tries to be markup: of servers, users, telemetry, and of the machine."""
+    """A campaign in which every text that comes from outside tries to be markup: of servers, users,
+    telemetry, and of the machine.
+    """
     synthetic.campaign(folder)
     for file in [folder / "campaign.json", *folder.glob("cases/*/run.json")]:
         synthetic.records.write_json(file, spoilt(json.loads(file.read_text())))
@@ -94,7 +138,10 @@ def hostile(folder):
     rows = synthetic.requests()
     for row in rows[::2]:
         synthetic.fail(row, ATTACK)
-    said = [row | {"name": row["name"] and row["name"] + ATTACK, "labels": ATTACK} for row in synthetic.server_metrics()]
+    said = [
+        row | {"name": row["name"] and row["name"] + ATTACK, "labels": ATTACK}
+        for row in synthetic.server_metrics()
+    ]
     place = synthetic.write_case(folder, failed, rows, synthetic.telemetry(), said=said)
     failed = spoilt(failed | {"notes": ["telemetry: "], "agreement": False})
     failed["verify_after"] = [{"name": f"models{ATTACK}", "ok": False, "detail": ATTACK}]
@@ -124,7 +171,9 @@ def test_everything_is_escaped(tmp_path):
 def test_a_campaign_that_only_began(tmp_path):
     folder = tmp_path / "campaign"
     folder.mkdir()
-    synthetic.records.write_json(folder / "campaign.json", synthetic.campaign_data([synthetic.run()["case"]]))
+    synthetic.records.write_json(
+        folder / "campaign.json", synthetic.campaign_data([synthetic.run()["case"]])
+    )
     found = report.write(folder)
     assert "no server has a valid number yet" in text(found)
     synthetic.records.write_json(folder / "campaign.json", synthetic.campaign_data([]))
@@ -141,7 +190,8 @@ def test_invalid_is_no_number_and_not_slow(tmp_path):
     assert comparison.systems[0].server == "beta"
     assert "no other server has a valid number" in summary.answer(comparison)
     assert "no number</span> contract: it was not verified after the load" in text(found)
-    assert not found.table.loc[0, "valid"] and found.table.loc[0, "output_tokens_per_s"] > 0  # the data keep it
+    # the data keep it
+    assert not found.table.loc[0, "valid"] and found.table.loc[0, "output_tokens_per_s"] > 0
 
 
 def test_a_percentile_that_is_a_failed_request_is_not_compared(tmp_path):
@@ -150,20 +200,36 @@ def test_a_percentile_that_is_a_failed_request_is_not_compared(tmp_path):
     found.table["users"], found.table["rate"] = math.nan, 3.0
     found.table.loc[found.table["server"] == "beta", "e2e_p95_s"] = math.inf
     said = [summary.answer(comparison) for comparison in summary.comparisons(found)]
-    assert len(said) == 1 and "alpha (simulated) had the lowest E2E P95" in said[0] and " times" not in said[0]
+    assert (
+        len(said) == 1
+        and "alpha (simulated) had the lowest E2E P95" in said[0]
+        and " times" not in said[0]
+    )
     assert said[0].endswith("Of beta (simulated) so many requests failed that it has none.")
     found.table["e2e_p95_s"] = math.inf
     assert [summary.answer(comparison) for comparison in summary.comparisons(found)] == [
-        "Under chat, 3 requests/s so many requests of every server failed that none has an E2E P95."]
+        "Under chat, 3 requests/s so many requests of every server failed that none has an E2E P95."
+    ]
 
 
 def test_warnings_stand_below_the_table_as_well(tmp_path):
     found = report.write(synthetic.campaign(tmp_path / "campaign"))
-    warned = {c["name"] for c in found.checks[found.checks["ok"].eq(False) & found.checks["severity"].eq("warning")].to_dict("records")}
+    warned = {
+        c["name"]
+        for c in found.checks[
+            found.checks["ok"].eq(False) & found.checks["severity"].eq("warning")
+        ].to_dict("records")
+    }
     console = Console(width=200, record=True, file=io.StringIO())
     report.show(found, console)
-    said = re.findall(r"^warning: (.+), in (\d+) of (\d+) cases: ", console.export_text(), re.MULTILINE)
-    assert warned and {name for name, *_ in said} == warned and all(0 < int(n) <= int(of) == len(found.table) for _, n, of in said)
+    said = re.findall(
+        r"^warning: (.+), in (\d+) of (\d+) cases: ", console.export_text(), re.MULTILINE
+    )
+    assert (
+        warned
+        and {name for name, *_ in said} == warned
+        and all(0 < int(n) <= int(of) == len(found.table) for _, n, of in said)
+    )
 
 
 def ranks(tmp_path, speeds, **load_changes):
@@ -175,11 +241,22 @@ def ranks(tmp_path, speeds, **load_changes):
             n = int(4 / step)
             cases.append(
                 synthetic.run(
-                    len(cases), server, repetition, counts={"sent": n, "rows": n, "locust_requests": n, "cut_off": 0}, **load_changes
+                    len(cases),
+                    server,
+                    repetition,
+                    counts={"sent": n, "rows": n, "locust_requests": n, "cut_off": 0},
+                    **load_changes,
                 )
             )
-            synthetic.write_case(folder, cases[-1], synthetic.requests(n, n / 10, 5 * step, step), synthetic.telemetry())
-    synthetic.records.write_json(folder / "campaign.json", synthetic.campaign_data([c["case"] for c in cases]))
+            synthetic.write_case(
+                folder,
+                cases[-1],
+                synthetic.requests(n, n / 10, 5 * step, step),
+                synthetic.telemetry(),
+            )
+    synthetic.records.write_json(
+        folder / "campaign.json", synthetic.campaign_data([c["case"] for c in cases])
+    )
     (comparison,) = summary.comparisons(summary.summarise(load.campaign(folder)))
     return {s.server: s.rank for s in comparison.systems}, summary.answer(comparison)
 
@@ -196,7 +273,9 @@ def test_answers_of_one_token_make_a_report(tmp_path):
 
 
 def test_ties_are_ties(tmp_path):
-    found, answer = ranks(tmp_path, {"alpha": [0.010, 0.012], "beta": [0.011, 0.0125], "gamma": [0.10, 0.101]})
+    found, answer = ranks(
+        tmp_path, {"alpha": [0.010, 0.012], "beta": [0.011, 0.0125], "gamma": [0.10, 0.101]}
+    )
     assert found["alpha"] == found["beta"] == 1
     assert "a tie with beta (simulated)" in answer
 
@@ -208,7 +287,9 @@ def test_one_run_says_so(tmp_path):
 
 
 def test_an_open_loop_is_judged_by_latency(tmp_path):
-    """All get the same load, so throughput only tells what was asked: here the slower server happens to have the higher one."""
+    """All get the same load, so throughput only tells what was asked: here the slower server
+    happens to have the higher one.
+    """
     found, answer = ranks(tmp_path, {"alpha": [0.0200], "beta": [0.0195]}, users=None, rate=20.0)
     assert found == {"alpha": 2, "beta": 1}
     assert "beta (simulated) had the lowest E2E P95" in answer
@@ -233,9 +314,17 @@ def test_numbers_as_text():
     ("spoil", "sentence"),
     [
         (lambda folder: shutil.rmtree(folder), "no campaign at"),
-        (lambda folder: (folder / "campaign.json").write_text('{"schema": 99}'), "schema version 99"),
+        (
+            lambda folder: (folder / "campaign.json").write_text('{"schema": 99}'),
+            "schema version 99",
+        ),
         (lambda folder: (folder / "campaign.json").write_text("{"), "is not JSON"),
-        (lambda folder: next(folder.glob("cases/*gamma*/requests.jsonl")).write_text("{broken\n{}\n"), "broken line"),
+        (
+            lambda folder: next(folder.glob("cases/*gamma*/requests.jsonl")).write_text(
+                "{broken\n{}\n"
+            ),
+            "broken line",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_2(tmp_path, capsys, spoil, sentence):

@@ -1,4 +1,6 @@
-"""results/README.md says of every key on disk what loadtests/records.py says, and lists what analysis makes."""
+"""results/README.md says of every key on disk what loadtests/records.py says, and lists what
+analysis makes.
+"""
 
 from pathlib import Path
 
@@ -10,11 +12,23 @@ README = (Path(__file__).parents[2] / "results" / "README.md").read_text()
 
 
 def rows() -> list[str]:
-    """The rows that must be there; print them to mend the file: `python -m tests.analysis.test_results_readme`."""
+    """The rows that must be there; print them to mend the file: `python -m
+    tests.analysis.test_results_readme`.
+    """
     objects = (records.CAMPAIGN_KEYS, records.CALIBRATION_KEYS, records.RUN_KEYS)
     keys = [f"| `{key}` | {meaning} |" for table in objects for key, meaning in table.items()]
-    tables = (records.REQUEST_FIELDS, records.TELEMETRY_FIELDS, records.PROCESS_FIELDS, records.GPU_FIELDS, records.SERVER_METRICS_FIELDS)
-    fields = [f"| `{key}` | {field.type} | {field.unit} | {field.meaning} |" for table in tables for key, field in table.items()]
+    tables = (
+        records.REQUEST_FIELDS,
+        records.TELEMETRY_FIELDS,
+        records.PROCESS_FIELDS,
+        records.GPU_FIELDS,
+        records.SERVER_METRICS_FIELDS,
+    )
+    fields = [
+        f"| `{key}` | {field.type} | {field.unit} | {field.meaning} |"
+        for table in tables
+        for key, field in table.items()
+    ]
     return keys + fields
 
 
@@ -28,7 +42,21 @@ def test_no_key_is_explained_that_is_not_there():
     files = [
         line
         for line in tables
-        if line.split("`")[1].endswith((".json", ".jsonl", ".parquet", ".log", ".html", ".md", ".csv", "/", ".png", ".ipynb", ".xml"))
+        if line.split("`")[1].endswith(
+            (
+                ".json",
+                ".jsonl",
+                ".parquet",
+                ".log",
+                ".html",
+                ".md",
+                ".csv",
+                "/",
+                ".png",
+                ".ipynb",
+                ".xml",
+            )
+        )
     ]
     assert set(tables) - set(files) == set(rows())
 

@@ -1,4 +1,6 @@
-"""Whole campaigns as child processes in a folder of their own, and what they must not leave behind."""
+"""Whole campaigns as child processes in a folder of their own, and what they must not leave
+behind.
+"""
 
 import contextlib
 import os
@@ -48,7 +50,16 @@ duration_s = 2.0
 drain_s = 10
 timeout_s = 30
 """
-QUICK = ("--engines", "simulated", "--simulated", "prefill_ms=20,step_ms=5", "--scenarios", "quick", "--report", "none")
+QUICK = (
+    "--engines",
+    "simulated",
+    "--simulated",
+    "prefill_ms=20,step_ms=5",
+    "--scenarios",
+    "quick",
+    "--report",
+    "none",
+)
 STAGES = ["prepare", "launch", "verify", "load", "verify again", "stop"]
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -68,20 +79,48 @@ class Bench:
         self.temporary = folder / "tmp"
         self.temporary.mkdir()
         (folder / "mine.toml").write_text(SCENARIOS)
-        # From another folder than the repository: results/ is made here, and no path may depend on where one stands.
-        self.environment = {**os.environ, MARK: self.mark, "TMPDIR": str(self.temporary), "PYTHONPATH": str(ROOT)}
+        # From another folder than the repository: results/ is made here, and no path may depend on
+        # where one stands.
+        self.environment = {
+            **os.environ,
+            MARK: self.mark,
+            "TMPDIR": str(self.temporary),
+            "PYTHONPATH": str(ROOT),
+        }
 
     def command(self, *arguments: str) -> list[str]:
         """Without calibration, which takes half a minute: test_calibrate.py is about it."""
-        return [sys.executable, "-m", "loadtests", "--scenarios-file", "mine.toml", "--no-calibration", *arguments]
+        return [
+            sys.executable,
+            "-m",
+            "loadtests",
+            "--scenarios-file",
+            "mine.toml",
+            "--no-calibration",
+            *arguments,
+        ]
 
     def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(self.command(*arguments), cwd=self.folder, env=self.environment, capture_output=True, text=True,
-                              stdin=subprocess.DEVNULL, timeout=PATIENCE_S)  # fmt: skip
+        return subprocess.run(
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=PATIENCE_S,
+        )
 
     def start(self, *arguments: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(self.command(*arguments), cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+        return subprocess.Popen(
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
     def on_terminal(self, *arguments: str) -> Terminal:
         return Terminal(self.command(*arguments), self.environment, self.folder)
@@ -90,27 +129,43 @@ class Bench:
         """One line that says so, exit code 2, and nothing begun."""
         done = self.run(*arguments)
         assert done.returncode == 2, done.stdout + done.stderr
-        assert done.stderr.startswith("error: ") and sentence in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        assert (
+            done.stderr.startswith("error: ")
+            and sentence in done.stderr
+            and done.stderr.count("\n") == 1
+        ), done.stderr
         assert done.stdout == "" and not (self.folder / "not_to_be").exists()
 
     def processes(self) -> list[psutil.Process]:
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                if (
+                    process.environ().get(MARK) == self.mark
+                    and process.status() != psutil.STATUS_ZOMBIE
+                ):
                     found.append(process)
         return found
 
     def load_workers(self) -> list[psutil.Process]:
         """Locust itself, and after it those that it forked."""
-        found = [each for each in self.processes() if {"locust", "servers.supervise"} & {*said_of(each)} == {"locust"}]
+        found = [
+            each
+            for each in self.processes()
+            if {"locust", "servers.supervise"} & {*said_of(each)} == {"locust"}
+        ]
         return sorted(found, key=lambda each: each.ppid() in {process.pid for process in found})
 
     def left_over(self) -> list[str]:
         """Of all campaigns so far: processes, temporary files, half-written files, open ports."""
         left = [f"process {process.pid}" for process in self.processes()]
         left += [str(path) for path in self.temporary.glob("serveoff-*")]
-        files = [Path(place, "run.json") for place, _, names in os.walk(self.folder) if "run.json" in names]  # while others are removed
+        # while others are removed
+        files = [
+            Path(place, "run.json")
+            for place, _, names in os.walk(self.folder)
+            if "run.json" in names
+        ]
         for file in files:
             if command := records.read_json(file)["command"]:
                 [port] = ports_of(command)
@@ -145,7 +200,11 @@ def rows_when_under_load(campaign: Path, index: int) -> int:
     def said() -> int:
         for file in campaign.glob(f"cases/{index:03d}-*/load.json"):
             with contextlib.suppress(FileNotFoundError):
-                return records.read_json(file)["rows"] if records.read_json(file)["state"] == "running" else 0
+                return (
+                    records.read_json(file)["rows"]
+                    if records.read_json(file)["state"] == "running"
+                    else 0
+                )
         return 0
 
     return wait_for(lambda: (rows := said()) >= 10 and rows, f"case {index} under load")
@@ -156,4 +215,6 @@ def table(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 def runs(campaign: Path) -> list[tuple[Path, dict[str, Any]]]:
-    return [(file.parent, records.read_json(file)) for file in sorted(campaign.glob("cases/*/run.json"))]
+    return [
+        (file.parent, records.read_json(file)) for file in sorted(campaign.glob("cases/*/run.json"))
+    ]

@@ -1,4 +1,6 @@
-"""Faults, each in the middle of the load of a campaign: what the victim is, and what is done to it. fault_campaign.py tries them."""
+"""Faults, each in the middle of the load of a campaign: what the victim is, and what is done to it.
+fault_campaign.py tries them.
+"""
 
 import contextlib
 import importlib.util
@@ -43,8 +45,12 @@ class Scene:
         return self.folder / "out"
 
     def telemetry(self) -> psutil.Process:
-        return next(each for each in self.bench.processes() if {"loadtests.telemetry", "servers.supervise"} & {*said_of(each)}
-                    == {"loadtests.telemetry"})  # fmt: skip
+        return next(
+            each
+            for each in self.bench.processes()
+            if {"loadtests.telemetry", "servers.supervise"} & {*said_of(each)}
+            == {"loadtests.telemetry"}
+        )
 
     def roots(self) -> list[psutil.Process]:
         """The server's commands, those behind it first; telemetry was told of them."""
@@ -58,8 +64,12 @@ class Scene:
 
     def worker(self) -> psutil.Process:
         """The busiest process of a server that has several in one tree. Raises CannotHere."""
-        children = [child for root in self.roots() for child in root.children(recursive=True)
-                    if "resource_tracker" not in " ".join(said_of(child))]  # fmt: skip
+        children = [
+            child
+            for root in self.roots()
+            for child in root.children(recursive=True)
+            if "resource_tracker" not in " ".join(said_of(child))
+        ]
         if not children:
             raise CannotHere("it has no worker processes")
         return max(children, key=lambda each: sum(each.cpu_times()[:2]))
@@ -67,8 +77,10 @@ class Scene:
 
 @dataclass(frozen=True)
 class Fault:
-    """`act`: in the middle of the first case's load. `says`: what that case's status must match; empty if nothing is left that could say
-    something. `code`: the campaign's exit codes that are right. `around`, `wrap`: what the campaign runs in."""
+    """`act`: in the middle of the first case's load. `says`: what that case's status must match;
+    empty if nothing is left that could say something. `code`: the campaign's exit codes that are
+    right. `around`, `wrap`: what the campaign runs in.
+    """
 
     what: str
     act: Callable[[Scene], object]
@@ -80,7 +92,7 @@ class Fault:
     wrap: tuple[str, ...] = ()
 
 
-# -------------------------------------------------------------------------------------------------------------- of a server
+# --- of a server
 
 
 def freeze(frozen: list[psutil.Process], for_s: float) -> None:
@@ -105,7 +117,9 @@ def limit_memory(scene: Scene) -> None:
 def limit_files(scene: Scene) -> None:
     """Also no new connection: those that there are stay."""
     for process in scene.server():
-        process.rlimit(resource.RLIMIT_NOFILE, (process.num_fds(), process.rlimit(resource.RLIMIT_NOFILE)[1]))
+        process.rlimit(
+            resource.RLIMIT_NOFILE, (process.num_fds(), process.rlimit(resource.RLIMIT_NOFILE)[1])
+        )
 
 
 def behind(scene: Scene) -> psutil.Process:
@@ -117,7 +131,11 @@ def behind(scene: Scene) -> psutil.Process:
 
 def reload_nginx(scene: Scene) -> None:
     """New workers take over; the old ones answer what they have begun."""
-    masters = [each for each in scene.server() if each.name() == "nginx" and (parent := each.parent()) and parent.name() != "nginx"]
+    masters = [
+        each
+        for each in scene.server()
+        if each.name() == "nginx" and (parent := each.parent()) and parent.name() != "nginx"
+    ]
     if not masters:
         raise CannotHere("nginx is not part of it")
     masters[0].send_signal(signal.SIGHUP)
@@ -125,7 +143,7 @@ def reload_nginx(scene: Scene) -> None:
 
 ENDED = r"failed: (load|verify again): .*"
 
-# ------------------------------------------------------------------------------------------------------------- of the harness
+# --- of the harness
 
 
 def kill_load(scene: Scene) -> None:
@@ -144,7 +162,9 @@ def remove_results(scene: Scene) -> None:
 def small_disk(folder: Path) -> Iterator[None]:
     """out/ on a file system of its own."""
     (folder / "out").mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(folder / "out")], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(folder / "out")], capture_output=True
+    ).returncode:
         raise CannotHere("it may not mount a small file system")
     try:
         yield
@@ -174,29 +194,44 @@ def cut_network(scene: Scene) -> None:
 
 
 def slow_network(scene: Scene) -> None:
-    """Not every kernel has netem; one without it has a narrow link, in which packets wait for each other, too."""
-    delays = (("netem", "delay", "50ms"), ("tbf", "rate", "256kbit", "burst", "2kb", "latency", "10s"))
+    """Not every kernel has netem; one without it has a narrow link, in which packets wait for each
+    other, too.
+    """
+    delays = (
+        ("netem", "delay", "50ms"),
+        ("tbf", "rate", "256kbit", "burst", "2kb", "latency", "10s"),
+    )
     for number, delay in enumerate(delays, 1):
         try:
             in_network(scene, "tc", "qdisc", "add", "dev", "lo", "root", *delay)
             break
         except (OSError, subprocess.CalledProcessError):
             if number == len(delays):
-                raise CannotHere("tc cannot delay loopback (Debian: iproute2, and a kernel with netem or tbf)") from None
+                raise CannotHere(
+                    "tc cannot delay loopback (Debian: iproute2, and a kernel with netem or tbf)"
+                ) from None
     time.sleep(2)
     in_network(scene, "tc", "qdisc", "del", "dev", "lo", "root")
 
 
 def steal_port(scene: Scene) -> None:
-    """Of the second case, between the moment in which it was found free and that in which its server listens."""
+    """Of the second case, between the moment in which it was found free and that in which its
+    server listens.
+    """
 
     def started() -> list[int]:
-        commands = [command for each in scene.bench.processes() if "servers.supervise" in (command := said_of(each))]
+        commands = [
+            command
+            for each in scene.bench.processes()
+            if "servers.supervise" in (command := said_of(each))
+        ]
         return [port for command in commands for port in ports_of(command)]
 
     first = started()
     thief = scene.undo.enter_context(socket.socket())
-    port = wait_for(lambda: [port for port in started() if port not in first], "the second case's server")[0]
+    port = wait_for(
+        lambda: [port for port in started() if port not in first], "the second case's server"
+    )[0]
     thief.bind(("127.0.0.1", port))
     thief.listen()
 
@@ -213,15 +248,26 @@ def step_clock(scene: Scene, seconds: int) -> None:
 
 @contextmanager
 def false_clock(folder: Path) -> Iterator[None]:
-    """libfaketime reads what the wall clock shall say from a file; the monotonic clock stays. Debian 12's is too old for that:
-    https://github.com/wolfcw/libfaketime/issues/426."""
+    """libfaketime reads what the wall clock shall say from a file; the monotonic clock stays.
+    Debian 12's is too old for that: https://github.com/wolfcw/libfaketime/issues/426.
+    """
     package = importlib.util.find_spec("libfaketime")
-    library = next(Path(package.origin).parent.glob("**/libfaketime.so.1"), None) if package and package.origin else None
+    library = (
+        next(Path(package.origin).parent.glob("**/libfaketime.so.1"), None)
+        if package and package.origin
+        else None
+    )
     if not library:
-        raise CannotHere("libfaketime is not installed (pip install libfaketime, with a C compiler)")
+        raise CannotHere(
+            "libfaketime is not installed (pip install libfaketime, with a C compiler)"
+        )
     (folder / "clock").write_text("+0\n")
-    settings = {"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(folder / "clock"), "FAKETIME_NO_CACHE": "1",
-                "FAKETIME_DONT_FAKE_MONOTONIC": "1"}  # fmt: skip
+    settings = {
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(folder / "clock"),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
     os.environ.update(settings)
     try:
         yield
@@ -231,35 +277,122 @@ def false_clock(folder: Path) -> Iterator[None]:
 
 
 FAULTS = {
-    "kill-9": Fault("the server is killed", lambda scene: scene.roots()[-1].kill(), ENDED + "ended by itself", (1,)),
-    "kill-15": Fault("the server is told to end", lambda scene: scene.roots()[-1].terminate(), ENDED + "ended by itself", (1,)),
+    "kill-9": Fault(
+        "the server is killed",
+        lambda scene: scene.roots()[-1].kill(),
+        ENDED + "ended by itself",
+        (1,),
+    ),
+    "kill-15": Fault(
+        "the server is told to end",
+        lambda scene: scene.roots()[-1].terminate(),
+        ENDED + "ended by itself",
+        (1,),
+    ),
     "worker": Fault("one of its workers is killed", lambda scene: scene.worker().kill()),
-    "behind": Fault("what is behind or beside it is killed: engine, Redis, application", lambda scene: behind(scene).kill(),
-                    ENDED + "ended by itself", (1,)),
-    "behind-away": Fault("what is behind or beside it is away for 2 s", lambda scene: freeze(tree(behind(scene)), 2.0), "ok", (0,)),
+    "behind": Fault(
+        "what is behind or beside it is killed: engine, Redis, application",
+        lambda scene: behind(scene).kill(),
+        ENDED + "ended by itself",
+        (1,),
+    ),
+    "behind-away": Fault(
+        "what is behind or beside it is away for 2 s",
+        lambda scene: freeze(tree(behind(scene)), 2.0),
+        "ok",
+        (0,),
+    ),
     "nginx-reloaded": Fault("nginx reads its configuration again", reload_nginx, "ok", (0,)),
-    "freeze": Fault("it stands still for 2 s", lambda scene: freeze(scene.server(), 2.0), "ok", (0,)),
+    "freeze": Fault(
+        "it stands still for 2 s", lambda scene: freeze(scene.server(), 2.0), "ok", (0,)
+    ),
     "freeze-for-ever": Fault("it stands still for ever", freeze_for_ever, ENDED, (1,)),
     "memory": Fault("it gets no more memory", limit_memory),
     "files": Fault("it gets no more file descriptors", limit_files),
-    "load-generator": Fault("the load generator is killed", kill_load, "failed: load: the load generator ended", (1,), False),
-    "load-worker": Fault("one of two load workers is killed", kill_load_worker, "failed: load: .*load worker", (1,), False,
-                         ("--load-workers", "2")),
-    "telemetry": Fault("telemetry is killed", lambda scene: scene.telemetry().kill(), "ok", (0,), False),
+    "load-generator": Fault(
+        "the load generator is killed",
+        kill_load,
+        "failed: load: the load generator ended",
+        (1,),
+        False,
+    ),
+    "load-worker": Fault(
+        "one of two load workers is killed",
+        kill_load_worker,
+        "failed: load: .*load worker",
+        (1,),
+        False,
+        ("--load-workers", "2"),
+    ),
+    "telemetry": Fault(
+        "telemetry is killed", lambda scene: scene.telemetry().kill(), "ok", (0,), False
+    ),
     "results-removed": Fault("the results' folder is removed", remove_results, "", (1, 2), False),
-    "disk-full": Fault("the results' disk is full", fill_disk, "failed: load: .*(disk|space)", (1, 2), False, around=small_disk),
-    "network": Fault("loopback is down for 2 s", cut_network, "ok|failed: load: .*", (0, 1), False,
-                     wrap=OWN_NETWORK),
-    "network-slow": Fault("loopback is slow for 2 s (50 ms a packet, or 256 kbit/s)", slow_network, "ok|failed: load: .*", (0, 1), False,
-                          wrap=OWN_NETWORK),
-    "port-stolen": Fault("another program takes the next server's port", steal_port, "ok", (1,), False),
-    "ctrl-c": Fault("Ctrl-C", lambda scene: type_ctrl_c(scene, 1), "failed: load: interrupted by Ctrl-C", (130,), False),
-    "ctrl-c-twice": Fault("Ctrl-C, and again while it ends", lambda scene: type_ctrl_c(scene, 2),
-                          "failed: load: interrupted by Ctrl-C|running", (130, -2), False),
-    "terminal-closed": Fault("its terminal is closed", lambda scene: scene.campaign.send_signal(signal.SIGHUP),
-                             "failed: load: interrupted", (130,), False),
-    "driver-killed": Fault("the driver is killed", lambda scene: scene.campaign.kill(), "running", (-9,), False),
-    "clock-forward": Fault("the clock is put forward by an hour", lambda scene: step_clock(scene, 3600), "ok", (0,), False,
-                           around=false_clock),
-    "clock-back": Fault("the clock is put back by an hour", lambda scene: step_clock(scene, -3600), "ok", (0,), False, around=false_clock),
-}  # fmt: skip
+    "disk-full": Fault(
+        "the results' disk is full",
+        fill_disk,
+        "failed: load: .*(disk|space)",
+        (1, 2),
+        False,
+        around=small_disk,
+    ),
+    "network": Fault(
+        "loopback is down for 2 s",
+        cut_network,
+        "ok|failed: load: .*",
+        (0, 1),
+        False,
+        wrap=OWN_NETWORK,
+    ),
+    "network-slow": Fault(
+        "loopback is slow for 2 s (50 ms a packet, or 256 kbit/s)",
+        slow_network,
+        "ok|failed: load: .*",
+        (0, 1),
+        False,
+        wrap=OWN_NETWORK,
+    ),
+    "port-stolen": Fault(
+        "another program takes the next server's port", steal_port, "ok", (1,), False
+    ),
+    "ctrl-c": Fault(
+        "Ctrl-C",
+        lambda scene: type_ctrl_c(scene, 1),
+        "failed: load: interrupted by Ctrl-C",
+        (130,),
+        False,
+    ),
+    "ctrl-c-twice": Fault(
+        "Ctrl-C, and again while it ends",
+        lambda scene: type_ctrl_c(scene, 2),
+        "failed: load: interrupted by Ctrl-C|running",
+        (130, -2),
+        False,
+    ),
+    "terminal-closed": Fault(
+        "its terminal is closed",
+        lambda scene: scene.campaign.send_signal(signal.SIGHUP),
+        "failed: load: interrupted",
+        (130,),
+        False,
+    ),
+    "driver-killed": Fault(
+        "the driver is killed", lambda scene: scene.campaign.kill(), "running", (-9,), False
+    ),
+    "clock-forward": Fault(
+        "the clock is put forward by an hour",
+        lambda scene: step_clock(scene, 3600),
+        "ok",
+        (0,),
+        False,
+        around=false_clock,
+    ),
+    "clock-back": Fault(
+        "the clock is put back by an hour",
+        lambda scene: step_clock(scene, -3600),
+        "ok",
+        (0,),
+        False,
+        around=false_clock,
+    ),
+}

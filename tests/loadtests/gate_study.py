@@ -1,15 +1,19 @@
-"""How often is the gate wrong? Whole gates of equal code, of planted changes, faults and disturbances, on this machine.
+"""How often is the gate wrong? Whole gates of equal code, of planted changes, faults and
+disturbances, on this machine.
 
     python -m tests.loadtests.gate_study run equal --decisions 100 --at-once 2
     python -m tests.loadtests.gate_study run engine-throughput --decisions 40
-    python -m tests.loadtests.gate_study simulate                         10,000 decisions from the runs of `equal`
-    python -m tests.loadtests.gate_study page                             results/gate/README.md and its picture
+    python -m tests.loadtests.gate_study simulate                         10,000 decisions from the
+    runs of `equal`
+    python -m tests.loadtests.gate_study page                             results/gate/README.md and
+    its picture
 
-Each decision, a line of results/gate/NAME.jsonl, takes about two minutes, where Python may keep its bytecode (no PYTHONDONTWRITEBYTECODE);
-`run` adds to what is there. Everything happens in a clone of the last commit, in which what is planted is a commit on a branch: a gate as
-its user would run it. Two at once on two cores take two thirds of the time and are each other's noisy neighbours: too noisy where a server
-needs much CPU (`framework`), whose runs do not count then, and for a P99, of whose base the other adds 2 ms (`engine-p99`). Three are
-too many for anything (`crowded`).
+Each decision, a line of results/gate/NAME.jsonl, takes about two minutes, where Python may keep its
+bytecode (no PYTHONDONTWRITEBYTECODE); `run` adds to what is there. Everything happens in a clone of
+the last commit, in which what is planted is a commit on a branch: a gate as its user would run it.
+Two at once on two cores take two thirds of the time and are each other's noisy neighbours: too
+noisy where a server needs much CPU (`framework`), whose runs do not count then, and for a P99, of
+whose base the other adds 2 ms (`engine-p99`). Three are too many for anything (`crowded`).
 """
 
 import argparse
@@ -46,8 +50,11 @@ EVENT = "            yield reply.event(item)\n    except"
 CLOCK, COUNT = "__import__('time').perf_counter", "self.count = getattr(self, 'count', 0) + 1"
 STEP = "due += (self.times.step_ms + self.times.step_ms_per_sequence * (self.running - 1)) / 1e3"
 SLOWING = "(1 + min(0.3, (time.time() - float(__import__('os').environ['STUDY_BEGAN'])) / 800))"
-PREFILL = "due = began + (self.times.prefill_ms + self.times.prefill_ms_per_token * prompt_tokens) / 1e3"
-METRICS_OF_SHORT = "output_tokens_per_s,ttft_p50_s,e2e_p50_s,e2e_p95_s"  # 2 s have too few requests for a P99
+PREFILL = (
+    "due = began + (self.times.prefill_ms + self.times.prefill_ms_per_token * prompt_tokens) / 1e3"
+)
+# 2 s have too few requests for a P99
+METRICS_OF_SHORT = "output_tokens_per_s,ttft_p50_s,e2e_p50_s,e2e_p95_s"
 SCENARIOS = """
 [short]
 summary = "two seconds of what the gate's own scenario has five of"
@@ -59,7 +66,8 @@ think_s = 0.0
 summary = "the same as an open loop, far beyond what can be sent"
 arrivals = "poisson"
 rate = 4000.0
-{rest}""".format(rest="""\
+{rest}""".format(
+    rest="""\
 endpoint = "completions"
 prompt_tokens = [16, 32]
 output_tokens = [8, 8]
@@ -68,11 +76,21 @@ warmup_max_s = 1.5
 duration_s = 2.0
 drain_s = 10.0
 timeout_s = 30.0
-""")
-ALL = ("--servers", "fastapi_vllm", "--max-minutes", "60", "--scenarios-file", "study.toml", "--scenarios")
+"""
+)
+ALL = (
+    "--servers",
+    "fastapi_vllm",
+    "--max-minutes",
+    "60",
+    "--scenarios-file",
+    "study.toml",
+    "--scenarios",
+)
 SHORT = (*ALL, "short", "--metrics", METRICS_OF_SHORT)
 WITH_P99 = (*ALL, "short", "--duration", "5", "--metrics", f"{METRICS_OF_SHORT},e2e_p99_s")
-FEW = (*ALL, "short", "--users", "4", "--metrics", "output_tokens_per_s,ttft_p50_s,e2e_p50_s")  # too few requests for a P95, too
+# too few requests for a P95, too
+FEW = (*ALL, "short", "--users", "4", "--metrics", "output_tokens_per_s,ttft_p50_s,e2e_p50_s")
 OPEN = (*ALL, "open", "--metrics", METRICS_OF_SHORT)
 
 
@@ -83,11 +101,18 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def burning(pattern: Callable[[float], float]) -> Iterator[None]:
-    """Another process on the server's core, busy for pattern(seconds since the begin) of the time."""
-    code = ("import sys, time\nwhile True:\n    share = float(sys.stdin.readline() or 0); ends = time.monotonic() + 1\n"
-            "    while time.monotonic() < ends:\n        busy = time.monotonic() + share / 50\n"
-            "        while time.monotonic() < busy: pass\n        time.sleep((1 - share) / 50)\n")
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, text=True) as process:
+    """Another process on the server's core, busy for pattern(seconds since the begin) of the
+    time.
+    """
+    code = (
+        "import sys, time\nwhile True:\n    share = float(sys.stdin.readline() or 0); ends ="
+        " time.monotonic() + 1\n    while time.monotonic() < ends:\n        busy = time.monotonic()"
+        " + share / 50\n        while time.monotonic() < busy: pass\n        time.sleep((1 - share)"
+        " / 50)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, text=True
+    ) as process:
         psutil.Process(process.pid).cpu_affinity([0])
         began, ended = time.monotonic(), threading.Event()
 
@@ -109,7 +134,9 @@ def burning(pattern: Callable[[float], float]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Study:
-    """`patch`: (file, old, new) that the branches `where` have; `wanted`: the verdicts that are right; `names`: what a note must say."""
+    """`patch`: (file, old, new) that the branches `where` have; `wanted`: the verdicts that are
+    right; `names`: what a note must say.
+    """
 
     what: str
     wanted: tuple[str, ...]
@@ -122,44 +149,133 @@ class Study:
 
 STUDIES = {
     "equal": Study("equal code", ("PASS", "INCONCLUSIVE")),
-    "engine-throughput": Study("the engine takes 11% longer for everything, which is 10% of the throughput", ("REGRESSED",), (
-        (ENGINE, STEP, STEP.replace("due += ", "due += 1.11 * ")), (ENGINE, PREFILL, PREFILL.replace("began + ", "began + 1.11 * ")))),
-    "engine-p99": Study("one request of 50 takes 13.5 ms longer, which is 20% of E2E's P99", ("REGRESSED",), (
-        (ENGINE, PREFILL, f"{PREFILL}\n        {COUNT}\n        due += 0.0135 * (self.count % 50 == 0)"),), WITH_P99),
-    "framework": Study("the server's own code computes 6 ms more for each request, which is 10% of what 4 users get", ("REGRESSED",), (
-        (SERVER, PREPARE, f"    end = {CLOCK}() + 0.006\n    while {CLOCK}() < end:\n        pass\n{PREPARE}"),), FEW),
-    "blocking": Study("a blocking call of 2 ms in each request's `async def`", ("REGRESSED",), (
-        (SERVER, PREPARE, f"    __import__('time').sleep(0.002)\n{PREPARE}"),)),
-    "improvement": Study("the engine takes 12% less time for everything", ("PASS",), (
-        (ENGINE, STEP, STEP.replace("due += ", "due += 0.88 * ")), (ENGINE, PREFILL, PREFILL.replace("began + ", "began + 0.88 * ")))),
-    "slow-start": Study("equal code, but head is slower for its first 200 requests, in the warm-up", ("PASS", "INCONCLUSIVE"), (
-        (ENGINE, PREFILL, f"{PREFILL}\n        {COUNT}\n        due += 0.03 * (self.count < 200)"),), names="during the warm-up"),
-    "slowing": Study("equal code whose engine gets slower all the time, 15% in two minutes, as on a card that gets hot",
-                     ("PASS", "INCONCLUSIVE"), (
-        (ENGINE, STEP, STEP.replace("due += ", f"due += {SLOWING} * ")),
-        (ENGINE, PREFILL, PREFILL.replace("began + ", f"began + {SLOWING} * "))),
-                     where=("base", "head"), names="the machine drifted"),
-    "drift": Study("equal code on a machine that gets slower from the first run to the last", ("PASS", "INCONCLUSIVE"),
-                   around=lambda: burning(lambda s: min(0.6, s / 200)), names="the machine drifted"),
-    "neighbour": Study("equal code, and another process is busy for a minute in the middle", ("PASS", "INCONCLUSIVE"),
-                       around=lambda: burning(lambda s: 0.7 if 40 < s < 100 else 0.0), names="other processes"),
-    "crowded": Study("equal code, and two other gates at the same time, more than two cores carry (--at-once 3)",
-                     ("PASS", "INCONCLUSIVE", "INVALID"), names="other processes"),
-    "wrong-answers": Study("one answer of 300 is wrong", ("INVALID",), (
-        (ENGINE, "word = rule.successor_index(job.prompt)", f"{COUNT}\n"
-         "        word = (rule.successor_index(job.prompt) + (self.count % 300 == 0)) % rule.WORDS"),)),
-    "contract": Study("head sends no [DONE]", ("INVALID",), (
-        (SERVER, EVENT, EVENT.replace("(item)", "(item).replace('data: [DONE]', ': end')")),)),
-    "no-start": Study("base does not start", ("INVALID",), (
-        (SERVER, "import logging", "import logging, no_such_module"),), where=("base",)),
-    "saturated": Study("more load than the load generator can send", ("INVALID",), arguments=(*SHORT, "--users", "1500")),
+    "engine-throughput": Study(
+        "the engine takes 11% longer for everything, which is 10% of the throughput",
+        ("REGRESSED",),
+        (
+            (ENGINE, STEP, STEP.replace("due += ", "due += 1.11 * ")),
+            (ENGINE, PREFILL, PREFILL.replace("began + ", "began + 1.11 * ")),
+        ),
+    ),
+    "engine-p99": Study(
+        "one request of 50 takes 13.5 ms longer, which is 20% of E2E's P99",
+        ("REGRESSED",),
+        (
+            (
+                ENGINE,
+                PREFILL,
+                f"{PREFILL}\n        {COUNT}\n        due += 0.0135 * (self.count % 50 == 0)",
+            ),
+        ),
+        WITH_P99,
+    ),
+    "framework": Study(
+        "the server's own code computes 6 ms more for each request, which is 10% of what 4"
+        " users get",
+        ("REGRESSED",),
+        (
+            (
+                SERVER,
+                PREPARE,
+                f"    end = {CLOCK}() + 0.006\n    while {CLOCK}() < end:\n        pass\n{PREPARE}",
+            ),
+        ),
+        FEW,
+    ),
+    "blocking": Study(
+        "a blocking call of 2 ms in each request's `async def`",
+        ("REGRESSED",),
+        ((SERVER, PREPARE, f"    __import__('time').sleep(0.002)\n{PREPARE}"),),
+    ),
+    "improvement": Study(
+        "the engine takes 12% less time for everything",
+        ("PASS",),
+        (
+            (ENGINE, STEP, STEP.replace("due += ", "due += 0.88 * ")),
+            (ENGINE, PREFILL, PREFILL.replace("began + ", "began + 0.88 * ")),
+        ),
+    ),
+    "slow-start": Study(
+        "equal code, but head is slower for its first 200 requests, in the warm-up",
+        ("PASS", "INCONCLUSIVE"),
+        (
+            (
+                ENGINE,
+                PREFILL,
+                f"{PREFILL}\n        {COUNT}\n        due += 0.03 * (self.count < 200)",
+            ),
+        ),
+        names="during the warm-up",
+    ),
+    "slowing": Study(
+        "equal code whose engine gets slower all the time, 15% in two minutes, as on a card that"
+        " gets hot",
+        ("PASS", "INCONCLUSIVE"),
+        (
+            (ENGINE, STEP, STEP.replace("due += ", f"due += {SLOWING} * ")),
+            (ENGINE, PREFILL, PREFILL.replace("began + ", f"began + {SLOWING} * ")),
+        ),
+        where=("base", "head"),
+        names="the machine drifted",
+    ),
+    "drift": Study(
+        "equal code on a machine that gets slower from the first run to the last",
+        ("PASS", "INCONCLUSIVE"),
+        around=lambda: burning(lambda s: min(0.6, s / 200)),
+        names="the machine drifted",
+    ),
+    "neighbour": Study(
+        "equal code, and another process is busy for a minute in the middle",
+        ("PASS", "INCONCLUSIVE"),
+        around=lambda: burning(lambda s: 0.7 if 40 < s < 100 else 0.0),
+        names="other processes",
+    ),
+    "crowded": Study(
+        "equal code, and two other gates at the same time, more than two cores carry (--at-once 3)",
+        ("PASS", "INCONCLUSIVE", "INVALID"),
+        names="other processes",
+    ),
+    "wrong-answers": Study(
+        "one answer of 300 is wrong",
+        ("INVALID",),
+        (
+            (
+                ENGINE,
+                "word = rule.successor_index(job.prompt)",
+                (
+                    f"{COUNT}\n        word = (rule.successor_index(job.prompt) + (self.count % 300"
+                    " == 0)) % rule.WORDS"
+                ),
+            ),
+        ),
+    ),
+    "contract": Study(
+        "head sends no [DONE]",
+        ("INVALID",),
+        ((SERVER, EVENT, EVENT.replace("(item)", "(item).replace('data: [DONE]', ': end')")),),
+    ),
+    "no-start": Study(
+        "base does not start",
+        ("INVALID",),
+        ((SERVER, "import logging", "import logging, no_such_module"),),
+        where=("base",),
+    ),
+    "saturated": Study(
+        "more load than the load generator can send",
+        ("INVALID",),
+        arguments=(*SHORT, "--users", "1500"),
+    ),
     "rate": Study("a rate that cannot be sent", ("INVALID",), arguments=OPEN),
-}  # fmt: skip
+}
 
 
 def clone_with(study: Study, folder: Path) -> Path:
     def git(*arguments: str) -> None:
-        subprocess.run(["git", "-c", "user.name=study", "-c", "user.email=study@example.org", *arguments], cwd=place, check=True)
+        subprocess.run(
+            ["git", "-c", "user.name=study", "-c", "user.email=study@example.org", *arguments],
+            cwd=place,
+            check=True,
+        )
 
     place = folder / "clone"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(place)], check=True)
@@ -181,14 +297,28 @@ def run(name: str, decisions: int, at_once: int) -> None:
     study, file = STUDIES[name], RESULTS / f"{name}.jsonl"
     RESULTS.mkdir(exist_ok=True)
     done = {json.loads(line)["seed"] for line in file.open()} if file.exists() else set()
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(at_once) as pool, ended_with_us():
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ThreadPoolExecutor(at_once) as pool,
+        ended_with_us(),
+    ):
         place = clone_with(study, Path(folder))
         seeds = [seed for seed in range(1, decisions + 1) if seed not in done]
-        for first in range(0, len(seeds), at_once):  # begun together, they measure together, and start their processes together
-            for said in pool.map(lambda seed: decide(study, seed, place), seeds[first : first + at_once]):
+        # begun together, they measure together, and start their processes together
+        for first in range(0, len(seeds), at_once):
+            for said in pool.map(
+                lambda seed: decide(study, seed, place), seeds[first : first + at_once]
+            ):
                 with file.open("a") as handle:
-                    handle.write(json.dumps(said | {"at_once": at_once}, default=lambda value: value.item()) + "\n")
-                print(f"{name} {said['seed']}: {said['verdict']} after {said['systems'][0]['repetitions']} repetitions", flush=True)
+                    handle.write(
+                        json.dumps(said | {"at_once": at_once}, default=lambda value: value.item())
+                        + "\n"
+                    )
+                print(
+                    f"{name} {said['seed']}: {said['verdict']} after"
+                    f" {said['systems'][0]['repetitions']} repetitions",
+                    flush=True,
+                )
 
 
 @contextmanager
@@ -206,30 +336,56 @@ def ended_with_us() -> Iterator[None]:
 def decide(study: Study, seed: int, place: Path) -> dict[str, Any]:
     """One whole gate in the clone: what gate.json says, and of each run what `simulate` needs."""
     out, began = place.parent / f"{seed}", time.monotonic()
-    command = [sys.executable, "-m", "loadtests.gate", "--base", "base", "--head", "head", "--seed", str(seed), "--out", str(out),
-               *study.arguments]  # fmt: skip
-    environment = os.environ | {"XDG_CACHE_HOME": str(place.parent), "STUDY_BEGAN": str(time.time())}
+    command = [
+        sys.executable,
+        "-m",
+        "loadtests.gate",
+        "--base",
+        "base",
+        "--head",
+        "head",
+        "--seed",
+        str(seed),
+        "--out",
+        str(out),
+        *study.arguments,
+    ]
+    environment = os.environ | {
+        "XDG_CACHE_HOME": str(place.parent),
+        "STUDY_BEGAN": str(time.time()),
+    }
     with study.around():
         done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
     if not (out / "gate.json").exists():
         raise RuntimeError(f"{' '.join(command)} made no verdict: {done.stderr[-2000:]}")
-    said = json.loads((out / "gate.json").read_text()) | {"code": done.returncode, "seed": seed, "minutes": (time.monotonic() - began) / 60}
+    said = json.loads((out / "gate.json").read_text()) | {
+        "code": done.returncode,
+        "seed": seed,
+        "minutes": (time.monotonic() - began) / 60,
+    }
     for system in said["systems"]:  # without log lines, which name places of this machine
         system["faults"] = [fault.split("\n")[0] for fault in system["faults"]]
     found = summary.summarise(load.campaign(out), frames=False)
     sides = found.campaign.identities
     wanted = ("repetition", "valid", *verdicts.TOLERANCES, "requests_scheduled")
-    said["runs"] = [{"side": sides[case["index"]]["side"]} | {key: case[key] if case[key] == case[key] else None for key in wanted}
-                    for case in found.table.to_dict("records")]  # fmt: skip
+    said["runs"] = [
+        {"side": sides[case["index"]]["side"]}
+        | {key: case[key] if case[key] == case[key] else None for key in wanted}
+        for case in found.table.to_dict("records")
+    ]
     shutil.rmtree(out)
     return said
 
 
 def simulate(decisions: int = 10_000, seed: int = 1) -> None:
-    """Of equal code: repetitions drawn from all that were recorded, each with its three runs as they were, and a side drawn anew for each
-    of them, since all three are the same code."""
-    recorded = [[found for found in line["runs"] if found["repetition"] == number and found["valid"]] for line in read("equal")
-                for number in range(1, gate.LOOKS[-1] + 1)]  # fmt: skip
+    """Of equal code: repetitions drawn from all that were recorded, each with its three runs as
+    they were, and a side drawn anew for each of them, since all three are the same code.
+    """
+    recorded = [
+        [found for found in line["runs"] if found["repetition"] == number and found["valid"]]
+        for line in read("equal")
+        for number in range(1, gate.LOOKS[-1] + 1)
+    ]
     recorded = [runs for runs in recorded if len(runs) == len(gate.SIDES)]
     random, said = np.random.default_rng(seed), []
     rules = verdicts.rules(METRICS_OF_SHORT)
@@ -237,9 +393,16 @@ def simulate(decisions: int = 10_000, seed: int = 1) -> None:
         rows = []
         for i in random.integers(len(recorded), size=gate.LOOKS[-1]):
             order = random.permutation(3)
-            rows.append({(side, metric): recorded[i][place][metric] for side, place in zip(gate.SIDES, order, strict=True)
-                         for metric in (*rules.tolerances, "requests_scheduled")})  # fmt: skip
-        values = pd.DataFrame(rows, columns=pd.MultiIndex.from_product([gate.SIDES, METRICS]), dtype="float64")
+            rows.append(
+                {
+                    (side, metric): recorded[i][place][metric]
+                    for side, place in zip(gate.SIDES, order, strict=True)
+                    for metric in (*rules.tolerances, "requests_scheduled")
+                }
+            )
+        values = pd.DataFrame(
+            rows, columns=pd.MultiIndex.from_product([gate.SIDES, METRICS]), dtype="float64"
+        )
         system = verdicts.System("it")
         gate.decide([gate.Repetitions(system, values, pd.DataFrame())], rules)
         said.append({"verdict": system.verdict, "look": system.look, "faults": system.faults})
@@ -262,37 +425,86 @@ def page() -> None:
         right = sum(each["verdict"] in study.wanted for each in found)
         low, high = slo.interval(right, len(found))
         counts = pd.Series([each["verdict"] for each in found]).value_counts().to_dict()
-        named = sum(any(study.names in note for note in each["notes"]) for each in found) if study.names else ""
+        named = (
+            sum(any(study.names in note for note in each["notes"]) for each in found)
+            if study.names
+            else ""
+        )
         repetitions = np.mean([each["systems"][0]["repetitions"] for each in found])
         bars.append((name, {verdict: n / len(found) for verdict, n in counts.items()}))
         minutes = float(np.median([each["minutes"] for each in found]))
-        lines.append(f"| {name} | {study.what} | {len(found)} | {', '.join(f'{n} {verdict}' for verdict, n in counts.items())} | "
-                     f"{right / len(found):.0%} ({low:.0%} to {high:.0%}) | {named} | {repetitions:.1f} | {minutes:.1f} |")
+        lines.append(
+            f"| {name} | {study.what} | {len(found)} |"
+            f" {', '.join(f'{n} {verdict}' for verdict, n in counts.items())} |"
+            f" {right / len(found):.0%} ({low:.0%} to {high:.0%}) | {named} | {repetitions:.1f} |"
+            f" {minutes:.1f} |"
+        )
     simulated = RESULTS / "simulated.json"
     said = json.loads(simulated.read_text()) if simulated.exists() else None
-    text = ["# How often is the gate wrong?", "",
-            "Whole gates on one machine of two cores, made by `python -m tests.loadtests.gate_study run NAME`; each decision with all",
-            "its runs is a line of `NAME.jsonl`. Right: the verdicts that what was planted should have; 95% interval of Clopper and",
-            "Pearson. Named: decisions in which a note says what disturbed them. Minutes: median of a decision. In `attempts/` are the",
-            "decisions about changes of other sizes, with which the planted ones were brought to 10% and 20%, and three about equal",
-            "code beside the project's own tests on both cores (PASS, INVALID, INVALID), made anew on an idle machine.", "",
-            "| study | what | decisions | verdicts | right | named | repetitions | minutes |",
-            "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: |", *lines, "", "![verdicts](verdicts.png)", ""]  # fmt: skip
+    text = [
+        "# How often is the gate wrong?",
+        "",
+        (
+            "Whole gates on one machine of two cores, made by `python -m tests.loadtests.gate_study"
+            " run NAME`; each decision with all"
+        ),
+        (
+            "its runs is a line of `NAME.jsonl`. Right: the verdicts that what was planted should"
+            " have; 95% interval of Clopper and"
+        ),
+        (
+            "Pearson. Named: decisions in which a note says what disturbed them. Minutes: median of"
+            " a decision. In `attempts/` are the"
+        ),
+        (
+            "decisions about changes of other sizes, with which the planted ones were brought to"
+            " 10% and 20%, and three about equal"
+        ),
+        (
+            "code beside the project's own tests on both cores (PASS, INVALID, INVALID), made anew"
+            " on an idle machine."
+        ),
+        "",
+        "| study | what | decisions | verdicts | right | named | repetitions | minutes |",
+        "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: |",
+        *lines,
+        "",
+        "![verdicts](verdicts.png)",
+        "",
+    ]
     if said:
         wrong = sum(said["counts"].get(verdict, 0) for verdict in ("REGRESSED", "INVALID"))
         low, high = slo.interval(wrong, said["decisions"])
-        text += [f"From the {said['from_repetitions']:,} repetitions of `equal`, {said['decisions']:,} decisions were drawn "
-                 f"(`simulate`): {', '.join(f'{n:,} {verdict}' for verdict, n in said['counts'].items())}. False alarms: "
-                 f"{wrong / said['decisions']:.2%} ({low:.2%} to {high:.2%}).", ""]  # fmt: skip
+        text += [
+            (
+                f"From the {said['from_repetitions']:,} repetitions of `equal`,"
+                f" {said['decisions']:,} decisions were drawn (`simulate`):"
+                f" {', '.join(f'{n:,} {verdict}' for verdict, n in said['counts'].items())}. False"
+                f" alarms: {wrong / said['decisions']:.2%} ({low:.2%} to {high:.2%})."
+            ),
+            "",
+        ]
     (RESULTS / "README.md").write_text("\n".join(text))
-    colours = dict(zip(("PASS", "INCONCLUSIVE", "REGRESSED", "INVALID"), (figures.COLOURS[i] for i in (2, 1, 3, 4)), strict=True))
+    colours = dict(
+        zip(
+            ("PASS", "INCONCLUSIVE", "REGRESSED", "INVALID"),
+            (figures.COLOURS[i] for i in (2, 1, 3, 4)),
+            strict=True,
+        )
+    )
     with rc_context(figures.STYLE):
         figure = Figure(figsize=(figures.WIDTH, 1.2 + 0.35 * len(bars)))
         axes = figure.subplots()
         for row, (_, shares) in enumerate(bars):
             left = 0.0
             for verdict, colour in colours.items():
-                axes.barh(row, 100 * shares.get(verdict, 0), left=left, color=colour, label=verdict if row == 0 else None)
+                axes.barh(
+                    row,
+                    100 * shares.get(verdict, 0),
+                    left=left,
+                    color=colour,
+                    label=verdict if row == 0 else None,
+                )
                 left += 100 * shares.get(verdict, 0)
         axes.set_yticks(range(len(bars)), [name for name, _ in bars])
         axes.invert_yaxis()
@@ -302,7 +514,9 @@ def page() -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("verb", choices=("run", "simulate", "page"))
     parser.add_argument("study", nargs="?", choices=STUDIES)
     parser.add_argument("--decisions", type=int, default=40)

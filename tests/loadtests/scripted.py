@@ -1,4 +1,6 @@
-"""A server on a real socket that does what its script says, byte by byte, and pieces of answers to write scripts with."""
+"""A server on a real socket that does what its script says, byte by byte, and pieces of answers to
+write scripts with.
+"""
 
 import json
 import socket
@@ -17,7 +19,9 @@ PATIENCE_S = 30.0  # against hanging; not a measurement
 
 
 class Scripted:
-    """Answers the n-th request with the n-th script: bytes are sent, numbers slept (s), functions called."""
+    """Answers the n-th request with the n-th script: bytes are sent, numbers slept (s), functions
+    called.
+    """
 
     def __init__(self) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -79,7 +83,9 @@ class Scripted:
         return True
 
 
-def ask(server: Scripted, *script: Step, timeout_s: float = PATIENCE_S) -> tuple[sse.Exchange, answers.Settled]:
+def ask(
+    server: Scripted, *script: Step, timeout_s: float = PATIENCE_S
+) -> tuple[sse.Exchange, answers.Settled]:
     """One request on a connection of its own."""
     server.scripts.append(list(script))
     connection, exchange = sse.Connection(server.url, timeout_s), sse.Exchange()
@@ -125,7 +131,18 @@ def until_read(exchange: sse.Exchange, pieces: int) -> Callable[[], object]:
     return wait
 
 
-# As servers send it: a chunk an event, one with an extension, one event in two chunks, a trailer at the end.
-PIECES = [event(WORDS[0]), event(WORDS[1])[:9], event(WORDS[1])[9:], event(WORDS[2]) + event(usage=USAGE), DONE]
+# As servers send it: a chunk an event, one with an extension, one event in two chunks, a trailer at
+# the end.
+PIECES = [
+    event(WORDS[0]),
+    event(WORDS[1])[:9],
+    event(WORDS[1])[9:],
+    event(WORDS[2]) + event(usage=USAGE),
+    DONE,
+]
 TRAILERS = b"0\r\nX-Trailer: yes\r\nY: z\r\n\r\n"
-ANSWER = CHUNKED + b"".join(chunk(piece, b";n=1" * (i == 1)) for i, piece in enumerate(PIECES)) + TRAILERS
+ANSWER = (
+    CHUNKED
+    + b"".join(chunk(piece, b";n=1" * (i == 1)) for i, piece in enumerate(PIECES))
+    + TRAILERS
+)

@@ -1,10 +1,12 @@
 """Does anything grow? Half an hour of load, and the memory of everything that takes part in it.
 
-    python -m tests.loadtests.soak [--minutes 30] [--servers a,b]      results/faults/soak.jsonl, and from it README.md there
+    python -m tests.loadtests.soak [--minutes 30] [--servers a,b]      results/faults/soak.jsonl,
+    and from it README.md there
 
-One case of each server on the simulated engine. Memory is what a process has for itself (USS), of all
-processes of a role together, every 5 s; compared are the medians of the second and of the last quarter of the window. What grows by
-more than FLAT is a leak: in the first quarter pools fill and heaps find their size.
+One case of each server on the simulated engine. Memory is what a process has for itself (USS), of
+all processes of a role together, every 5 s; compared are the medians of the second and of the last
+quarter of the window. What grows by more than FLAT is a leak: in the first quarter pools fill and
+heaps find their size.
 """
 
 import argparse
@@ -37,15 +39,31 @@ duration_s = 1800.0
 drain_s = 10.0
 timeout_s = 30.0
 """
-OPTIONS = ("--engines", "simulated", "--simulated", "prefill_ms=20,step_ms=2", "--scenarios-file", "soak.toml", "--scenarios", "soak",
-           "--report", "none", "--out", "out")  # fmt: skip
+OPTIONS = (
+    "--engines",
+    "simulated",
+    "--simulated",
+    "prefill_ms=20,step_ms=2",
+    "--scenarios-file",
+    "soak.toml",
+    "--scenarios",
+    "soak",
+    "--report",
+    "none",
+    "--out",
+    "out",
+)
 
 
 def role(process: psutil.Process, driver: int) -> str:
     words = said_of(process)
     if process.pid == driver:
         return "driver"
-    for word, name in (("servers.supervise", "supervisors"), ("loadtests.telemetry", "telemetry"), ("locust", "load generator")):
+    for word, name in (
+        ("servers.supervise", "supervisors"),
+        ("loadtests.telemetry", "telemetry"),
+        ("locust", "load generator"),
+    ):
         if word in words:
             return name
     return "server"
@@ -70,25 +88,47 @@ def soak(server: str, minutes: float) -> dict[str, object]:
         bench = Bench(folder)
         command = bench.command("--servers", server, "--duration", f"{60 * minutes:g}", *OPTIONS)
         samples = []
-        with subprocess.Popen(command, cwd=folder, env=bench.environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as driver:
+        with subprocess.Popen(
+            command,
+            cwd=folder,
+            env=bench.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        ) as driver:
             while driver.poll() is None:
                 samples.append((time.perf_counter(), memory(bench, driver.pid)))
                 time.sleep(PERIOD_S)
         [(_, run)] = runs(folder / "out")
         assert run["status"] == "ok", run["status"]
         begin, end = (run["clock_zero_s"] + run["window"][edge] for edge in ("start_s", "end_s"))
-        within = [(4 * (at - begin) / (end - begin), found) for at, found in samples if begin <= at <= end]
+        within = [
+            (4 * (at - begin) / (end - begin), found) for at, found in samples if begin <= at <= end
+        ]
         roles = {}
         for name in within[-1][1]:
-            quarters = [[found[name] for quarter, found in within if first <= quarter < first + 1 and name in found] for first in (1, 3)]
+            quarters = [
+                [
+                    found[name]
+                    for quarter, found in within
+                    if first <= quarter < first + 1 and name in found
+                ]
+                for first in (1, 3)
+            ]
             early, late = map(median, quarters)
             roles[name] = {"early_bytes": early, "late_bytes": late, "growth": late / early - 1}
-        return {"server": server, "minutes": minutes, "requests": run["counts"]["rows"], "roles": roles,
-                "left": bench.left_over()}  # fmt: skip
+        return {
+            "server": server,
+            "minutes": minutes,
+            "requests": run["counts"]["rows"],
+            "roles": roles,
+            "left": bench.left_over(),
+        }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--servers", default=HARNESS_SERVER)
     asked = parser.parse_args()

@@ -1,14 +1,21 @@
-"""What `loadtests/steady.py` is worth: how often it is wrong on simulated servers whose truth is known. Seeded, so always the same.
+"""What `loadtests/steady.py` is worth: how often it is wrong on simulated servers whose truth is
+known. Seeded, so always the same.
 
-    python -m tests.loadtests.steady_study [RUNS]       # a Markdown table; 400 runs of each take some three minutes
+    python -m tests.loadtests.steady_study [RUNS]       # a Markdown table; 400 runs of each take
+    some three minutes
 
-A run is asked every second, as the load generator does, until it is steady or BOUND_S have passed. What comes out:
+A run is asked every second, as the load generator does, until it is steady or BOUND_S have passed.
+What comes out:
 
-- steady after, s: median and 90th percentile of the runs that became steady; 12 is the least that is possible.
-- never: share of the runs that were not steady when the bound had passed. For a server that is steady, a false alarm; for one that is
+- steady after, s: median and 90th percentile of the runs that became steady; 12 is the least that
+  is possible.
+- never: share of the runs that were not steady when the bound had passed. For a server that is
+  steady, a false alarm; for one that is
   overloaded, right.
-- missed: share of the runs in which the true mean of throughput or latency over the WINDOW_S to come was more than 5% off the
-  level at which it ends. A queue that grows without end has none: there every run that became steady is a miss.
+- missed: share of the runs in which the true mean of throughput or latency over the WINDOW_S to
+  come was more than 5% off the
+  level at which it ends. A queue that grows without end has none: there every run that became
+  steady is a miss.
 """
 
 import heapq
@@ -38,21 +45,25 @@ class Request(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What a load generator sees: tokens in each slice of SLICE_S, and requests in the order in which they finished."""
+    """What a load generator sees: tokens in each slice of SLICE_S, and requests in the order in
+    which they finished.
+    """
 
     tokens: list[float]
     requests: list[Request]
 
 
 class Server(NamedTuple):
-    """`truth`: shapes of throughput and latency; none if both are level from the beginning, null if latency has no end."""
+    """`truth`: shapes of throughput and latency; none if both are level from the beginning, null if
+    latency has no end.
+    """
 
     name: str
     make: Callable[[Random], Trace]
     truth: tuple[Shape, ...] | None = ()
 
 
-# ------------------------------------------------------------------------------------------------------------------------------------
+# --- -
 # Servers
 
 
@@ -65,23 +76,49 @@ def red(source: Random, n: int, rho: float) -> list[float]:
     return values
 
 
-def level(source: Random, throughput: Shape, latency: Shape, noise: float = 0.1, rho: float = 0.3, per_s: float = 20,
-          until_s: float = BOUND_S) -> Trace:
-    """Shapes with noise: `noise` is the coefficient of variation of the tokens in a slice; of TTFT it is four times, of TPOT
-    once as much. All have `rho`, from slice to slice and from request to request."""
+def level(
+    source: Random,
+    throughput: Shape,
+    latency: Shape,
+    noise: float = 0.1,
+    rho: float = 0.3,
+    per_s: float = 20,
+    until_s: float = BOUND_S,
+) -> Trace:
+    """Shapes with noise: `noise` is the coefficient of variation of the tokens in a slice; of TTFT
+    it is four times, of TPOT once as much. All have `rho`, from slice to slice and from request to
+    request.
+    """
     slices, n = round(until_s / steady.SLICE_S), round(until_s * per_s)
-    tokens = [100 * throughput(i * steady.SLICE_S) * max(0.0, 1 + noise * e) for i, e in enumerate(red(source, slices, rho))]
+    tokens = [
+        100 * throughput(i * steady.SLICE_S) * max(0.0, 1 + noise * e)
+        for i, e in enumerate(red(source, slices, rho))
+    ]
     requests = []
     for i, (first, later) in enumerate(zip(red(source, n, rho), red(source, n, rho), strict=True)):
         now = i / per_s
-        ttft_s, tpot_s = (mean * latency(now) * math.exp(sigma * e) for mean, sigma, e in ((0.1, 4 * noise, first), (0.01, noise, later)))
-        requests.append(Request(now, now + ttft_s + (source.randint(*OUTPUT) - 1) * tpot_s, ttft_s, tpot_s))
+        ttft_s, tpot_s = (
+            mean * latency(now) * math.exp(sigma * e)
+            for mean, sigma, e in ((0.1, 4 * noise, first), (0.01, noise, later))
+        )
+        requests.append(
+            Request(now, now + ttft_s + (source.randint(*OUTPUT) - 1) * tpot_s, ttft_s, tpot_s)
+        )
     return Trace(tokens, sorted(requests, key=lambda request: request.done_s))
 
 
-def engine(source: Random, load: int | list[float], most: int, step_s: float, each_s: float, until_s: float = BOUND_S) -> Trace:
-    """At most `most` answers at a time grow by a token each in a step, first come first served; a step takes step_s + each_s for each
-    answer + 20 ms for each that begins, by chance 5% more or less. `load`: users of a closed loop, or the times of arrivals."""
+def engine(
+    source: Random,
+    load: int | list[float],
+    most: int,
+    step_s: float,
+    each_s: float,
+    until_s: float = BOUND_S,
+) -> Trace:
+    """At most `most` answers at a time grow by a token each in a step, first come first served; a
+    step takes step_s + each_s for each answer + 20 ms for each that begins, by chance 5% more or
+    less. `load`: users of a closed loop, or the times of arrivals.
+    """
     due = list(load) if isinstance(load, list) else [0.1 * user for user in range(load)]
     heapq.heapify(due)
     waiting: deque[float] = deque()
@@ -106,7 +143,9 @@ def engine(source: Random, load: int | list[float], most: int, step_s: float, ea
             answer[1] -= 1
             answer[2] = answer[2] or now
         for scheduled_s, _, first_s, size in (answer for answer in active if not answer[1]):
-            requests.append(Request(scheduled_s, now, first_s - scheduled_s, (now - first_s) / (size - 1)))
+            requests.append(
+                Request(scheduled_s, now, first_s - scheduled_s, (now - first_s) / (size - 1))
+            )
             if not isinstance(load, list):
                 heapq.heappush(due, now)
         active = [answer for answer in active if answer[1]]
@@ -124,20 +163,36 @@ def batching(source: Random, load: int | list[float], until_s: float = BOUND_S) 
 
 
 def sharing(source: Random, load: int | list[float], until_s: float = BOUND_S) -> Trace:
-    """Some 165 tokens a second, shared evenly by however many there are, as a pool of threads on one core."""
+    """Some 165 tokens a second, shared evenly by however many there are, as a pool of threads on
+    one core.
+    """
     return engine(source, load, 10**6, 0, 0.006, until_s)
 
 
-def opened(source: Random, rate: float, burstiness: float | None = None, until_s: float = BOUND_S) -> list[float]:
-    kind = {"arrivals": "poisson"} if burstiness is None else {"arrivals": "gamma", "burstiness": burstiness}
-    return [arrival.at_s for arrival in arrivals.schedule(str(source.random()), kind, rate, until_s)]
+def opened(
+    source: Random, rate: float, burstiness: float | None = None, until_s: float = BOUND_S
+) -> list[float]:
+    kind = (
+        {"arrivals": "poisson"}
+        if burstiness is None
+        else {"arrivals": "gamma", "burstiness": burstiness}
+    )
+    return [
+        arrival.at_s for arrival in arrivals.schedule(str(source.random()), kind, rate, until_s)
+    ]
 
 
 def cold(source: Random) -> Trace:
     """No token for 2 s, and the first ten requests took twenty times as long as later ones."""
     tokens, requests = level(source, flat, flat)
-    slow = [Request(0.0, 2.0 + 0.01 * i, 20 * r.ttft_s, 20 * r.tpot_s) for i, r in enumerate(requests[:10])]
-    return Trace([0.0 if i * steady.SLICE_S < 2 else n for i, n in enumerate(tokens)], slow + [r for r in requests[10:] if r.done_s > 2.1])
+    slow = [
+        Request(0.0, 2.0 + 0.01 * i, 20 * r.ttft_s, 20 * r.tpot_s)
+        for i, r in enumerate(requests[:10])
+    ]
+    return Trace(
+        [0.0 if i * steady.SLICE_S < 2 else n for i, n in enumerate(tokens)],
+        slow + [r for r in requests[10:] if r.done_s > 2.1],
+    )
 
 
 def flat(_: float) -> float:
@@ -161,12 +216,23 @@ def wave(amplitude: float, period_s: float) -> Shape:
 
 
 def changing(name: str, throughput: Shape, latency: Shape, noise: float = 0.1) -> Server:
-    return Server(name, lambda source: level(source, throughput, latency, noise), (throughput, latency))
+    return Server(
+        name, lambda source: level(source, throughput, latency, noise), (throughput, latency)
+    )
 
 
 SERVERS = [
-    *(Server(f"steady, noise that correlates by {rho}", lambda s, rho=rho: level(s, flat, flat, rho=rho)) for rho in (0, 0.3, 0.6, 0.8)),
-    Server("steady, a tenth of that noise, waves of 0.5% in 60 s", lambda s: level(s, wave(0.005, 60), wave(0.005, 60), 0.01)),
+    *(
+        Server(
+            f"steady, noise that correlates by {rho}",
+            lambda s, rho=rho: level(s, flat, flat, rho=rho),
+        )
+        for rho in (0, 0.3, 0.6, 0.8)
+    ),
+    Server(
+        "steady, a tenth of that noise, waves of 0.5% in 60 s",
+        lambda s: level(s, wave(0.005, 60), wave(0.005, 60), 0.01),
+    ),
     Server("steady, waves of 10% in 8 s", lambda s: level(s, wave(0.1, 8), wave(-0.1, 8))),
     Server("closed loop, 16 users, one by one", lambda s: one_by_one(s, 16)),
     Server("closed loop, 16 users, batching", lambda s: batching(s, 16)),
@@ -174,20 +240,58 @@ SERVERS = [
     Server("Poisson 3/s, batching", lambda s: batching(s, opened(s, 3))),
     Server("gamma 3/s in bursts, batching", lambda s: batching(s, opened(s, 3, 0.25))),
     Server("Poisson 1.5/s, batching", lambda s: batching(s, opened(s, 1.5))),
-    Server("Poisson 3/s, one by one (64% of what it carries)", lambda s: one_by_one(s, opened(s, 3))),
+    Server(
+        "Poisson 3/s, one by one (64% of what it carries)", lambda s: one_by_one(s, opened(s, 3))
+    ),
     Server("ten slow first requests", cold),
-    *(changing(f"half the speed at first, time constant {tau} s", decaying(-0.5, tau), decaying(1, tau)) for tau in (1, 2, 5, 10, 20)),
-    *(changing(f"likewise {tau} s, a tenth of the noise", decaying(-0.5, tau), decaying(1, tau), 0.01) for tau in (2, 5, 10)),
-    *(changing(f"half the speed until second {at}", step(0.5, at), step(2, at)) for at in (5, 10, 15, 20)),
-    *(changing(f"drift of {share:.0%} in 60 s", line(1 - share), line(1 + share)) for share in (0.05, 0.1, 0.2)),
-    *(changing(f"drift of {share:.0%} in 60 s, a tenth of the noise", line(1 - share), line(1 + share), 0.01) for share in (0.1, 0.2)),
-    Server("Poisson 5.2/s, one by one (110% of what it carries)", lambda s: one_by_one(s, opened(s, 5.2)), None),
-    Server("Poisson 6.1/s, one by one (130% of what it carries)", lambda s: one_by_one(s, opened(s, 6.1)), None),
-    Server("Poisson 6.1/s, sharing (130% of what it carries)", lambda s: sharing(s, opened(s, 6.1)), None),
+    *(
+        changing(
+            f"half the speed at first, time constant {tau} s", decaying(-0.5, tau), decaying(1, tau)
+        )
+        for tau in (1, 2, 5, 10, 20)
+    ),
+    *(
+        changing(
+            f"likewise {tau} s, a tenth of the noise", decaying(-0.5, tau), decaying(1, tau), 0.01
+        )
+        for tau in (2, 5, 10)
+    ),
+    *(
+        changing(f"half the speed until second {at}", step(0.5, at), step(2, at))
+        for at in (5, 10, 15, 20)
+    ),
+    *(
+        changing(f"drift of {share:.0%} in 60 s", line(1 - share), line(1 + share))
+        for share in (0.05, 0.1, 0.2)
+    ),
+    *(
+        changing(
+            f"drift of {share:.0%} in 60 s, a tenth of the noise",
+            line(1 - share),
+            line(1 + share),
+            0.01,
+        )
+        for share in (0.1, 0.2)
+    ),
+    Server(
+        "Poisson 5.2/s, one by one (110% of what it carries)",
+        lambda s: one_by_one(s, opened(s, 5.2)),
+        None,
+    ),
+    Server(
+        "Poisson 6.1/s, one by one (130% of what it carries)",
+        lambda s: one_by_one(s, opened(s, 6.1)),
+        None,
+    ),
+    Server(
+        "Poisson 6.1/s, sharing (130% of what it carries)",
+        lambda s: sharing(s, opened(s, 6.1)),
+        None,
+    ),
 ]
 
 
-# ------------------------------------------------------------------------------------------------------------------------------------
+# --- -
 # Rates
 
 
@@ -205,8 +309,14 @@ def steady_after(trace: Trace) -> float:
         while done < len(trace.requests) and trace.requests[done].done_s <= now:
             done += 1
         seen = trace.requests[:done]
-        if judge.ask({"tokens/s": trace.tokens[:int(now / steady.SLICE_S + 1e-9)], "TTFT": [r.ttft_s for r in seen],
-                      "TPOT": [r.tpot_s for r in seen]}, now).steady:
+        if judge.ask(
+            {
+                "tokens/s": trace.tokens[: int(now / steady.SLICE_S + 1e-9)],
+                "TTFT": [r.ttft_s for r in seen],
+                "TPOT": [r.tpot_s for r in seen],
+            },
+            now,
+        ).steady:
             return now
     return math.inf
 
@@ -215,19 +325,27 @@ def missed(server: Server, after_s: float) -> bool:
     if after_s == math.inf:
         return False
     ahead = [after_s + (i + 0.5) / 4 for i in range(4 * WINDOW_S)]
-    return server.truth is None or any(abs(statistics.fmean(map(shape, ahead)) - 1) > BIAS for shape in server.truth)
+    return server.truth is None or any(
+        abs(statistics.fmean(map(shape, ahead)) - 1) > BIAS for shape in server.truth
+    )
 
 
 def rates(server: Server, runs: int) -> Rates:
     after = sorted(steady_after(server.make(Random(f"{server.name}/{run}"))) for run in range(runs))
     became = [s for s in after if s < math.inf] or [math.nan]
-    return Rates(statistics.median_low(became), became[int(0.9 * len(became))], after.count(math.inf) / runs,
-                 sum(missed(server, s) for s in after) / runs)
+    return Rates(
+        statistics.median_low(became),
+        became[int(0.9 * len(became))],
+        after.count(math.inf) / runs,
+        sum(missed(server, s) for s in after) / runs,
+    )
 
 
 @contextmanager
 def mser_alone() -> Iterator[None]:
-    """The rule without what was added to it: no test of trend, nothing forgiven, one look enough."""
+    """The rule without what was added to it: no test of trend, nothing forgiven, one look
+    enough.
+    """
     before = steady.ALPHA, steady.DRIFT, steady.IN_A_ROW
     steady.ALPHA, steady.DRIFT, steady.IN_A_ROW = 0.0, 0.0, 1
     try:
@@ -244,8 +362,16 @@ def table(runs: int, servers: Iterable[Server] = SERVERS) -> Iterator[str]:
         ours = rates(server, runs)
         with mser_alone():
             alone = rates(server, runs)
-        yield f"| {server.name} | " + " | ".join(itertools.chain.from_iterable(
-            (f"{r.median_s:.0f} to {r.p90_s:.0f}", f"{r.never:.0%}", f"{r.missed:.0%}") for r in (ours, alone))) + " |"
+        yield (
+            f"| {server.name} | "
+            + " | ".join(
+                itertools.chain.from_iterable(
+                    (f"{r.median_s:.0f} to {r.p90_s:.0f}", f"{r.never:.0%}", f"{r.missed:.0%}")
+                    for r in (ours, alone)
+                )
+            )
+            + " |"
+        )
 
 
 if __name__ == "__main__":

@@ -10,14 +10,23 @@ PATIENCE_S = 60.0  # against hanging; not a measurement
 
 
 class Terminal:
-    """What the command prints gathers in `text`; `press` types a key: Ctrl-C is the terminal's, no signal of ours."""
+    """What the command prints gathers in `text`; `press` types a key: Ctrl-C is the terminal's, no
+    signal of ours.
+    """
 
     def __init__(self, command: Sequence[str], environment: dict[str, str], cwd: Path):
         self.keyboard, screen = os.openpty()
         self.seen = bytearray()
-        self.process = subprocess.Popen(command, cwd=cwd, env=environment | {"TERM": "xterm", "COLUMNS": "200", "LINES": "50"},
-                                        stdin=screen, stdout=screen, stderr=screen, close_fds=True,
-                                        preexec_fn=lambda: os.login_tty(0))  # fmt: skip
+        self.process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=environment | {"TERM": "xterm", "COLUMNS": "200", "LINES": "50"},
+            stdin=screen,
+            stdout=screen,
+            stderr=screen,
+            close_fds=True,
+            preexec_fn=lambda: os.login_tty(0),
+        )
         os.close(screen)
         self.reader = threading.Thread(target=self._read)
         self.reader.start()

@@ -1,4 +1,6 @@
-"""The claims' runner ends its campaign with itself. What its campaigns are is checked in tests/analysis/test_claims.py."""
+"""The claims' runner ends its campaign with itself. What its campaigns are is checked in
+tests/analysis/test_claims.py.
+"""
 
 import os
 import signal
@@ -15,8 +17,14 @@ def test_nothing_is_left_when_it_is_ended(bench: Bench, number: signal.Signals) 
     out = bench.folder / f"claims-{number}"
     command = [sys.executable, "-m", "loadtests.claims", "blocking", "--out", str(out)]
     # A session of its own, so that SIGINT can be sent to all of it, as a terminal does.
-    claims = subprocess.Popen(command, cwd=ROOT, env=bench.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                              start_new_session=True)
+    claims = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=bench.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     wait_for(lambda: (out / "blocking" / "campaign.json").exists(), "a campaign")
     if number == signal.SIGINT:
         os.killpg(claims.pid, number)

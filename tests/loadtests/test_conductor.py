@@ -1,4 +1,6 @@
-"""The conductor with workers that are played by the test, in a process of its own: its failures end the process."""
+"""The conductor with workers that are played by the test, in a process of its own: its failures end
+the process.
+"""
 
 import gc
 import json
@@ -27,8 +29,11 @@ def report(worker, at_s, **changes):
     return {"worker": worker, "at_s": at_s, "sent": 0, "rows": 0, "tokens": 0, "cut_off": 0, "in_flight": 0, "bytes": 0, "cpu_s": 0.0,
             "waited_s": 0.0, "ended": False, "latencies": [], "lines": b"", "stalls": [], **changes}
 """
-# Its last report before the window's end knows of no request; the one that was sent after it is known only later.
-LATE_NEWS = BEGIN + """
+# Its last report before the window's end knows of no request; the one that was sent after it is
+# known only later.
+LATE_NEWS = (
+    BEGIN
+    + """
 told, ended = [], []
 
 def broadcast(kind, data):
@@ -51,7 +56,10 @@ assert ended and [kind for kind, _ in told] == ["begin", "window", "finish"], to
 conductor.close()
 print("fine")
 """
-AN_HOUR = BEGIN + """
+)
+AN_HOUR = (
+    BEGIN
+    + """
 import tracemalloc
 
 conductor = Conductor(load, lambda kind, data: None, lambda: None, stats)
@@ -67,8 +75,11 @@ used = conductor._used(0)
 assert (used["cpu_share"], used["waited_share"]) == (0.5, 0.1), used
 print("fine")
 """
+)
 # A pipe that is full is a disk that is busy: who writes waits.
-BUSY_DISK = BEGIN + """
+BUSY_DISK = (
+    BEGIN
+    + """
 from pathlib import Path
 
 rows = Path(load["folder"]) / "requests.jsonl"
@@ -96,13 +107,19 @@ assert written == b"".join(said), "in order"
 assert json.loads(Path(load["folder"], "load.json").read_text())["state"] == "ended"
 print("fine")
 """
-ENDED_EARLY = BEGIN + """
+)
+ENDED_EARLY = (
+    BEGIN
+    + """
 conductor = Conductor(load, lambda kind, data: None, lambda: None, stats)
 conductor.begin([{"worker": 0}, {"worker": 1}], {})
 conductor.take(report(0, conductor.now(), lines=b'{"request": 0}\\n'))
 conductor.take(report(1, conductor.now(), ended=True, lines=b'{"request": 1}\\n'))
 """
-NOWHERE_TO_SAY_IT = BEGIN + """
+)
+NOWHERE_TO_SAY_IT = (
+    BEGIN
+    + """
 import shutil
 
 conductor = Conductor(load, lambda kind, data: None, lambda: None, stats)
@@ -110,7 +127,10 @@ conductor.files.join()
 shutil.rmtree(load["folder"])
 conductor.fail("the reason")
 """
-LINKED = BEGIN + """
+)
+LINKED = (
+    BEGIN
+    + """
 PROBLEM, CONNECTED = %r, %d
 
 class Runner:
@@ -132,13 +152,24 @@ linked.on_report(Names(node_id="from another load", data=report(0, 1.0, rows=7, 
 assert not linked.conductor.reports
 print("fine")
 """
+)
 
 
 def run(folder: Path, code: str) -> "subprocess.CompletedProcess[str]":
-    load = task_of("http://127.0.0.1:1", SCENARIO | {"warmup_s": 0.1, "warmup_max_s": 0.1}, rate=5.0, duration_s=0.5)
+    load = task_of(
+        "http://127.0.0.1:1",
+        SCENARIO | {"warmup_s": 0.1, "warmup_max_s": 0.1},
+        rate=5.0,
+        duration_s=0.5,
+    )
     load |= {"folder": str(folder), "clock_zero_s": time.perf_counter()}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
-                          env={**os.environ, "SERVEOFF_LOAD": json.dumps(load)})  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "SERVEOFF_LOAD": json.dumps(load)},
+    )
 
 
 def test_the_drain_does_not_end_on_news_from_before_the_window_s_end(tmp_path: Path) -> None:
@@ -152,28 +183,49 @@ def test_an_hour_of_reports_takes_no_more_memory_than_a_few(tmp_path: Path) -> N
 
 
 def test_a_busy_disk_keeps_no_token_waiting(tmp_path: Path) -> None:
-    """It did: with rows and load.json written by a greenlet, the load generator now and then read nothing for half a second."""
+    """It did: with rows and load.json written by a greenlet, the load generator now and then read
+    nothing for half a second.
+    """
     done = run(tmp_path, BUSY_DISK)
     assert done.stdout == "fine\n", done.stderr
 
 
-@pytest.mark.parametrize(("code", "sentence"), [
-    (ENDED_EARLY, "load worker 1 was ended"),
-    (LINKED % (None, 3), "3 load workers are there, and --load-workers is 2: end the others"),
-    (LINKED % ("trace.csv cannot be read: No such file or directory", 2),
-     "load worker 0: trace.csv cannot be read: No such file or directory"),
-], ids=["ended early", "too many", "cannot make its arrivals"])  # fmt: skip
-def test_what_makes_a_measurement_worthless_ends_it_with_a_sentence(tmp_path: Path, code: str, sentence: str) -> None:
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        (ENDED_EARLY, "load worker 1 was ended"),
+        (LINKED % (None, 3), "3 load workers are there, and --load-workers is 2: end the others"),
+        (
+            LINKED % ("trace.csv cannot be read: No such file or directory", 2),
+            "load worker 0: trace.csv cannot be read: No such file or directory",
+        ),
+    ],
+    ids=["ended early", "too many", "cannot make its arrivals"],
+)
+def test_what_makes_a_measurement_worthless_ends_it_with_a_sentence(
+    tmp_path: Path, code: str, sentence: str
+) -> None:
     done = run(tmp_path, code)
-    assert (done.returncode, done.stdout, done.stderr) == (4, "", f"the load generator gave up: {sentence}\n")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        4,
+        "",
+        f"the load generator gave up: {sentence}\n",
+    )
     assert records.read_json(tmp_path / "load.json")["state"] == sentence
     if code is ENDED_EARLY:
-        assert records.read_lines(tmp_path / "requests.jsonl") == [{"request": 0}, {"request": 1}], "what came is kept"
+        assert records.read_lines(tmp_path / "requests.jsonl") == [
+            {"request": 0},
+            {"request": 1},
+        ], "what came is kept"
 
 
 def test_a_failure_that_cannot_be_written_down_is_still_said(tmp_path: Path) -> None:
     done = run(tmp_path, NOWHERE_TO_SAY_IT)
-    assert (done.returncode, done.stdout, done.stderr) == (4, "", "the load generator gave up: the reason\n")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        4,
+        "",
+        "the load generator gave up: the reason\n",
+    )
 
 
 def test_clocks_of_one_machine_may_differ_and_reports_of_others_are_ignored(tmp_path: Path) -> None:
@@ -181,9 +233,15 @@ def test_clocks_of_one_machine_may_differ_and_reports_of_others_are_ignored(tmp_
     assert done.stdout == "fine\n", done.stderr
 
 
-def test_its_report_leaves_nothing_that_only_a_garbage_collection_would_take_away(tmp_path: Path) -> None:
+def test_its_report_leaves_nothing_that_only_a_garbage_collection_would_take_away(
+    tmp_path: Path,
+) -> None:
     """In a load generator there is one in half an hour."""
-    report = {"state": "running", "workers": [{"worker": 0, "rows": 5, "cpu_share": None}], "window": {"start_s": 1.0}}
+    report = {
+        "state": "running",
+        "workers": [{"worker": 0, "rows": 5, "cpu_share": None}],
+        "window": {"start_s": 1.0},
+    }
     gc.collect()
     gc.disable()
     try:

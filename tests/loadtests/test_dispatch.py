@@ -64,7 +64,9 @@ def all_answered():
         each.clear()
     return found
 """
-ON_IDLE = BEGIN + """
+ON_IDLE = (
+    BEGIN
+    + """
 soon = lambda later_s=0.0: time.perf_counter() + 0.02 + later_s
 ask(soon())  # there is no connection yet: whoever is told opens one
 assert all_answered() == [None] and streams().sent == 1
@@ -104,7 +106,10 @@ gevent.sleep(0.05)
 assert streams().sent == sent and not asking and not streams().waiting, "what is not yet due is not sent"
 print("fine")
 """
-MANY = BEGIN + """
+)
+MANY = (
+    BEGIN
+    + """
 COUNT = 1500  # more than there is room for, at 10,000/s
 streams().number()
 begin_s = time.perf_counter() + 0.05
@@ -113,7 +118,10 @@ for number in range(COUNT):
 assert len(all_answered()) == len(asked) == COUNT and {number for _, number, _ in asked} == {f"7-{n}" for n in range(1, COUNT + 1)}
 print("fine")
 """
-STANDS_STILL = BEGIN + """
+)
+STANDS_STILL = (
+    BEGIN
+    + """
 import socket, threading
 
 listener = socket.create_server(("127.0.0.1", 0))
@@ -135,11 +143,16 @@ gevent.joinall(asking, raise_error=True)
 assert at_s <= exchange.sent_s < sent_s and exchange.error is None, "it was sent nevertheless"
 print("fine")
 """
+)
 
 
 @READS
-def test_requests_are_sent_when_they_are_due_on_the_connection_that_was_idle_last(reads: str) -> None:
-    """Also one that is too large to be sent at once, and one on a connection that the server has closed; not what is due after the end."""
+def test_requests_are_sent_when_they_are_due_on_the_connection_that_was_idle_last(
+    reads: str,
+) -> None:
+    """Also one that is too large to be sent at once, and one on a connection that the server has
+    closed; not what is due after the end.
+    """
     assert run(ON_IDLE, reads) == "fine\n"
 
 

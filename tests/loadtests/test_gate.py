@@ -1,4 +1,6 @@
-"""Whole gates as child processes: two folders, two commands, two URLs, two revisions; and what they refuse."""
+"""Whole gates as child processes: two folders, two commands, two URLs, two revisions; and what they
+refuse.
+"""
 
 import json
 import subprocess
@@ -13,38 +15,67 @@ from loadtests.paired import repetition_of
 from servers import catalog
 from tests.loadtests.bench import PATIENCE_S, Bench, runs
 
-SYSTEM = {"server": "alpha", "engine": "simulated", "scenario": "quick", "users": 3, "rate": None, "duration_s": 2.0, "options": {}}
-# A whole gate has fifteen cases of several seconds; these end after the first repetition, which is inconclusive.
+SYSTEM = {
+    "server": "alpha",
+    "engine": "simulated",
+    "scenario": "quick",
+    "users": 3,
+    "rate": None,
+    "duration_s": 2.0,
+    "options": {},
+}
+# A whole gate has fifteen cases of several seconds; these end after the first repetition, which is
+# inconclusive.
 SHORT = ("--scenarios-file", "mine.toml", "--scenarios", "quick", "--max-minutes", "0.01")
 
 
 def gate(bench: Bench, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-m", "loadtests.gate", *arguments], cwd=bench.folder, env=bench.environment, text=True,
-                          capture_output=True, stdin=subprocess.DEVNULL, timeout=PATIENCE_S)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-m", "loadtests.gate", *arguments],
+        cwd=bench.folder,
+        env=bench.environment,
+        text=True,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        timeout=PATIENCE_S,
+    )
 
 
 def verdict(bench: Bench, out: str) -> dict[str, Any]:
     return dict(json.loads((bench.folder / out / "gate.json").read_text()))
 
 
-# ------------------------------------------------------------------------------------------------------------------ order
+# --- order
 
 
 def test_head_stands_between_two_runs_of_base_which_change_places() -> None:
     first, second = (repetition_of([SYSTEM], n, 10, seed=1) for n in (1, 2))
-    assert [case.side for case in first] in (["base", "head", "control"], ["control", "head", "base"])
+    assert [case.side for case in first] in (
+        ["base", "head", "control"],
+        ["control", "head", "base"],
+    )
     assert [case.side for case in second] == [case.side for case in first][::-1]
-    assert [case.index for case in first] == [11, 12, 13] and {case.repetition for case in second} == {2}
-    assert {repetition_of([SYSTEM], 1, 0, seed)[0].side for seed in range(20)} == {"base", "control"}
+    assert [case.index for case in first] == [11, 12, 13] and {
+        case.repetition for case in second
+    } == {2}
+    assert {repetition_of([SYSTEM], 1, 0, seed)[0].side for seed in range(20)} == {
+        "base",
+        "control",
+    }
 
 
 def test_systems_take_turns_and_change_places() -> None:
     systems = [SYSTEM, SYSTEM | {"server": "beta"}]
     first, second = ([case.server for case in repetition_of(systems, n, 0, 1)] for n in (1, 2))
-    assert first == second[::-1] and first in (["alpha"] * 3 + ["beta"] * 3, ["beta"] * 3 + ["alpha"] * 3)
+    assert first == second[::-1] and first in (
+        ["alpha"] * 3 + ["beta"] * 3,
+        ["beta"] * 3 + ["alpha"] * 3,
+    )
 
 
-def test_rounds_go_on_until_the_analysis_has_enough_or_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounds_go_on_until_the_analysis_has_enough_or_time_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Silent:
         def __getattr__(self, name: str) -> Any:
             return lambda *_, **__: None
@@ -53,44 +84,74 @@ def test_rounds_go_on_until_the_analysis_has_enough_or_time_is_over(tmp_path: Pa
     monkeypatch.setattr(paired, "_asked", lambda folder: next(answers))
     said = {"systems": [SYSTEM, SYSTEM | {"server": "beta"}], "seed": 1, "max_minutes": 1.0}
     found = list(paired.rounds(tmp_path, said, Silent()))
-    assert [len(cases) for cases in found] == [6, 3] and {case.repetition for case in found[1]} == {2}
+    assert [len(cases) for cases in found] == [6, 3] and {case.repetition for case in found[1]} == {
+        2
+    }
     assert [case.index for cases in found for case in cases] == list(range(1, 10))
     monkeypatch.setattr(paired, "_asked", lambda folder: [True, True])
     assert len(list(paired.rounds(tmp_path, said | {"max_minutes": 1e-9}, Silent()))) <= 1
 
 
-# ---------------------------------------------------------------------------------------------------------------- bad input
+# --- bad input
 
 
-@pytest.mark.parametrize(("arguments", "sentence"), [
-    ([], "give one of --base, --base-server, --campaigns, --baseline, --record"),
-    (["--base", "main", "--baseline", "x"], "and not --base and --baseline"),
-    (["--base-server", "x"], "--base-server and --head-server go together"),
-    (["--head", "main", "--baseline", "x"], "--head goes with --base"),
-    (["--campaigns", "a", "b", "--servers", "x"], "--campaigns measures nothing: leave out --servers x"),
-    (["--campaigns", "a", "b"], "no campaign at a"),
-    (["--base", "no-such-revision"], "git knows no revision 'no-such-revision'"),
-    (["--base", "HEAD", "--servers", "zzz"], "there is no server 'zzz'"),
-    (["--base", "HEAD", "--metrics", "speed"], "'speed' is not one of"),
-    (["--base", "HEAD", "--repeat", "2"], "--repeat does not go with a gate"),
-    (["--base", "HEAD", "--max-minutes", "0"], "is not a number of minutes above 0"),
-    (["--base-server", "python app.py", "--head-server", "http://127.0.0.1:1"], "it must have {port} where the port goes"),
-    (["--base-server", "serve {port} {no}", "--head-server", "http://127.0.0.1:1"], "the command has 'no' in braces"),
-    (["--base-server", "serve '{port}", "--head-server", "http://127.0.0.1:1"], "not a command: No closing quotation"),
-    (["--base-server", ".", "--head-server", "."], "the folder has no server.toml"),
-    (["--base-server", "http://127.0.0.1:1", "--head-server", "http://127.0.0.1:1"], "GET /v1/models names no model"),
-])  # fmt: skip
-def test_what_cannot_be_gated_is_refused_in_one_sentence(bench: Bench, arguments: list[str], sentence: str) -> None:
-    done = gate(bench, *arguments, "--out", "not_to_be") if "--campaigns" not in arguments else gate(bench, *arguments)
-    assert done.returncode == 2 and sentence in done.stderr and done.stderr.count("\n") == 1, done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "give one of --base, --base-server, --campaigns, --baseline, --record"),
+        (["--base", "main", "--baseline", "x"], "and not --base and --baseline"),
+        (["--base-server", "x"], "--base-server and --head-server go together"),
+        (["--head", "main", "--baseline", "x"], "--head goes with --base"),
+        (
+            ["--campaigns", "a", "b", "--servers", "x"],
+            "--campaigns measures nothing: leave out --servers x",
+        ),
+        (["--campaigns", "a", "b"], "no campaign at a"),
+        (["--base", "no-such-revision"], "git knows no revision 'no-such-revision'"),
+        (["--base", "HEAD", "--servers", "zzz"], "there is no server 'zzz'"),
+        (["--base", "HEAD", "--metrics", "speed"], "'speed' is not one of"),
+        (["--base", "HEAD", "--repeat", "2"], "--repeat does not go with a gate"),
+        (["--base", "HEAD", "--max-minutes", "0"], "is not a number of minutes above 0"),
+        (
+            ["--base-server", "python app.py", "--head-server", "http://127.0.0.1:1"],
+            "it must have {port} where the port goes",
+        ),
+        (
+            ["--base-server", "serve {port} {no}", "--head-server", "http://127.0.0.1:1"],
+            "the command has 'no' in braces",
+        ),
+        (
+            ["--base-server", "serve '{port}", "--head-server", "http://127.0.0.1:1"],
+            "not a command: No closing quotation",
+        ),
+        (["--base-server", ".", "--head-server", "."], "the folder has no server.toml"),
+        (
+            ["--base-server", "http://127.0.0.1:1", "--head-server", "http://127.0.0.1:1"],
+            "GET /v1/models names no model",
+        ),
+    ],
+)
+def test_what_cannot_be_gated_is_refused_in_one_sentence(
+    bench: Bench, arguments: list[str], sentence: str
+) -> None:
+    done = (
+        gate(bench, *arguments, "--out", "not_to_be")
+        if "--campaigns" not in arguments
+        else gate(bench, *arguments)
+    )
+    assert done.returncode == 2 and sentence in done.stderr and done.stderr.count("\n") == 1, (
+        done.stderr
+    )
     assert not (bench.folder / "not_to_be").exists()
 
 
-# -------------------------------------------------------------------------------------------------------------- whole gates
+# --- whole gates
 
 
 def mine(folder: Path, summary: str) -> Path:
-    """A server of the user's own, which is one of ours: what runs in its folder finds the repository by PYTHONPATH."""
+    """A server of the user's own, which is one of ours: what runs in its folder finds the
+    repository by PYTHONPATH.
+    """
     folder.mkdir()
     text = (catalog.FOLDER / "fastapi_threadpool" / "server.toml").read_text()
     (folder / "server.toml").write_text(text.replace("FastAPI on Uvicorn", summary, 1))
@@ -99,22 +160,45 @@ def mine(folder: Path, summary: str) -> Path:
 
 def test_two_folders(bench: Bench) -> None:
     old, new = mine(bench.folder / "old", "the old one"), mine(bench.folder / "new", "the new one")
-    done = gate(bench, "--base-server", str(old), "--head-server", str(new), "--engines", "simulated", *SHORT, "--out", "folders")
+    done = gate(
+        bench,
+        "--base-server",
+        str(old),
+        "--head-server",
+        str(new),
+        "--engines",
+        "simulated",
+        *SHORT,
+        "--out",
+        "folders",
+    )
     assert done.returncode == 3, done.stdout + done.stderr
     found = {run["case"]["side"]: run for _, run in runs(bench.folder / "folders")}
-    assert {side: run["status"] for side, run in found.items()} == {"base": "ok", "head": "ok", "control": "ok"}, done.stdout
-    assert found["base"]["summary"].startswith("the old one") and found["head"]["summary"].startswith("the new one")
+    assert {side: run["status"] for side, run in found.items()} == {
+        "base": "ok",
+        "head": "ok",
+        "control": "ok",
+    }, done.stdout
+    assert found["base"]["summary"].startswith("the old one") and found["head"][
+        "summary"
+    ].startswith("the new one")
     assert found["control"]["summary"] == found["base"]["summary"]
     said = verdict(bench, "folders")
-    assert said["systems"][0]["name"] == "own (simulated), quick, 3 users" and said["systems"][0]["faults"] == []
-    why = said["systems"][0]["metrics"][0]["why"]  # on a busy machine the repetition may have been set aside
+    assert (
+        said["systems"][0]["name"] == "own (simulated), quick, 3 users"
+        and said["systems"][0]["faults"] == []
+    )
+    # on a busy machine the repetition may have been set aside
+    why = said["systems"][0]["metrics"][0]["why"]
     assert "repetitions count, and 5 are needed" in why and why[0] in "01"
     assert bench.left_over() == []
 
 
 def test_two_commands(bench: Bench) -> None:
     command = f"{sys.executable} -m tests.servers.broken none {{port}}"
-    done = gate(bench, "--base-server", command, "--head-server", command, *SHORT, "--out", "commands")
+    done = gate(
+        bench, "--base-server", command, "--head-server", command, *SHORT, "--out", "commands"
+    )
     assert done.returncode == 3, done.stdout + done.stderr
     assert [run["status"] for _, run in runs(bench.folder / "commands")] == ["ok"] * 3
 
@@ -122,7 +206,11 @@ def test_two_commands(bench: Bench) -> None:
 def test_a_command_that_does_not_start_is_invalid(bench: Bench) -> None:
     bad = f"{sys.executable} -c 'print(\"no such model\"); raise SystemExit(7)' {{port}}"
     done = gate(bench, "--base-server", bad, "--head-server", bad, *SHORT, "--out", "bad")
-    assert done.returncode == 2 and "ended at its start with exit code 7" in done.stderr and "no such model" in done.stderr
+    assert (
+        done.returncode == 2
+        and "ended at its start with exit code 7" in done.stderr
+        and "no such model" in done.stderr
+    )
 
 
 @pytest.mark.slow
@@ -130,4 +218,7 @@ def test_a_revision_against_the_working_tree(bench: Bench) -> None:
     done = gate(bench, "--base", "HEAD", "--servers", "fastapi_vllm", *SHORT, "--out", "revision")
     assert done.returncode == 3, done.stdout + done.stderr
     assert [run["status"] for _, run in runs(bench.folder / "revision")] == ["ok"] * 3
-    assert "HEAD (" in verdict(bench, "revision")["sides"]["base"] and verdict(bench, "revision")["sides"]["head"] == "the working tree"
+    assert (
+        "HEAD (" in verdict(bench, "revision")["sides"]["base"]
+        and verdict(bench, "revision")["sides"]["head"] == "the working tree"
+    )

@@ -1,5 +1,7 @@
-"""A whole campaign beside a fake NVIDIA driver, whose card is scripted: what the report says of the GPU is what the script says, and a card
-that falls off the bus in the middle costs its numbers, and nothing else."""
+"""A whole campaign beside a fake NVIDIA driver, whose card is scripted: what the report says of the
+GPU is what the script says, and a card that falls off the bus in the middle costs its numbers, and
+nothing else.
+"""
 
 import json
 from pathlib import Path
@@ -41,7 +43,16 @@ int nvmlDeviceGetComputeRunningProcesses_v3(card *c, unsigned *count, void *foun
 int nvmlDeviceGetTemperature(card *c, int sensor, unsigned *celsius) { ANSWER(*celsius = 61); }
 int nvmlDeviceGetCurrentClocksThrottleReasons(card *c, unsigned long long *mask) { ANSWER(*mask = 0x20); } /* too hot */
 """
-COMMAND = ("--servers", "flask_gunicorn,fastapi_threadpool", "--scenarios", "quick", "--duration", "4", "--report", "page")
+COMMAND = (
+    "--servers",
+    "flask_gunicorn,fastapi_threadpool",
+    "--scenarios",
+    "quick",
+    "--duration",
+    "4",
+    "--report",
+    "page",
+)
 
 
 @pytest.fixture
@@ -52,7 +63,8 @@ def with_card(tmp_path: Path) -> Bench:
 
 
 def test_the_report_says_of_the_gpu_what_the_driver_said(with_card: Bench) -> None:
-    for attempt in range(3):  # a busy machine may spoil a case, which then has no number in the page
+    # a busy machine may spoil a case, which then has no number in the page
+    for attempt in range(3):
         out = with_card.folder / f"out-{attempt}"
         done = with_card.run(*COMMAND, "--model", "small", "--out", out.name)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -61,10 +73,17 @@ def test_the_report_says_of_the_gpu_what_the_driver_said(with_card: Bench) -> No
             break
     assert list(found.table["valid"]) == [True] * 2, list(found.table["why"])
     assert json.loads((out / "campaign.json").read_text())["manifest"]["gpus"] == [
-        {"name": "Fake 300", "memory_bytes": 80 << 30, "driver": "999.1", "mig": None}]  # fmt: skip
+        {"name": "Fake 300", "memory_bytes": 80 << 30, "driver": "999.1", "mig": None}
+    ]
     for _, case in found.table.iterrows():
-        assert (case["gpu_utilization_percent"], case["gpu_memory_bytes"], case["gpu_power_w"]) == (73, 20 << 30, 300)
-        assert case["gpu_tokens_per_joule"] == pytest.approx(case["output_tokens_per_s"] / 300, rel=0.05)
+        assert (case["gpu_utilization_percent"], case["gpu_memory_bytes"], case["gpu_power_w"]) == (
+            73,
+            20 << 30,
+            300,
+        )
+        assert case["gpu_tokens_per_joule"] == pytest.approx(
+            case["output_tokens_per_s"] / 300, rel=0.05
+        )
     drawn = [set(frame["gpu_percent"].dropna()) for frame in found.timelines.values()]
     assert drawn == [{73.0}] * 2, "in the picture over time"
     clocks = found.checks[found.checks["name"] == "GPU clocks"]
@@ -85,6 +104,12 @@ def test_a_card_that_falls_off_the_bus_costs_its_numbers_only(with_card: Bench) 
     assert campaign.returncode == 0, said
     for _, run in runs(with_card.folder / "out"):
         assert run["status"] == "ok"
-        assert [note for note in run["notes"] if "GPU is lost" in note and "null where this happens" in note], run["notes"]
+        assert [
+            note
+            for note in run["notes"]
+            if "GPU is lost" in note and "null where this happens" in note
+        ], run["notes"]
     found = summary.summarise(load.campaign(with_card.folder / "out"))
-    assert found.table["gpu_power_w"].isna().all() and found.table["output_tokens_per_s"].gt(0).all()
+    assert (
+        found.table["gpu_power_w"].isna().all() and found.table["output_tokens_per_s"].gt(0).all()
+    )

@@ -1,4 +1,6 @@
-"""Under gevent, in a process of its own: importing gevent's hub must not change the sockets of the other tests."""
+"""Under gevent, in a process of its own: importing gevent's hub must not change the sockets of the
+other tests.
+"""
 
 import json
 import os
@@ -8,14 +10,22 @@ import sys
 
 import pytest
 
-no_compiler = pytest.mark.skipif(sys.platform != "linux" or not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="needs a C compiler")
+no_compiler = pytest.mark.skipif(
+    sys.platform != "linux" or not any(map(shutil.which, ("cc", "gcc", "clang"))),
+    reason="needs a C compiler",
+)
 READS = pytest.mark.parametrize("reads", [pytest.param("c", marks=no_compiler), "python"])
 
 
 def run(code: str, reads: str) -> str:
     """What it prints, where streams are read by loadtests/streams.c, or not."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
-                          env={**os.environ, "SERVEOFF_STREAMS": reads})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "SERVEOFF_STREAMS": reads},
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -40,7 +50,9 @@ print("fine")
 
 
 def test_in_a_pause_the_sockets_come_first() -> None:
-    """With gevent.sleep(0) they waited for some fifty pauses, and an answer's end for as long as another row took to be written."""
+    """With gevent.sleep(0) they waited for some fifty pauses, and an answer's end for as long as
+    another row took to be written.
+    """
     done = subprocess.run([sys.executable, "-c", TURN], capture_output=True, text=True, timeout=60)
     assert done.stdout == "fine\n", done.stderr
 
@@ -71,7 +83,9 @@ print("fine")
 
 
 def test_it_is_noted_when_the_loop_stood_still() -> None:
-    done = subprocess.run([sys.executable, "-c", STALLS], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", STALLS], capture_output=True, text=True, timeout=60
+    )
     assert done.stdout == "fine\n", done.stderr
 
 
@@ -148,7 +162,9 @@ print("fine")
 @pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors in /proc")
 @READS
 def test_the_loop_reads_what_the_blocking_client_reads(reads: str) -> None:
-    """The load generator uses this one, and test_sse.py the other: whole, cut, broken, silent, dripping, killed, and no leak."""
+    """The load generator uses this one, and test_sse.py the other: whole, cut, broken, silent,
+    dripping, killed, and no leak.
+    """
     assert run(ANSWERS, reads) == "fine\n"
 
 
@@ -224,7 +240,9 @@ print("fine")
 
 @READS
 def test_the_next_request_is_sent_ahead_whole_and_once(reads: str) -> None:
-    """In order and on the same connection, also if it is too large to be sent at once, and again if nobody has read it."""
+    """In order and on the same connection, also if it is too large to be sent at once, and again if
+    nobody has read it.
+    """
     assert run(AHEAD, reads) == "fine\n"
 
 

@@ -12,7 +12,10 @@ from loadtests.records import Case
 from tests.loadtests.terminal import Terminal
 
 ROOT = Path(__file__).parents[2]
-CASES = [Case(index, server, "simulated", "chat", 1, 4, None, 10.0) for index, server in enumerate(("one", "two", "three"), 1)]
+CASES = [
+    Case(index, server, "simulated", "chat", 1, 4, None, 10.0)
+    for index, server in enumerate(("one", "two", "three"), 1)
+]
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -26,27 +29,47 @@ def test_a_search_does_not_say_of_how_many(capsys: pytest.CaptureFixture[str]) -
     with watching(CASES, more=True) as watch:
         watch.start(CASES[1])
         watch.end("ok")
-    assert capsys.readouterr().out.startswith("case 2  two / simulated / chat 4 users, run 1: ok (0 s)")
+    assert capsys.readouterr().out.startswith(
+        "case 2  two / simulated / chat 4 users, run 1: ok (0 s)"
+    )
 
 
-def test_plain_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_lines_without_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
     with watching(CASES) as watch:
         watch.start(CASES[1])
         watch.stage("launch")
         window = {"start_s": 0, "end_s": 9}
-        watch.load({"state": "running", "now_s": 1.0, "rows": 1, "tokens": 0, "e2e_p99_s": 0.1, "window": window})
-        watch.end("failed: launch: it has [brackets] and a very long sentence " + "which is not broken into lines " * 10)
+        watch.load(
+            {
+                "state": "running",
+                "now_s": 1.0,
+                "rows": 1,
+                "tokens": 0,
+                "e2e_p99_s": 0.1,
+                "window": window,
+            }
+        )
+        watch.end(
+            "failed: launch: it has [brackets] and a very long sentence "
+            + "which is not broken into lines " * 10
+        )
     said = capsys.readouterr()
     lines = said.out.splitlines()
     assert lines[0] == "case 2 of 3  two / simulated / chat 4 users, run 1: launch"
-    assert lines[1].startswith("case 2 of 3  two / simulated / chat 4 users, run 1: failed: launch: it has [brackets] and")
+    assert lines[1].startswith(
+        "case 2 of 3  two / simulated / chat 4 users, run 1: failed: launch: it has [brackets] and"
+    )
     assert lines[1].endswith("(0 s)") and len(lines) == 2
     assert "\x1b" not in said.out and said.err == ""
 
 
-def test_the_remaining_time_learns_from_the_cases_that_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_remaining_time_learns_from_the_cases_that_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     clock = 100.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock)
     watch = watching(CASES)
@@ -85,7 +108,11 @@ with Watch({"chat": 2.0}) as watch:
 
 
 def test_a_terminal_shows_case_stage_time_throughput_and_p99() -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TTY_", "NO_COLOR", "FORCE_COLOR"))}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("TTY_", "NO_COLOR", "FORCE_COLOR"))
+    }
     terminal = Terminal([sys.executable, "-c", LIVE], environment, ROOT)
     assert terminal.wait() == 0, terminal.text
     text = ESCAPES.sub("", terminal.text)

@@ -20,7 +20,9 @@ def test_the_same_seed_gives_the_same_prompts_and_another_seed_gives_others() ->
         return [prompts.prompt(seed, CHAT, user, turn) for user in range(5) for turn in range(20)]
 
     assert some("1/chat/1") == some("1/chat/1")
-    assert not set(some("1/chat/1")) & set(some("1/chat/2")), "another repetition has other prompts: no cache may know them"
+    assert not set(some("1/chat/1")) & set(some("1/chat/2")), (
+        "another repetition has other prompts: no cache may know them"
+    )
 
 
 def test_a_prompt_does_not_depend_on_what_was_asked_before() -> None:
@@ -33,8 +35,14 @@ def test_a_prompt_does_not_depend_on_what_was_asked_before() -> None:
 
 def test_prompts_are_unique_and_share_no_long_prefix() -> None:
     scenario = COMPLETIONS | {"prompt_tokens": [16, 64]}
-    found = [prompts.prompt("1/chat/1", scenario, user, turn).text for user in range(20) for turn in range(200)]
-    assert len({" ".join(text.split()[:4]) for text in found}) == len(found), "a prefix cache must not find 4 tokens in common"
+    found = [
+        prompts.prompt("1/chat/1", scenario, user, turn).text
+        for user in range(20)
+        for turn in range(200)
+    ]
+    assert len({" ".join(text.split()[:4]) for text in found}) == len(found), (
+        "a prefix cache must not find 4 tokens in common"
+    )
 
 
 @pytest.mark.parametrize("scenario", [CHAT, COMPLETIONS], ids=["chat", "completions"])
@@ -49,20 +57,32 @@ def test_lengths_are_exact_and_cover_their_range(scenario: dict[str, object]) ->
 
 
 @pytest.mark.parametrize("scenario", [CHAT, COMPLETIONS], ids=["chat", "completions"])
-def test_the_request_is_one_of_the_contract_and_asks_for_exact_lengths(scenario: dict[str, object]) -> None:
+def test_the_request_is_one_of_the_contract_and_asks_for_exact_lengths(
+    scenario: dict[str, object],
+) -> None:
     kind = contract.ChatCompletionRequest if scenario is CHAT else contract.CompletionRequest
     wanted = prompts.prompt("1", scenario, 0, 0)
     path, body = prompts.request_body(scenario, "some-model", wanted)
     request = contract.parse(kind, body)
     assert path == (contract.CHAT_COMPLETIONS if scenario is CHAT else contract.COMPLETIONS)
-    assert (request.model, request.max_tokens, request.temperature) == ("some-model", wanted.max_tokens, 0)
+    assert (request.model, request.max_tokens, request.temperature) == (
+        "some-model",
+        wanted.max_tokens,
+        0,
+    )
     assert request.ignore_eos and request.stream and request.include_usage
     said = json.loads(body)
-    assert (said["messages"] == [{"role": "user", "content": wanted.text}]) if scenario is CHAT else said["prompt"] == wanted.text
+    assert (
+        (said["messages"] == [{"role": "user", "content": wanted.text}])
+        if scenario is CHAT
+        else said["prompt"] == wanted.text
+    )
 
 
 def test_lengths_and_shared_blocks_come_from_the_arrival() -> None:
-    """Equal block ids are equal text, 512 tokens each; what follows the blocks is the request's own."""
+    """Equal block ids are equal text, 512 tokens each; what follows the blocks is the request's
+    own.
+    """
     first, second, other = (
         prompts.prompt("1", COMPLETIONS, 0, turn, Arrival(0.0, 1100, 7, blocks))
         for turn, blocks in enumerate([(4, 5), (4, 5), (4, 6)])
@@ -71,10 +91,12 @@ def test_lengths_and_shared_blocks_come_from_the_arrival() -> None:
     words, beside, third = first.text.split(), second.text.split(), other.text.split()
     assert words[:1024] == beside[:1024] and words[1024:] != beside[1024:]
     assert words[:512] == third[:512] and words[512:1024] != third[512:1024]
-    assert rule.count_tokens(prompts.prompt("1", CHAT, 0, 0, Arrival(0.0, 40, 7, (4,))).text) == 40 - 1, "the marker of the role is one"
+    assert (
+        rule.count_tokens(prompts.prompt("1", CHAT, 0, 0, Arrival(0.0, 40, 7, (4,))).text) == 40 - 1
+    ), "the marker of the role is one"
 
 
-# ------------------------------------------------------------------------------------------------------------------ repeats
+# --- repeats
 
 
 def shares(distinct: int, zipf: float) -> list[float]:
@@ -87,15 +109,30 @@ def repeated(distinct: int, zipf: float, n: int) -> float:
     return 1 - sum(1 - (1 - p) ** n for p in shares(distinct, zipf)) / n
 
 
-@pytest.mark.parametrize(("distinct", "zipf", "n"), [(200, 1.1, 300), (200, 0, 300), (1000, 1.1, 3000), (50, 2.5, 1000), (1, 1, 5)])
-@pytest.mark.parametrize("scenario", [CHAT, COMPLETIONS | {"shared_tokens": 8, "shared_prefixes": 3}], ids=["chat", "completions"])
-def test_prompts_repeat_by_zipfs_law(scenario: dict[str, object], distinct: int, zipf: float, n: int) -> None:
+@pytest.mark.parametrize(
+    ("distinct", "zipf", "n"),
+    [(200, 1.1, 300), (200, 0, 300), (1000, 1.1, 3000), (50, 2.5, 1000), (1, 1, 5)],
+)
+@pytest.mark.parametrize(
+    "scenario",
+    [CHAT, COMPLETIONS | {"shared_tokens": 8, "shared_prefixes": 3}],
+    ids=["chat", "completions"],
+)
+def test_prompts_repeat_by_zipfs_law(
+    scenario: dict[str, object], distinct: int, zipf: float, n: int
+) -> None:
     drawn = scenario | {"prompt_tokens": [16, 64], "distinct_prompts": distinct, "zipf": zipf}
     found = Counter(prompts.prompt("1/test/1", drawn, turn % 7 - 1, turn) for turn in range(n))
-    assert len(found) <= distinct and len({each.text for each in found}) == len(found), "equal texts have equal lengths and prefixes"
+    assert len(found) <= distinct and len({each.text for each in found}) == len(found), (
+        "equal texts have equal lengths and prefixes"
+    )
     expected = repeated(distinct, zipf, n)
-    assert 1 - len(found) / n == pytest.approx(expected, abs=3 * math.sqrt(expected * (1 - expected) / n))
-    for share, (_, times) in zip(shares(distinct, zipf)[:3] if zipf else (), found.most_common(), strict=False):
+    assert 1 - len(found) / n == pytest.approx(
+        expected, abs=3 * math.sqrt(expected * (1 - expected) / n)
+    )
+    for share, (_, times) in zip(
+        shares(distinct, zipf)[:3] if zipf else (), found.most_common(), strict=False
+    ):
         assert times / n == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / n))
 
 
@@ -105,10 +142,15 @@ def test_the_scenario_repeats_as_often_as_its_comment_says() -> None:
     numbers = re.findall(r"(\d+)% of the first ([\d,]+\d)", said)
     assert len(numbers) == 3
     for percent, n in numbers:
-        assert int(percent) == round(100 * repeated(scenario["distinct_prompts"], scenario["zipf"], int(n.replace(",", ""))))
+        assert int(percent) == round(
+            100 * repeated(scenario["distinct_prompts"], scenario["zipf"], int(n.replace(",", "")))
+        )
 
 
 def test_another_seed_has_another_pool() -> None:
     drawn = COMPLETIONS | {"prompt_tokens": [16, 64], "distinct_prompts": 20}
-    one, other = ({prompts.prompt(seed, drawn, 0, turn).text for turn in range(200)} for seed in ("1/test/1", "1/test/2"))
+    one, other = (
+        {prompts.prompt(seed, drawn, 0, turn).text for turn in range(200)}
+        for seed in ("1/test/1", "1/test/2")
+    )
     assert len(one) == len(other) == 20 and not one & other

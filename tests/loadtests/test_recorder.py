@@ -1,4 +1,6 @@
-"""The recorder and the users of `locustfile.py`, in a process of their own: importing Locust patches it."""
+"""The recorder and the users of `locustfile.py`, in a process of their own: importing Locust
+patches it.
+"""
 
 import json
 import os
@@ -11,8 +13,14 @@ import pytest
 
 from tests.loadtests.test_hub import READS
 
-SCENARIO = {"arrivals": "closed", "endpoint": "completions", "prompt_tokens": [4, 4], "output_tokens": [64, 64], "warmup_s": 0,
-            "timeout_s": 30}  # fmt: skip
+SCENARIO = {
+    "arrivals": "closed",
+    "endpoint": "completions",
+    "prompt_tokens": [4, 4],
+    "output_tokens": [64, 64],
+    "warmup_s": 0,
+    "timeout_s": 30,
+}
 
 BEGIN = """
 import json, os
@@ -26,7 +34,9 @@ l.on_init(environment)
 l.events.test_start.fire(environment=environment)
 recorder = l.worker.recorder
 """
-ENDED_IN_A_PAUSE = BEGIN + """
+ENDED_IN_A_PAUSE = (
+    BEGIN
+    + """
 from loadtests import answers, sse
 
 paused, settle = gevent.event.Event(), answers.settle
@@ -51,7 +61,10 @@ assert recorder.written == 3 == environment.stats.total.num_requests, recorder.w
 assert recorder.ended and l.conductor.reports[0]["rows"] == 3
 print("fine")
 """
-STOOD_STILL = BEGIN + """
+)
+STOOD_STILL = (
+    BEGIN
+    + """
 from pathlib import Path
 
 began_s = recorder.now()
@@ -65,7 +78,10 @@ l.on_quit()
 assert any(start_s <= began_s + 1e-6 and ended_s <= end_s + 1e-6 for start_s, end_s in worker["stalls"]), (began_s, ended_s, worker)
 print("fine")
 """
-STOPPED = BEGIN + """
+)
+STOPPED = (
+    BEGIN
+    + """
 import math, signal, subprocess, sys
 from pathlib import Path
 
@@ -106,7 +122,10 @@ assert worker["reader"] == os.environ["SERVEOFF_STREAMS"]
 assert any(0.05 < end_s - start_s < 1.0 for start_s, end_s in worker["stalls"]), worker
 print("fine")
 """
-CLOSED_AFTER_EACH = BEGIN + """
+)
+CLOSED_AFTER_EACH = (
+    BEGIN
+    + """
 from gevent.server import StreamServer
 
 def serve(sock, _):
@@ -139,7 +158,10 @@ except l.StopUser:
 assert 0.01 in slept, "but one that is gone must not be asked without end"
 print("fine")
 """
-SENT_AHEAD = BEGIN + """
+)
+SENT_AHEAD = (
+    BEGIN
+    + """
 import math
 from gevent.server import StreamServer
 from loadtests import hub
@@ -175,7 +197,10 @@ for before, after in zip(ended, ended[1:]):
     assert after.scheduled_s + recorder.zero_s == before.exchange.done_s <= after.exchange.sent_s < after.exchange.arrived[0]
 print("fine")
 """
-WRONG_HEADS = BEGIN + """
+)
+WRONG_HEADS = (
+    BEGIN
+    + """
 from gevent.server import StreamServer
 
 HEADS = [b"HTTP/1.1 2x0 OK", *(b"HTTP/1.1 200 OK\\r\\n" + more for more in (
@@ -201,7 +226,10 @@ assert {sent.exchange.error for sent in ended} == {
 assert recorder.streams.sent == len(ended), "each request has its row, also one that would have been sent when such an answer had ended"
 print("fine")
 """
-LATE = BEGIN + """
+)
+LATE = (
+    BEGIN
+    + """
 from gevent.server import StreamServer
 from loadtests.arrivals import Arrival
 
@@ -235,19 +263,46 @@ assert len(passed) == 1, "others must not go first while it is late"
 assert [sent.exchange.error for sent in ended] == [None] * 51 and recorder.streams.sent == 51 and not recorder.in_flight
 print("fine")
 """
+)
 
 
 @READS
-@pytest.mark.parametrize("code", [ENDED_IN_A_PAUSE, STOOD_STILL, STOPPED, CLOSED_AFTER_EACH, SENT_AHEAD, WRONG_HEADS, LATE],
-                         ids=["no row is lost at the end", "stood still", "stopped", "Connection: close", "sent ahead", "wrong heads",
-                              "late"])
+@pytest.mark.parametrize(
+    "code",
+    [ENDED_IN_A_PAUSE, STOOD_STILL, STOPPED, CLOSED_AFTER_EACH, SENT_AHEAD, WRONG_HEADS, LATE],
+    ids=[
+        "no row is lost at the end",
+        "stood still",
+        "stopped",
+        "Connection: close",
+        "sent ahead",
+        "wrong heads",
+        "late",
+    ],
+)
 def test_in_a_process_of_its_own(tmp_path: Path, code: str, reads: str) -> None:
     if (code, reads) == (STOOD_STILL, "c"):
         pytest.skip("then it reads nevertheless")
-    load = {"scenario": SCENARIO, "scenario_name": "s", "clock_zero_s": time.perf_counter(), "folder": str(tmp_path), "model": "m",
-            "planted": True, "seed": "1", "rate": None, "users": 1, "duration_s": 60, "base_url": "http://127.0.0.1:1"}  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
-                          env={**os.environ, "SERVEOFF_LOAD": json.dumps(load), "SERVEOFF_STREAMS": reads})  # fmt: skip
+    load = {
+        "scenario": SCENARIO,
+        "scenario_name": "s",
+        "clock_zero_s": time.perf_counter(),
+        "folder": str(tmp_path),
+        "model": "m",
+        "planted": True,
+        "seed": "1",
+        "rate": None,
+        "users": 1,
+        "duration_s": 60,
+        "base_url": "http://127.0.0.1:1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "SERVEOFF_LOAD": json.dumps(load), "SERVEOFF_STREAMS": reads},
+    )
     assert done.stdout == "fine\n", done.stderr
     if code is ENDED_IN_A_PAUSE:
         assert len((tmp_path / "requests.jsonl").read_text().splitlines()) == 3
@@ -286,5 +341,7 @@ print("fine")
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel does not say")
 def test_a_load_generator_s_threads_do_not_starve_each_other() -> None:
-    done = subprocess.run([sys.executable, "-c", SHARED_CORE], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", SHARED_CORE], capture_output=True, text=True, timeout=60
+    )
     assert done.stdout == "fine\n", done.stderr

@@ -1,6 +1,8 @@
-"""The reference server as a real process: exact answers, and a log whose times are a plan kept and never run ahead of.
+"""The reference server as a real process: exact answers, and a log whose times are a plan kept and
+never run ahead of.
 
-What was sent is never held against an upper bound: machines are noisy. What was *due* is arithmetic, and is held against it exactly.
+What was sent is never held against an upper bound: machines are noisy. What was *due* is
+arithmetic, and is held against it exactly.
 """
 
 import json
@@ -33,8 +35,11 @@ PROMPT = "some words and then bade"
 class Reference:
     def __init__(self, folder: Path, *options: str):
         self.log = folder / "reference.jsonl"
-        self.process = subprocess.Popen([sys.executable, "-m", "loadtests.reference", "--log", str(self.log), *options],
-                                        stdout=subprocess.PIPE, text=True)  # fmt: skip
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "loadtests.reference", "--log", str(self.log), *options],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         assert self.process.stdout is not None
         self.port = int(self.process.stdout.readline())
         self.url = f"http://127.0.0.1:{self.port}"
@@ -60,8 +65,19 @@ def start(tmp_path: Path) -> Iterator[Any]:
 
 
 def body(tokens: int, chat: bool = False, **more: object) -> bytes:
-    asked = {"messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": PROMPT}]} if chat else {"prompt": PROMPT}
-    return json.dumps({"model": "serveoff-tiny", "max_tokens": tokens, "stream": True, **asked, **more}).encode()
+    asked = (
+        {
+            "messages": [
+                {"role": "system", "content": "be brief"},
+                {"role": "user", "content": PROMPT},
+            ]
+        }
+        if chat
+        else {"prompt": PROMPT}
+    )
+    return json.dumps(
+        {"model": "serveoff-tiny", "max_tokens": tokens, "stream": True, **asked, **more}
+    ).encode()
 
 
 def raw(tokens: int) -> bytes:
@@ -73,25 +89,39 @@ def connect(reference: Reference) -> socket.socket:
     return socket.create_connection(("127.0.0.1", reference.port), PATIENCE_S)
 
 
-def ask(reference: Reference, tokens: int, chat: bool = False, name: str = "") -> tuple[sse.Exchange, answers.Settled]:
+def ask(
+    reference: Reference, tokens: int, chat: bool = False, name: str = ""
+) -> tuple[sse.Exchange, answers.Settled]:
     """One request on a connection of its own."""
     with closing(sse.Connection(reference.url, PATIENCE_S)) as connection:
         connection.headers += f"X-Request-Id: {name}\r\n" if name else ""
         return ask_on(connection, tokens, chat)
 
 
-def ask_on(connection: sse.Connection, tokens: int, chat: bool = False) -> tuple[sse.Exchange, answers.Settled]:
+def ask_on(
+    connection: sse.Connection, tokens: int, chat: bool = False
+) -> tuple[sse.Exchange, answers.Settled]:
     exchange = sse.Exchange()
-    connection.post("/v1/chat/completions" if chat else "/v1/completions", body(tokens, chat), exchange)
+    connection.post(
+        "/v1/chat/completions" if chat else "/v1/completions", body(tokens, chat), exchange
+    )
     return exchange, answers.settle(exchange)
 
 
 def is_exact(settled: answers.Settled, tokens: int, chat: bool = False) -> bool:
     prompt = rule.chat_text([("system", "be brief"), ("user", PROMPT)]) if chat else PROMPT
     prompt_tokens = rule.count_tokens(prompt)
-    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": tokens, "total_tokens": prompt_tokens + tokens}
+    usage = {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": tokens,
+        "total_tokens": prompt_tokens + tokens,
+    }
     return (settled.error, "".join(settled.token_text), settled.finish_reason, settled.usage) == (
-        None, rule.continuation(prompt, tokens), "length", usage)  # fmt: skip
+        None,
+        rule.continuation(prompt, tokens),
+        "length",
+        usage,
+    )
 
 
 def never_early(served: Served, planned_s: list[float]) -> bool:
@@ -106,8 +136,14 @@ def test_streams_are_exact_and_the_log_tells_them_apart(start: Any) -> None:
         answers = list(pool.map(lambda n: ask(reference, 20 + n, bool(n % 2), f"r{n}"), range(8)))
     summary, served = reference.end()
     assert all(is_exact(settled, 20 + n, bool(n % 2)) for n, (_, settled) in enumerate(answers))
-    assert all(len(settled.token_text) == 20 + n for n, (_, settled) in enumerate(answers)), "an event a token"
-    assert summary["freeze"] is None and summary["requests"] == 8 and 0 <= summary["late_mean_s"] <= summary["late_max_s"]
+    assert all(len(settled.token_text) == 20 + n for n, (_, settled) in enumerate(answers)), (
+        "an event a token"
+    )
+    assert (
+        summary["freeze"] is None
+        and summary["requests"] == 8
+        and 0 <= summary["late_mean_s"] <= summary["late_max_s"]
+    )
     assert [one.arrived_s for one in served] == sorted(one.arrived_s for one in served)
     by_id = {one.id: one for one in served}
     assert len(by_id) == 8
@@ -116,9 +152,10 @@ def test_streams_are_exact_and_the_log_tells_them_apart(start: Any) -> None:
         assert exchange.sent_s is not None and exchange.sent_s <= one.arrived_s
         assert one.due_s == pytest.approx(one.arrived_s + TTFT_S, abs=ROUNDING_S)
         assert never_early(one, [TTFT_S + k * ITL_S for k in range(20 + n)])
-        # One clock for both processes. The client saw each token after it was sent; the kernel's stamp of its arrival, too, but for
-        # the rare one whose conversion to this clock was interrupted.
-        sent_s = dict(zip(settled.token_s, one.stamps_s, strict=True))  # of tokens that came in one read, the last one
+        # One clock for both processes. The client saw each token after it was sent; the kernel's
+        # stamp of its arrival, too, but for the rare one whose conversion to this clock was
+        # interrupted. of tokens that came in one read, the last one
+        sent_s = dict(zip(settled.token_s, one.stamps_s, strict=True))
         lags = dict(zip(exchange.arrived, exchange.lags, strict=True))
         assert all(at + lags[at] >= sent for at, sent in sent_s.items())
         assert median(at - sent for at, sent in sent_s.items()) >= 0
@@ -129,7 +166,9 @@ def test_a_connection_carries_many_requests(start: Any) -> None:
     with closing(sse.Connection(reference.url, PATIENCE_S)) as connection:
         for turn in range(6):
             _, settled = ask_on(connection, turn + 1, bool(turn % 2))
-            assert is_exact(settled, turn + 1, bool(turn % 2)) and connection.socket is not None, "kept alive"
+            assert is_exact(settled, turn + 1, bool(turn % 2)) and connection.socket is not None, (
+                "kept alive"
+            )
     with connect(reference) as client:  # two at once, and the second one is cut
         client.sendall(raw(3) + raw(2)[:70])
         said = b""
@@ -140,7 +179,9 @@ def test_a_connection_carries_many_requests(start: Any) -> None:
             said += client.recv(65536)
     assert re.findall(rb'"text": " (\w+)"', said) == [b"badi", b"bado", b"badu", b"badi", b"bado"]
     _, served = reference.end(signal.SIGINT)
-    assert [len(one.stamps_s) for one in served] == [1, 2, 3, 4, 5, 6, 3, 2] and {one.id for one in served} == {None}
+    assert [len(one.stamps_s) for one in served] == [1, 2, 3, 4, 5, 6, 3, 2] and {
+        one.id for one in served
+    } == {None}
 
 
 def test_pages(start: Any) -> None:
@@ -150,20 +191,30 @@ def test_pages(start: Any) -> None:
         client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /v1/models HTTP/1.1\r\n\r\n")
         while said.count(b"}") < 3:
             said += client.recv(65536)
-    assert said.count(b"HTTP/1.1 200 OK") == 2 and b'{"status": "ok"}' in said and b'"id": "serveoff-tiny"' in said
-    assert reference.end() == ({"freeze": None, "requests": 0, "late_mean_s": None, "late_max_s": None}, [])
+    assert (
+        said.count(b"HTTP/1.1 200 OK") == 2
+        and b'{"status": "ok"}' in said
+        and b'"id": "serveoff-tiny"' in said
+    )
+    assert reference.end() == (
+        {"freeze": None, "requests": 0, "late_mean_s": None, "late_max_s": None},
+        [],
+    )
 
 
-# --------------------------------------------------------------------------------------------------------------- the plan
+# --- the plan
 
 
 def test_the_itl_changes_in_steps(start: Any) -> None:
     reference = start("--ttft-ms", "10", "--itl-steps-ms", "1,5,2", "--step-s", "0.0505")
     _, settled = ask(reference, 60)
     _, (one,) = reference.end()
-    # The gap after a token is that of the step in which it was due: 1 ms until 51 ms after the arrival, 5 ms until 101 ms.
+    # The gap after a token is that of the step in which it was due: 1 ms until 51 ms after the
+    # arrival, 5 ms until 101 ms.
     gaps_ms = [1] * 41 + [5] * 10 + [2] * 8
-    assert is_exact(settled, 60) and never_early(one, [0.010 + sum(gaps_ms[:k]) / 1e3 for k in range(60)])
+    assert is_exact(settled, 60) and never_early(
+        one, [0.010 + sum(gaps_ms[:k]) / 1e3 for k in range(60)]
+    )
 
 
 def test_a_freeze_moves_everything_behind_it(start: Any) -> None:
@@ -176,10 +227,14 @@ def test_a_freeze_moves_everything_behind_it(start: Any) -> None:
     summary, served = reference.end()
     start_s, end_s = summary["freeze"]
     assert start_s >= served[0].arrived_s + 0.05 and end_s - start_s >= 0.2
-    assert not any(start_s < at < end_s for one in served for at in (one.arrived_s, *one.stamps_s)), "nothing was read or sent"
+    assert not any(
+        start_s < at < end_s for one in served for at in (one.arrived_s, *one.stamps_s)
+    ), "nothing was read or sent"
     assert served[1].due_s == pytest.approx(served[1].arrived_s + TTFT_S, abs=ROUNDING_S)
     before = sum(at <= start_s for at in served[0].stamps_s)
-    assert never_early(served[0], [TTFT_S + k * ITL_S + (0.2 if k >= before else 0) for k in range(40)])
+    assert never_early(
+        served[0], [TTFT_S + k * ITL_S + (0.2 if k >= before else 0) for k in range(40)]
+    )
 
 
 def test_stalls(start: Any) -> None:
@@ -187,21 +242,31 @@ def test_stalls(start: Any) -> None:
     _, settled = ask(reference, 10)
     _, (one,) = reference.end()
     assert is_exact(settled, 10)
-    assert never_early(one, [ms / 1e3 for ms in (10, 11, 32, 33, 34, 55, 56, 57, 78, 79)]), "before the 3rd, 6th and 9th token"
+    assert never_early(one, [ms / 1e3 for ms in (10, 11, 32, 33, 34, 55, 56, 57, 78, 79)]), (
+        "before the 3rd, 6th and 9th token"
+    )
 
 
 def test_several_tokens_in_an_event(start: Any) -> None:
     reference = start(*TIMES, "--tokens-per-chunk", "4", "--stall-every", "5", "--stall-ms", "20")
     _, settled = ask(reference, 10)
     _, (one,) = reference.end()
-    assert is_exact(settled, 10) and [rule.count_tokens(text) for text in settled.token_text] == [4, 4, 2]
-    assert never_early(one, [0.02, 0.06, 0.1]), "every 4 x 5 ms, and the pauses before tokens 5 and 10"
+    assert is_exact(settled, 10) and [rule.count_tokens(text) for text in settled.token_text] == [
+        4,
+        4,
+        2,
+    ]
+    assert never_early(one, [0.02, 0.06, 0.1]), (
+        "every 4 x 5 ms, and the pauses before tokens 5 and 10"
+    )
 
 
 def test_slots_are_a_queue_in_closed_form(start: Any) -> None:
     reference = start(*TIMES, "--slots", "2")
     with ThreadPoolExecutor(6) as pool:
-        assert all(is_exact(settled, 10) for _, settled in pool.map(lambda _: ask(reference, 10), range(6)))
+        assert all(
+            is_exact(settled, 10) for _, settled in pool.map(lambda _: ask(reference, 10), range(6))
+        )
     _, served = reference.end()
     service_s = TTFT_S + 9 * ITL_S
     free_s = [0.0, 0.0]  # when each slot becomes free
@@ -211,7 +276,7 @@ def test_slots_are_a_queue_in_closed_form(start: Any) -> None:
         free_s[free_s.index(min(free_s))] = begun_s + service_s
 
 
-# ------------------------------------------------------------------------------------------------------- clients, and ends
+# --- clients, and ends
 
 
 def test_a_client_that_goes_away_disturbs_nobody_and_frees_its_slot(start: Any) -> None:
@@ -270,34 +335,62 @@ def test_what_is_no_request_for_a_stream_is_refused(start: Any) -> None:
     reference = start("--ttft-ms", "1")
     plain, chat = "/v1/completions", "/v1/chat/completions"
     for path, said in (
-        (plain, b"{"), (plain, b"[]"), (plain, b"[" * 100_000), (plain, body(0)), (plain, body(3, stream=False)), ("/elsewhere", body(3)),
-        (plain, body(3, prompt=["a list"])), (plain, body(3, max_tokens=True)), (chat, body(3)), (chat, body(3, messages=["hello"])),
-    ):  # fmt: skip
+        (plain, b"{"),
+        (plain, b"[]"),
+        (plain, b"[" * 100_000),
+        (plain, body(0)),
+        (plain, body(3, stream=False)),
+        ("/elsewhere", body(3)),
+        (plain, body(3, prompt=["a list"])),
+        (plain, body(3, max_tokens=True)),
+        (chat, body(3)),
+        (chat, body(3, messages=["hello"])),
+    ):
         with closing(sse.Connection(reference.url, PATIENCE_S)) as connection:
             exchange = sse.Exchange()
             connection.post(path, said, exchange)
-            assert (exchange.status, exchange.error, connection.socket) == (400, None, None), "and the connection closed"
+            assert (exchange.status, exchange.error, connection.socket) == (400, None, None), (
+                "and the connection closed"
+            )
             assert "not a request for a stream" in json.loads(exchange.body)["error"]["message"]
-    for said in (b"hello\r\n\r\n", b"POST /v1/completions HTTP/1.1\r\n\r\n{}", b"GET /elsewhere HTTP/1.1\r\n\r\n"):
+    for said in (
+        b"hello\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\n\r\n{}",
+        b"GET /elsewhere HTTP/1.1\r\n\r\n",
+    ):
         with connect(reference) as client:
             client.sendall(said)
-            assert b"".join(iter(lambda: client.recv(65536), b"")).startswith(b"HTTP/1.1 400 Bad Request")
+            assert b"".join(iter(lambda: client.recv(65536), b"")).startswith(
+                b"HTTP/1.1 400 Bad Request"
+            )
     assert is_exact(ask(reference, 2)[1], 2)
 
 
-@pytest.mark.parametrize("options, sentence", [
-    (("--ttft-ms", "-1"), "--ttft-ms: invalid number value: '-1'"),
-    (("--itl-ms", "1,x"), "--itl-ms/--itl-steps-ms: invalid numbers value: '1,x'"),
-    (("--itl-ms", "inf"), "invalid numbers value"),
-    (("--itl-steps-ms", "10,5"), "several --itl-steps-ms need --step-s"),
-    (("--tokens-per-chunk", "0"), "--tokens-per-chunk must be 1 to 1000"),
-    (("--slots", "1.5"), "--slots: invalid whole_number value: '1.5'"),
-    (("--port", "70000"), "port must be 0-65535"),
-    (("--log", "no/such/folder"), "No such file or directory: 'no/such/folder'"),
-    (("--nonsense",), "unrecognized arguments: --nonsense"),
-])  # fmt: skip
-def test_bad_arguments_are_one_sentence(tmp_path: Path, options: tuple[str, ...], sentence: str) -> None:
-    command = [sys.executable, "-m", "loadtests.reference", "--log", str(tmp_path / "log"), *options]
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (("--ttft-ms", "-1"), "--ttft-ms: invalid number value: '-1'"),
+        (("--itl-ms", "1,x"), "--itl-ms/--itl-steps-ms: invalid numbers value: '1,x'"),
+        (("--itl-ms", "inf"), "invalid numbers value"),
+        (("--itl-steps-ms", "10,5"), "several --itl-steps-ms need --step-s"),
+        (("--tokens-per-chunk", "0"), "--tokens-per-chunk must be 1 to 1000"),
+        (("--slots", "1.5"), "--slots: invalid whole_number value: '1.5'"),
+        (("--port", "70000"), "port must be 0-65535"),
+        (("--log", "no/such/folder"), "No such file or directory: 'no/such/folder'"),
+        (("--nonsense",), "unrecognized arguments: --nonsense"),
+    ],
+)
+def test_bad_arguments_are_one_sentence(
+    tmp_path: Path, options: tuple[str, ...], sentence: str
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "loadtests.reference",
+        "--log",
+        str(tmp_path / "log"),
+        *options,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert (done.returncode, done.stdout) == (2, "")
     assert sentence in done.stderr and done.stderr.count("\n") == 1, done.stderr

@@ -13,7 +13,11 @@ CASE = Case(1, "alpha", "simulated", "chat", 1, 8, None, 8.0).as_dict()
 
 
 def campaign(plan: list[dict[str, Any]]) -> dict[str, Any]:
-    return dict.fromkeys(records.CAMPAIGN_KEYS) | {"schema": records.SCHEMA, "model": {"name": "tiny", "shape": None}, "plan": plan}
+    return dict.fromkeys(records.CAMPAIGN_KEYS) | {
+        "schema": records.SCHEMA,
+        "model": {"name": "tiny", "shape": None},
+        "plan": plan,
+    }
 
 
 def test_one_from_before_cases_had_all_of_their_keys_is_continued(tmp_path: Path) -> None:
@@ -26,9 +30,14 @@ def test_one_from_before_cases_had_all_of_their_keys_is_continued(tmp_path: Path
 
 
 def test_a_model_whose_shape_is_known_by_now_is_the_same_model(tmp_path: Path) -> None:
-    """That of a hub's is not known before its first download, and campaigns of earlier versions have none."""
+    """That of a hub's is not known before its first download, and campaigns of earlier versions
+    have none.
+    """
     folder = tmp_path / "campaign"
-    wanted = dict.fromkeys((*resume.SAME, "schema"), records.SCHEMA) | {"model": {"name": "org/name", "shape": None}, "plan": []}
+    wanted = dict.fromkeys((*resume.SAME, "schema"), records.SCHEMA) | {
+        "model": {"name": "org/name", "shape": None},
+        "plan": [],
+    }
     resume.open_campaign(folder, wanted)
     resume.open_campaign(folder, wanted | {"model": {"name": "org/name", "shape": {"layers": 2}}})
     with pytest.raises(PlanError, match="another model"):

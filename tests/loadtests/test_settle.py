@@ -1,4 +1,6 @@
-"""Settling without JSON: whatever a server sends, the fast way must read what the slow way reads."""
+"""Settling without JSON: whatever a server sends, the fast way must read what the slow way
+reads.
+"""
 
 import json
 import random
@@ -8,17 +10,59 @@ import pytest
 
 from loadtests import answers, sse
 
-TEXTS = [" baba", " babe", " babi", " a", "a", "{", "}", "[DONE]", "data: x", "stop", "m", "text", "content", "text: x", ":", ",", "null",
-         "", None, " ", "\t", "\n", "\n\n", 'say "x"', "\\", "\\n", "é", "日本", "\u2028", "\x85", "😀", "\ud800", "?", "\x7f"]  # fmt: skip
+TEXTS = [
+    " baba",
+    " babe",
+    " babi",
+    " a",
+    "a",
+    "{",
+    "}",
+    "[DONE]",
+    "data: x",
+    "stop",
+    "m",
+    "text",
+    "content",
+    "text: x",
+    ":",
+    ",",
+    "null",
+    "",
+    None,
+    " ",
+    "\t",
+    "\n",
+    "\n\n",
+    'say "x"',
+    "\\",
+    "\\n",
+    "é",
+    "日本",
+    "\u2028",
+    "\x85",
+    "😀",
+    "\ud800",
+    "?",
+    "\x7f",
+]
 
 
 def dumped(source: random.Random, body: dict[str, Any]) -> str:
-    """As one JSON library or another writes it: with spaces or without, escaped or not, in any order."""
-    separators = (",", ":") if source.random() < 0.3 else (", ", " : ") if source.random() < 0.1 else None
+    """As one JSON library or another writes it: with spaces or without, escaped or not, in any
+    order.
+    """
+    separators = (
+        (",", ":") if source.random() < 0.3 else (", ", " : ") if source.random() < 0.1 else None
+    )
     text = json.dumps(body, ensure_ascii=source.random() < 0.7, separators=separators)
     if source.random() < 0.15:  # letters may be escaped, too, in values and in keys
         letter = source.choice('abemtx"')
-        text = text.replace(letter, f"\\u{ord(letter):04x}") if letter != '"' else text.replace('\\"', "\\u0022")
+        text = (
+            text.replace(letter, f"\\u{ord(letter):04x}")
+            if letter != '"'
+            else text.replace('\\"', "\\u0022")
+        )
     return text
 
 
@@ -34,17 +78,26 @@ def body_of(source: random.Random, shape: str, text: str | None) -> dict[str, An
         case "new id":
             body |= {"id": f"c-{source.random()}", "created": source.randrange(10)}
         case "same text elsewhere":
-            body = {source.choice(["note", "text", "content"]): source.choice([text, {"content": text}, [{"text": text}]])} | body
+            body = {
+                source.choice(["note", "text", "content"]): source.choice(
+                    [text, {"content": text}, [{"text": text}]]
+                )
+            } | body
         case "same text behind":
             body["system"] = source.choice([text, {"text": text}])
         case "both keys":
             body["choices"] = [{"text": text, "delta": {"content": source.choice(TEXTS)}}]
         case "two choices":
-            body["choices"] = [{"text": text}, source.choice([{"text": ""}, {"text": text}, {"delta": {"content": " baba"}}, {}])]
+            body["choices"] = [
+                {"text": text},
+                source.choice([{"text": ""}, {"text": text}, {"delta": {"content": " baba"}}, {}]),
+            ]
         case "finish":
             choice["finish_reason"] = source.choice(["stop", "length", ""])
         case "usage":
-            body["usage"] = source.choice([None, {}, {"completion_tokens": source.randrange(9)}, {"prompt_tokens": "x"}])
+            body["usage"] = source.choice(
+                [None, {}, {"completion_tokens": source.randrange(9)}, {"prompt_tokens": "x"}]
+            )
         case "timings":
             body["timings"] = source.choice([None, {}, {"queue_ms": 1.5}])
         case "no choices":
@@ -54,8 +107,28 @@ def body_of(source: random.Random, shape: str, text: str | None) -> dict[str, An
     return body
 
 
-SHAPES = ["chat", "completion", "role", "new id", "same text elsewhere", "same text behind", "both keys", "two choices", "finish", "usage",
-          "timings", "no choices", "error", "comment", "two lines", "event line", "no space", "escaped", "broken", "done"]  # fmt: skip
+SHAPES = [
+    "chat",
+    "completion",
+    "role",
+    "new id",
+    "same text elsewhere",
+    "same text behind",
+    "both keys",
+    "two choices",
+    "finish",
+    "usage",
+    "timings",
+    "no choices",
+    "error",
+    "comment",
+    "two lines",
+    "event line",
+    "no space",
+    "escaped",
+    "broken",
+    "done",
+]
 WEIGHTS = [10, 10, 1, 2, 3, 3, 2, 2, 1, 1, 1, 1, 0.2, 1, 1, 1, 1, 1, 0.1, 0.3]
 
 
@@ -67,21 +140,38 @@ def events(source: random.Random) -> list[bytes]:
         if source.random() < 0.25:
             [shape] = source.choices(SHAPES, WEIGHTS)
         text = source.choice(TEXTS[:12]) if source.random() < 0.8 else source.choice(TEXTS)
-        plain = json.dumps(body_of(source, shape, text)) if ascii_only else dumped(source, body_of(source, shape, text))
+        plain = (
+            json.dumps(body_of(source, shape, text))
+            if ascii_only
+            else dumped(source, body_of(source, shape, text))
+        )
         line = f"data: {plain}"
         match shape:
             case "comment":
                 line = source.choice([": still here", ":", "", f": {plain}"])
-            case "escaped":  # the text that counts is hidden behind an escape, and what stands open is another's
-                line = 'data: {"note": {"content": "X"}, "choices": [{"text": "\\u0020baba"}]}'.replace("X", str(source.choice(TEXTS[:3])))
+            # the text that counts is hidden behind an escape, and what stands open is another's
+            case "escaped":
+                line = 'data: {"note": {"content": "X"}, "choices": [{"text": "\\u0020baba"}]}'.replace(
+                    "X", str(source.choice(TEXTS[:3]))
+                )
             case "two lines":
                 line = f"{line}\n{line}"
             case "event line":
-                line = source.choice([f"event: message\nid: 7\n{line}", f"{line}\nid: 7", f"retry: 5\n{line}"])
+                line = source.choice(
+                    [f"event: message\nid: 7\n{line}", f"{line}\nid: 7", f"retry: 5\n{line}"]
+                )
             case "no space":
                 line = source.choice([f"data:{plain}", f"data:  {plain}  "])
             case "broken":
-                line = source.choice(["data: {", "data: 5", "data: []", "data:", line[: source.randrange(6, len(line))]])
+                line = source.choice(
+                    [
+                        "data: {",
+                        "data: 5",
+                        "data: []",
+                        "data:",
+                        line[: source.randrange(6, len(line))],
+                    ]
+                )
             case "done":
                 line = "data: [DONE]"
         found.append(line.encode(errors="surrogatepass"))
@@ -90,9 +180,16 @@ def events(source: random.Random) -> list[bytes]:
 
 def exchange_of(source: random.Random) -> sse.Exchange:
     separator = b"\r\n\r\n" if source.random() < 0.2 else b"\n\n"
-    body = bytearray(separator.join(part.replace(b"\n", separator[: len(separator) // 2]) for part in events(source)) + separator)
+    body = bytearray(
+        separator.join(
+            part.replace(b"\n", separator[: len(separator) // 2]) for part in events(source)
+        )
+        + separator
+    )
     exchange = sse.Exchange(sent_s=0.0, status=200, content_type="text/event-stream", body=body)
-    cuts = sorted({*(source.randrange(1, len(body) + 1) for _ in range(source.randrange(20))), len(body)})
+    cuts = sorted(
+        {*(source.randrange(1, len(body) + 1) for _ in range(source.randrange(20))), len(body)}
+    )
     exchange.lengths, exchange.arrived = cuts, [float(n) for n in range(len(cuts))]
     return exchange
 
@@ -116,10 +213,23 @@ def test_the_fast_way_reads_what_the_slow_way_reads(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("shape", ["chat", "completion"])
-def test_a_stream_that_differs_in_its_text_alone_is_decoded_once(monkeypatch: pytest.MonkeyPatch, shape: str) -> None:
-    body = b"".join(b"data: %s\n\n" % json.dumps(body_of(random.Random(), shape, f" w{n}")).encode() for n in range(100))
-    exchange = sse.Exchange(status=200, content_type="text/event-stream", body=bytearray(body), arrived=[1.0], lengths=[len(body)])
+def test_a_stream_that_differs_in_its_text_alone_is_decoded_once(
+    monkeypatch: pytest.MonkeyPatch, shape: str
+) -> None:
+    body = b"".join(
+        b"data: %s\n\n" % json.dumps(body_of(random.Random(), shape, f" w{n}")).encode()
+        for n in range(100)
+    )
+    exchange = sse.Exchange(
+        status=200,
+        content_type="text/event-stream",
+        body=bytearray(body),
+        arrived=[1.0],
+        lengths=[len(body)],
+    )
     decoded, read_chunk = [], answers.read_chunk
-    monkeypatch.setattr(answers, "read_chunk", lambda payload: decoded.append(payload) or read_chunk(payload))
+    monkeypatch.setattr(
+        answers, "read_chunk", lambda payload: decoded.append(payload) or read_chunk(payload)
+    )
     assert answers.settle(exchange).token_text == [f" w{n}" for n in range(100)]
     assert len(decoded) == 1

@@ -1,5 +1,6 @@
-"""The SSE client's connections and stamps: kept alive, replaced, closed; and each token has the time of its own read."""
-
+"""The SSE client's connections and stamps: kept alive, replaced, closed; and each token has the
+time of its own read.
+"""
 
 import pytest
 
@@ -25,7 +26,7 @@ from tests.loadtests.scripted import (
     until_read,
 )
 
-# ------------------------------------------------------------------------------------------------------------- connections
+# --- connections
 
 
 def test_one_connection_carries_many_requests(server: Scripted) -> None:
@@ -37,14 +38,24 @@ def test_one_connection_carries_many_requests(server: Scripted) -> None:
         assert is_whole(answers.settle(exchange))
     connection.close()
     assert server.connections == 1
-    assert [request.partition(b"\r\n\r\n")[2] for request in server.requests] == [b'{"turn": %d}' % turn for turn in range(20)]
+    assert [request.partition(b"\r\n\r\n")[2] for request in server.requests] == [
+        b'{"turn": %d}' % turn for turn in range(20)
+    ]
     head = server.requests[0].split(b"\r\n")
     assert head[0] == b"POST /base/v1/completions HTTP/1.1"
-    assert {b"Accept-Encoding: identity", b"Authorization: Bearer secret", b"Host: " + server.url[7:].encode()} <= {*head}
+    assert {
+        b"Accept-Encoding: identity",
+        b"Authorization: Bearer secret",
+        b"Host: " + server.url[7:].encode(),
+    } <= {*head}
 
 
-@pytest.mark.parametrize("last_words", [(), (b"HTT",)], ids=["closed while idle", "closed in the answer"])
-def test_a_stale_connection_is_replaced_once_and_only_before_an_answer(server: Scripted, last_words: tuple[bytes, ...]) -> None:
+@pytest.mark.parametrize(
+    "last_words", [(), (b"HTT",)], ids=["closed while idle", "closed in the answer"]
+)
+def test_a_stale_connection_is_replaced_once_and_only_before_an_answer(
+    server: Scripted, last_words: tuple[bytes, ...]
+) -> None:
     server.scripts += [[sized(EVENTS)], [*last_words, CLOSE], [sized(EVENTS)]]
     connection = sse.Connection(server.url, PATIENCE_S)
     first, second = sse.Exchange(), sse.Exchange()
@@ -53,20 +64,33 @@ def test_a_stale_connection_is_replaced_once_and_only_before_an_answer(server: S
     connection.close()
     assert is_whole(answers.settle(first))
     if last_words:  # something was answered: to ask again might be to ask for the work twice
-        assert (second.error, server.connections, len(server.requests)) == ("connection closed in the headers", 1, 2)
+        assert (second.error, server.connections, len(server.requests)) == (
+            "connection closed in the headers",
+            1,
+            2,
+        )
     else:
-        assert is_whole(answers.settle(second)) and (server.connections, len(server.requests)) == (2, 3)
+        assert is_whole(answers.settle(second)) and (server.connections, len(server.requests)) == (
+            2,
+            3,
+        )
 
 
 def test_an_answer_that_was_reset_is_not_asked_for_again(server: Scripted) -> None:
     connection = sse.Connection(server.url, PATIENCE_S)
     first, second = sse.Exchange(), sse.Exchange()
-    server.scripts += [[sized(EVENTS)], [CHUNKED + chunk(event(" baba")), until_read(second, 1), RESET]]
+    server.scripts += [
+        [sized(EVENTS)],
+        [CHUNKED + chunk(event(" baba")), until_read(second, 1), RESET],
+    ]
     connection.post("/", b"{}", first)
     connection.post("/", b"{}", second)
     connection.close()
     settled = answers.settle(second)
-    assert (settled.error, settled.token_text) == ("connection failed: Connection reset by peer", [" baba"])
+    assert (settled.error, settled.token_text) == (
+        "connection failed: Connection reset by peer",
+        [" baba"],
+    )
     assert (server.connections, len(server.requests)) == (1, 2)
 
 
@@ -77,11 +101,19 @@ def test_a_new_connection_that_is_closed_is_not_asked_again(server: Scripted) ->
     for exchange in exchanges:
         connection.post("/", b"{}", exchange)
     connection.close()
-    assert [exchange.error for exchange in exchanges] == [None, "connection closed before an answer", None]
+    assert [exchange.error for exchange in exchanges] == [
+        None,
+        "connection closed before an answer",
+        None,
+    ]
     assert len(server.requests) == 4
 
 
-@pytest.mark.parametrize("head", [HEAD + b"Connection: close\r\n", HEAD.replace(b"1.1", b"1.0")], ids=["header", "HTTP/1.0"])
+@pytest.mark.parametrize(
+    "head",
+    [HEAD + b"Connection: close\r\n", HEAD.replace(b"1.1", b"1.0")],
+    ids=["header", "HTTP/1.0"],
+)
 def test_a_server_that_closes_is_not_kept(server: Scripted, head: bytes) -> None:
     server.scripts += [[sized(EVENTS, head)], [sized(EVENTS, head)]]
     connection = sse.Connection(server.url, PATIENCE_S)
@@ -92,13 +124,16 @@ def test_a_server_that_closes_is_not_kept(server: Scripted, head: bytes) -> None
     assert server.connections == 2
 
 
-# ------------------------------------------------------------------------------------------------------------------ stamps
+# --- stamps
 
 
 @pytest.mark.parametrize("coded", [True, False], ids=["chunked", "until closed"])
-def test_a_token_has_the_stamp_of_the_read_that_completed_its_event(server: Scripted, coded: bool) -> None:
+def test_a_token_has_the_stamp_of_the_read_that_completed_its_event(
+    server: Scripted, coded: bool
+) -> None:
     one, two, three, four = (event(f" {word}") for word in rule.VOCABULARY[:4])
-    # The second event comes in three reads, and the third one ends in the last of these; the fourth lacks only its last byte.
+    # The second event comes in three reads, and the third one ends in the last of these; the fourth
+    # lacks only its last byte.
     pieces = [one, two[:5], two[5:-1], two[-1:] + three, four[:-1], b"\n" + DONE]
     exchange = sse.Exchange()
     script: list[Step] = [CHUNKED if coded else UNTIL_CLOSED, 0.01]
@@ -109,13 +144,20 @@ def test_a_token_has_the_stamp_of_the_read_that_completed_its_event(server: Scri
     connection.post("/", b"{}", exchange)
     connection.close()
     settled = answers.settle(exchange)
-    assert settled.error is None and settled.token_text == [f" {word}" for word in rule.VOCABULARY[:4]]
+    assert settled.error is None and settled.token_text == [
+        f" {word}" for word in rule.VOCABULARY[:4]
+    ]
     assert settled.token_s == [exchange.arrived[read] for read in (0, 3, 3, 5)]
     sent_s = server.sent_s[1:]  # without the headers
-    for read, at in enumerate(exchange.arrived[: len(pieces)]):  # one clock: each read lies between two sends
+    # one clock: each read lies between two sends
+    for read, at in enumerate(exchange.arrived[: len(pieces)]):
         assert sent_s[read] <= at
         assert read + 1 == len(pieces) or at <= sent_s[read + 1]
-    assert exchange.sent_s is not None and exchange.sent_s <= server.sent_s[0] and exchange.done_s >= exchange.arrived[-1]
+    assert (
+        exchange.sent_s is not None
+        and exchange.sent_s <= server.sent_s[0]
+        and exchange.done_s >= exchange.arrived[-1]
+    )
 
 
 def test_events_in_one_read_have_one_stamp_and_headers_have_none(server: Scripted) -> None:

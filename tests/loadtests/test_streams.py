@@ -1,4 +1,6 @@
-"""Who reads the streams, and that all answers are taken, however late. Like test_hub.py in processes of their own."""
+"""Who reads the streams, and that all answers are taken, however late. Like test_hub.py in
+processes of their own.
+"""
 
 import os
 import subprocess
@@ -55,7 +57,9 @@ print("fine")
 
 @READS
 def test_many_answers_that_end_while_the_loop_stands_still_are_all_taken(reads: str) -> None:
-    """Each was told of inside the one before, which went too deep; and a greenlet that was killed told the others, which it may not."""
+    """Each was told of inside the one before, which went too deep; and a greenlet that was killed
+    told the others, which it may not.
+    """
     assert run(TOGETHER, reads) == "fine\n"
 
 
@@ -64,8 +68,15 @@ def test_it_is_compiled_once_and_where_that_is_impossible_python_reads(tmp_path:
     code = "from loadtests.streams import streams; print(streams().reader)"
 
     def readers(count: int, **environment: str) -> list[str]:
-        running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, **environment})
-                   for _ in range(count)]  # fmt: skip
+        running = [
+            subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, **environment},
+            )
+            for _ in range(count)
+        ]
         return [one.communicate(timeout=60)[0].strip() for one in running]
 
     cache = {"XDG_CACHE_HOME": str(tmp_path)}
@@ -76,5 +87,7 @@ def test_it_is_compiled_once_and_where_that_is_impossible_python_reads(tmp_path:
     library.write_bytes(b"not a library")
     assert readers(1, **cache) == ["python"]
     (tmp_path / "file").touch()
-    assert readers(1, XDG_CACHE_HOME=str(tmp_path / "file")) == ["python"], "no folder can be made there"
+    assert readers(1, XDG_CACHE_HOME=str(tmp_path / "file")) == ["python"], (
+        "no folder can be made there"
+    )
     assert readers(1, XDG_CACHE_HOME="", HOME="~") == ["python"], "there is no home"

@@ -1,4 +1,6 @@
-"""Telemetry of real processes, and of GPUs through a fake driver library. Shapes, order and loose ratios: machines are noisy."""
+"""Telemetry of real processes, and of GPUs through a fake driver library. Shapes, order and loose
+ratios: machines are noisy.
+"""
 
 import json
 import os
@@ -21,8 +23,9 @@ from tests.loadtests import exposing
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 60  # for what must happen at all; not a measurement
 
-# Burns 1 s of CPU in a tree: 0.3 s in a child of a child, 0.3 s in that child, which lives on until stdin is closed, 0.2 s in
-# another child, which ends soon (too soon to be sampled, perhaps), and 0.2 s itself.
+# Burns 1 s of CPU in a tree: 0.3 s in a child of a child, 0.3 s in that child, which lives on until
+# stdin is closed, 0.2 s in another child, which ends soon (too soon to be sampled, perhaps), and
+# 0.2 s itself.
 BURNER = """
 import subprocess, sys, time
 BURN = "import time\\nwhile time.process_time() < 0.02 + %s: pass\\n"  # the kernel cuts user and system time down to whole ticks of 10 ms
@@ -62,8 +65,16 @@ def start() -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=os.environ | environment, text=True, start_new_session=True,
-                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env=os.environ | environment,
+            text=True,
+            start_new_session=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         started.append(process)
         return process
 
@@ -83,11 +94,28 @@ def start() -> Iterator[Start]:
 def telemetry(start: Start, tmp_path: Path) -> Start:
     """Starts telemetry that writes tmp_path/telemetry.jsonl, of which `rows` waits for."""
 
-    def telemetry(load_pid: int, server_pid: int | None = None, metrics_of: str = "", **environment: str) -> subprocess.Popen[str]:
-        arguments = ["--out", str(tmp_path / "telemetry.jsonl"), "--clock-zero", str(time.perf_counter()), "--interval", "0.05"]
+    def telemetry(
+        load_pid: int, server_pid: int | None = None, metrics_of: str = "", **environment: str
+    ) -> subprocess.Popen[str]:
+        arguments = [
+            "--out",
+            str(tmp_path / "telemetry.jsonl"),
+            "--clock-zero",
+            str(time.perf_counter()),
+            "--interval",
+            "0.05",
+        ]
         server = [] if server_pid is None else ["--server-pid", str(server_pid)]
         server += ["--metrics-of", metrics_of] if metrics_of else []
-        return start("-m", "loadtests.telemetry", *arguments, "--load-pid", str(load_pid), *server, **environment)
+        return start(
+            "-m",
+            "loadtests.telemetry",
+            *arguments,
+            "--load-pid",
+            str(load_pid),
+            *server,
+            **environment,
+        )
 
     return telemetry
 
@@ -111,7 +139,9 @@ def end(process: subprocess.Popen[str]) -> str:
     return said
 
 
-def test_it_yields_to_the_load_generator_as_a_session_too(telemetry: Start, start: Start, tmp_path: Path) -> None:
+def test_it_yields_to_the_load_generator_as_a_session_too(
+    telemetry: Start, start: Start, tmp_path: Path
+) -> None:
     process = telemetry(start("-c", "import sys; sys.stdin.read()").pid)
     rows(tmp_path, bool)
     share = Path(f"/proc/{process.pid}/autogroup")
@@ -120,38 +150,58 @@ def test_it_yields_to_the_load_generator_as_a_session_too(telemetry: Start, star
     end(process)
 
 
-def test_rows_have_the_schemas_keys_and_rise_in_time(telemetry: Start, start: Start, tmp_path: Path) -> None:
+def test_rows_have_the_schemas_keys_and_rise_in_time(
+    telemetry: Start, start: Start, tmp_path: Path
+) -> None:
     load = start("-c", "import sys; sys.stdin.read()")
     process = telemetry(load.pid, os.getpid())
     # PSS is there in the first row, and then again about a second later
-    found = rows(tmp_path, lambda found: len([row for row in found if row["load"]["pss_bytes"]]) >= 2 and len(found) >= 5)
+    found = rows(
+        tmp_path,
+        lambda found: (
+            len([row for row in found if row["load"]["pss_bytes"]]) >= 2 and len(found) >= 5
+        ),
+    )
     end(process)
 
     text = (tmp_path / "telemetry.jsonl").read_text()
-    assert text.endswith("\n") and len(found) <= len([json.loads(line) for line in text.splitlines()])
+    assert text.endswith("\n") and len(found) <= len(
+        [json.loads(line) for line in text.splitlines()]
+    )
     for row in found:
         assert list(row) == list(TELEMETRY_FIELDS)
         assert list(row["server"]) == list(row["load"]) == list(PROCESS_FIELDS)
         assert row["server"]["processes"] >= 1 and row["load"]["threads"] >= 1
-        assert row["memory_available_bytes"] > 0 and row["swap_used_bytes"] >= 0 and row["load_average"] >= 0
+        assert (
+            row["memory_available_bytes"] > 0
+            and row["swap_used_bytes"] >= 0
+            and row["load_average"] >= 0
+        )
     times = [row["time_s"] for row in found]
     assert times == sorted(set(times)) and times[0] > 0 and times[-1] < PATIENCE_S
     assert any(row["load"]["pss_bytes"] is None for row in found)
 
 
-def test_without_a_server_its_column_is_null(telemetry: Start, start: Start, tmp_path: Path) -> None:
+def test_without_a_server_its_column_is_null(
+    telemetry: Start, start: Start, tmp_path: Path
+) -> None:
     process = telemetry(start("-c", "import sys; sys.stdin.read()").pid)
     found = rows(tmp_path, lambda found: len(found) >= 2)
     end(process)
     assert [row["server"] for row in found] == [None] * len(found)
 
 
-def test_the_whole_tree_is_counted_and_counters_never_fall(telemetry: Start, start: Start, tmp_path: Path) -> None:
+def test_the_whole_tree_is_counted_and_counters_never_fall(
+    telemetry: Start, start: Start, tmp_path: Path
+) -> None:
     server = start("-c", BURNER)
     process = telemetry(os.getpid(), server.pid)
     assert server.stdout and server.stdin and server.stdout.readline() == "burnt\n"
     before_s = rows(tmp_path, bool)[-1]["time_s"]
-    burnt = rows(tmp_path, lambda found: found[-1]["time_s"] > before_s and found[-1]["server"]["processes"] == 2)[-1]
+    burnt = rows(
+        tmp_path,
+        lambda found: found[-1]["time_s"] > before_s and found[-1]["server"]["processes"] == 2,
+    )[-1]
     server.stdin.close()
     assert server.stdout.readline() == "alone\n"
     alone = rows(tmp_path, lambda found: found[-1]["server"]["processes"] == 1)[-1]
@@ -160,9 +210,11 @@ def test_the_whole_tree_is_counted_and_counters_never_fall(telemetry: Start, sta
     found = rows(tmp_path, lambda found: found[-1]["server"]["processes"] == 0)
     end(process)
 
-    assert 0.95 < burnt["server"]["cpu_s"] < 3  # 1.0 and a start of Python; two of the four processes have ended
+    # 1.0 and a start of Python; two of the four processes have ended
+    assert 0.95 < burnt["server"]["cpu_s"] < 3
     assert burnt["server"]["processes"] == 2
-    assert alone["server"]["cpu_s"] >= burnt["server"]["cpu_s"]  # the child ended, what it had used stays
+    # the child ended, what it had used stays
+    assert alone["server"]["cpu_s"] >= burnt["server"]["cpu_s"]
     assert alone["server"]["cpu_s"] < burnt["server"]["cpu_s"] + 0.5  # and it did not count twice
     for name in ("cpu_s", "context_switches_total"):
         values = [row["server"][name] for row in found]
@@ -171,14 +223,20 @@ def test_the_whole_tree_is_counted_and_counters_never_fall(telemetry: Start, sta
     assert busy == sorted(busy)
 
 
-def test_context_switches_of_all_threads_count(telemetry: Start, start: Start, tmp_path: Path) -> None:
+def test_context_switches_of_all_threads_count(
+    telemetry: Start, start: Start, tmp_path: Path
+) -> None:
     server = start("-c", SLEEPER)
     process = telemetry(os.getpid(), server.pid)
-    assert rows(tmp_path, lambda found: bool(found) and found[-1]["server"]["context_switches_total"] > 500)
+    assert rows(
+        tmp_path, lambda found: bool(found) and found[-1]["server"]["context_switches_total"] > 500
+    )
     end(process)
 
 
-def test_ends_in_time_on_sigterm_with_whole_lines_and_states_its_cost(telemetry: Start, start: Start, tmp_path: Path) -> None:
+def test_ends_in_time_on_sigterm_with_whole_lines_and_states_its_cost(
+    telemetry: Start, start: Start, tmp_path: Path
+) -> None:
     process = telemetry(os.getpid())
     rows(tmp_path, lambda found: len(found) >= 2)
     said = end(process)
@@ -195,7 +253,9 @@ def test_a_killed_telemetry_leaves_readable_lines(telemetry: Start, tmp_path: Pa
     assert len(read_lines(tmp_path / "telemetry.jsonl")) >= 3
 
 
-def test_ends_by_itself_when_the_load_generator_is_gone(telemetry: Start, start: Start, tmp_path: Path) -> None:
+def test_ends_by_itself_when_the_load_generator_is_gone(
+    telemetry: Start, start: Start, tmp_path: Path
+) -> None:
     load = start("-c", "import sys; sys.stdin.read()")
     process = telemetry(load.pid)
     rows(tmp_path, lambda found: len(found) >= 2)
@@ -211,9 +271,12 @@ def test_ends_by_itself_when_the_load_generator_is_gone(telemetry: Start, start:
     assert len(read_lines(tmp_path / "telemetry.jsonl")) == count
 
 
-@pytest.mark.parametrize("answer", [exposing.hangs, exposing.drips, exposing.endless, exposing.says("{}")])
+@pytest.mark.parametrize(
+    "answer", [exposing.hangs, exposing.drips, exposing.endless, exposing.says("{}")]
+)
 def test_no_answer_of_the_servers_metrics_stops_the_sampling_or_its_end(
-        telemetry: Start, tmp_path: Path, answer: Callable[..., Any]) -> None:
+    telemetry: Start, tmp_path: Path, answer: Callable[..., Any]
+) -> None:
     with exposing.exposing() as server:
         server.answers = [answer]
         process = telemetry(os.getpid(), metrics_of=server.url)
@@ -221,7 +284,8 @@ def test_no_answer_of_the_servers_metrics_stops_the_sampling_or_its_end(
         rows(tmp_path, lambda found: len(found) >= asked + 5)
         began = time.monotonic()
         end(process)
-        assert time.monotonic() - began < PATIENCE_S / 12  # nor does it wait for the patience of a scrape
+        # nor does it wait for the patience of a scrape
+        assert time.monotonic() - began < PATIENCE_S / 12
     assert read_lines(tmp_path / "server_metrics.jsonl") in ([], [ANY])
 
 
@@ -280,33 +344,65 @@ def driver(folder: Path, source: str = FAKE_NVML) -> str:
     if compiler is None:
         pytest.skip("no C compiler for the fake NVIDIA driver")
     (folder / "nvml.c").write_text(source)
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", folder / "libnvidia-ml.so.1", folder / "nvml.c"], check=True)
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-o", folder / "libnvidia-ml.so.1", folder / "nvml.c"],
+        check=True,
+    )
     return str(folder)
 
 
 def test_gpus_are_read_as_the_driver_says(telemetry: Start, tmp_path: Path) -> None:
-    def answered(found: list[dict[str, Any]]) -> list[dict[str, Any]]:  # on a busy machine an answer may miss its row
+    # on a busy machine an answer may miss its row
+    def answered(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [row for row in found if row["gpus"][0]["power_w"] is not None]
 
-    process = telemetry(os.getpid(), os.getpid(), LD_LIBRARY_PATH=driver(tmp_path), SERVER_PID=str(os.getpid()))
+    process = telemetry(
+        os.getpid(), os.getpid(), LD_LIBRARY_PATH=driver(tmp_path), SERVER_PID=str(os.getpid())
+    )
     found = rows(tmp_path, lambda found: len(answered(found)) >= 40)
     said = end(process)
 
-    first = {"index": 0, "utilization_percent": 40.0, "memory_used_bytes": 20 << 30, "power_w": 250.5, "energy_j": 5e6,
-             "sm_clock_mhz": 1980.0, "temperature_c": 61.0, "throttle_reasons": 0, "memory_clock_mhz": 2619.0,
-             "pcie_rx_bytes_per_s": None, "pcie_tx_bytes_per_s": None, "server_memory_bytes": None}  # fmt: skip
-    slowly = {"pcie_rx_bytes_per_s": 3e6, "pcie_tx_bytes_per_s": 2e6, "server_memory_bytes": 5 << 30}
-    second = first | {"index": 1, "utilization_percent": 41.0, "power_w": 251.5, "energy_j": None, "temperature_c": 62.0,
-                      "throttle_reasons": 0x24}  # fmt: skip
+    first = {
+        "index": 0,
+        "utilization_percent": 40.0,
+        "memory_used_bytes": 20 << 30,
+        "power_w": 250.5,
+        "energy_j": 5e6,
+        "sm_clock_mhz": 1980.0,
+        "temperature_c": 61.0,
+        "throttle_reasons": 0,
+        "memory_clock_mhz": 2619.0,
+        "pcie_rx_bytes_per_s": None,
+        "pcie_tx_bytes_per_s": None,
+        "server_memory_bytes": None,
+    }
+    slowly = {
+        "pcie_rx_bytes_per_s": 3e6,
+        "pcie_tx_bytes_per_s": 2e6,
+        "server_memory_bytes": 5 << 30,
+    }
+    second = first | {
+        "index": 1,
+        "utilization_percent": 41.0,
+        "power_w": 251.5,
+        "energy_j": None,
+        "temperature_c": 62.0,
+        "throttle_reasons": 0x24,
+    }
     assert list(first) == list(GPU_FIELDS)
     asked_slowly = [row["gpus"][0]["pcie_rx_bytes_per_s"] is not None for row in answered(found)]
     for sample, (row, slow) in enumerate(zip(answered(found), asked_slowly, strict=True), start=1):
         more = slowly if slow else {}
         assert row["gpus"][0] == first | more | {"energy_j": 5e6 + 0.5 * sample}
-        assert row["gpus"][1] == second | more | {"power_w": None if sample in (3, 5) else 251.5, "server_memory_bytes": None}
+        assert row["gpus"][1] == second | more | {
+            "power_w": None if sample in (3, 5) else 251.5,
+            "server_memory_bytes": None,
+        }
     assert 2 <= sum(asked_slowly) <= len(asked_slowly) / 2, "once a second"
     assert said.count("GPU is lost") == 1 and "GPU 1" in said
-    assert "not supported" not in said.lower() and "null where" in said and "no NVIDIA GPU" not in said
+    assert (
+        "not supported" not in said.lower() and "null where" in said and "no NVIDIA GPU" not in said
+    )
 
 
 def test_a_driver_that_hangs_does_not_stop_the_sampling(telemetry: Start, tmp_path: Path) -> None:
@@ -319,7 +415,9 @@ def test_a_driver_that_hangs_does_not_stop_the_sampling(telemetry: Start, tmp_pa
 
 
 @pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="this machine has an NVIDIA GPU")
-def test_without_a_gpu_the_list_is_empty_and_that_is_said_once(telemetry: Start, tmp_path: Path) -> None:
+def test_without_a_gpu_the_list_is_empty_and_that_is_said_once(
+    telemetry: Start, tmp_path: Path
+) -> None:
     process = telemetry(os.getpid())
     found = rows(tmp_path, lambda found: len(found) >= 3)
     said = end(process)

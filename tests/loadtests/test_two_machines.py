@@ -1,4 +1,6 @@
-"""A whole campaign whose load comes from another machine: two network namespaces with a cable between them."""
+"""A whole campaign whose load comes from another machine: two network namespaces with a cable
+between them.
+"""
 
 import os
 import shutil
@@ -30,7 +32,20 @@ def machines() -> Iterator[tuple[list[str], list[str]]]:
     try:
         for name in names:
             ip("netns", "add", name)
-        ip("-n", names[0], "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", names[1])
+        ip(
+            "-n",
+            names[0],
+            "link",
+            "add",
+            "cable",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "cable",
+            "netns",
+            names[1],
+        )
         for name, address in zip(names, (HERE, THERE), strict=True):
             ip("-n", name, "address", "add", f"{address}/24", "dev", "cable")
             for device in ("lo", "cable"):
@@ -43,27 +58,76 @@ def machines() -> Iterator[tuple[list[str], list[str]]]:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)
 
 
-def test_the_load_comes_from_another_machine(bench: Bench, machines: tuple[list[str], list[str]]) -> None:
+def test_the_load_comes_from_another_machine(
+    bench: Bench, machines: tuple[list[str], list[str]]
+) -> None:
     here, there = machines
-    worker = subprocess.Popen([*there, sys.executable, "-m", "loadtests.worker", f"{HERE}:{PORT}"], cwd=launch.ROOT, text=True,
-                              env=bench.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
-    command = bench.command(*QUICK, "--servers", "fastapi_threadpool", "--repeat", "2", "--duration", "1",
-                            "--listen", f"{HERE}:{PORT}", "--out", "two")  # fmt: skip
-    done = subprocess.run([*here, *command], cwd=bench.folder, env=bench.environment, capture_output=True, text=True, timeout=PATIENCE_S)
+    worker = subprocess.Popen(
+        [*there, sys.executable, "-m", "loadtests.worker", f"{HERE}:{PORT}"],
+        cwd=launch.ROOT,
+        text=True,
+        env=bench.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    command = bench.command(
+        *QUICK,
+        "--servers",
+        "fastapi_threadpool",
+        "--repeat",
+        "2",
+        "--duration",
+        "1",
+        "--listen",
+        f"{HERE}:{PORT}",
+        "--out",
+        "two",
+    )
+    done = subprocess.run(
+        [*here, *command],
+        cwd=bench.folder,
+        env=bench.environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    wait_for(lambda: [process.pid for process in bench.processes()] == [worker.pid], "the worker alone, waiting for the next case")
+    wait_for(
+        lambda: [process.pid for process in bench.processes()] == [worker.pid],
+        "the worker alone, waiting for the next case",
+    )
     worker.terminate()
-    assert worker.communicate(timeout=PATIENCE_S) == ("case done\ncase done\n", "") and worker.returncode == 0
+    assert (
+        worker.communicate(timeout=PATIENCE_S) == ("case done\ncase done\n", "")
+        and worker.returncode == 0
+    )
     assert bench.left_over() == []
 
     assert len(runs(bench.folder / "two")) == 2
     for folder, run in runs(bench.folder / "two"):
         rows = table(folder, "requests")
-        assert run["status"] == "ok" and HERE in run["command"], "the server listens where the other machine finds it"
-        assert {run["counts"][name] for name in ("sent", "rows", "locust_requests")} == {len(rows)} and len(rows) > 20
-        assert {row["answer"] for row in rows} == {"exact"} and {row["user"] for row in rows} == {0, 1, 2}
+        assert run["status"] == "ok" and HERE in run["command"], (
+            "the server listens where the other machine finds it"
+        )
+        assert {run["counts"][name] for name in ("sent", "rows", "locust_requests")} == {
+            len(rows)
+        } and len(rows) > 20
+        assert {row["answer"] for row in rows} == {"exact"} and {row["user"] for row in rows} == {
+            0,
+            1,
+            2,
+        }
         [found] = run["load_workers"]
-        assert found["rows"] == len(rows) and found["offset_s"] == 0, "both have one clock, whatever they guess"
+        assert found["rows"] == len(rows) and found["offset_s"] == 0, (
+            "both have one clock, whatever they guess"
+        )
         assert abs(found["estimated_offset_s"]) <= found["round_trip_s"] / 2
         for row in rows:
-            assert row["scheduled_s"] <= row["sent_s"] < row["first_s"] <= row["last_s"] <= row["done_s"]
+            assert (
+                row["scheduled_s"]
+                <= row["sent_s"]
+                < row["first_s"]
+                <= row["last_s"]
+                <= row["done_s"]
+            )

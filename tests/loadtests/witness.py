@@ -1,4 +1,6 @@
-"""A server that answers by the planted rule and remembers what it was asked, and loads that are driven against it without a campaign."""
+"""A server that answers by the planted rule and remembers what it was asked, and loads that are
+driven against it without a campaign.
+"""
 
 import json
 import ssl
@@ -13,16 +15,29 @@ from typing import Any
 from loadtests import generator, records
 from servers import contract, rule
 
-KINDS = {contract.COMPLETIONS: contract.CompletionRequest, contract.CHAT_COMPLETIONS: contract.ChatCompletionRequest}
-SCENARIO = {"arrivals": "poisson", "endpoint": "completions", "prompt_tokens": [4, 16], "output_tokens": [2, 4], "warmup_s": 0.5,
-            "warmup_max_s": 0.5, "drain_s": 20, "timeout_s": 30}  # fmt: skip
+KINDS = {
+    contract.COMPLETIONS: contract.CompletionRequest,
+    contract.CHAT_COMPLETIONS: contract.ChatCompletionRequest,
+}
+SCENARIO = {
+    "arrivals": "poisson",
+    "endpoint": "completions",
+    "prompt_tokens": [4, 16],
+    "output_tokens": [2, 4],
+    "warmup_s": 0.5,
+    "warmup_max_s": 0.5,
+    "drain_s": 20,
+    "timeout_s": 30,
+}
 CLOSED = SCENARIO | {"arrivals": "closed", "endpoint": "chat"}
 SEED = "1/test/1"
 
 
 @dataclass
 class Asked:
-    """One request as it came, on our clock: how many were unanswered with it, and what was answered."""
+    """One request as it came, on our clock: how many were unanswered with it, and what was
+    answered.
+    """
 
     at_s: float
     request_id: str
@@ -34,12 +49,19 @@ class Asked:
 
 
 class Witness(ThreadingHTTPServer):
-    """`answer_s` is how long an answer takes, `step_s` how long each of its events; a request for which `fails` is refused with 500."""
+    """`answer_s` is how long an answer takes, `step_s` how long each of its events; a request for
+    which `fails` is refused with 500.
+    """
 
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(self, answer_s: float = 0.0, step_s: float = 0.0, fails: Callable[[Asked], bool] = lambda asked: False):
+    def __init__(
+        self,
+        answer_s: float = 0.0,
+        step_s: float = 0.0,
+        fails: Callable[[Asked], bool] = lambda asked: False,
+    ):
         self.answer_s, self.step_s, self.fails = answer_s, step_s, fails
         self.asked: list[Asked] = []
         self.unanswered = 0
@@ -63,7 +85,9 @@ class Witness(ThreadingHTTPServer):
     def use_tls(self, certificate: Path) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
-        self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+        self.socket = context.wrap_socket(
+            self.socket, server_side=True, do_handshake_on_connect=False
+        )
         self.url = f"https://localhost:{self.server_port}"
 
 
@@ -81,7 +105,12 @@ class Handler(BaseHTTPRequestHandler):
         request = contract.parse(KINDS[self.path], body)
         with server.lock:
             server.unanswered += 1
-            asked = Asked(time.perf_counter(), self.headers["X-Request-Id"], json.loads(body), server.unanswered)
+            asked = Asked(
+                time.perf_counter(),
+                self.headers["X-Request-Id"],
+                json.loads(body),
+                server.unanswered,
+            )
             server.asked.append(asked)
         time.sleep(server.answer_s)
         with server.lock:  # before the client can know
@@ -92,15 +121,21 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(asked, 200, contract.SSE_CONTENT_TYPE, self.events(request, asked))
 
     def reply(self, asked: Asked, status: int, content_type: str, pieces: list[bytes]) -> None:
-        head = f"HTTP/1.1 {status} Status\r\nContent-Type: {content_type}\r\nContent-Length: {sum(map(len, pieces))}\r\n\r\n".encode()
+        head = (
+            f"HTTP/1.1 {status} Status\r\nContent-Type: {content_type}\r\nContent-Length:"
+            f" {sum(map(len, pieces))}\r\n\r\n".encode()
+        )
         for piece in [head, *pieces] if self.server.step_s else [head + b"".join(pieces)]:
             time.sleep(0.0 if piece is head else self.server.step_s)
             asked.sent_s.append(time.perf_counter())
             self.wfile.write(piece)
 
     def events(self, request: contract.Request, asked: Asked) -> list[bytes]:
-        text = (request.prompt if isinstance(request, contract.CompletionRequest)
-                else rule.chat_text([(message.role, message.content) for message in request.messages]))  # fmt: skip
+        text = (
+            request.prompt
+            if isinstance(request, contract.CompletionRequest)
+            else rule.chat_text([(message.role, message.content) for message in request.messages])
+        )
         words = rule.continuation_words(text, request.max_tokens)
         asked.said, asked.prompt_tokens = " ".join(words), rule.count_tokens(text)
         outcome = contract.Outcome(asked.prompt_tokens, len(words), "length", 0, 0, 0)
@@ -122,16 +157,35 @@ class Driven:
 
     def in_window(self) -> list[dict[str, Any]]:
         start_s, end_s = self.window
-        return sorted((row for row in self.rows if start_s <= row["scheduled_s"] < end_s), key=lambda row: row["scheduled_s"])
+        return sorted(
+            (row for row in self.rows if start_s <= row["scheduled_s"] < end_s),
+            key=lambda row: row["scheduled_s"],
+        )
 
 
 def task_of(url: str, scenario: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"base_url": url, "model": "m", "planted": True, "scenario": scenario, "scenario_name": "test", "users": None, "rate": None,
-            "duration_s": 1.0, "clock_zero_s": time.perf_counter(), "seed": SEED, **more}  # fmt: skip
+    return {
+        "base_url": url,
+        "model": "m",
+        "planted": True,
+        "scenario": scenario,
+        "scenario_name": "test",
+        "users": None,
+        "rate": None,
+        "duration_s": 1.0,
+        "clock_zero_s": time.perf_counter(),
+        "seed": SEED,
+        **more,
+    }
 
 
-def drive(folder: Path, task: dict[str, Any], workers: generator.Workers, watch: Callable[[dict[str, Any]], None] = lambda said: None,
-          web_port: int | None = None) -> Driven:  # fmt: skip
+def drive(
+    folder: Path,
+    task: dict[str, Any],
+    workers: generator.Workers,
+    watch: Callable[[dict[str, Any]], None] = lambda said: None,
+    web_port: int | None = None,
+) -> Driven:
     """To its end. Raises generator.LoadFailed; the rows are in the folder then, too."""
     folder.mkdir()
     with generator.generating(folder, task, workers, web_port=web_port) as load:

@@ -1,6 +1,8 @@
-"""The smallest server that keeps the contract, standard library only, and one fault at a time to break it with.
+"""The smallest server that keeps the contract, standard library only, and one fault at a time to
+break it with.
 
-    python -m tests.servers.broken early_role 8000      then: python -m servers verify http://127.0.0.1:8000
+python -m tests.servers.broken early_role 8000      then: python -m servers verify
+http://127.0.0.1:8000
 """
 
 import json
@@ -17,7 +19,13 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, TextMessage
 
 from servers import contract, rule
-from servers.contract import Answer, ChatCompletionRequest, CompletionRequest, ContractError, Outcome
+from servers.contract import (
+    Answer,
+    ChatCompletionRequest,
+    CompletionRequest,
+    ContractError,
+    Outcome,
+)
 
 MODEL = "serveoff-tiny"
 PREFILL_S, STEP_S = 0.03, 0.002
@@ -49,7 +57,10 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/metrics" and self.server.fault != "no_metrics":
             while self.server.fault == "stands_still_while_it_answers" and self.server.prompts:
                 time.sleep(0.01)
-            gauge = f"# TYPE serveoff_requests_in_flight gauge\nserveoff_requests_in_flight {len(self.server.prompts)}\n"
+            gauge = (
+                "# TYPE serveoff_requests_in_flight gauge\nserveoff_requests_in_flight"
+                f" {len(self.server.prompts)}\n"
+            )
             self.reply(200, gauge.encode(), "text/plain")
         else:
             self.reply(405 if self.path in KINDS else 404, contract.error_body(404, "no such page"))
@@ -79,7 +90,11 @@ class Handler(BaseHTTPRequestHandler):
         if asked > CONTEXT:
             raise ContractError(400, "beyond the context", "max_tokens")
         chat = isinstance(request, ChatCompletionRequest)
-        prompt = rule.chat_text([(m.role, m.content) for m in request.messages]) if chat else request.prompt
+        prompt = (
+            rule.chat_text([(m.role, m.content) for m in request.messages])
+            if chat
+            else request.prompt
+        )
         with self.server.in_flight(prompt):
             if self.upgraded:
                 self.stream(request, prompt, asked)
@@ -98,7 +113,8 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(answer._chunk("", None).encode())
         held = ""
         for i, item in enumerate(self.server.generate(prompt, asked)):
-            text = (": still here\n\n" if fault == "sends_comments" else "") + answer.event(item)  # a comment is no fault
+            # a comment is no fault
+            text = (": still here\n\n" if fault == "sends_comments" else "") + answer.event(item)
             if i == 30:  # late, so that only a whole look finds it
                 text = {"drops_a_token": "", "doubles_a_token": 2 * text}.get(fault, text)
             if fault == "no_done":
@@ -106,24 +122,35 @@ class Handler(BaseHTTPRequestHandler):
             if fault == "wrong_usage_of_streams":
                 text = text.replace('"completion_tokens": ', '"completion_tokens": 1')
             held += text
-            if fault != "buffers" or len(held) > 16_384 or not isinstance(item, str):  # as a proxy in between does it
+            # as a proxy in between does it
+            if fault != "buffers" or len(held) > 16_384 or not isinstance(item, str):
                 try:
                     self.send_events(held)
                 except OSError:
-                    if fault not in ("vanished_client_holds_its_slot", "stands_still_while_it_answers"):
+                    if fault not in (
+                        "vanished_client_holds_its_slot",
+                        "stands_still_while_it_answers",
+                    ):
                         raise
                 held = ""
 
     def send_events(self, events: str) -> None:
         if self.upgraded:
-            self.wfile.write(b"".join(self.upgraded.send(TextMessage(payload)) for payload in contract.payloads(events)))
+            self.wfile.write(
+                b"".join(
+                    self.upgraded.send(TextMessage(payload))
+                    for payload in contract.payloads(events)
+                )
+            )
         else:
             self.wfile.write(events.encode())
 
     def talk(self) -> None:
         """A WebSocket, to its end; each message is answered as if it were POSTed."""
         self.upgraded = WSConnection(ConnectionType.SERVER)
-        self.upgraded.initiate_upgrade_connection([(name.encode(), value.encode()) for name, value in self.headers.items()], self.path)
+        self.upgraded.initiate_upgrade_connection(
+            [(name.encode(), value.encode()) for name, value in self.headers.items()], self.path
+        )
         self.wfile.write(self.upgraded.send(AcceptConnection()))
         while data := self.connection.recv(65536):
             self.upgraded.receive_data(data)
@@ -134,7 +161,9 @@ class Handler(BaseHTTPRequestHandler):
                     except ContractError as error:
                         if self.server.fault == "hangs_up_on_refusal":
                             return
-                        self.wfile.write(self.upgraded.send(TextMessage(contract.error_message(error))))
+                        self.wfile.write(
+                            self.upgraded.send(TextMessage(contract.error_message(error)))
+                        )
 
 
 class Server(ThreadingHTTPServer):
@@ -168,7 +197,14 @@ class Server(ThreadingHTTPServer):
                 prompt = self.prompts[-1]  # whoever came last
             yield " " + rule.VOCABULARY[(rule.successor_index(prompt) + i) % rule.WORDS]
         said = count + 1 if self.fault == "wrong_usage" else count
-        yield Outcome(rule.count_tokens(prompt), said, "length", 0.0, 1e3 * PREFILL_S, 1e3 * (time.perf_counter() - began - PREFILL_S))
+        yield Outcome(
+            rule.count_tokens(prompt),
+            said,
+            "length",
+            0.0,
+            1e3 * PREFILL_S,
+            1e3 * (time.perf_counter() - began - PREFILL_S),
+        )
 
 
 @contextmanager

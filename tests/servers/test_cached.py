@@ -1,4 +1,6 @@
-"""What only a cache of answers does: the same again is not generated again, and but for the time that it takes nobody can tell."""
+"""What only a cache of answers does: the same again is not generated again, and but for the time
+that it takes nobody can tell.
+"""
 
 import http.client
 import json
@@ -22,19 +24,30 @@ NAMES = ("fastapi_cached", "fastapi_cached_redis")
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
     """For tests whose prompts are their own."""
     with start(request.param, "simulated", tmp_path_factory.mktemp(request.param)) as running:
         yield running
 
 
-def asked(server: Running, body: dict[str, Any], path: str = contract.COMPLETIONS) -> tuple[str, Any]:
+def asked(
+    server: Running, body: dict[str, Any], path: str = contract.COMPLETIONS
+) -> tuple[str, Any]:
     """What the cache had to say, and the answer."""
     before = counters(server.base_url)
     status, said = ask(server.base_url, path, body)
     assert status == 200, said
     after = counters(server.base_url)
-    return " ".join(what for what in ("hits", "misses", "errors") if after[name := f"serveoff_cache_{what}_total"] > before[name]), said
+    return (
+        " ".join(
+            what
+            for what in ("hits", "misses", "errors")
+            if after[name := f"serveoff_cache_{what}_total"] > before[name]
+        ),
+        said,
+    )
 
 
 def same(said: Any) -> Any:
@@ -51,7 +64,10 @@ def streamed(body: dict[str, Any]) -> dict[str, Any]:
 def bodies(prompt: str, **more: Any) -> dict[str, dict[str, Any]]:
     completion = wanted(prompt=prompt, **more)
     chat = {key: value for key, value in completion.items() if key != "prompt"}
-    return {contract.COMPLETIONS: completion, contract.CHAT_COMPLETIONS: chat | {"messages": [{"role": "user", "content": prompt}]}}
+    return {
+        contract.COMPLETIONS: completion,
+        contract.CHAT_COMPLETIONS: chat | {"messages": [{"role": "user", "content": prompt}]},
+    }
 
 
 @pytest.mark.parametrize("path", [contract.COMPLETIONS, contract.CHAT_COMPLETIONS])
@@ -60,13 +76,24 @@ def test_a_hit_is_the_same_answer(server: Running, path: str, more: dict[str, An
     first, second = (bodies(prompt, **more)[path] for prompt in ("first baba", "second baba"))
     how, plain = asked(server, first, path)
     again, replayed = asked(server, first, path)
-    assert (how, again) == ("misses", "hits") and same(replayed) == same(plain) and replayed["id"] != plain["id"]
-    assert set(replayed["timings"].values()) == {0.0} and plain["timings"]["predicted_ms"] > 0, "no engine has worked on it"
+    assert (
+        (how, again) == ("misses", "hits")
+        and same(replayed) == same(plain)
+        and replayed["id"] != plain["id"]
+    )
+    assert set(replayed["timings"].values()) == {0.0} and plain["timings"]["predicted_ms"] > 0, (
+        "no engine has worked on it"
+    )
     how, stream = asked(server, streamed(second), path)
     again, replay = asked(server, streamed(second), path)
-    assert (how, again) == ("misses", "hits") and same(replay) == same(stream) and replay.endswith("data: [DONE]\n\n")
+    assert (
+        (how, again) == ("misses", "hits")
+        and same(replay) == same(stream)
+        and replay.endswith("data: [DONE]\n\n")
+    )
     assert len(same(stream)) >= 5 + 2, "one event a token, the end, usage"
-    for body, said in ((streamed(first), same(stream)), (second, same(plain))):  # the other way than it was kept
+    # the other way than it was kept
+    for body, said in ((streamed(first), same(stream)), (second, same(plain))):
         how, replay = asked(server, body, path)
         assert how == "hits" and same(replay) == said
 
@@ -75,8 +102,15 @@ def test_whatever_may_change_the_answer_is_asked_of_the_engine(server: Running) 
     body = wanted(prompt="changed baba")
     assert asked(server, body)[0] == "misses"
     others: list[dict[str, Any]] = [
-        {"max_tokens": 6}, {"stop": "babo"}, {"prompt": "changed  baba"}, {"ignore_eos": False}, {"temperature": 0.5, "seed": 5},
-        {"temperature": 0.5, "seed": 6}, {"temperature": 0.6, "seed": 6}, {"temperature": 0.6, "seed": 6, "top_p": 0.5}]  # fmt: skip
+        {"max_tokens": 6},
+        {"stop": "babo"},
+        {"prompt": "changed  baba"},
+        {"ignore_eos": False},
+        {"temperature": 0.5, "seed": 5},
+        {"temperature": 0.5, "seed": 6},
+        {"temperature": 0.6, "seed": 6},
+        {"temperature": 0.6, "seed": 6, "top_p": 0.5},
+    ]
     for other in others:
         assert asked(server, body | other)[0] == "misses", other
         assert asked(server, body | other)[0] == "hits", other
@@ -93,7 +127,9 @@ def test_what_may_be_another_answer_each_time_is_not_kept(server: Running) -> No
 def test_a_refusal_is_not_kept(server: Running) -> None:
     before = counters(server.base_url)
     for _ in range(2):
-        status, said = ask(server.base_url, contract.COMPLETIONS, wanted(prompt="refused", max_tokens=10**7))
+        status, said = ask(
+            server.base_url, contract.COMPLETIONS, wanted(prompt="refused", max_tokens=10**7)
+        )
         assert status == 400 and said["error"]["code"] == "context_length_exceeded"
     after = counters(server.base_url)
     assert not [name for name, value in after.items() if "cache" in name and value != before[name]]
@@ -101,7 +137,10 @@ def test_a_refusal_is_not_kept(server: Running) -> None:
 
 def test_tokens_of_a_hit_are_counted_too(server: Running) -> None:
     before = counters(server.base_url)["serveoff_tokens_total"]
-    assert [asked(server, wanted(prompt="counted baba", stream=stream))[0] for stream in (False, False, True)] == ["misses", "hits", "hits"]
+    assert [
+        asked(server, wanted(prompt="counted baba", stream=stream))[0]
+        for stream in (False, False, True)
+    ] == ["misses", "hits", "hits"]
     assert counters(server.base_url)["serveoff_tokens_total"] - before == 15
 
 
@@ -110,7 +149,12 @@ def under_way(server: Running, body: dict[str, Any]) -> Iterator[http.client.HTT
     """A stream whose first token has come; its client goes at the end."""
     connection = http.client.HTTPConnection(server.base_url.removeprefix("http://"), timeout=60)
     try:
-        connection.request("POST", contract.COMPLETIONS, json.dumps(body | {"stream": True}), {"Content-Type": "application/json"})
+        connection.request(
+            "POST",
+            contract.COMPLETIONS,
+            json.dumps(body | {"stream": True}),
+            {"Content-Type": "application/json"},
+        )
         with connection.getresponse() as response:
             assert response.read1()
             yield response
@@ -134,13 +178,24 @@ def test_of_two_at_once_both_are_generated(server: Running) -> None:
     body = wanted(prompt="twice baba", max_tokens=600)
     with under_way(server, body) as response:
         how, said = asked(server, body)
-        first = "".join(contract.read_chunk(line.removeprefix(b"data: ")).text for line in response if b"choices" in line)
+        first = "".join(
+            contract.read_chunk(line.removeprefix(b"data: ")).text
+            for line in response
+            if b"choices" in line
+        )
     assert how == "misses" and said["choices"][0]["text"].endswith(first) and len(first) > 100
     assert asked(server, body)[0] == "hits"
 
 
 def test_what_is_replayed_keeps_the_contract(server: Running) -> None:
-    checks = (verify.plain_answers, verify.max_tokens, verify.framing, verify.stream_exact, verify.trickles, verify.first_chunk)
+    checks = (
+        verify.plain_answers,
+        verify.max_tokens,
+        verify.framing,
+        verify.stream_exact,
+        verify.trickles,
+        verify.first_chunk,
+    )
     said = []
     for _ in range(2):  # whose prompts are the same
         before = counters(server.base_url)["serveoff_cache_misses_total"]
@@ -150,18 +205,25 @@ def test_what_is_replayed_keeps_the_contract(server: Running) -> None:
     assert said[0] >= 7 and said[1] == 0
 
 
-# ----------------------------------------------------------------------------------------------- bounds, and a Redis that is gone
+# --- bounds, and a Redis that is gone
 
 
-def test_a_full_cache_drops_what_was_not_asked_for_longest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_cache_drops_what_was_not_asked_for_longest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SERVEOFF_CACHE_ENTRIES", "2")
     with start("fastapi_cached", "simulated", tmp_path) as running:
-        found = [asked(running, wanted(prompt=prompt))[0] for prompt in ("baba", "babe", "baba", "babi", "baba", "babi", "babe")]
+        found = [
+            asked(running, wanted(prompt=prompt))[0]
+            for prompt in ("baba", "babe", "baba", "babi", "baba", "babi", "babe")
+        ]
     assert found == ["misses", "misses", "hits", "misses", "hits", "hits", "misses"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_answer_is_kept_so_long_and_no_longer(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_is_kept_so_long_and_no_longer(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SERVEOFF_CACHE_TTL_S", "3")
     with start(name, "simulated", tmp_path) as running:
         assert [asked(running, wanted())[0] for _ in range(2)] == ["misses", "hits"]
@@ -180,7 +242,9 @@ def test_without_its_redis_it_answers_on(tmp_path: Path) -> None:
 
     @contextmanager
     def redis() -> Iterator["subprocess.Popen[bytes]"]:
-        process = subprocess.Popen(here(described.processes["redis"].command), stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            here(described.processes["redis"].command), stdout=subprocess.DEVNULL
+        )
         try:
             while not is_ready(str(tmp_path / "redis.sock")):
                 time.sleep(0.02)
@@ -192,10 +256,17 @@ def test_without_its_redis_it_answers_on(tmp_path: Path) -> None:
 
     server = replace(described, processes={}, command=here(described.command))
     model = launch.resolve_model("tiny", needs_weights=False)
-    with launch.running(server, "simulated", model, Share(), tmp_path / "log", simulated=QUICK) as running:
+    with launch.running(
+        server, "simulated", model, Share(), tmp_path / "log", simulated=QUICK
+    ) as running:
+
         def answered(stream: bool = False) -> str:
             how, said = asked(running, wanted(stream=stream))
-            texts = [choice["text"] for event in (same(said) if stream else [said]) for choice in event["choices"]]
+            texts = [
+                choice["text"]
+                for event in (same(said) if stream else [said])
+                for choice in event["choices"]
+            ]
             assert "".join(texts) == rule.continuation("baba", 5)
             return how
 

@@ -9,17 +9,24 @@ from servers import catalog, checkouts
 from servers.checkouts import CheckoutError
 
 SERVER = 'summary = "{}"\ncommand = ["serve"]\nengines = ["simulated"]\n'
-PROJECT = '[project]\nname = "x"\ndependencies = ["psutil"]\n[project.optional-dependencies]\nfastapi = ["fastapi{}"]\ndev = ["pytest{}"]\n'
+PROJECT = (
+    '[project]\nname = "x"\ndependencies = ["psutil"]\n[project.optional-dependencies]\nfastapi ='
+    ' ["fastapi{}"]\ndev = ["pytest{}"]\n'
+)
 
 
 def git(folder: Path, *arguments: str) -> str:
     command = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org", *arguments]
-    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        command, cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two revisions: in the second, the working tree, server and pytest are others, and results are there."""
+    """Two revisions: in the second, the working tree, server and pytest are others, and results are
+    there.
+    """
     root = tmp_path / "repository"
     (root / "servers" / "mine").mkdir(parents=True)
     git(root, "init", "-q", "-b", "main")
@@ -38,10 +45,17 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_revision_has_its_own_servers(repository: Path) -> None:
     found = checkouts.of_revision("main~1")
-    assert catalog.find("mine", found).summary == "old" and catalog.find("mine", catalog.Checkout(repository)).summary == "new"
-    assert found.programs is None and not (found.root / "results").exists()  # what only we need is no reason for an environment
+    assert (
+        catalog.find("mine", found).summary == "old"
+        and catalog.find("mine", catalog.Checkout(repository)).summary == "new"
+    )
+    # what only we need is no reason for an environment
+    assert found.programs is None and not (found.root / "results").exists()
     assert checkouts.of_revision(checkouts.commit_of("main~1")[:12]) == found
-    assert git(repository, "status", "--porcelain") == "" and git(repository, "worktree", "list").count("\n") == 0
+    assert (
+        git(repository, "status", "--porcelain") == ""
+        and git(repository, "worktree", "list").count("\n") == 0
+    )
 
 
 def test_what_a_killed_command_left_is_made_anew(repository: Path) -> None:
@@ -53,27 +67,40 @@ def test_what_a_killed_command_left_is_made_anew(repository: Path) -> None:
 
 def test_other_requirements_mean_an_environment_of_its_own(repository: Path) -> None:
     (repository / "pyproject.toml").write_text(PROJECT.format(">=0.1", ""))
-    with pytest.raises(CheckoutError, match="could not be installed by its `nox -s bench`"):  # it has no noxfile
+    # it has no noxfile
+    with pytest.raises(CheckoutError, match="could not be installed by its `nox -s bench`"):
         checkouts.of_revision("main~1")
     (repository / "noxfile.py").write_text(
-        "import nox\nnox.options.default_venv_backend = 'virtualenv'\n@nox.session\ndef bench(session):\n    session.run('false')\n")
+        "import nox\nnox.options.default_venv_backend = 'virtualenv'\n@nox.session\ndef"
+        " bench(session):\n    session.run('false')\n"
+    )
     git(repository, "add", "-A")
     git(repository, "commit", "-q", "-m", "with a noxfile")
     (repository / "pyproject.toml").write_text(PROJECT.format(">=0.2", ""))
     found = checkouts.of_revision("main")
     assert found.programs is not None and (found.programs / "python").exists()
     server = catalog.find("mine", found)
-    assert server.missing("simulated") == [] and checkouts.of_revision("main").programs == found.programs
+    assert (
+        server.missing("simulated") == []
+        and checkouts.of_revision("main").programs == found.programs
+    )
 
 
 def test_an_unknown_revision_is_one_sentence(repository: Path) -> None:
-    with pytest.raises(CheckoutError, match="git knows no revision 'maain' here; `git branch -a` and `git tag` list what there is"):
+    with pytest.raises(
+        CheckoutError,
+        match=(
+            "git knows no revision 'maain' here; `git branch -a` and `git tag` list what there is"
+        ),
+    ):
         checkouts.of_revision("maain")
     with pytest.raises(CheckoutError, match="no revision '--help'"):
         checkouts.of_revision("--help")
 
 
-def test_a_shallow_clone_says_so(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shallow_clone_says_so(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     git(tmp_path, "clone", "-q", "--depth", "1", repository.as_uri(), "shallow")
     monkeypatch.setattr(checkouts, "ROOT", tmp_path / "shallow")
     with pytest.raises(CheckoutError, match="this clone is shallow: fetch it first"):

@@ -1,6 +1,8 @@
-"""Whatever is sent to a server: no 5xx, no crash, nothing that stays behind, and the next good request is answered exactly.
+"""Whatever is sent to a server: no 5xx, no crash, nothing that stays behind, and the next good
+request is answered exactly.
 
-Requests are made by hypothesis, the same ones in every run (`derandomize`); REQUESTS of each kind for each server.
+Requests are made by hypothesis, the same ones in every run (`derandomize`); REQUESTS of each kind
+for each server.
 """
 
 import contextlib
@@ -23,27 +25,77 @@ from tests.servers.starting import MODEL, OURS, ask, start, wanted
 pytestmark = pytest.mark.slow
 
 REQUESTS = 120  # of each of the five kinds, for each of more than twenty servers
-SETTINGS = settings(max_examples=REQUESTS, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+SETTINGS = settings(
+    max_examples=REQUESTS,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
 ANSWERS_S = 20.0  # a bound against hanging
 LEAKS = ("Traceback", 'File "', "site-packages", str(launch.ROOT))
-GROWTH_BYTES = 32 * 2**20  # memory may grow by this in the second half: allocators and caches, far less than a leak for each request
+# memory may grow by this in the second half: allocators and caches, far less than a leak for each
+# request
+GROWTH_BYTES = 32 * 2**20
 
-# ------------------------------------------------------------------------------------------------------------- what is sent
+# --- what is sent
 
-numbers = st.one_of(st.integers(), st.integers(-(10**400), 10**400), st.floats(), st.sampled_from([-1, 0, 1, 2**31, 2**63, 2**64, 1e308]))
-texts = st.text(max_size=50) | st.sampled_from(["", "\0", "\ud800", "baba", "NaN", "\u202e", "\x1b[2J"])
+numbers = st.one_of(
+    st.integers(),
+    st.integers(-(10**400), 10**400),
+    st.floats(),
+    st.sampled_from([-1, 0, 1, 2**31, 2**63, 2**64, 1e308]),
+)
+texts = st.text(max_size=50) | st.sampled_from(
+    ["", "\0", "\ud800", "baba", "NaN", "\u202e", "\x1b[2J"]
+)
 scalars = st.none() | st.booleans() | numbers | texts
-values = st.recursive(scalars, lambda one: st.lists(one, max_size=4) | st.dictionaries(st.text(max_size=8), one, max_size=4), max_leaves=8)
-FIELDS = ["model", "prompt", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop", "stream",
-          "stream_options", "ignore_eos", "n", "best_of", "echo", "logprobs", "suffix", "tools", "logit_bias", "user"]  # fmt: skip
+values = st.recursive(
+    scalars,
+    lambda one: st.lists(one, max_size=4) | st.dictionaries(st.text(max_size=8), one, max_size=4),
+    max_leaves=8,
+)
+FIELDS = [
+    "model",
+    "prompt",
+    "messages",
+    "max_tokens",
+    "max_completion_tokens",
+    "temperature",
+    "top_p",
+    "seed",
+    "stop",
+    "stream",
+    "stream_options",
+    "ignore_eos",
+    "n",
+    "best_of",
+    "echo",
+    "logprobs",
+    "suffix",
+    "tools",
+    "logit_bias",
+    "user",
+]
 GOOD: dict[str, dict[str, Any]] = {
     contract.COMPLETIONS: wanted(),
-    contract.CHAT_COMPLETIONS: {"model": MODEL, "messages": [{"role": "user", "content": "baba"}], "max_tokens": 5},
+    contract.CHAT_COMPLETIONS: {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "baba"}],
+        "max_tokens": 5,
+    },
 }
 paths = st.sampled_from(list(GOOD))
-changed = st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=12), values, min_size=1, max_size=3)
-messages = st.lists(st.fixed_dictionaries({}, optional={"role": st.sampled_from(["user", "system", "tool"]) | values, "content": values}),
-                    max_size=3)  # fmt: skip
+changed = st.dictionaries(
+    st.sampled_from(FIELDS) | st.text(max_size=12), values, min_size=1, max_size=3
+)
+messages = st.lists(
+    st.fixed_dictionaries(
+        {},
+        optional={"role": st.sampled_from(["user", "system", "tool"]) | values, "content": values},
+    ),
+    max_size=3,
+)
 
 
 def encoded(value: Any) -> bytes:
@@ -56,12 +108,16 @@ def cut_and_spoiled(body: bytes, at: int, junk: bytes) -> bytes:
     return body[:at] + junk + body[at + len(junk) // 2 :]
 
 
-# --------------------------------------------------------------------------------------------------------------- the answers
+# --- the answers
 
 
 @pytest.fixture(scope="module", params=OURS)
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with start(request.param, "simulated", tmp_path_factory.mktemp("fuzz"), prefill_ms=0, step_ms=0) as running:
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    with start(
+        request.param, "simulated", tmp_path_factory.mktemp("fuzz"), prefill_ms=0, step_ms=0
+    ) as running:
         yield running
 
 
@@ -77,18 +133,33 @@ def exchange(server: Running, sent: bytes, patience_s: float = ANSWERS_S) -> byt
     return b""
 
 
-def request(path: str, body: bytes, method: str = "POST", headers: str = "Content-Type: application/json\r\n") -> bytes:
-    return f"{method} {path} HTTP/1.1\r\nHost: it\r\n{headers}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
+def request(
+    path: str,
+    body: bytes,
+    method: str = "POST",
+    headers: str = "Content-Type: application/json\r\n",
+) -> bytes:
+    return (
+        f"{method} {path} HTTP/1.1\r\nHost: it\r\n{headers}Content-Length:"
+        f" {len(body)}\r\nConnection: close\r\n\r\n".encode()
+        + body
+    )
 
 
 def is_no_failure(answer: bytes) -> bool:
-    """No answer, or one whose status is below 500; 501 and 505 say that HTTP itself has it, and that this server does not."""
+    """No answer, or one whose status is below 500; 501 and 505 say that HTTP itself has it, and
+    that this server does not.
+    """
     status = re.match(rb"HTTP/1\.\d (\d{3})", answer)
-    return not answer or (status is not None and (int(status[1]) < 500 or status[1] in (b"501", b"505")))
+    return not answer or (
+        status is not None and (int(status[1]) < 500 or status[1] in (b"501", b"505"))
+    )
 
 
 def is_refused_or_answered(status: int, said: Any) -> bool:
-    """As the contract says it: an answer, or its envelope with a message that shows nothing of the program."""
+    """As the contract says it: an answer, or its envelope with a message that shows nothing of the
+    program.
+    """
     if status == 200:
         return True
     return status in (400, 404, 413) and not any(leak in said["error"]["message"] for leak in LEAKS)
@@ -115,7 +186,11 @@ def test_any_messages(server: Running) -> None:
     @SETTINGS
     @given(messages)
     def fuzz(said: list[dict[str, Any]]) -> None:
-        status, answer = ask(server.base_url, contract.CHAT_COMPLETIONS, encoded(GOOD[contract.CHAT_COMPLETIONS] | {"messages": said}))
+        status, answer = ask(
+            server.base_url,
+            contract.CHAT_COMPLETIONS,
+            encoded(GOOD[contract.CHAT_COMPLETIONS] | {"messages": said}),
+        )
         assert is_refused_or_answered(status, answer), (status, answer)
 
     fuzz()
@@ -126,7 +201,11 @@ def test_any_bytes_as_a_body(server: Running) -> None:
     @SETTINGS
     @given(paths, st.integers(0, 200), st.binary(max_size=20), st.booleans())
     def fuzz(path: str, at: int, junk: bytes, whole: bool) -> None:
-        status, said = ask(server.base_url, path, junk if whole and junk else cut_and_spoiled(encoded(GOOD[path]), at, junk))
+        status, said = ask(
+            server.base_url,
+            path,
+            junk if whole and junk else cut_and_spoiled(encoded(GOOD[path]), at, junk),
+        )
         assert is_refused_or_answered(status, said), (status, said)
 
     fuzz()
@@ -135,16 +214,46 @@ def test_any_bytes_as_a_body(server: Running) -> None:
 
 def test_any_method_and_type(server: Running) -> None:
     words = st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZ", min_size=1, max_size=12)
-    methods = st.sampled_from(["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "TRACE", "post", "CONNECT"]) | words
-    types = st.sampled_from(["", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "a", ";;;",
-                             "application/json; charset=utf-16", "application/json; charset=nonsense"])  # fmt: skip
-    places = st.sampled_from([*GOOD, "/", "/v1", "/v1/models", "/health", "/metrics", "//", "/%00", "/%ff", "/../../etc/passwd",
-                              contract.COMPLETIONS + "?" + "a=b&" * 50])  # fmt: skip
+    methods = (
+        st.sampled_from(
+            ["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "TRACE", "post", "CONNECT"]
+        )
+        | words
+    )
+    types = st.sampled_from(
+        [
+            "",
+            "text/plain",
+            "application/x-www-form-urlencoded",
+            "multipart/form-data; boundary=x",
+            "a",
+            ";;;",
+            "application/json; charset=utf-16",
+            "application/json; charset=nonsense",
+        ]
+    )
+    places = st.sampled_from(
+        [
+            *GOOD,
+            "/",
+            "/v1",
+            "/v1/models",
+            "/health",
+            "/metrics",
+            "//",
+            "/%00",
+            "/%ff",
+            "/../../etc/passwd",
+            contract.COMPLETIONS + "?" + "a=b&" * 50,
+        ]
+    )
 
     @SETTINGS
     @given(methods, places, types)
     def fuzz(method: str, place: str, kind: str) -> None:
-        sent = request(place, encoded(wanted()), method, f"Content-Type: {kind}\r\n" if kind else "")
+        sent = request(
+            place, encoded(wanted()), method, f"Content-Type: {kind}\r\n" if kind else ""
+        )
         assert is_no_failure(exchange(server, sent)), sent
 
     fuzz()
@@ -165,15 +274,28 @@ def test_any_bytes_at_all(server: Running) -> None:
     serves_on(server)
 
 
-# ------------------------------------------------------------------------------------------------------ what is sent too much
+# --- what is sent too much
 
 
-@pytest.mark.parametrize("headers", [
-    "".join(f"X-{n}: {n}\r\n" for n in range(3000)), f"X-Long: {'a' * 200_000}\r\n", "Content-Length: 3\r\n",
-    "Transfer-Encoding: chunked\r\n",
-    "Transfer-Encoding: nonsense\r\n", "Content-Length: -1\r\n", "Content-Encoding: gzip\r\n", "Expect: 100-continue\r\n", "X-Bad\r\n",
-    "X-Request-Id: \x01\x02\r\n", "Authorization: Bearer \xff\r\n", "Accept-Encoding: nonsense\r\n", "Host: other\r\n",
-], ids=lambda headers: headers[:30])  # fmt: skip
+@pytest.mark.parametrize(
+    "headers",
+    [
+        "".join(f"X-{n}: {n}\r\n" for n in range(3000)),
+        f"X-Long: {'a' * 200_000}\r\n",
+        "Content-Length: 3\r\n",
+        "Transfer-Encoding: chunked\r\n",
+        "Transfer-Encoding: nonsense\r\n",
+        "Content-Length: -1\r\n",
+        "Content-Encoding: gzip\r\n",
+        "Expect: 100-continue\r\n",
+        "X-Bad\r\n",
+        "X-Request-Id: \x01\x02\r\n",
+        "Authorization: Bearer \xff\r\n",
+        "Accept-Encoding: nonsense\r\n",
+        "Host: other\r\n",
+    ],
+    ids=lambda headers: headers[:30],
+)
 def test_headers(server: Running, headers: str) -> None:
     answer = exchange(server, request(contract.COMPLETIONS, encoded(wanted()), headers=headers))
     assert is_no_failure(answer), answer[:500]
@@ -181,19 +303,30 @@ def test_headers(server: Running, headers: str) -> None:
 
 
 def test_a_body_of_ten_megabytes(server: Running) -> None:
-    status, _ = ask(server.base_url, contract.COMPLETIONS, encoded(wanted(prompt="baba " * 2_000_000)))
+    status, _ = ask(
+        server.base_url, contract.COMPLETIONS, encoded(wanted(prompt="baba " * 2_000_000))
+    )
     assert status == 413
     serves_on(server)
 
 
 def test_nothing_that_is_asked_is_logged(server: Running) -> None:
-    for body in (wanted(prompt="needle baba"), wanted(prompt="needle", temperature=9), wanted(prompt="needle", model="needle")):
+    for body in (
+        wanted(prompt="needle baba"),
+        wanted(prompt="needle", temperature=9),
+        wanted(prompt="needle", model="needle"),
+    ):
         ask(server.base_url, contract.COMPLETIONS, body)
         ask(server.base_url, contract.COMPLETIONS, encoded(body)[:-1], "needle")
         ask(server.base_url, "/v1/needle?needle=1", body)
     time.sleep(0.2)
     logs = [server.log, *server.log.parent.glob(f"{server.log.stem}.*")]
-    assert not [line for log in logs for line in log.read_text(errors="replace").splitlines() if "needle" in line]
+    assert not [
+        line
+        for log in logs
+        for line in log.read_text(errors="replace").splitlines()
+        if "needle" in line
+    ]
 
 
 def processes(server: Running) -> list[psutil.Process]:
@@ -204,7 +337,9 @@ def processes(server: Running) -> list[psutil.Process]:
 def held(server: Running) -> tuple[int, int]:
     """(file descriptors, bytes of memory that are only theirs) of all its processes."""
     found = processes(server)
-    return sum(process.num_fds() for process in found), sum(process.memory_full_info().uss for process in found)
+    return sum(process.num_fds() for process in found), sum(
+        process.memory_full_info().uss for process in found
+    )
 
 
 def settled(read: Callable[[], int], bound: int) -> int:
@@ -216,14 +351,18 @@ def settled(read: Callable[[], int], bound: int) -> int:
 
 
 def test_idle_connections_and_half_requests_cost_nobody_else(server: Running) -> None:
-    """300 that say nothing, and 100 that stop in the middle: one that a thread or a process must wait for is answered nonetheless."""
+    """300 that say nothing, and 100 that stop in the middle: one that a thread or a process must
+    wait for is answered nonetheless.
+    """
     if server.server in ONE_AT_A_TIME:
         pytest.skip("a synchronous worker waits for whom it has accepted: see its README.md")
     host, port = server.base_url.removeprefix("http://").split(":")
     before, _ = held(server)
     with contextlib.ExitStack() as stack:
         for number in range(400):
-            connection = stack.enter_context(socket.create_connection((host, int(port)), timeout=ANSWERS_S))
+            connection = stack.enter_context(
+                socket.create_connection((host, int(port)), timeout=ANSWERS_S)
+            )
             if number >= 300:
                 connection.sendall(request(contract.COMPLETIONS, encoded(wanted()))[:-10])
         serves_on(server)
@@ -239,6 +378,7 @@ def test_nothing_grows(server: Running) -> None:
 
     A heap that is collected late (V8's) grows for a while and then stands; a leak grows every time.
     """
+
     def bad(times: int) -> None:
         for number in range(times):
             ask(server.base_url, contract.COMPLETIONS, wanted(prompt=f"baba \ud800 {number}" * 50))

@@ -13,10 +13,20 @@ from servers.verify import checks_of, verify
 from tests.servers.starting import MODEL, OURS, SERVERS, ask, start, wanted
 
 
-@pytest.mark.parametrize("name", [name for name in OURS if SERVERS[name].options and "simulated" in SERVERS[name].engines])
-def test_with_the_last_value_of_each_option_it_keeps_the_contract(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [name for name in OURS if SERVERS[name].options and "simulated" in SERVERS[name].engines],
+)
+def test_with_the_last_value_of_each_option_it_keeps_the_contract(
+    name: str, tmp_path: Path
+) -> None:
     server = SERVERS[name]
-    with start(name, "simulated", tmp_path, options={option: values[-1] for option, values in server.options.items()}) as running:
+    with start(
+        name,
+        "simulated",
+        tmp_path,
+        options={option: values[-1] for option, values in server.options.items()},
+    ) as running:
         checks = verify(running.base_url, checks=checks_of(False, server.waives, server.transports))
     assert all(check.ok for check in checks), [check for check in checks if not check.ok]
 
@@ -27,16 +37,23 @@ def offering(option: str) -> list[str]:
 
 @pytest.mark.parametrize("name", offering("threads"))
 @pytest.mark.parametrize("threads", ["4", "16"])
-def test_so_many_requests_are_worked_on_as_it_has_threads(name: str, threads: str, tmp_path: Path) -> None:
+def test_so_many_requests_are_worked_on_as_it_has_threads(
+    name: str, threads: str, tmp_path: Path
+) -> None:
     def took(_: int) -> float:
         began = time.perf_counter()
         assert ask(running.base_url, contract.COMPLETIONS, wanted(max_tokens=20))[0] == 200
         return time.perf_counter() - began
 
-    with start(name, "simulated", tmp_path, options={"threads": threads}, step_ms=50, max_batch=32) as running, \
-            ThreadPoolExecutor(24) as clients:  # fmt: skip
+    with (
+        start(
+            name, "simulated", tmp_path, options={"threads": threads}, step_ms=50, max_batch=32
+        ) as running,
+        ThreadPoolExecutor(24) as clients,
+    ):
         times = sorted(clients.map(took, range(24)))
-    at_once = sum(each < 1.6 * times[0] for each in times)  # whoever had to wait took at least twice as long
+    # whoever had to wait took at least twice as long
+    at_once = sum(each < 1.6 * times[0] for each in times)
     assert at_once == int(threads), times
 
 
@@ -45,21 +62,49 @@ def test_json_is_serialised_by_the_library_that_was_chosen(name: str, tmp_path: 
     said = {}
     for value in SERVERS[name].options["json"]:
         with start(name, "simulated", tmp_path, options={"json": value}) as running:
-            _, text = ask(running.base_url, contract.CHAT_COMPLETIONS, {"model": MODEL, "messages": [{"role": "user", "content": "baba"}],
-                                                                        "max_tokens": 3, "ignore_eos": True, "stream": True})
+            _, text = ask(
+                running.base_url,
+                contract.CHAT_COMPLETIONS,
+                {
+                    "model": MODEL,
+                    "messages": [{"role": "user", "content": "baba"}],
+                    "max_tokens": 3,
+                    "ignore_eos": True,
+                    "stream": True,
+                },
+            )
         chunks = [event.removeprefix("data: ") for event in text.split("\n\n")[:-2]]
         said[value] = [json.loads(chunk)["choices"] for chunk in chunks]
-        compact = [chunk == json.dumps(json.loads(chunk), separators=(",", ":")) for chunk in chunks]
+        compact = [
+            chunk == json.dumps(json.loads(chunk), separators=(",", ":")) for chunk in chunks
+        ]
         assert compact == [value == "orjson"] * 4
     assert said["prepared"] == said["stdlib"] == said["orjson"]
 
 
 @pytest.mark.parametrize("name", offering("gzip"))
 def test_gzip_compresses_plain_answers_and_leaves_streams_alone(name: str, tmp_path: Path) -> None:
-    with start(name, "simulated", tmp_path, options={"gzip": "on"}) as running, httpx.Client(base_url=running.base_url) as client:
+    with (
+        start(name, "simulated", tmp_path, options={"gzip": "on"}) as running,
+        httpx.Client(base_url=running.base_url) as client,
+    ):
         plain = client.post(contract.COMPLETIONS, json=wanted(max_tokens=400))
-        assert plain.headers["Content-Encoding"] == "gzip" and plain.json()["choices"][0]["text"] == rule.continuation("baba", 400)
+        assert plain.headers["Content-Encoding"] == "gzip" and plain.json()["choices"][0][
+            "text"
+        ] == rule.continuation("baba", 400)
         assert int(plain.headers["Content-Length"]) < len(plain.content) / 2
-        assert "Content-Encoding" not in client.post(contract.COMPLETIONS, json=wanted(max_tokens=400, stream=True)).headers
-        untold = client.post(contract.COMPLETIONS, json=wanted(max_tokens=400), headers={"Accept-Encoding": "identity"})
-        assert "Content-Encoding" not in untold.headers and untold.json()["choices"] == plain.json()["choices"]
+        assert (
+            "Content-Encoding"
+            not in client.post(
+                contract.COMPLETIONS, json=wanted(max_tokens=400, stream=True)
+            ).headers
+        )
+        untold = client.post(
+            contract.COMPLETIONS,
+            json=wanted(max_tokens=400),
+            headers={"Accept-Encoding": "identity"},
+        )
+        assert (
+            "Content-Encoding" not in untold.headers
+            and untold.json()["choices"] == plain.json()["choices"]
+        )

@@ -1,4 +1,6 @@
-"""What each server does with more requests at once than it may have in flight: it refuses the others at once, and is well afterwards."""
+"""What each server does with more requests at once than it may have in flight: it refuses the
+others at once, and is well afterwards.
+"""
 
 import http.client
 import json
@@ -13,15 +15,24 @@ from tests.servers.starting import OURS, ask, counters_at_rest, start, wanted
 
 pytestmark = pytest.mark.slow
 BOUND, AT_ONCE = 4, 24
-ONE_AT_A_TIME = ("flask_gunicorn",)  # the others wait in the socket's backlog, where no framework sees them
+# the others wait in the socket's backlog, where no framework sees them
+ONE_AT_A_TIME = ("flask_gunicorn",)
 BY_CHANCE = ("fastapi_blocking",)  # how many its loop has read before an answer blocks it
 
 
 @pytest.fixture(scope="module", params=OURS)
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SERVEOFF_MAX_IN_FLIGHT", str(BOUND))
-        with start(request.param, "simulated", tmp_path_factory.mktemp("overload"), prefill_ms=200, step_ms=1) as running:
+        with start(
+            request.param,
+            "simulated",
+            tmp_path_factory.mktemp("overload"),
+            prefill_ms=200,
+            step_ms=1,
+        ) as running:
             yield running
 
 
@@ -29,7 +40,9 @@ def asked(server: Running) -> tuple[int, str, str | None]:
     """Status, text or the error's code, and Retry-After of a plain answer."""
     connection = http.client.HTTPConnection(server.base_url.removeprefix("http://"), timeout=60)
     try:
-        connection.request("POST", contract.COMPLETIONS, json.dumps(wanted()), {"Content-Type": "application/json"})
+        connection.request(
+            "POST", contract.COMPLETIONS, json.dumps(wanted()), {"Content-Type": "application/json"}
+        )
         response = connection.getresponse()
         said = json.loads(response.read())
         what = said["choices"][0]["text"] if response.status == 200 else said["error"]["code"]
@@ -41,7 +54,9 @@ def asked(server: Running) -> tuple[int, str, str | None]:
 def test_it_refuses_what_is_too_much_and_is_well_afterwards(server: Running) -> None:
     with ThreadPoolExecutor(AT_ONCE) as pool:
         answers = list(pool.map(asked, [server] * AT_ONCE))
-    assert {answer for answer in answers if answer[0] == 200} == {(200, rule.continuation("baba", 5), None)}
+    assert {answer for answer in answers if answer[0] == 200} == {
+        (200, rule.continuation("baba", 5), None)
+    }
     refused = [answer for answer in answers if answer[0] != 200]
     assert set(refused) <= {(429, "too_many_requests", "1")}
     assert bool(refused) == (server.server not in ONE_AT_A_TIME) or server.server in BY_CHANCE

@@ -1,5 +1,7 @@
-"""A load tool that is not ours, vLLM's own `bench serve`, runs unchanged against each server: what keeps the contract for it
-keeps it for others. One process for all servers, since importing vLLM takes longer than the test."""
+"""A load tool that is not ours, vLLM's own `bench serve`, runs unchanged against each server: what
+keeps the contract for it keeps it for others. One process for all servers, since importing vLLM
+takes longer than the test.
+"""
 
 import subprocess
 import sys
@@ -26,14 +28,29 @@ for url in sys.argv[2:]:
 @pytest.mark.slow
 @pytest.mark.skipif(not catalog.is_installed("vllm"), reason="vllm is not installed")
 def test_vllm_bench_runs_against_every_server(tmp_path):
-    weights = launch.resolve_model("tiny", needs_weights=True)  # for its tokenizer: the servers run simulated
+    # for its tokenizer: the servers run simulated
+    weights = launch.resolve_model("tiny", needs_weights=True)
     with ExitStack() as stack:
         urls = [
             stack.enter_context(
-                launch.running(server, "simulated", weights, launch.Share(), tmp_path / f"{name}.log", simulated={"step_ms": 2.0})
+                launch.running(
+                    server,
+                    "simulated",
+                    weights,
+                    launch.Share(),
+                    tmp_path / f"{name}.log",
+                    simulated={"step_ms": 2.0},
+                )
             ).base_url
             for name, server in catalog.servers().items()
             if "simulated" in server.engines and not server.missing("simulated")
         ]
-        peer = subprocess.run([sys.executable, "-c", DRIVE, weights.path, *urls], capture_output=True, text=True, timeout=200)
-        assert peer.stdout.count("peer is content with") == len(urls) >= 3, peer.stdout[-2000:] + peer.stderr[-2000:]
+        peer = subprocess.run(
+            [sys.executable, "-c", DRIVE, weights.path, *urls],
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert peer.stdout.count("peer is content with") == len(urls) >= 3, (
+            peer.stdout[-2000:] + peer.stderr[-2000:]
+        )

@@ -12,7 +12,9 @@ def test_there_are_4000_different_words_of_four_letters() -> None:
 
 
 def test_each_word_is_followed_by_its_successor() -> None:
-    for word, following in zip(rule.VOCABULARY, rule.VOCABULARY[1:] + rule.VOCABULARY[:1], strict=True):
+    for word, following in zip(
+        rule.VOCABULARY, rule.VOCABULARY[1:] + rule.VOCABULARY[:1], strict=True
+    ):
         assert rule.continuation(f"any words {word}", 1) == " " + following
 
 
@@ -43,5 +45,8 @@ def test_any_whitespace_separates_words() -> None:
 
 
 def test_a_chat_is_its_messages_with_role_markers_and_nothing_behind() -> None:
-    assert rule.chat_text([("system", "be kind"), ("user", "baba babe")]) == "<|system|> be kind <|user|> baba babe"
+    assert (
+        rule.chat_text([("system", "be kind"), ("user", "baba babe")])
+        == "<|system|> be kind <|user|> baba babe"
+    )
     assert rule.continuation(rule.chat_text([("user", "baba")]), 1) == " babe"

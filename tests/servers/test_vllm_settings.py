@@ -1,4 +1,6 @@
-"""vLLM's own server must have the engine that our servers with vLLM have: its flags must say what AsyncEngineArgs say."""
+"""vLLM's own server must have the engine that our servers with vLLM have: its flags must say what
+AsyncEngineArgs say.
+"""
 
 import json
 import subprocess
@@ -24,7 +26,9 @@ print(json.dumps([wanted, {name: getattr(parsed, name) for name in wanted}]))
 @pytest.mark.slow
 @pytest.mark.skipif(not catalog.is_installed("vllm"), reason="vllm is not installed")
 def test_the_flags_say_what_our_engine_is_told() -> None:
-    done = subprocess.run([sys.executable, "-c", PARSE], cwd=launch.ROOT, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [sys.executable, "-c", PARSE], cwd=launch.ROOT, capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     wanted, parsed = json.loads(done.stdout.splitlines()[-1])
     assert parsed == wanted | {"served_model_name": ["a-name"]}  # there may be several

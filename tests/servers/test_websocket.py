@@ -1,4 +1,6 @@
-"""Every server that streams over WebSockets, with the simulated engine: what `servers/verify.py` does not ask on the way."""
+"""Every server that streams over WebSockets, with the simulated engine: what `servers/verify.py`
+does not ask on the way.
+"""
 
 import asyncio
 import json
@@ -15,13 +17,27 @@ from wsproto.events import CloseConnection, Ping, Pong, TextMessage
 from servers import contract, launch, metrics, rule
 from servers.launch import Running
 from servers.probe import Failed, Probe, WebSocket
-from tests.servers.starting import MODEL, SERVERS, counters, counters_at_rest, start, started, wanted
+from tests.servers.starting import (
+    MODEL,
+    SERVERS,
+    counters,
+    counters_at_rest,
+    start,
+    started,
+    wanted,
+)
 
-NAMES = [name for name, server in SERVERS.items() if "websocket" in server.transports and "simulated" in server.engines]
+NAMES = [
+    name
+    for name, server in SERVERS.items()
+    if "websocket" in server.transports and "simulated" in server.engines
+]
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
     with started(request.param, "simulated", tmp_path_factory) as running:
         yield running
 
@@ -50,7 +66,12 @@ def test_each_message_is_counted_as_a_request(server: Running, talk: WebSocket) 
     before = {status: settled(server.base_url, status) for status in (101, 200, 400, 404)}
     for more in ({}, {"stream": False}, {"stream": True}, {"n": 2}, {"model": "none"}):
         talk.ask(wanted(**more))
-    assert {status: settled(server.base_url, status) - before[status] for status in before} == {101: 0, 200: 3, 400: 1, 404: 1}
+    assert {status: settled(server.base_url, status) - before[status] for status in before} == {
+        101: 0,
+        200: 3,
+        400: 1,
+        404: 1,
+    }
 
 
 def test_what_is_sent_before_done_waits_for_its_turn(talk: WebSocket) -> None:
@@ -64,7 +85,12 @@ def test_what_is_sent_before_done_waits_for_its_turn(talk: WebSocket) -> None:
             said.append("")
         else:
             said[-1] += contract.read_chunk(message.data.encode()).text
-    assert said == [rule.continuation("baba", 5), rule.continuation("baba", 6), rule.continuation("baba", 7), ""]
+    assert said == [
+        rule.continuation("baba", 5),
+        rule.continuation("baba", 6),
+        rule.continuation("baba", 7),
+        "",
+    ]
 
 
 def test_a_ping_is_answered_in_the_middle_of_an_answer(talk: WebSocket) -> None:
@@ -87,7 +113,9 @@ def test_a_client_that_goes_away_frees_its_slot(server: Running, polite: bool) -
             talk.socket.sendall(talk.protocol.send(CloseConnection(1000)))
     end = time.monotonic() + 5
     gauges = ("serveoff_requests_in_flight", "serveoff_requests_running")
-    while any(busy := [counters(server.base_url)[name] for name in gauges]) and time.monotonic() < end:
+    while (
+        any(busy := [counters(server.base_url)[name] for name in gauges]) and time.monotonic() < end
+    ):
         time.sleep(0.05)
     assert busy == [0, 0]
     assert settled(server.base_url, 499) == gone + 1
@@ -104,7 +132,11 @@ def test_a_message_that_is_too_long_closes_with_1009(server: Running, talk: WebS
     settled(server.base_url, 413)
 
 
-@pytest.mark.parametrize("message", ["", "{", "[1]", '{"model": ' + "[" * 100_000, '{"prompt": "\\ud800", "model": "m"}'], ids=range(5))
+@pytest.mark.parametrize(
+    "message",
+    ["", "{", "[1]", '{"model": ' + "[" * 100_000, '{"prompt": "\\ud800", "model": "m"}'],
+    ids=range(5),
+)
 def test_nonsense_is_refused_and_the_connection_serves_on(talk: WebSocket, message: str) -> None:
     talk.socket.sendall(talk.protocol.send(TextMessage(message)))
     event = talk.receive()
@@ -113,18 +145,26 @@ def test_nonsense_is_refused_and_the_connection_serves_on(talk: WebSocket, messa
 
 
 def test_an_unknown_path_is_not_upgraded(server: Running) -> None:
-    with pytest.raises(Failed, match=r"is refused: .*status_code=40[34]"), Probe(server.base_url, MODEL, True).websocket("/v1/none"):
+    with (
+        pytest.raises(Failed, match=r"is refused: .*status_code=40[34]"),
+        Probe(server.base_url, MODEL, True).websocket("/v1/none"),
+    ):
         pass
 
 
-def test_without_the_key_there_is_no_upgrade(server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_key_there_is_no_upgrade(
+    server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SERVEOFF_API_KEY", "s3cret")
     with start(server.server, "simulated", tmp_path) as running:
         probe = Probe(running.base_url, MODEL, True)
         with probe.websocket(contract.COMPLETIONS) as talk:
             assert talk.ask(wanted())[0] == 200
         monkeypatch.setenv("SERVEOFF_API_KEY", "s3cretX")
-        with pytest.raises(Failed, match=r"is refused: .*status_code=40[13]"), probe.websocket(contract.COMPLETIONS):
+        with (
+            pytest.raises(Failed, match=r"is refused: .*status_code=40[13]"),
+            probe.websocket(contract.COMPLETIONS),
+        ):
             pass
 
 
@@ -142,10 +182,12 @@ def test_sigterm_lets_the_answer_under_way_end(server: Running, tmp_path: Path) 
         assert "Traceback" not in running.log.read_text(), launch.tail(running.log, 50)
 
 
-# ------------------------------------------------------------- what AsgiMetrics does by itself, for the servers that leave it to it
+# --- what AsgiMetrics does by itself, for the servers that leave it to it
 
 
-def asgi(received: list[dict[str, Any]], **scope: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def asgi(
+    received: list[dict[str, Any]], **scope: Any
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """What an application that refuses every message is told, and what the client is sent."""
     told: list[dict[str, Any]] = []
     sent: list[dict[str, Any]] = []
@@ -154,7 +196,12 @@ def asgi(received: list[dict[str, Any]], **scope: Any) -> tuple[list[dict[str, A
         while not told or told[-1]["type"] != "websocket.disconnect":
             told.append(await receive())
             if told[-1]["type"] == "websocket.receive":
-                await send({"type": "websocket.send", "text": contract.error_message(contract.ContractError(418, "no"))})
+                await send(
+                    {
+                        "type": "websocket.send",
+                        "text": contract.error_message(contract.ContractError(418, "no")),
+                    }
+                )
 
     async def receive() -> dict[str, Any]:
         return received.pop(0)
@@ -162,30 +209,54 @@ def asgi(received: list[dict[str, Any]], **scope: Any) -> tuple[list[dict[str, A
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    asyncio.run(metrics.AsgiMetrics(app)({"type": "websocket", "path": contract.COMPLETIONS, "headers": [], **scope}, receive, send))
+    asyncio.run(
+        metrics.AsgiMetrics(app)(
+            {"type": "websocket", "path": contract.COMPLETIONS, "headers": [], **scope},
+            receive,
+            send,
+        )
+    )
     return told, sent
 
 
 def requests(status: int) -> float:
-    return metrics.REGISTRY.get_sample_value("serveoff_requests_total", {"path": contract.COMPLETIONS, "status": str(status)}) or 0
+    return (
+        metrics.REGISTRY.get_sample_value(
+            "serveoff_requests_total", {"path": contract.COMPLETIONS, "status": str(status)}
+        )
+        or 0
+    )
 
 
-@pytest.mark.parametrize("long", [
-    {"text": "x" * (contract.MAX_BODY_BYTES + 1)}, {"text": "é" * (contract.MAX_BODY_BYTES // 2 + 1)},
-    {"bytes": b"x" * (contract.MAX_BODY_BYTES + 1), "text": None},
-], ids=["text", "UTF-8", "bytes"])  # fmt: skip
+@pytest.mark.parametrize(
+    "long",
+    [
+        {"text": "x" * (contract.MAX_BODY_BYTES + 1)},
+        {"text": "é" * (contract.MAX_BODY_BYTES // 2 + 1)},
+        {"bytes": b"x" * (contract.MAX_BODY_BYTES + 1), "text": None},
+    ],
+    ids=["text", "UTF-8", "bytes"],
+)
 def test_asgis_long_messages_close_with_1009_and_are_counted(long: dict[str, Any]) -> None:
     before = {status: requests(status) for status in (418, 413, 499)}
-    told, sent = asgi([{"type": "websocket.receive", "text": "x"}, {"type": "websocket.receive", **long}])
+    told, sent = asgi(
+        [{"type": "websocket.receive", "text": "x"}, {"type": "websocket.receive", **long}]
+    )
     assert [message["type"] for message in told] == ["websocket.receive", "websocket.disconnect"]
     assert sent[-1] == {"type": "websocket.close", "code": 1009}
-    assert {status: requests(status) - before[status] for status in before} == {418: 1, 413: 1, 499: 0}
+    assert {status: requests(status) - before[status] for status in before} == {
+        418: 1,
+        413: 1,
+        499: 0,
+    }
     assert metrics.REGISTRY.get_sample_value("serveoff_requests_in_flight") == 0
 
 
 def test_asgi_refuses_an_upgrade_with_401_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVEOFF_API_KEY", "s3cret")
     told, (start, body) = asgi([], extensions={"websocket.http.response": {}})
-    assert told == [] and start["type"] == "websocket.http.response.start" and start["status"] == 401
+    assert (
+        told == [] and start["type"] == "websocket.http.response.start" and start["status"] == 401
+    )
     assert json.loads(body["body"])["error"]["type"] == "authentication_error"
     assert asgi([], extensions=None) == ([], [{"type": "websocket.close"}])
