@@ -48,7 +48,7 @@ def install(session: nox.Session) -> None:
     session.run_install(*command, env=environment)
     session.env.update(
         environment
-    )  # servers with an environment of their own (servers/cache.py) install as we do
+    )  # servers with an environment of their own (servers/runtime/build_cache.py) install as we do
 
 
 def local_wheels() -> str:
@@ -188,7 +188,7 @@ def instrument(session: nox.Session) -> None:
     session.run(
         "python",
         "-m",
-        "loadtests.instrument",
+        "loadtests.accuracy",
         *session.posargs,
         interrupt_timeout=120,
         terminate_timeout=30,
@@ -232,7 +232,7 @@ def faults(session: nox.Session) -> None:
     session.run(
         "python",
         "-m",
-        "tests.loadtests.fault_campaign",
+        "tests.studies.fault_campaign",
         *session.posargs,
         interrupt_timeout=120,
         terminate_timeout=30,

@@ -13,23 +13,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from analysis import (
-    baselines,
-    checks,
-    claims,
-    compare,
-    gate,
-    gate_report,
-    hardware,
-    instrument,
-    load,
-    recommend,
-    report,
-    slo,
-    summary,
-    unpaired,
-    verdicts,
-)
+from analysis import dataset, hardware, slo, summary
+from analysis.capacity import recommend
+from analysis.gate import baselines, compare, output, paired, unpaired, verdicts
+from analysis.report import checks_listing, writer
+from analysis.studies import accuracy_page, claims
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -184,40 +172,40 @@ def main(arguments: list[str] | None = None) -> int:
     )
     verb.set_defaults(do=draw_history)
     verb = commands.add_parser(
-        "instrument", help="README.md and figures of what `python -m loadtests.instrument` found"
+        "instrument", help="README.md and figures of what `python -m loadtests.accuracy` found"
     )
     verb.add_argument(
         "folder",
         nargs="?",
         type=Path,
-        default=instrument.RESULTS,
+        default=accuracy_page.RESULTS,
         help="its results (default: %(default)s)",
     )
     verb.set_defaults(do=make_instrument_page)
     options = parser.parse_args(arguments)
     try:
         return int(options.do(options))
-    except load.InputError as error:
+    except dataset.InputError as error:
         print(error, file=sys.stderr)
         return 2
 
 
 def make_report(options: argparse.Namespace) -> int:
     given = hardware.given(options.price, options.peak_bandwidth, options.peak_flops)
-    found = report.write(options.campaign, slo.each_request(slo.parse(options.slo)), given)
+    found = writer.write(options.campaign, slo.each_request(slo.parse(options.slo)), given)
     if not options.no_notebooks:
         # only here, since what runs notebooks takes half a second to import
-        from analysis import execute
+        from analysis.report import notebooks
 
-        execute.notebooks(found.campaign.folder)
+        notebooks.notebooks(found.campaign.folder)
     console = Console()
-    report.show(found, console if console.is_terminal else Console(width=140))
+    writer.show(found, console if console.is_terminal else Console(width=140))
     print(found.campaign.folder / "report.html")
     return 0
 
 
 def compare_campaigns(options: argparse.Namespace) -> int:
-    a, b = (summary.summarise(load.campaign(folder)) for folder in (options.a, options.b))
+    a, b = (summary.summarise(dataset.campaign(folder)) for folder in (options.a, options.b))
     if not options.anyway:
         compare.refuse_unlike(compare.differences(a, b))
     console = Console()
@@ -226,7 +214,7 @@ def compare_campaigns(options: argparse.Namespace) -> int:
 
 
 def print_checks(options: argparse.Namespace) -> int:
-    found = checks.of_campaign(options.campaign)
+    found = checks_listing.of_campaign(options.campaign)
     print(json.dumps(found, indent=1, allow_nan=False))
     return 0 if found and all(case["valid"] for case in found) else 1
 
@@ -237,10 +225,10 @@ def print_recommendation(options: argparse.Namespace) -> int:
         (hardware.price(options.price) if options.price else None),
     )
     if not 0 <= options.headroom < 1:
-        raise load.InputError(
+        raise dataset.InputError(
             f"--headroom {options.headroom:g}: give a share from 0 to below 1, such as 0.2"
         )
-    campaign = load.campaign(options.campaign)
+    campaign = dataset.campaign(options.campaign)
     bounds = recommend.bounds_of(campaign, slo.parse(options.slo) if options.slo else None)
     found = recommend.recommend(
         campaign, rate, bounds, traffic=options.scenario, headroom=options.headroom, price=price
@@ -265,11 +253,11 @@ def judge(options: argparse.Namespace) -> int:
             baselines.new(options.record)
         return 0
     if bool(options.campaigns) == bool(options.campaign):
-        raise load.InputError("name the folder of a gate, or two by --campaigns")
+        raise dataset.InputError("name the folder of a gate, or two by --campaigns")
     if options.campaigns or options.baseline:
         each_request = slo.each_request(wanted.bounds) or None
         *bases, head = (
-            summary.summarise(load.campaign(folder), each_request, frames=False)
+            summary.summarise(dataset.campaign(folder), each_request, frames=False)
             for folder in options.campaigns or [options.campaign]
         )
         base = bases[0] if bases else baselines.read(baselines.find(options.baseline, head))
@@ -278,11 +266,11 @@ def judge(options: argparse.Namespace) -> int:
             head.campaign.folder,
         )
     else:
-        campaign = load.campaign(options.campaign)
-        found, folder = gate.of_campaign(campaign), campaign.folder
-    gate_report.write(found, folder)
+        campaign = dataset.campaign(options.campaign)
+        found, folder = paired.of_campaign(campaign), campaign.folder
+    output.write(found, folder)
     console = Console()
-    gate_report.show(found, console if console.is_terminal else Console(width=140))
+    output.show(found, console if console.is_terminal else Console(width=140))
     print(folder / "gate.md")
     return found.exit_code
 
@@ -290,7 +278,7 @@ def judge(options: argparse.Namespace) -> int:
 def record_baseline(options: argparse.Namespace) -> int:
     print(
         baselines.record(
-            summary.summarise(load.campaign(options.campaign), frames=False), options.name
+            summary.summarise(dataset.campaign(options.campaign), frames=False), options.name
         )
     )
     return 0
@@ -303,7 +291,7 @@ def draw_history(_: argparse.Namespace) -> int:
 
 
 def make_instrument_page(options: argparse.Namespace) -> int:
-    print(instrument.write(options.folder))
+    print(accuracy_page.write(options.folder))
     return 0
 
 

@@ -20,11 +20,13 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from analysis import figures, summary
-from analysis.figures import Picture
+from analysis import formatting
+from analysis.formatting import format_number
 from analysis.metrics import METRICS
-from analysis.statistics import needed, percentile
-from analysis.summary import Comparison, Summary, System, digits
+from analysis.plots import figures
+from analysis.plots.figures import Picture
+from analysis.stats import needed, percentile
+from analysis.summary import Comparison, Summary, System
 
 # as in validity.own_times: a server that says that it took longer than the client waited has a
 # wrong clock
@@ -246,21 +248,21 @@ class Attribution(NamedTuple):
         text = f"{bar.share(most):.0%} of {bar.which} is {awaited(most, bar, self.run)}"
         running = float(self.system.valid["running_mean"].mean())
         if most in ("prompt_s", "generation_s") and running > 1:
-            text += f", of {digits(running)} requests at once on average"
+            text += f", of {format_number(running)} requests at once on average"
         lag = float(self.system.valid["event_loop_lag_p99_s"].mean())
         if (
             most in ("before_s", "after_s", "first_s", "stream_s")
             and LATE * bar.e2e_s <= lag < np.inf
         ):
-            text += f", with an event loop that was up to {digits(1e3 * lag)} ms late (P99)"
+            text += f", with an event loop that was up to {format_number(1e3 * lag)} ms late (P99)"
         if len(self.bars) > 1:
             other = self.bars[0]
             text += (
                 f"; of {other.which} it is {other.share(most):.0%}" if most in other.parts else ""
             )
-            mean = f"{digits(1e3 * bar.e2e_s)} and {digits(1e3 * other.e2e_s)} ms"
+            mean = f"{format_number(1e3 * bar.e2e_s)} and {format_number(1e3 * other.e2e_s)} ms"
         else:
-            mean = f"{digits(1e3 * bar.e2e_s)} ms"
+            mean = f"{format_number(1e3 * bar.e2e_s)} ms"
         return f"{text} (mean E2E {mean})."
 
 
@@ -381,7 +383,7 @@ def view(found: Summary, comparison: Comparison) -> dict[str, Any]:
                 (
                     a.system.name,
                     bar.which,
-                    [f"{bar.requests:,}", *(digits(1e3 * seconds) for seconds in times)],
+                    [f"{bar.requests:,}", *(format_number(1e3 * seconds) for seconds in times)],
                 )
             )
     return {
@@ -390,9 +392,9 @@ def view(found: Summary, comparison: Comparison) -> dict[str, Any]:
         "picture": draw(attributions) if rows else None,
         "heads": ["requests", "mean E2E", *(PARTS[name].label for name in names)],
         "coarse": [a.system.name for a in attributions if any(not bar.told for bar in a.bars)],
-        "engine_heads": [(METRICS[m].label, summary.unit(m)) for m in IN_ENGINE],
+        "engine_heads": [(METRICS[m].label, formatting.unit_of(m)) for m in IN_ENGINE],
         "engine": [
-            (a.system.name, [summary.cell(m, a.system.valid) for m in IN_ENGINE])
+            (a.system.name, [formatting.format_estimate(m, a.system.valid) for m in IN_ENGINE])
             for a in attributions
         ],
     }

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from analysis.load import InputError
+from analysis.dataset import InputError
 
 HERE = Path(__file__).parent
 

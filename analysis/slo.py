@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.load import InputError
-from analysis.statistics import CONFIDENCE, needed, percentile
+from analysis.dataset import InputError
+from analysis.stats import CONFIDENCE, needed, percentile
 
 DEFAULT = "ttft=1000ms,tpot=100ms"
 PRESETS = {

@@ -9,20 +9,19 @@ In a notebook:
     summary.estimates("output_tokens_per_s")    # server x engine x scenario, over repetitions
 """
 
-import json
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis import metrics, statistics, validity
+from analysis import checks, metrics, stats
+from analysis.case import Observed, observe
+from analysis.dataset import Campaign
+from analysis.formatting import format_estimate, format_number, unit_of, workload_title
 from analysis.hardware import NOTHING, Given
-from analysis.load import Campaign
 from analysis.metrics import METRICS
-from analysis.observed import Observed, observe
 from analysis.slo import DEFAULT, each_request, parse
 
 TRAFFIC = ["scenario", "users", "rate"]  # cases that agree in these are compared
@@ -55,7 +54,7 @@ class Summary:
         system, valid cases only.
         """
         groups = self.valid.groupby([*TRAFFIC, *SYSTEM], dropna=False, sort=False)[metric]
-        rows = [(*key, *statistics.estimate(values)) for key, values in groups]
+        rows = [(*key, *stats.estimate(values)) for key, values in groups]
         return pd.DataFrame(rows, columns=[*TRAFFIC, *SYSTEM, "mean", "half", "runs"])
 
 
@@ -68,12 +67,12 @@ def summarise(
     """Reads, measures and checks every case, one at a time, so that the rows of only one are in
     memory. `frames`: also those of a case's latencies and timelines, which figures need.
     """
-    rows, checks, latencies, timelines = [], [], {}, {}
+    rows, checked, latencies, timelines = [], [], {}, {}
     for case in campaign.cases.to_dict("records"):
         index = case["index"]
         o = observe(campaign, index, slo, given)
-        found = validity.check(o) if case["state"] == "ok" else []
-        bad = validity.reasons(found)
+        found = checks.check(o) if case["state"] == "ok" else []
+        bad = checks.reasons(found)
         why = (
             "; ".join(f"{c.name}: {c.detail}" for c in bad)
             if case["state"] == "ok"
@@ -82,19 +81,19 @@ def summarise(
         rows.append(
             case | {"valid": case["state"] == "ok" and not bad, "why": why} | metrics.measure(o)
         )
-        checks += [{"index": index} | c._asdict() for c in found]
+        checked += [{"index": index} | c._asdict() for c in found]
         if case["state"] == "ok" and frames:
             latencies[index] = latency_frame(o)
             timelines[index] = timeline(o)
     table = pd.DataFrame(
         rows, columns=[*campaign.cases.columns, "valid", "why", *METRICS]
     ).set_index("index", drop=False)
-    columns = ["index", *validity.Check._fields]
+    columns = ["index", *checks.Check._fields]
     return Summary(
         campaign,
         slo or each_request(parse(DEFAULT)),
         table.astype({"valid": bool}),
-        pd.DataFrame(checks, columns=columns),
+        pd.DataFrame(checked, columns=columns),
         latencies,
         timelines,
         given,
@@ -184,49 +183,6 @@ def timeline(o: Observed) -> pd.DataFrame:
     return frame
 
 
-def digits(x: float, significant: int = 3) -> str:
-    """Three significant digits, thousands separated; a missing number is a dash and never 0.
-
-    >>> digits(1234.5), digits(12.345), digits(0.5), digits(float("nan"))
-    ('1,234', '12.3', '0.500', '–')
-    """
-    if math.isnan(x):
-        return "–"
-    if math.isinf(x):
-        return "∞"
-    # 9.996 is 10.0 and not 10.00
-    x = float(f"{x:.{significant - 1}e}") if abs(x) < 10**significant else x
-    exponent = math.floor(math.log10(abs(x))) if x else significant
-    return f"{x:,.{max(0, significant - 1 - exponent)}f}"
-
-
-def parts(name: str, cases: pd.DataFrame) -> tuple[str, str]:
-    """One metric over the repetitions of one system as text, in the unit of `Metric.shown`: the
-    mean, and what belongs beside it: the interval's half-width, why there is no number, or, after
-    ∞, the figure of the completed requests.
-    """
-    metric = METRICS[name]
-    e = statistics.estimate(cases[name])
-    if e.runs == 0:
-        n = cases[metric.sample].min() if metric.sample else math.nan
-        return "–", f"n too small (n={n:.0f})" if 0 < n < metric.needs else ""
-    text = digits(e.mean * metric.scale)
-    completed = f"{name.removesuffix('_s')}_completed_s"
-    if math.isinf(e.mean):
-        return text, f"({cell(completed, cases)} completed)" if completed in METRICS else ""
-    return text, "" if math.isnan(e.half) or e.half == 0 else f"±{digits(e.half * metric.scale, 2)}"
-
-
-def cell(name: str, cases: pd.DataFrame) -> str:
-    """The same on one line."""
-    number, beside = parts(name, cases)
-    return beside if number == "–" and beside else f"{number} {beside}".strip()
-
-
-def unit(name: str) -> str:
-    return METRICS[name].shown or METRICS[name].unit
-
-
 @dataclass(frozen=True)
 class System:
     """A server on an engine under one traffic: its cases (rows of Summary.table). `rank` counts
@@ -237,7 +193,7 @@ class System:
     server: str
     engine: str
     cases: pd.DataFrame
-    judged: statistics.Estimate
+    judged: stats.Estimate
     rank: int | None = None
 
     @property
@@ -287,7 +243,7 @@ def comparisons(summary: Summary) -> list[Comparison]:
         sign = 1 if METRICS[metric].better == "higher" else -1
         systems = []
         for _, own in cases.groupby(SYSTEM, sort=False):
-            judged = statistics.estimate(own.loc[own["valid"], metric])
+            judged = stats.estimate(own.loc[own["valid"], metric])
             systems.append(System(own["server"].iloc[0], own["engine"].iloc[0], own, judged))
         systems.sort(
             key=lambda s: (s.judged.runs == 0, -sign * s.judged.mean if s.judged.runs else 0)
@@ -301,7 +257,9 @@ def comparisons(summary: Summary) -> list[Comparison]:
             )
             ranked.append(replace(s, rank=1 + ahead if s.judged.runs else None))
         found.append(
-            Comparison(title(first["scenario"], first["users"], first["rate"]), ranked, metric)
+            Comparison(
+                workload_title(first["scenario"], first["users"], first["rate"]), ranked, metric
+            )
         )
     return found
 
@@ -322,7 +280,7 @@ class Sweep:
             for s in comparison.systems:
                 if len(valid := s.valid):
                     first = valid[["server", "engine", "users", "rate"]].iloc[0].to_dict()
-                    means = {name: statistics.estimate(valid[name]).mean for name in METRICS}
+                    means = {name: stats.estimate(valid[name]).mean for name in METRICS}
                     found.append({"system": s.name} | first | {"runs": len(valid)} | means)
         return pd.DataFrame(
             found, columns=["system", "server", "engine", "users", "rate", "runs", *METRICS]
@@ -340,16 +298,6 @@ def sweeps(found: list[Comparison]) -> list[Sweep]:
 def _load(comparison: Comparison) -> tuple[float, float]:
     first = comparison.systems[0].cases.iloc[0]
     return np.nan_to_num(first["users"]), np.nan_to_num(first["rate"])
-
-
-def title(scenario: str, users: float, rate: float) -> str:
-    """
-    >>> title("chat", 8.0, float("nan"))
-    'chat, 8 users'
-    """
-    if not math.isnan(users):
-        return f"{scenario}, {users:.0f} user" + ("" if users == 1 else "s")
-    return scenario if math.isnan(rate) else f"{scenario}, {rate:g} requests/s"
 
 
 def answer(comparison: Comparison) -> str:
@@ -372,15 +320,15 @@ def answer(comparison: Comparison) -> str:
         else f"had the lowest {METRICS[metric].label}"
     )
     text = (
-        f"Under {comparison.title}, {best.name} {what}: {cell(metric, best.valid)} {unit(metric)}"
-        f" ({runs})"
+        f"Under {comparison.title}, {best.name} {what}: {format_estimate(metric, best.valid)}"
+        f" {unit_of(metric)} ({runs})"
     )
     if len(ranked) == 1:
         return f"{text}; no other server has a valid number."
     if math.isinf(ranked[1].judged.mean):
         return f"{text}. Of {ranked[1].name} so many requests failed that it has none."
-    point, low, high = statistics.ratio(best.valid[metric], ranked[1].valid[metric])
-    by = f"{digits(point)} times that of {ranked[1].name}" + (
+    point, low, high = stats.ratio(best.valid[metric], ranked[1].valid[metric])
+    by = f"{format_number(point)} times that of {ranked[1].name}" + (
         "" if math.isnan(low) else f" (95% interval {low:.2f} to {high:.2f})"
     )
     tied = [s for s in ranked if s.rank == 1]
@@ -395,16 +343,3 @@ def answer(comparison: Comparison) -> str:
         if single
         else ""
     )
-
-
-def flat(value: Any, path: str = "") -> list[tuple[str, str]]:
-    """(dotted key, text) of nested tables: fits any shape and any width of page."""
-    if isinstance(value, dict) and value:
-        return [
-            pair
-            for key, inner in value.items()
-            for pair in flat(inner, f"{path}.{key}" if path else str(key))
-        ]
-    if isinstance(value, list) and any(isinstance(v, dict) for v in value):
-        return [pair for i, inner in enumerate(value) for pair in flat(inner, f"{path}[{i}]")]
-    return [(path, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]

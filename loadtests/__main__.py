@@ -4,8 +4,8 @@ this.
 
 import sys
 
-from loadtests.arguments import arguments_of
-from loadtests.campaign import campaign, command
+from loadtests.campaign.runner import campaign, command
+from loadtests.cli import arguments_of
 
 
 def main() -> int:

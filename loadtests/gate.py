@@ -22,11 +22,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from loadtests import machine, options
-from loadtests.arguments import arguments_of, numbers, one
-from loadtests.campaign import RESULTS, campaign, command
-from loadtests.plan import PlanError
-from loadtests.sides import Sides, of_revision, of_server
+from loadtests.campaign.plan import PlanError
+from loadtests.campaign.runner import RESULTS, campaign, command
+from loadtests.campaign.targets import Sides, of_revision, of_server
+from loadtests.cli import arguments_of, numbers, one
+from loadtests.generator import remote_worker
+from loadtests.telemetry import machine
 
 # On two cores a first look in less than ten minutes. What a request and a token cost shows, as the
 # engine is fast and its times known; without calibration, as what the load generator adds is the
@@ -47,7 +48,7 @@ UNPAIRED_RUNS = 5
 
 
 def main() -> int:
-    parser = options.Parser(
+    parser = remote_worker.Parser(
         prog="python -m loadtests.gate",
         description=__doc__,
         allow_abbrev=False,
@@ -91,7 +92,11 @@ def main() -> int:
             " (default: %(default)s)"
         ),
     )
-    add("--metrics", default="", help="comma-separated (default: those of analysis/verdicts.py)")
+    add(
+        "--metrics",
+        default="",
+        help="comma-separated (default: those of analysis/gate/verdicts.py)",
+    )
     add(
         "--tolerance",
         action="append",

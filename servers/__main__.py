@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from servers import catalog, launch
+from servers.runtime import catalog, launch
 
 
 def list_servers() -> int:
@@ -29,7 +29,7 @@ def list_servers() -> int:
 
 
 def verify(arguments: argparse.Namespace) -> int:
-    from servers.verify import checks_of, report, verify
+    from servers.contract.conformance import checks_of, report, verify
 
     checks = verify(
         arguments.url,

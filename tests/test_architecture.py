@@ -4,6 +4,7 @@ line.
 
 import ast
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from servers import catalog
+from servers.runtime import catalog
 
 ROOT = Path(__file__).parents[1]
 HOUSE = ("analysis", "loadtests", "servers", "tests")
@@ -52,20 +53,66 @@ class Rule(NamedTuple):
     why: str
 
 
+# Each room of `loadtests` and `analysis`, and the rooms of its package that it may import. Modules
+# beside the rooms count as rooms of their own. A room may always import itself.
+LOADTESTS = ["schema", "workload", "client", "telemetry", "generator", "accuracy", "campaign"]
+COMMANDS = ["cli", "gate", "worker", "instrument", "claims", "__main__"]
+ANALYSIS = [
+    "stats",
+    "dataset",
+    "slo",
+    "hardware",
+    "case",
+    "metrics",
+    "checks",
+    "formatting",
+    "summary",
+    "templating",
+    "plots",
+    "attribution",
+    "capacity",
+    "gate",
+    "report",
+    "studies",
+]
+APART = {  # rooms that could see more by the order above, but have no need to
+    "loadtests.workload": ["schema"],
+    "loadtests.client": ["schema"],
+    "loadtests.telemetry": ["schema", "client"],
+    "loadtests.claims": [],
+}
+
+
+def rooms(package: str, order: list[str], commands: list[str]) -> Iterator["Rule"]:
+    """Imports go down: a room may import those before it in `order`; commands may import all."""
+    for room in [*order, *commands]:
+        before = order if room in commands else order[: order.index(room)]
+        before = APART.get(f"{package}.{room}", before)
+        allowed = tuple(
+            f"{package}.{each}" for each in [*before, room, *commands * (room in commands)]
+        )
+        yield Rule(
+            (
+                f"{package}/{room}/*"
+                if (ROOT / package / room).is_dir()
+                else f"{package}/{room}.py",
+            ),
+            (),
+            (package,),
+            (*allowed, "loadtests.schema"),
+            f"imports go down: {room} may import {', '.join(before) or 'none of its package'}",
+        )
+
+
 RULES = [
+    *rooms("loadtests", LOADTESTS, COMMANDS),
+    *rooms("analysis", ANALYSIS, ["next_cases", "notebooks", "__main__"]),
     Rule(
         ("analysis/*",),
         (),
         HOUSE,
-        ("analysis", "loadtests.records"),
-        "analysis knows results, and nothing of how they came to be",
-    ),
-    Rule(
-        ("analysis/*",),
-        ("analysis/load.py",),
-        ("loadtests",),
-        (),
-        "only analysis/load.py reads records",
+        ("analysis", "loadtests.schema"),
+        "analysis knows results, and nothing of how they were measured",
     ),
     Rule(
         ("loadtests/*",),
@@ -73,18 +120,34 @@ RULES = [
         HOUSE,
         (
             "loadtests",
-            "servers.catalog",
-            "servers.launch",
-            "servers.contract",
-            "servers.probe",
-            "servers.rule",
-            "servers.verify",
-            "servers.checkouts",
-            "servers.bounds",
+            "servers.contract.api",
+            "servers.contract.oracle",
+            "servers.contract.conformance",
+            "servers.contract.conformance_client",
+            "servers.runtime",
         ),
-        "the driver sees servers from outside",
+        "the load side sees servers from outside",
     ),
     Rule(("servers/*",), (), HOUSE, ("servers",), "servers know nothing above them"),
+    Rule(
+        ("servers/contract/*",),
+        (),
+        ("servers",),
+        ("servers.contract", "servers.runtime.limits"),
+        "the contract is below engines, frameworks and the launcher",
+    ),
+    Rule(
+        ("servers/engines/*",),
+        (),
+        ("servers",),
+        (
+            "servers.contract",
+            "servers.engines",
+            "servers.runtime.limits",
+            "servers.runtime.build_cache",
+        ),
+        "an engine knows no framework and no launcher",
+    ),
     *(
         Rule(
             ("*",),
@@ -97,64 +160,62 @@ RULES = [
     ),
     Rule(
         ("*",),
-        ("loadtests/locustfile.py",),
+        ("loadtests/generator/locustfile.py",),
         ("locust",),
         (),
         "importing locust patches the whole process",
     ),
     Rule(
         ("*",),
-        ("loadtests/gpus.py",),
+        ("loadtests/telemetry/gpu.py",),
         ("pynvml",),
         (),
         "one place knows what NVML may do without a GPU",
     ),
     Rule(
-        ("servers/*",), ("servers/supervise.py",), ("psutil",), (), "one place looks at processes"
+        ("servers/*",),
+        ("servers/runtime/supervise.py",),
+        ("psutil",),
+        (),
+        "one place looks at processes",
     ),
     Rule(
-        (
-            "servers/contract.py",
-            "servers/catalog.py",
-            "servers/rule.py",
-            "servers/probe.py",
-            "servers/verify.py",
-            "servers/engines/*",
-        ),
-        (),
+        ("servers/contract/*", "servers/runtime/*", "servers/engines/*"),
+        ("servers/contract/metrics.py",),
         WEB,
         (),
         "engines and the contract are the same for every web framework",
     ),
     Rule(
         (
-            "servers/catalog.py",
-            "servers/rule.py",
-            "servers/bounds.py",
-            "loadtests/records.py",
-            "loadtests/steady.py",
+            "servers/runtime/catalog.py",
+            "servers/contract/oracle.py",
+            "servers/runtime/limits.py",
+            "loadtests/schema.py",
+            "loadtests/generator/steady_state.py",
         ),
         (),
         ANYTHING,
-        STANDARD,
+        (*STANDARD, "servers.runtime.limits"),
         "standard library only: importable everywhere, at once",
     ),
     Rule(
-        ("loadtests/reference.py", "loadtests/reference_answers.py"),
+        ("loadtests/accuracy/ground_truth_server.py", "loadtests/accuracy/ground_truth_http.py"),
         (),
         ANYTHING,
-        (*STANDARD, "loadtests.reference_answers", "servers.rule"),
+        (*STANDARD, "loadtests.accuracy.ground_truth_http", "servers.contract.oracle"),
         "the ground truth depends on nothing that could take its time",
     ),
     Rule(
-        ("servers/probe.py", "servers/verify.py"),
+        ("servers/contract/conformance_client.py", "servers/contract/conformance.py"),
         (),
         ANYTHING,
-        (*STANDARD, "servers", "wsproto"),
+        (*STANDARD, "servers.contract", "servers.runtime.limits", "wsproto"),
         "what is checked is the wire: no client library between; wsproto frames bytes and does"
         " no I/O",
     ),
 ]
+MOST_MODULES = 14
 
 
 def imports(source: str, package: str) -> Iterator[tuple[int, str]]:
@@ -223,33 +284,56 @@ def test_every_rule_is_about_files_that_exist() -> None:
             assert any(fnmatch(name, pattern) for name in names), f"no file is meant by {pattern!r}"
 
 
+def test_no_folder_is_too_large() -> None:
+    """A folder of more modules than this no longer reads at a glance."""
+    sizes = Counter(
+        file.parent.relative_to(ROOT).as_posix()
+        for folder in ("servers", "loadtests", "analysis")
+        for file in (ROOT / folder).rglob("*.py")
+    )
+    assert not {folder: count for folder, count in sizes.items() if count > MOST_MODULES}
+
+
+def test_every_room_says_what_it_is_for() -> None:
+    for package in ("servers", "loadtests", "analysis"):
+        for file in (ROOT / package).rglob("__init__.py"):
+            assert ast.get_docstring(ast.parse(file.read_text())), f"{file}: has no docstring"
+
+
 @pytest.mark.parametrize(
     ("path", "line"),
     [
-        ("analysis/report.py", "from loadtests import records"),
-        ("analysis/load.py", "from loadtests import plan"),
-        ("analysis/metrics.py", "import servers.rule"),
-        ("loadtests/run.py", "from servers import metrics"),
-        ("loadtests/run.py", "from servers.engines.simulated import TimeModel"),
-        ("loadtests/plan.py", "import locust"),
-        ("loadtests/telemetry.py", "from pynvml import nvmlInit"),
-        ("servers/launch.py", "import loadtests.machine"),
-        ("servers/launch.py", "from ..loadtests import machine"),
-        ("servers/launch.py", "from . import flask_gunicorn"),
-        ("servers/launch.py", "import psutil"),
+        ("analysis/report/writer.py", "from loadtests.campaign import plan"),
+        ("analysis/dataset.py", "from loadtests.workload import arrivals"),
+        ("analysis/metrics/__init__.py", "import servers.contract.oracle"),
+        ("analysis/metrics/__init__.py", "from analysis import summary"),
+        ("analysis/plots/figures.py", "from analysis.report import writer"),
+        ("loadtests/client/http.py", "from loadtests.generator import recorder"),
+        ("loadtests/workload/prompts.py", "from loadtests.client import http"),
+        ("loadtests/generator/recorder.py", "from loadtests.campaign import case"),
+        ("servers/engines/hf.py", "from servers.runtime import launch"),
+        ("servers/contract/api.py", "from servers import engines"),
+        ("loadtests/campaign/case.py", "from servers.contract import metrics"),
+        ("loadtests/campaign/case.py", "from servers.engines.simulated import TimeModel"),
+        ("loadtests/campaign/plan.py", "import locust"),
+        ("loadtests/telemetry/processes.py", "from pynvml import nvmlInit"),
+        ("servers/runtime/launch.py", "import loadtests.telemetry"),
+        ("servers/runtime/launch.py", "from ...loadtests import telemetry"),
+        ("servers/runtime/launch.py", "from .. import flask_gunicorn"),
+        ("servers/runtime/launch.py", "import psutil"),
         (
-            "servers/launch.py",
+            "servers/runtime/launch.py",
             "import importlib; importlib.import_module('servers.fastapi_vllm.app')",
         ),
-        ("servers/contract.py", "from starlette.responses import Response"),
+        ("servers/contract/api.py", "from starlette.responses import Response"),
         ("servers/engines/hf.py", "import uvicorn"),
         ("servers/engines/vllm.py", "def late():\n    import flask"),
-        ("servers/catalog.py", "import pydantic"),
-        ("servers/verify.py", "import httpx"),
-        ("servers/probe.py", "import httpx"),
-        ("loadtests/records.py", "import pyarrow.parquet"),
-        ("loadtests/reference.py", "from servers import contract"),
-        ("loadtests/reference_answers.py", "from loadtests import sse"),
+        ("servers/runtime/catalog.py", "import pydantic"),
+        ("servers/contract/conformance.py", "import httpx"),
+        ("servers/contract/conformance_client.py", "import httpx"),
+        ("loadtests/schema.py", "import pyarrow.parquet"),
+        ("loadtests/accuracy/ground_truth_server.py", "from servers.contract import api"),
+        ("loadtests/accuracy/ground_truth_http.py", "from loadtests.client import http"),
     ],
 )
 def test_a_violation_is_caught_and_located(path: str, line: str) -> None:
@@ -261,14 +345,14 @@ def test_a_violation_is_caught_and_located(path: str, line: str) -> None:
 @pytest.mark.parametrize(
     ("path", "line"),
     [
-        ("analysis/load.py", "from loadtests import records"),
-        ("analysis/report.py", "from analysis import load"),
-        ("loadtests/run.py", "from servers import catalog, launch"),
-        ("loadtests/locustfile.py", "from locust import User"),
+        ("analysis/dataset.py", "from loadtests import schema"),
+        ("analysis/report/writer.py", "from analysis import dataset"),
+        ("loadtests/campaign/case.py", "from servers.runtime import catalog, launch"),
+        ("loadtests/generator/locustfile.py", "from locust import User"),
         ("servers/flask_gunicorn/app.py", "from servers.flask_gunicorn import other"),
-        ("servers/verify.py", "from servers import contract"),
-        ("servers/launch.py", "from . import rule"),
-        ("loadtests/plan.py", "import locustlike"),
+        ("servers/contract/conformance.py", "from servers.contract import api"),
+        ("servers/runtime/launch.py", "from ..contract import oracle"),
+        ("loadtests/campaign/plan.py", "import locustlike"),
     ],
 )
 def test_what_is_allowed_is_not_reported(path: str, line: str) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis import load, summary
-from servers import catalog
+from analysis import dataset, formatting, summary
+from servers.runtime import catalog
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "results" / "reference-cpu-2core"
@@ -30,10 +30,13 @@ SHOWN = (
 
 def table() -> list[str]:
     """The README's first table; print them to mend the file: `python -m tests.test_readme`."""
-    (comparison,) = summary.comparisons(summary.summarise(load.campaign(REFERENCE)))
-    heads = [f"{summary.METRICS[name].label}, {summary.unit(name)}" for name in SHOWN]
+    (comparison,) = summary.comparisons(summary.summarise(dataset.campaign(REFERENCE)))
+    heads = [f"{summary.METRICS[name].label}, {formatting.unit_of(name)}" for name in SHOWN]
     rows = [
-        [f"`{s.server}` ({s.engine})", *(summary.cell(name, s.valid) for name in SHOWN)]
+        [
+            f"`{s.server}` ({s.engine})",
+            *(formatting.format_estimate(name, s.valid) for name in SHOWN),
+        ]
         for s in comparison.systems
     ]
     return [

@@ -19,10 +19,11 @@ import os
 import pandas as pd
 from IPython.display import display
 
-from analysis import attribution, figures, load, tradeoffs
+from analysis import attribution, dataset
+from analysis.plots import figures, tradeoffs
 from analysis.summary import comparisons, summarise, sweeps
 
-campaign = load.campaign(os.environ.get("SERVEOFF_CAMPAIGN"))
+campaign = dataset.campaign(os.environ.get("SERVEOFF_CAMPAIGN"))
 summary = summarise(campaign)
 campaign.folder.name
 

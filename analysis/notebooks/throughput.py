@@ -17,10 +17,12 @@ import os
 
 from IPython.display import display
 
-from analysis import figures, load, metrics, report, tradeoffs
+from analysis import dataset, metrics
+from analysis.plots import figures, tradeoffs
+from analysis.report import writer
 from analysis.summary import answer, comparisons, summarise, sweeps
 
-campaign = load.campaign(os.environ.get("SERVEOFF_CAMPAIGN"))
+campaign = dataset.campaign(os.environ.get("SERVEOFF_CAMPAIGN"))
 summary = summarise(campaign)
 campaign.folder.name
 
@@ -59,7 +61,7 @@ for sweep in sweeps(comparisons(summary)):
 # %%
 for comparison in comparisons(summary):
     if comparison.has_number:
-        display(tradeoffs.heat_map(comparison, report.HEADLINE))
+        display(tradeoffs.heat_map(comparison, writer.HEADLINE))
 
 # %% [markdown]
 # Every case by itself, and which of them have no number:

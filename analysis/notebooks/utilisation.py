@@ -16,10 +16,11 @@ import os
 
 from IPython.display import display
 
-from analysis import figures, load
+from analysis import dataset
+from analysis.plots import figures
 from analysis.summary import comparisons, summarise
 
-campaign = load.campaign(os.environ.get("SERVEOFF_CAMPAIGN"))
+campaign = dataset.campaign(os.environ.get("SERVEOFF_CAMPAIGN"))
 summary = summarise(campaign)
 campaign.folder.name
 

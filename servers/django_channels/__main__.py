@@ -10,7 +10,7 @@ from daphne.server import Server
 from daphne.ws_protocol import WebSocketProtocol
 from twisted.internet.defer import Deferred
 
-from servers.metrics import idle
+from servers.contract.metrics import idle
 
 
 class PatientServer(Server):

@@ -7,14 +7,14 @@ from channels.routing import ProtocolTypeRouter
 from django.conf import settings
 from django.core.asgi import get_asgi_application
 
-from servers import contract
+from servers.contract import api
+from servers.contract.metrics import AsgiMetrics
 from servers.django_channels.consumers import Completions
-from servers.metrics import AsgiMetrics
 
 settings.configure(
     ROOT_URLCONF="servers.django_channels.urls",
     ALLOWED_HOSTS=["*"],
-    DATA_UPLOAD_MAX_MEMORY_SIZE=contract.MAX_BODY_BYTES,
+    DATA_UPLOAD_MAX_MEMORY_SIZE=api.MAX_BODY_BYTES,
     # By default every path that nobody has, and every refused request, is a line in the log.
     LOGGING={
         "version": 1,

@@ -7,8 +7,8 @@ from autobahn.exception import Disconnected
 from channels.exceptions import DenyConnection
 from channels.generic.websocket import AsyncWebsocketConsumer
 
-from servers import contract
-from servers.contract import Answer, ContractError
+from servers.contract import api
+from servers.contract.api import Answer, ContractError
 from servers.django_channels.generation import KINDS, engine, generated
 
 
@@ -32,14 +32,14 @@ class Completions(AsyncWebsocketConsumer):
 
     async def answer(self, message: str | bytes) -> None:
         try:
-            wanted = contract.parse(KINDS[self.scope["path"]], message)
+            wanted = api.parse(KINDS[self.scope["path"]], message)
             reply = Answer(wanted, engine.model)
             async for item in generated(engine.prepare(wanted)):
-                for payload in contract.payloads(reply.event(item)):
+                for payload in api.payloads(reply.event(item)):
                     await self.send(text_data=payload)
         except Disconnected:  # Daphne knows, and has not yet told us
             pass
         except Exception as error:
             if not isinstance(error, ContractError):
                 logging.exception("generation failed")
-            await self.send(text_data=contract.error_message(error))
+            await self.send(text_data=api.error_message(error))

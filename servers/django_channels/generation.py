@@ -11,12 +11,13 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 
-from servers import contract, engines
-from servers.contract import ChatCompletionRequest, CompletionRequest, Outcome
+from servers import engines
+from servers.contract import api
+from servers.contract.api import ChatCompletionRequest, CompletionRequest, Outcome
 
 KINDS: dict[str, Any] = {
-    contract.COMPLETIONS: CompletionRequest,
-    contract.CHAT_COMPLETIONS: ChatCompletionRequest,
+    api.COMPLETIONS: CompletionRequest,
+    api.CHAT_COMPLETIONS: ChatCompletionRequest,
 }
 engine = engines.load_blocking()
 pool = ThreadPoolExecutor(max_workers=40)  # as many as servers/fastapi_threadpool has

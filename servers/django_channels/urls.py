@@ -4,7 +4,7 @@ from functools import partial
 
 from django.urls import path
 
-from servers.contract import ContractError
+from servers.contract.api import ContractError
 from servers.django_channels import views
 from servers.django_channels.generation import KINDS
 

@@ -9,8 +9,9 @@ from typing import Any
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.views.decorators.http import require_safe
 
-from servers import contract, engines
-from servers.contract import Answer, ContractError
+from servers import engines
+from servers.contract import api
+from servers.contract.api import Answer, ContractError
 from servers.django_channels.generation import engine, generated
 
 
@@ -21,21 +22,21 @@ async def health(_: HttpRequest) -> HttpResponse:
 
 @require_safe
 async def models(_: HttpRequest) -> HttpResponse:
-    return JsonResponse(contract.models_body(engine.model))
+    return JsonResponse(api.models_body(engine.model))
 
 
 async def completions(request: HttpRequest, kind: Any) -> HttpResponse:
     try:
         if request.method != "POST":
             raise ContractError(405, "only POST, or an upgrade to a WebSocket")
-        wanted = contract.parse(kind, request.body)
+        wanted = api.parse(kind, request.body)
         job = engine.prepare(wanted)
     except ContractError as error:
         return refused(error)
     reply = Answer(wanted, engine.model)
     if wanted.stream:
         return StreamingHttpResponse(
-            events(job, reply), content_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS
+            events(job, reply), content_type=api.SSE_CONTENT_TYPE, headers=api.SSE_HEADERS
         )
     *pieces, outcome = [item async for item in generated(job)]
     return JsonResponse(reply.complete("".join(pieces), outcome))

@@ -33,8 +33,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from servers import metrics
-from servers.contract import ChatCompletionRequest, ContractError, Outcome, Request
+from servers.contract import metrics
+from servers.contract.api import ChatCompletionRequest, ContractError, Outcome, Request
 
 
 @dataclass(frozen=True)

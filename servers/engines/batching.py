@@ -14,7 +14,7 @@ from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from servers.contract import ContractError, Outcome
+from servers.contract.api import ContractError, Outcome
 from servers.engines import Job, Run
 
 QUEUE_LENGTH = Gauge(

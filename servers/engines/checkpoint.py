@@ -2,9 +2,10 @@
 known in closed form.
 
 Every layer computes as in any Llama; only the output head is planted: embeddings are random unit
-vectors, and the head's row for a word is the embedding of the word before it (`servers/rule.py`).
-The layers' share of the residual stream is bounded (their outputs add up to about half the
-embedding's length), so the head's right row wins by a wide margin in bfloat16.
+vectors, and the head's row for a word is the embedding of the word before it
+(`servers/contract/oracle.py`). The layers' share of the residual stream is bounded (their outputs
+add up to about half the embedding's length), so the head's right row wins by a wide margin in
+bfloat16.
 
     python -m servers.engines.checkpoint small      generates it if need be; the last line of stdout
     is its folder
@@ -21,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from servers import cache, rule
+from servers.contract import oracle
+from servers.runtime import build_cache
 
 if TYPE_CHECKING:
     import torch  # slow to import: only when there is something to generate
@@ -70,7 +72,7 @@ def ensure(preset: str) -> Path:
     """Folder of the preset's model; generated first if it is not there. Safe when several processes
     call it at once.
     """
-    folder, shape = cache.folder("models") / f"serveoff-{preset}-v{FORMAT}", PRESETS[preset]
+    folder, shape = build_cache.folder("models") / f"serveoff-{preset}-v{FORMAT}", PRESETS[preset]
     if folder.is_dir():
         return folder
     # other random numbers: other weights, under another name; the answers are the same
@@ -85,7 +87,7 @@ def ensure(preset: str) -> Path:
             f"the model needs {needed / 1e9:.1f} GB and {folder.parent} has {free / 1e9:.1f} GB"
             " free: free some space, or point XDG_CACHE_HOME at a larger disk"
         )
-    with cache.made(folder) as partial:
+    with build_cache.made(folder) as partial:
         if partial:
             print(
                 f"generating model serveoff-{preset} ({shape.parameters() / 1e6:.0f} M parameters, "
@@ -102,7 +104,7 @@ def _write_tokenizer(folder: Path, shape: Shape) -> None:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     vocabulary = {token: i for i, token in enumerate(SPECIAL_TOKENS)}
-    for i, word in enumerate(rule.VOCABULARY):
+    for i, word in enumerate(oracle.VOCABULARY):
         vocabulary["Ġ" + word] = len(SPECIAL_TOKENS) + i
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))  # noqa: S106 - not a password
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -221,7 +223,7 @@ def _tensors(shape: Shape, device: str) -> "Iterator[tuple[str, torch.Tensor]]":
         )
     yield "model.norm.weight", norm
 
-    words = range(len(SPECIAL_TOKENS), len(SPECIAL_TOKENS) + rule.WORDS)
+    words = range(len(SPECIAL_TOKENS), len(SPECIAL_TOKENS) + oracle.WORDS)
     head = torch.nn.functional.normalize(normal("head", shape.vocabulary, d, 1.0))
     head[words[1] : words[-1] + 1] = embeddings[words[0] : words[-1]]
     head[words[0]] = embeddings[[words[-1], *range(len(SPECIAL_TOKENS))]].sum(0)

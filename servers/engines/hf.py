@@ -10,7 +10,7 @@ from tokenizers.decoders import DecodeStream
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from servers.contract import Outcome, Request
+from servers.contract.api import Outcome, Request
 from servers.engines import Job, Run, Settings, accept, token_ids
 
 

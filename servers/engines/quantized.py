@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from servers import cache
+from servers.runtime import build_cache
 
 if TYPE_CHECKING:
     import torch  # slow to import: only when there is something to make
@@ -54,7 +54,7 @@ def ensure(folder: Path, kind: str) -> Path:
     several processes call it at once.
     """
     found = folder.with_name(f"{folder.name}-{kind}")
-    with cache.made(found) as partial:
+    with build_cache.made(found) as partial:
         if partial:
             files: dict[str, str] = {}
             for file in folder.iterdir():

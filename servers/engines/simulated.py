@@ -23,8 +23,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from servers import rule
-from servers.contract import CompletionRequest, Outcome, Request
+from servers.contract import oracle
+from servers.contract.api import CompletionRequest, Outcome, Request
 from servers.engines import Job, Run, Settings, accept
 
 if TYPE_CHECKING:
@@ -58,8 +58,10 @@ class _Simulated:
         if isinstance(request, CompletionRequest):
             text = request.prompt
         else:
-            text = rule.chat_text([(message.role, message.content) for message in request.messages])
-        return accept(request, text, rule.count_tokens(text), self.model, CONTEXT)
+            text = oracle.chat_text(
+                [(message.role, message.content) for message in request.messages]
+            )
+        return accept(request, text, oracle.count_tokens(text), self.model, CONTEXT)
 
     def _tokens(self, job: Job, began: float) -> Iterator[tuple[float, str]]:
         """(when it is due, text) of each token."""
@@ -70,13 +72,13 @@ class _Simulated:
 
     def _words(self, job: Job) -> Iterator[str]:
         """The text of each token, without end."""
-        word = rule.successor_index(job.prompt)
+        word = oracle.successor_index(job.prompt)
         for number in itertools.count():
             if number == 2 and self.times.fails_on and job.prompt.endswith(self.times.fails_on):
                 # nobody's business but the log's
                 raise RuntimeError("CUDA error: out of memory at /home/somebody/weights")
-            yield " " + rule.VOCABULARY[word]
-            word = (word + 1) % rule.WORDS
+            yield " " + oracle.VOCABULARY[word]
+            word = (word + 1) % oracle.WORDS
 
     def _steps(self, began: float, prompt_tokens: int) -> Iterator[float]:
         """When each is due."""

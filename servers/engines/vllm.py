@@ -15,7 +15,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from servers.contract import ContractError, Outcome, Request
+from servers.contract.api import ContractError, Outcome, Request
 from servers.engines import Job, Run, Settings, accept, token_ids
 
 

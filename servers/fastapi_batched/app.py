@@ -14,10 +14,11 @@ from typing import Any
 from fastapi.responses import StreamingResponse
 from starlette.background import BackgroundTask
 
-from servers import contract, engines
-from servers.contract import Answer, Outcome
+from servers import engines
+from servers.contract import api
+from servers.contract.api import Answer, Outcome
 from servers.engines.batching import BatchQueue
-from servers.fastapi_base import completions, create_app
+from servers.frameworks.fastapi_base import completions, create_app
 
 
 def load() -> BatchQueue:
@@ -30,7 +31,7 @@ Items = asyncio.Queue[str | Outcome | BaseException]
 
 
 @completions(app)
-async def answer(request: contract.Request) -> Any:
+async def answer(request: api.Request) -> Any:
     queue: BatchQueue = app.state.engine
     job = queue.prepare(request)
     reply = Answer(request, queue.model)
@@ -42,8 +43,8 @@ async def answer(request: contract.Request) -> Any:
     if request.stream:
         return StreamingResponse(
             events(items, reply),
-            media_type=contract.SSE_CONTENT_TYPE,
-            headers=contract.SSE_HEADERS,
+            media_type=api.SSE_CONTENT_TYPE,
+            headers=api.SSE_HEADERS,
             background=BackgroundTask(queue.cancel, row),
         )
     pieces: list[str] = []

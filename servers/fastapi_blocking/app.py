@@ -13,22 +13,23 @@ from typing import Any
 
 from fastapi.responses import StreamingResponse
 
-from servers import contract, engines
-from servers.contract import Answer, Outcome
-from servers.fastapi_base import completions, create_app
+from servers import engines
+from servers.contract import api
+from servers.contract.api import Answer, Outcome
+from servers.frameworks.fastapi_base import completions, create_app
 
 app = create_app("Serveoff: FastAPI, blocked event loop", engines.load_blocking)
 pool = ThreadPoolExecutor(max_workers=1)
 
 
 @completions(app)
-async def answer(request: contract.Request) -> Any:
+async def answer(request: api.Request) -> Any:
     engine = app.state.engine
     job = engine.prepare(request)
     reply = Answer(request, engine.model)
     if request.stream:
         return StreamingResponse(
-            events(job, reply), media_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS
+            events(job, reply), media_type=api.SSE_CONTENT_TYPE, headers=api.SSE_HEADERS
         )
     pieces: list[str] = []
     # THE MISTAKE: it is not awaited, so the event loop stands still until it returns

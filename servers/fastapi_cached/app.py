@@ -16,10 +16,11 @@ from fastapi import APIRouter, FastAPI
 from fastapi.responses import StreamingResponse
 from prometheus_client import Counter
 
-from servers import contract, engines
-from servers.contract import Answer, Outcome
-from servers.fastapi_base import completions, create_app
+from servers import engines
+from servers.contract import api
+from servers.contract.api import Answer, Outcome
 from servers.fastapi_cached import store
+from servers.frameworks.fastapi_base import completions, create_app
 
 HITS = Counter("serveoff_cache_hits", "answers that were in the cache")
 MISSES = Counter("serveoff_cache_misses", "answers that could have been in the cache, and were not")
@@ -37,7 +38,7 @@ app.include_router(APIRouter(lifespan=lifespan))
 
 
 @completions(app)
-async def answer(request: contract.Request) -> Any:
+async def answer(request: api.Request) -> Any:
     engine = app.state.engine
     job = engine.prepare(request)
     reply = Answer(request, engine.model)
@@ -45,7 +46,7 @@ async def answer(request: contract.Request) -> Any:
     items = cached(job) if repeatable else engine.stream(job)
     if request.stream:
         return StreamingResponse(
-            events(items, reply), media_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS
+            events(items, reply), media_type=api.SSE_CONTENT_TYPE, headers=api.SSE_HEADERS
         )
     *pieces, outcome = [item async for item in items]
     return reply.complete("".join(pieces), outcome)

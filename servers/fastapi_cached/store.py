@@ -11,7 +11,7 @@ from prometheus_client import Counter
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import RedisError
 
-from servers.bounds import CACHE_ENTRIES, CACHE_TTL_S, REDIS_S
+from servers.runtime.limits import CACHE_ENTRIES, CACHE_TTL_S, REDIS_S
 
 ERRORS = Counter("serveoff_cache_errors", "times that the cache could not be asked or told")
 

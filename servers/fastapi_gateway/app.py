@@ -10,16 +10,18 @@ from fastapi import FastAPI
 from fastapi.responses import Response, StreamingResponse
 from starlette.background import BackgroundTask
 
-from servers import bounds, contract, gateway_base
+from servers.contract import api
+from servers.frameworks import gateway_base
+from servers.runtime import limits
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     # none on connections: whoever waits, waits in the engine
-    limits = httpx2.Limits(keepalive_expiry=gateway_base.KEEP_ALIVE_S)
-    timeout = httpx2.Timeout(bounds.READ_TIMEOUT_S, connect=bounds.CONNECT_TIMEOUT_S)
+    pool = httpx2.Limits(keepalive_expiry=gateway_base.KEEP_ALIVE_S)
+    timeout = httpx2.Timeout(limits.READ_TIMEOUT_S, connect=limits.CONNECT_TIMEOUT_S)
     async with httpx2.AsyncClient(
-        limits=limits, timeout=timeout, headers=gateway_base.HEADERS, trust_env=False
+        limits=pool, timeout=timeout, headers=gateway_base.HEADERS, trust_env=False
     ) as app.state.client:
         for url in gateway_base.UPSTREAMS:
             with failures(url):
@@ -49,8 +51,8 @@ async def forward(url: str, body: str, stream: bool) -> Response:
             )
     return StreamingResponse(
         events(url, answer),
-        media_type=contract.SSE_CONTENT_TYPE,
-        headers=contract.SSE_HEADERS,
+        media_type=api.SSE_CONTENT_TYPE,
+        headers=api.SSE_HEADERS,
         # also if the client has gone, which cancels the upstream's work
         background=BackgroundTask(answer.aclose),
     )
@@ -61,7 +63,7 @@ async def events(url: str, answer: httpx2.Response) -> AsyncIterator[bytes | str
         with failures(url):
             async for piece in answer.aiter_raw():
                 yield piece
-    except contract.ContractError as error:
+    except api.ContractError as error:
         yield gateway_base.last_event(error)
 
 

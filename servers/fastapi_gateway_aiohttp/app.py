@@ -10,7 +10,9 @@ from fastapi import FastAPI
 from fastapi.responses import Response, StreamingResponse
 from starlette.background import BackgroundTask
 
-from servers import bounds, contract, gateway_base
+from servers.contract import api
+from servers.frameworks import gateway_base
+from servers.runtime import limits
 
 
 @asynccontextmanager
@@ -18,7 +20,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     # no limit: whoever waits, waits in the engine
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=gateway_base.KEEP_ALIVE_S)
     timeout = aiohttp.ClientTimeout(
-        sock_connect=bounds.CONNECT_TIMEOUT_S, sock_read=bounds.READ_TIMEOUT_S
+        sock_connect=limits.CONNECT_TIMEOUT_S, sock_read=limits.READ_TIMEOUT_S
     )
     async with aiohttp.ClientSession(
         connector=connector, timeout=timeout, headers=gateway_base.HEADERS
@@ -52,8 +54,8 @@ async def forward(url: str, body: str, stream: bool) -> Response:
             )
     return StreamingResponse(
         events(url, answer),
-        media_type=contract.SSE_CONTENT_TYPE,
-        headers=contract.SSE_HEADERS,
+        media_type=api.SSE_CONTENT_TYPE,
+        headers=api.SSE_HEADERS,
         # also if the client has gone, which cancels the upstream's work
         background=BackgroundTask(close, answer),
     )
@@ -69,7 +71,7 @@ async def events(url: str, answer: aiohttp.ClientResponse) -> AsyncIterator[byte
         with failures(url):
             async for piece in answer.content.iter_any():
                 yield piece
-    except contract.ContractError as error:
+    except api.ContractError as error:
         yield gateway_base.last_event(error)
 
 

@@ -8,21 +8,22 @@ from typing import Any
 
 from fastapi.responses import StreamingResponse
 
-from servers import contract, engines
-from servers.contract import Answer
-from servers.fastapi_base import completions, create_app
+from servers import engines
+from servers.contract import api
+from servers.contract.api import Answer
+from servers.frameworks.fastapi_base import completions, create_app
 
 app = create_app("Serveoff: FastAPI, vLLM", engines.load_async)
 
 
 @completions(app)
-async def answer(request: contract.Request) -> Any:
+async def answer(request: api.Request) -> Any:
     engine = app.state.engine
     job = engine.prepare(request)
     reply = Answer(request, engine.model)
     if request.stream:
         return StreamingResponse(
-            events(job, reply), media_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS
+            events(job, reply), media_type=api.SSE_CONTENT_TYPE, headers=api.SSE_HEADERS
         )
     *pieces, outcome = [item async for item in engine.stream(job)]
     return reply.complete("".join(pieces), outcome)

@@ -18,8 +18,8 @@ from typing import Any
 from flup.server.fcgi import WSGIServer
 
 from servers import engines
-from servers.contract import Answer, Outcome
-from servers.flask_base import create_app
+from servers.contract.api import Answer, Outcome
+from servers.frameworks.flask_base import create_app
 
 logging.basicConfig()  # else Flask logs to flup's wsgi.errors, which wants bytes
 engine = engines.load_blocking()

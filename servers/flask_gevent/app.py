@@ -13,8 +13,8 @@ import gevent
 from gevent.queue import SimpleQueue
 
 from servers import engines
-from servers.contract import Answer, Outcome
-from servers.flask_base import create_app
+from servers.contract.api import Answer, Outcome
+from servers.frameworks.flask_base import create_app
 
 engine = engines.load_blocking()
 

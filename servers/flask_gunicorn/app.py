@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from concurrent import futures
 
 from servers import engines
-from servers.contract import Answer, Outcome
-from servers.flask_base import create_app
+from servers.contract.api import Answer, Outcome
+from servers.frameworks.flask_base import create_app
 
 engine = engines.load_blocking()
 # as many as the worker has requests

@@ -16,10 +16,11 @@ from fastapi import HTTPException, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from servers import contract, engines
-from servers.contract import ContractError, Outcome
+from servers import engines
+from servers.contract import api
+from servers.contract.api import ContractError, Outcome
+from servers.contract.metrics import AsgiMetrics
 from servers.litserve.spec import Contract
-from servers.metrics import AsgiMetrics
 
 
 class Generation(ls.LitAPI):
@@ -29,7 +30,7 @@ class Generation(ls.LitAPI):
         self.engine = engines.load_blocking()
         self.pool = ThreadPoolExecutor(max_workers=1)
 
-    def decode_request(self, request: tuple[contract.Request, float]) -> engines.Job:
+    def decode_request(self, request: tuple[api.Request, float]) -> engines.Job:
         wanted, received = request
         try:
             job = self.engine.prepare(wanted)
@@ -58,7 +59,7 @@ async def http_error(_: Request, error: StarletteHTTPException) -> Response:
     body = (
         from_worker
         if isinstance(from_worker, dict)
-        else contract.error_body(error.status_code, error.detail)
+        else api.error_body(error.status_code, error.detail)
     )
     return JSONResponse(body, error.status_code, error.headers)
 

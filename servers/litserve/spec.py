@@ -15,8 +15,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from litserve.specs.base import LitSpec
 from litserve.utils import LitAPIStatus, ResponseBufferItem
 
-from servers import contract
-from servers.contract import Answer
+from servers.contract import api
+from servers.contract.api import Answer
 
 
 class Contract(LitSpec):
@@ -31,36 +31,34 @@ class Contract(LitSpec):
         self.model = model  # the served name
 
     def pre_setup(self, _: ls.LitAPI) -> None:
-        self.api_path = contract.COMPLETIONS  # by which LitServe finds the worker's queue
+        self.api_path = api.COMPLETIONS  # by which LitServe finds the worker's queue
         self.add_endpoint("/v1/models", self.models, ["GET"])
-        self.add_endpoint(contract.COMPLETIONS, self.completions, ["POST"])
-        self.add_endpoint(contract.CHAT_COMPLETIONS, self.chat_completions, ["POST"])
+        self.add_endpoint(api.COMPLETIONS, self.completions, ["POST"])
+        self.add_endpoint(api.CHAT_COMPLETIONS, self.chat_completions, ["POST"])
 
     async def models(self) -> Response:
-        return JSONResponse(contract.models_body(self.model))
+        return JSONResponse(api.models_body(self.model))
 
     async def completions(self, request: Request) -> Response:
-        return await self.answer(contract.parse(contract.CompletionRequest, await request.body()))
+        return await self.answer(api.parse(api.CompletionRequest, await request.body()))
 
     async def chat_completions(self, request: Request) -> Response:
-        return await self.answer(
-            contract.parse(contract.ChatCompletionRequest, await request.body())
-        )
+        return await self.answer(api.parse(api.ChatCompletionRequest, await request.body()))
 
-    async def answer(self, wanted: contract.Request) -> Response:
+    async def answer(self, wanted: api.Request) -> Response:
         reply = Answer(wanted, self.model)
         items = self.items(wanted)
         first = await anext(items)  # or what the worker refused, while the status can still say so
         if wanted.stream:
             return StreamingResponse(
                 self.events(first, items, reply),
-                media_type=contract.SSE_CONTENT_TYPE,
-                headers=contract.SSE_HEADERS,
+                media_type=api.SSE_CONTENT_TYPE,
+                headers=api.SSE_HEADERS,
             )
         *pieces, outcome = [first] + [item async for item in items]
         return JSONResponse(reply.complete("".join(pieces), outcome))
 
-    async def items(self, wanted: contract.Request) -> AsyncIterator[Any]:
+    async def items(self, wanted: api.Request) -> AsyncIterator[Any]:
         """Each token's text, then the Outcome."""
         uid, arrived, buffer = str(uuid.uuid4()), asyncio.Event(), deque[Any]()
         self.response_buffer[uid] = ResponseBufferItem(event=arrived, response_queue=buffer)

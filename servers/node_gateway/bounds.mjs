@@ -1,4 +1,4 @@
-// Numbers that the environment may set, as in servers/bounds.py.
+// Numbers that the environment may set, as in servers/runtime/limits.py.
 
 function number(name, otherwise) {
   const said = process.env[name];

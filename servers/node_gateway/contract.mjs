@@ -1,4 +1,4 @@
-// What servers/contract.py says of requests and errors, for a server that is not Python: the wire is the same, to the word where a
+// What servers/contract/api.py says of requests and errors, for a server that is not Python: the wire is the same, to the word where a
 // client reads it.
 
 export const COMPLETIONS = "/v1/completions";

@@ -1,4 +1,4 @@
-// The series of servers/metrics.py, by the same names.
+// The series of servers/contract/metrics.py, by the same names.
 
 const SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120];
 const PATHS = ["/v1/completions", "/v1/chat/completions", "/v1/models", "/health"];

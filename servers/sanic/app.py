@@ -10,15 +10,16 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from sanic import HTTPResponse, Request, json, raw
 from sanic.exceptions import SanicException
 
-from servers import contract, engines, metrics
-from servers.contract import ContractError
+from servers import engines
+from servers.contract import api, metrics
+from servers.contract.api import ContractError
 from servers.sanic.completions import completions
 from servers.sanic.counting import Counting
 from servers.sanic.errors import failed, http_error, refuse, refused
 
 app = Counting("serveoff")
 # what is too long for us is read and then refused, so that the client sees why
-app.config.REQUEST_MAX_SIZE = 4 * contract.MAX_BODY_BYTES
+app.config.REQUEST_MAX_SIZE = 4 * api.MAX_BODY_BYTES
 app.config.RESPONSE_TIMEOUT = 3600  # an answer may have to wait for its turn
 app.config.GRACEFUL_SHUTDOWN_TIMEOUT = 10
 app.config.FALLBACK_ERROR_FORMAT = "json"
@@ -52,7 +53,7 @@ async def exposition(request: Request) -> HTTPResponse:
 
 @app.get("/v1/models")
 async def models(request: Request) -> HTTPResponse:
-    return json(contract.models_body(request.app.ctx.engine.model))
+    return json(api.models_body(request.app.ctx.engine.model))
 
 
 # `sanic` has no option for the backlog; Sanic's manager would end a worker that has not begun after

@@ -12,8 +12,8 @@ from typing import Any
 from sanic import Blueprint, HTTPResponse, Request, json
 from sanic.log import error_logger
 
-from servers import contract
-from servers.contract import Answer, Outcome
+from servers.contract import api
+from servers.contract.api import Answer, Outcome
 
 completions = Blueprint("completions")
 pool = ThreadPoolExecutor(max_workers=40)  # as in fastapi_threadpool
@@ -23,17 +23,17 @@ class ClientGone(Exception):
     pass
 
 
-@completions.post(contract.COMPLETIONS)
+@completions.post(api.COMPLETIONS)
 async def complete(request: Request) -> HTTPResponse | None:
-    return await answer(request, contract.parse(contract.CompletionRequest, request.body))
+    return await answer(request, api.parse(api.CompletionRequest, request.body))
 
 
-@completions.post(contract.CHAT_COMPLETIONS)
+@completions.post(api.CHAT_COMPLETIONS)
 async def chat(request: Request) -> HTTPResponse | None:
-    return await answer(request, contract.parse(contract.ChatCompletionRequest, request.body))
+    return await answer(request, api.parse(api.ChatCompletionRequest, request.body))
 
 
-async def answer(request: Request, wanted: contract.Request) -> HTTPResponse | None:
+async def answer(request: Request, wanted: api.Request) -> HTTPResponse | None:
     engine, loop, gone = request.app.ctx.engine, asyncio.get_running_loop(), threading.Event()
     job = engine.prepare(wanted)
     reply = Answer(wanted, engine.model)
@@ -56,9 +56,7 @@ async def answer(request: Request, wanted: contract.Request) -> HTTPResponse | N
         generation.add_done_callback(
             lambda done: items.put_nowait(done.exception() or done.result())
         )
-        response = await request.respond(
-            content_type=contract.SSE_CONTENT_TYPE, headers=contract.SSE_HEADERS
-        )
+        response = await request.respond(content_type=api.SSE_CONTENT_TYPE, headers=api.SSE_HEADERS)
         item: str | Outcome | BaseException = ""
         while isinstance(item, str):
             item = await items.get()

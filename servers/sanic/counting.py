@@ -1,5 +1,5 @@
-"""Sanic that counts its requests, as a middleware of `servers/metrics.py` does below WSGI and ASGI
-frameworks.
+"""Sanic that counts its requests, as a middleware of `servers/contract/metrics.py` does below WSGI
+and ASGI frameworks.
 """
 
 from types import SimpleNamespace
@@ -7,7 +7,7 @@ from typing import Any
 
 from sanic import Config, Request, Sanic
 
-from servers import metrics
+from servers.contract import metrics
 
 
 class Counting(Sanic[Config, SimpleNamespace]):

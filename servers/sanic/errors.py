@@ -4,8 +4,8 @@ from sanic import HTTPResponse, Request, json
 from sanic.exceptions import SanicException
 from sanic.log import error_logger
 
-from servers import contract, metrics
-from servers.contract import ContractError
+from servers.contract import api, metrics
+from servers.contract.api import ContractError
 
 
 async def refuse(request: Request) -> HTTPResponse | None:
@@ -23,11 +23,9 @@ def refused(_: Request, error: ContractError) -> HTTPResponse:
 
 
 def http_error(_: Request, error: SanicException) -> HTTPResponse:
-    return json(
-        contract.error_body(error.status_code, str(error)), error.status_code, error.headers
-    )
+    return json(api.error_body(error.status_code, str(error)), error.status_code, error.headers)
 
 
 def failed(_: Request, error: Exception) -> HTTPResponse:
     error_logger.error("generation failed", exc_info=error)
-    return json(contract.error_body(500, "the engine failed"), 500)
+    return json(api.error_body(500, "the engine failed"), 500)

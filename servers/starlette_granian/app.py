@@ -14,9 +14,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from servers import contract, engines
-from servers.contract import Answer, ContractError
-from servers.metrics import AsgiMetrics
+from servers import engines
+from servers.contract import api
+from servers.contract.api import Answer, ContractError
+from servers.contract.metrics import AsgiMetrics
 
 
 @asynccontextmanager
@@ -31,30 +32,27 @@ async def health(_: Request) -> Response:
 
 
 async def models(request: Request) -> Response:
-    return JSONResponse(contract.models_body(request.app.state.engine.model))
+    return JSONResponse(api.models_body(request.app.state.engine.model))
 
 
 async def completions(request: Request) -> Response:
     return await answer(
-        request.app.state.engine, contract.parse(contract.CompletionRequest, await request.body())
+        request.app.state.engine, api.parse(api.CompletionRequest, await request.body())
     )
 
 
 async def chat_completions(request: Request) -> Response:
     return await answer(
-        request.app.state.engine,
-        contract.parse(contract.ChatCompletionRequest, await request.body()),
+        request.app.state.engine, api.parse(api.ChatCompletionRequest, await request.body())
     )
 
 
-async def answer(engine: Any, wanted: contract.Request) -> Response:
+async def answer(engine: Any, wanted: api.Request) -> Response:
     job = engine.prepare(wanted)
     reply = Answer(wanted, engine.model)
     if wanted.stream:
         return StreamingResponse(
-            events(engine, job, reply),
-            media_type=contract.SSE_CONTENT_TYPE,
-            headers=contract.SSE_HEADERS,
+            events(engine, job, reply), media_type=api.SSE_CONTENT_TYPE, headers=api.SSE_HEADERS
         )
     *pieces, outcome = [item async for item in engine.stream(job)]
     return JSONResponse(reply.complete("".join(pieces), outcome))
@@ -75,7 +73,7 @@ async def refused(_: Request, error: ContractError) -> Response:
 
 async def http_error(_: Request, error: HTTPException) -> Response:
     return JSONResponse(
-        contract.error_body(error.status_code, error.detail), error.status_code, error.headers
+        api.error_body(error.status_code, error.detail), error.status_code, error.headers
     )
 
 
@@ -83,19 +81,19 @@ async def gone(_: Request, __: ClientDisconnect) -> Response:
     """Before its body was complete: nobody reads this, but it is counted, and it is no failure of
     ours.
     """
-    return JSONResponse(contract.error_body(400, "the body is not complete"), 400)
+    return JSONResponse(api.error_body(400, "the body is not complete"), 400)
 
 
 async def failed(_: Request, __: Exception) -> Response:  # the log has it, and nobody else shall
-    return JSONResponse(contract.error_body(500, "the engine failed"), 500)
+    return JSONResponse(api.error_body(500, "the engine failed"), 500)
 
 
 app = Starlette(
     routes=[
         Route("/health", health),
         Route("/v1/models", models),
-        Route(contract.COMPLETIONS, completions, methods=["POST"]),
-        Route(contract.CHAT_COMPLETIONS, chat_completions, methods=["POST"]),
+        Route(api.COMPLETIONS, completions, methods=["POST"]),
+        Route(api.CHAT_COMPLETIONS, chat_completions, methods=["POST"]),
     ],
     middleware=[Middleware(AsgiMetrics)],
     exception_handlers={

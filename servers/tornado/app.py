@@ -10,17 +10,15 @@ from tornado.httpserver import HTTPServer
 from tornado.options import define, options
 from tornado.web import Application
 
-from servers import contract, engines, metrics
-from servers.contract import ChatCompletionRequest, CompletionRequest
+from servers import engines
+from servers.contract import api, metrics
+from servers.contract.api import ChatCompletionRequest, CompletionRequest
 from servers.tornado.completions import Completions
 from servers.tornado.handlers import Health, Metrics, Models, Unknown
 
 
 def make_app() -> Application:
-    kinds = {
-        contract.COMPLETIONS: CompletionRequest,
-        contract.CHAT_COMPLETIONS: ChatCompletionRequest,
-    }
+    kinds = {api.COMPLETIONS: CompletionRequest, api.CHAT_COMPLETIONS: ChatCompletionRequest}
     return Application(
         [
             ("/health", Health),
@@ -29,7 +27,7 @@ def make_app() -> Application:
             *((path, Completions, {"kind": kind}) for path, kind in kinds.items()),
         ],
         default_handler_class=Unknown,
-        websocket_max_message_size=contract.MAX_BODY_BYTES,
+        websocket_max_message_size=api.MAX_BODY_BYTES,
         # The handlers' own, which find them in their `settings`:
         engine=engines.load_blocking(),
         pool=ThreadPoolExecutor(max_workers=40),  # as many as servers/fastapi_threadpool has

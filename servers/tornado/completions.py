@@ -12,9 +12,9 @@ from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
-from servers import contract
-from servers.contract import Answer, ContractError
-from servers.metrics import Counted
+from servers.contract import api
+from servers.contract.api import Answer, ContractError
+from servers.contract.metrics import Counted
 from servers.tornado.generation import ClientGone, generated
 from servers.tornado.handlers import Handler
 
@@ -23,7 +23,7 @@ class Completions(Handler, WebSocketHandler):
     answering: "asyncio.Task[None] | None" = None
 
     async def post(self) -> None:
-        wanted = contract.parse(self.kind, self.request.body)
+        wanted = api.parse(self.kind, self.request.body)
         job = self.engine.prepare(wanted)
         reply = Answer(wanted, self.engine.model)
         if not wanted.stream:
@@ -32,10 +32,7 @@ class Completions(Handler, WebSocketHandler):
             ]
             self.finish(reply.complete("".join(pieces), outcome))
             return
-        for name, value in {
-            "Content-Type": contract.SSE_CONTENT_TYPE,
-            **contract.SSE_HEADERS,
-        }.items():
+        for name, value in {"Content-Type": api.SSE_CONTENT_TYPE, **api.SSE_HEADERS}.items():
             self.set_header(name, value)
         # else a token may wait for the client's acknowledgement
         cast(HTTP1Connection, self.request.connection).stream.set_nodelay(True)
@@ -69,7 +66,7 @@ class Completions(Handler, WebSocketHandler):
         try:
             async for payload in self.payloads(message):
                 await self.write_message(payload)
-                counted.status = contract.status_of_end(payload) or counted.status
+                counted.status = api.status_of_end(payload) or counted.status
         except (ClientGone, WebSocketClosedError):
             pass
         finally:
@@ -77,19 +74,19 @@ class Completions(Handler, WebSocketHandler):
 
     async def payloads(self, message: str | bytes) -> AsyncIterator[str]:
         try:
-            wanted = contract.parse(self.kind, message)
+            wanted = api.parse(self.kind, message)
             reply = Answer(wanted, self.engine.model)
             async for item in generated(
                 self.engine, self.pool, self.engine.prepare(wanted), self.gone
             ):
-                for payload in contract.payloads(reply.event(item)):
+                for payload in api.payloads(reply.event(item)):
                     yield payload
         except ClientGone:
             raise
         except Exception as error:
             if not isinstance(error, ContractError):
                 logging.exception("generation failed")
-            yield contract.error_message(error)
+            yield api.error_message(error)
 
     def on_close(self) -> None:  # of a POST's connection, too
         self.gone.set()

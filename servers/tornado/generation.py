@@ -12,7 +12,7 @@ from tornado.ioloop import IOLoop
 from tornado.web import Finish
 
 from servers import engines
-from servers.contract import Outcome
+from servers.contract.api import Outcome
 
 
 class ClientGone(Finish):

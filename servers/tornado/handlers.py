@@ -6,9 +6,9 @@ from typing import Any
 from prometheus_client import CONTENT_TYPE_LATEST
 from tornado.web import RequestHandler
 
-from servers import contract, metrics
-from servers.contract import ContractError
-from servers.metrics import Counted
+from servers.contract import api, metrics
+from servers.contract.api import ContractError
+from servers.contract.metrics import Counted
 
 
 class Metrics(RequestHandler):
@@ -64,7 +64,7 @@ class Health(Handler):
 
 class Models(Handler):
     def get(self) -> None:
-        self.finish(contract.models_body(self.engine.model))
+        self.finish(api.models_body(self.engine.model))
 
 
 class Unknown(Handler):

@@ -1,8 +1,8 @@
 import pytest
 
-from analysis import load, observed
-from analysis.observed import Observed
-from tests.analysis import synthetic
+from analysis import case, dataset
+from analysis.case import Observed
+from tests.helpers import synthetic_campaign
 
 
 @pytest.fixture
@@ -14,14 +14,20 @@ def observe(tmp_path):
     ) -> Observed:
         folder = tmp_path / f"campaign-{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
-        rows = synthetic.requests() if rows is None else rows
-        run = synthetic.run(**{"served": synthetic.served(rows)} | changes)
-        synthetic.records.write_json(
-            folder / "campaign.json", synthetic.campaign_data([run["case"]], **(data or {}))
+        rows = synthetic_campaign.requests() if rows is None else rows
+        run = synthetic_campaign.run(**{"served": synthetic_campaign.served(rows)} | changes)
+        synthetic_campaign.records.write_json(
+            folder / "campaign.json",
+            synthetic_campaign.campaign_data([run["case"]], **(data or {})),
         )
-        synthetic.write_case(
-            folder, run, rows, synthetic.telemetry() if samples is None else samples, lines, said
+        synthetic_campaign.write_case(
+            folder,
+            run,
+            rows,
+            synthetic_campaign.telemetry() if samples is None else samples,
+            lines,
+            said,
         )
-        return observed.observe(load.campaign(folder), 0, slo)
+        return case.observe(dataset.campaign(folder), 0, slo)
 
     return make

@@ -1,12 +1,12 @@
-"""results/README.md says of every key on disk what loadtests/records.py says, and lists what
+"""results/README.md says of every key on disk what loadtests/schema.py says, and lists what
 analysis makes.
 """
 
 from pathlib import Path
 
-from analysis import execute, report
-from loadtests import records
-from tests.analysis import synthetic
+from analysis.report import notebooks, writer
+from loadtests import schema
+from tests.helpers import synthetic_campaign
 
 README = (Path(__file__).parents[2] / "results" / "README.md").read_text()
 
@@ -15,14 +15,14 @@ def rows() -> list[str]:
     """The rows that must be there; print them to mend the file: `python -m
     tests.analysis.test_results_readme`.
     """
-    objects = (records.CAMPAIGN_KEYS, records.CALIBRATION_KEYS, records.RUN_KEYS)
+    objects = (schema.CAMPAIGN_KEYS, schema.CALIBRATION_KEYS, schema.RUN_KEYS)
     keys = [f"| `{key}` | {meaning} |" for table in objects for key, meaning in table.items()]
     tables = (
-        records.REQUEST_FIELDS,
-        records.TELEMETRY_FIELDS,
-        records.PROCESS_FIELDS,
-        records.GPU_FIELDS,
-        records.SERVER_METRICS_FIELDS,
+        schema.REQUEST_FIELDS,
+        schema.TELEMETRY_FIELDS,
+        schema.PROCESS_FIELDS,
+        schema.GPU_FIELDS,
+        schema.SERVER_METRICS_FIELDS,
     )
     fields = [
         f"| `{key}` | {field.type} | {field.unit} | {field.meaning} |"
@@ -34,7 +34,7 @@ def rows() -> list[str]:
 
 def test_every_key_on_disk_is_explained():
     assert [row for row in rows() if row not in README.splitlines()] == []
-    assert f"Schema version {records.SCHEMA}." in README
+    assert f"Schema version {schema.SCHEMA}." in README
 
 
 def test_no_key_is_explained_that_is_not_there():
@@ -62,10 +62,10 @@ def test_no_key_is_explained_that_is_not_there():
 
 
 def test_every_file_of_a_reported_campaign_is_listed(tmp_path):
-    folder = synthetic.campaign(tmp_path / "campaign")
-    report.write(folder)
+    folder = synthetic_campaign.campaign(tmp_path / "campaign")
+    writer.write(folder)
     made = {path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".png"}
-    made |= {f"notebooks/{source.stem}.html" for source in execute.SOURCES.glob("*.py")}
+    made |= {f"notebooks/{source.stem}.html" for source in notebooks.SOURCES.glob("*.py")}
     assert [name for name in made if f"`{name}`" not in README] == []
     assert "one column a metric" in README
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from tests.loadtests.bench import MARK, Bench, wait_for
-from tests.loadtests.scripted import PATIENCE_S, Scripted
+from tests.helpers.campaign_process import MARK, Bench, wait_for
+from tests.helpers.scripted_server import PATIENCE_S, Scripted
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from loadtests import paired
-from loadtests.paired import repetition_of
-from servers import catalog
-from tests.loadtests.bench import PATIENCE_S, Bench, runs
+from loadtests.campaign import gate_rounds
+from loadtests.campaign.gate_rounds import repetition_of
+from servers.runtime import catalog
+from tests.helpers.campaign_process import PATIENCE_S, Bench, runs
 
 SYSTEM = {
     "server": "alpha",
@@ -81,15 +81,15 @@ def test_rounds_go_on_until_the_analysis_has_enough_or_time_is_over(
             return lambda *_, **__: None
 
     answers = iter([[True, False], [False, False]])
-    monkeypatch.setattr(paired, "_asked", lambda folder: next(answers))
+    monkeypatch.setattr(gate_rounds, "_asked", lambda folder: next(answers))
     said = {"systems": [SYSTEM, SYSTEM | {"server": "beta"}], "seed": 1, "max_minutes": 1.0}
-    found = list(paired.rounds(tmp_path, said, Silent()))
+    found = list(gate_rounds.rounds(tmp_path, said, Silent()))
     assert [len(cases) for cases in found] == [6, 3] and {case.repetition for case in found[1]} == {
         2
     }
     assert [case.index for cases in found for case in cases] == list(range(1, 10))
-    monkeypatch.setattr(paired, "_asked", lambda folder: [True, True])
-    assert len(list(paired.rounds(tmp_path, said | {"max_minutes": 1e-9}, Silent()))) <= 1
+    monkeypatch.setattr(gate_rounds, "_asked", lambda folder: [True, True])
+    assert len(list(gate_rounds.rounds(tmp_path, said | {"max_minutes": 1e-9}, Silent()))) <= 1
 
 
 # --- bad input
@@ -195,7 +195,7 @@ def test_two_folders(bench: Bench) -> None:
 
 
 def test_two_commands(bench: Bench) -> None:
-    command = f"{sys.executable} -m tests.servers.broken none {{port}}"
+    command = f"{sys.executable} -m tests.helpers.faulty_server none {{port}}"
     done = gate(
         bench, "--base-server", command, "--head-server", command, *SHORT, "--out", "commands"
     )

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from servers import catalog, contract, launch, rule, verify
-from servers.launch import Running, Share
-from servers.supervise import is_ready
-from tests.servers.starting import QUICK, ask, counters, start, wanted
+from servers.contract import api, conformance, oracle
+from servers.runtime import catalog, launch
+from servers.runtime.launch import Running, Share
+from servers.runtime.supervise import is_ready
+from tests.helpers.started_server import QUICK, ask, counters, start, wanted
 
 NAMES = ("fastapi_cached", "fastapi_cached_redis")
 
@@ -32,9 +33,7 @@ def server(
         yield running
 
 
-def asked(
-    server: Running, body: dict[str, Any], path: str = contract.COMPLETIONS
-) -> tuple[str, Any]:
+def asked(server: Running, body: dict[str, Any], path: str = api.COMPLETIONS) -> tuple[str, Any]:
     """What the cache had to say, and the answer."""
     before = counters(server.base_url)
     status, said = ask(server.base_url, path, body)
@@ -65,12 +64,12 @@ def bodies(prompt: str, **more: Any) -> dict[str, dict[str, Any]]:
     completion = wanted(prompt=prompt, **more)
     chat = {key: value for key, value in completion.items() if key != "prompt"}
     return {
-        contract.COMPLETIONS: completion,
-        contract.CHAT_COMPLETIONS: chat | {"messages": [{"role": "user", "content": prompt}]},
+        api.COMPLETIONS: completion,
+        api.CHAT_COMPLETIONS: chat | {"messages": [{"role": "user", "content": prompt}]},
     }
 
 
-@pytest.mark.parametrize("path", [contract.COMPLETIONS, contract.CHAT_COMPLETIONS])
+@pytest.mark.parametrize("path", [api.COMPLETIONS, api.CHAT_COMPLETIONS])
 @pytest.mark.parametrize("more", [{}, {"stop": ["baca"], "max_tokens": 50}], ids=["length", "stop"])
 def test_a_hit_is_the_same_answer(server: Running, path: str, more: dict[str, Any]) -> None:
     first, second = (bodies(prompt, **more)[path] for prompt in ("first baba", "second baba"))
@@ -121,14 +120,14 @@ def test_whatever_may_change_the_answer_is_asked_of_the_engine(server: Running) 
 def test_what_may_be_another_answer_each_time_is_not_kept(server: Running) -> None:
     for _ in range(2):
         how, said = asked(server, wanted(prompt="sampled baba", temperature=0.7))
-        assert how == "" and said["choices"][0]["text"] == rule.continuation("baba", 5)
+        assert how == "" and said["choices"][0]["text"] == oracle.continuation("baba", 5)
 
 
 def test_a_refusal_is_not_kept(server: Running) -> None:
     before = counters(server.base_url)
     for _ in range(2):
         status, said = ask(
-            server.base_url, contract.COMPLETIONS, wanted(prompt="refused", max_tokens=10**7)
+            server.base_url, api.COMPLETIONS, wanted(prompt="refused", max_tokens=10**7)
         )
         assert status == 400 and said["error"]["code"] == "context_length_exceeded"
     after = counters(server.base_url)
@@ -151,7 +150,7 @@ def under_way(server: Running, body: dict[str, Any]) -> Iterator[http.client.HTT
     try:
         connection.request(
             "POST",
-            contract.COMPLETIONS,
+            api.COMPLETIONS,
             json.dumps(body | {"stream": True}),
             {"Content-Type": "application/json"},
         )
@@ -171,7 +170,7 @@ def test_an_answer_that_nobody_waited_for_is_not_kept(server: Running) -> None:
         assert time.monotonic() < deadline, "its slot is not free again"
         time.sleep(0.05)
     how, said = asked(server, body)
-    assert how == "misses" and said["choices"][0]["text"] == rule.continuation("baba", 600)
+    assert how == "misses" and said["choices"][0]["text"] == oracle.continuation("baba", 600)
 
 
 def test_of_two_at_once_both_are_generated(server: Running) -> None:
@@ -179,7 +178,7 @@ def test_of_two_at_once_both_are_generated(server: Running) -> None:
     with under_way(server, body) as response:
         how, said = asked(server, body)
         first = "".join(
-            contract.read_chunk(line.removeprefix(b"data: ")).text
+            api.read_chunk(line.removeprefix(b"data: ")).text
             for line in response
             if b"choices" in line
         )
@@ -189,17 +188,17 @@ def test_of_two_at_once_both_are_generated(server: Running) -> None:
 
 def test_what_is_replayed_keeps_the_contract(server: Running) -> None:
     checks = (
-        verify.plain_answers,
-        verify.max_tokens,
-        verify.framing,
-        verify.stream_exact,
-        verify.trickles,
-        verify.first_chunk,
+        conformance.plain_answers,
+        conformance.max_tokens,
+        conformance.framing,
+        conformance.stream_exact,
+        conformance.trickles,
+        conformance.first_chunk,
     )
     said = []
     for _ in range(2):  # whose prompts are the same
         before = counters(server.base_url)["serveoff_cache_misses_total"]
-        found = verify.verify(server.base_url, checks=checks)
+        found = conformance.verify(server.base_url, checks=checks)
         assert all(check.ok for check in found), found
         said.append(counters(server.base_url)["serveoff_cache_misses_total"] - before)
     assert said[0] >= 7 and said[1] == 0
@@ -267,7 +266,7 @@ def test_without_its_redis_it_answers_on(tmp_path: Path) -> None:
                 for event in (same(said) if stream else [said])
                 for choice in event["choices"]
             ]
-            assert "".join(texts) == rule.continuation("baba", 5)
+            assert "".join(texts) == oracle.continuation("baba", 5)
             return how
 
         assert answered() == "misses errors", "not there yet"

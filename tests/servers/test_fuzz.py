@@ -18,9 +18,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from servers import contract, launch, rule
-from servers.launch import Running
-from tests.servers.starting import MODEL, OURS, ask, start, wanted
+from servers.contract import api, oracle
+from servers.runtime import launch
+from servers.runtime.launch import Running
+from tests.helpers.started_server import MODEL, OURS, ask, start, wanted
 
 pytestmark = pytest.mark.slow
 
@@ -78,8 +79,8 @@ FIELDS = [
     "user",
 ]
 GOOD: dict[str, dict[str, Any]] = {
-    contract.COMPLETIONS: wanted(),
-    contract.CHAT_COMPLETIONS: {
+    api.COMPLETIONS: wanted(),
+    api.CHAT_COMPLETIONS: {
         "model": MODEL,
         "messages": [{"role": "user", "content": "baba"}],
         "max_tokens": 5,
@@ -166,8 +167,8 @@ def is_refused_or_answered(status: int, said: Any) -> bool:
 
 
 def serves_on(server: Running) -> None:
-    status, said = ask(server.base_url, contract.COMPLETIONS, wanted())
-    assert status == 200 and said["choices"][0]["text"] == rule.continuation("baba", 5)
+    status, said = ask(server.base_url, api.COMPLETIONS, wanted())
+    assert status == 200 and said["choices"][0]["text"] == oracle.continuation("baba", 5)
     assert not server.ended()
 
 
@@ -188,8 +189,8 @@ def test_any_messages(server: Running) -> None:
     def fuzz(said: list[dict[str, Any]]) -> None:
         status, answer = ask(
             server.base_url,
-            contract.CHAT_COMPLETIONS,
-            encoded(GOOD[contract.CHAT_COMPLETIONS] | {"messages": said}),
+            api.CHAT_COMPLETIONS,
+            encoded(GOOD[api.CHAT_COMPLETIONS] | {"messages": said}),
         )
         assert is_refused_or_answered(status, answer), (status, answer)
 
@@ -244,7 +245,7 @@ def test_any_method_and_type(server: Running) -> None:
             "/%00",
             "/%ff",
             "/../../etc/passwd",
-            contract.COMPLETIONS + "?" + "a=b&" * 50,
+            api.COMPLETIONS + "?" + "a=b&" * 50,
         ]
     )
 
@@ -261,7 +262,7 @@ def test_any_method_and_type(server: Running) -> None:
 
 
 def test_any_bytes_at_all(server: Running) -> None:
-    good = request(contract.COMPLETIONS, encoded(wanted()))
+    good = request(api.COMPLETIONS, encoded(wanted()))
 
     @SETTINGS
     @given(st.integers(0, 10**6), st.binary(max_size=12), st.sampled_from(["spoil", "cut", "only"]))
@@ -297,15 +298,13 @@ def test_any_bytes_at_all(server: Running) -> None:
     ids=lambda headers: headers[:30],
 )
 def test_headers(server: Running, headers: str) -> None:
-    answer = exchange(server, request(contract.COMPLETIONS, encoded(wanted()), headers=headers))
+    answer = exchange(server, request(api.COMPLETIONS, encoded(wanted()), headers=headers))
     assert is_no_failure(answer), answer[:500]
     serves_on(server)
 
 
 def test_a_body_of_ten_megabytes(server: Running) -> None:
-    status, _ = ask(
-        server.base_url, contract.COMPLETIONS, encoded(wanted(prompt="baba " * 2_000_000))
-    )
+    status, _ = ask(server.base_url, api.COMPLETIONS, encoded(wanted(prompt="baba " * 2_000_000)))
     assert status == 413
     serves_on(server)
 
@@ -316,8 +315,8 @@ def test_nothing_that_is_asked_is_logged(server: Running) -> None:
         wanted(prompt="needle", temperature=9),
         wanted(prompt="needle", model="needle"),
     ):
-        ask(server.base_url, contract.COMPLETIONS, body)
-        ask(server.base_url, contract.COMPLETIONS, encoded(body)[:-1], "needle")
+        ask(server.base_url, api.COMPLETIONS, body)
+        ask(server.base_url, api.COMPLETIONS, encoded(body)[:-1], "needle")
         ask(server.base_url, "/v1/needle?needle=1", body)
     time.sleep(0.2)
     logs = [server.log, *server.log.parent.glob(f"{server.log.stem}.*")]
@@ -364,7 +363,7 @@ def test_idle_connections_and_half_requests_cost_nobody_else(server: Running) ->
                 socket.create_connection((host, int(port)), timeout=ANSWERS_S)
             )
             if number >= 300:
-                connection.sendall(request(contract.COMPLETIONS, encoded(wanted()))[:-10])
+                connection.sendall(request(api.COMPLETIONS, encoded(wanted()))[:-10])
         serves_on(server)
     assert settled(lambda: held(server)[0], before + 10) <= before + 10
     serves_on(server)
@@ -381,9 +380,9 @@ def test_nothing_grows(server: Running) -> None:
 
     def bad(times: int) -> None:
         for number in range(times):
-            ask(server.base_url, contract.COMPLETIONS, wanted(prompt=f"baba \ud800 {number}" * 50))
+            ask(server.base_url, api.COMPLETIONS, wanted(prompt=f"baba \ud800 {number}" * 50))
             ask(server.base_url, f"/nowhere/{number}", {})
-            ask(server.base_url, contract.CHAT_COMPLETIONS, b"[" * 1000)
+            ask(server.base_url, api.CHAT_COMPLETIONS, b"[" * 1000)
             exchange(server, b"POST / HTTP/1.1\r\n")
 
     bad(600)

@@ -8,9 +8,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from servers import contract, rule
-from servers.verify import checks_of, verify
-from tests.servers.starting import MODEL, OURS, SERVERS, ask, start, wanted
+from servers.contract import api, oracle
+from servers.contract.conformance import checks_of, verify
+from tests.helpers.started_server import MODEL, OURS, SERVERS, ask, start, wanted
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_so_many_requests_are_worked_on_as_it_has_threads(
 ) -> None:
     def took(_: int) -> float:
         began = time.perf_counter()
-        assert ask(running.base_url, contract.COMPLETIONS, wanted(max_tokens=20))[0] == 200
+        assert ask(running.base_url, api.COMPLETIONS, wanted(max_tokens=20))[0] == 200
         return time.perf_counter() - began
 
     with (
@@ -64,7 +64,7 @@ def test_json_is_serialised_by_the_library_that_was_chosen(name: str, tmp_path: 
         with start(name, "simulated", tmp_path, options={"json": value}) as running:
             _, text = ask(
                 running.base_url,
-                contract.CHAT_COMPLETIONS,
+                api.CHAT_COMPLETIONS,
                 {
                     "model": MODEL,
                     "messages": [{"role": "user", "content": "baba"}],
@@ -88,21 +88,17 @@ def test_gzip_compresses_plain_answers_and_leaves_streams_alone(name: str, tmp_p
         start(name, "simulated", tmp_path, options={"gzip": "on"}) as running,
         httpx.Client(base_url=running.base_url) as client,
     ):
-        plain = client.post(contract.COMPLETIONS, json=wanted(max_tokens=400))
+        plain = client.post(api.COMPLETIONS, json=wanted(max_tokens=400))
         assert plain.headers["Content-Encoding"] == "gzip" and plain.json()["choices"][0][
             "text"
-        ] == rule.continuation("baba", 400)
+        ] == oracle.continuation("baba", 400)
         assert int(plain.headers["Content-Length"]) < len(plain.content) / 2
         assert (
             "Content-Encoding"
-            not in client.post(
-                contract.COMPLETIONS, json=wanted(max_tokens=400, stream=True)
-            ).headers
+            not in client.post(api.COMPLETIONS, json=wanted(max_tokens=400, stream=True)).headers
         )
         untold = client.post(
-            contract.COMPLETIONS,
-            json=wanted(max_tokens=400),
-            headers={"Accept-Encoding": "identity"},
+            api.COMPLETIONS, json=wanted(max_tokens=400), headers={"Accept-Encoding": "identity"}
         )
         assert (
             "Content-Encoding" not in untold.headers

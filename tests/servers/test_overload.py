@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from servers import contract, rule
-from servers.launch import Running
-from tests.servers.starting import OURS, ask, counters_at_rest, start, wanted
+from servers.contract import api, oracle
+from servers.runtime.launch import Running
+from tests.helpers.started_server import OURS, ask, counters_at_rest, start, wanted
 
 pytestmark = pytest.mark.slow
 BOUND, AT_ONCE = 4, 24
@@ -41,7 +41,7 @@ def asked(server: Running) -> tuple[int, str, str | None]:
     connection = http.client.HTTPConnection(server.base_url.removeprefix("http://"), timeout=60)
     try:
         connection.request(
-            "POST", contract.COMPLETIONS, json.dumps(wanted()), {"Content-Type": "application/json"}
+            "POST", api.COMPLETIONS, json.dumps(wanted()), {"Content-Type": "application/json"}
         )
         response = connection.getresponse()
         said = json.loads(response.read())
@@ -55,7 +55,7 @@ def test_it_refuses_what_is_too_much_and_is_well_afterwards(server: Running) -> 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         answers = list(pool.map(asked, [server] * AT_ONCE))
     assert {answer for answer in answers if answer[0] == 200} == {
-        (200, rule.continuation("baba", 5), None)
+        (200, oracle.continuation("baba", 5), None)
     }
     refused = [answer for answer in answers if answer[0] != 200]
     assert set(refused) <= {(429, "too_many_requests", "1")}

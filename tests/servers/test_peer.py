@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from servers import catalog, launch
+from servers.runtime import catalog, launch
 
 DRIVE = """
 import argparse, sys

@@ -20,10 +20,11 @@ import openai
 import psutil
 import pytest
 
-from servers import contract, launch, rule
-from servers.launch import Running
-from servers.verify import checks_of, verify
-from tests.servers.starting import (
+from servers.contract import api, oracle
+from servers.contract.conformance import checks_of, verify
+from servers.runtime import launch
+from servers.runtime.launch import Running
+from tests.helpers.started_server import (
     MODEL,
     OURS,
     SERVERS,
@@ -107,7 +108,7 @@ def test_openais_client_completes_and_chats(client: openai.OpenAI) -> None:
         model=MODEL, prompt="bebe baba", max_tokens=6, temperature=0
     )
     assert (
-        completion.choices[0].text == rule.continuation("baba", 6)
+        completion.choices[0].text == oracle.continuation("baba", 6)
         and completion.choices[0].finish_reason == "length"
     )
     assert completion.usage and (
@@ -120,7 +121,7 @@ def test_openais_client_completes_and_chats(client: openai.OpenAI) -> None:
     )
     assert chat.choices[0].message.role == "assistant" and chat.choices[
         0
-    ].message.content == rule.continuation("baba", 6)
+    ].message.content == oracle.continuation("baba", 6)
     assert chat.usage and (chat.usage.prompt_tokens, chat.usage.total_tokens) == (5, 11)
     assert [model.id for model in client.models.list()] == [MODEL]
 
@@ -136,9 +137,9 @@ def test_openais_client_streams_with_usage(client: openai.OpenAI) -> None:
             stream_options={"include_usage": True},
         )
     )
-    assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == rule.continuation(
-        "baba", 6
-    )
+    assert "".join(
+        chunk.choices[0].text for chunk in chunks if chunk.choices
+    ) == oracle.continuation("baba", 6)
     assert chunks[-1].usage and chunks[-1].usage.completion_tokens == 6
     said = list(
         client.chat.completions.create(
@@ -152,7 +153,7 @@ def test_openais_client_streams_with_usage(client: openai.OpenAI) -> None:
     )
     deltas = [chunk.choices[0].delta for chunk in said if chunk.choices]
     assert (
-        "".join(delta.content or "" for delta in deltas) == rule.continuation("baba", 6)
+        "".join(delta.content or "" for delta in deltas) == oracle.continuation("baba", 6)
         and deltas[0].role == "assistant"
     )
     assert (
@@ -180,7 +181,7 @@ def test_openais_client_raises_its_own_errors(client: openai.OpenAI) -> None:
 
 def test_stop_strings_end_an_answer(server: Running) -> None:
     status, body = ask(
-        server.base_url, contract.COMPLETIONS, wanted(stop=["babo", "zzz"], max_tokens=20)
+        server.base_url, api.COMPLETIONS, wanted(stop=["babo", "zzz"], max_tokens=20)
     )
     told = {"index": 0, "logprobs": None, "finish_reason": "stop", "text": " babe babi "}
     said = body["choices"][0]
@@ -192,24 +193,24 @@ def test_stop_strings_end_an_answer(server: Running) -> None:
 def test_null_is_a_default_and_unknown_fields_are_ignored(server: Running) -> None:
     status, body = ask(
         server.base_url,
-        contract.COMPLETIONS,
+        api.COMPLETIONS,
         wanted(stream=None, stop=None, seed=None, top_p=None, user="me", n=None),
     )
-    assert status == 200 and body["choices"][0]["text"] == rule.continuation("baba", 5)
+    assert status == 200 and body["choices"][0]["text"] == oracle.continuation("baba", 5)
 
 
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
-        (contract.COMPLETIONS, {"model": MODEL}, "prompt"),
-        (contract.COMPLETIONS, {"prompt": "baba"}, "model"),
-        (contract.CHAT_COMPLETIONS, {"model": MODEL}, "messages"),
-        (contract.CHAT_COMPLETIONS, {"messages": [{"role": "user", "content": "baba"}]}, "model"),
-        (contract.CHAT_COMPLETIONS, {"model": MODEL, "messages": [{"role": "user"}]}, "messages"),
-        (contract.COMPLETIONS, wanted(n=2), "n"),
-        (contract.COMPLETIONS, wanted(stop=["a"] * 5), "stop"),
-        (contract.COMPLETIONS, wanted(stream="yes"), "stream"),
-        (contract.COMPLETIONS, wanted(max_tokens=10**7), "prompt"),
+        (api.COMPLETIONS, {"model": MODEL}, "prompt"),
+        (api.COMPLETIONS, {"prompt": "baba"}, "model"),
+        (api.CHAT_COMPLETIONS, {"model": MODEL}, "messages"),
+        (api.CHAT_COMPLETIONS, {"messages": [{"role": "user", "content": "baba"}]}, "model"),
+        (api.CHAT_COMPLETIONS, {"model": MODEL, "messages": [{"role": "user"}]}, "messages"),
+        (api.COMPLETIONS, wanted(n=2), "n"),
+        (api.COMPLETIONS, wanted(stop=["a"] * 5), "stop"),
+        (api.COMPLETIONS, wanted(stream="yes"), "stream"),
+        (api.COMPLETIONS, wanted(max_tokens=10**7), "prompt"),
     ],
     ids=repr,
 )
@@ -230,17 +231,17 @@ def test_a_bad_field_is_a_400_that_names_it(
 
 @pytest.mark.parametrize("where", ["prompt", "stop", "model"])
 def test_lone_surrogates_are_no_500(server: Running, where: str) -> None:
-    status, said = ask(server.base_url, contract.COMPLETIONS, wanted(**{where: "baba \ud800"}))
+    status, said = ask(server.base_url, api.COMPLETIONS, wanted(**{where: "baba \ud800"}))
     assert status in (400, 404) and isinstance(said["error"]["message"], str)
 
 
 def test_deep_nesting_is_no_500(server: Running) -> None:
-    status, said = ask(server.base_url, contract.COMPLETIONS, b'{"model": ' + b"[" * 100_000)
+    status, said = ask(server.base_url, api.COMPLETIONS, b'{"model": ' + b"[" * 100_000)
     assert status == 400 and isinstance(said["error"]["message"], str)
 
 
 def test_a_body_that_is_too_long_is_a_413(server: Running) -> None:
-    status, said = ask(server.base_url, contract.COMPLETIONS, wanted(prompt="baba " * 1_000_000))
+    status, said = ask(server.base_url, api.COMPLETIONS, wanted(prompt="baba " * 1_000_000))
     assert status == 413 and isinstance(said["error"]["message"], str)
 
 
@@ -254,15 +255,15 @@ def test_a_body_that_is_too_long_and_hides_it_is_a_413_too(server: Running) -> N
 
     refused = 'serveoff_requests_total{path="/v1/completions",status="413"}'
     before = counters_at_rest(server.base_url).get(refused, 0)
-    status, said = ask(server.base_url, contract.COMPLETIONS, pieces())
+    status, said = ask(server.base_url, api.COMPLETIONS, pieces())
     assert status == 413 and isinstance(said["error"]["message"], str)
     assert counters_at_rest(server.base_url)[refused] == before + 1
 
 
 def test_it_serves_on_after_all_that(server: Running) -> None:
-    assert ask(server.base_url, contract.COMPLETIONS, wanted())[1]["choices"][0][
+    assert ask(server.base_url, api.COMPLETIONS, wanted())[1]["choices"][0][
         "text"
-    ] == rule.continuation("baba", 5)
+    ] == oracle.continuation("baba", 5)
 
 
 # --- metrics
@@ -294,7 +295,7 @@ def test_the_counters_count(server: Running) -> None:
         pytest.skip("the engine behind it counts under names of its own")
     before = counters_at_rest(server.base_url) | engine_counters(server)
     for more in ({}, {"stream": True}, {"n": 2}):
-        ask(server.base_url, contract.COMPLETIONS, wanted(**more))
+        ask(server.base_url, api.COMPLETIONS, wanted(**more))
     after = counters_at_rest(server.base_url) | engine_counters(server)
     moved = {
         name: after[name] - before.get(name, 0)
@@ -355,14 +356,14 @@ def test_with_a_key_nothing_is_answered_without_it(
     monkeypatch.setenv("SERVEOFF_API_KEY", "s3cret")
     with start(name, "simulated", tmp_path) as running:
         for key in (None, "wrong", "s3cretX", ""):
-            status, said = ask(running.base_url, contract.COMPLETIONS, wanted(), key)
+            status, said = ask(running.base_url, api.COMPLETIONS, wanted(), key)
             assert (
                 status == 401
                 and said["error"]["type"] == "authentication_error"
                 and "s3cret" not in str(said)
             )
         assert ask(running.base_url, "/v1/models")[0] == 401
-        assert ask(running.base_url, contract.COMPLETIONS, wanted(), "s3cret")[0] == 200
+        assert ask(running.base_url, api.COMPLETIONS, wanted(), "s3cret")[0] == 200
         assert ask(running.base_url, "/health")[0] == 200, (
             "who watches whether it lives needs no key"
         )
@@ -388,7 +389,7 @@ def test_a_body_without_end_from_who_has_no_key_keeps_nobody_waiting(
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             for _ in range(400):  # 26 MB
                 connection.sendall(b"10000\r\n" + bytes(65536) + b"\r\n")
-        assert ask(running.base_url, contract.COMPLETIONS, wanted(), "s3cret")[0] == 200
+        assert ask(running.base_url, api.COMPLETIONS, wanted(), "s3cret")[0] == 200
 
 
 @each
@@ -396,25 +397,25 @@ def test_an_engine_that_fails_is_a_500_and_the_next_request_is_answered(
     name: str, tmp_path: Path
 ) -> None:
     with start(name, "simulated", tmp_path, fails_on="zuzu") as running:
-        status, said = ask(running.base_url, contract.COMPLETIONS, wanted(prompt="baba zuzu"))
+        status, said = ask(running.base_url, api.COMPLETIONS, wanted(prompt="baba zuzu"))
         assert (
             status == 500
             and said["error"]["type"] == "server_error"
             and "somebody" not in json.dumps(said)
         )
         status, streamed = ask(
-            running.base_url, contract.COMPLETIONS, wanted(prompt="baba zuzu", stream=True)
+            running.base_url, api.COMPLETIONS, wanted(prompt="baba zuzu", stream=True)
         )
         assert status == 200 and "somebody" not in streamed and "[DONE]" not in streamed
         *tokens, end = [
-            contract.read_chunk(event.removeprefix("data: ").encode())
+            api.read_chunk(event.removeprefix("data: ").encode())
             for event in streamed.split("\n\n")
             if event
         ]
         assert len(tokens) == 2 and end.error == "the engine failed"
-        assert ask(running.base_url, contract.COMPLETIONS, wanted())[1]["choices"][0][
+        assert ask(running.base_url, api.COMPLETIONS, wanted())[1]["choices"][0][
             "text"
-        ] == rule.continuation("baba", 5)
+        ] == oracle.continuation("baba", 5)
         assert (
             counters_at_rest(running.engine_urls)[
                 'serveoff_requests_total{path="/v1/completions",status="500"}'
@@ -433,7 +434,7 @@ def test_sigterm_lets_the_answer_under_way_end(name: str, tmp_path: Path) -> Non
         )
         connection.request(
             "POST",
-            contract.COMPLETIONS,
+            api.COMPLETIONS,
             json.dumps(wanted(stream=True, max_tokens=300)),
             {"Content-Type": "application/json"},
         )  # about a second
@@ -446,8 +447,7 @@ def test_sigterm_lets_the_answer_under_way_end(name: str, tmp_path: Path) -> Non
         assert code in (0, 128 + signal.SIGTERM), launch.tail(running.log, 50)
     *events, end = [event.removeprefix(b"data: ") for event in said.split(b"\n\n") if event]
     assert (
-        "".join(contract.read_chunk(event).text for event in events)
-        == rule.continuation("baba", 300)
+        "".join(api.read_chunk(event).text for event in events) == oracle.continuation("baba", 300)
         and end == b"[DONE]"
     )
     assert "Traceback" not in running.log.read_text()
@@ -460,8 +460,6 @@ def test_several_workers_count_together(name: str, tmp_path: Path) -> None:
     with start(name, "simulated", tmp_path, workers=2) as running:
         assert len(psutil.Process(running.pid).children()) == 2
         with ThreadPoolExecutor(4) as pool:
-            list(
-                pool.map(lambda _: ask(running.base_url, contract.COMPLETIONS, wanted()), range(12))
-            )
+            list(pool.map(lambda _: ask(running.base_url, api.COMPLETIONS, wanted()), range(12)))
         time.sleep(0.2)
         assert {counters(running.base_url)["serveoff_tokens_total"] for _ in range(6)} == {60}

@@ -1,5 +1,5 @@
-"""Every server that streams over WebSockets, with the simulated engine: what `servers/verify.py`
-does not ask on the way.
+"""Every server that streams over WebSockets, with the simulated engine: what
+`servers/contract/conformance.py` does not ask on the way.
 """
 
 import asyncio
@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from wsproto.events import CloseConnection, Ping, Pong, TextMessage
 
-from servers import contract, launch, metrics, rule
-from servers.launch import Running
-from servers.probe import Failed, Probe, WebSocket
-from tests.servers.starting import (
+from servers.contract import api, metrics, oracle
+from servers.contract.conformance_client import Failed, Probe, WebSocket
+from servers.runtime import launch
+from servers.runtime.launch import Running
+from tests.helpers.started_server import (
     MODEL,
     SERVERS,
     counters,
@@ -44,7 +45,7 @@ def server(
 
 @pytest.fixture
 def talk(server: Running) -> Iterator[WebSocket]:
-    with Probe(server.base_url, MODEL, True).websocket(contract.COMPLETIONS) as talk:
+    with Probe(server.base_url, MODEL, True).websocket(api.COMPLETIONS) as talk:
         yield talk
 
 
@@ -53,7 +54,7 @@ def say(talk: WebSocket, **more: Any) -> None:
 
 
 def text_of(payloads: list[tuple[float, bytes]]) -> str:
-    return "".join(contract.read_chunk(payload).text for _, payload in payloads)
+    return "".join(api.read_chunk(payload).text for _, payload in payloads)
 
 
 def settled(base_url: str, status: int) -> float:
@@ -84,11 +85,11 @@ def test_what_is_sent_before_done_waits_for_its_turn(talk: WebSocket) -> None:
         if message.data == "[DONE]":
             said.append("")
         else:
-            said[-1] += contract.read_chunk(message.data.encode()).text
+            said[-1] += api.read_chunk(message.data.encode()).text
     assert said == [
-        rule.continuation("baba", 5),
-        rule.continuation("baba", 6),
-        rule.continuation("baba", 7),
+        oracle.continuation("baba", 5),
+        oracle.continuation("baba", 6),
+        oracle.continuation("baba", 7),
         "",
     ]
 
@@ -105,7 +106,7 @@ def test_a_ping_is_answered_in_the_middle_of_an_answer(talk: WebSocket) -> None:
 @pytest.mark.parametrize("polite", [True, False], ids=["says so", "does not"])
 def test_a_client_that_goes_away_frees_its_slot(server: Running, polite: bool) -> None:
     gone = settled(server.base_url, 499)
-    with Probe(server.base_url, MODEL, True).websocket(contract.COMPLETIONS) as talk:
+    with Probe(server.base_url, MODEL, True).websocket(api.COMPLETIONS) as talk:
         say(talk, max_tokens=3000)  # nine seconds
         talk.receive()
         assert counters(server.base_url)["serveoff_requests_in_flight"] == 1
@@ -140,8 +141,8 @@ def test_a_message_that_is_too_long_closes_with_1009(server: Running, talk: WebS
 def test_nonsense_is_refused_and_the_connection_serves_on(talk: WebSocket, message: str) -> None:
     talk.socket.sendall(talk.protocol.send(TextMessage(message)))
     event = talk.receive()
-    assert isinstance(event, TextMessage) and contract.status_of_end(event.data) == 400
-    assert text_of(talk.ask(wanted())[1]) == rule.continuation("baba", 5)
+    assert isinstance(event, TextMessage) and api.status_of_end(event.data) == 400
+    assert text_of(talk.ask(wanted())[1]) == oracle.continuation("baba", 5)
 
 
 def test_an_unknown_path_is_not_upgraded(server: Running) -> None:
@@ -158,26 +159,26 @@ def test_without_the_key_there_is_no_upgrade(
     monkeypatch.setenv("SERVEOFF_API_KEY", "s3cret")
     with start(server.server, "simulated", tmp_path) as running:
         probe = Probe(running.base_url, MODEL, True)
-        with probe.websocket(contract.COMPLETIONS) as talk:
+        with probe.websocket(api.COMPLETIONS) as talk:
             assert talk.ask(wanted())[0] == 200
         monkeypatch.setenv("SERVEOFF_API_KEY", "s3cretX")
         with (
             pytest.raises(Failed, match=r"is refused: .*status_code=40[13]"),
-            probe.websocket(contract.COMPLETIONS),
+            probe.websocket(api.COMPLETIONS),
         ):
             pass
 
 
 def test_sigterm_lets_the_answer_under_way_end(server: Running, tmp_path: Path) -> None:
     with start(server.server, "simulated", tmp_path) as running:
-        with Probe(running.base_url, MODEL, True).websocket(contract.COMPLETIONS) as talk:
+        with Probe(running.base_url, MODEL, True).websocket(api.COMPLETIONS) as talk:
             say(talk, max_tokens=300)  # about a second
             said = ""
             while isinstance(message := talk.receive(), TextMessage) and message.data != "[DONE]":
                 if not said:
                     os.kill(running.pid, signal.SIGTERM)
-                said += contract.read_chunk(message.data.encode()).text
-            assert said == rule.continuation("baba", 300)
+                said += api.read_chunk(message.data.encode()).text
+            assert said == oracle.continuation("baba", 300)
         running.supervisor.wait(timeout=30)
         assert "Traceback" not in running.log.read_text(), launch.tail(running.log, 50)
 
@@ -199,7 +200,7 @@ def asgi(
                 await send(
                     {
                         "type": "websocket.send",
-                        "text": contract.error_message(contract.ContractError(418, "no")),
+                        "text": api.error_message(api.ContractError(418, "no")),
                     }
                 )
 
@@ -211,9 +212,7 @@ def asgi(
 
     asyncio.run(
         metrics.AsgiMetrics(app)(
-            {"type": "websocket", "path": contract.COMPLETIONS, "headers": [], **scope},
-            receive,
-            send,
+            {"type": "websocket", "path": api.COMPLETIONS, "headers": [], **scope}, receive, send
         )
     )
     return told, sent
@@ -222,7 +221,7 @@ def asgi(
 def requests(status: int) -> float:
     return (
         metrics.REGISTRY.get_sample_value(
-            "serveoff_requests_total", {"path": contract.COMPLETIONS, "status": str(status)}
+            "serveoff_requests_total", {"path": api.COMPLETIONS, "status": str(status)}
         )
         or 0
     )
@@ -231,9 +230,9 @@ def requests(status: int) -> float:
 @pytest.mark.parametrize(
     "long",
     [
-        {"text": "x" * (contract.MAX_BODY_BYTES + 1)},
-        {"text": "é" * (contract.MAX_BODY_BYTES // 2 + 1)},
-        {"bytes": b"x" * (contract.MAX_BODY_BYTES + 1), "text": None},
+        {"text": "x" * (api.MAX_BODY_BYTES + 1)},
+        {"text": "é" * (api.MAX_BODY_BYTES // 2 + 1)},
+        {"bytes": b"x" * (api.MAX_BODY_BYTES + 1), "text": None},
     ],
     ids=["text", "UTF-8", "bytes"],
 )

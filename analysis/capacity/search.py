@@ -1,0 +1,281 @@
+"""Capacity: the highest load at which a server keeps an SLO, found by cases at one load after
+another.
+
+`question` says which case a search needs next, given those that are on disk; `python -m loadtests
+--find-capacity` asks it (by `python -m analysis.next_cases`) and runs what it says. Bracketing,
+then bisection on a logarithmic scale, as loads differ by factors: from the estimate up while the
+SLO holds, or down while it does not, by ever larger factors; then the geometric middle of the
+highest load that held and the lowest that did not, until they are within PRECISION. More load is
+taken to be worse: where chance contradicts that, the lowest load that did not hold counts.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from analysis import checks, metrics, slo
+from analysis.case import observe
+from analysis.dataset import Campaign
+from loadtests.schema import label
+
+PRECISION = 0.05  # between what held and what did not
+MOST_CASES = 8  # for one server, that at saturation included
+# of the first step away from the estimate; each further step is the square of the one before
+GROWTH = 1.25
+OF_SATURATION = 0.8  # the estimate: at the rate of saturation the queue has no end
+SATURATION_S = 10.0  # window of the case at saturation
+
+
+class Probe(NamedTuple):
+    """A load that was tried, in requests/s or users, and whether the SLO held there; None if the
+    case cannot tell. `why` it has no number.
+    """
+
+    load: float
+    holds: bool | None
+    case: int = 0
+    why: str = ""
+    kept: tuple[slo.Kept, ...] = ()
+
+    @property
+    def is_certain(self) -> bool:
+        """It holds if all bounds certainly do, and does not if one certainly does not, or if it was
+        never steady.
+        """
+        judged = [each for each in self.kept if each.of]
+        if self.holds:
+            return all(each.is_certain for each in judged)
+        return bool(self.why) or any(each.is_certain for each in judged if not each.holds)
+
+
+class Capacity(NamedTuple):
+    """`holds`: the highest load that held, nan if none did. `fails`: the lowest that did not, nan
+    if all held.
+    """
+
+    holds: float
+    fails: float
+
+    @property
+    def is_precise(self) -> bool:
+        return self.fails <= self.holds * (1 + PRECISION)
+
+
+def bracket(probes: Sequence[Probe], certain: bool = False) -> Capacity:
+    """`certain`: only of those that are."""
+    probes = [p for p in probes if not certain or p.is_certain]
+    fails = min((p.load for p in probes if p.holds is False), default=math.nan)
+    held = [p.load for p in probes if p.holds and not p.load >= fails]
+    return Capacity(max(held, default=math.nan), fails)
+
+
+def next_load(
+    estimate: float, probes: Sequence[Probe], most: int = MOST_CASES, whole: bool = False
+) -> float | None:
+    """None when the capacity is known well enough, when there were `most` probes, or when a case
+    had no number: a load generator at its limit has none at a higher load either. `whole`: users,
+    of whom there are no halves.
+    """
+    if len(probes) >= most or any(p.holds is None for p in probes):
+        return None
+    found = bracket(probes)
+    step = GROWTH ** (2 ** (len(probes) - 1)) if probes else 1.0
+    if not probes:
+        load = estimate
+    elif math.isnan(found.fails):
+        load = math.ceil(found.holds * step) if whole else found.holds * step
+    elif math.isnan(found.holds):
+        load = math.floor(found.fails / step) if whole else found.fails / step
+    elif found.is_precise:
+        return None
+    else:
+        load = math.sqrt(found.holds * found.fails)
+    load = max(1, round(load)) if whole else float(f"{load:.4g}")
+    # neighbours: between n users and n + 1 there is nothing to try
+    if any(p.load == load for p in probes):
+        return None
+    return load
+
+
+class Measured(NamedTuple):
+    """A case at a load. `requests`: those of its window, with the columns that `slo.kept` needs;
+    None if it has no number, and `why`.
+    """
+
+    load: float
+    case: int
+    requests: pd.DataFrame | None
+    steady: bool
+    why: str
+
+
+def measured(campaign: Campaign, server: str, engine: str, scenario: str) -> list[Measured]:
+    """The cases of one system, in the order in which they were run. `server` with its options:
+    "fastapi_vllm loop=asyncio".
+    """
+    found = []
+    for case in _cases(campaign, server, engine, scenario).to_dict("records"):
+        load = case["users"] if math.isnan(case["rate"]) else case["rate"]
+        if case["state"] != "ok":
+            found.append(
+                Measured(load, case["index"], None, False, f"{case['state']}: {case['reason']}")
+            )
+            continue
+        observed = observe(campaign, case["index"])
+        bad = checks.reasons(checks.check(observed))
+        # What is never steady is above what the server carries: an answer to the question of
+        # capacity, though no number.
+        invalid = any(check.name != "steadiness" for check in bad)
+        requests = None if invalid else observed.scheduled[["ttft_s", "tpot_s", "e2e_s", "failed"]]
+        found.append(
+            Measured(
+                load,
+                case["index"],
+                requests,
+                not bad,
+                "; ".join(f"{c.name}: {c.detail}" for c in bad),
+            )
+        )
+    return found
+
+
+def probe(case: Measured, bounds: Sequence[slo.Bound]) -> Probe:
+    if case.requests is None:
+        return Probe(case.load, None, case.case, case.why)
+    kept = tuple(slo.kept(case.requests, bounds))
+    judged = [each for each in kept if each.of]  # answers of one token have no TPOT
+    few = [each for each in judged if each.of < each.needed]
+    if not case.steady or any(
+        not each.holds and (each not in few or each.is_certain) for each in judged
+    ):
+        return Probe(case.load, False, case.case, case.why, kept)
+    if few or not judged:  # a percentile that the sample cannot carry is none
+        said = [
+            f"n too small: {each.of} requests for {each.bound}, {each.needed} are needed"
+            for each in few
+        ]
+        return Probe(
+            case.load, None, case.case, "; ".join(said) or "no request has these latencies", kept
+        )
+    return Probe(case.load, True, case.case, case.why, kept)
+
+
+def probes(campaign: Campaign, server: str, engine: str, scenario: str) -> list[Probe]:
+    """The cases of one search, judged by its SLO, in the order in which they were run."""
+    bounds = slo.parse(campaign.data["search"]["slo"])
+    return [probe(case, bounds) for case in measured(campaign, server, engine, scenario)]
+
+
+def question(campaign: Campaign, server: str, engine: str, scenario: str) -> dict[str, Any] | None:
+    """The next case of this search: {scenario, users, rate, duration_s}; null when it has ended."""
+    search = campaign.data["search"]
+    table = campaign.data["scenarios"][scenario]
+    whole = table["arrivals"] == "closed"
+    estimate = search["estimates"].get(scenario)
+    most = MOST_CASES
+    if estimate is None:
+        saturation = search["saturation"][scenario]
+        cases = _cases(campaign, server, engine, saturation)
+        if cases.empty:
+            users = campaign.data["scenarios"][saturation]["users"]
+            return {
+                "scenario": saturation,
+                "users": users,
+                "rate": None,
+                "duration_s": SATURATION_S,
+            }
+        if (cases["state"] != "ok").all():
+            return None  # it was skipped, or cannot carry this load: the report says why
+        carried = metrics.requests_per_s(observe(campaign, int(cases["index"].iloc[-1])))
+        estimate = OF_SATURATION * carried if carried > 0 else table["rate"]
+        most -= 1
+    load = next_load(estimate, probes(campaign, server, engine, scenario), most, whole)
+    if load is None:
+        return None
+    # An open loop's window must hold enough requests; how many a closed loop's holds is not known
+    # beforehand.
+    least = 0.0 if whole else math.ceil(slo.requests_needed(slo.parse(search["slo"])) / load)
+    return {
+        "scenario": scenario,
+        "users": int(load) if whole else None,
+        "rate": None if whole else load,
+        "duration_s": max(search["duration_s"] or table["duration_s"], float(least)),
+    }
+
+
+def questions(campaign: Campaign) -> list[dict[str, Any] | None]:
+    """`question` for each of campaign.json's search.systems."""
+    return [
+        question(
+            campaign,
+            label(system["server"], system["options"]),
+            system["engine"],
+            system["scenario"],
+        )
+        for system in campaign.data["search"]["systems"]
+    ]
+
+
+class Found(NamedTuple):
+    """What a search found. `traffic`: the scenario; `unit` of the load; `probes` in the order of
+    the load.
+    """
+
+    server: str
+    engine: str
+    traffic: str
+    unit: str
+    capacity: Capacity
+    probes: list[Probe]
+
+    @property
+    def name(self) -> str:
+        return f"{self.server} ({self.engine})"
+
+    @property
+    def certain(self) -> Capacity:
+        """The same with 95% confidence: what holds for certain, and what certainly does not."""
+        return bracket(self.probes, certain=True)
+
+    @property
+    def at_capacity(self) -> int | None:
+        """The index of the case at the highest load that held."""
+        return next((p.case for p in self.probes if p.load == self.capacity.holds), None)
+
+    @property
+    def is_precise(self) -> bool:
+        """Within PRECISION, or to the user."""
+        return self.capacity.is_precise or (
+            self.unit == "users" and self.capacity.fails - self.capacity.holds == 1
+        )
+
+
+def found(campaign: Campaign) -> list[Found]:
+    """Of each search, the highest capacity first."""
+    all_of = []
+    for system in campaign.data["search"]["systems"]:
+        server = label(system["server"], system["options"])
+        tried = sorted(
+            probes(campaign, server, system["engine"], system["scenario"]), key=lambda p: p.load
+        )
+        unit = (
+            "users"
+            if campaign.data["scenarios"][system["scenario"]]["arrivals"] == "closed"
+            else "requests/s"
+        )
+        all_of.append(
+            Found(server, system["engine"], system["scenario"], unit, bracket(tried), tried)
+        )
+    return sorted(
+        all_of,
+        key=lambda f: (f.traffic, math.inf if math.isnan(f.capacity.holds) else -f.capacity.holds),
+    )
+
+
+def _cases(campaign: Campaign, server: str, engine: str, scenario: str) -> pd.DataFrame:
+    cases = campaign.cases
+    return cases[
+        (cases["server"] == server) & (cases["engine"] == engine) & (cases["scenario"] == scenario)
+    ]

@@ -1,0 +1,163 @@
+"""What was recorded of one case, and the populations that formulas are about; the formulas are in
+metrics.py.
+"""
+
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import hardware
+from analysis.dataset import Campaign
+from analysis.slo import DEFAULT, each_request, parse
+from analysis.stats import NAN
+
+
+@dataclass
+class Observed:
+    """What was recorded of one case, with the columns that every formula needs; seconds
+    throughout.
+    """
+
+    campaign: dict[str, Any]
+    run: dict[str, Any]
+    requests: pd.DataFrame
+    telemetry: pd.DataFrame
+    slo: dict[str, float] = field(default_factory=lambda: each_request(parse(DEFAULT)))
+    server_metrics: pd.DataFrame = field(
+        default_factory=lambda: pd.DataFrame(columns=["time_s", "took_s", "name", "value"])
+    )
+    given: hardware.Given = hardware.NOTHING
+
+    @cached_property
+    def window(self) -> tuple[float, float]:
+        """[start, end) of the measured part; nan, and so containing nothing, if load never ran."""
+        window = self.run.get("window") or {}
+        return window.get("start_s", NAN), window.get("end_s", NAN)
+
+    @property
+    def length(self) -> float:
+        return self.window[1] - self.window[0]
+
+    def inside(self, times: Any) -> Any:
+        return (times >= self.window[0]) & (times < self.window[1])
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """All requests, also of warm-up and drain, with failed, good, ttft_s, tpot_s, e2e_s and
+        send_lag_s as measured; slot_wait_s is the part of send_lag_s that the scenario's cap on
+        concurrency asked for, client_lag_s the rest.
+        """
+        r = self.requests.copy()
+        r["failed"] = r["error"].notna()
+        r["good"] = ~r["failed"] & (r["answer"] != "wrong")
+        r["ttft_s"] = r["first_s"] - r["scheduled_s"]
+        r["e2e_s"] = r["done_s"] - r["scheduled_s"]
+        r["send_lag_s"] = r["sent_s"] - r["scheduled_s"]
+        r["slot_wait_s"] = r["slot_s"] - r["scheduled_s"]
+        r["client_lag_s"] = r["send_lag_s"] - r["slot_wait_s"].fillna(0.0)
+        later = r["tokens"] - np.array(
+            [n[0] if len(n) else NAN for n in r["token_n"]], dtype="float64"
+        )
+        r["tpot_s"] = ((r["last_s"] - r["first_s"]) / later.where(later > 0)).where(~r["failed"])
+        r["met_slo"] = r["good"] & r["first_s"].notna()
+        for name, bound in self.slo.items():
+            # One token has no TPOT, so it cannot miss that bound; a missing TTFT was caught above.
+            r["met_slo"] &= (r[name] <= bound) | (r[name].isna() if name == "tpot_s" else False)
+        return r
+
+    @cached_property
+    def scheduled(self) -> pd.DataFrame:
+        """The population of every latency: requests scheduled inside the window, also those that
+        finish in the drain.
+        """
+        return self.rows[self.inside(self.rows["scheduled_s"])]
+
+    @cached_property
+    def finished(self) -> pd.DataFrame:
+        return self.rows[self.inside(self.rows["done_s"])]
+
+    @cached_property
+    def tokens(self) -> tuple[np.ndarray, np.ndarray]:
+        """(arrival in seconds, tokens) of every chunk of every request, in no order."""
+        times, numbers = list(self.requests["token_s"]), list(self.requests["token_n"])
+        return (
+            (np.concatenate(times), np.concatenate(numbers))
+            if times
+            else (np.empty(0), np.empty(0))
+        )
+
+    @cached_property
+    def gaps(self) -> np.ndarray:
+        """Gaps between chunks that carry tokens, of every request scheduled in the window, s."""
+        parts = list(self.scheduled["token_s"])
+        if not parts:
+            return np.empty(0)
+        gaps = np.diff(np.concatenate(parts))
+        ends = np.cumsum([len(p) for p in parts])[:-1]
+        # What lies between the last chunk of a request and the first of the next one is no gap of a
+        # request.
+        borders = np.unique(ends[(ends > 0) & (ends <= len(gaps))]) - 1
+        return np.delete(gaps, borders)
+
+    def latencies(self, name: str, failures: bool = True) -> np.ndarray:
+        """Values of one latency over the population; a failure is +inf in TTFT and E2E, or left
+        out.
+        """
+        if name == "itl_s":
+            return self.gaps
+        values = self.scheduled[name]
+        if name in ("ttft_s", "e2e_s"):
+            values = values.where(~self.scheduled["failed"], np.inf if failures else NAN)
+        return values.dropna().to_numpy()
+
+    def samples(self, column: str) -> pd.DataFrame:
+        """time_s and one telemetry column inside the window, without the samples that lack it."""
+        t = self.telemetry
+        return (
+            t.loc[self.inside(t["time_s"]), ["time_s", column]].dropna()
+            if column in t
+            else t.iloc[:0][["time_s"]]
+        )
+
+    def slope(self, column: str) -> float:
+        """A counter's rise a second inside the window, between its first and its last sample there;
+        nan below two.
+        """
+        s = self.samples(column)
+        return float(np.ptp(s[column]) / np.ptp(s["time_s"])) if len(s) > 1 else NAN
+
+    def served(self, *names: str) -> pd.Series:
+        """What the server said of itself over time: the first of these names that it has, all
+        labels together. The index is when its answer had come, s: a server that lets a scrape wait
+        in its turn answers as things are at the end of that wait.
+        """
+        m = self.server_metrics
+        name = next((name for name in names if (m["name"] == name).any()), None)
+        rows = m[m["name"] == name]
+        return rows["value"].groupby(rows["time_s"] + rows["took_s"]).sum()
+
+    def gpu_columns(self, name: str) -> list[str]:
+        return [
+            column for column in map(str, self.telemetry) if re.fullmatch(rf"gpu\d+_{name}", column)
+        ]
+
+
+def observe(
+    campaign: Campaign,
+    index: int,
+    slo: dict[str, float] | None = None,
+    given: hardware.Given = hardware.NOTHING,
+) -> Observed:
+    return Observed(
+        campaign.data,
+        campaign.runs.get(index, {}),
+        campaign.requests(index),
+        campaign.telemetry(index),
+        slo or each_request(parse(DEFAULT)),
+        campaign.server_metrics(index),
+        given,
+    )

@@ -1,0 +1,210 @@
+"""Results on disk -> data frames. The only module of analysis that knows the files' names and the
+schema's version.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet
+
+from loadtests import schema
+from loadtests.schema import label
+
+RESULTS = Path("results")
+CASE_KEYS = ("index", "server", "engine", "scenario", "repetition", "users", "rate", "duration_s")
+
+
+class InputError(Exception):
+    """What was asked for cannot be read. The message is one sentence that names the remedy."""
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """One campaign's folder, read.
+
+    `data` is campaign.json, with calibration.json as its "calibration", null without one. `cases`
+    has one row for each case, planned or begun, with CASE_KEYS (in `server` also which of its
+    options were chosen: "fastapi_vllm loop=asyncio"), `state` (ok, failed, skipped, running,
+    planned), `reason` (text, empty if ok), `window_start_s`, `window_end_s` (nan if load never
+    ran). `runs` holds run.json by the case's index; a case that was never begun has none, but it,
+    too, has its identity (run.json's "case").
+    """
+
+    folder: Path
+    data: dict[str, Any]
+    cases: pd.DataFrame
+    runs: dict[int, dict[str, Any]]
+    identities: dict[int, dict[str, Any]]
+    folders: dict[int, Path] = field(repr=False, default_factory=dict)
+
+    def requests(self, index: int) -> pd.DataFrame:
+        """The case's requests, one row each, columns REQUEST_FIELDS: numbers as float64 (null is
+        nan), `token_s` and `token_n` as arrays (null is empty). Taken from the JSON lines if the
+        case was killed while it ran.
+        """
+        rows = _rows(self.folders.get(index), "requests", list(schema.REQUEST_FIELDS))
+        for name, kind in schema.REQUEST_FIELDS.items():
+            if kind.type in ("int64", "float64"):
+                rows[name] = pd.to_numeric(rows[name]).astype("float64")
+            elif kind.type.startswith("list"):
+                arrays = [
+                    np.asarray(v if isinstance(v, (list, np.ndarray)) else [], dtype="float64")
+                    for v in rows[name]
+                ]
+                rows[name] = pd.Series(arrays, index=rows.index, dtype="object")
+        return rows
+
+    def telemetry(self, index: int) -> pd.DataFrame:
+        """The case's samples, one row each: scalars as in TELEMETRY_FIELDS, structs flattened to
+        `server_cpu_s`, `load_cpu_s`, `gpu0_power_w` and so on; all float64, null is nan. A device
+        that was never seen has no column.
+        """
+        rows = _rows(self.folders.get(index), "telemetry", list(schema.TELEMETRY_FIELDS))
+        flat = [_flat({str(k): v for k, v in sample.items()}) for sample in rows.to_dict("records")]
+        names = [f"{tree}_{name}" for tree in ("server", "load") for name in schema.PROCESS_FIELDS]
+        scalars = [
+            name
+            for name, kind in schema.TELEMETRY_FIELDS.items()
+            if kind.type == "float64" or kind.type == "int64"
+        ]
+        gpus = sorted({name for sample in flat for name in sample} - set(names) - set(scalars))
+        return pd.DataFrame(flat, columns=[*scalars, *names, *gpus], dtype="float64").sort_values(
+            "time_s", ignore_index=True
+        )
+
+    def server_metrics(self, index: int) -> pd.DataFrame:
+        """What the server said of itself, a row a sample, columns SERVER_METRICS_FIELDS: a scrape
+        that brought nothing has one row without a name. Empty if it was not asked, or if the case
+        was killed while it ran.
+        """
+        folder = self.folders.get(index)
+        ended = folder is not None and (folder / "server_metrics.parquet").is_file()
+        return _rows(
+            folder if ended else None, "server_metrics", list(schema.SERVER_METRICS_FIELDS)
+        )
+
+
+def newest(results: Path = RESULTS) -> Path:
+    """The folder in `results` whose campaign was created last."""
+    found = [(_json(path)["created_utc"], path.parent) for path in results.glob("*/campaign.json")]
+    if not found:
+        raise InputError(
+            f"no campaign in {results}/: run `python -m loadtests` first, or name a campaign's"
+            " folder"
+        )
+    return max(found)[1]
+
+
+def campaign(folder: Path | str | None = None) -> Campaign:
+    """Reads a campaign, also one that is half finished; without a folder the newest in results/.
+    Raises InputError.
+    """
+    folder = Path(folder) if folder else newest()
+    if not (folder / "campaign.json").is_file():
+        raise InputError(
+            f"no campaign at {folder}: it has no campaign.json; name a folder that `python -m"
+            " loadtests` made"
+        )
+    data = _json(folder / "campaign.json")
+    data["calibration"] = (
+        _json(folder / "calibration.json") if (folder / "calibration.json").is_file() else None
+    )
+    runs, folders = {}, {}
+    for path in sorted(folder.glob("cases/*/run.json")):
+        run = _json(path)
+        index = int(run["case"]["index"])
+        runs[index], folders[index] = run, path.parent
+    identities = {int(case["index"]): case for case in data.get("plan") or []} | {
+        i: run["case"] for i, run in runs.items()
+    }
+    labels = {
+        i: label(case["server"], case.get("options") or {}, case.get("side", ""))
+        for i, case in identities.items()
+    }
+    rows = [
+        {key: identities[i].get(key) for key in CASE_KEYS}
+        | {"server": labels[i]}
+        | _state(runs.get(i))
+        for i in sorted(identities)
+    ]
+    columns = [*CASE_KEYS, "state", "reason", "window_start_s", "window_end_s"]
+    cases = pd.DataFrame(rows, columns=columns)
+    numbers = ["users", "rate", "duration_s", "window_start_s", "window_end_s"]
+    return Campaign(
+        folder, data, cases.astype(dict.fromkeys(numbers, "float64")), runs, identities, folders
+    )
+
+
+def instrument(folder: Path) -> dict[str, Any]:
+    """What each experiment of `python -m loadtests.accuracy` found, by its name: results.json.
+    Raises InputError.
+    """
+    file = folder / "results.json"
+    if not file.is_file():
+        raise InputError(
+            f"no results.json at {folder}: run `python -m loadtests.accuracy` first, or name its"
+            " --out"
+        )
+    try:
+        return dict(schema.read_json(file))
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{file} is not what `python -m loadtests.accuracy` writes ({error}); run it again"
+        ) from None
+
+
+def _state(run: dict[str, Any] | None) -> dict[str, Any]:
+    if run is None:
+        return {"state": "planned", "reason": "not begun"}
+    state, _, reason = str(run["status"]).partition(": ")
+    if state == "running":
+        reason = "still running, or killed while it ran"
+    window = run.get("window") or {}
+    return {
+        "state": state,
+        "reason": reason,
+        "window_start_s": window.get("start_s"),
+        "window_end_s": window.get("end_s"),
+    }
+
+
+def _rows(folder: Path | None, stem: str, columns: list[str]) -> pd.DataFrame:
+    if folder and (folder / f"{stem}.parquet").is_file():
+        rows = pyarrow.parquet.read_table(folder / f"{stem}.parquet").to_pandas()
+        return rows.reindex(columns=columns)
+    if folder and (folder / f"{stem}.jsonl").is_file():
+        try:
+            return pd.DataFrame(schema.read_lines(folder / f"{stem}.jsonl"), columns=columns)
+        except ValueError as error:
+            raise InputError(f"{error}; delete that case's folder, or mend the line") from None
+    return pd.DataFrame(columns=columns)
+
+
+def _flat(sample: dict[str, Any]) -> dict[str, Any]:
+    flat = {name: value for name, value in sample.items() if name not in ("server", "load", "gpus")}
+    for tree in ("server", "load"):
+        if isinstance(sample[tree], dict):
+            flat |= {f"{tree}_{name}": value for name, value in sample[tree].items()}
+    gpus = sample["gpus"] if isinstance(sample["gpus"], (list, np.ndarray)) else []
+    for gpu in gpus:
+        flat |= {
+            f"gpu{gpu['index']}_{name}": value for name, value in gpu.items() if name != "index"
+        }
+    return flat
+
+
+def _json(path: Path) -> Any:
+    try:
+        value = schema.read_json(path)
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); run the campaign again") from None
+    version = value.get("schema") if isinstance(value, dict) else None
+    if version != schema.SCHEMA:
+        raise InputError(
+            f"{path} has schema version {version}, and this Serveoff reads version {schema.SCHEMA}:"
+            " use the Serveoff that wrote it, or run the campaign again"
+        )
+    return value

@@ -1,0 +1,85 @@
+"""Numbers, units and titles as people read them: the same in pages, figures and terminals."""
+
+import json
+import math
+from typing import Any
+
+import pandas as pd
+
+from analysis import stats
+from analysis.metrics import METRICS
+
+
+def format_number(x: float, significant: int = 3) -> str:
+    """Three significant digits, thousands separated; a missing number is a dash and never 0.
+
+    >>> digits(1234.5), digits(12.345), digits(0.5), digits(float("nan"))
+    ('1,234', '12.3', '0.500', '–')
+    """
+    if math.isnan(x):
+        return "–"
+    if math.isinf(x):
+        return "∞"
+    # 9.996 is 10.0 and not 10.00
+    x = float(f"{x:.{significant - 1}e}") if abs(x) < 10**significant else x
+    exponent = math.floor(math.log10(abs(x))) if x else significant
+    return f"{x:,.{max(0, significant - 1 - exponent)}f}"
+
+
+def split_estimate(name: str, cases: pd.DataFrame) -> tuple[str, str]:
+    """One metric over the repetitions of one system as text, in the unit of `Metric.shown`: the
+    mean, and what belongs beside it: the interval's half-width, why there is no number, or, after
+    ∞, the figure of the completed requests.
+    """
+    metric = METRICS[name]
+    e = stats.estimate(cases[name])
+    if e.runs == 0:
+        n = cases[metric.sample].min() if metric.sample else math.nan
+        return "–", f"n too small (n={n:.0f})" if 0 < n < metric.needs else ""
+    text = format_number(e.mean * metric.scale)
+    completed = f"{name.removesuffix('_s')}_completed_s"
+    if math.isinf(e.mean):
+        return (
+            text,
+            f"({format_estimate(completed, cases)} completed)" if completed in METRICS else "",
+        )
+    return text, "" if math.isnan(
+        e.half
+    ) or e.half == 0 else f"±{format_number(e.half * metric.scale, 2)}"
+
+
+def format_estimate(name: str, cases: pd.DataFrame) -> str:
+    """The same on one line."""
+    number, beside = split_estimate(name, cases)
+    return beside if number == "–" and beside else f"{number} {beside}".strip()
+
+
+def unit_of(name: str) -> str:
+    return METRICS[name].shown or METRICS[name].unit
+
+
+def workload_title(scenario: str, users: float, rate: float) -> str:
+    """
+    >>> title("chat", 8.0, float("nan"))
+    'chat, 8 users'
+    """
+    if not math.isnan(users):
+        return f"{scenario}, {users:.0f} user" + ("" if users == 1 else "s")
+    return scenario if math.isnan(rate) else f"{scenario}, {rate:g} requests/s"
+
+
+def flatten_settings(value: Any, path: str = "") -> list[tuple[str, str]]:
+    """(dotted key, text) of nested tables: fits any shape and any width of page."""
+    if isinstance(value, dict) and value:
+        return [
+            pair
+            for key, inner in value.items()
+            for pair in flatten_settings(inner, f"{path}.{key}" if path else str(key))
+        ]
+    if isinstance(value, list) and any(isinstance(v, dict) for v in value):
+        return [
+            pair
+            for i, inner in enumerate(value)
+            for pair in flatten_settings(inner, f"{path}[{i}]")
+        ]
+    return [(path, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]

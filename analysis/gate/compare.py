@@ -1,0 +1,263 @@
+"""What `python -m analysis compare A B` says: two campaigns, case by case, and whether what differs
+is more than chance.
+
+Cases are matched by server (with its options), engine, scenario and load. The unit is the run, a
+fresh start: ratios of geometric means with Welch's 95% interval on logarithms. Two campaigns lie
+apart in time, so what the machine did meanwhile is in the ratio, too.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from analysis import formatting, stats
+from analysis.dataset import InputError
+from analysis.formatting import format_number
+from analysis.metrics import METRICS
+from analysis.stats import NAN
+from analysis.summary import SYSTEM, TRAFFIC, Summary
+
+# What is compared, and how far apart two numbers may be and still count as equal.
+TOLERANCE = {
+    "output_tokens_per_s": 0.05,
+    "ttft_p50_s": 0.05,
+    "ttft_p99_s": 0.15,
+    "tpot_p50_s": 0.05,
+    "e2e_p50_s": 0.05,
+    "e2e_p99_s": 0.15,
+}
+# Keys of the manifest that are the machine. Its kernel, its packages and our commit may be what is
+# compared: they are only named.
+MACHINE = ("manifest.cpu", "manifest.memory", "manifest.gpus", "manifest.limits", "machine_share")
+# What the servers were asked to do, and with which model.
+WORK = ("model", "seed", "simulated")
+# compared in GiB: a kernel takes a little more or less of it
+IGNORED = ("manifest.memory.total_bytes", "manifest.memory.swap_bytes")
+
+
+class Change(NamedTuple):
+    """One metric of one matched case: `a` and `b` are means over its runs, in the metric's unit,
+    `ratio` is b / a with [low, high].
+    """
+
+    metric: str
+    a: float
+    b: float
+    ratio: float
+    low: float
+    high: float
+    verdict: str
+
+
+class Match(NamedTuple):
+    """`runs`: (of A, of B) with a number. Without any in one of them there are no changes, but
+    `why`.
+    """
+
+    name: str
+    runs: tuple[int, int]
+    changes: list[Change]
+    why: str
+
+
+class Difference(NamedTuple):
+    """A key of campaign.json that differs, as text of both; `unlike`: it makes another machine or
+    other work of it.
+    """
+
+    key: str
+    a: str
+    b: str
+    unlike: bool
+
+
+def differences(a: Summary, b: Summary) -> list[Difference]:
+    """The machine's and the work's first. Of scenarios those that both have are compared."""
+    common = _scenarios(a).keys() & _scenarios(b).keys()
+    left, right = (_keys(s, sorted(common)) for s in (a, b))
+    found = [
+        Difference(
+            key,
+            left.get(key, "–"),
+            right.get(key, "–"),
+            key.startswith((*MACHINE, *WORK, "scenarios")),
+        )
+        for key in {**left, **right}
+        if left.get(key) != right.get(key)
+    ]
+    return sorted(found, key=lambda d: not d.unlike)
+
+
+def refuse_unlike(found: list[Difference]) -> None:
+    """Raises InputError if these are not the same machine doing the same work."""
+    unlike = [f"{d.key} ({_short(d.a)}, {_short(d.b)})" for d in found if d.unlike]
+    if unlike:
+        more = f" and {len(unlike) - 5} more" if len(unlike) > 5 else ""
+        raise InputError(
+            f"the campaigns are not comparable: they differ in {', '.join(unlike[:5])}{more}; with"
+            " --anyway they are compared"
+        )
+
+
+def matches(a: Summary, b: Summary) -> tuple[list[Match], list[str], list[str]]:
+    """(matched, only in A, only in B), in the order of A's plan."""
+    found, only_a, only_b = pairs(a, b)
+    return [_match(*pair) for pair in found], only_a, only_b
+
+
+def pairs(
+    a: Summary, b: Summary
+) -> tuple[list[tuple[str, pd.DataFrame, pd.DataFrame]], list[str], list[str]]:
+    """Likewise, with the cases of both."""
+    left, right = (
+        dict(list(s.table.groupby([*SYSTEM, *TRAFFIC], dropna=False, sort=False))) for s in (a, b)
+    )
+    # no nan
+    left, right = (
+        {tuple(None if v != v else v for v in key): cases for key, cases in side.items()}
+        for side in (left, right)
+    )
+    found = [(_name(cases), cases, right[key]) for key, cases in left.items() if key in right]
+    only = (
+        [_name(cases) for key, cases in side.items() if key not in other]
+        for side, other in ((left, right), (right, left))
+    )
+    return found, next(only), next(only)
+
+
+def change(metric: str, a: Any, b: Any) -> Change:
+    """Values of one metric in the valid runs of both."""
+    a, b = (np.asarray(side, dtype="float64") for side in (a, b))
+    means = stats.estimate(a).mean, stats.estimate(b).mean
+    if np.isnan(a).any() or np.isnan(b).any() or not len(a) or not len(b):
+        return Change(metric, *means, NAN, NAN, NAN, "no number: too few requests in some run")
+    if np.isinf(a).any() or np.isinf(b).any():
+        return Change(metric, *means, NAN, NAN, NAN, "failed requests: no ratio")
+    ratio, low, high = stats.ratio(b, a)
+    return Change(metric, *means, ratio, low, high, verdict(metric, a, b, ratio, low, high))
+
+
+def verdict(
+    metric: str, a: np.ndarray, b: np.ndarray, ratio: float, low: float, high: float
+) -> str:
+    """Of B against A, first what is most certain: equal within the tolerance, faster or slower, or
+    inconclusive.
+    """
+    if math.isnan(ratio):
+        return "no ratio: a zero"
+    if math.isnan(low):
+        return "one run: no verdict"
+    bound = 1 + TOLERANCE[metric]
+    if 1 / bound <= low and high <= bound:
+        return f"no difference within {TOLERANCE[metric]:.0%}"
+    if low > 1 or high < 1:
+        return "faster" if (ratio > 1) == (METRICS[metric].better == "higher") else "slower"
+    smallest = math.expm1(stats.welch(np.log(b), np.log(a)).detectable)
+    return (
+        "inconclusive: could have seen"
+        f" {'more than tenfold' if smallest > 9 else f'{smallest:.0%}'}"
+    )
+
+
+def show(a: Summary, b: Summary, console: Console) -> None:
+    """Every text from the campaigns is printed as text, not as markup."""
+    found, only_a, only_b = matches(a, b)
+    for name, side in (("A", a), ("B", b)):
+        console.print(
+            Text(f"{name}: {side.campaign.folder}, {side.campaign.data.get('created_utc')}")
+        )
+    for d in differences(a, b):
+        console.print(
+            Text(f"  {'UNLIKE: ' if d.unlike else ''}{d.key}: {_short(d.a)} -> {_short(d.b)}")
+        )
+    for match in found:
+        said = (
+            f"{match.runs[0]} and {match.runs[1]} runs"
+            if match.changes
+            else f"no number: {match.why}"
+        )
+        console.print(Text(f"\n{match.name}: {said}"))
+        if match.changes:
+            table = Table(box=None, header_style="bold", pad_edge=False)
+            for heading in ("metric", "A", "B", "B / A", "95% interval", "B is"):
+                table.add_column(
+                    heading, justify="left" if heading in ("metric", "B is") else "right"
+                )
+            for c in match.changes:
+                scale = METRICS[c.metric].scale
+                interval = "–" if math.isnan(c.low) else f"{c.low:.3f} to {c.high:.3f}"
+                table.add_row(
+                    f"{METRICS[c.metric].label}, {formatting.unit_of(c.metric)}",
+                    format_number(c.a * scale),
+                    format_number(c.b * scale),
+                    "–" if math.isnan(c.ratio) else f"{c.ratio:.3f}",
+                    interval,
+                    c.verdict,
+                )
+            console.print(table)
+    for name, cases in (("A", only_a), ("B", only_b)):
+        if cases:
+            console.print(Text(f"\nOnly in {name}: {'; '.join(cases)}"))
+    console.print(
+        Text(
+            f"\n{sum(len(m.changes) for m in found)} comparisons at 95% each: of equal ones, one in"
+            " twenty differs by chance. Could have seen: the smallest difference that is found"
+            f" with {stats.POWER:.0%} probability."
+        )
+    )
+
+
+def _match(name: str, a: pd.DataFrame, b: pd.DataFrame) -> Match:
+    left, right = a[a["valid"]], b[b["valid"]]
+    if len(left) and len(right):
+        return Match(
+            name,
+            (len(left), len(right)),
+            [change(metric, left[metric], right[metric]) for metric in TOLERANCE],
+            "",
+        )
+    why = [
+        f"in {side}: {'; '.join(dict.fromkeys(cases['why']))}"
+        for side, cases, ok in (("A", a, left), ("B", b, right))
+        if not len(ok)
+    ]
+    return Match(name, (len(left), len(right)), [], ", ".join(why))
+
+
+def _name(cases: pd.DataFrame) -> str:
+    first = cases.iloc[0]
+    return (
+        f"{first['server']} ({first['engine']}),"
+        f" {formatting.workload_title(first['scenario'], first['users'], first['rate'])}"
+    )
+
+
+def _scenarios(s: Summary) -> dict[str, Any]:
+    tables = s.campaign.data.get("scenarios")
+    return tables if isinstance(tables, dict) else {}
+
+
+def _keys(s: Summary, scenarios: list[str]) -> dict[str, str]:
+    """Dotted key -> text of what may make a difference."""
+    data = s.campaign.data
+    shown = {key: data.get(key) for key in ("manifest", "machine_share", *WORK)}
+    shown["window_s"] = sorted(set(s.table["duration_s"].dropna()))
+    shown["scenarios"] = {name: data["scenarios"][name] for name in scenarios}
+    found = dict(formatting.flatten_settings(shown))
+    memory = (data.get("manifest") or {}).get("memory")
+    if isinstance(memory, dict):
+        found = {key: text for key, text in found.items() if key not in IGNORED}
+        found |= {
+            f"manifest.memory.{key.removesuffix('_bytes')}_gib": f"{(value or 0) / 2**30:.0f}"
+            for key, value in memory.items()
+        }
+    return found
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,193 @@
+"""What the gate shows: a table on the terminal, JSON, JUnit's XML for CI, and Markdown for a step's
+summary or a pull request.
+"""
+
+import json
+import math
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from analysis import formatting, templating
+from analysis.formatting import format_number
+from analysis.gate.verdicts import Gate, Row
+from analysis.metrics import METRICS
+
+COLOURS = {
+    "PASS": "green",
+    "IMPROVED": "green",
+    "REGRESSED": "bold red",
+    "INVALID": "bold red",
+    "INCONCLUSIVE": "yellow",
+    "not judged": "dim",
+}
+SAYS = {
+    "PASS": "head is not slower than base",
+    "REGRESSED": "head is slower than base",
+    "INVALID": "there is no verdict: what was measured is wrong",
+    "INCONCLUSIVE": "it cannot be said yet whether head is slower than base",
+}
+
+
+def shown(row: Row) -> dict[str, str]:
+    """A row's cells as text."""
+    metric = METRICS.get(row.metric)
+    scale = metric.scale if metric else 100
+    interval = "" if math.isnan(row.low) else f" ({row.low:+.1%} to {row.high:+.1%})"
+    return {
+        "metric": f"{metric.label}, {formatting.unit_of(row.metric)}"
+        if metric
+        else f"{row.metric}, %",
+        "base": format_number(row.base * scale),
+        "head": format_number(row.head * scale),
+        "change": "–" if math.isnan(row.change) else f"{row.change:+.1%}{interval}",
+        "tolerance": f"{row.tolerance:.0%}" if row.tolerance else "–",
+        "noise": "–" if math.isnan(row.noise) else f"±{row.noise:.1%}",
+        "verdict": row.verdict,
+        "why": row.why,
+    }
+
+
+def view(gate: Gate) -> dict[str, Any]:
+    return {
+        "verdict": gate.verdict,
+        "says": SAYS[gate.verdict],
+        "sides": gate.sides,
+        "notes": gate.notes,
+        "systems": [
+            {
+                "name": s.name,
+                "verdict": s.verdict,
+                "repetitions": s.repetitions,
+                "faults": s.faults,
+                "set_aside": s.set_aside,
+                "rows": [shown(row) for row in s.rows],
+            }
+            for s in gate.systems
+        ],
+    }
+
+
+def show(gate: Gate, console: Console) -> None:
+    """Every text from the results is printed as text, not as markup."""
+    for name, what in gate.sides.items():
+        console.print(Text(f"{name}: {what}"))
+    for system in view(gate)["systems"]:
+        console.print(
+            Text(
+                f"\n{system['name']}: {system['verdict']}, {system['repetitions']} repetitions",
+                style="bold",
+            )
+        )
+        for fault in system["faults"]:
+            console.print(Text(f"  {fault}", style="red"))
+        if system["rows"]:
+            table = Table(box=None, header_style="bold", pad_edge=False)
+            for heading in (
+                "metric",
+                "base",
+                "head",
+                "change",
+                "tolerance",
+                "noise",
+                "verdict",
+                "remedy",
+            ):
+                table.add_column(
+                    heading,
+                    justify=(
+                        "right"
+                        if heading in ("base", "head", "change", "tolerance", "noise")
+                        else "left"
+                    ),
+                )
+            for row in system["rows"]:
+                *cells, verdict, why = row.values()
+                table.add_row(*map(Text, cells), Text(verdict, style=COLOURS[verdict]), Text(why))
+            console.print(table)
+        for reason in system["set_aside"]:
+            console.print(Text(f"  set aside: {reason}", style="dim"))
+    for note in gate.notes:
+        console.print(Text(f"note: {note}", style="dim"))
+    console.print(Text(f"\n{gate.verdict}: {SAYS[gate.verdict]}", style=COLOURS[gate.verdict]))
+
+
+def write(gate: Gate, folder: Path) -> None:
+    """gate.json, gate.xml and gate.md."""
+    said = {
+        "verdict": gate.verdict,
+        "exit_code": gate.exit_code,
+        "sides": gate.sides,
+        "notes": gate.notes,
+        "systems": [
+            {
+                "name": s.name,
+                "verdict": s.verdict,
+                "repetitions": s.repetitions,
+                "look": s.look,
+                "faults": s.faults,
+                "set_aside": s.set_aside,
+                "metrics": [_finite(row._asdict()) for row in s.rows],
+            }
+            for s in gate.systems
+        ],
+    }
+    (folder / "gate.json").write_text(json.dumps(said, indent=1, allow_nan=False) + "\n")
+    (folder / "gate.xml").write_bytes(junit(gate))
+    (folder / "gate.md").write_text(
+        templating.environment(finalize=templating.escape_markdown)
+        .get_template("gate.md.jinja")
+        .render(view(gate))
+    )
+
+
+def junit(gate: Gate) -> bytes:
+    """A suite for each system, a test for each metric: REGRESSED is a failure, INVALID an error,
+    and what has no verdict is skipped.
+    """
+    suites = ET.Element("testsuites", name="serveoff gate")
+    for system in gate.systems:
+        suite = ET.SubElement(suites, "testsuite", name=_clean(system.name))
+        for fault in system.faults:
+            ET.SubElement(_test(suite, system.name, "validity"), "error", message=_clean(fault))
+        for row in system.rows if not system.faults else ():
+            test, cells = _test(suite, system.name, row.metric), shown(row)
+            if row.verdict == "REGRESSED":
+                ET.SubElement(
+                    test,
+                    "failure",
+                    message=_clean(
+                        f"{cells['base']} to {cells['head']}: {cells['change']}, tolerance "
+                        f"{cells['tolerance']}; {row.why}"
+                    ),
+                )
+            elif row.verdict in ("INCONCLUSIVE", "not judged"):
+                ET.SubElement(test, "skipped", message=_clean(f"{row.verdict}: {row.why}"))
+        suite.set("tests", str(len(suite)))
+        for kind, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+            suite.set(kind, str(len(suite.findall(f"testcase/{tag}"))))
+    return ET.tostring(suites, encoding="utf-8", xml_declaration=True)
+
+
+def _test(suite: ET.Element, system: str, name: str) -> ET.Element:
+    return ET.SubElement(suite, "testcase", classname=_clean(system), name=name)
+
+
+def _clean(text: str) -> str:
+    """Without what XML cannot hold, as a server's log may."""
+    return "".join(
+        c
+        for c in text
+        if c in "\t\n" or (c >= " " and c not in "\ufffe\uffff" and not "\ud800" <= c <= "\udfff")
+    )
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in row.items()
+    }

@@ -1,0 +1,379 @@
+"""The gate: has head become slower than base? The verdicts (verdicts.py) of repetitions of base,
+head and base again.
+
+The unit is the repetition: d = ln head - (ln base + ln control) / 2, signed so that + is worse;
+control is base's second run, on the other side of head. Looks at 5, 10 and 15 repetitions, each at
+alpha = 0.022 (Pocock's constant of three looks at 5%: S. J. Pocock, "Group sequential methods",
+Biometrika 64, 1977), Holm over all metrics of all systems. Control must not differ from base, by
+the same test at 0.002.
+
+Without statistics: a broken contract, a wrong answer, a lost row or a server that does not start is
+a fault, and makes the gate invalid. What only spoils a run (a load generator that was late, a load
+that was not steady) sets its repetition aside; it is replaced, and too many make the gate invalid,
+too.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import fisher_exact
+
+from analysis import formatting, slo, stats, summary
+from analysis.case import observe
+from analysis.dataset import Campaign, InputError
+from analysis.formatting import format_number
+from analysis.gate import verdicts
+from analysis.gate.verdicts import Gate, Row, Rules, System
+from analysis.metrics import METRICS
+from analysis.stats import Paired
+from analysis.summary import Summary
+from loadtests.schema import label
+
+LOOKS = (5, 10, 15)
+ALPHA = 0.022
+# of control against base: what makes a gate invalid must not happen by chance
+CONTROL_ALPHA = 0.002
+MOST_SET_ASIDE = 5  # repetitions of one system
+# names of checks (validity.py) that no luck explains
+FAULTS = ("contract", "answers", "rows", "server's counts", "token counts")
+# of the machine: named, and otherwise left to the statistics
+NAMED = ("other processes", "steal", "swap", "GPU clocks")
+SIDES = ("base", "head", "control")
+
+
+def of_campaign(campaign: Campaign, thorough: bool = True) -> Gate:
+    """`thorough`: with what does not make the verdict, and takes seconds. Raises InputError."""
+    gate = campaign.data.get("gate")
+    if not gate:
+        raise InputError(
+            f"{campaign.folder} is no gate: `nox -s gate` makes one, and --campaigns BASE HEAD"
+            " compares two others"
+        )
+    wanted = verdicts.rules(gate["metrics"], gate["tolerance"], gate["slo"])
+    found = summary.summarise(campaign, slo.each_request(wanted.bounds) or None, frames=False)
+    collected = [_collect(found, system) for system in gate["systems"]]
+    decide(collected, wanted)
+    for each in collected:
+        if len(each.system.set_aside) > MOST_SET_ASIDE:
+            _too_many_set_aside(each, found)
+        elif not each.system.look and not each.system.faults:
+            why = (
+                f"{len(each.values)} repetitions count, and {LOOKS[0]} are needed: give more"
+                " --max-minutes"
+            )
+            each.system.rows = [
+                verdicts.undecided(metric, share, why)
+                for metric, share in wanted.tolerances.items()
+            ]
+        if thorough:
+            seen = each.first(each.system.look)
+            each.system.rows = [
+                (
+                    row
+                    if math.isnan(row.noise)
+                    else row._replace(p_sign_flip=stats.sign_flip(seen.differences(row.metric)))
+                )
+                for row in each.system.rows
+            ]
+        if len(each.values) and not each.system.faults:
+            each.system.rows += _shares(each.values, wanted)
+    notes = _notes(found, collected) if thorough else []
+    return Gate(
+        {name: gate["sides"][name] for name in ("base", "head")},
+        [each.system for each in collected],
+        notes,
+    )
+
+
+def questions(campaign: Campaign) -> list[bool]:
+    """Of each system: whether it needs another repetition. None does once the gate is invalid."""
+    gate = of_campaign(campaign, thorough=False)
+    return [
+        gate.verdict != "INVALID"
+        and each.verdict == "INCONCLUSIVE"
+        and each.repetitions < LOOKS[-1]
+        for each in gate.systems
+    ]
+
+
+@dataclass
+class Repetitions:
+    """Those of one system that count: `values` has a row each, the columns (side, metric). `runs`:
+    all of its cases, with their side.
+    """
+
+    system: System
+    values: pd.DataFrame
+    runs: pd.DataFrame
+
+    def differences(self, metric: str, control: bool = False) -> np.ndarray:
+        """Of logarithms, head against base, or control against base; + is worse; nan or inf where a
+        side has no number.
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            base, head, again = (
+                np.log(self.values[side, metric].to_numpy(dtype="float64")) for side in SIDES
+            )
+            return verdicts.sign_of(metric) * (
+                again - base if control else head - (base + again) / 2
+            )
+
+    def first(self, look: int) -> "Repetitions":
+        return Repetitions(self.system, self.values.iloc[:look], self.runs)
+
+
+def decide(collected: Sequence[Repetitions], wanted: Rules) -> None:
+    """Look after look, until every metric of a system has its verdict or one has regressed; fills
+    in its `rows`, `look` and `faults`.
+    """
+    for each in collected:
+        each.system.repetitions = len(each.values)
+    for look in LOOKS:
+        ready = [
+            each.first(look)
+            for each in collected
+            if len(each.values) >= look
+            and not each.system.faults
+            and (not each.system.look or each.system.verdict == "INCONCLUSIVE")
+        ]
+        _look(ready, look, wanted, of=len(collected) * len(wanted.tolerances))
+
+
+def _look(ready: Sequence[Repetitions], look: int, wanted: Rules, of: int) -> None:
+    """`of`: metrics of all systems, for which Holm adjusts, whether or not they are looked at
+    again.
+    """
+    judged: list[tuple[Repetitions, str, Paired]] = []
+    for each in ready:
+        each.system.look, each.system.rows = look, []
+        for metric, tolerance in wanted.tolerances.items():
+            if why := _unjudged(metric, each):
+                each.system.rows.append(verdicts.undecided(metric, tolerance, why, "not judged"))
+            else:
+                judged.append((each, metric, stats.paired(each.differences(metric), ALPHA)))
+        if len(each.system.rows) == len(wanted.tolerances):
+            each.system.faults.append(f"no metric could be judged: {each.system.rows[0].why}")
+    adjusted = stats.holm([d.p for _, _, d in judged], of)
+    for (each, metric, d), p in zip(judged, adjusted, strict=True):
+        tolerance, values = wanted.tolerances[metric], each.values
+        control = stats.paired(each.differences(metric, control=True), ALPHA)
+        if control.p * of < CONTROL_ALPHA and abs(control.mean) > verdicts.bound_of(
+            metric, tolerance
+        ):
+            each.system.faults.append(
+                f"equal code differed by {math.expm1(abs(control.mean)):.0%} in"
+                f" {METRICS[metric].label} (control against base): find what changes on this"
+                " machine, or use another one"
+            )
+        means = (
+            float(values[[("base", metric), ("control", metric)]].to_numpy().mean()),
+            float(values["head", metric].mean()),
+        )
+        noise = math.expm1((control.high - control.low) / 2)
+        each.system.rows.append(verdicts.judge(metric, tolerance, means, d, p, ALPHA, noise))
+    for each in ready:
+        each.system.rows.sort(key=lambda row: list(wanted.tolerances).index(row.metric))
+
+
+def _unjudged(metric: str, each: Repetitions) -> str:
+    """Why a metric has no verdict; empty if it may have one."""
+    if sample := METRICS[metric].sample:
+        least = float(each.values.xs(sample, axis="columns", level=1).min().min())
+        if why := verdicts.too_few(metric, least):
+            return why
+    if not (
+        np.isfinite(each.differences(metric)).all()
+        and np.isfinite(each.differences(metric, control=True)).all()
+    ):
+        return "a run has no number, or requests failed in it"
+    return ""
+
+
+def _collect(found: Summary, asked: dict[str, Any]) -> Repetitions:
+    """Those of a system that are complete and valid; others are set aside with the reason, or have
+    a fault, or were interrupted.
+    """
+    identities = found.campaign.identities
+    same = [
+        index
+        for index in found.table.index
+        if all(identities[index][key] == value for key, value in asked.items())
+    ]
+    runs = found.table.loc[same].assign(side=[identities[index]["side"] for index in same])
+    users, rate = (math.nan if asked[key] is None else asked[key] for key in ("users", "rate"))
+    name = (
+        f"{label(asked['server'], asked['options'])} ({asked['engine']}),"
+        f" {formatting.workload_title(asked['scenario'], users, rate)}"
+    )
+    system = System(name, faults=list(dict.fromkeys(_faults(found, runs))))
+    counted = []
+    for _, cases in runs.groupby("repetition"):
+        bad = cases[~cases["valid"] & cases["state"].eq("ok")]
+        if len(bad):
+            system.set_aside.append(f"{bad['side'].iloc[0]}: {bad['why'].iloc[0]}")
+        elif len(cases) == len(SIDES) and cases["state"].eq("ok").all():
+            counted.append(
+                {
+                    (case["side"], metric): case[metric]
+                    for _, case in cases.iterrows()
+                    for metric in METRICS
+                }
+            )
+    values = pd.DataFrame(
+        counted, columns=pd.MultiIndex.from_product([SIDES, METRICS]), dtype="float64"
+    )
+    return Repetitions(system, values, runs)
+
+
+def _faults(found: Summary, runs: pd.DataFrame) -> list[str]:
+    broken = runs[
+        runs["state"].isin(["failed", "skipped"])
+        & ~runs["reason"].str.contains("interrupted by Ctrl-C", regex=False)
+    ]
+    checks = found.checks[
+        found.checks["name"].isin(FAULTS)
+        & found.checks["ok"].eq(False)
+        & found.checks["severity"].eq("invalid")
+    ]
+    named = [
+        (index, f"{name}: {detail}")
+        for index, name, detail in zip(
+            checks["index"], checks["name"], checks["detail"], strict=True
+        )
+    ]
+    said = [*zip(broken.index, broken["why"], strict=True), *named]
+    side = dict(zip(runs.index, map(str, runs["side"]), strict=True))
+    return [f"{side[index]}: {why}" for index, why in said if index in side]
+
+
+def _shares(values: pd.DataFrame, wanted: Rules) -> list[Row]:
+    """What is counted over all requests, not measured in each run."""
+    found = []
+    for metric in ("error_share", *(["slo_attainment"] if wanted.bounds else [])):
+        of = {side: values[side, "requests_scheduled"] for side in SIDES}
+        met = {side: round(float((values[side, metric] * of[side]).sum())) for side in SIDES}
+        requests = {side: round(float(of[side].sum())) for side in SIDES}
+        found.append(
+            verdicts.shares(
+                metric,
+                (met["base"] + met["control"], met["head"]),
+                (requests["base"] + requests["control"], requests["head"]),
+            )
+        )
+    return found
+
+
+def _too_many_set_aside(each: Repetitions, found: Summary) -> None:
+    """Whatever the reason, there is no verdict; but head that is not steady where base is does not
+    carry this load any more.
+    """
+    unsteady = set(
+        found.checks.loc[
+            found.checks["name"].eq("steadiness") & found.checks["ok"].eq(False), "index"
+        ]
+    )
+    bad = {
+        kind: [
+            index in unsteady
+            for index in each.runs.index[each.runs["side"].eq("head") == (kind == "head")]
+        ]
+        for kind in ("base", "head")
+    }
+    table = [[sum(bad[kind]), len(bad[kind]) - sum(bad[kind])] for kind in ("head", "base")]
+    p = float(fisher_exact(table, alternative="greater").pvalue)
+    if p < ALPHA:
+        shares = sum(bad["base"]) / len(bad["base"]), sum(bad["head"]) / len(bad["head"])
+        each.system.rows = [
+            Row(
+                "unsteady runs",
+                *shares,
+                shares[1] - shares[0],
+                math.nan,
+                math.nan,
+                0.0,
+                "REGRESSED",
+                "head gets slower and slower under a load that base carries",
+                p,
+            )
+        ]
+    else:
+        each.system.faults.append(
+            f"{len(each.system.set_aside)} repetitions had to be set aside, more than"
+            f" {MOST_SET_ASIDE}: " + "; ".join(dict.fromkeys(each.system.set_aside))
+        )
+
+
+def _notes(found: Summary, collected: Sequence[Repetitions]) -> list[str]:
+    """What the machine did, and what is not under load: neither makes a verdict."""
+    notes = []
+    for name in NAMED:
+        bad = found.checks[found.checks["name"].eq(name) & found.checks["ok"].eq(False)]
+        if len(bad):
+            # of what is not one number, the last
+            worst = bad.sort_values("value", kind="stable").iloc[-1]
+            which = "last" if math.isnan(worst["value"]) else "most"
+            notes.append(
+                f"{name}: in {len(bad)} of {len(found.table)} runs, {which} in case"
+                f" {worst['index']}: {worst['detail']}"
+            )
+    for each in collected:
+        own = each.runs.loc[
+            each.runs["side"].ne("head") & each.runs["valid"], "output_tokens_per_s"
+        ].to_numpy()
+        if len(own) >= 2 * LOOKS[0] and own.any():
+            drift = stats.trend(np.arange(len(own)), own, len(own))
+            if abs(drift.change) > 0.05 and drift.p < 0.01:
+                notes.append(
+                    f"{each.system.name}: the machine drifted: base's throughput changed by"
+                    f" {drift.change:+.0%} from its first run to its last"
+                )
+        notes += _outside(found, each)
+    return notes
+
+
+def _outside(found: Summary, each: Repetitions) -> list[str]:
+    """Starting and the warm-up are outside of the window: what only they show of head is named."""
+    notes = []
+    for of, says in (
+        (_startup, "takes {head} s to start, base {base} s"),
+        (
+            _warm_up,
+            (
+                "needs {head} times as long for a request during the warm-up as later, base {base}"
+                " times"
+            ),
+        ),
+    ):
+        took = pd.Series(
+            {index: of(found, int(str(index))) for index in each.runs.index}, dtype="float64"
+        ).dropna()
+        is_head = each.runs["side"].eq("head")
+        head, base = (took[is_head[took.index] == side] for side in (True, False))
+        if min(len(head), len(base)) < LOOKS[0]:
+            continue
+        ratio, low, _ = stats.ratio(head, base)
+        if low > 1 and ratio > 1.25:
+            said = says.format(
+                head=format_number(float(head.mean())), base=format_number(float(base.mean()))
+            )
+            notes.append(
+                f"{each.system.name}: head {said}; that is outside of the window, and not judged"
+            )
+    return notes
+
+
+def _startup(found: Summary, index: int) -> float:
+    return float((found.campaign.runs.get(index) or {}).get("startup_s") or math.nan)
+
+
+def _warm_up(found: Summary, index: int) -> float:
+    """Median E2E of the requests before the window, as a multiple of the window's; nan without one
+    of the two.
+    """
+    seen = observe(found.campaign, index)
+    early = seen.rows[~seen.rows["failed"] & (seen.rows["scheduled_s"] < seen.window[0])]
+    return float(early["e2e_s"].median()) / float(found.table["e2e_p50_s"][index])

@@ -1,0 +1,197 @@
+"""What the gate may say of a metric, a system and a change, and by which rules.
+
+REGRESSED      worse for certain (p after Holm below alpha, so that the interval excludes 0), and by
+more than the tolerance IMPROVED       better for certain, and by more than the tolerance; it passes
+PASS           at most the tolerance worse for certain: the interval's upper end is below it
+INCONCLUSIVE   none of these not judged     the runs do not have the number INVALID        of a
+system: something is wrong with what was measured, and no metric has a verdict
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from analysis import slo
+from analysis.dataset import InputError
+from analysis.metrics import METRICS
+from analysis.stats import NAN, Paired
+
+TOLERANCES = {
+    "output_tokens_per_s": 0.05,
+    "ttft_p50_s": 0.05,
+    "ttft_p99_s": 0.15,
+    "e2e_p50_s": 0.05,
+    "e2e_p95_s": 0.10,
+    "e2e_p99_s": 0.15,
+}
+BEYOND = 10  # requests beyond a percentile that it needs to be judged: 1,000 in all for P99
+EXIT = {"PASS": 0, "REGRESSED": 1, "INVALID": 2, "INCONCLUSIVE": 3}
+
+
+class Rules(NamedTuple):
+    """What is judged: {metric: tolerance}, and the SLO whose attainment must not fall."""
+
+    tolerances: dict[str, float]
+    bounds: tuple[slo.Bound, ...] = ()
+
+
+class Row(NamedTuple):
+    """One metric of one system. `base` and `head`: means in the metric's unit; `change`, `low`,
+    `high`: of head against base, as shares, `noise`: half the width of the interval of equal code,
+    nan without a control; `why`: of this verdict, with the remedy.
+    """
+
+    metric: str
+    base: float
+    head: float
+    change: float
+    low: float
+    high: float
+    tolerance: float
+    verdict: str
+    why: str = ""
+    p: float = NAN
+    p_holm: float = NAN
+    noise: float = NAN
+    detectable: float = NAN
+    p_sign_flip: float = NAN
+
+
+@dataclass
+class System:
+    """One server under one traffic. `faults`: why it has no verdict; `set_aside`: why repetitions
+    of it do not count.
+    """
+
+    name: str
+    repetitions: int = 0
+    look: int = 0
+    rows: list[Row] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    set_aside: list[str] = field(default_factory=list)
+    needs_more: bool = False
+
+    @property
+    def verdict(self) -> str:
+        if self.faults:
+            return "INVALID"
+        said = {row.verdict for row in self.rows}
+        return next((v for v in ("REGRESSED", "INCONCLUSIVE") if v in said), "PASS")
+
+
+@dataclass
+class Gate:
+    """`sides`: {base, head} in words. `notes`: what the machine and the servers did that has no
+    verdict.
+    """
+
+    sides: dict[str, str]
+    systems: list[System]
+    notes: list[str]
+
+    @property
+    def verdict(self) -> str:
+        said = [system.verdict for system in self.systems]
+        return next((v for v in ("INVALID", "REGRESSED", "INCONCLUSIVE") if v in said), "PASS")
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT[self.verdict]
+
+
+def rules(metrics: str = "", tolerance: Iterable[str] = (), bounds: str = "") -> Rules:
+    """Of "a,b", ["a=20%"] and an SLO. Raises InputError."""
+    found = dict(TOLERANCES)
+    if metrics:
+        names = [name.strip() for name in metrics.split(",")]
+        for name in names:
+            if name not in METRICS or not METRICS[name].better:
+                raise InputError(
+                    f"--metrics: {name!r} is not one of"
+                    f" {', '.join(m.name for m in METRICS.values() if m.better)}"
+                )
+        found = {name: TOLERANCES.get(name, 0.05) for name in names}
+    for text in tolerance:
+        name, _, value = text.partition("=")
+        try:
+            share = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
+        except ValueError:
+            share = math.nan
+        if name not in found or not 0 < share < 1:
+            raise InputError(
+                f"--tolerance {text}: give METRIC=SHARE, such as e2e_p99_s=20%, of one of"
+                f" {', '.join(found)}"
+            )
+        found[name] = share
+    return Rules(found, slo.parse(bounds) if bounds else ())
+
+
+def bound_of(metric: str, tolerance: float) -> float:
+    """The tolerance as a difference of logarithms: 5% less throughput, or 5% more latency."""
+    return -math.log1p(-tolerance) if METRICS[metric].better == "higher" else math.log1p(tolerance)
+
+
+def sign_of(metric: str) -> float:
+    return -1.0 if METRICS[metric].better == "higher" else 1.0
+
+
+def judge(
+    metric: str,
+    tolerance: float,
+    means: tuple[float, float],
+    d: Paired,
+    p_holm: float,
+    alpha: float,
+    noise: float = NAN,
+) -> Row:
+    """`means`: of base and head; `d`: of logarithms, head's minus base's, + is worse."""
+    bound, detectable = bound_of(metric, tolerance), math.expm1(d.detectable)
+    verdict, why = (
+        "INCONCLUSIVE",
+        f"could have seen {detectable:.0%}: give more time, longer windows or a quieter machine",
+    )
+    if p_holm < alpha and d.mean > bound:
+        verdict, why = (
+            "REGRESSED",
+            "look at what changed; if it is worth its price, give a --tolerance",
+        )
+    elif p_holm < alpha and d.mean < -bound:
+        verdict, why = "IMPROVED", ""
+    elif d.high < bound:
+        verdict, why = "PASS", ""
+    # a share of the metric itself: 10% less throughput is -10%
+    if METRICS[metric].better == "higher":
+        change = math.expm1(-d.mean), math.expm1(-d.high), math.expm1(-d.low)
+    else:
+        change = math.expm1(d.mean), math.expm1(d.low), math.expm1(d.high)
+    return Row(metric, *means, *change, tolerance, verdict, why, d.p, p_holm, noise, detectable)
+
+
+def undecided(metric: str, tolerance: float, why: str, verdict: str = "INCONCLUSIVE") -> Row:
+    return Row(metric, NAN, NAN, NAN, NAN, NAN, tolerance, verdict, why)
+
+
+def too_few(metric: str, least: float) -> str:
+    """Why a percentile is not judged if a run has so few requests; empty if it may be."""
+    percent = float(metric.split("_p")[1].split("_")[0])
+    needed = round(BEYOND / (1 - percent / 100))
+    return (
+        f"n too small: {least:.0f} requests in a run, {needed:,} are needed: give a longer"
+        " --duration"
+        if least < needed
+        else ""
+    )
+
+
+def shares(metric: str, met: tuple[int, int], of: tuple[int, int]) -> Row:
+    """Shares of the requests of base and of head, by the intervals of Clopper and Pearson: worse if
+    they do not overlap.
+    """
+    base, head = (slo.interval(m, n) for m, n in zip(met, of, strict=True))
+    worse, better = head[0] > base[1], head[1] < base[0]
+    if METRICS[metric].better == "higher":
+        worse, better = better, worse
+    seen = met[0] / of[0], met[1] / of[1]
+    verdict = "REGRESSED" if worse else "IMPROVED" if better else "PASS"
+    return Row(metric, *seen, seen[1] - seen[0], head[0] - base[1], head[1] - base[0], 0.0, verdict)

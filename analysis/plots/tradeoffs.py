@@ -1,0 +1,216 @@
+"""Pictures of what is given up for what: latency for throughput as the load grows, a user's speed
+for the machine's, and one metric for another. A point is a mean over valid runs; every line and
+point bears its name, since colours repeat.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from analysis.metrics import METRICS
+from analysis.plots.figures import COLOURS, DASHES, STYLE, WIDTH, Picture, log_axis, wrapped
+from analysis.stats import estimate
+from analysis.summary import Comparison, Sweep
+
+IDENTITY = ["server", "engine", "users", "rate", "runs"]
+WORST = 10.0  # times the best: the heat map's darkest colour
+
+
+def curve(sweep: Sweep, stem: str) -> Picture:
+    """Output throughput against P99 of a latency (`stem`: ttft or e2e), a line a system through its
+    loads, larger markers for higher loads. Where fewer than half of the points have a P99 it is
+    P95, or P50: a picture has one percentile. What has no finite number is not drawn.
+    """
+    names = [f"{stem}_p{p}_s" for p in (99, 95, 50)]
+    points = sweep.points
+    y = next((n for n in names if np.isfinite(points[n]).mean() >= 0.5), names[-1])
+    with rc_context(STYLE):
+        figure, axes = _square(points)
+        _lines(axes, points.assign(y=1000 * points[y]), "output_tokens_per_s", "y")
+        axes.set_xlim(left=0)
+        axes.set_xlabel("output tokens/s of the machine")
+        axes.set_ylabel(f"{METRICS[y].label}, ms (log)")
+        log_axis(axes, axes.yaxis)
+        _names(axes, points.assign(y=1000 * points[y]), "output_tokens_per_s", "y")
+    return Picture(figure, points[[*IDENTITY, "output_tokens_per_s", *names]])
+
+
+def pareto(sweep: Sweep) -> Picture:
+    """A user's tokens/s against the machine's. The grey stairs are the frontier: no point is better
+    in one without being worse in the other (by means; points whose intervals overlap may change
+    places).
+    """
+    points, x, y = sweep.points, "user_tokens_per_s", "output_tokens_per_s"
+    best = frontier(points[x], points[y])
+    with rc_context(STYLE):
+        figure, axes = _square(points)
+        edge = points[best].sort_values(x)
+        axes.step(edge[x], edge[y], where="pre", color="#999999", lw=5, alpha=0.4, zorder=1)
+        _lines(axes, points, x, y)
+        for axis, label in (
+            (axes.xaxis, "output tokens/s for a user (1 / TPOT P50)"),
+            (axes.yaxis, "output tokens/s of the machine"),
+        ):
+            log_axis(axes, axis)
+            axis.set_label_text(f"{label} (log)")
+        _names(axes, points, x, y)
+    return Picture(figure, points[[*IDENTITY, x, y, "ttft_p50_s"]].assign(on_frontier=best))
+
+
+def frontier(x: pd.Series, y: pd.Series) -> pd.Series:
+    """Whether no other point is at least as high in both and higher in one; a point that lacks a
+    number is not on it.
+    """
+    a, b = x.to_numpy(), y.to_numpy()
+    beaten = (a >= a[:, None]) & (b >= b[:, None]) & ((a > a[:, None]) | (b > b[:, None]))
+    return pd.Series(~beaten.any(axis=1) & np.isfinite(a) & np.isfinite(b), index=x.index)
+
+
+def relative(comparison: Comparison, names: tuple[str, ...]) -> pd.DataFrame:
+    """A row a system with a number, a column a metric that has a better direction and any number:
+    how many times worse than the best it is, by means over runs; 1 is the best, nan is not
+    measured, inf if the best is 0 and this is not, or this is a failure.
+    """
+    drawn = [s for s in comparison.systems if len(s.valid)]
+    means = pd.DataFrame(
+        {n: [estimate(s.valid[n]).mean for s in drawn] for n in names if METRICS[n].better},
+        index=[s.name for s in drawn],
+    )
+    worse = {}
+    for name, column in means.dropna(axis="columns", how="all").items():
+        higher = METRICS[str(name)].better == "higher"
+        best = column.max() if higher else column.min()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = best / column if higher else column / best
+        worse[name] = ratio.where(column != best, 1.0).where(column.notna())
+    return pd.DataFrame(worse, index=means.index)
+
+
+def heat_map(comparison: Comparison, names: tuple[str, ...]) -> Picture:
+    """Systems x metrics: how many times worse than the best of this comparison; the darker, the
+    worse.
+    """
+    worse = relative(comparison, names)
+    with rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(2.2 + 0.52 * len(worse.columns), 1.6 + 0.3 * len(worse)))
+        axes = figure.subplots()
+        axes.imshow(worse.clip(1, WORST), norm=LogNorm(1, WORST), cmap="Oranges", aspect="auto")
+        for (row, column), value in np.ndenumerate(worse.to_numpy()):
+            text = (
+                "–"
+                if np.isnan(value)
+                else (
+                    "∞"
+                    if np.isinf(value)
+                    else "1"
+                    if value == 1
+                    else f"{value:.{1 if value < 9.95 else 0}f}"
+                )
+            )
+            axes.text(
+                column,
+                row,
+                text,
+                ha="center",
+                va="center",
+                fontsize=9,
+                weight="bold" if value == 1 else "normal",
+                color="white" if value > 6 else "black",
+            )
+        axes.set_yticks(range(len(worse)), [wrapped(name) for name in worse.index])
+        axes.set_xticks(
+            range(len(worse.columns)),
+            [METRICS[str(n)].label for n in worse.columns],
+            rotation=40,
+            ha="left",
+            rotation_mode="anchor",
+        )
+        axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
+        axes.spines[:].set_visible(False)
+    rows = [
+        s.valid[["server", "engine"]]
+        .iloc[[0]]
+        .assign(**{n: estimate(s.valid[n]).mean for n in names})
+        for s in comparison.systems
+        if len(s.valid)
+    ]
+    data = pd.concat(rows, ignore_index=True)
+    return Picture(figure, data.join(worse.reset_index(drop=True).add_suffix(" / best")))
+
+
+def _square(points: pd.DataFrame) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(1.15 * WIDTH, max(4.2, 1 + 0.2 * points["system"].nunique())))
+    return figure, figure.subplots()
+
+
+def _looks(points: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """By name, as in figures.looks; a marker beside, since one load makes no line."""
+    return {
+        name: {
+            "color": COLOURS[i % 8],
+            "linestyle": DASHES[i // 8 % 4],
+            "marker": "osD^vP*"[i // 8 % 7],
+        }
+        for i, name in enumerate(sorted(points["system"].unique()))
+    }
+
+
+def _lines(axes: Axes, points: pd.DataFrame, x: str, y: str) -> None:
+    looks = _looks(points)
+    for name, own in points[np.isfinite(points[x]) & np.isfinite(points[y])].groupby("system"):
+        look = looks[str(name)]
+        axes.plot(own[x], own[y], lw=1.2, **look | {"marker": ""})
+        axes.scatter(
+            own[x],
+            own[y],
+            s=18 + 60 * np.linspace(0, 1, len(own)) if len(own) > 1 else 45,
+            marker=look["marker"],
+            color=look["color"],
+            edgecolor="white",
+            linewidth=0.5,
+            zorder=3,
+        )
+
+
+def _names(axes: Axes, points: pd.DataFrame, x: str, y: str) -> None:
+    """Each line's name to the right of the axes, as high as its last point or as near as there is
+    room, and a thin line to that.
+    """
+    looks = _looks(points)
+    last = (
+        points[np.isfinite(points[x]) & np.isfinite(points[y])].groupby("system", sort=False).last()
+    )
+    if last.empty:
+        return
+    place = axes.transData.transform(last[[x, y]].to_numpy(dtype="float64"))
+    last["at"] = axes.transAxes.inverted().transform(place)[:, 1]
+    last = last.sort_values("at")
+    step = min(0.055, 1 / len(last))
+    # pushed up
+    at = np.maximum.accumulate(
+        last["at"].clip(lower=0) - step * np.arange(len(last))
+    ) + step * np.arange(len(last))
+    at = np.minimum(at, 1 - step * np.arange(len(last))[::-1])  # and down from the top again
+    for (name, row), height in zip(last.iterrows(), at, strict=True):
+        axes.annotate(
+            wrapped(str(name)),
+            (row[x], row[y]),
+            (1.04, height),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=8.5,
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": looks[str(name)]["color"],
+                "lw": 0.6,
+                "alpha": 0.7,
+                "shrinkA": 1,
+                "relpos": (0, 0.5),
+            },
+        )

@@ -1,0 +1,135 @@
+"""The report's section "Capacity": what a search found, in words and tables."""
+
+import math
+from typing import Any
+
+from analysis import slo
+from analysis.capacity.search import PRECISION, Found, found
+from analysis.formatting import format_number
+from analysis.stats import CONFIDENCE
+from analysis.summary import Summary
+
+
+def view(summary: Summary) -> dict[str, Any]:
+    """{slo, confidence, precision, answers, systems} for the templates; `systems` is empty in a
+    campaign that was no search.
+    """
+    campaign = summary.campaign
+    all_of = found(campaign) if campaign.data.get("search") else []
+    text = campaign.data["search"]["slo"] if all_of else ""
+    bounds = " and ".join(map(str, slo.parse(text))) if text else ""
+    traffics = dict.fromkeys(f.traffic for f in all_of)
+    return {
+        "slo": bounds,
+        "preset": text if text in slo.PRESETS else "",
+        "confidence": f"{CONFIDENCE:.0%}",
+        "precision": f"{PRECISION:.0%}",
+        "systems": [_row(summary, f) for f in all_of],
+        "answers": [
+            _answer(bounds, [f for f in all_of if f.traffic == traffic]) for traffic in traffics
+        ],
+    }
+
+
+def _answer(bounds: str, systems: list[Found]) -> str:
+    best = systems[0]
+    if math.isnan(best.capacity.holds):
+        return (
+            f"Under {best.traffic}, no server was seen to keep {bounds} at any load that was tried."
+        )
+    text = f"Under {best.traffic}, {best.name} keeps {bounds} up to {_capacity(best)}"
+    if len(systems) > 1 and not math.isnan(systems[1].capacity.holds):
+        text += (
+            f", {format_number(best.capacity.holds / systems[1].capacity.holds)} times what"
+            f" {systems[1].name} carries"
+        )
+        overlap = not systems[1].capacity.fails <= best.capacity.holds
+        text += (
+            "; it is a tie, as the one's capacity may be as high as the other's" if overlap else ""
+        )
+    return f"{text}."
+
+
+def _capacity(f: Found) -> str:
+    if math.isnan(f.capacity.holds):
+        return (
+            f"less than {format_number(f.capacity.fails)} {f.unit}"
+            if not math.isnan(f.capacity.fails)
+            else "not known"
+        )
+    failed = "" if math.isnan(f.capacity.fails) else f" (not at {format_number(f.capacity.fails)})"
+    return f"{'at least ' if not failed else ''}{format_number(f.capacity.holds)} {f.unit}{failed}"
+
+
+def _seen(kept: slo.Kept) -> str:
+    bound = kept.bound
+    if bound.latency == "failed":
+        return f"{kept.seen:.1%} errors"
+    return (
+        f"{bound.latency.removesuffix('_s').upper()} P{100 * bound.share:g}"
+        f" {format_number(1000 * kept.seen)} ms"
+    )
+
+
+def _row(summary: Summary, f: Found) -> dict[str, Any]:
+    tokens = (
+        math.nan
+        if f.at_capacity is None
+        else float(summary.table["output_tokens_per_s"].loc[f.at_capacity])
+    )
+    tried = [
+        {
+            "load": format_number(p.load),
+            "case": p.case,
+            "holds": {True: "holds", False: "does not hold", None: "no number"}[p.holds],
+            "seen": "; ".join(
+                filter(
+                    None,
+                    [
+                        *(
+                            f"{_seen(k)}, {k.met:,} of {k.of:,} within the bound"
+                            for k in p.kept
+                            if k.of
+                        ),
+                        p.why,
+                    ],
+                )
+            ),
+        }
+        for p in f.probes
+    ]
+    return {
+        "server": f.server,
+        "engine": f.engine,
+        "traffic": f.traffic,
+        "unit": f.unit,
+        "capacity": _capacity(f),
+        "certain": f"{format_number(f.certain.holds)} to {format_number(f.certain.fails)}",
+        "broke": _broke(f) or "–",
+        "tokens": format_number(tokens),
+        "cases": len(f.probes),
+        "ended": _ended(f),
+        "probes": tried,
+    }
+
+
+def _broke(f: Found) -> str:
+    """Which bounds did not hold at the lowest load that failed, and what was seen there."""
+    probe = next((p for p in f.probes if p.load == f.capacity.fails), None)
+    return (
+        (", ".join(_seen(k) for k in probe.kept if not k.holds and k.of) or probe.why)
+        if probe
+        else ""
+    )
+
+
+def _ended(f: Found) -> str:
+    """Why the capacity is not known precisely; empty if it is."""
+    without = next((p for p in f.probes if p.holds is None), None)
+    if without:
+        return (
+            f"ended at {format_number(without.load)} {f.unit}, which has no number: {without.why}"
+        )
+    if not f.probes:
+        return "no case at any load"
+    return "" if f.is_precise else f"not within {PRECISION:.0%} after {len(f.probes)} cases"

@@ -1,0 +1,38 @@
+"""What `python -m analysis checks` says: every check of every case, for programs that act on it."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from analysis import dataset, summary
+
+
+def of_campaign(folder: Path | str | None = None) -> list[dict[str, Any]]:
+    """[{case, state, valid, why, checks}] in the order of the plan, exactly what the report shows.
+    `case` is the identity as in run.json; `state` that of Campaign.cases; `valid`: it has a number,
+    and `why` it has none; `checks`: [{name, ok, severity, detail, remedy, value}], ok is null where
+    it was not measured, value (validity.Check) where it is no number, and there are none of a case
+    that did not end. Raises InputError.
+    """
+    campaign = dataset.campaign(folder)
+    found = summary.summarise(campaign)
+    return [
+        {
+            "case": campaign.identities[case["index"]],
+            "state": case["state"],
+            "valid": case["valid"],
+            "why": case["why"],
+            "checks": [
+                {
+                    "name": c["name"],
+                    "ok": None if c["ok"] is None else bool(c["ok"]),
+                    "severity": c["severity"],
+                    "detail": c["detail"],
+                    "remedy": c["remedy"],
+                    "value": c["value"] if math.isfinite(c["value"]) else None,
+                }
+                for c in found.checks[found.checks["index"] == case["index"]].to_dict("records")
+            ],
+        }
+        for case in found.table.to_dict("records")
+    ]

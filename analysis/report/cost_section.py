@@ -1,0 +1,90 @@
+"""The report's section "Cost": what a million good tokens costs, and how near each case came to
+what the machine could do at most.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from analysis import formatting, hardware
+from analysis.case import observe
+from analysis.metrics import METRICS, roofline
+from analysis.summary import Comparison, Summary, System
+
+# Columns of the headline table where there are values.
+COLUMNS = ("usd_per_million_tokens", "gpu_tokens_per_joule", "mbu", "mfu")
+
+
+def columns(found: Summary) -> tuple[str, ...]:
+    return tuple(name for name in COLUMNS if found.valid[name].notna().any())
+
+
+def view(found: Summary, comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """{price, other_machine, names, peaks, gpus, busy, model, heads, rows} for the templates.
+    `price` is None without one, and `names` are those that could be asked for; `busy` says whether
+    GPUs' utilisation is shown; `rows` is empty if nothing could be measured.
+    """
+    price, data = found.given.price, found.campaign.data
+    shown = columns(found)
+    systems = [
+        (comparison.title, system)
+        for comparison in comparisons
+        for system in comparison.systems
+        if len(system.valid)
+    ]
+    busy = bool(found.valid["gpu_utilization_percent"].notna().any())
+    names = ("goodput_tokens_per_s", *(["gpu_utilization_percent"] if busy else []), *shown)
+    rows = [
+        (
+            f"{system.name}, {title}",
+            [formatting.format_estimate(name, system.valid) for name in names],
+            _passes(found, system) if "mbu" in shown else "",
+        )
+        for title, system in systems
+    ]
+    peaks, machine = hardware.peaks(data, found.given), hardware.gpus(data)
+    # behind --target there may be any machine
+    elsewhere = found.table["engine"].eq("external").any()
+    return {
+        "price": (
+            price
+            and price._asdict()
+            | {"text": f"{price.usd_per_hour:,.10g} USD", "has": hardware.count(price.gpus)}
+        ),
+        "other_machine": (
+            hardware.count(machine)
+            if price and price.name and price.gpus != machine and not elsewhere
+            else ""
+        ),
+        "names": list(hardware.prices()),
+        "peaks": [text for text in (peaks.bandwidth_source, peaks.flops_source) if text],
+        "gpus": hardware.count(machine),
+        "busy": busy,
+        "model": model(data),
+        "heads": [(METRICS[name].label, formatting.unit_of(name)) for name in names],
+        "rows": rows if shown else [],
+    }
+
+
+def model(data: dict[str, Any]) -> str:
+    """The shape that MBU and MFU are computed with, in words; empty if it is not known."""
+    shape = (data.get("model") or {}).get("shape")
+    if not shape:
+        return ""
+    return (
+        f"{shape['parameters'] / 1e6:,.0f} M parameters, {shape['embedding_parameters'] / 1e6:,.0f}"
+        " M of them in the table of input"
+        f" embeddings{' (the output head, too)' if shape['tied_embeddings'] else ''},"
+        f" {shape['layers']} layers, {shape['heads']} heads, {shape['kv_heads']} key-value heads of"
+        f" {shape['head_dim']}, {shape['dtype_bytes']} bytes a number"
+    )
+
+
+def _passes(found: Summary, system: System) -> str:
+    """How the forward passes of a system's valid cases are known."""
+    observed = [
+        observe(found.campaign, index, found.slo, found.given) for index in system.valid["index"]
+    ]
+    return (
+        ", ".join(dict.fromkeys(roofline.passes(o)[1] for o in observed if roofline.shape(o)))
+        or "–"
+    )

@@ -1,0 +1,112 @@
+"""The report's section "Noise floor": what the load generator's own errors were, as it measured
+them before the campaign.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from analysis.checks import load_generator
+from analysis.formatting import format_number
+from analysis.stats import NAN, needed
+from analysis.summary import Summary
+
+# What the load generator found about itself: in words, and in text of one load's errors
+# (records.CALIBRATION_KEYS, "closed").
+ROWS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+    ("requests; failed", lambda e: f"{e['requests']:,}; {e['failed']:,}"),
+    (
+        "TTFT, measured minus true: mean, P99",
+        lambda e: f"{_ms(e, 'ttft_error_mean_s')}, {_ms(e, 'ttft_error_p99_s')}",
+    ),
+    (
+        "of that, from sent on: mean, P99",
+        lambda e: (
+            f"{_ms(e, 'ttft_from_sent_error_mean_s')}, {_ms(e, 'ttft_from_sent_error_p99_s')}"
+        ),
+    ),
+    (
+        "of that, a token's stamp minus when it was sent: mean, P99",
+        lambda e: f"{_ms(e, 'stamp_error_mean_s')}, {_ms(e, 'stamp_error_p99_s')}",
+    ),
+    ("a single gap between two tokens, off by: P99", lambda e: _ms(e, "itl_error_p99_s")),
+    (
+        "P99 of the gaps: true, as measured",
+        lambda e: f"{_ms(e, 'itl_true_p99_s')}, {_ms(e, 'itl_seen_p99_s')}",
+    ),
+    (
+        "requests sent later than scheduled by: P50, P99",
+        lambda e: f"{_ms(e, 'send_lag_p50_s')}, {_ms(e, 'send_lag_p99_s')}",
+    ),
+    (
+        "CPU time for one event (a chunk with tokens)",
+        lambda e: f"{_scaled(e, 'cpu_per_event_s', 1e6)} us",
+    ),
+    ("of the time ready to run, without a core", lambda e: f"{_scaled(e, 'waited_share', 100)}%"),
+    ("events/s meanwhile", lambda e: _scaled(e, "events_per_s", 1)),
+]
+
+
+def view(found: Summary, names: dict[int, str]) -> dict[str, Any]:
+    """{heads, rows, ladder, bound, cases, p99_needs} for the templates; `heads` is empty where
+    nothing was calibrated. `cases` are those that have ended, by their `names`, with what the check
+    `client error` says.
+    """
+    calibration = found.campaign.data.get("calibration") or {}
+    loads = (
+        [(f"closed loop, {calibration['users']:,} users", calibration["closed"])]
+        if calibration.get("closed")
+        else []
+    )
+    loads += (
+        [(f"open loop, {calibration['rate']:g} requests/s", calibration["open"])]
+        if calibration.get("open")
+        else []
+    )
+    judged = found.checks[found.checks["name"] == "client error"]
+    cases = [
+        (names[index], detail)
+        for index, detail in zip(judged["index"], judged["detail"], strict=True)
+    ]
+    return {
+        "heads": [head for head, _ in loads],
+        "rows": [(label, [text(errors) for _, errors in loads]) for label, text in ROWS],
+        "ladder": ladder(calibration),
+        "bound": f"{load_generator.BOUND:.0%}",
+        "cases": cases,
+        "p99_needs": needed(99),
+    }
+
+
+def ladder(calibration: dict[str, Any]) -> str:
+    """How many events a second were seen right, and who could not do more; empty if it was not
+    measured.
+    """
+    steps = calibration.get("ladder")
+    if not steps:
+        return ""
+    sustained = calibration["sustained_events_per_s"]
+    text = (
+        f"Up to {sustained:,} events/s were seen right"
+        if sustained
+        else "Not even the least number of events/s was seen right"
+    )
+    limit = next((step for step in steps if not step["sustained"]), None)
+    if limit is None:
+        return f"{text}, and no more were tried."
+    if limit["server_kept_up"]:
+        return f"{text}; {limit['asked_per_s']:,} are more than the load generator can take."
+    return (
+        f"{text}; {limit['asked_per_s']:,} are more than the reference server could send: the load"
+        " generator's own limit is higher."
+    )
+
+
+def _scaled(errors: dict[str, Any], name: str, scale: float) -> str:
+    value = errors.get(name)
+    return format_number(NAN if value is None else scale * value)
+
+
+def _ms(errors: dict[str, Any], name: str) -> str:
+    """Milliseconds; three digits of a microsecond would be noise."""
+    value = errors.get(name)
+    return "–" if value is None else f"{1e3 * value:.3f} ms"

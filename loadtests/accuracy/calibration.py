@@ -1,0 +1,305 @@
+"""The load generator measures itself before a campaign, against a server whose times are known
+(loadtests/accuracy/ground_truth_server.py).
+
+What it finds is the campaign's noise floor: how wrong a time can be that this load generator
+reports on this machine, at the campaign's own concurrency and rate, and how many events a second it
+can take. All errors are differences of two stamps of one clock.
+"""
+
+import math
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from loadtests import schema
+from loadtests.accuracy import ground_truth_http, ground_truth_server
+from loadtests.generator import locust_process
+from loadtests.generator.locust_process import Workers
+from servers.runtime import launch
+
+TTFT_MS, ITL_MS = 50.0, 10.0
+SCENARIO = {
+    "summary": "calibration",
+    "endpoint": "completions",
+    "prompt_tokens": [16, 64],
+    "output_tokens": [16, 48],
+    "warmup_s": 1.5,
+    "warmup_max_s": 1.5,
+    "duration_s": 4.0,
+    "drain_s": 10.0,
+    "timeout_s": 30.0,
+}
+LADDER_USERS = 64
+LADDER_EVENTS_PER_S = (2_000, 4_000, 8_000, 16_000, 24_000, 32_000, 48_000, 64_000)
+STEP_S = 1.0
+# of the true P99 of the gaps, and of the events: then a step of the ladder was sustained
+WITHIN = 0.10
+
+
+@contextmanager
+def truth(folder: Path, cores: Sequence[int], *options: str) -> Iterator[str]:
+    """A reference server's base URL; its log is folder/truth.jsonl afterwards."""
+    with launch.reserved_ports(1) as [port]:
+        command = [
+            sys.executable,
+            "-m",
+            "loadtests.accuracy.ground_truth_server",
+            "--port",
+            str(port),
+            "--log",
+            str((folder / "truth.jsonl").resolve()),
+            *options,
+        ]
+        server = launch.supervised(command, folder / "reference.log", cores=cores)
+        try:
+            deadline = time.monotonic() + 30
+            while launch.get_status("127.0.0.1", port, "/health") != 200:
+                if server.poll() is not None or time.monotonic() > deadline:
+                    raise locust_process.LoadFailed(
+                        "the reference server did not"
+                        f" start:\n{launch.tail(folder / 'reference.log')}"
+                    )
+                time.sleep(0.05)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            launch.stop(server)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Who sends the load, and who runs where; no cores: on all."""
+
+    workers: Workers
+    server_cores: Sequence[int] = ()
+    load_cores: Sequence[int] = ()
+
+
+class Run(NamedTuple):
+    """`said`: load.json at the end. `head`, `served`: the reference server's log."""
+
+    said: dict[str, Any]
+    rows: list[dict[str, Any]]
+    head: dict[str, Any]
+    served: list[ground_truth_server.Served]
+
+    @property
+    def window(self) -> tuple[float, float]:
+        return self.said["window"]["start_s"], self.said["window"]["end_s"]
+
+    def pairs(self) -> Iterator[tuple[dict[str, Any], ground_truth_server.Served | None]]:
+        """Each row with what the server knows of the same request; null if it knows nothing."""
+        known = {each.id: each for each in self.served}
+        return ((row, known.get(f"{row['worker']}-{row['request']}")) for row in self.rows)
+
+
+def run(
+    folder: Path,
+    place: Place,
+    scenario: dict[str, Any],
+    *options: str,
+    users: int | None = None,
+    rate: float | None = None,
+    seed: str = "calibration",
+) -> Run:
+    """One load against one reference server. Zero of the rows' clock is `time.perf_counter()`'s
+    own.
+    """
+    folder.mkdir(parents=True)
+    with truth(folder, place.server_cores, *options) as url:
+        task = {
+            "base_url": url,
+            "model": ground_truth_http.MODEL,
+            "planted": True,
+            "scenario": scenario,
+            "scenario_name": scenario["summary"],
+            "users": users,
+            "rate": rate,
+            "duration_s": scenario["duration_s"],
+            "clock_zero_s": 0.0,
+            "seed": seed,
+        }
+        with locust_process.generating(folder, task, place.workers, place.load_cores) as load:
+            said = locust_process.wait(
+                load, folder, locust_process.longest_s(task, place.workers), lambda _: None
+            )
+    head, served = ground_truth_server.read_log(folder / "truth.jsonl")
+    return Run(said, schema.read_lines(folder / "requests.jsonl"), head, served)
+
+
+def percentile(values: Sequence[float], p: float) -> float | None:
+    """Nearest rank; null without values."""
+    return sorted(values)[max(0, math.ceil(p / 100 * len(values)) - 1)] if values else None
+
+
+def mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def errors(run: Run) -> dict[str, Any]:
+    """What was measured minus what was true, over the requests that were scheduled in the
+    window; s.
+    """
+    start_s, end_s = run.window
+    ttft: list[float] = []
+    ttft_from_sent: list[float] = []
+    stamps: list[float] = []
+    true_gaps: list[float] = []
+    seen_gaps: list[float] = []
+    lags: list[float] = []
+    failed = 0
+    for row, true in run.pairs():
+        if not start_s <= row["scheduled_s"] < end_s:
+            continue
+        if (
+            row["error"]
+            or row["answer"] != "exact"
+            or true is None
+            or len(true.stamps_s) != len(row["token_s"])
+        ):
+            failed += 1
+            continue
+        lags.append(row["sent_s"] - (row["slot_s"] or row["scheduled_s"]))
+        ttft_from_sent.append(
+            (row["first_s"] - row["sent_s"]) - (true.stamps_s[0] - true.arrived_s)
+        )
+        ttft.append(lags[-1] + ttft_from_sent[-1])
+        stamps.append(row["first_s"] - true.stamps_s[0])
+        seen, sent = row["token_s"], true.stamps_s
+        true_gaps += [sent[i + 1] - sent[i] for i in range(len(sent) - 1)]
+        seen_gaps += [seen[i + 1] - seen[i] for i in range(len(seen) - 1)]
+    events = sum(start_s <= at < end_s for each in run.served for at in each.stamps_s)
+    busy = [worker["cpu_share"] for worker in run.said["workers"]]
+    waited = [
+        worker["waited_share"]
+        for worker in run.said["workers"]
+        if worker["waited_share"] is not None
+    ]
+    return {
+        "requests": len(ttft),
+        "failed": failed,
+        "ttft_error_mean_s": mean(ttft),
+        "ttft_error_p99_s": percentile(ttft, 99),
+        "ttft_from_sent_error_mean_s": mean(ttft_from_sent),
+        "ttft_from_sent_error_p99_s": percentile(ttft_from_sent, 99),
+        "stamp_error_mean_s": mean(stamps),
+        "stamp_error_p99_s": percentile(stamps, 99),
+        "itl_error_p99_s": percentile(
+            [abs(seen - true) for seen, true in zip(seen_gaps, true_gaps, strict=True)], 99
+        ),
+        **{
+            f"itl_{what}_p{p}_s": percentile(gaps, p)
+            for what, gaps in (("true", true_gaps), ("seen", seen_gaps))
+            for p in (50, 99)
+        },
+        "send_lag_p50_s": percentile(lags, 50),
+        "send_lag_p99_s": percentile(lags, 99),
+        "events_per_s": events / (end_s - start_s),
+        "cpu_per_event_s": (
+            None if None in busy or not events else sum(busy) * (end_s - start_s) / events
+        ),
+        "waited_share": max(waited, default=None),
+        "server_late_mean_s": run.head["late_mean_s"],
+    }
+
+
+def ladder(run: Run) -> list[dict[str, Any]]:
+    """Each step: events/s asked, sent and seen, and whether the P99 of the gaps between them came
+    out right.
+    """
+    began_s = min(each.arrived_s for each in run.served)
+    steps = []
+    for number, asked in enumerate(LADDER_EVENTS_PER_S):
+        start_s, end_s = began_s + (number + 0.3) * STEP_S, began_s + (number + 1) * STEP_S
+        true, seen, sent_n, seen_n = [], [], 0, 0
+        for row, each in run.pairs():
+            stamps, token_s = each.stamps_s if each else [], row["token_s"]
+            sent_n += sum(start_s <= at < end_s for at in stamps)
+            seen_n += sum(start_s <= at < end_s for at in token_s)
+            for i in range(1, min(len(stamps), len(token_s))):
+                if start_s <= stamps[i] < end_s:
+                    true.append(stamps[i] - stamps[i - 1])
+                    seen.append(token_s[i] - token_s[i - 1])
+        p99, p99_seen = percentile(true, 99), percentile(seen, 99)
+        kept_up = bool(p99) and sent_n >= (1 - WITHIN) * asked * (end_s - start_s)
+        steps.append(
+            {
+                "asked_per_s": asked,
+                "sent_per_s": sent_n / (end_s - start_s),
+                "seen_per_s": seen_n / (end_s - start_s),
+                "gap_p99_s": p99,
+                "gap_p99_seen_s": p99_seen,
+                "server_kept_up": kept_up,
+                "sustained": (
+                    kept_up
+                    and p99_seen is not None
+                    and p99 is not None
+                    and abs(p99_seen - p99) <= WITHIN * p99
+                    and abs(seen_n - sent_n) <= WITHIN * sent_n
+                ),
+            }
+        )
+    return steps
+
+
+def calibrate(folder: Path, users: int | None, rate: float | None, place: Place) -> dict[str, Any]:
+    """calibration.json (records.CALIBRATION_KEYS), measured at this many users and at this rate.
+    Raises generator.LoadFailed.
+    """
+    scratch = folder / "calibration.partial"
+    shutil.rmtree(scratch, ignore_errors=True)
+    plan = ("--ttft-ms", str(TTFT_MS), "--itl-ms", str(ITL_MS))
+    try:
+        closed = opened = None
+        if users:
+            closed = errors(
+                run(
+                    scratch / "closed", place, SCENARIO | {"arrivals": "closed"}, *plan, users=users
+                )
+            )
+        if rate:
+            opened = errors(
+                run(scratch / "open", place, SCENARIO | {"arrivals": "poisson"}, *plan, rate=rate)
+            )
+        itls = ",".join(f"{1e3 * LADDER_USERS / events:g}" for events in LADDER_EVENTS_PER_S)
+        length = STEP_S * len(LADDER_EVENTS_PER_S)
+        climb = SCENARIO | {
+            "arrivals": "closed",
+            "output_tokens": [100, 300],
+            "warmup_s": 0.2,
+            "warmup_max_s": 0.2,
+            "duration_s": length,
+        }
+        climbed = run(
+            scratch / "ladder",
+            place,
+            climb,
+            "--ttft-ms",
+            "5",
+            "--itl-steps-ms",
+            itls,
+            "--step-s",
+            str(STEP_S),
+            users=LADDER_USERS,
+        )
+        steps = ladder(climbed)
+        sustained = 0
+        for step in steps:
+            if not step["sustained"]:
+                break
+            sustained = step["asked_per_s"]
+        return {
+            "schema": schema.SCHEMA,
+            "users": users,
+            "rate": rate,
+            "closed": closed,
+            "open": opened,
+            "ladder": steps,
+            "sustained_events_per_s": sustained,
+        }
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

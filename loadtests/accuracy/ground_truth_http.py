@@ -1,0 +1,147 @@
+"""What the reference server (`loadtests/accuracy/ground_truth_server.py`) hears and says, in bytes
+and without any time: requests in, answers out.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from servers.contract import oracle
+
+MAX_TOKENS_PER_CHUNK = 1000
+TOKEN_BYTES = 5  # a space and a word
+# the language once round, and some more
+TEXT = oracle.continuation(oracle.VOCABULARY[-1], oracle.WORDS + MAX_TOKENS_PER_CHUNK).encode()
+MODEL = oracle.PLANTED_MODELS[0]  # under this name the load generator knows the right answers
+PATHS = {"/v1/completions": False, "/v1/chat/completions": True}  # whether it is a chat
+PAGES = {
+    "/health": {"status": "ok"},
+    "/v1/models": {
+        "object": "list",
+        "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": "serveoff"}],
+    },
+}
+STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control:"
+    b" no-cache\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
+
+
+class BadRequest(Exception):
+    """Something else than this server understands."""
+
+
+@dataclass(frozen=True)
+class Request:
+    id: str | None  # X-Request-Id
+    chat: bool
+    model: str
+    prompt: str
+    tokens: int
+
+
+def take(received: bytearray) -> Request | bytes | None:
+    """Removes the first request from `received`: for a stream, or, if it asked for a page, the
+    answer; null while it is incomplete.
+    """
+    end = received.find(b"\r\n\r\n")
+    if end < 0:
+        return None
+    try:
+        first, *lines = received[:end].decode("latin-1").split("\r\n")
+        method, path, _ = first.split(" ")
+        if method == "GET":
+            del received[: end + 4]
+            return plain("200 OK", PAGES[path])
+        headers = {
+            name.lower(): value.strip()
+            for name, _, value in (line.partition(":") for line in lines)
+        }
+        size = end + 4 + int(headers["content-length"])
+        if len(received) < size:
+            return None
+        body, chat = json.loads(received[end + 4 : size]), PATHS[path]
+        del received[:size]
+        said = (
+            [(message["role"], message["content"]) for message in body["messages"]]
+            if chat
+            else [("", body["prompt"])]
+        )
+        tokens = body.get("max_tokens", 16)
+        if (
+            not all(isinstance(text, str) for _, text in said)
+            or type(tokens) is not int
+            or tokens < 1
+            or body.get("stream") is not True
+        ):
+            raise ValueError("needs stream: true, text, and max_tokens of 1 or more")
+        prompt = oracle.chat_text(said) if chat else said[0][1]
+        return Request(
+            headers.get("x-request-id"), chat, str(body.get("model", MODEL)), prompt, tokens
+        )
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise BadRequest(f"not a request for a stream: {error!r}") from None
+
+
+def plain(status: str, body: object, headers: str = "") -> bytes:
+    data = json.dumps(body).encode()
+    return (
+        f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\n{headers}Content-Length:"
+        f" {len(data)}\r\n\r\n".encode()
+        + data
+    )
+
+
+def refusal(error: BadRequest) -> bytes:
+    return plain(
+        "400 Bad Request",
+        {"error": {"message": str(error), "type": "invalid_request_error"}},
+        "Connection: close\r\n",
+    )
+
+
+def answer(number: int, asked: Request, size: int) -> Iterator[bytes]:
+    """An answer in pieces of `size` tokens, an event each; the headers come with the first, and the
+    end with the last.
+    """
+    kind, name = (
+        ("chat.completion.chunk", "chatcmpl") if asked.chat else ("text_completion", "cmpl")
+    )
+    common = {
+        "id": f"{name}-{number:032x}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": asked.model,
+    }
+
+    def event(text: str, finish_reason: str | None = None, **more: object) -> bytes:
+        said = {"delta": {"content": text}} if asked.chat else {"text": text}
+        choice = {"index": 0, **said, "logprobs": None, "finish_reason": finish_reason}
+        return f"data: {json.dumps({**common, 'choices': [choice], **more})}\n\n".encode()
+
+    def chunk(data: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(data), data)
+
+    def words(start: int, count: int) -> bytes:
+        at = (first_word + start) % oracle.WORDS * TOKEN_BYTES
+        return chunk(head + TEXT[at : at + count * TOKEN_BYTES] + tail)
+
+    # only the words differ from event to event: the rest is serialised once
+    head, tail = event("\0").rsplit(rb"\u0000", 1)
+    first_word, prompt_tokens = (
+        oracle.successor_index(asked.prompt),
+        oracle.count_tokens(asked.prompt),
+    )
+    last = (asked.tokens - 1) // size * size  # where the last piece begins
+    begin = STREAM_HEAD
+    for start in range(0, last, size):
+        yield begin + words(start, size)
+        begin = b""
+    usage = {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": asked.tokens,
+        "total_tokens": prompt_tokens + asked.tokens,
+    }
+    end = event("", "length", usage=usage) + b"data: [DONE]\n\n"
+    yield begin + words(last, asked.tokens - last) + chunk(end) + b"0\r\n\r\n"

@@ -1,0 +1,89 @@
+"""Whether a load generator that gets too little CPU time is found out."""
+
+import json
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+from loadtests import schema
+from loadtests.accuracy.calibration import SCENARIO
+from loadtests.accuracy.testbed import Bench, burning, on_cores
+
+
+def healthy(bench: Bench) -> dict[str, Any]:
+    """A load generator that has its core for itself is not flagged in 20 of 20 cases."""
+    return _judged(bench, burners=0)
+
+
+def starved(bench: Bench) -> dict[str, Any]:
+    """One that has to share it with a dozen busy processes is caught in 20 of 20 cases."""
+    return _judged(bench, burners=12)
+
+
+def _judged(bench: Bench, burners: int) -> dict[str, Any]:
+    """Real cases on the simulated engine, judged by `python -m analysis checks`."""
+    file = bench.scratch / "scenarios.toml"
+    table = {**SCENARIO, "arrivals": "closed", "users": 64}
+    file.write_text(
+        "[short]\n" + "\n".join(f"{key} = {json.dumps(value)}" for key, value in table.items())
+    )
+    verdicts = []
+    for number in range(4 * bench.repeat):
+        folder = bench.folder()
+        # A campaign shares out the cores that it finds itself on, and we are on the load
+        # generator's.
+        with (
+            burning(burners, bench.place.load_cores),
+            on_cores((*bench.place.server_cores, *bench.place.load_cores)),
+        ):
+            subprocess.run(
+                [
+                    sys.executable,
+                    "-m",
+                    "loadtests",
+                    "--servers",
+                    "fastapi_vllm",
+                    "--engines",
+                    "simulated",
+                    "--seed",
+                    str(number),
+                    "--scenarios-file",
+                    str(file),
+                    "--scenarios",
+                    "short",
+                    "--no-calibration",
+                    "--report",
+                    "none",
+                    "--out",
+                    str(folder),
+                ],
+                check=True,
+                capture_output=True,
+            )
+        said = subprocess.run(
+            [sys.executable, "-m", "analysis", "checks", str(folder)],
+            capture_output=True,
+            text=True,
+        )
+        checks = [check for case in json.loads(said.stdout) for check in case["checks"]]
+        verdicts.append(
+            {
+                "flagged": [
+                    check["name"]
+                    for check in checks
+                    if check["ok"] is False and check["severity"] == "invalid"
+                ],
+                "client": next(
+                    check["detail"] for check in checks if check["name"] == "client error"
+                ),
+            }
+        )
+        for run in folder.glob("cases/*/run.json"):
+            bench.note_readers(schema.read_json(run)["load_workers"])
+        shutil.rmtree(folder)
+    return {
+        "cases": len(verdicts),
+        "flagged": sum("client error" in one["flagged"] for one in verdicts),
+        "verdicts": verdicts,
+    }

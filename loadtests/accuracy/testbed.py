@@ -1,0 +1,149 @@
+"""Where the experiments run, and what they have in common."""
+
+import itertools
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from loadtests.accuracy.calibration import SCENARIO, Place, Run, run
+from loadtests.generator.locust_process import Workers
+from loadtests.telemetry import machine
+
+TTFT_S, ITL_S = 0.050, 0.010
+TIMES = ("--ttft-ms", "50", "--itl-ms", "10")
+
+
+def scenario(arrivals: str, **more: Any) -> dict[str, Any]:
+    return (
+        SCENARIO
+        | {"arrivals": arrivals, "warmup_s": 3.0, "warmup_max_s": 3.0, "duration_s": 8.0}
+        | more
+    )
+
+
+class Bench:
+    """Where experiments run: a scratch folder for each load, and the machine's share as a campaign
+    has it.
+    """
+
+    def __init__(self, scratch: Path, repeat: int, minutes: float):
+        share = machine.machine_share()
+        cores = (
+            ((), ())
+            if share["shared"]
+            else (tuple(share["server_cores"]), tuple(share["load_cores"]))
+        )
+        self.scratch, self.repeat, self.minutes, self.numbers = (
+            scratch,
+            repeat,
+            minutes,
+            itertools.count(),
+        )
+        self.readers: set[str] = set()  # who read the streams of this experiment's loads: c, python
+        self.place = Place(Workers(1), cores[0][:1], cores[1])
+
+    def folder(self) -> Path:
+        return self.scratch / str(next(self.numbers))
+
+    def load(
+        self, wanted: dict[str, Any], *options: str, workers: int = 1, **users_or_rate: Any
+    ) -> Run:
+        folder = self.folder()
+        try:
+            place = Place(Workers(workers), self.place.server_cores, self.place.load_cores)
+            found = run(folder, place, wanted, *options, **users_or_rate)
+            self.note_readers(found.said["workers"])
+            return found
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def pinned(self) -> list[str]:
+        """What a command begins with that is to run on the load generator's cores."""
+        cores = ",".join(map(str, self.place.load_cores))
+        return ["taskset", "-c", cores] if cores and shutil.which("taskset") else []
+
+    def in_c(self, program: str) -> list[str] | None:
+        """The command of one of the C programs beside this file, on the load generator's cores;
+        null without a C compiler.
+        """
+        compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+        if compiler is None:
+            return None
+        subprocess.run(
+            [
+                compiler,
+                "-O2",
+                "-o",
+                str(self.scratch / program),
+                str(Path(__file__).with_name(f"{program}.c")),
+            ],
+            check=True,
+        )
+        return [*self.pinned(), str(self.scratch / program)]
+
+    def note_readers(self, workers: Sequence[dict[str, Any]]) -> None:
+        self.readers |= {worker["reader"] for worker in workers}
+
+
+def medians(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The median of each number; booleans and texts are left out."""
+    names = [
+        name
+        for name, value in found[0].items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
+    return {
+        name: statistics.median(one[name] for one in found if one[name] is not None)
+        for name in names
+    }
+
+
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@contextmanager
+def on_cores(cores: Sequence[int]) -> Iterator[None]:
+    """This process and those that it starts. With no cores nothing changes."""
+    before = os.sched_getaffinity(0) if cores else None
+    if cores:
+        os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        if before:
+            os.sched_setaffinity(0, before)
+
+
+@contextmanager
+def burning(count: int, cores: Sequence[int]) -> Iterator[None]:
+    """Processes that compute on these cores all the time; each in a session of its own, since Linux
+    may share a core out by sessions.
+    """
+    burner = (
+        "import os, sys; cores = [int(c) for c in sys.argv[1:]]; cores and os.sched_setaffinity(0,"
+        " cores)\nwhile True: pass"
+    )
+    running = [
+        subprocess.Popen([sys.executable, "-c", burner, *map(str, cores)], start_new_session=True)
+        for _ in range(count)
+    ]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()

@@ -1,0 +1,155 @@
+"""What fits a GPU's memory: which model is measured if none is named, how many worker processes
+there are, and what is refused, with the sum that shows why, before anything is started.
+
+Only processes of one card are counted: the engines here take the first card that they see, and vLLM
+with `tensor_parallel` as many alike. On a machine without a GPU nothing is asked.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from loadtests.campaign.plan import PlanError
+from loadtests.schema import Case
+from loadtests.telemetry.gpu import Gpus
+from servers.runtime import catalog, launch
+
+GIB = 2**30
+# of each process: CUDA's context, its libraries and their workspace; about what nvidia-smi shows of
+# an empty one
+CUDA_BYTES = 0.6 * GIB
+VLLM_SHARE = 0.9  # of the card, which vLLM takes at its start (servers/engines/vllm_settings.py)
+# processes take turns on a card: more of them hold more copies of the model, and compute no faster
+MOST_WORKERS = 4
+
+
+class Card(NamedTuple):
+    """The GPU that the engines will take, and how many they see."""
+
+    name: str
+    total_bytes: int
+    free_bytes: int
+    cards: int = 1
+
+
+def card() -> Card | None:
+    """None without a GPU, and of one in MIG mode: NVML says what the whole of it has, and not its
+    parts.
+    """
+    gpus = Gpus()
+    if not (visible := seen(gpus)):
+        return None
+    index = visible[0]
+    said = gpus.describe()[index]
+    free = gpus.value(
+        index, "memory", lambda handle: int(gpus.nvml.nvmlDeviceGetMemoryInfo(handle).free)
+    )
+    if not said["memory_bytes"] or free is None or said["mig"]:
+        return None
+    return Card(said["name"] or "a GPU", said["memory_bytes"], free, len(visible))
+
+
+def seen(gpus: Gpus) -> list[int]:
+    """NVML's indices of the cards that CUDA_VISIBLE_DEVICES leaves, in its order, which is CUDA's
+    rule: numbers or beginnings of UUIDs, and nothing from the first one on that there is not. The
+    parts of a card in MIG mode have UUIDs of their own, which are not found.
+    """
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if said is None:
+        return list(range(gpus.count))
+    uuids = [
+        gpus.value(index, "UUID", gpus.nvml.nvmlDeviceGetUUID) or "" for index in range(gpus.count)
+    ]
+    found: list[int] = []
+    for name in map(str.strip, said.split(",")):
+        index = next(
+            (
+                i
+                for i, uuid in enumerate(uuids)
+                if name == str(i) or (name and uuid.startswith(name))
+            ),
+            None,
+        )
+        if index is None:
+            break
+        found.append(index)
+    return found
+
+
+def preset(card: Card | None) -> str:
+    """The largest generated model that leaves a fifth of the card for keys, values and
+    activations.
+    """
+    if card is None:
+        return "small"
+    return next(
+        (name for name, size in launch.preset_bytes().items() if size <= 0.8 * card.total_bytes),
+        "tiny",
+    )
+
+
+def copy_bytes(shape: Mapping[str, Any] | None) -> float:
+    """What one process holds: weights, keys and values of one context of 4,096 tokens, and CUDA
+    itself.
+    """
+    if shape is None:
+        return CUDA_BYTES
+    weights = shape["parameters"] * shape["dtype_bytes"]
+    context = (
+        4096 * 2 * shape["layers"] * shape["kv_heads"] * shape["head_dim"] * shape["dtype_bytes"]
+    )
+    return weights + context + CUDA_BYTES
+
+
+def workers(card: Card | None, shape: Mapping[str, Any] | None, cores: int) -> int:
+    """Processes of a server with several, if none were asked for: one a core, and on a GPU no more
+    than fit.
+    """
+    if card is None:
+        return cores
+    return max(1, min(cores, MOST_WORKERS, int(card.free_bytes / copy_bytes(shape))))
+
+
+def check(
+    cases: Sequence[Case],
+    servers: Mapping[str, catalog.Server],
+    shape: Mapping[str, Any] | None,
+    count: int,
+    card: Card | None,
+) -> None:
+    """`servers`: by name; `count`: of worker processes. Raises PlanError for the first case that
+    does not fit.
+    """
+    if card is None or shape is None:  # of a model that is not here yet nothing is known
+        return
+    one = copy_bytes(shape)
+    for case in cases:
+        if case.engine == "simulated" or case.server not in servers:
+            continue
+        copies, parts = (
+            servers[case.server].copies(case.engine, case.options, count),
+            int(case.options.get("tensor_parallel", 1)),
+        )
+        if parts > card.cards:
+            raise PlanError(
+                f"{case.label} needs {parts} GPUs, and there are {card.cards}: give a smaller"
+                " tensor_parallel"
+            )
+        each = max(one / parts, VLLM_SHARE * card.total_bytes) if case.engine == "vllm" else one
+        if copies * each > card.free_bytes:
+            what = (
+                "weights, keys and values of one context, and CUDA"
+                if each == one
+                else f"{VLLM_SHARE:.0%} of the card, which vLLM takes"
+            )
+            fewer = int(card.free_bytes / each)
+            remedy = (
+                f"give --workers {fewer}"
+                if copies > 1 and fewer
+                else "free some of it, or give a smaller --model"
+            )
+            raise PlanError(
+                f"{case.label} does not fit the GPU ({card.name}): {copies} x {each / GIB:.1f} GiB"
+                f" ({what}) are {copies * each / GIB:.1f} GiB, and {card.free_bytes / GIB:.1f} GiB"
+                f" are free: {remedy}"
+            )

@@ -1,0 +1,98 @@
+"""JSON lines, written while a case runs, into Parquet at its end: typed by the schema, a tenth of
+the size.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from loadtests import schema
+from loadtests.schema import Field
+from loadtests.telemetry import server_metrics
+
+ROW_GROUP = 100_000
+
+_TYPES = {
+    "bool": pa.bool_(),
+    "int64": pa.int64(),
+    "float64": pa.float64(),
+    "string": pa.string(),
+    "list<float64>": pa.list_(pa.float64()),
+    "list<int64>": pa.list_(pa.int64()),
+}
+
+
+def _schema(fields: Mapping[str, Field]) -> pa.Schema:
+    structs = {
+        "struct": pa.struct(
+            [(name, _TYPES[field.type]) for name, field in schema.PROCESS_FIELDS.items()]
+        ),
+        "list<struct>": pa.list_(
+            pa.struct([(name, _TYPES[field.type]) for name, field in schema.GPU_FIELDS.items()])
+        ),
+    }
+    return pa.schema([(name, (_TYPES | structs)[field.type]) for name, field in fields.items()])
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    """Times to the microsecond, lags to a tenth of it: what lies below is noise that does not
+    compress.
+    """
+    digits = {name: 7 if "lag" in name else 6 for name in row if name.endswith("_s")}
+    return row | {name: _round(row[name], n) for name, n in digits.items()}
+
+
+def _round(value: Any, digits: int) -> Any:
+    return (
+        [_round(each, digits) for each in value]
+        if isinstance(value, list)
+        else round(value, digits)
+        if type(value) is float
+        else value
+    )
+
+
+def to_parquet(folder: Path) -> None:
+    """The JSON lines go only when their Parquet file is complete. Nothing to do without them."""
+    for name, fields, rows_of in (
+        ("requests", schema.REQUEST_FIELDS, schema.each_line),
+        ("telemetry", schema.TELEMETRY_FIELDS, schema.each_line),
+        ("server_metrics", schema.SERVER_METRICS_FIELDS, _samples),
+    ):
+        lines = folder / f"{name}.jsonl"
+        if not lines.exists():
+            continue
+        partial = folder / f"{name}.parquet.partial"
+        rows, columns = rows_of(lines), _schema(fields)
+        try:
+            with pq.ParquetWriter(partial, columns, compression="zstd") as writer:
+                while some := list(islice(rows, ROW_GROUP)):
+                    writer.write_table(
+                        pa.Table.from_pylist([_rounded(row) for row in some], columns)
+                    )
+            partial.replace(folder / f"{name}.parquet")
+        finally:
+            partial.unlink(missing_ok=True)
+        lines.unlink()
+
+
+def _samples(lines: Path) -> Iterator[dict[str, Any]]:
+    """Rows of SERVER_METRICS_FIELDS from the texts that were scraped. What is no Prometheus text is
+    null.
+    """
+    for scraped in schema.each_line(lines):
+        asked = {"time_s": scraped["time_s"], "took_s": scraped["took_s"]}
+        try:
+            for sample in server_metrics.parse(scraped["text"] or ""):
+                yield asked | {
+                    "name": sample.name,
+                    "labels": json.dumps(sample.labels),
+                    "value": sample.value,
+                }
+        except server_metrics.NoMetrics:
+            yield asked | dict.fromkeys(("name", "labels", "value"))

@@ -1,0 +1,107 @@
+"""A campaign's folder: made, or found and continued."""
+
+import fcntl
+from pathlib import Path
+from typing import IO, Any
+
+from loadtests import schema
+from loadtests.campaign.plan import PlanError
+from loadtests.campaign.progress import Watch
+from loadtests.schema import Case
+
+# A second command with the same --out continues the first one only if these keys of campaign.json
+# are equal.
+SAME = ("seed", "model", "scenarios", "simulated", "machine_share", "plan", "search", "gate")
+
+
+def open_campaign(folder: Path, campaign: dict[str, Any]) -> None:
+    """Creates it, or makes sure that the one that is there is the same. Raises PlanError."""
+    file = folder / "campaign.json"
+    if file.exists():
+        try:
+            before = schema.read_json(file)
+        except ValueError as error:
+            raise PlanError(f"{file} is not JSON ({error}): choose another --out") from None
+        if before.get("schema") != schema.SCHEMA:
+            raise PlanError(
+                f"{folder} was written with schema {before.get('schema')}, this is"
+                f" {schema.SCHEMA}: choose another --out"
+            )
+        # A model's shape does not make it another one: that of a hub's is known only once it has
+        # been downloaded.
+        before["model"] = (before.get("model") or {}) | {"shape": campaign["model"]["shape"]}
+        # with keys that cases have got since, at their defaults
+        before["plan"] = [Case(**case).as_dict() for case in before["plan"]]
+        differing = [key for key in SAME if before.get(key) != campaign[key]]
+        if differing:
+            raise PlanError(
+                f"{folder} is a campaign with another {', '.join(differing)}: repeat its command to"
+                " continue it, or choose another --out"
+            )
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise PlanError(f"{folder} is neither empty nor a campaign: choose another --out")
+    (folder / "cases").mkdir(parents=True, exist_ok=True)
+    schema.write_json(file, campaign)
+
+
+def lock(folder: Path) -> IO[str]:
+    """Held until this process ends, however it ends. Raises PlanError: a second driver would take
+    the running case for a dead one.
+    """
+    handle = (folder / "campaign.json").open()
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise PlanError(
+            f"{folder} is being measured by another process: wait for its end, or choose another"
+            " --out"
+        ) from None
+    return handle
+
+
+def unfinished(folder: Path, cases: list[Case], watch: Watch) -> list[list[Case]]:
+    """The planned cases that have no result yet, as one round; none if there are none left."""
+    left = [case for case in cases if not _has_result(folder, case, watch)]
+    if len(left) < len(cases):
+        watch.say(f"continuing {folder}: {len(cases) - len(left)} of {len(cases)} cases are done")
+    watch.plan(cases, done=len(cases) - len(left))
+    return [left] if left else []
+
+
+def set_aside(folder: Path, watch: Watch) -> list[Case]:
+    """Of the cases that are there, whether planned or not, those that have a result."""
+    there = [
+        Case(**schema.read_json(file)["case"]) for file in sorted(folder.glob("cases/*/run.json"))
+    ]
+    return [case for case in there if _has_result(folder, case, watch)]
+
+
+def _has_result(folder: Path, case: Case, watch: Watch) -> bool:
+    """What a run that was killed or failed left is kept in attempts/, which analysis does not
+    read.
+    """
+    place = folder / "cases" / case.folder
+    if not place.exists():
+        return False
+    status = (
+        schema.read_json(place / "run.json")["status"]
+        if (place / "run.json").exists()
+        else "running"
+    )
+    if status == "ok":
+        return True
+    kept = next(
+        kept
+        for n in range(1, 1000)
+        if not (kept := folder / "attempts" / f"{place.name}.{n}").exists()
+    )
+    if not status.startswith("skipped"):
+        what = "was interrupted" if status == "running" else status.splitlines()[0]
+        watch.say(
+            f"found case {case.index} ({case.folder}): {what}; kept as attempts/{kept.name}, and"
+            " run again"
+        )
+    kept.parent.mkdir(exist_ok=True)
+    place.rename(kept)
+    return False

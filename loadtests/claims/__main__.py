@@ -1,0 +1,79 @@
+"""Runs the campaigns that test what people say (loadtests/claims/claims.toml), all or some. `nox -s
+claims` calls this.
+"""
+
+import argparse
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import NoReturn
+
+FILE = Path(__file__).with_name("claims.toml")
+RESULTS = Path("results/claims")
+
+
+def main() -> int:
+    campaigns = tomllib.loads(FILE.read_text(encoding="utf-8"))["campaigns"]
+    parser = argparse.ArgumentParser(prog="python -m loadtests.claims", description=__doc__)
+    parser.add_argument(
+        "campaigns",
+        nargs="*",
+        metavar="CAMPAIGN",
+        help=f"of {', '.join(campaigns)} (default: all, almost four hours)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=RESULTS,
+        help="folder (default: %(default)s); what is there is continued",
+    )
+    options = parser.parse_args()
+    if unknown := [name for name in options.campaigns if name not in campaigns]:
+        parser.error(
+            f"no campaign is called {', '.join(unknown)}: there are {', '.join(campaigns)}"
+        )
+    codes = []
+    for name in options.campaigns or campaigns:
+        print(f"{name}: {' '.join(campaigns[name]['arguments'])}", flush=True)
+        command = [
+            sys.executable,
+            "-m",
+            "loadtests",
+            *campaigns[name]["arguments"],
+            "--report",
+            "page",
+            "--out",
+            str(options.out / name),
+        ]
+        codes.append(_run(command))
+        if codes[-1] in (2, 130):  # it could not begin, or Ctrl-C, which it got, too
+            return codes[-1]
+    return max(codes)
+
+
+def _run(command: list[str]) -> int:
+    """Its exit code. Ctrl-C and SIGTERM end it, too, and wait until it has ended its server and
+    kept what was measured.
+    """
+    with subprocess.Popen(command) as campaign:
+        try:
+            return campaign.wait()
+        except KeyboardInterrupt as why:
+            if why.args:  # Ctrl-C it got itself
+                campaign.terminate()
+            campaign.wait()
+            raise
+
+
+def _terminated(*_: object) -> NoReturn:
+    raise KeyboardInterrupt("SIGTERM")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,246 @@
+"""The options of `python -m loadtests`, and what each may be."""
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from loadtests.campaign.plan import SCENARIOS_FILE
+from loadtests.generator import locust_process, remote_worker
+from servers.runtime import catalog
+
+CORE = "flask_gunicorn,fastapi_threadpool,fastapi_vllm"
+
+
+def numbers(kind: type, least: float, what: str) -> Callable[[str], list[Any]]:
+    """A comma-separated list of numbers above `least`."""
+
+    def parse(text: str) -> list[Any]:
+        try:
+            found = [kind(part) for part in text.split(",")]
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
+        if not all(math.isfinite(value) and value > least for value in found):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        return found
+
+    return parse
+
+
+def one(parse: Callable[[str], list[Any]]) -> Callable[[str], Any]:
+    def parse_one(text: str) -> Any:
+        found = parse(text)
+        if len(found) != 1:
+            raise argparse.ArgumentTypeError(f"{text!r}: give one value")
+        return found[0]
+
+    return parse_one
+
+
+def simulated(text: str) -> dict[str, float]:
+    """prefill_ms=50,step_ms=10 and so on: fields of servers/engines/simulated.py's TimeModel."""
+    known = {
+        "prefill_ms": float,
+        "prefill_ms_per_token": float,
+        "step_ms": float,
+        "step_ms_per_sequence": float,
+        "max_batch": int,
+    }
+    found: dict[str, float] = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
+        try:
+            found[name] = known[name](value)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{part!r}: {value!r} is not a number") from None
+        if not math.isfinite(found[name]) or found[name] < (name == "max_batch"):
+            raise argparse.ArgumentTypeError(
+                f"{part!r}: must be {'at least 1' if name == 'max_batch' else '0 or more'}"
+            )
+    return found
+
+
+def arguments_of(command: list[str]) -> argparse.Namespace:
+    parser = remote_worker.Parser(
+        prog="python -m loadtests", description=__doc__, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add(
+        "--servers",
+        default=CORE,
+        help=(
+            "names, comma-separated, or 'all'; `python -m servers list` shows them (default: the"
+            " core three)"
+        ),
+    )
+    add(
+        "--engines",
+        default="",
+        help=f"{', '.join(catalog.ENGINES)}, comma-separated (default: each server's real one)",
+    )
+    add(
+        "--scenarios",
+        default="",
+        help=(
+            "tables of the scenarios file (default: interactive,steady; with a GPU"
+            " gpu-chat,gpu-steady)"
+        ),
+    )
+    add(
+        "--scenarios-file",
+        type=Path,
+        default=SCENARIOS_FILE,
+        help="TOML with scenarios of your own (default: loadtests/workload/scenarios.toml)",
+    )
+    add(
+        "--users",
+        type=numbers(int, 0, "a whole number of users above 0"),
+        default=[],
+        help="of closed loops; several make several cases",
+    )
+    add(
+        "--rate",
+        type=numbers(float, 0, "a rate above 0"),
+        default=[],
+        help="requests/s of open loops; several make several cases",
+    )
+    add(
+        "--trace",
+        type=Path,
+        help=(
+            'recorded traffic for scenarios with arrivals = "trace": see'
+            " loadtests/workload/traces.py for the formats"
+        ),
+    )
+    add(
+        "--time-scale",
+        type=one(numbers(float, 0, "a factor above 0")),
+        help="2 replays a trace twice as fast",
+    )
+    add(
+        "--duration",
+        type=one(numbers(float, 0, "a number of seconds above 0")),
+        help="of the measured window, s",
+    )
+    add(
+        "--repeat",
+        type=one(numbers(int, 0, "a whole number above 0")),
+        default=1,
+        help="runs of each case, interleaved (default: 1)",
+    )
+    add(
+        "--seed",
+        type=int,
+        default=1,
+        help="of prompts, arrivals and the order of cases (default: 1)",
+    )
+    add(
+        "--model",
+        help=(
+            "tiny, small, 1b, 8b (generated), a folder, or a hub name (default: small; with a GPU"
+            " the largest generated one that fits it)"
+        ),
+    )
+    add(
+        "--workers",
+        type=one(numbers(int, 0, "a whole number of workers above 0")),
+        help=(
+            "of servers with worker processes (default: one a core; with a GPU 4 at most, and no"
+            " more than fit: each holds the model)"
+        ),
+    )
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SERVER.OPTION=VALUE",
+        help=(
+            "an option of a server, such as fastapi_vllm.loop=asyncio; several values,"
+            " comma-separated, make several cases"
+        ),
+    )
+    add(
+        "--simulated",
+        type=simulated,
+        default={},
+        help="times of the simulated engine, such as prefill_ms=50,step_ms=10,max_batch=64",
+    )
+    add(
+        "--load-workers",
+        type=one(numbers(int, 0, "a whole number of load workers above 0")),
+        default=1,
+        help="processes that send the load, for more than one core of it (default: 1)",
+    )
+    add(
+        "--find-capacity",
+        action="store_true",
+        help=(
+            "find the highest load at which each server keeps --slo, in up to 8 cases for each, at"
+            " loads that follow from what was seen; --rate or --users say where to begin, else a"
+            " case at saturation does"
+        ),
+    )
+    add(
+        "--slo",
+        default="ttft_p99=1000ms,tpot_p99=100ms",
+        metavar="BOUNDS",
+        help=(
+            "of --find-capacity, such as ttft_p99=500ms,tpot_p99=50ms,e2e_p95=5s,errors=1%%, or a"
+            " preset's name (default: %(default)s)"
+        ),
+    )
+    add(
+        "--listen",
+        type=remote_worker.address,
+        metavar="ADDRESS:PORT",
+        help=(
+            "the load workers are on other machines (python -m loadtests.worker) and connect to"
+            " this address, where servers listen, too"
+        ),
+    )
+    add(
+        "--no-calibration",
+        action="store_true",
+        help=(
+            "do not measure the load generator's own errors first (half a minute); the report then"
+            " cannot say what they are"
+        ),
+    )
+    add(
+        "--web-port",
+        type=remote_worker.port,
+        help=(
+            f"show Locust's own web page on that port of {locust_process.WEB_HOST} while a case is"
+            " under load"
+        ),
+    )
+    add(
+        "--ready-timeout",
+        type=one(numbers(float, 0, "a number of seconds above 0")),
+        help="for a server's start, s",
+    )
+    add(
+        "--target",
+        help="base URL of a running server to measure instead; any OpenAI-compatible one",
+    )
+    add(
+        "--out",
+        type=Path,
+        help=(
+            "the campaign's folder; an unfinished one is continued (default: a new one in results/)"
+        ),
+    )
+    add(
+        "--report",
+        choices=("full", "page", "none"),
+        default="full",
+        help=(
+            "page: without notebooks, which take some seconds each; none: later, by `python -m"
+            " analysis report` (default: full)"
+        ),
+    )
+    add("--plan", action="store_true", help="print the ordered plan and stop")
+    return parser.parse_args(command)

@@ -1,0 +1,118 @@
+"""A load worker on another machine, for `nox -s bench -- --listen ADDRESS:PORT` on the first one.
+
+    python -m loadtests.worker 10.0.0.5:5557
+
+Serves case after case: whenever one ends, it waits for the next. It ends with Ctrl-C, or when
+nobody has been there for --patience seconds. It needs the same version of Serveoff, with the
+packages locust, gevent, pydantic, psutil and orjson; SERVEOFF_API_KEY, if the server wants one; a
+recorded trace at the same path; and nothing of the models.
+"""
+
+import argparse
+import re
+import signal
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NoReturn
+
+from servers.runtime import launch, limits
+
+RETRY_S = 0.5
+GONE_WITHIN_S = 5.0  # a conductor, after its workers
+
+
+class Parser(argparse.ArgumentParser):
+    # one sentence; argparse would print the whole usage before it
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see --help)\n")
+
+
+def port(text: str) -> int:
+    """Raises argparse.ArgumentTypeError."""
+    if not re.fullmatch(r"\d{1,5}", text) or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 1 to 65535")
+    return int(text)
+
+
+def address(text: str) -> tuple[str, int]:
+    """Of "10.0.0.5:5557". Raises argparse.ArgumentTypeError. Other machines must be able to connect
+    to it: 0.0.0.0 is none.
+    """
+    host, _, number = text.rpartition(":")
+    if not re.fullmatch(r"[\w.-]+", host) or host == "0.0.0.0":
+        raise argparse.ArgumentTypeError(f"{text!r} is not ADDRESS:PORT, such as 10.0.0.5:5557")
+    return host, port(number)
+
+
+def reachable(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=limits.HEALTH_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def main() -> int:
+    parser = Parser(prog="python -m loadtests.worker", description=__doc__.partition("\n")[0])
+    parser.add_argument("conductor", type=address, help="ADDRESS:PORT that --listen named")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=600.0,
+        help="seconds to wait for a case (default: %(default)g)",
+    )
+    options = parser.parse_args()
+    host, port = options.conductor
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    command = [
+        sys.executable,
+        "-m",
+        "locust",
+        "-f",
+        "loadtests/generator/locustfile.py",
+        "--worker",
+        "--master-host",
+        host,
+        "--master-port",
+        str(port),
+        "--loglevel",
+        "WARNING",
+        "--exit-code-on-error",
+        "0",
+    ]
+    last_s, cases = time.monotonic(), 0
+    try:
+        with tempfile.TemporaryDirectory(prefix="serveoff-worker-") as folder:
+            while time.monotonic() - last_s < options.patience:
+                if not reachable(host, port):
+                    time.sleep(RETRY_S)
+                    continue
+                load = launch.supervised(command, log := Path(folder, "load.log"))
+                try:
+                    code = load.wait()
+                finally:
+                    launch.stop(load)
+                print(f"case ended with exit code {code}" if code else "case done", flush=True)
+                if code:
+                    print(launch.tail(log), file=sys.stderr, flush=True)
+                last_s, cases = time.monotonic(), cases + 1
+                while reachable(host, port) and time.monotonic() < last_s + GONE_WITHIN_S:
+                    # else the next one would call at a conductor that is about to go
+                    time.sleep(0.1)
+    except KeyboardInterrupt:
+        return 0
+    if not cases:
+        print(
+            f"error: no conductor at {host}:{port} for {options.patience:g} s: start `nox -s bench"
+            f" -- --listen {host}:{port} ...` there",
+            file=sys.stderr,
+        )
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""NVIDIA GPUs through NVML, the library that comes with their driver: what they are, and what they
+do at this moment.
+
+The only importer of pynvml (the package nvidia-ml-py). Without a GPU everything is empty. NVML may
+take its time, and hangs when a card is lost: whoever cannot wait calls `sample` from a thread.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from loadtests.schema import GPU_FIELDS
+
+
+class Gpus:
+    """All GPUs of the machine, by NVML's index. CUDA_VISIBLE_DEVICES hides none here: another job
+    on a hidden one still heats.
+    """
+
+    def __init__(self, say: Callable[[str], None] = lambda text: None) -> None:
+        """`say` is told why there is no GPU, and of each kind of error of each card once."""
+        self.nvml: Any = None
+        self.count = 0
+        self.say, self.said = say, set[str]()
+        absent = "no NVIDIA GPU"
+        try:
+            import pynvml as nvml  # type: ignore[import-untyped]
+
+            try:
+                nvml.nvmlInit()
+                self.nvml, self.count = nvml, nvml.nvmlDeviceGetCount()
+            except (nvml.NVMLError_LibraryNotFound, nvml.NVMLError_DriverNotLoaded):
+                pass
+            except nvml.NVMLError as error:  # such as a driver that was updated and not yet loaded
+                absent = f"NVML does not start ({error})"
+        except ImportError:
+            absent = "nvidia-ml-py is not installed"
+        if not self.count:
+            say(f"{absent}: GPU columns are null")
+
+    def describe(self) -> list[dict[str, Any]]:
+        """{name, memory_bytes, driver, mig} of each card; mig: whether it is in MIG mode, in which
+        NVML gives no utilisation of the card; null if it has none.
+        """
+        return [
+            {
+                "name": self.value(index, "name", self.nvml.nvmlDeviceGetName),
+                "memory_bytes": self.value(
+                    index, "memory", lambda card: int(self.nvml.nvmlDeviceGetMemoryInfo(card).total)
+                ),
+                "driver": self.value(
+                    index, "driver", lambda card: self.nvml.nvmlSystemGetDriverVersion()
+                ),
+                "mig": self.value(
+                    index,
+                    "MIG",
+                    lambda card: (
+                        self.nvml.nvmlDeviceGetMigMode(card)[0] == self.nvml.NVML_DEVICE_MIG_ENABLE
+                    ),
+                ),
+            }
+            for index in range(self.count)
+        ]
+
+    def unknown(self) -> list[dict[str, Any]]:
+        """Rows of GPU_FIELDS for a moment in which NVML gave no answer."""
+        return [dict.fromkeys(GPU_FIELDS) | {"index": index} for index in range(self.count)]
+
+    def sample(self) -> list[dict[str, Any]]:
+        """A row of GPU_FIELDS for each card, without what `slowly` reads."""
+        nvml = self.nvml
+        readers: dict[str, Callable[[Any], Any]] = {
+            "utilization_percent": lambda card: float(nvml.nvmlDeviceGetUtilizationRates(card).gpu),
+            "memory_used_bytes": lambda card: int(nvml.nvmlDeviceGetMemoryInfo(card).used),
+            "power_w": lambda card: nvml.nvmlDeviceGetPowerUsage(card) / 1000,  # NVML: milliwatts
+            # NVML: millijoules
+            "energy_j": lambda card: nvml.nvmlDeviceGetTotalEnergyConsumption(card) / 1000,
+            "sm_clock_mhz": lambda card: float(
+                nvml.nvmlDeviceGetClockInfo(card, nvml.NVML_CLOCK_SM)
+            ),
+            "temperature_c": lambda card: float(
+                nvml.nvmlDeviceGetTemperature(card, nvml.NVML_TEMPERATURE_GPU)
+            ),
+            "throttle_reasons": lambda card: int(
+                nvml.nvmlDeviceGetCurrentClocksThrottleReasons(card)
+            ),
+            "memory_clock_mhz": lambda card: float(
+                nvml.nvmlDeviceGetClockInfo(card, nvml.NVML_CLOCK_MEM)
+            ),
+        }
+        return [
+            row | {name: self.value(row["index"], name, read) for name, read in readers.items()}
+            for row in self.unknown()
+        ]
+
+    def slowly(self, pids: Collection[int]) -> list[dict[str, Any]]:
+        """Of each card what takes NVML 20 ms a value, and what the processes `pids` hold of its
+        memory.
+        """
+        nvml = self.nvml
+
+        def held(card: Any) -> int | None:
+            theirs = [
+                process.usedGpuMemory
+                for process in nvml.nvmlDeviceGetComputeRunningProcesses(card)
+                if process.pid in pids
+            ]
+            return sum(theirs) if theirs and None not in theirs else None
+
+        readers: dict[str, Callable[[Any], Any]] = {
+            # NVML: KB/s
+            "pcie_rx_bytes_per_s": (
+                lambda card: (
+                    1000.0 * nvml.nvmlDeviceGetPcieThroughput(card, nvml.NVML_PCIE_UTIL_RX_BYTES)
+                )
+            ),
+            "pcie_tx_bytes_per_s": (
+                lambda card: (
+                    1000.0 * nvml.nvmlDeviceGetPcieThroughput(card, nvml.NVML_PCIE_UTIL_TX_BYTES)
+                )
+            ),
+            "server_memory_bytes": held,
+        }
+        return [
+            {name: self.value(index, name, read) for name, read in readers.items()}
+            for index in range(self.count)
+        ]
+
+    def value(self, index: int, name: str, read: Callable[[Any], Any]) -> Any:
+        """One value of one card; null if its driver does not support it (silently) or if NVML fails
+        (said once, not fatal).
+        """
+        try:
+            return read(self.nvml.nvmlDeviceGetHandleByIndex(index))
+        except self.nvml.NVMLError_NotSupported:
+            return None
+        except self.nvml.NVMLError as error:
+            text = f"GPU {index}: {error}"
+            if text not in self.said:
+                self.said.add(text)
+                self.say(f"{text} ({name}): null where this happens")
+            return None

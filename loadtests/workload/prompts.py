@@ -1,0 +1,119 @@
+"""Prompts: seeded, the same for every server, and unique within a campaign unless the scenario is
+about shared prefixes or repeats.
+"""
+
+import functools
+import itertools
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loadtests.workload.arrivals import Arrival
+from loadtests.workload.traces import BLOCK_TOKENS
+from servers.contract import api, oracle
+
+
+@dataclass(frozen=True)
+class Message:
+    role: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """`history`: what a chat holds before `text`, the user's message. `tokens` counts all of it."""
+
+    text: str
+    tokens: int  # exact with the default model's tokenizer, else about that many
+    max_tokens: int
+    history: tuple[Message, ...] = ()
+
+
+def prompt(
+    seed: str,
+    scenario: dict[str, Any],
+    user: int,
+    turn: int,
+    arrival: Arrival | None = None,
+    history: Sequence[Message] = (),
+) -> Prompt:
+    """The `turn`-th request of a user; `history` is the conversation so far. Random words: no two
+    prompts of a campaign share a prefix that a cache could use, unless the scenario has
+    `shared_tokens`, or the arrival, from a trace, shared blocks. With `distinct_prompts` it is one
+    of so many, whole and with its lengths, so that its answer is an exact repeat, too.
+    """
+    source = random.Random(f"{seed}/{user}/{turn}")
+    if distinct := scenario.get("distinct_prompts", 0):
+        [which] = source.choices(
+            range(distinct), cum_weights=_zipf(distinct, scenario.get("zipf", 0))
+        )
+        source = random.Random(f"{seed}/distinct/{which}")
+    chat = scenario["endpoint"] == "chat"
+    if arrival is None or arrival.prompt_tokens is None or arrival.output_tokens is None:
+        tokens, max_tokens = (
+            source.randint(*scenario["prompt_tokens"]),
+            source.randint(*scenario["output_tokens"]),
+        )
+    else:
+        tokens, max_tokens = arrival.prompt_tokens, arrival.output_tokens
+    count = max(1, tokens - 1 if chat else tokens)  # the chat template adds the role's marker
+    words: list[str] = []
+    for block in arrival.blocks if arrival else ():
+        if len(words) < count:
+            words += random.Random(f"{seed}/block/{block}").choices(
+                oracle.VOCABULARY, k=BLOCK_TOKENS
+            )
+    words = (words + source.choices(oracle.VOCABULARY, k=max(0, count - len(words))))[:count]
+    if (shared := scenario.get("shared_tokens", 0)) and not history:
+        which = source.randrange(scenario.get("shared_prefixes", 1))
+        prefix = random.Random(f"{seed}/prefix/{which}").choices(
+            oracle.VOCABULARY, k=max(1, shared - 1 if chat else shared)
+        )
+        tokens += shared
+        if chat:
+            history = (Message("system", " ".join(prefix)),)
+        else:
+            words = prefix + words
+    elif history:
+        tokens += sum(1 + oracle.count_tokens(message.text) for message in history)
+    return Prompt(" ".join(words), tokens, max_tokens, tuple(history))
+
+
+@functools.cache
+def _zipf(count: int, exponent: float) -> list[float]:
+    """Cumulative weights by Zipf's law: the k-th of them is chosen in proportion to
+    1/k**exponent.
+    """
+    return list(itertools.accumulate(k**-exponent for k in range(1, count + 1)))
+
+
+def conversation_turns(seed: str, scenario: dict[str, Any], user: int, first_turn: int) -> int:
+    """How many questions the conversation has that the user begins with that turn."""
+    return random.Random(f"{seed}/{user}/{first_turn}/turns").randint(
+        *scenario.get("turns", (1, 1))
+    )
+
+
+def path(scenario: dict[str, Any]) -> str:
+    return api.CHAT_COMPLETIONS if scenario["endpoint"] == "chat" else api.COMPLETIONS
+
+
+def request_body(scenario: dict[str, Any], model: str, wanted: Prompt) -> tuple[str, bytes]:
+    """(path, body) of a streamed, greedy request of exact length."""
+    chat = scenario["endpoint"] == "chat"
+    body = {
+        "model": model,
+        "max_tokens": wanted.max_tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if chat:
+        messages = (*wanted.history, Message("user", wanted.text))
+        body["messages"] = [{"role": message.role, "content": message.text} for message in messages]
+    else:
+        body["prompt"] = wanted.text
+    return path(scenario), json.dumps(body).encode()

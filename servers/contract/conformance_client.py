@@ -1,0 +1,356 @@
+"""The client of `servers/contract/conformance.py`: asks a server as any client would, and says what
+came, when, and whether it is framed as it must be.
+
+Standard library only: what is checked is the wire. (wsproto reads and writes WebSocket frames, and
+does no I/O.)
+"""
+
+import contextlib
+import http.client
+import json
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import AcceptConnection, Event, Ping, Request, TextMessage
+from wsproto.utilities import ProtocolError
+
+from servers.contract import api, oracle
+from servers.contract.api import CHAT_COMPLETIONS, COMPLETIONS, Chunk
+from servers.runtime.limits import SILENCE_S, VERIFY_S
+
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
+STREAMED_TOKENS = 32
+
+
+class Failed(Exception):
+    """What is wrong, as a sentence."""
+
+
+class Silent(Failed):
+    """No answer, or not all of it, in time: whoever asks again waits as long again."""
+
+
+class Arrived(NamedTuple):
+    """When something was read, in s since the request was sent, and for how long of that its reader
+    waited for a processor: it may have come by so much earlier.
+    """
+
+    at_s: float
+    waited_s: float
+
+
+class Stopwatch:
+    """Runs from the moment it is made, which is just before the request is sent."""
+
+    def __init__(self) -> None:
+        self.began_s, self.waited_s = time.perf_counter(), _waited_s()
+
+    def now(self) -> Arrived:
+        return Arrived(time.perf_counter() - self.began_s, _waited_s() - self.waited_s)
+
+
+def _waited_s() -> float:
+    """For how long this thread has been ready to run without a processor, in s; 0 where the system
+    does not tell, as only Linux does. Source: the kernel's documentation of /proc/<pid>/schedstat,
+    second field.
+    """
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except OSError:
+        return 0.0
+
+
+@dataclass
+class Reply:
+    """An answer as it came: `arrived` has the time and the body's length after each read."""
+
+    status: int
+    content_type: str
+    body: bytes
+    arrived: list[tuple[Arrived, int]]
+
+    def json(self) -> Any:
+        try:
+            return json.loads(self.body)
+        except ValueError:
+            raise Failed(
+                f"status {self.status} with a body that is not JSON: {self.body[:80]!r}"
+            ) from None
+
+    def plain(self) -> Chunk:
+        if self.status != 200:
+            raise Failed(f"status {self.status}: {self.body[:200]!r}")
+        try:
+            return api.read_chunk(self.body)
+        except ValueError as error:
+            raise Failed(f"{error}: {self.body[:80]!r}") from None
+
+
+@dataclass
+class Stream:
+    """A streamed answer: the arrival and the chunk of each event before [DONE]."""
+
+    events: list[tuple[Arrived, Chunk]]
+
+    @property
+    def text(self) -> str:
+        return "".join(chunk.text for _, chunk in self.events)
+
+    @property
+    def tokens(self) -> list[tuple[Arrived, str]]:
+        return [(at, chunk.text) for at, chunk in self.events if chunk.text]
+
+    def last_of(self, name: str) -> Any:
+        return next(
+            (
+                value
+                for _, chunk in reversed(self.events)
+                if (value := getattr(chunk, name)) is not None
+            ),
+            None,
+        )
+
+
+def read_events(payloads: Sequence[tuple[Arrived, bytes]]) -> Stream:
+    try:
+        return Stream([(at, api.read_chunk(payload)) for at, payload in payloads])
+    except ValueError as error:
+        raise Failed(f"an event is not a chunk: {error}") from None
+
+
+class WebSocket:
+    """A connection that has been upgraded."""
+
+    def __init__(
+        self,
+        connected: socket.socket,
+        host: str,
+        path: str,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ):
+        self.socket, self.protocol = connected, WSConnection(ConnectionType.CLIENT)
+        self.socket.sendall(self.protocol.send(Request(host, path, extra_headers=list(headers))))
+        if not isinstance(reply := self.receive(), AcceptConnection):
+            raise Failed(f"the WebSocket is refused: {reply}")
+
+    def receive(self) -> Event:
+        """Whole messages and whatever else comes; pings are answered."""
+        text = ""
+        while True:
+            for event in self.protocol.events():
+                if isinstance(event, Ping):
+                    self.socket.sendall(self.protocol.send(event.response()))
+                elif isinstance(event, TextMessage):
+                    text += event.data
+                    if event.message_finished:
+                        return TextMessage(text)
+                else:
+                    return event
+            if not (data := self.socket.recv(65536)):
+                raise Failed("the server closed the WebSocket without a word")
+            self.protocol.receive_data(data)
+
+    def ask(self, body: dict[str, Any]) -> tuple[int, list[tuple[Arrived, bytes]]]:
+        """Status with which the answer ended, and the arrival and the payload of all its messages
+        but [DONE].
+        """
+        payloads: list[tuple[Arrived, bytes]] = []
+        watch = Stopwatch()
+        self.socket.sendall(self.protocol.send(TextMessage(json.dumps(body))))
+        while True:
+            if not isinstance(message := self.receive(), TextMessage):
+                raise Failed(f"instead of a message on the WebSocket came {message}")
+            if message.data != "[DONE]":
+                payloads.append((watch.now(), message.data.encode()))
+            if (status := api.status_of_end(message.data)) is not None:
+                return status, payloads
+
+
+@dataclass
+class Probe:
+    """A server under test: nothing is asked of it after VERIFY_S, else one that drips would keep us
+    for ever.
+    """
+
+    url: str
+    model: str
+    planted: bool
+    words: random.Random = field(default_factory=lambda: random.Random(2026))
+    ends_s: float = field(default_factory=lambda: time.monotonic() + VERIFY_S)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Content-Type": "application/json"} | api.authorization()
+
+    @contextmanager
+    def connected(self) -> Iterator[http.client.HTTPConnection]:
+        """Until `ends_s` at most, whatever is done with it. Raises Failed and OSError."""
+        too_long = Silent(
+            f"the verification takes longer than {VERIFY_S:g} s (SERVEOFF_VERIFY_S sets that)"
+        )
+        if (left_s := self.ends_s - time.monotonic()) <= 0:
+            raise too_long
+        connection, late = self._connection(min(SILENCE_S, left_s)), threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            with contextlib.suppress(OSError):
+                opened.shutdown(socket.SHUT_RDWR)
+
+        connection.connect()
+        opened, timer = connection.sock, threading.Timer(left_s, give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield connection
+        except (OSError, ProtocolError, http.client.HTTPException):
+            if time.monotonic() < self.ends_s:
+                raise
+            raise too_long from None
+        finally:
+            timer.cancel()
+            connection.close()
+        if late.is_set():
+            raise too_long
+
+    def _connection(self, timeout_s: float) -> http.client.HTTPConnection:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise Failed(f"{self.url!r} is not a base URL such as http://127.0.0.1:8000")
+        kind = (
+            http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        )
+        return kind(parts.hostname, parts.port, timeout=timeout_s)
+
+    def ask(self, method: str, path: str, body: Any = None) -> Reply:
+        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        try:
+            with self.connected() as connection:
+                watch = Stopwatch()
+                try:
+                    connection.request(method, path, data, self.headers)
+                except (BrokenPipeError, ConnectionResetError):
+                    pass  # a server may refuse a body before it has read it all; its answer tells
+                response = connection.getresponse()
+                arrived, received = [], bytearray()
+                while piece := response.read1(65536):
+                    received += piece
+                    arrived.append((watch.now(), len(received)))
+                    if len(received) > MAX_ANSWER_BYTES:
+                        raise Failed(
+                            f"{method} {path}: the answer is longer than {MAX_ANSWER_BYTES} bytes"
+                        )
+                reply = Reply(
+                    response.status,
+                    response.getheader("Content-Type", ""),
+                    bytes(received),
+                    arrived,
+                )
+        except TimeoutError:
+            raise Silent(
+                f"{method} {path}: no answer, or not all of it, within {SILENCE_S:g} s"
+                " (SERVEOFF_SILENCE_S sets that)"
+            ) from None
+        except (OSError, http.client.HTTPException) as error:
+            raise Failed(f"{method} {path}: no answer ({error or type(error).__name__})") from None
+        return reply
+
+    def prompt(self, words: int = 12) -> str:
+        return " ".join(self.words.sample(oracle.VOCABULARY, words))
+
+    def request(
+        self, prompt: str, max_tokens: int, chat: bool = False, **more: Any
+    ) -> tuple[str, dict[str, Any]]:
+        what = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
+        return (
+            CHAT_COMPLETIONS if chat else COMPLETIONS,
+            {
+                "model": self.model,
+                "max_tokens": max_tokens,
+                "temperature": 0,
+                "ignore_eos": True,
+                **what,
+                **more,
+            },
+        )
+
+    def complete(self, prompt: str, max_tokens: int, chat: bool = False) -> Chunk:
+        return self.ask("POST", *self.request(prompt, max_tokens, chat)).plain()
+
+    def stream(self, prompt: str, max_tokens: int, chat: bool = False) -> Stream:
+        """Raises Failed unless the framing is right: SSE events, one JSON object each, [DONE]
+        last.
+        """
+        reply = self.ask(
+            "POST",
+            *self.request(
+                prompt, max_tokens, chat, stream=True, stream_options={"include_usage": True}
+            ),
+        )
+        if reply.status != 200:
+            raise Failed(f"status {reply.status}: {reply.body[:200]!r}")
+        if not reply.content_type.startswith(api.SSE_CONTENT_TYPE):
+            raise Failed(f"Content-Type is {reply.content_type!r}, not {api.SSE_CONTENT_TYPE}")
+        text = reply.body.replace(b"\r\n", b"\n")
+        if not text.endswith(b"\n\n"):
+            raise Failed("the stream's last event is not ended by an empty line")
+        events, offset = [], 0
+        arrived = iter(reply.arrived)
+        at, length = next(arrived)
+        for event in text.split(b"\n\n")[:-1]:
+            offset += len(event) + 2
+            while length < offset and (later := next(arrived, None)):
+                at, length = later
+            # a comment, which some servers send to keep the connection open
+            if event.startswith(b":"):
+                continue
+            if not event.startswith(b"data: "):
+                raise Failed(f"an event does not begin with 'data: ': {event[:80]!r}")
+            events.append((at, event.removeprefix(b"data: ")))
+        if [payload for _, payload in events].count(b"[DONE]") != 1 or events[-1][1] != b"[DONE]":
+            raise Failed("the stream does not end with exactly one data: [DONE]")
+        return read_events(events[:-1])
+
+    @contextmanager
+    def websocket(self, path: str) -> Iterator["WebSocket"]:
+        headers = [(name.encode(), value.encode()) for name, value in api.authorization().items()]
+        try:
+            with self.connected() as connection:
+                yield WebSocket(connection.sock, urlsplit(self.url).netloc, path, headers)
+        except TimeoutError:
+            raise Silent(
+                f"WebSocket at {path}: no answer within {SILENCE_S:g} s (SERVEOFF_SILENCE_S sets"
+                " that)"
+            ) from None
+        except (OSError, ProtocolError) as error:
+            raise Failed(f"WebSocket at {path}: {error or type(error).__name__}") from None
+
+    def fresh(self, chat: bool) -> Stream:
+        return self.stream(self.prompt(), STREAMED_TOKENS, chat)
+
+    @cached_property
+    def sample(self) -> tuple[str, Stream]:
+        prompt = self.prompt()
+        return prompt, self.stream(prompt, STREAMED_TOKENS)
+
+    @cached_property
+    def chat_sample(self) -> tuple[str, Stream]:
+        prompt = self.prompt()
+        return prompt, self.stream(prompt, STREAMED_TOKENS, chat=True)
+
+    def expected(self, prompt: str, count: int, chat: bool = False) -> str:
+        return (
+            oracle.continuation(prompt, count)
+            if self.planted
+            else self.complete(prompt, count, chat).text
+        )

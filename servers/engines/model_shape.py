@@ -1,0 +1,69 @@
+"""What a model's own files say of its size: what it must move and compute for a token follows from
+that (analysis/metrics/roofline.py).
+
+Standard library only: the weights' headers are read, not the weights.
+"""
+
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+# Decoders in which every weight takes part in every token and every token attends to all before it.
+# Of others (mixtures of experts, sliding windows, quantised weights) it depends on more than these
+# numbers what a token costs.
+DENSE = ("llama", "mistral", "qwen2", "qwen3", "granite", "olmo2")
+# all engines here load weights, and keep keys and values, in bfloat16, whatever the files hold
+DTYPE_BYTES = 2
+
+
+def of_folder(folder: Path) -> dict[str, Any] | None:
+    """{parameters, embedding_parameters (of the table of input embeddings), tied_embeddings (the
+    table is the output head, too), layers, heads, kv_heads, head_dim, dtype_bytes}; None if the
+    files are not all there, cannot be read, or are no dense decoder's.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        sliding = config.get("sliding_window") and config.get("use_sliding_window", True)
+        if config["model_type"] not in DENSE or sliding or "quantization_config" in config:
+            return None
+        tensors = {name: size for file in _weights(folder) for name, size in _sizes(file).items()}
+        heads, tied = config["num_attention_heads"], bool(config.get("tie_word_embeddings", False))
+        if tied:
+            tensors.pop("lm_head.weight", None)  # some files hold the one table twice
+        return {
+            "parameters": sum(tensors.values()),
+            "embedding_parameters": tensors["model.embed_tokens.weight"],
+            "tied_embeddings": tied,
+            "layers": config["num_hidden_layers"],
+            "heads": heads,
+            "kv_heads": config.get("num_key_value_heads") or heads,
+            "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
+            "dtype_bytes": DTYPE_BYTES,
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
+        return None
+
+
+def _weights(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return [folder / "model.safetensors"]
+    return [
+        folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    ]
+
+
+def _sizes(file: Path) -> dict[str, int]:
+    """Numbers in each tensor. A safetensors file begins with its header's length (u64,
+    little-endian) and the header, JSON.
+    """
+    with file.open("rb") as handle:
+        (length,) = struct.unpack("<Q", handle.read(8))
+        header = json.loads(handle.read(length))
+    return {
+        name: math.prod(tensor["shape"])
+        for name, tensor in header.items()
+        if name != "__metadata__"
+    }

@@ -1,0 +1,3 @@
+"""What several servers of one web framework have in common. Imports `contract`, `engines`,
+`runtime`.
+"""

@@ -1,0 +1,90 @@
+"""What every FastAPI server here has in common; how it calls its engine is in its own `app.py`."""
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
+
+from servers.contract import api
+from servers.contract.api import ContractError
+from servers.contract.metrics import AsgiMetrics
+
+Answering = Callable[[api.Request], Awaitable[Any]]
+
+
+def create_app(
+    title: str,
+    load_engine: Callable[[], Any],
+    models_of: Callable[[Any], Iterable[str]] = lambda engine: [engine.model],
+) -> FastAPI:
+    """An app with /health, /v1/models, /metrics and the contract's errors; `app.state.engine` is
+    loaded at start-up.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.engine = load_engine()
+        yield
+        app.state.engine.close()
+
+    app = FastAPI(title=title, lifespan=lifespan)
+    # an option of some; Starlette leaves event streams alone
+    if os.environ.get("SERVEOFF_GZIP") == "on":
+        app.add_middleware(GZipMiddleware)
+    app.add_middleware(AsgiMetrics)
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return api.models_body(*models_of(app.state.engine))
+
+    @app.exception_handler(ContractError)
+    async def refused(_: Request, error: ContractError) -> JSONResponse:
+        return JSONResponse(error.body(), error.status, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return await refused(request, api.invalid(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def http_error(_: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse(
+            api.error_body(error.status_code, error.detail), error.status_code, error.headers
+        )
+
+    @app.exception_handler(Exception)
+    # the log has it, and nobody else shall
+    async def failed(_: Request, __: Exception) -> JSONResponse:
+        # Uvicorn closes the connection afterwards; who keeps connections, as a gateway does, must
+        # know.
+        return JSONResponse(api.error_body(500, "the engine failed"), 500, {"Connection": "close"})
+
+    return app
+
+
+def completions(app: FastAPI) -> Callable[[Answering], Answering]:
+    """Decorator of what answers requests to both paths of the contract, each with its own model of
+    the body.
+    """
+
+    def register(answer: Answering) -> Answering:
+        @app.post(api.COMPLETIONS)
+        async def completions(request: api.CompletionRequest) -> Any:
+            return await answer(request)
+
+        @app.post(api.CHAT_COMPLETIONS)
+        async def chat_completions(request: api.ChatCompletionRequest) -> Any:
+            return await answer(request)
+
+        return answer
+
+    return register

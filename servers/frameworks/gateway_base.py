@@ -1,0 +1,190 @@
+"""What the FastAPI gateways have in common; how one asks the servers behind it, and passes their
+streams on, is in its own `app.py`.
+
+Settings, besides SERVEOFF_UPSTREAM (base URLs, comma-separated) and SERVEOFF_API_KEY (asked of
+clients, and sent to the upstreams):
+
+    SERVEOFF_RATE_LIMIT          of each client's address, such as 100/minute (none)
+    SERVEOFF_CORS_ORIGINS        whose pages may read answers, comma-separated (nobody's)
+    SERVEOFF_CONNECT_TIMEOUT_S, SERVEOFF_READ_TIMEOUT_S   see servers/runtime/limits.py
+"""
+
+import json
+import logging
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import limits
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse, Response
+from slowapi import Limiter
+from slowapi.errors import RateLimitExceeded
+from slowapi.util import get_remote_address
+
+from servers.contract import api
+from servers.contract.api import ChatCompletionRequest, CompletionRequest, ContractError
+from servers.frameworks.fastapi_base import create_app
+
+
+def words(name: str) -> list[str]:
+    return [word.strip() for word in os.environ.get(name, "").split(",") if word.strip()]
+
+
+UPSTREAMS = words("SERVEOFF_UPSTREAM")
+RATE_LIMIT = os.environ.get("SERVEOFF_RATE_LIMIT", "")
+KEEP_ALIVE_S = 4.0  # Uvicorn closes an idle connection after 5 s: reusing it just then would fail
+# bytes that are passed on unread must be plain
+HEADERS = {"Content-Type": "application/json", "Accept-Encoding": "identity", **api.authorization()}
+
+
+def gone(url: str, error: Exception) -> ContractError:
+    # a client need not know what stands behind
+    logging.getLogger("uvicorn.error").error("%s: %r", url, error)
+    return ContractError(
+        503, "the server behind this gateway is gone: try again later", code="upstream_gone"
+    )
+
+
+def silent(url: str, error: Exception) -> ContractError:
+    logging.getLogger("uvicorn.error").error("%s: %r", url, error)
+    return ContractError(
+        504, "the server behind this gateway did not answer in time", code="upstream_timeout"
+    )
+
+
+def last_event(error: ContractError) -> str:
+    """An error in the middle of a stream; the empty line ends an event of which only a part has
+    come.
+    """
+    return f"\n\ndata: {json.dumps(error.body())}\n\n"
+
+
+def plain_answer(status: int, body: bytes, retry_after: str = "") -> Response:
+    """As it came; an error in OpenAI's envelope, which not every upstream has, and with what it
+    said of coming back.
+    """
+    if status == 200:
+        return Response(body, media_type="application/json")
+    try:
+        error = json.loads(body)["error"]
+        message, param, code = str(error["message"]), error.get("param"), error.get("code")
+    except (ValueError, LookupError, TypeError, AttributeError):
+        message, param, code = (
+            f"the server behind this gateway answered with status {status}",
+            None,
+            None,
+        )
+    retry_after_s = int(retry_after) if retry_after.isascii() and retry_after.isdigit() else None
+    raise ContractError(
+        status, message, param, code if isinstance(code, str) else None, retry_after_s
+    )
+
+
+class Upstreams:
+    """Who has which model; to `create_app` that is the engine."""
+
+    def __init__(self) -> None:
+        self.having: dict[str, deque[str]] = {}
+
+    def add(self, url: str, listed: Any) -> None:
+        """`listed`: its answer to GET /v1/models."""
+        for model in listed["data"]:
+            self.having.setdefault(model["id"], deque()).append(url)
+
+    def choose(self, model: str) -> str:
+        """Those with the same model take turns."""
+        if model not in self.having:
+            raise ContractError(
+                404,
+                f"model: {model!r} does not exist; there are {', '.join(self.having)}",
+                "model",
+                "model_not_found",
+            )
+        self.having[model].rotate(-1)
+        return self.having[model][-1]
+
+    def close(self) -> None:
+        pass
+
+
+class GenerateRequest(CompletionRequest):
+    model: str = ""  # the first there is
+
+
+def create_gateway(
+    title: str,
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
+    forward: Callable[[str, str, bool], Awaitable[Response]],
+) -> FastAPI:
+    """`lifespan` makes the client and adds the upstreams to `app.state.engine`; `forward(url, body,
+    stream)` passes one request on.
+    """
+    if not UPSTREAMS:
+        raise SystemExit(
+            "SERVEOFF_UPSTREAM is not set: start this server with `python -m servers NAME`"
+        )
+    app = create_app(title, Upstreams, lambda upstreams: upstreams.having)
+    app.include_router(APIRouter(lifespan=lifespan))
+    # added last, so outermost: a preflight has no key
+    if origins := words("SERVEOFF_CORS_ORIGINS"):
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization"],
+        )
+    limiter = Limiter(get_remote_address, enabled=bool(RATE_LIMIT))
+    rate = RATE_LIMIT or "1/second"  # not enabled
+    # raises, where slowapi would only log that it cannot read it, and limit nothing
+    limits.parse_many(rate)
+    limited = limiter.shared_limit(rate, scope="generation")
+
+    async def passed_on(path: str, wanted: api.Request) -> Response:
+        """What the contract knows, and nothing else: no upstream does more than ours, and none has
+        to read a null.
+        """
+        # before the body: a name that nobody has need not be Unicode
+        url = app.state.engine.choose(wanted.model) + path
+        body = wanted.model_dump_json(
+            exclude_none=True, exclude=None if wanted.stream else {"stream_options"}
+        )
+        return await forward(url, body, wanted.stream)
+
+    @app.post(api.COMPLETIONS)
+    @limited
+    async def completions(request: Request, wanted: CompletionRequest) -> Response:
+        return await passed_on(request.scope["path"], wanted)
+
+    @app.post(api.CHAT_COMPLETIONS)
+    @limited
+    async def chat_completions(request: Request, wanted: ChatCompletionRequest) -> Response:
+        return await passed_on(request.scope["path"], wanted)
+
+    @app.post("/generate")
+    @limited
+    async def generate(request: Request, wanted: GenerateRequest) -> dict[str, str]:
+        model = wanted.model or next(iter(request.app.state.engine.having))
+        answer = await passed_on(
+            api.COMPLETIONS, wanted.model_copy(update={"model": model, "stream": False})
+        )
+        return {"text": api.read_chunk(bytes(answer.body)).text}
+
+    @app.exception_handler(RateLimitExceeded)
+    async def too_many(request: Request, error: RateLimitExceeded) -> JSONResponse:
+        limit, key = request.state.view_rate_limit
+        wait_s = math.ceil(limiter.limiter.get_window_stats(limit, *key).reset_time - time.time())
+        refused = ContractError(
+            429,
+            f"more than {error.detail}",
+            code="rate_limit_exceeded",
+            retry_after_s=max(1, wait_s),
+        )
+        return JSONResponse(refused.body(), refused.status, refused.headers)
+
+    return app

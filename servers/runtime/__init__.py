@@ -1,0 +1,4 @@
+"""Finds, starts, supervises and ends servers.
+
+Imports `contract` and, for models, `engines`; never a server.
+"""

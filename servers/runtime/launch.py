@@ -1,0 +1,487 @@
+"""Starts one server, waits until it serves, and ends its whole process tree: `with running(...) as
+server`.
+"""
+
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from servers.contract import conformance_client, oracle
+from servers.engines import model_shape
+from servers.runtime import build_cache, catalog, limits
+
+ROOT = Path(__file__).parents[2]
+
+
+class LaunchError(RuntimeError):
+    """Why a server does not run, in one sentence that names the remedy, and the last lines of
+    its log.
+    """
+
+
+@dataclass(frozen=True)
+class Model:
+    """`path`: folder or hub name; empty if no engine needs weights. `planted`: its answers follow
+    `servers/contract/oracle.py`. `shape`: as servers/engines/model_shape.py reads it; what is known
+    of a model does not make it another one.
+    """
+
+    name: str
+    path: str
+    planted: bool
+    shape: dict[str, Any] | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What every server alike may use: cores (none: all), engine threads over all its workers,
+    worker processes.
+    """
+
+    cores: tuple[int, ...] = ()
+    threads: int = 1
+    workers: int = 1
+
+
+@dataclass
+class Running:
+    server: str
+    base_url: str
+    pid: int  # of its command
+    # roots of all process trees that make the architecture: its other processes, those of servers
+    # behind it
+    pids: list[int]
+    command: list[str]
+    startup_s: float  # from the first process's start to the first 200 of its `ready`
+    log: Path
+    supervisor: "subprocess.Popen[bytes]" = field(repr=False)
+    behind: "list[Running]" = field(repr=False, default_factory=list)
+    said_all: bool = field(repr=False, default=False)  # its supervisor, of process ids
+
+    @property
+    def engine_urls(self) -> str:
+        """Base URLs of those that have the engines, comma-separated: whose /metrics count
+        tokens.
+        """
+        return ",".join(each.engine_urls for each in self.behind) or self.base_url
+
+    def ended(self) -> bool:
+        """Also if its supervisor is still busy with ending what is left of it: then it has closed
+        what it speaks by.
+        """
+        if self.supervisor.poll() is not None or any(each.ended() for each in self.behind):
+            return True
+        pipe = self.supervisor.stdout
+        return self.said_all and pipe is not None and bool(select.select([pipe], [], [], 0)[0])
+
+    def first_ended(self) -> "Running":
+        """The one behind it that has ended, or it itself."""
+        behind = (
+            next((each for each in self.behind if each.ended()), self)
+            if self.supervisor.poll() is None
+            else self
+        )
+        return behind if behind is self else behind.first_ended()
+
+    def last_words(self) -> str:
+        """How it ended, and the last lines of each of its logs. Waits until all of it has ended."""
+        first = self.first_ended()
+        return f"(exit code {first.supervisor.wait()}); its last log lines:\n{tails(first.log)}"
+
+
+def resolve_model(wanted: str, needs_weights: bool) -> Model:
+    """A preset's name (generated on first use), a folder, or a hub name. Raises LaunchError."""
+    preset = wanted.removeprefix("serveoff-")
+    if f"serveoff-{preset}" in oracle.PLANTED_MODELS:
+        path = _made("servers.engines.checkpoint", preset) if needs_weights else ""
+        return Model(
+            f"serveoff-{preset}", path, True, model_shape.of_folder(Path(path)) if path else None
+        )
+    folder = Path(wanted).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise LaunchError(f"{wanted} is not a model folder: it has no config.json")
+        return Model(
+            folder.resolve().name, str(folder.resolve()), False, model_shape.of_folder(folder)
+        )
+    if wanted.count("/") != 1 or wanted.startswith((".", "/", "~")):
+        presets = ", ".join(name.removeprefix("serveoff-") for name in oracle.PLANTED_MODELS)
+        raise LaunchError(
+            f"the model {wanted!r} does not exist: give one of {presets}, an existing folder, or a"
+            " hub name like org/name"
+        )
+    return Model(wanted, wanted, False, _shape_of_hub(wanted))
+
+
+def preset_bytes() -> dict[str, int]:
+    """Of the weights of each model that is generated, the largest first."""
+    from servers.engines import checkpoint
+
+    sizes = {
+        name: checkpoint.DTYPE_BYTES * shape.parameters()
+        for name, shape in checkpoint.PRESETS.items()
+    }
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
+
+
+def _shape_of_hub(name: str) -> dict[str, Any] | None:
+    """None unless it has been downloaded before: an engine does that, when it starts."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+
+        config = try_to_load_from_cache(name, "config.json")
+    # not installed; no name that a hub could have, which the engine will say
+    except (ImportError, ValueError):
+        return None
+    return model_shape.of_folder(Path(config).parent) if isinstance(config, str) else None
+
+
+def _made(*command: str) -> str:
+    """The folder that it made. Not in this process: it needs torch, which takes seconds to import,
+    and memory.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    if done.returncode:
+        raise LaunchError(f"the model ({' '.join(command[1:])}) could not be generated: see above")
+    return done.stdout.strip().splitlines()[-1]
+
+
+def read_environment() -> None:
+    """The key in the file SERVEOFF_API_KEY_FILE becomes SERVEOFF_API_KEY, here and in all that is
+    started from here. Raises LaunchError, also if there is no home folder.
+    """
+    try:
+        Path.home()
+    except RuntimeError:  # a container's user whom nobody knows
+        raise LaunchError(
+            "this user has no home folder: set HOME to a folder where it may keep things"
+        ) from None
+    if name := os.environ.get("SERVEOFF_API_KEY_FILE"):
+        try:
+            key = Path(name).read_text().strip()
+        except (OSError, ValueError) as error:
+            raise LaunchError(
+                f"SERVEOFF_API_KEY_FILE: {name} cannot be read ({error}): name a file with the key"
+                " in it"
+            ) from None
+        if not key or not key.isprintable():
+            raise LaunchError(
+                f"SERVEOFF_API_KEY_FILE: {name} has no key in it: one line, and nothing else"
+            )
+        os.environ["SERVEOFF_API_KEY"] = key
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def reserved_ports(count: int) -> Iterator[list[int]]:
+    """Different free ones, which until its end are given to no other process of ours: between
+    finding a port free and listening on it a server takes a second, and whoever listens there first
+    would answer for it. (Linux: a name that ends with its owner.)
+    """
+    with ExitStack() as stack:
+        found: list[int] = []
+        while len(found) < count:
+            port = free_port()
+            if sys.platform == "linux":
+                mark = socket.socket(socket.AF_UNIX)
+                try:
+                    mark.bind(f"\0serveoff-port-{port}")
+                except OSError:
+                    mark.close()
+                    continue
+                stack.enter_context(mark)
+            if port not in found:
+                found.append(port)
+        yield found
+
+
+def check_port(host: str, port: int, option: str = "--port") -> None:
+    with socket.socket() as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            free.bind((host, port))
+        except OSError as error:
+            raise LaunchError(
+                f"port {port} on {host} cannot be used ({error.strerror}): give another one with"
+                f" {option}"
+            ) from None
+
+
+def supervised(
+    command: Sequence[str],
+    log: Path,
+    *,
+    cores: Sequence[int] = (),
+    environment: dict[str, str] | None = None,
+    before: Sequence[dict[str, Any]] = (),
+    folder: Path = ROOT,
+) -> "subprocess.Popen[bytes]":
+    """A command that ends, with all its descendants, when `stop` is called or this process ends,
+    however it ends. It runs in `folder`.
+
+    The first line of its stdout is the command's process id, after those of the processes `before`
+    it (servers/runtime/supervise.py).
+    """
+    pinned = ["--cores", ",".join(map(str, cores))] if cores else []
+    earlier = ["--before", json.dumps(before)] if before else []
+    own = [
+        sys.executable,
+        "-m",
+        "servers.runtime.supervise",
+        str(log.resolve()),
+        "--folder",
+        str(folder),
+        *pinned,
+        *earlier,
+        "--",
+        *command,
+    ]
+    return subprocess.Popen(
+        own,
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+def stop(supervisor: "subprocess.Popen[bytes]") -> int:
+    """Ends it and waits until its whole tree is gone; its exit code."""
+    for pipe in (supervisor.stdin, supervisor.stdout):
+        if pipe is not None:
+            pipe.close()
+    return supervisor.wait()
+
+
+def environment_of(
+    engine: str, model: Model, threads: int, simulated: dict[str, Any], workers: bool
+) -> dict[str, str]:
+    settings = {
+        "SERVEOFF_ENGINE": engine,
+        "SERVEOFF_MODEL_NAME": model.name,
+        "SERVEOFF_MODEL_PATH": model.path,
+        "SERVEOFF_ENGINE_THREADS": str(threads),
+        "SERVEOFF_SIMULATED": json.dumps(simulated),
+        "OMP_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+        "PATH": catalog.search_path(),
+    }
+    if Path(model.path).is_dir():
+        settings["HF_HUB_OFFLINE"] = "1"  # everything is there: no look-up on the network at start
+    if workers:
+        settings["PROMETHEUS_MULTIPROC_DIR"] = "set by servers.runtime.supervise"
+    # so that CUDA's card 0 is NVML's, and not the fastest one
+    by_bus = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    return {**by_bus, **os.environ, **settings}
+
+
+def prepare(
+    server: catalog.Server, engine: str, model: Model, options: Mapping[str, str] | None = None
+) -> None:
+    """What takes long the first time: the environments of those that have one of their own,
+    quantised weights. Raises LaunchError.
+    """
+    try:
+        if server.packages:
+            build_cache.environment(server.packages)
+    except (build_cache.CacheError, OSError) as error:
+        raise LaunchError(str(error)) from None
+    kind = (options or {}).get("quantization", "none")
+    if engine == "vllm" and kind in ("gptq", "awq"):
+        if not model.planted:
+            raise LaunchError(
+                f"quantization={kind} is for generated models: give --model one that is quantised"
+                " already"
+            )
+        _made("servers.engines.quantized", model.path, kind)
+    if server.upstream:
+        prepare(
+            catalog.find(server.upstream_of(engine, options or {}), server.checkout), engine, model
+        )
+
+
+@contextmanager
+def running(
+    server: catalog.Server,
+    engine: str,
+    model: Model,
+    share: Share,
+    log: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    options: Mapping[str, str] | None = None,
+    simulated: dict[str, Any] | None = None,
+    ready_timeout_s: float | None = None,
+) -> Iterator[Running]:
+    """Raises LaunchError if it cannot start, dies, or is not ready in time. At the end nothing of
+    it is left.
+
+    Servers behind it are started first, and ended last. Their logs, and those of its other
+    processes, stand beside `log`.
+    """
+    if port is not None:
+        check_port(host, port)
+    prepare(server, engine, model, options)
+    chosen = server.choose(options or {})
+    replicas = int(chosen.get("replicas", 1))
+    workers = int(chosen.pop("workers", share.workers))
+    threads = max(1, share.threads // workers) if server.has_workers else share.threads
+    began = time.perf_counter()
+    with ExitStack() as stack:
+        behind = []
+        for number in range(replicas if server.upstream else 0):
+            other = catalog.find(server.upstream_of(engine, chosen), server.checkout)
+            part = replace(
+                share,
+                threads=max(1, share.threads // replicas),
+                workers=max(1, share.workers // replicas),
+            )
+            behind.append(
+                stack.enter_context(
+                    running(
+                        other,
+                        engine,
+                        model,
+                        part,
+                        log.with_name(f"{log.stem}.upstream-{number + 1}.log"),
+                        simulated=simulated,
+                        ready_timeout_s=ready_timeout_s,
+                    )
+                )
+            )
+        upstream = ",".join(each.base_url for each in behind)
+        # after those of the servers behind it are taken
+        free, *others = stack.enter_context(reserved_ports(1 + len(server.processes)))
+        port = port or free
+        ports = {
+            f"{name}_port": str(other) for name, other in zip(server.processes, others, strict=True)
+        }
+        values = {
+            **chosen,
+            **ports,
+            "host": host,
+            "port": str(port),
+            "workers": str(workers),
+            "engine_threads": str(threads),
+            # which servers.runtime.supervise knows
+            "model": model.path,
+            "model_name": model.name,
+            "upstream": upstream,
+            "run": "{run}",
+        }
+        before = [
+            {
+                "name": name,
+                "command": [part.format_map(values) for part in each.command],
+                "ready": each.ready.format_map(values),
+                "log": str(log.with_name(f"{log.stem}.{name}.log").resolve()),
+            }
+            for name, each in server.processes.items()
+        ]
+        command = [part.format_map(values) for part in server.command]
+        environment = environment_of(engine, model, threads, simulated or {}, server.has_workers)
+        environment |= {
+            f"SERVEOFF_{name.upper()}": value
+            for name, value in {**chosen, "upstream": upstream}.items()
+            if value
+        }
+        own = (
+            build_cache.environment(server.packages) / "bin"
+            if server.packages
+            else server.checkout.programs
+        )
+        if own:
+            environment["PATH"] = os.pathsep.join([str(own), environment["PATH"]])
+        supervisor = supervised(
+            command,
+            log,
+            cores=share.cores,
+            environment=environment,
+            before=before,
+            folder=server.checkout.root,
+        )
+        stack.callback(stop, supervisor)
+        pids = [pid for each in behind for pid in each.pids]
+        up = Running(
+            server.name, f"http://{host}:{port}", 0, pids, command, 0.0, log, supervisor, behind
+        )
+        _wait_ready(server, up, host, port, ready_timeout_s or server.ready_timeout_s)
+        up.startup_s = time.perf_counter() - began
+        yield up
+
+
+def _wait_ready(
+    server: catalog.Server, up: Running, host: str, port: int, timeout_s: float
+) -> None:
+    deadline = time.monotonic() + timeout_s
+    behind = list(up.pids)
+    pipe = up.supervisor.stdout
+    assert pipe is not None
+    said = b""
+    while time.monotonic() < deadline:
+        if up.ended():
+            raise LaunchError(
+                f"{server.name} ended at its start with exit code"
+                f" {up.first_ended().supervisor.wait()}; its last log lines:\n{tails(up.log)}"
+            )
+        # the process id of each as it is started, that of the command last
+        if said.count(b"\n") <= len(server.processes):
+            if select.select([pipe], [], [], 0.1)[0]:
+                more = os.read(pipe.fileno(), 4096)
+                said += more
+                started = [int(pid) for pid in said.splitlines()]
+                up.pids, up.pid = [*behind, *started], (started or [0])[-1]
+                up.said_all = not more or said.count(b"\n") > len(server.processes)
+        elif get_status(host, port, server.ready) == 200:
+            return
+        else:
+            time.sleep(0.1)
+    raise LaunchError(
+        f"{server.name} was not ready after {timeout_s:g} s (raise ready_timeout_s in its"
+        f" server.toml if it only needs longer); its last log lines:\n{tails(up.log)}"
+    )
+
+
+def get_status(host: str, port: int, path: str) -> int | None:
+    """Status of a GET; None if there is no answer in time."""
+    asking = conformance_client.Probe(
+        f"http://{host}:{port}", "", False, ends_s=time.monotonic() + limits.HEALTH_S
+    )
+    try:
+        return asking.ask("GET", path).status
+    except conformance_client.Failed:
+        return None
+
+
+def tail(log: Path, lines: int = 15) -> str:
+    text = log.read_text(errors="replace") if log.exists() else ""
+    return (
+        "\n".join("    " + line for line in text.splitlines()[-lines:]) or "    (its log is empty)"
+    )
+
+
+def tails(log: Path) -> str:
+    """Of a server's log, and of those beside it that are of its processes and of servers
+    behind it.
+    """
+    others = sorted(log.parent.glob(f"{log.stem}.*.log"))
+    return "\n".join([tail(log), *(f"and of {other.name}:\n{tail(other)}" for other in others)])

@@ -1,0 +1,217 @@
+"""What is recommended at a demand, from capacities that are known."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis import __main__ as command
+from analysis import slo
+from analysis.capacity import recommend
+from analysis.capacity.recommend import System, choose, replicas
+from analysis.capacity.search import Measured
+from analysis.hardware import Price
+from loadtests import schema
+from tests.helpers import synthetic_campaign
+
+BOUNDS = slo.parse("ttft_p95=100ms")
+
+
+def system(name: str, holds: float, fails: float = math.nan) -> System:
+    """It keeps the bound up to `holds`, by tenfold at half of that, and not at `fails`."""
+
+    def case(load: float, ttft_s: float) -> Measured:
+        frame = pd.DataFrame(
+            {"ttft_s": [ttft_s] * 500, "tpot_s": 0.01, "e2e_s": 1.0, "failed": False}
+        )
+        return Measured(load, 1, frame, True, "")
+
+    cases = [case(holds / 2, 0.01), case(holds, 0.09)] + (
+        [] if math.isnan(fails) else [case(fails, 0.15)]
+    )
+    return System(name, "simulated", cases)
+
+
+@pytest.mark.parametrize(
+    ("rate", "carried", "headroom", "needed"),
+    [
+        (50, 10, 0.0, 5),
+        (50.1, 10, 0.0, 6),
+        (50, 10, 0.2, 7),
+        (40, 10, 0.2, 5),
+        (0.1, 10, 0.2, 1),
+        (30, 0.1, 0.0, 300),
+    ],
+)
+def test_replicas(rate: float, carried: float, headroom: float, needed: int) -> None:
+    assert replicas(rate, carried, headroom) == needed
+
+
+def test_fewest_replicas_first_and_as_many_is_a_tie() -> None:
+    a, b, c = choose(
+        [system("slow", 5, 5.2), system("fast", 40, 41), system("also", 30, 31)], 20, BOUNDS, 0.2
+    )
+    assert [(x.name, x.replicas, x.rank) for x in (a, b, c)] == [
+        ("fast (simulated)", 1, 1),
+        ("also (simulated)", 1, 1),
+        ("slow (simulated)", 5, 3),
+    ]
+
+
+def test_what_a_bracket_leaves_open_is_a_tie() -> None:
+    """10 held and 13 did not: perhaps 4 are enough for 40, as many as the other needs."""
+    first, second = choose([system("known", 10.5, 11), system("unsure", 9.8, 13)], 42, BOUNDS, 0.0)
+    assert (first.replicas, second.replicas, second.fewest) == (
+        4,
+        5,
+        4,
+    ) and first.rank == second.rank == 1
+    first, second = choose([system("known", 10.5, 11), system("sure", 9.8, 10)], 42, BOUNDS, 0.0)
+    assert (second.fewest, second.rank) == (5, 2)
+
+
+def test_the_cost_is_of_all_replicas() -> None:
+    (choice,) = choose([system("one", 10)], 25, BOUNDS, 0.0, Price(2.5))
+    assert (choice.replicas, choice.usd_per_hour) == (3, 7.5)
+
+
+# --- from a campaign
+
+
+def campaign(folder: Path, **capacities: tuple[float, float]) -> Path:
+    """A search in which each server keeps a TTFT of 60 ms up to the first rate and not at the
+    second.
+    """
+    (folder / "cases").mkdir(parents=True)
+    systems = [
+        {"server": name, "options": {}, "engine": "simulated", "scenario": "steady"}
+        for name in (*capacities, "missing")
+    ]
+    sought = {
+        "slo": "ttft_p95=60ms",
+        "duration_s": None,
+        "estimates": {"steady": 1.0},
+        "saturation": {},
+        "systems": systems,
+    }
+    steady = {
+        "steady": {"arrivals": "poisson", "rate": 3.0, "prompt_tokens": [16, 64], "duration_s": 8.0}
+    }
+    schema.write_json(
+        folder / "campaign.json",
+        synthetic_campaign.campaign_data([], scenarios=steady, search=sought),
+    )
+    index = 0
+    for name, (holds, fails) in capacities.items():
+        for rate, ttft_s in ((holds, 0.05), (fails, 0.065)):
+            index += 1
+            n = int(12 * rate)
+            counts = {
+                "sent": n,
+                "rows": n,
+                "locust_requests": n,
+                "locust_failures": 0,
+                "cut_off": 0,
+                "planned": int(8 * rate),
+            }
+            run = synthetic_campaign.run(
+                index, name, scenario="steady", counts=counts, users=None, rate=rate
+            )
+            synthetic_campaign.write_case(
+                folder,
+                run,
+                synthetic_campaign.requests(n, rate, ttft_s),
+                synthetic_campaign.telemetry(),
+            )
+    why = "skipped: vllm is not installed"
+    synthetic_campaign.write_case(
+        folder,
+        synthetic_campaign.run(
+            index + 1, "missing", scenario="steady", users=None, rate=1.0, status=why, window=None
+        ),
+    )
+    return folder
+
+
+def test_the_sentence_is_right_for_two_demands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By construction: alpha carries 40, beta 30. At 32 a second one alpha with a fifth free does,
+    of beta two are needed; at 45 two of either do.
+    """
+    folder = str(campaign(tmp_path / "found", alpha=(40.0, 42.0), beta=(30.0, 31.0)))
+    assert command.main(["recommend", folder, "--rate", "32", "--price", "1.5"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "For 32.0 requests/s of steady within TTFT P95 ≤ 60 ms, 20% of each replica kept free: run"
+        " 1 of alpha (simulated), " in said
+    )
+    assert (
+        "for 1.50 USD an hour.\n" in said
+        and "  2. 2 × beta (simulated): each holds 30.0 requests/s, not 31.0, 3.00 USD an hour"
+        in said
+    )
+    assert "missing (simulated): skipped: vllm is not installed" in said
+    assert (
+        "if the demand grows to 32.3 requests/s: 2 of alpha (simulated) or beta (simulated)" in said
+    )
+    assert command.main(["recommend", folder, "--rate", "45"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "run 2 of alpha (simulated). It is a tie with beta (simulated)." in said
+        and "USD" not in said
+    )
+
+
+def test_another_slo_is_judged_by_the_same_cases(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(campaign(tmp_path / "found", alpha=(40.0, 42.0)))
+    assert command.main(["recommend", folder, "--rate", "32", "--slo", "ttft_p95=70ms"]) == 0
+    assert "1 × alpha (simulated): each holds 42.0 requests/s\n" in capsys.readouterr().out
+    assert command.main(["recommend", folder, "--rate", "32", "--slo", "ttft_p95=10ms"]) == 1
+    said = capsys.readouterr().out
+    assert (
+        "nothing can be recommended" in said
+        and "alpha (simulated): it kept the SLO at none of 40.0, 42.0 requests/s" in said
+    )
+    assert "What would change" not in said
+    assert command.main(["recommend", folder, "--rate", "32", "--slo", "ttft_p99.9=70ms"]) == 1
+    assert (
+        "alpha (simulated): n too small: 320 requests for TTFT P99.9 ≤ 70 ms, 2995 are needed"
+        in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--rate", "fast"], "--rate 'fast': give a number above 0"),
+        (["--rate", "5", "--headroom", "1"], "--headroom 1: give a share from 0 to below 1"),
+        (
+            ["--rate", "5", "--scenario", "chat"],
+            "choose one of the open-loop scenarios with --scenario: steady",
+        ),
+        (["--rate", "5", "--slo", "fast"], "cannot read the SLO 'fast'"),
+        (["--rate", "5", "--price", "much"], "--price 'much': give dollars an hour"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
+) -> None:
+    folder = str(campaign(tmp_path / "found", alpha=(40.0, 42.0)))
+    assert command.main(["recommend", folder, *arguments]) == 2
+    said = capsys.readouterr()
+    assert sentence in said.err and said.err.count("\n") == 1 and said.out == ""
+
+
+def test_a_campaign_without_open_loops_says_what_to_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = synthetic_campaign.campaign(tmp_path / "closed")
+    assert command.main(["recommend", str(folder), "--rate", "5", "--slo", "ttft=1s"]) == 2
+    assert "run `nox -s bench -- --find-capacity --scenarios steady`" in capsys.readouterr().err
+    assert command.main(["recommend", str(folder), "--rate", "5"]) == 2
+    assert "give one with --slo" in capsys.readouterr().err
+    assert recommend.HEADROOM == 0.2

@@ -1,0 +1,370 @@
+"""The search for capacity, against systems whose capacity is known, and the SLO that it keeps."""
+
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from analysis import dataset, slo
+from analysis.capacity import search
+from analysis.capacity.search import Probe
+from analysis.dataset import InputError
+from analysis.report import writer
+from loadtests import schema
+from tests.helpers import synthetic_campaign
+
+
+def searched(
+    holds: Callable[[float], bool], estimate: float, whole: bool = False
+) -> tuple[search.Capacity, list[float]]:
+    probes: list[Probe] = []
+    while (load := search.next_load(estimate, probes, whole=whole)) is not None:
+        probes.append(Probe(load, holds(load)))
+    return search.bracket(probes), [probe.load for probe in probes]
+
+
+@pytest.mark.parametrize("off", [0.6, 0.8, 0.95, 1.0, 1.05, 1.2, 1.6])
+@pytest.mark.parametrize("truth", [0.37, 12.0, 1830.0])
+def test_it_is_found_within_5_percent_in_at_most_8_cases_from_an_estimate_that_is_off(
+    truth: float, off: float
+) -> None:
+    found, tried = searched(lambda load: load <= truth, truth * off)
+    assert found.is_precise and found.holds <= truth < found.fails <= found.holds * 1.05, (
+        found,
+        tried,
+    )
+    assert len(tried) < search.MOST_CASES, "one is for saturation"
+
+
+@pytest.mark.parametrize("off", [0.1, 0.3, 3.5, 10.0])
+def test_an_estimate_that_is_off_by_far_leaves_a_wider_bracket_and_it_says_so(off: float) -> None:
+    found, tried = searched(lambda load: load <= 12.0, 12.0 * off)
+    assert len(tried) == search.MOST_CASES and not found.is_precise
+    assert found.holds <= 12.0 < found.fails < 1.5 * found.holds, (found, tried)
+
+
+@pytest.mark.parametrize("truth", [1, 2, 3, 7, 16, 40, 61])
+@pytest.mark.parametrize("estimate", [1, 16, 64])
+def test_users_are_whole(truth: int, estimate: int) -> None:
+    found, tried = searched(lambda load: load <= truth, estimate, whole=True)
+    assert all(load == int(load) and load > 0 for load in tried) and len(set(tried)) == len(tried)
+    assert found.holds <= truth < found.fails and (
+        found.fails - found.holds <= 1 or found.is_precise or len(tried) == 8
+    ), (found, tried)
+
+
+def test_where_nothing_holds_and_where_everything_does_the_bracket_stays_open() -> None:
+    nothing, _ = searched(lambda load: False, 10.0)
+    assert math.isnan(nothing.holds) and not nothing.is_precise
+    everything, tried = searched(lambda load: True, 10.0)
+    assert (
+        math.isnan(everything.fails)
+        and everything.holds == max(tried)
+        and not everything.is_precise
+    )
+    assert search.next_load(1, [Probe(1, False)], whole=True) is None, (
+        "there is no load below one user"
+    )
+
+
+def test_a_case_without_a_number_ends_the_search() -> None:
+    assert search.next_load(10.0, [Probe(10.0, True), Probe(12.5, None)]) is None
+
+
+def test_of_contradicting_cases_the_lower_failure_counts() -> None:
+    assert search.bracket([Probe(10, True), Probe(12, False), Probe(14, True)]) == (10, 12)
+
+
+# --- SLO
+
+
+def requests(
+    ttft_s: list[float], failed: list[bool] | None = None, tpot_s: list[float] | None = None
+) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "ttft_s": ttft_s,
+            "failed": failed or [False] * len(ttft_s),
+            "tpot_s": tpot_s or [math.nan] * len(ttft_s),
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("late", "of", "holds", "certain"),
+    [
+        (0, 367, True, False),
+        (0, 368, True, True),
+        (5, 500, True, False),
+        (6, 500, False, False),
+        (20, 500, False, True),
+        (10, 1000, True, False),
+    ],
+)
+def test_a_percentile_holds_when_it_was_seen_to_and_is_certain_when_95_percent_confidence_says_so(
+    late: int, of: int, holds: bool, certain: bool
+) -> None:
+    (kept,) = slo.kept(requests([0.1] * (of - late) + [2.0] * late), slo.parse("ttft_p99=1s"))
+    assert (kept.holds, kept.is_certain) == (holds, certain) and (kept.met, kept.of) == (
+        of - late,
+        of,
+    )
+    assert kept.low < kept.met / kept.of <= kept.high and (kept.seen <= 1) is holds
+
+
+def test_the_confidence_is_what_it_says() -> None:
+    """The interval contains the share that is true in at least 95 of 100 samples."""
+    chance = np.random.default_rng(1)
+    intervals = [slo.interval(int(met), 1000) for met in chance.binomial(1000, 0.99, 4000)]
+    assert 0.95 <= np.mean([low <= 0.99 <= high for low, high in intervals]) < 0.99
+
+
+@pytest.mark.parametrize(
+    ("late", "of", "holds"),
+    [(0, 298, None), (0, 299, True), (3, 100, None), (20, 100, False), (4, 299, False)],
+)
+def test_a_percentile_that_the_sample_cannot_carry_proves_nothing_but_a_certain_failure(
+    late: int, of: int, holds: bool | None
+) -> None:
+    case = search.Measured(10.0, 1, requests([0.1] * (of - late) + [2.0] * late), True, "")
+    found = search.probe(case, slo.parse("ttft_p99=1s"))
+    assert found.holds is holds and (
+        holds is not None
+        or f"n too small: {of} requests for TTFT P99 ≤ 1000 ms, 299 are needed" in found.why
+    )
+
+
+def test_answers_that_have_no_such_latency_prove_nothing() -> None:
+    case = search.Measured(10.0, 1, requests([0.1] * 500), True, "")
+    assert search.probe(case, slo.parse("tpot_p99=1s")).holds is None, "answers of one token"
+    assert search.probe(case, slo.parse("ttft_p99=1s,tpot_p99=1s")).holds is True
+
+
+def test_what_is_certain_is_a_wider_range_than_what_was_seen() -> None:
+    def probe(load: float, late: int) -> Probe:
+        kept = tuple(
+            slo.kept(requests([0.1] * (1000 - late) + [2.0] * late), slo.parse("ttft_p99=1s"))
+        )
+        return Probe(load, all(each.holds for each in kept), kept=kept)
+
+    probes = [probe(10, 0), probe(11, 9), probe(12, 11), probe(13, 40)]
+    assert search.bracket(probes) == (11, 12) and search.bracket(probes, certain=True) == (10, 13)
+
+
+def test_failures_miss_the_bounds_and_have_no_tpot() -> None:
+    frame = requests(
+        [0.1] * 500 + [math.nan] * 10, [False] * 500 + [True] * 10, [0.01] * 500 + [math.nan] * 10
+    )
+    ttft, tpot, errors = slo.kept(frame, slo.parse("ttft=1s,tpot=20ms,errors=1%"))
+    assert (ttft.met, ttft.of, ttft.holds) == (500, 510, False) and math.isinf(ttft.seen)
+    assert (tpot.met, tpot.of, tpot.holds) == (500, 500, True)
+    assert (errors.met, errors.holds) == (500, False) and errors.seen == pytest.approx(10 / 510)
+
+
+def test_what_one_request_has_to_meet() -> None:
+    assert slo.each_request(slo.parse("ttft=1000ms, tpot_p95=0.1s,e2e=5s,errors=1%")) == {
+        "ttft_s": 1.0,
+        "tpot_s": 0.1,
+        "e2e_s": 5.0,
+    }
+
+
+def test_presets_and_what_cannot_be_read() -> None:
+    assert [str(bound) for bound in slo.parse("llama3.1-8b")] == [
+        "TTFT P99 ≤ 2000 ms",
+        "TPOT P99 ≤ 100 ms",
+    ]
+    assert [str(bound) for bound in slo.parse("classic")] == ["E2E P99 ≤ 2000 ms", "errors ≤ 1%"]
+    assert (
+        slo.requests_needed(slo.parse("ttft_p99=1s,e2e_p50=1s")) == 368
+        and slo.requests_needed(slo.parse("ttft_p95=1s")) == 72
+    )
+    for text in (
+        "",
+        "ttft",
+        "ttft=5",
+        "ttft_p100=5s",
+        "latency=5s",
+        "ttft=0s",
+        "llama",
+        "ttft=1s,ttft_p95=1s",
+        "errors=1",
+    ):
+        with pytest.raises(InputError, match="ttft_p99=500ms"):
+            slo.parse(text)
+    with pytest.raises(InputError, match="lower percentile"):
+        slo.requests_needed(slo.parse("ttft_p99.9999=1s"))
+
+
+def test_a_queue_s_capacity_is_found() -> None:
+    """Poisson arrivals, one server, service of 50 ms; the truth by Lindley's recursion over many
+    requests. Each probe has 4,000, whose share of late ones scatters.
+    """
+
+    def waits(rate: float, count: int, seed: int) -> np.ndarray:
+        gaps = np.random.default_rng(seed).exponential(1 / rate, count)
+        steps = np.concatenate([[0.0], 0.05 - gaps[1:]]).cumsum()
+        return steps - np.minimum.accumulate(np.minimum(steps, 0.0))
+
+    bounds = slo.parse("ttft_p99=500ms")
+    low, high = 5.0, 20.0
+    for _ in range(12):
+        middle = (low + high) / 2
+        low, high = (
+            (middle, high)
+            if np.percentile(waits(middle, 300_000, 7) + 0.05, 99) <= 0.5
+            else (low, middle)
+        )
+    found = []
+    for seed in range(40):
+        chance = random.Random(seed)
+
+        def holds(load: float, chance: random.Random = chance) -> bool:
+            return slo.kept(
+                requests(list(waits(load, 4000, chance.randrange(10**9)) + 0.05)), bounds
+            )[0].holds
+
+        answer, tried = searched(holds, 0.8 * 20)
+        found.append(answer.holds / low)
+        assert len(tried) < search.MOST_CASES
+    assert 0.96 <= float(np.median(found)) <= 1.02, found
+
+
+# --- what is on disk
+
+SEARCH = {
+    "slo": "ttft_p95=60ms",
+    "duration_s": None,
+    "estimates": {},
+    "saturation": {"steady": "steady-saturation"},
+    "systems": [{"server": "alpha", "options": {}, "engine": "simulated", "scenario": "steady"}],
+}
+STEADY = {"arrivals": "poisson", "rate": 3.0, "prompt_tokens": [16, 64], "duration_s": 8.0}
+SCENARIOS = {"steady": STEADY, "steady-saturation": STEADY | {"arrivals": "closed", "users": 64}}
+
+
+def write(folder: Path, *cases: tuple[str, float, float], **changes: Any) -> Path:
+    """Cases of (scenario, rate, ttft_s)."""
+    (folder / "cases").mkdir(parents=True)
+    schema.write_json(
+        folder / "campaign.json",
+        synthetic_campaign.campaign_data([], scenarios=SCENARIOS, search=SEARCH | changes),
+    )
+    for index, (scenario, rate, ttft_s) in enumerate(cases, 1):
+        count = int(12 * rate)
+        rows = synthetic_campaign.requests(count, rate, ttft_s)
+        counts = {
+            "sent": count,
+            "rows": count,
+            "locust_requests": count,
+            "locust_failures": 0,
+            "cut_off": 0,
+            "planned": int(8 * rate),
+        }
+        load_of = (
+            {"users": 64, "rate": None} if scenario != "steady" else {"users": None, "rate": rate}
+        )
+        run = synthetic_campaign.run(index, "alpha", scenario=scenario, counts=counts, **load_of)
+        synthetic_campaign.write_case(folder, run, rows, synthetic_campaign.telemetry())
+    return folder
+
+
+def asked(folder: Path) -> Any:
+    (answer,) = search.questions(dataset.campaign(folder))
+    return answer
+
+
+def test_it_begins_at_saturation_goes_on_at_four_fifths_and_ends_between_what_holds_and_what_does_not(
+    tmp_path: Path,
+) -> None:
+    first = asked(write(tmp_path / "1"))
+    assert first == {
+        "scenario": "steady-saturation",
+        "users": 64,
+        "rate": None,
+        "duration_s": search.SATURATION_S,
+    }
+    at_saturation = ("steady-saturation", 40.0, 0.3)
+    second = asked(write(tmp_path / "2", at_saturation))
+    assert second == {"scenario": "steady", "users": None, "rate": 32.0, "duration_s": 8.0}
+    third = asked(write(tmp_path / "3", at_saturation, ("steady", 32.0, 0.05)))
+    assert third["rate"] == 40.0
+    fourth = asked(
+        write(tmp_path / "4", at_saturation, ("steady", 32.0, 0.05), ("steady", 40.0, 0.07))
+    )
+    assert fourth["rate"] == pytest.approx(math.sqrt(32 * 40), abs=0.01)
+    done = write(
+        tmp_path / "5",
+        at_saturation,
+        ("steady", 32.0, 0.05),
+        ("steady", 40.0, 0.07),
+        ("steady", 33.0, 0.065),
+    )
+    assert asked(done) is None
+    (found,) = search.found(dataset.campaign(done))
+    assert (found.capacity, found.at_capacity, found.is_precise) == ((32.0, 33.0), 2, True)
+
+
+def test_the_window_is_as_long_as_the_percentile_needs(tmp_path: Path) -> None:
+    folder = write(tmp_path, slo="ttft_p99=60ms", estimates={"steady": 10.0})
+    assert asked(folder) == {
+        "scenario": "steady",
+        "users": None,
+        "rate": 10.0,
+        "duration_s": 37.0,
+    }, "368 requests"
+
+
+def test_an_unsteady_case_does_not_hold_and_one_without_a_number_ends_the_search(
+    tmp_path: Path,
+) -> None:
+    folder = write(tmp_path, ("steady", 32.0, 0.05), estimates={"steady": 32.0})
+    campaign = dataset.campaign(folder)
+    place = campaign.folders[1]
+    rows = synthetic_campaign.requests(384, 32.0, 0.01)
+    for row in rows:  # ever later, and still within the bound
+        late = 0.04 * row["scheduled_s"] / 12
+        for name in ("first_s", "last_s", "done_s"):
+            row[name] += late
+        row["token_s"] = [at + late for at in row["token_s"]]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), place / "requests.parquet")
+    (probe,) = search.probes(dataset.campaign(folder), "alpha", "simulated", "steady")
+    assert (
+        probe.holds is False
+        and "steadiness" in probe.why
+        and all(kept.holds for kept in probe.kept)
+    )
+    schema.write_json(
+        place / "run.json",
+        schema.read_json(place / "run.json")
+        | {"status": "failed: load: the server ended by itself"},
+    )
+    (probe,) = search.probes(dataset.campaign(folder), "alpha", "simulated", "steady")
+    assert (
+        probe.holds is None
+        and probe.why == "failed: load: the server ended by itself"
+        and asked(folder) is None
+    )
+
+
+def test_the_report_says_what_holds_and_what_broke(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path, ("steady", 32.0, 0.05), ("steady", 33.0, 0.065), estimates={"steady": 32.0}
+    )
+    writer.write(folder)
+    page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
+    for said in (
+        "alpha (simulated) keeps TTFT P95 ≤ 60 ms up to 32.0 requests/s (not at 33.0)",
+        "TTFT P95 65.0 ms",
+    ):
+        assert said in page and said in text
+    assert "steady, 33 requests/s</h2>" not in page, (
+        "a search's loads are no comparisons of their own"
+    )

@@ -1,0 +1,167 @@
+"""Two campaigns are compared case by case; unlike machines are not, and small samples give no
+verdict.
+"""
+
+import numpy as np
+import pytest
+
+from analysis import __main__, dataset, summary
+from analysis.gate import compare
+from tests.helpers import synthetic_campaign
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "metric", "verdict"),
+    [
+        ([100, 101, 99], [130, 131, 129], "output_tokens_per_s", "faster"),
+        ([100, 101, 99], [130, 131, 129], "ttft_p50_s", "slower"),
+        ([100, 101, 99], [100.5, 101, 99], "ttft_p50_s", "no difference within 5%"),
+        ([100, 100.2, 99.8], [103, 103.1, 103.2], "ttft_p50_s", "no difference within 5%"),
+        ([100, 101, 99], [108, 109, 107], "e2e_p99_s", "no difference within 15%"),
+        ([100, 120, 80], [105, 125, 85], "ttft_p50_s", "inconclusive: could have seen 83%"),
+        ([100, 2000], [200, 100], "ttft_p50_s", "inconclusive: could have seen more than tenfold"),
+        ([100], [200], "ttft_p50_s", "one run: no verdict"),
+        ([1, np.nan], [1, 2], "ttft_p99_s", "no number: too few requests in some run"),
+        ([1, np.inf], [1, 2], "ttft_p99_s", "failed requests: no ratio"),
+    ],
+)
+def test_verdicts(a, b, metric, verdict):
+    found = compare.change(metric, a, b)
+    assert found.verdict == verdict
+    assert np.isnan(found.ratio) or found.ratio == pytest.approx(
+        np.exp(np.log(b).mean() - np.log(a).mean())
+    )
+
+
+def test_equal_pairs_are_called_different_no_more_often_than_promised():
+    rng = np.random.default_rng(1)
+    pairs = rng.lognormal(0, 0.1, (1000, 2, 3))
+    different = sum(
+        compare.change("ttft_p50_s", a, b).verdict in ("faster", "slower") for a, b in pairs
+    )
+    assert different / 1000 < 0.07
+
+
+def test_the_smallest_detectable_difference_is_found_with_its_probability():
+    """Pairs that differ by what the verdict would name, were their scatter known: 80% are found."""
+    rng = np.random.default_rng(2)
+    scatter = 0.1
+    known = np.mean(
+        [compare.statistics.welch(*rng.normal(0, scatter, (2, 5))).detectable for _ in range(300)]
+    )
+    found = 0
+    for _ in range(1000):
+        a, b = rng.normal(0, scatter, (2, 5))
+        w = compare.statistics.welch(a + known, b)
+        found += w.low > 0 or w.high < 0
+    assert 0.72 < found / 1000 < 0.88
+
+
+def pair(tmp_path, **changes):
+    return [
+        synthetic_campaign.campaign(tmp_path / name, **more)
+        for name, more in (("a", {}), ("b", changes))
+    ]
+
+
+def manifest(**changes):
+    return {"manifest": synthetic_campaign.campaign_data([])["manifest"] | changes}
+
+
+def run(capsys, *arguments):
+    code = __main__.main(["compare", *map(str, arguments)])
+    return code, *capsys.readouterr()
+
+
+def test_what_differs_is_named_and_what_is_missing_says_why(tmp_path, capsys):
+    a, b = pair(tmp_path, **manifest(commit="fedcba9", kernel="7.0", packages={"locust": "2.48"}))
+    code, out, _ = run(capsys, a, b)
+    assert code == 0
+    for said in (
+        "manifest.commit: 0123abc -> fedcba9",
+        "manifest.kernel: 6.1 -> 7.0",
+        "manifest.packages.locust: 2.47 -> 2.48",
+        "alpha (simulated), chat, 8 users: 2 and 2 runs",
+        "1.000",
+        "in A: failed: load: the server died",
+    ):
+        assert said in out, said
+    assert "UNLIKE" not in out and out.count("no number: in A:") == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        (manifest(cpu={"model": "other", "cores": 4}), "manifest.cpu.model (synthetic, other)"),
+        (manifest(gpus=[{"name": "H200"}]), "manifest.gpus"),
+        (manifest(limits={"nofile": 5}), "manifest.limits"),
+        (
+            {
+                "machine_share": {
+                    "server_cores": [0, 1],
+                    "load_cores": [1],
+                    "shared": True,
+                    "threads": 2,
+                }
+            },
+            "machine_share.server_cores ([0], ",
+        ),
+        (
+            {"model": {"name": "llama", "path": "x", "planted": False}},
+            "model.name (planted, llama)",
+        ),
+        (
+            {
+                "scenarios": {
+                    "chat": {
+                        "arrivals": "closed",
+                        "users": 8,
+                        "prompt_tokens": [16, 512],
+                        "max_tokens": 11,
+                    }
+                }
+            },
+            "scenarios.chat.prompt_tokens",
+        ),
+    ],
+)
+def test_unlike_campaigns_are_refused_unless_anyway(tmp_path, capsys, changes, key):
+    a, b = pair(tmp_path, **changes)
+    code, out, error = run(capsys, a, b)
+    assert (
+        code == 2 and out == "" and key in error and "--anyway" in error and error.count("\n") == 1
+    )
+    code, out, _ = run(capsys, a, b, "--anyway")
+    assert code == 0 and "UNLIKE: " in out
+
+
+def test_a_little_less_memory_is_the_same_machine(tmp_path):
+    sizes = [
+        {"memory": {"total_bytes": 16 * synthetic_campaign.GIB - n, "swap_bytes": 0}}
+        for n in (0, 5 * 2**20)
+    ]
+    folders = [
+        synthetic_campaign.campaign(tmp_path / name, **manifest(**size))
+        for name, size in zip("ab", sizes, strict=True)
+    ]
+    found = compare.differences(
+        *(summary.summarise(dataset.campaign(folder)) for folder in folders)
+    )
+    assert found == []
+
+
+def test_cases_of_only_one_campaign_are_named(tmp_path, capsys):
+    a, b = synthetic_campaign.campaign(tmp_path / "a"), tmp_path / "b"
+    b.mkdir()
+    case = synthetic_campaign.run(0, "other")
+    synthetic_campaign.write_case(
+        b, case, synthetic_campaign.requests(), synthetic_campaign.telemetry()
+    )
+    synthetic_campaign.records.write_json(
+        b / "campaign.json", synthetic_campaign.campaign_data([case["case"]])
+    )
+    _, out, _ = run(capsys, a, b)
+    assert (
+        "Only in A: alpha (simulated), chat, 8 users; beta" in out
+        and "Only in B: other (simulated), chat, 8 users" in out
+    )

@@ -1,0 +1,570 @@
+"""The gate's verdicts: the statistics against scipy and against simulated truth, and campaigns
+whose numbers are known.
+"""
+
+import json
+import math
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+
+from analysis import __main__ as command
+from analysis import dataset, stats
+from analysis import next_cases as asked
+from analysis.dataset import InputError
+from analysis.gate import paired, verdicts
+from analysis.gate.verdicts import EXIT, System
+from analysis.metrics import METRICS
+from tests.helpers import synthetic_campaign
+
+# --- statistics
+
+
+@pytest.mark.parametrize("n", [2, 5, 10, 15])
+def test_paired_differences_are_judged_as_scipy_does(n: int) -> None:
+    d = np.random.default_rng(n).normal(0.02, 0.03, n)
+    found, theirs = stats.paired(d, 0.022), scipy.stats.ttest_1samp(d, 0)
+    interval = theirs.confidence_interval(0.978)
+    assert (found.mean, found.low, found.high, found.p) == pytest.approx(
+        (d.mean(), interval.low, interval.high, theirs.pvalue)
+    )
+
+
+@pytest.mark.parametrize("n", [2, 5, 10])
+def test_signs_are_flipped_in_every_way(n: int) -> None:
+    d = np.random.default_rng(n).normal(0.02, 0.03, n)
+    flips = np.array(
+        [abs((d * [1 if bits >> i & 1 else -1 for i in range(n)]).mean()) for bits in range(2**n)]
+    )
+    assert stats.sign_flip(d) == pytest.approx(np.mean(flips >= abs(d.mean()) - 1e-12))
+    assert stats.sign_flip(np.full(n, 0.1)) == pytest.approx(2 / 2**n)
+
+
+def test_differences_that_do_not_vary_are_certain() -> None:
+    assert stats.paired([0.0, 0.0, 0.0]).p == 1.0 and stats.paired([0.5, 0.5, 0.5]).p == 0.0
+    assert stats.paired([0.5, 0.5])[:3] == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_holm_adjusts_as_published() -> None:
+    # R: p.adjust(..., "holm")
+    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert stats.holm([0.01], of=4) == pytest.approx([0.04]) and stats.holm([]) == []
+    assert stats.holm([0.5, 0.9]) == [1.0, 1.0]
+
+
+# --- simulated decisions
+
+
+def decision(
+    random: np.random.Generator, slower: float, noise: float, systems: int = 1, drift: float = 0.0
+) -> list[System]:
+    """One gate: `noise` is the standard deviation of a run's logarithm, `slower` head's true
+    difference, `drift` the machine's from the first run to the last; throughput is as much lower as
+    latencies are higher.
+    """
+    found = []
+    for _ in range(systems):
+        rows = []
+        for repetition in range(15):
+            sides = paired.SIDES if repetition % 2 else paired.SIDES[::-1]
+            row: dict[tuple[str, str], float] = {}
+            for place, side in enumerate(sides):
+                level = (
+                    random.normal(0, noise)
+                    + (slower if side == "head" else 0)
+                    + drift * (3 * repetition + place) / 45
+                )
+                for metric in verdicts.TOLERANCES:
+                    row[side, metric] = math.exp(
+                        verdicts.sign_of(metric) * level + random.normal(0, noise / 4)
+                    )
+                row[side, "requests_scheduled"] = 2000.0
+            rows.append(row)
+        values = pd.DataFrame(
+            rows, columns=pd.MultiIndex.from_product([paired.SIDES, METRICS]), dtype="float64"
+        )
+        found.append(paired.Repetitions(System("it"), values, pd.DataFrame()))
+    paired.decide(found, verdicts.rules())
+    return [each.system for each in found]
+
+
+def rates(n: int, **conditions: Any) -> dict[str, float]:
+    said = [decision(np.random.default_rng(seed), **conditions)[0].verdict for seed in range(n)]
+    return {verdict: said.count(verdict) / n for verdict in EXIT}
+
+
+@pytest.mark.parametrize("noise", [0.002, 0.02, 0.08])
+def test_equal_code_is_hardly_ever_called_slower(noise: float) -> None:
+    found = rates(150, slower=0.0, noise=noise)
+    assert found["REGRESSED"] + found["INVALID"] <= 0.02, found
+    if noise <= 0.02:
+        assert found["PASS"] >= 0.95, found
+
+
+def test_a_drift_of_the_machine_is_no_regression() -> None:
+    found = rates(100, slower=0.0, noise=0.01, drift=0.3)
+    assert found["PASS"] >= 0.95, found
+
+
+def test_a_slowdown_beyond_the_tolerance_is_found_and_one_within_passes() -> None:
+    assert rates(100, slower=0.12, noise=0.02)["REGRESSED"] >= 0.95
+    assert rates(100, slower=0.01, noise=0.01)["PASS"] >= 0.95
+    assert rates(100, slower=-0.12, noise=0.02)["PASS"] >= 0.95
+
+
+def test_at_the_edge_of_the_tolerance_neither_is_certain() -> None:
+    found = rates(60, slower=math.log1p(0.05), noise=0.02)
+    # a true change as large as the tolerance rarely passes: alpha, one-sided
+    assert found["PASS"] <= 0.05, found
+
+
+def test_looks_end_as_soon_as_every_metric_has_its_verdict() -> None:
+    (clear,) = decision(np.random.default_rng(1), slower=0.3, noise=0.01)
+    (loud,) = decision(np.random.default_rng(1), slower=0.0, noise=0.2)
+    assert (clear.look, loud.look) == (5, 15)
+    assert all(
+        row.detectable > 0 and "could have seen" in row.why
+        for row in loud.rows
+        if row.verdict == "INCONCLUSIVE"
+    )
+
+
+# --- campaigns
+
+
+def steady(
+    n: int, head: float = 1.0, control: float = 1.0, noise: float = 0.002
+) -> list[dict[str, float]]:
+    random = np.random.default_rng(3)
+
+    def step(factor: float) -> float:
+        return 0.002 * factor * math.exp(random.normal(0, noise))
+
+    return [{"base": step(1), "head": step(head), "control": step(control)} for _ in range(n)]
+
+
+@pytest.mark.parametrize(
+    ("head", "verdict", "code"), [(1.0, "PASS", 0), (1.3, "REGRESSED", 1), (0.7, "PASS", 0)]
+)
+def test_a_gate_on_disk(
+    tmp_path: Path, head: float, verdict: str, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = synthetic_campaign.gate(tmp_path / "g", steady(5, head))
+    assert command.main(["gate", str(folder)]) == code
+    said = json.loads((folder / "gate.json").read_text())
+    assert (said["verdict"], said["exit_code"]) == (verdict, code)
+    (system,) = said["systems"]
+    by = {row["metric"]: row for row in system["metrics"]}
+    assert (system["repetitions"], system["look"]) == (5, 5) and by["error_share"][
+        "verdict"
+    ] == "PASS"
+    assert by["e2e_p50_s"]["change"] == pytest.approx(head - 1, abs=0.01)
+    assert by["output_tokens_per_s"]["change"] == pytest.approx(1 / head - 1, abs=0.01)
+    assert by["e2e_p50_s"]["low"] < by["e2e_p50_s"]["change"] < by["e2e_p50_s"]["high"]
+    assert head == 1 or by["e2e_p50_s"]["p_sign_flip"] == pytest.approx(2 / 2**5)
+    if head < 1:
+        assert by["e2e_p50_s"]["verdict"] == "IMPROVED"
+    text = capsys.readouterr().out
+    assert f"{verdict}: " in text and "the working tree" in text and "noise" in text
+    assert f"# Gate: {verdict}" in (folder / "gate.md").read_text()
+    suites = ET.parse(folder / "gate.xml").getroot()
+    assert {case.get("name") for case in suites.iter("testcase")} == set(by)
+    assert bool(list(suites.iter("failure"))) == (verdict == "REGRESSED")
+    assert asked.main([str(folder)]) == 0
+    assert json.loads(capsys.readouterr().out) == [False]
+
+
+def test_markup_in_what_a_gate_found_stays_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = synthetic_campaign.gate(tmp_path / "g", steady(5), does_not_start)
+    for file in [folder / "campaign.json", *folder.glob("cases/*/run.json")]:
+        said = synthetic_campaign.spoilt(json.loads(file.read_text()))
+        if "status" in said:
+            said["status"] += synthetic_campaign.ATTACK
+        else:
+            said["gate"] |= {
+                "sides": dict.fromkeys(("base", "head"), synthetic_campaign.ATTACK),
+                "metrics": "",
+                "slo": "",
+            }
+        synthetic_campaign.records.write_json(file, said)
+    assert command.main(["gate", str(folder)]) == 2
+    assert synthetic_campaign.ATTACK in capsys.readouterr().out.replace("\n", "")
+    assert "<script" not in (folder / "gate.md").read_text()
+    suites = ET.parse(folder / "gate.xml").getroot()
+    assert not list(suites.iter("script")) and synthetic_campaign.ATTACK in "".join(
+        suite.get("name", "") for suite in suites
+    )
+
+
+def test_too_few_repetitions_ask_for_more_and_are_inconclusive(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = synthetic_campaign.gate(tmp_path / "g", steady(3))
+    assert asked.main([str(folder)]) == 0 and json.loads(capsys.readouterr().out) == [True]
+    assert command.main(["gate", str(folder)]) == 3
+    assert "3 repetitions count, and 5 are needed" in capsys.readouterr().out
+    nothing = synthetic_campaign.gate(tmp_path / "h", [])
+    assert asked.main([str(nothing)]) == 0 and json.loads(capsys.readouterr().out) == [True]
+
+
+def test_a_p99_of_few_requests_is_not_judged(tmp_path: Path) -> None:
+    found = paired.of_campaign(
+        dataset.campaign(
+            synthetic_campaign.gate(tmp_path / "g", [dict.fromkeys(paired.SIDES, 0.01)] * 5)
+        )
+    )
+    by = {row.metric: row for row in found.systems[0].rows}
+    assert by["e2e_p99_s"].verdict == "not judged"
+    assert by["e2e_p99_s"].why.startswith("n too small: 320 requests in a run, 1,000 are needed")
+    assert by["e2e_p50_s"].verdict == "PASS" and found.verdict == "PASS"
+
+
+def wrong_answer(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    if (run["case"]["side"], run["case"]["repetition"]) == ("head", 2):
+        rows[100]["answer"] = "wrong"
+
+
+def does_not_start(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    if run["case"]["side"] == "base":
+        run["status"] = "failed: launch: alpha ended at its start"
+
+
+def lost_row(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    if run["case"]["side"] == "head":
+        del rows[-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (wrong_answer, "head: answers: 1 of"),
+        (does_not_start, "base: failed: launch: alpha ended at its start"),
+        (lost_row, "head: rows: "),
+    ],
+)
+def test_a_fault_makes_it_invalid_even_where_head_is_slower(
+    tmp_path: Path, change: Any, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = synthetic_campaign.gate(tmp_path / "g", steady(5, 1.5), change)
+    assert command.main(["gate", str(folder)]) == 2
+    assert says in capsys.readouterr().out
+    assert list(ET.parse(folder / "gate.xml").getroot().iter("error"))
+    assert asked.main([str(folder)]) == 0 and json.loads(capsys.readouterr().out) == [False]
+
+
+def test_a_run_that_the_load_generator_spoiled_is_set_aside_and_replaced(tmp_path: Path) -> None:
+    def late(repetitions: set[int]) -> Any:
+        def change(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+            if run["case"]["side"] == "control" and run["case"]["repetition"] in repetitions:
+                for row in rows:
+                    row["sent_s"] = row["scheduled_s"] + 0.009
+
+        return change
+
+    found = paired.of_campaign(
+        dataset.campaign(synthetic_campaign.gate(tmp_path / "g", steady(6), late({2})))
+    )
+    (system,) = found.systems
+    assert (found.verdict, system.repetitions) == ("PASS", 5) and system.set_aside[0].startswith(
+        "control: send lag"
+    )
+    many = paired.of_campaign(
+        dataset.campaign(
+            synthetic_campaign.gate(tmp_path / "h", steady(6), late({1, 2, 3, 4, 5, 6}))
+        )
+    )
+    assert (
+        many.verdict == "INVALID"
+        and "6 repetitions had to be set aside" in many.systems[0].faults[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("sides", "verdict"), [({"head"}, "REGRESSED"), ({"head", "base", "control"}, "INVALID")]
+)
+def test_head_that_is_never_steady_where_base_is_has_regressed(
+    tmp_path: Path, sides: set[str], verdict: str
+) -> None:
+    def slower_and_slower(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+        for number, row in enumerate(rows if run["case"]["side"] in sides else ()):
+            later = 0.03 * number / len(rows)  # E2E doubles
+            row |= {key: row[key] + later for key in ("first_s", "last_s", "done_s")} | {
+                "token_s": [t + later for t in row["token_s"]]
+            }
+
+    found = paired.of_campaign(
+        dataset.campaign(synthetic_campaign.gate(tmp_path / "g", steady(6), slower_and_slower))
+    )
+    (system,) = found.systems
+    assert (
+        found.verdict == verdict
+        and len(system.set_aside) == 6
+        and "steadiness" in system.set_aside[0]
+    ), system
+    if verdict == "REGRESSED":
+        assert system.rows[0].metric == "unsteady runs" and (
+            system.rows[0].base,
+            system.rows[0].head,
+        ) == (0.0, 1.0)
+
+
+def test_control_that_differs_from_base_makes_it_invalid(tmp_path: Path) -> None:
+    found = paired.of_campaign(
+        dataset.campaign(synthetic_campaign.gate(tmp_path / "g", steady(5, 1.0, control=1.3)))
+    )
+    assert found.verdict == "INVALID" and "equal code differed by" in found.systems[0].faults[0]
+
+
+def test_head_that_fails_more_requests_has_regressed(tmp_path: Path) -> None:
+    def failing(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+        if run["case"]["side"] == "head":
+            for row in rows[400:410]:
+                synthetic_campaign.fail(row)
+            run["served"] = synthetic_campaign.served(rows)
+
+    found = paired.of_campaign(
+        dataset.campaign(synthetic_campaign.gate(tmp_path / "g", steady(5), failing))
+    )
+    by = {row.metric: row for row in found.systems[0].rows}
+    assert by["error_share"].verdict == "REGRESSED" and found.verdict == "REGRESSED"
+
+
+def test_the_slo_s_attainment_is_judged_if_asked(tmp_path: Path) -> None:
+    # base takes 30 ms, head 30.6
+    folder = synthetic_campaign.gate(tmp_path / "g", steady(5, 1.02), slo="e2e=30.3ms")
+    by = {row.metric: row for row in paired.of_campaign(dataset.campaign(folder)).systems[0].rows}
+    assert by["e2e_p50_s"].verdict == "PASS" and by["slo_attainment"].verdict == "REGRESSED"
+    assert by["slo_attainment"].base > 0.8 and by["slo_attainment"].head < 0.2
+
+
+def test_what_is_outside_of_the_window_is_named_and_not_judged(tmp_path: Path) -> None:
+    def slow_start(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+        run["startup_s"] = (4.0 if run["case"]["side"] == "head" else 1.5) * (
+            1 + run["case"]["repetition"] / 100
+        )
+
+    found = paired.of_campaign(
+        dataset.campaign(synthetic_campaign.gate(tmp_path / "g", steady(5), slow_start))
+    )
+    assert found.verdict == "PASS" and len(found.notes) == 1, found.notes
+    assert "head takes 4.12 s to start, base 1.54 s" in found.notes[0]
+
+
+def test_a_head_that_is_slower_in_its_first_seconds_is_named_and_not_judged(tmp_path: Path) -> None:
+    def cold(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+        for row in rows if run["case"]["side"] == "head" else ():
+            if row["scheduled_s"] < 1.5:  # of a warm-up of 2 s; E2E is 0.03 s
+                row |= {key: row[key] + 0.03 for key in ("first_s", "last_s", "done_s")} | {
+                    "token_s": [t + 0.03 for t in row["token_s"]]
+                }
+
+    found = paired.of_campaign(
+        dataset.campaign(synthetic_campaign.gate(tmp_path / "g", steady(5), cold))
+    )
+    assert found.verdict == "PASS" and len(found.notes) == 1, found.notes
+    assert (
+        "head needs 2.00 times as long for a request during the warm-up as later, base 1.00 times"
+        in found.notes[0]
+    )
+    slower = paired.of_campaign(
+        dataset.campaign(synthetic_campaign.gate(tmp_path / "h", steady(5, 1.5)))
+    )
+    # slower always is not slower at the beginning
+    assert slower.verdict == "REGRESSED" and not slower.notes
+
+
+def test_of_busy_processes_that_were_named_the_busiest_is_shown(tmp_path: Path) -> None:
+    busy = {4: 0.9, 5: 1.6, 9: 1.1}  # of 4 cores; more than 15% of them is named
+    found = paired.of_campaign(
+        dataset.campaign(synthetic_campaign.gate(tmp_path / "g", steady(5), other_cores=busy))
+    )
+    assert found.notes == [
+        "other processes: in 3 of 15 runs, most in case 5: other processes used 40% of 4 cores"
+    ], found.notes
+
+
+def test_a_drift_is_named(tmp_path: Path) -> None:
+    steps = [
+        {
+            side: 0.002 * (1 + 0.03 * repetition + 0.01 * place)
+            for place, side in enumerate(paired.SIDES)
+        }
+        for repetition in range(5)
+    ]
+    found = paired.of_campaign(dataset.campaign(synthetic_campaign.gate(tmp_path / "g", steps)))
+    assert found.verdict == "PASS" and any("the machine drifted" in note for note in found.notes), (
+        found
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--metrics", "speed"], "--metrics: 'speed' is not one of"),
+        (["--tolerance", "e2e_p99_s"], "give METRIC=SHARE"),
+        (["--tolerance", "tpot_p50_s=5%"], "give METRIC=SHARE"),
+        (["--slo", "fast"], "cannot read the SLO"),
+        ([], "name the folder of a gate"),
+    ],
+)
+def test_bad_options_are_one_sentence(
+    options: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(["gate", *options]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1
+
+
+def test_tolerances_are_shares_or_percent() -> None:
+    assert verdicts.rules(
+        "e2e_p50_s,tpot_p50_s", ["e2e_p50_s=20%", "tpot_p50_s=0.1"]
+    ).tolerances == {"e2e_p50_s": 0.2, "tpot_p50_s": 0.1}
+    with pytest.raises(InputError):
+        verdicts.rules("", ["e2e_p50_s=200%"])
+
+
+# --- two campaigns, baselines
+
+
+def test_two_campaigns_are_compared_and_unlike_ones_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, same, other = (
+        repeated(tmp_path / "a"),
+        repeated(tmp_path / "b"),
+        repeated(tmp_path / "c", seed=8),
+    )
+    assert command.main(["gate", "--campaigns", str(base), str(same)]) == 0
+    assert (
+        "a paired gate (--base) decides" in capsys.readouterr().out
+        and (same / "gate.json").exists()
+    )
+    assert command.main(["gate", "--campaigns", str(base), str(other)]) == 2
+    assert "they differ in seed (7, 8)" in capsys.readouterr().err
+    assert (
+        command.main(
+            ["gate", "--campaigns", str(base), str(other), "--anyway", "--metrics", "e2e_p50_s"]
+        )
+        == 0
+    )
+    broken = synthetic_campaign.campaign(
+        tmp_path / "d"
+    )  # among its cases are some without a number
+    assert (
+        command.main(
+            ["gate", "--campaigns", str(broken), str(synthetic_campaign.campaign(tmp_path / "e"))]
+        )
+        == 2
+    )
+    assert "base: no valid case: failed: load: the server died" in capsys.readouterr().out
+
+
+def repeated(folder: Path, factor: float = 1.0, **changes: Any) -> Path:
+    """Five runs of alpha."""
+    folder.mkdir(parents=True)
+    cases = []
+    for repetition, step in enumerate(np.random.default_rng(5).normal(0.002, 2e-6, 5) * factor, 1):
+        n = int(4 / step)
+        counts = {"sent": n, "rows": n, "locust_requests": n, "locust_failures": 0, "cut_off": 0}
+        rows = synthetic_campaign.requests(n, n / 10, 5 * step, step)
+        cases.append(
+            synthetic_campaign.run(
+                repetition,
+                "alpha",
+                repetition,
+                counts=counts,
+                served=synthetic_campaign.served(rows),
+            )
+        )
+        synthetic_campaign.write_case(folder, cases[-1], rows, synthetic_campaign.telemetry())
+    synthetic_campaign.records.write_json(
+        folder / "campaign.json",
+        synthetic_campaign.campaign_data([case["case"] for case in cases], **changes),
+    )
+    return folder
+
+
+def test_a_baseline_is_kept_and_held_against(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command.main(["baseline", str(repeated(tmp_path / "a"))]) == 0
+    assert (
+        capsys.readouterr().out == "results/baselines/synthetic-4-cores-2026-11-20-0123abc.json\n"
+    )
+    assert (
+        command.main(["baseline", str(tmp_path / "a")]) == 2
+        and "exists: give another name" in capsys.readouterr().err
+    )
+    for factor, code in ((1.0, 0), (1.3, 1), (0.7, 0)):
+        folder = repeated(tmp_path / f"b{factor}", factor)
+        assert command.main(["gate", str(folder), "--baseline", "newest"]) == code, (
+            capsys.readouterr().out
+        )
+        assert (
+            command.main(
+                ["gate", str(folder), "--baseline", "synthetic-4-cores-2026-11-20-0123abc"]
+            )
+            == code
+        )
+    capsys.readouterr()
+    assert command.main(["gate", str(folder), "--baseline", "zzz"]) == 2
+    assert (
+        "there is no baseline 'zzz' in results/baselines; there are synthetic-4-cores"
+        in capsys.readouterr().err
+    )
+    assert command.main(["baseline", str(tmp_path / "b1.3"), "--name", "later"]) == 0
+    assert command.main(["history"]) == 0
+    assert (
+        Path("results/baselines/history-synthetic-4-cores.png").read_bytes().startswith(b"\x89PNG")
+    )
+
+
+def test_a_baseline_s_name_is_looked_at_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, sentence in (
+        ("zzz", "there is no baseline 'zzz'"),
+        ("newest", "there is no baseline 'newest'"),
+    ):
+        assert (
+            command.main(["gate", "--check", "--baseline", name]) == 2
+            and sentence in capsys.readouterr().err
+        )
+    folder = tmp_path / "results" / "baselines"
+    folder.mkdir(parents=True)
+    (folder / "mine.json").touch()
+    assert (
+        command.main(["gate", "--check", "--baseline", "mine"])
+        == command.main(["gate", "--check", "--baseline", "newest"])
+        == 0
+    )
+    for name, sentence in (
+        ("mine", "exists: give another name"),
+        ("a/b", "cannot name a baseline"),
+    ):
+        assert (
+            command.main(["gate", "--check", "--record", name]) == 2
+            and sentence in capsys.readouterr().err
+        )
+    assert command.main(["gate", "--check", "--record", "other"]) == 0
+
+
+def test_no_baseline_of_what_has_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command.main(["baseline", str(synthetic_campaign.campaign(tmp_path / "a"))]) == 2
+    assert "no baseline of" in capsys.readouterr().err
+    assert command.main(["history"]) == 2 and "there is no baseline" in capsys.readouterr().err
+    Path("results/baselines").mkdir(parents=True)
+    Path("results/baselines/broken.json").write_text("{}")
+    assert command.main(["history"]) == 2 and "is not a baseline" in capsys.readouterr().err

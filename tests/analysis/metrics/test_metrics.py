@@ -1,0 +1,366 @@
+"""Every formula on rows whose answer can be computed by hand."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+
+from analysis import metrics, stats, summary
+from tests.helpers import synthetic_campaign
+
+
+def test_a_regular_load(observe):
+    values = metrics.measure(observe())
+    # 40 requests/s of 11 tokens in a window of 8 s: 320 of them, and each arrives in the window 8 s
+    # long.
+    expected = {
+        "output_tokens_per_s": 440,
+        "requests_per_s": 40,
+        "goodput_per_s": 40,
+        "slo_attainment": 1,
+        "error_share": 0,
+        "wrong_share": 0,
+        "goodput_tokens_per_s": 440,
+        "requests_scheduled": 320,
+        "requests_completed": 320,
+        "requests_of_several_tokens": 320,
+        "tokens_per_chunk": 1,
+        "ttft_p50_s": 0.05,
+        "ttft_p95_s": 0.05,
+        "ttft_p99_s": 0.05,
+        "ttft_p99_completed_s": 0.05,
+        "tpot_p50_s": 0.01,
+        "tpot_p99_s": 0.01,
+        "e2e_p50_s": 0.15,
+        "e2e_p99_s": 0.15,
+        "itl_p50_s": 0.01,
+        "itl_p99_s": 0.01,
+        "send_lag_p50_s": 0,
+        "send_lag_p99_s": 0,
+        # E2E 150 ms; the server's timings say 1 + 48 + 100.
+        "outside_engine_p50_s": 0.001,
+        "running_mean": 40 * (0.048 + 0.1),
+        "server_cores": 0.5,
+        "tokens_per_cpu_s": 880,
+        "context_switches_per_s": 200,
+        "load_cpu_share": 0.25,
+        "server_peak_bytes": synthetic_campaign.GIB + 48 * 2**20,
+        "startup_s": 1.5,
+    }
+    for name, value in expected.items():
+        assert values[name] == pytest.approx(
+            value, rel=0.01 if name in ("output_tokens_per_s", "requests_per_s") else 1e-6
+        ), name
+    said_by_others = (
+        "gpu_",
+        "slot_wait_",
+        "cache_",
+        "kv_",
+        "preemptions",
+        "event_loop_",
+        "usd_",
+        "mbu",
+        "mfu",
+    )
+    assert {name for name, value in values.items() if math.isnan(value)} == {
+        name for name in values if name.startswith(said_by_others)
+    }
+
+
+def test_gpu(observe):
+    values = metrics.measure(observe(samples=synthetic_campaign.telemetry(gpus=2)))
+    assert values["gpu_utilization_percent"] == 80
+    assert values["gpu_memory_bytes"] == 4 * synthetic_campaign.GIB
+    assert values["gpu_power_w"] == 600
+    assert values["gpu_tokens_per_joule"] == pytest.approx(values["output_tokens_per_s"] / 600)
+
+
+def test_window_is_half_open_and_tokens_count_by_arrival(observe):
+    rows = synthetic_campaign.requests(n=1, tokens=4)
+    rows[0] |= {
+        "scheduled_s": 1.5,
+        "sent_s": 1.5,
+        "first_s": 1.9,
+        "last_s": 10.0,
+        "done_s": 10.0,
+        "token_s": [1.9, 2.0, 9.9, 10.0],
+        "token_n": [1, 2, 4, 8],
+    }
+    o = observe(rows)
+    assert metrics.output_tokens_per_s(o) == 6 / 8
+    assert len(o.scheduled) == 0 and len(o.finished) == 0
+    rows[0] |= {"scheduled_s": 2.0}
+    assert len(observe(rows).scheduled) == 1
+
+
+def test_tpot_leaves_the_first_chunk_out(observe):
+    rows = synthetic_campaign.requests(n=1, tokens=10)
+    rows[0] |= {
+        "scheduled_s": 3.0,
+        "first_s": 3.5,
+        "last_s": 4.1,
+        "done_s": 4.2,
+        "token_s": [3.5, 3.8, 4.1],
+        "token_n": [4, 3, 3],
+    }
+    o = observe(rows)
+    # 0.6 s for the 6 tokens after the first chunk's 4
+    assert o.latencies("tpot_s") == pytest.approx([0.1])
+    assert o.latencies("ttft_s") == pytest.approx([0.5])
+    assert o.gaps == pytest.approx([0.3, 0.3])
+    assert metrics.tokens_per_chunk(o) == pytest.approx(10 / 3)
+    rows[0] |= {"tokens": 1, "max_tokens": 1, "token_s": [3.5], "token_n": [1], "last_s": 3.5}
+    assert len(observe(rows).latencies("tpot_s")) == 0  # one token has none
+    assert metrics.goodput_per_s(observe(rows)) == 1 / 8  # and so cannot miss its bound
+
+
+def test_gaps_never_join_two_requests(observe):
+    rows = synthetic_campaign.requests()
+    for i in (100, 101, 200):
+        synthetic_campaign.fail(rows[i])
+    rows[150] |= {"token_s": rows[150]["token_s"][:1], "token_n": [1]}
+    assert observe(rows).gaps == pytest.approx(np.full((320 - 4) * 10, 0.01))
+
+
+def test_failures_are_infinite_in_ttft_and_e2e_and_stand_beside(observe):
+    rows = synthetic_campaign.requests()
+    for i in range(100, 116):  # 16 of the 320: 5%
+        synthetic_campaign.fail(rows[i])
+    values = metrics.measure(observe(rows))
+    assert values["error_share"] == 0.05
+    assert values["e2e_p99_s"] == math.inf and values["ttft_p99_s"] == math.inf
+    # rank 304 of 320 is the last that did not fail
+    assert values["ttft_p95_s"] == pytest.approx(0.05)
+    assert values["e2e_p99_completed_s"] == pytest.approx(0.15)
+    assert values["tpot_p50_s"] == pytest.approx(0.01)
+    assert values["ttft_mean_s"] == pytest.approx(0.05) and values["itl_mean_s"] == pytest.approx(
+        0.01
+    )
+    assert values["slo_attainment"] == 0.95
+    assert values["requests_per_s"] == pytest.approx((320 - 16) / 8, rel=0.01)
+
+
+def test_a_token_before_the_failure_does_not_make_its_ttft_finite(observe):
+    rows = synthetic_campaign.requests()
+    rows[100]["error"] = "stream ended without [DONE]"
+    assert np.isinf(observe(rows).latencies("ttft_s")).sum() == 1
+
+
+def test_queueing_in_the_client_is_waiting(observe):
+    rows = synthetic_campaign.requests()
+    for row in rows:
+        row["scheduled_s"] -= 0.5
+    values = metrics.measure(observe(rows))
+    assert values["ttft_p50_s"] == pytest.approx(0.55)
+    assert values["e2e_p50_s"] == pytest.approx(0.65)
+    assert values["send_lag_p50_s"] == pytest.approx(0.5)
+
+
+def test_goodput_needs_every_bound_and_a_right_answer(observe):
+    assert metrics.goodput_per_s(observe(slo={"ttft_s": 0.04})) == 0
+    assert metrics.goodput_per_s(observe(slo={"ttft_s": 1.0, "tpot_s": 0.009})) == 0
+    rows = synthetic_campaign.requests()
+    for row in rows:
+        row["answer"] = "wrong"
+    o = observe(rows)
+    assert (metrics.goodput_per_s(o), metrics.requests_per_s(o), metrics.wrong_share(o)) == (
+        0,
+        0,
+        1,
+    )
+
+
+def test_too_small_a_sample_has_no_percentile(observe):
+    assert [stats.needed(p) for p in (50, 95, 99)] == [5, 59, 299]
+    rows = synthetic_campaign.requests()
+    values = metrics.measure(observe(rows[: 80 + 298]))
+    assert values["requests_scheduled"] == 298
+    assert math.isnan(values["ttft_p99_s"]) and values["ttft_p95_s"] == pytest.approx(0.05)
+    assert not math.isnan(metrics.measure(observe(rows[: 80 + 299]))["ttft_p99_s"])
+
+
+def test_percentiles_are_observed_values():
+    values = np.array([4.0, 1.0, 3.0, 2.0])
+    assert [stats.percentile(values, p) for p in (25, 50, 51, 99)] == [1, 2, 3, 4]
+    assert stats.percentile(np.array([1.0, math.inf, math.inf]), 50) == math.inf
+    assert stats.percentile(np.array([1.0, 2.0, math.inf]), 50) == 2
+    assert math.isnan(stats.percentile(np.empty(0), 50))
+
+
+@pytest.mark.parametrize("rows", [[], None])
+def test_no_window_no_rows_no_telemetry(observe, rows):
+    values = metrics.measure(observe(rows, samples=[], window=None, startup_s=None, counts=None))
+    known = {
+        name: value
+        for name, value in values.items()
+        if not math.isnan(value) and name != "tokens_per_chunk"
+    }
+    assert known == {}
+
+
+def test_lines_of_a_killed_case_equal_its_parquet(observe):
+    whole, killed = metrics.measure(observe()), metrics.measure(observe(lines=True))
+    assert killed == pytest.approx(whole, nan_ok=True)
+
+
+def test_estimate_is_students_interval():
+    values = [10.0, 12.0, 17.0]
+    e = stats.estimate([*values, math.nan])
+    low, high = scipy.stats.t.interval(0.95, 2, loc=np.mean(values), scale=scipy.stats.sem(values))
+    assert (e.mean, e.runs) == (13, 3)
+    assert e.interval == pytest.approx((low, high))
+    assert stats.estimate([10.0]).runs == 1 and math.isnan(stats.estimate([10.0]).half)
+    assert stats.estimate([1.0, math.inf]).mean == math.inf
+    assert stats.estimate([]).runs == 0
+
+
+def test_trend():
+    times, values = [0.0, 1.0, 3.0, 4.0, 6.0], [5.0, 6.0, 5.5, 8.0, 7.0]
+    expected = scipy.stats.linregress(times, values)
+    assert stats.trend(times, values, 6.0) == pytest.approx(
+        (expected.slope * 6.0 / 6.3, expected.pvalue)
+    )
+    assert stats.trend([1, 2, 3], [4, 4, 4], 2.0) == (0, 1)
+    assert stats.trend([1, 2, 3], [1, 2, 3], 2.0) == (1, 0)
+
+
+def test_welch():
+    a, b = [10.0, 12.0, 17.0, 11.0], [20.0, 29.0, 22.0]
+    expected = scipy.stats.ttest_ind(a, b, equal_var=False)
+    assert stats.welch(a, b)[1:4] == pytest.approx(
+        (*expected.confidence_interval(0.95), expected.pvalue)
+    )
+    assert stats.welch([1.0, 1.0], [1.0, 1.0]).p == 1 and stats.welch([1.0, 1.0], [2.0, 2.0]).p == 0
+
+
+def test_ratio():
+    point, low, high = stats.ratio([20.0, 22.0], [10.0, 11.0])
+    assert point == pytest.approx(2) and low < 2 < high
+    assert stats.ratio([20.0], [10.0])[0] == pytest.approx(2) and math.isnan(
+        stats.ratio([20.0], [10.0])[1]
+    )
+    assert math.isnan(stats.ratio([20.0], [0.0])[0])
+
+
+def test_every_metric_says_what_it_is():
+    for name, metric in metrics.METRICS.items():
+        assert metric.value.__doc__ and metric.label, name
+        assert metric.sample in ("", *metrics.METRICS)
+        unit = {"s": "_s", "bytes": "_bytes", "1/s": "_per_s", "tokens/s": "_s", "W": "_w"}.get(
+            metric.unit, ""
+        )
+        assert name.endswith(unit), name
+
+
+def test_the_server_over_time_beside_the_client(observe):
+    frame = summary.timeline(observe(said=synthetic_campaign.server_metrics()))
+    middle = frame[(frame["time_s"] > 0) & (frame["time_s"] < 7)]
+    assert middle["in_flight"].between(5, 7).all()  # 40 a second, 0.15 s each
+    assert set(middle["server_running"].dropna()) == {3.0} and set(
+        middle["server_waiting"].dropna()
+    ) == {1.0}
+    assert middle["server_running"].isna().sum() == 1  # the scrape that brought nothing
+    # not asked; killed while it ran
+    for o in (observe(), observe(lines=True, said=synthetic_campaign.server_metrics())):
+        assert len(o.server_metrics) == 0 and summary.timeline(o)["server_running"].isna().all()
+    vllm = [
+        row | {"name": row["name"] and row["name"].replace("serveoff_", "vllm:num_")}
+        for row in synthetic_campaign.server_metrics(running=9.0)
+    ]
+    assert set(
+        observe(said=vllm).served("serveoff_requests_running", "vllm:num_requests_running")
+    ) == {9.0}
+    both = summary.timeline(observe(said=[*synthetic_campaign.server_metrics(), *vllm]))[
+        "server_running"
+    ].dropna()
+    assert set(both) == {9.0}, "ours counts what vLLM lets wait as running"
+
+
+def test_cache_hits_are_those_of_the_window(observe):
+    def share(seconds, hits, misses):
+        said = [
+            dict(
+                zip(
+                    synthetic_campaign.records.SERVER_METRICS_FIELDS,
+                    (float(t), 0.25, f"serveoff_cache_{what}_total", "{}", float(count(t))),
+                    strict=True,
+                )
+            )
+            for t in seconds
+            for what, count in (("hits", hits), ("misses", misses))
+        ]
+        return metrics.cache_hit_share(observe(said=[*synthetic_campaign.server_metrics(), *said]))
+
+    assert share(range(12), lambda t: 3 * t, lambda t: t if t < 10 else 99) == 0.75
+    assert share((0, 5, 9), lambda t: t, lambda t: 0 if t < 5 else 40) == 1, (
+        "the misses of the warm-up are not its own"
+    )
+    assert share(range(12), lambda t: 7, lambda t: t) == 0
+    assert math.isnan(share((0, 5, 11), lambda t: t, lambda t: t)), (
+        "one word in the window says nothing of it"
+    )
+    assert math.isnan(share(range(12), lambda t: 7, lambda t: 7)), (
+        "nothing was asked that a cache could have"
+    )
+    assert math.isnan(metrics.cache_hit_share(observe(said=synthetic_campaign.server_metrics()))), (
+        "it has no cache"
+    )
+
+
+def test_running_at_once_is_the_engines_time_in_the_window(observe):
+    rows = synthetic_campaign.requests(n=3)
+    for row, first, prompt_ms, predicted_ms in zip(
+        rows, (2.5, 5.0, 9.5), (1000, 500, 0), (1000, 2000, 4000), strict=True
+    ):
+        row |= {"first_s": first, "prompt_ms": prompt_ms, "predicted_ms": predicted_ms}
+    assert metrics.running_mean(observe(rows)) == pytest.approx((1.5 + 2.5 + 0.5) / 8), (
+        "what lies outside [2, 10) is none of it"
+    )
+    synthetic_campaign.fail(rows[2])
+    assert metrics.running_mean(observe(rows)) == pytest.approx(4.0 / 8)
+    rows[0]["predicted_ms"] = None
+    assert (
+        metrics.running_mean(observe(rows, said=synthetic_campaign.server_metrics(running=9.0)))
+        == 9
+    ), "then what the server says"
+    assert math.isnan(metrics.running_mean(observe(rows)))
+
+
+def test_event_loop_lag_is_the_buckets_bound_in_which_p99_lies(observe):
+    def lag(counts, seconds=range(12)):
+        """`counts`: new ones a second, by the bucket's bound."""
+        said, so_far = [], dict.fromkeys(counts, 1000)  # what was before the window is none of it
+        for t in seconds:
+            total = 0
+            for bound in counts:
+                so_far[bound] += counts[bound]
+                total += so_far[bound]
+                sample = (
+                    float(t),
+                    0.25,
+                    "serveoff_event_loop_lag_seconds_bucket",
+                    f'{{"le": "{bound}"}}',
+                    float(total),
+                )
+                said.append(
+                    dict(zip(synthetic_campaign.records.SERVER_METRICS_FIELDS, sample, strict=True))
+                )
+        return metrics.event_loop_lag_p99_s(observe(said=said))
+
+    assert lag({"0.001": 99, "0.5": 1, "+Inf": 0}) == 0.001
+    assert lag({"0.001": 98, "0.5": 2, "+Inf": 0}) == 0.5
+    assert lag({"0.001": 50, "0.5": 0, "+Inf": 50}) == math.inf
+    assert math.isnan(lag({"0.001": 20, "+Inf": 0})), "140 are too few for a P99"
+    assert math.isnan(lag({"0.001": 2000, "+Inf": 0}, (0, 5, 11))), (
+        "one word in the window says nothing of it"
+    )
+    assert math.isnan(
+        metrics.event_loop_lag_p99_s(observe(said=synthetic_campaign.server_metrics()))
+    ), "no event loop"
+
+
+def test_sums_of_arrays():
+    arrays = pd.Series([np.array([]), np.array([1.0, 2.0]), np.array([3.0]), np.array([])])
+    assert list(metrics.sums(arrays)) == [0, 3, 3, 0] and list(metrics.sums(arrays[:0])) == []

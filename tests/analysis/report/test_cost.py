@@ -1,0 +1,379 @@
+"""Dollars, energy and shares of the physical limit on rows whose answer can be computed by hand,
+and what the report says of them.
+"""
+
+import math
+import re
+
+import pytest
+
+from analysis import __main__, hardware, metrics
+from analysis.dataset import InputError
+from analysis.hardware import Given, Price
+from analysis.metrics import roofline
+from tests.helpers import synthetic_campaign
+
+SHAPE = {
+    "parameters": 1000,
+    "embedding_parameters": 300,
+    "tied_embeddings": False,
+    "layers": 3,
+    "heads": 4,
+    "kv_heads": 2,
+    "head_dim": 5,
+    "dtype_bytes": 2,
+}
+MODEL = {"name": "m", "path": "m", "planted": True, "shape": SHAPE}
+PEAKS = Given(bytes_per_s=1e6, flops=1e9)
+
+
+@pytest.fixture
+def computed(observe):
+    """A case on a real engine, with the model's shape and the machine's peaks."""
+
+    def make(rows=None, engine="hf", given=PEAKS, model=MODEL, **changes):
+        o = observe(rows, engine=engine, data={"model": model}, **changes)
+        o.given = given
+        return o
+
+    return make
+
+
+def counted(values, name=roofline.PASSES):
+    """A word each second."""
+    return [
+        dict(
+            zip(
+                synthetic_campaign.records.SERVER_METRICS_FIELDS,
+                (float(t), 0.25, name, "{}", float(v)),
+                strict=True,
+            )
+        )
+        for t, v in enumerate(values)
+    ]
+
+
+# --- dollars, energy
+
+
+def test_dollars_are_for_tokens_that_met_the_slo(observe):
+    rows = synthetic_campaign.requests()
+    o = observe(rows)
+    o.given = Given(Price(3.96))
+    assert metrics.goodput_tokens_per_s(o) == 440  # 40 requests/s of 11 tokens
+    assert metrics.usd_per_million_tokens(o) == pytest.approx(2.5)
+    for row in rows[::2]:
+        row["first_s"] += 2.0  # half of them miss the TTFT of 1 s
+    o = observe(rows)
+    o.given = Given(Price(3.96))
+    assert metrics.output_tokens_per_s(o) == pytest.approx(440, rel=0.01), (
+        "tokens that nobody waited for are no reason to be cheaper"
+    )
+    assert metrics.usd_per_million_tokens(o) == pytest.approx(5)
+
+
+def test_without_a_price_there_are_no_dollars_and_without_a_good_token_no_bound(observe):
+    assert math.isnan(metrics.usd_per_million_tokens(observe()))
+    o = observe(slo={"ttft_s": 0.001})
+    o.given = Given(Price(1))
+    assert metrics.usd_per_million_tokens(o) == math.inf
+    o = observe(window=None, counts=None)
+    o.given = Given(Price(1))
+    assert math.isnan(metrics.usd_per_million_tokens(o)), "nothing was measured"
+
+
+def test_tokens_a_joule(observe):
+    assert metrics.gpu_tokens_per_joule(
+        observe(samples=synthetic_campaign.telemetry(gpus=2))
+    ) == pytest.approx(440 / 600, rel=0.01)
+    assert math.isnan(metrics.gpu_tokens_per_joule(observe()))
+
+
+# --- the model's work
+
+
+def one_request(**changes):
+    """Prompt of 32 tokens, answer of 4 in chunks of 1, 2 and 1, all inside [2, 10)."""
+    rows = synthetic_campaign.requests(n=1, tokens=4)
+    rows[0] |= {
+        "scheduled_s": 2.5,
+        "first_s": 3.0,
+        "last_s": 5.0,
+        "done_s": 5.0,
+        "token_s": [3.0, 4.0, 5.0],
+        "token_n": [1, 2, 1],
+    }
+    rows[0] |= changes
+    return rows
+
+
+def test_work_by_hand(computed):
+    # The 2nd to 4th token look back on 33, 34 and 35 tokens; the prompt's on 1 to 32.
+    assert roofline.work(computed(one_request())) == (4, 1, 32, 33 + 34 + 35, 32 * 33 / 2)
+    assert roofline.work(computed(one_request(token_s=[1.0, 4.0, 5.0]))) == (
+        3,
+        0,
+        0,
+        33 + 34 + 35,
+        0,
+    ), "its prompt was before"
+    assert roofline.work(computed(one_request(token_s=[3.0, 4.0, 15.0]))) == (
+        3,
+        1,
+        32,
+        33 + 34,
+        32 * 33 / 2,
+    )
+    assert roofline.work(computed(one_request(token_s=[4.0], token_n=[4]))) == (
+        4,
+        1,
+        32,
+        33 + 34 + 35,
+        32 * 33 / 2,
+    )
+    two = one_request() + one_request(prompt_tokens=None, prompt_tokens_asked=32)
+    assert roofline.work(computed(two)) == (8, 2, 64, 204, 2 * 528)
+    assert roofline.work(computed([])) == (0, 0, 0, 0, 0)
+
+
+def test_mbu_by_hand(computed):
+    """4 passes read 700 weights each, and the 3 later tokens 3 layers x 2 heads x 5 keys and values
+    of what they look back on.
+    """
+    moved = 2 * (4 * 700 + 2 * 3 * 2 * 5 * 102)
+    assert metrics.mbu(computed(one_request())) == pytest.approx(moved / 8 / 1e6)
+    tied = MODEL | {"shape": SHAPE | {"tied_embeddings": True}}
+    assert metrics.mbu(computed(one_request(), model=tied)) == pytest.approx(
+        (moved + 2 * 4 * 300) / 8 / 1e6
+    ), "the table is the head"
+
+
+def test_mfu_by_hand(computed):
+    """32 prompt tokens and 3 later ones go through 400 weights, 4 through the head's 300; each look
+    back costs 4 x 3 x 4 x 5.
+    """
+    done = 2 * (400 * (32 + 3) + 300 * 4) + 4 * 3 * 4 * 5 * (102 + 528)
+    assert metrics.mfu(computed(one_request())) == pytest.approx(done / 8 / 1e9)
+    tied = MODEL | {"shape": SHAPE | {"tied_embeddings": True}}
+    assert metrics.mfu(computed(one_request(), model=tied)) == pytest.approx(
+        (done + 2 * 300 * 35) / 8 / 1e9
+    )
+
+
+def test_passes_are_counted_or_one_a_token_or_a_lower_bound(computed):
+    rows = synthetic_campaign.requests()
+    assert roofline.passes(computed(rows)) == (440, "one a token")
+    # Scrapes at 2 to 9 s are answered a quarter of a second later, inside the window.
+    assert roofline.passes(computed(rows, "vllm", said=counted(range(0, 1200, 100)))) == (
+        100,
+        "counted by vLLM",
+    )
+    _, how = roofline.passes(computed(rows, "vllm", said=counted([0, 0, 0, 100])[3:]))
+    assert how == "at least", "one word says nothing"
+    # four requests whose tokens come together: 3 passes at least
+    batch = [row for _ in range(4) for row in one_request()]
+    assert roofline.passes(computed(batch, "hf_batched")) == (pytest.approx(3 / 8), "at least")
+    # one after the other: none of 6 was shared
+    alone = one_request() + one_request(token_s=[6.0, 7.0, 8.0])
+    assert roofline.passes(computed(alone, "hf_batched"))[0] == pytest.approx(6 / 8)
+
+
+def test_no_share_of_a_limit_that_is_not_known(computed):
+    def shares(**changes):
+        o = computed(**changes)
+        return metrics.mbu(o), metrics.mfu(o)
+
+    assert all(value > 0 for value in shares())
+    unknown = {
+        "an engine without a model": {"engine": "simulated"},
+        "answers out of a cache": {"said": counted([5] * 10, "serveoff_cache_hits_total")},
+        "an older campaign": {"model": {key: MODEL[key] for key in ("name", "path", "planted")}},
+        "no dense decoder": {"model": MODEL | {"shape": None}},
+        "no peaks": {"given": hardware.NOTHING},
+        "no load": {"window": None, "counts": None},
+    }
+    for why, changes in unknown.items():
+        assert all(math.isnan(value) for value in shares(**changes)), why
+    assert all(
+        value > 0 for value in shares(said=counted([0] * 10, "serveoff_cache_hits_total"))
+    ), "a cache that never had an answer"
+
+
+# --- prices, peaks
+
+
+def manifest(*names):
+    return {"manifest": {"gpus": [{"name": name} for name in names]}}
+
+
+def test_peaks_are_of_all_gpus_or_of_none():
+    one = hardware.peaks(manifest("NVIDIA H200"), hardware.NOTHING)
+    assert (one.bytes_per_s, one.flops) == (4.8e12, 989e12)
+    assert (
+        "4,800 GB/s" in one.bandwidth_source
+        and "nvidia.com/en-us/data-center/h200" in one.bandwidth_source
+    )
+    two = hardware.peaks(manifest("NVIDIA L4", "NVIDIA L4"), hardware.NOTHING)
+    assert (two.bytes_per_s, two.flops) == (600e9, 242e12) and "2 × NVIDIA L4" in two.flops_source
+    for names in ((), ("NVIDIA L4", "NVIDIA Z9"), (None,)):
+        found = hardware.peaks(manifest(*names), hardware.NOTHING)
+        assert (
+            math.isnan(found.bytes_per_s) and math.isnan(found.flops) and not found.bandwidth_source
+        )
+    given = hardware.peaks(manifest("NVIDIA L4"), Given(bytes_per_s=25e9))
+    assert (given.bytes_per_s, given.flops) == (
+        25e9,
+        121e12,
+    ) and "25 GB/s, given" in given.bandwidth_source
+
+
+def test_every_price_and_peak_has_a_source_and_a_date():
+    for name, price in hardware.prices().items():
+        assert (
+            price.usd_per_hour > 0
+            and re.search(r"\w\.\w+/", price.source)
+            and re.fullmatch(r"20\d\d-\d\d-\d\d", price.date)
+        ), name
+        assert price.what and (len(price.gpus) > 0) == ("no GPU" not in price.what), name
+        assert not price.gpus or f"{len(price.gpus)} × " in price.what, name
+    for name, row in hardware.stated().items():
+        assert (
+            row["bytes_per_s"] > 1e11
+            and row["flops"] > 1e13
+            and row["source"].startswith("https://www.nvidia.com/")
+        ), name
+        assert str(row["date"]).startswith("20")
+
+
+def test_options_are_read_and_refused():
+    assert hardware.given() == hardware.NOTHING
+    assert hardware.given("2.50", "4800", "989") == Given(Price(2.5), 4.8e12, 989e12)
+    assert hardware.given("aws-g6.xlarge").price == hardware.prices()["aws-g6.xlarge"]
+    for arguments in (
+        ("free",),
+        ("0",),
+        ("-1",),
+        ("nan",),
+        ("inf",),
+        ("",),
+        (None, "0"),
+        (None, "fast"),
+        (None, None, "-5"),
+    ):
+        with pytest.raises(InputError, match=r"^--"):
+            hardware.given(*arguments)
+
+
+# --- the report
+
+
+def pages(folder, *options):
+    assert __main__.main(["report", str(folder), "--no-notebooks", *options]) == 0
+    return (folder / "report.html").read_text(), (folder / "report.md").read_text()
+
+
+def section(text):
+    return re.split(r"<h2>Cost</h2>|## Cost\n", text)[1].partition("Noise floor")[0]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return synthetic_campaign.campaign(tmp_path / "campaign")
+
+
+def test_no_dollars_without_a_price(folder):
+    for page in pages(folder):
+        above = re.split("<h2>Can these numbers|## Can these numbers", page)[0]
+        assert "No price was given" in section(page) and "aws-g6.xlarge" in section(page)
+        assert "no MBU and no MFU" in section(page) and "shape was not recorded" in section(page)
+        assert "cost of a million good tokens" not in above
+        assert "tokens a joule" in above, "one server has a GPU whose energy was measured"
+    table = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {
+        "usd_per_million_tokens",
+        "gpu_tokens_per_joule",
+        "mbu",
+        "mfu",
+        "goodput_tokens_per_s",
+    } <= set(table)
+
+
+def test_a_price_that_is_given(folder, capsys):
+    page, markdown = pages(folder, "--price", "2.50")
+    for text in (page, markdown):
+        assert (
+            "Price: 2.5 USD an hour, given with the command." in section(text)
+            and "No price" not in text
+        )
+    assert re.search(
+        r"\| alpha \(simulated\), chat, 8 users \| 43\d(\.\d)? .*\| 1\.\d\d ", section(markdown)
+    ), "2.50 / 3600 / 436 x 10^6"
+    assert "| – |" in section(markdown), "no energy of the server without a GPU"
+    assert "cost of a million good tokens, USD |" in markdown.partition("Can these numbers")[0]
+    assert "USD for" in capsys.readouterr().out
+
+
+def test_a_list_price_says_whose_when_and_for_what(folder):
+    for text in pages(folder, "--price", "aws-g6.xlarge"):
+        said = section(text)
+        assert (
+            "0.8048 USD an hour, the list price of aws-g6.xlarge (1 × L4) on 2026-02-09" in said
+            and "AWS Price List" in said
+        )
+        assert (
+            "another machine: it has 1 × NVIDIA L4, and what was measured here ran on no GPU"
+            in said
+        )
+    for text in pages(folder, "--price", "aws-c7i.xlarge"):
+        assert "another machine" not in section(text)
+
+
+def test_what_runs_behind_a_target_is_not_known(tmp_path):
+    folder = tmp_path / "campaign"
+    folder.mkdir()
+    synthetic_campaign.write_case(
+        folder,
+        case := synthetic_campaign.run(engine="external"),
+        synthetic_campaign.requests(),
+        synthetic_campaign.telemetry(),
+    )
+    synthetic_campaign.records.write_json(
+        folder / "campaign.json", synthetic_campaign.campaign_data([case["case"]])
+    )
+    for text in pages(folder, "--price", "aws-g6.xlarge"):
+        assert "0.8048 USD" in section(text) and "another machine" not in section(text)
+
+
+def test_shares_of_the_limit_stand_with_their_sources(tmp_path):
+    folder = tmp_path / "campaign"
+    folder.mkdir()
+    rows = synthetic_campaign.requests()
+    case = synthetic_campaign.run(engine="hf", served=synthetic_campaign.served(rows))
+    synthetic_campaign.write_case(folder, case, rows, synthetic_campaign.telemetry())
+    synthetic_campaign.records.write_json(
+        folder / "campaign.json", synthetic_campaign.campaign_data([case["case"]], model=MODEL)
+    )
+    for text in pages(folder, "--peak-bandwidth", "0.001", "--peak-flops", "0.001"):
+        said = section(text)
+        for shown in (
+            "0.001 GB/s, given with the command",
+            "0.001 TFLOP/s, given",
+            "one a token",
+            "appendix B",
+            "Databricks",
+            "3 layers",
+        ):
+            assert shown in said, shown
+        assert "MBU, %" in text or "MBU<small>%" in text
+    _, markdown = pages(folder, "--peak-flops", "0.001")
+    assert (
+        "MFU, % |" in markdown
+        and "MBU, %" not in markdown
+        and "forward passes, for" not in markdown
+    )
+
+
+def test_a_bad_option_is_one_sentence_and_exit_2(folder, capsys):
+    assert __main__.main(["report", str(folder), "--price", "aws"]) == 2
+    out, error = capsys.readouterr()
+    assert "one of aws-c7i.xlarge" in error and error.count("\n") == 1 and out == ""

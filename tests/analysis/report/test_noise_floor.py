@@ -1,0 +1,117 @@
+"""The report says what the load generator's own errors were, or that nobody asked."""
+
+import pytest
+
+from analysis.report import noise_floor_section, writer
+from loadtests import schema
+from tests.helpers import synthetic_campaign
+
+
+def pages(tmp_path, calibration=None):
+    folder = synthetic_campaign.campaign(tmp_path / "campaign")
+    if calibration is not None:
+        schema.write_json(folder / "calibration.json", calibration)
+    writer.write(folder)
+    return (folder / "report.html").read_text(), (folder / "report.md").read_text()
+
+
+def test_what_was_measured_is_shown_in_both(tmp_path):
+    page, markdown = pages(tmp_path, synthetic_campaign.calibration(8, 12.5, failed=3))
+    section = markdown.partition("## Noise floor")[2].partition("\n## ")[0]
+    for shown in (
+        "| the load generator's own error | closed loop, 8 users | open loop, 12.5 requests/s |",
+        "| requests; failed | 400; 3 | 400; 3 |",
+        "| TTFT, measured minus true: mean, P99 | 0.050 ms, 0.400 ms | 0.050 ms, 0.400 ms |",
+        "mean, P99 | 0.004 ms, 0.011 ms |",
+        "off by: P99 | 0.012 ms |",
+        "P50, P99 | 0.040 ms, 0.300 ms |",
+        "| 25.0 us |",
+        "| 0.400% |",
+        "Up to 4,000 events/s were seen right, and no more were tried.",
+        "More than 5% is no number.",
+        "| alpha (simulated), chat, 8 users, run 1 | at most 0.0% (TTFT P50) |",
+    ):
+        assert shown in section, shown
+    assert "not measured before this campaign" not in section
+    section = page.partition("<h2>Noise floor</h2>")[2].partition("<h2>")[0]
+    assert (
+        '<th scope="col" class="n">open loop, 12.5 requests/s</th>' in section
+        and '<td class="n">0.050 ms, 0.400 ms</td>' in section
+    )
+    assert section.count("<tr>") == 2 + len(noise_floor_section.ROWS) + 4, (
+        "two headings, the table, and the four cases that ended"
+    )
+
+
+def test_one_kind_of_load_has_one_column(tmp_path):
+    _, markdown = pages(tmp_path, synthetic_campaign.calibration(None, 4.0))
+    assert (
+        "| the load generator's own error | open loop, 4 requests/s |\n| --- | ---: |\n" in markdown
+    )
+
+
+def test_nothing_was_calibrated(tmp_path):
+    for text in pages(tmp_path):
+        section = text.partition("Noise floor")[2].partition("How it was measured")[0]
+        assert "were not measured before this campaign" in section and "--no-calibration" in section
+        assert (
+            "own error |" not in section and "but the load generator was not calibrated" in section
+        )
+
+
+def test_what_is_missing_is_a_dash(tmp_path):
+    nothing = dict.fromkeys(
+        ("ttft_error_mean_s", "ttft_error_p99_s", "cpu_per_event_s", "waited_share")
+    )
+    _, markdown = pages(tmp_path, synthetic_campaign.calibration(**nothing, requests=0))
+    assert "| –, – |" in markdown and "| – us |" in markdown and "| –% |" in markdown
+
+
+def steps(*said):
+    """(asked, server kept up, sustained)"""
+    return [
+        {"asked_per_s": asked, "server_kept_up": kept_up, "sustained": sustained}
+        for asked, kept_up, sustained in said
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ladder", "sustained", "sentence"),
+    [
+        ([], 0, ""),
+        (
+            steps((2000, True, True), (4000, True, True)),
+            4000,
+            "Up to 4,000 events/s were seen right, and no more were tried.",
+        ),
+        (
+            steps((2000, True, True), (4000, True, False)),
+            2000,
+            (
+                "Up to 2,000 events/s were seen right; 4,000 are more than the load generator can"
+                " take."
+            ),
+        ),
+        (
+            steps((2000, True, True), (4000, False, False)),
+            2000,
+            (
+                "Up to 2,000 events/s were seen right; 4,000 are more than the reference server"
+                " could send: the load generator's own limit is higher."
+            ),
+        ),
+        (
+            steps((2000, True, False), (4000, True, True)),
+            0,
+            (
+                "Not even the least number of events/s was seen right; 2,000 are more than the load"
+                " generator can take."
+            ),
+        ),
+    ],
+)
+def test_who_was_the_limit(ladder, sustained, sentence):
+    assert (
+        noise_floor_section.ladder({"ladder": ladder, "sustained_events_per_s": sustained})
+        == sentence
+    )

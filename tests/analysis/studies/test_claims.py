@@ -1,0 +1,252 @@
+"""Claims against campaigns whose numbers are known: alpha carries 440 tokens/s, beta half of that,
+in two runs each.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from analysis import __main__ as command
+from analysis.dataset import InputError
+from analysis.studies import claims
+from loadtests.campaign.runner import plan_of
+from loadtests.cli import arguments_of
+from tests.helpers import synthetic_campaign
+
+ROOT = Path(__file__).parents[3]
+SAID = 'says = "x"\nsource = "y"\n'
+CAMPAIGN = '[campaigns.one]\narguments = ["--servers", "alpha,beta"]\n'
+
+
+def judged(folder: Path, parts: str, more: str = "") -> claims.Verdict:
+    file = folder / "claims.toml"
+    file.write_text(
+        f'{CAMPAIGN}[claims.it]\nsays = "it is so"\nsource = "people"\ncampaign ='
+        f' "one"\n{more}\nparts = [{parts}]\n'
+    )
+    if not (folder / "one").exists():
+        synthetic_campaign.campaign(folder / "one")
+    (verdict,) = claims.verdicts(folder, file)
+    return verdict
+
+
+RATIO = '{{ metric = "output_tokens_per_s", of = "alpha", to = "beta", {} }}'
+
+
+@pytest.mark.parametrize(
+    ("bounds", "verdict"),
+    [
+        ("least = 1.5", "confirmed"),
+        ("least = 1.5, most = 3", "confirmed"),
+        ("most = 3", "confirmed"),
+        ("least = 3", "refuted"),
+        ("most = 1.2", "refuted"),
+        ("least = 5, most = 10", "refuted"),
+        ("least = 2.0", "undecided"),
+        ("most = 2.05", "undecided"),
+    ],
+)
+def test_an_interval_inside_confirms_outside_refutes_and_over_the_threshold_does_neither(
+    tmp_path: Path, bounds: str, verdict: str
+) -> None:
+    found = judged(tmp_path, RATIO.format(bounds))
+    assert found.verdict == verdict, found
+    (part,) = found.parts
+    assert (
+        part.low < part.value < part.high
+        and part.value == pytest.approx(2.04, abs=0.03)
+        and part.traffic == "chat, 8 users"
+    )
+
+
+def test_a_value_of_one_server_has_the_metric_s_own_unit(tmp_path: Path) -> None:
+    found = judged(tmp_path, '{ metric = "ttft_p50_s", of = "alpha", most = 60 }')
+    assert found.verdict in ("confirmed", "undecided") and found.parts[0].value == pytest.approx(
+        50, rel=0.01
+    )
+    assert (found.parts[0].of, found.parts[0].claimed) == ("TTFT P50 of alpha, ms", "at most 60")
+
+
+def test_all_parts_must_hold(tmp_path: Path) -> None:
+    assert (
+        judged(tmp_path, RATIO.format("least = 1.5") + ", " + RATIO.format("most = 3")).verdict
+        == "confirmed"
+    )
+    assert (
+        judged(tmp_path, RATIO.format("least = 1.5") + ", " + RATIO.format("least = 3")).verdict
+        == "refuted"
+    )
+    both = judged(tmp_path, RATIO.format("least = 1.5") + ", " + RATIO.format("least = 2.0"))
+    assert both.verdict == "undecided" and "more runs would narrow it" in both.why
+
+
+def test_what_is_more_than_claimed_is_refuted_and_says_so(tmp_path: Path) -> None:
+    found = judged(
+        tmp_path, RATIO.format("least = 1.2, most = 1.5") + ", " + RATIO.format("least = 1.5")
+    )
+    assert (found.verdict, found.why) == ("refuted", "it is more than that")
+    # one is less
+    assert (
+        judged(
+            tmp_path, RATIO.format("least = 1.2, most = 1.5") + ", " + RATIO.format("least = 3")
+        ).why
+        == ""
+    )
+    # about half: less is better
+    latency = '{{ metric = "e2e_p50_s", of = "alpha", to = "beta", least = {}, most = {} }}'
+    assert (
+        judged(tmp_path, latency.format(0.7, 0.8)).why == "it is more than that"
+        and judged(tmp_path, latency.format(0.1, 0.2)).why == ""
+    )
+
+
+def test_an_open_loop_is_judged_like_a_closed_one(tmp_path: Path) -> None:
+    folder = synthetic_campaign.campaign(tmp_path / "one")
+    for file in folder.glob("cases/*/run.json"):
+        run = json.loads(file.read_text())
+        file.write_text(json.dumps(run | {"case": run["case"] | {"users": None, "rate": 40.0}}))
+    found = judged(tmp_path, RATIO.format("least = 1.5"))
+    assert found.verdict == "confirmed" and found.parts[0].traffic == "chat, 40 requests/s"
+
+
+def part(traffic: str, verdict: str) -> claims.Judged:
+    return claims.Judged(traffic, "it", "at least 1", 1.0, 0.9, 1.1, verdict)
+
+
+def test_a_claim_that_holds_under_one_traffic_only_depends_on_it() -> None:
+    mixed = [
+        part("chat, 1 user", "refuted"),
+        part("chat, 16 users", "confirmed"),
+        part("chat, 64 users", "confirmed"),
+    ]
+    assert claims._together(mixed) == (
+        "depends",
+        "it is so under chat, 16 users and chat, 64 users; it is not so under chat, 1 user",
+    )
+    assert claims._together(
+        [part("chat, 1 user", "refuted"), part("chat, 1 user", "confirmed")]
+    ) == ("refuted", "")
+    verdict, why = claims._together(
+        [part("chat, 1 user", "no number"), part("chat, 1 user", "refuted")]
+    )
+    assert verdict == "undecided" and why.startswith("there is no number for it, chat, 1 user")
+
+
+def test_what_is_undecided_or_without_a_number_under_another_traffic_is_never_left_out() -> None:
+    refuted, undecided = part("one", "refuted"), part("two", "undecided")
+    reaches = (
+        "under two an interval reaches over the threshold, or there is none: more runs would"
+        " narrow it"
+    )
+    assert claims._together([refuted, undecided]) == (
+        "undecided",
+        f"it is not so under one; {reaches}",
+    )
+    verdict, why = claims._together(
+        [refuted, undecided, part("three", "confirmed"), part("four", "no number")]
+    )
+    assert (
+        verdict == "depends"
+        and f"it is so under three; it is not so under one; {reaches}; there is no number for it, four"
+        in why
+    )
+    assert claims._together([refuted, part("two", "refuted")]) == ("refuted", "")
+
+
+def test_what_a_reader_must_know_stands_beside_the_verdict(tmp_path: Path) -> None:
+    assert (
+        judged(tmp_path, RATIO.format("least = 1.5"), 'note = "of this machine"').why
+        == "of this machine"
+    )
+
+
+def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
+    assert (
+        judged(tmp_path, '{ metric = "output_tokens_per_s", of = "omega", least = 1 }').verdict
+        == "not testable here"
+    )
+    cores = judged(tmp_path, RATIO.format("least = 1.5"), "server_cores = 2")
+    assert (cores.verdict, cores.why) == ("not testable here", "the server has 1 core here")
+    file = tmp_path / "claims.toml"
+    file.write_text(
+        f'{CAMPAIGN}[claims.a]\n{SAID}campaign = "one"\nparts = []\n[claims.b]\n{SAID}needs = "a'
+        ' GPU"\n'
+    )
+    not_run, without = claims.verdicts(tmp_path / "elsewhere", file)
+    assert (not_run.verdict, not_run.why) == ("not run", "`nox -s claims -- one` runs it")
+    assert (without.verdict, without.why) == ("not testable here", "it needs a GPU")
+
+
+def test_the_pages_say_every_claim_with_its_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict = judged(tmp_path, RATIO.format("least = 1.5"))
+    monkeypatch.setattr(claims, "FILE", tmp_path / "claims.toml")
+    monkeypatch.setattr(claims, "verdicts", lambda results: [verdict])
+    assert command.main(["claims", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("confirmed          it is so\n")
+    page, text = (tmp_path / "claims.html").read_text(), (tmp_path / "README.md").read_text()
+    assert (
+        "## confirmed: “it is so”" in text
+        and "| chat, 8 users | output throughput of alpha / beta | 2.0" in text
+    )
+    assert "output throughput of alpha / beta" in page and 'href="one/report.html"' in page
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('[claims.a]\nsays = "x"\ncampaign = "one"\n', "the claim 'a' has no 'source'"),
+        (f'[claims.a]\n{SAID}campaign = "two"\n', "the claim 'a' names no campaign that is there"),
+        (
+            (
+                f'[claims.a]\n{SAID}campaign = "one"\nparts = [{{ metric = "speed", of = "b", least'
+                " = 1 }]\n"
+            ),
+            "a part of the claim 'a'",
+        ),
+        (
+            (
+                f'[claims.a]\n{SAID}campaign = "one"\nparts = [{{ metric = "requests_per_s", of ='
+                ' "b" }]\n'
+            ),
+            "a part of the claim 'a'",
+        ),
+        ("[claims", "cannot be read"),
+    ],
+)
+def test_a_broken_file_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    file = tmp_path / "claims.toml"
+    file.write_text(CAMPAIGN + text)
+    with pytest.raises(InputError, match=sentence):
+        claims.read(file)
+
+
+# --- ours
+
+
+@pytest.mark.parametrize("name", claims.read()["campaigns"])
+def test_our_campaigns_can_be_planned_and_have_the_servers_that_are_claimed_about(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = claims.read()
+    monkeypatch.chdir(ROOT)
+    cases, _ = plan_of(arguments_of(table["campaigns"][name]["arguments"]))
+    asked = {
+        part[key]
+        for claim in table["claims"].values()
+        if claim.get("campaign") == name
+        for part in claim["parts"]
+        for key in ("of", "to")
+        if key in part
+    }
+    assert asked and asked <= {case.label for case in cases}
+    scenarios = {
+        claim["scenario"]
+        for claim in table["claims"].values()
+        if claim.get("campaign") == name and "scenario" in claim
+    }
+    assert scenarios <= {case.scenario for case in cases} and {
+        case.repetition for case in cases
+    } >= {1, 2, 3}

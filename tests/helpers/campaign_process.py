@@ -1,0 +1,220 @@
+"""Whole campaigns as child processes in a folder of their own, and what they must not leave
+behind.
+"""
+
+import contextlib
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet
+
+from loadtests import schema
+from tests.helpers.pty_command import Terminal
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 120.0  # against hanging; not a measurement
+MARK = "SERVEOFF_TEST_MARK"
+SCENARIOS = """
+[quick]
+summary = "closed loop"
+arrivals = "closed"
+users = 3
+endpoint = "chat"
+prompt_tokens = [4, 16]
+output_tokens = [4, 8]
+warmup_s = 0.5
+warmup_max_s = 0.5
+duration_s = 2.0
+drain_s = 10
+timeout_s = 30
+
+[random]
+summary = "open loop"
+arrivals = "poisson"
+rate = 25.0
+endpoint = "completions"
+prompt_tokens = [4, 16]
+output_tokens = [4, 8]
+warmup_s = 0.5
+warmup_max_s = 0.5
+duration_s = 2.0
+drain_s = 10
+timeout_s = 30
+"""
+QUICK = (
+    "--engines",
+    "simulated",
+    "--simulated",
+    "prefill_ms=20,step_ms=5",
+    "--scenarios",
+    "quick",
+    "--report",
+    "none",
+)
+STAGES = ["prepare", "launch", "verify", "load", "verify again", "stop"]
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def said_of(process: psutil.Process) -> list[str]:
+    """Its command line; empty if it has just ended."""
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []
+
+
+class Bench:
+    """Campaigns that are run in a folder of their own."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.mark = folder, uuid.uuid4().hex
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir()
+        (folder / "mine.toml").write_text(SCENARIOS)
+        # From another folder than the repository: results/ is made here, and no path may depend on
+        # where one stands.
+        self.environment = {
+            **os.environ,
+            MARK: self.mark,
+            "TMPDIR": str(self.temporary),
+            "PYTHONPATH": str(ROOT),
+        }
+
+    def command(self, *arguments: str) -> list[str]:
+        """Without calibration, which takes half a minute: test_calibrate.py is about it."""
+        return [
+            sys.executable,
+            "-m",
+            "loadtests",
+            "--scenarios-file",
+            "mine.toml",
+            "--no-calibration",
+            *arguments,
+        ]
+
+    def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=PATIENCE_S,
+        )
+
+    def start(self, *arguments: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def on_terminal(self, *arguments: str) -> Terminal:
+        return Terminal(self.command(*arguments), self.environment, self.folder)
+
+    def refuses(self, sentence: str, *arguments: str) -> None:
+        """One line that says so, exit code 2, and nothing begun."""
+        done = self.run(*arguments)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert (
+            done.stderr.startswith("error: ")
+            and sentence in done.stderr
+            and done.stderr.count("\n") == 1
+        ), done.stderr
+        assert done.stdout == "" and not (self.folder / "not_to_be").exists()
+
+    def processes(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if (
+                    process.environ().get(MARK) == self.mark
+                    and process.status() != psutil.STATUS_ZOMBIE
+                ):
+                    found.append(process)
+        return found
+
+    def load_workers(self) -> list[psutil.Process]:
+        """Locust itself, and after it those that it forked."""
+        found = [
+            each
+            for each in self.processes()
+            if {"locust", "servers.runtime.supervise"} & {*said_of(each)} == {"locust"}
+        ]
+        return sorted(found, key=lambda each: each.ppid() in {process.pid for process in found})
+
+    def left_over(self) -> list[str]:
+        """Of all campaigns so far: processes, temporary files, half-written files, open ports."""
+        left = [f"process {process.pid}" for process in self.processes()]
+        left += [str(path) for path in self.temporary.glob("serveoff-*")]
+        # while others are removed
+        files = [
+            Path(place, "run.json")
+            for place, _, names in os.walk(self.folder)
+            if "run.json" in names
+        ]
+        for file in files:
+            if command := schema.read_json(file)["command"]:
+                [port] = ports_of(command)
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        left.append(f"port {port}")
+        return left
+
+
+def ports_of(command: list[str]) -> list[int]:
+    """The one that a server was told to listen at; none if it is no server's command."""
+    found = re.search(r"(?:127\.0\.0\.1[: ]|--port |PORT=)(\d+)", " ".join(command))
+    return [int(found[1])] if found else []
+
+
+def wait_for(what: Callable[[], Any], described: str, within_s: float = PATIENCE_S) -> Any:
+    end = time.monotonic() + within_s
+    while time.monotonic() < end:
+        if found := what():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"{described}: not within {within_s:g} s")
+
+
+def case_folder(campaign: Path, index: int) -> Path:
+    return next((campaign / "cases").glob(f"{index:03d}-*"))
+
+
+def rows_when_under_load(campaign: Path, index: int) -> int:
+    """Waits until a case is in the middle of its load; the number of rows it reported then."""
+
+    def said() -> int:
+        for file in campaign.glob(f"cases/{index:03d}-*/load.json"):
+            with contextlib.suppress(FileNotFoundError):
+                return (
+                    schema.read_json(file)["rows"]
+                    if schema.read_json(file)["state"] == "running"
+                    else 0
+                )
+        return 0
+
+    return wait_for(lambda: (rows := said()) >= 10 and rows, f"case {index} under load")
+
+
+def table(folder: Path, name: str) -> list[dict[str, Any]]:
+    return pyarrow.parquet.read_table(folder / f"{name}.parquet").to_pylist()
+
+
+def runs(campaign: Path) -> list[tuple[Path, dict[str, Any]]]:
+    return [
+        (file.parent, schema.read_json(file)) for file in sorted(campaign.glob("cases/*/run.json"))
+    ]

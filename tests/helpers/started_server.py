@@ -1,0 +1,149 @@
+"""A server started as a campaign starts it, and how to ask it something."""
+
+import http.client
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from loadtests.telemetry import machine
+from servers.runtime import catalog, launch
+from servers.runtime.launch import Running, Share
+
+SERVERS = catalog.servers()
+QUICK = {"prefill_ms": 20, "step_ms": 3}
+MODEL = "serveoff-tiny"
+
+
+# As in a campaign, and for its reason: else the server may keep this process from its core, and a
+# stream looks as if it were buffered.
+SHARE = machine.machine_share()
+
+
+@contextmanager
+def start(
+    name: str,
+    engine: str,
+    folder: Path,
+    workers: int = 1,
+    options: dict[str, str] | None = None,
+    **simulated: Any,
+) -> Iterator[Running]:
+    server = SERVERS[name]
+    if missing := server.missing(engine):
+        pytest.skip(f"{name} with {engine}: {', '.join(missing)} is not installed")
+    model = launch.resolve_model("tiny", needs_weights=engine != "simulated")
+    share = Share(
+        () if SHARE["shared"] else tuple(SHARE["server_cores"]), SHARE["threads"], workers
+    )
+    with launch.running(
+        server, engine, model, share, folder / "log", options=options, simulated=QUICK | simulated
+    ) as running:
+        before = None if SHARE["shared"] else os.sched_getaffinity(0)
+        if before is not None:
+            os.sched_setaffinity(0, SHARE["load_cores"])
+        try:
+            yield running
+        except BaseException:
+            print(
+                f"{name} {'has ended' if running.ended() else 'runs'}; its last log"
+                f" lines:\n{launch.tails(running.log)}"
+            )
+            raise
+        finally:
+            if before is not None:
+                os.sched_setaffinity(0, before)
+
+
+def alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+OURS = [name for name, server in SERVERS.items() if not server.foreign]
+
+
+@contextmanager
+def started(name: str, engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Once for all tests of this file; at its end nothing of it may be left."""
+    with start(name, engine, tmp_path_factory.mktemp(name)) as running:
+        yield running
+        roots = [psutil.Process(pid) for pid in running.pids]
+        tree = [*roots, *(child for root in roots for child in root.children(recursive=True))]
+        assert not running.ended(), launch.tails(running.log)
+    assert not [process for process in tree if alive(process)]
+
+
+def ask(
+    base_url: str,
+    path: str,
+    body: Any = None,
+    key: str | None = None,
+    headers: dict[str, str] | None = None,
+) -> tuple[int, Any]:
+    """Status and JSON (or text) of a request; bytes and iterators are sent as they are."""
+    connection = http.client.HTTPConnection(base_url.removeprefix("http://"), timeout=60)
+    data = json.dumps(body).encode() if isinstance(body, dict) else body
+    headers = (
+        {"Content-Type": "application/json"}
+        | ({"Authorization": f"Bearer {key}"} if key else {})
+        | (headers or {})
+    )
+    try:
+        try:
+            connection.request("GET" if body is None else "POST", path, data, headers)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # refused before all of it was sent
+        response = connection.getresponse()
+        said = response.read()
+    finally:
+        connection.close()
+    try:
+        return response.status, json.loads(said)
+    except ValueError:
+        return response.status, said.decode()
+
+
+def wanted(**more: Any) -> dict[str, Any]:
+    return {
+        "model": MODEL,
+        "prompt": "bebe baba",
+        "max_tokens": 5,
+        "temperature": 0,
+        "ignore_eos": True,
+        **more,
+    }
+
+
+def counters_at_rest(base_url: str) -> dict[str, float]:
+    """Once no request is in flight or running: each is counted after the last byte of its answer,
+    when its client has gone on already, and an engine in a thread learns at its next token that the
+    client has left.
+    """
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        found = counters(base_url)
+        if not any(
+            n
+            for name, n in found.items()
+            if name.startswith(("serveoff_requests_in_flight", "serveoff_requests_running"))
+        ):
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"a request is in flight or running for ever: {found}")
+
+
+def counters(base_url: str) -> dict[str, float]:
+    status, text = ask(base_url, "/metrics")
+    assert status == 200
+    return {
+        name: float(value)
+        for name, _, value in (
+            line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")
+        )
+    }

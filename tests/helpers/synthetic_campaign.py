@@ -1,0 +1,486 @@
+"""Campaign folders in the schema of loadtests/schema.py, with known values and no server.
+
+`requests(...)` makes rows of a perfectly regular load: request i is scheduled at i/rate, sent at
+once, its first token comes after `ttft_s` and each further one after `tpot_s`; so every metric can
+be computed by hand. Change what you need and write it.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from loadtests import schema
+
+GIB = 2**30
+
+
+def requests(
+    n: int = 400,
+    rate: float = 40.0,
+    ttft_s: float = 0.05,
+    tpot_s: float = 0.01,
+    tokens: int = 11,
+    users: int = 8,
+) -> list[dict[str, Any]]:
+    """Rows from second 0 on, `rate` a second, `tokens` each, one token a chunk."""
+    rows = []
+    for i in range(n):
+        scheduled = i / rate
+        token_s = [scheduled + ttft_s + k * tpot_s for k in range(tokens)]
+        rows.append(
+            dict(
+                zip(
+                    schema.REQUEST_FIELDS,
+                    (
+                        i,
+                        i % 2,
+                        i % users,
+                        scheduled,
+                        None,
+                        scheduled,
+                        token_s[0],
+                        token_s[-1],
+                        token_s[-1],
+                        200,
+                        None,
+                        "exact",
+                        32,
+                        32,
+                        tokens,
+                        tokens,
+                        "length",
+                        token_s,
+                        [1] * tokens,
+                        100 * tokens,
+                        tokens + 1,
+                        0.0001,
+                        0.001,
+                        1.0,
+                        1000 * ttft_s - 2,
+                        1000 * tpot_s * (tokens - 1),
+                    ),
+                    strict=True,
+                )
+            )
+        )
+    return rows
+
+
+def fail(row: dict[str, Any], error: str = "http 503") -> None:
+    """Turns a row into a request that got no answer."""
+    row |= {
+        "error": error,
+        "answer": "unchecked",
+        "http_status": 503,
+        "first_s": None,
+        "last_s": None,
+        "tokens": None,
+        "prompt_tokens": None,
+        "finish_reason": None,
+        "token_s": [],
+        "token_n": [],
+        "queue_ms": None,
+        "prompt_ms": None,
+        "predicted_ms": None,
+    }
+
+
+def telemetry(
+    seconds: float = 12.0,
+    gpus: int = 0,
+    server_cores: float = 0.5,
+    load_cores: float = 0.25,
+    other_cores: float = 0.0,
+) -> list[dict[str, Any]]:
+    """Four samples a second, every counter rising evenly from an odd start."""
+    samples = []
+    for i in range(int(seconds * 4) + 1):
+        t = i / 4
+        pss_bytes = GIB + i * 2**20 if i % 4 == 0 else None
+        trees = [
+            dict(
+                zip(
+                    schema.PROCESS_FIELDS,
+                    (3, 9, 7.0 + cores * t, pss_bytes, 100 + 50 * i),
+                    strict=True,
+                )
+            )
+            for cores in (server_cores, load_cores)
+        ]
+        devices = [
+            dict(
+                zip(
+                    schema.GPU_FIELDS,
+                    (
+                        g,
+                        80.0,
+                        2 * GIB,
+                        300.0,
+                        5000 + 300.0 * t,
+                        1980.0,
+                        60.0,
+                        0,
+                        2619.0,
+                        *[None] * 3,
+                    ),
+                    strict=True,
+                )
+            )
+            for g in range(gpus)
+        ]
+        busy = 1000 + (server_cores + load_cores + other_cores) * t
+        samples.append(
+            dict(
+                zip(
+                    schema.TELEMETRY_FIELDS,
+                    (t, *trees, busy, 3.0, 0.7, 8 * GIB, 0, devices),
+                    strict=True,
+                )
+            )
+        )
+    return samples
+
+
+def served(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """As a server counts that answered all these rows, also those whose answer did not come."""
+    return {
+        "requests": len(rows),
+        "tokens": sum(row["tokens"] or row["max_tokens"] for row in rows),
+    }
+
+
+def server_metrics(seconds: float = 12.0, running: float = 3.0) -> list[dict[str, Any]]:
+    """A scrape each second, answered after 0.25 s, of which the one at second 4 brought nothing."""
+    said = {
+        "serveoff_requests_running": running,
+        "serveoff_requests_waiting": 1.0,
+        "serveoff_tokens_total": 0.0,
+    }
+    return [
+        dict(
+            zip(
+                schema.SERVER_METRICS_FIELDS,
+                (float(t), 0.25, name, None if name is None else "{}", value),
+                strict=True,
+            )
+        )
+        for t in range(int(seconds))
+        for name, value in (said.items() if t != 4 else [(None, None)])
+    ]
+
+
+def run(
+    index: int = 0, server: str = "alpha", repetition: int = 1, **changes: Any
+) -> dict[str, Any]:
+    """run.json of a clean case: closed loop of 8 users, window [2, 10)."""
+    case = schema.Case(index, server, "simulated", "chat", repetition, 8, None, 8.0).as_dict()
+    case |= {key: changes.pop(key) for key in list(changes) if key in case}
+    checks = [
+        {"name": "models", "ok": True, "detail": ""},
+        {"name": "stream trickles", "ok": True, "detail": "11 chunks"},
+    ]
+    names = ("start", "verify", "load", "verify again", "stop")
+    found = {
+        "schema": schema.SCHEMA,
+        "case": case,
+        "status": "ok",
+        "started_utc": "2026-11-20T10:00:00Z",
+        "clock_zero_s": 5000.0,
+        "summary": "a synthetic server",
+        "command": ["serve", "--port", "1"],
+        "stages": [
+            {"name": name, "start_s": 2.0 * i, "end_s": 2.0 * i + 2} for i, name in enumerate(names)
+        ],
+        "startup_s": 1.5,
+        "warmup": {"took_s": 2.0, "steady": True, "why": "made so"},
+        "load_workers": [
+            {
+                "worker": n,
+                "rows": 200,
+                "offset_s": 0.0,
+                "estimated_offset_s": 0.0,
+                "round_trip_s": 0.0,
+            }
+            for n in range(2)
+        ],
+        "window": {"start_s": 2.0, "end_s": 10.0},
+        "verify_before": checks,
+        "verify_after": checks,
+        "counts": {
+            "sent": 400,
+            "rows": 400,
+            "locust_requests": 400,
+            "locust_failures": 0,
+            "cut_off": 0,
+        },
+        "served": None,
+        "agreement": None,
+        "notes": [],
+    }
+    assert found.keys() == schema.RUN_KEYS.keys()
+    return found | changes
+
+
+def campaign_data(plan: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
+    return (
+        dict(
+            zip(
+                schema.CAMPAIGN_KEYS,
+                (
+                    schema.SCHEMA,
+                    "synthetic",
+                    "2026-11-20T10:00:00Z",
+                    ["--servers", "alpha,beta"],
+                    7,
+                    {"name": "planted", "path": "models/planted", "planted": True},
+                    {
+                        "chat": {
+                            "arrivals": "closed",
+                            "users": 8,
+                            "prompt_tokens": [16, 64],
+                            "max_tokens": 11,
+                        }
+                    },
+                    {"step_ms": 10, "prefill_ms": 5},
+                    {"server_cores": [0], "load_cores": [1], "shared": False, "threads": 1},
+                    None,
+                    None,
+                    plan,
+                    {
+                        "commit": "0123abc",
+                        "dirty": False,
+                        "python": "3.11.7",
+                        "packages": {"locust": "2.47"},
+                        "cpu": {"model": "synthetic", "cores": 4},
+                        "memory": 16 * GIB,
+                        "kernel": "6.1",
+                        "gpus": [],
+                        "limits": {},
+                        "environment": {},
+                    },
+                ),
+                strict=True,
+            )
+        )
+        | changes
+    )
+
+
+def calibration(users: int | None = 8, rate: float | None = None, **errors: Any) -> dict[str, Any]:
+    """calibration.json of a load generator that errs by microseconds; `errors` of both loads are
+    changed.
+    """
+    found = {
+        "requests": 400,
+        "failed": 0,
+        "ttft_error_mean_s": 50e-6,
+        "ttft_error_p99_s": 400e-6,
+        "ttft_from_sent_error_mean_s": 30e-6,
+        "ttft_from_sent_error_p99_s": 90e-6,
+        "stamp_error_mean_s": 4e-6,
+        "stamp_error_p99_s": 11e-6,
+        "itl_error_p99_s": 12e-6,
+        "itl_true_p50_s": 0.010,
+        "itl_true_p99_s": 0.011,
+        "itl_seen_p50_s": 0.010,
+        "itl_seen_p99_s": 0.011,
+        "send_lag_p50_s": 40e-6,
+        "send_lag_p99_s": 300e-6,
+        "events_per_s": 1400.0,
+        "cpu_per_event_s": 25e-6,
+        "waited_share": 0.004,
+        "server_late_mean_s": 3e-6,
+    } | errors
+    steps = [
+        {
+            "asked_per_s": asked,
+            "sent_per_s": asked,
+            "seen_per_s": asked,
+            "gap_p99_s": 0.01,
+            "gap_p99_seen_s": 0.01,
+            "server_kept_up": True,
+            "sustained": True,
+        }
+        for asked in (1000, 2000, 4000)
+    ]
+    return dict(
+        zip(
+            schema.CALIBRATION_KEYS,
+            (
+                schema.SCHEMA,
+                users,
+                rate,
+                found if users else None,
+                found if rate else None,
+                steps,
+                4000,
+            ),
+            strict=True,
+        )
+    )
+
+
+def write_case(
+    folder: Path,
+    run: dict[str, Any],
+    rows: list[dict[str, Any]] | None = None,
+    samples: list[dict[str, Any]] | None = None,
+    lines: bool = False,
+    said: list[dict[str, Any]] | None = None,
+) -> Path:
+    """A case's folder: Parquet as at its end, or JSON lines as while it runs; without rows only
+    run.json.
+    """
+    path = (
+        folder
+        / "cases"
+        / schema.Case(**run["case"]).folder.replace("/", "-").replace("<", "").replace(">", "")
+    )
+    path.mkdir(parents=True)
+    schema.write_json(path / "run.json", run)
+    for stem, content in (("requests", rows), ("telemetry", samples), ("server_metrics", said)):
+        if content is None:
+            continue
+        if lines:
+            text = "".join(schema.json.dumps(row) + "\n" for row in content)
+            # as a killed process leaves it
+            (path / f"{stem}.jsonl").write_text(text + '{"request": 9')
+        else:
+            pyarrow.parquet.write_table(
+                pa.Table.from_pylist(content), path / f"{stem}.parquet", compression="zstd"
+            )
+    return path
+
+
+def campaign(folder: Path, **changes: Any) -> Path:
+    """A campaign with everything in it: two repetitions of two servers that are fine (beta with a
+    GPU, and slower), a case that failed under load, one that was skipped, one that still runs, and
+    one that was not begun.
+    """
+    folder.mkdir(parents=True)
+    cases = []
+    for repetition, alpha, beta in ((1, 0.010, 0.020), (2, 0.0101, 0.021)):
+        for server, step, gpus in (("alpha", alpha, 0), ("beta", beta, 1)):
+            n = int(400 * 0.01 / step)
+            counts = {
+                "sent": n,
+                "rows": n,
+                "locust_requests": n,
+                "locust_failures": 0,
+                "cut_off": 0,
+            }
+            rows = requests(n, n / 10, 5 * step, step)
+            cases.append(run(len(cases), server, repetition, counts=counts, served=served(rows)))
+            write_case(
+                folder,
+                cases[-1],
+                rows,
+                telemetry(gpus=gpus),
+                said=server_metrics() if server == "alpha" else None,
+            )
+    late = {"window": None, "verify_after": None, "counts": None, "served": None}
+    cases.append(run(4, "gamma", status="failed: load: the server died", **late))
+    write_case(folder, cases[-1], requests(50), telemetry(2), lines=True)
+    cases.append(
+        run(
+            5,
+            "delta",
+            status="skipped: nginx is missing",
+            **late,
+            verify_before=None,
+            startup_s=None,
+            stages=[],
+        )
+    )
+    write_case(folder, cases[-1])
+    cases.append(
+        run(6, "epsilon", status="running", **late, notes=["no NVIDIA GPU: GPU columns are null"])
+    )
+    write_case(folder, cases[-1], requests(20), telemetry(1), lines=True)
+    plan = [case["case"] for case in cases] + [run(7, "zeta")["case"]]
+    schema.write_json(folder / "campaign.json", campaign_data(plan, **changes))
+    return folder
+
+
+SYSTEM = {
+    "server": "alpha",
+    "engine": "simulated",
+    "scenario": "chat",
+    "users": 8,
+    "rate": None,
+    "duration_s": 8.0,
+    "options": {},
+}
+
+
+def gate(
+    folder: Path,
+    steps: list[dict[str, float]],
+    change: Callable[[dict[str, Any], list[dict[str, Any]]], None] | None = None,
+    other_cores: Mapping[int, float] | None = None,
+    **asked: Any,
+) -> Path:
+    """A gate of one system. `steps`: for each repetition the seconds a token takes, by side.
+    `change` may break a case: (run, rows); `other_cores`: used by other processes during a case, by
+    its index.
+    """
+    folder.mkdir(parents=True)
+    for repetition, sides in enumerate(steps, 1):
+        for number, (side, step) in enumerate(sides.items()):
+            n = int(400 * 0.01 / step)
+            counts = {
+                "sent": n,
+                "rows": n,
+                "locust_requests": n,
+                "locust_failures": 0,
+                "cut_off": 0,
+            }
+            rows = requests(n, n / 10, 5 * step, step)
+            found = run(
+                3 * repetition - 2 + number,
+                "alpha",
+                repetition,
+                side=side,
+                counts=counts,
+                served=served(rows),
+            )
+            if change:
+                change(found, rows)
+            write_case(
+                folder,
+                found,
+                rows,
+                telemetry(other_cores=(other_cores or {}).get(found["case"]["index"], 0.0)),
+            )
+    said = {
+        "sides": {"base": "main", "head": "the working tree"},
+        "systems": [SYSTEM],
+        "seed": 1,
+        "metrics": "",
+        "tolerance": [],
+        "slo": "",
+        "max_minutes": 10.0,
+    } | asked
+    schema.write_json(folder / "campaign.json", campaign_data([], gate=said))
+    return folder
+
+
+ATTACK = '<script>alert("x")</script>|`**$_'
+# of these analysis knows every value: another one is refused
+MEANT = {"status", "arrivals", "side", "sides"}
+
+
+def spoilt(value: Any, key: str = "") -> Any:
+    """JSON with markup behind every text, and as one more key wherever keys are free."""
+    if isinstance(value, dict):
+        more = {ATTACK: ATTACK} if key in ("environment", "chat", "packages", "limits") else {}
+        return {
+            f"{name}{ATTACK}" if key == "scenarios" else name: spoilt(each, name)
+            for name, each in value.items()
+        } | more
+    if isinstance(value, list):
+        return [spoilt(each, key) for each in value]
+    return value + ATTACK if isinstance(value, str) and key not in MEANT else value

@@ -1,0 +1,366 @@
+"""The load generator measures itself: the arithmetic on rows made by hand, then with real
+processes, of which nothing may stay.
+"""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadtests import schema
+from loadtests.accuracy import calibration
+from loadtests.accuracy.calibration import Place, Run
+from loadtests.accuracy.ground_truth_server import Served
+from loadtests.generator import locust_process
+from loadtests.generator.locust_process import Workers
+from tests.helpers.campaign_process import ESCAPES, MARK, PATIENCE_S, QUICK, Bench, wait_for
+from tests.helpers.pty_command import Terminal
+
+# --- by hand
+
+
+def row(number: int, scheduled_s: float, token_s: list[float], **more: Any) -> dict[str, Any]:
+    return {
+        "worker": 0,
+        "request": number,
+        "scheduled_s": scheduled_s,
+        "slot_s": None,
+        "sent_s": scheduled_s + 0.001,
+        "token_s": token_s,
+        "first_s": token_s[0] if token_s else None,
+        "error": None,
+        "answer": "exact",
+    } | more
+
+
+def served(number: int, arrived_s: float, stamps_s: list[float]) -> Served:
+    return Served(f"0-{number}", arrived_s, stamps_s[0] if stamps_s else None, stamps_s)
+
+
+def run(
+    rows: list[dict[str, Any]],
+    sent: list[Served],
+    workers: Any = ((0.1, 0.02),),
+    window: tuple[float, float] = (10.0, 20.0),
+) -> Run:
+    said = {
+        "window": {"start_s": window[0], "end_s": window[1]},
+        "workers": [{"cpu_share": busy, "waited_share": waited} for busy, waited in workers],
+    }
+    return Run(said, rows, {"late_mean_s": 3e-6}, sent)
+
+
+def two() -> tuple[list[dict[str, Any]], list[Served]]:
+    """Sent 1 ms late and read by the server after 2 ms; tokens are seen 4 and 6 us late."""
+    rows, sent = [], []
+    for number, at in enumerate((11.0, 12.0)):
+        stamps = [at + 0.05, at + 0.06]
+        sent.append(served(number, at + 0.002, stamps))
+        rows.append(row(number, at, [stamps[0] + 4e-6, stamps[1] + 6e-6]))
+    return rows, sent
+
+
+def test_errors_are_what_was_measured_minus_what_was_true() -> None:
+    found = calibration.errors(run(*two(), workers=((0.1, 0.02), (0.3, None))))
+    assert found == pytest.approx(
+        {
+            "requests": 2,
+            "failed": 0,
+            "ttft_error_mean_s": 0.002 + 4e-6,
+            "ttft_error_p99_s": 0.002 + 4e-6,
+            "ttft_from_sent_error_mean_s": 0.001 + 4e-6,
+            "ttft_from_sent_error_p99_s": 0.001 + 4e-6,
+            "stamp_error_mean_s": 4e-6,
+            "stamp_error_p99_s": 4e-6,
+            "itl_error_p99_s": 2e-6,
+            "itl_true_p50_s": 0.01,
+            "itl_true_p99_s": 0.01,
+            "itl_seen_p50_s": 0.010002,
+            "itl_seen_p99_s": 0.010002,
+            "send_lag_p50_s": 0.001,
+            "send_lag_p99_s": 0.001,
+            "events_per_s": 0.4,
+            "cpu_per_event_s": 0.4 * 10 / 4,
+            "waited_share": 0.02,
+            "server_late_mean_s": 3e-6,
+        },
+        rel=1e-6,
+    )
+
+
+def test_what_was_scheduled_outside_the_window_does_not_count() -> None:
+    rows, sent = two()
+    found = calibration.errors(run(rows, sent, window=(11.5, 20.0)))
+    assert (found["requests"], found["failed"], found["events_per_s"]) == (
+        1,
+        0,
+        pytest.approx(2 / 8.5),
+    )
+
+
+def test_under_a_cap_lateness_counts_from_the_slot() -> None:
+    rows, sent = two()
+    slotted = [each | {"slot_s": each["scheduled_s"] + 0.0008} for each in rows]
+    assert calibration.errors(run(slotted, sent))["send_lag_p99_s"] == pytest.approx(0.0002)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        # the last: of which the server knows nothing
+        {"error": "timeout"},
+        {"answer": "wrong"},
+        {"token_s": [11.05]},
+        {"request": 7},
+    ],
+)
+def test_a_request_that_failed_is_counted_and_compared_with_nothing(spoil: dict[str, Any]) -> None:
+    rows, sent = two()
+    found = calibration.errors(run([rows[0] | spoil, rows[1]], sent))
+    assert (found["requests"], found["failed"]) == (1, 1)
+    found = calibration.errors(run([each | {"error": "timeout"} for each in rows], sent))
+    assert (
+        found["requests"],
+        found["failed"],
+        found["ttft_error_mean_s"],
+        found["itl_seen_p99_s"],
+    ) == (0, 2, None, None)
+
+
+def test_what_a_worker_could_not_say_is_null() -> None:
+    found = calibration.errors(run(*two(), workers=((None, None),)))
+    assert found["cpu_per_event_s"] is None and found["waited_share"] is None
+    assert calibration.errors(run([], []))["cpu_per_event_s"] is None
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Two steps of a second: 100 events/s, then 200."""
+    monkeypatch.setattr(calibration, "LADDER_EVENTS_PER_S", (100, 200))
+    monkeypatch.setattr(calibration, "STEP_S", 1.0)
+    return [5.0 + k / 100 for k in range(100)] + [6.0 + k / 200 for k in range(200)]
+
+
+def ladder(sent: list[float], seen: list[float]) -> list[tuple[bool, bool]]:
+    """(the server kept up, sustained) of each step."""
+    found = calibration.ladder(
+        run([row(0, 4.9, seen), row(1, 4.9, [], error="timeout")], [served(0, 5.0, sent)])
+    )
+    assert [step["asked_per_s"] for step in found] == [100, 200]
+    return [(step["server_kept_up"], step["sustained"]) for step in found]
+
+
+def test_a_step_is_sustained_if_events_and_gaps_are_seen_right(steps: list[float]) -> None:
+    assert ladder(steps, [at + 0.003 for at in steps]) == [(True, True), (True, True)]
+    # each 20th: gaps of 12 and 8, then 7 and 3
+    late = [at + (0.003 if number % 20 else 0.005) for number, at in enumerate(steps)]
+    assert ladder(steps, late) == [(True, False), (True, False)]
+    # 0.8 ms is 8% of a gap, then 16%
+    second = [at + (0.0008 if number % 20 else 0.0) for number, at in enumerate(steps)]
+    assert ladder(steps, second) == [(True, True), (True, False)]
+
+
+def test_events_that_were_never_seen_are_missed(steps: list[float]) -> None:
+    assert ladder(steps, [at for at in steps if at < 6.95]) == [(True, True), (True, True)]
+    assert ladder(steps, [at for at in steps if at < 6.9]) == [(True, True), (True, False)], (
+        "though each gap that was seen is right"
+    )
+
+
+def test_a_server_that_does_not_keep_up_is_told_from_a_client_that_does_not(
+    steps: list[float],
+) -> None:
+    slow = [at for at in steps if at < 6.0] + [6.0 + k / 150 for k in range(150)]
+    assert ladder(slow, slow) == [(True, True), (False, False)]
+    assert ladder([at for at in steps if at < 6.0], [at for at in steps if at < 6.0])[1] == (
+        False,
+        False,
+    ), "or sends nothing at all"
+
+
+@pytest.mark.parametrize(
+    ("sustained", "events_per_s"),
+    [((True, True, True), 3), ((True, False, True), 1), ((False, True, True), 0)],
+)
+def test_what_is_sustained_ends_at_the_first_step_that_is_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sustained: Any, events_per_s: int
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        calibration,
+        "run",
+        lambda folder, place, scenario, *plan, **load: asked.append(load) or run(*two()),
+    )
+    monkeypatch.setattr(
+        calibration,
+        "ladder",
+        lambda _: [{"asked_per_s": n, "sustained": ok} for n, ok in enumerate(sustained, 1)],
+    )
+    found = calibration.calibrate(tmp_path, None, 5.0, Place(Workers(1)))
+    assert found.keys() == schema.CALIBRATION_KEYS.keys()
+    assert (found["sustained_events_per_s"], found["closed"], found["open"]["requests"]) == (
+        events_per_s,
+        None,
+        2,
+    )
+    assert asked == [{"rate": 5.0}, {"users": calibration.LADDER_USERS}], (
+        "only what the campaign has"
+    )
+
+
+# --- with real processes
+
+SHORT = {"warmup_s": 0.3, "warmup_max_s": 0.3, "duration_s": 1.0, "drain_s": 5.0}
+LADDER = (4_000, 8_000)
+STEP_S = 0.5
+# A campaign whose calibration takes seconds; what stands before main() is formatted in.
+DRIVER = f"""
+import sys
+from loadtests import __main__, calibrate, campaign
+calibrate.SCENARIO = calibrate.SCENARIO | {SHORT}
+calibrate.LADDER_EVENTS_PER_S, calibrate.STEP_S = {LADDER}, {STEP_S}
+%s
+sys.exit(__main__.main())
+"""
+
+
+def command(out: str, before: str = "") -> list[str]:
+    return [
+        sys.executable,
+        "-c",
+        DRIVER % before,
+        "--scenarios-file",
+        "mine.toml",
+        *QUICK,
+        "--servers",
+        "fastapi_threadpool",
+        "--out",
+        out,
+    ]
+
+
+def campaign(bench: Bench, out: str, before: str = "") -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        command(out, before),
+        cwd=bench.folder,
+        env=bench.environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=PATIENCE_S,
+    )
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch, bench: Bench) -> None:
+    """Whatever this process starts is recognised as the bench's."""
+    monkeypatch.setenv(MARK, bench.mark)
+    monkeypatch.setattr(calibration, "SCENARIO", calibration.SCENARIO | SHORT)
+    monkeypatch.setattr(calibration, "LADDER_EVENTS_PER_S", LADDER)
+    monkeypatch.setattr(calibration, "STEP_S", STEP_S)
+
+
+def test_it_measures_itself_and_leaves_nothing(bench: Bench, short: None, tmp_path: Path) -> None:
+    (tmp_path / "calibration.partial").mkdir()
+    (tmp_path / "calibration.partial" / "left by one that was killed").touch()
+    found = calibration.calibrate(tmp_path, 4, 20.0, Place(Workers(1)))
+    assert found.keys() == schema.CALIBRATION_KEYS.keys()
+    assert (found["schema"], found["users"], found["rate"]) == (schema.SCHEMA, 4, 20.0)
+    for load in (found["closed"], found["open"]):
+        assert (
+            load["requests"] > 0
+            and load["failed"] == 0
+            and None not in [load[key] for key in load if key not in ("waited_share",)]
+        )
+        assert load["ttft_error_mean_s"] > 0, "it cannot have seen a token before it was sent"
+        assert (
+            abs(load["itl_true_p50_s"] - calibration.ITL_MS / 1e3) < 0.005
+            and load["server_late_mean_s"] >= 0
+        )
+    assert [step["asked_per_s"] for step in found["ladder"]] == list(LADDER)
+    assert all(step["sent_per_s"] > 0 and step["seen_per_s"] > 0 for step in found["ladder"])
+    assert found["sustained_events_per_s"] in (0, *LADDER)
+    assert list(tmp_path.iterdir()) == [] and bench.left_over() == []
+    schema.write_json(tmp_path / "calibration.json", found)  # no value that JSON does not know
+
+
+def test_a_reference_server_that_does_not_start(
+    bench: Bench, short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "TTFT_MS", "never")
+    with pytest.raises(locust_process.LoadFailed) as failed:
+        calibration.calibrate(tmp_path, 4, None, Place(Workers(1)))
+    sentence, *log = str(failed.value).splitlines()
+    assert (
+        sentence == "the reference server did not start:"
+        and "argument --ttft-ms: invalid number value: 'never'" in log[-1]
+    )
+    assert list(tmp_path.iterdir()) == [] and bench.left_over() == []
+
+
+def test_a_campaign_measures_it_once(bench: Bench) -> None:
+    """Its cases are not run, so that there is something to continue."""
+    without_cases = "campaign.run_case = lambda case, setting, watch: 'ok'"
+    first = campaign(bench, "calibrated", without_cases)
+    folder = bench.folder / "calibrated"
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert first.stdout.count("the load generator measures its own errors") == 1
+    found = (folder / "calibration.json").read_text()
+    said = schema.read_json(folder / "calibration.json")
+    assert said.keys() == schema.CALIBRATION_KEYS.keys() and (said["users"], said["rate"]) == (
+        3,
+        None,
+    )
+    assert said["closed"]["requests"] > 0 and said["open"] is None
+    again = campaign(bench, "calibrated", without_cases)
+    assert again.returncode == 0, again.stdout + again.stderr
+    for done in (first, again):
+        assert "case 1 of 1" in done.stdout
+    assert "measures its own errors" not in again.stdout
+    assert (folder / "calibration.json").read_text() == found
+    assert {file.name for file in folder.iterdir()} == {
+        "campaign.json",
+        "calibration.json",
+        "cases",
+    } and bench.left_over() == []
+
+
+def test_a_campaign_that_cannot_measure_it_says_how_to_leave_it_out(bench: Bench) -> None:
+    done = campaign(bench, "hopeless", "calibrate.TTFT_MS = 'never'")
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "error: the load generator could not be calibrated (--no-calibration leaves that out): the"
+        " reference "
+    )
+    assert "Traceback" not in done.stderr
+    assert [file.name for file in (bench.folder / "hopeless").rglob("*") if file.is_file()] == [
+        "campaign.json"
+    ] and bench.left_over() == []
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "kill -9"])
+def test_interrupted_it_leaves_nothing(bench: Bench, how: str) -> None:
+    """kill -9 cannot remove the scratch folder, but no process stays, and the next one begins
+    anew.
+    """
+    folder = bench.folder / how.replace(" ", "")
+    terminal = Terminal(command(folder.name), bench.environment, bench.folder)
+    try:
+        wait_for(
+            lambda: any(folder.glob("calibration.partial/*/load.json")),
+            "the load of the calibration",
+        )
+        terminal.press(b"\x03") if how == "Ctrl-C" else terminal.process.send_signal(signal.SIGKILL)
+    finally:
+        code = terminal.wait()
+    wait_for(lambda: not bench.left_over(), "nothing left running")
+    text = ESCAPES.sub("", terminal.text)
+    assert not (folder / "calibration.json").exists() and not any((folder / "cases").iterdir())
+    if how == "Ctrl-C":
+        assert (
+            code == 130 and "Traceback" not in text and f"--out {folder.name} continues it" in text
+        )
+        assert not (folder / "calibration.partial").exists()

@@ -1,0 +1,138 @@
+"""The experiments' own arithmetic; that they run is shown by their results."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from loadtests import schema
+from loadtests.accuracy import calibration, cpu_cost, ground_truth_server, testbed
+from loadtests.accuracy.open_loop import e2e_with_freeze, sent_in_c
+
+FREEZE = (10.0, 12.0)
+
+
+@pytest.mark.parametrize(
+    ("arrival", "e2e"),
+    [
+        (9.0, 0.2),  # answered before
+        (9.8, 0.2),  # just before
+        (9.9, 2.2),  # in the middle of its answer
+        (10.0, 2.2),  # read afterwards
+        (11.5, 0.7),
+        (12.0, 0.2),
+    ],
+)
+def test_without_a_cap_each_waits_for_the_freeze_alone(arrival, e2e):
+    assert e2e_with_freeze([arrival], 0.2, FREEZE, None) == pytest.approx([e2e])
+    assert e2e_with_freeze([1.0, arrival, 13.0], 0.2, FREEZE, None) == pytest.approx(
+        [0.2, e2e, 0.2]
+    )
+
+
+def test_under_a_cap_one_also_waits_for_those_before():
+    assert e2e_with_freeze([0.0, 0.0, 0.1], 1.0, FREEZE, 1) == pytest.approx([1.0, 2.0, 2.9])
+    assert e2e_with_freeze([0.0, 0.0, 0.1], 1.0, FREEZE, 2) == pytest.approx([1.0, 1.0, 1.9])
+    assert e2e_with_freeze([0.0, 0.0, 0.1], 1.0, FREEZE, 3) == pytest.approx([1.0, 1.0, 1.0])
+
+
+def test_under_a_cap_the_freeze_delays_those_who_come_after_it():
+    found = e2e_with_freeze([9.5, 9.6, 11.0, 12.5], 1.0, FREEZE, 1)
+    assert found == pytest.approx([3.0, 3.9, 3.5, 3.0])  # done at 12.5, 13.5, 14.5, 15.5
+    assert e2e_with_freeze([9.5, 20.0], 1.0, FREEZE, 1)[1] == pytest.approx(1.0), (
+        "and nobody for ever"
+    )
+
+
+def test_a_large_cap_is_none():
+    arrivals = [k / 50 for k in range(800)]
+    assert e2e_with_freeze(arrivals, 0.2, (8.0, 10.0), 800) == e2e_with_freeze(
+        arrivals, 0.2, (8.0, 10.0), None
+    )
+
+
+def test_medians_are_of_numbers_that_were_measured():
+    found = testbed.medians(
+        [
+            {"a": 1.0, "b": None, "c": True, "d": "x", "e": None},
+            {"a": 3.0, "b": 5, "c": True, "d": "x", "e": None},
+            {"a": 9.0, "b": 7, "c": True, "d": "x", "e": None},
+        ]
+    )
+    assert found["a"] == 3.0 and found.get("b", 6) == 6 and not {"c", "d", "e"} & found.keys()
+
+
+def test_cpu_time_for_an_event_leaves_out_start_and_end():
+    # starting costs seconds
+    samples = [(k / 10, 1.0 + 0.02 * k + (5.0 if k < 10 else 0.0)) for k in range(100)]
+    stamps = [k / 100 for k in range(1000)]
+    assert cpu_cost.us_per_event(samples, stamps) == pytest.approx(1e6 * 0.2 / 100)
+    assert (
+        cpu_cost.us_per_event(samples, stamps[:50]) is None
+        and cpu_cost.us_per_event(samples[:1], stamps) is None
+    )
+
+
+def test_the_reader_in_c_reads_while_its_users_begin(tmp_path: Path) -> None:
+    """What is left to gather is read in large pieces, which cost less than what the load generator
+    does; and its times are true ones.
+    """
+    users, file = 20, tmp_path / "rows.jsonl"
+    reader = testbed.Bench(tmp_path, 1, 1.0).in_c("reader")
+    if reader is None:
+        pytest.skip("no C compiler")
+    with calibration.truth(tmp_path, (), "--ttft-ms", "5", "--itl-ms", "2") as url:
+        command = [*reader, url.rpartition(":")[2], str(users), "8", "1", str(file)]
+        said = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows, (_, served) = (
+        schema.read_lines(file),
+        ground_truth_server.read_log(tmp_path / "truth.jsonl"),
+    )
+    assert rows[0]["request"] > 2 * users, (
+        "many had been answered, and had asked again, when the last one began"
+    )
+    assert sum(len(row["token_s"]) for row in rows) <= int(said.stdout.split()[0])
+    known = {each.id: each for each in served}
+    for row in rows:
+        true = known[f"0-{row['request']}"]
+        assert (
+            row["scheduled_s"] <= row["sent_s"] <= true.arrived_s
+            and len(row["token_s"]) == len(true.stamps_s) == 8
+        )
+        assert all(
+            sent <= seen + 1e-4 for sent, seen in zip(true.stamps_s, row["token_s"], strict=True)
+        )
+
+
+def test_the_sender_in_c_sends_when_it_is_told(tmp_path: Path) -> None:
+    here = testbed.Bench(tmp_path, 1, 1.0)
+    sender = here.in_c("sender")
+    if sender is None:
+        pytest.skip("no C compiler")
+    # twice as many as it has connections
+    planned = [100.0 + 0.002 * number for number in range(1000)]
+    sent = sent_in_c(here, sender, planned)
+    _, served = ground_truth_server.read_log(tmp_path / "0" / "truth.jsonl")
+    assert len(sent) == len(served) == 1000 and sent == sorted(sent)
+    assert all(at >= due - planned[0] - 1e-6 for at, due in zip(sent, planned, strict=True))
+
+
+@pytest.mark.slow
+def test_each_result_says_who_read_its_streams(tmp_path: Path) -> None:
+    """Its own, not those of experiments before it."""
+    for experiment, more in (("soak", ("--minutes", "0.6")), ("healthy", ())):
+        command = [
+            sys.executable,
+            "-m",
+            "loadtests.accuracy",
+            "--repeat",
+            "1",
+            "--out",
+            str(tmp_path),
+            *more,
+            experiment,
+        ]
+        subprocess.run(command, check=True)
+        found = schema.read_json(tmp_path / "results.json")[experiment]
+        assert found["readers"] in (["c"], ["python"]), experiment

@@ -1,0 +1,142 @@
+"""Bad input is answered with one sentence that names the remedy and exit code 2, before anything is
+started or written.
+"""
+
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from loadtests.__main__ import main as campaign_command
+from tests.helpers.campaign_process import QUICK, Bench
+
+
+def dead_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+BAD = [
+    (
+        ("--servers", "flask_gunicron"),
+        "there is no server 'flask_gunicron'; did you mean 'flask_gunicorn'?",
+    ),
+    (("--servers", ","), "nothing to do: name at least one server and one scenario"),
+    (("--engines", "simulate"), "there is no engine 'simulate'; did you mean 'simulated'?"),
+    (("--scenarios", "quik"), "there is no scenario 'quik'; did you mean 'quick'?"),
+    (
+        ("--servers", "flask_gunicorn", "--engines", "vllm"),
+        "flask_gunicorn runs on none of the engines vllm",
+    ),
+    (("--scenarios-file", "none.toml"), "none.toml cannot be read: No such file or directory"),
+    (("--model", "/no/such/model"), "the model '/no/such/model' does not exist"),
+    (("--model", "empty"), "empty is not a model folder: it has no config.json"),
+    (("--users", "0"), "argument --users: '0' is not a whole number of users above 0"),
+    (("--users", "4,x"), "argument --users: '4,x' is not a whole number of users above 0"),
+    (("--rate", "-1"), "argument --rate: '-1' is not a rate above 0"),
+    (("--rate", "2"), "--rate is for open-loop scenarios, and none is chosen"),
+    (("--duration", "nan"), "argument --duration: 'nan' is not a number of seconds above 0"),
+    (("--duration", "1,2"), "argument --duration: '1,2': give one value"),
+    (("--simulated", "step=1"), "argument --simulated: 'step' is not one of prefill_ms"),
+    (
+        ("--serverz", "flask_gunicorn"),
+        "unrecognized arguments: --serverz flask_gunicorn (see --help)",
+    ),
+    (
+        ("--out", "mine.toml/below"),
+        "mine.toml/below/cases: Not a directory: give a folder that can be written",
+    ),
+    (("--out", "mine.toml"), "mine.toml: Not a directory: give a folder that can be written"),
+    (("--out", "/dev/full"), "/dev/full: Not a directory: give a folder that can be written"),
+    (("--out", "/proc/serveoff"), ": No such file or directory: give a folder that can be written"),
+    (("--out", "."), ". is neither empty nor a campaign: choose another --out"),
+    (("--out", "no_json"), "no_json/campaign.json is not JSON"),
+    (
+        ("--find-capacity", "--slo", "ttft=fast"),
+        "cannot read the SLO 'ttft=fast': write it as ttft_p99=500ms",
+    ),
+    (
+        ("--find-capacity", "--users", "1,2"),
+        "--users: --find-capacity chooses the loads itself: give one value at most",
+    ),
+    (("--find-capacity", "--repeat", "2"), "--repeat: --find-capacity chooses the loads itself"),
+    (("--target", "not a url"), "--target not a url: GET /v1/models names no model"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("none", None, "none cannot be read"),
+        ("empty", "", "has no key in it"),
+        ("two", "a\nb", "has no key in it"),
+    ],
+)
+def test_a_key_file_without_a_key(
+    bench: Bench,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    text: str | None,
+    sentence: str,
+) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    monkeypatch.setitem(bench.environment, "SERVEOFF_API_KEY_FILE", str(tmp_path / name))
+    bench.refuses(sentence, "--servers", "flask_gunicorn", *QUICK, "--out", "not_to_be")
+
+
+def test_a_user_without_a_home(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(bench.environment, "HOME", "~")
+    bench.refuses(
+        "set HOME to a folder", "--servers", "flask_gunicorn", *QUICK, "--out", "not_to_be"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD]
+)
+def test_bad_input_is_one_sentence(
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    sentence: str,
+) -> None:
+    """In this process, since there are many; those below start one."""
+    for name, text in (("no_json/campaign.json", "{"), ("empty/hello", "")):
+        (bench.folder / name).parent.mkdir(exist_ok=True)
+        (bench.folder / name).write_text(text)
+    out = () if "--out" in arguments else ("--out", "not_to_be")
+    monkeypatch.chdir(bench.folder)
+    monkeypatch.setattr(sys, "argv", bench.command(*QUICK, *arguments, *out)[2:])
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        code = campaign_command()
+    except SystemExit as ended:  # argparse's way
+        code = ended.code
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    said = capsys.readouterr()
+    assert (
+        code == 2
+        and said.err.startswith("error: ")
+        and sentence in said.err
+        and said.err.count("\n") == 1
+    ), said.err
+    assert said.out == "" and not (bench.folder / "not_to_be").exists()
+
+
+def test_a_target_at_which_nobody_is(bench: Bench) -> None:
+    url = f"http://127.0.0.1:{dead_port()}"
+    bench.refuses(
+        f"--target {url}: GET /v1/models names no model (GET /v1/models: no answer",
+        *QUICK,
+        "--target",
+        url,
+        "--out",
+        "not_to_be",
+    )

@@ -1,0 +1,104 @@
+"""`--find-capacity` for real: the cases that analysis asks for are run, whatever was there
+before.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from loadtests import schema
+from loadtests.campaign import capacity_rounds
+from loadtests.campaign.plan import PlanError
+from tests.helpers.campaign_process import QUICK, Bench, runs
+
+SEARCH = (
+    *QUICK,
+    "--find-capacity",
+    "--servers",
+    "fastapi_threadpool,flask_gunicorn",
+    "--workers",
+    "1",
+    "--no-calibration",
+    "--duration",
+    "1",
+    "--report",
+    "page",
+    "--out",
+    "found",
+)
+
+
+@pytest.fixture(scope="module")
+def found(bench: Bench) -> Path:
+    """Nobody's first token comes within a millisecond, and there is no load below one user: one
+    case each, whether or not a busy machine left it a number.
+    """
+    done = bench.run(*SEARCH, "--users", "1", "--slo", "ttft_p50=1ms")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no server was seen to keep TTFT P50 ≤ 1 ms at any load" in done.stdout
+    return bench.folder / "found"
+
+
+def test_each_load_is_a_case_on_disk(found: Path) -> None:
+    said = schema.read_json(found / "campaign.json")
+    assert (
+        said["plan"] == []
+        and said["search"]["slo"] == "ttft_p50=1ms"
+        and said["search"]["estimates"] == {"quick": 1}
+    )
+    cases = [run["case"] for _, run in runs(found)]
+    assert [case["index"] for case in cases] == [1, 2] and {case["server"] for case in cases} == {
+        "fastapi_threadpool",
+        "flask_gunicorn",
+    }
+    assert all(case["users"] == 1 and case["duration_s"] == 1.0 for case in cases)
+    assert (
+        "Capacity" in (found / "report.html").read_text()
+        and "## Capacity" in (found / "report.md").read_text()
+    )
+
+
+def test_what_was_broken_is_asked_for_again_and_what_is_done_is_not(
+    bench: Bench, found: Path
+) -> None:
+    (folder, run), (other, _) = runs(found)
+    kept = (other / "run.json").read_text()
+    schema.write_json(folder / "run.json", run | {"status": "running"})
+    done = bench.run(*SEARCH, "--users", "1", "--slo", "ttft_p50=1ms")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (
+        f"found case 1 ({folder.name}): was interrupted; kept as attempts/{folder.name}.1, and run"
+        " again" in done.stdout
+    )
+    again = {run["case"]["index"]: run["case"]["server"] for _, run in runs(found)}
+    assert again.keys() == {2, 3} and again[3] == run["case"]["server"] != again[2]
+    assert (other / "run.json").read_text() == kept
+    bench.refuses(
+        "found is a campaign with another search", *SEARCH, "--users", "1", "--slo", "ttft_p50=2ms"
+    )
+
+
+OPEN = {
+    "arrivals": "gamma",
+    "rate": 3.0,
+    "burstiness": 0.25,
+    "endpoint": "chat",
+    "prompt_tokens": [1, 2],
+    "summary": "bursts",
+}
+
+
+def test_an_open_loop_begins_at_saturation_unless_an_estimate_is_given() -> None:
+    found, saturation = capacity_rounds.scenarios_of({"bursty": OPEN}, [])
+    assert saturation == {"bursty": "bursty-saturation"} and found["bursty"] == OPEN
+    table = found["bursty-saturation"]
+    assert (table["arrivals"], table["users"], table["think_s"], table["prompt_tokens"]) == (
+        "closed",
+        64,
+        0.0,
+        [1, 2],
+    )
+    assert not {"rate", "burstiness"} & table.keys()
+    assert capacity_rounds.scenarios_of({"bursty": OPEN}, [20.0]) == ({"bursty": OPEN}, {})
+    with pytest.raises(PlanError, match="replays a trace"):
+        capacity_rounds.scenarios_of({"replay": {"arrivals": "trace"}}, [])

@@ -1,0 +1,115 @@
+"""A whole campaign beside a fake NVIDIA driver, whose card is scripted: what the report says of the
+GPU is what the script says, and a card that falls off the bus in the middle costs its numbers, and
+nothing else.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from analysis import dataset, summary
+from tests.helpers.campaign_process import Bench, runs
+from tests.loadtests.telemetry.test_telemetry import driver
+
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
+CARD = r"""
+/* One card of 300 W. After the file LOST is there it has fallen off the bus. */
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+typedef struct card card;
+#define ANSWER(set) if (!access(getenv("LOST"), F_OK)) return 15; set; return 0
+const char *nvmlErrorString(int code) { return code == 15 ? "GPU is lost" : "some error"; }
+int nvmlInitWithFlags(unsigned flags) { return 0; }
+int nvmlShutdown(void) { return 0; }
+int nvmlDeviceGetCount_v2(unsigned *count) { *count = 1; return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, card **handle) { *handle = (card *)&nvmlInitWithFlags; return 0; }
+int nvmlDeviceGetName(card *c, char *name, unsigned length) { strcpy(name, "Fake 300"); return 0; }
+int nvmlSystemGetDriverVersion(char *version, unsigned length) { strcpy(version, "999.1"); return 0; }
+int nvmlDeviceGetMigMode(card *c, unsigned *current, unsigned *pending) { return 3; }
+int nvmlDeviceGetUtilizationRates(card *c, unsigned *rates) { ANSWER((rates[0] = 73, rates[1] = 7)); }
+int nvmlDeviceGetMemoryInfo(card *c, unsigned long long *m) { ANSWER((m[0] = 80ull << 30, m[1] = 60ull << 30, m[2] = 20ull << 30)); }
+int nvmlDeviceGetPowerUsage(card *c, unsigned *mw) { ANSWER(*mw = 300000); }
+int nvmlDeviceGetTotalEnergyConsumption(card *c, unsigned long long *mj) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    ANSWER(*mj = 300 * (1000ull * now.tv_sec + now.tv_nsec / 1000000));
+}
+int nvmlDeviceGetClockInfo(card *c, int type, unsigned *mhz) { ANSWER(*mhz = 1500); }
+int nvmlDeviceGetPcieThroughput(card *c, int counter, unsigned *kb) { ANSWER(*kb = 2000); }
+int nvmlDeviceGetComputeRunningProcesses_v3(card *c, unsigned *count, void *found) { ANSWER(*count = 0); }
+int nvmlDeviceGetTemperature(card *c, int sensor, unsigned *celsius) { ANSWER(*celsius = 61); }
+int nvmlDeviceGetCurrentClocksThrottleReasons(card *c, unsigned long long *mask) { ANSWER(*mask = 0x20); } /* too hot */
+"""
+COMMAND = (
+    "--servers",
+    "flask_gunicorn,fastapi_threadpool",
+    "--scenarios",
+    "quick",
+    "--duration",
+    "4",
+    "--report",
+    "page",
+)
+
+
+@pytest.fixture
+def with_card(tmp_path: Path) -> Bench:
+    bench = Bench(tmp_path)
+    bench.environment |= {"LD_LIBRARY_PATH": driver(tmp_path, CARD), "LOST": str(tmp_path / "lost")}
+    return bench
+
+
+def test_the_report_says_of_the_gpu_what_the_driver_said(with_card: Bench) -> None:
+    # a busy machine may spoil a case, which then has no number in the page
+    for attempt in range(3):
+        out = with_card.folder / f"out-{attempt}"
+        done = with_card.run(*COMMAND, "--model", "small", "--out", out.name)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found = summary.summarise(dataset.campaign(out))
+        if found.table["valid"].all():
+            break
+    assert list(found.table["valid"]) == [True] * 2, list(found.table["why"])
+    assert json.loads((out / "campaign.json").read_text())["manifest"]["gpus"] == [
+        {"name": "Fake 300", "memory_bytes": 80 << 30, "driver": "999.1", "mig": None}
+    ]
+    for _, case in found.table.iterrows():
+        assert (case["gpu_utilization_percent"], case["gpu_memory_bytes"], case["gpu_power_w"]) == (
+            73,
+            20 << 30,
+            300,
+        )
+        assert case["gpu_tokens_per_joule"] == pytest.approx(
+            case["output_tokens_per_s"] / 300, rel=0.05
+        )
+    drawn = [set(frame["gpu_percent"].dropna()) for frame in found.timelines.values()]
+    assert drawn == [{73.0}] * 2, "in the picture over time"
+    clocks = found.checks[found.checks["name"] == "GPU clocks"]
+    assert list(clocks["ok"]) == [False] * 2 and "throttled" in clocks["detail"].iloc[0]
+    page = (out / "report.html").read_text()
+    assert "GPU utilisation is the share of the time in which any kernel ran" in page
+    assert "Fake 300" in page and "throttled" in page and page.count("73.0") >= 2
+
+
+def test_a_card_that_falls_off_the_bus_costs_its_numbers_only(with_card: Bench) -> None:
+    campaign = with_card.start(*COMMAND, "--model", "tiny", "--out", "out")
+    assert campaign.stdout is not None
+    for line in campaign.stdout:
+        if line.rstrip().endswith(": load"):
+            break
+    Path(with_card.environment["LOST"]).touch()
+    said, _ = campaign.communicate(timeout=90)
+    assert campaign.returncode == 0, said
+    for _, run in runs(with_card.folder / "out"):
+        assert run["status"] == "ok"
+        assert [
+            note
+            for note in run["notes"]
+            if "GPU is lost" in note and "null where this happens" in note
+        ], run["notes"]
+    found = summary.summarise(dataset.campaign(with_card.folder / "out"))
+    assert (
+        found.table["gpu_power_w"].isna().all() and found.table["output_tokens_per_s"].gt(0).all()
+    )

@@ -1,0 +1,521 @@
+"""The WebSocket client against a real socket: frames cut anywhere, what comes between them, ends of
+all kinds; and a campaign over it.
+"""
+
+import base64
+import hashlib
+import itertools
+import json
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from wsproto import ConnectionType
+from wsproto.connection import Connection as Protocol
+from wsproto.events import CloseConnection, Pong, TextMessage
+
+from loadtests.client import http, response
+from loadtests.client.websocket import Messages, WebSocketConnection
+from servers.contract import api, oracle
+from tests.helpers.campaign_process import QUICK, SCENARIOS, Bench, runs, table, wait_for
+from tests.helpers.scripted_server import (
+    CLOSE,
+    DONE,
+    EVENTS,
+    PATIENCE_S,
+    RESET,
+    USAGE,
+    WORDS,
+    Scripted,
+    Step,
+    event,
+    is_whole,
+    until_read,
+)
+
+
+class Upgrading(Scripted):
+    """Upgrades each connection, or refuses it with `refusal`, and reads what the client says by
+    wsproto's other side; what it answers is the script's bytes. `requests` has the messages,
+    `heard` the rest.
+    """
+
+    def __init__(self) -> None:
+        self.refusal = b""
+        self.heads: list[bytes] = []
+        self.heard: list[object] = []
+        self.protocols: dict[socket.socket, Protocol] = {}
+        super().__init__()
+
+    def read(self, client: socket.socket) -> bytes:  # type: ignore[override]
+        if client not in self.protocols:
+            head = b""
+            while b"\r\n\r\n" not in head:
+                if not (data := client.recv(65536)):
+                    return b""
+                head += data
+            self.heads.append(head)
+            if self.refusal:
+                client.sendall(self.refusal)
+                return b""
+            [key] = [
+                line.split(b": ")[1]
+                for line in head.split(b"\r\n")
+                if line.lower().startswith(b"sec-websocket-key")
+            ]
+            accept = base64.b64encode(
+                hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
+            )
+            client.sendall(
+                b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n"
+            )
+            self.protocols[client] = Protocol(ConnectionType.SERVER)
+        return self.message(client).encode()
+
+    def message(self, client: socket.socket) -> str:
+        """The client's next one, empty if it has gone."""
+        text = ""
+        while True:
+            for said in self.protocols[client].events():
+                if isinstance(said, TextMessage):
+                    text += said.data
+                    if said.message_finished:
+                        return text
+                else:
+                    self.heard.append(said)
+            if not (data := client.recv(65536)):
+                return ""
+            self.protocols[client].receive_data(data)
+
+
+@pytest.fixture
+def server() -> Iterator[Upgrading]:
+    scripted = Upgrading()
+    yield scripted
+    scripted.ended.set()
+    scripted.thread.join(PATIENCE_S)
+    scripted.listener.close()
+    assert not scripted.thread.is_alive()
+
+
+def frame(payload: bytes, opcode: int = 1, last: bool = True) -> bytes:
+    """As a server sends it: not masked."""
+    size = len(payload)
+    head = (
+        struct.pack("!BB", last << 7 | opcode, size)
+        if size < 126
+        else (
+            struct.pack("!BBH", last << 7 | opcode, 126, size)
+            if size < 2**16
+            else struct.pack("!BBQ", last << 7 | opcode, 127, size)
+        )
+    )
+    return head + payload
+
+
+def frames(events: bytes) -> bytes:
+    return b"".join(frame(payload.encode()) for payload in api.payloads(events.decode()))
+
+
+def closing(code: int, reason: str = "") -> bytes:
+    return frame(struct.pack("!H", code) + reason.encode(), 8)
+
+
+ANSWER = frames(EVENTS)
+UNFINISHED = ANSWER.removesuffix(frame(b"[DONE]"))
+PING = frame(b"still there?", 9)
+REFUSED = frame(
+    api.error_message(api.ContractError(400, "max_tokens: too many", "max_tokens")).encode()
+)
+
+
+def connect(
+    server: Upgrading, timeout_s: float = PATIENCE_S, api_key: str | None = None
+) -> WebSocketConnection:
+    return WebSocketConnection(server.url + "/base/", timeout_s, api_key, "/v1/completions")
+
+
+def post(
+    connection: WebSocketConnection, body: bytes = b"{}"
+) -> tuple[http.Exchange, response.Settled]:
+    exchange = http.Exchange()
+    connection.post("/v1/completions", body, exchange)
+    return exchange, response.settle(exchange)
+
+
+def ask(
+    server: Upgrading, *script: Step, timeout_s: float = PATIENCE_S
+) -> tuple[http.Exchange, response.Settled]:
+    """One request on a connection of its own."""
+    server.scripts.append(list(script))
+    connection = connect(server, timeout_s)
+    try:
+        return post(connection)
+    finally:
+        connection.close()
+
+
+# --- connections
+
+
+def test_one_handshake_is_for_all_requests(server: Upgrading) -> None:
+    connection = connect(server, api_key="secret")
+    connection.open()
+    for turn in range(10):
+        server.scripts.append([ANSWER])
+        exchange, settled = post(connection, b'{"turn": %d}' % turn)
+        assert is_whole(settled) and exchange.status == 200 and bytes(exchange.body) == EVENTS
+    connection.close()
+    assert server.connections == 1 and server.requests == [
+        b'{"turn": %d}' % turn for turn in range(10)
+    ]
+    [head] = server.heads
+    assert head.startswith(b"GET /base/v1/completions HTTP/1.1\r\n")
+    assert {b"Authorization: Bearer secret", b"Host: " + server.url[7:].encode()} <= {
+        *head.split(b"\r\n")
+    }
+
+
+@pytest.mark.parametrize(
+    ("refusal", "error"),
+    [
+        (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", "upgrade refused: http 403"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", "upgrade refused: http 200"),
+        (
+            (
+                b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection:"
+                b" Upgrade\r\nSec-WebSocket-Accept: x\r\n\r\n"
+            ),
+            "upgrade refused: Bad accept token",
+        ),
+        (b"SSH-2.0-x\r\n\r\n", "upgrade refused: Bad HTTP message"),
+        (b"HTTP/1.1 10", "connection closed in the handshake"),
+    ],
+)
+def test_a_refused_upgrade_is_an_error_that_says_why(
+    server: Upgrading, refusal: bytes, error: str
+) -> None:
+    server.refusal = refusal
+    connection = connect(server)
+    with pytest.raises(http.AnswerError, match=error):
+        connection.open()
+    exchange, settled = post(connection)
+    assert (settled.error, exchange.status, exchange.sent_s, connection.socket) == (
+        error,
+        None,
+        None,
+        None,
+    )
+    server.refusal = b""
+    server.scripts.append([ANSWER])
+    assert is_whole(post(connection)[1]), "the next request tries again"
+    connection.close()
+
+
+@pytest.mark.parametrize("last_words", [b"", closing(1001)], ids=["without a word", "says so"])
+def test_a_connection_that_was_closed_while_idle_is_replaced_once(
+    server: Upgrading, last_words: bytes
+) -> None:
+    server.scripts += [
+        [ANSWER],
+        [last_words, CLOSE],
+        [ANSWER],
+        [last_words, CLOSE],
+        [last_words, CLOSE],
+    ]
+    connection = connect(server)
+    assert (
+        is_whole(post(connection)[1]) and is_whole(post(connection)[1]) and server.connections == 2
+    )
+    assert post(connection)[1].error == (
+        "websocket closed: 1001" if last_words else "connection closed before an answer"
+    )
+    assert server.connections == 3 and connection.socket is None
+
+
+def test_a_close_behind_an_answer_is_no_error_and_the_next_request_connects_anew(
+    server: Upgrading,
+) -> None:
+    server.scripts += [[ANSWER + closing(1000), CLOSE], [ANSWER]]
+    connection = connect(server)
+    assert is_whole(post(connection)[1]) and connection.socket is None
+    assert is_whole(post(connection)[1]) and server.connections == 2
+    connection.close()
+
+
+# --- frames
+
+
+def test_frames_may_be_cut_anywhere() -> None:
+    pieces = [
+        frames(event(WORDS[0])),
+        PING + frames(event(WORDS[1])),
+        frames(event(WORDS[2])),
+        frames(event(usage=USAGE) + DONE),
+    ]
+    ends, wire = [*itertools.accumulate(map(len, pieces))][:3], b"".join(pieces)
+    for cut in range(1, len(wire)):
+        exchange, pongs = http.Exchange(), []
+        reader = Messages(exchange, Protocol(ConnectionType.CLIENT), pongs.append)
+        assert (
+            not reader.feed(wire[:cut], 1.0, 0.0)
+            and reader.feed(wire[cut:], 2.0, 0.0)
+            and len(pongs) == 1
+        )
+        settled = response.settle(exchange)
+        assert is_whole(settled) and bytes(exchange.body) == EVENTS
+        assert settled.token_s == [1.0 if cut >= end else 2.0 for end in ends]
+
+
+def test_a_byte_at_a_time_is_read_as_well(server: Upgrading) -> None:
+    script = [step for n in range(len(ANSWER)) for step in (ANSWER[n : n + 1], 0.0)]
+    assert is_whole(ask(server, *script)[1])
+
+
+def test_a_token_has_the_stamp_of_the_read_that_completed_its_message(server: Upgrading) -> None:
+    one, two, three = (frames(event(word)) for word in WORDS)
+    pieces = [one, two[:9], two[9:-1], two[-1:] + three, frames(event(usage=USAGE) + DONE)]
+    exchange = http.Exchange()
+    script: list[Step] = [0.01]
+    for count, piece in enumerate(pieces, 1):
+        script += [piece, until_read(exchange, count), 0.01]
+    server.scripts.append(script)
+    connection = connect(server)
+    connection.post("/v1/completions", b"{}", exchange)
+    connection.close()
+    settled = response.settle(exchange)
+    assert is_whole(settled) and settled.token_s == [exchange.arrived[read] for read in (0, 3, 3)]
+    for read, at in enumerate(exchange.arrived):  # one clock: each read lies between two sends
+        assert server.sent_s[read] <= at and (
+            read + 1 == len(pieces) or at <= server.sent_s[read + 1]
+        )
+    assert (
+        exchange.sent_s is not None
+        and exchange.sent_s <= server.sent_s[0]
+        and exchange.done_s == exchange.arrived[-1]
+    )
+
+
+def test_a_ping_is_answered_and_is_none_of_the_answer(server: Upgrading) -> None:
+    connection, exchange = connect(server), http.Exchange()
+    first, rest = frames(event(WORDS[0])), frames(EVENTS.removeprefix(event(WORDS[0])))
+    server.scripts += [[PING, 0.02, first, until_read(exchange, 1), PING, 0.02, rest], [ANSWER]]
+    connection.post("/v1/completions", b"{}", exchange)
+    assert (
+        is_whole(response.settle(exchange))
+        and len(exchange.arrived) == len(exchange.lengths) == len(exchange.lags) == 2
+    )
+    assert is_whole(post(connection)[1]) and server.heard == [Pong(b"still there?")] * 2
+    connection.close()
+
+
+def test_a_message_may_be_huge_or_in_many_frames(server: Upgrading) -> None:
+    text = " ".join(oracle.VOCABULARY) * 700  # some 300 KB: its length takes eight bytes
+    huge = event(text)[6:-2]
+    assert len(huge) > 2**16
+    exchange, settled = ask(server, frame(huge) + frames(DONE))
+    assert (settled.error, settled.token_text) == (None, [text]) and exchange.arrived[
+        0
+    ] < exchange.arrived[-1]
+    parts = [huge[n : n + 1000] for n in range(0, len(huge), 1000)]
+    fragments = [frame(part, 0 if n else 1, n == len(parts) - 1) for n, part in enumerate(parts)]
+    _, settled = ask(server, PING.join(fragments), frames(DONE))
+    assert (settled.error, settled.token_text) == (None, [text])
+
+
+def test_a_request_may_be_huge(server: Upgrading) -> None:
+    server.scripts.append([ANSWER])
+    body = json.dumps({"prompt": "baba " * 400_000}).encode()
+    connection = connect(server)
+    assert is_whole(post(connection, body)[1]) and server.requests == [body]
+    connection.close()
+
+
+def test_lines_within_json_are_no_events(server: Upgrading) -> None:
+    pretty = json.dumps(json.loads(event(WORDS[0])[6:]), indent=1).replace("\n", "\r\n").encode()
+    _, settled = ask(server, frame(pretty) + frames(EVENTS.removeprefix(event(WORDS[0]))))
+    assert is_whole(settled)
+
+
+# --- ends
+
+
+@pytest.mark.parametrize(
+    ("steps", "error", "tokens"),
+    [
+        ([UNFINISHED, closing(1011, "out of memory")], "websocket closed: 1011 out of memory", 3),
+        ([UNFINISHED, closing(1000)], "websocket closed: 1000", 3),
+        ([UNFINISHED, frame(b"", 8)], "websocket closed: 1005", 3),
+        ([closing(1009, "message too big")], "websocket closed: 1009 message too big", 0),
+        ([UNFINISHED, CLOSE], "connection closed in the answer", 3),
+        ([CLOSE], "connection closed before an answer", 0),
+        ([frames(event(WORDS[0])), 0.05, RESET], "connection failed: Connection reset by peer", 1),
+        ([frames(event(WORDS[0])), b"\xff\xff"], "broken WebSocket frame: Invalid opcode 0xf", 1),
+        (
+            [frames(event(WORDS[0])), frame(b"\xff")],
+            (
+                "broken WebSocket frame: 'utf-8' codec can't decode byte 0xff in position 0:"
+                " invalid start byte"
+            ),
+            1,
+        ),
+        (
+            [frames(event(WORDS[0])), b"\x81\x81abcdx"],
+            "broken WebSocket frame: client received unexpected masked frame",
+            1,
+        ),
+        ([ANSWER + frames(event("x"))], "a message after the answer's end", 3),
+        (
+            [frames(event(WORDS[0])) + REFUSED],
+            "server error in the stream: max_tokens: too many",
+            1,
+        ),
+        ([REFUSED], "http 400", 0),
+        ([frame(b'{"error": {"message": "busy"}}')], "http 500", 0),
+        ([frames(event(WORDS[0])), 5.0], "timeout", 1),
+        ([5.0], "timeout", 0),
+    ],
+)
+def test_each_end_has_a_name_and_what_came_before_it_is_kept(
+    server: Upgrading, steps: list[Step], error: str, tokens: int
+) -> None:
+    quick = error == "timeout"
+    exchange, settled = ask(
+        server, *steps, *([5.0] if quick else [0.05, CLOSE]), timeout_s=0.5 if quick else PATIENCE_S
+    )
+    assert (settled.error, len(settled.token_s)) == (error, tokens)
+    assert exchange.sent_s is not None and exchange.done_s >= exchange.sent_s
+
+
+def test_after_a_refused_request_the_connection_serves_on(server: Upgrading) -> None:
+    server.scripts += [[REFUSED], [ANSWER]]
+    connection = connect(server)
+    assert post(connection)[1].error == "http 400"
+    assert is_whole(post(connection)[1]) and server.connections == 1
+    connection.close()
+
+
+def test_a_close_is_answered(server: Upgrading) -> None:
+    ask(server, UNFINISHED, closing(1001, "bye"))
+    assert wait_for(lambda: server.heard, "an answer to the close") == [
+        CloseConnection(1001, "bye")
+    ]
+
+
+# --- under gevent
+
+HUB = """
+from gevent import monkey; monkey.patch_all()
+import gevent, os
+from loadtests import answers, sse
+from loadtests.hub import HubWebSocket
+from tests.loadtests.test_websocket import ANSWER, PING, UNFINISHED, Upgrading, closing, frames
+from tests.helpers.scripted_server import CLOSE, EVENTS, event, is_whole
+
+server = Upgrading()
+def ask(connection):
+    exchange = sse.Exchange()
+    connection.post("/v1/completions", b"{}", exchange)
+    return answers.settle(exchange)
+
+connect = lambda timeout_s=30.0: HubWebSocket(server.url, timeout_s, None, "/v1/completions")
+kept = connect()
+kept.open()
+server.scripts += [[ANSWER], [PING, 0.02, ANSWER[:70], 0.02, ANSWER[70:]], [UNFINISHED, closing(1011, "oops")]]
+assert is_whole(ask(kept)) and is_whole(ask(kept)) and server.connections == 1
+server.scripts.insert(0, [ANSWER])
+exchange = sse.Exchange()  # sent before anyone waits, as an open loop does, which has the request made before it knows the connection
+kept.send_ahead(connect().encoder("/v1/completions", b"{}", "0-"), 1, exchange)
+assert exchange.sent_s is not None
+kept.post("/v1/completions", b"{}", exchange)
+assert is_whole(answers.settle(exchange)) and server.connections == 1
+assert ask(kept).error == "websocket closed: 1011 oops" and kept.socket is None
+server.scripts.append([UNFINISHED, 1.0])
+assert ask(connect(0.3)).error == "timeout"
+
+exchange = sse.Exchange()  # a greenlet that is killed leaves what had come
+server.scripts.append([UNFINISHED, 1.0, CLOSE])
+connection = connect()
+victim = gevent.spawn(connection.post, "/v1/completions", b"{}", exchange)
+while len(exchange.body) < len(EVENTS) // 2:
+    gevent.sleep(0.01)
+victim.kill()
+assert len(answers.settle(exchange).token_s) >= 1 and exchange.done_s and exchange.error is None
+connection.close()
+server.refusal = b"HTTP/1.1 403 No\\r\\nContent-Length: 0\\r\\n\\r\\n"
+assert ask(connect()).error == "upgrade refused: http 403"
+server.refusal = b""
+
+before = len(os.listdir("/proc/self/fd"))
+for _ in range(50):
+    server.scripts.append([ANSWER, CLOSE])
+    connection = connect()
+    assert is_whole(ask(connection))
+    connection.close()
+gevent.sleep(0.1)
+assert len(os.listdir("/proc/self/fd")) <= before, "descriptors leak"
+server.ended.set()
+server.thread.join()
+print("fine")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors in /proc")
+def test_the_loop_reads_what_the_blocking_client_reads() -> None:
+    done = subprocess.run([sys.executable, "-c", HUB], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "fine\n", done.stderr
+
+
+# --- a campaign
+
+
+def test_a_campaign_over_websockets_has_the_same_rows_and_skips_who_has_none(bench: Bench) -> None:
+    (bench.folder / "ws.toml").write_text(
+        SCENARIOS.replace('endpoint = "chat"', 'endpoint = "chat"\ntransport = "websocket"')
+    )
+    done = bench.run(
+        *QUICK,
+        "--scenarios-file",
+        "ws.toml",
+        "--servers",
+        "tornado,flask_gunicorn",
+        "--out",
+        "sockets",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert bench.left_over() == []
+    by_server = {
+        run["case"]["server"]: (folder, run) for folder, run in runs(bench.folder / "sockets")
+    }
+    folder, run = by_server["flask_gunicorn"]
+    assert (
+        run["status"] == "skipped: it does not stream by websocket"
+        and not (folder / "requests.parquet").exists()
+    )
+    folder, run = by_server["tornado"]
+    if run["status"].startswith("skipped: tornado"):
+        pytest.skip(run["status"])
+    assert run["status"] == "ok", run["status"]
+    assert run["verify_before"][-1]["name"] == run["verify_after"][-1]["name"] == "websocket"
+    rows = table(folder, "requests")
+    counted = dict.fromkeys(("sent", "rows", "locust_requests"), len(rows))
+    assert (
+        run["counts"] == counted | {"locust_failures": 0, "cut_off": 0, "planned": None}
+        and len(rows) > 20
+    )
+    assert run["served"] == {"requests": len(rows), "tokens": sum(row["tokens"] for row in rows)}
+    for row in rows:
+        assert (row["error"], row["answer"], row["http_status"], row["finish_reason"]) == (
+            None,
+            "exact",
+            200,
+            "length",
+        )
+        assert row["tokens"] == row["max_tokens"] == len(row["token_s"]) and row["prompt_ms"] >= 20
+        assert (
+            row["scheduled_s"] <= row["sent_s"] < row["first_s"] <= row["last_s"] <= row["done_s"]
+        )

@@ -1,0 +1,187 @@
+"""`max_in_flight`: never more at the server, in the order of arrival, and the wait for a slot is
+recorded as what it is.
+"""
+
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadtests import schema
+from loadtests.generator.locust_process import Workers
+from loadtests.workload import arrivals
+from tests.helpers.campaign_process import QUICK, SCENARIOS, Bench, runs, table
+from tests.helpers.recording_server import SCENARIO, SEED, Driven, Witness, drive, task_of
+
+RATE = 100.0  # the server answers 60 a second under the cap
+CAPPED = SCENARIO | {"max_in_flight": 3}
+
+
+def most_at_once(rows: list[dict[str, Any]]) -> int:
+    """Requests between sent_s and done_s; at one moment, an end comes before a begin."""
+    steps = [(row["sent_s"], 1) for row in rows] + [(row["done_s"], -1) for row in rows]
+    now = most = 0
+    for _, step in sorted(steps):
+        now += step
+        most = max(most, now)
+    return most
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_never_more_than_the_cap_and_first_come_first_served(
+    tmp_path: Path, marked: Bench, count: int
+) -> None:
+    with Witness(answer_s=0.05) as witness:
+        driven = drive(tmp_path / "load", task_of(witness.url, CAPPED, rate=RATE), Workers(count))
+    rows = driven.rows
+    assert max(asked.unanswered for asked in witness.asked) == most_at_once(rows) == 3
+    assert (
+        {driven.said[name] for name in ("sent", "rows", "locust_requests")}
+        == {len(rows)}
+        == {len(witness.asked)}
+    )
+    assert (
+        driven.said["cut_off"] == 0
+        and len(driven.in_window()) == len(arrivals.window(SEED, CAPPED, RATE, 1.0)) > 80
+    )
+    for worker in range(count):
+        own = sorted(
+            (row for row in rows if row["worker"] == worker), key=lambda row: row["request"]
+        )
+        assert most_at_once(own) == 3 // count + (worker < 3 % count), "the cap is split"
+        assert all(row["scheduled_s"] <= row["slot_s"] <= row["sent_s"] for row in own)
+        for before, after in pairwise(own):
+            assert (
+                before["scheduled_s"] <= after["scheduled_s"]
+                and before["slot_s"] <= after["slot_s"]
+            )
+    waited = sorted(row["slot_s"] - row["scheduled_s"] for row in driven.in_window())
+    assert waited[-1] > 0.2, "the load exceeds what the cap lets through"
+
+
+@pytest.fixture(scope="module")
+def cut_off(bench: Bench) -> Driven:
+    """The drain is too short for the requests that wait."""
+    with Witness(answer_s=0.05) as witness:
+        return drive(
+            bench.folder / "short",
+            task_of(witness.url, CAPPED | {"drain_s": 0.3}, rate=2 * RATE),
+            Workers(),
+        )
+
+
+def test_a_request_that_never_got_a_slot_has_a_row(cut_off: Driven) -> None:
+    """Those that wait longest must not vanish from the latencies."""
+    assert len(cut_off.in_window()) == cut_off.said["planned"] > 160
+    never = [row for row in cut_off.rows if row["slot_s"] is None]
+    assert len(never) > 20 and {row["error"] for row in never} == {
+        "cut off: unanswered when the drain ended"
+    }
+    assert {(row["sent_s"], row["first_s"], row["tokens"]) for row in never} == {(None, None, None)}
+    assert all(row["done_s"] >= cut_off.window[1] for row in never)
+    unanswered = [row for row in cut_off.rows if row["error"] is not None]
+    assert cut_off.said["cut_off"] == len(unanswered) and 0 < len(unanswered) - len(never) <= 3, (
+        "and those that had one"
+    )
+    assert {cut_off.said[name] for name in ("sent", "rows", "locust_requests")} == {
+        len(cut_off.rows)
+    }
+
+
+FAIR = """
+import gevent
+from loadtests.hub import Slots
+
+slots, order = Slots(2), []
+
+def one(number):
+    slots.take()
+    order.append(number)
+
+def answer_ends_as_a_request_comes(number):
+    late = gevent.spawn(one, number)
+    slots.give()
+
+for number in range(4):
+    gevent.spawn(one, number)
+gevent.sleep(0.01)
+assert order == [0, 1], order
+for number in range(4, 8):
+    gevent.spawn(answer_ends_as_a_request_comes, number).join()
+    gevent.sleep(0.01)
+assert order == [0, 1, 2, 3, 4, 5], order
+for _ in range(6):
+    slots.give()
+gevent.sleep(0.01)
+assert order == list(range(8)) and slots.free == 4, (order, slots.free)
+print("fine")
+"""
+
+
+def test_nobody_overtakes_who_waits_for_a_slot() -> None:
+    """Also not one who comes in the very moment in which an answer ends."""
+    done = subprocess.run([sys.executable, "-c", FAIR], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "fine\n", done.stderr
+
+
+def test_more_workers_than_slots_are_refused(bench: Bench) -> None:
+    (bench.folder / "mine.toml").write_text(
+        SCENARIOS.replace("rate = 25.0", "rate = 25.0\nmax_in_flight = 2")
+    )
+    bench.refuses(
+        "the scenario 'random' has max_in_flight = 2: give --load-workers 2, or fewer",
+        *QUICK,
+        "--scenarios",
+        "random",
+        "--load-workers",
+        "3",
+        "--out",
+        "not_to_be",
+    )
+
+
+def test_a_campaign_under_a_cap_with_two_workers(bench: Bench) -> None:
+    (bench.folder / "mine.toml").write_text(
+        SCENARIOS.replace("rate = 25.0", "rate = 60.0\nmax_in_flight = 2")
+    )
+    done = bench.run(
+        *QUICK,
+        "--scenarios",
+        "random",
+        "--servers",
+        "fastapi_threadpool",
+        "--load-workers",
+        "2",
+        "--out",
+        "capped",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert bench.left_over() == []
+    [(folder, run)] = runs(bench.folder / "capped")
+    rows = table(folder, "requests")
+    assert (
+        run["status"] == "ok"
+        and most_at_once(rows) == 2
+        and set(schema.REQUEST_FIELDS) == {*rows[0]}
+    )
+    assert all(row["scheduled_s"] <= row["slot_s"] <= row["sent_s"] for row in rows)
+    assert {run["counts"][name] for name in ("sent", "rows", "locust_requests")} == {len(rows)}
+    assert [(each["worker"], each["offset_s"]) for each in run["load_workers"]] == [
+        (0, 0.0),
+        (1, 0.0),
+    ]
+    assert {path.name for path in folder.iterdir()} == {
+        "run.json",
+        "requests.parquet",
+        "telemetry.parquet",
+        "server_metrics.parquet",
+        "server.log",
+        "load.log",
+    }
+    samples = [sample["load"] for sample in table(folder, "telemetry")]
+    assert max(sample["processes"] for sample in samples) == 3, (
+        "the telemetry sees the conductor and both workers"
+    )

@@ -1,0 +1,302 @@
+"""Load workers on other machines: `python -m loadtests.worker` against --listen, over 127.0.0.1 and
+with a clock of its own.
+"""
+
+import contextlib
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from loadtests.generator.locust_process import LoadFailed, Workers
+from loadtests.workload import arrivals, prompts
+from servers.runtime import launch, limits
+from tests.helpers.campaign_process import PATIENCE_S, QUICK, Bench, said_of, wait_for
+from tests.helpers.recording_server import CLOSED, SCENARIO, SEED, Driven, Witness, drive, task_of
+from tests.loadtests.campaign.test_bad_input import dead_port
+
+Start = Callable[..., "subprocess.Popen[str]"]
+COMMAND = [sys.executable, "-m", "loadtests.worker"]
+
+
+@pytest.fixture
+def port() -> int:
+    return launch.free_port()
+
+
+@pytest.fixture
+def start(marked: Bench, port: int) -> Iterator[Start]:
+    """Starts workers of that port; at the end each gets SIGTERM, ends with 0, and nothing of it is
+    left.
+    """
+    started = []
+
+    def one(*before: str) -> "subprocess.Popen[str]":
+        started.append(
+            subprocess.Popen(
+                [*before, *COMMAND, f"127.0.0.1:{port}"],
+                cwd=launch.ROOT,
+                text=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+        )
+        return started[-1]
+
+    yield one
+    for process in [
+        each
+        for each in marked.processes()
+        if "loadtests.worker" in (said := said_of(each)) and "unshare" not in said
+    ]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    said = [process.communicate(timeout=PATIENCE_S)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * len(started), said
+    assert not any("Traceback" in text for text in said), said
+
+
+def requests_of(driven: Driven, user: int) -> list[tuple[int, int]]:
+    rows = sorted(
+        (row for row in driven.rows if row["user"] == user), key=lambda row: row["request"]
+    )
+    return [(row["prompt_tokens_asked"], row["max_tokens"]) for row in rows]
+
+
+def planned_of(driven: Driven, seed: str, user: int) -> list[tuple[int, int]]:
+    wanted = (
+        prompts.prompt(seed, CLOSED, user, turn) for turn in range(len(requests_of(driven, user)))
+    )
+    return [(each.tokens, each.max_tokens) for each in wanted]
+
+
+def test_two_workers_serve_one_case_after_the_other(
+    tmp_path: Path, start: Start, port: int
+) -> None:
+    start()
+    start()
+    for case in ("first", "second"):
+        with Witness(answer_s=0.02) as witness:
+            driven = drive(
+                tmp_path / case,
+                task_of(witness.url, SCENARIO, rate=20.0),
+                Workers(2, ("127.0.0.1", port)),
+            )
+        assert (
+            {driven.said[name] for name in ("sent", "rows", "locust_requests")}
+            == {len(driven.rows)}
+            == {len(witness.asked)}
+        )
+        planned = [arrival.at_s for arrival in arrivals.window(SEED, SCENARIO, 20.0, 1.0)]
+        assert [
+            row["scheduled_s"] - driven.window[0] for row in driven.in_window()
+        ] == pytest.approx(planned, abs=2e-6)
+        assert {row["worker"] for row in driven.rows} == {0, 1} and {
+            row["answer"] for row in driven.rows
+        } == {"exact"}
+        for each in driven.said["workers"]:
+            assert (
+                each["offset_s"] == 0
+                and abs(each["estimated_offset_s"]) <= each["round_trip_s"] / 2
+            )
+
+
+def test_a_worker_s_own_clock_is_told_from_ours(tmp_path: Path, start: Start, port: int) -> None:
+    """Its monotonic clock is 1000 s ahead, although the machine is the same; the rows are on the
+    driver's clock.
+    """
+    ahead = ("unshare", "--time", "--monotonic", "1000", "--fork", "--")
+    if subprocess.run([*ahead, "true"], capture_output=True).returncode:
+        pytest.skip("no time namespace can be made here")
+    start(*ahead)
+    with Witness(answer_s=0.02) as witness:
+        task = task_of(witness.url, SCENARIO, rate=20.0)
+        driven = drive(tmp_path / "load", task, Workers(1, ("127.0.0.1", port)))
+    [worker] = driven.said["workers"]
+    assert worker["offset_s"] == worker["estimated_offset_s"]
+    error_s = abs(worker["offset_s"] - 1000)
+    assert error_s <= worker["round_trip_s"] / 2 + 1e-6, (
+        "a namespace's offset is exact, both clocks are one"
+    )
+    came_s = {asked.request_id: asked.at_s - task["clock_zero_s"] for asked in witness.asked}
+    assert len(came_s) == len(driven.rows) > 10
+    for row in driven.rows:
+        assert (
+            row["sent_s"] - error_s - 1e-6
+            <= came_s[f"0-{row['request']}"]
+            <= row["done_s"] + error_s + 1e-6
+        )
+
+
+def test_who_comes_late_has_no_part_in_the_load(tmp_path: Path, start: Start, port: int) -> None:
+    start()
+    late: list[Any] = []
+
+    def watch(said: dict[str, Any]) -> None:
+        if not late and said and said["state"] == "running":
+            late.append(start())
+
+    with Witness(answer_s=0.02) as witness:
+        driven = drive(
+            tmp_path / "load",
+            task_of(witness.url, CLOSED, users=2, duration_s=5.0),
+            Workers(1, ("127.0.0.1", port)),
+            watch,
+        )
+    assert late and [each["rows"] for each in driven.said["workers"]] == [len(driven.rows)] == [
+        len(witness.asked)
+    ]
+    for user in range(2):
+        assert requests_of(driven, user) == planned_of(driven, SEED, user)
+        rows = sorted(
+            (row for row in driven.rows if row["user"] == user), key=lambda row: row["request"]
+        )
+        assert all(
+            after["scheduled_s"] == pytest.approx(before["done_s"], abs=2e-6)
+            for before, after in pairwise(rows)
+        ), "without a break"
+        assert rows[-1]["done_s"] >= driven.window[1] and rows[-1]["error"] is None, "to the end"
+
+
+def test_the_load_of_a_driver_that_vanishes_does_not_reach_the_next_one(
+    tmp_path: Path, marked: Bench, start: Start, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SERVEOFF_LOST_AFTER_S", "4")
+    start()
+    code = (
+        "import sys; from pathlib import Path; from loadtests.generator import Workers; from"
+        " tests.helpers.recording_server import *; drive(Path(sys.argv[1]), task_of(sys.argv[2], CLOSED,"
+        " users=2, duration_s=600), Workers(1, ('127.0.0.1', int(sys.argv[3]))))"
+    )
+    with Witness(answer_s=0.02) as first, Witness(answer_s=0.02) as second:
+        driver = subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / "first"), first.url, str(port)],
+            cwd=launch.ROOT,
+        )
+        wait_for(lambda: len(first.asked) > 20, "the first load")
+        [conductor] = [
+            process for process in marked.load_workers() if "--worker" not in said_of(process)
+        ]
+        for each in (conductor, driver):  # as when the machine loses its power: nobody is told
+            each.kill()
+        driver.wait(PATIENCE_S)
+        driven = drive(
+            tmp_path / "second",
+            task_of(second.url, CLOSED, users=2, seed="2"),
+            Workers(1, ("127.0.0.1", port)),
+        )
+        asked = len(first.asked)
+        assert (
+            {driven.said[name] for name in ("sent", "rows", "locust_requests")}
+            == {len(driven.rows)}
+            == {len(second.asked)}
+        )
+        assert all(requests_of(driven, user) == planned_of(driven, "2", user) for user in range(2))
+        assert len(first.asked) == asked, "nobody asks the first server any more"
+
+
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [
+        (signal.SIGSTOP, "the load was stopped on Locust's page, or all load workers were lost"),
+        (signal.SIGTERM, "load worker 0 was ended"),
+    ],
+    ids=["stopped", "ended"],
+)
+def test_a_lost_worker_fails_the_case(
+    tmp_path: Path, marked: Bench, start: Start, port: int, number: int, sentence: str
+) -> None:
+    start()
+    victims: list[psutil.Process] = []
+
+    def watch(said: dict[str, Any]) -> None:
+        if not victims and said and said["state"] == "running" and said["rows"] >= 20:
+            victims.extend(each for each in marked.load_workers() if "--worker" in said_of(each))
+            victims[0].send_signal(number)
+
+    with Witness(answer_s=0.02) as witness, pytest.raises(LoadFailed) as failed:
+        drive(
+            tmp_path / "load",
+            task_of(witness.url, CLOSED, users=2, duration_s=600),
+            Workers(1, ("127.0.0.1", port)),
+            watch,
+        )
+    assert f"({sentence}); its last log lines:\n" in str(failed.value)
+    if number == signal.SIGSTOP:
+        victims[0].resume()
+
+
+# --- mistakes
+
+
+def test_nobody_connects(
+    tmp_path: Path, marked: Bench, monkeypatch: pytest.MonkeyPatch, port: int
+) -> None:
+    monkeypatch.setattr(limits, "REMOTE_START_S", 2.0)
+    with pytest.raises(LoadFailed) as failed:
+        drive(
+            tmp_path / "load",
+            task_of("http://127.0.0.1:1", CLOSED, users=2),
+            Workers(2, ("127.0.0.1", port)),
+        )
+    remedy = f"run `python -m loadtests.worker 127.0.0.1:{port}` on the other machines"
+    assert f"(0 of 2 load workers were there after 2 s: {remedy}); its last log lines:\n" in str(
+        failed.value
+    )
+
+
+@pytest.mark.parametrize(
+    "listen", ["10.0.0.5", ":5557", "0.0.0.0:5557", "10.0.0.5:70000", "10.0.0.5:x"]
+)
+def test_bad_addresses_are_refused_on_both_sides(bench: Bench, listen: str) -> None:
+    done = subprocess.run([*COMMAND, listen], cwd=launch.ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(
+        r"error: argument conductor: '.*' is not (ADDRESS:PORT|a port), .*\n", done.stderr
+    ), done.stderr
+    bench.refuses("argument --listen: ", *QUICK, "--listen", listen, "--out", "not_to_be")
+
+
+def test_ports_that_cannot_be_used_are_refused_before_anything_begins(bench: Bench) -> None:
+    with Witness() as witness:
+        taken = str(witness.server_port)
+        for option, place in (("--listen", f"127.0.0.1:{taken}"), ("--web-port", taken)):
+            bench.refuses(
+                f"port {taken} on 127.0.0.1 cannot be used (Address already in use): give another"
+                f" one with {option}",
+                *QUICK,
+                option,
+                place,
+                "--out",
+                "not_to_be",
+            )
+    bench.refuses(
+        "port 5557 on 192.0.2.1 cannot be used (Cannot assign requested address): give another one"
+        " with --listen",
+        *QUICK,
+        "--listen",
+        "192.0.2.1:5557",
+        "--out",
+        "not_to_be",
+    )
+
+
+def test_a_worker_without_a_conductor_gives_up(bench: Bench) -> None:
+    place = f"127.0.0.1:{dead_port()}"
+    done = subprocess.run(
+        [*COMMAND, place, "--patience", "0.5"], cwd=launch.ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert (
+        done.stderr
+        == f"error: no conductor at {place} for 0.5 s: start `nox -s bench -- --listen {place} ...`"
+        " there\n"
+    )

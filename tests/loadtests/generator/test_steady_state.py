@@ -1,0 +1,215 @@
+"""The test of steadiness, by hand and on simulated servers. Seeds are fixed, so the error rates are
+exact numbers: a bound that breaks is a change of the rule, never chance.
+"""
+
+import math
+import random
+from functools import cache
+
+import pytest
+
+from loadtests.generator.steady_state import (
+    IN_A_ROW,
+    Finding,
+    Judge,
+    batches,
+    finding,
+    mser,
+    slope,
+    trend,
+)
+from tests.studies import steady_state as study
+
+RUNS = 25
+PRECISE = "a tenth of the noise"
+
+
+def test_mser_by_hand() -> None:
+    """Of 9 1 3 1 3 1 3: with all, mean 3 and squares 48, 48/49; without the 9, mean 2 and squares
+    6, 6/36; without two, 4.8/25.
+    """
+    assert mser([9, 1, 3, 1, 3, 1, 3]) == 1
+    # 8/64; with the 4 as well 40/81, without the first 9 as well 6.9/49
+    assert mser([0, 4, 9, 11, 9, 11, 9, 11, 9, 11]) == 2
+    assert mser([1, 3, 1, 3, 1, 3, 9]) == 0, "what is odd at the end is no transient"
+
+
+def test_mser_leaves_five() -> None:
+    assert mser(range(100)) == 95, "a straight line is all transient"
+    assert mser([9, 1, 1, 1]) == 0
+
+
+def test_mser_is_what_its_definition_says() -> None:
+    source = random.Random(1)
+    for _ in range(200):
+        means = [1e6 + source.gauss(0, 1) + 5 * (i < 4) for i in range(source.randint(10, 20))]
+        kept = [means[d:] for d in range(len(means) - 4)]
+        errors = [sum((v - sum(k) / len(k)) ** 2 for v in k) / len(k) ** 2 for k in kept]
+        assert mser(means) == errors.index(min(errors))
+
+
+def test_trend_by_hand() -> None:
+    """Six in order: S = 15, variance 6 * 5 * 17 / 18, z = 14 / 5.323. Ties: S = 3 + 3 - 0 over four
+    values of which two are equal.
+    """
+    assert (
+        trend([1, 2, 3, 4, 5, 6])
+        == trend([6, 5, 4, 3, 2, 1])
+        == pytest.approx(math.erfc(14 / math.sqrt(85 / 3) / math.sqrt(2)))
+    )
+    assert trend([1, 2, 2, 3]) == pytest.approx(
+        math.erfc(4 / math.sqrt((156 - 18) / 18) / math.sqrt(2))
+    )
+    assert trend([1, 3, 3, 1]) == trend([7, 7, 7]) == trend([7]) == 1
+    assert trend([1, 2, 3, 4, 5, 1000]) == trend([1, 2, 3, 4, 5, 6]), (
+        "ranks: how large an outlier is does not matter"
+    )
+
+
+def test_slope_and_batches() -> None:
+    assert (
+        slope([5, 7, 9, 11]) == pytest.approx(2)
+        and slope([4, 4]) == 0
+        and slope([0, 0, 3]) == pytest.approx(1.5)
+    )
+    assert (
+        batches([9, 9, 1, 3, 5, 7], 2) == [9, 2, 6]
+        and batches([9, 1, 3], 2) == [2]
+        and batches([1], 2) == []
+    )
+
+
+def test_batches_are_ten_to_twenty_and_of_five_at_least() -> None:
+    assert [finding([1.0] * n, 1).batches for n in (0, 49, 50, 54, 99, 100, 101, 2000, 2001)] == [
+        0,
+        9,
+        10,
+        10,
+        19,
+        20,
+        16,
+        20,
+        19,
+    ]
+
+
+def test_the_drift_is_that_of_the_window_to_come() -> None:
+    """100 values that rise by 0.1% each, over a window three times as long: 30% of the first, 30% /
+    1.05 of the mean.
+    """
+    assert finding([1 + i / 1000 for i in range(100)], 3).drift == pytest.approx(
+        0.3 / (1 + 0.0005 + 0.072), rel=0.01
+    )
+
+
+def test_constant_series_are_steady() -> None:
+    for value in (0.0, 0.1, 1e9):
+        assert finding([value] * 60, 2.5) == Finding(True, 12, 0, 1.0, 0.0)
+    assert finding([0.0] * 20 + [0.1] * 40, 2.5)[:3] == (True, 12, 4)
+    assert finding([0.0] * 40 + [0.1] * 20, 2.5)[:3] == (False, 12, 0), (
+        "a step just now is seen by the trend, not by MSER"
+    )
+
+
+def test_a_tiny_drift_without_noise_is_forgiven_and_a_large_one_is_not() -> None:
+    for share, steady in ((0.01, True), (0.04, True), (0.06, False), (-0.06, False)):
+        found = finding([100 + share * i for i in range(100)], 1)
+        assert found.steady == steady and found.cut >= 10 and found.p is not None and found.p < 0.01
+
+
+def test_an_outlier_at_the_end_is_no_transient() -> None:
+    source = random.Random(1)
+    assert finding([*(source.gauss(100, 5) for _ in range(99)), 1000.0], 1)[:3] == (True, 20, 0)
+
+
+def test_the_judge_wants_every_series_three_times_running() -> None:
+    flat, rising = [1.0] * 50, [1.0 + i for i in range(50)]
+    judge = Judge(25)
+    assert [
+        judge.ask({"a": flat, "b": series}, 10).steady
+        for series in (flat, flat, rising, flat, flat, flat, flat, rising, flat)
+    ] == [False, False, False, False, False, True, True, False, False]
+    assert IN_A_ROW == 3
+
+
+def test_the_judge_says_why() -> None:
+    judge, flat = Judge(25), [1.0] * 50
+    assert (
+        judge.ask({"tokens/s": flat, "TTFT": []}, 10).why
+        == "not yet steady: TTFT: too few values: 0 batches of 10"
+    )
+    found = judge.ask({"tokens/s": [1.0 + i for i in range(50)], "TTFT": flat}, 10)
+    assert (
+        found.why
+        == "not yet steady: tokens/s: 5 of 10 batches cut, then +328.9% over the window, p = 0.027"
+    )
+    assert found.findings["TTFT"].steady and not found.findings["tokens/s"].steady
+    every = "tokens/s: 0 of 10 batches cut, then +0.0% over the window, p = 1"
+    assert [judge.ask({"tokens/s": flat}, 10).why for _ in range(3)] == [
+        f"steady 1 of 3 times: {every}",
+        f"steady 2 of 3 times: {every}",
+        f"steady: {every}",
+    ]
+
+
+@cache
+def rates(server: study.Server) -> study.Rates:
+    return study.rates(server, RUNS)
+
+
+def worst(*parts: str) -> study.Rates:
+    """Of each rate the largest among the servers whose names have one of the parts."""
+    found = [
+        rates(server) for server in study.SERVERS if any(part in server.name for part in parts)
+    ]
+    assert len(found) >= len(parts)
+    return study.Rates(*(max(one[i] for one in found) for i in range(4)))
+
+
+def test_a_steady_server_is_seen_to_be() -> None:
+    seen = worst("steady, noise", "steady, a tenth", "steady, waves", "closed loop", "ten slow")
+    assert seen.median_s <= 22 and seen.p90_s <= 39 and seen.never == 0
+    seen = worst("Poisson 3/s", "gamma", "Poisson 1.5/s")  # 50 requests take 17 and 33 s
+    assert seen.median_s <= 37 and seen.p90_s <= 47 and seen.never <= 0.08
+
+
+def test_a_transient_is_waited_for() -> None:
+    """Only changes that come later than the test could end, 12 s, are missed: nothing announced
+    them.
+    """
+    decaying = [f"time constant {tau} s" for tau in (1, 2, 5, 10, 20)] + [
+        f"likewise {tau} s, {PRECISE}" for tau in (2, 5, 10)
+    ]
+    assert worst(*decaying, "until second 5", "until second 10").missed == 0
+    assert worst("time constant 5 s").never == 0 and worst("time constant 5 s").median_s <= 41
+    assert 0.1 < worst("half the speed until second 15").missed <= 0.2
+    assert 0.2 < worst("half the speed until second 20").missed <= 0.4
+
+
+def test_slow_drifts_are_seen_only_where_noise_permits() -> None:
+    assert worst(f"drift of 20% in 60 s, {PRECISE}").never == 1
+    assert worst("drift of 5% in 60 s").never == 0
+    assert 0.5 < worst("drift of 10% in 60 s", "drift of 20% in 60 s").missed <= 0.72
+
+
+def test_an_overload_is_mostly_never_steady() -> None:
+    assert worst("130%").missed <= 0.16
+    assert 0.5 < worst("110%").missed <= 0.68  # within the noise of the arrivals
+
+
+def test_mser_alone_would_be_worse() -> None:
+    """What the trend and the three times running are for."""
+    with study.mser_alone():
+        for server in (
+            server
+            for server in study.SERVERS
+            if "time constant 20 s" in server.name or "130%" in server.name
+        ):
+            assert study.rates(server, RUNS).missed >= 0.4, server.name
+
+
+def test_the_table_is_markdown() -> None:
+    head, line, row = study.table(2, study.SERVERS[:1])
+    assert head.count("|") == line.count("|") == row.count("|") == 8 and row.startswith(
+        "| steady, noise that correlates by 0 | "
+    )

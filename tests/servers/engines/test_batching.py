@@ -1,0 +1,484 @@
+"""The batching queue: who goes together and when, what it refuses, and that nobody suffers for
+another; then the engines behind it.
+
+Times are checked from below and by order only, as in test_engines.py.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from servers.contract import metrics, oracle
+from servers.contract.api import CompletionRequest, ContractError, Outcome
+from servers.engines import Job, Settings, batching, simulated
+from servers.engines.batching import BatchQueue
+
+LONG_MS = 60_000  # nobody waits that long: what happens, happens for another reason
+PATIENCE_S = 60
+
+
+def completion(prompt: str = "baba", max_tokens: int = 2, **more: Any) -> CompletionRequest:
+    return CompletionRequest(
+        **{
+            "model": "m",
+            "prompt": prompt,
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            **more,
+        }
+    )
+
+
+def wait_until(what: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+class Heard:
+    """What one request's server hears."""
+
+    def __init__(self, queue: BatchQueue, **wanted: Any):
+        self.items: list[Any] = []
+        self.over = threading.Event()
+        self.row = queue.submit(queue.prepare(completion(**wanted)), self.hear)
+
+    def hear(self, item: Any) -> None:
+        assert not self.over.is_set(), "nothing comes after the end"
+        self.items.append(item)
+        if not isinstance(item, str):
+            self.over.set()
+
+    @property
+    def end(self) -> Any:
+        assert self.over.wait(PATIENCE_S), self.items
+        return self.items[-1]
+
+    @property
+    def text(self) -> str:
+        assert isinstance(self.end, Outcome), self.end
+        return "".join(self.items[:-1])
+
+
+class Steps(simulated.BatchEngine):
+    """Without times: makes a step for all rows whenever the test lets it, and remembers its batches
+    by their prompts.
+    """
+
+    def __init__(self, free: bool = True):
+        super().__init__(Settings("simulated", "m", "", 1, {}))
+        self.batches: list[list[str]] = []
+        self.steps = threading.Semaphore(0)
+        self.free = free
+
+    def kind(self, job: Job) -> Any:
+        return job.request.temperature
+
+    def generate_batch(self, rows: Any) -> None:
+        self.batches.append([row.job.prompt for row in rows])
+        super().generate_batch(rows)
+
+    def _steps(self, began: float, prompt_tokens: int) -> Iterator[float]:
+        while True:
+            assert self.free or self.steps.acquire(timeout=PATIENCE_S)
+            if "fail" in self.batches[-1]:
+                raise ValueError("out of memory")
+            yield 0.0
+
+    def step(self, count: int = 1) -> None:
+        self.steps.release(count)
+
+    def let_go(self) -> None:
+        self.free = True
+        self.step()
+
+
+@pytest.fixture
+def engine() -> Steps:
+    return Steps(free=False)
+
+
+def asked(queue: BatchQueue, *prompts: str, **wanted: Any) -> list[Heard]:
+    return [Heard(queue, prompt=prompt, **wanted) for prompt in prompts]
+
+
+# --- who goes together
+
+
+def test_a_full_batch_goes_at_once_and_in_order_of_arrival(engine: Steps) -> None:
+    with closing(BatchQueue(engine, 3, LONG_MS, 100)) as queue:
+        heard = asked(queue, "a", "b", "c", "d", "e", "f", "g")
+        engine.let_go()
+        assert all(isinstance(one.end, Outcome) for one in heard[:6])
+        assert engine.batches == [["a", "b", "c"], ["d", "e", "f"]]
+        assert [row.job.prompt for row in queue.waiting] == ["g"] and not heard[6].items
+
+
+def test_a_batch_that_is_not_full_goes_when_its_first_has_waited_enough() -> None:
+    engine = Steps()
+    with closing(BatchQueue(engine, 100, 500, 100)) as queue:
+        heard = asked(queue, "a", "b")
+        assert heard[0].end.queue_ms >= 500 and heard[1].end.queue_ms > 0
+    assert engine.batches == [["a", "b"]]
+
+
+def test_without_a_wait_whoever_is_there_goes(engine: Steps) -> None:
+    with closing(BatchQueue(engine, 100, 0, 100)) as queue:
+        first = Heard(queue, prompt="a")
+        wait_until(lambda: engine.batches)
+        asked(queue, "b", "c")  # while the engine works
+        engine.let_go()
+        assert first.end.completion_tokens == 2
+        wait_until(lambda: len(engine.batches) == 2)
+    assert engine.batches == [["a"], ["b", "c"]]
+
+
+def test_what_the_engine_cannot_compute_together_goes_one_after_the_other(engine: Steps) -> None:
+    with closing(BatchQueue(engine, 2, LONG_MS, 100)) as queue:
+        for prompt in "abcde":
+            Heard(queue, prompt=prompt, temperature=0.5 if prompt in "bc" else 0)
+        engine.let_go()
+        wait_until(lambda: len(engine.batches) == 2 and queue.waiting)
+    assert engine.batches == [["a", "d"], ["b", "c"]], "the first that waits says which kind goes"
+
+
+def test_the_engine_may_bound_a_batch_too() -> None:
+    engine = Steps()
+    engine.max_batch = 2
+    with closing(BatchQueue(engine, 32, LONG_MS, 100)) as queue:
+        assert all(isinstance(one.end, Outcome) for one in asked(queue, "a", "b", "c", "d"))
+    assert engine.batches == [["a", "b"], ["c", "d"]]
+
+
+# --- what is refused, or leaves
+
+
+def test_beyond_its_bound_it_refuses_and_says_when_to_come_again(engine: Steps) -> None:
+    with closing(BatchQueue(engine, 1, 0, 2)) as queue:
+        Heard(queue, prompt="a")
+        wait_until(lambda: engine.batches)
+        waiting = asked(queue, "b", "c")
+        with pytest.raises(ContractError, match="2 requests are waiting") as refused:
+            Heard(queue, prompt="d")
+        assert refused.value.status == 429 and int(refused.value.headers["Retry-After"]) > 0
+        assert refused.value.body()["error"]["type"] == "rate_limit_error"
+        queue.cancel(waiting[0].row)
+        late = Heard(queue, prompt="e")
+        engine.let_go()
+        assert late.text == oracle.continuation("e", 2)
+    assert engine.batches == [["a"], ["c"], ["e"]], "who has left the queue costs nothing"
+    assert not waiting[0].items
+
+
+def test_metrics_say_how_many_wait_and_how_long_batches_are(engine: Steps) -> None:
+    def batches() -> dict[str, float]:
+        return {
+            sample.labels.get("le", sample.name): sample.value
+            for sample in batching.BATCH_SIZE.collect()[0].samples
+        }
+
+    before = batches()
+    with closing(BatchQueue(engine, 2, LONG_MS, 100)) as queue:
+        heard = asked(queue, "a", "b", "c")
+        wait_until(lambda: engine.batches)
+        assert batching.QUEUE_LENGTH._value.get() == 1
+        queue.cancel(heard[2].row)
+        assert batching.QUEUE_LENGTH._value.get() == 0
+        engine.let_go()
+    after = batches()
+    assert after["2.0"] - before["2.0"] == 1 and after["1.0"] == before["1.0"]
+    assert after["serveoff_batch_size_sum"] - before["serveoff_batch_size_sum"] == 2
+
+
+# --- nobody suffers for another
+
+
+def test_each_row_ends_by_itself_and_is_answered_at_once(engine: Steps) -> None:
+    running = metrics.RUNNING._value.get()
+    with closing(BatchQueue(engine, 3, LONG_MS, 100)) as queue:
+        short, stops, long = (
+            Heard(queue, max_tokens=2),
+            Heard(queue, max_tokens=9, stop="babi"),
+            Heard(queue, max_tokens=9),
+        )
+        engine.step(2)
+        assert short.text == " babe babi" and stops.text == " babe "
+        assert (short.end.finish_reason, stops.end.finish_reason) == ("length", "stop")
+        wait_until(lambda: metrics.RUNNING._value.get() == running + 1)
+        assert not long.over.is_set() and len(engine.batches) == 1
+        engine.let_go()
+        assert long.text == oracle.continuation("baba", 9)
+
+
+def test_a_cancelled_row_hears_nothing_more_and_the_others_all(engine: Steps) -> None:
+    running = metrics.RUNNING._value.get()
+    with closing(BatchQueue(engine, 2, LONG_MS, 100)) as queue:
+        gone, stays = Heard(queue, max_tokens=1000), Heard(queue, max_tokens=9)
+        engine.step()
+        wait_until(lambda: stays.items)
+        queue.cancel(gone.row)
+        engine.step()
+        wait_until(lambda: metrics.RUNNING._value.get() == running + 1)
+        assert gone.items == [" babe"]
+        engine.let_go()
+        assert stays.text == oracle.continuation("baba", 9), (
+            "and it need not wait for the other's 1000 tokens:"
+        )
+        others = asked(queue, "bebe", "bibi")
+        assert others[0].text == oracle.continuation("bebe", 2)
+    assert metrics.RUNNING._value.get() == running and gone.items == [" babe"]
+
+
+def test_a_batch_that_nobody_wants_any_more_ends(engine: Steps) -> None:
+    with closing(BatchQueue(engine, 2, LONG_MS, 100)) as queue:
+        gone = [Heard(queue, max_tokens=10**5) for _ in range(2)]
+        wait_until(lambda: engine.batches)
+        for one in gone:
+            queue.cancel(one.row)
+        engine.let_go()
+        assert [one.text for one in asked(queue, "bebe", "bibi")] == [
+            oracle.continuation(word, 2) for word in ("bebe", "bibi")
+        ]
+
+
+def test_an_engine_that_fails_fails_all_its_rows_and_the_next_batch_works() -> None:
+    running = metrics.RUNNING._value.get()
+    with closing(BatchQueue(Steps(), 2, LONG_MS, 100)) as queue:
+        for one in asked(queue, "baba", "fail"):
+            assert isinstance(one.end, ValueError) and one.items == [one.end]
+        assert [one.text for one in asked(queue, "bebe", "bibi")] == [
+            oracle.continuation(word, 2) for word in ("bebe", "bibi")
+        ]
+    assert metrics.RUNNING._value.get() == running
+
+
+def test_an_engine_that_forgets_a_row_leaves_nobody_waiting() -> None:
+    class Forgetful(Steps):
+        def generate_batch(self, rows: Any) -> None:
+            rows[0].token(" babe")
+
+    with closing(BatchQueue(Forgetful(), 2, LONG_MS, 100)) as queue:
+        for one in asked(queue, "baba", "bebe"):
+            assert isinstance(one.end, RuntimeError)
+
+
+def test_closing_ends_what_runs_and_what_waits(engine: Steps) -> None:
+    queue = BatchQueue(engine, 1, 0, 100)
+    heard = [Heard(queue, max_tokens=10**5) for _ in range(3)]
+    wait_until(lambda: engine.batches)
+    closer = threading.Thread(target=queue.close)
+    closer.start()
+    wait_until(lambda: queue.closed)
+    engine.let_go()
+    closer.join(PATIENCE_S)
+    assert (
+        not queue.thread.is_alive()
+        and len(engine.batches) == 1
+        and not any(one.over.is_set() for one in heard)
+    )
+
+
+# --- simulated
+
+
+def batches_of(size: int, wait_ms: float = LONG_MS, **times: Any) -> Any:
+    return closing(
+        BatchQueue(
+            simulated.BatchEngine(Settings("simulated", "m", "", 1, times)), size, wait_ms, 100
+        )
+    )
+
+
+def test_simulated_rows_pay_for_the_whole_batch_until_it_ends() -> None:
+    with batches_of(
+        2, prefill_ms=20, prefill_ms_per_token=10, step_ms=4, step_ms_per_sequence=6
+    ) as queue:
+        short, long = (
+            Heard(queue, prompt="baba", max_tokens=2),
+            Heard(queue, prompt="be be bebe", max_tokens=20),
+        )
+        following = asked(queue, "bibi", "bobo")
+        assert short.text == oracle.continuation("baba", 2) and long.text == oracle.continuation(
+            "bebe", 20
+        )
+        assert short.end.prompt_ms >= 0.9 * (20 + 2 * 3 * 10), (
+            "both prompts are as long as the longest"
+        )
+        assert long.end.predicted_ms >= 0.5 * 19 * 10, "also after the short one is done"
+        assert following[0].end.queue_ms >= 0.5 * (long.end.prompt_ms + long.end.predicted_ms)
+
+
+def test_simulated_batches_are_no_longer_than_its_slots() -> None:
+    with batches_of(32, prefill_ms=1, step_ms=1, max_batch=2) as queue:
+        assert queue.size == 2
+
+
+# --- transformers
+
+
+@pytest.fixture(scope="module")
+def batch_engine(tiny: Path) -> Any:
+    pytest.importorskip("transformers")
+    from servers.engines import hf_batched
+
+    return hf_batched.BatchEngine(
+        Settings("hf_batched", "serveoff-tiny", str(tiny), threads=1, simulated={})
+    )
+
+
+def hear(
+    engine: Any,
+    *requests: dict[str, Any],
+    during: Callable[[BatchQueue, list[Heard]], Any] = lambda queue, heard: None,
+) -> list[Heard]:
+    """All in one batch."""
+    with closing(BatchQueue(engine, len(requests), LONG_MS, 100)) as queue:
+        heard = [Heard(queue, model="serveoff-tiny", **request) for request in requests]
+        during(queue, heard)
+        for one in heard:
+            if not one.row.cancelled:
+                assert one.end
+    return heard
+
+
+def test_hf_batched_is_exact_in_each_row_however_long_its_prompt_and_its_answer(
+    batch_engine: Any,
+) -> None:
+    words = oracle.VOCABULARY[::300]
+    requests = [
+        {"prompt": " ".join([*oracle.VOCABULARY[: 7 * i], word]), "max_tokens": 40 - i}
+        for i, word in enumerate(words)
+    ]
+    for request, one in zip(requests, hear(batch_engine, *requests), strict=True):
+        assert one.items[:-1] == [
+            " " + word
+            for word in oracle.continuation_words(request["prompt"], request["max_tokens"])
+        ]
+        assert (one.end.prompt_tokens, one.end.completion_tokens, one.end.finish_reason) == (
+            oracle.count_tokens(request["prompt"]),
+            request["max_tokens"],
+            "length",
+        )
+
+
+def test_hf_batched_says_in_each_row_what_it_would_say_alone(
+    batch_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a network of random weights: the planted one looks so little at what stands before that a
+    wrong mask would not show.
+    """
+    import torch
+
+    torch.manual_seed(1)
+    network = type(batch_engine.network)(batch_engine.network.config).eval()
+    network.generation_config = batch_engine.network.generation_config
+    monkeypatch.setattr(batch_engine, "network", network)
+    requests = [
+        {"prompt": " ".join(oracle.VOCABULARY[n : 2 * n + 1]), "max_tokens": 12}
+        for n in (0, 3, 9, 30)
+    ]
+    alone = [hear(batch_engine, request)[0].text for request in requests]
+    assert [one.text for one in hear(batch_engine, *requests)] == alone and len(set(alone)) == 4
+
+
+def test_hf_batched_may_be_longer_than_the_context_where_no_row_is(batch_engine: Any) -> None:
+    long, short = hear(
+        batch_engine,
+        {"prompt": " ".join(oracle.VOCABULARY[:3990]), "max_tokens": 100},
+        {"prompt": "baba", "max_tokens": 300},
+    )
+    assert long.text == oracle.continuation(
+        oracle.VOCABULARY[3989], 100
+    ) and short.text == oracle.continuation("baba", 300)
+
+
+def test_hf_batched_ends_each_row_for_its_own_reason(
+    batch_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_engine, "eos", batch_engine.tokenizer("babo").input_ids[0])
+    ends, ignores, stops, full = hear(
+        batch_engine,
+        *(
+            {"prompt": "bebe baba", "max_tokens": 8, **more}
+            for more in (
+                {"ignore_eos": False},
+                {},
+                {"stop": "bi ba", "prompt": "baba"},
+                {"ignore_eos": False, "max_tokens": 2},
+            )
+        ),
+    )
+    assert (ends.end.finish_reason, ends.end.completion_tokens) == ("stop", 3)
+    assert (ignores.end.finish_reason, ignores.text) == ("length", oracle.continuation("baba", 8))
+    assert (stops.end.finish_reason, stops.text) == ("stop", " babe ba")
+    assert (full.end.finish_reason, full.text) == ("length", oracle.continuation("baba", 2))
+
+
+def test_hf_batched_goes_on_for_the_others_when_one_is_cancelled(batch_engine: Any) -> None:
+    running = metrics.RUNNING._value.get()
+
+    def cancel_first(queue: BatchQueue, heard: list[Heard]) -> None:
+        wait_until(lambda: heard[0].items)
+        queue.cancel(heard[0].row)
+
+    requests = (
+        {"prompt": "bebe bibi baba", "max_tokens": 3000},
+        {"prompt": "bebe", "max_tokens": 60},
+    )
+    gone, stays = hear(batch_engine, *requests, during=cancel_first)
+    assert stays.text == oracle.continuation("bebe", 60) and not gone.over.is_set()
+    assert metrics.RUNNING._value.get() == running
+
+
+def test_hf_batched_samples_the_same_for_the_same_seed_whoever_else_is_there(
+    batch_engine: Any,
+) -> None:
+    seeded = {"prompt": "baba", "max_tokens": 12, "temperature": 2.0, "seed": 1}
+    with closing(BatchQueue(batch_engine, 8, 0, 100)) as queue:
+        said = [Heard(queue, model="serveoff-tiny", **seeded).text]
+        heard = [
+            Heard(queue, model="serveoff-tiny", **{**seeded, "seed": seed})
+            for seed in (1, None, 2, None, 1)
+        ]
+        said += [one.text for one in heard]
+    assert said[0] == said[1] == said[5] != said[3] and len(set(said)) == 4
+
+
+def test_hf_batched_computes_those_together_that_sample_alike(batch_engine: Any) -> None:
+    def kind(**more: Any) -> Any:
+        return batch_engine.kind(Job([], 1, 1, completion(**more)))
+
+    assert (
+        kind()
+        == kind(max_tokens=9, stop="x", top_p=0.5)
+        != kind(temperature=0.5)
+        == kind(temperature=0.5)
+    )
+    assert (
+        kind(temperature=0.5)
+        != kind(temperature=0.5, top_p=0.5)
+        != kind(temperature=0.6, top_p=0.5)
+    )
+
+
+def test_hf_batched_is_asked_from_many_threads(batch_engine: Any) -> None:
+    words = oracle.VOCABULARY[::400]
+    with (
+        closing(BatchQueue(batch_engine, 4, 10, 100)) as queue,
+        ThreadPoolExecutor(len(words)) as pool,
+    ):
+        said = list(
+            pool.map(
+                lambda word: Heard(queue, model="serveoff-tiny", prompt=word, max_tokens=16).text,
+                words,
+            )
+        )
+    assert said == [oracle.continuation(word, 16) for word in words]

@@ -1,0 +1,497 @@
+"""Engines: known times of the simulated one, exact answers of Transformers, and of both: stop
+strings, counts, cancelling.
+
+Times are checked from below and by order only: a busy machine makes everything later, and nothing
+earlier.
+"""
+
+import asyncio
+import itertools
+import json
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from servers.contract import metrics, oracle
+from servers.contract.api import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    ContractError,
+    Message,
+    Outcome,
+)
+from servers.engines import Run, Settings, simulated
+
+QUICK = {"prefill_ms": 4, "step_ms": 2}
+
+
+def settings(**times: Any) -> Settings:
+    return Settings("simulated", "m", "", 1, times)
+
+
+def completion(prompt: str = "baba", max_tokens: int = 8, **more: Any) -> CompletionRequest:
+    return CompletionRequest(
+        model=more.pop("model", "m"), prompt=prompt, max_tokens=max_tokens, temperature=0, **more
+    )
+
+
+class Gone(Exception):
+    """What a server raises in on_token when its client has gone."""
+
+
+@dataclass
+class Heard:
+    """One generation as its server sees it; times in s."""
+
+    asked: float
+    times: list[float] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    outcome: Outcome | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+
+def blocking(
+    engine: Any, request: Any, until: Callable[[Heard], bool] = lambda heard: False
+) -> Heard:
+    """`until`: the client goes away when it is true."""
+    heard = Heard(time.perf_counter())
+
+    def on_token(text: str) -> None:
+        heard.times.append(time.perf_counter())
+        heard.pieces.append(text)
+        if until(heard):
+            raise Gone
+
+    heard.outcome = engine.generate(engine.prepare(request), on_token)
+    return heard
+
+
+async def streamed(
+    engine: Any, request: Any, until: Callable[[Heard], bool] = lambda heard: False
+) -> Heard:
+    heard = Heard(time.perf_counter())
+    stream = engine.stream(engine.prepare(request))
+    async for item in stream:
+        if isinstance(item, Outcome):
+            heard.outcome = item
+        else:
+            heard.times.append(time.perf_counter())
+            heard.pieces.append(item)
+            if until(heard):
+                break
+    await stream.aclose()
+    return heard
+
+
+def hear(kind: str, *requests: CompletionRequest, **times: Any) -> list[Heard]:
+    """All at once, on one simulated engine, asked for in this order. `kind`: blocking, in threads,
+    or async.
+    """
+    if kind == "async":
+
+        async def all_of_them() -> list[Heard]:
+            engine = simulated.AsyncEngine(settings(**times))
+            return await asyncio.gather(*(streamed(engine, request) for request in requests))
+
+        return asyncio.run(all_of_them())
+    engine = simulated.BlockingEngine(settings(**times))
+    with ThreadPoolExecutor(len(requests)) as pool:
+        waiting = []
+        for request in requests:
+            waiting.append(pool.submit(blocking, engine, request))
+            time.sleep(0.005)  # threads begin in any order unless one waits a little
+        return [one.result() for one in waiting]
+
+
+both = pytest.mark.parametrize("kind", ["blocking", "async"])
+
+
+# --- simulated
+
+
+@both
+def test_it_takes_the_time_of_its_model_and_says_so(kind: str) -> None:
+    (heard,) = hear(
+        kind, completion("ba be bi", 5), prefill_ms=30, prefill_ms_per_token=10, step_ms=8
+    )
+    for i, at in enumerate(heard.times):
+        assert at - heard.asked >= 0.060 + 0.008 * i, "a token came before it was due"
+    outcome = heard.outcome
+    assert outcome is not None and heard.text == oracle.continuation("ba be bi", 5)
+    assert (outcome.prompt_tokens, outcome.completion_tokens, outcome.finish_reason) == (
+        3,
+        5,
+        "length",
+    )
+    assert (
+        outcome.prompt_ms >= 60
+        and outcome.queue_ms >= 0
+        and outcome.prompt_ms + outcome.predicted_ms >= 60 + 4 * 8
+    )
+    assert outcome.prompt_ms + outcome.predicted_ms <= 1e3 * (heard.times[-1] - heard.asked)
+
+
+@both
+def test_one_event_is_one_token(kind: str) -> None:
+    (heard,) = hear(kind, completion("baba", 12), **QUICK)
+    assert heard.pieces == [" " + word for word in oracle.continuation_words("baba", 12)]
+
+
+@both
+def test_one_slot_serves_in_order_of_arrival(kind: str) -> None:
+    all_heard = hear(
+        kind,
+        *[completion(word, 5) for word in ("baba", "bebe", "bibi", "bobo")],
+        prefill_ms=40,
+        step_ms=5,
+        max_batch=1,
+    )
+    for before, after in itertools.pairwise(all_heard):
+        assert before.times[-1] + 0.040 <= after.times[0], (
+            "the next begins when the one before has ended"
+        )
+    queues = [heard.outcome.queue_ms for heard in all_heard if heard.outcome]
+    assert queues == sorted(queues) and len(queues) == 4 and queues[-1] >= 3 * 40, (
+        "waiting is reported as waiting"
+    )
+    assert all(heard.outcome and heard.outcome.prompt_ms >= 40 for heard in all_heard)
+    assert [heard.text for heard in all_heard] == [
+        oracle.continuation(word, 5) for word in ("baba", "bebe", "bibi", "bobo")
+    ]
+
+
+def test_what_the_engines_own_queue_took_is_no_part_of_the_prompt() -> None:
+    engine = simulated.BlockingEngine(settings(**QUICK))
+    with Run(engine.prepare(completion())) as run:
+        time.sleep(0.02)
+        run.token("baba")
+    plain = run.outcome()
+    run.waited_s = 0.015  # as vLLM's scheduler tells
+    told = run.outcome()
+    assert told.queue_ms == pytest.approx(plain.queue_ms + 15) and told.prompt_ms == pytest.approx(
+        plain.prompt_ms - 15
+    )
+    run.waited_s = 9.0  # by another clock, perhaps
+    assert run.outcome().prompt_ms == 0 and run.outcome().queue_ms == pytest.approx(
+        plain.queue_ms + plain.prompt_ms
+    )
+
+
+@both
+def test_many_slots_overlap_and_slow_each_other_down(kind: str) -> None:
+    requests = [completion(word, 20) for word in ("baba", "bebe", "bibi", "bobo")]
+    all_heard = hear(kind, *requests, prefill_ms=40, step_ms=4, step_ms_per_sequence=3)
+    assert max(heard.times[0] for heard in all_heard) < min(
+        heard.times[-1] for heard in all_heard
+    ), "they run at the same time"
+    (alone,) = hear(kind, requests[0], prefill_ms=40, step_ms=4, step_ms_per_sequence=3)
+    assert alone.outcome and alone.outcome.predicted_ms >= 0.9 * 19 * 4
+    # While all four run, a step takes 4 + 3 * 3 ms; they begin and end a few ms apart.
+    assert all(heard.outcome and heard.outcome.predicted_ms >= 0.5 * 19 * 13 for heard in all_heard)
+    assert [heard.text for heard in all_heard] == [
+        oracle.continuation(request.prompt, 20) for request in requests
+    ]
+
+
+def test_a_cancelled_blocking_generation_frees_its_slot() -> None:
+    engine = simulated.BlockingEngine(settings(**QUICK, max_batch=1))
+    running = metrics.RUNNING._value.get()
+    for _ in range(3):
+        with pytest.raises(Gone):
+            blocking(
+                engine, completion(max_tokens=1000), until=lambda heard: len(heard.pieces) == 2
+            )
+    assert blocking(engine, completion(max_tokens=2)).text == oracle.continuation("baba", 2)
+    assert engine.running == 0 and metrics.RUNNING._value.get() == running
+
+
+def test_a_cancelled_generation_lets_the_waiting_one_in() -> None:
+    engine = simulated.BlockingEngine(settings(**QUICK, max_batch=1))
+    both_asked = threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(
+            blocking, engine, completion(max_tokens=100_000), lambda heard: both_asked.is_set()
+        )
+        while not engine.running:
+            time.sleep(0.001)
+        second = pool.submit(blocking, engine, completion(max_tokens=2))
+        while not engine.waiting:
+            time.sleep(0.001)
+        both_asked.set()
+        assert second.result(timeout=20).text == oracle.continuation("baba", 2)
+        assert isinstance(first.exception(timeout=20), Gone)
+    assert engine.running == 0 and not engine.waiting
+
+
+def test_a_closed_async_generation_frees_its_slot_running_or_waiting() -> None:
+    async def main() -> None:
+        engine = simulated.AsyncEngine(settings(**QUICK, max_batch=1))
+        running = metrics.RUNNING._value.get()
+        heard = await streamed(
+            engine, completion(max_tokens=100_000), until=lambda heard: len(heard.pieces) == 2
+        )
+        assert heard.outcome is None and engine.running == 0
+        runs = asyncio.create_task(streamed(engine, completion(max_tokens=100_000)))
+        waits = asyncio.create_task(streamed(engine, completion(max_tokens=100_000)))
+        await asyncio.sleep(0.02)
+        assert engine.running == 1
+        waits.cancel()
+        runs.cancel()
+        await asyncio.gather(waits, runs, return_exceptions=True)
+        assert (
+            await asyncio.wait_for(streamed(engine, completion(max_tokens=2)), 20)
+        ).text == oracle.continuation("baba", 2)
+        assert engine.running == 0 and metrics.RUNNING._value.get() == running
+
+    asyncio.run(main())
+
+
+@both
+def test_stop_strings_end_an_answer_and_are_no_part_of_it(kind: str) -> None:
+    # The answer to "baba" is " babe babi babo babu baca ..."; finish_reason, text, tokens that were
+    # generated for it
+    for stop, expected in {
+        "babo": ("stop", " babe babi ", 3),  # within one token
+        " babo": ("stop", " babe babi", 3),
+        "bi ba": ("stop", " babe ba", 3),  # across two
+        "e babi babo b": ("stop", " bab", 4),  # across four: held back all the while
+        "e babi baba": ("length", " babe babi babo babu baca", 5),  # begins, but never comes
+        ("zzz", "babu", "babi"): ("stop", " babe ", 2),  # the first that comes
+        ("babi", " babi"): ("stop", " babe", 2),  # the earliest in the text
+        # still held back at the end, then said
+        "baca cc": ("length", " babe babi babo babu baca", 5),
+        "": ("length", " babe babi babo babu baca", 5),
+    }.items():
+        (heard,) = hear(
+            kind,
+            completion(max_tokens=5, stop=list(stop) if isinstance(stop, tuple) else stop),
+            **QUICK,
+        )
+        assert heard.outcome is not None
+        assert (
+            heard.outcome.finish_reason,
+            heard.text,
+            heard.outcome.completion_tokens,
+        ) == expected, stop
+
+
+def test_no_part_of_a_stop_string_is_ever_sent() -> None:
+    """What was sent cannot be taken back: at every moment the client has a prefix of the right
+    answer.
+    """
+    for stop in ("i babo", "o babu baca", "babi babi"):
+        (heard,) = hear("blocking", completion(max_tokens=6, stop=stop), **QUICK)
+        right = oracle.continuation("baba", 6).split(stop)[0]
+        assert heard.text == right and all(
+            right.startswith("".join(heard.pieces[:i])) for i in range(len(heard.pieces))
+        )
+
+
+def test_stop_strings_are_found_however_the_text_is_cut() -> None:
+    class Stops:
+        def __init__(self, stops: list[str]):
+            self.stops = stops
+
+    def cut(pieces: list[str], stops: list[str]) -> tuple[str, bool]:
+        job = type("Job", (), {"request": Stops(stops), "prompt_tokens": 1})()
+        run, said = Run(job), ""
+        for piece in pieces:
+            said += run.token(piece)
+            if run.stopped:
+                break
+        return said + run.held, run.stopped
+
+    text = "aab aaab abab"
+    for stops in (["aab"], ["abab"], ["b a", "ab"], ["x"], ["aaab", "b aa"], ["bx", "abx"]):
+        ends = [at for stop in stops if (at := text.find(stop)) >= 0]
+        right = (text[: min(ends)], True) if ends else (text, False)
+        assert cut([text], stops) == right
+        for first in range(len(text)):
+            for second in range(first, len(text)):
+                # One after the other the first to be complete wins, at one time the earliest: the
+                # same unless one holds another.
+                said = cut([text[:first], text[first:second], text[second:]], stops)
+                assert said == right or (
+                    len(stops) > 1 and said[1] and right[0].startswith(said[0][: len(right[0])])
+                )
+
+
+def test_max_tokens_and_the_context_are_checked_before_the_answer_begins() -> None:
+    engine = simulated.BlockingEngine(settings(**QUICK))
+    assert blocking(engine, completion(max_tokens=1)).text == " babe"
+    for request, status, param in (
+        (completion(max_tokens=simulated.CONTEXT), 400, "prompt"),
+        (completion(prompt="  "), 400, "prompt"),
+        (completion(model="other"), 404, "model"),
+    ):
+        with pytest.raises(ContractError) as error:
+            engine.prepare(request)
+        assert (error.value.status, error.value.param) == (status, param)
+    assert (
+        engine.prepare(completion(max_tokens=simulated.CONTEXT - 1)).max_tokens
+        == simulated.CONTEXT - 1
+    )
+
+
+def test_a_chat_may_fill_the_context_and_both_names_of_its_limit_count() -> None:
+    engine = simulated.BlockingEngine(settings(**QUICK))
+
+    def chat(**more: Any) -> ChatCompletionRequest:
+        return ChatCompletionRequest(
+            model="m", messages=[Message(role="user", content="baba bebe")], **more
+        )
+
+    assert engine.prepare(chat()).max_tokens == simulated.CONTEXT - 3
+    assert (
+        engine.prepare(chat(max_tokens=5)).max_tokens
+        == engine.prepare(chat(max_completion_tokens=5)).max_tokens
+        == 5
+    )
+    assert blocking(engine, chat(max_tokens=2)).text == oracle.continuation("bebe", 2)
+
+
+def test_a_misspelt_time_is_an_error() -> None:
+    with pytest.raises(TypeError, match="prefil_ms"):
+        simulated.BlockingEngine(settings(prefil_ms=5))
+
+
+# --- transformers
+
+
+def tiny_completion(prompt: str = "baba", max_tokens: int = 8, **more: Any) -> CompletionRequest:
+    return completion(prompt, max_tokens, model="serveoff-tiny", **more)
+
+
+def test_hf_is_exact_and_one_event_is_one_token(hf_engine: Any) -> None:
+    for prompt in ("baba", "bebe bibi", oracle.VOCABULARY[-3], "hello"):
+        heard = blocking(hf_engine, tiny_completion(prompt, 12))
+        assert heard.pieces == [" " + word for word in oracle.continuation_words(prompt, 12)]
+        assert (
+            heard.outcome
+            and heard.outcome.completion_tokens == 12
+            and heard.outcome.finish_reason == "length"
+        )
+        assert heard.outcome.prompt_tokens == oracle.count_tokens(prompt)
+        assert heard.outcome.prompt_ms > 0 and heard.outcome.predicted_ms > 0
+
+
+def test_hf_says_tokens_as_it_makes_them(hf_engine: Any) -> None:
+    heard = blocking(hf_engine, tiny_completion(max_tokens=30))
+    assert heard.outcome and heard.times[-1] - heard.times[0] >= 0.5e-3 * heard.outcome.predicted_ms
+
+
+def test_hf_chats_by_the_template(hf_engine: Any) -> None:
+    request = ChatCompletionRequest(
+        model="serveoff-tiny",
+        messages=[Message(role="user", content="baba")],
+        max_tokens=3,
+        temperature=0,
+    )
+    heard = blocking(hf_engine, request)
+    assert (
+        heard.text == oracle.continuation("baba", 3)
+        and heard.outcome
+        and heard.outcome.prompt_tokens == 2
+    )
+
+
+def test_hf_stops_at_stop_strings(hf_engine: Any) -> None:
+    for stop, expected in (
+        ("bi ba", " babe ba"),
+        (["zzz", "babu"], " babe babi babo "),
+        ("baca cc", oracle.continuation("baba", 5)),
+    ):
+        heard = blocking(hf_engine, tiny_completion(max_tokens=5, stop=stop))
+        assert heard.text == expected and heard.outcome
+        assert heard.outcome.finish_reason == ("length" if stop == "baca cc" else "stop")
+
+
+@pytest.fixture
+def opinionated(tiny: Path, hf_engine: Any, tmp_path: Path) -> Any:
+    """The tiny model with opinions of its own, as many published ones have: "babo" ends an answer,
+    and repeating is punished.
+    """
+    for file in tiny.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "generation_config.json").unlink()
+    (tmp_path / "generation_config.json").write_text(
+        json.dumps(
+            {
+                "eos_token_id": hf_engine.tokenizer("babo").input_ids[0],
+                "pad_token_id": 2,
+                "repetition_penalty": 9.0,
+                "do_sample": True,
+            }
+        )
+    )
+    return type(hf_engine)(Settings("hf", "serveoff-tiny", str(tmp_path), threads=1, simulated={}))
+
+
+def test_hf_ends_with_the_model_unless_told_otherwise(opinionated: Any) -> None:
+    heard = blocking(opinionated, tiny_completion(max_tokens=8))
+    assert heard.outcome and (heard.outcome.finish_reason, heard.outcome.completion_tokens) == (
+        "stop",
+        3,
+    )
+    heard = blocking(opinionated, tiny_completion(max_tokens=8, ignore_eos=True))
+    assert heard.outcome and (heard.outcome.finish_reason, heard.outcome.completion_tokens) == (
+        "length",
+        8,
+    )
+    assert heard.text == oracle.continuation("baba", 8)
+
+
+def test_hf_samples_as_the_request_says_and_not_as_the_model_would_like(opinionated: Any) -> None:
+    """With the penalty "babi" would not come again."""
+    assert blocking(
+        opinionated, tiny_completion("babi baba", 8, ignore_eos=True)
+    ).text == oracle.continuation("baba", 8)
+
+
+def test_hf_is_cancelled_by_an_exception_and_goes_on(hf_engine: Any) -> None:
+    running = metrics.RUNNING._value.get()
+    cancelled: list[Heard] = []
+
+    def second(heard: Heard) -> bool:
+        cancelled[:] = [heard]
+        return len(heard.pieces) == 2
+
+    with pytest.raises(Gone):
+        blocking(hf_engine, tiny_completion(max_tokens=2000), until=second)
+    assert (
+        cancelled[0].text == oracle.continuation("baba", 2)
+        and metrics.RUNNING._value.get() == running
+    )
+    assert blocking(hf_engine, tiny_completion()).text == oracle.continuation("baba", 8)
+
+
+def test_hf_is_exact_in_several_threads_at_once(hf_engine: Any) -> None:
+    words = oracle.VOCABULARY[::500]
+    with ThreadPoolExecutor(len(words)) as pool:
+        said = pool.map(lambda word: blocking(hf_engine, tiny_completion(word, 16)).text, words)
+        assert list(said) == [oracle.continuation(word, 16) for word in words]
+
+
+def test_hf_samples_the_same_for_the_same_seed(hf_engine: Any) -> None:
+    def sample(seed: int) -> str:
+        request = CompletionRequest(
+            model="serveoff-tiny", prompt="baba", max_tokens=12, temperature=2.0, seed=seed
+        )
+        return blocking(hf_engine, request).text
+
+    assert sample(1) == sample(1) != sample(2)
+
+
+def test_hf_refuses_what_exceeds_its_context(hf_engine: Any) -> None:
+    with pytest.raises(ContractError, match="exceed the context of 4096 tokens"):
+        hf_engine.prepare(tiny_completion(max_tokens=4096))
+    assert hf_engine.prepare(tiny_completion(max_tokens=4095)).max_tokens == 4095

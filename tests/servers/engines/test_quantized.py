@@ -1,0 +1,91 @@
+"""Weights of four bits: the formats, and whether vLLM still gives the planted answers with them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from servers.contract.conformance import checks_of, verify
+from servers.engines import quantized
+from servers.runtime import catalog, launch
+from servers.runtime.launch import LaunchError, Model, Share
+
+vllm_is_needed = pytest.mark.skipif(
+    not catalog.is_installed("vllm"), reason="vllm is not installed"
+)
+# of each column in its word
+SHIFTS = {"gptq": range(8), "awq": [quantized.AWQ_ORDER.index(column) for column in range(8)]}
+
+
+@pytest.mark.parametrize("kind", ["gptq", "awq"])
+def test_each_weight_is_what_the_format_says_to_half_a_step(
+    kind: str, tiny: Path, tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    def unpacked(words: "torch.Tensor") -> "torch.Tensor":
+        return torch.stack([(words >> 4 * shift) & 15 for shift in SHIFTS[kind]], -1).flatten(-2)
+
+    (tmp_path / "model").symlink_to(tiny)
+    folder = quantized.ensure(tmp_path / "model", kind)
+    before, after = load_file(tiny / "model.safetensors"), load_file(folder / "model.safetensors")
+    for name, weight in before.items():
+        if not name.endswith("_proj.weight"):
+            assert torch.equal(after.pop(name), weight)
+            continue
+        base = name.removesuffix("weight")
+        words, zeros, scales = (after.pop(base + part) for part in ("qweight", "qzeros", "scales"))
+        steps = unpacked(words.T).T if kind == "gptq" else unpacked(words)
+        middles = unpacked(zeros) + (1 if kind == "gptq" else 0)
+        assert kind == "awq" or torch.equal(
+            after.pop(base + "g_idx"), torch.arange(len(steps)) // 128
+        )
+        scale, middle = (each.repeat_interleave(128, 0) for each in (scales.float(), middles))
+        assert ((steps - middle) * scale - weight.float().T).abs().le(0.51 * scale).all()
+    assert not after
+    assert (
+        json.loads((folder / "config.json").read_text())["quantization_config"]["quant_method"]
+        == kind
+    )
+    assert sorted(file.name for file in folder.iterdir()) == sorted(
+        file.name for file in tiny.iterdir()
+    )
+
+
+def test_only_generated_models_are_quantised() -> None:
+    with pytest.raises(
+        LaunchError,
+        match=(
+            "quantization=gptq is for generated models: give --model one that is quantised already"
+        ),
+    ):
+        launch.prepare(
+            catalog.find("vllm_openai"),
+            "vllm",
+            Model("mine", "/mine", False),
+            {"quantization": "gptq"},
+        )
+
+
+@pytest.mark.slow
+@vllm_is_needed
+@pytest.mark.parametrize("name", ["fastapi_vllm", "vllm_openai"])
+@pytest.mark.parametrize(
+    "options",
+    [{"quantization": "gptq"}, {"quantization": "awq"}, {"tensor_parallel": "2"}],
+    ids=str,
+)
+def test_with_fewer_bits_or_in_two_parts_it_gives_the_same_answers(
+    name: str, options: dict[str, str], tmp_path: Path
+) -> None:
+    server, model = catalog.find(name), launch.resolve_model("tiny", needs_weights=True)
+    before = set(Path("/dev/shm").glob("vllm*"))
+    with launch.running(
+        server, "vllm", model, Share(), tmp_path / "log", options=options
+    ) as running:
+        checks = verify(running.base_url, checks=checks_of(True, server.waives, server.transports))
+    assert set(Path("/dev/shm").glob("vllm*")) <= before, (
+        "two parts talk by shared memory, which vLLM leaves behind"
+    )
+    assert all(check.ok for check in checks), [check for check in checks if not check.ok]

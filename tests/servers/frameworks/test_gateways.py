@@ -1,0 +1,438 @@
+"""What gateways add to the contract: they outlive the servers behind them, choose among them, and
+say clearly what is wrong there. Real processes; a server behind one is started by the test, which
+ends it, too.
+"""
+
+import http.client
+import json
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from servers.contract import api, oracle
+from servers.runtime import catalog, launch
+from servers.runtime.launch import LaunchError, Model, Running, Share
+from tests.helpers.started_server import MODEL, counters, wanted
+
+GATEWAYS = [
+    name
+    for name, server in catalog.servers().items()
+    if server.upstream and name.endswith(("_gateway", "_gateway_aiohttp"))
+]
+each = pytest.mark.parametrize("name", GATEWAYS)
+each_of_fastapi = pytest.mark.parametrize(
+    "name", [name for name in GATEWAYS if name.startswith("fastapi")]
+)
+OK = 'serveoff_requests_total{path="/v1/completions",status="200"}'
+JSON = {"Content-Type": "application/json"}
+PATIENCE_S = 20.0  # for what takes a fraction of a second on an idle machine
+
+Start = Callable[..., Running]
+
+
+@contextmanager
+def upstream(
+    folder: Path, model: str = MODEL, port: int | None = None, **times: float
+) -> Iterator[Running]:
+    with launch.running(
+        catalog.find("fastapi_vllm"),
+        "simulated",
+        Model(model, "", True),
+        Share(),
+        folder / "upstream.log",
+        port=port,
+        simulated={"prefill_ms": 20, "step_ms": 3} | times,
+    ) as running:
+        yield running
+
+
+@pytest.fixture
+def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    """Starts one before the given servers, with these settings."""
+    with ExitStack() as stack:
+
+        def start(name: str, *urls: str, **settings: str) -> Running:
+            server = catalog.find(name)
+            if missing := server.missing("simulated"):
+                pytest.skip(f"{name}: {', '.join(missing)} is not installed")
+            for setting, value in {**settings, "UPSTREAM": ",".join(urls)}.items():
+                monkeypatch.setenv(f"SERVEOFF_{setting}", value)
+            running = launch.running(
+                replace(server, upstream={}),
+                "simulated",
+                Model(MODEL, "", True),
+                Share(),
+                tmp_path / "gateway.log",
+            )
+            return stack.enter_context(running)
+
+        yield start
+
+
+@pytest.fixture(scope="module")
+def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with upstream(tmp_path_factory.mktemp("behind")) as running:
+        yield running.base_url
+
+
+def complete(url: str, **more: Any) -> httpx.Response:
+    return httpx.post(url + api.COMPLETIONS, json=wanted(**more), timeout=60)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
+    return answer.json()["error"]
+
+
+def streamed_error(stream: Iterator[str]) -> dict[str, Any]:
+    """Of a stream that broke off: its last event."""
+    *_, last = [event for event in "".join(stream).split("\n\n") if event]
+    return json.loads(last.removeprefix("data: "))["error"]
+
+
+def test_there_are_gateways() -> None:
+    assert {"fastapi_gateway", "fastapi_gateway_aiohttp", "node_gateway"} <= set(GATEWAYS)
+
+
+# --- when a server behind it fails
+
+
+@each
+def test_one_that_is_gone_is_a_503_and_needs_no_restart_of_the_gateway(
+    name: str, gateway: Start, tmp_path: Path
+) -> None:
+    port = launch.free_port()
+    with upstream(tmp_path, port=port) as running:
+        url = gateway(name, running.base_url).base_url
+        assert complete(url).status_code == 200
+    for stream in (False, True):
+        error = error_of(complete(url, stream=stream), 503)
+        assert (
+            error["type"] == "server_error"
+            and "is gone" in error["message"]
+            and str(port) not in error["message"]
+        )
+    assert httpx.get(f"{url}/health").status_code == 200
+    with upstream(tmp_path, port=port):
+        assert complete(url).json()["choices"][0]["text"] == oracle.continuation("baba", 5)
+
+
+@each
+def test_one_that_is_gone_at_the_start_is_named(name: str, gateway: Start, tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{launch.free_port()}"
+    with pytest.raises(LaunchError, match=f"{name} ended at its start"):
+        gateway(name, url)
+    assert url in (tmp_path / "gateway.log").read_text()
+
+
+@each
+def test_one_that_dies_in_the_middle_of_a_stream_is_an_event(
+    name: str, gateway: Start, tmp_path: Path
+) -> None:
+    with upstream(tmp_path) as running:
+        url = gateway(name, running.base_url).base_url
+        with httpx.stream(
+            "POST", url + api.COMPLETIONS, json=wanted(stream=True, max_tokens=10_000), timeout=60
+        ) as answer:
+            said = answer.iter_text()
+            assert answer.status_code == 200 and "bab" in next(said)
+            psutil.Process(running.pid).kill()
+            error = streamed_error(said)
+        assert error["type"] == "server_error" and "is gone" in error["message"]
+    wait_until(lambda: counters(url)["serveoff_requests_in_flight"] == 0)
+
+
+@each
+def test_a_silent_one_is_a_504_and_in_a_stream_an_event(
+    name: str, gateway: Start, tmp_path: Path
+) -> None:
+    with upstream(tmp_path, step_ms=6000) as running:
+        url = gateway(name, running.base_url, READ_TIMEOUT_S="2").base_url
+        error = error_of(complete(url, max_tokens=2), 504)
+        assert error["type"] == "server_error" and "in time" in error["message"]
+        with httpx.stream(
+            "POST", url + api.COMPLETIONS, json=wanted(stream=True, max_tokens=2), timeout=60
+        ) as answer:
+            assert (
+                answer.status_code == 200
+                and "in time" in streamed_error(answer.iter_text())["message"]
+            )
+        wait_until(lambda: counters(running.base_url)["serveoff_requests_in_flight"] == 0)
+
+
+@each
+def test_a_client_that_vanishes_ends_the_work_behind_it(
+    name: str, gateway: Start, behind: str
+) -> None:
+    url = gateway(name, behind).base_url
+    with httpx.stream(
+        "POST", url + api.COMPLETIONS, json=wanted(stream=True, max_tokens=100_000), timeout=60
+    ) as answer:
+        said = answer.iter_text()  # held: its end would close the connection
+        assert next(said) and counters(behind)["serveoff_requests_in_flight"] == 1
+    wait_until(lambda: counters(behind)["serveoff_requests_in_flight"] == 0)
+
+
+@each
+def test_as_many_requests_as_come_are_passed_on_at_once(
+    name: str, gateway: Start, tmp_path: Path
+) -> None:
+    """HTTP clients have limits of their own, such as 100 connections: requests would wait where no
+    metric of the engine sees them.
+    """
+    many = 120
+    with upstream(tmp_path, step_ms=1000) as running, ExitStack() as stack:
+        url = gateway(name, running.base_url).base_url
+        for _ in range(many):
+            connection = stack.enter_context(
+                closing(http.client.HTTPConnection(url.removeprefix("http://"), timeout=60))
+            )
+            connection.request(
+                "POST", api.COMPLETIONS, json.dumps(wanted(stream=True, max_tokens=1000)), JSON
+            )
+        wait_until(lambda: counters(running.base_url)["serveoff_requests_in_flight"] == many)
+
+
+class Foreign(BaseHTTPRequestHandler):
+    """An upstream that words its errors in its own way, and remembers what it was asked."""
+
+    protocol_version = "HTTP/1.1"
+    asked: tuple[Any, str | None] = (None, None)
+    answer: tuple[int, bytes] = (200, b"")
+
+    def do_GET(self) -> None:
+        self.say(200, json.dumps(api.models_body(MODEL)).encode())
+
+    def do_POST(self) -> None:
+        Foreign.asked = (
+            json.loads(self.rfile.read(int(self.headers["Content-Length"]))),
+            self.headers["Authorization"],
+        )
+        self.say(*Foreign.answer)
+
+    def say(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def foreign() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Foreign) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@each
+def test_its_errors_are_openais_whatever_the_upstreams_are(
+    name: str, gateway: Start, foreign: str
+) -> None:
+    url = gateway(name, foreign).base_url
+    theirs = {
+        "message": "max_tokens=9 is too much",
+        "type": "BadRequestError",
+        "param": "max_tokens",
+        "code": 400,
+    }
+    Foreign.answer = 400, json.dumps({"error": theirs}).encode()
+    for stream in (False, True):
+        assert error_of(complete(url, stream=stream), 400) == theirs | {
+            "type": "invalid_request_error",
+            "code": None,
+        }
+    for body in (b"<html>Bad Gateway</html>", b'{"detail": "no"}', b"[1]", b'{"error": "no"}'):
+        Foreign.answer = 502, body
+        error = error_of(complete(url), 502)
+        assert error["type"] == "server_error" and "status 502" in error["message"]
+
+
+@each
+def test_only_what_the_contract_knows_is_passed_on_and_no_null(
+    name: str, gateway: Start, foreign: str
+) -> None:
+    url = gateway(name, foreign, API_KEY="s3cret").base_url
+    Foreign.answer = 200, b'{"choices": []}'
+    asked = wanted(seed=None, top_k=5, user="me", n=None, stream_options={"include_usage": True})
+    answer = httpx.post(
+        url + api.COMPLETIONS, json=asked, headers={"Authorization": "Bearer s3cret"}
+    )
+    assert answer.status_code == 200 and answer.content == Foreign.answer[1]
+    passed, key = Foreign.asked
+    assert (
+        key == "Bearer s3cret"
+        and passed.items() >= wanted().items()
+        and None not in passed.values()
+    )
+    assert not {"top_k", "user", "stream_options"} & passed.keys(), (
+        "vLLM refuses stream_options of an answer that is not streamed"
+    )
+
+
+# --- routing
+
+
+@each
+def test_requests_go_where_their_model_is_and_those_who_have_it_take_turns(
+    name: str, gateway: Start, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        urls = [
+            stack.enter_context(upstream(tmp_path, model)).base_url
+            for model in ("alone", "shared", "shared")
+        ]
+        url = gateway(name, *urls).base_url
+        assert [entry["id"] for entry in httpx.get(f"{url}/v1/models").json()["data"]] == [
+            "alone",
+            "shared",
+        ]
+        for model in ("alone", *["shared"] * 4):
+            answer = complete(url, model=model)
+            assert answer.status_code == 200 and answer.json()["model"] == model
+        wait_until(lambda: sum(counters(each).get(OK, 0) for each in urls) == 5)
+        assert [counters(each)[OK] for each in urls] == [1, 2, 2]
+        error = error_of(complete(url, model="nowhere"), 404)
+        assert (
+            error["code"] == "model_not_found"
+            and "nowhere" in error["message"]
+            and "alone, shared" in error["message"]
+        )
+
+
+# --- what FastAPI's have besides
+
+
+@each_of_fastapi
+def test_beyond_the_rate_limit_is_a_429_that_says_when_to_come_again(
+    name: str, gateway: Start, behind: str
+) -> None:
+    url = gateway(name, behind, RATE_LIMIT="3/hour").base_url
+    assert [complete(url).status_code for _ in range(3)] == [200, 200, 200]
+    for path, body in ((api.COMPLETIONS, wanted()), ("/generate", {"prompt": "baba"})):
+        refused = httpx.post(url + path, json=body)
+        assert (
+            error_of(refused, 429)["type"] == "rate_limit_error"
+            and 3000 < int(refused.headers["Retry-After"]) <= 3600
+        )
+    assert (
+        httpx.get(f"{url}/v1/models").status_code == httpx.get(f"{url}/health").status_code == 200
+    )
+
+
+@each_of_fastapi
+def test_nobody_is_a_new_client_by_saying_so(name: str, gateway: Start, behind: str) -> None:
+    url = gateway(name, behind, RATE_LIMIT="2/hour").base_url
+    said = [
+        httpx.post(
+            url + api.COMPLETIONS, json=wanted(), headers={header: f"10.0.0.{number}"}
+        ).status_code
+        for number, header in enumerate(
+            ("X-Forwarded-For", "X-Real-IP", "Forwarded", "X-Forwarded-For")
+        )
+    ]
+    assert said == [200, 200, 429, 429]
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+def test_node_knows_a_bound_that_is_none_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those in Python read servers/runtime/limits.py, as the harness does."""
+    monkeypatch.setenv("SERVEOFF_MAX_IN_FLIGHT", "many")
+    command = [
+        part.format(host="127.0.0.1", port=0) for part in catalog.find("node_gateway").command
+    ]
+    done = subprocess.run(
+        command, cwd=launch.ROOT, capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: SERVEOFF_MAX_IN_FLIGHT is 'many': set it to a number above 0, or not at all\n",
+    )
+
+
+@each_of_fastapi
+def test_a_rate_limit_that_cannot_be_read_is_no_start_without_one(
+    name: str, gateway: Start, behind: str
+) -> None:
+    with pytest.raises(LaunchError, match="couldn't parse rate limit string 'often'"):
+        gateway(name, behind, RATE_LIMIT="often")
+
+
+@each_of_fastapi
+def test_only_pages_of_an_allowed_origin_may_read_answers(
+    name: str, gateway: Start, behind: str
+) -> None:
+    allowed = "https://a.example"
+    url = gateway(
+        name, behind, CORS_ORIGINS=f"{allowed},https://b.example", API_KEY="s3cret"
+    ).base_url
+    for origin, headers in ((allowed, [allowed]), ("https://c.example", [])):
+        preflight = httpx.options(
+            url + api.COMPLETIONS,
+            headers={
+                "Origin": origin,
+                "Access-Control-Request-Method": "POST",
+                "Access-Control-Request-Headers": "authorization,content-type",
+            },
+        )
+        # without the key, which browsers do not send with it
+        assert preflight.status_code == (200 if headers else 400)
+        answer = httpx.post(
+            url + api.COMPLETIONS,
+            json=wanted(),
+            headers={"Origin": origin, "Authorization": "Bearer s3cret"},
+        )
+        assert answer.status_code == 200
+        assert preflight.headers.get_list("Access-Control-Allow-Origin") == headers
+        assert answer.headers.get_list("Access-Control-Allow-Origin") == headers
+
+
+@each_of_fastapi
+def test_without_an_allow_list_no_page_may(name: str, gateway: Start, behind: str) -> None:
+    url = gateway(name, behind).base_url
+    answer = httpx.post(
+        url + api.COMPLETIONS, json=wanted(), headers={"Origin": "https://a.example"}
+    )
+    assert answer.status_code == 200 and "Access-Control-Allow-Origin" not in answer.headers
+
+
+@each_of_fastapi
+def test_generate_takes_a_prompt_and_gives_a_text(name: str, gateway: Start, behind: str) -> None:
+    url = gateway(name, behind).base_url
+    answer = httpx.post(f"{url}/generate", json={"prompt": "bebe baba", "max_tokens": 5})
+    assert (answer.status_code, answer.json()) == (200, {"text": oracle.continuation("baba", 5)})
+    assert httpx.post(
+        f"{url}/generate", json={"prompt": "baba", "model": MODEL, "stream": True}
+    ).json().keys() == {"text"}
+    assert error_of(httpx.post(f"{url}/generate", json={"max_tokens": 5}), 400)["param"] == "prompt"
+    assert (
+        error_of(httpx.post(f"{url}/generate", json={"prompt": "baba", "model": "nowhere"}), 404)[
+            "param"
+        ]
+        == "model"
+    )

@@ -1,0 +1,35 @@
+"""What is made once and kept: an environment of its own gets the torch that fits this machine."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from servers.runtime import build_cache
+
+
+@pytest.mark.parametrize(
+    ("wheel", "backend"),
+    [("torch-2.13.0+cpu-cp311.whl", ""), ("numpy-2.0.whl", "cpu"), (None, "cpu")],
+)
+def test_a_torch_among_the_wheels_at_hand_is_taken(
+    wheel: str | None, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told a backend, uv looks for torch on PyTorch's own index only."""
+    said, uv = tmp_path / "said", tmp_path / "bin" / "uv"
+    uv.parent.mkdir()
+    uv.write_text(
+        f"#!{sys.executable}\nimport os, pathlib, sys\n"
+        f"pathlib.Path({str(said)!r}).write_text(os.environ.get('UV_TORCH_BACKEND', ''))\n"
+        "sys.argv[1] == 'venv' and pathlib.Path(sys.argv[4]).mkdir()\n"
+    )
+    uv.chmod(0o755)
+    monkeypatch.setenv("PATH", str(uv.parent))  # without nvidia-smi
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("UV_TORCH_BACKEND", "UV_FIND_LINKS"):
+        monkeypatch.delenv(name, raising=False)
+    if wheel:
+        (tmp_path / wheel).touch()
+        monkeypatch.setenv("UV_FIND_LINKS", f"/nowhere,{tmp_path}")
+    made = build_cache.environment(["torch"])
+    assert (made / "complete").exists() and said.read_text() == backend

@@ -1,0 +1,270 @@
+"""The catalogue: a broken server.toml says where and what, and a server that cannot run says what
+is missing.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from servers.contract import conformance
+from servers.runtime import catalog, launch
+from servers.runtime.catalog import CatalogError, Checkout
+
+GOOD = """
+summary  = "a server"
+command  = ["serve", "--bind", "{host}:{port}", "--workers", "{workers}"]
+engines  = ["simulated"]
+"""
+
+
+def write(folder: Path, text: str, name: str = "mine") -> Path:
+    file = folder / "servers" / name / "server.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    return file
+
+
+def error_of(folder: Path, text: str) -> str:
+    file = write(folder, text)
+    with pytest.raises(CatalogError) as error:
+        catalog.servers(Checkout(folder))
+    assert str(error.value).startswith(f"{file}: ") or f"{file}: " in str(error.value), (
+        "the file must be named"
+    )
+    return str(error.value)
+
+
+def test_a_folder_is_a_server(tmp_path: Path) -> None:
+    write(tmp_path, GOOD)
+    write(
+        tmp_path,
+        GOOD.replace("a server", "another") + 'requires = ["python3"]\nready_timeout_s = 5\n',
+        "another",
+    )
+    (tmp_path / "servers" / "not_a_server").mkdir()
+    found = catalog.servers(Checkout(tmp_path))
+    assert list(found) == ["another", "mine"]
+    assert found["mine"] == catalog.Server(
+        "mine",
+        "a server",
+        ("serve", "--bind", "{host}:{port}", "--workers", "{workers}"),
+        ("simulated",),
+        checkout=Checkout(tmp_path),
+    )
+    assert found["another"].requires == ("python3",) and found["another"].ready_timeout_s == 5
+
+
+def test_broken_toml_names_the_line(tmp_path: Path) -> None:
+    assert "at line 3" in error_of(tmp_path, GOOD.replace('"--bind",', '"--bind"'))
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "").write_bytes(b"summary = '\xff'")
+    with pytest.raises(CatalogError, match=r"server\.toml: not valid TOML"):
+        catalog.servers(Checkout(tmp_path))
+
+
+def test_an_unknown_key_is_named_with_the_nearest(tmp_path: Path) -> None:
+    assert "unknown key 'sumary'; did you mean 'summary'?" in error_of(
+        tmp_path, 'sumary = "x"\n' + GOOD
+    )
+
+
+def test_an_unknown_engine_is_named_with_the_nearest(tmp_path: Path) -> None:
+    message = error_of(tmp_path, GOOD.replace('"simulated"', '"simulate"'))
+    assert "engine 'simulate'; did you mean 'simulated'?" in message
+
+
+@pytest.mark.parametrize("key", ["summary", "command", "engines"])
+def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
+    text = "\n".join(line for line in GOOD.splitlines() if not line.startswith(key))
+    assert f"the key {key!r} is missing" in error_of(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [
+        ("summary", "summary = 5"),
+        ("command", 'command = "serve {port}"'),
+        ("command", 'command = ["serve", 8000]'),
+        ("command", "command = []"),
+        ("engines", 'engines = "hf"'),
+        ("engines", "engines = []"),
+        ("engines", 'engines = [["hf"]]'),
+        ("requires", 'requires = "flask"'),
+        ("requires", "requires = [5]"),
+        ("ready_timeout_s", 'ready_timeout_s = "long"'),
+        ("ready_timeout_s", "ready_timeout_s = true"),
+        ("foreign", 'foreign = "yes"'),
+        ("ready", "ready = 8000"),
+        ("packages", 'packages = "fschat"'),
+        ("transports", "transports = [5]"),
+        ("options", 'options = ["loop"]'),
+        ("options", 'options = { loop = "uvloop" }'),
+        ("options", "options = { loop = [5] }"),
+        ("upstream", 'upstream = "vllm_openai"'),
+        ("upstream", "upstream = { simulated = 5 }"),
+        ("processes", "processes = { redis = 5 }"),
+        ("command", 'processes = { redis = { command = "redis-server", ready = "x:1" } }'),
+        ("ready", 'processes = { redis = { command = ["redis-server"], ready = 6379 } }'),
+        ("ready", 'processes = { redis = { command = ["redis-server"] } }'),
+        ("port", 'processes = { redis = { command = ["redis-server"], ready = "x:1", port = 5 } }'),
+    ],
+)
+def test_a_key_of_the_wrong_kind_is_named(tmp_path: Path, key: str, line: str) -> None:
+    text = "\n".join(old for old in GOOD.splitlines() if not old.startswith(key)) + f"\n{line}\n"
+    assert repr(key) in error_of(tmp_path, text)
+
+
+def test_a_placeholder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    assert "has 'prot' in braces" in error_of(tmp_path, GOOD.replace("{port}", "{prot}"))
+
+
+def test_options_have_allowed_values_and_the_first_is_the_default(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        GOOD.replace('"serve"', '"serve", "--loop", "{loop}"')
+        + '[options]\nloop = ["uvloop", "asyncio"]\njson = ["orjson"]\n',
+    )
+    server = catalog.servers(Checkout(tmp_path))["mine"]
+    assert server.choose({}) == {"loop": "uvloop", "json": "orjson"}
+    assert server.choose({"loop": "asyncio", "workers": "4"}) == {
+        "loop": "asyncio",
+        "json": "orjson",
+        "workers": "4",
+    }
+    with pytest.raises(CatalogError, match="mine has no loop=trio: there are uvloop, asyncio"):
+        server.choose({"loop": "trio"})
+    with pytest.raises(
+        CatalogError, match=r"there is no option of mine 'lop'; did you mean 'loop'\?"
+    ):
+        server.choose({"lop": "uvloop"})
+    with pytest.raises(CatalogError, match="workers=0 is not a number above 0"):
+        server.choose({"workers": "0"})
+    with pytest.raises(CatalogError, match="there is no option of plain 'workers'"):
+        catalog.Server("plain", "", ("serve",), ("simulated",)).choose({"workers": "2"})
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("[options]\nport = ['1']", "the option 'port' is a name with a meaning of its own"),
+        ("[options]\nloop = []", "the option 'loop' has no values"),
+        ("[upstream]\nhf = 'x'", "'upstream' must name a server for each of the engines"),
+        ("[upstream]\nsimulated = '{of}'", "'upstream' has 'of' in braces"),
+        (
+            "[processes.redis]\ncommand = ['redis-server', '{redis_prt}']\nready = 'x:1'",
+            "'processes.redis' has 'redis_prt' in braces",
+        ),
+        ("transports = ['carrier pigeon']", "there is no "),
+    ],
+)
+def test_what_makes_no_sense_together_is_named(tmp_path: Path, more: str, message: str) -> None:
+    assert message in error_of(tmp_path, GOOD + more)
+
+
+def test_what_the_server_behind_it_lacks_is_missing_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(catalog.ENGINES, "vllm", ("no_such_vllm",))
+    gateway = catalog.Server(
+        "gateway",
+        "",
+        ("python3",),
+        ("vllm", "simulated"),
+        ("no_such_httpx",),
+        {"of": ("fastapi_vllm",)},
+        upstream={"vllm": "{of}", "simulated": "{of}"},
+    )
+    assert gateway.missing("vllm") == ["no_such_httpx", "no_such_vllm"] and gateway.missing(
+        "simulated"
+    ) == ["no_such_httpx"]
+    own = catalog.Server("own", "", ("python3",), ("vllm",), packages=("vllm==0.1",))
+    assert "no_such_vllm" not in own.missing("vllm"), "its environment of its own will have it"
+
+
+def test_what_is_missing_is_reported(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        GOOD.replace('"simulated"', '"hf", "simulated"')
+        + 'requires = ["python3", "json", "no-such-program", "no_such_module",'
+        ' "no_such_package.module", "json.decoder"]\n',
+    )
+    missing = catalog.servers(Checkout(tmp_path))["mine"].missing("simulated")
+    assert missing == ["no-such-program", "no_such_module", "no_such_package.module"]
+
+
+def test_what_an_engine_needs_is_missing_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(catalog.ENGINES, "hf", ("no_such_torch",))
+    write(tmp_path, GOOD.replace('"simulated"', '"hf", "simulated"'))
+    server = catalog.servers(Checkout(tmp_path))["mine"]
+    assert server.missing("hf") == ["no_such_torch"] and server.missing("simulated") == []
+
+
+def test_an_unknown_server_is_named_with_the_nearest() -> None:
+    with pytest.raises(
+        CatalogError, match=r"there is no server 'flask_unicorn'; did you mean 'flask_gunicorn'\?"
+    ):
+        catalog.find("flask_unicorn")
+    with pytest.raises(CatalogError, match=r"there is no server 'zzz'; there are .*flask_gunicorn"):
+        catalog.find("zzz")
+
+
+def test_every_server_here_can_be_read_and_keeps_its_word() -> None:
+    found = catalog.servers()
+    assert {"flask_gunicorn", "fastapi_threadpool", "fastapi_vllm"} <= set(found)
+    for server in found.values():
+        assert server.engines[0] != "simulated", "the first engine is its real one"
+        assert server.foreign or "simulated" in server.engines, (
+            "each server of ours is tested without a model"
+        )
+        assert any("{port}" in part for part in server.command) and any(
+            "{host}" in part for part in server.command
+        )
+        assert set(server.engines) <= set(catalog.ENGINES)
+        readme = (catalog.FOLDER / server.name / "README.md").read_text()
+        assert all(check in readme for check in server.waives), (
+            "what it cannot do is said where one looks"
+        )
+        assert set(server.waives) <= {check.__name__ for check in conformance.CHECKS}
+
+
+def command_line(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "servers", *arguments],
+        cwd=launch.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_the_command_line_lists_servers_and_suggests_a_name() -> None:
+    listed = command_line("list")
+    assert listed.returncode == 0 and all(name in listed.stdout for name in catalog.servers())
+    wrong = command_line("flask_unicorn")
+    assert (
+        wrong.returncode == 1
+        and "did you mean 'flask_gunicorn'?" in wrong.stderr
+        and "Traceback" not in wrong.stderr
+    )
+
+
+def test_the_catalogue_imports_no_package() -> None:
+    code = (
+        "import sys; before = set(sys.modules); from servers import catalog; catalog.servers();"
+        " print(*set(sys.modules) - before)"
+    )
+    said = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        cwd=launch.ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    foreign = (
+        {name.split(".")[0] for name in said.split()} - set(sys.stdlib_module_names) - {"servers"}
+    )
+    assert not foreign

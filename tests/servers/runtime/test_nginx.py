@@ -1,0 +1,323 @@
+"""nginx in front of others: mistakes in its template, how it spreads requests, and what becomes of
+them when something is killed.
+"""
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from servers.contract import api, oracle
+from servers.contract.conformance import verify
+from servers.runtime import catalog, launch
+from servers.runtime.launch import Running
+from servers.runtime.nginx import filled
+from tests.helpers.started_server import alive, ask, counters, start, wanted
+from tests.servers import test_servers
+from tests.servers.runtime.test_launch import wait_until
+
+# --- template
+
+
+def nginx(*arguments: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    environment = os.environ | {"TMPDIR": str(folder), "PATH": catalog.search_path()}
+    return subprocess.run(
+        [sys.executable, "-m", "servers.runtime.nginx", *arguments],
+        cwd=launch.ROOT,
+        env=environment,
+        timeout=60,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_only_names_in_braces_and_capitals_are_ours() -> None:
+    assert (
+        filled("listen ${HOST}:80; set $HOST ${host}$$;", {"HOST": "x"})
+        == "listen x:80; set $HOST ${host}$$;"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["TEMPLATE", "HOST=x", "PORT=1"],
+            "TEMPLATE uses ${PROT}, which has no value; there are HOST, PORT, UPSTREAM\n",
+        ),
+        (["missing.conf"], "missing.conf cannot be read: "),
+        (["TEMPLATE", "HOST"], "'HOST' is not NAME=VALUE\n"),
+    ],
+)
+def test_a_mistake_is_one_sentence(tmp_path: Path, arguments: list[str], message: str) -> None:
+    template = tmp_path / "nginx.conf"
+    template.write_text("server {\n listen ${HOST}:${PROT};\n}\n")
+    done = nginx(
+        *(str(template) if argument == "TEMPLATE" else argument for argument in arguments),
+        folder=tmp_path,
+    )
+    assert (
+        done.returncode in (1, 2)
+        and message.replace("TEMPLATE", str(template)) in done.stderr
+        and "Traceback" not in done.stderr
+    )
+
+
+@pytest.mark.skipif(not catalog.is_installed("nginx"), reason="nginx is not installed")
+def test_what_nginx_says_of_a_template_is_passed_on(tmp_path: Path) -> None:
+    (tmp_path / "nginx.conf").write_text("server {\n lissten ${HOST};\n}\n")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    done = nginx(str(tmp_path / "nginx.conf"), "HOST=x", folder=temporary)
+    assert (
+        done.returncode == 1
+        and 'unknown directive "lissten"' in done.stderr
+        and "site.conf:2" in done.stderr
+    )
+    assert not list(temporary.iterdir())
+
+
+# --- balanced
+
+
+@pytest.fixture(scope="module")
+def balanced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with start("nginx_balanced", "simulated", tmp_path_factory.mktemp("balanced")) as running:
+        yield running
+
+
+class Stream:
+    """A long answer (ten seconds) of which the first bytes have come."""
+
+    def __init__(self, base_url: str):
+        self.connection = http.client.HTTPConnection(base_url.removeprefix("http://"), timeout=60)
+        self.connection.request(
+            "POST",
+            api.COMPLETIONS,
+            json.dumps(wanted(stream=True, max_tokens=3000)),
+            {"Content-Type": "application/json"},
+        )
+        self.response = self.connection.getresponse()
+        assert self.response.status == 200 and self.response.read1()
+
+    def close(self) -> None:
+        self.connection.close()
+        self.response.close()
+
+
+def completions(replica: Running) -> float:
+    return sum(
+        value
+        for name, value in counters(replica.base_url).items()
+        if name.startswith('serveoff_requests_total{path="/v1/completions"')
+    )
+
+
+def in_flight(replica: Running) -> float:
+    return counters(replica.base_url)["serveoff_requests_in_flight"]
+
+
+def test_the_replica_with_the_fewest_connections_gets_the_request(balanced: Running) -> None:
+    before = [completions(replica) for replica in balanced.behind]
+    stream = Stream(balanced.base_url)
+    busy = [in_flight(replica) for replica in balanced.behind]
+    for _ in range(4):
+        assert ask(balanced.base_url, api.COMPLETIONS, wanted())[0] == 200
+    moved = [
+        completions(replica) - was for replica, was in zip(balanced.behind, before, strict=True)
+    ]
+    assert sorted(busy) == [0, 1] and moved == [0 if one else 4 for one in busy], (
+        "taking turns would make it two each"
+    )
+    stream.close()
+    # it sees that the client has gone, and tells the replica
+    wait_until(lambda: not any(map(in_flight, balanced.behind)))
+
+
+def test_requests_at_once_are_spread_evenly(balanced: Running) -> None:
+    streams = [Stream(balanced.base_url) for _ in range(4)]
+    assert [in_flight(replica) for replica in balanced.behind] == [2, 2]
+    for stream in streams:
+        stream.close()
+    wait_until(lambda: not any(map(in_flight, balanced.behind)))
+
+
+def test_it_keeps_the_whole_contract_although_it_is_foreign(balanced: Running) -> None:
+    checks = verify(balanced.base_url)
+    assert len(checks) == 12 and all(check.ok for check in checks), [
+        check for check in checks if not check.ok
+    ]
+
+
+def test_nginx_is_whoever_started_it(balanced: Running) -> None:
+    processes = psutil.Process(balanced.pid).children(recursive=True)
+    assert [process.name() for process in processes] == ["nginx", "nginx"], (
+        "a master and its worker"
+    )
+    assert {process.uids() for process in processes} == {psutil.Process().uids()}
+    assert {process.gids() for process in processes} == {psutil.Process().gids()}
+
+
+def test_its_own_refusals_are_in_openais_envelope(balanced: Running) -> None:
+    status, said = ask(balanced.base_url, api.COMPLETIONS, b" " * (9 * 1024 * 1024))
+    assert status == 413 and said["error"] == {
+        "message": "the body is too long",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": None,
+    }
+    status, said = ask(balanced.base_url, "/health", headers={"X-Long": "x" * 40_000})
+    assert status == 400 and said["error"]["type"] == "invalid_request_error"
+    assert ask(balanced.base_url, "/refusal")[0] == 404, "nobody is shown that page by its name"
+
+
+def test_sigterm_lets_the_answer_under_way_end(tmp_path: Path) -> None:
+    test_servers.test_sigterm_lets_the_answer_under_way_end("nginx_balanced", tmp_path)
+
+
+def test_what_a_killed_replica_had_begun_fails_and_the_others_answer_the_rest(
+    tmp_path: Path,
+) -> None:
+    with start("nginx_balanced", "simulated", tmp_path) as running:
+        stream = Stream(running.base_url)
+        other, victim = sorted(running.behind, key=in_flight)
+        before = completions(other)
+        os.kill(victim.pid, signal.SIGKILL)
+        with pytest.raises(http.client.IncompleteRead):
+            stream.response.read()
+        stream.close()
+        for _ in range(4):
+            assert ask(running.base_url, api.COMPLETIONS, wanted())[0] == 200
+        assert (completions(other), in_flight(other)) == (before + 4, 0), (
+            "what was begun is not begun again elsewhere"
+        )
+        os.kill(other.pid, signal.SIGKILL)
+        wait_until(other.ended)
+        status, said = ask(running.base_url, api.COMPLETIONS, wanted())
+        assert (
+            status == 502 and said["error"]["type"] == "server_error" and said["error"]["message"]
+        )
+
+
+# --- FastCGI
+
+
+@pytest.fixture(scope="module")
+def fastcgi(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with start("flask_fastcgi", "simulated", tmp_path_factory.mktemp("fastcgi")) as running:
+        yield running
+
+
+def test_a_body_in_chunks_reaches_the_application(fastcgi: Running) -> None:
+    body = json.dumps(wanted()).encode()
+    status, said = ask(fastcgi.base_url, api.COMPLETIONS, iter([body[:10], body[10:]]))
+    assert status == 200 and said["choices"][0]["text"] == oracle.continuation("baba", 5)
+
+
+def test_a_body_that_nginx_itself_refuses_is_a_413_like_the_others(fastcgi: Running) -> None:
+    def pieces() -> Iterator[bytes]:
+        for _ in range(9 * 16):
+            yield b" " * 65536
+
+    for body in (b" " * (9 * 1024 * 1024), pieces()):
+        status, said = ask(fastcgi.base_url, api.COMPLETIONS, body)
+        assert status == 413 and said["error"]["message"] == "the body is too long"
+
+
+def test_requests_at_once_do_not_wait_for_each_other(fastcgi: Running) -> None:
+    """As they would with flup's own number of spare threads."""
+    with ThreadPoolExecutor(24) as pool:
+        streams = list(pool.map(lambda _: Stream(fastcgi.base_url), range(24)))
+    assert counters(fastcgi.base_url)["serveoff_requests_running"] == 24
+    for stream in streams:
+        stream.close()
+    wait_until(lambda: not in_flight(fastcgi))
+
+
+def test_a_client_may_keep_its_connection(fastcgi: Running) -> None:
+    connection = http.client.HTTPConnection(fastcgi.base_url.removeprefix("http://"), timeout=60)
+    sockets = set()
+    for stream in (False, True, False):
+        connection.request(
+            "POST",
+            api.COMPLETIONS,
+            json.dumps(wanted(stream=stream)),
+            {"Content-Type": "application/json"},
+        )
+        sockets.add(connection.sock)
+        assert connection.getresponse().read()
+    connection.close()
+    assert len(sockets) == 1
+
+
+@pytest.mark.skipif(
+    not hasattr(psutil.Process, "rlimit"), reason="limits of another process are Linux's"
+)
+def test_the_application_outlives_having_no_file_descriptor_left(fastcgi: Running) -> None:
+    """flup's own loop ends at the first connection that it cannot accept."""
+    [flup] = [
+        process
+        for process in map(psutil.Process, fastcgi.pids)
+        if "servers.flask_fastcgi.app" in process.cmdline()
+    ]
+    before = flup.rlimit(psutil.RLIMIT_NOFILE)
+    flup.rlimit(psutil.RLIMIT_NOFILE, (flup.num_fds(), before[1]))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(ask, fastcgi.base_url, api.COMPLETIONS, wanted())
+        time.sleep(0.5)
+        assert alive(flup) and not waiting.done()
+        flup.rlimit(psutil.RLIMIT_NOFILE, before)
+        assert waiting.result(timeout=60)[0] == 200, "it waited in the backlog"
+
+
+# --- ends
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """With a short name: the path of a Unix socket has at most 107 bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("name", ["flask_fastcgi", "nginx_balanced"])
+def test_nothing_outlives_a_driver_that_is_killed(name: str, temporary: Path) -> None:
+    if missing := catalog.find(name).missing("simulated"):
+        pytest.skip(f"{', '.join(missing)} is not installed")
+    driver = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "servers",
+            name,
+            "--engine",
+            "simulated",
+            "--model",
+            "tiny",
+            "--port",
+            str(launch.free_port()),
+        ],
+        cwd=launch.ROOT,
+        env=os.environ | {"TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert driver.stdout is not None
+    with driver.stdout:
+        assert "serves serveoff-tiny" in driver.stdout.readline()
+    tree = psutil.Process(driver.pid).children(recursive=True)
+    assert [process.name() for process in tree].count("nginx") == 2
+    driver.kill()
+    driver.wait()
+    wait_until(lambda: not any(map(alive, tree)))
+    wait_until(lambda: not list(temporary.glob("serveoff-*")))

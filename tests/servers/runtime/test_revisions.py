@@ -1,0 +1,107 @@
+"""Other revisions of this repository, unpacked from a repository of the test's own."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from servers.runtime import catalog, revisions
+from servers.runtime.revisions import CheckoutError
+
+SERVER = 'summary = "{}"\ncommand = ["serve"]\nengines = ["simulated"]\n'
+PROJECT = (
+    '[project]\nname = "x"\ndependencies = ["psutil"]\n[project.optional-dependencies]\nfastapi ='
+    ' ["fastapi{}"]\ndev = ["pytest{}"]\n'
+)
+
+
+def git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org", *arguments]
+    return subprocess.run(
+        command, cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two revisions: in the second, the working tree, server and pytest are others, and results are
+    there.
+    """
+    root = tmp_path / "repository"
+    (root / "servers" / "mine").mkdir(parents=True)
+    git(root, "init", "-q", "-b", "main")
+    for summary, pytest_version in (("old", ""), ("new", ">=8")):
+        (root / "servers" / "mine" / "server.toml").write_text(SERVER.format(summary))
+        (root / "pyproject.toml").write_text(PROJECT.format("", pytest_version))
+        (root / "constraints-cpu.txt").write_text("torch==2\n")
+        (root / "results").mkdir(exist_ok=True)
+        (root / "results" / "large").write_text(summary)
+        git(root, "add", "-A")
+        git(root, "commit", "-q", "-m", summary)
+    monkeypatch.setattr(revisions, "ROOT", root)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return root
+
+
+def test_a_revision_has_its_own_servers(repository: Path) -> None:
+    found = revisions.of_revision("main~1")
+    assert (
+        catalog.find("mine", found).summary == "old"
+        and catalog.find("mine", catalog.Checkout(repository)).summary == "new"
+    )
+    # what only we need is no reason for an environment
+    assert found.programs is None and not (found.root / "results").exists()
+    assert revisions.of_revision(revisions.commit_of("main~1")[:12]) == found
+    assert (
+        git(repository, "status", "--porcelain") == ""
+        and git(repository, "worktree", "list").count("\n") == 0
+    )
+
+
+def test_what_a_killed_command_left_is_made_anew(repository: Path) -> None:
+    found = revisions.of_revision("main~1").root
+    (found / "complete").unlink()
+    (found / "servers" / "mine" / "server.toml").unlink()
+    assert catalog.find("mine", revisions.of_revision("main~1")).summary == "old"
+
+
+def test_other_requirements_mean_an_environment_of_its_own(repository: Path) -> None:
+    (repository / "pyproject.toml").write_text(PROJECT.format(">=0.1", ""))
+    # it has no noxfile
+    with pytest.raises(CheckoutError, match="could not be installed by its `nox -s bench`"):
+        revisions.of_revision("main~1")
+    (repository / "noxfile.py").write_text(
+        "import nox\nnox.options.default_venv_backend = 'virtualenv'\n@nox.session\ndef"
+        " bench(session):\n    session.run('false')\n"
+    )
+    git(repository, "add", "-A")
+    git(repository, "commit", "-q", "-m", "with a noxfile")
+    (repository / "pyproject.toml").write_text(PROJECT.format(">=0.2", ""))
+    found = revisions.of_revision("main")
+    assert found.programs is not None and (found.programs / "python").exists()
+    server = catalog.find("mine", found)
+    assert (
+        server.missing("simulated") == []
+        and revisions.of_revision("main").programs == found.programs
+    )
+
+
+def test_an_unknown_revision_is_one_sentence(repository: Path) -> None:
+    with pytest.raises(
+        CheckoutError,
+        match=(
+            "git knows no revision 'maain' here; `git branch -a` and `git tag` list what there is"
+        ),
+    ):
+        revisions.of_revision("maain")
+    with pytest.raises(CheckoutError, match="no revision '--help'"):
+        revisions.of_revision("--help")
+
+
+def test_a_shallow_clone_says_so(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(tmp_path, "clone", "-q", "--depth", "1", repository.as_uri(), "shallow")
+    monkeypatch.setattr(revisions, "ROOT", tmp_path / "shallow")
+    with pytest.raises(CheckoutError, match="this clone is shallow: fetch it first"):
+        revisions.of_revision("main~1")

@@ -1,0 +1,462 @@
+"""What survives? One fault after the other in the middle of a load: for each server, and for the
+harness itself. Linux; some need root.
+
+    python -m tests.studies.fault_campaign [FAULT ...] [--servers a,b]      `nox -s faults` does
+    all, which takes two hours
+
+Each trial is a campaign of two cases as its user would run it, in a folder of its own; the fault
+(faults.py) comes in the middle of the first. Whatever it is, this must hold afterwards
+(`broken_promises`): the campaign ends, every row reported before the fault is there, the counts
+agree, the first case says truly what happened, the second is not affected, no process, port or
+temporary file is left, and the same command again completes what failed. A trial is a line of
+results/faults/trials.jsonl, of which README.md there is made.
+"""
+
+import argparse
+import contextlib
+import json
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loadtests import schema
+from servers.runtime import catalog
+from tests.helpers.campaign_process import Bench, rows_when_under_load, runs, table, wait_for
+from tests.studies.faults import FAULTS, CannotHere, Fault, Scene, steal_port
+
+RESULTS = Path(__file__).parents[2] / "results" / "faults"
+HARNESS_SERVER = "fastapi_threadpool"  # with which the harness's own faults are tried
+KILLED_OFTEN = "driver-killed-at-random"
+LONGEST_S = 240.0  # a campaign that takes longer hangs
+LONGEST_TO_A_KILL_S = 25.0  # a case takes half of it
+SCENARIO = """
+[fault]
+summary = "a load in whose middle something happens"
+arrivals = "closed"
+users = 4
+endpoint = "completions"
+prompt_tokens = [4, 16]
+output_tokens = [4, 8]
+warmup_s = 0.5
+warmup_max_s = 0.5
+duration_s = 4.0
+drain_s = 6.0
+timeout_s = 5.0
+"""
+OPTIONS = (
+    "--engines",
+    "simulated",
+    "--simulated",
+    "prefill_ms=20,step_ms=5",
+    "--scenarios-file",
+    "fault.toml",
+    "--scenarios",
+    "fault",
+    "--repeat",
+    "2",
+    "--report",
+    "none",
+    "--workers",
+    "2",
+    "--out",
+    "out",
+)
+
+
+@dataclass
+class Trial:
+    """`outcome`: of the first case, in a few words; `broken`: promises that did not hold;
+    `skipped`: why it was not tried.
+    """
+
+    fault: str
+    server: str
+    outcome: str = ""
+    broken: list[str] = field(default_factory=list)
+    skipped: str = ""
+
+
+def trial(name: str, server: str) -> Trial:
+    fault, found = FAULTS[name], Trial(name, server)
+    with tempfile.TemporaryDirectory(prefix="faults-") as place, ExitStack() as stack:
+        folder = Path(place)
+        (folder / "fault.toml").write_text(SCENARIO)
+        try:
+            if fault.around:
+                stack.enter_context(fault.around(folder))
+            bench = Bench(folder)
+            command = [*fault.wrap, *bench.command("--servers", server, *OPTIONS, *fault.options)]
+            with (folder / "said.txt").open("w+") as said:
+                campaign = subprocess.Popen(
+                    command,
+                    cwd=folder,
+                    env=bench.environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=said,
+                    stderr=said,
+                    text=True,
+                    process_group=0,
+                )
+                scene = Scene(folder, bench, campaign, shared_memory())
+                stack.enter_context(scene.undo)
+                try:
+                    before = 0
+                    before = rows_when_under_load(scene.out, 1)
+                    fault.act(scene)
+                    code: int | None = campaign.wait(LONGEST_S)
+                except AssertionError as never:
+                    found.broken, code = (
+                        [f"{never}; it said: {(folder / 'said.txt').read_text()[-500:]}"],
+                        None,
+                    )
+                except subprocess.TimeoutExpired:
+                    code = None
+                finally:
+                    if campaign.poll() is None:
+                        # what it started ends by itself, and writes into the folder until then
+                        campaign.kill()
+                        campaign.wait()
+                        with contextlib.suppress(AssertionError):
+                            wait_for(lambda: not bench.processes(), "nothing running", within_s=30)
+                said.seek(0)
+                text = said.read()
+            found.broken += broken_promises(fault, scene, code, before, text)
+            found.outcome = outcome(scene)
+            scene.undo.close()
+            if fault.says and code is not None:
+                found.broken += not_continued(scene, command)
+        except CannotHere as why:
+            found.skipped = str(why)
+    return found
+
+
+def broken_promises(
+    fault: Fault, scene: Scene, code: int | None, before: int, text: str
+) -> list[str]:
+    broken = []
+    if code is None:
+        return [f"the campaign did not end within {LONGEST_S:g} s"]
+    if code not in fault.code:
+        broken.append(f"exit code {code}")
+    if "Traceback" in text:
+        broken.append(f"a stack trace: {text.strip().splitlines()[-1]}")
+    with contextlib.suppress(AssertionError):  # those of a killed driver end by themselves
+        wait_for(lambda: not scene.bench.left_over(), "nothing left", within_s=30)
+    broken += [
+        f"left: {what}"
+        for what in [*scene.bench.left_over(), *(shared_memory() - scene.others_memory)]
+    ]
+    if not fault.says:
+        return broken
+    cases = runs(scene.out)
+    status = cases[0][1]["status"]
+    if not re.match(fault.says, status, re.DOTALL):
+        broken.append(f"it is said to be {status.splitlines()[0]!r}")
+    folder, run = cases[0]
+    rows = rows_of(folder)
+    if len(rows) < before:
+        broken.append(f"{before} rows were reported before the fault, and {len(rows)} are there")
+    if len({(row["worker"], row["request"]) for row in rows}) < len(rows):
+        broken.append("a row is there twice")
+    if (counts := run["counts"]) and counts["rows"] != len(rows):
+        broken.append(f"{counts['rows']} rows were counted, and {len(rows)} are there")
+    if (
+        code in (0, 1)
+        and (len(cases) < 2 or cases[1][1]["status"] != "ok")
+        and fault.act is not steal_port
+    ):
+        broken.append(
+            "the second case:"
+            f" {cases[1][1]['status'].splitlines()[0] if len(cases) > 1 else 'not begun'}"
+        )
+    return broken
+
+
+def shared_memory() -> set[str]:
+    return {str(file) for file in Path("/dev/shm").glob("*")}
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """None of a case that did not get as far as that."""
+    if (folder / "requests.parquet").exists():
+        return table(folder, "requests")
+    lines = folder / "requests.jsonl"
+    return schema.read_lines(lines) if lines.exists() else []
+
+
+def outcome(scene: Scene) -> str:
+    cases = runs(scene.out) if scene.out.exists() else []
+    if not cases:
+        return "nothing is left of it"
+    rows = rows_of(cases[0][0])
+    failed = [row for row in rows if row["error"]]
+    status = cases[0][1]["status"].splitlines()[0].removesuffix("; its last log lines:")
+    errors = ", ".join(sorted({re.sub(r"\d{2,}", "…", row["error"]) for row in failed}))
+    worst_s = max((row["done_s"] - row["scheduled_s"] for row in rows), default=0.0)
+    return (
+        f"{status}; {len(failed)} of {len(rows)} requests failed{f' ({errors})' if errors else ''},"
+        f" the longest took {worst_s:.1f} s"
+    )
+
+
+def not_continued(scene: Scene, command: Sequence[str]) -> list[str]:
+    """What is wrong after the same command again."""
+    again = subprocess.run(
+        command,
+        cwd=scene.folder,
+        env=scene.bench.environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=LONGEST_S,
+    )
+    unlike = [
+        f"{folder.name}: {run['status'].splitlines()[0]}"
+        for folder, run in runs(scene.out)
+        if run["status"] != "ok"
+    ]
+    return (
+        [f"continued, it ended with {again.returncode}: {again.stderr.strip()[-300:]}"]
+        if again.returncode
+        else []
+    ) + unlike
+
+
+def killed_often(times: int, seed: int = 1) -> Trial:
+    """One campaign, whose driver is killed at random moments, and continued, again and again: what
+    it has once must stay as it is.
+    """
+    found, moments = Trial(KILLED_OFTEN, HARNESS_SERVER), random.Random(seed)
+    with tempfile.TemporaryDirectory(prefix="faults-") as place:
+        folder, kept, ended = Path(place), dict[Path, bytes](), 0
+        (folder / "fault.toml").write_text(SCENARIO)
+        bench = Bench(folder)
+        command = bench.command("--servers", HARNESS_SERVER, *OPTIONS, "--repeat", str(times))
+        for number in range(1, times + 1):
+            with subprocess.Popen(
+                command,
+                cwd=folder,
+                env=bench.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            ) as driver:
+                time.sleep(moments.uniform(0, LONGEST_TO_A_KILL_S))
+                driver.kill()
+            with contextlib.suppress(AssertionError):
+                wait_for(lambda: not bench.left_over(), "nothing left", within_s=30)
+            found.broken += [f"kill {number} left {what}" for what in bench.left_over()]
+            found.broken += [
+                f"kill {number} changed {file.name}"
+                for file, content in kept.items()
+                if file.read_bytes() != content
+            ]
+            for case, run in runs(folder / "out"):
+                rows_of(case) if any(case.glob("requests.*")) else None  # can be read
+                if run["status"] == "ok":
+                    kept |= {file: file.read_bytes() for file in case.iterdir() if file not in kept}
+            ended = sum(run["status"] == "ok" for _, run in runs(folder / "out"))
+        if not ended:  # then nothing was shown of what ended
+            found.broken.append(
+                f"no case ended within the at most {LONGEST_TO_A_KILL_S:g} s to a kill"
+            )
+        found.outcome = (
+            f"killed {times} times, {ended} cases ended between, and stayed as they were"
+        )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "faults",
+        nargs="*",
+        metavar="FAULT",
+        help=f"of {', '.join(FAULTS)}, {KILLED_OFTEN} (default: all)",
+    )
+    parser.add_argument(
+        "--servers",
+        default="",
+        help="comma-separated (default: all that the simulated engine runs in)",
+    )
+    parser.add_argument("--kills", type=int, default=100)
+    asked = parser.parse_args()
+    if unknown := [name for name in asked.faults if name not in (*FAULTS, KILLED_OFTEN)]:
+        parser.error(
+            f"no fault is called {', '.join(unknown)}: there are {', '.join(FAULTS)} and"
+            f" {KILLED_OFTEN}"
+        )
+    servers = [name for name in asked.servers.split(",") if name] or [
+        server.name
+        for server in catalog.servers().values()
+        if "simulated" in server.engines and not server.missing("simulated", {})
+    ]
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for name in asked.faults or [*FAULTS, KILLED_OFTEN]:
+        for server in servers if name in FAULTS and FAULTS[name].of_server else [HARNESS_SERVER]:
+            found = trial(name, server) if name in FAULTS else killed_often(asked.kills)
+            print(
+                "\n    BROKEN: ".join(
+                    [f"{name} {server}: {found.skipped or found.outcome}", *found.broken]
+                ),
+                flush=True,
+            )
+            with (RESULTS / "trials.jsonl").open("a") as handle:
+                handle.write(json.dumps(asdict(found)) + "\n")
+    sys.exit(page())
+
+
+def lines_of(name: str) -> list[dict[str, Any]]:
+    file = RESULTS / name
+    return [json.loads(line) for line in file.open()] if file.exists() else []
+
+
+def last_of(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each server, by name."""
+    return sorted(
+        {each["server"]: each for each in found}.values(), key=lambda each: str(each["server"])
+    )
+
+
+def overloaded(found: list[dict[str, Any]]) -> list[str]:
+    """What overload_study.py found, of each server the last time."""
+    if not found:
+        return []
+
+    def counted(outcomes: dict[str, int]) -> str:
+        return ", ".join(
+            f"{n:,} {outcome}" for outcome, n in sorted(outcomes.items(), key=lambda item: -item[1])
+        )
+
+    lines = [
+        "## Overload",
+        "",
+        (
+            "A quarter of what the server carries, for five seconds three times that, and a quarter"
+            " again."
+        ),
+        "",
+        (
+            "A server refuses what is more than 512 at once (SERVEOFF_MAX_IN_FLIGHT); one that is"
+            " slow enough never has as many."
+        ),
+        "",
+        (
+            "| server | carries, 1/s | in the overload | most at once | sheds | after it | longest,"
+            " s | itself again after | case |"
+        ),
+        "| --- | ---: | --- | ---: | --- | --- | ---: | ---: | --- |",
+    ]
+    sheds = {True: "yes", None: "had not to", False: "**no**"}
+    for each in last_of(found):
+        if "overload" not in each:
+            lines.append(f"| {each['server']} | | | | | | | | {each['status']} |")
+            continue
+        well = (
+            "not within the time"
+            if each["well_after_s"] is None
+            else f"{each['well_after_s']:.1f} s"
+        )
+        lines.append(
+            f"| {each['server']} | {each['carries']:.0f} | {counted(each['overload'])} |"
+            f" {each['at_once']:,} | {sheds[each['shed']]} | {counted(each['after'])} |"
+            f" {each['longest_s']:.1f} | {well} | {each['status']} |"
+        )
+    return [*lines, ""]
+
+
+def soaked(found: list[dict[str, Any]]) -> list[str]:
+    """What soak.py found, of each server the last time."""
+    if not found:
+        return []
+    lines = [
+        "## Soak",
+        "",
+        (
+            "Memory that is a role's own (USS): medians over the second and the last quarter of the"
+            " time."
+        ),
+        "",
+        "| server | minutes | requests | role | second quarter, MiB | last quarter, MiB | growth |",
+        "| --- | ---: | ---: | --- | ---: | ---: | ---: |",
+    ]
+    for each in last_of(found):
+        lines += [
+            f"| {each['server']} | {each['minutes']:g} | {each['requests']:,} | {role} |"
+            f" {m['early_bytes'] / 2**20:.1f} | {m['late_bytes'] / 2**20:.1f} |"
+            f" {m['growth']:+.1%} |"
+            for role, m in each["roles"].items()
+        ]
+    return [*lines, ""]
+
+
+def page() -> int:
+    """README.md, of each fault and server the last trial. Returns 1 if a promise was broken, or a
+    server sheds no load.
+    """
+    last: dict[tuple[str, str], Trial] = {}
+    for said in lines_of("trials.jsonl"):
+        found = Trial(**said)
+        last[found.fault, found.server] = found
+    broken, skipped = (
+        sum(bool(t.broken) for t in last.values()),
+        sum(bool(t.skipped) for t in last.values()),
+    )
+    lines = [
+        "# What survives",
+        "",
+        (
+            "One fault at a time in the middle of a load, made by `nox -s faults`; a trial is a"
+            " line of `trials.jsonl`. Whatever it is:"
+        ),
+        (
+            "the campaign ends, no reported row is lost, the counts agree, the case says truly what"
+            " happened, the next case is not"
+        ),
+        (
+            "affected, no process, port or temporary file is left, and the same command completes"
+            " what failed."
+        ),
+        "",
+        f"{len(last)} trials, {broken} with a broken promise, {skipped} not possible.",
+        "",
+    ]
+    for name in dict.fromkeys(fault for fault, _ in last):
+        what = (
+            FAULTS[name].what
+            if name in FAULTS
+            else "the driver is killed at random moments, and continued"
+        )
+        lines += [
+            f"## {name}: {what}",
+            "",
+            "| server | what came of the case | promises |",
+            "| --- | --- | --- |",
+        ]
+        for (fault, server), found in sorted(last.items()):
+            if fault == name:
+                promises = "; ".join(found.broken) or ("" if found.skipped else "kept")
+                cells = [
+                    text.replace("|", "\\|").replace("\n", " ")
+                    for text in (server, found.skipped or found.outcome, promises)
+                ]
+                lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    overloads = lines_of("overload.jsonl")
+    lines += [*overloaded(overloads), *soaked(lines_of("soak.jsonl"))]
+    (RESULTS / "README.md").write_text("\n".join(lines))
+    return 1 if broken or any(each.get("shed") is False for each in last_of(overloads)) else 0
+
+
+if __name__ == "__main__":
+    main()

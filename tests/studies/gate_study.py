@@ -1,0 +1,532 @@
+"""How often is the gate wrong? Whole gates of equal code, of planted changes, faults and
+disturbances, on this machine.
+
+    python -m tests.studies.gate_study run equal --decisions 100 --at-once 2
+    python -m tests.studies.gate_study run engine-throughput --decisions 40
+    python -m tests.studies.gate_study simulate                         10,000 decisions from the
+    runs of `equal`
+    python -m tests.studies.gate_study page                             results/gate/README.md and
+    its picture
+
+Each decision, a line of results/gate/NAME.jsonl, takes about two minutes, where Python may keep its
+bytecode (no PYTHONDONTWRITEBYTECODE); `run` adds to what is there. Everything happens in a clone of
+the last commit, in which what is planted is a commit on a branch: a gate as its user would run it.
+Two at once on two cores take two thirds of the time and are each other's noisy neighbours: too
+noisy where a server needs much CPU (`framework`), whose runs do not count then, and for a P99, of
+whose base the other adds 2 ms (`engine-p99`). Three are too many for anything (`crowded`).
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from analysis import dataset, slo, summary
+from analysis.gate import paired, verdicts
+from analysis.metrics import METRICS
+from analysis.plots import figures
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "results" / "gate"
+ENGINE, SERVER = "servers/engines/simulated.py", "servers/fastapi_vllm/app.py"
+PREPARE = "    job = engine.prepare(request)"
+EVENT = "            yield reply.event(item)\n    except"
+CLOCK, COUNT = "__import__('time').perf_counter", "self.count = getattr(self, 'count', 0) + 1"
+STEP = "due += (self.times.step_ms + self.times.step_ms_per_sequence * (self.running - 1)) / 1e3"
+SLOWING = "(1 + min(0.3, (time.time() - float(__import__('os').environ['STUDY_BEGAN'])) / 800))"
+PREFILL = (
+    "due = began + (self.times.prefill_ms + self.times.prefill_ms_per_token * prompt_tokens) / 1e3"
+)
+# 2 s have too few requests for a P99
+METRICS_OF_SHORT = "output_tokens_per_s,ttft_p50_s,e2e_p50_s,e2e_p95_s"
+SCENARIOS = """
+[short]
+summary = "two seconds of what the gate's own scenario has five of"
+arrivals = "closed"
+users = 16
+think_s = 0.0
+{rest}
+[open]
+summary = "the same as an open loop, far beyond what can be sent"
+arrivals = "poisson"
+rate = 4000.0
+{rest}""".format(
+    rest="""\
+endpoint = "completions"
+prompt_tokens = [16, 32]
+output_tokens = [8, 8]
+warmup_s = 1.5
+warmup_max_s = 1.5
+duration_s = 2.0
+drain_s = 10.0
+timeout_s = 30.0
+"""
+)
+ALL = (
+    "--servers",
+    "fastapi_vllm",
+    "--max-minutes",
+    "60",
+    "--scenarios-file",
+    "study.toml",
+    "--scenarios",
+)
+SHORT = (*ALL, "short", "--metrics", METRICS_OF_SHORT)
+WITH_P99 = (*ALL, "short", "--duration", "5", "--metrics", f"{METRICS_OF_SHORT},e2e_p99_s")
+# too few requests for a P95, too
+FEW = (*ALL, "short", "--users", "4", "--metrics", "output_tokens_per_s,ttft_p50_s,e2e_p50_s")
+OPEN = (*ALL, "open", "--metrics", METRICS_OF_SHORT)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def burning(pattern: Callable[[float], float]) -> Iterator[None]:
+    """Another process on the server's core, busy for pattern(seconds since the begin) of the
+    time.
+    """
+    code = (
+        "import sys, time\nwhile True:\n    share = float(sys.stdin.readline() or 0); ends ="
+        " time.monotonic() + 1\n    while time.monotonic() < ends:\n        busy = time.monotonic()"
+        " + share / 50\n        while time.monotonic() < busy: pass\n        time.sleep((1 - share)"
+        " / 50)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, text=True
+    ) as process:
+        psutil.Process(process.pid).cpu_affinity([0])
+        began, ended = time.monotonic(), threading.Event()
+
+        def tell() -> None:
+            assert process.stdin is not None
+            while not ended.wait(1):
+                process.stdin.write(f"{pattern(time.monotonic() - began)}\n")
+                process.stdin.flush()
+
+        teller = threading.Thread(target=tell)
+        teller.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            teller.join()
+            process.kill()
+
+
+@dataclass(frozen=True)
+class Study:
+    """`patch`: (file, old, new) that the branches `where` have; `wanted`: the verdicts that are
+    right; `names`: what a note must say.
+    """
+
+    what: str
+    wanted: tuple[str, ...]
+    patch: tuple[tuple[str, str, str], ...] = ()
+    arguments: tuple[str, ...] = SHORT
+    where: tuple[str, ...] = ("head",)
+    around: Callable[[], Any] = quiet
+    names: str = ""
+
+
+STUDIES = {
+    "equal": Study("equal code", ("PASS", "INCONCLUSIVE")),
+    "engine-throughput": Study(
+        "the engine takes 11% longer for everything, which is 10% of the throughput",
+        ("REGRESSED",),
+        (
+            (ENGINE, STEP, STEP.replace("due += ", "due += 1.11 * ")),
+            (ENGINE, PREFILL, PREFILL.replace("began + ", "began + 1.11 * ")),
+        ),
+    ),
+    "engine-p99": Study(
+        "one request of 50 takes 13.5 ms longer, which is 20% of E2E's P99",
+        ("REGRESSED",),
+        (
+            (
+                ENGINE,
+                PREFILL,
+                f"{PREFILL}\n        {COUNT}\n        due += 0.0135 * (self.count % 50 == 0)",
+            ),
+        ),
+        WITH_P99,
+    ),
+    "framework": Study(
+        "the server's own code computes 6 ms more for each request, which is 10% of what 4"
+        " users get",
+        ("REGRESSED",),
+        (
+            (
+                SERVER,
+                PREPARE,
+                f"    end = {CLOCK}() + 0.006\n    while {CLOCK}() < end:\n        pass\n{PREPARE}",
+            ),
+        ),
+        FEW,
+    ),
+    "blocking": Study(
+        "a blocking call of 2 ms in each request's `async def`",
+        ("REGRESSED",),
+        ((SERVER, PREPARE, f"    __import__('time').sleep(0.002)\n{PREPARE}"),),
+    ),
+    "improvement": Study(
+        "the engine takes 12% less time for everything",
+        ("PASS",),
+        (
+            (ENGINE, STEP, STEP.replace("due += ", "due += 0.88 * ")),
+            (ENGINE, PREFILL, PREFILL.replace("began + ", "began + 0.88 * ")),
+        ),
+    ),
+    "slow-start": Study(
+        "equal code, but head is slower for its first 200 requests, in the warm-up",
+        ("PASS", "INCONCLUSIVE"),
+        (
+            (
+                ENGINE,
+                PREFILL,
+                f"{PREFILL}\n        {COUNT}\n        due += 0.03 * (self.count < 200)",
+            ),
+        ),
+        names="during the warm-up",
+    ),
+    "slowing": Study(
+        "equal code whose engine gets slower all the time, 15% in two minutes, as on a card that"
+        " gets hot",
+        ("PASS", "INCONCLUSIVE"),
+        (
+            (ENGINE, STEP, STEP.replace("due += ", f"due += {SLOWING} * ")),
+            (ENGINE, PREFILL, PREFILL.replace("began + ", f"began + {SLOWING} * ")),
+        ),
+        where=("base", "head"),
+        names="the machine drifted",
+    ),
+    "drift": Study(
+        "equal code on a machine that gets slower from the first run to the last",
+        ("PASS", "INCONCLUSIVE"),
+        around=lambda: burning(lambda s: min(0.6, s / 200)),
+        names="the machine drifted",
+    ),
+    "neighbour": Study(
+        "equal code, and another process is busy for a minute in the middle",
+        ("PASS", "INCONCLUSIVE"),
+        around=lambda: burning(lambda s: 0.7 if 40 < s < 100 else 0.0),
+        names="other processes",
+    ),
+    "crowded": Study(
+        "equal code, and two other gates at the same time, more than two cores carry (--at-once 3)",
+        ("PASS", "INCONCLUSIVE", "INVALID"),
+        names="other processes",
+    ),
+    "wrong-answers": Study(
+        "one answer of 300 is wrong",
+        ("INVALID",),
+        (
+            (
+                ENGINE,
+                "word = rule.successor_index(job.prompt)",
+                (
+                    f"{COUNT}\n        word = (rule.successor_index(job.prompt) + (self.count % 300"
+                    " == 0)) % rule.WORDS"
+                ),
+            ),
+        ),
+    ),
+    "contract": Study(
+        "head sends no [DONE]",
+        ("INVALID",),
+        ((SERVER, EVENT, EVENT.replace("(item)", "(item).replace('data: [DONE]', ': end')")),),
+    ),
+    "no-start": Study(
+        "base does not start",
+        ("INVALID",),
+        ((SERVER, "import logging", "import logging, no_such_module"),),
+        where=("base",),
+    ),
+    "saturated": Study(
+        "more load than the load generator can send",
+        ("INVALID",),
+        arguments=(*SHORT, "--users", "1500"),
+    ),
+    "rate": Study("a rate that cannot be sent", ("INVALID",), arguments=OPEN),
+}
+
+
+def clone_with(study: Study, folder: Path) -> Path:
+    def git(*arguments: str) -> None:
+        subprocess.run(
+            ["git", "-c", "user.name=study", "-c", "user.email=study@example.org", *arguments],
+            cwd=place,
+            check=True,
+        )
+
+    place = folder / "clone"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(place)], check=True)
+    (place / "study.toml").write_text(SCENARIOS)
+    git("branch", "base")
+    git("branch", "head")
+    for branch in study.where if study.patch else ():
+        git("checkout", "--quiet", branch)
+        for name, old, new in study.patch:
+            text = (place / name).read_text()
+            assert text.count(old) == 1, f"{name} has changed: {old!r}"
+            (place / name).write_text(text.replace(old, new))
+        git("commit", "--quiet", "--all", "--message", study.what)
+        git("checkout", "--quiet", "-")  # what measures has nothing planted
+    return place
+
+
+def run(name: str, decisions: int, at_once: int) -> None:
+    study, file = STUDIES[name], RESULTS / f"{name}.jsonl"
+    RESULTS.mkdir(exist_ok=True)
+    done = {json.loads(line)["seed"] for line in file.open()} if file.exists() else set()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ThreadPoolExecutor(at_once) as pool,
+        ended_with_us(),
+    ):
+        place = clone_with(study, Path(folder))
+        seeds = [seed for seed in range(1, decisions + 1) if seed not in done]
+        # begun together, they measure together, and start their processes together
+        for first in range(0, len(seeds), at_once):
+            for said in pool.map(
+                lambda seed: decide(study, seed, place), seeds[first : first + at_once]
+            ):
+                with file.open("a") as handle:
+                    handle.write(
+                        json.dumps(said | {"at_once": at_once}, default=lambda value: value.item())
+                        + "\n"
+                    )
+                print(
+                    f"{name} {said['seed']}: {said['verdict']} after"
+                    f" {said['systems'][0]['repetitions']} repetitions",
+                    flush=True,
+                )
+
+
+@contextmanager
+def ended_with_us() -> Iterator[None]:
+    """Ctrl-C or SIGTERM ends the gates that run, too; they end what they have started."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except BaseException:
+        for gate_of_ours in psutil.Process().children():
+            gate_of_ours.terminate()
+        raise
+
+
+def decide(study: Study, seed: int, place: Path) -> dict[str, Any]:
+    """One whole gate in the clone: what gate.json says, and of each run what `simulate` needs."""
+    out, began = place.parent / f"{seed}", time.monotonic()
+    command = [
+        sys.executable,
+        "-m",
+        "loadtests.gate",
+        "--base",
+        "base",
+        "--head",
+        "head",
+        "--seed",
+        str(seed),
+        "--out",
+        str(out),
+        *study.arguments,
+    ]
+    environment = os.environ | {
+        "XDG_CACHE_HOME": str(place.parent),
+        "STUDY_BEGAN": str(time.time()),
+    }
+    with study.around():
+        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
+    if not (out / "gate.json").exists():
+        raise RuntimeError(f"{' '.join(command)} made no verdict: {done.stderr[-2000:]}")
+    said = json.loads((out / "gate.json").read_text()) | {
+        "code": done.returncode,
+        "seed": seed,
+        "minutes": (time.monotonic() - began) / 60,
+    }
+    for system in said["systems"]:  # without log lines, which name places of this machine
+        system["faults"] = [fault.split("\n")[0] for fault in system["faults"]]
+    found = summary.summarise(dataset.campaign(out), frames=False)
+    sides = found.campaign.identities
+    wanted = ("repetition", "valid", *verdicts.TOLERANCES, "requests_scheduled")
+    said["runs"] = [
+        {"side": sides[case["index"]]["side"]}
+        | {key: case[key] if case[key] == case[key] else None for key in wanted}
+        for case in found.table.to_dict("records")
+    ]
+    shutil.rmtree(out)
+    return said
+
+
+def simulate(decisions: int = 10_000, seed: int = 1) -> None:
+    """Of equal code: repetitions drawn from all that were recorded, each with its three runs as
+    they were, and a side drawn anew for each of them, since all three are the same code.
+    """
+    recorded = [
+        [found for found in line["runs"] if found["repetition"] == number and found["valid"]]
+        for line in read("equal")
+        for number in range(1, paired.LOOKS[-1] + 1)
+    ]
+    recorded = [runs for runs in recorded if len(runs) == len(paired.SIDES)]
+    random, said = np.random.default_rng(seed), []
+    rules = verdicts.rules(METRICS_OF_SHORT)
+    for _ in range(decisions):
+        rows = []
+        for i in random.integers(len(recorded), size=paired.LOOKS[-1]):
+            order = random.permutation(3)
+            rows.append(
+                {
+                    (side, metric): recorded[i][place][metric]
+                    for side, place in zip(paired.SIDES, order, strict=True)
+                    for metric in (*rules.tolerances, "requests_scheduled")
+                }
+            )
+        values = pd.DataFrame(
+            rows, columns=pd.MultiIndex.from_product([paired.SIDES, METRICS]), dtype="float64"
+        )
+        system = verdicts.System("it")
+        paired.decide([paired.Repetitions(system, values, pd.DataFrame())], rules)
+        said.append({"verdict": system.verdict, "look": system.look, "faults": system.faults})
+    counts = pd.Series([each["verdict"] for each in said]).value_counts().to_dict()
+    found = {"decisions": decisions, "from_repetitions": len(recorded), "counts": counts}
+    (RESULTS / "simulated.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(counts)
+
+
+def read(name: str) -> list[dict[str, Any]]:
+    file = RESULTS / f"{name}.jsonl"
+    return [json.loads(line) for line in file.open()] if file.exists() else []
+
+
+def page() -> None:
+    lines, bars = [], []
+    for name, study in STUDIES.items():
+        if not (found := read(name)):
+            continue
+        right = sum(each["verdict"] in study.wanted for each in found)
+        low, high = slo.interval(right, len(found))
+        counts = pd.Series([each["verdict"] for each in found]).value_counts().to_dict()
+        named = (
+            sum(any(study.names in note for note in each["notes"]) for each in found)
+            if study.names
+            else ""
+        )
+        repetitions = np.mean([each["systems"][0]["repetitions"] for each in found])
+        bars.append((name, {verdict: n / len(found) for verdict, n in counts.items()}))
+        minutes = float(np.median([each["minutes"] for each in found]))
+        lines.append(
+            f"| {name} | {study.what} | {len(found)} |"
+            f" {', '.join(f'{n} {verdict}' for verdict, n in counts.items())} |"
+            f" {right / len(found):.0%} ({low:.0%} to {high:.0%}) | {named} | {repetitions:.1f} |"
+            f" {minutes:.1f} |"
+        )
+    simulated = RESULTS / "simulated.json"
+    said = json.loads(simulated.read_text()) if simulated.exists() else None
+    text = [
+        "# How often is the gate wrong?",
+        "",
+        (
+            "Whole gates on one machine of two cores, made by `python -m tests.studies.gate_study"
+            " run NAME`; each decision with all"
+        ),
+        (
+            "its runs is a line of `NAME.jsonl`. Right: the verdicts that what was planted should"
+            " have; 95% interval of Clopper and"
+        ),
+        (
+            "Pearson. Named: decisions in which a note says what disturbed them. Minutes: median of"
+            " a decision. In `attempts/` are the"
+        ),
+        (
+            "decisions about changes of other sizes, with which the planted ones were brought to"
+            " 10% and 20%, and three about equal"
+        ),
+        (
+            "code beside the project's own tests on both cores (PASS, INVALID, INVALID), made anew"
+            " on an idle machine."
+        ),
+        "",
+        "| study | what | decisions | verdicts | right | named | repetitions | minutes |",
+        "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: |",
+        *lines,
+        "",
+        "![verdicts](verdicts.png)",
+        "",
+    ]
+    if said:
+        wrong = sum(said["counts"].get(verdict, 0) for verdict in ("REGRESSED", "INVALID"))
+        low, high = slo.interval(wrong, said["decisions"])
+        text += [
+            (
+                f"From the {said['from_repetitions']:,} repetitions of `equal`,"
+                f" {said['decisions']:,} decisions were drawn (`simulate`):"
+                f" {', '.join(f'{n:,} {verdict}' for verdict, n in said['counts'].items())}. False"
+                f" alarms: {wrong / said['decisions']:.2%} ({low:.2%} to {high:.2%})."
+            ),
+            "",
+        ]
+    (RESULTS / "README.md").write_text("\n".join(text))
+    colours = dict(
+        zip(
+            ("PASS", "INCONCLUSIVE", "REGRESSED", "INVALID"),
+            (figures.COLOURS[i] for i in (2, 1, 3, 4)),
+            strict=True,
+        )
+    )
+    with rc_context(figures.STYLE):
+        figure = Figure(figsize=(figures.WIDTH, 1.2 + 0.35 * len(bars)))
+        axes = figure.subplots()
+        for row, (_, shares) in enumerate(bars):
+            left = 0.0
+            for verdict, colour in colours.items():
+                axes.barh(
+                    row,
+                    100 * shares.get(verdict, 0),
+                    left=left,
+                    color=colour,
+                    label=verdict if row == 0 else None,
+                )
+                left += 100 * shares.get(verdict, 0)
+        axes.set_yticks(range(len(bars)), [name for name, _ in bars])
+        axes.invert_yaxis()
+        axes.set_xlabel("decisions, %")
+        figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    (RESULTS / "verdicts.png").write_bytes(figures.png(figure))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("verb", choices=("run", "simulate", "page"))
+    parser.add_argument("study", nargs="?", choices=STUDIES)
+    parser.add_argument("--decisions", type=int, default=40)
+    parser.add_argument("--at-once", type=int, default=1)
+    asked = parser.parse_args()
+    if asked.verb == "run":
+        run(asked.study, asked.decisions, asked.at_once)
+    elif asked.verb == "simulate":
+        simulate()
+    else:
+        page()
