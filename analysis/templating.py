@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-TEMPLATES = Path(__file__).parents[1] / "templates"
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 # autoescape is the caller's: HTML needs it, Markdown cannot have it

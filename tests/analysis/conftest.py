@@ -16,7 +16,7 @@ def observe(tmp_path):
         folder.mkdir()
         rows = synthetic_campaign.requests() if rows is None else rows
         run = synthetic_campaign.run(**{"served": synthetic_campaign.served(rows)} | changes)
-        synthetic_campaign.records.write_json(
+        synthetic_campaign.schema.write_json(
             folder / "campaign.json",
             synthetic_campaign.campaign_data([run["case"]], **(data or {})),
         )

@@ -25,7 +25,7 @@ def sound(folder, **changes):
         synthetic_campaign.write_case(
             folder, case, synthetic_campaign.requests(), synthetic_campaign.telemetry()
         )
-    synthetic_campaign.records.write_json(
+    synthetic_campaign.schema.write_json(
         folder / "campaign.json", synthetic_campaign.campaign_data([case["case"] for case in cases])
     )
     return folder
@@ -67,7 +67,7 @@ def test_what_was_chosen_of_a_servers_options_makes_it_another(tmp_path, capsys)
     )
     old = json.loads((folder / "cases" / "000-alpha-simulated-chat-r1" / "run.json").read_text())
     del old["case"]["options"]  # which cases did not have before there were any
-    synthetic_campaign.records.write_json(
+    synthetic_campaign.schema.write_json(
         folder / "cases" / "000-alpha-simulated-chat-r1" / "run.json", old
     )
     assert next(iter(dataset.campaign(folder).cases["server"])) == "alpha"
@@ -102,7 +102,7 @@ def test_cases_that_did_not_end_have_no_checks_and_no_number(tmp_path, capsys):
 
 
 def test_no_case_is_no_number(tmp_path, capsys):
-    synthetic_campaign.records.write_json(
+    synthetic_campaign.schema.write_json(
         tmp_path / "campaign.json", synthetic_campaign.campaign_data([])
     )
     assert said(capsys, tmp_path, 1) == []

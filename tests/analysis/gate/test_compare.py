@@ -157,7 +157,7 @@ def test_cases_of_only_one_campaign_are_named(tmp_path, capsys):
     synthetic_campaign.write_case(
         b, case, synthetic_campaign.requests(), synthetic_campaign.telemetry()
     )
-    synthetic_campaign.records.write_json(
+    synthetic_campaign.schema.write_json(
         b / "campaign.json", synthetic_campaign.campaign_data([case["case"]])
     )
     _, out, _ = run(capsys, a, b)

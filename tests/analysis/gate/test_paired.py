@@ -193,7 +193,7 @@ def test_markup_in_what_a_gate_found_stays_text(
                 "metrics": "",
                 "slo": "",
             }
-        synthetic_campaign.records.write_json(file, said)
+        synthetic_campaign.schema.write_json(file, said)
     assert command.main(["gate", str(folder)]) == 2
     assert synthetic_campaign.ATTACK in capsys.readouterr().out.replace("\n", "")
     assert "<script" not in (folder / "gate.md").read_text()
@@ -484,7 +484,7 @@ def repeated(folder: Path, factor: float = 1.0, **changes: Any) -> Path:
             )
         )
         synthetic_campaign.write_case(folder, cases[-1], rows, synthetic_campaign.telemetry())
-    synthetic_campaign.records.write_json(
+    synthetic_campaign.schema.write_json(
         folder / "campaign.json",
         synthetic_campaign.campaign_data([case["case"] for case in cases], **changes),
     )

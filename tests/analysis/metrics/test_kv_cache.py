@@ -15,7 +15,7 @@ def said(name, value, labels="{}"):
     return [
         dict(
             zip(
-                synthetic_campaign.records.SERVER_METRICS_FIELDS,
+                synthetic_campaign.schema.SERVER_METRICS_FIELDS,
                 (float(t), 0.25, name, labels, float(value(t))),
                 strict=True,
             )

@@ -283,7 +283,7 @@ def test_cache_hits_are_those_of_the_window(observe):
         said = [
             dict(
                 zip(
-                    synthetic_campaign.records.SERVER_METRICS_FIELDS,
+                    synthetic_campaign.schema.SERVER_METRICS_FIELDS,
                     (float(t), 0.25, f"serveoff_cache_{what}_total", "{}", float(count(t))),
                     strict=True,
                 )
@@ -345,7 +345,7 @@ def test_event_loop_lag_is_the_buckets_bound_in_which_p99_lies(observe):
                     float(total),
                 )
                 said.append(
-                    dict(zip(synthetic_campaign.records.SERVER_METRICS_FIELDS, sample, strict=True))
+                    dict(zip(synthetic_campaign.schema.SERVER_METRICS_FIELDS, sample, strict=True))
                 )
         return metrics.event_loop_lag_p99_s(observe(said=said))
 

@@ -179,7 +179,7 @@ def test_a_distribution_ends_below_one_where_requests_failed(tmp_path):
         synthetic_campaign.fail(row)
     case = synthetic_campaign.run(served=synthetic_campaign.served(rows))
     synthetic_campaign.write_case(folder, case, rows, synthetic_campaign.telemetry())
-    synthetic_campaign.records.write_json(
+    synthetic_campaign.schema.write_json(
         folder / "campaign.json", synthetic_campaign.campaign_data([case["case"]])
     )
     found = summary.summarise(dataset.campaign(folder))

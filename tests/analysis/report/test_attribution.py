@@ -195,7 +195,7 @@ def attributed(tmp_path, rows, said=None, **changes):
         0, "alpha", served=synthetic_campaign.served(rows), counts=counts, **changes
     )
     synthetic_campaign.write_case(folder, case, rows, synthetic_campaign.telemetry(), said=said)
-    synthetic_campaign.records.write_json(
+    synthetic_campaign.schema.write_json(
         folder / "campaign.json", synthetic_campaign.campaign_data([case["case"]])
     )
     found = summary.summarise(dataset.campaign(folder))

@@ -44,7 +44,7 @@ def counted(values, name=roofline.PASSES):
     return [
         dict(
             zip(
-                synthetic_campaign.records.SERVER_METRICS_FIELDS,
+                synthetic_campaign.schema.SERVER_METRICS_FIELDS,
                 (float(t), 0.25, name, "{}", float(v)),
                 strict=True,
             )
@@ -337,7 +337,7 @@ def test_what_runs_behind_a_target_is_not_known(tmp_path):
         synthetic_campaign.requests(),
         synthetic_campaign.telemetry(),
     )
-    synthetic_campaign.records.write_json(
+    synthetic_campaign.schema.write_json(
         folder / "campaign.json", synthetic_campaign.campaign_data([case["case"]])
     )
     for text in pages(folder, "--price", "aws-g6.xlarge"):
@@ -350,7 +350,7 @@ def test_shares_of_the_limit_stand_with_their_sources(tmp_path):
     rows = synthetic_campaign.requests()
     case = synthetic_campaign.run(engine="hf", served=synthetic_campaign.served(rows))
     synthetic_campaign.write_case(folder, case, rows, synthetic_campaign.telemetry())
-    synthetic_campaign.records.write_json(
+    synthetic_campaign.schema.write_json(
         folder / "campaign.json", synthetic_campaign.campaign_data([case["case"]], model=MODEL)
     )
     for text in pages(folder, "--peak-bandwidth", "0.001", "--peak-flops", "0.001"):

@@ -186,7 +186,7 @@ def test_the_driver_would_notice(page, tmp_path):
 def test_a_campaign_without_a_number_opens(page, tmp_path):
     folder = tmp_path / "campaign"
     folder.mkdir()
-    synthetic_campaign.records.write_json(
+    synthetic_campaign.schema.write_json(
         folder / "campaign.json",
         synthetic_campaign.campaign_data([synthetic_campaign.run()["case"]]),
     )

@@ -135,7 +135,7 @@ def hostile(folder):
     """
     synthetic_campaign.campaign(folder)
     for file in [folder / "campaign.json", *folder.glob("cases/*/run.json")]:
-        synthetic_campaign.records.write_json(file, spoilt(json.loads(file.read_text())))
+        synthetic_campaign.schema.write_json(file, spoilt(json.loads(file.read_text())))
     failed = synthetic_campaign.run(9, "failing")
     rows = synthetic_campaign.requests()
     for row in rows[::2]:
@@ -149,13 +149,13 @@ def hostile(folder):
     )
     failed = spoilt(failed | {"notes": ["telemetry: "], "agreement": False})
     failed["verify_after"] = [{"name": f"models{ATTACK}", "ok": False, "detail": ATTACK}]
-    synthetic_campaign.records.write_json(
+    synthetic_campaign.schema.write_json(
         place / "run.json", failed | {"status": f"failed: load: {ATTACK}"}
     )
     data = json.loads((folder / "campaign.json").read_text())
     data["plan"].append(failed["case"])
     data["manifest"]["dirty"] = True
-    synthetic_campaign.records.write_json(folder / "campaign.json", data)
+    synthetic_campaign.schema.write_json(folder / "campaign.json", data)
     return folder
 
 
@@ -177,13 +177,13 @@ def test_everything_is_escaped(tmp_path):
 def test_a_campaign_that_only_began(tmp_path):
     folder = tmp_path / "campaign"
     folder.mkdir()
-    synthetic_campaign.records.write_json(
+    synthetic_campaign.schema.write_json(
         folder / "campaign.json",
         synthetic_campaign.campaign_data([synthetic_campaign.run()["case"]]),
     )
     found = writer.write(folder)
     assert "no server has a valid number yet" in text(found)
-    synthetic_campaign.records.write_json(
+    synthetic_campaign.schema.write_json(
         folder / "campaign.json", synthetic_campaign.campaign_data([])
     )
     assert "has no case yet" in text(writer.write(folder))
@@ -193,7 +193,7 @@ def test_invalid_is_no_number_and_not_slow(tmp_path):
     folder = synthetic_campaign.campaign(tmp_path / "campaign")
     for path in sorted(folder.glob("cases/*alpha*/run.json")):
         run = json.loads(path.read_text())
-        synthetic_campaign.records.write_json(path, run | {"verify_after": None})
+        synthetic_campaign.schema.write_json(path, run | {"verify_after": None})
     found = writer.write(folder)
     (comparison,) = summary.comparisons(found)
     assert comparison.systems[0].server == "beta"
@@ -263,7 +263,7 @@ def ranks(tmp_path, speeds, **load_changes):
                 synthetic_campaign.requests(n, n / 10, 5 * step, step),
                 synthetic_campaign.telemetry(),
             )
-    synthetic_campaign.records.write_json(
+    synthetic_campaign.schema.write_json(
         folder / "campaign.json", synthetic_campaign.campaign_data([c["case"] for c in cases])
     )
     (comparison,) = summary.comparisons(summary.summarise(dataset.campaign(folder)))
@@ -278,7 +278,7 @@ def test_answers_of_one_token_make_a_report(tmp_path):
     synthetic_campaign.write_case(
         folder, case, synthetic_campaign.requests(tokens=1), synthetic_campaign.telemetry()
     )
-    synthetic_campaign.records.write_json(
+    synthetic_campaign.schema.write_json(
         folder / "campaign.json", synthetic_campaign.campaign_data([case["case"]])
     )
     found = writer.write(folder)
