@@ -16,7 +16,7 @@ from rich.console import Console
 from analysis import dataset, hardware, slo, summary
 from analysis.capacity import recommend
 from analysis.gate import baselines, compare, output, paired, unpaired, verdicts
-from analysis.report import checks_listing, writer
+from analysis.report import checks_listing, terminal, writer
 from analysis.studies import accuracy_page, claims
 
 
@@ -191,107 +191,113 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def make_report(options: argparse.Namespace) -> int:
-    given = hardware.given(options.price, options.peak_bandwidth, options.peak_flops)
-    found = writer.write(options.campaign, slo.each_request(slo.parse(options.slo)), given)
+    given = hardware.read_machine_cost(options.price, options.peak_bandwidth, options.peak_flops)
+    found = writer.write_report(
+        options.campaign, slo.request_bounds(slo.parse_slo(options.slo)), given
+    )
     if not options.no_notebooks:
         # only here, since what runs notebooks takes half a second to import
         from analysis.report import notebooks
 
-        notebooks.notebooks(found.campaign.folder)
+        notebooks.run_notebooks(found.campaign.folder)
     console = Console()
-    writer.show(found, console if console.is_terminal else Console(width=140))
+    terminal.show_summary(found, console if console.is_terminal else Console(width=140))
     print(found.campaign.folder / "report.html")
     return 0
 
 
 def compare_campaigns(options: argparse.Namespace) -> int:
-    a, b = (summary.summarise(dataset.campaign(folder)) for folder in (options.a, options.b))
+    a, b = (summary.summarise(dataset.read_campaign(folder)) for folder in (options.a, options.b))
     if not options.anyway:
-        compare.refuse_unlike(compare.differences(a, b))
+        compare.refuse_unlike(compare.list_differences(a, b))
     console = Console()
-    compare.show(a, b, console if console.is_terminal else Console(width=140))
+    compare.show_comparison(a, b, console if console.is_terminal else Console(width=140))
     return 0
 
 
 def print_checks(options: argparse.Namespace) -> int:
-    found = checks_listing.of_campaign(options.campaign)
+    found = checks_listing.list_checks(options.campaign)
     print(json.dumps(found, indent=1, allow_nan=False))
     return 0 if found and all(case["valid"] for case in found) else 1
 
 
 def print_recommendation(options: argparse.Namespace) -> int:
     rate, price = (
-        hardware.positive("--rate", options.rate),
-        (hardware.price(options.price) if options.price else None),
+        hardware.parse_positive("--rate", options.rate),
+        (hardware.parse_price(options.price) if options.price else None),
     )
     if not 0 <= options.headroom < 1:
         raise dataset.InputError(
             f"--headroom {options.headroom:g}: give a share from 0 to below 1, such as 0.2"
         )
-    campaign = dataset.campaign(options.campaign)
-    bounds = recommend.bounds_of(campaign, slo.parse(options.slo) if options.slo else None)
+    campaign = dataset.read_campaign(options.campaign)
+    bounds = recommend.resolve_bounds(campaign, slo.parse_slo(options.slo) if options.slo else None)
     found = recommend.recommend(
         campaign, rate, bounds, traffic=options.scenario, headroom=options.headroom, price=price
     )
-    print(recommend.text(found, rate, bounds, options.headroom, price))
+    print(recommend.format_recommendation(found, rate, bounds, options.headroom, price))
     return 0 if found.choices else 1
 
 
 def make_claims_page(options: argparse.Namespace) -> int:
-    for claim in claims.write(options.folder):
+    for claim in claims.write_page(options.folder):
         print(f"{claim.verdict:18} {claim.says}" + (f" ({claim.why})" if claim.why else ""))
     print(options.folder / "claims.html")
     return 0
 
 
 def judge(options: argparse.Namespace) -> int:
-    wanted = verdicts.rules(options.metrics, options.tolerance, options.slo)
+    wanted = verdicts.parse_rules(options.metrics, options.tolerance, options.slo)
     if options.check:
         if options.baseline:
-            baselines.check(options.baseline)
+            baselines.check_name(options.baseline)
         if options.record:
-            baselines.new(options.record)
+            baselines.new_baseline_file(options.record)
         return 0
     if bool(options.campaigns) == bool(options.campaign):
         raise dataset.InputError("name the folder of a gate, or two by --campaigns")
     if options.campaigns or options.baseline:
-        each_request = slo.each_request(wanted.bounds) or None
+        each_request = slo.request_bounds(wanted.bounds) or None
         *bases, head = (
-            summary.summarise(dataset.campaign(folder), each_request, frames=False)
+            summary.summarise(dataset.read_campaign(folder), each_request, frames=False)
             for folder in options.campaigns or [options.campaign]
         )
-        base = bases[0] if bases else baselines.read(baselines.find(options.baseline, head))
+        base = (
+            bases[0]
+            if bases
+            else baselines.read_baseline(baselines.find_baseline(options.baseline, head))
+        )
         found, folder = (
-            unpaired.of_summaries(base, head, wanted, options.anyway),
+            unpaired.judge_summaries(base, head, wanted, options.anyway),
             head.campaign.folder,
         )
     else:
-        campaign = dataset.campaign(options.campaign)
-        found, folder = paired.of_campaign(campaign), campaign.folder
-    output.write(found, folder)
+        campaign = dataset.read_campaign(options.campaign)
+        found, folder = paired.judge_campaign(campaign), campaign.folder
+    output.write_gate(found, folder)
     console = Console()
-    output.show(found, console if console.is_terminal else Console(width=140))
+    output.show_gate(found, console if console.is_terminal else Console(width=140))
     print(folder / "gate.md")
     return found.exit_code
 
 
 def record_baseline(options: argparse.Namespace) -> int:
     print(
-        baselines.record(
-            summary.summarise(dataset.campaign(options.campaign), frames=False), options.name
+        baselines.store_baseline(
+            summary.summarise(dataset.read_campaign(options.campaign), frames=False), options.name
         )
     )
     return 0
 
 
 def draw_history(_: argparse.Namespace) -> int:
-    for file in baselines.history():
+    for file in baselines.update_history():
         print(file)
     return 0
 
 
 def make_instrument_page(options: argparse.Namespace) -> int:
-    print(accuracy_page.write(options.folder))
+    print(accuracy_page.write_page(options.folder))
     return 0
 
 

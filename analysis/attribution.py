@@ -16,17 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
-from analysis import formatting
 from analysis.formatting import format_number
-from analysis.metrics import METRICS
-from analysis.plots import figures
-from analysis.plots.figures import Picture
-from analysis.stats import needed, percentile
-from analysis.summary import Comparison, Summary, System
+from analysis.stats import percentile, values_needed
+from analysis.summary import Comparison, ServerSummary, Summary
 
 # as in validity.own_times: a server that says that it took longer than the client waited has a
 # wrong clock
@@ -53,7 +46,7 @@ class Part(NamedTuple):
     hatch: str = ""
 
 
-TOLD = {
+SERVER_PHASES = {
     "slot_s": Part(
         "cap on concurrency",
         "waiting for a slot under the scenario's cap on concurrency",
@@ -80,7 +73,7 @@ TOLD = {
         "\\\\",
     ),
 }
-PARTS = TOLD | {
+PARTS = SERVER_PHASES | {
     "first_s": Part(
         "to the first token",
         "waiting for the first token, of which this server tells no parts",
@@ -89,10 +82,10 @@ PARTS = TOLD | {
     ),
     "stream_s": Part("first token to end", "the stream from the first token on", "#8C8C8C"),
 }
-COARSE = ["slot_s", "client_s", "first_s", "stream_s"]
+CLIENT_PHASES = ["slot_s", "client_s", "first_s", "stream_s"]
 
 
-def parts(latencies: pd.DataFrame) -> pd.DataFrame:
+def split_latencies(latencies: pd.DataFrame) -> pd.DataFrame:
     """Of a case's frame in Summary.latencies, each completed request: e2e_s, the PARTS in seconds,
     in_flight (others when it was sent). The TOLD parts, and likewise the COARSE ones, add up to
     e2e_s; TOLD beyond the client are nan where the server gave no times, or times that are longer
@@ -151,7 +144,7 @@ class Bar(NamedTuple):
         return self.parts[part] / self.e2e_s
 
 
-def median(runs: Sequence[pd.DataFrame]) -> Bar | None:
+def median_bar(runs: Sequence[pd.DataFrame]) -> Bar | None:
     """The requests whose E2E lies between P45 and P55 of their run; None where a run has too few
     for a median.
     """
@@ -160,14 +153,14 @@ def median(runs: Sequence[pd.DataFrame]) -> Bar | None:
         low, high = (percentile(run["e2e_s"].to_numpy(), p) for p in (45, 55))
         return run[run["e2e_s"].between(low, high)]
 
-    return _bar("the median request", runs, chosen) if _least(runs) >= needed(50) else None
+    return _bar("the median request", runs, chosen) if _least(runs) >= values_needed(50) else None
 
 
-def tail(runs: Sequence[pd.DataFrame]) -> Bar | None:
+def tail_bar(runs: Sequence[pd.DataFrame]) -> Bar | None:
     """The requests whose E2E is P99 of their run or more, where all runs have enough for one; else
     P95; else None.
     """
-    p = next((p for p in (99, 95) if _least(runs) >= needed(p)), None)
+    p = next((p for p in (99, 95) if _least(runs) >= values_needed(p)), None)
     if p is None:
         return None
     return _bar(
@@ -185,7 +178,11 @@ def _bar(
     which: str, runs: Sequence[pd.DataFrame], choose: Callable[[pd.DataFrame], pd.DataFrame]
 ) -> Bar:
     chosen = [choose(run) for run in runs]
-    names = list(TOLD) if all(run["queue_s"].notna().all() for run in chosen) else COARSE
+    names = (
+        list(SERVER_PHASES)
+        if all(run["queue_s"].notna().all() for run in chosen)
+        else CLIENT_PHASES
+    )
     mean = {
         name: float(np.mean([run[name].mean() for run in chosen])) for name in ["e2e_s", *names]
     }
@@ -193,7 +190,7 @@ def _bar(
     return Bar(which, mean.pop("e2e_s"), mean, sum(map(len, chosen)), in_flight)
 
 
-def awaited(part: str, bar: Bar, run: dict[str, Any]) -> str:
+def describe_wait(part: str, bar: Bar, run: dict[str, Any]) -> str:
     """What a part is, in words. What was waited for has a name only where it is known that there
     was none left: Gunicorn's sync worker takes one request at a time, each of its threads likewise
     (with threads it is a gthread worker: Gunicorn's settings), and at least so many others were in
@@ -234,7 +231,7 @@ def _one_of(n: int, noun: str) -> str:
 class Attribution(NamedTuple):
     """Of one system under one traffic; a bar is None where there are too few requests for it."""
 
-    system: System
+    system: ServerSummary
     run: dict[str, Any]
     bars: list[Bar]
 
@@ -245,7 +242,7 @@ class Attribution(NamedTuple):
             return "too few completed requests to say."
         bar = self.bars[-1]
         most = max(bar.parts, key=bar.share)
-        text = f"{bar.share(most):.0%} of {bar.which} is {awaited(most, bar, self.run)}"
+        text = f"{bar.share(most):.0%} of {bar.which} is {describe_wait(most, bar, self.run)}"
         running = float(self.system.valid["running_mean"].mean())
         if most in ("prompt_s", "generation_s") and running > 1:
             text += f", of {format_number(running)} requests at once on average"
@@ -266,99 +263,18 @@ class Attribution(NamedTuple):
         return f"{text} (mean E2E {mean})."
 
 
-def attribute(found: Summary, comparison: Comparison) -> list[Attribution]:
+def attribute_latency(found: Summary, comparison: Comparison) -> list[Attribution]:
     """One for each system of the comparison with a valid case, in its order."""
     made = []
     for system in comparison.systems:
         if len(system.valid):
-            runs = [parts(found.latencies[index]) for index in system.valid.index]
-            bars = [bar for bar in (median(runs), tail(runs)) if bar]
+            runs = [split_latencies(found.latencies[index]) for index in system.valid.index]
+            bars = [bar for bar in (median_bar(runs), tail_bar(runs)) if bar]
             made.append(Attribution(system, found.campaign.runs[system.valid.index[0]], bars))
     return made
 
 
-def draw(attributions: Sequence[Attribution]) -> Picture:
-    """Two stacked bars a server, the median request and the tail: milliseconds to the left, shares
-    of E2E to the right.
-    """
-    rows = [
-        (bar, 3.0 * number + 0.9 * i)
-        for number, a in enumerate(attributions)
-        for i, bar in enumerate(a.bars, 1)
-    ]
-    ticks = [(bar.which.removeprefix("the "), y) for bar, y in rows] + [
-        (a.system.name, 3.0 * n) for n, a in enumerate(attributions)
-    ]
-    names = shown(attributions)
-    with rc_context(figures.STYLE | {"hatch.linewidth": 0.6}):
-        figure = Figure(figsize=(1.3 * figures.WIDTH, 1.5 + 0.55 * max(len(attributions), 1)))
-        left, right = figure.subplots(1, 2, sharey=True)
-        for axes, scale in ((left, lambda bar: 1e3), (right, lambda bar: 100 / bar.e2e_s)):
-            for bar, y in rows:
-                start = 0.0
-                for name in (name for name in names if name in bar.parts):
-                    width = max(bar.parts[name], 0.0) * scale(bar)
-                    look = PARTS[name]
-                    axes.barh(
-                        y,
-                        width,
-                        left=start,
-                        height=0.8,
-                        color=look.colour,
-                        hatch=look.hatch,
-                        edgecolor="white",
-                        linewidth=0.3,
-                    )
-                    if axes is right and width >= 12:
-                        axes.text(
-                            start + width / 2,
-                            y,
-                            f"{width:.0f}",
-                            ha="center",
-                            va="center",
-                            fontsize=8,
-                            bbox={
-                                "facecolor": "white",
-                                "edgecolor": "none",
-                                "pad": 0.8,
-                                "alpha": 0.85,
-                            },
-                        )
-                    start += width
-            axes.grid(axis="y", visible=False)
-        left.set_yticks(
-            [y for _, y in ticks], [label.replace("$", r"\$") for label, _ in ticks], fontsize=8
-        )
-        for name in left.get_yticklabels()[len(rows) :]:
-            name.set_fontweight("bold")
-        left.tick_params(axis="y", length=0)
-        right.tick_params(axis="y", length=0)
-        left.set_ylim(3.0 * len(attributions) - 0.6, -0.6)
-        left.set_xlabel("mean E2E, ms")
-        right.set_xlabel("share of E2E, %")
-        right.set_xlim(0, 100)
-        handles = [
-            Patch(
-                facecolor=PARTS[n].colour,
-                hatch=PARTS[n].hatch,
-                edgecolor="white",
-                label=PARTS[n].label,
-            )
-            for n in names
-        ]
-        figure.legend(
-            handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9
-        )
-    data = [
-        {"system": a.system.name, "which": bar.which, "requests": bar.requests, "e2e_s": bar.e2e_s}
-        | bar.parts
-        for a in attributions
-        for bar in a.bars
-    ]
-    return Picture(figure, pd.DataFrame(data))
-
-
-def shown(attributions: Sequence[Attribution]) -> list[str]:
+def visible_parts(attributions: Sequence[Attribution]) -> list[str]:
     """The parts that any of them has; without a cap on concurrency nobody waited for a slot."""
     bars = [bar for a in attributions for bar in a.bars]
     return [
@@ -366,35 +282,3 @@ def shown(attributions: Sequence[Attribution]) -> list[str]:
         for name in PARTS
         if any(name in bar.parts and (name != "slot_s" or bar.parts[name] > 0) for bar in bars)
     ]
-
-
-def view(found: Summary, comparison: Comparison) -> dict[str, Any]:
-    """For the templates: {sentences: [(name, sentence)], heads, rows: [(name, which, cells)] in ms,
-    engine_heads: [(label, unit)], engine: [(name, cells)], coarse: names of systems whose server
-    told no parts, picture: none without a bar}.
-    """
-    attributions = attribute(found, comparison)
-    names = shown(attributions)
-    rows = []
-    for a in attributions:
-        for bar in a.bars:
-            times = [bar.e2e_s, *(bar.parts.get(name, np.nan) for name in names)]
-            rows.append(
-                (
-                    a.system.name,
-                    bar.which,
-                    [f"{bar.requests:,}", *(format_number(1e3 * seconds) for seconds in times)],
-                )
-            )
-    return {
-        "sentences": [(a.system.name, a.sentence) for a in attributions],
-        "rows": rows,
-        "picture": draw(attributions) if rows else None,
-        "heads": ["requests", "mean E2E", *(PARTS[name].label for name in names)],
-        "coarse": [a.system.name for a in attributions if any(not bar.told for bar in a.bars)],
-        "engine_heads": [(METRICS[m].label, formatting.unit_of(m)) for m in IN_ENGINE],
-        "engine": [
-            (a.system.name, [formatting.format_estimate(m, a.system.valid) for m in IN_ENGINE])
-            for a in attributions
-        ],
-    }

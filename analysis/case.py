@@ -12,12 +12,12 @@ import pandas as pd
 
 from analysis import hardware
 from analysis.dataset import Campaign
-from analysis.slo import DEFAULT, each_request, parse
+from analysis.slo import DEFAULT, parse_slo, request_bounds
 from analysis.stats import NAN
 
 
 @dataclass
-class Observed:
+class CaseData:
     """What was recorded of one case, with the columns that every formula needs; seconds
     throughout.
     """
@@ -26,11 +26,11 @@ class Observed:
     run: dict[str, Any]
     requests: pd.DataFrame
     telemetry: pd.DataFrame
-    slo: dict[str, float] = field(default_factory=lambda: each_request(parse(DEFAULT)))
+    slo: dict[str, float] = field(default_factory=lambda: request_bounds(parse_slo(DEFAULT)))
     server_metrics: pd.DataFrame = field(
         default_factory=lambda: pd.DataFrame(columns=["time_s", "took_s", "name", "value"])
     )
-    given: hardware.Given = hardware.NOTHING
+    given: hardware.MachineCost = hardware.NO_COST
 
     @cached_property
     def window(self) -> tuple[float, float]:
@@ -146,18 +146,18 @@ class Observed:
         ]
 
 
-def observe(
+def read_case(
     campaign: Campaign,
     index: int,
     slo: dict[str, float] | None = None,
-    given: hardware.Given = hardware.NOTHING,
-) -> Observed:
-    return Observed(
+    given: hardware.MachineCost = hardware.NO_COST,
+) -> CaseData:
+    return CaseData(
         campaign.data,
         campaign.runs.get(index, {}),
         campaign.requests(index),
         campaign.telemetry(index),
-        slo or each_request(parse(DEFAULT)),
+        slo or request_bounds(parse_slo(DEFAULT)),
         campaign.server_metrics(index),
         given,
     )

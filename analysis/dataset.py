@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow.parquet
 
 from loadtests import schema
-from loadtests.schema import label
+from loadtests.schema import system_label
 
 RESULTS = Path("results")
 CASE_KEYS = ("index", "server", "engine", "scenario", "repetition", "users", "rate", "duration_s")
@@ -87,7 +87,7 @@ class Campaign:
         )
 
 
-def newest(results: Path = RESULTS) -> Path:
+def newest_campaign(results: Path = RESULTS) -> Path:
     """The folder in `results` whose campaign was created last."""
     found = [(_json(path)["created_utc"], path.parent) for path in results.glob("*/campaign.json")]
     if not found:
@@ -98,11 +98,11 @@ def newest(results: Path = RESULTS) -> Path:
     return max(found)[1]
 
 
-def campaign(folder: Path | str | None = None) -> Campaign:
+def read_campaign(folder: Path | str | None = None) -> Campaign:
     """Reads a campaign, also one that is half finished; without a folder the newest in results/.
     Raises InputError.
     """
-    folder = Path(folder) if folder else newest()
+    folder = Path(folder) if folder else newest_campaign()
     if not (folder / "campaign.json").is_file():
         raise InputError(
             f"no campaign at {folder}: it has no campaign.json; name a folder that `python -m"
@@ -121,7 +121,7 @@ def campaign(folder: Path | str | None = None) -> Campaign:
         i: run["case"] for i, run in runs.items()
     }
     labels = {
-        i: label(case["server"], case.get("options") or {}, case.get("side", ""))
+        i: system_label(case["server"], case.get("options") or {}, case.get("side", ""))
         for i, case in identities.items()
     }
     rows = [
@@ -138,7 +138,7 @@ def campaign(folder: Path | str | None = None) -> Campaign:
     )
 
 
-def instrument(folder: Path) -> dict[str, Any]:
+def read_accuracy_results(folder: Path) -> dict[str, Any]:
     """What each experiment of `python -m loadtests.accuracy` found, by its name: results.json.
     Raises InputError.
     """

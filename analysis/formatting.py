@@ -32,7 +32,7 @@ def split_estimate(name: str, cases: pd.DataFrame) -> tuple[str, str]:
     ∞, the figure of the completed requests.
     """
     metric = METRICS[name]
-    e = stats.estimate(cases[name])
+    e = stats.estimate_mean(cases[name])
     if e.runs == 0:
         n = cases[metric.sample].min() if metric.sample else math.nan
         return "–", f"n too small (n={n:.0f})" if 0 < n < metric.needs else ""

@@ -37,7 +37,7 @@ class Peaks(NamedTuple):
     flops_source: str = ""
 
 
-class Given(NamedTuple):
+class MachineCost(NamedTuple):
     """What was given with the command. Peaks are of the whole machine; without them they are those
     of peaks.toml, by the GPUs' names.
     """
@@ -47,30 +47,30 @@ class Given(NamedTuple):
     flops: float | None = None
 
 
-NOTHING = Given()
+NO_COST = MachineCost()
 
 
-def given(
+def read_machine_cost(
     price_text: str | None = None, gb_per_s: str | None = None, tflops: str | None = None
-) -> Given:
+) -> MachineCost:
     """From the command's options. Raises InputError."""
-    return Given(
-        price(price_text) if price_text is not None else None,
-        1e9 * positive("--peak-bandwidth", gb_per_s) if gb_per_s is not None else None,
-        1e12 * positive("--peak-flops", tflops) if tflops is not None else None,
+    return MachineCost(
+        parse_price(price_text) if price_text is not None else None,
+        1e9 * parse_positive("--peak-bandwidth", gb_per_s) if gb_per_s is not None else None,
+        1e12 * parse_positive("--peak-flops", tflops) if tflops is not None else None,
     )
 
 
-def price(text: str) -> Price:
+def parse_price(text: str) -> Price:
     """Dollars an hour, or a name of prices.toml. Raises InputError.
 
     >>> price("2.50").usd_per_hour
     2.5
     """
     try:
-        return Price(positive("--price", text))
+        return Price(parse_positive("--price", text))
     except InputError:
-        known = prices()
+        known = read_prices()
         if text not in known:
             raise InputError(
                 f"--price {text!r}: give dollars an hour, such as 2.50, or one of"
@@ -79,7 +79,7 @@ def price(text: str) -> Price:
         return known[text]
 
 
-def positive(option: str, text: str) -> float:
+def parse_positive(option: str, text: str) -> float:
     """A finite number above 0. Raises InputError."""
     try:
         value = float(text)
@@ -91,7 +91,7 @@ def positive(option: str, text: str) -> float:
 
 
 @cache
-def prices() -> dict[str, Price]:
+def read_prices() -> dict[str, Price]:
     table = tomllib.loads((HERE / "prices.toml").read_text())
     found = {}
     for name, row in table["prices"].items():
@@ -108,22 +108,22 @@ def prices() -> dict[str, Price]:
 
 
 @cache
-def stated() -> dict[str, dict[str, Any]]:
+def read_peaks() -> dict[str, dict[str, Any]]:
     return tomllib.loads((HERE / "peaks.toml").read_text())
 
 
-def gpus(data: dict[str, Any]) -> tuple[str, ...]:
+def gpu_names(data: dict[str, Any]) -> tuple[str, ...]:
     """NVML's names of the machine's GPUs, from campaign.json; '?' for one that did not say."""
     return tuple(
         str(gpu.get("name") or "?") for gpu in (data.get("manifest") or {}).get("gpus") or []
     )
 
 
-def peaks(data: dict[str, Any], said: Given) -> Peaks:
+def find_peaks(data: dict[str, Any], said: MachineCost) -> Peaks:
     """Of all GPUs of the machine together, used or not: one that is unknown, or no GPU, and only
     what was given is known.
     """
-    names, known = gpus(data), stated()
+    names, known = gpu_names(data), read_peaks()
     rows = [known[name] for name in names] if set(names) <= known.keys() else []
 
     def peak(option: float | None, key: str, what: str, scale: float) -> tuple[float, str]:
@@ -133,14 +133,17 @@ def peaks(data: dict[str, Any], said: Given) -> Peaks:
             return math.nan, ""
         pages = dict.fromkeys(f"{_bare(row['source'])}, {row['date']}" for row in rows)
         total = sum(float(row[key]) for row in rows)
-        return total, f"{total / scale:,.4g} {what}, stated for {count(names)} ({'; '.join(pages)})"
+        return (
+            total,
+            f"{total / scale:,.4g} {what}, stated for {describe_gpus(names)} ({'; '.join(pages)})",
+        )
 
     bandwidth, by = peak(said.bytes_per_s, "bytes_per_s", "GB/s", 1e9)
     flops, of = peak(said.flops, "flops", "TFLOP/s", 1e12)
     return Peaks(bandwidth, flops, by, of)
 
 
-def count(names: tuple[str, ...]) -> str:
+def describe_gpus(names: tuple[str, ...]) -> str:
     """
     >>> count(("NVIDIA L4", "NVIDIA L4"))
     '2 × NVIDIA L4'

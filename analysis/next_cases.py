@@ -27,13 +27,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.slo:
-            slo.requests_needed(slo.parse(options.slo))
+            slo.count_requests_needed(slo.parse_slo(options.slo))
         if options.campaign:
-            campaign = dataset.campaign(options.campaign)
+            campaign = dataset.read_campaign(options.campaign)
             asked = (
-                paired.questions(campaign)
+                paired.needed_rounds(campaign)
                 if campaign.data.get("gate")
-                else search.questions(campaign)
+                else search.needed_cases(campaign)
             )
             print(json.dumps(asked, allow_nan=False))
     except dataset.InputError as error:

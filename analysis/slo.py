@@ -17,7 +17,7 @@ import pandas as pd
 from scipy import stats
 
 from analysis.dataset import InputError
-from analysis.stats import CONFIDENCE, needed, percentile
+from analysis.stats import CONFIDENCE, percentile, values_needed
 
 DEFAULT = "ttft=1000ms,tpot=100ms"
 PRESETS = {
@@ -53,7 +53,7 @@ class Bound(NamedTuple):
         )
 
 
-class Kept(NamedTuple):
+class BoundResult(NamedTuple):
     """How far a case kept a bound: `met` of `of` requests did; [low, high] is the 95% interval of
     their share (Clopper, Pearson, "The use of confidence or fiducial limits illustrated in the case
     of the binomial", 1934), `seen` the percentile that was seen, s (of errors: their share).
@@ -74,7 +74,7 @@ class Kept(NamedTuple):
     @property
     def needed(self) -> int:
         """Requests without which this percentile does not exist (statistics.py)."""
-        return needed(100 * self.bound.share)
+        return values_needed(100 * self.bound.share)
 
     @property
     def is_certain(self) -> bool:
@@ -84,7 +84,7 @@ class Kept(NamedTuple):
         return self.low >= self.bound.share or self.high < self.bound.share
 
 
-def parse(text: str) -> tuple[Bound, ...]:
+def parse_slo(text: str) -> tuple[Bound, ...]:
     """Raises InputError.
 
     >>> [str(bound) for bound in parse("ttft_p95=0.5s,errors=1%")]
@@ -108,12 +108,12 @@ def parse(text: str) -> tuple[Bound, ...]:
     return tuple(found)
 
 
-def each_request(bounds: Sequence[Bound]) -> dict[str, float]:
+def request_bounds(bounds: Sequence[Bound]) -> dict[str, float]:
     """What one request has to meet: latency's name -> seconds."""
     return {bound.latency: bound.seconds for bound in bounds if bound.latency != "failed"}
 
 
-def kept(requests: pd.DataFrame, bounds: Sequence[Bound]) -> list[Kept]:
+def judge_bounds(requests: pd.DataFrame, bounds: Sequence[Bound]) -> list[BoundResult]:
     """`requests`: those scheduled in the window, with the columns of Observed.rows. A failure
     misses the bounds of TTFT and E2E; it has no TPOT, nor has an answer of one token.
     """
@@ -132,19 +132,25 @@ def kept(requests: pd.DataFrame, bounds: Sequence[Bound]) -> list[Kept]:
             met = (values <= bound.seconds).to_numpy()
             seen = percentile(values.to_numpy(), 100 * bound.share)
         found.append(
-            Kept(bound, int(met.sum()), len(met), *interval(int(met.sum()), len(met)), seen)
+            BoundResult(
+                bound,
+                int(met.sum()),
+                len(met),
+                *attainment_interval(int(met.sum()), len(met)),
+                seen,
+            )
         )
     return found
 
 
-def interval(met: int, of: int) -> tuple[float, float]:
+def attainment_interval(met: int, of: int) -> tuple[float, float]:
     """Two-sided, of a share."""
     tail = (1 - CONFIDENCE) / 2
     low = float(stats.beta.ppf(tail, met, of - met + 1)) if met else 0.0
     return low, float(stats.beta.ppf(1 - tail, met + 1, of - met)) if met < of else 1.0
 
 
-def requests_needed(bounds: Sequence[Bound]) -> int:
+def count_requests_needed(bounds: Sequence[Bound]) -> int:
     """So many that a case without any miss keeps every bound for certain: 368 for P99."""
     strictest = max(bound.share for bound in bounds)
     of = math.ceil(math.log((1 - CONFIDENCE) / 2) / math.log(strictest))

@@ -24,7 +24,7 @@ def percentile(values: np.ndarray, p: float) -> float:
     return float(np.percentile(values, p, method="inverted_cdf")) if len(values) else NAN
 
 
-def needed(p: float) -> int:
+def values_needed(p: float) -> int:
     """How many values a percentile needs: the least n with 1 - (p/100)^n >= 0.95."""
     return math.ceil(math.log(1 - CONFIDENCE) / math.log(p / 100))
 
@@ -45,7 +45,7 @@ class Estimate(NamedTuple):
         return self.mean - half, self.mean + half
 
 
-def estimate(values: Any) -> Estimate:
+def estimate_mean(values: Any) -> Estimate:
     """Mean and Student-t interval over cases, each a fresh start: half = t(0.975, n-1) * s /
     sqrt(n); none for one run or if a run's value is +inf. Cases without the number are left out.
     """
@@ -59,7 +59,7 @@ def estimate(values: Any) -> Estimate:
     return Estimate(float(v.mean()), float(half), len(v))
 
 
-class Welch(NamedTuple):
+class WelchResult(NamedTuple):
     """Difference of two means (a - b), its 95% interval, the two-sided p of no difference, and the
     smallest true difference that two such samples would show to be one (their interval without 0)
     with a probability of 80%: (t(0.975) + t(0.8)) x standard error (H. S. Bloom, "Minimum
@@ -73,7 +73,7 @@ class Welch(NamedTuple):
     detectable: float
 
 
-def welch(a: Any, b: Any) -> Welch:
+def welch_test(a: Any, b: Any) -> WelchResult:
     """Welch's t for unequal variances, Satterthwaite's degrees of freedom; needs two values of
     each. Values that do not vary at all, as simulated ones may, differ for certain or not at all
     (where scipy's ttest_ind warns or gives nan).
@@ -82,12 +82,12 @@ def welch(a: Any, b: Any) -> Welch:
     difference = float(a.mean() - b.mean())
     u, v = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
     if u + v == 0:
-        return Welch(difference, difference, difference, 1.0 if difference == 0 else 0.0, 0.0)
+        return WelchResult(difference, difference, difference, 1.0 if difference == 0 else 0.0, 0.0)
     freedom = (u + v) ** 2 / (u**2 / (len(a) - 1) + v**2 / (len(b) - 1))
     error = math.sqrt(u + v)
     quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
     half, detectable = quantile * error, (quantile + float(stats.t.ppf(POWER, freedom))) * error
-    return Welch(
+    return WelchResult(
         difference,
         difference - half,
         difference + half,
@@ -96,7 +96,7 @@ def welch(a: Any, b: Any) -> Welch:
     )
 
 
-class Paired(NamedTuple):
+class PairedResult(NamedTuple):
     """Mean of differences, its interval at the asked confidence, the two-sided p of no difference
     by Student's t, and the smallest true mean that so many would show, as in Welch.
     """
@@ -108,17 +108,17 @@ class Paired(NamedTuple):
     detectable: float
 
 
-def paired(differences: Any, alpha: float = 1 - CONFIDENCE) -> Paired:
+def paired_test(differences: Any, alpha: float = 1 - CONFIDENCE) -> PairedResult:
     """Needs two of them. Interval: 1 - alpha. Differences that do not vary at all are one for
     certain, or none.
     """
     d = np.asarray(differences, dtype="float64")
     n, mean, error = len(d), float(d.mean()), float(d.std(ddof=1)) / math.sqrt(len(d))
     if error == 0:
-        return Paired(mean, mean, mean, 1.0 if mean == 0 else 0.0, 0.0)
+        return PairedResult(mean, mean, mean, 1.0 if mean == 0 else 0.0, 0.0)
     quantile = float(stats.t.ppf(1 - alpha / 2, n - 1))
     detectable = (quantile + float(stats.t.ppf(POWER, n - 1))) * error
-    return Paired(
+    return PairedResult(
         mean,
         mean - quantile * error,
         mean + quantile * error,
@@ -127,7 +127,7 @@ def paired(differences: Any, alpha: float = 1 - CONFIDENCE) -> Paired:
     )
 
 
-def sign_flip(differences: Any) -> float:
+def sign_flip_test(differences: Any) -> float:
     """Two-sided p of no difference by the exact permutation test, which knows nothing of Student:
     with n differences never below 2 / 2^n. A second for n = 15.
     """
@@ -138,7 +138,7 @@ def sign_flip(differences: Any) -> float:
     return float(tested.pvalue)
 
 
-def holm(p: Sequence[float], of: int | None = None) -> list[float]:
+def holm_adjust(p: Sequence[float], of: int | None = None) -> list[float]:
     """Adjusted for as many tests as there are, or `of`, of which these are some (S. Holm,
     Scandinavian Journal of Statistics 6, 1979).
 
@@ -153,7 +153,7 @@ def holm(p: Sequence[float], of: int | None = None) -> list[float]:
     return found
 
 
-class Trend(NamedTuple):
+class TrendResult(NamedTuple):
     """`change` of the straight line through values over the whole range, a share of their mean;
     two-sided `p` of no slope.
     """
@@ -162,7 +162,7 @@ class Trend(NamedTuple):
     p: float
 
 
-def trend(times: Any, values: Any, length: float) -> Trend:
+def trend_test(times: Any, values: Any, length: float) -> TrendResult:
     """Least squares and the t-test of the slope, n - 2 degrees of freedom; needs three values.
     `length`: of the range, in the times' unit. Values on a line without any scatter have a slope
     for certain, or none.
@@ -171,15 +171,15 @@ def trend(times: Any, values: Any, length: float) -> Trend:
     t = t - t.mean()
     slope = float((t * v).sum() / (t * t).sum())
     if slope == 0:
-        return Trend(0.0, 1.0)
+        return TrendResult(0.0, 1.0)
     error = math.sqrt(
         float(((v - v.mean() - slope * t) ** 2).sum()) / (len(v) - 2) / float((t * t).sum())
     )
     p = 2 * float(stats.t.sf(abs(slope) / error, len(v) - 2)) if error else 0.0
-    return Trend(slope * length / float(v.mean()), p)
+    return TrendResult(slope * length / float(v.mean()), p)
 
 
-def ratio(a: Any, b: Any) -> tuple[float, float, float]:
+def mean_ratio(a: Any, b: Any) -> tuple[float, float, float]:
     """How many times a's geometric mean is b's, with Welch's 95% interval on logarithms (nan with
     fewer than two runs of either, or with a zero): (ratio, low, high).
     """
@@ -188,5 +188,5 @@ def ratio(a: Any, b: Any) -> tuple[float, float, float]:
         return NAN, NAN, NAN
     if min(len(a), len(b)) < 2:
         return float(np.exp(np.log(a).mean() - np.log(b).mean())), NAN, NAN
-    w = welch(np.log(a), np.log(b))
+    w = welch_test(np.log(a), np.log(b))
     return math.exp(w.difference), math.exp(w.low), math.exp(w.high)

@@ -17,12 +17,13 @@ import numpy as np
 import pandas as pd
 
 from analysis import checks, metrics, stats
-from analysis.case import Observed, observe
+from analysis.case import CaseData, read_case
+from analysis.checks import verdict
 from analysis.dataset import Campaign
 from analysis.formatting import format_estimate, format_number, unit_of, workload_title
-from analysis.hardware import NOTHING, Given
+from analysis.hardware import NO_COST, MachineCost
 from analysis.metrics import METRICS
-from analysis.slo import DEFAULT, each_request, parse
+from analysis.slo import DEFAULT, parse_slo, request_bounds
 
 TRAFFIC = ["scenario", "users", "rate"]  # cases that agree in these are compared
 SYSTEM = ["server", "engine"]
@@ -43,7 +44,7 @@ class Summary:
     checks: pd.DataFrame
     latencies: dict[int, pd.DataFrame]
     timelines: dict[int, pd.DataFrame]
-    given: Given = NOTHING
+    given: MachineCost = NO_COST
 
     @property
     def valid(self) -> pd.DataFrame:
@@ -54,14 +55,14 @@ class Summary:
         system, valid cases only.
         """
         groups = self.valid.groupby([*TRAFFIC, *SYSTEM], dropna=False, sort=False)[metric]
-        rows = [(*key, *stats.estimate(values)) for key, values in groups]
+        rows = [(*key, *stats.estimate_mean(values)) for key, values in groups]
         return pd.DataFrame(rows, columns=[*TRAFFIC, *SYSTEM, "mean", "half", "runs"])
 
 
 def summarise(
     campaign: Campaign,
     slo: dict[str, float] | None = None,
-    given: Given = NOTHING,
+    given: MachineCost = NO_COST,
     frames: bool = True,
 ) -> Summary:
     """Reads, measures and checks every case, one at a time, so that the rows of only one are in
@@ -70,28 +71,30 @@ def summarise(
     rows, checked, latencies, timelines = [], [], {}, {}
     for case in campaign.cases.to_dict("records"):
         index = case["index"]
-        o = observe(campaign, index, slo, given)
-        found = checks.check(o) if case["state"] == "ok" else []
-        bad = checks.reasons(found)
+        o = read_case(campaign, index, slo, given)
+        found = checks.run_checks(o) if case["state"] == "ok" else []
+        bad = verdict.failed_checks(found)
         why = (
             "; ".join(f"{c.name}: {c.detail}" for c in bad)
             if case["state"] == "ok"
             else f"{case['state']}: {case['reason']}"
         )
         rows.append(
-            case | {"valid": case["state"] == "ok" and not bad, "why": why} | metrics.measure(o)
+            case
+            | {"valid": case["state"] == "ok" and not bad, "why": why}
+            | metrics.measure_case(o)
         )
         checked += [{"index": index} | c._asdict() for c in found]
         if case["state"] == "ok" and frames:
             latencies[index] = latency_frame(o)
-            timelines[index] = timeline(o)
+            timelines[index] = timeline_frame(o)
     table = pd.DataFrame(
         rows, columns=[*campaign.cases.columns, "valid", "why", *METRICS]
     ).set_index("index", drop=False)
-    columns = ["index", *checks.Check._fields]
+    columns = ["index", *verdict.Check._fields]
     return Summary(
         campaign,
-        slo or each_request(parse(DEFAULT)),
+        slo or request_bounds(parse_slo(DEFAULT)),
         table.astype({"valid": bool}),
         pd.DataFrame(checked, columns=columns),
         latencies,
@@ -100,7 +103,7 @@ def summarise(
     )
 
 
-def latency_frame(o: Observed) -> pd.DataFrame:
+def latency_frame(o: CaseData) -> pd.DataFrame:
     """Of the window's requests: scheduled_s (from the window's start), ttft_s, tpot_s, e2e_s, of
     which a failure's are +inf, what analysis/attribution.py makes parts of, and in_flight: the
     others that were sent and not done when it was sent.
@@ -129,7 +132,7 @@ def latency_frame(o: Observed) -> pd.DataFrame:
     return frame.drop(columns="failed").reset_index(drop=True)
 
 
-def timeline(o: Observed) -> pd.DataFrame:
+def timeline_frame(o: CaseData) -> pd.DataFrame:
     """time_s (from the window's start, bins of a second or of a hundredth of the load),
     tokens_per_s, server_cores, load_cores, gpu_percent (mean of all GPUs), in_flight (as the client
     sees it), server_running and server_waiting (as the server says), from the first request to the
@@ -184,7 +187,7 @@ def timeline(o: Observed) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
-class System:
+class ServerSummary:
     """A server on an engine under one traffic: its cases (rows of Summary.table). `rank` counts
     from 1, the same for those whose intervals of the comparison's metric overlap; None without a
     valid case.
@@ -220,7 +223,7 @@ class Comparison:
     """
 
     title: str
-    systems: list[System]
+    systems: list[ServerSummary]
     metric: str
 
     @property
@@ -232,7 +235,7 @@ class Comparison:
         return any(len(s.valid) for s in self.systems)
 
 
-def comparisons(summary: Summary) -> list[Comparison]:
+def build_comparisons(summary: Summary) -> list[Comparison]:
     """One for each traffic, in the order of the plan."""
     found = []
     for _, cases in summary.table.groupby(TRAFFIC, dropna=False, sort=False):
@@ -243,8 +246,8 @@ def comparisons(summary: Summary) -> list[Comparison]:
         sign = 1 if METRICS[metric].better == "higher" else -1
         systems = []
         for _, own in cases.groupby(SYSTEM, sort=False):
-            judged = stats.estimate(own.loc[own["valid"], metric])
-            systems.append(System(own["server"].iloc[0], own["engine"].iloc[0], own, judged))
+            judged = stats.estimate_mean(own.loc[own["valid"], metric])
+            systems.append(ServerSummary(own["server"].iloc[0], own["engine"].iloc[0], own, judged))
         systems.sort(
             key=lambda s: (s.judged.runs == 0, -sign * s.judged.mean if s.judged.runs else 0)
         )
@@ -280,14 +283,14 @@ class Sweep:
             for s in comparison.systems:
                 if len(valid := s.valid):
                     first = valid[["server", "engine", "users", "rate"]].iloc[0].to_dict()
-                    means = {name: stats.estimate(valid[name]).mean for name in METRICS}
+                    means = {name: stats.estimate_mean(valid[name]).mean for name in METRICS}
                     found.append({"system": s.name} | first | {"runs": len(valid)} | means)
         return pd.DataFrame(
             found, columns=["system", "server", "engine", "users", "rate", "runs", *METRICS]
         )
 
 
-def sweeps(found: list[Comparison]) -> list[Sweep]:
+def build_sweeps(found: list[Comparison]) -> list[Sweep]:
     """One for each scenario, in the order of the plan."""
     scenarios: dict[str, list[Comparison]] = {}
     for comparison in found:
@@ -300,7 +303,7 @@ def _load(comparison: Comparison) -> tuple[float, float]:
     return np.nan_to_num(first["users"]), np.nan_to_num(first["rate"])
 
 
-def answer(comparison: Comparison) -> str:
+def describe_result(comparison: Comparison) -> str:
     """One or two sentences: who was best under this traffic by the comparison's metric, and by how
     much.
     """
@@ -327,7 +330,7 @@ def answer(comparison: Comparison) -> str:
         return f"{text}; no other server has a valid number."
     if math.isinf(ranked[1].judged.mean):
         return f"{text}. Of {ranked[1].name} so many requests failed that it has none."
-    point, low, high = stats.ratio(best.valid[metric], ranked[1].valid[metric])
+    point, low, high = stats.mean_ratio(best.valid[metric], ranked[1].valid[metric])
     by = f"{format_number(point)} times that of {ranked[1].name}" + (
         "" if math.isnan(low) else f" (95% interval {low:.2f} to {high:.2f})"
     )

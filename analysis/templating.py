@@ -11,7 +11,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 # autoescape is the caller's: HTML needs it, Markdown cannot have it
-def environment(**options: Any) -> jinja2.Environment:
+def make_environment(**options: Any) -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(TEMPLATES)
     return jinja2.Environment(  # noqa: S701
         loader=loader,

@@ -4,12 +4,12 @@ this.
 
 import sys
 
-from loadtests.campaign.runner import campaign, command
+from loadtests.campaign.runner import command, run_campaign
 from loadtests.cli import arguments_of
 
 
 def main() -> int:
-    return command(lambda: campaign(arguments_of(sys.argv[1:])))
+    return command(lambda: run_campaign(arguments_of(sys.argv[1:])))
 
 
 if __name__ == "__main__":

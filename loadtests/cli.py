@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from loadtests.campaign.plan import SCENARIOS_FILE
 from loadtests.generator import locust_process, remote_worker
+from loadtests.workload.scenario import SCENARIOS_FILE
 from servers.runtime import catalog
 
 CORE = "flask_gunicorn,fastapi_threadpool,fastapi_vllm"
@@ -64,7 +64,7 @@ def simulated(text: str) -> dict[str, float]:
 
 
 def arguments_of(command: list[str]) -> argparse.Namespace:
-    parser = remote_worker.Parser(
+    parser = remote_worker.OneLineParser(
         prog="python -m loadtests", description=__doc__, allow_abbrev=False
     )
     add = parser.add_argument
@@ -194,7 +194,7 @@ def arguments_of(command: list[str]) -> argparse.Namespace:
     )
     add(
         "--listen",
-        type=remote_worker.address,
+        type=remote_worker.parse_address,
         metavar="ADDRESS:PORT",
         help=(
             "the load workers are on other machines (python -m loadtests.worker) and connect to"
@@ -211,7 +211,7 @@ def arguments_of(command: list[str]) -> argparse.Namespace:
     )
     add(
         "--web-port",
-        type=remote_worker.port,
+        type=remote_worker.parse_port,
         help=(
             f"show Locust's own web page on that port of {locust_process.WEB_HOST} while a case is"
             " under load"

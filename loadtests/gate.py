@@ -22,10 +22,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from loadtests.campaign.plan import PlanError
-from loadtests.campaign.runner import RESULTS, campaign, command
-from loadtests.campaign.targets import Sides, of_revision, of_server
+from loadtests.campaign.runner import RESULTS, command, run_campaign
+from loadtests.campaign.targets import Targets, target_of_revision, target_of_server
 from loadtests.cli import arguments_of, numbers, one
+from loadtests.errors import UsageError
 from loadtests.generator import remote_worker
 from loadtests.telemetry import machine
 
@@ -48,7 +48,7 @@ UNPAIRED_RUNS = 5
 
 
 def main() -> int:
-    parser = remote_worker.Parser(
+    parser = remote_worker.OneLineParser(
         prog="python -m loadtests.gate",
         description=__doc__,
         allow_abbrev=False,
@@ -168,24 +168,26 @@ def _gate(own: argparse.Namespace, others: list[str]) -> int:
         ("--target", arguments.target),
     ):
         if wrong:
-            raise PlanError(
+            raise UsageError(
                 f"{name} does not go with a gate, which compares two sides and repeats until it"
                 " knows"
             )
     if own.base or own.base_server:
         sides = _sides(own)
         gate: dict[str, Any] = {
-            "sides": {name: machine.redacted([sides[name].what])[0] for name in ("base", "head")},
+            "sides": {
+                name: machine.redact_secrets([sides[name].what])[0] for name in ("base", "head")
+            },
             "seed": arguments.seed,
             "metrics": own.metrics,
             "tolerance": own.tolerance,
             "slo": own.slo,
             "max_minutes": own.max_minutes or MINUTES[own.profile],
         }
-        code = campaign(arguments, sides, gate)
+        code = run_campaign(arguments, sides, gate)
         return code if code in (2, 130) or arguments.plan else _analysis("gate", str(folder))
     arguments.repeat = UNPAIRED_RUNS
-    code = campaign(arguments)
+    code = run_campaign(arguments)
     if code in (2, 130) or arguments.plan:
         return code
     if own.baseline:
@@ -193,16 +195,16 @@ def _gate(own: argparse.Namespace, others: list[str]) -> int:
     return _analysis("baseline", str(folder), *(["--name", own.record] if own.record else []))
 
 
-def _sides(own: argparse.Namespace) -> Sides:
+def _sides(own: argparse.Namespace) -> Targets:
     if own.base:
-        base, head = of_revision(own.base), of_revision(own.head)
+        base, head = target_of_revision(own.base), target_of_revision(own.head)
     else:
         base, head = (
-            of_server(own.base_server, "--base-server"),
-            of_server(own.head_server, "--head-server"),
+            target_of_server(own.base_server, "--base-server"),
+            target_of_server(own.head_server, "--head-server"),
         )
         if base.is_external != head.is_external:
-            raise PlanError(
+            raise UsageError(
                 "--base-server and --head-server must be alike: two folders with a server.toml, or"
                 " two commands or URLs"
             )

@@ -306,7 +306,7 @@ RUN_KEYS = {
 }
 
 
-def label(server: str, options: Mapping[str, str], side: str = "") -> str:
+def system_label(server: str, options: Mapping[str, str], side: str = "") -> str:
     return " ".join(
         [server, *(f"{name}={value}" for name, value in options.items()), *([side] if side else [])]
     )
@@ -334,7 +334,7 @@ class Case:
         """The server with what was chosen of its options, and whose code it is: another choice is
         another architecture.
         """
-        return label(self.server, self.options, self.side)
+        return system_label(self.server, self.options, self.side)
 
     @property
     def folder(self) -> str:
@@ -372,10 +372,10 @@ def read_json(path: Path) -> Any:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Rows of a JSON lines file. A last line that a killed process left unfinished is dropped."""
-    return list(each_line(path))
+    return list(iterate_lines(path))
 
 
-def each_line(path: Path) -> Iterator[dict[str, Any]]:
+def iterate_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The same, one at a time."""
     with path.open("rb") as handle:
         for line in handle:

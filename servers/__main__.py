@@ -9,11 +9,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from servers.runtime import catalog, launch
+from servers.runtime import catalog, launch, models
 
 
 def list_servers() -> int:
-    for server in catalog.servers().values():
+    for server in catalog.list_servers().values():
         print(f"{server.name:24} {server.summary}")
         for engine in server.engines:
             missing = server.missing(engine)
@@ -29,14 +29,14 @@ def list_servers() -> int:
 
 
 def verify(arguments: argparse.Namespace) -> int:
-    from servers.contract.conformance import checks_of, report, verify
+    from servers.contract.conformance import format_checks, select_checks, verify_server
 
-    checks = verify(
+    checks = verify_server(
         arguments.url,
         model=arguments.model,
-        checks=checks_of(False, transports=catalog.TRANSPORTS[: 1 + arguments.websocket]),
+        checks=select_checks(False, transports=catalog.TRANSPORTS[: 1 + arguments.websocket]),
     )
-    print(report(checks))
+    print(format_checks(checks))
     return 0 if all(check.ok for check in checks) else 1
 
 
@@ -48,21 +48,21 @@ def option(text: str) -> tuple[str, str]:
 
 
 def serve(arguments: argparse.Namespace) -> int:
-    server = catalog.find(arguments.name)
+    server = catalog.find_server(arguments.name)
     engine = arguments.engine or server.engines[0]
     catalog.check_name(engine, server.engines, f"engine of {server.name}")
     if missing := server.missing(engine):
         raise catalog.CatalogError(
             f"{server.name} with {engine} cannot run here: {', '.join(missing)} is not installed"
         )
-    model = launch.resolve_model(arguments.model, needs_weights=engine != "simulated")
+    model = models.resolve_model(arguments.model, needs_weights=engine != "simulated")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     with tempfile.TemporaryDirectory() as folder:
-        share = launch.Share(threads=cores, workers=arguments.workers)
-        with launch.running(
+        share = launch.CoreShare(threads=cores, workers=arguments.workers)
+        with launch.run_server(
             server,
             engine,
             model,
@@ -90,7 +90,7 @@ def main() -> int:
     check.add_argument("url", help="such as http://127.0.0.1:8000")
     check.add_argument("--model", help="the first of /v1/models if not given")
     check.add_argument("--websocket", action="store_true", help="it also streams over WebSockets")
-    for name in catalog.servers():
+    for name in catalog.list_servers():
         one = verbs.add_parser(name, help="start it in the foreground")
         one.add_argument("--engine", help="the first of its server.toml if not given")
         one.add_argument(
@@ -109,8 +109,8 @@ def main() -> int:
             metavar="OPTION=VALUE",
             help="`list` shows them",
         )
-    launch.read_environment()
-    known = {"list", "verify", *catalog.servers()}
+    launch.check_environment()
+    known = {"list", "verify", *catalog.list_servers()}
     if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
         catalog.check_name(sys.argv[1], known, "server or verb")
     arguments = parser.parse_args()

@@ -38,7 +38,7 @@ WEB = (
 )
 STANDARD = tuple(sys.stdlib_module_names)
 ANYTHING = ("*",)
-WITH_PYTHON = [name for name in catalog.servers() if any((catalog.FOLDER / name).glob("*.py"))]
+WITH_PYTHON = [name for name in catalog.list_servers() if any((catalog.FOLDER / name).glob("*.py"))]
 
 
 class Rule(NamedTuple):
@@ -55,7 +55,16 @@ class Rule(NamedTuple):
 
 # Each room of `loadtests` and `analysis`, and the rooms of its package that it may import. Modules
 # beside the rooms count as rooms of their own. A room may always import itself.
-LOADTESTS = ["schema", "workload", "client", "telemetry", "generator", "accuracy", "campaign"]
+LOADTESTS = [
+    "errors",
+    "schema",
+    "workload",
+    "client",
+    "telemetry",
+    "generator",
+    "accuracy",
+    "campaign",
+]
 COMMANDS = ["cli", "gate", "worker", "instrument", "claims", "__main__"]
 ANALYSIS = [
     "stats",
@@ -68,15 +77,16 @@ ANALYSIS = [
     "formatting",
     "summary",
     "templating",
-    "plots",
     "attribution",
+    "plots",
     "capacity",
     "gate",
     "report",
     "studies",
 ]
 APART = {  # rooms that could see more by the order above, but have no need to
-    "loadtests.workload": ["schema"],
+    "loadtests.schema": [],
+    "loadtests.workload": ["errors", "schema"],
     "loadtests.client": ["schema"],
     "loadtests.telemetry": ["schema", "client"],
     "loadtests.claims": [],

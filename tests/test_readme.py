@@ -30,7 +30,7 @@ SHOWN = (
 
 def table() -> list[str]:
     """The README's first table; print them to mend the file: `python -m tests.test_readme`."""
-    (comparison,) = summary.comparisons(summary.summarise(dataset.campaign(REFERENCE)))
+    (comparison,) = summary.build_comparisons(summary.summarise(dataset.read_campaign(REFERENCE)))
     heads = [f"{summary.METRICS[name].label}, {formatting.unit_of(name)}" for name in SHOWN]
     rows = [
         [
@@ -48,7 +48,7 @@ def table() -> list[str]:
 def servers() -> list[str]:
     rows = [
         f"| [`{name}`](servers/{name}/README.md) | {server.summary} |"
-        for name, server in catalog.servers().items()
+        for name, server in catalog.list_servers().items()
     ]
     return ["| server | what it is |", "| --- | --- |", *rows]
 

@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 from analysis import slo
 from analysis.capacity import search
-from analysis.capacity.search import Capacity, Measured
+from analysis.capacity.search import Capacity, MeasuredCase
 from analysis.dataset import Campaign, InputError
 from analysis.formatting import format_number
 from analysis.hardware import Price
-from loadtests.schema import label
+from loadtests.schema import system_label
 
 HEADROOM = 0.2  # of each replica's capacity
 SLO_FACTORS = ((0.5, "half as long"), (2.0, "twice as long"))
@@ -26,19 +26,19 @@ SLO_FACTORS = ((0.5, "half as long"), (2.0, "twice as long"))
 MOST_DEMAND, DEMAND_STEP = 4.0, 1.01
 
 
-class System(NamedTuple):
+class CandidateServer(NamedTuple):
     """A server on an engine, and its cases under the traffic in question."""
 
     server: str
     engine: str
-    cases: list[Measured]
+    cases: list[MeasuredCase]
 
     @property
     def name(self) -> str:
         return f"{self.server} ({self.engine})"
 
     def capacity(self, bounds: Sequence[slo.Bound]) -> Capacity:
-        return search.bracket([search.probe(case, bounds) for case in self.cases])
+        return search.bracket_capacity([search.judge_probe(case, bounds) for case in self.cases])
 
 
 class Choice(NamedTuple):
@@ -66,7 +66,7 @@ class Recommendation(NamedTuple):
     changes: list[str]
 
 
-def replicas(rate: float, carried: float, headroom: float) -> int:
+def count_replicas(rate: float, carried: float, headroom: float) -> int:
     """How many carry `rate` if each carries `carried` and the share `headroom` of that is kept
     free.
     """
@@ -86,15 +86,17 @@ def recommend(
     scenario. Raises InputError.
     """
     traffic = _traffic(campaign, traffic)
-    bounds = bounds_of(campaign, bounds)
+    bounds = resolve_bounds(campaign, bounds)
     cases = campaign.cases[campaign.cases["scenario"].eq(traffic) & campaign.cases["rate"].notna()]
     systems = [
-        System(
-            str(server), str(engine), search.measured(campaign, str(server), str(engine), traffic)
+        CandidateServer(
+            str(server),
+            str(engine),
+            search.measured_cases(campaign, str(server), str(engine), traffic),
         )
         for server, engine in dict.fromkeys(zip(cases["server"], cases["engine"], strict=True))
     ]
-    choices = choose(systems, rate, bounds, headroom, price)
+    choices = choose_server(systems, rate, bounds, headroom, price)
     changes = [
         *_by_capacity(choices),
         *_by_demand(systems, rate, bounds, headroom),
@@ -105,7 +107,7 @@ def recommend(
     )
 
 
-def bounds_of(campaign: Campaign, bounds: Sequence[slo.Bound] | None) -> Sequence[slo.Bound]:
+def resolve_bounds(campaign: Campaign, bounds: Sequence[slo.Bound] | None) -> Sequence[slo.Bound]:
     if bounds is not None:
         return bounds
     if not campaign.data.get("search"):
@@ -113,7 +115,7 @@ def bounds_of(campaign: Campaign, bounds: Sequence[slo.Bound] | None) -> Sequenc
             "this campaign was no search for capacity and so has no SLO of its own: give one with"
             " --slo"
         )
-    return slo.parse(campaign.data["search"]["slo"])
+    return slo.parse_slo(campaign.data["search"]["slo"])
 
 
 def _traffic(campaign: Campaign, wanted: str | None) -> str:
@@ -130,8 +132,8 @@ def _traffic(campaign: Campaign, wanted: str | None) -> str:
     return wanted or there[0]
 
 
-def choose(
-    systems: Sequence[System],
+def choose_server(
+    systems: Sequence[CandidateServer],
     rate: float,
     bounds: Sequence[slo.Bound],
     headroom: float,
@@ -145,8 +147,10 @@ def choose(
     for system in systems:
         known = system.capacity(bounds)
         if not math.isnan(known.holds):
-            needed = replicas(rate, known.holds, headroom)
-            fewest = needed if math.isnan(known.fails) else replicas(rate, known.fails, headroom)
+            needed = count_replicas(rate, known.holds, headroom)
+            fewest = (
+                needed if math.isnan(known.fails) else count_replicas(rate, known.fails, headroom)
+            )
             found.append(
                 Choice(
                     system.name,
@@ -176,7 +180,7 @@ def _by_capacity(choices: Sequence[Choice]) -> list[str]:
 
 
 def _by_demand(
-    systems: Sequence[System], rate: float, bounds: Sequence[slo.Bound], headroom: float
+    systems: Sequence[CandidateServer], rate: float, bounds: Sequence[slo.Bound], headroom: float
 ) -> list[str]:
     """The nearest demands below and above at which another server is best, or the best needs
     another number of replicas.
@@ -202,7 +206,7 @@ def _by_demand(
 
 
 def _by_slo(
-    systems: Sequence[System], rate: float, bounds: Sequence[slo.Bound], headroom: float
+    systems: Sequence[CandidateServer], rate: float, bounds: Sequence[slo.Bound], headroom: float
 ) -> list[str]:
     """The same cases under other bounds. Their loads were chosen for these, so what is found there
     is a range.
@@ -223,10 +227,10 @@ def _by_slo(
 
 
 def _best(
-    systems: Sequence[System], rate: float, bounds: Sequence[slo.Bound], headroom: float
+    systems: Sequence[CandidateServer], rate: float, bounds: Sequence[slo.Bound], headroom: float
 ) -> tuple[tuple[str, ...], int] | None:
     """(those in rank 1, replicas of the first)."""
-    choices = choose(systems, rate, bounds, headroom)
+    choices = choose_server(systems, rate, bounds, headroom)
     return (
         (tuple(choice.name for choice in choices if choice.rank == 1), choices[0].replicas)
         if choices
@@ -239,11 +243,11 @@ def _said(best: tuple[tuple[str, ...], int] | None) -> str:
 
 
 def _without(
-    campaign: Campaign, systems: Sequence[System], bounds: Sequence[slo.Bound]
+    campaign: Campaign, systems: Sequence[CandidateServer], bounds: Sequence[slo.Bound]
 ) -> list[tuple[str, str]]:
     found = []
     for system in systems:
-        probes = [search.probe(case, bounds) for case in system.cases]
+        probes = [search.judge_probe(case, bounds) for case in system.cases]
         if not any(probe.holds for probe in probes):
             failed = [format_number(probe.load) for probe in probes if probe.holds is False]
             kept = [f"it kept the SLO at none of {', '.join(failed)} requests/s"] if failed else []
@@ -260,11 +264,11 @@ def _without(
     searched = (campaign.data.get("search") or {}).get("systems") or []
     there = {system.name for system in systems}
     for each in searched:
-        name = f"{label(each['server'], each['options'])} ({each['engine']})"
+        name = f"{system_label(each['server'], each['options'])} ({each['engine']})"
         if name not in there:
             there.add(name)
             of = campaign.cases[
-                campaign.cases["server"].eq(label(each["server"], each["options"]))
+                campaign.cases["server"].eq(system_label(each["server"], each["options"]))
                 & campaign.cases["reason"].ne("")
             ]
             found.append(
@@ -280,7 +284,7 @@ def _without(
     return found
 
 
-def text(
+def format_recommendation(
     found: Recommendation,
     rate: float,
     bounds: Sequence[slo.Bound],

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from analysis import checks, metrics, slo
-from analysis.case import observe
+from analysis.case import read_case
+from analysis.checks import verdict
 from analysis.dataset import Campaign
-from loadtests.schema import label
+from loadtests.schema import system_label
 
 PRECISION = 0.05  # between what held and what did not
 MOST_CASES = 8  # for one server, that at saturation included
@@ -28,7 +29,7 @@ OF_SATURATION = 0.8  # the estimate: at the rate of saturation the queue has no 
 SATURATION_S = 10.0  # window of the case at saturation
 
 
-class Probe(NamedTuple):
+class LoadProbe(NamedTuple):
     """A load that was tried, in requests/s or users, and whether the SLO held there; None if the
     case cannot tell. `why` it has no number.
     """
@@ -37,7 +38,7 @@ class Probe(NamedTuple):
     holds: bool | None
     case: int = 0
     why: str = ""
-    kept: tuple[slo.Kept, ...] = ()
+    kept: tuple[slo.BoundResult, ...] = ()
 
     @property
     def is_certain(self) -> bool:
@@ -63,7 +64,7 @@ class Capacity(NamedTuple):
         return self.fails <= self.holds * (1 + PRECISION)
 
 
-def bracket(probes: Sequence[Probe], certain: bool = False) -> Capacity:
+def bracket_capacity(probes: Sequence[LoadProbe], certain: bool = False) -> Capacity:
     """`certain`: only of those that are."""
     probes = [p for p in probes if not certain or p.is_certain]
     fails = min((p.load for p in probes if p.holds is False), default=math.nan)
@@ -72,7 +73,7 @@ def bracket(probes: Sequence[Probe], certain: bool = False) -> Capacity:
 
 
 def next_load(
-    estimate: float, probes: Sequence[Probe], most: int = MOST_CASES, whole: bool = False
+    estimate: float, probes: Sequence[LoadProbe], most: int = MOST_CASES, whole: bool = False
 ) -> float | None:
     """None when the capacity is known well enough, when there were `most` probes, or when a case
     had no number: a load generator at its limit has none at a higher load either. `whole`: users,
@@ -80,7 +81,7 @@ def next_load(
     """
     if len(probes) >= most or any(p.holds is None for p in probes):
         return None
-    found = bracket(probes)
+    found = bracket_capacity(probes)
     step = GROWTH ** (2 ** (len(probes) - 1)) if probes else 1.0
     if not probes:
         load = estimate
@@ -99,7 +100,7 @@ def next_load(
     return load
 
 
-class Measured(NamedTuple):
+class MeasuredCase(NamedTuple):
     """A case at a load. `requests`: those of its window, with the columns that `slo.kept` needs;
     None if it has no number, and `why`.
     """
@@ -111,7 +112,9 @@ class Measured(NamedTuple):
     why: str
 
 
-def measured(campaign: Campaign, server: str, engine: str, scenario: str) -> list[Measured]:
+def measured_cases(
+    campaign: Campaign, server: str, engine: str, scenario: str
+) -> list[MeasuredCase]:
     """The cases of one system, in the order in which they were run. `server` with its options:
     "fastapi_vllm loop=asyncio".
     """
@@ -120,17 +123,17 @@ def measured(campaign: Campaign, server: str, engine: str, scenario: str) -> lis
         load = case["users"] if math.isnan(case["rate"]) else case["rate"]
         if case["state"] != "ok":
             found.append(
-                Measured(load, case["index"], None, False, f"{case['state']}: {case['reason']}")
+                MeasuredCase(load, case["index"], None, False, f"{case['state']}: {case['reason']}")
             )
             continue
-        observed = observe(campaign, case["index"])
-        bad = checks.reasons(checks.check(observed))
+        observed = read_case(campaign, case["index"])
+        bad = verdict.failed_checks(checks.run_checks(observed))
         # What is never steady is above what the server carries: an answer to the question of
         # capacity, though no number.
         invalid = any(check.name != "steadiness" for check in bad)
         requests = None if invalid else observed.scheduled[["ttft_s", "tpot_s", "e2e_s", "failed"]]
         found.append(
-            Measured(
+            MeasuredCase(
                 load,
                 case["index"],
                 requests,
@@ -141,34 +144,38 @@ def measured(campaign: Campaign, server: str, engine: str, scenario: str) -> lis
     return found
 
 
-def probe(case: Measured, bounds: Sequence[slo.Bound]) -> Probe:
+def judge_probe(case: MeasuredCase, bounds: Sequence[slo.Bound]) -> LoadProbe:
     if case.requests is None:
-        return Probe(case.load, None, case.case, case.why)
-    kept = tuple(slo.kept(case.requests, bounds))
+        return LoadProbe(case.load, None, case.case, case.why)
+    kept = tuple(slo.judge_bounds(case.requests, bounds))
     judged = [each for each in kept if each.of]  # answers of one token have no TPOT
     few = [each for each in judged if each.of < each.needed]
     if not case.steady or any(
         not each.holds and (each not in few or each.is_certain) for each in judged
     ):
-        return Probe(case.load, False, case.case, case.why, kept)
+        return LoadProbe(case.load, False, case.case, case.why, kept)
     if few or not judged:  # a percentile that the sample cannot carry is none
         said = [
             f"n too small: {each.of} requests for {each.bound}, {each.needed} are needed"
             for each in few
         ]
-        return Probe(
+        return LoadProbe(
             case.load, None, case.case, "; ".join(said) or "no request has these latencies", kept
         )
-    return Probe(case.load, True, case.case, case.why, kept)
+    return LoadProbe(case.load, True, case.case, case.why, kept)
 
 
-def probes(campaign: Campaign, server: str, engine: str, scenario: str) -> list[Probe]:
+def list_probes(campaign: Campaign, server: str, engine: str, scenario: str) -> list[LoadProbe]:
     """The cases of one search, judged by its SLO, in the order in which they were run."""
-    bounds = slo.parse(campaign.data["search"]["slo"])
-    return [probe(case, bounds) for case in measured(campaign, server, engine, scenario)]
+    bounds = slo.parse_slo(campaign.data["search"]["slo"])
+    return [
+        judge_probe(case, bounds) for case in measured_cases(campaign, server, engine, scenario)
+    ]
 
 
-def question(campaign: Campaign, server: str, engine: str, scenario: str) -> dict[str, Any] | None:
+def needed_case(
+    campaign: Campaign, server: str, engine: str, scenario: str
+) -> dict[str, Any] | None:
     """The next case of this search: {scenario, users, rate, duration_s}; null when it has ended."""
     search = campaign.data["search"]
     table = campaign.data["scenarios"][scenario]
@@ -188,15 +195,17 @@ def question(campaign: Campaign, server: str, engine: str, scenario: str) -> dic
             }
         if (cases["state"] != "ok").all():
             return None  # it was skipped, or cannot carry this load: the report says why
-        carried = metrics.requests_per_s(observe(campaign, int(cases["index"].iloc[-1])))
+        carried = metrics.requests_per_s(read_case(campaign, int(cases["index"].iloc[-1])))
         estimate = OF_SATURATION * carried if carried > 0 else table["rate"]
         most -= 1
-    load = next_load(estimate, probes(campaign, server, engine, scenario), most, whole)
+    load = next_load(estimate, list_probes(campaign, server, engine, scenario), most, whole)
     if load is None:
         return None
     # An open loop's window must hold enough requests; how many a closed loop's holds is not known
     # beforehand.
-    least = 0.0 if whole else math.ceil(slo.requests_needed(slo.parse(search["slo"])) / load)
+    least = (
+        0.0 if whole else math.ceil(slo.count_requests_needed(slo.parse_slo(search["slo"])) / load)
+    )
     return {
         "scenario": scenario,
         "users": int(load) if whole else None,
@@ -205,12 +214,12 @@ def question(campaign: Campaign, server: str, engine: str, scenario: str) -> dic
     }
 
 
-def questions(campaign: Campaign) -> list[dict[str, Any] | None]:
+def needed_cases(campaign: Campaign) -> list[dict[str, Any] | None]:
     """`question` for each of campaign.json's search.systems."""
     return [
-        question(
+        needed_case(
             campaign,
-            label(system["server"], system["options"]),
+            system_label(system["server"], system["options"]),
             system["engine"],
             system["scenario"],
         )
@@ -218,7 +227,7 @@ def questions(campaign: Campaign) -> list[dict[str, Any] | None]:
     ]
 
 
-class Found(NamedTuple):
+class CapacityResult(NamedTuple):
     """What a search found. `traffic`: the scenario; `unit` of the load; `probes` in the order of
     the load.
     """
@@ -228,7 +237,7 @@ class Found(NamedTuple):
     traffic: str
     unit: str
     capacity: Capacity
-    probes: list[Probe]
+    probes: list[LoadProbe]
 
     @property
     def name(self) -> str:
@@ -237,7 +246,7 @@ class Found(NamedTuple):
     @property
     def certain(self) -> Capacity:
         """The same with 95% confidence: what holds for certain, and what certainly does not."""
-        return bracket(self.probes, certain=True)
+        return bracket_capacity(self.probes, certain=True)
 
     @property
     def at_capacity(self) -> int | None:
@@ -252,13 +261,14 @@ class Found(NamedTuple):
         )
 
 
-def found(campaign: Campaign) -> list[Found]:
+def find_capacities(campaign: Campaign) -> list[CapacityResult]:
     """Of each search, the highest capacity first."""
     all_of = []
     for system in campaign.data["search"]["systems"]:
-        server = label(system["server"], system["options"])
+        server = system_label(system["server"], system["options"])
         tried = sorted(
-            probes(campaign, server, system["engine"], system["scenario"]), key=lambda p: p.load
+            list_probes(campaign, server, system["engine"], system["scenario"]),
+            key=lambda p: p.load,
         )
         unit = (
             "users"
@@ -266,7 +276,9 @@ def found(campaign: Campaign) -> list[Found]:
             else "requests/s"
         )
         all_of.append(
-            Found(server, system["engine"], system["scenario"], unit, bracket(tried), tried)
+            CapacityResult(
+                server, system["engine"], system["scenario"], unit, bracket_capacity(tried), tried
+            )
         )
     return sorted(
         all_of,

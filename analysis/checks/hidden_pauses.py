@@ -11,14 +11,14 @@ from typing import NamedTuple
 import numpy as np
 
 from analysis import metrics
-from analysis.case import Observed
+from analysis.case import CaseData
 
 LEAST_S = 1.0  # shorter than that, people do not call it a pause
 TYPICAL_GAPS = 10
 TIMES_AS_MANY = 3
 
 
-class Silence(NamedTuple):
+class HiddenPause(NamedTuple):
     """`length_s`, from `at_s` after the window opened. `waiting`: requests in flight at its end.
     `would_wait`: what an open loop with the same throughput would have had then, those in flight
     when it began and all that would have come since. `typical_s`: half of the other time with
@@ -50,7 +50,7 @@ class Silence(NamedTuple):
         )
 
 
-def longest(o: Observed) -> Silence | None:
+def find_longest_pause(o: CaseData) -> HiddenPause | None:
     """The longest time inside the window in which requests were in flight and nothing came, no
     token and no refusal. Null if not even two tokens came.
     """
@@ -61,7 +61,7 @@ def longest(o: Observed) -> Silence | None:
     # Cut also where the last one waiting is answered and where the next one asks: between two cuts
     # somebody waits all the time, or nobody.
     idle = np.concatenate(
-        [done[in_flight(sent, done, done) == 0], sent[in_flight(sent, done, before(sent)) == 0]]
+        [done[in_flight(sent, done, done) == 0], sent[in_flight(sent, done, gap_before(sent)) == 0]]
     )
     if np.count_nonzero(o.inside(times)) < 2:
         return None
@@ -70,10 +70,10 @@ def longest(o: Observed) -> Silence | None:
     )
     waited = np.where(in_flight(sent, done, (cuts[1:] + cuts[:-1]) / 2) > 0, np.diff(cuts), 0.0)
     i = int(np.argmax(waited))
-    began, waiting = in_flight(sent, done, np.array([cuts[i], before(cuts[i + 1])]))
+    began, waiting = in_flight(sent, done, np.array([cuts[i], gap_before(cuts[i + 1])]))
     typical_s = half_lies_below(np.delete(waited, i)) if waited[i] > LEAST_S else np.nan
     would_wait = began + metrics.requests_per_s(o) * waited[i]
-    return Silence(
+    return HiddenPause(
         float(waited[i]), float(cuts[i] - o.window[0]), int(waiting), float(would_wait), typical_s
     )
 
@@ -91,5 +91,5 @@ def in_flight(sent: np.ndarray, done: np.ndarray, at: np.ndarray) -> np.ndarray:
     return np.searchsorted(sent, at, side="right") - np.searchsorted(done, at, side="right")
 
 
-def before(at: np.ndarray) -> np.ndarray:
+def gap_before(at: np.ndarray) -> np.ndarray:
     return np.nextafter(at, -np.inf)

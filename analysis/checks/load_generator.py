@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.case import Observed
-from analysis.stats import needed, percentile
+from analysis.case import CaseData
+from analysis.stats import percentile, values_needed
 
 BOUND = 0.05  # a number that can be wrong by more than that is none
 WAITED_BOUND = 0.10  # of the window, ready to run but without a core
 
 
-def error_shares(o: Observed) -> dict[str, float]:
+def error_shares(o: CaseData) -> dict[str, float]:
     """By how much the load generator can have changed what the case reports, as a share of it,
     worst first.
 
@@ -31,12 +31,12 @@ def error_shares(o: Observed) -> dict[str, float]:
     out what came while the load generator stood still and has no stamp of its own. Percentiles that
     the sample cannot carry are left out, and so is what was not calibrated.
     """
-    floor = floor_of(o)
+    floor = noise_floor_of(o)
     done = o.scheduled[~o.scheduled["failed"] & o.scheduled["first_s"].notna()]
     shares: dict[str, float] = {}
     doubtful, sure_gaps = doubtful_first(o, done), certain_gaps(o)
     for p in (50, 99):
-        if len(done) < needed(p):
+        if len(done) < values_needed(p):
             continue
         for name in ("ttft_s", "e2e_s"):
             reported = percentile(done[name].to_numpy(), p)
@@ -45,23 +45,25 @@ def error_shares(o: Observed) -> dict[str, float]:
                 abs(reported - sent) + abs(floor.get("stamp_error_p99_s") or 0.0)
             ) / reported
         if doubtful.any():
-            shares[f"TTFT P{p}"] += changed_by(
+            shares[f"TTFT P{p}"] += relative_change(
                 done["ttft_s"].to_numpy(), done["ttft_s"][~doubtful].to_numpy(), p
             )
         if floor.get(f"itl_true_p{p}_s"):
             shares[f"ITL P{p}"] = abs(floor[f"itl_seen_p{p}_s"] / floor[f"itl_true_p{p}_s"] - 1)
         if len(sure_gaps) < len(o.gaps):
-            shares[f"ITL P{p}"] = shares.get(f"ITL P{p}", 0.0) + changed_by(o.gaps, sure_gaps, p)
+            shares[f"ITL P{p}"] = shares.get(f"ITL P{p}", 0.0) + relative_change(
+                o.gaps, sure_gaps, p
+            )
     return dict(sorted(shares.items(), key=lambda pair: -pair[1]))
 
 
-def floor_of(o: Observed) -> dict[str, Any]:
+def noise_floor_of(o: CaseData) -> dict[str, Any]:
     """What was measured at this kind of load before the campaign; empty if nothing was."""
     calibration = o.campaign.get("calibration") or {}
     return calibration.get("closed" if o.run["case"]["users"] else "open") or {}
 
 
-def changed_by(reported: np.ndarray, certain: np.ndarray, p: float) -> float:
+def relative_change(reported: np.ndarray, certain: np.ndarray, p: float) -> float:
     """How far the percentile of all lies from that of the certain ones, as a share of it; infinite
     if nothing is certain.
     """
@@ -69,7 +71,7 @@ def changed_by(reported: np.ndarray, certain: np.ndarray, p: float) -> float:
     return abs(of_all - percentile(certain, p)) / of_all if len(certain) and of_all else np.inf
 
 
-def stalls(o: Observed) -> dict[int, np.ndarray]:
+def stalls(o: CaseData) -> dict[int, np.ndarray]:
     """Of each load worker that stood still in the case: starts and ends, s, in order; shape (2, n).
     Unknown in older campaigns.
     """
@@ -87,7 +89,7 @@ def in_stall(times: np.ndarray, stood: np.ndarray) -> np.ndarray:
     return (last >= 0) & (times <= ends[np.maximum(last, 0)])
 
 
-def late_stamps(o: Observed, requests: pd.DataFrame) -> list[np.ndarray]:
+def late_stamps(o: CaseData, requests: pd.DataFrame) -> list[np.ndarray]:
     """Of each token of each of these requests, whether it may have come sooner than its stamp says:
     it came in a stall, and together with another one, or there are no stamps of the kernel's.
     """
@@ -105,7 +107,7 @@ def late_stamps(o: Observed, requests: pd.DataFrame) -> list[np.ndarray]:
     return found
 
 
-def doubtful_first(o: Observed, done: pd.DataFrame) -> np.ndarray:
+def doubtful_first(o: CaseData, done: pd.DataFrame) -> np.ndarray:
     """Of each of these requests, which have a first token, whether that one may have come
     sooner.
     """
@@ -116,7 +118,7 @@ def doubtful_first(o: Observed, done: pd.DataFrame) -> np.ndarray:
     )
 
 
-def certain_gaps(o: Observed) -> np.ndarray:
+def certain_gaps(o: CaseData) -> np.ndarray:
     """`o.gaps` without those before a token that may have come sooner."""
     if not stalls(o) or o.scheduled.empty:
         return o.gaps
@@ -129,13 +131,13 @@ def certain_gaps(o: Observed) -> np.ndarray:
     )
 
 
-def events_per_s(o: Observed) -> float:
+def events_per_s(o: CaseData) -> float:
     """Chunks with tokens that arrived in the window / its length."""
     times, _ = o.tokens
     return float(np.sum(o.inside(times))) / o.length
 
 
-def starved(o: Observed) -> float | None:
+def starved_share(o: CaseData) -> float | None:
     """The worst load worker's share of the window in which it was ready to run and had no core;
     null where it is not known.
     """
@@ -143,7 +145,7 @@ def starved(o: Observed) -> float | None:
     return max((share for share in waited if share is not None), default=None)
 
 
-def problems(o: Observed) -> list[str]:
+def find_problems(o: CaseData) -> list[str]:
     """Why no number of this case can be believed to within 5%; empty if the load generator is not
     to blame.
     """
@@ -163,7 +165,7 @@ def problems(o: Observed) -> list[str]:
             f" (in the window it stood still {len(lengths)} time{'s' * (len(lengths) > 1)}, for"
             f" {max(lengths):.2g} s at most)"
         )
-    if (share := starved(o)) is not None and share > WAITED_BOUND:
+    if (share := starved_share(o)) is not None and share > WAITED_BOUND:
         found.append(f"a load worker waited {share:.0%} of the window for a core")
     calibration = o.campaign.get("calibration") or {}
     sustained = calibration.get("sustained_events_per_s")

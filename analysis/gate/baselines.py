@@ -8,18 +8,16 @@ one line.
 import json
 import math
 import re
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 
-from analysis import formatting, slo, stats
+from analysis import slo
 from analysis.dataset import Campaign, InputError
 from analysis.metrics import METRICS
-from analysis.plots.figures import COLOURS, STYLE, WIDTH, Picture, png
+from analysis.plots.history import draw_history
+from analysis.plots.style import encode_png
 from analysis.summary import Summary
 
 FOLDER = Path("results/baselines")
@@ -46,7 +44,6 @@ CASE_KEYS = (
     "valid",
     "why",
 )
-SHOWN = ("output_tokens_per_s", "e2e_p50_s", "e2e_p99_s")
 
 
 def machine_class(data: dict[str, Any]) -> str:
@@ -63,7 +60,7 @@ def machine_class(data: dict[str, Any]) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def record(found: Summary, name: str | None = None, folder: Path = FOLDER) -> Path:
+def store_baseline(found: Summary, name: str | None = None, folder: Path = FOLDER) -> Path:
     """Writes it. `name`: by default machine class, day and commit. Raises InputError if a case has
     no number, or the name is taken.
     """
@@ -76,7 +73,7 @@ def record(found: Summary, name: str | None = None, folder: Path = FOLDER) -> Pa
     data = found.campaign.data
     commit = str((data.get("manifest") or {}).get("commit") or "unknown")[:9]
     name = name or f"{machine_class(data)}-{data['created_utc'][:10]}-{commit}"
-    file = new(name, folder)
+    file = new_baseline_file(name, folder)
     cases = [
         {key: _plain(case[key]) for key in (*CASE_KEYS, *METRICS)}
         for case in found.table.to_dict("records")
@@ -91,7 +88,7 @@ def record(found: Summary, name: str | None = None, folder: Path = FOLDER) -> Pa
     return file
 
 
-def new(name: str, folder: Path = FOLDER) -> Path:
+def new_baseline_file(name: str, folder: Path = FOLDER) -> Path:
     """The file of a baseline that is not there yet. Raises InputError."""
     if not re.fullmatch(r"[\w.-]+", name):
         raise InputError(f"{name!r} cannot name a baseline: use letters, digits, ., - and _")
@@ -100,7 +97,7 @@ def new(name: str, folder: Path = FOLDER) -> Path:
     return file
 
 
-def check(name: str, folder: Path = FOLDER) -> None:
+def check_name(name: str, folder: Path = FOLDER) -> None:
     """Whether there is one of that name; for "newest" any. Raises InputError."""
     there = [file.stem for file in sorted(folder.glob("*.json"))]
     if name not in there and not (name == "newest" and there):
@@ -108,7 +105,7 @@ def check(name: str, folder: Path = FOLDER) -> None:
         raise InputError(f"there is no baseline {name!r} in {folder}; there are {known}")
 
 
-def read(file: Path) -> Summary:
+def read_baseline(file: Path) -> Summary:
     """As if it had been summarised anew. Raises InputError."""
     try:
         said = json.loads(file.read_text())
@@ -124,7 +121,7 @@ def read(file: Path) -> Summary:
         ) from None
     return Summary(
         Campaign(file, data, table, {}, {}),
-        slo.each_request(slo.parse(slo.DEFAULT)),
+        slo.request_bounds(slo.parse_slo(slo.DEFAULT)),
         table.set_index("index", drop=False),
         pd.DataFrame(),
         {},
@@ -132,17 +129,17 @@ def read(file: Path) -> Summary:
     )
 
 
-def find(name: str, like: Summary, folder: Path = FOLDER) -> Path:
+def find_baseline(name: str, like: Summary, folder: Path = FOLDER) -> Path:
     """The file of that name, or for "newest" the last that was recorded of the machine class of
     `like`. Raises InputError.
     """
-    check(name, folder)
+    check_name(name, folder)
     if name != "newest":
         return folder / f"{name}.json"
     kind = machine_class(like.campaign.data)
     same = [
         (s.campaign.data["created_utc"], s.campaign.folder)
-        for s in map(read, sorted(folder.glob("*.json")))
+        for s in map(read_baseline, sorted(folder.glob("*.json")))
         if s.campaign.data["machine_class"] == kind
     ]
     if not same:
@@ -153,12 +150,12 @@ def find(name: str, like: Summary, folder: Path = FOLDER) -> Path:
     return max(same)[1]
 
 
-def history(folder: Path = FOLDER) -> list[Path]:
+def update_history(folder: Path = FOLDER) -> list[Path]:
     """history-CLASS.png of each machine class: each system's mean and 95% interval, baseline by
     baseline. Raises InputError.
     """
     classes: dict[str, list[Summary]] = {}
-    for found in map(read, sorted(folder.glob("*.json"))):
+    for found in map(read_baseline, sorted(folder.glob("*.json"))):
         classes.setdefault(found.campaign.data["machine_class"], []).append(found)
     if not classes:
         raise InputError(f"there is no baseline in {folder}: `nox -s baseline` records one")
@@ -166,61 +163,11 @@ def history(folder: Path = FOLDER) -> list[Path]:
     for kind, baselines in classes.items():
         files.append(folder / f"history-{kind}.png")
         files[-1].write_bytes(
-            png(trend(sorted(baselines, key=lambda s: s.campaign.data["created_utc"])).figure)
+            encode_png(
+                draw_history(sorted(baselines, key=lambda s: s.campaign.data["created_utc"])).figure
+            )
         )
     return files
-
-
-def trend(baselines: list[Summary]) -> Picture:
-    """Of one machine class, in the order of time; one row of axes a metric."""
-    rows = []
-    for found in baselines:
-        data = found.campaign.data
-        created = datetime.fromisoformat(data["created_utc"])
-        for (server, engine, scenario), cases in found.table.groupby(
-            ["server", "engine", "scenario"], sort=False
-        ):
-            for name in SHOWN:
-                e = stats.estimate(cases[name])
-                rows.append(
-                    {
-                        "baseline": data["baseline"],
-                        "created": created,
-                        "system": f"{server} ({engine}), {scenario}",
-                        "metric": name,
-                        "mean": e.mean,
-                        "half": e.half,
-                    }
-                )
-    frame = pd.DataFrame(rows)
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 2.1 * len(SHOWN) + 0.6))
-        axes = figure.subplots(len(SHOWN), sharex=True)
-        for each, name in zip(axes, SHOWN, strict=True):
-            for i, (system, own) in enumerate(
-                frame[frame["metric"].eq(name)].groupby("system", sort=True)
-            ):
-                scale = METRICS[name].scale
-                each.errorbar(
-                    own["created"],
-                    own["mean"] * scale,
-                    own["half"].fillna(0) * scale,
-                    marker="o",
-                    capsize=3,
-                    lw=1.2,
-                    color=COLOURS[i % len(COLOURS)],
-                    label=str(system).replace("$", r"\$"),
-                )
-            each.set_title(
-                f"{METRICS[name].label}, {formatting.unit_of(name)}", loc="left", fontsize=10
-            )
-            each.set_ylim(bottom=0)
-        figure.autofmt_xdate()
-        handles, names = axes[0].get_legend_handles_labels()
-        figure.legend(
-            handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize=8
-        )
-    return Picture(figure, frame)
 
 
 def _plain(value: Any) -> Any:

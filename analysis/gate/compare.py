@@ -76,7 +76,7 @@ class Difference(NamedTuple):
     unlike: bool
 
 
-def differences(a: Summary, b: Summary) -> list[Difference]:
+def list_differences(a: Summary, b: Summary) -> list[Difference]:
     """The machine's and the work's first. Of scenarios those that both have are compared."""
     common = _scenarios(a).keys() & _scenarios(b).keys()
     left, right = (_keys(s, sorted(common)) for s in (a, b))
@@ -104,13 +104,13 @@ def refuse_unlike(found: list[Difference]) -> None:
         )
 
 
-def matches(a: Summary, b: Summary) -> tuple[list[Match], list[str], list[str]]:
+def match_cases(a: Summary, b: Summary) -> tuple[list[Match], list[str], list[str]]:
     """(matched, only in A, only in B), in the order of A's plan."""
-    found, only_a, only_b = pairs(a, b)
+    found, only_a, only_b = pair_cases(a, b)
     return [_match(*pair) for pair in found], only_a, only_b
 
 
-def pairs(
+def pair_cases(
     a: Summary, b: Summary
 ) -> tuple[list[tuple[str, pd.DataFrame, pd.DataFrame]], list[str], list[str]]:
     """Likewise, with the cases of both."""
@@ -130,19 +130,19 @@ def pairs(
     return found, next(only), next(only)
 
 
-def change(metric: str, a: Any, b: Any) -> Change:
+def measure_change(metric: str, a: Any, b: Any) -> Change:
     """Values of one metric in the valid runs of both."""
     a, b = (np.asarray(side, dtype="float64") for side in (a, b))
-    means = stats.estimate(a).mean, stats.estimate(b).mean
+    means = stats.estimate_mean(a).mean, stats.estimate_mean(b).mean
     if np.isnan(a).any() or np.isnan(b).any() or not len(a) or not len(b):
         return Change(metric, *means, NAN, NAN, NAN, "no number: too few requests in some run")
     if np.isinf(a).any() or np.isinf(b).any():
         return Change(metric, *means, NAN, NAN, NAN, "failed requests: no ratio")
-    ratio, low, high = stats.ratio(b, a)
-    return Change(metric, *means, ratio, low, high, verdict(metric, a, b, ratio, low, high))
+    ratio, low, high = stats.mean_ratio(b, a)
+    return Change(metric, *means, ratio, low, high, judge_change(metric, a, b, ratio, low, high))
 
 
-def verdict(
+def judge_change(
     metric: str, a: np.ndarray, b: np.ndarray, ratio: float, low: float, high: float
 ) -> str:
     """Of B against A, first what is most certain: equal within the tolerance, faster or slower, or
@@ -157,21 +157,21 @@ def verdict(
         return f"no difference within {TOLERANCE[metric]:.0%}"
     if low > 1 or high < 1:
         return "faster" if (ratio > 1) == (METRICS[metric].better == "higher") else "slower"
-    smallest = math.expm1(stats.welch(np.log(b), np.log(a)).detectable)
+    smallest = math.expm1(stats.welch_test(np.log(b), np.log(a)).detectable)
     return (
         "inconclusive: could have seen"
         f" {'more than tenfold' if smallest > 9 else f'{smallest:.0%}'}"
     )
 
 
-def show(a: Summary, b: Summary, console: Console) -> None:
+def show_comparison(a: Summary, b: Summary, console: Console) -> None:
     """Every text from the campaigns is printed as text, not as markup."""
-    found, only_a, only_b = matches(a, b)
+    found, only_a, only_b = match_cases(a, b)
     for name, side in (("A", a), ("B", b)):
         console.print(
             Text(f"{name}: {side.campaign.folder}, {side.campaign.data.get('created_utc')}")
         )
-    for d in differences(a, b):
+    for d in list_differences(a, b):
         console.print(
             Text(f"  {'UNLIKE: ' if d.unlike else ''}{d.key}: {_short(d.a)} -> {_short(d.b)}")
         )
@@ -218,7 +218,7 @@ def _match(name: str, a: pd.DataFrame, b: pd.DataFrame) -> Match:
         return Match(
             name,
             (len(left), len(right)),
-            [change(metric, left[metric], right[metric]) for metric in TOLERANCE],
+            [measure_change(metric, left[metric], right[metric]) for metric in TOLERANCE],
             "",
         )
     why = [

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from analysis import formatting, templating
 from analysis.formatting import format_number
-from analysis.gate.verdicts import Gate, Row
+from analysis.gate.verdicts import Gate, MetricVerdict
 from analysis.metrics import METRICS
 
 COLOURS = {
@@ -25,7 +25,7 @@ COLOURS = {
     "INCONCLUSIVE": "yellow",
     "not judged": "dim",
 }
-SAYS = {
+VERDICT_SENTENCES = {
     "PASS": "head is not slower than base",
     "REGRESSED": "head is slower than base",
     "INVALID": "there is no verdict: what was measured is wrong",
@@ -33,7 +33,7 @@ SAYS = {
 }
 
 
-def shown(row: Row) -> dict[str, str]:
+def format_verdict(row: MetricVerdict) -> dict[str, str]:
     """A row's cells as text."""
     metric = METRICS.get(row.metric)
     scale = metric.scale if metric else 100
@@ -52,10 +52,10 @@ def shown(row: Row) -> dict[str, str]:
     }
 
 
-def view(gate: Gate) -> dict[str, Any]:
+def gate_view(gate: Gate) -> dict[str, Any]:
     return {
         "verdict": gate.verdict,
-        "says": SAYS[gate.verdict],
+        "says": VERDICT_SENTENCES[gate.verdict],
         "sides": gate.sides,
         "notes": gate.notes,
         "systems": [
@@ -65,18 +65,18 @@ def view(gate: Gate) -> dict[str, Any]:
                 "repetitions": s.repetitions,
                 "faults": s.faults,
                 "set_aside": s.set_aside,
-                "rows": [shown(row) for row in s.rows],
+                "rows": [format_verdict(row) for row in s.rows],
             }
             for s in gate.systems
         ],
     }
 
 
-def show(gate: Gate, console: Console) -> None:
+def show_gate(gate: Gate, console: Console) -> None:
     """Every text from the results is printed as text, not as markup."""
     for name, what in gate.sides.items():
         console.print(Text(f"{name}: {what}"))
-    for system in view(gate)["systems"]:
+    for system in gate_view(gate)["systems"]:
         console.print(
             Text(
                 f"\n{system['name']}: {system['verdict']}, {system['repetitions']} repetitions",
@@ -113,10 +113,12 @@ def show(gate: Gate, console: Console) -> None:
             console.print(Text(f"  set aside: {reason}", style="dim"))
     for note in gate.notes:
         console.print(Text(f"note: {note}", style="dim"))
-    console.print(Text(f"\n{gate.verdict}: {SAYS[gate.verdict]}", style=COLOURS[gate.verdict]))
+    console.print(
+        Text(f"\n{gate.verdict}: {VERDICT_SENTENCES[gate.verdict]}", style=COLOURS[gate.verdict])
+    )
 
 
-def write(gate: Gate, folder: Path) -> None:
+def write_gate(gate: Gate, folder: Path) -> None:
     """gate.json, gate.xml and gate.md."""
     said = {
         "verdict": gate.verdict,
@@ -137,15 +139,15 @@ def write(gate: Gate, folder: Path) -> None:
         ],
     }
     (folder / "gate.json").write_text(json.dumps(said, indent=1, allow_nan=False) + "\n")
-    (folder / "gate.xml").write_bytes(junit(gate))
+    (folder / "gate.xml").write_bytes(junit_xml(gate))
     (folder / "gate.md").write_text(
-        templating.environment(finalize=templating.escape_markdown)
+        templating.make_environment(finalize=templating.escape_markdown)
         .get_template("gate.md.jinja")
-        .render(view(gate))
+        .render(gate_view(gate))
     )
 
 
-def junit(gate: Gate) -> bytes:
+def junit_xml(gate: Gate) -> bytes:
     """A suite for each system, a test for each metric: REGRESSED is a failure, INVALID an error,
     and what has no verdict is skipped.
     """
@@ -155,7 +157,7 @@ def junit(gate: Gate) -> bytes:
         for fault in system.faults:
             ET.SubElement(_test(suite, system.name, "validity"), "error", message=_clean(fault))
         for row in system.rows if not system.faults else ():
-            test, cells = _test(suite, system.name, row.metric), shown(row)
+            test, cells = _test(suite, system.name, row.metric), format_verdict(row)
             if row.verdict == "REGRESSED":
                 ET.SubElement(
                     test,

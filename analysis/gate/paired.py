@@ -23,15 +23,15 @@ import pandas as pd
 from scipy.stats import fisher_exact
 
 from analysis import formatting, slo, stats, summary
-from analysis.case import observe
+from analysis.case import read_case
 from analysis.dataset import Campaign, InputError
 from analysis.formatting import format_number
 from analysis.gate import verdicts
-from analysis.gate.verdicts import Gate, Row, Rules, System
+from analysis.gate.verdicts import Gate, GatedSystem, GateRules, MetricVerdict
 from analysis.metrics import METRICS
-from analysis.stats import Paired
+from analysis.stats import PairedResult
 from analysis.summary import Summary
-from loadtests.schema import label
+from loadtests.schema import system_label
 
 LOOKS = (5, 10, 15)
 ALPHA = 0.022
@@ -45,7 +45,7 @@ NAMED = ("other processes", "steal", "swap", "GPU clocks")
 SIDES = ("base", "head", "control")
 
 
-def of_campaign(campaign: Campaign, thorough: bool = True) -> Gate:
+def judge_campaign(campaign: Campaign, thorough: bool = True) -> Gate:
     """`thorough`: with what does not make the verdict, and takes seconds. Raises InputError."""
     gate = campaign.data.get("gate")
     if not gate:
@@ -53,10 +53,10 @@ def of_campaign(campaign: Campaign, thorough: bool = True) -> Gate:
             f"{campaign.folder} is no gate: `nox -s gate` makes one, and --campaigns BASE HEAD"
             " compares two others"
         )
-    wanted = verdicts.rules(gate["metrics"], gate["tolerance"], gate["slo"])
-    found = summary.summarise(campaign, slo.each_request(wanted.bounds) or None, frames=False)
+    wanted = verdicts.parse_rules(gate["metrics"], gate["tolerance"], gate["slo"])
+    found = summary.summarise(campaign, slo.request_bounds(wanted.bounds) or None, frames=False)
     collected = [_collect(found, system) for system in gate["systems"]]
-    decide(collected, wanted)
+    decide_verdicts(collected, wanted)
     for each in collected:
         if len(each.system.set_aside) > MOST_SET_ASIDE:
             _too_many_set_aside(each, found)
@@ -66,7 +66,7 @@ def of_campaign(campaign: Campaign, thorough: bool = True) -> Gate:
                 " --max-minutes"
             )
             each.system.rows = [
-                verdicts.undecided(metric, share, why)
+                verdicts.undecided_metric(metric, share, why)
                 for metric, share in wanted.tolerances.items()
             ]
         if thorough:
@@ -75,7 +75,9 @@ def of_campaign(campaign: Campaign, thorough: bool = True) -> Gate:
                 (
                     row
                     if math.isnan(row.noise)
-                    else row._replace(p_sign_flip=stats.sign_flip(seen.differences(row.metric)))
+                    else row._replace(
+                        p_sign_flip=stats.sign_flip_test(seen.differences(row.metric))
+                    )
                 )
                 for row in each.system.rows
             ]
@@ -89,9 +91,9 @@ def of_campaign(campaign: Campaign, thorough: bool = True) -> Gate:
     )
 
 
-def questions(campaign: Campaign) -> list[bool]:
+def needed_rounds(campaign: Campaign) -> list[bool]:
     """Of each system: whether it needs another repetition. None does once the gate is invalid."""
-    gate = of_campaign(campaign, thorough=False)
+    gate = judge_campaign(campaign, thorough=False)
     return [
         gate.verdict != "INVALID"
         and each.verdict == "INCONCLUSIVE"
@@ -106,7 +108,7 @@ class Repetitions:
     all of its cases, with their side.
     """
 
-    system: System
+    system: GatedSystem
     values: pd.DataFrame
     runs: pd.DataFrame
 
@@ -126,7 +128,7 @@ class Repetitions:
         return Repetitions(self.system, self.values.iloc[:look], self.runs)
 
 
-def decide(collected: Sequence[Repetitions], wanted: Rules) -> None:
+def decide_verdicts(collected: Sequence[Repetitions], wanted: GateRules) -> None:
     """Look after look, until every metric of a system has its verdict or one has regressed; fills
     in its `rows`, `look` and `faults`.
     """
@@ -143,24 +145,26 @@ def decide(collected: Sequence[Repetitions], wanted: Rules) -> None:
         _look(ready, look, wanted, of=len(collected) * len(wanted.tolerances))
 
 
-def _look(ready: Sequence[Repetitions], look: int, wanted: Rules, of: int) -> None:
+def _look(ready: Sequence[Repetitions], look: int, wanted: GateRules, of: int) -> None:
     """`of`: metrics of all systems, for which Holm adjusts, whether or not they are looked at
     again.
     """
-    judged: list[tuple[Repetitions, str, Paired]] = []
+    judged: list[tuple[Repetitions, str, PairedResult]] = []
     for each in ready:
         each.system.look, each.system.rows = look, []
         for metric, tolerance in wanted.tolerances.items():
             if why := _unjudged(metric, each):
-                each.system.rows.append(verdicts.undecided(metric, tolerance, why, "not judged"))
+                each.system.rows.append(
+                    verdicts.undecided_metric(metric, tolerance, why, "not judged")
+                )
             else:
-                judged.append((each, metric, stats.paired(each.differences(metric), ALPHA)))
+                judged.append((each, metric, stats.paired_test(each.differences(metric), ALPHA)))
         if len(each.system.rows) == len(wanted.tolerances):
             each.system.faults.append(f"no metric could be judged: {each.system.rows[0].why}")
-    adjusted = stats.holm([d.p for _, _, d in judged], of)
+    adjusted = stats.holm_adjust([d.p for _, _, d in judged], of)
     for (each, metric, d), p in zip(judged, adjusted, strict=True):
         tolerance, values = wanted.tolerances[metric], each.values
-        control = stats.paired(each.differences(metric, control=True), ALPHA)
+        control = stats.paired_test(each.differences(metric, control=True), ALPHA)
         if control.p * of < CONTROL_ALPHA and abs(control.mean) > verdicts.bound_of(
             metric, tolerance
         ):
@@ -174,7 +178,7 @@ def _look(ready: Sequence[Repetitions], look: int, wanted: Rules, of: int) -> No
             float(values["head", metric].mean()),
         )
         noise = math.expm1((control.high - control.low) / 2)
-        each.system.rows.append(verdicts.judge(metric, tolerance, means, d, p, ALPHA, noise))
+        each.system.rows.append(verdicts.judge_metric(metric, tolerance, means, d, p, ALPHA, noise))
     for each in ready:
         each.system.rows.sort(key=lambda row: list(wanted.tolerances).index(row.metric))
 
@@ -183,7 +187,7 @@ def _unjudged(metric: str, each: Repetitions) -> str:
     """Why a metric has no verdict; empty if it may have one."""
     if sample := METRICS[metric].sample:
         least = float(each.values.xs(sample, axis="columns", level=1).min().min())
-        if why := verdicts.too_few(metric, least):
+        if why := verdicts.explain_too_few(metric, least):
             return why
     if not (
         np.isfinite(each.differences(metric)).all()
@@ -206,10 +210,10 @@ def _collect(found: Summary, asked: dict[str, Any]) -> Repetitions:
     runs = found.table.loc[same].assign(side=[identities[index]["side"] for index in same])
     users, rate = (math.nan if asked[key] is None else asked[key] for key in ("users", "rate"))
     name = (
-        f"{label(asked['server'], asked['options'])} ({asked['engine']}),"
+        f"{system_label(asked['server'], asked['options'])} ({asked['engine']}),"
         f" {formatting.workload_title(asked['scenario'], users, rate)}"
     )
-    system = System(name, faults=list(dict.fromkeys(_faults(found, runs))))
+    system = GatedSystem(name, faults=list(dict.fromkeys(_faults(found, runs))))
     counted = []
     for _, cases in runs.groupby("repetition"):
         bad = cases[~cases["valid"] & cases["state"].eq("ok")]
@@ -250,7 +254,7 @@ def _faults(found: Summary, runs: pd.DataFrame) -> list[str]:
     return [f"{side[index]}: {why}" for index, why in said if index in side]
 
 
-def _shares(values: pd.DataFrame, wanted: Rules) -> list[Row]:
+def _shares(values: pd.DataFrame, wanted: GateRules) -> list[MetricVerdict]:
     """What is counted over all requests, not measured in each run."""
     found = []
     for metric in ("error_share", *(["slo_attainment"] if wanted.bounds else [])):
@@ -258,7 +262,7 @@ def _shares(values: pd.DataFrame, wanted: Rules) -> list[Row]:
         met = {side: round(float((values[side, metric] * of[side]).sum())) for side in SIDES}
         requests = {side: round(float(of[side].sum())) for side in SIDES}
         found.append(
-            verdicts.shares(
+            verdicts.judge_shares(
                 metric,
                 (met["base"] + met["control"], met["head"]),
                 (requests["base"] + requests["control"], requests["head"]),
@@ -288,7 +292,7 @@ def _too_many_set_aside(each: Repetitions, found: Summary) -> None:
     if p < ALPHA:
         shares = sum(bad["base"]) / len(bad["base"]), sum(bad["head"]) / len(bad["head"])
         each.system.rows = [
-            Row(
+            MetricVerdict(
                 "unsteady runs",
                 *shares,
                 shares[1] - shares[0],
@@ -325,7 +329,7 @@ def _notes(found: Summary, collected: Sequence[Repetitions]) -> list[str]:
             each.runs["side"].ne("head") & each.runs["valid"], "output_tokens_per_s"
         ].to_numpy()
         if len(own) >= 2 * LOOKS[0] and own.any():
-            drift = stats.trend(np.arange(len(own)), own, len(own))
+            drift = stats.trend_test(np.arange(len(own)), own, len(own))
             if abs(drift.change) > 0.05 and drift.p < 0.01:
                 notes.append(
                     f"{each.system.name}: the machine drifted: base's throughput changed by"
@@ -355,7 +359,7 @@ def _outside(found: Summary, each: Repetitions) -> list[str]:
         head, base = (took[is_head[took.index] == side] for side in (True, False))
         if min(len(head), len(base)) < LOOKS[0]:
             continue
-        ratio, low, _ = stats.ratio(head, base)
+        ratio, low, _ = stats.mean_ratio(head, base)
         if low > 1 and ratio > 1.25:
             said = says.format(
                 head=format_number(float(head.mean())), base=format_number(float(base.mean()))
@@ -374,6 +378,6 @@ def _warm_up(found: Summary, index: int) -> float:
     """Median E2E of the requests before the window, as a multiple of the window's; nan without one
     of the two.
     """
-    seen = observe(found.campaign, index)
+    seen = read_case(found.campaign, index)
     early = seen.rows[~seen.rows["failed"] & (seen.rows["scheduled_s"] < seen.window[0])]
     return float(early["e2e_s"].median()) / float(found.table["e2e_p50_s"][index])

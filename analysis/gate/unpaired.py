@@ -14,50 +14,52 @@ import pandas as pd
 from analysis import stats
 from analysis.dataset import InputError
 from analysis.gate import compare, verdicts
-from analysis.gate.verdicts import Gate, Row, Rules, System
+from analysis.gate.verdicts import Gate, GatedSystem, GateRules, MetricVerdict
 from analysis.metrics import METRICS
-from analysis.stats import Paired
+from analysis.stats import PairedResult
 from analysis.summary import Summary
 
 ALPHA = 1 - stats.CONFIDENCE
 
 
-def of_summaries(base: Summary, head: Summary, wanted: Rules, anyway: bool = False) -> Gate:
+def judge_summaries(base: Summary, head: Summary, wanted: GateRules, anyway: bool = False) -> Gate:
     """`anyway`: also if machine, model or scenarios differ. Raises InputError."""
-    differing = compare.differences(base, head)
+    differing = compare.list_differences(base, head)
     if not anyway:
         compare.refuse_unlike(differing)
-    matched, only_base, only_head = compare.pairs(base, head)
+    matched, only_base, only_head = compare.pair_cases(base, head)
     if not matched:
         raise InputError("the two have no case in common: nothing to compare")
     systems = [
-        System(name, min(len(a), len(b)), faults=_faults({"base": a, "head": b}))
+        GatedSystem(name, min(len(a), len(b)), faults=_faults({"base": a, "head": b}))
         for name, a, b in matched
     ]
-    found: list[tuple[System, str, Paired, tuple[float, float]]] = []
+    found: list[tuple[GatedSystem, str, PairedResult, tuple[float, float]]] = []
     for system, (_, a, b) in zip(systems, matched, strict=True):
         a, b = a[a["valid"]], b[b["valid"]]
         for metric, tolerance in wanted.tolerances.items() if not system.faults else ():
             if why := _unjudged(metric, a, b):
-                system.rows.append(verdicts.undecided(metric, tolerance, why, "not judged"))
+                system.rows.append(verdicts.undecided_metric(metric, tolerance, why, "not judged"))
             elif min(len(a), len(b)) < 2:
                 system.rows.append(
-                    verdicts.undecided(
+                    verdicts.undecided_metric(
                         metric, tolerance, "one run has no interval: repeat it (--repeat 5)"
                     )
                 )
             else:
-                w = stats.welch(
+                w = stats.welch_test(
                     *(verdicts.sign_of(metric) * np.log(side[metric].to_numpy()) for side in (b, a))
                 )
-                d = Paired(w.difference, w.low, w.high, w.p, w.detectable)
+                d = PairedResult(w.difference, w.low, w.high, w.p, w.detectable)
                 found.append(
                     (system, metric, d, (float(a[metric].mean()), float(b[metric].mean())))
                 )
     for (system, metric, d, means), p in zip(
-        found, stats.holm([d.p for _, _, d, _ in found]), strict=True
+        found, stats.holm_adjust([d.p for _, _, d, _ in found]), strict=True
     ):
-        system.rows.append(verdicts.judge(metric, wanted.tolerances[metric], means, d, p, ALPHA))
+        system.rows.append(
+            verdicts.judge_metric(metric, wanted.tolerances[metric], means, d, p, ALPHA)
+        )
     for system, (_, a, b) in zip(systems, matched, strict=True):
         if not system.faults:
             system.rows += _shares(a, b)
@@ -91,20 +93,20 @@ def _faults(sides: dict[str, pd.DataFrame]) -> list[str]:
 def _unjudged(metric: str, a: pd.DataFrame, b: pd.DataFrame) -> str:
     both = pd.concat([a, b])
     if (sample := METRICS[metric].sample) and (
-        why := verdicts.too_few(metric, float(both[sample].min()))
+        why := verdicts.explain_too_few(metric, float(both[sample].min()))
     ):
         return why
     usable = np.isfinite(both[metric]) & (both[metric] > 0)
     return "" if usable.all() else "a run has no number, or requests failed in it"
 
 
-def _shares(a: pd.DataFrame, b: pd.DataFrame) -> list[Row]:
+def _shares(a: pd.DataFrame, b: pd.DataFrame) -> list[MetricVerdict]:
     of = [round(float(side["requests_scheduled"].sum())) for side in (a, b)]
     met = [
         round(float((side["error_share"] * side["requests_scheduled"]).sum())) for side in (a, b)
     ]
     return (
-        [verdicts.shares("error_share", (met[0], met[1]), (of[0], of[1]))]
+        [verdicts.judge_shares("error_share", (met[0], met[1]), (of[0], of[1]))]
         if all(of) and not any(map(math.isnan, met))
         else []
     )

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from analysis import slo
 from analysis.dataset import InputError
 from analysis.metrics import METRICS
-from analysis.stats import NAN, Paired
+from analysis.stats import NAN, PairedResult
 
 TOLERANCES = {
     "output_tokens_per_s": 0.05,
@@ -26,17 +26,17 @@ TOLERANCES = {
     "e2e_p99_s": 0.15,
 }
 BEYOND = 10  # requests beyond a percentile that it needs to be judged: 1,000 in all for P99
-EXIT = {"PASS": 0, "REGRESSED": 1, "INVALID": 2, "INCONCLUSIVE": 3}
+EXIT_CODES = {"PASS": 0, "REGRESSED": 1, "INVALID": 2, "INCONCLUSIVE": 3}
 
 
-class Rules(NamedTuple):
+class GateRules(NamedTuple):
     """What is judged: {metric: tolerance}, and the SLO whose attainment must not fall."""
 
     tolerances: dict[str, float]
     bounds: tuple[slo.Bound, ...] = ()
 
 
-class Row(NamedTuple):
+class MetricVerdict(NamedTuple):
     """One metric of one system. `base` and `head`: means in the metric's unit; `change`, `low`,
     `high`: of head against base, as shares, `noise`: half the width of the interval of equal code,
     nan without a control; `why`: of this verdict, with the remedy.
@@ -59,7 +59,7 @@ class Row(NamedTuple):
 
 
 @dataclass
-class System:
+class GatedSystem:
     """One server under one traffic. `faults`: why it has no verdict; `set_aside`: why repetitions
     of it do not count.
     """
@@ -67,7 +67,7 @@ class System:
     name: str
     repetitions: int = 0
     look: int = 0
-    rows: list[Row] = field(default_factory=list)
+    rows: list[MetricVerdict] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     set_aside: list[str] = field(default_factory=list)
     needs_more: bool = False
@@ -87,7 +87,7 @@ class Gate:
     """
 
     sides: dict[str, str]
-    systems: list[System]
+    systems: list[GatedSystem]
     notes: list[str]
 
     @property
@@ -97,10 +97,10 @@ class Gate:
 
     @property
     def exit_code(self) -> int:
-        return EXIT[self.verdict]
+        return EXIT_CODES[self.verdict]
 
 
-def rules(metrics: str = "", tolerance: Iterable[str] = (), bounds: str = "") -> Rules:
+def parse_rules(metrics: str = "", tolerance: Iterable[str] = (), bounds: str = "") -> GateRules:
     """Of "a,b", ["a=20%"] and an SLO. Raises InputError."""
     found = dict(TOLERANCES)
     if metrics:
@@ -124,7 +124,7 @@ def rules(metrics: str = "", tolerance: Iterable[str] = (), bounds: str = "") ->
                 f" {', '.join(found)}"
             )
         found[name] = share
-    return Rules(found, slo.parse(bounds) if bounds else ())
+    return GateRules(found, slo.parse_slo(bounds) if bounds else ())
 
 
 def bound_of(metric: str, tolerance: float) -> float:
@@ -136,15 +136,15 @@ def sign_of(metric: str) -> float:
     return -1.0 if METRICS[metric].better == "higher" else 1.0
 
 
-def judge(
+def judge_metric(
     metric: str,
     tolerance: float,
     means: tuple[float, float],
-    d: Paired,
+    d: PairedResult,
     p_holm: float,
     alpha: float,
     noise: float = NAN,
-) -> Row:
+) -> MetricVerdict:
     """`means`: of base and head; `d`: of logarithms, head's minus base's, + is worse."""
     bound, detectable = bound_of(metric, tolerance), math.expm1(d.detectable)
     verdict, why = (
@@ -165,14 +165,18 @@ def judge(
         change = math.expm1(-d.mean), math.expm1(-d.high), math.expm1(-d.low)
     else:
         change = math.expm1(d.mean), math.expm1(d.low), math.expm1(d.high)
-    return Row(metric, *means, *change, tolerance, verdict, why, d.p, p_holm, noise, detectable)
+    return MetricVerdict(
+        metric, *means, *change, tolerance, verdict, why, d.p, p_holm, noise, detectable
+    )
 
 
-def undecided(metric: str, tolerance: float, why: str, verdict: str = "INCONCLUSIVE") -> Row:
-    return Row(metric, NAN, NAN, NAN, NAN, NAN, tolerance, verdict, why)
+def undecided_metric(
+    metric: str, tolerance: float, why: str, verdict: str = "INCONCLUSIVE"
+) -> MetricVerdict:
+    return MetricVerdict(metric, NAN, NAN, NAN, NAN, NAN, tolerance, verdict, why)
 
 
-def too_few(metric: str, least: float) -> str:
+def explain_too_few(metric: str, least: float) -> str:
     """Why a percentile is not judged if a run has so few requests; empty if it may be."""
     percent = float(metric.split("_p")[1].split("_")[0])
     needed = round(BEYOND / (1 - percent / 100))
@@ -184,14 +188,16 @@ def too_few(metric: str, least: float) -> str:
     )
 
 
-def shares(metric: str, met: tuple[int, int], of: tuple[int, int]) -> Row:
+def judge_shares(metric: str, met: tuple[int, int], of: tuple[int, int]) -> MetricVerdict:
     """Shares of the requests of base and of head, by the intervals of Clopper and Pearson: worse if
     they do not overlap.
     """
-    base, head = (slo.interval(m, n) for m, n in zip(met, of, strict=True))
+    base, head = (slo.attainment_interval(m, n) for m, n in zip(met, of, strict=True))
     worse, better = head[0] > base[1], head[1] < base[0]
     if METRICS[metric].better == "higher":
         worse, better = better, worse
     seen = met[0] / of[0], met[1] / of[1]
     verdict = "REGRESSED" if worse else "IMPROVED" if better else "PASS"
-    return Row(metric, *seen, seen[1] - seen[0], head[0] - base[1], head[1] - base[0], 0.0, verdict)
+    return MetricVerdict(
+        metric, *seen, seen[1] - seen[0], head[0] - base[1], head[1] - base[0], 0.0, verdict
+    )

@@ -11,18 +11,18 @@ import numpy as np
 import pandas as pd
 
 from analysis import hardware
-from analysis.case import Observed
+from analysis.case import CaseData
 from analysis.metrics import kv_cache, roofline
-from analysis.stats import NAN, needed, percentile
+from analysis.stats import NAN, percentile, values_needed
 
 
-def output_tokens_per_s(o: Observed) -> float:
+def output_tokens_per_s(o: CaseData) -> float:
     """Tokens that arrived inside the window / its length, whatever request they belong to."""
     times, numbers = o.tokens
     return float(numbers[o.inside(times)].sum()) / o.length
 
 
-def user_tokens_per_s(o: Observed) -> float:
+def user_tokens_per_s(o: CaseData) -> float:
     """How fast an answer runs for its reader: 1 / TPOT P50, "output token throughput per user" of
     NVIDIA's AIPerf. The wait for the first token is not in it: TTFT is beside it.
     """
@@ -30,63 +30,63 @@ def user_tokens_per_s(o: Observed) -> float:
     return 1 / tpot if tpot > 0 else NAN
 
 
-def requests_per_s(o: Observed) -> float:
+def requests_per_s(o: CaseData) -> float:
     """Requests that finished inside the window, complete and not wrong / its length."""
     return float(o.finished["good"].sum()) / o.length
 
 
-def goodput_per_s(o: Observed) -> float:
+def goodput_per_s(o: CaseData) -> float:
     """Requests that finished inside the window, complete and not wrong, and met every bound of the
     SLO / its length.
     """
     return float(o.finished["met_slo"].sum()) / o.length
 
 
-def slo_attainment(o: Observed) -> float:
+def slo_attainment(o: CaseData) -> float:
     """Share of the requests scheduled in the window that were complete, not wrong and met every
     bound of the SLO.
     """
     return _share(o.scheduled["met_slo"])
 
 
-def error_share(o: Observed) -> float:
+def error_share(o: CaseData) -> float:
     """Share of the requests scheduled in the window that failed, for whatever reason."""
     return _share(o.scheduled["failed"])
 
 
-def wrong_share(o: Observed) -> float:
+def wrong_share(o: CaseData) -> float:
     """Share of the requests scheduled in the window whose answer was not the expected one."""
     return _share(o.scheduled["answer"] == "wrong")
 
 
-def requests_scheduled(o: Observed) -> float:
+def requests_scheduled(o: CaseData) -> float:
     """Requests scheduled in the window: the n of TTFT and E2E."""
     return float(len(o.scheduled)) if o.run.get("window") else NAN
 
 
-def requests_completed(o: Observed) -> float:
+def requests_completed(o: CaseData) -> float:
     """Those of them that did not fail."""
     return float((~o.scheduled["failed"]).sum()) if o.run.get("window") else NAN
 
 
-def requests_of_several_tokens(o: Observed) -> float:
+def requests_of_several_tokens(o: CaseData) -> float:
     """Those of them that did not fail and have more than one token: the n of TPOT and of ITL, whose
     gaps within one request are no independent values.
     """
     return float(o.scheduled["tpot_s"].notna().sum()) if o.run.get("window") else NAN
 
 
-def ttft_mean_s(o: Observed) -> float:
+def ttft_mean_s(o: CaseData) -> float:
     """Mean of first chunk with a generated token - scheduled, completed requests only."""
     return _mean(o.latencies("ttft_s", failures=False))
 
 
-def itl_mean_s(o: Observed) -> float:
+def itl_mean_s(o: CaseData) -> float:
     """Mean of the gaps between chunks that carry tokens."""
     return _mean(o.latencies("itl_s"))
 
 
-def tokens_per_chunk(o: Observed) -> float:
+def tokens_per_chunk(o: CaseData) -> float:
     """Mean tokens in a chunk that carries any, of the requests scheduled in the window; 1 is a
     stream token by token.
     """
@@ -94,7 +94,7 @@ def tokens_per_chunk(o: Observed) -> float:
     return _mean(np.concatenate(numbers)) if numbers else NAN
 
 
-def outside_engine_p50_s(o: Observed) -> float:
+def outside_engine_p50_s(o: CaseData) -> float:
     """Median of E2E - (queue_ms + prompt_ms + predicted_ms) of the server's own timings: what the
     architecture, the network and the client add to the engine's time; requests scheduled in the
     window that did not fail.
@@ -104,7 +104,7 @@ def outside_engine_p50_s(o: Observed) -> float:
     return percentile(outside.dropna().to_numpy(), 50)
 
 
-def cache_hit_share(o: Observed) -> float:
+def cache_hit_share(o: CaseData) -> float:
     """Share of hits in what the server says of its cache of answers: rise of
     serveoff_cache_hits_total / that of it and of serveoff_cache_misses_total, from its first to its
     last word on them in the window.
@@ -116,7 +116,7 @@ def cache_hit_share(o: Observed) -> float:
     return hits / (hits + misses) if hits + misses > 0 else NAN
 
 
-def running_mean(o: Observed) -> float:
+def running_mean(o: CaseData) -> float:
     """Requests that the engine worked on at once, mean over the window: the sum over the completed
     requests of its time for each (prompt_ms before the first token, predicted_ms from it on) inside
     the window / its length (Little's law). Of a server without timings the mean of what it said in
@@ -130,7 +130,7 @@ def running_mean(o: Observed) -> float:
     return _mean(said[o.inside(said.index)])
 
 
-def event_loop_lag_p99_s(o: Observed) -> float:
+def event_loop_lag_p99_s(o: CaseData) -> float:
     """How late the server's event loop ran what was due, each 50 ms, P99 over the window: the upper
     bound of the histogram's bucket in which it lies, from its first to its last word on it there;
     of all its processes, and of a gateway the servers behind it.
@@ -145,17 +145,19 @@ def event_loop_lag_p99_s(o: Observed) -> float:
         return NAN
     risen = said.iloc[-1] - said.iloc[0]
     total = float(risen.iloc[-1])  # le is "+Inf"
-    return float(risen.index[(risen >= 0.99 * total).argmax()]) if total >= needed(99) else NAN
+    return (
+        float(risen.index[(risen >= 0.99 * total).argmax()]) if total >= values_needed(99) else NAN
+    )
 
 
-def server_cores(o: Observed) -> float:
+def server_cores(o: CaseData) -> float:
     """CPU cores that the server's process tree kept busy in the window: rise of its CPU time /
     time.
     """
     return o.slope("server_cpu_s")
 
 
-def load_cpu_share(o: Observed) -> float:
+def load_cpu_share(o: CaseData) -> float:
     """Share of the window in which the busiest load worker computed (each computes on one core). Of
     a case that did not record that: cores that the load generator kept busy / cores that it could
     use, one a load worker, at most those it was given.
@@ -169,44 +171,44 @@ def load_cpu_share(o: Observed) -> float:
     return o.slope("load_cpu_s") / min(given, workers)
 
 
-def server_peak_bytes(o: Observed) -> float:
+def server_peak_bytes(o: CaseData) -> float:
     """Largest proportional set size of the server's process tree in the whole case."""
     return float(o.telemetry["server_pss_bytes"].max())
 
 
-def context_switches_per_s(o: Observed) -> float:
+def context_switches_per_s(o: CaseData) -> float:
     """Voluntary and involuntary context switches of the server's process tree in the window /
     time.
     """
     return o.slope("server_context_switches_total")
 
 
-def tokens_per_cpu_s(o: Observed) -> float:
+def tokens_per_cpu_s(o: CaseData) -> float:
     """Output throughput / CPU cores used by the server."""
     cores = server_cores(o)
     return output_tokens_per_s(o) / cores if cores > 0 else NAN
 
 
-def gpu_utilization_percent(o: Observed) -> float:
+def gpu_utilization_percent(o: CaseData) -> float:
     """Mean of NVML's utilisation in the window over the samples and all GPUs: the share of the time
     in which any kernel ran, which is no share of what the card could do (MBU and MFU are).
     """
     return _mean([o.samples(c)[c].mean() for c in o.gpu_columns("utilization_percent")])
 
 
-def gpu_memory_bytes(o: Observed) -> float:
+def gpu_memory_bytes(o: CaseData) -> float:
     """Largest memory in use in the whole case, sum of all GPUs, whoever used it."""
     columns = o.gpu_columns("memory_used_bytes")
     return float(o.telemetry[columns].sum(axis="columns", min_count=1).max()) if columns else NAN
 
 
-def gpu_power_w(o: Observed) -> float:
+def gpu_power_w(o: CaseData) -> float:
     """Mean power in the window, sum of all GPUs."""
     columns = o.gpu_columns("power_w")
     return float(sum(o.samples(c)[c].mean() for c in columns)) if columns else NAN
 
 
-def gpu_tokens_per_joule(o: Observed) -> float:
+def gpu_tokens_per_joule(o: CaseData) -> float:
     """Output throughput / (rise of NVML's energy counters in the window, all GPUs, used or not /
     time). What CPU, memory and cooling take is not in it.
     """
@@ -215,13 +217,13 @@ def gpu_tokens_per_joule(o: Observed) -> float:
     return output_tokens_per_s(o) / power if columns and power > 0 else NAN
 
 
-def goodput_tokens_per_s(o: Observed) -> float:
+def goodput_tokens_per_s(o: CaseData) -> float:
     """Output tokens of the requests that goodput counts / the window's length."""
     good = o.finished[o.finished["met_slo"]]
     return float(sum(n.sum() for n in good["token_n"])) / o.length
 
 
-def usd_per_million_tokens(o: Observed) -> float:
+def usd_per_million_tokens(o: CaseData) -> float:
     """Price of the whole machine an hour / 3600 / goodput in tokens/s x 1,000,000: dollars for a
     million output tokens whose requests met every bound of the SLO, if it were always loaded like
     that. ∞ if none did.
@@ -232,7 +234,7 @@ def usd_per_million_tokens(o: Observed) -> float:
     return o.given.price.usd_per_hour / 3600 / good * 1e6 if good > 0 else math.inf
 
 
-def mbu(o: Observed) -> float:
+def mbu(o: CaseData) -> float:
     """Model bandwidth utilisation: bytes a second that the model had to move / the machine's peak
     bandwidth. (Weights + keys and values) / TPOT / peak (Databricks, "LLM inference performance
     engineering: best practices", 2023), over the window and a batch: weights x forward passes a
@@ -242,27 +244,27 @@ def mbu(o: Observed) -> float:
     stay in a cache nearer than that memory. – on simulated engines, with a cache of answers, and if
     the model's shape or the peak is not known.
     """
-    peak = hardware.peaks(o.campaign, o.given).bytes_per_s
+    peak = hardware.find_peaks(o.campaign, o.given).bytes_per_s
     return roofline.bytes_per_s(o) / peak if peak > 0 else NAN
 
 
-def mfu(o: Observed) -> float:
+def mfu(o: CaseData) -> float:
     """Model FLOPs utilisation: operations a second that the model had to do / the machine's peak.
     The forward pass of Chowdhery et al., "PaLM", 2022, appendix B, 2 N + 4 L H Q T for each token
     of prompts and answers, where N is without the table of input embeddings (and without the output
     head for tokens that predict none) and T is what a token looks back on. – where MBU is.
     """
-    peak = hardware.peaks(o.campaign, o.given).flops
+    peak = hardware.find_peaks(o.campaign, o.given).flops
     return roofline.flops(o) / peak if peak > 0 else NAN
 
 
-def startup_s(o: Observed) -> float:
+def startup_s(o: CaseData) -> float:
     """From the start of the server's process to the first 200 of /health."""
     value = o.run.get("startup_s")
     return NAN if value is None else float(value)
 
 
-def sums(arrays: pd.Series) -> np.ndarray:
+def sum_arrays(arrays: pd.Series) -> np.ndarray:
     """The sum of each array, 0 of an empty one, a hundred times as fast as one by one."""
     lengths = np.array([len(each) for each in arrays], dtype="int64")
     total = (
@@ -292,7 +294,7 @@ class Metric(NamedTuple):
     label: str
     unit: str
     better: str  # higher, lower, or nothing where neither is
-    value: Callable[[Observed], float]
+    value: Callable[[CaseData], float]
     shown: str = ""
     scale: float = 1
     sample: str = ""
@@ -344,7 +346,7 @@ def _percentiles() -> list[Metric]:
             for p in (50, 99) if name in ("send_lag_s", "slot_wait_s") else (50, 95, 99):
 
                 def value(
-                    o: Observed, name: str = name, p: int = p, failures: bool = failures
+                    o: CaseData, name: str = name, p: int = p, failures: bool = failures
                 ) -> float:
                     return percentile(o.latencies(name, failures), p)
 
@@ -366,7 +368,7 @@ def _percentiles() -> list[Metric]:
                         "ms",
                         1000,
                         count if failures else "requests_completed",
-                        needed(p),
+                        values_needed(p),
                     )
                 )
     return table
@@ -388,7 +390,7 @@ METRICS = {
             "",
             1,
             "requests_of_several_tokens",
-            needed(50),
+            values_needed(50),
         ),
         *_percentiles(),
         Metric(
@@ -400,7 +402,7 @@ METRICS = {
             "ms",
             1000,
             "requests_completed",
-            needed(50),
+            values_needed(50),
         ),
         Metric(
             "itl_mean_s",
@@ -411,7 +413,7 @@ METRICS = {
             "ms",
             1000,
             "requests_of_several_tokens",
-            needed(50),
+            values_needed(50),
         ),
         Metric("requests_scheduled", "requests in the window", "", "", requests_scheduled),
         Metric("requests_completed", "of them completed", "", "", requests_completed),
@@ -432,7 +434,7 @@ METRICS = {
             "ms",
             1000,
             "requests_completed",
-            needed(50),
+            values_needed(50),
         ),
         Metric("cache_hit_share", "cache hits", "share", "higher", cache_hit_share, "%", 100),
         Metric("running_mean", "running at once", "", "", running_mean),
@@ -498,7 +500,7 @@ METRICS = {
 }
 
 
-def measure(o: Observed) -> dict[str, float]:
+def measure_case(o: CaseData) -> dict[str, float]:
     """All metrics of one case by name, in their `unit`; nan where it was not measured or where n is
     too small.
     """

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pandas as pd
 
-from analysis.case import Observed
+from analysis.case import CaseData
 from analysis.stats import NAN
 
 POSITIONS = "serveoff_kv_positions_total"
@@ -20,7 +20,7 @@ USAGE, CONFIG, PREEMPTIONS = (
 )
 
 
-def useful_share(o: Observed) -> float:
+def useful_share(o: CaseData) -> float:
     """Positions of tokens that unfinished requests need / positions that the engine holds for keys
     and values, over the window: "token states" of Kwon et al., "Efficient memory management for
     large language model serving with PagedAttention", 2023, figure 2. Static batches count both at
@@ -46,7 +46,7 @@ def useful_share(o: Observed) -> float:
     )
 
 
-def used_peak_share(o: Observed) -> float:
+def used_peak_share(o: CaseData) -> float:
     """Most that any of vLLM's engines had in use of its blocks for keys and values, by its word in
     the window (vllm:kv_cache_usage_perc, a share in spite of its name). At 100% requests wait, or
     are preempted.
@@ -56,7 +56,7 @@ def used_peak_share(o: Observed) -> float:
     return float(said["value"].max()) if len(said) else NAN
 
 
-def preemptions(o: Observed) -> float:
+def preemptions(o: CaseData) -> float:
     """Requests that lost their place, and whose keys and values were computed anew, since there was
     no room: rise of vllm:num_preemptions_total over the window, from its first to its last word on
     it there.

@@ -13,13 +13,13 @@ import numpy as np
 from analysis.stats import NAN
 
 if TYPE_CHECKING:
-    from analysis.case import Observed
+    from analysis.case import CaseData
 
 # vLLM observes that histogram once for each step that brought a token
 PASSES = "vllm:iteration_tokens_total_count"
 
 
-class Work(NamedTuple):
+class ModelWork(NamedTuple):
     """Of the window: `generated` tokens, those of them that are a prompt's `first`, `prompt` tokens
     of these prompts, and how many tokens the tokens looked back on, themselves included: `context`
     of later tokens, `prompt_context` of the prompts'.
@@ -32,7 +32,7 @@ class Work(NamedTuple):
     prompt_context: float
 
 
-def shape(o: "Observed") -> dict[str, Any] | None:
+def model_shape(o: "CaseData") -> dict[str, Any] | None:
     """The model's shape if this case computed with it: not on a simulated engine, not with weights
     that were quantised, whose bytes and operations are others, and not where answers came out of a
     cache.
@@ -43,7 +43,7 @@ def shape(o: "Observed") -> dict[str, Any] | None:
     return None if cached or quantized or case.get("engine") == "simulated" else found
 
 
-def work(o: "Observed") -> Work:
+def model_work(o: "CaseData") -> ModelWork:
     """By when a token arrived; a prompt counts when its first token does. The k-th token of an
     answer (k > 1) is computed from the one before it, which looks back on the prompt and k - 1
     tokens.
@@ -60,7 +60,7 @@ def work(o: "Observed") -> Work:
     opening, inside = position == 0, o.inside(times)
     context = n * p + n * before + n * (n - 1) / 2 - np.where(opening, p, 0)
     prompts = p[opening & inside]
-    return Work(
+    return ModelWork(
         n[inside].sum(),
         len(prompts),
         prompts.sum(),
@@ -69,7 +69,7 @@ def work(o: "Observed") -> Work:
     )
 
 
-def passes(o: "Observed") -> tuple[float, str]:
+def weight_passes(o: "CaseData") -> tuple[float, str]:
     """(forward passes a second in the window, how that is known). vLLM counts them; Transformers'
     `generate` makes one for each token of each request. Else at least sum(1 / requests between
     their first and last token at that moment) over the chunks that arrived, since one pass brings
@@ -91,28 +91,31 @@ def passes(o: "Observed") -> tuple[float, str]:
     return float((1 / together).sum()) / o.length, "at least"
 
 
-def bytes_per_s(o: "Observed") -> float:
+def bytes_per_s(o: "CaseData") -> float:
     """Weights x forward passes, and keys and values x tokens looked back on; nan if the model's
     shape is not known.
     """
-    s = shape(o)
+    s = model_shape(o)
     if not s or not o.length > 0:
         return NAN
     # of an input table a pass reads a few rows
     weights = s["parameters"] - (0 if s["tied_embeddings"] else s["embedding_parameters"])
     cache = 2 * s["layers"] * s["kv_heads"] * s["head_dim"]
-    return float(s["dtype_bytes"] * (weights * passes(o)[0] + cache * work(o).context / o.length))
+    return float(
+        s["dtype_bytes"]
+        * (weights * weight_passes(o)[0] + cache * model_work(o).context / o.length)
+    )
 
 
-def flops(o: "Observed") -> float:
+def flops(o: "CaseData") -> float:
     """Operations a second: 2 for each weight that multiplies a token (a prompt needs the output
     head once), 4 x layers x heads x head_dim for each token looked back on; nan if the model's
     shape is not known.
     """
-    s = shape(o)
+    s = model_shape(o)
     if not s or not o.length > 0:
         return NAN
-    w, head = work(o), s["embedding_parameters"]
+    w, head = model_work(o), s["embedding_parameters"]
     body = s["parameters"] - (1 if s["tied_embeddings"] else 2) * head
     multiplied = body * (w.prompt + w.generated - w.first) + head * w.generated
     attention = 2 * s["layers"] * s["heads"] * s["head_dim"] * (w.context + w.prompt_context)

@@ -20,10 +20,10 @@ import pandas as pd
 from IPython.display import display
 
 from analysis import attribution, dataset
-from analysis.plots import figures, tradeoffs
-from analysis.summary import comparisons, summarise, sweeps
+from analysis.plots import figures, latency_parts, tradeoffs
+from analysis.summary import build_comparisons, build_sweeps, summarise
 
-campaign = dataset.campaign(os.environ.get("SERVEOFF_CAMPAIGN"))
+campaign = dataset.read_campaign(os.environ.get("SERVEOFF_CAMPAIGN"))
 summary = summarise(campaign)
 campaign.folder.name
 
@@ -35,20 +35,20 @@ columns = [f"{name}_p{p}_s" for name in ("ttft", "tpot", "e2e", "itl") for p in 
 summary.valid.set_index(["scenario", "server", "engine", "repetition"])[columns]
 
 # %%
-for comparison in comparisons(summary):
-    display(figures.tail(comparison))
+for comparison in build_comparisons(summary):
+    display(figures.draw_tail(comparison))
 
 # %%
-for comparison in comparisons(summary):
-    display(figures.latency_cdf(summary, comparison))
+for comparison in build_comparisons(summary):
+    display(figures.draw_latency_cdf(summary, comparison))
 
 # %% [markdown]
 # How the tail grows with the load, one line for each server, where a scenario has several loads:
 
 # %%
-for sweep in sweeps(comparisons(summary)):
+for sweep in build_sweeps(build_comparisons(summary)):
     if len(sweep.comparisons) > 1 and len(sweep.points):
-        display(tradeoffs.curve(sweep, "ttft"), tradeoffs.curve(sweep, "e2e"))
+        display(tradeoffs.draw_curve(sweep, "ttft"), tradeoffs.draw_curve(sweep, "e2e"))
 
 # %% [markdown]
 # The slowest completed requests of each run, and what they waited for: parts of E2E in seconds
@@ -56,12 +56,12 @@ for sweep in sweeps(comparisons(summary)):
 
 # %%
 slowest = {
-    index: attribution.parts(frame).nlargest(3, "e2e_s")
+    index: attribution.split_latencies(frame).nlargest(3, "e2e_s")
     for index, frame in summary.latencies.items()
 }
 pd.concat(slowest, names=["case", "request"]) if slowest else "no case has a number"
 
 # %%
-for comparison in comparisons(summary):
-    if whys := attribution.attribute(summary, comparison):
-        display(attribution.draw(whys))
+for comparison in build_comparisons(summary):
+    if whys := attribution.attribute_latency(summary, comparison):
+        display(latency_parts.draw_latency_parts(whys))

@@ -20,15 +20,15 @@ from IPython.display import display
 from analysis import dataset, metrics
 from analysis.plots import figures, tradeoffs
 from analysis.report import writer
-from analysis.summary import answer, comparisons, summarise, sweeps
+from analysis.summary import build_comparisons, build_sweeps, describe_result, summarise
 
-campaign = dataset.campaign(os.environ.get("SERVEOFF_CAMPAIGN"))
+campaign = dataset.read_campaign(os.environ.get("SERVEOFF_CAMPAIGN"))
 summary = summarise(campaign)
 campaign.folder.name
 
 # %%
-for comparison in comparisons(summary):
-    print(answer(comparison))
+for comparison in build_comparisons(summary):
+    print(describe_result(comparison))
 
 # %% [markdown]
 # Mean over runs, half-width of the 95% interval, number of runs:
@@ -40,8 +40,8 @@ summary.estimates("output_tokens_per_s")
 summary.estimates("goodput_per_s")
 
 # %%
-for comparison in comparisons(summary):
-    display(figures.throughput(comparison))
+for comparison in build_comparisons(summary):
+    display(figures.draw_throughput(comparison))
 
 # %% [markdown]
 # What a user gets against what the machine gives, over all loads of a scenario. Each picture
@@ -49,19 +49,19 @@ for comparison in comparisons(summary):
 # from there.
 
 # %%
-for sweep in sweeps(comparisons(summary)):
+for sweep in build_sweeps(build_comparisons(summary)):
     # else no case has a number, or answers have one token
     if sweep.points["user_tokens_per_s"].notna().any():
-        picture = tradeoffs.pareto(sweep)
+        picture = tradeoffs.draw_pareto(sweep)
         display(picture, picture.data)
 
 # %% [markdown]
 # How many times worse than the best of its column each number is:
 
 # %%
-for comparison in comparisons(summary):
+for comparison in build_comparisons(summary):
     if comparison.has_number:
-        display(tradeoffs.heat_map(comparison, writer.HEADLINE))
+        display(tradeoffs.draw_heat_map(comparison, writer.HEADLINE))
 
 # %% [markdown]
 # Every case by itself, and which of them have no number:

@@ -18,9 +18,9 @@ from IPython.display import display
 
 from analysis import dataset
 from analysis.plots import figures
-from analysis.summary import comparisons, summarise
+from analysis.summary import build_comparisons, summarise
 
-campaign = dataset.campaign(os.environ.get("SERVEOFF_CAMPAIGN"))
+campaign = dataset.read_campaign(os.environ.get("SERVEOFF_CAMPAIGN"))
 summary = summarise(campaign)
 campaign.folder.name
 
@@ -46,8 +46,8 @@ columns = [
 summary.valid.set_index(["scenario", "server", "engine", "repetition"])[columns]
 
 # %%
-for comparison in comparisons(summary):
-    display(figures.timeline(summary, comparison))
+for comparison in build_comparisons(summary):
+    display(figures.draw_timeline(summary, comparison))
 
 # %% [markdown]
 # One run by itself, as it was sampled:

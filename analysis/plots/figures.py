@@ -6,98 +6,47 @@ Colours are Okabe and Ito's, which people with any colour vision tell apart; lin
 labels tell the same again, since twenty servers have more names than there are colours.
 """
 
-import io
 import math
-import textwrap
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-from PIL import Image
 
 from analysis import stats
 from analysis.formatting import format_estimate
-from analysis.summary import Comparison, Summary, System
+from analysis.plots.style import (
+    COLOURS,
+    MANY,
+    STYLE,
+    WIDTH,
+    Picture,
+    add_legend,
+    line_looks,
+    panel_grid,
+    set_log_axis,
+    single_axes,
+)
+from analysis.summary import Comparison, ServerSummary, Summary
 
-COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#B8A800"]
-DASHES = ["-", "--", ":", "-."]
-STYLE: Any = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "figure.constrained_layout.use": True,
-    "font.size": 10,
-    "axes.axisbelow": True,
-}
-WIDTH = 6.8  # inches: two beside each other on a page, and one readable on a phone
-MANY = len(COLOURS)  # more lines than that in one picture are not told apart
 # where a CDF is drawn: a line is no finer on paper
 SHARES = np.unique(np.concatenate([np.linspace(0.01, 1, 100), [0.995, 0.999]]))
 MARKS = {50: "o", 95: "s", 99: "D"}
 
 
-def png(figure: Figure) -> bytes:
-    """120 dots an inch, in 128 colours, which a drawing does not need more of: a third of the
-    bytes.
-    """
-    drawn, data = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=120, facecolor="white", metadata={"Software": None})
-    image = (
-        Image.open(drawn)
-        .convert("RGB")
-        .quantize(128, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    )
-    image.save(data, "png", optimize=True)
-    return data.getvalue()
+Drawn = tuple[ServerSummary, str, dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class Picture:
-    """`data` has a row for each thing drawn, in the units at the end of its columns' names."""
-
-    figure: Figure
-    data: pd.DataFrame
-
-    def _repr_png_(self) -> bytes:
-        """How a notebook shows it: as the report does."""
-        return png(self.figure)
-
-
-Drawn = tuple[System, str, dict[str, Any]]
-
-
-def looks(comparison: Comparison) -> list[Drawn]:
-    """(system, its label, how its lines look) of the systems with a valid case. The look follows
-    the name and not the rank, so that it is the same in all figures.
-    """
-    order = sorted(s.name for s in comparison.systems)
-    style = {
-        name: {"color": COLOURS[i % 8], "linestyle": DASHES[i // 8 % 4]}
-        for i, name in enumerate(order)
-    }
-    return [(s, wrapped(s.name), style[s.name]) for s in comparison.systems if len(s.valid)]
-
-
-def wrapped(name: str) -> str:
-    """As text: no "$" in it begins a formula; and leaving room for the figure."""
-    return "\n".join(textwrap.wrap(name, 44)).replace("$", r"\$")
-
-
-def throughput(comparison: Comparison) -> Picture:
+def draw_throughput(comparison: Comparison) -> Picture:
     """Bars of output throughput (tokens/s) with 95% intervals over runs; dots are the runs."""
-    drawn = looks(comparison)
+    drawn = line_looks(comparison)
     with rc_context(STYLE):
-        figure, axes = _axes(0.9 + (0.45 if len(drawn) <= MANY else 0.3) * len(drawn))
+        figure, axes = single_axes(0.9 + (0.45 if len(drawn) <= MANY else 0.3) * len(drawn))
         for row, (system, _, look) in enumerate(drawn):
             runs = system.valid["output_tokens_per_s"]
-            e = stats.estimate(runs)
+            e = stats.estimate_mean(runs)
             axes.barh(row, e.mean, color=look["color"], alpha=0.85, height=0.6)
             axes.plot(
                 runs,
@@ -125,7 +74,7 @@ def throughput(comparison: Comparison) -> Picture:
     return Picture(figure, pd.concat(data, ignore_index=True) if data else pd.DataFrame())
 
 
-def cdf(summary: Summary, comparison: Comparison) -> pd.DataFrame:
+def latency_shares(summary: Summary, comparison: Comparison) -> pd.DataFrame:
     """server, engine, repetition, share, ttft_s, e2e_s: the latency (nearest-rank, +inf is a
     failure) that this share of the window's requests did not exceed, a run at a time: runs are
     never pooled.
@@ -151,11 +100,11 @@ def cdf(summary: Summary, comparison: Comparison) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
 
 
-def latency_cdf(summary: Summary, comparison: Comparison) -> Picture:
+def draw_latency_cdf(summary: Summary, comparison: Comparison) -> Picture:
     """Cumulative share of requests by TTFT and by E2E, a line a run. A curve that ends below 1 has
     failures. Of many systems each has a panel of its own, in which the others are grey.
     """
-    drawn, data = looks(comparison), cdf(summary, comparison)
+    drawn, data = line_looks(comparison), latency_shares(summary, comparison)
     lines = {
         s.name: [
             own
@@ -178,16 +127,16 @@ def _overlay(drawn: list[Drawn], lines: dict[str, list[pd.DataFrame]]) -> Figure
         for system, label, look in drawn:
             for run, own in enumerate(lines[system.name]):
                 _steps(axes, own, column, lw=1.4, label=None if run else label, **look)
-        log_axis(axes, axes.xaxis)
+        set_log_axis(axes, axes.xaxis)
         axes.set_xlabel(f"{latency}, ms (log)")
         axes.set_ylim(0, 1.02)
     figure.axes[0].set_ylabel("share of requests")
-    _legend(figure)
+    add_legend(figure)
     return figure
 
 
 def _panels(drawn: list[Drawn], lines: dict[str, list[pd.DataFrame]], columns: int = 4) -> Figure:
-    figure, grid = _grid(
+    figure, grid = panel_grid(
         math.ceil(len(drawn) / columns),
         columns,
         1.5 * WIDTH,
@@ -218,7 +167,7 @@ def _panels(drawn: list[Drawn], lines: dict[str, list[pd.DataFrame]], columns: i
         [own[["ttft_s", "e2e_s"]].to_numpy().ravel() for runs in lines.values() for own in runs]
     )
     known = values[np.isfinite(values) & (values > 0)]
-    log_axis(
+    set_log_axis(
         grid[0, 0],
         grid[0, 0].xaxis,
         (1000 * known.min(), 1000 * known.max()) if len(known) else None,
@@ -228,7 +177,7 @@ def _panels(drawn: list[Drawn], lines: dict[str, list[pd.DataFrame]], columns: i
         axes.set_xlabel("ms (log)")
     for axes in grid[:, 0]:
         axes.set_ylabel("share")
-    _legend(figure, columns=3)
+    add_legend(figure, columns=3)
     return figure
 
 
@@ -237,11 +186,11 @@ def _steps(axes: Axes, own: pd.DataFrame, column: str, **look: Any) -> None:
     axes.step(known[column] * 1000, known["share"], where="post", **look)
 
 
-def tail(comparison: Comparison) -> Picture:
+def draw_tail(comparison: Comparison) -> Picture:
     """P50, P95 and P99 of TTFT and E2E, mean over runs with 95% intervals, a row a system; what has
     no number is not drawn.
     """
-    drawn = looks(comparison)
+    drawn = line_looks(comparison)
     rows: list[dict[str, Any]] = []
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 1.4 + (0.5 if len(drawn) <= MANY else 0.32) * len(drawn)))
@@ -249,7 +198,9 @@ def tail(comparison: Comparison) -> Picture:
             figure.subplots(1, 2, sharey=True), ("ttft", "e2e"), ("TTFT", "E2E"), strict=True
         ):
             for row, (system, _, look) in enumerate(drawn):
-                found = {p: stats.estimate(system.valid[f"{stem}_p{p}_s"]) for p in (50, 95, 99)}
+                found = {
+                    p: stats.estimate_mean(system.valid[f"{stem}_p{p}_s"]) for p in (50, 95, 99)
+                }
                 rows += [
                     {
                         "server": system.server,
@@ -290,30 +241,30 @@ def tail(comparison: Comparison) -> Picture:
                 if r["latency"] == latency and 0 < r["mean_s"] < math.inf
             ]
             # a long interval must not squeeze the rest
-            log_axis(axes, axes.xaxis, (min(means), max(means)) if means else None)
+            set_log_axis(axes, axes.xaxis, (min(means), max(means)) if means else None)
             axes.set_xlabel(f"{latency}, ms (log)")
         axes = figure.axes[0]
         axes.set_yticks(range(len(drawn)), [label for _, label, _ in drawn])
         axes.set_ylim(len(drawn) - 0.4, -0.6)
         for p, mark in MARKS.items():
             axes.plot([], [], mark, color="#777777", label=f"P{p}")
-        _legend(figure, columns=3)
+        add_legend(figure, columns=3)
     return Picture(figure, pd.DataFrame(rows))
 
 
-def timeline(summary: Summary, comparison: Comparison) -> Picture:
+def draw_timeline(summary: Summary, comparison: Comparison) -> Picture:
     """Tokens/s, CPU cores with GPU utilisation, and requests in flight over time, of the first
     valid run of each system; the window is shaded. Requests that the client waits for and the
     server does not know of stand in its socket's queue.
     """
-    drawn = looks(comparison)
+    drawn = line_looks(comparison)
     with rc_context(STYLE):
         with_gpu = any(
             summary.timelines[system.valid["index"].iloc[0]]["gpu_percent"].notna().any()
             for system, _, _ in drawn
         )
         room = 0.5 if with_gpu else 0.0  # inches, for the GPU's own scale
-        figure, grid = _grid(
+        figure, grid = panel_grid(
             max(len(drawn), 1),
             3,
             1.3 * WIDTH + 2 * room,
@@ -381,7 +332,7 @@ def timeline(summary: Summary, comparison: Comparison) -> Picture:
                 )
         for axes in grid[-1]:
             axes.set_xlabel("seconds since the window opened")
-        _legend(figure, columns=3)
+        add_legend(figure, columns=3)
     frames = [
         summary.timelines[s.valid["index"].iloc[0]].assign(
             server=s.server, engine=s.engine, repetition=s.valid["repetition"].iloc[0]
@@ -389,63 +340,3 @@ def timeline(summary: Summary, comparison: Comparison) -> Picture:
         for s, _, _ in drawn
     ]
     return Picture(figure, pd.concat(frames, ignore_index=True) if frames else pd.DataFrame())
-
-
-def _axes(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, max(height, 1.6)))
-    return figure, figure.subplots()
-
-
-def _grid(
-    rows: int, columns: int, width: float, height: float, gap: float, **shared: Any
-) -> tuple[Figure, Any]:
-    """Axes of `height` inches a row, and room for labels and a legend, which matplotlib takes
-    seconds to find out for sixty axes.
-    """
-    tall = height * rows + 1.4
-    with rc_context({"figure.constrained_layout.use": False}):
-        figure = Figure(figsize=(width, tall))
-    each = (width - 0.9 - gap * (columns - 1)) / columns
-    figure.subplots_adjust(
-        left=0.7 / width,
-        right=1 - 0.2 / width,
-        top=1 - 0.3 / tall,
-        bottom=1.1 / tall,
-        wspace=gap / each,
-        hspace=0.35 / (height - 0.35),
-    )
-    return figure, figure.subplots(rows, columns, squeeze=False, **shared)
-
-
-def log_axis(axes: Axes, axis: Axis, span: tuple[float, float] | None = None) -> None:
-    """A logarithmic axis with plain numbers, wide enough that one of them is always on it. `span`:
-    of the data, if others share it. Without a number that it could show the axis stays as it is.
-    """
-    is_x = axis is axes.xaxis
-    low, high = span or (axes.dataLim.intervalx if is_x else axes.dataLim.intervaly).tolist()
-    if not 0 < low <= high < math.inf:
-        return
-    (axes.set_xscale if is_x else axes.set_yscale)("log")
-    room = 2 if high < 4 * low else 1.3
-    (axes.set_xlim if is_x else axes.set_ylim)(low / room, high * room)
-    span_of = high / low
-    # Over more decades the labels of 2 and 5, and then that of 3, would run into each other.
-    axis.set_major_locator(
-        LogLocator(subs=(1, 2, 5) if span_of < 30 else (1, 3) if span_of < 300 else (1,))
-    )
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _legend(figure: Figure, columns: int = 2) -> None:
-    """One legend for all axes, each label once."""
-    found = {
-        label: handle
-        for axes in figure.axes
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    if found:
-        place = "outside lower center" if figure.get_layout_engine() else "lower center"
-        figure.legend(
-            list(found.values()), list(found), loc=place, ncols=columns, frameon=False, fontsize=9
-        )

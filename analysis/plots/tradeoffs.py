@@ -13,15 +13,15 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from analysis.metrics import METRICS
-from analysis.plots.figures import COLOURS, DASHES, STYLE, WIDTH, Picture, log_axis, wrapped
-from analysis.stats import estimate
+from analysis.plots.style import COLOURS, DASHES, STYLE, WIDTH, Picture, set_log_axis, wrap_name
+from analysis.stats import estimate_mean
 from analysis.summary import Comparison, Sweep
 
 IDENTITY = ["server", "engine", "users", "rate", "runs"]
 WORST = 10.0  # times the best: the heat map's darkest colour
 
 
-def curve(sweep: Sweep, stem: str) -> Picture:
+def draw_curve(sweep: Sweep, stem: str) -> Picture:
     """Output throughput against P99 of a latency (`stem`: ttft or e2e), a line a system through its
     loads, larger markers for higher loads. Where fewer than half of the points have a P99 it is
     P95, or P50: a picture has one percentile. What has no finite number is not drawn.
@@ -35,18 +35,18 @@ def curve(sweep: Sweep, stem: str) -> Picture:
         axes.set_xlim(left=0)
         axes.set_xlabel("output tokens/s of the machine")
         axes.set_ylabel(f"{METRICS[y].label}, ms (log)")
-        log_axis(axes, axes.yaxis)
+        set_log_axis(axes, axes.yaxis)
         _names(axes, points.assign(y=1000 * points[y]), "output_tokens_per_s", "y")
     return Picture(figure, points[[*IDENTITY, "output_tokens_per_s", *names]])
 
 
-def pareto(sweep: Sweep) -> Picture:
+def draw_pareto(sweep: Sweep) -> Picture:
     """A user's tokens/s against the machine's. The grey stairs are the frontier: no point is better
     in one without being worse in the other (by means; points whose intervals overlap may change
     places).
     """
     points, x, y = sweep.points, "user_tokens_per_s", "output_tokens_per_s"
-    best = frontier(points[x], points[y])
+    best = pareto_frontier(points[x], points[y])
     with rc_context(STYLE):
         figure, axes = _square(points)
         edge = points[best].sort_values(x)
@@ -56,13 +56,13 @@ def pareto(sweep: Sweep) -> Picture:
             (axes.xaxis, "output tokens/s for a user (1 / TPOT P50)"),
             (axes.yaxis, "output tokens/s of the machine"),
         ):
-            log_axis(axes, axis)
+            set_log_axis(axes, axis)
             axis.set_label_text(f"{label} (log)")
         _names(axes, points, x, y)
     return Picture(figure, points[[*IDENTITY, x, y, "ttft_p50_s"]].assign(on_frontier=best))
 
 
-def frontier(x: pd.Series, y: pd.Series) -> pd.Series:
+def pareto_frontier(x: pd.Series, y: pd.Series) -> pd.Series:
     """Whether no other point is at least as high in both and higher in one; a point that lacks a
     number is not on it.
     """
@@ -71,14 +71,14 @@ def frontier(x: pd.Series, y: pd.Series) -> pd.Series:
     return pd.Series(~beaten.any(axis=1) & np.isfinite(a) & np.isfinite(b), index=x.index)
 
 
-def relative(comparison: Comparison, names: tuple[str, ...]) -> pd.DataFrame:
+def relative_values(comparison: Comparison, names: tuple[str, ...]) -> pd.DataFrame:
     """A row a system with a number, a column a metric that has a better direction and any number:
     how many times worse than the best it is, by means over runs; 1 is the best, nan is not
     measured, inf if the best is 0 and this is not, or this is a failure.
     """
     drawn = [s for s in comparison.systems if len(s.valid)]
     means = pd.DataFrame(
-        {n: [estimate(s.valid[n]).mean for s in drawn] for n in names if METRICS[n].better},
+        {n: [estimate_mean(s.valid[n]).mean for s in drawn] for n in names if METRICS[n].better},
         index=[s.name for s in drawn],
     )
     worse = {}
@@ -91,11 +91,11 @@ def relative(comparison: Comparison, names: tuple[str, ...]) -> pd.DataFrame:
     return pd.DataFrame(worse, index=means.index)
 
 
-def heat_map(comparison: Comparison, names: tuple[str, ...]) -> Picture:
+def draw_heat_map(comparison: Comparison, names: tuple[str, ...]) -> Picture:
     """Systems x metrics: how many times worse than the best of this comparison; the darker, the
     worse.
     """
-    worse = relative(comparison, names)
+    worse = relative_values(comparison, names)
     with rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(2.2 + 0.52 * len(worse.columns), 1.6 + 0.3 * len(worse)))
         axes = figure.subplots()
@@ -122,7 +122,7 @@ def heat_map(comparison: Comparison, names: tuple[str, ...]) -> Picture:
                 weight="bold" if value == 1 else "normal",
                 color="white" if value > 6 else "black",
             )
-        axes.set_yticks(range(len(worse)), [wrapped(name) for name in worse.index])
+        axes.set_yticks(range(len(worse)), [wrap_name(name) for name in worse.index])
         axes.set_xticks(
             range(len(worse.columns)),
             [METRICS[str(n)].label for n in worse.columns],
@@ -135,7 +135,7 @@ def heat_map(comparison: Comparison, names: tuple[str, ...]) -> Picture:
     rows = [
         s.valid[["server", "engine"]]
         .iloc[[0]]
-        .assign(**{n: estimate(s.valid[n]).mean for n in names})
+        .assign(**{n: estimate_mean(s.valid[n]).mean for n in names})
         for s in comparison.systems
         if len(s.valid)
     ]
@@ -198,7 +198,7 @@ def _names(axes: Axes, points: pd.DataFrame, x: str, y: str) -> None:
     at = np.minimum(at, 1 - step * np.arange(len(last))[::-1])  # and down from the top again
     for (name, row), height in zip(last.iterrows(), at, strict=True):
         axes.annotate(
-            wrapped(str(name)),
+            wrap_name(str(name)),
             (row[x], row[y]),
             (1.04, height),
             textcoords="axes fraction",

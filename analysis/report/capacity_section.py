@@ -4,20 +4,20 @@ import math
 from typing import Any
 
 from analysis import slo
-from analysis.capacity.search import PRECISION, Found, found
+from analysis.capacity.search import PRECISION, CapacityResult, find_capacities
 from analysis.formatting import format_number
 from analysis.stats import CONFIDENCE
 from analysis.summary import Summary
 
 
-def view(summary: Summary) -> dict[str, Any]:
+def capacity_view(summary: Summary) -> dict[str, Any]:
     """{slo, confidence, precision, answers, systems} for the templates; `systems` is empty in a
     campaign that was no search.
     """
     campaign = summary.campaign
-    all_of = found(campaign) if campaign.data.get("search") else []
+    all_of = find_capacities(campaign) if campaign.data.get("search") else []
     text = campaign.data["search"]["slo"] if all_of else ""
-    bounds = " and ".join(map(str, slo.parse(text))) if text else ""
+    bounds = " and ".join(map(str, slo.parse_slo(text))) if text else ""
     traffics = dict.fromkeys(f.traffic for f in all_of)
     return {
         "slo": bounds,
@@ -31,7 +31,7 @@ def view(summary: Summary) -> dict[str, Any]:
     }
 
 
-def _answer(bounds: str, systems: list[Found]) -> str:
+def _answer(bounds: str, systems: list[CapacityResult]) -> str:
     best = systems[0]
     if math.isnan(best.capacity.holds):
         return (
@@ -50,7 +50,7 @@ def _answer(bounds: str, systems: list[Found]) -> str:
     return f"{text}."
 
 
-def _capacity(f: Found) -> str:
+def _capacity(f: CapacityResult) -> str:
     if math.isnan(f.capacity.holds):
         return (
             f"less than {format_number(f.capacity.fails)} {f.unit}"
@@ -61,7 +61,7 @@ def _capacity(f: Found) -> str:
     return f"{'at least ' if not failed else ''}{format_number(f.capacity.holds)} {f.unit}{failed}"
 
 
-def _seen(kept: slo.Kept) -> str:
+def _seen(kept: slo.BoundResult) -> str:
     bound = kept.bound
     if bound.latency == "failed":
         return f"{kept.seen:.1%} errors"
@@ -71,7 +71,7 @@ def _seen(kept: slo.Kept) -> str:
     )
 
 
-def _row(summary: Summary, f: Found) -> dict[str, Any]:
+def _row(summary: Summary, f: CapacityResult) -> dict[str, Any]:
     tokens = (
         math.nan
         if f.at_capacity is None
@@ -113,7 +113,7 @@ def _row(summary: Summary, f: Found) -> dict[str, Any]:
     }
 
 
-def _broke(f: Found) -> str:
+def _broke(f: CapacityResult) -> str:
     """Which bounds did not hold at the lowest load that failed, and what was seen there."""
     probe = next((p for p in f.probes if p.load == f.capacity.fails), None)
     return (
@@ -123,7 +123,7 @@ def _broke(f: Found) -> str:
     )
 
 
-def _ended(f: Found) -> str:
+def _ended(f: CapacityResult) -> str:
     """Why the capacity is not known precisely; empty if it is."""
     without = next((p for p in f.probes if p.holds is None), None)
     if without:

@@ -7,14 +7,14 @@ from typing import Any
 from analysis import dataset, summary
 
 
-def of_campaign(folder: Path | str | None = None) -> list[dict[str, Any]]:
+def list_checks(folder: Path | str | None = None) -> list[dict[str, Any]]:
     """[{case, state, valid, why, checks}] in the order of the plan, exactly what the report shows.
     `case` is the identity as in run.json; `state` that of Campaign.cases; `valid`: it has a number,
     and `why` it has none; `checks`: [{name, ok, severity, detail, remedy, value}], ok is null where
     it was not measured, value (validity.Check) where it is no number, and there are none of a case
     that did not end. Raises InputError.
     """
-    campaign = dataset.campaign(folder)
+    campaign = dataset.read_campaign(folder)
     found = summary.summarise(campaign)
     return [
         {

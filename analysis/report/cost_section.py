@@ -6,25 +6,25 @@ from collections.abc import Sequence
 from typing import Any
 
 from analysis import formatting, hardware
-from analysis.case import observe
+from analysis.case import read_case
 from analysis.metrics import METRICS, roofline
-from analysis.summary import Comparison, Summary, System
+from analysis.summary import Comparison, ServerSummary, Summary
 
 # Columns of the headline table where there are values.
 COLUMNS = ("usd_per_million_tokens", "gpu_tokens_per_joule", "mbu", "mfu")
 
 
-def columns(found: Summary) -> tuple[str, ...]:
+def cost_columns(found: Summary) -> tuple[str, ...]:
     return tuple(name for name in COLUMNS if found.valid[name].notna().any())
 
 
-def view(found: Summary, comparisons: Sequence[Comparison]) -> dict[str, Any]:
+def cost_view(found: Summary, comparisons: Sequence[Comparison]) -> dict[str, Any]:
     """{price, other_machine, names, peaks, gpus, busy, model, heads, rows} for the templates.
     `price` is None without one, and `names` are those that could be asked for; `busy` says whether
     GPUs' utilisation is shown; `rows` is empty if nothing could be measured.
     """
     price, data = found.given.price, found.campaign.data
-    shown = columns(found)
+    shown = cost_columns(found)
     systems = [
         (comparison.title, system)
         for comparison in comparisons
@@ -41,31 +41,31 @@ def view(found: Summary, comparisons: Sequence[Comparison]) -> dict[str, Any]:
         )
         for title, system in systems
     ]
-    peaks, machine = hardware.peaks(data, found.given), hardware.gpus(data)
+    peaks, machine = hardware.find_peaks(data, found.given), hardware.gpu_names(data)
     # behind --target there may be any machine
     elsewhere = found.table["engine"].eq("external").any()
     return {
         "price": (
             price
             and price._asdict()
-            | {"text": f"{price.usd_per_hour:,.10g} USD", "has": hardware.count(price.gpus)}
+            | {"text": f"{price.usd_per_hour:,.10g} USD", "has": hardware.describe_gpus(price.gpus)}
         ),
         "other_machine": (
-            hardware.count(machine)
+            hardware.describe_gpus(machine)
             if price and price.name and price.gpus != machine and not elsewhere
             else ""
         ),
-        "names": list(hardware.prices()),
+        "names": list(hardware.read_prices()),
         "peaks": [text for text in (peaks.bandwidth_source, peaks.flops_source) if text],
-        "gpus": hardware.count(machine),
+        "gpus": hardware.describe_gpus(machine),
         "busy": busy,
-        "model": model(data),
+        "model": describe_model(data),
         "heads": [(METRICS[name].label, formatting.unit_of(name)) for name in names],
         "rows": rows if shown else [],
     }
 
 
-def model(data: dict[str, Any]) -> str:
+def describe_model(data: dict[str, Any]) -> str:
     """The shape that MBU and MFU are computed with, in words; empty if it is not known."""
     shape = (data.get("model") or {}).get("shape")
     if not shape:
@@ -79,12 +79,14 @@ def model(data: dict[str, Any]) -> str:
     )
 
 
-def _passes(found: Summary, system: System) -> str:
+def _passes(found: Summary, system: ServerSummary) -> str:
     """How the forward passes of a system's valid cases are known."""
     observed = [
-        observe(found.campaign, index, found.slo, found.given) for index in system.valid["index"]
+        read_case(found.campaign, index, found.slo, found.given) for index in system.valid["index"]
     ]
     return (
-        ", ".join(dict.fromkeys(roofline.passes(o)[1] for o in observed if roofline.shape(o)))
+        ", ".join(
+            dict.fromkeys(roofline.weight_passes(o)[1] for o in observed if roofline.model_shape(o))
+        )
         or "–"
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from analysis.checks import load_generator
 from analysis.formatting import format_number
-from analysis.stats import NAN, needed
+from analysis.stats import NAN, values_needed
 from analysis.summary import Summary
 
 # What the load generator found about itself: in words, and in text of one load's errors
@@ -46,7 +46,7 @@ ROWS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
 ]
 
 
-def view(found: Summary, names: dict[int, str]) -> dict[str, Any]:
+def noise_floor_view(found: Summary, names: dict[int, str]) -> dict[str, Any]:
     """{heads, rows, ladder, bound, cases, p99_needs} for the templates; `heads` is empty where
     nothing was calibrated. `cases` are those that have ended, by their `names`, with what the check
     `client error` says.
@@ -70,14 +70,14 @@ def view(found: Summary, names: dict[int, str]) -> dict[str, Any]:
     return {
         "heads": [head for head, _ in loads],
         "rows": [(label, [text(errors) for _, errors in loads]) for label, text in ROWS],
-        "ladder": ladder(calibration),
+        "ladder": describe_load_steps(calibration),
         "bound": f"{load_generator.BOUND:.0%}",
         "cases": cases,
-        "p99_needs": needed(99),
+        "p99_needs": values_needed(99),
     }
 
 
-def ladder(calibration: dict[str, Any]) -> str:
+def describe_load_steps(calibration: dict[str, Any]) -> str:
     """How many events a second were seen right, and who could not do more; empty if it was not
     measured.
     """

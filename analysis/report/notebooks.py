@@ -27,7 +27,7 @@ OFFLINE = """{% extends 'lab/index.html.j2' %}
 """
 
 
-def notebooks(campaign: Path, timeout_s: int = 600) -> list[Path]:
+def run_notebooks(campaign: Path, timeout_s: int = 600) -> list[Path]:
     """Executes every notebook on the campaign's folder and returns the .html files. A cell that
     raises is an error (nbclient.exceptions.CellExecutionError): a notebook that no longer fits the
     code must not look like a result.

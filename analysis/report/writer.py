@@ -13,18 +13,15 @@ from urllib.parse import quote
 
 import markupsafe
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from analysis import attribution, dataset, formatting, stats, summary
-from analysis.hardware import NOTHING, Given
+from analysis import dataset, formatting, stats, summary
+from analysis.hardware import NO_COST, MachineCost
 from analysis.metrics import METRICS
-from analysis.plots import figures, tradeoffs
-from analysis.plots.figures import Picture
-from analysis.report import capacity_section, cost_section, noise_floor_section
-from analysis.summary import Comparison, Summary, Sweep, System
-from analysis.templating import TEMPLATES, environment, escape_markdown
+from analysis.plots import figures, style, tradeoffs
+from analysis.plots.style import Picture
+from analysis.report import attribution_section, capacity_section, cost_section, noise_floor_section
+from analysis.summary import Comparison, ServerSummary, Summary, Sweep
+from analysis.templating import TEMPLATES, escape_markdown, make_environment
 
 HEADLINE = (
     "output_tokens_per_s",
@@ -45,19 +42,6 @@ HEADLINE = (
     "server_peak_bytes",
     "startup_s",
 )
-# What fits a terminal of 100 columns, with headings that do.
-TERMINAL = {
-    "output_tokens_per_s": "\ntokens/s",
-    "requests_per_s": "\nreq/s",
-    "goodput_per_s": "\ngood/s",
-    "error_share": "err.\n%",
-    "ttft_p50_s": "TTFT\nP50 ms",
-    "ttft_p99_s": "TTFT\nP99 ms",
-    "tpot_p50_s": "TPOT\nP50 ms",
-    "e2e_p50_s": "E2E\nP50 ms",
-    "e2e_p99_s": "E2E\nP99 ms",
-    "server_cores": "CPU\ncores",
-}
 # Name and caption of each picture.
 CAPTIONS = {
     "curve-e2e": (
@@ -117,18 +101,20 @@ CAPTIONS = {
 }
 
 
-def write(
-    folder: Path | str | None = None, slo: dict[str, float] | None = None, given: Given = NOTHING
+def write_report(
+    folder: Path | str | None = None,
+    slo: dict[str, float] | None = None,
+    given: MachineCost = NO_COST,
 ) -> Summary:
     """Makes the report of a campaign (default: the newest) into its folder and returns what it
     shows. Raises InputError.
     """
-    found = summary.summarise(dataset.campaign(folder), slo, given)
+    found = summary.summarise(dataset.read_campaign(folder), slo, given)
     folder = found.campaign.folder
     (folder / "figures").mkdir(exist_ok=True)
     for old in (folder / "figures").glob("*.png"):
         old.unlink()  # of an earlier report, perhaps of a comparison that is named otherwise now
-    view = view_of(found)
+    view = build_view(found)
     compared = [c for sweep in view["sweeps"] for c in sweep["comparisons"]]
     pictures = [f for sweep in view["sweeps"] for f in sweep["curves"]] + [
         f for c in compared for f in [*c["figures"], c["why"]["figure"]]
@@ -137,21 +123,22 @@ def write(
         (folder / "figures" / figure["file"]).write_bytes(figure["png"])
     found.table.drop(columns="index").to_csv(folder / "metrics.csv", index_label="index")
     (folder / "report.html").write_text(
-        environment(autoescape=True).get_template("report.html.jinja").render(view)
+        make_environment(autoescape=True).get_template("report.html.jinja").render(view)
     )
     (folder / "report.md").write_text(
-        environment(finalize=escape_markdown).get_template("report.md.jinja").render(view)
+        make_environment(finalize=escape_markdown).get_template("report.md.jinja").render(view)
     )
     return found
 
 
-def view_of(found: Summary) -> dict[str, Any]:
+def build_view(found: Summary) -> dict[str, Any]:
     """Everything that the templates print, as plain values and text; they only lay it out."""
     data, cases = found.campaign.data, found.table
-    capacity = capacity_section.view(found)
-    comparisons = summary.comparisons(found)
+    capacity = capacity_section.capacity_view(found)
+    comparisons = summary.build_comparisons(found)
     sweeps = [
-        _sweep(found, sweep, number) for number, sweep in enumerate(summary.sweeps(comparisons), 1)
+        _sweep(found, sweep, number)
+        for number, sweep in enumerate(summary.build_sweeps(comparisons), 1)
     ]
     # a search's cases are each at a load of its own: nothing to compare but their curves
     if capacity["systems"]:
@@ -168,7 +155,7 @@ def view_of(found: Summary) -> dict[str, Any]:
         ),
         "states": ", ".join(f"{n} {state}" for state, n in states.items()),
         "unfinished": bool({"running", "planned"} & set(states)),
-        "answers": capacity["answers"] or [summary.answer(c) for c in comparisons],
+        "answers": capacity["answers"] or [summary.describe_result(c) for c in comparisons],
         "capacity": capacity,
         "dirty": bool((data.get("manifest") or {}).get("dirty")),
         "headline": [
@@ -190,8 +177,8 @@ def view_of(found: Summary) -> dict[str, Any]:
         ),
         "concerns": _concerns(found),
         "checks": _checks(found),
-        "cost": cost_section.view(found, comparisons),
-        "floor": noise_floor_section.view(
+        "cost": cost_section.cost_view(found, comparisons),
+        "floor": noise_floor_section.noise_floor_view(
             found, {c["index"]: _case(c)["case"] for c in cases.to_dict("records")}
         ),
         "numberless": [
@@ -210,7 +197,7 @@ def view_of(found: Summary) -> dict[str, Any]:
             )
             for m in METRICS.values()
         ],
-        "confidence": [(p, stats.needed(p)) for p in (50, 95, 99)],
+        "confidence": [(p, stats.values_needed(p)) for p in (50, 95, 99)],
         "scenarios": [
             (name, formatting.flatten_settings(table))
             for name, table in _named(data.get("scenarios"))
@@ -242,11 +229,11 @@ def _sweep(found: Summary, sweep: Sweep, number: int) -> dict[str, Any]:
     if len(sweep.points):
         if len(sweep.comparisons) > 1:
             drawn |= {
-                "curve-e2e": lambda: tradeoffs.curve(sweep, "e2e"),
-                "curve-ttft": lambda: tradeoffs.curve(sweep, "ttft"),
+                "curve-e2e": lambda: tradeoffs.draw_curve(sweep, "e2e"),
+                "curve-ttft": lambda: tradeoffs.draw_curve(sweep, "ttft"),
             }
         if sweep.points["user_tokens_per_s"].notna().any():  # answers of one token have none
-            drawn["pareto"] = lambda: tradeoffs.pareto(sweep)
+            drawn["pareto"] = lambda: tradeoffs.draw_pareto(sweep)
     curves = [
         _figure(kind, draw(), f"{number}-{_slug(sweep.scenario)}") for kind, draw in drawn.items()
     ]
@@ -263,13 +250,13 @@ def _sweep(found: Summary, sweep: Sweep, number: int) -> dict[str, Any]:
 
 def _comparison(found: Summary, comparison: Comparison, stem: str) -> dict[str, Any]:
     drawn: dict[str, Callable[[], Picture]] = {
-        "throughput": lambda: figures.throughput(comparison),
-        "heat-map": lambda: tradeoffs.heat_map(comparison, HEADLINE),
-        "tail": lambda: figures.tail(comparison),
-        "latency-cdf": lambda: figures.latency_cdf(found, comparison),
-        "timeline": lambda: figures.timeline(found, comparison),
+        "throughput": lambda: figures.draw_throughput(comparison),
+        "heat-map": lambda: tradeoffs.draw_heat_map(comparison, HEADLINE),
+        "tail": lambda: figures.draw_tail(comparison),
+        "latency-cdf": lambda: figures.draw_latency_cdf(found, comparison),
+        "timeline": lambda: figures.draw_timeline(found, comparison),
     }
-    why = attribution.view(found, comparison)
+    why = attribution_section.attribution_view(found, comparison)
     return {
         "id": stem,
         "title": comparison.title,
@@ -287,11 +274,11 @@ def _comparison(found: Summary, comparison: Comparison, stem: str) -> dict[str, 
 
 
 def headline(found: Summary) -> tuple[str, ...]:
-    return (*HEADLINE, *cost_section.columns(found))
+    return (*HEADLINE, *cost_section.cost_columns(found))
 
 
 def _figure(kind: str, picture: Picture, stem: str) -> dict[str, Any]:
-    data, (name, caption) = figures.png(picture.figure), CAPTIONS[kind]
+    data, (name, caption) = style.encode_png(picture.figure), CAPTIONS[kind]
     return {
         "stem": f"{stem}-{kind}",
         "file": f"{stem}-{kind}.png",
@@ -303,7 +290,7 @@ def _figure(kind: str, picture: Picture, stem: str) -> dict[str, Any]:
         ),
         "name": name,
         "caption": caption,
-        "large": picture.figure.get_figwidth() > 1.25 * figures.WIDTH,
+        "large": picture.figure.get_figwidth() > 1.25 * style.WIDTH,
         "folded": kind == "timeline",
     }
 
@@ -312,7 +299,7 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60]
 
 
-def _row(system: System, columns: tuple[str, ...]) -> dict[str, Any]:
+def _row(system: ServerSummary, columns: tuple[str, ...]) -> dict[str, Any]:
     """One line of the headline table; `cells` is empty where there is no number."""
     own, valid = system.cases, system.valid
     runs = f"{len(valid)}" if len(valid) == len(own) else f"{len(valid)} of {len(own)}"
@@ -332,7 +319,7 @@ def _row(system: System, columns: tuple[str, ...]) -> dict[str, Any]:
 
 def _value(metric: str, valid: pd.DataFrame) -> str:
     """What a table is sorted by: empty where there is no number."""
-    mean = stats.estimate(valid[metric]).mean
+    mean = stats.estimate_mean(valid[metric]).mean
     return "" if math.isnan(mean) else "Infinity" if math.isinf(mean) else f"{mean:.9g}"
 
 
@@ -387,90 +374,3 @@ def _named(scenarios: Any) -> list[tuple[str, Any]]:
     if isinstance(scenarios, dict):
         return list(scenarios.items())
     return [(str(s.get("name", number)), s) for number, s in enumerate(scenarios or [], 1)]
-
-
-def show(found: Summary, console: Console) -> None:
-    """Prints the answers and the headline tables; every text from the campaign is printed as text,
-    not as markup.
-    """
-    capacity = capacity_section.view(found)
-    if capacity["systems"]:
-        show_capacity(capacity, console)
-        return
-    shown = TERMINAL | ({"usd_per_million_tokens": "USD for\nM good"} if found.given.price else {})
-    for comparison in summary.comparisons(found):
-        console.print(Text(summary.answer(comparison)))
-        table = Table(
-            title=Text(comparison.title),
-            title_justify="left",
-            box=None,
-            header_style="bold",
-            pad_edge=False,
-        )
-        table.add_column("\nserver", min_width=16, overflow="fold")
-        for heading in shown.values():
-            table.add_column(heading, justify="right", no_wrap=True)
-        reasons = []
-        for system in comparison.systems:
-            name, valid = system.name, system.valid
-            cells = [_short(m, valid) for m in shown] if len(valid) else ["no number"]
-            table.add_row(Text(name), *map(Text, cells))
-            reasons += [f"{name}: {system.why}"] if system.why else []
-        console.print(table)
-        for reason in reasons:
-            console.print(Text(f"  {reason}"))
-        console.print()
-    for concern in _concerns(found):
-        if concern["severity"] == "warning":
-            console.print(
-                Text(
-                    f"warning: {concern['name']}, in {len(concern['cases'])} of {len(found.table)}"
-                    f" cases: {concern['remedy']}"
-                )
-            )
-    console.print(
-        Text(
-            "±: 95% interval over runs; n=...: too small a sample for that percentile; ∞: this"
-            " percentile is a failed request"
-        )
-    )
-
-
-def show_capacity(capacity: dict[str, Any], console: Console) -> None:
-    for answer in capacity["answers"]:
-        console.print(Text(answer))
-    table = Table(
-        title=Text(f"Capacity: {capacity['slo']}"),
-        title_justify="left",
-        box=None,
-        header_style="bold",
-        pad_edge=False,
-    )
-    for heading in ("server", "traffic", "capacity", "tokens/s there", "what broke first", "cases"):
-        table.add_column(heading, overflow="fold")
-    for s in capacity["systems"]:
-        table.add_row(
-            *map(
-                Text,
-                (
-                    f"{s['server']} ({s['engine']})",
-                    s["traffic"],
-                    s["capacity"],
-                    s["tokens"],
-                    s["broke"],
-                    str(s["cases"]),
-                ),
-            )
-        )
-    console.print(table)
-    for s in capacity["systems"]:
-        if s["ended"]:
-            console.print(Text(f"  {s['server']} ({s['engine']}): {s['ended']}"))
-
-
-def _short(metric: str, valid: pd.DataFrame) -> str:
-    """What fits a terminal: the interval only of the first column."""
-    number, beside = formatting.split_estimate(metric, valid)
-    if small := re.search(r"n=\d+", beside):
-        return small[0]
-    return f"{number} {beside}".strip() if metric == "output_tokens_per_s" else number

@@ -20,7 +20,7 @@ CASES = 20  # in which starved and healthy load generators are to be judged
 UNITS = {"ms": 1e3, "us": 1e6, "%": 100.0}
 
 
-class Promise(NamedTuple):
+class AccuracyTarget(NamedTuple):
     """`value` of what the experiment found is at most `bound` (`least`: at least), in seconds,
     shares or counts, shown in `unit`. It is null if it was not measured.
     """
@@ -34,7 +34,7 @@ class Promise(NamedTuple):
 
 
 @dataclass(frozen=True)
-class At:
+class ResultAt:
     """The size of the number of that name, at the level of the experiment where others have these
     values.
     """
@@ -49,7 +49,7 @@ class At:
         return None
 
 
-def relative(a: float | None, b: float | None) -> float | None:
+def relative_error(a: float | None, b: float | None) -> float | None:
     """By which share a differs from b; null if either is not known."""
     return None if a is None or not b else abs(a / b - 1)
 
@@ -61,9 +61,13 @@ def events_seen_right(found: Found) -> float:
     right = [0.0]
     for level in found["levels"]:
         late = [level.get(f"ttft_error_{what}_s") for what in ("mean", "p99")]
-        off = [relative(None if each is None else TRUE_TTFT_S + each, TRUE_TTFT_S) for each in late]
+        off = [
+            relative_error(None if each is None else TRUE_TTFT_S + each, TRUE_TTFT_S)
+            for each in late
+        ]
         off += [
-            relative(level.get(f"itl_seen_p{p}_s"), level.get(f"itl_true_p{p}_s")) for p in (50, 99)
+            relative_error(level.get(f"itl_seen_p{p}_s"), level.get(f"itl_true_p{p}_s"))
+            for p in (50, 99)
         ]
         if level["stamps"] == "kernel" and all(
             share is not None and share <= RIGHT_WITHIN for share in off
@@ -81,10 +85,10 @@ def arrival_error(file: str) -> Callable[[Found], float]:
 
 
 def freeze_error(mode: str) -> Callable[[Found], float | None]:
-    return lambda found: relative(found[mode]["e2e_p99_s"], found[mode]["expected_p99_s"])
+    return lambda found: relative_error(found[mode]["e2e_p99_s"], found[mode]["expected_p99_s"])
 
 
-def judged(right: str) -> Callable[[Found], float | None]:
+def judged_cases(right: str) -> Callable[[Found], float | None]:
     """Share of the cases that were judged right, "flagged" or "spared"; null if all were, but they
     are too few to promise anything.
     """
@@ -107,12 +111,12 @@ TTFT_ERRORS = (
 )
 LATENESS = (("P50", 0.3e-3), ("P99", 0.6e-3))  # of sending, up to 500 requests/s
 KERNEL = {"stamps": "kernel"}
-PROMISES = [
+TARGETS = [
     *(
-        Promise(
+        AccuracyTarget(
             "accuracy",
             f"{users} streams: {what}, {p}",
-            At(f"{name}_{p.lower()}_s", KERNEL | {"users": users}),
+            ResultAt(f"{name}_{p.lower()}_s", KERNEL | {"users": users}),
             bound,
             "ms",
         )
@@ -123,30 +127,30 @@ PROMISES = [
         for users, p, bound in TTFT_ERRORS
     ),
     *(
-        Promise(
+        AccuracyTarget(
             "accuracy",
             f"{users} streams: error of a single gap, P99",
-            At("itl_error_p99_s", KERNEL | {"users": users}),
+            ResultAt("itl_error_p99_s", KERNEL | {"users": users}),
             20e-6,
             "us",
         )
         for users in (64, 256, 512)
     ),
-    Promise(
+    AccuracyTarget(
         "accuracy",
         "64 streams, without the kernel's stamps: error of a single gap, P99",
-        At("itl_error_p99_s", {"users": 64, "stamps": "user"}),
+        ResultAt("itl_error_p99_s", {"users": 64, "stamps": "user"}),
         1e-3,
         "ms",
     ),
-    Promise(
+    AccuracyTarget(
         "accuracy",
         "events/s on one core with TTFT and gaps right within 10%",
         events_seen_right,
         48_000,
         least=True,
     ),
-    Promise(
+    AccuracyTarget(
         "stalls",
         "pauses of 50 ms that were found",
         lambda f: f["found"] / f["stalls"] if f["stalls"] else None,
@@ -154,9 +158,9 @@ PROMISES = [
         "%",
         least=True,
     ),
-    Promise("stalls", "other gaps that were taken for one", lambda f: f["false"], 0),
+    AccuracyTarget("stalls", "other gaps that were taken for one", lambda f: f["false"], 0),
     *(
-        Promise(
+        AccuracyTarget(
             "cost",
             f"{users} streams: CPU time for an event, times that of the C reader",
             times_the_reader(users),
@@ -164,29 +168,29 @@ PROMISES = [
         )
         for users in (64, 256, 512)
     ),
-    Promise(
+    AccuracyTarget(
         "cost",
         "64 streams: CPU time for an event, times that of `vllm bench serve`",
         lambda f: f["ratio_to_vllm"],
         0.5,
     ),
-    Promise("start_up", "memory, MB", lambda f: f["rss_mb"], 100),
-    Promise("start_up", "CPU time to start, s", lambda f: f["cpu_s"], 1.0),
+    AccuracyTarget("start_up", "memory, MB", lambda f: f["rss_mb"], 100),
+    AccuracyTarget("start_up", "CPU time to start, s", lambda f: f["cpu_s"], 1.0),
     *(
-        Promise(
+        AccuracyTarget(
             "open_loop",
             f"{rate:,} requests/s: the rate is off by",
-            At("rate_error", {"rate": rate}),
+            ResultAt("rate_error", {"rate": rate}),
             0.005,
             "%",
         )
         for rate in (50, 200, 500, 2000)
     ),
     *(
-        Promise(
+        AccuracyTarget(
             "open_loop",
             f"{rate} requests/s: sent late, {p}",
-            At(f"send_lag_{p.lower()}_s", {"rate": rate}),
+            ResultAt(f"send_lag_{p.lower()}_s", {"rate": rate}),
             bound,
             "ms",
         )
@@ -194,10 +198,10 @@ PROMISES = [
         for p, bound in LATENESS
     ),
     *(
-        Promise(
+        AccuracyTarget(
             "open_loop",
             f"{rate:,} requests/s: least p (Kolmogorov-Smirnov), {what}",
-            At(f"least_ks_{what}_p", {"rate": rate}),
+            ResultAt(f"least_ks_{what}_p", {"rate": rate}),
             0.01,
             least=True,
         )
@@ -205,7 +209,7 @@ PROMISES = [
         for rate in (50, 200, 500, 2000)
     ),
     *(
-        Promise(
+        AccuracyTarget(
             "replay",
             f"{file}: sent at another time than recorded, P99",
             arrival_error(file),
@@ -215,10 +219,10 @@ PROMISES = [
         for file in ("azure.csv", "mooncake.jsonl")
     ),
     *(
-        Promise("freeze", f"{mode}: P99 of E2E is off by", freeze_error(mode), 0.02, "%")
+        AccuracyTarget("freeze", f"{mode}: P99 of E2E is off by", freeze_error(mode), 0.02, "%")
         for mode in ("open", "capped", "replay")
     ),
-    Promise(
+    AccuracyTarget(
         "workers",
         "two load workers send the same requests at the same times as one",
         lambda f: f["same"],
@@ -226,23 +230,23 @@ PROMISES = [
         "yes",
         least=True,
     ),
-    Promise(
+    AccuracyTarget(
         "starved",
         f"of {CASES} starved load generators, caught",
-        judged("flagged"),
+        judged_cases("flagged"),
         1.0,
         "%",
         least=True,
     ),
-    Promise(
+    AccuracyTarget(
         "healthy",
         f"of {CASES} healthy load generators, not flagged",
-        judged("spared"),
+        judged_cases("spared"),
         1.0,
         "%",
         least=True,
     ),
-    Promise(
+    AccuracyTarget(
         "soak",
         "memory in the last third, times that in the first",
         lambda f: f["last_third_mb"] / f["first_third_mb"],
@@ -251,32 +255,37 @@ PROMISES = [
 ]
 
 
-class Verdict(NamedTuple):
+class TargetVerdict(NamedTuple):
     """`verdict`: "met", "not met", "not run" (the experiment was not), or "not measured" (it was,
     but not this, or too little of it).
     """
 
-    promise: Promise
+    promise: AccuracyTarget
     promised: str
     measured: str
     verdict: str
 
 
-def verdict(promise: Promise, results: dict[str, Found]) -> Verdict:
+def judge_target(promise: AccuracyTarget, results: dict[str, Found]) -> TargetVerdict:
     found = results.get(promise.experiment)
     value = None if found is None else promise.value(found)
     promised = (
         "yes"
         if promise.unit == "yes"
-        else f"at {'least' if promise.least else 'most'} {shown(promise.bound, promise.unit)}"
+        else (
+            f"at {'least' if promise.least else 'most'}"
+            f" {format_target_value(promise.bound, promise.unit)}"
+        )
     )
     if value is None:
-        return Verdict(promise, promised, "–", "not run" if found is None else "not measured")
+        return TargetVerdict(promise, promised, "–", "not run" if found is None else "not measured")
     met = value >= promise.bound if promise.least else value <= promise.bound
-    return Verdict(promise, promised, shown(value, promise.unit), "met" if met else "not met")
+    return TargetVerdict(
+        promise, promised, format_target_value(value, promise.unit), "met" if met else "not met"
+    )
 
 
-def shown(value: float | None, unit: str = "") -> str:
+def format_target_value(value: float | None, unit: str = "") -> str:
     """
     >>> shown(0.0001, "ms"), shown(0.02, "%"), shown(48000.0), shown(3.15e-38), shown(None, "us")
     ('0.1 ms', '2%', '48,000', '3e-38', '–')

@@ -26,7 +26,7 @@ RESULTS = Path("results/claims")
 VERDICTS = ("confirmed", "refuted", "depends", "undecided", "not testable here", "not run")
 
 
-class Judged(NamedTuple):
+class PartVerdict(NamedTuple):
     """A part of a claim under one traffic. `of`: what the value is, `claimed`: what it should be,
     in words; `low` to `high`: its 95% interval, nan of one run; `exceeds`: refuted, as it is better
     than the range that is claimed.
@@ -42,7 +42,7 @@ class Judged(NamedTuple):
     exceeds: bool = False
 
 
-class Verdict(NamedTuple):
+class ClaimVerdict(NamedTuple):
     """`why`: of "depends", "undecided", of what was not tested, and of "refuted" if it is more than
     is claimed; and the claim's note.
     """
@@ -53,10 +53,10 @@ class Verdict(NamedTuple):
     campaign: str
     verdict: str
     why: str
-    parts: list[Judged]
+    parts: list[PartVerdict]
 
 
-def read(file: Path = FILE) -> dict[str, Any]:
+def read_claims(file: Path = FILE) -> dict[str, Any]:
     """{campaigns: {name: {arguments, needs}}, claims: {name: {says, source, campaign, parts}}}.
     Raises InputError.
     """
@@ -86,21 +86,21 @@ def read(file: Path = FILE) -> dict[str, Any]:
     return table
 
 
-def verdicts(results: Path = RESULTS, file: Path = FILE) -> list[Verdict]:
+def judge_claims(results: Path = RESULTS, file: Path = FILE) -> list[ClaimVerdict]:
     """Of every claim, from what is on disk: results/NAME of each campaign."""
-    table, summaries = read(file), {}
+    table, summaries = read_claims(file), {}
     for name in table["campaigns"]:
         if (results / name / "campaign.json").is_file():
-            summaries[name] = summary.summarise(dataset.campaign(results / name))
+            summaries[name] = summary.summarise(dataset.read_campaign(results / name))
     return [
-        judge(name, claim, summaries.get(claim.get("campaign", "")))
+        judge_claim(name, claim, summaries.get(claim.get("campaign", "")))
         for name, claim in table["claims"].items()
     ]
 
 
-def judge(name: str, claim: dict[str, Any], campaign: Summary | None) -> Verdict:
+def judge_claim(name: str, claim: dict[str, Any], campaign: Summary | None) -> ClaimVerdict:
     """`campaign`: None if it was not run."""
-    said = Verdict(name, claim["says"], claim["source"], claim.get("campaign", ""), "", "", [])
+    said = ClaimVerdict(name, claim["says"], claim["source"], claim.get("campaign", ""), "", "", [])
     if "needs" in claim:
         return said._replace(verdict="not testable here", why=f"it needs {claim['needs']}")
     if campaign is None:
@@ -120,7 +120,7 @@ def judge(name: str, claim: dict[str, Any], campaign: Summary | None) -> Verdict
     )
 
 
-def _judge_parts(claim: dict[str, Any], campaign: Summary) -> list[Judged]:
+def _judge_parts(claim: dict[str, Any], campaign: Summary) -> list[PartVerdict]:
     parts = []
     for _, cases in campaign.table.groupby(summary.TRAFFIC, dropna=False, sort=False):
         first = cases.iloc[0]
@@ -132,7 +132,7 @@ def _judge_parts(claim: dict[str, Any], campaign: Summary) -> list[Judged]:
     return parts
 
 
-def _together(parts: list[Judged]) -> tuple[str, str]:
+def _together(parts: list[PartVerdict]) -> tuple[str, str]:
     """(verdict, why) of a claim from its parts. Refuted only if it is so under no traffic, whatever
     is undecided or has no number.
     """
@@ -174,7 +174,7 @@ def _together(parts: list[Judged]) -> tuple[str, str]:
     return "depends" if {"confirmed", "refuted"} <= said else "undecided", why
 
 
-def _judge_part(part: dict[str, Any], traffic: str, cases: pd.DataFrame) -> Judged | None:
+def _judge_part(part: dict[str, Any], traffic: str, cases: pd.DataFrame) -> PartVerdict | None:
     """None if one of its servers is not in this campaign's traffic."""
     metric = METRICS[part["metric"]]
     values = {}
@@ -194,19 +194,19 @@ def _judge_part(part: dict[str, Any], traffic: str, cases: pd.DataFrame) -> Judg
     ]
     what = (traffic, of, ", ".join(bounds))
     if any(v.empty for v in values.values()):
-        return Judged(*what, math.nan, math.nan, math.nan, "no number")
+        return PartVerdict(*what, math.nan, math.nan, math.nan, "no number")
     if "to" in part:
-        value, low, high = stats.ratio(values[part["of"]], values[part["to"]])
+        value, low, high = stats.mean_ratio(values[part["of"]], values[part["to"]])
     else:
-        e = stats.estimate(values[part["of"]] * metric.scale)
+        e = stats.estimate_mean(values[part["of"]] * metric.scale)
         value, low, high = e.mean, e.mean - e.half, e.mean + e.half
     least, most = part.get("least", -math.inf), part.get("most", math.inf)
     if math.isinf(value):
-        return Judged(
+        return PartVerdict(
             *what, value, value, value, "confirmed" if least <= value <= most else "refuted"
         )
     if math.isnan(low):
-        return Judged(*what, value, low, high, "undecided")
+        return PartVerdict(*what, value, low, high, "undecided")
     verdict = (
         "confirmed"
         if least <= low and high <= most
@@ -215,7 +215,9 @@ def _judge_part(part: dict[str, Any], traffic: str, cases: pd.DataFrame) -> Judg
         else "undecided"
     )
     beyond = high < least if metric.better == "lower" else low > most
-    return Judged(*what, value, low, high, verdict, "least" in part and "most" in part and beyond)
+    return PartVerdict(
+        *what, value, low, high, verdict, "least" in part and "most" in part and beyond
+    )
 
 
 def _reasons(claim: dict[str, Any], campaign: Summary) -> str:
@@ -226,25 +228,25 @@ def _reasons(claim: dict[str, Any], campaign: Summary) -> str:
     )
 
 
-def write(results: Path = RESULTS) -> list[Verdict]:
+def write_page(results: Path = RESULTS) -> list[ClaimVerdict]:
     """Makes README.md and claims.html of what is in `results`. Raises InputError."""
-    found = verdicts(results)
-    shown = view(found)
+    found = judge_claims(results)
+    shown = claims_view(found)
     results.mkdir(parents=True, exist_ok=True)
     for name, template, options in (
         ("README.md", "claims.md.jinja", {"finalize": templating.escape_markdown}),
         ("claims.html", "claims.html.jinja", {"autoescape": True}),
     ):
         (results / name).write_text(
-            templating.environment(**options).get_template(template).render(shown)
+            templating.make_environment(**options).get_template(template).render(shown)
         )
     return found
 
 
-def view(found: list[Verdict]) -> dict[str, Any]:
+def claims_view(found: list[ClaimVerdict]) -> dict[str, Any]:
     """{counts, claims} for the templates."""
 
-    def number(part: Judged) -> str:
+    def number(part: PartVerdict) -> str:
         interval = (
             ""
             if math.isnan(part.low) or math.isinf(part.value)

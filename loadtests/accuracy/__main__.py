@@ -22,32 +22,38 @@ from pathlib import Path
 from typing import Any
 
 from loadtests import schema
-from loadtests.accuracy.closed_loop import accuracy, soak, stalls, start_up, workers
-from loadtests.accuracy.cpu_cost import cost
-from loadtests.accuracy.open_loop import freeze, open_loop, replay
-from loadtests.accuracy.starvation import healthy, starved
-from loadtests.accuracy.testbed import Bench
+from loadtests.accuracy.closed_loop import (
+    measure_accuracy,
+    measure_soak,
+    measure_stalls,
+    measure_start_up,
+    measure_workers,
+)
+from loadtests.accuracy.cpu_cost import measure_cost
+from loadtests.accuracy.open_loop import measure_freeze, measure_open_loop, measure_replay
+from loadtests.accuracy.starvation import judge_healthy, judge_starved
+from loadtests.accuracy.testbed import Testbed
 from loadtests.generator import locust_process
 from loadtests.telemetry import machine
 from servers.runtime import launch
 
 RESULTS = Path("results/instrument")
-EXPERIMENTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
+EXPERIMENTS: dict[str, Callable[[Testbed], dict[str, Any]]] = {
     each.__name__: each
     for each in (
-        start_up,
-        accuracy,
-        cost,
-        stalls,
-        open_loop,
-        replay,
-        freeze,
-        workers,
-        healthy,
-        starved,
+        measure_start_up,
+        measure_accuracy,
+        measure_cost,
+        measure_stalls,
+        measure_open_loop,
+        measure_replay,
+        measure_freeze,
+        measure_workers,
+        judge_healthy,
+        judge_starved,
     )
 }
-LONG = {"soak": soak}  # only if named
+LONG = {"soak": measure_soak}  # only if named
 # whose results are medians of --repeat runs; the others are one run
 REPEATED = ("start_up", "accuracy", "cost", "open_loop")
 
@@ -80,12 +86,12 @@ def main() -> int:
     # Before the first result is written, which git would call a change.
     manifest = {
         key: value
-        for key, value in machine.manifest().items()
+        for key, value in machine.build_manifest().items()
         if key in ("commit", "dirty", "cpu", "kernel", "python")
     }
     try:
         with tempfile.TemporaryDirectory(prefix="serveoff-instrument-") as scratch:
-            bench = Bench(Path(scratch), options.repeat, options.minutes)
+            bench = Testbed(Path(scratch), options.repeat, options.minutes)
             if bench.place.load_cores:
                 os.sched_setaffinity(0, bench.place.load_cores)
             for name in options.experiments or EXPERIMENTS:

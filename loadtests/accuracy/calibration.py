@@ -20,7 +20,7 @@ from loadtests import schema
 from loadtests.accuracy import ground_truth_http, ground_truth_server
 from loadtests.generator import locust_process
 from loadtests.generator.locust_process import Workers
-from servers.runtime import launch
+from servers.runtime import launch, ports
 
 TTFT_MS, ITL_MS = 50.0, 10.0
 SCENARIO = {
@@ -42,9 +42,9 @@ WITHIN = 0.10
 
 
 @contextmanager
-def truth(folder: Path, cores: Sequence[int], *options: str) -> Iterator[str]:
+def start_ground_truth(folder: Path, cores: Sequence[int], *options: str) -> Iterator[str]:
     """A reference server's base URL; its log is folder/truth.jsonl afterwards."""
-    with launch.reserved_ports(1) as [port]:
+    with ports.reserve_ports(1) as [port]:
         command = [
             sys.executable,
             "-m",
@@ -55,23 +55,23 @@ def truth(folder: Path, cores: Sequence[int], *options: str) -> Iterator[str]:
             str((folder / "truth.jsonl").resolve()),
             *options,
         ]
-        server = launch.supervised(command, folder / "reference.log", cores=cores)
+        server = launch.start_supervised(command, folder / "reference.log", cores=cores)
         try:
             deadline = time.monotonic() + 30
             while launch.get_status("127.0.0.1", port, "/health") != 200:
                 if server.poll() is not None or time.monotonic() > deadline:
                     raise locust_process.LoadFailed(
                         "the reference server did not"
-                        f" start:\n{launch.tail(folder / 'reference.log')}"
+                        f" start:\n{launch.log_tail(folder / 'reference.log')}"
                     )
                 time.sleep(0.05)
             yield f"http://127.0.0.1:{port}"
         finally:
-            launch.stop(server)
+            launch.stop_supervised(server)
 
 
 @dataclass(frozen=True)
-class Place:
+class Placement:
     """Who sends the load, and who runs where; no cores: on all."""
 
     workers: Workers
@@ -79,38 +79,38 @@ class Place:
     load_cores: Sequence[int] = ()
 
 
-class Run(NamedTuple):
+class CalibrationRun(NamedTuple):
     """`said`: load.json at the end. `head`, `served`: the reference server's log."""
 
     said: dict[str, Any]
     rows: list[dict[str, Any]]
     head: dict[str, Any]
-    served: list[ground_truth_server.Served]
+    served: list[ground_truth_server.ServedRequest]
 
     @property
     def window(self) -> tuple[float, float]:
         return self.said["window"]["start_s"], self.said["window"]["end_s"]
 
-    def pairs(self) -> Iterator[tuple[dict[str, Any], ground_truth_server.Served | None]]:
+    def pairs(self) -> Iterator[tuple[dict[str, Any], ground_truth_server.ServedRequest | None]]:
         """Each row with what the server knows of the same request; null if it knows nothing."""
         known = {each.id: each for each in self.served}
         return ((row, known.get(f"{row['worker']}-{row['request']}")) for row in self.rows)
 
 
-def run(
+def run_calibration_load(
     folder: Path,
-    place: Place,
+    place: Placement,
     scenario: dict[str, Any],
     *options: str,
     users: int | None = None,
     rate: float | None = None,
     seed: str = "calibration",
-) -> Run:
+) -> CalibrationRun:
     """One load against one reference server. Zero of the rows' clock is `time.perf_counter()`'s
     own.
     """
     folder.mkdir(parents=True)
-    with truth(folder, place.server_cores, *options) as url:
+    with start_ground_truth(folder, place.server_cores, *options) as url:
         task = {
             "base_url": url,
             "model": ground_truth_http.MODEL,
@@ -123,12 +123,12 @@ def run(
             "clock_zero_s": 0.0,
             "seed": seed,
         }
-        with locust_process.generating(folder, task, place.workers, place.load_cores) as load:
-            said = locust_process.wait(
-                load, folder, locust_process.longest_s(task, place.workers), lambda _: None
+        with locust_process.start_load(folder, task, place.workers, place.load_cores) as load:
+            said = locust_process.wait_for_load(
+                load, folder, locust_process.longest_load_s(task, place.workers), lambda _: None
             )
     head, served = ground_truth_server.read_log(folder / "truth.jsonl")
-    return Run(said, schema.read_lines(folder / "requests.jsonl"), head, served)
+    return CalibrationRun(said, schema.read_lines(folder / "requests.jsonl"), head, served)
 
 
 def percentile(values: Sequence[float], p: float) -> float | None:
@@ -140,7 +140,7 @@ def mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def errors(run: Run) -> dict[str, Any]:
+def measure_errors(run: CalibrationRun) -> dict[str, Any]:
     """What was measured minus what was true, over the requests that were scheduled in the
     window; s.
     """
@@ -207,7 +207,7 @@ def errors(run: Run) -> dict[str, Any]:
     }
 
 
-def ladder(run: Run) -> list[dict[str, Any]]:
+def measure_load_steps(run: CalibrationRun) -> list[dict[str, Any]]:
     """Each step: events/s asked, sent and seen, and whether the P99 of the gaps between them came
     out right.
     """
@@ -246,7 +246,9 @@ def ladder(run: Run) -> list[dict[str, Any]]:
     return steps
 
 
-def calibrate(folder: Path, users: int | None, rate: float | None, place: Place) -> dict[str, Any]:
+def calibrate(
+    folder: Path, users: int | None, rate: float | None, place: Placement
+) -> dict[str, Any]:
     """calibration.json (records.CALIBRATION_KEYS), measured at this many users and at this rate.
     Raises generator.LoadFailed.
     """
@@ -256,14 +258,16 @@ def calibrate(folder: Path, users: int | None, rate: float | None, place: Place)
     try:
         closed = opened = None
         if users:
-            closed = errors(
-                run(
+            closed = measure_errors(
+                run_calibration_load(
                     scratch / "closed", place, SCENARIO | {"arrivals": "closed"}, *plan, users=users
                 )
             )
         if rate:
-            opened = errors(
-                run(scratch / "open", place, SCENARIO | {"arrivals": "poisson"}, *plan, rate=rate)
+            opened = measure_errors(
+                run_calibration_load(
+                    scratch / "open", place, SCENARIO | {"arrivals": "poisson"}, *plan, rate=rate
+                )
             )
         itls = ",".join(f"{1e3 * LADDER_USERS / events:g}" for events in LADDER_EVENTS_PER_S)
         length = STEP_S * len(LADDER_EVENTS_PER_S)
@@ -274,7 +278,7 @@ def calibrate(folder: Path, users: int | None, rate: float | None, place: Place)
             "warmup_max_s": 0.2,
             "duration_s": length,
         }
-        climbed = run(
+        climbed = run_calibration_load(
             scratch / "ladder",
             place,
             climb,
@@ -286,7 +290,7 @@ def calibrate(folder: Path, users: int | None, rate: float | None, place: Place)
             str(STEP_S),
             users=LADDER_USERS,
         )
-        steps = ladder(climbed)
+        steps = measure_load_steps(climbed)
         sustained = 0
         for step in steps:
             if not step["sustained"]:

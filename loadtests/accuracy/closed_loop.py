@@ -11,13 +11,13 @@ import psutil
 
 from loadtests import schema
 from loadtests.accuracy import ground_truth_server
-from loadtests.accuracy.calibration import Run, errors, truth
-from loadtests.accuracy.testbed import TIMES, Bench, environment, medians, scenario
+from loadtests.accuracy.calibration import CalibrationRun, measure_errors, start_ground_truth
+from loadtests.accuracy.testbed import TIMES, Testbed, median_results, scenario, set_environment
 from loadtests.generator import locust_process
 from loadtests.generator.locust_process import Workers
 
 
-def accuracy(bench: Bench) -> dict[str, Any]:
+def measure_accuracy(bench: Testbed) -> dict[str, Any]:
     """TTFT error mean / P99 at most 0.1 / 0.5 ms at 64 streams, 0.2 / 1 at 256, 0.5 / 3 at 512 (100
     tokens/s each); each gap within 20 us at P99 with kernel stamps, 1 ms without.
     """
@@ -28,28 +28,28 @@ def accuracy(bench: Bench) -> dict[str, Any]:
         runs: dict[str, list[dict[str, Any]]] = {"kernel": [], "user": [], "C program": []}
         for number in range(bench.repeat):  # one after the other, so that all see the same machine
             for stamps in ("kernel", "user") if users == 64 else ("kernel",):
-                with environment(SERVEOFF_STAMPS=stamps):
+                with set_environment(SERVEOFF_STAMPS=stamps):
                     runs[stamps].append(
-                        errors(bench.load(wanted, *TIMES, users=users, seed=str(number)))
+                        measure_errors(bench.load(wanted, *TIMES, users=users, seed=str(number)))
                     )
             if reader:
-                runs["C program"].append(errors_in_c(bench, reader, users))
+                runs["C program"].append(measure_errors_in_c(bench, reader, users))
         found += [
-            {"users": users, "stamps": stamps} | medians(each)
+            {"users": users, "stamps": stamps} | median_results(each)
             for stamps, each in runs.items()
             if each
         ]
     return {"levels": found}
 
 
-def errors_in_c(bench: Bench, reader: list[str], users: int) -> dict[str, Any]:
+def measure_errors_in_c(bench: Testbed, reader: list[str], users: int) -> dict[str, Any]:
     """Of times for which nothing but the machine is to blame: a few lines of C read, stamp and send
     the next request.
     """
     folder = bench.folder()
     folder.mkdir()
     file, seconds = folder / "rows.jsonl", 8.0
-    with truth(folder, bench.place.server_cores, *TIMES) as url:
+    with start_ground_truth(folder, bench.place.server_cores, *TIMES) as url:
         subprocess.run(
             [*reader, url.rpartition(":")[2], str(users), "128", str(seconds), str(file)],
             stdout=subprocess.DEVNULL,
@@ -62,10 +62,12 @@ def errors_in_c(bench: Bench, reader: list[str], users: int) -> dict[str, Any]:
         "window": {"start_s": start_s, "end_s": start_s + seconds - 2.0},
         "workers": [{"cpu_share": None, "waited_share": None}],
     }
-    return errors(Run(said, rows, *ground_truth_server.read_log(folder / "truth.jsonl")))
+    return measure_errors(
+        CalibrationRun(said, rows, *ground_truth_server.read_log(folder / "truth.jsonl"))
+    )
 
 
-def stalls(bench: Bench) -> dict[str, Any]:
+def measure_stalls(bench: Testbed) -> dict[str, Any]:
     """Every pause of 50 ms or more in a stream is found, and no other gap is taken for one."""
     wanted = scenario("closed", output_tokens=[96, 160])
     found = bench.load(wanted, *TIMES, "--stall-every", "40", "--stall-ms", "50", users=64)
@@ -82,13 +84,13 @@ def stalls(bench: Bench) -> dict[str, Any]:
     return {"stalls": true, "found": both, "false": seen - both}
 
 
-def start_up(bench: Bench) -> dict[str, Any]:
+def measure_start_up(bench: Testbed) -> dict[str, Any]:
     """Under 100 MB and 1 s of CPU until the first request can be sent."""
     found = []
     for _ in range(bench.repeat):
         folder = bench.folder()
         folder.mkdir()
-        with truth(folder, bench.place.server_cores, *TIMES) as url:
+        with start_ground_truth(folder, bench.place.server_cores, *TIMES) as url:
             wanted = scenario("closed", warmup_s=1.0, warmup_max_s=1.0, duration_s=2.0)
             task = {
                 "base_url": url,
@@ -102,7 +104,7 @@ def start_up(bench: Bench) -> dict[str, Any]:
                 "clock_zero_s": 0.0,
                 "seed": "start",
             }
-            with locust_process.generating(
+            with locust_process.start_load(
                 folder, task, Workers(1), bench.place.load_cores
             ) as load:
                 assert load.stdout is not None
@@ -120,11 +122,11 @@ def start_up(bench: Bench) -> dict[str, Any]:
                         "rss_mb": memory.rss / 1e6,
                     }
                 )
-                locust_process.wait(load, folder, 60, lambda _: None)
-    return medians(found)
+                locust_process.wait_for_load(load, folder, 60, lambda _: None)
+    return median_results(found)
 
 
-def workers(bench: Bench) -> dict[str, Any]:
+def measure_workers(bench: Testbed) -> dict[str, Any]:
     """Two load workers send the same requests at the same times as one; what an event costs
     them.
     """
@@ -147,7 +149,10 @@ def workers(bench: Bench) -> dict[str, Any]:
     closed = scenario("closed", output_tokens=[96, 160], warmup_s=6.0, warmup_max_s=6.0)
     us = {
         str(count): (
-            1e6 * errors(bench.load(closed, *TIMES, workers=count, users=256))["cpu_per_event_s"]
+            1e6
+            * measure_errors(bench.load(closed, *TIMES, workers=count, users=256))[
+                "cpu_per_event_s"
+            ]
         )
         for count in (1, 2)
     }
@@ -159,13 +164,13 @@ def workers(bench: Bench) -> dict[str, Any]:
     }
 
 
-def soak(bench: Bench) -> dict[str, Any]:
+def measure_soak(bench: Testbed) -> dict[str, Any]:
     """The load generator's memory is flat: resident set size every 10 s, 64 streams."""
     folder = bench.folder()
     folder.mkdir()
     seconds = 60 * bench.minutes
     samples: list[tuple[float, float]] = []
-    with truth(folder, bench.place.server_cores, *TIMES) as url:
+    with start_ground_truth(folder, bench.place.server_cores, *TIMES) as url:
         wanted = scenario("closed", duration_s=seconds)
         task = {
             "base_url": url,
@@ -179,7 +184,7 @@ def soak(bench: Bench) -> dict[str, Any]:
             "clock_zero_s": 0.0,
             "seed": "soak",
         }
-        with locust_process.generating(folder, task, Workers(1), bench.place.load_cores) as load:
+        with locust_process.start_load(folder, task, Workers(1), bench.place.load_cores) as load:
             assert load.stdout is not None
             process = psutil.Process(int(load.stdout.readline()))
 
@@ -187,8 +192,8 @@ def soak(bench: Bench) -> dict[str, Any]:
                 if said.get("window") and (not samples or time.monotonic() - samples[-1][0] >= 10):
                     samples.append((time.monotonic(), process.memory_info().rss / 1e6))
 
-            said = locust_process.wait(
-                load, folder, locust_process.longest_s(task, Workers(1)), watch
+            said = locust_process.wait_for_load(
+                load, folder, locust_process.longest_load_s(task, Workers(1)), watch
             )
     bench.note_readers(said["workers"])
     used = [mb for _, mb in samples]

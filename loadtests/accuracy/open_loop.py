@@ -14,11 +14,11 @@ from typing import Any
 
 import scipy.stats
 
-from loadtests.accuracy.calibration import errors, percentile, truth
-from loadtests.accuracy.testbed import ITL_S, TIMES, TTFT_S, Bench, medians, scenario
+from loadtests.accuracy.calibration import measure_errors, percentile, start_ground_truth
+from loadtests.accuracy.testbed import ITL_S, TIMES, TTFT_S, Testbed, median_results, scenario
 
 
-def open_loop(bench: Bench) -> dict[str, Any]:
+def measure_open_loop(bench: Testbed) -> dict[str, Any]:
     """At 50, 200, 500 and 2,000 requests/s of 8 tokens: rate within 0.5%, send lag P50 / P99 at
     most 0.3 / 0.6 ms up to 500; gaps between arrivals pass a Kolmogorov-Smirnov test against the
     exponential distribution that was asked for. So do those between what was really sent, up to the
@@ -45,13 +45,15 @@ def open_loop(bench: Bench) -> dict[str, Any]:
             )
             inside = sum(start_s <= at < end_s for at in sent)
             runs.append(
-                errors(one)
+                measure_errors(one)
                 | {
                     "rate_error": inside / one.said["planned"] - 1,
-                    "ks_planned_p": exponential(planned, rate),
-                    "ks_sent_p": exponential(sent, rate),
+                    "ks_planned_p": test_exponential(planned, rate),
+                    "ks_sent_p": test_exponential(sent, rate),
                     "ks_sent_in_c_p": (
-                        exponential(sent_in_c(bench, sender, planned), rate) if sender else None
+                        test_exponential(send_in_c(bench, sender, planned), rate)
+                        if sender
+                        else None
                     ),
                 }
             )
@@ -62,19 +64,19 @@ def open_loop(bench: Bench) -> dict[str, Any]:
         ]
         found.append(
             {"rate": rate}
-            | medians(runs)
+            | median_results(runs)
             | {f"least_{name}": min(one[name] for one in runs) for name in tests}
         )
     return {"levels": found}
 
 
-def sent_in_c(bench: Bench, sender: list[str], planned: Sequence[float]) -> list[float]:
+def send_in_c(bench: Testbed, sender: list[str], planned: Sequence[float]) -> list[float]:
     """When each was sent by a program that does nothing else, in seconds since the first one's
     time.
     """
     folder = bench.folder()
     folder.mkdir()
-    with truth(folder, bench.place.server_cores, *TIMES) as url:
+    with start_ground_truth(folder, bench.place.server_cores, *TIMES) as url:
         said = subprocess.run(
             [*sender, url.rpartition(":")[2], "500"],
             input="".join(f"{at - planned[0]:.9f}\n" for at in planned),
@@ -85,13 +87,13 @@ def sent_in_c(bench: Bench, sender: list[str], planned: Sequence[float]) -> list
     return [float(line) for line in said.stdout.split()]
 
 
-def exponential(at: Sequence[float], rate: float) -> float:
+def test_exponential(at: Sequence[float], rate: float) -> float:
     """p of a Kolmogorov-Smirnov test that the gaps are exponential with that rate."""
     gaps = [after - before for before, after in itertools.pairwise(at)]
     return float(scipy.stats.kstest(gaps, "expon", args=(0, 1 / rate)).pvalue)
 
 
-def replay(bench: Bench) -> dict[str, Any]:
+def measure_replay(bench: Testbed) -> dict[str, Any]:
     """Recorded arrivals in Azure's and in Mooncake's form come within 5 ms of the trace at P99."""
     source, at, rows = random.Random("trace"), 0.0, []
     while at < 60:
@@ -148,7 +150,7 @@ def replay(bench: Bench) -> dict[str, Any]:
     return found
 
 
-def freeze(bench: Bench) -> dict[str, Any]:
+def measure_freeze(bench: Testbed) -> dict[str, Any]:
     """The server stands still once, for 2 s: P99 of E2E in an open loop, under a cap on concurrency
     and in a replay equals what follows from the arrivals within 2%. A closed loop cannot see it.
     """

@@ -8,20 +8,20 @@ from typing import Any
 
 from loadtests import schema
 from loadtests.accuracy.calibration import SCENARIO
-from loadtests.accuracy.testbed import Bench, burning, on_cores
+from loadtests.accuracy.testbed import Testbed, burn_cores, pin_to_cores
 
 
-def healthy(bench: Bench) -> dict[str, Any]:
+def judge_healthy(bench: Testbed) -> dict[str, Any]:
     """A load generator that has its core for itself is not flagged in 20 of 20 cases."""
     return _judged(bench, burners=0)
 
 
-def starved(bench: Bench) -> dict[str, Any]:
+def judge_starved(bench: Testbed) -> dict[str, Any]:
     """One that has to share it with a dozen busy processes is caught in 20 of 20 cases."""
     return _judged(bench, burners=12)
 
 
-def _judged(bench: Bench, burners: int) -> dict[str, Any]:
+def _judged(bench: Testbed, burners: int) -> dict[str, Any]:
     """Real cases on the simulated engine, judged by `python -m analysis checks`."""
     file = bench.scratch / "scenarios.toml"
     table = {**SCENARIO, "arrivals": "closed", "users": 64}
@@ -34,8 +34,8 @@ def _judged(bench: Bench, burners: int) -> dict[str, Any]:
         # A campaign shares out the cores that it finds itself on, and we are on the load
         # generator's.
         with (
-            burning(burners, bench.place.load_cores),
-            on_cores((*bench.place.server_cores, *bench.place.load_cores)),
+            burn_cores(burners, bench.place.load_cores),
+            pin_to_cores((*bench.place.server_cores, *bench.place.load_cores)),
         ):
             subprocess.run(
                 [

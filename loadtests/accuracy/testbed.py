@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from loadtests.accuracy.calibration import SCENARIO, Place, Run, run
+from loadtests.accuracy.calibration import SCENARIO, CalibrationRun, Placement, run_calibration_load
 from loadtests.generator.locust_process import Workers
-from loadtests.telemetry import machine
+from loadtests.telemetry import cores
 
 TTFT_S, ITL_S = 0.050, 0.010
 TIMES = ("--ttft-ms", "50", "--itl-ms", "10")
@@ -27,14 +27,14 @@ def scenario(arrivals: str, **more: Any) -> dict[str, Any]:
     )
 
 
-class Bench:
+class Testbed:
     """Where experiments run: a scratch folder for each load, and the machine's share as a campaign
     has it.
     """
 
     def __init__(self, scratch: Path, repeat: int, minutes: float):
-        share = machine.machine_share()
-        cores = (
+        share = cores.share_cores()
+        server_cores, load_cores = (
             ((), ())
             if share["shared"]
             else (tuple(share["server_cores"]), tuple(share["load_cores"]))
@@ -46,18 +46,18 @@ class Bench:
             itertools.count(),
         )
         self.readers: set[str] = set()  # who read the streams of this experiment's loads: c, python
-        self.place = Place(Workers(1), cores[0][:1], cores[1])
+        self.place = Placement(Workers(1), server_cores[:1], load_cores)
 
     def folder(self) -> Path:
         return self.scratch / str(next(self.numbers))
 
     def load(
         self, wanted: dict[str, Any], *options: str, workers: int = 1, **users_or_rate: Any
-    ) -> Run:
+    ) -> CalibrationRun:
         folder = self.folder()
         try:
-            place = Place(Workers(workers), self.place.server_cores, self.place.load_cores)
-            found = run(folder, place, wanted, *options, **users_or_rate)
+            place = Placement(Workers(workers), self.place.server_cores, self.place.load_cores)
+            found = run_calibration_load(folder, place, wanted, *options, **users_or_rate)
             self.note_readers(found.said["workers"])
             return found
         finally:
@@ -91,7 +91,7 @@ class Bench:
         self.readers |= {worker["reader"] for worker in workers}
 
 
-def medians(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def median_results(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The median of each number; booleans and texts are left out."""
     names = [
         name
@@ -105,7 +105,7 @@ def medians(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 @contextmanager
-def environment(**variables: str) -> Iterator[None]:
+def set_environment(**variables: str) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -116,7 +116,7 @@ def environment(**variables: str) -> Iterator[None]:
 
 
 @contextmanager
-def on_cores(cores: Sequence[int]) -> Iterator[None]:
+def pin_to_cores(cores: Sequence[int]) -> Iterator[None]:
     """This process and those that it starts. With no cores nothing changes."""
     before = os.sched_getaffinity(0) if cores else None
     if cores:
@@ -129,7 +129,7 @@ def on_cores(cores: Sequence[int]) -> Iterator[None]:
 
 
 @contextmanager
-def burning(count: int, cores: Sequence[int]) -> Iterator[None]:
+def burn_cores(count: int, cores: Sequence[int]) -> Iterator[None]:
     """Processes that compute on these cores all the time; each in a session of its own, since Linux
     may share a core out by sessions.
     """

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from loadtests.campaign import results_folder
-from loadtests.campaign.plan import PlanError
-from loadtests.campaign.progress import Watch
+from loadtests.campaign.progress import ProgressWatch
+from loadtests.errors import UsageError
 from loadtests.schema import Case
 from servers.runtime import launch
 
 SATURATION_USERS = 64
 
 
-def scenarios_of(
+def search_scenarios(
     chosen: dict[str, dict[str, Any]], estimates: Sequence[float]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """The scenarios, with one at saturation for each open loop whose capacity has no estimate, and
@@ -31,7 +31,7 @@ def scenarios_of(
     found, saturation = dict(chosen), {}
     for name, table in chosen.items():
         if table["arrivals"] == "trace":
-            raise PlanError(
+            raise UsageError(
                 f"the scenario {name!r} replays a trace, whose load is what it is: --find-capacity"
                 " needs another one"
             )
@@ -52,7 +52,7 @@ def scenarios_of(
     return found, saturation
 
 
-def systems_of(cases: Sequence[Case]) -> list[dict[str, Any]]:
+def searched_systems(cases: Sequence[Case]) -> list[dict[str, Any]]:
     """What is searched for: {server, options, engine, scenario}, each once, in the order of the
     plan.
     """
@@ -69,7 +69,9 @@ def systems_of(cases: Sequence[Case]) -> list[dict[str, Any]]:
     return found
 
 
-def rounds(folder: Path, sought: dict[str, Any], watch: Watch) -> Iterator[list[Case]]:
+def capacity_rounds(
+    folder: Path, sought: dict[str, Any], watch: ProgressWatch
+) -> Iterator[list[Case]]:
     """Rounds of cases, each asked for when the one before has been run, until no system needs
     another one. Raises PlanError.
     """
@@ -117,12 +119,12 @@ def check_slo(text: str) -> None:
         text=True,
     )
     if done.returncode:
-        raise PlanError(done.stderr.strip())
+        raise UsageError(done.stderr.strip())
 
 
 def _asked(folder: Path) -> list[dict[str, Any] | None]:
     command = [sys.executable, "-m", "analysis.next_cases", str(folder.resolve())]
     done = subprocess.run(command, cwd=launch.ROOT, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise PlanError(f"what to measure next in {folder} could not be found: see above")
+        raise UsageError(f"what to measure next in {folder} could not be found: see above")
     return list(json.loads(done.stdout))

@@ -12,15 +12,15 @@ from typing import Any
 
 from loadtests import schema
 from loadtests.campaign.parquet import to_parquet
-from loadtests.campaign.progress import Watch
-from loadtests.campaign.targets import Side, Sides
+from loadtests.campaign.progress import ProgressWatch
+from loadtests.campaign.targets import Target, Targets
 from loadtests.generator import locust_process
 from loadtests.schema import Case
-from loadtests.telemetry import machine, server_metrics
+from loadtests.telemetry import machine, server_counters
 from loadtests.workload import arrivals
 from servers.contract import conformance as contract_checks
-from servers.contract.conformance_client import Failed
-from servers.runtime import catalog, launch
+from servers.contract.conformance_client import CheckFailed
+from servers.runtime import catalog, launch, models
 
 RESERVE_BYTES = 65_536  # run.json has a few thousand
 
@@ -30,40 +30,40 @@ class CaseFailed(Exception):
 
 
 @dataclass(frozen=True)
-class Setting:
+class CampaignContext:
     """What all cases of a campaign have in common."""
 
     folder: Path
     seed: int
-    model: launch.Model
+    model: models.Model
     scenarios: dict[str, dict[str, Any]]
     simulated: dict[str, Any]
-    share: launch.Share
+    share: launch.CoreShare
     load_cores: tuple[int, ...]
     workers: locust_process.Workers
-    sides: Sides
+    sides: Targets
     web_port: int | None = None
     ready_timeout_s: float | None = None
 
 
 @dataclass
-class Work:
+class CaseRun:
     """One case while it runs."""
 
     case: Case
-    setting: Setting
+    setting: CampaignContext
     folder: Path
-    watch: Watch
+    watch: ProgressWatch
     run: dict[str, Any]
     stack: ExitStack = field(default_factory=ExitStack)
-    server: launch.Running | None = None  # null for a target
+    server: launch.RunningServer | None = None  # null for a target
 
     @property
-    def side(self) -> Side:
+    def side(self) -> Target:
         return self.setting.sides[self.case.side]
 
     @property
-    def described(self) -> catalog.Server:
+    def described(self) -> catalog.ServerSpec:
         return self.side.find(self.case.server)
 
     @property
@@ -93,13 +93,13 @@ class Work:
         schema.write_json(self.folder / "run.json", self.run)
 
 
-def run_case(case: Case, setting: Setting, watch: Watch) -> str:
+def run_case(case: Case, setting: CampaignContext, watch: ProgressWatch) -> str:
     """Runs it, leaves its folder complete whatever happens, and returns its status. Ctrl-C is
     passed on after that.
     """
     folder = setting.folder / "cases" / case.folder
     folder.mkdir(parents=True)
-    work = Work(
+    work = CaseRun(
         case,
         setting,
         folder,
@@ -138,7 +138,7 @@ def run_case(case: Case, setting: Setting, watch: Watch) -> str:
                 began = time.perf_counter()
                 try:
                     stage(work)
-                except (CaseFailed, launch.LaunchError, Failed) as error:
+                except (CaseFailed, launch.LaunchError, CheckFailed) as error:
                     work.run["status"] = f"failed: {name}: {error}"
                     break
                 except KeyboardInterrupt:
@@ -156,7 +156,7 @@ def run_case(case: Case, setting: Setting, watch: Watch) -> str:
     return str(work.run["status"])
 
 
-def _skip_reason(work: Work) -> str:
+def _skip_reason(work: CaseRun) -> str:
     server = work.described
     if missing := server.missing(work.case.engine, work.case.options):
         return f"{', '.join(missing)} is not installed"
@@ -164,18 +164,20 @@ def _skip_reason(work: Work) -> str:
     return "" if transport in server.transports else f"it does not stream by {transport}"
 
 
-def _prepare(work: Work) -> None:
+def _prepare(work: CaseRun) -> None:
     if not work.side.target:
-        launch.prepare(work.described, work.case.engine, work.setting.model, work.case.options)
+        launch.prepare_server(
+            work.described, work.case.engine, work.setting.model, work.case.options
+        )
 
 
-def _launch(work: Work) -> None:
+def _launch(work: CaseRun) -> None:
     if work.side.target:
         return
     server = work.described
     work.run["summary"] = server.summary
     work.server = work.stack.enter_context(
-        launch.running(
+        launch.run_server(
             server,
             work.case.engine,
             work.setting.model,
@@ -188,13 +190,13 @@ def _launch(work: Work) -> None:
         )
     )
     work.run |= {
-        "command": machine.redacted(work.server.command),
+        "command": machine.redact_secrets(work.server.command),
         "startup_s": work.server.startup_s,
     }
 
 
-def _verify(work: Work, key: str, checks: contract_checks.Checks) -> None:
-    found = contract_checks.verify(
+def _verify(work: CaseRun, key: str, checks: contract_checks.Checks) -> None:
+    found = contract_checks.verify_server(
         work.base_url, model=work.setting.model.name, planted=work.planted, checks=checks
     )
     work.run[key] = [asdict(check) for check in found]
@@ -204,12 +206,12 @@ def _verify(work: Work, key: str, checks: contract_checks.Checks) -> None:
         raise CaseFailed("; ".join(f"{check.name}: {check.detail}" for check in failed))
 
 
-def _verify_before(work: Work) -> None:
+def _verify_before(work: CaseRun) -> None:
     if work.side.target:
         checks = contract_checks.FOREIGN
     else:
         server = work.described
-        checks = contract_checks.checks_of(server.foreign, server.waives, server.transports)
+        checks = contract_checks.select_checks(server.foreign, server.waives, server.transports)
         work.run["notes"] += [
             f"{server.name} cannot pass the check {name}: see its README.md"
             for name in server.waives
@@ -219,12 +221,12 @@ def _verify_before(work: Work) -> None:
         _compare_answers(work)
 
 
-def _compare_answers(work: Work) -> None:
+def _compare_answers(work: CaseRun) -> None:
     """No rule says what is right: the campaign's first server is what the others are held against.
     In bfloat16 two engines may honestly part ways at a near tie, so a difference is recorded and
     reported, and does not end the case.
     """
-    said = contract_checks.answers(work.base_url, work.setting.model.name)
+    said = contract_checks.ask_fixed_prompts(work.base_url, work.setting.model.name)
     file = work.setting.folder / "answers.json"
     if not file.exists():
         schema.write_json(
@@ -235,18 +237,18 @@ def _compare_answers(work: Work) -> None:
     work.run["agreement"] = {"with": f"{reference['server']}/{reference['engine']}", "share": same}
 
 
-def _counted_load(work: Work) -> None:
+def _counted_load(work: CaseRun) -> None:
     """The server's own counters, just before and just after, are a witness that does not depend on
     the load generator.
     """
-    before = server_metrics.counted(work.engine_urls)
+    before = server_counters.read_when_idle(work.engine_urls)
     _load(work)
-    work.run["served"] = server_metrics.served(
-        before, server_metrics.counted(work.engine_urls) if before else None
+    work.run["served"] = server_counters.counter_delta(
+        before, server_counters.read_when_idle(work.engine_urls) if before else None
     )
 
 
-def _load(work: Work) -> None:
+def _load(work: CaseRun) -> None:
     case, setting, scenario = work.case, work.setting, work.scenario
     task = {
         "base_url": work.base_url,
@@ -262,8 +264,8 @@ def _load(work: Work) -> None:
     }
     if scenario["arrivals"] == "trace":
         work.run["notes"].append(
-            f"{case.scenario}: {arrivals.clipped(scenario):,} of the trace's requests exceed the"
-            f" context of {scenario.get('context', arrivals.CONTEXT):,} tokens and were clipped"
+            f"{case.scenario}: {arrivals.count_clipped(scenario):,} of the trace's requests exceed"
+            f" the context of {scenario.get('context', arrivals.CONTEXT):,} tokens and were clipped"
         )
     telemetry = None
 
@@ -273,12 +275,12 @@ def _load(work: Work) -> None:
             work.watch.load(said)
 
     try:
-        with locust_process.generating(
+        with locust_process.start_load(
             work.folder, task, setting.workers, setting.load_cores, setting.web_port
         ) as load:
             assert load.stdout is not None
             if pid := int(load.stdout.readline() or 0):
-                telemetry = launch.supervised(
+                telemetry = launch.start_supervised(
                     [
                         sys.executable,
                         "-m",
@@ -296,20 +298,20 @@ def _load(work: Work) -> None:
                     work.folder / "telemetry.log",
                     cores=setting.load_cores,
                 )
-            locust_process.wait(
-                load, work.folder, locust_process.longest_s(task, setting.workers), watch
+            locust_process.wait_for_load(
+                load, work.folder, locust_process.longest_load_s(task, setting.workers), watch
             )
     except locust_process.LoadFailed as error:
         full = shutil.disk_usage(work.folder).free < RESERVE_BYTES  # then its log cannot say so
         raise CaseFailed(f"{'no space left on the disk: ' if full else ''}{error}") from None
     finally:
         if telemetry is not None:
-            launch.stop(telemetry)
+            launch.stop_supervised(telemetry)
         _take_load_json(work)
         _take_telemetry_notes(work)
 
 
-def _take_load_json(work: Work) -> None:
+def _take_load_json(work: CaseRun) -> None:
     file = work.folder / "load.json"
     if file.exists():
         said = schema.read_json(file)
@@ -332,7 +334,7 @@ def _take_load_json(work: Work) -> None:
         file.unlink()
 
 
-def _take_telemetry_notes(work: Work) -> None:
+def _take_telemetry_notes(work: CaseRun) -> None:
     log = work.folder / "telemetry.log"
     if log.exists():
         work.run["notes"] += [
@@ -343,19 +345,19 @@ def _take_telemetry_notes(work: Work) -> None:
         log.unlink()
 
 
-def _raise_if_ended(work: Work) -> None:
+def _raise_if_ended(work: CaseRun) -> None:
     if work.server is not None and work.server.ended():
         raise CaseFailed(f"the server ended by itself {work.server.last_words()}")
 
 
-def _verify_after(work: Work) -> None:
+def _verify_after(work: CaseRun) -> None:
     over_websocket = work.scenario.get("transport") == "websocket"
     checks = (*contract_checks.AFTER_LOAD, *([contract_checks.websocket] if over_websocket else []))
     waived = () if work.side.target else work.described.waives
     _verify(work, "verify_after", tuple(check for check in checks if check.__name__ not in waived))
 
 
-def _stop(work: Work) -> None:
+def _stop(work: CaseRun) -> None:
     work.stack.close()
 
 
@@ -369,7 +371,7 @@ STAGES = (
 )
 
 
-def _finish(work: Work) -> None:
+def _finish(work: CaseRun) -> None:
     try:
         to_parquet(work.folder)
     except OSError as error:

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from loadtests.campaign import results_folder
-from loadtests.campaign.plan import PlanError
-from loadtests.campaign.progress import Watch
+from loadtests.campaign.progress import ProgressWatch
+from loadtests.errors import UsageError
 from loadtests.schema import Case
 from servers.runtime import launch
 
 
-def systems_of(cases: Sequence[Case]) -> list[dict[str, Any]]:
+def gated_systems(cases: Sequence[Case]) -> list[dict[str, Any]]:
     """What is compared: {server, engine, scenario, users, rate, duration_s, options}, in the order
     of the plan.
     """
@@ -37,7 +37,7 @@ def systems_of(cases: Sequence[Case]) -> list[dict[str, Any]]:
     ]
 
 
-def rounds(folder: Path, gate: dict[str, Any], watch: Watch) -> Iterator[list[Case]]:
+def gate_rounds(folder: Path, gate: dict[str, Any], watch: ProgressWatch) -> Iterator[list[Case]]:
     """One repetition of each system that needs another, until none does, or there is no time for
     one more that takes as long as the one before. Raises PlanError.
     """
@@ -85,5 +85,5 @@ def _asked(folder: Path) -> list[bool]:
     command = [sys.executable, "-m", "analysis.next_cases", str(folder.resolve())]
     done = subprocess.run(command, cwd=launch.ROOT, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise PlanError(f"whether {folder} needs another repetition could not be found: see above")
+        raise UsageError(f"whether {folder} needs another repetition could not be found: see above")
     return list(json.loads(done.stdout))

@@ -9,10 +9,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from loadtests.campaign.plan import PlanError
+from loadtests.errors import UsageError
 from loadtests.schema import Case
 from loadtests.telemetry.gpu import Gpus
-from servers.runtime import catalog, launch
+from servers.runtime import catalog, models
 
 GIB = 2**30
 # of each process: CUDA's context, its libraries and their workspace; about what nvidia-smi shows of
@@ -32,12 +32,12 @@ class Card(NamedTuple):
     cards: int = 1
 
 
-def card() -> Card | None:
+def find_card() -> Card | None:
     """None without a GPU, and of one in MIG mode: NVML says what the whole of it has, and not its
     parts.
     """
     gpus = Gpus()
-    if not (visible := seen(gpus)):
+    if not (visible := visible_indices(gpus)):
         return None
     index = visible[0]
     said = gpus.describe()[index]
@@ -49,7 +49,7 @@ def card() -> Card | None:
     return Card(said["name"] or "a GPU", said["memory_bytes"], free, len(visible))
 
 
-def seen(gpus: Gpus) -> list[int]:
+def visible_indices(gpus: Gpus) -> list[int]:
     """NVML's indices of the cards that CUDA_VISIBLE_DEVICES leaves, in its order, which is CUDA's
     rule: numbers or beginnings of UUIDs, and nothing from the first one on that there is not. The
     parts of a card in MIG mode have UUIDs of their own, which are not found.
@@ -76,19 +76,19 @@ def seen(gpus: Gpus) -> list[int]:
     return found
 
 
-def preset(card: Card | None) -> str:
+def default_preset(card: Card | None) -> str:
     """The largest generated model that leaves a fifth of the card for keys, values and
     activations.
     """
     if card is None:
         return "small"
     return next(
-        (name for name, size in launch.preset_bytes().items() if size <= 0.8 * card.total_bytes),
+        (name for name, size in models.preset_bytes().items() if size <= 0.8 * card.total_bytes),
         "tiny",
     )
 
 
-def copy_bytes(shape: Mapping[str, Any] | None) -> float:
+def bytes_per_copy(shape: Mapping[str, Any] | None) -> float:
     """What one process holds: weights, keys and values of one context of 4,096 tokens, and CUDA
     itself.
     """
@@ -101,18 +101,18 @@ def copy_bytes(shape: Mapping[str, Any] | None) -> float:
     return weights + context + CUDA_BYTES
 
 
-def workers(card: Card | None, shape: Mapping[str, Any] | None, cores: int) -> int:
+def default_workers(card: Card | None, shape: Mapping[str, Any] | None, cores: int) -> int:
     """Processes of a server with several, if none were asked for: one a core, and on a GPU no more
     than fit.
     """
     if card is None:
         return cores
-    return max(1, min(cores, MOST_WORKERS, int(card.free_bytes / copy_bytes(shape))))
+    return max(1, min(cores, MOST_WORKERS, int(card.free_bytes / bytes_per_copy(shape))))
 
 
-def check(
+def check_memory(
     cases: Sequence[Case],
-    servers: Mapping[str, catalog.Server],
+    servers: Mapping[str, catalog.ServerSpec],
     shape: Mapping[str, Any] | None,
     count: int,
     card: Card | None,
@@ -122,7 +122,7 @@ def check(
     """
     if card is None or shape is None:  # of a model that is not here yet nothing is known
         return
-    one = copy_bytes(shape)
+    one = bytes_per_copy(shape)
     for case in cases:
         if case.engine == "simulated" or case.server not in servers:
             continue
@@ -131,7 +131,7 @@ def check(
             int(case.options.get("tensor_parallel", 1)),
         )
         if parts > card.cards:
-            raise PlanError(
+            raise UsageError(
                 f"{case.label} needs {parts} GPUs, and there are {card.cards}: give a smaller"
                 " tensor_parallel"
             )
@@ -148,7 +148,7 @@ def check(
                 if copies > 1 and fewer
                 else "free some of it, or give a smaller --model"
             )
-            raise PlanError(
+            raise UsageError(
                 f"{case.label} does not fit the GPU ({card.name}): {copies} x {each / GIB:.1f} GiB"
                 f" ({what}) are {copies * each / GIB:.1f} GiB, and {card.free_bytes / GIB:.1f} GiB"
                 f" are free: {remedy}"

@@ -60,8 +60,8 @@ def _round(value: Any, digits: int) -> Any:
 def to_parquet(folder: Path) -> None:
     """The JSON lines go only when their Parquet file is complete. Nothing to do without them."""
     for name, fields, rows_of in (
-        ("requests", schema.REQUEST_FIELDS, schema.each_line),
-        ("telemetry", schema.TELEMETRY_FIELDS, schema.each_line),
+        ("requests", schema.REQUEST_FIELDS, schema.iterate_lines),
+        ("telemetry", schema.TELEMETRY_FIELDS, schema.iterate_lines),
         ("server_metrics", schema.SERVER_METRICS_FIELDS, _samples),
     ):
         lines = folder / f"{name}.jsonl"
@@ -85,14 +85,14 @@ def _samples(lines: Path) -> Iterator[dict[str, Any]]:
     """Rows of SERVER_METRICS_FIELDS from the texts that were scraped. What is no Prometheus text is
     null.
     """
-    for scraped in schema.each_line(lines):
+    for scraped in schema.iterate_lines(lines):
         asked = {"time_s": scraped["time_s"], "took_s": scraped["took_s"]}
         try:
-            for sample in server_metrics.parse(scraped["text"] or ""):
+            for sample in server_metrics.parse_metrics(scraped["text"] or ""):
                 yield asked | {
                     "name": sample.name,
                     "labels": json.dumps(sample.labels),
                     "value": sample.value,
                 }
-        except server_metrics.NoMetrics:
+        except server_metrics.MetricsUnavailable:
             yield asked | dict.fromkeys(("name", "labels", "value"))

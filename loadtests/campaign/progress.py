@@ -14,7 +14,7 @@ from loadtests.schema import Case
 OVERHEAD_S = 35.0
 
 
-class Watch:
+class ProgressWatch:
     """Case i of n, stage, elapsed and remaining time, running throughput and P99."""
 
     def __init__(self, warmup_s: dict[str, float]):
@@ -35,7 +35,7 @@ class Watch:
             else None
         )
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "ProgressWatch":
         if self.live:
             self.live.start()
         return self

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from loadtests import schema
-from loadtests.campaign.plan import PlanError
-from loadtests.campaign.progress import Watch
+from loadtests.campaign.progress import ProgressWatch
+from loadtests.errors import UsageError
 from loadtests.schema import Case
 
 # A second command with the same --out continues the first one only if these keys of campaign.json
@@ -21,9 +21,9 @@ def open_campaign(folder: Path, campaign: dict[str, Any]) -> None:
         try:
             before = schema.read_json(file)
         except ValueError as error:
-            raise PlanError(f"{file} is not JSON ({error}): choose another --out") from None
+            raise UsageError(f"{file} is not JSON ({error}): choose another --out") from None
         if before.get("schema") != schema.SCHEMA:
-            raise PlanError(
+            raise UsageError(
                 f"{folder} was written with schema {before.get('schema')}, this is"
                 f" {schema.SCHEMA}: choose another --out"
             )
@@ -34,18 +34,18 @@ def open_campaign(folder: Path, campaign: dict[str, Any]) -> None:
         before["plan"] = [Case(**case).as_dict() for case in before["plan"]]
         differing = [key for key in SAME if before.get(key) != campaign[key]]
         if differing:
-            raise PlanError(
+            raise UsageError(
                 f"{folder} is a campaign with another {', '.join(differing)}: repeat its command to"
                 " continue it, or choose another --out"
             )
         return
     if folder.exists() and any(folder.iterdir()):
-        raise PlanError(f"{folder} is neither empty nor a campaign: choose another --out")
+        raise UsageError(f"{folder} is neither empty nor a campaign: choose another --out")
     (folder / "cases").mkdir(parents=True, exist_ok=True)
     schema.write_json(file, campaign)
 
 
-def lock(folder: Path) -> IO[str]:
+def lock_folder(folder: Path) -> IO[str]:
     """Held until this process ends, however it ends. Raises PlanError: a second driver would take
     the running case for a dead one.
     """
@@ -53,14 +53,14 @@ def lock(folder: Path) -> IO[str]:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise PlanError(
+        raise UsageError(
             f"{folder} is being measured by another process: wait for its end, or choose another"
             " --out"
         ) from None
     return handle
 
 
-def unfinished(folder: Path, cases: list[Case], watch: Watch) -> list[list[Case]]:
+def unfinished_cases(folder: Path, cases: list[Case], watch: ProgressWatch) -> list[list[Case]]:
     """The planned cases that have no result yet, as one round; none if there are none left."""
     left = [case for case in cases if not _has_result(folder, case, watch)]
     if len(left) < len(cases):
@@ -69,7 +69,7 @@ def unfinished(folder: Path, cases: list[Case], watch: Watch) -> list[list[Case]
     return [left] if left else []
 
 
-def set_aside(folder: Path, watch: Watch) -> list[Case]:
+def set_aside(folder: Path, watch: ProgressWatch) -> list[Case]:
     """Of the cases that are there, whether planned or not, those that have a result."""
     there = [
         Case(**schema.read_json(file)["case"]) for file in sorted(folder.glob("cases/*/run.json"))
@@ -77,7 +77,7 @@ def set_aside(folder: Path, watch: Watch) -> list[Case]:
     return [case for case in there if _has_result(folder, case, watch)]
 
 
-def _has_result(folder: Path, case: Case, watch: Watch) -> bool:
+def _has_result(folder: Path, case: Case, watch: ProgressWatch) -> bool:
     """What a run that was killed or failed left is kept in attempts/, which analysis does not
     read.
     """

@@ -17,29 +17,31 @@ from typing import Any
 from loadtests import schema
 from loadtests.accuracy import calibration
 from loadtests.campaign import capacity_rounds, gate_rounds, gpu_memory, results_folder
-from loadtests.campaign.case import Setting, run_case
-from loadtests.campaign.plan import PlanError, choices, make_plan, read_scenarios
-from loadtests.campaign.progress import Watch
-from loadtests.campaign.targets import Side, Sides, model_of, of_target
+from loadtests.campaign.case import CampaignContext, run_case
+from loadtests.campaign.plan import make_plan, option_combinations
+from loadtests.campaign.progress import ProgressWatch
+from loadtests.campaign.targets import Target, Targets, find_model, target_of_url
+from loadtests.errors import UsageError
 from loadtests.generator import locust_process
 from loadtests.schema import Case
-from loadtests.telemetry import machine
+from loadtests.telemetry import cores, machine
 from loadtests.workload import arrivals
+from loadtests.workload.scenario import read_scenarios
 from loadtests.workload.traces import TraceError
 from servers.contract import oracle
-from servers.runtime import catalog, launch
+from servers.runtime import catalog, launch, models, ports
 
 RESULTS = Path("results")
 SCENARIOS, GPU_SCENARIOS = "interactive,steady", "gpu-chat,gpu-steady"
 
 
-def plan_of(
-    arguments: argparse.Namespace, side: Side | None = None
+def plan_cases(
+    arguments: argparse.Namespace, side: Target | None = None
 ) -> tuple[list[Case], dict[str, dict[str, Any]]]:
     """Of the servers of that side, if not of this checkout. Raises PlanError, TraceError and
     CatalogError.
     """
-    side = side or Side()
+    side = side or Target()
     known = read_scenarios(arguments.scenarios_file)
     chosen = [name for name in (arguments.scenarios or SCENARIOS).split(",") if name]
     for name in chosen:
@@ -53,7 +55,7 @@ def plan_of(
     elif arguments.servers == "all":
         servers = [
             server
-            for server in catalog.servers(side.checkout).values()
+            for server in catalog.list_servers(side.checkout).values()
             if not engines or set(engines) & set(server.engines)
         ]
     else:
@@ -61,16 +63,16 @@ def plan_of(
             side.find(name) for name in dict.fromkeys(filter(None, arguments.servers.split(",")))
         ]
     if not servers or not chosen:
-        raise PlanError("nothing to do: name at least one server and one scenario")
+        raise UsageError("nothing to do: name at least one server and one scenario")
     scenarios = {name: with_trace(name, known[name], arguments) for name in dict.fromkeys(chosen)}
     if arguments.trace and not any("trace" in table for table in scenarios.values()):
-        raise PlanError(
+        raise UsageError(
             '--trace is for scenarios with arrivals = "trace", and none is chosen: add --scenarios'
             " replay"
         )
     for name, table in scenarios.items():
         if (cap := table.get("max_in_flight", arguments.load_workers)) < arguments.load_workers:
-            raise PlanError(
+            raise UsageError(
                 f"the scenario {name!r} has max_in_flight = {cap}: give --load-workers {cap}, or"
                 " fewer"
             )
@@ -84,7 +86,7 @@ def plan_of(
             duration_s=arguments.duration,
             repeat=arguments.repeat,
             seed=arguments.seed,
-            options=choices(servers, arguments.set),
+            options=option_combinations(servers, arguments.set),
         ),
         scenarios,
     )
@@ -98,7 +100,7 @@ def with_trace(name: str, table: dict[str, Any], arguments: argparse.Namespace) 
         return table
     file = arguments.trace or table.get("trace")
     if not file:
-        raise PlanError(f"the scenario {name!r} replays a trace: name one with --trace FILE")
+        raise UsageError(f"the scenario {name!r} replays a trace: name one with --trace FILE")
     table = table | {
         "trace": str(Path(file).resolve()),
         "time_scale": arguments.time_scale or table.get("time_scale", 1.0),
@@ -110,7 +112,7 @@ def with_trace(name: str, table: dict[str, Any], arguments: argparse.Namespace) 
         if arrival.at_s >= begin
     ]
     if not found:
-        raise PlanError(
+        raise UsageError(
             f"{file} has no request in the window: choose another trace_start_s, or a longer"
             " --duration"
         )
@@ -128,7 +130,7 @@ def print_plan(cases: list[Case]) -> None:
 
 
 def calibrate_for(
-    cases: list[Case], setting: Setting, arguments: argparse.Namespace, watch: Watch
+    cases: list[Case], setting: CampaignContext, arguments: argparse.Namespace, watch: ProgressWatch
 ) -> None:
     """Once for a campaign, at its largest number of users and its highest rate; of a search, those
     of the round after saturation. Raises PlanError.
@@ -143,17 +145,17 @@ def calibrate_for(
             setting.folder,
             max((case.users for case in cases if case.users), default=None),
             max((case.rate for case in cases if case.rate), default=None),
-            calibration.Place(setting.workers, setting.share.cores, setting.load_cores),
+            calibration.Placement(setting.workers, setting.share.cores, setting.load_cores),
         )
     except locust_process.LoadFailed as error:
-        raise PlanError(
+        raise UsageError(
             "the load generator could not be calibrated (--no-calibration leaves that out):"
             f" {error}"
         ) from None
     schema.write_json(file, found)
 
 
-def searched(
+def plan_capacity_search(
     cases: list[Case], scenarios: dict[str, dict[str, Any]], arguments: argparse.Namespace
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """The scenarios of a search for capacity, and what campaign.json says of it. Raises
@@ -165,12 +167,12 @@ def searched(
         ("--rate", len(arguments.rate) > 1),
     ):
         if given:
-            raise PlanError(
+            raise UsageError(
                 f"{name}: --find-capacity chooses the loads itself: give one value at most, where"
                 " to begin"
             )
     capacity_rounds.check_slo(arguments.slo)
-    scenarios, saturation = capacity_rounds.scenarios_of(scenarios, arguments.rate)
+    scenarios, saturation = capacity_rounds.search_scenarios(scenarios, arguments.rate)
     estimates = {
         case.scenario: case.users if case.users else arguments.rate[0]
         for case in cases
@@ -181,38 +183,38 @@ def searched(
         "duration_s": arguments.duration,
         "estimates": estimates,
         "saturation": saturation,
-        "systems": capacity_rounds.systems_of(cases),
+        "systems": capacity_rounds.searched_systems(cases),
     }
 
 
-def campaign(
-    arguments: argparse.Namespace, sides: Sides | None = None, gate: dict[str, Any] | None = None
+def run_campaign(
+    arguments: argparse.Namespace, sides: Targets | None = None, gate: dict[str, Any] | None = None
 ) -> int:
     """`sides`, `gate`: of a gate (loadtests/gate.py), which measures each case of the plan on both
     sides, again and again. Raises PlanError, TraceError, CatalogError, LaunchError and OSError.
     """
-    sides = sides or {"": of_target(arguments.target) if arguments.target else Side()}
-    card = None if arguments.target or arguments.engines == "simulated" else gpu_memory.card()
+    sides = sides or {"": target_of_url(arguments.target) if arguments.target else Target()}
+    card = None if arguments.target or arguments.engines == "simulated" else gpu_memory.find_card()
     arguments.scenarios = arguments.scenarios or (GPU_SCENARIOS if card else SCENARIOS)
-    cases, scenarios = plan_of(arguments, sides.get("head") or sides[""])
+    cases, scenarios = plan_cases(arguments, sides.get("head") or sides[""])
     sought = None
     if arguments.find_capacity:
-        scenarios, sought = searched(cases, scenarios, arguments)
-    gated = gate and gate | {"systems": gate_rounds.systems_of(cases)}
+        scenarios, sought = plan_capacity_search(cases, scenarios, arguments)
+    gated = gate and gate | {"systems": gate_rounds.gated_systems(cases)}
     if arguments.plan:
         print_plan(cases)
         return 0
     if arguments.listen:
         host, port = arguments.listen
-        launch.check_port(host, port, "--listen")
+        ports.check_port(host, port, "--listen")
     if arguments.web_port:
-        launch.check_port(locust_process.WEB_HOST, arguments.web_port, "--web-port")
-    share = machine.machine_share()
+        ports.check_port(locust_process.WEB_HOST, arguments.web_port, "--web-port")
+    share = cores.share_cores()
     share["workers"] = arguments.workers or len(share["server_cores"])
     share["load_workers"] = arguments.load_workers
     if any(side.is_external for side in sides.values()):
-        name = model_of(sides, launch.Share((), share["threads"], share["workers"]))
-        model = launch.Model(name, "", name in oracle.PLANTED_MODELS)
+        name = find_model(sides, launch.CoreShare((), share["threads"], share["workers"]))
+        model = models.Model(name, "", name in oracle.PLANTED_MODELS)
     else:
         real = any(
             case.engine != "simulated"
@@ -221,12 +223,14 @@ def campaign(
             for side in sides.values()
         )
         card = card if real else None
-        model = launch.resolve_model(arguments.model or gpu_memory.preset(card), needs_weights=real)
-        share["workers"] = arguments.workers or gpu_memory.workers(
+        model = models.resolve_model(
+            arguments.model or gpu_memory.default_preset(card), needs_weights=real
+        )
+        share["workers"] = arguments.workers or gpu_memory.default_workers(
             card, model.shape, len(share["server_cores"])
         )
         for side in sides.values():
-            gpu_memory.check(
+            gpu_memory.check_memory(
                 cases,
                 {case.server: side.find(case.server) for case in cases},
                 model.shape,
@@ -240,7 +244,7 @@ def campaign(
             "schema": schema.SCHEMA,
             "name": folder.name,
             "created_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command": machine.redacted(sys.argv[1:]),
+            "command": machine.redact_secrets(sys.argv[1:]),
             "seed": arguments.seed,
             "model": asdict(model) | {"path": Path(model.path).name},
             "scenarios": {
@@ -252,20 +256,20 @@ def campaign(
             "plan": [] if sought or gated else [case.as_dict() for case in cases],
             "search": sought,
             "gate": gated,
-            "manifest": machine.manifest(),
+            "manifest": machine.build_manifest(),
         },
     )
-    locked = results_folder.lock(folder)
+    locked = results_folder.lock_folder(folder)
     if not share["shared"]:
         # this process, too, keeps off the server's cores
         os.sched_setaffinity(0, share["load_cores"])
-    setting = Setting(
+    setting = CampaignContext(
         folder,
         arguments.seed,
         model,
         scenarios,
         arguments.simulated,
-        launch.Share(
+        launch.CoreShare(
             () if share["shared"] else tuple(share["server_cores"]),
             share["threads"],
             share["workers"],
@@ -277,9 +281,9 @@ def campaign(
         arguments.ready_timeout,
     )
     statuses = []
-    with Watch({name: table["warmup_s"] for name, table in scenarios.items()}) as watch:
+    with ProgressWatch({name: table["warmup_s"] for name, table in scenarios.items()}) as watch:
         try:
-            for wanted in _rounds(folder, cases, sought, gated, watch):
+            for wanted in _case_rounds(folder, cases, sought, gated, watch):
                 if not sought or any(
                     case.scenario not in sought["saturation"].values() for case in wanted
                 ):
@@ -311,19 +315,19 @@ def campaign(
     return 1 if failed else 0
 
 
-def _rounds(
+def _case_rounds(
     folder: Path,
     cases: list[Case],
     sought: dict[str, Any] | None,
     gated: dict[str, Any] | None,
-    watch: Watch,
+    watch: ProgressWatch,
 ) -> Iterable[list[Case]]:
     if sought:
-        return capacity_rounds.rounds(folder, sought, watch)
+        return capacity_rounds.capacity_rounds(folder, sought, watch)
     return (
-        gate_rounds.rounds(folder, gated, watch)
+        gate_rounds.gate_rounds(folder, gated, watch)
         if gated
-        else results_folder.unfinished(folder, cases, watch)
+        else results_folder.unfinished_cases(folder, cases, watch)
     )
 
 
@@ -334,9 +338,9 @@ def command(do: Callable[[], int]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as cleanly as Ctrl-C does
     signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
-        launch.read_environment()
+        launch.check_environment()
         return do()
-    except (PlanError, TraceError, catalog.CatalogError, launch.LaunchError) as error:
+    except (UsageError, TraceError, catalog.CatalogError, launch.LaunchError) as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
         print(

@@ -18,19 +18,23 @@ writes waiting, now and then for half a second, and all greenlets with it.
 
 import os
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import gevent
 from gevent import monkey
-from gevent.event import Event
 from gevent.hub import Waiter
-from gevent.threadpool import ThreadPool
 
-from loadtests.client.http import Answer, AnswerError, ClosedEarly, Connection, Exchange, Reader
-from loadtests.client.reader import CLOSED, ENDED, MORE, Came, Stream, streams
+from loadtests.client.http import (
+    ClosedEarly,
+    Connection,
+    Exchange,
+    Parser,
+    ResponseError,
+    ResponseParser,
+)
+from loadtests.client.reader import CLOSED, ENDED, MORE, ReaderStream, Received, socket_reader
 from loadtests.client.websocket import WebSocketConnection
 
 # Gevent replaces socket.socket by one that waits by switching; this is the plain one.
@@ -38,7 +42,7 @@ PlainSocket = monkey.get_original("socket", "socket")
 WRITABLE = 2  # of gevent's watchers
 
 
-class HubConnection(Connection):
+class GeventConnection(Connection):
     """Waits for answers that others read (loadtests/client/reader.py), as their Listener. `then`:
     called by the loop when the request that `prepare` was given has been sent, with its number and
     the time at which the answer before had ended; the greenlet that waits for that answer goes on
@@ -52,10 +56,10 @@ class HubConnection(Connection):
         super().__init__(*reached)
         self.prepared: tuple[Exchange, Encoder, tuple[bytes, bytes]] | None = None
         self.unsent: bytes | None = None  # of a request that was sent ahead; null: there is none
-        self.stream: Stream | None = None
-        self.answer: Reader | None = None  # that somebody waits for
+        self.stream: ReaderStream | None = None
+        self.answer: Parser | None = None  # that somebody waits for
         self.waiter = Waiter()
-        self.early: list[Came] = []  # of the next one
+        self.early: list[Received] = []  # of the next one
 
     def open(self) -> None:
         if self.socket is None:
@@ -114,7 +118,7 @@ class HubConnection(Connection):
         except OSError:
             return 0
 
-    def _exchange(self, request: bytes, answer: Reader, deadline: float) -> None:
+    def _exchange(self, request: bytes, answer: Parser, deadline: float) -> None:
         if self.tls is not None:
             super()._exchange(request, answer, deadline)
             return
@@ -139,14 +143,14 @@ class HubConnection(Connection):
         finally:
             watcher.close()
 
-    def _receive(self, answer: Reader, deadline: float) -> None:
+    def _receive(self, answer: Parser, deadline: float) -> None:
         if self.tls is not None:
             super()._receive(answer, deadline)
             return
         assert self.socket is not None
         self.answer, self.waiter = answer, Waiter()
         if self.stream is None:
-            self.stream = streams().watch(self.socket, self, self.plain)
+            self.stream = socket_reader().watch(self.socket, self, self.plain)
             if self.prepared is not None:
                 self.stream.prepare(*self.prepared[2])
         try:
@@ -162,7 +166,7 @@ class HubConnection(Connection):
 
     def _read(self) -> tuple[bytes, float, float]:
         data, at, lag = super()._read()
-        streams().count(len(data))
+        socket_reader().count(len(data))
         return data, at, lag
 
     def _leave(self) -> None:
@@ -174,21 +178,21 @@ class HubConnection(Connection):
             if came.why == ENDED:
                 self.came(came)
             elif self.answer is not None:
-                with suppress(AnswerError, ClosedEarly):
-                    _feed(came, self.answer)
+                with suppress(ResponseError, ClosedEarly):
+                    _replay_reads(came, self.answer)
 
-    def came(self, came: Came) -> None:
+    def came(self, came: Received) -> None:
         answer = self.answer
         if answer is None:
             self.early.append(came)
             return
         try:
             if came.why == ENDED:
-                assert isinstance(answer, Answer)
+                assert isinstance(answer, ResponseParser)
                 answer.take(came.data, came.body, came.arrived, came.lags, came.lengths)
                 self._ended(came, came.arrived[-1])
                 return
-            complete = _feed(came, answer)
+            complete = _replay_reads(came, answer)
             if came.why < 0:
                 raise OSError(-came.why, os.strerror(-came.why))
             if came.why == CLOSED:
@@ -199,14 +203,14 @@ class HubConnection(Connection):
         if not complete:  # from here on it is read in Python
             assert self.socket is not None
             self._leave()
-            self.stream = streams().watch(self.socket, self, plain=False)
+            self.stream = socket_reader().watch(self.socket, self, plain=False)
         else:
             self._ended(came, came.arrived[-1] if came.arrived else time.perf_counter())
 
     def read(self, data: bytes, at: float, lag: float) -> None:
         answer = self.answer
         if answer is None:
-            self.early.append(Came(MORE, data, [at], [lag], [len(data)]))
+            self.early.append(Received(MORE, data, [at], [lag], [len(data)]))
             return
         try:
             complete = answer.feed(data, at, lag)
@@ -221,7 +225,7 @@ class HubConnection(Connection):
         self._leave()
         self.waiter.throw(error)
 
-    def _ended(self, came: Came | None, at: float) -> None:
+    def _ended(self, came: Received | None, at: float) -> None:
         """`at`: its last read. Whoever waits goes on, but not before the next request has been
         sent.
         """
@@ -232,8 +236,8 @@ class HubConnection(Connection):
             if came is not None and came.number >= 0:
                 number, request = came.number, encode(self, came.number)
                 exchange.sent_s, self.unsent = came.sent_s, request[len(request) - came.unsent :]
-            elif keep and time.perf_counter() <= streams().until_s:
-                number = streams().number()
+            elif keep and time.perf_counter() <= socket_reader().until_s:
+                number = socket_reader().number()
                 self.send_ahead(encode, number, exchange)
         if came is None or came.number < 0:
             self._leave()
@@ -242,7 +246,7 @@ class HubConnection(Connection):
         self.waiter.switch(None)
 
 
-def _feed(came: Came, answer: Reader) -> bool:
+def _replay_reads(came: Received, answer: Parser) -> bool:
     """Whether it is complete. Read by read, as it came."""
     start, complete, data, feed = 0, False, came.data, answer.feed
     for at, lag, end in zip(came.arrived, came.lags, came.lengths, strict=True):
@@ -252,10 +256,10 @@ def _feed(came: Came, answer: Reader) -> bool:
 
 
 # of the connection on which it is sent, and of its number
-Encoder = Callable[[HubConnection, int], bytes]
+Encoder = Callable[[GeventConnection, int], bytes]
 
 
-class HubWebSocket(HubConnection, WebSocketConnection):
+class GeventWebSocket(GeventConnection, WebSocketConnection):
     """The same on a WebSocket, which must be open when a request is made."""
 
     plain = False
@@ -265,83 +269,3 @@ class HubWebSocket(HubConnection, WebSocketConnection):
 
     def around(self, *_: object) -> tuple[bytes, bytes]:
         return b"", b""  # the number is inside a frame: `encoder` knows
-
-
-class Turn:
-    """For one greenlet, in long work: lets everything go first that has become readable or due
-    meanwhile.
-    """
-
-    def __init__(self) -> None:
-        # the loop serves it after all others
-        self.last = gevent.get_hub().loop.timer(0.0, priority=-2)
-        self.shared = streams().thread is not None
-
-    def pass_on(self) -> None:
-        # a thread that has one core with us, and something to read, would have to wait until our
-        # turn is over
-        if self.shared:
-            os.sched_yield()
-        gevent.get_hub().wait(self.last)
-
-
-class Slots:
-    """Caps how many may go on at once; who has waited longest is next."""
-
-    def __init__(self, free: int):
-        self.free = free
-        self.waiting: deque[Event] = deque()
-
-    def take(self) -> None:
-        if self.free:  # then nobody waits: a slot is handed over, and not free in between
-            self.free -= 1
-            return
-        turn = Event()
-        self.waiting.append(turn)
-        turn.wait()
-
-    def give(self) -> None:
-        if self.waiting:
-            self.waiting.popleft().set()
-        else:
-            self.free += 1
-
-
-class Files:
-    """Does in a thread what may have to wait for a disk, one after the other. `failed` is told of
-    an error; then nothing more is done.
-    """
-
-    def __init__(self, failed: Callable[[Exception], None]):
-        self.failed = failed
-        self.thread = ThreadPool(1)
-        self.waiting: deque[Callable[[], object]] = deque()
-        self.idle = Event()
-        self.idle.set()
-
-    def do(self, work: Callable[[], object]) -> None:
-        """Returns at once."""
-        self.waiting.append(work)
-        if self.idle.is_set():
-            self.idle.clear()
-            gevent.spawn(self._work)
-
-    def join(self) -> None:
-        """Waits until all has been done."""
-        self.idle.wait()
-
-    def _work(self) -> None:
-        while self.waiting:
-            if error := self.thread.apply(_error_of, (self.waiting.popleft(),)):
-                self.failed(error)
-                return
-        self.idle.set()
-
-
-def _error_of(work: Callable[[], object]) -> Exception | None:
-    """Not raised: gevent would write the traceback of an exception in its thread into the log."""
-    try:
-        work()
-        return None
-    except Exception as error:
-        return error

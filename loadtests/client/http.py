@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 RECV_BYTES = 16384  # a larger buffer would be made, and cut down again, for each event
-MAX_ANSWER_BYTES = 64 * 1024 * 1024
+MAX_RESPONSE_BYTES = 64 * 1024 * 1024
 MAX_HEADER_BYTES = 65536
 # The kernel's time of arrival, Linux only: one value for the option and for its control message
 # (asm-generic/socket.h).
@@ -41,7 +41,7 @@ LAST_CHUNK = b"0\r\n\r\n"
 SIZES = {line % size: size for size in range(1, 4096) for line in (b"%x\r\n", b"%X\r\n")}
 
 
-class AnswerError(Exception):
+class ResponseError(Exception):
     """The answer is not one: why, in a few words that can be counted."""
 
 
@@ -97,13 +97,13 @@ class _Chunked:
                 if self.missing > 2 or len(rest) - position < 2:
                     break
                 if rest[position : position + 2] != b"\r\n":
-                    raise AnswerError("broken chunked encoding")
+                    raise ResponseError("broken chunked encoding")
                 position += 2
                 self.missing = 0
             end = rest.find(b"\r\n", position)
             if end < 0:
                 if len(rest) - position > MAX_HEADER_BYTES:
-                    raise AnswerError("broken chunked encoding")
+                    raise ResponseError("broken chunked encoding")
                 break
             if self.ended:  # trailers, up to an empty line
                 if end == position:
@@ -117,7 +117,7 @@ class _Chunked:
                 size = -1
             # int would take a sign, an underscore or a space as well
             if not digits.isalnum() or size < 0:
-                raise AnswerError("broken chunked encoding")
+                raise ResponseError("broken chunked encoding")
             position = end + 2
             self.ended = size == 0
             self.missing = size + 2 if size else 0
@@ -131,7 +131,7 @@ class ClosedEarly(Exception):
     """
 
 
-class Reader(Protocol):
+class Parser(Protocol):
     """Fills an Exchange, read by read. `keep`: whether the connection may carry another request."""
 
     keep: bool
@@ -143,7 +143,7 @@ class Reader(Protocol):
         ...
 
 
-class Answer:
+class ResponseParser:
     """Takes an answer as it comes, read by read, and fills an Exchange. Knows where the answer
     ends, not what it says.
     """
@@ -158,18 +158,20 @@ class Answer:
     def feed(self, data: bytes, at: float, lag: float) -> bool:
         if self.head is not None:
             if not data:
-                raise AnswerError("connection closed in the headers") if self.head else ClosedEarly
+                raise (
+                    ResponseError("connection closed in the headers") if self.head else ClosedEarly
+                )
             self.head += data
             end = self.head.find(b"\r\n\r\n")
             if end < 0:
                 if len(self.head) > MAX_HEADER_BYTES + RECV_BYTES:
-                    raise AnswerError("headers too long")
+                    raise ResponseError("headers too long")
                 return False
             self.length, self.chunked, self.keep = _read_head(bytes(self.head[:end]), self.exchange)
             data, self.head = bytes(self.head[end + 4 :]), None
         elif not data:
             if self.chunked is not None or self.length is not None:
-                raise AnswerError("connection closed in the answer")
+                raise ResponseError("connection closed in the answer")
             self.keep = False
             return True  # without a length, the connection's end is the answer's end
         exchange, complete = self.exchange, False
@@ -186,8 +188,8 @@ class Answer:
                 arrived.append(at if not arrived or at > arrived[-1] else arrived[-1])
                 exchange.lengths.append(len(body))
                 exchange.lags.append(lag)
-        if len(body) > MAX_ANSWER_BYTES:
-            raise AnswerError("answer too long")
+        if len(body) > MAX_RESPONSE_BYTES:
+            raise ResponseError("answer too long")
         return complete or (self.length is not None and len(body) >= self.length)
 
     def take(
@@ -260,7 +262,7 @@ class Connection:
                         raise
         except ClosedEarly as error:
             exchange.error = str(error) or "connection closed before an answer"
-        except AnswerError as error:
+        except ResponseError as error:
             exchange.error = str(error)
         except TimeoutError:
             exchange.error = "timeout"
@@ -282,28 +284,28 @@ class Connection:
             + body
         )
 
-    def _answer(self, exchange: Exchange) -> Reader:
-        return Answer(exchange)
+    def _answer(self, exchange: Exchange) -> Parser:
+        return ResponseParser(exchange)
 
-    def _exchange(self, request: bytes, answer: Reader, deadline: float) -> None:
+    def _exchange(self, request: bytes, answer: Parser, deadline: float) -> None:
         assert self.socket is not None
-        self.socket.settimeout(left(deadline))
+        self.socket.settimeout(remaining_or_timeout(deadline))
         self.socket.sendall(request)
         self._receive(answer, deadline)
         if not answer.keep:
             self.close()
 
-    def _receive(self, answer: Reader, deadline: float) -> None:
+    def _receive(self, answer: Parser, deadline: float) -> None:
         assert self.socket is not None
         complete = False
         while not complete:
             # before each read: a server that drips must not begin the bound anew
-            self.socket.settimeout(left(deadline))
+            self.socket.settimeout(remaining_or_timeout(deadline))
             complete = answer.feed(*self._read())
 
     def _read(self) -> tuple[bytes, float, float]:
         assert self.socket is not None
-        return stamped_read(self.socket)
+        return read_stamped(self.socket)
 
 
 @functools.lru_cache
@@ -332,7 +334,7 @@ def _connect(host: str, port: int, timeout_s: float) -> socket.socket:
     raise problem
 
 
-def stamped_read(sock: socket.socket) -> tuple[bytes, float, float]:
+def read_stamped(sock: socket.socket) -> tuple[bytes, float, float]:
     """(data, arrival, lag): arrival by the kernel's stamp where there is one, on our clock; lag is
     how much later we saw it, s.
 
@@ -357,7 +359,7 @@ def stamped_read(sock: socket.socket) -> tuple[bytes, float, float]:
     return data, at, 0.0
 
 
-def left(deadline: float) -> float:
+def remaining_or_timeout(deadline: float) -> float:
     left = deadline - time.perf_counter()
     if left <= 0:
         raise TimeoutError
@@ -374,19 +376,19 @@ def _read_head(head: bytes, exchange: Exchange) -> tuple[int | None, _Chunked | 
         or not parts[1].isdigit()
         or len(parts[1]) != 3
     ):
-        raise AnswerError("not an HTTP/1 answer")
+        raise ResponseError("not an HTTP/1 answer")
     exchange.status = int(parts[1])
     headers = {}
     for line in lines:
         name, _, value = line.partition(b":")
         headers[name.strip().lower()] = value.strip()
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-        raise AnswerError("compressed although identity was asked for")
+        raise ResponseError("compressed although identity was asked for")
     exchange.content_type = headers.get(b"content-type", b"").decode("latin-1").lower()
     chunked = _Chunked() if b"chunked" in headers.get(b"transfer-encoding", b"").lower() else None
     length = headers.get(b"content-length")
     if length is not None and not (length.isdigit() and len(length) < 19):
-        raise AnswerError("broken Content-Length")
+        raise ResponseError("broken Content-Length")
     connection = headers.get(b"connection", b"").lower()
     keep = b"close" not in connection and (parts[0] == b"HTTP/1.1" or b"keep-alive" in connection)
     return (int(length) if length is not None and chunked is None else None), chunked, keep

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from loadtests.client.http import Exchange
 from servers.contract.api import SSE_CONTENT_TYPE, Chunk, read_chunk
 
-SETTLED_AT_ONCE = 32  # events; some 2 us each
+EVENTS_AT_ONCE = 32  # events; some 2 us each
 RUN_BYTES = 4096  # of those that are alike, looked at together
 PLAIN = re.compile(rb"[ !#-\[\]-~]+")  # text that JSON writes as it is
 TEXT = re.compile(rb'"(?:text|content)"\s*:\s*"?([^"]*)')
 
 
 @dataclass(slots=True)
-class Settled:
+class ParsedResponse:
     """What an exchange says. `token_s`, `token_text`: arrival and text of each chunk that carries
     tokens.
     """
@@ -30,18 +30,18 @@ class Settled:
     error: str | None = None
 
 
-def settle(exchange: Exchange, pause: Callable[[], None] = lambda: None) -> Settled:
+def parse_response(exchange: Exchange, pause: Callable[[], None] = lambda: None) -> ParsedResponse:
     """Reads a finished exchange. A chunk without text (a role, an end) is not a token. `pause` is
     called every few events.
     """
-    settled = Settled(error=exchange.error)
+    settled = ParsedResponse(error=exchange.error)
     streamed = exchange.content_type.startswith(SSE_CONTENT_TYPE)
     if exchange.status is not None and exchange.status != 200 and settled.error is None:
         settled.error = f"http {exchange.status}"
         return settled
     done = False
     if exchange.status == 200 and not streamed and exchange.error is None:
-        _take(bytes(exchange.body), len(exchange.arrived) - 1, exchange, settled)
+        _parse_event(bytes(exchange.body), len(exchange.arrived) - 1, exchange, settled)
         done = settled.error is None
     elif streamed:
         body, lengths = exchange.body, exchange.lengths
@@ -50,11 +50,11 @@ def settle(exchange: Exchange, pause: Callable[[], None] = lambda: None) -> Sett
         template: tuple[bytes, bytes] | None = None
         start = read = work = 0
         while (end := body.find(separator, start)) >= 0:
-            if work >= SETTLED_AT_ONCE:
+            if work >= EVENTS_AT_ONCE:
                 work = 0
                 pause()
             if template and (
-                texts := _run(template, separator, bytes(body[start : start + RUN_BYTES]))
+                texts := _run_text(template, separator, bytes(body[start : start + RUN_BYTES]))
             ):
                 work += 1 + len(texts) // 4  # they cost about a quarter of others
                 around = len(template[0]) + len(template[1]) + len(separator)
@@ -62,7 +62,7 @@ def settle(exchange: Exchange, pause: Callable[[], None] = lambda: None) -> Sett
                     itertools.accumulate([len(text) + around for text in texts], initial=start)
                 )[1:]
                 start = ends[-1]
-                read = _take_run(texts, ends, read, exchange, settled)
+                read = _parse_run(texts, ends, read, exchange, settled)
                 continue
             work += 1
             event = bytes(body[start:end])
@@ -75,7 +75,7 @@ def settle(exchange: Exchange, pause: Callable[[], None] = lambda: None) -> Sett
                     if payload == b"[DONE]":
                         done = True
                         continue
-                    chunk = _take(payload, read, exchange, settled)
+                    chunk = _parse_event(payload, read, exchange, settled)
                     if chunk is None:
                         return settled
                     template = _template(event, chunk) or template
@@ -84,7 +84,7 @@ def settle(exchange: Exchange, pause: Callable[[], None] = lambda: None) -> Sett
     return settled
 
 
-def _run(template: tuple[bytes, bytes], separator: bytes, piece: bytes) -> list[str]:
+def _run_text(template: tuple[bytes, bytes], separator: bytes, piece: bytes) -> list[str]:
     """The texts of the events at the beginning of `piece` that are like the template: all at once,
     which costs a fraction of looking at each.
     """
@@ -101,8 +101,8 @@ def _run(template: tuple[bytes, bytes], separator: bytes, piece: bytes) -> list[
     return [text.decode() for text in texts]
 
 
-def _take_run(
-    texts: list[str], ends: list[int], read: int, exchange: Exchange, settled: Settled
+def _parse_run(
+    texts: list[str], ends: list[int], read: int, exchange: Exchange, settled: ParsedResponse
 ) -> int:
     """Events that end at these bytes of the body, none of them before the `read`-th read; returns
     the last one's read.
@@ -121,7 +121,9 @@ def _take_run(
     return read
 
 
-def _take(payload: bytes, read: int, exchange: Exchange, settled: Settled) -> Chunk | None:
+def _parse_event(
+    payload: bytes, read: int, exchange: Exchange, settled: ParsedResponse
+) -> Chunk | None:
     """One chunk that was complete with the `read`-th read; null if it is an error."""
     try:
         chunk: Chunk = read_chunk(payload)

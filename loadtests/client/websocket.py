@@ -27,14 +27,14 @@ from wsproto.events import (
 from wsproto.utilities import RemoteProtocolError
 
 from loadtests.client.http import (
-    MAX_ANSWER_BYTES,
+    MAX_RESPONSE_BYTES,
     RECV_BYTES,
-    AnswerError,
     ClosedEarly,
     Connection,
     Exchange,
-    Reader,
-    left,
+    Parser,
+    ResponseError,
+    remaining_or_timeout,
 )
 from servers.contract.api import SSE_CONTENT_TYPE, status_of_end
 
@@ -70,24 +70,24 @@ class WebSocketConnection(Connection):
         self.protocol = WSConnection(ConnectionType.CLIENT)
         connected.sendall(self.protocol.send(self.upgrade))
         while self.protocol.state is ConnectionState.CONNECTING:
-            connected.settimeout(left(deadline))
+            connected.settimeout(remaining_or_timeout(deadline))
             if not (data := connected.recv(RECV_BYTES)):
-                raise AnswerError("connection closed in the handshake")
+                raise ResponseError("connection closed in the handshake")
             try:
                 self.protocol.receive_data(data)
             except RemoteProtocolError as error:
-                raise AnswerError(f"upgrade refused: {error}") from None
+                raise ResponseError(f"upgrade refused: {error}") from None
             for event in self.protocol.events():
                 if isinstance(event, RejectConnection):
-                    raise AnswerError(f"upgrade refused: http {event.status_code}")
+                    raise ResponseError(f"upgrade refused: http {event.status_code}")
                 if isinstance(event, AcceptConnection):
                     return
 
     def _request(self, _path: str, body: bytes, _request_id: str) -> bytes:
         return self.protocol.send(TextMessage(body.decode()))
 
-    def _answer(self, exchange: Exchange) -> Reader:
-        return Messages(exchange, self.protocol, self._reply)
+    def _answer(self, exchange: Exchange) -> Parser:
+        return MessageParser(exchange, self.protocol, self._reply)
 
     def _reply(self, data: bytes) -> None:
         """A pong or a close: if it cannot be sent, what is read next says why."""
@@ -96,7 +96,7 @@ class WebSocketConnection(Connection):
             self.socket.send(data)
 
 
-class Messages:
+class MessageParser:
     """Takes the messages of one answer as they come, wherever the reads cut them, and fills an
     Exchange.
     """
@@ -111,7 +111,9 @@ class Messages:
         exchange = self.exchange
         body, before = exchange.body, len(exchange.body)
         if not data:
-            raise AnswerError("connection closed in the answer") if exchange.status else ClosedEarly
+            raise (
+                ResponseError("connection closed in the answer") if exchange.status else ClosedEarly
+            )
         self.protocol.receive_data(data)
         try:
             for event in self.protocol.events():
@@ -128,13 +130,13 @@ class Messages:
                 exchange.arrived.append(max(at, exchange.arrived[-1]) if exchange.arrived else at)
                 exchange.lengths.append(len(body))
                 exchange.lags.append(lag)
-        if len(body) > MAX_ANSWER_BYTES:
-            raise AnswerError("answer too long")
+        if len(body) > MAX_RESPONSE_BYTES:
+            raise ResponseError("answer too long")
         return self.complete
 
     def _take(self, event: Message[Any]) -> None:
         if self.complete:
-            raise AnswerError("a message after the answer's end")
+            raise ResponseError("a message after the answer's end")
         exchange, body = self.exchange, self.exchange.body
         if self.start is None:
             self.start = len(body)
@@ -156,8 +158,8 @@ class Messages:
         self.keep = False
         # not the server's words, but wsproto's on what it sent
         if self.protocol.state is ConnectionState.OPEN:
-            raise AnswerError(f"broken WebSocket frame: {event.reason}")
+            raise ResponseError(f"broken WebSocket frame: {event.reason}")
         self.send(self.protocol.send(event.response()))
         if not self.complete:
             said = f"websocket closed: {int(event.code)} {event.reason or ''}".rstrip()
-            raise AnswerError(said) if self.exchange.status else ClosedEarly(said)
+            raise ResponseError(said) if self.exchange.status else ClosedEarly(said)

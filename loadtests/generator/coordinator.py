@@ -16,16 +16,15 @@ import gevent
 import psutil
 
 from loadtests import schema
-from loadtests.client.gevent_connection import Files
 from loadtests.generator import steady_state
-from loadtests.generator.recorder import give_up
+from loadtests.generator.gevent_tools import BackgroundWriter, abort_process
 from loadtests.workload import arrivals
 from servers.runtime.limits import LOST_AFTER_S, SETTLE_S
 
 OPENS_IN_S = 0.3  # every worker knows of the window before it opens
 
 
-class Conductor:
+class Coordinator:
     """`broadcast(type, data)` reaches all workers, `quit` ends Locust. Times are on the rows'
     clock, in seconds.
     """
@@ -43,10 +42,12 @@ class Conductor:
         self.planned = None  # requests of the window, of an open loop
         if self.scenario["arrivals"] != "closed":
             self.planned = len(
-                arrivals.window(load["seed"], self.scenario, load["rate"], load["duration_s"])
+                arrivals.window_arrivals(
+                    load["seed"], self.scenario, load["rate"], load["duration_s"]
+                )
             )
         self.rows = (self.folder / "requests.jsonl").open("ab", buffering=0)
-        self.files = Files(lambda error: give_up(self.failed or error))
+        self.files = BackgroundWriter(lambda error: abort_process(self.failed or error))
         self.reports: dict[int, dict[str, Any]] = {}  # the last of each worker
         # first and last report, for what a worker used meanwhile
         self.in_window: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
@@ -54,7 +55,7 @@ class Conductor:
         self.heard_s: dict[int, float] = {}
         self.workers: list[dict[str, Any]] = []  # {worker, offset_s, ...} of each, as in run.json
         self.began_s = self.now()
-        self.collector: steady_state.Collector | None = None
+        self.collector: steady_state.SeriesCollector | None = None
         self.window: dict[str, float] | None = None
         self.warmup: dict[str, Any] | None = None  # as in run.json
         # workers that Locust forked here: their end is seen at once
@@ -75,7 +76,7 @@ class Conductor:
                 self.report(why)
             self.files.join()
         finally:
-            give_up(self.failed)
+            abort_process(self.failed)
 
     def begin(self, workers: list[dict[str, Any]], pids: dict[int, int]) -> None:
         """The workers are ready: users and arrivals begin now. `pids`: of each worker, on its own
@@ -88,7 +89,7 @@ class Conductor:
         # Users begin one after the other in the first half of the shortest warm-up
         # (loadtests/generator/locustfile.py).
         ramp_s = self.scenario["warmup_s"] / 2 if self.scenario["arrivals"] == "closed" else 0.0
-        self.collector = steady_state.Collector(self.began_s + ramp_s)
+        self.collector = steady_state.SeriesCollector(self.began_s + ramp_s)
         self.broadcast("begin", {"began_s": self.began_s})
         self.greenlets = [gevent.spawn(self.conduct)]
         self.greenlets[0].link_exception(lambda failed: self.fail(str(failed.exception)))
@@ -139,13 +140,13 @@ class Conductor:
             self._wait_until(least_s)
             why = (
                 "the demand varies by plan"
-                if arrivals.varies(self.scenario)
+                if arrivals.varies_by_plan(self.scenario)
                 else "warmup_max_s leaves no time for it"
             )
             self.warmup = {"steady": None, "why": f"not asked: {why}"}
             return
         assert self.collector is not None
-        collector, judge = self.collector, steady_state.Judge(self.load["duration_s"])
+        collector, judge = self.collector, steady_state.SteadyJudge(self.load["duration_s"])
         while True:
             self._wait_until(min(self.now() + 1.0, last_s))
             verdict = judge.ask(*collector.series())

@@ -15,7 +15,7 @@ from typing import Any
 
 from loadtests import schema
 from loadtests.workload import arrivals
-from servers.runtime import launch, limits
+from servers.runtime import launch, limits, ports
 
 WEB_HOST = "127.0.0.1"  # Locust's page has buttons and no password
 
@@ -35,7 +35,7 @@ class Workers:
 
 
 @contextmanager
-def generating(
+def start_load(
     folder: Path,
     task: dict[str, Any],
     workers: Workers,
@@ -107,16 +107,18 @@ def generating(
         **os.environ,
         "SERVEOFF_LOAD": json.dumps(task | {"folder": str(folder.resolve())}),
     }
-    with launch.reserved_ports(1) as [port]:
+    with ports.reserve_ports(1) as [port]:
         command = [part.replace("{port}", str(port)) for part in command]
-        load = launch.supervised(command, folder / "load.log", cores=cores, environment=environment)
+        load = launch.start_supervised(
+            command, folder / "load.log", cores=cores, environment=environment
+        )
         try:
             yield load
         finally:
-            launch.stop(load)
+            launch.stop_supervised(load)
 
 
-def longest_s(task: dict[str, Any], workers: Workers) -> float:
+def longest_load_s(task: dict[str, Any], workers: Workers) -> float:
     """After that time the load generator hangs."""
     scenario = task["scenario"]
     start_s = limits.REMOTE_START_S if workers.listen else limits.START_S
@@ -129,7 +131,7 @@ def longest_s(task: dict[str, Any], workers: Workers) -> float:
     )
 
 
-def wait(
+def wait_for_load(
     load: "subprocess.Popen[bytes]",
     folder: Path,
     within_s: float,
@@ -150,7 +152,7 @@ def wait(
     if load.returncode or said["state"] != "ended":
         raise LoadFailed(
             f"the load generator ended with exit code {load.returncode} ({said['state']}); its last"
-            f" log lines:\n{launch.tail(folder / 'load.log')}"
+            f" log lines:\n{launch.log_tail(folder / 'load.log')}"
         )
     if not said["rows"]:
         raise LoadFailed("no request was sent: give a longer --duration or a higher --rate")

@@ -30,12 +30,13 @@ from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
 
 from loadtests.client import http
-from loadtests.client.gevent_connection import HubConnection, HubWebSocket, Slots, Turn
-from loadtests.client.reader import streams
+from loadtests.client.gevent_connection import GeventConnection, GeventWebSocket
+from loadtests.client.reader import socket_reader
 from loadtests.generator import messages
-from loadtests.generator.coordinator import Conductor
-from loadtests.generator.pacer import dispatcher
-from loadtests.generator.recorder import CUT_OFF, Recorder, Sent, give_up
+from loadtests.generator.coordinator import Coordinator
+from loadtests.generator.gevent_tools import FairSemaphore, IoYield, abort_process
+from loadtests.generator.pacer import make_pacer
+from loadtests.generator.recorder import CUT_OFF, InFlightRequest, Recorder
 from loadtests.workload import arrivals, prompts
 from servers.runtime.limits import LOST_AFTER_S
 
@@ -45,14 +46,14 @@ IN_HURRY_S = 0.02
 KNOWN_BEFORE_S = 0.1
 
 
-class Worker:
+class LoadWorker:
     """One load worker: its part of the users and of the arrivals. `number` from 0 to
     `workers` - 1.
     """
 
     def __init__(self, environment: Environment, told: dict[str, Any]):
         self.environment = environment
-        streams()  # now: where it has to be compiled, nobody shall wait for that later
+        socket_reader()  # now: where it has to be compiled, nobody shall wait for that later
         self.load: dict[str, Any] = told["load"]
         self.scenario: dict[str, Any] = self.load["scenario"]
         self.number: int = told["number"]
@@ -64,13 +65,15 @@ class Worker:
         self.in_window: list[tuple[int, arrivals.Arrival]] = []
         if self.scenario["arrivals"] != "closed":
             seed, rate = self.load["seed"], self.load["rate"]
-            self.warm_up = self.mine(arrivals.warm_up(seed, self.scenario, rate))
+            self.warm_up = self.mine(arrivals.warm_up_arrivals(seed, self.scenario, rate))
             self.in_window = self.mine(
-                arrivals.window(seed, self.scenario, rate, self.load["duration_s"])
+                arrivals.window_arrivals(seed, self.scenario, rate, self.load["duration_s"])
             )
         cap = self.scenario.get("max_in_flight")
         self.slots = (
-            None if cap is None else Slots(cap // self.workers + (self.number < cap % self.workers))
+            None
+            if cap is None
+            else FairSemaphore(cap // self.workers + (self.number < cap % self.workers))
         )
 
     def mine(self, planned: list[arrivals.Arrival]) -> list[tuple[int, arrivals.Arrival]]:
@@ -100,27 +103,27 @@ class Worker:
         user: int,
         turn: int,
         arrival: arrivals.Arrival | None = None,
-        history: tuple[prompts.Message, ...] = (),
-    ) -> "Prepared":
-        wanted = prompts.prompt(self.load["seed"], self.scenario, user, turn, arrival, history)
+        history: tuple[prompts.PromptMessage, ...] = (),
+    ) -> "PreparedRequest":
+        wanted = prompts.make_prompt(self.load["seed"], self.scenario, user, turn, arrival, history)
         return (
             wanted,
             *prompts.request_body(self.scenario, self.load["model"], wanted),
             http.Exchange(),
         )
 
-    def connect(self) -> HubConnection:
+    def connect(self) -> GeventConnection:
         reached = (
             self.load["base_url"],
             self.scenario["timeout_s"],
             os.environ.get("SERVEOFF_API_KEY"),
         )
         if self.scenario.get("transport") == "websocket":
-            return HubWebSocket(*reached, prompts.path(self.scenario))
-        return HubConnection(*reached)
+            return GeventWebSocket(*reached, prompts.request_path(self.scenario))
+        return GeventConnection(*reached)
 
     @contextmanager
-    def row(self, sent: Sent) -> Iterator[None]:
+    def row(self, sent: InFlightRequest) -> Iterator[None]:
         """A request's row. It is written also if this greenlet is killed meanwhile, waiting for a
         slot or for the answer.
         """
@@ -136,13 +139,15 @@ class Worker:
         if hasattr(self, "recorder"):
             self.recorder.close()
 
-    def post(self, connection: HubConnection, sent: Sent, prepared: "Prepared") -> None:
+    def post(
+        self, connection: GeventConnection, sent: InFlightRequest, prepared: "PreparedRequest"
+    ) -> None:
         connection.post(prepared[1], prepared[2], sent.exchange, f"{self.number}-{sent.number}")
 
 
-Prepared = tuple[prompts.Prompt, str, bytes, http.Exchange]  # with path and body
-worker: Worker
-conductor: Conductor
+PreparedRequest = tuple[prompts.Prompt, str, bytes, http.Exchange]  # with path and body
+worker: LoadWorker
+conductor: Coordinator
 
 
 class ClosedLoop(User):
@@ -162,7 +167,7 @@ class ClosedLoop(User):
         self.first_turn = self.turn = 0
         self.recorder, self.connection = recorder, worker.connect()
         self.prepared = gevent.spawn(worker.prepare, self.index, 0)
-        self.sent: Sent | None = None  # in the moment in which the answer before ended
+        self.sent: InFlightRequest | None = None  # in the moment in which the answer before ended
         self.at_once = not scenario.get("think_s") and "turns" not in scenario
         self.connection.then = self.was_sent
         began_s = worker.began.get()
@@ -172,7 +177,7 @@ class ClosedLoop(User):
             gevent.sleep(began_s + scenario["warmup_s"] / 2 * self.index / users - recorder.now())
         try:
             self.connection.open()
-        except (OSError, http.AnswerError):
+        except (OSError, http.ResponseError):
             pass  # the first request says so in its row
         self.free_s = recorder.now()
         while self.sent or not recorder.over():
@@ -186,7 +191,7 @@ class ClosedLoop(User):
             self.index, done_s - self.recorder.zero_s, self.next[0], self.next[3], number
         )
 
-    def prepare_next(self) -> Prepared:
+    def prepare_next(self) -> PreparedRequest:
         """Whoever does not think asks again in the moment in which the answer ends. What can be
         done before is done before: whatever a processor has not touched for a while takes it
         microseconds, and the request waits for them.
@@ -216,7 +221,7 @@ class ClosedLoop(User):
         if "turns" in worker.scenario:
             self.prepared = gevent.spawn(self.prepare_on, prepared[0], sent)
 
-    def prepare_on(self, asked: prompts.Prompt, sent: Sent) -> Prepared:
+    def prepare_on(self, asked: prompts.Prompt, sent: InFlightRequest) -> PreparedRequest:
         """The next question of the conversation, which the server is sent whole; or the first one
         of another.
         """
@@ -227,8 +232,8 @@ class ClosedLoop(User):
         if said is not None and self.turn - self.first_turn < turns:
             history = (
                 *asked.history,
-                prompts.Message("user", asked.text),
-                prompts.Message("assistant", said.strip()),
+                prompts.PromptMessage("user", asked.text),
+                prompts.PromptMessage("assistant", said.strip()),
             )
             prepared = worker.prepare(self.index, self.turn, history=history)
             if prepared[0].tokens + prepared[0].max_tokens <= worker.scenario.get(
@@ -247,11 +252,13 @@ class OpenLoop(User):
 
     @task
     def dispatch(self) -> None:
-        recorder, turn = worker.recorder, Turn()
+        recorder, turn = worker.recorder, IoYield()
         in_flight: set[gevent.Greenlet] = set()
-        sender = dispatcher(worker.connect(), f"{worker.number}-", ahead=worker.slots is None)
+        sender = make_pacer(worker.connect(), f"{worker.number}-", ahead=worker.slots is None)
 
-        def one(sent: Sent, prepared: Prepared, connection: HubConnection | None) -> None:
+        def one(
+            sent: InFlightRequest, prepared: PreparedRequest, connection: GeventConnection | None
+        ) -> None:
             with worker.row(sent):
                 if worker.slots is not None:
                     worker.slots.take()
@@ -264,8 +271,8 @@ class OpenLoop(User):
 
         def look_after(
             scheduled_s: float,
-            prepared: Prepared,
-            connection: HubConnection | None,
+            prepared: PreparedRequest,
+            connection: GeventConnection | None,
             number: int | None,
         ) -> None:
             greenlet = gevent.spawn(
@@ -274,7 +281,7 @@ class OpenLoop(User):
                 prepared,
                 connection,
             )
-            greenlet.link_exception(lambda failed: give_up(repr(failed.exception)))
+            greenlet.link_exception(lambda failed: abort_process(repr(failed.exception)))
             in_flight.add(greenlet)
             greenlet.rawlink(in_flight.discard)
 
@@ -325,13 +332,13 @@ def on_init(environment: Environment, **_: Any) -> None:
 
     if not isinstance(runner, MasterRunner):
         listen("task", lambda told: on_task(environment, told))
-        listen("ping", lambda _: runner.send_message("pong", messages.pong()))
+        listen("ping", lambda _: runner.send_message("pong", messages.clock_reply()))
         listen("clock", lambda told: worker.clock(told["offset_s"]))
         listen("begin", lambda told: worker.began.set(told["began_s"]))
         listen("window", on_window)
         listen("finish", lambda _: on_finish(environment))
     if not isinstance(runner, WorkerRunner):
-        conductor = messages.Link(
+        conductor = messages.MessageChannel(
             environment, json.loads(os.environ["SERVEOFF_LOAD"]), isinstance(runner, MasterRunner)
         ).conductor
     else:
@@ -346,7 +353,7 @@ def on_task(environment: Environment, told: dict[str, Any]) -> None:
     global worker
     problem = None
     try:
-        worker = Worker(environment, told)
+        worker = LoadWorker(environment, told)
     except Exception as error:
         problem = str(error) or repr(error)
     environment.runner.send_message("ready", {"problem": problem})
@@ -370,7 +377,7 @@ def on_finish(environment: Environment) -> None:
 
 @events.user_error.add_listener
 def on_user_error(exception: Exception, **_: Any) -> None:
-    give_up(repr(exception))  # Locust would go on, with one user less
+    abort_process(repr(exception))  # Locust would go on, with one user less
 
 
 def on_quitting(environment: Environment, **_: Any) -> None:

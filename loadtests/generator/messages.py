@@ -21,7 +21,7 @@ from typing import Any
 import gevent
 from gevent.event import AsyncResult
 
-from loadtests.generator.coordinator import Conductor
+from loadtests.generator.coordinator import Coordinator
 from servers.runtime.limits import START_S
 
 CLOCK_PINGS = 10
@@ -29,15 +29,15 @@ CLOCK_PINGS = 10
 MACHINE = Path("/proc/sys/kernel/random/boot_id")
 
 
-def machine() -> str | None:
+def machine_id() -> str | None:
     return MACHINE.read_text() if MACHINE.exists() else None
 
 
-def pong() -> dict[str, Any]:
-    return {"clock_s": time.perf_counter(), "machine": machine(), "pid": os.getpid()}
+def clock_reply() -> dict[str, Any]:
+    return {"clock_s": time.perf_counter(), "machine": machine_id(), "pid": os.getpid()}
 
 
-class Link:
+class MessageChannel:
     """The conductor's end. `environment` is Locust's; `master`: whether it runs in Locust's master,
     or else in its only process.
     """
@@ -52,7 +52,7 @@ class Link:
         # of this load: one that comes later, or is left from another load, has no part in it
         self.clients: list[str | None] = []
         self.answers: dict[str, AsyncResult] = {}
-        self.conductor = Conductor(load, self.broadcast, self.end, environment.stats)
+        self.conductor = Coordinator(load, self.broadcast, self.end, environment.stats)
         self.runner.register_message(
             "ready", lambda environment, msg, **_: self.answers["ready"].set(msg.data["problem"])
         )
@@ -118,7 +118,7 @@ class Link:
         # Containers of one machine may have a monotonic clock each.
         same = (
             said["machine"] is not None
-            and said["machine"] == machine()
+            and said["machine"] == machine_id()
             and abs(estimated_s) <= round_trip_s / 2
         )
         offset_s = 0.0 if same else estimated_s

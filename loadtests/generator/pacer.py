@@ -20,32 +20,33 @@ from typing import NamedTuple, Protocol
 import gevent
 from gevent.event import Event
 
-from loadtests.client.gevent_connection import Encoder, HubConnection
+from loadtests.client.gevent_connection import Encoder, GeventConnection
 from loadtests.client.http import Exchange
-from loadtests.client.reader import Due, InC, Scheduled, streams
-from loadtests.generator.recorder import give_up
+from loadtests.client.native import NativeReader
+from loadtests.client.reader import ScheduledRequest, SendOutcome, socket_reader
+from loadtests.generator.gevent_tools import abort_process
 
 AHEAD = 16  # requests that are made in advance
 MAKING_S = 0.0005  # so long before the next one is due there is still time to make another
 AWAKE_S = 50e-6  # about what waking up takes
 
 # on which connection it was sent, as which number; null: it was not
-Told = Callable[[HubConnection | None, int | None], None]
+OnSent = Callable[[GeventConnection | None, int | None], None]
 
 
-class Dispatcher(Protocol):
-    def send(self, at_s: float, path: str, body: bytes, exchange: Exchange, told: Told) -> None:
+class Pacer(Protocol):
+    def send(self, at_s: float, path: str, body: bytes, exchange: Exchange, told: OnSent) -> None:
         """At that time of `time.perf_counter()`, which is not before that of the one given before.
         Returns when it is time to make the next one. `told` is called by the loop, and must not
         wait; what was not sent, since no connection was idle, is for whom it tells.
         """
         ...
 
-    def offer(self, connection: HubConnection) -> None:
+    def offer(self, connection: GeventConnection) -> None:
         """It is idle. The one that was used last is used first."""
         ...
 
-    def take(self) -> HubConnection | None:
+    def take(self) -> GeventConnection | None:
         """One that is idle, for a request that was not sent."""
         ...
 
@@ -58,50 +59,50 @@ class Dispatcher(Protocol):
         ...
 
 
-def dispatcher(like: HubConnection, prefix: str, ahead: bool = True) -> Dispatcher:
+def make_pacer(like: GeventConnection, prefix: str, ahead: bool = True) -> Pacer:
     """`like`: a connection as those on which requests are sent. `prefix`: of their numbers. Not
     `ahead`: all are for whom `told` tells.
     """
-    here = streams()
-    if ahead and like.plain and like.tls is None and isinstance(here, InC):
-        return ByThread(here, like, prefix)
-    return ByLoop(like, prefix, ahead)
+    here = socket_reader()
+    if ahead and like.plain and like.tls is None and isinstance(here, NativeReader):
+        return NativePacer(here, like, prefix)
+    return GeventPacer(like, prefix, ahead)
 
 
-class ByThread:
-    def __init__(self, here: InC, like: HubConnection, prefix: str):
+class NativePacer:
+    def __init__(self, here: NativeReader, like: GeventConnection, prefix: str):
         self.here, self.like, self.prefix = here, like, prefix
         self.sent = Event()
 
-    def send(self, at_s: float, path: str, body: bytes, exchange: Exchange, told: Told) -> None:
+    def send(self, at_s: float, path: str, body: bytes, exchange: Exchange, told: OnSent) -> None:
         before, after = self.like.around(path, body, self.prefix)
 
-        def was_due(due: Due) -> None:
+        def was_due(due: SendOutcome) -> None:
             self.sent.set()
             if due.listener is None:
                 told(None, None)
                 return
             connection, request = due.listener, b"%b%d%b" % (before, due.number, after)
-            assert isinstance(connection, HubConnection)
+            assert isinstance(connection, GeventConnection)
             exchange.sent_s, connection.unsent = due.sent_s, request[len(request) - due.unsent :]
             told(connection, due.number)
 
-        while not self.here.schedule(at_s, Scheduled(before, after, was_due)):
+        while not self.here.schedule(at_s, ScheduledRequest(before, after, was_due)):
             self._wait()
 
     def _wait(self) -> None:
         self.sent.clear()
         self.sent.wait()
 
-    def offer(self, connection: HubConnection) -> None:
+    def offer(self, connection: GeventConnection) -> None:
         if connection.socket is not None:  # else it was closed
             connection.stream = self.here.offer(connection.socket, connection)
 
-    def take(self) -> HubConnection | None:
+    def take(self) -> GeventConnection | None:
         connection = self.here.take_idle()
         if connection is None:
             return None
-        assert isinstance(connection, HubConnection)
+        assert isinstance(connection, GeventConnection)
         connection.stream = None
         return connection
 
@@ -113,30 +114,30 @@ class ByThread:
         self.here.cancel()
 
 
-class Waiting(NamedTuple):
+class WaitingRequest(NamedTuple):
     at_s: float
     encode: Encoder
     exchange: Exchange
-    told: Told
+    told: OnSent
 
 
-class ByLoop:
-    def __init__(self, like: HubConnection, prefix: str, ahead: bool):
+class GeventPacer:
+    def __init__(self, like: GeventConnection, prefix: str, ahead: bool):
         self.like, self.prefix, self.ahead = like, prefix, ahead
         # Not opened in advance: a synchronous worker would accept an idle one and wait for it while
         # others queue.
-        self.idle: list[HubConnection] = []
-        self.waiting: deque[Waiting] = deque()
+        self.idle: list[GeventConnection] = []
+        self.waiting: deque[WaitingRequest] = deque()
         # of which nobody has been told
-        self.begun: list[tuple[Told, HubConnection | None, int | None]] = []
+        self.begun: list[tuple[OnSent, GeventConnection | None, int | None]] = []
         self.came, self.sent = Event(), Event()
-        self.alarm = Alarm()
+        self.alarm = PreciseTimer()
         self.sender = gevent.spawn(self._send_for_ever)
-        self.sender.link_exception(lambda failed: give_up(repr(failed.exception)))
+        self.sender.link_exception(lambda failed: abort_process(repr(failed.exception)))
 
-    def send(self, at_s: float, path: str, body: bytes, exchange: Exchange, told: Told) -> None:
+    def send(self, at_s: float, path: str, body: bytes, exchange: Exchange, told: OnSent) -> None:
         self.waiting.append(
-            Waiting(at_s, self.like.encoder(path, body, self.prefix), exchange, told)
+            WaitingRequest(at_s, self.like.encoder(path, body, self.prefix), exchange, told)
         )
         self.came.set()
         while len(self.waiting) >= AHEAD or (
@@ -161,7 +162,7 @@ class ByLoop:
             _, encode, exchange, told = self.waiting.popleft()
             connection, number = self.idle.pop() if self.idle and self.ahead else None, None
             if connection is not None:
-                number = streams().number()
+                number = socket_reader().number()
                 connection.send_ahead(encode, number, exchange)
             self.begun.append((told, connection, number))
             self.sent.set()
@@ -171,10 +172,10 @@ class ByLoop:
             told(connection, number)
         self.begun.clear()
 
-    def offer(self, connection: HubConnection) -> None:
+    def offer(self, connection: GeventConnection) -> None:
         self.idle.append(connection)
 
-    def take(self) -> HubConnection | None:
+    def take(self) -> GeventConnection | None:
         return self.idle.pop() if self.idle else None
 
     def join(self) -> None:
@@ -187,7 +188,7 @@ class ByLoop:
         self.alarm.close()
 
 
-class Alarm:
+class PreciseTimer:
     """For one greenlet. Gevent's own timers, which it uses where there is no timerfd (outside
     Linux), are rounded up to the millisecond of epoll's time limit; a timerfd is a descriptor like
     any other.

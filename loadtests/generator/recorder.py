@@ -7,7 +7,6 @@ and never in the timed path.
 
 import math
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -20,9 +19,9 @@ import orjson
 from gevent.event import AsyncResult, Event
 
 from loadtests.client import http, response
-from loadtests.client.gevent_connection import Turn
-from loadtests.client.reader import streams
+from loadtests.client.reader import socket_reader
 from loadtests.generator import steady_state
+from loadtests.generator.gevent_tools import IoYield, abort_process
 from loadtests.workload import prompts
 from servers.contract import oracle
 
@@ -32,7 +31,7 @@ REPORT_S = steady_state.SLICE_S
 
 
 @dataclass(slots=True)
-class Sent:
+class InFlightRequest:
     """One request. Times are on the rows' clock, in seconds. `said` becomes the whole answer's
     text, null if it failed.
     """
@@ -46,17 +45,7 @@ class Sent:
     said: AsyncResult = field(default_factory=AsyncResult)
 
 
-def give_up(problem: object) -> None:
-    """A load generator that cannot record (a full disk, say) must not go on as if it did: Locust
-    would swallow the exception.
-    """
-    try:
-        print(f"the load generator gave up: {problem}", file=sys.stderr, flush=True)
-    finally:  # on a full disk, stderr, which is a log, fails as well
-        os._exit(FAILED)
-
-
-def waited_s(reader: int | None) -> float | None:
+def runqueue_wait_s(reader: int | None) -> float | None:
     """How long this process, ready to run, has waited for a core so far, s; null where the kernel
     does not say. `reader`: the thread that reads streams, if there is one. While it runs, that the
     main thread waits is no lack of a core, so as much is taken off.
@@ -98,9 +87,9 @@ class Recorder:
             report,
             fire,
         )
-        self.streams = streams()
-        self.in_flight: dict[int, Sent] = {}
-        self.finished: deque[Sent] = deque()
+        self.streams = socket_reader()
+        self.in_flight: dict[int, InFlightRequest] = {}
+        self.finished: deque[InFlightRequest] = deque()
         self.lines: list[bytes] = []
         # (done_s, ttft_s, tpot_s) of answers since the last report
         self.latencies: list[tuple[float, float, float | None]] = []
@@ -111,7 +100,7 @@ class Recorder:
             gevent.spawn(work) for work in (self.settle_for_ever, self.report_for_ever)
         ]
         for greenlet in self.greenlets:
-            greenlet.link_exception(lambda failed: give_up(failed.exception))
+            greenlet.link_exception(lambda failed: abort_process(failed.exception))
 
     def now(self) -> float:
         return time.perf_counter() - self.zero_s
@@ -131,9 +120,9 @@ class Recorder:
         prompt: prompts.Prompt,
         exchange: http.Exchange | None = None,
         number: int | None = None,
-    ) -> Sent:
+    ) -> InFlightRequest:
         """`exchange`: of a request that has been sent already, as `number`."""
-        sent = Sent(
+        sent = InFlightRequest(
             self.streams.number() if number is None else number,
             user,
             scheduled_s,
@@ -144,14 +133,14 @@ class Recorder:
         self.in_flight[sent.number] = sent
         return sent
 
-    def end(self, sent: Sent) -> None:
+    def end(self, sent: InFlightRequest) -> None:
         """Its exchange has ended. The row follows as soon as nothing more urgent is to be done."""
         del self.in_flight[sent.number]
         self.finished.append(sent)
         self.wake.set()
 
     def settle_for_ever(self) -> None:
-        turn = Turn()
+        turn = IoYield()
         while True:
             self.wake.wait()
             self.wake.clear()
@@ -180,7 +169,7 @@ class Recorder:
                 "bytes": self.streams.bytes,
                 "reader": self.streams.reader,
                 "cpu_s": time.process_time(),
-                "waited_s": waited_s(self.streams.thread),
+                "waited_s": runqueue_wait_s(self.streams.thread),
                 "ended": self.ended,
                 "latencies": latencies,
                 "lines": b"".join(lines),
@@ -191,8 +180,8 @@ class Recorder:
             }
         )
 
-    def write(self, sent: Sent, pause: Callable[[], None] = lambda: None) -> None:
-        exchange, settled = sent.exchange, response.settle(sent.exchange, pause)
+    def write(self, sent: InFlightRequest, pause: Callable[[], None] = lambda: None) -> None:
+        exchange, settled = sent.exchange, response.parse_response(sent.exchange, pause)
         answer = "unchecked"
         counts = [1] * len(settled.token_text)
         said = "".join(settled.token_text)
@@ -260,7 +249,7 @@ class Recorder:
             name=self.load["scenario_name"],
             response_time=1e3 * (done_s - sent.scheduled_s),
             response_length=len(exchange.body),
-            exception=None if failure is None else http.AnswerError(failure),
+            exception=None if failure is None else http.ResponseError(failure),
             context={},
         )
 

@@ -24,30 +24,30 @@ RETRY_S = 0.5
 GONE_WITHIN_S = 5.0  # a conductor, after its workers
 
 
-class Parser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
     # one sentence; argparse would print the whole usage before it
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (see --help)\n")
 
 
-def port(text: str) -> int:
+def parse_port(text: str) -> int:
     """Raises argparse.ArgumentTypeError."""
     if not re.fullmatch(r"\d{1,5}", text) or not 0 < int(text) < 65536:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port, 1 to 65535")
     return int(text)
 
 
-def address(text: str) -> tuple[str, int]:
+def parse_address(text: str) -> tuple[str, int]:
     """Of "10.0.0.5:5557". Raises argparse.ArgumentTypeError. Other machines must be able to connect
     to it: 0.0.0.0 is none.
     """
     host, _, number = text.rpartition(":")
     if not re.fullmatch(r"[\w.-]+", host) or host == "0.0.0.0":
         raise argparse.ArgumentTypeError(f"{text!r} is not ADDRESS:PORT, such as 10.0.0.5:5557")
-    return host, port(number)
+    return host, parse_port(number)
 
 
-def reachable(host: str, port: int) -> bool:
+def is_reachable(host: str, port: int) -> bool:
     try:
         socket.create_connection((host, port), timeout=limits.HEALTH_S).close()
     except OSError:
@@ -56,8 +56,10 @@ def reachable(host: str, port: int) -> bool:
 
 
 def main() -> int:
-    parser = Parser(prog="python -m loadtests.worker", description=__doc__.partition("\n")[0])
-    parser.add_argument("conductor", type=address, help="ADDRESS:PORT that --listen named")
+    parser = OneLineParser(
+        prog="python -m loadtests.worker", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("conductor", type=parse_address, help="ADDRESS:PORT that --listen named")
     parser.add_argument(
         "--patience",
         type=float,
@@ -87,19 +89,19 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="serveoff-worker-") as folder:
             while time.monotonic() - last_s < options.patience:
-                if not reachable(host, port):
+                if not is_reachable(host, port):
                     time.sleep(RETRY_S)
                     continue
-                load = launch.supervised(command, log := Path(folder, "load.log"))
+                load = launch.start_supervised(command, log := Path(folder, "load.log"))
                 try:
                     code = load.wait()
                 finally:
-                    launch.stop(load)
+                    launch.stop_supervised(load)
                 print(f"case ended with exit code {code}" if code else "case done", flush=True)
                 if code:
-                    print(launch.tail(log), file=sys.stderr, flush=True)
+                    print(launch.log_tail(log), file=sys.stderr, flush=True)
                 last_s, cases = time.monotonic(), cases + 1
-                while reachable(host, port) and time.monotonic() < last_s + GONE_WITHIN_S:
+                while is_reachable(host, port) and time.monotonic() < last_s + GONE_WITHIN_S:
                     # else the next one would call at a conductor that is about to go
                     time.sleep(0.1)
     except KeyboardInterrupt:

@@ -81,7 +81,7 @@ class Finding(NamedTuple):
         )
 
 
-class Verdict(NamedTuple):
+class SteadyVerdict(NamedTuple):
     """`why` is one sentence, whether steady or not."""
 
     steady: bool
@@ -89,7 +89,7 @@ class Verdict(NamedTuple):
     findings: dict[str, Finding]
 
 
-class Collector:
+class SeriesCollector:
     """Makes the series from what the load workers report: tokens/s from the bytes of all answers so
     far, which are known at once, while tokens are counted only when an answer has ended. `begin_s`:
     when the whole load is on.
@@ -118,7 +118,7 @@ class Collector:
         sums = [
             sum(each)
             for each in zip(
-                *(at_edges(points, edges) for points in self.received.values()), strict=True
+                *(interpolate_at(points, edges) for points in self.received.values()), strict=True
             )
         ]
         self.ended.sort()
@@ -131,7 +131,7 @@ class Collector:
         return found, max(until_s - self.begin_s, SLICE_S)
 
 
-def at_edges(points: Sequence[tuple[float, float]], edges: Sequence[float]) -> list[float]:
+def interpolate_at(points: Sequence[tuple[float, float]], edges: Sequence[float]) -> list[float]:
     """A counter's value at each of the times, in order, with straight lines between its points.
 
     >>> at_edges([(0, 0), (2, 10), (3, 10)], [1, 2, 2.5])
@@ -150,16 +150,16 @@ def at_edges(points: Sequence[tuple[float, float]], edges: Sequence[float]) -> l
     return found
 
 
-class Judge:
+class SteadyJudge:
     """Asked once a second during the warm-up; remembers only how often in a row all was steady."""
 
     def __init__(self, window_s: float):
         self.window_s, self.in_a_row = window_s, 0
 
-    def ask(self, series: Mapping[str, Sequence[float]], covered_s: float) -> Verdict:
+    def ask(self, series: Mapping[str, Sequence[float]], covered_s: float) -> SteadyVerdict:
         """`covered_s` > 0: the time from the series' begin until now. No value may be nan."""
         found = {
-            name: finding(values, self.window_s / covered_s) for name, values in series.items()
+            name: test_series(values, self.window_s / covered_s) for name, values in series.items()
         }
         drifting = {name: one for name, one in found.items() if not one.steady}
         self.in_a_row = 0 if drifting else self.in_a_row + 1
@@ -171,29 +171,29 @@ class Judge:
             if drifting
             else f"steady {self.in_a_row} of {IN_A_ROW} times"
         )
-        return Verdict(
+        return SteadyVerdict(
             steady,
             f"{what}: " + "; ".join(f"{name}: {one}" for name, one in (drifting or found).items()),
             found,
         )
 
 
-def finding(values: Sequence[float], ahead: float) -> Finding:
+def test_series(values: Sequence[float], ahead: float) -> Finding:
     """`ahead`: how many times the time that the values cover the window will be long."""
     size = max(BATCH, math.ceil(len(values) / MOST))
-    means = batches(values, size)
+    means = batch_means(values, size)
     if len(means) < LEAST:
         return Finding(False, len(means), 0, None, None)
-    cut = mser(means)
+    cut = mser_cut(means)
     ended = 2 * cut < len(means)
     kept = means[cut if ended else len(means) // 2 :]
-    p, mean = trend(kept), sum(kept) / len(kept)
-    change = slope(kept) * len(values) / size * ahead
+    p, mean = trend_p_value(kept), sum(kept) / len(kept)
+    change = theil_sen_slope(kept) * len(values) / size * ahead
     drift = change / mean if change else 0.0  # a series of zeros has no mean to divide by
     return Finding((ended and p >= ALPHA) or abs(drift) <= DRIFT, len(means), cut, p, drift)
 
 
-def batches(values: Sequence[float], size: int) -> list[float]:
+def batch_means(values: Sequence[float], size: int) -> list[float]:
     """Means of `size` values each. What is left over is left out at the beginning, because the
     newest count most.
 
@@ -203,7 +203,7 @@ def batches(values: Sequence[float], size: int) -> list[float]:
     return [sum(values[i : i + size]) / size for i in range(len(values) % size, len(values), size)]
 
 
-def mser(means: Sequence[float]) -> int:
+def mser_cut(means: Sequence[float]) -> int:
     """How many batches to cut off at the beginning: the d (the least, if several) with the least
     marginal standard error of the mean of the n - d others, sum of squared deviations / (n - d)^2,
     among those that leave TAIL. On means of 5 values this is MSER-5: White, "An effective
@@ -227,7 +227,7 @@ def mser(means: Sequence[float]) -> int:
     return cut
 
 
-def trend(values: Sequence[float]) -> float:
+def trend_p_value(values: Sequence[float]) -> float:
     """p of no trend, two-sided: Mann-Kendall, normal approximation with continuity and ties
     corrected (Mann, "Nonparametric tests against trend", Econometrica 13, 1945; Kendall, Rank
     Correlation Methods). Ranks, because latencies have outliers. O(n^2).
@@ -245,7 +245,7 @@ def trend(values: Sequence[float]) -> float:
     return math.erfc((abs(score) - 1) / math.sqrt(2 * variance))
 
 
-def slope(values: Sequence[float]) -> float:
+def theil_sen_slope(values: Sequence[float]) -> float:
     """Of the least-squares line through equally spaced values, per space; needs two."""
     n, mean = len(values), sum(values) / len(values)
     return (

@@ -11,13 +11,14 @@ import platform
 import re
 import resource
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from loadtests.telemetry.cores import cpu_limit, memory_limit, usable_cores
 from loadtests.telemetry.gpu import Gpus
 from servers.runtime.limits import COMMAND_S
 
@@ -51,7 +52,7 @@ SECRET = re.compile(
 )
 
 
-def redacted(command: Sequence[str]) -> list[str]:
+def redact_secrets(command: Sequence[str]) -> list[str]:
     """Without its secrets, to be kept with the results.
 
     >>> redacted(["--target", "http://me:s3cret@10.0.0.5", "--api-key", "s3cret", "HF_TOKEN=s3cret
@@ -65,7 +66,7 @@ def redacted(command: Sequence[str]) -> list[str]:
     )
 
 
-def read(path: str | Path) -> str | None:
+def read_text(path: str | Path) -> str | None:
     """The text of a small system file; null if there is none, or it is not for us."""
     try:
         return Path(path).read_text().strip()
@@ -73,11 +74,11 @@ def read(path: str | Path) -> str | None:
         return None
 
 
-def field(path: str, pattern: str) -> str | None:
-    return next(iter(re.findall(pattern, read(path) or "", re.MULTILINE)), None)
+def read_field(path: str, pattern: str) -> str | None:
+    return next(iter(re.findall(pattern, read_text(path) or "", re.MULTILINE)), None)
 
 
-def git(*arguments: str) -> str | None:
+def ask_git(*arguments: str) -> str | None:
     """What git says; null if it is not installed or this is no repository. It takes no lock that
     others would wait for.
     """
@@ -90,7 +91,7 @@ def git(*arguments: str) -> str | None:
         return None
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     found = {}
     for name in PACKAGES.split():
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -98,104 +99,36 @@ def versions() -> dict[str, str]:
     return found
 
 
-def cgroup(controller: str) -> Iterator[Path]:
-    """The folders whose limits hold for this process, from its own group up to the root, in version
-    1 or 2.
-    """
-    for line in (read("/proc/self/cgroup") or "").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "" or controller in controllers.split(","):
-            root = Path("/sys/fs/cgroup", controller if controllers else "")
-            # may be the host's, which a container cannot see; then the root has the limit
-            folder = root / path.strip("/")
-            yield from (each for each in (folder, *folder.parents) if each.is_relative_to(root))
-
-
-def cpu_limit() -> float | None:  # cores' worth of CPU time; null without a limit
-    limits = []
-    for folder in cgroup("cpu"):
-        quota = f"{read(folder / 'cpu.cfs_quota_us')} {read(folder / 'cpu.cfs_period_us')}"
-        # "max 100000", "-1 100000": no limit
-        if found := re.fullmatch(r"(\d+) (\d+)", read(folder / "cpu.max") or quota):
-            limits.append(int(found[1]) / int(found[2]))
-    return min(limits, default=None)
-
-
-def memory_limit() -> int | None:  # bytes; null without a limit
-    texts = [
-        read(folder / name) or ""
-        for folder in cgroup("memory")
-        for name in ("memory.max", "memory.limit_in_bytes")
-    ]
-    # version 1: 2**63 is none
-    return min((int(text) for text in texts if text.isdigit() and int(text) < 2**60), default=None)
-
-
-def usable_cores() -> list[int]:
-    """Cores that this process may use: its affinity, cut to the cgroup's CPU time, which would else
-    stop it in the middle.
-    """
-    cores = (
-        sorted(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else list(range(os.cpu_count() or 1))
-    )
-    return cores[: max(1, int(cpu_limit() or len(cores)))]
-
-
-def machine_share() -> dict[str, Any]:
-    """{server_cores, load_cores, shared, threads}: core numbers; threads of each engine over all
-    workers. Ask before pinning.
-
-    The last core is for the load generator, the telemetry and the driver: a busy server must not
-    delay the clock it is measured by, nor they take its time. From 8 cores on they get two, since
-    one cannot load a large server: the last and its SMT sibling, which shares its hardware, so that
-    the server does not feel them. With one core, or where a process cannot be bound to some
-    (macOS), shared is true: all use all, and the report says so.
-    """
-    cores = usable_cores()
-    if len(cores) < 2 or not hasattr(os, "sched_setaffinity"):
-        return {"server_cores": cores, "load_cores": cores, "shared": True, "threads": len(cores)}
-    load = cores[-1:]
-    if len(cores) >= 8:
-        # "7,15" or "14-15"
-        siblings = (
-            read(f"/sys/devices/system/cpu/cpu{cores[-1]}/topology/thread_siblings_list") or ""
-        )
-        beside = [core for core in map(int, re.findall(r"\d+", siblings)) if core in cores[:-1]]
-        load = [*(beside or cores[-2:-1])[-1:], *load]
-    server = [core for core in cores if core not in load]
-    return {"server_cores": server, "load_cores": load, "shared": False, "threads": len(server)}
-
-
-def manifest() -> dict[str, Any]:
+def build_manifest() -> dict[str, Any]:
     """Machine and software as JSON; what cannot be found out is null. Takes well under a second,
     and changes nothing.
     """
     # the commit of somebody else's repository around us says nothing
-    ours = git("rev-parse", "--show-toplevel") == str(ROOT)
+    ours = ask_git("rev-parse", "--show-toplevel") == str(ROOT)
     # results, kept ones too, are no code
-    status = git("status", "--porcelain", "--", ".", ":!results") if ours else None
+    status = ask_git("status", "--porcelain", "--", ".", ":!results") if ours else None
     return {
-        "commit": git("rev-parse", "HEAD") if ours else None,
+        "commit": ask_git("rev-parse", "HEAD") if ours else None,
         "dirty": None if status is None else status != "",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "packages": versions(),
+        "packages": package_versions(),
         "cpu": {
             "model": (
-                field("/proc/cpuinfo", r"^model name\s*:\s*(.+)") or platform.processor() or None
+                read_field("/proc/cpuinfo", r"^model name\s*:\s*(.+)")
+                or platform.processor()
+                or None
             ),
             "architecture": platform.machine(),
             "cores": psutil.cpu_count(),
             "physical_cores": psutil.cpu_count(logical=False),
-            "governor": read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+            "governor": read_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         },
         "memory": {
             "total_bytes": psutil.virtual_memory().total,
             "swap_bytes": psutil.swap_memory().total,
         },
         "kernel": f"{platform.system()} {platform.release()}",
-        "os": field("/etc/os-release", r'^PRETTY_NAME="?([^"\n]+)') or platform.platform(),
+        "os": read_field("/etc/os-release", r'^PRETTY_NAME="?([^"\n]+)') or platform.platform(),
         "gpus": Gpus().describe(),
         "limits": {
             "usable_cores": usable_cores(),

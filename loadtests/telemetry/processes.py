@@ -34,11 +34,11 @@ from loadtests.telemetry.server_metrics import Scraper
 SLOW_S = 1.0
 
 
-def say(text: str) -> None:
+def report(text: str) -> None:
     print(f"telemetry: {text}", file=sys.stderr, flush=True)
 
 
-def context_switches(process: psutil.Process) -> dict[tuple[int, int], int]:
+def read_context_switches(process: psutil.Process) -> dict[tuple[int, int], int]:
     """Switches of each living thread so far. On Linux psutil gives those of the main thread alone,
     which mostly sleeps.
     """
@@ -59,7 +59,7 @@ def context_switches(process: psutil.Process) -> dict[tuple[int, int], int]:
     return switches
 
 
-def pss_bytes(pids: list[int]) -> int | None:
+def read_pss(pids: list[int]) -> int | None:
     """Memory of these processes, each shared page divided by its users; null where the system does
     not say.
     """
@@ -76,7 +76,7 @@ def pss_bytes(pids: list[int]) -> int | None:
     return total
 
 
-class Aside:
+class BackgroundTask:
     """Does slow work in a thread of its own: a driver that hangs, or a server of many GB, must not
     stop the sampling.
     """
@@ -102,7 +102,7 @@ class Aside:
         return self.found
 
 
-class Tree:
+class ProcessTree:
     """Some processes with all their descendants, also those whose parent has ended. Its counters
     never fall.
     """
@@ -115,7 +115,7 @@ class Tree:
         self.own_s = self.waited_s = self.ended_s = self.unseen_s = 0.0
         self.switches: dict[tuple[int, int], int] = {}
         self.switches_total = 0
-        self.pss = Aside(pss_bytes)
+        self.pss = BackgroundTask(read_pss)
 
     def alive(self) -> bool:
         """Whether the roots still run. A zombie does not: it has ended, only its parent has not
@@ -152,7 +152,7 @@ class Tree:
                 cpu[pid] = (times.user + times.system, times.children_user + times.children_system)
                 if process.status() != psutil.STATUS_ZOMBIE:
                     threads += process.num_threads()
-                    switches.update(context_switches(process))
+                    switches.update(read_context_switches(process))
                     running.append(pid)
         for pid, (own_s, waited_s) in cpu.items():
             before = self.cpu.get(pid, (0.0, 0.0))
@@ -176,7 +176,7 @@ class Tree:
         }
 
 
-def system() -> dict[str, Any]:
+def sample_system() -> dict[str, Any]:
     times = psutil.cpu_times()  # of all cores together; user contains the time of guests
     return {
         "cpu_busy_s": round(
@@ -235,22 +235,22 @@ def main() -> None:
     options.out.touch()  # also when there is nothing to measure: no rows, rather than no file
     try:
         server, load = (
-            Tree(*options.server_pid) if options.server_pid else None,
-            Tree(options.load_pid),
+            ProcessTree(*options.server_pid) if options.server_pid else None,
+            ProcessTree(options.load_pid),
         )
     except psutil.NoSuchProcess as error:
-        say(f"nothing to measure: {error}")
+        report(f"nothing to measure: {error}")
         return
     if options.metrics_of:  # daemon: a scrape that hangs is left behind
         scraper = Scraper(
             options.metrics_of,
             options.out.with_name("server_metrics.jsonl"),
             options.clock_zero,
-            say,
+            report,
         )
         threading.Thread(target=scraper.run, daemon=True).start()
-    gpus = Gpus(say)
-    gpu_reader, slow_gpu_reader = Aside(gpus.sample), Aside(gpus.slowly)
+    gpus = Gpus(report)
+    gpu_reader, slow_gpu_reader = BackgroundTask(gpus.sample), BackgroundTask(gpus.slowly)
     samples, tick, slow_at_s, start_s, cpu_start_s = (
         0,
         0,
@@ -266,7 +266,10 @@ def main() -> None:
                 for tree in filter(None, (server, load)):
                     tree.look()
             row: dict[str, Any] = {"time_s": round(time.perf_counter() - options.clock_zero, 6)}
-            row |= {"server": server and server.sample(slow), "load": load.sample(slow)} | system()
+            row |= {
+                "server": server and server.sample(slow),
+                "load": load.sample(slow),
+            } | sample_system()
             row["gpus"] = (gpu_reader.ask(0.05) or gpus.unknown()) if gpus.count else []
             if (
                 slow
@@ -286,7 +289,7 @@ def main() -> None:
             )[0]:
                 break
     cpu_ms = 1000 * (time.process_time() - cpu_start_s)
-    say(
+    report(
         f"{samples} samples, {tick - samples} ticks missed, {cpu_ms / max(1, samples):.1f} ms of"
         " CPU each"
     )

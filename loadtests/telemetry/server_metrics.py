@@ -10,7 +10,6 @@ every five seconds. The texts are kept as they are, and taken apart at the case'
 """
 
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from loadtests.client import http
 from servers.contract.api import CHAT_COMPLETIONS, COMPLETIONS
-from servers.runtime.limits import QUIET_S, SCRAPE_S
+from servers.runtime.limits import SCRAPE_S
 
 PERIOD_S = 1.0
 ALL_EVERY = 10  # scrapes
@@ -31,7 +30,7 @@ LONG_BYTES = 20_000  # some 1 ms of the server's time
 MAX_BYTES = 2**20  # vLLM's 450 series are 55 KB
 
 
-class NoMetrics(Exception):
+class MetricsUnavailable(Exception):
     """Why there are none; `for_good`: nor will there be any a second later."""
 
     def __init__(self, why: str, for_good: bool = False):
@@ -45,7 +44,7 @@ class Sample(NamedTuple):
     value: float
 
 
-def fetch(base_urls: str, patience_s: float, query: str = "") -> str:
+def fetch_metrics(base_urls: str, patience_s: float, query: str = "") -> str:
     """The answer's text, or those of several servers, one after the other, which are read as one
     that serves it all. Raises NoMetrics, after `patience_s` at the latest however slowly something
     comes.
@@ -64,7 +63,7 @@ def _fetch(base_url: str, deadline: float, patience_s: float, query: str) -> str
         http.Connection(base_url, patience_s, os.environ.get("SERVEOFF_API_KEY")),
         http.Exchange(),
     )
-    answer, complete = http.Answer(exchange), False
+    answer, complete = http.ResponseParser(exchange), False
     try:
         connection.open()
         assert connection.socket is not None
@@ -77,25 +76,25 @@ def _fetch(base_url: str, deadline: float, patience_s: float, query: str) -> str
             if left_s <= 0:
                 raise TimeoutError
             connection.socket.settimeout(left_s)
-            data, at, lag = http.stamped_read(connection.socket)
+            data, at, lag = http.read_stamped(connection.socket)
             if not data and exchange.status is None:
-                raise NoMetrics("the connection was closed without an answer")
+                raise MetricsUnavailable("the connection was closed without an answer")
             complete = answer.feed(data, at, lag)
             if len(exchange.body) > MAX_BYTES:
-                raise NoMetrics(f"more than {MAX_BYTES:,} bytes", for_good=True)
+                raise MetricsUnavailable(f"more than {MAX_BYTES:,} bytes", for_good=True)
     except TimeoutError:
-        raise NoMetrics(f"no answer within {patience_s:.3g} s") from None
-    except (OSError, http.AnswerError) as error:
-        raise NoMetrics(getattr(error, "strerror", None) or str(error)) from None
+        raise MetricsUnavailable(f"no answer within {patience_s:.3g} s") from None
+    except (OSError, http.ResponseError) as error:
+        raise MetricsUnavailable(getattr(error, "strerror", None) or str(error)) from None
     finally:
         connection.close()
     status = exchange.status or 0
     if status != 200:
-        raise NoMetrics(f"http {status}", for_good=status < 500 and status != 429)
+        raise MetricsUnavailable(f"http {status}", for_good=status < 500 and status != 429)
     return exchange.body.decode(errors="replace")
 
 
-def parse(text: str) -> list[Sample]:
+def parse_metrics(text: str) -> list[Sample]:
     """At least one sample. Raises NoMetrics."""
     try:
         found = [
@@ -106,7 +105,7 @@ def parse(text: str) -> list[Sample]:
     except ValueError:
         found = []
     if not found:
-        raise NoMetrics("the answer is no Prometheus text", for_good=True)
+        raise MetricsUnavailable("the answer is no Prometheus text", for_good=True)
     return found
 
 
@@ -152,12 +151,12 @@ class Scraper:
     def ask(self) -> str | None:
         few = self.answers % self.all_every > 0
         try:
-            text = fetch(self.base_urls, SCRAPE_S, FEW if few else "")
+            text = fetch_metrics(self.base_urls, SCRAPE_S, FREQUENT_QUERY if few else "")
             if not self.answers:
-                parse(text)  # only to see that it is none
+                parse_metrics(text)  # only to see that it is none
             if few and not text.strip():
-                raise NoMetrics("nothing by these names", for_good=True)
-        except NoMetrics as error:
+                raise MetricsUnavailable("nothing by these names", for_good=True)
+        except MetricsUnavailable as error:
             # it cannot be asked for some, but it has answered in full before
             if few and error.for_good:
                 self.all_every = 1
@@ -176,7 +175,7 @@ class Scraper:
         return text
 
 
-class Counters(NamedTuple):
+class CounterNames(NamedTuple):
     """Names of what a kind of server counts. `complete`: the labels of requests that were answered
     with status 200 to their end.
     """
@@ -187,21 +186,21 @@ class Counters(NamedTuple):
     busy: tuple[str, ...]  # gauges that are 0 when it works on nothing
 
 
-KNOWN = (
-    Counters(
+KNOWN_SERVERS = (
+    CounterNames(
         "serveoff_requests_total",
         {"path": (COMPLETIONS, CHAT_COMPLETIONS), "status": ("200",)},
         "serveoff_tokens_total",
         ("serveoff_requests_in_flight", "serveoff_requests_running"),
     ),
-    Counters(
+    CounterNames(
         "vllm:request_success_total",
         {"finished_reason": ("stop", "length", "repetition")},
         "vllm:generation_tokens_total",
         ("vllm:num_requests_running", "vllm:num_requests_waiting"),
     ),
 )
-MORE = (
+OTHER_SERIES = (
     "vllm:kv_cache_usage_perc",
     "vllm:cache_config_info",
     "serveoff_kv_positions_total",
@@ -212,68 +211,10 @@ MORE = (
     "serveoff_cache_misses_total",
     "serveoff_event_loop_lag_seconds_bucket",
 )
-FEW = "?" + urlencode(
+FREQUENT_QUERY = "?" + urlencode(
     [
         ("name[]", name)
-        for names in (*((by.requests, by.tokens, *by.busy) for by in KNOWN), MORE)
+        for names in (*((by.requests, by.tokens, *by.busy) for by in KNOWN_SERVERS), OTHER_SERIES)
         for name in names
     ]
 )
-
-
-class Counted(NamedTuple):
-    """What a server says that it has done since its start."""
-
-    by: Counters
-    requests: float
-    tokens: float
-    busy: float
-
-
-def count(samples: list[Sample]) -> Counted | None:
-    """None if no server in KNOWN counts like that."""
-    for by in KNOWN:
-        tokens = [sample.value for sample in samples if sample.name == by.tokens]
-        if tokens:  # the counter of requests has no series before the first request
-            requests = [
-                sample.value
-                for sample in samples
-                if sample.name == by.requests
-                and all(sample.labels.get(label) in values for label, values in by.complete.items())
-            ]
-            return Counted(
-                by,
-                sum(requests),
-                sum(tokens),
-                sum(sample.value for sample in samples if sample.name in by.busy),
-            )
-    return None
-
-
-def counted(base_urls: str, patience_s: float = QUIET_S) -> Counted | None:
-    """Its counters when it works on nothing any more: then everything is counted. At the end of
-    patience what it said last; None if it says nothing, or nothing that is known.
-    """
-    deadline = time.perf_counter() + patience_s
-    found = None
-    while (left_s := deadline - time.perf_counter()) > 0:
-        try:
-            found = count(parse(fetch(base_urls, left_s)))
-        except NoMetrics:
-            return found
-        if found is None or found.busy == 0:
-            return found
-        time.sleep(min(0.1, left_s))
-    return found
-
-
-def served(before: Counted | None, after: Counted | None) -> dict[str, int] | None:
-    """{requests, tokens} between the two; None if that is not known."""
-    if before is None or after is None or before.by != after.by:
-        return None
-    done = {"requests": after.requests - before.requests, "tokens": after.tokens - before.tokens}
-    return (
-        {name: round(value) for name, value in done.items()}
-        if all(map(math.isfinite, done.values()))
-        else None
-    )

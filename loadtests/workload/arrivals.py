@@ -41,29 +41,29 @@ class Arrival:
     blocks: tuple[int, ...] = ()
 
 
-def varies(scenario: Mapping[str, Any]) -> bool:
+def varies_by_plan(scenario: Mapping[str, Any]) -> bool:
     """Whether the demand itself changes with time by plan, so that no steady state is to be waited
     for.
     """
     return scenario["arrivals"] == "trace" or "profile" in scenario
 
 
-def warm_up(seed: str, scenario: Mapping[str, Any], rate: float | None) -> list[Arrival]:
+def warm_up_arrivals(seed: str, scenario: Mapping[str, Any], rate: float | None) -> list[Arrival]:
     """Arrivals before the window, since the load's start: enough for the longest warm-up. Raises
     traces.TraceError.
     """
-    if varies(scenario):
+    if varies_by_plan(scenario):
         return _arrivals(seed, scenario, rate, scenario["warmup_s"])
     return schedule(f"{seed}/warm-up", scenario, rate, longest_warm_up_s(scenario) + 1)
 
 
-def window(
+def window_arrivals(
     seed: str, scenario: Mapping[str, Any], rate: float | None, duration_s: float
 ) -> list[Arrival]:
     """Arrivals in the window, since its start. A process of their own, so that a server that needs
     a longer warm-up is then asked the same; where demand varies by plan, the rest of the warm-up's.
     """
-    if not varies(scenario):
+    if not varies_by_plan(scenario):
         return schedule(seed, scenario, rate, duration_s)
     begin_s = scenario["warmup_s"]
     return [
@@ -77,7 +77,9 @@ def longest_warm_up_s(scenario: Mapping[str, Any]) -> float:
     """The warm-up lasts from warmup_s, if the load is steady then, to this."""
     least = float(scenario["warmup_s"])
     return (
-        least if varies(scenario) else float(scenario.get("warmup_max_s", max(least, WARMUP_MAX_S)))
+        least
+        if varies_by_plan(scenario)
+        else float(scenario.get("warmup_max_s", max(least, WARMUP_MAX_S)))
     )
 
 
@@ -160,16 +162,16 @@ def _replay(scenario: Mapping[str, Any], duration_s: float) -> list[Arrival]:
     found = [
         Arrival(
             (row.at_s - start) / scale,
-            *fit(row.prompt_tokens, row.output_tokens, context),
+            *fit_context(row.prompt_tokens, row.output_tokens, context),
             row.blocks,
         )
-        for row in traces.read(Path(scenario["trace"]))
+        for row in traces.read_trace(Path(scenario["trace"]))
         if row.at_s >= start
     ]
     return [arrival for arrival in found if arrival.at_s < duration_s]
 
 
-def fit(prompt_tokens: int, output_tokens: int, context: int) -> tuple[int, int]:
+def fit_context(prompt_tokens: int, output_tokens: int, context: int) -> tuple[int, int]:
     """Both lengths, cut so that they fit into the context together: the answer to half of it at
     most, then the prompt to the rest.
 
@@ -181,11 +183,12 @@ def fit(prompt_tokens: int, output_tokens: int, context: int) -> tuple[int, int]
     return prompt, max(1, min(output_tokens, context - prompt))
 
 
-def clipped(scenario: Mapping[str, Any]) -> int:
+def count_clipped(scenario: Mapping[str, Any]) -> int:
     """How many requests of the trace do not fit into the context, in the whole trace."""
     context = scenario.get("context", CONTEXT)
-    rows = traces.read(Path(scenario["trace"]))
+    rows = traces.read_trace(Path(scenario["trace"]))
     return sum(
-        fit(row.prompt_tokens, row.output_tokens, context) != (row.prompt_tokens, row.output_tokens)
+        fit_context(row.prompt_tokens, row.output_tokens, context)
+        != (row.prompt_tokens, row.output_tokens)
         for row in rows
     )

@@ -16,7 +16,7 @@ from servers.contract import api, oracle
 
 
 @dataclass(frozen=True)
-class Message:
+class PromptMessage:
     role: str
     text: str
 
@@ -28,16 +28,16 @@ class Prompt:
     text: str
     tokens: int  # exact with the default model's tokenizer, else about that many
     max_tokens: int
-    history: tuple[Message, ...] = ()
+    history: tuple[PromptMessage, ...] = ()
 
 
-def prompt(
+def make_prompt(
     seed: str,
     scenario: dict[str, Any],
     user: int,
     turn: int,
     arrival: Arrival | None = None,
-    history: Sequence[Message] = (),
+    history: Sequence[PromptMessage] = (),
 ) -> Prompt:
     """The `turn`-th request of a user; `history` is the conversation so far. Random words: no two
     prompts of a campaign share a prefix that a cache could use, unless the scenario has
@@ -73,7 +73,7 @@ def prompt(
         )
         tokens += shared
         if chat:
-            history = (Message("system", " ".join(prefix)),)
+            history = (PromptMessage("system", " ".join(prefix)),)
         else:
             words = prefix + words
     elif history:
@@ -96,7 +96,7 @@ def conversation_turns(seed: str, scenario: dict[str, Any], user: int, first_tur
     )
 
 
-def path(scenario: dict[str, Any]) -> str:
+def request_path(scenario: dict[str, Any]) -> str:
     return api.CHAT_COMPLETIONS if scenario["endpoint"] == "chat" else api.COMPLETIONS
 
 
@@ -112,8 +112,8 @@ def request_body(scenario: dict[str, Any], model: str, wanted: Prompt) -> tuple[
         "stream_options": {"include_usage": True},
     }
     if chat:
-        messages = (*wanted.history, Message("user", wanted.text))
+        messages = (*wanted.history, PromptMessage("user", wanted.text))
         body["messages"] = [{"role": message.role, "content": message.text} for message in messages]
     else:
         body["prompt"] = wanted.text
-    return path(scenario), json.dumps(body).encode()
+    return request_path(scenario), json.dumps(body).encode()

@@ -30,7 +30,7 @@ class TraceError(ValueError):
 
 
 @dataclass(frozen=True)
-class Row:
+class TraceRow:
     at_s: float
     prompt_tokens: int
     output_tokens: int
@@ -38,7 +38,7 @@ class Row:
 
 
 @functools.lru_cache(maxsize=4)
-def read(file: Path) -> tuple[Row, ...]:
+def read_trace(file: Path) -> tuple[TraceRow, ...]:
     """All rows in order of time. Requests of 0 tokens, which traces contain, become 1. Raises
     TraceError.
     """
@@ -65,14 +65,14 @@ class _BadLine(Exception):
     pass
 
 
-def _mooncake(lines: Any) -> Iterator[Row]:
+def _mooncake(lines: Any) -> Iterator[TraceRow]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
             blocks = tuple(int(block) for block in row.get("hash_ids") or ())
-            yield Row(
+            yield TraceRow(
                 _number(row["timestamp"]) / 1e3,
                 _length(row["input_length"]),
                 _length(row["output_length"]),
@@ -87,7 +87,7 @@ def _mooncake(lines: Any) -> Iterator[Row]:
             raise _BadLine(f"line {number}: {error}") from None
 
 
-def _table(file: Path, lines: Any) -> Iterator[Row]:
+def _table(file: Path, lines: Any) -> Iterator[TraceRow]:
     reader = csv.DictReader(lines)
     names = {name.strip().lower(): name for name in reader.fieldnames or () if name}
     parse: Callable[[Any], float]
@@ -114,7 +114,7 @@ def _table(file: Path, lines: Any) -> Iterator[Row]:
         )
     for row in reader:
         try:
-            yield Row(parse(row[when]), _length(row[prompt]), _length(row[output]))
+            yield TraceRow(parse(row[when]), _length(row[prompt]), _length(row[output]))
         except (ValueError, TypeError) as error:
             raise _BadLine(f"line {reader.line_num}: {error}") from None
 

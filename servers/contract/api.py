@@ -58,7 +58,7 @@ if os.environ.get("SERVEOFF_JSON") == "orjson":
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
-def authorization() -> dict[str, str]:
+def authorization_header() -> dict[str, str]:
     """The header with which a client shows its key, SERVEOFF_API_KEY; none without one."""
     key = os.environ.get("SERVEOFF_API_KEY")
     return {"Authorization": f"Bearer {key}"} if key else {}
@@ -91,7 +91,7 @@ def error_body(
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def invalid(errors: Sequence[Any]) -> ContractError:
+def invalid_request(errors: Sequence[Any]) -> ContractError:
     """A 400 that names the first bad field, from pydantic's (or FastAPI's) list of errors."""
     first = errors[0]
     # without FastAPI's "body" and pydantic's names of a union's members, such as "list[str]"
@@ -195,7 +195,7 @@ class CompletionRequest(_Request):
     prompt: Annotated[_Text, Field(min_length=1)]
 
 
-class Message(BaseModel):
+class ChatMessage(BaseModel):
     model_config = ConfigDict(strict=True)
 
     role: Literal["system", "user", "assistant"]
@@ -207,21 +207,21 @@ class ChatCompletionRequest(_Request):
     as at OpenAI.
     """
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
 
 
 Request = CompletionRequest | ChatCompletionRequest
 
 
-def parse(
+def parse_request(
     kind: type[CompletionRequest] | type[ChatCompletionRequest], body: bytes | str
 ) -> Request:
     """For frameworks that do not validate with pydantic themselves. Raises ContractError (400)."""
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        raise invalid(error.errors()) from None
+        raise invalid_request(error.errors()) from None
 
 
 # --- answers
@@ -254,7 +254,7 @@ class Outcome:
         }
 
 
-class Answer:
+class CompletionResponse:
     """Builds the answer to one request: `event` for each item of a stream, or `complete` for a
     plain answer.
     """
@@ -323,7 +323,7 @@ class Answer:
         }
 
 
-def payloads(events: str) -> list[str]:
+def split_events(events: str) -> list[str]:
     """Of what `Answer.event` gives: a WebSocket's message for each."""
     return [event.removeprefix("data: ") for event in events.split("\n\n")[:-1]]
 

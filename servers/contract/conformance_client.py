@@ -32,15 +32,15 @@ MAX_ANSWER_BYTES = 16 * 1024 * 1024
 STREAMED_TOKENS = 32
 
 
-class Failed(Exception):
+class CheckFailed(Exception):
     """What is wrong, as a sentence."""
 
 
-class Silent(Failed):
+class NoResponse(CheckFailed):
     """No answer, or not all of it, in time: whoever asks again waits as long again."""
 
 
-class Arrived(NamedTuple):
+class ArrivalStamp(NamedTuple):
     """When something was read, in s since the request was sent, and for how long of that its reader
     waited for a processor: it may have come by so much earlier.
     """
@@ -55,8 +55,8 @@ class Stopwatch:
     def __init__(self) -> None:
         self.began_s, self.waited_s = time.perf_counter(), _waited_s()
 
-    def now(self) -> Arrived:
-        return Arrived(time.perf_counter() - self.began_s, _waited_s() - self.waited_s)
+    def now(self) -> ArrivalStamp:
+        return ArrivalStamp(time.perf_counter() - self.began_s, _waited_s() - self.waited_s)
 
 
 def _waited_s() -> float:
@@ -77,37 +77,37 @@ class Reply:
     status: int
     content_type: str
     body: bytes
-    arrived: list[tuple[Arrived, int]]
+    arrived: list[tuple[ArrivalStamp, int]]
 
     def json(self) -> Any:
         try:
             return json.loads(self.body)
         except ValueError:
-            raise Failed(
+            raise CheckFailed(
                 f"status {self.status} with a body that is not JSON: {self.body[:80]!r}"
             ) from None
 
     def plain(self) -> Chunk:
         if self.status != 200:
-            raise Failed(f"status {self.status}: {self.body[:200]!r}")
+            raise CheckFailed(f"status {self.status}: {self.body[:200]!r}")
         try:
             return api.read_chunk(self.body)
         except ValueError as error:
-            raise Failed(f"{error}: {self.body[:80]!r}") from None
+            raise CheckFailed(f"{error}: {self.body[:80]!r}") from None
 
 
 @dataclass
-class Stream:
+class StreamedReply:
     """A streamed answer: the arrival and the chunk of each event before [DONE]."""
 
-    events: list[tuple[Arrived, Chunk]]
+    events: list[tuple[ArrivalStamp, Chunk]]
 
     @property
     def text(self) -> str:
         return "".join(chunk.text for _, chunk in self.events)
 
     @property
-    def tokens(self) -> list[tuple[Arrived, str]]:
+    def tokens(self) -> list[tuple[ArrivalStamp, str]]:
         return [(at, chunk.text) for at, chunk in self.events if chunk.text]
 
     def last_of(self, name: str) -> Any:
@@ -121,11 +121,11 @@ class Stream:
         )
 
 
-def read_events(payloads: Sequence[tuple[Arrived, bytes]]) -> Stream:
+def read_events(payloads: Sequence[tuple[ArrivalStamp, bytes]]) -> StreamedReply:
     try:
-        return Stream([(at, api.read_chunk(payload)) for at, payload in payloads])
+        return StreamedReply([(at, api.read_chunk(payload)) for at, payload in payloads])
     except ValueError as error:
-        raise Failed(f"an event is not a chunk: {error}") from None
+        raise CheckFailed(f"an event is not a chunk: {error}") from None
 
 
 class WebSocket:
@@ -141,7 +141,7 @@ class WebSocket:
         self.socket, self.protocol = connected, WSConnection(ConnectionType.CLIENT)
         self.socket.sendall(self.protocol.send(Request(host, path, extra_headers=list(headers))))
         if not isinstance(reply := self.receive(), AcceptConnection):
-            raise Failed(f"the WebSocket is refused: {reply}")
+            raise CheckFailed(f"the WebSocket is refused: {reply}")
 
     def receive(self) -> Event:
         """Whole messages and whatever else comes; pings are answered."""
@@ -157,19 +157,19 @@ class WebSocket:
                 else:
                     return event
             if not (data := self.socket.recv(65536)):
-                raise Failed("the server closed the WebSocket without a word")
+                raise CheckFailed("the server closed the WebSocket without a word")
             self.protocol.receive_data(data)
 
-    def ask(self, body: dict[str, Any]) -> tuple[int, list[tuple[Arrived, bytes]]]:
+    def ask(self, body: dict[str, Any]) -> tuple[int, list[tuple[ArrivalStamp, bytes]]]:
         """Status with which the answer ended, and the arrival and the payload of all its messages
         but [DONE].
         """
-        payloads: list[tuple[Arrived, bytes]] = []
+        payloads: list[tuple[ArrivalStamp, bytes]] = []
         watch = Stopwatch()
         self.socket.sendall(self.protocol.send(TextMessage(json.dumps(body))))
         while True:
             if not isinstance(message := self.receive(), TextMessage):
-                raise Failed(f"instead of a message on the WebSocket came {message}")
+                raise CheckFailed(f"instead of a message on the WebSocket came {message}")
             if message.data != "[DONE]":
                 payloads.append((watch.now(), message.data.encode()))
             if (status := api.status_of_end(message.data)) is not None:
@@ -177,7 +177,7 @@ class WebSocket:
 
 
 @dataclass
-class Probe:
+class ConformanceClient:
     """A server under test: nothing is asked of it after VERIFY_S, else one that drips would keep us
     for ever.
     """
@@ -190,12 +190,12 @@ class Probe:
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"Content-Type": "application/json"} | api.authorization()
+        return {"Content-Type": "application/json"} | api.authorization_header()
 
     @contextmanager
     def connected(self) -> Iterator[http.client.HTTPConnection]:
         """Until `ends_s` at most, whatever is done with it. Raises Failed and OSError."""
-        too_long = Silent(
+        too_long = NoResponse(
             f"the verification takes longer than {VERIFY_S:g} s (SERVEOFF_VERIFY_S sets that)"
         )
         if (left_s := self.ends_s - time.monotonic()) <= 0:
@@ -226,7 +226,7 @@ class Probe:
     def _connection(self, timeout_s: float) -> http.client.HTTPConnection:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise Failed(f"{self.url!r} is not a base URL such as http://127.0.0.1:8000")
+            raise CheckFailed(f"{self.url!r} is not a base URL such as http://127.0.0.1:8000")
         kind = (
             http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         )
@@ -247,7 +247,7 @@ class Probe:
                     received += piece
                     arrived.append((watch.now(), len(received)))
                     if len(received) > MAX_ANSWER_BYTES:
-                        raise Failed(
+                        raise CheckFailed(
                             f"{method} {path}: the answer is longer than {MAX_ANSWER_BYTES} bytes"
                         )
                 reply = Reply(
@@ -257,12 +257,14 @@ class Probe:
                     arrived,
                 )
         except TimeoutError:
-            raise Silent(
+            raise NoResponse(
                 f"{method} {path}: no answer, or not all of it, within {SILENCE_S:g} s"
                 " (SERVEOFF_SILENCE_S sets that)"
             ) from None
         except (OSError, http.client.HTTPException) as error:
-            raise Failed(f"{method} {path}: no answer ({error or type(error).__name__})") from None
+            raise CheckFailed(
+                f"{method} {path}: no answer ({error or type(error).__name__})"
+            ) from None
         return reply
 
     def prompt(self, words: int = 12) -> str:
@@ -287,7 +289,7 @@ class Probe:
     def complete(self, prompt: str, max_tokens: int, chat: bool = False) -> Chunk:
         return self.ask("POST", *self.request(prompt, max_tokens, chat)).plain()
 
-    def stream(self, prompt: str, max_tokens: int, chat: bool = False) -> Stream:
+    def stream(self, prompt: str, max_tokens: int, chat: bool = False) -> StreamedReply:
         """Raises Failed unless the framing is right: SSE events, one JSON object each, [DONE]
         last.
         """
@@ -298,12 +300,12 @@ class Probe:
             ),
         )
         if reply.status != 200:
-            raise Failed(f"status {reply.status}: {reply.body[:200]!r}")
+            raise CheckFailed(f"status {reply.status}: {reply.body[:200]!r}")
         if not reply.content_type.startswith(api.SSE_CONTENT_TYPE):
-            raise Failed(f"Content-Type is {reply.content_type!r}, not {api.SSE_CONTENT_TYPE}")
+            raise CheckFailed(f"Content-Type is {reply.content_type!r}, not {api.SSE_CONTENT_TYPE}")
         text = reply.body.replace(b"\r\n", b"\n")
         if not text.endswith(b"\n\n"):
-            raise Failed("the stream's last event is not ended by an empty line")
+            raise CheckFailed("the stream's last event is not ended by an empty line")
         events, offset = [], 0
         arrived = iter(reply.arrived)
         at, length = next(arrived)
@@ -315,36 +317,38 @@ class Probe:
             if event.startswith(b":"):
                 continue
             if not event.startswith(b"data: "):
-                raise Failed(f"an event does not begin with 'data: ': {event[:80]!r}")
+                raise CheckFailed(f"an event does not begin with 'data: ': {event[:80]!r}")
             events.append((at, event.removeprefix(b"data: ")))
         if [payload for _, payload in events].count(b"[DONE]") != 1 or events[-1][1] != b"[DONE]":
-            raise Failed("the stream does not end with exactly one data: [DONE]")
+            raise CheckFailed("the stream does not end with exactly one data: [DONE]")
         return read_events(events[:-1])
 
     @contextmanager
     def websocket(self, path: str) -> Iterator["WebSocket"]:
-        headers = [(name.encode(), value.encode()) for name, value in api.authorization().items()]
+        headers = [
+            (name.encode(), value.encode()) for name, value in api.authorization_header().items()
+        ]
         try:
             with self.connected() as connection:
                 yield WebSocket(connection.sock, urlsplit(self.url).netloc, path, headers)
         except TimeoutError:
-            raise Silent(
+            raise NoResponse(
                 f"WebSocket at {path}: no answer within {SILENCE_S:g} s (SERVEOFF_SILENCE_S sets"
                 " that)"
             ) from None
         except (OSError, ProtocolError) as error:
-            raise Failed(f"WebSocket at {path}: {error or type(error).__name__}") from None
+            raise CheckFailed(f"WebSocket at {path}: {error or type(error).__name__}") from None
 
-    def fresh(self, chat: bool) -> Stream:
+    def fresh(self, chat: bool) -> StreamedReply:
         return self.stream(self.prompt(), STREAMED_TOKENS, chat)
 
     @cached_property
-    def sample(self) -> tuple[str, Stream]:
+    def sample(self) -> tuple[str, StreamedReply]:
         prompt = self.prompt()
         return prompt, self.stream(prompt, STREAMED_TOKENS)
 
     @cached_property
-    def chat_sample(self) -> tuple[str, Stream]:
+    def chat_sample(self) -> tuple[str, StreamedReply]:
         prompt = self.prompt()
         return prompt, self.stream(prompt, STREAMED_TOKENS, chat=True)
 

@@ -10,30 +10,20 @@ On a WebSocket each message is a request.
 
 import asyncio
 import hmac
-import io
-import json
 import os
 import threading
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from functools import cache
-from typing import Any, ClassVar
+from typing import ClassVar
 from urllib.parse import parse_qs
 
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    REGISTRY,
-    Counter,
-    Gauge,
-    Histogram,
-    generate_latest,
-)
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from servers.contract.api import MAX_BODY_BYTES, ContractError, status_of_end
+from servers.contract.api import MAX_BODY_BYTES, ContractError
 from servers.runtime.limits import MAX_IN_FLIGHT
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -83,7 +73,7 @@ def _is_begun(file: "os.DirEntry[str]") -> bool:
         return False
 
 
-def exposition(query: str) -> bytes:
+def render_metrics(query: str) -> bytes:
     """`name[]=...` asks for some names only, as with Prometheus' own client: vLLM's series take 3
     ms, in which no token is sent.
     """
@@ -115,7 +105,7 @@ def exposition(query: str) -> bytes:
     return generate_latest(families)
 
 
-class Counted:
+class CountedRequest:
     """One request, from its arrival to the end of its answer, which `end` says. `status` is of the
     answer, as far as it is known. `in_flight`: how many there are in this process.
     """
@@ -183,7 +173,7 @@ class LoopLag:
             cls(loop)
 
 
-async def idle(patience_s: float = 10.0) -> None:
+async def wait_until_idle(patience_s: float = 10.0) -> None:
     """Waits until no request is in flight: for servers that would cut the answers under way when
     they are told to end.
     """
@@ -195,7 +185,7 @@ async def idle(patience_s: float = 10.0) -> None:
         await asyncio.sleep(0.05)
 
 
-def refusal_of(authorization: str, content_length: str) -> ContractError | None:
+def find_refusal(authorization: str, content_length: str) -> ContractError | None:
     """Of a request that is counted already."""
     key = os.environ.get("SERVEOFF_API_KEY")
     if key and not hmac.compare_digest(authorization.encode("latin-1"), f"Bearer {key}".encode()):
@@ -210,197 +200,14 @@ def refusal_of(authorization: str, content_length: str) -> ContractError | None:
         and content_length.isdigit()
         and int(content_length) > MAX_BODY_BYTES
     ):
-        return too_large()
-    if Counted.in_flight > MAX_IN_FLIGHT:
+        return body_too_large()
+    if CountedRequest.in_flight > MAX_IN_FLIGHT:
         message = f"{MAX_IN_FLIGHT} requests are in flight, and no more may be: try again later"
         return ContractError(429, message, None, "too_many_requests", 1)
     return None
 
 
-def too_large() -> ContractError:
+def body_too_large() -> ContractError:
     return ContractError(
         413, f"the body is longer than {MAX_BODY_BYTES} bytes", None, "body_too_large"
     )
-
-
-class WsgiMetrics:
-    def __init__(self, app: Callable[..., Iterable[bytes]]):
-        self.app = app
-
-    def __call__(
-        self, environ: dict[str, Any], start_response: Callable[..., Any]
-    ) -> Iterator[bytes]:
-        path = environ["PATH_INFO"]
-        if path == "/metrics":
-            start_response("200 OK", [("Content-Type", CONTENT_TYPE_LATEST)])
-            yield exposition(environ.get("QUERY_STRING", ""))
-            return
-        counted = Counted(path)
-
-        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-            counted.status = int(status[:3])
-            return start_response(status, headers, exc_info)
-
-        answer: Iterable[bytes] = ()
-        try:
-            refusal = path != "/health" and refusal_of(
-                environ.get("HTTP_AUTHORIZATION", ""), environ.get("CONTENT_LENGTH", "")
-            )
-            # no length beforehand, and Werkzeug just cuts at its limit
-            if not refusal and "HTTP_TRANSFER_ENCODING" in environ:
-                body = environ["wsgi.input"].read(MAX_BODY_BYTES + 1)
-                environ |= {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
-                refusal = len(body) > MAX_BODY_BYTES and too_large()
-            if refusal:
-                # else the closing socket resets and the client may never see why
-                for _ in range(4 * MAX_BODY_BYTES // 65536):
-                    if not environ["wsgi.input"].read(65536):
-                        break
-                headers = {
-                    "Content-Type": "application/json",
-                    "Connection": "close",
-                } | refusal.headers
-                start(f"{refusal.status} Refused", [*headers.items()])
-                yield json.dumps(refusal.body()).encode()
-                return
-            answer = self.app(environ, start)
-            yield from answer
-        finally:
-            if close := getattr(answer, "close", None):
-                close()
-            counted.end()
-
-
-class AsgiMetrics:
-    def __init__(self, app: Callable[..., Awaitable[None]]):
-        self.app = app
-
-    async def __call__(
-        self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]
-    ) -> None:
-        if scope["type"] != "lifespan":  # in which the engine loads, and nobody waits yet
-            LoopLag.watch()
-        if scope["type"] == "websocket":
-            await self.websocket(scope, receive, send)
-            return
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        if scope["path"] == "/metrics":
-            await _send(
-                send,
-                200,
-                {"content-type": CONTENT_TYPE_LATEST},
-                exposition(scope.get("query_string", b"").decode("latin-1")),
-            )
-            return
-        counted = Counted(scope["path"])
-        read = 0
-
-        async def counting_send(message: dict[str, Any]) -> None:
-            if read > MAX_BODY_BYTES:
-                return  # what the framework makes of the exception below; ours follows
-            if message["type"] == "http.response.start":
-                counted.status = message["status"]
-            await send(message)
-
-        async def bounded_receive() -> Any:  # a chunked body gives no length beforehand
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > MAX_BODY_BYTES:
-                raise too_large()
-            return message
-
-        try:
-            refusal = scope["path"] != "/health" and _refusal_of(scope)
-            if refusal:
-                await _refuse(counting_send, refusal)
-                return
-            try:
-                await self.app(scope, bounded_receive, counting_send)
-            except ContractError:
-                if read <= MAX_BODY_BYTES:
-                    raise
-            if read > MAX_BODY_BYTES:
-                counted.status = 413
-                await _refuse(send, too_large())
-        except Exception:
-            if counted.status == 499:  # nothing was answered yet: whoever is above us answers 500
-                counted.status = 500
-            raise
-        finally:
-            counted.end()
-
-    async def websocket(
-        self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]
-    ) -> None:
-        if refusal := _refusal_of(scope):
-            if "websocket.http.response" in (scope.get("extensions") or ()):
-                await _refuse(send, refusal, "websocket.http.response")
-            else:  # all that ASGI has without this extension: the server answers 403
-                await send({"type": "websocket.close"})
-            return
-        asked: deque[Counted] = deque()  # and not yet answered
-
-        async def counting_send(message: dict[str, Any]) -> None:
-            await send(message)
-            if asked and (status := status_of_end(message.get("text") or "")):
-                asked[0].status = status
-                asked.popleft().end()
-
-        async def bounded_receive() -> Any:
-            message = await receive()
-            if message["type"] == "websocket.receive":
-                asked.append(Counted(scope["path"]))
-                if (
-                    len(message.get("bytes") or (message.get("text") or "").encode())
-                    > MAX_BODY_BYTES
-                ):
-                    asked[-1].status = 413
-                    await send({"type": "websocket.close", "code": 1009})
-                    return {"type": "websocket.disconnect", "code": 1009}
-            return message
-
-        try:
-            await self.app(scope, bounded_receive, counting_send)
-        finally:
-            for counted in asked:
-                counted.end()
-
-
-def _refusal_of(scope: dict[str, Any]) -> ContractError | None:
-    headers = dict(scope["headers"])
-    return refusal_of(
-        headers.get(b"authorization", b"").decode("latin-1"),
-        headers.get(b"content-length", b"").decode("latin-1"),
-    )
-
-
-async def _refuse(
-    send: Callable[..., Any], refusal: ContractError, kind: str = "http.response"
-) -> None:
-    await _send(
-        send,
-        refusal.status,
-        {"content-type": "application/json"} | refusal.headers,
-        json.dumps(refusal.body()).encode(),
-        kind,
-    )
-
-
-async def _send(
-    send: Callable[..., Any],
-    status: int,
-    headers: Mapping[str, str],
-    body: bytes,
-    kind: str = "http.response",
-) -> None:
-    await send(
-        {
-            "type": f"{kind}.start",
-            "status": status,
-            "headers": [(n.lower().encode(), v.encode()) for n, v in headers.items()],
-        }
-    )
-    await send({"type": f"{kind}.body", "body": body})

@@ -10,12 +10,12 @@ from daphne.server import Server
 from daphne.ws_protocol import WebSocketProtocol
 from twisted.internet.defer import Deferred
 
-from servers.contract.metrics import idle
+from servers.contract.metrics import wait_until_idle
 
 
 class PatientServer(Server):
     def kill_all_applications(self) -> Deferred[None]:
-        idling = Deferred.fromFuture(asyncio.ensure_future(idle()))
+        idling = Deferred.fromFuture(asyncio.ensure_future(wait_until_idle()))
         return idling.addCallback(lambda _: Server.kill_all_applications(self))
 
 

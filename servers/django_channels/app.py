@@ -8,7 +8,7 @@ from django.conf import settings
 from django.core.asgi import get_asgi_application
 
 from servers.contract import api
-from servers.contract.metrics import AsgiMetrics
+from servers.contract.metrics_middleware import AsgiMetrics
 from servers.django_channels.consumers import Completions
 
 settings.configure(

@@ -8,7 +8,7 @@ from channels.exceptions import DenyConnection
 from channels.generic.websocket import AsyncWebsocketConsumer
 
 from servers.contract import api
-from servers.contract.api import Answer, ContractError
+from servers.contract.api import CompletionResponse, ContractError
 from servers.django_channels.generation import KINDS, engine, generated
 
 
@@ -32,10 +32,10 @@ class Completions(AsyncWebsocketConsumer):
 
     async def answer(self, message: str | bytes) -> None:
         try:
-            wanted = api.parse(KINDS[self.scope["path"]], message)
-            reply = Answer(wanted, engine.model)
+            wanted = api.parse_request(KINDS[self.scope["path"]], message)
+            reply = CompletionResponse(wanted, engine.model)
             async for item in generated(engine.prepare(wanted)):
-                for payload in api.payloads(reply.event(item)):
+                for payload in api.split_events(reply.event(item)):
                     await self.send(text_data=payload)
         except Disconnected:  # Daphne knows, and has not yet told us
             pass

@@ -11,7 +11,7 @@ from django.views.decorators.http import require_safe
 
 from servers import engines
 from servers.contract import api
-from servers.contract.api import Answer, ContractError
+from servers.contract.api import CompletionResponse, ContractError
 from servers.django_channels.generation import engine, generated
 
 
@@ -29,11 +29,11 @@ async def completions(request: HttpRequest, kind: Any) -> HttpResponse:
     try:
         if request.method != "POST":
             raise ContractError(405, "only POST, or an upgrade to a WebSocket")
-        wanted = api.parse(kind, request.body)
+        wanted = api.parse_request(kind, request.body)
         job = engine.prepare(wanted)
     except ContractError as error:
         return refused(error)
-    reply = Answer(wanted, engine.model)
+    reply = CompletionResponse(wanted, engine.model)
     if wanted.stream:
         return StreamingHttpResponse(
             events(job, reply), content_type=api.SSE_CONTENT_TYPE, headers=api.SSE_HEADERS
@@ -42,7 +42,7 @@ async def completions(request: HttpRequest, kind: Any) -> HttpResponse:
     return JsonResponse(reply.complete("".join(pieces), outcome))
 
 
-async def events(job: engines.Job, reply: Answer) -> AsyncIterator[str]:
+async def events(job: engines.Job, reply: CompletionResponse) -> AsyncIterator[str]:
     try:
         async for item in generated(job):
             yield reply.event(item)

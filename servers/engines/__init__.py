@@ -98,7 +98,7 @@ class Job:
     received: float = field(default_factory=time.perf_counter)
 
 
-def token_ids(tokenizer: Any, request: Request) -> list[int]:
+def encode_prompt(tokenizer: Any, request: Request) -> list[int]:
     """The prompt as a Hugging Face tokenizer sees it; a chat through the model's own template."""
     if isinstance(request, ChatCompletionRequest):
         messages = [message.model_dump() for message in request.messages]
@@ -107,7 +107,9 @@ def token_ids(tokenizer: Any, request: Request) -> list[int]:
     return list(tokenizer(request.prompt).input_ids)
 
 
-def accept(request: Request, prompt: Any, prompt_tokens: int, model: str, context: int) -> Job:
+def accept_request(
+    request: Request, prompt: Any, prompt_tokens: int, model: str, context: int
+) -> Job:
     """The checks that every engine makes. `context`: tokens of prompt and answer together."""
     if request.model != model:
         raise ContractError(
@@ -134,7 +136,7 @@ def accept(request: Request, prompt: Any, prompt_tokens: int, model: str, contex
     return Job(prompt, prompt_tokens, asked or room, request)
 
 
-class Run:
+class Generation:
     """Clock, counters and stop strings of one generation. `metrics` counts it as running between
     `with` and its end.
     """
@@ -147,7 +149,7 @@ class Run:
         self.stopped = False
         self.held = ""
 
-    def __enter__(self) -> "Run":
+    def __enter__(self) -> "Generation":
         metrics.RUNNING.inc()
         self.began = self.first = self.last = time.perf_counter()
         metrics.QUEUE_SECONDS.observe(self.began - self.job.received)

@@ -15,7 +15,7 @@ from typing import Any
 from prometheus_client import Counter, Gauge, Histogram
 
 from servers.contract.api import ContractError, Outcome
-from servers.engines import Job, Run
+from servers.engines import Generation, Job
 
 QUEUE_LENGTH = Gauge(
     "serveoff_queue_length", "requests that wait for a batch", multiprocess_mode="livesum"
@@ -32,7 +32,7 @@ BATCH_SIZE = Histogram(
 )
 
 
-class Row:
+class BatchRow:
     """A request: in the queue, then in a batch. `say` hears each token's text, then the Outcome or
     an exception; it must not raise.
     """
@@ -44,7 +44,7 @@ class Row:
         self.running = ExitStack()
 
     def begin(self) -> None:
-        self.run = self.running.enter_context(Run(self.job))
+        self.run = self.running.enter_context(Generation(self.job))
 
     def token(self, text: str, ended: bool = False) -> None:
         """The engine has the answer's next token; `ended`: the model ended the answer with it."""
@@ -76,16 +76,16 @@ class BatchQueue:
         """
         self.engine, self.model, self.prepare = engine, engine.model, engine.prepare
         self.size, self.wait_s, self.bound = min(size, engine.max_batch), wait_ms / 1e3, bound
-        self.waiting: list[Row] = []  # in order of arrival
-        self.batch: list[Row] = []
+        self.waiting: list[BatchRow] = []  # in order of arrival
+        self.batch: list[BatchRow] = []
         self.closed = False
         self.changed = threading.Condition()
         self.thread = threading.Thread(target=self._run, name="batches", daemon=True)
         self.thread.start()
 
-    def submit(self, job: Job, say: Callable[[str | Outcome | BaseException], Any]) -> Row:
+    def submit(self, job: Job, say: Callable[[str | Outcome | BaseException], Any]) -> BatchRow:
         """Raises ContractError if too many wait."""
-        row = Row(job, say)
+        row = BatchRow(job, say)
         with self.changed:
             if len(self.waiting) >= self.bound:
                 raise ContractError(
@@ -99,7 +99,7 @@ class BatchQueue:
             self.changed.notify()
         return row
 
-    def cancel(self, row: Row) -> None:
+    def cancel(self, row: BatchRow) -> None:
         """Nobody wants its answer any more. A row that runs leaves its place in the batch empty."""
         with self.changed:
             row.cancelled = True
@@ -115,7 +115,7 @@ class BatchQueue:
         self.thread.join()
         self.engine.close()
 
-    def _wait_now(self, rows: list[Row]) -> None:
+    def _wait_now(self, rows: list[BatchRow]) -> None:
         self.waiting = rows
         QUEUE_LENGTH.set(len(rows))
 

@@ -72,7 +72,10 @@ def ensure(preset: str) -> Path:
     """Folder of the preset's model; generated first if it is not there. Safe when several processes
     call it at once.
     """
-    folder, shape = build_cache.folder("models") / f"serveoff-{preset}-v{FORMAT}", PRESETS[preset]
+    folder, shape = (
+        build_cache.cache_folder("models") / f"serveoff-{preset}-v{FORMAT}",
+        PRESETS[preset],
+    )
     if folder.is_dir():
         return folder
     # other random numbers: other weights, under another name; the answers are the same
@@ -87,7 +90,7 @@ def ensure(preset: str) -> Path:
             f"the model needs {needed / 1e9:.1f} GB and {folder.parent} has {free / 1e9:.1f} GB"
             " free: free some space, or point XDG_CACHE_HOME at a larger disk"
         )
-    with build_cache.made(folder) as partial:
+    with build_cache.create_once(folder) as partial:
         if partial:
             print(
                 f"generating model serveoff-{preset} ({shape.parameters() / 1e6:.0f} M parameters, "

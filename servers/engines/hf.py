@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from servers.contract.api import Outcome, Request
-from servers.engines import Job, Run, Settings, accept, token_ids
+from servers.engines import Generation, Job, Settings, accept_request, encode_prompt
 
 
 class _Stopped(Exception):
@@ -58,8 +58,8 @@ class Transformers:
         self.network.generation_config = GenerationConfig()
 
     def prepare(self, request: Request) -> Job:
-        ids = token_ids(self.tokenizer, request)
-        return accept(request, ids, len(ids), self.model, self.context)
+        ids = encode_prompt(self.tokenizer, request)
+        return accept_request(request, ids, len(ids), self.model, self.context)
 
     def reader(self, job: Job) -> Callable[[int], tuple[str, bool]]:
         """For each token of the job's answer, in order: its text, and whether the model ends the
@@ -115,7 +115,7 @@ class BlockingEngine(Transformers):
         config = self.configure(
             job.request, job.max_tokens, None if job.request.ignore_eos else self.eos
         )
-        with Run(job) as run, torch.inference_mode():
+        with Generation(job) as run, torch.inference_mode():
             ids = torch.tensor([job.prompt], device=self.device)
             try:
                 self.network.generate(

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
 from servers.engines import Job
-from servers.engines.batching import KV_POSITIONS, KV_USEFUL, Row
+from servers.engines.batching import KV_POSITIONS, KV_USEFUL, BatchRow
 from servers.engines.hf import Transformers
 
 
@@ -23,7 +23,7 @@ class _Steps(StoppingCriteria):  # type: ignore[misc]
     the batch is.
     """
 
-    def __init__(self, engine: Transformers, rows: Sequence[Row]):
+    def __init__(self, engine: Transformers, rows: Sequence[BatchRow]):
         self.readers = [(row, engine.reader(row.job)) for row in rows]
 
     def __call__(self, input_ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
@@ -49,7 +49,7 @@ class BatchEngine(Transformers):
             return "greedy"
         return (request.temperature, request.top_p) if request.seed is None else id(job)
 
-    def generate_batch(self, rows: Sequence[Row]) -> None:
+    def generate_batch(self, rows: Sequence[BatchRow]) -> None:
         prompts = [torch.tensor(row.job.prompt) for row in rows]
         # with 0: masked, so any token will do
         ids, mask = (

@@ -18,7 +18,7 @@ DENSE = ("llama", "mistral", "qwen2", "qwen3", "granite", "olmo2")
 DTYPE_BYTES = 2
 
 
-def of_folder(folder: Path) -> dict[str, Any] | None:
+def read_model_shape(folder: Path) -> dict[str, Any] | None:
     """{parameters, embedding_parameters (of the table of input embeddings), tied_embeddings (the
     table is the output head, too), layers, heads, kv_heads, head_dim, dtype_bytes}; None if the
     files are not all there, cannot be read, or are no dense decoder's.

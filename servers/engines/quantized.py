@@ -54,7 +54,7 @@ def ensure(folder: Path, kind: str) -> Path:
     several processes call it at once.
     """
     found = folder.with_name(f"{folder.name}-{kind}")
-    with build_cache.made(found) as partial:
+    with build_cache.create_once(found) as partial:
         if partial:
             files: dict[str, str] = {}
             for file in folder.iterdir():

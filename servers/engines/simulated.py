@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any
 
 from servers.contract import oracle
 from servers.contract.api import CompletionRequest, Outcome, Request
-from servers.engines import Job, Run, Settings, accept
+from servers.engines import Generation, Job, Settings, accept_request
 
 if TYPE_CHECKING:
     # has metrics, which a server without batches should not show
-    from servers.engines.batching import Row
+    from servers.engines.batching import BatchRow
 
 CONTEXT = 1_000_000  # tokens; there is no cache to fill
 
@@ -61,7 +61,7 @@ class _Simulated:
             text = oracle.chat_text(
                 [(message.role, message.content) for message in request.messages]
             )
-        return accept(request, text, oracle.count_tokens(text), self.model, CONTEXT)
+        return accept_request(request, text, oracle.count_tokens(text), self.model, CONTEXT)
 
     def _tokens(self, job: Job, began: float) -> Iterator[tuple[float, str]]:
         """(when it is due, text) of each token."""
@@ -102,7 +102,7 @@ class BlockingEngine(_Simulated):
     def generate(self, job: Job, on_token: Callable[[str], Any]) -> Outcome:
         self._take_slot()
         try:
-            with Run(job) as run:
+            with Generation(job) as run:
                 for due, text in self._tokens(job, run.began):
                     time.sleep(max(0.0, due - time.perf_counter()))
                     if said := run.token(text):
@@ -142,7 +142,7 @@ class AsyncEngine(_Simulated):
         async with self.slots:
             self.running += 1
             try:
-                with Run(job) as run:
+                with Generation(job) as run:
                     for due, text in self._tokens(job, run.began):
                         await asyncio.sleep(max(0.0, due - time.perf_counter()))
                         if said := run.token(text):
@@ -164,7 +164,7 @@ class BatchEngine(_Simulated):
     def kind(self, job: Job) -> None:
         """All can go together: whatever the sampling, the text is the rule's."""
 
-    def generate_batch(self, rows: "Sequence[Row]") -> None:
+    def generate_batch(self, rows: "Sequence[BatchRow]") -> None:
         self.running = len(rows)
         answers = [(row, self._words(row.job)) for row in rows]
         for due in self._steps(

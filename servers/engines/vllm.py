@@ -16,7 +16,7 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from servers.contract.api import ContractError, Outcome, Request
-from servers.engines import Job, Run, Settings, accept, token_ids
+from servers.engines import Generation, Job, Settings, accept_request, encode_prompt
 
 
 class AsyncEngine:
@@ -31,8 +31,8 @@ class AsyncEngine:
         self.context: int = self.engine.model_config.max_model_len
 
     def prepare(self, request: Request) -> Job:
-        ids = token_ids(self.tokenizer, request)
-        return accept(request, ids, len(ids), self.model, self.context)
+        ids = encode_prompt(self.tokenizer, request)
+        return accept_request(request, ids, len(ids), self.model, self.context)
 
     async def stream(self, job: Job) -> AsyncIterator[str | Outcome]:
         request = job.request
@@ -45,7 +45,7 @@ class AsyncEngine:
             ignore_eos=request.ignore_eos,
             output_kind=RequestOutputKind.DELTA,
         )
-        with Run(job) as run:
+        with Generation(job) as run:
             run.stops = []  # vLLM does stop strings itself
             async for output in self.engine.generate(
                 {"prompt_token_ids": job.prompt}, sampling, uuid.uuid4().hex

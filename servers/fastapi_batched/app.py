@@ -16,7 +16,7 @@ from starlette.background import BackgroundTask
 
 from servers import engines
 from servers.contract import api
-from servers.contract.api import Answer, Outcome
+from servers.contract.api import CompletionResponse, Outcome
 from servers.engines.batching import BatchQueue
 from servers.frameworks.fastapi_base import completions, create_app
 
@@ -34,7 +34,7 @@ Items = asyncio.Queue[str | Outcome | BaseException]
 async def answer(request: api.Request) -> Any:
     queue: BatchQueue = app.state.engine
     job = queue.prepare(request)
-    reply = Answer(request, queue.model)
+    reply = CompletionResponse(request, queue.model)
     loop = asyncio.get_running_loop()
     items = Items()
     row = queue.submit(job, lambda item: loop.call_soon_threadsafe(items.put_nowait, item))
@@ -55,7 +55,7 @@ async def answer(request: api.Request) -> Any:
     return reply.complete("".join(pieces), item)
 
 
-async def events(items: Items, reply: Answer) -> AsyncIterator[str]:
+async def events(items: Items, reply: CompletionResponse) -> AsyncIterator[str]:
     item: str | Outcome | BaseException = ""
     while isinstance(item, str):
         item = await items.get()

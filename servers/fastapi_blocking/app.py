@@ -15,7 +15,7 @@ from fastapi.responses import StreamingResponse
 
 from servers import engines
 from servers.contract import api
-from servers.contract.api import Answer, Outcome
+from servers.contract.api import CompletionResponse, Outcome
 from servers.frameworks.fastapi_base import completions, create_app
 
 app = create_app("Serveoff: FastAPI, blocked event loop", engines.load_blocking)
@@ -26,7 +26,7 @@ pool = ThreadPoolExecutor(max_workers=1)
 async def answer(request: api.Request) -> Any:
     engine = app.state.engine
     job = engine.prepare(request)
-    reply = Answer(request, engine.model)
+    reply = CompletionResponse(request, engine.model)
     if request.stream:
         return StreamingResponse(
             events(job, reply), media_type=api.SSE_CONTENT_TYPE, headers=api.SSE_HEADERS
@@ -37,7 +37,7 @@ async def answer(request: api.Request) -> Any:
     return reply.complete("".join(pieces), outcome)
 
 
-async def events(job: engines.Job, reply: Answer) -> AsyncIterator[str]:
+async def events(job: engines.Job, reply: CompletionResponse) -> AsyncIterator[str]:
     """A thread that generates and a loop over what it says, as with Transformers'
     TextIteratorStreamer.
     """

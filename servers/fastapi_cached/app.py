@@ -18,7 +18,7 @@ from prometheus_client import Counter
 
 from servers import engines
 from servers.contract import api
-from servers.contract.api import Answer, Outcome
+from servers.contract.api import CompletionResponse, Outcome
 from servers.fastapi_cached import store
 from servers.frameworks.fastapi_base import completions, create_app
 
@@ -41,7 +41,7 @@ app.include_router(APIRouter(lifespan=lifespan))
 async def answer(request: api.Request) -> Any:
     engine = app.state.engine
     job = engine.prepare(request)
-    reply = Answer(request, engine.model)
+    reply = CompletionResponse(request, engine.model)
     repeatable = request.temperature == 0 or request.seed is not None
     items = cached(job) if repeatable else engine.stream(job)
     if request.stream:
@@ -52,7 +52,7 @@ async def answer(request: api.Request) -> Any:
     return reply.complete("".join(pieces), outcome)
 
 
-async def events(items: AsyncIterator[Any], reply: Answer) -> AsyncIterator[str]:
+async def events(items: AsyncIterator[Any], reply: CompletionResponse) -> AsyncIterator[str]:
     try:
         async for item in items:
             yield reply.event(item)
@@ -69,7 +69,7 @@ async def cached(job: engines.Job) -> AsyncIterator[Any]:
     if known := await cache.get(key):
         HITS.inc()
         pieces, outcome = json.loads(known)
-        with engines.Run(job) as run:  # counted like an engine's
+        with engines.Generation(job) as run:  # counted like an engine's
             run.tokens = outcome["completion_tokens"]
             for piece in pieces:
                 yield piece

@@ -36,9 +36,9 @@ def failures(url: str) -> Iterator[None]:
     try:
         yield
     except httpx2.TimeoutException as error:
-        raise gateway_base.silent(url, error) from None
+        raise gateway_base.upstream_silent(url, error) from None
     except httpx2.TransportError as error:
-        raise gateway_base.gone(url, error) from None
+        raise gateway_base.upstream_gone(url, error) from None
 
 
 async def forward(url: str, body: str, stream: bool) -> Response:
@@ -46,7 +46,7 @@ async def forward(url: str, body: str, stream: bool) -> Response:
     with failures(url):
         answer = await client.send(client.build_request("POST", url, content=body), stream=True)
         if not stream or answer.status_code != 200:
-            return gateway_base.plain_answer(
+            return gateway_base.forward_plain(
                 answer.status_code, await answer.aread(), answer.headers.get("retry-after", "")
             )
     return StreamingResponse(
@@ -64,7 +64,7 @@ async def events(url: str, answer: httpx2.Response) -> AsyncIterator[bytes | str
             async for piece in answer.aiter_raw():
                 yield piece
     except api.ContractError as error:
-        yield gateway_base.last_event(error)
+        yield gateway_base.error_event(error)
 
 
 app = gateway_base.create_gateway("Serveoff: gateway, httpx2", lifespan, forward)

@@ -39,9 +39,9 @@ def failures(url: str) -> Iterator[None]:
     try:
         yield
     except TimeoutError as error:
-        raise gateway_base.silent(url, error) from None
+        raise gateway_base.upstream_silent(url, error) from None
     except aiohttp.ClientError as error:
-        raise gateway_base.gone(url, error) from None
+        raise gateway_base.upstream_gone(url, error) from None
 
 
 async def forward(url: str, body: str, stream: bool) -> Response:
@@ -49,7 +49,7 @@ async def forward(url: str, body: str, stream: bool) -> Response:
     with failures(url):
         answer = await client.post(url, data=body.encode())
         if not stream or answer.status != 200:
-            return gateway_base.plain_answer(
+            return gateway_base.forward_plain(
                 answer.status, await answer.read(), answer.headers.get("Retry-After", "")
             )
     return StreamingResponse(
@@ -72,7 +72,7 @@ async def events(url: str, answer: aiohttp.ClientResponse) -> AsyncIterator[byte
             async for piece in answer.content.iter_any():
                 yield piece
     except api.ContractError as error:
-        yield gateway_base.last_event(error)
+        yield gateway_base.error_event(error)
 
 
 app = gateway_base.create_gateway("Serveoff: gateway, aiohttp", lifespan, forward)

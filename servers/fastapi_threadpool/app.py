@@ -16,7 +16,7 @@ from fastapi.responses import StreamingResponse
 
 from servers import engines
 from servers.contract import api
-from servers.contract.api import Answer, Outcome
+from servers.contract.api import CompletionResponse, Outcome
 from servers.frameworks.fastapi_base import completions, create_app
 
 app = create_app("Serveoff: FastAPI, thread pool", engines.load_blocking)
@@ -31,7 +31,7 @@ class ClientGone(Exception):
 async def answer(request: api.Request) -> Any:
     engine = app.state.engine
     job = engine.prepare(request)
-    reply = Answer(request, engine.model)
+    reply = CompletionResponse(request, engine.model)
     if request.stream:
         return StreamingResponse(
             events(job, reply), media_type=api.SSE_CONTENT_TYPE, headers=api.SSE_HEADERS
@@ -43,7 +43,7 @@ async def answer(request: api.Request) -> Any:
     return reply.complete("".join(pieces), outcome)
 
 
-async def events(job: engines.Job, reply: Answer) -> AsyncIterator[str]:
+async def events(job: engines.Job, reply: CompletionResponse) -> AsyncIterator[str]:
     loop = asyncio.get_running_loop()
     items: asyncio.Queue[str | Outcome | BaseException] = asyncio.Queue()
     gone = threading.Event()

@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 
 from servers import engines
 from servers.contract import api
-from servers.contract.api import Answer
+from servers.contract.api import CompletionResponse
 from servers.frameworks.fastapi_base import completions, create_app
 
 app = create_app("Serveoff: FastAPI, vLLM", engines.load_async)
@@ -20,7 +20,7 @@ app = create_app("Serveoff: FastAPI, vLLM", engines.load_async)
 async def answer(request: api.Request) -> Any:
     engine = app.state.engine
     job = engine.prepare(request)
-    reply = Answer(request, engine.model)
+    reply = CompletionResponse(request, engine.model)
     if request.stream:
         return StreamingResponse(
             events(job, reply), media_type=api.SSE_CONTENT_TYPE, headers=api.SSE_HEADERS
@@ -29,7 +29,7 @@ async def answer(request: api.Request) -> Any:
     return reply.complete("".join(pieces), outcome)
 
 
-async def events(job: engines.Job, reply: Answer) -> AsyncIterator[str]:
+async def events(job: engines.Job, reply: CompletionResponse) -> AsyncIterator[str]:
     try:
         async for item in app.state.engine.stream(job):
             yield reply.event(item)

@@ -18,7 +18,7 @@ from typing import Any
 from flup.server.fcgi import WSGIServer
 
 from servers import engines
-from servers.contract.api import Answer, Outcome
+from servers.contract.api import CompletionResponse, Outcome
 from servers.frameworks.flask_base import create_app
 
 logging.basicConfig()  # else Flask logs to flup's wsgi.errors, which wants bytes
@@ -29,7 +29,7 @@ class ClientGone(Exception):
     pass
 
 
-def events(job: engines.Job, reply: Answer) -> Iterator[str]:
+def events(job: engines.Job, reply: CompletionResponse) -> Iterator[str]:
     items: queue.SimpleQueue[str | Outcome | BaseException] = queue.SimpleQueue()
     gone = threading.Event()
 

@@ -13,7 +13,7 @@ import gevent
 from gevent.queue import SimpleQueue
 
 from servers import engines
-from servers.contract.api import Answer, Outcome
+from servers.contract.api import CompletionResponse, Outcome
 from servers.frameworks.flask_base import create_app
 
 engine = engines.load_blocking()
@@ -27,7 +27,7 @@ def generate(job: engines.Job, on_token: Callable[[str], Any]) -> Outcome:
     return gevent.get_hub().threadpool.apply(engine.generate, (job, on_token))
 
 
-def events(job: engines.Job, reply: Answer) -> Iterator[str]:
+def events(job: engines.Job, reply: CompletionResponse) -> Iterator[str]:
     hub = gevent.get_hub()
     items: SimpleQueue[str | Outcome | BaseException] = SimpleQueue()
     gone = False

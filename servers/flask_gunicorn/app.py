@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from concurrent import futures
 
 from servers import engines
-from servers.contract.api import Answer, Outcome
+from servers.contract.api import CompletionResponse, Outcome
 from servers.frameworks.flask_base import create_app
 
 engine = engines.load_blocking()
@@ -24,7 +24,7 @@ class ClientGone(Exception):
     pass
 
 
-def events(job: engines.Job, reply: Answer) -> Iterator[str]:
+def events(job: engines.Job, reply: CompletionResponse) -> Iterator[str]:
     items: queue.SimpleQueue[str | Outcome | BaseException] = queue.SimpleQueue()
     gone = threading.Event()
 

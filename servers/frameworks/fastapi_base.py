@@ -13,7 +13,7 @@ from starlette.middleware.gzip import GZipMiddleware
 
 from servers.contract import api
 from servers.contract.api import ContractError
-from servers.contract.metrics import AsgiMetrics
+from servers.contract.metrics_middleware import AsgiMetrics
 
 Answering = Callable[[api.Request], Awaitable[Any]]
 
@@ -53,7 +53,7 @@ def create_app(
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return await refused(request, api.invalid(error.errors()))
+        return await refused(request, api.invalid_request(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, error: HTTPException) -> JSONResponse:

@@ -7,8 +7,8 @@ from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from servers.contract import api
-from servers.contract.api import Answer, ContractError, Outcome
-from servers.contract.metrics import WsgiMetrics
+from servers.contract.api import CompletionResponse, ContractError, Outcome
+from servers.contract.metrics_middleware import WsgiMetrics
 from servers.engines import Job
 
 
@@ -16,7 +16,7 @@ def create_app(
     name: str,
     engine: Any,
     generate: Callable[[Job, Callable[[str], Any]], Outcome],
-    events: Callable[[Job, Answer], Iterator[str]],
+    events: Callable[[Job, CompletionResponse], Iterator[str]],
 ) -> Flask:
     """An app with all paths of the contract. `generate` calls the engine for a plain answer,
     `events` for a streamed one.
@@ -35,15 +35,15 @@ def create_app(
 
     @app.post(api.COMPLETIONS)
     def completions() -> Response:
-        return answer(api.parse(api.CompletionRequest, request.get_data()))
+        return answer(api.parse_request(api.CompletionRequest, request.get_data()))
 
     @app.post(api.CHAT_COMPLETIONS)
     def chat_completions() -> Response:
-        return answer(api.parse(api.ChatCompletionRequest, request.get_data()))
+        return answer(api.parse_request(api.ChatCompletionRequest, request.get_data()))
 
     def answer(wanted: api.Request) -> Response:
         job = engine.prepare(wanted)
-        reply = Answer(wanted, engine.model)
+        reply = CompletionResponse(wanted, engine.model)
         if wanted.stream:
             return Response(
                 events(job, reply), content_type=api.SSE_CONTENT_TYPE, headers=api.SSE_HEADERS

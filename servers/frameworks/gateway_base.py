@@ -32,18 +32,22 @@ from servers.contract.api import ChatCompletionRequest, CompletionRequest, Contr
 from servers.frameworks.fastapi_base import create_app
 
 
-def words(name: str) -> list[str]:
+def split_words(name: str) -> list[str]:
     return [word.strip() for word in os.environ.get(name, "").split(",") if word.strip()]
 
 
-UPSTREAMS = words("SERVEOFF_UPSTREAM")
+UPSTREAMS = split_words("SERVEOFF_UPSTREAM")
 RATE_LIMIT = os.environ.get("SERVEOFF_RATE_LIMIT", "")
 KEEP_ALIVE_S = 4.0  # Uvicorn closes an idle connection after 5 s: reusing it just then would fail
 # bytes that are passed on unread must be plain
-HEADERS = {"Content-Type": "application/json", "Accept-Encoding": "identity", **api.authorization()}
+HEADERS = {
+    "Content-Type": "application/json",
+    "Accept-Encoding": "identity",
+    **api.authorization_header(),
+}
 
 
-def gone(url: str, error: Exception) -> ContractError:
+def upstream_gone(url: str, error: Exception) -> ContractError:
     # a client need not know what stands behind
     logging.getLogger("uvicorn.error").error("%s: %r", url, error)
     return ContractError(
@@ -51,21 +55,21 @@ def gone(url: str, error: Exception) -> ContractError:
     )
 
 
-def silent(url: str, error: Exception) -> ContractError:
+def upstream_silent(url: str, error: Exception) -> ContractError:
     logging.getLogger("uvicorn.error").error("%s: %r", url, error)
     return ContractError(
         504, "the server behind this gateway did not answer in time", code="upstream_timeout"
     )
 
 
-def last_event(error: ContractError) -> str:
+def error_event(error: ContractError) -> str:
     """An error in the middle of a stream; the empty line ends an event of which only a part has
     come.
     """
     return f"\n\ndata: {json.dumps(error.body())}\n\n"
 
 
-def plain_answer(status: int, body: bytes, retry_after: str = "") -> Response:
+def forward_plain(status: int, body: bytes, retry_after: str = "") -> Response:
     """As it came; an error in OpenAI's envelope, which not every upstream has, and with what it
     said of coming back.
     """
@@ -132,7 +136,7 @@ def create_gateway(
     app = create_app(title, Upstreams, lambda upstreams: upstreams.having)
     app.include_router(APIRouter(lifespan=lifespan))
     # added last, so outermost: a preflight has no key
-    if origins := words("SERVEOFF_CORS_ORIGINS"):
+    if origins := split_words("SERVEOFF_CORS_ORIGINS"):
         app.add_middleware(
             CORSMiddleware,
             allow_origins=origins,

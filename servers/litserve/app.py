@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from servers import engines
 from servers.contract import api
 from servers.contract.api import ContractError, Outcome
-from servers.contract.metrics import AsgiMetrics
+from servers.contract.metrics_middleware import AsgiMetrics
 from servers.litserve.spec import Contract
 
 

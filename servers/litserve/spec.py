@@ -16,7 +16,7 @@ from litserve.specs.base import LitSpec
 from litserve.utils import LitAPIStatus, ResponseBufferItem
 
 from servers.contract import api
-from servers.contract.api import Answer
+from servers.contract.api import CompletionResponse
 
 
 class Contract(LitSpec):
@@ -40,13 +40,13 @@ class Contract(LitSpec):
         return JSONResponse(api.models_body(self.model))
 
     async def completions(self, request: Request) -> Response:
-        return await self.answer(api.parse(api.CompletionRequest, await request.body()))
+        return await self.answer(api.parse_request(api.CompletionRequest, await request.body()))
 
     async def chat_completions(self, request: Request) -> Response:
-        return await self.answer(api.parse(api.ChatCompletionRequest, await request.body()))
+        return await self.answer(api.parse_request(api.ChatCompletionRequest, await request.body()))
 
     async def answer(self, wanted: api.Request) -> Response:
-        reply = Answer(wanted, self.model)
+        reply = CompletionResponse(wanted, self.model)
         items = self.items(wanted)
         first = await anext(items)  # or what the worker refused, while the status can still say so
         if wanted.stream:
@@ -78,7 +78,7 @@ class Contract(LitSpec):
             del self.response_buffer[uid]
 
     async def events(
-        self, item: Any, items: AsyncIterator[Any], reply: Answer
+        self, item: Any, items: AsyncIterator[Any], reply: CompletionResponse
     ) -> AsyncIterator[str]:
         yield reply.event(item)
         try:

@@ -17,7 +17,7 @@ class CacheError(RuntimeError):
     """One sentence that names the remedy."""
 
 
-def folder(kind: str) -> Path:
+def cache_folder(kind: str) -> Path:
     """Of that kind of things ("models"); made if it is not there."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     found = Path(base) / "serveoff" / kind
@@ -26,7 +26,7 @@ def folder(kind: str) -> Path:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def lock_path(path: Path) -> Iterator[None]:
     """One process at a time; the others wait."""
     with path.with_name(path.name + ".lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -34,14 +34,14 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def made(path: Path) -> Iterator[Path | None]:
+def create_once(path: Path) -> Iterator[Path | None]:
     """A folder to fill, which gets the name `path` only when it is complete; None if that is there.
     One process at a time makes it.
     """
     if path.is_dir():
         yield None
         return
-    with locked(path):
+    with lock_path(path):
         if path.is_dir():
             yield None
             return
@@ -53,12 +53,12 @@ def made(path: Path) -> Iterator[Path | None]:
         partial.rename(path)
 
 
-def environment(packages: Sequence[str]) -> Path:
+def package_environment(packages: Sequence[str]) -> Path:
     """A virtual environment with these packages, made by uv on first use; its folder. Raises
     CacheError.
     """
     key = hashlib.sha256("\n".join([sys.version, *packages]).encode()).hexdigest()[:12]
-    found = folder("environments") / key
+    found = cache_folder("environments") / key
     complete = found / "complete"  # written last: what a killed installation left is made anew
     if complete.exists():
         return found
@@ -71,7 +71,7 @@ def environment(packages: Sequence[str]) -> Path:
     settings = (
         {"UV_SYSTEM_CERTS": "1"} | ({} if at_hand else {"UV_TORCH_BACKEND": "cpu"}) | os.environ
     )
-    with locked(found):
+    with lock_path(found):
         if not complete.exists():
             shutil.rmtree(found, ignore_errors=True)
             print(f"installing {', '.join(packages)} in {found}", file=sys.stderr)

@@ -42,7 +42,7 @@ HERE = Checkout(FOLDER.parent)
 
 
 @dataclass(frozen=True)
-class Process:
+class ProcessSpec:
     """What a server needs beside its own command: a cache, or an application behind a proxy.
     `ready`: HOST:PORT where it listens, or the path of a Unix socket; `command` and it may use what
     the server's may, and {NAME_port}, a free port.
@@ -53,7 +53,7 @@ class Process:
 
 
 @dataclass(frozen=True)
-class Server:
+class ServerSpec:
     """One server.toml; CONTRIBUTING.md says what is in its keys."""
 
     name: str
@@ -65,7 +65,7 @@ class Server:
     # allowed values, the first is the default
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     # in the order in which they are started
-    processes: Mapping[str, Process] = field(default_factory=dict)
+    processes: Mapping[str, ProcessSpec] = field(default_factory=dict)
     # by engine: the server behind this one, started first
     upstream: Mapping[str, str] = field(default_factory=dict)
     packages: tuple[str, ...] = ()  # requirements of an environment of its own
@@ -86,7 +86,7 @@ class Server:
             return [name for name in ("uv", *self.requires) if not is_installed(name)]
         needed = () if self.upstream else ENGINES.get(engine, ())
         behind = (
-            find(self.upstream_of(engine, chosen or {}), self.checkout).missing(engine)
+            find_server(self.upstream_of(engine, chosen or {}), self.checkout).missing(engine)
             if self.upstream
             else []
         )
@@ -117,7 +117,7 @@ class Server:
         values = self.choose(chosen)
         if self.upstream:
             replicas = int(values.get("replicas", 1))
-            return replicas * find(self.upstream_of(engine, chosen), self.checkout).copies(
+            return replicas * find_server(self.upstream_of(engine, chosen), self.checkout).copies(
                 engine, {}, max(1, workers // replicas)
             )
         return (
@@ -181,7 +181,7 @@ KINDS = {
 }
 
 
-def read(file: Path, checkout: Checkout = HERE) -> Server:
+def read_server(file: Path, checkout: Checkout = HERE) -> ServerSpec:
     """Raises CatalogError that names the file, and the line or the key."""
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -190,7 +190,7 @@ def read(file: Path, checkout: Checkout = HERE) -> Server:
     _check_keys(
         str(file),
         table,
-        {field.name for field in fields(Server)} - {"name", "checkout"},
+        {field.name for field in fields(ServerSpec)} - {"name", "checkout"},
         ("summary", "command", "engines"),
     )
     for engine in table["engines"]:
@@ -234,9 +234,9 @@ def read(file: Path, checkout: Checkout = HERE) -> Server:
     }
     values["options"] = {name: tuple(allowed) for name, allowed in table.get("options", {}).items()}
     values["processes"] = {
-        name: Process(tuple(each["command"]), each["ready"]) for name, each in processes.items()
+        name: ProcessSpec(tuple(each["command"]), each["ready"]) for name, each in processes.items()
     }
-    return Server(name=file.parent.name, checkout=checkout, **values)
+    return ServerSpec(name=file.parent.name, checkout=checkout, **values)
 
 
 def _check_keys(
@@ -244,7 +244,7 @@ def _check_keys(
 ) -> None:
     for key in table:
         if key not in known:
-            raise CatalogError(f"{where}: unknown key {key!r}{nearest(key, known)}")
+            raise CatalogError(f"{where}: unknown key {key!r}{nearest_name(key, known)}")
     for key in required:
         if not table.get(key):
             raise CatalogError(f"{where}: the key {key!r} is missing or empty")
@@ -269,18 +269,18 @@ def _is(kind: str, value: Any) -> bool:
     ) and not isinstance(value, bool)
 
 
-def servers(checkout: Checkout = HERE) -> dict[str, Server]:
+def list_servers(checkout: Checkout = HERE) -> dict[str, ServerSpec]:
     """All servers by name, in alphabetical order. Raises CatalogError for a broken
     `server.toml`.
     """
     return {
-        file.parent.name: read(file, checkout)
+        file.parent.name: read_server(file, checkout)
         for file in sorted((checkout.root / "servers").glob("*/server.toml"))
     }
 
 
-def find(name: str, checkout: Checkout = HERE) -> Server:
-    known = servers(checkout)
+def find_server(name: str, checkout: Checkout = HERE) -> ServerSpec:
+    known = list_servers(checkout)
     check_name(name, known, "server")
     return known[name]
 
@@ -288,10 +288,10 @@ def find(name: str, checkout: Checkout = HERE) -> Server:
 def check_name(name: str, known: Iterable[str], what: str) -> None:
     """Raises CatalogError with the nearest known name."""
     if name not in known:
-        raise CatalogError(f"there is no {what} {name!r}{nearest(name, known)}")
+        raise CatalogError(f"there is no {what} {name!r}{nearest_name(name, known)}")
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest_name(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, 1, 0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"

@@ -5,7 +5,6 @@ server`.
 import json
 import os
 import select
-import socket
 import subprocess
 import sys
 import time
@@ -15,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from servers.contract import conformance_client, oracle
-from servers.engines import model_shape
+from servers.contract import conformance_client
 from servers.runtime import build_cache, catalog, limits
+from servers.runtime.models import Model, run_generator
+from servers.runtime.ports import check_port, reserve_ports
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,20 +29,7 @@ class LaunchError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Model:
-    """`path`: folder or hub name; empty if no engine needs weights. `planted`: its answers follow
-    `servers/contract/oracle.py`. `shape`: as servers/engines/model_shape.py reads it; what is known
-    of a model does not make it another one.
-    """
-
-    name: str
-    path: str
-    planted: bool
-    shape: dict[str, Any] | None = field(default=None, compare=False)
-
-
-@dataclass(frozen=True)
-class Share:
+class CoreShare:
     """What every server alike may use: cores (none: all), engine threads over all its workers,
     worker processes.
     """
@@ -53,7 +40,7 @@ class Share:
 
 
 @dataclass
-class Running:
+class RunningServer:
     server: str
     base_url: str
     pid: int  # of its command
@@ -64,7 +51,7 @@ class Running:
     startup_s: float  # from the first process's start to the first 200 of its `ready`
     log: Path
     supervisor: "subprocess.Popen[bytes]" = field(repr=False)
-    behind: "list[Running]" = field(repr=False, default_factory=list)
+    behind: "list[RunningServer]" = field(repr=False, default_factory=list)
     said_all: bool = field(repr=False, default=False)  # its supervisor, of process ids
 
     @property
@@ -83,7 +70,7 @@ class Running:
         pipe = self.supervisor.stdout
         return self.said_all and pipe is not None and bool(select.select([pipe], [], [], 0)[0])
 
-    def first_ended(self) -> "Running":
+    def first_ended(self) -> "RunningServer":
         """The one behind it that has ended, or it itself."""
         behind = (
             next((each for each in self.behind if each.ended()), self)
@@ -95,69 +82,10 @@ class Running:
     def last_words(self) -> str:
         """How it ended, and the last lines of each of its logs. Waits until all of it has ended."""
         first = self.first_ended()
-        return f"(exit code {first.supervisor.wait()}); its last log lines:\n{tails(first.log)}"
+        return f"(exit code {first.supervisor.wait()}); its last log lines:\n{log_tails(first.log)}"
 
 
-def resolve_model(wanted: str, needs_weights: bool) -> Model:
-    """A preset's name (generated on first use), a folder, or a hub name. Raises LaunchError."""
-    preset = wanted.removeprefix("serveoff-")
-    if f"serveoff-{preset}" in oracle.PLANTED_MODELS:
-        path = _made("servers.engines.checkpoint", preset) if needs_weights else ""
-        return Model(
-            f"serveoff-{preset}", path, True, model_shape.of_folder(Path(path)) if path else None
-        )
-    folder = Path(wanted).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise LaunchError(f"{wanted} is not a model folder: it has no config.json")
-        return Model(
-            folder.resolve().name, str(folder.resolve()), False, model_shape.of_folder(folder)
-        )
-    if wanted.count("/") != 1 or wanted.startswith((".", "/", "~")):
-        presets = ", ".join(name.removeprefix("serveoff-") for name in oracle.PLANTED_MODELS)
-        raise LaunchError(
-            f"the model {wanted!r} does not exist: give one of {presets}, an existing folder, or a"
-            " hub name like org/name"
-        )
-    return Model(wanted, wanted, False, _shape_of_hub(wanted))
-
-
-def preset_bytes() -> dict[str, int]:
-    """Of the weights of each model that is generated, the largest first."""
-    from servers.engines import checkpoint
-
-    sizes = {
-        name: checkpoint.DTYPE_BYTES * shape.parameters()
-        for name, shape in checkpoint.PRESETS.items()
-    }
-    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
-
-
-def _shape_of_hub(name: str) -> dict[str, Any] | None:
-    """None unless it has been downloaded before: an engine does that, when it starts."""
-    try:
-        from huggingface_hub import try_to_load_from_cache
-
-        config = try_to_load_from_cache(name, "config.json")
-    # not installed; no name that a hub could have, which the engine will say
-    except (ImportError, ValueError):
-        return None
-    return model_shape.of_folder(Path(config).parent) if isinstance(config, str) else None
-
-
-def _made(*command: str) -> str:
-    """The folder that it made. Not in this process: it needs torch, which takes seconds to import,
-    and memory.
-    """
-    done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    if done.returncode:
-        raise LaunchError(f"the model ({' '.join(command[1:])}) could not be generated: see above")
-    return done.stdout.strip().splitlines()[-1]
-
-
-def read_environment() -> None:
+def check_environment() -> None:
     """The key in the file SERVEOFF_API_KEY_FILE becomes SERVEOFF_API_KEY, here and in all that is
     started from here. Raises LaunchError, also if there is no home folder.
     """
@@ -182,48 +110,7 @@ def read_environment() -> None:
         os.environ["SERVEOFF_API_KEY"] = key
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-@contextmanager
-def reserved_ports(count: int) -> Iterator[list[int]]:
-    """Different free ones, which until its end are given to no other process of ours: between
-    finding a port free and listening on it a server takes a second, and whoever listens there first
-    would answer for it. (Linux: a name that ends with its owner.)
-    """
-    with ExitStack() as stack:
-        found: list[int] = []
-        while len(found) < count:
-            port = free_port()
-            if sys.platform == "linux":
-                mark = socket.socket(socket.AF_UNIX)
-                try:
-                    mark.bind(f"\0serveoff-port-{port}")
-                except OSError:
-                    mark.close()
-                    continue
-                stack.enter_context(mark)
-            if port not in found:
-                found.append(port)
-        yield found
-
-
-def check_port(host: str, port: int, option: str = "--port") -> None:
-    with socket.socket() as free:
-        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            free.bind((host, port))
-        except OSError as error:
-            raise LaunchError(
-                f"port {port} on {host} cannot be used ({error.strerror}): give another one with"
-                f" {option}"
-            ) from None
-
-
-def supervised(
+def start_supervised(
     command: Sequence[str],
     log: Path,
     *,
@@ -262,7 +149,7 @@ def supervised(
     )
 
 
-def stop(supervisor: "subprocess.Popen[bytes]") -> int:
+def stop_supervised(supervisor: "subprocess.Popen[bytes]") -> int:
     """Ends it and waits until its whole tree is gone; its exit code."""
     for pipe in (supervisor.stdin, supervisor.stdout):
         if pipe is not None:
@@ -270,7 +157,7 @@ def stop(supervisor: "subprocess.Popen[bytes]") -> int:
     return supervisor.wait()
 
 
-def environment_of(
+def server_environment(
     engine: str, model: Model, threads: int, simulated: dict[str, Any], workers: bool
 ) -> dict[str, str]:
     settings = {
@@ -293,15 +180,15 @@ def environment_of(
     return {**by_bus, **os.environ, **settings}
 
 
-def prepare(
-    server: catalog.Server, engine: str, model: Model, options: Mapping[str, str] | None = None
+def prepare_server(
+    server: catalog.ServerSpec, engine: str, model: Model, options: Mapping[str, str] | None = None
 ) -> None:
     """What takes long the first time: the environments of those that have one of their own,
     quantised weights. Raises LaunchError.
     """
     try:
         if server.packages:
-            build_cache.environment(server.packages)
+            build_cache.package_environment(server.packages)
     except (build_cache.CacheError, OSError) as error:
         raise LaunchError(str(error)) from None
     kind = (options or {}).get("quantization", "none")
@@ -311,19 +198,21 @@ def prepare(
                 f"quantization={kind} is for generated models: give --model one that is quantised"
                 " already"
             )
-        _made("servers.engines.quantized", model.path, kind)
+        run_generator("servers.engines.quantized", model.path, kind)
     if server.upstream:
-        prepare(
-            catalog.find(server.upstream_of(engine, options or {}), server.checkout), engine, model
+        prepare_server(
+            catalog.find_server(server.upstream_of(engine, options or {}), server.checkout),
+            engine,
+            model,
         )
 
 
 @contextmanager
-def running(
-    server: catalog.Server,
+def run_server(
+    server: catalog.ServerSpec,
     engine: str,
     model: Model,
-    share: Share,
+    share: CoreShare,
     log: Path,
     *,
     host: str = "127.0.0.1",
@@ -331,7 +220,7 @@ def running(
     options: Mapping[str, str] | None = None,
     simulated: dict[str, Any] | None = None,
     ready_timeout_s: float | None = None,
-) -> Iterator[Running]:
+) -> Iterator[RunningServer]:
     """Raises LaunchError if it cannot start, dies, or is not ready in time. At the end nothing of
     it is left.
 
@@ -340,7 +229,7 @@ def running(
     """
     if port is not None:
         check_port(host, port)
-    prepare(server, engine, model, options)
+    prepare_server(server, engine, model, options)
     chosen = server.choose(options or {})
     replicas = int(chosen.get("replicas", 1))
     workers = int(chosen.pop("workers", share.workers))
@@ -349,7 +238,7 @@ def running(
     with ExitStack() as stack:
         behind = []
         for number in range(replicas if server.upstream else 0):
-            other = catalog.find(server.upstream_of(engine, chosen), server.checkout)
+            other = catalog.find_server(server.upstream_of(engine, chosen), server.checkout)
             part = replace(
                 share,
                 threads=max(1, share.threads // replicas),
@@ -357,7 +246,7 @@ def running(
             )
             behind.append(
                 stack.enter_context(
-                    running(
+                    run_server(
                         other,
                         engine,
                         model,
@@ -370,7 +259,7 @@ def running(
             )
         upstream = ",".join(each.base_url for each in behind)
         # after those of the servers behind it are taken
-        free, *others = stack.enter_context(reserved_ports(1 + len(server.processes)))
+        free, *others = stack.enter_context(reserve_ports(1 + len(server.processes)))
         port = port or free
         ports = {
             f"{name}_port": str(other) for name, other in zip(server.processes, others, strict=True)
@@ -398,20 +287,22 @@ def running(
             for name, each in server.processes.items()
         ]
         command = [part.format_map(values) for part in server.command]
-        environment = environment_of(engine, model, threads, simulated or {}, server.has_workers)
+        environment = server_environment(
+            engine, model, threads, simulated or {}, server.has_workers
+        )
         environment |= {
             f"SERVEOFF_{name.upper()}": value
             for name, value in {**chosen, "upstream": upstream}.items()
             if value
         }
         own = (
-            build_cache.environment(server.packages) / "bin"
+            build_cache.package_environment(server.packages) / "bin"
             if server.packages
             else server.checkout.programs
         )
         if own:
             environment["PATH"] = os.pathsep.join([str(own), environment["PATH"]])
-        supervisor = supervised(
+        supervisor = start_supervised(
             command,
             log,
             cores=share.cores,
@@ -419,9 +310,9 @@ def running(
             before=before,
             folder=server.checkout.root,
         )
-        stack.callback(stop, supervisor)
+        stack.callback(stop_supervised, supervisor)
         pids = [pid for each in behind for pid in each.pids]
-        up = Running(
+        up = RunningServer(
             server.name, f"http://{host}:{port}", 0, pids, command, 0.0, log, supervisor, behind
         )
         _wait_ready(server, up, host, port, ready_timeout_s or server.ready_timeout_s)
@@ -430,7 +321,7 @@ def running(
 
 
 def _wait_ready(
-    server: catalog.Server, up: Running, host: str, port: int, timeout_s: float
+    server: catalog.ServerSpec, up: RunningServer, host: str, port: int, timeout_s: float
 ) -> None:
     deadline = time.monotonic() + timeout_s
     behind = list(up.pids)
@@ -441,7 +332,7 @@ def _wait_ready(
         if up.ended():
             raise LaunchError(
                 f"{server.name} ended at its start with exit code"
-                f" {up.first_ended().supervisor.wait()}; its last log lines:\n{tails(up.log)}"
+                f" {up.first_ended().supervisor.wait()}; its last log lines:\n{log_tails(up.log)}"
             )
         # the process id of each as it is started, that of the command last
         if said.count(b"\n") <= len(server.processes):
@@ -457,31 +348,33 @@ def _wait_ready(
             time.sleep(0.1)
     raise LaunchError(
         f"{server.name} was not ready after {timeout_s:g} s (raise ready_timeout_s in its"
-        f" server.toml if it only needs longer); its last log lines:\n{tails(up.log)}"
+        f" server.toml if it only needs longer); its last log lines:\n{log_tails(up.log)}"
     )
 
 
 def get_status(host: str, port: int, path: str) -> int | None:
     """Status of a GET; None if there is no answer in time."""
-    asking = conformance_client.Probe(
+    asking = conformance_client.ConformanceClient(
         f"http://{host}:{port}", "", False, ends_s=time.monotonic() + limits.HEALTH_S
     )
     try:
         return asking.ask("GET", path).status
-    except conformance_client.Failed:
+    except conformance_client.CheckFailed:
         return None
 
 
-def tail(log: Path, lines: int = 15) -> str:
+def log_tail(log: Path, lines: int = 15) -> str:
     text = log.read_text(errors="replace") if log.exists() else ""
     return (
         "\n".join("    " + line for line in text.splitlines()[-lines:]) or "    (its log is empty)"
     )
 
 
-def tails(log: Path) -> str:
+def log_tails(log: Path) -> str:
     """Of a server's log, and of those beside it that are of its processes and of servers
     behind it.
     """
     others = sorted(log.parent.glob(f"{log.stem}.*.log"))
-    return "\n".join([tail(log), *(f"and of {other.name}:\n{tail(other)}" for other in others)])
+    return "\n".join(
+        [log_tail(log), *(f"and of {other.name}:\n{log_tail(other)}" for other in others)]
+    )

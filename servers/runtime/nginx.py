@@ -68,7 +68,7 @@ location = /refusal {
 """
 
 
-def filled(template: str, values: Mapping[str, str]) -> str:
+def fill_template(template: str, values: Mapping[str, str]) -> str:
     """Raises KeyError with the name that has no value."""
     return re.sub(r"\$\{([A-Z_]+)\}", lambda use: values[use[1]], template)
 
@@ -87,7 +87,7 @@ def main() -> int:
         f"server {urlsplit(url).netloc};" for url in arguments.upstream.split(",") if url
     )
     try:
-        site = filled(arguments.template.read_text(encoding="utf-8"), values)
+        site = fill_template(arguments.template.read_text(encoding="utf-8"), values)
     except (OSError, UnicodeDecodeError) as error:
         sys.exit(f"error: {arguments.template} cannot be read: {error}")
     except KeyError as error:

@@ -18,11 +18,11 @@ ROOT = FOLDER.parent
 NOT_OF_SERVERS = ("dev", "analysis", "load")  # extras that no server needs
 
 
-class CheckoutError(RuntimeError):
+class RevisionError(RuntimeError):
     """One sentence that names the remedy."""
 
 
-def commit_of(revision: str) -> str:
+def resolve_commit(revision: str) -> str:
     """Its full hash. Raises CheckoutError."""
     said = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
     if said.returncode:
@@ -32,21 +32,21 @@ def commit_of(revision: str) -> str:
             if shallow
             else "`git branch -a` and `git tag` list what there is"
         )
-        raise CheckoutError(f"git knows no revision {revision!r} here; {remedy}")
+        raise RevisionError(f"git knows no revision {revision!r} here; {remedy}")
     return said.stdout.decode().strip()
 
 
-def of_revision(revision: str) -> Checkout:
+def check_out(revision: str) -> Checkout:
     """Raises CheckoutError."""
-    commit = commit_of(revision)
-    found = build_cache.folder("checkouts") / commit
+    commit = resolve_commit(revision)
+    found = build_cache.cache_folder("checkouts") / commit
     complete = found / "complete"  # written last: what a killed command left is made anew
-    with build_cache.locked(found):
+    with build_cache.lock_path(found):
         if not complete.exists():
             shutil.rmtree(found, ignore_errors=True)
             packed = _git("archive", "--format=tar", commit, "--", ".", ":(exclude)results")
             if packed.returncode:
-                raise CheckoutError(
+                raise RevisionError(
                     f"git could not pack {revision}: {packed.stderr.decode().strip()}"
                 )
             with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
@@ -55,11 +55,12 @@ def of_revision(revision: str) -> Checkout:
                 archive.extractall(found)  # noqa: S202 - git packed it, from this repository
             complete.touch()
         return Checkout(
-            found, None if requirements(found) == requirements(ROOT) else _environment(found)
+            found,
+            None if read_requirements(found) == read_requirements(ROOT) else _environment(found),
         )
 
 
-def requirements(root: Path) -> dict[str, Any]:
+def read_requirements(root: Path) -> dict[str, Any]:
     """What a checkout's servers are installed from: two with equal ones share an environment."""
     file = root / "pyproject.toml"
     project = tomllib.loads(file.read_text())["project"] if file.exists() else {}
@@ -104,7 +105,7 @@ def _environment(root: Path) -> Path:
             text=True,
         )
         if done.returncode:
-            raise CheckoutError(
+            raise RevisionError(
                 f"the environment of {root.name[:12]} could not be installed by its `nox -s bench`;"
                 f" mend what it says, then try again:\n{done.stdout.strip()[-2000:]}"
             )
@@ -116,7 +117,7 @@ def _git(*arguments: str) -> "subprocess.CompletedProcess[bytes]":
     try:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True)
     except FileNotFoundError:
-        raise CheckoutError(
+        raise RevisionError(
             "git is not installed, and a revision was asked for: install it, or name two"
             " --campaigns"
         ) from None

@@ -48,7 +48,7 @@ async def health(_: Request) -> HTTPResponse:
 
 @app.get("/metrics")
 async def exposition(request: Request) -> HTTPResponse:
-    return raw(metrics.exposition(request.query_string), content_type=CONTENT_TYPE_LATEST)
+    return raw(metrics.render_metrics(request.query_string), content_type=CONTENT_TYPE_LATEST)
 
 
 @app.get("/v1/models")

@@ -13,7 +13,7 @@ from sanic import Blueprint, HTTPResponse, Request, json
 from sanic.log import error_logger
 
 from servers.contract import api
-from servers.contract.api import Answer, Outcome
+from servers.contract.api import CompletionResponse, Outcome
 
 completions = Blueprint("completions")
 pool = ThreadPoolExecutor(max_workers=40)  # as in fastapi_threadpool
@@ -25,18 +25,18 @@ class ClientGone(Exception):
 
 @completions.post(api.COMPLETIONS)
 async def complete(request: Request) -> HTTPResponse | None:
-    return await answer(request, api.parse(api.CompletionRequest, request.body))
+    return await answer(request, api.parse_request(api.CompletionRequest, request.body))
 
 
 @completions.post(api.CHAT_COMPLETIONS)
 async def chat(request: Request) -> HTTPResponse | None:
-    return await answer(request, api.parse(api.ChatCompletionRequest, request.body))
+    return await answer(request, api.parse_request(api.ChatCompletionRequest, request.body))
 
 
 async def answer(request: Request, wanted: api.Request) -> HTTPResponse | None:
     engine, loop, gone = request.app.ctx.engine, asyncio.get_running_loop(), threading.Event()
     job = engine.prepare(wanted)
-    reply = Answer(wanted, engine.model)
+    reply = CompletionResponse(wanted, engine.model)
 
     def generate(on_token: Callable[[str], Any]) -> asyncio.Future[Outcome]:
         def unless_gone(text: str) -> None:

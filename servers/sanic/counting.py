@@ -16,7 +16,7 @@ class Counting(Sanic[Config, SimpleNamespace]):
     """
 
     async def handle_request(self, request: Request) -> None:
-        counted = metrics.Counted(request.path) if request.path != "/metrics" else None
+        counted = metrics.CountedRequest(request.path) if request.path != "/metrics" else None
         try:
             await super().handle_request(request)
         finally:

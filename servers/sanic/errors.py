@@ -14,7 +14,7 @@ async def refuse(request: Request) -> HTTPResponse | None:
     authorization = (
         request.headers.get("authorization", "").encode(errors="surrogateescape").decode("latin-1")
     )
-    refusal = metrics.refusal_of(authorization, str(len(request.body)))
+    refusal = metrics.find_refusal(authorization, str(len(request.body)))
     return refused(request, refusal) if refusal else None
 
 

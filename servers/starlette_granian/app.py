@@ -16,8 +16,8 @@ from starlette.routing import Route
 
 from servers import engines
 from servers.contract import api
-from servers.contract.api import Answer, ContractError
-from servers.contract.metrics import AsgiMetrics
+from servers.contract.api import CompletionResponse, ContractError
+from servers.contract.metrics_middleware import AsgiMetrics
 
 
 @asynccontextmanager
@@ -37,19 +37,19 @@ async def models(request: Request) -> Response:
 
 async def completions(request: Request) -> Response:
     return await answer(
-        request.app.state.engine, api.parse(api.CompletionRequest, await request.body())
+        request.app.state.engine, api.parse_request(api.CompletionRequest, await request.body())
     )
 
 
 async def chat_completions(request: Request) -> Response:
     return await answer(
-        request.app.state.engine, api.parse(api.ChatCompletionRequest, await request.body())
+        request.app.state.engine, api.parse_request(api.ChatCompletionRequest, await request.body())
     )
 
 
 async def answer(engine: Any, wanted: api.Request) -> Response:
     job = engine.prepare(wanted)
-    reply = Answer(wanted, engine.model)
+    reply = CompletionResponse(wanted, engine.model)
     if wanted.stream:
         return StreamingResponse(
             events(engine, job, reply), media_type=api.SSE_CONTENT_TYPE, headers=api.SSE_HEADERS
@@ -58,7 +58,7 @@ async def answer(engine: Any, wanted: api.Request) -> Response:
     return JSONResponse(reply.complete("".join(pieces), outcome))
 
 
-async def events(engine: Any, job: engines.Job, reply: Answer) -> AsyncIterator[str]:
+async def events(engine: Any, job: engines.Job, reply: CompletionResponse) -> AsyncIterator[str]:
     try:
         async for item in engine.stream(job):
             yield reply.event(item)

@@ -46,7 +46,7 @@ async def main(app: Application) -> None:
         asyncio.get_running_loop().add_signal_handler(number, ending.set)
     await ending.wait()
     server.stop()
-    await metrics.idle()
+    await metrics.wait_until_idle()
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from tornado.web import HTTPError
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from servers.contract import api
-from servers.contract.api import Answer, ContractError
-from servers.contract.metrics import Counted
+from servers.contract.api import CompletionResponse, ContractError
+from servers.contract.metrics import CountedRequest
 from servers.tornado.generation import ClientGone, generated
 from servers.tornado.handlers import Handler
 
@@ -23,9 +23,9 @@ class Completions(Handler, WebSocketHandler):
     answering: "asyncio.Task[None] | None" = None
 
     async def post(self) -> None:
-        wanted = api.parse(self.kind, self.request.body)
+        wanted = api.parse_request(self.kind, self.request.body)
         job = self.engine.prepare(wanted)
-        reply = Answer(wanted, self.engine.model)
+        reply = CompletionResponse(wanted, self.engine.model)
         if not wanted.stream:
             *pieces, outcome = [
                 item async for item in generated(self.engine, self.pool, job, self.gone)
@@ -62,7 +62,7 @@ class Completions(Handler, WebSocketHandler):
         self.answering = asyncio.create_task(self.answer(message))
 
     async def answer(self, message: str | bytes) -> None:
-        counted = Counted(self.request.path)
+        counted = CountedRequest(self.request.path)
         try:
             async for payload in self.payloads(message):
                 await self.write_message(payload)
@@ -74,12 +74,12 @@ class Completions(Handler, WebSocketHandler):
 
     async def payloads(self, message: str | bytes) -> AsyncIterator[str]:
         try:
-            wanted = api.parse(self.kind, message)
-            reply = Answer(wanted, self.engine.model)
+            wanted = api.parse_request(self.kind, message)
+            reply = CompletionResponse(wanted, self.engine.model)
             async for item in generated(
                 self.engine, self.pool, self.engine.prepare(wanted), self.gone
             ):
-                for payload in api.payloads(reply.event(item)):
+                for payload in api.split_events(reply.event(item)):
                     yield payload
         except ClientGone:
             raise

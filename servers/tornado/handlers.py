@@ -8,13 +8,13 @@ from tornado.web import RequestHandler
 
 from servers.contract import api, metrics
 from servers.contract.api import ContractError
-from servers.contract.metrics import Counted
+from servers.contract.metrics import CountedRequest
 
 
 class Metrics(RequestHandler):
     def get(self) -> None:
         self.set_header("Content-Type", CONTENT_TYPE_LATEST)
-        self.finish(metrics.exposition(self.request.query))
+        self.finish(metrics.render_metrics(self.request.query))
 
 
 class Handler(RequestHandler):
@@ -28,10 +28,10 @@ class Handler(RequestHandler):
         self.gone = threading.Event()
         self.upgrading = self.request.headers.get("Upgrade", "").lower() == "websocket"
         # a WebSocket's messages are counted, not its handshake
-        self.counted = None if self.upgrading else Counted(self.request.path)
+        self.counted = None if self.upgrading else CountedRequest(self.request.path)
 
     def prepare(self) -> None:
-        refusal = metrics.refusal_of(
+        refusal = metrics.find_refusal(
             self.request.headers.get("Authorization", ""), str(len(self.request.body))
         )
         if refusal and self.request.path != "/health":

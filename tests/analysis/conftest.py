@@ -1,7 +1,7 @@
 import pytest
 
 from analysis import case, dataset
-from analysis.case import Observed
+from analysis.case import CaseData
 from tests.helpers import synthetic_campaign
 
 
@@ -11,7 +11,7 @@ def observe(tmp_path):
 
     def make(
         rows=None, samples=None, slo=None, data=None, lines=False, said=None, **changes
-    ) -> Observed:
+    ) -> CaseData:
         folder = tmp_path / f"campaign-{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
         rows = synthetic_campaign.requests() if rows is None else rows
@@ -28,6 +28,6 @@ def observe(tmp_path):
             lines,
             said,
         )
-        return case.observe(dataset.campaign(folder), 0, slo)
+        return case.read_case(dataset.read_campaign(folder), 0, slo)
 
     return make

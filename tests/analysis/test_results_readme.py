@@ -63,7 +63,7 @@ def test_no_key_is_explained_that_is_not_there():
 
 def test_every_file_of_a_reported_campaign_is_listed(tmp_path):
     folder = synthetic_campaign.campaign(tmp_path / "campaign")
-    writer.write(folder)
+    writer.write_report(folder)
     made = {path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".png"}
     made |= {f"notebooks/{source.stem}.html" for source in notebooks.SOURCES.glob("*.py")}
     assert [name for name in made if f"`{name}`" not in README] == []

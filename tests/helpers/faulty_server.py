@@ -20,9 +20,9 @@ from wsproto.events import AcceptConnection, TextMessage
 
 from servers.contract import api, oracle
 from servers.contract.api import (
-    Answer,
     ChatCompletionRequest,
     CompletionRequest,
+    CompletionResponse,
     ContractError,
     Outcome,
 )
@@ -74,7 +74,7 @@ class Handler(BaseHTTPRequestHandler):
                 raise ContractError(413, "too long")
             if fault == "500_for_bad_json":
                 json.loads(body)
-            self.answer(api.parse(KINDS[self.path], body))
+            self.answer(api.parse_request(KINDS[self.path], body))
         except ContractError as error:
             message = traceback.format_exc() if fault == "stack_trace" else str(error)
             self.reply(error.status, api.error_body(error.status, message, error.param))
@@ -105,10 +105,12 @@ class Handler(BaseHTTPRequestHandler):
                 self.stream(request, prompt, asked)
             else:
                 *words, outcome = self.server.generate(prompt, asked)
-                self.reply(200, Answer(request, MODEL).complete("".join(words), outcome))
+                self.reply(
+                    200, CompletionResponse(request, MODEL).complete("".join(words), outcome)
+                )
 
     def stream(self, request: api.Request, prompt: str, asked: int) -> None:
-        fault, answer = self.server.fault, Answer(request, MODEL)
+        fault, answer = self.server.fault, CompletionResponse(request, MODEL)
         if fault == "early_role":
             self.wfile.write(answer._chunk("", None).encode())
         held = ""
@@ -138,7 +140,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.upgraded:
             self.wfile.write(
                 b"".join(
-                    self.upgraded.send(TextMessage(payload)) for payload in api.payloads(events)
+                    self.upgraded.send(TextMessage(payload)) for payload in api.split_events(events)
                 )
             )
         else:
@@ -156,7 +158,7 @@ class Handler(BaseHTTPRequestHandler):
             for message in self.upgraded.events():
                 if isinstance(message, TextMessage):
                     try:
-                        self.answer(api.parse(KINDS[self.path], message.data.encode()))
+                        self.answer(api.parse_request(KINDS[self.path], message.data.encode()))
                     except ContractError as error:
                         if self.server.fault == "hangs_up_on_refusal":
                             return

@@ -100,7 +100,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         server = self.server
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        request = api.parse(KINDS[self.path], body)
+        request = api.parse_request(KINDS[self.path], body)
         with server.lock:
             server.unanswered += 1
             asked = Asked(
@@ -137,7 +137,7 @@ class Handler(BaseHTTPRequestHandler):
         words = oracle.continuation_words(text, request.max_tokens)
         asked.said, asked.prompt_tokens = " ".join(words), oracle.count_tokens(text)
         outcome = api.Outcome(asked.prompt_tokens, len(words), "length", 0, 0, 0)
-        answer = api.Answer(request, "m")
+        answer = api.CompletionResponse(request, "m")
         return [answer.event(item).encode() for item in [*(f" {word}" for word in words), outcome]]
 
 
@@ -186,6 +186,8 @@ def drive(
 ) -> Driven:
     """To its end. Raises generator.LoadFailed; the rows are in the folder then, too."""
     folder.mkdir()
-    with locust_process.generating(folder, task, workers, web_port=web_port) as load:
-        said = locust_process.wait(load, folder, locust_process.longest_s(task, workers), watch)
+    with locust_process.start_load(folder, task, workers, web_port=web_port) as load:
+        said = locust_process.wait_for_load(
+            load, folder, locust_process.longest_load_s(task, workers), watch
+        )
     return Driven(said, folder, schema.read_lines(folder / "requests.jsonl"))

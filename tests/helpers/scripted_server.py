@@ -85,13 +85,13 @@ class Scripted:
 
 def ask(
     server: Scripted, *script: Step, timeout_s: float = PATIENCE_S
-) -> tuple[http.Exchange, response.Settled]:
+) -> tuple[http.Exchange, response.ParsedResponse]:
     """One request on a connection of its own."""
     server.scripts.append(list(script))
     connection, exchange = http.Connection(server.url, timeout_s), http.Exchange()
     connection.post("/v1/completions", b"{}", exchange)
     connection.close()
-    return exchange, response.settle(exchange)
+    return exchange, response.parse_response(exchange)
 
 
 def event(text: str = "", **more: object) -> bytes:
@@ -116,7 +116,7 @@ def chunk(data: bytes, extension: bytes = b"") -> bytes:
     return b"%x%s\r\n%s\r\n" % (len(data), extension, data)
 
 
-def is_whole(settled: response.Settled) -> bool:
+def is_whole(settled: response.ParsedResponse) -> bool:
     return (settled.error, settled.token_text, settled.usage) == (None, WORDS, USAGE)
 
 

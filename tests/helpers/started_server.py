@@ -12,18 +12,18 @@ from typing import Any
 import psutil
 import pytest
 
-from loadtests.telemetry import machine
-from servers.runtime import catalog, launch
-from servers.runtime.launch import Running, Share
+from loadtests.telemetry import cores
+from servers.runtime import catalog, launch, models
+from servers.runtime.launch import CoreShare, RunningServer
 
-SERVERS = catalog.servers()
+SERVERS = catalog.list_servers()
 QUICK = {"prefill_ms": 20, "step_ms": 3}
 MODEL = "serveoff-tiny"
 
 
 # As in a campaign, and for its reason: else the server may keep this process from its core, and a
 # stream looks as if it were buffered.
-SHARE = machine.machine_share()
+SHARE = cores.share_cores()
 
 
 @contextmanager
@@ -34,15 +34,15 @@ def start(
     workers: int = 1,
     options: dict[str, str] | None = None,
     **simulated: Any,
-) -> Iterator[Running]:
+) -> Iterator[RunningServer]:
     server = SERVERS[name]
     if missing := server.missing(engine):
         pytest.skip(f"{name} with {engine}: {', '.join(missing)} is not installed")
-    model = launch.resolve_model("tiny", needs_weights=engine != "simulated")
-    share = Share(
+    model = models.resolve_model("tiny", needs_weights=engine != "simulated")
+    share = CoreShare(
         () if SHARE["shared"] else tuple(SHARE["server_cores"]), SHARE["threads"], workers
     )
-    with launch.running(
+    with launch.run_server(
         server, engine, model, share, folder / "log", options=options, simulated=QUICK | simulated
     ) as running:
         before = None if SHARE["shared"] else os.sched_getaffinity(0)
@@ -53,7 +53,7 @@ def start(
         except BaseException:
             print(
                 f"{name} {'has ended' if running.ended() else 'runs'}; its last log"
-                f" lines:\n{launch.tails(running.log)}"
+                f" lines:\n{launch.log_tails(running.log)}"
             )
             raise
         finally:
@@ -69,13 +69,15 @@ OURS = [name for name, server in SERVERS.items() if not server.foreign]
 
 
 @contextmanager
-def started(name: str, engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def started(
+    name: str, engine: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
     """Once for all tests of this file; at its end nothing of it may be left."""
     with start(name, engine, tmp_path_factory.mktemp(name)) as running:
         yield running
         roots = [psutil.Process(pid) for pid in running.pids]
         tree = [*roots, *(child for root in roots for child in root.children(recursive=True))]
-        assert not running.ended(), launch.tails(running.log)
+        assert not running.ended(), launch.log_tails(running.log)
     assert not [process for process in tree if alive(process)]
 
 

@@ -83,13 +83,13 @@ def test_rounds_go_on_until_the_analysis_has_enough_or_time_is_over(
     answers = iter([[True, False], [False, False]])
     monkeypatch.setattr(gate_rounds, "_asked", lambda folder: next(answers))
     said = {"systems": [SYSTEM, SYSTEM | {"server": "beta"}], "seed": 1, "max_minutes": 1.0}
-    found = list(gate_rounds.rounds(tmp_path, said, Silent()))
+    found = list(gate_rounds.gate_rounds(tmp_path, said, Silent()))
     assert [len(cases) for cases in found] == [6, 3] and {case.repetition for case in found[1]} == {
         2
     }
     assert [case.index for cases in found for case in cases] == list(range(1, 10))
     monkeypatch.setattr(gate_rounds, "_asked", lambda folder: [True, True])
-    assert len(list(gate_rounds.rounds(tmp_path, said | {"max_minutes": 1e-9}, Silent()))) <= 1
+    assert len(list(gate_rounds.gate_rounds(tmp_path, said | {"max_minutes": 1e-9}, Silent()))) <= 1
 
 
 # --- bad input

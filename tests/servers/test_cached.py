@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from servers.contract import api, conformance, oracle
-from servers.runtime import catalog, launch
-from servers.runtime.launch import Running, Share
+from servers.runtime import catalog, launch, models
+from servers.runtime.launch import CoreShare, RunningServer
 from servers.runtime.supervise import is_ready
 from tests.helpers.started_server import QUICK, ask, counters, start, wanted
 
@@ -27,13 +27,15 @@ NAMES = ("fastapi_cached", "fastapi_cached_redis")
 @pytest.fixture(scope="module", params=NAMES)
 def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Running]:
+) -> Iterator[RunningServer]:
     """For tests whose prompts are their own."""
     with start(request.param, "simulated", tmp_path_factory.mktemp(request.param)) as running:
         yield running
 
 
-def asked(server: Running, body: dict[str, Any], path: str = api.COMPLETIONS) -> tuple[str, Any]:
+def asked(
+    server: RunningServer, body: dict[str, Any], path: str = api.COMPLETIONS
+) -> tuple[str, Any]:
     """What the cache had to say, and the answer."""
     before = counters(server.base_url)
     status, said = ask(server.base_url, path, body)
@@ -71,7 +73,7 @@ def bodies(prompt: str, **more: Any) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("path", [api.COMPLETIONS, api.CHAT_COMPLETIONS])
 @pytest.mark.parametrize("more", [{}, {"stop": ["baca"], "max_tokens": 50}], ids=["length", "stop"])
-def test_a_hit_is_the_same_answer(server: Running, path: str, more: dict[str, Any]) -> None:
+def test_a_hit_is_the_same_answer(server: RunningServer, path: str, more: dict[str, Any]) -> None:
     first, second = (bodies(prompt, **more)[path] for prompt in ("first baba", "second baba"))
     how, plain = asked(server, first, path)
     again, replayed = asked(server, first, path)
@@ -97,7 +99,7 @@ def test_a_hit_is_the_same_answer(server: Running, path: str, more: dict[str, An
         assert how == "hits" and same(replay) == said
 
 
-def test_whatever_may_change_the_answer_is_asked_of_the_engine(server: Running) -> None:
+def test_whatever_may_change_the_answer_is_asked_of_the_engine(server: RunningServer) -> None:
     body = wanted(prompt="changed baba")
     assert asked(server, body)[0] == "misses"
     others: list[dict[str, Any]] = [
@@ -117,13 +119,13 @@ def test_whatever_may_change_the_answer_is_asked_of_the_engine(server: Running) 
         assert asked(server, body | same_to_the_engine)[0] == "hits", same_to_the_engine
 
 
-def test_what_may_be_another_answer_each_time_is_not_kept(server: Running) -> None:
+def test_what_may_be_another_answer_each_time_is_not_kept(server: RunningServer) -> None:
     for _ in range(2):
         how, said = asked(server, wanted(prompt="sampled baba", temperature=0.7))
         assert how == "" and said["choices"][0]["text"] == oracle.continuation("baba", 5)
 
 
-def test_a_refusal_is_not_kept(server: Running) -> None:
+def test_a_refusal_is_not_kept(server: RunningServer) -> None:
     before = counters(server.base_url)
     for _ in range(2):
         status, said = ask(
@@ -134,7 +136,7 @@ def test_a_refusal_is_not_kept(server: Running) -> None:
     assert not [name for name, value in after.items() if "cache" in name and value != before[name]]
 
 
-def test_tokens_of_a_hit_are_counted_too(server: Running) -> None:
+def test_tokens_of_a_hit_are_counted_too(server: RunningServer) -> None:
     before = counters(server.base_url)["serveoff_tokens_total"]
     assert [
         asked(server, wanted(prompt="counted baba", stream=stream))[0]
@@ -144,7 +146,7 @@ def test_tokens_of_a_hit_are_counted_too(server: Running) -> None:
 
 
 @contextmanager
-def under_way(server: Running, body: dict[str, Any]) -> Iterator[http.client.HTTPResponse]:
+def under_way(server: RunningServer, body: dict[str, Any]) -> Iterator[http.client.HTTPResponse]:
     """A stream whose first token has come; its client goes at the end."""
     connection = http.client.HTTPConnection(server.base_url.removeprefix("http://"), timeout=60)
     try:
@@ -161,7 +163,7 @@ def under_way(server: Running, body: dict[str, Any]) -> Iterator[http.client.HTT
         connection.close()
 
 
-def test_an_answer_that_nobody_waited_for_is_not_kept(server: Running) -> None:
+def test_an_answer_that_nobody_waited_for_is_not_kept(server: RunningServer) -> None:
     body = wanted(prompt="vanished baba", max_tokens=600)  # some 2 s
     with under_way(server, body):
         pass
@@ -173,7 +175,7 @@ def test_an_answer_that_nobody_waited_for_is_not_kept(server: Running) -> None:
     assert how == "misses" and said["choices"][0]["text"] == oracle.continuation("baba", 600)
 
 
-def test_of_two_at_once_both_are_generated(server: Running) -> None:
+def test_of_two_at_once_both_are_generated(server: RunningServer) -> None:
     body = wanted(prompt="twice baba", max_tokens=600)
     with under_way(server, body) as response:
         how, said = asked(server, body)
@@ -186,7 +188,7 @@ def test_of_two_at_once_both_are_generated(server: Running) -> None:
     assert asked(server, body)[0] == "hits"
 
 
-def test_what_is_replayed_keeps_the_contract(server: Running) -> None:
+def test_what_is_replayed_keeps_the_contract(server: RunningServer) -> None:
     checks = (
         conformance.plain_answers,
         conformance.max_tokens,
@@ -198,7 +200,7 @@ def test_what_is_replayed_keeps_the_contract(server: Running) -> None:
     said = []
     for _ in range(2):  # whose prompts are the same
         before = counters(server.base_url)["serveoff_cache_misses_total"]
-        found = conformance.verify(server.base_url, checks=checks)
+        found = conformance.verify_server(server.base_url, checks=checks)
         assert all(check.ok for check in found), found
         said.append(counters(server.base_url)["serveoff_cache_misses_total"] - before)
     assert said[0] >= 7 and said[1] == 0
@@ -232,7 +234,7 @@ def test_an_answer_is_kept_so_long_and_no_longer(
 
 def test_without_its_redis_it_answers_on(tmp_path: Path) -> None:
     """The launcher would end it: so here Redis is not one of its processes."""
-    described = catalog.find("fastapi_cached_redis")
+    described = catalog.find_server("fastapi_cached_redis")
     if missing := described.missing("simulated"):
         pytest.skip(f"{', '.join(missing)} is not installed")
 
@@ -254,9 +256,9 @@ def test_without_its_redis_it_answers_on(tmp_path: Path) -> None:
             (tmp_path / "redis.sock").unlink(missing_ok=True)
 
     server = replace(described, processes={}, command=here(described.command))
-    model = launch.resolve_model("tiny", needs_weights=False)
-    with launch.running(
-        server, "simulated", model, Share(), tmp_path / "log", simulated=QUICK
+    model = models.resolve_model("tiny", needs_weights=False)
+    with launch.run_server(
+        server, "simulated", model, CoreShare(), tmp_path / "log", simulated=QUICK
     ) as running:
 
         def answered(stream: bool = False) -> str:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from servers.contract import api, oracle
 from servers.runtime import launch
-from servers.runtime.launch import Running
+from servers.runtime.launch import RunningServer
 from tests.helpers.started_server import MODEL, OURS, ask, start, wanted
 
 pytestmark = pytest.mark.slow
@@ -115,14 +115,14 @@ def cut_and_spoiled(body: bytes, at: int, junk: bytes) -> bytes:
 @pytest.fixture(scope="module", params=OURS)
 def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Running]:
+) -> Iterator[RunningServer]:
     with start(
         request.param, "simulated", tmp_path_factory.mktemp("fuzz"), prefill_ms=0, step_ms=0
     ) as running:
         yield running
 
 
-def exchange(server: Running, sent: bytes, patience_s: float = ANSWERS_S) -> bytes:
+def exchange(server: RunningServer, sent: bytes, patience_s: float = ANSWERS_S) -> bytes:
     """The answer's beginning to bytes as they are; empty if the server closed without one."""
     host, port = server.base_url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=patience_s) as connection:
@@ -166,13 +166,13 @@ def is_refused_or_answered(status: int, said: Any) -> bool:
     return status in (400, 404, 413) and not any(leak in said["error"]["message"] for leak in LEAKS)
 
 
-def serves_on(server: Running) -> None:
+def serves_on(server: RunningServer) -> None:
     status, said = ask(server.base_url, api.COMPLETIONS, wanted())
     assert status == 200 and said["choices"][0]["text"] == oracle.continuation("baba", 5)
     assert not server.ended()
 
 
-def test_any_field_may_have_any_value(server: Running) -> None:
+def test_any_field_may_have_any_value(server: RunningServer) -> None:
     @SETTINGS
     @given(paths, changed)
     def fuzz(path: str, fields: dict[str, Any]) -> None:
@@ -183,7 +183,7 @@ def test_any_field_may_have_any_value(server: Running) -> None:
     serves_on(server)
 
 
-def test_any_messages(server: Running) -> None:
+def test_any_messages(server: RunningServer) -> None:
     @SETTINGS
     @given(messages)
     def fuzz(said: list[dict[str, Any]]) -> None:
@@ -198,7 +198,7 @@ def test_any_messages(server: Running) -> None:
     serves_on(server)
 
 
-def test_any_bytes_as_a_body(server: Running) -> None:
+def test_any_bytes_as_a_body(server: RunningServer) -> None:
     @SETTINGS
     @given(paths, st.integers(0, 200), st.binary(max_size=20), st.booleans())
     def fuzz(path: str, at: int, junk: bytes, whole: bool) -> None:
@@ -213,7 +213,7 @@ def test_any_bytes_as_a_body(server: Running) -> None:
     serves_on(server)
 
 
-def test_any_method_and_type(server: Running) -> None:
+def test_any_method_and_type(server: RunningServer) -> None:
     words = st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZ", min_size=1, max_size=12)
     methods = (
         st.sampled_from(
@@ -261,7 +261,7 @@ def test_any_method_and_type(server: Running) -> None:
     serves_on(server)
 
 
-def test_any_bytes_at_all(server: Running) -> None:
+def test_any_bytes_at_all(server: RunningServer) -> None:
     good = request(api.COMPLETIONS, encoded(wanted()))
 
     @SETTINGS
@@ -297,19 +297,19 @@ def test_any_bytes_at_all(server: Running) -> None:
     ],
     ids=lambda headers: headers[:30],
 )
-def test_headers(server: Running, headers: str) -> None:
+def test_headers(server: RunningServer, headers: str) -> None:
     answer = exchange(server, request(api.COMPLETIONS, encoded(wanted()), headers=headers))
     assert is_no_failure(answer), answer[:500]
     serves_on(server)
 
 
-def test_a_body_of_ten_megabytes(server: Running) -> None:
+def test_a_body_of_ten_megabytes(server: RunningServer) -> None:
     status, _ = ask(server.base_url, api.COMPLETIONS, encoded(wanted(prompt="baba " * 2_000_000)))
     assert status == 413
     serves_on(server)
 
 
-def test_nothing_that_is_asked_is_logged(server: Running) -> None:
+def test_nothing_that_is_asked_is_logged(server: RunningServer) -> None:
     for body in (
         wanted(prompt="needle baba"),
         wanted(prompt="needle", temperature=9),
@@ -328,12 +328,12 @@ def test_nothing_that_is_asked_is_logged(server: Running) -> None:
     ]
 
 
-def processes(server: Running) -> list[psutil.Process]:
+def processes(server: RunningServer) -> list[psutil.Process]:
     roots = [psutil.Process(pid) for pid in server.pids]
     return [process for root in roots for process in (root, *root.children(recursive=True))]
 
 
-def held(server: Running) -> tuple[int, int]:
+def held(server: RunningServer) -> tuple[int, int]:
     """(file descriptors, bytes of memory that are only theirs) of all its processes."""
     found = processes(server)
     return sum(process.num_fds() for process in found), sum(
@@ -349,7 +349,7 @@ def settled(read: Callable[[], int], bound: int) -> int:
     return value
 
 
-def test_idle_connections_and_half_requests_cost_nobody_else(server: Running) -> None:
+def test_idle_connections_and_half_requests_cost_nobody_else(server: RunningServer) -> None:
     """300 that say nothing, and 100 that stop in the middle: one that a thread or a process must
     wait for is answered nonetheless.
     """
@@ -372,7 +372,7 @@ def test_idle_connections_and_half_requests_cost_nobody_else(server: Running) ->
 ONE_AT_A_TIME = ("flask_gunicorn",)
 
 
-def test_nothing_grows(server: Running) -> None:
+def test_nothing_grows(server: RunningServer) -> None:
     """Bad requests of every kind, and then half as many again, of which nothing is kept.
 
     A heap that is collected late (V8's) grows for a while and then stands; a leak grows every time.

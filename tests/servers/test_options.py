@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from servers.contract import api, oracle
-from servers.contract.conformance import checks_of, verify
+from servers.contract.conformance import select_checks, verify_server
 from tests.helpers.started_server import MODEL, OURS, SERVERS, ask, start, wanted
 
 
@@ -27,7 +27,9 @@ def test_with_the_last_value_of_each_option_it_keeps_the_contract(
         tmp_path,
         options={option: values[-1] for option, values in server.options.items()},
     ) as running:
-        checks = verify(running.base_url, checks=checks_of(False, server.waives, server.transports))
+        checks = verify_server(
+            running.base_url, checks=select_checks(False, server.waives, server.transports)
+        )
     assert all(check.ok for check in checks), [check for check in checks if not check.ok]
 
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from servers.contract import api, oracle
-from servers.runtime.launch import Running
+from servers.runtime.launch import RunningServer
 from tests.helpers.started_server import OURS, ask, counters_at_rest, start, wanted
 
 pytestmark = pytest.mark.slow
@@ -23,7 +23,7 @@ BY_CHANCE = ("fastapi_blocking",)  # how many its loop has read before an answer
 @pytest.fixture(scope="module", params=OURS)
 def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Running]:
+) -> Iterator[RunningServer]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SERVEOFF_MAX_IN_FLIGHT", str(BOUND))
         with start(
@@ -36,7 +36,7 @@ def server(
             yield running
 
 
-def asked(server: Running) -> tuple[int, str, str | None]:
+def asked(server: RunningServer) -> tuple[int, str, str | None]:
     """Status, text or the error's code, and Retry-After of a plain answer."""
     connection = http.client.HTTPConnection(server.base_url.removeprefix("http://"), timeout=60)
     try:
@@ -51,7 +51,7 @@ def asked(server: Running) -> tuple[int, str, str | None]:
         connection.close()
 
 
-def test_it_refuses_what_is_too_much_and_is_well_afterwards(server: Running) -> None:
+def test_it_refuses_what_is_too_much_and_is_well_afterwards(server: RunningServer) -> None:
     with ThreadPoolExecutor(AT_ONCE) as pool:
         answers = list(pool.map(asked, [server] * AT_ONCE))
     assert {answer for answer in answers if answer[0] == 200} == {

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from servers.runtime import catalog, launch
+from servers.runtime import catalog, launch, models
 
 DRIVE = """
 import argparse, sys
@@ -29,20 +29,20 @@ for url in sys.argv[2:]:
 @pytest.mark.skipif(not catalog.is_installed("vllm"), reason="vllm is not installed")
 def test_vllm_bench_runs_against_every_server(tmp_path):
     # for its tokenizer: the servers run simulated
-    weights = launch.resolve_model("tiny", needs_weights=True)
+    weights = models.resolve_model("tiny", needs_weights=True)
     with ExitStack() as stack:
         urls = [
             stack.enter_context(
-                launch.running(
+                launch.run_server(
                     server,
                     "simulated",
                     weights,
-                    launch.Share(),
+                    launch.CoreShare(),
                     tmp_path / f"{name}.log",
                     simulated={"step_ms": 2.0},
                 )
             ).base_url
-            for name, server in catalog.servers().items()
+            for name, server in catalog.list_servers().items()
             if "simulated" in server.engines and not server.missing("simulated")
         ]
         peer = subprocess.run(

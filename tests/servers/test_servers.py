@@ -21,9 +21,9 @@ import psutil
 import pytest
 
 from servers.contract import api, oracle
-from servers.contract.conformance import checks_of, verify
+from servers.contract.conformance import select_checks, verify_server
 from servers.runtime import launch
-from servers.runtime.launch import Running
+from servers.runtime.launch import RunningServer
 from tests.helpers.started_server import (
     MODEL,
     OURS,
@@ -55,15 +55,15 @@ STARTS = {
 )
 def foreign(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Running]:
+) -> Iterator[RunningServer]:
     with started(*request.param, tmp_path_factory) as running:
         yield running
 
 
-def test_somebody_elses_server_does_what_every_one_does(foreign: Running) -> None:
+def test_somebody_elses_server_does_what_every_one_does(foreign: RunningServer) -> None:
     server = SERVERS[foreign.server]
-    checks = verify(
-        foreign.base_url, model=MODEL, checks=checks_of(True, server.waives, server.transports)
+    checks = verify_server(
+        foreign.base_url, model=MODEL, checks=select_checks(True, server.waives, server.transports)
     )
     assert all(check.ok for check in checks), [check for check in checks if not check.ok]
 
@@ -71,23 +71,23 @@ def test_somebody_elses_server_does_what_every_one_does(foreign: Running) -> Non
 @pytest.fixture(scope="module", params=[start for name in OURS for start in STARTS[name]])
 def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Running]:
+) -> Iterator[RunningServer]:
     with started(*request.param, tmp_path_factory) as running:
         yield running
 
 
-def address_of(server: Running) -> tuple[str, int]:
+def address_of(server: RunningServer) -> tuple[str, int]:
     host, _, port = server.base_url.removeprefix("http://").partition(":")
     return host, int(port)
 
 
-def has_foreign_engine(server: Running) -> bool:
+def has_foreign_engine(server: RunningServer) -> bool:
     return any(SERVERS[each.server].foreign for each in server.behind)
 
 
-def test_it_keeps_the_contract(server: Running) -> None:
+def test_it_keeps_the_contract(server: RunningServer) -> None:
     waived, transports = SERVERS[server.server].waives, SERVERS[server.server].transports
-    checks = verify(server.base_url, checks=checks_of(False, waived, transports))
+    checks = verify_server(server.base_url, checks=select_checks(False, waived, transports))
     assert all(check.ok for check in checks), [check for check in checks if not check.ok]
     assert len(checks) == 12 + ("websocket" in transports) - len(waived)
 
@@ -96,7 +96,7 @@ def test_it_keeps_the_contract(server: Running) -> None:
 
 
 @pytest.fixture
-def client(server: Running) -> Iterator[openai.OpenAI]:
+def client(server: RunningServer) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(
         base_url=f"{server.base_url}/v1", api_key="none needed", max_retries=0, timeout=60
     ) as made:
@@ -179,7 +179,7 @@ def test_openais_client_raises_its_own_errors(client: openai.OpenAI) -> None:
 # --- what is asked
 
 
-def test_stop_strings_end_an_answer(server: Running) -> None:
+def test_stop_strings_end_an_answer(server: RunningServer) -> None:
     status, body = ask(
         server.base_url, api.COMPLETIONS, wanted(stop=["babo", "zzz"], max_tokens=20)
     )
@@ -190,7 +190,7 @@ def test_stop_strings_end_an_answer(server: Running) -> None:
     assert status == 200 and said == told
 
 
-def test_null_is_a_default_and_unknown_fields_are_ignored(server: Running) -> None:
+def test_null_is_a_default_and_unknown_fields_are_ignored(server: RunningServer) -> None:
     status, body = ask(
         server.base_url,
         api.COMPLETIONS,
@@ -215,7 +215,7 @@ def test_null_is_a_default_and_unknown_fields_are_ignored(server: Running) -> No
     ids=repr,
 )
 def test_a_bad_field_is_a_400_that_names_it(
-    server: Running, path: str, body: dict[str, Any], param: str
+    server: RunningServer, path: str, body: dict[str, Any], param: str
 ) -> None:
     status, said = ask(server.base_url, path, body)
     if has_foreign_engine(server) and body.get("max_tokens", 0) > 10**6:
@@ -230,22 +230,22 @@ def test_a_bad_field_is_a_400_that_names_it(
 
 
 @pytest.mark.parametrize("where", ["prompt", "stop", "model"])
-def test_lone_surrogates_are_no_500(server: Running, where: str) -> None:
+def test_lone_surrogates_are_no_500(server: RunningServer, where: str) -> None:
     status, said = ask(server.base_url, api.COMPLETIONS, wanted(**{where: "baba \ud800"}))
     assert status in (400, 404) and isinstance(said["error"]["message"], str)
 
 
-def test_deep_nesting_is_no_500(server: Running) -> None:
+def test_deep_nesting_is_no_500(server: RunningServer) -> None:
     status, said = ask(server.base_url, api.COMPLETIONS, b'{"model": ' + b"[" * 100_000)
     assert status == 400 and isinstance(said["error"]["message"], str)
 
 
-def test_a_body_that_is_too_long_is_a_413(server: Running) -> None:
+def test_a_body_that_is_too_long_is_a_413(server: RunningServer) -> None:
     status, said = ask(server.base_url, api.COMPLETIONS, wanted(prompt="baba " * 1_000_000))
     assert status == 413 and isinstance(said["error"]["message"], str)
 
 
-def test_a_body_that_is_too_long_and_hides_it_is_a_413_too(server: Running) -> None:
+def test_a_body_that_is_too_long_and_hides_it_is_a_413_too(server: RunningServer) -> None:
     """Sent in chunks, with no length beforehand."""
 
     def pieces() -> Iterator[bytes]:
@@ -260,7 +260,7 @@ def test_a_body_that_is_too_long_and_hides_it_is_a_413_too(server: Running) -> N
     assert counters_at_rest(server.base_url)[refused] == before + 1
 
 
-def test_it_serves_on_after_all_that(server: Running) -> None:
+def test_it_serves_on_after_all_that(server: RunningServer) -> None:
     assert ask(server.base_url, api.COMPLETIONS, wanted())[1]["choices"][0][
         "text"
     ] == oracle.continuation("baba", 5)
@@ -269,7 +269,7 @@ def test_it_serves_on_after_all_that(server: Running) -> None:
 # --- metrics
 
 
-def engine_counters(server: Running) -> dict[str, float]:
+def engine_counters(server: RunningServer) -> dict[str, float]:
     """What only the engine knows: a gateway counts its requests, and the server behind it the
     tokens.
     """
@@ -285,7 +285,7 @@ def engine_counters(server: Running) -> dict[str, float]:
     }
 
 
-def test_the_counters_count(server: Running) -> None:
+def test_the_counters_count(server: RunningServer) -> None:
     ok, refused = (
         f'serveoff_requests_total{{path="/v1/completions",status="{status}"}}'
         for status in (200, 400)
@@ -310,7 +310,7 @@ def test_the_counters_count(server: Running) -> None:
     )
 
 
-def test_some_counters_can_be_asked_for_by_name(server: Running) -> None:
+def test_some_counters_can_be_asked_for_by_name(server: RunningServer) -> None:
     status, text = ask(server.engine_urls, "/metrics?name%5B%5D=serveoff_tokens_total")
     names = {
         line.split("{")[0].split()[0] for line in text.splitlines() if not line.startswith("#")
@@ -327,7 +327,7 @@ def test_some_counters_can_be_asked_for_by_name(server: Running) -> None:
     )
 
 
-def test_the_event_loops_lag_is_measured_where_there_is_one(server: Running) -> None:
+def test_the_event_loops_lag_is_measured_where_there_is_one(server: RunningServer) -> None:
     if {"flask", "node"} & set(SERVERS[server.server].requires):
         assert not [name for name in counters(server.base_url) if "event_loop" in name]
         return
@@ -337,7 +337,7 @@ def test_the_event_loops_lag_is_measured_where_there_is_one(server: Running) -> 
     assert counters(server.base_url)["serveoff_event_loop_lag_seconds_count"] >= before + 8
 
 
-def test_unknown_paths_make_no_new_time_series(server: Running) -> None:
+def test_unknown_paths_make_no_new_time_series(server: RunningServer) -> None:
     for path in ("/v1/nothing", "/v1/nothing/else"):
         assert ask(server.base_url, path)[0] == 404
     assert not [name for name in counters(server.base_url) if "nothing" in name]
@@ -369,7 +369,9 @@ def test_with_a_key_nothing_is_answered_without_it(
         )
         server = SERVERS[name]
         # which has the key
-        checks = verify(running.base_url, checks=checks_of(False, server.waives, server.transports))
+        checks = verify_server(
+            running.base_url, checks=select_checks(False, server.waives, server.transports)
+        )
         assert all(check.ok for check in checks), [check for check in checks if not check.ok]
 
 
@@ -444,7 +446,7 @@ def test_sigterm_lets_the_answer_under_way_end(name: str, tmp_path: Path) -> Non
         said += response.read()
         connection.close()
         code = running.supervisor.wait(timeout=30)
-        assert code in (0, 128 + signal.SIGTERM), launch.tail(running.log, 50)
+        assert code in (0, 128 + signal.SIGTERM), launch.log_tail(running.log, 50)
     *events, end = [event.removeprefix(b"data: ") for event in said.split(b"\n\n") if event]
     assert (
         "".join(api.read_chunk(event).text for event in events) == oracle.continuation("baba", 300)

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from wsproto.events import CloseConnection, Ping, Pong, TextMessage
 
-from servers.contract import api, metrics, oracle
-from servers.contract.conformance_client import Failed, Probe, WebSocket
+from servers.contract import api, metrics, metrics_middleware, oracle
+from servers.contract.conformance_client import CheckFailed, ConformanceClient, WebSocket
 from servers.runtime import launch
-from servers.runtime.launch import Running
+from servers.runtime.launch import RunningServer
 from tests.helpers.started_server import (
     MODEL,
     SERVERS,
@@ -38,14 +38,14 @@ NAMES = [
 @pytest.fixture(scope="module", params=NAMES)
 def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Running]:
+) -> Iterator[RunningServer]:
     with started(request.param, "simulated", tmp_path_factory) as running:
         yield running
 
 
 @pytest.fixture
-def talk(server: Running) -> Iterator[WebSocket]:
-    with Probe(server.base_url, MODEL, True).websocket(api.COMPLETIONS) as talk:
+def talk(server: RunningServer) -> Iterator[WebSocket]:
+    with ConformanceClient(server.base_url, MODEL, True).websocket(api.COMPLETIONS) as talk:
         yield talk
 
 
@@ -63,7 +63,7 @@ def settled(base_url: str, status: int) -> float:
     return found.get(f'serveoff_requests_total{{path="/v1/completions",status="{status}"}}', 0)
 
 
-def test_each_message_is_counted_as_a_request(server: Running, talk: WebSocket) -> None:
+def test_each_message_is_counted_as_a_request(server: RunningServer, talk: WebSocket) -> None:
     before = {status: settled(server.base_url, status) for status in (101, 200, 400, 404)}
     for more in ({}, {"stream": False}, {"stream": True}, {"n": 2}, {"model": "none"}):
         talk.ask(wanted(**more))
@@ -104,9 +104,9 @@ def test_a_ping_is_answered_in_the_middle_of_an_answer(talk: WebSocket) -> None:
 
 
 @pytest.mark.parametrize("polite", [True, False], ids=["says so", "does not"])
-def test_a_client_that_goes_away_frees_its_slot(server: Running, polite: bool) -> None:
+def test_a_client_that_goes_away_frees_its_slot(server: RunningServer, polite: bool) -> None:
     gone = settled(server.base_url, 499)
-    with Probe(server.base_url, MODEL, True).websocket(api.COMPLETIONS) as talk:
+    with ConformanceClient(server.base_url, MODEL, True).websocket(api.COMPLETIONS) as talk:
         say(talk, max_tokens=3000)  # nine seconds
         talk.receive()
         assert counters(server.base_url)["serveoff_requests_in_flight"] == 1
@@ -123,7 +123,9 @@ def test_a_client_that_goes_away_frees_its_slot(server: Running, polite: bool) -
     assert "Traceback" not in server.log.read_text()
 
 
-def test_a_message_that_is_too_long_closes_with_1009(server: Running, talk: WebSocket) -> None:
+def test_a_message_that_is_too_long_closes_with_1009(
+    server: RunningServer, talk: WebSocket
+) -> None:
     try:
         say(talk, prompt="baba " * 1_000_000)
     except OSError:
@@ -145,33 +147,33 @@ def test_nonsense_is_refused_and_the_connection_serves_on(talk: WebSocket, messa
     assert text_of(talk.ask(wanted())[1]) == oracle.continuation("baba", 5)
 
 
-def test_an_unknown_path_is_not_upgraded(server: Running) -> None:
+def test_an_unknown_path_is_not_upgraded(server: RunningServer) -> None:
     with (
-        pytest.raises(Failed, match=r"is refused: .*status_code=40[34]"),
-        Probe(server.base_url, MODEL, True).websocket("/v1/none"),
+        pytest.raises(CheckFailed, match=r"is refused: .*status_code=40[34]"),
+        ConformanceClient(server.base_url, MODEL, True).websocket("/v1/none"),
     ):
         pass
 
 
 def test_without_the_key_there_is_no_upgrade(
-    server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SERVEOFF_API_KEY", "s3cret")
     with start(server.server, "simulated", tmp_path) as running:
-        probe = Probe(running.base_url, MODEL, True)
+        probe = ConformanceClient(running.base_url, MODEL, True)
         with probe.websocket(api.COMPLETIONS) as talk:
             assert talk.ask(wanted())[0] == 200
         monkeypatch.setenv("SERVEOFF_API_KEY", "s3cretX")
         with (
-            pytest.raises(Failed, match=r"is refused: .*status_code=40[13]"),
+            pytest.raises(CheckFailed, match=r"is refused: .*status_code=40[13]"),
             probe.websocket(api.COMPLETIONS),
         ):
             pass
 
 
-def test_sigterm_lets_the_answer_under_way_end(server: Running, tmp_path: Path) -> None:
+def test_sigterm_lets_the_answer_under_way_end(server: RunningServer, tmp_path: Path) -> None:
     with start(server.server, "simulated", tmp_path) as running:
-        with Probe(running.base_url, MODEL, True).websocket(api.COMPLETIONS) as talk:
+        with ConformanceClient(running.base_url, MODEL, True).websocket(api.COMPLETIONS) as talk:
             say(talk, max_tokens=300)  # about a second
             said = ""
             while isinstance(message := talk.receive(), TextMessage) and message.data != "[DONE]":
@@ -180,7 +182,7 @@ def test_sigterm_lets_the_answer_under_way_end(server: Running, tmp_path: Path) 
                 said += api.read_chunk(message.data.encode()).text
             assert said == oracle.continuation("baba", 300)
         running.supervisor.wait(timeout=30)
-        assert "Traceback" not in running.log.read_text(), launch.tail(running.log, 50)
+        assert "Traceback" not in running.log.read_text(), launch.log_tail(running.log, 50)
 
 
 # --- what AsgiMetrics does by itself, for the servers that leave it to it
@@ -211,7 +213,7 @@ def asgi(
         sent.append(message)
 
     asyncio.run(
-        metrics.AsgiMetrics(app)(
+        metrics_middleware.AsgiMetrics(app)(
             {"type": "websocket", "path": api.COMPLETIONS, "headers": [], **scope}, receive, send
         )
     )

@@ -42,7 +42,7 @@ from matplotlib.figure import Figure
 from analysis import dataset, slo, summary
 from analysis.gate import paired, verdicts
 from analysis.metrics import METRICS
-from analysis.plots import figures
+from analysis.plots import style
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results" / "gate"
@@ -367,7 +367,7 @@ def decide(study: Study, seed: int, place: Path) -> dict[str, Any]:
     }
     for system in said["systems"]:  # without log lines, which name places of this machine
         system["faults"] = [fault.split("\n")[0] for fault in system["faults"]]
-    found = summary.summarise(dataset.campaign(out), frames=False)
+    found = summary.summarise(dataset.read_campaign(out), frames=False)
     sides = found.campaign.identities
     wanted = ("repetition", "valid", *verdicts.TOLERANCES, "requests_scheduled")
     said["runs"] = [
@@ -390,7 +390,7 @@ def simulate(decisions: int = 10_000, seed: int = 1) -> None:
     ]
     recorded = [runs for runs in recorded if len(runs) == len(paired.SIDES)]
     random, said = np.random.default_rng(seed), []
-    rules = verdicts.rules(METRICS_OF_SHORT)
+    rules = verdicts.parse_rules(METRICS_OF_SHORT)
     for _ in range(decisions):
         rows = []
         for i in random.integers(len(recorded), size=paired.LOOKS[-1]):
@@ -405,8 +405,8 @@ def simulate(decisions: int = 10_000, seed: int = 1) -> None:
         values = pd.DataFrame(
             rows, columns=pd.MultiIndex.from_product([paired.SIDES, METRICS]), dtype="float64"
         )
-        system = verdicts.System("it")
-        paired.decide([paired.Repetitions(system, values, pd.DataFrame())], rules)
+        system = verdicts.GatedSystem("it")
+        paired.decide_verdicts([paired.Repetitions(system, values, pd.DataFrame())], rules)
         said.append({"verdict": system.verdict, "look": system.look, "faults": system.faults})
     counts = pd.Series([each["verdict"] for each in said]).value_counts().to_dict()
     found = {"decisions": decisions, "from_repetitions": len(recorded), "counts": counts}
@@ -425,7 +425,7 @@ def page() -> None:
         if not (found := read(name)):
             continue
         right = sum(each["verdict"] in study.wanted for each in found)
-        low, high = slo.interval(right, len(found))
+        low, high = slo.attainment_interval(right, len(found))
         counts = pd.Series([each["verdict"] for each in found]).value_counts().to_dict()
         named = (
             sum(any(study.names in note for note in each["notes"]) for each in found)
@@ -476,7 +476,7 @@ def page() -> None:
     ]
     if said:
         wrong = sum(said["counts"].get(verdict, 0) for verdict in ("REGRESSED", "INVALID"))
-        low, high = slo.interval(wrong, said["decisions"])
+        low, high = slo.attainment_interval(wrong, said["decisions"])
         text += [
             (
                 f"From the {said['from_repetitions']:,} repetitions of `equal`,"
@@ -490,12 +490,12 @@ def page() -> None:
     colours = dict(
         zip(
             ("PASS", "INCONCLUSIVE", "REGRESSED", "INVALID"),
-            (figures.COLOURS[i] for i in (2, 1, 3, 4)),
+            (style.COLOURS[i] for i in (2, 1, 3, 4)),
             strict=True,
         )
     )
-    with rc_context(figures.STYLE):
-        figure = Figure(figsize=(figures.WIDTH, 1.2 + 0.35 * len(bars)))
+    with rc_context(style.STYLE):
+        figure = Figure(figsize=(style.WIDTH, 1.2 + 0.35 * len(bars)))
         axes = figure.subplots()
         for row, (_, shares) in enumerate(bars):
             left = 0.0
@@ -512,7 +512,7 @@ def page() -> None:
         axes.invert_yaxis()
         axes.set_xlabel("decisions, %")
         figure.legend(loc="outside lower center", ncols=4, frameon=False)
-    (RESULTS / "verdicts.png").write_bytes(figures.png(figure))
+    (RESULTS / "verdicts.png").write_bytes(style.encode_png(figure))
 
 
 if __name__ == "__main__":

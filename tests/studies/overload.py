@@ -160,7 +160,7 @@ def main() -> None:
     asked = parser.parse_args()
     servers = [name for name in asked.servers.split(",") if name] or [
         server.name
-        for server in catalog.servers().values()
+        for server in catalog.list_servers().values()
         if "simulated" in server.engines and not server.missing("simulated", {})
     ]
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from analysis import checks
-from analysis.case import Observed
+from analysis.case import CaseData
+from analysis.checks import load
 from loadtests.generator import steady_state
 from tests.studies import steady_state as servers
 
@@ -30,7 +30,7 @@ class Case(NamedTuple):
     make: Callable[[Random], servers.Trace]
 
 
-def observed(trace: servers.Trace) -> Observed:
+def observed(trace: servers.Trace) -> CaseData:
     """With just what the check looks at; all tokens are in the first row, as if it had streamed
     them.
     """
@@ -52,7 +52,7 @@ def observed(trace: servers.Trace) -> Observed:
     for name, first in (("token_s", middles), ("token_n", np.array(trace.tokens))):
         rows[name] = pd.Series([first, *[np.empty(0)] * (len(rows) - 1)], dtype="object")
     campaign: dict[str, Any] = {"scenarios": {}}
-    return Observed(
+    return CaseData(
         campaign,
         {"window": {"start_s": FROM_S, "end_s": TO_S}, "case": {"scenario": ""}},
         rows,
@@ -151,7 +151,8 @@ class Rates(NamedTuple):
 
 def rates(case: Case, runs: int) -> Rates:
     found = [
-        checks.steady(observed(case.make(Random(f"{case.name}/{run}")))) for run in range(runs)
+        load.check_steadiness(observed(case.make(Random(f"{case.name}/{run}"))))
+        for run in range(runs)
     ]
     warned, no_number = (
         sum(c.ok is False and c.severity == severity for c in found) / runs

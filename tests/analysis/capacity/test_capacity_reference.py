@@ -50,14 +50,14 @@ def truth(slots: int, service_s: float, first_s: float, bound: slo.Bound) -> flo
 
 @pytest.mark.parametrize("name", ["serial", "batched"])
 def test_what_was_found_is_within_5_percent_of_the_truth_in_at_most_8_cases(name: str) -> None:
-    campaign = dataset.campaign(RESULTS / f"reference-capacity-{name}")
+    campaign = dataset.read_campaign(RESULTS / f"reference-capacity-{name}")
     times, (tokens, _) = (
         campaign.data["simulated"],
         campaign.data["scenarios"]["three-tokens"]["output_tokens"],
     )
     first_s, step_s, slots = times["prefill_ms"] / 1e3, times["step_ms"] / 1e3, times["max_batch"]
-    (bound,) = slo.parse(campaign.data["search"]["slo"])
+    (bound,) = slo.parse_slo(campaign.data["search"]["slo"])
     true = truth(slots, first_s + (tokens - 1) * step_s, first_s, bound)
-    (found,) = search.found(campaign)
+    (found,) = search.find_capacities(campaign)
     assert found.is_precise and len(campaign.cases) <= search.MOST_CASES
     assert found.capacity.holds == pytest.approx(true, rel=0.05), (found.capacity, true)

@@ -9,28 +9,28 @@ import pytest
 from analysis import __main__ as command
 from analysis import slo
 from analysis.capacity import recommend
-from analysis.capacity.recommend import System, choose, replicas
-from analysis.capacity.search import Measured
+from analysis.capacity.recommend import CandidateServer, choose_server, count_replicas
+from analysis.capacity.search import MeasuredCase
 from analysis.hardware import Price
 from loadtests import schema
 from tests.helpers import synthetic_campaign
 
-BOUNDS = slo.parse("ttft_p95=100ms")
+BOUNDS = slo.parse_slo("ttft_p95=100ms")
 
 
-def system(name: str, holds: float, fails: float = math.nan) -> System:
+def system(name: str, holds: float, fails: float = math.nan) -> CandidateServer:
     """It keeps the bound up to `holds`, by tenfold at half of that, and not at `fails`."""
 
-    def case(load: float, ttft_s: float) -> Measured:
+    def case(load: float, ttft_s: float) -> MeasuredCase:
         frame = pd.DataFrame(
             {"ttft_s": [ttft_s] * 500, "tpot_s": 0.01, "e2e_s": 1.0, "failed": False}
         )
-        return Measured(load, 1, frame, True, "")
+        return MeasuredCase(load, 1, frame, True, "")
 
     cases = [case(holds / 2, 0.01), case(holds, 0.09)] + (
         [] if math.isnan(fails) else [case(fails, 0.15)]
     )
-    return System(name, "simulated", cases)
+    return CandidateServer(name, "simulated", cases)
 
 
 @pytest.mark.parametrize(
@@ -45,11 +45,11 @@ def system(name: str, holds: float, fails: float = math.nan) -> System:
     ],
 )
 def test_replicas(rate: float, carried: float, headroom: float, needed: int) -> None:
-    assert replicas(rate, carried, headroom) == needed
+    assert count_replicas(rate, carried, headroom) == needed
 
 
 def test_fewest_replicas_first_and_as_many_is_a_tie() -> None:
-    a, b, c = choose(
+    a, b, c = choose_server(
         [system("slow", 5, 5.2), system("fast", 40, 41), system("also", 30, 31)], 20, BOUNDS, 0.2
     )
     assert [(x.name, x.replicas, x.rank) for x in (a, b, c)] == [
@@ -61,18 +61,22 @@ def test_fewest_replicas_first_and_as_many_is_a_tie() -> None:
 
 def test_what_a_bracket_leaves_open_is_a_tie() -> None:
     """10 held and 13 did not: perhaps 4 are enough for 40, as many as the other needs."""
-    first, second = choose([system("known", 10.5, 11), system("unsure", 9.8, 13)], 42, BOUNDS, 0.0)
+    first, second = choose_server(
+        [system("known", 10.5, 11), system("unsure", 9.8, 13)], 42, BOUNDS, 0.0
+    )
     assert (first.replicas, second.replicas, second.fewest) == (
         4,
         5,
         4,
     ) and first.rank == second.rank == 1
-    first, second = choose([system("known", 10.5, 11), system("sure", 9.8, 10)], 42, BOUNDS, 0.0)
+    first, second = choose_server(
+        [system("known", 10.5, 11), system("sure", 9.8, 10)], 42, BOUNDS, 0.0
+    )
     assert (second.fewest, second.rank) == (5, 2)
 
 
 def test_the_cost_is_of_all_replicas() -> None:
-    (choice,) = choose([system("one", 10)], 25, BOUNDS, 0.0, Price(2.5))
+    (choice,) = choose_server([system("one", 10)], 25, BOUNDS, 0.0, Price(2.5))
     assert (choice.replicas, choice.usd_per_hour) == (3, 7.5)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from analysis import dataset, slo
 from analysis.capacity import search
-from analysis.capacity.search import Probe
+from analysis.capacity.search import LoadProbe
 from analysis.dataset import InputError
 from analysis.report import writer
 from loadtests import schema
@@ -24,10 +24,10 @@ from tests.helpers import synthetic_campaign
 def searched(
     holds: Callable[[float], bool], estimate: float, whole: bool = False
 ) -> tuple[search.Capacity, list[float]]:
-    probes: list[Probe] = []
+    probes: list[LoadProbe] = []
     while (load := search.next_load(estimate, probes, whole=whole)) is not None:
-        probes.append(Probe(load, holds(load)))
-    return search.bracket(probes), [probe.load for probe in probes]
+        probes.append(LoadProbe(load, holds(load)))
+    return search.bracket_capacity(probes), [probe.load for probe in probes]
 
 
 @pytest.mark.parametrize("off", [0.6, 0.8, 0.95, 1.0, 1.05, 1.2, 1.6])
@@ -69,17 +69,19 @@ def test_where_nothing_holds_and_where_everything_does_the_bracket_stays_open() 
         and everything.holds == max(tried)
         and not everything.is_precise
     )
-    assert search.next_load(1, [Probe(1, False)], whole=True) is None, (
+    assert search.next_load(1, [LoadProbe(1, False)], whole=True) is None, (
         "there is no load below one user"
     )
 
 
 def test_a_case_without_a_number_ends_the_search() -> None:
-    assert search.next_load(10.0, [Probe(10.0, True), Probe(12.5, None)]) is None
+    assert search.next_load(10.0, [LoadProbe(10.0, True), LoadProbe(12.5, None)]) is None
 
 
 def test_of_contradicting_cases_the_lower_failure_counts() -> None:
-    assert search.bracket([Probe(10, True), Probe(12, False), Probe(14, True)]) == (10, 12)
+    assert search.bracket_capacity(
+        [LoadProbe(10, True), LoadProbe(12, False), LoadProbe(14, True)]
+    ) == (10, 12)
 
 
 # --- SLO
@@ -111,7 +113,9 @@ def requests(
 def test_a_percentile_holds_when_it_was_seen_to_and_is_certain_when_95_percent_confidence_says_so(
     late: int, of: int, holds: bool, certain: bool
 ) -> None:
-    (kept,) = slo.kept(requests([0.1] * (of - late) + [2.0] * late), slo.parse("ttft_p99=1s"))
+    (kept,) = slo.judge_bounds(
+        requests([0.1] * (of - late) + [2.0] * late), slo.parse_slo("ttft_p99=1s")
+    )
     assert (kept.holds, kept.is_certain) == (holds, certain) and (kept.met, kept.of) == (
         of - late,
         of,
@@ -122,7 +126,9 @@ def test_a_percentile_holds_when_it_was_seen_to_and_is_certain_when_95_percent_c
 def test_the_confidence_is_what_it_says() -> None:
     """The interval contains the share that is true in at least 95 of 100 samples."""
     chance = np.random.default_rng(1)
-    intervals = [slo.interval(int(met), 1000) for met in chance.binomial(1000, 0.99, 4000)]
+    intervals = [
+        slo.attainment_interval(int(met), 1000) for met in chance.binomial(1000, 0.99, 4000)
+    ]
     assert 0.95 <= np.mean([low <= 0.99 <= high for low, high in intervals]) < 0.99
 
 
@@ -133,8 +139,8 @@ def test_the_confidence_is_what_it_says() -> None:
 def test_a_percentile_that_the_sample_cannot_carry_proves_nothing_but_a_certain_failure(
     late: int, of: int, holds: bool | None
 ) -> None:
-    case = search.Measured(10.0, 1, requests([0.1] * (of - late) + [2.0] * late), True, "")
-    found = search.probe(case, slo.parse("ttft_p99=1s"))
+    case = search.MeasuredCase(10.0, 1, requests([0.1] * (of - late) + [2.0] * late), True, "")
+    found = search.judge_probe(case, slo.parse_slo("ttft_p99=1s"))
     assert found.holds is holds and (
         holds is not None
         or f"n too small: {of} requests for TTFT P99 ≤ 1000 ms, 299 are needed" in found.why
@@ -142,34 +148,40 @@ def test_a_percentile_that_the_sample_cannot_carry_proves_nothing_but_a_certain_
 
 
 def test_answers_that_have_no_such_latency_prove_nothing() -> None:
-    case = search.Measured(10.0, 1, requests([0.1] * 500), True, "")
-    assert search.probe(case, slo.parse("tpot_p99=1s")).holds is None, "answers of one token"
-    assert search.probe(case, slo.parse("ttft_p99=1s,tpot_p99=1s")).holds is True
+    case = search.MeasuredCase(10.0, 1, requests([0.1] * 500), True, "")
+    assert search.judge_probe(case, slo.parse_slo("tpot_p99=1s")).holds is None, (
+        "answers of one token"
+    )
+    assert search.judge_probe(case, slo.parse_slo("ttft_p99=1s,tpot_p99=1s")).holds is True
 
 
 def test_what_is_certain_is_a_wider_range_than_what_was_seen() -> None:
-    def probe(load: float, late: int) -> Probe:
+    def probe(load: float, late: int) -> LoadProbe:
         kept = tuple(
-            slo.kept(requests([0.1] * (1000 - late) + [2.0] * late), slo.parse("ttft_p99=1s"))
+            slo.judge_bounds(
+                requests([0.1] * (1000 - late) + [2.0] * late), slo.parse_slo("ttft_p99=1s")
+            )
         )
-        return Probe(load, all(each.holds for each in kept), kept=kept)
+        return LoadProbe(load, all(each.holds for each in kept), kept=kept)
 
     probes = [probe(10, 0), probe(11, 9), probe(12, 11), probe(13, 40)]
-    assert search.bracket(probes) == (11, 12) and search.bracket(probes, certain=True) == (10, 13)
+    assert search.bracket_capacity(probes) == (11, 12) and search.bracket_capacity(
+        probes, certain=True
+    ) == (10, 13)
 
 
 def test_failures_miss_the_bounds_and_have_no_tpot() -> None:
     frame = requests(
         [0.1] * 500 + [math.nan] * 10, [False] * 500 + [True] * 10, [0.01] * 500 + [math.nan] * 10
     )
-    ttft, tpot, errors = slo.kept(frame, slo.parse("ttft=1s,tpot=20ms,errors=1%"))
+    ttft, tpot, errors = slo.judge_bounds(frame, slo.parse_slo("ttft=1s,tpot=20ms,errors=1%"))
     assert (ttft.met, ttft.of, ttft.holds) == (500, 510, False) and math.isinf(ttft.seen)
     assert (tpot.met, tpot.of, tpot.holds) == (500, 500, True)
     assert (errors.met, errors.holds) == (500, False) and errors.seen == pytest.approx(10 / 510)
 
 
 def test_what_one_request_has_to_meet() -> None:
-    assert slo.each_request(slo.parse("ttft=1000ms, tpot_p95=0.1s,e2e=5s,errors=1%")) == {
+    assert slo.request_bounds(slo.parse_slo("ttft=1000ms, tpot_p95=0.1s,e2e=5s,errors=1%")) == {
         "ttft_s": 1.0,
         "tpot_s": 0.1,
         "e2e_s": 5.0,
@@ -177,14 +189,17 @@ def test_what_one_request_has_to_meet() -> None:
 
 
 def test_presets_and_what_cannot_be_read() -> None:
-    assert [str(bound) for bound in slo.parse("llama3.1-8b")] == [
+    assert [str(bound) for bound in slo.parse_slo("llama3.1-8b")] == [
         "TTFT P99 ≤ 2000 ms",
         "TPOT P99 ≤ 100 ms",
     ]
-    assert [str(bound) for bound in slo.parse("classic")] == ["E2E P99 ≤ 2000 ms", "errors ≤ 1%"]
+    assert [str(bound) for bound in slo.parse_slo("classic")] == [
+        "E2E P99 ≤ 2000 ms",
+        "errors ≤ 1%",
+    ]
     assert (
-        slo.requests_needed(slo.parse("ttft_p99=1s,e2e_p50=1s")) == 368
-        and slo.requests_needed(slo.parse("ttft_p95=1s")) == 72
+        slo.count_requests_needed(slo.parse_slo("ttft_p99=1s,e2e_p50=1s")) == 368
+        and slo.count_requests_needed(slo.parse_slo("ttft_p95=1s")) == 72
     )
     for text in (
         "",
@@ -198,9 +213,9 @@ def test_presets_and_what_cannot_be_read() -> None:
         "errors=1",
     ):
         with pytest.raises(InputError, match="ttft_p99=500ms"):
-            slo.parse(text)
+            slo.parse_slo(text)
     with pytest.raises(InputError, match="lower percentile"):
-        slo.requests_needed(slo.parse("ttft_p99.9999=1s"))
+        slo.count_requests_needed(slo.parse_slo("ttft_p99.9999=1s"))
 
 
 def test_a_queue_s_capacity_is_found() -> None:
@@ -213,7 +228,7 @@ def test_a_queue_s_capacity_is_found() -> None:
         steps = np.concatenate([[0.0], 0.05 - gaps[1:]]).cumsum()
         return steps - np.minimum.accumulate(np.minimum(steps, 0.0))
 
-    bounds = slo.parse("ttft_p99=500ms")
+    bounds = slo.parse_slo("ttft_p99=500ms")
     low, high = 5.0, 20.0
     for _ in range(12):
         middle = (low + high) / 2
@@ -227,7 +242,7 @@ def test_a_queue_s_capacity_is_found() -> None:
         chance = random.Random(seed)
 
         def holds(load: float, chance: random.Random = chance) -> bool:
-            return slo.kept(
+            return slo.judge_bounds(
                 requests(list(waits(load, 4000, chance.randrange(10**9)) + 0.05)), bounds
             )[0].holds
 
@@ -277,7 +292,7 @@ def write(folder: Path, *cases: tuple[str, float, float], **changes: Any) -> Pat
 
 
 def asked(folder: Path) -> Any:
-    (answer,) = search.questions(dataset.campaign(folder))
+    (answer,) = search.needed_cases(dataset.read_campaign(folder))
     return answer
 
 
@@ -308,7 +323,7 @@ def test_it_begins_at_saturation_goes_on_at_four_fifths_and_ends_between_what_ho
         ("steady", 33.0, 0.065),
     )
     assert asked(done) is None
-    (found,) = search.found(dataset.campaign(done))
+    (found,) = search.find_capacities(dataset.read_campaign(done))
     assert (found.capacity, found.at_capacity, found.is_precise) == ((32.0, 33.0), 2, True)
 
 
@@ -326,7 +341,7 @@ def test_an_unsteady_case_does_not_hold_and_one_without_a_number_ends_the_search
     tmp_path: Path,
 ) -> None:
     folder = write(tmp_path, ("steady", 32.0, 0.05), estimates={"steady": 32.0})
-    campaign = dataset.campaign(folder)
+    campaign = dataset.read_campaign(folder)
     place = campaign.folders[1]
     rows = synthetic_campaign.requests(384, 32.0, 0.01)
     for row in rows:  # ever later, and still within the bound
@@ -335,7 +350,7 @@ def test_an_unsteady_case_does_not_hold_and_one_without_a_number_ends_the_search
             row[name] += late
         row["token_s"] = [at + late for at in row["token_s"]]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), place / "requests.parquet")
-    (probe,) = search.probes(dataset.campaign(folder), "alpha", "simulated", "steady")
+    (probe,) = search.list_probes(dataset.read_campaign(folder), "alpha", "simulated", "steady")
     assert (
         probe.holds is False
         and "steadiness" in probe.why
@@ -346,7 +361,7 @@ def test_an_unsteady_case_does_not_hold_and_one_without_a_number_ends_the_search
         schema.read_json(place / "run.json")
         | {"status": "failed: load: the server ended by itself"},
     )
-    (probe,) = search.probes(dataset.campaign(folder), "alpha", "simulated", "steady")
+    (probe,) = search.list_probes(dataset.read_campaign(folder), "alpha", "simulated", "steady")
     assert (
         probe.holds is None
         and probe.why == "failed: load: the server ended by itself"
@@ -358,7 +373,7 @@ def test_the_report_says_what_holds_and_what_broke(tmp_path: Path) -> None:
     folder = write(
         tmp_path, ("steady", 32.0, 0.05), ("steady", 33.0, 0.065), estimates={"steady": 32.0}
     )
-    writer.write(folder)
+    writer.write_report(folder)
     page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
     for said in (
         "alpha (simulated) keeps TTFT P95 ≤ 60 ms up to 32.0 requests/s (not at 33.0)",

@@ -3,13 +3,14 @@
 import pytest
 
 from analysis import checks, metrics
-from analysis.case import Observed
+from analysis.case import CaseData
+from analysis.checks import load, responses, verdict
 from tests.helpers import synthetic_campaign
 from tests.studies import steadiness
 
 
-def failed(o: Observed) -> dict[str, str]:
-    return {c.name: c.severity for c in checks.check(o) if c.ok is False}
+def failed(o: CaseData) -> dict[str, str]:
+    return {c.name: c.severity for c in checks.run_checks(o) if c.ok is False}
 
 
 def test_a_clean_case_passes_everything(observe):
@@ -18,8 +19,8 @@ def test_a_clean_case_passes_everything(observe):
         observe(users=None, rate=40.0, counts=COUNTS | {"planned": 320}),
     ):
         assert failed(o) == {}
-        assert [c.name for c in checks.check(o) if c.ok is None] == []
-    assert {c.name for c in checks.check(observe())} | {"arrivals", "GPU clocks"} >= {
+        assert [c.name for c in checks.run_checks(o) if c.ok is None] == []
+    assert {c.name for c in checks.run_checks(observe())} | {"arrivals", "GPU clocks"} >= {
         "contract",
         "answers",
         "rows",
@@ -175,8 +176,8 @@ def gpu_samples(**changes):
 def test_a_check_fires_alone(observe, name, severity, case):
     o = observe(**case)
     assert failed(o) == {name: severity}
-    assert bool(checks.reasons(checks.check(o))) == (severity == "invalid")
-    for check in checks.check(o):
+    assert bool(verdict.failed_checks(checks.run_checks(o))) == (severity == "invalid")
+    for check in checks.run_checks(o):
         assert check.remedy and check.detail, check.name
 
 
@@ -206,7 +207,7 @@ def test_what_was_not_measured_is_neither_good_nor_bad(observe):
         engine="hf",
         data={"model": {"planted": False}},
     )
-    unknown = {c.name for c in checks.check(o) if c.ok is None}
+    unknown = {c.name for c in checks.run_checks(o) if c.ok is None}
     assert unknown >= {
         "answers",
         "token counts",
@@ -249,22 +250,27 @@ NEVER_SENT = rows_with(
     ],
 )
 def test_what_failed_may_have_been_answered_there(observe, rows, requests, tokens, ok):
-    assert checks.served(observe(rows, served={"requests": requests, "tokens": tokens})).ok == ok
+    assert (
+        responses.check_served(observe(rows, served={"requests": requests, "tokens": tokens})).ok
+        == ok
+    )
 
 
 def test_the_servers_own_view_where_it_is_partly_unknown(observe):
     o = observe(
         rows_with(lambda row: row.update(tokens=None), [7]), served={"requests": 400, "tokens": 1}
     )
-    assert checks.served(o).ok, "without usage only the requests can be held against each other"
+    assert responses.check_served(o).ok, (
+        "without usage only the requests can be held against each other"
+    )
     # llama.cpp gives no queue_ms; most servers give nothing
     for unknown in ({"queue_ms": None}, {"prompt_ms": None}):
-        check = checks.own_times(
+        check = load.check_own_times(
             observe(rows_with(lambda row, unknown=unknown: row.update(unknown), range(400)))
         )
         assert check.ok is (True if "queue_ms" in unknown else None), check
     few = rows_with(early, range(100, 103))  # 3 of the window's 320: less than 1%
-    assert checks.own_times(observe(few)).ok
+    assert load.check_own_times(observe(few)).ok
 
 
 def test_bursts_are_no_drift(observe):
@@ -284,7 +290,7 @@ def test_a_small_drift_is_none(observe):
 def test_a_demand_that_varies_by_plan_is_not_tested(observe):
     for scenario in ({"arrivals": "poisson", "profile": [[0, 1], [5, 4]]}, {"arrivals": "trace"}):
         o = observe(drifting(0.5), data={"scenarios": {"chat": scenario}})
-        assert checks.steady(o)[1:4] == (
+        assert load.check_steadiness(o)[1:4] == (
             None,
             "invalid",
             "not tested: the scenario's demand varies by plan",
@@ -293,8 +299,8 @@ def test_a_demand_that_varies_by_plan_is_not_tested(observe):
 
 def test_few_requests_are_tested_by_their_tokens_only(observe):
     rows = [row for i, row in enumerate(synthetic_campaign.requests()) if i % 80 == 0]
-    assert "TTFT" not in checks.steady(observe(rows)).detail
-    assert "TTFT" in checks.steady(observe(synthetic_campaign.requests()[::20])).detail
+    assert "TTFT" not in load.check_steadiness(observe(rows)).detail
+    assert "TTFT" in load.check_steadiness(observe(synthetic_campaign.requests()[::20])).detail
 
 
 @pytest.mark.parametrize(

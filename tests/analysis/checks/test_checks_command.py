@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis import __main__, checks, dataset
+from analysis import __main__, dataset
+from analysis.checks import verdict
 from tests.helpers import synthetic_campaign
 
 ROOT = Path(__file__).parents[3]
@@ -51,7 +52,7 @@ def test_every_case_has_a_number(tmp_path, capsys):
         assert len({check["name"] for check in case["checks"]}) == len(case["checks"]) > 15
         for check in case["checks"]:
             assert (
-                tuple(check) == checks.Check._fields
+                tuple(check) == verdict.Check._fields
                 and check["ok"] in (True, None)
                 and check["detail"]
                 and check["remedy"]
@@ -60,7 +61,7 @@ def test_every_case_has_a_number(tmp_path, capsys):
 
 def test_what_was_chosen_of_a_servers_options_makes_it_another(tmp_path, capsys):
     folder = sound(tmp_path / "campaign", options={"loop": "asyncio"})
-    assert list(dataset.campaign(folder).cases["server"]) == ["alpha", "beta loop=asyncio"]
+    assert list(dataset.read_campaign(folder).cases["server"]) == ["alpha", "beta loop=asyncio"]
     assert (
         said(capsys, folder, 0)[1]["case"]
         == synthetic_campaign.run(1, "beta", options={"loop": "asyncio"})["case"]
@@ -70,7 +71,7 @@ def test_what_was_chosen_of_a_servers_options_makes_it_another(tmp_path, capsys)
     synthetic_campaign.schema.write_json(
         folder / "cases" / "000-alpha-simulated-chat-r1" / "run.json", old
     )
-    assert next(iter(dataset.campaign(folder).cases["server"])) == "alpha"
+    assert next(iter(dataset.read_campaign(folder).cases["server"])) == "alpha"
 
 
 def test_a_warning_is_no_reason_and_a_failed_check_is_one(tmp_path, capsys):

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from analysis import checks, dataset
-from analysis.case import observe
-from analysis.checks import hidden_pauses
+from analysis import dataset
+from analysis.case import read_case
+from analysis.checks import hidden_pauses, load
 from tests.helpers import synthetic_campaign
 
 Request = tuple[int, float, list[float]]  # user, sent, arrival of each token
@@ -118,7 +118,7 @@ def long_tailed() -> Callable[[], float]:
     ],
 )
 def test_a_server_that_is_slow_by_nature_is_not_accused(observe, served):
-    check = checks.silent(observe(rows(served), **WINDOW))
+    check = load.check_hidden_pauses(observe(rows(served), **WINDOW))
     assert check is not None and check.ok is True, check
     assert "closed loop" not in check.detail
 
@@ -141,7 +141,7 @@ def test_a_server_that_is_slow_by_nature_is_not_accused(observe, served):
 )
 def test_a_server_that_stood_still(observe, served, seconds, waiting, would_wait):
     o = observe(rows(served), **WINDOW)
-    found, check = hidden_pauses.longest(o), checks.silent(o)
+    found, check = hidden_pauses.find_longest_pause(o), load.check_hidden_pauses(o)
     assert found.length_s == pytest.approx(seconds, abs=0.6) and found.waiting == waiting
     assert found.would_wait == pytest.approx(would_wait, rel=0.1)
     assert (check.ok, check.severity) == (False, "warning")
@@ -153,7 +153,7 @@ def test_a_server_that_stood_still(observe, served, seconds, waiting, would_wait
 
 
 def test_the_sentence(observe):
-    check = checks.silent(observe(rows(frozen(sharing(16), 30.0, 2.0)), **WINDOW))
+    check = load.check_hidden_pauses(observe(rows(frozen(sharing(16), 30.0, 2.0)), **WINDOW))
     assert (
         check.detail
         == "nothing arrived for 2.0 s while 16 requests waited, 20 s after the window opened: users"
@@ -164,7 +164,7 @@ def test_the_sentence(observe):
 
 def test_an_open_loop_is_not_asked(observe):
     assert (
-        checks.silent(
+        load.check_hidden_pauses(
             observe(rows(frozen(sharing(16), 30.0, 2.0)), users=None, rate=80.0, **WINDOW)
         )
         is None
@@ -181,16 +181,16 @@ def test_a_refusal_is_no_silence_and_a_timeout_is_one(observe):
         for row in failed:
             synthetic_campaign.fail(row)
             row |= {"done_s": row["sent_s"] + 0.1, "http_status": http_status}
-        assert checks.silent(observe(frozen_rows + failed, **WINDOW)).ok is ok
+        assert load.check_hidden_pauses(observe(frozen_rows + failed, **WINDOW)).ok is ok
 
 
 def test_without_tokens_nothing_is_known(observe):
-    assert checks.silent(observe([], **WINDOW)).ok is None
-    assert checks.silent(observe(synthetic_campaign.requests()[:1], **WINDOW)).ok is None
+    assert load.check_hidden_pauses(observe([], **WINDOW)).ok is None
+    assert load.check_hidden_pauses(observe(synthetic_campaign.requests()[:1], **WINDOW)).ok is None
 
 
 def test_nobody_of_the_reference_campaign_is_accused():
-    campaign = dataset.campaign(REFERENCE)
+    campaign = dataset.read_campaign(REFERENCE)
     for index in campaign.cases["index"]:
-        check = checks.silent(observe(campaign, index))
+        check = load.check_hidden_pauses(read_case(campaign, index))
         assert check is not None and check.ok is True, check

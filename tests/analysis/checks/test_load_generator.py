@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from analysis import checks
-from analysis.case import Observed
-from analysis.checks import load_generator
+from analysis.case import CaseData
+from analysis.checks import load, load_generator
 from tests.helpers import synthetic_campaign
 
 CLEAN = synthetic_campaign.calibration()
@@ -36,7 +35,7 @@ def worker(**shares: float | None) -> dict[str, Any]:
 
 @pytest.fixture
 def case(observe: Any) -> Any:
-    def make(calibration: dict[str, Any] | None = CLEAN, **written: Any) -> Observed:
+    def make(calibration: dict[str, Any] | None = CLEAN, **written: Any) -> CaseData:
         o = observe(**written)
         o.campaign["calibration"] = calibration
         return o
@@ -91,12 +90,15 @@ def test_percentiles_that_the_sample_cannot_carry_are_left_out(case):
 def test_the_floor_is_that_of_the_same_kind_of_load(case):
     both = synthetic_campaign.calibration(8, 40.0)
     both["open"] = both["open"] | {"stamp_error_p99_s": 0.02}
-    assert load_generator.floor_of(case(both))["stamp_error_p99_s"] == 11e-6
-    assert load_generator.floor_of(case(both, users=None, rate=40.0))["stamp_error_p99_s"] == 0.02
+    assert load_generator.noise_floor_of(case(both))["stamp_error_p99_s"] == 11e-6
     assert (
-        load_generator.floor_of(case(users=None, rate=40.0))
+        load_generator.noise_floor_of(case(both, users=None, rate=40.0))["stamp_error_p99_s"]
+        == 0.02
+    )
+    assert (
+        load_generator.noise_floor_of(case(users=None, rate=40.0))
         == {}
-        == load_generator.floor_of(case(None))
+        == load_generator.noise_floor_of(case(None))
     )
 
 
@@ -154,7 +156,7 @@ def limited(sustained: int, kept_up: bool) -> dict[str, Any]:
     ],
 )
 def test_each_reason_both_ways(case, reason, bad, good):
-    bad, good = checks.client_error(case(**bad)), checks.client_error(case(**good))
+    bad, good = load.check_client_error(case(**bad)), load.check_client_error(case(**good))
     assert (
         (bad.ok, bad.severity) == (False, "invalid")
         and bad.detail.startswith("client-bound: no number: ")
@@ -164,12 +166,12 @@ def test_each_reason_both_ways(case, reason, bad, good):
 
 
 def test_the_check_names_the_worst_and_says_if_nothing_was_calibrated(case):
-    assert checks.client_error(case(rows=rows(0.002))).detail.startswith("at most 4.0% (TTFT P")
+    assert load.check_client_error(case(rows=rows(0.002))).detail.startswith("at most 4.0% (TTFT P")
     assert (
-        checks.client_error(case(None)).detail
+        load.check_client_error(case(None)).detail
         == "at most 0.0% (TTFT P50), but the load generator was not calibrated"
     )
-    assert checks.client_error(case(rows=synthetic_campaign.requests()[:84]))[1:4] == (
+    assert load.check_client_error(case(rows=synthetic_campaign.requests()[:84]))[1:4] == (
         None,
         "invalid",
         "too few requests",
@@ -177,9 +179,9 @@ def test_the_check_names_the_worst_and_says_if_nothing_was_calibrated(case):
 
 
 def test_of_a_worker_that_could_not_say_nothing_is_known(case):
-    assert load_generator.starved(case()) is None
+    assert load_generator.starved_share(case()) is None
     assert (
-        load_generator.starved(
+        load_generator.starved_share(
             case(load_workers=[worker(waited_share=None), worker(waited_share=0.3)])
         )
         == 0.3
@@ -217,22 +219,22 @@ def test_what_came_while_the_load_generator_stood_still_is_doubted(case):
         for at in row["token_s"][1:]
     )
     assert len(reported) - len(certain) == together > 100
-    check = checks.client_error(o)
+    check = load.check_client_error(o)
     assert check.ok is False and check.detail.endswith(
         "(in the window it stood still 2 times, for 0.3 s at most)"
     ), check.detail
 
 
 def test_a_stall_does_not_matter_where_each_token_has_a_stamp_of_its_own(case):
-    assert checks.client_error(case(rows=unread(merged=False), load_workers=STALLS)).ok is True
+    assert load.check_client_error(case(rows=unread(merged=False), load_workers=STALLS)).ok is True
     assert (
-        checks.client_error(
+        load.check_client_error(
             case(rows=unread(), load_workers=[worker(), worker() | {"worker": 1}])
         ).ok
         is True
     ), "an older campaign"
     assert (
-        checks.client_error(case(rows=unread(), load_workers=[worker(stalls=[[1.0, 1.3]])])).ok
+        load.check_client_error(case(rows=unread(), load_workers=[worker(stalls=[[1.0, 1.3]])])).ok
         is True
     ), "not in that stall"
     for lag_s, doubted in ((0.001, 0), (0.0, 40 * 0.3 * 10)):

@@ -26,7 +26,7 @@ from tests.helpers import synthetic_campaign
     ],
 )
 def test_verdicts(a, b, metric, verdict):
-    found = compare.change(metric, a, b)
+    found = compare.measure_change(metric, a, b)
     assert found.verdict == verdict
     assert np.isnan(found.ratio) or found.ratio == pytest.approx(
         np.exp(np.log(b).mean() - np.log(a).mean())
@@ -37,7 +37,7 @@ def test_equal_pairs_are_called_different_no_more_often_than_promised():
     rng = np.random.default_rng(1)
     pairs = rng.lognormal(0, 0.1, (1000, 2, 3))
     different = sum(
-        compare.change("ttft_p50_s", a, b).verdict in ("faster", "slower") for a, b in pairs
+        compare.measure_change("ttft_p50_s", a, b).verdict in ("faster", "slower") for a, b in pairs
     )
     assert different / 1000 < 0.07
 
@@ -144,8 +144,8 @@ def test_a_little_less_memory_is_the_same_machine(tmp_path):
         synthetic_campaign.campaign(tmp_path / name, **manifest(**size))
         for name, size in zip("ab", sizes, strict=True)
     ]
-    found = compare.differences(
-        *(summary.summarise(dataset.campaign(folder)) for folder in folders)
+    found = compare.list_differences(
+        *(summary.summarise(dataset.read_campaign(folder)) for folder in folders)
     )
     assert found == []
 

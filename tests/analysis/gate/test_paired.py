@@ -18,7 +18,7 @@ from analysis import dataset, stats
 from analysis import next_cases as asked
 from analysis.dataset import InputError
 from analysis.gate import paired, verdicts
-from analysis.gate.verdicts import EXIT, System
+from analysis.gate.verdicts import EXIT_CODES, GatedSystem
 from analysis.metrics import METRICS
 from tests.helpers import synthetic_campaign
 
@@ -28,7 +28,7 @@ from tests.helpers import synthetic_campaign
 @pytest.mark.parametrize("n", [2, 5, 10, 15])
 def test_paired_differences_are_judged_as_scipy_does(n: int) -> None:
     d = np.random.default_rng(n).normal(0.02, 0.03, n)
-    found, theirs = stats.paired(d, 0.022), scipy.stats.ttest_1samp(d, 0)
+    found, theirs = stats.paired_test(d, 0.022), scipy.stats.ttest_1samp(d, 0)
     interval = theirs.confidence_interval(0.978)
     assert (found.mean, found.low, found.high, found.p) == pytest.approx(
         (d.mean(), interval.low, interval.high, theirs.pvalue)
@@ -41,20 +41,22 @@ def test_signs_are_flipped_in_every_way(n: int) -> None:
     flips = np.array(
         [abs((d * [1 if bits >> i & 1 else -1 for i in range(n)]).mean()) for bits in range(2**n)]
     )
-    assert stats.sign_flip(d) == pytest.approx(np.mean(flips >= abs(d.mean()) - 1e-12))
-    assert stats.sign_flip(np.full(n, 0.1)) == pytest.approx(2 / 2**n)
+    assert stats.sign_flip_test(d) == pytest.approx(np.mean(flips >= abs(d.mean()) - 1e-12))
+    assert stats.sign_flip_test(np.full(n, 0.1)) == pytest.approx(2 / 2**n)
 
 
 def test_differences_that_do_not_vary_are_certain() -> None:
-    assert stats.paired([0.0, 0.0, 0.0]).p == 1.0 and stats.paired([0.5, 0.5, 0.5]).p == 0.0
-    assert stats.paired([0.5, 0.5])[:3] == pytest.approx((0.5, 0.5, 0.5))
+    assert (
+        stats.paired_test([0.0, 0.0, 0.0]).p == 1.0 and stats.paired_test([0.5, 0.5, 0.5]).p == 0.0
+    )
+    assert stats.paired_test([0.5, 0.5])[:3] == pytest.approx((0.5, 0.5, 0.5))
 
 
 def test_holm_adjusts_as_published() -> None:
     # R: p.adjust(..., "holm")
-    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert stats.holm([0.01], of=4) == pytest.approx([0.04]) and stats.holm([]) == []
-    assert stats.holm([0.5, 0.9]) == [1.0, 1.0]
+    assert stats.holm_adjust([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert stats.holm_adjust([0.01], of=4) == pytest.approx([0.04]) and stats.holm_adjust([]) == []
+    assert stats.holm_adjust([0.5, 0.9]) == [1.0, 1.0]
 
 
 # --- simulated decisions
@@ -62,7 +64,7 @@ def test_holm_adjusts_as_published() -> None:
 
 def decision(
     random: np.random.Generator, slower: float, noise: float, systems: int = 1, drift: float = 0.0
-) -> list[System]:
+) -> list[GatedSystem]:
     """One gate: `noise` is the standard deviation of a run's logarithm, `slower` head's true
     difference, `drift` the machine's from the first run to the last; throughput is as much lower as
     latencies are higher.
@@ -88,14 +90,14 @@ def decision(
         values = pd.DataFrame(
             rows, columns=pd.MultiIndex.from_product([paired.SIDES, METRICS]), dtype="float64"
         )
-        found.append(paired.Repetitions(System("it"), values, pd.DataFrame()))
-    paired.decide(found, verdicts.rules())
+        found.append(paired.Repetitions(GatedSystem("it"), values, pd.DataFrame()))
+    paired.decide_verdicts(found, verdicts.parse_rules())
     return [each.system for each in found]
 
 
 def rates(n: int, **conditions: Any) -> dict[str, float]:
     said = [decision(np.random.default_rng(seed), **conditions)[0].verdict for seed in range(n)]
-    return {verdict: said.count(verdict) / n for verdict in EXIT}
+    return {verdict: said.count(verdict) / n for verdict in EXIT_CODES}
 
 
 @pytest.mark.parametrize("noise", [0.002, 0.02, 0.08])
@@ -215,8 +217,8 @@ def test_too_few_repetitions_ask_for_more_and_are_inconclusive(
 
 
 def test_a_p99_of_few_requests_is_not_judged(tmp_path: Path) -> None:
-    found = paired.of_campaign(
-        dataset.campaign(
+    found = paired.judge_campaign(
+        dataset.read_campaign(
             synthetic_campaign.gate(tmp_path / "g", [dict.fromkeys(paired.SIDES, 0.01)] * 5)
         )
     )
@@ -268,15 +270,15 @@ def test_a_run_that_the_load_generator_spoiled_is_set_aside_and_replaced(tmp_pat
 
         return change
 
-    found = paired.of_campaign(
-        dataset.campaign(synthetic_campaign.gate(tmp_path / "g", steady(6), late({2})))
+    found = paired.judge_campaign(
+        dataset.read_campaign(synthetic_campaign.gate(tmp_path / "g", steady(6), late({2})))
     )
     (system,) = found.systems
     assert (found.verdict, system.repetitions) == ("PASS", 5) and system.set_aside[0].startswith(
         "control: send lag"
     )
-    many = paired.of_campaign(
-        dataset.campaign(
+    many = paired.judge_campaign(
+        dataset.read_campaign(
             synthetic_campaign.gate(tmp_path / "h", steady(6), late({1, 2, 3, 4, 5, 6}))
         )
     )
@@ -299,8 +301,8 @@ def test_head_that_is_never_steady_where_base_is_has_regressed(
                 "token_s": [t + later for t in row["token_s"]]
             }
 
-    found = paired.of_campaign(
-        dataset.campaign(synthetic_campaign.gate(tmp_path / "g", steady(6), slower_and_slower))
+    found = paired.judge_campaign(
+        dataset.read_campaign(synthetic_campaign.gate(tmp_path / "g", steady(6), slower_and_slower))
     )
     (system,) = found.systems
     assert (
@@ -316,8 +318,8 @@ def test_head_that_is_never_steady_where_base_is_has_regressed(
 
 
 def test_control_that_differs_from_base_makes_it_invalid(tmp_path: Path) -> None:
-    found = paired.of_campaign(
-        dataset.campaign(synthetic_campaign.gate(tmp_path / "g", steady(5, 1.0, control=1.3)))
+    found = paired.judge_campaign(
+        dataset.read_campaign(synthetic_campaign.gate(tmp_path / "g", steady(5, 1.0, control=1.3)))
     )
     assert found.verdict == "INVALID" and "equal code differed by" in found.systems[0].faults[0]
 
@@ -329,8 +331,8 @@ def test_head_that_fails_more_requests_has_regressed(tmp_path: Path) -> None:
                 synthetic_campaign.fail(row)
             run["served"] = synthetic_campaign.served(rows)
 
-    found = paired.of_campaign(
-        dataset.campaign(synthetic_campaign.gate(tmp_path / "g", steady(5), failing))
+    found = paired.judge_campaign(
+        dataset.read_campaign(synthetic_campaign.gate(tmp_path / "g", steady(5), failing))
     )
     by = {row.metric: row for row in found.systems[0].rows}
     assert by["error_share"].verdict == "REGRESSED" and found.verdict == "REGRESSED"
@@ -339,7 +341,10 @@ def test_head_that_fails_more_requests_has_regressed(tmp_path: Path) -> None:
 def test_the_slo_s_attainment_is_judged_if_asked(tmp_path: Path) -> None:
     # base takes 30 ms, head 30.6
     folder = synthetic_campaign.gate(tmp_path / "g", steady(5, 1.02), slo="e2e=30.3ms")
-    by = {row.metric: row for row in paired.of_campaign(dataset.campaign(folder)).systems[0].rows}
+    by = {
+        row.metric: row
+        for row in paired.judge_campaign(dataset.read_campaign(folder)).systems[0].rows
+    }
     assert by["e2e_p50_s"].verdict == "PASS" and by["slo_attainment"].verdict == "REGRESSED"
     assert by["slo_attainment"].base > 0.8 and by["slo_attainment"].head < 0.2
 
@@ -350,8 +355,8 @@ def test_what_is_outside_of_the_window_is_named_and_not_judged(tmp_path: Path) -
             1 + run["case"]["repetition"] / 100
         )
 
-    found = paired.of_campaign(
-        dataset.campaign(synthetic_campaign.gate(tmp_path / "g", steady(5), slow_start))
+    found = paired.judge_campaign(
+        dataset.read_campaign(synthetic_campaign.gate(tmp_path / "g", steady(5), slow_start))
     )
     assert found.verdict == "PASS" and len(found.notes) == 1, found.notes
     assert "head takes 4.12 s to start, base 1.54 s" in found.notes[0]
@@ -365,16 +370,16 @@ def test_a_head_that_is_slower_in_its_first_seconds_is_named_and_not_judged(tmp_
                     "token_s": [t + 0.03 for t in row["token_s"]]
                 }
 
-    found = paired.of_campaign(
-        dataset.campaign(synthetic_campaign.gate(tmp_path / "g", steady(5), cold))
+    found = paired.judge_campaign(
+        dataset.read_campaign(synthetic_campaign.gate(tmp_path / "g", steady(5), cold))
     )
     assert found.verdict == "PASS" and len(found.notes) == 1, found.notes
     assert (
         "head needs 2.00 times as long for a request during the warm-up as later, base 1.00 times"
         in found.notes[0]
     )
-    slower = paired.of_campaign(
-        dataset.campaign(synthetic_campaign.gate(tmp_path / "h", steady(5, 1.5)))
+    slower = paired.judge_campaign(
+        dataset.read_campaign(synthetic_campaign.gate(tmp_path / "h", steady(5, 1.5)))
     )
     # slower always is not slower at the beginning
     assert slower.verdict == "REGRESSED" and not slower.notes
@@ -382,8 +387,8 @@ def test_a_head_that_is_slower_in_its_first_seconds_is_named_and_not_judged(tmp_
 
 def test_of_busy_processes_that_were_named_the_busiest_is_shown(tmp_path: Path) -> None:
     busy = {4: 0.9, 5: 1.6, 9: 1.1}  # of 4 cores; more than 15% of them is named
-    found = paired.of_campaign(
-        dataset.campaign(synthetic_campaign.gate(tmp_path / "g", steady(5), other_cores=busy))
+    found = paired.judge_campaign(
+        dataset.read_campaign(synthetic_campaign.gate(tmp_path / "g", steady(5), other_cores=busy))
     )
     assert found.notes == [
         "other processes: in 3 of 15 runs, most in case 5: other processes used 40% of 4 cores"
@@ -398,7 +403,9 @@ def test_a_drift_is_named(tmp_path: Path) -> None:
         }
         for repetition in range(5)
     ]
-    found = paired.of_campaign(dataset.campaign(synthetic_campaign.gate(tmp_path / "g", steps)))
+    found = paired.judge_campaign(
+        dataset.read_campaign(synthetic_campaign.gate(tmp_path / "g", steps))
+    )
     assert found.verdict == "PASS" and any("the machine drifted" in note for note in found.notes), (
         found
     )
@@ -423,11 +430,11 @@ def test_bad_options_are_one_sentence(
 
 
 def test_tolerances_are_shares_or_percent() -> None:
-    assert verdicts.rules(
+    assert verdicts.parse_rules(
         "e2e_p50_s,tpot_p50_s", ["e2e_p50_s=20%", "tpot_p50_s=0.1"]
     ).tolerances == {"e2e_p50_s": 0.2, "tpot_p50_s": 0.1}
     with pytest.raises(InputError):
-        verdicts.rules("", ["e2e_p50_s=200%"])
+        verdicts.parse_rules("", ["e2e_p50_s=200%"])
 
 
 # --- two campaigns, baselines

@@ -12,7 +12,7 @@ from tests.helpers import synthetic_campaign
 
 
 def test_a_regular_load(observe):
-    values = metrics.measure(observe())
+    values = metrics.measure_case(observe())
     # 40 requests/s of 11 tokens in a window of 8 s: 320 of them, and each arrives in the window 8 s
     # long.
     expected = {
@@ -70,7 +70,7 @@ def test_a_regular_load(observe):
 
 
 def test_gpu(observe):
-    values = metrics.measure(observe(samples=synthetic_campaign.telemetry(gpus=2)))
+    values = metrics.measure_case(observe(samples=synthetic_campaign.telemetry(gpus=2)))
     assert values["gpu_utilization_percent"] == 80
     assert values["gpu_memory_bytes"] == 4 * synthetic_campaign.GIB
     assert values["gpu_power_w"] == 600
@@ -128,7 +128,7 @@ def test_failures_are_infinite_in_ttft_and_e2e_and_stand_beside(observe):
     rows = synthetic_campaign.requests()
     for i in range(100, 116):  # 16 of the 320: 5%
         synthetic_campaign.fail(rows[i])
-    values = metrics.measure(observe(rows))
+    values = metrics.measure_case(observe(rows))
     assert values["error_share"] == 0.05
     assert values["e2e_p99_s"] == math.inf and values["ttft_p99_s"] == math.inf
     # rank 304 of 320 is the last that did not fail
@@ -152,7 +152,7 @@ def test_queueing_in_the_client_is_waiting(observe):
     rows = synthetic_campaign.requests()
     for row in rows:
         row["scheduled_s"] -= 0.5
-    values = metrics.measure(observe(rows))
+    values = metrics.measure_case(observe(rows))
     assert values["ttft_p50_s"] == pytest.approx(0.55)
     assert values["e2e_p50_s"] == pytest.approx(0.65)
     assert values["send_lag_p50_s"] == pytest.approx(0.5)
@@ -173,12 +173,12 @@ def test_goodput_needs_every_bound_and_a_right_answer(observe):
 
 
 def test_too_small_a_sample_has_no_percentile(observe):
-    assert [stats.needed(p) for p in (50, 95, 99)] == [5, 59, 299]
+    assert [stats.values_needed(p) for p in (50, 95, 99)] == [5, 59, 299]
     rows = synthetic_campaign.requests()
-    values = metrics.measure(observe(rows[: 80 + 298]))
+    values = metrics.measure_case(observe(rows[: 80 + 298]))
     assert values["requests_scheduled"] == 298
     assert math.isnan(values["ttft_p99_s"]) and values["ttft_p95_s"] == pytest.approx(0.05)
-    assert not math.isnan(metrics.measure(observe(rows[: 80 + 299]))["ttft_p99_s"])
+    assert not math.isnan(metrics.measure_case(observe(rows[: 80 + 299]))["ttft_p99_s"])
 
 
 def test_percentiles_are_observed_values():
@@ -191,7 +191,9 @@ def test_percentiles_are_observed_values():
 
 @pytest.mark.parametrize("rows", [[], None])
 def test_no_window_no_rows_no_telemetry(observe, rows):
-    values = metrics.measure(observe(rows, samples=[], window=None, startup_s=None, counts=None))
+    values = metrics.measure_case(
+        observe(rows, samples=[], window=None, startup_s=None, counts=None)
+    )
     known = {
         name: value
         for name, value in values.items()
@@ -201,47 +203,50 @@ def test_no_window_no_rows_no_telemetry(observe, rows):
 
 
 def test_lines_of_a_killed_case_equal_its_parquet(observe):
-    whole, killed = metrics.measure(observe()), metrics.measure(observe(lines=True))
+    whole, killed = metrics.measure_case(observe()), metrics.measure_case(observe(lines=True))
     assert killed == pytest.approx(whole, nan_ok=True)
 
 
 def test_estimate_is_students_interval():
     values = [10.0, 12.0, 17.0]
-    e = stats.estimate([*values, math.nan])
+    e = stats.estimate_mean([*values, math.nan])
     low, high = scipy.stats.t.interval(0.95, 2, loc=np.mean(values), scale=scipy.stats.sem(values))
     assert (e.mean, e.runs) == (13, 3)
     assert e.interval == pytest.approx((low, high))
-    assert stats.estimate([10.0]).runs == 1 and math.isnan(stats.estimate([10.0]).half)
-    assert stats.estimate([1.0, math.inf]).mean == math.inf
-    assert stats.estimate([]).runs == 0
+    assert stats.estimate_mean([10.0]).runs == 1 and math.isnan(stats.estimate_mean([10.0]).half)
+    assert stats.estimate_mean([1.0, math.inf]).mean == math.inf
+    assert stats.estimate_mean([]).runs == 0
 
 
 def test_trend():
     times, values = [0.0, 1.0, 3.0, 4.0, 6.0], [5.0, 6.0, 5.5, 8.0, 7.0]
     expected = scipy.stats.linregress(times, values)
-    assert stats.trend(times, values, 6.0) == pytest.approx(
+    assert stats.trend_test(times, values, 6.0) == pytest.approx(
         (expected.slope * 6.0 / 6.3, expected.pvalue)
     )
-    assert stats.trend([1, 2, 3], [4, 4, 4], 2.0) == (0, 1)
-    assert stats.trend([1, 2, 3], [1, 2, 3], 2.0) == (1, 0)
+    assert stats.trend_test([1, 2, 3], [4, 4, 4], 2.0) == (0, 1)
+    assert stats.trend_test([1, 2, 3], [1, 2, 3], 2.0) == (1, 0)
 
 
 def test_welch():
     a, b = [10.0, 12.0, 17.0, 11.0], [20.0, 29.0, 22.0]
     expected = scipy.stats.ttest_ind(a, b, equal_var=False)
-    assert stats.welch(a, b)[1:4] == pytest.approx(
+    assert stats.welch_test(a, b)[1:4] == pytest.approx(
         (*expected.confidence_interval(0.95), expected.pvalue)
     )
-    assert stats.welch([1.0, 1.0], [1.0, 1.0]).p == 1 and stats.welch([1.0, 1.0], [2.0, 2.0]).p == 0
+    assert (
+        stats.welch_test([1.0, 1.0], [1.0, 1.0]).p == 1
+        and stats.welch_test([1.0, 1.0], [2.0, 2.0]).p == 0
+    )
 
 
 def test_ratio():
-    point, low, high = stats.ratio([20.0, 22.0], [10.0, 11.0])
+    point, low, high = stats.mean_ratio([20.0, 22.0], [10.0, 11.0])
     assert point == pytest.approx(2) and low < 2 < high
-    assert stats.ratio([20.0], [10.0])[0] == pytest.approx(2) and math.isnan(
-        stats.ratio([20.0], [10.0])[1]
+    assert stats.mean_ratio([20.0], [10.0])[0] == pytest.approx(2) and math.isnan(
+        stats.mean_ratio([20.0], [10.0])[1]
     )
-    assert math.isnan(stats.ratio([20.0], [0.0])[0])
+    assert math.isnan(stats.mean_ratio([20.0], [0.0])[0])
 
 
 def test_every_metric_says_what_it_is():
@@ -255,7 +260,7 @@ def test_every_metric_says_what_it_is():
 
 
 def test_the_server_over_time_beside_the_client(observe):
-    frame = summary.timeline(observe(said=synthetic_campaign.server_metrics()))
+    frame = summary.timeline_frame(observe(said=synthetic_campaign.server_metrics()))
     middle = frame[(frame["time_s"] > 0) & (frame["time_s"] < 7)]
     assert middle["in_flight"].between(5, 7).all()  # 40 a second, 0.15 s each
     assert set(middle["server_running"].dropna()) == {3.0} and set(
@@ -264,7 +269,9 @@ def test_the_server_over_time_beside_the_client(observe):
     assert middle["server_running"].isna().sum() == 1  # the scrape that brought nothing
     # not asked; killed while it ran
     for o in (observe(), observe(lines=True, said=synthetic_campaign.server_metrics())):
-        assert len(o.server_metrics) == 0 and summary.timeline(o)["server_running"].isna().all()
+        assert (
+            len(o.server_metrics) == 0 and summary.timeline_frame(o)["server_running"].isna().all()
+        )
     vllm = [
         row | {"name": row["name"] and row["name"].replace("serveoff_", "vllm:num_")}
         for row in synthetic_campaign.server_metrics(running=9.0)
@@ -272,7 +279,7 @@ def test_the_server_over_time_beside_the_client(observe):
     assert set(
         observe(said=vllm).served("serveoff_requests_running", "vllm:num_requests_running")
     ) == {9.0}
-    both = summary.timeline(observe(said=[*synthetic_campaign.server_metrics(), *vllm]))[
+    both = summary.timeline_frame(observe(said=[*synthetic_campaign.server_metrics(), *vllm]))[
         "server_running"
     ].dropna()
     assert set(both) == {9.0}, "ours counts what vLLM lets wait as running"
@@ -363,4 +370,7 @@ def test_event_loop_lag_is_the_buckets_bound_in_which_p99_lies(observe):
 
 def test_sums_of_arrays():
     arrays = pd.Series([np.array([]), np.array([1.0, 2.0]), np.array([3.0]), np.array([])])
-    assert list(metrics.sums(arrays)) == [0, 3, 3, 0] and list(metrics.sums(arrays[:0])) == []
+    assert (
+        list(metrics.sum_arrays(arrays)) == [0, 3, 3, 0]
+        and list(metrics.sum_arrays(arrays[:0])) == []
+    )

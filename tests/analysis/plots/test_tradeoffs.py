@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from analysis import dataset, summary
-from analysis.plots import figures, tradeoffs
+from analysis.plots import figures, style, tradeoffs
 from analysis.report.writer import HEADLINE
 from tests.helpers import synthetic_campaign
 from tests.studies import report_benchmark
@@ -22,8 +22,8 @@ def many(tmp_path_factory):
     folder = report_benchmark.campaign(
         tmp_path_factory.mktemp("results") / "many", 2000, 4, loads=(16, 4)
     )
-    found = summary.summarise(dataset.campaign(folder))
-    return found, summary.comparisons(found)
+    found = summary.summarise(dataset.read_campaign(folder))
+    return found, summary.build_comparisons(found)
 
 
 def test_a_sweep_has_its_loads_in_order(many):
@@ -31,7 +31,7 @@ def test_a_sweep_has_its_loads_in_order(many):
     assert [c.title for c in comparisons] == ["chat, 16 users", "chat, 4 users"], (
         "in the order of the plan"
     )
-    (sweep,) = summary.sweeps(comparisons)
+    (sweep,) = summary.build_sweeps(comparisons)
     own = sweep.points[sweep.points["server"] == "architecture_00"]
     assert list(own["users"]) == [4, 16] and own["output_tokens_per_s"].is_monotonic_increasing
     first = found.table[
@@ -41,8 +41,8 @@ def test_a_sweep_has_its_loads_in_order(many):
 
 
 def test_the_curve_has_a_named_line_a_server_and_one_percentile(many):
-    (sweep,) = summary.sweeps(many[1])
-    picture = tradeoffs.curve(sweep, "e2e")
+    (sweep,) = summary.build_sweeps(many[1])
+    picture = tradeoffs.draw_curve(sweep, "e2e")
     (axes,) = picture.figure.axes
     percentile = axes.get_ylabel().removesuffix(", ms (log)")
     assert percentile in ("E2E P99", "E2E P95", "E2E P50")
@@ -63,10 +63,10 @@ def test_the_curve_has_a_named_line_a_server_and_one_percentile(many):
 def test_a_scenario_with_one_load_has_no_curve(tmp_path):
     from analysis.report import writer
 
-    found = writer.write(
+    found = writer.write_report(
         report_benchmark.campaign(tmp_path / "one", 2000, 4, servers=2, loads=(4,))
     )
-    several = writer.write(
+    several = writer.write_report(
         report_benchmark.campaign(tmp_path / "two", 2000, 4, servers=2, loads=(1, 4))
     )
     one, two = (
@@ -84,7 +84,7 @@ def test_a_scenario_with_one_load_has_no_curve(tmp_path):
 
 def test_frontier():
     x, y = pd.Series([1.0, 2.0, 3.0, 2.0, math.nan, 3.0]), pd.Series([3.0, 2.0, 1.0, 1.0, 9.0, 1.0])
-    assert list(tradeoffs.frontier(x, y)) == [True, True, True, False, False, True], (
+    assert list(tradeoffs.pareto_frontier(x, y)) == [True, True, True, False, False, True], (
         "equal points are both on it"
     )
 
@@ -101,13 +101,15 @@ def compare(**columns):
             | {k: v[i] for k, v in columns.items()}
         )
         systems.append(
-            summary.System(f"s{i}", "e", pd.DataFrame([row]), summary.statistics.estimate([1.0]), 1)
+            summary.ServerSummary(
+                f"s{i}", "e", pd.DataFrame([row]), summary.statistics.estimate([1.0]), 1
+            )
         )
     return summary.Comparison("made up", systems, "output_tokens_per_s")
 
 
 def test_relative_to_the_best():
-    worse = tradeoffs.relative(
+    worse = tradeoffs.relative_values(
         compare(
             output_tokens_per_s=[100.0, 50.0, math.nan],
             ttft_p99_s=[0.2, 0.1, math.inf],
@@ -131,7 +133,7 @@ def test_relative_to_the_best():
 
 
 def test_the_heat_maps_cells_are_dashes_where_there_is_no_number_and_can_be_read():
-    picture = tradeoffs.heat_map(
+    picture = tradeoffs.draw_heat_map(
         compare(output_tokens_per_s=[100.0, 50.0, math.nan], ttft_p99_s=[0.2, 0.1, 9.0]), HEADLINE
     )
     (axes,) = picture.figure.axes
@@ -159,14 +161,14 @@ def contrast(a, b):
 
 def test_with_many_servers_each_distribution_has_a_panel_and_each_row_its_name(many):
     found, (comparison, _) = many
-    names = {label for _, label, _ in figures.looks(comparison)}
-    assert len(names) > figures.MANY
-    panels = figures.latency_cdf(found, comparison).figure.axes
+    names = {label for _, label, _ in style.line_looks(comparison)}
+    assert len(names) > style.MANY
+    panels = figures.draw_latency_cdf(found, comparison).figure.axes
     assert {axes.get_title("left") for axes in panels if axes.get_visible()} == names
     for picture in (
-        figures.throughput(comparison),
-        figures.tail(comparison),
-        tradeoffs.heat_map(comparison, HEADLINE),
+        figures.draw_throughput(comparison),
+        figures.draw_tail(comparison),
+        tradeoffs.draw_heat_map(comparison, HEADLINE),
     ):
         assert {t.get_text() for t in picture.figure.axes[0].get_yticklabels()} == names
 
@@ -182,9 +184,9 @@ def test_a_distribution_ends_below_one_where_requests_failed(tmp_path):
     synthetic_campaign.schema.write_json(
         folder / "campaign.json", synthetic_campaign.campaign_data([case["case"]])
     )
-    found = summary.summarise(dataset.campaign(folder))
-    (comparison,) = summary.comparisons(found)
-    data = figures.latency_cdf(found, comparison).data
+    found = summary.summarise(dataset.read_campaign(folder))
+    (comparison,) = summary.build_comparisons(found)
+    data = figures.draw_latency_cdf(found, comparison).data
     assert (
         data.loc[np.isfinite(data["e2e_s"]), "share"].max() == pytest.approx(0.9)
         and data["e2e_s"].max() == math.inf

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from analysis import attribution, dataset, summary
-from analysis.attribution import COARSE, TOLD
+from analysis.attribution import CLIENT_PHASES, SERVER_PHASES
 from analysis.report import writer
 from tests.helpers import synthetic_campaign
 
@@ -20,7 +20,7 @@ SYNC = ["gunicorn", "app:app", "--worker-class", "sync", "--workers", "2", "--th
 
 
 def frame(observe, rows):
-    return attribution.parts(summary.latency_frame(observe(rows)))
+    return attribution.split_latencies(summary.latency_frame(observe(rows)))
 
 
 def one(**changes):
@@ -43,7 +43,7 @@ def one(**changes):
 
 def test_each_part_is_what_it_was(observe):
     (row,) = frame(observe, [one()]).to_dict("records")
-    assert {name: row[name] for name in TOLD} == pytest.approx(
+    assert {name: row[name] for name in SERVER_PHASES} == pytest.approx(
         {
             "slot_s": 0.1,
             "client_s": 0.05,
@@ -54,7 +54,7 @@ def test_each_part_is_what_it_was(observe):
             "after_s": 0.1,
         }
     )
-    assert {name: row[name] for name in COARSE} == pytest.approx(
+    assert {name: row[name] for name in CLIENT_PHASES} == pytest.approx(
         {"slot_s": 0.1, "client_s": 0.05, "first_s": 0.5, "stream_s": 1.1}
     )
     assert row["e2e_s"] == pytest.approx(1.75)
@@ -72,13 +72,13 @@ def test_they_add_up_whatever_was_held_back(observe):
         for a, b, c in random.uniform(0, 1, (200, 3)) * [1, 1, 40]
     ]
     found = frame(observe, rows)
-    assert found[list(TOLD)].sum(axis="columns").to_numpy() == pytest.approx(
+    assert found[list(SERVER_PHASES)].sum(axis="columns").to_numpy() == pytest.approx(
         found["e2e_s"].to_numpy(), abs=1e-12
     )
-    assert found[COARSE].sum(axis="columns").to_numpy() == pytest.approx(
+    assert found[CLIENT_PHASES].sum(axis="columns").to_numpy() == pytest.approx(
         found["e2e_s"].to_numpy(), abs=1e-12
     )
-    assert (found[list(TOLD)] >= -1e-12).all(axis=None)
+    assert (found[list(SERVER_PHASES)] >= -1e-12).all(axis=None)
 
 
 @pytest.mark.parametrize(
@@ -100,8 +100,8 @@ def test_without_times_that_fit_only_the_clients_view_is_left(observe, changes):
     rows = synthetic_campaign.requests()
     rows[100] |= changes
     rows[100]["done_s"] += 1e-9  # the slowest
-    bar = attribution.tail([frame(observe, rows)])
-    assert not bar.told and list(bar.parts) == COARSE, (
+    bar = attribution.tail_bar([frame(observe, rows)])
+    assert not bar.told and list(bar.parts) == CLIENT_PHASES, (
         "one such request among them, and their means would be of others"
     )
 
@@ -135,7 +135,7 @@ def test_which_requests(observe):
             }
         return frame(observe, rows)
 
-    median, tail = attribution.median([run(410)]), attribution.tail([run(410)])
+    median, tail = attribution.median_bar([run(410)]), attribution.tail_bar([run(410)])
     assert (
         median.e2e_s == pytest.approx(0.15 + np.arange(184, 226).mean() / 1000)
         and median.requests == 42
@@ -144,10 +144,15 @@ def test_which_requests(observe):
         0.15 + 0.407
     )
     assert sum(tail.parts.values()) == pytest.approx(tail.e2e_s)
-    assert attribution.tail([run(410), run(100)]).which == "the slowest 5%", "all runs need enough"
-    assert attribution.tail([run(410), run(58)]) is None and attribution.median([run(4)]) is None
-    assert attribution.median([]) is None and attribution.tail([]) is None
-    both = attribution.tail([run(410), run(410, offset_s=1.0)])
+    assert attribution.tail_bar([run(410), run(100)]).which == "the slowest 5%", (
+        "all runs need enough"
+    )
+    assert (
+        attribution.tail_bar([run(410), run(58)]) is None
+        and attribution.median_bar([run(4)]) is None
+    )
+    assert attribution.median_bar([]) is None and attribution.tail_bar([]) is None
+    both = attribution.tail_bar([run(410), run(410, offset_s=1.0)])
     assert both.e2e_s == pytest.approx(0.15 + 0.407 + 0.5) and both.requests == 10, (
         "each run's own tail, not that of all together"
     )
@@ -198,8 +203,8 @@ def attributed(tmp_path, rows, said=None, **changes):
     synthetic_campaign.schema.write_json(
         folder / "campaign.json", synthetic_campaign.campaign_data([case["case"]])
     )
-    found = summary.summarise(dataset.campaign(folder))
-    (made,) = attribution.attribute(found, summary.comparisons(found)[0])
+    found = summary.summarise(dataset.read_campaign(folder))
+    (made,) = attribution.attribute_latency(found, summary.build_comparisons(found)[0])
     return made
 
 
@@ -326,8 +331,11 @@ def test_too_few_requests(tmp_path):
 
 def test_the_readmes_sentence_is_of_the_reference():
     root = Path(__file__).parents[3]
-    found = summary.summarise(dataset.campaign(root / "results" / "reference-cpu-2core"))
-    made = {a.system.server: a for a in attribution.attribute(found, summary.comparisons(found)[0])}
+    found = summary.summarise(dataset.read_campaign(root / "results" / "reference-cpu-2core"))
+    made = {
+        a.system.server: a
+        for a in attribution.attribute_latency(found, summary.build_comparisons(found)[0])
+    }
     said, _, _ = made["flask_gunicorn"].sentence.partition(" (")
     assert "waiting for the only worker" in said and f'"{said}"' in " ".join(
         (root / "README.md").read_text().split()
@@ -347,7 +355,7 @@ def test_the_report_has_it(tmp_path):
         rows = pd.read_parquet(path)
         rows[["queue_ms", "prompt_ms", "predicted_ms"]] = None
         rows.to_parquet(path)
-    writer.write(folder)
+    writer.write_report(folder)
     page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
     section = text.partition("### Why")[2].partition("\n## ")[0]
     for shown in (

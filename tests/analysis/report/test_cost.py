@@ -9,7 +9,7 @@ import pytest
 
 from analysis import __main__, hardware, metrics
 from analysis.dataset import InputError
-from analysis.hardware import Given, Price
+from analysis.hardware import MachineCost, Price
 from analysis.metrics import roofline
 from tests.helpers import synthetic_campaign
 
@@ -24,7 +24,7 @@ SHAPE = {
     "dtype_bytes": 2,
 }
 MODEL = {"name": "m", "path": "m", "planted": True, "shape": SHAPE}
-PEAKS = Given(bytes_per_s=1e6, flops=1e9)
+PEAKS = MachineCost(bytes_per_s=1e6, flops=1e9)
 
 
 @pytest.fixture
@@ -59,13 +59,13 @@ def counted(values, name=roofline.PASSES):
 def test_dollars_are_for_tokens_that_met_the_slo(observe):
     rows = synthetic_campaign.requests()
     o = observe(rows)
-    o.given = Given(Price(3.96))
+    o.given = MachineCost(Price(3.96))
     assert metrics.goodput_tokens_per_s(o) == 440  # 40 requests/s of 11 tokens
     assert metrics.usd_per_million_tokens(o) == pytest.approx(2.5)
     for row in rows[::2]:
         row["first_s"] += 2.0  # half of them miss the TTFT of 1 s
     o = observe(rows)
-    o.given = Given(Price(3.96))
+    o.given = MachineCost(Price(3.96))
     assert metrics.output_tokens_per_s(o) == pytest.approx(440, rel=0.01), (
         "tokens that nobody waited for are no reason to be cheaper"
     )
@@ -75,10 +75,10 @@ def test_dollars_are_for_tokens_that_met_the_slo(observe):
 def test_without_a_price_there_are_no_dollars_and_without_a_good_token_no_bound(observe):
     assert math.isnan(metrics.usd_per_million_tokens(observe()))
     o = observe(slo={"ttft_s": 0.001})
-    o.given = Given(Price(1))
+    o.given = MachineCost(Price(1))
     assert metrics.usd_per_million_tokens(o) == math.inf
     o = observe(window=None, counts=None)
-    o.given = Given(Price(1))
+    o.given = MachineCost(Price(1))
     assert math.isnan(metrics.usd_per_million_tokens(o)), "nothing was measured"
 
 
@@ -109,22 +109,22 @@ def one_request(**changes):
 
 def test_work_by_hand(computed):
     # The 2nd to 4th token look back on 33, 34 and 35 tokens; the prompt's on 1 to 32.
-    assert roofline.work(computed(one_request())) == (4, 1, 32, 33 + 34 + 35, 32 * 33 / 2)
-    assert roofline.work(computed(one_request(token_s=[1.0, 4.0, 5.0]))) == (
+    assert roofline.model_work(computed(one_request())) == (4, 1, 32, 33 + 34 + 35, 32 * 33 / 2)
+    assert roofline.model_work(computed(one_request(token_s=[1.0, 4.0, 5.0]))) == (
         3,
         0,
         0,
         33 + 34 + 35,
         0,
     ), "its prompt was before"
-    assert roofline.work(computed(one_request(token_s=[3.0, 4.0, 15.0]))) == (
+    assert roofline.model_work(computed(one_request(token_s=[3.0, 4.0, 15.0]))) == (
         3,
         1,
         32,
         33 + 34,
         32 * 33 / 2,
     )
-    assert roofline.work(computed(one_request(token_s=[4.0], token_n=[4]))) == (
+    assert roofline.model_work(computed(one_request(token_s=[4.0], token_n=[4]))) == (
         4,
         1,
         32,
@@ -132,8 +132,8 @@ def test_work_by_hand(computed):
         32 * 33 / 2,
     )
     two = one_request() + one_request(prompt_tokens=None, prompt_tokens_asked=32)
-    assert roofline.work(computed(two)) == (8, 2, 64, 204, 2 * 528)
-    assert roofline.work(computed([])) == (0, 0, 0, 0, 0)
+    assert roofline.model_work(computed(two)) == (8, 2, 64, 204, 2 * 528)
+    assert roofline.model_work(computed([])) == (0, 0, 0, 0, 0)
 
 
 def test_mbu_by_hand(computed):
@@ -162,20 +162,23 @@ def test_mfu_by_hand(computed):
 
 def test_passes_are_counted_or_one_a_token_or_a_lower_bound(computed):
     rows = synthetic_campaign.requests()
-    assert roofline.passes(computed(rows)) == (440, "one a token")
+    assert roofline.weight_passes(computed(rows)) == (440, "one a token")
     # Scrapes at 2 to 9 s are answered a quarter of a second later, inside the window.
-    assert roofline.passes(computed(rows, "vllm", said=counted(range(0, 1200, 100)))) == (
+    assert roofline.weight_passes(computed(rows, "vllm", said=counted(range(0, 1200, 100)))) == (
         100,
         "counted by vLLM",
     )
-    _, how = roofline.passes(computed(rows, "vllm", said=counted([0, 0, 0, 100])[3:]))
+    _, how = roofline.weight_passes(computed(rows, "vllm", said=counted([0, 0, 0, 100])[3:]))
     assert how == "at least", "one word says nothing"
     # four requests whose tokens come together: 3 passes at least
     batch = [row for _ in range(4) for row in one_request()]
-    assert roofline.passes(computed(batch, "hf_batched")) == (pytest.approx(3 / 8), "at least")
+    assert roofline.weight_passes(computed(batch, "hf_batched")) == (
+        pytest.approx(3 / 8),
+        "at least",
+    )
     # one after the other: none of 6 was shared
     alone = one_request() + one_request(token_s=[6.0, 7.0, 8.0])
-    assert roofline.passes(computed(alone, "hf_batched"))[0] == pytest.approx(6 / 8)
+    assert roofline.weight_passes(computed(alone, "hf_batched"))[0] == pytest.approx(6 / 8)
 
 
 def test_no_share_of_a_limit_that_is_not_known(computed):
@@ -189,7 +192,7 @@ def test_no_share_of_a_limit_that_is_not_known(computed):
         "answers out of a cache": {"said": counted([5] * 10, "serveoff_cache_hits_total")},
         "an older campaign": {"model": {key: MODEL[key] for key in ("name", "path", "planted")}},
         "no dense decoder": {"model": MODEL | {"shape": None}},
-        "no peaks": {"given": hardware.NOTHING},
+        "no peaks": {"given": hardware.NO_COST},
         "no load": {"window": None, "counts": None},
     }
     for why, changes in unknown.items():
@@ -207,20 +210,20 @@ def manifest(*names):
 
 
 def test_peaks_are_of_all_gpus_or_of_none():
-    one = hardware.peaks(manifest("NVIDIA H200"), hardware.NOTHING)
+    one = hardware.find_peaks(manifest("NVIDIA H200"), hardware.NO_COST)
     assert (one.bytes_per_s, one.flops) == (4.8e12, 989e12)
     assert (
         "4,800 GB/s" in one.bandwidth_source
         and "nvidia.com/en-us/data-center/h200" in one.bandwidth_source
     )
-    two = hardware.peaks(manifest("NVIDIA L4", "NVIDIA L4"), hardware.NOTHING)
+    two = hardware.find_peaks(manifest("NVIDIA L4", "NVIDIA L4"), hardware.NO_COST)
     assert (two.bytes_per_s, two.flops) == (600e9, 242e12) and "2 × NVIDIA L4" in two.flops_source
     for names in ((), ("NVIDIA L4", "NVIDIA Z9"), (None,)):
-        found = hardware.peaks(manifest(*names), hardware.NOTHING)
+        found = hardware.find_peaks(manifest(*names), hardware.NO_COST)
         assert (
             math.isnan(found.bytes_per_s) and math.isnan(found.flops) and not found.bandwidth_source
         )
-    given = hardware.peaks(manifest("NVIDIA L4"), Given(bytes_per_s=25e9))
+    given = hardware.find_peaks(manifest("NVIDIA L4"), MachineCost(bytes_per_s=25e9))
     assert (given.bytes_per_s, given.flops) == (
         25e9,
         121e12,
@@ -228,7 +231,7 @@ def test_peaks_are_of_all_gpus_or_of_none():
 
 
 def test_every_price_and_peak_has_a_source_and_a_date():
-    for name, price in hardware.prices().items():
+    for name, price in hardware.read_prices().items():
         assert (
             price.usd_per_hour > 0
             and re.search(r"\w\.\w+/", price.source)
@@ -236,7 +239,7 @@ def test_every_price_and_peak_has_a_source_and_a_date():
         ), name
         assert price.what and (len(price.gpus) > 0) == ("no GPU" not in price.what), name
         assert not price.gpus or f"{len(price.gpus)} × " in price.what, name
-    for name, row in hardware.stated().items():
+    for name, row in hardware.read_peaks().items():
         assert (
             row["bytes_per_s"] > 1e11
             and row["flops"] > 1e13
@@ -246,9 +249,13 @@ def test_every_price_and_peak_has_a_source_and_a_date():
 
 
 def test_options_are_read_and_refused():
-    assert hardware.given() == hardware.NOTHING
-    assert hardware.given("2.50", "4800", "989") == Given(Price(2.5), 4.8e12, 989e12)
-    assert hardware.given("aws-g6.xlarge").price == hardware.prices()["aws-g6.xlarge"]
+    assert hardware.read_machine_cost() == hardware.NO_COST
+    assert hardware.read_machine_cost("2.50", "4800", "989") == MachineCost(
+        Price(2.5), 4.8e12, 989e12
+    )
+    assert (
+        hardware.read_machine_cost("aws-g6.xlarge").price == hardware.read_prices()["aws-g6.xlarge"]
+    )
     for arguments in (
         ("free",),
         ("0",),
@@ -261,7 +268,7 @@ def test_options_are_read_and_refused():
         (None, None, "-5"),
     ):
         with pytest.raises(InputError, match=r"^--"):
-            hardware.given(*arguments)
+            hardware.read_machine_cost(*arguments)
 
 
 # --- the report

@@ -11,7 +11,7 @@ def pages(tmp_path, calibration=None):
     folder = synthetic_campaign.campaign(tmp_path / "campaign")
     if calibration is not None:
         schema.write_json(folder / "calibration.json", calibration)
-    writer.write(folder)
+    writer.write_report(folder)
     return (folder / "report.html").read_text(), (folder / "report.md").read_text()
 
 
@@ -112,6 +112,8 @@ def steps(*said):
 )
 def test_who_was_the_limit(ladder, sustained, sentence):
     assert (
-        noise_floor_section.ladder({"ladder": ladder, "sustained_events_per_s": sustained})
+        noise_floor_section.describe_load_steps(
+            {"ladder": ladder, "sustained_events_per_s": sustained}
+        )
         == sentence
     )

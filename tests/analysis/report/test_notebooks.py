@@ -21,7 +21,7 @@ CLEANUP = (
 @pytest.mark.timeout(300)
 def test_notebooks_execute_into_the_campaigns_folder(tmp_path):
     folder = synthetic_campaign.campaign(tmp_path / "campaign")
-    pages = notebooks.notebooks(folder)
+    pages = notebooks.run_notebooks(folder)
     assert [page.stem for page in pages] == ["tail_latency", "throughput", "utilisation"]
     for page in pages:
         html = page.read_text()
@@ -52,5 +52,5 @@ def test_notebooks_of_a_campaign_without_any_number(tmp_path):
     schema.write_json(
         folder / "campaign.json", synthetic_campaign.campaign_data([case["case"] for case in plan])
     )
-    pages = notebooks.notebooks(folder)
+    pages = notebooks.run_notebooks(folder)
     assert "no server has a valid number" in pages[1].read_text()

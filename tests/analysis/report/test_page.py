@@ -32,7 +32,7 @@ def large(tmp_path_factory) -> Path:
     folder = report_benchmark.campaign(
         tmp_path_factory.mktemp("results") / "large", 6000, 4, loads=(4, 16)
     )
-    return writer.write(folder).campaign.folder / "report.html"
+    return writer.write_report(folder).campaign.folder / "report.html"
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_markup_in_names_stays_text(page, tmp_path):
         "Page.addScriptToEvaluateOnNewDocument",
         source="window.alert = () => { window.attacked = true }",
     )
-    page.open(writer.write(hostile(tmp_path / "campaign")).campaign.folder / "report.html")
+    page.open(writer.write_report(hostile(tmp_path / "campaign")).campaign.folder / "report.html")
     assert page.ask("window.attacked") is None and page.complaints() == [] and page.fetched() == []
 
 
@@ -191,5 +191,5 @@ def test_a_campaign_without_a_number_opens(page, tmp_path):
         synthetic_campaign.campaign_data([synthetic_campaign.run()["case"]]),
     )
     page.events.clear()
-    page.open(writer.write(folder).campaign.folder / "report.html")
+    page.open(writer.write_report(folder).campaign.folder / "report.html")
     assert page.ask("document.querySelectorAll('figure').length") == 0 and page.complaints() == []

@@ -18,7 +18,7 @@ from rich.console import Console
 from analysis import __main__, dataset, formatting, summary
 from analysis.metrics import METRICS
 from analysis.plots import figures
-from analysis.report import writer
+from analysis.report import terminal, writer
 from tests.helpers import synthetic_campaign
 from tests.helpers.synthetic_campaign import ATTACK, spoilt
 
@@ -26,7 +26,7 @@ from tests.helpers.synthetic_campaign import ATTACK, spoilt
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = synthetic_campaign.campaign(tmp_path_factory.mktemp("results") / "synthetic")
-    return writer.write(folder)
+    return writer.write_report(folder)
 
 
 def text(found, name="report.html"):
@@ -34,7 +34,7 @@ def text(found, name="report.html"):
 
 
 def test_the_scale_of_the_gpu_has_room_beside_the_next_picture(made):
-    drawn = figures.timeline(made, summary.comparisons(made)[0])
+    drawn = figures.draw_timeline(made, summary.build_comparisons(made)[0])
     drawn.figure.draw_without_rendering()
     labels = [
         axes.yaxis.label for axes in drawn.figure.axes if axes.get_ylabel() in ("GPU %", "requests")
@@ -160,7 +160,7 @@ def hostile(folder):
 
 
 def test_everything_is_escaped(tmp_path):
-    found = writer.write(hostile(tmp_path / "campaign"))
+    found = writer.write_report(hostile(tmp_path / "campaign"))
     page, markdown = text(found), text(found, "report.md")
     assert page.count("<script") == 1 and "<script>alert" not in page and "<script" not in markdown
     assert page.count("&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;") > 10
@@ -169,7 +169,7 @@ def test_everything_is_escaped(tmp_path):
     for table in tables:  # a cell's own bar would make a column
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
     console = Console(width=120, record=True, file=io.StringIO())
-    writer.show(found, console)
+    terminal.show_summary(found, console)
     assert "<script>" in console.export_text()
     assert "not committed" in page
 
@@ -181,12 +181,12 @@ def test_a_campaign_that_only_began(tmp_path):
         folder / "campaign.json",
         synthetic_campaign.campaign_data([synthetic_campaign.run()["case"]]),
     )
-    found = writer.write(folder)
+    found = writer.write_report(folder)
     assert "no server has a valid number yet" in text(found)
     synthetic_campaign.schema.write_json(
         folder / "campaign.json", synthetic_campaign.campaign_data([])
     )
-    assert "has no case yet" in text(writer.write(folder))
+    assert "has no case yet" in text(writer.write_report(folder))
 
 
 def test_invalid_is_no_number_and_not_slow(tmp_path):
@@ -194,10 +194,10 @@ def test_invalid_is_no_number_and_not_slow(tmp_path):
     for path in sorted(folder.glob("cases/*alpha*/run.json")):
         run = json.loads(path.read_text())
         synthetic_campaign.schema.write_json(path, run | {"verify_after": None})
-    found = writer.write(folder)
-    (comparison,) = summary.comparisons(found)
+    found = writer.write_report(folder)
+    (comparison,) = summary.build_comparisons(found)
     assert comparison.systems[0].server == "beta"
-    assert "no other server has a valid number" in summary.answer(comparison)
+    assert "no other server has a valid number" in summary.describe_result(comparison)
     assert "no number</span> contract: it was not verified after the load" in text(found)
     # the data keep it
     assert not found.table.loc[0, "valid"] and found.table.loc[0, "output_tokens_per_s"] > 0
@@ -205,10 +205,12 @@ def test_invalid_is_no_number_and_not_slow(tmp_path):
 
 def test_a_percentile_that_is_a_failed_request_is_not_compared(tmp_path):
     """It said "0 times that of beta"."""
-    found = summary.summarise(dataset.campaign(synthetic_campaign.campaign(tmp_path / "campaign")))
+    found = summary.summarise(
+        dataset.read_campaign(synthetic_campaign.campaign(tmp_path / "campaign"))
+    )
     found.table["users"], found.table["rate"] = math.nan, 3.0
     found.table.loc[found.table["server"] == "beta", "e2e_p95_s"] = math.inf
-    said = [summary.answer(comparison) for comparison in summary.comparisons(found)]
+    said = [summary.describe_result(comparison) for comparison in summary.build_comparisons(found)]
     assert (
         len(said) == 1
         and "alpha (simulated) had the lowest E2E P95" in said[0]
@@ -216,13 +218,15 @@ def test_a_percentile_that_is_a_failed_request_is_not_compared(tmp_path):
     )
     assert said[0].endswith("Of beta (simulated) so many requests failed that it has none.")
     found.table["e2e_p95_s"] = math.inf
-    assert [summary.answer(comparison) for comparison in summary.comparisons(found)] == [
+    assert [
+        summary.describe_result(comparison) for comparison in summary.build_comparisons(found)
+    ] == [
         "Under chat, 3 requests/s so many requests of every server failed that none has an E2E P95."
     ]
 
 
 def test_warnings_stand_below_the_table_as_well(tmp_path):
-    found = writer.write(synthetic_campaign.campaign(tmp_path / "campaign"))
+    found = writer.write_report(synthetic_campaign.campaign(tmp_path / "campaign"))
     warned = {
         c["name"]
         for c in found.checks[
@@ -230,7 +234,7 @@ def test_warnings_stand_below_the_table_as_well(tmp_path):
         ].to_dict("records")
     }
     console = Console(width=200, record=True, file=io.StringIO())
-    writer.show(found, console)
+    terminal.show_summary(found, console)
     said = re.findall(
         r"^warning: (.+), in (\d+) of (\d+) cases: ", console.export_text(), re.MULTILINE
     )
@@ -266,8 +270,8 @@ def ranks(tmp_path, speeds, **load_changes):
     synthetic_campaign.schema.write_json(
         folder / "campaign.json", synthetic_campaign.campaign_data([c["case"] for c in cases])
     )
-    (comparison,) = summary.comparisons(summary.summarise(dataset.campaign(folder)))
-    return {s.server: s.rank for s in comparison.systems}, summary.answer(comparison)
+    (comparison,) = summary.build_comparisons(summary.summarise(dataset.read_campaign(folder)))
+    return {s.server: s.rank for s in comparison.systems}, summary.describe_result(comparison)
 
 
 def test_answers_of_one_token_make_a_report(tmp_path):
@@ -281,7 +285,7 @@ def test_answers_of_one_token_make_a_report(tmp_path):
     synthetic_campaign.schema.write_json(
         folder / "campaign.json", synthetic_campaign.campaign_data([case["case"]])
     )
-    found = writer.write(folder)
+    found = writer.write_report(folder)
     assert found.table["valid"].all() and (folder / "report.html").stat().st_size > 100_000
 
 

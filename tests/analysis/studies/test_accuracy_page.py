@@ -13,7 +13,7 @@ import pytest
 
 from analysis import __main__
 from analysis.studies import accuracy_page, accuracy_targets
-from analysis.studies.accuracy_targets import PROMISES, At
+from analysis.studies.accuracy_targets import TARGETS, ResultAt
 from loadtests import schema
 from loadtests.accuracy import __main__ as experiments
 from loadtests.accuracy import calibration
@@ -152,11 +152,11 @@ def results() -> dict[str, Any]:
 
 def page(folder: Path, results: dict[str, Any]) -> str:
     schema.write_json(folder / "results.json", results)
-    return accuracy_page.write(folder).read_text()
+    return accuracy_page.write_page(folder).read_text()
 
 
-def named(what: str) -> accuracy_targets.Promise:
-    [promise] = [promise for promise in PROMISES if promise.what == what]
+def named(what: str) -> accuracy_targets.AccuracyTarget:
+    [promise] = [promise for promise in TARGETS if promise.what == what]
     return promise
 
 
@@ -166,11 +166,11 @@ def test_the_sample_has_the_shapes_of_the_code(results):
         == accuracy_page.SECTIONS.keys()
         == experiments.EXPERIMENTS.keys() | experiments.LONG.keys()
     )
-    run = calibration.Run(
+    run = calibration.CalibrationRun(
         {"window": {"start_s": 0.0, "end_s": 1.0}, "workers": []}, [], {"late_mean_s": None}, []
     )
-    assert errors().keys() == calibration.errors(run).keys()
-    assert {promise.experiment for promise in PROMISES} == results.keys(), (
+    assert errors().keys() == calibration.measure_errors(run).keys()
+    assert {promise.experiment for promise in TARGETS} == results.keys(), (
         "each experiment promises something"
     )
 
@@ -178,20 +178,20 @@ def test_the_sample_has_the_shapes_of_the_code(results):
 def test_where_all_is_well_every_promise_is_met(results, tmp_path):
     assert [
         v
-        for v in (accuracy_targets.verdict(promise, results) for promise in PROMISES)
+        for v in (accuracy_targets.judge_target(promise, results) for promise in TARGETS)
         if v.verdict != "met"
     ] == []
     text = page(tmp_path, results)
     assert (
-        f"**{len(PROMISES)} promises: {len(PROMISES)} met, 0 not met.**" in text
+        f"**{len(TARGETS)} promises: {len(TARGETS)} met, 0 not met.**" in text
         and "Not met:" not in text
     )
-    assert text.count("| met |") == len(PROMISES) and "**not" not in text
+    assert text.count("| met |") == len(TARGETS) and "**not" not in text
 
 
 @pytest.mark.parametrize(
     "promise",
-    [promise for promise in PROMISES if isinstance(promise.value, At)],
+    [promise for promise in TARGETS if isinstance(promise.value, ResultAt)],
     ids=lambda promise: promise.what,
 )
 def test_each_level_is_judged_by_its_own_bound(results, promise):
@@ -199,7 +199,7 @@ def test_each_level_is_judged_by_its_own_bound(results, promise):
         for level in results[promise.experiment]["levels"]:
             if promise.value.where.items() <= level.items():
                 level[promise.value.name] = sign * factor * promise.bound
-        assert accuracy_targets.verdict(promise, results).verdict == (
+        assert accuracy_targets.judge_target(promise, results).verdict == (
             "met" if (factor > 1) == promise.least else "not met"
         )
 
@@ -286,8 +286,8 @@ def test_a_miss_is_a_miss_and_stands_at_the_top(results, tmp_path, spoiled):
     place[last] = value
     assert {
         promise.what
-        for promise in PROMISES
-        if accuracy_targets.verdict(promise, results).verdict == "not met"
+        for promise in TARGETS
+        if accuracy_targets.judge_target(promise, results).verdict == "not met"
     } == {what}
     text = page(tmp_path, results)
     assert (
@@ -319,7 +319,7 @@ def test_events_count_only_where_all_times_are_right(results):
 
 
 def test_every_promise_is_spoiled_somewhere():
-    assert {promise.what for promise in PROMISES if not isinstance(promise.value, At)} == {
+    assert {promise.what for promise in TARGETS if not isinstance(promise.value, ResultAt)} == {
         what for what, *_ in SPOILED
     }
 
@@ -335,8 +335,8 @@ def test_what_was_not_run_or_not_measured_says_so(results, tmp_path):
     for kind, flagged in (("healthy", 0), ("starved", 4)):
         results[kind] |= {"cases": 4, "flagged": flagged, "verdicts": []}
     text = page(tmp_path, results)
-    count = sum(promise.experiment in ("soak", "accuracy") for promise in PROMISES)
-    assert f"{len(PROMISES) - count - 6} met, 0 not met, 6 not measured, {count} not run" in text
+    count = sum(promise.experiment in ("soak", "accuracy") for promise in TARGETS)
+    assert f"{len(TARGETS) - count - 6} met, 0 not met, 6 not measured, {count} not run" in text
     assert (
         text.count("| – | **not run** |") == count and text.count("| – | **not measured** |") == 6
     )
@@ -350,7 +350,7 @@ def test_what_was_not_run_or_not_measured_says_so(results, tmp_path):
 def test_without_any_result(tmp_path):
     text = page(tmp_path, {})
     assert (
-        f"{len(PROMISES)} promises: 0 met, 0 not met, {len(PROMISES)} not run" in text
+        f"{len(TARGETS)} promises: 0 met, 0 not met, {len(TARGETS)} not run" in text
         and "Machine:" not in text
     )
 

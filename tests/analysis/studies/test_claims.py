@@ -10,7 +10,7 @@ import pytest
 from analysis import __main__ as command
 from analysis.dataset import InputError
 from analysis.studies import claims
-from loadtests.campaign.runner import plan_of
+from loadtests.campaign.runner import plan_cases
 from loadtests.cli import arguments_of
 from tests.helpers import synthetic_campaign
 
@@ -19,7 +19,7 @@ SAID = 'says = "x"\nsource = "y"\n'
 CAMPAIGN = '[campaigns.one]\narguments = ["--servers", "alpha,beta"]\n'
 
 
-def judged(folder: Path, parts: str, more: str = "") -> claims.Verdict:
+def judged(folder: Path, parts: str, more: str = "") -> claims.ClaimVerdict:
     file = folder / "claims.toml"
     file.write_text(
         f'{CAMPAIGN}[claims.it]\nsays = "it is so"\nsource = "people"\ncampaign ='
@@ -27,7 +27,7 @@ def judged(folder: Path, parts: str, more: str = "") -> claims.Verdict:
     )
     if not (folder / "one").exists():
         synthetic_campaign.campaign(folder / "one")
-    (verdict,) = claims.verdicts(folder, file)
+    (verdict,) = claims.judge_claims(folder, file)
     return verdict
 
 
@@ -110,8 +110,8 @@ def test_an_open_loop_is_judged_like_a_closed_one(tmp_path: Path) -> None:
     assert found.verdict == "confirmed" and found.parts[0].traffic == "chat, 40 requests/s"
 
 
-def part(traffic: str, verdict: str) -> claims.Judged:
-    return claims.Judged(traffic, "it", "at least 1", 1.0, 0.9, 1.1, verdict)
+def part(traffic: str, verdict: str) -> claims.PartVerdict:
+    return claims.PartVerdict(traffic, "it", "at least 1", 1.0, 0.9, 1.1, verdict)
 
 
 def test_a_claim_that_holds_under_one_traffic_only_depends_on_it() -> None:
@@ -173,7 +173,7 @@ def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
         f'{CAMPAIGN}[claims.a]\n{SAID}campaign = "one"\nparts = []\n[claims.b]\n{SAID}needs = "a'
         ' GPU"\n'
     )
-    not_run, without = claims.verdicts(tmp_path / "elsewhere", file)
+    not_run, without = claims.judge_claims(tmp_path / "elsewhere", file)
     assert (not_run.verdict, not_run.why) == ("not run", "`nox -s claims -- one` runs it")
     assert (without.verdict, without.why) == ("not testable here", "it needs a GPU")
 
@@ -183,7 +183,7 @@ def test_the_pages_say_every_claim_with_its_verdict(
 ) -> None:
     verdict = judged(tmp_path, RATIO.format("least = 1.5"))
     monkeypatch.setattr(claims, "FILE", tmp_path / "claims.toml")
-    monkeypatch.setattr(claims, "verdicts", lambda results: [verdict])
+    monkeypatch.setattr(claims, "judge_claims", lambda results: [verdict])
     assert command.main(["claims", str(tmp_path)]) == 0
     assert capsys.readouterr().out.startswith("confirmed          it is so\n")
     page, text = (tmp_path / "claims.html").read_text(), (tmp_path / "README.md").read_text()
@@ -220,19 +220,19 @@ def test_a_broken_file_is_one_sentence(tmp_path: Path, text: str, sentence: str)
     file = tmp_path / "claims.toml"
     file.write_text(CAMPAIGN + text)
     with pytest.raises(InputError, match=sentence):
-        claims.read(file)
+        claims.read_claims(file)
 
 
 # --- ours
 
 
-@pytest.mark.parametrize("name", claims.read()["campaigns"])
+@pytest.mark.parametrize("name", claims.read_claims()["campaigns"])
 def test_our_campaigns_can_be_planned_and_have_the_servers_that_are_claimed_about(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = claims.read()
+    table = claims.read_claims()
     monkeypatch.chdir(ROOT)
-    cases, _ = plan_of(arguments_of(table["campaigns"][name]["arguments"]))
+    cases, _ = plan_cases(arguments_of(table["campaigns"][name]["arguments"]))
     asked = {
         part[key]
         for claim in table["claims"].values()

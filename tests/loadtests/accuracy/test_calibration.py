@@ -12,8 +12,8 @@ import pytest
 
 from loadtests import schema
 from loadtests.accuracy import calibration
-from loadtests.accuracy.calibration import Place, Run
-from loadtests.accuracy.ground_truth_server import Served
+from loadtests.accuracy.calibration import CalibrationRun, Placement
+from loadtests.accuracy.ground_truth_server import ServedRequest
 from loadtests.generator import locust_process
 from loadtests.generator.locust_process import Workers
 from tests.helpers.campaign_process import ESCAPES, MARK, PATIENCE_S, QUICK, Bench, wait_for
@@ -36,24 +36,24 @@ def row(number: int, scheduled_s: float, token_s: list[float], **more: Any) -> d
     } | more
 
 
-def served(number: int, arrived_s: float, stamps_s: list[float]) -> Served:
-    return Served(f"0-{number}", arrived_s, stamps_s[0] if stamps_s else None, stamps_s)
+def served(number: int, arrived_s: float, stamps_s: list[float]) -> ServedRequest:
+    return ServedRequest(f"0-{number}", arrived_s, stamps_s[0] if stamps_s else None, stamps_s)
 
 
 def run(
     rows: list[dict[str, Any]],
-    sent: list[Served],
+    sent: list[ServedRequest],
     workers: Any = ((0.1, 0.02),),
     window: tuple[float, float] = (10.0, 20.0),
-) -> Run:
+) -> CalibrationRun:
     said = {
         "window": {"start_s": window[0], "end_s": window[1]},
         "workers": [{"cpu_share": busy, "waited_share": waited} for busy, waited in workers],
     }
-    return Run(said, rows, {"late_mean_s": 3e-6}, sent)
+    return CalibrationRun(said, rows, {"late_mean_s": 3e-6}, sent)
 
 
-def two() -> tuple[list[dict[str, Any]], list[Served]]:
+def two() -> tuple[list[dict[str, Any]], list[ServedRequest]]:
     """Sent 1 ms late and read by the server after 2 ms; tokens are seen 4 and 6 us late."""
     rows, sent = [], []
     for number, at in enumerate((11.0, 12.0)):
@@ -64,7 +64,7 @@ def two() -> tuple[list[dict[str, Any]], list[Served]]:
 
 
 def test_errors_are_what_was_measured_minus_what_was_true() -> None:
-    found = calibration.errors(run(*two(), workers=((0.1, 0.02), (0.3, None))))
+    found = calibration.measure_errors(run(*two(), workers=((0.1, 0.02), (0.3, None))))
     assert found == pytest.approx(
         {
             "requests": 2,
@@ -93,7 +93,7 @@ def test_errors_are_what_was_measured_minus_what_was_true() -> None:
 
 def test_what_was_scheduled_outside_the_window_does_not_count() -> None:
     rows, sent = two()
-    found = calibration.errors(run(rows, sent, window=(11.5, 20.0)))
+    found = calibration.measure_errors(run(rows, sent, window=(11.5, 20.0)))
     assert (found["requests"], found["failed"], found["events_per_s"]) == (
         1,
         0,
@@ -104,7 +104,7 @@ def test_what_was_scheduled_outside_the_window_does_not_count() -> None:
 def test_under_a_cap_lateness_counts_from_the_slot() -> None:
     rows, sent = two()
     slotted = [each | {"slot_s": each["scheduled_s"] + 0.0008} for each in rows]
-    assert calibration.errors(run(slotted, sent))["send_lag_p99_s"] == pytest.approx(0.0002)
+    assert calibration.measure_errors(run(slotted, sent))["send_lag_p99_s"] == pytest.approx(0.0002)
 
 
 @pytest.mark.parametrize(
@@ -119,9 +119,9 @@ def test_under_a_cap_lateness_counts_from_the_slot() -> None:
 )
 def test_a_request_that_failed_is_counted_and_compared_with_nothing(spoil: dict[str, Any]) -> None:
     rows, sent = two()
-    found = calibration.errors(run([rows[0] | spoil, rows[1]], sent))
+    found = calibration.measure_errors(run([rows[0] | spoil, rows[1]], sent))
     assert (found["requests"], found["failed"]) == (1, 1)
-    found = calibration.errors(run([each | {"error": "timeout"} for each in rows], sent))
+    found = calibration.measure_errors(run([each | {"error": "timeout"} for each in rows], sent))
     assert (
         found["requests"],
         found["failed"],
@@ -131,9 +131,9 @@ def test_a_request_that_failed_is_counted_and_compared_with_nothing(spoil: dict[
 
 
 def test_what_a_worker_could_not_say_is_null() -> None:
-    found = calibration.errors(run(*two(), workers=((None, None),)))
+    found = calibration.measure_errors(run(*two(), workers=((None, None),)))
     assert found["cpu_per_event_s"] is None and found["waited_share"] is None
-    assert calibration.errors(run([], []))["cpu_per_event_s"] is None
+    assert calibration.measure_errors(run([], []))["cpu_per_event_s"] is None
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def ladder(sent: list[float], seen: list[float]) -> list[tuple[bool, bool]]:
     """(the server kept up, sustained) of each step."""
-    found = calibration.ladder(
+    found = calibration.measure_load_steps(
         run([row(0, 4.9, seen), row(1, 4.9, [], error="timeout")], [served(0, 5.0, sent)])
     )
     assert [step["asked_per_s"] for step in found] == [100, 200]
@@ -191,15 +191,15 @@ def test_what_is_sustained_ends_at_the_first_step_that_is_not(
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(
         calibration,
-        "run",
+        "run_calibration_load",
         lambda folder, place, scenario, *plan, **load: asked.append(load) or run(*two()),
     )
     monkeypatch.setattr(
         calibration,
-        "ladder",
+        "measure_load_steps",
         lambda _: [{"asked_per_s": n, "sustained": ok} for n, ok in enumerate(sustained, 1)],
     )
-    found = calibration.calibrate(tmp_path, None, 5.0, Place(Workers(1)))
+    found = calibration.calibrate(tmp_path, None, 5.0, Placement(Workers(1)))
     assert found.keys() == schema.CALIBRATION_KEYS.keys()
     assert (found["sustained_events_per_s"], found["closed"], found["open"]["requests"]) == (
         events_per_s,
@@ -266,7 +266,7 @@ def short(monkeypatch: pytest.MonkeyPatch, bench: Bench) -> None:
 def test_it_measures_itself_and_leaves_nothing(bench: Bench, short: None, tmp_path: Path) -> None:
     (tmp_path / "calibration.partial").mkdir()
     (tmp_path / "calibration.partial" / "left by one that was killed").touch()
-    found = calibration.calibrate(tmp_path, 4, 20.0, Place(Workers(1)))
+    found = calibration.calibrate(tmp_path, 4, 20.0, Placement(Workers(1)))
     assert found.keys() == schema.CALIBRATION_KEYS.keys()
     assert (found["schema"], found["users"], found["rate"]) == (schema.SCHEMA, 4, 20.0)
     for load in (found["closed"], found["open"]):
@@ -292,7 +292,7 @@ def test_a_reference_server_that_does_not_start(
 ) -> None:
     monkeypatch.setattr(calibration, "TTFT_MS", "never")
     with pytest.raises(locust_process.LoadFailed) as failed:
-        calibration.calibrate(tmp_path, 4, None, Place(Workers(1)))
+        calibration.calibrate(tmp_path, 4, None, Placement(Workers(1)))
     sentence, *log = str(failed.value).splitlines()
     assert (
         sentence == "the reference server did not start:"

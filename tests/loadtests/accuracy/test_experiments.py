@@ -8,7 +8,7 @@ import pytest
 
 from loadtests import schema
 from loadtests.accuracy import calibration, cpu_cost, ground_truth_server, testbed
-from loadtests.accuracy.open_loop import e2e_with_freeze, sent_in_c
+from loadtests.accuracy.open_loop import e2e_with_freeze, send_in_c
 
 FREEZE = (10.0, 12.0)
 
@@ -53,7 +53,7 @@ def test_a_large_cap_is_none():
 
 
 def test_medians_are_of_numbers_that_were_measured():
-    found = testbed.medians(
+    found = testbed.median_results(
         [
             {"a": 1.0, "b": None, "c": True, "d": "x", "e": None},
             {"a": 3.0, "b": 5, "c": True, "d": "x", "e": None},
@@ -79,10 +79,10 @@ def test_the_reader_in_c_reads_while_its_users_begin(tmp_path: Path) -> None:
     does; and its times are true ones.
     """
     users, file = 20, tmp_path / "rows.jsonl"
-    reader = testbed.Bench(tmp_path, 1, 1.0).in_c("reader")
+    reader = testbed.Testbed(tmp_path, 1, 1.0).in_c("reader")
     if reader is None:
         pytest.skip("no C compiler")
-    with calibration.truth(tmp_path, (), "--ttft-ms", "5", "--itl-ms", "2") as url:
+    with calibration.start_ground_truth(tmp_path, (), "--ttft-ms", "5", "--itl-ms", "2") as url:
         command = [*reader, url.rpartition(":")[2], str(users), "8", "1", str(file)]
         said = subprocess.run(command, capture_output=True, text=True, check=True)
     rows, (_, served) = (
@@ -106,13 +106,13 @@ def test_the_reader_in_c_reads_while_its_users_begin(tmp_path: Path) -> None:
 
 
 def test_the_sender_in_c_sends_when_it_is_told(tmp_path: Path) -> None:
-    here = testbed.Bench(tmp_path, 1, 1.0)
+    here = testbed.Testbed(tmp_path, 1, 1.0)
     sender = here.in_c("sender")
     if sender is None:
         pytest.skip("no C compiler")
     # twice as many as it has connections
     planned = [100.0 + 0.002 * number for number in range(1000)]
-    sent = sent_in_c(here, sender, planned)
+    sent = send_in_c(here, sender, planned)
     _, served = ground_truth_server.read_log(tmp_path / "0" / "truth.jsonl")
     assert len(sent) == len(served) == 1000 and sent == sorted(sent)
     assert all(at >= due - planned[0] - 1e-6 for at, due in zip(sent, planned, strict=True))

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from loadtests.accuracy.ground_truth_server import Served, read_log
+from loadtests.accuracy.ground_truth_server import ServedRequest, read_log
 from loadtests.client import http, response
 from servers.contract import oracle
 
@@ -51,7 +51,7 @@ class Reference:
         self.port = int(self.process.stdout.readline())
         self.url = f"http://127.0.0.1:{self.port}"
 
-    def end(self, number: int = signal.SIGTERM) -> tuple[dict[str, Any], list[Served]]:
+    def end(self, number: int = signal.SIGTERM) -> tuple[dict[str, Any], list[ServedRequest]]:
         self.process.send_signal(number)
         assert self.process.wait(PATIENCE_S) == 0
         return read_log(self.log)
@@ -98,7 +98,7 @@ def connect(reference: Reference) -> socket.socket:
 
 def ask(
     reference: Reference, tokens: int, chat: bool = False, name: str = ""
-) -> tuple[http.Exchange, response.Settled]:
+) -> tuple[http.Exchange, response.ParsedResponse]:
     """One request on a connection of its own."""
     with closing(http.Connection(reference.url, PATIENCE_S)) as connection:
         connection.headers += f"X-Request-Id: {name}\r\n" if name else ""
@@ -107,15 +107,15 @@ def ask(
 
 def ask_on(
     connection: http.Connection, tokens: int, chat: bool = False
-) -> tuple[http.Exchange, response.Settled]:
+) -> tuple[http.Exchange, response.ParsedResponse]:
     exchange = http.Exchange()
     connection.post(
         "/v1/chat/completions" if chat else "/v1/completions", body(tokens, chat), exchange
     )
-    return exchange, response.settle(exchange)
+    return exchange, response.parse_response(exchange)
 
 
-def is_exact(settled: response.Settled, tokens: int, chat: bool = False) -> bool:
+def is_exact(settled: response.ParsedResponse, tokens: int, chat: bool = False) -> bool:
     prompt = oracle.chat_text([("system", "be brief"), ("user", PROMPT)]) if chat else PROMPT
     prompt_tokens = oracle.count_tokens(prompt)
     usage = {
@@ -131,7 +131,7 @@ def is_exact(settled: response.Settled, tokens: int, chat: bool = False) -> bool
     )
 
 
-def never_early(served: Served, planned_s: list[float]) -> bool:
+def never_early(served: ServedRequest, planned_s: list[float]) -> bool:
     """Whether each event was sent, and no sooner than so long after the request's arrival."""
     pairs = zip(served.stamps_s, planned_s, strict=True)
     return all(sent_s >= served.arrived_s + after_s - ROUNDING_S for sent_s, after_s in pairs)
@@ -316,11 +316,11 @@ def test_a_client_that_reads_late_gets_everything_and_delays_nobody(start: Any) 
         assert slow.recv(1) == b"H"
         assert is_exact(ask(reference, 50_000)[1], 50_000)
         exchange = http.Exchange()
-        answer = http.Answer(exchange)
+        answer = http.ResponseParser(exchange)
         answer.feed(b"H", 0.0, 0.0)
         while not answer.feed(slow.recv(65536), 0.0, 0.0):
             pass
-    assert is_exact(response.settle(exchange), 1_000_000)
+    assert is_exact(response.parse_response(exchange), 1_000_000)
     _, served = reference.end()
     assert [len(one.stamps_s) for one in served] == [10_000, 500]
 

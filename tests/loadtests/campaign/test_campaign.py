@@ -21,7 +21,7 @@ import pytest
 from analysis import dataset
 from loadtests import schema
 from loadtests.workload import arrivals
-from servers.runtime import catalog, launch
+from servers.runtime import catalog, launch, models
 from tests.helpers.campaign_process import (
     ESCAPES,
     PATIENCE_S,
@@ -284,7 +284,7 @@ def server_died(bench: Bench, interrupted: dict[str, Any]) -> dict[str, Any]:
         "left": left,
         "text": text,
         "runs": runs(campaign),
-        "cases": dataset.campaign(campaign).cases,
+        "cases": dataset.read_campaign(campaign).cases,
         "rows": table(case_folder(campaign, 1), "requests"),
     }
 
@@ -379,7 +379,7 @@ def test_what_is_done_is_not_done_again_and_what_was_broken_is_kept(
         and "case 2 of 2" not in ended.stdout
     )
     assert [run["status"] for _, run in runs(campaign)] == ["ok", "ok"]
-    assert dataset.campaign(campaign).cases["state"].tolist() == ["ok", "ok"], (
+    assert dataset.read_campaign(campaign).cases["state"].tolist() == ["ok", "ok"], (
         "an attempt must not stand in for its case"
     )
     attempts = sorted((campaign / "attempts").iterdir())
@@ -442,9 +442,9 @@ def test_plan_prints_the_cases_and_creates_nothing(bench: Bench, mini: Any) -> N
 
 def test_a_target_is_measured_and_left_alone(bench: Bench) -> None:
     log = bench.folder / "target.log"
-    model = launch.Model("serveoff-small", "", True)
-    with launch.running(
-        catalog.find("fastapi_threadpool"), "simulated", model, launch.Share(), log
+    model = models.Model("serveoff-small", "", True)
+    with launch.run_server(
+        catalog.find_server("fastapi_threadpool"), "simulated", model, launch.CoreShare(), log
     ) as server:
         done = bench.run(
             "--target",
@@ -476,7 +476,7 @@ def test_a_target_is_measured_and_left_alone(bench: Bench) -> None:
     rows = sorted(table(folder, "requests"), key=lambda row: row["scheduled_s"])
     wanted = [
         arrival.at_s
-        for arrival in arrivals.window(
+        for arrival in arrivals.window_arrivals(
             "5/random/1", {"arrivals": "poisson", "warmup_s": 0.5}, 25.0, 2.0
         )
     ]

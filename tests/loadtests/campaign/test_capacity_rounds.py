@@ -8,7 +8,7 @@ import pytest
 
 from loadtests import schema
 from loadtests.campaign import capacity_rounds
-from loadtests.campaign.plan import PlanError
+from loadtests.errors import UsageError
 from tests.helpers.campaign_process import QUICK, Bench, runs
 
 SEARCH = (
@@ -89,7 +89,7 @@ OPEN = {
 
 
 def test_an_open_loop_begins_at_saturation_unless_an_estimate_is_given() -> None:
-    found, saturation = capacity_rounds.scenarios_of({"bursty": OPEN}, [])
+    found, saturation = capacity_rounds.search_scenarios({"bursty": OPEN}, [])
     assert saturation == {"bursty": "bursty-saturation"} and found["bursty"] == OPEN
     table = found["bursty-saturation"]
     assert (table["arrivals"], table["users"], table["think_s"], table["prompt_tokens"]) == (
@@ -99,6 +99,6 @@ def test_an_open_loop_begins_at_saturation_unless_an_estimate_is_given() -> None
         [1, 2],
     )
     assert not {"rate", "burstiness"} & table.keys()
-    assert capacity_rounds.scenarios_of({"bursty": OPEN}, [20.0]) == ({"bursty": OPEN}, {})
-    with pytest.raises(PlanError, match="replays a trace"):
-        capacity_rounds.scenarios_of({"replay": {"arrivals": "trace"}}, [])
+    assert capacity_rounds.search_scenarios({"bursty": OPEN}, [20.0]) == ({"bursty": OPEN}, {})
+    with pytest.raises(UsageError, match="replays a trace"):
+        capacity_rounds.search_scenarios({"replay": {"arrivals": "trace"}}, [])

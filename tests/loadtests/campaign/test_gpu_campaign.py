@@ -68,7 +68,7 @@ def test_the_report_says_of_the_gpu_what_the_driver_said(with_card: Bench) -> No
         out = with_card.folder / f"out-{attempt}"
         done = with_card.run(*COMMAND, "--model", "small", "--out", out.name)
         assert done.returncode == 0, done.stdout + done.stderr
-        found = summary.summarise(dataset.campaign(out))
+        found = summary.summarise(dataset.read_campaign(out))
         if found.table["valid"].all():
             break
     assert list(found.table["valid"]) == [True] * 2, list(found.table["why"])
@@ -109,7 +109,7 @@ def test_a_card_that_falls_off_the_bus_costs_its_numbers_only(with_card: Bench) 
             for note in run["notes"]
             if "GPU is lost" in note and "null where this happens" in note
         ], run["notes"]
-    found = summary.summarise(dataset.campaign(with_card.folder / "out"))
+    found = summary.summarise(dataset.read_campaign(with_card.folder / "out"))
     assert (
         found.table["gpu_power_w"].isna().all() and found.table["output_tokens_per_s"].gt(0).all()
     )

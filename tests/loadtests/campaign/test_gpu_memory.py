@@ -11,14 +11,14 @@ import pytest
 
 from loadtests.campaign import gpu_memory
 from loadtests.campaign.gpu_memory import GIB, Card
-from loadtests.campaign.plan import PlanError
+from loadtests.errors import UsageError
 from loadtests.schema import Case
 from servers.engines import vllm_settings
-from servers.runtime import catalog, launch
+from servers.runtime import catalog, launch, models
 from tests.helpers.campaign_process import Bench
 from tests.loadtests.telemetry.test_telemetry import driver
 
-SERVERS = catalog.servers()
+SERVERS = catalog.list_servers()
 # Llama 3.1 8B's config.json
 LLAMA_8B = {
     "parameters": 8_030_261_248,
@@ -45,25 +45,30 @@ def case(server: str, engine: str = "hf", **options: str) -> Case:
     ("total_gib", "model"), [(139, "8b"), (24, "8b"), (16, "1b"), (4, "1b"), (1, "small")]
 )
 def test_the_largest_model_that_leaves_room(total_gib: float, model: str) -> None:
-    assert gpu_memory.preset(card(total_gib)) == model
+    assert gpu_memory.default_preset(card(total_gib)) == model
 
 
 def test_without_a_gpu_nothing_changes() -> None:
-    assert gpu_memory.preset(None) == "small" and gpu_memory.workers(None, LLAMA_8B, 16) == 16
-    gpu_memory.check([case("flask_gunicorn")], SERVERS, LLAMA_8B, 1000, None)
+    assert (
+        gpu_memory.default_preset(None) == "small"
+        and gpu_memory.default_workers(None, LLAMA_8B, 16) == 16
+    )
+    gpu_memory.check_memory([case("flask_gunicorn")], SERVERS, LLAMA_8B, 1000, None)
 
 
 def test_sizes_are_those_of_the_published_models() -> None:
-    assert gpu_memory.copy_bytes(LLAMA_8B) / GIB == pytest.approx(COPY_GIB)
-    assert launch.preset_bytes()["8b"] == 2 * LLAMA_8B["parameters"]
+    assert gpu_memory.bytes_per_copy(LLAMA_8B) / GIB == pytest.approx(COPY_GIB)
+    assert models.preset_bytes()["8b"] == 2 * LLAMA_8B["parameters"]
     assert gpu_memory.VLLM_SHARE == vllm_settings.GPU_SHARE
-    assert list(launch.preset_bytes()) == ["8b", "1b", "small", "tiny"]
+    assert list(models.preset_bytes()) == ["8b", "1b", "small", "tiny"]
 
 
 @pytest.mark.parametrize(("free_gib", "count"), [(139, 4), (40, 2), (20, 1), (3, 1)])
 def test_as_many_workers_as_fit(free_gib: float, count: int) -> None:
-    assert gpu_memory.workers(card(139, free_gib), LLAMA_8B, 16) == count
-    assert gpu_memory.workers(card(139), LLAMA_8B, 2) == 2  # and no more than there are cores
+    assert gpu_memory.default_workers(card(139, free_gib), LLAMA_8B, 16) == count
+    assert (
+        gpu_memory.default_workers(card(139), LLAMA_8B, 2) == 2
+    )  # and no more than there are cores
 
 
 @pytest.mark.parametrize(
@@ -84,40 +89,42 @@ def test_every_process_that_loads_the_model_counts(wanted: Case, copies: int) ->
 
 
 def test_what_does_not_fit_is_refused_with_its_sum() -> None:
-    gpu_memory.check([case("flask_gunicorn", workers="8")], SERVERS, LLAMA_8B, 16, card(139))
+    gpu_memory.check_memory([case("flask_gunicorn", workers="8")], SERVERS, LLAMA_8B, 16, card(139))
     said = (
         rf"flask_gunicorn does not fit the GPU \(a card\): 16 x {COPY_GIB:.1f} GiB "
         rf"\(weights, keys and values of one context, and CUDA\) are {16 * COPY_GIB:.1f} GiB, "
         r"and 139.0 GiB are free: give --workers 8"
     )
-    with pytest.raises(PlanError, match=said):
-        gpu_memory.check(
+    with pytest.raises(UsageError, match=said):
+        gpu_memory.check_memory(
             [case("fastapi_threadpool"), case("flask_gunicorn")], SERVERS, LLAMA_8B, 16, card(139)
         )
     with pytest.raises(
-        PlanError,
+        UsageError,
         match=(
             r"fastapi_vllm .* 1 x 125.1 GiB \(90% of the card, which vLLM takes\) .* 100.0 GiB are"
             r" free: free"
         ),
     ):
-        gpu_memory.check([case("fastapi_vllm", "vllm")], SERVERS, LLAMA_8B, 1, card(139, 100))
-    with pytest.raises(PlanError, match="or give a smaller --model"):
-        gpu_memory.check([case("fastapi_vllm", "vllm")], SERVERS, LLAMA_8B, 1, card(16))
-    gpu_memory.check([case("flask_gunicorn", "simulated")], SERVERS, LLAMA_8B, 1000, card(1))
+        gpu_memory.check_memory(
+            [case("fastapi_vllm", "vllm")], SERVERS, LLAMA_8B, 1, card(139, 100)
+        )
+    with pytest.raises(UsageError, match="or give a smaller --model"):
+        gpu_memory.check_memory([case("fastapi_vllm", "vllm")], SERVERS, LLAMA_8B, 1, card(16))
+    gpu_memory.check_memory([case("flask_gunicorn", "simulated")], SERVERS, LLAMA_8B, 1000, card(1))
 
 
 def test_parts_of_a_model_need_as_many_cards() -> None:
     halves = case("vllm_openai", "vllm", tensor_parallel="2")
     with pytest.raises(
-        PlanError,
+        UsageError,
         match=(
             r"vllm_openai.tensor_parallel=2 needs 2 GPUs, and there are 1: give a smaller"
             r" tensor_parallel"
         ),
     ):
-        gpu_memory.check([halves], SERVERS, LLAMA_8B, 1, card(139))
-    gpu_memory.check([halves], SERVERS, LLAMA_8B, 1, card(16)._replace(cards=2))
+        gpu_memory.check_memory([halves], SERVERS, LLAMA_8B, 1, card(139))
+    gpu_memory.check_memory([halves], SERVERS, LLAMA_8B, 1, card(16)._replace(cards=2))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +165,7 @@ def test_cuda_counts_cards_as_nvml_does_unless_told_otherwise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def order() -> str:
-        return launch.environment_of("hf", launch.Model("mine", "/mine", False), 1, {}, False)[
+        return launch.server_environment("hf", models.Model("mine", "/mine", False), 1, {}, False)[
             "CUDA_DEVICE_ORDER"
         ]
 
@@ -169,7 +176,7 @@ def test_cuda_counts_cards_as_nvml_does_unless_told_otherwise(
 
 
 def test_a_campaign_is_refused_before_anything_is_started(tmp_path: Path) -> None:
-    launch.resolve_model("tiny", needs_weights=True)  # which else says that it is being generated
+    models.resolve_model("tiny", needs_weights=True)  # which else says that it is being generated
     bench = Bench(tmp_path)
     (tmp_path / "nvml").mkdir()
     bench.environment |= {"LD_LIBRARY_PATH": driver(tmp_path / "nvml"), "CUDA_VISIBLE_DEVICES": "1"}

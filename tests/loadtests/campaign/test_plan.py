@@ -10,13 +10,16 @@ from typing import Any
 
 import pytest
 
-from loadtests.campaign.plan import PlanError, choices, make_plan, read_scenarios
+from loadtests.campaign.plan import make_plan, option_combinations
+from loadtests.errors import UsageError
 from loadtests.schema import Case
-from servers.runtime.catalog import CatalogError, Server
+from loadtests.workload.scenario import read_scenarios
+from servers.runtime.catalog import CatalogError, ServerSpec
 
 REAL = {"a": ("hf",), "b": ("vllm",), "c": ("hf",), "d": ()}
 SERVERS = [
-    Server(f"server_{letter}", "", (), (*engines, "simulated")) for letter, engines in REAL.items()
+    ServerSpec(f"server_{letter}", "", (), (*engines, "simulated"))
+    for letter, engines in REAL.items()
 ]
 CLOSED = {"arrivals": "closed", "users": 16, "duration_s": 25.0}
 OPEN = {"arrivals": "poisson", "rate": 3.0, "duration_s": 20.0}
@@ -102,14 +105,14 @@ def test_without_engines_each_server_has_its_real_one() -> None:
 
 
 def test_each_choice_of_options_makes_cases_of_its_own() -> None:
-    server = Server(
+    server = ServerSpec(
         "fast",
         "",
         ("{workers}",),
         ("simulated",),
         options={"loop": ("uvloop", "asyncio"), "json": ("orjson", "stdlib")},
     )
-    chosen = choices([server, *SERVERS], ["fast.loop=uvloop,asyncio", "fast.workers=4"])
+    chosen = option_combinations([server, *SERVERS], ["fast.loop=uvloop,asyncio", "fast.workers=4"])
     assert chosen == {
         "fast": [{"loop": "uvloop", "workers": "4"}, {"loop": "asyncio", "workers": "4"}],
         **{other.name: [{}] for other in SERVERS},
@@ -136,15 +139,15 @@ def test_each_choice_of_options_makes_cases_of_its_own() -> None:
     ],
 )
 def test_an_option_that_cannot_be_is_refused(wanted: str, sentence: str) -> None:
-    with pytest.raises((PlanError, CatalogError), match=re.escape(sentence)):
-        choices(SERVERS, [wanted])
+    with pytest.raises((UsageError, CatalogError), match=re.escape(sentence)):
+        option_combinations(SERVERS, [wanted])
 
 
 def test_what_only_a_real_engine_does_is_refused_of_the_simulated_one() -> None:
-    server = Server(
+    server = ServerSpec(
         "fast", "", (), ("vllm", "simulated"), options={"quantization": ("none", "fp8")}
     )
-    options = choices([server], ["fast.quantization=none,fp8"])
+    options = option_combinations([server], ["fast.quantization=none,fp8"])
     assert len(make_plan([server], ("vllm",), {"chat": CLOSED}, options=options)) == 2
     assert (
         len(
@@ -158,7 +161,7 @@ def test_what_only_a_real_engine_does_is_refused_of_the_simulated_one() -> None:
         == 1
     )
     with pytest.raises(
-        PlanError,
+        UsageError,
         match=(
             r"^fast\.quantization=fp8 changes nothing under the simulated engine: .* choose"
             r" --engines vllm$"
@@ -195,7 +198,7 @@ def test_users_and_rates_replace_the_scenarios_own_where_they_apply() -> None:
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(options: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(PlanError, match=f"^{re.escape(sentence)}$"):
+    with pytest.raises(UsageError, match=f"^{re.escape(sentence)}$"):
         plan(**options)
 
 
@@ -436,7 +439,7 @@ def test_a_broken_scenario_is_refused_and_located(
     tmp_path: Path, before: str, after: str, sentence: str
 ) -> None:
     assert GOOD.count(before) == 1
-    with pytest.raises(PlanError) as refused:
+    with pytest.raises(UsageError) as refused:
         scenarios(tmp_path, GOOD.replace(before, after))
     said = str(refused.value)
     assert said.startswith(str(tmp_path / "mine.toml")) and said.endswith(sentence), said
@@ -451,8 +454,8 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match=r"none\.toml cannot be read: No such file or directory$"):
+    with pytest.raises(UsageError, match=r"none\.toml cannot be read: No such file or directory$"):
         read_scenarios(tmp_path / "none.toml")
     (tmp_path / "latin.toml").write_bytes("# Größe".encode("latin-1"))
-    with pytest.raises(PlanError, match=r"latin\.toml is not valid TOML: .*utf-8"):
+    with pytest.raises(UsageError, match=r"latin\.toml is not valid TOML: .*utf-8"):
         read_scenarios(tmp_path / "latin.toml")

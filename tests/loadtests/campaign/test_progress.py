@@ -19,8 +19,8 @@ CASES = [
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
-def watching(cases: list[Case], more: bool = False) -> progress.Watch:
-    watch = progress.Watch({"chat": 2.0})
+def watching(cases: list[Case], more: bool = False) -> progress.ProgressWatch:
+    watch = progress.ProgressWatch({"chat": 2.0})
     watch.plan(cases, done=0, more=more)
     return watch
 

@@ -7,7 +7,7 @@ import pytest
 
 from loadtests import schema
 from loadtests.campaign import results_folder
-from loadtests.campaign.plan import PlanError
+from loadtests.errors import UsageError
 from loadtests.schema import Case
 
 CASE = Case(1, "alpha", "simulated", "chat", 1, 8, None, 8.0).as_dict()
@@ -26,7 +26,7 @@ def test_one_from_before_cases_had_all_of_their_keys_is_continued(tmp_path: Path
     older = {key: value for key, value in CASE.items() if key not in ("options", "side")}
     schema.write_json(tmp_path / "campaign.json", campaign([older]))
     results_folder.open_campaign(tmp_path, campaign([CASE]))
-    with pytest.raises(PlanError, match="another plan"):
+    with pytest.raises(UsageError, match="another plan"):
         results_folder.open_campaign(tmp_path, campaign([CASE | {"side": "head"}]))
 
 
@@ -43,7 +43,7 @@ def test_a_model_whose_shape_is_known_by_now_is_the_same_model(tmp_path: Path) -
     results_folder.open_campaign(
         folder, wanted | {"model": {"name": "org/name", "shape": {"layers": 2}}}
     )
-    with pytest.raises(PlanError, match="another model"):
+    with pytest.raises(UsageError, match="another model"):
         results_folder.open_campaign(
             folder, wanted | {"model": {"name": "org/other", "shape": None}}
         )

@@ -35,7 +35,7 @@ def test_one_connection_carries_many_requests(server: Scripted) -> None:
         exchange = http.Exchange()
         server.scripts.append([ANSWER if turn % 2 else sized(EVENTS)])
         connection.post("/v1/completions", b'{"turn": %d}' % turn, exchange)
-        assert is_whole(response.settle(exchange))
+        assert is_whole(response.parse_response(exchange))
     connection.close()
     assert server.connections == 1
     assert [request.partition(b"\r\n\r\n")[2] for request in server.requests] == [
@@ -62,7 +62,7 @@ def test_a_stale_connection_is_replaced_once_and_only_before_an_answer(
     connection.post("/", b"{}", first)
     connection.post("/", b"{}", second)
     connection.close()
-    assert is_whole(response.settle(first))
+    assert is_whole(response.parse_response(first))
     if last_words:  # something was answered: to ask again might be to ask for the work twice
         assert (second.error, server.connections, len(server.requests)) == (
             "connection closed in the headers",
@@ -70,10 +70,10 @@ def test_a_stale_connection_is_replaced_once_and_only_before_an_answer(
             2,
         )
     else:
-        assert is_whole(response.settle(second)) and (server.connections, len(server.requests)) == (
-            2,
-            3,
-        )
+        assert is_whole(response.parse_response(second)) and (
+            server.connections,
+            len(server.requests),
+        ) == (2, 3)
 
 
 def test_an_answer_that_was_reset_is_not_asked_for_again(server: Scripted) -> None:
@@ -86,7 +86,7 @@ def test_an_answer_that_was_reset_is_not_asked_for_again(server: Scripted) -> No
     connection.post("/", b"{}", first)
     connection.post("/", b"{}", second)
     connection.close()
-    settled = response.settle(second)
+    settled = response.parse_response(second)
     assert (settled.error, settled.token_text) == (
         "connection failed: Connection reset by peer",
         [" baba"],
@@ -120,7 +120,7 @@ def test_a_server_that_closes_is_not_kept(server: Scripted, head: bytes) -> None
     for _ in range(2):
         exchange = http.Exchange()
         connection.post("/", b"{}", exchange)
-        assert is_whole(response.settle(exchange)) and connection.socket is None
+        assert is_whole(response.parse_response(exchange)) and connection.socket is None
     assert server.connections == 2
 
 
@@ -143,7 +143,7 @@ def test_a_token_has_the_stamp_of_the_read_that_completed_its_event(
     connection = http.Connection(server.url, PATIENCE_S)
     connection.post("/", b"{}", exchange)
     connection.close()
-    settled = response.settle(exchange)
+    settled = response.parse_response(exchange)
     assert settled.error is None and settled.token_text == [
         f" {word}" for word in oracle.VOCABULARY[:4]
     ]
@@ -167,6 +167,6 @@ def test_events_in_one_read_have_one_stamp_and_headers_have_none(server: Scripte
     connection = http.Connection(server.url, PATIENCE_S)
     connection.post("/", b"{}", exchange)
     connection.close()
-    settled = response.settle(exchange)
+    settled = response.parse_response(exchange)
     assert settled.token_s == [exchange.arrived[0]] * 2
     assert settled.token_s[0] >= server.sent_s[1], "the first token came after the headers"

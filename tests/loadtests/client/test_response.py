@@ -204,11 +204,13 @@ def test_the_fast_way_reads_what_the_slow_way_reads(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(response, "read_chunk", counted)
     exchanges = [exchange_of(random.Random(seed)) for seed in range(4000)]
-    fast = [response.settle(exchange) for exchange in exchanges]
+    fast = [response.parse_response(exchange) for exchange in exchanges]
     fast_decoded, decoded = decoded, 0
     monkeypatch.setattr(response, "_template", lambda event, chunk: None)
     for seed, exchange in enumerate(exchanges):
-        assert fast[seed] == response.settle(exchange), f"seed {seed}: {bytes(exchange.body)!r}"
+        assert fast[seed] == response.parse_response(exchange), (
+            f"seed {seed}: {bytes(exchange.body)!r}"
+        )
     assert 0.1 * decoded < fast_decoded < 0.8 * decoded, "both ways must have been taken often"
 
 
@@ -231,5 +233,5 @@ def test_a_stream_that_differs_in_its_text_alone_is_decoded_once(
     monkeypatch.setattr(
         response, "read_chunk", lambda payload: decoded.append(payload) or read_chunk(payload)
     )
-    assert response.settle(exchange).token_text == [f" w{n}" for n in range(100)]
+    assert response.parse_response(exchange).token_text == [f" w{n}" for n in range(100)]
     assert len(decoded) == 1

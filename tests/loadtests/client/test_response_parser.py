@@ -44,7 +44,9 @@ def test_an_answer_may_be_cut_at_any_byte(server: Scripted) -> None:
         exchange = http.Exchange()
         server.scripts.append([ANSWER[:cut], 0.0005, ANSWER[cut:]])
         connection.post("/", b"{}", exchange)
-        assert is_whole(response.settle(exchange)), f"cut at {cut}: {response.settle(exchange)}"
+        assert is_whole(response.parse_response(exchange)), (
+            f"cut at {cut}: {response.parse_response(exchange)}"
+        )
         assert bytes(exchange.body) == EVENTS
     connection.close()
     assert server.connections == 1, (
@@ -136,7 +138,7 @@ def test_every_framing_says_the_same(server: Scripted, script: tuple[Step, ...])
 
 
 def test_our_own_servers_stream_is_understood(server: Scripted) -> None:
-    request = api.parse(
+    request = api.parse_request(
         api.ChatCompletionRequest,
         json.dumps(
             {
@@ -146,7 +148,7 @@ def test_our_own_servers_stream_is_understood(server: Scripted) -> None:
             }
         ).encode(),
     )
-    answer = api.Answer(request, "m")
+    answer = api.CompletionResponse(request, "m")
     outcome = api.Outcome(2, 3, "length", 1.5, 2.5, 3.5)
     _, settled = ask(server, sized("".join(map(answer.event, [*WORDS, outcome])).encode()))
     assert (settled.error, settled.token_text, settled.finish_reason) == (None, WORDS, "length")
@@ -175,7 +177,7 @@ def test_a_chunk_without_text_is_not_a_token(server: Scripted) -> None:
     server.scripts.append([CHUNKED, 0.01, *steps, chunk(DONE) + LAST_CHUNK])
     connection.post("/", b"{}", exchange)
     connection.close()
-    settled = response.settle(exchange)
+    settled = response.parse_response(exchange)
     assert (settled.error, settled.token_text) == (None, [" baba"])
     assert settled.token_s == [exchange.arrived[2]], (
         "first is the first chunk with a token, not the role's"
@@ -356,7 +358,7 @@ def test_timeout_bounds_the_whole_exchange(
 
 
 def test_an_endless_body_is_given_up(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "MAX_ANSWER_BYTES", 100_000)
+    monkeypatch.setattr(http, "MAX_RESPONSE_BYTES", 100_000)
     for head, piece in (
         (UNTIL_CLOSED, event(" baba") * 1000),
         (CHUNKED, chunk(event(" baba") * 1000)),
@@ -367,11 +369,11 @@ def test_an_endless_body_is_given_up(server: Scripted, monkeypatch: pytest.Monke
 
 
 def test_an_endless_body_of_whole_chunks_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "MAX_ANSWER_BYTES", 100_000)
+    monkeypatch.setattr(http, "MAX_RESPONSE_BYTES", 100_000)
     exchange = http.Exchange()
-    answer, piece = http.Answer(exchange), event(" baba")
+    answer, piece = http.ResponseParser(exchange), event(" baba")
     answer.feed(CHUNKED, 0.0, 0.0)
-    with pytest.raises(http.AnswerError, match="answer too long"):
+    with pytest.raises(http.ResponseError, match="answer too long"):
         for number in range(100_000):
             answer.feed(chunk(piece), 0.001 * number, 0.0)
     assert 100_000 < len(exchange.body) <= 100_000 + len(piece)

@@ -111,7 +111,7 @@ def test_a_connection_behind_tls_is_kept_and_bounded(
         for _ in range(3):
             exchange = http.Exchange()
             connection.post("/v1/completions", body, exchange, "7")
-            settled = response.settle(exchange)
+            settled = response.parse_response(exchange)
             assert (settled.error, "".join(settled.token_text)) == (None, " babe babi babo")
             assert settled.token_s == [exchange.arrived[-1]] * 3 and set(exchange.lags) == {0.0}
         assert connection.socket is not None, "kept"

@@ -18,7 +18,7 @@ from wsproto.connection import Connection as Protocol
 from wsproto.events import CloseConnection, Pong, TextMessage
 
 from loadtests.client import http, response
-from loadtests.client.websocket import Messages, WebSocketConnection
+from loadtests.client.websocket import MessageParser, WebSocketConnection
 from servers.contract import api, oracle
 from tests.helpers.campaign_process import QUICK, SCENARIOS, Bench, runs, table, wait_for
 from tests.helpers.scripted_server import (
@@ -118,7 +118,7 @@ def frame(payload: bytes, opcode: int = 1, last: bool = True) -> bytes:
 
 
 def frames(events: bytes) -> bytes:
-    return b"".join(frame(payload.encode()) for payload in api.payloads(events.decode()))
+    return b"".join(frame(payload.encode()) for payload in api.split_events(events.decode()))
 
 
 def closing(code: int, reason: str = "") -> bytes:
@@ -141,15 +141,15 @@ def connect(
 
 def post(
     connection: WebSocketConnection, body: bytes = b"{}"
-) -> tuple[http.Exchange, response.Settled]:
+) -> tuple[http.Exchange, response.ParsedResponse]:
     exchange = http.Exchange()
     connection.post("/v1/completions", body, exchange)
-    return exchange, response.settle(exchange)
+    return exchange, response.parse_response(exchange)
 
 
 def ask(
     server: Upgrading, *script: Step, timeout_s: float = PATIENCE_S
-) -> tuple[http.Exchange, response.Settled]:
+) -> tuple[http.Exchange, response.ParsedResponse]:
     """One request on a connection of its own."""
     server.scripts.append(list(script))
     connection = connect(server, timeout_s)
@@ -201,7 +201,7 @@ def test_a_refused_upgrade_is_an_error_that_says_why(
 ) -> None:
     server.refusal = refusal
     connection = connect(server)
-    with pytest.raises(http.AnswerError, match=error):
+    with pytest.raises(http.ResponseError, match=error):
         connection.open()
     exchange, settled = post(connection)
     assert (settled.error, exchange.status, exchange.sent_s, connection.socket) == (
@@ -260,13 +260,13 @@ def test_frames_may_be_cut_anywhere() -> None:
     ends, wire = [*itertools.accumulate(map(len, pieces))][:3], b"".join(pieces)
     for cut in range(1, len(wire)):
         exchange, pongs = http.Exchange(), []
-        reader = Messages(exchange, Protocol(ConnectionType.CLIENT), pongs.append)
+        reader = MessageParser(exchange, Protocol(ConnectionType.CLIENT), pongs.append)
         assert (
             not reader.feed(wire[:cut], 1.0, 0.0)
             and reader.feed(wire[cut:], 2.0, 0.0)
             and len(pongs) == 1
         )
-        settled = response.settle(exchange)
+        settled = response.parse_response(exchange)
         assert is_whole(settled) and bytes(exchange.body) == EVENTS
         assert settled.token_s == [1.0 if cut >= end else 2.0 for end in ends]
 
@@ -287,7 +287,7 @@ def test_a_token_has_the_stamp_of_the_read_that_completed_its_message(server: Up
     connection = connect(server)
     connection.post("/v1/completions", b"{}", exchange)
     connection.close()
-    settled = response.settle(exchange)
+    settled = response.parse_response(exchange)
     assert is_whole(settled) and settled.token_s == [exchange.arrived[read] for read in (0, 3, 3)]
     for read, at in enumerate(exchange.arrived):  # one clock: each read lies between two sends
         assert server.sent_s[read] <= at and (
@@ -306,7 +306,7 @@ def test_a_ping_is_answered_and_is_none_of_the_answer(server: Upgrading) -> None
     server.scripts += [[PING, 0.02, first, until_read(exchange, 1), PING, 0.02, rest], [ANSWER]]
     connection.post("/v1/completions", b"{}", exchange)
     assert (
-        is_whole(response.settle(exchange))
+        is_whole(response.parse_response(exchange))
         and len(exchange.arrived) == len(exchange.lengths) == len(exchange.lags) == 2
     )
     assert is_whole(post(connection)[1]) and server.heard == [Pong(b"still there?")] * 2

@@ -45,7 +45,7 @@ def test_never_more_than_the_cap_and_first_come_first_served(
     )
     assert (
         driven.said["cut_off"] == 0
-        and len(driven.in_window()) == len(arrivals.window(SEED, CAPPED, RATE, 1.0)) > 80
+        and len(driven.in_window()) == len(arrivals.window_arrivals(SEED, CAPPED, RATE, 1.0)) > 80
     )
     for worker in range(count):
         own = sorted(

@@ -18,7 +18,7 @@ import pytest
 
 from loadtests import schema
 from loadtests.generator.locust_process import LoadFailed, Workers
-from servers.runtime import launch
+from servers.runtime import launch, ports
 from tests.helpers.campaign_process import PATIENCE_S, Bench
 from tests.helpers.recording_server import CLOSED, Witness, drive, task_of
 
@@ -32,7 +32,7 @@ def page(port: int, path: str, method: str = "GET") -> bytes:
 def test_its_page_shows_the_load_of_several_workers_and_goes_with_it(
     tmp_path: Path, marked: Bench
 ) -> None:
-    port, shown = launch.free_port(), []
+    port, shown = ports.find_free_port(), []
 
     def watch(said: dict[str, Any]) -> None:
         if said and said["state"] == "running" and said["rows"] and not shown:
@@ -62,7 +62,7 @@ def test_its_page_shows_the_load_of_several_workers_and_goes_with_it(
 def test_a_load_that_was_stopped_on_its_page_is_no_measurement(
     tmp_path: Path, marked: Bench
 ) -> None:
-    port, seen = launch.free_port(), []
+    port, seen = ports.find_free_port(), []
 
     def watch(said: dict[str, Any]) -> None:
         if said and said["state"] == "running" and said["rows"] > 20 and not seen:

@@ -17,7 +17,7 @@ import pytest
 
 from loadtests.generator.locust_process import LoadFailed, Workers
 from loadtests.workload import arrivals, prompts
-from servers.runtime import launch, limits
+from servers.runtime import launch, limits, ports
 from tests.helpers.campaign_process import PATIENCE_S, QUICK, Bench, said_of, wait_for
 from tests.helpers.recording_server import CLOSED, SCENARIO, SEED, Driven, Witness, drive, task_of
 from tests.loadtests.campaign.test_bad_input import dead_port
@@ -28,7 +28,7 @@ COMMAND = [sys.executable, "-m", "loadtests.worker"]
 
 @pytest.fixture
 def port() -> int:
-    return launch.free_port()
+    return ports.find_free_port()
 
 
 @pytest.fixture
@@ -73,7 +73,8 @@ def requests_of(driven: Driven, user: int) -> list[tuple[int, int]]:
 
 def planned_of(driven: Driven, seed: str, user: int) -> list[tuple[int, int]]:
     wanted = (
-        prompts.prompt(seed, CLOSED, user, turn) for turn in range(len(requests_of(driven, user)))
+        prompts.make_prompt(seed, CLOSED, user, turn)
+        for turn in range(len(requests_of(driven, user)))
     )
     return [(each.tokens, each.max_tokens) for each in wanted]
 
@@ -95,7 +96,7 @@ def test_two_workers_serve_one_case_after_the_other(
             == {len(driven.rows)}
             == {len(witness.asked)}
         )
-        planned = [arrival.at_s for arrival in arrivals.window(SEED, SCENARIO, 20.0, 1.0)]
+        planned = [arrival.at_s for arrival in arrivals.window_arrivals(SEED, SCENARIO, 20.0, 1.0)]
         assert [
             row["scheduled_s"] - driven.window[0] for row in driven.in_window()
         ] == pytest.approx(planned, abs=2e-6)

@@ -11,12 +11,12 @@ import pytest
 from loadtests.generator.steady_state import (
     IN_A_ROW,
     Finding,
-    Judge,
-    batches,
-    finding,
-    mser,
-    slope,
-    trend,
+    SteadyJudge,
+    batch_means,
+    mser_cut,
+    test_series,
+    theil_sen_slope,
+    trend_p_value,
 )
 from tests.studies import steady_state as study
 
@@ -28,15 +28,15 @@ def test_mser_by_hand() -> None:
     """Of 9 1 3 1 3 1 3: with all, mean 3 and squares 48, 48/49; without the 9, mean 2 and squares
     6, 6/36; without two, 4.8/25.
     """
-    assert mser([9, 1, 3, 1, 3, 1, 3]) == 1
+    assert mser_cut([9, 1, 3, 1, 3, 1, 3]) == 1
     # 8/64; with the 4 as well 40/81, without the first 9 as well 6.9/49
-    assert mser([0, 4, 9, 11, 9, 11, 9, 11, 9, 11]) == 2
-    assert mser([1, 3, 1, 3, 1, 3, 9]) == 0, "what is odd at the end is no transient"
+    assert mser_cut([0, 4, 9, 11, 9, 11, 9, 11, 9, 11]) == 2
+    assert mser_cut([1, 3, 1, 3, 1, 3, 9]) == 0, "what is odd at the end is no transient"
 
 
 def test_mser_leaves_five() -> None:
-    assert mser(range(100)) == 95, "a straight line is all transient"
-    assert mser([9, 1, 1, 1]) == 0
+    assert mser_cut(range(100)) == 95, "a straight line is all transient"
+    assert mser_cut([9, 1, 1, 1]) == 0
 
 
 def test_mser_is_what_its_definition_says() -> None:
@@ -45,7 +45,7 @@ def test_mser_is_what_its_definition_says() -> None:
         means = [1e6 + source.gauss(0, 1) + 5 * (i < 4) for i in range(source.randint(10, 20))]
         kept = [means[d:] for d in range(len(means) - 4)]
         errors = [sum((v - sum(k) / len(k)) ** 2 for v in k) / len(k) ** 2 for k in kept]
-        assert mser(means) == errors.index(min(errors))
+        assert mser_cut(means) == errors.index(min(errors))
 
 
 def test_trend_by_hand() -> None:
@@ -53,78 +53,70 @@ def test_trend_by_hand() -> None:
     values of which two are equal.
     """
     assert (
-        trend([1, 2, 3, 4, 5, 6])
-        == trend([6, 5, 4, 3, 2, 1])
+        trend_p_value([1, 2, 3, 4, 5, 6])
+        == trend_p_value([6, 5, 4, 3, 2, 1])
         == pytest.approx(math.erfc(14 / math.sqrt(85 / 3) / math.sqrt(2)))
     )
-    assert trend([1, 2, 2, 3]) == pytest.approx(
+    assert trend_p_value([1, 2, 2, 3]) == pytest.approx(
         math.erfc(4 / math.sqrt((156 - 18) / 18) / math.sqrt(2))
     )
-    assert trend([1, 3, 3, 1]) == trend([7, 7, 7]) == trend([7]) == 1
-    assert trend([1, 2, 3, 4, 5, 1000]) == trend([1, 2, 3, 4, 5, 6]), (
+    assert trend_p_value([1, 3, 3, 1]) == trend_p_value([7, 7, 7]) == trend_p_value([7]) == 1
+    assert trend_p_value([1, 2, 3, 4, 5, 1000]) == trend_p_value([1, 2, 3, 4, 5, 6]), (
         "ranks: how large an outlier is does not matter"
     )
 
 
 def test_slope_and_batches() -> None:
     assert (
-        slope([5, 7, 9, 11]) == pytest.approx(2)
-        and slope([4, 4]) == 0
-        and slope([0, 0, 3]) == pytest.approx(1.5)
+        theil_sen_slope([5, 7, 9, 11]) == pytest.approx(2)
+        and theil_sen_slope([4, 4]) == 0
+        and theil_sen_slope([0, 0, 3]) == pytest.approx(1.5)
     )
     assert (
-        batches([9, 9, 1, 3, 5, 7], 2) == [9, 2, 6]
-        and batches([9, 1, 3], 2) == [2]
-        and batches([1], 2) == []
+        batch_means([9, 9, 1, 3, 5, 7], 2) == [9, 2, 6]
+        and batch_means([9, 1, 3], 2) == [2]
+        and batch_means([1], 2) == []
     )
 
 
 def test_batches_are_ten_to_twenty_and_of_five_at_least() -> None:
-    assert [finding([1.0] * n, 1).batches for n in (0, 49, 50, 54, 99, 100, 101, 2000, 2001)] == [
-        0,
-        9,
-        10,
-        10,
-        19,
-        20,
-        16,
-        20,
-        19,
-    ]
+    assert [
+        test_series([1.0] * n, 1).batches for n in (0, 49, 50, 54, 99, 100, 101, 2000, 2001)
+    ] == [0, 9, 10, 10, 19, 20, 16, 20, 19]
 
 
 def test_the_drift_is_that_of_the_window_to_come() -> None:
     """100 values that rise by 0.1% each, over a window three times as long: 30% of the first, 30% /
     1.05 of the mean.
     """
-    assert finding([1 + i / 1000 for i in range(100)], 3).drift == pytest.approx(
+    assert test_series([1 + i / 1000 for i in range(100)], 3).drift == pytest.approx(
         0.3 / (1 + 0.0005 + 0.072), rel=0.01
     )
 
 
 def test_constant_series_are_steady() -> None:
     for value in (0.0, 0.1, 1e9):
-        assert finding([value] * 60, 2.5) == Finding(True, 12, 0, 1.0, 0.0)
-    assert finding([0.0] * 20 + [0.1] * 40, 2.5)[:3] == (True, 12, 4)
-    assert finding([0.0] * 40 + [0.1] * 20, 2.5)[:3] == (False, 12, 0), (
+        assert test_series([value] * 60, 2.5) == Finding(True, 12, 0, 1.0, 0.0)
+    assert test_series([0.0] * 20 + [0.1] * 40, 2.5)[:3] == (True, 12, 4)
+    assert test_series([0.0] * 40 + [0.1] * 20, 2.5)[:3] == (False, 12, 0), (
         "a step just now is seen by the trend, not by MSER"
     )
 
 
 def test_a_tiny_drift_without_noise_is_forgiven_and_a_large_one_is_not() -> None:
     for share, steady in ((0.01, True), (0.04, True), (0.06, False), (-0.06, False)):
-        found = finding([100 + share * i for i in range(100)], 1)
+        found = test_series([100 + share * i for i in range(100)], 1)
         assert found.steady == steady and found.cut >= 10 and found.p is not None and found.p < 0.01
 
 
 def test_an_outlier_at_the_end_is_no_transient() -> None:
     source = random.Random(1)
-    assert finding([*(source.gauss(100, 5) for _ in range(99)), 1000.0], 1)[:3] == (True, 20, 0)
+    assert test_series([*(source.gauss(100, 5) for _ in range(99)), 1000.0], 1)[:3] == (True, 20, 0)
 
 
 def test_the_judge_wants_every_series_three_times_running() -> None:
     flat, rising = [1.0] * 50, [1.0 + i for i in range(50)]
-    judge = Judge(25)
+    judge = SteadyJudge(25)
     assert [
         judge.ask({"a": flat, "b": series}, 10).steady
         for series in (flat, flat, rising, flat, flat, flat, flat, rising, flat)
@@ -133,7 +125,7 @@ def test_the_judge_wants_every_series_three_times_running() -> None:
 
 
 def test_the_judge_says_why() -> None:
-    judge, flat = Judge(25), [1.0] * 50
+    judge, flat = SteadyJudge(25), [1.0] * 50
     assert (
         judge.ask({"tokens/s": flat, "TTFT": []}, 10).why
         == "not yet steady: TTFT: too few values: 0 batches of 10"

@@ -62,17 +62,22 @@ def test_an_open_loop_is_the_same_with_any_number_of_workers(
     bodies = {asked.request_id: asked.body for asked in witness.asked}
     warm_up = [row for row in driven.rows if row["scheduled_s"] < driven.window[0]]
     for rows, user, begin_s, planned in (
-        (driven.in_window(), 0, driven.window[0], arrivals.window(SEED, SCENARIO, RATE, 1.5)),
+        (
+            driven.in_window(),
+            0,
+            driven.window[0],
+            arrivals.window_arrivals(SEED, SCENARIO, RATE, 1.5),
+        ),
         (
             sorted(warm_up, key=lambda row: row["scheduled_s"]),
             -1,
             driven.said["began_s"],
-            arrivals.warm_up(SEED, SCENARIO, RATE),
+            arrivals.warm_up_arrivals(SEED, SCENARIO, RATE),
         ),
     ):
         planned = planned[: len(rows)] if user < 0 else planned  # the longest warm-up was planned
         wanted = [
-            prompts.prompt(SEED, SCENARIO, user, index, arrival)
+            prompts.make_prompt(SEED, SCENARIO, user, index, arrival)
             for index, arrival in enumerate(planned)
         ]
         assert [row["scheduled_s"] - begin_s for row in rows] == pytest.approx(
@@ -123,7 +128,7 @@ def test_each_user_of_a_closed_loop_is_at_one_worker(
         assert rows[-1]["done_s"] >= driven.window[1], "to the end"
         asked = [bodies[f"{row['worker']}-{row['request']}"]["messages"] for row in rows]
         assert asked == [
-            [{"role": "user", "content": prompts.prompt(SEED, CLOSED, user, turn).text}]
+            [{"role": "user", "content": prompts.make_prompt(SEED, CLOSED, user, turn).text}]
             for turn in range(len(rows))
         ]
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from loadtests.schema import CAMPAIGN_KEYS
-from loadtests.telemetry import machine
+from loadtests.telemetry import cores, machine
 
 
 def test_manifest_has_what_the_schema_promises_and_is_json() -> None:
-    manifest = machine.manifest()
+    manifest = machine.build_manifest()
     assert set(CAMPAIGN_KEYS["manifest"].split(", ")) <= manifest.keys()
     assert json.loads(json.dumps(manifest, allow_nan=False)) == manifest
     assert manifest["packages"]["psutil"] == metadata.version("psutil")
@@ -78,7 +78,7 @@ def test_only_variables_that_change_behaviour_are_kept_and_no_secret(
         monkeypatch.setenv(name, value)
     # set last: home itself comes from the environment
     monkeypatch.setenv("PYTHONPATH", str(Path.home() / "code"))
-    assert machine.manifest()["environment"] == {**kept, "PYTHONPATH": "~/code"}
+    assert machine.build_manifest()["environment"] == {**kept, "PYTHONPATH": "~/code"}
 
 
 @pytest.mark.parametrize(
@@ -103,18 +103,18 @@ def test_only_variables_that_change_behaviour_are_kept_and_no_secret(
     ],
 )
 def test_a_command_is_kept_without_its_secrets(command: list[str], kept: list[str]) -> None:
-    assert machine.redacted(command) == kept
+    assert machine.redact_secrets(command) == kept
 
 
 def test_commit_is_null_without_git_and_outside_a_repository(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(machine, "ROOT", tmp_path)
-    manifest = machine.manifest()
+    manifest = machine.build_manifest()
     assert manifest["commit"] is None and manifest["dirty"] is None
     monkeypatch.undo()
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert machine.manifest()["commit"] is None
+    assert machine.build_manifest()["commit"] is None
 
 
 def test_a_repository_with_a_change_is_dirty(
@@ -126,23 +126,23 @@ def test_a_repository_with_a_change_is_dirty(
             ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
         ).stdout.strip()
 
-    if machine.git("--version") is None:
+    if machine.ask_git("--version") is None:
         pytest.skip("no git")
     git("init", "--quiet")
     git("commit", "--quiet", "--allow-empty", "-m", "empty")
     monkeypatch.setattr(machine, "ROOT", tmp_path.resolve())
-    assert (machine.manifest()["commit"], machine.manifest()["dirty"]) == (
+    assert (machine.build_manifest()["commit"], machine.build_manifest()["dirty"]) == (
         git("rev-parse", "HEAD"),
         False,
     )
     (tmp_path / "results" / "reference-1").mkdir(parents=True)
     (tmp_path / "results" / "reference-1" / "campaign.json").touch()
-    assert machine.manifest()["dirty"] is False, "what an earlier campaign found is no code"
+    assert machine.build_manifest()["dirty"] is False, "what an earlier campaign found is no code"
     (tmp_path / "new.py").touch()
-    assert machine.manifest()["dirty"] is True
+    assert machine.build_manifest()["dirty"] is True
     monkeypatch.setattr(machine, "ROOT", tmp_path.resolve() / "inside")
     (tmp_path / "inside").mkdir()
-    assert machine.manifest()["commit"] is None
+    assert machine.build_manifest()["commit"] is None
 
 
 @pytest.mark.parametrize(
@@ -165,24 +165,26 @@ def test_cores_are_divided(
     server: list[int],
     load: list[int],
 ) -> None:
-    monkeypatch.setattr(machine, "usable_cores", lambda: cores)
-    monkeypatch.setattr(machine, "read", lambda path: siblings if "topology" in str(path) else None)
+    monkeypatch.setattr(cores, "usable_cores", lambda: cores)
+    monkeypatch.setattr(
+        machine, "read_text", lambda path: siblings if "topology" in str(path) else None
+    )
     monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: None, raising=False)
     share = {"server_cores": server, "load_cores": load, "shared": False, "threads": len(server)}
-    assert machine.machine_share() == share
+    assert cores.share_cores() == share
 
 
 def test_one_core_or_no_affinity_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "usable_cores", lambda: [3])
-    assert machine.machine_share() == {
+    monkeypatch.setattr(cores, "usable_cores", lambda: [3])
+    assert cores.share_cores() == {
         "server_cores": [3],
         "load_cores": [3],
         "shared": True,
         "threads": 1,
     }
-    monkeypatch.setattr(machine, "usable_cores", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr(cores, "usable_cores", lambda: [0, 1, 2, 3])
     monkeypatch.delattr(os, "sched_setaffinity", raising=False)
-    assert machine.machine_share() == {
+    assert cores.share_cores() == {
         "server_cores": [0, 1, 2, 3],
         "load_cores": [0, 1, 2, 3],
         "shared": True,
@@ -238,7 +240,7 @@ def test_one_core_or_no_affinity_is_shared(monkeypatch: pytest.MonkeyPatch) -> N
 def test_limits_of_cgroups(
     monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cpu: float | None, memory: int | None
 ) -> None:
-    monkeypatch.setattr(machine, "read", lambda path: files.get(str(path)))
-    assert (machine.cpu_limit(), machine.memory_limit()) == (cpu, memory)
+    monkeypatch.setattr(machine, "read_text", lambda path: files.get(str(path)))
+    assert (cores.cpu_limit(), cores.memory_limit()) == (cpu, memory)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {4, 5, 6}, raising=False)
-    assert machine.usable_cores() == [4, 5, 6][: int(cpu or 3)]
+    assert cores.usable_cores() == [4, 5, 6][: int(cpu or 3)]

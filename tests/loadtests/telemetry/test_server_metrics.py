@@ -14,8 +14,8 @@ import pytest
 
 from loadtests import schema
 from loadtests.campaign import parquet
-from loadtests.telemetry import server_metrics
-from loadtests.telemetry.server_metrics import NoMetrics, Scraper
+from loadtests.telemetry import server_counters, server_metrics
+from loadtests.telemetry.server_metrics import MetricsUnavailable, Scraper
 from tests.helpers import faulty_server
 from tests.helpers.campaign_process import Bench, runs, table
 from tests.helpers.metrics_server import (
@@ -215,37 +215,43 @@ def test_garbage_later_is_null(server: Server, scraped: Scraped) -> None:
 
 
 def test_what_a_server_counts() -> None:
-    ours, theirs = (server_metrics.count(server_metrics.parse(text)) for text in (OURS % 3, VLLM))
+    ours, theirs = (
+        server_counters.sum_counters(server_metrics.parse_metrics(text))
+        for text in (OURS % 3, VLLM)
+    )
     assert ours and theirs
     assert (ours.requests, ours.tokens, ours.busy) == (7, 77, 3) and (
         theirs.requests,
         theirs.tokens,
         theirs.busy,
     ) == (4, 42, 0)
-    assert server_metrics.count(server_metrics.parse("http_requests_total 4\n")) is None
-    assert server_metrics.served(ours, ours._replace(requests=17.0, tokens=80.0)) == {
+    assert (
+        server_counters.sum_counters(server_metrics.parse_metrics("http_requests_total 4\n"))
+        is None
+    )
+    assert server_counters.counter_delta(ours, ours._replace(requests=17.0, tokens=80.0)) == {
         "requests": 10,
         "tokens": 3,
     }
     for after in (None, theirs, ours._replace(tokens=float("nan"))):
-        assert server_metrics.served(ours, after) is None
-    assert server_metrics.served(None, ours) is None
+        assert server_counters.counter_delta(ours, after) is None
+    assert server_counters.counter_delta(None, ours) is None
 
 
 def test_the_counters_are_read_when_nothing_is_in_flight_any_more(server: Server) -> None:
     server.answers = [says(OURS % 1), says(OURS % 1), says((OURS % 0).replace("77", "90"))]
-    found = server_metrics.counted(server.url, PATIENCE_S)
+    found = server_counters.read_when_idle(server.url, PATIENCE_S)
     assert found and found.tokens == 90 and len(server.asked) == 3
 
 
 def test_several_servers_count_together(server: Server) -> None:
     with exposing() as other:
         server.answers, other.answers = [says(OURS % 0)], [says((OURS % 0).replace("77", "90"))]
-        found = server_metrics.counted(f"{server.url},{other.url}", PATIENCE_S)
+        found = server_counters.read_when_idle(f"{server.url},{other.url}", PATIENCE_S)
         assert found and found.tokens == 77 + 90 and found.requests == 14
         other.answers = [hangs]
-        with pytest.raises(NoMetrics, match="no answer within"):
-            server_metrics.fetch(f"{server.url},{other.url}", 0.3)
+        with pytest.raises(MetricsUnavailable, match="no answer within"):
+            server_metrics.fetch_metrics(f"{server.url},{other.url}", 0.3)
 
 
 def test_that_has_an_end(server: Server) -> None:
@@ -257,13 +263,13 @@ def test_that_has_an_end(server: Server) -> None:
     ):
         server.answers = list(answers)
         began = time.monotonic()
-        found = server_metrics.counted(server.url, 0.4)
+        found = server_counters.read_when_idle(server.url, 0.4)
         assert (
             time.monotonic() - began < PATIENCE_S / 2
             and (found.tokens if found else None) == tokens
         )
-    with pytest.raises(NoMetrics, match="refused"):
-        server_metrics.fetch("http://127.0.0.1:1", 1.0)
+    with pytest.raises(MetricsUnavailable, match="refused"):
+        server_metrics.fetch_metrics("http://127.0.0.1:1", 1.0)
 
 
 def test_a_target_without_metrics_is_measured_all_the_same(bench: Bench) -> None:

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from loadtests.workload.arrivals import Arrival, fit, longest_warm_up_s, schedule, warm_up, window
+from loadtests.workload.arrivals import (
+    Arrival,
+    fit_context,
+    longest_warm_up_s,
+    schedule,
+    warm_up_arrivals,
+    window_arrivals,
+)
 from loadtests.workload.traces import TraceError
 
 POISSON = {"arrivals": "poisson"}
@@ -108,7 +115,7 @@ def test_a_trace_is_replayed_in_its_slice_and_scale_with_clipped_lengths(tmp_pat
     ("asked", "given"), [((5000, 100), (3996, 100)), ((5000, 5000), (2048, 2048)), ((1, 1), (2, 1))]
 )
 def test_lengths_fit_into_the_context(asked: tuple[int, int], given: tuple[int, int]) -> None:
-    assert fit(*asked, 4096) == given and (sum(given) <= 4096)
+    assert fit_context(*asked, 4096) == given and (sum(given) <= 4096)
 
 
 # --- warm-up and window
@@ -123,14 +130,14 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_window_is_asked_the_same_whatever_the_warm_up(kind: str) -> None:
     asked = [
-        window("1/s/1", KINDS[kind] | {"warmup_s": warmup_s}, 7.0, 30.0)
+        window_arrivals("1/s/1", KINDS[kind] | {"warmup_s": warmup_s}, 7.0, 30.0)
         for warmup_s in (0, 0.5, 8.0)
     ]
     assert (
         asked[0] == asked[1] == asked[2] == schedule("1/s/1", KINDS[kind], 7.0, 30.0)
         and len(asked[0]) > 100
     )
-    assert asked[0] == window(
+    assert asked[0] == window_arrivals(
         "1/s/1", KINDS[kind] | {"warmup_s": 8, "warmup_max_s": 100}, 7.0, 30.0
     )
 
@@ -139,14 +146,15 @@ def test_the_window_is_asked_the_same_whatever_the_warm_up(kind: str) -> None:
 def test_the_warm_up_is_another_part_of_the_same_process(kind: str) -> None:
     """It lasts as long as the longest warm-up may, and its beginning does not depend on that."""
     shorter, longer = (
-        warm_up("1/s/1", KINDS[kind] | {"warmup_s": 10, "warmup_max_s": most}, 50.0)
+        warm_up_arrivals("1/s/1", KINDS[kind] | {"warmup_s": 10, "warmup_max_s": most}, 50.0)
         for most in (20, 60)
     )
     assert longer[: len(shorter)] == shorter and len(shorter) > 900
     assert shorter[-1].at_s > 20 and longer[-1].at_s > 60, "it must not end before the window opens"
     both = [arrival.at_s for arrival in longer]
     assert not {*both} & {
-        arrival.at_s for arrival in window("1/s/1", KINDS[kind] | {"warmup_s": 10}, 50.0, 60.0)
+        arrival.at_s
+        for arrival in window_arrivals("1/s/1", KINDS[kind] | {"warmup_s": 10}, 50.0, 60.0)
     }
     shape = KINDS[kind].get("burstiness", 1.0)
     assert stats.kstest(gaps(both), "gamma", args=(shape, 0, 1 / (shape * 50))).pvalue > 0.01
@@ -163,7 +171,10 @@ def test_with_a_profile_or_a_trace_both_parts_are_the_one_schedule(tmp_path: Pat
         (trace, None),
     ):
         whole = schedule("1/s/1", scenario, rate, 8.0 + 20.0)
-        before, inside = warm_up("1/s/1", scenario, rate), window("1/s/1", scenario, rate, 20.0)
+        before, inside = (
+            warm_up_arrivals("1/s/1", scenario, rate),
+            window_arrivals("1/s/1", scenario, rate, 20.0),
+        )
         assert (
             before == [arrival for arrival in whole if arrival.at_s < 8]
             and longest_warm_up_s(scenario) == 8
@@ -174,6 +185,6 @@ def test_with_a_profile_or_a_trace_both_parts_are_the_one_schedule(tmp_path: Pat
         assert len(before) > 15 and len(inside) > 40
     for warmup_s in (0.0, 0.2):
         late = trace | {"trace_start_s": 0.1, "warmup_s": warmup_s}
-        assert warm_up("1/s/1", late, None) == [] and window("1/s/1", late, None, 1.0)[
-            0
-        ].at_s == pytest.approx(0.27 - warmup_s)
+        assert warm_up_arrivals("1/s/1", late, None) == [] and window_arrivals(
+            "1/s/1", late, None, 1.0
+        )[0].at_s == pytest.approx(0.27 - warmup_s)

@@ -72,7 +72,7 @@ def test_a_conversation_holds_all_that_was_said_and_begins_anew_when_it_must(
                 system == requests[0][1].body["messages"][0]
                 and len(system["content"].split()) == CHAT["shared_tokens"] - 1
             )
-            wanted = prompts.prompt(SEED, CHAT, user, turn)
+            wanted = prompts.make_prompt(SEED, CHAT, user, turn)
             assert (
                 question == {"role": "user", "content": wanted.text}
                 and after.body["max_tokens"] == wanted.max_tokens
@@ -129,13 +129,16 @@ def test_conversations_have_all_lengths_of_the_scenario() -> None:
 
 @pytest.mark.parametrize("shared", [2, 3, 64])
 @pytest.mark.parametrize(
-    "history", [(), (prompts.Message("user", "baba"), prompts.Message("assistant", "babe babi"))]
+    "history",
+    [(), (prompts.PromptMessage("user", "baba"), prompts.PromptMessage("assistant", "babe babi"))],
 )
 def test_a_chat_s_length_is_that_of_its_text(
-    shared: int, history: tuple[prompts.Message, ...]
+    shared: int, history: tuple[prompts.PromptMessage, ...]
 ) -> None:
     for turn in range(50):
-        wanted = prompts.prompt(SEED, CHAT | {"shared_tokens": shared}, 0, turn, history=history)
+        wanted = prompts.make_prompt(
+            SEED, CHAT | {"shared_tokens": shared}, 0, turn, history=history
+        )
         messages = [*((each.role, each.text) for each in wanted.history), ("user", wanted.text)]
         assert oracle.count_tokens(oracle.chat_text(messages)) == wanted.tokens
 

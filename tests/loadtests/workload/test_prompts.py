@@ -7,8 +7,7 @@ from collections import Counter
 
 import pytest
 
-from loadtests.campaign import plan
-from loadtests.workload import prompts
+from loadtests.workload import prompts, scenario
 from loadtests.workload.arrivals import Arrival
 from servers.contract import api, oracle
 
@@ -18,7 +17,9 @@ COMPLETIONS = CHAT | {"endpoint": "completions", "prompt_tokens": [1, 64]}
 
 def test_the_same_seed_gives_the_same_prompts_and_another_seed_gives_others() -> None:
     def some(seed: str) -> list[prompts.Prompt]:
-        return [prompts.prompt(seed, CHAT, user, turn) for user in range(5) for turn in range(20)]
+        return [
+            prompts.make_prompt(seed, CHAT, user, turn) for user in range(5) for turn in range(20)
+        ]
 
     assert some("1/chat/1") == some("1/chat/1")
     assert not set(some("1/chat/1")) & set(some("1/chat/2")), (
@@ -28,16 +29,16 @@ def test_the_same_seed_gives_the_same_prompts_and_another_seed_gives_others() ->
 
 def test_a_prompt_does_not_depend_on_what_was_asked_before() -> None:
     """A slow server is asked the same first requests as a fast one."""
-    alone = prompts.prompt("1", CHAT, 3, 7)
+    alone = prompts.make_prompt("1", CHAT, 3, 7)
     for turn in range(9):
-        prompts.prompt("1", CHAT, 0, turn)
-    assert prompts.prompt("1", CHAT, 3, 7) == alone
+        prompts.make_prompt("1", CHAT, 0, turn)
+    assert prompts.make_prompt("1", CHAT, 3, 7) == alone
 
 
 def test_prompts_are_unique_and_share_no_long_prefix() -> None:
     scenario = COMPLETIONS | {"prompt_tokens": [16, 64]}
     found = [
-        prompts.prompt("1/chat/1", scenario, user, turn).text
+        prompts.make_prompt("1/chat/1", scenario, user, turn).text
         for user in range(20)
         for turn in range(200)
     ]
@@ -48,7 +49,7 @@ def test_prompts_are_unique_and_share_no_long_prefix() -> None:
 
 @pytest.mark.parametrize("scenario", [CHAT, COMPLETIONS], ids=["chat", "completions"])
 def test_lengths_are_exact_and_cover_their_range(scenario: dict[str, object]) -> None:
-    found = [prompts.prompt("1", scenario, 0, turn) for turn in range(3000)]
+    found = [prompts.make_prompt("1", scenario, 0, turn) for turn in range(3000)]
     for each in found:
         text = oracle.chat_text([("user", each.text)]) if scenario is CHAT else each.text
         assert oracle.count_tokens(text) == each.tokens
@@ -62,9 +63,9 @@ def test_the_request_is_one_of_the_contract_and_asks_for_exact_lengths(
     scenario: dict[str, object],
 ) -> None:
     kind = api.ChatCompletionRequest if scenario is CHAT else api.CompletionRequest
-    wanted = prompts.prompt("1", scenario, 0, 0)
+    wanted = prompts.make_prompt("1", scenario, 0, 0)
     path, body = prompts.request_body(scenario, "some-model", wanted)
-    request = api.parse(kind, body)
+    request = api.parse_request(kind, body)
     assert path == (api.CHAT_COMPLETIONS if scenario is CHAT else api.COMPLETIONS)
     assert (request.model, request.max_tokens, request.temperature) == (
         "some-model",
@@ -85,7 +86,7 @@ def test_lengths_and_shared_blocks_come_from_the_arrival() -> None:
     own.
     """
     first, second, other = (
-        prompts.prompt("1", COMPLETIONS, 0, turn, Arrival(0.0, 1100, 7, blocks))
+        prompts.make_prompt("1", COMPLETIONS, 0, turn, Arrival(0.0, 1100, 7, blocks))
         for turn, blocks in enumerate([(4, 5), (4, 5), (4, 6)])
     )
     assert oracle.count_tokens(first.text) == first.tokens == 1100 and first.max_tokens == 7
@@ -93,7 +94,7 @@ def test_lengths_and_shared_blocks_come_from_the_arrival() -> None:
     assert words[:1024] == beside[:1024] and words[1024:] != beside[1024:]
     assert words[:512] == third[:512] and words[512:1024] != third[512:1024]
     assert (
-        oracle.count_tokens(prompts.prompt("1", CHAT, 0, 0, Arrival(0.0, 40, 7, (4,))).text)
+        oracle.count_tokens(prompts.make_prompt("1", CHAT, 0, 0, Arrival(0.0, 40, 7, (4,))).text)
         == 40 - 1
     ), "the marker of the role is one"
 
@@ -124,7 +125,7 @@ def test_prompts_repeat_by_zipfs_law(
     scenario: dict[str, object], distinct: int, zipf: float, n: int
 ) -> None:
     drawn = scenario | {"prompt_tokens": [16, 64], "distinct_prompts": distinct, "zipf": zipf}
-    found = Counter(prompts.prompt("1/test/1", drawn, turn % 7 - 1, turn) for turn in range(n))
+    found = Counter(prompts.make_prompt("1/test/1", drawn, turn % 7 - 1, turn) for turn in range(n))
     assert len(found) <= distinct and len({each.text for each in found}) == len(found), (
         "equal texts have equal lengths and prefixes"
     )
@@ -139,20 +140,20 @@ def test_prompts_repeat_by_zipfs_law(
 
 
 def test_the_scenario_repeats_as_often_as_its_comment_says() -> None:
-    scenario = plan.read_scenarios()["repeated"]
-    said = plan.SCENARIOS_FILE.read_text().replace("\n# ", " ")
+    table = scenario.read_scenarios()["repeated"]
+    said = scenario.SCENARIOS_FILE.read_text().replace("\n# ", " ")
     numbers = re.findall(r"(\d+)% of the first ([\d,]+\d)", said)
     assert len(numbers) == 3
     for percent, n in numbers:
         assert int(percent) == round(
-            100 * repeated(scenario["distinct_prompts"], scenario["zipf"], int(n.replace(",", "")))
+            100 * repeated(table["distinct_prompts"], table["zipf"], int(n.replace(",", "")))
         )
 
 
 def test_another_seed_has_another_pool() -> None:
     drawn = COMPLETIONS | {"prompt_tokens": [16, 64], "distinct_prompts": 20}
     one, other = (
-        {prompts.prompt(seed, drawn, 0, turn).text for turn in range(200)}
+        {prompts.make_prompt(seed, drawn, 0, turn).text for turn in range(200)}
         for seed in ("1/test/1", "1/test/2")
     )
     assert len(one) == len(other) == 20 and not one & other

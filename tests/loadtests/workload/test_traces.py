@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.workload.traces import Row, TraceError, read
+from loadtests.workload.traces import TraceError, TraceRow, read_trace
 
 
 def written(folder: Path, text: str | bytes) -> Path:
@@ -51,15 +51,15 @@ AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
     ],
 )
 def test_formats_say_the_same(tmp_path: Path, text: str) -> None:
-    first, second = read(written(tmp_path, text))
-    assert first == Row(0.0, 374, 44)
+    first, second = read_trace(written(tmp_path, text))
+    assert first == TraceRow(0.0, 374, 44)
     assert (second.prompt_tokens, second.output_tokens) == (396, 109)
     assert second.at_s == pytest.approx(4.314579, abs=2e-6)
 
 
 def test_mooncakes_shared_prefixes_are_kept(tmp_path: Path) -> None:
     text = '{"timestamp": 0, "input_length": 1030, "output_length": 0, "hash_ids": [46, 47, 48]}'
-    assert read(written(tmp_path, text)) == (Row(0.0, 1030, 1, (46, 47, 48)),)
+    assert read_trace(written(tmp_path, text)) == (TraceRow(0.0, 1030, 1, (46, 47, 48)),)
 
 
 @pytest.mark.parametrize(
@@ -93,10 +93,10 @@ def test_mooncakes_shared_prefixes_are_kept(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_read_is_located(tmp_path: Path, text: str | bytes, sentence: str) -> None:
     with pytest.raises(TraceError, match=r"trace\.txt") as refused:
-        read(written(tmp_path, text))
+        read_trace(written(tmp_path, text))
     assert sentence in str(refused.value)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match=r"none\.csv cannot be read: No such file"):
-        read(tmp_path / "none.csv")
+        read_trace(tmp_path / "none.csv")

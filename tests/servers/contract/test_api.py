@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from servers.contract import api
 from servers.contract.api import (
-    Answer,
     ChatCompletionRequest,
     CompletionRequest,
+    CompletionResponse,
     ContractError,
     Outcome,
     Request,
@@ -39,7 +39,7 @@ def chat(**fields: Any) -> dict[str, Any]:
 
 def parse(data: dict[str, Any]) -> Request:
     kind = ChatCompletionRequest if "messages" in data else CompletionRequest
-    return api.parse(kind, json.dumps(data).encode())
+    return api.parse_request(kind, json.dumps(data).encode())
 
 
 def refused(data: Any, body: bytes | None = None) -> dict[str, Any]:
@@ -48,14 +48,14 @@ def refused(data: Any, body: bytes | None = None) -> dict[str, Any]:
     """
     kind = ChatCompletionRequest if "messages" in data else CompletionRequest
     with pytest.raises(ContractError) as by_bytes:
-        api.parse(kind, json.dumps(data).encode() if body is None else body)
+        api.parse_request(kind, json.dumps(data).encode() if body is None else body)
     error = by_bytes.value
     if body is None:
         with pytest.raises(ValidationError) as by_object:
             kind.model_validate(data)
         # FastAPI says where it looked
         framework = [{**e, "loc": ("body", *e["loc"])} for e in by_object.value.errors()]
-        assert api.invalid(framework).param == error.param
+        assert api.invalid_request(framework).param == error.param
     assert error.status == 400
     json.dumps(error.body()).encode()
     return dict(error.body()["error"])
@@ -127,7 +127,7 @@ def test_a_missing_field_is_named(field: str) -> None:
     kind = ChatCompletionRequest if field == "messages" else CompletionRequest
     del data[field]
     with pytest.raises(ContractError) as error:
-        api.parse(kind, json.dumps(data).encode())
+        api.parse_request(kind, json.dumps(data).encode())
     assert (
         error.value.status == 400 and error.value.param == field and error.value.code == "missing"
     )
@@ -242,12 +242,12 @@ def test_lone_surrogates_are_refused() -> None:
     ):
         kind = ChatCompletionRequest if "messages" in data else CompletionRequest
         with pytest.raises(ContractError) as error:  # pydantic's own JSON parser says: not JSON
-            api.parse(kind, json.dumps(data).encode())
+            api.parse_request(kind, json.dumps(data).encode())
         assert error.value.status == 400
         # Python's parser, which FastAPI uses, lets them through
         with pytest.raises(ValidationError) as invalid:
             kind.model_validate(data)
-        error_of = api.invalid(invalid.value.errors())
+        error_of = api.invalid_request(invalid.value.errors())
         assert error_of.status == 400 and error_of.param in ("prompt", "stop", "messages")
         json.dumps(error_of.body(), ensure_ascii=False).encode()  # as FastAPI writes it
 
@@ -299,7 +299,7 @@ def test_errors_have_openais_envelope() -> None:
 
 def events(request: Request, *items: Any) -> list[str]:
     """Payloads of the stream, each properly framed."""
-    answer = Answer(request, "m")
+    answer = CompletionResponse(request, "m")
     text = "".join(answer.event(item) for item in items)
     assert text.endswith("\n\n")
     framed = text.removesuffix("\n\n").split("\n\n")
@@ -373,11 +373,11 @@ def test_an_engines_failure_is_an_error_event_without_its_secrets() -> None:
 
 
 def test_a_websockets_messages_are_the_events_payloads() -> None:
-    answer = Answer(parse(chat(stream=True)), "m")
+    answer = CompletionResponse(parse(chat(stream=True)), "m")
     said = [
         payload
         for item in (" baba", ' "quoted"\n\n ', OUTCOME)
-        for payload in api.payloads(answer.event(item))
+        for payload in api.split_events(answer.event(item))
     ]
     assert [read_chunk(payload.encode()).text for payload in said[:-1]] == [
         " baba",
@@ -410,7 +410,7 @@ def test_an_error_ends_a_websockets_answer_and_has_its_status() -> None:
 
 @pytest.mark.parametrize("make", [completion, chat])
 def test_a_plain_answer_reads_back(make: Any) -> None:
-    body = Answer(parse(make()), "m").complete(" baba babe", OUTCOME)
+    body = CompletionResponse(parse(make()), "m").complete(" baba babe", OUTCOME)
     chunk = read_chunk(json.dumps(body).encode())
     assert (chunk.text, chunk.finish_reason, chunk.error) == (" baba babe", "length", None)
     assert chunk.usage == OUTCOME.usage() and chunk.timings == OUTCOME.timings()

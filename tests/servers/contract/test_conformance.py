@@ -19,14 +19,20 @@ from servers.contract import conformance_client, oracle
 from servers.contract.api import Chunk
 from servers.contract.conformance import (
     CHECKS,
-    Check,
-    answers,
-    checks_of,
-    report,
-    verify,
+    ConformanceCheck,
+    ask_fixed_prompts,
+    format_checks,
+    select_checks,
+    verify_server,
     websocket,
 )
-from servers.contract.conformance_client import Arrived, Failed, Probe, Stopwatch, Stream
+from servers.contract.conformance_client import (
+    ArrivalStamp,
+    CheckFailed,
+    ConformanceClient,
+    Stopwatch,
+    StreamedReply,
+)
 from tests.helpers import faulty_server
 from tests.helpers.scripted_server import Scripted
 
@@ -57,27 +63,27 @@ FAULTS: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
-def failed(checks: list[Check]) -> dict[str, str]:
+def failed(checks: list[ConformanceCheck]) -> dict[str, str]:
     return {check.name: check.detail for check in checks if not check.ok}
 
 
 @pytest.mark.parametrize("fault", ["", "sends_comments"])
 def test_a_server_that_keeps_the_contract_passes_every_check(fault: str) -> None:
     with faulty_server.running(fault) as url:
-        checks = verify(url)
+        checks = verify_server(url)
     assert failed(checks) == {} and [check.name for check in checks] == [
         check.__name__ for check in CHECKS
     ]
-    assert report(checks).count("ok  ") == len(CHECKS)
+    assert format_checks(checks).count("ok  ") == len(CHECKS)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_is_found_by_the_check_meant_for_it(fault: str) -> None:
     meant, others = FAULTS[fault]
     with faulty_server.running(fault) as url:
-        found = failed(verify(url))
+        found = failed(verify_server(url))
     assert set(found) == {meant, *others}, found
-    assert f"FAIL  {meant}" in report([Check(meant, False, found[meant])])
+    assert f"FAIL  {meant}" in format_checks([ConformanceCheck(meant, False, found[meant])])
 
 
 @pytest.mark.parametrize(
@@ -96,7 +102,9 @@ def test_each_fault_is_found_by_the_check_meant_for_it(fault: str) -> None:
 def test_what_is_wrong_is_said_in_words(fault: str, says: str) -> None:
     meant = FAULTS[fault][0]
     with faulty_server.running(fault) as url:
-        (check,) = verify(url, checks=tuple(check for check in CHECKS if check.__name__ == meant))
+        (check,) = verify_server(
+            url, checks=tuple(check for check in CHECKS if check.__name__ == meant)
+        )
     assert not check.ok and says in check.detail
 
 
@@ -112,25 +120,25 @@ def test_what_is_wrong_is_said_in_words(fault: str, says: str) -> None:
 )
 def test_the_check_of_websockets_finds_each_fault(fault: str, says: str) -> None:
     with faulty_server.running(fault) as url:
-        (check,) = verify(url, checks=(websocket,))
+        (check,) = verify_server(url, checks=(websocket,))
     assert (check.ok, says in check.detail) == (not fault, True), check
 
 
 def _stream(
     first_s: float, last_s: float, waited_s: float, *, role_s: float | None = None
-) -> Stream:
+) -> StreamedReply:
     """32 tokens between two times, read by a client that had waited so long for a processor before
     the first.
     """
     step_s = (last_s - first_s) / 31
     tokens = [
-        (Arrived(first_s + step_s * n, waited_s), Chunk("ba ", None, None, None, None))
+        (ArrivalStamp(first_s + step_s * n, waited_s), Chunk("ba ", None, None, None, None))
         for n in range(32)
     ]
-    return Stream(
+    return StreamedReply(
         tokens
         if role_s is None
-        else [(Arrived(role_s, waited_s), Chunk("", None, None, None, None)), *tokens]
+        else [(ArrivalStamp(role_s, waited_s), Chunk("", None, None, None, None)), *tokens]
     )
 
 
@@ -152,10 +160,10 @@ BUFFERED = _stream(0.1, 0.1001, 0.002)
     ],
 )
 def test_a_client_that_waited_for_a_processor_does_not_accuse_or_acquit(
-    streams: list[Stream], says: str | None
+    streams: list[StreamedReply], says: str | None
 ) -> None:
     first, *later = streams
-    with pytest.raises(Failed, match=says) if says else nullcontext():
+    with pytest.raises(CheckFailed, match=says) if says else nullcontext():
         verify_module._trickles("it", first, lambda: later.pop(0))
     assert not later
 
@@ -163,7 +171,7 @@ def test_a_client_that_waited_for_a_processor_does_not_accuse_or_acquit(
 def test_an_early_role_is_not_hidden_by_a_client_that_waited() -> None:
     early, hidden = _stream(0.1, 0.2, 0.002, role_s=0.01), _stream(0.1, 0.2, 0.09, role_s=0.1)
     later = [early] * 3
-    with pytest.raises(Failed, match="begins with a chunk without a token, 90 ms before"):
+    with pytest.raises(CheckFailed, match="begins with a chunk without a token, 90 ms before"):
         verify_module._nothing_before_the_first_token("it", hidden, lambda: later.pop(0))
 
 
@@ -179,14 +187,14 @@ def test_times_count_from_before_the_request_is_sent(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(http.client.HTTPConnection, "request", slowly)
     with faulty_server.running() as url:
-        reply = Probe(url, "", False).ask("GET", "/health")
+        reply = ConformanceClient(url, "", False).ask("GET", "/health")
     assert reply.arrived[0][0].at_s >= 0.3
 
 
 def test_where_nobody_can_tell_that_is_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify_module, "UNDECIDED_S", 0.05)
     with pytest.raises(
-        Failed,
+        CheckFailed,
         match=(
             r"cannot be told: of the last one's 100 ms, this client waited 95 for a processor; end"
             r" what"
@@ -222,24 +230,26 @@ def test_the_time_that_this_thread_waits_for_a_processor_is_the_kernels() -> Non
 
 
 def test_the_check_of_websockets_is_for_those_that_have_them() -> None:
-    assert websocket not in checks_of(False) and checks_of(False, (), ("sse", "websocket")) == (
-        *CHECKS,
-        websocket,
-    )
-    assert checks_of(True, ["websocket"], ("sse", "websocket")) == checks_of(True)
+    assert websocket not in select_checks(False) and select_checks(
+        False, (), ("sse", "websocket")
+    ) == (*CHECKS, websocket)
+    assert select_checks(True, ["websocket"], ("sse", "websocket")) == select_checks(True)
 
 
 @pytest.mark.parametrize("fault", ["", "mixes_up_requests", "drops_a_token"])
 def test_without_a_planted_rule_answers_are_compared_with_each_other(fault: str) -> None:
     with faulty_server.running(fault) as url:
-        found = failed(verify(url, planted=False))
+        found = failed(verify_server(url, planted=False))
     assert set(found) == ({FAULTS[fault][0]} if fault else set()), found
 
 
 def test_answers_are_the_same_for_the_same_server_and_right() -> None:
     with faulty_server.running() as url:
-        said = answers(url, faulty_server.MODEL, count=2, tokens=5)
-        assert said == answers(url, faulty_server.MODEL, count=2, tokens=5) and len(set(said)) == 2
+        said = ask_fixed_prompts(url, faulty_server.MODEL, count=2, tokens=5)
+        assert (
+            said == ask_fixed_prompts(url, faulty_server.MODEL, count=2, tokens=5)
+            and len(set(said)) == 2
+        )
     assert all(
         set(text.split()) <= set(oracle.VOCABULARY) and len(text.split()) == 5 for text in said
     )
@@ -249,19 +259,19 @@ def test_what_answers_nothing_or_nonsense_fails_and_does_not_raise() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        (check,) = verify(url)
+        (check,) = verify_server(url)
         assert not check.ok and "names no model" in check.detail and "--model" in check.detail
-        assert set(failed(verify(url, model="m"))) == {check.__name__ for check in CHECKS}
-    (check,) = verify("localhost:8000")
+        assert set(failed(verify_server(url, model="m"))) == {check.__name__ for check in CHECKS}
+    (check,) = verify_server("localhost:8000")
     assert "is not a base URL such as http://127.0.0.1:8000" in check.detail
-    with pytest.raises(Failed):
-        answers(url, "m")
+    with pytest.raises(CheckFailed):
+        ask_fixed_prompts(url, "m")
 
 
 def test_a_server_that_stands_still_is_asked_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conformance_client, "SILENCE_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel connects, and nobody reads
-        checks = verify(f"http://127.0.0.1:{silent.getsockname()[1]}", model="m")
+        checks = verify_server(f"http://127.0.0.1:{silent.getsockname()[1]}", model="m")
     assert [check.name for check in checks] == [
         "health"
     ] and "no answer, or not all of it, within 0.3 s" in checks[0].detail
@@ -322,8 +332,8 @@ def test_a_hostile_server_cannot_keep_us(
     hostile = Scripted()
     hostile.scripts.append([*script, None])
     try:
-        with pytest.raises(Failed, match=says):
-            Probe(hostile.url, "m", False).complete("baba", 1)
+        with pytest.raises(CheckFailed, match=says):
+            ConformanceClient(hostile.url, "m", False).complete("baba", 1)
     finally:
         hostile.ended.set()
         hostile.thread.join()

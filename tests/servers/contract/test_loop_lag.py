@@ -4,7 +4,7 @@ import asyncio
 import time
 from typing import Any
 
-from servers.contract import metrics
+from servers.contract import metrics, metrics_middleware
 
 NAME = "serveoff_event_loop_lag_seconds"
 
@@ -26,7 +26,7 @@ def asked_of(busy: Any) -> tuple[float, float, float]:
 
     async def serve() -> None:
         for _ in range(2):  # the second request must not count it twice
-            await metrics.AsgiMetrics(app)(
+            await metrics_middleware.AsgiMetrics(app)(
                 {"type": "http", "path": "/health", "headers": []}, None, None
             )
 

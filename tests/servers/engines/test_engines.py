@@ -21,12 +21,12 @@ import pytest
 from servers.contract import metrics, oracle
 from servers.contract.api import (
     ChatCompletionRequest,
+    ChatMessage,
     CompletionRequest,
     ContractError,
-    Message,
     Outcome,
 )
-from servers.engines import Run, Settings, simulated
+from servers.engines import Generation, Settings, simulated
 
 QUICK = {"prefill_ms": 4, "step_ms": 2}
 
@@ -171,7 +171,7 @@ def test_one_slot_serves_in_order_of_arrival(kind: str) -> None:
 
 def test_what_the_engines_own_queue_took_is_no_part_of_the_prompt() -> None:
     engine = simulated.BlockingEngine(settings(**QUICK))
-    with Run(engine.prepare(completion())) as run:
+    with Generation(engine.prepare(completion())) as run:
         time.sleep(0.02)
         run.token("baba")
     plain = run.outcome()
@@ -303,7 +303,7 @@ def test_stop_strings_are_found_however_the_text_is_cut() -> None:
 
     def cut(pieces: list[str], stops: list[str]) -> tuple[str, bool]:
         job = type("Job", (), {"request": Stops(stops), "prompt_tokens": 1})()
-        run, said = Run(job), ""
+        run, said = Generation(job), ""
         for piece in pieces:
             said += run.token(piece)
             if run.stopped:
@@ -347,7 +347,7 @@ def test_a_chat_may_fill_the_context_and_both_names_of_its_limit_count() -> None
 
     def chat(**more: Any) -> ChatCompletionRequest:
         return ChatCompletionRequest(
-            model="m", messages=[Message(role="user", content="baba bebe")], **more
+            model="m", messages=[ChatMessage(role="user", content="baba bebe")], **more
         )
 
     assert engine.prepare(chat()).max_tokens == simulated.CONTEXT - 3
@@ -392,7 +392,7 @@ def test_hf_says_tokens_as_it_makes_them(hf_engine: Any) -> None:
 def test_hf_chats_by_the_template(hf_engine: Any) -> None:
     request = ChatCompletionRequest(
         model="serveoff-tiny",
-        messages=[Message(role="user", content="baba")],
+        messages=[ChatMessage(role="user", content="baba")],
         max_tokens=3,
         temperature=0,
     )

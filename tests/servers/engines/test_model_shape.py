@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from servers.engines import checkpoint, model_shape, vllm_settings
-from servers.runtime import launch
+from servers.runtime import models
 
 CONFIG = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 8}
 
@@ -28,7 +28,7 @@ def model(folder: Path, **changes: Any) -> dict[str, Any] | None:
         folder / "model.safetensors",
         **{"model.embed_tokens.weight": [10, 8], "lm_head.weight": [10, 8], "x": [3, 5], "y": [7]},
     )
-    return model_shape.of_folder(folder)
+    return model_shape.read_model_shape(folder)
 
 
 def test_the_default_model(tiny: Path) -> None:
@@ -43,8 +43,8 @@ def test_the_default_model(tiny: Path) -> None:
         "head_dim": preset.head_dim,
         "dtype_bytes": 2,
     }
-    assert model_shape.of_folder(tiny) == found
-    assert launch.resolve_model(str(tiny), needs_weights=True).shape == found
+    assert model_shape.read_model_shape(tiny) == found
+    assert models.resolve_model(str(tiny), needs_weights=True).shape == found
 
 
 def test_what_a_config_leaves_open(tmp_path: Path) -> None:
@@ -76,9 +76,9 @@ def test_several_files_and_one_that_is_missing(tmp_path: Path) -> None:
         "y": "2.safetensors",
     }
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
-    assert whole and model_shape.of_folder(tmp_path) == whole
+    assert whole and model_shape.read_model_shape(tmp_path) == whole
     (tmp_path / "2.safetensors").unlink()
-    assert model_shape.of_folder(tmp_path) is None
+    assert model_shape.read_model_shape(tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -99,29 +99,29 @@ def test_a_window_that_is_not_used(tmp_path: Path) -> None:
 
 
 def test_files_that_are_broken(tmp_path: Path) -> None:
-    assert model_shape.of_folder(tmp_path) is None
+    assert model_shape.read_model_shape(tmp_path) is None
     for text in ("", "[]", "{}", "null"):
         (tmp_path / "config.json").write_text(text)
-        assert model_shape.of_folder(tmp_path) is None
+        assert model_shape.read_model_shape(tmp_path) is None
     model(tmp_path)
     for content in (b"", b"\1", struct.pack("<Q", 3) + b"abc"):
         (tmp_path / "model.safetensors").write_bytes(content)
-        assert model_shape.of_folder(tmp_path) is None
+        assert model_shape.read_model_shape(tmp_path) is None
 
 
 def test_a_hub_model_has_one_once_it_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = pytest.importorskip("huggingface_hub")
-    assert launch.resolve_model("serveoff-test/none", needs_weights=True).shape is None
+    assert models.resolve_model("serveoff-test/none", needs_weights=True).shape is None
     found = model(tmp_path)
     monkeypatch.setattr(
         hub,
         "try_to_load_from_cache",
         lambda name, file: str(tmp_path / file) if name == "org/name" else None,
     )
-    assert found and launch.resolve_model("org/name", needs_weights=True).shape == found
-    assert launch.resolve_model("org/name", needs_weights=True) == launch.Model(
+    assert found and models.resolve_model("org/name", needs_weights=True).shape == found
+    assert models.resolve_model("org/name", needs_weights=True) == models.Model(
         "org/name", "org/name", False
     ), "the same model as before"
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from servers.contract.conformance import checks_of, verify
+from servers.contract.conformance import select_checks, verify_server
 from servers.engines import quantized
-from servers.runtime import catalog, launch
-from servers.runtime.launch import LaunchError, Model, Share
+from servers.runtime import catalog, launch, models
+from servers.runtime.launch import CoreShare, LaunchError
+from servers.runtime.models import Model
 
 vllm_is_needed = pytest.mark.skipif(
     not catalog.is_installed("vllm"), reason="vllm is not installed"
@@ -60,8 +61,8 @@ def test_only_generated_models_are_quantised() -> None:
             "quantization=gptq is for generated models: give --model one that is quantised already"
         ),
     ):
-        launch.prepare(
-            catalog.find("vllm_openai"),
+        launch.prepare_server(
+            catalog.find_server("vllm_openai"),
             "vllm",
             Model("mine", "/mine", False),
             {"quantization": "gptq"},
@@ -79,12 +80,14 @@ def test_only_generated_models_are_quantised() -> None:
 def test_with_fewer_bits_or_in_two_parts_it_gives_the_same_answers(
     name: str, options: dict[str, str], tmp_path: Path
 ) -> None:
-    server, model = catalog.find(name), launch.resolve_model("tiny", needs_weights=True)
+    server, model = catalog.find_server(name), models.resolve_model("tiny", needs_weights=True)
     before = set(Path("/dev/shm").glob("vllm*"))
-    with launch.running(
-        server, "vllm", model, Share(), tmp_path / "log", options=options
+    with launch.run_server(
+        server, "vllm", model, CoreShare(), tmp_path / "log", options=options
     ) as running:
-        checks = verify(running.base_url, checks=checks_of(True, server.waives, server.transports))
+        checks = verify_server(
+            running.base_url, checks=select_checks(True, server.waives, server.transports)
+        )
     assert set(Path("/dev/shm").glob("vllm*")) <= before, (
         "two parts talk by shared memory, which vLLM leaves behind"
     )

@@ -21,13 +21,14 @@ import psutil
 import pytest
 
 from servers.contract import api, oracle
-from servers.runtime import catalog, launch
-from servers.runtime.launch import LaunchError, Model, Running, Share
+from servers.runtime import catalog, launch, ports
+from servers.runtime.launch import CoreShare, LaunchError, RunningServer
+from servers.runtime.models import Model
 from tests.helpers.started_server import MODEL, counters, wanted
 
 GATEWAYS = [
     name
-    for name, server in catalog.servers().items()
+    for name, server in catalog.list_servers().items()
     if server.upstream and name.endswith(("_gateway", "_gateway_aiohttp"))
 ]
 each = pytest.mark.parametrize("name", GATEWAYS)
@@ -38,18 +39,18 @@ OK = 'serveoff_requests_total{path="/v1/completions",status="200"}'
 JSON = {"Content-Type": "application/json"}
 PATIENCE_S = 20.0  # for what takes a fraction of a second on an idle machine
 
-Start = Callable[..., Running]
+Start = Callable[..., RunningServer]
 
 
 @contextmanager
 def upstream(
     folder: Path, model: str = MODEL, port: int | None = None, **times: float
-) -> Iterator[Running]:
-    with launch.running(
-        catalog.find("fastapi_vllm"),
+) -> Iterator[RunningServer]:
+    with launch.run_server(
+        catalog.find_server("fastapi_vllm"),
         "simulated",
         Model(model, "", True),
-        Share(),
+        CoreShare(),
         folder / "upstream.log",
         port=port,
         simulated={"prefill_ms": 20, "step_ms": 3} | times,
@@ -62,17 +63,17 @@ def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Starts one before the given servers, with these settings."""
     with ExitStack() as stack:
 
-        def start(name: str, *urls: str, **settings: str) -> Running:
-            server = catalog.find(name)
+        def start(name: str, *urls: str, **settings: str) -> RunningServer:
+            server = catalog.find_server(name)
             if missing := server.missing("simulated"):
                 pytest.skip(f"{name}: {', '.join(missing)} is not installed")
             for setting, value in {**settings, "UPSTREAM": ",".join(urls)}.items():
                 monkeypatch.setenv(f"SERVEOFF_{setting}", value)
-            running = launch.running(
+            running = launch.run_server(
                 replace(server, upstream={}),
                 "simulated",
                 Model(MODEL, "", True),
-                Share(),
+                CoreShare(),
                 tmp_path / "gateway.log",
             )
             return stack.enter_context(running)
@@ -120,7 +121,7 @@ def test_there_are_gateways() -> None:
 def test_one_that_is_gone_is_a_503_and_needs_no_restart_of_the_gateway(
     name: str, gateway: Start, tmp_path: Path
 ) -> None:
-    port = launch.free_port()
+    port = ports.find_free_port()
     with upstream(tmp_path, port=port) as running:
         url = gateway(name, running.base_url).base_url
         assert complete(url).status_code == 200
@@ -138,7 +139,7 @@ def test_one_that_is_gone_is_a_503_and_needs_no_restart_of_the_gateway(
 
 @each
 def test_one_that_is_gone_at_the_start_is_named(name: str, gateway: Start, tmp_path: Path) -> None:
-    url = f"http://127.0.0.1:{launch.free_port()}"
+    url = f"http://127.0.0.1:{ports.find_free_port()}"
     with pytest.raises(LaunchError, match=f"{name} ended at its start"):
         gateway(name, url)
     assert url in (tmp_path / "gateway.log").read_text()
@@ -364,7 +365,8 @@ def test_node_knows_a_bound_that_is_none_too(monkeypatch: pytest.MonkeyPatch) ->
     """Those in Python read servers/runtime/limits.py, as the harness does."""
     monkeypatch.setenv("SERVEOFF_MAX_IN_FLIGHT", "many")
     command = [
-        part.format(host="127.0.0.1", port=0) for part in catalog.find("node_gateway").command
+        part.format(host="127.0.0.1", port=0)
+        for part in catalog.find_server("node_gateway").command
     ]
     done = subprocess.run(
         command, cwd=launch.ROOT, capture_output=True, text=True, timeout=PATIENCE_S

@@ -29,7 +29,7 @@ def write(folder: Path, text: str, name: str = "mine") -> Path:
 def error_of(folder: Path, text: str) -> str:
     file = write(folder, text)
     with pytest.raises(CatalogError) as error:
-        catalog.servers(Checkout(folder))
+        catalog.list_servers(Checkout(folder))
     assert str(error.value).startswith(f"{file}: ") or f"{file}: " in str(error.value), (
         "the file must be named"
     )
@@ -44,9 +44,9 @@ def test_a_folder_is_a_server(tmp_path: Path) -> None:
         "another",
     )
     (tmp_path / "servers" / "not_a_server").mkdir()
-    found = catalog.servers(Checkout(tmp_path))
+    found = catalog.list_servers(Checkout(tmp_path))
     assert list(found) == ["another", "mine"]
-    assert found["mine"] == catalog.Server(
+    assert found["mine"] == catalog.ServerSpec(
         "mine",
         "a server",
         ("serve", "--bind", "{host}:{port}", "--workers", "{workers}"),
@@ -63,7 +63,7 @@ def test_broken_toml_names_the_line(tmp_path: Path) -> None:
 def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     write(tmp_path, "").write_bytes(b"summary = '\xff'")
     with pytest.raises(CatalogError, match=r"server\.toml: not valid TOML"):
-        catalog.servers(Checkout(tmp_path))
+        catalog.list_servers(Checkout(tmp_path))
 
 
 def test_an_unknown_key_is_named_with_the_nearest(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_options_have_allowed_values_and_the_first_is_the_default(tmp_path: Path
         GOOD.replace('"serve"', '"serve", "--loop", "{loop}"')
         + '[options]\nloop = ["uvloop", "asyncio"]\njson = ["orjson"]\n',
     )
-    server = catalog.servers(Checkout(tmp_path))["mine"]
+    server = catalog.list_servers(Checkout(tmp_path))["mine"]
     assert server.choose({}) == {"loop": "uvloop", "json": "orjson"}
     assert server.choose({"loop": "asyncio", "workers": "4"}) == {
         "loop": "asyncio",
@@ -144,7 +144,7 @@ def test_options_have_allowed_values_and_the_first_is_the_default(tmp_path: Path
     with pytest.raises(CatalogError, match="workers=0 is not a number above 0"):
         server.choose({"workers": "0"})
     with pytest.raises(CatalogError, match="there is no option of plain 'workers'"):
-        catalog.Server("plain", "", ("serve",), ("simulated",)).choose({"workers": "2"})
+        catalog.ServerSpec("plain", "", ("serve",), ("simulated",)).choose({"workers": "2"})
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_what_makes_no_sense_together_is_named(tmp_path: Path, more: str, messag
 
 def test_what_the_server_behind_it_lacks_is_missing_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(catalog.ENGINES, "vllm", ("no_such_vllm",))
-    gateway = catalog.Server(
+    gateway = catalog.ServerSpec(
         "gateway",
         "",
         ("python3",),
@@ -179,7 +179,7 @@ def test_what_the_server_behind_it_lacks_is_missing_too(monkeypatch: pytest.Monk
     assert gateway.missing("vllm") == ["no_such_httpx", "no_such_vllm"] and gateway.missing(
         "simulated"
     ) == ["no_such_httpx"]
-    own = catalog.Server("own", "", ("python3",), ("vllm",), packages=("vllm==0.1",))
+    own = catalog.ServerSpec("own", "", ("python3",), ("vllm",), packages=("vllm==0.1",))
     assert "no_such_vllm" not in own.missing("vllm"), "its environment of its own will have it"
 
 
@@ -190,7 +190,7 @@ def test_what_is_missing_is_reported(tmp_path: Path) -> None:
         + 'requires = ["python3", "json", "no-such-program", "no_such_module",'
         ' "no_such_package.module", "json.decoder"]\n',
     )
-    missing = catalog.servers(Checkout(tmp_path))["mine"].missing("simulated")
+    missing = catalog.list_servers(Checkout(tmp_path))["mine"].missing("simulated")
     assert missing == ["no-such-program", "no_such_module", "no_such_package.module"]
 
 
@@ -199,7 +199,7 @@ def test_what_an_engine_needs_is_missing_too(
 ) -> None:
     monkeypatch.setitem(catalog.ENGINES, "hf", ("no_such_torch",))
     write(tmp_path, GOOD.replace('"simulated"', '"hf", "simulated"'))
-    server = catalog.servers(Checkout(tmp_path))["mine"]
+    server = catalog.list_servers(Checkout(tmp_path))["mine"]
     assert server.missing("hf") == ["no_such_torch"] and server.missing("simulated") == []
 
 
@@ -207,13 +207,13 @@ def test_an_unknown_server_is_named_with_the_nearest() -> None:
     with pytest.raises(
         CatalogError, match=r"there is no server 'flask_unicorn'; did you mean 'flask_gunicorn'\?"
     ):
-        catalog.find("flask_unicorn")
+        catalog.find_server("flask_unicorn")
     with pytest.raises(CatalogError, match=r"there is no server 'zzz'; there are .*flask_gunicorn"):
-        catalog.find("zzz")
+        catalog.find_server("zzz")
 
 
 def test_every_server_here_can_be_read_and_keeps_its_word() -> None:
-    found = catalog.servers()
+    found = catalog.list_servers()
     assert {"flask_gunicorn", "fastapi_threadpool", "fastapi_vllm"} <= set(found)
     for server in found.values():
         assert server.engines[0] != "simulated", "the first engine is its real one"
@@ -243,7 +243,7 @@ def command_line(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 def test_the_command_line_lists_servers_and_suggests_a_name() -> None:
     listed = command_line("list")
-    assert listed.returncode == 0 and all(name in listed.stdout for name in catalog.servers())
+    assert listed.returncode == 0 and all(name in listed.stdout for name in catalog.list_servers())
     wrong = command_line("flask_unicorn")
     assert (
         wrong.returncode == 1

@@ -17,9 +17,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from servers.runtime import catalog, launch
-from servers.runtime.catalog import CatalogError, Process, Server
-from servers.runtime.launch import LaunchError, Model, Share
+from servers.runtime import catalog, launch, models, ports
+from servers.runtime.catalog import CatalogError, ProcessSpec, ServerSpec
+from servers.runtime.launch import CoreShare, LaunchError
+from servers.runtime.models import Model
 
 MODEL = Model("serveoff-tiny", "", True)
 SOON_S = 20.0  # for what takes a fraction of a second on an idle machine
@@ -79,10 +80,10 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
             psutil.Process(pid).kill()
 
 
-def fake(folder: Path, code: str) -> Server:
+def fake(folder: Path, code: str) -> ServerSpec:
     script = folder / "server.py"
     script.write_text(textwrap.dedent(SERVE) + textwrap.dedent(code.removeprefix(SERVE)))
-    return Server("fake", "a server", (sys.executable, str(script), "{port}"), ("simulated",))
+    return ServerSpec("fake", "a server", (sys.executable, str(script), "{port}"), ("simulated",))
 
 
 def alive(pid: int) -> bool:
@@ -105,7 +106,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def port_is_free(port: int) -> bool:
     try:
-        launch.check_port("127.0.0.1", port)
+        ports.check_port("127.0.0.1", port)
     except LaunchError:
         return False
     return True
@@ -113,7 +114,7 @@ def port_is_free(port: int) -> bool:
 
 def test_a_server_runs_within_the_with_and_only_there(tmp_path: Path, temporary: Path) -> None:
     log = tmp_path / "log"
-    with launch.running(fake(tmp_path, "serve()"), "simulated", MODEL, Share(), log) as up:
+    with launch.run_server(fake(tmp_path, "serve()"), "simulated", MODEL, CoreShare(), log) as up:
         host, port = up.base_url.removeprefix("http://").split(":")
         assert launch.get_status(host, int(port), "/health") == 200
         assert alive(up.pid) and psutil.Process(up.pid).cmdline() == up.command
@@ -134,8 +135,8 @@ def test_it_is_told_what_every_server_is_told(tmp_path: Path, temporary: Path) -
         " sorted(os.sched_getaffinity(0))])); serve()",
     )
     core = min(os.sched_getaffinity(0))
-    share = Share(cores=(core,), threads=5, workers=2)
-    with launch.running(
+    share = CoreShare(cores=(core,), threads=5, workers=2)
+    with launch.run_server(
         server, "simulated", MODEL, share, tmp_path / "log", simulated={"step_ms": 3}
     ):
         seen, cores = json.loads((tmp_path / "seen").read_text())
@@ -152,8 +153,8 @@ def test_it_is_told_what_every_server_is_told(tmp_path: Path, temporary: Path) -
     }
     assert seen["OMP_NUM_THREADS"] == "5" and "PROMETHEUS_MULTIPROC_DIR" not in seen
 
-    several = Server("fake", "", (*server.command, "{workers}"), ("simulated",))
-    with launch.running(several, "simulated", MODEL, share, tmp_path / "log") as up:
+    several = ServerSpec("fake", "", (*server.command, "{workers}"), ("simulated",))
+    with launch.run_server(several, "simulated", MODEL, share, tmp_path / "log") as up:
         seen, _ = json.loads((tmp_path / "seen").read_text())
         assert up.command[-1] == "2" and seen["SERVEOFF_ENGINE_THREADS"] == "2", (
             "the workers share the threads"
@@ -179,16 +180,16 @@ BESIDE = """
 """
 
 
-def with_processes(folder: Path, code: str = BESIDE) -> Server:
+def with_processes(folder: Path, code: str = BESIDE) -> ServerSpec:
     server = fake(folder, code)
-    return Server(
+    return ServerSpec(
         "fake",
         "",
         (*server.command, "front", "{run}"),
         ("simulated",),
         options={"mode": ("plain", "fancy")},
         processes={
-            name: Process(
+            name: ProcessSpec(
                 (*server.command[:2], f"{{{name}_port}}", name, "{run}"),
                 f"127.0.0.1:{{{name}_port}}",
             )
@@ -198,8 +199,8 @@ def with_processes(folder: Path, code: str = BESIDE) -> Server:
 
 
 def test_its_processes_start_in_order_and_end_in_reverse(tmp_path: Path, temporary: Path) -> None:
-    with launch.running(
-        with_processes(tmp_path), "simulated", MODEL, Share(), tmp_path / "server.log"
+    with launch.run_server(
+        with_processes(tmp_path), "simulated", MODEL, CoreShare(), tmp_path / "server.log"
     ) as up:
         assert (tmp_path / "begins").read_text() == "cache app front "
         assert [psutil.Process(pid).cmdline()[3] for pid in up.pids] == [
@@ -216,8 +217,8 @@ def test_its_processes_start_in_order_and_end_in_reverse(tmp_path: Path, tempora
 def test_when_one_of_its_processes_ends_all_end_and_the_logs_say_which(
     tmp_path: Path, temporary: Path, victim: int
 ) -> None:
-    with launch.running(
-        with_processes(tmp_path), "simulated", MODEL, Share(), tmp_path / "server.log"
+    with launch.run_server(
+        with_processes(tmp_path), "simulated", MODEL, CoreShare(), tmp_path / "server.log"
     ) as up:
         psutil.Process(up.pids[victim]).kill()
         wait_until(up.ended)
@@ -241,7 +242,7 @@ def test_it_has_ended_while_what_it_left_is_still_being_ended(
         f"import subprocess; subprocess.Popen([sys.executable, '-c', {stubborn!r}],"
         " stdout=subprocess.PIPE).stdout.readline(); serve()",
     )
-    with launch.running(server, "simulated", MODEL, Share(), tmp_path / "log") as up:
+    with launch.run_server(server, "simulated", MODEL, CoreShare(), tmp_path / "log") as up:
         assert not up.ended()
         [left] = psutil.Process(up.pid).children()
         psutil.Process(up.pid).kill()
@@ -259,7 +260,7 @@ def test_a_process_of_its_that_does_not_start_is_named(tmp_path: Path, temporary
         pytest.raises(
             LaunchError, match=r"(?s)exit code 3.*of server\.app\.log.*no memory for app"
         ),
-        launch.running(server, "simulated", MODEL, Share(), tmp_path / "server.log"),
+        launch.run_server(server, "simulated", MODEL, CoreShare(), tmp_path / "server.log"),
     ):
         pytest.fail("it never ran")
     assert not list(temporary.iterdir())
@@ -269,7 +270,7 @@ def test_options_reach_the_command_and_the_environment(tmp_path: Path, temporary
     server = fake(
         tmp_path, '(HERE / "seen").write_text(json.dumps([sys.argv, dict(os.environ)])); serve()'
     )
-    server = Server(
+    server = ServerSpec(
         "fake",
         "",
         (*server.command, "{mode}", "{workers}"),
@@ -280,15 +281,15 @@ def test_options_reach_the_command_and_the_environment(tmp_path: Path, temporary
         ({}, "plain", "2"),
         ({"mode": "fancy", "workers": "3"}, "fancy", "3"),
     ):
-        with launch.running(
-            server, "simulated", MODEL, Share(workers=2), tmp_path / "log", options=chosen
+        with launch.run_server(
+            server, "simulated", MODEL, CoreShare(workers=2), tmp_path / "log", options=chosen
         ):
             command, seen = json.loads((tmp_path / "seen").read_text())
         assert command[2:] == [mode, workers] and seen["SERVEOFF_MODE"] == mode
     with (
         pytest.raises(CatalogError, match="fake has no mode=odd"),
-        launch.running(
-            server, "simulated", MODEL, Share(), tmp_path / "log", options={"mode": "odd"}
+        launch.run_server(
+            server, "simulated", MODEL, CoreShare(), tmp_path / "log", options={"mode": "odd"}
         ),
     ):
         pytest.fail("it never ran")
@@ -302,7 +303,7 @@ def test_servers_behind_it_start_first_and_share_the_threads(
         '(HERE / f"behind-{sys.argv[1]}").write_text(os.environ["SERVEOFF_ENGINE_THREADS"]);'
         " serve()",
     )
-    monkeypatch.setattr(catalog, "find", lambda name, checkout: {"behind": behind}[name])
+    monkeypatch.setattr(catalog, "find_server", lambda name, checkout: {"behind": behind}[name])
     script = tmp_path / "front.py"
     script.write_text(
         (tmp_path / "server.py")
@@ -312,7 +313,7 @@ def test_servers_behind_it_start_first_and_share_the_threads(
             'front").write_text(os.environ["SERVEOFF_UPSTREAM"])',
         )
     )
-    front = Server(
+    front = ServerSpec(
         "front",
         "",
         (sys.executable, str(script), "{port}"),
@@ -320,8 +321,8 @@ def test_servers_behind_it_start_first_and_share_the_threads(
         options={"replicas": ("2", "3")},
         upstream={"simulated": "behind"},
     )
-    with launch.running(
-        front, "simulated", MODEL, Share(threads=4), tmp_path / "log", options={"replicas": "2"}
+    with launch.run_server(
+        front, "simulated", MODEL, CoreShare(threads=4), tmp_path / "log", options={"replicas": "2"}
     ) as up:
         urls = (tmp_path / "front").read_text().split(",")
         assert sorted(int(url.rpartition(":")[2]) for url in urls) == sorted(
@@ -344,17 +345,17 @@ def test_one_that_dies_at_its_start_says_why(tmp_path: Path, temporary: Path) ->
             LaunchError,
             match=r"(?s)fake ended at its start with exit code 3.*loading.*no weights in /models",
         ),
-        launch.running(server, "simulated", MODEL, Share(), tmp_path / "log"),
+        launch.run_server(server, "simulated", MODEL, CoreShare(), tmp_path / "log"),
     ):
         pytest.fail("it never ran")
     assert not list(temporary.iterdir())
 
 
 def test_a_command_that_does_not_exist_says_so(tmp_path: Path, temporary: Path) -> None:
-    server = Server("fake", "", ("no-such-program", "{port}"), ("simulated",))
+    server = ServerSpec("fake", "", ("no-such-program", "{port}"), ("simulated",))
     with (
         pytest.raises(LaunchError, match=r"(?s)exit code 127.*cannot start no-such-program"),
-        launch.running(server, "simulated", MODEL, Share(), tmp_path / "log"),
+        launch.run_server(server, "simulated", MODEL, CoreShare(), tmp_path / "log"),
     ):
         pytest.fail("it never ran")
 
@@ -370,8 +371,13 @@ def test_one_that_is_never_ready_is_ended(tmp_path: Path, temporary: Path, code:
         pytest.raises(
             LaunchError, match=r"(?s)fake was not ready after 1 s \(raise ready_timeout_s.*serving"
         ),
-        launch.running(
-            fake(tmp_path, code), "simulated", MODEL, Share(), tmp_path / "log", ready_timeout_s=1
+        launch.run_server(
+            fake(tmp_path, code),
+            "simulated",
+            MODEL,
+            CoreShare(),
+            tmp_path / "log",
+            ready_timeout_s=1,
         ),
     ):
         pytest.fail("it never was ready")
@@ -385,20 +391,27 @@ def test_a_port_in_use_is_refused_before_anything_starts(tmp_path: Path, tempora
         port = taken.getsockname()[1]
         with (
             pytest.raises(LaunchError, match=rf"port {port} on 127.0.0.1 cannot be used.*--port"),
-            launch.running(
-                fake(tmp_path, "serve()"), "simulated", MODEL, Share(), tmp_path / "log", port=port
+            launch.run_server(
+                fake(tmp_path, "serve()"),
+                "simulated",
+                MODEL,
+                CoreShare(),
+                tmp_path / "log",
+                port=port,
             ),
         ):
             pytest.fail("it never ran")
     assert not (tmp_path / "log").exists()
-    with launch.running(
-        fake(tmp_path, "serve()"), "simulated", MODEL, Share(), tmp_path / "log", port=port
+    with launch.run_server(
+        fake(tmp_path, "serve()"), "simulated", MODEL, CoreShare(), tmp_path / "log", port=port
     ) as up:
         assert up.base_url.endswith(f":{port}")
 
 
 def test_the_whole_tree_ends_even_what_ignores_sigterm(tmp_path: Path, temporary: Path) -> None:
-    with launch.running(fake(tmp_path, TREE), "simulated", MODEL, Share(), tmp_path / "log") as up:
+    with launch.run_server(
+        fake(tmp_path, TREE), "simulated", MODEL, CoreShare(), tmp_path / "log"
+    ) as up:
         tree = pids(tmp_path)
         assert len(tree) == 3 and up.pid in tree and all(map(alive, tree))
         # three of theirs and the metrics' folder
@@ -434,7 +447,7 @@ def test_its_shared_memory_goes_with_it_and_that_of_others_stays(
         server = fake(
             tmp_path, f"OWN, OTHERS = {str(own)!r}, {str(others)!r}\n" + textwrap.dedent(code)
         )
-        with launch.running(server, "simulated", MODEL, Share(), tmp_path / "log") as up:
+        with launch.run_server(server, "simulated", MODEL, CoreShare(), tmp_path / "log") as up:
             assert own.exists()
             if killed:
                 [master] = pids(tmp_path)
@@ -449,7 +462,7 @@ def test_its_shared_memory_goes_with_it_and_that_of_others_stays(
 def test_it_ends_when_the_body_fails(tmp_path: Path, temporary: Path) -> None:
     with (
         pytest.raises(KeyboardInterrupt),
-        launch.running(fake(tmp_path, TREE), "simulated", MODEL, Share(), tmp_path / "log"),
+        launch.run_server(fake(tmp_path, TREE), "simulated", MODEL, CoreShare(), tmp_path / "log"),
     ):
         raise KeyboardInterrupt
     assert (
@@ -466,10 +479,10 @@ def test_a_port_that_is_given_to_somebody_is_given_to_nobody_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = iter([5001, 5001, 5002, 5001])
-    monkeypatch.setattr(launch, "free_port", lambda: next(asked))
-    with launch.reserved_ports(1) as first, launch.reserved_ports(1) as second:
+    monkeypatch.setattr(ports, "find_free_port", lambda: next(asked))
+    with ports.reserve_ports(1) as first, ports.reserve_ports(1) as second:
         assert (first, second) == ([5001], [5002])
-    with launch.reserved_ports(1) as again:
+    with ports.reserve_ports(1) as again:
         assert again == [5001]
 
 
@@ -477,7 +490,9 @@ def test_a_port_that_is_given_to_somebody_is_given_to_nobody_else(
     sys.platform != "linux", reason="only Linux lets a process adopt its orphaned grandchildren"
 )
 def test_orphans_of_a_killed_master_end_too(tmp_path: Path, temporary: Path) -> None:
-    with launch.running(fake(tmp_path, TREE), "simulated", MODEL, Share(), tmp_path / "log") as up:
+    with launch.run_server(
+        fake(tmp_path, TREE), "simulated", MODEL, CoreShare(), tmp_path / "log"
+    ) as up:
         os.kill(up.pid, signal.SIGKILL)
         wait_until(lambda: up.supervisor.poll() is not None)  # without being asked
         assert up.supervisor.returncode == 128 + signal.SIGKILL
@@ -489,8 +504,8 @@ def test_orphans_of_a_killed_master_end_too(tmp_path: Path, temporary: Path) -> 
     sys.platform != "linux", reason="only Linux tells a process that its parent was killed"
 )
 def test_the_server_ends_when_its_supervisor_is_killed(tmp_path: Path, temporary: Path) -> None:
-    with launch.running(
-        fake(tmp_path, "serve()"), "simulated", MODEL, Share(), tmp_path / "log"
+    with launch.run_server(
+        fake(tmp_path, "serve()"), "simulated", MODEL, CoreShare(), tmp_path / "log"
     ) as up:
         up.supervisor.kill()
         wait_until(lambda: not alive(up.pid))
@@ -545,7 +560,9 @@ def test_a_server_that_shuts_down_gracefully_has_the_time_for_it(
     signal.signal(signal.SIGTERM, end)
     serve()
     """
-    with launch.running(fake(tmp_path, code), "simulated", MODEL, Share(), tmp_path / "log") as up:
+    with launch.run_server(
+        fake(tmp_path, code), "simulated", MODEL, CoreShare(), tmp_path / "log"
+    ) as up:
         pass
     assert (tmp_path / "graceful").exists() and up.supervisor.returncode == 7
 
@@ -555,19 +572,19 @@ def test_a_server_that_shuts_down_gracefully_has_the_time_for_it(
 
 def test_models_are_presets_folders_or_hub_names(tmp_path: Path) -> None:
     for name in ("tiny", "serveoff-tiny"):
-        assert launch.resolve_model(name, needs_weights=False) == Model("serveoff-tiny", "", True)
-    assert launch.resolve_model("org/name", needs_weights=True) == Model(
+        assert models.resolve_model(name, needs_weights=False) == Model("serveoff-tiny", "", True)
+    assert models.resolve_model("org/name", needs_weights=True) == Model(
         "org/name", "org/name", False
     )
     (tmp_path / "config.json").touch()
-    assert launch.resolve_model(str(tmp_path), needs_weights=True) == Model(
+    assert models.resolve_model(str(tmp_path), needs_weights=True) == Model(
         tmp_path.name, str(tmp_path.resolve()), False
     )
 
 
 def test_a_model_that_does_not_exist_is_an_error_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match=r"has no config\.json"):
-        launch.resolve_model(str(tmp_path), needs_weights=True)
+        models.resolve_model(str(tmp_path), needs_weights=True)
     for wrong in ("tinny", "./missing", "/missing/model", "a/b/c"):
         with pytest.raises(LaunchError, match="does not exist: give one of tiny, small"):
-            launch.resolve_model(wrong, needs_weights=True)
+            models.resolve_model(wrong, needs_weights=True)

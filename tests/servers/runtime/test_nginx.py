@@ -18,10 +18,10 @@ import psutil
 import pytest
 
 from servers.contract import api, oracle
-from servers.contract.conformance import verify
-from servers.runtime import catalog, launch
-from servers.runtime.launch import Running
-from servers.runtime.nginx import filled
+from servers.contract.conformance import verify_server
+from servers.runtime import catalog, launch, ports
+from servers.runtime.launch import RunningServer
+from servers.runtime.nginx import fill_template
 from tests.helpers.started_server import alive, ask, counters, start, wanted
 from tests.servers import test_servers
 from tests.servers.runtime.test_launch import wait_until
@@ -43,7 +43,7 @@ def nginx(*arguments: str, folder: Path) -> "subprocess.CompletedProcess[str]":
 
 def test_only_names_in_braces_and_capitals_are_ours() -> None:
     assert (
-        filled("listen ${HOST}:80; set $HOST ${host}$$;", {"HOST": "x"})
+        fill_template("listen ${HOST}:80; set $HOST ${host}$$;", {"HOST": "x"})
         == "listen x:80; set $HOST ${host}$$;"
     )
 
@@ -91,7 +91,7 @@ def test_what_nginx_says_of_a_template_is_passed_on(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def balanced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def balanced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     with start("nginx_balanced", "simulated", tmp_path_factory.mktemp("balanced")) as running:
         yield running
 
@@ -115,7 +115,7 @@ class Stream:
         self.response.close()
 
 
-def completions(replica: Running) -> float:
+def completions(replica: RunningServer) -> float:
     return sum(
         value
         for name, value in counters(replica.base_url).items()
@@ -123,11 +123,11 @@ def completions(replica: Running) -> float:
     )
 
 
-def in_flight(replica: Running) -> float:
+def in_flight(replica: RunningServer) -> float:
     return counters(replica.base_url)["serveoff_requests_in_flight"]
 
 
-def test_the_replica_with_the_fewest_connections_gets_the_request(balanced: Running) -> None:
+def test_the_replica_with_the_fewest_connections_gets_the_request(balanced: RunningServer) -> None:
     before = [completions(replica) for replica in balanced.behind]
     stream = Stream(balanced.base_url)
     busy = [in_flight(replica) for replica in balanced.behind]
@@ -144,7 +144,7 @@ def test_the_replica_with_the_fewest_connections_gets_the_request(balanced: Runn
     wait_until(lambda: not any(map(in_flight, balanced.behind)))
 
 
-def test_requests_at_once_are_spread_evenly(balanced: Running) -> None:
+def test_requests_at_once_are_spread_evenly(balanced: RunningServer) -> None:
     streams = [Stream(balanced.base_url) for _ in range(4)]
     assert [in_flight(replica) for replica in balanced.behind] == [2, 2]
     for stream in streams:
@@ -152,14 +152,14 @@ def test_requests_at_once_are_spread_evenly(balanced: Running) -> None:
     wait_until(lambda: not any(map(in_flight, balanced.behind)))
 
 
-def test_it_keeps_the_whole_contract_although_it_is_foreign(balanced: Running) -> None:
-    checks = verify(balanced.base_url)
+def test_it_keeps_the_whole_contract_although_it_is_foreign(balanced: RunningServer) -> None:
+    checks = verify_server(balanced.base_url)
     assert len(checks) == 12 and all(check.ok for check in checks), [
         check for check in checks if not check.ok
     ]
 
 
-def test_nginx_is_whoever_started_it(balanced: Running) -> None:
+def test_nginx_is_whoever_started_it(balanced: RunningServer) -> None:
     processes = psutil.Process(balanced.pid).children(recursive=True)
     assert [process.name() for process in processes] == ["nginx", "nginx"], (
         "a master and its worker"
@@ -168,7 +168,7 @@ def test_nginx_is_whoever_started_it(balanced: Running) -> None:
     assert {process.gids() for process in processes} == {psutil.Process().gids()}
 
 
-def test_its_own_refusals_are_in_openais_envelope(balanced: Running) -> None:
+def test_its_own_refusals_are_in_openais_envelope(balanced: RunningServer) -> None:
     status, said = ask(balanced.base_url, api.COMPLETIONS, b" " * (9 * 1024 * 1024))
     assert status == 413 and said["error"] == {
         "message": "the body is too long",
@@ -213,18 +213,18 @@ def test_what_a_killed_replica_had_begun_fails_and_the_others_answer_the_rest(
 
 
 @pytest.fixture(scope="module")
-def fastcgi(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def fastcgi(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     with start("flask_fastcgi", "simulated", tmp_path_factory.mktemp("fastcgi")) as running:
         yield running
 
 
-def test_a_body_in_chunks_reaches_the_application(fastcgi: Running) -> None:
+def test_a_body_in_chunks_reaches_the_application(fastcgi: RunningServer) -> None:
     body = json.dumps(wanted()).encode()
     status, said = ask(fastcgi.base_url, api.COMPLETIONS, iter([body[:10], body[10:]]))
     assert status == 200 and said["choices"][0]["text"] == oracle.continuation("baba", 5)
 
 
-def test_a_body_that_nginx_itself_refuses_is_a_413_like_the_others(fastcgi: Running) -> None:
+def test_a_body_that_nginx_itself_refuses_is_a_413_like_the_others(fastcgi: RunningServer) -> None:
     def pieces() -> Iterator[bytes]:
         for _ in range(9 * 16):
             yield b" " * 65536
@@ -234,7 +234,7 @@ def test_a_body_that_nginx_itself_refuses_is_a_413_like_the_others(fastcgi: Runn
         assert status == 413 and said["error"]["message"] == "the body is too long"
 
 
-def test_requests_at_once_do_not_wait_for_each_other(fastcgi: Running) -> None:
+def test_requests_at_once_do_not_wait_for_each_other(fastcgi: RunningServer) -> None:
     """As they would with flup's own number of spare threads."""
     with ThreadPoolExecutor(24) as pool:
         streams = list(pool.map(lambda _: Stream(fastcgi.base_url), range(24)))
@@ -244,7 +244,7 @@ def test_requests_at_once_do_not_wait_for_each_other(fastcgi: Running) -> None:
     wait_until(lambda: not in_flight(fastcgi))
 
 
-def test_a_client_may_keep_its_connection(fastcgi: Running) -> None:
+def test_a_client_may_keep_its_connection(fastcgi: RunningServer) -> None:
     connection = http.client.HTTPConnection(fastcgi.base_url.removeprefix("http://"), timeout=60)
     sockets = set()
     for stream in (False, True, False):
@@ -263,7 +263,7 @@ def test_a_client_may_keep_its_connection(fastcgi: Running) -> None:
 @pytest.mark.skipif(
     not hasattr(psutil.Process, "rlimit"), reason="limits of another process are Linux's"
 )
-def test_the_application_outlives_having_no_file_descriptor_left(fastcgi: Running) -> None:
+def test_the_application_outlives_having_no_file_descriptor_left(fastcgi: RunningServer) -> None:
     """flup's own loop ends at the first connection that it cannot accept."""
     [flup] = [
         process
@@ -292,7 +292,7 @@ def temporary() -> Iterator[Path]:
 
 @pytest.mark.parametrize("name", ["flask_fastcgi", "nginx_balanced"])
 def test_nothing_outlives_a_driver_that_is_killed(name: str, temporary: Path) -> None:
-    if missing := catalog.find(name).missing("simulated"):
+    if missing := catalog.find_server(name).missing("simulated"):
         pytest.skip(f"{', '.join(missing)} is not installed")
     driver = subprocess.Popen(
         [
@@ -305,7 +305,7 @@ def test_nothing_outlives_a_driver_that_is_killed(name: str, temporary: Path) ->
             "--model",
             "tiny",
             "--port",
-            str(launch.free_port()),
+            str(ports.find_free_port()),
         ],
         cwd=launch.ROOT,
         env=os.environ | {"TMPDIR": str(temporary)},

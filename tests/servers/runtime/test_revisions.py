@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from servers.runtime import catalog, revisions
-from servers.runtime.revisions import CheckoutError
+from servers.runtime.revisions import RevisionError
 
 SERVER = 'summary = "{}"\ncommand = ["serve"]\nengines = ["simulated"]\n'
 PROJECT = (
@@ -44,14 +44,14 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_revision_has_its_own_servers(repository: Path) -> None:
-    found = revisions.of_revision("main~1")
+    found = revisions.check_out("main~1")
     assert (
-        catalog.find("mine", found).summary == "old"
-        and catalog.find("mine", catalog.Checkout(repository)).summary == "new"
+        catalog.find_server("mine", found).summary == "old"
+        and catalog.find_server("mine", catalog.Checkout(repository)).summary == "new"
     )
     # what only we need is no reason for an environment
     assert found.programs is None and not (found.root / "results").exists()
-    assert revisions.of_revision(revisions.commit_of("main~1")[:12]) == found
+    assert revisions.check_out(revisions.resolve_commit("main~1")[:12]) == found
     assert (
         git(repository, "status", "--porcelain") == ""
         and git(repository, "worktree", "list").count("\n") == 0
@@ -59,17 +59,17 @@ def test_a_revision_has_its_own_servers(repository: Path) -> None:
 
 
 def test_what_a_killed_command_left_is_made_anew(repository: Path) -> None:
-    found = revisions.of_revision("main~1").root
+    found = revisions.check_out("main~1").root
     (found / "complete").unlink()
     (found / "servers" / "mine" / "server.toml").unlink()
-    assert catalog.find("mine", revisions.of_revision("main~1")).summary == "old"
+    assert catalog.find_server("mine", revisions.check_out("main~1")).summary == "old"
 
 
 def test_other_requirements_mean_an_environment_of_its_own(repository: Path) -> None:
     (repository / "pyproject.toml").write_text(PROJECT.format(">=0.1", ""))
     # it has no noxfile
-    with pytest.raises(CheckoutError, match="could not be installed by its `nox -s bench`"):
-        revisions.of_revision("main~1")
+    with pytest.raises(RevisionError, match="could not be installed by its `nox -s bench`"):
+        revisions.check_out("main~1")
     (repository / "noxfile.py").write_text(
         "import nox\nnox.options.default_venv_backend = 'virtualenv'\n@nox.session\ndef"
         " bench(session):\n    session.run('false')\n"
@@ -77,25 +77,24 @@ def test_other_requirements_mean_an_environment_of_its_own(repository: Path) -> 
     git(repository, "add", "-A")
     git(repository, "commit", "-q", "-m", "with a noxfile")
     (repository / "pyproject.toml").write_text(PROJECT.format(">=0.2", ""))
-    found = revisions.of_revision("main")
+    found = revisions.check_out("main")
     assert found.programs is not None and (found.programs / "python").exists()
-    server = catalog.find("mine", found)
+    server = catalog.find_server("mine", found)
     assert (
-        server.missing("simulated") == []
-        and revisions.of_revision("main").programs == found.programs
+        server.missing("simulated") == [] and revisions.check_out("main").programs == found.programs
     )
 
 
 def test_an_unknown_revision_is_one_sentence(repository: Path) -> None:
     with pytest.raises(
-        CheckoutError,
+        RevisionError,
         match=(
             "git knows no revision 'maain' here; `git branch -a` and `git tag` list what there is"
         ),
     ):
-        revisions.of_revision("maain")
-    with pytest.raises(CheckoutError, match="no revision '--help'"):
-        revisions.of_revision("--help")
+        revisions.check_out("maain")
+    with pytest.raises(RevisionError, match="no revision '--help'"):
+        revisions.check_out("--help")
 
 
 def test_a_shallow_clone_says_so(
@@ -103,5 +102,5 @@ def test_a_shallow_clone_says_so(
 ) -> None:
     git(tmp_path, "clone", "-q", "--depth", "1", repository.as_uri(), "shallow")
     monkeypatch.setattr(revisions, "ROOT", tmp_path / "shallow")
-    with pytest.raises(CheckoutError, match="this clone is shallow: fetch it first"):
-        revisions.of_revision("main~1")
+    with pytest.raises(RevisionError, match="this clone is shallow: fetch it first"):
+        revisions.check_out("main~1")

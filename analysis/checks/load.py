@@ -1,0 +1,237 @@
+"""Checks of the load: arrivals, the load generator, steadiness, sample sizes."""
+
+import numpy as np
+
+from analysis import metrics, stats
+from analysis.case import CaseData
+from analysis.checks import hidden_pauses, load_generator
+from analysis.checks.verdict import Check, check_limit
+
+SLICES = 12
+
+
+def check_arrivals(o: CaseData) -> Check | None:
+    """Open loop: as many requests were scheduled and sent in the window as the arrival process had
+    planned, within 2% (or one).
+    """
+    planned = (o.run.get("counts") or {}).get("planned")
+    if planned is None:
+        return None
+    found = {"scheduled": len(o.scheduled)}
+    if o.scheduled["slot_s"].isna().all():  # a cap on concurrency sends later by intention
+        found["sent"] = int(o.inside(o.rows["sent_s"]).sum())
+    ok = planned > 0 and all(abs(n - planned) <= max(0.02 * planned, 1) for n in found.values())
+    detail = (
+        f"{planned:,} planned, {' and '.join(f'{n:,} {what}' for what, n in found.items())} in the"
+        " window"
+    )
+    return Check("arrivals", ok, "invalid", detail, "use more load workers or a lower rate")
+
+
+def check_load_cpu(o: CaseData) -> Check:
+    """The load generator used less than 80% of the cores that it could use."""
+    share = metrics.load_cpu_share(o)
+    return check_limit(
+        "load generator's CPU",
+        share < 0.8,
+        share,
+        "invalid",
+        f"{share:.0%} of its core(s)",
+        "use more load workers, or more cores for them",
+    )
+
+
+def check_send_lag(o: CaseData) -> Check:
+    """P99 of sent - scheduled (under a cap on concurrency: sent - slot) is below 1% of the median
+    E2E or below 5 ms, whichever is larger.
+    """
+    lag = stats.percentile(o.latencies("client_lag_s"), 99)
+    bound = np.fmax(0.01 * stats.percentile(o.latencies("e2e_s", failures=False), 50), 0.005)
+    return check_limit(
+        "send lag",
+        lag < bound,
+        lag,
+        "invalid",
+        f"send lag P99 {lag * 1e3:.1f} ms, bound {bound * 1e3:.1f} ms",
+        "give the load generator a core of its own, or use more load workers",
+    )
+
+
+def check_client_error(o: CaseData) -> Check:
+    """The load generator cannot have changed what is reported by more than 5%, by
+    analysis/checks/load_generator.py; else the case is client-bound.
+    """
+    name, remedy = (
+        "client error",
+        (
+            "use more load workers, fewer streams or more cores for the load generator; stop what"
+            " else runs"
+        ),
+    )
+    found = load_generator.find_problems(o)
+    if found:
+        return Check(name, False, "invalid", f"client-bound: no number: {'; '.join(found)}", remedy)
+    shares = load_generator.error_shares(o)
+    if not shares:
+        return Check(name, None, "invalid", "too few requests", remedy)
+    worst, share = next(iter(shares.items()))
+    calibrated = (
+        "" if load_generator.noise_floor_of(o) else ", but the load generator was not calibrated"
+    )
+    return Check(name, True, "invalid", f"at most {share:.1%} ({worst}){calibrated}", remedy)
+
+
+def check_warm_up(o: CaseData) -> Check:
+    """The load was steady before the window opened, by the test of
+    loadtests/generator/steady_state.py; the window itself is tested below.
+    """
+    said = o.run.get("warmup") or {}
+    detail = f"after {said['took_s']:.0f} s: {said['why']}" if said else "not recorded"
+    return Check(
+        "warm-up",
+        said.get("steady"),
+        "warning",
+        detail,
+        "lengthen the scenario's warmup_max_s, or lower the load",
+    )
+
+
+def check_own_times(o: CaseData) -> Check:
+    """The server's own times of the window's completed requests fit the client's.
+
+    From sent to first token cannot be shorter than queue_ms + prompt_ms: more than 1 ms shorter in
+    more than 1% of the requests means a wrong clock or stamp (in 17,000 requests of three servers
+    it was never less than 0.1 ms longer). From first token to last is as long as predicted_ms, in
+    the median within 10 ms or 2%: it is shorter if something holds the stream back. Medians agree
+    within 0.1 ms where an event loop sends and computes nothing. An engine that computes in the
+    process that sends hands on its first token up to one switch interval of Python's lock late, 5
+    ms (Flask with Transformers: 3 ms), hence 10 ms. Beside 16 computing threads single requests are
+    off by 2% either way and their median by 0.1%, hence 2%.
+    """
+    name, remedy = (
+        "server's times",
+        "look for what buffers the stream between engine and client, or for a wrong clock",
+    )
+    r = o.scheduled[~o.scheduled["failed"]].dropna(subset=["first_s", "prompt_ms", "predicted_ms"])
+    if not len(r):
+        return Check(name, None, "warning", "the server gives no timings", remedy)
+    impossible = float(
+        (1e3 * (r["first_s"] - r["sent_s"]) < r["queue_ms"].fillna(0) + r["prompt_ms"] - 1).mean()
+    )
+    longer = float((1e3 * (r["last_s"] - r["first_s"]) - r["predicted_ms"]).median())
+    bound = max(10.0, 0.02 * float(r["predicted_ms"].median()))
+    detail = (
+        f"{impossible:.1%} of the first tokens came before the server had made them; first to last"
+        f" token took {longer:+.1f} ms more than there, bound {bound:.0f} ms"
+    )
+    return Check(name, impossible <= 0.01 and abs(longer) <= bound, "warning", detail, remedy)
+
+
+def check_steadiness(o: CaseData) -> Check:
+    """The straight line through the tokens/s of the window's 12 slices changes by at most 10% of
+    the mean over the window, or not significantly (t-test of the slope, 1%). Likewise, by 20%
+    (0.1%), the mean TTFT and the mean E2E of the requests scheduled in each: in an open loop a
+    server that cannot keep up has an even throughput and a growing queue. The test of these is
+    stricter because queues also wander by chance, slices beside each other being alike. Above 20%
+    there is no number, below it is a warning: the mean is then at most 10% off either end. Error
+    rates: tests/studies/steadiness.py.
+
+    Where the plan varies the demand, nothing is meant to be steady and nothing is tested.
+    """
+    name, remedy = (
+        "steadiness",
+        (
+            "lengthen the warm-up or the window; if it never settles, the load is above what the"
+            " server carries"
+        ),
+    )
+    scenario = o.campaign["scenarios"].get(o.run["case"]["scenario"], {})
+    if scenario.get("arrivals") == "trace" or "profile" in scenario:
+        return Check(
+            name, None, "invalid", "not tested: the scenario's demand varies by plan", remedy
+        )
+    times, numbers = o.tokens
+    if not o.length > 0 or not o.inside(times).any():
+        return Check(name, None, "invalid", "no tokens in the window", remedy)
+    edges = np.linspace(*o.window, SLICES + 1)
+    middles = (edges[1:] + edges[:-1]) / 2
+    tests = [
+        (
+            "tokens/s",
+            stats.trend_test(
+                middles, np.histogram(times, SLICES, o.window, weights=numbers)[0], o.length
+            ),
+            0.10,
+            0.01,
+        )
+    ]
+    done = o.scheduled[~o.scheduled["failed"]]
+    counts = np.histogram(done["scheduled_s"], bins=edges)[0]
+    some = counts > 0  # where requests are few, slices may have none
+    for label, column in (("TTFT", "ttft_s"), ("E2E", "e2e_s")):
+        if some.sum() >= SLICES / 2:
+            means = (
+                np.histogram(done["scheduled_s"], bins=edges, weights=done[column])[0][some]
+                / counts[some]
+            )
+            tests.append((label, stats.trend_test(middles[some], means, o.length), 0.20, 0.001))
+    changes = [
+        abs(found.change)
+        for _, found, share, p in tests
+        if abs(found.change) > share and found.p < p
+    ]
+    detail = ", ".join(
+        f"{label} {found.change:+.1%} (p = {found.p:.2g})" for label, found, _, _ in tests
+    )
+    severity = "invalid" if max(changes, default=1.0) > 0.20 else "warning"
+    return Check(name, not changes, severity, f"change over the window: {detail}", remedy)
+
+
+def check_hidden_pauses(o: CaseData) -> Check | None:
+    """Closed loop: no silence during which an open loop would have gathered three times as many
+    waiting requests (analysis/checks/hidden_pauses.py).
+    """
+    if not o.run["case"]["users"]:
+        return None
+    name, remedy = (
+        "silence",
+        "measure with an open loop, too: --scenarios steady, with a --rate below this throughput",
+    )
+    found = hidden_pauses.find_longest_pause(o)
+    if found is None:
+        return Check(name, None, "warning", "not measured", remedy)
+    detail = (
+        f"nothing arrived for {found.length_s:.{1 if found.length_s >= 1 else 3}f} s while"
+        f" {found.waiting} requests waited"
+    )
+    if found.hides:
+        detail += (
+            f", {found.at_s:.0f} s after the window opened: users of a closed loop wait with the"
+            " server, so only these requests show it; an open loop at this throughput would have"
+            f" had about {found.would_wait:,.0f} waiting"
+        )
+    return Check(name, not found.hides, "warning", detail, remedy)
+
+
+def check_sample_size(o: CaseData) -> Check:
+    """A P99 exists at 95% confidence in 299 requests or more."""
+    n, needed = len(o.scheduled), stats.values_needed(99)
+    return Check(
+        "P99 sample",
+        n >= needed,
+        "warning",
+        f"{n:,} requests in the window, P99 needs {needed}",
+        "use a longer window",
+    )
+
+
+def check_cut_off(o: CaseData) -> Check:
+    """Nothing was still unanswered when the drain ended."""
+    n = (o.run.get("counts") or {}).get("cut_off")
+    return Check(
+        "unanswered",
+        None if n is None else n == 0,
+        "warning",
+        f"{n} cut off at the end of the drain",
+        "lower the load",
+    )

@@ -1,0 +1,91 @@
+"""Checks of the machine: other processes, steal, swap, GPU clocks."""
+
+import numpy as np
+
+from analysis import stats
+from analysis.case import CaseData
+from analysis.checks.verdict import Check, check_limit, server_cores
+from analysis.stats import NAN
+
+# NVML's reasons that mean the hardware held the clocks back; idle, application clocks and the power
+# cap are everyday.
+THROTTLING = {
+    0x8: "hardware slowdown",
+    0x20: "software thermal",
+    0x40: "hardware thermal",
+    0x80: "power brake",
+}
+
+
+def check_other_processes(o: CaseData) -> Check:
+    """Processes other than server and load generator used at most 15% of the machine's cores in the
+    window.
+    """
+    cores = server_cores(o)
+    other = (o.slope("cpu_busy_s") - o.slope("server_cpu_s") - o.slope("load_cpu_s")) / (
+        cores or NAN
+    )
+    return check_limit(
+        "other processes",
+        other <= 0.15,
+        other,
+        "warning",
+        f"other processes used {other:.0%} of {cores or '?'} cores",
+        "stop what else runs on this machine",
+    )
+
+
+def check_steal(o: CaseData) -> Check:
+    """The hypervisor took at most 2% of the machine's cores in the window."""
+    share = o.slope("cpu_steal_s") / (server_cores(o) or NAN)
+    return check_limit(
+        "steal",
+        share <= 0.02,
+        share,
+        "warning",
+        f"the hypervisor took {share:.1%}",
+        "use a machine of your own",
+    )
+
+
+def check_swap(o: CaseData) -> Check:
+    """Swap in use did not grow in the window."""
+    used = o.samples("swap_used_bytes")
+    grown = (
+        float(used["swap_used_bytes"].iloc[-1] - used["swap_used_bytes"].iloc[0])
+        if len(used) > 1
+        else NAN
+    )
+    return check_limit(
+        "swap",
+        grown <= 0,
+        grown,
+        "warning",
+        f"swap grew by {grown / 2**20:.0f} MiB",
+        "use fewer workers or a smaller model",
+    )
+
+
+def check_gpu_clocks(o: CaseData) -> Check | None:
+    """No GPU was throttled in the window, and the SM clock's P5 to P95 span at most 10% of its
+    median.
+    """
+    name, remedy = "GPU clocks", "cool the GPU, lock its clocks, and let nothing else run on it"
+    details = []
+    for column in o.gpu_columns("throttle_reasons"):
+        bits = int(
+            np.bitwise_or.reduce(o.samples(column)[column].astype("int64").to_numpy(), initial=0)
+        )
+        details += [
+            f"{column.split('_')[0]} throttled: {text}"
+            for bit, text in THROTTLING.items()
+            if bits & bit
+        ]
+    for column in o.gpu_columns("sm_clock_mhz"):
+        clocks = o.samples(column)[column].to_numpy()
+        low, middle, high = (stats.percentile(clocks, p) for p in (5, 50, 95))
+        if high - low > 0.1 * middle:
+            details.append(f"{column.split('_')[0]} clock {low:.0f} to {high:.0f} MHz")
+    if not o.gpu_columns("sm_clock_mhz"):
+        return None
+    return Check(name, not details, "warning", "; ".join(details) or "no throttling", remedy)

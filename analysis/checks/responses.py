@@ -1,0 +1,164 @@
+"""Checks of what the server did: contract, responses, token counts, errors."""
+
+import math
+
+from analysis import metrics
+from analysis.case import CaseData
+from analysis.checks.verdict import Check, check_limit, is_planted
+
+
+def check_contract(o: CaseData) -> Check:
+    """Every check of the contract held before the load and after it."""
+    name, remedy = (
+        "contract",
+        "run `python -m servers` with this server and mend what its verification names",
+    )
+    for key, when in (("verify_before", "before"), ("verify_after", "after")):
+        checks = o.run.get(key)
+        if not checks:
+            return Check(name, False, "invalid", f"it was not verified {when} the load", remedy)
+        bad = [c for c in checks if c["ok"] is False]
+        if bad:
+            return Check(
+                name,
+                False,
+                "invalid",
+                f"{when} the load: {bad[0]['name']}: {bad[0]['detail']}",
+                remedy,
+            )
+    return Check(
+        name, True, "invalid", f"{len(o.run['verify_before'])} checks before and after", remedy
+    )
+
+
+def check_answers(o: CaseData) -> Check:
+    """With a planted rule every complete answer was checked, token by token, and none was wrong."""
+    name, remedy = (
+        "answers",
+        "look at the rows with answer = wrong: mixed requests, lost tokens or another sampling",
+    )
+    wrong = int((o.rows["answer"] == "wrong").sum())
+    if wrong:
+        return Check(
+            name, False, "invalid", f"{wrong:,} of {len(o.rows):,} answers are wrong", remedy
+        )
+    if not is_planted(o):
+        return Check(
+            name, None, "invalid", "the model has no planted rule", "use the default model"
+        )
+    unchecked = int((~o.rows["failed"] & (o.rows["answer"] != "exact")).sum())
+    return Check(
+        name,
+        not unchecked,
+        "invalid",
+        f"{unchecked:,} complete answers were not checked" if unchecked else "all",
+        remedy,
+    )
+
+
+def check_agreement(o: CaseData) -> Check | None:
+    """Without a planted rule: the share of greedy answers that equal those of the campaign's first
+    server. Engines may part ways at a near tie of two tokens, so that a difference is no proof of
+    an error.
+    """
+    said = o.run.get("agreement")
+    if not said:
+        return None
+    detail = f"{said['share']:.0%} of the answers equal those of {said['with']}"
+    return Check(
+        "agreement",
+        said["share"] == 1,
+        "warning",
+        detail,
+        "compare the answers; see whether sampling and precision are the same",
+    )
+
+
+def check_rows(o: CaseData) -> Check:
+    """As many rows as requests were sent and as Locust counted."""
+    name, remedy = (
+        "rows",
+        "look at load.log: a listener's exception or a killed load worker loses rows",
+    )
+    counts = o.run.get("counts") or {}
+    numbers = {key: counts.get(key) for key in ("sent", "rows", "locust_requests")} | {
+        "read": len(o.rows)
+    }
+    detail = ", ".join(f"{key} {value}" for key, value in numbers.items())
+    known = {value for value in numbers.values() if value is not None}
+    ok = False if len(known) > 1 else None if None in numbers.values() else True
+    return Check(name, ok, "invalid", detail, remedy)
+
+
+def check_served(o: CaseData) -> Check:
+    """The server's own counters rose by as many answers (status 200) and tokens as came complete.
+    Whatever failed here (cut off at the drain's end, timed out, broken) may have been answered
+    there, in part or whole: by so much the server may have counted more. Only a warning for a
+    server that we did not start: it may have other clients, or stand behind a balancer with others.
+    """
+    name, severity = "server's counts", "invalid" if o.run.get("command") else "warning"
+    remedy = (
+        "look for lost rows, for other clients of this server, and in its log for a start in the"
+        " middle of the load"
+    )
+    said = o.run.get("served")
+    if not said:
+        return Check(
+            name,
+            None,
+            severity,
+            "not measured: no counters of requests and tokens under names that we know",
+            remedy,
+        )
+    whole, broken = o.rows[~o.rows["failed"]], o.rows[o.rows["failed"] & o.rows["sent_s"].notna()]
+    least = {"requests": len(whole), "tokens": whole["tokens"].sum(skipna=False)}
+    more = {"requests": len(broken), "tokens": broken["max_tokens"].sum()}
+    # no tokens if an answer came without usage
+    known = [what for what in least if not math.isnan(least[what])]
+    ok = all(least[what] <= said[what] <= least[what] + more[what] for what in known)
+    detail = ", ".join(
+        f"{what}: {said[what]:,} by the server's count, {least[what]:,.0f} here"
+        + (f" and at most {more[what]:,.0f} in what failed" if more[what] else "")
+        for what in known
+    )
+    return Check(name, ok, severity, detail, remedy)
+
+
+def check_token_counts(o: CaseData) -> Check:
+    """Complete answers have the tokens that were asked for, by the server's usage and by the
+    chunks, whose words are counted. A server that never gives usage is judged by the chunks alone.
+    """
+    name, remedy = (
+        "token counts",
+        "the server must honour max_tokens and ignore_eos, and its usage must be right",
+    )
+    if not is_planted(o):
+        return Check(
+            name, None, "invalid", "the model has no planted rule", "use the default model"
+        )
+    done = o.rows[~o.rows["failed"]]
+    chunks = metrics.sum_arrays(done["token_n"])
+    told = done["tokens"] if done["tokens"].notna().any() else chunks
+    bad = int(((told != done["max_tokens"]) | (told != chunks)).sum())
+    return Check(
+        name,
+        not bad,
+        "invalid",
+        f"{bad:,} of {len(done):,} answers have another number of tokens",
+        remedy,
+    )
+
+
+def check_errors(o: CaseData) -> Check:
+    """At most 1% of the window's requests failed."""
+    share = metrics.error_share(o)
+    common = o.scheduled["error"].value_counts()
+    detail = f"{share:.1%} failed" + (f", most often: {common.index[0]}" if len(common) else "")
+    return check_limit(
+        "errors",
+        share <= 0.01,
+        share,
+        "warning",
+        detail,
+        "lower the load, or look at the server's log",
+    )

@@ -1,0 +1,46 @@
+"""The verdict of one check on one case, and what all checks share."""
+
+import math
+from typing import Any, NamedTuple
+
+from analysis.case import CaseData
+from analysis.stats import NAN
+
+
+class Check(NamedTuple):
+    """`ok` is None where it was not measured; `severity` is "invalid" or "warning"; `remedy` says
+    what to do if not ok. `value`: the one number that was held against a limit, of which more is
+    worse; nan if there is none.
+    """
+
+    name: str
+    ok: bool | None
+    severity: str
+    detail: str
+    remedy: str
+    value: float = NAN
+
+
+def failed_checks(checks: list[Check], severity: str = "invalid") -> list[Check]:
+    return [c for c in checks if c.ok is False and c.severity == severity]
+
+
+def check_limit(name: str, ok: Any, value: float, severity: str, detail: str, remedy: str) -> Check:
+    if math.isnan(value):
+        return Check(name, None, severity, "not measured", remedy)
+    return Check(name, bool(ok), severity, detail, remedy, float(value))
+
+
+def is_planted(o: CaseData) -> bool:
+    """Whether every right answer is known; the simulated engine's always are."""
+    return (
+        bool((o.campaign.get("model") or {}).get("planted"))
+        or o.run["case"]["engine"] == "simulated"
+    )
+
+
+def server_cores(o: CaseData) -> int | None:
+    """The machine's cores: as the manifest says."""
+    cpu = (o.campaign.get("manifest") or {}).get("cpu")
+    cores = cpu.get("cores") if isinstance(cpu, dict) else None
+    return int(cores) if cores else None

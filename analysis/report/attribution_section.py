@@ -1,0 +1,44 @@
+"""The report's section on what each server's latency consists of."""
+
+from typing import Any
+
+import numpy as np
+
+from analysis import formatting
+from analysis.attribution import IN_ENGINE, PARTS, attribute_latency, visible_parts
+from analysis.formatting import format_number
+from analysis.metrics import METRICS
+from analysis.plots.latency_parts import draw_latency_parts
+from analysis.summary import Comparison, Summary
+
+
+def attribution_view(found: Summary, comparison: Comparison) -> dict[str, Any]:
+    """For the templates: {sentences: [(name, sentence)], heads, rows: [(name, which, cells)] in ms,
+    engine_heads: [(label, unit)], engine: [(name, cells)], coarse: names of systems whose server
+    told no parts, picture: none without a bar}.
+    """
+    attributions = attribute_latency(found, comparison)
+    names = visible_parts(attributions)
+    rows = []
+    for a in attributions:
+        for bar in a.bars:
+            times = [bar.e2e_s, *(bar.parts.get(name, np.nan) for name in names)]
+            rows.append(
+                (
+                    a.system.name,
+                    bar.which,
+                    [f"{bar.requests:,}", *(format_number(1e3 * seconds) for seconds in times)],
+                )
+            )
+    return {
+        "sentences": [(a.system.name, a.sentence) for a in attributions],
+        "rows": rows,
+        "picture": draw_latency_parts(attributions) if rows else None,
+        "heads": ["requests", "mean E2E", *(PARTS[name].label for name in names)],
+        "coarse": [a.system.name for a in attributions if any(not bar.told for bar in a.bars)],
+        "engine_heads": [(METRICS[m].label, formatting.unit_of(m)) for m in IN_ENGINE],
+        "engine": [
+            (a.system.name, [formatting.format_estimate(m, a.system.valid) for m in IN_ENGINE])
+            for a in attributions
+        ],
+    }

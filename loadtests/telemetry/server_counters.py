@@ -1,0 +1,75 @@
+"""What a server counts of itself: requests and tokens between two moments."""
+
+import math
+import time
+from typing import NamedTuple
+
+from loadtests.telemetry.server_metrics import (
+    KNOWN_SERVERS,
+    CounterNames,
+    MetricsUnavailable,
+    Sample,
+    fetch_metrics,
+    parse_metrics,
+)
+from servers.runtime.limits import QUIET_S
+
+
+class CounterValues(NamedTuple):
+    """What a server says that it has done since its start."""
+
+    by: CounterNames
+    requests: float
+    tokens: float
+    busy: float
+
+
+def sum_counters(samples: list[Sample]) -> CounterValues | None:
+    """None if no server in KNOWN counts like that."""
+    for by in KNOWN_SERVERS:
+        tokens = [sample.value for sample in samples if sample.name == by.tokens]
+        if tokens:  # the counter of requests has no series before the first request
+            requests = [
+                sample.value
+                for sample in samples
+                if sample.name == by.requests
+                and all(sample.labels.get(label) in values for label, values in by.complete.items())
+            ]
+            return CounterValues(
+                by,
+                sum(requests),
+                sum(tokens),
+                sum(sample.value for sample in samples if sample.name in by.busy),
+            )
+    return None
+
+
+def read_when_idle(base_urls: str, patience_s: float = QUIET_S) -> CounterValues | None:
+    """Its counters when it works on nothing any more: then everything is counted. At the end of
+    patience what it said last; None if it says nothing, or nothing that is known.
+    """
+    deadline = time.perf_counter() + patience_s
+    found = None
+    while (left_s := deadline - time.perf_counter()) > 0:
+        try:
+            found = sum_counters(parse_metrics(fetch_metrics(base_urls, left_s)))
+        except MetricsUnavailable:
+            return found
+        if found is None or found.busy == 0:
+            return found
+        time.sleep(min(0.1, left_s))
+    return found
+
+
+def counter_delta(
+    before: CounterValues | None, after: CounterValues | None
+) -> dict[str, int] | None:
+    """{requests, tokens} between the two; None if that is not known."""
+    if before is None or after is None or before.by != after.by:
+        return None
+    done = {"requests": after.requests - before.requests, "tokens": after.tokens - before.tokens}
+    return (
+        {name: round(value) for name, value in done.items()}
+        if all(map(math.isfinite, done.values()))
+        else None
+    )
