@@ -15,6 +15,7 @@ import pytest
 from loadtests.telemetry import machine
 from servers.runtime import catalog, launch
 from servers.runtime.launch import Running, Share
+from tests.helpers.installed import require_server
 
 SERVERS = catalog.servers()
 QUICK = {"prefill_ms": 20, "step_ms": 3}
@@ -36,8 +37,7 @@ def start(
     **simulated: Any,
 ) -> Iterator[Running]:
     server = SERVERS[name]
-    if missing := server.missing(engine):
-        pytest.skip(f"{name} with {engine}: {', '.join(missing)} is not installed")
+    require_server(server, engine)
     model = launch.resolve_model("tiny", needs_weights=engine != "simulated")
     share = Share(
         () if SHARE["shared"] else tuple(SHARE["server_cores"]), SHARE["threads"], workers

@@ -10,9 +10,6 @@ from servers.engines import quantized
 from servers.runtime import catalog, launch
 from servers.runtime.launch import LaunchError, Model, Share
 
-vllm_is_needed = pytest.mark.skipif(
-    not catalog.is_installed("vllm"), reason="vllm is not installed"
-)
 # of each column in its word
 SHIFTS = {"gptq": range(8), "awq": [quantized.AWQ_ORDER.index(column) for column in range(8)]}
 
@@ -69,7 +66,7 @@ def test_only_generated_models_are_quantised() -> None:
 
 
 @pytest.mark.slow
-@vllm_is_needed
+@pytest.mark.requires("vllm")
 @pytest.mark.parametrize("name", ["fastapi_vllm", "vllm_openai"])
 @pytest.mark.parametrize(
     "options",

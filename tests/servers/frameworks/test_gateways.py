@@ -5,7 +5,6 @@ ends it, too.
 
 import http.client
 import json
-import shutil
 import subprocess
 import threading
 import time
@@ -23,6 +22,7 @@ import pytest
 from servers.contract import api, oracle
 from servers.runtime import catalog, launch
 from servers.runtime.launch import LaunchError, Model, Running, Share
+from tests.helpers.installed import require_server
 from tests.helpers.started_server import MODEL, counters, wanted
 
 GATEWAYS = [
@@ -64,8 +64,7 @@ def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 
         def start(name: str, *urls: str, **settings: str) -> Running:
             server = catalog.find(name)
-            if missing := server.missing("simulated"):
-                pytest.skip(f"{name}: {', '.join(missing)} is not installed")
+            require_server(server)
             for setting, value in {**settings, "UPSTREAM": ",".join(urls)}.items():
                 monkeypatch.setenv(f"SERVEOFF_{setting}", value)
             running = launch.running(
@@ -359,7 +358,7 @@ def test_nobody_is_a_new_client_by_saying_so(name: str, gateway: Start, behind: 
     assert said == [200, 200, 429, 429]
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+@pytest.mark.requires("node")
 def test_node_knows_a_bound_that_is_none_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those in Python read servers/runtime/limits.py, as the harness does."""
     monkeypatch.setenv("SERVEOFF_MAX_IN_FLIGHT", "many")
