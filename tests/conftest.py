@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
+from tests.helpers import installed
+
 # Started in the background by a shell without job control, we ignore Ctrl-C, and so would every
 # process that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(installed)
     # Linux divides the processor among sessions first (sched_autogroup): in one session with others
     # that compute, a test that only waits for a server's tokens gets its turn a tenth of a second
     # late.
@@ -50,7 +53,7 @@ def _group(item: pytest.Item) -> str:
 @pytest.fixture(scope="session")
 def tiny() -> Path:
     """The tiny model's folder; generated in a second if it is not in the cache."""
-    pytest.importorskip("torch")
+    installed.require_installed("torch")
     from servers.engines import checkpoint
 
     return checkpoint.ensure("tiny")
@@ -58,7 +61,7 @@ def tiny() -> Path:
 
 @pytest.fixture(scope="session")
 def hf_engine(tiny: Path) -> Any:
-    pytest.importorskip("transformers")
+    installed.require_installed("transformers")
     from servers.engines import Settings, hf
 
     return hf.BlockingEngine(Settings("hf", "serveoff-tiny", str(tiny), threads=1, simulated={}))

@@ -9,7 +9,6 @@ import base64
 import itertools
 import json
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -19,10 +18,9 @@ from typing import Any
 
 from websockets.sync.client import ClientConnection, connect
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
-    None,
-)
+from tests.helpers.installed import find_program
+
+CHROMIUM = find_program("chromium")
 PHONE, DESKTOP = 390, 1280
 
 

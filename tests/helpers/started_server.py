@@ -15,6 +15,7 @@ import pytest
 from loadtests.telemetry import cores
 from servers.runtime import catalog, launch, models
 from servers.runtime.launch import CoreShare, RunningServer
+from tests.helpers.installed import require_server
 
 SERVERS = catalog.list_servers()
 QUICK = {"prefill_ms": 20, "step_ms": 3}
@@ -36,8 +37,7 @@ def start(
     **simulated: Any,
 ) -> Iterator[RunningServer]:
     server = SERVERS[name]
-    if missing := server.missing(engine):
-        pytest.skip(f"{name} with {engine}: {', '.join(missing)} is not installed")
+    require_server(server, engine)
     model = models.resolve_model("tiny", needs_weights=engine != "simulated")
     share = CoreShare(
         () if SHARE["shared"] else tuple(SHARE["server_cores"]), SHARE["threads"], workers

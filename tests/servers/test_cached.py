@@ -19,6 +19,7 @@ from servers.contract import api, conformance, oracle
 from servers.runtime import catalog, launch, models
 from servers.runtime.launch import CoreShare, RunningServer
 from servers.runtime.supervise import is_ready
+from tests.helpers.installed import require_server
 from tests.helpers.started_server import QUICK, ask, counters, start, wanted
 
 NAMES = ("fastapi_cached", "fastapi_cached_redis")
@@ -235,8 +236,7 @@ def test_an_answer_is_kept_so_long_and_no_longer(
 def test_without_its_redis_it_answers_on(tmp_path: Path) -> None:
     """The launcher would end it: so here Redis is not one of its processes."""
     described = catalog.find_server("fastapi_cached_redis")
-    if missing := described.missing("simulated"):
-        pytest.skip(f"{', '.join(missing)} is not installed")
+    require_server(described)
 
     def here(command: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(part.replace("{run}", str(tmp_path)) for part in command)

@@ -13,12 +13,7 @@ from tests.analysis.report.test_report import hostile
 from tests.helpers import devtools_browser, synthetic_campaign
 from tests.studies import report_benchmark
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        devtools_browser.CHROMIUM is None, reason="there is no Chromium to open the report in"
-    ),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.requires("chromium")]
 
 
 @pytest.fixture(scope="module")

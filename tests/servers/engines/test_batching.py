@@ -18,6 +18,7 @@ from servers.contract import metrics, oracle
 from servers.contract.api import CompletionRequest, ContractError, Outcome
 from servers.engines import Job, Settings, batching, simulated
 from servers.engines.batching import BatchQueue
+from tests.helpers.installed import require_installed
 
 LONG_MS = 60_000  # nobody waits that long: what happens, happens for another reason
 PATIENCE_S = 60
@@ -326,7 +327,7 @@ def test_simulated_batches_are_no_longer_than_its_slots() -> None:
 
 @pytest.fixture(scope="module")
 def batch_engine(tiny: Path) -> Any:
-    pytest.importorskip("transformers")
+    require_installed("transformers")
     from servers.engines import hf_batched
 
     return hf_batched.BatchEngine(

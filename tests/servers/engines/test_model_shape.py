@@ -9,6 +9,7 @@ import pytest
 
 from servers.engines import checkpoint, model_shape, vllm_settings
 from servers.runtime import models
+from tests.helpers.installed import require_installed
 
 CONFIG = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 8}
 
@@ -112,11 +113,13 @@ def test_files_that_are_broken(tmp_path: Path) -> None:
 def test_a_hub_model_has_one_once_it_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub = pytest.importorskip("huggingface_hub")
+    require_installed("huggingface_hub")
+    import huggingface_hub
+
     assert models.resolve_model("serveoff-test/none", needs_weights=True).shape is None
     found = model(tmp_path)
     monkeypatch.setattr(
-        hub,
+        huggingface_hub,
         "try_to_load_from_cache",
         lambda name, file: str(tmp_path / file) if name == "org/name" else None,
     )
@@ -127,7 +130,7 @@ def test_a_hub_model_has_one_once_it_is_there(
 
 
 def test_bytes_are_those_of_the_engines() -> None:
-    pytest.importorskip("torch")
+    require_installed("torch")
     from servers.engines import Settings
 
     assert (

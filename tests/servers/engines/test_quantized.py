@@ -11,9 +11,6 @@ from servers.runtime import catalog, launch, models
 from servers.runtime.launch import CoreShare, LaunchError
 from servers.runtime.models import Model
 
-vllm_is_needed = pytest.mark.skipif(
-    not catalog.is_installed("vllm"), reason="vllm is not installed"
-)
 # of each column in its word
 SHIFTS = {"gptq": range(8), "awq": [quantized.AWQ_ORDER.index(column) for column in range(8)]}
 
@@ -70,7 +67,7 @@ def test_only_generated_models_are_quantised() -> None:
 
 
 @pytest.mark.slow
-@vllm_is_needed
+@pytest.mark.requires("vllm")
 @pytest.mark.parametrize("name", ["fastapi_vllm", "vllm_openai"])
 @pytest.mark.parametrize(
     "options",

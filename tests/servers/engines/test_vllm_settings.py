@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from servers.runtime import catalog, launch
+from servers.runtime import launch
 
 PARSE = """
 import json
@@ -24,7 +24,7 @@ print(json.dumps([wanted, {name: getattr(parsed, name) for name in wanted}]))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not catalog.is_installed("vllm"), reason="vllm is not installed")
+@pytest.mark.requires("vllm")
 def test_the_flags_say_what_our_engine_is_told() -> None:
     done = subprocess.run(
         [sys.executable, "-c", PARSE], cwd=launch.ROOT, capture_output=True, text=True, timeout=200

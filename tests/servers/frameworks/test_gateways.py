@@ -5,7 +5,6 @@ ends it, too.
 
 import http.client
 import json
-import shutil
 import subprocess
 import threading
 import time
@@ -24,6 +23,7 @@ from servers.contract import api, oracle
 from servers.runtime import catalog, launch, ports
 from servers.runtime.launch import CoreShare, LaunchError, RunningServer
 from servers.runtime.models import Model
+from tests.helpers.installed import require_server
 from tests.helpers.started_server import MODEL, counters, wanted
 
 GATEWAYS = [
@@ -65,8 +65,7 @@ def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 
         def start(name: str, *urls: str, **settings: str) -> RunningServer:
             server = catalog.find_server(name)
-            if missing := server.missing("simulated"):
-                pytest.skip(f"{name}: {', '.join(missing)} is not installed")
+            require_server(server)
             for setting, value in {**settings, "UPSTREAM": ",".join(urls)}.items():
                 monkeypatch.setenv(f"SERVEOFF_{setting}", value)
             running = launch.run_server(
@@ -360,7 +359,7 @@ def test_nobody_is_a_new_client_by_saying_so(name: str, gateway: Start, behind: 
     assert said == [200, 200, 429, 429]
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+@pytest.mark.requires("node")
 def test_node_knows_a_bound_that_is_none_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those in Python read servers/runtime/limits.py, as the harness does."""
     monkeypatch.setenv("SERVEOFF_MAX_IN_FLIGHT", "many")

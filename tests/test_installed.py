@@ -1,0 +1,86 @@
+"""A missing program is a visible skip, and a failure where programs are required, as in CI."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.helpers.installed import PROGRAMS, STRICT
+
+ROOT = Path(__file__).parents[1]
+# `installed` reads this one instead of ours.
+PYPROJECT = """
+[project.optional-dependencies]
+old = ["only_old; python_version < '3'"]
+"""
+TESTS = """
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import installed
+
+installed.ROOT = Path(__file__).parent
+installed.PROGRAMS["proxy"] = ["proxy", "other-proxy"], "proxy-package"
+installed.PROGRAMS["shell"] = ["no-such-shell", "sh"], "shell-package"
+
+@pytest.mark.requires("proxy")
+def test_marked() -> None: ...
+
+def test_in_its_body() -> None:
+    installed.require_installed("proxy")
+
+def test_another_program_will_do() -> None:
+    installed.require_installed("shell")
+
+def test_module() -> None:
+    installed.require_installed("no_such_module")
+
+def test_without_a_wheel() -> None:
+    installed.require_installed("only_old")
+
+def test_for_another_reason() -> None:
+    pytest.skip("no GPU")
+"""
+
+
+def run_pytest(folder: Path, strict: str) -> tuple[int, str]:
+    """Exit code and output of pytest with our plugin and nothing else of ours."""
+    (folder / "pyproject.toml").write_text(PYPROJECT)
+    (folder / "test_programs.py").write_text(TESTS)
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")
+    } | {"PYTHONPATH": str(ROOT), STRICT: strict}
+    plugins = ["-p", "tests.helpers.installed", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-rA", "--strict-markers", *plugins, "."],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_missing_program_is_a_skip_that_names_it(tmp_path: Path) -> None:
+    code, output = run_pytest(tmp_path, "")
+    assert code == 0 and "1 passed, 5 skipped" in output, output
+    assert re.search(
+        r"SKIPPED \[2\] .*: proxy is not installed \(Debian: apt-get install proxy-package\)\n",
+        output,
+    ), output
+
+
+def test_where_programs_are_required_it_is_a_failure(tmp_path: Path) -> None:
+    code, output = run_pytest(tmp_path, "1")
+    assert code == 1 and "2 failed, 1 passed, 2 skipped, 1 error" in output, output
+    failed = sorted(re.findall(r"^(?:FAILED|ERROR) test_programs\.py::(\w+)", output, re.M))
+    assert failed == ["test_in_its_body", "test_marked", "test_module"]
+    assert "proxy is not installed (Debian: apt-get install proxy-package). " in output
+    assert "only_old is not installed: pyproject.toml leaves it out on this platform" in output
+
+
+def test_every_program_has_a_package() -> None:
+    assert {"nginx", "redis-server", "chromium"} <= PROGRAMS.keys()
+    assert all(names and packages for names, packages in PROGRAMS.values())
