@@ -26,7 +26,7 @@ for url in sys.argv[2:]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not catalog.is_installed("vllm"), reason="vllm is not installed")
+@pytest.mark.requires("vllm")
 def test_vllm_bench_runs_against_every_server(tmp_path):
     # for its tokenizer: the servers run simulated
     weights = launch.resolve_model("tiny", needs_weights=True)

@@ -19,6 +19,7 @@ from loadtests.generator.locust_process import LoadFailed, Workers
 from loadtests.workload import arrivals, prompts
 from servers.runtime import launch, limits
 from tests.helpers.campaign_process import PATIENCE_S, QUICK, Bench, said_of, wait_for
+from tests.helpers.installed import require_installed
 from tests.helpers.recording_server import CLOSED, SCENARIO, SEED, Driven, Witness, drive, task_of
 from tests.loadtests.campaign.test_bad_input import dead_port
 
@@ -113,6 +114,7 @@ def test_a_worker_s_own_clock_is_told_from_ours(tmp_path: Path, start: Start, po
     """Its monotonic clock is 1000 s ahead, although the machine is the same; the rows are on the
     driver's clock.
     """
+    require_installed("unshare")
     ahead = ("unshare", "--time", "--monotonic", "1000", "--fork", "--")
     if subprocess.run([*ahead, "true"], capture_output=True).returncode:
         pytest.skip("no time namespace can be made here")

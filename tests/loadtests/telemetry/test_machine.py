@@ -13,6 +13,7 @@ import pytest
 
 from loadtests.schema import CAMPAIGN_KEYS
 from loadtests.telemetry import machine
+from tests.helpers.installed import require_installed
 
 
 def test_manifest_has_what_the_schema_promises_and_is_json() -> None:
@@ -126,8 +127,7 @@ def test_a_repository_with_a_change_is_dirty(
             ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
         ).stdout.strip()
 
-    if machine.git("--version") is None:
-        pytest.skip("no git")
+    require_installed("git")
     git("init", "--quiet")
     git("commit", "--quiet", "--allow-empty", "-m", "empty")
     monkeypatch.setattr(machine, "ROOT", tmp_path.resolve())

@@ -4,7 +4,6 @@ ratios: machines are noisy.
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import pytest
 
 from loadtests.schema import GPU_FIELDS, PROCESS_FIELDS, TELEMETRY_FIELDS, read_lines
 from tests.helpers import metrics_server
+from tests.helpers.installed import find_program, require_installed
 
 ROOT = Path(__file__).resolve().parents[3]
 PATIENCE_S = 60  # for what must happen at all; not a measurement
@@ -341,9 +341,9 @@ int nvmlDeviceGetCurrentClocksThrottleReasons(card *c, unsigned long long *mask)
 
 def driver(folder: Path, source: str = FAKE_NVML) -> str:
     """Compiles a libnvidia-ml.so.1 and returns its folder, for LD_LIBRARY_PATH."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no C compiler for the fake NVIDIA driver")
+    require_installed("cc")
+    compiler = find_program("cc")
+    assert compiler
     (folder / "nvml.c").write_text(source)
     subprocess.run(
         [compiler, "-shared", "-fPIC", "-o", folder / "libnvidia-ml.so.1", folder / "nvml.c"],
