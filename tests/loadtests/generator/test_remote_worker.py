@@ -20,6 +20,7 @@ from loadtests.workload import arrivals, prompts
 from servers.runtime import launch, limits
 from tests.helpers.campaign_process import PATIENCE_S, QUICK, Bench, said_of, wait_for
 from tests.helpers.installed import require_installed
+from tests.helpers.python_program import command_of
 from tests.helpers.recording_server import CLOSED, SCENARIO, SEED, Driven, Witness, drive, task_of
 from tests.loadtests.campaign.test_bad_input import dead_port
 
@@ -173,15 +174,9 @@ def test_the_load_of_a_driver_that_vanishes_does_not_reach_the_next_one(
 ) -> None:
     monkeypatch.setenv("SERVEOFF_LOST_AFTER_S", "4")
     start()
-    code = (
-        "import sys; from pathlib import Path; from loadtests.generator import Workers; from"
-        " tests.helpers.recording_server import *; drive(Path(sys.argv[1]), task_of(sys.argv[2], CLOSED,"
-        " users=2, duration_s=600), Workers(1, ('127.0.0.1', int(sys.argv[3]))))"
-    )
     with Witness(answer_s=0.02) as first, Witness(answer_s=0.02) as second:
         driver = subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path / "first"), first.url, str(port)],
-            cwd=launch.ROOT,
+            command_of("drive_load", str(tmp_path / "first"), first.url, str(port)), cwd=launch.ROOT
         )
         wait_for(lambda: len(first.asked) > 20, "the first load")
         [conductor] = [
