@@ -1,12 +1,14 @@
 """Other revisions of this repository, unpacked from a repository of the test's own."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from servers.runtime import catalog, revisions
-from servers.runtime.revisions import RevisionError
+from servers.runtime.revisions import CheckoutError
+from tests.helpers.python_program import PROGRAMS
 
 SERVER = 'summary = "{}"\ncommand = ["serve"]\nengines = ["simulated"]\n'
 PROJECT = (
@@ -68,12 +70,9 @@ def test_what_a_killed_command_left_is_made_anew(repository: Path) -> None:
 def test_other_requirements_mean_an_environment_of_its_own(repository: Path) -> None:
     (repository / "pyproject.toml").write_text(PROJECT.format(">=0.1", ""))
     # it has no noxfile
-    with pytest.raises(RevisionError, match="could not be installed by its `nox -s bench`"):
-        revisions.check_out("main~1")
-    (repository / "noxfile.py").write_text(
-        "import nox\nnox.options.default_venv_backend = 'virtualenv'\n@nox.session\ndef"
-        " bench(session):\n    session.run('false')\n"
-    )
+    with pytest.raises(CheckoutError, match="could not be installed by its `nox -s bench`"):
+        revisions.of_revision("main~1")
+    shutil.copy(PROGRAMS / "failing_noxfile.py", repository / "noxfile.py")
     git(repository, "add", "-A")
     git(repository, "commit", "-q", "-m", "with a noxfile")
     (repository / "pyproject.toml").write_text(PROJECT.format(">=0.2", ""))
