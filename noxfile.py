@@ -4,6 +4,7 @@ work. `nox -l` lists them.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -133,17 +134,33 @@ def slow(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """ruff (rules and format) and mypy."""
+    """ruff (rules and format) and mypy; zizmor and shellcheck for the workflows and scripts."""
     install(session)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
+    session.run("zizmor", "--quiet", "--offline", ".")
+    session.run("shellcheck", *shell_scripts())
+
+
+def shell_scripts() -> list[str]:
+    """Tracked files that a shell runs."""
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z"], capture_output=True, text=True, check=True
+    ).stdout.split("\0")
+    found = []
+    for file in filter(Path.is_file, map(Path, filter(None, tracked))):
+        with file.open("rb") as content:
+            first_line = content.readline()
+        if file.suffix == ".sh" or re.match(rb"#!.*\b(ba|da)?sh\b", first_line):
+            found.append(str(file))
+    return found
 
 
 @nox.session
 def audit(session: nox.Session) -> None:
-    """Known vulnerabilities of what was tested together, by pip-audit. Needs PyPI itself: mirrors
-    rarely pass advisories on.
+    """Known vulnerabilities of what was tested together, by pip-audit. Needs the public Python
+    index: mirrors rarely pass advisories on.
     """
     session.install("--quiet", "pip-audit")
     for file in sorted(Path().glob("constraints-*.txt")):
@@ -167,10 +184,10 @@ def audit(session: nox.Session) -> None:
         audited = [package for package in packages if "vulns" in package]
         if not audited:
             session.error(
-                f"nothing is known of any package in {file}: pip must ask https://pypi.org, without"
-                " a mirror"
+                f"nothing is known of any package in {file}: pip must ask the public Python index,"
+                " without a mirror"
             )
-        session.log(f"{file}: {len(audited)} of {len(packages)} packages are known to PyPI")
+        session.log(f"{file}: {len(audited)} of {len(packages)} packages are known")
         if bad := [
             f"{each['name']} {each['version']} ({', '.join(v['id'] for v in each['vulns'])})"
             for each in audited

@@ -1,26 +1,19 @@
 """What the other tests rely on when they run side by side."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-TESTS = """
-import os
-import pytest
-
-@pytest.mark.parametrize("number", range(6))
-@pytest.mark.parametrize("group", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in "abc"])
-def test_one(group: str, number: int) -> None:
-    print("ran", group, "in", os.environ["PYTEST_XDIST_WORKER"])
-"""
+from tests.helpers.python_program import PROGRAMS
 
 
 def test_the_tests_of_a_group_run_in_one_process(tmp_path: Path) -> None:
     """With pytest 9.2 and pytest-xdist 3.8 they were dealt out one by one, without a word: real
     engines ran side by side.
     """
-    (tmp_path / "test_groups.py").write_text(TESTS)
+    shutil.copy(PROGRAMS / "grouped_tests.py", tmp_path / "test_groups.py")
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")
     }

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.installed import PROGRAMS, STRICT
 
 ROOT = Path(__file__).parents[1]
@@ -79,6 +81,14 @@ def test_where_programs_are_required_it_is_a_failure(tmp_path: Path) -> None:
     assert failed == ["test_in_its_body", "test_marked", "test_module"]
     assert "proxy is not installed (Debian: apt-get install proxy-package). " in output
     assert "only_old is not installed: pyproject.toml leaves it out on this platform" in output
+
+
+@pytest.mark.parametrize("looks", [r"importorskip\(", r"shutil\.which\b", r"catalog\.is_installed"])
+def test_no_test_looks_for_programs_in_another_way(looks: str) -> None:
+    """Else CI would not notice its skip."""
+    here = [Path(__file__), ROOT / "tests" / "helpers" / "installed.py"]
+    files = [file for file in (ROOT / "tests").rglob("*.py") if file not in here]
+    assert [str(file) for file in files if re.search(looks, file.read_text())] == []
 
 
 def test_every_program_has_a_package() -> None:

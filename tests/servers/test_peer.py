@@ -3,30 +3,16 @@ keeps the contract for it keeps it for others. One process for all servers, sinc
 takes longer than the test.
 """
 
-import subprocess
-import sys
 from contextlib import ExitStack
 
 import pytest
 
 from servers.runtime import catalog, launch, models
-
-DRIVE = """
-import argparse, sys
-from vllm.benchmarks.serve import add_cli_args, main
-for url in sys.argv[2:]:
-    parser = argparse.ArgumentParser()
-    add_cli_args(parser)
-    said = main(parser.parse_args(["--backend", "openai", "--base-url", url, "--model", "serveoff-tiny", "--tokenizer", sys.argv[1],
-        "--dataset-name", "random", "--random-input-len", "12", "--random-output-len", "8", "--num-prompts", "6", "--ignore-eos",
-        "--max-concurrency", "2", "--disable-tqdm"]))
-    assert (said["completed"], said["failed"], said["total_output_tokens"]) == (6, 0, 48), said
-    print("peer is content with", url)
-"""
+from tests.helpers.python_program import run_program
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not catalog.is_installed("vllm"), reason="vllm is not installed")
+@pytest.mark.requires("vllm")
 def test_vllm_bench_runs_against_every_server(tmp_path):
     # for its tokenizer: the servers run simulated
     weights = models.resolve_model("tiny", needs_weights=True)
@@ -45,12 +31,7 @@ def test_vllm_bench_runs_against_every_server(tmp_path):
             for name, server in catalog.list_servers().items()
             if "simulated" in server.engines and not server.missing("simulated")
         ]
-        peer = subprocess.run(
-            [sys.executable, "-c", DRIVE, weights.path, *urls],
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
+        peer = run_program("bench_with_vllm", weights.path, *urls, timeout_s=200)
         assert peer.stdout.count("peer is content with") == len(urls) >= 3, (
             peer.stdout[-2000:] + peer.stderr[-2000:]
         )

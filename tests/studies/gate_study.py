@@ -43,8 +43,8 @@ from analysis import dataset, slo, summary
 from analysis.gate import paired, verdicts
 from analysis.metrics import METRICS
 from analysis.plots import style
+from tests.helpers.python_program import ROOT, command_of
 
-ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results" / "gate"
 ENGINE, SERVER = "servers/engines/simulated.py", "servers/fastapi_vllm/app.py"
 PREPARE = "    job = engine.prepare(request)"
@@ -106,15 +106,8 @@ def burning(pattern: Callable[[float], float]) -> Iterator[None]:
     """Another process on the server's core, busy for pattern(seconds since the begin) of the
     time.
     """
-    code = (
-        "import sys, time\nwhile True:\n    share = float(sys.stdin.readline() or 0); ends ="
-        " time.monotonic() + 1\n    while time.monotonic() < ends:\n        busy = time.monotonic()"
-        " + share / 50\n        while time.monotonic() < busy: pass\n        time.sleep((1 - share)"
-        " / 50)\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, text=True
-    ) as process:
+    command = command_of("burn_share_of_core")
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, text=True) as process:
         psutil.Process(process.pid).cpu_affinity([0])
         began, ended = time.monotonic(), threading.Event()
 

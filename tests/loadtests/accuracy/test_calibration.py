@@ -4,7 +4,6 @@ processes, of which nothing may stay.
 
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from loadtests.generator import locust_process
 from loadtests.generator.locust_process import Workers
 from tests.helpers.campaign_process import ESCAPES, MARK, PATIENCE_S, QUICK, Bench, wait_for
 from tests.helpers.pty_command import Terminal
+from tests.helpers.python_program import command_of
+from tests.programs import calibrate_briefly
 
 # --- by hand
 
@@ -213,25 +214,11 @@ def test_what_is_sustained_ends_at_the_first_step_that_is_not(
 
 # --- with real processes
 
-SHORT = {"warmup_s": 0.3, "warmup_max_s": 0.3, "duration_s": 1.0, "drain_s": 5.0}
-LADDER = (4_000, 8_000)
-STEP_S = 0.5
-# A campaign whose calibration takes seconds; what stands before main() is formatted in.
-DRIVER = f"""
-import sys
-from loadtests import __main__, calibrate, campaign
-calibrate.SCENARIO = calibrate.SCENARIO | {SHORT}
-calibrate.LADDER_EVENTS_PER_S, calibrate.STEP_S = {LADDER}, {STEP_S}
-%s
-sys.exit(__main__.main())
-"""
 
-
-def command(out: str, before: str = "") -> list[str]:
-    return [
-        sys.executable,
-        "-c",
-        DRIVER % before,
+def command(out: str, what: str) -> list[str]:
+    return command_of(
+        "calibrate_briefly",
+        what,
         "--scenarios-file",
         "mine.toml",
         *QUICK,
@@ -239,12 +226,12 @@ def command(out: str, before: str = "") -> list[str]:
         "fastapi_threadpool",
         "--out",
         out,
-    ]
+    )
 
 
-def campaign(bench: Bench, out: str, before: str = "") -> "subprocess.CompletedProcess[str]":
+def campaign(bench: Bench, out: str, what: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        command(out, before),
+        command(out, what),
         cwd=bench.folder,
         env=bench.environment,
         capture_output=True,
@@ -258,9 +245,9 @@ def campaign(bench: Bench, out: str, before: str = "") -> "subprocess.CompletedP
 def short(monkeypatch: pytest.MonkeyPatch, bench: Bench) -> None:
     """Whatever this process starts is recognised as the bench's."""
     monkeypatch.setenv(MARK, bench.mark)
-    monkeypatch.setattr(calibration, "SCENARIO", calibration.SCENARIO | SHORT)
-    monkeypatch.setattr(calibration, "LADDER_EVENTS_PER_S", LADDER)
-    monkeypatch.setattr(calibration, "STEP_S", STEP_S)
+    monkeypatch.setattr(calibration, "SCENARIO", calibration.SCENARIO | calibrate_briefly.SHORT)
+    monkeypatch.setattr(calibration, "LADDER_EVENTS_PER_S", calibrate_briefly.LADDER_EVENTS_PER_S)
+    monkeypatch.setattr(calibration, "STEP_S", calibrate_briefly.STEP_S)
 
 
 def test_it_measures_itself_and_leaves_nothing(bench: Bench, short: None, tmp_path: Path) -> None:
@@ -280,9 +267,11 @@ def test_it_measures_itself_and_leaves_nothing(bench: Bench, short: None, tmp_pa
             abs(load["itl_true_p50_s"] - calibration.ITL_MS / 1e3) < 0.005
             and load["server_late_mean_s"] >= 0
         )
-    assert [step["asked_per_s"] for step in found["ladder"]] == list(LADDER)
+    assert [step["asked_per_s"] for step in found["ladder"]] == list(
+        calibrate_briefly.LADDER_EVENTS_PER_S
+    )
     assert all(step["sent_per_s"] > 0 and step["seen_per_s"] > 0 for step in found["ladder"])
-    assert found["sustained_events_per_s"] in (0, *LADDER)
+    assert found["sustained_events_per_s"] in (0, *calibrate_briefly.LADDER_EVENTS_PER_S)
     assert list(tmp_path.iterdir()) == [] and bench.left_over() == []
     schema.write_json(tmp_path / "calibration.json", found)  # no value that JSON does not know
 
@@ -303,8 +292,7 @@ def test_a_reference_server_that_does_not_start(
 
 def test_a_campaign_measures_it_once(bench: Bench) -> None:
     """Its cases are not run, so that there is something to continue."""
-    without_cases = "campaign.run_case = lambda case, setting, watch: 'ok'"
-    first = campaign(bench, "calibrated", without_cases)
+    first = campaign(bench, "calibrated", "no-cases")
     folder = bench.folder / "calibrated"
     assert first.returncode == 0, first.stdout + first.stderr
     assert first.stdout.count("the load generator measures its own errors") == 1
@@ -315,7 +303,7 @@ def test_a_campaign_measures_it_once(bench: Bench) -> None:
         None,
     )
     assert said["closed"]["requests"] > 0 and said["open"] is None
-    again = campaign(bench, "calibrated", without_cases)
+    again = campaign(bench, "calibrated", "no-cases")
     assert again.returncode == 0, again.stdout + again.stderr
     for done in (first, again):
         assert "case 1 of 1" in done.stdout
@@ -329,7 +317,7 @@ def test_a_campaign_measures_it_once(bench: Bench) -> None:
 
 
 def test_a_campaign_that_cannot_measure_it_says_how_to_leave_it_out(bench: Bench) -> None:
-    done = campaign(bench, "hopeless", "calibrate.TTFT_MS = 'never'")
+    done = campaign(bench, "hopeless", "no-server")
     assert done.returncode == 2
     assert done.stderr.startswith(
         "error: the load generator could not be calibrated (--no-calibration leaves that out): the"
@@ -347,7 +335,7 @@ def test_interrupted_it_leaves_nothing(bench: Bench, how: str) -> None:
     anew.
     """
     folder = bench.folder / how.replace(" ", "")
-    terminal = Terminal(command(folder.name), bench.environment, bench.folder)
+    terminal = Terminal(command(folder.name, "whole"), bench.environment, bench.folder)
     try:
         wait_for(
             lambda: any(folder.glob("calibration.partial/*/load.json")),

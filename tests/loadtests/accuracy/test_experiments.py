@@ -9,6 +9,7 @@ import pytest
 from loadtests import schema
 from loadtests.accuracy import calibration, cpu_cost, ground_truth_server, testbed
 from loadtests.accuracy.open_loop import e2e_with_freeze, send_in_c
+from tests.helpers.installed import require_installed
 
 FREEZE = (10.0, 12.0)
 
@@ -78,10 +79,10 @@ def test_the_reader_in_c_reads_while_its_users_begin(tmp_path: Path) -> None:
     """What is left to gather is read in large pieces, which cost less than what the load generator
     does; and its times are true ones.
     """
+    require_installed("cc")
     users, file = 20, tmp_path / "rows.jsonl"
-    reader = testbed.Testbed(tmp_path, 1, 1.0).in_c("reader")
-    if reader is None:
-        pytest.skip("no C compiler")
+    reader = testbed.Testbed(tmp_path, 1, 1.0).in_c("floor_reader")
+    assert reader
     with calibration.start_ground_truth(tmp_path, (), "--ttft-ms", "5", "--itl-ms", "2") as url:
         command = [*reader, url.rpartition(":")[2], str(users), "8", "1", str(file)]
         said = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -106,10 +107,10 @@ def test_the_reader_in_c_reads_while_its_users_begin(tmp_path: Path) -> None:
 
 
 def test_the_sender_in_c_sends_when_it_is_told(tmp_path: Path) -> None:
+    require_installed("cc")
     here = testbed.Testbed(tmp_path, 1, 1.0)
-    sender = here.in_c("sender")
-    if sender is None:
-        pytest.skip("no C compiler")
+    sender = here.in_c("floor_sender")
+    assert sender
     # twice as many as it has connections
     planned = [100.0 + 0.002 * number for number in range(1000)]
     sent = send_in_c(here, sender, planned)

@@ -35,6 +35,7 @@ from tests.helpers.campaign_process import (
     table,
     wait_for,
 )
+from tests.helpers.installed import require_installed
 
 # --- a campaign that goes well
 
@@ -545,6 +546,7 @@ def test_a_recorder_that_cannot_write_fails_the_case(bench: Bench) -> None:
 
 @pytest.fixture
 def small_disk(bench: Bench) -> Iterator[Path]:
+    require_installed("mount")
     place = bench.folder / "disk"
     place.mkdir()
     if subprocess.run(

@@ -10,39 +10,9 @@ import pytest
 
 from analysis import dataset, summary
 from tests.helpers.campaign_process import Bench, runs
-from tests.loadtests.telemetry.test_telemetry import driver
+from tests.helpers.fake_nvml import ONE_CARD, compile_driver
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
-CARD = r"""
-/* One card of 300 W. After the file LOST is there it has fallen off the bus. */
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
-#include <unistd.h>
-typedef struct card card;
-#define ANSWER(set) if (!access(getenv("LOST"), F_OK)) return 15; set; return 0
-const char *nvmlErrorString(int code) { return code == 15 ? "GPU is lost" : "some error"; }
-int nvmlInitWithFlags(unsigned flags) { return 0; }
-int nvmlShutdown(void) { return 0; }
-int nvmlDeviceGetCount_v2(unsigned *count) { *count = 1; return 0; }
-int nvmlDeviceGetHandleByIndex_v2(unsigned index, card **handle) { *handle = (card *)&nvmlInitWithFlags; return 0; }
-int nvmlDeviceGetName(card *c, char *name, unsigned length) { strcpy(name, "Fake 300"); return 0; }
-int nvmlSystemGetDriverVersion(char *version, unsigned length) { strcpy(version, "999.1"); return 0; }
-int nvmlDeviceGetMigMode(card *c, unsigned *current, unsigned *pending) { return 3; }
-int nvmlDeviceGetUtilizationRates(card *c, unsigned *rates) { ANSWER((rates[0] = 73, rates[1] = 7)); }
-int nvmlDeviceGetMemoryInfo(card *c, unsigned long long *m) { ANSWER((m[0] = 80ull << 30, m[1] = 60ull << 30, m[2] = 20ull << 30)); }
-int nvmlDeviceGetPowerUsage(card *c, unsigned *mw) { ANSWER(*mw = 300000); }
-int nvmlDeviceGetTotalEnergyConsumption(card *c, unsigned long long *mj) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    ANSWER(*mj = 300 * (1000ull * now.tv_sec + now.tv_nsec / 1000000));
-}
-int nvmlDeviceGetClockInfo(card *c, int type, unsigned *mhz) { ANSWER(*mhz = 1500); }
-int nvmlDeviceGetPcieThroughput(card *c, int counter, unsigned *kb) { ANSWER(*kb = 2000); }
-int nvmlDeviceGetComputeRunningProcesses_v3(card *c, unsigned *count, void *found) { ANSWER(*count = 0); }
-int nvmlDeviceGetTemperature(card *c, int sensor, unsigned *celsius) { ANSWER(*celsius = 61); }
-int nvmlDeviceGetCurrentClocksThrottleReasons(card *c, unsigned long long *mask) { ANSWER(*mask = 0x20); } /* too hot */
-"""
 COMMAND = (
     "--servers",
     "flask_gunicorn,fastapi_threadpool",
@@ -58,7 +28,10 @@ COMMAND = (
 @pytest.fixture
 def with_card(tmp_path: Path) -> Bench:
     bench = Bench(tmp_path)
-    bench.environment |= {"LD_LIBRARY_PATH": driver(tmp_path, CARD), "LOST": str(tmp_path / "lost")}
+    bench.environment |= {
+        "LD_LIBRARY_PATH": compile_driver(tmp_path, ONE_CARD),
+        "LOST": str(tmp_path / "lost"),
+    }
     return bench
 
 

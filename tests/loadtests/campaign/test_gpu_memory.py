@@ -2,9 +2,6 @@
 fake driver's cards.
 """
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +13,8 @@ from loadtests.schema import Case
 from servers.engines import vllm_settings
 from servers.runtime import catalog, launch, models
 from tests.helpers.campaign_process import Bench
-from tests.loadtests.telemetry.test_telemetry import driver
+from tests.helpers.fake_nvml import TWO_CARDS, compile_driver
+from tests.helpers.python_program import output_of
 
 SERVERS = catalog.list_servers()
 # Llama 3.1 8B's config.json
@@ -130,10 +128,10 @@ def test_parts_of_a_model_need_as_many_cards() -> None:
 @pytest.mark.parametrize(
     ("visible", "said"),
     [
-        ("1", "(name='Fake B', 1)"),
-        ("1,0", "(name='Fake B', 2)"),
-        ("GPU-b", "(name='Fake B', 1)"),
-        ("GPU-b1-2, 7, 0", "(name='Fake B', 1)"),
+        ("1", "Fake B, 1"),
+        ("1,0", "Fake B, 2"),
+        ("GPU-b", "Fake B, 1"),
+        ("GPU-b1-2, 7, 0", "Fake B, 1"),
         ("-1", "None"),
         ("", "None"),
         ("MIG-a1-2", "None"),
@@ -142,23 +140,12 @@ def test_parts_of_a_model_need_as_many_cards() -> None:
 )
 def test_the_cards_that_are_seen_are_counted(visible: str, said: str, tmp_path: Path) -> None:
     """As CUDA does: numbers or beginnings of UUIDs, up to the first that there is not."""
-    environment = {
-        **os.environ,
-        "LD_LIBRARY_PATH": driver(tmp_path),
-        "CUDA_VISIBLE_DEVICES": visible,
-    }
-    program = (
-        "from loadtests.fits import card; c = card(); print(c and f'(name={c.name!r}, {c.cards})')"
+    printed = output_of(
+        "print_visible_card",
+        LD_LIBRARY_PATH=compile_driver(tmp_path, TWO_CARDS),
+        CUDA_VISIBLE_DEVICES=visible,
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=launch.ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.strip() == said
+    assert printed.strip() == said
 
 
 def test_cuda_counts_cards_as_nvml_does_unless_told_otherwise(
@@ -179,7 +166,10 @@ def test_a_campaign_is_refused_before_anything_is_started(tmp_path: Path) -> Non
     models.resolve_model("tiny", needs_weights=True)  # which else says that it is being generated
     bench = Bench(tmp_path)
     (tmp_path / "nvml").mkdir()
-    bench.environment |= {"LD_LIBRARY_PATH": driver(tmp_path / "nvml"), "CUDA_VISIBLE_DEVICES": "1"}
+    bench.environment |= {
+        "LD_LIBRARY_PATH": compile_driver(tmp_path / "nvml", TWO_CARDS),
+        "CUDA_VISIBLE_DEVICES": "1",
+    }
     command = (
         "--servers",
         "flask_gunicorn",

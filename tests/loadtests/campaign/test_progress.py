@@ -2,16 +2,14 @@
 
 import os
 import re
-import sys
-from pathlib import Path
 
 import pytest
 
 from loadtests.campaign import progress
 from loadtests.schema import Case
 from tests.helpers.pty_command import Terminal
+from tests.helpers.python_program import ROOT, command_of
 
-ROOT = Path(__file__).parents[3]
 CASES = [
     Case(index, server, "simulated", "chat", 1, 4, None, 10.0)
     for index, server in enumerate(("one", "two", "three"), 1)
@@ -87,33 +85,13 @@ def test_the_remaining_time_learns_from_the_cases_that_ended(
     assert watch._remaining_s() == 20, "a case that failed says nothing about how long one takes"
 
 
-LIVE = """
-import time
-from loadtests.progress import Watch
-from loadtests.records import Case
-
-case = Case(2, "two", "simulated", "chat", 1, None, 2.5, 10.0)
-with Watch({"chat": 2.0}) as watch:
-    watch.plan([case] * 3, done=0)
-    watch.start(case)
-    watch.stage("launch")
-    time.sleep(0.6)
-    watch.stage("load")
-    for second, tokens in ((1, 100), (2, 1334), (3, 2568)):
-        watch.load({"state": "running", "now_s": second, "rows": 77, "tokens": tokens, "e2e_p99_s": 1.234,
-                    "window": {"start_s": 0.5, "end_s": 9}})
-    time.sleep(0.6)
-    watch.end("ok")
-"""
-
-
 def test_a_terminal_shows_case_stage_time_throughput_and_p99() -> None:
     environment = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("TTY_", "NO_COLOR", "FORCE_COLOR"))
     }
-    terminal = Terminal([sys.executable, "-c", LIVE], environment, ROOT)
+    terminal = Terminal(command_of("show_progress"), environment, ROOT)
     assert terminal.wait() == 0, terminal.text
     text = ESCAPES.sub("", terminal.text)
     assert "case 2 of 3  two / simulated / chat 2.5/s, run 1: launch" in text

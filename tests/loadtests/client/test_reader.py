@@ -1,76 +1,30 @@
-"""Who reads the streams, and that all answers are taken, however late. Like test_hub.py in
-processes of their own.
+"""Who reads the streams, and that all answers are taken, however late. Like
+test_gevent_connection.py in processes of their own.
 """
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
-from tests.loadtests.client.test_gevent_connection import READS, no_compiler, run
-
-TOGETHER = """
-import socket, threading, time, gevent
-from loadtests import answers, sse
-from loadtests.hub import HubConnection
-from loadtests.streams import streams
-
-COUNT = 400
-EVENTS = b'data: {"choices": [{"text": " baba"}]}\\n\\ndata: [DONE]\\n\\n'
-HEAD = b"HTTP/1.1 200 OK\\r\\nContent-Type: text/event-stream\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n"
-WHOLE = HEAD + b"%x\\r\\n%s\\r\\n0\\r\\n\\r\\n" % (len(EVENTS), EVENTS)
-listener, asked, answered = socket.create_server(("127.0.0.1", 0), backlog=COUNT), [], threading.Event()
-
-def serve(silent):
-    sockets = [listener.accept()[0] for _ in range(COUNT)]
-    for each in sockets:
-        each.recv(65536)
-        asked.append(each)
-    for each in sockets[silent:]:
-        each.sendall(WHOLE)
-    answered.set()
-
-for silent in (0, 1):
-    asked.clear()
-    answered.clear()
-    threading.Thread(target=serve, args=(silent,), daemon=True).start()
-    exchanges = [sse.Exchange() for _ in range(COUNT)]
-    connections = [HubConnection(f"http://127.0.0.1:{listener.getsockname()[1]}", 30.0) for _ in exchanges]
-    for connection in connections:
-        connection.open()
-    asking = [gevent.spawn(connection.post, "/v1/completions", b"{}", exchange) for connection, exchange in zip(connections, exchanges)]
-    gevent.sleep(0)  # each has asked, and then nothing goes on here until all are answered
-    answered.wait(30)
-    time.sleep(0.3)
-    if silent:  # two end while answers lie ready and nobody has been told of them: one without an answer, and one with
-        gevent.killall([asking[0], asking[-1]])
-    gevent.joinall(asking, raise_error=True)
-    settled = [answers.settle(exchange) for exchange in exchanges]
-    assert [each.token_text for each in settled[1:-1]] == [[" baba"]] * (COUNT - 2), [each.error for each in settled]
-    kept = not silent or streams().reader == "c"
-    assert [settled[0].token_text, settled[-1].token_text] == [[] if silent else [" baba"], [" baba"] if kept else []]
-    for connection in connections:
-        connection.close()
-print("fine")
-"""
+from tests.helpers.python_program import ROOT, command_of, output_of
+from tests.helpers.stream_readers import each_reader, needs_compiler
 
 
-@READS
-def test_many_answers_that_end_while_the_loop_stands_still_are_all_taken(reads: str) -> None:
+@each_reader
+def test_many_answers_that_end_while_the_loop_stands_still_are_all_taken(reader: str) -> None:
     """Each was told of inside the one before, which went too deep; and a greenlet that was killed
     told the others, which it may not.
     """
-    assert run(TOGETHER, reads) == "fine\n"
+    assert output_of("read_many_responses_at_once", SERVEOFF_STREAMS=reader) == "fine\n"
 
 
-@no_compiler
+@needs_compiler
 def test_it_is_compiled_once_and_where_that_is_impossible_python_reads(tmp_path: Path) -> None:
-    code = "from loadtests.streams import streams; print(streams().reader)"
-
     def readers(count: int, **environment: str) -> list[str]:
         running = [
             subprocess.Popen(
-                [sys.executable, "-c", code],
+                command_of("print_stream_reader"),
+                cwd=ROOT,
                 stdout=subprocess.PIPE,
                 text=True,
                 env={**os.environ, **environment},

@@ -151,9 +151,9 @@ def events(source: random.Random) -> list[bytes]:
                 line = source.choice([": still here", ":", "", f": {plain}"])
             # the text that counts is hidden behind an escape, and what stands open is another's
             case "escaped":
-                line = 'data: {"note": {"content": "X"}, "choices": [{"text": "\\u0020baba"}]}'.replace(
-                    "X", str(source.choice(TEXTS[:3]))
-                )
+                note = str(source.choice(TEXTS[:3]))
+                line = 'data: {"note": {"content": "X"}, "choices": [{"text": "\\u0020baba"}]}'
+                line = line.replace("X", note)
             case "two lines":
                 line = f"{line}\n{line}"
             case "event line":

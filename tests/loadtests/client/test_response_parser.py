@@ -158,7 +158,8 @@ def test_our_own_servers_stream_is_understood(server: Scripted) -> None:
 
 def test_a_chunk_without_text_is_not_a_token(server: Scripted) -> None:
     def delta(**said: object) -> bytes:
-        return f"data: {json.dumps({'choices': [{'delta': said, 'finish_reason': None}]})}\n\n".encode()
+        choice = {"delta": said, "finish_reason": None}
+        return f"data: {json.dumps({'choices': [choice]})}\n\n".encode()
 
     server_says = (
         delta(role="assistant", content=""),

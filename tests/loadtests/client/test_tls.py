@@ -2,7 +2,6 @@
 for is a failure with a name.
 """
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from loadtests.client import http, response
 from loadtests.generator.locust_process import Workers
 from tests.helpers.campaign_process import Bench
+from tests.helpers.installed import require_installed
 from tests.helpers.recording_server import CLOSED, Driven, Witness, drive, task_of
 from tests.helpers.scripted_server import PATIENCE_S
 
@@ -18,8 +18,7 @@ from tests.helpers.scripted_server import PATIENCE_S
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of localhost, signed by itself, with its key in the same file."""
-    if not shutil.which("openssl"):
-        pytest.skip("there is no openssl command here")
+    require_installed("openssl")
     folder = tmp_path_factory.mktemp("tls")
     subprocess.run(
         [

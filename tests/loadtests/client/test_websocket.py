@@ -2,25 +2,22 @@
 all kinds; and a campaign over it.
 """
 
-import base64
-import hashlib
 import itertools
 import json
-import socket
-import struct
-import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
 from wsproto import ConnectionType
 from wsproto.connection import Connection as Protocol
-from wsproto.events import CloseConnection, Pong, TextMessage
+from wsproto.events import CloseConnection, Pong
 
 from loadtests.client import http, response
 from loadtests.client.websocket import MessageParser, WebSocketConnection
-from servers.contract import api, oracle
+from servers.contract import oracle
 from tests.helpers.campaign_process import QUICK, SCENARIOS, Bench, runs, table, wait_for
+from tests.helpers.installed import require_installed
+from tests.helpers.python_program import output_of
 from tests.helpers.scripted_server import (
     CLOSE,
     DONE,
@@ -29,67 +26,21 @@ from tests.helpers.scripted_server import (
     RESET,
     USAGE,
     WORDS,
-    Scripted,
     Step,
     event,
     is_whole,
     until_read,
 )
-
-
-class Upgrading(Scripted):
-    """Upgrades each connection, or refuses it with `refusal`, and reads what the client says by
-    wsproto's other side; what it answers is the script's bytes. `requests` has the messages,
-    `heard` the rest.
-    """
-
-    def __init__(self) -> None:
-        self.refusal = b""
-        self.heads: list[bytes] = []
-        self.heard: list[object] = []
-        self.protocols: dict[socket.socket, Protocol] = {}
-        super().__init__()
-
-    def read(self, client: socket.socket) -> bytes:  # type: ignore[override]
-        if client not in self.protocols:
-            head = b""
-            while b"\r\n\r\n" not in head:
-                if not (data := client.recv(65536)):
-                    return b""
-                head += data
-            self.heads.append(head)
-            if self.refusal:
-                client.sendall(self.refusal)
-                return b""
-            [key] = [
-                line.split(b": ")[1]
-                for line in head.split(b"\r\n")
-                if line.lower().startswith(b"sec-websocket-key")
-            ]
-            accept = base64.b64encode(
-                hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
-            )
-            client.sendall(
-                b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n"
-            )
-            self.protocols[client] = Protocol(ConnectionType.SERVER)
-        return self.message(client).encode()
-
-    def message(self, client: socket.socket) -> str:
-        """The client's next one, empty if it has gone."""
-        text = ""
-        while True:
-            for said in self.protocols[client].events():
-                if isinstance(said, TextMessage):
-                    text += said.data
-                    if said.message_finished:
-                        return text
-                else:
-                    self.heard.append(said)
-            if not (data := client.recv(65536)):
-                return ""
-            self.protocols[client].receive_data(data)
+from tests.helpers.websocket_server import (
+    ANSWER,
+    PING,
+    REFUSED,
+    UNFINISHED,
+    Upgrading,
+    closing,
+    frame,
+    frames,
+)
 
 
 @pytest.fixture
@@ -100,37 +51,6 @@ def server() -> Iterator[Upgrading]:
     scripted.thread.join(PATIENCE_S)
     scripted.listener.close()
     assert not scripted.thread.is_alive()
-
-
-def frame(payload: bytes, opcode: int = 1, last: bool = True) -> bytes:
-    """As a server sends it: not masked."""
-    size = len(payload)
-    head = (
-        struct.pack("!BB", last << 7 | opcode, size)
-        if size < 126
-        else (
-            struct.pack("!BBH", last << 7 | opcode, 126, size)
-            if size < 2**16
-            else struct.pack("!BBQ", last << 7 | opcode, 127, size)
-        )
-    )
-    return head + payload
-
-
-def frames(events: bytes) -> bytes:
-    return b"".join(frame(payload.encode()) for payload in api.split_events(events.decode()))
-
-
-def closing(code: int, reason: str = "") -> bytes:
-    return frame(struct.pack("!H", code) + reason.encode(), 8)
-
-
-ANSWER = frames(EVENTS)
-UNFINISHED = ANSWER.removesuffix(frame(b"[DONE]"))
-PING = frame(b"still there?", 9)
-REFUSED = frame(
-    api.error_message(api.ContractError(400, "max_tokens: too many", "max_tokens")).encode()
-)
 
 
 def connect(
@@ -408,72 +328,17 @@ def test_a_close_is_answered(server: Upgrading) -> None:
 
 # --- under gevent
 
-HUB = """
-from gevent import monkey; monkey.patch_all()
-import gevent, os
-from loadtests import answers, sse
-from loadtests.hub import HubWebSocket
-from tests.loadtests.test_websocket import ANSWER, PING, UNFINISHED, Upgrading, closing, frames
-from tests.helpers.scripted_server import CLOSE, EVENTS, event, is_whole
-
-server = Upgrading()
-def ask(connection):
-    exchange = sse.Exchange()
-    connection.post("/v1/completions", b"{}", exchange)
-    return answers.settle(exchange)
-
-connect = lambda timeout_s=30.0: HubWebSocket(server.url, timeout_s, None, "/v1/completions")
-kept = connect()
-kept.open()
-server.scripts += [[ANSWER], [PING, 0.02, ANSWER[:70], 0.02, ANSWER[70:]], [UNFINISHED, closing(1011, "oops")]]
-assert is_whole(ask(kept)) and is_whole(ask(kept)) and server.connections == 1
-server.scripts.insert(0, [ANSWER])
-exchange = sse.Exchange()  # sent before anyone waits, as an open loop does, which has the request made before it knows the connection
-kept.send_ahead(connect().encoder("/v1/completions", b"{}", "0-"), 1, exchange)
-assert exchange.sent_s is not None
-kept.post("/v1/completions", b"{}", exchange)
-assert is_whole(answers.settle(exchange)) and server.connections == 1
-assert ask(kept).error == "websocket closed: 1011 oops" and kept.socket is None
-server.scripts.append([UNFINISHED, 1.0])
-assert ask(connect(0.3)).error == "timeout"
-
-exchange = sse.Exchange()  # a greenlet that is killed leaves what had come
-server.scripts.append([UNFINISHED, 1.0, CLOSE])
-connection = connect()
-victim = gevent.spawn(connection.post, "/v1/completions", b"{}", exchange)
-while len(exchange.body) < len(EVENTS) // 2:
-    gevent.sleep(0.01)
-victim.kill()
-assert len(answers.settle(exchange).token_s) >= 1 and exchange.done_s and exchange.error is None
-connection.close()
-server.refusal = b"HTTP/1.1 403 No\\r\\nContent-Length: 0\\r\\n\\r\\n"
-assert ask(connect()).error == "upgrade refused: http 403"
-server.refusal = b""
-
-before = len(os.listdir("/proc/self/fd"))
-for _ in range(50):
-    server.scripts.append([ANSWER, CLOSE])
-    connection = connect()
-    assert is_whole(ask(connection))
-    connection.close()
-gevent.sleep(0.1)
-assert len(os.listdir("/proc/self/fd")) <= before, "descriptors leak"
-server.ended.set()
-server.thread.join()
-print("fine")
-"""
-
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors in /proc")
 def test_the_loop_reads_what_the_blocking_client_reads() -> None:
-    done = subprocess.run([sys.executable, "-c", HUB], capture_output=True, text=True, timeout=60)
-    assert done.stdout == "fine\n", done.stderr
+    assert output_of("read_websocket_responses") == "fine\n"
 
 
 # --- a campaign
 
 
 def test_a_campaign_over_websockets_has_the_same_rows_and_skips_who_has_none(bench: Bench) -> None:
+    require_installed("tornado")
     (bench.folder / "ws.toml").write_text(
         SCENARIOS.replace('endpoint = "chat"', 'endpoint = "chat"\ntransport = "websocket"')
     )
@@ -497,8 +362,6 @@ def test_a_campaign_over_websockets_has_the_same_rows_and_skips_who_has_none(ben
         and not (folder / "requests.parquet").exists()
     )
     folder, run = by_server["tornado"]
-    if run["status"].startswith("skipped: tornado"):
-        pytest.skip(run["status"])
     assert run["status"] == "ok", run["status"]
     assert run["verify_before"][-1]["name"] == run["verify_after"][-1]["name"] == "websocket"
     rows = table(folder, "requests")

@@ -2,8 +2,6 @@
 recorded as what it is.
 """
 
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from loadtests import schema
 from loadtests.generator.locust_process import Workers
 from loadtests.workload import arrivals
 from tests.helpers.campaign_process import QUICK, SCENARIOS, Bench, runs, table
+from tests.helpers.python_program import output_of
 from tests.helpers.recording_server import SCENARIO, SEED, Driven, Witness, drive, task_of
 
 RATE = 100.0  # the server answers 60 a second under the cap
@@ -91,40 +90,9 @@ def test_a_request_that_never_got_a_slot_has_a_row(cut_off: Driven) -> None:
     }
 
 
-FAIR = """
-import gevent
-from loadtests.hub import Slots
-
-slots, order = Slots(2), []
-
-def one(number):
-    slots.take()
-    order.append(number)
-
-def answer_ends_as_a_request_comes(number):
-    late = gevent.spawn(one, number)
-    slots.give()
-
-for number in range(4):
-    gevent.spawn(one, number)
-gevent.sleep(0.01)
-assert order == [0, 1], order
-for number in range(4, 8):
-    gevent.spawn(answer_ends_as_a_request_comes, number).join()
-    gevent.sleep(0.01)
-assert order == [0, 1, 2, 3, 4, 5], order
-for _ in range(6):
-    slots.give()
-gevent.sleep(0.01)
-assert order == list(range(8)) and slots.free == 4, (order, slots.free)
-print("fine")
-"""
-
-
 def test_nobody_overtakes_who_waits_for_a_slot() -> None:
     """Also not one who comes in the very moment in which an answer ends."""
-    done = subprocess.run([sys.executable, "-c", FAIR], capture_output=True, text=True, timeout=60)
-    assert done.stdout == "fine\n", done.stderr
+    assert output_of("wait_for_slots") == "fine\n"
 
 
 def test_more_workers_than_slots_are_refused(bench: Bench) -> None:

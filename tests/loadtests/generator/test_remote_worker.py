@@ -19,6 +19,8 @@ from loadtests.generator.locust_process import LoadFailed, Workers
 from loadtests.workload import arrivals, prompts
 from servers.runtime import launch, limits, ports
 from tests.helpers.campaign_process import PATIENCE_S, QUICK, Bench, said_of, wait_for
+from tests.helpers.installed import require_installed
+from tests.helpers.python_program import command_of
 from tests.helpers.recording_server import CLOSED, SCENARIO, SEED, Driven, Witness, drive, task_of
 from tests.loadtests.campaign.test_bad_input import dead_port
 
@@ -114,6 +116,7 @@ def test_a_worker_s_own_clock_is_told_from_ours(tmp_path: Path, start: Start, po
     """Its monotonic clock is 1000 s ahead, although the machine is the same; the rows are on the
     driver's clock.
     """
+    require_installed("unshare")
     ahead = ("unshare", "--time", "--monotonic", "1000", "--fork", "--")
     if subprocess.run([*ahead, "true"], capture_output=True).returncode:
         pytest.skip("no time namespace can be made here")
@@ -172,15 +175,9 @@ def test_the_load_of_a_driver_that_vanishes_does_not_reach_the_next_one(
 ) -> None:
     monkeypatch.setenv("SERVEOFF_LOST_AFTER_S", "4")
     start()
-    code = (
-        "import sys; from pathlib import Path; from loadtests.generator import Workers; from"
-        " tests.helpers.recording_server import *; drive(Path(sys.argv[1]), task_of(sys.argv[2], CLOSED,"
-        " users=2, duration_s=600), Workers(1, ('127.0.0.1', int(sys.argv[3]))))"
-    )
     with Witness(answer_s=0.02) as first, Witness(answer_s=0.02) as second:
         driver = subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path / "first"), first.url, str(port)],
-            cwd=launch.ROOT,
+            command_of("drive_load", str(tmp_path / "first"), first.url, str(port)), cwd=launch.ROOT
         )
         wait_for(lambda: len(first.asked) > 20, "the first load")
         [conductor] = [

@@ -3,7 +3,6 @@ between them.
 """
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import pytest
 
 from servers.runtime import launch
 from tests.helpers.campaign_process import PATIENCE_S, QUICK, Bench, runs, table, wait_for
+from tests.helpers.installed import require_installed
 
 HERE, THERE = "10.231.7.1", "10.231.7.2"
 PORT = 5557  # each namespace has ports of its own
@@ -26,8 +26,7 @@ def ip(*arguments: str) -> None:
 @pytest.fixture
 def machines() -> Iterator[tuple[list[str], list[str]]]:
     """What to put before a command to run it on the one, and on the other."""
-    if not shutil.which("ip"):
-        pytest.skip("there is no ip command here")
+    require_installed("ip")
     names = [f"serveoff-{os.getpid()}-{letter}" for letter in "ab"]
     try:
         for name in names:

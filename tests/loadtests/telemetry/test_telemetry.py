@@ -4,7 +4,6 @@ ratios: machines are noisy.
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,42 +18,10 @@ import pytest
 
 from loadtests.schema import GPU_FIELDS, PROCESS_FIELDS, TELEMETRY_FIELDS, read_lines
 from tests.helpers import metrics_server
+from tests.helpers.fake_nvml import TWO_CARDS, compile_driver
+from tests.helpers.python_program import PROGRAMS, ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 PATIENCE_S = 60  # for what must happen at all; not a measurement
-
-# Burns 1 s of CPU in a tree: 0.3 s in a child of a child, 0.3 s in that child, which lives on until
-# stdin is closed, 0.2 s in another child, which ends soon (too soon to be sampled, perhaps), and
-# 0.2 s itself.
-BURNER = """
-import subprocess, sys, time
-BURN = "import time\\nwhile time.process_time() < 0.02 + %s: pass\\n"  # the kernel cuts user and system time down to whole ticks of 10 ms
-SHORT = BURN % 0.2
-CHILD = "import subprocess, sys\\nsubprocess.run([sys.executable, '-c', %r])\\n" % (BURN % 0.3) + BURN % 0.3
-short = subprocess.Popen([sys.executable, "-c", SHORT])
-child = subprocess.Popen([sys.executable, "-c", CHILD + "print('burnt', flush=True); sys.stdin.read()"],
-                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-short.wait()
-own = time.process_time()
-while time.process_time() < own + 0.2: pass
-child.stdout.readline()
-print("burnt", flush=True)
-sys.stdin.read()
-child.stdin.close()
-child.wait()
-print("alone", flush=True)
-time.sleep(600)
-"""
-
-
-# Its main thread sleeps once; two others a thousand times together.
-SLEEPER = """
-import sys, threading, time
-def sleep():
-    while True: time.sleep(1e-3)
-for _ in range(2): threading.Thread(target=sleep, daemon=True).start()
-sys.stdin.read()
-"""
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -194,7 +161,7 @@ def test_without_a_server_its_column_is_null(
 def test_the_whole_tree_is_counted_and_counters_never_fall(
     telemetry: Start, start: Start, tmp_path: Path
 ) -> None:
-    server = start("-c", BURNER)
+    server = start(str(PROGRAMS / "burn_cpu_in_a_tree.py"), "root")
     process = telemetry(os.getpid(), server.pid)
     assert server.stdout and server.stdin and server.stdout.readline() == "burnt\n"
     before_s = rows(tmp_path, bool)[-1]["time_s"]
@@ -226,7 +193,7 @@ def test_the_whole_tree_is_counted_and_counters_never_fall(
 def test_context_switches_of_all_threads_count(
     telemetry: Start, start: Start, tmp_path: Path
 ) -> None:
-    server = start("-c", SLEEPER)
+    server = start(str(PROGRAMS / "sleep_in_threads.py"))
     process = telemetry(os.getpid(), server.pid)
     assert rows(
         tmp_path, lambda found: bool(found) and found[-1]["server"]["context_switches_total"] > 500
@@ -290,75 +257,16 @@ def test_no_answer_of_the_servers_metrics_stops_the_sampling_or_its_end(
     assert read_lines(tmp_path / "server_metrics.jsonl") in ([], [ANY])
 
 
-FAKE_NVML = r"""
-/* Two cards. Card 1 has no energy counter, and is lost when its power is asked for the 3rd and the 5th time. Card 0 is in MIG mode, card 1
-   has none. Of three processes with memory on each card one is SERVER_PID's, and of card 1's that one's memory is not known. */
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
-typedef struct card { int index; } card;
-static card cards[2] = {{0}, {1}};
-static int asked[2];
-enum { OK = 0, NOT_SUPPORTED = 3, GPU_IS_LOST = 15 };
-int nvmlInitWithFlags(unsigned flags) { return OK; }
-int nvmlShutdown(void) { return OK; }
-const char *nvmlErrorString(int code) { return code == GPU_IS_LOST ? "GPU is lost" : "some error"; }
-int nvmlDeviceGetCount_v2(unsigned *count) { *count = 2; return OK; }
-int nvmlDeviceGetHandleByIndex_v2(unsigned index, card **handle) { *handle = &cards[index]; return OK; }
-int nvmlDeviceGetName(card *c, char *name, unsigned length) { strcpy(name, c->index ? "Fake B" : "Fake A"); return OK; }
-int nvmlDeviceGetUUID(card *c, char *uuid, unsigned length) { strcpy(uuid, c->index ? "GPU-b1-2" : "GPU-a1-2"); return OK; }
-int nvmlSystemGetDriverVersion(char *version, unsigned length) { strcpy(version, "999.1"); return OK; }
-int nvmlDeviceGetUtilizationRates(card *c, unsigned *rates) { rates[0] = 40 + c->index; rates[1] = 7; return OK; }
-int nvmlDeviceGetMemoryInfo(card *c, unsigned long long *m) { /* total, free, used */
-    m[0] = 80ull << 30; m[1] = 60ull << 30; m[2] = 20ull << 30;
-    return OK;
-}
-int nvmlDeviceGetPowerUsage(card *c, unsigned *mw) {
-    asked[c->index]++;
-    if (c->index == 1 && (asked[1] == 3 || asked[1] == 5)) return GPU_IS_LOST;
-    *mw = 250500 + 1000 * c->index;
-    return OK;
-}
-int nvmlDeviceGetTotalEnergyConsumption(card *c, unsigned long long *mj) {
-    *mj = 5000000000ull + 500ull * asked[c->index];
-    return c->index ? NOT_SUPPORTED : OK;
-}
-int nvmlDeviceGetClockInfo(card *c, int type, unsigned *mhz) { *mhz = type == 1 ? 1980 : type == 2 ? 2619 : 1; return OK; } /* SM, memory */
-int nvmlDeviceGetPcieThroughput(card *c, int counter, unsigned *kb) { usleep(1000); *kb = counter ? 3000 : 2000; return OK; } /* TX, RX */
-int nvmlDeviceGetMigMode(card *c, unsigned *current, unsigned *pending) { *current = *pending = 1; return c->index ? NOT_SUPPORTED : OK; }
-struct process { unsigned pid; unsigned long long used; unsigned instance, compute; };
-int nvmlDeviceGetComputeRunningProcesses_v3(card *c, unsigned *count, struct process *found) {
-    if (!found) { *count = 3; return 7; /* insufficient size */ }
-    *count = 3;
-    for (unsigned i = 0; i < 3; i++) found[i] = (struct process){i ? i : atoi(getenv("SERVER_PID") ?: "0"), 5ull << 30, 0, 0};
-    if (c->index) found[0].used = ~0ull;
-    return OK;
-}
-int nvmlDeviceGetTemperature(card *c, int sensor, unsigned *celsius) { *celsius = 61 + c->index; return OK; }
-int nvmlDeviceGetCurrentClocksThrottleReasons(card *c, unsigned long long *mask) { *mask = c->index ? 0x24 : 0; return OK; }
-"""
-
-
-def driver(folder: Path, source: str = FAKE_NVML) -> str:
-    """Compiles a libnvidia-ml.so.1 and returns its folder, for LD_LIBRARY_PATH."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no C compiler for the fake NVIDIA driver")
-    (folder / "nvml.c").write_text(source)
-    subprocess.run(
-        [compiler, "-shared", "-fPIC", "-o", folder / "libnvidia-ml.so.1", folder / "nvml.c"],
-        check=True,
-    )
-    return str(folder)
-
-
 def test_gpus_are_read_as_the_driver_says(telemetry: Start, tmp_path: Path) -> None:
     # on a busy machine an answer may miss its row
     def answered(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [row for row in found if row["gpus"][0]["power_w"] is not None]
 
     process = telemetry(
-        os.getpid(), os.getpid(), LD_LIBRARY_PATH=driver(tmp_path), SERVER_PID=str(os.getpid())
+        os.getpid(),
+        os.getpid(),
+        LD_LIBRARY_PATH=compile_driver(tmp_path, TWO_CARDS),
+        SERVER_PID=str(os.getpid()),
     )
     found = rows(tmp_path, lambda found: len(answered(found)) >= 40)
     said = end(process)
@@ -407,8 +315,9 @@ def test_gpus_are_read_as_the_driver_says(telemetry: Start, tmp_path: Path) -> N
 
 
 def test_a_driver_that_hangs_does_not_stop_the_sampling(telemetry: Start, tmp_path: Path) -> None:
-    hangs = FAKE_NVML.replace("*mw = ", "while (asked[0] == 3) sleep(1); *mw = ")
-    process = telemetry(os.getpid(), LD_LIBRARY_PATH=driver(tmp_path, hangs))
+    process = telemetry(
+        os.getpid(), LD_LIBRARY_PATH=compile_driver(tmp_path, TWO_CARDS, hangs=True)
+    )
     nulls = [dict.fromkeys(GPU_FIELDS) | {"index": index} for index in range(2)]
     found = rows(tmp_path, lambda found: [row["gpus"] for row in found[-4:]] == [nulls] * 4)
     end(process)  # nor does it stop the end

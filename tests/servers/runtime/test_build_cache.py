@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from servers.runtime import build_cache
+from tests.helpers.python_program import PROGRAMS
 
 
 @pytest.mark.parametrize(
@@ -16,13 +17,10 @@ def test_a_torch_among_the_wheels_at_hand_is_taken(
     wheel: str | None, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Told a backend, uv looks for torch on PyTorch's own index only."""
-    said, uv = tmp_path / "said", tmp_path / "bin" / "uv"
+    notes, uv = tmp_path / "notes", tmp_path / "bin" / "uv"
     uv.parent.mkdir()
-    uv.write_text(
-        f"#!{sys.executable}\nimport os, pathlib, sys\n"
-        f"pathlib.Path({str(said)!r}).write_text(os.environ.get('UV_TORCH_BACKEND', ''))\n"
-        "sys.argv[1] == 'venv' and pathlib.Path(sys.argv[4]).mkdir()\n"
-    )
+    uv.write_text(f"#!{sys.executable}\n" + (PROGRAMS / "fake_uv.py").read_text())
+    monkeypatch.setenv("SERVEOFF_TEST_NOTES", str(notes))
     uv.chmod(0o755)
     monkeypatch.setenv("PATH", str(uv.parent))  # without nvidia-smi
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -32,4 +30,4 @@ def test_a_torch_among_the_wheels_at_hand_is_taken(
         (tmp_path / wheel).touch()
         monkeypatch.setenv("UV_FIND_LINKS", f"/nowhere,{tmp_path}")
     made = build_cache.package_environment(["torch"])
-    assert (made / "complete").exists() and said.read_text() == backend
+    assert (made / "complete").exists() and notes.read_text() == backend

@@ -253,12 +253,8 @@ def test_the_command_line_lists_servers_and_suggests_a_name() -> None:
 
 
 def test_the_catalogue_imports_no_package() -> None:
-    code = (
-        "import sys; before = set(sys.modules); from servers import catalog; catalog.servers();"
-        " print(*set(sys.modules) - before)"
-    )
     said = subprocess.run(
-        [sys.executable, "-S", "-c", code],
+        [sys.executable, "-S", "-m", "tests.programs.list_modules", "catalogue"],
         cwd=launch.ROOT,
         capture_output=True,
         text=True,

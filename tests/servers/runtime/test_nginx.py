@@ -22,6 +22,7 @@ from servers.contract.conformance import verify_server
 from servers.runtime import catalog, launch, ports
 from servers.runtime.launch import RunningServer
 from servers.runtime.nginx import fill_template
+from tests.helpers.installed import require_server
 from tests.helpers.started_server import alive, ask, counters, start, wanted
 from tests.servers import test_servers
 from tests.servers.runtime.test_launch import wait_until
@@ -73,7 +74,7 @@ def test_a_mistake_is_one_sentence(tmp_path: Path, arguments: list[str], message
     )
 
 
-@pytest.mark.skipif(not catalog.is_installed("nginx"), reason="nginx is not installed")
+@pytest.mark.requires("nginx")
 def test_what_nginx_says_of_a_template_is_passed_on(tmp_path: Path) -> None:
     (tmp_path / "nginx.conf").write_text("server {\n lissten ${HOST};\n}\n")
     temporary = tmp_path / "temporary"
@@ -292,8 +293,7 @@ def temporary() -> Iterator[Path]:
 
 @pytest.mark.parametrize("name", ["flask_fastcgi", "nginx_balanced"])
 def test_nothing_outlives_a_driver_that_is_killed(name: str, temporary: Path) -> None:
-    if missing := catalog.find_server(name).missing("simulated"):
-        pytest.skip(f"{', '.join(missing)} is not installed")
+    require_server(catalog.find_server(name))
     driver = subprocess.Popen(
         [
             sys.executable,

@@ -1,5 +1,6 @@
 """Other revisions of this repository, unpacked from a repository of the test's own."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from servers.runtime import catalog, revisions
 from servers.runtime.revisions import RevisionError
+from tests.helpers.python_program import PROGRAMS
 
 SERVER = 'summary = "{}"\ncommand = ["serve"]\nengines = ["simulated"]\n'
 PROJECT = (
@@ -70,10 +72,7 @@ def test_other_requirements_mean_an_environment_of_its_own(repository: Path) -> 
     # it has no noxfile
     with pytest.raises(RevisionError, match="could not be installed by its `nox -s bench`"):
         revisions.check_out("main~1")
-    (repository / "noxfile.py").write_text(
-        "import nox\nnox.options.default_venv_backend = 'virtualenv'\n@nox.session\ndef"
-        " bench(session):\n    session.run('false')\n"
-    )
+    shutil.copy(PROGRAMS / "failing_noxfile.py", repository / "noxfile.py")
     git(repository, "add", "-A")
     git(repository, "commit", "-q", "-m", "with a noxfile")
     (repository / "pyproject.toml").write_text(PROJECT.format(">=0.2", ""))

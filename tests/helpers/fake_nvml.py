@@ -1,0 +1,22 @@
+"""A fake NVIDIA driver library, which scripts what cards say of themselves."""
+
+import subprocess
+from pathlib import Path
+
+from tests.helpers.installed import find_program, require_installed
+from tests.helpers.python_program import PROGRAMS
+
+TWO_CARDS = PROGRAMS / "fake_nvml_two_cards.c"
+ONE_CARD = PROGRAMS / "fake_nvml_one_card.c"
+
+
+def compile_driver(folder: Path, source: Path, hangs: bool = False) -> str:
+    """Compiles libnvidia-ml.so.1 into the folder and returns it, for LD_LIBRARY_PATH. With `hangs`
+    the third question for the power of card 0 is never answered (TWO_CARDS).
+    """
+    require_installed("cc")
+    compiler = find_program("cc")
+    assert compiler
+    options = ["-shared", "-fPIC", *["-DHANGS"] * hangs]
+    subprocess.run([compiler, *options, "-o", folder / "libnvidia-ml.so.1", source], check=True)
+    return str(folder)

@@ -1,0 +1,291 @@
+"""The recorder and the users of locustfile.py, driven without Locust's runner.
+
+The first argument names one of CASES; SERVEOFF_LOAD has the load, as for every load worker.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import gevent
+from gevent.server import StreamServer
+from locust.env import Environment
+
+from loadtests.client import gevent_connection, http, response
+from loadtests.generator import gevent_tools, locustfile
+from loadtests.generator.recorder import InFlightRequest, Recorder
+from loadtests.workload.arrivals import Arrival
+from tests.helpers.scripted_server import DONE, event, sized
+
+RESPONSE = sized(event(" baba") + DONE)
+WRONG_HEADS = [
+    b"HTTP/1.1 2x0 OK",
+    b"HTTP/1.1 200 OK\r\nContent-Length: many",
+    b"HTTP/1.1 200 OK\r\nContent-Length : many",
+    b"HTTP/1.1 200 OK\r\nContent-Encoding : gzip",
+    b"HTTP/1.1 200 OK\r\nX: \0\r\nContent-Length: many",
+]
+
+
+def start() -> tuple[Environment, Recorder]:
+    """A load that has begun, on the worker and the conductor of this process."""
+    environment = Environment(user_classes=[locustfile.ClosedLoop], events=locustfile.events)
+    environment.create_local_runner()
+    locustfile.on_init(environment)
+    locustfile.events.test_start.fire(environment=environment)
+    return environment, locustfile.worker.recorder
+
+
+def serve(handle: Callable[[gevent.socket.socket, Any], None]) -> StreamServer:
+    """Makes the load ask a server that calls `handle` for each connection."""
+    server = StreamServer(("127.0.0.1", 0), handle)
+    server.start()
+    locustfile.worker.load["base_url"] = f"http://127.0.0.1:{server.server_port}"
+    return server
+
+
+def run_user(run: Callable[[], None]) -> None:
+    try:
+        run()
+    except locustfile.StopUser:
+        pass
+
+
+def finish() -> None:
+    locustfile.conductor.finishing = True
+    locustfile.on_quit()
+
+
+def reported_worker(recorder: Recorder) -> dict[str, Any]:
+    [worker] = json.loads(Path(recorder.load["folder"], "load.json").read_text())["workers"]
+    return worker
+
+
+def collect_ended(recorder: Recorder) -> list[InFlightRequest]:
+    """The requests that end from now on."""
+    ended, end = [], recorder.end
+
+    def collect(sent: InFlightRequest) -> None:
+        ended.append(sent)
+        end(sent)
+
+    recorder.end = collect
+    return ended
+
+
+def rows_at_the_end() -> None:
+    """The load ends while the recorder pauses in the middle of a row."""
+    environment, recorder = start()
+    paused, settle = gevent.event.Event(), response.parse_response
+
+    def settle_slowly(
+        exchange: http.Exchange, pause: Callable[[], None]
+    ) -> response.ParsedResponse:
+        def pause_noted() -> None:
+            paused.set()
+            pause()
+
+        return settle(exchange, pause_noted)
+
+    response.parse_response = settle_slowly
+    body = event(" baba") * 512 + DONE
+    at_s = recorder.zero_s
+    for _ in range(3):
+        sent = recorder.begin(0, 0.0, locustfile.worker.prepare(0, 0)[0])
+        sent.exchange = http.Exchange(
+            sent_s=at_s, status=200, content_type="text/event-stream", body=bytearray(body)
+        )
+        sent.exchange.arrived = [at_s + 1]
+        sent.exchange.lengths = [len(body)]
+        sent.exchange.lags = [0.0]
+        sent.exchange.done_s = at_s + 1
+        recorder.end(sent)
+    assert paused.wait(10)  # the recorder begins with the first of them, and pauses in it
+    assert recorder.written == 0
+    assert recorder.finished
+    finish()
+    assert recorder.written == 3 == environment.stats.total.num_requests, recorder.written
+    assert recorder.ended
+    assert locustfile.conductor.reports[0]["rows"] == 3
+
+
+def stood_still() -> None:
+    _, recorder = start()
+    began_s = recorder.now()
+    while recorder.now() < began_s + 0.05:
+        pass
+    ended_s = recorder.now()
+    gevent.sleep(0.05)
+    finish()
+    stalls = reported_worker(recorder)["stalls"]
+    assert any(
+        start_s <= began_s + 1e-6 and ended_s <= end_s + 1e-6 for start_s, end_s in stalls
+    ), (began_s, ended_s, stalls)
+
+
+def stopped() -> None:
+    """The server stops this process while it sends, as a machine does that has no core for us."""
+    _, recorder = start()
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.programs.stop_the_client", str(os.getpid())],
+        stdout=subprocess.PIPE,
+    )
+    port = int(server.stdout.readline())
+    locustfile.worker.load["base_url"] = f"http://127.0.0.1:{port}"
+    sent = recorder.begin(0, 0.0, locustfile.worker.prepare(0, 0)[0])
+    locustfile.worker.connect().post("/", b"{}", sent.exchange)
+    server.kill()
+    server.wait()
+    assert sent.exchange.error is None, sent.exchange.error
+    recorder.end(sent)
+    finish()
+    worker = reported_worker(recorder)
+    assert worker["reader"] == os.environ["SERVEOFF_STREAMS"]
+    assert any(0.05 < end_s - start_s < 1.0 for start_s, end_s in worker["stalls"]), worker
+
+
+def closed_after_each() -> None:
+    """Only a server that has gone is asked more slowly, not one that closes its connections."""
+    environment, recorder = start()
+    closing = sized(
+        event(" baba") + DONE,
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n",
+    )
+
+    def handle(sock: gevent.socket.socket, _: object) -> None:
+        sock.recv(65536)
+        sock.sendall(closing)
+        sock.close()
+
+    server = serve(handle)
+    slept, sleep = [], gevent.sleep
+
+    def note_sleep(seconds: float = 0) -> None:
+        slept.append(seconds)
+        sleep(seconds)
+
+    gevent.sleep = note_sleep
+    user = locustfile.ClosedLoop(environment)
+    asked, ask_once = [], user.ask_once
+
+    def ask() -> None:
+        if len(asked) == 3:
+            assert 0.01 not in slept, (
+                "a server that closes its connections has not failed: its client must not wait"
+            )
+            server.stop()
+        asked.append(ask_once())
+
+    recorder.over = lambda: len(asked) == 4
+    user.ask_once = ask
+    run_user(user.ask_on)
+    assert 0.01 in slept, "but one that is gone must not be asked without end"
+
+
+def sent_ahead() -> None:
+    environment, recorder = start()
+
+    def handle(sock: gevent.socket.socket, _: object) -> None:
+        while sock.recv(65536):
+            gevent.sleep(0.02)  # meanwhile the next request is prepared
+            sock.sendall(RESPONSE)
+
+    serve(handle)
+    ahead, send_ahead = [], gevent_connection.GeventConnection.send_ahead
+
+    def send(
+        connection: gevent_connection.GeventConnection,
+        encode: Callable[..., bytes],
+        number: int,
+        exchange: http.Exchange,
+    ) -> None:
+        send_ahead(connection, encode, number, exchange)
+        ahead.append(encode(connection, number).split(b"X-Request-Id: ")[1].split()[0])
+        if len(ahead) == 4:
+            recorder.end_at(-math.inf)
+
+    gevent_connection.GeventConnection.send_ahead = send
+    ended = collect_ended(recorder)
+    run_user(locustfile.ClosedLoop(environment).ask_on)
+    assert ahead == [b"0-1", b"0-2", b"0-3", b"0-4"], ahead
+    assert [sent.number for sent in ended] == list(range(5)), ended
+    assert not recorder.in_flight, "what was sent ahead has its row, also if by then it is over"
+    for before, after in pairwise(ended):
+        done_s = before.exchange.done_s
+        assert after.scheduled_s + recorder.zero_s == done_s <= after.exchange.sent_s
+        assert after.exchange.sent_s < after.exchange.arrived[0]
+
+
+def wrong_heads() -> None:
+    environment, recorder = start()
+    ended = collect_ended(recorder)
+
+    def handle(sock: gevent.socket.socket, _: object) -> None:
+        while sock.recv(65536):
+            gevent.sleep(0.02)  # meanwhile the next request is prepared
+            head = WRONG_HEADS[len(ended)]
+            sock.sendall(head + b"\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+
+    serve(handle)
+    recorder.over = lambda: len(ended) == len(WRONG_HEADS)
+    run_user(locustfile.ClosedLoop(environment).ask_on)
+    assert {sent.exchange.error for sent in ended} == {
+        "not an HTTP/1 answer",
+        "broken Content-Length",
+        "compressed although identity was asked for",
+    }
+    assert recorder.streams.sent == len(ended), (
+        "each request has its row, also one that would have been sent when such an answer had ended"
+    )
+
+
+def late() -> None:
+    """An open loop that has fallen behind sends before it lets others go first."""
+    environment, recorder = start()
+
+    def handle(sock: gevent.socket.socket, _: object) -> None:
+        while sock.recv(65536):
+            sock.sendall(RESPONSE)
+
+    serve(handle)
+    passed, pass_on = [], locustfile.Turn.pass_on
+
+    def note_pass(turn: gevent_tools.IoYield) -> None:
+        if gevent.getcurrent() is user:
+            passed.append(recorder.now())
+        pass_on(turn)
+
+    locustfile.Turn.pass_on = note_pass
+    ended = collect_ended(recorder)
+    now_s = recorder.now()
+    arrivals = [*[Arrival(now_s - 1.0)] * 50, Arrival(now_s + 1.0)]
+    locustfile.worker.in_window = list(enumerate(arrivals))
+    locustfile.worker.began.set(0.0)
+    locustfile.worker.windowed.set(0.0)
+    user = gevent.spawn(run_user, locustfile.OpenLoop(environment).dispatch)
+    user.get()
+    assert len(passed) == 1, "others must not go first while it is late"
+    assert [sent.exchange.error for sent in ended] == [None] * 51
+    assert recorder.streams.sent == 51
+    assert not recorder.in_flight
+
+
+CASES = {
+    "rows at the end": rows_at_the_end,
+    "stood still": stood_still,
+    "stopped": stopped,
+    "Connection: close": closed_after_each,
+    "sent ahead": sent_ahead,
+    "wrong heads": wrong_heads,
+    "late": late,
+}
+
+if __name__ == "__main__":
+    CASES[sys.argv[1]]()
+    print("fine")

@@ -1,0 +1,23 @@
+"""Prints the modules that an action has imported, one a line. The argument names one of ACTIONS."""
+
+import sys
+
+
+def make_manifest() -> None:
+    from loadtests.telemetry import machine
+
+    machine.build_manifest()
+
+
+def read_catalogue() -> None:
+    from servers.runtime import catalog
+
+    catalog.list_servers()
+
+
+ACTIONS = {"manifest": make_manifest, "catalogue": read_catalogue}
+
+if __name__ == "__main__":
+    before = set(sys.modules)
+    ACTIONS[sys.argv[1]]()
+    print(*sorted(set(sys.modules) - before), sep="\n")
