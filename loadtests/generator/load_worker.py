@@ -14,9 +14,8 @@ from loadtests.client import http
 from loadtests.client.gevent_connection import GeventConnection, GeventWebSocket
 from loadtests.client.reader import socket_reader
 from loadtests.generator.gevent_tools import FairSemaphore
-from loadtests.generator.messages import Assignment, Start, Window, WorkerReport
+from loadtests.generator.messages import SENT_AFTER_S, Assignment, Start, Window, WorkerReport
 from loadtests.generator.recorder import CUT_OFF, InFlightRequest, Recorder
-from loadtests.generator.window_timing import SENT_AFTER_S
 from loadtests.workload import arrivals, prompts
 
 NumberedArrival = tuple[int, arrivals.Arrival]

@@ -30,11 +30,19 @@ from loadtests.generator.channel import MessageChannel, read_clock
 from loadtests.generator.coordinator import Coordinator
 from loadtests.generator.gevent_tools import IoYield, abort_process
 from loadtests.generator.load_worker import LoadWorker, NumberedArrival, PreparedRequest, WorkerPlan
-from loadtests.generator.messages import Assignment, ClockOffset, Finish, Ping, Ready, Start, Window
+from loadtests.generator.messages import (
+    KNOWN_BEFORE_S,
+    Assignment,
+    ClockOffset,
+    Finish,
+    Ping,
+    Ready,
+    Start,
+    Window,
+)
 from loadtests.generator.pacer import make_pacer
 from loadtests.generator.recorder import InFlightRequest
 from loadtests.generator.task import LoadTask
-from loadtests.generator.window_timing import KNOWN_BEFORE_S
 from loadtests.workload import arrivals, prompts
 from servers.runtime.limits import LOST_AFTER_S
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from loadtests.accuracy.ground_truth_server import ServedRequest, read_log
+from loadtests.accuracy.ground_truth_server import LogSummary, ServedRequest, read_log
 from loadtests.client import http, response
 from servers.contract import oracle
 
@@ -51,7 +51,7 @@ class Reference:
         self.port = int(self.process.stdout.readline())
         self.url = f"http://127.0.0.1:{self.port}"
 
-    def end(self, number: int = signal.SIGTERM) -> tuple[dict[str, Any], list[ServedRequest]]:
+    def end(self, number: int = signal.SIGTERM) -> tuple[LogSummary, list[ServedRequest]]:
         self.process.send_signal(number)
         assert self.process.wait(PATIENCE_S) == 0
         return read_log(self.log)
@@ -147,9 +147,9 @@ def test_streams_are_exact_and_the_log_tells_them_apart(start: Any) -> None:
         "an event a token"
     )
     assert (
-        summary["freeze"] is None
-        and summary["requests"] == 8
-        and 0 <= summary["late_mean_s"] <= summary["late_max_s"]
+        summary.freeze is None
+        and summary.requests == 8
+        and 0 <= summary.late_mean_s <= summary.late_max_s
     )
     assert [one.arrived_s for one in served] == sorted(one.arrived_s for one in served)
     by_id = {one.id: one for one in served}
@@ -203,10 +203,7 @@ def test_pages(start: Any) -> None:
         and b'{"status": "ok"}' in said
         and b'"id": "serveoff-tiny"' in said
     )
-    assert reference.end() == (
-        {"freeze": None, "requests": 0, "late_mean_s": None, "late_max_s": None},
-        [],
-    )
+    assert reference.end() == (LogSummary(None, 0, None, None), [])
 
 
 # --- the plan
@@ -232,7 +229,7 @@ def test_a_freeze_moves_everything_behind_it(start: Any) -> None:
         second = pool.submit(ask, reference, 5)
         assert is_exact(first.result()[1], 40) and is_exact(second.result()[1], 5)
     summary, served = reference.end()
-    start_s, end_s = summary["freeze"]
+    start_s, end_s = summary.freeze
     assert start_s >= served[0].arrived_s + 0.05 and end_s - start_s >= 0.2
     assert not any(
         start_s < at < end_s for one in served for at in (one.arrived_s, *one.stamps_s)
@@ -334,7 +331,7 @@ def test_what_is_unfinished_stands_in_the_log(start: Any) -> None:
         third.sendall(b"GET /health HTTP/1.1\r\n\r\n")
         assert third.recv(1) == b"H", "by now the second one has been read"
         summary, served = reference.end()
-    assert summary["requests"] == 2 and 0 < len(served[0].stamps_s) < 100_000
+    assert summary.requests == 2 and 0 < len(served[0].stamps_s) < 100_000
     assert (served[1].due_s, served[1].stamps_s) == (None, [])
 
 

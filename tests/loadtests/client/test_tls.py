@@ -55,7 +55,7 @@ def under_load(folder: Path, certificate: Path) -> tuple[Driven, dict[str, list[
         task = task_of(witness.url, CLOSED | {"output_tokens": [4, 6]}, users=2)
         driven = drive(folder, task, Workers())
         return driven, {
-            asked.request_id: [at - task["clock_zero_s"] for at in asked.sent_s]
+            asked.request_id: [at - task.clock_zero_s for at in asked.sent_s]
             for asked in witness.asked
         }
 
