@@ -9,8 +9,7 @@ import gevent
 from gevent.event import Event
 from gevent.threadpool import ThreadPool
 
-from loadtests.client.reader import socket_reader
-from loadtests.generator.recorder import FAILED
+from loadtests.client.native import socket_reader
 
 
 class IoYield:
@@ -101,3 +100,6 @@ def abort_process(problem: object) -> None:
         print(f"the load generator gave up: {problem}", file=sys.stderr, flush=True)
     finally:  # on a full disk, stderr, which is a log, fails as well
         os._exit(FAILED)
+
+
+FAILED = 4  # exit code

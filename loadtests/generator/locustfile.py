@@ -31,7 +31,7 @@ from locust.runners import MasterRunner, WorkerRunner
 
 from loadtests.client import http
 from loadtests.client.gevent_connection import GeventConnection, GeventWebSocket
-from loadtests.client.reader import socket_reader
+from loadtests.client.native import socket_reader
 from loadtests.generator import messages
 from loadtests.generator.coordinator import Coordinator
 from loadtests.generator.gevent_tools import FairSemaphore, IoYield, abort_process

@@ -19,14 +19,13 @@ import orjson
 from gevent.event import AsyncResult, Event
 
 from loadtests.client import http, response
-from loadtests.client.reader import socket_reader
+from loadtests.client.native import socket_reader
 from loadtests.generator import steady_state
 from loadtests.generator.gevent_tools import IoYield, abort_process
 from loadtests.workload import prompts
 from servers.contract import oracle
 
 CUT_OFF = "cut off: unanswered when the drain ended"
-FAILED = 4  # exit code
 REPORT_S = steady_state.SLICE_S
 
 

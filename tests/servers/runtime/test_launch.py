@@ -19,7 +19,8 @@ import pytest
 
 from servers.runtime import catalog, launch, models, ports
 from servers.runtime.catalog import CatalogError, ProcessSpec, ServerSpec
-from servers.runtime.launch import CoreShare, LaunchError
+from servers.runtime.errors import LaunchError
+from servers.runtime.launch import CoreShare
 from servers.runtime.models import Model
 
 MODEL = Model("serveoff-tiny", "", True)
@@ -531,7 +532,7 @@ def test_nothing_outlives_a_campaign_that_is_killed(tmp_path: Path, temporary: P
             time.sleep(1000)
         """),
         ],
-        cwd=launch.ROOT,
+        cwd=catalog.ROOT,
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -19,7 +19,7 @@ import pytest
 
 from servers.contract import api, oracle
 from servers.contract.conformance import verify_server
-from servers.runtime import catalog, launch, ports
+from servers.runtime import catalog, ports
 from servers.runtime.launch import RunningServer
 from servers.runtime.nginx import fill_template
 from tests.helpers.installed import require_server
@@ -34,7 +34,7 @@ def nginx(*arguments: str, folder: Path) -> "subprocess.CompletedProcess[str]":
     environment = os.environ | {"TMPDIR": str(folder), "PATH": catalog.search_path()}
     return subprocess.run(
         [sys.executable, "-m", "servers.runtime.nginx", *arguments],
-        cwd=launch.ROOT,
+        cwd=catalog.ROOT,
         env=environment,
         timeout=60,
         capture_output=True,
@@ -307,7 +307,7 @@ def test_nothing_outlives_a_driver_that_is_killed(name: str, temporary: Path) ->
             "--port",
             str(ports.find_free_port()),
         ],
-        cwd=launch.ROOT,
+        cwd=catalog.ROOT,
         env=os.environ | {"TMPDIR": str(temporary)},
         stdout=subprocess.PIPE,
         text=True,
