@@ -23,9 +23,8 @@ from servers.runtime import catalog, ports
 from servers.runtime.launch import RunningServer
 from servers.runtime.nginx import fill_template
 from tests.helpers.installed import require_server
-from tests.helpers.started_server import alive, ask, counters, start, wanted
+from tests.helpers.started_server import alive, ask, counters, start, wait_until, wanted
 from tests.servers import test_servers
-from tests.servers.runtime.test_launch import wait_until
 
 # --- template
 
