@@ -5,21 +5,22 @@ from pathlib import Path
 
 import psutil
 
-from servers.runtime import launch
-from servers.runtime.catalog import Server
-from servers.runtime.launch import LaunchError, Model
+from servers.runtime import ports
+from servers.runtime.catalog import ServerSpec
+from servers.runtime.errors import LaunchError
+from servers.runtime.models import Model
 from tests.helpers.python_program import PROGRAMS
 
 MODEL = Model("serveoff-tiny", "", True)
 
 
-def fake_server(folder: Path, behaviour: str = "serve", *more: str) -> Server:
+def fake_server(folder: Path, behaviour: str = "serve", *more: str) -> ServerSpec:
     """A server with a behaviour of tests/programs/fake_server.py, which notes in the folder what
     the test asks for.
     """
     program = str(PROGRAMS / "fake_server.py")
     command = (sys.executable, program, behaviour, str(folder), "{port}", *more)
-    return Server("fake", "a server", command, ("simulated",))
+    return ServerSpec("fake", "a server", command, ("simulated",))
 
 
 def noted_pids(folder: Path) -> list[int]:
@@ -35,7 +36,7 @@ def pid_is_alive(pid: int) -> bool:
 
 def port_is_free(port: int) -> bool:
     try:
-        launch.check_port("127.0.0.1", port)
+        ports.check_port("127.0.0.1", port)
     except LaunchError:
         return False
     return True

@@ -13,7 +13,7 @@ from tests.helpers.fake_server import MODEL, fake_server
 
 def main(folder: Path, log: Path) -> None:
     server = fake_server(folder, "tree")
-    with launch.running(server, "simulated", MODEL, launch.Share(), log) as up:
+    with launch.run_server(server, "simulated", MODEL, launch.CoreShare(), log) as up:
         print(up.base_url, flush=True)
         time.sleep(1000)
 

@@ -11,16 +11,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from servers.runtime import catalog, launch
-from servers.runtime.catalog import CatalogError, Process, Server
-from servers.runtime.launch import LaunchError, Model, Share
+from servers.runtime import catalog, launch, models, ports
+from servers.runtime.catalog import CatalogError, ProcessSpec, ServerSpec
+from servers.runtime.errors import LaunchError
+from servers.runtime.launch import CoreShare
+from servers.runtime.models import Model
 from tests.helpers.fake_server import MODEL, fake_server, noted_pids, pid_is_alive, port_is_free
 from tests.helpers.started_server import wait_until
 
 
 def test_a_server_runs_within_the_with_and_only_there(tmp_path: Path, temporary: Path) -> None:
     log = tmp_path / "log"
-    with launch.running(fake_server(tmp_path), "simulated", MODEL, Share(), log) as up:
+    with launch.run_server(fake_server(tmp_path), "simulated", MODEL, CoreShare(), log) as up:
         host, port = up.base_url.removeprefix("http://").split(":")
         assert launch.get_status(host, int(port), "/health") == 200
         assert pid_is_alive(up.pid) and psutil.Process(up.pid).cmdline() == up.command
@@ -56,8 +58,8 @@ def test_it_is_told_what_every_server_is_told(tmp_path: Path, temporary: Path) -
     }
     assert seen["OMP_NUM_THREADS"] == "5" and "PROMETHEUS_MULTIPROC_DIR" not in seen
 
-    several = Server("fake", "", (*server.command, "{workers}"), ("simulated",))
-    with launch.running(several, "simulated", MODEL, share, tmp_path / "log") as up:
+    several = ServerSpec("fake", "", (*server.command, "{workers}"), ("simulated",))
+    with launch.run_server(several, "simulated", MODEL, share, tmp_path / "log") as up:
         seen = json.loads((tmp_path / "given").read_text())["environment"]
         assert up.command[-1] == "2" and seen["SERVEOFF_ENGINE_THREADS"] == "2", (
             "the workers share the threads"
@@ -67,16 +69,16 @@ def test_it_is_told_what_every_server_is_told(tmp_path: Path, temporary: Path) -
         ].startswith(str(temporary))
 
 
-def with_processes(folder: Path, behaviour: str) -> Server:
+def with_processes(folder: Path, behaviour: str) -> ServerSpec:
     server = fake_server(folder, behaviour)
-    return Server(
+    return ServerSpec(
         "fake",
         "",
         (*server.command, "front", "{run}"),
         ("simulated",),
         options={"mode": ("plain", "fancy")},
         processes={
-            name: Process(
+            name: ProcessSpec(
                 (*server.command[:-1], f"{{{name}_port}}", name, "{run}"),
                 f"127.0.0.1:{{{name}_port}}",
             )
@@ -86,11 +88,11 @@ def with_processes(folder: Path, behaviour: str) -> Server:
 
 
 def test_its_processes_start_in_order_and_end_in_reverse(tmp_path: Path, temporary: Path) -> None:
-    with launch.running(
+    with launch.run_server(
         with_processes(tmp_path, "note begin and end"),
         "simulated",
         MODEL,
-        Share(),
+        CoreShare(),
         tmp_path / "server.log",
     ) as up:
         assert (tmp_path / "begins").read_text() == "cache app front "
@@ -108,11 +110,11 @@ def test_its_processes_start_in_order_and_end_in_reverse(tmp_path: Path, tempora
 def test_when_one_of_its_processes_ends_all_end_and_the_logs_say_which(
     tmp_path: Path, temporary: Path, victim: int
 ) -> None:
-    with launch.running(
+    with launch.run_server(
         with_processes(tmp_path, "note begin and end"),
         "simulated",
         MODEL,
-        Share(),
+        CoreShare(),
         tmp_path / "server.log",
     ) as up:
         psutil.Process(up.pids[victim]).kill()
@@ -129,7 +131,7 @@ def test_it_has_ended_while_what_it_left_is_still_being_ended(
     """
     monkeypatch.setenv("SERVEOFF_GRACE_S", "5")
     server = fake_server(tmp_path, "leave a stubborn child")
-    with launch.running(server, "simulated", MODEL, Share(), tmp_path / "log") as up:
+    with launch.run_server(server, "simulated", MODEL, CoreShare(), tmp_path / "log") as up:
         assert not up.ended()
         [left] = psutil.Process(up.pid).children()
         psutil.Process(up.pid).kill()
@@ -152,7 +154,7 @@ def test_a_process_of_its_that_does_not_start_is_named(tmp_path: Path, temporary
 
 def test_options_reach_the_command_and_the_environment(tmp_path: Path, temporary: Path) -> None:
     server = fake_server(tmp_path, "note what it is given")
-    server = Server(
+    server = ServerSpec(
         "fake",
         "",
         (*server.command, "{mode}", "{workers}"),
@@ -182,8 +184,8 @@ def test_servers_behind_it_start_first_and_share_the_threads(
     tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     behind = fake_server(tmp_path, "note threads")
-    monkeypatch.setattr(catalog, "find", lambda name, checkout: {"behind": behind}[name])
-    front = Server(
+    monkeypatch.setattr(catalog, "find_server", lambda name, checkout: {"behind": behind}[name])
+    front = ServerSpec(
         "front",
         "",
         fake_server(tmp_path, "note upstream").command,
@@ -234,11 +236,11 @@ def test_one_that_is_never_ready_is_ended(tmp_path: Path, temporary: Path, behav
         pytest.raises(
             LaunchError, match=r"(?s)fake was not ready after 1 s \(raise ready_timeout_s.*serving"
         ),
-        launch.running(
+        launch.run_server(
             fake_server(tmp_path, behaviour),
             "simulated",
             MODEL,
-            Share(),
+            CoreShare(),
             tmp_path / "log",
             ready_timeout_s=1,
         ),
@@ -256,14 +258,14 @@ def test_a_port_in_use_is_refused_before_anything_starts(tmp_path: Path, tempora
         port = taken.getsockname()[1]
         with (
             pytest.raises(LaunchError, match=rf"port {port} on 127.0.0.1 cannot be used.*--port"),
-            launch.running(
-                fake_server(tmp_path), "simulated", MODEL, Share(), tmp_path / "log", port=port
+            launch.run_server(
+                fake_server(tmp_path), "simulated", MODEL, CoreShare(), tmp_path / "log", port=port
             ),
         ):
             pytest.fail("it never ran")
     assert not (tmp_path / "log").exists()
-    with launch.running(
-        fake_server(tmp_path), "simulated", MODEL, Share(), tmp_path / "log", port=port
+    with launch.run_server(
+        fake_server(tmp_path), "simulated", MODEL, CoreShare(), tmp_path / "log", port=port
     ) as up:
         assert up.base_url.endswith(f":{port}")
 

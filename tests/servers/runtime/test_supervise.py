@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from servers.runtime import launch
-from servers.runtime.launch import Share
+from servers.runtime import catalog, launch
+from servers.runtime.launch import CoreShare
 from tests.helpers.fake_server import MODEL, fake_server, noted_pids, pid_is_alive, port_is_free
 from tests.helpers.python_program import command_of
 from tests.helpers.started_server import wait_until
 
 
 def test_the_whole_tree_ends_even_what_ignores_sigterm(tmp_path: Path, temporary: Path) -> None:
-    with launch.running(
-        fake_server(tmp_path, "tree"), "simulated", MODEL, Share(), tmp_path / "log"
+    with launch.run_server(
+        fake_server(tmp_path, "tree"), "simulated", MODEL, CoreShare(), tmp_path / "log"
     ) as up:
         tree = noted_pids(tmp_path)
         assert len(tree) == 3 and up.pid in tree and all(map(pid_is_alive, tree))
@@ -42,7 +42,7 @@ def test_its_shared_memory_goes_with_it_and_that_of_others_stays(
     others.write_bytes(bytes(4096))
     try:
         server = fake_server(tmp_path, "map shared memory", str(own), str(others))
-        with launch.running(server, "simulated", MODEL, Share(), tmp_path / "log") as up:
+        with launch.run_server(server, "simulated", MODEL, CoreShare(), tmp_path / "log") as up:
             assert own.exists()
             if killed:
                 [master] = noted_pids(tmp_path)
@@ -57,8 +57,8 @@ def test_its_shared_memory_goes_with_it_and_that_of_others_stays(
 def test_it_ends_when_the_body_fails(tmp_path: Path, temporary: Path) -> None:
     with (
         pytest.raises(KeyboardInterrupt),
-        launch.running(
-            fake_server(tmp_path, "tree"), "simulated", MODEL, Share(), tmp_path / "log"
+        launch.run_server(
+            fake_server(tmp_path, "tree"), "simulated", MODEL, CoreShare(), tmp_path / "log"
         ),
     ):
         raise KeyboardInterrupt
@@ -73,8 +73,8 @@ def test_it_ends_when_the_body_fails(tmp_path: Path, temporary: Path) -> None:
     sys.platform != "linux", reason="only Linux lets a process adopt its orphaned grandchildren"
 )
 def test_orphans_of_a_killed_master_end_too(tmp_path: Path, temporary: Path) -> None:
-    with launch.running(
-        fake_server(tmp_path, "tree"), "simulated", MODEL, Share(), tmp_path / "log"
+    with launch.run_server(
+        fake_server(tmp_path, "tree"), "simulated", MODEL, CoreShare(), tmp_path / "log"
     ) as up:
         os.kill(up.pid, signal.SIGKILL)
         wait_until(lambda: up.supervisor.poll() is not None)  # without being asked
@@ -87,7 +87,9 @@ def test_orphans_of_a_killed_master_end_too(tmp_path: Path, temporary: Path) -> 
     sys.platform != "linux", reason="only Linux tells a process that its parent was killed"
 )
 def test_the_server_ends_when_its_supervisor_is_killed(tmp_path: Path, temporary: Path) -> None:
-    with launch.running(fake_server(tmp_path), "simulated", MODEL, Share(), tmp_path / "log") as up:
+    with launch.run_server(
+        fake_server(tmp_path), "simulated", MODEL, CoreShare(), tmp_path / "log"
+    ) as up:
         up.supervisor.kill()
         wait_until(lambda: not pid_is_alive(up.pid))
 
@@ -98,7 +100,7 @@ def test_the_server_ends_when_its_supervisor_is_killed(tmp_path: Path, temporary
 def test_nothing_outlives_a_campaign_that_is_killed(tmp_path: Path, temporary: Path) -> None:
     campaign = subprocess.Popen(
         command_of("run_fake_server", str(tmp_path), str(tmp_path / "log")),
-        cwd=launch.ROOT,
+        cwd=catalog.ROOT,
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -119,6 +121,6 @@ def test_a_server_that_shuts_down_gracefully_has_the_time_for_it(
 ) -> None:
     monkeypatch.setenv("SERVEOFF_GRACE_S", "30")
     server = fake_server(tmp_path, "end slowly")
-    with launch.running(server, "simulated", MODEL, Share(), tmp_path / "log") as up:
+    with launch.run_server(server, "simulated", MODEL, CoreShare(), tmp_path / "log") as up:
         pass
     assert (tmp_path / "graceful").exists() and up.supervisor.returncode == 7
