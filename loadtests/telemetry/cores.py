@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 
-
 def read_text(path: str | Path) -> str | None:
     """The text of a small system file; None if there is none, or we may not read it."""
     try:
