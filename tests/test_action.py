@@ -13,7 +13,9 @@ ROOT = Path(__file__).parents[1]
 NOX = """#!/usr/bin/env bash
 printf '%s\\n' "$@" > "$NOTES"
 while [ "$1" != --out ]; do shift; done
-if [ "$CODE" != 130 ]; then mkdir -p "$2"; echo "# Gate" > "$2/gate.md"; echo '{"verdict": "SOME"}' > "$2/gate.json"; fi
+if [ "$CODE" != 130 ]; then
+  mkdir -p "$2"; echo "# Gate" > "$2/gate.md"; echo '{"verdict": "SOME"}' > "$2/gate.json"
+fi
 exit "$CODE"
 """
 

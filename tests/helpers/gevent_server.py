@@ -3,7 +3,7 @@
 import gevent
 from gevent.server import StreamServer
 
-from loadtests.client.gevent_connection import HubConnection
+from loadtests.client.gevent_connection import GeventConnection
 
 TIMEOUT_S = 30.0
 
@@ -19,8 +19,8 @@ class RequestRecorder:
         self.server.start()
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
-    def connect(self) -> HubConnection:
-        return HubConnection(self.url, TIMEOUT_S)
+    def connect(self) -> GeventConnection:
+        return GeventConnection(self.url, TIMEOUT_S)
 
     def ids(self) -> list[str]:
         return [request_id for _, request_id, _ in self.requests]

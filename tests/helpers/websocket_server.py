@@ -86,7 +86,7 @@ def frame(payload: bytes, opcode: int = 1, last: bool = True) -> bytes:
 
 
 def frames(events: bytes) -> bytes:
-    return b"".join(frame(payload.encode()) for payload in api.payloads(events.decode()))
+    return b"".join(frame(payload.encode()) for payload in api.split_events(events.decode()))
 
 
 def closing(code: int, reason: str = "") -> bytes:

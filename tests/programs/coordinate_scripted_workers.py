@@ -17,7 +17,7 @@ from typing import Any
 import gevent
 
 from loadtests.generator import messages
-from loadtests.generator.coordinator import Conductor
+from loadtests.generator.coordinator import Coordinator
 
 CLOCK_OFFSET_S = 5.0
 load = json.loads(os.environ["SERVEOFF_LOAD"])
@@ -47,9 +47,9 @@ def report(worker: int, at_s: float, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def conduct() -> Conductor:
+def conduct() -> Coordinator:
     """A conductor whose messages reach nobody."""
-    return Conductor(load, lambda kind, data: None, lambda: None, stats)
+    return Coordinator(load, lambda kind, data: None, lambda: None, stats)
 
 
 def late_report(arguments: argparse.Namespace) -> None:
@@ -64,7 +64,7 @@ def late_report(arguments: argparse.Namespace) -> None:
         if kind == "finish":
             conductor.take(report(0, conductor.now(), ended=True))
 
-    conductor = Conductor(load, broadcast, lambda: ended.append(True), stats)
+    conductor = Coordinator(load, broadcast, lambda: ended.append(True), stats)
     conductor.begin([{"worker": 0}], {})
     gevent.sleep(0.02)
     end_s = conductor.window["end_s"]
@@ -155,7 +155,7 @@ class Runner:
             self.deliver("ready", client, {"problem": self.problem})
         elif kind == "ping":
             clock_s = time.perf_counter() + CLOCK_OFFSET_S
-            self.deliver("pong", client, messages.pong() | {"clock_s": clock_s})
+            self.deliver("pong", client, messages.clock_reply() | {"clock_s": clock_s})
 
     def deliver(self, kind: str, client: str, data: dict[str, Any]) -> None:
         message = SimpleNamespace(data=data, node_id=client)
@@ -172,7 +172,7 @@ def link_workers(arguments: argparse.Namespace) -> None:
         web_ui=None,
         events=SimpleNamespace(test_start=hook, spawning_complete=hook, test_stopping=hook),
     )
-    link = messages.Link(environment, load, True)
+    link = messages.MessageChannel(environment, load, True)
     link.on_test_start()
     workers = link.conductor.workers
     assert [worker["worker"] for worker in workers] == [0, 1]

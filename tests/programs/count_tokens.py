@@ -4,4 +4,4 @@ from servers.contract import metrics
 
 if __name__ == "__main__":
     metrics.TOKENS.inc(3)
-    print(metrics.exposition("").decode())
+    print(metrics.render_metrics("").decode())

@@ -18,8 +18,8 @@ from gevent.server import StreamServer
 from locust.env import Environment
 
 from loadtests.client import gevent_connection, http, response
-from loadtests.generator import locustfile
-from loadtests.generator.recorder import Recorder, Sent
+from loadtests.generator import gevent_tools, locustfile
+from loadtests.generator.recorder import InFlightRequest, Recorder
 from loadtests.workload.arrivals import Arrival
 from tests.helpers.scripted_server import DONE, event, sized
 
@@ -67,11 +67,11 @@ def reported_worker(recorder: Recorder) -> dict[str, Any]:
     return worker
 
 
-def collect_ended(recorder: Recorder) -> list[Sent]:
+def collect_ended(recorder: Recorder) -> list[InFlightRequest]:
     """The requests that end from now on."""
     ended, end = [], recorder.end
 
-    def collect(sent: Sent) -> None:
+    def collect(sent: InFlightRequest) -> None:
         ended.append(sent)
         end(sent)
 
@@ -82,16 +82,18 @@ def collect_ended(recorder: Recorder) -> list[Sent]:
 def rows_at_the_end() -> None:
     """The load ends while the recorder pauses in the middle of a row."""
     environment, recorder = start()
-    paused, settle = gevent.event.Event(), response.settle
+    paused, settle = gevent.event.Event(), response.parse_response
 
-    def settle_slowly(exchange: http.Exchange, pause: Callable[[], None]) -> response.Settled:
+    def settle_slowly(
+        exchange: http.Exchange, pause: Callable[[], None]
+    ) -> response.ParsedResponse:
         def pause_noted() -> None:
             paused.set()
             pause()
 
         return settle(exchange, pause_noted)
 
-    response.settle = settle_slowly
+    response.parse_response = settle_slowly
     body = event(" baba") * 512 + DONE
     at_s = recorder.zero_s
     for _ in range(3):
@@ -195,10 +197,10 @@ def sent_ahead() -> None:
             sock.sendall(RESPONSE)
 
     serve(handle)
-    ahead, send_ahead = [], gevent_connection.HubConnection.send_ahead
+    ahead, send_ahead = [], gevent_connection.GeventConnection.send_ahead
 
     def send(
-        connection: gevent_connection.HubConnection,
+        connection: gevent_connection.GeventConnection,
         encode: Callable[..., bytes],
         number: int,
         exchange: http.Exchange,
@@ -208,7 +210,7 @@ def sent_ahead() -> None:
         if len(ahead) == 4:
             recorder.end_at(-math.inf)
 
-    gevent_connection.HubConnection.send_ahead = send
+    gevent_connection.GeventConnection.send_ahead = send
     ended = collect_ended(recorder)
     run_user(locustfile.ClosedLoop(environment).ask_on)
     assert ahead == [b"0-1", b"0-2", b"0-3", b"0-4"], ahead
@@ -254,7 +256,7 @@ def late() -> None:
     serve(handle)
     passed, pass_on = [], locustfile.Turn.pass_on
 
-    def note_pass(turn: gevent_connection.Turn) -> None:
+    def note_pass(turn: gevent_tools.IoYield) -> None:
         if gevent.getcurrent() is user:
             passed.append(recorder.now())
         pass_on(turn)

@@ -6,13 +6,13 @@ import sys
 def make_manifest() -> None:
     from loadtests.telemetry import machine
 
-    machine.manifest()
+    machine.build_manifest()
 
 
 def read_catalogue() -> None:
     from servers.runtime import catalog
 
-    catalog.servers()
+    catalog.list_servers()
 
 
 ACTIONS = {"manifest": make_manifest, "catalogue": read_catalogue}

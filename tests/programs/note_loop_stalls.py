@@ -5,11 +5,11 @@ from itertools import pairwise
 
 import gevent
 
-from loadtests.client.reader import Stalls
+from loadtests.client.reader import StallWatch
 
 
 def main() -> None:
-    stalls = Stalls()
+    stalls = StallWatch()
     gevent.sleep(0.05)
     stalls.take()
     began_s = time.perf_counter()

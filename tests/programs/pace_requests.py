@@ -11,14 +11,15 @@ import time
 import gevent
 
 from loadtests.client import http, response
-from loadtests.client.gevent_connection import HubConnection
-from loadtests.client.reader import InC, streams
+from loadtests.client.gevent_connection import GeventConnection
+from loadtests.client.native import NativeReader
+from loadtests.client.reader import socket_reader
 from loadtests.generator import pacer
 from tests.helpers.gevent_server import TIMEOUT_S, RequestRecorder
 from tests.helpers.scripted_server import CHUNKED, DONE, LAST_CHUNK, chunk, event
 
 WHOLE = CHUNKED + chunk(event(" baba") + DONE) + LAST_CHUNK
-Given = tuple[HubConnection | None, int | None]  # where it was sent, and its number
+Given = tuple[GeventConnection | None, int | None]  # where it was sent, and its number
 
 
 class OpenLoop:
@@ -26,9 +27,9 @@ class OpenLoop:
 
     def __init__(self) -> None:
         self.server = RequestRecorder(WHOLE)
-        self.sender = pacer.dispatcher(self.server.connect(), "7-")
-        by_thread = isinstance(streams(), InC)
-        assert isinstance(self.sender, pacer.ByThread if by_thread else pacer.ByLoop)
+        self.sender = pacer.make_pacer(self.server.connect(), "7-")
+        by_thread = isinstance(socket_reader(), NativeReader)
+        assert isinstance(self.sender, pacer.NativePacer if by_thread else pacer.GeventPacer)
         self.asking: list[gevent.Greenlet] = []
         self.exchanges: list[tuple[float, http.Exchange]] = []  # when it is due
         self.given: list[Given] = []
@@ -37,14 +38,14 @@ class OpenLoop:
         exchange = http.Exchange()
         self.exchanges.append((at_s, exchange))
 
-        def one(connection: HubConnection | None, number: int | None) -> None:
+        def one(connection: GeventConnection | None, number: int | None) -> None:
             if connection is None:
                 connection = self.sender.take() or self.server.connect()
-                number = streams().number()
+                number = socket_reader().number()
             connection.post("/x", body, exchange, f"7-{number}")
             self.sender.offer(connection)
 
-        def start(connection: HubConnection | None, number: int | None) -> None:
+        def start(connection: GeventConnection | None, number: int | None) -> None:
             self.given.append((connection, number))
             self.asking.append(gevent.spawn(one, connection, number))
 
@@ -55,7 +56,7 @@ class OpenLoop:
         self.sender.join()
         gevent.joinall(self.asking, raise_error=True)
         for at_s, exchange in self.exchanges:
-            settled = response.settle(exchange)
+            settled = response.parse_response(exchange)
             assert exchange.error is None, exchange.error
             assert settled.token_text == [" baba"]
             assert at_s <= exchange.sent_s <= exchange.arrived[0], "never too early"
@@ -72,7 +73,7 @@ def soon() -> float:
 def ask_on_the_idle_connection(loop: OpenLoop) -> None:
     loop.ask(soon())  # there is no connection yet: the one who asks opens it
     assert loop.wait() == [None]
-    assert streams().sent == 1
+    assert socket_reader().sent == 1
     for number in (1, 2):
         loop.ask(soon())
         assert loop.wait() == [number]
@@ -110,13 +111,15 @@ def ask_again_on_a_closed_connection(loop: OpenLoop) -> None:
 
 def send_nothing_that_is_not_due(loop: OpenLoop) -> None:
     loop.ask(time.perf_counter() + 3600)
-    sent = streams().sent
-    assert streams().waiting == isinstance(streams(), InC), "or the load would end without it"
+    sent = socket_reader().sent
+    assert socket_reader().waiting == isinstance(socket_reader(), NativeReader), (
+        "or the load would end without it"
+    )
     loop.sender.close()
     gevent.sleep(0.05)
-    assert streams().sent == sent, "what is not yet due is not sent"
+    assert socket_reader().sent == sent, "what is not yet due is not sent"
     assert not loop.asking
-    assert not streams().waiting
+    assert not socket_reader().waiting
 
 
 def on_idle_connections() -> None:
@@ -132,7 +135,7 @@ def on_idle_connections() -> None:
 def more_than_there_is_room_for() -> None:
     count, rate = 1500, 10_000
     loop = OpenLoop()
-    streams().number()
+    socket_reader().number()
     begin_s = time.perf_counter() + 0.05
     for number in range(count):
         loop.ask(begin_s + number / rate)
@@ -143,7 +146,7 @@ def more_than_there_is_room_for() -> None:
 def while_the_interpreter_is_busy() -> None:
     loop = OpenLoop()
     listener = socket.create_server(("127.0.0.1", 0))
-    connection = HubConnection(f"http://127.0.0.1:{listener.getsockname()[1]}", TIMEOUT_S)
+    connection = GeventConnection(f"http://127.0.0.1:{listener.getsockname()[1]}", TIMEOUT_S)
     connection.open()
     peer, _ = listener.accept()
     loop.sender.offer(connection)

@@ -1,6 +1,6 @@
 """Prints what reads responses here: c or python."""
 
-from loadtests.client.reader import streams
+from loadtests.client.reader import socket_reader
 
 if __name__ == "__main__":
-    print(streams().reader)
+    print(socket_reader().reader)

@@ -15,8 +15,9 @@ import gevent
 from gevent.server import StreamServer
 
 from loadtests.client import http
-from loadtests.client.gevent_connection import HubConnection
-from loadtests.client.reader import InC, streams
+from loadtests.client.gevent_connection import GeventConnection
+from loadtests.client.native import NativeReader
+from loadtests.client.reader import socket_reader
 
 
 def chunked(*pieces: bytes, end: bytes = b"0\r\n\r\n", size: bytes = b"%x") -> bytes:
@@ -90,8 +91,8 @@ class PieceServer:
 def body_length(prefix: bytes) -> int:
     """The length of the body that the first bytes of a response have."""
     exchange = http.Exchange()
-    with contextlib.suppress(http.AnswerError):
-        http.Answer(exchange).feed(prefix, 0.0, 0.0)
+    with contextlib.suppress(http.ResponseError):
+        http.ResponseParser(exchange).feed(prefix, 0.0, 0.0)
     return len(exchange.body)
 
 
@@ -117,7 +118,7 @@ def check_reads(exchange: http.Exchange, pieces: list[bytes], described: object)
 def read_twice(server: PieceServer, pieces: list[bytes], described: object) -> list[Understood]:
     """The same response twice on one connection; the second request is sent ahead."""
     server.responses[:] = [pieces, pieces]
-    connection = HubConnection(server.url, 0.5)
+    connection = GeventConnection(server.url, 0.5)
     first, second = http.Exchange(), http.Exchange()
     gevent.spawn(connection.prepare, "/", b"{}", "", second)
     found: list[Understood] = []
@@ -140,7 +141,7 @@ def main() -> None:
                 described = (name, cut_off, cuts)
                 understood = read_twice(server, cut(sent, cuts, source), described)
                 found += [(*described, *each) for each in understood]
-    print(json.dumps({"in C": isinstance(streams(), InC), "found": found}))
+    print(json.dumps({"in C": isinstance(socket_reader(), NativeReader), "found": found}))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import time
 import gevent
 
 from loadtests.client import http, response
-from loadtests.client.gevent_connection import HubConnection
-from loadtests.client.reader import streams
+from loadtests.client.gevent_connection import GeventConnection
+from loadtests.client.reader import socket_reader
 from tests.helpers.scripted_server import CHUNKED, DONE, LAST_CHUNK, chunk, event
 
 COUNT = 400
@@ -32,12 +32,12 @@ def serve(silent: int) -> None:
     all_answered.set()
 
 
-def read_all(silent: int) -> list[response.Settled]:
+def read_all(silent: int) -> list[response.ParsedResponse]:
     all_answered.clear()
     threading.Thread(target=serve, args=(silent,), daemon=True).start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     exchanges = [http.Exchange() for _ in range(COUNT)]
-    connections = [HubConnection(url, PATIENCE_S) for _ in exchanges]
+    connections = [GeventConnection(url, PATIENCE_S) for _ in exchanges]
     for connection in connections:
         connection.open()
     asking = [
@@ -50,7 +50,7 @@ def read_all(silent: int) -> list[response.Settled]:
     if silent:  # no greenlet has been woken yet: one that has no response, and one that has
         gevent.killall([asking[0], asking[-1]])
     gevent.joinall(asking, raise_error=True)
-    settled = [response.settle(exchange) for exchange in exchanges]
+    settled = [response.parse_response(exchange) for exchange in exchanges]
     for connection in connections:
         connection.close()
     return settled
@@ -61,7 +61,7 @@ def main() -> None:
         first, *others, last = read_all(silent)
         errors = [each.error for each in others]
         assert [each.token_text for each in others] == [[" baba"]] * (COUNT - 2), errors
-        kept = not silent or streams().reader == "c"
+        kept = not silent or socket_reader().reader == "c"
         assert first.token_text == ([] if silent else [" baba"])
         assert last.token_text == ([" baba"] if kept else [])
     print("fine")

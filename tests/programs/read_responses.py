@@ -10,8 +10,8 @@ import gevent
 from gevent.server import StreamServer
 
 from loadtests.client import http, response
-from loadtests.client.gevent_connection import HubConnection
-from loadtests.client.reader import streams
+from loadtests.client.gevent_connection import GeventConnection
+from loadtests.client.reader import socket_reader
 from tests.helpers.scripted_server import CHUNKED, CLOSE, DONE, LAST_CHUNK, chunk, event
 
 Script = list[bytes | float | None]  # bytes to send, seconds to wait, CLOSE
@@ -45,18 +45,18 @@ def serve(sock: gevent.socket.socket, _: object) -> None:
 server = StreamServer(("127.0.0.1", 0), serve)
 
 
-def connect(timeout_s: float = 30.0) -> HubConnection:
-    return HubConnection(f"http://127.0.0.1:{server.server_port}", timeout_s)
+def connect(timeout_s: float = 30.0) -> GeventConnection:
+    return GeventConnection(f"http://127.0.0.1:{server.server_port}", timeout_s)
 
 
 def ask(
     script: Script, timeout_s: float = 30.0
-) -> tuple[HubConnection, http.Exchange, response.Settled]:
+) -> tuple[GeventConnection, http.Exchange, response.ParsedResponse]:
     """One request on a connection of its own, which stays open."""
     scripts[:] = [script]
     connection, exchange = connect(timeout_s), http.Exchange()
     connection.post("/v1/completions", b"{}", exchange)
-    return connection, exchange, response.settle(exchange)
+    return connection, exchange, response.parse_response(exchange)
 
 
 def read_whole_responses() -> None:
@@ -80,12 +80,12 @@ def keep_what_a_killed_greenlet_has_read() -> None:
     exchange = http.Exchange()
     scripts[:] = [[WHOLE[:-5], 5.0]]
     connection = connect()
-    before = streams().bytes
+    before = socket_reader().bytes
     victim = gevent.spawn(connection.post, "/v1/completions", b"{}", exchange)
-    while streams().bytes < before + len(WHOLE) - 5:
+    while socket_reader().bytes < before + len(WHOLE) - 5:
         gevent.sleep(0.01)
     victim.kill()
-    assert len(response.settle(exchange).token_s) == 2
+    assert len(response.parse_response(exchange).token_s) == 2
     connection.close()
 
 

@@ -9,7 +9,7 @@ import os
 import gevent
 
 from loadtests.client import http, response
-from loadtests.client.gevent_connection import HubWebSocket
+from loadtests.client.gevent_connection import GeventWebSocket
 from tests.helpers.scripted_server import CLOSE, EVENTS, is_whole
 from tests.helpers.websocket_server import ANSWER, PING, UNFINISHED, Upgrading, closing
 
@@ -17,24 +17,24 @@ PATH = "/v1/completions"
 server = Upgrading()
 
 
-def connect(timeout_s: float = 30.0) -> HubWebSocket:
-    return HubWebSocket(server.url, timeout_s, None, PATH)
+def connect(timeout_s: float = 30.0) -> GeventWebSocket:
+    return GeventWebSocket(server.url, timeout_s, None, PATH)
 
 
-def ask(connection: HubWebSocket) -> response.Settled:
+def ask(connection: GeventWebSocket) -> response.ParsedResponse:
     exchange = http.Exchange()
     connection.post(PATH, b"{}", exchange)
-    return response.settle(exchange)
+    return response.parse_response(exchange)
 
 
-def send_ahead_before_anyone_waits(kept: HubWebSocket) -> None:
+def send_ahead_before_anyone_waits(kept: GeventWebSocket) -> None:
     """As an open loop does, which makes the request before it knows the connection."""
     server.scripts.insert(0, [ANSWER])
     exchange = http.Exchange()
     kept.send_ahead(connect().encoder(PATH, b"{}", "0-"), 1, exchange)
     assert exchange.sent_s is not None
     kept.post(PATH, b"{}", exchange)
-    assert is_whole(response.settle(exchange))
+    assert is_whole(response.parse_response(exchange))
     assert server.connections == 1
 
 
@@ -67,7 +67,7 @@ def keep_what_a_killed_greenlet_has_read() -> None:
     while len(exchange.body) < len(EVENTS) // 2:
         gevent.sleep(0.01)
     victim.kill()
-    assert len(response.settle(exchange).token_s) >= 1
+    assert len(response.parse_response(exchange).token_s) >= 1
     assert exchange.done_s
     assert exchange.error is None
     connection.close()

@@ -9,7 +9,7 @@ from itertools import pairwise
 import gevent
 
 from loadtests.client import http, response
-from loadtests.client.reader import streams
+from loadtests.client.reader import socket_reader
 from tests.helpers.gevent_server import RequestRecorder
 from tests.helpers.scripted_server import CHUNKED, DONE, LAST_CHUNK, chunk, event, sized
 
@@ -36,7 +36,7 @@ def send_chain(sizes: list[int]) -> tuple[list[tuple[str, int]], int]:
         sent.append(number)
 
     connection.then = note_sent
-    streams().sent = 1
+    socket_reader().sent = 1
     for number, size in enumerate(sizes):
         exchange = exchanges[number]
         assert (exchange.sent_s is None) == (number == 0)
@@ -44,7 +44,7 @@ def send_chain(sizes: list[int]) -> tuple[list[tuple[str, int]], int]:
             body = b"x" * sizes[number + 1]
             gevent.spawn(connection.prepare, "/x", body, "", exchanges[number + 1])
         connection.post("/x", b"x" * size, exchange, str(number))
-        assert response.settle(exchange).token_text == [" baba"], exchange.error
+        assert response.parse_response(exchange).token_text == [" baba"], exchange.error
     assert sent == list(range(1, len(sizes)))
     for before, after in pairwise(exchanges):
         assert before.arrived[-1] <= after.sent_s < after.arrived[0]
@@ -70,7 +70,7 @@ def send_nothing_before_it_is_connected() -> None:
     connection.send_ahead(connection.encoder("/x", b"x", ""), 7, exchange)
     assert exchange.sent_s is None, "nothing can be sent yet"
     connection.post("/x", b"x", exchange, "7")
-    assert response.settle(exchange).error is None
+    assert response.parse_response(exchange).error is None
     assert server.requests[-1][1:] == ("7", 1)
 
 

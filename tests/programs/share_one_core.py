@@ -5,7 +5,7 @@ import os
 import threading
 import time
 
-from loadtests.generator.recorder import waited_s
+from loadtests.generator.recorder import runqueue_wait_s
 
 
 def compute() -> None:
@@ -29,14 +29,14 @@ class Reader(threading.Thread):
 
 def main() -> None:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    before_s = waited_s(None)
+    before_s = runqueue_wait_s(None)
     reader = Reader()
     reader.start()
     compute()
     while reader.ran_s is None:
         time.sleep(0.01)
-    alone_s = waited_s(None) - before_s
-    together_s = waited_s(reader.native_id) - before_s
+    alone_s = runqueue_wait_s(None) - before_s
+    together_s = runqueue_wait_s(reader.native_id) - before_s
     reader.done.set()
     reader.join()
     assert alone_s > 0.05, alone_s

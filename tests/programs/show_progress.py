@@ -2,14 +2,14 @@
 
 import time
 
-from loadtests.campaign.progress import Watch
+from loadtests.campaign.progress import ProgressWatch
 from loadtests.schema import Case
 
 CASE = Case(2, "two", "simulated", "chat", 1, None, 2.5, 10.0)
 
 
 def main() -> None:
-    with Watch({"chat": 2.0}) as watch:
+    with ProgressWatch({"chat": 2.0}) as watch:
         watch.plan([CASE] * 3, done=0)
         watch.start(CASE)
         watch.stage("launch")

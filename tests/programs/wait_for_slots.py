@@ -4,11 +4,11 @@ a slot becomes free.
 
 import gevent
 
-from loadtests.client.gevent_connection import Slots
+from loadtests.generator.gevent_tools import FairSemaphore
 
 
 def main() -> None:
-    slots = Slots(2)
+    slots = FairSemaphore(2)
     order: list[int] = []
 
     def take(number: int) -> None:

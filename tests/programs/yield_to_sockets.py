@@ -4,14 +4,14 @@ import os
 
 import gevent
 
-from loadtests.client.gevent_connection import Turn
+from loadtests.generator.gevent_tools import IoYield
 
 TURNS = 20
 
 
 def main() -> None:
     readable_end, writable_end = os.pipe()
-    turn = Turn()
+    turn = IoYield()
     seen: list[bytes] = []
     watcher = gevent.get_hub().loop.io(readable_end, 1)
     watcher.start(lambda: seen.append(os.read(readable_end, 1)))

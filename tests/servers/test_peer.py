@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from servers.runtime import catalog, launch
+from servers.runtime import catalog, launch, models
 from tests.helpers.python_program import run_program
 
 

@@ -42,7 +42,7 @@ from matplotlib.figure import Figure
 from analysis import dataset, slo, summary
 from analysis.gate import paired, verdicts
 from analysis.metrics import METRICS
-from analysis.plots import figures
+from analysis.plots import style
 from tests.helpers.python_program import ROOT, command_of
 
 RESULTS = ROOT / "results" / "gate"

@@ -50,8 +50,8 @@ timeout_s = 60.0
 summary = "a quarter of what the server carries, and for a while three times it"
 arrivals = "poisson"
 rate = 1.0
-profile = [[0, 1], [{BEFORE_S + 2}, 1], [{BEFORE_S + 2}, {LOUD / QUIET}], [{BEFORE_S + 2 + OVERLOAD_S}, {LOUD / QUIET}],
-           [{BEFORE_S + 2 + OVERLOAD_S}, 1]]
+profile = [[0, 1], [{BEFORE_S + 2}, 1], [{BEFORE_S + 2}, {LOUD / QUIET}],
+           [{BEFORE_S + 2 + OVERLOAD_S}, {LOUD / QUIET}], [{BEFORE_S + 2 + OVERLOAD_S}, 1]]
 endpoint = "completions"
 prompt_tokens = [4, 16]
 output_tokens = [4, 8]

@@ -296,7 +296,7 @@ def asked(folder: Path) -> Any:
     return answer
 
 
-def test_it_begins_at_saturation_goes_on_at_four_fifths_and_ends_between_what_holds_and_what_does_not(
+def test_it_begins_at_saturation_and_ends_between_what_holds_and_what_does_not(
     tmp_path: Path,
 ) -> None:
     first = asked(write(tmp_path / "1"))

@@ -8,7 +8,7 @@ import pytest
 
 from loadtests import schema
 from loadtests.accuracy import calibration, cpu_cost, ground_truth_server, testbed
-from loadtests.accuracy.open_loop import e2e_with_freeze, sent_in_c
+from loadtests.accuracy.open_loop import e2e_with_freeze, send_in_c
 from tests.helpers.installed import require_installed
 
 FREEZE = (10.0, 12.0)
@@ -81,9 +81,9 @@ def test_the_reader_in_c_reads_while_its_users_begin(tmp_path: Path) -> None:
     """
     require_installed("cc")
     users, file = 20, tmp_path / "rows.jsonl"
-    reader = testbed.Bench(tmp_path, 1, 1.0).in_c("floor_reader")
+    reader = testbed.Testbed(tmp_path, 1, 1.0).in_c("floor_reader")
     assert reader
-    with calibration.truth(tmp_path, (), "--ttft-ms", "5", "--itl-ms", "2") as url:
+    with calibration.start_ground_truth(tmp_path, (), "--ttft-ms", "5", "--itl-ms", "2") as url:
         command = [*reader, url.rpartition(":")[2], str(users), "8", "1", str(file)]
         said = subprocess.run(command, capture_output=True, text=True, check=True)
     rows, (_, served) = (
@@ -108,7 +108,7 @@ def test_the_reader_in_c_reads_while_its_users_begin(tmp_path: Path) -> None:
 
 def test_the_sender_in_c_sends_when_it_is_told(tmp_path: Path) -> None:
     require_installed("cc")
-    here = testbed.Bench(tmp_path, 1, 1.0)
+    here = testbed.Testbed(tmp_path, 1, 1.0)
     sender = here.in_c("floor_sender")
     assert sender
     # twice as many as it has connections

@@ -13,7 +13,7 @@ from wsproto.connection import Connection as Protocol
 from wsproto.events import CloseConnection, Pong
 
 from loadtests.client import http, response
-from loadtests.client.websocket import Messages, WebSocketConnection
+from loadtests.client.websocket import MessageParser, WebSocketConnection
 from servers.contract import oracle
 from tests.helpers.campaign_process import QUICK, SCENARIOS, Bench, runs, table, wait_for
 from tests.helpers.installed import require_installed

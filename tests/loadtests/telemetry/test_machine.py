@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from loadtests.schema import CAMPAIGN_KEYS
-from loadtests.telemetry import machine
+from loadtests.telemetry import cores, machine
 from tests.helpers.installed import require_installed
 from tests.helpers.python_program import output_of
 
@@ -140,7 +140,7 @@ def test_a_repository_with_a_change_is_dirty(
 
 
 @pytest.mark.parametrize(
-    ("cores", "siblings", "server", "load"),
+    ("usable", "siblings", "server", "load"),
     [
         ([0, 1], None, [0], [1]),
         ([2, 3, 5], None, [2, 3], [5]),
@@ -154,14 +154,14 @@ def test_a_repository_with_a_change_is_dirty(
 )
 def test_cores_are_divided(
     monkeypatch: pytest.MonkeyPatch,
-    cores: list[int],
+    usable: list[int],
     siblings: str | None,
     server: list[int],
     load: list[int],
 ) -> None:
-    monkeypatch.setattr(cores, "usable_cores", lambda: cores)
+    monkeypatch.setattr(cores, "usable_cores", lambda: usable)
     monkeypatch.setattr(
-        machine, "read_text", lambda path: siblings if "topology" in str(path) else None
+        cores, "read_text", lambda path: siblings if "topology" in str(path) else None
     )
     monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: None, raising=False)
     share = {"server_cores": server, "load_cores": load, "shared": False, "threads": len(server)}
@@ -234,7 +234,7 @@ def test_one_core_or_no_affinity_is_shared(monkeypatch: pytest.MonkeyPatch) -> N
 def test_limits_of_cgroups(
     monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cpu: float | None, memory: int | None
 ) -> None:
-    monkeypatch.setattr(machine, "read_text", lambda path: files.get(str(path)))
+    monkeypatch.setattr(cores, "read_text", lambda path: files.get(str(path)))
     assert (cores.cpu_limit(), cores.memory_limit()) == (cpu, memory)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {4, 5, 6}, raising=False)
     assert cores.usable_cores() == [4, 5, 6][: int(cpu or 3)]

@@ -29,5 +29,5 @@ def test_a_torch_among_the_wheels_at_hand_is_taken(
     if wheel:
         (tmp_path / wheel).touch()
         monkeypatch.setenv("UV_FIND_LINKS", f"/nowhere,{tmp_path}")
-    made = build_cache.environment(["torch"])
+    made = build_cache.package_environment(["torch"])
     assert (made / "complete").exists() and notes.read_text() == backend

@@ -18,10 +18,10 @@ import psutil
 import pytest
 
 from servers.contract import api, oracle
-from servers.contract.conformance import verify
-from servers.runtime import catalog, launch
-from servers.runtime.launch import Running
-from servers.runtime.nginx import filled
+from servers.contract.conformance import verify_server
+from servers.runtime import catalog, launch, ports
+from servers.runtime.launch import RunningServer
+from servers.runtime.nginx import fill_template
 from tests.helpers.installed import require_server
 from tests.helpers.started_server import alive, ask, counters, start, wanted
 from tests.servers import test_servers
@@ -293,7 +293,7 @@ def temporary() -> Iterator[Path]:
 
 @pytest.mark.parametrize("name", ["flask_fastcgi", "nginx_balanced"])
 def test_nothing_outlives_a_driver_that_is_killed(name: str, temporary: Path) -> None:
-    require_server(catalog.find(name))
+    require_server(catalog.find_server(name))
     driver = subprocess.Popen(
         [
             sys.executable,

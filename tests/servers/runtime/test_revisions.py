@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from servers.runtime import catalog, revisions
-from servers.runtime.revisions import CheckoutError
+from servers.runtime.revisions import RevisionError
 from tests.helpers.python_program import PROGRAMS
 
 SERVER = 'summary = "{}"\ncommand = ["serve"]\nengines = ["simulated"]\n'
@@ -70,8 +70,8 @@ def test_what_a_killed_command_left_is_made_anew(repository: Path) -> None:
 def test_other_requirements_mean_an_environment_of_its_own(repository: Path) -> None:
     (repository / "pyproject.toml").write_text(PROJECT.format(">=0.1", ""))
     # it has no noxfile
-    with pytest.raises(CheckoutError, match="could not be installed by its `nox -s bench`"):
-        revisions.of_revision("main~1")
+    with pytest.raises(RevisionError, match="could not be installed by its `nox -s bench`"):
+        revisions.check_out("main~1")
     shutil.copy(PROGRAMS / "failing_noxfile.py", repository / "noxfile.py")
     git(repository, "add", "-A")
     git(repository, "commit", "-q", "-m", "with a noxfile")
