@@ -17,14 +17,13 @@ from loadtests.campaign import results_folder
 from loadtests.campaign.progress import ProgressWatch
 from loadtests.errors import UsageError
 from loadtests.schema import Case
+from loadtests.workload.scenario import Tables
 from servers.runtime import catalog
 
 SATURATION_USERS = 64
 
 
-def search_scenarios(
-    chosen: dict[str, dict[str, Any]], estimates: Sequence[float]
-) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+def search_scenarios(chosen: Tables, estimates: Sequence[float]) -> tuple[Tables, dict[str, str]]:
     """The scenarios, with one at saturation for each open loop whose capacity has no estimate, and
     the names of those. Raises PlanError.
     """
