@@ -33,7 +33,7 @@ def computed(observe):
 
     def make(rows=None, engine="hf", given=PEAKS, model=MODEL, **changes):
         o = observe(rows, engine=engine, data={"model": model}, **changes)
-        o.given = given
+        o.machine_cost = given
         return o
 
     return make
@@ -59,13 +59,13 @@ def counted(values, name=roofline.PASSES):
 def test_dollars_are_for_tokens_that_met_the_slo(observe):
     rows = synthetic_campaign.requests()
     o = observe(rows)
-    o.given = MachineCost(Price(3.96))
+    o.machine_cost = MachineCost(Price(3.96))
     assert metrics.goodput_tokens_per_s(o) == 440  # 40 requests/s of 11 tokens
     assert metrics.usd_per_million_tokens(o) == pytest.approx(2.5)
     for row in rows[::2]:
         row["first_s"] += 2.0  # half of them miss the TTFT of 1 s
     o = observe(rows)
-    o.given = MachineCost(Price(3.96))
+    o.machine_cost = MachineCost(Price(3.96))
     assert metrics.output_tokens_per_s(o) == pytest.approx(440, rel=0.01), (
         "tokens that nobody waited for are no reason to be cheaper"
     )
@@ -75,10 +75,10 @@ def test_dollars_are_for_tokens_that_met_the_slo(observe):
 def test_without_a_price_there_are_no_dollars_and_without_a_good_token_no_bound(observe):
     assert math.isnan(metrics.usd_per_million_tokens(observe()))
     o = observe(slo={"ttft_s": 0.001})
-    o.given = MachineCost(Price(1))
+    o.machine_cost = MachineCost(Price(1))
     assert metrics.usd_per_million_tokens(o) == math.inf
     o = observe(window=None, counts=None)
-    o.given = MachineCost(Price(1))
+    o.machine_cost = MachineCost(Price(1))
     assert math.isnan(metrics.usd_per_million_tokens(o)), "nothing was measured"
 
 
