@@ -199,7 +199,7 @@ def needed_case(
             }
         if (cases["state"] != "ok").all():
             return None  # it was skipped, or cannot carry this load: the report says why
-        carried = metrics.requests_per_s(read_case(campaign, int(cases["index"].iloc[-1])))
+        carried = metrics.requests.requests_per_s(read_case(campaign, int(cases["index"].iloc[-1])))
         estimate = OF_SATURATION * carried if carried > 0 else table["rate"]
         most -= 1
     load = next_load(estimate, list_probes(campaign, server, engine, scenario), most, whole)

@@ -72,7 +72,7 @@ def find_longest_pause(case: CaseData) -> HiddenPause | None:
     i = int(np.argmax(waited))
     began, waiting = in_flight(sent, done, np.array([cuts[i], gap_before(cuts[i + 1])]))
     typical_s = half_lies_below(np.delete(waited, i)) if waited[i] > LEAST_S else np.nan
-    would_wait = began + metrics.requests_per_s(case) * waited[i]
+    would_wait = began + metrics.requests.requests_per_s(case) * waited[i]
     return HiddenPause(
         float(waited[i]),
         float(cuts[i] - case.window[0]),

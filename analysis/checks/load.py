@@ -30,7 +30,7 @@ def check_arrivals(case: CaseData) -> Check | None:
 
 def check_load_cpu(case: CaseData) -> Check:
     """The load generator used less than 80% of the cores that it could use."""
-    share = metrics.load_cpu_share(case)
+    share = metrics.resources.load_cpu_share(case)
     return check_limit(
         "load generator's CPU",
         share < 0.8,

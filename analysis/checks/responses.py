@@ -140,7 +140,7 @@ def check_token_counts(case: CaseData) -> Check:
             name, None, "invalid", "the model has no planted rule", "use the default model"
         )
     done = case.rows[~case.rows["failed"]]
-    chunks = metrics.sum_arrays(done["token_n"])
+    chunks = metrics.requests.sum_arrays(done["token_n"])
     told = done["tokens"] if done["tokens"].notna().any() else chunks
     bad = int(((told != done["max_tokens"]) | (told != chunks)).sum())
     return Check(
@@ -154,7 +154,7 @@ def check_token_counts(case: CaseData) -> Check:
 
 def check_errors(case: CaseData) -> Check:
     """At most 1% of the window's requests failed."""
-    share = metrics.error_share(case)
+    share = metrics.requests.error_share(case)
     common = case.scheduled["error"].value_counts()
     detail = f"{share:.1%} failed" + (f", most often: {common.index[0]}" if len(common) else "")
     return check_limit(
