@@ -191,9 +191,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def make_report(options: argparse.Namespace) -> int:
-    given = hardware.read_machine_cost(options.price, options.peak_bandwidth, options.peak_flops)
+    machine_cost = hardware.read_machine_cost(
+        options.price, options.peak_bandwidth, options.peak_flops
+    )
     found = writer.write_report(
-        options.campaign, slo.request_bounds(slo.parse_slo(options.slo)), given
+        options.campaign, slo.request_bounds(slo.parse_slo(options.slo)), machine_cost
     )
     if not options.no_notebooks:
         # only here, since what runs notebooks takes half a second to import

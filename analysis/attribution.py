@@ -87,9 +87,9 @@ CLIENT_PHASES = ["slot_s", "client_s", "first_s", "stream_s"]
 
 def split_latencies(latencies: pd.DataFrame) -> pd.DataFrame:
     """Of a case's frame in Summary.latencies, each completed request: e2e_s, the PARTS in seconds,
-    in_flight (others when it was sent). The TOLD parts, and likewise the COARSE ones, add up to
-    e2e_s; TOLD beyond the client are nan where the server gave no times, or times that are longer
-    than the client waited.
+    in_flight (others when it was sent). The parts of SERVER_PHASES, and likewise those of
+    CLIENT_PHASES, add up to e2e_s; the server's are nan where the server gave no times, or times
+    that are longer than the client waited.
 
     Two clocks, so only lengths are known: from sent to first token minus the server's own is the
     way there (before), and what the first token was late; the rest of the stream minus predicted_ms
@@ -137,7 +137,7 @@ class Bar(NamedTuple):
     in_flight: float
 
     @property
-    def told(self) -> bool:
+    def has_server_phases(self) -> bool:
         return "queue_s" in self.parts
 
     def share(self, part: str) -> float:
@@ -263,14 +263,14 @@ class Attribution(NamedTuple):
         return f"{text} (mean E2E {mean})."
 
 
-def attribute_latency(found: Summary, comparison: Comparison) -> list[Attribution]:
+def attribute_latency(summary: Summary, comparison: Comparison) -> list[Attribution]:
     """One for each system of the comparison with a valid case, in its order."""
     made = []
     for system in comparison.systems:
         if len(system.valid):
-            runs = [split_latencies(found.latencies[index]) for index in system.valid.index]
+            runs = [split_latencies(summary.latencies[index]) for index in system.valid.index]
             bars = [bar for bar in (median_bar(runs), tail_bar(runs)) if bar]
-            made.append(Attribution(system, found.campaign.runs[system.valid.index[0]], bars))
+            made.append(Attribution(system, summary.campaign.runs[system.valid.index[0]], bars))
     return made
 
 

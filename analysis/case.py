@@ -30,7 +30,7 @@ class CaseData:
     server_metrics: pd.DataFrame = field(
         default_factory=lambda: pd.DataFrame(columns=["time_s", "took_s", "name", "value"])
     )
-    given: hardware.MachineCost = hardware.NO_COST
+    machine_cost: hardware.MachineCost = hardware.NO_COST
 
     @cached_property
     def window(self) -> tuple[float, float]:
@@ -150,7 +150,7 @@ def read_case(
     campaign: Campaign,
     index: int,
     slo: dict[str, float] | None = None,
-    given: hardware.MachineCost = hardware.NO_COST,
+    machine_cost: hardware.MachineCost = hardware.NO_COST,
 ) -> CaseData:
     return CaseData(
         campaign.data,
@@ -159,5 +159,5 @@ def read_case(
         campaign.telemetry(index),
         slo or request_bounds(parse_slo(DEFAULT)),
         campaign.server_metrics(index),
-        given,
+        machine_cost,
     )

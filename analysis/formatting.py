@@ -27,9 +27,9 @@ def format_number(x: float, significant: int = 3) -> str:
 
 
 def split_estimate(name: str, cases: pd.DataFrame) -> tuple[str, str]:
-    """One metric over the repetitions of one system as text, in the unit of `Metric.shown`: the
-    mean, and what belongs beside it: the interval's half-width, why there is no number, or, after
-    ∞, the figure of the completed requests.
+    """One metric over the repetitions of one system as text, in `Metric.display_unit`: the mean,
+    and what belongs beside it: the interval's half-width, why there is no number, or, after ∞, the
+    figure of the completed requests.
     """
     metric = METRICS[name]
     e = stats.estimate_mean(cases[name])
@@ -55,7 +55,7 @@ def format_estimate(name: str, cases: pd.DataFrame) -> str:
 
 
 def unit_of(name: str) -> str:
-    return METRICS[name].shown or METRICS[name].unit
+    return METRICS[name].display_unit or METRICS[name].unit
 
 
 def workload_title(scenario: str, users: float, rate: float) -> str:

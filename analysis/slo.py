@@ -10,6 +10,7 @@ share is asked for, P99 is meant.
 import math
 import re
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -143,11 +144,13 @@ def judge_bounds(requests: pd.DataFrame, bounds: Sequence[Bound]) -> list[BoundR
     return found
 
 
+@cache  # studies ask it thousands of times
 def attainment_interval(met: int, of: int) -> tuple[float, float]:
-    """Two-sided, of a share."""
-    tail = (1 - CONFIDENCE) / 2
-    low = float(stats.beta.ppf(tail, met, of - met + 1)) if met else 0.0
-    return low, float(stats.beta.ppf(1 - tail, met + 1, of - met)) if met < of else 1.0
+    """Two-sided Clopper-Pearson interval of the share met / of; everything if `of` is 0."""
+    if not of:
+        return 0.0, 1.0
+    interval = stats.binomtest(met, of).proportion_ci(CONFIDENCE, method="exact")
+    return float(interval.low), float(interval.high)
 
 
 def count_requests_needed(bounds: Sequence[Bound]) -> int:

@@ -7,8 +7,10 @@ contain it, 1 - p^n >= 0.95 (the non-parametric bound of the largest order stati
 P50, 59 for P95, 299 for P99. Below that there is no number.
 """
 
+import contextlib
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,20 +82,32 @@ def welch_test(a: Any, b: Any) -> WelchResult:
     """
     a, b = np.asarray(a, dtype="float64"), np.asarray(b, dtype="float64")
     difference = float(a.mean() - b.mean())
-    u, v = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
-    if u + v == 0:
-        return WelchResult(difference, difference, difference, 1.0 if difference == 0 else 0.0, 0.0)
-    freedom = (u + v) ** 2 / (u**2 / (len(a) - 1) + v**2 / (len(b) - 1))
-    error = math.sqrt(u + v)
-    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
-    half, detectable = quantile * error, (quantile + float(stats.t.ppf(POWER, freedom))) * error
-    return WelchResult(
-        difference,
-        difference - half,
-        difference + half,
-        2 * float(stats.t.sf(abs(difference) / error, freedom)),
-        detectable,
-    )
+    if a.std(ddof=1) == 0 and b.std(ddof=1) == 0:
+        return WelchResult(difference, *_without_scatter(difference))
+    with _unwarned():
+        test = stats.ttest_ind(a, b, equal_var=False)
+    return WelchResult(difference, *_t_test_results(test, CONFIDENCE))
+
+
+@contextlib.contextmanager
+def _unwarned() -> Iterator[None]:
+    """scipy warns of values that are nearly identical, as simulated ones may be."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
+
+
+def _t_test_results(test: Any, confidence: float) -> tuple[float, float, float, float]:
+    """(low, high, p, detectable) of one of scipy's t-tests."""
+    low, high = test.confidence_interval(confidence)
+    quantile, power = stats.t.ppf([(1 + confidence) / 2, POWER], test.df)
+    standard_error = (high - low) / 2 / quantile
+    return float(low), float(high), float(test.pvalue), float((quantile + power) * standard_error)
+
+
+def _without_scatter(mean: float) -> tuple[float, float, float, float]:
+    """The same of values that do not vary at all, for which scipy warns or gives nan."""
+    return mean, mean, 1.0 if mean == 0 else 0.0, 0.0
 
 
 class PairedResult(NamedTuple):
@@ -113,18 +127,12 @@ def paired_test(differences: Any, alpha: float = 1 - CONFIDENCE) -> PairedResult
     certain, or none.
     """
     d = np.asarray(differences, dtype="float64")
-    n, mean, error = len(d), float(d.mean()), float(d.std(ddof=1)) / math.sqrt(len(d))
-    if error == 0:
-        return PairedResult(mean, mean, mean, 1.0 if mean == 0 else 0.0, 0.0)
-    quantile = float(stats.t.ppf(1 - alpha / 2, n - 1))
-    detectable = (quantile + float(stats.t.ppf(POWER, n - 1))) * error
-    return PairedResult(
-        mean,
-        mean - quantile * error,
-        mean + quantile * error,
-        2 * float(stats.t.sf(abs(mean) / error, n - 1)),
-        detectable,
-    )
+    mean = float(d.mean())
+    if d.std(ddof=1) == 0:
+        return PairedResult(mean, *_without_scatter(mean))
+    with _unwarned():
+        test = stats.ttest_1samp(d, 0.0)
+    return PairedResult(mean, *_t_test_results(test, 1 - alpha))
 
 
 def sign_flip_test(differences: Any) -> float:
@@ -167,16 +175,12 @@ def trend_test(times: Any, values: Any, length: float) -> TrendResult:
     `length`: of the range, in the times' unit. Values on a line without any scatter have a slope
     for certain, or none.
     """
-    t, v = np.asarray(times, dtype="float64"), np.asarray(values, dtype="float64")
-    t = t - t.mean()
-    slope = float((t * v).sum() / (t * t).sum())
-    if slope == 0:
+    v = np.asarray(values, dtype="float64")
+    if np.ptp(v) == 0:
         return TrendResult(0.0, 1.0)
-    error = math.sqrt(
-        float(((v - v.mean() - slope * t) ** 2).sum()) / (len(v) - 2) / float((t * t).sum())
-    )
-    p = 2 * float(stats.t.sf(abs(slope) / error, len(v) - 2)) if error else 0.0
-    return TrendResult(slope * length / float(v.mean()), p)
+    line = stats.linregress(times, v)
+    p = float(line.pvalue) if line.stderr else 0.0
+    return TrendResult(float(line.slope) * length / float(v.mean()), p)
 
 
 def mean_ratio(a: Any, b: Any) -> tuple[float, float, float]:

@@ -44,7 +44,7 @@ class Summary:
     checks: pd.DataFrame
     latencies: dict[int, pd.DataFrame]
     timelines: dict[int, pd.DataFrame]
-    given: MachineCost = NO_COST
+    machine_cost: MachineCost = NO_COST
 
     @property
     def valid(self) -> pd.DataFrame:
@@ -62,7 +62,7 @@ class Summary:
 def summarise(
     campaign: Campaign,
     slo: dict[str, float] | None = None,
-    given: MachineCost = NO_COST,
+    machine_cost: MachineCost = NO_COST,
     frames: bool = True,
 ) -> Summary:
     """Reads, measures and checks every case, one at a time, so that the rows of only one are in
@@ -71,8 +71,8 @@ def summarise(
     rows, checked, latencies, timelines = [], [], {}, {}
     for case in campaign.cases.to_dict("records"):
         index = case["index"]
-        o = read_case(campaign, index, slo, given)
-        found = checks.run_checks(o) if case["state"] == "ok" else []
+        data = read_case(campaign, index, slo, machine_cost)
+        found = checks.run_checks(data) if case["state"] == "ok" else []
         bad = verdict.failed_checks(found)
         why = (
             "; ".join(f"{c.name}: {c.detail}" for c in bad)
@@ -82,12 +82,12 @@ def summarise(
         rows.append(
             case
             | {"valid": case["state"] == "ok" and not bad, "why": why}
-            | metrics.measure_case(o)
+            | metrics.measure_case(data)
         )
         checked += [{"index": index} | c._asdict() for c in found]
         if case["state"] == "ok" and frames:
-            latencies[index] = latency_frame(o)
-            timelines[index] = timeline_frame(o)
+            latencies[index] = latency_frame(data)
+            timelines[index] = timeline_frame(data)
     table = pd.DataFrame(
         rows, columns=[*campaign.cases.columns, "valid", "why", *METRICS]
     ).set_index("index", drop=False)
@@ -99,16 +99,16 @@ def summarise(
         pd.DataFrame(checked, columns=columns),
         latencies,
         timelines,
-        given,
+        machine_cost,
     )
 
 
-def latency_frame(o: CaseData) -> pd.DataFrame:
+def latency_frame(case: CaseData) -> pd.DataFrame:
     """Of the window's requests: scheduled_s (from the window's start), ttft_s, tpot_s, e2e_s, of
     which a failure's are +inf, what analysis/attribution.py makes parts of, and in_flight: the
     others that were sent and not done when it was sent.
     """
-    frame = o.scheduled[
+    frame = case.scheduled[
         [
             "scheduled_s",
             "ttft_s",
@@ -122,24 +122,24 @@ def latency_frame(o: CaseData) -> pd.DataFrame:
             "failed",
         ]
     ].copy()
-    frame["scheduled_s"] -= o.window[0]
-    sent = o.rows.loc[o.rows["sent_s"].notna(), ["sent_s", "done_s"]]
+    frame["scheduled_s"] -= case.window[0]
+    sent = case.rows.loc[case.rows["sent_s"].notna(), ["sent_s", "done_s"]]
     begun, done = np.sort(sent["sent_s"]), np.sort(sent["done_s"])
-    frame["in_flight"] = np.searchsorted(begun, o.scheduled["sent_s"]) - np.searchsorted(
-        done, o.scheduled["sent_s"], side="right"
+    frame["in_flight"] = np.searchsorted(begun, case.scheduled["sent_s"]) - np.searchsorted(
+        done, case.scheduled["sent_s"], side="right"
     )
     frame.loc[frame["failed"], ["ttft_s", "e2e_s"]] = np.inf
     return frame.drop(columns="failed").reset_index(drop=True)
 
 
-def timeline_frame(o: CaseData) -> pd.DataFrame:
+def timeline_frame(case: CaseData) -> pd.DataFrame:
     """time_s (from the window's start, bins of a second or of a hundredth of the load),
     tokens_per_s, server_cores, load_cores, gpu_percent (mean of all GPUs), in_flight (as the client
     sees it), server_running and server_waiting (as the server says), from the first request to the
     last token.
     """
-    times, numbers = o.tokens
-    if not len(times) or not o.length > 0:
+    times, numbers = case.tokens
+    if not len(times) or not case.length > 0:
         return pd.DataFrame(
             columns=[
                 "time_s",
@@ -151,7 +151,7 @@ def timeline_frame(o: CaseData) -> pd.DataFrame:
             ],
             dtype="float64",
         )
-    start, end = float(o.rows["scheduled_s"].min()), float(times.max())
+    start, end = float(case.rows["scheduled_s"].min()), float(times.max())
     width = max(1.0, (end - start) / 100)
     edges = start + width * np.arange(
         max(1, int((end - start) / width)) + 1
@@ -159,9 +159,9 @@ def timeline_frame(o: CaseData) -> pd.DataFrame:
     middle = (edges[:-1] + edges[1:]) / 2
     # A number of equal bins, not their edges: numpy would sort the times.
     tokens = np.histogram(times, len(middle), (edges[0], edges[-1]), weights=numbers)[0]
-    frame = pd.DataFrame({"time_s": middle - o.window[0], "tokens_per_s": tokens / width})
+    frame = pd.DataFrame({"time_s": middle - case.window[0], "tokens_per_s": tokens / width})
     for name, column in (("server_cores", "server_cpu_s"), ("load_cores", "load_cpu_s")):
-        known = o.telemetry[["time_s", column]].dropna()
+        known = case.telemetry[["time_s", column]].dropna()
         at = (
             np.interp(edges, known["time_s"], known[column], np.nan, np.nan)
             if len(known) > 1
@@ -169,19 +169,19 @@ def timeline_frame(o: CaseData) -> pd.DataFrame:
         )
         frame[name] = np.diff(at) / width
     # nan without a GPU
-    gpus = o.telemetry[o.gpu_columns("utilization_percent")].mean(axis="columns")
+    gpus = case.telemetry[case.gpu_columns("utilization_percent")].mean(axis="columns")
     frame["gpu_percent"] = (
-        gpus.groupby(np.digitize(o.telemetry["time_s"], edges) - 1).mean().reindex(frame.index)
+        gpus.groupby(np.digitize(case.telemetry["time_s"], edges) - 1).mean().reindex(frame.index)
     )
     begun, done = (
-        np.sort(o.rows["sent_s"].dropna()),
-        np.sort(o.rows["done_s"][o.rows["sent_s"].notna()]),
+        np.sort(case.rows["sent_s"].dropna()),
+        np.sort(case.rows["done_s"][case.rows["sent_s"].notna()]),
     )
     frame["in_flight"] = np.searchsorted(begun, middle) - np.searchsorted(done, middle)
     for column in REQUESTS[1:]:
         what = column.removeprefix("server_")
         # Where vLLM counts itself, ours counts what it lets wait as running.
-        said = o.served(f"vllm:num_requests_{what}", f"serveoff_requests_{what}")
+        said = case.served(f"vllm:num_requests_{what}", f"serveoff_requests_{what}")
         frame[column] = said.groupby(np.digitize(said.index, edges) - 1).mean().reindex(frame.index)
     return frame
 
@@ -196,7 +196,7 @@ class ServerSummary:
     server: str
     engine: str
     cases: pd.DataFrame
-    judged: stats.Estimate
+    estimate: stats.Estimate
     rank: int | None = None
 
     @property
@@ -246,19 +246,21 @@ def build_comparisons(summary: Summary) -> list[Comparison]:
         sign = 1 if METRICS[metric].better == "higher" else -1
         systems = []
         for _, own in cases.groupby(SYSTEM, sort=False):
-            judged = stats.estimate_mean(own.loc[own["valid"], metric])
-            systems.append(ServerSummary(own["server"].iloc[0], own["engine"].iloc[0], own, judged))
+            estimate = stats.estimate_mean(own.loc[own["valid"], metric])
+            systems.append(
+                ServerSummary(own["server"].iloc[0], own["engine"].iloc[0], own, estimate)
+            )
         systems.sort(
-            key=lambda s: (s.judged.runs == 0, -sign * s.judged.mean if s.judged.runs else 0)
+            key=lambda s: (s.estimate.runs == 0, -sign * s.estimate.mean if s.estimate.runs else 0)
         )
         ranked = []
         for s in systems:
             ahead = sum(
-                min(sign * x for x in other.judged.interval)
-                > max(sign * x for x in s.judged.interval)
+                min(sign * x for x in other.estimate.interval)
+                > max(sign * x for x in s.estimate.interval)
                 for other in systems
             )
-            ranked.append(replace(s, rank=1 + ahead if s.judged.runs else None))
+            ranked.append(replace(s, rank=1 + ahead if s.estimate.runs else None))
         found.append(
             Comparison(
                 workload_title(first["scenario"], first["users"], first["rate"]), ranked, metric
@@ -311,12 +313,12 @@ def describe_result(comparison: Comparison) -> str:
     if not ranked:
         return f"Under {comparison.title} no server has a valid number yet."
     best, metric = ranked[0], comparison.metric
-    if math.isinf(best.judged.mean):
+    if math.isinf(best.estimate.mean):
         return (
             f"Under {comparison.title} so many requests of every server failed that none has an"
             f" {METRICS[metric].label}."
         )
-    runs = "one run" if best.judged.runs == 1 else f"{best.judged.runs} runs"
+    runs = "one run" if best.estimate.runs == 1 else f"{best.estimate.runs} runs"
     what = (
         "carried the most valid output throughput"
         if metric == "output_tokens_per_s"
@@ -328,7 +330,7 @@ def describe_result(comparison: Comparison) -> str:
     )
     if len(ranked) == 1:
         return f"{text}; no other server has a valid number."
-    if math.isinf(ranked[1].judged.mean):
+    if math.isinf(ranked[1].estimate.mean):
         return f"{text}. Of {ranked[1].name} so many requests failed that it has none."
     point, low, high = stats.mean_ratio(best.valid[metric], ranked[1].valid[metric])
     by = f"{format_number(point)} times that of {ranked[1].name}" + (
@@ -340,7 +342,7 @@ def describe_result(comparison: Comparison) -> str:
             f"{text}. It is a tie with {', '.join(s.name for s in tied[1:])}: the intervals"
             f" overlap; it had {by}."
         )
-    single = min(s.judged.runs for s in ranked[:2]) == 1
+    single = min(s.estimate.runs for s in ranked[:2]) == 1
     return f"{text}, {by}." + (
         " One run has no interval: repeat it before relying on a small difference."
         if single

@@ -194,7 +194,7 @@ def _by_demand(
             if then != now:
                 changes.append(
                     f"if the demand {direction} to {format_number(demand)} requests/s:"
-                    f" {_said(then)}"
+                    f" {_describe_best(then)}"
                 )
                 break
         else:
@@ -220,8 +220,8 @@ def _by_slo(
             headroom,
         )
         changes.append(
-            f"with bounds {words}: {'the same' if then == now else _said(then)}, as far as the"
-            " loads that were measured tell"
+            f"with bounds {words}: {'the same' if then == now else _describe_best(then)}, as far as"
+            " the measured loads show"
         )
     return changes
 
@@ -238,7 +238,7 @@ def _best(
     )
 
 
-def _said(best: tuple[tuple[str, ...], int] | None) -> str:
+def _describe_best(best: tuple[tuple[str, ...], int] | None) -> str:
     return f"{best[1]} of {' or '.join(best[0])}" if best else "no server was seen to keep them"
 
 

@@ -38,14 +38,14 @@ class LoadProbe(NamedTuple):
     holds: bool | None
     case: int = 0
     why: str = ""
-    kept: tuple[slo.BoundResult, ...] = ()
+    bound_results: tuple[slo.BoundResult, ...] = ()
 
     @property
     def is_certain(self) -> bool:
         """It holds if all bounds certainly do, and does not if one certainly does not, or if it was
         never steady.
         """
-        judged = [each for each in self.kept if each.of]
+        judged = [each for each in self.bound_results if each.of]
         if self.holds:
             return all(each.is_certain for each in judged)
         return bool(self.why) or any(each.is_certain for each in judged if not each.holds)
@@ -147,22 +147,26 @@ def measured_cases(
 def judge_probe(case: MeasuredCase, bounds: Sequence[slo.Bound]) -> LoadProbe:
     if case.requests is None:
         return LoadProbe(case.load, None, case.case, case.why)
-    kept = tuple(slo.judge_bounds(case.requests, bounds))
-    judged = [each for each in kept if each.of]  # answers of one token have no TPOT
+    bound_results = tuple(slo.judge_bounds(case.requests, bounds))
+    judged = [each for each in bound_results if each.of]  # answers of one token have no TPOT
     few = [each for each in judged if each.of < each.needed]
     if not case.steady or any(
         not each.holds and (each not in few or each.is_certain) for each in judged
     ):
-        return LoadProbe(case.load, False, case.case, case.why, kept)
+        return LoadProbe(case.load, False, case.case, case.why, bound_results)
     if few or not judged:  # a percentile that the sample cannot carry is none
         said = [
             f"n too small: {each.of} requests for {each.bound}, {each.needed} are needed"
             for each in few
         ]
         return LoadProbe(
-            case.load, None, case.case, "; ".join(said) or "no request has these latencies", kept
+            case.load,
+            None,
+            case.case,
+            "; ".join(said) or "no request has these latencies",
+            bound_results,
         )
-    return LoadProbe(case.load, True, case.case, case.why, kept)
+    return LoadProbe(case.load, True, case.case, case.why, bound_results)
 
 
 def list_probes(campaign: Campaign, server: str, engine: str, scenario: str) -> list[LoadProbe]:
@@ -195,7 +199,7 @@ def needed_case(
             }
         if (cases["state"] != "ok").all():
             return None  # it was skipped, or cannot carry this load: the report says why
-        carried = metrics.requests_per_s(read_case(campaign, int(cases["index"].iloc[-1])))
+        carried = metrics.requests.requests_per_s(read_case(campaign, int(cases["index"].iloc[-1])))
         estimate = OF_SATURATION * carried if carried > 0 else table["rate"]
         most -= 1
     load = next_load(estimate, list_probes(campaign, server, engine, scenario), most, whole)

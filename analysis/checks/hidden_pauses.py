@@ -50,12 +50,12 @@ class HiddenPause(NamedTuple):
         )
 
 
-def find_longest_pause(o: CaseData) -> HiddenPause | None:
+def find_longest_pause(case: CaseData) -> HiddenPause | None:
     """The longest time inside the window in which requests were in flight and nothing came, no
     token and no refusal. Null if not even two tokens came.
     """
-    times, _ = o.tokens
-    r = o.rows[o.rows["sent_s"].notna() & o.rows["done_s"].notna()]
+    times, _ = case.tokens
+    r = case.rows[case.rows["sent_s"].notna() & case.rows["done_s"].notna()]
     sent, done = np.sort(r["sent_s"]), np.sort(r["done_s"])
     refused = r.loc[r["http_status"].notna() & (r["http_status"] != 200), "done_s"].to_numpy()
     # Cut also where the last one waiting is answered and where the next one asks: between two cuts
@@ -63,18 +63,22 @@ def find_longest_pause(o: CaseData) -> HiddenPause | None:
     idle = np.concatenate(
         [done[in_flight(sent, done, done) == 0], sent[in_flight(sent, done, gap_before(sent)) == 0]]
     )
-    if np.count_nonzero(o.inside(times)) < 2:
+    if np.count_nonzero(case.inside(times)) < 2:
         return None
     cuts = np.unique(
-        np.concatenate([each[o.inside(each)] for each in (times, refused, idle)] + [o.window])
+        np.concatenate([each[case.inside(each)] for each in (times, refused, idle)] + [case.window])
     )
     waited = np.where(in_flight(sent, done, (cuts[1:] + cuts[:-1]) / 2) > 0, np.diff(cuts), 0.0)
     i = int(np.argmax(waited))
     began, waiting = in_flight(sent, done, np.array([cuts[i], gap_before(cuts[i + 1])]))
     typical_s = half_lies_below(np.delete(waited, i)) if waited[i] > LEAST_S else np.nan
-    would_wait = began + metrics.requests_per_s(o) * waited[i]
+    would_wait = began + metrics.requests.requests_per_s(case) * waited[i]
     return HiddenPause(
-        float(waited[i]), float(cuts[i] - o.window[0]), int(waiting), float(would_wait), typical_s
+        float(waited[i]),
+        float(cuts[i] - case.window[0]),
+        int(waiting),
+        float(would_wait),
+        typical_s,
     )
 
 

@@ -10,16 +10,16 @@ from analysis.checks.verdict import Check, check_limit
 SLICES = 12
 
 
-def check_arrivals(o: CaseData) -> Check | None:
+def check_arrivals(case: CaseData) -> Check | None:
     """Open loop: as many requests were scheduled and sent in the window as the arrival process had
     planned, within 2% (or one).
     """
-    planned = (o.run.get("counts") or {}).get("planned")
+    planned = (case.run.get("counts") or {}).get("planned")
     if planned is None:
         return None
-    found = {"scheduled": len(o.scheduled)}
-    if o.scheduled["slot_s"].isna().all():  # a cap on concurrency sends later by intention
-        found["sent"] = int(o.inside(o.rows["sent_s"]).sum())
+    found = {"scheduled": len(case.scheduled)}
+    if case.scheduled["slot_s"].isna().all():  # a cap on concurrency sends later by intention
+        found["sent"] = int(case.inside(case.rows["sent_s"]).sum())
     ok = planned > 0 and all(abs(n - planned) <= max(0.02 * planned, 1) for n in found.values())
     detail = (
         f"{planned:,} planned, {' and '.join(f'{n:,} {what}' for what, n in found.items())} in the"
@@ -28,9 +28,9 @@ def check_arrivals(o: CaseData) -> Check | None:
     return Check("arrivals", ok, "invalid", detail, "use more load workers or a lower rate")
 
 
-def check_load_cpu(o: CaseData) -> Check:
+def check_load_cpu(case: CaseData) -> Check:
     """The load generator used less than 80% of the cores that it could use."""
-    share = metrics.load_cpu_share(o)
+    share = metrics.resources.load_cpu_share(case)
     return check_limit(
         "load generator's CPU",
         share < 0.8,
@@ -41,12 +41,12 @@ def check_load_cpu(o: CaseData) -> Check:
     )
 
 
-def check_send_lag(o: CaseData) -> Check:
+def check_send_lag(case: CaseData) -> Check:
     """P99 of sent - scheduled (under a cap on concurrency: sent - slot) is below 1% of the median
     E2E or below 5 ms, whichever is larger.
     """
-    lag = stats.percentile(o.latencies("client_lag_s"), 99)
-    bound = np.fmax(0.01 * stats.percentile(o.latencies("e2e_s", failures=False), 50), 0.005)
+    lag = stats.percentile(case.latencies("client_lag_s"), 99)
+    bound = np.fmax(0.01 * stats.percentile(case.latencies("e2e_s", failures=False), 50), 0.005)
     return check_limit(
         "send lag",
         lag < bound,
@@ -57,7 +57,7 @@ def check_send_lag(o: CaseData) -> Check:
     )
 
 
-def check_client_error(o: CaseData) -> Check:
+def check_client_error(case: CaseData) -> Check:
     """The load generator cannot have changed what is reported by more than 5%, by
     analysis/checks/load_generator.py; else the case is client-bound.
     """
@@ -68,24 +68,24 @@ def check_client_error(o: CaseData) -> Check:
             " else runs"
         ),
     )
-    found = load_generator.find_problems(o)
+    found = load_generator.find_problems(case)
     if found:
         return Check(name, False, "invalid", f"client-bound: no number: {'; '.join(found)}", remedy)
-    shares = load_generator.error_shares(o)
+    shares = load_generator.error_shares(case)
     if not shares:
         return Check(name, None, "invalid", "too few requests", remedy)
     worst, share = next(iter(shares.items()))
     calibrated = (
-        "" if load_generator.noise_floor_of(o) else ", but the load generator was not calibrated"
+        "" if load_generator.noise_floor_of(case) else ", but the load generator was not calibrated"
     )
     return Check(name, True, "invalid", f"at most {share:.1%} ({worst}){calibrated}", remedy)
 
 
-def check_warm_up(o: CaseData) -> Check:
+def check_warm_up(case: CaseData) -> Check:
     """The load was steady before the window opened, by the test of
     loadtests/generator/steady_state.py; the window itself is tested below.
     """
-    said = o.run.get("warmup") or {}
+    said = case.run.get("warmup") or {}
     detail = f"after {said['took_s']:.0f} s: {said['why']}" if said else "not recorded"
     return Check(
         "warm-up",
@@ -96,7 +96,7 @@ def check_warm_up(o: CaseData) -> Check:
     )
 
 
-def check_own_times(o: CaseData) -> Check:
+def check_own_times(case: CaseData) -> Check:
     """The server's own times of the window's completed requests fit the client's.
 
     From sent to first token cannot be shorter than queue_ms + prompt_ms: more than 1 ms shorter in
@@ -112,7 +112,9 @@ def check_own_times(o: CaseData) -> Check:
         "server's times",
         "look for what buffers the stream between engine and client, or for a wrong clock",
     )
-    r = o.scheduled[~o.scheduled["failed"]].dropna(subset=["first_s", "prompt_ms", "predicted_ms"])
+    r = case.scheduled[~case.scheduled["failed"]].dropna(
+        subset=["first_s", "prompt_ms", "predicted_ms"]
+    )
     if not len(r):
         return Check(name, None, "warning", "the server gives no timings", remedy)
     impossible = float(
@@ -127,7 +129,7 @@ def check_own_times(o: CaseData) -> Check:
     return Check(name, impossible <= 0.01 and abs(longer) <= bound, "warning", detail, remedy)
 
 
-def check_steadiness(o: CaseData) -> Check:
+def check_steadiness(case: CaseData) -> Check:
     """The straight line through the tokens/s of the window's 12 slices changes by at most 10% of
     the mean over the window, or not significantly (t-test of the slope, 1%). Likewise, by 20%
     (0.1%), the mean TTFT and the mean E2E of the requests scheduled in each: in an open loop a
@@ -145,27 +147,27 @@ def check_steadiness(o: CaseData) -> Check:
             " server carries"
         ),
     )
-    scenario = o.campaign["scenarios"].get(o.run["case"]["scenario"], {})
+    scenario = case.campaign["scenarios"].get(case.run["case"]["scenario"], {})
     if scenario.get("arrivals") == "trace" or "profile" in scenario:
         return Check(
             name, None, "invalid", "not tested: the scenario's demand varies by plan", remedy
         )
-    times, numbers = o.tokens
-    if not o.length > 0 or not o.inside(times).any():
+    times, numbers = case.tokens
+    if not case.length > 0 or not case.inside(times).any():
         return Check(name, None, "invalid", "no tokens in the window", remedy)
-    edges = np.linspace(*o.window, SLICES + 1)
+    edges = np.linspace(*case.window, SLICES + 1)
     middles = (edges[1:] + edges[:-1]) / 2
     tests = [
         (
             "tokens/s",
             stats.trend_test(
-                middles, np.histogram(times, SLICES, o.window, weights=numbers)[0], o.length
+                middles, np.histogram(times, SLICES, case.window, weights=numbers)[0], case.length
             ),
             0.10,
             0.01,
         )
     ]
-    done = o.scheduled[~o.scheduled["failed"]]
+    done = case.scheduled[~case.scheduled["failed"]]
     counts = np.histogram(done["scheduled_s"], bins=edges)[0]
     some = counts > 0  # where requests are few, slices may have none
     for label, column in (("TTFT", "ttft_s"), ("E2E", "e2e_s")):
@@ -174,7 +176,7 @@ def check_steadiness(o: CaseData) -> Check:
                 np.histogram(done["scheduled_s"], bins=edges, weights=done[column])[0][some]
                 / counts[some]
             )
-            tests.append((label, stats.trend_test(middles[some], means, o.length), 0.20, 0.001))
+            tests.append((label, stats.trend_test(middles[some], means, case.length), 0.20, 0.001))
     changes = [
         abs(found.change)
         for _, found, share, p in tests
@@ -187,17 +189,17 @@ def check_steadiness(o: CaseData) -> Check:
     return Check(name, not changes, severity, f"change over the window: {detail}", remedy)
 
 
-def check_hidden_pauses(o: CaseData) -> Check | None:
+def check_hidden_pauses(case: CaseData) -> Check | None:
     """Closed loop: no silence during which an open loop would have gathered three times as many
     waiting requests (analysis/checks/hidden_pauses.py).
     """
-    if not o.run["case"]["users"]:
+    if not case.run["case"]["users"]:
         return None
     name, remedy = (
         "silence",
         "measure with an open loop, too: --scenarios steady, with a --rate below this throughput",
     )
-    found = hidden_pauses.find_longest_pause(o)
+    found = hidden_pauses.find_longest_pause(case)
     if found is None:
         return Check(name, None, "warning", "not measured", remedy)
     detail = (
@@ -213,9 +215,9 @@ def check_hidden_pauses(o: CaseData) -> Check | None:
     return Check(name, not found.hides, "warning", detail, remedy)
 
 
-def check_sample_size(o: CaseData) -> Check:
+def check_sample_size(case: CaseData) -> Check:
     """A P99 exists at 95% confidence in 299 requests or more."""
-    n, needed = len(o.scheduled), stats.values_needed(99)
+    n, needed = len(case.scheduled), stats.values_needed(99)
     return Check(
         "P99 sample",
         n >= needed,
@@ -225,9 +227,9 @@ def check_sample_size(o: CaseData) -> Check:
     )
 
 
-def check_cut_off(o: CaseData) -> Check:
+def check_cut_off(case: CaseData) -> Check:
     """Nothing was still unanswered when the drain ended."""
-    n = (o.run.get("counts") or {}).get("cut_off")
+    n = (case.run.get("counts") or {}).get("cut_off")
     return Check(
         "unanswered",
         None if n is None else n == 0,

@@ -17,12 +17,12 @@ THROTTLING = {
 }
 
 
-def check_other_processes(o: CaseData) -> Check:
+def check_other_processes(case: CaseData) -> Check:
     """Processes other than server and load generator used at most 15% of the machine's cores in the
     window.
     """
-    cores = server_cores(o)
-    other = (o.slope("cpu_busy_s") - o.slope("server_cpu_s") - o.slope("load_cpu_s")) / (
+    cores = server_cores(case)
+    other = (case.slope("cpu_busy_s") - case.slope("server_cpu_s") - case.slope("load_cpu_s")) / (
         cores or NAN
     )
     return check_limit(
@@ -35,9 +35,9 @@ def check_other_processes(o: CaseData) -> Check:
     )
 
 
-def check_steal(o: CaseData) -> Check:
+def check_steal(case: CaseData) -> Check:
     """The hypervisor took at most 2% of the machine's cores in the window."""
-    share = o.slope("cpu_steal_s") / (server_cores(o) or NAN)
+    share = case.slope("cpu_steal_s") / (server_cores(case) or NAN)
     return check_limit(
         "steal",
         share <= 0.02,
@@ -48,9 +48,9 @@ def check_steal(o: CaseData) -> Check:
     )
 
 
-def check_swap(o: CaseData) -> Check:
+def check_swap(case: CaseData) -> Check:
     """Swap in use did not grow in the window."""
-    used = o.samples("swap_used_bytes")
+    used = case.samples("swap_used_bytes")
     grown = (
         float(used["swap_used_bytes"].iloc[-1] - used["swap_used_bytes"].iloc[0])
         if len(used) > 1
@@ -66,26 +66,26 @@ def check_swap(o: CaseData) -> Check:
     )
 
 
-def check_gpu_clocks(o: CaseData) -> Check | None:
+def check_gpu_clocks(case: CaseData) -> Check | None:
     """No GPU was throttled in the window, and the SM clock's P5 to P95 span at most 10% of its
     median.
     """
     name, remedy = "GPU clocks", "cool the GPU, lock its clocks, and let nothing else run on it"
     details = []
-    for column in o.gpu_columns("throttle_reasons"):
+    for column in case.gpu_columns("throttle_reasons"):
         bits = int(
-            np.bitwise_or.reduce(o.samples(column)[column].astype("int64").to_numpy(), initial=0)
+            np.bitwise_or.reduce(case.samples(column)[column].astype("int64").to_numpy(), initial=0)
         )
         details += [
             f"{column.split('_')[0]} throttled: {text}"
             for bit, text in THROTTLING.items()
             if bits & bit
         ]
-    for column in o.gpu_columns("sm_clock_mhz"):
-        clocks = o.samples(column)[column].to_numpy()
+    for column in case.gpu_columns("sm_clock_mhz"):
+        clocks = case.samples(column)[column].to_numpy()
         low, middle, high = (stats.percentile(clocks, p) for p in (5, 50, 95))
         if high - low > 0.1 * middle:
             details.append(f"{column.split('_')[0]} clock {low:.0f} to {high:.0f} MHz")
-    if not o.gpu_columns("sm_clock_mhz"):
+    if not case.gpu_columns("sm_clock_mhz"):
         return None
     return Check(name, not details, "warning", "; ".join(details) or "no throttling", remedy)

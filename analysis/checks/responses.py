@@ -7,14 +7,14 @@ from analysis.case import CaseData
 from analysis.checks.verdict import Check, check_limit, is_planted
 
 
-def check_contract(o: CaseData) -> Check:
+def check_contract(case: CaseData) -> Check:
     """Every check of the contract held before the load and after it."""
     name, remedy = (
         "contract",
         "run `python -m servers` with this server and mend what its verification names",
     )
     for key, when in (("verify_before", "before"), ("verify_after", "after")):
-        checks = o.run.get(key)
+        checks = case.run.get(key)
         if not checks:
             return Check(name, False, "invalid", f"it was not verified {when} the load", remedy)
         bad = [c for c in checks if c["ok"] is False]
@@ -27,26 +27,26 @@ def check_contract(o: CaseData) -> Check:
                 remedy,
             )
     return Check(
-        name, True, "invalid", f"{len(o.run['verify_before'])} checks before and after", remedy
+        name, True, "invalid", f"{len(case.run['verify_before'])} checks before and after", remedy
     )
 
 
-def check_answers(o: CaseData) -> Check:
+def check_answers(case: CaseData) -> Check:
     """With a planted rule every complete answer was checked, token by token, and none was wrong."""
     name, remedy = (
         "answers",
         "look at the rows with answer = wrong: mixed requests, lost tokens or another sampling",
     )
-    wrong = int((o.rows["answer"] == "wrong").sum())
+    wrong = int((case.rows["answer"] == "wrong").sum())
     if wrong:
         return Check(
-            name, False, "invalid", f"{wrong:,} of {len(o.rows):,} answers are wrong", remedy
+            name, False, "invalid", f"{wrong:,} of {len(case.rows):,} answers are wrong", remedy
         )
-    if not is_planted(o):
+    if not is_planted(case):
         return Check(
             name, None, "invalid", "the model has no planted rule", "use the default model"
         )
-    unchecked = int((~o.rows["failed"] & (o.rows["answer"] != "exact")).sum())
+    unchecked = int((~case.rows["failed"] & (case.rows["answer"] != "exact")).sum())
     return Check(
         name,
         not unchecked,
@@ -56,12 +56,12 @@ def check_answers(o: CaseData) -> Check:
     )
 
 
-def check_agreement(o: CaseData) -> Check | None:
+def check_agreement(case: CaseData) -> Check | None:
     """Without a planted rule: the share of greedy answers that equal those of the campaign's first
     server. Engines may part ways at a near tie of two tokens, so that a difference is no proof of
     an error.
     """
-    said = o.run.get("agreement")
+    said = case.run.get("agreement")
     if not said:
         return None
     detail = f"{said['share']:.0%} of the answers equal those of {said['with']}"
@@ -74,15 +74,15 @@ def check_agreement(o: CaseData) -> Check | None:
     )
 
 
-def check_rows(o: CaseData) -> Check:
+def check_rows(case: CaseData) -> Check:
     """As many rows as requests were sent and as Locust counted."""
     name, remedy = (
         "rows",
         "look at load.log: a listener's exception or a killed load worker loses rows",
     )
-    counts = o.run.get("counts") or {}
+    counts = case.run.get("counts") or {}
     numbers = {key: counts.get(key) for key in ("sent", "rows", "locust_requests")} | {
-        "read": len(o.rows)
+        "read": len(case.rows)
     }
     detail = ", ".join(f"{key} {value}" for key, value in numbers.items())
     known = {value for value in numbers.values() if value is not None}
@@ -90,18 +90,18 @@ def check_rows(o: CaseData) -> Check:
     return Check(name, ok, "invalid", detail, remedy)
 
 
-def check_served(o: CaseData) -> Check:
+def check_served(case: CaseData) -> Check:
     """The server's own counters rose by as many answers (status 200) and tokens as came complete.
     Whatever failed here (cut off at the drain's end, timed out, broken) may have been answered
     there, in part or whole: by so much the server may have counted more. Only a warning for a
     server that we did not start: it may have other clients, or stand behind a balancer with others.
     """
-    name, severity = "server's counts", "invalid" if o.run.get("command") else "warning"
+    name, severity = "server's counts", "invalid" if case.run.get("command") else "warning"
     remedy = (
         "look for lost rows, for other clients of this server, and in its log for a start in the"
         " middle of the load"
     )
-    said = o.run.get("served")
+    said = case.run.get("served")
     if not said:
         return Check(
             name,
@@ -110,7 +110,10 @@ def check_served(o: CaseData) -> Check:
             "not measured: no counters of requests and tokens under names that we know",
             remedy,
         )
-    whole, broken = o.rows[~o.rows["failed"]], o.rows[o.rows["failed"] & o.rows["sent_s"].notna()]
+    whole, broken = (
+        case.rows[~case.rows["failed"]],
+        case.rows[case.rows["failed"] & case.rows["sent_s"].notna()],
+    )
     least = {"requests": len(whole), "tokens": whole["tokens"].sum(skipna=False)}
     more = {"requests": len(broken), "tokens": broken["max_tokens"].sum()}
     # no tokens if an answer came without usage
@@ -124,7 +127,7 @@ def check_served(o: CaseData) -> Check:
     return Check(name, ok, severity, detail, remedy)
 
 
-def check_token_counts(o: CaseData) -> Check:
+def check_token_counts(case: CaseData) -> Check:
     """Complete answers have the tokens that were asked for, by the server's usage and by the
     chunks, whose words are counted. A server that never gives usage is judged by the chunks alone.
     """
@@ -132,12 +135,12 @@ def check_token_counts(o: CaseData) -> Check:
         "token counts",
         "the server must honour max_tokens and ignore_eos, and its usage must be right",
     )
-    if not is_planted(o):
+    if not is_planted(case):
         return Check(
             name, None, "invalid", "the model has no planted rule", "use the default model"
         )
-    done = o.rows[~o.rows["failed"]]
-    chunks = metrics.sum_arrays(done["token_n"])
+    done = case.rows[~case.rows["failed"]]
+    chunks = metrics.requests.sum_arrays(done["token_n"])
     told = done["tokens"] if done["tokens"].notna().any() else chunks
     bad = int(((told != done["max_tokens"]) | (told != chunks)).sum())
     return Check(
@@ -149,10 +152,10 @@ def check_token_counts(o: CaseData) -> Check:
     )
 
 
-def check_errors(o: CaseData) -> Check:
+def check_errors(case: CaseData) -> Check:
     """At most 1% of the window's requests failed."""
-    share = metrics.error_share(o)
-    common = o.scheduled["error"].value_counts()
+    share = metrics.requests.error_share(case)
+    common = case.scheduled["error"].value_counts()
     detail = f"{share:.1%} failed" + (f", most often: {common.index[0]}" if len(common) else "")
     return check_limit(
         "errors",

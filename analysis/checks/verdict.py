@@ -31,16 +31,16 @@ def check_limit(name: str, ok: Any, value: float, severity: str, detail: str, re
     return Check(name, bool(ok), severity, detail, remedy, float(value))
 
 
-def is_planted(o: CaseData) -> bool:
+def is_planted(case: CaseData) -> bool:
     """Whether every right answer is known; the simulated engine's always are."""
     return (
-        bool((o.campaign.get("model") or {}).get("planted"))
-        or o.run["case"]["engine"] == "simulated"
+        bool((case.campaign.get("model") or {}).get("planted"))
+        or case.run["case"]["engine"] == "simulated"
     )
 
 
-def server_cores(o: CaseData) -> int | None:
+def server_cores(case: CaseData) -> int | None:
     """The machine's cores: as the manifest says."""
-    cpu = (o.campaign.get("manifest") or {}).get("cpu")
+    cpu = (case.campaign.get("manifest") or {}).get("cpu")
     cores = cpu.get("cores") if isinstance(cpu, dict) else None
     return int(cores) if cores else None

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import fisher_exact
 
-from analysis import formatting, slo, stats, summary
+from analysis import formatting, slo, stats
 from analysis.case import read_case
 from analysis.dataset import Campaign, InputError
 from analysis.formatting import format_number
@@ -30,7 +30,7 @@ from analysis.gate import verdicts
 from analysis.gate.verdicts import Gate, GatedSystem, GateRules, MetricVerdict
 from analysis.metrics import METRICS
 from analysis.stats import PairedResult
-from analysis.summary import Summary
+from analysis.summary import Summary, summarise
 from loadtests.schema import system_label
 
 LOOKS = (5, 10, 15)
@@ -54,12 +54,12 @@ def judge_campaign(campaign: Campaign, thorough: bool = True) -> Gate:
             " compares two others"
         )
     wanted = verdicts.parse_rules(gate["metrics"], gate["tolerance"], gate["slo"])
-    found = summary.summarise(campaign, slo.request_bounds(wanted.bounds) or None, frames=False)
-    collected = [_collect(found, system) for system in gate["systems"]]
+    summary = summarise(campaign, slo.request_bounds(wanted.bounds) or None, frames=False)
+    collected = [_collect(summary, system) for system in gate["systems"]]
     decide_verdicts(collected, wanted)
     for each in collected:
         if len(each.system.set_aside) > MOST_SET_ASIDE:
-            _too_many_set_aside(each, found)
+            _too_many_set_aside(each, summary)
         elif not each.system.look and not each.system.faults:
             why = (
                 f"{len(each.values)} repetitions count, and {LOOKS[0]} are needed: give more"
@@ -83,7 +83,7 @@ def judge_campaign(campaign: Campaign, thorough: bool = True) -> Gate:
             ]
         if len(each.values) and not each.system.faults:
             each.system.rows += _shares(each.values, wanted)
-    notes = _notes(found, collected) if thorough else []
+    notes = _notes(summary, collected) if thorough else []
     return Gate(
         {name: gate["sides"][name] for name in ("base", "head")},
         [each.system for each in collected],
@@ -197,23 +197,23 @@ def _unjudged(metric: str, each: Repetitions) -> str:
     return ""
 
 
-def _collect(found: Summary, asked: dict[str, Any]) -> Repetitions:
+def _collect(summary: Summary, asked: dict[str, Any]) -> Repetitions:
     """Those of a system that are complete and valid; others are set aside with the reason, or have
     a fault, or were interrupted.
     """
-    identities = found.campaign.identities
+    identities = summary.campaign.identities
     same = [
         index
-        for index in found.table.index
+        for index in summary.table.index
         if all(identities[index][key] == value for key, value in asked.items())
     ]
-    runs = found.table.loc[same].assign(side=[identities[index]["side"] for index in same])
+    runs = summary.table.loc[same].assign(side=[identities[index]["side"] for index in same])
     users, rate = (math.nan if asked[key] is None else asked[key] for key in ("users", "rate"))
     name = (
         f"{system_label(asked['server'], asked['options'])} ({asked['engine']}),"
         f" {formatting.workload_title(asked['scenario'], users, rate)}"
     )
-    system = GatedSystem(name, faults=list(dict.fromkeys(_faults(found, runs))))
+    system = GatedSystem(name, faults=list(dict.fromkeys(_faults(summary, runs))))
     counted = []
     for _, cases in runs.groupby("repetition"):
         bad = cases[~cases["valid"] & cases["state"].eq("ok")]
@@ -233,15 +233,15 @@ def _collect(found: Summary, asked: dict[str, Any]) -> Repetitions:
     return Repetitions(system, values, runs)
 
 
-def _faults(found: Summary, runs: pd.DataFrame) -> list[str]:
+def _faults(summary: Summary, runs: pd.DataFrame) -> list[str]:
     broken = runs[
         runs["state"].isin(["failed", "skipped"])
         & ~runs["reason"].str.contains("interrupted by Ctrl-C", regex=False)
     ]
-    checks = found.checks[
-        found.checks["name"].isin(FAULTS)
-        & found.checks["ok"].eq(False)
-        & found.checks["severity"].eq("invalid")
+    checks = summary.checks[
+        summary.checks["name"].isin(FAULTS)
+        & summary.checks["ok"].eq(False)
+        & summary.checks["severity"].eq("invalid")
     ]
     named = [
         (index, f"{name}: {detail}")
@@ -271,13 +271,13 @@ def _shares(values: pd.DataFrame, wanted: GateRules) -> list[MetricVerdict]:
     return found
 
 
-def _too_many_set_aside(each: Repetitions, found: Summary) -> None:
+def _too_many_set_aside(each: Repetitions, summary: Summary) -> None:
     """Whatever the reason, there is no verdict; but head that is not steady where base is does not
     carry this load any more.
     """
     unsteady = set(
-        found.checks.loc[
-            found.checks["name"].eq("steadiness") & found.checks["ok"].eq(False), "index"
+        summary.checks.loc[
+            summary.checks["name"].eq("steadiness") & summary.checks["ok"].eq(False), "index"
         ]
     )
     bad = {
@@ -311,17 +311,17 @@ def _too_many_set_aside(each: Repetitions, found: Summary) -> None:
         )
 
 
-def _notes(found: Summary, collected: Sequence[Repetitions]) -> list[str]:
+def _notes(summary: Summary, collected: Sequence[Repetitions]) -> list[str]:
     """What the machine did, and what is not under load: neither makes a verdict."""
     notes = []
     for name in NAMED:
-        bad = found.checks[found.checks["name"].eq(name) & found.checks["ok"].eq(False)]
+        bad = summary.checks[summary.checks["name"].eq(name) & summary.checks["ok"].eq(False)]
         if len(bad):
             # of what is not one number, the last
             worst = bad.sort_values("value", kind="stable").iloc[-1]
             which = "last" if math.isnan(worst["value"]) else "most"
             notes.append(
-                f"{name}: in {len(bad)} of {len(found.table)} runs, {which} in case"
+                f"{name}: in {len(bad)} of {len(summary.table)} runs, {which} in case"
                 f" {worst['index']}: {worst['detail']}"
             )
     for each in collected:
@@ -335,11 +335,11 @@ def _notes(found: Summary, collected: Sequence[Repetitions]) -> list[str]:
                     f"{each.system.name}: the machine drifted: base's throughput changed by"
                     f" {drift.change:+.0%} from its first run to its last"
                 )
-        notes += _outside(found, each)
+        notes += _outside(summary, each)
     return notes
 
 
-def _outside(found: Summary, each: Repetitions) -> list[str]:
+def _outside(summary: Summary, each: Repetitions) -> list[str]:
     """Starting and the warm-up are outside of the window: what only they show of head is named."""
     notes = []
     for of, says in (
@@ -353,7 +353,7 @@ def _outside(found: Summary, each: Repetitions) -> list[str]:
         ),
     ):
         took = pd.Series(
-            {index: of(found, int(str(index))) for index in each.runs.index}, dtype="float64"
+            {index: of(summary, int(str(index))) for index in each.runs.index}, dtype="float64"
         ).dropna()
         is_head = each.runs["side"].eq("head")
         head, base = (took[is_head[took.index] == side] for side in (True, False))
@@ -370,14 +370,14 @@ def _outside(found: Summary, each: Repetitions) -> list[str]:
     return notes
 
 
-def _startup(found: Summary, index: int) -> float:
-    return float((found.campaign.runs.get(index) or {}).get("startup_s") or math.nan)
+def _startup(summary: Summary, index: int) -> float:
+    return float((summary.campaign.runs.get(index) or {}).get("startup_s") or math.nan)
 
 
-def _warm_up(found: Summary, index: int) -> float:
+def _warm_up(summary: Summary, index: int) -> float:
     """Median E2E of the requests before the window, as a multiple of the window's; nan without one
     of the two.
     """
-    seen = read_case(found.campaign, index)
+    seen = read_case(summary.campaign, index)
     early = seen.rows[~seen.rows["failed"] & (seen.rows["scheduled_s"] < seen.window[0])]
-    return float(early["e2e_s"].median()) / float(found.table["e2e_p50_s"][index])
+    return float(early["e2e_s"].median()) / float(summary.table["e2e_p50_s"][index])

@@ -1,293 +1,19 @@
-"""Every formula, once: METRICS is the table, and `measure` applies it to one case. How numbers of
-several cases are put together is in statistics.py.
+"""The metrics of a case: METRICS is the table, and `measure_case` applies it to one case. Formulas
+stand once, in the modules beside this one; stats.py combines the numbers of several cases.
 """
 
-import json
-import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-import pandas as pd
-
-from analysis import hardware
 from analysis.case import CaseData
-from analysis.metrics import kv_cache, roofline
+from analysis.metrics import kv_cache, requests, resources
 from analysis.stats import NAN, percentile, values_needed
-
-
-def output_tokens_per_s(o: CaseData) -> float:
-    """Tokens that arrived inside the window / its length, whatever request they belong to."""
-    times, numbers = o.tokens
-    return float(numbers[o.inside(times)].sum()) / o.length
-
-
-def user_tokens_per_s(o: CaseData) -> float:
-    """How fast an answer runs for its reader: 1 / TPOT P50, "output token throughput per user" of
-    NVIDIA's AIPerf. The wait for the first token is not in it: TTFT is beside it.
-    """
-    tpot = percentile(o.latencies("tpot_s"), 50)
-    return 1 / tpot if tpot > 0 else NAN
-
-
-def requests_per_s(o: CaseData) -> float:
-    """Requests that finished inside the window, complete and not wrong / its length."""
-    return float(o.finished["good"].sum()) / o.length
-
-
-def goodput_per_s(o: CaseData) -> float:
-    """Requests that finished inside the window, complete and not wrong, and met every bound of the
-    SLO / its length.
-    """
-    return float(o.finished["met_slo"].sum()) / o.length
-
-
-def slo_attainment(o: CaseData) -> float:
-    """Share of the requests scheduled in the window that were complete, not wrong and met every
-    bound of the SLO.
-    """
-    return _share(o.scheduled["met_slo"])
-
-
-def error_share(o: CaseData) -> float:
-    """Share of the requests scheduled in the window that failed, for whatever reason."""
-    return _share(o.scheduled["failed"])
-
-
-def wrong_share(o: CaseData) -> float:
-    """Share of the requests scheduled in the window whose answer was not the expected one."""
-    return _share(o.scheduled["answer"] == "wrong")
-
-
-def requests_scheduled(o: CaseData) -> float:
-    """Requests scheduled in the window: the n of TTFT and E2E."""
-    return float(len(o.scheduled)) if o.run.get("window") else NAN
-
-
-def requests_completed(o: CaseData) -> float:
-    """Those of them that did not fail."""
-    return float((~o.scheduled["failed"]).sum()) if o.run.get("window") else NAN
-
-
-def requests_of_several_tokens(o: CaseData) -> float:
-    """Those of them that did not fail and have more than one token: the n of TPOT and of ITL, whose
-    gaps within one request are no independent values.
-    """
-    return float(o.scheduled["tpot_s"].notna().sum()) if o.run.get("window") else NAN
-
-
-def ttft_mean_s(o: CaseData) -> float:
-    """Mean of first chunk with a generated token - scheduled, completed requests only."""
-    return _mean(o.latencies("ttft_s", failures=False))
-
-
-def itl_mean_s(o: CaseData) -> float:
-    """Mean of the gaps between chunks that carry tokens."""
-    return _mean(o.latencies("itl_s"))
-
-
-def tokens_per_chunk(o: CaseData) -> float:
-    """Mean tokens in a chunk that carries any, of the requests scheduled in the window; 1 is a
-    stream token by token.
-    """
-    numbers = list(o.scheduled["token_n"])
-    return _mean(np.concatenate(numbers)) if numbers else NAN
-
-
-def outside_engine_p50_s(o: CaseData) -> float:
-    """Median of E2E - (queue_ms + prompt_ms + predicted_ms) of the server's own timings: what the
-    architecture, the network and the client add to the engine's time; requests scheduled in the
-    window that did not fail.
-    """
-    r = o.scheduled[~o.scheduled["failed"]]
-    outside = r["e2e_s"] - (r["queue_ms"] + r["prompt_ms"] + r["predicted_ms"]) / 1000
-    return percentile(outside.dropna().to_numpy(), 50)
-
-
-def cache_hit_share(o: CaseData) -> float:
-    """Share of hits in what the server says of its cache of answers: rise of
-    serveoff_cache_hits_total / that of it and of serveoff_cache_misses_total, from its first to its
-    last word on them in the window.
-    """
-    said = [o.served(f"serveoff_cache_{what}_total") for what in ("hits", "misses")]
-    hits, misses = (
-        float(np.ptp(s[inside])) if (inside := o.inside(s.index)).sum() > 1 else NAN for s in said
-    )
-    return hits / (hits + misses) if hits + misses > 0 else NAN
-
-
-def running_mean(o: CaseData) -> float:
-    """Requests that the engine worked on at once, mean over the window: the sum over the completed
-    requests of its time for each (prompt_ms before the first token, predicted_ms from it on) inside
-    the window / its length (Little's law). Of a server without timings the mean of what it said in
-    the window (vllm:num_requests_running).
-    """
-    r = o.rows[~o.rows["failed"] & o.rows["first_s"].notna()]
-    begin, end = r["first_s"] - r["prompt_ms"] / 1e3, r["first_s"] + r["predicted_ms"] / 1e3
-    if len(r) and end.notna().all() and begin.notna().all():
-        return float((end.clip(*o.window) - begin.clip(*o.window)).sum()) / o.length
-    said = o.served("vllm:num_requests_running", "serveoff_requests_running")
-    return _mean(said[o.inside(said.index)])
-
-
-def event_loop_lag_p99_s(o: CaseData) -> float:
-    """How late the server's event loop ran what was due, each 50 ms, P99 over the window: the upper
-    bound of the histogram's bucket in which it lies, from its first to its last word on it there;
-    of all its processes, and of a gateway the servers behind it.
-    """
-    m = o.server_metrics
-    rows = m[m["name"] == "serveoff_event_loop_lag_seconds_bucket"]
-    at = rows["time_s"] + rows["took_s"]
-    bounds = rows["labels"].map(lambda labels: float(json.loads(labels)["le"])).astype("float64")
-    said = rows["value"].groupby([at, bounds]).sum().unstack()
-    said = said[o.inside(said.index)]
-    if len(said) < 2:
-        return NAN
-    risen = said.iloc[-1] - said.iloc[0]
-    total = float(risen.iloc[-1])  # le is "+Inf"
-    return (
-        float(risen.index[(risen >= 0.99 * total).argmax()]) if total >= values_needed(99) else NAN
-    )
-
-
-def server_cores(o: CaseData) -> float:
-    """CPU cores that the server's process tree kept busy in the window: rise of its CPU time /
-    time.
-    """
-    return o.slope("server_cpu_s")
-
-
-def load_cpu_share(o: CaseData) -> float:
-    """Share of the window in which the busiest load worker computed (each computes on one core). Of
-    a case that did not record that: cores that the load generator kept busy / cores that it could
-    use, one a load worker, at most those it was given.
-    """
-    shares = [worker.get("cpu_share") for worker in o.run.get("load_workers") or []]
-    if shares and None not in shares:
-        return float(max(shares))
-    given = (o.campaign.get("machine_share") or {}).get("load_cores")
-    given = len(given) if isinstance(given, list) else given or math.inf
-    workers = max(o.requests["worker"].nunique(), 1)
-    return o.slope("load_cpu_s") / min(given, workers)
-
-
-def server_peak_bytes(o: CaseData) -> float:
-    """Largest proportional set size of the server's process tree in the whole case."""
-    return float(o.telemetry["server_pss_bytes"].max())
-
-
-def context_switches_per_s(o: CaseData) -> float:
-    """Voluntary and involuntary context switches of the server's process tree in the window /
-    time.
-    """
-    return o.slope("server_context_switches_total")
-
-
-def tokens_per_cpu_s(o: CaseData) -> float:
-    """Output throughput / CPU cores used by the server."""
-    cores = server_cores(o)
-    return output_tokens_per_s(o) / cores if cores > 0 else NAN
-
-
-def gpu_utilization_percent(o: CaseData) -> float:
-    """Mean of NVML's utilisation in the window over the samples and all GPUs: the share of the time
-    in which any kernel ran, which is no share of what the card could do (MBU and MFU are).
-    """
-    return _mean([o.samples(c)[c].mean() for c in o.gpu_columns("utilization_percent")])
-
-
-def gpu_memory_bytes(o: CaseData) -> float:
-    """Largest memory in use in the whole case, sum of all GPUs, whoever used it."""
-    columns = o.gpu_columns("memory_used_bytes")
-    return float(o.telemetry[columns].sum(axis="columns", min_count=1).max()) if columns else NAN
-
-
-def gpu_power_w(o: CaseData) -> float:
-    """Mean power in the window, sum of all GPUs."""
-    columns = o.gpu_columns("power_w")
-    return float(sum(o.samples(c)[c].mean() for c in columns)) if columns else NAN
-
-
-def gpu_tokens_per_joule(o: CaseData) -> float:
-    """Output throughput / (rise of NVML's energy counters in the window, all GPUs, used or not /
-    time). What CPU, memory and cooling take is not in it.
-    """
-    columns = o.gpu_columns("energy_j")
-    power = float(sum(o.slope(c) for c in columns))
-    return output_tokens_per_s(o) / power if columns and power > 0 else NAN
-
-
-def goodput_tokens_per_s(o: CaseData) -> float:
-    """Output tokens of the requests that goodput counts / the window's length."""
-    good = o.finished[o.finished["met_slo"]]
-    return float(sum(n.sum() for n in good["token_n"])) / o.length
-
-
-def usd_per_million_tokens(o: CaseData) -> float:
-    """Price of the whole machine an hour / 3600 / goodput in tokens/s x 1,000,000: dollars for a
-    million output tokens whose requests met every bound of the SLO, if it were always loaded like
-    that. ∞ if none did.
-    """
-    if o.given.price is None or not o.length > 0:
-        return NAN
-    good = goodput_tokens_per_s(o)
-    return o.given.price.usd_per_hour / 3600 / good * 1e6 if good > 0 else math.inf
-
-
-def mbu(o: CaseData) -> float:
-    """Model bandwidth utilisation: bytes a second that the model had to move / the machine's peak
-    bandwidth. (Weights + keys and values) / TPOT / peak (Databricks, "LLM inference performance
-    engineering: best practices", 2023), over the window and a batch: weights x forward passes a
-    second + 2 x layers x key-value heads x head size x tokens that each generated token looks back
-    on, times 2 bytes (bfloat16). Passes are those that vLLM counts, or one a token (Transformers
-    one request at a time); else they are a lower bound, and so is this. Above 100% where weights
-    stay in a cache nearer than that memory. – on simulated engines, with a cache of answers, and if
-    the model's shape or the peak is not known.
-    """
-    peak = hardware.find_peaks(o.campaign, o.given).bytes_per_s
-    return roofline.bytes_per_s(o) / peak if peak > 0 else NAN
-
-
-def mfu(o: CaseData) -> float:
-    """Model FLOPs utilisation: operations a second that the model had to do / the machine's peak.
-    The forward pass of Chowdhery et al., "PaLM", 2022, appendix B, 2 N + 4 L H Q T for each token
-    of prompts and answers, where N is without the table of input embeddings (and without the output
-    head for tokens that predict none) and T is what a token looks back on. – where MBU is.
-    """
-    peak = hardware.find_peaks(o.campaign, o.given).flops
-    return roofline.flops(o) / peak if peak > 0 else NAN
-
-
-def startup_s(o: CaseData) -> float:
-    """From the start of the server's process to the first 200 of /health."""
-    value = o.run.get("startup_s")
-    return NAN if value is None else float(value)
-
-
-def sum_arrays(arrays: pd.Series) -> np.ndarray:
-    """The sum of each array, 0 of an empty one, a hundred times as fast as one by one."""
-    lengths = np.array([len(each) for each in arrays], dtype="int64")
-    total = (
-        np.concatenate([[0.0], np.cumsum(np.concatenate(list(arrays)))])
-        if len(arrays)
-        else np.zeros(1)
-    )
-    ends = np.cumsum(lengths)
-    return total[ends] - total[ends - lengths]
-
-
-def _share(flags: pd.Series) -> float:
-    return float(flags.mean()) if len(flags) else NAN
-
-
-def _mean(values: Any) -> float:
-    return float(np.mean(values)) if len(values) else NAN
 
 
 class Metric(NamedTuple):
     """One number of a case. `unit` is that of the value (and of the name's end); it is shown times
-    `scale` as `shown`. `sample` names the metric that holds its sample size, and below `needs` of
-    them there is no number.
+    `scale` as `display_unit`. `sample` names the metric that holds its sample size, and below
+    `needs` of them there is no number.
     """
 
     name: str
@@ -295,7 +21,7 @@ class Metric(NamedTuple):
     unit: str
     better: str  # higher, lower, or nothing where neither is
     value: Callable[[CaseData], float]
-    shown: str = ""
+    display_unit: str = ""
     scale: float = 1
     sample: str = ""
     needs: int = 0
@@ -346,9 +72,9 @@ def _percentiles() -> list[Metric]:
             for p in (50, 99) if name in ("send_lag_s", "slot_wait_s") else (50, 95, 99):
 
                 def value(
-                    o: CaseData, name: str = name, p: int = p, failures: bool = failures
+                    case: CaseData, name: str = name, p: int = p, failures: bool = failures
                 ) -> float:
-                    return percentile(o.latencies(name, failures), p)
+                    return percentile(case.latencies(name, failures), p)
 
                 only_completed = meaning.split(";")[0] + ", completed requests only"
                 value.__doc__ = (
@@ -378,15 +104,19 @@ METRICS = {
     m.name: m
     for m in (
         Metric(
-            "output_tokens_per_s", "output throughput", "tokens/s", "higher", output_tokens_per_s
+            "output_tokens_per_s",
+            "output throughput",
+            "tokens/s",
+            "higher",
+            requests.output_tokens_per_s,
         ),
-        Metric("requests_per_s", "requests", "1/s", "higher", requests_per_s),
+        Metric("requests_per_s", "requests", "1/s", "higher", requests.requests_per_s),
         Metric(
             "user_tokens_per_s",
             "tokens/s for a user",
             "tokens/s",
             "higher",
-            user_tokens_per_s,
+            requests.user_tokens_per_s,
             "",
             1,
             "requests_of_several_tokens",
@@ -398,7 +128,7 @@ METRICS = {
             "TTFT mean",
             "s",
             "lower",
-            ttft_mean_s,
+            requests.ttft_mean_s,
             "ms",
             1000,
             "requests_completed",
@@ -409,35 +139,43 @@ METRICS = {
             "ITL mean",
             "s",
             "lower",
-            itl_mean_s,
+            requests.itl_mean_s,
             "ms",
             1000,
             "requests_of_several_tokens",
             values_needed(50),
         ),
-        Metric("requests_scheduled", "requests in the window", "", "", requests_scheduled),
-        Metric("requests_completed", "of them completed", "", "", requests_completed),
+        Metric("requests_scheduled", "requests in the window", "", "", requests.requests_scheduled),
+        Metric("requests_completed", "of them completed", "", "", requests.requests_completed),
         Metric(
-            "requests_of_several_tokens", "of them with a TPOT", "", "", requests_of_several_tokens
+            "requests_of_several_tokens",
+            "of them with a TPOT",
+            "",
+            "",
+            requests.requests_of_several_tokens,
         ),
-        Metric("error_share", "errors", "share", "lower", error_share, "%", 100),
-        Metric("wrong_share", "wrong answers", "share", "lower", wrong_share, "%", 100),
-        Metric("goodput_per_s", "goodput", "1/s", "higher", goodput_per_s),
-        Metric("slo_attainment", "SLO attainment", "share", "higher", slo_attainment, "%", 100),
-        Metric("tokens_per_chunk", "tokens a chunk", "tokens", "", tokens_per_chunk),
+        Metric("error_share", "errors", "share", "lower", requests.error_share, "%", 100),
+        Metric("wrong_share", "wrong answers", "share", "lower", requests.wrong_share, "%", 100),
+        Metric("goodput_per_s", "goodput", "1/s", "higher", requests.goodput_per_s),
+        Metric(
+            "slo_attainment", "SLO attainment", "share", "higher", requests.slo_attainment, "%", 100
+        ),
+        Metric("tokens_per_chunk", "tokens a chunk", "tokens", "", requests.tokens_per_chunk),
         Metric(
             "outside_engine_p50_s",
             "outside the engine P50",
             "s",
             "lower",
-            outside_engine_p50_s,
+            requests.outside_engine_p50_s,
             "ms",
             1000,
             "requests_completed",
             values_needed(50),
         ),
-        Metric("cache_hit_share", "cache hits", "share", "higher", cache_hit_share, "%", 100),
-        Metric("running_mean", "running at once", "", "", running_mean),
+        Metric(
+            "cache_hit_share", "cache hits", "share", "higher", requests.cache_hit_share, "%", 100
+        ),
+        Metric("running_mean", "running at once", "", "", requests.running_mean),
         Metric(
             "kv_useful_share",
             "useful keys and values",
@@ -462,49 +200,87 @@ METRICS = {
             "event loop lag P99, at most",
             "s",
             "lower",
-            event_loop_lag_p99_s,
+            resources.event_loop_lag_p99_s,
             "ms",
             1000,
         ),
-        Metric("server_cores", "server CPU", "cores", "lower", server_cores),
-        Metric("tokens_per_cpu_s", "tokens a CPU second", "tokens/s", "higher", tokens_per_cpu_s),
+        Metric("server_cores", "server CPU", "cores", "lower", resources.server_cores),
         Metric(
-            "context_switches_per_s", "context switches", "1/s", "lower", context_switches_per_s
+            "tokens_per_cpu_s",
+            "tokens a CPU second",
+            "tokens/s",
+            "higher",
+            resources.tokens_per_cpu_s,
         ),
         Metric(
-            "load_cpu_share", "load generator's CPU", "share", "lower", load_cpu_share, "%", 100
+            "context_switches_per_s",
+            "context switches",
+            "1/s",
+            "lower",
+            resources.context_switches_per_s,
         ),
         Metric(
-            "server_peak_bytes", "server memory", "bytes", "lower", server_peak_bytes, "MiB", 2**-20
+            "load_cpu_share",
+            "load generator's CPU",
+            "share",
+            "lower",
+            resources.load_cpu_share,
+            "%",
+            100,
         ),
-        Metric("gpu_utilization_percent", "GPU", "%", "", gpu_utilization_percent),
-        Metric("gpu_memory_bytes", "GPU memory", "bytes", "lower", gpu_memory_bytes, "MiB", 2**-20),
-        Metric("gpu_power_w", "GPU power", "W", "lower", gpu_power_w),
         Metric(
-            "gpu_tokens_per_joule", "tokens a joule", "tokens/J", "higher", gpu_tokens_per_joule
+            "server_peak_bytes",
+            "server memory",
+            "bytes",
+            "lower",
+            resources.server_peak_bytes,
+            "MiB",
+            2**-20,
+        ),
+        Metric("gpu_utilization_percent", "GPU", "%", "", resources.gpu_utilization_percent),
+        Metric(
+            "gpu_memory_bytes",
+            "GPU memory",
+            "bytes",
+            "lower",
+            resources.gpu_memory_bytes,
+            "MiB",
+            2**-20,
+        ),
+        Metric("gpu_power_w", "GPU power", "W", "lower", resources.gpu_power_w),
+        Metric(
+            "gpu_tokens_per_joule",
+            "tokens a joule",
+            "tokens/J",
+            "higher",
+            resources.gpu_tokens_per_joule,
         ),
         Metric(
-            "goodput_tokens_per_s", "goodput, tokens", "tokens/s", "higher", goodput_tokens_per_s
+            "goodput_tokens_per_s",
+            "goodput, tokens",
+            "tokens/s",
+            "higher",
+            requests.goodput_tokens_per_s,
         ),
         Metric(
             "usd_per_million_tokens",
             "cost of a million good tokens",
             "USD",
             "lower",
-            usd_per_million_tokens,
+            resources.usd_per_million_tokens,
         ),
-        Metric("mbu", "MBU", "share", "higher", mbu, "%", 100),
-        Metric("mfu", "MFU", "share", "higher", mfu, "%", 100),
-        Metric("startup_s", "start-up", "s", "lower", startup_s),
+        Metric("mbu", "MBU", "share", "higher", resources.mbu, "%", 100),
+        Metric("mfu", "MFU", "share", "higher", resources.mfu, "%", 100),
+        Metric("startup_s", "start-up", "s", "lower", resources.startup_s),
     )
 }
 
 
-def measure_case(o: CaseData) -> dict[str, float]:
+def measure_case(case: CaseData) -> dict[str, float]:
     """All metrics of one case by name, in their `unit`; nan where it was not measured or where n is
     too small.
     """
-    values = {name: metric.value(o) for name, metric in METRICS.items()}
+    values = {name: metric.value(case) for name, metric in METRICS.items()}
     return {
         name: NAN if m.sample and values[m.sample] < m.needs else values[name]
         for name, m in METRICS.items()

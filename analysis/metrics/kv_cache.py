@@ -20,7 +20,7 @@ USAGE, CONFIG, PREEMPTIONS = (
 )
 
 
-def useful_share(o: CaseData) -> float:
+def useful_share(case: CaseData) -> float:
     """Positions of tokens that unfinished requests need / positions that the engine holds for keys
     and values, over the window: "token states" of Kwon et al., "Efficient memory management for
     large language model serving with PagedAttention", 2023, figure 2. Static batches count both at
@@ -29,40 +29,40 @@ def useful_share(o: CaseData) -> float:
     said how many those were; prompts that are just being read hold blocks, too, so this is a lower
     bound. – of others, which hold one request's exactly, or do not say.
     """
-    counted = [o.served(name) for name in (USEFUL, POSITIONS)]
+    counted = [case.served(name) for name in (USEFUL, POSITIONS)]
     useful, held = (
-        float(np.ptp(s[inside])) if (inside := o.inside(s.index)).sum() > 1 else NAN
+        float(np.ptp(s[inside])) if (inside := case.inside(s.index)).sum() > 1 else NAN
         for s in counted
     )
     if held > 0:
         return useful / held
-    said = o.served(USAGE)
-    said = said[o.inside(said.index) & (said > 0)]
-    positions = paged_positions(o.server_metrics)
+    said = case.served(USAGE)
+    said = said[case.inside(said.index) & (said > 0)]
+    positions = paged_positions(case.server_metrics)
     if said.empty or not positions > 0:
         return NAN
     return float(
-        np.mean([tokens_at(o.rows, at) / (usage * positions) for at, usage in said.items()])
+        np.mean([tokens_at(case.rows, at) / (usage * positions) for at, usage in said.items()])
     )
 
 
-def used_peak_share(o: CaseData) -> float:
+def used_peak_share(case: CaseData) -> float:
     """Most that any of vLLM's engines had in use of its blocks for keys and values, by its word in
     the window (vllm:kv_cache_usage_perc, a share in spite of its name). At 100% requests wait, or
     are preempted.
     """
-    m = o.server_metrics
-    said = m[(m["name"] == USAGE) & o.inside(m["time_s"] + m["took_s"])]
+    m = case.server_metrics
+    said = m[(m["name"] == USAGE) & case.inside(m["time_s"] + m["took_s"])]
     return float(said["value"].max()) if len(said) else NAN
 
 
-def preemptions(o: CaseData) -> float:
+def preemptions(case: CaseData) -> float:
     """Requests that lost their place, and whose keys and values were computed anew, since there was
     no room: rise of vllm:num_preemptions_total over the window, from its first to its last word on
     it there.
     """
-    said = o.served(PREEMPTIONS)
-    said = said[o.inside(said.index)]
+    said = case.served(PREEMPTIONS)
+    said = said[case.inside(said.index)]
     return float(np.ptp(said)) if len(said) > 1 else NAN
 
 

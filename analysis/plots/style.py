@@ -14,15 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
-from analysis.plots.figures import Drawn
-from analysis.summary import Comparison
+from analysis.summary import Comparison, ServerSummary
 
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#B8A800"]
-
-
 DASHES = ["-", "--", ":", "-."]
-
-
 STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -32,12 +27,10 @@ STYLE: Any = {
     "font.size": 10,
     "axes.axisbelow": True,
 }
-
-
 WIDTH = 6.8  # inches: two beside each other on a page, and one readable on a phone
+MANY = len(COLOURS)  # more lines than that in one picture cannot be distinguished
 
-
-MANY = len(COLOURS)  # more lines than that in one picture are not told apart
+Drawn = tuple[ServerSummary, str, dict[str, Any]]
 
 
 def encode_png(figure: Figure) -> bytes:
@@ -65,6 +58,9 @@ class Picture:
     def _repr_png_(self) -> bytes:
         """How a notebook shows it: as the report does."""
         return encode_png(self.figure)
+
+
+Drawn = tuple[ServerSummary, str, dict[str, Any]]
 
 
 def line_looks(comparison: Comparison) -> list[Drawn]:

@@ -12,12 +12,12 @@ from analysis.plots.latency_parts import draw_latency_parts
 from analysis.summary import Comparison, Summary
 
 
-def attribution_view(found: Summary, comparison: Comparison) -> dict[str, Any]:
+def attribution_view(summary: Summary, comparison: Comparison) -> dict[str, Any]:
     """For the templates: {sentences: [(name, sentence)], heads, rows: [(name, which, cells)] in ms,
     engine_heads: [(label, unit)], engine: [(name, cells)], coarse: names of systems whose server
     told no parts, picture: none without a bar}.
     """
-    attributions = attribute_latency(found, comparison)
+    attributions = attribute_latency(summary, comparison)
     names = visible_parts(attributions)
     rows = []
     for a in attributions:
@@ -35,7 +35,9 @@ def attribution_view(found: Summary, comparison: Comparison) -> dict[str, Any]:
         "rows": rows,
         "picture": draw_latency_parts(attributions) if rows else None,
         "heads": ["requests", "mean E2E", *(PARTS[name].label for name in names)],
-        "coarse": [a.system.name for a in attributions if any(not bar.told for bar in a.bars)],
+        "coarse": [
+            a.system.name for a in attributions if any(not bar.has_server_phases for bar in a.bars)
+        ],
         "engine_heads": [(METRICS[m].label, formatting.unit_of(m)) for m in IN_ENGINE],
         "engine": [
             (a.system.name, [formatting.format_estimate(m, a.system.valid) for m in IN_ENGINE])

@@ -88,7 +88,7 @@ def _row(summary: Summary, f: CapacityResult) -> dict[str, Any]:
                     [
                         *(
                             f"{_seen(k)}, {k.met:,} of {k.of:,} within the bound"
-                            for k in p.kept
+                            for k in p.bound_results
                             if k.of
                         ),
                         p.why,
@@ -117,7 +117,7 @@ def _broke(f: CapacityResult) -> str:
     """Which bounds did not hold at the lowest load that failed, and what was seen there."""
     probe = next((p for p in f.probes if p.load == f.capacity.fails), None)
     return (
-        (", ".join(_seen(k) for k in probe.kept if not k.holds and k.of) or probe.why)
+        (", ".join(_seen(k) for k in probe.bound_results if not k.holds and k.of) or probe.why)
         if probe
         else ""
     )

@@ -4,7 +4,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from analysis import dataset, summary
+from analysis import dataset
+from analysis.summary import summarise
 
 
 def list_checks(folder: Path | str | None = None) -> list[dict[str, Any]]:
@@ -15,7 +16,7 @@ def list_checks(folder: Path | str | None = None) -> list[dict[str, Any]]:
     that did not end. Raises InputError.
     """
     campaign = dataset.read_campaign(folder)
-    found = summary.summarise(campaign)
+    summary = summarise(campaign)
     return [
         {
             "case": campaign.identities[case["index"]],
@@ -31,8 +32,8 @@ def list_checks(folder: Path | str | None = None) -> list[dict[str, Any]]:
                     "remedy": c["remedy"],
                     "value": c["value"] if math.isfinite(c["value"]) else None,
                 }
-                for c in found.checks[found.checks["index"] == case["index"]].to_dict("records")
+                for c in summary.checks[summary.checks["index"] == case["index"]].to_dict("records")
             ],
         }
-        for case in found.table.to_dict("records")
+        for case in summary.table.to_dict("records")
     ]

@@ -14,36 +14,36 @@ from analysis.summary import Comparison, ServerSummary, Summary
 COLUMNS = ("usd_per_million_tokens", "gpu_tokens_per_joule", "mbu", "mfu")
 
 
-def cost_columns(found: Summary) -> tuple[str, ...]:
-    return tuple(name for name in COLUMNS if found.valid[name].notna().any())
+def cost_columns(summary: Summary) -> tuple[str, ...]:
+    return tuple(name for name in COLUMNS if summary.valid[name].notna().any())
 
 
-def cost_view(found: Summary, comparisons: Sequence[Comparison]) -> dict[str, Any]:
+def cost_view(summary: Summary, comparisons: Sequence[Comparison]) -> dict[str, Any]:
     """{price, other_machine, names, peaks, gpus, busy, model, heads, rows} for the templates.
     `price` is None without one, and `names` are those that could be asked for; `busy` says whether
     GPUs' utilisation is shown; `rows` is empty if nothing could be measured.
     """
-    price, data = found.given.price, found.campaign.data
-    shown = cost_columns(found)
+    price, data = summary.machine_cost.price, summary.campaign.data
+    shown = cost_columns(summary)
     systems = [
         (comparison.title, system)
         for comparison in comparisons
         for system in comparison.systems
         if len(system.valid)
     ]
-    busy = bool(found.valid["gpu_utilization_percent"].notna().any())
+    busy = bool(summary.valid["gpu_utilization_percent"].notna().any())
     names = ("goodput_tokens_per_s", *(["gpu_utilization_percent"] if busy else []), *shown)
     rows = [
         (
             f"{system.name}, {title}",
             [formatting.format_estimate(name, system.valid) for name in names],
-            _passes(found, system) if "mbu" in shown else "",
+            _passes(summary, system) if "mbu" in shown else "",
         )
         for title, system in systems
     ]
-    peaks, machine = hardware.find_peaks(data, found.given), hardware.gpu_names(data)
+    peaks, machine = hardware.find_peaks(data, summary.machine_cost), hardware.gpu_names(data)
     # behind --target there may be any machine
-    elsewhere = found.table["engine"].eq("external").any()
+    elsewhere = summary.table["engine"].eq("external").any()
     return {
         "price": (
             price
@@ -79,14 +79,17 @@ def describe_model(data: dict[str, Any]) -> str:
     )
 
 
-def _passes(found: Summary, system: ServerSummary) -> str:
+def _passes(summary: Summary, system: ServerSummary) -> str:
     """How the forward passes of a system's valid cases are known."""
     observed = [
-        read_case(found.campaign, index, found.slo, found.given) for index in system.valid["index"]
+        read_case(summary.campaign, index, summary.slo, summary.machine_cost)
+        for index in system.valid["index"]
     ]
     return (
         ", ".join(
-            dict.fromkeys(roofline.weight_passes(o)[1] for o in observed if roofline.model_shape(o))
+            dict.fromkeys(
+                roofline.weight_passes(case)[1] for case in observed if roofline.model_shape(case)
+            )
         )
         or "–"
     )

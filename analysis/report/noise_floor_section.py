@@ -46,12 +46,12 @@ ROWS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
 ]
 
 
-def noise_floor_view(found: Summary, names: dict[int, str]) -> dict[str, Any]:
+def noise_floor_view(summary: Summary, names: dict[int, str]) -> dict[str, Any]:
     """{heads, rows, ladder, bound, cases, p99_needs} for the templates; `heads` is empty where
     nothing was calibrated. `cases` are those that have ended, by their `names`, with what the check
     `client error` says.
     """
-    calibration = found.campaign.data.get("calibration") or {}
+    calibration = summary.campaign.data.get("calibration") or {}
     loads = (
         [(f"closed loop, {calibration['users']:,} users", calibration["closed"])]
         if calibration.get("closed")
@@ -62,7 +62,7 @@ def noise_floor_view(found: Summary, names: dict[int, str]) -> dict[str, Any]:
         if calibration.get("open")
         else []
     )
-    judged = found.checks[found.checks["name"] == "client error"]
+    judged = summary.checks[summary.checks["name"] == "client error"]
     cases = [
         (names[index], detail)
         for index, detail in zip(judged["index"], judged["detail"], strict=True)

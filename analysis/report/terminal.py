@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from analysis import formatting, summary
+from analysis import formatting
 from analysis.report import capacity_section
 from analysis.report.writer import _concerns
-from analysis.summary import Summary
+from analysis.summary import Summary, build_comparisons, describe_result
 
 # What fits a terminal of 100 columns, with headings that do.
 TERMINAL = {
@@ -28,17 +28,19 @@ TERMINAL = {
 }
 
 
-def show_summary(found: Summary, console: Console) -> None:
+def show_summary(summary: Summary, console: Console) -> None:
     """Prints the answers and the headline tables; every text from the campaign is printed as text,
     not as markup.
     """
-    capacity = capacity_section.capacity_view(found)
+    capacity = capacity_section.capacity_view(summary)
     if capacity["systems"]:
         show_capacity(capacity, console)
         return
-    shown = TERMINAL | ({"usd_per_million_tokens": "USD for\nM good"} if found.given.price else {})
-    for comparison in summary.build_comparisons(found):
-        console.print(Text(summary.describe_result(comparison)))
+    shown = TERMINAL | (
+        {"usd_per_million_tokens": "USD for\nM good"} if summary.machine_cost.price else {}
+    )
+    for comparison in build_comparisons(summary):
+        console.print(Text(describe_result(comparison)))
         table = Table(
             title=Text(comparison.title),
             title_justify="left",
@@ -59,12 +61,12 @@ def show_summary(found: Summary, console: Console) -> None:
         for reason in reasons:
             console.print(Text(f"  {reason}"))
         console.print()
-    for concern in _concerns(found):
+    for concern in _concerns(summary):
         if concern["severity"] == "warning":
             console.print(
                 Text(
-                    f"warning: {concern['name']}, in {len(concern['cases'])} of {len(found.table)}"
-                    f" cases: {concern['remedy']}"
+                    f"warning: {concern['name']}, in {len(concern['cases'])} of"
+                    f" {len(summary.table)} cases: {concern['remedy']}"
                 )
             )
     console.print(

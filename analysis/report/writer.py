@@ -14,13 +14,22 @@ from urllib.parse import quote
 import markupsafe
 import pandas as pd
 
-from analysis import dataset, formatting, stats, summary
+from analysis import dataset, formatting, stats
 from analysis.hardware import NO_COST, MachineCost
 from analysis.metrics import METRICS
 from analysis.plots import figures, style, tradeoffs
 from analysis.plots.style import Picture
 from analysis.report import attribution_section, capacity_section, cost_section, noise_floor_section
-from analysis.summary import Comparison, ServerSummary, Summary, Sweep
+from analysis.summary import (
+    Comparison,
+    ServerSummary,
+    Summary,
+    Sweep,
+    build_comparisons,
+    build_sweeps,
+    describe_result,
+    summarise,
+)
 from analysis.templating import TEMPLATES, escape_markdown, make_environment
 
 HEADLINE = (
@@ -104,41 +113,40 @@ CAPTIONS = {
 def write_report(
     folder: Path | str | None = None,
     slo: dict[str, float] | None = None,
-    given: MachineCost = NO_COST,
+    machine_cost: MachineCost = NO_COST,
 ) -> Summary:
     """Makes the report of a campaign (default: the newest) into its folder and returns what it
     shows. Raises InputError.
     """
-    found = summary.summarise(dataset.read_campaign(folder), slo, given)
-    folder = found.campaign.folder
+    summary = summarise(dataset.read_campaign(folder), slo, machine_cost)
+    folder = summary.campaign.folder
     (folder / "figures").mkdir(exist_ok=True)
     for old in (folder / "figures").glob("*.png"):
         old.unlink()  # of an earlier report, perhaps of a comparison that is named otherwise now
-    view = build_view(found)
+    view = build_view(summary)
     compared = [c for sweep in view["sweeps"] for c in sweep["comparisons"]]
     pictures = [f for sweep in view["sweeps"] for f in sweep["curves"]] + [
         f for c in compared for f in [*c["figures"], c["why"]["figure"]]
     ]
     for figure in filter(None, pictures):
         (folder / "figures" / figure["file"]).write_bytes(figure["png"])
-    found.table.drop(columns="index").to_csv(folder / "metrics.csv", index_label="index")
+    summary.table.drop(columns="index").to_csv(folder / "metrics.csv", index_label="index")
     (folder / "report.html").write_text(
         make_environment(autoescape=True).get_template("report.html.jinja").render(view)
     )
     (folder / "report.md").write_text(
         make_environment(finalize=escape_markdown).get_template("report.md.jinja").render(view)
     )
-    return found
+    return summary
 
 
-def build_view(found: Summary) -> dict[str, Any]:
+def build_view(summary: Summary) -> dict[str, Any]:
     """Everything that the templates print, as plain values and text; they only lay it out."""
-    data, cases = found.campaign.data, found.table
-    capacity = capacity_section.capacity_view(found)
-    comparisons = summary.build_comparisons(found)
+    data, cases = summary.campaign.data, summary.table
+    capacity = capacity_section.capacity_view(summary)
+    comparisons = build_comparisons(summary)
     sweeps = [
-        _sweep(found, sweep, number)
-        for number, sweep in enumerate(summary.build_sweeps(comparisons), 1)
+        _sweep(summary, sweep, number) for number, sweep in enumerate(build_sweeps(comparisons), 1)
     ]
     # a search's cases are each at a load of its own: nothing to compare but their curves
     if capacity["systems"]:
@@ -146,7 +154,7 @@ def build_view(found: Summary) -> dict[str, Any]:
     script = (TEMPLATES / "page.js").read_text()
     states = cases["state"].value_counts().to_dict()
     return {
-        "name": found.campaign.folder.resolve().name,
+        "name": summary.campaign.folder.resolve().name,
         "created": data.get("created_utc"),
         "command": (
             data.get("command")
@@ -155,11 +163,11 @@ def build_view(found: Summary) -> dict[str, Any]:
         ),
         "states": ", ".join(f"{n} {state}" for state, n in states.items()),
         "unfinished": bool({"running", "planned"} & set(states)),
-        "answers": capacity["answers"] or [summary.describe_result(c) for c in comparisons],
+        "answers": capacity["answers"] or [describe_result(c) for c in comparisons],
         "capacity": capacity,
         "dirty": bool((data.get("manifest") or {}).get("dirty")),
         "headline": [
-            (METRICS[m].label, formatting.unit_of(m), METRICS[m].better) for m in headline(found)
+            (METRICS[m].label, formatting.unit_of(m), METRICS[m].better) for m in headline(summary)
         ],
         "sweeps": sweeps,
         "sections": (
@@ -175,18 +183,18 @@ def build_view(found: Summary) -> dict[str, Any]:
         "script_hash": (
             "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         ),
-        "concerns": _concerns(found),
-        "checks": _checks(found),
-        "cost": cost_section.cost_view(found, comparisons),
+        "concerns": _concerns(summary),
+        "checks": _checks(summary),
+        "cost": cost_section.cost_view(summary, comparisons),
         "floor": noise_floor_section.noise_floor_view(
-            found, {c["index"]: _case(c)["case"] for c in cases.to_dict("records")}
+            summary, {c["index"]: _case(c)["case"] for c in cases.to_dict("records")}
         ),
         "numberless": [
             _case(c) | {"why": c["why"]} for c in cases[~cases["valid"]].to_dict("records")
         ],
         "slo": " and ".join(
             f"{name.removesuffix('_s').upper()} ≤ {bound * 1000:g} ms"
-            for name, bound in found.slo.items()
+            for name, bound in summary.slo.items()
         ),
         "definitions": [
             (
@@ -210,18 +218,18 @@ def build_view(found: Summary) -> dict[str, Any]:
             }
         ),
         "stages": [
-            _case(c) | {"stages": _stages(found.campaign.runs.get(c["index"], {}))}
+            _case(c) | {"stages": _stages(summary.campaign.runs.get(c["index"], {}))}
             for c in cases.to_dict("records")
         ],
         "notes": list(
             dict.fromkeys(
-                note for run in found.campaign.runs.values() for note in run.get("notes") or []
+                note for run in summary.campaign.runs.values() for note in run.get("notes") or []
             )
         ),
     }
 
 
-def _sweep(found: Summary, sweep: Sweep, number: int) -> dict[str, Any]:
+def _sweep(summary: Summary, sweep: Sweep, number: int) -> dict[str, Any]:
     """A scenario: with several loads the pictures over them first, with one the Pareto picture
     among those of its only comparison.
     """
@@ -237,7 +245,7 @@ def _sweep(found: Summary, sweep: Sweep, number: int) -> dict[str, Any]:
     curves = [
         _figure(kind, draw(), f"{number}-{_slug(sweep.scenario)}") for kind, draw in drawn.items()
     ]
-    comparisons = [_comparison(found, c, f"{number}-{_slug(c.title)}") for c in sweep.comparisons]
+    comparisons = [_comparison(summary, c, f"{number}-{_slug(c.title)}") for c in sweep.comparisons]
     if len(comparisons) == 1:
         comparisons[0]["figures"], curves = curves + comparisons[0]["figures"], []
     return {
@@ -248,22 +256,22 @@ def _sweep(found: Summary, sweep: Sweep, number: int) -> dict[str, Any]:
     }
 
 
-def _comparison(found: Summary, comparison: Comparison, stem: str) -> dict[str, Any]:
+def _comparison(summary: Summary, comparison: Comparison, stem: str) -> dict[str, Any]:
     drawn: dict[str, Callable[[], Picture]] = {
         "throughput": lambda: figures.draw_throughput(comparison),
         "heat-map": lambda: tradeoffs.draw_heat_map(comparison, HEADLINE),
         "tail": lambda: figures.draw_tail(comparison),
-        "latency-cdf": lambda: figures.draw_latency_cdf(found, comparison),
-        "timeline": lambda: figures.draw_timeline(found, comparison),
+        "latency-cdf": lambda: figures.draw_latency_cdf(summary, comparison),
+        "timeline": lambda: figures.draw_timeline(summary, comparison),
     }
-    why = attribution_section.attribution_view(found, comparison)
+    why = attribution_section.attribution_view(summary, comparison)
     return {
         "id": stem,
         "title": comparison.title,
         "engines": comparison.engines,
         "judged": METRICS[comparison.metric].label,
-        "rows": [_row(system, headline(found)) for system in comparison.systems],
-        "one_run": any(s.judged.runs == 1 for s in comparison.systems),
+        "rows": [_row(system, headline(summary)) for system in comparison.systems],
+        "one_run": any(s.estimate.runs == 1 for s in comparison.systems),
         "figures": (
             [_figure(kind, draw(), stem) for kind, draw in drawn.items()]
             if comparison.has_number
@@ -273,8 +281,8 @@ def _comparison(found: Summary, comparison: Comparison, stem: str) -> dict[str, 
     }
 
 
-def headline(found: Summary) -> tuple[str, ...]:
-    return (*HEADLINE, *cost_section.cost_columns(found))
+def headline(summary: Summary) -> tuple[str, ...]:
+    return (*HEADLINE, *cost_section.cost_columns(summary))
 
 
 def _figure(kind: str, picture: Picture, stem: str) -> dict[str, Any]:
@@ -331,10 +339,10 @@ def _case(case: Any) -> dict[str, Any]:
     }
 
 
-def _concerns(found: Summary) -> list[dict[str, Any]]:
+def _concerns(summary: Summary) -> list[dict[str, Any]]:
     """What did not pass, once for each check and severity, with the cases it is about."""
-    failed = found.checks[found.checks["ok"].eq(False)]
-    names = {c["index"]: _case(c)["case"] for c in found.table.to_dict("records")}
+    failed = summary.checks[summary.checks["ok"].eq(False)]
+    names = {c["index"]: _case(c)["case"] for c in summary.table.to_dict("records")}
     return [
         {
             "name": name,
@@ -346,7 +354,7 @@ def _concerns(found: Summary) -> list[dict[str, Any]]:
     ]
 
 
-def _checks(found: Summary) -> list[dict[str, Any]]:
+def _checks(summary: Summary) -> list[dict[str, Any]]:
     """How many cases passed, failed or were not measured, for each check."""
     return [
         {
@@ -355,7 +363,7 @@ def _checks(found: Summary) -> list[dict[str, Any]]:
             "failed": int(g["ok"].eq(False).sum()),
             "unknown": int(g["ok"].isna().sum()),
         }
-        for name, g in found.checks.groupby("name", sort=False)
+        for name, g in summary.checks.groupby("name", sort=False)
     ]
 
 

@@ -11,10 +11,15 @@ from matplotlib.ticker import LogLocator
 from analysis.plots.style import COLOURS, WIDTH
 from analysis.stats import NAN
 from analysis.studies.accuracy_tables import cpu_costs, list_clients, list_modes
-from analysis.studies.accuracy_targets import TARGETS, Found, ResultAt, format_target_value
+from analysis.studies.accuracy_targets import (
+    TARGETS,
+    ExperimentResult,
+    ResultAt,
+    format_target_value,
+)
 
 
-def draw_accuracy(found: Found) -> Figure:
+def draw_accuracy(found: ExperimentResult) -> Figure:
     figure = Figure(figsize=(1.5 * WIDTH, 3.4))
     left, right = figure.subplots(1, 2)
     for axes, name, unit, label, colour in (
@@ -36,7 +41,7 @@ def draw_accuracy(found: Found) -> Figure:
     return figure
 
 
-def draw_open_loop(found: Found) -> Figure:
+def draw_open_loop(found: ExperimentResult) -> Figure:
     figure = Figure(figsize=(WIDTH, 3.2))
     axes = figure.subplots()
     for name, colour, label in (
@@ -53,7 +58,7 @@ def draw_open_loop(found: Found) -> Figure:
 
 def draw_line(
     axes: Axes,
-    levels: Sequence[Found],
+    levels: Sequence[ExperimentResult],
     x: str,
     name: str,
     unit: float,
@@ -126,7 +131,7 @@ def add_shared_legend(figure: Figure) -> None:
         )
 
 
-def draw_cost(found: Found) -> Figure:
+def draw_cost(found: ExperimentResult) -> Figure:
     clients = list_clients(found)
     groups = [
         ("{} streams{}{}".format(*level.partition(",")), [us.get(name) for name in clients])
@@ -135,7 +140,7 @@ def draw_cost(found: Found) -> Figure:
     return draw_bars(groups, clients, "CPU time for an event, us")
 
 
-def draw_freeze(found: Found) -> Figure:
+def draw_freeze(found: ExperimentResult) -> Figure:
     p = "p95" if all(f"expected_{'p95'}_s" in each for _, each in list_modes(found)) else "p99"
     names = {
         f"expected_{p}_s": "what follows from the arrivals",

@@ -26,7 +26,12 @@ from analysis.studies.accuracy_tables import (
     starvation_table,
     workers_table,
 )
-from analysis.studies.accuracy_targets import TARGETS, Found, format_target_value, judge_target
+from analysis.studies.accuracy_targets import (
+    TARGETS,
+    ExperimentResult,
+    format_target_value,
+    judge_target,
+)
 
 RESULTS = dataset.RESULTS / "instrument"
 
@@ -44,7 +49,7 @@ def write_page(folder: Path = RESULTS) -> Path:
     return page
 
 
-def accuracy_view(results: dict[str, Found]) -> dict[str, Any]:
+def accuracy_view(results: dict[str, ExperimentResult]) -> dict[str, Any]:
     """Everything that the template prints, as text."""
     verdicts = [judge_target(promise, results) for promise in TARGETS]
     sections = [
@@ -87,7 +92,7 @@ def describe_machine(manifest: dict[str, Any]) -> str:
     )
 
 
-def describe_run(found: Found) -> str:
+def describe_run(found: ExperimentResult) -> str:
     manifest = found["manifest"]
     commit = f"commit {manifest['commit'][:10]}" if manifest["commit"] else "no commit"
     runs = "one run" if found["runs"] == 1 else f"medians of {found['runs']} runs"
@@ -115,8 +120,8 @@ class Section(NamedTuple):
 
     title: str
     text: str
-    table: Callable[[Found], Table]
-    figure: Callable[[Found], Figure] | None = None
+    table: Callable[[ExperimentResult], Table]
+    figure: Callable[[ExperimentResult], Figure] | None = None
     caption: str = ""
 
 

@@ -1,6 +1,6 @@
 """Tables of the accuracy page: headings and rows of text from results.json."""
 
-from analysis.studies.accuracy_targets import Found, format_target_value
+from analysis.studies.accuracy_targets import ExperimentResult, format_target_value
 
 READERS = {"c": "C", "python": "Python"}
 
@@ -8,7 +8,7 @@ READERS = {"c": "C", "python": "Python"}
 Table = tuple[list[str], list[list[str]]]  # headings, rows of text
 
 
-def kolmogorov_smirnov(found: Found | None) -> tuple[str, str] | None:
+def kolmogorov_smirnov(found: ExperimentResult | None) -> tuple[str, str] | None:
     """How many Kolmogorov-Smirnov tests there were, and how likely one of them is below 0.01 if
     nothing is wrong.
     """
@@ -18,7 +18,7 @@ def kolmogorov_smirnov(found: Found | None) -> tuple[str, str] | None:
     return f"{tests}", f"{1 - 0.99**tests:.0%}"
 
 
-def accuracy_table(found: Found) -> Table:
+def accuracy_table(found: ExperimentResult) -> Table:
     columns = (
         ("events_per_s", ""),
         ("ttft_error_mean_s", "ms"),
@@ -59,7 +59,7 @@ def accuracy_table(found: Found) -> Table:
     return [*heads, "measured", "waited for its core", "failed"], rows
 
 
-def cost_table(found: Found) -> Table:
+def cost_table(found: ExperimentResult) -> Table:
     clients = list_clients(found)
     rows = [
         [
@@ -72,16 +72,16 @@ def cost_table(found: Found) -> Table:
     return ["streams", *(f"{name}, us" for name in clients), "times the C reader"], rows
 
 
-def cpu_costs(found: Found) -> dict[str, dict[str, float]]:
+def cpu_costs(found: ExperimentResult) -> dict[str, dict[str, float]]:
     """us for an event of each client, by streams; those in step all began together."""
     return {**found["spread_us"], "64, in step": found["together_us"]}
 
 
-def list_clients(found: Found) -> list[str]:
+def list_clients(found: ExperimentResult) -> list[str]:
     return list(dict.fromkeys(name for us in cpu_costs(found).values() for name in us))
 
 
-def start_up_table(found: Found) -> Table:
+def start_up_table(found: ExperimentResult) -> Table:
     return ["CPU time, s", "memory (RSS), MB", "shared parts counted once (PSS), MB"], [
         [
             format_target_value(found["cpu_s"]),
@@ -91,7 +91,7 @@ def start_up_table(found: Found) -> Table:
     ]
 
 
-def open_loop_table(found: Found) -> Table:
+def open_loop_table(found: ExperimentResult) -> Table:
     columns = (
         ("rate", ""),
         ("rate_error", "%"),
@@ -125,7 +125,7 @@ def open_loop_table(found: Found) -> Table:
     ], rows
 
 
-def replay_table(found: Found) -> Table:
+def replay_table(found: ExperimentResult) -> Table:
     rows = [
         [
             file,
@@ -139,7 +139,7 @@ def replay_table(found: Found) -> Table:
     return ["trace", "requests", "sent late, P50", "P99"], rows
 
 
-def freeze_table(found: Found) -> Table:
+def freeze_table(found: ExperimentResult) -> Table:
     names = ("expected_p99_s", "e2e_p99_s", "expected_p95_s", "e2e_p95_s", "from_sent_p95_s")
     rows = [
         [
@@ -162,11 +162,11 @@ def freeze_table(found: Found) -> Table:
     ], rows
 
 
-def list_modes(found: Found) -> list[tuple[str, Found]]:
+def list_modes(found: ExperimentResult) -> list[tuple[str, ExperimentResult]]:
     return [(mode, found[mode]) for mode in ("open", "capped", "replay", "closed") if mode in found]
 
 
-def workers_table(found: Found) -> Table:
+def workers_table(found: ExperimentResult) -> Table:
     rows = [
         [count, format_target_value(requests), format_target_value(us)]
         for (count, us), requests in zip(
@@ -176,13 +176,13 @@ def workers_table(found: Found) -> Table:
     return ["load workers", "requests", "CPU time for an event, us"], rows
 
 
-def starvation_table(found: Found) -> Table:
+def starvation_table(found: ExperimentResult) -> Table:
     return ["cases", "flagged"], [
         [format_target_value(found["cases"]), format_target_value(found["flagged"])]
     ]
 
 
-def soak_table(found: Found) -> Table:
+def soak_table(found: ExperimentResult) -> Table:
     return ["minutes", "requests", "first third, MB", "last third, MB"], [
         [
             format_target_value(found["minutes"]),

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from analysis.formatting import format_number
 
-Found = dict[str, Any]  # what one experiment found: its entry in results.json
+ExperimentResult = dict[str, Any]  # what one experiment found: its entry in results.json
 
 TRUE_TTFT_S = 0.050  # of the reference server in all these experiments
 RIGHT_WITHIN = 0.10  # then a time counts as right, however many events a second there are
@@ -27,7 +27,7 @@ class AccuracyTarget(NamedTuple):
 
     experiment: str
     what: str
-    value: Callable[[Found], Any]
+    value: Callable[[ExperimentResult], Any]
     bound: float
     unit: str = ""
     least: bool = False
@@ -42,7 +42,7 @@ class ResultAt:
     name: str
     where: dict[str, Any]
 
-    def __call__(self, found: Found) -> float | None:
+    def __call__(self, found: ExperimentResult) -> float | None:
         for level in found["levels"]:
             if self.where.items() <= level.items() and level.get(self.name) is not None:
                 return float(abs(level[self.name]))
@@ -54,7 +54,7 @@ def relative_error(a: float | None, b: float | None) -> float | None:
     return None if a is None or not b else abs(a / b - 1)
 
 
-def events_seen_right(found: Found) -> float:
+def events_seen_right(found: ExperimentResult) -> float:
     """The most events/s of a level where TTFT (mean, P99) and gaps (P50, P99) came out within 10%;
     0 if there is none.
     """
@@ -76,24 +76,24 @@ def events_seen_right(found: Found) -> float:
     return max(right)
 
 
-def times_the_reader(users: int) -> Callable[[Found], float | None]:
+def times_the_reader(users: int) -> Callable[[ExperimentResult], float | None]:
     return lambda found: found["ratio_to_c"].get(str(users))
 
 
-def arrival_error(file: str) -> Callable[[Found], float]:
+def arrival_error(file: str) -> Callable[[ExperimentResult], float]:
     return lambda found: abs(found[file]["arrival_error_p99_s"])
 
 
-def freeze_error(mode: str) -> Callable[[Found], float | None]:
+def freeze_error(mode: str) -> Callable[[ExperimentResult], float | None]:
     return lambda found: relative_error(found[mode]["e2e_p99_s"], found[mode]["expected_p99_s"])
 
 
-def judged_cases(right: str) -> Callable[[Found], float | None]:
+def judged_cases(right: str) -> Callable[[ExperimentResult], float | None]:
     """Share of the cases that were judged right, "flagged" or "spared"; null if all were, but they
     are too few to promise anything.
     """
 
-    def value(found: Found) -> float | None:
+    def value(found: ExperimentResult) -> float | None:
         cases, flagged = found["cases"], found["flagged"]
         count = flagged if right == "flagged" else cases - flagged
         return None if count == cases < CASES else count / cases
@@ -266,7 +266,7 @@ class TargetVerdict(NamedTuple):
     verdict: str
 
 
-def judge_target(promise: AccuracyTarget, results: dict[str, Found]) -> TargetVerdict:
+def judge_target(promise: AccuracyTarget, results: dict[str, ExperimentResult]) -> TargetVerdict:
     found = results.get(promise.experiment)
     value = None if found is None else promise.value(found)
     promised = (

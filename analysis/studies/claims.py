@@ -185,7 +185,7 @@ def _judge_part(part: dict[str, Any], traffic: str, cases: pd.DataFrame) -> Part
                 return None
             values[server] = own.loc[own["valid"], metric.name].dropna()
     of = f"{metric.label} of {part['of']}" + (
-        f" / {part['to']}" if "to" in part else f", {metric.shown or metric.unit}"
+        f" / {part['to']}" if "to" in part else f", {metric.display_unit or metric.unit}"
     )
     bounds = [
         f"{word} {part[key]:g}"

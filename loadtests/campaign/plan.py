@@ -5,11 +5,10 @@ ordered list of cases. Pure.
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from loadtests.errors import UsageError
 from loadtests.schema import Case
-from loadtests.workload.arrivals import KINDS
+from loadtests.workload.scenario import Tables
 from servers.runtime.catalog import ServerSpec, check_name
 
 # servers' options that change nothing under the simulated one
@@ -45,7 +44,7 @@ def option_combinations(
 def make_plan(
     servers: Sequence[ServerSpec],
     engines: Sequence[str],
-    scenarios: Mapping[str, Mapping[str, Any]],
+    scenarios: Tables,
     *,
     users: Sequence[int] = (),
     rates: Sequence[float] = (),
@@ -66,7 +65,7 @@ def make_plan(
             "--users is for closed-loop scenarios, and none is chosen: use --rate, or add"
             " --scenarios interactive"
         )
-    if rates and not arrivals & {kind for kind, needs in KINDS.items() if "rate" in needs}:
+    if rates and not arrivals - {"closed", "trace"}:
         raise UsageError(
             "--rate is for open-loop scenarios, and none is chosen: use --users, or add --scenarios"
             " steady"

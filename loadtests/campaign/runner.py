@@ -4,7 +4,6 @@ results so far ask for; then the report.
 
 import argparse
 import datetime
-import hashlib
 import os
 import signal
 import subprocess
@@ -25,11 +24,10 @@ from loadtests.errors import UsageError
 from loadtests.generator import locust_process
 from loadtests.schema import Case
 from loadtests.telemetry import cores, machine
-from loadtests.workload import arrivals
-from loadtests.workload.scenario import read_scenarios
+from loadtests.workload.scenario import Tables, read_scenarios, with_trace
 from loadtests.workload.traces import TraceError
 from servers.contract import oracle
-from servers.runtime import catalog, launch, models, ports
+from servers.runtime import catalog, errors, launch, models, ports
 
 RESULTS = Path("results")
 SCENARIOS, GPU_SCENARIOS = "interactive,steady", "gpu-chat,gpu-steady"
@@ -37,7 +35,7 @@ SCENARIOS, GPU_SCENARIOS = "interactive,steady", "gpu-chat,gpu-steady"
 
 def plan_cases(
     arguments: argparse.Namespace, side: Target | None = None
-) -> tuple[list[Case], dict[str, dict[str, Any]]]:
+) -> tuple[list[Case], Tables]:
     """Of the servers of that side, if not of this checkout. Raises PlanError, TraceError and
     CatalogError.
     """
@@ -64,7 +62,12 @@ def plan_cases(
         ]
     if not servers or not chosen:
         raise UsageError("nothing to do: name at least one server and one scenario")
-    scenarios = {name: with_trace(name, known[name], arguments) for name in dict.fromkeys(chosen)}
+    scenarios = {
+        name: with_trace(
+            name, known[name], arguments.trace, arguments.time_scale, arguments.duration
+        )
+        for name in dict.fromkeys(chosen)
+    }
     if arguments.trace and not any("trace" in table for table in scenarios.values()):
         raise UsageError(
             '--trace is for scenarios with arrivals = "trace", and none is chosen: add --scenarios'
@@ -90,36 +93,6 @@ def plan_cases(
         ),
         scenarios,
     )
-
-
-def with_trace(name: str, table: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
-    """A scenario that replays a trace, with the file, its hash, and the mean rate in the window.
-    Raises TraceError.
-    """
-    if table["arrivals"] != "trace":
-        return table
-    file = arguments.trace or table.get("trace")
-    if not file:
-        raise UsageError(f"the scenario {name!r} replays a trace: name one with --trace FILE")
-    table = table | {
-        "trace": str(Path(file).resolve()),
-        "time_scale": arguments.time_scale or table.get("time_scale", 1.0),
-    }
-    begin, length = table["warmup_s"], arguments.duration or table["duration_s"]
-    found = [
-        arrival
-        for arrival in arrivals.schedule("", table, None, begin + length)
-        if arrival.at_s >= begin
-    ]
-    if not found:
-        raise UsageError(
-            f"{file} has no request in the window: choose another trace_start_s, or a longer"
-            " --duration"
-        )
-    return table | {
-        "rate": round(len(found) / length, 6),
-        "trace_sha256": hashlib.sha256(Path(file).read_bytes()).hexdigest(),
-    }
 
 
 def print_plan(cases: list[Case]) -> None:
@@ -156,8 +129,8 @@ def calibrate_for(
 
 
 def plan_capacity_search(
-    cases: list[Case], scenarios: dict[str, dict[str, Any]], arguments: argparse.Namespace
-) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    cases: list[Case], scenarios: Tables, arguments: argparse.Namespace
+) -> tuple[Tables, dict[str, Any]]:
     """The scenarios of a search for capacity, and what campaign.json says of it. Raises
     PlanError.
     """
@@ -340,7 +313,7 @@ def command(do: Callable[[], int]) -> int:
     try:
         launch.check_environment()
         return do()
-    except (UsageError, TraceError, catalog.CatalogError, launch.LaunchError) as error:
+    except (UsageError, TraceError, catalog.CatalogError, errors.LaunchError) as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
         print(

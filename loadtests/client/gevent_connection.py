@@ -34,7 +34,8 @@ from loadtests.client.http import (
     ResponseError,
     ResponseParser,
 )
-from loadtests.client.reader import CLOSED, ENDED, MORE, ReaderStream, Received, socket_reader
+from loadtests.client.native import socket_reader
+from loadtests.client.reader import CLOSED, ENDED, MORE, ReaderStream, Received
 from loadtests.client.websocket import WebSocketConnection
 
 # Gevent replaces socket.socket by one that waits by switching; this is the plain one.

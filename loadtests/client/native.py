@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from array import array
 from collections import deque
@@ -25,6 +26,7 @@ from loadtests.client.reader import (
     Received,
     ScheduledRequest,
     SendOutcome,
+    SocketReader,
 )
 
 SOURCE, *INCLUDED = (Path(__file__).with_name(f"{name}.c") for name in ("native", "due"))
@@ -267,3 +269,15 @@ def compile_library() -> ctypes.CDLL | None:
     # the second: a user without a home
     except (OSError, RuntimeError, subprocess.CalledProcessError):
         return None
+
+
+@functools.cache
+def socket_reader() -> SocketReader:
+    """One in a process, which must not fork afterwards."""
+    if (
+        sys.platform == "linux"
+        and os.environ.get("SERVEOFF_STREAMS") != "python"
+        and (library := compile_library())
+    ):
+        return NativeReader(library)
+    return PythonReader()

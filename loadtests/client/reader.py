@@ -7,11 +7,8 @@ sent the next request: so an event costs less, and nothing that Python does mean
 waiting. `SERVEOFF_STREAMS=python` chooses the loop; run.json says who it was, as `reader`.
 """
 
-import functools
 import math
-import os
 import socket
-import sys
 import time
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
@@ -19,7 +16,6 @@ from typing import NamedTuple, Protocol
 import gevent
 
 from loadtests.client.http import read_stamped
-from loadtests.client.native import NativeReader, compile_library
 
 ENDED, MORE, CLOSED = 0, 1, 2  # or minus errno: why one is told; MORE: it was not plain
 READABLE = 1
@@ -129,18 +125,6 @@ class SocketReader(Protocol):
     def close(self) -> None:
         """No stall is noted any more."""
         ...
-
-
-@functools.cache
-def socket_reader() -> SocketReader:
-    """One in a process, which must not fork afterwards."""
-    if (
-        sys.platform == "linux"
-        and os.environ.get("SERVEOFF_STREAMS") != "python"
-        and (library := compile_library())
-    ):
-        return NativeReader(library)
-    return PythonReader()
 
 
 class StallWatch:

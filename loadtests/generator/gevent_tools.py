@@ -9,7 +9,7 @@ import gevent
 from gevent.event import Event
 from gevent.threadpool import ThreadPool
 
-from loadtests.client.reader import socket_reader
+from loadtests.client.native import socket_reader
 
 EXIT_ABORTED = 4  # exit code
 

@@ -12,7 +12,7 @@ from gevent.event import AsyncResult
 
 from loadtests.client import http
 from loadtests.client.gevent_connection import GeventConnection, GeventWebSocket
-from loadtests.client.reader import socket_reader
+from loadtests.client.native import socket_reader
 from loadtests.generator.gevent_tools import FairSemaphore
 from loadtests.generator.messages import SENT_AFTER_S, Assignment, Start, Window, WorkerReport
 from loadtests.generator.recorder import CUT_OFF, InFlightRequest, Recorder

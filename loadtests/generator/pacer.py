@@ -22,8 +22,8 @@ from gevent.event import Event
 
 from loadtests.client.gevent_connection import Encoder, GeventConnection
 from loadtests.client.http import Exchange
-from loadtests.client.native import NativeReader
-from loadtests.client.reader import ScheduledRequest, SendOutcome, socket_reader
+from loadtests.client.native import NativeReader, socket_reader
+from loadtests.client.reader import ScheduledRequest, SendOutcome
 from loadtests.generator.gevent_tools import abort_process
 
 AHEAD = 16  # requests that are made in advance

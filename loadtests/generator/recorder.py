@@ -16,7 +16,7 @@ import orjson
 from gevent.event import AsyncResult, Event
 
 from loadtests.client import http, response
-from loadtests.client.reader import socket_reader
+from loadtests.client.native import socket_reader
 from loadtests.generator import steady_state
 from loadtests.generator.gevent_tools import IoYield, abort_process
 from loadtests.generator.messages import Latency, WorkerReport

@@ -6,7 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from loadtests.telemetry.machine import read_text
+
+def read_text(path: str | Path) -> str | None:
+    """The text of a small system file; None if there is none, or we may not read it."""
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None
 
 
 def cgroup(controller: str) -> Iterator[Path]:

@@ -17,14 +17,6 @@ from typing import Any
 
 from loadtests.workload import traces
 
-# kind -> the keys of a scenario that it needs. "closed" is not scheduled: there the users decide.
-KINDS = {
-    "closed": ("users",),
-    "constant": ("rate",),
-    "poisson": ("rate",),
-    "gamma": ("rate", "burstiness"),
-    "trace": ("trace",),
-}
 WARMUP_MAX_S = 60.0
 CONTEXT = 4096  # tokens of prompt and answer together, that of the default model
 

@@ -1,82 +1,196 @@
-"""Scenarios: named workloads, read from TOML and checked."""
+"""Scenarios: named workloads, read from TOML and checked.
 
-import math
+The models below say which keys a table of each kind of arrivals may have. They only check: a
+scenario stays the table that was written, and is stored verbatim with the results.
+"""
+
+import hashlib
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
 
 from loadtests.errors import UsageError
-from loadtests.workload.arrivals import KINDS
-from servers.runtime.catalog import TRANSPORTS, check_name
+from loadtests.workload import arrivals
+from servers.runtime.catalog import check_name
 
 SCENARIOS_FILE = Path(__file__).with_name("scenarios.toml")
-ABOVE_0 = (
-    "users",
-    "rate",
-    "duration_s",
-    "timeout_s",
-    "burstiness",
-    "time_scale",
-    "context",
-    "max_in_flight",
-    "shared_tokens",
-    "shared_prefixes",
-    "distinct_prompts",
+
+Table = dict[str, Any]  # one scenario as it stands in the file
+Tables = dict[str, Table]  # by name
+
+
+def refuse_with(sentence: str) -> WrapValidator:
+    """Replaces whatever pydantic says of a value; the key and the value come before `sentence`."""
+
+    def validate(value: Any, check: Callable[[Any], Any]) -> Any:
+        try:
+            return check(value)
+        except ValidationError:
+            raise ValueError(sentence) from None
+
+    return WrapValidator(validate)
+
+
+def check_range(value: Any, info: ValidationInfo) -> Any:
+    # a chat's prompt is at least a role's marker and a word
+    chat = info.data.get("endpoint") == "chat"
+    least = 2 if info.field_name == "prompt_tokens" and chat else 1
+    numbers = isinstance(value, list) and len(value) == 2 and all(type(n) is int for n in value)
+    if not (numbers and least <= value[0] <= value[1]):
+        raise ValueError(f"is not [least, most] of at least {least}")
+    return value
+
+
+def check_profile(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    times = [at for at, _ in points]
+    if not points or times[0] != 0 or times != sorted(times) or not any(f for _, f in points):
+        raise ValueError
+    return points
+
+
+Text = Annotated[str, refuse_with("is not a string")]
+Count = Annotated[int, Field(strict=True, gt=0), refuse_with("is not a whole number above 0")]
+Above0 = Annotated[
+    float, Field(strict=True, gt=0, allow_inf_nan=False), refuse_with("is not a number above 0")
+]
+From0 = Annotated[
+    float,
+    Field(strict=True, ge=0, allow_inf_nan=False),
+    refuse_with("is not a number above or equal to 0"),
+]
+Range = Annotated[list[int], BeforeValidator(check_range)]
+Profile = Annotated[
+    list[tuple[From0, From0]],
+    AfterValidator(check_profile),
+    refuse_with("is not a list of [second, factor] that begins at second 0"),
+]
+Endpoint = Annotated[Literal["chat", "completions"], refuse_with("is neither chat nor completions")]
+Transport = Annotated[Literal["sse", "websocket"], refuse_with("is not one of sse, websocket")]
+
+
+class Scenario(BaseModel):
+    """The keys of every scenario; scenarios.toml explains each."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    summary: Text
+    endpoint: Endpoint
+    transport: Transport = "sse"
+    context: Count = arrivals.CONTEXT
+    warmup_s: From0
+    warmup_max_s: From0 | None = None
+    duration_s: Above0
+    drain_s: From0
+    timeout_s: Above0
+
+    @model_validator(mode="after")
+    def check_together(self) -> Self:
+        if self.warmup_max_s is not None and self.warmup_max_s < self.warmup_s:
+            raise ValueError(f"warmup_max_s = {self.warmup_max_s:g} is less than warmup_s")
+        return self
+
+
+class GeneratedPrompts(Scenario):
+    """A scenario whose prompts are made: their lengths, and what they have in common."""
+
+    prompt_tokens: Range
+    output_tokens: Range
+    shared_tokens: Count | None = None
+    shared_prefixes: Count | None = None
+    distinct_prompts: Count | None = None
+    zipf: From0 | None = None
+
+    @model_validator(mode="after")
+    def check_prompts(self) -> Self:
+        if self.shared_prefixes is not None and self.shared_tokens is None:
+            raise ValueError("shared_prefixes need shared_tokens, their length")
+        if self.zipf is not None and self.distinct_prompts is None:
+            raise ValueError("zipf needs distinct_prompts, how many there are to choose from")
+        if self.endpoint == "chat" and self.shared_tokens == 1:
+            raise ValueError(
+                "shared_tokens = 1 is too short for a chat's system message: its role's marker"
+                " is one"
+            )
+        return self
+
+
+class ClosedLoop(GeneratedPrompts):
+    """Each user waits for its response, then thinks, then asks again."""
+
+    arrivals: Literal["closed"]
+    users: Count
+    think_s: From0 = 0.0
+    turns: Range | None = None
+
+    @model_validator(mode="after")
+    def check_turns(self) -> Self:
+        if self.turns is not None and self.endpoint != "chat":
+            raise ValueError('turns are of a conversation: use endpoint = "chat"')
+        if self.turns is not None and self.distinct_prompts is not None:
+            raise ValueError(
+                "distinct_prompts do not go with turns: the conversation so far makes each"
+                " question new"
+            )
+        return self
+
+
+class OpenLoop(GeneratedPrompts):
+    """Requests are sent at their times, whether or not the server keeps up."""
+
+    rate: Above0
+    profile: Profile | None = None
+    max_in_flight: Count | None = None
+
+
+class RegularOpenLoop(OpenLoop):
+    arrivals: Literal["constant", "poisson"]
+
+
+class BurstyOpenLoop(OpenLoop):
+    arrivals: Literal["gamma"]
+    burstiness: Above0
+
+
+class Replay(Scenario):
+    """Recorded traffic, which has its own lengths and prefixes; --trace may name the file."""
+
+    arrivals: Literal["trace"]
+    trace: Text | None = None
+    trace_start_s: From0 = 0.0
+    time_scale: Above0 = 1.0
+    max_in_flight: Count | None = None
+
+
+MODELS = (ClosedLoop, RegularOpenLoop, BurstyOpenLoop, Replay)
+KINDS = ("closed", "constant", "poisson", "gamma", "trace")
+CHECK: TypeAdapter[Scenario] = TypeAdapter(
+    Annotated[
+        ClosedLoop | RegularOpenLoop | BurstyOpenLoop | Replay, Field(discriminator="arrivals")
+    ]
 )
-FROM_0 = ("zipf", "think_s", "warmup_s", "warmup_max_s", "drain_s", "trace_start_s")
-REQUIRED = ("summary", "arrivals", "endpoint", "warmup_s", "duration_s", "drain_s", "timeout_s")
-OPTIONAL = (
-    "users",
-    "rate",
-    "think_s",
-    "turns",
-    "burstiness",
-    "profile",
-    "max_in_flight",
-    "trace",
-    "trace_start_s",
-    "time_scale",
-    "context",
-    "prompt_tokens",
-    "output_tokens",
-    "shared_tokens",
-    "shared_prefixes",
-    "distinct_prompts",
-    "zipf",
-    "warmup_max_s",
-    "transport",
-)
-WHOLE = (
-    "users",
-    "context",
-    "max_in_flight",
-    "shared_tokens",
-    "shared_prefixes",
-    "distinct_prompts",
-)
-RANGES = ("prompt_tokens", "output_tokens", "turns")
+KEYS = tuple(dict.fromkeys(key for model in MODELS for key in model.model_fields))
 
 
-# Keys that only make sense with some arrivals, and with one endpoint.
-ONLY_CLOSED = ("users", "think_s", "turns")
-ONLY_OPEN = (
-    "rate",
-    "burstiness",
-    "profile",
-    "max_in_flight",
-    "trace",
-    "trace_start_s",
-    "time_scale",
-)
-
-
-# A trace has prefixes of its own, and lengths that just fit the context.
-NOT_TRACE = ("shared_tokens", "shared_prefixes", "distinct_prompts", "zipf")
-
-
-def read_scenarios(file: Path = SCENARIOS_FILE) -> dict[str, dict[str, Any]]:
-    """Raises PlanError that names the file, and the line or the key."""
+def read_scenarios(file: Path = SCENARIOS_FILE) -> Tables:
+    """Raises UsageError that names the file, and the line or the key; CatalogError for a key that
+    does not exist, with the nearest one.
+    """
     try:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -93,106 +207,71 @@ def read_scenarios(file: Path = SCENARIOS_FILE) -> dict[str, dict[str, Any]]:
                 f"{file}: the scenario {name!r} must be named with letters, digits, - and _: it"
                 " names folders"
             )
-        _check(f"{file}: [{name}]", table)
+        check_scenario(f"{file}: [{name}]", table)
     return tables
 
 
-def _check(where: str, table: dict[str, Any]) -> None:
+def check_scenario(where: str, table: Table) -> None:
+    """Raises UsageError or CatalogError that begins with `where`, the file and the table."""
     for key in table:
-        if key not in REQUIRED + OPTIONAL:
-            check_name(key, REQUIRED + OPTIONAL, f"key in {where}")
-    for key in REQUIRED:
-        if key not in table:
-            raise UsageError(f"{where}: the key {key!r} is missing")
-    if not isinstance(table["summary"], str):
-        raise UsageError(f"{where}: summary = {table['summary']!r} is not a string")
-    if table["arrivals"] not in tuple(KINDS):
-        raise UsageError(
-            f"{where}: arrivals = {table['arrivals']!r} is not one of {', '.join(KINDS)}"
-        )
-    if table["endpoint"] not in ("chat", "completions"):
-        raise UsageError(
-            f"{where}: endpoint = {table['endpoint']!r} is neither chat nor completions"
-        )
-    if table.get("transport", "sse") not in TRANSPORTS:
-        raise UsageError(
-            f"{where}: transport = {table['transport']!r} is not one of {', '.join(TRANSPORTS)}"
-        )
-    needed = (
-        ()
-        if table["arrivals"] == "trace"
-        else (*KINDS[table["arrivals"]], "prompt_tokens", "output_tokens")
-    )
-    for key in needed:  # a trace has lengths of its own, and --trace may name it
-        if key not in table:
-            raise UsageError(f"{where}: {table['arrivals']} arrivals need the key {key!r}")
-    for key in table.keys() & {*ABOVE_0, *FROM_0}:
-        value = table[key]
-        number = (
-            isinstance(value, int if key in WHOLE else int | float)
-            and not isinstance(value, bool)
-            and math.isfinite(value)
-        )
-        if not number or value < 0 or (value == 0 and key in ABOVE_0):
-            raise UsageError(
-                f"{where}: {key} = {value!r} is not a {'whole ' if key in WHOLE else ''}number"
-                f" above {'0' if key in ABOVE_0 else 'or equal to 0'}"
-            )
-    wrong = {"closed": ONLY_OPEN, "trace": (*ONLY_CLOSED, *NOT_TRACE)}.get(
-        table["arrivals"], ONLY_CLOSED
-    )
-    for key in table.keys() & set(wrong):
-        raise UsageError(
-            f"{where}: {key} does not go with arrivals = {table['arrivals']!r}: leave it out"
-        )
-    if "turns" in table and table["endpoint"] != "chat":
-        raise UsageError(f'{where}: turns are of a conversation: use endpoint = "chat"')
-    if "shared_prefixes" in table and "shared_tokens" not in table:
-        raise UsageError(f"{where}: shared_prefixes need shared_tokens, their length")
-    if "zipf" in table and "distinct_prompts" not in table:
-        raise UsageError(f"{where}: zipf needs distinct_prompts, how many there are to choose from")
-    if "distinct_prompts" in table and "turns" in table:
-        raise UsageError(
-            f"{where}: distinct_prompts do not go with turns: what was said before makes each"
-            " question new"
-        )
-    if table["endpoint"] == "chat" and table.get("shared_tokens") == 1:
-        raise UsageError(
-            f"{where}: shared_tokens = 1 is too short for a chat's system message: its role's"
-            " marker is one"
-        )
-    if table.get("warmup_max_s", table["warmup_s"]) < table["warmup_s"]:
-        raise UsageError(f"{where}: warmup_max_s = {table['warmup_max_s']!r} is less than warmup_s")
-    for key in table.keys() & set(RANGES):
-        # a role's marker and a word
-        value, least = (
-            table[key],
-            (2 if key == "prompt_tokens" and table["endpoint"] == "chat" else 1),
-        )
-        if not (
-            isinstance(value, list)
-            and len(value) == 2
-            and all(type(n) is int for n in value)
-            and least <= value[0] <= value[1]
-        ):
-            raise UsageError(f"{where}: {key} = {value!r} is not [least, most] of at least {least}")
-    if "profile" in table and not _is_profile(table["profile"]):
-        raise UsageError(
-            f"{where}: profile = {table['profile']!r} is not a list of [second, factor] that begins"
-            " at second 0"
-        )
+        check_name(key, KEYS, f"key in {where}")
+    try:
+        CHECK.validate_python(table)
+    except ValidationError as refused:
+        error = refused.errors()[0]
+        raise UsageError(f"{where}: {_describe_error(error, table)}") from None
 
 
-def _is_profile(value: Any) -> bool:
-    def number(x: Any) -> bool:
-        return (
-            isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) and x >= 0
-        )
+def _describe_error(error: ErrorDetails, table: Table) -> str:
+    kind, message = table.get("arrivals"), error["msg"].removeprefix("Value error, ")
+    key = error["loc"][-1] if len(error["loc"]) > 1 else None  # the first is the kind of arrivals
+    match error["type"]:
+        case "union_tag_not_found":
+            return "the key 'arrivals' is missing"
+        case "union_tag_invalid":
+            return f"arrivals = {kind!r} is not one of {', '.join(KINDS)}"
+        case "missing" if key in Scenario.model_fields:
+            return f"the key {key!r} is missing"
+        case "missing":
+            return f"{kind} arrivals need the key {key!r}"
+        case "extra_forbidden":
+            return f"{key} does not go with arrivals = {kind!r}: leave it out"
+    return f"{key} = {error['input']!r} {message}" if key else message
 
-    points = value if isinstance(value, list) else []
-    if not points or not all(
-        isinstance(p, list) and len(p) == 2 and number(p[0]) and number(p[1]) for p in points
-    ):
-        return False
-    times = [p[0] for p in points]
-    return times[0] == 0 and times == sorted(times) and any(p[1] > 0 for p in points)
+
+def with_trace(
+    name: str,
+    table: Table,
+    trace: Path | None = None,
+    time_scale: float | None = None,
+    duration_s: float | None = None,
+) -> Table:
+    """The table with the values of --trace, --time-scale and --duration, and with the trace's
+    checksum and mean rate in the window, if it replays one. Raises UsageError and TraceError.
+    """
+    if table["arrivals"] != "trace":
+        return table
+    file = trace or table.get("trace")
+    if not file:
+        raise UsageError(f"the scenario {name!r} replays a trace: name one with --trace FILE")
+    table = {
+        **table,
+        "trace": str(Path(file).resolve()),
+        "time_scale": time_scale or table.get("time_scale", 1.0),
+    }
+    start_s, length_s = table["warmup_s"], duration_s or table["duration_s"]
+    in_window = [
+        arrival
+        for arrival in arrivals.schedule("", table, None, start_s + length_s)
+        if arrival.at_s >= start_s
+    ]
+    if not in_window:
+        raise UsageError(
+            f"{file} has no request in the window: choose another trace_start_s, or a longer"
+            " --duration"
+        )
+    return {
+        **table,
+        "rate": round(len(in_window) / length_s, 6),
+        "trace_sha256": hashlib.sha256(Path(file).read_bytes()).hexdigest(),
+    }

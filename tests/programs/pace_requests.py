@@ -12,8 +12,7 @@ import gevent
 
 from loadtests.client import http, response
 from loadtests.client.gevent_connection import GeventConnection
-from loadtests.client.native import NativeReader
-from loadtests.client.reader import socket_reader
+from loadtests.client.native import NativeReader, socket_reader
 from loadtests.generator import pacer
 from tests.helpers.gevent_server import TIMEOUT_S, RequestRecorder
 from tests.helpers.scripted_server import CHUNKED, DONE, LAST_CHUNK, chunk, event

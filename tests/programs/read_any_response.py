@@ -16,8 +16,7 @@ from gevent.server import StreamServer
 
 from loadtests.client import http
 from loadtests.client.gevent_connection import GeventConnection
-from loadtests.client.native import NativeReader
-from loadtests.client.reader import socket_reader
+from loadtests.client.native import NativeReader, socket_reader
 
 
 def chunked(*pieces: bytes, end: bytes = b"0\r\n\r\n", size: bytes = b"%x") -> bytes:

@@ -11,7 +11,7 @@ import gevent
 
 from loadtests.client import http, response
 from loadtests.client.gevent_connection import GeventConnection
-from loadtests.client.reader import socket_reader
+from loadtests.client.native import socket_reader
 from tests.helpers.scripted_server import CHUNKED, DONE, LAST_CHUNK, chunk, event
 
 COUNT = 400

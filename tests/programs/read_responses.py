@@ -11,7 +11,7 @@ from gevent.server import StreamServer
 
 from loadtests.client import http, response
 from loadtests.client.gevent_connection import GeventConnection
-from loadtests.client.reader import socket_reader
+from loadtests.client.native import socket_reader
 from tests.helpers.scripted_server import CHUNKED, CLOSE, DONE, LAST_CHUNK, chunk, event
 
 Script = list[bytes | float | None]  # bytes to send, seconds to wait, CLOSE

@@ -9,7 +9,7 @@ from itertools import pairwise
 import gevent
 
 from loadtests.client import http, response
-from loadtests.client.reader import socket_reader
+from loadtests.client.native import socket_reader
 from tests.helpers.gevent_server import RequestRecorder
 from tests.helpers.scripted_server import CHUNKED, DONE, LAST_CHUNK, chunk, event, sized
 

@@ -162,7 +162,7 @@ def test_what_is_certain_is_a_wider_range_than_what_was_seen() -> None:
                 requests([0.1] * (1000 - late) + [2.0] * late), slo.parse_slo("ttft_p99=1s")
             )
         )
-        return LoadProbe(load, all(each.holds for each in kept), kept=kept)
+        return LoadProbe(load, all(each.holds for each in kept), bound_results=kept)
 
     probes = [probe(10, 0), probe(11, 9), probe(12, 11), probe(13, 40)]
     assert search.bracket_capacity(probes) == (11, 12) and search.bracket_capacity(
@@ -354,7 +354,7 @@ def test_an_unsteady_case_does_not_hold_and_one_without_a_number_ends_the_search
     assert (
         probe.holds is False
         and "steadiness" in probe.why
-        and all(kept.holds for kept in probe.kept)
+        and all(kept.holds for kept in probe.bound_results)
     )
     schema.write_json(
         place / "run.json",

@@ -349,7 +349,7 @@ def test_the_error_rates_of_steadiness(names, least, most):
 def test_load_share_counts_the_cores_that_workers_can_use(observe):
     share = {"server_cores": [0], "load_cores": [1, 2, 3], "shared": False, "threads": 1}
     o = observe(samples=synthetic_campaign.telemetry(load_cores=1.0), data={"machine_share": share})
-    assert metrics.load_cpu_share(o) == pytest.approx(0.5)  # two load workers
+    assert metrics.resources.load_cpu_share(o) == pytest.approx(0.5)  # two load workers
 
 
 def test_a_wait_for_a_slot_is_not_the_client_s(observe):

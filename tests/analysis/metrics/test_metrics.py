@@ -89,7 +89,7 @@ def test_window_is_half_open_and_tokens_count_by_arrival(observe):
         "token_n": [1, 2, 4, 8],
     }
     o = observe(rows)
-    assert metrics.output_tokens_per_s(o) == 6 / 8
+    assert metrics.requests.output_tokens_per_s(o) == 6 / 8
     assert len(o.scheduled) == 0 and len(o.finished) == 0
     rows[0] |= {"scheduled_s": 2.0}
     assert len(observe(rows).scheduled) == 1
@@ -110,10 +110,10 @@ def test_tpot_leaves_the_first_chunk_out(observe):
     assert o.latencies("tpot_s") == pytest.approx([0.1])
     assert o.latencies("ttft_s") == pytest.approx([0.5])
     assert o.gaps == pytest.approx([0.3, 0.3])
-    assert metrics.tokens_per_chunk(o) == pytest.approx(10 / 3)
+    assert metrics.requests.tokens_per_chunk(o) == pytest.approx(10 / 3)
     rows[0] |= {"tokens": 1, "max_tokens": 1, "token_s": [3.5], "token_n": [1], "last_s": 3.5}
     assert len(observe(rows).latencies("tpot_s")) == 0  # one token has none
-    assert metrics.goodput_per_s(observe(rows)) == 1 / 8  # and so cannot miss its bound
+    assert metrics.requests.goodput_per_s(observe(rows)) == 1 / 8  # and so cannot miss its bound
 
 
 def test_gaps_never_join_two_requests(observe):
@@ -159,17 +159,17 @@ def test_queueing_in_the_client_is_waiting(observe):
 
 
 def test_goodput_needs_every_bound_and_a_right_answer(observe):
-    assert metrics.goodput_per_s(observe(slo={"ttft_s": 0.04})) == 0
-    assert metrics.goodput_per_s(observe(slo={"ttft_s": 1.0, "tpot_s": 0.009})) == 0
+    assert metrics.requests.goodput_per_s(observe(slo={"ttft_s": 0.04})) == 0
+    assert metrics.requests.goodput_per_s(observe(slo={"ttft_s": 1.0, "tpot_s": 0.009})) == 0
     rows = synthetic_campaign.requests()
     for row in rows:
         row["answer"] = "wrong"
     o = observe(rows)
-    assert (metrics.goodput_per_s(o), metrics.requests_per_s(o), metrics.wrong_share(o)) == (
-        0,
-        0,
-        1,
-    )
+    assert (
+        metrics.requests.goodput_per_s(o),
+        metrics.requests.requests_per_s(o),
+        metrics.requests.wrong_share(o),
+    ) == (0, 0, 1)
 
 
 def test_too_small_a_sample_has_no_percentile(observe):
@@ -298,7 +298,9 @@ def test_cache_hits_are_those_of_the_window(observe):
             for t in seconds
             for what, count in (("hits", hits), ("misses", misses))
         ]
-        return metrics.cache_hit_share(observe(said=[*synthetic_campaign.server_metrics(), *said]))
+        return metrics.requests.cache_hit_share(
+            observe(said=[*synthetic_campaign.server_metrics(), *said])
+        )
 
     assert share(range(12), lambda t: 3 * t, lambda t: t if t < 10 else 99) == 0.75
     assert share((0, 5, 9), lambda t: t, lambda t: 0 if t < 5 else 40) == 1, (
@@ -311,9 +313,9 @@ def test_cache_hits_are_those_of_the_window(observe):
     assert math.isnan(share(range(12), lambda t: 7, lambda t: 7)), (
         "nothing was asked that a cache could have"
     )
-    assert math.isnan(metrics.cache_hit_share(observe(said=synthetic_campaign.server_metrics()))), (
-        "it has no cache"
-    )
+    assert math.isnan(
+        metrics.requests.cache_hit_share(observe(said=synthetic_campaign.server_metrics()))
+    ), "it has no cache"
 
 
 def test_running_at_once_is_the_engines_time_in_the_window(observe):
@@ -322,17 +324,19 @@ def test_running_at_once_is_the_engines_time_in_the_window(observe):
         rows, (2.5, 5.0, 9.5), (1000, 500, 0), (1000, 2000, 4000), strict=True
     ):
         row |= {"first_s": first, "prompt_ms": prompt_ms, "predicted_ms": predicted_ms}
-    assert metrics.running_mean(observe(rows)) == pytest.approx((1.5 + 2.5 + 0.5) / 8), (
+    assert metrics.requests.running_mean(observe(rows)) == pytest.approx((1.5 + 2.5 + 0.5) / 8), (
         "what lies outside [2, 10) is none of it"
     )
     synthetic_campaign.fail(rows[2])
-    assert metrics.running_mean(observe(rows)) == pytest.approx(4.0 / 8)
+    assert metrics.requests.running_mean(observe(rows)) == pytest.approx(4.0 / 8)
     rows[0]["predicted_ms"] = None
     assert (
-        metrics.running_mean(observe(rows, said=synthetic_campaign.server_metrics(running=9.0)))
+        metrics.requests.running_mean(
+            observe(rows, said=synthetic_campaign.server_metrics(running=9.0))
+        )
         == 9
     ), "then what the server says"
-    assert math.isnan(metrics.running_mean(observe(rows)))
+    assert math.isnan(metrics.requests.running_mean(observe(rows)))
 
 
 def test_event_loop_lag_is_the_buckets_bound_in_which_p99_lies(observe):
@@ -354,7 +358,7 @@ def test_event_loop_lag_is_the_buckets_bound_in_which_p99_lies(observe):
                 said.append(
                     dict(zip(synthetic_campaign.schema.SERVER_METRICS_FIELDS, sample, strict=True))
                 )
-        return metrics.event_loop_lag_p99_s(observe(said=said))
+        return metrics.resources.event_loop_lag_p99_s(observe(said=said))
 
     assert lag({"0.001": 99, "0.5": 1, "+Inf": 0}) == 0.001
     assert lag({"0.001": 98, "0.5": 2, "+Inf": 0}) == 0.5
@@ -364,13 +368,13 @@ def test_event_loop_lag_is_the_buckets_bound_in_which_p99_lies(observe):
         "one word in the window says nothing of it"
     )
     assert math.isnan(
-        metrics.event_loop_lag_p99_s(observe(said=synthetic_campaign.server_metrics()))
+        metrics.resources.event_loop_lag_p99_s(observe(said=synthetic_campaign.server_metrics()))
     ), "no event loop"
 
 
 def test_sums_of_arrays():
     arrays = pd.Series([np.array([]), np.array([1.0, 2.0]), np.array([3.0]), np.array([])])
     assert (
-        list(metrics.sum_arrays(arrays)) == [0, 3, 3, 0]
-        and list(metrics.sum_arrays(arrays[:0])) == []
+        list(metrics.requests.sum_arrays(arrays)) == [0, 3, 3, 0]
+        and list(metrics.requests.sum_arrays(arrays[:0])) == []
     )

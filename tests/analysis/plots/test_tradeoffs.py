@@ -102,7 +102,7 @@ def compare(**columns):
         )
         systems.append(
             summary.ServerSummary(
-                f"s{i}", "e", pd.DataFrame([row]), summary.statistics.estimate([1.0]), 1
+                f"s{i}", "e", pd.DataFrame([row]), summary.stats.estimate_mean([1.0]), 1
             )
         )
     return summary.Comparison("made up", systems, "output_tokens_per_s")

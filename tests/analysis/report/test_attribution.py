@@ -101,7 +101,7 @@ def test_without_times_that_fit_only_the_clients_view_is_left(observe, changes):
     rows[100] |= changes
     rows[100]["done_s"] += 1e-9  # the slowest
     bar = attribution.tail_bar([frame(observe, rows)])
-    assert not bar.told and list(bar.parts) == CLIENT_PHASES, (
+    assert not bar.has_server_phases and list(bar.parts) == CLIENT_PHASES, (
         "one such request among them, and their means would be of others"
     )
 
@@ -343,7 +343,7 @@ def test_the_readmes_sentence_is_of_the_reference():
     for a in made.values():
         for bar in a.bars:
             assert (
-                bar.told
+                bar.has_server_phases
                 and sum(bar.parts.values()) == pytest.approx(bar.e2e_s)
                 and min(bar.parts.values()) >= 0
             )

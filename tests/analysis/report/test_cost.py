@@ -33,7 +33,7 @@ def computed(observe):
 
     def make(rows=None, engine="hf", given=PEAKS, model=MODEL, **changes):
         o = observe(rows, engine=engine, data={"model": model}, **changes)
-        o.given = given
+        o.machine_cost = given
         return o
 
     return make
@@ -59,34 +59,34 @@ def counted(values, name=roofline.PASSES):
 def test_dollars_are_for_tokens_that_met_the_slo(observe):
     rows = synthetic_campaign.requests()
     o = observe(rows)
-    o.given = MachineCost(Price(3.96))
-    assert metrics.goodput_tokens_per_s(o) == 440  # 40 requests/s of 11 tokens
-    assert metrics.usd_per_million_tokens(o) == pytest.approx(2.5)
+    o.machine_cost = MachineCost(Price(3.96))
+    assert metrics.requests.goodput_tokens_per_s(o) == 440  # 40 requests/s of 11 tokens
+    assert metrics.resources.usd_per_million_tokens(o) == pytest.approx(2.5)
     for row in rows[::2]:
         row["first_s"] += 2.0  # half of them miss the TTFT of 1 s
     o = observe(rows)
-    o.given = MachineCost(Price(3.96))
-    assert metrics.output_tokens_per_s(o) == pytest.approx(440, rel=0.01), (
+    o.machine_cost = MachineCost(Price(3.96))
+    assert metrics.requests.output_tokens_per_s(o) == pytest.approx(440, rel=0.01), (
         "tokens that nobody waited for are no reason to be cheaper"
     )
-    assert metrics.usd_per_million_tokens(o) == pytest.approx(5)
+    assert metrics.resources.usd_per_million_tokens(o) == pytest.approx(5)
 
 
 def test_without_a_price_there_are_no_dollars_and_without_a_good_token_no_bound(observe):
-    assert math.isnan(metrics.usd_per_million_tokens(observe()))
+    assert math.isnan(metrics.resources.usd_per_million_tokens(observe()))
     o = observe(slo={"ttft_s": 0.001})
-    o.given = MachineCost(Price(1))
-    assert metrics.usd_per_million_tokens(o) == math.inf
+    o.machine_cost = MachineCost(Price(1))
+    assert metrics.resources.usd_per_million_tokens(o) == math.inf
     o = observe(window=None, counts=None)
-    o.given = MachineCost(Price(1))
-    assert math.isnan(metrics.usd_per_million_tokens(o)), "nothing was measured"
+    o.machine_cost = MachineCost(Price(1))
+    assert math.isnan(metrics.resources.usd_per_million_tokens(o)), "nothing was measured"
 
 
 def test_tokens_a_joule(observe):
-    assert metrics.gpu_tokens_per_joule(
+    assert metrics.resources.gpu_tokens_per_joule(
         observe(samples=synthetic_campaign.telemetry(gpus=2))
     ) == pytest.approx(440 / 600, rel=0.01)
-    assert math.isnan(metrics.gpu_tokens_per_joule(observe()))
+    assert math.isnan(metrics.resources.gpu_tokens_per_joule(observe()))
 
 
 # --- the model's work
@@ -141,9 +141,9 @@ def test_mbu_by_hand(computed):
     of what they look back on.
     """
     moved = 2 * (4 * 700 + 2 * 3 * 2 * 5 * 102)
-    assert metrics.mbu(computed(one_request())) == pytest.approx(moved / 8 / 1e6)
+    assert metrics.resources.mbu(computed(one_request())) == pytest.approx(moved / 8 / 1e6)
     tied = MODEL | {"shape": SHAPE | {"tied_embeddings": True}}
-    assert metrics.mbu(computed(one_request(), model=tied)) == pytest.approx(
+    assert metrics.resources.mbu(computed(one_request(), model=tied)) == pytest.approx(
         (moved + 2 * 4 * 300) / 8 / 1e6
     ), "the table is the head"
 
@@ -153,9 +153,9 @@ def test_mfu_by_hand(computed):
     back costs 4 x 3 x 4 x 5.
     """
     done = 2 * (400 * (32 + 3) + 300 * 4) + 4 * 3 * 4 * 5 * (102 + 528)
-    assert metrics.mfu(computed(one_request())) == pytest.approx(done / 8 / 1e9)
+    assert metrics.resources.mfu(computed(one_request())) == pytest.approx(done / 8 / 1e9)
     tied = MODEL | {"shape": SHAPE | {"tied_embeddings": True}}
-    assert metrics.mfu(computed(one_request(), model=tied)) == pytest.approx(
+    assert metrics.resources.mfu(computed(one_request(), model=tied)) == pytest.approx(
         (done + 2 * 300 * 35) / 8 / 1e9
     )
 
@@ -184,7 +184,7 @@ def test_passes_are_counted_or_one_a_token_or_a_lower_bound(computed):
 def test_no_share_of_a_limit_that_is_not_known(computed):
     def shares(**changes):
         o = computed(**changes)
-        return metrics.mbu(o), metrics.mfu(o)
+        return metrics.resources.mbu(o), metrics.resources.mfu(o)
 
     assert all(value > 0 for value in shares())
     unknown = {

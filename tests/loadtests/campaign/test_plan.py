@@ -285,8 +285,21 @@ def test_the_scenarios_that_come_with_serveoff_are_sound() -> None:
         ("users = 2", "users = 2.5", "[chat]: users = 2.5 is not a whole number above 0"),
         ("users = 2", "users = true", "[chat]: users = True is not a whole number above 0"),
         ("users = 2", 'users = "2"', "[chat]: users = '2' is not a whole number above 0"),
-        ("users = 2", "users = 2\nrate = -1", "[chat]: rate = -1 is not a number above 0"),
-        ("users = 2", "users = 2\nrate = nan", "[chat]: rate = nan is not a number above 0"),
+        (
+            '"closed"\nusers = 2',
+            '"poisson"\nrate = -1',
+            "[chat]: rate = -1 is not a number above 0",
+        ),
+        (
+            '"closed"\nusers = 2',
+            '"poisson"\nrate = nan',
+            "[chat]: rate = nan is not a number above 0",
+        ),
+        (
+            '"closed"\nusers = 2',
+            '"poisson"\nrate = 2\nburstiness = 1',
+            "[chat]: burstiness does not go with arrivals = 'poisson': leave it out",
+        ),
         (
             "users = 2",
             "users = 2\nthink_s = -0.1",
@@ -394,8 +407,8 @@ def test_the_scenarios_that_come_with_serveoff_are_sound() -> None:
             "users = 2",
             "users = 2\nturns = [2, 3]\ndistinct_prompts = 5",
             (
-                "[chat]: distinct_prompts do not go with turns: what was said before makes each"
-                " question new"
+                "[chat]: distinct_prompts do not go with turns: the conversation so far makes"
+                " each question new"
             ),
         ),
         (
