@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from loadtests.accuracy.calibration import SCENARIO, CalibrationRun, Placement, run_calibration_load
+from loadtests.client.compiler import compile_once
+from loadtests.client.limits import compiler_definitions
 from loadtests.generator.locust_process import Workers
 from loadtests.telemetry import cores
 
@@ -70,22 +72,11 @@ class Testbed:
 
     def in_c(self, program: str) -> list[str] | None:
         """The command of one of the C programs beside this file, on the load generator's cores;
-        null without a C compiler.
+        None without a C compiler.
         """
-        compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-        if compiler is None:
-            return None
-        subprocess.run(
-            [
-                compiler,
-                "-O2",
-                "-o",
-                str(self.scratch / program),
-                str(Path(__file__).with_name(f"{program}.c")),
-            ],
-            check=True,
-        )
-        return [*self.pinned(), str(self.scratch / program)]
+        source = Path(__file__).with_name(f"{program}.c")
+        path = compile_once(source, options=compiler_definitions())
+        return None if path is None else [*self.pinned(), str(path)]
 
     def note_readers(self, workers: Sequence[dict[str, Any]]) -> None:
         self.readers |= {worker["reader"] for worker in workers}

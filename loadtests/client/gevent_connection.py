@@ -34,7 +34,9 @@ from loadtests.client.http import (
     ResponseError,
     ResponseParser,
 )
-from loadtests.client.reader import CLOSED, ENDED, MORE, ReaderStream, Received, socket_reader
+from loadtests.client.limits import CLOSED, ENDED, MORE
+from loadtests.client.reader import socket_reader
+from loadtests.client.reader_types import ReaderStream, Received
 from loadtests.client.websocket import WebSocketConnection
 
 # Gevent replaces socket.socket by one that waits by switching; this is the plain one.
@@ -156,7 +158,7 @@ class GeventConnection(Connection):
         try:
             early, self.early = self.early, []
             for came in early:
-                self.came(came)
+                self.on_response(came)
             self.waiter.get()
         except BaseException:
             self._leave()
@@ -166,7 +168,7 @@ class GeventConnection(Connection):
 
     def _read(self) -> tuple[bytes, float, float]:
         data, at, lag = super()._read()
-        socket_reader().count(len(data))
+        socket_reader().count_bytes(len(data))
         return data, at, lag
 
     def _leave(self) -> None:
@@ -174,28 +176,28 @@ class GeventConnection(Connection):
         if self.stream is None:
             return
         stream, self.stream = self.stream, None
-        for came in stream.leave():
-            if came.why == ENDED:
-                self.came(came)
+        for came in stream.stop_reading():
+            if came.reason == ENDED:
+                self.on_response(came)
             elif self.answer is not None:
                 with suppress(ResponseError, ClosedEarly):
                     _replay_reads(came, self.answer)
 
-    def came(self, came: Received) -> None:
+    def on_response(self, came: Received) -> None:
         answer = self.answer
         if answer is None:
             self.early.append(came)
             return
         try:
-            if came.why == ENDED:
+            if came.reason == ENDED:
                 assert isinstance(answer, ResponseParser)
                 answer.take(came.data, came.body, came.arrived, came.lags, came.lengths)
                 self._ended(came, came.arrived[-1])
                 return
             complete = _replay_reads(came, answer)
-            if came.why < 0:
-                raise OSError(-came.why, os.strerror(-came.why))
-            if came.why == CLOSED:
+            if came.reason < 0:
+                raise OSError(-came.reason, os.strerror(-came.reason))
+            if came.reason == CLOSED:
                 complete = answer.feed(b"", time.perf_counter(), 0.0)
         except Exception as error:
             self._failed(error)
@@ -203,11 +205,11 @@ class GeventConnection(Connection):
         if not complete:  # from here on it is read in Python
             assert self.socket is not None
             self._leave()
-            self.stream = socket_reader().watch(self.socket, self, plain=False)
+            self.stream = socket_reader().watch(self.socket, self, whole_responses=False)
         else:
             self._ended(came, came.arrived[-1] if came.arrived else time.perf_counter())
 
-    def read(self, data: bytes, at: float, lag: float) -> None:
+    def on_read(self, data: bytes, at: float, lag: float) -> None:
         answer = self.answer
         if answer is None:
             self.early.append(Received(MORE, data, [at], [lag], [len(data)]))
@@ -233,13 +235,16 @@ class GeventConnection(Connection):
         self.answer = None  # what comes from now on is of the next one
         if self.prepared is not None:
             exchange, encode, _ = self.prepared
-            if came is not None and came.number >= 0:
-                number, request = came.number, encode(self, came.number)
-                exchange.sent_s, self.unsent = came.sent_s, request[len(request) - came.unsent :]
+            if came is not None and came.next_number >= 0:
+                number, request = came.next_number, encode(self, came.next_number)
+                exchange.sent_s, self.unsent = (
+                    came.next_sent_s,
+                    request[len(request) - came.next_unsent :],
+                )
             elif keep and time.perf_counter() <= socket_reader().until_s:
-                number = socket_reader().number()
+                number = socket_reader().next_request_number()
                 self.send_ahead(encode, number, exchange)
-        if came is None or came.number < 0:
+        if came is None or came.next_number < 0:
             self._leave()
         if number >= 0 and self.then is not None:
             self.then(number, at)

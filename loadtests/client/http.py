@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-RECV_BYTES = 16384  # a larger buffer would be made, and cut down again, for each event
+from loadtests.client.limits import CLOCK_TOLERANCE_S, MAX_STAMP_AGE_S, READ_BYTES
+
 MAX_RESPONSE_BYTES = 64 * 1024 * 1024
 MAX_HEADER_BYTES = 65536
 # The kernel's time of arrival, Linux only: one value for the option and for its control message
@@ -34,8 +35,6 @@ SO_TIMESTAMPNS = (
 )
 TIMESPEC = struct.Struct("@qq")
 ANCILLARY_BYTES = 64
-MAX_AGE_S = 10.0  # of a stamp that makes sense
-BETWEEN_CLOCKS_S = 20e-6  # reading one after the other takes a tenth of a microsecond
 LAST_CHUNK = b"0\r\n\r\n"
 # by the line before a chunk
 SIZES = {line % size: size for size in range(1, 4096) for line in (b"%x\r\n", b"%X\r\n")}
@@ -164,7 +163,7 @@ class ResponseParser:
             self.head += data
             end = self.head.find(b"\r\n\r\n")
             if end < 0:
-                if len(self.head) > MAX_HEADER_BYTES + RECV_BYTES:
+                if len(self.head) > MAX_HEADER_BYTES + READ_BYTES:
                     raise ResponseError("headers too long")
                 return False
             self.length, self.chunked, self.keep = _read_head(bytes(self.head[:end]), self.exchange)
@@ -343,18 +342,18 @@ def read_stamped(sock: socket.socket) -> tuple[bytes, float, float]:
     sense, and our own time is taken.
     """
     if SO_TIMESTAMPNS is None or isinstance(sock, ssl.SSLSocket):
-        return sock.recv(RECV_BYTES), time.perf_counter(), 0.0
-    data, ancillary, _, _ = sock.recvmsg(RECV_BYTES, ANCILLARY_BYTES)
+        return sock.recv(READ_BYTES), time.perf_counter(), 0.0
+    data, ancillary, _, _ = sock.recvmsg(READ_BYTES, ANCILLARY_BYTES)
     at = time.perf_counter()
     if ancillary:
         wall_ns = time.time_ns()
         # we lost the core between the two clocks: together again
-        while time.perf_counter() - at > BETWEEN_CLOCKS_S:
+        while time.perf_counter() - at > CLOCK_TOLERANCE_S:
             at = time.perf_counter()
             wall_ns = time.time_ns()
         seconds, nanoseconds = TIMESPEC.unpack_from(ancillary[0][2])
         age = (wall_ns - seconds * 1_000_000_000 - nanoseconds) * 1e-9
-        if 0 <= age < MAX_AGE_S:
+        if 0 <= age < MAX_STAMP_AGE_S:
             return data, at - age, age
     return data, at, 0.0
 

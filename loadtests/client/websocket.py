@@ -28,7 +28,6 @@ from wsproto.utilities import RemoteProtocolError
 
 from loadtests.client.http import (
     MAX_RESPONSE_BYTES,
-    RECV_BYTES,
     ClosedEarly,
     Connection,
     Exchange,
@@ -36,6 +35,7 @@ from loadtests.client.http import (
     ResponseError,
     remaining_or_timeout,
 )
+from loadtests.client.limits import READ_BYTES
 from servers.contract.api import SSE_CONTENT_TYPE, status_of_end
 
 FIELD = b"data: "
@@ -71,7 +71,7 @@ class WebSocketConnection(Connection):
         connected.sendall(self.protocol.send(self.upgrade))
         while self.protocol.state is ConnectionState.CONNECTING:
             connected.settimeout(remaining_or_timeout(deadline))
-            if not (data := connected.recv(RECV_BYTES)):
+            if not (data := connected.recv(READ_BYTES)):
                 raise ResponseError("connection closed in the handshake")
             try:
                 self.protocol.receive_data(data)

@@ -10,7 +10,8 @@ from gevent.event import Event
 from gevent.threadpool import ThreadPool
 
 from loadtests.client.reader import socket_reader
-from loadtests.generator.recorder import FAILED
+
+FAILED = 4  # exit code
 
 
 class IoYield:
@@ -21,7 +22,7 @@ class IoYield:
     def __init__(self) -> None:
         # the loop serves it after all others
         self.last = gevent.get_hub().loop.timer(0.0, priority=-2)
-        self.shared = socket_reader().thread is not None
+        self.shared = socket_reader().thread_id is not None
 
     def pass_on(self) -> None:
         # a thread that has one core with us, and something to read, would have to wait until our

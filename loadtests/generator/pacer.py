@@ -1,7 +1,7 @@
 """Sends the requests of an open loop when they are due, whatever has become of those before:
 `dispatcher` chooses who.
 
-`ByThread`: the thread in C that also reads (loadtests/client/due.c), which waits neither for the
+`ByThread`: the thread in C that also reads (loadtests/client/native.c), which waits neither for the
 interpreter nor for its lock. For plain HTTP.
 
 `ByLoop`: gevent's loop, which has much else to do. It wakes a little early, and spends the rest
@@ -22,13 +22,14 @@ from gevent.event import Event
 
 from loadtests.client.gevent_connection import Encoder, GeventConnection
 from loadtests.client.http import Exchange
+from loadtests.client.limits import WAKE_EARLY_S
 from loadtests.client.native import NativeReader
-from loadtests.client.reader import ScheduledRequest, SendOutcome, socket_reader
+from loadtests.client.reader import socket_reader
+from loadtests.client.reader_types import ScheduledRequest, SendOutcome
 from loadtests.generator.gevent_tools import abort_process
 
 AHEAD = 16  # requests that are made in advance
 MAKING_S = 0.0005  # so long before the next one is due there is still time to make another
-AWAKE_S = 50e-6  # about what waking up takes
 
 # on which connection it was sent, as which number; null: it was not
 OnSent = Callable[[GeventConnection | None, int | None], None]
@@ -96,10 +97,10 @@ class NativePacer:
 
     def offer(self, connection: GeventConnection) -> None:
         if connection.socket is not None:  # else it was closed
-            connection.stream = self.here.offer(connection.socket, connection)
+            connection.stream = self.here.return_idle(connection.socket, connection)
 
     def take(self) -> GeventConnection | None:
-        connection = self.here.take_idle()
+        connection = self.here.acquire_idle()
         if connection is None:
             return None
         assert isinstance(connection, GeventConnection)
@@ -111,7 +112,7 @@ class NativePacer:
             self._wait()
 
     def close(self) -> None:
-        self.here.cancel()
+        self.here.cancel_schedule()
 
 
 class WaitingRequest(NamedTuple):
@@ -162,7 +163,7 @@ class GeventPacer:
             _, encode, exchange, told = self.waiting.popleft()
             connection, number = self.idle.pop() if self.idle and self.ahead else None, None
             if connection is not None:
-                number = socket_reader().number()
+                number = socket_reader().next_request_number()
                 connection.send_ahead(encode, number, exchange)
             self.begun.append((told, connection, number))
             self.sent.set()
@@ -204,7 +205,7 @@ class PreciseTimer:
 
     def sleep_until(self, at_s: float) -> None:
         """Returns at once if that time, of `time.perf_counter()`, has passed; never too early."""
-        wake_s = at_s - AWAKE_S
+        wake_s = at_s - WAKE_EARLY_S
         if wake_s > time.perf_counter():
             self._sleep_until(wake_s)
         while time.perf_counter() < at_s:

@@ -26,7 +26,6 @@ from loadtests.workload import prompts
 from servers.contract import oracle
 
 CUT_OFF = "cut off: unanswered when the drain ended"
-FAILED = 4  # exit code
 REPORT_S = steady_state.SLICE_S
 
 
@@ -123,7 +122,7 @@ class Recorder:
     ) -> InFlightRequest:
         """`exchange`: of a request that has been sent already, as `number`."""
         sent = InFlightRequest(
-            self.streams.number() if number is None else number,
+            self.streams.next_request_number() if number is None else number,
             user,
             scheduled_s,
             prompt,
@@ -165,17 +164,17 @@ class Recorder:
                 "rows": self.written,
                 "tokens": self.tokens,
                 "cut_off": self.cut_off,
-                "in_flight": len(self.in_flight) + len(self.finished) + self.streams.waiting,
+                "in_flight": len(self.in_flight) + len(self.finished) + self.streams.unreported,
                 "bytes": self.streams.bytes,
-                "reader": self.streams.reader,
+                "reader": self.streams.kind,
                 "cpu_s": time.process_time(),
-                "waited_s": runqueue_wait_s(self.streams.thread),
+                "waited_s": runqueue_wait_s(self.streams.thread_id),
                 "ended": self.ended,
                 "latencies": latencies,
                 "lines": b"".join(lines),
                 "stalls": [
                     (start_s - self.zero_s, end_s - self.zero_s)
-                    for start_s, end_s in self.streams.take_stalls()
+                    for start_s, end_s in self.streams.pop_stalls()
                 ],
             }
         )

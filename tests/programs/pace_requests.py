@@ -41,7 +41,7 @@ class OpenLoop:
         def one(connection: GeventConnection | None, number: int | None) -> None:
             if connection is None:
                 connection = self.sender.take() or self.server.connect()
-                number = socket_reader().number()
+                number = socket_reader().next_request_number()
             connection.post("/x", body, exchange, f"7-{number}")
             self.sender.offer(connection)
 
@@ -112,14 +112,14 @@ def ask_again_on_a_closed_connection(loop: OpenLoop) -> None:
 def send_nothing_that_is_not_due(loop: OpenLoop) -> None:
     loop.ask(time.perf_counter() + 3600)
     sent = socket_reader().sent
-    assert socket_reader().waiting == isinstance(socket_reader(), NativeReader), (
+    assert socket_reader().unreported == isinstance(socket_reader(), NativeReader), (
         "or the load would end without it"
     )
     loop.sender.close()
     gevent.sleep(0.05)
     assert socket_reader().sent == sent, "what is not yet due is not sent"
     assert not loop.asking
-    assert not socket_reader().waiting
+    assert not socket_reader().unreported
 
 
 def on_idle_connections() -> None:
@@ -135,7 +135,7 @@ def on_idle_connections() -> None:
 def more_than_there_is_room_for() -> None:
     count, rate = 1500, 10_000
     loop = OpenLoop()
-    socket_reader().number()
+    socket_reader().next_request_number()
     begin_s = time.perf_counter() + 0.05
     for number in range(count):
         loop.ask(begin_s + number / rate)

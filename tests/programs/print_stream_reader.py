@@ -3,4 +3,4 @@
 from loadtests.client.reader import socket_reader
 
 if __name__ == "__main__":
-    print(socket_reader().reader)
+    print(socket_reader().kind)

@@ -61,7 +61,7 @@ def main() -> None:
         first, *others, last = read_all(silent)
         errors = [each.error for each in others]
         assert [each.token_text for each in others] == [[" baba"]] * (COUNT - 2), errors
-        kept = not silent or socket_reader().reader == "c"
+        kept = not silent or socket_reader().kind == "c"
         assert first.token_text == ([] if silent else [" baba"])
         assert last.token_text == ([" baba"] if kept else [])
     print("fine")

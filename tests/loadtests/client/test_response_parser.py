@@ -59,7 +59,7 @@ def test_an_answer_may_be_cut_at_any_byte(server: Scripted) -> None:
 def test_reads_of_any_size(
     server: Scripted, monkeypatch: pytest.MonkeyPatch, answer: bytes, size: int
 ) -> None:
-    monkeypatch.setattr(http, "RECV_BYTES", size)
+    monkeypatch.setattr(http, "READ_BYTES", size)
     exchange, settled = ask(server, answer)
     assert is_whole(settled)
     assert exchange.lengths == sorted(exchange.lengths) and exchange.lengths[-1] == len(EVENTS)
@@ -366,7 +366,7 @@ def test_an_endless_body_is_given_up(server: Scripted, monkeypatch: pytest.Monke
     ):
         exchange, settled = ask(server, head, *[piece] * 1000)
         assert settled.error == "answer too long"
-        assert 100_000 < len(exchange.body) <= 100_000 + http.RECV_BYTES
+        assert 100_000 < len(exchange.body) <= 100_000 + http.READ_BYTES
 
 
 def test_an_endless_body_of_whole_chunks_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
