@@ -6,9 +6,9 @@ import time
 
 import gevent
 
-from loadtests.client.http import read_stamped
 from loadtests.client.limits import CLOSED, STALL_S, TICK_S
 from loadtests.client.reader_types import Listener, ReaderStream, Received
+from loadtests.client.transport import read_stamped
 
 READABLE = 1  # of gevent's watchers
 

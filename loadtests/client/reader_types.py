@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 
@@ -116,3 +117,50 @@ class SocketReader(Protocol):
     def close(self) -> None:
         """Stops looking for stalls."""
         ...
+
+
+class ResponseWait(Protocol):
+    """Blocks the caller until its response has ended."""
+
+    def get(self) -> object: ...
+
+    def switch(self, value: None) -> object:
+        """Lets `get` return. Must not wait."""
+        ...
+
+
+class ResponseReader(Protocol):
+    """How a connection sends and reads: blocking, or in gevent's loop, or by a native thread.
+
+    Only if it `sends_ahead` can requests be sent before someone waits for their response, and no
+    prepared request goes out after `until_s`.
+    """
+
+    sends_ahead: bool
+
+    @property
+    def until_s(self) -> float: ...
+
+    def adopt_socket(self, sock: socket.socket) -> socket.socket:
+        """Returns the socket as this reader uses it."""
+        ...
+
+    def next_request_number(self) -> int: ...
+
+    def time_limit(self, deadline: float) -> AbstractContextManager[object]:
+        """Raises TimeoutError inside the context when the deadline passes."""
+        ...
+
+    def send_now(self, sock: socket.socket, data: bytes) -> int:
+        """Sends what is possible without waiting. Returns the number of bytes."""
+        ...
+
+    def send_rest(self, sock: socket.socket, data: bytes, deadline: float) -> None: ...
+
+    def make_wait(
+        self, sock: socket.socket, listener: Listener, deadline: float
+    ) -> ResponseWait: ...
+
+    def watch(
+        self, sock: socket.socket, listener: Listener, whole_responses: bool
+    ) -> ReaderStream: ...

@@ -30,7 +30,8 @@ from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
 
 from loadtests.client import http
-from loadtests.client.gevent_connection import GeventConnection, GeventWebSocket
+from loadtests.client.connection import Connection
+from loadtests.client.gevent_connection import make_gevent_connection
 from loadtests.client.reader import socket_reader
 from loadtests.generator import messages
 from loadtests.generator.coordinator import Coordinator
@@ -112,15 +113,14 @@ class LoadWorker:
             http.Exchange(),
         )
 
-    def connect(self) -> GeventConnection:
-        reached = (
+    def connect(self) -> Connection:
+        websocket = self.scenario.get("transport") == "websocket"
+        return make_gevent_connection(
             self.load["base_url"],
             self.scenario["timeout_s"],
             os.environ.get("SERVEOFF_API_KEY"),
+            prompts.request_path(self.scenario) if websocket else None,
         )
-        if self.scenario.get("transport") == "websocket":
-            return GeventWebSocket(*reached, prompts.request_path(self.scenario))
-        return GeventConnection(*reached)
 
     @contextmanager
     def row(self, sent: InFlightRequest) -> Iterator[None]:
@@ -140,7 +140,7 @@ class LoadWorker:
             self.recorder.close()
 
     def post(
-        self, connection: GeventConnection, sent: InFlightRequest, prepared: "PreparedRequest"
+        self, connection: Connection, sent: InFlightRequest, prepared: "PreparedRequest"
     ) -> None:
         connection.post(prepared[1], prepared[2], sent.exchange, f"{self.number}-{sent.number}")
 
@@ -169,7 +169,7 @@ class ClosedLoop(User):
         self.prepared = gevent.spawn(worker.prepare, self.index, 0)
         self.sent: InFlightRequest | None = None  # in the moment in which the answer before ended
         self.at_once = not scenario.get("think_s") and "turns" not in scenario
-        self.connection.then = self.was_sent
+        self.connection.on_next_sent = self.was_sent
         began_s = worker.began.get()
         # one after the other through the first half of the warm-up: together they would stay
         # together
@@ -257,22 +257,22 @@ class OpenLoop(User):
         sender = make_pacer(worker.connect(), f"{worker.number}-", ahead=worker.slots is None)
 
         def one(
-            sent: InFlightRequest, prepared: PreparedRequest, connection: GeventConnection | None
+            sent: InFlightRequest, prepared: PreparedRequest, connection: Connection | None
         ) -> None:
             with worker.row(sent):
                 if worker.slots is not None:
                     worker.slots.take()
                     sent.slot_s = recorder.now()
-                connection = connection or sender.take() or worker.connect()
+                connection = connection or sender.acquire_idle() or worker.connect()
                 worker.post(connection, sent, prepared)
-            sender.offer(connection)
+            sender.return_idle(connection)
             if worker.slots is not None:  # not if this greenlet was killed: nobody shall go on then
                 worker.slots.give()
 
         def look_after(
             scheduled_s: float,
             prepared: PreparedRequest,
-            connection: GeventConnection | None,
+            connection: Connection | None,
             number: int | None,
         ) -> None:
             greenlet = gevent.spawn(

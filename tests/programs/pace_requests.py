@@ -11,7 +11,8 @@ import time
 import gevent
 
 from loadtests.client import http, response
-from loadtests.client.gevent_connection import GeventConnection
+from loadtests.client.connection import Connection
+from loadtests.client.gevent_connection import make_gevent_connection
 from loadtests.client.native import NativeReader
 from loadtests.client.reader import socket_reader
 from loadtests.generator import pacer
@@ -19,7 +20,7 @@ from tests.helpers.gevent_server import TIMEOUT_S, RequestRecorder
 from tests.helpers.scripted_server import CHUNKED, DONE, LAST_CHUNK, chunk, event
 
 WHOLE = CHUNKED + chunk(event(" baba") + DONE) + LAST_CHUNK
-Given = tuple[GeventConnection | None, int | None]  # where it was sent, and its number
+Given = tuple[Connection | None, int | None]  # where it was sent, and its number
 
 
 class OpenLoop:
@@ -38,14 +39,14 @@ class OpenLoop:
         exchange = http.Exchange()
         self.exchanges.append((at_s, exchange))
 
-        def one(connection: GeventConnection | None, number: int | None) -> None:
+        def one(connection: Connection | None, number: int | None) -> None:
             if connection is None:
-                connection = self.sender.take() or self.server.connect()
+                connection = self.sender.acquire_idle() or self.server.connect()
                 number = socket_reader().next_request_number()
             connection.post("/x", body, exchange, f"7-{number}")
-            self.sender.offer(connection)
+            self.sender.return_idle(connection)
 
-        def start(connection: GeventConnection | None, number: int | None) -> None:
+        def start(connection: Connection | None, number: int | None) -> None:
             self.given.append((connection, number))
             self.asking.append(gevent.spawn(one, connection, number))
 
@@ -146,10 +147,10 @@ def more_than_there_is_room_for() -> None:
 def while_the_interpreter_is_busy() -> None:
     loop = OpenLoop()
     listener = socket.create_server(("127.0.0.1", 0))
-    connection = GeventConnection(f"http://127.0.0.1:{listener.getsockname()[1]}", TIMEOUT_S)
+    connection = make_gevent_connection(f"http://127.0.0.1:{listener.getsockname()[1]}", TIMEOUT_S)
     connection.open()
     peer, _ = listener.accept()
-    loop.sender.offer(connection)
+    loop.sender.return_idle(connection)
     loop.ask(time.perf_counter() + 0.1)
     gevent.sleep(0.01)
     until_s = time.perf_counter() + 1.0
