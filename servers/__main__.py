@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from servers.runtime import catalog, launch, models
+from servers.runtime import catalog, errors, launch, models
 
 
 def list_servers() -> int:
@@ -123,7 +123,7 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (catalog.CatalogError, launch.LaunchError) as error:
+    except (catalog.CatalogError, errors.LaunchError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -4,26 +4,21 @@ outputs, exit codes.
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.python_program import PROGRAMS
+
 ROOT = Path(__file__).parents[1]
-NOX = """#!/usr/bin/env bash
-printf '%s\\n' "$@" > "$NOTES"
-while [ "$1" != --out ]; do shift; done
-if [ "$CODE" != 130 ]; then
-  mkdir -p "$2"; echo "# Gate" > "$2/gate.md"; echo '{"verdict": "SOME"}' > "$2/gate.json"
-fi
-exit "$CODE"
-"""
 
 
 def act(folder: Path, code: int, **inputs: str) -> tuple[int, list[str], str]:
     """(exit code, nox's arguments, what was said); summary and outputs are in the folder."""
     (folder / "bin").mkdir()
-    (folder / "bin" / "nox").write_text(NOX)
+    shutil.copy(PROGRAMS / "fake_nox.sh", folder / "bin" / "nox")
     (folder / "bin" / "nox").chmod(0o755)
     given = {
         "BASE": "",

@@ -2,12 +2,14 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.helpers import python_program
 from tests.helpers.installed import PROGRAMS, STRICT
 
 ROOT = Path(__file__).parents[1]
@@ -16,41 +18,12 @@ PYPROJECT = """
 [project.optional-dependencies]
 old = ["only_old; python_version < '3'"]
 """
-TESTS = """
-from pathlib import Path
-
-import pytest
-
-from tests.helpers import installed
-
-installed.ROOT = Path(__file__).parent
-installed.PROGRAMS["proxy"] = ["proxy", "other-proxy"], "proxy-package"
-installed.PROGRAMS["shell"] = ["no-such-shell", "sh"], "shell-package"
-
-@pytest.mark.requires("proxy")
-def test_marked() -> None: ...
-
-def test_in_its_body() -> None:
-    installed.require_installed("proxy")
-
-def test_another_program_will_do() -> None:
-    installed.require_installed("shell")
-
-def test_module() -> None:
-    installed.require_installed("no_such_module")
-
-def test_without_a_wheel() -> None:
-    installed.require_installed("only_old")
-
-def test_for_another_reason() -> None:
-    pytest.skip("no GPU")
-"""
 
 
 def run_pytest(folder: Path, strict: str) -> tuple[int, str]:
     """Exit code and output of pytest with our plugin and nothing else of ours."""
     (folder / "pyproject.toml").write_text(PYPROJECT)
-    (folder / "test_programs.py").write_text(TESTS)
+    shutil.copy(python_program.PROGRAMS / "tests_with_requirements.py", folder / "test_programs.py")
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")
     } | {"PYTHONPATH": str(ROOT), STRICT: strict}

@@ -22,6 +22,7 @@ from analysis.plots.style import (
     MANY,
     STYLE,
     WIDTH,
+    Drawn,
     Picture,
     add_legend,
     line_looks,
@@ -29,14 +30,11 @@ from analysis.plots.style import (
     set_log_axis,
     single_axes,
 )
-from analysis.summary import Comparison, ServerSummary, Summary
+from analysis.summary import Comparison, Summary
 
 # where a CDF is drawn: a line is no finer on paper
 SHARES = np.unique(np.concatenate([np.linspace(0.01, 1, 100), [0.995, 0.999]]))
 MARKS = {50: "o", 95: "s", 99: "D"}
-
-
-Drawn = tuple[ServerSummary, str, dict[str, Any]]
 
 
 def draw_throughput(comparison: Comparison) -> Picture:

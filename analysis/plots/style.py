@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
-from analysis.plots.figures import Drawn
-from analysis.summary import Comparison
+from analysis.summary import Comparison, ServerSummary
 
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#B8A800"]
 
@@ -65,6 +64,9 @@ class Picture:
     def _repr_png_(self) -> bytes:
         """How a notebook shows it: as the report does."""
         return encode_png(self.figure)
+
+
+Drawn = tuple[ServerSummary, str, dict[str, Any]]
 
 
 def line_looks(comparison: Comparison) -> list[Drawn]:

@@ -35,7 +35,7 @@ from loadtests.accuracy.starvation import judge_healthy, judge_starved
 from loadtests.accuracy.testbed import Testbed
 from loadtests.generator import locust_process
 from loadtests.telemetry import machine
-from servers.runtime import launch
+from servers.runtime import errors
 
 RESULTS = Path("results/instrument")
 EXPERIMENTS: dict[str, Callable[[Testbed], dict[str, Any]]] = {
@@ -116,7 +116,7 @@ def main() -> int:
         return 130
     except (
         locust_process.LoadFailed,
-        launch.LaunchError,
+        errors.LaunchError,
         OSError,
         subprocess.CalledProcessError,
     ) as error:

@@ -17,7 +17,7 @@ from loadtests.campaign import results_folder
 from loadtests.campaign.progress import ProgressWatch
 from loadtests.errors import UsageError
 from loadtests.schema import Case
-from servers.runtime import launch
+from servers.runtime import catalog
 
 SATURATION_USERS = 64
 
@@ -114,7 +114,7 @@ def check_slo(text: str) -> None:
     """Raises PlanError."""
     done = subprocess.run(
         [sys.executable, "-m", "analysis.next_cases", "--slo", text],
-        cwd=launch.ROOT,
+        cwd=catalog.ROOT,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -124,7 +124,7 @@ def check_slo(text: str) -> None:
 
 def _asked(folder: Path) -> list[dict[str, Any] | None]:
     command = [sys.executable, "-m", "analysis.next_cases", str(folder.resolve())]
-    done = subprocess.run(command, cwd=launch.ROOT, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, cwd=catalog.ROOT, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise UsageError(f"what to measure next in {folder} could not be found: see above")
     return list(json.loads(done.stdout))

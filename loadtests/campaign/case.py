@@ -20,7 +20,7 @@ from loadtests.telemetry import machine, server_counters
 from loadtests.workload import arrivals
 from servers.contract import conformance as contract_checks
 from servers.contract.conformance_client import CheckFailed
-from servers.runtime import catalog, launch, models
+from servers.runtime import catalog, errors, launch, models
 
 RESERVE_BYTES = 65_536  # run.json has a few thousand
 
@@ -138,7 +138,7 @@ def run_case(case: Case, setting: CampaignContext, watch: ProgressWatch) -> str:
                 began = time.perf_counter()
                 try:
                     stage(work)
-                except (CaseFailed, launch.LaunchError, CheckFailed) as error:
+                except (CaseFailed, errors.LaunchError, CheckFailed) as error:
                     work.run["status"] = f"failed: {name}: {error}"
                     break
                 except KeyboardInterrupt:

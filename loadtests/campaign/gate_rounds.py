@@ -20,7 +20,7 @@ from loadtests.campaign import results_folder
 from loadtests.campaign.progress import ProgressWatch
 from loadtests.errors import UsageError
 from loadtests.schema import Case
-from servers.runtime import launch
+from servers.runtime import catalog
 
 
 def gated_systems(cases: Sequence[Case]) -> list[dict[str, Any]]:
@@ -83,7 +83,7 @@ def repetition_of(
 
 def _asked(folder: Path) -> list[bool]:
     command = [sys.executable, "-m", "analysis.next_cases", str(folder.resolve())]
-    done = subprocess.run(command, cwd=launch.ROOT, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, cwd=catalog.ROOT, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise UsageError(f"whether {folder} needs another repetition could not be found: see above")
     return list(json.loads(done.stdout))

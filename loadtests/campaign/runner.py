@@ -29,7 +29,7 @@ from loadtests.workload import arrivals
 from loadtests.workload.scenario import read_scenarios
 from loadtests.workload.traces import TraceError
 from servers.contract import oracle
-from servers.runtime import catalog, launch, models, ports
+from servers.runtime import catalog, errors, launch, models, ports
 
 RESULTS = Path("results")
 SCENARIOS, GPU_SCENARIOS = "interactive,steady", "gpu-chat,gpu-steady"
@@ -340,7 +340,7 @@ def command(do: Callable[[], int]) -> int:
     try:
         launch.check_environment()
         return do()
-    except (UsageError, TraceError, catalog.CatalogError, launch.LaunchError) as error:
+    except (UsageError, TraceError, catalog.CatalogError, errors.LaunchError) as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
         print(

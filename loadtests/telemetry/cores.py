@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from loadtests.telemetry.machine import read_text
-
 
 def cgroup(controller: str) -> Iterator[Path]:
     """The folders whose limits hold for this process, from its own group up to the root, in version
@@ -79,3 +77,15 @@ def share_cores() -> dict[str, Any]:
         load = [*(beside or cores[-2:-1])[-1:], *load]
     server = [core for core in cores if core not in load]
     return {"server_cores": server, "load_cores": load, "shared": False, "threads": len(server)}
+
+
+def read_text(path: str | Path) -> str | None:
+    """The text of a small system file; null if there is none, or it is not for us."""
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None
+
+
+def read_field(path: str, pattern: str) -> str | None:
+    return next(iter(re.findall(pattern, read_text(path) or "", re.MULTILINE)), None)

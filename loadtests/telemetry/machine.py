@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from loadtests.telemetry.cores import cpu_limit, memory_limit, usable_cores
+from loadtests.telemetry.cores import cpu_limit, memory_limit, read_field, read_text, usable_cores
 from loadtests.telemetry.gpu import Gpus
 from servers.runtime.limits import COMMAND_S
 
@@ -64,18 +64,6 @@ def redact_secrets(command: Sequence[str]) -> list[str]:
         if command
         else []
     )
-
-
-def read_text(path: str | Path) -> str | None:
-    """The text of a small system file; null if there is none, or it is not for us."""
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return None
-
-
-def read_field(path: str, pattern: str) -> str | None:
-    return next(iter(re.findall(pattern, read_text(path) or "", re.MULTILINE)), None)
 
 
 def ask_git(*arguments: str) -> str | None:

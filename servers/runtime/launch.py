@@ -16,16 +16,10 @@ from typing import Any
 
 from servers.contract import conformance_client
 from servers.runtime import build_cache, catalog, limits
+from servers.runtime.catalog import ROOT
+from servers.runtime.errors import LaunchError
 from servers.runtime.models import Model, run_generator
 from servers.runtime.ports import check_port, reserve_ports
-
-ROOT = Path(__file__).parents[2]
-
-
-class LaunchError(RuntimeError):
-    """Why a server does not run, in one sentence that names the remedy, and the last lines of
-    its log.
-    """
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import Any
 
 from servers.contract import oracle
 from servers.engines import model_shape
-from servers.runtime.launch import ROOT, LaunchError
+from servers.runtime.catalog import ROOT
+from servers.runtime.errors import LaunchError
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from servers.runtime.launch import LaunchError
+from servers.runtime.errors import LaunchError
 
 
 def find_free_port() -> int:

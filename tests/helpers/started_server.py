@@ -4,7 +4,7 @@ import http.client
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from tests.helpers.installed import require_server
 SERVERS = catalog.list_servers()
 QUICK = {"prefill_ms": 20, "step_ms": 3}
 MODEL = "serveoff-tiny"
+SOON_S = 20.0  # for what takes a fraction of a second on an idle machine
 
 
 # As in a campaign, and for its reason: else the server may keep this process from its core, and a
@@ -63,6 +64,13 @@ def start(
 
 def alive(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SOON_S
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
 
 
 OURS = [name for name, server in SERVERS.items() if not server.foreign]

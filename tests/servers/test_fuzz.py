@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from servers.contract import api, oracle
-from servers.runtime import launch
+from servers.runtime import catalog
 from servers.runtime.launch import RunningServer
 from tests.helpers.started_server import MODEL, OURS, ask, start, wanted
 
@@ -34,7 +34,7 @@ SETTINGS = settings(
     suppress_health_check=list(HealthCheck),
 )
 ANSWERS_S = 20.0  # a bound against hanging
-LEAKS = ("Traceback", 'File "', "site-packages", str(launch.ROOT))
+LEAKS = ("Traceback", 'File "', "site-packages", str(catalog.ROOT))
 # memory may grow by this in the second half: allocators and caches, far less than a leak for each
 # request
 GROWTH_BYTES = 32 * 2**20

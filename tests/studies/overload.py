@@ -32,6 +32,8 @@ from tests.studies.fault_campaign import RESULTS, page
 BEFORE_S, OVERLOAD_S, AFTER_S = 8.0, 5.0, 40.0
 QUIET, LOUD = 0.25, 3.0  # of what it carries
 BIN_S = 2.0
+LEVEL = LOUD / QUIET
+FROM_S, TO_S = BEFORE_S + 2, BEFORE_S + 2 + OVERLOAD_S
 SCENARIOS = f"""
 [carries]
 summary = "as many requests as go"
@@ -50,8 +52,7 @@ timeout_s = 60.0
 summary = "a quarter of what the server carries, and for a while three times it"
 arrivals = "poisson"
 rate = 1.0
-profile = [[0, 1], [{BEFORE_S + 2}, 1], [{BEFORE_S + 2}, {LOUD / QUIET}],
-           [{BEFORE_S + 2 + OVERLOAD_S}, {LOUD / QUIET}], [{BEFORE_S + 2 + OVERLOAD_S}, 1]]
+profile = [[0, 1], [{FROM_S}, 1], [{FROM_S}, {LEVEL}], [{TO_S}, {LEVEL}], [{TO_S}, 1]]
 endpoint = "completions"
 prompt_tokens = [4, 16]
 output_tokens = [4, 8]

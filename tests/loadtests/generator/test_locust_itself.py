@@ -18,7 +18,7 @@ import pytest
 
 from loadtests import schema
 from loadtests.generator.locust_process import LoadFailed, Workers
-from servers.runtime import launch, ports
+from servers.runtime import catalog, ports
 from tests.helpers.campaign_process import PATIENCE_S, Bench
 from tests.helpers.recording_server import CLOSED, Witness, drive, task_of
 
@@ -105,7 +105,7 @@ def test_locust_without_a_campaign_writes_its_csv(tmp_path: Path, marked: Bench)
                 str(tmp_path / "its"),
                 "ClosedLoop",
             ],
-            cwd=launch.ROOT,
+            cwd=catalog.ROOT,
             text=True,
             capture_output=True,
             env={**os.environ, "SERVEOFF_LOAD": json.dumps(task)},

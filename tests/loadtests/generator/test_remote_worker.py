@@ -17,7 +17,7 @@ import pytest
 
 from loadtests.generator.locust_process import LoadFailed, Workers
 from loadtests.workload import arrivals, prompts
-from servers.runtime import launch, limits, ports
+from servers.runtime import catalog, limits, ports
 from tests.helpers.campaign_process import PATIENCE_S, QUICK, Bench, said_of, wait_for
 from tests.helpers.installed import require_installed
 from tests.helpers.python_program import command_of
@@ -44,7 +44,7 @@ def start(marked: Bench, port: int) -> Iterator[Start]:
         started.append(
             subprocess.Popen(
                 [*before, *COMMAND, f"127.0.0.1:{port}"],
-                cwd=launch.ROOT,
+                cwd=catalog.ROOT,
                 text=True,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -177,7 +177,8 @@ def test_the_load_of_a_driver_that_vanishes_does_not_reach_the_next_one(
     start()
     with Witness(answer_s=0.02) as first, Witness(answer_s=0.02) as second:
         driver = subprocess.Popen(
-            command_of("drive_load", str(tmp_path / "first"), first.url, str(port)), cwd=launch.ROOT
+            command_of("drive_load", str(tmp_path / "first"), first.url, str(port)),
+            cwd=catalog.ROOT,
         )
         wait_for(lambda: len(first.asked) > 20, "the first load")
         [conductor] = [
@@ -255,7 +256,7 @@ def test_nobody_connects(
     "listen", ["10.0.0.5", ":5557", "0.0.0.0:5557", "10.0.0.5:70000", "10.0.0.5:x"]
 )
 def test_bad_addresses_are_refused_on_both_sides(bench: Bench, listen: str) -> None:
-    done = subprocess.run([*COMMAND, listen], cwd=launch.ROOT, capture_output=True, text=True)
+    done = subprocess.run([*COMMAND, listen], cwd=catalog.ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(
         r"error: argument conductor: '.*' is not (ADDRESS:PORT|a port), .*\n", done.stderr
@@ -290,7 +291,7 @@ def test_ports_that_cannot_be_used_are_refused_before_anything_begins(bench: Ben
 def test_a_worker_without_a_conductor_gives_up(bench: Bench) -> None:
     place = f"127.0.0.1:{dead_port()}"
     done = subprocess.run(
-        [*COMMAND, place, "--patience", "0.5"], cwd=launch.ROOT, capture_output=True, text=True
+        [*COMMAND, place, "--patience", "0.5"], cwd=catalog.ROOT, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert (

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from servers.runtime import launch
+from servers.runtime import catalog
 from tests.helpers.campaign_process import PATIENCE_S, QUICK, Bench, runs, table, wait_for
 from tests.helpers.installed import require_installed
 
@@ -63,7 +63,7 @@ def test_the_load_comes_from_another_machine(
     here, there = machines
     worker = subprocess.Popen(
         [*there, sys.executable, "-m", "loadtests.worker", f"{HERE}:{PORT}"],
-        cwd=launch.ROOT,
+        cwd=catalog.ROOT,
         text=True,
         env=bench.environment,
         stdin=subprocess.DEVNULL,

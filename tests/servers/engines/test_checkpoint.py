@@ -17,7 +17,7 @@ import pytest
 
 from servers.contract import oracle
 from servers.engines import checkpoint
-from servers.runtime import launch
+from servers.runtime import catalog
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -27,7 +27,7 @@ def digests(folder: Path) -> dict[str, str]:
 def generating(cache: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "servers.engines.checkpoint", "tiny"],
-        cwd=launch.ROOT,
+        cwd=catalog.ROOT,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

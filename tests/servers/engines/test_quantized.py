@@ -8,7 +8,8 @@ import pytest
 from servers.contract.conformance import select_checks, verify_server
 from servers.engines import quantized
 from servers.runtime import catalog, launch, models
-from servers.runtime.launch import CoreShare, LaunchError
+from servers.runtime.errors import LaunchError
+from servers.runtime.launch import CoreShare
 from servers.runtime.models import Model
 
 # of each column in its word

@@ -21,7 +21,8 @@ import pytest
 
 from servers.contract import api, oracle
 from servers.runtime import catalog, launch, ports
-from servers.runtime.launch import CoreShare, LaunchError, RunningServer
+from servers.runtime.errors import LaunchError
+from servers.runtime.launch import CoreShare, RunningServer
 from servers.runtime.models import Model
 from tests.helpers.installed import require_server
 from tests.helpers.started_server import MODEL, counters, wanted
@@ -368,7 +369,7 @@ def test_node_knows_a_bound_that_is_none_too(monkeypatch: pytest.MonkeyPatch) ->
         for part in catalog.find_server("node_gateway").command
     ]
     done = subprocess.run(
-        command, cwd=launch.ROOT, capture_output=True, text=True, timeout=PATIENCE_S
+        command, cwd=catalog.ROOT, capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert (done.returncode, done.stderr) == (
         2,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from servers.contract import conformance
-from servers.runtime import catalog, launch
+from servers.runtime import catalog
 from servers.runtime.catalog import CatalogError, Checkout
 
 GOOD = """
@@ -234,7 +234,7 @@ def test_every_server_here_can_be_read_and_keeps_its_word() -> None:
 def command_line(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "servers", *arguments],
-        cwd=launch.ROOT,
+        cwd=catalog.ROOT,
         capture_output=True,
         text=True,
         timeout=60,
@@ -255,7 +255,7 @@ def test_the_command_line_lists_servers_and_suggests_a_name() -> None:
 def test_the_catalogue_imports_no_package() -> None:
     said = subprocess.run(
         [sys.executable, "-S", "-m", "tests.programs.list_modules", "catalogue"],
-        cwd=launch.ROOT,
+        cwd=catalog.ROOT,
         capture_output=True,
         text=True,
         check=True,

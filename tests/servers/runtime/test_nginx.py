@@ -19,13 +19,12 @@ import pytest
 
 from servers.contract import api, oracle
 from servers.contract.conformance import verify_server
-from servers.runtime import catalog, launch, ports
+from servers.runtime import catalog, ports
 from servers.runtime.launch import RunningServer
 from servers.runtime.nginx import fill_template
 from tests.helpers.installed import require_server
-from tests.helpers.started_server import alive, ask, counters, start, wanted
+from tests.helpers.started_server import alive, ask, counters, start, wait_until, wanted
 from tests.servers import test_servers
-from tests.servers.runtime.test_launch import wait_until
 
 # --- template
 
@@ -34,7 +33,7 @@ def nginx(*arguments: str, folder: Path) -> "subprocess.CompletedProcess[str]":
     environment = os.environ | {"TMPDIR": str(folder), "PATH": catalog.search_path()}
     return subprocess.run(
         [sys.executable, "-m", "servers.runtime.nginx", *arguments],
-        cwd=launch.ROOT,
+        cwd=catalog.ROOT,
         env=environment,
         timeout=60,
         capture_output=True,
@@ -307,7 +306,7 @@ def test_nothing_outlives_a_driver_that_is_killed(name: str, temporary: Path) ->
             "--port",
             str(ports.find_free_port()),
         ],
-        cwd=launch.ROOT,
+        cwd=catalog.ROOT,
         env=os.environ | {"TMPDIR": str(temporary)},
         stdout=subprocess.PIPE,
         text=True,
