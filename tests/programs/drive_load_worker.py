@@ -253,14 +253,14 @@ def late() -> None:
             sock.sendall(RESPONSE)
 
     serve(handle)
-    passed, pass_on = [], locustfile.Turn.pass_on
+    passed, pass_on = [], locustfile.IoYield.pass_on
 
     def note_pass(turn: gevent_tools.IoYield) -> None:
         if gevent.getcurrent() is user:
             passed.append(recorder.now())
         pass_on(turn)
 
-    locustfile.Turn.pass_on = note_pass
+    locustfile.IoYield.pass_on = note_pass
     ended = collect_ended(recorder)
     now_s = recorder.now()
     arrivals = [*[Arrival(now_s - 1.0)] * 50, Arrival(now_s + 1.0)]
