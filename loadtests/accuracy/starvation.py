@@ -1,28 +1,29 @@
-"""Whether a load generator that gets too little CPU time is found out."""
+"""Does a case whose load generator got too little CPU time become invalid?"""
 
 import json
 import shutil
 import subprocess
 import sys
-from typing import Any
 
 from loadtests import schema
-from loadtests.accuracy.calibration import SCENARIO
+from loadtests.accuracy.calibration import SCENARIO, Results
 from loadtests.accuracy.testbed import Testbed, burn_cores, pin_to_cores
 
 
-def judge_healthy(bench: Testbed) -> dict[str, Any]:
+def judge_healthy(bench: Testbed) -> Results:
     """A load generator that has its core for itself is not flagged in 20 of 20 cases."""
-    return _judged(bench, burners=0)
+    return _judge(bench, burners=0)
 
 
-def judge_starved(bench: Testbed) -> dict[str, Any]:
-    """One that has to share it with a dozen busy processes is caught in 20 of 20 cases."""
-    return _judged(bench, burners=12)
+def judge_starved(bench: Testbed) -> Results:
+    """A load generator that shares its core with a dozen busy processes is flagged in 20 of 20
+    cases.
+    """
+    return _judge(bench, burners=12)
 
 
-def _judged(bench: Testbed, burners: int) -> dict[str, Any]:
-    """Real cases on the simulated engine, judged by `python -m analysis checks`."""
+def _judge(bench: Testbed, burners: int) -> Results:
+    """Runs cases on the simulated engine and lets `python -m analysis checks` judge them."""
     file = bench.scratch / "scenarios.toml"
     table = {**SCENARIO, "arrivals": "closed", "users": 64}
     file.write_text(
@@ -30,9 +31,8 @@ def _judged(bench: Testbed, burners: int) -> dict[str, Any]:
     )
     verdicts = []
     for number in range(4 * bench.repeat):
-        folder = bench.folder()
-        # A campaign shares out the cores that it finds itself on, and we are on the load
-        # generator's.
+        folder = bench.next_folder()
+        # A campaign shares out the cores that it runs on, and we run on the load generator's.
         with (
             burn_cores(burners, bench.place.load_cores),
             pin_to_cores((*bench.place.server_cores, *bench.place.load_cores)),
@@ -61,12 +61,12 @@ def _judged(bench: Testbed, burners: int) -> dict[str, Any]:
                 check=True,
                 capture_output=True,
             )
-        said = subprocess.run(
+        checking = subprocess.run(
             [sys.executable, "-m", "analysis", "checks", str(folder)],
             capture_output=True,
             text=True,
         )
-        checks = [check for case in json.loads(said.stdout) for check in case["checks"]]
+        checks = [check for case in json.loads(checking.stdout) for check in case["checks"]]
         verdicts.append(
             {
                 "flagged": [
@@ -80,10 +80,10 @@ def _judged(bench: Testbed, burners: int) -> dict[str, Any]:
             }
         )
         for run in folder.glob("cases/*/run.json"):
-            bench.note_readers(schema.read_json(run)["load_workers"])
+            bench.note_readers(worker["reader"] for worker in schema.read_json(run)["load_workers"])
         shutil.rmtree(folder)
     return {
         "cases": len(verdicts),
-        "flagged": sum("client error" in one["flagged"] for one in verdicts),
+        "flagged": sum("client error" in verdict["flagged"] for verdict in verdicts),
         "verdicts": verdicts,
     }

@@ -1,4 +1,4 @@
-"""Where the experiments run, and what they have in common."""
+"""The testbed of the experiments: where they run, and tools that they share."""
 
 import itertools
 import os
@@ -6,22 +6,29 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from loadtests.accuracy.calibration import SCENARIO, CalibrationRun, Placement, run_calibration_load
+from loadtests.accuracy.calibration import (
+    SCENARIO,
+    CalibrationRun,
+    Placement,
+    Results,
+    run_calibration_load,
+)
 from loadtests.client.compiler import compile_once
 from loadtests.client.limits import compiler_definitions
 from loadtests.generator.locust_process import Workers
+from loadtests.generator.task import ScenarioTable
 from loadtests.telemetry import cores
 
 TTFT_S, ITL_S = 0.050, 0.010
 TIMES = ("--ttft-ms", "50", "--itl-ms", "10")
 
 
-def scenario(arrivals: str, **more: Any) -> dict[str, Any]:
+def make_scenario(arrivals: str, **more: Any) -> ScenarioTable:
     return (
         SCENARIO
         | {"arrivals": arrivals, "warmup_s": 3.0, "warmup_max_s": 3.0, "duration_s": 8.0}
@@ -30,8 +37,8 @@ def scenario(arrivals: str, **more: Any) -> dict[str, Any]:
 
 
 class Testbed:
-    """Where experiments run: a scratch folder for each load, and the machine's share as a campaign
-    has it.
+    """Where experiments run: a scratch folder for each load, and cores shared out as in a
+    campaign.
     """
 
     def __init__(self, scratch: Path, repeat: int, minutes: float):
@@ -47,50 +54,50 @@ class Testbed:
             minutes,
             itertools.count(),
         )
-        self.readers: set[str] = set()  # who read the streams of this experiment's loads: c, python
+        self.readers: set[str] = set()  # that read the streams of this experiment: c, python
         self.place = Placement(Workers(1), server_cores[:1], load_cores)
 
-    def folder(self) -> Path:
+    def next_folder(self) -> Path:
         return self.scratch / str(next(self.numbers))
 
     def load(
-        self, wanted: dict[str, Any], *options: str, workers: int = 1, **users_or_rate: Any
+        self, scenario: ScenarioTable, *options: str, workers: int = 1, **users_or_rate: Any
     ) -> CalibrationRun:
-        folder = self.folder()
+        folder = self.next_folder()
         try:
             place = Placement(Workers(workers), self.place.server_cores, self.place.load_cores)
-            found = run_calibration_load(folder, place, wanted, *options, **users_or_rate)
-            self.note_readers(found.said["workers"])
-            return found
+            run = run_calibration_load(folder, place, scenario, *options, **users_or_rate)
+            self.note_readers(worker.reader for worker in run.workers)
+            return run
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def pinned(self) -> list[str]:
-        """What a command begins with that is to run on the load generator's cores."""
+    def pinning_command(self) -> list[str]:
+        """The start of a command that is to run on the load generator's cores."""
         cores = ",".join(map(str, self.place.load_cores))
         return ["taskset", "-c", cores] if cores and shutil.which("taskset") else []
 
-    def in_c(self, program: str) -> list[str] | None:
+    def compile_program(self, program: str) -> list[str] | None:
         """The command of one of the C programs beside this file, on the load generator's cores;
         None without a C compiler.
         """
         source = Path(__file__).with_name(f"{program}.c")
         path = compile_once(source, options=compiler_definitions())
-        return None if path is None else [*self.pinned(), str(path)]
+        return None if path is None else [*self.pinning_command(), str(path)]
 
-    def note_readers(self, workers: Sequence[dict[str, Any]]) -> None:
-        self.readers |= {worker["reader"] for worker in workers}
+    def note_readers(self, readers: Iterable[str | None]) -> None:
+        self.readers |= {reader for reader in readers if reader}
 
 
-def median_results(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def median_results(runs: Sequence[Results]) -> Results:
     """The median of each number; booleans and texts are left out."""
     names = [
         name
-        for name, value in found[0].items()
+        for name, value in runs[0].items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     ]
     return {
-        name: statistics.median(one[name] for one in found if one[name] is not None)
+        name: statistics.median(run[name] for run in runs if run[name] is not None)
         for name in names
     }
 
@@ -108,7 +115,7 @@ def set_environment(**variables: str) -> Iterator[None]:
 
 @contextmanager
 def pin_to_cores(cores: Sequence[int]) -> Iterator[None]:
-    """This process and those that it starts. With no cores nothing changes."""
+    """Pins this process and those that it starts. Without cores nothing changes."""
     before = os.sched_getaffinity(0) if cores else None
     if cores:
         os.sched_setaffinity(0, cores)
@@ -121,8 +128,8 @@ def pin_to_cores(cores: Sequence[int]) -> Iterator[None]:
 
 @contextmanager
 def burn_cores(count: int, cores: Sequence[int]) -> Iterator[None]:
-    """Processes that compute on these cores all the time; each in a session of its own, since Linux
-    may share a core out by sessions.
+    """Runs processes that compute on these cores all the time, each in a session of its own, since
+    Linux may share a core out by sessions.
     """
     burner = (
         "import os, sys; cores = [int(c) for c in sys.argv[1:]]; cores and os.sched_setaffinity(0,"

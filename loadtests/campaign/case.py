@@ -15,6 +15,8 @@ from loadtests.campaign.parquet import to_parquet
 from loadtests.campaign.progress import ProgressWatch
 from loadtests.campaign.targets import Target, Targets
 from loadtests.generator import locust_process
+from loadtests.generator.status import RUNNING, LoadStatus
+from loadtests.generator.task import LoadTask
 from loadtests.schema import Case
 from loadtests.telemetry import machine, server_counters
 from loadtests.workload import arrivals
@@ -250,18 +252,18 @@ def _counted_load(work: CaseRun) -> None:
 
 def _load(work: CaseRun) -> None:
     case, setting, scenario = work.case, work.setting, work.scenario
-    task = {
-        "base_url": work.base_url,
-        "model": setting.model.name,
-        "planted": work.planted,
-        "scenario": scenario,
-        "scenario_name": case.scenario,
-        "users": case.users,
-        "rate": case.rate,
-        "duration_s": case.duration_s,
-        "clock_zero_s": work.run["clock_zero_s"],
-        "seed": f"{setting.seed}/{case.scenario}/{case.repetition}",
-    }
+    task = LoadTask(
+        base_url=work.base_url,
+        model=setting.model.name,
+        planted=work.planted,
+        scenario=scenario,
+        scenario_name=case.scenario,
+        users=case.users,
+        rate=case.rate,
+        duration_s=case.duration_s,
+        clock_zero_s=work.run["clock_zero_s"],
+        seed=f"{setting.seed}/{case.scenario}/{case.repetition}",
+    )
     if scenario["arrivals"] == "trace":
         work.run["notes"].append(
             f"{case.scenario}: {arrivals.count_clipped(scenario):,} of the trace's requests exceed"
@@ -269,10 +271,10 @@ def _load(work: CaseRun) -> None:
         )
     telemetry = None
 
-    def watch(said: dict[str, Any]) -> None:
+    def watch(status: LoadStatus | None) -> None:
         _raise_if_ended(work)
-        if said:
-            work.watch.load(said)
+        if status:
+            work.watch.load(status)
 
     try:
         with locust_process.start_load(
@@ -307,31 +309,28 @@ def _load(work: CaseRun) -> None:
     finally:
         if telemetry is not None:
             launch.stop_supervised(telemetry)
-        _take_load_json(work)
+        _record_load_status(work)
         _take_telemetry_notes(work)
 
 
-def _take_load_json(work: CaseRun) -> None:
-    file = work.folder / "load.json"
-    if file.exists():
-        said = schema.read_json(file)
-        work.run["window"] = said["window"]
-        work.run["load_workers"] = said["workers"]
-        work.run["warmup"] = said["warmup"]
-        # a load generator that was killed has counted less than it has written
-        if said["state"] != "running":
-            work.run["counts"] = {
-                name: said[name]
-                for name in (
-                    "sent",
-                    "rows",
-                    "locust_requests",
-                    "locust_failures",
-                    "cut_off",
-                    "planned",
-                )
-            }
-        file.unlink()
+def _record_load_status(work: CaseRun) -> None:
+    status = locust_process.read_status(work.folder)
+    if status is None:
+        return
+    work.run["window"] = asdict(status.window) if status.window else None
+    work.run["load_workers"] = [asdict(worker) for worker in status.workers]
+    work.run["warmup"] = asdict(status.warmup) if status.warmup else None
+    # a load generator that was killed has counted less than it has written
+    if status.state != RUNNING:
+        work.run["counts"] = {
+            "sent": status.sent,
+            "rows": status.rows,
+            "locust_requests": status.locust_requests,
+            "locust_failures": status.locust_failures,
+            "cut_off": status.cut_off,
+            "planned": status.planned,
+        }
+    (work.folder / "load.json").unlink()
 
 
 def _take_telemetry_notes(work: CaseRun) -> None:

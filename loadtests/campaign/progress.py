@@ -1,12 +1,12 @@
 """What the user sees while a campaign runs: a live line on a terminal, plain lines elsewhere."""
 
 import time
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from loadtests.generator.status import RUNNING, LoadStatus
 from loadtests.schema import Case
 
 # Only for the estimate of the remaining time, until a case has shown how long one takes: s for
@@ -62,27 +62,25 @@ class ProgressWatch:
         if not self.live:
             self.say(f"{self._title()}: {name}")
 
-    def load(self, said: dict[str, Any]) -> None:
-        """`said`: load.json. Throughput is that of the time since the last call that brought
-        news.
-        """
-        if said["state"] != "running" or (self.previous and said["now_s"] - self.previous[0] < 0.5):
+    def load(self, status: LoadStatus) -> None:
+        """Throughput is that of the time since the last call with a newer status."""
+        if status.state != RUNNING or (self.previous and status.now_s - self.previous[0] < 0.5):
             return
         if self.previous:
-            rate = (said["tokens"] - self.previous[1]) / (said["now_s"] - self.previous[0])
-            window = said["window"]  # null until it is known when it opens
+            rate = (status.tokens - self.previous[1]) / (status.now_s - self.previous[0])
+            window = status.window  # None until it is known when it opens
             part = (
                 "warm-up"
-                if window is None or said["now_s"] < window["start_s"]
+                if window is None or status.now_s < window.start_s
                 else "measuring"
-                if said["now_s"] < window["end_s"]
+                if status.now_s < window.end_s
                 else "drain"
             )
             self.figures = (
-                f"{part}, {said['rows']} requests, {rate:,.0f} tokens/s, P99"
-                f" {said['e2e_p99_s']:.2f} s"
+                f"{part}, {status.rows} requests, {rate:,.0f} tokens/s, P99"
+                f" {status.e2e_p99_s or 0:.2f} s"
             )
-        self.previous = said["now_s"], said["tokens"]
+        self.previous = status.now_s, status.tokens
 
     def end(self, status: str) -> None:
         assert self.case is not None

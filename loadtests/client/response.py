@@ -31,8 +31,8 @@ class ParsedResponse:
 
 
 def parse_response(exchange: Exchange, pause: Callable[[], None] = lambda: None) -> ParsedResponse:
-    """Parses a finished exchange. A chunk without text (a role, an end) is not a token. Calls `pause`
-    every few events.
+    """Parses a finished exchange, and calls `pause` every few events. A chunk without text (a role,
+    an end) is not a token.
     """
     parsed = ParsedResponse(error=exchange.error)
     streamed = exchange.content_type.startswith(SSE_CONTENT_TYPE)
@@ -85,8 +85,8 @@ def parse_response(exchange: Exchange, pause: Callable[[], None] = lambda: None)
 
 
 def _run_text(template: tuple[bytes, bytes], separator: bytes, piece: bytes) -> list[str]:
-    """Returns the texts of the events at the start of `piece` that match the template. Doing this for
-    all at once costs a fraction of parsing each.
+    """Returns the texts of the events at the start of `piece` that match the template. Matching all
+    at once costs a fraction of parsing each.
     """
     before, after = template
     parts = piece.split(after + separator)[:-1]
@@ -154,9 +154,9 @@ def _parse_event(
 
 
 def _template(event: bytes, chunk: Chunk) -> tuple[bytes, bytes] | None:
-    """Returns the bytes around the text of an event that carries nothing else, or None if that is not
-    certain. The next event mostly differs only in its text, and is then parsed without decoding its
-    JSON, which is most of the work.
+    """Returns the bytes around the text of an event that carries nothing else, or None if that is
+    not certain. The next event mostly differs only in its text, and is then parsed without decoding
+    its JSON, which is most of the work.
     """
     text = chunk.text.encode(errors="replace")
     more = chunk.finish_reason or isinstance(chunk.usage, dict) or isinstance(chunk.timings, dict)

@@ -11,43 +11,41 @@ from gevent.threadpool import ThreadPool
 
 from loadtests.client.reader import socket_reader
 
-FAILED = 4  # exit code
+EXIT_ABORTED = 4  # exit code
 
 
 class IoYield:
-    """For one greenlet, in long work: lets everything go first that has become readable or due
-    meanwhile.
-    """
+    """Lets a greenlet with long work yield to everything that has become readable or due."""
 
     def __init__(self) -> None:
         # the loop serves it after all others
         self.last = gevent.get_hub().loop.timer(0.0, priority=-2)
-        self.shared = socket_reader().thread_id is not None
+        self.has_reader_thread = socket_reader().thread_id is not None
 
-    def pass_on(self) -> None:
-        # a thread that has one core with us, and something to read, would have to wait until our
-        # turn is over
-        if self.shared:
+    def yield_to_io(self) -> None:
+        # a reader thread that shares our core, and has something to read, would have to wait until
+        # our time slice is over
+        if self.has_reader_thread:
             os.sched_yield()
         gevent.get_hub().wait(self.last)
 
 
 class FairSemaphore:
-    """Caps how many may go on at once; who has waited longest is next."""
+    """Caps how many may proceed at once. Those that wait proceed in the order of their arrival."""
 
     def __init__(self, free: int):
         self.free = free
         self.waiting: deque[Event] = deque()
 
-    def take(self) -> None:
-        if self.free:  # then nobody waits: a slot is handed over, and not free in between
+    def acquire(self) -> None:
+        if self.free:  # then nobody waits: `release` hands a slot over without freeing it
             self.free -= 1
             return
-        turn = Event()
-        self.waiting.append(turn)
-        turn.wait()
+        handed_over = Event()
+        self.waiting.append(handed_over)
+        handed_over.wait()
 
-    def give(self) -> None:
+    def release(self) -> None:
         if self.waiting:
             self.waiting.popleft().set()
         else:
@@ -55,50 +53,50 @@ class FairSemaphore:
 
 
 class BackgroundWriter:
-    """Does in a thread what may have to wait for a disk, one after the other. `failed` is told of
-    an error; then nothing more is done.
+    """Runs writes that may wait for a disk in one thread, in order. After an error it calls
+    `on_error` and runs nothing more.
     """
 
-    def __init__(self, failed: Callable[[Exception], None]):
-        self.failed = failed
+    def __init__(self, on_error: Callable[[Exception], None]):
+        self.on_error = on_error
         self.thread = ThreadPool(1)
         self.waiting: deque[Callable[[], object]] = deque()
         self.idle = Event()
         self.idle.set()
 
-    def do(self, work: Callable[[], object]) -> None:
+    def submit(self, write: Callable[[], object]) -> None:
         """Returns at once."""
-        self.waiting.append(work)
+        self.waiting.append(write)
         if self.idle.is_set():
             self.idle.clear()
-            gevent.spawn(self._work)
+            gevent.spawn(self._run_waiting)
 
     def join(self) -> None:
-        """Waits until all has been done."""
+        """Waits until all writes are done."""
         self.idle.wait()
 
-    def _work(self) -> None:
+    def _run_waiting(self) -> None:
         while self.waiting:
-            if error := self.thread.apply(_error_of, (self.waiting.popleft(),)):
-                self.failed(error)
+            if error := self.thread.apply(_run_caught, (self.waiting.popleft(),)):
+                self.on_error(error)
                 return
         self.idle.set()
 
 
-def _error_of(work: Callable[[], object]) -> Exception | None:
-    """Not raised: gevent would write the traceback of an exception in its thread into the log."""
+def _run_caught(write: Callable[[], object]) -> Exception | None:
+    """Returns the error: gevent would log the traceback of one raised in its thread."""
     try:
-        work()
+        write()
         return None
     except Exception as error:
         return error
 
 
 def abort_process(problem: object) -> None:
-    """A load generator that cannot record (a full disk, say) must not go on as if it did: Locust
-    would swallow the exception.
+    """Ends the process at once. A load generator that cannot record (on a full disk, say) must not
+    go on as if it could, and Locust would swallow an exception.
     """
     try:
         print(f"the load generator gave up: {problem}", file=sys.stderr, flush=True)
     finally:  # on a full disk, stderr, which is a log, fails as well
-        os._exit(FAILED)
+        os._exit(EXIT_ABORTED)

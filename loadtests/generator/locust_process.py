@@ -1,6 +1,4 @@
-"""Starts the load generator, Locust with our locustfile, as a child process, and waits for
-its end.
-"""
+"""Starts the load generator, Locust with our locustfile, as a child process, and waits for it."""
 
 import json
 import os
@@ -9,11 +7,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from loadtests import schema
+from loadtests.generator.status import ENDED, LoadStatus
+from loadtests.generator.task import LoadTask
 from loadtests.workload import arrivals
 from servers.runtime import launch, limits, ports
 
@@ -37,20 +36,16 @@ class Workers:
 @contextmanager
 def start_load(
     folder: Path,
-    task: dict[str, Any],
+    task: LoadTask,
     workers: Workers,
     cores: Sequence[int] = (),
     web_port: int | None = None,
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """`task`: what loadtests/generator/locustfile.py is told as SERVEOFF_LOAD. The process is
-    supervised: its whole tree ends with this context. Leaves requests.jsonl, load.json and load.log
-    in the folder.
+    """The process is supervised: its whole tree ends with this context. Leaves requests.jsonl,
+    load.json and load.log in the folder.
     """
-    scenario = task["scenario"]
-    closed = scenario["arrivals"] == "closed"
-    # a user that is one too many ends at once
-    each = -(-task["users"] // workers.count) if closed else 1
-    users = each * workers.count
+    # every worker gets the same number of users; surplus ones end at once
+    users = workers.count * (-(-task.users // workers.count) if task.users else 1)
     command = [
         sys.executable,
         "-m",
@@ -65,12 +60,12 @@ def start_load(
         "--spawn-rate",
         str(users),
         "--host",
-        task["base_url"],
+        task.base_url,
         "--exit-code-on-error",
         "0",
         "--stop-timeout",
         "0",
-        "ClosedLoop" if closed else "OpenLoop",
+        "ClosedLoop" if task.is_closed else "OpenLoop",
     ]
     command += (
         ["--autostart", "--web-host", WEB_HOST, "--web-port", str(web_port)]
@@ -105,7 +100,7 @@ def start_load(
         ]
     environment = {
         **os.environ,
-        "SERVEOFF_LOAD": json.dumps(task | {"folder": str(folder.resolve())}),
+        "SERVEOFF_LOAD": json.dumps(replace(task, folder=str(folder.resolve())).to_json()),
     }
     with ports.reserve_ports(1) as [port]:
         command = [part.replace("{port}", str(port)) for part in command]
@@ -118,42 +113,46 @@ def start_load(
             launch.stop_supervised(load)
 
 
-def longest_load_s(task: dict[str, Any], workers: Workers) -> float:
-    """After that time the load generator hangs."""
-    scenario = task["scenario"]
+def longest_load_s(task: LoadTask, workers: Workers) -> float:
+    """A load that takes longer than this hangs."""
     start_s = limits.REMOTE_START_S if workers.listen else limits.START_S
     return (
         start_s
-        + arrivals.longest_warm_up_s(scenario)
-        + float(task["duration_s"])
-        + float(scenario["drain_s"])
+        + arrivals.longest_warm_up_s(task.scenario)
+        + task.duration_s
+        + float(task.scenario["drain_s"])
         + limits.END_S
     )
+
+
+def read_status(folder: Path) -> LoadStatus | None:
+    """load.json, or None if there is none yet."""
+    file = folder / "load.json"
+    return LoadStatus.from_json(schema.read_json(file)) if file.exists() else None
 
 
 def wait_for_load(
     load: "subprocess.Popen[bytes]",
     folder: Path,
     within_s: float,
-    watch: Callable[[dict[str, Any]], None],
-) -> dict[str, Any]:
-    """load.json as it is at the end; four times a second `watch` gets what it is then. Raises
-    LoadFailed, and what `watch` raises.
+    watch: Callable[[LoadStatus | None], None] = lambda status: None,
+) -> LoadStatus:
+    """Returns load.json as it is at the end. Four times a second `watch` gets what it is then.
+    Raises LoadFailed, and what `watch` raises.
     """
-    file, deadline = folder / "load.json", time.monotonic() + within_s
+    deadline = time.monotonic() + within_s
     while load.poll() is None:
         time.sleep(0.25)
-        watch(schema.read_json(file) if file.exists() else {})
+        watch(read_status(folder))
         if time.monotonic() > deadline:
             raise LoadFailed("the load generator did not end in time; it was stopped")
-    said: dict[str, Any] = (
-        schema.read_json(file) if file.exists() else {"state": "not begun", "rows": 0}
-    )
-    if load.returncode or said["state"] != "ended":
+    status = read_status(folder)
+    if load.returncode or status is None or status.state != ENDED:
+        state = status.state if status else "not begun"
         raise LoadFailed(
-            f"the load generator ended with exit code {load.returncode} ({said['state']}); its last"
+            f"the load generator ended with exit code {load.returncode} ({state}); its last"
             f" log lines:\n{launch.log_tail(folder / 'load.log')}"
         )
-    if not said["rows"]:
+    if not status.rows:
         raise LoadFailed("no request was sent: give a longer --duration or a higher --rate")
-    return said
+    return status

@@ -1,24 +1,18 @@
 """Users and arrivals: Locust drives, our own client measures. The only module that imports Locust.
 
     SERVEOFF_LOAD='{...}' locust -f loadtests/generator/locustfile.py --headless ClosedLoop|OpenLoop
-    ...
-    (loadtests/generator/locust_process.py does that)
+        as loadtests/generator/locust_process.py starts it
     locust -f loadtests/generator/locustfile.py --worker --master-host ...
-    (loadtests/generator/remote_worker.py does
-    that, on another machine)
+        as loadtests/generator/remote_worker.py starts it, on another machine
 
 Each request becomes one row (loadtests/generator/recorder.py) and one of Locust's request events,
-so Locust's statistics, CSV, web UI and distribution work as ever, and its count is held against
-ours. One process of Locust is both conductor and load worker; with several load workers, Locust's
-master is the conductor, and tells the workers what to do (loadtests/generator/messages.py).
+so Locust's statistics, CSV, web UI and distribution work as usual, and its count is compared with
+ours. One process of Locust is both coordinator and load worker; with several load workers, Locust's
+master is the coordinator and sends them messages (loadtests/generator/messages.py).
 """
 
-import gc
 import json
 import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -31,371 +25,321 @@ from locust.runners import MasterRunner, WorkerRunner
 
 from loadtests.client import http
 from loadtests.client.connection import Connection
-from loadtests.client.gevent_connection import make_gevent_connection
-from loadtests.client.reader import socket_reader
 from loadtests.generator import messages
+from loadtests.generator.channel import MessageChannel, read_clock
 from loadtests.generator.coordinator import Coordinator
-from loadtests.generator.gevent_tools import FairSemaphore, IoYield, abort_process
+from loadtests.generator.gevent_tools import IoYield, abort_process
+from loadtests.generator.load_worker import LoadWorker, NumberedArrival, PreparedRequest, WorkerPlan
+from loadtests.generator.messages import Assignment, ClockOffset, Finish, Ping, Ready, Start, Window
 from loadtests.generator.pacer import make_pacer
-from loadtests.generator.recorder import CUT_OFF, InFlightRequest, Recorder
+from loadtests.generator.recorder import InFlightRequest
+from loadtests.generator.task import LoadTask
+from loadtests.generator.window_timing import KNOWN_BEFORE_S
 from loadtests.workload import arrivals, prompts
 from servers.runtime.limits import LOST_AFTER_S
 
-# so long before an open loop's request is due it is made before anything else is done
-IN_HURRY_S = 0.02
-# workers know of the window OPENS_IN_S before it opens, minus what the message takes
-KNOWN_BEFORE_S = 0.1
-
-
-class LoadWorker:
-    """One load worker: its part of the users and of the arrivals. `number` from 0 to
-    `workers` - 1.
-    """
-
-    def __init__(self, environment: Environment, told: dict[str, Any]):
-        self.environment = environment
-        socket_reader()  # now: where it has to be compiled, nobody shall wait for that later
-        self.load: dict[str, Any] = told["load"]
-        self.scenario: dict[str, Any] = self.load["scenario"]
-        self.number: int = told["number"]
-        self.workers: int = told["workers"]
-        self.users = 0  # begun so far
-        self.began = AsyncResult()  # on the rows' clock, s
-        self.windowed = AsyncResult()  # its start
-        self.warm_up: list[tuple[int, arrivals.Arrival]] = []
-        self.in_window: list[tuple[int, arrivals.Arrival]] = []
-        if self.scenario["arrivals"] != "closed":
-            seed, rate = self.load["seed"], self.load["rate"]
-            self.warm_up = self.mine(arrivals.warm_up_arrivals(seed, self.scenario, rate))
-            self.in_window = self.mine(
-                arrivals.window_arrivals(seed, self.scenario, rate, self.load["duration_s"])
-            )
-        cap = self.scenario.get("max_in_flight")
-        self.slots = (
-            None
-            if cap is None
-            else FairSemaphore(cap // self.workers + (self.number < cap % self.workers))
-        )
-
-    def mine(self, planned: list[arrivals.Arrival]) -> list[tuple[int, arrivals.Arrival]]:
-        """Every worker computes all arrivals and takes its part, so that together they are the same
-        for any number of workers.
-        """
-        return list(enumerate(planned))[self.number :: self.workers]
-
-    def clock(self, offset_s: float) -> None:
-        """`offset_s`: our monotonic clock minus the conductor's."""
-        runner = self.environment.runner
-        gc.collect()  # takes some 50 ms, which the recorder would take for a stall
-        self.recorder = Recorder(
-            self.load,
-            self.number,
-            self.load["clock_zero_s"] + offset_s,
-            lambda report: runner.send_message("report", report),
-            self.environment.events.request.fire,
-        )
-        # thousands of objects of Locust and of the arrivals need not be looked at again and again
-        # while tokens wait
-        gc.freeze()
-        gc.set_threshold(50_000, 20, 100)
-
-    def prepare(
-        self,
-        user: int,
-        turn: int,
-        arrival: arrivals.Arrival | None = None,
-        history: tuple[prompts.PromptMessage, ...] = (),
-    ) -> "PreparedRequest":
-        wanted = prompts.make_prompt(self.load["seed"], self.scenario, user, turn, arrival, history)
-        return (
-            wanted,
-            *prompts.request_body(self.scenario, self.load["model"], wanted),
-            http.Exchange(),
-        )
-
-    def connect(self) -> Connection:
-        websocket = self.scenario.get("transport") == "websocket"
-        return make_gevent_connection(
-            self.load["base_url"],
-            self.scenario["timeout_s"],
-            os.environ.get("SERVEOFF_API_KEY"),
-            prompts.request_path(self.scenario) if websocket else None,
-        )
-
-    @contextmanager
-    def row(self, sent: InFlightRequest) -> Iterator[None]:
-        """A request's row. It is written also if this greenlet is killed meanwhile, waiting for a
-        slot or for the answer.
-        """
-        try:
-            yield
-        except gevent.GreenletExit:
-            sent.exchange.error, sent.exchange.done_s = CUT_OFF, time.perf_counter()
-            raise
-        finally:
-            self.recorder.end(sent)
-
-    def close(self) -> None:
-        if hasattr(self, "recorder"):
-            self.recorder.close()
-
-    def post(
-        self, connection: Connection, sent: InFlightRequest, prepared: "PreparedRequest"
-    ) -> None:
-        connection.post(prepared[1], prepared[2], sent.exchange, f"{self.number}-{sent.number}")
-
-
-PreparedRequest = tuple[prompts.Prompt, str, bytes, http.Exchange]  # with path and body
-worker: LoadWorker
-conductor: Coordinator
+# an open loop makes a request before anything else if it is due so soon
+URGENT_S = 0.02
 
 
 class ClosedLoop(User):
-    """Asks, waits for the answer, thinks, asks again: the load falls when the server is slow. With
-    `turns` it holds conversations.
+    """Sends a request, waits for the response, thinks, and sends the next: the load falls when the
+    server is slow. With `turns` it holds conversations.
     """
 
-    @task
-    def ask_on(self) -> None:
-        scenario, recorder = worker.scenario, worker.recorder
-        self.index = worker.users * worker.workers + worker.number
-        worker.users += 1
-        users = worker.load["users"]
-        if users and self.index >= users:
-            # Locust was told a number of users that every worker gets the same part of
-            raise StopUser
+    def __init__(self, environment: Environment):
+        super().__init__(environment)
+        self.worker = worker_of(environment)
+        self.recorder, scenario = self.worker.recorder, self.worker.scenario
+        self.index = self.worker.next_user_index()
         self.first_turn = self.turn = 0
-        self.recorder, self.connection = recorder, worker.connect()
-        self.prepared = gevent.spawn(worker.prepare, self.index, 0)
-        self.sent: InFlightRequest | None = None  # in the moment in which the answer before ended
-        self.at_once = not scenario.get("think_s") and "turns" not in scenario
-        self.connection.on_next_sent = self.was_sent
-        began_s = worker.began.get()
-        # one after the other through the first half of the warm-up: together they would stay
-        # together
+        self.free_s = 0.0  # since when this user could send
+        self.think_s: float = scenario.get("think_s", 0.0)
+        self.converses = "turns" in scenario
+        self.sends_at_once = not self.think_s and not self.converses
+        self.connection = self.worker.connect()
+        self.connection.on_next_sent = self.on_sent_ahead
+        self.prepared: gevent.Greenlet | None = None  # makes the next request
+        self.next_request: PreparedRequest | None = None  # which the connection sends by itself
+        self.sent_ahead: InFlightRequest | None = None  # it has done so
+
+    @task
+    def run_user(self) -> None:
+        worker, recorder, users = self.worker, self.recorder, self.worker.task.users
+        if users and self.index >= users:
+            # Locust was given a number of users of which every worker gets an equal share
+            raise StopUser
+        self.prepared = gevent.spawn(worker.prepare_request, self.index, 0)
+        began_s = worker.began_s.get()
+        # one after the other through the first half of the warm-up: users that start together
+        # would stay together
         if users:
-            gevent.sleep(began_s + scenario["warmup_s"] / 2 * self.index / users - recorder.now())
+            warmup_s = worker.scenario["warmup_s"]
+            gevent.sleep(began_s + warmup_s / 2 * self.index / users - recorder.now())
         try:
             self.connection.open()
         except (OSError, http.ResponseError):
-            pass  # the first request says so in its row
+            pass  # the first request reports it in its row
         self.free_s = recorder.now()
-        while self.sent or not recorder.over():
-            self.ask_once()
-            if (left_s := self.free_s - recorder.now()) > 0:  # it thinks
-                gevent.sleep(left_s)
+        while self.sent_ahead or not recorder.is_over():
+            self.send_once()
+            if (think_s := self.free_s - recorder.now()) > 0:
+                gevent.sleep(think_s)
         raise StopUser
 
-    def was_sent(self, number: int, done_s: float) -> None:
-        self.sent = self.recorder.begin(
-            self.index, done_s - self.recorder.zero_s, self.next[0], self.next[3], number
+    def on_sent_ahead(self, number: int, done_s: float) -> None:
+        """The connection has sent `next_request` the moment the response before it ended."""
+        assert self.next_request is not None
+        self.sent_ahead = self.recorder.begin(
+            self.index,
+            done_s - self.recorder.zero_s,
+            self.next_request.prompt,
+            self.next_request.exchange,
+            number,
         )
 
     def prepare_next(self) -> PreparedRequest:
-        """Whoever does not think asks again in the moment in which the answer ends. What can be
-        done before is done before: whatever a processor has not touched for a while takes it
-        microseconds, and the request waits for them.
+        """Without think time the next request goes out the moment the response ends, so build it
+        beforehand: a cold cache costs microseconds.
         """
-        self.next = prepared = worker.prepare(self.index, self.turn)
-        if self.at_once:
-            self.connection.prepare(prepared[1], prepared[2], f"{worker.number}-", prepared[3])
+        prepared = self.worker.prepare_request(self.index, self.turn)
+        self.next_request = prepared
+        if self.sends_at_once:
+            self.connection.prepare(
+                prepared.path, prepared.body, f"{self.worker.plan.number}-", prepared.exchange
+            )
         return prepared
 
-    def ask_once(self) -> None:
-        prepared = self.prepared.get()
-        sent, self.sent = (
-            self.sent or worker.recorder.begin(self.index, self.free_s, prepared[0], prepared[3]),
-            None,
-        )
-        self.turn += 1
-        think_s = worker.scenario.get("think_s", 0.0)
-        if "turns" not in worker.scenario:
-            # runs while this one waits for its answer
-            self.prepared = gevent.spawn(self.prepare_next)
-        with worker.row(sent):
-            worker.post(self.connection, sent, prepared)
-        self.free_s = sent.exchange.done_s - worker.recorder.zero_s + think_s
-        if sent.exchange.error is not None:  # a dead server must not turn the loop into a flood
-            gevent.sleep(0.01)
-            self.free_s = worker.recorder.now()
-        if "turns" in worker.scenario:
-            self.prepared = gevent.spawn(self.prepare_on, prepared[0], sent)
-
-    def prepare_on(self, asked: prompts.Prompt, sent: InFlightRequest) -> PreparedRequest:
-        """The next question of the conversation, which the server is sent whole; or the first one
-        of another.
-        """
-        said = sent.said.get()
-        turns = prompts.conversation_turns(
-            worker.load["seed"], worker.scenario, self.index, self.first_turn
-        )
-        if said is not None and self.turn - self.first_turn < turns:
-            history = (
-                *asked.history,
-                prompts.PromptMessage("user", asked.text),
-                prompts.PromptMessage("assistant", said.strip()),
+    def send_once(self) -> None:
+        assert self.prepared is not None
+        prepared: PreparedRequest = self.prepared.get()
+        request, self.sent_ahead = self.sent_ahead, None
+        if request is None:
+            request = self.recorder.begin(
+                self.index, self.free_s, prepared.prompt, prepared.exchange
             )
-            prepared = worker.prepare(self.index, self.turn, history=history)
-            if prepared[0].tokens + prepared[0].max_tokens <= worker.scenario.get(
-                "context", arrivals.CONTEXT
-            ):
+        self.turn += 1
+        if not self.converses:
+            self.prepared = gevent.spawn(self.prepare_next)  # while this one waits for its response
+        with self.worker.record(request):
+            self.worker.post(self.connection, request, prepared)
+        self.free_s = request.exchange.done_s - self.recorder.zero_s + self.think_s
+        if request.exchange.error is not None:  # a dead server must not turn the loop into a flood
+            gevent.sleep(0.01)
+            self.free_s = self.recorder.now()
+        if self.converses:
+            self.prepared = gevent.spawn(self.prepare_next_turn, prepared.prompt, request)
+
+    def prepare_next_turn(
+        self, prompt: prompts.Prompt, request: InFlightRequest
+    ) -> PreparedRequest:
+        """The next turn of the conversation, which is sent whole, or the first turn of another."""
+        worker = self.worker
+        response_text = request.response_text.get()
+        turns = prompts.conversation_turns(
+            worker.task.seed, worker.scenario, self.index, self.first_turn
+        )
+        if response_text is not None and self.turn - self.first_turn < turns:
+            history = (
+                *prompt.history,
+                prompts.PromptMessage("user", prompt.text),
+                prompts.PromptMessage("assistant", response_text.strip()),
+            )
+            prepared = worker.prepare_request(self.index, self.turn, history=history)
+            context = worker.scenario.get("context", arrivals.CONTEXT)
+            if prepared.prompt.tokens + prepared.prompt.max_tokens <= context:
                 return prepared
         self.first_turn = self.turn
-        return worker.prepare(self.index, self.turn)
+        return worker.prepare_request(self.index, self.turn)
 
 
 class OpenLoop(User):
     """One user on each worker that sends at the scheduled times, whatever has become of the
     requests before: the load does not yield. With `max_in_flight` a request waits for a slot, and
-    that is waiting as well.
+    that counts as waiting, too.
     """
 
+    def __init__(self, environment: Environment):
+        super().__init__(environment)
+        self.worker = worker_of(environment)
+        self.recorder, self.slots = self.worker.recorder, self.worker.plan.slots
+        self.io_yield = IoYield()
+        self.in_flight: set[gevent.Greenlet] = set()
+        self.pacer = make_pacer(
+            self.worker.connect(), f"{self.worker.plan.number}-", ahead=self.slots is None
+        )
+
     @task
-    def dispatch(self) -> None:
-        recorder, turn = worker.recorder, IoYield()
-        in_flight: set[gevent.Greenlet] = set()
-        sender = make_pacer(worker.connect(), f"{worker.number}-", ahead=worker.slots is None)
-
-        def one(
-            sent: InFlightRequest, prepared: PreparedRequest, connection: Connection | None
-        ) -> None:
-            with worker.row(sent):
-                if worker.slots is not None:
-                    worker.slots.take()
-                    sent.slot_s = recorder.now()
-                connection = connection or sender.acquire_idle() or worker.connect()
-                worker.post(connection, sent, prepared)
-            sender.return_idle(connection)
-            if worker.slots is not None:  # not if this greenlet was killed: nobody shall go on then
-                worker.slots.give()
-
-        def look_after(
-            scheduled_s: float,
-            prepared: PreparedRequest,
-            connection: Connection | None,
-            number: int | None,
-        ) -> None:
-            greenlet = gevent.spawn(
-                one,
-                recorder.begin(None, scheduled_s, prepared[0], prepared[3], number),
-                prepared,
-                connection,
-            )
-            greenlet.link_exception(lambda failed: abort_process(repr(failed.exception)))
-            in_flight.add(greenlet)
-            greenlet.rawlink(in_flight.discard)
-
-        def send(
-            user: int,
-            part: list[tuple[int, arrivals.Arrival]],
-            start_s: float,
-            until: AsyncResult | None,
-        ) -> None:
-            for number, arrival in part:
-                scheduled_s = start_s + arrival.at_s
-                if scheduled_s - recorder.now() > IN_HURRY_S:
-                    turn.pass_on()
-                prepared = worker.prepare(user, number, arrival)
-                if (early_s := scheduled_s - KNOWN_BEFORE_S - recorder.now()) > 0:
-                    gevent.sleep(early_s) if until is None else until.wait(early_s)
-                # The window's first arrivals must not wait behind the warm-up's next one, which may
-                # be after them.
-                if until is not None and until.ready() and scheduled_s >= until.get():
-                    break
-                sender.send(
-                    recorder.zero_s + scheduled_s,
-                    *prepared[1:],
-                    partial(look_after, scheduled_s, prepared),
-                )
-
+    def run_schedule(self) -> None:
+        worker = self.worker
         try:
-            send(-1, worker.warm_up, worker.began.get(), until=worker.windowed)
-            send(0, worker.in_window, worker.windowed.get(), until=None)
-            sender.join()
-            gevent.joinall(list(in_flight))
+            self.send_arrivals(
+                -1, worker.plan.warm_up, worker.began_s.get(), until_s=worker.window_start_s
+            )
+            self.send_arrivals(0, worker.plan.in_window, worker.window_start_s.get(), until_s=None)
+            self.pacer.join()
+            gevent.joinall(list(self.in_flight))
             raise StopUser
         finally:
-            sender.close()
-            gevent.killall(list(in_flight))
+            self.pacer.close()
+            gevent.killall(list(self.in_flight))
+
+    def send_arrivals(
+        self, user: int, planned: list[NumberedArrival], start_s: float, until_s: AsyncResult | None
+    ) -> None:
+        """Sends what is planned after `start_s`; if `until_s` is given, only before that time."""
+        recorder = self.recorder
+        for number, arrival in planned:
+            scheduled_s = start_s + arrival.at_s
+            if scheduled_s - recorder.now() > URGENT_S:
+                self.io_yield.yield_to_io()
+            prepared = self.worker.prepare_request(user, number, arrival)
+            if (early_s := scheduled_s - KNOWN_BEFORE_S - recorder.now()) > 0:
+                gevent.sleep(early_s) if until_s is None else until_s.wait(early_s)
+            # The window's first arrivals must not wait behind the warm-up's next one, which may be
+            # after them.
+            if until_s is not None and until_s.ready() and scheduled_s >= until_s.get():
+                break
+            self.pacer.send(
+                recorder.zero_s + scheduled_s,
+                prepared.path,
+                prepared.body,
+                prepared.exchange,
+                partial(self.track, scheduled_s, prepared),
+            )
+
+    def track(
+        self,
+        scheduled_s: float,
+        prepared: PreparedRequest,
+        connection: Connection | None,
+        number: int | None,
+    ) -> None:
+        """Waits for the response in a greenlet. `connection`, `number`: None if nothing was sent
+        yet.
+        """
+        request = self.recorder.begin(None, scheduled_s, prepared.prompt, prepared.exchange, number)
+        greenlet = gevent.spawn(self.await_response, request, prepared, connection)
+        greenlet.link_exception(lambda failed: abort_process(repr(failed.exception)))
+        self.in_flight.add(greenlet)
+        greenlet.rawlink(self.in_flight.discard)
+
+    def await_response(
+        self, request: InFlightRequest, prepared: PreparedRequest, connection: Connection | None
+    ) -> None:
+        with self.worker.record(request):
+            if self.slots is not None:
+                self.slots.acquire()
+                request.slot_s = self.recorder.now()
+            connection = connection or self.pacer.acquire_idle() or self.worker.connect()
+            self.worker.post(connection, request, prepared)
+        self.pacer.return_idle(connection)
+        if self.slots is not None:  # not if this greenlet was killed: then no other may go on
+            self.slots.release()
+
+
+class LoadProcess:
+    """What this process of Locust does for the load: it coordinates, sends, or both."""
+
+    def __init__(self, environment: Environment):
+        self.environment, self.runner = environment, environment.runner
+        self.coordinator: Coordinator | None = None
+        self.plan: WorkerPlan | None = None
+        self.worker: LoadWorker | None = None  # once clocks have been compared
+        if not isinstance(self.runner, MasterRunner):
+            self.listen_as_worker()
+        if not isinstance(self.runner, WorkerRunner):
+            load = LoadTask.from_json(json.loads(os.environ["SERVEOFF_LOAD"]))
+            is_master = isinstance(self.runner, MasterRunner)
+            self.coordinator = MessageChannel(environment, load, is_master).coordinator
+
+    def listen_as_worker(self) -> None:
+        messages.listen(self.runner, Assignment, self.on_assignment)
+        messages.listen(self.runner, Ping, lambda _: messages.send(self.runner, read_clock()))
+        messages.listen(self.runner, ClockOffset, self.start_recording)
+        messages.listen(self.runner, Start, lambda start: self.recording_worker.on_start(start))
+        messages.listen(self.runner, Window, lambda window: self.recording_worker.on_window(window))
+        messages.listen(self.runner, Finish, lambda _: self.finish_worker())
+
+    @property
+    def recording_worker(self) -> LoadWorker:
+        if self.worker is None:
+            raise RuntimeError("the load has not started")
+        return self.worker
+
+    def on_assignment(self, assignment: Assignment) -> None:
+        problem = None
+        try:
+            self.plan = WorkerPlan(assignment)
+        except Exception as error:
+            problem = str(error) or repr(error)
+        messages.send(self.runner, Ready(problem))
+
+    def start_recording(self, clock: ClockOffset) -> None:
+        assert self.plan is not None, "the assignment comes first"
+        self.worker = LoadWorker(
+            self.plan,
+            clock.offset_s,
+            partial(messages.send, self.runner),
+            self.environment.events.request.fire,
+        )
+
+    def finish_worker(self) -> None:
+        """Ends users that still wait for a response; then the last rows can be written."""
+        self.stop_users()
+        self.close_worker()
+        if isinstance(self.runner, WorkerRunner):
+            # now, so that the coordinator need not hope that Locust's last ones come in time
+            self.runner._send_stats()
+
+    def stop_users(self) -> None:
+        self.environment.stop_timeout = 0
+        assert self.runner is not None
+        self.runner.stop()
+
+    def on_quitting(self, **_: Any) -> None:
+        """Normally no user runs any more; after SIGTERM none is waited for."""
+        self.environment.stop_timeout = 0
+        if isinstance(self.runner, WorkerRunner):
+            self.stop_users()
+            self.close_worker()
+        elif self.coordinator is not None:
+            self.coordinator.finishing = True
+            if isinstance(self.runner, MasterRunner):
+                self.coordinator.finish(patience_s=2.0)
+
+    def on_quit(self, **_: Any) -> None:
+        self.close_worker()
+        if self.coordinator is not None:
+            self.coordinator.close()
+
+    def close_worker(self) -> None:
+        if self.worker is not None:  # else it has recorded nothing
+            self.worker.close()
+
+
+def process_of(environment: Environment) -> LoadProcess:
+    process: LoadProcess = environment.load_process  # type: ignore[attr-defined]
+    return process
+
+
+def worker_of(environment: Environment) -> LoadWorker:
+    return process_of(environment).recording_worker
 
 
 @events.init.add_listener
 def on_init(environment: Environment, **_: Any) -> None:
-    """What a load worker is told by which of Locust's messages. In one process, conductor and
-    worker are both here.
-    """
-    global conductor
-    runner = environment.runner
-
-    def listen(kind: str, listener: Any) -> None:
-        runner.register_message(kind, lambda environment, msg, **_: listener(msg.data))
-
-    if not isinstance(runner, MasterRunner):
-        listen("task", lambda told: on_task(environment, told))
-        listen("ping", lambda _: runner.send_message("pong", messages.clock_reply()))
-        listen("clock", lambda told: worker.clock(told["offset_s"]))
-        listen("begin", lambda told: worker.began.set(told["began_s"]))
-        listen("window", on_window)
-        listen("finish", lambda _: on_finish(environment))
-    if not isinstance(runner, WorkerRunner):
-        conductor = messages.MessageChannel(
-            environment, json.loads(os.environ["SERVEOFF_LOAD"]), isinstance(runner, MasterRunner)
-        ).conductor
-    else:
-        # a conductor that was killed must not leave a load behind for a minute
+    process = LoadProcess(environment)
+    environment.load_process = process  # type: ignore[attr-defined]
+    if isinstance(environment.runner, WorkerRunner):
+        # a coordinator that was killed must not leave a load behind for a minute
         runners.MASTER_HEARTBEAT_TIMEOUT = LOST_AFTER_S
     # Not before now: Locust calls what was added last first, and its own listener, which was added
     # just before, disconnects.
-    events.quitting.add_listener(on_quitting)
-
-
-def on_task(environment: Environment, told: dict[str, Any]) -> None:
-    global worker
-    problem = None
-    try:
-        worker = LoadWorker(environment, told)
-    except Exception as error:
-        problem = str(error) or repr(error)
-    environment.runner.send_message("ready", {"problem": problem})
-
-
-def on_window(told: dict[str, float]) -> None:
-    # a little later, so that the window closes while load goes on
-    worker.recorder.end_at(told["end_s"] + 0.1)
-    worker.windowed.set(told["start_s"])
-
-
-def on_finish(environment: Environment) -> None:
-    """Users that still wait for an answer are ended; then the last rows can be written."""
-    environment.stop_timeout = 0
-    environment.runner.stop()
-    worker.close()
-    if isinstance(environment.runner, WorkerRunner):
-        # now, so that the conductor need not hope that Locust's last ones come in time
-        environment.runner._send_stats()
+    environment.events.quitting.add_listener(process.on_quitting)
+    environment.events.quit.add_listener(process.on_quit)
 
 
 @events.user_error.add_listener
 def on_user_error(exception: Exception, **_: Any) -> None:
     abort_process(repr(exception))  # Locust would go on, with one user less
-
-
-def on_quitting(environment: Environment, **_: Any) -> None:
-    # normally nobody runs any more; after SIGTERM nobody is waited for
-    environment.stop_timeout = 0
-    if isinstance(environment.runner, WorkerRunner):
-        environment.runner.stop()
-        if "worker" in globals():
-            worker.close()
-    else:
-        conductor.finishing = True
-        if isinstance(environment.runner, MasterRunner):
-            conductor.finish(patience_s=2.0)
-
-
-@events.quit.add_listener
-def on_quit(**_: Any) -> None:
-    if "worker" in globals():
-        worker.close()
-    if "conductor" in globals():
-        conductor.close()

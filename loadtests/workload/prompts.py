@@ -1,12 +1,12 @@
-"""Prompts: seeded, the same for every server, and unique within a campaign unless the scenario is
-about shared prefixes or repeats.
+"""Prompts: seeded, the same for every server, and unique within a campaign unless the scenario
+shares prefixes or repeats prompts.
 """
 
 import functools
 import itertools
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,9 @@ class PromptMessage:
 
 @dataclass(frozen=True)
 class Prompt:
-    """`history`: what a chat holds before `text`, the user's message. `tokens` counts all of it."""
+    """`text` is the user's message, and `history` what a chat holds before it. `tokens` counts
+    both.
+    """
 
     text: str
     tokens: int  # exact with the default model's tokenizer, else about that many
@@ -33,16 +35,16 @@ class Prompt:
 
 def make_prompt(
     seed: str,
-    scenario: dict[str, Any],
+    scenario: Mapping[str, Any],
     user: int,
     turn: int,
     arrival: Arrival | None = None,
     history: Sequence[PromptMessage] = (),
 ) -> Prompt:
-    """The `turn`-th request of a user; `history` is the conversation so far. Random words: no two
-    prompts of a campaign share a prefix that a cache could use, unless the scenario has
-    `shared_tokens`, or the arrival, from a trace, shared blocks. With `distinct_prompts` it is one
-    of so many, whole and with its lengths, so that its answer is an exact repeat, too.
+    """Makes the `turn`-th request of a user; `history` is the conversation so far. Words are
+    random: no two prompts of a campaign share a prefix that a cache could use, unless the scenario
+    has `shared_tokens`, or the arrival, from a trace, has shared blocks. `distinct_prompts` draws
+    from that many prompts with their lengths, so that the response repeats exactly, too.
     """
     source = random.Random(f"{seed}/{user}/{turn}")
     if distinct := scenario.get("distinct_prompts", 0):
@@ -83,37 +85,35 @@ def make_prompt(
 
 @functools.cache
 def _zipf(count: int, exponent: float) -> list[float]:
-    """Cumulative weights by Zipf's law: the k-th of them is chosen in proportion to
-    1/k**exponent.
-    """
+    """Cumulative weights by Zipf's law: number k is chosen in proportion to 1/k**exponent."""
     return list(itertools.accumulate(k**-exponent for k in range(1, count + 1)))
 
 
-def conversation_turns(seed: str, scenario: dict[str, Any], user: int, first_turn: int) -> int:
-    """How many questions the conversation has that the user begins with that turn."""
+def conversation_turns(seed: str, scenario: Mapping[str, Any], user: int, first_turn: int) -> int:
+    """How many turns the conversation has that the user starts with this turn."""
     return random.Random(f"{seed}/{user}/{first_turn}/turns").randint(
         *scenario.get("turns", (1, 1))
     )
 
 
-def request_path(scenario: dict[str, Any]) -> str:
+def request_path(scenario: Mapping[str, Any]) -> str:
     return api.CHAT_COMPLETIONS if scenario["endpoint"] == "chat" else api.COMPLETIONS
 
 
-def request_body(scenario: dict[str, Any], model: str, wanted: Prompt) -> tuple[str, bytes]:
+def request_body(scenario: Mapping[str, Any], model: str, prompt: Prompt) -> tuple[str, bytes]:
     """(path, body) of a streamed, greedy request of exact length."""
     chat = scenario["endpoint"] == "chat"
     body = {
         "model": model,
-        "max_tokens": wanted.max_tokens,
+        "max_tokens": prompt.max_tokens,
         "temperature": 0,
         "ignore_eos": True,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
     if chat:
-        messages = (*wanted.history, PromptMessage("user", wanted.text))
+        messages = (*prompt.history, PromptMessage("user", prompt.text))
         body["messages"] = [{"role": message.role, "content": message.text} for message in messages]
     else:
-        body["prompt"] = wanted.text
+        body["prompt"] = prompt.text
     return request_path(scenario), json.dumps(body).encode()

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -27,6 +26,7 @@ from wsproto.utilities import ProtocolError
 from servers.contract import api, oracle
 from servers.contract.api import CHAT_COMPLETIONS, COMPLETIONS, Chunk
 from servers.runtime.limits import SILENCE_S, VERIFY_S
+from servers.runtime.schedstat import read_thread_times
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 STREAMED_TOKENS = 32
@@ -60,14 +60,9 @@ class Stopwatch:
 
 
 def _waited_s() -> float:
-    """For how long this thread has been ready to run without a processor, in s; 0 where the system
-    does not tell, as only Linux does. Source: the kernel's documentation of /proc/<pid>/schedstat,
-    second field.
-    """
-    try:
-        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
-    except OSError:
-        return 0.0
+    """How long this thread has been ready to run without a core, in s; 0 where nothing tells."""
+    times = read_thread_times()
+    return times.waited_s if times else 0.0
 
 
 @dataclass

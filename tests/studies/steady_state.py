@@ -310,7 +310,7 @@ def steady_after(trace: Trace) -> float:
         while done < len(trace.requests) and trace.requests[done].done_s <= now:
             done += 1
         seen = trace.requests[:done]
-        if judge.ask(
+        if judge.judge(
             {
                 "tokens/s": trace.tokens[: int(now / steady_state.SLICE_S + 1e-9)],
                 "TTFT": [r.ttft_s for r in seen],

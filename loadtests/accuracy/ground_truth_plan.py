@@ -1,0 +1,144 @@
+"""The plan of the ground truth server: when it sends what, from its command line."""
+
+import argparse
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from loadtests.accuracy.ground_truth_http import MAX_TOKENS_PER_CHUNK
+
+
+@dataclass(frozen=True)
+class ResponsePlan:
+    """When each event of a response is due, what delays it, and how many are served at once."""
+
+    ttft_ms: float = 50.0
+    itl_ms: tuple[float, ...] = (10.0,)  # one after the other, each for `step_s`
+    step_s: float = math.inf
+    tokens_per_chunk: int = 1
+    stall_every: int = 0  # tokens; 0: never
+    stall_ms: float = 0.0
+    freeze_at_s: float = math.inf  # after the first request
+    freeze_s: float = 0.0
+    slots: float = math.inf
+
+    def due_after(self, at_s: float, events: int, since_start_s: float) -> float:
+        """When a stream's next event is due after `events` of them, the last one due at `at_s`. The
+        first is due TTFT after the start of its stream. `since_start_s`: from the server's first
+        request to `at_s`.
+        """
+        size = self.tokens_per_chunk
+        if events == 0:
+            at_s += self.ttft_ms / 1e3
+        else:
+            step = int(since_start_s / self.step_s)
+            at_s += self.itl_ms[min(step, len(self.itl_ms) - 1)] / 1e3 * size
+        # a pause before each of the event's tokens that is one to pause before
+        if self.stall_every:
+            stalls = (events + 1) * size // self.stall_every - events * size // self.stall_every
+            at_s += self.stall_ms / 1e3 * stalls
+        return at_s
+
+
+def parse_number(text: str) -> float:
+    if not 0 <= float(text) < math.inf:
+        raise ValueError
+    return float(text)
+
+
+def parse_numbers(text: str) -> list[float]:
+    return [parse_number(part) for part in text.split(",")]
+
+
+def parse_whole_number(text: str) -> int:
+    if int(text) < 0:
+        raise ValueError
+    return int(text)
+
+
+def parse_options() -> tuple[ResponsePlan, Path, int, argparse.ArgumentParser]:
+    """The plan, the log's path and the port, from the command line; and the parser, for errors."""
+    # without the usage, an error is one sentence
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtests.accuracy.ground_truth_server",
+        usage=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "--log",
+        type=Path,
+        required=True,
+        help="what was sent when, as JSON lines; written at the end",
+    )
+    add(
+        "--port",
+        type=parse_whole_number,
+        default=0,
+        help="of 127.0.0.1; it is printed (default: a free one)",
+    )
+    add(
+        "--ttft-ms",
+        type=parse_number,
+        default=50.0,
+        help="from a request to its first token (default: 50)",
+    )
+    add(
+        "--itl-ms",
+        "--itl-steps-ms",
+        type=parse_numbers,
+        default=[10.0],
+        help=(
+            "between tokens (default: 10); several, such as 10,5,2.5, come one after the other, and"
+            " the last holds on"
+        ),
+    )
+    add(
+        "--step-s",
+        type=parse_number,
+        default=math.inf,
+        help="how long each of several holds, from the first request on",
+    )
+    add(
+        "--tokens-per-chunk",
+        type=parse_whole_number,
+        default=1,
+        help="tokens in an event, which is due every so many itl (default: 1)",
+    )
+    add(
+        "--stall-every",
+        type=parse_whole_number,
+        default=0,
+        help="each stream pauses before every so many-th token (default: never)",
+    )
+    add("--stall-ms", type=parse_number, default=0.0, help="for so long")
+    add(
+        "--freeze-at-s",
+        type=parse_number,
+        default=math.inf,
+        help="after the first request everything stands still, once (default: never)",
+    )
+    add("--freeze-s", type=parse_number, default=0.0, help="for so long")
+    add(
+        "--slots",
+        type=parse_whole_number,
+        default=0,
+        help="requests served at once, others wait in order (default: 0, no limit)",
+    )
+    options = parser.parse_args()
+    if len(options.itl_ms) > 1 and not 0 < options.step_s < math.inf:
+        parser.error("several --itl-steps-ms need --step-s")
+    if not 1 <= options.tokens_per_chunk <= MAX_TOKENS_PER_CHUNK:
+        parser.error(f"--tokens-per-chunk must be 1 to {MAX_TOKENS_PER_CHUNK}")
+    plan = ResponsePlan(
+        ttft_ms=options.ttft_ms,
+        itl_ms=tuple(options.itl_ms),
+        step_s=options.step_s,
+        tokens_per_chunk=options.tokens_per_chunk,
+        stall_every=options.stall_every,
+        stall_ms=options.stall_ms,
+        freeze_at_s=options.freeze_at_s,
+        freeze_s=options.freeze_s,
+        slots=options.slots or math.inf,
+    )
+    return plan, options.log, options.port, parser

@@ -1,0 +1,146 @@
+"""A load worker: its part of one load, the requests that it makes, and their rows."""
+
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import gevent
+from gevent.event import AsyncResult
+
+from loadtests.client import http
+from loadtests.client.connection import Connection
+from loadtests.client.gevent_connection import make_gevent_connection
+from loadtests.client.reader import socket_reader
+from loadtests.generator.gevent_tools import FairSemaphore
+from loadtests.generator.messages import Assignment, Start, Window, WorkerReport
+from loadtests.generator.recorder import CUT_OFF, InFlightRequest, Recorder
+from loadtests.generator.window_timing import SENT_AFTER_S
+from loadtests.workload import arrivals, prompts
+
+NumberedArrival = tuple[int, arrivals.Arrival]
+
+
+@dataclass(slots=True)
+class PreparedRequest:
+    prompt: prompts.Prompt
+    path: str
+    body: bytes
+    exchange: http.Exchange
+
+
+class WorkerPlan:
+    """One worker's part of the arrivals and of the slots, computed before the load starts."""
+
+    def __init__(self, assignment: Assignment):
+        self.task, self.number, self.workers = (
+            assignment.task,
+            assignment.number,
+            assignment.workers,
+        )
+        task, scenario = self.task, self.task.scenario
+        self.warm_up: list[NumberedArrival] = []
+        self.in_window: list[NumberedArrival] = []
+        if not task.is_closed:
+            self.warm_up = self.own_share(arrivals.warm_up_arrivals(task.seed, scenario, task.rate))
+            self.in_window = self.own_share(
+                arrivals.window_arrivals(task.seed, scenario, task.rate, task.duration_s)
+            )
+        cap = scenario.get("max_in_flight")
+        self.slots = (
+            None
+            if cap is None
+            else FairSemaphore(cap // self.workers + (self.number < cap % self.workers))
+        )
+        socket_reader()  # now: where it has to be compiled, no request may wait for that
+
+    def own_share(self, planned: list[arrivals.Arrival]) -> list[NumberedArrival]:
+        """Every worker computes all arrivals and takes its share, so that together they are the
+        same for any number of workers.
+        """
+        return list(enumerate(planned))[self.number :: self.workers]
+
+
+class LoadWorker:
+    """One load worker that records. Users and arrivals wait for `began_s`."""
+
+    def __init__(
+        self,
+        plan: WorkerPlan,
+        offset_s: float,
+        send_report: Callable[[WorkerReport], None],
+        fire: Callable[..., None],
+    ):
+        """`offset_s`: our monotonic clock minus the coordinator's. `fire`: Locust's request
+        event.
+        """
+        self.plan, self.task, self.scenario = plan, plan.task, plan.task.scenario
+        self.users_started = 0
+        self.began_s = AsyncResult()  # on the rows' clock, as all times
+        self.window_start_s = AsyncResult()
+        gc.collect()  # takes about 50 ms, which the recorder would take for a stall
+        self.recorder = Recorder(
+            self.task, plan.number, self.task.clock_zero_s + offset_s, send_report, fire
+        )
+        # thousands of objects of Locust and of the arrivals need not be visited again and again
+        # while tokens wait
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 100)
+
+    def on_start(self, start: Start) -> None:
+        self.began_s.set(start.began_s)
+
+    def on_window(self, window: Window) -> None:
+        self.recorder.send_until(window.end_s + SENT_AFTER_S)
+        self.window_start_s.set(window.start_s)
+
+    def next_user_index(self) -> int:
+        """The number of a user among those of all workers."""
+        index = self.users_started * self.plan.workers + self.plan.number
+        self.users_started += 1
+        return index
+
+    def prepare_request(
+        self,
+        user: int,
+        turn: int,
+        arrival: arrivals.Arrival | None = None,
+        history: tuple[prompts.PromptMessage, ...] = (),
+    ) -> PreparedRequest:
+        prompt = prompts.make_prompt(self.task.seed, self.scenario, user, turn, arrival, history)
+        path, body = prompts.request_body(self.scenario, self.task.model, prompt)
+        return PreparedRequest(prompt, path, body, http.Exchange())
+
+    def connect(self) -> Connection:
+        websocket = self.scenario.get("transport") == "websocket"
+        return make_gevent_connection(
+            self.task.base_url,
+            self.scenario["timeout_s"],
+            os.environ.get("SERVEOFF_API_KEY"),
+            prompts.request_path(self.scenario) if websocket else None,
+        )
+
+    @contextmanager
+    def record(self, request: InFlightRequest) -> Iterator[None]:
+        """Ends the request's row, also if this greenlet is killed while it waits for a slot or for
+        the response.
+        """
+        try:
+            yield
+        except gevent.GreenletExit:
+            request.exchange.error, request.exchange.done_s = CUT_OFF, time.perf_counter()
+            raise
+        finally:
+            self.recorder.end(request)
+
+    def post(
+        self, connection: Connection, request: InFlightRequest, prepared: PreparedRequest
+    ) -> None:
+        connection.post(
+            prepared.path, prepared.body, request.exchange, f"{self.plan.number}-{request.number}"
+        )
+
+    def close(self) -> None:
+        self.recorder.close()

@@ -1,0 +1,36 @@
+"""The load task: what one load sends, and where."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+JsonObject = dict[str, Any]  # parsed JSON, or what is about to be written as JSON
+ScenarioTable = dict[str, Any]  # a table of scenarios.toml
+
+
+@dataclass(frozen=True)
+class LoadTask:
+    """One load. It travels as JSON: to the coordinator in SERVEOFF_LOAD, and on to the workers."""
+
+    base_url: str
+    model: str  # the name that requests ask for
+    planted: bool  # the right response to each prompt is known
+    scenario: ScenarioTable
+    scenario_name: str
+    users: int | None  # of a closed loop
+    rate: float | None  # of an open loop, requests/s
+    duration_s: float  # of the window
+    clock_zero_s: float  # zero of the rows' clock, on the driver's `time.perf_counter()`
+    seed: str
+    folder: str = ""  # for requests.jsonl and load.json; `start_load` sets it
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether a number of users sends, and not a schedule."""
+        return bool(self.scenario["arrivals"] == "closed")
+
+    def to_json(self) -> JsonObject:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: JsonObject) -> Self:
+        return cls(**data)
