@@ -18,7 +18,8 @@ import gevent
 from gevent.server import StreamServer
 from locust.env import Environment
 
-from loadtests.client import gevent_connection, http, response
+from loadtests.client import http, response
+from loadtests.client.connection import Connection
 from loadtests.generator import locustfile
 from loadtests.generator.gevent_tools import IoYield
 from loadtests.generator.load_worker import LoadWorker
@@ -215,20 +216,18 @@ def sent_ahead() -> None:
             sock.sendall(RESPONSE)
 
     serve(worker, handle)
-    ahead, send_ahead = [], gevent_connection.GeventConnection.send_ahead
+    ahead, send_ahead = [], Connection.send_ahead
 
     def send(
-        connection: gevent_connection.GeventConnection,
-        encode: Callable[..., bytes],
-        number: int,
-        exchange: http.Exchange,
+        connection: Connection, template: http.RequestTemplate, number: int, exchange: http.Exchange
     ) -> None:
-        send_ahead(connection, encode, number, exchange)
-        ahead.append(encode(connection, number).split(b"X-Request-Id: ")[1].split()[0])
+        send_ahead(connection, template, number, exchange)
+        request = connection.protocol.fill_template(template, number)
+        ahead.append(request.split(b"X-Request-Id: ")[1].split()[0])
         if len(ahead) == 4:
             recorder.send_until(-math.inf)
 
-    gevent_connection.GeventConnection.send_ahead = send
+    Connection.send_ahead = send
     ended = collect_ended(recorder)
     run_user(locustfile.ClosedLoop(environment).run_user)
     assert ahead == [b"0-1", b"0-2", b"0-3", b"0-4"], ahead

@@ -23,6 +23,7 @@ import pytest
 
 from loadtests.accuracy.ground_truth_server import LogSummary, ServedRequest, read_log
 from loadtests.client import http, response
+from loadtests.client.blocking import make_blocking_connection
 from servers.contract import oracle
 
 PATIENCE_S = 30.0  # against hanging; not a measurement
@@ -100,7 +101,7 @@ def ask(
     reference: Reference, tokens: int, chat: bool = False, name: str = ""
 ) -> tuple[http.Exchange, response.ParsedResponse]:
     """One request on a connection of its own."""
-    with closing(http.Connection(reference.url, PATIENCE_S)) as connection:
+    with closing(make_blocking_connection(reference.url, PATIENCE_S)) as connection:
         connection.headers += f"X-Request-Id: {name}\r\n" if name else ""
         return ask_on(connection, tokens, chat)
 
@@ -170,7 +171,7 @@ def test_streams_are_exact_and_the_log_tells_them_apart(start: Any) -> None:
 
 def test_a_connection_carries_many_requests(start: Any) -> None:
     reference = start("--ttft-ms", "1", "--itl-ms", "0.1")
-    with closing(http.Connection(reference.url, PATIENCE_S)) as connection:
+    with closing(make_blocking_connection(reference.url, PATIENCE_S)) as connection:
         for turn in range(6):
             _, settled = ask_on(connection, turn + 1, bool(turn % 2))
             assert is_exact(settled, turn + 1, bool(turn % 2)) and connection.socket is not None, (
@@ -350,7 +351,7 @@ def test_what_is_no_request_for_a_stream_is_refused(start: Any) -> None:
         (chat, body(3)),
         (chat, body(3, messages=["hello"])),
     ):
-        with closing(http.Connection(reference.url, PATIENCE_S)) as connection:
+        with closing(make_blocking_connection(reference.url, PATIENCE_S)) as connection:
             exchange = http.Exchange()
             connection.post(path, said, exchange)
             assert (exchange.status, exchange.error, connection.socket) == (400, None, None), (
