@@ -140,11 +140,7 @@ def write_gate(gate: Gate, folder: Path) -> None:
     }
     (folder / "gate.json").write_text(json.dumps(said, indent=1, allow_nan=False) + "\n")
     (folder / "gate.xml").write_bytes(junit_xml(gate))
-    (folder / "gate.md").write_text(
-        templating.make_environment(finalize=templating.escape_markdown)
-        .get_template("gate.md.jinja")
-        .render(gate_view(gate))
-    )
+    (folder / "gate.md").write_text(templating.render_markdown("gate.md.jinja", gate_view(gate)))
 
 
 def junit_xml(gate: Gate) -> bytes:

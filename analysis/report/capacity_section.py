@@ -1,16 +1,16 @@
 """The report's section "Capacity": what a search found, in words and tables."""
 
 import math
-from typing import Any
 
 from analysis import slo
 from analysis.capacity.search import PRECISION, CapacityResult, find_capacities
 from analysis.formatting import format_number
 from analysis.stats import CONFIDENCE
 from analysis.summary import Summary
+from analysis.templating import View
 
 
-def capacity_view(summary: Summary) -> dict[str, Any]:
+def capacity_view(summary: Summary) -> View:
     """{slo, confidence, precision, answers, systems} for the templates; `systems` is empty in a
     campaign that was no search.
     """
@@ -71,7 +71,7 @@ def _seen(kept: slo.BoundResult) -> str:
     )
 
 
-def _row(summary: Summary, f: CapacityResult) -> dict[str, Any]:
+def _row(summary: Summary, f: CapacityResult) -> View:
     tokens = (
         math.nan
         if f.at_capacity is None

@@ -9,6 +9,7 @@ from analysis import formatting, hardware
 from analysis.case import read_case
 from analysis.metrics import METRICS, roofline
 from analysis.summary import Comparison, ServerSummary, Summary
+from analysis.templating import View
 
 # Columns of the headline table where there are values.
 COLUMNS = ("usd_per_million_tokens", "gpu_tokens_per_joule", "mbu", "mfu")
@@ -18,7 +19,7 @@ def cost_columns(summary: Summary) -> tuple[str, ...]:
     return tuple(name for name in COLUMNS if summary.valid[name].notna().any())
 
 
-def cost_view(summary: Summary, comparisons: Sequence[Comparison]) -> dict[str, Any]:
+def cost_view(summary: Summary, comparisons: Sequence[Comparison]) -> View:
     """{price, other_machine, names, peaks, gpus, busy, model, heads, rows} for the templates.
     `price` is None without one, and `names` are those that could be asked for; `busy` says whether
     GPUs' utilisation is shown; `rows` is empty if nothing could be measured.

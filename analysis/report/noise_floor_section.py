@@ -9,6 +9,7 @@ from analysis.checks import load_generator
 from analysis.formatting import format_number
 from analysis.stats import NAN, values_needed
 from analysis.summary import Summary
+from analysis.templating import View
 
 # What the load generator found about itself: in words, and in text of one load's errors
 # (records.CALIBRATION_KEYS, "closed").
@@ -46,7 +47,7 @@ ROWS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
 ]
 
 
-def noise_floor_view(summary: Summary, names: dict[int, str]) -> dict[str, Any]:
+def noise_floor_view(summary: Summary, names: dict[int, str]) -> View:
     """{heads, rows, ladder, bound, cases, p99_needs} for the templates; `heads` is empty where
     nothing was calibrated. `cases` are those that have ended, by their `names`, with what the check
     `client error` says.

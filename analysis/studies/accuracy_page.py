@@ -45,7 +45,7 @@ def write_page(folder: Path = RESULTS) -> Path:
         if section.figure and name in results:
             with rc_context(STYLE):
                 (folder / f"{name}.png").write_bytes(encode_png(section.figure(results[name])))
-    page.write_text(templating.make_environment().get_template("instrument.md.jinja").render(view))
+    page.write_text(templating.make_environment().get_template("accuracy.md.jinja").render(view))
     return page
 
 

@@ -198,7 +198,7 @@ def test_invalid_is_no_number_and_not_slow(tmp_path):
     (comparison,) = summary.build_comparisons(found)
     assert comparison.systems[0].server == "beta"
     assert "no other server has a valid number" in summary.describe_result(comparison)
-    assert "no number</span> contract: it was not verified after the load" in text(found)
+    assert "invalid</span> contract: it was not verified after the load" in text(found)
     # the data keep it
     assert not found.table.loc[0, "valid"] and found.table.loc[0, "output_tokens_per_s"] > 0
 
