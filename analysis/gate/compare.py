@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis import formatting, stats
-from analysis.dataset import InputError
+from analysis.dataset import InputError, Json
 from analysis.formatting import format_number
 from analysis.metrics import METRICS
 from analysis.stats import NAN
@@ -237,7 +237,7 @@ def _name(cases: pd.DataFrame) -> str:
     )
 
 
-def _scenarios(s: Summary) -> dict[str, Any]:
+def _scenarios(s: Summary) -> Json:
     tables = s.campaign.data.get("scenarios")
     return tables if isinstance(tables, dict) else {}
 

@@ -3,10 +3,10 @@ what the machine could do at most.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from analysis import formatting, hardware
 from analysis.case import read_case
+from analysis.dataset import Json
 from analysis.metrics import METRICS, roofline
 from analysis.summary import Comparison, ServerSummary, Summary
 from analysis.templating import View
@@ -66,7 +66,7 @@ def cost_view(summary: Summary, comparisons: Sequence[Comparison]) -> View:
     }
 
 
-def describe_model(data: dict[str, Any]) -> str:
+def describe_model(data: Json) -> str:
     """The shape that MBU and MFU are computed with, in words; empty if it is not known."""
     shape = (data.get("model") or {}).get("shape")
     if not shape:

@@ -4,7 +4,7 @@ you trust a number?"
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -49,7 +49,7 @@ def write_page(folder: Path = RESULTS) -> Path:
     return page
 
 
-def accuracy_view(results: dict[str, ExperimentResult]) -> dict[str, Any]:
+def accuracy_view(results: dict[str, ExperimentResult]) -> templating.View:
     """Everything that the template prints, as text."""
     verdicts = [judge_target(promise, results) for promise in TARGETS]
     sections = [
@@ -83,7 +83,7 @@ def accuracy_view(results: dict[str, ExperimentResult]) -> dict[str, Any]:
     }
 
 
-def describe_machine(manifest: dict[str, Any]) -> str:
+def describe_machine(manifest: dataset.Json) -> str:
     cpu = manifest["cpu"]
     return str(
         templating.escape_markdown(

@@ -171,7 +171,7 @@ def test_everything_is_escaped(tmp_path):
     console = Console(width=120, record=True, file=io.StringIO())
     terminal.show_summary(found, console)
     assert "<script>" in console.export_text()
-    assert "not committed" in page
+    assert "uncommitted changes" in page
 
 
 def test_a_campaign_that_only_began(tmp_path):
