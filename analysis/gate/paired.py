@@ -272,7 +272,7 @@ def _shares(values: pd.DataFrame, wanted: GateRules) -> list[MetricVerdict]:
 
 def _too_many_set_aside(each: Repetitions, summary: Summary) -> None:
     """Whatever the reason, there is no verdict; but head that is not steady where base is does not
-    carry this load any more.
+    sustain this load any more.
     """
     unsteady = set(
         summary.checks.loc[
@@ -299,7 +299,7 @@ def _too_many_set_aside(each: Repetitions, summary: Summary) -> None:
                 math.nan,
                 0.0,
                 "REGRESSED",
-                "head gets slower and slower under a load that base carries",
+                "head gets slower and slower under a load that base sustains",
                 p,
             )
         ]

@@ -54,7 +54,7 @@ def show_summary(summary: Summary, console: Console) -> None:
         reasons = []
         for system in comparison.systems:
             name, valid = system.name, system.valid
-            cells = [_short(m, valid) for m in shown] if len(valid) else ["no number"]
+            cells = [_short(m, valid) for m in shown] if len(valid) else ["invalid"]
             table.add_row(Text(name), *map(Text, cells))
             reasons += [f"{name}: {system.why}"] if system.why else []
         console.print(table)

@@ -67,7 +67,7 @@ CAPTIONS = {
     "curve-e2e": (
         "Throughput and E2E",
         (
-            "What a server carries, and how long the unlucky requests wait for it: a line a server"
+            "What a server sustains, and how long the slowest requests wait for it: a line a server"
             " through its loads, larger markers for higher loads; a point is the mean over runs."
             " Right and low is good."
         ),
