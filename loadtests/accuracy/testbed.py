@@ -19,8 +19,8 @@ from loadtests.accuracy.calibration import (
     run_calibration_load,
 )
 from loadtests.generator.locust_process import Workers
-from loadtests.generator.task import ScenarioTable
 from loadtests.telemetry import cores
+from loadtests.workload.arrivals import ScenarioTable
 
 TTFT_S, ITL_S = 0.050, 0.010
 TIMES = ("--ttft-ms", "50", "--itl-ms", "10")
