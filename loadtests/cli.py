@@ -1,19 +1,23 @@
-"""The options of `python -m loadtests`, and what each may be."""
+"""The options of `python -m loadtests`, what each may be, and the exit codes of all commands."""
 
 import argparse
 import math
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from loadtests.errors import UsageError
 from loadtests.generator import locust_process, remote_worker
 from loadtests.workload.scenario import SCENARIOS_FILE
-from servers.runtime import catalog
+from loadtests.workload.traces import TraceError
+from servers.runtime import catalog, launch
 
 CORE = "flask_gunicorn,fastapi_threadpool,fastapi_vllm"
 
 
-def numbers(kind: type, least: float, what: str) -> Callable[[str], list[Any]]:
+def parse_numbers(kind: type, least: float, what: str) -> Callable[[str], list[Any]]:
     """A comma-separated list of numbers above `least`."""
 
     def parse(text: str) -> list[Any]:
@@ -28,7 +32,7 @@ def numbers(kind: type, least: float, what: str) -> Callable[[str], list[Any]]:
     return parse
 
 
-def one(parse: Callable[[str], list[Any]]) -> Callable[[str], Any]:
+def parse_single(parse: Callable[[str], list[Any]]) -> Callable[[str], Any]:
     def parse_one(text: str) -> Any:
         found = parse(text)
         if len(found) != 1:
@@ -38,7 +42,7 @@ def one(parse: Callable[[str], list[Any]]) -> Callable[[str], Any]:
     return parse_one
 
 
-def simulated(text: str) -> dict[str, float]:
+def parse_simulated(text: str) -> dict[str, float]:
     """prefill_ms=50,step_ms=10 and so on: fields of servers/engines/simulated.py's TimeModel."""
     known = {
         "prefill_ms": float,
@@ -63,7 +67,7 @@ def simulated(text: str) -> dict[str, float]:
     return found
 
 
-def arguments_of(command: list[str]) -> argparse.Namespace:
+def parse_arguments(command: list[str]) -> argparse.Namespace:
     parser = remote_worker.OneLineParser(
         prog="python -m loadtests", description=__doc__, allow_abbrev=False
     )
@@ -97,13 +101,13 @@ def arguments_of(command: list[str]) -> argparse.Namespace:
     )
     add(
         "--users",
-        type=numbers(int, 0, "a whole number of users above 0"),
+        type=parse_numbers(int, 0, "a whole number of users above 0"),
         default=[],
         help="of closed loops; several make several cases",
     )
     add(
         "--rate",
-        type=numbers(float, 0, "a rate above 0"),
+        type=parse_numbers(float, 0, "a rate above 0"),
         default=[],
         help="requests/s of open loops; several make several cases",
     )
@@ -117,17 +121,17 @@ def arguments_of(command: list[str]) -> argparse.Namespace:
     )
     add(
         "--time-scale",
-        type=one(numbers(float, 0, "a factor above 0")),
+        type=parse_single(parse_numbers(float, 0, "a factor above 0")),
         help="2 replays a trace twice as fast",
     )
     add(
         "--duration",
-        type=one(numbers(float, 0, "a number of seconds above 0")),
+        type=parse_single(parse_numbers(float, 0, "a number of seconds above 0")),
         help="of the measured window, s",
     )
     add(
         "--repeat",
-        type=one(numbers(int, 0, "a whole number above 0")),
+        type=parse_single(parse_numbers(int, 0, "a whole number above 0")),
         default=1,
         help="runs of each case, interleaved (default: 1)",
     )
@@ -146,7 +150,7 @@ def arguments_of(command: list[str]) -> argparse.Namespace:
     )
     add(
         "--workers",
-        type=one(numbers(int, 0, "a whole number of workers above 0")),
+        type=parse_single(parse_numbers(int, 0, "a whole number of workers above 0")),
         help=(
             "of servers with worker processes (default: one a core; with a GPU 4 at most, and no"
             " more than fit: each holds the model)"
@@ -164,13 +168,13 @@ def arguments_of(command: list[str]) -> argparse.Namespace:
     )
     add(
         "--simulated",
-        type=simulated,
+        type=parse_simulated,
         default={},
         help="times of the simulated engine, such as prefill_ms=50,step_ms=10,max_batch=64",
     )
     add(
         "--load-workers",
-        type=one(numbers(int, 0, "a whole number of load workers above 0")),
+        type=parse_single(parse_numbers(int, 0, "a whole number of load workers above 0")),
         default=1,
         help="processes that send the load, for more than one core of it (default: 1)",
     )
@@ -219,7 +223,7 @@ def arguments_of(command: list[str]) -> argparse.Namespace:
     )
     add(
         "--ready-timeout",
-        type=one(numbers(float, 0, "a number of seconds above 0")),
+        type=parse_single(parse_numbers(float, 0, "a number of seconds above 0")),
         help="for a server's start, s",
     )
     add(
@@ -244,3 +248,25 @@ def arguments_of(command: list[str]) -> argparse.Namespace:
     )
     add("--plan", action="store_true", help="print the ordered plan and stop")
     return parser.parse_args(command)
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """The command's exit code; an error becomes one sentence and 2, Ctrl-C and a closed terminal a
+    clean end and 130.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as cleanly as Ctrl-C does
+    signal.signal(signal.SIGHUP, signal.default_int_handler)
+    try:
+        launch.check_environment()
+        return command()
+    except (UsageError, TraceError, catalog.CatalogError, launch.LaunchError) as error:
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        print(
+            f"error: {error.filename or 'a file'}: {error.strerror or error}: give a folder that"
+            " can be written, with space, by --out",
+            file=sys.stderr,
+        )
+    except KeyboardInterrupt:
+        return 130
+    return 2
