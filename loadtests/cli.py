@@ -22,22 +22,22 @@ def parse_numbers(kind: type, least: float, what: str) -> Callable[[str], list[A
 
     def parse(text: str) -> list[Any]:
         try:
-            found = [kind(part) for part in text.split(",")]
+            values = [kind(part) for part in text.split(",")]
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
-        if not all(math.isfinite(value) and value > least for value in found):
+        if not all(math.isfinite(value) and value > least for value in values):
             raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
-        return found
+        return values
 
     return parse
 
 
 def parse_single(parse: Callable[[str], list[Any]]) -> Callable[[str], Any]:
     def parse_one(text: str) -> Any:
-        found = parse(text)
-        if len(found) != 1:
+        values = parse(text)
+        if len(values) != 1:
             raise argparse.ArgumentTypeError(f"{text!r}: give one value")
-        return found[0]
+        return values[0]
 
     return parse_one
 
@@ -51,20 +51,20 @@ def parse_simulated(text: str) -> dict[str, float]:
         "step_ms_per_sequence": float,
         "max_batch": int,
     }
-    found: dict[str, float] = {}
+    times: dict[str, float] = {}
     for part in filter(None, text.split(",")):
         name, _, value = part.partition("=")
         if name not in known:
             raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
         try:
-            found[name] = known[name](value)
+            times[name] = known[name](value)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{part!r}: {value!r} is not a number") from None
-        if not math.isfinite(found[name]) or found[name] < (name == "max_batch"):
+        if not math.isfinite(times[name]) or times[name] < (name == "max_batch"):
             raise argparse.ArgumentTypeError(
                 f"{part!r}: must be {'at least 1' if name == 'max_batch' else '0 or more'}"
             )
-    return found
+    return times
 
 
 def parse_arguments(command: list[str]) -> argparse.Namespace:

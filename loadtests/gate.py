@@ -1,15 +1,16 @@
-"""The gate: has head become slower than base? Both are measured in turns on this machine; `python
--m analysis gate` has the verdict.
+"""The gate: has head become slower than base? Both are measured alternately on this machine;
+`python -m analysis gate` has the verdict.
 
-    python -m loadtests.gate --base main                                   two revisions of these
-    servers
-    python -m loadtests.gate --base-server ./old --head-server ./new       your own server: folders,
-    commands or URLs
-    python -m loadtests.gate --campaigns BASE HEAD                         two campaigns that are
-    there already
-    python -m loadtests.gate --baseline NAME                               the working tree against
-    a stored baseline
-    python -m loadtests.gate --record                                      stores one
+    python -m loadtests.gate --base main
+        two revisions of these servers
+    python -m loadtests.gate --base-server ./old --head-server ./new
+        your own server: folders, commands or URLs
+    python -m loadtests.gate --campaigns BASE HEAD
+        two campaigns that are there already
+    python -m loadtests.gate --baseline NAME
+        the working tree against a stored baseline
+    python -m loadtests.gate --record
+        stores one
 
 All other options are those of `python -m loadtests`. Exit codes: 0 pass, 1 regressed, 2 invalid, 3
 inconclusive. `nox -s gate` and `nox -s baseline` call this.
