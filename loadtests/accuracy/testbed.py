@@ -21,8 +21,8 @@ from loadtests.accuracy.calibration import (
 from loadtests.client.compiler import compile_once
 from loadtests.client.limits import compiler_definitions
 from loadtests.generator.locust_process import Workers
-from loadtests.generator.task import ScenarioTable
 from loadtests.telemetry import cores
+from loadtests.workload.arrivals import ScenarioTable
 
 TTFT_S, ITL_S = 0.050, 0.010
 TIMES = ("--ttft-ms", "50", "--itl-ms", "10")

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, TypeVar
 
-from loadtests.generator.task import JsonObject, LoadTask
+from loadtests.generator.task import LoadTask
+from loadtests.schema import JsonObject
 
 Latency = tuple[float, float, float | None]  # done_s, ttft_s, tpot_s of a response
 Stall = tuple[float, float]  # start_s, end_s

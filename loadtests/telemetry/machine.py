@@ -14,10 +14,10 @@ import subprocess
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import psutil
 
+from loadtests.schema import JsonObject
 from loadtests.telemetry.cores import cpu_limit, memory_limit, read_text, usable_cores
 from loadtests.telemetry.gpu import Gpus
 from servers.runtime.limits import COMMAND_S
@@ -91,7 +91,7 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def build_manifest() -> dict[str, Any]:
+def build_manifest() -> JsonObject:
     """Machine and software as JSON; what cannot be found out is null. Takes well under a second,
     and changes nothing.
     """

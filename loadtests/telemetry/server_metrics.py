@@ -33,8 +33,8 @@ MAX_BYTES = 2**20  # vLLM's 450 series are 55 KB
 class MetricsUnavailable(Exception):
     """Why there are none; `for_good`: nor will there be any a second later."""
 
-    def __init__(self, why: str, for_good: bool = False):
-        super().__init__(why)
+    def __init__(self, reason: str, for_good: bool = False):
+        super().__init__(reason)
         self.for_good = for_good
 
 
