@@ -16,7 +16,7 @@ from rich.console import Console
 from analysis import dataset, hardware, slo, summary
 from analysis.capacity import recommend
 from analysis.gate import baselines, compare, output, paired, unpaired, verdicts
-from analysis.report import checks_listing, terminal, writer
+from analysis.report import checks_listing, publish, terminal, writer
 from analysis.studies import accuracy_page, claims
 
 
@@ -163,6 +163,12 @@ def main(arguments: list[str] | None = None) -> int:
         "--record", metavar="NAME", help="with --check: of a baseline that is to be recorded"
     )
     verb.set_defaults(do=judge)
+    verb = commands.add_parser(
+        "publish", help="copy a campaign without its raw rows, to be committed"
+    )
+    verb.add_argument("campaign", type=Path, help="its folder, with its report")
+    verb.add_argument("name", help="folder in results/ that is made")
+    verb.set_defaults(do=publish_campaign)
     verb = commands.add_parser("baseline", help="keep a campaign's numbers in results/baselines")
     verb.add_argument("campaign", help="its folder")
     verb.add_argument("--name", help="(default: machine class, day and commit)")
@@ -214,6 +220,11 @@ def compare_campaigns(options: argparse.Namespace) -> int:
         compare.refuse_unlike(compare.list_differences(a, b))
     console = Console()
     compare.show_comparison(a, b, console if console.is_terminal else Console(width=140))
+    return 0
+
+
+def publish_campaign(options: argparse.Namespace) -> int:
+    print(f"published: {publish.publish(options.campaign, dataset.RESULTS / options.name)}")
     return 0
 
 

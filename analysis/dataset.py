@@ -14,12 +14,27 @@ from loadtests import schema
 from loadtests.schema import system_label
 
 RESULTS = Path("results")
+# The file that makes a campaign a published one: run.json of each case, and the checks.
+PUBLISHED = "cases.json"
 Json = dict[str, Any]  # an object of a JSON file
 CASE_KEYS = ("index", "server", "engine", "scenario", "repetition", "users", "rate", "duration_s")
 
 
 class InputError(Exception):
     """What was asked for cannot be read. The message is one sentence that names the remedy."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a campaign keeps in place of its raw rows once it is published: `table`, metrics.csv
+    with a row a case; `checks`, a row a check, with the case's `index`; `latencies`, a row a
+    request of a window with `index`, `ttft_s`, `tpot_s`, `e2e_s` and `failed`, empty but for a
+    search for capacity.
+    """
+
+    table: pd.DataFrame
+    checks: pd.DataFrame
+    latencies: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -40,6 +55,7 @@ class Campaign:
     runs: dict[int, dict[str, Any]]
     identities: dict[int, dict[str, Any]]
     folders: dict[int, Path] = field(repr=False, default_factory=dict)
+    published: Published | None = field(repr=False, default=None)
 
     def requests(self, index: int) -> pd.DataFrame:
         """The case's requests, one row each, columns REQUEST_FIELDS: numbers as float64 (null is
@@ -118,6 +134,11 @@ def read_campaign(folder: Path | str | None = None) -> Campaign:
         run = _json(path)
         index = int(run["case"]["index"])
         runs[index], folders[index] = run, path.parent
+    published = None
+    if not runs and (folder / PUBLISHED).is_file():
+        cases_file = _json(folder / PUBLISHED)
+        runs = {int(run["case"]["index"]): run for run in cases_file["runs"]}
+        published = _published(folder, cases_file["checks"])
     identities = {int(case["index"]): case for case in data.get("plan") or []} | {
         i: run["case"] for i, run in runs.items()
     }
@@ -135,8 +156,29 @@ def read_campaign(folder: Path | str | None = None) -> Campaign:
     cases = pd.DataFrame(rows, columns=columns)
     numbers = ["users", "rate", "duration_s", "window_start_s", "window_end_s"]
     return Campaign(
-        folder, data, cases.astype(dict.fromkeys(numbers, "float64")), runs, identities, folders
+        folder,
+        data,
+        cases.astype(dict.fromkeys(numbers, "float64")),
+        runs,
+        identities,
+        folders,
+        published,
     )
+
+
+def _published(folder: Path, checks: list[Json]) -> Published:
+    text = dict.fromkeys(("server", "engine", "scenario", "state", "reason", "why"), str)
+    table = pd.read_csv(folder / "metrics.csv", float_precision="round_trip", dtype=text)
+    table[[*text]] = table[[*text]].fillna("")
+    numbers = table.columns.difference([*text, "index", "repetition", "valid"])
+    table[numbers] = table[numbers].astype("float64")
+    names = ["index", "ttft_s", "tpot_s", "e2e_s", "failed"]
+    file = folder / "latencies.parquet"
+    latencies = pd.read_parquet(file) if file.is_file() else pd.DataFrame(columns=names)
+    judged = pd.DataFrame(checks)
+    if len(judged):
+        judged["value"] = pd.to_numeric(judged["value"])
+    return Published(table.set_index("index", drop=False), judged, latencies)
 
 
 def read_accuracy_results(folder: Path) -> dict[str, Any]:

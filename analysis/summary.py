@@ -19,7 +19,7 @@ import pandas as pd
 from analysis import checks, metrics, stats
 from analysis.case import CaseData, read_case
 from analysis.checks import verdict
-from analysis.dataset import Campaign
+from analysis.dataset import Campaign, InputError
 from analysis.formatting import format_estimate, format_number, unit_of, workload_title
 from analysis.hardware import NO_COST, MachineCost
 from analysis.metrics import METRICS
@@ -68,6 +68,13 @@ def summarise(
     """Reads, measures and checks every case, one at a time, so that the rows of only one are in
     memory. `frames`: also those of a case's latencies and timelines, which figures need.
     """
+    if campaign.published:
+        if slo is not None or machine_cost != NO_COST:
+            raise InputError(
+                f"{campaign.folder} is published without its requests, so that another SLO, price"
+                " or peak cannot be applied: run the campaign again"
+            )
+        return _published_summary(campaign)
     rows, checked, latencies, timelines = [], [], {}, {}
     for case in campaign.cases.to_dict("records"):
         index = case["index"]
@@ -100,6 +107,21 @@ def summarise(
         latencies,
         timelines,
         machine_cost,
+    )
+
+
+def _published_summary(campaign: Campaign) -> Summary:
+    """The numbers and checks that were published with a campaign; it has no frames."""
+    published = campaign.published
+    assert published is not None
+    missing = [name for name in METRICS if name not in published.table]
+    return Summary(
+        campaign,
+        request_bounds(parse_slo(DEFAULT)),
+        published.table.assign(**dict.fromkeys(missing, stats.NAN)),
+        pd.DataFrame(published.checks, columns=["index", *verdict.Check._fields]),
+        {},
+        {},
     )
 
 

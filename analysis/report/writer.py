@@ -15,6 +15,7 @@ import markupsafe
 import pandas as pd
 
 from analysis import dataset, formatting, stats
+from analysis.dataset import InputError
 from analysis.hardware import NO_COST, MachineCost
 from analysis.metrics import METRICS
 from analysis.plots import figures, style, tradeoffs
@@ -129,7 +130,13 @@ def write_report(
     """Makes the report of a campaign (default: the newest) into its folder and returns what it
     shows. Raises InputError.
     """
-    summary = summarise(dataset.read_campaign(folder), slo, machine_cost)
+    campaign = dataset.read_campaign(folder)
+    if campaign.published:
+        raise InputError(
+            f"{campaign.folder} is published without its requests: its report is report.html there;"
+            " run the campaign again to make another"
+        )
+    summary = summarise(campaign, slo, machine_cost)
     folder = summary.campaign.folder
     (folder / "figures").mkdir(exist_ok=True)
     for old in (folder / "figures").glob("*.png"):

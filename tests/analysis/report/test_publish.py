@@ -1,0 +1,103 @@
+"""A published campaign has no raw rows, and says the same as the campaign that it is made from."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis import __main__ as command
+from analysis import dataset, summary
+from analysis.capacity import search
+from analysis.dataset import InputError
+from analysis.report import checks_listing, publish, writer
+from tests.helpers import synthetic_campaign
+
+ROOT = Path(__file__).parents[3]
+RAW = ("requests", "telemetry", "server_metrics")
+MOST_BYTES = 15_000_000
+
+
+@pytest.fixture
+def reported(tmp_path: Path) -> Path:
+    folder = synthetic_campaign.campaign(tmp_path / "campaign")
+    writer.write_report(folder)
+    return folder
+
+
+def test_its_numbers_and_checks_are_those_of_the_campaign(reported: Path, tmp_path: Path) -> None:
+    to = publish.publish(reported, tmp_path / "published")
+    before = summary.summarise(dataset.read_campaign(reported))
+    after = summary.summarise(dataset.read_campaign(to))
+    pd.testing.assert_frame_equal(before.table, after.table, check_dtype=False)
+    assert (to / "metrics.csv").read_bytes() == (reported / "metrics.csv").read_bytes()
+    assert checks_listing.list_checks(to) == checks_listing.list_checks(reported)
+
+
+def test_it_has_no_raw_rows_and_no_logs(reported: Path, tmp_path: Path) -> None:
+    to = publish.publish(reported, tmp_path / "published")
+    names = {path.name for path in to.iterdir()}
+    assert names <= {*publish.PAGES, "figures", "metrics.csv", "cases.json"}
+    assert {"report.html", "report.md", "campaign.json", "metrics.csv", "cases.json"} <= names
+
+
+def test_another_slo_needs_the_requests(reported: Path, tmp_path: Path, capsys) -> None:
+    to = publish.publish(reported, tmp_path / "published")
+    assert command.main(["report", str(to)]) == 2
+    assert "is published without its requests" in capsys.readouterr().err
+    with pytest.raises(InputError, match="another SLO, price or peak"):
+        summary.summarise(dataset.read_campaign(to), {"ttft_s": 0.1})
+
+
+def test_what_cannot_be_published_is_one_sentence(reported: Path, tmp_path: Path) -> None:
+    to = publish.publish(reported, tmp_path / "published")
+    with pytest.raises(InputError, match="exists: give another name"):
+        publish.publish(reported, to)
+    with pytest.raises(InputError, match="is published already"):
+        publish.publish(to, tmp_path / "again")
+    (reported / "report.html").unlink()
+    with pytest.raises(InputError, match=r"has no report: run `python -m analysis report"):
+        publish.publish(reported, tmp_path / "other")
+
+
+def test_raw_rows_come_first(reported: Path, tmp_path: Path) -> None:
+    """A campaign that is run again into a published one's folder is what was measured last."""
+    publish.publish(reported, tmp_path / "published")
+    (tmp_path / "published" / "cases.json").rename(reported / "cases.json")
+    assert dataset.read_campaign(reported).published is None
+
+
+def test_a_search_for_capacity_can_be_judged_by_any_slo() -> None:
+    """The committed search keeps the latencies of its requests."""
+    campaign = dataset.read_campaign(ROOT / "results" / "reference-capacity-serial")
+    assert campaign.published is not None
+    (found,) = search.find_capacities(campaign)
+    assert found.is_precise and found.probes[0].bound_results
+
+
+def test_results_are_small_and_only_one_reference_has_raw_rows() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no git checkout")
+    listed = subprocess.run(
+        ["git", "ls-files", "results"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    raw = {Path(name).parts[1] for name in listed if Path(name).name.partition(".")[0] in RAW}
+    assert raw == {"reference-cpu-2core"}, "publish it: python -m analysis publish --help"
+    assert sum((ROOT / name).stat().st_size for name in listed) < MOST_BYTES
+
+
+def test_the_command_says_where_it_is(
+    reported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "RESULTS", tmp_path)
+    assert command.main(["publish", str(reported), "kept"]) == 0
+    assert (tmp_path / "kept" / "cases.json").is_file()
+    done = subprocess.run(
+        [sys.executable, "-m", "analysis", "publish", str(tmp_path / "none"), "x"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2 and "no campaign at" in done.stderr
