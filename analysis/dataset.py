@@ -168,7 +168,7 @@ def read_campaign(folder: Path | str | None = None) -> Campaign:
 
 def _published(folder: Path, checks: list[Json]) -> Published:
     text = dict.fromkeys(("server", "engine", "scenario", "state", "reason", "why"), str)
-    table = pd.read_csv(folder / "metrics.csv", float_precision="round_trip", dtype=text)
+    table = pd.read_csv(folder / "metrics.csv", dtype=text)
     table[[*text]] = table[[*text]].fillna("")
     numbers = table.columns.difference([*text, "index", "repetition", "valid"])
     table[numbers] = table[numbers].astype("float64")

@@ -8,7 +8,7 @@
 
 # %% [markdown]
 # # Throughput
-# Which server carried the most, under which traffic, and how sure that is. Cases without a valid
+# Which server sustained the most, under which traffic, and how sure that is. Cases without a valid
 # number are left out here; the report gives their reasons.
 
 # %%

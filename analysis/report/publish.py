@@ -1,11 +1,12 @@
 """Copies a campaign without its raw rows, small enough to be committed.
 
-A published campaign has its report pages and figures, metrics.csv (every case, every metric),
+A published campaign has report.md and its figures, metrics.csv (every case, every metric),
 campaign.json, calibration.json and cases.json (run.json and the checks of each case). A search for
 capacity also keeps latencies.parquet, since an SLO is judged by single requests. Claims,
 comparisons, gates, checks and recommendations read it like any other campaign.
 """
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -18,7 +19,8 @@ from analysis.dataset import Campaign, InputError
 from analysis.summary import Summary
 from loadtests import schema
 
-PAGES = ("report.html", "report.md", "campaign.json", "calibration.json")
+# not report.html, which would hold every figure a second time
+PAGES = ("report.md", "campaign.json", "calibration.json")
 LATENCIES = ["ttft_s", "tpot_s", "e2e_s", "failed"]
 
 
@@ -31,7 +33,7 @@ def publish(folder: Path, to: Path) -> Path:
         raise InputError(f"{folder} is published already: copy the folder")
     if to.exists():
         raise InputError(f"{to} exists: give another name, or delete it")
-    if not (folder / "report.html").is_file():
+    if not (folder / "report.md").is_file():
         raise InputError(f"{folder} has no report: run `python -m analysis report {folder}` first")
     numbers = summary.summarise(campaign, frames=False)
     partial = to.with_name(f"{to.name}.partial")
@@ -45,7 +47,7 @@ def publish(folder: Path, to: Path) -> Path:
     numbers.table.drop(columns="index").to_csv(partial / "metrics.csv", index_label="index")
     runs = [campaign.runs[index] for index in sorted(campaign.runs)]
     cases = {"schema": schema.SCHEMA, "runs": runs, "checks": _checks(numbers)}
-    schema.write_json(partial / dataset.PUBLISHED, cases)
+    (partial / dataset.PUBLISHED).write_text(json.dumps(cases, allow_nan=False) + "\n")
     if campaign.data.get("search"):
         _latencies(campaign).to_parquet(
             partial / "latencies.parquet", index=False, compression="zstd"

@@ -133,7 +133,7 @@ def write_report(
     campaign = dataset.read_campaign(folder)
     if campaign.published:
         raise InputError(
-            f"{campaign.folder} is published without its requests: its report is report.html there;"
+            f"{campaign.folder} is published without its requests: its report is report.md there;"
             " run the campaign again to make another"
         )
     summary = summarise(campaign, slo, machine_cost)

@@ -233,7 +233,7 @@ def write_page(results: Path = RESULTS) -> list[ClaimVerdict]:
     found = judge_claims(results)
     shown = claims_view(found)
     results.mkdir(parents=True, exist_ok=True)
-    text = templating.render_markdown("claims.md.jinja", shown | {"suffix": "md"})
+    text = templating.render_markdown("claims.md.jinja", shown)
     (results / "README.md").write_text(text)
     (results / "claims.html").write_text(templating.render_page("claims.html.jinja", shown))
     return found

@@ -39,7 +39,7 @@ def test_it_has_no_raw_rows_and_no_logs(reported: Path, tmp_path: Path) -> None:
     to = publish.publish(reported, tmp_path / "published")
     names = {path.name for path in to.iterdir()}
     assert names <= {*publish.PAGES, "figures", "metrics.csv", "cases.json"}
-    assert {"report.html", "report.md", "campaign.json", "metrics.csv", "cases.json"} <= names
+    assert {"report.md", "campaign.json", "metrics.csv", "cases.json"} <= names
 
 
 def test_another_slo_needs_the_requests(reported: Path, tmp_path: Path, capsys) -> None:
@@ -56,7 +56,7 @@ def test_what_cannot_be_published_is_one_sentence(reported: Path, tmp_path: Path
         publish.publish(reported, to)
     with pytest.raises(InputError, match="is published already"):
         publish.publish(to, tmp_path / "again")
-    (reported / "report.html").unlink()
+    (reported / "report.md").unlink()
     with pytest.raises(InputError, match=r"has no report: run `python -m analysis report"):
         publish.publish(reported, tmp_path / "other")
 

@@ -192,7 +192,7 @@ def test_the_pages_say_every_claim_with_its_verdict(
         "## confirmed: “it is so”" in text
         and "| chat, 8 users | output throughput of alpha / beta | 2.0" in text
     )
-    assert "output throughput of alpha / beta" in page and 'href="one/report.html"' in page
+    assert "output throughput of alpha / beta" in page and 'href="one/report.md"' in page
 
 
 @pytest.mark.parametrize(

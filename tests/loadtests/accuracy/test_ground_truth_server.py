@@ -24,6 +24,7 @@ import pytest
 from loadtests.accuracy.ground_truth_server import LogSummary, ServedRequest, read_log
 from loadtests.client import http, response
 from loadtests.client.blocking import make_blocking_connection
+from loadtests.client.connection import Connection
 from servers.contract import oracle
 
 PATIENCE_S = 30.0  # against hanging; not a measurement
@@ -107,7 +108,7 @@ def ask(
 
 
 def ask_on(
-    connection: http.Connection, tokens: int, chat: bool = False
+    connection: Connection, tokens: int, chat: bool = False
 ) -> tuple[http.Exchange, response.ParsedResponse]:
     exchange = http.Exchange()
     connection.post(
