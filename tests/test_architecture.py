@@ -197,8 +197,14 @@ RULES = [
         "engines and the contract are the same for every web framework",
     ),
     Rule(
+        ("servers/runtime/catalog.py",),
+        (),
+        ANYTHING,
+        (*STANDARD, "pydantic"),
+        "the catalogue is imported by every command, at once",
+    ),
+    Rule(
         (
-            "servers/runtime/catalog.py",
             "servers/contract/oracle.py",
             "servers/runtime/limits.py",
             "loadtests/schema.py",
@@ -349,7 +355,7 @@ def test_every_room_says_what_it_is_for() -> None:
         ("servers/contract/api.py", "from starlette.responses import Response"),
         ("servers/engines/hf.py", "import uvicorn"),
         ("servers/engines/vllm.py", "def late():\n    import flask"),
-        ("servers/runtime/catalog.py", "import pydantic"),
+        ("servers/runtime/catalog.py", "import prometheus_client"),
         ("servers/contract/conformance.py", "import httpx"),
         ("servers/contract/conformance_client.py", "import httpx"),
         ("loadtests/schema.py", "import pyarrow.parquet"),
