@@ -16,24 +16,10 @@ from servers.runtime import catalog
 
 ROOT = Path(__file__).parents[1]
 HOUSE = ("analysis", "loadtests", "servers", "tests")
+# What the servers are made of, and what is below them.
 WEB = (
-    "flask",
+    *sorted({name for server in catalog.list_servers().values() for name in server.requires}),
     "werkzeug",
-    "gunicorn",
-    "fastapi",
-    "starlette",
-    "uvicorn",
-    "hypercorn",
-    "django",
-    "channels",
-    "daphne",
-    "tornado",
-    "sanic",
-    "granian",
-    "litserve",
-    "aiohttp",
-    "flup",
-    "gevent",
     "locust",
 )
 STANDARD = tuple(sys.stdlib_module_names)
@@ -153,6 +139,7 @@ RULES = [
         (
             "servers.contract",
             "servers.engines",
+            "servers.runtime.catalog",
             "servers.runtime.limits",
             "servers.runtime.build_cache",
         ),

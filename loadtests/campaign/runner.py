@@ -229,7 +229,9 @@ def run_campaign(
             "plan": [] if sought or gated else [case.as_dict() for case in cases],
             "search": sought,
             "gate": gated,
-            "manifest": machine.build_manifest(),
+            "manifest": machine.build_manifest(
+                side.server for side in sides.values() if side.server
+            ),
         },
     )
     locked = results_folder.lock_folder(folder)

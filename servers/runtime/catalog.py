@@ -17,12 +17,29 @@ import pydantic.dataclasses
 FOLDER = Path(__file__).parents[1]
 ROOT = FOLDER.parent
 TRANSPORTS = ("sse", "websocket")  # how a response can be streamed
-# What each engine needs besides the server's own `requires`: modules.
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """A module of servers/engines/ that runs a model. `classes`: by kind (blocking, async or batch,
+    as servers/engines/__init__.py describes them), the class to be constructed with its `Settings`.
+    """
+
+    classes: Mapping[str, str]
+    requires: tuple[str, ...] = ()  # modules, besides the server's own `requires`
+
+
 ENGINES = {
-    "hf": ("torch", "transformers"),
-    "hf_batched": ("torch", "transformers"),
-    "vllm": ("torch", "vllm"),
-    "simulated": (),
+    "hf": EngineSpec({"blocking": "HfEngine"}, ("torch", "transformers")),
+    "hf_batched": EngineSpec({"batch": "HfBatchEngine"}, ("torch", "transformers")),
+    "vllm": EngineSpec({"async": "VllmEngine"}, ("torch", "vllm")),
+    "simulated": EngineSpec(
+        {
+            "blocking": "SimulatedBlockingEngine",
+            "async": "SimulatedAsyncEngine",
+            "batch": "SimulatedBatchEngine",
+        }
+    ),
 }
 
 
@@ -89,7 +106,7 @@ class ServerSpec:
             return []  # an environment of its own was installed whole
         if self.packages:
             return [name for name in ("uv", *self.requires) if not is_installed(name)]
-        needed = () if self.upstream else ENGINES.get(engine, ())
+        needed = () if self.upstream or engine not in ENGINES else ENGINES[engine].requires
         behind = (
             find_server(self.upstream_of(engine, chosen or {}), self.checkout).missing(engine)
             if self.upstream

@@ -10,7 +10,7 @@ import pytest
 
 from servers.contract import conformance
 from servers.runtime import catalog
-from servers.runtime.catalog import CatalogError, Checkout
+from servers.runtime.catalog import CatalogError, Checkout, EngineSpec
 
 GOOD = """
 summary  = "a server"
@@ -168,7 +168,7 @@ def test_what_makes_no_sense_together_is_named(tmp_path: Path, more: str, messag
 
 
 def test_what_the_server_behind_it_lacks_is_missing_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(catalog.ENGINES, "vllm", ("no_such_vllm",))
+    monkeypatch.setitem(catalog.ENGINES, "vllm", EngineSpec({}, ("no_such_vllm",)))
     gateway = catalog.ServerSpec(
         "gateway",
         "",
@@ -199,7 +199,7 @@ def test_what_is_missing_is_reported(tmp_path: Path) -> None:
 def test_what_an_engine_needs_is_missing_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(catalog.ENGINES, "hf", ("no_such_torch",))
+    monkeypatch.setitem(catalog.ENGINES, "hf", EngineSpec({}, ("no_such_torch",)))
     write(tmp_path, GOOD.replace('"simulated"', '"hf", "simulated"'))
     server = catalog.list_servers(Checkout(tmp_path))["mine"]
     assert server.missing("hf") == ["no_such_torch"] and server.missing("simulated") == []
