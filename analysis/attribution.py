@@ -12,11 +12,12 @@ PARTS says what each part is.
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from analysis.dataset import Json
 from analysis.formatting import format_number
 from analysis.stats import percentile, values_needed
 from analysis.summary import Comparison, ServerSummary, Summary
@@ -190,7 +191,7 @@ def _bar(
     return Bar(which, mean.pop("e2e_s"), mean, sum(map(len, chosen)), in_flight)
 
 
-def describe_wait(part: str, bar: Bar, run: dict[str, Any]) -> str:
+def describe_wait(part: str, bar: Bar, run: Json) -> str:
     """What a part is, in words. What was waited for has a name only where it is known that there
     was none left: Gunicorn's sync worker takes one request at a time, each of its threads likewise
     (with threads it is a gthread worker: Gunicorn's settings), and at least so many others were in
@@ -232,7 +233,7 @@ class Attribution(NamedTuple):
     """Of one system under one traffic; a bar is None where there are too few requests for it."""
 
     system: ServerSummary
-    run: dict[str, Any]
+    run: Json
     bars: list[Bar]
 
     @property

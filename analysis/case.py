@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import hardware
-from analysis.dataset import Campaign
+from analysis.dataset import Campaign, Json
 from analysis.slo import DEFAULT, parse_slo, request_bounds
 from analysis.stats import NAN
 
@@ -22,8 +22,8 @@ class CaseData:
     throughout.
     """
 
-    campaign: dict[str, Any]
-    run: dict[str, Any]
+    campaign: Json
+    run: Json
     requests: pd.DataFrame
     telemetry: pd.DataFrame
     slo: dict[str, float] = field(default_factory=lambda: request_bounds(parse_slo(DEFAULT)))

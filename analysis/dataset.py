@@ -14,6 +14,7 @@ from loadtests import schema
 from loadtests.schema import system_label
 
 RESULTS = Path("results")
+Json = dict[str, Any]  # an object of a JSON file
 CASE_KEYS = ("index", "server", "engine", "scenario", "repetition", "users", "rate", "duration_s")
 
 

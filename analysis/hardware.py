@@ -6,9 +6,9 @@ import math
 import tomllib
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from analysis.dataset import InputError
+from analysis.dataset import InputError, Json
 
 HERE = Path(__file__).parent
 
@@ -108,18 +108,18 @@ def read_prices() -> dict[str, Price]:
 
 
 @cache
-def read_peaks() -> dict[str, dict[str, Any]]:
+def read_peaks() -> dict[str, Json]:
     return tomllib.loads((HERE / "peaks.toml").read_text())
 
 
-def gpu_names(data: dict[str, Any]) -> tuple[str, ...]:
+def gpu_names(data: Json) -> tuple[str, ...]:
     """NVML's names of the machine's GPUs, from campaign.json; '?' for one that did not say."""
     return tuple(
         str(gpu.get("name") or "?") for gpu in (data.get("manifest") or {}).get("gpus") or []
     )
 
 
-def find_peaks(data: dict[str, Any], said: MachineCost) -> Peaks:
+def find_peaks(data: Json, said: MachineCost) -> Peaks:
     """Of all GPUs of the machine together, used or not: one that is unknown, or no GPU, and only
     what was given is known.
     """

@@ -311,7 +311,7 @@ def describe_result(comparison: Comparison) -> str:
     """
     ranked = [s for s in comparison.systems if s.rank]
     if not ranked:
-        return f"Under {comparison.title} no server has a valid number yet."
+        return f"Under {comparison.title} no server has a valid case yet."
     best, metric = ranked[0], comparison.metric
     if math.isinf(best.estimate.mean):
         return (
@@ -320,7 +320,7 @@ def describe_result(comparison: Comparison) -> str:
         )
     runs = "one run" if best.estimate.runs == 1 else f"{best.estimate.runs} runs"
     what = (
-        "carried the most valid output throughput"
+        "sustained the most valid output throughput"
         if metric == "output_tokens_per_s"
         else f"had the lowest {METRICS[metric].label}"
     )
@@ -329,7 +329,7 @@ def describe_result(comparison: Comparison) -> str:
         f" {unit_of(metric)} ({runs})"
     )
     if len(ranked) == 1:
-        return f"{text}; no other server has a valid number."
+        return f"{text}; no other server has a valid case."
     if math.isinf(ranked[1].estimate.mean):
         return f"{text}. Of {ranked[1].name} so many requests failed that it has none."
     point, low, high = stats.mean_ratio(best.valid[metric], ranked[1].valid[metric])

@@ -1,6 +1,6 @@
 """The load side: which cases are measured, how requests are sent and stamped, and what is recorded.
 
-    schema       what is on disk, as types; the only module that `analysis` may import
+    schema/      what is on disk, as types; the only module that `analysis` may import
     workload/    what is sent, and when: scenarios, arrivals, prompts
     client/      one request on the wire
     telemetry/   the machine: processes, GPUs, the server's own metrics

@@ -4,12 +4,12 @@ this.
 
 import sys
 
-from loadtests.campaign.runner import command, run_campaign
-from loadtests.cli import arguments_of
+from loadtests.campaign.runner import run_campaign
+from loadtests.cli import parse_arguments, run_command
 
 
 def main() -> int:
-    return command(lambda: run_campaign(arguments_of(sys.argv[1:])))
+    return run_command(lambda: run_campaign(parse_arguments(sys.argv[1:])))
 
 
 if __name__ == "__main__":

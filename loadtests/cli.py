@@ -1,44 +1,48 @@
-"""The options of `python -m loadtests`, and what each may be."""
+"""The options of `python -m loadtests`, what each may be, and the exit codes of all commands."""
 
 import argparse
 import math
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from loadtests.errors import UsageError
 from loadtests.generator import locust_process, remote_worker
 from loadtests.workload.scenario import SCENARIOS_FILE
-from servers.runtime import catalog
+from loadtests.workload.traces import TraceError
+from servers.runtime import catalog, errors, launch
 
 CORE = "flask_gunicorn,fastapi_threadpool,fastapi_vllm"
 
 
-def numbers(kind: type, least: float, what: str) -> Callable[[str], list[Any]]:
+def parse_numbers(kind: type, least: float, what: str) -> Callable[[str], list[Any]]:
     """A comma-separated list of numbers above `least`."""
 
     def parse(text: str) -> list[Any]:
         try:
-            found = [kind(part) for part in text.split(",")]
+            values = [kind(part) for part in text.split(",")]
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
-        if not all(math.isfinite(value) and value > least for value in found):
+        if not all(math.isfinite(value) and value > least for value in values):
             raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
-        return found
+        return values
 
     return parse
 
 
-def one(parse: Callable[[str], list[Any]]) -> Callable[[str], Any]:
+def parse_single(parse: Callable[[str], list[Any]]) -> Callable[[str], Any]:
     def parse_one(text: str) -> Any:
-        found = parse(text)
-        if len(found) != 1:
+        values = parse(text)
+        if len(values) != 1:
             raise argparse.ArgumentTypeError(f"{text!r}: give one value")
-        return found[0]
+        return values[0]
 
     return parse_one
 
 
-def simulated(text: str) -> dict[str, float]:
+def parse_simulated(text: str) -> dict[str, float]:
     """prefill_ms=50,step_ms=10 and so on: fields of servers/engines/simulated.py's TimeModel."""
     known = {
         "prefill_ms": float,
@@ -47,23 +51,23 @@ def simulated(text: str) -> dict[str, float]:
         "step_ms_per_sequence": float,
         "max_batch": int,
     }
-    found: dict[str, float] = {}
+    times: dict[str, float] = {}
     for part in filter(None, text.split(",")):
         name, _, value = part.partition("=")
         if name not in known:
             raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
         try:
-            found[name] = known[name](value)
+            times[name] = known[name](value)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{part!r}: {value!r} is not a number") from None
-        if not math.isfinite(found[name]) or found[name] < (name == "max_batch"):
+        if not math.isfinite(times[name]) or times[name] < (name == "max_batch"):
             raise argparse.ArgumentTypeError(
                 f"{part!r}: must be {'at least 1' if name == 'max_batch' else '0 or more'}"
             )
-    return found
+    return times
 
 
-def arguments_of(command: list[str]) -> argparse.Namespace:
+def parse_arguments(command: list[str]) -> argparse.Namespace:
     parser = remote_worker.OneLineParser(
         prog="python -m loadtests", description=__doc__, allow_abbrev=False
     )
@@ -97,13 +101,13 @@ def arguments_of(command: list[str]) -> argparse.Namespace:
     )
     add(
         "--users",
-        type=numbers(int, 0, "a whole number of users above 0"),
+        type=parse_numbers(int, 0, "a whole number of users above 0"),
         default=[],
         help="of closed loops; several make several cases",
     )
     add(
         "--rate",
-        type=numbers(float, 0, "a rate above 0"),
+        type=parse_numbers(float, 0, "a rate above 0"),
         default=[],
         help="requests/s of open loops; several make several cases",
     )
@@ -117,17 +121,17 @@ def arguments_of(command: list[str]) -> argparse.Namespace:
     )
     add(
         "--time-scale",
-        type=one(numbers(float, 0, "a factor above 0")),
+        type=parse_single(parse_numbers(float, 0, "a factor above 0")),
         help="2 replays a trace twice as fast",
     )
     add(
         "--duration",
-        type=one(numbers(float, 0, "a number of seconds above 0")),
+        type=parse_single(parse_numbers(float, 0, "a number of seconds above 0")),
         help="of the measured window, s",
     )
     add(
         "--repeat",
-        type=one(numbers(int, 0, "a whole number above 0")),
+        type=parse_single(parse_numbers(int, 0, "a whole number above 0")),
         default=1,
         help="runs of each case, interleaved (default: 1)",
     )
@@ -146,7 +150,7 @@ def arguments_of(command: list[str]) -> argparse.Namespace:
     )
     add(
         "--workers",
-        type=one(numbers(int, 0, "a whole number of workers above 0")),
+        type=parse_single(parse_numbers(int, 0, "a whole number of workers above 0")),
         help=(
             "of servers with worker processes (default: one a core; with a GPU 4 at most, and no"
             " more than fit: each holds the model)"
@@ -164,13 +168,13 @@ def arguments_of(command: list[str]) -> argparse.Namespace:
     )
     add(
         "--simulated",
-        type=simulated,
+        type=parse_simulated,
         default={},
         help="times of the simulated engine, such as prefill_ms=50,step_ms=10,max_batch=64",
     )
     add(
         "--load-workers",
-        type=one(numbers(int, 0, "a whole number of load workers above 0")),
+        type=parse_single(parse_numbers(int, 0, "a whole number of load workers above 0")),
         default=1,
         help="processes that send the load, for more than one core of it (default: 1)",
     )
@@ -219,7 +223,7 @@ def arguments_of(command: list[str]) -> argparse.Namespace:
     )
     add(
         "--ready-timeout",
-        type=one(numbers(float, 0, "a number of seconds above 0")),
+        type=parse_single(parse_numbers(float, 0, "a number of seconds above 0")),
         help="for a server's start, s",
     )
     add(
@@ -244,3 +248,25 @@ def arguments_of(command: list[str]) -> argparse.Namespace:
     )
     add("--plan", action="store_true", help="print the ordered plan and stop")
     return parser.parse_args(command)
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """The command's exit code; an error becomes one sentence and 2, Ctrl-C and a closed terminal a
+    clean end and 130.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as cleanly as Ctrl-C does
+    signal.signal(signal.SIGHUP, signal.default_int_handler)
+    try:
+        launch.check_environment()
+        return command()
+    except (UsageError, TraceError, catalog.CatalogError, errors.LaunchError) as error:
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        print(
+            f"error: {error.filename or 'a file'}: {error.strerror or error}: give a folder that"
+            " can be written, with space, by --out",
+            file=sys.stderr,
+        )
+    except KeyboardInterrupt:
+        return 130
+    return 2

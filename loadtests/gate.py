@@ -1,15 +1,16 @@
-"""The gate: has head become slower than base? Both are measured in turns on this machine; `python
--m analysis gate` has the verdict.
+"""The gate: has head become slower than base? Both are measured alternately on this machine;
+`python -m analysis gate` has the verdict.
 
-    python -m loadtests.gate --base main                                   two revisions of these
-    servers
-    python -m loadtests.gate --base-server ./old --head-server ./new       your own server: folders,
-    commands or URLs
-    python -m loadtests.gate --campaigns BASE HEAD                         two campaigns that are
-    there already
-    python -m loadtests.gate --baseline NAME                               the working tree against
-    a stored baseline
-    python -m loadtests.gate --record                                      stores one
+    python -m loadtests.gate --base main
+        two revisions of these servers
+    python -m loadtests.gate --base-server ./old --head-server ./new
+        your own server: folders, commands or URLs
+    python -m loadtests.gate --campaigns BASE HEAD
+        two campaigns that are there already
+    python -m loadtests.gate --baseline NAME
+        the working tree against a stored baseline
+    python -m loadtests.gate --record
+        stores one
 
 All other options are those of `python -m loadtests`. Exit codes: 0 pass, 1 regressed, 2 invalid, 3
 inconclusive. `nox -s gate` and `nox -s baseline` call this.
@@ -17,16 +18,17 @@ inconclusive. `nox -s gate` and `nox -s baseline` call this.
 
 import argparse
 import datetime
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-from loadtests.campaign.runner import RESULTS, command, run_campaign
+from loadtests.campaign import analysis_process
+from loadtests.campaign.analysis_process import GateRules
+from loadtests.campaign.runner import RESULTS, run_campaign
 from loadtests.campaign.targets import Targets, target_of_revision, target_of_server
-from loadtests.cli import arguments_of, numbers, one
+from loadtests.cli import parse_arguments, parse_numbers, parse_single, run_command
 from loadtests.errors import UsageError
 from loadtests.generator import remote_worker
+from loadtests.schema import PairedGate
 from loadtests.telemetry import machine
 
 # On two cores a first look in less than ten minutes. What a request and a token cost shows, as the
@@ -112,7 +114,7 @@ def main() -> int:
     )
     add(
         "--max-minutes",
-        type=one(numbers(float, 0, "a number of minutes above 0")),
+        type=parse_single(parse_numbers(float, 0, "a number of minutes above 0")),
         default=[],
         help="no repetition begins that would end later (default: 10; 120 with --profile real)",
     )
@@ -141,61 +143,54 @@ def main() -> int:
         parser.error("--head goes with --base")
     if own.campaigns and others:
         parser.error(f"--campaigns measures nothing: leave out {' '.join(others)}")
-    return command(lambda: _gate(own, others))
+    return run_command(lambda: _gate(own, others))
 
 
 def _gate(own: argparse.Namespace, others: list[str]) -> int:
-    judged = [
-        *(["--metrics", own.metrics] if own.metrics else []),
-        *(["--slo", own.slo] if own.slo else []),
-        *(part for text in own.tolerance for part in ("--tolerance", text)),
-        *(["--anyway"] if own.anyway else []),
-    ]
+    rules = GateRules(own.metrics, own.slo, tuple(own.tolerance), own.anyway)
     if own.campaigns:
-        return _analysis("gate", "--campaigns", *own.campaigns, *judged)
-    stored = [
-        *(["--baseline", own.baseline] if own.baseline else []),
-        *(["--record", own.record] if own.record else []),
-    ]
-    if code := _analysis("gate", "--check", *judged, *stored):
+        return analysis_process.judge_campaigns(own.campaigns[0], own.campaigns[1], rules)
+    if code := analysis_process.check_gate_options(rules, own.baseline, own.record):
         return code
     folder = own.out or RESULTS / f"gate-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
     profile = SIMULATED if own.profile == "simulated" else REAL
-    arguments = arguments_of([*profile, *others, "--out", str(folder)])
-    for name, wrong in (
+    arguments = parse_arguments([*profile, *others, "--out", str(folder)])
+    for option, given in (
         ("--repeat", arguments.repeat > 1),
         ("--find-capacity", arguments.find_capacity),
         ("--target", arguments.target),
     ):
-        if wrong:
+        if given:
             raise UsageError(
-                f"{name} does not go with a gate, which compares two sides and repeats until it"
+                f"{option} does not go with a gate, which compares two sides and repeats until it"
                 " knows"
             )
     if own.base or own.base_server:
-        sides = _sides(own)
-        gate: dict[str, Any] = {
-            "sides": {
-                name: machine.redact_secrets([sides[name].what])[0] for name in ("base", "head")
+        targets = _targets(own)
+        gate = PairedGate(
+            sides={
+                side: machine.redact_secrets([targets[side].description])[0]
+                for side in ("base", "head")
             },
-            "seed": arguments.seed,
-            "metrics": own.metrics,
-            "tolerance": own.tolerance,
-            "slo": own.slo,
-            "max_minutes": own.max_minutes or MINUTES[own.profile],
-        }
-        code = run_campaign(arguments, sides, gate)
-        return code if code in (2, 130) or arguments.plan else _analysis("gate", str(folder))
-    arguments.repeat = UNPAIRED_RUNS
-    code = run_campaign(arguments)
+            seed=arguments.seed,
+            metrics=own.metrics,
+            tolerance=own.tolerance,
+            slo=own.slo,
+            max_minutes=own.max_minutes or MINUTES[own.profile],
+        )
+        code = run_campaign(arguments, targets, gate)
+        if code in (2, 130) or arguments.plan:
+            return code
+        return analysis_process.judge_gate(folder)
+    code = run_campaign(argparse.Namespace(**vars(arguments) | {"repeat": UNPAIRED_RUNS}))
     if code in (2, 130) or arguments.plan:
         return code
     if own.baseline:
-        return _analysis("gate", str(folder), "--baseline", own.baseline, *judged)
-    return _analysis("baseline", str(folder), *(["--name", own.record] if own.record else []))
+        return analysis_process.judge_against_baseline(folder, own.baseline, rules)
+    return analysis_process.record_baseline(folder, own.record)
 
 
-def _sides(own: argparse.Namespace) -> Targets:
+def _targets(own: argparse.Namespace) -> Targets:
     if own.base:
         base, head = target_of_revision(own.base), target_of_revision(own.head)
     else:
@@ -209,10 +204,6 @@ def _sides(own: argparse.Namespace) -> Targets:
                 " two commands or URLs"
             )
     return {"base": base, "head": head, "control": base}
-
-
-def _analysis(*arguments: str) -> int:
-    return subprocess.run([sys.executable, "-m", "analysis", *arguments], check=False).returncode
 
 
 if __name__ == "__main__":

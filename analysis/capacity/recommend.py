@@ -66,11 +66,11 @@ class Recommendation(NamedTuple):
     changes: list[str]
 
 
-def count_replicas(rate: float, carried: float, headroom: float) -> int:
-    """How many carry `rate` if each carries `carried` and the share `headroom` of that is kept
-    free.
+def count_replicas(rate: float, sustained: float, headroom: float) -> int:
+    """How many replicas sustain `rate` if each sustains `sustained` and the share `headroom` of
+    that is kept free.
     """
-    return max(1, math.ceil(rate / (carried * (1 - headroom)) - 1e-9))
+    return max(1, math.ceil(rate / (sustained * (1 - headroom)) - 1e-9))
 
 
 def recommend(
@@ -299,7 +299,7 @@ def format_recommendation(
     )
     if not found.choices:
         lines = [
-            f"For {asked}: nothing can be recommended. No server was seen to keep this SLO at any"
+            f"For {asked}: nothing can be recommended. No server met this SLO at any"
             " load that was measured."
         ]
     else:

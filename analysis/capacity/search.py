@@ -11,14 +11,14 @@ taken to be worse: where chance contradicts that, the lowest load that did not h
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
 from analysis import checks, metrics, slo
 from analysis.case import read_case
 from analysis.checks import verdict
-from analysis.dataset import Campaign
+from analysis.dataset import Campaign, Json
 from loadtests.schema import system_label
 
 PRECISION = 0.05  # between what held and what did not
@@ -177,9 +177,7 @@ def list_probes(campaign: Campaign, server: str, engine: str, scenario: str) -> 
     ]
 
 
-def needed_case(
-    campaign: Campaign, server: str, engine: str, scenario: str
-) -> dict[str, Any] | None:
+def needed_case(campaign: Campaign, server: str, engine: str, scenario: str) -> Json | None:
     """The next case of this search: {scenario, users, rate, duration_s}; null when it has ended."""
     search = campaign.data["search"]
     table = campaign.data["scenarios"][scenario]
@@ -218,7 +216,7 @@ def needed_case(
     }
 
 
-def needed_cases(campaign: Campaign) -> list[dict[str, Any] | None]:
+def needed_cases(campaign: Campaign) -> list[Json | None]:
     """`question` for each of campaign.json's search.systems."""
     return [
         needed_case(

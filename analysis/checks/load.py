@@ -70,7 +70,7 @@ def check_client_error(case: CaseData) -> Check:
     )
     found = load_generator.find_problems(case)
     if found:
-        return Check(name, False, "invalid", f"client-bound: no number: {'; '.join(found)}", remedy)
+        return Check(name, False, "invalid", f"client-bound: {'; '.join(found)}", remedy)
     shares = load_generator.error_shares(case)
     if not shares:
         return Check(name, None, "invalid", "too few requests", remedy)
@@ -135,7 +135,7 @@ def check_steadiness(case: CaseData) -> Check:
     (0.1%), the mean TTFT and the mean E2E of the requests scheduled in each: in an open loop a
     server that cannot keep up has an even throughput and a growing queue. The test of these is
     stricter because queues also wander by chance, slices beside each other being alike. Above 20%
-    there is no number, below it is a warning: the mean is then at most 10% off either end. Error
+    the case is invalid, below it is a warning: the mean is then at most 10% off either end. Error
     rates: tests/studies/steadiness.py.
 
     Where the plan varies the demand, nothing is meant to be steady and nothing is tested.
@@ -144,7 +144,7 @@ def check_steadiness(case: CaseData) -> Check:
         "steadiness",
         (
             "lengthen the warm-up or the window; if it never settles, the load is above what the"
-            " server carries"
+            " server sustains"
         ),
     )
     scenario = case.campaign["scenarios"].get(case.run["case"]["scenario"], {})

@@ -9,12 +9,11 @@ whatever reason, what came meanwhile may have come sooner than its stamp says: T
 not read, and gives it the last one's stamp.
 """
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
 from analysis.case import CaseData
+from analysis.dataset import Json
 from analysis.stats import percentile, values_needed
 
 BOUND = 0.05  # a number that can be wrong by more than that is none
@@ -57,7 +56,7 @@ def error_shares(case: CaseData) -> dict[str, float]:
     return dict(sorted(shares.items(), key=lambda pair: -pair[1]))
 
 
-def noise_floor_of(case: CaseData) -> dict[str, Any]:
+def noise_floor_of(case: CaseData) -> Json:
     """What was measured at this kind of load before the campaign; empty if nothing was."""
     calibration = case.campaign.get("calibration") or {}
     return calibration.get("closed" if case.run["case"]["users"] else "open") or {}

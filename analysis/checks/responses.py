@@ -11,7 +11,7 @@ def check_contract(case: CaseData) -> Check:
     """Every check of the contract held before the load and after it."""
     name, remedy = (
         "contract",
-        "run `python -m servers` with this server and mend what its verification names",
+        "run `python -m servers` with this server and fix what its verification names",
     )
     for key, when in (("verify_before", "before"), ("verify_after", "after")):
         checks = case.run.get(key)

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis import formatting, stats
-from analysis.dataset import InputError
+from analysis.dataset import InputError, Json
 from analysis.formatting import format_number
 from analysis.metrics import METRICS
 from analysis.stats import NAN
@@ -135,7 +135,7 @@ def measure_change(metric: str, a: Any, b: Any) -> Change:
     a, b = (np.asarray(side, dtype="float64") for side in (a, b))
     means = stats.estimate_mean(a).mean, stats.estimate_mean(b).mean
     if np.isnan(a).any() or np.isnan(b).any() or not len(a) or not len(b):
-        return Change(metric, *means, NAN, NAN, NAN, "no number: too few requests in some run")
+        return Change(metric, *means, NAN, NAN, NAN, "invalid: too few requests in some run")
     if np.isinf(a).any() or np.isinf(b).any():
         return Change(metric, *means, NAN, NAN, NAN, "failed requests: no ratio")
     ratio, low, high = stats.mean_ratio(b, a)
@@ -179,7 +179,7 @@ def show_comparison(a: Summary, b: Summary, console: Console) -> None:
         said = (
             f"{match.runs[0]} and {match.runs[1]} runs"
             if match.changes
-            else f"no number: {match.why}"
+            else f"invalid: {match.why}"
         )
         console.print(Text(f"\n{match.name}: {said}"))
         if match.changes:
@@ -237,7 +237,7 @@ def _name(cases: pd.DataFrame) -> str:
     )
 
 
-def _scenarios(s: Summary) -> dict[str, Any]:
+def _scenarios(s: Summary) -> Json:
     tables = s.campaign.data.get("scenarios")
     return tables if isinstance(tables, dict) else {}
 

@@ -6,13 +6,13 @@ import json
 import math
 import xml.etree.ElementTree as ET
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from analysis import formatting, templating
+from analysis.dataset import Json
 from analysis.formatting import format_number
 from analysis.gate.verdicts import Gate, MetricVerdict
 from analysis.metrics import METRICS
@@ -52,7 +52,7 @@ def format_verdict(row: MetricVerdict) -> dict[str, str]:
     }
 
 
-def gate_view(gate: Gate) -> dict[str, Any]:
+def gate_view(gate: Gate) -> templating.View:
     return {
         "verdict": gate.verdict,
         "says": VERDICT_SENTENCES[gate.verdict],
@@ -140,11 +140,7 @@ def write_gate(gate: Gate, folder: Path) -> None:
     }
     (folder / "gate.json").write_text(json.dumps(said, indent=1, allow_nan=False) + "\n")
     (folder / "gate.xml").write_bytes(junit_xml(gate))
-    (folder / "gate.md").write_text(
-        templating.make_environment(finalize=templating.escape_markdown)
-        .get_template("gate.md.jinja")
-        .render(gate_view(gate))
-    )
+    (folder / "gate.md").write_text(templating.render_markdown("gate.md.jinja", gate_view(gate)))
 
 
 def junit_xml(gate: Gate) -> bytes:
@@ -188,7 +184,7 @@ def _clean(text: str) -> str:
     )
 
 
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
+def _finite(row: Json) -> Json:
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in row.items()

@@ -16,7 +16,6 @@ too.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +23,7 @@ from scipy.stats import fisher_exact
 
 from analysis import formatting, slo, stats
 from analysis.case import read_case
-from analysis.dataset import Campaign, InputError
+from analysis.dataset import Campaign, InputError, Json
 from analysis.formatting import format_number
 from analysis.gate import verdicts
 from analysis.gate.verdicts import Gate, GatedSystem, GateRules, MetricVerdict
@@ -197,7 +196,7 @@ def _unjudged(metric: str, each: Repetitions) -> str:
     return ""
 
 
-def _collect(summary: Summary, asked: dict[str, Any]) -> Repetitions:
+def _collect(summary: Summary, asked: Json) -> Repetitions:
     """Those of a system that are complete and valid; others are set aside with the reason, or have
     a fault, or were interrupted.
     """
@@ -273,7 +272,7 @@ def _shares(values: pd.DataFrame, wanted: GateRules) -> list[MetricVerdict]:
 
 def _too_many_set_aside(each: Repetitions, summary: Summary) -> None:
     """Whatever the reason, there is no verdict; but head that is not steady where base is does not
-    carry this load any more.
+    sustain this load any more.
     """
     unsteady = set(
         summary.checks.loc[
@@ -300,7 +299,7 @@ def _too_many_set_aside(each: Repetitions, summary: Summary) -> None:
                 math.nan,
                 0.0,
                 "REGRESSED",
-                "head gets slower and slower under a load that base carries",
+                "head gets slower and slower under a load that base sustains",
                 p,
             )
         ]

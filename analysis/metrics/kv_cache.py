@@ -57,9 +57,9 @@ def used_peak_share(case: CaseData) -> float:
 
 
 def preemptions(case: CaseData) -> float:
-    """Requests that lost their place, and whose keys and values were computed anew, since there was
-    no room: rise of vllm:num_preemptions_total over the window, from its first to its last word on
-    it there.
+    """Requests that lost their place, and whose keys and values were computed again, since there
+    was no room: rise of vllm:num_preemptions_total over the window, from its first to its last word
+    on it there.
     """
     said = case.served(PREEMPTIONS)
     said = said[case.inside(said.index)]

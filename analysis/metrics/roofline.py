@@ -6,10 +6,11 @@ read for each generated token, two operations for each weight that multiplies a 
 Activations, padding, and what a prompt reads of itself are not.
 """
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from analysis.dataset import Json
 from analysis.stats import NAN
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class ModelWork(NamedTuple):
     prompt_context: float
 
 
-def model_shape(case: "CaseData") -> dict[str, Any] | None:
+def model_shape(case: "CaseData") -> Json | None:
     """The model's shape if this case computed with it: not on a simulated engine, not with weights
     that were quantised, whose bytes and operations are others, and not where answers came out of a
     cache.

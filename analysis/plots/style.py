@@ -3,6 +3,7 @@
 import io
 import math
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,19 +61,20 @@ class Picture:
         return encode_png(self.figure)
 
 
-Drawn = tuple[ServerSummary, str, dict[str, Any]]
-
-
 def line_looks(comparison: Comparison) -> list[Drawn]:
     """(system, its label, how its lines look) of the systems with a valid case. The look follows
     the name and not the rank, so that it is the same in all figures.
     """
-    order = sorted(s.name for s in comparison.systems)
-    style = {
-        name: {"color": COLOURS[i % 8], "linestyle": DASHES[i // 8 % 4]}
-        for i, name in enumerate(order)
-    }
+    style = looks_by_name(s.name for s in comparison.systems)
     return [(s, wrap_name(s.name), style[s.name]) for s in comparison.systems if len(s.valid)]
+
+
+def looks_by_name(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Colour and dashes of each name, by its place in the alphabet."""
+    return {
+        name: {"color": COLOURS[i % 8], "linestyle": DASHES[i // 8 % 4]}
+        for i, name in enumerate(sorted(set(names)))
+    }
 
 
 def wrap_name(name: str) -> str:
@@ -126,7 +128,7 @@ def set_log_axis(axes: Axes, axis: Axis, span: tuple[float, float] | None = None
     axis.set_minor_formatter(NullFormatter())
 
 
-def add_legend(figure: Figure, columns: int = 2) -> None:
+def add_legend(figure: Figure, columns: int = 2, size: float = 9) -> None:
     """One legend for all axes, each label once."""
     found = {
         label: handle
@@ -136,5 +138,10 @@ def add_legend(figure: Figure, columns: int = 2) -> None:
     if found:
         place = "outside lower center" if figure.get_layout_engine() else "lower center"
         figure.legend(
-            list(found.values()), list(found), loc=place, ncols=columns, frameon=False, fontsize=9
+            list(found.values()),
+            list(found),
+            loc=place,
+            ncols=columns,
+            frameon=False,
+            fontsize=size,
         )

@@ -13,7 +13,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from analysis.metrics import METRICS
-from analysis.plots.style import COLOURS, DASHES, STYLE, WIDTH, Picture, set_log_axis, wrap_name
+from analysis.plots.style import STYLE, WIDTH, Picture, looks_by_name, set_log_axis, wrap_name
 from analysis.stats import estimate_mean
 from analysis.summary import Comparison, Sweep
 
@@ -151,12 +151,8 @@ def _square(points: pd.DataFrame) -> tuple[Figure, Axes]:
 def _looks(points: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """By name, as in figures.looks; a marker beside, since one load makes no line."""
     return {
-        name: {
-            "color": COLOURS[i % 8],
-            "linestyle": DASHES[i // 8 % 4],
-            "marker": "osD^vP*"[i // 8 % 7],
-        }
-        for i, name in enumerate(sorted(points["system"].unique()))
+        name: look | {"marker": "osD^vP*"[i // 8 % 7]}
+        for i, (name, look) in enumerate(looks_by_name(points["system"]).items())
     }
 
 

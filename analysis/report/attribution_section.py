@@ -1,7 +1,5 @@
 """The report's section on what each server's latency consists of."""
 
-from typing import Any
-
 import numpy as np
 
 from analysis import formatting
@@ -10,9 +8,10 @@ from analysis.formatting import format_number
 from analysis.metrics import METRICS
 from analysis.plots.latency_parts import draw_latency_parts
 from analysis.summary import Comparison, Summary
+from analysis.templating import View
 
 
-def attribution_view(summary: Summary, comparison: Comparison) -> dict[str, Any]:
+def attribution_view(summary: Summary, comparison: Comparison) -> View:
     """For the templates: {sentences: [(name, sentence)], heads, rows: [(name, which, cells)] in ms,
     engine_heads: [(label, unit)], engine: [(name, cells)], coarse: names of systems whose server
     told no parts, picture: none without a bar}.

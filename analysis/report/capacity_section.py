@@ -1,16 +1,16 @@
 """The report's section "Capacity": what a search found, in words and tables."""
 
 import math
-from typing import Any
 
 from analysis import slo
 from analysis.capacity.search import PRECISION, CapacityResult, find_capacities
 from analysis.formatting import format_number
 from analysis.stats import CONFIDENCE
 from analysis.summary import Summary
+from analysis.templating import View
 
 
-def capacity_view(summary: Summary) -> dict[str, Any]:
+def capacity_view(summary: Summary) -> View:
     """{slo, confidence, precision, answers, systems} for the templates; `systems` is empty in a
     campaign that was no search.
     """
@@ -34,19 +34,15 @@ def capacity_view(summary: Summary) -> dict[str, Any]:
 def _answer(bounds: str, systems: list[CapacityResult]) -> str:
     best = systems[0]
     if math.isnan(best.capacity.holds):
-        return (
-            f"Under {best.traffic}, no server was seen to keep {bounds} at any load that was tried."
-        )
-    text = f"Under {best.traffic}, {best.name} keeps {bounds} up to {_capacity(best)}"
+        return f"Under {best.traffic}, no server met {bounds} at any load that was tried."
+    text = f"Under {best.traffic}, {best.name} meets {bounds} up to {_capacity(best)}"
     if len(systems) > 1 and not math.isnan(systems[1].capacity.holds):
         text += (
             f", {format_number(best.capacity.holds / systems[1].capacity.holds)} times what"
-            f" {systems[1].name} carries"
+            f" {systems[1].name} sustains"
         )
         overlap = not systems[1].capacity.fails <= best.capacity.holds
-        text += (
-            "; it is a tie, as the one's capacity may be as high as the other's" if overlap else ""
-        )
+        text += "; it is a tie, as their capacities may be equal" if overlap else ""
     return f"{text}."
 
 
@@ -71,7 +67,7 @@ def _seen(kept: slo.BoundResult) -> str:
     )
 
 
-def _row(summary: Summary, f: CapacityResult) -> dict[str, Any]:
+def _row(summary: Summary, f: CapacityResult) -> View:
     tokens = (
         math.nan
         if f.at_capacity is None
@@ -81,7 +77,7 @@ def _row(summary: Summary, f: CapacityResult) -> dict[str, Any]:
         {
             "load": format_number(p.load),
             "case": p.case,
-            "holds": {True: "holds", False: "does not hold", None: "no number"}[p.holds],
+            "holds": {True: "holds", False: "does not hold", None: "invalid"}[p.holds],
             "seen": "; ".join(
                 filter(
                     None,
@@ -127,9 +123,7 @@ def _ended(f: CapacityResult) -> str:
     """Why the capacity is not known precisely; empty if it is."""
     without = next((p for p in f.probes if p.holds is None), None)
     if without:
-        return (
-            f"ended at {format_number(without.load)} {f.unit}, which has no number: {without.why}"
-        )
+        return f"ended at {format_number(without.load)} {f.unit}, which is invalid: {without.why}"
     if not f.probes:
         return "no case at any load"
     return "" if f.is_precise else f"not within {PRECISION:.0%} after {len(f.probes)} cases"

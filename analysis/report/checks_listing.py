@@ -2,13 +2,13 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 from analysis import dataset
+from analysis.dataset import Json
 from analysis.summary import summarise
 
 
-def list_checks(folder: Path | str | None = None) -> list[dict[str, Any]]:
+def list_checks(folder: Path | str | None = None) -> list[Json]:
     """[{case, state, valid, why, checks}] in the order of the plan, exactly what the report shows.
     `case` is the identity as in run.json; `state` that of Campaign.cases; `valid`: it has a number,
     and `why` it has none; `checks`: [{name, ok, severity, detail, remedy, value}], ok is null where

@@ -3,12 +3,13 @@ what the machine could do at most.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from analysis import formatting, hardware
 from analysis.case import read_case
+from analysis.dataset import Json
 from analysis.metrics import METRICS, roofline
 from analysis.summary import Comparison, ServerSummary, Summary
+from analysis.templating import View
 
 # Columns of the headline table where there are values.
 COLUMNS = ("usd_per_million_tokens", "gpu_tokens_per_joule", "mbu", "mfu")
@@ -18,7 +19,7 @@ def cost_columns(summary: Summary) -> tuple[str, ...]:
     return tuple(name for name in COLUMNS if summary.valid[name].notna().any())
 
 
-def cost_view(summary: Summary, comparisons: Sequence[Comparison]) -> dict[str, Any]:
+def cost_view(summary: Summary, comparisons: Sequence[Comparison]) -> View:
     """{price, other_machine, names, peaks, gpus, busy, model, heads, rows} for the templates.
     `price` is None without one, and `names` are those that could be asked for; `busy` says whether
     GPUs' utilisation is shown; `rows` is empty if nothing could be measured.
@@ -65,7 +66,7 @@ def cost_view(summary: Summary, comparisons: Sequence[Comparison]) -> dict[str, 
     }
 
 
-def describe_model(data: dict[str, Any]) -> str:
+def describe_model(data: Json) -> str:
     """The shape that MBU and MFU are computed with, in words; empty if it is not known."""
     shape = (data.get("model") or {}).get("shape")
     if not shape:

@@ -3,16 +3,17 @@ them before the campaign.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 from analysis.checks import load_generator
+from analysis.dataset import Json
 from analysis.formatting import format_number
 from analysis.stats import NAN, values_needed
 from analysis.summary import Summary
+from analysis.templating import View
 
 # What the load generator found about itself: in words, and in text of one load's errors
 # (records.CALIBRATION_KEYS, "closed").
-ROWS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+ROWS: list[tuple[str, Callable[[Json], str]]] = [
     ("requests; failed", lambda e: f"{e['requests']:,}; {e['failed']:,}"),
     (
         "TTFT, measured minus true: mean, P99",
@@ -46,7 +47,7 @@ ROWS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
 ]
 
 
-def noise_floor_view(summary: Summary, names: dict[int, str]) -> dict[str, Any]:
+def noise_floor_view(summary: Summary, names: dict[int, str]) -> View:
     """{heads, rows, ladder, bound, cases, p99_needs} for the templates; `heads` is empty where
     nothing was calibrated. `cases` are those that have ended, by their `names`, with what the check
     `client error` says.
@@ -77,7 +78,7 @@ def noise_floor_view(summary: Summary, names: dict[int, str]) -> dict[str, Any]:
     }
 
 
-def describe_load_steps(calibration: dict[str, Any]) -> str:
+def describe_load_steps(calibration: Json) -> str:
     """How many events a second were seen right, and who could not do more; empty if it was not
     measured.
     """
@@ -101,12 +102,12 @@ def describe_load_steps(calibration: dict[str, Any]) -> str:
     )
 
 
-def _scaled(errors: dict[str, Any], name: str, scale: float) -> str:
+def _scaled(errors: Json, name: str, scale: float) -> str:
     value = errors.get(name)
     return format_number(NAN if value is None else scale * value)
 
 
-def _ms(errors: dict[str, Any], name: str) -> str:
+def _ms(errors: Json, name: str) -> str:
     """Milliseconds; three digits of a microsecond would be noise."""
     value = errors.get(name)
     return "–" if value is None else f"{1e3 * value:.3f} ms"

@@ -1,7 +1,6 @@
 """The report on a terminal: tables of what the pages show."""
 
 import re
-from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -12,6 +11,7 @@ from analysis import formatting
 from analysis.report import capacity_section
 from analysis.report.writer import _concerns
 from analysis.summary import Summary, build_comparisons, describe_result
+from analysis.templating import View
 
 # What fits a terminal of 100 columns, with headings that do.
 TERMINAL = {
@@ -54,7 +54,7 @@ def show_summary(summary: Summary, console: Console) -> None:
         reasons = []
         for system in comparison.systems:
             name, valid = system.name, system.valid
-            cells = [_short(m, valid) for m in shown] if len(valid) else ["no number"]
+            cells = [_short(m, valid) for m in shown] if len(valid) else ["invalid"]
             table.add_row(Text(name), *map(Text, cells))
             reasons += [f"{name}: {system.why}"] if system.why else []
         console.print(table)
@@ -77,7 +77,7 @@ def show_summary(summary: Summary, console: Console) -> None:
     )
 
 
-def show_capacity(capacity: dict[str, Any], console: Console) -> None:
+def show_capacity(capacity: View, console: Console) -> None:
     for answer in capacity["answers"]:
         console.print(Text(answer))
     table = Table(

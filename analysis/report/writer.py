@@ -30,7 +30,7 @@ from analysis.summary import (
     describe_result,
     summarise,
 )
-from analysis.templating import TEMPLATES, escape_markdown, make_environment
+from analysis.templating import TEMPLATES, View, render_markdown, render_page
 
 HEADLINE = (
     "output_tokens_per_s",
@@ -51,12 +51,23 @@ HEADLINE = (
     "server_peak_bytes",
     "startup_s",
 )
+TITLES = {
+    "page": "Which server should run this model?",
+    "validity": "Can these numbers be believed?",
+    "manifest": "How it was measured",
+}
+UNFINISHED = (
+    "This campaign is not complete: some cases are still running, were killed, or have not started."
+)
+UNCOMMITTED = (
+    "The measured code had uncommitted changes: these numbers cannot be traced to a commit."
+)
 # Name and caption of each picture.
 CAPTIONS = {
     "curve-e2e": (
         "Throughput and E2E",
         (
-            "What a server carries, and how long the unlucky requests wait for it: a line a server"
+            "What a server sustains, and how long the slowest requests wait for it: a line a server"
             " through its loads, larger markers for higher loads; a point is the mean over runs."
             " Right and low is good."
         ),
@@ -131,16 +142,12 @@ def write_report(
     for figure in filter(None, pictures):
         (folder / "figures" / figure["file"]).write_bytes(figure["png"])
     summary.table.drop(columns="index").to_csv(folder / "metrics.csv", index_label="index")
-    (folder / "report.html").write_text(
-        make_environment(autoescape=True).get_template("report.html.jinja").render(view)
-    )
-    (folder / "report.md").write_text(
-        make_environment(finalize=escape_markdown).get_template("report.md.jinja").render(view)
-    )
+    (folder / "report.html").write_text(render_page("report.html.jinja", view))
+    (folder / "report.md").write_text(render_markdown("report.md.jinja", view))
     return summary
 
 
-def build_view(summary: Summary) -> dict[str, Any]:
+def build_view(summary: Summary) -> View:
     """Everything that the templates print, as plain values and text; they only lay it out."""
     data, cases = summary.campaign.data, summary.table
     capacity = capacity_section.capacity_view(summary)
@@ -162,10 +169,21 @@ def build_view(summary: Summary) -> dict[str, Any]:
             else " ".join(map(str, data.get("command") or []))
         ),
         "states": ", ".join(f"{n} {state}" for state, n in states.items()),
-        "unfinished": bool({"running", "planned"} & set(states)),
-        "answers": capacity["answers"] or [describe_result(c) for c in comparisons],
+        "answers": (
+            capacity["answers"]
+            or [describe_result(c) for c in comparisons]
+            or ["This campaign has no case yet."]
+        ),
+        "warnings": [
+            text
+            for text, applies in (
+                (UNFINISHED, {"running", "planned"} & set(states)),
+                (UNCOMMITTED, (data.get("manifest") or {}).get("dirty")),
+            )
+            if applies
+        ],
+        "titles": TITLES,
         "capacity": capacity,
-        "dirty": bool((data.get("manifest") or {}).get("dirty")),
         "headline": [
             (METRICS[m].label, formatting.unit_of(m), METRICS[m].better) for m in headline(summary)
         ],
@@ -176,7 +194,7 @@ def build_view(summary: Summary) -> dict[str, Any]:
                 for s in sweeps
                 for part in ([s] if s["curves"] else []) + s["comparisons"]
             ]
-            + [("validity", "Can these numbers be believed?"), ("manifest", "How it was measured")]
+            + [(key, TITLES[key]) for key in ("validity", "manifest")]
         ),
         # The page's own policy lets nothing run but this script, and nothing be fetched.
         "script": markupsafe.Markup(script),  # noqa: S704 (a file of ours)
@@ -186,10 +204,10 @@ def build_view(summary: Summary) -> dict[str, Any]:
         "concerns": _concerns(summary),
         "checks": _checks(summary),
         "cost": cost_section.cost_view(summary, comparisons),
-        "floor": noise_floor_section.noise_floor_view(
+        "noise_floor": noise_floor_section.noise_floor_view(
             summary, {c["index"]: _case(c)["case"] for c in cases.to_dict("records")}
         ),
-        "numberless": [
+        "invalid_cases": [
             _case(c) | {"why": c["why"]} for c in cases[~cases["valid"]].to_dict("records")
         ],
         "slo": " and ".join(
@@ -229,7 +247,7 @@ def build_view(summary: Summary) -> dict[str, Any]:
     }
 
 
-def _sweep(summary: Summary, sweep: Sweep, number: int) -> dict[str, Any]:
+def _sweep(summary: Summary, sweep: Sweep, number: int) -> View:
     """A scenario: with several loads the pictures over them first, with one the Pareto picture
     among those of its only comparison.
     """
@@ -256,7 +274,7 @@ def _sweep(summary: Summary, sweep: Sweep, number: int) -> dict[str, Any]:
     }
 
 
-def _comparison(summary: Summary, comparison: Comparison, stem: str) -> dict[str, Any]:
+def _comparison(summary: Summary, comparison: Comparison, stem: str) -> View:
     drawn: dict[str, Callable[[], Picture]] = {
         "throughput": lambda: figures.draw_throughput(comparison),
         "heat-map": lambda: tradeoffs.draw_heat_map(comparison, HEADLINE),
@@ -268,8 +286,15 @@ def _comparison(summary: Summary, comparison: Comparison, stem: str) -> dict[str
     return {
         "id": stem,
         "title": comparison.title,
-        "engines": comparison.engines,
-        "judged": METRICS[comparison.metric].label,
+        "warnings": (
+            [
+                f"The engines differ ({', '.join(comparison.engines)}): this table compares whole"
+                " stacks, not architectures alone."
+            ]
+            if len(comparison.engines) > 1
+            else []
+        ),
+        "ranked_by": METRICS[comparison.metric].label,
         "rows": [_row(system, headline(summary)) for system in comparison.systems],
         "one_run": any(s.estimate.runs == 1 for s in comparison.systems),
         "figures": (
@@ -285,7 +310,7 @@ def headline(summary: Summary) -> tuple[str, ...]:
     return (*HEADLINE, *cost_section.cost_columns(summary))
 
 
-def _figure(kind: str, picture: Picture, stem: str) -> dict[str, Any]:
+def _figure(kind: str, picture: Picture, stem: str) -> View:
     data, (name, caption) = style.encode_png(picture.figure), CAPTIONS[kind]
     return {
         "stem": f"{stem}-{kind}",
@@ -307,7 +332,7 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60]
 
 
-def _row(system: ServerSummary, columns: tuple[str, ...]) -> dict[str, Any]:
+def _row(system: ServerSummary, columns: tuple[str, ...]) -> View:
     """One line of the headline table; `cells` is empty where there is no number."""
     own, valid = system.cases, system.valid
     runs = f"{len(valid)}" if len(valid) == len(own) else f"{len(valid)} of {len(own)}"
@@ -331,7 +356,7 @@ def _value(metric: str, valid: pd.DataFrame) -> str:
     return "" if math.isnan(mean) else "Infinity" if math.isinf(mean) else f"{mean:.9g}"
 
 
-def _case(case: Any) -> dict[str, Any]:
+def _case(case: Any) -> View:
     title = formatting.workload_title(case["scenario"], case["users"], case["rate"])
     return {
         "case": f"{case['server']} ({case['engine']}), {title}, run {case['repetition']}",
@@ -339,7 +364,7 @@ def _case(case: Any) -> dict[str, Any]:
     }
 
 
-def _concerns(summary: Summary) -> list[dict[str, Any]]:
+def _concerns(summary: Summary) -> list[View]:
     """What did not pass, once for each check and severity, with the cases it is about."""
     failed = summary.checks[summary.checks["ok"].eq(False)]
     names = {c["index"]: _case(c)["case"] for c in summary.table.to_dict("records")}
@@ -354,7 +379,7 @@ def _concerns(summary: Summary) -> list[dict[str, Any]]:
     ]
 
 
-def _checks(summary: Summary) -> list[dict[str, Any]]:
+def _checks(summary: Summary) -> list[View]:
     """How many cases passed, failed or were not measured, for each check."""
     return [
         {
@@ -367,7 +392,7 @@ def _checks(summary: Summary) -> list[dict[str, Any]]:
     ]
 
 
-def _stages(run: dict[str, Any]) -> str:
+def _stages(run: View) -> str:
     spans = [(s["name"], s.get("start_s"), s.get("end_s")) for s in run.get("stages") or []]
     return (
         ", ".join(

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from analysis.plots.style import COLOURS, WIDTH
+from analysis.plots.style import COLOURS, WIDTH, add_legend
 from analysis.stats import NAN
 from analysis.studies.accuracy_tables import cpu_costs, list_clients, list_modes
 from analysis.studies.accuracy_targets import (
@@ -37,7 +37,7 @@ def draw_accuracy(found: ExperimentResult) -> Figure:
         draw_bounds(axes, "accuracy", name, "users", unit, colour)
     finish_axes(left, "streams of 100 tokens/s each", "TTFT error, ms")
     finish_axes(right, "streams of 100 tokens/s each", "error of a single gap, us")
-    add_shared_legend(figure)
+    add_legend(figure, size=8)
     return figure
 
 
@@ -52,7 +52,7 @@ def draw_open_loop(found: ExperimentResult) -> Figure:
         draw_bounds(axes, "open_loop", name, "rate", 1e3, colour)
     axes.set_xscale("log")
     finish_axes(axes, "requests/s (log)", "sent later than scheduled, ms")
-    add_shared_legend(figure)
+    add_legend(figure, size=8)
     return figure
 
 
@@ -113,24 +113,6 @@ def finish_axes(axes: Axes, x_label: str, title: str) -> None:
     axes.set_title(f"{title} (log); a dash is what is promised", loc="left", fontsize=10)
 
 
-def add_shared_legend(figure: Figure) -> None:
-    """One for all axes, each label once."""
-    found = {
-        label: handle
-        for axes in figure.axes
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    if found:
-        figure.legend(
-            list(found.values()),
-            list(found),
-            loc="outside lower center",
-            ncols=2,
-            frameon=False,
-            fontsize=8,
-        )
-
-
 def draw_cost(found: ExperimentResult) -> Figure:
     clients = list_clients(found)
     groups = [
@@ -186,5 +168,5 @@ def draw_bars(
     axes.grid(axis="x", visible=False)
     axes.margins(y=0.12)
     axes.set_title(title, loc="left", fontsize=10)
-    add_shared_legend(figure)
+    add_legend(figure, size=8)
     return figure

@@ -4,7 +4,7 @@ you trust a number?"
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -45,11 +45,11 @@ def write_page(folder: Path = RESULTS) -> Path:
         if section.figure and name in results:
             with rc_context(STYLE):
                 (folder / f"{name}.png").write_bytes(encode_png(section.figure(results[name])))
-    page.write_text(templating.make_environment().get_template("instrument.md.jinja").render(view))
+    page.write_text(templating.make_environment().get_template("accuracy.md.jinja").render(view))
     return page
 
 
-def accuracy_view(results: dict[str, ExperimentResult]) -> dict[str, Any]:
+def accuracy_view(results: dict[str, ExperimentResult]) -> templating.View:
     """Everything that the template prints, as text."""
     verdicts = [judge_target(promise, results) for promise in TARGETS]
     sections = [
@@ -83,7 +83,7 @@ def accuracy_view(results: dict[str, ExperimentResult]) -> dict[str, Any]:
     }
 
 
-def describe_machine(manifest: dict[str, Any]) -> str:
+def describe_machine(manifest: dataset.Json) -> str:
     cpu = manifest["cpu"]
     return str(
         templating.escape_markdown(

@@ -233,13 +233,9 @@ def write_page(results: Path = RESULTS) -> list[ClaimVerdict]:
     found = judge_claims(results)
     shown = claims_view(found)
     results.mkdir(parents=True, exist_ok=True)
-    for name, template, options in (
-        ("README.md", "claims.md.jinja", {"finalize": templating.escape_markdown}),
-        ("claims.html", "claims.html.jinja", {"autoescape": True}),
-    ):
-        (results / name).write_text(
-            templating.make_environment(**options).get_template(template).render(shown)
-        )
+    text = templating.render_markdown("claims.md.jinja", shown | {"suffix": "md"})
+    (results / "README.md").write_text(text)
+    (results / "claims.html").write_text(templating.render_page("claims.html.jinja", shown))
     return found
 
 

@@ -23,7 +23,8 @@ from loadtests.generator import locust_process
 from loadtests.generator.locust_process import Workers
 from loadtests.generator.messages import Window
 from loadtests.generator.status import WorkerStatus
-from loadtests.generator.task import LoadTask, ScenarioTable
+from loadtests.generator.task import LoadTask
+from loadtests.workload.arrivals import ScenarioTable
 from servers.runtime import launch, ports
 
 Results = dict[str, Any]  # numbers by name, as in calibration.json and results.json

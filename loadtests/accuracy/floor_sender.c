@@ -1,10 +1,11 @@
-/* How exactly requests can be sent from one core at all: a few lines of C that send made requests when they are due, and nothing else;
-   waiting, they stay awake. `nox -s instrument` compiles it and sends the same arrivals with it as the load generator does.
+/* The floor for sending: how punctually one core can send requests at all. It sends ready-made
+   requests when they are due, does nothing else, and spins while it waits. `nox -s instrument`
+   compiles it and sends the same arrivals with it as with the load generator.
 
-       sender PORT CONNECTIONS < TIMES          prints: when it sent each
+       floor_sender PORT CONNECTIONS < TIMES          prints: when it sent each
 
-   A line for each request, in order: seconds since the beginning. Connections take turns; an answer is thrown away when its turn comes
-   again and there is time. */
+   TIMES has one line per request, in order: seconds since the start. The connections are used
+   alternately; a response is discarded when its connection is used again and there is time. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -19,7 +20,7 @@
 #define TIME_TO_READ_S 50e-6
 
 static double due[MAX_REQUESTS], sent[MAX_REQUESTS];
-static char answers[65536];
+static char discarded[65536];
 
 static double now(void) {
     struct timespec t;
@@ -31,21 +32,28 @@ int main(int count, char **arguments) {
     if (count != 3) return 2;
     int connections = atoi(arguments[2]), requests = 0, one = 1;
     while (requests < MAX_REQUESTS && scanf("%lf", &due[requests]) == 1) requests++;
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(atoi(arguments[1])), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in address = {.sin_family = AF_INET,
+                                  .sin_port = htons(atoi(arguments[1])),
+                                  .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     int *handles = malloc(connections * sizeof *handles);
     for (int i = 0; i < connections; i++) {
         handles[i] = socket(AF_INET, SOCK_STREAM, 0);
         if (connect(handles[i], (struct sockaddr *)&address, sizeof address)) return 1;
         setsockopt(handles[i], IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     }
-    const char *body = "{\"model\": \"sender\", \"prompt\": \"baba\", \"max_tokens\": 8, \"stream\": true, \"ignore_eos\": true}";
+    const char *body = "{\"model\": \"sender\", \"prompt\": \"baba\", \"max_tokens\": 8,"
+                       " \"stream\": true, \"ignore_eos\": true}";
     char text[600];
-    int size = sprintf(text, "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-                             "X-Request-Id: 0-0\r\nContent-Length: %d\r\n\r\n%s", (int)strlen(body), body);
+    int size = sprintf(text,
+                       "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+                       "Content-Type: application/json\r\nX-Request-Id: 0-0\r\n"
+                       "Content-Length: %d\r\n\r\n%s",
+                       (int)strlen(body), body);
     double begin = now() + 0.1;
     for (int i = 0; i < requests; i++) {
         int handle = handles[i % connections];
-        if (begin + due[i] - now() > TIME_TO_READ_S) recv(handle, answers, sizeof answers, MSG_DONTWAIT);
+        if (begin + due[i] - now() > TIME_TO_READ_S)
+            recv(handle, discarded, sizeof discarded, MSG_DONTWAIT);
         while ((sent[i] = now() - begin) < due[i]);
         if (send(handle, text, size, 0) != size) return 1;
     }

@@ -1,6 +1,7 @@
 """The plan of the ground truth server: when it sends what, from its command line."""
 
 import argparse
+import contextlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,19 +42,25 @@ class ResponsePlan:
 
 
 def parse_number(text: str) -> float:
-    if not 0 <= float(text) < math.inf:
-        raise ValueError
-    return float(text)
+    """From 0, and finite. Raises argparse.ArgumentTypeError, as do the other two."""
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"invalid number value: {text!r}")
 
 
 def parse_numbers(text: str) -> list[float]:
-    return [parse_number(part) for part in text.split(",")]
+    try:
+        return [parse_number(part) for part in text.split(",")]
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"invalid numbers value: {text!r}") from None
 
 
 def parse_whole_number(text: str) -> int:
-    if int(text) < 0:
-        raise ValueError
-    return int(text)
+    with contextlib.suppress(ValueError):
+        if int(text) >= 0:
+            return int(text)
+    raise argparse.ArgumentTypeError(f"invalid whole_number value: {text!r}")
 
 
 def parse_options() -> tuple[ResponsePlan, Path, int, argparse.ArgumentParser]:

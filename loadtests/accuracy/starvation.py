@@ -8,6 +8,7 @@ import sys
 from loadtests import schema
 from loadtests.accuracy.calibration import SCENARIO, Results
 from loadtests.accuracy.testbed import Testbed, burn_cores, pin_to_cores
+from loadtests.campaign import analysis_process
 
 
 def judge_healthy(bench: Testbed) -> Results:
@@ -61,22 +62,15 @@ def _judge(bench: Testbed, burners: int) -> Results:
                 check=True,
                 capture_output=True,
             )
-        checking = subprocess.run(
-            [sys.executable, "-m", "analysis", "checks", str(folder)],
-            capture_output=True,
-            text=True,
-        )
-        checks = [check for case in json.loads(checking.stdout) for check in case["checks"]]
+        checks = analysis_process.list_checks(folder)
         verdicts.append(
             {
                 "flagged": [
-                    check["name"]
+                    check.name
                     for check in checks
-                    if check["ok"] is False and check["severity"] == "invalid"
+                    if check.ok is False and check.severity == "invalid"
                 ],
-                "client": next(
-                    check["detail"] for check in checks if check["name"] == "client error"
-                ),
+                "client": next(check.detail for check in checks if check.name == "client error"),
             }
         )
         for run in folder.glob("cases/*/run.json"):

@@ -18,9 +18,11 @@ from loadtests.accuracy.calibration import (
     Results,
     run_calibration_load,
 )
+from loadtests.client.compiler import compile_once
+from loadtests.client.limits import compiler_definitions
 from loadtests.generator.locust_process import Workers
-from loadtests.generator.task import ScenarioTable
 from loadtests.telemetry import cores
+from loadtests.workload.arrivals import ScenarioTable
 
 TTFT_S, ITL_S = 0.050, 0.010
 TIMES = ("--ttft-ms", "50", "--itl-ms", "10")
@@ -79,20 +81,9 @@ class Testbed:
         """The command of one of the C programs beside this file, on the load generator's cores;
         None without a C compiler.
         """
-        compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-        if compiler is None:
-            return None
-        subprocess.run(
-            [
-                compiler,
-                "-O2",
-                "-o",
-                str(self.scratch / program),
-                str(Path(__file__).with_name(f"{program}.c")),
-            ],
-            check=True,
-        )
-        return [*self.pinning_command(), str(self.scratch / program)]
+        source = Path(__file__).with_name(f"{program}.c")
+        path = compile_once(source, options=compiler_definitions())
+        return None if path is None else [*self.pinning_command(), str(path)]
 
     def note_readers(self, readers: Iterable[str | None]) -> None:
         self.readers |= {reader for reader in readers if reader}

@@ -1,33 +1,27 @@
 """The search for capacity: round after round, one case of each server, at the load that the
 analysis of the cases so far asks for.
 
-Which load that is, and whether a case kept the SLO, is a question of analysis (`python -m
-analysis.next_cases CAMPAIGN`), which this does not import. Every second round goes the other way
-round, so that a drift of the machine falls on all servers alike.
+Every second round is in reverse order, so that a drift of the machine falls on all servers alike.
 """
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from loadtests.campaign import results_folder
+from loadtests.campaign import analysis_process
 from loadtests.campaign.progress import ProgressWatch
+from loadtests.campaign.rounds import Rounds
 from loadtests.errors import UsageError
-from loadtests.schema import Case
+from loadtests.schema import CapacitySearch, Case, SearchedSystem
 from loadtests.workload.scenario import Tables
-from servers.runtime import catalog
 
 SATURATION_USERS = 64
 
 
 def search_scenarios(chosen: Tables, estimates: Sequence[float]) -> tuple[Tables, dict[str, str]]:
     """The scenarios, with one at saturation for each open loop whose capacity has no estimate, and
-    the names of those. Raises PlanError.
+    the names of those. Raises UsageError.
     """
-    found, saturation = dict(chosen), {}
+    scenarios, saturation = dict(chosen), {}
     for name, table in chosen.items():
         if table["arrivals"] == "trace":
             raise UsageError(
@@ -42,88 +36,56 @@ def search_scenarios(chosen: Tables, estimates: Sequence[float]) -> tuple[Tables
             for key, value in table.items()
             if key not in ("rate", "burstiness", "profile", "max_in_flight")
         }
-        found[saturation[name]] = kept | {
+        scenarios[saturation[name]] = kept | {
             "summary": f"{name} as a closed loop, whose throughput is where the search begins",
             "arrivals": "closed",
             "users": SATURATION_USERS,
             "think_s": 0.0,
         }
-    return found, saturation
+    return scenarios, saturation
 
 
-def searched_systems(cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """What is searched for: {server, options, engine, scenario}, each once, in the order of the
-    plan.
-    """
-    found: list[dict[str, Any]] = []
+def searched_systems(cases: Sequence[Case]) -> list[SearchedSystem]:
+    """What is searched for, each once, in the order of the plan."""
+    systems: list[SearchedSystem] = []
     for case in cases:
-        system = {
-            "server": case.server,
-            "options": case.options,
-            "engine": case.engine,
-            "scenario": case.scenario,
-        }
-        if system not in found:
-            found.append(system)
-    return found
+        system = SearchedSystem(case.server, case.options, case.engine, case.scenario)
+        if system not in systems:
+            systems.append(system)
+    return systems
 
 
 def capacity_rounds(
-    folder: Path, sought: dict[str, Any], watch: ProgressWatch
+    folder: Path, search: CapacitySearch, watch: ProgressWatch
 ) -> Iterator[list[Case]]:
     """Rounds of cases, each asked for when the one before has been run, until no system needs
-    another one. Raises PlanError.
+    another one. Raises UsageError.
     """
-    done = results_folder.set_aside(folder, watch)
+    rounds = Rounds(folder, watch)
     forwards = True
-    while wanted := [
+    while needed := [
         (system, load)
-        for system, load in zip(sought["systems"], _asked(folder), strict=True)
+        for system, load in zip(
+            search.systems, analysis_process.find_next_loads(folder), strict=True
+        )
         if load
     ]:
-        last = max(
-            (
-                int(place.name.split("-")[0])
-                for kind in ("cases", "attempts")
-                for place in (folder / kind).glob("*-*")
-            ),
-            default=0,
+        yield rounds.start(
+            [
+                Case(
+                    index,
+                    system.server,
+                    system.engine,
+                    load.scenario,
+                    1,
+                    load.users,
+                    load.rate,
+                    load.duration_s,
+                    system.options,
+                )
+                for index, (system, load) in enumerate(
+                    needed if forwards else needed[::-1], rounds.last_index + 1
+                )
+            ]
         )
-        cases = [
-            Case(
-                index,
-                system["server"],
-                system["engine"],
-                load["scenario"],
-                1,
-                load["users"],
-                load["rate"],
-                load["duration_s"],
-                system["options"],
-            )
-            for index, (system, load) in enumerate(wanted if forwards else wanted[::-1], last + 1)
-        ]
-        watch.plan([*done, *cases], done=len(done), more=True)
-        yield cases
-        done += cases
         forwards = not forwards
-
-
-def check_slo(text: str) -> None:
-    """Raises PlanError."""
-    done = subprocess.run(
-        [sys.executable, "-m", "analysis.next_cases", "--slo", text],
-        cwd=catalog.ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    if done.returncode:
-        raise UsageError(done.stderr.strip())
-
-
-def _asked(folder: Path) -> list[dict[str, Any] | None]:
-    command = [sys.executable, "-m", "analysis.next_cases", str(folder.resolve())]
-    done = subprocess.run(command, cwd=catalog.ROOT, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise UsageError(f"what to measure next in {folder} could not be found: see above")
-    return list(json.loads(done.stdout))

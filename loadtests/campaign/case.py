@@ -8,7 +8,6 @@ import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from loadtests import schema
 from loadtests.campaign.parquet import to_parquet
@@ -17,9 +16,11 @@ from loadtests.campaign.targets import Target, Targets
 from loadtests.generator import locust_process
 from loadtests.generator.status import RUNNING, LoadStatus
 from loadtests.generator.task import LoadTask
-from loadtests.schema import Case
+from loadtests.schema import Case, CaseFile, Stage
 from loadtests.telemetry import machine, server_counters
 from loadtests.workload import arrivals
+from loadtests.workload.arrivals import ScenarioTable
+from loadtests.workload.scenario import Tables
 from servers.contract import conformance as contract_checks
 from servers.contract.conformance_client import CheckFailed
 from servers.runtime import catalog, errors, launch, models
@@ -28,7 +29,7 @@ RESERVE_BYTES = 65_536  # run.json has a few thousand
 
 
 class CaseFailed(Exception):
-    """Why a case has no number: one sentence, perhaps followed by log lines."""
+    """Why a case is invalid: one sentence, perhaps followed by log lines."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,12 @@ class CampaignContext:
     folder: Path
     seed: int
     model: models.Model
-    scenarios: dict[str, dict[str, Any]]
-    simulated: dict[str, Any]
+    scenarios: Tables
+    simulated: dict[str, float]
     share: launch.CoreShare
     load_cores: tuple[int, ...]
     workers: locust_process.Workers
-    sides: Targets
+    targets: Targets
     web_port: int | None = None
     ready_timeout_s: float | None = None
 
@@ -53,24 +54,24 @@ class CaseRun:
     """One case while it runs."""
 
     case: Case
-    setting: CampaignContext
+    context: CampaignContext
     folder: Path
     watch: ProgressWatch
-    run: dict[str, Any]
+    file: CaseFile
     stack: ExitStack = field(default_factory=ExitStack)
-    server: launch.RunningServer | None = None  # null for a target
+    server: launch.RunningServer | None = None  # None if it runs already
 
     @property
-    def side(self) -> Target:
-        return self.setting.sides[self.case.side]
+    def target(self) -> Target:
+        return self.context.targets[self.case.side]
 
     @property
-    def described(self) -> catalog.ServerSpec:
-        return self.side.find(self.case.server)
+    def spec(self) -> catalog.ServerSpec:
+        return self.target.find_server(self.case.server)
 
     @property
     def base_url(self) -> str:
-        return self.side.target or (self.server.base_url if self.server else "")
+        return self.target.url or (self.server.base_url if self.server else "")
 
     @property
     def engine_urls(self) -> str:
@@ -78,11 +79,11 @@ class CaseRun:
 
     @property
     def planted(self) -> bool:
-        return self.setting.model.planted or self.case.engine == "simulated"
+        return self.context.model.planted or self.case.engine == "simulated"
 
     @property
-    def scenario(self) -> dict[str, Any]:
-        return self.setting.scenarios[self.case.scenario]
+    def scenario(self) -> ScenarioTable:
+        return self.context.scenarios[self.case.scenario]
 
     @property
     def reserve(self) -> Path:
@@ -92,193 +93,179 @@ class CaseRun:
         return self.folder / "reserve"
 
     def save(self) -> None:
-        schema.write_json(self.folder / "run.json", self.run)
+        schema.write_json(self.folder / "run.json", self.file.to_json())
 
 
-def run_case(case: Case, setting: CampaignContext, watch: ProgressWatch) -> str:
+def run_case(case: Case, context: CampaignContext, watch: ProgressWatch) -> str:
     """Runs it, leaves its folder complete whatever happens, and returns its status. Ctrl-C is
     passed on after that.
     """
-    folder = setting.folder / "cases" / case.folder
+    folder = context.folder / "cases" / case.folder
     folder.mkdir(parents=True)
-    work = CaseRun(
+    run = CaseRun(
         case,
-        setting,
+        context,
         folder,
         watch,
-        {
-            "schema": schema.SCHEMA,
-            "case": case.as_dict(),
-            "status": "running",
-            "started_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "clock_zero_s": time.perf_counter(),
-            "summary": None,
-            "command": None,
-            "stages": [],
-            "startup_s": None,
-            "warmup": None,
-            "load_workers": [],
-            "window": None,
-            "verify_before": None,
-            "verify_after": None,
-            "counts": None,
-            "served": None,
-            "agreement": None,
-            "notes": [],
-        },
+        CaseFile(
+            schema=schema.SCHEMA,
+            case=case,
+            status="running",
+            started_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            clock_zero_s=time.perf_counter(),
+        ),
     )
-    work.save()
-    work.reserve.write_bytes(os.urandom(RESERVE_BYTES))
-    if not work.side.target and (reason := _skip_reason(work)):
-        work.run["status"] = f"skipped: {reason}"
-        _finish(work)
-        return str(work.run["status"])
+    run.save()
+    run.reserve.write_bytes(os.urandom(RESERVE_BYTES))
+    if not run.target.url and (reason := _skip_reason(run)):
+        run.file.status = f"skipped: {reason}"
+        _finish(run)
+        return run.file.status
     try:
-        with work.stack:
+        with run.stack:
             for name, stage in STAGES:
                 watch.stage(name)
                 began = time.perf_counter()
                 try:
-                    stage(work)
+                    stage(run)
                 except (CaseFailed, errors.LaunchError, CheckFailed) as error:
-                    work.run["status"] = f"failed: {name}: {error}"
+                    run.file.status = f"failed: {name}: {error}"
                     break
                 except KeyboardInterrupt:
-                    work.run["status"] = f"failed: {name}: interrupted by Ctrl-C"
+                    run.file.status = f"failed: {name}: interrupted by Ctrl-C"
                     raise
                 finally:
-                    zero = work.run["clock_zero_s"]
-                    work.run["stages"].append(
-                        {"name": name, "start_s": began - zero, "end_s": time.perf_counter() - zero}
-                    )
+                    zero = run.file.clock_zero_s
+                    run.file.stages.append(Stage(name, began - zero, time.perf_counter() - zero))
             else:
-                work.run["status"] = "ok"
+                run.file.status = "ok"
     finally:
-        _finish(work)
-    return str(work.run["status"])
+        _finish(run)
+    return run.file.status
 
 
-def _skip_reason(work: CaseRun) -> str:
-    server = work.described
-    if missing := server.missing(work.case.engine, work.case.options):
+def _skip_reason(run: CaseRun) -> str:
+    server = run.spec
+    if missing := server.missing(run.case.engine, run.case.options):
         return f"{', '.join(missing)} is not installed"
-    transport = work.scenario.get("transport", "sse")
+    transport = run.scenario.get("transport", "sse")
     return "" if transport in server.transports else f"it does not stream by {transport}"
 
 
-def _prepare(work: CaseRun) -> None:
-    if not work.side.target:
-        launch.prepare_server(
-            work.described, work.case.engine, work.setting.model, work.case.options
-        )
+def _prepare(run: CaseRun) -> None:
+    if not run.target.url:
+        launch.prepare_server(run.spec, run.case.engine, run.context.model, run.case.options)
 
 
-def _launch(work: CaseRun) -> None:
-    if work.side.target:
+def _launch(run: CaseRun) -> None:
+    if run.target.url:
         return
-    server = work.described
-    work.run["summary"] = server.summary
-    work.server = work.stack.enter_context(
+    server = run.spec
+    run.file.summary = server.summary
+    run.server = run.stack.enter_context(
         launch.run_server(
             server,
-            work.case.engine,
-            work.setting.model,
-            work.setting.share,
-            work.folder / "server.log",
-            host=work.setting.workers.listen[0] if work.setting.workers.listen else "127.0.0.1",
-            options=work.case.options,
-            simulated=work.setting.simulated,
-            ready_timeout_s=work.setting.ready_timeout_s,
+            run.case.engine,
+            run.context.model,
+            run.context.share,
+            run.folder / "server.log",
+            host=run.context.workers.listen[0] if run.context.workers.listen else "127.0.0.1",
+            options=run.case.options,
+            simulated=run.context.simulated,
+            ready_timeout_s=run.context.ready_timeout_s,
         )
     )
-    work.run |= {
-        "command": machine.redact_secrets(work.server.command),
-        "startup_s": work.server.startup_s,
-    }
+    run.file.command = machine.redact_secrets(run.server.command)
+    run.file.startup_s = run.server.startup_s
 
 
-def _verify(work: CaseRun, key: str, checks: contract_checks.Checks) -> None:
-    found = contract_checks.verify_server(
-        work.base_url, model=work.setting.model.name, planted=work.planted, checks=checks
+def _verify(run: CaseRun, checks: contract_checks.Checks) -> list[contract_checks.ConformanceCheck]:
+    return contract_checks.verify_server(
+        run.base_url, model=run.context.model.name, planted=run.planted, checks=checks
     )
-    work.run[key] = [asdict(check) for check in found]
-    failed = [check for check in found if not check.ok]
-    _raise_if_ended(work)
-    if failed:
+
+
+def _raise_if_failed(run: CaseRun, results: list[contract_checks.ConformanceCheck]) -> None:
+    _raise_if_ended(run)
+    if failed := [check for check in results if not check.ok]:
         raise CaseFailed("; ".join(f"{check.name}: {check.detail}" for check in failed))
 
 
-def _verify_before(work: CaseRun) -> None:
-    if work.side.target:
+def _verify_before(run: CaseRun) -> None:
+    if run.target.url:
         checks = contract_checks.FOREIGN
     else:
-        server = work.described
+        server = run.spec
         checks = contract_checks.select_checks(server.foreign, server.waives, server.transports)
-        work.run["notes"] += [
+        run.file.notes += [
             f"{server.name} cannot pass the check {name}: see its README.md"
             for name in server.waives
         ]
-    _verify(work, "verify_before", checks)
-    if not work.planted:
-        _compare_answers(work)
+    results = _verify(run, checks)
+    run.file.verify_before = [asdict(check) for check in results]
+    _raise_if_failed(run, results)
+    if not run.planted:
+        _compare_answers(run)
 
 
-def _compare_answers(work: CaseRun) -> None:
+def _compare_answers(run: CaseRun) -> None:
     """No rule says what is right: the campaign's first server is what the others are held against.
     In bfloat16 two engines may honestly part ways at a near tie, so a difference is recorded and
     reported, and does not end the case.
     """
-    said = contract_checks.ask_fixed_prompts(work.base_url, work.setting.model.name)
-    file = work.setting.folder / "answers.json"
+    responses = contract_checks.ask_fixed_prompts(run.base_url, run.context.model.name)
+    file = run.context.folder / "answers.json"
     if not file.exists():
         schema.write_json(
-            file, {"server": work.case.label, "engine": work.case.engine, "answers": said}
+            file, {"server": run.case.label, "engine": run.case.engine, "answers": responses}
         )
     reference = schema.read_json(file)
-    same = sum(a == b for a, b in zip(said, reference["answers"], strict=True)) / len(said)
-    work.run["agreement"] = {"with": f"{reference['server']}/{reference['engine']}", "share": same}
+    same = sum(a == b for a, b in zip(responses, reference["answers"], strict=True)) / len(
+        responses
+    )
+    run.file.agreement = {"with": f"{reference['server']}/{reference['engine']}", "share": same}
 
 
-def _counted_load(work: CaseRun) -> None:
+def _counted_load(run: CaseRun) -> None:
     """The server's own counters, just before and just after, are a witness that does not depend on
     the load generator.
     """
-    before = server_counters.read_when_idle(work.engine_urls)
-    _load(work)
-    work.run["served"] = server_counters.counter_delta(
-        before, server_counters.read_when_idle(work.engine_urls) if before else None
+    before = server_counters.read_when_idle(run.engine_urls)
+    _load(run)
+    run.file.served = server_counters.counter_delta(
+        before, server_counters.read_when_idle(run.engine_urls) if before else None
     )
 
 
-def _load(work: CaseRun) -> None:
-    case, setting, scenario = work.case, work.setting, work.scenario
+def _load(run: CaseRun) -> None:
+    case, context, scenario = run.case, run.context, run.scenario
     task = LoadTask(
-        base_url=work.base_url,
-        model=setting.model.name,
-        planted=work.planted,
+        base_url=run.base_url,
+        model=context.model.name,
+        planted=run.planted,
         scenario=scenario,
         scenario_name=case.scenario,
         users=case.users,
         rate=case.rate,
         duration_s=case.duration_s,
-        clock_zero_s=work.run["clock_zero_s"],
-        seed=f"{setting.seed}/{case.scenario}/{case.repetition}",
+        clock_zero_s=run.file.clock_zero_s,
+        seed=f"{context.seed}/{case.scenario}/{case.repetition}",
     )
     if scenario["arrivals"] == "trace":
-        work.run["notes"].append(
+        run.file.notes.append(
             f"{case.scenario}: {arrivals.count_clipped(scenario):,} of the trace's requests exceed"
             f" the context of {scenario.get('context', arrivals.CONTEXT):,} tokens and were clipped"
         )
     telemetry = None
 
     def watch(status: LoadStatus | None) -> None:
-        _raise_if_ended(work)
+        _raise_if_ended(run)
         if status:
-            work.watch.load(status)
+            run.watch.load(status)
 
     try:
         with locust_process.start_load(
-            work.folder, task, setting.workers, setting.load_cores, setting.web_port
+            run.folder, task, context.workers, context.load_cores, context.web_port
         ) as load:
             assert load.stdout is not None
             if pid := int(load.stdout.readline() or 0):
@@ -288,41 +275,41 @@ def _load(work: CaseRun) -> None:
                         "-m",
                         "loadtests.telemetry",
                         "--out",
-                        str((work.folder / "telemetry.jsonl").resolve()),
+                        str((run.folder / "telemetry.jsonl").resolve()),
                         "--load-pid",
                         str(pid),
                         "--clock-zero",
-                        str(work.run["clock_zero_s"]),
+                        str(run.file.clock_zero_s),
                         "--metrics-of",
-                        work.engine_urls,
-                        *(["--server-pid", *map(str, work.server.pids)] if work.server else []),
+                        run.engine_urls,
+                        *(["--server-pid", *map(str, run.server.pids)] if run.server else []),
                     ],
-                    work.folder / "telemetry.log",
-                    cores=setting.load_cores,
+                    run.folder / "telemetry.log",
+                    cores=context.load_cores,
                 )
             locust_process.wait_for_load(
-                load, work.folder, locust_process.longest_load_s(task, setting.workers), watch
+                load, run.folder, locust_process.longest_load_s(task, context.workers), watch
             )
     except locust_process.LoadFailed as error:
-        full = shutil.disk_usage(work.folder).free < RESERVE_BYTES  # then its log cannot say so
+        full = shutil.disk_usage(run.folder).free < RESERVE_BYTES  # then its log cannot say so
         raise CaseFailed(f"{'no space left on the disk: ' if full else ''}{error}") from None
     finally:
         if telemetry is not None:
             launch.stop_supervised(telemetry)
-        _record_load_status(work)
-        _take_telemetry_notes(work)
+        _record_load_status(run)
+        _take_telemetry_notes(run)
 
 
-def _record_load_status(work: CaseRun) -> None:
-    status = locust_process.read_status(work.folder)
+def _record_load_status(run: CaseRun) -> None:
+    status = locust_process.read_status(run.folder)
     if status is None:
         return
-    work.run["window"] = asdict(status.window) if status.window else None
-    work.run["load_workers"] = [asdict(worker) for worker in status.workers]
-    work.run["warmup"] = asdict(status.warmup) if status.warmup else None
+    run.file.window = asdict(status.window) if status.window else None
+    run.file.load_workers = [asdict(worker) for worker in status.workers]
+    run.file.warmup = asdict(status.warmup) if status.warmup else None
     # a load generator that was killed has counted less than it has written
     if status.state != RUNNING:
-        work.run["counts"] = {
+        run.file.counts = {
             "sent": status.sent,
             "rows": status.rows,
             "locust_requests": status.locust_requests,
@@ -330,13 +317,13 @@ def _record_load_status(work: CaseRun) -> None:
             "cut_off": status.cut_off,
             "planned": status.planned,
         }
-    (work.folder / "load.json").unlink()
+    (run.folder / "load.json").unlink()
 
 
-def _take_telemetry_notes(work: CaseRun) -> None:
-    log = work.folder / "telemetry.log"
+def _take_telemetry_notes(run: CaseRun) -> None:
+    log = run.folder / "telemetry.log"
     if log.exists():
-        work.run["notes"] += [
+        run.file.notes += [
             line
             for line in log.read_text(errors="replace").splitlines()
             if "0 ticks missed" not in line
@@ -344,20 +331,22 @@ def _take_telemetry_notes(work: CaseRun) -> None:
         log.unlink()
 
 
-def _raise_if_ended(work: CaseRun) -> None:
-    if work.server is not None and work.server.ended():
-        raise CaseFailed(f"the server ended by itself {work.server.last_words()}")
+def _raise_if_ended(run: CaseRun) -> None:
+    if run.server is not None and run.server.ended():
+        raise CaseFailed(f"the server ended by itself {run.server.last_words()}")
 
 
-def _verify_after(work: CaseRun) -> None:
-    over_websocket = work.scenario.get("transport") == "websocket"
+def _verify_after(run: CaseRun) -> None:
+    over_websocket = run.scenario.get("transport") == "websocket"
     checks = (*contract_checks.AFTER_LOAD, *([contract_checks.websocket] if over_websocket else []))
-    waived = () if work.side.target else work.described.waives
-    _verify(work, "verify_after", tuple(check for check in checks if check.__name__ not in waived))
+    waived = () if run.target.url else run.spec.waives
+    results = _verify(run, tuple(check for check in checks if check.__name__ not in waived))
+    run.file.verify_after = [asdict(check) for check in results]
+    _raise_if_failed(run, results)
 
 
-def _stop(work: CaseRun) -> None:
-    work.stack.close()
+def _stop(run: CaseRun) -> None:
+    run.stack.close()
 
 
 STAGES = (
@@ -370,17 +359,17 @@ STAGES = (
 )
 
 
-def _finish(work: CaseRun) -> None:
+def _finish(run: CaseRun) -> None:
     try:
-        to_parquet(work.folder)
+        to_parquet(run.folder)
     except OSError as error:
-        if work.run["status"] == "ok":
-            work.run["status"] = (
+        if run.file.status == "ok":
+            run.file.status = (
                 f"failed: tables: {error.strerror}; what was recorded is in the JSON lines"
             )
         raise
     finally:
-        if work.run["status"] == "running":
-            work.run["status"] = "failed: driver: an unexpected error, see the terminal"
-        work.reserve.unlink(missing_ok=True)
-        work.save()
+        if run.file.status == "running":
+            run.file.status = "failed: driver: an unexpected error, see the terminal"
+        run.reserve.unlink(missing_ok=True)
+        run.save()

@@ -7,83 +7,69 @@ equal code, measured as base and head are. Which of the two comes first changes 
 to the next, as does the order of the systems.
 """
 
-import json
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from loadtests.campaign import results_folder
+from loadtests.campaign import analysis_process
 from loadtests.campaign.progress import ProgressWatch
-from loadtests.errors import UsageError
-from loadtests.schema import Case
-from servers.runtime import catalog
+from loadtests.campaign.rounds import Rounds
+from loadtests.schema import Case, GatedSystem, PairedGate
 
 
-def gated_systems(cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """What is compared: {server, engine, scenario, users, rate, duration_s, options}, in the order
-    of the plan.
-    """
+def gated_systems(cases: Sequence[Case]) -> list[GatedSystem]:
+    """What is compared, in the order of the plan."""
     return [
-        {
-            key: value
-            for key, value in case.as_dict().items()
-            if key not in ("index", "repetition", "side")
-        }
+        GatedSystem(
+            case.server,
+            case.engine,
+            case.scenario,
+            case.users,
+            case.rate,
+            case.duration_s,
+            case.options,
+        )
         for case in cases
     ]
 
 
-def gate_rounds(folder: Path, gate: dict[str, Any], watch: ProgressWatch) -> Iterator[list[Case]]:
+def gate_rounds(folder: Path, gate: PairedGate, watch: ProgressWatch) -> Iterator[list[Case]]:
     """One repetition of each system that needs another, until none does, or there is no time for
-    one more that takes as long as the one before. Raises PlanError.
+    one more that takes as long as the one before. Raises UsageError.
     """
-    done = results_folder.set_aside(folder, watch)
-    before = [place for kind in ("cases", "attempts") for place in (folder / kind).glob("*-*")]
-    index = max((int(place.name.split("-")[0]) for place in before), default=0)
-    repetition = max((case.repetition for case in done), default=0)
-    ends = time.monotonic() + 60 * gate["max_minutes"]
-    took: float | None = None
-    asked = _asked(folder) if done else [True] * len(gate["systems"])
-    while systems := [system for system, more in zip(gate["systems"], asked, strict=True) if more]:
-        if took is not None and time.monotonic() + took > ends:
-            watch.say(
-                f"no time for another repetition within --max-minutes {gate['max_minutes']:g}"
-            )
+    rounds = Rounds(folder, watch)
+    repetition = max((case.repetition for case in rounds.done), default=0)
+    ends_s = time.monotonic() + 60 * gate.max_minutes
+    took_s: float | None = None
+    needed = (
+        analysis_process.find_unjudged_systems(folder)
+        if rounds.done
+        else [True] * len(gate.systems)
+    )
+    while systems := [system for system, more in zip(gate.systems, needed, strict=True) if more]:
+        if took_s is not None and time.monotonic() + took_s > ends_s:
+            watch.say(f"no time for another repetition within --max-minutes {gate.max_minutes:g}")
             return
-        began = time.monotonic()
+        began_s = time.monotonic()
         repetition += 1
-        cases = repetition_of(systems, repetition, index, gate["seed"])
-        index += len(cases)
-        watch.plan([*done, *cases], done=len(done), more=True)
-        yield cases
-        done += cases
-        asked = _asked(folder)
-        took = time.monotonic() - began
+        yield rounds.start(repetition_of(systems, repetition, rounds.last_index, gate.seed))
+        needed = analysis_process.find_unjudged_systems(folder)
+        took_s = time.monotonic() - began_s
 
 
 def repetition_of(
-    systems: Sequence[dict[str, Any]], repetition: int, index: int, seed: int
+    systems: Sequence[GatedSystem], repetition: int, last_index: int, seed: int
 ) -> list[Case]:
-    """`index`: of the last case before."""
+    """The cases of one repetition, in order; `last_index` is that of the last case before."""
     first = random.Random(seed).randrange(2)
     swap = (repetition + first) % 2
     sides = ("control", "head", "base") if swap else ("base", "head", "control")
     ordered = systems[::-1] if swap else systems
     return [
-        Case(number, repetition=repetition, side=side, **system)
-        for number, (system, side) in enumerate(
-            ((system, side) for system in ordered for side in sides), index + 1
+        Case(index, repetition=repetition, side=side, **asdict(system))
+        for index, (system, side) in enumerate(
+            ((system, side) for system in ordered for side in sides), last_index + 1
         )
     ]
-
-
-def _asked(folder: Path) -> list[bool]:
-    command = [sys.executable, "-m", "analysis.next_cases", str(folder.resolve())]
-    done = subprocess.run(command, cwd=catalog.ROOT, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise UsageError(f"whether {folder} needs another repetition could not be found: see above")
-    return list(json.loads(done.stdout))

@@ -1,5 +1,5 @@
-"""What fits a GPU's memory: which model is measured if none is named, how many worker processes
-there are, and what is refused, with the sum that shows why, before anything is started.
+"""The budget of a GPU's memory: the default model and number of worker processes, and the refusal
+of cases that cannot fit.
 
 Only processes of one card are counted: the engines here take the first card that they see, and vLLM
 with `tensor_parallel` as many alike. On a machine without a GPU nothing is asked.
@@ -40,13 +40,13 @@ def find_card() -> Card | None:
     if not (visible := visible_indices(gpus)):
         return None
     index = visible[0]
-    said = gpus.describe()[index]
+    described = gpus.describe()[index]
     free = gpus.value(
         index, "memory", lambda handle: int(gpus.nvml.nvmlDeviceGetMemoryInfo(handle).free)
     )
-    if not said["memory_bytes"] or free is None or said["mig"]:
+    if not described["memory_bytes"] or free is None or described["mig"]:
         return None
-    return Card(said["name"] or "a GPU", said["memory_bytes"], free, len(visible))
+    return Card(described["name"] or "a GPU", described["memory_bytes"], free, len(visible))
 
 
 def visible_indices(gpus: Gpus) -> list[int]:
@@ -54,14 +54,14 @@ def visible_indices(gpus: Gpus) -> list[int]:
     rule: numbers or beginnings of UUIDs, and nothing from the first one on that there is not. The
     parts of a card in MIG mode have UUIDs of their own, which are not found.
     """
-    said = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if said is None:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
         return list(range(gpus.count))
     uuids = [
         gpus.value(index, "UUID", gpus.nvml.nvmlDeviceGetUUID) or "" for index in range(gpus.count)
     ]
     found: list[int] = []
-    for name in map(str.strip, said.split(",")):
+    for name in map(str.strip, visible.split(",")):
         index = next(
             (
                 i
@@ -117,7 +117,7 @@ def check_memory(
     count: int,
     card: Card | None,
 ) -> None:
-    """`servers`: by name; `count`: of worker processes. Raises PlanError for the first case that
+    """`servers`: by name; `count`: of worker processes. Raises UsageError for the first case that
     does not fit.
     """
     if card is None or shape is None:  # of a model that is not here yet nothing is known

@@ -19,7 +19,7 @@ def option_combinations(
     servers: Sequence[ServerSpec], wanted: Sequence[str]
 ) -> dict[str, list[dict[str, str]]]:
     """By server: each combination of the options' values that are `wanted`, such as
-    "fastapi_vllm.loop=uvloop,asyncio". Raises PlanError and CatalogError.
+    "fastapi_vllm.loop=uvloop,asyncio". Raises UsageError and CatalogError.
     """
     by_name = {server.name: server for server in servers}
     found: dict[str, list[dict[str, str]]] = {name: [{}] for name in by_name}

@@ -2,20 +2,21 @@
 
 import fcntl
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from loadtests import schema
 from loadtests.campaign.progress import ProgressWatch
 from loadtests.errors import UsageError
-from loadtests.schema import Case
+from loadtests.schema import CampaignFile, Case
 
 # A second command with the same --out continues the first one only if these keys of campaign.json
 # are equal.
 SAME = ("seed", "model", "scenarios", "simulated", "machine_share", "plan", "search", "gate")
 
 
-def open_campaign(folder: Path, campaign: dict[str, Any]) -> None:
-    """Creates it, or makes sure that the one that is there is the same. Raises PlanError."""
+def open_campaign(folder: Path, campaign: CampaignFile) -> None:
+    """Creates it, or makes sure that the one that is there is the same. Raises UsageError."""
+    wanted = campaign.to_json()
     file = folder / "campaign.json"
     if file.exists():
         try:
@@ -29,10 +30,10 @@ def open_campaign(folder: Path, campaign: dict[str, Any]) -> None:
             )
         # A model's shape does not make it another one: that of a hub's is known only once it has
         # been downloaded.
-        before["model"] = (before.get("model") or {}) | {"shape": campaign["model"]["shape"]}
+        before["model"] = (before.get("model") or {}) | {"shape": wanted["model"]["shape"]}
         # with keys that cases have got since, at their defaults
         before["plan"] = [Case(**case).as_dict() for case in before["plan"]]
-        differing = [key for key in SAME if before.get(key) != campaign[key]]
+        differing = [key for key in SAME if before.get(key) != wanted[key]]
         if differing:
             raise UsageError(
                 f"{folder} is a campaign with another {', '.join(differing)}: repeat its command to"
@@ -42,11 +43,11 @@ def open_campaign(folder: Path, campaign: dict[str, Any]) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is neither empty nor a campaign: choose another --out")
     (folder / "cases").mkdir(parents=True, exist_ok=True)
-    schema.write_json(file, campaign)
+    schema.write_json(file, wanted)
 
 
 def lock_folder(folder: Path) -> IO[str]:
-    """Held until this process ends, however it ends. Raises PlanError: a second driver would take
+    """Held until this process ends, however it ends. Raises UsageError: a second driver would take
     the running case for a dead one.
     """
     handle = (folder / "campaign.json").open()
@@ -69,39 +70,45 @@ def unfinished_cases(folder: Path, cases: list[Case], watch: ProgressWatch) -> l
     return [left] if left else []
 
 
-def set_aside(folder: Path, watch: ProgressWatch) -> list[Case]:
-    """Of the cases that are there, whether planned or not, those that have a result."""
-    there = [
+def finished_cases(folder: Path, watch: ProgressWatch) -> list[Case]:
+    """Of the cases that are there, whether planned or not, those that have a result. The others are
+    set aside.
+    """
+    for place in sorted((folder / "cases").glob("*")):
+        if place.is_dir() and not (place / "run.json").exists():  # killed before it had begun
+            watch.say(f"found {place.name}: was interrupted; kept as {_set_aside(folder, place)}")
+    cases = [
         Case(**schema.read_json(file)["case"]) for file in sorted(folder.glob("cases/*/run.json"))
     ]
-    return [case for case in there if _has_result(folder, case, watch)]
+    return [case for case in cases if _has_result(folder, case, watch)]
+
+
+def last_index(folder: Path) -> int:
+    """The largest number that a case of this campaign had, 0 without cases."""
+    files = [file for kind in ("cases", "attempts") for file in folder.glob(f"{kind}/*/run.json")]
+    return max((schema.read_json(file)["case"]["index"] for file in files), default=0)
 
 
 def _has_result(folder: Path, case: Case, watch: ProgressWatch) -> bool:
-    """What a run that was killed or failed left is kept in attempts/, which analysis does not
-    read.
-    """
+    """Sets aside what a run left that was killed, failed or skipped."""
     place = folder / "cases" / case.folder
     if not place.exists():
         return False
-    status = (
-        schema.read_json(place / "run.json")["status"]
-        if (place / "run.json").exists()
-        else "running"
-    )
+    file = place / "run.json"
+    status = schema.read_json(file)["status"] if file.exists() else "running"
     if status == "ok":
         return True
-    kept = next(
-        kept
-        for n in range(1, 1000)
-        if not (kept := folder / "attempts" / f"{place.name}.{n}").exists()
-    )
+    kept = _set_aside(folder, place)
     if not status.startswith("skipped"):
         what = "was interrupted" if status == "running" else status.splitlines()[0]
-        watch.say(
-            f"found case {case.index} ({case.folder}): {what}; kept as attempts/{kept.name}, and"
-            " run again"
-        )
-    kept.parent.mkdir(exist_ok=True)
-    place.rename(kept)
+        watch.say(f"found case {case.index} ({case.folder}): {what}; kept as {kept}, and run again")
     return False
+
+
+def _set_aside(folder: Path, place: Path) -> str:
+    """Moves a case's folder to attempts/, which analysis does not read; its new name."""
+    names = (f"attempts/{place.name}.{n}" for n in range(1, 1000))
+    name = next(name for name in names if not (folder / name).exists())
+    (folder / name).parent.mkdir(exist_ok=True)
+    place.rename(folder / name)
+    return name

@@ -1,64 +1,106 @@
 """A campaign: every case of the plan, one after the other, or round after round those that the
 results so far ask for; then the report.
+
+`prepare` decides everything before anything runs, `run` runs the rounds that one of three sources
+gives: the plan, a search for capacity, or a gate.
 """
 
 import argparse
+import dataclasses
 import datetime
 import os
-import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from loadtests import schema
 from loadtests.accuracy import calibration
-from loadtests.campaign import capacity_rounds, gate_rounds, gpu_memory, results_folder
+from loadtests.campaign import (
+    analysis_process,
+    capacity_rounds,
+    gate_rounds,
+    gpu_memory,
+    results_folder,
+)
 from loadtests.campaign.case import CampaignContext, run_case
 from loadtests.campaign.plan import make_plan, option_combinations
 from loadtests.campaign.progress import ProgressWatch
-from loadtests.campaign.targets import Target, Targets, find_model, target_of_url
+from loadtests.campaign.targets import Target, Targets, find_model_name, target_of_url
 from loadtests.errors import UsageError
 from loadtests.generator import locust_process
-from loadtests.schema import Case
+from loadtests.schema import CampaignFile, CapacitySearch, Case, MachineShare, PairedGate
 from loadtests.telemetry import cores, machine
 from loadtests.workload.scenario import Tables, read_scenarios, with_trace
-from loadtests.workload.traces import TraceError
 from servers.contract import oracle
-from servers.runtime import catalog, errors, launch, models, ports
+from servers.runtime import catalog, launch, models, ports
 
 RESULTS = Path("results")
 SCENARIOS, GPU_SCENARIOS = "interactive,steady", "gpu-chat,gpu-steady"
 
+Source = Callable[[ProgressWatch], Iterable[list[Case]]]  # rounds of cases
+
+
+@dataclass(frozen=True)
+class CampaignPlan:
+    """What is measured. `search` and `gate` choose their cases round by round; then `cases` are
+    only those that they start from.
+    """
+
+    targets: Targets
+    card: gpu_memory.Card | None
+    cases: list[Case]
+    scenarios: Tables
+    search: CapacitySearch | None = None
+    gate: PairedGate | None = None
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """A campaign whose folder is open: `file` is its campaign.json. `report` is "full", "page" or
+    "none".
+    """
+
+    context: CampaignContext
+    file: CampaignFile
+    source: Source
+    calibrated: bool
+    report: str
+
+    @property
+    def folder(self) -> Path:
+        return self.context.folder
+
+    @property
+    def saturation_scenarios(self) -> Sequence[str]:
+        return list(self.file.search.saturation.values()) if self.file.search else []
+
 
 def plan_cases(
-    arguments: argparse.Namespace, side: Target | None = None
+    arguments: argparse.Namespace, target: Target, default_scenarios: str = SCENARIOS
 ) -> tuple[list[Case], Tables]:
-    """Of the servers of that side, if not of this checkout. Raises PlanError, TraceError and
-    CatalogError.
-    """
-    side = side or Target()
+    """The cases and their scenarios. Raises UsageError, TraceError and CatalogError."""
     known = read_scenarios(arguments.scenarios_file)
-    chosen = [name for name in (arguments.scenarios or SCENARIOS).split(",") if name]
+    chosen = [name for name in (arguments.scenarios or default_scenarios).split(",") if name]
     for name in chosen:
         catalog.check_name(name, known, "scenario")
     engines = [name for name in arguments.engines.split(",") if name]
     for name in engines:
         catalog.check_name(name, catalog.ENGINES, "engine")
-    if side.server:
-        servers = [side.server]
-        engines = [] if side.is_external else engines
+    if target.server:
+        servers = [target.server]
+        engines = [] if target.is_external else engines
     elif arguments.servers == "all":
         servers = [
             server
-            for server in catalog.list_servers(side.checkout).values()
+            for server in catalog.list_servers(target.checkout).values()
             if not engines or set(engines) & set(server.engines)
         ]
     else:
         servers = [
-            side.find(name) for name in dict.fromkeys(filter(None, arguments.servers.split(",")))
+            target.find_server(name)
+            for name in dict.fromkeys(filter(None, arguments.servers.split(",")))
         ]
     if not servers or not chosen:
         raise UsageError("nothing to do: name at least one server and one scenario")
@@ -95,6 +137,55 @@ def plan_cases(
     )
 
 
+def plan_campaign(
+    arguments: argparse.Namespace, targets: Targets | None = None, gate: PairedGate | None = None
+) -> CampaignPlan:
+    """`targets` and `gate` are a gate's (loadtests/gate.py). Raises UsageError, TraceError and
+    CatalogError.
+    """
+    targets = targets or {"": target_of_url(arguments.target) if arguments.target else Target()}
+    card = None if arguments.target or arguments.engines == "simulated" else gpu_memory.find_card()
+    cases, scenarios = plan_cases(
+        arguments, targets.get("head") or targets[""], GPU_SCENARIOS if card else SCENARIOS
+    )
+    search = None
+    if arguments.find_capacity:
+        scenarios, search = plan_capacity_search(cases, scenarios, arguments)
+    if gate:
+        gate = dataclasses.replace(gate, systems=gate_rounds.gated_systems(cases))
+    return CampaignPlan(targets, card, cases, scenarios, search, gate)
+
+
+def plan_capacity_search(
+    cases: list[Case], scenarios: Tables, arguments: argparse.Namespace
+) -> tuple[Tables, CapacitySearch]:
+    """The scenarios of a search for capacity, and what it looks for. Raises UsageError."""
+    for option, several in (
+        ("--repeat", arguments.repeat > 1),
+        ("--users", len(arguments.users) > 1),
+        ("--rate", len(arguments.rate) > 1),
+    ):
+        if several:
+            raise UsageError(
+                f"{option}: --find-capacity chooses the loads itself: give one value at most, where"
+                " to begin"
+            )
+    analysis_process.check_slo(arguments.slo)
+    scenarios, saturation = capacity_rounds.search_scenarios(scenarios, arguments.rate)
+    estimates = {
+        case.scenario: case.users if case.users else arguments.rate[0]
+        for case in cases
+        if case.users or arguments.rate
+    }
+    return scenarios, CapacitySearch(
+        slo=arguments.slo,
+        duration_s=arguments.duration,
+        estimates=estimates,
+        saturation=saturation,
+        systems=capacity_rounds.searched_systems(cases),
+    )
+
+
 def print_plan(cases: list[Case]) -> None:
     for case in cases:
         load = f"{case.users} users" if case.users else f"{case.rate:g} requests/s"
@@ -102,227 +193,157 @@ def print_plan(cases: list[Case]) -> None:
         print(f"{case.index:4}  {what} {case.duration_s:g} s  run {case.repetition}")
 
 
-def calibrate_for(
-    cases: list[Case], setting: CampaignContext, arguments: argparse.Namespace, watch: ProgressWatch
-) -> None:
-    """Once for a campaign, at its largest number of users and its highest rate; of a search, those
-    of the round after saturation. Raises PlanError.
+def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> Campaign:
+    """Checks ports and memory, finds or makes the model, and opens the folder. Raises UsageError,
+    LaunchError and OSError.
     """
-    file = setting.folder / "calibration.json"
-    # those on other machines would measure another network
-    if arguments.no_calibration or arguments.listen or file.exists():
-        return
-    watch.say("the load generator measures its own errors: about half a minute")
-    try:
-        found = calibration.calibrate(
-            setting.folder,
-            max((case.users for case in cases if case.users), default=None),
-            max((case.rate for case in cases if case.rate), default=None),
-            calibration.Placement(setting.workers, setting.share.cores, setting.load_cores),
-        )
-    except locust_process.LoadFailed as error:
-        raise UsageError(
-            "the load generator could not be calibrated (--no-calibration leaves that out):"
-            f" {error}"
-        ) from None
-    schema.write_json(file, found)
-
-
-def plan_capacity_search(
-    cases: list[Case], scenarios: Tables, arguments: argparse.Namespace
-) -> tuple[Tables, dict[str, Any]]:
-    """The scenarios of a search for capacity, and what campaign.json says of it. Raises
-    PlanError.
-    """
-    for name, given in (
-        ("--repeat", arguments.repeat > 1),
-        ("--users", len(arguments.users) > 1),
-        ("--rate", len(arguments.rate) > 1),
-    ):
-        if given:
-            raise UsageError(
-                f"{name}: --find-capacity chooses the loads itself: give one value at most, where"
-                " to begin"
-            )
-    capacity_rounds.check_slo(arguments.slo)
-    scenarios, saturation = capacity_rounds.search_scenarios(scenarios, arguments.rate)
-    estimates = {
-        case.scenario: case.users if case.users else arguments.rate[0]
-        for case in cases
-        if case.users or arguments.rate
-    }
-    return scenarios, {
-        "slo": arguments.slo,
-        "duration_s": arguments.duration,
-        "estimates": estimates,
-        "saturation": saturation,
-        "systems": capacity_rounds.searched_systems(cases),
-    }
-
-
-def run_campaign(
-    arguments: argparse.Namespace, sides: Targets | None = None, gate: dict[str, Any] | None = None
-) -> int:
-    """`sides`, `gate`: of a gate (loadtests/gate.py), which measures each case of the plan on both
-    sides, again and again. Raises PlanError, TraceError, CatalogError, LaunchError and OSError.
-    """
-    sides = sides or {"": target_of_url(arguments.target) if arguments.target else Target()}
-    card = None if arguments.target or arguments.engines == "simulated" else gpu_memory.find_card()
-    arguments.scenarios = arguments.scenarios or (GPU_SCENARIOS if card else SCENARIOS)
-    cases, scenarios = plan_cases(arguments, sides.get("head") or sides[""])
-    sought = None
-    if arguments.find_capacity:
-        scenarios, sought = plan_capacity_search(cases, scenarios, arguments)
-    gated = gate and gate | {"systems": gate_rounds.gated_systems(cases)}
-    if arguments.plan:
-        print_plan(cases)
-        return 0
     if arguments.listen:
         host, port = arguments.listen
         ports.check_port(host, port, "--listen")
     if arguments.web_port:
         ports.check_port(locust_process.WEB_HOST, arguments.web_port, "--web-port")
     share = cores.share_cores()
-    share["workers"] = arguments.workers or len(share["server_cores"])
-    share["load_workers"] = arguments.load_workers
-    if any(side.is_external for side in sides.values()):
-        name = find_model(sides, launch.CoreShare((), share["threads"], share["workers"]))
-        model = models.Model(name, "", name in oracle.PLANTED_MODELS)
-    else:
-        real = any(
-            case.engine != "simulated"
-            and not side.find(case.server).missing(case.engine, case.options)
-            for case in cases
-            for side in sides.values()
-        )
-        card = card if real else None
-        model = models.resolve_model(
-            arguments.model or gpu_memory.default_preset(card), needs_weights=real
-        )
-        share["workers"] = arguments.workers or gpu_memory.default_workers(
-            card, model.shape, len(share["server_cores"])
-        )
-        for side in sides.values():
-            gpu_memory.check_memory(
-                cases,
-                {case.server: side.find(case.server) for case in cases},
-                model.shape,
-                share["workers"],
-                card,
-            )
+    model, workers = resolve_model(arguments, plan, share)
+    share |= {"workers": workers, "load_workers": arguments.load_workers}
     folder = arguments.out or RESULTS / f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
-    results_folder.open_campaign(
-        folder,
-        {
-            "schema": schema.SCHEMA,
-            "name": folder.name,
-            "created_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command": machine.redact_secrets(sys.argv[1:]),
-            "seed": arguments.seed,
-            "model": asdict(model) | {"path": Path(model.path).name},
-            "scenarios": {
-                name: t | ({"trace": Path(t["trace"]).name} if "trace" in t else {})
-                for name, t in scenarios.items()
-            },
-            "simulated": arguments.simulated,
-            "machine_share": share,
-            "plan": [] if sought or gated else [case.as_dict() for case in cases],
-            "search": sought,
-            "gate": gated,
-            "manifest": machine.build_manifest(
-                side.server for side in sides.values() if side.server
-            ),
+    file = CampaignFile(
+        schema=schema.SCHEMA,
+        name=folder.name,
+        created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=machine.redact_secrets(sys.argv[1:]),
+        seed=arguments.seed,
+        model=asdict(model) | {"path": Path(model.path).name},
+        scenarios={
+            name: table | ({"trace": Path(table["trace"]).name} if "trace" in table else {})
+            for name, table in plan.scenarios.items()
         },
-    )
-    locked = results_folder.lock_folder(folder)
-    if not share["shared"]:
-        # this process, too, keeps off the server's cores
-        os.sched_setaffinity(0, share["load_cores"])
-    setting = CampaignContext(
-        folder,
-        arguments.seed,
-        model,
-        scenarios,
-        arguments.simulated,
-        launch.CoreShare(
-            () if share["shared"] else tuple(share["server_cores"]),
-            share["threads"],
-            share["workers"],
+        simulated=arguments.simulated,
+        machine_share=share,
+        search=plan.search,
+        gate=plan.gate,
+        plan=[] if plan.search or plan.gate else plan.cases,
+        manifest=machine.build_manifest(
+            target.server for target in plan.targets.values() if target.server
         ),
-        () if share["shared"] else tuple(share["load_cores"]),
-        locust_process.Workers(arguments.load_workers, arguments.listen),
-        sides,
-        arguments.web_port,
-        arguments.ready_timeout,
     )
-    statuses = []
-    with ProgressWatch({name: table["warmup_s"] for name, table in scenarios.items()}) as watch:
+    results_folder.open_campaign(folder, file)
+    context = CampaignContext(
+        folder=folder,
+        seed=arguments.seed,
+        model=model,
+        scenarios=plan.scenarios,
+        simulated=arguments.simulated,
+        share=launch.CoreShare(
+            () if share["shared"] else tuple(share["server_cores"]), share["threads"], workers
+        ),
+        load_cores=() if share["shared"] else tuple(share["load_cores"]),
+        workers=locust_process.Workers(arguments.load_workers, arguments.listen),
+        targets=plan.targets,
+        web_port=arguments.web_port,
+        ready_timeout_s=arguments.ready_timeout,
+    )
+    # load workers on other machines would measure another network
+    calibrated = not (arguments.no_calibration or arguments.listen)
+    return Campaign(context, file, choose_source(folder, plan), calibrated, arguments.report)
+
+
+def resolve_model(
+    arguments: argparse.Namespace, plan: CampaignPlan, share: MachineShare
+) -> tuple[models.Model, int]:
+    """The model, and how many worker processes a server has that has several. Raises UsageError and
+    LaunchError.
+    """
+    all_cores = len(share["server_cores"])
+    targets = plan.targets.values()
+    if any(target.is_external for target in targets):
+        workers = arguments.workers or all_cores
+        name = find_model_name(plan.targets, launch.CoreShare((), share["threads"], workers))
+        return models.Model(name, "", name in oracle.PLANTED_MODELS), workers
+    needs_weights = any(
+        case.engine != "simulated"
+        and not target.find_server(case.server).missing(case.engine, case.options)
+        for case in plan.cases
+        for target in targets
+    )
+    card = plan.card if needs_weights else None
+    model = models.resolve_model(
+        arguments.model or gpu_memory.default_preset(card), needs_weights=needs_weights
+    )
+    workers = arguments.workers or gpu_memory.default_workers(card, model.shape, all_cores)
+    for target in targets:
+        servers = {case.server: target.find_server(case.server) for case in plan.cases}
+        gpu_memory.check_memory(plan.cases, servers, model.shape, workers, card)
+    return model, workers
+
+
+def choose_source(folder: Path, plan: CampaignPlan) -> Source:
+    if plan.search:
+        return partial(capacity_rounds.capacity_rounds, folder, plan.search)
+    if plan.gate:
+        return partial(gate_rounds.gate_rounds, folder, plan.gate)
+    return partial(results_folder.unfinished_cases, folder, plan.cases)
+
+
+def run(campaign: Campaign) -> int:
+    """Exit code: 0, 1 if a case failed, 130 after Ctrl-C. Raises UsageError and OSError."""
+    locked = results_folder.lock_folder(campaign.folder)
+    context, statuses = campaign.context, []
+    if context.load_cores:
+        # this process, too, keeps off the server's cores
+        os.sched_setaffinity(0, context.load_cores)
+    warmups_s = {name: table["warmup_s"] for name, table in context.scenarios.items()}
+    with ProgressWatch(warmups_s) as watch:
         try:
-            for wanted in _case_rounds(folder, cases, sought, gated, watch):
-                if not sought or any(
-                    case.scenario not in sought["saturation"].values() for case in wanted
-                ):
-                    calibrate_for(wanted, setting, arguments, watch)
-                for case in wanted:
+            for cases in campaign.source(watch):
+                if campaign.calibrated:
+                    calibrate(campaign, cases, watch)
+                for case in cases:
                     watch.start(case)
-                    statuses.append(run_case(case, setting, watch))
+                    statuses.append(run_case(case, context, watch))
                     watch.end(statuses[-1])
         except KeyboardInterrupt:
             watch.say(
-                f"interrupted; what was measured is in {folder}, and the same command with --out"
-                f" {folder} continues it"
+                f"interrupted; what was measured is in {campaign.folder}, and the same command with"
+                f" --out {campaign.folder} continues it"
             )
             return 130
     locked.close()
-    if arguments.report != "none":
-        subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "analysis",
-                "report",
-                str(folder),
-                *(["--no-notebooks"] if arguments.report == "page" else []),
-            ],
-            check=False,
-        )
-    failed = [status for status in statuses if status.startswith("failed")]
-    return 1 if failed else 0
+    if campaign.report != "none":
+        analysis_process.make_report(campaign.folder, notebooks=campaign.report != "page")
+    return 1 if any(status.startswith("failed") for status in statuses) else 0
 
 
-def _case_rounds(
-    folder: Path,
-    cases: list[Case],
-    sought: dict[str, Any] | None,
-    gated: dict[str, Any] | None,
-    watch: ProgressWatch,
-) -> Iterable[list[Case]]:
-    if sought:
-        return capacity_rounds.capacity_rounds(folder, sought, watch)
-    return (
-        gate_rounds.gate_rounds(folder, gated, watch)
-        if gated
-        else results_folder.unfinished_cases(folder, cases, watch)
-    )
-
-
-def command(do: Callable[[], int]) -> int:
-    """Its exit code; what it raises becomes one sentence and a 2, Ctrl-C and a closed terminal a
-    clean end and 130.
+def calibrate(campaign: Campaign, cases: list[Case], watch: ProgressWatch) -> None:
+    """Once for a campaign, at its largest number of users and its highest rate; of a search, those
+    of the round after saturation. Raises UsageError.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as cleanly as Ctrl-C does
-    signal.signal(signal.SIGHUP, signal.default_int_handler)
+    context, file = campaign.context, campaign.folder / "calibration.json"
+    if file.exists() or all(case.scenario in campaign.saturation_scenarios for case in cases):
+        return
+    watch.say("the load generator measures its own errors: about half a minute")
     try:
-        launch.check_environment()
-        return do()
-    except (UsageError, TraceError, catalog.CatalogError, errors.LaunchError) as error:
-        print(f"error: {error}", file=sys.stderr)
-    except OSError as error:
-        print(
-            f"error: {error.filename or 'a file'}: {error.strerror or error}: give a folder that"
-            " can be written, with space, by --out",
-            file=sys.stderr,
+        errors = calibration.calibrate(
+            campaign.folder,
+            max((case.users for case in cases if case.users), default=None),
+            max((case.rate for case in cases if case.rate), default=None),
+            calibration.Placement(context.workers, context.share.cores, context.load_cores),
         )
-    except KeyboardInterrupt:
-        return 130
-    return 2
+    except locust_process.LoadFailed as error:
+        raise UsageError(
+            "the load generator could not be calibrated (--no-calibration leaves that out):"
+            f" {error}"
+        ) from None
+    schema.write_json(file, errors)
+
+
+def run_campaign(
+    arguments: argparse.Namespace, targets: Targets | None = None, gate: PairedGate | None = None
+) -> int:
+    """Exit code. `targets` and `gate` are a gate's, which measures each case of the plan on both
+    targets, again and again. Raises UsageError, TraceError, CatalogError, LaunchError and OSError.
+    """
+    plan = plan_campaign(arguments, targets, gate)
+    if arguments.plan:
+        print_plan(plan.cases)
+        return 0
+    return run(prepare(arguments, plan))

@@ -21,21 +21,21 @@ EXTERNAL = "external"  # the engine of what was not started with an engine of ou
 
 @dataclass(frozen=True)
 class Target:
-    """`what`: in words. Servers are those of `checkout`, or there is only `server`, which runs
-    already if it has a `target`, its URL.
+    """What is measured: the servers of `checkout`, or only `server`, which runs already if there is
+    a `url`.
     """
 
-    what: str = "this checkout"
+    description: str = "this checkout"
     checkout: Checkout = HERE
     server: ServerSpec | None = None
-    target: str | None = None
+    url: str | None = None
 
     @property
     def is_external(self) -> bool:
-        """Its model is its own."""
+        """Whether it chooses its model itself."""
         return self.server is not None and self.server.engines == (EXTERNAL,)
 
-    def find(self, name: str) -> ServerSpec:
+    def find_server(self, name: str) -> ServerSpec:
         """Raises CatalogError."""
         return self.server or catalog.find_server(name, self.checkout)
 
@@ -44,7 +44,7 @@ Targets = Mapping[str, Target]  # by Case.side
 
 
 def target_of_revision(revision: str | None) -> Target:
-    """None: the working tree. Raises PlanError."""
+    """None: the working tree. Raises UsageError."""
     if revision is None:
         return Target("the working tree")
     try:
@@ -57,32 +57,32 @@ def target_of_revision(revision: str | None) -> Target:
 
 def target_of_url(url: str, option: str = "--target", name: str = "target") -> Target:
     return Target(
-        f"{option} {url}", server=ServerSpec(name, url, (), (EXTERNAL,), foreign=True), target=url
+        f"{option} {url}", server=ServerSpec(name, url, (), (EXTERNAL,), foreign=True), url=url
     )
 
 
-def target_of_server(wanted: str, option: str) -> Target:
+def target_of_server(text: str, option: str) -> Target:
     """The URL of a running server, a folder with a server.toml, or a command with {port}. Raises
-    PlanError and CatalogError.
+    UsageError and CatalogError.
     """
-    if wanted.startswith(("http://", "https://")):
-        return target_of_url(wanted, option, OWN)
-    folder = Path(wanted).expanduser()
+    if text.startswith(("http://", "https://")):
+        return target_of_url(text, option, OWN)
+    folder = Path(text).expanduser()
     if folder.is_dir():
         if not (folder / "server.toml").is_file():
             raise UsageError(
-                f"{option} {wanted}: the folder has no server.toml: write one (CONTRIBUTING.md says"
+                f"{option} {text}: the folder has no server.toml: write one (CONTRIBUTING.md says"
                 " how), or give a command"
             )
         server = catalog.read_server(folder.resolve() / "server.toml", Checkout(folder.resolve()))
-        return Target(wanted, server=dataclasses.replace(server, name=OWN))
+        return Target(text, server=dataclasses.replace(server, name=OWN))
     try:
-        command = tuple(shlex.split(wanted))
+        command = tuple(shlex.split(text))
     except ValueError as error:
-        raise UsageError(f"{option} {wanted}: not a command: {error}") from None
+        raise UsageError(f"{option} {text}: not a command: {error}") from None
     if not any("{port}" in part for part in command):
         raise UsageError(
-            f"{option} {wanted}: it is neither a URL nor a folder, and as a command it must have"
+            f"{option} {text}: it is neither a URL nor a folder, and as a command it must have"
             " {port} where the port goes, such as 'uvicorn app:app --port {port}'"
         )
     try:
@@ -93,10 +93,10 @@ def target_of_server(wanted: str, option: str) -> Target:
             f"{option}: the command has {error} in braces; double the braces that are its own"
         ) from None
     return Target(
-        wanted,
+        text,
         server=ServerSpec(
             OWN,
-            wanted,
+            text,
             command,
             (EXTERNAL,),
             requires=command[:1],
@@ -107,31 +107,31 @@ def target_of_server(wanted: str, option: str) -> Target:
     )
 
 
-def find_model(sides: Targets, share: launch.CoreShare) -> str:
-    """What the servers of both sides call their model: each is started once. Raises PlanError and
-    LaunchError.
+def find_model_name(targets: Targets, share: launch.CoreShare) -> str:
+    """What all targets call their model; those that do not run yet are started to be asked. Raises
+    UsageError and LaunchError.
     """
-    said = {}
-    for name, side in sides.items():
+    names = {}
+    for name, target in targets.items():
         with ExitStack() as stack:
-            url = side.target
+            url = target.url
             if url is None:
-                assert side.server is not None
+                assert target.server is not None
                 log = Path(
                     stack.enter_context(tempfile.TemporaryDirectory(prefix="serveoff-")),
                     "server.log",
                 )
                 none = models.Model("", "", False)
                 url = stack.enter_context(
-                    launch.run_server(side.server, side.server.engines[0], none, share, log)
+                    launch.run_server(target.server, target.server.engines[0], none, share, log)
                 ).base_url
-            found = contract_checks.verify_server(url, checks=(contract_checks.models,))[0]
-            if not found.ok:
-                raise UsageError(f"{side.what}: {found.detail}")
-            said[name or side.what] = found.detail
-    if len(set(said.values())) > 1:
+            check = contract_checks.verify_server(url, checks=(contract_checks.models,))[0]
+            if not check.ok:
+                raise UsageError(f"{target.description}: {check.detail}")
+            names[name or target.description] = check.detail
+    if len(set(names.values())) > 1:
         raise UsageError(
             "the sides serve different models: "
-            + ", ".join(f"{name} {model!r}" for name, model in said.items())
+            + ", ".join(f"{name} {model!r}" for name, model in names.items())
         )
-    return next(iter(said.values()))
+    return next(iter(names.values()))

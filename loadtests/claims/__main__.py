@@ -60,8 +60,8 @@ def _run(command: list[str]) -> int:
     with subprocess.Popen(command) as campaign:
         try:
             return campaign.wait()
-        except KeyboardInterrupt as why:
-            if why.args:  # Ctrl-C it got itself
+        except KeyboardInterrupt as interrupt:
+            if interrupt.args:  # Ctrl-C it got itself
                 campaign.terminate()
             campaign.wait()
             raise

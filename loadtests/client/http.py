@@ -1,55 +1,31 @@
-"""The measuring instrument: an HTTP/1.1 client that stamps each read of an answer and leaves what
-it says for later.
+"""HTTP/1.1 without sockets: encodes requests, and finds where responses end, not what they say.
 
-In the timed path there is nothing but a read with the kernel's time of arrival and the removal of
-the chunked encoding; what came is read by `loadtests/client/response.py` when it is complete. Plain
-sockets that block, or are cooperative under gevent; the load generator uses
-`loadtests/client/gevent_connection.py`, which has its streams read by `loadtests/client/reader.py`.
-All times are `time.perf_counter()`, in seconds.
+The timed path only stamps each read and removes the chunked encoding. `response.py` parses what
+arrived when it is complete. All times are `time.perf_counter()`, in seconds.
 """
 
-import functools
-import os
-import platform
 import socket
-import ssl
-import struct
-import sys
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-RECV_BYTES = 16384  # a larger buffer would be made, and cut down again, for each event
+from loadtests.client.limits import READ_BYTES
+
 MAX_RESPONSE_BYTES = 64 * 1024 * 1024
 MAX_HEADER_BYTES = 65536
-# The kernel's time of arrival, Linux only: one value for the option and for its control message
-# (asm-generic/socket.h).
-SO_TIMESTAMPNS = (
-    35
-    if sys.platform == "linux"
-    and platform.machine() in ("x86_64", "aarch64")
-    and os.environ.get("SERVEOFF_STAMPS") != "user"
-    else None
-)
-TIMESPEC = struct.Struct("@qq")
-ANCILLARY_BYTES = 64
-MAX_AGE_S = 10.0  # of a stamp that makes sense
-BETWEEN_CLOCKS_S = 20e-6  # reading one after the other takes a tenth of a microsecond
 LAST_CHUNK = b"0\r\n\r\n"
-# by the line before a chunk
+# the size of a chunk, by the line before it
 SIZES = {line % size: size for size in range(1, 4096) for line in (b"%x\r\n", b"%X\r\n")}
 
 
 class ResponseError(Exception):
-    """The answer is not one: why, in a few words that can be counted."""
+    """A broken response. The message is a few words, so that equal causes can be counted."""
 
 
 @dataclass(slots=True)
 class Exchange:
-    """One request and what came back, as it came. `arrived[i]` is when the body had reached
-    `lengths[i]` bytes.
-    """
+    """One request and its response as it arrived: `lengths[i]` bytes of body at `arrived[i]`."""
 
     sent_s: float | None = None
     status: int | None = None
@@ -57,13 +33,13 @@ class Exchange:
     body: bytearray = field(default_factory=bytearray)
     arrived: list[float] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
-    # of each read: how much later than the kernel we saw it, s
+    # how much later than the kernel we saw each read, s
     lags: list[float] = field(default_factory=list)
     done_s: float = 0.0
     error: str | None = None
 
 
-class _Chunked:
+class ChunkedDecoder:
     """Removes the chunked transfer encoding, wherever the reads cut it."""
 
     def __init__(self) -> None:
@@ -72,9 +48,9 @@ class _Chunked:
         self.ended = False
 
     def feed(self, data: bytes, body: bytearray) -> bool:
-        """Whether that was the end."""
+        """Appends to `body` what `data` brings. Returns whether that was the end."""
         position = 0
-        # events mostly come as whole chunks, one in a read, the last ones together
+        # events mostly arrive as whole chunks, one per read, the last ones together
         if not (self.missing or self.rest or self.ended):
             while size := SIZES.get(data[position : (start := data.find(b"\r\n", position) + 2)]):
                 if not data.startswith(b"\r\n", end := start + size):
@@ -126,36 +102,34 @@ class _Chunked:
 
 
 class ClosedEarly(Exception):
-    """The connection was closed before the first byte of an answer; perhaps with words of its
-    own.
+    """The connection was closed before the first byte of a response. A WebSocket may give a reason,
+    which is the message.
     """
 
 
 class Parser(Protocol):
-    """Fills an Exchange, read by read. `keep`: whether the connection may carry another request."""
+    """Fills an Exchange, read by read. `keep`: the connection may be used for another request."""
 
     keep: bool
 
-    def feed(self, data: bytes, at: float, lag: float) -> bool:
-        """One read that arrived `at`; `lag` is how much later we saw it, s. True when the answer is
-        complete. Raises AnswerError.
+    def feed(self, data: bytes, arrived_s: float, lag_s: float) -> bool:
+        """Takes one read; `lag_s` is how much later than `arrived_s` we saw it. Returns whether the
+        response is complete. Raises ResponseError, ClosedEarly.
         """
         ...
 
 
 class ResponseParser:
-    """Takes an answer as it comes, read by read, and fills an Exchange. Knows where the answer
-    ends, not what it says.
-    """
+    """Implements Parser for HTTP/1.1."""
 
     def __init__(self, exchange: Exchange):
         self.exchange = exchange
-        self.head: bytearray | None = bytearray()  # null once it has been read
+        self.head: bytearray | None = bytearray()  # None once it is complete
         self.length: int | None = None
-        self.chunked: _Chunked | None = None
+        self.decoder: ChunkedDecoder | None = None
         self.keep = False
 
-    def feed(self, data: bytes, at: float, lag: float) -> bool:
+    def feed(self, data: bytes, arrived_s: float, lag_s: float) -> bool:
         if self.head is not None:
             if not data:
                 raise (
@@ -164,40 +138,41 @@ class ResponseParser:
             self.head += data
             end = self.head.find(b"\r\n\r\n")
             if end < 0:
-                if len(self.head) > MAX_HEADER_BYTES + RECV_BYTES:
+                if len(self.head) > MAX_HEADER_BYTES + READ_BYTES:
                     raise ResponseError("headers too long")
                 return False
-            self.length, self.chunked, self.keep = _read_head(bytes(self.head[:end]), self.exchange)
+            self.length, self.decoder, self.keep = parse_head(bytes(self.head[:end]), self.exchange)
             data, self.head = bytes(self.head[end + 4 :]), None
         elif not data:
-            if self.chunked is not None or self.length is not None:
+            if self.decoder is not None or self.length is not None:
                 raise ResponseError("connection closed in the answer")
             self.keep = False
-            return True  # without a length, the connection's end is the answer's end
+            return True  # without a length, the connection's end is the response's end
         exchange, complete = self.exchange, False
         body, arrived = exchange.body, exchange.arrived
         if data:
             try:
-                if self.chunked is not None:
-                    complete = self.chunked.feed(data, body)
+                if self.decoder is not None:
+                    complete = self.decoder.feed(data, body)
                 else:
                     body += data
-            finally:  # what came before the encoding broke has its stamp, too
-                # two reads of one segment have one stamp, and its conversion to our clock an error
-                # of some hundred ns
-                arrived.append(at if not arrived or at > arrived[-1] else arrived[-1])
+            finally:  # what arrived before the encoding broke has its stamp, too
+                # two reads of one segment share a stamp, and converting it errs by some hundred ns
+                arrived.append(arrived_s if not arrived or arrived_s > arrived[-1] else arrived[-1])
                 exchange.lengths.append(len(body))
-                exchange.lags.append(lag)
+                exchange.lags.append(lag_s)
         if len(body) > MAX_RESPONSE_BYTES:
             raise ResponseError("answer too long")
         return complete or (self.length is not None and len(body) >= self.length)
 
-    def take(
+    def fill(
         self, head: bytes, body: bytes, arrived: list[float], lags: list[float], lengths: list[int]
     ) -> None:
-        """A whole answer in chunks, which somebody else has removed, as an Exchange holds it."""
+        """Takes a whole response at once, from whose body the native reader has removed the chunked
+        encoding.
+        """
         exchange = self.exchange
-        self.length, self.chunked, self.keep = _read_head(head[:-4], exchange)
+        self.length, self.decoder, self.keep = parse_head(head[:-4], exchange)
         self.head = None
         exchange.body += body
         exchange.arrived += arrived
@@ -205,169 +180,83 @@ class ResponseParser:
         exchange.lags += lags
 
 
-class Connection:
-    """One keep-alive connection. `timeout_s` bounds a whole exchange."""
+class RequestTemplate(NamedTuple):
+    """A request encoded in advance: the bytes around its number, where the protocol can send those
+    as they are, else its body.
+    """
 
-    def __init__(self, base_url: str, timeout_s: float, api_key: str | None = None):
+    before: bytes
+    after: bytes
+    body: bytes = b""
+
+
+class WireProtocol(Protocol):
+    """Encodes requests and makes the parsers of their responses: HTTP/1.1 or WebSocket."""
+
+    whole_responses: bool  # a native reader can find the end of a response
+
+    def start(self, sock: socket.socket, deadline: float) -> None:
+        """Does the handshake on a new, blocking socket. Raises OSError, ResponseError."""
+        ...
+
+    def encode_request(self, path: str, body: bytes, request_id: str) -> bytes: ...
+
+    def make_template(self, path: str, body: bytes, prefix: str) -> RequestTemplate:
+        """Encodes a request in advance, for any connection to the same server, except for the
+        number that follows `prefix` in its X-Request-Id.
+        """
+        ...
+
+    def fill_template(self, template: RequestTemplate, number: int) -> bytes: ...
+
+    def make_parser(self, exchange: Exchange, reply: Callable[[bytes], None]) -> Parser:
+        """`reply` sends what the protocol itself must say while a response arrives."""
+        ...
+
+
+class HttpProtocol:
+    """Implements WireProtocol: HTTP/1.1 with keep-alive, to the server of a base URL."""
+
+    whole_responses = True
+
+    def __init__(self, base_url: str, api_key: str | None = None):
         parts = urlsplit(base_url)
-        self.tls = ssl.create_default_context() if parts.scheme == "https" else None
-        self.host, self.port = parts.hostname or "", parts.port or (443 if self.tls else 80)
-        self.prefix = parts.path.rstrip("/")
-        self.timeout_s = timeout_s
+        self.path_prefix = parts.path.rstrip("/")
         self.headers = (
             f"Host: {parts.netloc}\r\nContent-Type: application/json\r\nAccept-Encoding:"
             " identity\r\n" + (f"Authorization: Bearer {api_key}\r\n" if api_key else "")
         )
-        self.socket: socket.socket | None = None
 
-    def open(self) -> None:
-        """Connects now, so that a later request need not. Raises OSError."""
-        if self.socket is None:
-            self.socket = self._connected()
+    def start(self, sock: socket.socket, deadline: float) -> None:
+        """Does nothing: HTTP/1.1 has no handshake."""
 
-    def _connected(self) -> socket.socket:
-        plain = _connect(self.host, self.port, self.timeout_s)
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self.tls:
-            return self.tls.wrap_socket(plain, server_hostname=self.host)
-        if SO_TIMESTAMPNS is not None:
-            plain.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-        return plain
-
-    def close(self) -> None:
-        if self.socket is not None:
-            self.socket.close()
-            self.socket = None
-
-    def post(self, path: str, body: bytes, exchange: Exchange, request_id: str = "") -> None:
-        """Sends the request and reads the answer into `exchange`, which holds what came also if
-        this raises (a killed greenlet). A server that logs X-Request-Id can be held against our
-        rows.
-        """
-        deadline = time.perf_counter() + self.timeout_s
-        try:
-            for attempt in ("kept alive", "new"):
-                reused = self.socket is not None
-                try:
-                    self.open()
-                    request, answer = self._request(path, body, request_id), self._answer(exchange)
-                    exchange.sent_s = exchange.sent_s or time.perf_counter()
-                    self._exchange(request, answer, deadline)
-                    break
-                except (ConnectionError, ClosedEarly):
-                    # The server may have closed an idle connection in the same moment: nothing was
-                    # answered, so ask once more.
-                    self.close()
-                    if not reused or attempt == "new" or exchange.status is not None:
-                        raise
-        except ClosedEarly as error:
-            exchange.error = str(error) or "connection closed before an answer"
-        except ResponseError as error:
-            exchange.error = str(error)
-        except TimeoutError:
-            exchange.error = "timeout"
-        except ConnectionRefusedError:
-            exchange.error = "connection refused"
-        except (ConnectionError, ssl.SSLError, OSError) as error:
-            exchange.error = f"connection failed: {error.strerror or error}"
-        finally:
-            complete = exchange.error is None and exchange.arrived
-            exchange.done_s = exchange.arrived[-1] if complete else time.perf_counter()
-            if exchange.error is not None:
-                self.close()
-
-    def _request(self, path: str, body: bytes, request_id: str) -> bytes:
+    def encode_request(self, path: str, body: bytes, request_id: str) -> bytes:
         identity = f"X-Request-Id: {request_id}\r\n" if request_id else ""
         return (
-            f"POST {self.prefix}{path} HTTP/1.1\r\n{self.headers}{identity}Content-Length:"
+            f"POST {self.path_prefix}{path} HTTP/1.1\r\n{self.headers}{identity}Content-Length:"
             f" {len(body)}\r\n\r\n".encode()
             + body
         )
 
-    def _answer(self, exchange: Exchange) -> Parser:
+    def encode_get(self, path: str) -> bytes:
+        """Encodes a GET after whose response the server closes the connection."""
+        return (
+            f"GET {self.path_prefix}{path} HTTP/1.1\r\n{self.headers}Connection: close\r\n\r\n"
+        ).encode()
+
+    def make_template(self, path: str, body: bytes, prefix: str) -> RequestTemplate:
+        before, _, after = self.encode_request(path, body, prefix + "\0").partition(b"\0")
+        return RequestTemplate(before, after)
+
+    def fill_template(self, template: RequestTemplate, number: int) -> bytes:
+        return b"%b%d%b" % (template.before, number, template.after)
+
+    def make_parser(self, exchange: Exchange, reply: Callable[[bytes], None]) -> Parser:  # noqa: ARG002 - HTTP/1.1 never replies
         return ResponseParser(exchange)
 
-    def _exchange(self, request: bytes, answer: Parser, deadline: float) -> None:
-        assert self.socket is not None
-        self.socket.settimeout(remaining_or_timeout(deadline))
-        self.socket.sendall(request)
-        self._receive(answer, deadline)
-        if not answer.keep:
-            self.close()
 
-    def _receive(self, answer: Parser, deadline: float) -> None:
-        assert self.socket is not None
-        complete = False
-        while not complete:
-            # before each read: a server that drips must not begin the bound anew
-            self.socket.settimeout(remaining_or_timeout(deadline))
-            complete = answer.feed(*self._read())
-
-    def _read(self) -> tuple[bytes, float, float]:
-        assert self.socket is not None
-        return read_stamped(self.socket)
-
-
-@functools.lru_cache
-def _resolved(host: str, port: int) -> list[tuple[int, Any]]:
-    """(family, address) pairs, asked for once: under gevent a thread does that, and it costs more
-    than the rest of connecting.
-    """
-    return [
-        (family, address)
-        for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    ]
-
-
-def _connect(host: str, port: int, timeout_s: float) -> socket.socket:
-    """Like socket.create_connection: to the first address that answers."""
-    problem = OSError("no address")
-    for family, address in _resolved(host, port):
-        plain = socket.socket(family)
-        try:
-            plain.settimeout(timeout_s)
-            plain.connect(address)
-            return plain
-        except OSError as error:
-            plain.close()
-            problem = error
-    raise problem
-
-
-def read_stamped(sock: socket.socket) -> tuple[bytes, float, float]:
-    """(data, arrival, lag): arrival by the kernel's stamp where there is one, on our clock; lag is
-    how much later we saw it, s.
-
-    The stamp is of the wall clock. Its age is the difference to the wall clock now, so no offset
-    between the clocks has to be known; if the wall clock was set in between, the age makes no
-    sense, and our own time is taken.
-    """
-    if SO_TIMESTAMPNS is None or isinstance(sock, ssl.SSLSocket):
-        return sock.recv(RECV_BYTES), time.perf_counter(), 0.0
-    data, ancillary, _, _ = sock.recvmsg(RECV_BYTES, ANCILLARY_BYTES)
-    at = time.perf_counter()
-    if ancillary:
-        wall_ns = time.time_ns()
-        # we lost the core between the two clocks: together again
-        while time.perf_counter() - at > BETWEEN_CLOCKS_S:
-            at = time.perf_counter()
-            wall_ns = time.time_ns()
-        seconds, nanoseconds = TIMESPEC.unpack_from(ancillary[0][2])
-        age = (wall_ns - seconds * 1_000_000_000 - nanoseconds) * 1e-9
-        if 0 <= age < MAX_AGE_S:
-            return data, at - age, age
-    return data, at, 0.0
-
-
-def remaining_or_timeout(deadline: float) -> float:
-    left = deadline - time.perf_counter()
-    if left <= 0:
-        raise TimeoutError
-    return left
-
-
-def _read_head(head: bytes, exchange: Exchange) -> tuple[int | None, _Chunked | None, bool]:
-    """(length of the body if given, decoder if chunked, keep the connection)."""
+def parse_head(head: bytes, exchange: Exchange) -> tuple[int | None, ChunkedDecoder | None, bool]:
+    """Returns (length of the body if given, decoder if chunked, whether to keep the connection)."""
     first, *lines = head.split(b"\r\n")
     parts = first.split(None, 2)
     if (
@@ -385,10 +274,13 @@ def _read_head(head: bytes, exchange: Exchange) -> tuple[int | None, _Chunked | 
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         raise ResponseError("compressed although identity was asked for")
     exchange.content_type = headers.get(b"content-type", b"").decode("latin-1").lower()
-    chunked = _Chunked() if b"chunked" in headers.get(b"transfer-encoding", b"").lower() else None
+    chunked = (
+        ChunkedDecoder() if b"chunked" in headers.get(b"transfer-encoding", b"").lower() else None
+    )
     length = headers.get(b"content-length")
     if length is not None and not (length.isdigit() and len(length) < 19):
         raise ResponseError("broken Content-Length")
     connection = headers.get(b"connection", b"").lower()
     keep = b"close" not in connection and (parts[0] == b"HTTP/1.1" or b"keep-alive" in connection)
-    return (int(length) if length is not None and chunked is None else None), chunked, keep
+    size = int(length) if length is not None and not chunked else None
+    return size, ChunkedDecoder() if chunked else None, keep

@@ -1,283 +1,279 @@
-"""The socket reader in C (native.c): a thread that needs no interpreter."""
+"""The native socket reader (native.c): a thread that needs no interpreter."""
 
 import ctypes
-import functools
-import hashlib
 import math
 import os
-import shutil
 import socket
 import subprocess
-import sys
-import tempfile
 from array import array
 from collections import deque
 from collections.abc import Callable
+from ctypes import POINTER, c_char_p, c_double, c_int, c_int64, c_void_p
 from pathlib import Path
 
 import gevent
 
-from loadtests.client.reader import (
-    ENDED,
-    READABLE,
+from loadtests.client.compiler import compile_once
+from loadtests.client.limits import ENDED, compiler_definitions
+from loadtests.client.python_reader import READABLE, PythonReader
+from loadtests.client.reader_types import (
     Listener,
-    PythonReader,
     ReaderStream,
     Received,
     ScheduledRequest,
     SendOutcome,
-    SocketReader,
 )
 
-SOURCE, *INCLUDED = (Path(__file__).with_name(f"{name}.c") for name in ("native", "due"))
+SOURCE = Path(__file__).with_name("native.c")
 
 
-READ_WORDS = 3  # arrival, lag, bytes until then
+# --- what native.c declares
 
 
-class _Shared(ctypes.Structure):
+class SharedFields(ctypes.Structure):
+    """struct shared"""
+
     _fields_ = (
-        ("sent", ctypes.c_int64),
-        ("bytes", ctypes.c_int64),
-        ("until_s", ctypes.c_double),
-        ("thread", ctypes.c_int64),
+        ("sent", c_int64),
+        ("bytes", c_int64),
+        ("until_s", c_double),
+        ("thread_id", c_int64),
     )
 
 
-class _Response(ctypes.Structure):
+class ResponseFields(ctypes.Structure):
+    """The first fields of struct response"""
+
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("stream", "why", "bytes", "head", "reads", "number")),
-        ("sent_s", ctypes.c_double),
-        ("unsent", ctypes.c_int64),
-        ("data", ctypes.c_void_p),
-        ("read", ctypes.c_void_p),
+        ("connection", c_int64),
+        ("reason", c_int64),
+        ("bytes", c_int64),
+        ("head_bytes", c_int64),
+        ("read_count", c_int64),
+        ("next_number", c_int64),
+        ("next_sent_s", c_double),
+        ("next_unsent", c_int64),
+        ("data", c_void_p),
+        ("reads", c_void_p),
     )
 
 
-class _ScheduledSend(ctypes.Structure):
+class ScheduledFields(ctypes.Structure):
+    """struct scheduled"""
+
     _fields_ = (
-        ("at_s", ctypes.c_double),
-        ("sent_s", ctypes.c_double),
-        ("before", ctypes.c_void_p),
-        ("after", ctypes.c_void_p),
-        *(
-            (name, ctypes.c_int64)
-            for name in ("before_bytes", "after_bytes", "stream", "number", "unsent")
-        ),
+        ("at_s", c_double),
+        ("sent_s", c_double),
+        ("before", c_void_p),
+        ("after", c_void_p),
+        ("before_bytes", c_int64),
+        ("after_bytes", c_int64),
+        ("connection", c_int64),
+        ("number", c_int64),
+        ("unsent", c_int64),
     )
+
+
+READ_WORDS = 3  # of struct read: arrival, lag, end; 8 bytes each
+
+AROUND_NUMBER = (c_char_p, c_int64, c_char_p, c_int64)  # before, its length, after, its length
+FUNCTIONS = {  # by name: the type of the result, and those of the arguments
+    "reader_start": (c_int,),
+    "reader_shared": (POINTER(SharedFields),),
+    "reader_next_number": (c_int64,),
+    "reader_watch": (c_void_p, c_int, c_int64),
+    "reader_prepare": (None, c_void_p, *AROUND_NUMBER),
+    "reader_next_response": (c_void_p,),
+    "reader_stop": (c_void_p, c_void_p),
+    "reader_free": (None, c_void_p),
+    "reader_pop_stall": (c_int, c_void_p, c_void_p),
+    "reader_schedule": (c_int, c_double, *AROUND_NUMBER),
+    "reader_next_outcome": (c_void_p,),
+    "reader_cancel_schedule": (None,),
+    "reader_return_idle": (c_void_p, c_int, c_int64),
+    "reader_acquire_idle": (c_int64,),
+}
+
+
+def load_library() -> ctypes.CDLL | None:
+    """Compiles native.c if this version has not been compiled before; None if that fails here."""
+    try:
+        options = ["-shared", "-fPIC", "-pthread", *compiler_definitions()]
+        path = compile_once(SOURCE, ".so", options)
+        library = None if path is None else ctypes.CDLL(str(path))
+    except (OSError, RuntimeError, subprocess.CalledProcessError):
+        return None
+    for name, (result, *arguments) in FUNCTIONS.items() if library else ():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+# --- the reader
 
 
 class NativeReader:
-    """Also sends requests when they are due (`schedule`), without waiting for the interpreter."""
+    """Implements SocketReader, and also sends scheduled requests without waiting for Python."""
 
-    reader = "c"
+    kind = "c"
 
     def __init__(self, library: ctypes.CDLL):
         self.library = library
-        for name, result, *arguments in (
-            ("begin", ctypes.c_int),
-            ("shared", ctypes.POINTER(_Shared)),
-            ("number", ctypes.c_int64),
-            ("take", ctypes.c_void_p),
-            ("watch", ctypes.c_void_p, ctypes.c_int, ctypes.c_int64),
-            ("free", None, ctypes.c_void_p),
-            (
-                "prepare",
-                None,
-                ctypes.c_void_p,
-                ctypes.c_char_p,
-                ctypes.c_int64,
-                ctypes.c_char_p,
-                ctypes.c_int64,
-            ),
-            ("leave", ctypes.c_void_p, ctypes.c_void_p),
-            ("stall", ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p),
-            ("offer", ctypes.c_void_p, ctypes.c_int, ctypes.c_int64),
-            ("sent", ctypes.c_void_p),
-            ("cancel", None),
-            ("take_idle", ctypes.c_int64),
-            (
-                "schedule",
-                ctypes.c_int,
-                ctypes.c_double,
-                ctypes.c_char_p,
-                ctypes.c_int64,
-                ctypes.c_char_p,
-                ctypes.c_int64,
-            ),
-        ):
-            function = getattr(library, f"streams_{name}")
-            function.restype, function.argtypes = result, arguments
-        if (descriptor := library.streams_begin()) < 0:
+        if (descriptor := library.reader_start()) < 0:
             raise OSError(-descriptor, os.strerror(-descriptor))
-        self.shared: _Shared = library.streams_shared().contents
+        self.shared: SharedFields = library.reader_shared().contents
         self.shared.until_s = math.inf
-        self.listeners: dict[int, Listener] = {}
-        self.watched = 0
-        # whose texts are read in C, until it is told of them
-        self.scheduled: deque[ScheduledRequest] = deque()
+        self.listeners: dict[int, Listener] = {}  # by the id of their connection in C
+        self.last_id = 0
+        self.scheduled: deque[ScheduledRequest] = deque()  # C reads their texts until the outcome
         self.watcher = gevent.get_hub().loop.io(descriptor, READABLE, ref=False)
-        self.watcher.start(self.tell)
+        self.watcher.start(self.drain_notifications)
+        self._python_reader: PythonReader | None = None
 
-    thread = property(lambda self: self.shared.thread)
-    waiting = property(lambda self: len(self.scheduled))
-    sent = property(
-        lambda self: self.shared.sent, lambda self, sent: setattr(self.shared, "sent", sent)
-    )
-    bytes = property(lambda self: self.shared.bytes + ("loop" in self.__dict__ and self.loop.bytes))
-    until_s = property(
-        lambda self: self.shared.until_s,
-        lambda self, until_s: setattr(self.shared, "until_s", until_s),
-    )
+    @property
+    def thread_id(self) -> int | None:
+        return int(self.shared.thread_id)
 
-    @functools.cached_property
-    def loop(self) -> PythonReader:
-        """Reads what is not plain: made when it is needed, since it looks for stalls two hundred
-        times a second.
+    @property
+    def unreported(self) -> int:
+        return len(self.scheduled)
+
+    @property
+    def sent(self) -> int:
+        return int(self.shared.sent)
+
+    @sent.setter
+    def sent(self, sent: int) -> None:
+        self.shared.sent = sent
+
+    @property
+    def bytes(self) -> int:
+        by_python = self._python_reader.bytes if self._python_reader else 0
+        return int(self.shared.bytes) + by_python
+
+    @property
+    def until_s(self) -> float:
+        return float(self.shared.until_s)
+
+    @until_s.setter
+    def until_s(self, until_s: float) -> None:
+        self.shared.until_s = until_s
+
+    @property
+    def python_reader(self) -> PythonReader:
+        """Reads what is not plain. Made on first use, since it looks for stalls 200 times per
+        second.
         """
-        return PythonReader()
+        if self._python_reader is None:
+            self._python_reader = PythonReader()
+        return self._python_reader
 
-    def number(self) -> int:
-        return int(self.library.streams_number())
+    def next_request_number(self) -> int:
+        return int(self.library.reader_next_number())
 
-    def count(self, received: int) -> None:
-        self.loop.count(received)
+    def count_bytes(self, received: int) -> None:
+        self.python_reader.count_bytes(received)
 
-    def take_stalls(self) -> list[tuple[float, float]]:
-        found, start_s, end_s = [], ctypes.c_double(), ctypes.c_double()
-        while self.library.streams_stall(ctypes.byref(start_s), ctypes.byref(end_s)):
-            found.append((start_s.value, end_s.value))
-        return sorted(found + (self.loop.take_stalls() if "loop" in self.__dict__ else []))
+    def pop_stalls(self) -> list[tuple[float, float]]:
+        stalls, start_s, end_s = [], c_double(), c_double()
+        while self.library.reader_pop_stall(ctypes.byref(start_s), ctypes.byref(end_s)):
+            stalls.append((start_s.value, end_s.value))
+        return sorted(stalls + (self._python_reader.pop_stalls() if self._python_reader else []))
 
-    def watch(self, connection: socket.socket, listener: Listener, plain: bool) -> ReaderStream:
-        if not plain:
-            return self.loop.watch(connection, listener, plain)
-        return self._stream(self.library.streams_watch, connection, listener)
-
-    def offer(self, connection: socket.socket, listener: Listener) -> ReaderStream:
-        """A request that is due may be sent on this connection, over HTTP/1; then its answer is
-        read as that of one that is watched.
-        """
-        return self._stream(self.library.streams_offer, connection, listener)
-
-    def take_idle(self) -> Listener | None:
-        """Of the connection that was offered last, which is no longer; null if none is idle. Its
-        stream is gone.
-        """
-        number = self.library.streams_take_idle()
-        return self.listeners.pop(number) if number else None
-
-    def _stream(
-        self, begin: Callable[[int, int], int | None], connection: socket.socket, listener: Listener
+    def watch(
+        self, connection: socket.socket, listener: Listener, whole_responses: bool
     ) -> ReaderStream:
-        self.watched += 1
-        if not (address := begin(connection.fileno(), self.watched)):
+        if not whole_responses:
+            return self.python_reader.watch(connection, listener, whole_responses)
+        return self._new_stream(self.library.reader_watch, connection, listener)
+
+    def return_idle(self, connection: socket.socket, listener: Listener) -> ReaderStream:
+        """Lends an idle HTTP/1 connection, on which a scheduled request may be sent. Its response
+        is then read as after `watch`.
+        """
+        return self._new_stream(self.library.reader_return_idle, connection, listener)
+
+    def acquire_idle(self) -> Listener | None:
+        """Takes back the idle connection that was used last; None if there is none. Its stream is
+        gone.
+        """
+        connection_id = self.library.reader_acquire_idle()
+        return self.listeners.pop(connection_id) if connection_id else None
+
+    def _new_stream(
+        self,
+        create: Callable[[int, int], int | None],
+        connection: socket.socket,
+        listener: Listener,
+    ) -> ReaderStream:
+        self.last_id += 1
+        if not (address := create(connection.fileno(), self.last_id)):
             raise OSError("the kernel watches no more connections")
-        self.listeners[self.watched] = listener
-        return NativeStream(self, self.watched, address)
+        self.listeners[self.last_id] = listener
+        return NativeStream(self, self.last_id, address)
 
     def schedule(self, at_s: float, request: ScheduledRequest) -> bool:
-        """To be sent at that time of `time.perf_counter()`, which is not before that of one that
-        was given earlier. The loop tells what became of it, some milliseconds later at most. False:
-        so many wait that there is no room for it.
+        """Schedules a request for `at_s` (of `time.perf_counter()`; must not decrease). Its outcome
+        is reported a few milliseconds later at most. Returns False if too many are waiting.
         """
         before, after, _ = request
-        if not self.library.streams_schedule(at_s, before, len(before), after, len(after)):
+        if not self.library.reader_schedule(at_s, before, len(before), after, len(after)):
             return False
         self.scheduled.append(request)
         return True
 
-    def cancel(self) -> None:
-        """What is not yet due is not sent, and nobody is told of what was."""
-        self.library.streams_cancel()
+    def cancel_schedule(self) -> None:
+        """Drops all scheduled requests that are not due yet, and all unreported outcomes."""
+        self.library.reader_cancel_schedule()
         self.scheduled.clear()
 
     def close(self) -> None:
-        if "loop" in self.__dict__:
-            self.loop.close()
+        if self._python_reader:
+            self._python_reader.close()
 
-    def tell(self) -> None:
-        while address := self.library.streams_sent():
-            due = _ScheduledSend.from_address(address)
-            found = SendOutcome(self.listeners.get(due.stream), due.number, due.sent_s, due.unsent)
-            self.scheduled.popleft().told(found)
-        while address := self.library.streams_take():
-            stream, came = self.came(address)
-            self.listeners[stream].came(came)
+    def drain_notifications(self) -> None:
+        while address := self.library.reader_next_outcome():
+            fields = ScheduledFields.from_address(address)
+            listener = self.listeners.get(fields.connection)
+            outcome = SendOutcome(listener, fields.number, fields.sent_s, fields.unsent)
+            self.scheduled.popleft().on_outcome(outcome)
+        while address := self.library.reader_next_response():
+            connection_id, received = self.read_response(address)
+            self.listeners[connection_id].on_response(received)
 
-    def came(self, address: int) -> tuple[int, Received]:
-        answer = _Response.from_address(address)
-        stream, data, head, body = answer.stream, answer.data, answer.bytes, 0
-        if answer.why == ENDED:
-            head, body = answer.head, answer.bytes
-        reads = ctypes.string_at(answer.read, 8 * READ_WORDS * answer.reads)
+    def read_response(self, address: int) -> tuple[int, Received]:
+        """Copies a struct response and frees it. Returns the id of its connection, too."""
+        fields = ResponseFields.from_address(address)
+        connection_id, data, head, body = fields.connection, fields.data, fields.bytes, 0
+        if fields.reason == ENDED:
+            head, body = fields.head_bytes, fields.bytes
+        reads = ctypes.string_at(fields.reads, 8 * READ_WORDS * fields.read_count)
         times = array("d", reads)
-        came = Received(
-            answer.why,
+        received = Received(
+            fields.reason,
             ctypes.string_at(data, head),
             times[::READ_WORDS].tolist(),
             times[1::READ_WORDS].tolist(),
             array("q", reads)[2::READ_WORDS].tolist(),
             ctypes.string_at(data + head, body),
-            answer.number,
-            answer.sent_s,
-            answer.unsent,
+            fields.next_number,
+            fields.next_sent_s,
+            fields.next_unsent,
         )
-        self.library.streams_free(address)
-        return stream, came
+        self.library.reader_free(address)
+        return connection_id, received
 
 
 class NativeStream:
-    def __init__(self, streams: NativeReader, number: int, address: int):
-        self.streams, self.number, self.address = streams, number, address
+    def __init__(self, reader: NativeReader, connection_id: int, address: int):
+        self.reader, self.connection_id, self.address = reader, connection_id, address
 
     def prepare(self, before: bytes, after: bytes) -> None:
-        self.streams.library.streams_prepare(self.address, before, len(before), after, len(after))
+        self.reader.library.reader_prepare(self.address, before, len(before), after, len(after))
 
-    def leave(self) -> list[Received]:
-        del self.streams.listeners[self.number]
-        found = []
-        while address := self.streams.library.streams_leave(self.address):
-            found.append(self.streams.came(address)[1])
-        return found
-
-
-def compile_library() -> ctypes.CDLL | None:
-    """Once for each version of the source, also if two processes come together; null if that is not
-    possible here.
-    """
-    try:
-        folder = Path(
-            os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "serveoff", "streams"
-        )
-        folder.mkdir(parents=True, exist_ok=True)
-        text = b"".join(file.read_bytes() for file in (SOURCE, *INCLUDED))
-        library = folder / f"{hashlib.sha256(text).hexdigest()[:16]}.so"
-        if not library.exists():
-            compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-            if compiler is None:
-                return None
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                made = Path(scratch, library.name)
-                subprocess.run(
-                    [compiler, "-O2", "-shared", "-fPIC", "-pthread", "-o", made, SOURCE],
-                    check=True,
-                    capture_output=True,
-                )
-                made.rename(library)
-        return ctypes.CDLL(str(library))
-    # the second: a user without a home
-    except (OSError, RuntimeError, subprocess.CalledProcessError):
-        return None
-
-
-@functools.cache
-def socket_reader() -> SocketReader:
-    """One in a process, which must not fork afterwards."""
-    if (
-        sys.platform == "linux"
-        and os.environ.get("SERVEOFF_STREAMS") != "python"
-        and (library := compile_library())
-    ):
-        return NativeReader(library)
-    return PythonReader()
+    def stop_reading(self) -> list[Received]:
+        del self.reader.listeners[self.connection_id]
+        undelivered = []
+        while address := self.reader.library.reader_stop(self.address):
+            undelivered.append(self.reader.read_response(address)[1])
+        return undelivered

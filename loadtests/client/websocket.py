@@ -1,15 +1,12 @@
-"""The measuring instrument on a WebSocket: exchanges, stamps and errors of
-`loadtests/client/http.py`, and another way over the wire.
+"""WebSocket: encodes requests as messages, and finds where responses end.
 
-Protocol and handshake are wsproto's, which does no I/O: a read has its stamp before wsproto sees
-it. What comes is kept as an SSE server would have sent it, so that `loadtests/client/response.py`
-and all behind it need not know. `servers/contract/api.py` says what the messages are.
+wsproto does the protocol and the handshake without I/O, so a read has its stamp before wsproto sees
+it. An Exchange holds what arrived as an SSE server would have sent it, so that `response.py` and
+its users need not know. `servers/contract/api.py` defines the messages.
 """
 
 import socket
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,50 +25,42 @@ from wsproto.utilities import RemoteProtocolError
 
 from loadtests.client.http import (
     MAX_RESPONSE_BYTES,
-    RECV_BYTES,
     ClosedEarly,
-    Connection,
     Exchange,
     Parser,
+    RequestTemplate,
     ResponseError,
-    remaining_or_timeout,
 )
+from loadtests.client.limits import READ_BYTES
+from loadtests.client.transport import remaining_or_timeout
 from servers.contract.api import SSE_CONTENT_TYPE, status_of_end
 
 FIELD = b"data: "
-# between JSON's tokens they mean the same, and in SSE they would end the line
+# between JSON's tokens all white space means the same, but in SSE these would end the line
 TO_SPACES = bytes.maketrans(b"\r\n", b"  ")
 
 
-class WebSocketConnection(Connection):
-    """Opening it includes the handshake, at `path`; then it is kept for all requests."""
+class WebSocketProtocol:
+    """Implements WireProtocol. One handshake at `path` is for all requests."""
 
-    def __init__(self, base_url: str, timeout_s: float, api_key: str | None, path: str):
-        super().__init__(base_url, timeout_s, api_key)
+    whole_responses = False
+
+    def __init__(self, base_url: str, api_key: str | None, path: str):
+        parts = urlsplit(base_url)
         self.upgrade = Request(
-            host=urlsplit(base_url).netloc,
-            target=self.prefix + path,
+            host=parts.netloc,
+            target=parts.path.rstrip("/") + path,
             extra_headers=[(b"Authorization", f"Bearer {api_key}".encode())] if api_key else [],
         )
         self.protocol = WSConnection(ConnectionType.CLIENT)
 
-    def _connected(self) -> socket.socket:
-        """Raises AnswerError, too: an upgrade that is refused."""
-        connected = super()._connected()
-        try:
-            self._shake_hands(connected)
-        except BaseException:
-            connected.close()
-            raise
-        return connected
-
-    def _shake_hands(self, connected: socket.socket) -> None:
-        deadline = time.perf_counter() + self.timeout_s
+    def start(self, sock: socket.socket, deadline: float) -> None:
+        """Raises ResponseError if the server refuses the upgrade."""
         self.protocol = WSConnection(ConnectionType.CLIENT)
-        connected.sendall(self.protocol.send(self.upgrade))
+        sock.sendall(self.protocol.send(self.upgrade))
         while self.protocol.state is ConnectionState.CONNECTING:
-            connected.settimeout(remaining_or_timeout(deadline))
-            if not (data := connected.recv(RECV_BYTES)):
+            sock.settimeout(remaining_or_timeout(deadline))
+            if not (data := sock.recv(READ_BYTES)):
                 raise ResponseError("connection closed in the handshake")
             try:
                 self.protocol.receive_data(data)
@@ -83,31 +72,32 @@ class WebSocketConnection(Connection):
                 if isinstance(event, AcceptConnection):
                     return
 
-    def _request(self, _path: str, body: bytes, _request_id: str) -> bytes:
+    def encode_request(self, path: str, body: bytes, request_id: str) -> bytes:  # noqa: ARG002 - a message has neither
         return self.protocol.send(TextMessage(body.decode()))
 
-    def _answer(self, exchange: Exchange) -> Parser:
-        return MessageParser(exchange, self.protocol, self._reply)
+    def make_template(self, path: str, body: bytes, prefix: str) -> RequestTemplate:  # noqa: ARG002
+        # the frame depends on the connection, so `fill_template` encodes it
+        return RequestTemplate(b"", b"", body)
 
-    def _reply(self, data: bytes) -> None:
-        """A pong or a close: if it cannot be sent, what is read next says why."""
-        assert self.socket is not None
-        with suppress(OSError):
-            self.socket.send(data)
+    def fill_template(self, template: RequestTemplate, number: int) -> bytes:  # noqa: ARG002
+        return self.encode_request("", template.body, "")
+
+    def make_parser(self, exchange: Exchange, reply: Callable[[bytes], None]) -> Parser:
+        return MessageParser(exchange, self.protocol, reply)
 
 
 class MessageParser:
-    """Takes the messages of one answer as they come, wherever the reads cut them, and fills an
-    Exchange.
-    """
+    """Implements Parser: the messages of one response, wherever the reads cut them."""
 
-    def __init__(self, exchange: Exchange, protocol: WSConnection, send: Callable[[bytes], object]):
-        self.exchange, self.protocol, self.send = exchange, protocol, send
+    def __init__(
+        self, exchange: Exchange, protocol: WSConnection, reply: Callable[[bytes], object]
+    ):
+        self.exchange, self.protocol, self.reply = exchange, protocol, reply
         self.start: int | None = None  # in the body, of the message that is not yet complete
         self.complete = False
         self.keep = True
 
-    def feed(self, data: bytes, at: float, lag: float) -> bool:
+    def feed(self, data: bytes, arrived_s: float, lag_s: float) -> bool:
         exchange = self.exchange
         body, before = exchange.body, len(exchange.body)
         if not data:
@@ -118,23 +108,23 @@ class MessageParser:
         try:
             for event in self.protocol.events():
                 if isinstance(event, Message):
-                    self._take(event)
+                    self._append_message(event)
                 elif isinstance(event, Ping):
-                    self.send(self.protocol.send(event.response()))
+                    self.reply(self.protocol.send(event.response()))
                 elif isinstance(event, CloseConnection):
-                    self._take_close(event)
-        # what came before an error has its stamp, too; a read of a ping alone is none of the
-        # answer's
+                    self._handle_close(event)
+        # what arrived before an error has its stamp, too; a read that brought only a ping has none
         finally:
             if len(body) > before:
-                exchange.arrived.append(max(at, exchange.arrived[-1]) if exchange.arrived else at)
+                last_s = exchange.arrived[-1] if exchange.arrived else arrived_s
+                exchange.arrived.append(max(arrived_s, last_s))
                 exchange.lengths.append(len(body))
-                exchange.lags.append(lag)
+                exchange.lags.append(lag_s)
         if len(body) > MAX_RESPONSE_BYTES:
             raise ResponseError("answer too long")
         return self.complete
 
-    def _take(self, event: Message[Any]) -> None:
+    def _append_message(self, event: Message[Any]) -> None:
         if self.complete:
             raise ResponseError("a message after the answer's end")
         exchange, body = self.exchange, self.exchange.body
@@ -149,17 +139,17 @@ class MessageParser:
             status = status_of_end(body[self.start + len(FIELD) :].decode(errors="replace"))
             body += b"\n\n"
             self.complete = status is not None
-            # of the whole answer; once it has begun, an error is one in the stream
+            # an error that follows other messages is one in the stream
             if status is not None and self.start == 0:
                 exchange.status = status
             self.start = None
 
-    def _take_close(self, event: CloseConnection) -> None:
+    def _handle_close(self, event: CloseConnection) -> None:
         self.keep = False
-        # not the server's words, but wsproto's on what it sent
+        # wsproto made this event because the server broke the protocol
         if self.protocol.state is ConnectionState.OPEN:
             raise ResponseError(f"broken WebSocket frame: {event.reason}")
-        self.send(self.protocol.send(event.response()))
+        self.reply(self.protocol.send(event.response()))
         if not self.complete:
-            said = f"websocket closed: {int(event.code)} {event.reason or ''}".rstrip()
-            raise ResponseError(said) if self.exchange.status else ClosedEarly(said)
+            problem = f"websocket closed: {int(event.code)} {event.reason or ''}".rstrip()
+            raise ResponseError(problem) if self.exchange.status else ClosedEarly(problem)

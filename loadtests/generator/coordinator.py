@@ -18,7 +18,16 @@ import psutil
 from loadtests import schema
 from loadtests.generator import steady_state
 from loadtests.generator.gevent_tools import BackgroundWriter, abort_process
-from loadtests.generator.messages import Finish, Message, Stall, Start, Window, WorkerReport
+from loadtests.generator.messages import (
+    ANNOUNCED_BEFORE_S,
+    STOPPED_AFTER_S,
+    Finish,
+    Message,
+    Stall,
+    Start,
+    Window,
+    WorkerReport,
+)
 from loadtests.generator.status import (
     ENDED,
     RUNNING,
@@ -29,7 +38,6 @@ from loadtests.generator.status import (
     WorkerStatus,
 )
 from loadtests.generator.task import LoadTask
-from loadtests.generator.window_timing import ANNOUNCED_BEFORE_S, STOPPED_AFTER_S
 from loadtests.workload import arrivals
 from servers.runtime.limits import LOST_AFTER_S, SETTLE_S
 

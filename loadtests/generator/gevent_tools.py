@@ -9,7 +9,7 @@ import gevent
 from gevent.event import Event
 from gevent.threadpool import ThreadPool
 
-from loadtests.client.native import socket_reader
+from loadtests.client.reader import socket_reader
 
 EXIT_ABORTED = 4  # exit code
 
@@ -20,7 +20,7 @@ class IoYield:
     def __init__(self) -> None:
         # the loop serves it after all others
         self.last = gevent.get_hub().loop.timer(0.0, priority=-2)
-        self.has_reader_thread = socket_reader().thread is not None
+        self.has_reader_thread = socket_reader().thread_id is not None
 
     def yield_to_io(self) -> None:
         # a reader thread that shares our core, and has something to read, would have to wait until

@@ -11,12 +11,12 @@ import gevent
 from gevent.event import AsyncResult
 
 from loadtests.client import http
-from loadtests.client.gevent_connection import GeventConnection, GeventWebSocket
-from loadtests.client.native import socket_reader
+from loadtests.client.connection import Connection
+from loadtests.client.gevent_connection import make_gevent_connection
+from loadtests.client.reader import socket_reader
 from loadtests.generator.gevent_tools import FairSemaphore
-from loadtests.generator.messages import Assignment, Start, Window, WorkerReport
+from loadtests.generator.messages import SENT_AFTER_S, Assignment, Start, Window, WorkerReport
 from loadtests.generator.recorder import CUT_OFF, InFlightRequest, Recorder
-from loadtests.generator.window_timing import SENT_AFTER_S
 from loadtests.workload import arrivals, prompts
 
 NumberedArrival = tuple[int, arrivals.Arrival]
@@ -112,15 +112,14 @@ class LoadWorker:
         path, body = prompts.request_body(self.scenario, self.task.model, prompt)
         return PreparedRequest(prompt, path, body, http.Exchange())
 
-    def connect(self) -> GeventConnection:
-        reached = (
+    def connect(self) -> Connection:
+        websocket = self.scenario.get("transport") == "websocket"
+        return make_gevent_connection(
             self.task.base_url,
             self.scenario["timeout_s"],
             os.environ.get("SERVEOFF_API_KEY"),
+            prompts.request_path(self.scenario) if websocket else None,
         )
-        if self.scenario.get("transport") == "websocket":
-            return GeventWebSocket(*reached, prompts.request_path(self.scenario))
-        return GeventConnection(*reached)
 
     @contextmanager
     def record(self, request: InFlightRequest) -> Iterator[None]:
@@ -136,7 +135,7 @@ class LoadWorker:
             self.recorder.end(request)
 
     def post(
-        self, connection: GeventConnection, request: InFlightRequest, prepared: PreparedRequest
+        self, connection: Connection, request: InFlightRequest, prepared: PreparedRequest
     ) -> None:
         connection.post(
             prepared.path, prepared.body, request.exchange, f"{self.plan.number}-{request.number}"

@@ -24,17 +24,25 @@ from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
 
 from loadtests.client import http
-from loadtests.client.gevent_connection import GeventConnection
+from loadtests.client.connection import Connection
 from loadtests.generator import messages
 from loadtests.generator.channel import MessageChannel, read_clock
 from loadtests.generator.coordinator import Coordinator
 from loadtests.generator.gevent_tools import IoYield, abort_process
 from loadtests.generator.load_worker import LoadWorker, NumberedArrival, PreparedRequest, WorkerPlan
-from loadtests.generator.messages import Assignment, ClockOffset, Finish, Ping, Ready, Start, Window
+from loadtests.generator.messages import (
+    KNOWN_BEFORE_S,
+    Assignment,
+    ClockOffset,
+    Finish,
+    Ping,
+    Ready,
+    Start,
+    Window,
+)
 from loadtests.generator.pacer import make_pacer
 from loadtests.generator.recorder import InFlightRequest
 from loadtests.generator.task import LoadTask
-from loadtests.generator.window_timing import KNOWN_BEFORE_S
 from loadtests.workload import arrivals, prompts
 from servers.runtime.limits import LOST_AFTER_S
 
@@ -58,7 +66,7 @@ class ClosedLoop(User):
         self.converses = "turns" in scenario
         self.sends_at_once = not self.think_s and not self.converses
         self.connection = self.worker.connect()
-        self.connection.then = self.on_sent_ahead
+        self.connection.on_next_sent = self.on_sent_ahead
         self.prepared: gevent.Greenlet | None = None  # makes the next request
         self.next_request: PreparedRequest | None = None  # which the connection sends by itself
         self.sent_ahead: InFlightRequest | None = None  # it has done so
@@ -212,7 +220,7 @@ class OpenLoop(User):
         self,
         scheduled_s: float,
         prepared: PreparedRequest,
-        connection: GeventConnection | None,
+        connection: Connection | None,
         number: int | None,
     ) -> None:
         """Waits for the response in a greenlet. `connection`, `number`: None if nothing was sent
@@ -225,18 +233,15 @@ class OpenLoop(User):
         greenlet.rawlink(self.in_flight.discard)
 
     def await_response(
-        self,
-        request: InFlightRequest,
-        prepared: PreparedRequest,
-        connection: GeventConnection | None,
+        self, request: InFlightRequest, prepared: PreparedRequest, connection: Connection | None
     ) -> None:
         with self.worker.record(request):
             if self.slots is not None:
                 self.slots.acquire()
                 request.slot_s = self.recorder.now()
-            connection = connection or self.pacer.take() or self.worker.connect()
+            connection = connection or self.pacer.acquire_idle() or self.worker.connect()
             self.worker.post(connection, request, prepared)
-        self.pacer.offer(connection)
+        self.pacer.return_idle(connection)
         if self.slots is not None:  # not if this greenlet was killed: then no other may go on
             self.slots.release()
 

@@ -10,17 +10,29 @@
     Finish
 
 Locust carries them as dictionaries: over the network, or by a call where coordinator and worker
-are one process.
+are one process. The module also has the times at the window's edges on which both ends must agree.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, TypeVar
 
-from loadtests.generator.task import JsonObject, LoadTask
+from loadtests.generator.task import LoadTask
+from loadtests.schema import JsonObject
 
 Latency = tuple[float, float, float | None]  # done_s, ttft_s, tpot_s of a response
 Stall = tuple[float, float]  # start_s, end_s
+
+# A worker must know of the window before it decides about the last request of the warm-up.
+ANNOUNCED_BEFORE_S = 0.3  # the coordinator announces the window so long before it opens
+KNOWN_BEFORE_S = 0.1  # an open loop decides so long before a request is due whether to send it
+# Workers send a little longer than the window lasts, so that it closes under load, and the
+# coordinator waits until all have stopped.
+SENT_AFTER_S = 0.1
+STOPPED_AFTER_S = 0.2
+MESSAGE_S = 0.05  # what a message may take
+assert KNOWN_BEFORE_S + MESSAGE_S <= ANNOUNCED_BEFORE_S
+assert SENT_AFTER_S + MESSAGE_S <= STOPPED_AFTER_S
 
 
 @dataclass(frozen=True)

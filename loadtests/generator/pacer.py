@@ -1,11 +1,8 @@
-"""Sends the requests of an open loop when they are due, whatever has become of those before:
-`dispatcher` chooses who.
+"""Sends the requests of an open loop at their scheduled times, whatever has become of earlier ones.
 
-`ByThread`: the thread in C that also reads (loadtests/client/due.c), which waits neither for the
-interpreter nor for its lock. For plain HTTP.
-
-`ByLoop`: gevent's loop, which has much else to do. It wakes a little early, and spends the rest
-awake.
+`make_pacer` chooses one of two pacers. For plain HTTP, `NativePacer` has the native reader send
+them, which waits neither for the interpreter nor for its lock. `GeventPacer` sends them from
+gevent's loop, which has much else to do; it wakes a little early and spins until the time has come.
 """
 
 import ctypes
@@ -20,128 +17,136 @@ from typing import NamedTuple, Protocol
 import gevent
 from gevent.event import Event
 
-from loadtests.client.gevent_connection import Encoder, GeventConnection
-from loadtests.client.http import Exchange
-from loadtests.client.native import NativeReader, socket_reader
-from loadtests.client.reader import ScheduledRequest, SendOutcome
+from loadtests.client.connection import Connection
+from loadtests.client.http import Exchange, RequestTemplate
+from loadtests.client.limits import WAKE_EARLY_S
+from loadtests.client.native import NativeReader
+from loadtests.client.reader import socket_reader
+from loadtests.client.reader_types import ScheduledRequest, SendOutcome
 from loadtests.generator.gevent_tools import abort_process
 
-AHEAD = 16  # requests that are made in advance
-MAKING_S = 0.0005  # so long before the next one is due there is still time to make another
-AWAKE_S = 50e-6  # about what waking up takes
+AHEAD = 16  # requests that are encoded in advance
+ENCODE_S = 0.0005  # so long before the next send there is still time to encode another request
 
-# on which connection it was sent, as which number; null: it was not
-OnSent = Callable[[GeventConnection | None, int | None], None]
+# Receives the connection on which a request was sent, and its number; None and None if it was not.
+OnSent = Callable[[Connection | None, int | None], None]
 
 
 class Pacer(Protocol):
-    def send(self, at_s: float, path: str, body: bytes, exchange: Exchange, told: OnSent) -> None:
-        """At that time of `time.perf_counter()`, which is not before that of the one given before.
-        Returns when it is time to make the next one. `told` is called by the loop, and must not
-        wait; what was not sent, since no connection was idle, is for whom it tells.
+    def send(
+        self, at_s: float, path: str, body: bytes, exchange: Exchange, on_sent: OnSent
+    ) -> None:
+        """Sends at `at_s` (of `time.perf_counter()`; must not decrease). Returns when it is time
+        to prepare the next request. The loop calls `on_sent`, which must not wait. If no connection
+        was idle, `on_sent` receives None, and the caller sends the request.
         """
         ...
 
-    def offer(self, connection: GeventConnection) -> None:
-        """It is idle. The one that was used last is used first."""
+    def return_idle(self, connection: Connection) -> None:
+        """Gives back a connection. The one that was used last is used first."""
         ...
 
-    def take(self) -> GeventConnection | None:
-        """One that is idle, for a request that was not sent."""
+    def acquire_idle(self) -> Connection | None:
+        """Takes an idle connection, for a request that was not sent."""
         ...
 
     def join(self) -> None:
-        """Waits until all have been sent."""
+        """Waits until all requests have been sent."""
         ...
 
     def close(self) -> None:
-        """No more are sent."""
+        """Drops the requests that are not sent yet."""
         ...
 
 
-def make_pacer(like: GeventConnection, prefix: str, ahead: bool = True) -> Pacer:
-    """`like`: a connection as those on which requests are sent. `prefix`: of their numbers. Not
-    `ahead`: all are for whom `told` tells.
+def make_pacer(like: Connection, prefix: str, ahead: bool = True) -> Pacer:
+    """`like` is a connection like those on which requests are sent, `prefix` starts their
+    X-Request-Id. Without `ahead` the pacer sends none: `on_sent` always receives None.
     """
-    here = socket_reader()
-    if ahead and like.plain and like.tls is None and isinstance(here, NativeReader):
-        return NativePacer(here, like, prefix)
+    reader = socket_reader()
+    native = like.protocol.whole_responses and like.reader.sends_ahead
+    if ahead and native and isinstance(reader, NativeReader):
+        return NativePacer(reader, like, prefix)
     return GeventPacer(like, prefix, ahead)
 
 
 class NativePacer:
-    def __init__(self, here: NativeReader, like: GeventConnection, prefix: str):
-        self.here, self.like, self.prefix = here, like, prefix
+    def __init__(self, reader: NativeReader, like: Connection, prefix: str):
+        self.reader, self.like, self.prefix = reader, like, prefix
         self.sent = Event()
 
-    def send(self, at_s: float, path: str, body: bytes, exchange: Exchange, told: OnSent) -> None:
-        before, after = self.like.around(path, body, self.prefix)
+    def send(
+        self, at_s: float, path: str, body: bytes, exchange: Exchange, on_sent: OnSent
+    ) -> None:
+        template = self.like.protocol.make_template(path, body, self.prefix)
 
-        def was_due(due: SendOutcome) -> None:
+        def on_outcome(outcome: SendOutcome) -> None:
             self.sent.set()
-            if due.listener is None:
-                told(None, None)
+            connection = outcome.listener
+            if connection is None:
+                on_sent(None, None)
                 return
-            connection, request = due.listener, b"%b%d%b" % (before, due.number, after)
-            assert isinstance(connection, GeventConnection)
-            exchange.sent_s, connection.unsent = due.sent_s, request[len(request) - due.unsent :]
-            told(connection, due.number)
+            assert isinstance(connection, Connection)
+            request = self.like.protocol.fill_template(template, outcome.number)
+            connection.record_sent(exchange, request, outcome.sent_s, outcome.unsent)
+            on_sent(connection, outcome.number)
 
-        while not self.here.schedule(at_s, ScheduledRequest(before, after, was_due)):
+        request = ScheduledRequest(template.before, template.after, on_outcome)
+        while not self.reader.schedule(at_s, request):
             self._wait()
 
     def _wait(self) -> None:
         self.sent.clear()
         self.sent.wait()
 
-    def offer(self, connection: GeventConnection) -> None:
+    def return_idle(self, connection: Connection) -> None:
         if connection.socket is not None:  # else it was closed
-            connection.stream = self.here.offer(connection.socket, connection)
+            connection.stream = self.reader.return_idle(connection.socket, connection)
 
-    def take(self) -> GeventConnection | None:
-        connection = self.here.take_idle()
+    def acquire_idle(self) -> Connection | None:
+        connection = self.reader.acquire_idle()
         if connection is None:
             return None
-        assert isinstance(connection, GeventConnection)
+        assert isinstance(connection, Connection)
         connection.stream = None
         return connection
 
     def join(self) -> None:
-        while self.here.scheduled:
+        while self.reader.unreported:
             self._wait()
 
     def close(self) -> None:
-        self.here.cancel()
+        self.reader.cancel_schedule()
 
 
 class WaitingRequest(NamedTuple):
     at_s: float
-    encode: Encoder
+    template: RequestTemplate
     exchange: Exchange
-    told: OnSent
+    on_sent: OnSent
 
 
 class GeventPacer:
-    def __init__(self, like: GeventConnection, prefix: str, ahead: bool):
+    def __init__(self, like: Connection, prefix: str, ahead: bool):
         self.like, self.prefix, self.ahead = like, prefix, ahead
         # Not opened in advance: a synchronous worker would accept an idle one and wait for it while
         # others queue.
-        self.idle: list[GeventConnection] = []
+        self.idle: list[Connection] = []
         self.waiting: deque[WaitingRequest] = deque()
-        # of which nobody has been told
-        self.begun: list[tuple[OnSent, GeventConnection | None, int | None]] = []
-        self.came, self.sent = Event(), Event()
-        self.alarm = PreciseTimer()
-        self.sender = gevent.spawn(self._send_for_ever)
+        self.unreported: list[tuple[OnSent, Connection | None, int | None]] = []
+        self.added, self.sent = Event(), Event()
+        self.timer = PreciseTimer()
+        self.sender = gevent.spawn(self._send_forever)
         self.sender.link_exception(lambda failed: abort_process(repr(failed.exception)))
 
-    def send(self, at_s: float, path: str, body: bytes, exchange: Exchange, told: OnSent) -> None:
-        self.waiting.append(
-            WaitingRequest(at_s, self.like.encoder(path, body, self.prefix), exchange, told)
-        )
-        self.came.set()
+    def send(
+        self, at_s: float, path: str, body: bytes, exchange: Exchange, on_sent: OnSent
+    ) -> None:
+        template = self.like.protocol.make_template(path, body, self.prefix)
+        self.waiting.append(WaitingRequest(at_s, template, exchange, on_sent))
+        self.added.set()
         while len(self.waiting) >= AHEAD or (
-            self.waiting and self.waiting[0].at_s - time.perf_counter() < MAKING_S
+            self.waiting and self.waiting[0].at_s - time.perf_counter() < ENCODE_S
         ):
             self._wait()
 
@@ -149,49 +154,49 @@ class GeventPacer:
         self.sent.clear()
         self.sent.wait()
 
-    def _send_for_ever(self) -> None:
+    def _send_forever(self) -> None:
         while True:
             while not self.waiting:
-                self._tell()
-                self.came.clear()
-                self.came.wait()
-            # Those that come close together do not wait for what is to be done after sending.
-            if len(self.begun) == AHEAD or time.perf_counter() < self.waiting[0].at_s:
-                self._tell()
-            self.alarm.sleep_until(self.waiting[0].at_s)
-            _, encode, exchange, told = self.waiting.popleft()
+                self._report_sent()
+                self.added.clear()
+                self.added.wait()
+            # Requests that are due together do not wait for the work that follows each send.
+            if len(self.unreported) == AHEAD or time.perf_counter() < self.waiting[0].at_s:
+                self._report_sent()
+            self.timer.sleep_until(self.waiting[0].at_s)
+            _, template, exchange, on_sent = self.waiting.popleft()
             connection, number = self.idle.pop() if self.idle and self.ahead else None, None
             if connection is not None:
-                number = socket_reader().number()
-                connection.send_ahead(encode, number, exchange)
-            self.begun.append((told, connection, number))
+                number = socket_reader().next_request_number()
+                connection.send_ahead(template, number, exchange)
+            self.unreported.append((on_sent, connection, number))
             self.sent.set()
 
-    def _tell(self) -> None:
-        for told, connection, number in self.begun:
-            told(connection, number)
-        self.begun.clear()
+    def _report_sent(self) -> None:
+        for on_sent, connection, number in self.unreported:
+            on_sent(connection, number)
+        self.unreported.clear()
 
-    def offer(self, connection: GeventConnection) -> None:
+    def return_idle(self, connection: Connection) -> None:
         self.idle.append(connection)
 
-    def take(self) -> GeventConnection | None:
+    def acquire_idle(self) -> Connection | None:
         return self.idle.pop() if self.idle else None
 
     def join(self) -> None:
         while self.waiting:
             self._wait()
-        self._tell()
+        self._report_sent()
 
     def close(self) -> None:
         self.sender.kill()
-        self.alarm.close()
+        self.timer.close()
 
 
 class PreciseTimer:
-    """For one greenlet. Gevent's own timers, which it uses where there is no timerfd (outside
-    Linux), are rounded up to the millisecond of epoll's time limit; a timerfd is a descriptor like
-    any other.
+    """Wakes one greenlet at an exact time. gevent's own timers, the fallback where there is no
+    timerfd (outside Linux), are rounded up to the milliseconds of epoll's timeout; a timerfd is a
+    descriptor like any other.
     """
 
     def __init__(self) -> None:
@@ -204,7 +209,7 @@ class PreciseTimer:
 
     def sleep_until(self, at_s: float) -> None:
         """Returns at once if that time, of `time.perf_counter()`, has passed; never too early."""
-        wake_s = at_s - AWAKE_S
+        wake_s = at_s - WAKE_EARLY_S
         if wake_s > time.perf_counter():
             self._sleep_until(wake_s)
         while time.perf_counter() < at_s:

@@ -16,7 +16,7 @@ import orjson
 from gevent.event import AsyncResult, Event
 
 from loadtests.client import http, response
-from loadtests.client.native import socket_reader
+from loadtests.client.reader import socket_reader
 from loadtests.generator import steady_state
 from loadtests.generator.gevent_tools import IoYield, abort_process
 from loadtests.generator.messages import Latency, WorkerReport
@@ -106,7 +106,7 @@ class Recorder:
     ) -> InFlightRequest:
         """Opens a row. `exchange` and `number`: of a request that has been sent already."""
         request = InFlightRequest(
-            self.streams.number() if number is None else number,
+            self.streams.next_request_number() if number is None else number,
             user,
             scheduled_s,
             prompt,
@@ -148,17 +148,17 @@ class Recorder:
                 rows=self.written,
                 tokens=self.tokens,
                 cut_off=self.cut_off,
-                in_flight=len(self.in_flight) + len(self.finished) + self.streams.waiting,
+                in_flight=len(self.in_flight) + len(self.finished) + self.streams.unreported,
                 received_bytes=self.streams.bytes,
-                reader=self.streams.reader,
+                reader=self.streams.kind,
                 cpu_s=time.process_time(),
-                waited_s=runqueue_wait_s(self.streams.thread),
+                waited_s=runqueue_wait_s(self.streams.thread_id),
                 ended=self.ended,
                 latencies=latencies,
                 lines=b"".join(lines),
                 stalls=[
                     (start_s - self.zero_s, end_s - self.zero_s)
-                    for start_s, end_s in self.streams.take_stalls()
+                    for start_s, end_s in self.streams.pop_stalls()
                 ],
             )
         )

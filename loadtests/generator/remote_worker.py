@@ -2,10 +2,10 @@
 
     python -m loadtests.worker 10.0.0.5:5557
 
-Serves case after case: whenever one ends, it waits for the next. It ends with Ctrl-C, or when
-nobody has been there for --patience seconds. It needs the same version of Serveoff, with the
-packages locust, gevent, pydantic, psutil and orjson; SERVEOFF_API_KEY, if the server wants one; a
-recorded trace at the same path; and nothing of the models.
+It serves one case after the other and waits between them. It ends with Ctrl-C, or when no
+coordinator has been there for --patience seconds. It needs the same version of Serveoff, with the
+packages locust, gevent, pydantic, psutil and orjson; SERVEOFF_API_KEY, if the server wants one; and
+recorded traces at the same paths. It needs no model.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from typing import NoReturn
 from servers.runtime import launch, limits
 
 RETRY_S = 0.5
-GONE_WITHIN_S = 5.0  # a conductor, after its workers
+GONE_WITHIN_S = 5.0  # a coordinator ends so long after its workers
 
 
 class OneLineParser(argparse.ArgumentParser):
-    # one sentence; argparse would print the whole usage before it
+    # one sentence: argparse would print the whole usage before it
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (see --help)\n")
 
@@ -38,8 +38,8 @@ def parse_port(text: str) -> int:
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Of "10.0.0.5:5557". Raises argparse.ArgumentTypeError. Other machines must be able to connect
-    to it: 0.0.0.0 is none.
+    """Parses "10.0.0.5:5557". Raises argparse.ArgumentTypeError, for 0.0.0.0 as well: other
+    machines cannot connect to it.
     """
     host, _, number = text.rpartition(":")
     if not re.fullmatch(r"[\w.-]+", host) or host == "0.0.0.0":
@@ -102,7 +102,7 @@ def main() -> int:
                     print(launch.log_tail(log), file=sys.stderr, flush=True)
                 last_s, cases = time.monotonic(), cases + 1
                 while is_reachable(host, port) and time.monotonic() < last_s + GONE_WITHIN_S:
-                    # else the next one would call at a conductor that is about to go
+                    # else the next worker would connect to a coordinator that is about to end
                     time.sleep(0.1)
     except KeyboardInterrupt:
         return 0

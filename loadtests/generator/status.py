@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Self
 
 from loadtests.generator.messages import Stall, Window
-from loadtests.generator.task import JsonObject
+from loadtests.schema import JsonObject
 
 # values of LoadStatus.state beside the sentence that says why a load failed
 STARTING, RUNNING, ENDED = "starting", "running", "ended"

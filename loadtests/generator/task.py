@@ -1,10 +1,10 @@
 """The load task: what one load sends, and where."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Self
 
-JsonObject = dict[str, Any]  # parsed JSON, or what is about to be written as JSON
-ScenarioTable = dict[str, Any]  # a table of scenarios.toml
+from loadtests.schema import JsonObject
+from loadtests.workload.arrivals import ScenarioTable
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from loadtests.schema import MachineShare
 
 
 def read_text(path: str | Path) -> str | None:
@@ -62,7 +63,7 @@ def usable_cores() -> list[int]:
     return cores[: max(1, int(cpu_limit() or len(cores)))]
 
 
-def share_cores() -> dict[str, Any]:
+def share_cores() -> MachineShare:
     """{server_cores, load_cores, shared, threads}: core numbers; threads of each engine over all
     workers. Ask before pinning.
 

@@ -8,7 +8,7 @@ take its time, and hangs when a card is lost: whoever cannot wait calls `sample`
 from collections.abc import Callable, Collection
 from typing import Any
 
-from loadtests.schema import GPU_FIELDS
+from loadtests.schema import GPU_FIELDS, JsonObject
 
 
 class Gpus:
@@ -37,7 +37,7 @@ class Gpus:
         if not self.count:
             say(f"{absent}: GPU columns are null")
 
-    def describe(self) -> list[dict[str, Any]]:
+    def describe(self) -> list[JsonObject]:
         """{name, memory_bytes, driver, mig} of each card; mig: whether it is in MIG mode, in which
         NVML gives no utilisation of the card; null if it has none.
         """
@@ -61,11 +61,11 @@ class Gpus:
             for index in range(self.count)
         ]
 
-    def unknown(self) -> list[dict[str, Any]]:
+    def unknown(self) -> list[JsonObject]:
         """Rows of GPU_FIELDS for a moment in which NVML gave no answer."""
         return [dict.fromkeys(GPU_FIELDS) | {"index": index} for index in range(self.count)]
 
-    def sample(self) -> list[dict[str, Any]]:
+    def sample(self) -> list[JsonObject]:
         """A row of GPU_FIELDS for each card, without what `slowly` reads."""
         nvml = self.nvml
         readers: dict[str, Callable[[Any], Any]] = {
@@ -92,7 +92,7 @@ class Gpus:
             for row in self.unknown()
         ]
 
-    def slowly(self, pids: Collection[int]) -> list[dict[str, Any]]:
+    def slowly(self, pids: Collection[int]) -> list[JsonObject]:
         """Of each card what takes NVML 20 ms a value, and what the processes `pids` hold of its
         memory.
         """

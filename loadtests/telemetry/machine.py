@@ -12,10 +12,10 @@ import resource
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 
+from loadtests.schema import JsonObject
 from loadtests.telemetry.cores import cpu_limit, memory_limit, read_text, usable_cores
 from loadtests.telemetry.gpu import Gpus
 from loadtests.telemetry.packages import package_versions
@@ -72,7 +72,7 @@ def ask_git(*arguments: str) -> str | None:
         return None
 
 
-def build_manifest(servers: Iterable[ServerSpec] = ()) -> dict[str, Any]:
+def build_manifest(servers: Iterable[ServerSpec] = ()) -> JsonObject:
     """Machine and software as JSON; what cannot be found out is null. Takes well under a second,
     and changes nothing.
     """

@@ -1,41 +1,33 @@
-"""What the machine did while a case ran: CPU, memory and context switches of the server's and of
-the load generator's process tree, of the whole system, and the GPUs. One JSON line a sample, with
-exactly the keys of `records.TELEMETRY_FIELDS`. Beside it, in a thread, what the server says of
-itself (`loadtests/telemetry/server_metrics.py`).
+"""CPU, memory and context switches of a process tree and of the whole system, now."""
 
-    python -m loadtests.telemetry --out telemetry.jsonl --clock-zero 1234.5 --server-pid 42
-    --load-pid 43
-
-A process of its own, so that neither server nor load generator pays for it, and at the lowest
-priority. It ends with status 0 on SIGTERM or SIGINT, or when the load generator is gone; however it
-ends, the lines are whole. What it could not see is null, and is said once on stderr; so is its own
-cost.
-"""
-
-import argparse
 import contextlib
-import json
 import os
-import select
-import signal
-import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import psutil
 
-from loadtests.telemetry.gpu import Gpus
-from loadtests.telemetry.server_metrics import Scraper
 
-# how often the costly things are done: proportional set size, and looking for new processes
-SLOW_S = 1.0
+class ProcessSample(TypedDict):
+    """A row of schema.PROCESS_FIELDS."""
+
+    processes: int
+    threads: int
+    cpu_s: float
+    pss_bytes: int | None
+    context_switches_total: int
 
 
-def report(text: str) -> None:
-    print(f"telemetry: {text}", file=sys.stderr, flush=True)
+class SystemSample(TypedDict):
+    """The columns of schema.TELEMETRY_FIELDS that are about the whole system."""
+
+    cpu_busy_s: float
+    cpu_steal_s: float | None
+    load_average: float
+    memory_available_bytes: int
+    swap_used_bytes: int
 
 
 def read_context_switches(process: psutil.Process) -> dict[tuple[int, int], int]:
@@ -143,7 +135,7 @@ class ProcessTree:
             for each in sorted(found, key=lambda each: (each.create_time(), each.pid))
         }
 
-    def sample(self, with_pss: bool) -> dict[str, Any]:
+    def sample(self, with_pss: bool) -> ProcessSample:
         """A row of PROCESS_FIELDS. Other users' processes cannot be read and do not count."""
         running, threads, cpu, switches = [], 0, {}, {}
         for pid, process in self.members.items():
@@ -176,7 +168,7 @@ class ProcessTree:
         }
 
 
-def sample_system() -> dict[str, Any]:
+def sample_system() -> SystemSample:
     times = psutil.cpu_times()  # of all cores together; user contains the time of guests
     return {
         "cpu_busy_s": round(
@@ -188,112 +180,3 @@ def sample_system() -> dict[str, Any]:
         "memory_available_bytes": psutil.virtual_memory().available,
         "swap_used_bytes": psutil.swap_memory().used,
     }
-
-
-def yield_to_load() -> None:
-    """The load generator has the same core. Linux may share a core out by sessions first, and only
-    within one by niceness: so of ours, too, but not quite as far, for on a core that is never free
-    we would not be heard of again.
-    """
-    os.nice(19)
-    if os.getsid(0) == os.getpid():
-        with contextlib.suppress(OSError):
-            Path("/proc/self/autogroup").write_text("10")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m loadtests.telemetry")
-    parser.add_argument("--out", type=Path, required=True, help="JSON lines, appended")
-    parser.add_argument(
-        "--clock-zero",
-        type=float,
-        required=True,
-        help="time.perf_counter() that is zero in the rows, s",
-    )
-    parser.add_argument(
-        "--server-pid",
-        type=int,
-        nargs="+",
-        help="roots of the server's processes; without them its column is null",
-    )
-    parser.add_argument(
-        "--load-pid", type=int, required=True, help="root of the load generator's processes"
-    )
-    parser.add_argument(
-        "--metrics-of",
-        help="base URLs, comma-separated; their /metrics go into server_metrics.jsonl beside --out",
-    )
-    parser.add_argument("--interval", type=float, default=0.2, help="s")
-    options = parser.parse_args()
-    # a signal ends the wait below at once; Event.set() in a handler could deadlock
-    stopped, on_signal = os.pipe()
-    os.set_blocking(on_signal, False)
-    signal.set_wakeup_fd(on_signal)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    yield_to_load()  # not before: its imports may take their time as others do
-    options.out.touch()  # also when there is nothing to measure: no rows, rather than no file
-    try:
-        server, load = (
-            ProcessTree(*options.server_pid) if options.server_pid else None,
-            ProcessTree(options.load_pid),
-        )
-    except psutil.NoSuchProcess as error:
-        report(f"nothing to measure: {error}")
-        return
-    if options.metrics_of:  # daemon: a scrape that hangs is left behind
-        scraper = Scraper(
-            options.metrics_of,
-            options.out.with_name("server_metrics.jsonl"),
-            options.clock_zero,
-            report,
-        )
-        threading.Thread(target=scraper.run, daemon=True).start()
-    gpus = Gpus(report)
-    gpu_reader, slow_gpu_reader = BackgroundTask(gpus.sample), BackgroundTask(gpus.slowly)
-    samples, tick, slow_at_s, start_s, cpu_start_s = (
-        0,
-        0,
-        0.0,
-        time.perf_counter(),
-        time.process_time(),
-    )
-    # unbuffered: each line is one write, so that a kill cannot halve it
-    with options.out.open("ab", buffering=0) as out:
-        while load.alive():
-            if slow := time.perf_counter() >= slow_at_s:
-                slow_at_s = time.perf_counter() + SLOW_S - options.interval / 2
-                for tree in filter(None, (server, load)):
-                    tree.look()
-            row: dict[str, Any] = {"time_s": round(time.perf_counter() - options.clock_zero, 6)}
-            row |= {
-                "server": server and server.sample(slow),
-                "load": load.sample(slow),
-            } | sample_system()
-            row["gpus"] = (gpu_reader.ask(0.05) or gpus.unknown()) if gpus.count else []
-            if (
-                slow
-                and gpus.count
-                and (more := slow_gpu_reader.ask(0.05, frozenset(server.members if server else ())))
-            ):
-                row["gpus"] = [
-                    card | slowly for card, slowly in zip(row["gpus"], more, strict=True)
-                ]
-            out.write(json.dumps(row, allow_nan=False, separators=(",", ":")).encode() + b"\n")
-            # The ticks are start_s + n * interval, whatever a sample costs; those that were missed
-            # are left out, not made up for.
-            now_s = time.perf_counter()
-            samples, tick = samples + 1, int((now_s - start_s) / options.interval) + 1
-            if select.select(
-                [stopped], [], [], max(0.0, start_s + tick * options.interval - now_s)
-            )[0]:
-                break
-    cpu_ms = 1000 * (time.process_time() - cpu_start_s)
-    report(
-        f"{samples} samples, {tick - samples} ticks missed, {cpu_ms / max(1, samples):.1f} ms of"
-        " CPU each"
-    )
-
-
-if __name__ == "__main__":
-    main()

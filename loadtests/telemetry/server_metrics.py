@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from loadtests.client import http
+from loadtests.client import http, transport
 from servers.contract.api import CHAT_COMPLETIONS, COMPLETIONS
 from servers.runtime.limits import SCRAPE_S
 
@@ -33,8 +33,8 @@ MAX_BYTES = 2**20  # vLLM's 450 series are 55 KB
 class MetricsUnavailable(Exception):
     """Why there are none; `for_good`: nor will there be any a second later."""
 
-    def __init__(self, why: str, for_good: bool = False):
-        super().__init__(why)
+    def __init__(self, reason: str, for_good: bool = False):
+        super().__init__(reason)
         self.for_good = for_good
 
 
@@ -59,35 +59,24 @@ def _fetch(base_url: str, deadline: float, patience_s: float, query: str) -> str
     """It asks as soon as it is connected, and no connection is kept: a sync worker is blocked by
     one that is idle.
     """
-    connection, exchange = (
-        http.Connection(base_url, patience_s, os.environ.get("SERVEOFF_API_KEY")),
-        http.Exchange(),
-    )
-    answer, complete = http.ResponseParser(exchange), False
+    protocol = http.HttpProtocol(base_url, os.environ.get("SERVEOFF_API_KEY"))
+    exchange = http.Exchange()
+    parser, complete = http.ResponseParser(exchange), False
     try:
-        connection.open()
-        assert connection.socket is not None
-        connection.socket.sendall(
-            f"GET {connection.prefix}/metrics{query} HTTP/1.1\r\n{connection.headers}Connection:"
-            " close\r\n\r\n".encode()
-        )
-        while not complete:
-            left_s = deadline - time.perf_counter()
-            if left_s <= 0:
-                raise TimeoutError
-            connection.socket.settimeout(left_s)
-            data, at, lag = http.read_stamped(connection.socket)
-            if not data and exchange.status is None:
-                raise MetricsUnavailable("the connection was closed without an answer")
-            complete = answer.feed(data, at, lag)
-            if len(exchange.body) > MAX_BYTES:
-                raise MetricsUnavailable(f"more than {MAX_BYTES:,} bytes", for_good=True)
+        with transport.Transport(base_url, patience_s).connect() as sock:
+            sock.sendall(protocol.encode_get(f"/metrics{query}"))
+            while not complete:
+                sock.settimeout(transport.remaining_or_timeout(deadline))
+                data, arrived_s, lag_s = transport.read_stamped(sock)
+                if not data and exchange.status is None:
+                    raise MetricsUnavailable("the connection was closed without an answer")
+                complete = parser.feed(data, arrived_s, lag_s)
+                if len(exchange.body) > MAX_BYTES:
+                    raise MetricsUnavailable(f"more than {MAX_BYTES:,} bytes", for_good=True)
     except TimeoutError:
         raise MetricsUnavailable(f"no answer within {patience_s:.3g} s") from None
     except (OSError, http.ResponseError) as error:
         raise MetricsUnavailable(getattr(error, "strerror", None) or str(error)) from None
-    finally:
-        connection.close()
     status = exchange.status or 0
     if status != 200:
         raise MetricsUnavailable(f"http {status}", for_good=status < 500 and status != 429)

@@ -17,6 +17,8 @@ from typing import Any
 
 from loadtests.workload import traces
 
+ScenarioTable = dict[str, Any]  # a table of scenarios.toml, as it stands there
+
 WARMUP_MAX_S = 60.0
 CONTEXT = 4096  # tokens of prompt and answer together, that of the default model
 

@@ -27,12 +27,12 @@ from pydantic_core import ErrorDetails
 
 from loadtests.errors import UsageError
 from loadtests.workload import arrivals
+from loadtests.workload.arrivals import ScenarioTable
 from servers.runtime.catalog import check_name
 
 SCENARIOS_FILE = Path(__file__).with_name("scenarios.toml")
 
-Table = dict[str, Any]  # one scenario as it stands in the file
-Tables = dict[str, Table]  # by name
+Tables = dict[str, ScenarioTable]  # by name
 
 
 def refuse_with(sentence: str) -> WrapValidator:
@@ -211,7 +211,7 @@ def read_scenarios(file: Path = SCENARIOS_FILE) -> Tables:
     return tables
 
 
-def check_scenario(where: str, table: Table) -> None:
+def check_scenario(where: str, table: ScenarioTable) -> None:
     """Raises UsageError or CatalogError that begins with `where`, the file and the table."""
     for key in table:
         check_name(key, KEYS, f"key in {where}")
@@ -222,7 +222,7 @@ def check_scenario(where: str, table: Table) -> None:
         raise UsageError(f"{where}: {_describe_error(error, table)}") from None
 
 
-def _describe_error(error: ErrorDetails, table: Table) -> str:
+def _describe_error(error: ErrorDetails, table: ScenarioTable) -> str:
     kind, message = table.get("arrivals"), error["msg"].removeprefix("Value error, ")
     key = error["loc"][-1] if len(error["loc"]) > 1 else None  # the first is the kind of arrivals
     match error["type"]:
@@ -241,11 +241,11 @@ def _describe_error(error: ErrorDetails, table: Table) -> str:
 
 def with_trace(
     name: str,
-    table: Table,
+    table: ScenarioTable,
     trace: Path | None = None,
     time_scale: float | None = None,
     duration_s: float | None = None,
-) -> Table:
+) -> ScenarioTable:
     """The table with the values of --trace, --time-scale and --duration, and with the trace's
     checksum and mean rate in the window, if it replays one. Raises UsageError and TraceError.
     """

@@ -1,4 +1,4 @@
-"""results/README.md says of every key on disk what loadtests/schema.py says, and lists what
+"""results/README.md says of every key on disk what loadtests/schema/ says, and lists what
 analysis makes.
 """
 

@@ -3,7 +3,8 @@
 import gevent
 from gevent.server import StreamServer
 
-from loadtests.client.gevent_connection import GeventConnection
+from loadtests.client.connection import Connection
+from loadtests.client.gevent_connection import make_gevent_connection
 
 TIMEOUT_S = 30.0
 
@@ -19,8 +20,8 @@ class RequestRecorder:
         self.server.start()
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
-    def connect(self) -> GeventConnection:
-        return GeventConnection(self.url, TIMEOUT_S)
+    def connect(self) -> Connection:
+        return make_gevent_connection(self.url, TIMEOUT_S)
 
     def ids(self) -> list[str]:
         return [request_id for _, request_id, _ in self.requests]

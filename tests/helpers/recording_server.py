@@ -7,13 +7,15 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from loadtests import schema
 from loadtests.generator import locust_process
+from loadtests.generator.status import LoadStatus
+from loadtests.generator.task import LoadTask
 from servers.contract import api, oracle
 
 KINDS = {api.COMPLETIONS: api.CompletionRequest, api.CHAT_COMPLETIONS: api.ChatCompletionRequest}
@@ -143,7 +145,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @dataclass
 class Driven:
-    """What a load left. `said`: load.json."""
+    """What a load left. `said`: load.json as it is on disk."""
 
     said: dict[str, Any]
     folder: Path
@@ -161,33 +163,34 @@ class Driven:
         )
 
 
-def task_of(url: str, scenario: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {
-        "base_url": url,
-        "model": "m",
-        "planted": True,
-        "scenario": scenario,
-        "scenario_name": "test",
-        "users": None,
-        "rate": None,
-        "duration_s": 1.0,
-        "clock_zero_s": time.perf_counter(),
-        "seed": SEED,
-        **more,
-    }
+def task_of(url: str, scenario: dict[str, Any], **more: Any) -> LoadTask:
+    task = LoadTask(
+        base_url=url,
+        model="m",
+        planted=True,
+        scenario=scenario,
+        scenario_name="test",
+        users=None,
+        rate=None,
+        duration_s=1.0,
+        clock_zero_s=time.perf_counter(),
+        seed=SEED,
+    )
+    return replace(task, **more)
 
 
 def drive(
     folder: Path,
-    task: dict[str, Any],
+    task: LoadTask,
     workers: locust_process.Workers,
-    watch: Callable[[dict[str, Any]], None] = lambda said: None,
+    watch: Callable[[LoadStatus | None], None] = lambda status: None,
     web_port: int | None = None,
 ) -> Driven:
-    """To its end. Raises generator.LoadFailed; the rows are in the folder then, too."""
+    """To its end. Raises LoadFailed; the rows are in the folder then, too."""
     folder.mkdir()
     with locust_process.start_load(folder, task, workers, web_port=web_port) as load:
-        said = locust_process.wait_for_load(
+        locust_process.wait_for_load(
             load, folder, locust_process.longest_load_s(task, workers), watch
         )
+    said = schema.read_json(folder / "load.json")
     return Driven(said, folder, schema.read_lines(folder / "requests.jsonl"))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 from loadtests.client import http, response
+from loadtests.client.blocking import make_blocking_connection
 from servers.contract import api
 
 CLOSE = None
@@ -88,7 +89,7 @@ def ask(
 ) -> tuple[http.Exchange, response.ParsedResponse]:
     """One request on a connection of its own."""
     server.scripts.append(list(script))
-    connection, exchange = http.Connection(server.url, timeout_s), http.Exchange()
+    connection, exchange = make_blocking_connection(server.url, timeout_s), http.Exchange()
     connection.post("/v1/completions", b"{}", exchange)
     connection.close()
     return exchange, response.parse_response(exchange)

@@ -1,4 +1,4 @@
-"""Campaign folders in the schema of loadtests/schema.py, with known values and no server.
+"""Campaign folders in the schema of loadtests/schema/, with known values and no server.
 
 `requests(...)` makes rows of a perfectly regular load: request i is scheduled at i/rate, sent at
 once, its first token comes after `ttft_s` and each further one after `tpot_s`; so every metric can

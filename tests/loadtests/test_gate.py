@@ -2,6 +2,7 @@
 refuse.
 """
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,20 +11,13 @@ from typing import Any
 
 import pytest
 
-from loadtests.campaign import gate_rounds
+from loadtests.campaign import analysis_process, gate_rounds
 from loadtests.campaign.gate_rounds import repetition_of
+from loadtests.schema import GatedSystem, PairedGate
 from servers.runtime import catalog
 from tests.helpers.campaign_process import PATIENCE_S, Bench, runs
 
-SYSTEM = {
-    "server": "alpha",
-    "engine": "simulated",
-    "scenario": "quick",
-    "users": 3,
-    "rate": None,
-    "duration_s": 2.0,
-    "options": {},
-}
+SYSTEM = GatedSystem("alpha", "simulated", "quick", 3, None, 2.0, {})
 # A whole gate has fifteen cases of several seconds; these end after the first repetition, which is
 # inconclusive.
 SHORT = ("--scenarios-file", "mine.toml", "--scenarios", "quick", "--max-minutes", "0.01")
@@ -65,7 +59,7 @@ def test_head_stands_between_two_runs_of_base_which_change_places() -> None:
 
 
 def test_systems_take_turns_and_change_places() -> None:
-    systems = [SYSTEM, SYSTEM | {"server": "beta"}]
+    systems = [SYSTEM, dataclasses.replace(SYSTEM, server="beta")]
     first, second = ([case.server for case in repetition_of(systems, n, 0, 1)] for n in (1, 2))
     assert first == second[::-1] and first in (
         ["alpha"] * 3 + ["beta"] * 3,
@@ -81,15 +75,17 @@ def test_rounds_go_on_until_the_analysis_has_enough_or_time_is_over(
             return lambda *_, **__: None
 
     answers = iter([[True, False], [False, False]])
-    monkeypatch.setattr(gate_rounds, "_asked", lambda folder: next(answers))
-    said = {"systems": [SYSTEM, SYSTEM | {"server": "beta"}], "seed": 1, "max_minutes": 1.0}
-    found = list(gate_rounds.gate_rounds(tmp_path, said, Silent()))
+    monkeypatch.setattr(analysis_process, "find_unjudged_systems", lambda folder: next(answers))
+    systems = [SYSTEM, dataclasses.replace(SYSTEM, server="beta")]
+    gate = PairedGate({}, 1, "", [], "", 1.0, systems)
+    found = list(gate_rounds.gate_rounds(tmp_path, gate, Silent()))
     assert [len(cases) for cases in found] == [6, 3] and {case.repetition for case in found[1]} == {
         2
     }
     assert [case.index for cases in found for case in cases] == list(range(1, 10))
-    monkeypatch.setattr(gate_rounds, "_asked", lambda folder: [True, True])
-    assert len(list(gate_rounds.gate_rounds(tmp_path, said | {"max_minutes": 1e-9}, Silent()))) <= 1
+    monkeypatch.setattr(analysis_process, "find_unjudged_systems", lambda folder: [True, True])
+    short = dataclasses.replace(gate, max_minutes=1e-9)
+    assert len(list(gate_rounds.gate_rounds(tmp_path, short, Silent()))) <= 1
 
 
 # --- bad input

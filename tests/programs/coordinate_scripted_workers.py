@@ -1,4 +1,4 @@
-"""The conductor with workers that are played by this program.
+"""The coordinator with workers that are played by this program.
 
 The first argument names one of CASES; SERVEOFF_LOAD has the load. A failure of the load ends the
 process with exit code 4.
@@ -10,17 +10,21 @@ import os
 import shutil
 import time
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import gevent
 
-from loadtests.generator import messages
+from loadtests.generator.channel import MessageChannel, read_clock
 from loadtests.generator.coordinator import Coordinator
+from loadtests.generator.messages import Finish, Message, Window, WorkerReport
+from loadtests.generator.status import RUNNING, WorkerClock
+from loadtests.generator.task import LoadTask
 
 CLOCK_OFFSET_S = 5.0
-load = json.loads(os.environ["SERVEOFF_LOAD"])
+task = LoadTask.from_json(json.loads(os.environ["SERVEOFF_LOAD"]))
 stats = SimpleNamespace(
     total=SimpleNamespace(
         num_requests=0, num_failures=0, get_current_response_time_percentile=lambda share: None
@@ -28,28 +32,34 @@ stats = SimpleNamespace(
 )
 
 
-def report(worker: int, at_s: float, **changes: Any) -> dict[str, Any]:
-    return {
-        "worker": worker,
-        "at_s": at_s,
-        "sent": 0,
-        "rows": 0,
-        "tokens": 0,
-        "cut_off": 0,
-        "in_flight": 0,
-        "bytes": 0,
-        "cpu_s": 0.0,
-        "waited_s": 0.0,
-        "ended": False,
-        "latencies": [],
-        "lines": b"",
-        "stalls": [],
-    } | changes
+def report(worker: int, at_s: float, **changes: Any) -> WorkerReport:
+    unchanged = WorkerReport(
+        worker=worker,
+        at_s=at_s,
+        sent=0,
+        rows=0,
+        tokens=0,
+        cut_off=0,
+        in_flight=0,
+        received_bytes=0,
+        reader="python",
+        cpu_s=0.0,
+        waited_s=0.0,
+        ended=False,
+        latencies=[],
+        lines=b"",
+        stalls=[],
+    )
+    return replace(unchanged, **changes)
 
 
-def conduct() -> Coordinator:
-    """A conductor whose messages reach nobody."""
-    return Coordinator(load, lambda kind, data: None, lambda: None, stats)
+def clock_of(worker: int) -> WorkerClock:
+    return WorkerClock(worker, 0.0, 0.0, 0.0)
+
+
+def coordinate() -> Coordinator:
+    """A coordinator whose messages reach nobody."""
+    return Coordinator(task, lambda message: None, lambda: None, stats)
 
 
 def late_report(arguments: argparse.Namespace) -> None:
@@ -59,56 +69,56 @@ def late_report(arguments: argparse.Namespace) -> None:
     broadcasts: list[tuple[str, float]] = []
     ended: list[bool] = []
 
-    def broadcast(kind: str, data: object) -> None:
-        broadcasts.append((kind, conductor.now()))
-        if kind == "finish":
-            conductor.take(report(0, conductor.now(), ended=True))
+    def broadcast(message: Message) -> None:
+        broadcasts.append((message.kind, coordinator.now()))
+        if isinstance(message, Finish):
+            coordinator.on_report(report(0, coordinator.now(), ended=True))
 
-    conductor = Coordinator(load, broadcast, lambda: ended.append(True), stats)
-    conductor.begin([{"worker": 0}], {})
+    coordinator = Coordinator(task, broadcast, lambda: ended.append(True), stats)
+    coordinator.start([clock_of(0)], {})
     gevent.sleep(0.02)
-    end_s = conductor.window["end_s"]
-    conductor.take(report(0, end_s - 0.02))
-    gevent.sleep(end_s + 0.5 - conductor.now())
-    conductor.take(report(0, end_s + 0.5, in_flight=1))
+    end_s = coordinator.window.end_s
+    coordinator.on_report(report(0, end_s - 0.02))
+    gevent.sleep(end_s + 0.5 - coordinator.now())
+    coordinator.on_report(report(0, end_s + 0.5, in_flight=1))
     gevent.sleep(0.4)
     assert "finish" not in dict(broadcasts), "a request is still unanswered"
-    conductor.take(report(0, end_s + 0.9))
+    coordinator.on_report(report(0, end_s + 0.9))
     gevent.sleep(0.3)
     assert ended
     assert [kind for kind, _ in broadcasts] == ["begin", "window", "finish"], broadcasts
-    conductor.close()
+    coordinator.close()
 
 
 def hour_of_reports(arguments: argparse.Namespace) -> None:
-    conductor = conduct()
-    conductor.window = {"start_s": 0.0, "end_s": 3600.0}
+    coordinator = coordinate()
+    coordinator.window = Window(0.0, 3600.0)
     tracemalloc.start()
     before = 0
     for number in range(5 * 3600):
         if number == 1000:
             before, _ = tracemalloc.get_traced_memory()
-        conductor.take(report(0, number / 5, cpu_s=number / 10, waited_s=number / 50))
+        coordinator.on_report(report(0, number / 5, cpu_s=number / 10, waited_s=number / 50))
     grown = tracemalloc.get_traced_memory()[0] - before
     assert grown < 100_000, f"{grown:,} bytes"
-    used = conductor._used(0)
-    assert (used["cpu_share"], used["waited_share"]) == (0.5, 0.1), used
+    used = coordinator.worker_status(clock_of(0), RUNNING)
+    assert (used.cpu_share, used.waited_share) == (0.5, 0.1), used
 
 
 def busy_disk(arguments: argparse.Namespace) -> None:
     """A full pipe is as a busy disk: the one who writes waits."""
-    rows = Path(load["folder"]) / "requests.jsonl"
+    rows = Path(task.folder) / "requests.jsonl"
     os.mkfifo(rows)
     reader = os.open(rows, os.O_RDONLY | os.O_NONBLOCK)
-    conductor = conduct()
+    coordinator = coordinate()
     pieces = [b"%d" % number * 300_000 for number in range(3)]
     for number, piece in enumerate(pieces):
-        conductor.take(report(0, number / 5, lines=piece))
-        conductor.report("running")
+        coordinator.on_report(report(0, number / 5, lines=piece))
+        coordinator.write_status(RUNNING)
     gevent.sleep(0.2)
-    assert conductor.files.waiting, "nobody has read, and still we are here"
-    conductor.reports[0]["ended"] = True
-    closing = gevent.spawn(conductor.close)
+    assert coordinator.writer.waiting, "nobody has read, and still we are here"
+    coordinator.reports[0] = replace(coordinator.reports[0], ended=True)
+    closing = gevent.spawn(coordinator.close)
     gevent.sleep(0.2)
     assert not closing.dead, "not before all is written"
     written = b""
@@ -120,21 +130,21 @@ def busy_disk(arguments: argparse.Namespace) -> None:
             pass
     closing.join()
     assert written == b"".join(pieces), "in order"
-    assert json.loads(Path(load["folder"], "load.json").read_text())["state"] == "ended"
+    assert json.loads(Path(task.folder, "load.json").read_text())["state"] == "ended"
 
 
 def ended_early(arguments: argparse.Namespace) -> None:
-    conductor = conduct()
-    conductor.begin([{"worker": 0}, {"worker": 1}], {})
-    conductor.take(report(0, conductor.now(), lines=b'{"request": 0}\n'))
-    conductor.take(report(1, conductor.now(), ended=True, lines=b'{"request": 1}\n'))
+    coordinator = coordinate()
+    coordinator.start([clock_of(0), clock_of(1)], {})
+    coordinator.on_report(report(0, coordinator.now(), lines=b'{"request": 0}\n'))
+    coordinator.on_report(report(1, coordinator.now(), ended=True, lines=b'{"request": 1}\n'))
 
 
 def folder_removed(arguments: argparse.Namespace) -> None:
-    conductor = conduct()
-    conductor.files.join()
-    shutil.rmtree(load["folder"])
-    conductor.fail("the reason")
+    coordinator = coordinate()
+    coordinator.writer.join()
+    shutil.rmtree(task.folder)
+    coordinator.fail("the reason")
 
 
 class Runner:
@@ -155,7 +165,7 @@ class Runner:
             self.deliver("ready", client, {"problem": self.problem})
         elif kind == "ping":
             clock_s = time.perf_counter() + CLOCK_OFFSET_S
-            self.deliver("pong", client, messages.clock_reply() | {"clock_s": clock_s})
+            self.deliver("pong", client, replace(read_clock(), clock_s=clock_s).to_data())
 
     def deliver(self, kind: str, client: str, data: dict[str, Any]) -> None:
         message = SimpleNamespace(data=data, node_id=client)
@@ -172,16 +182,16 @@ def link_workers(arguments: argparse.Namespace) -> None:
         web_ui=None,
         events=SimpleNamespace(test_start=hook, spawning_complete=hook, test_stopping=hook),
     )
-    link = messages.MessageChannel(environment, load, True)
-    link.on_test_start()
-    workers = link.conductor.workers
-    assert [worker["worker"] for worker in workers] == [0, 1]
-    for worker in workers:
-        error_s = abs(worker["offset_s"] - CLOCK_OFFSET_S)
-        assert error_s <= worker["round_trip_s"] / 2 + 1e-6, worker
-    foreign = report(0, 1.0, rows=7, lines=b"{}")
-    link.on_report(SimpleNamespace(node_id="from another load", data=foreign))
-    assert not link.conductor.reports
+    channel = MessageChannel(environment, task, True)
+    channel.on_test_start()
+    clocks = channel.coordinator.clocks
+    assert [clock.worker for clock in clocks] == [0, 1]
+    for clock in clocks:
+        error_s = abs(clock.offset_s - CLOCK_OFFSET_S)
+        assert error_s <= clock.round_trip_s / 2 + 1e-6, clock
+    foreign = report(0, 1.0, rows=7, lines=b"{}").to_data()
+    channel.on_report(SimpleNamespace(node_id="from another load", data=foreign))
+    assert not channel.coordinator.reports
 
 
 CASES = {

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ import gevent
 from gevent.server import StreamServer
 from locust.env import Environment
 
-from loadtests.client import gevent_connection, http, response
-from loadtests.generator import gevent_tools, locustfile
+from loadtests.client import http, response
+from loadtests.client.connection import Connection
+from loadtests.generator import locustfile
+from loadtests.generator.gevent_tools import IoYield
+from loadtests.generator.load_worker import LoadWorker
 from loadtests.generator.recorder import InFlightRequest, Recorder
 from loadtests.workload.arrivals import Arrival
 from tests.helpers.scripted_server import DONE, event, sized
@@ -33,20 +37,24 @@ WRONG_HEADS = [
 ]
 
 
-def start() -> tuple[Environment, Recorder]:
-    """A load that has begun, on the worker and the conductor of this process."""
+def start() -> Environment:
+    """A load that has begun, on the worker and the coordinator of this process."""
     environment = Environment(user_classes=[locustfile.ClosedLoop], events=locustfile.events)
     environment.create_local_runner()
     locustfile.on_init(environment)
     locustfile.events.test_start.fire(environment=environment)
-    return environment, locustfile.worker.recorder
+    return environment
 
 
-def serve(handle: Callable[[gevent.socket.socket, Any], None]) -> StreamServer:
+def send_to(worker: LoadWorker, port: int) -> None:
+    worker.task = replace(worker.task, base_url=f"http://127.0.0.1:{port}")
+
+
+def serve(worker: LoadWorker, handle: Callable[[gevent.socket.socket, Any], None]) -> StreamServer:
     """Makes the load ask a server that calls `handle` for each connection."""
     server = StreamServer(("127.0.0.1", 0), handle)
     server.start()
-    locustfile.worker.load["base_url"] = f"http://127.0.0.1:{server.server_port}"
+    send_to(worker, server.server_port)
     return server
 
 
@@ -57,13 +65,14 @@ def run_user(run: Callable[[], None]) -> None:
         pass
 
 
-def finish() -> None:
-    locustfile.conductor.finishing = True
-    locustfile.on_quit()
+def finish(environment: Environment) -> None:
+    process = locustfile.process_of(environment)
+    process.coordinator.finishing = True
+    process.on_quit()
 
 
 def reported_worker(recorder: Recorder) -> dict[str, Any]:
-    [worker] = json.loads(Path(recorder.load["folder"], "load.json").read_text())["workers"]
+    [worker] = json.loads(Path(recorder.task.folder, "load.json").read_text())["workers"]
     return worker
 
 
@@ -81,7 +90,9 @@ def collect_ended(recorder: Recorder) -> list[InFlightRequest]:
 
 def rows_at_the_end() -> None:
     """The load ends while the recorder pauses in the middle of a row."""
-    environment, recorder = start()
+    environment = start()
+    worker = locustfile.worker_of(environment)
+    recorder = worker.recorder
     paused, settle = gevent.event.Event(), response.parse_response
 
     def settle_slowly(
@@ -97,7 +108,7 @@ def rows_at_the_end() -> None:
     body = event(" baba") * 512 + DONE
     at_s = recorder.zero_s
     for _ in range(3):
-        sent = recorder.begin(0, 0.0, locustfile.worker.prepare(0, 0)[0])
+        sent = recorder.begin(0, 0.0, worker.prepare_request(0, 0).prompt)
         sent.exchange = http.Exchange(
             sent_s=at_s, status=200, content_type="text/event-stream", body=bytearray(body)
         )
@@ -109,20 +120,22 @@ def rows_at_the_end() -> None:
     assert paused.wait(10)  # the recorder begins with the first of them, and pauses in it
     assert recorder.written == 0
     assert recorder.finished
-    finish()
+    finish(environment)
     assert recorder.written == 3 == environment.stats.total.num_requests, recorder.written
     assert recorder.ended
-    assert locustfile.conductor.reports[0]["rows"] == 3
+    assert locustfile.process_of(environment).coordinator.reports[0].rows == 3
 
 
 def stood_still() -> None:
-    _, recorder = start()
+    environment = start()
+    worker = locustfile.worker_of(environment)
+    recorder = worker.recorder
     began_s = recorder.now()
     while recorder.now() < began_s + 0.05:
         pass
     ended_s = recorder.now()
     gevent.sleep(0.05)
-    finish()
+    finish(environment)
     stalls = reported_worker(recorder)["stalls"]
     assert any(
         start_s <= began_s + 1e-6 and ended_s <= end_s + 1e-6 for start_s, end_s in stalls
@@ -131,28 +144,32 @@ def stood_still() -> None:
 
 def stopped() -> None:
     """The server stops this process while it sends, as a machine does that has no core for us."""
-    _, recorder = start()
+    environment = start()
+    worker = locustfile.worker_of(environment)
+    recorder = worker.recorder
     server = subprocess.Popen(
         [sys.executable, "-m", "tests.programs.stop_the_client", str(os.getpid())],
         stdout=subprocess.PIPE,
     )
     port = int(server.stdout.readline())
-    locustfile.worker.load["base_url"] = f"http://127.0.0.1:{port}"
-    sent = recorder.begin(0, 0.0, locustfile.worker.prepare(0, 0)[0])
-    locustfile.worker.connect().post("/", b"{}", sent.exchange)
+    send_to(worker, port)
+    sent = recorder.begin(0, 0.0, worker.prepare_request(0, 0).prompt)
+    worker.connect().post("/", b"{}", sent.exchange)
     server.kill()
     server.wait()
     assert sent.exchange.error is None, sent.exchange.error
     recorder.end(sent)
-    finish()
-    worker = reported_worker(recorder)
-    assert worker["reader"] == os.environ["SERVEOFF_STREAMS"]
-    assert any(0.05 < end_s - start_s < 1.0 for start_s, end_s in worker["stalls"]), worker
+    finish(environment)
+    reported = reported_worker(recorder)
+    assert reported["reader"] == os.environ["SERVEOFF_STREAMS"]
+    assert any(0.05 < end_s - start_s < 1.0 for start_s, end_s in reported["stalls"]), reported
 
 
 def closed_after_each() -> None:
     """Only a server that has gone is asked more slowly, not one that closes its connections."""
-    environment, recorder = start()
+    environment = start()
+    worker = locustfile.worker_of(environment)
+    recorder = worker.recorder
     closing = sized(
         event(" baba") + DONE,
         b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n",
@@ -163,7 +180,7 @@ def closed_after_each() -> None:
         sock.sendall(closing)
         sock.close()
 
-    server = serve(handle)
+    server = serve(worker, handle)
     slept, sleep = [], gevent.sleep
 
     def note_sleep(seconds: float = 0) -> None:
@@ -172,7 +189,7 @@ def closed_after_each() -> None:
 
     gevent.sleep = note_sleep
     user = locustfile.ClosedLoop(environment)
-    asked, ask_once = [], user.ask_once
+    asked, send_once = [], user.send_once
 
     def ask() -> None:
         if len(asked) == 3:
@@ -180,39 +197,39 @@ def closed_after_each() -> None:
                 "a server that closes its connections has not failed: its client must not wait"
             )
             server.stop()
-        asked.append(ask_once())
+        asked.append(send_once())
 
-    recorder.over = lambda: len(asked) == 4
-    user.ask_once = ask
-    run_user(user.ask_on)
+    recorder.is_over = lambda: len(asked) == 4
+    user.send_once = ask
+    run_user(user.run_user)
     assert 0.01 in slept, "but one that is gone must not be asked without end"
 
 
 def sent_ahead() -> None:
-    environment, recorder = start()
+    environment = start()
+    worker = locustfile.worker_of(environment)
+    recorder = worker.recorder
 
     def handle(sock: gevent.socket.socket, _: object) -> None:
         while sock.recv(65536):
             gevent.sleep(0.02)  # meanwhile the next request is prepared
             sock.sendall(RESPONSE)
 
-    serve(handle)
-    ahead, send_ahead = [], gevent_connection.GeventConnection.send_ahead
+    serve(worker, handle)
+    ahead, send_ahead = [], Connection.send_ahead
 
     def send(
-        connection: gevent_connection.GeventConnection,
-        encode: Callable[..., bytes],
-        number: int,
-        exchange: http.Exchange,
+        connection: Connection, template: http.RequestTemplate, number: int, exchange: http.Exchange
     ) -> None:
-        send_ahead(connection, encode, number, exchange)
-        ahead.append(encode(connection, number).split(b"X-Request-Id: ")[1].split()[0])
+        send_ahead(connection, template, number, exchange)
+        request = connection.protocol.fill_template(template, number)
+        ahead.append(request.split(b"X-Request-Id: ")[1].split()[0])
         if len(ahead) == 4:
-            recorder.end_at(-math.inf)
+            recorder.send_until(-math.inf)
 
-    gevent_connection.GeventConnection.send_ahead = send
+    Connection.send_ahead = send
     ended = collect_ended(recorder)
-    run_user(locustfile.ClosedLoop(environment).ask_on)
+    run_user(locustfile.ClosedLoop(environment).run_user)
     assert ahead == [b"0-1", b"0-2", b"0-3", b"0-4"], ahead
     assert [sent.number for sent in ended] == list(range(5)), ended
     assert not recorder.in_flight, "what was sent ahead has its row, also if by then it is over"
@@ -223,7 +240,9 @@ def sent_ahead() -> None:
 
 
 def wrong_heads() -> None:
-    environment, recorder = start()
+    environment = start()
+    worker = locustfile.worker_of(environment)
+    recorder = worker.recorder
     ended = collect_ended(recorder)
 
     def handle(sock: gevent.socket.socket, _: object) -> None:
@@ -232,9 +251,9 @@ def wrong_heads() -> None:
             head = WRONG_HEADS[len(ended)]
             sock.sendall(head + b"\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
 
-    serve(handle)
-    recorder.over = lambda: len(ended) == len(WRONG_HEADS)
-    run_user(locustfile.ClosedLoop(environment).ask_on)
+    serve(worker, handle)
+    recorder.is_over = lambda: len(ended) == len(WRONG_HEADS)
+    run_user(locustfile.ClosedLoop(environment).run_user)
     assert {sent.exchange.error for sent in ended} == {
         "not an HTTP/1 answer",
         "broken Content-Length",
@@ -247,30 +266,32 @@ def wrong_heads() -> None:
 
 def late() -> None:
     """An open loop that has fallen behind sends before it lets others go first."""
-    environment, recorder = start()
+    environment = start()
+    worker = locustfile.worker_of(environment)
+    recorder = worker.recorder
 
     def handle(sock: gevent.socket.socket, _: object) -> None:
         while sock.recv(65536):
             sock.sendall(RESPONSE)
 
-    serve(handle)
-    passed, pass_on = [], locustfile.Turn.pass_on
+    serve(worker, handle)
+    yielded, yield_to_io = [], IoYield.yield_to_io
 
-    def note_pass(turn: gevent_tools.IoYield) -> None:
+    def note_yield(io_yield: IoYield) -> None:
         if gevent.getcurrent() is user:
-            passed.append(recorder.now())
-        pass_on(turn)
+            yielded.append(recorder.now())
+        yield_to_io(io_yield)
 
-    locustfile.Turn.pass_on = note_pass
+    IoYield.yield_to_io = note_yield
     ended = collect_ended(recorder)
     now_s = recorder.now()
     arrivals = [*[Arrival(now_s - 1.0)] * 50, Arrival(now_s + 1.0)]
-    locustfile.worker.in_window = list(enumerate(arrivals))
-    locustfile.worker.began.set(0.0)
-    locustfile.worker.windowed.set(0.0)
-    user = gevent.spawn(run_user, locustfile.OpenLoop(environment).dispatch)
+    worker.plan.in_window = list(enumerate(arrivals))
+    worker.began_s.set(0.0)
+    worker.window_start_s.set(0.0)
+    user = gevent.spawn(run_user, locustfile.OpenLoop(environment).run_schedule)
     user.get()
-    assert len(passed) == 1, "others must not go first while it is late"
+    assert len(yielded) == 1, "others must not go first while it is late"
     assert [sent.exchange.error for sent in ended] == [None] * 51
     assert recorder.streams.sent == 51
     assert not recorder.in_flight

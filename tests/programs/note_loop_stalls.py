@@ -5,19 +5,19 @@ from itertools import pairwise
 
 import gevent
 
-from loadtests.client.reader import StallWatch
+from loadtests.client.python_reader import StallWatch
 
 
 def main() -> None:
     stalls = StallWatch()
     gevent.sleep(0.05)
-    stalls.take()
+    stalls.pop_stalls()
     began_s = time.perf_counter()
     time.sleep(0.05)  # nothing is patched here: the loop stands still
     ended_s = time.perf_counter()
-    assert not stalls.take(), "it cannot be known yet"
+    assert not stalls.pop_stalls(), "it cannot be known yet"
     gevent.sleep(0.05)
-    found = stalls.take()
+    found = stalls.pop_stalls()
     assert any(start_s <= began_s and ended_s <= end_s for start_s, end_s in found), (
         began_s,
         ended_s,
@@ -30,7 +30,7 @@ def main() -> None:
     gevent.sleep(0.01)
     time.sleep(0.05)
     gevent.sleep(0.01)
-    assert not stalls.take()
+    assert not stalls.pop_stalls()
     print("fine")
 
 

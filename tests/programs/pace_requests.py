@@ -11,14 +11,16 @@ import time
 import gevent
 
 from loadtests.client import http, response
-from loadtests.client.gevent_connection import GeventConnection
-from loadtests.client.native import NativeReader, socket_reader
+from loadtests.client.connection import Connection
+from loadtests.client.gevent_connection import make_gevent_connection
+from loadtests.client.native import NativeReader
+from loadtests.client.reader import socket_reader
 from loadtests.generator import pacer
 from tests.helpers.gevent_server import TIMEOUT_S, RequestRecorder
 from tests.helpers.scripted_server import CHUNKED, DONE, LAST_CHUNK, chunk, event
 
 WHOLE = CHUNKED + chunk(event(" baba") + DONE) + LAST_CHUNK
-Given = tuple[GeventConnection | None, int | None]  # where it was sent, and its number
+Given = tuple[Connection | None, int | None]  # where it was sent, and its number
 
 
 class OpenLoop:
@@ -37,14 +39,14 @@ class OpenLoop:
         exchange = http.Exchange()
         self.exchanges.append((at_s, exchange))
 
-        def one(connection: GeventConnection | None, number: int | None) -> None:
+        def one(connection: Connection | None, number: int | None) -> None:
             if connection is None:
-                connection = self.sender.take() or self.server.connect()
-                number = socket_reader().number()
+                connection = self.sender.acquire_idle() or self.server.connect()
+                number = socket_reader().next_request_number()
             connection.post("/x", body, exchange, f"7-{number}")
-            self.sender.offer(connection)
+            self.sender.return_idle(connection)
 
-        def start(connection: GeventConnection | None, number: int | None) -> None:
+        def start(connection: Connection | None, number: int | None) -> None:
             self.given.append((connection, number))
             self.asking.append(gevent.spawn(one, connection, number))
 
@@ -111,14 +113,14 @@ def ask_again_on_a_closed_connection(loop: OpenLoop) -> None:
 def send_nothing_that_is_not_due(loop: OpenLoop) -> None:
     loop.ask(time.perf_counter() + 3600)
     sent = socket_reader().sent
-    assert socket_reader().waiting == isinstance(socket_reader(), NativeReader), (
+    assert socket_reader().unreported == isinstance(socket_reader(), NativeReader), (
         "or the load would end without it"
     )
     loop.sender.close()
     gevent.sleep(0.05)
     assert socket_reader().sent == sent, "what is not yet due is not sent"
     assert not loop.asking
-    assert not socket_reader().waiting
+    assert not socket_reader().unreported
 
 
 def on_idle_connections() -> None:
@@ -134,7 +136,7 @@ def on_idle_connections() -> None:
 def more_than_there_is_room_for() -> None:
     count, rate = 1500, 10_000
     loop = OpenLoop()
-    socket_reader().number()
+    socket_reader().next_request_number()
     begin_s = time.perf_counter() + 0.05
     for number in range(count):
         loop.ask(begin_s + number / rate)
@@ -145,10 +147,10 @@ def more_than_there_is_room_for() -> None:
 def while_the_interpreter_is_busy() -> None:
     loop = OpenLoop()
     listener = socket.create_server(("127.0.0.1", 0))
-    connection = GeventConnection(f"http://127.0.0.1:{listener.getsockname()[1]}", TIMEOUT_S)
+    connection = make_gevent_connection(f"http://127.0.0.1:{listener.getsockname()[1]}", TIMEOUT_S)
     connection.open()
     peer, _ = listener.accept()
-    loop.sender.offer(connection)
+    loop.sender.return_idle(connection)
     loop.ask(time.perf_counter() + 0.1)
     gevent.sleep(0.01)
     until_s = time.perf_counter() + 1.0

@@ -1,6 +1,6 @@
 """Prints what reads responses here: c or python."""
 
-from loadtests.client.native import socket_reader
+from loadtests.client.reader import socket_reader
 
 if __name__ == "__main__":
-    print(socket_reader().reader)
+    print(socket_reader().kind)

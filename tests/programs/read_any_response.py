@@ -15,8 +15,10 @@ import gevent
 from gevent.server import StreamServer
 
 from loadtests.client import http
-from loadtests.client.gevent_connection import GeventConnection
-from loadtests.client.native import NativeReader, socket_reader
+from loadtests.client.gevent_connection import make_gevent_connection
+from loadtests.client.limits import READ_BYTES
+from loadtests.client.native import NativeReader
+from loadtests.client.reader import socket_reader
 
 
 def chunked(*pieces: bytes, end: bytes = b"0\r\n\r\n", size: bytes = b"%x") -> bytes:
@@ -106,7 +108,7 @@ def check_reads(exchange: http.Exchange, pieces: list[bytes], described: object)
     assert len(exchange.arrived) == len(exchange.lengths) == len(exchange.lags), described
     assert not exchange.lengths or exchange.lengths[-1] == len(exchange.body), described
     whole = b"".join(pieces)
-    if len(whole) < http.RECV_BYTES:  # in larger ones a read may end anywhere
+    if len(whole) < READ_BYTES:  # in larger ones a read may end anywhere
         ends, end = set(), 0
         for piece in pieces:
             end += len(piece)
@@ -117,7 +119,7 @@ def check_reads(exchange: http.Exchange, pieces: list[bytes], described: object)
 def read_twice(server: PieceServer, pieces: list[bytes], described: object) -> list[Understood]:
     """The same response twice on one connection; the second request is sent ahead."""
     server.responses[:] = [pieces, pieces]
-    connection = GeventConnection(server.url, 0.5)
+    connection = make_gevent_connection(server.url, 0.5)
     first, second = http.Exchange(), http.Exchange()
     gevent.spawn(connection.prepare, "/", b"{}", "", second)
     found: list[Understood] = []

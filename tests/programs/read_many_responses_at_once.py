@@ -10,8 +10,8 @@ import time
 import gevent
 
 from loadtests.client import http, response
-from loadtests.client.gevent_connection import GeventConnection
-from loadtests.client.native import socket_reader
+from loadtests.client.gevent_connection import make_gevent_connection
+from loadtests.client.reader import socket_reader
 from tests.helpers.scripted_server import CHUNKED, DONE, LAST_CHUNK, chunk, event
 
 COUNT = 400
@@ -37,7 +37,7 @@ def read_all(silent: int) -> list[response.ParsedResponse]:
     threading.Thread(target=serve, args=(silent,), daemon=True).start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     exchanges = [http.Exchange() for _ in range(COUNT)]
-    connections = [GeventConnection(url, PATIENCE_S) for _ in exchanges]
+    connections = [make_gevent_connection(url, PATIENCE_S) for _ in exchanges]
     for connection in connections:
         connection.open()
     asking = [
@@ -61,7 +61,7 @@ def main() -> None:
         first, *others, last = read_all(silent)
         errors = [each.error for each in others]
         assert [each.token_text for each in others] == [[" baba"]] * (COUNT - 2), errors
-        kept = not silent or socket_reader().reader == "c"
+        kept = not silent or socket_reader().kind == "c"
         assert first.token_text == ([] if silent else [" baba"])
         assert last.token_text == ([" baba"] if kept else [])
     print("fine")

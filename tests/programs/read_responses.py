@@ -10,8 +10,9 @@ import gevent
 from gevent.server import StreamServer
 
 from loadtests.client import http, response
-from loadtests.client.gevent_connection import GeventConnection
-from loadtests.client.native import socket_reader
+from loadtests.client.connection import Connection
+from loadtests.client.gevent_connection import make_gevent_connection
+from loadtests.client.reader import socket_reader
 from tests.helpers.scripted_server import CHUNKED, CLOSE, DONE, LAST_CHUNK, chunk, event
 
 Script = list[bytes | float | None]  # bytes to send, seconds to wait, CLOSE
@@ -45,13 +46,13 @@ def serve(sock: gevent.socket.socket, _: object) -> None:
 server = StreamServer(("127.0.0.1", 0), serve)
 
 
-def connect(timeout_s: float = 30.0) -> GeventConnection:
-    return GeventConnection(f"http://127.0.0.1:{server.server_port}", timeout_s)
+def connect(timeout_s: float = 30.0) -> Connection:
+    return make_gevent_connection(f"http://127.0.0.1:{server.server_port}", timeout_s)
 
 
 def ask(
     script: Script, timeout_s: float = 30.0
-) -> tuple[GeventConnection, http.Exchange, response.ParsedResponse]:
+) -> tuple[Connection, http.Exchange, response.ParsedResponse]:
     """One request on a connection of its own, which stays open."""
     scripts[:] = [script]
     connection, exchange = connect(timeout_s), http.Exchange()

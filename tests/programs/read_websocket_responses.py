@@ -9,7 +9,8 @@ import os
 import gevent
 
 from loadtests.client import http, response
-from loadtests.client.gevent_connection import GeventWebSocket
+from loadtests.client.connection import Connection
+from loadtests.client.gevent_connection import make_gevent_connection
 from tests.helpers.scripted_server import CLOSE, EVENTS, is_whole
 from tests.helpers.websocket_server import ANSWER, PING, UNFINISHED, Upgrading, closing
 
@@ -17,21 +18,21 @@ PATH = "/v1/completions"
 server = Upgrading()
 
 
-def connect(timeout_s: float = 30.0) -> GeventWebSocket:
-    return GeventWebSocket(server.url, timeout_s, None, PATH)
+def connect(timeout_s: float = 30.0) -> Connection:
+    return make_gevent_connection(server.url, timeout_s, None, PATH)
 
 
-def ask(connection: GeventWebSocket) -> response.ParsedResponse:
+def ask(connection: Connection) -> response.ParsedResponse:
     exchange = http.Exchange()
     connection.post(PATH, b"{}", exchange)
     return response.parse_response(exchange)
 
 
-def send_ahead_before_anyone_waits(kept: GeventWebSocket) -> None:
+def send_ahead_before_anyone_waits(kept: Connection) -> None:
     """As an open loop does, which makes the request before it knows the connection."""
     server.scripts.insert(0, [ANSWER])
     exchange = http.Exchange()
-    kept.send_ahead(connect().encoder(PATH, b"{}", "0-"), 1, exchange)
+    kept.send_ahead(connect().protocol.make_template(PATH, b"{}", "0-"), 1, exchange)
     assert exchange.sent_s is not None
     kept.post(PATH, b"{}", exchange)
     assert is_whole(response.parse_response(exchange))

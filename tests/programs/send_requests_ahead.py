@@ -9,7 +9,7 @@ from itertools import pairwise
 import gevent
 
 from loadtests.client import http, response
-from loadtests.client.native import socket_reader
+from loadtests.client.reader import socket_reader
 from tests.helpers.gevent_server import RequestRecorder
 from tests.helpers.scripted_server import CHUNKED, DONE, LAST_CHUNK, chunk, event, sized
 
@@ -35,7 +35,7 @@ def send_chain(sizes: list[int]) -> tuple[list[tuple[str, int]], int]:
         assert not before.done_s, "and before anybody learns of it"
         sent.append(number)
 
-    connection.then = note_sent
+    connection.on_next_sent = note_sent
     socket_reader().sent = 1
     for number, size in enumerate(sizes):
         exchange = exchanges[number]
@@ -67,7 +67,7 @@ def send_again_what_nobody_has_read() -> None:
 
 def send_nothing_before_it_is_connected() -> None:
     connection, exchange = server.connect(), http.Exchange()
-    connection.send_ahead(connection.encoder("/x", b"x", ""), 7, exchange)
+    connection.send_ahead(connection.protocol.make_template("/x", b"x", ""), 7, exchange)
     assert exchange.sent_s is None, "nothing can be sent yet"
     connection.post("/x", b"x", exchange, "7")
     assert response.parse_response(exchange).error is None

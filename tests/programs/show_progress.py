@@ -3,7 +3,9 @@
 import time
 
 from loadtests.campaign.progress import ProgressWatch
+from loadtests.generator.messages import Window
 from loadtests.schema import Case
+from tests.helpers.load_status import running_status
 
 CASE = Case(2, "two", "simulated", "chat", 1, None, 2.5, 10.0)
 
@@ -16,16 +18,7 @@ def main() -> None:
         time.sleep(0.6)
         watch.stage("load")
         for second, tokens in ((1, 100), (2, 1334), (3, 2568)):
-            watch.load(
-                {
-                    "state": "running",
-                    "now_s": second,
-                    "rows": 77,
-                    "tokens": tokens,
-                    "e2e_p99_s": 1.234,
-                    "window": {"start_s": 0.5, "end_s": 9},
-                }
-            )
+            watch.load(running_status(second, 77, tokens, 1.234, Window(0.5, 9)))
         time.sleep(0.6)
         watch.end("ok")
 

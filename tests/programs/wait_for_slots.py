@@ -12,12 +12,12 @@ def main() -> None:
     order: list[int] = []
 
     def take(number: int) -> None:
-        slots.take()
+        slots.acquire()
         order.append(number)
 
     def give_while_another_comes(number: int) -> None:
         gevent.spawn(take, number)
-        slots.give()
+        slots.release()
 
     for number in range(4):
         gevent.spawn(take, number)
@@ -28,7 +28,7 @@ def main() -> None:
         gevent.sleep(0.01)
     assert order == [0, 1, 2, 3, 4, 5], order
     for _ in range(6):
-        slots.give()
+        slots.release()
     gevent.sleep(0.01)
     assert order == list(range(8)), order
     assert slots.free == 4, slots.free

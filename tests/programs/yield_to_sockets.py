@@ -1,4 +1,4 @@
-"""Passes on its turn twenty times: what has become readable is read during each pause."""
+"""Yields twenty times: what has become readable is read during each pause."""
 
 import os
 
@@ -11,7 +11,7 @@ TURNS = 20
 
 def main() -> None:
     readable_end, writable_end = os.pipe()
-    turn = IoYield()
+    io_yield = IoYield()
     seen: list[bytes] = []
     watcher = gevent.get_hub().loop.io(readable_end, 1)
     watcher.start(lambda: seen.append(os.read(readable_end, 1)))
@@ -19,7 +19,7 @@ def main() -> None:
     def work() -> None:
         for number in range(TURNS):
             os.write(writable_end, b"x")
-            turn.pass_on()
+            io_yield.yield_to_io()
             assert len(seen) == number + 1, "what has become readable is read in the pause"
 
     gevent.spawn(work).get()

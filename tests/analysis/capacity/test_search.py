@@ -376,7 +376,7 @@ def test_the_report_says_what_holds_and_what_broke(tmp_path: Path) -> None:
     writer.write_report(folder)
     page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
     for said in (
-        "alpha (simulated) keeps TTFT P95 ≤ 60 ms up to 32.0 requests/s (not at 33.0)",
+        "alpha (simulated) meets TTFT P95 ≤ 60 ms up to 32.0 requests/s (not at 33.0)",
         "TTFT P95 65.0 ms",
     ):
         assert said in page and said in text

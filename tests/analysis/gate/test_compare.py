@@ -21,7 +21,7 @@ from tests.helpers import synthetic_campaign
         ([100, 120, 80], [105, 125, 85], "ttft_p50_s", "inconclusive: could have seen 83%"),
         ([100, 2000], [200, 100], "ttft_p50_s", "inconclusive: could have seen more than tenfold"),
         ([100], [200], "ttft_p50_s", "one run: no verdict"),
-        ([1, np.nan], [1, 2], "ttft_p99_s", "no number: too few requests in some run"),
+        ([1, np.nan], [1, 2], "ttft_p99_s", "invalid: too few requests in some run"),
         ([1, np.inf], [1, 2], "ttft_p99_s", "failed requests: no ratio"),
     ],
 )
@@ -86,7 +86,7 @@ def test_what_differs_is_named_and_what_is_missing_says_why(tmp_path, capsys):
         "in A: failed: load: the server died",
     ):
         assert said in out, said
-    assert "UNLIKE" not in out and out.count("no number: in A:") == 4
+    assert "UNLIKE" not in out and out.count("invalid: in A:") == 4
 
 
 @pytest.mark.parametrize(

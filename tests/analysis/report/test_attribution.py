@@ -361,7 +361,7 @@ def test_the_report_has_it(tmp_path):
     for shown in (
         "- **alpha (simulated)**: 67% of the slowest 1% is generation",
         "- **beta (simulated)**: 67% of the slowest 5% is the stream from the first token on;",
-        "No such times that fit come from beta (simulated)",
+        "No usable times come from beta (simulated)",
         "(figures/1-chat-8-users-why.png)",
         "| alpha (simulated) | the slowest 1% |",
         "| beta (simulated) | – | – |",

@@ -28,7 +28,7 @@ def test_what_was_measured_is_shown_in_both(tmp_path):
         "| 25.0 us |",
         "| 0.400% |",
         "Up to 4,000 events/s were seen right, and no more were tried.",
-        "More than 5% is no number.",
+        "A case with more than 5% is invalid.",
         "| alpha (simulated), chat, 8 users, run 1 | at most 0.0% (TTFT P50) |",
     ):
         assert shown in section, shown

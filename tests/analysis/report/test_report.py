@@ -69,7 +69,7 @@ def test_files(made):
 
 def test_answer_first_and_every_case_beside_it(made):
     page = text(made)
-    answer = "alpha (simulated) carried the most valid output throughput"
+    answer = "alpha (simulated) sustained the most valid output throughput"
     assert page.index(answer) < page.index("<table")
     for name in ("alpha", "beta", "gamma", "delta", "epsilon", "zeta"):
         assert f'<th scope="row">{name}<small>simulated' in page
@@ -171,7 +171,7 @@ def test_everything_is_escaped(tmp_path):
     console = Console(width=120, record=True, file=io.StringIO())
     terminal.show_summary(found, console)
     assert "<script>" in console.export_text()
-    assert "not committed" in page
+    assert "uncommitted changes" in page
 
 
 def test_a_campaign_that_only_began(tmp_path):
@@ -182,7 +182,7 @@ def test_a_campaign_that_only_began(tmp_path):
         synthetic_campaign.campaign_data([synthetic_campaign.run()["case"]]),
     )
     found = writer.write_report(folder)
-    assert "no server has a valid number yet" in text(found)
+    assert "no server has a valid case yet" in text(found)
     synthetic_campaign.schema.write_json(
         folder / "campaign.json", synthetic_campaign.campaign_data([])
     )
@@ -197,8 +197,8 @@ def test_invalid_is_no_number_and_not_slow(tmp_path):
     found = writer.write_report(folder)
     (comparison,) = summary.build_comparisons(found)
     assert comparison.systems[0].server == "beta"
-    assert "no other server has a valid number" in summary.describe_result(comparison)
-    assert "no number</span> contract: it was not verified after the load" in text(found)
+    assert "no other server has a valid case" in summary.describe_result(comparison)
+    assert "invalid</span> contract: it was not verified after the load" in text(found)
     # the data keep it
     assert not found.table.loc[0, "valid"] and found.table.loc[0, "output_tokens_per_s"] > 0
 

@@ -17,6 +17,8 @@ from analysis.studies.accuracy_targets import TARGETS, ResultAt
 from loadtests import schema
 from loadtests.accuracy import __main__ as experiments
 from loadtests.accuracy import calibration
+from loadtests.accuracy.ground_truth_server import LogSummary
+from loadtests.generator.messages import Window
 
 ROOT = Path(__file__).parents[3]
 MADE = {
@@ -166,9 +168,7 @@ def test_the_sample_has_the_shapes_of_the_code(results):
         == accuracy_page.SECTIONS.keys()
         == experiments.EXPERIMENTS.keys() | experiments.LONG.keys()
     )
-    run = calibration.CalibrationRun(
-        {"window": {"start_s": 0.0, "end_s": 1.0}, "workers": []}, [], {"late_mean_s": None}, []
-    )
+    run = calibration.CalibrationRun(Window(0.0, 1.0), [], LogSummary(None, 0, None, None), [])
     assert errors().keys() == calibration.measure_errors(run).keys()
     assert {promise.experiment for promise in TARGETS} == results.keys(), (
         "each experiment promises something"

@@ -11,7 +11,8 @@ from analysis import __main__ as command
 from analysis.dataset import InputError
 from analysis.studies import claims
 from loadtests.campaign.runner import plan_cases
-from loadtests.cli import arguments_of
+from loadtests.campaign.targets import Target
+from loadtests.cli import parse_arguments
 from tests.helpers import synthetic_campaign
 
 ROOT = Path(__file__).parents[3]
@@ -232,7 +233,7 @@ def test_our_campaigns_can_be_planned_and_have_the_servers_that_are_claimed_abou
 ) -> None:
     table = claims.read_claims()
     monkeypatch.chdir(ROOT)
-    cases, _ = plan_cases(arguments_of(table["campaigns"][name]["arguments"]))
+    cases, _ = plan_cases(parse_arguments(table["campaigns"][name]["arguments"]), Target())
     asked = {
         part[key]
         for claim in table["claims"].values()

@@ -12,9 +12,11 @@ import pytest
 from loadtests import schema
 from loadtests.accuracy import calibration
 from loadtests.accuracy.calibration import CalibrationRun, Placement
-from loadtests.accuracy.ground_truth_server import ServedRequest
+from loadtests.accuracy.ground_truth_server import LogSummary, ServedRequest
 from loadtests.generator import locust_process
 from loadtests.generator.locust_process import Workers
+from loadtests.generator.messages import Window
+from loadtests.generator.status import WorkerStatus
 from tests.helpers.campaign_process import ESCAPES, MARK, PATIENCE_S, QUICK, Bench, wait_for
 from tests.helpers.pty_command import Terminal
 from tests.helpers.python_program import command_of
@@ -47,11 +49,12 @@ def run(
     workers: Any = ((0.1, 0.02),),
     window: tuple[float, float] = (10.0, 20.0),
 ) -> CalibrationRun:
-    said = {
-        "window": {"start_s": window[0], "end_s": window[1]},
-        "workers": [{"cpu_share": busy, "waited_share": waited} for busy, waited in workers],
-    }
-    return CalibrationRun(said, rows, {"late_mean_s": 3e-6}, sent)
+    summary = LogSummary(None, len(sent), 3e-6, 3e-6)
+    statuses = [
+        WorkerStatus(number, 0.0, 0.0, 0.0, 0, "c", busy, waited, [])
+        for number, (busy, waited) in enumerate(workers)
+    ]
+    return CalibrationRun(Window(*window), rows, summary, sent, statuses)
 
 
 def two() -> tuple[list[dict[str, Any]], list[ServedRequest]]:

@@ -81,7 +81,7 @@ def test_the_reader_in_c_reads_while_its_users_begin(tmp_path: Path) -> None:
     """
     require_installed("cc")
     users, file = 20, tmp_path / "rows.jsonl"
-    reader = testbed.Testbed(tmp_path, 1, 1.0).in_c("floor_reader")
+    reader = testbed.Testbed(tmp_path, 1, 1.0).compile_program("floor_reader")
     assert reader
     with calibration.start_ground_truth(tmp_path, (), "--ttft-ms", "5", "--itl-ms", "2") as url:
         command = [*reader, url.rpartition(":")[2], str(users), "8", "1", str(file)]
@@ -109,7 +109,7 @@ def test_the_reader_in_c_reads_while_its_users_begin(tmp_path: Path) -> None:
 def test_the_sender_in_c_sends_when_it_is_told(tmp_path: Path) -> None:
     require_installed("cc")
     here = testbed.Testbed(tmp_path, 1, 1.0)
-    sender = here.in_c("floor_sender")
+    sender = here.compile_program("floor_sender")
     assert sender
     # twice as many as it has connections
     planned = [100.0 + 0.002 * number for number in range(1000)]

@@ -21,8 +21,9 @@ from typing import Any
 
 import pytest
 
-from loadtests.accuracy.ground_truth_server import ServedRequest, read_log
+from loadtests.accuracy.ground_truth_server import LogSummary, ServedRequest, read_log
 from loadtests.client import http, response
+from loadtests.client.blocking import make_blocking_connection
 from servers.contract import oracle
 
 PATIENCE_S = 30.0  # against hanging; not a measurement
@@ -51,7 +52,7 @@ class Reference:
         self.port = int(self.process.stdout.readline())
         self.url = f"http://127.0.0.1:{self.port}"
 
-    def end(self, number: int = signal.SIGTERM) -> tuple[dict[str, Any], list[ServedRequest]]:
+    def end(self, number: int = signal.SIGTERM) -> tuple[LogSummary, list[ServedRequest]]:
         self.process.send_signal(number)
         assert self.process.wait(PATIENCE_S) == 0
         return read_log(self.log)
@@ -100,7 +101,7 @@ def ask(
     reference: Reference, tokens: int, chat: bool = False, name: str = ""
 ) -> tuple[http.Exchange, response.ParsedResponse]:
     """One request on a connection of its own."""
-    with closing(http.Connection(reference.url, PATIENCE_S)) as connection:
+    with closing(make_blocking_connection(reference.url, PATIENCE_S)) as connection:
         connection.headers += f"X-Request-Id: {name}\r\n" if name else ""
         return ask_on(connection, tokens, chat)
 
@@ -147,9 +148,9 @@ def test_streams_are_exact_and_the_log_tells_them_apart(start: Any) -> None:
         "an event a token"
     )
     assert (
-        summary["freeze"] is None
-        and summary["requests"] == 8
-        and 0 <= summary["late_mean_s"] <= summary["late_max_s"]
+        summary.freeze is None
+        and summary.requests == 8
+        and 0 <= summary.late_mean_s <= summary.late_max_s
     )
     assert [one.arrived_s for one in served] == sorted(one.arrived_s for one in served)
     by_id = {one.id: one for one in served}
@@ -170,7 +171,7 @@ def test_streams_are_exact_and_the_log_tells_them_apart(start: Any) -> None:
 
 def test_a_connection_carries_many_requests(start: Any) -> None:
     reference = start("--ttft-ms", "1", "--itl-ms", "0.1")
-    with closing(http.Connection(reference.url, PATIENCE_S)) as connection:
+    with closing(make_blocking_connection(reference.url, PATIENCE_S)) as connection:
         for turn in range(6):
             _, settled = ask_on(connection, turn + 1, bool(turn % 2))
             assert is_exact(settled, turn + 1, bool(turn % 2)) and connection.socket is not None, (
@@ -203,10 +204,7 @@ def test_pages(start: Any) -> None:
         and b'{"status": "ok"}' in said
         and b'"id": "serveoff-tiny"' in said
     )
-    assert reference.end() == (
-        {"freeze": None, "requests": 0, "late_mean_s": None, "late_max_s": None},
-        [],
-    )
+    assert reference.end() == (LogSummary(None, 0, None, None), [])
 
 
 # --- the plan
@@ -232,7 +230,7 @@ def test_a_freeze_moves_everything_behind_it(start: Any) -> None:
         second = pool.submit(ask, reference, 5)
         assert is_exact(first.result()[1], 40) and is_exact(second.result()[1], 5)
     summary, served = reference.end()
-    start_s, end_s = summary["freeze"]
+    start_s, end_s = summary.freeze
     assert start_s >= served[0].arrived_s + 0.05 and end_s - start_s >= 0.2
     assert not any(
         start_s < at < end_s for one in served for at in (one.arrived_s, *one.stamps_s)
@@ -334,7 +332,7 @@ def test_what_is_unfinished_stands_in_the_log(start: Any) -> None:
         third.sendall(b"GET /health HTTP/1.1\r\n\r\n")
         assert third.recv(1) == b"H", "by now the second one has been read"
         summary, served = reference.end()
-    assert summary["requests"] == 2 and 0 < len(served[0].stamps_s) < 100_000
+    assert summary.requests == 2 and 0 < len(served[0].stamps_s) < 100_000
     assert (served[1].due_s, served[1].stamps_s) == (None, [])
 
 
@@ -353,7 +351,7 @@ def test_what_is_no_request_for_a_stream_is_refused(start: Any) -> None:
         (chat, body(3)),
         (chat, body(3, messages=["hello"])),
     ):
-        with closing(http.Connection(reference.url, PATIENCE_S)) as connection:
+        with closing(make_blocking_connection(reference.url, PATIENCE_S)) as connection:
             exchange = http.Exchange()
             connection.post(path, said, exchange)
             assert (exchange.status, exchange.error, connection.socket) == (400, None, None), (

@@ -6,7 +6,9 @@ import re
 import pytest
 
 from loadtests.campaign import progress
+from loadtests.generator.messages import Window
 from loadtests.schema import Case
+from tests.helpers.load_status import running_status
 from tests.helpers.pty_command import Terminal
 from tests.helpers.python_program import ROOT, command_of
 
@@ -40,17 +42,7 @@ def test_plain_lines_without_a_terminal(
     with watching(CASES) as watch:
         watch.start(CASES[1])
         watch.stage("launch")
-        window = {"start_s": 0, "end_s": 9}
-        watch.load(
-            {
-                "state": "running",
-                "now_s": 1.0,
-                "rows": 1,
-                "tokens": 0,
-                "e2e_p99_s": 0.1,
-                "window": window,
-            }
-        )
+        watch.load(running_status(1.0, 1, 0, 0.1, Window(0, 9)))
         watch.end(
             "failed: launch: it has [brackets] and a very long sentence "
             + "which is not broken into lines " * 10

@@ -5,6 +5,7 @@ time of its own read.
 import pytest
 
 from loadtests.client import http, response
+from loadtests.client.blocking import make_blocking_connection
 from servers.contract import oracle
 from tests.helpers.scripted_server import (
     ANSWER,
@@ -30,7 +31,7 @@ from tests.helpers.scripted_server import (
 
 
 def test_one_connection_carries_many_requests(server: Scripted) -> None:
-    connection = http.Connection(server.url + "/base/", PATIENCE_S, api_key="secret")
+    connection = make_blocking_connection(server.url + "/base/", PATIENCE_S, api_key="secret")
     for turn in range(20):
         exchange = http.Exchange()
         server.scripts.append([ANSWER if turn % 2 else sized(EVENTS)])
@@ -57,7 +58,7 @@ def test_a_stale_connection_is_replaced_once_and_only_before_an_answer(
     server: Scripted, last_words: tuple[bytes, ...]
 ) -> None:
     server.scripts += [[sized(EVENTS)], [*last_words, CLOSE], [sized(EVENTS)]]
-    connection = http.Connection(server.url, PATIENCE_S)
+    connection = make_blocking_connection(server.url, PATIENCE_S)
     first, second = http.Exchange(), http.Exchange()
     connection.post("/", b"{}", first)
     connection.post("/", b"{}", second)
@@ -77,7 +78,7 @@ def test_a_stale_connection_is_replaced_once_and_only_before_an_answer(
 
 
 def test_an_answer_that_was_reset_is_not_asked_for_again(server: Scripted) -> None:
-    connection = http.Connection(server.url, PATIENCE_S)
+    connection = make_blocking_connection(server.url, PATIENCE_S)
     first, second = http.Exchange(), http.Exchange()
     server.scripts += [
         [sized(EVENTS)],
@@ -96,7 +97,7 @@ def test_an_answer_that_was_reset_is_not_asked_for_again(server: Scripted) -> No
 
 def test_a_new_connection_that_is_closed_is_not_asked_again(server: Scripted) -> None:
     server.scripts += [[sized(EVENTS)], [CLOSE], [CLOSE], [sized(EVENTS)]]
-    connection = http.Connection(server.url, PATIENCE_S)
+    connection = make_blocking_connection(server.url, PATIENCE_S)
     exchanges = [http.Exchange() for _ in range(3)]
     for exchange in exchanges:
         connection.post("/", b"{}", exchange)
@@ -116,7 +117,7 @@ def test_a_new_connection_that_is_closed_is_not_asked_again(server: Scripted) ->
 )
 def test_a_server_that_closes_is_not_kept(server: Scripted, head: bytes) -> None:
     server.scripts += [[sized(EVENTS, head)], [sized(EVENTS, head)]]
-    connection = http.Connection(server.url, PATIENCE_S)
+    connection = make_blocking_connection(server.url, PATIENCE_S)
     for _ in range(2):
         exchange = http.Exchange()
         connection.post("/", b"{}", exchange)
@@ -140,7 +141,7 @@ def test_a_token_has_the_stamp_of_the_read_that_completed_its_event(
     for count, piece in enumerate(pieces, 1):
         script += [chunk(piece) if coded else piece, until_read(exchange, count), 0.01]
     server.scripts.append([*script, LAST_CHUNK if coded else CLOSE, CLOSE])
-    connection = http.Connection(server.url, PATIENCE_S)
+    connection = make_blocking_connection(server.url, PATIENCE_S)
     connection.post("/", b"{}", exchange)
     connection.close()
     settled = response.parse_response(exchange)
@@ -164,7 +165,7 @@ def test_events_in_one_read_have_one_stamp_and_headers_have_none(server: Scripte
     exchange = http.Exchange()
     two = chunk(event(" baba") + event(" babe"))
     server.scripts.append([CHUNKED, 0.05, two, until_read(exchange, 1), chunk(DONE) + LAST_CHUNK])
-    connection = http.Connection(server.url, PATIENCE_S)
+    connection = make_blocking_connection(server.url, PATIENCE_S)
     connection.post("/", b"{}", exchange)
     connection.close()
     settled = response.parse_response(exchange)

@@ -36,7 +36,7 @@ def test_it_is_compiled_once_and_where_that_is_impossible_python_reads(tmp_path:
     cache = {"XDG_CACHE_HOME": str(tmp_path)}
     assert readers(1, PATH="/nowhere", **cache) == ["python"], "there is no compiler"
     assert readers(3, **cache) == ["c"] * 3
-    [library] = (tmp_path / "serveoff" / "streams").iterdir()
+    [library] = (tmp_path / "serveoff" / "compiled").iterdir()
     assert readers(1, PATH="/nowhere", **cache) == ["c"], "it is there already"
     library.write_bytes(b"not a library")
     assert readers(1, **cache) == ["python"]

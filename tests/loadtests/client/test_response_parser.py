@@ -11,7 +11,8 @@ import time
 
 import pytest
 
-from loadtests.client import http, response
+from loadtests.client import http, response, transport
+from loadtests.client.blocking import make_blocking_connection
 from servers.contract import api, oracle
 from tests.helpers.scripted_server import (
     ANSWER,
@@ -39,7 +40,7 @@ from tests.helpers.scripted_server import (
 
 
 def test_an_answer_may_be_cut_at_any_byte(server: Scripted) -> None:
-    connection = http.Connection(server.url, PATIENCE_S)
+    connection = make_blocking_connection(server.url, PATIENCE_S)
     for cut in range(1, len(ANSWER)):
         exchange = http.Exchange()
         server.scripts.append([ANSWER[:cut], 0.0005, ANSWER[cut:]])
@@ -59,7 +60,7 @@ def test_an_answer_may_be_cut_at_any_byte(server: Scripted) -> None:
 def test_reads_of_any_size(
     server: Scripted, monkeypatch: pytest.MonkeyPatch, answer: bytes, size: int
 ) -> None:
-    monkeypatch.setattr(http, "RECV_BYTES", size)
+    monkeypatch.setattr(transport, "READ_BYTES", size)
     exchange, settled = ask(server, answer)
     assert is_whole(settled)
     assert exchange.lengths == sorted(exchange.lengths) and exchange.lengths[-1] == len(EVENTS)
@@ -75,7 +76,7 @@ def test_chunked_encoding_cut_twice_anywhere() -> None:
     )
     for first in range(len(coded) + 1):
         for second in range(first, len(coded) + 1):
-            decoder, body = http._Chunked(), bytearray()
+            decoder, body = http.ChunkedDecoder(), bytearray()
             ends = [
                 decoder.feed(part, body)
                 for part in (coded[:first], coded[first:second], coded[second:])
@@ -96,7 +97,8 @@ def test_chunks_that_come_whole(together: int, size: int, last: bytes) -> None:
     """By themselves or several in a read, with digits in both cases, and with the end or
     before it.
     """
-    decoder, body, data = http._Chunked(), bytearray(), b"\r\n" * (size // 2) + b"x" * (size % 2)
+    decoder, body = http.ChunkedDecoder(), bytearray()
+    data = b"\r\n" * (size // 2) + b"x" * (size % 2)
     for digits in (b"%x", b"%X"):
         assert not decoder.feed((digits % size + b"\r\n" + data + b"\r\n") * together, body)
     assert decoder.feed(chunk(data) * together + last, body)
@@ -169,7 +171,7 @@ def test_a_chunk_without_text_is_not_a_token(server: Scripted) -> None:
         event(""),
     )
     exchange = http.Exchange()
-    connection = http.Connection(server.url, PATIENCE_S)
+    connection = make_blocking_connection(server.url, PATIENCE_S)
     steps = (
         step
         for count, said in enumerate(server_says, 1)
@@ -331,7 +333,7 @@ def test_nobody_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     exchange = http.Exchange()
-    http.Connection(f"http://127.0.0.1:{port}", PATIENCE_S).post("/", b"{}", exchange)
+    make_blocking_connection(f"http://127.0.0.1:{port}", PATIENCE_S).post("/", b"{}", exchange)
     assert (exchange.error, exchange.sent_s, exchange.status) == ("connection refused", None, None)
 
 
@@ -366,7 +368,7 @@ def test_an_endless_body_is_given_up(server: Scripted, monkeypatch: pytest.Monke
     ):
         exchange, settled = ask(server, head, *[piece] * 1000)
         assert settled.error == "answer too long"
-        assert 100_000 < len(exchange.body) <= 100_000 + http.RECV_BYTES
+        assert 100_000 < len(exchange.body) <= 100_000 + transport.READ_BYTES
 
 
 def test_an_endless_body_of_whole_chunks_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from loadtests.client import http, response
+from loadtests.client.blocking import make_blocking_connection
 from loadtests.generator.locust_process import Workers
 from tests.helpers.campaign_process import Bench
 from tests.helpers.installed import require_installed
@@ -55,7 +56,7 @@ def under_load(folder: Path, certificate: Path) -> tuple[Driven, dict[str, list[
         task = task_of(witness.url, CLOSED | {"output_tokens": [4, 6]}, users=2)
         driven = drive(folder, task, Workers())
         return driven, {
-            asked.request_id: [at - task["clock_zero_s"] for at in asked.sent_s]
+            asked.request_id: [at - task.clock_zero_s for at in asked.sent_s]
             for asked in witness.asked
         }
 
@@ -105,7 +106,7 @@ def test_a_connection_behind_tls_is_kept_and_bounded(
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     with Witness() as witness:
         witness.use_tls(certificate)
-        connection = http.Connection(witness.url, PATIENCE_S)
+        connection = make_blocking_connection(witness.url, PATIENCE_S)
         body = b'{"model": "m", "prompt": "baba", "max_tokens": 3, "stream": true}'
         for _ in range(3):
             exchange = http.Exchange()
@@ -116,6 +117,6 @@ def test_a_connection_behind_tls_is_kept_and_bounded(
         assert connection.socket is not None, "kept"
         connection.close()
         witness.answer_s = 5.0
-        connection, exchange = http.Connection(witness.url, 0.3), http.Exchange()
+        connection, exchange = make_blocking_connection(witness.url, 0.3), http.Exchange()
         connection.post("/v1/completions", body, exchange)
         assert (exchange.error, connection.socket) == ("timeout", None)

@@ -13,7 +13,9 @@ from wsproto.connection import Connection as Protocol
 from wsproto.events import CloseConnection, Pong
 
 from loadtests.client import http, response
-from loadtests.client.websocket import MessageParser, WebSocketConnection
+from loadtests.client.blocking import make_blocking_connection
+from loadtests.client.connection import Connection
+from loadtests.client.websocket import MessageParser
 from servers.contract import oracle
 from tests.helpers.campaign_process import QUICK, SCENARIOS, Bench, runs, table, wait_for
 from tests.helpers.installed import require_installed
@@ -55,12 +57,12 @@ def server() -> Iterator[Upgrading]:
 
 def connect(
     server: Upgrading, timeout_s: float = PATIENCE_S, api_key: str | None = None
-) -> WebSocketConnection:
-    return WebSocketConnection(server.url + "/base/", timeout_s, api_key, "/v1/completions")
+) -> Connection:
+    return make_blocking_connection(server.url + "/base/", timeout_s, api_key, "/v1/completions")
 
 
 def post(
-    connection: WebSocketConnection, body: bytes = b"{}"
+    connection: Connection, body: bytes = b"{}"
 ) -> tuple[http.Exchange, response.ParsedResponse]:
     exchange = http.Exchange()
     connection.post("/v1/completions", body, exchange)

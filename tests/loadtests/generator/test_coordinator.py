@@ -5,7 +5,6 @@ the process.
 import gc
 import json
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -16,15 +15,15 @@ from tests.helpers.recording_server import SCENARIO, task_of
 
 
 def run(folder: Path, case: str, *options: str) -> "subprocess.CompletedProcess[str]":
-    load = task_of(
+    task = task_of(
         "http://127.0.0.1:1",
         SCENARIO | {"warmup_s": 0.1, "warmup_max_s": 0.1},
         rate=5.0,
         duration_s=0.5,
+        folder=str(folder),
     )
-    load |= {"folder": str(folder), "clock_zero_s": time.perf_counter()}
     return run_program(
-        "coordinate_scripted_workers", case, *options, SERVEOFF_LOAD=json.dumps(load)
+        "coordinate_scripted_workers", case, *options, SERVEOFF_LOAD=json.dumps(task.to_json())
     )
 
 

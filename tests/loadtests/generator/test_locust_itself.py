@@ -12,12 +12,12 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from loadtests import schema
 from loadtests.generator.locust_process import LoadFailed, Workers
+from loadtests.generator.status import LoadStatus
 from servers.runtime import catalog, ports
 from tests.helpers.campaign_process import PATIENCE_S, Bench
 from tests.helpers.recording_server import CLOSED, Witness, drive, task_of
@@ -34,8 +34,8 @@ def test_its_page_shows_the_load_of_several_workers_and_goes_with_it(
 ) -> None:
     port, shown = ports.find_free_port(), []
 
-    def watch(said: dict[str, Any]) -> None:
-        if said and said["state"] == "running" and said["rows"] and not shown:
+    def watch(status: LoadStatus | None) -> None:
+        if status and status.state == "running" and status.rows and not shown:
             found = json.loads(page(port, "stats/requests"))
             shown.extend(
                 each for each in found["stats"] if each["name"] == "test" and each["num_requests"]
@@ -64,9 +64,9 @@ def test_a_load_that_was_stopped_on_its_page_is_no_measurement(
 ) -> None:
     port, seen = ports.find_free_port(), []
 
-    def watch(said: dict[str, Any]) -> None:
-        if said and said["state"] == "running" and said["rows"] > 20 and not seen:
-            seen.append(said["rows"])
+    def watch(status: LoadStatus | None) -> None:
+        if status and status.state == "running" and status.rows > 20 and not seen:
+            seen.append(status.rows)
             # the load ends before it can answer
             with contextlib.suppress(ConnectionError, http.client.RemoteDisconnected):
                 page(port, "stop", "POST")
@@ -88,7 +88,7 @@ def test_a_load_that_was_stopped_on_its_page_is_no_measurement(
 
 def test_locust_without_a_campaign_writes_its_csv(tmp_path: Path, marked: Bench) -> None:
     with Witness(answer_s=0.02) as witness:
-        task = task_of(witness.url, CLOSED, users=2) | {"folder": str(tmp_path)}
+        task = task_of(witness.url, CLOSED, users=2, folder=str(tmp_path))
         done = subprocess.run(
             [
                 sys.executable,
@@ -108,7 +108,7 @@ def test_locust_without_a_campaign_writes_its_csv(tmp_path: Path, marked: Bench)
             cwd=catalog.ROOT,
             text=True,
             capture_output=True,
-            env={**os.environ, "SERVEOFF_LOAD": json.dumps(task)},
+            env={**os.environ, "SERVEOFF_LOAD": json.dumps(task.to_json())},
             timeout=PATIENCE_S,
         )
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr

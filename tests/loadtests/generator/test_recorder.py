@@ -4,12 +4,12 @@ patches it.
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.python_program import output_of
+from tests.helpers.recording_server import task_of
 from tests.helpers.stream_readers import each_reader
 
 SCENARIO = {
@@ -38,21 +38,11 @@ SCENARIO = {
 def test_in_a_process_of_its_own(tmp_path: Path, case: str, reader: str) -> None:
     if (case, reader) == ("stood still", "c"):
         pytest.skip("then it reads nevertheless")
-    load = {
-        "scenario": SCENARIO,
-        "scenario_name": "s",
-        "clock_zero_s": time.perf_counter(),
-        "folder": str(tmp_path),
-        "model": "m",
-        "planted": True,
-        "seed": "1",
-        "rate": None,
-        "users": 1,
-        "duration_s": 60,
-        "base_url": "http://127.0.0.1:1",
-    }
+    task = task_of(
+        "http://127.0.0.1:1", SCENARIO, seed="1", users=1, duration_s=60, folder=str(tmp_path)
+    )
     said = output_of(
-        "drive_load_worker", case, SERVEOFF_LOAD=json.dumps(load), SERVEOFF_STREAMS=reader
+        "drive_load_worker", case, SERVEOFF_LOAD=json.dumps(task.to_json()), SERVEOFF_STREAMS=reader
     )
     assert said == "fine\n"
     if case == "rows at the end":

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from loadtests.generator.locust_process import LoadFailed, Workers
+from loadtests.generator.status import LoadStatus
 from loadtests.workload import arrivals, prompts
 from servers.runtime import catalog, limits, ports
 from tests.helpers.campaign_process import PATIENCE_S, QUICK, Bench, said_of, wait_for
@@ -130,7 +131,7 @@ def test_a_worker_s_own_clock_is_told_from_ours(tmp_path: Path, start: Start, po
     assert error_s <= worker["round_trip_s"] / 2 + 1e-6, (
         "a namespace's offset is exact, both clocks are one"
     )
-    came_s = {asked.request_id: asked.at_s - task["clock_zero_s"] for asked in witness.asked}
+    came_s = {asked.request_id: asked.at_s - task.clock_zero_s for asked in witness.asked}
     assert len(came_s) == len(driven.rows) > 10
     for row in driven.rows:
         assert (
@@ -144,8 +145,8 @@ def test_who_comes_late_has_no_part_in_the_load(tmp_path: Path, start: Start, po
     start()
     late: list[Any] = []
 
-    def watch(said: dict[str, Any]) -> None:
-        if not late and said and said["state"] == "running":
+    def watch(status: LoadStatus | None) -> None:
+        if not late and status and status.state == "running":
             late.append(start())
 
     with Witness(answer_s=0.02) as witness:
@@ -216,8 +217,8 @@ def test_a_lost_worker_fails_the_case(
     start()
     victims: list[psutil.Process] = []
 
-    def watch(said: dict[str, Any]) -> None:
-        if not victims and said and said["state"] == "running" and said["rows"] >= 20:
+    def watch(status: LoadStatus | None) -> None:
+        if not victims and status and status.state == "running" and status.rows >= 20:
             victims.extend(each for each in marked.load_workers() if "--worker" in said_of(each))
             victims[0].send_signal(number)
 

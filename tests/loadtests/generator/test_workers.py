@@ -11,6 +11,7 @@ import pytest
 
 from loadtests import schema
 from loadtests.generator.locust_process import LoadFailed, Workers
+from loadtests.generator.status import LoadStatus
 from loadtests.workload import arrivals, prompts
 from tests.helpers.campaign_process import (
     PATIENCE_S,
@@ -160,9 +161,9 @@ class Assassin:
     def __init__(self, bench: Bench, number: int):
         self.bench, self.number, self.seen = bench, number, 0
 
-    def __call__(self, said: dict[str, Any]) -> None:
-        if not self.seen and said and said["state"] == "running" and said["rows"] >= 20:
-            self.seen = said["rows"]
+    def __call__(self, status: LoadStatus | None) -> None:
+        if not self.seen and status and status.state == "running" and status.rows >= 20:
+            self.seen = status.rows
             [_conductor, victim, _other] = self.bench.load_workers()
             victim.send_signal(self.number)
 

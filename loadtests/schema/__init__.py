@@ -1,0 +1,132 @@
+"""The results schema: every key on disk, its type, unit and meaning. Standard library only;
+computes no statistic.
+
+History
+    1  (0.1.0) first version
+
+A campaign is a folder:
+
+    campaign.json         what was asked, where, with which versions (files.CampaignFile)
+    calibration.json      the load generator's own errors here, measured before the first case
+                          (CALIBRATION_KEYS)
+    cases/NNN-SERVER-ENGINE-SCENARIO-rN/
+        run.json          state and identity of the case (files.CaseFile); "running" until it ends
+        requests.jsonl    one line a request while the case runs; requests.parquet at its end
+                          (REQUEST_FIELDS)
+        telemetry.jsonl   likewise telemetry.parquet (TELEMETRY_FIELDS)
+        server_metrics.jsonl    the text of each GET /metrics; at the end server_metrics.parquet
+                                (SERVER_METRICS_FIELDS)
+        server.log  load.log    output of the processes; server.NAME.log: a server's other
+                                processes, and servers behind it
+    attempts/NNN-....N/   likewise, what a case left that was killed, interrupted or failed, and
+                          was then run again
+    report.html  report.md  figures/  notebooks/    made by analysis, at any time, from the above
+
+Identity is data (run.json's "case"), never parsed from a path. Missing is null, zero is zero. Times
+called `*_s` in the rows are seconds of one machine-wide monotonic clock since `clock_zero_s` of
+run.json; the wall clock appears only as `*_utc`.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from loadtests.schema.files import (
+    CALIBRATION_KEYS,
+    CAMPAIGN_KEYS,
+    RUN_KEYS,
+    CampaignFile,
+    CapacitySearch,
+    Case,
+    CaseFile,
+    GatedSystem,
+    JsonObject,
+    MachineShare,
+    PairedGate,
+    SearchedSystem,
+    Stage,
+    system_label,
+)
+from loadtests.schema.rows import (
+    GPU_FIELDS,
+    PROCESS_FIELDS,
+    REQUEST_FIELDS,
+    SERVER_METRICS_FIELDS,
+    TELEMETRY_FIELDS,
+    Field,
+)
+
+__all__ = [
+    "CALIBRATION_KEYS",
+    "CAMPAIGN_KEYS",
+    "GPU_FIELDS",
+    "PROCESS_FIELDS",
+    "REQUEST_FIELDS",
+    "RUN_KEYS",
+    "SCHEMA",
+    "SERVER_METRICS_FIELDS",
+    "TELEMETRY_FIELDS",
+    "CampaignFile",
+    "CapacitySearch",
+    "Case",
+    "CaseFile",
+    "Field",
+    "GatedSystem",
+    "JsonObject",
+    "MachineShare",
+    "PairedGate",
+    "SearchedSystem",
+    "Stage",
+    "iterate_lines",
+    "read_json",
+    "read_lines",
+    "system_label",
+    "write_json",
+]
+
+SCHEMA = 1
+
+
+def write_json(path: Path, value: Any, durable: bool = True) -> None:
+    """Replaces the file in one step: a reader, or a crash, sees the old text or the new one, never
+    half.
+
+    `durable` waits for the disk, which takes milliseconds: nothing that a measurement is waiting
+    behind may do so. Nor may it indent: json does that in Python, and leaves cycles behind, which
+    in the load generator nobody collects for half an hour.
+    """
+    partial = path.with_name(path.name + ".partial")
+    text = json.dumps(value, indent=1 if durable else None, allow_nan=False)
+    try:
+        with partial.open("w") as handle:
+            handle.write(text + "\n")
+            handle.flush()
+            if durable:
+                os.fsync(handle.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def read_lines(path: Path) -> list[JsonObject]:
+    """Rows of a JSON lines file. A last line that a killed process left unfinished is dropped."""
+    return list(iterate_lines(path))
+
+
+def iterate_lines(path: Path) -> Iterator[JsonObject]:
+    """The same, one at a time."""
+    with path.open("rb") as handle:
+        for line in handle:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                if line.endswith(b"\n"):
+                    raise ValueError(f"{path} has a broken line: {line[:80]!r}") from None
+            else:
+                yield row
