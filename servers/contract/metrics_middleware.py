@@ -1,9 +1,11 @@
 """WSGI and ASGI middleware that counts requests, refuses what is too much, and serves /metrics."""
 
+import asyncio
+import contextlib
 import io
 import json
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -16,6 +18,12 @@ from servers.contract.metrics import (
     find_refusal,
     render_metrics,
 )
+from servers.runtime.limits import DRAIN_S
+
+MAX_DRAIN_BYTES = 4 * MAX_BODY_BYTES
+Message = dict[str, Any]  # ASGI's scope, or one of its events
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 
 
 class WsgiMetrics:
@@ -48,7 +56,7 @@ class WsgiMetrics:
                 refusal = len(body) > MAX_BODY_BYTES and body_too_large()
             if refusal:
                 # else the closing socket resets and the client may never see why
-                for _ in range(4 * MAX_BODY_BYTES // 65536):
+                for _ in range(MAX_DRAIN_BYTES // 65536):
                     if not environ["wsgi.input"].read(65536):
                         break
                 headers = {
@@ -70,81 +78,84 @@ class AsgiMetrics:
     def __init__(self, app: Callable[..., Awaitable[None]]):
         self.app = app
 
-    async def __call__(
-        self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]
-    ) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan":  # in which the engine loads, and nobody waits yet
             LoopLag.watch()
         if scope["type"] == "websocket":
             await self.websocket(scope, receive, send)
-            return
-        if scope["type"] != "http":
+        elif scope["type"] == "http":
+            await self.http(scope, receive, send)
+        else:
             await self.app(scope, receive, send)
-            return
+
+    async def http(self, scope: Message, receive: Receive, send: Send) -> None:
+        body = _RequestBody(scope, receive)
+
+        async def send_and_drain(message: Message) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                await body.drain()
+                async with body.discarded():
+                    await send(message)
+            else:
+                await send(message)
+
         if scope["path"] == "/metrics":
-            await _send(
-                send,
-                200,
-                {"content-type": CONTENT_TYPE_LATEST},
-                render_metrics(scope.get("query_string", b"").decode("latin-1")),
-            )
+            text = render_metrics(scope.get("query_string", b"").decode("latin-1"))
+            await _send(send_and_drain, 200, {"content-type": CONTENT_TYPE_LATEST}, text)
             return
         counted = CountedRequest(scope["path"])
-        read = 0
 
-        async def counting_send(message: dict[str, Any]) -> None:
-            if read > MAX_BODY_BYTES:
-                return  # what the framework makes of the exception below; ours follows
+        async def counting_send(message: Message) -> None:
+            if body.is_too_long:
+                return  # the framework's response to the exception of `receive`; ours follows
             if message["type"] == "http.response.start":
                 counted.status = message["status"]
-            await send(message)
+            await send_and_drain(message)
 
-        async def bounded_receive() -> Any:  # a chunked body gives no length beforehand
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > MAX_BODY_BYTES:
-                raise body_too_large()
-            return message
+        async def refuse(refusal: ContractError) -> None:
+            counted.status = refusal.status
+            # Before the response: a server that closes while the client still sends resets the
+            # connection, and the client may never see why.
+            await body.drain()
+            if not body.ended:
+                refusal.headers["Connection"] = "close"
+            await _refuse(send_and_drain, refusal)
 
         try:
-            refusal = scope["path"] != "/health" and _refusal_of(scope)
-            if refusal:
-                await _refuse(counting_send, refusal)
+            if scope["path"] != "/health" and (refusal := _refusal_of(scope)):
+                await refuse(refusal)
                 return
             try:
-                await self.app(scope, bounded_receive, counting_send)
+                await self.app(scope, body.receive, counting_send)
             except ContractError:
-                if read <= MAX_BODY_BYTES:
+                if not body.is_too_long:
                     raise
-            if read > MAX_BODY_BYTES:
-                counted.status = 413
-                await _refuse(send, body_too_large())
+            if body.is_too_long:
+                await refuse(body_too_large())
         except Exception:
-            if counted.status == 499:  # nothing was answered yet: whoever is above us answers 500
+            if counted.status == 499:  # no response has begun: the server itself sends a 500
                 counted.status = 500
+            await body.drain()
             raise
         finally:
             counted.end()
 
-    async def websocket(
-        self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]
-    ) -> None:
+    async def websocket(self, scope: Message, receive: Receive, send: Send) -> None:
         if refusal := _refusal_of(scope):
             if "websocket.http.response" in (scope.get("extensions") or ()):
                 await _refuse(send, refusal, "websocket.http.response")
             else:  # all that ASGI has without this extension: the server answers 403
                 await send({"type": "websocket.close"})
             return
-        asked: deque[CountedRequest] = deque()  # and not yet answered
+        asked: deque[CountedRequest] = deque()  # without a response as yet
 
-        async def counting_send(message: dict[str, Any]) -> None:
+        async def counting_send(message: Message) -> None:
             await send(message)
             if asked and (status := status_of_end(message.get("text") or "")):
                 asked[0].status = status
                 asked.popleft().end()
 
-        async def bounded_receive() -> Any:
+        async def bounded_receive() -> Message:
             message = await receive()
             if message["type"] == "websocket.receive":
                 asked.append(CountedRequest(scope["path"]))
@@ -164,7 +175,71 @@ class AsgiMetrics:
                 counted.end()
 
 
-def _refusal_of(scope: dict[str, Any]) -> ContractError | None:
+class _RequestBody:
+    """An HTTP request's body: read by the app through `receive`, which raises ContractError (413)
+    beyond MAX_BODY_BYTES, or drained.
+
+    A body must not be left unread. A server may hold a bounded number of its pieces (Hypercorn:
+    10), and then the last `send` of a response waits for room that nobody makes: the request stays
+    in flight for ever.
+    """
+
+    def __init__(self, scope: Message, receive: Receive):
+        headers = dict(scope["headers"])
+        self._receive = receive
+        self._read = 0
+        # Who expects "100 Continue" sends no body before it, and `receive` makes a server send it.
+        self._awaited = headers.get(b"expect", b"").lower() == b"100-continue"
+        self.ended = (
+            headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers
+        )
+
+    @property
+    def is_too_long(self) -> bool:
+        return self._read > MAX_BODY_BYTES
+
+    async def receive(self) -> Message:
+        message = await self._next()
+        if self.is_too_long:  # a chunked body gives no length beforehand
+            raise body_too_large()
+        return message
+
+    async def _next(self) -> Message:
+        self._awaited = False
+        message = await self._receive()
+        self._read += len(message.get("body", b""))
+        if message["type"] == "http.disconnect" or not message.get("more_body"):
+            self.ended = True
+        return message
+
+    async def drain(self) -> None:
+        """Discards what is left, up to MAX_DRAIN_BYTES and for DRAIN_S; does not close."""
+        if self.ended or self._awaited:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_S):
+                while not self.ended and self._read < MAX_DRAIN_BYTES:
+                    await self._next()
+
+    @contextlib.asynccontextmanager
+    async def discarded(self) -> AsyncIterator[None]:
+        """While the last message of a response is sent, makes room for what still arrives."""
+        if self.ended or self._awaited:
+            yield
+            return
+        discarding = asyncio.ensure_future(self._discard())
+        try:
+            yield
+        finally:
+            discarding.cancel()
+            await asyncio.gather(discarding, return_exceptions=True)
+
+    async def _discard(self) -> None:
+        while not self.ended:
+            await self._next()
+
+
+def _refusal_of(scope: Message) -> ContractError | None:
     headers = dict(scope["headers"])
     return find_refusal(
         headers.get(b"authorization", b"").decode("latin-1"),
@@ -172,9 +247,7 @@ def _refusal_of(scope: dict[str, Any]) -> ContractError | None:
     )
 
 
-async def _refuse(
-    send: Callable[..., Any], refusal: ContractError, kind: str = "http.response"
-) -> None:
+async def _refuse(send: Send, refusal: ContractError, kind: str = "http.response") -> None:
     await _send(
         send,
         refusal.status,
@@ -185,11 +258,7 @@ async def _refuse(
 
 
 async def _send(
-    send: Callable[..., Any],
-    status: int,
-    headers: Mapping[str, str],
-    body: bytes,
-    kind: str = "http.response",
+    send: Send, status: int, headers: Mapping[str, str], body: bytes, kind: str = "http.response"
 ) -> None:
     await send(
         {

@@ -13,14 +13,14 @@ from twisted.internet.defer import Deferred
 from servers.contract.metrics import wait_until_idle
 
 
-class PatientServer(Server):
+class PatientDaphneServer(Server):
     def kill_all_applications(self) -> Deferred[None]:
         idling = Deferred.fromFuture(asyncio.ensure_future(wait_until_idle()))
         return idling.addCallback(lambda _: Server.kill_all_applications(self))
 
 
 class PatientCommand(CommandLineInterface):
-    server_class = PatientServer
+    server_class = PatientDaphneServer
 
 
 if __name__ == "__main__":

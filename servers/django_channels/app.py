@@ -9,7 +9,7 @@ from django.core.asgi import get_asgi_application
 
 from servers.contract import api
 from servers.contract.metrics_middleware import AsgiMetrics
-from servers.django_channels.consumers import Completions
+from servers.django_channels.consumers import CompletionsConsumer
 
 settings.configure(
     ROOT_URLCONF="servers.django_channels.urls",
@@ -24,5 +24,5 @@ settings.configure(
 )
 django.setup()
 application = AsgiMetrics(
-    ProtocolTypeRouter({"http": get_asgi_application(), "websocket": Completions.as_asgi()})
+    ProtocolTypeRouter({"http": get_asgi_application(), "websocket": CompletionsConsumer.as_asgi()})
 )

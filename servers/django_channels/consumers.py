@@ -12,7 +12,7 @@ from servers.contract.api import CompletionResponse, ContractError
 from servers.django_channels.generation import KINDS, engine, generated
 
 
-class Completions(AsyncWebsocketConsumer):
+class CompletionsConsumer(AsyncWebsocketConsumer):
     answering: asyncio.Task[None] | None = None
 
     async def connect(self) -> None:

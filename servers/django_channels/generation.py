@@ -13,7 +13,7 @@ from asgiref.sync import sync_to_async
 
 from servers import engines
 from servers.contract import api
-from servers.contract.api import ChatCompletionRequest, CompletionRequest, Outcome
+from servers.contract.api import ChatCompletionRequest, ClientGone, CompletionRequest, Outcome
 
 KINDS: dict[str, Any] = {
     api.COMPLETIONS: CompletionRequest,
@@ -21,10 +21,6 @@ KINDS: dict[str, Any] = {
 }
 engine = engines.load_blocking()
 pool = ThreadPoolExecutor(max_workers=40)  # as many as servers/fastapi_threadpool has
-
-
-class ClientGone(Exception):
-    pass
 
 
 async def generated(job: engines.Job) -> AsyncIterator[Any]:

@@ -1,29 +1,31 @@
 """Engines: what runs the model inside a server. No web framework here, and no engine knows which
 server it is in.
 
+`ENGINES` in servers/runtime/catalog.py lists them, with their kinds. A server gets the engine that
+it was started with from `load_blocking()`, `load_async()` or `load_batch()`.
+
 A blocking engine has
 
-    generate(job, on_token) -> Outcome          runs in the calling thread and calls on_token(text)
-    for each token as it comes;
-                                                an exception raised by on_token ends the generation
-                                                (that is how one cancels)
+    generate(job, on_token) -> Outcome
+        runs in the calling thread and calls on_token(text) for each token; an exception that
+        on_token raises (ClientGone) ends the generation
 
 an async engine has
 
-    stream(job) -> async iterator               of each token's text, then one Outcome; closing it
-    ends the generation
+    stream(job) -> async iterator
+        of each token's text, then one Outcome; closing it ends the generation
 
 a batch engine, for the queue in servers/engines/batching.py, has
 
-    generate_batch(rows)                        runs in the calling thread and calls row.token(text,
-    ended) for each token of each row as it
-                                                comes, until all rows are `done`
-    kind(job), max_batch                        only requests of one kind can be in a batch, and at
-    most so many
+    generate_batch(rows)
+        runs in the calling thread and calls row.token(text, ended) for each token of each row,
+        until all rows are `done`
+    kind(job), max_batch
+        a batch holds requests of one kind only, and at most so many
 
 and all have `model` (the served name), `prepare(request) -> Job` (raises ContractError before the
-answer has begun) and `close()`. How a server bridges one to its own concurrency model is its own
-business: that is the very thing being measured.
+response begins) and `close()`. How a server bridges an engine to its own concurrency model is up to
+the server: that bridge is what is measured.
 """
 
 import importlib
@@ -35,6 +37,7 @@ from typing import Any
 
 from servers.contract import metrics
 from servers.contract.api import ChatCompletionRequest, ContractError, Outcome, Request
+from servers.runtime.catalog import ENGINES
 
 
 @dataclass(frozen=True)
@@ -69,20 +72,27 @@ class Settings:
 
 
 def load_blocking() -> Any:
-    return _load("BlockingEngine")
+    return _load("blocking")
 
 
 def load_async() -> Any:
-    return _load("AsyncEngine")
+    return _load("async")
 
 
 def load_batch() -> Any:
-    return _load("BatchEngine")
+    return _load("batch")
 
 
 def _load(kind: str) -> Any:
     settings = Settings.from_environment()
-    return getattr(importlib.import_module(f"servers.engines.{settings.engine}"), kind)(settings)
+    known = [name for name, engine in ENGINES.items() if kind in engine.classes]
+    if settings.engine not in known:
+        raise SystemExit(
+            f"there is no {kind} engine {settings.engine!r}: list only {', '.join(known)} in the"
+            " server.toml of this server"
+        )
+    module = importlib.import_module(f"servers.engines.{settings.engine}")
+    return getattr(module, ENGINES[settings.engine].classes[kind])(settings)
 
 
 @dataclass

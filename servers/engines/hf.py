@@ -100,7 +100,7 @@ class Transformers:
         pass
 
 
-class BlockingEngine(Transformers):
+class HfEngine(Transformers):
     def generate(self, job: Job, on_token: Callable[[str], Any]) -> Outcome:
         read, ended = self.reader(job), False
 

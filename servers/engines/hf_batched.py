@@ -37,7 +37,7 @@ class _Steps(StoppingCriteria):  # type: ignore[misc]
         return torch.tensor([row.done for row, _ in self.readers], device=input_ids.device)
 
 
-class BatchEngine(Transformers):
+class HfBatchEngine(Transformers):
     max_batch = math.inf  # as many as the memory holds: the queue in front bounds them
 
     def kind(self, job: Job) -> Hashable:

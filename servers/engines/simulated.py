@@ -7,8 +7,8 @@ request waits for a slot in order of arrival, and then
     first token   at  begin + prefill_ms + prefill_ms_per_token * prompt tokens
     each further  at  the one before + step_ms + step_ms_per_sequence * (sequences running - 1)
 
-A static batch (BatchEngine) is one request with the tokens of all its prompts, padded to the
-longest; every row takes part in every step, done or not.
+A static batch (SimulatedBatchEngine) is one request with the tokens of all its prompts, padded to
+the longest; every row takes part in every step, done or not.
 
 Deadlines are added up from the begin, not slept one after the other, so lateness of the scheduler
 never accumulates.
@@ -93,7 +93,7 @@ class _Simulated:
         pass
 
 
-class BlockingEngine(_Simulated):
+class SimulatedBlockingEngine(_Simulated):
     def __init__(self, settings: Settings):
         super().__init__(settings)
         self.turn = threading.Lock()
@@ -133,7 +133,7 @@ class BlockingEngine(_Simulated):
                 self.running -= 1
 
 
-class AsyncEngine(_Simulated):
+class SimulatedAsyncEngine(_Simulated):
     def __init__(self, settings: Settings):
         super().__init__(settings)
         self.slots = asyncio.Semaphore(self.times.max_batch)  # wakes waiters in order
@@ -156,7 +156,7 @@ class AsyncEngine(_Simulated):
                 self.running -= 1
 
 
-class BatchEngine(_Simulated):
+class SimulatedBatchEngine(_Simulated):
     def __init__(self, settings: Settings):
         super().__init__(settings)
         self.max_batch = self.times.max_batch

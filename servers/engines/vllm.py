@@ -19,7 +19,7 @@ from servers.contract.api import ContractError, Outcome, Request
 from servers.engines import Generation, Job, Settings, accept_request, encode_prompt
 
 
-class AsyncEngine:
+class VllmEngine:
     def __init__(self, settings: Settings):
         self.model = settings.model
         # How many tokens and sequences make a batch depends on it, too.

@@ -16,15 +16,11 @@ from fastapi.responses import StreamingResponse
 
 from servers import engines
 from servers.contract import api
-from servers.contract.api import CompletionResponse, Outcome
+from servers.contract.api import ClientGone, CompletionResponse, Outcome
 from servers.frameworks.fastapi_base import completions, create_app
 
 app = create_app("Serveoff: FastAPI, thread pool", engines.load_blocking)
 pool = ThreadPoolExecutor(int(os.environ.get("SERVEOFF_THREADS", "40")))
-
-
-class ClientGone(Exception):
-    pass
 
 
 @completions(app)

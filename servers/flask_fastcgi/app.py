@@ -18,15 +18,11 @@ from typing import Any
 from flup.server.fcgi import WSGIServer
 
 from servers import engines
-from servers.contract.api import CompletionResponse, Outcome
+from servers.contract.api import ClientGone, CompletionResponse, Outcome
 from servers.frameworks.flask_base import create_app
 
 logging.basicConfig()  # else Flask logs to flup's wsgi.errors, which wants bytes
 engine = engines.load_blocking()
-
-
-class ClientGone(Exception):
-    pass
 
 
 def events(job: engines.Job, reply: CompletionResponse) -> Iterator[str]:
@@ -73,7 +69,7 @@ class PatientSocket(socket.socket):
             raise BlockingIOError(errno.EAGAIN, str(error)) from None
 
 
-class PatientServer(WSGIServer):  # type: ignore[misc]  # flup has no types
+class PatientFlupServer(WSGIServer):  # type: ignore[misc]  # flup has no types
     def _setupSocket(self) -> socket.socket:
         return PatientSocket(fileno=super()._setupSocket().detach())
 
@@ -84,4 +80,4 @@ if __name__ == "__main__":
     # With flup's default of one spare thread, of several requests at once some wait until another's
     # answer has ended: it also counts threads as idle that have not yet fetched the request they
     # were given.
-    PatientServer(app, bindAddress=sys.argv[1], minSpare=32, maxSpare=32, debug=False).run()
+    PatientFlupServer(app, bindAddress=sys.argv[1], minSpare=32, maxSpare=32, debug=False).run()

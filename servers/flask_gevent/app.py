@@ -13,14 +13,10 @@ import gevent
 from gevent.queue import SimpleQueue
 
 from servers import engines
-from servers.contract.api import CompletionResponse, Outcome
+from servers.contract.api import ClientGone, CompletionResponse, Outcome
 from servers.frameworks.flask_base import create_app
 
 engine = engines.load_blocking()
-
-
-class ClientGone(Exception):
-    pass
 
 
 def generate(job: engines.Job, on_token: Callable[[str], Any]) -> Outcome:

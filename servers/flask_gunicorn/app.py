@@ -12,16 +12,12 @@ from collections.abc import Iterator
 from concurrent import futures
 
 from servers import engines
-from servers.contract.api import CompletionResponse, Outcome
+from servers.contract.api import ClientGone, CompletionResponse, Outcome
 from servers.frameworks.flask_base import create_app
 
 engine = engines.load_blocking()
 # as many as the worker has requests
 pool = futures.ThreadPoolExecutor(int(os.environ["SERVEOFF_THREADS"]))
-
-
-class ClientGone(Exception):
-    pass
 
 
 def events(job: engines.Job, reply: CompletionResponse) -> Iterator[str]:

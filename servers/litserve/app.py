@@ -23,7 +23,7 @@ from servers.contract.metrics_middleware import AsgiMetrics
 from servers.litserve.spec import Contract
 
 
-class Generation(ls.LitAPI):
+class CompletionsLitAPI(ls.LitAPI):
     """The inference worker's side."""
 
     def setup(self, _: str) -> None:
@@ -85,7 +85,7 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, end)
     server = ls.LitServer(
-        Generation(spec=Contract(settings.model)),
+        CompletionsLitAPI(spec=Contract(settings.model)),
         devices=1,
         workers_per_device=arguments.workers,
         timeout=False,

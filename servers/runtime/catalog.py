@@ -1,6 +1,4 @@
-"""The servers that there are: one folder each, described by its `server.toml`. Standard library
-only; never imports a server.
-"""
+"""The list of servers: one folder each, described by its `server.toml`. Never imports a server."""
 
 import difflib
 import importlib.util
@@ -8,19 +6,40 @@ import os
 import shutil
 import sys
 import tomllib
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+import pydantic
+import pydantic.dataclasses
 
 FOLDER = Path(__file__).parents[1]
-TRANSPORTS = ("sse", "websocket")  # how an answer can be streamed
-# What each engine needs besides the server's own `requires`: modules.
+ROOT = FOLDER.parent
+TRANSPORTS = ("sse", "websocket")  # how a response can be streamed
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """A module of servers/engines/ that runs a model. `classes`: by kind (blocking, async or batch,
+    as servers/engines/__init__.py describes them), the class to be constructed with its `Settings`.
+    """
+
+    classes: Mapping[str, str]
+    requires: tuple[str, ...] = ()  # modules, besides the server's own `requires`
+
+
 ENGINES = {
-    "hf": ("torch", "transformers"),
-    "hf_batched": ("torch", "transformers"),
-    "vllm": ("torch", "vllm"),
-    "simulated": (),
+    "hf": EngineSpec({"blocking": "HfEngine"}, ("torch", "transformers")),
+    "hf_batched": EngineSpec({"batch": "HfBatchEngine"}, ("torch", "transformers")),
+    "vllm": EngineSpec({"async": "VllmEngine"}, ("torch", "vllm")),
+    "simulated": EngineSpec(
+        {
+            "blocking": "SimulatedBlockingEngine",
+            "async": "SimulatedAsyncEngine",
+            "batch": "SimulatedBatchEngine",
+        }
+    ),
 }
 
 
@@ -38,23 +57,26 @@ class Checkout:
     programs: Path | None = None
 
 
-HERE = Checkout(FOLDER.parent)
+HERE = Checkout(ROOT)
+_CHECKED = pydantic.ConfigDict(extra="forbid")
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True, config=_CHECKED)
 class ProcessSpec:
     """What a server needs beside its own command: a cache, or an application behind a proxy.
     `ready`: HOST:PORT where it listens, or the path of a Unix socket; `command` and it may use what
     the server's may, and {NAME_port}, a free port.
     """
 
-    command: tuple[str, ...]
-    ready: str
+    command: Annotated[tuple[str, ...], pydantic.Field(min_length=1)]
+    ready: Annotated[str, pydantic.Field(min_length=1)]
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True, config=_CHECKED)
 class ServerSpec:
-    """One server.toml; CONTRIBUTING.md says what is in its keys."""
+    """One server.toml: all fields but `name` and `checkout` are its keys, which CONTRIBUTING.md
+    explains. Raises pydantic's ValidationError for a value of another type.
+    """
 
     name: str
     summary: str
@@ -73,9 +95,9 @@ class ServerSpec:
     # checks of the contract that its framework cannot pass; its README.md says why
     waives: tuple[str, ...] = ()
     # somebody else's server: only what every OpenAI-compatible one does is asked of it
-    foreign: bool = False
+    foreign: pydantic.StrictBool = False
     ready: str = "/health"  # answers 200 once it serves
-    ready_timeout_s: float = 300.0
+    ready_timeout_s: Annotated[float, pydantic.Strict()] = 300.0
     checkout: Checkout = HERE
 
     def missing(self, engine: str, chosen: Mapping[str, str] | None = None) -> list[str]:
@@ -84,7 +106,7 @@ class ServerSpec:
             return []  # an environment of its own was installed whole
         if self.packages:
             return [name for name in ("uv", *self.requires) if not is_installed(name)]
-        needed = () if self.upstream else ENGINES.get(engine, ())
+        needed = () if self.upstream or engine not in ENGINES else ENGINES[engine].requires
         behind = (
             find_server(self.upstream_of(engine, chosen or {}), self.checkout).missing(engine)
             if self.upstream
@@ -170,103 +192,96 @@ PLACEHOLDERS = {
     "run": "a temporary folder of this start",
     "upstream": "base URLs of the servers behind this one, comma-separated",
 }
-KINDS = {
-    "summary": "a string",
-    "ready": "a string",
-    "ready_timeout_s": "a number",
-    "foreign": "true or false",
-    "options": "a table of lists of strings",
-    "upstream": "a table of strings",
-    "processes": "a table of tables",
+REQUIRED = ("summary", "command", "engines")
+# What pydantic calls a wrong type, and what a message calls the right one.
+_KINDS = {
+    "string_type": "a string",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "tuple_type": "a list of strings",
+    "dict_type": "a table",
+    "mapping_type": "a table",
+    "dataclass_type": "a table",
 }
+_SPEC = pydantic.TypeAdapter(ServerSpec)
+_KEYS = [key for key in ServerSpec.__dataclass_fields__ if key not in ("name", "checkout")]
 
 
 def read_server(file: Path, checkout: Checkout = HERE) -> ServerSpec:
-    """Raises CatalogError that names the file, and the line or the key."""
+    """The server that a server.toml describes. Raises CatalogError that names the file, and the
+    line or the key.
+    """
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
+        for key in table:
+            if key not in _KEYS:
+                raise CatalogError(f"unknown key {key!r}{nearest_name(key, _KEYS)}")
+        for key in REQUIRED:
+            if not table.get(key):
+                raise CatalogError(f"the key {key!r} is missing or empty")
+        server = _SPEC.validate_python({"name": file.parent.name, "checkout": checkout, **table})
+        _check_names(server)
+        _check_placeholders(server)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CatalogError(f"{file}: not valid TOML: {error}") from None
-    _check_keys(
-        str(file),
-        table,
-        {field.name for field in fields(ServerSpec)} - {"name", "checkout"},
-        ("summary", "command", "engines"),
-    )
-    for engine in table["engines"]:
-        check_name(engine, ENGINES, f"{file}: engine")
-    for transport in table.get("transports", ()):
-        check_name(transport, TRANSPORTS, f"{file}: transport")
-    for name, values in table.get("options", {}).items():
-        if not values or name in PLACEHOLDERS:
-            raise CatalogError(
-                f"{file}: the option {name!r}"
-                f" {'is a name with a meaning of its own' if values else 'has no values'}"
-            )
-    processes = table.get("processes", {})
-    for name, process in processes.items():
-        _check_keys(
-            f"{file}: [processes.{name}]", process, {"command", "ready"}, ("command", "ready")
-        )
-    if (upstream := table.get("upstream", {})) and upstream.keys() != set(table["engines"]):
+    except pydantic.ValidationError as error:
+        raise CatalogError(f"{file}: {_explain(error)}") from None
+    except CatalogError as error:
+        raise CatalogError(f"{file}: {error}") from None
+    return server
+
+
+def _explain(invalid: pydantic.ValidationError) -> str:
+    """The first of pydantic's errors, as a sentence that names the key."""
+    first = invalid.errors()[0]
+    key, *inside = (str(part) for part in first["loc"])
+    table = ""
+    if key == "processes" and len(inside) > 1:
+        table, key, inside = f"[processes.{inside[0]}]: ", inside[1], inside[2:]
+    if first["type"] in ("missing", "too_short", "string_too_short"):
+        return f"{table}the key {key!r} is missing or empty"
+    if first["type"] == "unexpected_keyword_argument":
+        return f"{table}unknown key {key!r}{nearest_name(key, ProcessSpec.__dataclass_fields__)}"
+    kind = _KINDS.get(first["type"], f"valid ({first['msg']})")
+    return f"{table}the key {key!r} is not {kind}" + (f" at {'.'.join(inside)!r}" * bool(inside))
+
+
+def _check_names(server: ServerSpec) -> None:
+    """Engines, transports and upstreams must exist, options must have names of their own."""
+    for engine in server.engines:
+        check_name(engine, ENGINES, "engine")
+    for transport in server.transports:
+        check_name(transport, TRANSPORTS, "transport")
+    for name, values in server.options.items():
+        if not values:
+            raise CatalogError(f"the option {name!r} has no values")
+        if name in PLACEHOLDERS:
+            raise CatalogError(f"the option {name!r} is a name with a meaning of its own")
+    if server.upstream and server.upstream.keys() != set(server.engines):
         raise CatalogError(
-            f"{file}: the key 'upstream' must name a server for each of the engines, and for"
-            " nothing else"
+            "the key 'upstream' must name a server for each of the engines, and for nothing else"
         )
-    known = dict.fromkeys(
-        (*PLACEHOLDERS, *table.get("options", {}), *(f"{name}_port" for name in processes)), ""
-    )
-    uses = {"command": table["command"], "upstream": upstream.values()}
-    uses |= {
-        f"processes.{name}": (*process["command"], process["ready"])
-        for name, process in processes.items()
-    }
-    for key, parts in uses.items():
+
+
+def _check_placeholders(server: ServerSpec) -> None:
+    """Each {NAME} in a command must be one that the launcher fills in."""
+    ports = [f"{name}_port" for name in server.processes]
+    known = dict.fromkeys((*PLACEHOLDERS, *server.options, *ports), "")
+    for key, text in _templates(server):
         try:
-            for part in parts:
-                part.format_map(known)
+            text.format_map(known)
         except (LookupError, ValueError) as error:
             raise CatalogError(
-                f"{file}: the key {key!r} has {error} in braces; there are {', '.join(known)}"
+                f"the key {key!r} has {error} in braces; there are {', '.join(known)}"
             ) from None
-    values = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in table.items()
-    }
-    values["options"] = {name: tuple(allowed) for name, allowed in table.get("options", {}).items()}
-    values["processes"] = {
-        name: ProcessSpec(tuple(each["command"]), each["ready"]) for name, each in processes.items()
-    }
-    return ServerSpec(name=file.parent.name, checkout=checkout, **values)
 
 
-def _check_keys(
-    where: str, table: Mapping[str, Any], known: Collection[str], required: Iterable[str]
-) -> None:
-    for key in table:
-        if key not in known:
-            raise CatalogError(f"{where}: unknown key {key!r}{nearest_name(key, known)}")
-    for key in required:
-        if not table.get(key):
-            raise CatalogError(f"{where}: the key {key!r} is missing or empty")
-    for key, value in table.items():
-        kind = KINDS.get(key, "a list of strings")
-        if not _is(kind, value):
-            raise CatalogError(f"{where}: the key {key!r} is not {kind}")
-
-
-def _is(kind: str, value: Any) -> bool:
-    if kind.startswith("a list of "):
-        return isinstance(value, list) and all(_is("a string", item) for item in value)
-    if kind.startswith("a table of "):
-        one = {"lists of strings": "a list of strings", "strings": "a string", "tables": "a table"}[
-            kind.removeprefix("a table of ")
-        ]
-        return isinstance(value, dict) and all(_is(one, item) for item in value.values())
-    if kind == "true or false":
-        return isinstance(value, bool)
-    return isinstance(
-        value, {"a string": str, "a table": dict, "a number": int | float}[kind]
-    ) and not isinstance(value, bool)
+def _templates(server: ServerSpec) -> Iterator[tuple[str, str]]:
+    """(key, text) of everything in which placeholders are replaced."""
+    yield from (("command", part) for part in server.command)
+    yield from (("upstream", part) for part in server.upstream.values())
+    for name, process in server.processes.items():
+        yield from ((f"processes.{name}", part) for part in (*process.command, process.ready))
 
 
 def list_servers(checkout: Checkout = HERE) -> dict[str, ServerSpec]:
@@ -295,6 +310,3 @@ def nearest_name(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, 1, 0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
-
-
-ROOT = Path(__file__).parents[2]

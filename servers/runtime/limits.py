@@ -71,6 +71,7 @@ CONNECT_TIMEOUT_S = _seconds("CONNECT_TIMEOUT_S", 5)  # of a gateway to its upst
 # its silence before a plain answer, and between events (as in OpenAI's client)
 READ_TIMEOUT_S = _seconds("READ_TIMEOUT_S", 600)
 REDIS_S = _seconds("REDIS_S", 0.5)  # an answer of the cache: afterwards the server does without
+DRAIN_S = _seconds("DRAIN_S", 5)  # the rest of a body that the server does not read
 CACHE_TTL_S = _seconds("CACHE_TTL_S", 3600)  # how long an answer is kept
 CACHE_ENTRIES = _count("CACHE_ENTRIES", 1000)  # of one process; Redis has a bound of its own
 # Requests in one process. More would only wait, ever longer: a server that is overloaded is soon

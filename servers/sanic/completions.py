@@ -13,14 +13,10 @@ from sanic import Blueprint, HTTPResponse, Request, json
 from sanic.log import error_logger
 
 from servers.contract import api
-from servers.contract.api import CompletionResponse, Outcome
+from servers.contract.api import ClientGone, CompletionResponse, Outcome
 
 completions = Blueprint("completions")
 pool = ThreadPoolExecutor(max_workers=40)  # as in fastapi_threadpool
-
-
-class ClientGone(Exception):
-    pass
 
 
 @completions.post(api.COMPLETIONS)

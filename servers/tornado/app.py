@@ -13,7 +13,7 @@ from tornado.web import Application
 from servers import engines
 from servers.contract import api, metrics
 from servers.contract.api import ChatCompletionRequest, CompletionRequest
-from servers.tornado.completions import Completions
+from servers.tornado.completions import CompletionsHandler
 from servers.tornado.handlers import Health, Metrics, Models, Unknown
 
 
@@ -24,7 +24,7 @@ def make_app() -> Application:
             ("/health", Health),
             ("/v1/models", Models),
             ("/metrics", Metrics),
-            *((path, Completions, {"kind": kind}) for path, kind in kinds.items()),
+            *((path, CompletionsHandler, {"kind": kind}) for path, kind in kinds.items()),
         ],
         default_handler_class=Unknown,
         websocket_max_message_size=api.MAX_BODY_BYTES,

@@ -9,29 +9,37 @@ from typing import cast
 
 from tornado.http1connection import HTTP1Connection
 from tornado.iostream import StreamClosedError
-from tornado.web import HTTPError
+from tornado.web import Finish, HTTPError
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from servers.contract import api
-from servers.contract.api import CompletionResponse, ContractError
+from servers.contract.api import ClientGone, CompletionResponse, ContractError
 from servers.contract.metrics import CountedRequest
-from servers.tornado.generation import ClientGone, generated
+from servers.engines import Job
+from servers.tornado.generation import generated
 from servers.tornado.handlers import Handler
 
 
-class Completions(Handler, WebSocketHandler):
+class CompletionsHandler(Handler, WebSocketHandler):
     answering: "asyncio.Task[None] | None" = None
 
     async def post(self) -> None:
         wanted = api.parse_request(self.kind, self.request.body)
         job = self.engine.prepare(wanted)
         reply = CompletionResponse(wanted, self.engine.model)
-        if not wanted.stream:
-            *pieces, outcome = [
-                item async for item in generated(self.engine, self.pool, job, self.gone)
-            ]
-            self.finish(reply.complete("".join(pieces), outcome))
-            return
+        try:
+            if wanted.stream:
+                await self.stream(job, reply)
+            else:
+                *pieces, outcome = [
+                    item async for item in generated(self.engine, self.pool, job, self.gone)
+                ]
+                self.finish(reply.complete("".join(pieces), outcome))
+        except (ClientGone, StreamClosedError):
+            self.gone.set()
+            raise Finish from None
+
+    async def stream(self, job: Job, reply: CompletionResponse) -> None:
         for name, value in {"Content-Type": api.SSE_CONTENT_TYPE, **api.SSE_HEADERS}.items():
             self.set_header(name, value)
         # else a token may wait for the client's acknowledgement
@@ -41,8 +49,7 @@ class Completions(Handler, WebSocketHandler):
                 self.write(reply.event(item))
                 await self.flush()
         except (ClientGone, StreamClosedError):
-            self.gone.set()
-            raise ClientGone from None
+            raise
         except Exception as error:
             logging.exception("generation failed")
             self.write(reply.event(error))

@@ -9,14 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tornado.ioloop import IOLoop
-from tornado.web import Finish
 
 from servers import engines
-from servers.contract.api import Outcome
-
-
-class ClientGone(Finish):
-    pass
+from servers.contract.api import ClientGone, Outcome
 
 
 async def generated(

@@ -69,7 +69,7 @@ class Heard:
         return "".join(self.items[:-1])
 
 
-class Steps(simulated.BatchEngine):
+class Steps(simulated.SimulatedBatchEngine):
     """Without times: makes a step for all rows whenever the test lets it, and remembers its batches
     by their prompts.
     """
@@ -293,7 +293,10 @@ def test_closing_ends_what_runs_and_what_waits(engine: Steps) -> None:
 def batches_of(size: int, wait_ms: float = LONG_MS, **times: Any) -> Any:
     return closing(
         BatchQueue(
-            simulated.BatchEngine(Settings("simulated", "m", "", 1, times)), size, wait_ms, 100
+            simulated.SimulatedBatchEngine(Settings("simulated", "m", "", 1, times)),
+            size,
+            wait_ms,
+            100,
         )
     )
 
@@ -330,7 +333,7 @@ def batch_engine(tiny: Path) -> Any:
     require_installed("transformers")
     from servers.engines import hf_batched
 
-    return hf_batched.BatchEngine(
+    return hf_batched.HfBatchEngine(
         Settings("hf_batched", "serveoff-tiny", str(tiny), threads=1, simulated={})
     )
 

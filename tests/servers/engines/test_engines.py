@@ -5,6 +5,7 @@ Times are checked from below and by order only: a busy machine makes everything 
 earlier.
 """
 
+import ast
 import asyncio
 import itertools
 import json
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from servers import engines
 from servers.contract import metrics, oracle
 from servers.contract.api import (
     ChatCompletionRequest,
@@ -27,6 +29,7 @@ from servers.contract.api import (
     Outcome,
 )
 from servers.engines import Generation, Settings, simulated
+from servers.runtime import catalog
 
 QUICK = {"prefill_ms": 4, "step_ms": 2}
 
@@ -99,11 +102,11 @@ def hear(kind: str, *requests: CompletionRequest, **times: Any) -> list[Heard]:
     if kind == "async":
 
         async def all_of_them() -> list[Heard]:
-            engine = simulated.AsyncEngine(settings(**times))
+            engine = simulated.SimulatedAsyncEngine(settings(**times))
             return await asyncio.gather(*(streamed(engine, request) for request in requests))
 
         return asyncio.run(all_of_them())
-    engine = simulated.BlockingEngine(settings(**times))
+    engine = simulated.SimulatedBlockingEngine(settings(**times))
     with ThreadPoolExecutor(len(requests)) as pool:
         waiting = []
         for request in requests:
@@ -170,7 +173,7 @@ def test_one_slot_serves_in_order_of_arrival(kind: str) -> None:
 
 
 def test_what_the_engines_own_queue_took_is_no_part_of_the_prompt() -> None:
-    engine = simulated.BlockingEngine(settings(**QUICK))
+    engine = simulated.SimulatedBlockingEngine(settings(**QUICK))
     with Generation(engine.prepare(completion())) as run:
         time.sleep(0.02)
         run.token("baba")
@@ -203,7 +206,7 @@ def test_many_slots_overlap_and_slow_each_other_down(kind: str) -> None:
 
 
 def test_a_cancelled_blocking_generation_frees_its_slot() -> None:
-    engine = simulated.BlockingEngine(settings(**QUICK, max_batch=1))
+    engine = simulated.SimulatedBlockingEngine(settings(**QUICK, max_batch=1))
     running = metrics.RUNNING._value.get()
     for _ in range(3):
         with pytest.raises(Gone):
@@ -215,7 +218,7 @@ def test_a_cancelled_blocking_generation_frees_its_slot() -> None:
 
 
 def test_a_cancelled_generation_lets_the_waiting_one_in() -> None:
-    engine = simulated.BlockingEngine(settings(**QUICK, max_batch=1))
+    engine = simulated.SimulatedBlockingEngine(settings(**QUICK, max_batch=1))
     both_asked = threading.Event()
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(
@@ -234,7 +237,7 @@ def test_a_cancelled_generation_lets_the_waiting_one_in() -> None:
 
 def test_a_closed_async_generation_frees_its_slot_running_or_waiting() -> None:
     async def main() -> None:
-        engine = simulated.AsyncEngine(settings(**QUICK, max_batch=1))
+        engine = simulated.SimulatedAsyncEngine(settings(**QUICK, max_batch=1))
         running = metrics.RUNNING._value.get()
         heard = await streamed(
             engine, completion(max_tokens=100_000), until=lambda heard: len(heard.pieces) == 2
@@ -326,7 +329,7 @@ def test_stop_strings_are_found_however_the_text_is_cut() -> None:
 
 
 def test_max_tokens_and_the_context_are_checked_before_the_answer_begins() -> None:
-    engine = simulated.BlockingEngine(settings(**QUICK))
+    engine = simulated.SimulatedBlockingEngine(settings(**QUICK))
     assert blocking(engine, completion(max_tokens=1)).text == " babe"
     for request, status, param in (
         (completion(max_tokens=simulated.CONTEXT), 400, "prompt"),
@@ -343,7 +346,7 @@ def test_max_tokens_and_the_context_are_checked_before_the_answer_begins() -> No
 
 
 def test_a_chat_may_fill_the_context_and_both_names_of_its_limit_count() -> None:
-    engine = simulated.BlockingEngine(settings(**QUICK))
+    engine = simulated.SimulatedBlockingEngine(settings(**QUICK))
 
     def chat(**more: Any) -> ChatCompletionRequest:
         return ChatCompletionRequest(
@@ -361,7 +364,7 @@ def test_a_chat_may_fill_the_context_and_both_names_of_its_limit_count() -> None
 
 def test_a_misspelt_time_is_an_error() -> None:
     with pytest.raises(TypeError, match="prefil_ms"):
-        simulated.BlockingEngine(settings(prefil_ms=5))
+        simulated.SimulatedBlockingEngine(settings(prefil_ms=5))
 
 
 # --- transformers
@@ -495,3 +498,24 @@ def test_hf_refuses_what_exceeds_its_context(hf_engine: Any) -> None:
     with pytest.raises(ContractError, match="exceed the context of 4096 tokens"):
         hf_engine.prepare(tiny_completion(max_tokens=4096))
     assert hf_engine.prepare(tiny_completion(max_tokens=4095)).max_tokens == 4095
+
+
+# --- the table of engines
+
+
+@pytest.mark.parametrize("name", catalog.ENGINES)
+def test_each_engine_is_listed_with_classes_of_its_module(name: str) -> None:
+    module = ast.parse((catalog.FOLDER / "engines" / f"{name}.py").read_text())
+    defined = {node.name for node in module.body if isinstance(node, ast.ClassDef)}
+    assert set(catalog.ENGINES[name].classes.values()) <= defined
+
+
+def test_an_engine_of_another_kind_is_refused_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SERVEOFF_ENGINE", "hf")
+    monkeypatch.setenv("SERVEOFF_MODEL_NAME", "m")
+    with pytest.raises(
+        SystemExit, match=r"no async engine 'hf': list only vllm, simulated in the server\.toml"
+    ):
+        engines.load_async()

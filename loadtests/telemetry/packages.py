@@ -1,0 +1,69 @@
+"""The versions of the Python packages on which a measurement depends.
+
+They follow from what the servers and the engines require. Nothing is imported: to import them all
+takes half a minute.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+
+from servers.runtime.catalog import ENGINES, ServerSpec, list_servers
+
+# What no server.toml names: below the engines, in the load generator, and what computes a number.
+OWN = """
+    tokenizers safetensors triton
+    locust geventhttpclient gevent greenlet requests urllib3 orjson wsproto
+    psutil nvidia-ml-py prometheus-client pydantic
+    numpy scipy pandas pyarrow matplotlib
+"""
+
+
+def package_versions(servers: Iterable[ServerSpec] = ()) -> dict[str, str]:
+    """Version by name of those that are installed: behind the `requires` and `packages` of all
+    servers here and of `servers`, what these depend on directly, behind the engines' modules, OWN.
+    """
+    every = [*list_servers().values(), *servers]
+    required = {name for server in every for name in server.requires}
+    names = {*_distributions(required)}
+    names |= {_requirement_name(text) for server in every for text in server.packages}
+    names |= {below for name in names for below in _direct_dependencies(name)}
+    modules = {name for engine in ENGINES.values() for name in engine.requires}
+    names |= {*_distributions(modules), *OWN.split()}
+    versions = {}
+    for name in sorted(map(_normalize, names)):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+def _distributions(names: Iterable[str]) -> Iterator[str]:
+    """Those that install these modules or executables."""
+    by_module = metadata.packages_distributions()
+    by_script = {
+        script.name: script.dist.name
+        for script in metadata.entry_points(group="console_scripts")
+        if script.dist
+    }
+    for name in names:
+        yield from by_module.get(name.partition(".")[0], ())
+        if name in by_script:
+            yield by_script[name]
+
+
+def _direct_dependencies(name: str) -> Iterator[str]:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        for requirement in metadata.requires(name) or ():
+            if "extra ==" not in requirement:
+                yield _requirement_name(requirement)
+
+
+def _requirement_name(requirement: str) -> str:
+    """The name in `fschat[model_worker]==0.2.36`."""
+    return re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+
+
+def _normalize(name: str) -> str:
+    """As PyPI compares names."""
+    return re.sub(r"[-_.]+", "-", name).lower()
