@@ -103,7 +103,7 @@ def ask(
 ) -> tuple[http.Exchange, response.ParsedResponse]:
     """One request on a connection of its own."""
     with closing(make_blocking_connection(reference.url, PATIENCE_S)) as connection:
-        connection.headers += f"X-Request-Id: {name}\r\n" if name else ""
+        connection.protocol.headers += f"X-Request-Id: {name}\r\n" if name else ""
         return ask_on(connection, tokens, chat)
 
 
