@@ -519,3 +519,11 @@ def test_an_engine_of_another_kind_is_refused_with_the_remedy(
         SystemExit, match=r"no async engine 'hf': list only vllm, simulated in the server\.toml"
     ):
         engines.load_async()
+
+
+def test_the_recipe_lists_the_engines_of_each_kind() -> None:
+    recipe = (catalog.ROOT / "CONTRIBUTING.md").read_text()
+    for kind in ("blocking", "async", "batch"):
+        names = [f"`{name}`" for name, engine in catalog.ENGINES.items() if kind in engine.classes]
+        (row,) = [line for line in recipe.splitlines() if line.startswith(f"   | {kind} |")]
+        assert row.endswith(f"| {', '.join(names)} |")
