@@ -62,7 +62,7 @@ class Campaign:
         nan), `token_s` and `token_n` as arrays (null is empty). Taken from the JSON lines if the
         case was killed while it ran.
         """
-        rows = _rows(self.folders.get(index), "requests", list(schema.REQUEST_FIELDS))
+        rows = _rows(self._rows_folder(index), "requests", list(schema.REQUEST_FIELDS))
         for name, kind in schema.REQUEST_FIELDS.items():
             if kind.type in ("int64", "float64"):
                 rows[name] = pd.to_numeric(rows[name]).astype("float64")
@@ -79,7 +79,7 @@ class Campaign:
         `server_cpu_s`, `load_cpu_s`, `gpu0_power_w` and so on; all float64, null is nan. A device
         that was never seen has no column.
         """
-        rows = _rows(self.folders.get(index), "telemetry", list(schema.TELEMETRY_FIELDS))
+        rows = _rows(self._rows_folder(index), "telemetry", list(schema.TELEMETRY_FIELDS))
         flat = [_flat({str(k): v for k, v in sample.items()}) for sample in rows.to_dict("records")]
         names = [f"{tree}_{name}" for tree in ("server", "load") for name in schema.PROCESS_FIELDS]
         scalars = [
@@ -97,11 +97,22 @@ class Campaign:
         that brought nothing has one row without a name. Empty if it was not asked, or if the case
         was killed while it ran.
         """
-        folder = self.folders.get(index)
+        folder = self._rows_folder(index)
         ended = folder is not None and (folder / "server_metrics.parquet").is_file()
         return _rows(
             folder if ended else None, "server_metrics", list(schema.SERVER_METRICS_FIELDS)
         )
+
+    def _rows_folder(self, index: int) -> Path | None:
+        """None for a case that has not begun. Raises InputError for a published campaign: a case
+        without rows would look like one without requests.
+        """
+        if self.published:
+            raise InputError(
+                f"{self.folder} is published without its requests: report.md there has their"
+                " numbers; run the campaign again to measure more"
+            )
+        return self.folders.get(index)
 
 
 def newest_campaign(results: Path = RESULTS) -> Path:

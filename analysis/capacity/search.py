@@ -18,7 +18,7 @@ import pandas as pd
 from analysis import checks, metrics, slo
 from analysis.case import read_case
 from analysis.checks import verdict
-from analysis.dataset import Campaign, Json
+from analysis.dataset import Campaign, InputError, Json
 from loadtests.schema import system_label
 
 PRECISION = 0.05  # between what held and what did not
@@ -147,6 +147,11 @@ def _judged_window(campaign: Campaign, index: int) -> tuple[list[verdict.Check],
     """(failed checks, latencies of the window's requests) of a case that ended ok."""
     names = ["ttft_s", "tpot_s", "e2e_s", "failed"]
     if published := campaign.published:
+        if published.latencies.empty:
+            raise InputError(
+                f"{campaign.folder} is published without the latencies of its requests, which only"
+                " a search for capacity keeps: run the campaign again, with --find-capacity"
+            )
         own = published.checks[published.checks["index"] == index]
         rows = own[list(verdict.Check._fields)].itertuples(index=False, name=None)
         found = [verdict.Check(*row) for row in rows]

@@ -39,6 +39,12 @@ def open_campaign(folder: Path, campaign: CampaignFile) -> None:
                 f"{folder} is a campaign with another {', '.join(differing)}: repeat its command to"
                 " continue it, or choose another --out"
             )
+        # campaign.json would name the machine and the versions of the rows that are not here
+        if (folder / "cases.json").exists() and not any(folder.glob("cases/*")):
+            raise UsageError(
+                f"{folder} is published without its requests and cannot be continued: choose"
+                " another --out"
+            )
         return
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is neither empty nor a campaign: choose another --out")

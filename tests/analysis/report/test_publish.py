@@ -76,6 +76,15 @@ def test_a_search_for_capacity_can_be_judged_by_any_slo() -> None:
     assert found.is_precise and found.probes[0].bound_results
 
 
+def test_requests_that_are_not_there_are_not_read_as_none(reported: Path, tmp_path: Path) -> None:
+    campaign = dataset.read_campaign(publish.publish(reported, tmp_path / "published"))
+    for read in (campaign.requests, campaign.telemetry, campaign.server_metrics):
+        with pytest.raises(InputError, match="is published without its requests"):
+            read(0)
+    with pytest.raises(InputError, match="run the campaign again, with --find-capacity"):
+        search.measured_cases(campaign, "alpha", "simulated", "chat")
+
+
 def test_results_are_small_and_only_one_reference_has_raw_rows() -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("this is no git checkout")

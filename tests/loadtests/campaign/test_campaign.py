@@ -8,6 +8,7 @@ mark in their environment.
 import fcntl
 import re
 import resource
+import shutil
 import subprocess
 from collections.abc import Iterator
 from itertools import pairwise
@@ -399,6 +400,16 @@ def test_a_campaign_is_continued_only_by_its_own_command_and_by_one_driver(
         *COMMAND,
         "--seed",
         "3",
+    )
+    published = shutil.copytree(
+        bench.folder / "broken", bench.folder / "published", ignore=lambda *_: ["cases"]
+    )
+    (published / "cases.json").touch()
+    bench.refuses(
+        "published is published without its requests and cannot be continued: choose another --out",
+        *COMMAND,
+        "--out",
+        "published",
     )
     with (bench.folder / "broken" / "campaign.json").open() as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)  # as the driver that runs it does
