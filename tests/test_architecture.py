@@ -121,6 +121,7 @@ RULES = [
             "servers.contract.api",
             "servers.contract.oracle",
             "servers.contract.conformance",
+            "servers.contract.conformance_checks",
             "servers.contract.conformance_client",
             "servers.runtime",
         ),
@@ -217,7 +218,7 @@ RULES = [
         "the ground truth depends on nothing that could take its time",
     ),
     Rule(
-        ("servers/contract/conformance_client.py", "servers/contract/conformance.py"),
+        ("servers/contract/conformance*.py",),
         (),
         ANYTHING,
         (

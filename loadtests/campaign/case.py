@@ -22,6 +22,7 @@ from loadtests.workload import arrivals
 from loadtests.workload.arrivals import ScenarioTable
 from loadtests.workload.scenario import Tables
 from servers.contract import conformance as contract_checks
+from servers.contract import conformance_checks
 from servers.contract.conformance_client import CheckFailed
 from servers.runtime import catalog, errors, launch, models
 
@@ -213,7 +214,7 @@ def _compare_answers(run: CaseRun) -> None:
     In bfloat16 two engines may honestly part ways at a near tie, so a difference is recorded and
     reported, and does not end the case.
     """
-    responses = contract_checks.ask_fixed_prompts(run.base_url, run.context.model.name)
+    responses = contract_checks.complete_fixed_prompts(run.base_url, run.context.model.name)
     file = run.context.folder / "answers.json"
     if not file.exists():
         schema.write_json(
@@ -338,7 +339,10 @@ def _raise_if_ended(run: CaseRun) -> None:
 
 def _verify_after(run: CaseRun) -> None:
     over_websocket = run.scenario.get("transport") == "websocket"
-    checks = (*contract_checks.AFTER_LOAD, *([contract_checks.websocket] if over_websocket else []))
+    checks = (
+        *contract_checks.AFTER_LOAD,
+        *([conformance_checks.websocket] if over_websocket else []),
+    )
     waived = () if run.target.url else run.spec.waives
     results = _verify(run, tuple(check for check in checks if check.__name__ not in waived))
     run.file.verify_after = [asdict(check) for check in results]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from loadtests.errors import UsageError
 from servers.contract import conformance as contract_checks
+from servers.contract import conformance_checks
 from servers.runtime import catalog, launch, models, revisions
 from servers.runtime.catalog import HERE, Checkout, ServerSpec
 
@@ -125,7 +126,7 @@ def find_model_name(targets: Targets, share: launch.CoreShare) -> str:
                 url = stack.enter_context(
                     launch.run_server(target.server, target.server.engines[0], none, share, log)
                 ).base_url
-            check = contract_checks.verify_server(url, checks=(contract_checks.models,))[0]
+            check = contract_checks.verify_server(url, checks=(conformance_checks.models,))[0]
             if not check.ok:
                 raise UsageError(f"{target.description}: {check.detail}")
             names[name or target.description] = check.detail

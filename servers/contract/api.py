@@ -6,16 +6,16 @@ LLM load tool work unchanged.
     GET  the same two, with Upgrade: websocket      streamed over a WebSocket, by those that have it
 
 On a WebSocket each text message of the client is a request as it would be POSTed, always streamed.
-The answer is a text message for each event, its payload without "data: ", the last one [DONE]. A
-refused request, or a failing engine, is one message that ends the answer: the error's envelope,
-with its status beside "error", for there is no line for it. The connection serves on: one request
-at a time, what is sent before [DONE] waits for it. A request that is too long closes with 1009;
-without the key there is no upgrade.
+The response is a text message for each event, its payload without "data: ", the last one [DONE]. A
+request that is refused or whose engine fails gets one last message: the error's envelope, with its
+status beside "error". The connection stays open and serves one request at a time; the next one
+waits for [DONE]. A request that is too long closes with 1009; without the key there is no upgrade.
 
-Requests are pydantic models, answers are built by `Answer`, errors by `error_body`; `read_chunk` is
-the client's side. Extensions, each known elsewhere: `ignore_eos` (vLLM) makes output lengths exact;
-`timings` (llama.cpp) explains a slow request. Unknown fields are ignored as most servers do, but
-known ones that would change the answer and are not supported are refused. No web framework here.
+Requests are pydantic models, responses are built by `CompletionResponse`, errors by `error_body`;
+`read_chunk` is the client's side. Extensions, each known elsewhere: `ignore_eos` (vLLM) makes
+output lengths exact; `timings` (llama.cpp) explains a slow request. Unknown fields are ignored as
+most servers do, but known ones that would change the response and are not supported are refused. No
+web framework here.
 """
 
 import json
@@ -36,6 +36,7 @@ from pydantic import (
     model_validator,
 )
 
+JsonObject = dict[str, Any]  # as it enters or leaves: on the wire, on a command line, in a file
 COMPLETIONS = "/v1/completions"
 CHAT_COMPLETIONS = "/v1/chat/completions"
 MAX_BODY_BYTES = 4 * 1024 * 1024
@@ -79,7 +80,7 @@ class ContractError(Exception):
         self.status, self.param, self.code = status, param, code
         self.headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> JsonObject:
         return error_body(self.status, str(self), self.param, self.code)
 
 
@@ -89,7 +90,7 @@ class ClientGone(Exception):
 
 def error_body(
     status: int, message: str, param: str | None = None, code: str | None = None
-) -> dict[str, Any]:
+) -> JsonObject:
     """OpenAI's error envelope."""
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
@@ -279,7 +280,7 @@ class CompletionResponse:
     def _chunk(
         self, text: str | None, finish_reason: str | None = None, *, role: bool = False, **more: Any
     ) -> str:
-        choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": finish_reason}
+        choice: JsonObject = {"index": 0, "logprobs": None, "finish_reason": finish_reason}
         if self.chat:
             choice["delta"] = ({"role": "assistant"} if role else {}) | (
                 {} if text is None else {"content": text}
@@ -288,9 +289,9 @@ class CompletionResponse:
             choice["text"] = text or ""
         return self._event({"choices": [choice], **more})
 
-    def _event(self, said: dict[str, Any]) -> str:
+    def _event(self, fields: JsonObject) -> str:
         kind = "chat.completion.chunk" if self.chat else "text_completion"
-        return f"data: {_dumps({**self.common, 'object': kind, **said})}\n\n"
+        return f"data: {_dumps({**self.common, 'object': kind, **fields})}\n\n"
 
     def event(self, item: "str | Outcome | BaseException") -> str:
         """SSE text: a token's event, the end of the stream for an Outcome, an error event for an
@@ -310,12 +311,8 @@ class CompletionResponse:
         message = str(item) if isinstance(item, ContractError) else "the engine failed"
         return f"data: {json.dumps(error_body(500, message))}\n\n"
 
-    def complete(self, text: str, outcome: Outcome) -> dict[str, Any]:
-        choice: dict[str, Any] = {
-            "index": 0,
-            "logprobs": None,
-            "finish_reason": outcome.finish_reason,
-        }
+    def complete(self, text: str, outcome: Outcome) -> JsonObject:
+        choice: JsonObject = {"index": 0, "logprobs": None, "finish_reason": outcome.finish_reason}
         choice |= (
             {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
         )
@@ -334,8 +331,8 @@ def split_events(events: str) -> list[str]:
 
 def error_message(error: BaseException) -> str:
     """The WebSocket's message for a request that was refused, or whose engine failed."""
-    said = error if isinstance(error, ContractError) else ContractError(500, "the engine failed")
-    return json.dumps({**said.body(), "status": said.status})
+    shown = error if isinstance(error, ContractError) else ContractError(500, "the engine failed")
+    return json.dumps({**shown.body(), "status": shown.status})
 
 
 def status_of_end(payload: str) -> int | None:
@@ -344,15 +341,15 @@ def status_of_end(payload: str) -> int | None:
         return 200
     if '"error"' in payload[:32]:  # else it need not be decoded: a chunk begins with its id
         try:
-            said = json.loads(payload)
+            body = json.loads(payload)
         except ValueError:
             return None
-        if isinstance(said, dict) and said.get("error"):
-            return status if isinstance(status := said.get("status"), int) else 500
+        if isinstance(body, dict) and body.get("error"):
+            return status if isinstance(status := body.get("status"), int) else 500
     return None
 
 
-def models_body(*models: str) -> dict[str, Any]:
+def models_body(*models: str) -> JsonObject:
     return {
         "object": "list",
         "data": [
@@ -362,17 +359,14 @@ def models_body(*models: str) -> dict[str, Any]:
     }
 
 
-# --- client's side
-
-
 @dataclass(frozen=True)
 class Chunk:
     """What one SSE event, or one plain answer, says. `text` is empty if it carries no token."""
 
     text: str
     finish_reason: str | None
-    usage: dict[str, Any] | None
-    timings: dict[str, Any] | None
+    usage: JsonObject | None
+    timings: JsonObject | None
     error: str | None
 
 
@@ -388,8 +382,8 @@ def read_chunk(payload: bytes) -> Chunk:
     text, finish_reason = "", None
     try:
         for choice in body.get("choices") or ():
-            said = choice.get("delta") or choice.get("message")
-            text += (said.get("content") if said is not None else choice.get("text")) or ""
+            part = choice.get("delta") or choice.get("message")
+            text += (part.get("content") if part is not None else choice.get("text")) or ""
             finish_reason = choice.get("finish_reason") or finish_reason
         error = body.get("error")
         message = (

@@ -24,7 +24,7 @@ from wsproto.events import AcceptConnection, Event, Ping, Request, TextMessage
 from wsproto.utilities import ProtocolError
 
 from servers.contract import api, oracle
-from servers.contract.api import CHAT_COMPLETIONS, COMPLETIONS, Chunk
+from servers.contract.api import CHAT_COMPLETIONS, COMPLETIONS, Chunk, JsonObject
 from servers.runtime.limits import SILENCE_S, VERIFY_S
 from servers.runtime.schedstat import read_thread_times
 
@@ -155,7 +155,7 @@ class WebSocket:
                 raise CheckFailed("the server closed the WebSocket without a word")
             self.protocol.receive_data(data)
 
-    def ask(self, body: dict[str, Any]) -> tuple[int, list[tuple[ArrivalStamp, bytes]]]:
+    def send(self, body: JsonObject) -> tuple[int, list[tuple[ArrivalStamp, bytes]]]:
         """Status with which the answer ended, and the arrival and the payload of all its messages
         but [DONE].
         """
@@ -227,7 +227,7 @@ class ConformanceClient:
         )
         return kind(parts.hostname, parts.port, timeout=timeout_s)
 
-    def ask(self, method: str, path: str, body: Any = None) -> Reply:
+    def send(self, method: str, path: str, body: Any = None) -> Reply:
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         try:
             with self.connected() as connection:
@@ -265,9 +265,9 @@ class ConformanceClient:
     def prompt(self, words: int = 12) -> str:
         return " ".join(self.words.sample(oracle.VOCABULARY, words))
 
-    def request(
+    def build_request(
         self, prompt: str, max_tokens: int, chat: bool = False, **more: Any
-    ) -> tuple[str, dict[str, Any]]:
+    ) -> tuple[str, JsonObject]:
         what = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
         return (
             CHAT_COMPLETIONS if chat else COMPLETIONS,
@@ -282,15 +282,15 @@ class ConformanceClient:
         )
 
     def complete(self, prompt: str, max_tokens: int, chat: bool = False) -> Chunk:
-        return self.ask("POST", *self.request(prompt, max_tokens, chat)).plain()
+        return self.send("POST", *self.build_request(prompt, max_tokens, chat)).plain()
 
     def stream(self, prompt: str, max_tokens: int, chat: bool = False) -> StreamedReply:
         """Raises Failed unless the framing is right: SSE events, one JSON object each, [DONE]
         last.
         """
-        reply = self.ask(
+        reply = self.send(
             "POST",
-            *self.request(
+            *self.build_request(
                 prompt, max_tokens, chat, stream=True, stream_options={"include_usage": True}
             ),
         )

@@ -36,7 +36,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from servers.contract import metrics
-from servers.contract.api import ChatCompletionRequest, ContractError, Outcome, Request
+from servers.contract.api import ChatCompletionRequest, ContractError, JsonObject, Outcome, Request
 from servers.runtime.catalog import ENGINES
 
 
@@ -50,7 +50,7 @@ class Settings:
     model: str  # the served name
     path: str  # folder or hub name of the weights; empty for the simulated engine
     threads: int  # compute threads of this process
-    simulated: dict[str, Any]
+    simulated: JsonObject
 
     @classmethod
     def from_environment(cls) -> "Settings":

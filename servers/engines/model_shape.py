@@ -8,7 +8,8 @@ import json
 import math
 import struct
 from pathlib import Path
-from typing import Any
+
+from servers.contract.api import JsonObject
 
 # Decoders in which every weight takes part in every token and every token attends to all before it.
 # Of others (mixtures of experts, sliding windows, quantised weights) it depends on more than these
@@ -18,7 +19,7 @@ DENSE = ("llama", "mistral", "qwen2", "qwen3", "granite", "olmo2")
 DTYPE_BYTES = 2
 
 
-def read_model_shape(folder: Path) -> dict[str, Any] | None:
+def read_model_shape(folder: Path) -> JsonObject | None:
     """{parameters, embedding_parameters (of the table of input embeddings), tied_embeddings (the
     table is the output head, too), layers, heads, kv_heads, head_dim, dtype_bytes}; None if the
     files are not all there, cannot be read, or are no dense decoder's.

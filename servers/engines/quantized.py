@@ -19,8 +19,9 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from servers.contract.api import JsonObject
 from servers.runtime import build_cache
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ GROUP = 128  # weights of one row that share a scale
 MIDDLE = 8  # the step that is 0
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # of the eight columns in one word, the lowest bits first
 INDEX = "model.safetensors.index.json"
-CONFIG: dict[str, dict[str, Any]] = {
+CONFIG: dict[str, JsonObject] = {
     "gptq": {
         "quant_method": "gptq",
         "bits": 4,

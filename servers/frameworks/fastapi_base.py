@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 
 from servers.contract import api
-from servers.contract.api import ContractError
+from servers.contract.api import ContractError, JsonObject
 from servers.contract.metrics_middleware import AsgiMetrics
 
 Answering = Callable[[api.Request], Awaitable[Any]]
@@ -44,7 +44,7 @@ def create_app(
         return {"status": "ok"}
 
     @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
+    async def models() -> JsonObject:
         return api.models_body(*models_of(app.state.engine))
 
     @app.exception_handler(ContractError)

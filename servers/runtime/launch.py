@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from servers.contract import conformance_client
+from servers.contract.api import JsonObject
 from servers.runtime import build_cache, catalog, limits
 from servers.runtime.catalog import ROOT
 from servers.runtime.errors import LaunchError
@@ -46,7 +46,7 @@ class RunningServer:
     log: Path
     supervisor: "subprocess.Popen[bytes]" = field(repr=False)
     behind: "list[RunningServer]" = field(repr=False, default_factory=list)
-    said_all: bool = field(repr=False, default=False)  # its supervisor, of process ids
+    all_started: bool = field(repr=False, default=False)  # the supervisor has listed all pids
 
     @property
     def engine_urls(self) -> str:
@@ -62,7 +62,7 @@ class RunningServer:
         if self.supervisor.poll() is not None or any(each.ended() for each in self.behind):
             return True
         pipe = self.supervisor.stdout
-        return self.said_all and pipe is not None and bool(select.select([pipe], [], [], 0)[0])
+        return self.all_started and pipe is not None and bool(select.select([pipe], [], [], 0)[0])
 
     def first_ended(self) -> "RunningServer":
         """The one behind it that has ended, or it itself."""
@@ -110,7 +110,7 @@ def start_supervised(
     *,
     cores: Sequence[int] = (),
     environment: dict[str, str] | None = None,
-    before: Sequence[dict[str, Any]] = (),
+    before: Sequence[JsonObject] = (),
     folder: Path = ROOT,
 ) -> "subprocess.Popen[bytes]":
     """A command that ends, with all its descendants, when `stop` is called or this process ends,
@@ -152,7 +152,7 @@ def stop_supervised(supervisor: "subprocess.Popen[bytes]") -> int:
 
 
 def server_environment(
-    engine: str, model: Model, threads: int, simulated: dict[str, Any], workers: bool
+    engine: str, model: Model, threads: int, simulated: JsonObject, workers: bool
 ) -> dict[str, str]:
     settings = {
         "SERVEOFF_ENGINE": engine,
@@ -212,7 +212,7 @@ def run_server(
     host: str = "127.0.0.1",
     port: int | None = None,
     options: Mapping[str, str] | None = None,
-    simulated: dict[str, Any] | None = None,
+    simulated: JsonObject | None = None,
     ready_timeout_s: float | None = None,
 ) -> Iterator[RunningServer]:
     """Raises LaunchError if it cannot start, dies, or is not ready in time. At the end nothing of
@@ -321,7 +321,7 @@ def _wait_ready(
     behind = list(up.pids)
     pipe = up.supervisor.stdout
     assert pipe is not None
-    said = b""
+    pid_lines = b""
     while time.monotonic() < deadline:
         if up.ended():
             raise LaunchError(
@@ -329,13 +329,13 @@ def _wait_ready(
                 f" {up.first_ended().supervisor.wait()}; its last log lines:\n{log_tails(up.log)}"
             )
         # the process id of each as it is started, that of the command last
-        if said.count(b"\n") <= len(server.processes):
+        if pid_lines.count(b"\n") <= len(server.processes):
             if select.select([pipe], [], [], 0.1)[0]:
                 more = os.read(pipe.fileno(), 4096)
-                said += more
-                started = [int(pid) for pid in said.splitlines()]
+                pid_lines += more
+                started = [int(pid) for pid in pid_lines.splitlines()]
                 up.pids, up.pid = [*behind, *started], (started or [0])[-1]
-                up.said_all = not more or said.count(b"\n") > len(server.processes)
+                up.all_started = not more or pid_lines.count(b"\n") > len(server.processes)
         elif get_status(host, port, server.ready) == 200:
             return
         else:
@@ -348,11 +348,11 @@ def _wait_ready(
 
 def get_status(host: str, port: int, path: str) -> int | None:
     """Status of a GET; None if there is no answer in time."""
-    asking = conformance_client.ConformanceClient(
+    client = conformance_client.ConformanceClient(
         f"http://{host}:{port}", "", False, ends_s=time.monotonic() + limits.HEALTH_S
     )
     try:
-        return asking.ask("GET", path).status
+        return client.send("GET", path).status
     except conformance_client.CheckFailed:
         return None
 

@@ -4,9 +4,9 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from servers.contract import oracle
+from servers.contract.api import JsonObject
 from servers.engines import model_shape
 from servers.runtime.catalog import ROOT
 from servers.runtime.errors import LaunchError
@@ -22,7 +22,7 @@ class Model:
     name: str
     path: str
     planted: bool
-    shape: dict[str, Any] | None = field(default=None, compare=False)
+    shape: JsonObject | None = field(default=None, compare=False)
 
 
 def resolve_model(wanted: str, needs_weights: bool) -> Model:
@@ -66,7 +66,7 @@ def preset_bytes() -> dict[str, int]:
     return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
 
-def _shape_of_hub(name: str) -> dict[str, Any] | None:
+def _shape_of_hub(name: str) -> JsonObject | None:
     """None unless it has been downloaded before: an engine does that, when it starts."""
     try:
         from huggingface_hub import try_to_load_from_cache

@@ -9,8 +9,8 @@ import sys
 import tarfile
 import tomllib
 from pathlib import Path
-from typing import Any
 
+from servers.contract.api import JsonObject
 from servers.runtime import build_cache
 from servers.runtime.catalog import FOLDER, Checkout
 
@@ -60,7 +60,7 @@ def check_out(revision: str) -> Checkout:
         )
 
 
-def read_requirements(root: Path) -> dict[str, Any]:
+def read_requirements(root: Path) -> JsonObject:
     """What a checkout's servers are installed from: two with equal ones share an environment."""
     file = root / "pyproject.toml"
     project = tomllib.loads(file.read_text())["project"] if file.exists() else {}

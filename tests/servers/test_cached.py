@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from servers.contract import api, conformance, oracle
+from servers.contract import api, conformance, conformance_checks, oracle
 from servers.runtime import catalog, launch, models
 from servers.runtime.launch import CoreShare, RunningServer
 from servers.runtime.supervise import is_ready
@@ -191,12 +191,12 @@ def test_of_two_at_once_both_are_generated(server: RunningServer) -> None:
 
 def test_what_is_replayed_keeps_the_contract(server: RunningServer) -> None:
     checks = (
-        conformance.plain_answers,
-        conformance.max_tokens,
-        conformance.framing,
-        conformance.stream_exact,
-        conformance.trickles,
-        conformance.first_chunk,
+        conformance_checks.plain_answers,
+        conformance_checks.max_tokens,
+        conformance_checks.framing,
+        conformance_checks.stream_exact,
+        conformance_checks.trickles,
+        conformance_checks.first_chunk,
     )
     said = []
     for _ in range(2):  # whose prompts are the same

@@ -66,7 +66,7 @@ def settled(base_url: str, status: int) -> float:
 def test_each_message_is_counted_as_a_request(server: RunningServer, talk: WebSocket) -> None:
     before = {status: settled(server.base_url, status) for status in (101, 200, 400, 404)}
     for more in ({}, {"stream": False}, {"stream": True}, {"n": 2}, {"model": "none"}):
-        talk.ask(wanted(**more))
+        talk.send(wanted(**more))
     assert {status: settled(server.base_url, status) - before[status] for status in before} == {
         101: 0,
         200: 3,
@@ -144,7 +144,7 @@ def test_nonsense_is_refused_and_the_connection_serves_on(talk: WebSocket, messa
     talk.socket.sendall(talk.protocol.send(TextMessage(message)))
     event = talk.receive()
     assert isinstance(event, TextMessage) and api.status_of_end(event.data) == 400
-    assert text_of(talk.ask(wanted())[1]) == oracle.continuation("baba", 5)
+    assert text_of(talk.send(wanted())[1]) == oracle.continuation("baba", 5)
 
 
 def test_an_unknown_path_is_not_upgraded(server: RunningServer) -> None:
@@ -162,7 +162,7 @@ def test_without_the_key_there_is_no_upgrade(
     with start(server.server, "simulated", tmp_path) as running:
         probe = ConformanceClient(running.base_url, MODEL, True)
         with probe.websocket(api.COMPLETIONS) as talk:
-            assert talk.ask(wanted())[0] == 200
+            assert talk.send(wanted())[0] == 200
         monkeypatch.setenv("SERVEOFF_API_KEY", "s3cretX")
         with (
             pytest.raises(CheckFailed, match=r"is refused: .*status_code=40[13]"),

@@ -14,13 +14,12 @@ from typing import Any
 
 import pytest
 
-from servers.contract import conformance as verify_module
-from servers.contract import conformance_client, oracle
+from servers.contract import conformance_checks, conformance_client, oracle
 from servers.contract.api import Chunk
 from servers.contract.conformance import (
     CHECKS,
     ConformanceCheck,
-    ask_fixed_prompts,
+    complete_fixed_prompts,
     format_checks,
     select_checks,
     verify_server,
@@ -164,7 +163,7 @@ def test_a_client_that_waited_for_a_processor_does_not_accuse_or_acquit(
 ) -> None:
     first, *later = streams
     with pytest.raises(CheckFailed, match=says) if says else nullcontext():
-        verify_module._trickles("it", first, lambda: later.pop(0))
+        conformance_checks._trickles("it", first, lambda: later.pop(0))
     assert not later
 
 
@@ -172,7 +171,7 @@ def test_an_early_role_is_not_hidden_by_a_client_that_waited() -> None:
     early, hidden = _stream(0.1, 0.2, 0.002, role_s=0.01), _stream(0.1, 0.2, 0.09, role_s=0.1)
     later = [early] * 3
     with pytest.raises(CheckFailed, match="begins with a chunk without a token, 90 ms before"):
-        verify_module._nothing_before_the_first_token("it", hidden, lambda: later.pop(0))
+        conformance_checks._nothing_before_the_first_token("it", hidden, lambda: later.pop(0))
 
 
 def test_times_count_from_before_the_request_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,12 +186,12 @@ def test_times_count_from_before_the_request_is_sent(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(http.client.HTTPConnection, "request", slowly)
     with faulty_server.running() as url:
-        reply = ConformanceClient(url, "", False).ask("GET", "/health")
+        reply = ConformanceClient(url, "", False).send("GET", "/health")
     assert reply.arrived[0][0].at_s >= 0.3
 
 
 def test_where_nobody_can_tell_that_is_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify_module, "UNDECIDED_S", 0.05)
+    monkeypatch.setattr(conformance_checks, "UNDECIDED_S", 0.05)
     with pytest.raises(
         CheckFailed,
         match=(
@@ -200,7 +199,7 @@ def test_where_nobody_can_tell_that_is_what_is_said(monkeypatch: pytest.MonkeyPa
             r" what"
         ),
     ):
-        verify_module._trickles("it", STARVED, lambda: STARVED)
+        conformance_checks._trickles("it", STARVED, lambda: STARVED)
 
 
 def test_the_time_that_this_thread_waits_for_a_processor_is_the_kernels() -> None:
@@ -245,9 +244,9 @@ def test_without_a_planted_rule_answers_are_compared_with_each_other(fault: str)
 
 def test_answers_are_the_same_for_the_same_server_and_right() -> None:
     with faulty_server.running() as url:
-        said = ask_fixed_prompts(url, faulty_server.MODEL, count=2, tokens=5)
+        said = complete_fixed_prompts(url, faulty_server.MODEL, count=2, tokens=5)
         assert (
-            said == ask_fixed_prompts(url, faulty_server.MODEL, count=2, tokens=5)
+            said == complete_fixed_prompts(url, faulty_server.MODEL, count=2, tokens=5)
             and len(set(said)) == 2
         )
     assert all(
@@ -265,7 +264,7 @@ def test_what_answers_nothing_or_nonsense_fails_and_does_not_raise() -> None:
     (check,) = verify_server("localhost:8000")
     assert "is not a base URL such as http://127.0.0.1:8000" in check.detail
     with pytest.raises(CheckFailed):
-        ask_fixed_prompts(url, "m")
+        complete_fixed_prompts(url, "m")
 
 
 def test_a_server_that_stands_still_is_asked_only_once(monkeypatch: pytest.MonkeyPatch) -> None:

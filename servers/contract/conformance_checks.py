@@ -1,0 +1,390 @@
+"""The checks of the contract, one function each: it returns what it saw, or raises CheckFailed.
+
+With the known-answer model every text is compared with the closed form of
+`servers/contract/oracle.py`; with another model streamed responses are compared with plain ones and
+concurrent ones with serial ones.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+
+from servers.contract import oracle
+from servers.contract.api import CHAT_COMPLETIONS, COMPLETIONS
+from servers.contract.conformance_client import (
+    STREAMED_TOKENS,
+    CheckFailed,
+    ConformanceClient,
+    StreamedReply,
+    WebSocket,
+    read_events,
+)
+
+VANISHED_TOKENS = 3000
+VANISHED_BOUND_S = 10.0
+# for so long streams are asked for of which this client cannot tell when they came
+UNDECIDED_S = 30.0
+
+
+def _same(what: str, text: str, expected: str) -> None:
+    if text != expected:
+        a, b = text.split(), expected.split()
+        at = next(
+            (i for i, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1]),
+            min(len(a), len(b)),
+        )
+        raise CheckFailed(
+            f"{what} differs from the right answer at word {at + 1}: {' '.join(a[at : at + 3])!r}"
+            f" instead of {' '.join(b[at : at + 3])!r} ({len(a)} words instead of {len(b)})"
+        )
+
+
+def _usage(what: str, usage: dict[str, Any] | None, completion: int, prompt: int | None) -> None:
+    if usage is None:
+        raise CheckFailed(f"{what} has no usage")
+    if usage.get("completion_tokens") != completion:
+        raise CheckFailed(
+            f"{what}: usage says {usage.get('completion_tokens')} completion tokens, asked were"
+            f" {completion}"
+        )
+    if prompt is not None and usage.get("prompt_tokens") != prompt:
+        raise CheckFailed(
+            f"{what}: usage says {usage.get('prompt_tokens')} prompt tokens, sent were {prompt}"
+        )
+
+
+def health(client: ConformanceClient) -> str:
+    if (status := client.send("GET", "/health").status) != 200:
+        raise CheckFailed(f"GET /health gives {status}")
+    return "200"
+
+
+def models(client: ConformanceClient) -> str:
+    names = [entry.get("id") for entry in client.send("GET", "/v1/models").json().get("data", [])]
+    if client.model not in names:
+        raise CheckFailed(f"GET /v1/models does not list {client.model!r} but {names}")
+    return client.model
+
+
+def metrics(client: ConformanceClient) -> str:
+    reply = client.send("GET", "/metrics")
+    if reply.status != 200 or b"# TYPE " not in reply.body:
+        raise CheckFailed(f"GET /metrics gives {reply.status} and no Prometheus text")
+    return f"{reply.body.count(b'# TYPE ')} metrics"
+
+
+def plain_answers(client: ConformanceClient) -> str:
+    for chat in (False, True):
+        prompt = client.prompt()
+        response = client.complete(prompt, 8, chat)
+        what = "chat completion" if chat else "completion"
+        if client.planted:
+            _same(what, response.text, oracle.continuation(prompt, 8))
+        _usage(
+            what, response.usage, 8, oracle.count_tokens(prompt) + chat if client.planted else None
+        )
+        if response.finish_reason != "length":
+            raise CheckFailed(f"{what}: finish_reason is {response.finish_reason!r}, not 'length'")
+    return "completion and chat exact"
+
+
+def max_tokens(client: ConformanceClient) -> str:
+    for count in (1, 7, 19):
+        prompt = client.prompt()
+        response = client.complete(prompt, count)
+        _usage(f"max_tokens={count}", response.usage, count, None)
+        if client.planted and len(response.text.split()) != count:
+            raise CheckFailed(f"max_tokens={count} gave {len(response.text.split())} tokens")
+    return "1, 7 and 19 tokens exact"
+
+
+def framing(client: ConformanceClient) -> str:
+    for what, (_, stream) in (("completion", client.sample), ("chat", client.chat_sample)):
+        usage = stream.last_of("usage")
+        _usage(f"streamed {what}", usage, STREAMED_TOKENS, None)
+        if stream.last_of("finish_reason") != "length":
+            raise CheckFailed(
+                f"streamed {what}: finish_reason is {stream.last_of('finish_reason')!r}, not"
+                " 'length'"
+            )
+        if client.planted and len(stream.tokens) < STREAMED_TOKENS / 2:
+            raise CheckFailed(
+                f"streamed {what}: {len(stream.tokens)} events for {STREAMED_TOKENS} tokens; one"
+                " event a token is the contract"
+            )
+    return "SSE, one event a token, usage, [DONE]"
+
+
+def stream_exact(client: ConformanceClient) -> str:
+    for chat, (prompt, stream) in ((False, client.sample), (True, client.chat_sample)):
+        _same(
+            "the streamed " + ("chat" if chat else "completion"),
+            stream.text,
+            client.expected(prompt, STREAMED_TOKENS, chat),
+        )
+    return f"{STREAMED_TOKENS} tokens, none lost or doubled"
+
+
+def trickles(client: ConformanceClient) -> str:
+    for what, chat in (("completion", False), ("chat", True)):
+        _, stream = client.chat_sample if chat else client.sample
+        _trickles(f"the streamed {what}", stream, partial(client.fresh, chat))
+    return "tokens come as they are made"
+
+
+def _trickles(what: str, stream: StreamedReply, again: Callable[[], StreamedReply]) -> None:
+    def is_right(stream: StreamedReply) -> ExpectedResponse:
+        first, last = stream.tokens[0][0], stream.tokens[-1][0]
+        took_s = last.at_s - first.at_s
+        generating = (stream.last_of("timings") or {}).get("predicted_ms")
+        least_s = 0.5 * generating / 1e3 if generating is not None else 0.25 * last.at_s
+        return ExpectedResponse(
+            max(0.0, took_s - last.waited_s) >= least_s, took_s + first.waited_s >= least_s
+        )
+
+    if wrong := _always_wrong(what, stream, again, is_right):
+        first_s, last_s = wrong.tokens[0][0].at_s, wrong.tokens[-1][0].at_s
+        raise CheckFailed(
+            f"{what} is buffered: its {STREAMED_TOKENS} tokens came within"
+            f" {1e3 * (last_s - first_s):.1f} ms, after {1e3 * first_s:.0f} ms of silence"
+        )
+
+
+def first_chunk(client: ConformanceClient) -> str:
+    for what, chat in (("completion", False), ("chat", True)):
+        _, stream = client.chat_sample if chat else client.sample
+        _nothing_before_the_first_token(f"the streamed {what}", stream, partial(client.fresh, chat))
+    return "nothing comes before the first token"
+
+
+def _nothing_before_the_first_token(
+    what: str, stream: StreamedReply, again: Callable[[], StreamedReply]
+) -> None:
+    def is_right(stream: StreamedReply) -> ExpectedResponse:
+        event, token = stream.events[0][0], stream.tokens[0][0]
+        before_s, most_s = token.at_s - event.at_s, max(0.005, 0.2 * token.at_s)
+        return ExpectedResponse(
+            before_s + event.waited_s <= most_s, before_s - token.waited_s <= most_s
+        )
+
+    if wrong := _always_wrong(what, stream, again, is_right):
+        before_s = wrong.tokens[0][0].at_s - wrong.events[0][0].at_s
+        raise CheckFailed(
+            f"{what} begins with a chunk without a token, {1e3 * before_s:.0f} ms before the first"
+            " token: tools would take it for the first token"
+        )
+
+
+class ExpectedResponse(NamedTuple):
+    """Whether a stream came as it should: of one for which its reader waited for a processor,
+    neither is known.
+    """
+
+    surely: bool
+    maybe: bool
+
+
+def _always_wrong(
+    what: str,
+    stream: StreamedReply,
+    again: Callable[[], StreamedReply],
+    is_right: Callable[[StreamedReply], ExpectedResponse],
+) -> StreamedReply | None:
+    """The third stream that is surely wrong (a server that lost the processor for a moment does it
+    once), or None after one that is surely right. Raises Failed if this machine lets nobody tell.
+    """
+    wrong, ends_s = 0, time.monotonic() + UNDECIDED_S
+    while not (right := is_right(stream)).surely:
+        wrong += not right.maybe
+        if wrong == 3:
+            return stream
+        if right.maybe and time.monotonic() > ends_s:
+            last = stream.events[-1][0]
+            raise CheckFailed(
+                f"how {what} comes cannot be told: of the last one's {1e3 * last.at_s:.0f} ms, this"
+                f" client waited {1e3 * last.waited_s:.0f} for a processor; end what else runs on"
+                " this machine"
+            )
+        stream = again()
+    return None
+
+
+def no_cross_talk(client: ConformanceClient) -> str:
+    prompts = [client.prompt() for _ in range(8)]
+    expected = [client.expected(prompt, 24) for prompt in prompts]
+
+    def send(index: int) -> str:
+        if index % 2:
+            return client.stream(prompts[index], 24).text
+        return client.complete(prompts[index], 24).text
+
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        for index, text in enumerate(pool.map(send, range(len(prompts)))):
+            _same(f"answer {index + 1} of {len(prompts)} in flight", text, expected[index])
+    return f"{len(prompts)} different requests in flight, each exact"
+
+
+def bad_input(client: ConformanceClient) -> str:
+    def completion(**fields: Any) -> bytes:
+        return json.dumps(
+            {"model": client.model, "prompt": "baba", "max_tokens": 1, **fields}
+        ).encode()
+
+    def chat(messages: Any) -> bytes:
+        return json.dumps({"model": client.model, "messages": messages, "max_tokens": 1}).encode()
+
+    cases: list[tuple[str, str, str, bytes | None, tuple[int, ...], str | None]] = [
+        ("broken JSON", "POST", COMPLETIONS, b'{"model": ', (400,), None),
+        ("a JSON array", "POST", COMPLETIONS, b"[1]", (400,), None),
+        ("invalid UTF-8", "POST", COMPLETIONS, b'{"model": "\xff"}', (400,), None),
+        (
+            "no prompt",
+            "POST",
+            COMPLETIONS,
+            json.dumps({"model": client.model}).encode(),
+            (400,),
+            "prompt",
+        ),
+        ("a number as prompt", "POST", COMPLETIONS, completion(prompt=5), (400,), "prompt"),
+        ("max_tokens -1", "POST", COMPLETIONS, completion(max_tokens=-1), (400,), "max_tokens"),
+        (
+            "max_tokens as text",
+            "POST",
+            COMPLETIONS,
+            completion(max_tokens="many"),
+            (400,),
+            "max_tokens",
+        ),
+        (
+            "max_tokens beyond the context",
+            "POST",
+            COMPLETIONS,
+            completion(max_tokens=10**9),
+            (400,),
+            None,
+        ),
+        ("temperature -1", "POST", COMPLETIONS, completion(temperature=-1), (400,), "temperature"),
+        (
+            "no messages",
+            "POST",
+            CHAT_COMPLETIONS,
+            json.dumps({"model": client.model}).encode(),
+            (400,),
+            "messages",
+        ),
+        ("messages as text", "POST", CHAT_COMPLETIONS, chat("baba"), (400,), "messages"),
+        ("an unknown model", "POST", COMPLETIONS, completion(model="no-such-model"), (404,), None),
+        ("an unknown path", "GET", "/v1/nothing", None, (404,), None),
+        ("GET where POST is meant", "GET", COMPLETIONS, None, (405,), None),
+        (
+            "a body of 5 MB",
+            "POST",
+            COMPLETIONS,
+            completion(prompt="baba " * 1_000_000),
+            (400, 413),
+            None,
+        ),
+    ]
+    for what, method, path, body, statuses, names in cases:
+        reply = client.send(method, path, body)
+        if reply.status not in statuses:
+            raise CheckFailed(
+                f"{what}: status {reply.status}, expected {' or '.join(map(str, statuses))}"
+            )
+        if b"Traceback" in reply.body:
+            raise CheckFailed(f"{what}: the answer shows a stack trace")
+        if method == "POST":
+            error = reply.json().get("error")
+            if not isinstance(error, dict) or not isinstance(error.get("message"), str):
+                raise CheckFailed(f"{what}: no error.message in {reply.body[:80]!r}")
+            if names and names not in error["message"] and error.get("param") != names:
+                raise CheckFailed(
+                    f"{what}: the error does not name {names!r}: {error['message'][:80]!r}"
+                )
+    return f"{len(cases)} kinds refused as they should be"
+
+
+def vanished_client(client: ConformanceClient) -> str:
+    _, stream = client.sample
+    step = (stream.tokens[-1][0].at_s - stream.tokens[0][0].at_s) / STREAMED_TOKENS
+    # well before it would end by itself
+    bound = min(VANISHED_BOUND_S, max(1.0, 0.5 * VANISHED_TOKENS * step))
+    path, body = client.build_request(client.prompt(), VANISHED_TOKENS, stream=True)
+    with client.connected() as connection:
+        connection.request("POST", path, json.dumps(body), client.headers)
+        response = connection.getresponse()
+        if response.status != 200:
+            raise CheckFailed(f"status {response.status}: {response.read(200)!r}")
+        response.read1(65536)
+    response.close()
+    began = time.perf_counter()
+    while (busy := _in_flight(client)) and time.perf_counter() - began < bound:
+        time.sleep(0.1)
+    took_s = time.perf_counter() - began
+    # a server that stands still meanwhile says so only when the answer has ended by itself
+    if busy or took_s > 1.5 * bound:
+        raise CheckFailed(
+            f"a request is in flight until {took_s:.1f} s after its client had gone, or longer"
+        )
+    client.complete(client.prompt(), 1)
+    if busy is None:
+        return (
+            "the next request is answered (no serveoff_requests_in_flight in /metrics to see more)"
+        )
+    return f"slot free after {took_s:.1f} s"
+
+
+def websocket(client: ConformanceClient) -> str:
+    for what, chat in (("completion", False), ("chat", True)):
+        prompt = client.prompt()
+        path, body = client.build_request(
+            prompt, STREAMED_TOKENS, chat, stream_options={"include_usage": True}
+        )
+        expected = client.expected(prompt, STREAMED_TOKENS, chat)
+        with client.websocket(path) as connection:
+            stream = _over(connection, body)
+            _same(f"the {what} over a WebSocket", stream.text, expected)
+            _usage(f"the {what} over a WebSocket", stream.last_of("usage"), STREAMED_TOKENS, None)
+            _trickles(f"the {what} over a WebSocket", stream, partial(_over, connection, body))
+            for wrong, status in (
+                ({"max_tokens": -1}, 400),
+                ({"model": "no-such-model"}, 404),
+                ({"temperature": "warm"}, 400),
+            ):
+                ended, payloads = connection.send(body | wrong)
+                if (
+                    ended != status
+                    or len(payloads) != 1
+                    or not read_events(payloads).last_of("error")
+                ):
+                    raise CheckFailed(
+                        f"{wrong} over a WebSocket: not one message with an error and status"
+                        f" {status} but {payloads[:2]}"
+                    )
+            _same(
+                f"the {what} after refused ones on the same WebSocket",
+                _over(connection, body).text,
+                expected,
+            )
+    return "streams exactly, as tokens are made, and serves on after a refusal"
+
+
+def _over(connection: WebSocket, body: dict[str, Any]) -> StreamedReply:
+    status, payloads = connection.send(body)
+    if status != 200:
+        raise CheckFailed(f"over a WebSocket a request is refused: {payloads[-1:]}")
+    return read_events(payloads)
+
+
+def _in_flight(client: ConformanceClient) -> float | None:
+    """Requests that hold anything, in the server or in its engine; None if it does not say."""
+    lines = client.send("GET", "/metrics").body.decode(errors="replace").splitlines()
+    values = [
+        float(line.split()[-1])
+        for line in lines
+        if line.startswith(("serveoff_requests_in_flight", "serveoff_requests_running"))
+    ]
+    return sum(values) if values else None
