@@ -166,8 +166,10 @@ def main(arguments: list[str] | None = None) -> int:
     verb = commands.add_parser(
         "publish", help="copy a campaign without its raw rows, to be committed"
     )
-    verb.add_argument("campaign", type=Path, help="its folder, with its report")
-    verb.add_argument("name", help="folder in results/ that is made")
+    verb.add_argument("campaign", type=Path, help="its folder")
+    verb.add_argument(
+        "name", help="folder in results/ that is made, or the campaign's own, which keeps its rows"
+    )
     verb.set_defaults(do=publish_campaign)
     verb = commands.add_parser("baseline", help="keep a campaign's numbers in results/baselines")
     verb.add_argument("campaign", help="its folder")

@@ -13,47 +13,58 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import dataset, summary
+from analysis import dataset
 from analysis.case import read_case
 from analysis.dataset import Campaign, InputError
+from analysis.report import writer
 from analysis.summary import Summary
 from loadtests import schema
 
 # not report.html, which would hold every figure a second time
-PAGES = ("report.md", "campaign.json", "calibration.json")
+PAGES = ("report.md", "metrics.csv", "campaign.json", "calibration.json")
 LATENCIES = ["ttft_s", "tpot_s", "e2e_s", "failed"]
 
 
 def publish(folder: Path, to: Path) -> Path:
-    """Writes the published copy of the campaign in `folder` into `to`, which must not exist, and
-    returns it. Raises InputError.
+    """Makes the report of the finished campaign in `folder` again, with the default SLO, and writes
+    the published copy into `to`, which it returns. `to` must not exist, or be `folder`: that one
+    keeps its raw rows and gets what is missing. Raises InputError.
     """
     campaign = dataset.read_campaign(folder)
     if campaign.published:
         raise InputError(f"{folder} is published already: copy the folder")
-    if to.exists():
+    in_place = to.exists() and to.samefile(folder)
+    if to.exists() and not in_place:
         raise InputError(f"{to} exists: give another name, or delete it")
-    if not (folder / "report.md").is_file():
-        raise InputError(f"{folder} has no report: run `python -m analysis report {folder}` first")
-    numbers = summary.summarise(campaign, frames=False)
+    if left := int(campaign.cases["state"].isin(["planned", "running"]).sum()):
+        raise InputError(
+            f"{folder} is not finished: its command with --out {folder} runs the {left} of"
+            f" {len(campaign.cases)} cases that are left"
+        )
+    numbers = writer.write_report(folder)
+    if in_place:
+        _write_cases(numbers, to)
+        return to
     partial = to.with_name(f"{to.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     for name in PAGES:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, partial / name)
-    if (folder / "figures").is_dir():
-        shutil.copytree(folder / "figures", partial / "figures")
-    numbers.table.drop(columns="index").to_csv(partial / "metrics.csv", index_label="index")
-    runs = [campaign.runs[index] for index in sorted(campaign.runs)]
-    cases = {"schema": schema.SCHEMA, "runs": runs, "checks": _checks(numbers)}
-    (partial / dataset.PUBLISHED).write_text(json.dumps(cases, allow_nan=False) + "\n")
-    if campaign.data.get("search"):
-        _latencies(campaign).to_parquet(
-            partial / "latencies.parquet", index=False, compression="zstd"
-        )
+    shutil.copytree(folder / "figures", partial / "figures")
+    _write_cases(numbers, partial)
     partial.rename(to)
     return to
+
+
+def _write_cases(numbers: Summary, to: Path) -> None:
+    """What stands in for cases/: cases.json, and latencies.parquet of a search for capacity."""
+    campaign = numbers.campaign
+    runs = [campaign.runs[index] for index in sorted(campaign.runs)]
+    cases = {"schema": schema.SCHEMA, "runs": runs, "checks": _checks(numbers)}
+    (to / dataset.PUBLISHED).write_text(json.dumps(cases, allow_nan=False) + "\n")
+    if campaign.data.get("search"):
+        _latencies(campaign).to_parquet(to / "latencies.parquet", index=False, compression="zstd")
 
 
 def _checks(numbers: Summary) -> list[dataset.Json]:
