@@ -5,7 +5,7 @@ The client knows when a request was scheduled, when its slot came and when its f
 the server says how long its own queue, the prompt and the generation took (`timings`). By nobody is
 a wait in the socket's backlog or for a free worker ever seen: it is what is left from sent to the
 first token, and the network and the framework are in it. Where a server gives no timings, only
-three things can be told: what the client did, the time to the first token, and the stream after it.
+three things are known: what the client did, the time to the first token, and the stream after it.
 PARTS says what each part is.
 """
 
@@ -113,7 +113,7 @@ def split_latencies(latencies: pd.DataFrame) -> pd.DataFrame:
     )
     later = found["stream_s"] - generation
     before = found["first_s"] - queue - prompt + later.clip(upper=0.0)
-    told = pd.DataFrame(
+    phases = pd.DataFrame(
         {
             "before_s": before,
             "queue_s": queue,
@@ -122,7 +122,7 @@ def split_latencies(latencies: pd.DataFrame) -> pd.DataFrame:
             "after_s": later.clip(lower=0.0),
         }
     )
-    return found.join(told.where(before >= -FITS_S))
+    return found.join(phases.where(before >= -FITS_S))
 
 
 class Bar(NamedTuple):

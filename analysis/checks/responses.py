@@ -141,8 +141,8 @@ def check_token_counts(case: CaseData) -> Check:
         )
     done = case.rows[~case.rows["failed"]]
     chunks = metrics.requests.sum_arrays(done["token_n"])
-    told = done["tokens"] if done["tokens"].notna().any() else chunks
-    bad = int(((told != done["max_tokens"]) | (told != chunks)).sum())
+    reported = done["tokens"] if done["tokens"].notna().any() else chunks
+    bad = int(((reported != done["max_tokens"]) | (reported != chunks)).sum())
     return Check(
         name,
         not bad,

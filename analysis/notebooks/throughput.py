@@ -19,7 +19,7 @@ from IPython.display import display
 
 from analysis import dataset, metrics
 from analysis.plots import figures, tradeoffs
-from analysis.report import writer
+from analysis.report import comparison_section
 from analysis.summary import build_comparisons, build_sweeps, describe_result, summarise
 
 campaign = dataset.read_campaign(os.environ.get("SERVEOFF_CAMPAIGN"))
@@ -61,7 +61,7 @@ for sweep in build_sweeps(build_comparisons(summary)):
 # %%
 for comparison in build_comparisons(summary):
     if comparison.has_number:
-        display(tradeoffs.draw_heat_map(comparison, writer.HEADLINE))
+        display(tradeoffs.draw_heat_map(comparison, comparison_section.HEADLINE))
 
 # %% [markdown]
 # Every case by itself, and which of them have no number:

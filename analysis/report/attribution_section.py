@@ -14,7 +14,7 @@ from analysis.templating import View
 def attribution_view(summary: Summary, comparison: Comparison) -> View:
     """For the templates: {sentences: [(name, sentence)], heads, rows: [(name, which, cells)] in ms,
     engine_heads: [(label, unit)], engine: [(name, cells)], coarse: names of systems whose server
-    told no parts, picture: none without a bar}.
+    reported no parts, picture: None without a bar}.
     """
     attributions = attribute_latency(summary, comparison)
     names = visible_parts(attributions)

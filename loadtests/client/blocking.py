@@ -28,7 +28,7 @@ class BlockingReader:
         return sock
 
     def next_request_number(self) -> int:
-        raise NotImplementedError("it sends nothing ahead")
+        raise AssertionError("a blocking reader sends nothing ahead")
 
     def time_limit(self, deadline: float) -> AbstractContextManager[object]:  # noqa: ARG002 - each call has its own
         return nullcontext()

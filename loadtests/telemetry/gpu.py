@@ -17,7 +17,7 @@ class Gpus:
     """
 
     def __init__(self, say: Callable[[str], None] = lambda text: None) -> None:
-        """`say` is told why there is no GPU, and of each kind of error of each card once."""
+        """Calls `say` with the reason there is no GPU, and once for each kind of error of a card."""
         self.nvml: Any = None
         self.count = 0
         self.say, self.said = say, set[str]()
@@ -108,15 +108,11 @@ class Gpus:
 
         readers: dict[str, Callable[[Any], Any]] = {
             # NVML: KB/s
-            "pcie_rx_bytes_per_s": (
-                lambda card: (
-                    1000.0 * nvml.nvmlDeviceGetPcieThroughput(card, nvml.NVML_PCIE_UTIL_RX_BYTES)
-                )
+            "pcie_rx_bytes_per_s": lambda card: (
+                1000.0 * nvml.nvmlDeviceGetPcieThroughput(card, nvml.NVML_PCIE_UTIL_RX_BYTES)
             ),
-            "pcie_tx_bytes_per_s": (
-                lambda card: (
-                    1000.0 * nvml.nvmlDeviceGetPcieThroughput(card, nvml.NVML_PCIE_UTIL_TX_BYTES)
-                )
+            "pcie_tx_bytes_per_s": lambda card: (
+                1000.0 * nvml.nvmlDeviceGetPcieThroughput(card, nvml.NVML_PCIE_UTIL_TX_BYTES)
             ),
             "server_memory_bytes": held,
         }

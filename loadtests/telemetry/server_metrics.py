@@ -100,7 +100,7 @@ def parse_metrics(text: str) -> list[Sample]:
 
 class Scraper:
     """Appends a line for each scrape to `out`: {time_s, took_s, text}, text null if none came;
-    `say` is told why, once a reason.
+    Calls `say` with each reason once.
     """
 
     def __init__(self, base_urls: str, out: Path, clock_zero: float, say: Callable[[str], None]):

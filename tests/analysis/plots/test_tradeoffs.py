@@ -11,7 +11,7 @@ import pytest
 
 from analysis import dataset, summary
 from analysis.plots import figures, style, tradeoffs
-from analysis.report.writer import HEADLINE
+from analysis.report.comparison_section import HEADLINE
 from tests.helpers import synthetic_campaign
 from tests.studies import report_benchmark
 
