@@ -17,7 +17,7 @@ class Gpus:
     """
 
     def __init__(self, say: Callable[[str], None] = lambda text: None) -> None:
-        """Calls `say` with the reason there is no GPU, and once for each kind of a card's errors."""
+        """Calls `say` with the reason there is no GPU, and once for each kind of error."""
         self.nvml: Any = None
         self.count = 0
         self.say, self.said = say, set[str]()
