@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 
 from loadtests.campaign import analysis_process
-from loadtests.campaign.analysis_process import GateRules
+from loadtests.campaign.analysis_process import GateOptions
 from loadtests.campaign.runner import RESULTS, run_campaign
 from loadtests.campaign.targets import Targets, target_of_revision, target_of_server
 from loadtests.cli import parse_arguments, parse_numbers, parse_single, run_command
@@ -147,7 +147,7 @@ def main() -> int:
 
 
 def _gate(own: argparse.Namespace, others: list[str]) -> int:
-    rules = GateRules(own.metrics, own.slo, tuple(own.tolerance), own.anyway)
+    rules = GateOptions(own.metrics, own.slo, tuple(own.tolerance), own.anyway)
     if own.campaigns:
         return analysis_process.judge_campaigns(own.campaigns[0], own.campaigns[1], rules)
     if code := analysis_process.check_gate_options(rules, own.baseline, own.record):

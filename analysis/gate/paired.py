@@ -26,7 +26,7 @@ from analysis.case import read_case
 from analysis.dataset import Campaign, InputError, Json
 from analysis.formatting import format_number
 from analysis.gate import verdicts
-from analysis.gate.verdicts import Gate, GatedSystem, GateRules, MetricVerdict
+from analysis.gate.verdicts import Gate, GateRules, MetricVerdict, SystemVerdict
 from analysis.metrics import METRICS
 from analysis.stats import PairedResult
 from analysis.summary import Summary, summarise
@@ -107,7 +107,7 @@ class Repetitions:
     all of its cases, with their side.
     """
 
-    system: GatedSystem
+    system: SystemVerdict
     values: pd.DataFrame
     runs: pd.DataFrame
 
@@ -212,7 +212,7 @@ def _collect(summary: Summary, asked: Json) -> Repetitions:
         f"{system_label(asked['server'], asked['options'])} ({asked['engine']}),"
         f" {formatting.workload_title(asked['scenario'], users, rate)}"
     )
-    system = GatedSystem(name, faults=list(dict.fromkeys(_faults(summary, runs))))
+    system = SystemVerdict(name, faults=list(dict.fromkeys(_faults(summary, runs))))
     counted = []
     for _, cases in runs.groupby("repetition"):
         bad = cases[~cases["valid"] & cases["state"].eq("ok")]

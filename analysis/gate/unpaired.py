@@ -14,7 +14,7 @@ import pandas as pd
 from analysis import stats
 from analysis.dataset import InputError
 from analysis.gate import compare, verdicts
-from analysis.gate.verdicts import Gate, GatedSystem, GateRules, MetricVerdict
+from analysis.gate.verdicts import Gate, GateRules, MetricVerdict, SystemVerdict
 from analysis.metrics import METRICS
 from analysis.stats import PairedResult
 from analysis.summary import Summary
@@ -31,10 +31,10 @@ def judge_summaries(base: Summary, head: Summary, wanted: GateRules, anyway: boo
     if not matched:
         raise InputError("the two have no case in common: nothing to compare")
     systems = [
-        GatedSystem(name, min(len(a), len(b)), faults=_faults({"base": a, "head": b}))
+        SystemVerdict(name, min(len(a), len(b)), faults=_faults({"base": a, "head": b}))
         for name, a, b in matched
     ]
-    found: list[tuple[GatedSystem, str, PairedResult, tuple[float, float]]] = []
+    found: list[tuple[SystemVerdict, str, PairedResult, tuple[float, float]]] = []
     for system, (_, a, b) in zip(systems, matched, strict=True):
         a, b = a[a["valid"]], b[b["valid"]]
         for metric, tolerance in wanted.tolerances.items() if not system.faults else ():

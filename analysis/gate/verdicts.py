@@ -59,7 +59,7 @@ class MetricVerdict(NamedTuple):
 
 
 @dataclass
-class GatedSystem:
+class SystemVerdict:
     """One server under one traffic. `faults`: why it has no verdict; `set_aside`: why repetitions
     of it do not count.
     """
@@ -87,7 +87,7 @@ class Gate:
     """
 
     sides: dict[str, str]
-    systems: list[GatedSystem]
+    systems: list[SystemVerdict]
     notes: list[str]
 
     @property

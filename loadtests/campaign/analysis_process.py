@@ -38,7 +38,7 @@ class CheckResult(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GateRules:
+class GateOptions:
     """How a gate is judged, as the command line has it; empty: by analysis's defaults."""
 
     metrics: str = ""
@@ -100,7 +100,7 @@ def list_checks(folder: Path) -> list[CheckResult]:
     ]
 
 
-def check_gate_options(rules: GateRules, baseline: str | None, record: str | None) -> int:
+def check_gate_options(rules: GateOptions, baseline: str | None, record: str | None) -> int:
     """Exit code: 0 if a gate can be judged by these rules, against this stored baseline, and
     recorded by this name.
     """
@@ -120,12 +120,12 @@ def judge_gate(folder: Path) -> int:
     return _run("gate", str(folder))
 
 
-def judge_campaigns(base: str, head: str, rules: GateRules) -> int:
+def judge_campaigns(base: str, head: str, rules: GateOptions) -> int:
     """Likewise of two campaigns' folders."""
     return _run("gate", "--campaigns", base, head, *rules.options)
 
 
-def judge_against_baseline(folder: Path, baseline: str, rules: GateRules) -> int:
+def judge_against_baseline(folder: Path, baseline: str, rules: GateOptions) -> int:
     """Likewise of a campaign against a stored baseline."""
     return _run("gate", str(folder), "--baseline", baseline, *rules.options)
 

@@ -57,7 +57,7 @@ class CampaignPlan:
 
 
 @dataclass(frozen=True)
-class Campaign:
+class PreparedCampaign:
     """A campaign whose folder is open: `file` is its campaign.json. `report` is "full", "page" or
     "none".
     """
@@ -193,7 +193,7 @@ def print_plan(cases: list[Case]) -> None:
         print(f"{case.index:4}  {what} {case.duration_s:g} s  run {case.repetition}")
 
 
-def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> Campaign:
+def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampaign:
     """Checks ports and memory, finds or makes the model, and opens the folder. Raises UsageError,
     LaunchError and OSError.
     """
@@ -244,7 +244,9 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> Campaign:
     )
     # load workers on other machines would measure another network
     calibrated = not (arguments.no_calibration or arguments.listen)
-    return Campaign(context, file, choose_source(folder, plan), calibrated, arguments.report)
+    return PreparedCampaign(
+        context, file, choose_source(folder, plan), calibrated, arguments.report
+    )
 
 
 def resolve_model(
@@ -284,7 +286,7 @@ def choose_source(folder: Path, plan: CampaignPlan) -> Source:
     return partial(results_folder.unfinished_cases, folder, plan.cases)
 
 
-def run(campaign: Campaign) -> int:
+def run(campaign: PreparedCampaign) -> int:
     """Exit code: 0, 1 if a case failed, 130 after Ctrl-C. Raises UsageError and OSError."""
     locked = results_folder.lock_folder(campaign.folder)
     context, statuses = campaign.context, []
@@ -313,7 +315,7 @@ def run(campaign: Campaign) -> int:
     return 1 if any(status.startswith("failed") for status in statuses) else 0
 
 
-def calibrate(campaign: Campaign, cases: list[Case], watch: ProgressWatch) -> None:
+def calibrate(campaign: PreparedCampaign, cases: list[Case], watch: ProgressWatch) -> None:
     """Once for a campaign, at its largest number of users and its highest rate; of a search, those
     of the round after saturation. Raises UsageError.
     """

@@ -130,7 +130,7 @@ class GeneratedPrompts(Scenario):
         return self
 
 
-class ClosedLoop(GeneratedPrompts):
+class ClosedLoopScenario(GeneratedPrompts):
     """Each user waits for its response, then thinks, then asks again."""
 
     arrivals: Literal["closed"]
@@ -150,7 +150,7 @@ class ClosedLoop(GeneratedPrompts):
         return self
 
 
-class OpenLoop(GeneratedPrompts):
+class OpenLoopScenario(GeneratedPrompts):
     """Requests are sent at their times, whether or not the server keeps up."""
 
     rate: Above0
@@ -158,11 +158,11 @@ class OpenLoop(GeneratedPrompts):
     max_in_flight: Count | None = None
 
 
-class RegularOpenLoop(OpenLoop):
+class RegularOpenLoop(OpenLoopScenario):
     arrivals: Literal["constant", "poisson"]
 
 
-class BurstyOpenLoop(OpenLoop):
+class BurstyOpenLoop(OpenLoopScenario):
     arrivals: Literal["gamma"]
     burstiness: Above0
 
@@ -177,11 +177,12 @@ class Replay(Scenario):
     max_in_flight: Count | None = None
 
 
-MODELS = (ClosedLoop, RegularOpenLoop, BurstyOpenLoop, Replay)
+MODELS = (ClosedLoopScenario, RegularOpenLoop, BurstyOpenLoop, Replay)
 KINDS = ("closed", "constant", "poisson", "gamma", "trace")
 CHECK: TypeAdapter[Scenario] = TypeAdapter(
     Annotated[
-        ClosedLoop | RegularOpenLoop | BurstyOpenLoop | Replay, Field(discriminator="arrivals")
+        ClosedLoopScenario | RegularOpenLoop | BurstyOpenLoop | Replay,
+        Field(discriminator="arrivals"),
     ]
 )
 KEYS = tuple(dict.fromkeys(key for model in MODELS for key in model.model_fields))

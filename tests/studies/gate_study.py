@@ -398,7 +398,7 @@ def simulate(decisions: int = 10_000, seed: int = 1) -> None:
         values = pd.DataFrame(
             rows, columns=pd.MultiIndex.from_product([paired.SIDES, METRICS]), dtype="float64"
         )
-        system = verdicts.GatedSystem("it")
+        system = verdicts.SystemVerdict("it")
         paired.decide_verdicts([paired.Repetitions(system, values, pd.DataFrame())], rules)
         said.append({"verdict": system.verdict, "look": system.look, "faults": system.faults})
     counts = pd.Series([each["verdict"] for each in said]).value_counts().to_dict()

@@ -18,7 +18,7 @@ from analysis import dataset, stats
 from analysis import next_cases as asked
 from analysis.dataset import InputError
 from analysis.gate import paired, verdicts
-from analysis.gate.verdicts import EXIT_CODES, GatedSystem
+from analysis.gate.verdicts import EXIT_CODES, SystemVerdict
 from analysis.metrics import METRICS
 from tests.helpers import synthetic_campaign
 
@@ -64,7 +64,7 @@ def test_holm_adjusts_as_published() -> None:
 
 def decision(
     random: np.random.Generator, slower: float, noise: float, systems: int = 1, drift: float = 0.0
-) -> list[GatedSystem]:
+) -> list[SystemVerdict]:
     """One gate: `noise` is the standard deviation of a run's logarithm, `slower` head's true
     difference, `drift` the machine's from the first run to the last; throughput is as much lower as
     latencies are higher.
@@ -90,7 +90,7 @@ def decision(
         values = pd.DataFrame(
             rows, columns=pd.MultiIndex.from_product([paired.SIDES, METRICS]), dtype="float64"
         )
-        found.append(paired.Repetitions(GatedSystem("it"), values, pd.DataFrame()))
+        found.append(paired.Repetitions(SystemVerdict("it"), values, pd.DataFrame()))
     paired.decide_verdicts(found, verdicts.parse_rules())
     return [each.system for each in found]
 

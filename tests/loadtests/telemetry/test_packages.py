@@ -2,10 +2,9 @@
 
 from importlib import metadata
 
-import pytest
-
 from loadtests.telemetry.packages import package_versions
 from servers.runtime.catalog import ServerSpec, list_servers
+from tests.helpers.installed import require_installed
 
 
 def test_what_the_servers_require_is_recorded_with_what_that_depends_on() -> None:
@@ -15,7 +14,7 @@ def test_what_the_servers_require_is_recorded_with_what_that_depends_on() -> Non
         ("flup", "flup6"),
         ("uvicorn_worker", "uvicorn-worker"),
     ):
-        pytest.importorskip(module)
+        require_installed(module)
         assert versions[name] == metadata.version(name)
     assert versions["werkzeug"] == metadata.version("werkzeug"), "Flask depends on it"
 
