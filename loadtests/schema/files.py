@@ -219,6 +219,14 @@ class CaseFile:
         "{start_s, end_s}: the measured part of the load, clock as in the rows; null if load "
         "never ran",
     ] = None
+    profile: Annotated[
+        JsonObject | None,
+        "what was found out about an endpoint that is not checked strictly"
+        " (servers/contract/profile.py): {base_url, dialect, model, models, endpoints, fields,"
+        " usage, tokens_per_chunk, reasoning, early_chunks, repeats_alone, repeats_under_load,"
+        " tokens_per_word, template_tokens, context, metrics, notes}; null otherwise, absent in"
+        " older campaigns",
+    ] = None
     verify_before: Annotated[
         list[JsonObject] | None,
         "[{name, ok, detail}] checks of the contract before the load; null if not reached",

@@ -33,20 +33,39 @@ REQUEST_FIELDS = {
     "first_s": Field(
         "float64",
         "s",
-        "arrival of the first chunk that carries a generated token; null if none came",
+        "arrival of the first chunk that carries a generated token, visible or reasoning; null if"
+        " none came",
     ),
     "last_s": Field(
         "float64",
         "s",
         "arrival of the last chunk that carries a generated token; null if none came",
     ),
+    "first_visible_s": Field(
+        "float64",
+        "s",
+        "arrival of the first chunk with text that is no reasoning; null if none came; absent in"
+        " older campaigns",
+    ),
     "done_s": Field("float64", "s", "the answer's end, or when it was given up"),
     "http_status": Field("int64", "", "null if no status line came"),
     "error": Field(
+        "string", "", "null if complete; else one reason, such as 'http 503', 'timeout', 'no token'"
+    ),
+    "error_detail": Field(
         "string",
         "",
-        "null if complete; else one reason, such as 'http 503', 'timeout', 'stream ended without"
-        " [DONE]'",
+        "the server's own words about the error, 200 characters at most, secrets redacted; absent"
+        " in older campaigns",
+    ),
+    "retry_after_s": Field(
+        "float64", "s", "the server's Retry-After; null without one; absent in older campaigns"
+    ),
+    "resent": Field(
+        "bool",
+        "",
+        "sent a second time, since a kept-alive connection closed before any response; absent in"
+        " older campaigns",
     ),
     "answer": Field(
         "string", "", "exact, wrong, or unchecked (failed, or a model without the planted rule)"
@@ -62,6 +81,24 @@ REQUEST_FIELDS = {
     ),
     "tokens": Field(
         "int64", "tokens", "the server's usage.completion_tokens; null if it gave none"
+    ),
+    "reasoning_tokens": Field(
+        "int64",
+        "tokens",
+        "those of `tokens` that are reasoning: by usage if it says so, else by the chunks; absent"
+        " in older campaigns",
+    ),
+    "tokens_counted": Field(
+        "int64",
+        "tokens",
+        "our own count: the words of the known-answer model's text, else the chunks that carry"
+        " text; absent in older campaigns",
+    ),
+    "token_source": Field(
+        "string",
+        "",
+        "where token_n is from: continuous (usage in each chunk), usage (spread over the chunks in"
+        " proportion to their text), or counted (no credible usage); absent in older campaigns",
     ),
     "finish_reason": Field("string", "", "as the server gave it"),
     "token_s": Field("list<float64>", "s", "arrival of each chunk that carries tokens"),

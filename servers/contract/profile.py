@@ -1,0 +1,78 @@
+"""What an endpoint is and does, and how requests to it are written.
+
+Servers of others are profiled, not judged: `profiler.py` asks the endpoint, a Profile records what
+it found, and the measurement adapts. A Dialect is the part of it that the load generator needs.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+from servers.contract.api import JsonObject
+
+ENDPOINTS = {"chat": "/chat/completions", "completions": "/completions"}
+
+# How a server reports `usage`, the best first.
+CONTINUOUS = "continuous"  # in each chunk, if stream_options.continuous_usage_stats asks for it
+IN_STREAM = "stream"  # once in a stream
+PLAIN_ONLY = "plain"  # only in plain responses
+NEVER = "never"
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How requests to an endpoint are written. The default is that of our own servers.
+
+    A request goes to the base URL + `root` + the path in ENDPOINTS + "?" + `query`. Fields in
+    `omitted` (ignore_eos, stream_options, temperature) are left out. A server without a system
+    role gets the system message in front of the user's.
+    """
+
+    root: str = "/v1"
+    query: str = ""
+    max_tokens_field: str = "max_tokens"
+    omitted: tuple[str, ...] = ()
+    usage: str = IN_STREAM
+    has_system_role: bool = True
+
+    def path(self, endpoint: str) -> str:
+        """Of `chat` or `completions`, to be appended to the base URL."""
+        return f"{self.root}{ENDPOINTS[endpoint]}" + (f"?{self.query}" if self.query else "")
+
+    @classmethod
+    def from_json(cls, data: JsonObject) -> Self:
+        return cls(**data | {"omitted": tuple(data["omitted"])})
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What `profiler.py` found out about an endpoint; run.json's "profile". None: not found out.
+
+    `fields`: by request field, "accepted", "refused" or "ignored". `tokens_per_chunk`: mean of a
+    stream, 1 is token by token. `reasoning`: the field that holds reasoning, such as
+    "reasoning_content". `early_chunks`: chunks before the first one with a token.
+    `repeats_alone`, `repeats_under_load`: whether greedy text is the same again. `tokens_per_word`
+    and `template_tokens`: of our prompts, and what the chat template adds. `context`: in tokens.
+    `metrics`: the dialect of its /metrics. `notes`: sentences for the report about everything that
+    could not be measured exactly.
+    """
+
+    base_url: str
+    dialect: Dialect
+    model: str
+    models: tuple[str, ...] = ()
+    endpoints: tuple[str, ...] = ()
+    fields: dict[str, str] = field(default_factory=dict)
+    usage: str = NEVER
+    tokens_per_chunk: float | None = None
+    reasoning: str | None = None
+    early_chunks: int | None = None
+    repeats_alone: bool | None = None
+    repeats_under_load: bool | None = None
+    tokens_per_word: float | None = None
+    template_tokens: int | None = None
+    context: int | None = None
+    metrics: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
