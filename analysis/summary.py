@@ -160,7 +160,7 @@ def timeline_frame(case: CaseData) -> pd.DataFrame:
     sees it), server_running and server_waiting (as the server says), from the first request to the
     last token.
     """
-    times, numbers = case.tokens
+    times, numbers = case.completed_tokens
     if not len(times) or not case.length > 0:
         return pd.DataFrame(
             columns=[
