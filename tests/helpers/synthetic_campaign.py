@@ -268,6 +268,7 @@ def campaign_data(plan: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
                         "limits": {},
                         "environment": {},
                     },
+                    None,
                 ),
                 strict=True,
             )
