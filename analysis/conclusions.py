@@ -25,8 +25,12 @@ def describe_result(comparison: Comparison) -> str:
     known = [s for s in ranked if not math.isinf(s.estimate.mean)]
     missing = _describe_missing(comparison)
     if not ranked:
-        single = len(comparison.systems) == 1
-        return f"Under {title}{', ' if single else ' no server has a number: '}{missing}."
+        if len(comparison.systems) == 1:
+            return f"Under {title}, {missing}."
+        if comparison.has_number:
+            return f"Under {title}, no server has a number: {missing}."
+        causes = "; ".join(f"{s.name}: {s.cause}" for s in comparison.systems)
+        return f"Under {title}, no server has a valid case: {causes}."
     if not known:
         text = f"Under {title} so many requests of every server failed that none has an {label}."
         return f"{text} Not ranked: {missing}." if missing else text

@@ -91,8 +91,8 @@ def test_of_servers_that_all_fail_none_has_won(write, capsys):
     why = "errors: 100% http 500: CUDA error: out of memory"
     broke = "errors: 100% server error in the stream: engine died"
     assert answer(folder) == (
-        f"Under chat, 8 users no server has a number: alpha (simulated) has no valid case: {why};"
-        f" beta (simulated) has no valid case: {broke}."
+        f"Under chat, 8 users, no server has a valid case: alpha (simulated): {why};"
+        f" beta (simulated): {broke}."
     )
     assert report(folder, "--strict") == 1
     out, error = capsys.readouterr()

@@ -53,4 +53,4 @@ def test_notebooks_of_a_campaign_without_any_number(tmp_path):
         folder / "campaign.json", synthetic_campaign.campaign_data([case["case"] for case in plan])
     )
     pages = notebooks.run_notebooks(folder)
-    assert "no server has a valid case" in pages[1].read_text()
+    assert "alpha (simulated) has no valid case" in pages[1].read_text()
