@@ -120,10 +120,37 @@ class Job:
 def encode_prompt(tokenizer: Any, request: Request) -> list[int]:
     """The prompt as a Hugging Face tokenizer sees it; a chat through the model's own template."""
     if isinstance(request, ChatCompletionRequest):
-        messages = [message.model_dump() for message in request.messages]
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        text = _apply_template(tokenizer, request)
         return list(tokenizer(text, add_special_tokens=False).input_ids)
     return list(tokenizer(request.prompt).input_ids)
+
+
+def _apply_template(tokenizer: Any, request: ChatCompletionRequest) -> str:
+    """Raises ContractError for messages that the model's template refuses, such as two users' in a
+    row.
+    """
+    from jinja2 import TemplateError
+
+    if getattr(tokenizer, "chat_template", "") is None:
+        raise ContractError(
+            400,
+            "messages: this model has no chat template; send the text as `prompt` to"
+            " /v1/completions",
+            "messages",
+            "no_chat_template",
+        )
+    messages = [message.model_dump() for message in request.messages]
+    try:
+        return str(
+            tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        )
+    except TemplateError as error:
+        raise ContractError(
+            400,
+            f"messages: the model's chat template refuses them: {error}",
+            "messages",
+            "refused_by_template",
+        ) from None
 
 
 def accept_request(

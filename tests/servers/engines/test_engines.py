@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2 import TemplateError
 
 from servers import engines
 from servers.contract import metrics, oracle
@@ -459,6 +460,28 @@ def test_a_misspelt_time_is_an_error() -> None:
 
 
 # --- transformers
+
+
+class Tokenizer:
+    """Of a model whose template wants users and assistants to take turns, or that has none."""
+
+    def __init__(self, chat_template: str | None):
+        self.chat_template = chat_template
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> str:
+        raise TemplateError("roles must alternate")
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [("{{ messages }}", "roles must alternate"), (None, "no chat template")],
+)
+def test_messages_that_the_models_template_refuses_are_a_400(
+    template: str | None, message: str
+) -> None:
+    with pytest.raises(ContractError, match=message) as error:
+        engines.encode_prompt(Tokenizer(template), chat())
+    assert (error.value.status, error.value.param) == (400, "messages")
 
 
 def tiny_completion(prompt: str = "baba", max_tokens: int = 8, **more: Any) -> CompletionRequest:
