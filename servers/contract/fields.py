@@ -22,14 +22,22 @@ _ROLES = {"developer": "system", "tool": "user", "function": "user"}
 
 def refuse_unsupported(data: Any) -> Any:
     """The body of a request. Raises ValueError, whose message begins with the field's name."""
-    if isinstance(data, dict):
-        for field, value in data.items():
-            if value is not None and field in UNSUPPORTED and value not in UNSUPPORTED[field]:
-                accepted = " or ".join(map(json.dumps, UNSUPPORTED[field]))
-                raise ValueError(
-                    f"{field}: this server does not support it; leave it out"
-                    + (f" or send {accepted}" if accepted else "")
-                )
+    if not isinstance(data, dict):
+        return data
+    for field, value in data.items():
+        if field not in UNSUPPORTED or value is None:
+            continue
+        # Load tools send min_tokens beside ignore_eos, which alone makes the length exact.
+        if field == "min_tokens" and data.get("ignore_eos") is True:
+            continue
+        if isinstance(value, dict):  # some send {"type": "text", "json_schema": null}
+            value = {name: each for name, each in value.items() if each is not None}
+        if value not in UNSUPPORTED[field]:
+            accepted = " or ".join(map(json.dumps, UNSUPPORTED[field]))
+            raise ValueError(
+                f"{field}: this server does not support it; leave it out"
+                + (f" or send {accepted}" if accepted else "")
+            )
     return data
 
 

@@ -72,8 +72,9 @@ export function parse(path, bytes) {
   if (!isObject(body)) throw new ContractError(400, "the body is not a JSON object", null, "invalid_json");
   for (const [field, value] of Object.entries(body)) {
     if (value === null || !Object.hasOwn(UNSUPPORTED, field)) continue;
+    if (field === "min_tokens" && body.ignore_eos === true) continue; // load tools send both, and one is enough
     const accepted = UNSUPPORTED[field].map((each) => JSON.stringify(each));
-    if (accepted.includes(JSON.stringify(value))) continue;
+    if (accepted.includes(JSON.stringify(value, (_, each) => each ?? undefined))) continue;
     const remedy = accepted.length ? `leave it out or send ${accepted.join(" or ")}` : "leave it out";
     throw new ContractError(400, `${field}: this server does not support it; ${remedy}`, field, "unsupported_value");
   }

@@ -239,6 +239,16 @@ def test_unsupported_fields_that_are_off_and_unknown_ones_are_accepted() -> None
         assert parse(make(**off)) == parse(make()) == parse(make(**dict.fromkeys(off)))
 
 
+def test_what_is_off_in_another_way_is_accepted() -> None:
+    for make in (completion, chat):
+        for fields in (
+            {"response_format": {"type": "text", "json_schema": None}},
+            {"ignore_eos": True, "min_tokens": 5},
+        ):
+            parse(make(**fields))
+    assert refused(completion(ignore_eos=False, min_tokens=5))["param"] == "min_tokens"
+
+
 def test_null_means_the_default() -> None:
     optional = (
         "max_tokens",
