@@ -122,9 +122,9 @@ def _complete_together(prober: Prober, kind: str, samples: Sequence[Sample]) -> 
 
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         refused = [why for why in pool.map(complete, samples) if why]
-    return [f"with {IN_FLIGHT} requests in flight, {len(refused)} failed: {refused[0]}"][
-        : len(refused)
-    ]
+    if not refused:
+        return []
+    return [f"with {IN_FLIGHT} requests in flight, {len(refused)} failed: {refused[0]}"]
 
 
 def _complete_plain(prober: Prober, kind: str, prompt: str) -> Completion | None:
