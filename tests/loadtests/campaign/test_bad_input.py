@@ -40,6 +40,12 @@ BAD = [
     (("--duration", "nan"), "argument --duration: 'nan' is not a number of seconds above 0"),
     (("--duration", "1,2"), "argument --duration: '1,2': give one value"),
     (("--simulated", "step=1"), "argument --simulated: 'step' is not one of prefill_ms"),
+    (("--simulated", "early_chunk=2"), "'early_chunk=2': must be from 0 to 1"),
+    (("--simulated", "reasoning_share=nan"), "'reasoning_share=nan': must be from 0 to 1"),
+    (
+        ("--simulated", "tokens_per_chunk=1.5"),
+        "'tokens_per_chunk=1.5': '1.5' is not a whole number",
+    ),
     (
         ("--serverz", "flask_gunicorn"),
         "unrecognized arguments: --serverz flask_gunicorn (see --help)",
