@@ -12,6 +12,9 @@ from tests.helpers import installed
 # Started in the background by a shell without job control, we ignore Ctrl-C, and so would every
 # process that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Containers often forbid Python to keep what it has compiled, and uv compiles nothing. Each of the
+# thousand processes here would compile the same packages again: half of the time of all tests.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_configure(config: pytest.Config) -> None:
