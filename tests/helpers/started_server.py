@@ -89,6 +89,11 @@ def started(
     assert not [process for process in tree if alive(process)]
 
 
+def address_of(server: RunningServer) -> tuple[str, int]:
+    host, _, port = server.base_url.removeprefix("http://").partition(":")
+    return host, int(port)
+
+
 def ask(
     base_url: str,
     path: str,
