@@ -97,7 +97,7 @@ def test_the_page_is_whole(results, tmp_path):
         for file in tmp_path.glob("*.png")
     )
     for target in re.findall(r"\]\(((?:\.\./)[^)]+)\)", text):
-        assert Path(os.path.normpath(ROOT / accuracy_page.RESULTS / target)).exists(), target
+        assert Path(os.path.normpath(ROOT / accuracy_targets.RESULTS / target)).exists(), target
     assert (
         set(re.findall(r"\]\(#([^)]+)\)", text))
         <= set(re.findall(r'<a id="([^"]+)">', text))
