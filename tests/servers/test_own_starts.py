@@ -3,10 +3,7 @@ that fails, on SIGTERM, with several workers.
 """
 
 import contextlib
-import http.client
 import json
-import os
-import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from servers.contract import api, oracle
+from servers.contract import api, chunks, oracle
 from servers.contract.conformance import select_checks, verify_server
-from servers.runtime import launch
-from servers.runtime.launch import RunningServer
 from tests.helpers.started_server import (
     OURS,
     SERVERS,
@@ -27,6 +22,7 @@ from tests.helpers.started_server import (
     counters,
     counters_at_rest,
     start,
+    stream_with_sigterm,
     wanted,
 )
 
@@ -94,7 +90,7 @@ def test_an_engine_that_fails_is_a_500_and_the_next_request_is_answered(
         )
         assert status == 200 and "somebody" not in streamed and "[DONE]" not in streamed
         *tokens, end = [
-            api.read_chunk(event.removeprefix("data: ").encode())
+            chunks.read_chunk(event.removeprefix("data: ").encode())
             for event in streamed.split("\n\n")
             if event
         ]
@@ -112,49 +108,10 @@ def test_an_engine_that_fails_is_a_500_and_the_next_request_is_answered(
         assert "out of memory" in "".join(logs), "whoever runs it must be able to find out why"
 
 
-def stream_with_sigterm(running: RunningServer, tokens: int, at_token: int) -> None:
-    """SIGTERM at this token must cut nothing of the stream, and end the server afterwards."""
-    connection = http.client.HTTPConnection(running.base_url.removeprefix("http://"), timeout=60)
-    connection.request(
-        "POST",
-        api.COMPLETIONS,
-        json.dumps(wanted(stream=True, max_tokens=tokens)),
-        {"Content-Type": "application/json"},
-    )
-    response = connection.getresponse()
-    said = b""
-    while said.count(b"\n\n") < at_token:
-        more = response.read1()
-        assert more, f"cut after {said.count(b'data: ')} of {tokens} tokens"
-        said += more
-    os.kill(running.pid, signal.SIGTERM)
-    said += response.read()
-    connection.close()
-    code = running.supervisor.wait(timeout=30)
-    assert code in (0, 128 + signal.SIGTERM), launch.log_tail(running.log, 50)
-    *events, end = [event.removeprefix(b"data: ") for event in said.split(b"\n\n") if event]
-    assert (
-        "".join(api.read_chunk(event).text for event in events)
-        == oracle.continuation("baba", tokens)
-        and end == b"[DONE]"
-    )
-    assert "Traceback" not in running.log.read_text()
-
-
 @each
 def test_sigterm_lets_the_answer_under_way_end(name: str, tmp_path: Path) -> None:
     with start(name, "simulated", tmp_path) as running:
         stream_with_sigterm(running, tokens=300, at_token=1)  # about a second
-
-
-@each
-@pytest.mark.slow
-def test_no_time_limit_of_the_framework_cuts_a_long_stream(name: str, tmp_path: Path) -> None:
-    """Of 66 s, since frameworks end a response after 30 or 60 s by default, and SIGTERM comes 8 s
-    before its end, which is twice the grace that several give.
-    """
-    with start(name, "simulated", tmp_path, step_ms=100) as running:
-        stream_with_sigterm(running, tokens=660, at_token=580)
 
 
 @each

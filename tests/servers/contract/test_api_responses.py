@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from servers.contract import api
-from servers.contract.api import CompletionResponse, ContractError, Request, read_chunk
+from servers.contract.api import CompletionResponse, ContractError, Request
+from servers.contract.chunks import read_chunk
 from tests.helpers.api_requests import OUTCOME, chat, completion, parse
 
 
