@@ -7,10 +7,10 @@ alpha = 0.022 (Pocock's constant of three looks at 5%: S. J. Pocock, "Group sequ
 Biometrika 64, 1977), Holm over all metrics of all systems. Control must not differ from base, by
 the same test at 0.002.
 
-Without statistics: a broken contract, a wrong answer, a lost row or a server that does not start is
-a fault, and makes the gate invalid. What only spoils a run (a load generator that was late, a load
-that was not steady) sets its repetition aside; it is replaced, and too many make the gate invalid,
-too.
+Without statistics: too many failed requests, a broken contract, a wrong answer, a lost row or a
+server that does not start is a fault, and makes the gate invalid. What only spoils a run (a load
+generator that was late, a load that was not steady) sets its repetition aside; it is replaced, and
+too many make the gate invalid, too.
 """
 
 import math
@@ -38,7 +38,7 @@ ALPHA = 0.022
 CONTROL_ALPHA = 0.002
 MOST_SET_ASIDE = 5  # repetitions of one system
 # names of checks (validity.py) that no luck explains
-FAULTS = ("contract", "answers", "rows", "server's counts", "token counts")
+FAULTS = ("errors", "contract", "answers", "rows", "server's counts", "token counts")
 # of the machine: named, and otherwise left to the statistics
 NAMED = ("other processes", "steal", "swap", "GPU clocks")
 SIDES = ("base", "head", "control")

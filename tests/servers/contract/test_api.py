@@ -39,7 +39,11 @@ def refused(data: Any, body: bytes | None = None) -> dict[str, Any]:
         ("prompt", 5),
         ("prompt", ""),
         ("prompt", None),
-        ("prompt", ["baba"]),
+        ("prompt", []),
+        ("prompt", ["baba", "bebe"]),
+        ("prompt", [""]),
+        ("prompt", [5]),
+        ("prompt", [[1, 2]]),
         ("prompt", [1, 2]),
         ("model", 5),
         ("model", None),
@@ -66,6 +70,7 @@ def refused(data: Any, body: bytes | None = None) -> dict[str, Any]:
         ("ignore_eos", "no"),
         ("stream_options", True),
         ("stream_options", {"include_usage": "yes"}),
+        ("stream_options", {"continuous_usage_stats": "yes"}),
         ("messages", None),
         ("messages", []),
         ("messages", "baba"),
@@ -74,6 +79,8 @@ def refused(data: Any, body: bytes | None = None) -> dict[str, Any]:
         ("messages", [{"role": "user"}]),
         ("messages", [{"role": "user", "content": 5}]),
         ("messages", [{"role": "user", "content": None}]),
+        ("messages", [{"role": "tool", "content": None}]),
+        ("messages", [{"role": [], "content": "baba"}]),
         ("messages", [{"role": "poet", "content": "baba"}]),
         ("messages", [{"role": "user", "content": [{"type": "image_url"}]}]),
         ("max_completion_tokens", 0),
@@ -123,6 +130,39 @@ def test_too_many_stops_is_what_the_message_says() -> None:
         ("presence_penalty", 0.5),
         ("frequency_penalty", -1),
         ("repetition_penalty", 1.1),
+        ("tool_choice", "required"),
+        ("tool_choice", {"type": "function", "function": {"name": "f"}}),
+        ("functions", [{"name": "f"}]),
+        ("function_call", {"name": "f"}),
+        ("response_format", {"type": "json_object"}),
+        ("response_format", {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}),
+        ("response_format", "json"),
+        ("top_logprobs", 3),
+        ("prompt_logprobs", 0),
+        ("top_k", 40),
+        ("top_k", 1),
+        ("min_p", 0.05),
+        ("typical_p", 0.9),
+        ("min_tokens", 5),
+        ("stop_token_ids", [2]),
+        ("bad_words", ["baba"]),
+        ("allowed_token_ids", [1]),
+        ("guided_json", {"type": "object"}),
+        ("guided_regex", "a+"),
+        ("guided_choice", ["a", "b"]),
+        ("guided_grammar", "root ::= 'a'"),
+        ("structured_outputs", {"json": {}}),
+        ("json_schema", {}),
+        ("use_beam_search", True),
+        ("length_penalty", 2.0),
+        ("include_stop_str_in_output", True),
+        ("skip_special_tokens", False),
+        ("truncate_prompt_tokens", 5),
+        ("chat_template", "{{ messages }}"),
+        ("chat_template_kwargs", {"enable_thinking": False}),
+        ("continue_final_message", True),
+        ("reasoning_effort", "high"),
+        ("modalities", ["text", "audio"]),
     ],
 )
 def test_what_would_change_the_answer_and_is_not_supported_is_refused(
@@ -132,7 +172,7 @@ def test_what_would_change_the_answer_and_is_not_supported_is_refused(
         error = refused(make(**{field: value}))
         assert (
             error["param"] == field
-            and error["message"].startswith(field)
+            and error["message"].startswith(f"{field}: this server does not support it; leave it")
             and error["code"] == "unsupported_value"
         )
 
@@ -149,11 +189,30 @@ def test_unsupported_fields_that_are_off_and_unknown_ones_are_accepted() -> None
         "presence_penalty": 0,
         "frequency_penalty": 0.0,
         "repetition_penalty": 1.0,
+        "tool_choice": "none",
+        "response_format": {"type": "text"},
+        "top_k": -1,
+        "min_p": 0.0,
+        "use_beam_search": False,
         "user": "me",
+        "store": False,
+        "metadata": {"a": "b"},
+        "parallel_tool_calls": True,
+        "service_tier": "auto",
         "no_such_field": [1],
     }
     for make in (completion, chat):
         assert parse(make(**off)) == parse(make()) == parse(make(**dict.fromkeys(off)))
+
+
+def test_what_is_off_in_another_way_is_accepted() -> None:
+    for make in (completion, chat):
+        for fields in (
+            {"response_format": {"type": "text", "json_schema": None}},
+            {"ignore_eos": True, "min_tokens": 5},
+        ):
+            parse(make(**fields))
+    assert refused(completion(ignore_eos=False, min_tokens=5))["param"] == "min_tokens"
 
 
 def test_null_means_the_default() -> None:
@@ -198,6 +257,32 @@ def test_content_parts_are_joined() -> None:
     )
     assert isinstance(request, ChatCompletionRequest)
     assert [message.content for message in request.messages] == ["x", "baba babe"]
+
+
+def test_a_list_of_one_prompt_is_that_prompt() -> None:
+    assert parse(completion(prompt=["bebe baba"])) == parse(completion(prompt="bebe baba"))
+    error = refused(completion(prompt=["baba", "bebe"]))
+    assert "a request for each prompt" in error["message"]
+
+
+def test_todays_roles_are_ours_under_other_names() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    said = [
+        {"role": "developer", "content": "be kind"},
+        {"role": "user", "content": "baba", "name": "me"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": [{"type": "text", "text": "bebe"}], "tool_call_id": "1"},
+        {"role": "assistant", "tool_calls": [call]},
+    ]
+    request = parse(chat(messages=said))
+    assert isinstance(request, ChatCompletionRequest)
+    assert [(message.role, message.content) for message in request.messages] == [
+        ("system", "be kind"),
+        ("user", "baba"),
+        ("assistant", ""),
+        ("user", "bebe"),
+        ("assistant", ""),
+    ]
 
 
 def test_lone_surrogates_are_refused() -> None:

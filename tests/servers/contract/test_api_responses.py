@@ -1,12 +1,14 @@
 """The API's responses, without a server: what they are, and that our own client side reads them."""
 
 import json
+import pickle
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from servers.contract import api
-from servers.contract.api import CompletionResponse, ContractError, Request
+from servers.contract.api import CompletionResponse, ContractError, Piece, Request
 from servers.contract.chunks import read_chunk
 from tests.helpers.api_requests import OUTCOME, chat, completion, parse
 
@@ -47,6 +49,40 @@ def test_usage_comes_only_if_asked_for() -> None:
             and json.loads(end)["choices"]
             and read_chunk(end.encode()).usage is None
         )
+
+
+@pytest.mark.parametrize("make", [completion, chat])
+def test_continuous_usage_is_in_each_chunk(make: Any) -> None:
+    asked = {"include_usage": True, "continuous_usage_stats": True}
+    request = parse(make(stream=True, stream_options=asked))
+    assert request.continuous_usage
+    pieces = [Piece(" baba", False, api.count_usage(3, n)) for n in (1, 2)]
+    *chunks, done = events(request, *pieces, OUTCOME)
+    usages = [json.loads(chunk)["usage"]["completion_tokens"] for chunk in chunks]
+    assert usages == [1, 2, 2, 2] and done == "[DONE]"
+    for options in (
+        {"continuous_usage_stats": True},
+        {"include_usage": True},
+        {"include_usage": True, "continuous_usage_stats": None},
+        {"include_usage": True, "continuous_usage_stats": False},
+    ):
+        assert not parse(make(stream=True, stream_options=options)).continuous_usage
+
+
+def test_reasoning_is_told_apart_streamed_and_plain() -> None:
+    first, *_ = events(parse(chat(stream=True)), Piece(" baba", True), " babe", OUTCOME)
+    delta = json.loads(first)["choices"][0]["delta"]
+    assert delta == {"role": "assistant", "reasoning_content": " baba"}
+    outcome = replace(OUTCOME, reasoning=" baba", reasoning_tokens=1)
+    body = CompletionResponse(parse(chat()), "m").complete(" baba babe", outcome)
+    message = body["choices"][0]["message"]
+    assert message == {"role": "assistant", "content": " babe", "reasoning_content": " baba"}
+    assert body["usage"]["completion_tokens_details"] == {"reasoning_tokens": 1}
+
+
+def test_a_piece_of_text_survives_a_queue_between_processes() -> None:
+    piece = pickle.loads(pickle.dumps(Piece(" baba", True, {"completion_tokens": 1})))
+    assert (piece, piece.reasoning, piece.usage) == (" baba", True, {"completion_tokens": 1})
 
 
 def test_the_role_comes_with_the_first_token_and_no_other() -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2 import TemplateError
 
+from servers import engines
 from servers.contract import metrics, oracle
 from servers.contract.api import (
     ChatCompletionRequest,
@@ -146,3 +148,27 @@ def test_hf_refuses_what_exceeds_its_context(hf_engine: Any) -> None:
     with pytest.raises(ContractError, match="exceed the context of 4096 tokens"):
         hf_engine.prepare(tiny_completion(max_tokens=4096))
     assert hf_engine.prepare(tiny_completion(max_tokens=4095)).max_tokens == 4095
+
+
+class Tokenizer:
+    """Of a model whose template wants users and assistants to take turns, or that has none."""
+
+    def __init__(self, chat_template: str | None):
+        self.chat_template = chat_template
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> str:
+        raise TemplateError("roles must alternate")
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [("{{ messages }}", "roles must alternate"), (None, "no chat template")],
+)
+def test_messages_that_the_models_template_refuses_are_a_400(
+    template: str | None, message: str
+) -> None:
+    message_of_user = ChatMessage(role="user", content="baba")
+    request = ChatCompletionRequest(model="m", messages=[message_of_user])
+    with pytest.raises(ContractError, match=message) as error:
+        engines.encode_prompt(Tokenizer(template), request)
+    assert (error.value.status, error.value.param) == (400, "messages")
