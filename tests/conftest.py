@@ -44,7 +44,8 @@ def _group(item: pytest.Item) -> str:
     if item.path.name == "test_quantized.py":
         return "vllm"
     parameters: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
-    server = parameters.get("server") or parameters.get("foreign") or parameters.get("name")
+    given = (parameters.get(name) for name in ("server", "foreign", "guarded", "name"))
+    server = next(filter(None, given), None)
     if item.path.name not in OF_SERVERS or server is None:
         return item.path.stem
     return (

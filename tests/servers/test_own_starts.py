@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from servers.contract import api, chunks, oracle
 from servers.contract.conformance import select_checks, verify_server
+from servers.runtime.launch import RunningServer
 from tests.helpers.started_server import (
     OURS,
     SERVERS,
@@ -29,49 +31,46 @@ from tests.helpers.started_server import (
 each = pytest.mark.parametrize("name", OURS)
 
 
-@each
-def test_with_a_key_nothing_is_answered_without_it(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SERVEOFF_API_KEY", "s3cret")
-    with start(name, "simulated", tmp_path) as running:
-        for key in (None, "wrong", "s3cretX", ""):
-            status, said = ask(running.base_url, api.COMPLETIONS, wanted(), key)
-            assert (
-                status == 401
-                and said["error"]["type"] == "authentication_error"
-                and "s3cret" not in str(said)
-            )
-        assert ask(running.base_url, "/v1/models")[0] == 401
-        assert ask(running.base_url, api.COMPLETIONS, wanted(), "s3cret")[0] == 200
-        assert ask(running.base_url, "/health")[0] == 200, (
-            "who watches whether it lives needs no key"
-        )
-        server = SERVERS[name]
-        # which has the key
-        checks = verify_server(
-            running.base_url, checks=select_checks(False, server.waives, server.transports)
-        )
-        assert all(check.ok for check in checks), [check for check in checks if not check.ok]
+@pytest.fixture(scope="module", params=OURS)
+def guarded(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("SERVEOFF_API_KEY", "s3cret")  # which verify_server reads, too
+        with start(request.param, "simulated", tmp_path_factory.mktemp("guarded")) as running:
+            yield running
 
 
-@each
+def test_with_a_key_nothing_is_answered_without_it(guarded: RunningServer) -> None:
+    for key in (None, "wrong", "s3cretX", ""):
+        status, said = ask(guarded.base_url, api.COMPLETIONS, wanted(), key)
+        assert (
+            status == 401
+            and said["error"]["type"] == "authentication_error"
+            and "s3cret" not in str(said)
+        )
+    assert ask(guarded.base_url, "/v1/models")[0] == 401
+    assert ask(guarded.base_url, api.COMPLETIONS, wanted(), "s3cret")[0] == 200
+    assert ask(guarded.base_url, "/health")[0] == 200, "who watches whether it lives needs no key"
+    server = SERVERS[guarded.server]
+    checks = verify_server(
+        guarded.base_url, checks=select_checks(False, server.waives, server.transports)
+    )
+    assert all(check.ok for check in checks), [check for check in checks if not check.ok]
+
+
 def test_a_body_without_end_from_who_has_no_key_keeps_nobody_waiting(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    guarded: RunningServer,
 ) -> None:
     """The connection is closed, or what comes is thrown away."""
-    monkeypatch.setenv("SERVEOFF_API_KEY", "s3cret")
-    with (
-        start(name, "simulated", tmp_path) as running,
-        socket.create_connection(address_of(running), timeout=60) as connection,
-    ):
+    with socket.create_connection(address_of(guarded), timeout=60) as connection:
         connection.sendall(
             b"POST /v1/completions HTTP/1.1\r\nHost: it\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             for _ in range(400):  # 26 MB
                 connection.sendall(b"10000\r\n" + bytes(65536) + b"\r\n")
-        assert ask(running.base_url, api.COMPLETIONS, wanted(), "s3cret")[0] == 200
+        assert ask(guarded.base_url, api.COMPLETIONS, wanted(), "s3cret")[0] == 200
 
 
 @each
