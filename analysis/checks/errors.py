@@ -25,11 +25,12 @@ def check_errors(case: CaseData) -> Check:
     if requests.empty:
         return Check(name, None, "warning", "no request", remedy)
     severity = "invalid" if share > limit else "warning"
-    detail = f"{format_share(share)} failed"
-    if share:
-        detail += f": {describe_reasons(requests)}"
-        if str(requests["error"].value_counts().index[0]).startswith(OVERLOAD):
-            remedy += "; lower the load"
+    reasons = describe_reasons(requests)
+    detail = f"{format_share(share)} failed: {'; '.join(reasons)}"
+    if len(reasons) < 2:
+        detail = reasons[0] if reasons else "none failed"
+    if requests["error"].value_counts().index.astype("str").str.startswith(OVERLOAD)[:1].any():
+        remedy += "; lower the load"
     if severity == "invalid":
         remedy += f"; --max-errors sets how many may fail, here {format_share(limit)}"
     return Check(name, share <= min(limit, WARN_ERRORS), severity, detail, remedy, share)
@@ -99,7 +100,7 @@ def skip_after_errors(case: CaseData, name: str) -> Check | None:
     return Check(name, None, "invalid", detail, "see the check errors")
 
 
-def describe_reasons(requests: pd.DataFrame) -> str:
+def describe_reasons(requests: pd.DataFrame) -> list[str]:
     """The reasons of failures, the most frequent first, each with its share of all requests and the
     server's own words.
     """
@@ -108,5 +109,5 @@ def describe_reasons(requests: pd.DataFrame) -> str:
         words = requests.loc[requests["error"] == reason, "error_detail"].dropna().value_counts()
         said = f": {words.index[0]}" if len(words) else ""
         found.append(f"{format_share(n / len(requests))} {reason}{said}")
-    more = f"; and {len(found) - REASONS} other reasons" if len(found) > REASONS else ""
-    return "; ".join(found[:REASONS]) + more
+    more = [f"and {len(found) - REASONS} other reasons"] if len(found) > REASONS else []
+    return [*found[:REASONS], *more]

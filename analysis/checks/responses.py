@@ -49,6 +49,8 @@ def check_answers(case: CaseData) -> Check:
         return Check(
             name, None, "invalid", "the model has no planted rule", "use the default model"
         )
+    if case.rows["failed"].all():
+        return Check(name, None, "invalid", "no complete response", remedy)
     unchecked = int((~case.rows["failed"] & (case.rows["answer"] != "exact")).sum())
     return Check(
         name,

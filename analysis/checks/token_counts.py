@@ -77,7 +77,7 @@ def check_usage(case: CaseData) -> Check | None:
     if missing:
         detail = (
             f"missing in {missing:,} of {len(done):,} responses: their tokens are their chunks,"
-            " which may hold several, so throughput is a lower bound, and they have no TPOT"
+            " which may hold several, so that throughput may be too low, and they have no TPOT"
         )
     return Check("usage", not missing, "warning", detail, remedy)
 

@@ -116,6 +116,13 @@ def does_not_start(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         run["status"] = "failed: launch: alpha ended at its start"
 
 
+def fails_often(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    if run["case"]["side"] == "base":
+        for row in rows[::10]:
+            synthetic_campaign.fail(row, "http 500", "CUDA error")
+        run["served"] = synthetic_campaign.served(rows)
+
+
 def lost_row(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     if run["case"]["side"] == "head":
         del rows[-1]
@@ -127,6 +134,7 @@ def lost_row(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         (wrong_answer, "head: answers: 1 of"),
         (does_not_start, "base: failed: launch: alpha ended at its start"),
         (lost_row, "head: rows: "),
+        (fails_often, "base: errors: 10% http 500: CUDA error"),
     ],
 )
 def test_a_fault_makes_it_invalid_even_where_head_is_slower(

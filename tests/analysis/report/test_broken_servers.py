@@ -88,8 +88,8 @@ def report(folder: Path, *options: str) -> int:
 
 def test_of_servers_that_all_fail_none_has_won(write, capsys):
     folder = write({"alpha": failing(1.0), "beta": breaking()})
-    why = "errors: 100% failed: 100% http 500: CUDA error: out of memory"
-    broke = "errors: 100% failed: 100% server error in the stream: engine died"
+    why = "errors: 100% http 500: CUDA error: out of memory"
+    broke = "errors: 100% server error in the stream: engine died"
     assert answer(folder) == (
         f"Under chat, 8 users no server has a number: alpha (simulated) has no valid case: {why};"
         f" beta (simulated) has no valid case: {broke}."
@@ -100,6 +100,7 @@ def test_of_servers_that_all_fail_none_has_won(write, capsys):
         f"no valid case of alpha (simulated), chat: {why}",
         f"no valid case of beta (simulated), chat: {broke}",
     ]
+    assert "| – | 0 of 1 | invalid: errors: 100%" in (folder / "report.md").read_text()
     page, text = ((folder / f"report.{kind}").read_text() for kind in ("html", "md"))
     for said in (out, page, text):
         assert "most valid" not in said and "lowest" not in said and "client-bound" not in said
@@ -110,7 +111,7 @@ def test_of_servers_that_all_fail_none_has_won(write, capsys):
 
 def test_one_with_a_number_beside_one_without_has_not_won(write, capsys):
     folder = write({"alpha": sound(), "beta": failing(0.1)})
-    why = "errors: 10% failed: 10% http 500: CUDA error: out of memory"
+    why = "errors: 10% http 500: CUDA error: out of memory"
     assert answer(folder) == (
         "Under chat, 8 users, alpha (simulated) has output throughput 440 tokens/s (one run), and"
         f" there is nothing to compare it with: beta (simulated) has no valid case: {why}."
@@ -139,8 +140,7 @@ def test_of_three_the_two_valid_are_compared_and_the_third_is_named(write):
     )
     assert "alpha (simulated) sustained the most valid output throughput" in said
     assert said.endswith(
-        " Not ranked: gamma (simulated) has no valid case: errors: 100% failed: 100% http 404: no"
-        " such model."
+        " Not ranked: gamma (simulated) has no valid case: errors: 100% http 404: no such model."
     )
 
 
@@ -170,8 +170,9 @@ def test_a_report_of_an_endpoint_without_usage(write):
     folder = write({"target": without_usage()}, **FOREIGN)
     assert report(folder, "--strict") == 0
     text = (folder / "report.md").read_text()
+    assert text.index("target (external), usage: missing in 400 of 400") < text.index("| server |")
     assert "### Warning: usage" in text and "missing in 400 of 400 responses" in text
-    (row,) = [line for line in text.splitlines() if line.startswith("| target | external | 1")]
+    (row,) = [line for line in text.splitlines() if line.startswith("| target | external | – | 1 ")]
     assert row.split(" | ")[6] == "0", "no TPOT meets no SLO that bounds it"
 
 

@@ -17,7 +17,15 @@ from loadtests.client.blocking import make_blocking_connection
 from loadtests.client.connection import Connection
 from loadtests.client.websocket import MessageParser
 from servers.contract import oracle
-from tests.helpers.campaign_process import QUICK, SCENARIOS, Bench, runs, table, wait_for
+from tests.helpers.campaign_process import (
+    QUICK,
+    SCENARIOS,
+    Bench,
+    is_complete,
+    runs,
+    table,
+    wait_for,
+)
 from tests.helpers.installed import require_installed
 from tests.helpers.python_program import output_of
 from tests.helpers.scripted_server import (
@@ -349,7 +357,7 @@ def test_a_campaign_over_websockets_has_the_same_rows_and_skips_who_has_none(ben
         "--out",
         "sockets",
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert is_complete(done.returncode, done.stderr), done.stdout + done.stderr
     assert bench.left_over() == []
     by_server = {
         run["case"]["server"]: (folder, run) for folder, run in runs(bench.folder / "sockets")
