@@ -36,6 +36,8 @@ class Failure:
     retry_after: str = ""
     when: str = ALWAYS  # LOAD: not before the first request of the load generator
     every: int = 1  # only each so many-th request
+    after_requests: int = 0
+    dies: bool = False  # the whole server
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -97,9 +98,7 @@ class Server:
     async def answer(self, connection: Connection, served: Served, body: bytes) -> bool:
         """Whether the connection stays open."""
         try:
-            stays = await self.dispatch(connection, served, body)
-            served.whole = served.status == 200
-            return stays
+            return await self.dispatch(connection, served, body)
         except Refused as refused:
             served.status = refused.status
             error = {"message": refused.words, "type": "x", "code": refused.status}
@@ -198,12 +197,15 @@ class Server:
         served.in_flight, served.status = len(self.in_flight), 200
         try:
             if response.streams:
-                return await Stream(self, connection, response, prompt, failure).send()
+                stays = await Stream(self, connection, response, prompt, failure).send()
+                served.whole = failure is None
+                return stays
             await asyncio.sleep(script.first_s + script.step_s * sum(1 for _ in response.chunks()))
             for begin, end in response.chunks():
                 self.spoil(response, prompt, begin, end)
             served.sent.append((time.perf_counter(), count))
             connection.reply(200, json.dumps(self.plain(response)))
+            served.whole = True
             return True
         finally:
             self.in_flight.remove(prompt)
@@ -213,6 +215,10 @@ class Server:
         if failure is None or (failure.when == LOAD and not served.is_load):
             return None
         self.failures += 1
+        if failure.dies and self.failures > failure.after_requests:
+            os._exit(1)
+        if self.failures <= failure.after_requests:
+            return None
         return None if self.failures % failure.every else failure
 
     def plain(self, response: Response) -> Json:

@@ -1,0 +1,233 @@
+"""What is no success: responses without a token, errors in every dress, cut streams, false usage.
+
+Nothing of it is ranked, recommended or valid, the reason is the server's own words, and the exit
+code says that there is no number.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.campaign_process import Bench
+from tests.helpers.endpoint_campaign import (
+    CALM,
+    UNTRUE,
+    check_invalid,
+    check_no_winner,
+    check_refused,
+    measure_script,
+    measure_valid,
+)
+from tests.helpers.endpoint_script import ALWAYS, DONE, LOAD, Failure, Script
+
+slow = pytest.mark.slow
+
+EMPTY = json.dumps({"choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": "stop"}]})
+USAGE_ONLY = json.dumps({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 7}})
+ERROR = json.dumps({"error": {"message": "the model has been unloaded", "code": 503}})
+CONTENT_ERROR = json.dumps(
+    {
+        "choices": [{"index": 0, "delta": {}, "finish_reason": "error"}],
+        "error": {"message": "upstream provider is gone", "code": 502},
+    }
+)
+MINIMAX = json.dumps(
+    {"choices": None, "base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}}
+)
+FASTCHAT = json.dumps({"text": "**NETWORK ERROR DUE TO HIGH TRAFFIC**", "error_code": 50001})
+
+# name: the events, the tokens before them, and what the rows and the reason must have
+NO_SUCCESS: dict[str, tuple[tuple[str, ...], int, tuple[str, ...]]] = {
+    "only [DONE]": ((DONE,), 0, ("no token",)),
+    "nothing": ((": bye\n\n",), 0, ("no token",)),
+    "an empty text": ((f"data: {EMPTY}\n\n", DONE), 0, ("no token",)),
+    "only usage": ((f"data: {USAGE_ONLY}\n\n", DONE), 0, ("no token",)),
+    "error line": (
+        ('error: {"code":400,"message":"exceeds context"}\n\n', DONE),
+        0,
+        ("exceeds context",),
+    ),
+    "error line at once": (('error: {"message": "slot is gone"}\n',), 10, ("slot is gone",)),
+    "error event": (
+        ('event: error\ndata: {"message": "engine is dead"}\n\n',),
+        10,
+        ("engine is dead",),
+    ),
+    "error_code": ((f"data: {FASTCHAT}\n\n", DONE), 0, ("50001", "NETWORK ERROR")),
+    "base_resp": ((f"data: {MINIMAX}\n\n", DONE), 0, ("1008", "insufficient balance")),
+    "error after 10": ((f"data: {ERROR}\n\n",), 10, ("the model has been unloaded",)),
+    "error after 10, [DONE]": ((f"data: {ERROR}\n\n", DONE), 10, ("the model has been unloaded",)),
+    "error as a string": (('data: {"error": "OOM"}\n\n', DONE), 3, ("OOM",)),
+    "bare JSON": (('{"detail": "worker restarted"}',), 0, ("worker restarted",)),
+    "finish_reason error": (
+        (f"data: {CONTENT_ERROR}\n\n", DONE),
+        8,
+        ("upstream provider is gone",),
+    ),
+    "cut": ((), 10, ("ended",)),
+    "ended without finish_reason": ((": bye\n\n",), 10, ("finish_reason",)),
+    "HTML": (("<html><body>502 Bad Gateway</body></html>",), 0, ("502 Bad Gateway",)),
+}
+QUICK = ("only [DONE]", "error after 10")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else slow) for name in NO_SUCCESS]
+)
+def test_no_success(bench: Bench, tmp_path: Path, name: str) -> None:
+    """Under load only, so that nothing could be known before."""
+    events, after, words = NO_SUCCESS[name]
+    failure = Failure(events=events, after_tokens=after, when=LOAD)
+    measured = measure_script(bench, tmp_path, Script(**CALM, failure=failure), "--report", "page")
+    check_invalid(measured, "100", words[-1])
+    assert measured.rows
+    for row in measured.rows:
+        assert row["error"], row
+        for word in words:
+            assert word in f"{row['error']} {row['error_detail']}", row
+    case = measured.case
+    assert not case["goodput_per_s"] > 0 and case["error_share"] == 1
+    assert not case["output_tokens_per_s"] > 0
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "error line" else slow) for name in NO_SUCCESS]
+)
+def test_no_success_from_the_beginning(bench: Bench, tmp_path: Path, name: str) -> None:
+    """Whether it is refused or measured, nothing is valid, and the words are shown."""
+    events, after, words = NO_SUCCESS[name]
+    failure = Failure(events=events, after_tokens=after, when=ALWAYS)
+    measured = measure_script(bench, tmp_path, Script(**CALM, failure=failure), "--report", "page")
+    check_refused(measured, *words)
+
+
+CUDA = "CUDA error: device-side assert triggered"
+
+
+@pytest.mark.parametrize("scenario", ["chats", pytest.param("texts", marks=slow)])
+def test_every_request_of_the_load_fails(bench: Bench, tmp_path: Path, scenario: str) -> None:
+    failure = Failure(500, CUDA, when=LOAD)
+    began_s = time.monotonic()
+    measured = measure_script(
+        bench, tmp_path, Script(failure=failure), "--report", "page", scenarios=scenario
+    )
+    check_invalid(measured, "100% http 500", CUDA)
+    assert CUDA in measured.text
+    assert {row["error"] for row in measured.rows} <= {"http 500"}
+    # It ends early, and does not send as fast as it can.
+    assert len(measured.endpoint.load()) < 2000
+    assert time.monotonic() - began_s < 60
+
+
+OTHERS = {
+    "http 503": Failure(503, "no healthy upstream", when=LOAD),
+    "http 404": Failure(404, "Not Found", when=LOAD),
+    "http 401": Failure(401, "Incorrect API key provided: sk-abcdefghijklmnop", when=LOAD),
+    "http 429": Failure(429, "quota exceeded", retry_after="30", when=LOAD),
+}
+
+
+@slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_statuses_of_the_load(bench: Bench, tmp_path: Path, name: str) -> None:
+    measured = measure_script(bench, tmp_path, Script(failure=OTHERS[name]))
+    check_invalid(measured, f"100% {name}")
+    assert OTHERS[name].words.partition(":")[0] in measured.text
+    assert "abcdefghijklmnop" not in measured.text + str(measured.rows)
+
+
+@pytest.mark.parametrize("every", [8, pytest.param(4, marks=slow)])
+def test_more_than_a_twentieth_fails(bench: Bench, tmp_path: Path, every: int) -> None:
+    failure = Failure(500, CUDA, when=LOAD, every=every)
+    script = Script(first_s=0.05, step_s=0.004, failure=failure)
+    measured = measure_script(bench, tmp_path, script, "--report", "page")
+    check_invalid(measured, "http 500", CUDA)
+    failed = [row for row in measured.rows if row["error"]]
+    assert 0.05 < len(failed) / len(measured.rows) < 0.5
+    assert measured.case["goodput_per_s"] <= measured.case["requests_per_s"]
+
+
+@slow
+def test_less_than_a_twentieth_fails(bench: Bench, tmp_path: Path) -> None:
+    """It stays valid, and the failures are reported; their tokens are no throughput."""
+    failure = Failure(events=(f"data: {ERROR}\n\n",), after_tokens=10, when=LOAD, every=40)
+    script = Script(first_s=0.03, step_s=0.002, failure=failure)
+    measured = measure_valid(bench, tmp_path, script)
+    assert 0 < measured.case["error_share"] <= 0.05
+
+
+def test_a_capacity_search_finds_none(bench: Bench, tmp_path: Path) -> None:
+    failure = Failure(events=(DONE,), when=LOAD)
+    measured = measure_script(
+        bench, tmp_path, Script(failure=failure), "--find-capacity", "--report", "page"
+    )
+    assert measured.done.returncode != 0, measured.text
+    assert "no token" in measured.text
+    check_no_winner(measured.text)
+
+
+@slow
+def test_recommend_and_compare_find_none(bench: Bench, tmp_path: Path) -> None:
+    failure = Failure(500, CUDA, when=LOAD)
+    measured = measure_script(bench, tmp_path, Script(failure=failure))
+    folder = str(measured.folder)
+    for command in (
+        ("recommend", folder, "--rate", "5"),
+        ("compare", folder, folder),
+        ("checks", folder),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "analysis", *command],
+            cwd=bench.folder,
+            env=bench.environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode != 0, (command, done.stdout)
+        assert "Traceback" not in done.stderr, done.stderr
+        check_no_winner(done.stdout + done.stderr)
+
+
+@slow
+def test_a_server_that_dies_under_load(bench: Bench, tmp_path: Path) -> None:
+    """It is not the load generator that was too slow."""
+    gone = Failure(after_requests=10, dies=True, when=LOAD)
+    measured = measure_script(bench, tmp_path, Script(failure=gone), "--report", "page")
+    assert measured.done.returncode != 0
+    text = measured.text + str(measured.cases["why"].tolist())
+    assert not measured.cases["valid"].any()
+    assert not UNTRUE.search(text), text
+    assert "refused" in text or "no response" in text or "not reach" in text, text
+    check_no_winner(text)
+
+
+FALSE_USAGE: dict[str, dict[str, Any]] = {
+    "1,000 times": {"usage_times": 1000},
+    "50 times": {"usage_times": 50},
+    "none of them": {"usage_times": 0},
+    "a thousandth": {"usage_says": 1},
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name == "1,000 times" else slow) for name in FALSE_USAGE],
+)
+def test_usage_that_cannot_be_true_is_named(bench: Bench, tmp_path: Path, name: str) -> None:
+    """No TPOT and no throughput come from it."""
+    script = {"first_s": 0.1, "step_s": 0.005} | FALSE_USAGE[name]
+    measured = measure_script(bench, tmp_path, Script(**script), "--report", "page")
+    assert "usage" in measured.text + measured.notes
+    for row in measured.rows:
+        assert row["token_source"] == "counted"
+    case = measured.case
+    if case["valid"]:
+        assert case["tpot_p50_s"] == pytest.approx(0.005, rel=0.1)
+    else:
+        assert "usage" in case["why"], case["why"]
+        assert measured.done.returncode != 0

@@ -1,0 +1,126 @@
+"""How a stream is framed, and what HTTP allows around it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.campaign_process import Bench
+from tests.helpers.endpoint_campaign import CALM, check_invalid, measure_script, measure_valid
+from tests.helpers.endpoint_script import DONE, LOAD, Failure, Script
+
+slow = pytest.mark.slow
+CR_DONE = "data: [DONE]\r\r"
+CRLF_DONE = "data: [DONE]\r\n\r\n"
+
+FRAMES: dict[str, dict[str, Any]] = {
+    "no space": {"event": ("data:{data}\n\n",), "done": "data:[DONE]\n\n"},
+    "event and id": {"event": ("event: message\nid: {n}\ndata: {data}\n\n",)},
+    "id behind": {"event": ("data: {data}\nid: {n}\nevent: completion.chunk\n\n",)},
+    "ping in the event": {"event": (": ping\ndata: {data}\n: pong\n\n",)},
+    "ping between": {"event": (": OPENROUTER PROCESSING\n\ndata: {data}\n\n",)},
+    "retry": {"event": ("retry: 3000\ndata: {data}\n\n",)},
+    "CR": {"event": ("data: {data}\r\r",), "done": CR_DONE},
+    "CRLF": {"event": ("data: {data}\r\n\r\n",), "done": CRLF_DONE},
+    "mixed line ends": {
+        "event": ("data: {data}\n\n", "data: {data}\r\n\r\n", "data: {data}\r\n\n")
+    },
+    "LF and CRLF at the end": {"done": CRLF_DONE},
+    "CR in the middle": {"event": ("id: {n}\rdata: {data}\n\n", "data: {data}\n\r\n")},
+    "several data lines": {"pretty": True},
+    "more empty lines": {"event": ("data: {data}\n\n\n\n",)},
+    "empty data": {"event": ("data:\n\ndata: {data}\n\n",)},
+    "no [DONE]": {"done": ""},
+    "[DONE] without an empty line": {"done": "data: [DONE]"},
+    "[DONE] with one line end": {"done": "data: [DONE]\n"},
+    "[DONE] without a space": {"done": "data:[DONE]\n\n"},
+    "[DONE] without finish_reason": {"finish": None},
+    "a comment at the end": {"done": DONE + ": bye\n\n"},
+    "until closed": {"until_closed": True},
+    "until closed, no [DONE]": {"until_closed": True, "done": ""},
+    "halves": {"in_halves": True},
+    "several in a write": {"per_write": 3},
+    "content type with charset": {"content_type": "text/event-stream; charset=utf-8"},
+    "content type in capitals": {"content_type": "Text/Event-Stream"},
+    "another content type": {"content_type": "text/plain"},
+    "all of it": {
+        "event": (
+            ": ping\r\nevent:message\r\nid:{n}\r\ndata:{data}\r\n\r\n",
+            "data: {data}\n: ping\n\n",
+        ),
+        "done": "data:[DONE]",
+    },
+}
+QUICK = ("all of it", "no [DONE]", "CR", "several data lines")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else slow) for name in FRAMES]
+)
+def test_a_stream_is_read_as_the_standard_defines_it(
+    bench: Bench, tmp_path: Path, name: str
+) -> None:
+    measured = measure_valid(bench, tmp_path, Script(**CALM | FRAMES[name]))
+    for row in measured.rows:
+        assert row["error"] is None
+        assert sum(row["token_n"]) == row["tokens"] == row["max_tokens"]
+
+
+INTERIM: dict[str, tuple[str, ...]] = {
+    "100": ("HTTP/1.1 100 Continue\r\n\r\n",),
+    "103": ("HTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\n\r\n",),
+    "several": ("HTTP/1.1 102 Processing\r\n\r\n", "HTTP/1.1 103 Early Hints\r\nX: y\r\n\r\n"),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "several" else slow) for name in INTERIM]
+)
+def test_responses_before_the_final_one(bench: Bench, tmp_path: Path, name: str) -> None:
+    measured = measure_valid(bench, tmp_path, Script(**CALM, interim=INTERIM[name]))
+    assert {row["http_status"] for row in measured.rows} == {200}
+
+
+@pytest.mark.parametrize("serves", [1, pytest.param(3, marks=slow)])
+def test_a_connection_that_closes_when_it_is_used_again(
+    bench: Bench, tmp_path: Path, serves: int
+) -> None:
+    """One resend each, counted and shown."""
+    script = Script(**CALM, serves=serves)
+    measured = measure_valid(bench, tmp_path, script, "--report", "page")
+    resent = [row for row in measured.rows if row["resent"]]
+    assert resent and all(row["error"] is None for row in measured.rows)
+    if serves == 1:
+        assert len(resent) >= len(measured.rows) - 2
+    assert "resent" in (measured.folder / "report.md").read_text()
+
+
+@slow
+def test_a_connection_that_never_responds(bench: Bench, tmp_path: Path) -> None:
+    """A new connection that closes is a failure, and is not asked again for ever."""
+    script = Script(serves=0)
+    measured = measure_script(bench, tmp_path, script, "--model", "m")
+    assert measured.done.returncode != 0
+    assert "Traceback" not in measured.text
+
+
+REFUSAL = "Rate limit reached for requests"
+
+
+def test_a_refusal_with_retry_after_is_reported(bench: Bench, tmp_path: Path) -> None:
+    failure = Failure(429, REFUSAL, retry_after="7", when=LOAD, every=2)
+    measured = measure_script(bench, tmp_path, Script(**CALM, failure=failure))
+    text = check_invalid(measured, "http 429", REFUSAL)
+    assert "429" in text
+    refused = [row for row in measured.rows if row["error"]]
+    assert {row["retry_after_s"] for row in refused} == {7.0}
+    assert {row["error"] for row in refused} == {"http 429"}
+    assert all(REFUSAL in row["error_detail"] for row in refused)
+
+
+@slow
+@pytest.mark.parametrize("retry_after", ["", "Wed, 21 Oct 2026 07:28:00 GMT", "soon", "-3"])
+def test_other_values_of_retry_after(bench: Bench, tmp_path: Path, retry_after: str) -> None:
+    failure = Failure(429, REFUSAL, retry_after=retry_after, when=LOAD)
+    measured = measure_script(bench, tmp_path, Script(**CALM, failure=failure))
+    check_invalid(measured, "429", REFUSAL)
