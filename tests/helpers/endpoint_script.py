@@ -65,7 +65,10 @@ class Script:
     heeds_max_tokens: bool = True  # of `lengths`: ends at max_tokens, too
 
     # usage
-    usage: str = "asked"  # asked, finish (in the finish chunk, unasked), continuous, plain, never
+    # asked, finish (in the finish chunk, unasked), continuous (if asked for), running (continuous,
+    # unasked), plain, never
+    usage: str = "asked"
+    null_usage: bool = False  # "usage": null in every other chunk
     usage_times: float = 1.0
     usage_says: Any = None  # instead of the count of tokens
     prompt_factor: float = 1.0  # tokens for a word of a prompt
@@ -79,6 +82,8 @@ class Script:
     parts: bool = False  # visible content is a list of parts, too
     early: tuple[str, ...] = ()  # events before the first token, as JSON
     one_choice: bool = True  # usage's chunk has "choices": []; False: a finish chunk again
+    finish_with_token: bool = False  # no finish chunk: the last one with a token is
+    extras: bool = False  # fields that say nothing, in every chunk
     long_words: bool = False  # of 1 to 12 letters instead of 4
 
     # framing
@@ -267,7 +272,12 @@ class Response:
 
     def delta(self, begin: int, end: int) -> Json:
         content = self.content(begin, end)
-        return {"delta": content} if self.chat else content
+        if not self.script.extras:
+            return {"delta": content} if self.chat else content
+        if self.chat:
+            nothing = {"role": "assistant", "tool_calls": None, "refusal": None, "audio": None}
+            content = {"delta": nothing | content}
+        return content | {"logprobs": None, "content_filter_results": {}, "stop_reason": None}
 
 
 def words_of(prompt: str, count: int, long_words: bool = False) -> list[str]:

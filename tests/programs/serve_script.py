@@ -293,19 +293,30 @@ class Stream:
 
     def chunk(self, begin: int, end: int) -> Json:
         response, options = self.response, self.response.served.body.get("stream_options") or {}
-        asked = self.script.usage == "continuous" and options.get("continuous_usage_stats")
-        more = {"usage": response.usage(end)} if asked else {}
-        return response.envelope(response.delta(begin, end) | {"finish_reason": None}, **more)
+        script, finish = self.script, None
+        asked = script.usage == "continuous" and options.get("continuous_usage_stats")
+        more: Json = {"usage": None} if script.null_usage else {}
+        if asked or script.usage == "running":
+            more = {"usage": response.usage(end)}
+        if script.finish_with_token and end == response.count:
+            finish = script.finish
+        if script.extras:
+            more |= {
+                "system_fingerprint": None,
+                "service_tier": "default",
+                "prompt_token_ids": None,
+            }
+        return response.envelope(response.delta(begin, end) | {"finish_reason": finish}, **more)
 
     def last_events(self) -> Iterator[str]:
         script, response = self.script, self.response
         options = response.served.body.get("stream_options") or {}
         usage = {"usage": response.usage(response.count)}
         empty: Json = {"delta": {}} if response.chat else {"text": ""}
-        if script.finish is not None:
+        if script.finish is not None and not script.finish_with_token:
             unasked = usage if script.usage == "finish" else {}
             yield self.frame(response.envelope(empty | {"finish_reason": script.finish}, **unasked))
-        if script.usage in ("asked", "continuous") and options.get("include_usage"):
+        if script.usage in ("asked", "continuous", "running") and options.get("include_usage"):
             choice = None if script.one_choice else empty | {"finish_reason": script.finish}
             yield self.frame(response.envelope(choice, **usage))
         if script.done:

@@ -204,6 +204,8 @@ USAGE: dict[str, tuple[dict[str, Any], str, str]] = {
     "never": ({"usage": "never"}, "never", "counted"),
     "only plain": ({"usage": "plain"}, "plain", "counted"),
     "continuous": ({"usage": "continuous"}, "continuous", "continuous"),
+    "continuous, unasked": ({"usage": "running"}, "continuous", "continuous"),
+    "null but at the end": ({"null_usage": True}, "stream", "usage"),
     "with a choice": ({"one_choice": False}, "stream", "usage"),
     "as a number with a point": ({"usage_says": 32.0}, "stream", "usage"),
     "a string": ({"usage_says": "32"}, "never", "counted"),

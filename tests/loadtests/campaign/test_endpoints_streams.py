@@ -191,9 +191,19 @@ def test_it_takes_its_time_or_none(bench: Bench, tmp_path: Path, name: str) -> N
         assert sum(row["token_n"]) == row["tokens"]
 
 
+SHAPES: dict[str, dict[str, Any]] = {
+    "parts": {"parts": True},
+    "fields that say nothing": {"extras": True, "null_usage": True, "early": (ROLE,)},
+    "the last token has the finish_reason": {"finish_with_token": True},
+    "usage in every chunk, unasked": {"usage": "running"},
+}
+
+
 @slow
-@pytest.mark.parametrize("name", ["parts", "plain"])
-def test_content_of_parts(bench: Bench, tmp_path: Path, name: str) -> None:
-    measured = measure_valid(bench, tmp_path, Script(**CALM, parts=name == "parts"))
+@pytest.mark.parametrize("scenario", ["chats", "texts"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_other_shapes_of_chunks(bench: Bench, tmp_path: Path, name: str, scenario: str) -> None:
+    script = Script(**CALM | SHAPES[name])
+    measured = measure_valid(bench, tmp_path, script, scenarios=scenario)
     assert measured.profile["reasoning"] is None
     assert {row["reasoning_tokens"] for row in measured.rows} == {0}

@@ -94,6 +94,7 @@ SCRIPTED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"usage": "continuous"},
         {"usage": "continuous", "dialect": {"usage": "continuous"}},
     ),
+    "usage unasked": ({"usage": "running"}, {"usage": "continuous"}),
     "speculative": ({"per_chunk": (4,)}, {"tokens_per_chunk": 4.0}),
     "speculative, continuous": (
         {"per_chunk": (1, 3), "usage": "continuous"},
