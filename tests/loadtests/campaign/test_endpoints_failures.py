@@ -16,6 +16,7 @@ import pytest
 from tests.helpers.campaign_process import Bench
 from tests.helpers.endpoint_campaign import (
     CALM,
+    SCENARIOS,
     UNTRUE,
     check_invalid,
     check_no_winner,
@@ -23,7 +24,7 @@ from tests.helpers.endpoint_campaign import (
     measure_script,
     measure_valid,
 )
-from tests.helpers.endpoint_script import ALWAYS, DONE, LOAD, Failure, Script
+from tests.helpers.endpoint_script import ALWAYS, DONE, LOAD, Failure, Script, serve_script
 
 slow = pytest.mark.slow
 
@@ -109,17 +110,26 @@ def test_no_success_from_the_beginning(bench: Bench, tmp_path: Path, name: str) 
 CUDA = "CUDA error: device-side assert triggered"
 
 
-@pytest.mark.parametrize("scenario", ["chats", pytest.param("texts", marks=slow)])
+@pytest.mark.parametrize(
+    "scenario", ["chats", *(pytest.param(n, marks=slow) for n in ("texts", "open"))]
+)
 def test_every_request_of_the_load_fails(bench: Bench, tmp_path: Path, scenario: str) -> None:
+    """It ends long before the window would."""
     failure = Failure(500, CUDA, when=LOAD)
     began_s = time.monotonic()
     measured = measure_script(
-        bench, tmp_path, Script(failure=failure), "--report", "page", scenarios=scenario
+        bench,
+        tmp_path,
+        Script(failure=failure),
+        "--report",
+        "page",
+        "--duration",
+        "120",
+        scenarios=scenario,
     )
     check_invalid(measured, "100% http 500", CUDA)
     assert CUDA in measured.text
     assert {row["error"] for row in measured.rows} <= {"http 500"}
-    # It ends early, and does not send as fast as it can.
     assert len(measured.endpoint.load()) < 2000
     assert time.monotonic() - began_s < 60
 
@@ -191,6 +201,32 @@ def test_recommend_and_compare_find_none(bench: Bench, tmp_path: Path) -> None:
         assert done.returncode != 0, (command, done.stdout)
         assert "Traceback" not in done.stderr, done.stderr
         check_no_winner(done.stdout + done.stderr)
+
+
+@slow
+def test_a_gate_with_a_broken_head(bench: Bench, tmp_path: Path) -> None:
+    failure = Failure(500, CUDA, when=LOAD)
+    with (
+        serve_script(tmp_path / "base", Script()) as base,
+        serve_script(tmp_path / "head", Script(failure=failure)) as head,
+    ):
+        done = run_gate(bench, base.url, head.url)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert CUDA in done.stdout + done.stderr
+    check_no_winner(done.stdout)
+
+
+def run_gate(bench: Bench, base: str, head: str) -> "subprocess.CompletedProcess[str]":
+    (bench.folder / "endpoints.toml").write_text(SCENARIOS)
+    servers = ("--base-server", base, "--head-server", head)
+    load = ("--scenarios-file", "endpoints.toml", "--scenarios", "chats", "--duration", "3")
+    return subprocess.run(
+        [sys.executable, "-m", "loadtests.gate", *servers, *load, "--max-minutes", "0.01"],
+        cwd=bench.folder,
+        env=bench.environment,
+        capture_output=True,
+        text=True,
+    )
 
 
 @slow

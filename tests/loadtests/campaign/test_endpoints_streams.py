@@ -200,7 +200,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 @slow
-@pytest.mark.parametrize("scenario", ["chats", "texts"])
+@pytest.mark.parametrize("scenario", ["chats", "open"])
 @pytest.mark.parametrize("name", SHAPES)
 def test_other_shapes_of_chunks(bench: Bench, tmp_path: Path, name: str, scenario: str) -> None:
     script = Script(**CALM | SHAPES[name])
