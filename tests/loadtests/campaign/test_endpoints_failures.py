@@ -4,7 +4,6 @@ Nothing of it is ranked, recommended or valid, the reason is the server's own wo
 code says that there is no number.
 """
 
-import json
 import subprocess
 import sys
 import time
@@ -24,56 +23,11 @@ from tests.helpers.endpoint_campaign import (
     measure_script,
     measure_valid,
 )
+from tests.helpers.endpoint_kinds import ERROR, NO_SUCCESS
 from tests.helpers.endpoint_script import ALWAYS, DONE, LOAD, Failure, Script, serve_script
 
 slow = pytest.mark.slow
 
-EMPTY = json.dumps({"choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": "stop"}]})
-USAGE_ONLY = json.dumps({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 7}})
-ERROR = json.dumps({"error": {"message": "the model has been unloaded", "code": 503}})
-CONTENT_ERROR = json.dumps(
-    {
-        "choices": [{"index": 0, "delta": {}, "finish_reason": "error"}],
-        "error": {"message": "upstream provider is gone", "code": 502},
-    }
-)
-MINIMAX = json.dumps(
-    {"choices": None, "base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}}
-)
-FASTCHAT = json.dumps({"text": "**NETWORK ERROR DUE TO HIGH TRAFFIC**", "error_code": 50001})
-
-# name: the events, the tokens before them, and what the rows and the reason must have
-NO_SUCCESS: dict[str, tuple[tuple[str, ...], int, tuple[str, ...]]] = {
-    "only [DONE]": ((DONE,), 0, ("no token",)),
-    "nothing": ((": bye\n\n",), 0, ("no token",)),
-    "an empty text": ((f"data: {EMPTY}\n\n", DONE), 0, ("no token",)),
-    "only usage": ((f"data: {USAGE_ONLY}\n\n", DONE), 0, ("no token",)),
-    "error line": (
-        ('error: {"code":400,"message":"exceeds context"}\n\n', DONE),
-        0,
-        ("exceeds context",),
-    ),
-    "error line at once": (('error: {"message": "slot is gone"}\n',), 10, ("slot is gone",)),
-    "error event": (
-        ('event: error\ndata: {"message": "engine is dead"}\n\n',),
-        10,
-        ("engine is dead",),
-    ),
-    "error_code": ((f"data: {FASTCHAT}\n\n", DONE), 0, ("50001", "NETWORK ERROR")),
-    "base_resp": ((f"data: {MINIMAX}\n\n", DONE), 0, ("1008", "insufficient balance")),
-    "error after 10": ((f"data: {ERROR}\n\n",), 10, ("the model has been unloaded",)),
-    "error after 10, [DONE]": ((f"data: {ERROR}\n\n", DONE), 10, ("the model has been unloaded",)),
-    "error as a string": (('data: {"error": "OOM"}\n\n', DONE), 3, ("OOM",)),
-    "bare JSON": (('{"detail": "worker restarted"}',), 0, ("worker restarted",)),
-    "finish_reason error": (
-        (f"data: {CONTENT_ERROR}\n\n", DONE),
-        8,
-        ("upstream provider is gone",),
-    ),
-    "cut": ((), 10, ("ended",)),
-    "ended without finish_reason": ((": bye\n\n",), 10, ("finish_reason",)),
-    "HTML": (("<html><body>502 Bad Gateway</body></html>",), 0, ("502 Bad Gateway",)),
-}
 QUICK = ("only [DONE]", "error after 10")
 
 

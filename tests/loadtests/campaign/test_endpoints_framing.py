@@ -1,56 +1,15 @@
 """How a stream is framed, and what HTTP allows around it."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.helpers.campaign_process import Bench
 from tests.helpers.endpoint_campaign import CALM, check_invalid, measure_script, measure_valid
-from tests.helpers.endpoint_script import DONE, LOAD, Failure, Script
+from tests.helpers.endpoint_kinds import FRAMES
+from tests.helpers.endpoint_script import LOAD, Failure, Script
 
 slow = pytest.mark.slow
-CR_DONE = "data: [DONE]\r\r"
-CRLF_DONE = "data: [DONE]\r\n\r\n"
-
-FRAMES: dict[str, dict[str, Any]] = {
-    "no space": {"event": ("data:{data}\n\n",), "done": "data:[DONE]\n\n"},
-    "event and id": {"event": ("event: message\nid: {n}\ndata: {data}\n\n",)},
-    "id behind": {"event": ("data: {data}\nid: {n}\nevent: completion.chunk\n\n",)},
-    "ping in the event": {"event": (": ping\ndata: {data}\n: pong\n\n",)},
-    "ping between": {"event": (": OPENROUTER PROCESSING\n\ndata: {data}\n\n",)},
-    "retry": {"event": ("retry: 3000\ndata: {data}\n\n",)},
-    "CR": {"event": ("data: {data}\r\r",), "done": CR_DONE},
-    "CRLF": {"event": ("data: {data}\r\n\r\n",), "done": CRLF_DONE},
-    "mixed line ends": {
-        "event": ("data: {data}\n\n", "data: {data}\r\n\r\n", "data: {data}\r\n\n")
-    },
-    "LF and CRLF at the end": {"done": CRLF_DONE},
-    "CR in the middle": {"event": ("id: {n}\rdata: {data}\n\n", "data: {data}\n\r\n")},
-    "several data lines": {"pretty": True},
-    "more empty lines": {"event": ("data: {data}\n\n\n\n",)},
-    "empty data": {"event": ("data:\n\ndata: {data}\n\n",)},
-    "no [DONE]": {"done": ""},
-    "[DONE] without an empty line": {"done": "data: [DONE]"},
-    "[DONE] with one line end": {"done": "data: [DONE]\n"},
-    "[DONE] without a space": {"done": "data:[DONE]\n\n"},
-    "[DONE] without finish_reason": {"finish": None},
-    "a comment at the end": {"done": DONE + ": bye\n\n"},
-    "until closed": {"until_closed": True},
-    "until closed, no [DONE]": {"until_closed": True, "done": ""},
-    "halves": {"in_halves": True},
-    "several in a write": {"per_write": 3},
-    "content type with charset": {"content_type": "text/event-stream; charset=utf-8"},
-    "content type in capitals": {"content_type": "Text/Event-Stream"},
-    "another content type": {"content_type": "text/plain"},
-    "all of it": {
-        "event": (
-            ": ping\r\nevent:message\r\nid:{n}\r\ndata:{data}\r\n\r\n",
-            "data: {data}\n: ping\n\n",
-        ),
-        "done": "data:[DONE]",
-    },
-}
 QUICK = ("all of it", "no [DONE]", "CR", "several data lines")
 
 

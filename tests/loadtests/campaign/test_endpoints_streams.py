@@ -1,6 +1,5 @@
 """What a stream carries, and when: tokens in a chunk, reasoning, chunks before the first token."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import pytest
 from analysis import stats
 from tests.helpers.campaign_process import Bench
 from tests.helpers.endpoint_campaign import CALM, WITHIN, Measured, measure_valid
+from tests.helpers.endpoint_kinds import AZURE, EMPTY_USAGE, ROLE, ROLE_NULL, SHAPES
 from tests.helpers.endpoint_script import Script
 
 slow = pytest.mark.slow
@@ -25,24 +25,6 @@ THINKS: dict[str, dict[str, Any]] = {
     "3 tokens in a chunk": {"reasoning_field": "reasoning_content", "per_chunk": (3,)},
     "early role": {"reasoning_field": "reasoning", "early": ("ROLE",)},
 }
-ROLE = json.dumps(
-    {
-        "choices": [
-            {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-        ]
-    }
-)
-ROLE_NULL = json.dumps(
-    {
-        "choices": [
-            {"index": 0, "delta": {"role": "assistant", "content": None}, "finish_reason": None}
-        ]
-    }
-)
-AZURE = json.dumps(
-    {"choices": [], "prompt_filter_results": [{"prompt_index": 0, "content_filter_results": {}}]}
-)
-EMPTY_USAGE = json.dumps({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 0}})
 
 
 def visible_error_s(measured: Measured) -> float:
@@ -189,14 +171,6 @@ def test_it_takes_its_time_or_none(bench: Bench, tmp_path: Path, name: str) -> N
     assert "buffered" not in measured.text + str(measured.cases["why"].tolist())
     for row in measured.rows:
         assert sum(row["token_n"]) == row["tokens"]
-
-
-SHAPES: dict[str, dict[str, Any]] = {
-    "parts": {"parts": True},
-    "fields that say nothing": {"extras": True, "null_usage": True, "early": (ROLE,)},
-    "the last token has the finish_reason": {"finish_with_token": True},
-    "usage in every chunk, unasked": {"usage": "running"},
-}
 
 
 @slow

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from servers.contract.profile import Profile
+from servers.profile.profile import Profile
 from tests.helpers.campaign_process import ROOT
 from tests.helpers.endpoint_campaign import UNTRUE
 from tests.helpers.endpoint_script import CHAT, COMPLETIONS, DONE, Failure, Script, serve_script
