@@ -124,7 +124,7 @@ NO_SUCCESS: dict[str, tuple[tuple[str, ...], int, tuple[str, ...]]] = {
         8,
         ("upstream provider is gone",),
     ),
-    "cut": ((), 10, ("ended",)),
+    "cut": ((), 10, ("closed",)),
     "ended without finish_reason": ((": bye\n\n",), 10, ("finish_reason",)),
     "HTML": (("<html><body>502 Bad Gateway</body></html>",), 0, ("502 Bad Gateway",)),
 }

@@ -33,6 +33,7 @@ class Failure:
     words: str = ""  # of an error, in OpenAI's envelope
     events: tuple[str, ...] = ()  # as they are on the wire
     after_tokens: int = 0
+    content_type: str = "text/event-stream"
     retry_after: str = ""
     when: str = ALWAYS  # LOAD: not before the first request of the load generator
     every: int = 1  # only each so many-th request

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import sys
 import time
 from collections import Counter
@@ -30,6 +31,7 @@ from tests.helpers.endpoint_script import (
     words_of,
 )
 
+END_S = 0.1  # for the record of what a client has just read
 REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found"}
 
 
@@ -266,7 +268,7 @@ class Stream:
         served, began_s = response.served, time.perf_counter()
         ends = "" if script.until_closed else "Transfer-Encoding: chunked\r\n"
         closes = "Connection: close\r\n" if script.until_closed else ""
-        kind = script.content_type
+        kind = self.failure.content_type if self.failure else script.content_type
         self.connection.write(f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\n{ends}{closes}\r\n")
         for early in script.early:
             await self.add(self.frame(json.loads(early)), 0, now=not script.at_once)
@@ -350,8 +352,11 @@ async def main(script: Path, record: Path) -> None:
         server = Server(Script.from_json(script.read_text()), lines)
         listening = await asyncio.start_server(server.connect, "127.0.0.1", 0, limit=2**20)
         print(listening.sockets[0].getsockname()[1], flush=True)
-        async with listening:
-            await listening.serve_forever()
+        ended = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+        await ended.wait()
+        await asyncio.sleep(END_S)
+        listening.close()
 
 
 if __name__ == "__main__":

@@ -31,13 +31,19 @@ slow = pytest.mark.slow
 QUICK = ("only [DONE]", "error after 10")
 
 
+def failure_of(name: str, when: str) -> Failure:
+    events, after, _ = NO_SUCCESS[name]
+    kind = "text/html" if name == "HTML" else "text/event-stream"
+    return Failure(events=events, after_tokens=after, content_type=kind, when=when)
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in QUICK else slow) for name in NO_SUCCESS]
 )
 def test_no_success(bench: Bench, tmp_path: Path, name: str) -> None:
     """Under load only, so that nothing could be known before."""
-    events, after, words = NO_SUCCESS[name]
-    failure = Failure(events=events, after_tokens=after, when=LOAD)
+    _, _, words = NO_SUCCESS[name]
+    failure = failure_of(name, LOAD)
     measured = measure_script(bench, tmp_path, Script(**CALM, failure=failure), "--report", "page")
     check_invalid(measured, "100", words[-1])
     assert measured.rows
@@ -55,8 +61,8 @@ def test_no_success(bench: Bench, tmp_path: Path, name: str) -> None:
 )
 def test_no_success_from_the_beginning(bench: Bench, tmp_path: Path, name: str) -> None:
     """Whether it is refused or measured, nothing is valid, and the words are shown."""
-    events, after, words = NO_SUCCESS[name]
-    failure = Failure(events=events, after_tokens=after, when=ALWAYS)
+    _, _, words = NO_SUCCESS[name]
+    failure = failure_of(name, ALWAYS)
     measured = measure_script(bench, tmp_path, Script(**CALM, failure=failure), "--report", "page")
     check_refused(measured, *words)
 

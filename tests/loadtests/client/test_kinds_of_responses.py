@@ -55,8 +55,9 @@ def test_a_whole_response(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", NO_SUCCESS)
 def test_no_success(tmp_path: Path, kind: str) -> None:
     events, after, words = NO_SUCCESS[kind]
-    script = Script(failure=Failure(events=events, after_tokens=after))
-    _, [parsed], _ = ask(tmp_path, script)
+    content_type = "text/html" if kind == "HTML" else "text/event-stream"
+    failure = Failure(events=events, after_tokens=after, content_type=content_type)
+    _, [parsed], _ = ask(tmp_path, Script(failure=failure))
     assert parsed.error
     for word in words:
         assert word in f"{parsed.error} {parsed.error_detail}"
