@@ -109,8 +109,8 @@ class Script:
     # failures and texts
     failure: Failure | None = None
     # stable, busy (the 20th word differs if another is in flight), second (or when a prompt comes
-    # again), loses (a streamed response lacks the 6th word), mixed (from the 11th word on it is the
-    # newest other request's)
+    # again), cut (a stream has only the first 10 words), loses (a stream lacks the 6th word), mixed
+    # (from the 11th word on it is the newest other request's)
     text: str = "stable"
 
     def to_json(self) -> str:

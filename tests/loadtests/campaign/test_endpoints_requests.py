@@ -220,7 +220,9 @@ def test_how_usage_is_reported(bench: Bench, tmp_path: Path, name: str) -> None:
     script, usage, source = USAGE[name]
     measured = measure_valid(bench, tmp_path, Script(**CALM | script), scenarios="chats32")
     assert measured.profile["usage"] == usage, measured.profile
-    assert {row["token_source"] for row in measured.rows} == {source}
+    found = {row["token_source"] for row in measured.rows}
+    # Of one token a chunk both are the same.
+    assert found == {source} or (usage == "continuous" and found == {"usage"})
     assert {sum(row["token_n"]) for row in measured.rows} == {32}
     if source == "counted":
         assert {row["tokens"] for row in measured.rows} == {None}
