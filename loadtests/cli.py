@@ -145,7 +145,7 @@ def parse_arguments(command: list[str]) -> argparse.Namespace:
         "--model",
         help=(
             "tiny, small, 1b, 8b (generated), a folder, or a hub name (default: small; with a GPU"
-            " the largest generated one that fits it)"
+            " the largest generated one that fits it); with --target the name of one that it serves"
         ),
     )
     add(
@@ -224,11 +224,19 @@ def parse_arguments(command: list[str]) -> argparse.Namespace:
     add(
         "--ready-timeout",
         type=parse_single(parse_numbers(float, 0, "a number of seconds above 0")),
-        help="for a server's start, s",
+        help="for a server's start, or until a --target has loaded its model, s",
     )
     add(
         "--target",
-        help="base URL of a running server to measure instead; any OpenAI-compatible one",
+        help=(
+            "URL of a running server to measure instead, with or without /v1; any"
+            " OpenAI-compatible one"
+        ),
+    )
+    add(
+        "--respect-retry-after",
+        action="store_true",
+        help="a user of a closed loop waits as long as a refusal's Retry-After says",
     )
     add(
         "--out",

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +25,9 @@ from loadtests.workload.scenario import Tables
 from servers.contract import conformance as contract_checks
 from servers.contract import conformance_checks
 from servers.contract.conformance_client import CheckFailed
+from servers.profile import profiler
+from servers.profile.client import ProfileError
+from servers.profile.profile import Dialect, Profile
 from servers.runtime import catalog, errors, launch, models
 
 RESERVE_BYTES = 65_536  # run.json has a few thousand
@@ -46,6 +50,9 @@ class CampaignContext:
     load_cores: tuple[int, ...]
     workers: locust_process.Workers
     targets: Targets
+    # by Case.side, of targets that choose their model themselves
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
+    respect_retry_after: bool = False
     web_port: int | None = None
     ready_timeout_s: float | None = None
 
@@ -61,6 +68,7 @@ class CaseRun:
     file: CaseFile
     stack: ExitStack = field(default_factory=ExitStack)
     server: launch.RunningServer | None = None  # None if it runs already
+    profile: Profile | None = None  # of a target of others, or of a model whose texts are unknown
 
     @property
     def target(self) -> Target:
@@ -72,11 +80,19 @@ class CaseRun:
 
     @property
     def base_url(self) -> str:
-        return self.target.url or (self.server.base_url if self.server else "")
+        if self.server:
+            return self.server.base_url
+        return self.profile.base_url if self.profile else ""
 
     @property
     def engine_urls(self) -> str:
         return self.server.engine_urls if self.server else self.base_url
+
+    @property
+    def dialect(self) -> Dialect:
+        """The contract's own, unless the server is somebody else's and was profiled."""
+        ours = not self.target.is_external and not self.spec.foreign
+        return Dialect() if ours or self.profile is None else self.profile.dialect
 
     @property
     def planted(self) -> bool:
@@ -92,6 +108,10 @@ class CaseRun:
         none.
         """
         return self.folder / "reserve"
+
+    def adopt(self, profile: Profile) -> None:
+        self.profile, self.file.profile = profile, profile.to_json()
+        self.file.notes += profile.notes
 
     def save(self) -> None:
         schema.write_json(self.folder / "run.json", self.file.to_json())
@@ -116,6 +136,8 @@ def run_case(case: Case, context: CampaignContext, watch: ProgressWatch) -> str:
             clock_zero_s=time.perf_counter(),
         ),
     )
+    if profile := context.profiles.get(case.side):
+        run.adopt(profile)
     run.save()
     run.reserve.write_bytes(os.urandom(RESERVE_BYTES))
     if not run.target.url and (reason := _skip_reason(run)):
@@ -192,21 +214,47 @@ def _raise_if_failed(run: CaseRun, results: list[contract_checks.ConformanceChec
         raise CaseFailed("; ".join(f"{check.name}: {check.detail}" for check in failed))
 
 
+def _check_endpoint(run: CaseRun) -> list[contract_checks.ConformanceCheck]:
+    """What must hold of an endpoint that is profiled, before a load and after it."""
+    assert run.profile is not None
+    kind = run.scenario["endpoint"]
+    try:
+        found = profiler.check_endpoint(run.base_url, run.profile, kind, run.planted)
+    except ProfileError as error:
+        return [contract_checks.ConformanceCheck("whole response", False, str(error))]
+    return [contract_checks.ConformanceCheck("whole response", True, found)]
+
+
 def _verify_before(run: CaseRun) -> None:
-    if run.target.url:
-        checks = contract_checks.FOREIGN
+    if run.target.is_external:
+        results = _check_endpoint(run)
     else:
         server = run.spec
-        checks = contract_checks.select_checks(server.foreign, server.waives, server.transports)
         run.file.notes += [
             f"{server.name} cannot pass the check {name}: see its README.md"
             for name in server.waives
         ]
-    results = _verify(run, checks)
+        results = _verify(
+            run, contract_checks.select_checks(server.foreign, server.waives, server.transports)
+        )
     run.file.verify_before = [asdict(check) for check in results]
     _raise_if_failed(run, results)
-    if not run.planted:
+    if not run.planted and not run.target.is_external:
+        _profile_server(run)
         _compare_answers(run)
+
+
+def _profile_server(run: CaseRun) -> None:
+    """A server of ours with a model whose texts are not known: what they are like is noted. The
+    dialect of a server that somebody else has made is what it is found to be.
+    """
+    try:
+        profile = profiler.profile_endpoint(
+            run.base_url, model=run.context.model.name, needed=[run.scenario["endpoint"]]
+        )
+    except ProfileError as error:
+        raise CaseFailed(str(error)) from None
+    run.adopt(profile)
 
 
 def _compare_answers(run: CaseRun) -> None:
@@ -250,6 +298,8 @@ def _load(run: CaseRun) -> None:
         rate=case.rate,
         duration_s=case.duration_s,
         clock_zero_s=run.file.clock_zero_s,
+        dialect=run.dialect,
+        respect_retry_after=context.respect_retry_after,
         seed=f"{context.seed}/{case.scenario}/{case.repetition}",
     )
     if scenario["arrivals"] == "trace":
@@ -288,9 +338,11 @@ def _load(run: CaseRun) -> None:
                     run.folder / "telemetry.log",
                     cores=context.load_cores,
                 )
-            locust_process.wait_for_load(
+            status = locust_process.wait_for_load(
                 load, run.folder, locust_process.longest_load_s(task, context.workers), watch
             )
+            if status.all_failed:
+                raise CaseFailed(f"all requests failed from the start: {status.all_failed}")
     except locust_process.LoadFailed as error:
         full = shutil.disk_usage(run.folder).free < RESERVE_BYTES  # then its log cannot say so
         raise CaseFailed(f"{'no space left on the disk: ' if full else ''}{error}") from None
@@ -338,12 +390,17 @@ def _raise_if_ended(run: CaseRun) -> None:
 
 
 def _verify_after(run: CaseRun) -> None:
+    if run.target.is_external:
+        results = _check_endpoint(run)
+        run.file.verify_after = [asdict(check) for check in results]
+        _raise_if_failed(run, results)
+        return
     over_websocket = run.scenario.get("transport") == "websocket"
     checks = (
         *contract_checks.AFTER_LOAD,
         *([conformance_checks.websocket] if over_websocket else []),
     )
-    waived = () if run.target.url else run.spec.waives
+    waived = run.spec.waives
     results = _verify(run, tuple(check for check in checks if check.__name__ not in waived))
     run.file.verify_after = [asdict(check) for check in results]
     _raise_if_failed(run, results)

@@ -222,7 +222,7 @@ class CaseFile:
     profile: Annotated[
         JsonObject | None,
         "what was found out about an endpoint that is not checked strictly"
-        " (servers/contract/profile.py): {base_url, dialect, model, models, endpoints, fields,"
+        " (servers/profile/profile.py): {base_url, dialect, model, models, endpoints, fields,"
         " usage, tokens_per_chunk, reasoning, early_chunks, repeats_alone, repeats_under_load,"
         " tokens_per_word, template_tokens, context, metrics, notes}; null otherwise, absent in"
         " older campaigns",

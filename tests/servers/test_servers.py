@@ -20,7 +20,7 @@ import openai
 import psutil
 import pytest
 
-from servers.contract import api, oracle
+from servers.contract import api, chunks, oracle
 from servers.contract.conformance import select_checks, verify_server
 from servers.runtime import launch
 from servers.runtime.launch import RunningServer
@@ -410,7 +410,7 @@ def test_an_engine_that_fails_is_a_500_and_the_next_request_is_answered(
         )
         assert status == 200 and "somebody" not in streamed and "[DONE]" not in streamed
         *tokens, end = [
-            api.read_chunk(event.removeprefix("data: ").encode())
+            chunks.read_chunk(event.removeprefix("data: ").encode())
             for event in streamed.split("\n\n")
             if event
         ]
@@ -450,7 +450,7 @@ def stream_with_sigterm(running: RunningServer, tokens: int, at_token: int) -> N
     assert code in (0, 128 + signal.SIGTERM), launch.log_tail(running.log, 50)
     *events, end = [event.removeprefix(b"data: ") for event in said.split(b"\n\n") if event]
     assert (
-        "".join(api.read_chunk(event).text for event in events)
+        "".join(chunks.read_chunk(event).text for event in events)
         == oracle.continuation("baba", tokens)
         and end == b"[DONE]"
     )

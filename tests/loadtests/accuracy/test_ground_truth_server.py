@@ -120,16 +120,12 @@ def ask_on(
 def is_exact(settled: response.ParsedResponse, tokens: int, chat: bool = False) -> bool:
     prompt = oracle.chat_text([("system", "be brief"), ("user", PROMPT)]) if chat else PROMPT
     prompt_tokens = oracle.count_tokens(prompt)
-    usage = {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": tokens,
-        "total_tokens": prompt_tokens + tokens,
-    }
-    return (settled.error, "".join(settled.token_text), settled.finish_reason, settled.usage) == (
+    counts = (settled.prompt_tokens, settled.tokens)
+    return (settled.error, "".join(settled.token_text), settled.finish_reason, counts) == (
         None,
         oracle.continuation(prompt, tokens),
         "length",
-        usage,
+        (prompt_tokens, tokens),
     )
 
 

@@ -52,7 +52,7 @@ def test_one_connection_carries_many_requests(server: Scripted) -> None:
 
 
 @pytest.mark.parametrize(
-    "last_words", [(), (b"HTT",)], ids=["closed while idle", "closed in the answer"]
+    "last_words", [(), (b"HTT",)], ids=["closed while idle", "closed in the response"]
 )
 def test_a_stale_connection_is_replaced_once_and_only_before_an_answer(
     server: Scripted, last_words: tuple[bytes, ...]
@@ -104,7 +104,7 @@ def test_a_new_connection_that_is_closed_is_not_asked_again(server: Scripted) ->
     connection.close()
     assert [exchange.error for exchange in exchanges] == [
         None,
-        "connection closed before an answer",
+        "connection closed before a response",
         None,
     ]
     assert len(server.requests) == 4

@@ -16,8 +16,8 @@ from servers.contract.api import (
     ContractError,
     Outcome,
     Request,
-    read_chunk,
 )
+from servers.contract.chunks import read_chunk
 
 OUTCOME = Outcome(
     prompt_tokens=3,
