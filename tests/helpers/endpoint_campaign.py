@@ -90,14 +90,13 @@ class Measured:
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
-        """Of the requests scheduled in the window of the first case."""
+        """Of the requests scheduled in the window of the first case; all if it ended before."""
         folder, run = runs(self.folder)[0]
-        window = run["window"]
-        return [
-            row
-            for row in table(folder, "requests")
-            if window["start_s"] <= row["scheduled_s"] < window["end_s"]
-        ]
+        rows = table(folder, "requests")
+        if (window := run["window"]) is None:
+            return rows
+        inside = [r for r in rows if window["start_s"] <= r["scheduled_s"] < window["end_s"]]
+        return inside or rows
 
     def served(self, case: int = 0) -> list[Served]:
         """The load's requests that reached the server in the window of a case."""

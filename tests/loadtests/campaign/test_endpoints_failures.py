@@ -45,14 +45,14 @@ def test_no_success(bench: Bench, tmp_path: Path, name: str) -> None:
     _, _, words = NO_SUCCESS[name]
     failure = failure_of(name, LOAD)
     measured = measure_script(bench, tmp_path, Script(**CALM, failure=failure), "--report", "page")
-    check_invalid(measured, "100", words[-1])
+    check_invalid(measured, words[-1])
     assert measured.rows
     for row in measured.rows:
         assert row["error"], row
         for word in words:
             assert word in f"{row['error']} {row['error_detail']}", row
     case = measured.case
-    assert not case["goodput_per_s"] > 0 and case["error_share"] == 1
+    assert not case["goodput_per_s"] > 0 and not case["error_share"] < 1
     assert not case["output_tokens_per_s"] > 0
 
 
@@ -87,7 +87,9 @@ def test_every_request_of_the_load_fails(bench: Bench, tmp_path: Path, scenario:
         "120",
         scenarios=scenario,
     )
-    check_invalid(measured, "100% http 500", CUDA)
+    check_invalid(measured, "http 500", CUDA)
+    why = str(measured.case["why"])
+    assert "100%" in why or "all requests" in why, why
     assert CUDA in measured.text
     assert {row["error"] for row in measured.rows} <= {"http 500"}
     assert len(measured.endpoint.load()) < 2000
@@ -106,7 +108,7 @@ OTHERS = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_statuses_of_the_load(bench: Bench, tmp_path: Path, name: str) -> None:
     measured = measure_script(bench, tmp_path, Script(failure=OTHERS[name]))
-    check_invalid(measured, f"100% {name}")
+    check_invalid(measured, name)
     assert OTHERS[name].words.partition(":")[0] in measured.text
     assert "abcdefghijklmnop" not in measured.text + str(measured.rows)
 
