@@ -24,7 +24,8 @@ from loadtests.campaign import (
     gpu_memory,
     results_folder,
 )
-from loadtests.campaign.case import CampaignContext, run_case
+from loadtests.campaign.case import run_case
+from loadtests.campaign.case_run import CampaignContext
 from loadtests.campaign.plan import make_plan, option_combinations
 from loadtests.campaign.progress import ProgressWatch
 from loadtests.campaign.targets import Target, Targets, profile_targets, target_of_url

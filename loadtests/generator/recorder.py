@@ -179,7 +179,7 @@ class Recorder:
         if self.task.planted and oracle.count_tokens(text) != len(units):
             units = [oracle.count_tokens(chunk) for chunk in parsed.token_text]
         counts = token_counts.count_tokens(
-            [len(chunk.encode(errors="replace")) for chunk in parsed.token_text],
+            parsed.token_text,
             units,
             tokens=parsed.tokens,
             reasoning_tokens=parsed.reasoning_tokens,

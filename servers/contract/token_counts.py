@@ -54,7 +54,7 @@ def is_credible(tokens: int, text_bytes: int, hidden: int = 0) -> bool:
 
 
 def count_tokens(
-    sizes: Sequence[int],
+    texts: Sequence[str],
     units: Sequence[int],
     *,
     tokens: int | None,
@@ -64,7 +64,7 @@ def count_tokens(
 ) -> TokenCounts:
     """Spreads the `tokens` of usage over the chunks that carried them.
 
-    `sizes`: bytes of text of each chunk. `units`: our own count of each, which is taken without a
+    `texts`: of each chunk. `units`: our own count of each, which is taken without a
     credible usage. `reasoning_chunks`: positions of those that carry reasoning; `reasoning_tokens`:
     usage's count of it. `running`: usage's count so far, of each chunk that had one.
 
@@ -73,11 +73,11 @@ def count_tokens(
     by what the length of its text says wrongly of its tokens. A token more than there are chunks is
     the end of text, and goes to the last one.
     """
-    chunks, is_reasoning = len(sizes), set(reasoning_chunks)
+    chunks, is_reasoning = len(texts), set(reasoning_chunks)
     hidden = 0  # reasoning that is counted, but does not arrive
     if reasoning_tokens and not is_reasoning:
         hidden = reasoning_tokens
-    if tokens is None or not chunks or not is_credible(tokens, sum(sizes), hidden):
+    if tokens is None or not chunks or not is_credible(tokens, count_bytes("".join(texts)), hidden):
         own = list(units)
         return TokenCounts(own, COUNTED, sum(own[i] for i in is_reasoning))
     if len(running) == chunks and None not in running:
@@ -99,18 +99,25 @@ def count_tokens(
             (sorted(is_reasoning), min(reasoning_tokens, tokens)),
             (visible, max(0, tokens - reasoning_tokens)),
         ):
-            for i, number in zip(which, _spread(total, [sizes[i] for i in which]), strict=True):
+            for i, number in zip(which, _spread(total, [texts[i] for i in which]), strict=True):
                 numbers[i] = number
     else:
-        numbers = _spread(tokens - hidden, sizes)
+        numbers = _spread(tokens - hidden, texts)
         # they were generated before anything was visible
         numbers[0] += hidden
     counted = sum(numbers[i] for i in is_reasoning)
     return TokenCounts(numbers, USAGE, hidden or (reasoning_tokens or counted))
 
 
-def _spread(total: int, sizes: Sequence[int]) -> list[int]:
-    """`total` in proportion to the sizes, as whole numbers; at least 1 each if that is possible."""
+def count_bytes(text: str) -> int:
+    return len(text.encode(errors="replace"))
+
+
+def _spread(total: int, texts: Sequence[str]) -> list[int]:
+    """`total` in proportion to the bytes of the texts, as whole numbers; at least 1 each if that is
+    possible.
+    """
+    sizes = [count_bytes(text) for text in texts]
     least = 1 if total >= len(sizes) else 0
     rest = total - least * len(sizes)
     whole = sum(sizes)

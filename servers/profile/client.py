@@ -90,7 +90,9 @@ class Completion:
         if self.error is not None:
             return chunks.shorten(self.error)
         if not self.tokens:
-            return "no token arrived"
+            usage = self.count("completion_tokens")
+            counted = "no usage" if usage is None else f"usage says {usage} tokens"
+            return f"no token arrived (finish_reason is {self.finish_reason!r}, {counted})"
         if not self.done and self.finish_reason is None:
             return "the stream ended without finish_reason or [DONE]"
         return None

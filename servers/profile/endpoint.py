@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -76,25 +77,29 @@ def find_endpoint(
         Endpoint(base_url, each, query) for each in ((root,) if root is not None else ROOTS)
     ]
     for endpoint in candidates:
-        response = _ask_until_ready(endpoint.url("/models"), ready_timeout_s, say)
+        url = endpoint.url("/models")
+        response = wait_until_ready(f"GET {url}", partial(send, "GET", url), ready_timeout_s, say)
         listed = _read_models(response) if response.is_ok else None
         if listed is not None:
             return replace(endpoint, listed=listed)
-        raise_if_closed(f"GET {endpoint.url('/models')}", response)
+        raise_if_closed(f"GET {url}", response)
     return candidates[0]
 
 
-def _ask_until_ready(
-    url: str, ready_timeout_s: float | None, say: Callable[[str], None]
+def wait_until_ready(
+    what: str,
+    ask: Callable[[], Response],
+    ready_timeout_s: float | None,
+    say: Callable[[str], None],
 ) -> Response:
-    """Asks until the server responds with another status than 503. A server that nobody has started
-    is waited for only if the user gave a time.
+    """Asks until the server responds with another status than 503 (502 or 504: its proxy does). A
+    server that nobody has started is waited for only if the user gave a time. Raises ProfileError.
     """
     limit_s = READY_TIMEOUT_S if ready_timeout_s is None else ready_timeout_s
     ends_s, told = time.monotonic() + limit_s, ""
     while True:
         try:
-            response = send("GET", url)
+            response = ask()
             if response.status not in (502, 503, 504):
                 return response
             state = f"http {response.status}: {response.words or 'without a word'}"
@@ -104,7 +109,7 @@ def _ask_until_ready(
             state = str(error)
         if time.monotonic() > ends_s:
             raise ProfileError(
-                f"GET {url}: not ready after {limit_s:g} s, last response {state}: see whether the"
+                f"{what}: not ready after {limit_s:g} s, last response {state}: see whether the"
                 " server still loads its model, and give it longer by --ready-timeout"
             )
         if state != told:

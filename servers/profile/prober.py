@@ -1,18 +1,20 @@
 """Asks an endpoint as our load would, and adapts to the request fields that it refuses."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from servers.contract import oracle
 from servers.contract.api import JsonObject
 from servers.profile.client import Completion, ProfileError, Response, read_completion, send
-from servers.profile.endpoint import Endpoint, completion_url, raise_if_closed
+from servers.profile.endpoint import Endpoint, completion_url, raise_if_closed, wait_until_ready
 from servers.profile.profile import CONTINUOUS, ENDPOINTS, Dialect
 
 TOKENS = 32  # of a sample
 PROMPT_WORDS = 12
+MOST_TOKENS = 512
 REFUSED = (400, 404, 405, 415, 422, 501)
+FAILING = (200, 429, 500)
 
 
 @dataclass
@@ -26,6 +28,9 @@ class Prober:
     dialect: Dialect
     fields: dict[str, str] = field(default_factory=dict)
     refusals: dict[str, str] = field(default_factory=dict)
+    tokens: int = TOKENS  # of a sample
+    ready_timeout_s: float | None = None
+    say: Callable[[str], None] = lambda _: None
     words: random.Random = field(default_factory=lambda: random.Random(2026))
 
     def build_body(
@@ -63,7 +68,12 @@ class Prober:
         """The first response with a dialect that the server takes, which is kept; else the last
         refusal.
         """
-        response = self.ask(kind, self.make_prompt(), 1, self.dialect, stream)
+        response = wait_until_ready(
+            f"POST {completion_url(self.endpoint, kind)}",
+            lambda: self.ask(kind, self.make_prompt(), 1, self.dialect, stream),
+            self.ready_timeout_s,
+            self.say,
+        )
         if response.status not in REFUSED or response.status in (404, 405):
             return response
         for dialect in self._variants(response, stream):
@@ -106,28 +116,27 @@ class Prober:
         if dialect.max_tokens_field != "max_tokens":
             self.fields["max_tokens"] = "refused"
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether the server has a problem of its own, or refuses any load."""
+        return any(f"http {each}" in why for why in self.refusals.values() for each in FAILING)
+
     def probe(self, kind: str) -> bool:
         """Whether the endpoint can be used; if not, `refusals` has the reason."""
-        for stream in (False, True):
-            response = self.settle(kind, stream)
-            where = f"POST {completion_url(self.endpoint, kind)}"
-            raise_if_closed(where, response)
-            if response.is_ok and (problem := read_completion(response).error):
-                self.refusals[kind] = f"{where}: http {response.status}: {problem}"
-                return False
-            if not response.is_ok:
-                words = f": {response.words}" if response.words else ""
-                self.refusals[kind] = f"{where}: http {response.status}{words}"
-                return False
-        return True
+        response = self.settle(kind, stream=True)
+        where = f"POST {completion_url(self.endpoint, kind)}"
+        raise_if_closed(where, response)
+        words = read_completion(response).error if response.is_ok else response.words
+        if response.is_ok and words is None:
+            return True
+        self.refusals[kind] = f"{where}: http {response.status}" + (f": {words}" if words else "")
+        return False
 
     # --- completions
 
-    def complete(
-        self, kind: str, prompt: str, tokens: int = TOKENS, stream: bool = True
-    ) -> Completion:
-        """A whole completion. Raises ProfileError."""
-        response = self.ask(kind, prompt, tokens, self.dialect, stream)
+    def complete(self, kind: str, prompt: str, tokens: int | None = None) -> Completion:
+        """A whole, streamed completion. Raises ProfileError."""
+        response = self.ask(kind, prompt, tokens or self.tokens, self.dialect, stream=True)
         where = f"POST {completion_url(self.endpoint, kind)}"
         if not response.is_ok:
             raise ProfileError(
@@ -135,6 +144,10 @@ class Prober:
                 " request before: see its log"
             )
         completion = read_completion(response)
+        cut_short = not completion.tokens and completion.finish_reason == "length"
+        if cut_short and tokens is None and self.tokens < MOST_TOKENS:
+            self.tokens = MOST_TOKENS  # it reasons in secret, and needs more for that
+            return self.complete(kind, prompt)
         if completion.problem:
             raise ProfileError(
                 f"{where}: http {response.status}, but {completion.problem}: see the server's log"
@@ -142,11 +155,18 @@ class Prober:
         return completion
 
 
-def find_paths(candidates: Sequence[Endpoint], model: str, needed: Sequence[str]) -> Prober:
+def find_paths(
+    candidates: Sequence[Endpoint],
+    model: str,
+    needed: Sequence[str],
+    ready_timeout_s: float | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Prober:
     """The first root at which a needed endpoint can be used. Raises ProfileError."""
     first: Prober | None = None
     for endpoint in candidates:
-        prober = Prober(endpoint, model, Dialect(root=endpoint.root, query=endpoint.query))
+        dialect = Dialect(root=endpoint.root, query=endpoint.query)
+        prober = Prober(endpoint, model, dialect, ready_timeout_s=ready_timeout_s, say=say)
         usable = [kind for kind in ENDPOINTS if prober.probe(kind)]
         missing = [kind for kind in needed if kind not in usable]
         if usable and not missing:
@@ -162,6 +182,8 @@ def find_paths(candidates: Sequence[Endpoint], model: str, needed: Sequence[str]
             " --model"
         )
     scenarios = " and ".join(needed)
+    if first.is_failing:
+        raise ProfileError(f"{'; '.join(reasons)}: see the server's log")
     remedy = (
         f"choose scenarios that do not need {scenarios} by --scenarios, or give another URL"
         if any(kind not in first.refusals for kind in ENDPOINTS)

@@ -41,7 +41,7 @@ def profile_endpoint(
     """
     endpoint = find_endpoint(url, ready_timeout_s, say)
     name = choose_model(endpoint, model)
-    prober = find_paths(candidate_roots(endpoint, url), name, needed)
+    prober = find_paths(candidate_roots(endpoint, url), name, needed, ready_timeout_s, say)
     return measure(prober, needed)
 
 
@@ -60,12 +60,9 @@ def measure(prober: Prober, needed: Sequence[str]) -> Profile:
     main = next((kind for kind in needed if kind in usable), usable[0])
     samples = [_sample(prober, main) for _ in range(IN_FLIGHT)]
     samples[0].again = prober.complete(main, samples[0].prompt)
-    with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        streams = pool.map(lambda sample: prober.complete(main, sample.prompt), samples)
-        for sample, completion in zip(samples, streams, strict=True):
-            sample.under_load = completion
+    refusal = _complete_together(prober, main, samples)
     raise_if_mixed_up(completion_url(prober.endpoint, main), samples)
-    plain = prober.complete(main, samples[0].prompt, stream=False)
+    plain = _complete_plain(prober, main, samples[0].prompt)
     raise_if_truncated(completion_url(prober.endpoint, main), samples[0], plain)
     stream = samples[0].alone
     usage, per_chunk = _find_usage(prober, main, samples, plain)
@@ -75,12 +72,12 @@ def measure(prober: Prober, needed: Sequence[str]) -> Profile:
         prober.fields["max_completion_tokens"] = "accepted"
     if usage == NEVER and "stream_options" not in prober.dialect.omitted:
         prober.fields["stream_options"] = "ignored"
-    ended_early = any(_ended_early(sample.alone) for sample in samples)
+    ended_early = any(_ended_early(sample.alone, prober.tokens) for sample in samples)
     if ended_early and "ignore_eos" not in prober.dialect.omitted:
         prober.fields["ignore_eos"] = "ignored"
     if "chat" in usable:
         _try_system_role(prober)
-    per_word, template = _count_prompt_tokens(prober, main)
+    per_word, template = _count_prompt_tokens(prober, main, streamed=usage != PLAIN_ONLY)
     first = next(i for i, (_, c) in enumerate(stream.events) if c.text or c.reasoning)
     texts = [(s.alone.text, s.under_load.text) for s in samples if s.under_load]
     prober.dialect = replace(prober.dialect, usage=usage)
@@ -98,13 +95,14 @@ def measure(prober: Prober, needed: Sequence[str]) -> Profile:
         ),
         early_chunks=first,
         repeats_alone=samples[0].again.text == stream.text,
-        repeats_under_load=all(alone == loaded for alone, loaded in texts),
+        repeats_under_load=all(alone == loaded for alone, loaded in texts) if texts else None,
         tokens_per_word=per_word,
         template_tokens=template,
         context=read_context(prober.endpoint, prober.model),
         metrics=_find_metrics(prober),
     )
-    return replace(profile, notes=tuple(make_notes(profile, [s.alone for s in samples], texts)))
+    notes = [*make_notes(profile, [s.alone for s in samples], texts), *refusal]
+    return replace(profile, notes=tuple(notes))
 
 
 def _sample(prober: Prober, kind: str) -> Sample:
@@ -112,13 +110,39 @@ def _sample(prober: Prober, kind: str) -> Sample:
     return Sample(prompt, prober.complete(kind, prompt))
 
 
-def _ended_early(completion: Completion) -> bool:
+def _complete_together(prober: Prober, kind: str, samples: Sequence[Sample]) -> list[str]:
+    """Completes all samples at once. Returns a note if the server does not allow for that."""
+
+    def complete(sample: Sample) -> str | None:
+        try:
+            sample.under_load = prober.complete(kind, sample.prompt)
+        except ProfileError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        refused = [why for why in pool.map(complete, samples) if why]
+    if not refused:
+        return []
+    return [f"with {IN_FLIGHT} requests in flight, {len(refused)} failed: {refused[0]}"]
+
+
+def _complete_plain(prober: Prober, kind: str, prompt: str) -> Completion | None:
+    """A completion that is not streamed; None if the server has none."""
+    response = prober.ask(kind, prompt, prober.tokens, prober.dialect)
+    completion = read_completion(response) if response.is_ok else None
+    whole = completion is not None and completion.problem is None
+    prober.fields["stream=false"] = "accepted" if whole else "refused"
+    return completion if whole else None
+
+
+def _ended_early(completion: Completion, asked: int) -> bool:
     count = completion.count("completion_tokens")
-    return completion.finish_reason == "stop" and (count or len(completion.tokens)) < TOKENS
+    return completion.finish_reason == "stop" and (count or len(completion.tokens)) < asked
 
 
 def _find_usage(
-    prober: Prober, kind: str, samples: Sequence[Sample], plain: Completion
+    prober: Prober, kind: str, samples: Sequence[Sample], plain: Completion | None
 ) -> tuple[str, float | None]:
     """How usage is reported, and how many tokens a chunk holds by it."""
     chunks, tokens = 0, 0
@@ -127,14 +151,17 @@ def _find_usage(
         size = len(sample.alone.text.encode())
         if count is None or not is_credible(count, size):
             break
-        chunks, tokens = chunks + len(sample.alone.tokens), tokens + count
+        held = len(sample.alone.tokens)
+        # the end of text has no chunk of its own
+        is_end = sample.alone.finish_reason == "stop" and count == held + 1
+        chunks, tokens = chunks + held, tokens + count - is_end
     else:
         per_chunk = tokens / chunks
         if abs(per_chunk - 1) > 0.05 and _counts_continuously(prober, kind):
             return CONTINUOUS, per_chunk
         return IN_STREAM, per_chunk
-    count = plain.count("completion_tokens")
-    if count is None or not is_credible(count, len(plain.text.encode())):
+    count = plain.count("completion_tokens") if plain else None
+    if plain is None or count is None or not is_credible(count, len(plain.text.encode())):
         return NEVER, None
     same = samples[0].alone
     return PLAIN_ONLY, count / len(same.tokens) if same.text == plain.text else None
@@ -142,7 +169,7 @@ def _find_usage(
 
 def _counts_continuously(prober: Prober, kind: str) -> bool:
     dialect = replace(prober.dialect, usage=CONTINUOUS)
-    response = prober.ask(kind, prober.make_prompt(), TOKENS, dialect, stream=True)
+    response = prober.ask(kind, prober.make_prompt(), prober.tokens, dialect, stream=True)
     if not response.is_ok:
         prober.fields["continuous_usage_stats"] = "refused"
         return False
@@ -164,12 +191,15 @@ def _try_system_role(prober: Prober) -> None:
     prober.dialect = replace(prober.dialect, has_system_role=response.is_ok)
 
 
-def _count_prompt_tokens(prober: Prober, kind: str) -> tuple[float | None, int | None]:
+def _count_prompt_tokens(
+    prober: Prober, kind: str, streamed: bool
+) -> tuple[float | None, int | None]:
     """Tokens for each word of our prompts, and for what the server adds to a prompt."""
-    counts = [
-        prober.complete(kind, prober.make_prompt(words), 1, stream=False).count("prompt_tokens")
-        for words in (PROMPT_WORDS, LONG_PROMPT_WORDS)
-    ]
+    counts = []
+    for words in (PROMPT_WORDS, LONG_PROMPT_WORDS):
+        response = prober.ask(kind, prober.make_prompt(words), 1, prober.dialect, streamed)
+        completion = read_completion(response) if response.is_ok else Completion()
+        counts.append(completion.count("prompt_tokens"))
     short, long = counts
     if short is None or long is None or long <= short:
         return None, None
@@ -247,11 +277,13 @@ def raise_if_mixed_up(url: str, samples: Sequence[Sample]) -> None:
                 )
 
 
-def raise_if_truncated(url: str, sample: Sample, plain: Completion) -> None:
+def raise_if_truncated(url: str, sample: Sample, plain: Completion | None) -> None:
     """Raises ProfileError if the stream has less text than the plain response to the same prompt,
     although it says that it is whole.
     """
     stream = sample.alone
+    if plain is None:
+        return
     streamed, whole = stream.count("completion_tokens"), plain.count("completion_tokens")
     same = stream.finish_reason == plain.finish_reason and streamed == whole
     if (

@@ -116,6 +116,16 @@ def test_chunks_that_come_whole(together: int, size: int, last: bytes) -> None:
         (CHUNKED + chunk(EVENTS) + LAST_CHUNK,),
         (sized(EVENTS.replace(b"\n\n", b"\r\n\r\n")),),
         (sized(EVENTS.replace(b"data: ", b"data:")),),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" + sized(EVENTS),),
+        (
+            b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 2,
+            0.01,
+            CHUNKED + chunk(EVENTS) + LAST_CHUNK,
+        ),
+        (sized(EVENTS.replace(b"\n\n", b"\r\r")),),
+        (sized(EVENTS.replace(b"\n\n", b"\n\r\n")),),
+        (sized(EVENTS.removesuffix(b"\n\n")),),
+        (sized(EVENTS, HEAD.replace(b"text/event-stream", b"text/plain")),),
         (sized(b": a comment\n\nevent: message\nid: 1\n" + EVENTS),),
         (
             sized(
@@ -126,7 +136,22 @@ def test_chunks_that_come_whole(together: int, size: int, last: bytes) -> None:
             ),
         ),
     ],
-    ids=["length", "close", "HTTP/1.0", "chunked", "CRLF", "no space", "comments", "header case"],
+    ids=[
+        "length",
+        "close",
+        "HTTP/1.0",
+        "chunked",
+        "CRLF",
+        "no space",
+        "100",
+        "103",
+        "CR",
+        "mixed",
+        "no empty line",
+        "plain text",
+        "comments",
+        "header case",
+    ],
 )
 def test_every_framing_says_the_same(server: Scripted, script: tuple[Step, ...]) -> None:
     exchange, settled = ask(server, *script)

@@ -15,21 +15,25 @@ from servers.contract.token_counts import (
 )
 
 
+def texts(*sizes):
+    return ["x" * size for size in sizes]
+
+
 def test_a_chunk_a_token_stays_a_chunk_a_token():
-    assert count_tokens([5, 1, 9], [1, 1, 1], tokens=3) == ([1, 1, 1], USAGE, 0)
+    assert count_tokens(texts(5, 1, 9), [1, 1, 1], tokens=3) == ([1, 1, 1], USAGE, 0)
 
 
 def test_the_end_of_text_has_no_chunk_of_its_own():
-    assert count_tokens([5, 5, 5], [1, 1, 1], tokens=4) == ([1, 1, 2], USAGE, 0)
+    assert count_tokens(texts(5, 5, 5), [1, 1, 1], tokens=4) == ([1, 1, 2], USAGE, 0)
 
 
 def test_tokens_go_to_chunks_in_proportion_to_their_text():
-    assert count_tokens([20, 20, 10], [1, 1, 1], tokens=10).numbers == [4, 4, 2]
-    assert count_tokens([1, 30], [1, 1], tokens=6).numbers == [1, 5]
+    assert count_tokens(texts(20, 20, 10), [1, 1, 1], tokens=10).numbers == [4, 4, 2]
+    assert count_tokens(texts(1, 30), [1, 1], tokens=6).numbers == [1, 5]
 
 
 def test_fewer_tokens_than_chunks_are_spread_as_well():
-    numbers = count_tokens([3, 3, 3, 3], [1] * 4, tokens=2).numbers
+    numbers = count_tokens(texts(3, 3, 3, 3), [1] * 4, tokens=2).numbers
     assert sum(numbers) == 2 and min(numbers) == 0
 
 
@@ -40,7 +44,7 @@ def test_the_total_is_always_what_usage_says():
         tokens = source.randint(max(1, sum(sizes) // 40), sum(sizes))
         reasoning = source.sample(range(len(sizes)), source.randint(0, len(sizes)))
         counts = count_tokens(
-            sizes,
+            texts(*sizes),
             [1] * len(sizes),
             tokens=tokens,
             reasoning_tokens=source.choice([None, source.randint(0, tokens)]),
@@ -55,7 +59,7 @@ def test_the_total_is_always_what_usage_says():
 
 
 def test_running_counts_are_exact():
-    counts = count_tokens([5, 50, 5], [1, 1, 1], tokens=9, running=[4, 5, 8])
+    counts = count_tokens(texts(5, 50, 5), [1, 1, 1], tokens=9, running=[4, 5, 8])
     assert counts == ([4, 1, 4], CONTINUOUS, 0)  # the end of text goes to the last one
 
 
@@ -63,30 +67,30 @@ def test_running_counts_are_exact():
     "running", [[1, 1, 1], [0, 0, 0], [1, 2], [1, None, 3], [5, 4, 6], [9, 9, 9]]
 )
 def test_counts_that_do_not_run_are_not_taken_for_running_ones(running):
-    assert count_tokens([5, 5, 5], [1, 1, 1], tokens=6, running=running).source == USAGE
+    assert count_tokens(texts(5, 5, 5), [1, 1, 1], tokens=6, running=running).source == USAGE
 
 
 def test_reasoning_has_its_own_tokens():
     counts = count_tokens(
-        [10, 10, 10, 10], [1] * 4, tokens=20, reasoning_tokens=16, reasoning_chunks=[0, 1]
+        texts(10, 10, 10, 10), [1] * 4, tokens=20, reasoning_tokens=16, reasoning_chunks=[0, 1]
     )
     assert counts == ([8, 8, 2, 2], USAGE, 16)
 
 
 def test_reasoning_without_a_count_is_that_of_its_chunks():
-    counts = count_tokens([10, 30], [1, 1], tokens=12, reasoning_chunks=[1])
+    counts = count_tokens(texts(10, 30), [1, 1], tokens=12, reasoning_chunks=[1])
     assert counts == ([3, 9], USAGE, 9)
 
 
 def test_reasoning_that_never_arrives_was_generated_before_the_first_chunk():
-    counts = count_tokens([5, 5], [1, 1], tokens=102, reasoning_tokens=100)
+    counts = count_tokens(texts(5, 5), [1, 1], tokens=102, reasoning_tokens=100)
     assert counts == ([101, 1], USAGE, 100)
 
 
 @pytest.mark.parametrize("tokens", [None, 0, 32_000, 1])
 def test_without_a_credible_usage_our_own_count_stands(tokens):
-    sizes, units = [6] * 32, [1] * 32
-    assert count_tokens(sizes, units, tokens=tokens) == (units, COUNTED, 0)
+    units = [1] * 32
+    assert count_tokens(texts(*[6] * 32), units, tokens=tokens) == (units, COUNTED, 0)
 
 
 def test_what_a_text_can_hold():
