@@ -62,6 +62,7 @@ ANALYSIS = [
     "checks",
     "formatting",
     "summary",
+    "conclusions",
     "templating",
     "attribution",
     "plots",

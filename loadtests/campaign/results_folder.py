@@ -12,7 +12,17 @@ from loadtests.schema import CampaignFile, Case
 
 # A second command with the same --out continues the first one only if these keys of campaign.json
 # are equal.
-SAME = ("seed", "model", "scenarios", "simulated", "machine_share", "plan", "search", "gate")
+SAME = (
+    "seed",
+    "model",
+    "scenarios",
+    "simulated",
+    "machine_share",
+    "plan",
+    "search",
+    "gate",
+    "max_errors",
+)
 
 
 def open_campaign(folder: Path, campaign: CampaignFile) -> None:

@@ -231,6 +231,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         machine_share=share,
         search=plan.search,
         gate=plan.gate,
+        max_errors=arguments.max_errors,
         plan=[] if plan.search or plan.gate else plan.cases,
         manifest=machine.build_manifest(
             target.server for target in plan.targets.values() if target.server
@@ -329,7 +330,9 @@ def choose_source(folder: Path, plan: CampaignPlan) -> Source:
 
 
 def run(campaign: PreparedCampaign) -> int:
-    """Exit code: 0, 1 if a case failed, 130 after Ctrl-C. Raises UsageError and OSError."""
+    """Exit code: 0, 1 if a case failed or a system has no valid case, 130 after Ctrl-C. A gate's
+    cases are judged by its own command. Raises UsageError and OSError.
+    """
     locked = results_folder.lock_folder(campaign.folder)
     context, statuses = campaign.context, []
     if context.load_cores:
@@ -353,8 +356,10 @@ def run(campaign: PreparedCampaign) -> int:
             return 130
     locked.close()
     if campaign.report != "none":
-        analysis_process.make_report(campaign.folder, notebooks=campaign.report != "page")
-    return 1 if any(status.startswith("failed") for status in statuses) else 0
+        code = analysis_process.make_report(campaign.folder, notebooks=campaign.report != "page")
+    else:
+        code = 0 if campaign.file.gate else analysis_process.check_validity(campaign.folder)
+    return 1 if code or any(status.startswith("failed") for status in statuses) else 0
 
 
 def calibrate(campaign: PreparedCampaign, cases: list[Case], watch: ProgressWatch) -> None:

@@ -160,6 +160,11 @@ class CampaignFile:
         JsonObject,
         "commit, dirty, python, packages, cpu, memory, kernel, gpus, limits, environment",
     ]
+    max_errors: Annotated[
+        float | None,
+        "of --max-errors: the share of failed requests above which a case is invalid; null (or"
+        " absent, in older campaigns): 0.05",
+    ] = None
 
     def to_json(self) -> JsonObject:
         return asdict(self)
