@@ -4,6 +4,7 @@ Nothing of it is ranked, recommended or valid, the reason is the server's own wo
 code says that there is no number.
 """
 
+import math
 import subprocess
 import sys
 import time
@@ -46,8 +47,10 @@ def test_no_success(bench: Bench, tmp_path: Path, name: str) -> None:
     failure = failure_of(name, LOAD)
     measured = measure_script(bench, tmp_path, Script(**CALM, failure=failure), "--report", "page")
     check_invalid(measured, words[-1])
-    assert measured.rows
-    for row in measured.rows:
+    # the end of a load that fails cuts off what is in flight
+    rows = [row for row in measured.rows if not str(row["error"]).startswith("cut off")]
+    assert rows
+    for row in rows:
         assert row["error"], row
         for word in words:
             assert word in f"{row['error']} {row['error_detail']}", row
@@ -225,7 +228,8 @@ def test_usage_that_cannot_be_true_is_named(bench: Bench, tmp_path: Path, name: 
         assert row["token_source"] == "counted"
     case = measured.case
     if case["valid"]:
-        assert case["tpot_p50_s"] == pytest.approx(0.005, rel=0.1)
+        assert math.isnan(case["tpot_p50_s"]) or case["tpot_p50_s"] == pytest.approx(0.005, 0.1)
+        assert case["output_tokens_per_s"] < 2 * 200
     else:
         assert "usage" in case["why"], case["why"]
         assert measured.done.returncode != 0
