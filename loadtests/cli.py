@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -28,6 +29,11 @@ SIMULATED: dict[str, tuple[type, int, float]] = {
     "end_of_text": (int, 0, math.inf),
     "tokens_per_word": (int, 1, 5),  # letters and space of a word
 }
+EXIT_CODES = (
+    "Exit codes: 0; 1 if a case failed, or a server has no valid case of a scenario (which one, and"
+    " why, is on stderr; the report is made anyway); 2 for what cannot be run as asked, with one"
+    " sentence; 130 after Ctrl-C."
+)
 
 
 def parse_numbers(kind: type, least: float, what: str) -> Callable[[str], list[Any]]:
@@ -75,9 +81,18 @@ def parse_simulated(text: str) -> dict[str, float]:
     return times
 
 
+def parse_share(text: str) -> float:
+    """From "5%" or "0.05"."""
+    number = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
+    share = float(number[1]) / (100 if number[2] else 1) if number else math.nan
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a share of the requests, such as 5%")
+    return share
+
+
 def parse_arguments(command: list[str]) -> argparse.Namespace:
     parser = remote_worker.OneLineParser(
-        prog="python -m loadtests", description=__doc__, allow_abbrev=False
+        prog="python -m loadtests", description=__doc__, epilog=EXIT_CODES, allow_abbrev=False
     )
     add = parser.add_argument
     add(
@@ -153,7 +168,7 @@ def parse_arguments(command: list[str]) -> argparse.Namespace:
         "--model",
         help=(
             "tiny, small, 1b, 8b (generated), a folder, or a hub name (default: small; with a GPU"
-            " the largest generated one that fits it)"
+            " the largest generated one that fits it); with --target the name of one that it serves"
         ),
     )
     add(
@@ -234,13 +249,30 @@ def parse_arguments(command: list[str]) -> argparse.Namespace:
         ),
     )
     add(
+        "--max-errors",
+        type=parse_share,
+        metavar="SHARE",
+        help=(
+            "how many requests may fail before a case is invalid, such as 1%% (default: 5%%);"
+            " recorded, and used by all that reads the campaign"
+        ),
+    )
+    add(
         "--ready-timeout",
         type=parse_single(parse_numbers(float, 0, "a number of seconds above 0")),
-        help="for a server's start, s",
+        help="for a server's start, or until a --target has loaded its model, s",
     )
     add(
         "--target",
-        help="base URL of a running server to measure instead; any OpenAI-compatible one",
+        help=(
+            "URL of a running server to measure instead, with or without /v1; any"
+            " OpenAI-compatible one"
+        ),
+    )
+    add(
+        "--respect-retry-after",
+        action="store_true",
+        help="a user of a closed loop waits as long as a refusal's Retry-After says",
     )
     add(
         "--out",

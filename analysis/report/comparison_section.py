@@ -37,6 +37,18 @@ HEADLINE = (
 )
 
 
+# Checks of counts that were not exact: what they found stands beside the numbers.
+COUNTS = ("token counts", "usage", "response lengths")
+
+# Behind a metric: further ones, if any case has more than 0 of the last.
+BESIDE = {
+    "output_tokens_per_s": (("partial_tokens_per_s",), "partial_tokens_per_s"),
+    "ttft_p99_s": (
+        ("visible_ttft_p50_s", "visible_ttft_p95_s", "visible_ttft_p99_s", "reasoning_share"),
+        "reasoning_share",
+    ),
+}
+
 # Name and caption of each picture.
 CAPTIONS = {
     "curve-e2e": (
@@ -132,20 +144,14 @@ def _comparison(summary: Summary, comparison: Comparison, stem: str) -> View:
         "latency-cdf": lambda: figures.draw_latency_cdf(summary, comparison),
         "timeline": lambda: figures.draw_timeline(summary, comparison),
     }
+    ranked = sum(system.rank is not None for system in comparison.systems) > 1
     why = attribution_section.attribution_view(summary, comparison)
     return {
         "id": stem,
         "title": comparison.title,
-        "warnings": (
-            [
-                f"The engines differ ({', '.join(comparison.engines)}): this table compares whole"
-                " stacks, not architectures alone."
-            ]
-            if len(comparison.engines) > 1
-            else []
-        ),
+        "warnings": _warnings(summary, comparison),
         "ranked_by": METRICS[comparison.metric].label,
-        "rows": [_row(system, headline_metrics(summary)) for system in comparison.systems],
+        "rows": [_row(system, headline_metrics(summary), ranked) for system in comparison.systems],
         "one_run": any(s.estimate.runs == 1 for s in comparison.systems),
         "figures": (
             [figure_view(kind, draw(), stem) for kind, draw in drawn.items()]
@@ -156,8 +162,33 @@ def _comparison(summary: Summary, comparison: Comparison, stem: str) -> View:
     }
 
 
+def _warnings(summary: Summary, comparison: Comparison) -> list[str]:
+    """What belongs beside the numbers of a comparison, in whole sentences."""
+    found = []
+    if len(comparison.engines) > 1:
+        found.append(
+            f"The engines differ ({', '.join(comparison.engines)}): this table compares whole"
+            " stacks, not architectures alone."
+        )
+    failed = summary.checks[summary.checks["ok"].eq(False) & summary.checks["name"].isin(COUNTS)]
+    for system in comparison.systems:
+        own = failed[failed["index"].isin(system.valid["index"])]
+        for name, checks in own.groupby("name", sort=False):
+            found.append(f"{system.name}, {name}: {checks['detail'].iloc[0]}.")
+    return found
+
+
 def headline_metrics(summary: Summary) -> tuple[str, ...]:
-    return (*HEADLINE, *cost_section.cost_columns(summary))
+    """The columns of the headline table: HEADLINE, and behind the metric that they belong to those
+    of BESIDE that say something here.
+    """
+    columns: list[str] = []
+    for name in HEADLINE:
+        columns.append(name)
+        beside, says = BESIDE.get(name, ((), ""))
+        if says and bool((summary.valid[says] > 0).any()):
+            columns += beside
+    return (*columns, *cost_section.cost_columns(summary))
 
 
 def figure_view(kind: str, picture: Picture, stem: str) -> View:
@@ -182,14 +213,16 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60]
 
 
-def _row(system: ServerSummary, columns: tuple[str, ...]) -> View:
-    """One line of the headline table; `cells` is empty where there is no number."""
+def _row(system: ServerSummary, columns: tuple[str, ...], ranked: bool) -> View:
+    """One line of the headline table; `cells` is empty where there is no number. `ranked`: there is
+    more than one with a number.
+    """
     own, valid = system.cases, system.valid
     runs = f"{len(valid)}" if len(valid) == len(own) else f"{len(valid)} of {len(own)}"
     return {
         "server": system.server,
         "engine": system.engine,
-        "rank": system.rank,
+        "rank": system.rank if ranked else None,
         "runs": runs,
         "why": system.why,
         "cells": (

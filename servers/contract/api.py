@@ -12,7 +12,7 @@ status beside "error". The connection stays open and serves one request at a tim
 waits for [DONE]. A request that is too long closes with 1009; without the key there is no upgrade.
 
 Requests are pydantic models, responses are built by `CompletionResponse`, errors by `error_body`;
-`read_chunk` is the client's side. Extensions, each known elsewhere: `ignore_eos` (vLLM) makes
+`chunks.py` is the client's side. Extensions, each known elsewhere: `ignore_eos` (vLLM) makes
 output lengths exact, `stream_options.continuous_usage_stats` (vLLM) counts tokens in each chunk,
 `timings` (llama.cpp) explains a slow request. Unknown fields are ignored as most servers do, but
 known ones that would change the response and are not supported are refused
@@ -379,40 +379,3 @@ def models_body(*models: str) -> JsonObject:
             for model in models
         ],
     }
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """What one SSE event, or one plain answer, says. `text` is empty if it carries no token."""
-
-    text: str
-    finish_reason: str | None
-    usage: JsonObject | None
-    timings: JsonObject | None
-    error: str | None
-
-
-def read_chunk(payload: bytes) -> Chunk:
-    """Reads the JSON of an event (without "data: ") or of a plain answer, from any
-    OpenAI-compatible server.
-
-    Raises ValueError if it is not a JSON object of that form.
-    """
-    body = json.loads(payload)
-    if not isinstance(body, dict):
-        raise ValueError("an answer that is not a JSON object")
-    text, finish_reason = "", None
-    try:
-        for choice in body.get("choices") or ():
-            part = choice.get("delta") or choice.get("message")
-            text += (part.get("content") if part is not None else choice.get("text")) or ""
-            finish_reason = choice.get("finish_reason") or finish_reason
-        error = body.get("error")
-        message = (
-            None
-            if error is None
-            else str(error.get("message") if isinstance(error, dict) else error)
-        )
-    except (AttributeError, TypeError):
-        raise ValueError("an answer whose choices are not OpenAI's") from None
-    return Chunk(text, finish_reason, body.get("usage"), body.get("timings"), message)

@@ -27,7 +27,7 @@ from slowapi import Limiter
 from slowapi.errors import RateLimitExceeded
 from slowapi.util import get_remote_address
 
-from servers.contract import api
+from servers.contract import api, chunks
 from servers.contract.api import ChatCompletionRequest, CompletionRequest, ContractError
 from servers.frameworks.fastapi_base import create_app
 from servers.frameworks.starlette_base import complete_unless_gone
@@ -179,7 +179,7 @@ def create_gateway(
         answer = await passed_on(
             request, api.COMPLETIONS, wanted.model_copy(update={"model": model, "stream": False})
         )
-        return {"text": api.read_chunk(bytes(answer.body)).text}
+        return {"text": chunks.read_chunk(bytes(answer.body)).text}
 
     @app.exception_handler(RateLimitExceeded)
     async def too_many(request: Request, error: RateLimitExceeded) -> JSONResponse:

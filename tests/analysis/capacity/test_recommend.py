@@ -219,3 +219,18 @@ def test_a_campaign_without_open_loops_says_what_to_run(
     assert command.main(["recommend", str(folder), "--rate", "5"]) == 2
     assert "give one with --slo" in capsys.readouterr().err
     assert recommend.HEADROOM == 0.2
+
+
+def test_a_server_without_a_valid_case_is_named_and_makes_the_code_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = campaign(tmp_path / "found", alpha=(40.0, 42.0), beta=(30.0, 31.0))
+    for file in folder.glob("cases/*beta*/run.json"):
+        run = schema.read_json(file)
+        schema.write_json(file, run | {"status": "failed: load: every request failed: http 401"})
+    assert command.main(["recommend", str(folder), "--rate", "32"]) == 1
+    said = capsys.readouterr()
+    assert "run 1 of alpha (simulated)" in said.out and "× beta" not in said.out
+    assert said.err == (
+        "no valid case of beta (simulated): failed: load: every request failed: http 401\n"
+    )

@@ -12,6 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from analysis import __main__ as command
 from analysis import dataset, slo
 from analysis.capacity import search
 from analysis.capacity.search import LoadProbe
@@ -383,3 +384,84 @@ def test_the_report_says_what_holds_and_what_broke(tmp_path: Path) -> None:
     assert "steady, 33 requests/s</h2>" not in page, (
         "a search's loads are no comparisons of their own"
     )
+
+
+# --- servers that fail
+
+
+def fail_all(folder: Path, index: int, share: float = 1.0) -> None:
+    """Of a written case, `share` of the requests fail."""
+    place = dataset.read_campaign(folder).folders[index]
+    rows = pyarrow.parquet.read_table(place / "requests.parquet").to_pylist()
+    for i, row in enumerate(rows):
+        if i % 10 < 10 * share:
+            synthetic_campaign.fail(row, "http 500", "CUDA error")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), place / "requests.parquet")
+
+
+def test_a_search_whose_cases_all_fail_ends_with_that(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write(tmp_path / "c", ("steady", 32.0, 0.05), estimates={"steady": 32.0})
+    fail_all(folder, 1)
+    assert asked(folder) is None, "nor would a lower load help"
+    assert command.main(["report", str(folder), "--no-notebooks", "--strict"]) == 1
+    out, error = capsys.readouterr()
+    why = "alpha (simulated), steady: errors: 100% http 500: CUDA error"
+    assert error == f"no valid case of {why}\n"
+    said = "Under steady, alpha (simulated) has no valid case: errors: 100% http 500: CUDA error."
+    text = (folder / "report.md").read_text()
+    assert said in out and said in text and "meets TTFT" not in text and "| holds |" not in text
+    recommended = ["recommend", str(folder), "--rate", "5"]
+    assert command.main(recommended) == 1
+    out, error = capsys.readouterr()
+    assert "nothing can be recommended" in out
+    assert error == "no valid case of alpha (simulated): errors: 100% http 500: CUDA error\n"
+
+
+def test_a_search_that_fails_at_saturation_ends_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write(tmp_path / "c", ("steady-saturation", 40.0, 0.3))
+    fail_all(folder, 1)
+    assert asked(folder) is None
+    assert command.main(["report", str(folder), "--no-notebooks", "--strict"]) == 1
+    assert "no valid case of alpha (simulated), steady-saturation: errors: 100% http 500" in (
+        capsys.readouterr().err
+    )
+    assert (
+        "no case at any load: errors: 100% http 500: CUDA error"
+        in (folder / "report.md").read_text()
+    )
+
+
+def test_too_many_errors_do_not_hold_whatever_the_slo_bounds(tmp_path: Path) -> None:
+    """Failures have no TPOT, so that they cannot miss a bound of it; a lower load may hold."""
+    folder = write(
+        tmp_path / "c", ("steady", 40.0, 0.05), estimates={"steady": 40.0}, slo="tpot_p95=100ms"
+    )
+    fail_all(folder, 1, 0.3)
+    (probe,) = search.list_probes(dataset.read_campaign(folder), "alpha", "simulated", "steady")
+    assert probe.holds is False and probe.why == "errors: 30% http 500: CUDA error"
+    assert asked(folder)["rate"] == 32.0
+
+
+def test_a_tpot_that_was_not_measured_is_no_answer() -> None:
+    frame = requests([0.1] * 500, tpot_s=[0.01] * 400 + [math.nan] * 100)
+    frame["tpot_missing"] = [False] * 400 + [True] * 100
+    (kept,) = slo.judge_bounds(frame, slo.parse_slo("tpot_p99=50ms"))
+    assert (kept.met, kept.of, kept.unmeasured) == (400, 500, 100)
+    assert not kept.holds and not kept.is_known and math.isnan(kept.seen)
+
+    def probe(bounds: str, rows: pd.DataFrame = frame) -> LoadProbe:
+        case = search.MeasuredCase(10.0, 1, rows, True, "")
+        return search.judge_probe(case, slo.parse_slo(bounds))
+
+    unknown = probe("tpot_p99=50ms")
+    assert unknown.holds is None and unknown.why.startswith(
+        "TPOT is not known of 100 of 500 responses"
+    )
+    assert probe("ttft_p99=50ms,tpot_p99=50ms").holds is False, "TTFT misses its bound"
+    assert probe("ttft_p99=500ms").holds is True
+    few = frame.assign(tpot_missing=[True] * 3 + [False] * 497, tpot_s=0.01)
+    assert probe("tpot_p99=50ms", few).holds is True, "whatever these were"

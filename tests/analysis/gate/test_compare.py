@@ -75,8 +75,9 @@ def run(capsys, *arguments):
 
 def test_what_differs_is_named_and_what_is_missing_says_why(tmp_path, capsys):
     a, b = pair(tmp_path, **manifest(commit="fedcba9", kernel="7.0", packages={"locust": "2.48"}))
-    code, out, _ = run(capsys, a, b)
-    assert code == 0
+    code, out, error = run(capsys, a, b)
+    assert code == 1 and "no valid case of gamma (simulated), chat, 8 users: in A: failed" in error
+    assert "delta" not in error, "it was skipped in both"
     for said in (
         "manifest.commit: 0123abc -> fedcba9",
         "manifest.kernel: 6.1 -> 7.0",
@@ -132,7 +133,7 @@ def test_unlike_campaigns_are_refused_unless_anyway(tmp_path, capsys, changes, k
         code == 2 and out == "" and key in error and "--anyway" in error and error.count("\n") == 1
     )
     code, out, _ = run(capsys, a, b, "--anyway")
-    assert code == 0 and "UNLIKE: " in out
+    assert code == 1 and "UNLIKE: " in out
 
 
 def test_a_little_less_memory_is_the_same_machine(tmp_path):
@@ -160,7 +161,8 @@ def test_cases_of_only_one_campaign_are_named(tmp_path, capsys):
     synthetic_campaign.schema.write_json(
         b / "campaign.json", synthetic_campaign.campaign_data([case["case"]])
     )
-    _, out, _ = run(capsys, a, b)
+    code, out, error = run(capsys, a, b)
+    assert code == 1 and error == "no valid case of both campaigns: they have no case in common\n"
     assert (
         "Only in A: alpha (simulated), chat, 8 users; beta" in out
         and "Only in B: other (simulated), chat, 8 users" in out

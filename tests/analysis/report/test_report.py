@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis import __main__, dataset, formatting, summary
+from analysis import __main__, conclusions, dataset, formatting, summary
 from analysis.metrics import METRICS
 from analysis.plots import figures
 from analysis.report import terminal, writer
@@ -182,7 +182,7 @@ def test_a_campaign_that_only_began(tmp_path):
         synthetic_campaign.campaign_data([synthetic_campaign.run()["case"]]),
     )
     found = writer.write_report(folder)
-    assert "no server has a valid case yet" in text(found)
+    assert "alpha (simulated) has no valid case: planned: not begun." in text(found)
     synthetic_campaign.schema.write_json(
         folder / "campaign.json", synthetic_campaign.campaign_data([])
     )
@@ -197,7 +197,14 @@ def test_invalid_is_no_number_and_not_slow(tmp_path):
     found = writer.write_report(folder)
     (comparison,) = summary.build_comparisons(found)
     assert comparison.systems[0].server == "beta"
-    assert "no other server has a valid case" in summary.describe_result(comparison)
+    assert (
+        conclusions.describe_result(comparison)
+        .split(", and ")[1]
+        .startswith(
+            "there is nothing to compare it with: alpha (simulated) has no valid case: contract: it"
+            " was not verified after the load; "
+        )
+    )
     assert "invalid</span> contract: it was not verified after the load" in text(found)
     # the data keep it
     assert not found.table.loc[0, "valid"] and found.table.loc[0, "output_tokens_per_s"] > 0
@@ -210,19 +217,20 @@ def test_a_percentile_that_is_a_failed_request_is_not_compared(tmp_path):
     )
     found.table["users"], found.table["rate"] = math.nan, 3.0
     found.table.loc[found.table["server"] == "beta", "e2e_p95_s"] = math.inf
-    said = [summary.describe_result(comparison) for comparison in summary.build_comparisons(found)]
+    (comparison,) = summary.build_comparisons(found)
+    said = conclusions.describe_result(comparison)
+    assert "alpha (simulated) has E2E P95 " in said and " times" not in said
     assert (
-        len(said) == 1
-        and "alpha (simulated) had the lowest E2E P95" in said[0]
-        and " times" not in said[0]
+        ", and there is nothing to compare it with: of beta (simulated) so many requests failed"
+        " that it has none; gamma (simulated) has no valid case: failed: load: the server died;"
+        in said
     )
-    assert said[0].endswith("Of beta (simulated) so many requests failed that it has none.")
     found.table["e2e_p95_s"] = math.inf
-    assert [
-        summary.describe_result(comparison) for comparison in summary.build_comparisons(found)
-    ] == [
+    (comparison,) = summary.build_comparisons(found)
+    assert conclusions.describe_result(comparison).startswith(
         "Under chat, 3 requests/s so many requests of every server failed that none has an E2E P95."
-    ]
+        " Not ranked: gamma (simulated) has no valid case: failed: load: the server died;"
+    )
 
 
 def test_warnings_stand_below_the_table_as_well(tmp_path):
@@ -271,7 +279,7 @@ def ranks(tmp_path, speeds, **load_changes):
         folder / "campaign.json", synthetic_campaign.campaign_data([c["case"] for c in cases])
     )
     (comparison,) = summary.build_comparisons(summary.summarise(dataset.read_campaign(folder)))
-    return {s.server: s.rank for s in comparison.systems}, summary.describe_result(comparison)
+    return {s.server: s.rank for s in comparison.systems}, conclusions.describe_result(comparison)
 
 
 def test_answers_of_one_token_make_a_report(tmp_path):

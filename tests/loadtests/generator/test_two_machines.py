@@ -10,7 +10,15 @@ from collections.abc import Iterator
 import pytest
 
 from servers.runtime import catalog
-from tests.helpers.campaign_process import PATIENCE_S, QUICK, Bench, runs, table, wait_for
+from tests.helpers.campaign_process import (
+    PATIENCE_S,
+    QUICK,
+    Bench,
+    is_complete,
+    runs,
+    table,
+    wait_for,
+)
 from tests.helpers.installed import require_installed
 
 HERE, THERE = "10.231.7.1", "10.231.7.2"
@@ -91,7 +99,7 @@ def test_the_load_comes_from_another_machine(
         text=True,
         timeout=PATIENCE_S,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert is_complete(done.returncode, done.stderr), done.stdout + done.stderr
     wait_for(
         lambda: [process.pid for process in bench.processes()] == [worker.pid],
         "the worker alone, waiting for the next case",
