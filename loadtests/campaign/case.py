@@ -224,6 +224,7 @@ def _compare_answers(run: CaseRun) -> None:
     same = sum(a == b for a, b in zip(responses, reference["answers"], strict=True)) / len(
         responses
     )
+    run.file.notes += [note for check in run.file.verify_before or [] for note in check["notes"]]
     run.file.agreement = {"with": f"{reference['server']}/{reference['engine']}", "share": same}
 
 
