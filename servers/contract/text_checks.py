@@ -5,6 +5,7 @@ text the second time, most of all in another batch: that is a note, and what is 
 cannot have come about in this way.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,12 +14,13 @@ from itertools import islice
 from servers.contract import oracle, text_mixing
 from servers.contract.conformance_client import STREAMED_TOKENS, CheckFailed, ConformanceClient
 from servers.contract.text_mixing import Foreign, ListPrompt
+from servers.runtime.limits import SILENCE_S
 
-IN_FLIGHT = 8
+IN_FLIGHT, LEAST_IN_FLIGHT = 8, 3
 TOKENS = (24, 48, 96)  # of a response; more where texts begin alike
 ALONE_TRIES = 4  # plain and streamed responses to one prompt, before a difference is a fault
-CANDIDATES = 10  # list prompts that are tried for LISTED that the model goes on with
-LISTED = 6
+CANDIDATES = 10  # list prompts that are tried
+LISTED_SHARE = 0.5  # of the prompts in flight that are lists with which the model goes on
 ROUNDS = 3  # at most, after one that is suspicious
 
 
@@ -141,28 +143,34 @@ def _describe_foreign(foreign: Foreign, count: int) -> str:
 
 
 def _choose_prompts(client: ConformanceClient) -> tuple[list[ListPrompt], list[str], int]:
-    """IN_FLIGHT prompts, the texts that they get alone, and the tokens of each. LISTED of them are
-    lists that the model goes on with, if it does that, and the others free: greedy text of lists
-    is steadier than other text.
+    """IN_FLIGHT prompts, the texts that they get alone, and the tokens of each. There are fewer if
+    the last one would have to wait for SILENCE_S at a server that answers one after the other.
+
+    LISTED_SHARE of them are lists, if the model goes on with lists, and the others free: greedy
+    text of lists is steadier than other text.
     """
     tokens, *more = TOKENS
+    count = IN_FLIGHT
     chosen: dict[ListPrompt, str] = {}
     for tried, prompt in enumerate(islice(text_mixing.list_prompts(client.words), CANDIDATES)):
+        began_s = time.monotonic()
         text = client.complete(prompt.text, tokens).text
+        at_once = int(SILENCE_S / 2 / (time.monotonic() - began_s))
+        count = max(LEAST_IN_FLIGHT, min(count, at_once))
         if prompt.is_shown(text):
             chosen[prompt] = text
-        if len(chosen) == LISTED or (tried == 1 and not chosen):
+        if len(chosen) >= LISTED_SHARE * count or (tried == 1 and not chosen):
             break
     listed = len(chosen)
     spare: dict[ListPrompt, str] = {}
-    for _ in range(2 * (IN_FLIGHT - listed)):
+    for _ in range(2 * max(1, count - listed)):
         prompt = ListPrompt(client.prompt())
         text = client.complete(prompt.text, tokens).text
         alike = text_mixing.share_run(text, list(chosen.values()))
         (spare if alike else chosen)[prompt] = text
-        if len(chosen) == IN_FLIGHT:
+        if len(chosen) >= count:
             break
-    pairs = [*chosen.items(), *spare.items()][:IN_FLIGHT]
+    pairs = [*chosen.items(), *spare.items()][: max(count, listed + 1)]
     # free ones in the middle: what is mixed up is often that of the first or the last
     half = listed // 2
     pairs = pairs[:half] + pairs[listed:] + pairs[half:listed]
