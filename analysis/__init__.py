@@ -5,6 +5,7 @@
     metrics/            every number, with its definition
     checks/             when a number must not be used, and what to do about it
     summary             cases joined into comparisons and sweeps
+    conclusions         who was best, and who has no valid case
     plots/              figures
     capacity/           the load that a server sustains within an SLO
     gate/               base against head

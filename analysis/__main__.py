@@ -1,35 +1,54 @@
-"""python -m analysis report [CAMPAIGN] [--slo ttft=1000ms,tpot=100ms] [--price 2.50]
-[--no-notebooks] python -m analysis compare A B [--anyway] python -m analysis recommend [CAMPAIGN]
---rate 50 [--slo ttft_p99=500ms,tpot_p99=50ms] [--price 2.50] python -m analysis claims [FOLDER]
-python -m analysis gate GATE | --campaigns BASE HEAD | --baseline NAME CAMPAIGN python -m analysis
-baseline CAMPAIGN [--name NAME] python -m analysis history python -m analysis checks [CAMPAIGN]
-python -m analysis instrument [FOLDER]
+"""Reads campaigns; writes reports, comparisons, recommendations and verdicts.
+
+    python -m analysis report [CAMPAIGN] [--slo ttft=1000ms,tpot=100ms] [--price 2.50] [--strict]
+    python -m analysis validity [CAMPAIGN]
+    python -m analysis compare A B [--anyway]
+    python -m analysis recommend [CAMPAIGN] --rate 50 [--slo ttft_p99=500ms] [--price 2.50]
+    python -m analysis checks [CAMPAIGN]
+    python -m analysis gate GATE | --campaigns BASE HEAD | --baseline NAME CAMPAIGN
+    python -m analysis baseline CAMPAIGN [--name NAME]
+    python -m analysis history
+    python -m analysis claims [FOLDER]
+    python -m analysis instrument [FOLDER]
+
+Exit codes: 0; 1 of `validity`, `report --strict`, `compare` and `recommend` if what they are about
+has a system without a valid case, which they name on stderr, and of `checks` if a case is invalid;
+2 if what was asked for cannot be read. Those of `gate` are its own (docs/gate.md).
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from analysis import dataset, hardware, slo, summary
+from analysis import conclusions, dataset, hardware, slo, summary
 from analysis.capacity import recommend
 from analysis.gate import baselines, compare, output, paired, unpaired, verdicts
-from analysis.report import checks_listing, publish, terminal, writer
-from analysis.studies import accuracy_page, claims
+from analysis.report import checks_listing
+from analysis.studies import accuracy_targets, claims
+
+# What draws or runs notebooks is imported by the commands that need it: a gate asks some of the
+# others after each repetition.
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0; 1 of checks if a case has no number; 2 if what was asked for cannot be read, with one
-    sentence on stderr.
-    """
+    """The exit code, as above; of 2 one sentence on stderr says why."""
     parser = argparse.ArgumentParser(
         prog="python -m analysis", description="Reads campaigns; writes reports."
+    )
+    judging = argparse.ArgumentParser(add_help=False)
+    judging.add_argument(
+        "--max-errors",
+        metavar="SHARE",
+        help="how many requests of a valid case may fail (default: as in the campaign, 5%%)",
     )
     commands = parser.add_subparsers(dest="verb", required=True)
     verb = commands.add_parser(
         "report",
+        parents=[judging],
         help=(
             "report.html, report.md, figures, metrics.csv and notebooks into the campaign's folder"
         ),
@@ -63,9 +82,28 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="do not execute the notebooks, which take some seconds each",
     )
+    verb.add_argument(
+        "--strict",
+        action="store_true",
+        help="exit code 1 if a system has no valid case, and name it; the report is made anyway",
+    )
     verb.set_defaults(do=make_report)
     verb = commands.add_parser(
-        "compare", help="two campaigns, case by case: B against A, with intervals and verdicts"
+        "validity",
+        parents=[judging],
+        help="name the systems without a valid case, and why; exit code 1 if there is one",
+    )
+    verb.add_argument(
+        "campaign", nargs="?", help="a campaign's folder (default: the newest in results/)"
+    )
+    verb.set_defaults(do=check_validity)
+    verb = commands.add_parser(
+        "compare",
+        parents=[judging],
+        help=(
+            "two campaigns, case by case: B against A, with intervals and verdicts; exit code 1 if"
+            " one of them has no valid case of a system"
+        ),
     )
     verb.add_argument("a", metavar="A", help="a campaign's folder")
     verb.add_argument("b", metavar="B", help="another's")
@@ -75,7 +113,8 @@ def main(arguments: list[str] | None = None) -> int:
     verb.set_defaults(do=compare_campaigns)
     verb = commands.add_parser(
         "checks",
-        help="every check of every case as JSON; exit code 0 if every case has a number, else 1",
+        parents=[judging],
+        help="every check of every case as JSON; exit code 0 if every case is valid, else 1",
     )
     verb.add_argument(
         "campaign", nargs="?", help="a campaign's folder (default: the newest in results/)"
@@ -83,7 +122,11 @@ def main(arguments: list[str] | None = None) -> int:
     verb.set_defaults(do=print_checks)
     verb = commands.add_parser(
         "recommend",
-        help="which server to run at a demand, how many of them, and what would change that",
+        parents=[judging],
+        help=(
+            "which server to run at a demand, how many of them, and what would change that; exit"
+            " code 1 if none can be recommended, or one has no valid case"
+        ),
     )
     verb.add_argument(
         "campaign",
@@ -186,7 +229,7 @@ def main(arguments: list[str] | None = None) -> int:
         "folder",
         nargs="?",
         type=Path,
-        default=accuracy_page.RESULTS,
+        default=accuracy_targets.RESULTS,
         help="its results (default: %(default)s)",
     )
     verb.set_defaults(do=make_instrument_page)
@@ -199,39 +242,65 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def make_report(options: argparse.Namespace) -> int:
+    from analysis.report import terminal, writer
+
     machine_cost = hardware.read_machine_cost(
         options.price, options.peak_bandwidth, options.peak_flops
     )
     found = writer.write_report(
-        options.campaign, slo.request_bounds(slo.parse_slo(options.slo)), machine_cost
+        options.campaign,
+        slo.request_bounds(slo.parse_slo(options.slo)),
+        machine_cost,
+        chosen_max_errors(options),
     )
     if not options.no_notebooks:
-        # only here, since what runs notebooks takes half a second to import
         from analysis.report import notebooks
 
         notebooks.run_notebooks(found.campaign.folder)
     console = Console()
     terminal.show_summary(found, console if console.is_terminal else Console(width=140))
     print(found.campaign.folder / "report.html")
-    return 0
+    return report_missing(conclusions.list_systems_without_case(found)) if options.strict else 0
+
+
+def check_validity(options: argparse.Namespace) -> int:
+    campaign = dataset.read_campaign(options.campaign, chosen_max_errors(options))
+    found = summary.summarise(campaign, frames=False)
+    return report_missing(conclusions.list_systems_without_case(found))
+
+
+def chosen_max_errors(options: argparse.Namespace) -> float | None:
+    return None if options.max_errors is None else slo.parse_max_errors(options.max_errors)
+
+
+def report_missing(systems: Sequence[tuple[str, str]]) -> int:
+    """Names systems without a valid case, and why; 1 if there are any, else 0."""
+    for name, why in systems:
+        print(f"no valid case of {name}: {why}", file=sys.stderr)
+    return 1 if systems else 0
 
 
 def compare_campaigns(options: argparse.Namespace) -> int:
-    a, b = (summary.summarise(dataset.read_campaign(folder)) for folder in (options.a, options.b))
+    a, b = (
+        summary.summarise(dataset.read_campaign(folder, chosen_max_errors(options)))
+        for folder in (options.a, options.b)
+    )
     if not options.anyway:
         compare.refuse_unlike(compare.list_differences(a, b))
     console = Console()
     compare.show_comparison(a, b, console if console.is_terminal else Console(width=140))
-    return 0
+    return report_missing(compare.list_missing(a, b))
 
 
 def publish_campaign(options: argparse.Namespace) -> int:
+    from analysis.report import publish
+
     print(f"published: {publish.publish(options.campaign, dataset.RESULTS / options.name)}")
     return 0
 
 
 def print_checks(options: argparse.Namespace) -> int:
-    found = checks_listing.list_checks(options.campaign)
+    found = checks_listing.list_checks(options.campaign, chosen_max_errors(options))
     print(json.dumps(found, indent=1, allow_nan=False))
     return 0 if found and all(case["valid"] for case in found) else 1
 
@@ -245,13 +314,13 @@ def print_recommendation(options: argparse.Namespace) -> int:
         raise dataset.InputError(
             f"--headroom {options.headroom:g}: give a share from 0 to below 1, such as 0.2"
         )
-    campaign = dataset.read_campaign(options.campaign)
+    campaign = dataset.read_campaign(options.campaign, chosen_max_errors(options))
     bounds = recommend.resolve_bounds(campaign, slo.parse_slo(options.slo) if options.slo else None)
     found = recommend.recommend(
         campaign, rate, bounds, traffic=options.scenario, headroom=options.headroom, price=price
     )
     print(recommend.format_recommendation(found, rate, bounds, options.headroom, price))
-    return 0 if found.choices else 1
+    return max(report_missing(found.invalid), 0 if found.choices else 1)
 
 
 def make_claims_page(options: argparse.Namespace) -> int:
@@ -312,6 +381,8 @@ def draw_history(_: argparse.Namespace) -> int:
 
 
 def make_instrument_page(options: argparse.Namespace) -> int:
+    from analysis.studies import accuracy_page
+
     print(accuracy_page.write_page(options.folder))
     return 0
 

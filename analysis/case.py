@@ -47,11 +47,15 @@ class CaseData:
 
     @cached_property
     def rows(self) -> pd.DataFrame:
-        """All requests, also of warm-up and drain, with failed, good, ttft_s, tpot_s, e2e_s and
-        send_lag_s as measured; slot_wait_s is the part of send_lag_s that the scenario's cap on
-        concurrency asked for, client_lag_s the rest.
+        """All requests, also of warm-up and drain, with failed, good, ttft_s, visible_ttft_s,
+        tpot_s, e2e_s and send_lag_s as measured; slot_wait_s is the part of send_lag_s that the
+        scenario's cap on concurrency asked for, client_lag_s the rest. tpot_missing: a complete
+        response of several tokens that has no TPOT, since usage is missing or not credible, or all
+        tokens came in one chunk. A response without any token failed, whatever its row says.
         """
         r = self.requests.copy()
+        nothing = r["error"].isna() & r["first_s"].isna()
+        r["error"] = r["error"].astype("object").mask(nothing, "no token")
         r["failed"] = r["error"].notna()
         r["good"] = ~r["failed"] & (r["answer"] != "wrong")
         r["ttft_s"] = r["first_s"] - r["scheduled_s"]
@@ -59,14 +63,16 @@ class CaseData:
         r["send_lag_s"] = r["sent_s"] - r["scheduled_s"]
         r["slot_wait_s"] = r["slot_s"] - r["scheduled_s"]
         r["client_lag_s"] = r["send_lag_s"] - r["slot_wait_s"].fillna(0.0)
-        later = r["tokens"] - np.array(
-            [n[0] if len(n) else NAN for n in r["token_n"]], dtype="float64"
-        )
+        r["visible_ttft_s"] = r["first_visible_s"] - r["scheduled_s"]
+        tokens = credible_usage(r)
+        later = tokens - np.array([n[0] if len(n) else NAN for n in r["token_n"]], dtype="float64")
         r["tpot_s"] = ((r["last_s"] - r["first_s"]) / later.where(later > 0)).where(~r["failed"])
-        r["met_slo"] = r["good"] & r["first_s"].notna()
+        one_token = (tokens == 1) | (tokens.isna() & (r["max_tokens"] == 1))
+        r["tpot_missing"] = ~r["failed"] & r["tpot_s"].isna() & ~one_token
+        r["met_slo"] = r["good"]
         for name, bound in self.slo.items():
-            # One token has no TPOT, so it cannot miss that bound; a missing TTFT was caught above.
-            r["met_slo"] &= (r[name] <= bound) | (r[name].isna() if name == "tpot_s" else False)
+            # one token has no TPOT, so it cannot miss that bound
+            r["met_slo"] &= (r[name] <= bound) | (one_token if name == "tpot_s" else False)
         return r
 
     @cached_property
@@ -82,13 +88,20 @@ class CaseData:
 
     @cached_property
     def tokens(self) -> tuple[np.ndarray, np.ndarray]:
-        """(arrival in seconds, tokens) of every chunk of every request, in no order."""
-        times, numbers = list(self.requests["token_s"]), list(self.requests["token_n"])
-        return (
-            (np.concatenate(times), np.concatenate(numbers))
-            if times
-            else (np.empty(0), np.empty(0))
-        )
+        """(arrival in seconds, tokens) of every chunk of every request, also of those that failed
+        later, in no order.
+        """
+        return _arrivals(self.rows)
+
+    @cached_property
+    def completed_tokens(self) -> tuple[np.ndarray, np.ndarray]:
+        """The same of the requests that did not fail."""
+        return _arrivals(self.rows[~self.rows["failed"]])
+
+    @cached_property
+    def partial_tokens(self) -> tuple[np.ndarray, np.ndarray]:
+        """The same of the requests that failed."""
+        return _arrivals(self.rows[self.rows["failed"]])
 
     @cached_property
     def gaps(self) -> np.ndarray:
@@ -105,13 +118,16 @@ class CaseData:
 
     def latencies(self, name: str, failures: bool = True) -> np.ndarray:
         """Values of one latency over the population; a failure is +inf in TTFT and E2E, or left
-        out.
+        out. So is a response without a visible token in the time to that, which older campaigns
+        did not record.
         """
         if name == "itl_s":
             return self.gaps
         values = self.scheduled[name]
         if name in ("ttft_s", "e2e_s"):
             values = values.where(~self.scheduled["failed"], np.inf if failures else NAN)
+        if name == "visible_ttft_s" and self.rows["token_source"].notna().any():
+            values = values.where(~self.scheduled["failed"], np.inf).fillna(np.inf)
         return values.dropna().to_numpy()
 
     def samples(self, column: str) -> pd.DataFrame:
@@ -144,6 +160,20 @@ class CaseData:
         return [
             column for column in map(str, self.telemetry) if re.fullmatch(rf"gpu\d+_{name}", column)
         ]
+
+
+def credible_usage(requests: pd.DataFrame) -> pd.Series:
+    """The tokens that the server says it generated for each request; nan where it does not say so,
+    or where it says what cannot be, so that they were counted instead.
+    """
+    return requests["tokens"].where(requests["token_source"].ne("counted"))
+
+
+def _arrivals(requests: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    times, numbers = list(requests["token_s"]), list(requests["token_n"])
+    if not times:
+        return np.empty(0), np.empty(0)
+    return np.concatenate(times), np.concatenate(numbers)
 
 
 def read_case(

@@ -28,8 +28,8 @@ class InputError(Exception):
 class Published:
     """What a campaign keeps in place of its raw rows once it is published: `table`, metrics.csv
     with a row a case; `checks`, a row a check, with the case's `index`; `latencies`, a row a
-    request of a window with `index`, `ttft_s`, `tpot_s`, `e2e_s` and `failed`, empty but for a
-    search for capacity.
+    request of a window with `index`, `ttft_s`, `tpot_s`, `tpot_missing`, `e2e_s` and `failed`,
+    empty but for a search for capacity.
     """
 
     table: pd.DataFrame
@@ -126,9 +126,10 @@ def newest_campaign(results: Path = RESULTS) -> Path:
     return max(found)[1]
 
 
-def read_campaign(folder: Path | str | None = None) -> Campaign:
+def read_campaign(folder: Path | str | None = None, max_errors: float | None = None) -> Campaign:
     """Reads a campaign, also one that is half finished; without a folder the newest in results/.
-    Raises InputError.
+    `max_errors`: share of failed requests above which a case is invalid, instead of the campaign's
+    own. Raises InputError.
     """
     folder = Path(folder) if folder else newest_campaign()
     if not (folder / "campaign.json").is_file():
@@ -140,6 +141,8 @@ def read_campaign(folder: Path | str | None = None) -> Campaign:
     data["calibration"] = (
         _json(folder / "calibration.json") if (folder / "calibration.json").is_file() else None
     )
+    if max_errors is not None:
+        data["max_errors"] = max_errors
     runs, folders = {}, {}
     for path in sorted(folder.glob("cases/*/run.json")):
         run = _json(path)
@@ -147,6 +150,11 @@ def read_campaign(folder: Path | str | None = None) -> Campaign:
         runs[index], folders[index] = run, path.parent
     published = None
     if not runs and (folder / PUBLISHED).is_file():
+        if max_errors is not None:
+            raise InputError(
+                f"{folder} is published without its requests, so that another --max-errors cannot"
+                " be applied: run the campaign again"
+            )
         cases_file = _json(folder / PUBLISHED)
         runs = {int(run["case"]["index"]): run for run in cases_file["runs"]}
         published = _published(folder, cases_file["checks"])
@@ -183,9 +191,11 @@ def _published(folder: Path, checks: list[Json]) -> Published:
     table[[*text]] = table[[*text]].fillna("")
     numbers = table.columns.difference([*text, "index", "repetition", "valid"])
     table[numbers] = table[numbers].astype("float64")
-    names = ["index", "ttft_s", "tpot_s", "e2e_s", "failed"]
+    names = ["index", "ttft_s", "tpot_s", "tpot_missing", "e2e_s", "failed"]
     file = folder / "latencies.parquet"
     latencies = pd.read_parquet(file) if file.is_file() else pd.DataFrame(columns=names)
+    if "tpot_missing" not in latencies:  # as published by an older version
+        latencies = latencies.assign(tpot_missing=False)
     judged = pd.DataFrame(checks)
     if len(judged):
         judged["value"] = pd.to_numeric(judged["value"])

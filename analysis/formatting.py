@@ -58,6 +58,17 @@ def unit_of(name: str) -> str:
     return METRICS[name].display_unit or METRICS[name].unit
 
 
+def shorten(text: str, most: int = 200) -> str:
+    """The first line of a text without what would introduce the second, and no more than `most`
+    characters of it.
+
+    >>> shorten("the server ended by itself; its last log lines:\\n...", 30)
+    'the server ended by itself; i…'
+    """
+    line = text.strip().split("\n")[0].rstrip(" :;")
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
 def workload_title(scenario: str, users: float, rate: float) -> str:
     """
     >>> title("chat", 8.0, float("nan"))

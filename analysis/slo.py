@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from analysis.dataset import InputError
 from analysis.stats import CONFIDENCE, percentile, values_needed
@@ -57,7 +57,8 @@ class Bound(NamedTuple):
 class BoundResult(NamedTuple):
     """How far a case kept a bound: `met` of `of` requests did; [low, high] is the 95% interval of
     their share (Clopper, Pearson, "The use of confidence or fiducial limits illustrated in the case
-    of the binomial", 1934), `seen` the percentile that was seen, s (of errors: their share).
+    of the binomial", 1934), `seen` the percentile that was seen, s (of errors: their share; nan if
+    it is one of the `unmeasured`, of which it is not known whether they met the bound).
     """
 
     bound: Bound
@@ -66,11 +67,17 @@ class BoundResult(NamedTuple):
     low: float
     high: float
     seen: float
+    unmeasured: int = 0
 
     @property
     def holds(self) -> bool:
         """What was seen is within the bound."""
         return self.met >= self.bound.share * self.of - 1e-9
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it holds does not depend on those that were not measured."""
+        return self.holds or self.met + self.unmeasured < self.bound.share * self.of - 1e-9
 
     @property
     def needed(self) -> int:
@@ -109,29 +116,42 @@ def parse_slo(text: str) -> tuple[Bound, ...]:
     return tuple(found)
 
 
+def parse_max_errors(text: str) -> float:
+    """A share of requests, from "5%" or "0.05". Raises InputError."""
+    number = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
+    share = float(number[1]) / (100 if number[2] else 1) if number else math.nan
+    if not 0 <= share <= 1:
+        raise InputError(f"--max-errors {text}: give a share of the requests, such as 5%")
+    return share
+
+
 def request_bounds(bounds: Sequence[Bound]) -> dict[str, float]:
     """What one request has to meet: latency's name -> seconds."""
     return {bound.latency: bound.seconds for bound in bounds if bound.latency != "failed"}
 
 
 def judge_bounds(requests: pd.DataFrame, bounds: Sequence[Bound]) -> list[BoundResult]:
-    """`requests`: those scheduled in the window, with the columns of Observed.rows. A failure
-    misses the bounds of TTFT and E2E; it has no TPOT, nor has an answer of one token.
+    """`requests`: those scheduled in the window, with the columns of CaseData.rows. A failure
+    misses the bounds of TTFT and E2E; it has no TPOT, nor has a response of one token. One of
+    several tokens whose TPOT was not measured (`tpot_missing`) meets no bound of it.
     """
+    missing = requests.get("tpot_missing", pd.Series(False, requests.index))
     found = []
     for bound in bounds:
+        unmeasured = int(missing.sum()) if bound.latency == "tpot_s" else 0
         if bound.latency == "failed":
             met = (~requests["failed"]).to_numpy()
             seen = 1 - float(met.mean()) if len(met) else math.nan
         else:
             values = requests[bound.latency]
             values = (
-                values.dropna()
+                values.mask(missing, np.inf).dropna()
                 if bound.latency == "tpot_s"
                 else values.where(~requests["failed"], np.inf).fillna(np.inf)
             )
             met = (values <= bound.seconds).to_numpy()
             seen = percentile(values.to_numpy(), 100 * bound.share)
+            seen = math.nan if unmeasured and math.isinf(seen) else seen
         found.append(
             BoundResult(
                 bound,
@@ -139,6 +159,7 @@ def judge_bounds(requests: pd.DataFrame, bounds: Sequence[Bound]) -> list[BoundR
                 len(met),
                 *attainment_interval(int(met.sum()), len(met)),
                 seen,
+                unmeasured,
             )
         )
     return found
@@ -149,7 +170,7 @@ def attainment_interval(met: int, of: int) -> tuple[float, float]:
     """Two-sided Clopper-Pearson interval of the share met / of; everything if `of` is 0."""
     if not of:
         return 0.0, 1.0
-    interval = stats.binomtest(met, of).proportion_ci(CONFIDENCE, method="exact")
+    interval = scipy.stats.binomtest(met, of).proportion_ci(CONFIDENCE, method="exact")
     return float(interval.low), float(interval.high)
 
 

@@ -20,7 +20,7 @@ from analysis import checks, metrics, stats
 from analysis.case import CaseData, read_case
 from analysis.checks import verdict
 from analysis.dataset import Campaign, InputError
-from analysis.formatting import format_estimate, format_number, unit_of, workload_title
+from analysis.formatting import shorten, workload_title
 from analysis.hardware import NO_COST, MachineCost
 from analysis.metrics import METRICS
 from analysis.slo import DEFAULT, parse_slo, request_bounds
@@ -160,7 +160,7 @@ def timeline_frame(case: CaseData) -> pd.DataFrame:
     sees it), server_running and server_waiting (as the server says), from the first request to the
     last token.
     """
-    times, numbers = case.tokens
+    times, numbers = case.completed_tokens
     if not len(times) or not case.length > 0:
         return pd.DataFrame(
             columns=[
@@ -233,6 +233,14 @@ class ServerSummary:
     def why(self) -> str:
         """Why there is no number, of all its cases that have none."""
         return "; ".join(dict.fromkeys(self.cases.loc[~self.cases["valid"], "why"]))
+
+    @property
+    def cause(self) -> str:
+        """Why its first case without a number has none, on one short line: the cause comes
+        first.
+        """
+        invalid = self.cases.loc[~self.cases["valid"], "why"]
+        return shorten(invalid.iloc[0]) if len(invalid) else ""
 
 
 @dataclass(frozen=True)
@@ -325,48 +333,3 @@ def build_sweeps(found: list[Comparison]) -> list[Sweep]:
 def _load(comparison: Comparison) -> tuple[float, float]:
     first = comparison.systems[0].cases.iloc[0]
     return np.nan_to_num(first["users"]), np.nan_to_num(first["rate"])
-
-
-def describe_result(comparison: Comparison) -> str:
-    """One or two sentences: who was best under this traffic by the comparison's metric, and by how
-    much.
-    """
-    ranked = [s for s in comparison.systems if s.rank]
-    if not ranked:
-        return f"Under {comparison.title} no server has a valid case yet."
-    best, metric = ranked[0], comparison.metric
-    if math.isinf(best.estimate.mean):
-        return (
-            f"Under {comparison.title} so many requests of every server failed that none has an"
-            f" {METRICS[metric].label}."
-        )
-    runs = "one run" if best.estimate.runs == 1 else f"{best.estimate.runs} runs"
-    what = (
-        "sustained the most valid output throughput"
-        if metric == "output_tokens_per_s"
-        else f"had the lowest {METRICS[metric].label}"
-    )
-    text = (
-        f"Under {comparison.title}, {best.name} {what}: {format_estimate(metric, best.valid)}"
-        f" {unit_of(metric)} ({runs})"
-    )
-    if len(ranked) == 1:
-        return f"{text}; no other server has a valid case."
-    if math.isinf(ranked[1].estimate.mean):
-        return f"{text}. Of {ranked[1].name} so many requests failed that it has none."
-    point, low, high = stats.mean_ratio(best.valid[metric], ranked[1].valid[metric])
-    by = f"{format_number(point)} times that of {ranked[1].name}" + (
-        "" if math.isnan(low) else f" (95% interval {low:.2f} to {high:.2f})"
-    )
-    tied = [s for s in ranked if s.rank == 1]
-    if len(tied) > 1:
-        return (
-            f"{text}. It is a tie with {', '.join(s.name for s in tied[1:])}: the intervals"
-            f" overlap; it had {by}."
-        )
-    single = min(s.estimate.runs for s in ranked[:2]) == 1
-    return f"{text}, {by}." + (
-        " One run has no interval: repeat it before relying on a small difference."
-        if single
-        else ""
-    )

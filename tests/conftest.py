@@ -13,6 +13,11 @@ from tests.helpers import installed
 # Started in the background by a shell without job control, we ignore Ctrl-C, and so would every
 # process that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Containers often forbid Python to keep what it has compiled, and uv compiles nothing. Each of the
+# thousand processes here would compile the same packages again: half of the time of all tests.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+OF_SERVERS = ("test_servers.py", "test_own_starts.py", "test_options.py", "test_fuzz.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -41,10 +46,7 @@ def _group(item: pytest.Item) -> str:
         return "vllm"
     parameters: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
     server = parameters.get("server") or parameters.get("foreign") or parameters.get("name")
-    if (
-        item.path.name not in ("test_servers.py", "test_options.py", "test_fuzz.py")
-        or server is None
-    ):
+    if item.path.name not in OF_SERVERS or server is None:
         return item.path.stem
     return (
         server if isinstance(server, str) else server[0] if server[1] == "simulated" else server[1]

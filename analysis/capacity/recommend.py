@@ -16,7 +16,7 @@ from analysis import slo
 from analysis.capacity import search
 from analysis.capacity.search import Capacity, MeasuredCase
 from analysis.dataset import Campaign, InputError
-from analysis.formatting import format_number
+from analysis.formatting import format_number, shorten
 from analysis.hardware import Price
 from loadtests.schema import system_label
 
@@ -56,13 +56,14 @@ class Choice(NamedTuple):
 
 
 class Recommendation(NamedTuple):
-    """`choices`: the best first. `without`: servers that cannot be recommended, and why. `changes`:
-    what would change the answer.
+    """`choices`: the best first. `without`: servers that cannot be recommended, and why; `invalid`:
+    those of them that have no valid case. `changes`: what would change the answer.
     """
 
     traffic: str
     choices: list[Choice]
     without: list[tuple[str, str]]
+    invalid: list[tuple[str, str]]
     changes: list[str]
 
 
@@ -103,7 +104,11 @@ def recommend(
         *_by_slo(systems, rate, bounds, headroom),
     ]
     return Recommendation(
-        traffic, choices, _without(campaign, systems, bounds), changes if choices else []
+        traffic,
+        choices,
+        _without(campaign, systems, bounds),
+        _invalid(campaign, systems),
+        changes if choices else [],
     )
 
 
@@ -261,26 +266,43 @@ def _without(
                     ),
                 )
             )
-    searched = (campaign.data.get("search") or {}).get("systems") or []
-    there = {system.name for system in systems}
-    for each in searched:
-        name = f"{system_label(each['server'], each['options'])} ({each['engine']})"
-        if name not in there:
-            there.add(name)
-            of = campaign.cases[
-                campaign.cases["server"].eq(system_label(each["server"], each["options"]))
-                & campaign.cases["reason"].ne("")
-            ]
-            found.append(
-                (
-                    name,
-                    "; ".join(
-                        f"{state}: {reason}"
-                        for state, reason in zip(of["state"], of["reason"], strict=True)
-                    )
-                    or "not measured",
-                )
-            )
+    return [*found, *_never_measured(campaign, systems)]
+
+
+def _invalid(campaign: Campaign, systems: Sequence[CandidateServer]) -> list[tuple[str, str]]:
+    """Those without a valid case, but for those that were skipped."""
+    found = [
+        (system.name, shorten(system.cases[0].why))
+        for system in systems
+        if not any(case.valid for case in system.cases)
+    ]
+    found += [(name, shorten(why)) for name, why in _never_measured(campaign, systems)]
+    return [(name, why) for name, why in found if not why.startswith("skipped: ")]
+
+
+def _never_measured(
+    campaign: Campaign, systems: Sequence[CandidateServer]
+) -> list[tuple[str, str]]:
+    """Systems of a search that has no case of them under the traffic in question, and why: their
+    search ended where it began.
+    """
+    sought = campaign.data.get("search") or {}
+    there, found = {system.name for system in systems}, []
+    for each in sought.get("systems") or []:
+        label = system_label(each["server"], each["options"])
+        name = f"{label} ({each['engine']})"
+        if name in there:
+            continue
+        there.add(name)
+        begun = (each["scenario"], sought["saturation"].get(each["scenario"]))
+        cases = [
+            case
+            for scenario in filter(None, begun)
+            for case in search.measured_cases(campaign, label, each["engine"], scenario)
+        ]
+        found.append(
+            (name, "; ".join(dict.fromkeys(filter(None, (c.why for c in cases)))) or "not measured")
+        )
     return found
 
 

@@ -27,6 +27,7 @@ MOST_CASES = 8  # for one server, that at saturation included
 GROWTH = 1.25
 OF_SATURATION = 0.8  # the estimate: at the rate of saturation the queue has no end
 SATURATION_S = 10.0  # window of the case at saturation
+OVERLOADED = ("steadiness", "errors")  # names of checks that overload fails
 
 
 class LoadProbe(NamedTuple):
@@ -42,8 +43,8 @@ class LoadProbe(NamedTuple):
 
     @property
     def is_certain(self) -> bool:
-        """It holds if all bounds certainly do, and does not if one certainly does not, or if it was
-        never steady.
+        """It holds if all bounds certainly do; it does not if one certainly does not, or if the
+        case is invalid.
         """
         judged = [each for each in self.bound_results if each.of]
         if self.holds:
@@ -101,14 +102,15 @@ def next_load(
 
 
 class MeasuredCase(NamedTuple):
-    """A case at a load. `requests`: those of its window, with the columns that `slo.kept` needs;
-    None if it has no number, and `why`.
+    """A case at a load. `requests`: those of its window, with the columns that `slo.judge_bounds`
+    needs; None if it cannot tell whether the load holds, and `why`. A case that is not `valid` may
+    tell: it does not hold.
     """
 
     load: float
     case: int
     requests: pd.DataFrame | None
-    steady: bool
+    valid: bool
     why: str
 
 
@@ -127,25 +129,20 @@ def measured_cases(
             )
             continue
         bad, latencies = _judged_window(campaign, case["index"])
-        # What is never steady is above what the server carries: an answer to the question of
-        # capacity, though no number.
-        invalid = any(check.name != "steadiness" for check in bad)
-        requests = None if invalid else latencies
-        found.append(
-            MeasuredCase(
-                load,
-                case["index"],
-                requests,
-                not bad,
-                "; ".join(f"{c.name}: {c.detail}" for c in bad),
-            )
-        )
+        # What is never steady, or fails too often, is above what the server sustains: an answer
+        # to the question of capacity, though no number. Where every request failed, a lower load
+        # would not help.
+        nothing = bool(latencies["failed"].all())
+        unknown = nothing or any(check.name not in OVERLOADED for check in bad)
+        reasons = [f"{c.name}: {c.detail}" for c in bad] or ["no request in the window"] * nothing
+        requests = None if unknown else latencies
+        found.append(MeasuredCase(load, case["index"], requests, not bad, "; ".join(reasons)))
     return found
 
 
 def _judged_window(campaign: Campaign, index: int) -> tuple[list[verdict.Check], pd.DataFrame]:
     """(failed checks, latencies of the window's requests) of a case that ended ok."""
-    names = ["ttft_s", "tpot_s", "e2e_s", "failed"]
+    names = ["ttft_s", "tpot_s", "tpot_missing", "e2e_s", "failed"]
     if published := campaign.published:
         if published.latencies.empty:
             raise InputError(
@@ -165,12 +162,18 @@ def judge_probe(case: MeasuredCase, bounds: Sequence[slo.Bound]) -> LoadProbe:
     if case.requests is None:
         return LoadProbe(case.load, None, case.case, case.why)
     bound_results = tuple(slo.judge_bounds(case.requests, bounds))
-    judged = [each for each in bound_results if each.of]  # answers of one token have no TPOT
+    judged = [each for each in bound_results if each.of]  # responses of one token have no TPOT
     few = [each for each in judged if each.of < each.needed]
-    if not case.steady or any(
-        not each.holds and (each not in few or each.is_certain) for each in judged
+    if not case.valid or any(
+        not each.holds and each.is_known and (each not in few or each.is_certain) for each in judged
     ):
         return LoadProbe(case.load, False, case.case, case.why, bound_results)
+    if unknown := next((each for each in judged if not each.is_known), None):
+        why = (
+            f"TPOT is not known of {unknown.unmeasured:,} of {unknown.of:,} responses, since they"
+            " have no usage that can be believed: give an SLO without tpot"
+        )
+        return LoadProbe(case.load, None, case.case, why, bound_results)
     if few or not judged:  # a percentile that the sample cannot carry is none
         said = [
             f"n too small: {each.of} requests for {each.bound}, {each.needed} are needed"
@@ -214,7 +217,10 @@ def needed_case(campaign: Campaign, server: str, engine: str, scenario: str) -> 
             }
         if (cases["state"] != "ok").all():
             return None  # it was skipped, or cannot carry this load: the report says why
-        carried = metrics.requests.requests_per_s(read_case(campaign, int(cases["index"].iloc[-1])))
+        last = read_case(campaign, int(cases["index"].iloc[-1]))
+        if len(last.rows) and last.rows["failed"].all():
+            return None  # nor would it at another load
+        carried = metrics.requests.requests_per_s(last)
         estimate = OF_SATURATION * carried if carried > 0 else table["rate"]
         most -= 1
     load = next_load(estimate, list_probes(campaign, server, engine, scenario), most, whole)

@@ -7,18 +7,22 @@ A new check is one function with a remedy in one of these modules, and one entry
 from collections.abc import Callable
 
 from analysis.case import CaseData
-from analysis.checks import load, machine, responses
+from analysis.checks import errors, load, machine, responses, token_counts
 from analysis.checks.verdict import Check
 
-# In the order of the report.
+# In the order of causes, which is that of the report: what comes first explains what comes later.
 CHECKS: tuple[Callable[[CaseData], Check | None], ...] = (
-    responses.check_contract,
+    errors.check_errors,
     responses.check_answers,
+    responses.check_contract,
     responses.check_agreement,
+    token_counts.check_token_counts,
+    token_counts.check_usage,
+    token_counts.check_lengths,
     responses.check_rows,
     responses.check_served,
-    responses.check_token_counts,
-    responses.check_errors,
+    errors.check_resent,
+    errors.check_retry_after,
     load.check_arrivals,
     load.check_load_cpu,
     load.check_send_lag,

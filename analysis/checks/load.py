@@ -5,6 +5,7 @@ import numpy as np
 from analysis import metrics, stats
 from analysis.case import CaseData
 from analysis.checks import hidden_pauses, load_generator
+from analysis.checks.errors import skip_after_errors
 from analysis.checks.verdict import Check, check_limit
 
 SLICES = 12
@@ -20,6 +21,8 @@ def check_arrivals(case: CaseData) -> Check | None:
     found = {"scheduled": len(case.scheduled)}
     if case.scheduled["slot_s"].isna().all():  # a cap on concurrency sends later by intention
         found["sent"] = int(case.inside(case.rows["sent_s"]).sum())
+    if skipped := skip_after_errors(case, "arrivals"):
+        return skipped
     ok = planned > 0 and all(abs(n - planned) <= max(0.02 * planned, 1) for n in found.values())
     detail = (
         f"{planned:,} planned, {' and '.join(f'{n:,} {what}' for what, n in found.items())} in the"
@@ -30,6 +33,8 @@ def check_arrivals(case: CaseData) -> Check | None:
 
 def check_load_cpu(case: CaseData) -> Check:
     """The load generator used less than 80% of the cores that it could use."""
+    if skipped := skip_after_errors(case, "load generator's CPU"):
+        return skipped
     share = metrics.resources.load_cpu_share(case)
     return check_limit(
         "load generator's CPU",
@@ -45,6 +50,8 @@ def check_send_lag(case: CaseData) -> Check:
     """P99 of sent - scheduled (under a cap on concurrency: sent - slot) is below 1% of the median
     E2E or below 5 ms, whichever is larger.
     """
+    if skipped := skip_after_errors(case, "send lag"):
+        return skipped
     lag = stats.percentile(case.latencies("client_lag_s"), 99)
     bound = np.fmax(0.01 * stats.percentile(case.latencies("e2e_s", failures=False), 50), 0.005)
     return check_limit(
@@ -68,12 +75,14 @@ def check_client_error(case: CaseData) -> Check:
             " else runs"
         ),
     )
-    found = load_generator.find_problems(case)
-    if found:
-        return Check(name, False, "invalid", f"client-bound: {'; '.join(found)}", remedy)
+    if skipped := skip_after_errors(case, name):
+        return skipped
     shares = load_generator.error_shares(case)
     if not shares:
         return Check(name, None, "invalid", "too few requests", remedy)
+    found = load_generator.find_problems(case)
+    if found:
+        return Check(name, False, "invalid", f"client-bound: {'; '.join(found)}", remedy)
     worst, share = next(iter(shares.items()))
     calibrated = (
         "" if load_generator.noise_floor_of(case) else ", but the load generator was not calibrated"
@@ -152,7 +161,9 @@ def check_steadiness(case: CaseData) -> Check:
         return Check(
             name, None, "invalid", "not tested: the scenario's demand varies by plan", remedy
         )
-    times, numbers = case.tokens
+    if skipped := skip_after_errors(case, name):
+        return skipped
+    times, numbers = case.completed_tokens
     if not case.length > 0 or not case.inside(times).any():
         return Check(name, None, "invalid", "no tokens in the window", remedy)
     edges = np.linspace(*case.window, SLICES + 1)

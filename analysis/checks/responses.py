@@ -1,18 +1,21 @@
-"""Checks of what the server did: contract, responses, token counts, errors."""
+"""Checks of what the server did: contract, responses, rows, its own counts."""
 
 import math
 
-from analysis import metrics
-from analysis.case import CaseData
-from analysis.checks.verdict import Check, check_limit, is_planted
+from analysis.case import CaseData, credible_usage
+from analysis.checks.verdict import Check, is_planted
 
 
 def check_contract(case: CaseData) -> Check:
-    """Every check of the contract held before the load and after it."""
+    """Every check of the contract held before the load and after it. An endpoint that was profiled
+    is checked only as far as wrong numbers would follow.
+    """
     name, remedy = (
         "contract",
         "run `python -m servers` with this server and fix what its verification names",
     )
+    if case.run.get("profile") and not case.run.get("verify_before"):
+        return Check(name, None, "invalid", "profiled, and not held to our contract", remedy)
     for key, when in (("verify_before", "before"), ("verify_after", "after")):
         checks = case.run.get(key)
         if not checks:
@@ -114,9 +117,9 @@ def check_served(case: CaseData) -> Check:
         case.rows[~case.rows["failed"]],
         case.rows[case.rows["failed"] & case.rows["sent_s"].notna()],
     )
-    least = {"requests": len(whole), "tokens": whole["tokens"].sum(skipna=False)}
+    least = {"requests": len(whole), "tokens": credible_usage(whole).sum(skipna=False)}
     more = {"requests": len(broken), "tokens": broken["max_tokens"].sum()}
-    # no tokens if an answer came without usage
+    # no tokens if a response came without usage that can be believed
     known = [what for what in least if not math.isnan(least[what])]
     ok = all(least[what] <= said[what] <= least[what] + more[what] for what in known)
     detail = ", ".join(
@@ -125,43 +128,3 @@ def check_served(case: CaseData) -> Check:
         for what in known
     )
     return Check(name, ok, severity, detail, remedy)
-
-
-def check_token_counts(case: CaseData) -> Check:
-    """Complete answers have the tokens that were asked for, by the server's usage and by the
-    chunks, whose words are counted. A server that never gives usage is judged by the chunks alone.
-    """
-    name, remedy = (
-        "token counts",
-        "the server must honour max_tokens and ignore_eos, and its usage must be right",
-    )
-    if not is_planted(case):
-        return Check(
-            name, None, "invalid", "the model has no planted rule", "use the default model"
-        )
-    done = case.rows[~case.rows["failed"]]
-    chunks = metrics.requests.sum_arrays(done["token_n"])
-    reported = done["tokens"] if done["tokens"].notna().any() else chunks
-    bad = int(((reported != done["max_tokens"]) | (reported != chunks)).sum())
-    return Check(
-        name,
-        not bad,
-        "invalid",
-        f"{bad:,} of {len(done):,} answers have another number of tokens",
-        remedy,
-    )
-
-
-def check_errors(case: CaseData) -> Check:
-    """At most 1% of the window's requests failed."""
-    share = metrics.requests.error_share(case)
-    common = case.scheduled["error"].value_counts()
-    detail = f"{share:.1%} failed" + (f", most often: {common.index[0]}" if len(common) else "")
-    return check_limit(
-        "errors",
-        share <= 0.01,
-        share,
-        "warning",
-        detail,
-        "lower the load, or look at the server's log",
-    )

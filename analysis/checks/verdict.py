@@ -8,9 +8,10 @@ from analysis.stats import NAN
 
 
 class Check(NamedTuple):
-    """`ok` is None where it was not measured; `severity` is "invalid" or "warning"; `remedy` says
-    what to do if not ok. `value`: the one number that was held against a limit, of which more is
-    worse; nan if there is none.
+    """`ok` is None where it was not measured; `severity` is "invalid" (a number is wrong),
+    "warning" (it is less exact than it looks) or "note" (it is right, and this belongs beside it);
+    `remedy` says what to do if not ok. `value`: the one number that was held against a limit, of
+    which more is worse; nan if there is none.
     """
 
     name: str
@@ -31,12 +32,27 @@ def check_limit(name: str, ok: Any, value: float, severity: str, detail: str, re
     return Check(name, bool(ok), severity, detail, remedy, float(value))
 
 
+def format_share(share: float) -> str:
+    """
+    >>> format_share(1.0), format_share(0.0312)
+    ('100%', '3.12%')
+    """
+    return f"{100 * share:.3g}%"
+
+
 def is_planted(case: CaseData) -> bool:
     """Whether every right answer is known; the simulated engine's always are."""
     return (
         bool((case.campaign.get("model") or {}).get("planted"))
         or case.run["case"]["engine"] == "simulated"
     )
+
+
+def is_strict(case: CaseData) -> bool:
+    """Whether a server is held to exact responses and counts: our own with a known-answer model,
+    and no endpoint that was profiled.
+    """
+    return is_planted(case) and not case.run.get("profile")
 
 
 def server_cores(case: CaseData) -> int | None:

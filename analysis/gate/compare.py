@@ -17,7 +17,7 @@ from rich.text import Text
 
 from analysis import formatting, stats
 from analysis.dataset import InputError, Json
-from analysis.formatting import format_number
+from analysis.formatting import format_number, shorten
 from analysis.metrics import METRICS
 from analysis.stats import NAN
 from analysis.summary import SYSTEM, TRAFFIC, Summary
@@ -108,6 +108,21 @@ def match_cases(a: Summary, b: Summary) -> tuple[list[Match], list[str], list[st
     """(matched, only in A, only in B), in the order of A's plan."""
     found, only_a, only_b = pair_cases(a, b)
     return [_match(*pair) for pair in found], only_a, only_b
+
+
+def list_missing(a: Summary, b: Summary) -> list[tuple[str, str]]:
+    """(case, why) of the matched cases that cannot be compared, since one of the campaigns has no
+    valid run of it; what neither could run (skipped in both) is none.
+    """
+    pairs, _, _ = pair_cases(a, b)
+    if not pairs:
+        return [("both campaigns", "they have no case in common")]
+    return [
+        (name, shorten(_match(name, *sides).why))
+        for name, *sides in pairs
+        if not all(side["valid"].any() for side in sides)
+        and not all(side["state"].eq("skipped").all() for side in sides)
+    ]
 
 
 def pair_cases(

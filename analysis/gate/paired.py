@@ -7,10 +7,10 @@ alpha = 0.022 (Pocock's constant of three looks at 5%: S. J. Pocock, "Group sequ
 Biometrika 64, 1977), Holm over all metrics of all systems. Control must not differ from base, by
 the same test at 0.002.
 
-Without statistics: a broken contract, a wrong answer, a lost row or a server that does not start is
-a fault, and makes the gate invalid. What only spoils a run (a load generator that was late, a load
-that was not steady) sets its repetition aside; it is replaced, and too many make the gate invalid,
-too.
+Without statistics: too many failed requests, a broken contract, a wrong answer, a lost row or a
+server that does not start is a fault, and makes the gate invalid. What only spoils a run (a load
+generator that was late, a load that was not steady) sets its repetition aside; it is replaced, and
+too many make the gate invalid, too.
 """
 
 import math
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import fisher_exact
+import scipy
 
 from analysis import formatting, slo, stats
 from analysis.case import read_case
@@ -38,7 +38,7 @@ ALPHA = 0.022
 CONTROL_ALPHA = 0.002
 MOST_SET_ASIDE = 5  # repetitions of one system
 # names of checks (validity.py) that no luck explains
-FAULTS = ("contract", "answers", "rows", "server's counts", "token counts")
+FAULTS = ("errors", "contract", "answers", "rows", "server's counts", "token counts")
 # of the machine: named, and otherwise left to the statistics
 NAMED = ("other processes", "steal", "swap", "GPU clocks")
 SIDES = ("base", "head", "control")
@@ -173,7 +173,7 @@ def _look(ready: Sequence[Repetitions], look: int, wanted: GateRules, of: int) -
                 " machine, or use another one"
             )
         means = (
-            float(values[[("base", metric), ("control", metric)]].to_numpy().mean()),
+            float(np.mean([values["base", metric], values["control", metric]])),
             float(values["head", metric].mean()),
         )
         noise = math.expm1((control.high - control.low) / 2)
@@ -185,7 +185,7 @@ def _look(ready: Sequence[Repetitions], look: int, wanted: GateRules, of: int) -
 def _unjudged(metric: str, each: Repetitions) -> str:
     """Why a metric has no verdict; empty if it may have one."""
     if sample := METRICS[metric].sample:
-        least = float(each.values.xs(sample, axis="columns", level=1).min().min())
+        least = min(float(each.values[side, sample].min()) for side in SIDES)
         if why := verdicts.explain_too_few(metric, least):
             return why
     if not (
@@ -287,7 +287,7 @@ def _too_many_set_aside(each: Repetitions, summary: Summary) -> None:
         for kind in ("base", "head")
     }
     table = [[sum(bad[kind]), len(bad[kind]) - sum(bad[kind])] for kind in ("head", "base")]
-    p = float(fisher_exact(table, alternative="greater").pvalue)
+    p = float(scipy.stats.fisher_exact(table, alternative="greater").pvalue)
     if p < ALPHA:
         shares = sum(bad["base"]) / len(bad["base"]), sum(bad["head"]) / len(bad["head"])
         each.system.rows = [

@@ -35,7 +35,15 @@ def _percentiles() -> list[Metric]:
             "ttft_s",
             "TTFT",
             "requests_scheduled",
-            "first chunk with a generated token - scheduled; a failure counts as +inf",
+            "first chunk with a generated token, visible or reasoning - scheduled; a failure counts"
+            " as +inf",
+        ),
+        (
+            "visible_ttft_s",
+            "visible TTFT",
+            "requests_scheduled",
+            "first chunk with visible text, no reasoning - scheduled; a failure counts as +inf, as"
+            " does a response without visible text",
         ),
         (
             "tpot_s",
@@ -110,6 +118,13 @@ METRICS = {
             "higher",
             requests.output_tokens_per_s,
         ),
+        Metric(
+            "partial_tokens_per_s",
+            "tokens of failed requests",
+            "tokens/s",
+            "",
+            requests.partial_tokens_per_s,
+        ),
         Metric("requests_per_s", "requests", "1/s", "higher", requests.requests_per_s),
         Metric(
             "user_tokens_per_s",
@@ -159,6 +174,9 @@ METRICS = {
         Metric("goodput_per_s", "goodput", "1/s", "higher", requests.goodput_per_s),
         Metric(
             "slo_attainment", "SLO attainment", "share", "higher", requests.slo_attainment, "%", 100
+        ),
+        Metric(
+            "reasoning_share", "reasoning tokens", "share", "", requests.reasoning_share, "%", 100
         ),
         Metric("tokens_per_chunk", "tokens a chunk", "tokens", "", requests.tokens_per_chunk),
         Metric(

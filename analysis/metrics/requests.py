@@ -10,9 +10,26 @@ from analysis.stats import NAN, percentile
 
 
 def output_tokens_per_s(case: CaseData) -> float:
-    """Tokens that arrived inside the window / its length, whatever request they belong to."""
-    times, numbers = case.tokens
+    """Tokens that arrived inside the window / its length, of requests that did not fail."""
+    times, numbers = case.completed_tokens
     return float(numbers[case.inside(times)].sum()) / case.length
+
+
+def partial_tokens_per_s(case: CaseData) -> float:
+    """Tokens that arrived inside the window / its length, of requests that failed later: nobody
+    could use them, so they are no output throughput.
+    """
+    times, numbers = case.partial_tokens
+    return float(numbers[case.inside(times)].sum()) / case.length
+
+
+def reasoning_share(case: CaseData) -> float:
+    """Share of reasoning tokens in all tokens of the requests scheduled in the window that did not
+    fail.
+    """
+    r = case.scheduled[~case.scheduled["failed"] & case.scheduled["reasoning_tokens"].notna()]
+    tokens = float(sum_arrays(r["token_n"]).sum())
+    return float(r["reasoning_tokens"].sum()) / tokens if tokens > 0 else NAN
 
 
 def user_tokens_per_s(case: CaseData) -> float:
@@ -30,7 +47,8 @@ def requests_per_s(case: CaseData) -> float:
 
 def goodput_per_s(case: CaseData) -> float:
     """Requests that finished inside the window, complete and not wrong, and met every bound of the
-    SLO / its length.
+    SLO / its length. A response of several tokens whose TPOT could not be measured meets no bound
+    of TPOT.
     """
     return float(case.finished["met_slo"].sum()) / case.length
 
@@ -63,14 +81,17 @@ def requests_completed(case: CaseData) -> float:
 
 
 def requests_of_several_tokens(case: CaseData) -> float:
-    """Those of them that did not fail and have more than one token: the n of TPOT and of ITL, whose
-    gaps within one request are no independent values.
+    """Those of them that did not fail and whose TPOT is known, which takes more than one token and
+    a usage that can be believed: the n of TPOT and of ITL, whose gaps within one request are no
+    independent values.
     """
     return float(case.scheduled["tpot_s"].notna().sum()) if case.run.get("window") else NAN
 
 
 def ttft_mean_s(case: CaseData) -> float:
-    """Mean of first chunk with a generated token - scheduled, completed requests only."""
+    """Mean of first chunk with a generated token, visible or reasoning - scheduled, completed
+    requests only.
+    """
     return mean_or_nan(case.latencies("ttft_s", failures=False))
 
 

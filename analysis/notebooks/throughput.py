@@ -18,9 +18,10 @@ import os
 from IPython.display import display
 
 from analysis import dataset, metrics
+from analysis.conclusions import describe_result
 from analysis.plots import figures, tradeoffs
 from analysis.report import comparison_section
-from analysis.summary import build_comparisons, build_sweeps, describe_result, summarise
+from analysis.summary import build_comparisons, build_sweeps, summarise
 
 campaign = dataset.read_campaign(os.environ.get("SERVEOFF_CAMPAIGN"))
 summary = summarise(campaign)

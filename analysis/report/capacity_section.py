@@ -2,9 +2,9 @@
 
 import math
 
-from analysis import slo
+from analysis import conclusions, slo
 from analysis.capacity.search import PRECISION, CapacityResult, find_capacities
-from analysis.formatting import format_number
+from analysis.formatting import format_number, shorten
 from analysis.stats import CONFIDENCE
 from analysis.summary import Summary
 from analysis.templating import View
@@ -26,12 +26,27 @@ def capacity_view(summary: Summary) -> View:
         "precision": f"{PRECISION:.0%}",
         "systems": [_row(summary, f) for f in all_of],
         "answers": [
-            _answer(bounds, [f for f in all_of if f.traffic == traffic]) for traffic in traffics
+            _answer(summary, bounds, [f for f in all_of if f.traffic == traffic])
+            for traffic in traffics
         ],
     }
 
 
-def _answer(bounds: str, systems: list[CapacityResult]) -> str:
+def _answer(summary: Summary, bounds: str, systems: list[CapacityResult]) -> str:
+    """Who sustains how much, and who has no valid case, and why."""
+    missing = dict(conclusions.list_systems_without_case(summary))
+    without = [
+        f"{f.name} has no valid case: {missing[f'{f.name}, {f.traffic}']}"
+        for f in systems
+        if f"{f.name}, {f.traffic}" in missing
+    ]
+    if len(without) == len(systems):
+        return f"Under {systems[0].traffic}, {'; '.join(without)}."
+    text = _describe_best(bounds, systems)
+    return f"{text} {'; '.join(without)}." if without else text
+
+
+def _describe_best(bounds: str, systems: list[CapacityResult]) -> str:
     best = systems[0]
     if math.isnan(best.capacity.holds):
         return f"Under {best.traffic}, no server met {bounds} at any load that was tried."
@@ -104,7 +119,7 @@ def _row(summary: Summary, f: CapacityResult) -> View:
         "broke": _broke(f) or "–",
         "tokens": format_number(tokens),
         "cases": len(f.probes),
-        "ended": _ended(f),
+        "ended": _ended(summary, f),
         "probes": tried,
     }
 
@@ -119,11 +134,15 @@ def _broke(f: CapacityResult) -> str:
     )
 
 
-def _ended(f: CapacityResult) -> str:
+def _ended(summary: Summary, f: CapacityResult) -> str:
     """Why the capacity is not known precisely; empty if it is."""
     without = next((p for p in f.probes if p.holds is None), None)
     if without:
         return f"ended at {format_number(without.load)} {f.unit}, which is invalid: {without.why}"
     if not f.probes:
-        return "no case at any load"
+        own = summary.table[
+            summary.table["server"].eq(f.server) & summary.table["engine"].eq(f.engine)
+        ]
+        why = [shorten(text) for text in own.loc[~own["valid"], "why"]]
+        return f"no case at any load: {why[0]}" if why else "no case at any load"
     return "" if f.is_precise else f"not within {PRECISION:.0%} after {len(f.probes)} cases"

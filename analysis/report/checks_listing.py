@@ -8,14 +8,14 @@ from analysis.dataset import Json
 from analysis.summary import summarise
 
 
-def list_checks(folder: Path | str | None = None) -> list[Json]:
+def list_checks(folder: Path | str | None = None, max_errors: float | None = None) -> list[Json]:
     """[{case, state, valid, why, checks}] in the order of the plan, exactly what the report shows.
     `case` is the identity as in run.json; `state` that of Campaign.cases; `valid`: it has a number,
     and `why` it has none; `checks`: [{name, ok, severity, detail, remedy, value}], ok is null where
     it was not measured, value (validity.Check) where it is no number, and there are none of a case
     that did not end. Raises InputError.
     """
-    campaign = dataset.read_campaign(folder)
+    campaign = dataset.read_campaign(folder, max_errors)
     summary = summarise(campaign)
     return [
         {

@@ -37,6 +37,15 @@ HEADLINE = (
 )
 
 
+# Behind a metric: further ones, if any case has more than 0 of the last.
+BESIDE = {
+    "output_tokens_per_s": (("partial_tokens_per_s",), "partial_tokens_per_s"),
+    "ttft_p99_s": (
+        ("visible_ttft_p50_s", "visible_ttft_p95_s", "visible_ttft_p99_s", "reasoning_share"),
+        "reasoning_share",
+    ),
+}
+
 # Name and caption of each picture.
 CAPTIONS = {
     "curve-e2e": (
@@ -157,7 +166,16 @@ def _comparison(summary: Summary, comparison: Comparison, stem: str) -> View:
 
 
 def headline_metrics(summary: Summary) -> tuple[str, ...]:
-    return (*HEADLINE, *cost_section.cost_columns(summary))
+    """The columns of the headline table: HEADLINE, and behind the metric that they belong to those
+    of BESIDE that say something here.
+    """
+    columns: list[str] = []
+    for name in HEADLINE:
+        columns.append(name)
+        beside, says = BESIDE.get(name, ((), ""))
+        if says and bool((summary.valid[says] > 0).any()):
+            columns += beside
+    return (*columns, *cost_section.cost_columns(summary))
 
 
 def figure_view(kind: str, picture: Picture, stem: str) -> View:

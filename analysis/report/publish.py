@@ -22,7 +22,7 @@ from loadtests import schema
 
 # not report.html, which would hold every figure a second time
 PAGES = ("report.md", "metrics.csv", "campaign.json", "calibration.json")
-LATENCIES = ["ttft_s", "tpot_s", "e2e_s", "failed"]
+LATENCIES = ["ttft_s", "tpot_s", "tpot_missing", "e2e_s", "failed"]
 
 
 def publish(folder: Path, to: Path) -> Path:

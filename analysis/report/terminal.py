@@ -8,9 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis import formatting
+from analysis.conclusions import describe_result
 from analysis.report import capacity_section
 from analysis.report.writer import _concerns
-from analysis.summary import Summary, build_comparisons, describe_result
+from analysis.summary import Summary, build_comparisons
 from analysis.templating import View
 
 # What fits a terminal of 100 columns, with headings that do.

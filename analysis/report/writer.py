@@ -10,12 +10,13 @@ from typing import Any
 import markupsafe
 
 from analysis import dataset, formatting, stats
+from analysis.conclusions import describe_result
 from analysis.dataset import InputError
 from analysis.hardware import NO_COST, MachineCost
 from analysis.metrics import METRICS
-from analysis.report import capacity_section, cost_section, noise_floor_section
+from analysis.report import capacity_section, cost_section, noise_floor_section, profile_section
 from analysis.report.comparison_section import headline_metrics, sweep_view
-from analysis.summary import Summary, build_comparisons, build_sweeps, describe_result, summarise
+from analysis.summary import Summary, build_comparisons, build_sweeps, summarise
 from analysis.templating import TEMPLATES, View, render_markdown, render_page
 
 TITLES = {
@@ -23,6 +24,7 @@ TITLES = {
     "validity": "Can these numbers be believed?",
     "manifest": "How it was measured",
 }
+SEVERITIES = ("invalid", "warning", "note")
 UNFINISHED = (
     "This campaign is not complete: some cases are still running, were killed, or have not started."
 )
@@ -35,11 +37,12 @@ def write_report(
     folder: Path | str | None = None,
     slo: dict[str, float] | None = None,
     machine_cost: MachineCost = NO_COST,
+    max_errors: float | None = None,
 ) -> Summary:
     """Makes the report of a campaign (default: the newest) into its folder and returns what it
     shows. Raises InputError.
     """
-    campaign = dataset.read_campaign(folder)
+    campaign = dataset.read_campaign(folder, max_errors)
     if campaign.published:
         raise InputError(
             f"{campaign.folder} is published without its requests: its report is report.md there;"
@@ -119,6 +122,7 @@ def build_view(summary: Summary) -> View:
         "script_hash": (
             "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         ),
+        "profile": profile_section.profile_view(summary),
         "concerns": _concerns(summary),
         "checks": _checks(summary),
         "cost": cost_section.cost_view(summary, comparisons),
@@ -174,7 +178,9 @@ def _case(case: Any) -> View:
 
 
 def _concerns(summary: Summary) -> list[View]:
-    """What did not pass, once for each check and severity, with the cases it is about."""
+    """What did not pass, once for each check and severity, with the cases it is about: the worst
+    first, and of these the causes first.
+    """
     failed = summary.checks[summary.checks["ok"].eq(False)]
     names = {c["index"]: _case(c)["case"] for c in summary.table.to_dict("records")}
     return [
@@ -184,7 +190,10 @@ def _concerns(summary: Summary) -> list[View]:
             "remedy": group["remedy"].iloc[0],
             "cases": [(names[c["index"]], c["detail"]) for c in group.to_dict("records")],
         }
-        for (severity, name), group in failed.groupby(["severity", "name"], sort=True)
+        for (severity, name), group in sorted(
+            failed.groupby(["severity", "name"], sort=False),
+            key=lambda each: SEVERITIES.index(each[0][0]),
+        )
     ]
 
 

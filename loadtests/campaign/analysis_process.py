@@ -27,8 +27,8 @@ class NextLoad(NamedTuple):
 
 
 class CheckResult(NamedTuple):
-    """A check of one case; `ok` is None where it was not measured, `severity` is "invalid" or
-    "warning".
+    """A check of one case; `ok` is None where it was not measured, `severity` is "invalid",
+    "warning" or "note".
     """
 
     name: str
@@ -56,9 +56,16 @@ class GateOptions:
         ]
 
 
-def make_report(folder: Path, notebooks: bool = True) -> None:
-    """A report that fails says so itself, and leaves the campaign as it is."""
-    _run("report", str(folder), *([] if notebooks else ["--no-notebooks"]))
+def make_report(folder: Path, notebooks: bool = True) -> int:
+    """Exit code: 0, 1 if a system has no valid case, which is named, or 2. A report that fails says
+    so itself, and leaves the campaign as it is.
+    """
+    return _run("report", str(folder), "--strict", *([] if notebooks else ["--no-notebooks"]))
+
+
+def check_validity(folder: Path) -> int:
+    """Likewise, without a report."""
+    return _run("validity", str(folder))
 
 
 def check_slo(bounds: str) -> None:

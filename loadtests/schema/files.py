@@ -160,6 +160,11 @@ class CampaignFile:
         JsonObject,
         "commit, dirty, python, packages, cpu, memory, kernel, gpus, limits, environment",
     ]
+    max_errors: Annotated[
+        float | None,
+        "of --max-errors: the share of failed requests above which a case is invalid; null (or"
+        " absent, in older campaigns): 0.05",
+    ] = None
 
     def to_json(self) -> JsonObject:
         return asdict(self)
@@ -222,7 +227,7 @@ class CaseFile:
     profile: Annotated[
         JsonObject | None,
         "what was found out about an endpoint that is not checked strictly"
-        " (servers/contract/profile.py): {base_url, dialect, model, models, endpoints, fields,"
+        " (servers/profile/profile.py): {base_url, dialect, model, models, endpoints, fields,"
         " usage, tokens_per_chunk, reasoning, early_chunks, repeats_alone, repeats_under_load,"
         " tokens_per_word, template_tokens, context, metrics, notes}; null otherwise, absent in"
         " older campaigns",

@@ -51,8 +51,9 @@ CHECKS: Checks = (
     vanished_client,
 )
 
-# After a load: what load could have broken. And all that is asked of a server that is not ours: it
-# need not have our /health or /metrics, and how it words its errors is its own business.
+# After a load: what load could have broken. And all that is asked of a server that we start and did
+# not write: it need not have our /health or /metrics, and how it words its errors is its own
+# business. Endpoints that already run are profiled instead (servers/profile).
 AFTER_LOAD: Checks = (plain_answers, framing, stream_exact, trickles, no_cross_talk)
 FOREIGN: Checks = (
     models,

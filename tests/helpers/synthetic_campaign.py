@@ -30,54 +30,60 @@ def requests(
     for i in range(n):
         scheduled = i / rate
         token_s = [scheduled + ttft_s + k * tpot_s for k in range(tokens)]
-        rows.append(
-            dict(
-                zip(
-                    schema.REQUEST_FIELDS,
-                    (
-                        i,
-                        i % 2,
-                        i % users,
-                        scheduled,
-                        None,
-                        scheduled,
-                        token_s[0],
-                        token_s[-1],
-                        token_s[-1],
-                        200,
-                        None,
-                        "exact",
-                        32,
-                        32,
-                        tokens,
-                        tokens,
-                        "length",
-                        token_s,
-                        [1] * tokens,
-                        100 * tokens,
-                        tokens + 1,
-                        0.0001,
-                        0.001,
-                        1.0,
-                        1000 * ttft_s - 2,
-                        1000 * tpot_s * (tokens - 1),
-                    ),
-                    strict=True,
-                )
-            )
-        )
+        row = {
+            "request": i,
+            "worker": i % 2,
+            "user": i % users,
+            "scheduled_s": scheduled,
+            "slot_s": None,
+            "sent_s": scheduled,
+            "first_s": token_s[0],
+            "last_s": token_s[-1],
+            "first_visible_s": token_s[0],
+            "done_s": token_s[-1],
+            "http_status": 200,
+            "error": None,
+            "error_detail": None,
+            "retry_after_s": None,
+            "resent": False,
+            "answer": "exact",
+            "prompt_tokens_asked": 32,
+            "prompt_tokens": 32,
+            "max_tokens": tokens,
+            "tokens": tokens,
+            "reasoning_tokens": 0,
+            "tokens_counted": tokens,
+            "token_source": "usage",
+            "finish_reason": "length",
+            "token_s": token_s,
+            "token_n": [1] * tokens,
+            "bytes": 100 * tokens,
+            "reads": tokens + 1,
+            "read_lag_mean_s": 0.0001,
+            "read_lag_max_s": 0.001,
+            "queue_ms": 1.0,
+            "prompt_ms": 1000 * ttft_s - 2,
+            "predicted_ms": 1000 * tpot_s * (tokens - 1),
+        }
+        assert row.keys() == schema.REQUEST_FIELDS.keys()
+        rows.append(row)
     return rows
 
 
-def fail(row: dict[str, Any], error: str = "http 503") -> None:
-    """Turns a row into a request that got no answer."""
+def fail(row: dict[str, Any], error: str = "http 503", detail: str | None = None) -> None:
+    """Turns a row into a request that got no response; `detail`: the server's words about it."""
     row |= {
         "error": error,
+        "error_detail": detail,
         "answer": "unchecked",
         "http_status": 503,
         "first_s": None,
         "last_s": None,
+        "first_visible_s": None,
         "tokens": None,
+        "reasoning_tokens": None,
+        "tokens_counted": None,
+        "token_source": None,
         "prompt_tokens": None,
         "finish_reason": None,
         "token_s": [],
@@ -207,6 +213,7 @@ def run(
             for n in range(2)
         ],
         "window": {"start_s": 2.0, "end_s": 10.0},
+        "profile": None,
         "verify_before": checks,
         "verify_after": checks,
         "counts": {
@@ -261,6 +268,7 @@ def campaign_data(plan: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
                         "limits": {},
                         "environment": {},
                     },
+                    None,
                 ),
                 strict=True,
             )

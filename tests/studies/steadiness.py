@@ -18,6 +18,7 @@ import pandas as pd
 
 from analysis.case import CaseData
 from analysis.checks import load
+from loadtests import schema
 from loadtests.generator import steady_state
 from tests.studies import steady_state as servers
 
@@ -55,7 +56,7 @@ def observed(trace: servers.Trace) -> CaseData:
     return CaseData(
         campaign,
         {"window": {"start_s": FROM_S, "end_s": TO_S}, "case": {"scenario": ""}},
-        rows,
+        rows.reindex(columns=list(schema.REQUEST_FIELDS)),
         pd.DataFrame(),
     )
 

@@ -4,7 +4,7 @@ import pytest
 
 from analysis import checks, metrics
 from analysis.case import CaseData
-from analysis.checks import load, responses, verdict
+from analysis.checks import errors, load, responses, verdict
 from tests.helpers import synthetic_campaign
 from tests.studies import steadiness
 
@@ -55,7 +55,8 @@ def drifting(share):
     rows = synthetic_campaign.requests()
     for i, row in enumerate(rows):
         if row["scheduled_s"] >= 6 and i % 10 < 10 * share:
-            row |= {"token_s": row["token_s"][:1], "token_n": [1], "tokens": 1, "max_tokens": 1}
+            row |= {"token_s": row["token_s"][:1], "token_n": [1]}
+            row |= dict.fromkeys(("tokens", "tokens_counted", "max_tokens"), 1)
     return rows
 
 
@@ -179,6 +180,249 @@ def test_a_check_fires_alone(observe, name, severity, case):
     assert bool(verdict.failed_checks(checks.run_checks(o))) == (severity == "invalid")
     for check in checks.run_checks(o):
         assert check.remedy and check.detail, check.name
+
+
+# --- errors
+
+
+def broken(n, error="http 500", detail=None, start=80):
+    """`n` requests of the window's 320 failed."""
+    rows = synthetic_campaign.requests()
+    for row in rows[start : start + n]:
+        synthetic_campaign.fail(row, error, detail)
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("n", "ok", "severity"),
+    [(3, True, "warning"), (4, False, "warning"), (16, False, "warning"), (17, False, "invalid")],
+)
+def test_more_than_5_percent_failed_is_no_number(observe, n, ok, severity):
+    found = errors.check_errors(observe(broken(n)))
+    assert (found.ok, found.severity) == (ok, severity)
+
+
+def test_how_many_may_fail_can_be_chosen(observe):
+    o = observe(broken(32), data={"max_errors": 0.1})
+    assert failed(o)["errors"] == "warning"
+    o = observe(broken(8), data={"max_errors": 0.005})
+    check = errors.check_errors(o)
+    assert check.severity == "invalid" and check.remedy.endswith(
+        "--max-errors sets how many may fail, here 0.5%"
+    )
+
+
+def test_the_most_frequent_reason_comes_first_with_the_server_s_words(observe):
+    rows = broken(32, "http 500", "CUDA error: device-side assert")
+    for row in rows[112:120]:
+        synthetic_campaign.fail(row, "timeout")
+    check = errors.check_errors(observe(rows))
+    assert check.detail == (
+        "12.5% failed: 10% http 500: CUDA error: device-side assert; 2.5% timeout"
+    )
+    assert "lower the load" not in check.remedy
+    assert "lower the load" in errors.check_errors(observe(broken(32, "http 429"))).remedy
+
+
+LOAD_CHECKS = {"arrivals", "load generator's CPU", "send lag", "client error", "steadiness"}
+
+
+def test_a_dead_server_is_not_client_bound(observe):
+    """It refuses at once, so that a closed loop asks as often as the client can."""
+    rows = broken(400, "http 500", "CUDA error", start=0)
+    for row in rows:
+        row["sent_s"] = row["scheduled_s"] + 0.02
+    worker = {"worker": 0, "rows": 400, "cpu_share": 0.97, "waited_share": 0.5}
+    o = observe(
+        rows,
+        synthetic_campaign.telemetry(load_cores=1.9),
+        load_workers=[worker],
+        rate=60.0,
+        counts=COUNTS | {"planned": 480},
+    )
+    found = checks.run_checks(o)
+    assert found[0].detail == "100% failed: 100% http 500: CUDA error"
+    assert failed(o) == {"errors": "invalid"}
+    judged = {c.name: c.detail for c in found if c.name in LOAD_CHECKS}
+    assert judged.keys() == LOAD_CHECKS
+    assert set(judged.values()) == {"not judged, since 100% of the requests failed"}
+
+
+def test_a_late_client_s_time_outs_do_not_excuse_it(observe):
+    o = observe(broken(40, "timeout"), synthetic_campaign.telemetry(load_cores=0.9))
+    assert failed(o) == {"errors": "invalid", "load generator's CPU": "invalid"}
+
+
+def test_a_response_without_a_token_failed_whatever_its_row_says(observe):
+    """As rows from before the parser refused them."""
+    rows = synthetic_campaign.requests()
+    for row in rows:
+        row |= {"first_s": None, "last_s": None, "tokens": None, "token_s": [], "token_n": []}
+    o = observe(rows)
+    assert errors.check_errors(o).detail == "100% failed: 100% no token"
+    values = metrics.measure_case(o)
+    assert values["output_tokens_per_s"] == values["requests_per_s"] == 0
+    assert values["e2e_p50_s"] == float("inf") and values["goodput_per_s"] == 0
+
+
+def test_a_load_that_ended_before_its_window_is_judged_by_all_its_requests(observe):
+    o = observe(broken(40, "http 404", start=0)[:40], window={"start_s": 2.0, "end_s": 2.5})
+    assert errors.check_errors(o).detail == "100% failed: 100% http 404"
+
+
+def test_resent_requests_and_pauses_are_counted(observe):
+    def resend(n):
+        return observe(rows_with(lambda row: row.update(resent=True), range(n)))
+
+    assert failed(resend(0)) == {}
+    assert failed(resend(3)) == {"resent requests": "note"}
+    assert failed(resend(5)) == {"resent requests": "warning"}
+    assert "5 of 400 requests were sent twice" in errors.check_resent(resend(5)).detail
+    old = synthetic_campaign.requests()
+    for row in old:
+        del row["resent"]
+    assert errors.check_resent(observe(old)) is None
+
+    def pause(row):
+        synthetic_campaign.fail(row, "http 429")
+        row["retry_after_s"] = 5.0
+
+    o = observe(rows_with(pause))
+    assert failed(o) == {"errors": "warning", "Retry-After": "warning"}
+    assert "10 of 400 responses the server asked for a pause of 5 s" in (
+        errors.check_retry_after(o).detail
+    )
+
+
+# --- token counts of endpoints that are not held to them
+
+PROFILE = {
+    "base_url": "http://127.0.0.1:8000",
+    "dialect": {
+        "root": "/v1",
+        "query": "",
+        "max_tokens_field": "max_tokens",
+        "omitted": ["ignore_eos"],
+        "usage": "stream",
+        "has_system_role": True,
+    },
+    "model": "m",
+    "models": ["m"],
+    "endpoints": ["chat", "completions"],
+    "fields": {"ignore_eos": "refused"},
+    "usage": "stream",
+    "tokens_per_chunk": 1.0,
+    "reasoning": None,
+    "early_chunks": 0,
+    "repeats_alone": True,
+    "repeats_under_load": False,
+    "tokens_per_word": 1.3,
+    "template_tokens": 9,
+    "context": 4096,
+    "metrics": None,
+    "notes": ["greedy text is not stable under load: 20% of the responses differ"],
+}
+FOREIGN = {
+    "engine": "external",
+    "data": {"model": {"name": "m", "planted": False}},
+    "profile": PROFILE,
+}
+
+
+def foreign(observe, change, indices=range(400)):
+    return observe(rows_with(change, indices), **FOREIGN)
+
+
+def found_by(o, name):
+    return next(c for c in checks.run_checks(o) if c.name == name)
+
+
+def test_a_profiled_endpoint_s_counts_are_compared_too(observe):
+    o = foreign(observe, lambda row: row)
+    assert failed(o) == {}
+    assert found_by(o, "token counts").detail == "4,400 tokens by usage in 4,400 chunks"
+    assert metrics.measure_case(o)["goodput_per_s"] == 40
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "severity", "says"),
+    [
+        (
+            {"tokens": 3000, "token_source": "counted"},
+            "token counts",
+            "warning",
+            "usage cannot be right in 400 of 400 responses, such as 3,000 tokens where 11 were"
+            " asked for and 11 chunks came",
+        ),
+        (
+            {"tokens": 44, "max_tokens": 44},
+            "token counts",
+            "invalid",
+            "usage has 17,600 tokens, and the numbers count 4,400",
+        ),
+        (
+            {"tokens_counted": 30},
+            "token counts",
+            "warning",
+            "more chunks with text than tokens in 400 of 400 responses, such as 30 chunks for 11",
+        ),
+        (
+            {"tokens": None, "token_source": "counted"},
+            "usage",
+            "warning",
+            "missing in 400 of 400 responses",
+        ),
+        (
+            {"max_tokens": 20},
+            "response lengths",
+            "note",
+            "100% ended early (mean 11.0 of 20.0 tokens)",
+        ),
+        ({"max_tokens": 5}, "response lengths", "warning", "100% had more tokens than asked for"),
+    ],
+)
+def test_what_is_wrong_with_a_count_is_named(observe, change, name, severity, says):
+    o = foreign(observe, lambda row: row.update(change))
+    assert failed(o) == {name: severity}
+    assert says in found_by(o, name).detail
+
+
+def test_chunks_of_several_tokens_are_no_difference(observe):
+    def in_fours(row):
+        row.update(tokens_counted=3, token_s=row["token_s"][:3], token_n=[4, 4, 3])
+
+    assert failed(foreign(observe, in_fours)) == {}
+
+
+def test_causes_come_in_their_order(observe):
+    """Errors, wrong answers, the contract, lengths, rows; then the load generator, the machine."""
+    names = [
+        c.name
+        for c in checks.run_checks(
+            observe(
+                broken(8, "http 429"),
+                synthetic_campaign.telemetry(gpus=1),
+                users=None,
+                rate=40.0,
+                counts=COUNTS | {"planned": 320},
+                agreement={"with": "alpha/hf", "share": 0.75},
+                **FOREIGN,
+            )
+        )
+    ]
+    order = [
+        "errors",
+        "answers",
+        "contract",
+        "token counts",
+        "response lengths",
+        "rows",
+        "arrivals",
+        "client error",
+        "steadiness",
+        "other processes",
+    ]
+    assert [name for name in names if name in order] == order
 
 
 def test_who_never_gives_usage_is_judged_by_its_chunks(observe):

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from analysis import metrics, stats, summary
+from analysis import checks, metrics, stats, summary
 from tests.helpers import synthetic_campaign
 
 
@@ -114,6 +114,76 @@ def test_tpot_leaves_the_first_chunk_out(observe):
     rows[0] |= {"tokens": 1, "max_tokens": 1, "token_s": [3.5], "token_n": [1], "last_s": 3.5}
     assert len(observe(rows).latencies("tpot_s")) == 0  # one token has none
     assert metrics.requests.goodput_per_s(observe(rows)) == 1 / 8  # and so cannot miss its bound
+
+
+def test_tokens_of_failed_requests_are_no_output_throughput(observe):
+    """Each second stream breaks after 5 of its 11 tokens."""
+    rows = synthetic_campaign.requests()
+    for row in rows[::2]:
+        row |= {"error": "server error in the stream", "answer": "unchecked", "tokens": None}
+        row |= {"token_s": row["token_s"][:5], "token_n": [1] * 5, "tokens_counted": 5}
+        row |= {"last_s": row["token_s"][-1], "token_source": None}
+    o = observe(rows)
+    values = metrics.measure_case(o)
+    assert values["output_tokens_per_s"] == 220 and values["partial_tokens_per_s"] == 100
+    assert values["tokens_per_cpu_s"] == pytest.approx(440)
+    frame = summary.timeline_frame(o)
+    assert frame["tokens_per_s"].iloc[3:8].mean() == pytest.approx(220, rel=0.05)
+
+
+def test_time_to_the_first_visible_token_and_the_share_of_reasoning(observe):
+    """40 reasoning tokens 50 ms apart, then 8 visible ones."""
+    rows = synthetic_campaign.requests(n=300, rate=30, ttft_s=0.2, tpot_s=0.05, tokens=48)
+    for row in rows:
+        row |= {"first_visible_s": row["token_s"][40], "reasoning_tokens": 40}
+    values = metrics.measure_case(observe(rows))
+    assert values["ttft_p50_s"] == pytest.approx(0.2)
+    assert values["tpot_p50_s"] == pytest.approx(0.05)
+    for p in (50, 95):
+        assert values[f"visible_ttft_p{p}_s"] == pytest.approx(0.2 + 40 * 0.05)
+    assert math.isnan(values["visible_ttft_p99_s"]), "too few for a P99"
+    assert values["reasoning_share"] == pytest.approx(40 / 48)
+    for row in rows[60:180]:  # never came to its text; half of the window's 240
+        row["first_visible_s"] = None
+    assert metrics.measure_case(observe(rows))["visible_ttft_p95_s"] == math.inf
+
+
+def test_campaigns_from_before_these_columns_have_no_such_numbers(observe):
+    rows = synthetic_campaign.requests()
+    new = ("first_visible_s", "reasoning_tokens", "tokens_counted", "token_source")
+    for row in rows:
+        for name in (*new, "error_detail", "retry_after_s", "resent"):
+            del row[name]
+    values = metrics.measure_case(observe(rows))
+    assert math.isnan(values["visible_ttft_p50_s"]) and math.isnan(values["reasoning_share"])
+    assert values["goodput_per_s"] == 40 and values["tpot_p50_s"] == pytest.approx(0.01)
+    assert all(check.ok for check in checks.run_checks(observe(rows)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tokens": None, "token_source": "counted"},  # no usage
+        {"tokens": 3000, "token_source": "counted"},  # one that cannot be
+        {"token_n": [11], "token_s": [0.0]},  # all in one chunk
+    ],
+)
+def test_a_tpot_that_was_not_measured_meets_nothing(observe, change):
+    rows = [row | change for row in synthetic_campaign.requests()]
+    values = metrics.measure_case(observe(rows))
+    assert math.isnan(values["tpot_p50_s"])
+    assert (
+        values["goodput_per_s"] == values["slo_attainment"] == values["goodput_tokens_per_s"] == 0
+    )
+    assert metrics.measure_case(observe(rows, slo={"ttft_s": 1.0}))["goodput_per_s"] == 40
+
+
+def test_one_token_without_usage_has_no_tpot_to_miss(observe):
+    rows = [
+        row | {"tokens": None, "token_source": "counted"}
+        for row in synthetic_campaign.requests(tokens=1)
+    ]
+    assert metrics.requests.goodput_per_s(observe(rows)) == 40
 
 
 def test_gaps_never_join_two_requests(observe):

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis import __main__, dataset, formatting, summary
+from analysis import __main__, conclusions, dataset, formatting, summary
 from analysis.metrics import METRICS
 from analysis.plots import figures
 from analysis.report import terminal, writer
@@ -197,7 +197,7 @@ def test_invalid_is_no_number_and_not_slow(tmp_path):
     found = writer.write_report(folder)
     (comparison,) = summary.build_comparisons(found)
     assert comparison.systems[0].server == "beta"
-    assert "no other server has a valid case" in summary.describe_result(comparison)
+    assert "no other server has a valid case" in conclusions.describe_result(comparison)
     assert "invalid</span> contract: it was not verified after the load" in text(found)
     # the data keep it
     assert not found.table.loc[0, "valid"] and found.table.loc[0, "output_tokens_per_s"] > 0
@@ -210,7 +210,9 @@ def test_a_percentile_that_is_a_failed_request_is_not_compared(tmp_path):
     )
     found.table["users"], found.table["rate"] = math.nan, 3.0
     found.table.loc[found.table["server"] == "beta", "e2e_p95_s"] = math.inf
-    said = [summary.describe_result(comparison) for comparison in summary.build_comparisons(found)]
+    said = [
+        conclusions.describe_result(comparison) for comparison in summary.build_comparisons(found)
+    ]
     assert (
         len(said) == 1
         and "alpha (simulated) had the lowest E2E P95" in said[0]
@@ -219,7 +221,7 @@ def test_a_percentile_that_is_a_failed_request_is_not_compared(tmp_path):
     assert said[0].endswith("Of beta (simulated) so many requests failed that it has none.")
     found.table["e2e_p95_s"] = math.inf
     assert [
-        summary.describe_result(comparison) for comparison in summary.build_comparisons(found)
+        conclusions.describe_result(comparison) for comparison in summary.build_comparisons(found)
     ] == [
         "Under chat, 3 requests/s so many requests of every server failed that none has an E2E P95."
     ]
@@ -271,7 +273,7 @@ def ranks(tmp_path, speeds, **load_changes):
         folder / "campaign.json", synthetic_campaign.campaign_data([c["case"] for c in cases])
     )
     (comparison,) = summary.build_comparisons(summary.summarise(dataset.read_campaign(folder)))
-    return {s.server: s.rank for s in comparison.systems}, summary.describe_result(comparison)
+    return {s.server: s.rank for s in comparison.systems}, conclusions.describe_result(comparison)
 
 
 def test_answers_of_one_token_make_a_report(tmp_path):

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from servers.contract import conformance_checks, conformance_client, oracle
-from servers.contract.api import Chunk
+from servers.contract.chunks import Chunk
 from servers.contract.conformance import (
     CHECKS,
     ConformanceCheck,

@@ -1,0 +1,108 @@
+"""The sentences that a campaign ends in: who was best, and who has no valid case, and why.
+
+Nothing that failed is ranked, and one system with a number beside one without has not won.
+"""
+
+import math
+from collections.abc import Iterator
+
+import pandas as pd
+
+from analysis import stats
+from analysis.formatting import format_estimate, format_number, unit_of
+from analysis.metrics import METRICS
+from analysis.summary import SYSTEM, Comparison, ServerSummary, Summary
+from loadtests.schema import system_label
+
+
+def describe_result(comparison: Comparison) -> str:
+    """One or two sentences: who was best under this traffic by the comparison's metric, and by how
+    much; who has no valid case, and why. Only one with a number has not won.
+    """
+    metric, title = comparison.metric, comparison.title
+    label = METRICS[metric].label
+    ranked = [s for s in comparison.systems if s.rank]
+    known = [s for s in ranked if not math.isinf(s.estimate.mean)]
+    missing = _describe_missing(comparison)
+    if not ranked:
+        single = len(comparison.systems) == 1
+        return f"Under {title}{', ' if single else ' no server has a number: '}{missing}."
+    if not known:
+        text = f"Under {title} so many requests of every server failed that none has an {label}."
+        return f"{text} Not ranked: {missing}." if missing else text
+    best = known[0]
+    runs = "one run" if best.estimate.runs == 1 else f"{best.estimate.runs} runs"
+    number = f"{format_estimate(metric, best.valid)} {unit_of(metric)} ({runs})"
+    if len(known) == 1:
+        text = f"Under {title}, {best.name} has {label} {number}"
+        none = [f"of {s.name} so many requests failed that it has none" for s in ranked[1:]]
+        others = "; ".join(filter(None, [*none, missing]))
+        return (
+            f"{text}, and there is nothing to compare it with: {others}." if others else f"{text}."
+        )
+    what = (
+        "sustained the most valid output throughput"
+        if metric == "output_tokens_per_s"
+        else f"had the lowest {label}"
+    )
+    text = f"Under {title}, {best.name} {what}: {number}"
+    point, low, high = stats.mean_ratio(best.valid[metric], known[1].valid[metric])
+    by = f"{format_number(point)} times that of {known[1].name}" + (
+        "" if math.isnan(low) else f" (95% interval {low:.2f} to {high:.2f})"
+    )
+    tied = [s for s in known if s.rank == 1]
+    if len(tied) > 1:
+        text += (
+            f". It is a tie with {', '.join(s.name for s in tied[1:])}: the intervals overlap; it"
+            f" had {by}."
+        )
+    else:
+        text += f", {by}."
+        if min(s.estimate.runs for s in known[:2]) == 1:
+            text += " One run has no interval: repeat it before relying on a small difference."
+    return f"{text} Not ranked: {missing}." if missing else text
+
+
+def _describe_missing(comparison: Comparison) -> str:
+    """Which systems have no number, and why; empty if all have one."""
+    none = [s for s in comparison.systems if not s.rank]
+    return "; ".join(
+        f"{s.name} has no valid case: {s.cause}"
+        if s.valid.empty
+        else f"{s.name} has too few requests for {METRICS[comparison.metric].label}"
+        for s in none
+    )
+
+
+def list_systems_without_case(summary: Summary) -> list[tuple[str, str]]:
+    """(system and scenario, why) of those without a valid case at any load, in the order of the
+    plan. What was skipped counts only if nothing else has a valid case.
+    """
+    found = []
+    for cases in _cases_by_system(summary):
+        first = cases.iloc[0]
+        system = ServerSummary(first["server"], first["engine"], cases, stats.estimate_mean([]))
+        skipped = cases["state"].eq("skipped").all() and summary.table["valid"].any()
+        if system.valid.empty and not skipped:
+            found.append((f"{system.name}, {first['scenario']}", system.cause))
+    return found
+
+
+def _cases_by_system(summary: Summary) -> Iterator[pd.DataFrame]:
+    """The cases of each system under each scenario. Of a search those at the loads that it tried,
+    or those where it began if they were its last.
+    """
+    table, search = summary.table, summary.campaign.data.get("search")
+    if not search:
+        for _, cases in table.groupby([*SYSTEM, "scenario"], sort=False):
+            yield cases
+        return
+    for each in search["systems"]:
+        own = table[
+            table["server"].eq(system_label(each["server"], each["options"]))
+            & table["engine"].eq(each["engine"])
+        ]
+        for scenario in (each["scenario"], search["saturation"].get(each["scenario"])):
+            if len(cases := own[own["scenario"].eq(scenario)]):
+                yield cases
+                break

@@ -1,0 +1,118 @@
+"""The report's section on endpoints that others run: what was found out about each, and what could
+not be measured exactly.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from analysis.dataset import Json
+from analysis.formatting import format_number
+from analysis.summary import Summary
+from analysis.templating import View
+
+USAGE = {
+    "continuous": "in each chunk",
+    "stream": "once in a stream",
+    "plain": "only in plain responses",
+    "never": "never",
+}
+UNKNOWN = "not found out"
+
+
+def profile_view(summary: Summary) -> View:
+    """{heads: names of endpoints, rows: [(what, a value for each endpoint)], notes: [(name, note)]}
+    for the templates; `heads` is empty if no endpoint was profiled.
+    """
+    found = _distinct_profiles(summary)
+    return {
+        "heads": [name for name, _ in found],
+        "rows": [(label, [text(profile) for _, profile in found]) for label, text in ROWS],
+        "notes": [
+            note
+            for name, profile in found
+            for note in dict.fromkeys((name, each) for each in profile.get("notes") or [])
+        ],
+    }
+
+
+def _distinct_profiles(summary: Summary) -> list[tuple[str, Json]]:
+    """(server, profile), each once: every case of an endpoint has its own, mostly the same."""
+    servers = dict(zip(summary.table["index"], summary.table["server"], strict=True))
+    found: list[tuple[str, Json]] = []
+    for index, run in sorted(summary.campaign.runs.items()):
+        if (profile := run.get("profile")) and (servers[index], profile) not in found:
+            found.append((servers[index], profile))
+    return found
+
+
+def _address(profile: Json) -> str:
+    """Without its query, which may hold a key."""
+    return f"{profile.get('base_url', '')}{_dialect(profile).get('root', '')}" or UNKNOWN
+
+
+def _dialect(profile: Json) -> Json:
+    dialect = profile.get("dialect")
+    return dialect if isinstance(dialect, dict) else {}
+
+
+def _model(profile: Json) -> str:
+    model, others = profile.get("model"), list(profile.get("models") or [])
+    beside = [str(name) for name in others if name != model]
+    return f"{model} (also there: {', '.join(beside)})" if beside else str(model)
+
+
+def _request_fields(profile: Json) -> str:
+    """The fields that it does not simply take, and what became of them."""
+    said = {name: how for name, how in (profile.get("fields") or {}).items() if how != "accepted"}
+    said |= {name: f"{said.get(name, 'not tried')}, left out" for name in _omitted(profile)}
+    limit = _dialect(profile).get("max_tokens_field", "max_tokens")
+    renamed = [f"the length is asked for by {limit}"] if limit != "max_tokens" else []
+    return "; ".join([*(f"{name}: {how}" for name, how in said.items()), *renamed]) or "all taken"
+
+
+def _omitted(profile: Json) -> list[str]:
+    return list(map(str, _dialect(profile).get("omitted") or []))
+
+
+def _number(key: str) -> Callable[[Json], str]:
+    def text(profile: Json) -> str:
+        value = profile.get(key)
+        return UNKNOWN if value is None else format_number(float(value))
+
+    return text
+
+
+def _words(key: str, none: str = UNKNOWN) -> Callable[[Json], str]:
+    def text(profile: Json) -> str:
+        value: Any = profile.get(key)
+        if isinstance(value, (list, tuple)):
+            value = ", ".join(map(str, value))
+        return str(value) if value else none
+
+    return text
+
+
+def _answer(key: str) -> Callable[[Json], str]:
+    def text(profile: Json) -> str:
+        value = profile.get(key)
+        return UNKNOWN if value is None else "yes" if value else "no"
+
+    return text
+
+
+ROWS: list[tuple[str, Callable[[Json], str]]] = [
+    ("address", _address),
+    ("model", _model),
+    ("endpoints", _words("endpoints")),
+    ("request fields", _request_fields),
+    ("usage", lambda profile: USAGE.get(str(profile.get("usage")), UNKNOWN)),
+    ("tokens in a chunk", _number("tokens_per_chunk")),
+    ("field of reasoning", _words("reasoning", "none seen")),
+    ("chunks before the first token", _number("early_chunks")),
+    ("greedy text is the same again, alone", _answer("repeats_alone")),
+    ("greedy text is the same again, under load", _answer("repeats_under_load")),
+    ("tokens for a word of our prompts", _number("tokens_per_word")),
+    ("tokens that the chat template adds", _number("template_tokens")),
+    ("context, tokens", _number("context")),
+    ("dialect of /metrics", _words("metrics")),
+]

@@ -1,0 +1,208 @@
+"""No winner among the broken: sentences, tables and exit codes of campaigns in which requests
+failed, responses reason, or usage is missing.
+"""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from analysis import __main__, conclusions, dataset, summary
+from analysis.report import terminal, writer
+from tests.analysis.checks.test_checks import FOREIGN
+from tests.helpers import synthetic_campaign
+
+Rows = list[dict[str, Any]]
+
+
+def sound() -> Rows:
+    return synthetic_campaign.requests()
+
+
+def failing(
+    share: float, error: str = "http 500", detail: str = "CUDA error: out of memory"
+) -> Rows:
+    rows = synthetic_campaign.requests()
+    for i, row in enumerate(rows):
+        if i % 10 < 10 * share:
+            synthetic_campaign.fail(row, error, detail)
+    return rows
+
+
+def breaking() -> Rows:
+    """Every stream ends in an error after 5 of its 11 tokens."""
+    rows = synthetic_campaign.requests()
+    for row in rows:
+        row |= {
+            "error": "server error in the stream",
+            "error_detail": "engine died",
+            "tokens": None,
+        }
+        row |= {"token_s": row["token_s"][:5], "token_n": [1] * 5, "answer": "unchecked"}
+    return rows
+
+
+def reasoning() -> Rows:
+    rows = synthetic_campaign.requests(n=400, rate=40, ttft_s=0.1, tpot_s=0.02, tokens=48)
+    for row in rows:
+        row |= {"first_visible_s": row["token_s"][40], "reasoning_tokens": 40}
+    return rows
+
+
+def without_usage() -> Rows:
+    return [row | {"tokens": None, "token_source": "counted"} for row in sound()]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    def make(servers: dict[str, Rows], **changes: Any) -> Path:
+        folder = tmp_path / "campaign"
+        folder.mkdir()
+        data = changes.pop("data", {})
+        cases = []
+        for index, (server, rows) in enumerate(servers.items()):
+            run = {"served": None} | changes
+            cases.append(synthetic_campaign.run(index, server, **run))
+            synthetic_campaign.write_case(folder, cases[-1], rows, synthetic_campaign.telemetry())
+        synthetic_campaign.schema.write_json(
+            folder / "campaign.json",
+            synthetic_campaign.campaign_data([case["case"] for case in cases], **data),
+        )
+        return folder
+
+    return make
+
+
+def answer(folder: Path) -> str:
+    found = summary.summarise(dataset.read_campaign(folder))
+    (comparison,) = summary.build_comparisons(found)
+    return conclusions.describe_result(comparison)
+
+
+def report(folder: Path, *options: str) -> int:
+    return __main__.main(["report", str(folder), "--no-notebooks", *options])
+
+
+def test_of_servers_that_all_fail_none_has_won(write, capsys):
+    folder = write({"alpha": failing(1.0), "beta": breaking()})
+    why = "errors: 100% failed: 100% http 500: CUDA error: out of memory"
+    broke = "errors: 100% failed: 100% server error in the stream: engine died"
+    assert answer(folder) == (
+        f"Under chat, 8 users no server has a number: alpha (simulated) has no valid case: {why};"
+        f" beta (simulated) has no valid case: {broke}."
+    )
+    assert report(folder, "--strict") == 1
+    out, error = capsys.readouterr()
+    assert error.splitlines() == [
+        f"no valid case of alpha (simulated), chat: {why}",
+        f"no valid case of beta (simulated), chat: {broke}",
+    ]
+    page, text = ((folder / f"report.{kind}").read_text() for kind in ("html", "md"))
+    for said in (out, page, text):
+        assert "most valid" not in said and "lowest" not in said and "client-bound" not in said
+    assert page.index("CUDA error") < page.index("<table")
+    assert report(folder) == 0, "a report is made of anything, and says so only if it is asked to"
+    assert __main__.main(["validity", str(folder)]) == 1
+
+
+def test_one_with_a_number_beside_one_without_has_not_won(write, capsys):
+    folder = write({"alpha": sound(), "beta": failing(0.1)})
+    why = "errors: 10% failed: 10% http 500: CUDA error: out of memory"
+    assert answer(folder) == (
+        "Under chat, 8 users, alpha (simulated) has output throughput 440 tokens/s (one run), and"
+        f" there is nothing to compare it with: beta (simulated) has no valid case: {why}."
+    )
+    found = summary.summarise(dataset.read_campaign(folder))
+    (comparison,) = summary.build_comparisons(found)
+    assert [system.rank for system in comparison.systems] == [1, None]
+    assert report(folder, "--strict") == 1
+    assert capsys.readouterr().err == f"no valid case of beta (simulated), chat: {why}\n"
+    for options, code in ((["--max-errors", "10%"], 0), (["--max-errors", "0.09"], 1)):
+        assert __main__.main(["validity", str(folder), *options]) == code
+    assert __main__.main(["checks", str(folder), "--max-errors", "10%"]) == 0
+    capsys.readouterr()
+    for wrong in ("much", "-1%", "101%", "nan"):
+        assert __main__.main(["validity", str(folder), f"--max-errors={wrong}"]) == 2
+        assert "give a share of the requests, such as 5%" in capsys.readouterr().err
+
+
+def test_of_three_the_two_valid_are_compared_and_the_third_is_named(write):
+    slow = synthetic_campaign.requests(200, 20.0, 0.1, 0.02)
+    said = answer(
+        write(
+            {"alpha": sound(), "beta": slow, "gamma": failing(1.0, "http 404", "no such model")},
+            counts=None,
+        )
+    )
+    assert "alpha (simulated) sustained the most valid output throughput" in said
+    assert said.endswith(
+        " Not ranked: gamma (simulated) has no valid case: errors: 100% failed: 100% http 404: no"
+        " such model."
+    )
+
+
+def test_a_single_server_has_nobody_to_win_against(write):
+    assert answer(write({"alpha": sound()})) == (
+        "Under chat, 8 users, alpha (simulated) has output throughput 440 tokens/s (one run)."
+    )
+
+
+def test_a_reasoning_model_s_report(write, capsys):
+    folder = write({"target": reasoning()}, **FOREIGN)
+    assert report(folder, "--strict") == 0
+    text = (folder / "report.md").read_text()
+    for said in ("visible TTFT P50, ms", "reasoning tokens, %"):
+        assert said in text, said
+    assert " 83.3 |" in text and " 900 |" in text
+    assert "## What the endpoint is" in text and "ignore\\_eos: refused, left out" in text
+    assert "greedy text is not stable under load: 20% of the responses differ" in text
+    page = (folder / "report.html").read_text()
+    assert "What the endpoint is" in page and "visible TTFT P99" in page
+    console = Console(width=140, record=True, file=io.StringIO())
+    terminal.show_summary(writer.write_report(folder), console)
+    assert "target (external)" in console.export_text()
+
+
+def test_a_report_of_an_endpoint_without_usage(write):
+    folder = write({"target": without_usage()}, **FOREIGN)
+    assert report(folder, "--strict") == 0
+    text = (folder / "report.md").read_text()
+    assert "### Warning: usage" in text and "missing in 400 of 400 responses" in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| target | external | 1")]
+    assert row.split(" | ")[6] == "0", "no TPOT meets no SLO that bounds it"
+
+
+def test_no_report_of_ours_has_a_profile(write):
+    folder = write({"alpha": sound()})
+    report(folder)
+    assert "What the endpoint is" not in (folder / "report.md").read_text()
+    assert "visible TTFT P50, ms" not in (folder / "report.md").read_text()
+
+
+def test_what_was_skipped_is_no_reason_as_long_as_something_is_valid(write, capsys):
+    folder = write({"alpha": sound()})
+    skipped = synthetic_campaign.run(1, "beta", status="skipped: nginx is missing", window=None)
+    synthetic_campaign.write_case(folder, skipped)
+    assert __main__.main(["validity", str(folder)]) == 0
+    for path in folder.glob("cases/*alpha*/run.json"):
+        run = synthetic_campaign.schema.read_json(path)
+        synthetic_campaign.schema.write_json(path, run | {"status": "failed: launch: it died"})
+    assert __main__.main(["validity", str(folder)]) == 1
+    assert "no valid case of beta (simulated), chat: skipped: nginx is missing" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_failed_case_s_log_lines_stay_out_of_the_sentence(write):
+    folder = write({"alpha": sound(), "beta": sound()})
+    for path in folder.glob("cases/*beta*/run.json"):
+        run = synthetic_campaign.schema.read_json(path)
+        why = "failed: load: the server ended by itself; its last log lines:\nTraceback (...)"
+        synthetic_campaign.schema.write_json(path, run | {"status": why})
+    assert answer(folder).endswith(
+        "beta (simulated) has no valid case: failed: load: the server ended by itself; its last"
+        " log lines."
+    )
