@@ -23,10 +23,12 @@ def _raise_if_failed(run: CaseRun, results: list[contract_checks.ConformanceChec
 
 
 def _add_notes(run: CaseRun, results: list[contract_checks.ConformanceCheck]) -> None:
-    """Each once, though it be found before the load and after it."""
-    run.file.notes += dict.fromkeys(
-        note for check in results for note in check.notes if note not in run.file.notes
-    )
+    """Each kind once: a profile, or the checks before the load, may have found it already."""
+    known = {note.partition(":")[0] for note in run.file.notes}
+    for note in (note for check in results for note in check.notes):
+        if (kind := note.partition(":")[0]) not in known:
+            known.add(kind)
+            run.file.notes.append(note)
 
 
 def _check_endpoint(run: CaseRun) -> list[contract_checks.ConformanceCheck]:
@@ -53,11 +55,11 @@ def verify_before(run: CaseRun) -> None:
             run, contract_checks.select_checks(server.foreign, server.waives, server.transports)
         )
     run.file.verify_before = [asdict(check) for check in results]
-    _add_notes(run, results)
     _raise_if_failed(run, results)
     if not run.planted and not run.target.is_external:
         _profile_server(run)
         _compare_answers(run)
+    _add_notes(run, results)
 
 
 def _profile_server(run: CaseRun) -> None:
