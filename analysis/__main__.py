@@ -27,8 +27,11 @@ from rich.console import Console
 from analysis import conclusions, dataset, hardware, slo, summary
 from analysis.capacity import recommend
 from analysis.gate import baselines, compare, output, paired, unpaired, verdicts
-from analysis.report import checks_listing, publish, terminal, writer
-from analysis.studies import accuracy_page, claims
+from analysis.report import checks_listing
+from analysis.studies import accuracy_targets, claims
+
+# What draws or runs notebooks is imported by the commands that need it: a gate asks some of the
+# others after each repetition.
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -226,7 +229,7 @@ def main(arguments: list[str] | None = None) -> int:
         "folder",
         nargs="?",
         type=Path,
-        default=accuracy_page.RESULTS,
+        default=accuracy_targets.RESULTS,
         help="its results (default: %(default)s)",
     )
     verb.set_defaults(do=make_instrument_page)
@@ -239,6 +242,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def make_report(options: argparse.Namespace) -> int:
+    from analysis.report import terminal, writer
+
     machine_cost = hardware.read_machine_cost(
         options.price, options.peak_bandwidth, options.peak_flops
     )
@@ -249,7 +254,6 @@ def make_report(options: argparse.Namespace) -> int:
         chosen_max_errors(options),
     )
     if not options.no_notebooks:
-        # only here, since what runs notebooks takes half a second to import
         from analysis.report import notebooks
 
         notebooks.run_notebooks(found.campaign.folder)
@@ -289,6 +293,8 @@ def compare_campaigns(options: argparse.Namespace) -> int:
 
 
 def publish_campaign(options: argparse.Namespace) -> int:
+    from analysis.report import publish
+
     print(f"published: {publish.publish(options.campaign, dataset.RESULTS / options.name)}")
     return 0
 
@@ -375,6 +381,8 @@ def draw_history(_: argparse.Namespace) -> int:
 
 
 def make_instrument_page(options: argparse.Namespace) -> int:
+    from analysis.studies import accuracy_page
+
     print(accuracy_page.write_page(options.folder))
     return 0
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from analysis.dataset import InputError
 from analysis.stats import CONFIDENCE, percentile, values_needed
@@ -170,7 +170,7 @@ def attainment_interval(met: int, of: int) -> tuple[float, float]:
     """Two-sided Clopper-Pearson interval of the share met / of; everything if `of` is 0."""
     if not of:
         return 0.0, 1.0
-    interval = stats.binomtest(met, of).proportion_ci(CONFIDENCE, method="exact")
+    interval = scipy.stats.binomtest(met, of).proportion_ci(CONFIDENCE, method="exact")
     return float(interval.low), float(interval.high)
 
 

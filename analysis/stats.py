@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy  # scipy.stats itself is imported at its first use: it takes half a second
 
 CONFIDENCE = 0.95
 POWER = 0.80
@@ -57,7 +57,8 @@ def estimate_mean(values: Any) -> Estimate:
         return Estimate(NAN, NAN, 0)
     if len(v) == 1 or np.isinf(v).any():
         return Estimate(float(v.mean()), NAN, len(v))
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(v) - 1) * v.std(ddof=1) / math.sqrt(len(v))
+    quantile = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(v) - 1)
+    half = quantile * v.std(ddof=1) / math.sqrt(len(v))
     return Estimate(float(v.mean()), float(half), len(v))
 
 
@@ -85,7 +86,7 @@ def welch_test(a: Any, b: Any) -> WelchResult:
     if a.std(ddof=1) == 0 and b.std(ddof=1) == 0:
         return WelchResult(difference, *_without_scatter(difference))
     with _unwarned():
-        test = stats.ttest_ind(a, b, equal_var=False)
+        test = scipy.stats.ttest_ind(a, b, equal_var=False)
     return WelchResult(difference, *_t_test_results(test, CONFIDENCE))
 
 
@@ -100,7 +101,7 @@ def _unwarned() -> Iterator[None]:
 def _t_test_results(test: Any, confidence: float) -> tuple[float, float, float, float]:
     """(low, high, p, detectable) of one of scipy's t-tests."""
     low, high = test.confidence_interval(confidence)
-    quantile, power = stats.t.ppf([(1 + confidence) / 2, POWER], test.df)
+    quantile, power = scipy.stats.t.ppf([(1 + confidence) / 2, POWER], test.df)
     standard_error = (high - low) / 2 / quantile
     return float(low), float(high), float(test.pvalue), float((quantile + power) * standard_error)
 
@@ -131,7 +132,7 @@ def paired_test(differences: Any, alpha: float = 1 - CONFIDENCE) -> PairedResult
     if d.std(ddof=1) == 0:
         return PairedResult(mean, *_without_scatter(mean))
     with _unwarned():
-        test = stats.ttest_1samp(d, 0.0)
+        test = scipy.stats.ttest_1samp(d, 0.0)
     return PairedResult(mean, *_t_test_results(test, 1 - alpha))
 
 
@@ -140,7 +141,7 @@ def sign_flip_test(differences: Any) -> float:
     with n differences never below 2 / 2^n. A second for n = 15.
     """
     d = np.asarray(differences, dtype="float64")
-    tested = stats.permutation_test(
+    tested = scipy.stats.permutation_test(
         (d,), lambda x, axis: x.mean(axis=axis), permutation_type="samples", n_resamples=2 ** len(d)
     )
     return float(tested.pvalue)
@@ -178,7 +179,7 @@ def trend_test(times: Any, values: Any, length: float) -> TrendResult:
     v = np.asarray(values, dtype="float64")
     if np.ptp(v) == 0:
         return TrendResult(0.0, 1.0)
-    line = stats.linregress(times, v)
+    line = scipy.stats.linregress(times, v)
     p = float(line.pvalue) if line.stderr else 0.0
     return TrendResult(float(line.slope) * length / float(v.mean()), p)
 

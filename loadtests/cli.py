@@ -16,6 +16,19 @@ from loadtests.workload.traces import TraceError
 from servers.runtime import catalog, errors, launch
 
 CORE = "flask_gunicorn,fastapi_threadpool,fastapi_vllm"
+# Fields of servers/engines/simulated.py's TimeModel: their kind, the least and the most.
+SIMULATED: dict[str, tuple[type, int, float]] = {
+    "prefill_ms": (float, 0, math.inf),
+    "prefill_ms_per_token": (float, 0, math.inf),
+    "step_ms": (float, 0, math.inf),
+    "step_ms_per_sequence": (float, 0, math.inf),
+    "max_batch": (int, 1, math.inf),
+    "tokens_per_chunk": (int, 1, math.inf),
+    "reasoning_share": (float, 0, 1),
+    "early_chunk": (int, 0, 1),
+    "end_of_text": (int, 0, math.inf),
+    "tokens_per_word": (int, 1, 5),  # letters and space of a word
+}
 EXIT_CODES = (
     "Exit codes: 0; 1 if a case failed, or a server has no valid case of a scenario (which one, and"
     " why, is on stderr; the report is made anyway); 2 for what cannot be run as asked, with one"
@@ -49,27 +62,22 @@ def parse_single(parse: Callable[[str], list[Any]]) -> Callable[[str], Any]:
 
 
 def parse_simulated(text: str) -> dict[str, float]:
-    """prefill_ms=50,step_ms=10 and so on: fields of servers/engines/simulated.py's TimeModel."""
-    known = {
-        "prefill_ms": float,
-        "prefill_ms_per_token": float,
-        "step_ms": float,
-        "step_ms_per_sequence": float,
-        "max_batch": int,
-    }
+    """prefill_ms=50,step_ms=10 and so on, by name."""
     times: dict[str, float] = {}
     for part in filter(None, text.split(",")):
         name, _, value = part.partition("=")
-        if name not in known:
-            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
+        if name not in SIMULATED:
+            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(SIMULATED)}")
+        kind, least, most = SIMULATED[name]
         try:
-            times[name] = known[name](value)
+            times[name] = kind(value)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{part!r}: {value!r} is not a number") from None
-        if not math.isfinite(times[name]) or times[name] < (name == "max_batch"):
             raise argparse.ArgumentTypeError(
-                f"{part!r}: must be {'at least 1' if name == 'max_batch' else '0 or more'}"
-            )
+                f"{part!r}: {value!r} is not a {'whole ' * (kind is int)}number"
+            ) from None
+        if not least <= times[name] <= most or times[name] == math.inf:
+            bounds = f"{least} or more" if most == math.inf else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"{part!r}: must be {bounds}")
     return times
 
 
@@ -159,8 +167,9 @@ def parse_arguments(command: list[str]) -> argparse.Namespace:
     add(
         "--model",
         help=(
-            "tiny, small, 1b, 8b (generated), a folder, or a hub name (default: small; with a GPU"
-            " the largest generated one that fits it)"
+            "tiny, small, 1b, 8b (generated), smollm2 (a real one, as a Python package), a folder,"
+            " or a hub name (default: small; with a GPU the largest generated one that fits it);"
+            " with --target the name of one that it serves"
         ),
     )
     add(
@@ -185,7 +194,11 @@ def parse_arguments(command: list[str]) -> argparse.Namespace:
         "--simulated",
         type=parse_simulated,
         default={},
-        help="times of the simulated engine, such as prefill_ms=50,step_ms=10,max_batch=64",
+        help=(
+            "times of the simulated engine, such as prefill_ms=50,step_ms=10,max_batch=64, and what"
+            " makes it like other engines: tokens_per_chunk=4, reasoning_share=0.8, early_chunk=1,"
+            " end_of_text=100, tokens_per_word=2"
+        ),
     )
     add(
         "--load-workers",
@@ -248,11 +261,19 @@ def parse_arguments(command: list[str]) -> argparse.Namespace:
     add(
         "--ready-timeout",
         type=parse_single(parse_numbers(float, 0, "a number of seconds above 0")),
-        help="for a server's start, s",
+        help="for a server's start, or until a --target has loaded its model, s",
     )
     add(
         "--target",
-        help="base URL of a running server to measure instead; any OpenAI-compatible one",
+        help=(
+            "URL of a running server to measure instead, with or without /v1; any"
+            " OpenAI-compatible one"
+        ),
+    )
+    add(
+        "--respect-retry-after",
+        action="store_true",
+        help="a user of a closed loop waits as long as a refusal's Retry-After says",
     )
     add(
         "--out",

@@ -1,4 +1,5 @@
 """Serving architectures, a folder each, and the four folders that they share.
+A fifth, profile/, finds out what an endpoint of others is and does.
 
     contract/     the API, its conformance checks, the oracle, /metrics
     runtime/      the catalogue, launching and supervising, limits, revisions

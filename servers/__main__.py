@@ -3,6 +3,7 @@ NAME`.
 """
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -38,6 +39,30 @@ def verify(arguments: argparse.Namespace) -> int:
     )
     print(format_checks(checks))
     return 0 if all(check.ok for check in checks) else 1
+
+
+def profile(arguments: argparse.Namespace) -> int:
+    from servers.profile.client import ProfileError
+    from servers.profile.profiler import as_lines, profile_endpoint
+
+    try:
+        found = profile_endpoint(
+            arguments.url,
+            model=arguments.model,
+            ready_timeout_s=arguments.ready_timeout,
+            say=lambda line: print(line, file=sys.stderr, flush=True),
+        )
+    except ProfileError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if arguments.json:
+        print(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
+        return 0
+    for name, value in as_lines(found):
+        print(f"{name:32} {value}")
+    for note in found.notes:
+        print(f"note: {note}")
+    return 0
 
 
 def option(text: str) -> tuple[str, str]:
@@ -84,19 +109,26 @@ def serve(arguments: argparse.Namespace) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m servers", description=__doc__)
-    verbs = parser.add_subparsers(dest="name", metavar="list | verify URL | NAME", required=True)
+    verbs = parser.add_subparsers(
+        dest="name", metavar="list | verify URL | profile URL | NAME", required=True
+    )
     verbs.add_parser("list", help="every server, its engines, and whether this machine can run it")
     check = verbs.add_parser("verify", help="does the server at URL keep the contract?")
     check.add_argument("url", help="such as http://127.0.0.1:8000")
     check.add_argument("--model", help="the first of /v1/models if not given")
     check.add_argument("--websocket", action="store_true", help="it also streams over WebSockets")
+    asked = verbs.add_parser("profile", help="what is the endpoint at URL, and what does it do?")
+    asked.add_argument("url", help="such as http://127.0.0.1:8000 or https://host/prefix/v1")
+    asked.add_argument("--model", help="needed if several are listed, or none")
+    asked.add_argument("--ready-timeout", type=float, help="for a server that still loads, s")
+    asked.add_argument("--json", action="store_true", help="for programs")
     for name in catalog.list_servers():
         one = verbs.add_parser(name, help="start it in the foreground")
         one.add_argument("--engine", help="the first of its server.toml if not given")
         one.add_argument(
             "--model",
             default="small",
-            help="tiny, small, 1b, 8b, a folder, or a hub name (default: small)",
+            help="tiny, small, 1b, 8b, smollm2, a folder, or a hub name (default: small)",
         )
         one.add_argument("--host", default="127.0.0.1")
         one.add_argument("--port", type=int, default=8000)
@@ -110,14 +142,15 @@ def main() -> int:
             help="`list` shows them",
         )
     launch.check_environment()
-    known = {"list", "verify", *catalog.list_servers()}
+    known = {"list", "verify", "profile", *catalog.list_servers()}
     if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
         catalog.check_name(sys.argv[1], known, "server or verb")
     arguments = parser.parse_args()
     if arguments.name == "list":
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `list | head` is no error
         return list_servers()
-    return verify(arguments) if arguments.name == "verify" else serve(arguments)
+    commands = {"verify": verify, "profile": profile}
+    return commands.get(arguments.name, serve)(arguments)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,17 @@ from typing import Any
 
 import pytest
 
+from servers.runtime import models
 from tests.helpers import installed
 
 # Started in the background by a shell without job control, we ignore Ctrl-C, and so would every
 # process that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Containers often forbid Python to keep what it has compiled, and uv compiles nothing. Each of the
+# thousand processes here would compile the same packages again: half of the time of all tests.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+OF_SERVERS = ("test_servers.py", "test_own_starts.py", "test_options.py", "test_fuzz.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if {"tiny", "hf_engine"} & set(getattr(item, "fixturenames", ())):
+        if {"tiny", "hf_engine", "real_model"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
         item.add_marker(pytest.mark.xdist_group(_group(item)))
 
@@ -39,11 +45,9 @@ def _group(item: pytest.Item) -> str:
     if item.path.name == "test_quantized.py":
         return "vllm"
     parameters: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
-    server = parameters.get("server") or parameters.get("foreign") or parameters.get("name")
-    if (
-        item.path.name not in ("test_servers.py", "test_options.py", "test_fuzz.py")
-        or server is None
-    ):
+    given = (parameters.get(name) for name in ("server", "foreign", "guarded", "name"))
+    server = next(filter(None, given), None)
+    if item.path.name not in OF_SERVERS or server is None:
         return item.path.stem
     return (
         server if isinstance(server, str) else server[0] if server[1] == "simulated" else server[1]
@@ -65,3 +69,10 @@ def hf_engine(tiny: Path) -> Any:
     from servers.engines import Settings, hf
 
     return hf.HfEngine(Settings("hf", "serveoff-tiny", str(tiny), threads=1, simulated={}))
+
+
+@pytest.fixture(scope="session")
+def real_model() -> models.Model:
+    """SmolLM2; downloaded and converted in half a minute if it is not in the cache."""
+    installed.require_installed("transformers", "uv")
+    return models.resolve_model("smollm2", needs_weights=True)

@@ -120,10 +120,14 @@ RULES = [
         (
             "loadtests",
             "servers.contract.api",
+            "servers.contract.chunks",
             "servers.contract.oracle",
             "servers.contract.conformance",
             "servers.contract.conformance_checks",
             "servers.contract.conformance_client",
+            "servers.contract.sse",
+            "servers.contract.token_counts",
+            "servers.profile",
             "servers.runtime",
         ),
         "the load side sees servers from outside",
@@ -135,6 +139,13 @@ RULES = [
         ("servers",),
         ("servers.contract", "servers.runtime.limits", "servers.runtime.schedstat"),
         "the contract is below engines, frameworks and the launcher",
+    ),
+    Rule(
+        ("servers/profile/*",),
+        (),
+        ("servers",),
+        ("servers.profile", "servers.contract", "servers.runtime.limits"),
+        "an endpoint is asked from outside, whoever has made it",
     ),
     Rule(
         ("servers/engines/*",),

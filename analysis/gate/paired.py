@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import fisher_exact
+import scipy
 
 from analysis import formatting, slo, stats
 from analysis.case import read_case
@@ -173,7 +173,7 @@ def _look(ready: Sequence[Repetitions], look: int, wanted: GateRules, of: int) -
                 " machine, or use another one"
             )
         means = (
-            float(values[[("base", metric), ("control", metric)]].to_numpy().mean()),
+            float(np.mean([values["base", metric], values["control", metric]])),
             float(values["head", metric].mean()),
         )
         noise = math.expm1((control.high - control.low) / 2)
@@ -185,7 +185,7 @@ def _look(ready: Sequence[Repetitions], look: int, wanted: GateRules, of: int) -
 def _unjudged(metric: str, each: Repetitions) -> str:
     """Why a metric has no verdict; empty if it may have one."""
     if sample := METRICS[metric].sample:
-        least = float(each.values.xs(sample, axis="columns", level=1).min().min())
+        least = min(float(each.values[side, sample].min()) for side in SIDES)
         if why := verdicts.explain_too_few(metric, least):
             return why
     if not (
@@ -287,7 +287,7 @@ def _too_many_set_aside(each: Repetitions, summary: Summary) -> None:
         for kind in ("base", "head")
     }
     table = [[sum(bad[kind]), len(bad[kind]) - sum(bad[kind])] for kind in ("head", "base")]
-    p = float(fisher_exact(table, alternative="greater").pvalue)
+    p = float(scipy.stats.fisher_exact(table, alternative="greater").pvalue)
     if p < ALPHA:
         shares = sum(bad["base"]) / len(bad["base"]), sum(bad["head"]) / len(bad["head"])
         each.system.rows = [

@@ -27,13 +27,12 @@ from analysis.studies.accuracy_tables import (
     workers_table,
 )
 from analysis.studies.accuracy_targets import (
+    RESULTS,
     TARGETS,
     ExperimentResult,
     format_target_value,
     judge_target,
 )
-
-RESULTS = dataset.RESULTS / "instrument"
 
 
 def write_page(folder: Path = RESULTS) -> Path:

@@ -9,7 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from analysis import dataset
 from analysis.formatting import format_number
+
+RESULTS = dataset.RESULTS / "instrument"
 
 ExperimentResult = dict[str, Any]  # what one experiment found: its entry in results.json
 

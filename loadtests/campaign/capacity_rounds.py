@@ -9,7 +9,7 @@ from pathlib import Path
 
 from loadtests.campaign import analysis_process
 from loadtests.campaign.progress import ProgressWatch
-from loadtests.campaign.rounds import Rounds
+from loadtests.campaign.results_folder import Rounds
 from loadtests.errors import UsageError
 from loadtests.schema import CapacitySearch, Case, SearchedSystem
 from loadtests.workload.scenario import Tables

@@ -5,96 +5,23 @@ import os
 import shutil
 import sys
 import time
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict
 
 from loadtests import schema
+from loadtests.campaign.case_run import CampaignContext, CaseFailed, CaseRun, raise_if_ended
 from loadtests.campaign.parquet import to_parquet
 from loadtests.campaign.progress import ProgressWatch
-from loadtests.campaign.targets import Target, Targets
+from loadtests.campaign.verification import verify_after, verify_before
 from loadtests.generator import locust_process
 from loadtests.generator.status import RUNNING, LoadStatus
 from loadtests.generator.task import LoadTask
 from loadtests.schema import Case, CaseFile, Stage
 from loadtests.telemetry import machine, server_counters
 from loadtests.workload import arrivals
-from loadtests.workload.arrivals import ScenarioTable
-from loadtests.workload.scenario import Tables
-from servers.contract import conformance as contract_checks
-from servers.contract import conformance_checks
 from servers.contract.conformance_client import CheckFailed
-from servers.runtime import catalog, errors, launch, models
+from servers.runtime import errors, launch
 
 RESERVE_BYTES = 65_536  # run.json has a few thousand
-
-
-class CaseFailed(Exception):
-    """Why a case is invalid: one sentence, perhaps followed by log lines."""
-
-
-@dataclass(frozen=True)
-class CampaignContext:
-    """What all cases of a campaign have in common."""
-
-    folder: Path
-    seed: int
-    model: models.Model
-    scenarios: Tables
-    simulated: dict[str, float]
-    share: launch.CoreShare
-    load_cores: tuple[int, ...]
-    workers: locust_process.Workers
-    targets: Targets
-    web_port: int | None = None
-    ready_timeout_s: float | None = None
-
-
-@dataclass
-class CaseRun:
-    """One case while it runs."""
-
-    case: Case
-    context: CampaignContext
-    folder: Path
-    watch: ProgressWatch
-    file: CaseFile
-    stack: ExitStack = field(default_factory=ExitStack)
-    server: launch.RunningServer | None = None  # None if it runs already
-
-    @property
-    def target(self) -> Target:
-        return self.context.targets[self.case.side]
-
-    @property
-    def spec(self) -> catalog.ServerSpec:
-        return self.target.find_server(self.case.server)
-
-    @property
-    def base_url(self) -> str:
-        return self.target.url or (self.server.base_url if self.server else "")
-
-    @property
-    def engine_urls(self) -> str:
-        return self.server.engine_urls if self.server else self.base_url
-
-    @property
-    def planted(self) -> bool:
-        return self.context.model.planted or self.case.engine == "simulated"
-
-    @property
-    def scenario(self) -> ScenarioTable:
-        return self.context.scenarios[self.case.scenario]
-
-    @property
-    def reserve(self) -> Path:
-        """Room on the disk, given back when there is none left, to write down that there was
-        none.
-        """
-        return self.folder / "reserve"
-
-    def save(self) -> None:
-        schema.write_json(self.folder / "run.json", self.file.to_json())
 
 
 def run_case(case: Case, context: CampaignContext, watch: ProgressWatch) -> str:
@@ -116,6 +43,8 @@ def run_case(case: Case, context: CampaignContext, watch: ProgressWatch) -> str:
             clock_zero_s=time.perf_counter(),
         ),
     )
+    if profile := context.profiles.get(case.side):
+        run.adopt(profile)
     run.save()
     run.reserve.write_bytes(os.urandom(RESERVE_BYTES))
     if not run.target.url and (reason := _skip_reason(run)):
@@ -180,53 +109,6 @@ def _launch(run: CaseRun) -> None:
     run.file.startup_s = run.server.startup_s
 
 
-def _verify(run: CaseRun, checks: contract_checks.Checks) -> list[contract_checks.ConformanceCheck]:
-    return contract_checks.verify_server(
-        run.base_url, model=run.context.model.name, planted=run.planted, checks=checks
-    )
-
-
-def _raise_if_failed(run: CaseRun, results: list[contract_checks.ConformanceCheck]) -> None:
-    _raise_if_ended(run)
-    if failed := [check for check in results if not check.ok]:
-        raise CaseFailed("; ".join(f"{check.name}: {check.detail}" for check in failed))
-
-
-def _verify_before(run: CaseRun) -> None:
-    if run.target.url:
-        checks = contract_checks.FOREIGN
-    else:
-        server = run.spec
-        checks = contract_checks.select_checks(server.foreign, server.waives, server.transports)
-        run.file.notes += [
-            f"{server.name} cannot pass the check {name}: see its README.md"
-            for name in server.waives
-        ]
-    results = _verify(run, checks)
-    run.file.verify_before = [asdict(check) for check in results]
-    _raise_if_failed(run, results)
-    if not run.planted:
-        _compare_answers(run)
-
-
-def _compare_answers(run: CaseRun) -> None:
-    """No rule says what is right: the campaign's first server is what the others are held against.
-    In bfloat16 two engines may honestly part ways at a near tie, so a difference is recorded and
-    reported, and does not end the case.
-    """
-    responses = contract_checks.complete_fixed_prompts(run.base_url, run.context.model.name)
-    file = run.context.folder / "answers.json"
-    if not file.exists():
-        schema.write_json(
-            file, {"server": run.case.label, "engine": run.case.engine, "answers": responses}
-        )
-    reference = schema.read_json(file)
-    same = sum(a == b for a, b in zip(responses, reference["answers"], strict=True)) / len(
-        responses
-    )
-    run.file.agreement = {"with": f"{reference['server']}/{reference['engine']}", "share": same}
-
-
 def _counted_load(run: CaseRun) -> None:
     """The server's own counters, just before and just after, are a witness that does not depend on
     the load generator.
@@ -250,6 +132,8 @@ def _load(run: CaseRun) -> None:
         rate=case.rate,
         duration_s=case.duration_s,
         clock_zero_s=run.file.clock_zero_s,
+        dialect=run.dialect,
+        respect_retry_after=context.respect_retry_after,
         seed=f"{context.seed}/{case.scenario}/{case.repetition}",
     )
     if scenario["arrivals"] == "trace":
@@ -260,7 +144,7 @@ def _load(run: CaseRun) -> None:
     telemetry = None
 
     def watch(status: LoadStatus | None) -> None:
-        _raise_if_ended(run)
+        raise_if_ended(run)
         if status:
             run.watch.load(status)
 
@@ -288,9 +172,11 @@ def _load(run: CaseRun) -> None:
                     run.folder / "telemetry.log",
                     cores=context.load_cores,
                 )
-            locust_process.wait_for_load(
+            status = locust_process.wait_for_load(
                 load, run.folder, locust_process.longest_load_s(task, context.workers), watch
             )
+            if status.all_failed:
+                raise CaseFailed(f"all requests failed from the start: {status.all_failed}")
     except locust_process.LoadFailed as error:
         full = shutil.disk_usage(run.folder).free < RESERVE_BYTES  # then its log cannot say so
         raise CaseFailed(f"{'no space left on the disk: ' if full else ''}{error}") from None
@@ -332,23 +218,6 @@ def _take_telemetry_notes(run: CaseRun) -> None:
         log.unlink()
 
 
-def _raise_if_ended(run: CaseRun) -> None:
-    if run.server is not None and run.server.ended():
-        raise CaseFailed(f"the server ended by itself {run.server.last_words()}")
-
-
-def _verify_after(run: CaseRun) -> None:
-    over_websocket = run.scenario.get("transport") == "websocket"
-    checks = (
-        *contract_checks.AFTER_LOAD,
-        *([conformance_checks.websocket] if over_websocket else []),
-    )
-    waived = () if run.target.url else run.spec.waives
-    results = _verify(run, tuple(check for check in checks if check.__name__ not in waived))
-    run.file.verify_after = [asdict(check) for check in results]
-    _raise_if_failed(run, results)
-
-
 def _stop(run: CaseRun) -> None:
     run.stack.close()
 
@@ -356,9 +225,9 @@ def _stop(run: CaseRun) -> None:
 STAGES = (
     ("prepare", _prepare),
     ("launch", _launch),
-    ("verify", _verify_before),
+    ("verify", verify_before),
     ("load", _counted_load),
-    ("verify again", _verify_after),
+    ("verify again", verify_after),
     ("stop", _stop),
 )
 

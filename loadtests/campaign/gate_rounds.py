@@ -15,7 +15,7 @@ from pathlib import Path
 
 from loadtests.campaign import analysis_process
 from loadtests.campaign.progress import ProgressWatch
-from loadtests.campaign.rounds import Rounds
+from loadtests.campaign.results_folder import Rounds
 from loadtests.schema import Case, GatedSystem, PairedGate
 
 

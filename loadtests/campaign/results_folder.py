@@ -1,6 +1,7 @@
 """A campaign's folder: made, or found and continued."""
 
 import fcntl
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -128,3 +129,21 @@ def _set_aside(folder: Path, place: Path) -> str:
     (folder / name).parent.mkdir(exist_ok=True)
     place.rename(folder / name)
     return name
+
+
+class Rounds:
+    """What a search for capacity and a gate have in common: the cases that have a result, and how
+    many have been started. Sets aside what was interrupted.
+    """
+
+    def __init__(self, folder: Path, watch: ProgressWatch) -> None:
+        self.watch = watch
+        self.done = finished_cases(folder, watch)
+        self.last_index = last_index(folder)
+
+    def start(self, cases: Sequence[Case]) -> list[Case]:
+        """Announces a round, whose cases count as done once the next one is asked for."""
+        self.watch.plan([*self.done, *cases], done=len(self.done), more=True)
+        self.done += cases
+        self.last_index += len(cases)
+        return list(cases)

@@ -24,16 +24,18 @@ from loadtests.campaign import (
     gpu_memory,
     results_folder,
 )
-from loadtests.campaign.case import CampaignContext, run_case
+from loadtests.campaign.case import run_case
+from loadtests.campaign.case_run import CampaignContext
 from loadtests.campaign.plan import make_plan, option_combinations
 from loadtests.campaign.progress import ProgressWatch
-from loadtests.campaign.targets import Target, Targets, find_model_name, target_of_url
+from loadtests.campaign.targets import Target, Targets, profile_targets, target_of_url
 from loadtests.errors import UsageError
 from loadtests.generator import locust_process
 from loadtests.schema import CampaignFile, CapacitySearch, Case, MachineShare, PairedGate
 from loadtests.telemetry import cores, machine
 from loadtests.workload.scenario import Tables, read_scenarios, with_trace
 from servers.contract import oracle
+from servers.profile.profile import ENDPOINTS, Profile
 from servers.runtime import catalog, launch, models, ports
 
 RESULTS = Path("results")
@@ -143,8 +145,14 @@ def plan_campaign(
     """`targets` and `gate` are a gate's (loadtests/gate.py). Raises UsageError, TraceError and
     CatalogError.
     """
-    targets = targets or {"": target_of_url(arguments.target) if arguments.target else Target()}
-    card = None if arguments.target or arguments.engines == "simulated" else gpu_memory.find_card()
+    targets = targets or {
+        "": Target() if arguments.target is None else target_of_url(arguments.target)
+    }
+    card = (
+        None
+        if arguments.target is not None or arguments.engines == "simulated"
+        else gpu_memory.find_card()
+    )
     cases, scenarios = plan_cases(
         arguments, targets.get("head") or targets[""], GPU_SCENARIOS if card else SCENARIOS
     )
@@ -203,7 +211,9 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
     if arguments.web_port:
         ports.check_port(locust_process.WEB_HOST, arguments.web_port, "--web-port")
     share = cores.share_cores()
-    model, workers = resolve_model(arguments, plan, share)
+    model, workers, profiles = resolve_model(arguments, plan, share)
+    if not arguments.scenarios:
+        plan = keep_possible_cases(plan, profiles)
     share |= {"workers": workers, "load_workers": arguments.load_workers}
     folder = arguments.out or RESULTS / f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
     file = CampaignFile(
@@ -240,6 +250,8 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         load_cores=() if share["shared"] else tuple(share["load_cores"]),
         workers=locust_process.Workers(arguments.load_workers, arguments.listen),
         targets=plan.targets,
+        profiles=profiles,
+        respect_retry_after=arguments.respect_retry_after,
         web_port=arguments.web_port,
         ready_timeout_s=arguments.ready_timeout,
     )
@@ -252,16 +264,24 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
 
 def resolve_model(
     arguments: argparse.Namespace, plan: CampaignPlan, share: MachineShare
-) -> tuple[models.Model, int]:
-    """The model, and how many worker processes a server has that has several. Raises UsageError and
-    LaunchError.
+) -> tuple[models.Model, int, dict[str, Profile]]:
+    """The model, how many worker processes a server has that has several, and the profiles of
+    targets that choose their model themselves. Raises UsageError and LaunchError.
     """
     all_cores = len(share["server_cores"])
     targets = plan.targets.values()
     if any(target.is_external for target in targets):
         workers = arguments.workers or all_cores
-        name = find_model_name(plan.targets, launch.CoreShare((), share["threads"], workers))
-        return models.Model(name, "", name in oracle.PLANTED_MODELS), workers
+        chosen = {table["endpoint"] for table in plan.scenarios.values()}
+        profiles = profile_targets(
+            plan.targets,
+            arguments.model,
+            sorted(chosen) if arguments.scenarios else (),
+            launch.CoreShare((), share["threads"], workers),
+            arguments.ready_timeout,
+        )
+        name = next(iter(profiles.values())).model
+        return models.Model(name, "", name in oracle.PLANTED_MODELS), workers, profiles
     needs_weights = any(
         case.engine != "simulated"
         and not target.find_server(case.server).missing(case.engine, case.options)
@@ -276,7 +296,29 @@ def resolve_model(
     for target in targets:
         servers = {case.server: target.find_server(case.server) for case in plan.cases}
         gpu_memory.check_memory(plan.cases, servers, model.shape, workers, card)
-    return model, workers
+    return model, workers, {}
+
+
+def keep_possible_cases(plan: CampaignPlan, profiles: dict[str, Profile]) -> CampaignPlan:
+    """Leaves out default scenarios whose endpoint a target lacks. Raises UsageError if none is
+    left.
+    """
+    missing = {
+        name: table["endpoint"]
+        for name, table in plan.scenarios.items()
+        if any(table["endpoint"] not in profile.endpoints for profile in profiles.values())
+    }
+    for name, endpoint in missing.items():
+        print(f"{name} is left out: the target has no {ENDPOINTS[endpoint]}", flush=True)
+    cases = [case for case in plan.cases if case.scenario not in missing]
+    if not cases:
+        raise UsageError(
+            f"none of the default scenarios fits the target, which has no"
+            f" {' and no '.join(sorted({ENDPOINTS[each] for each in missing.values()}))}: choose"
+            " others by --scenarios"
+        )
+    scenarios = {name: table for name, table in plan.scenarios.items() if name not in missing}
+    return dataclasses.replace(plan, cases=cases, scenarios=scenarios)
 
 
 def choose_source(folder: Path, plan: CampaignPlan) -> Source:

@@ -5,14 +5,17 @@ sides: revisions, folders, commands or URLs.
 import dataclasses
 import shlex
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from loadtests.errors import UsageError
-from servers.contract import conformance as contract_checks
-from servers.contract import conformance_checks
+from servers.profile import profiler
+from servers.profile.client import ProfileError
+from servers.profile.endpoint import split_url
+from servers.profile.profile import Profile
 from servers.runtime import catalog, launch, models, revisions
 from servers.runtime.catalog import HERE, Checkout, ServerSpec
 
@@ -57,6 +60,11 @@ def target_of_revision(revision: str | None) -> Target:
 
 
 def target_of_url(url: str, option: str = "--target", name: str = "target") -> Target:
+    """Raises UsageError."""
+    try:
+        split_url(url)
+    except ProfileError as error:
+        raise UsageError(f"{option}: {error}") from None
     return Target(
         f"{option} {url}", server=ServerSpec(name, url, (), (EXTERNAL,), foreign=True), url=url
     )
@@ -108,11 +116,18 @@ def target_of_server(text: str, option: str) -> Target:
     )
 
 
-def find_model_name(targets: Targets, share: launch.CoreShare) -> str:
-    """What all targets call their model; those that do not run yet are started to be asked. Raises
+def profile_targets(
+    targets: Targets,
+    model: str | None,
+    needed: Sequence[str],
+    share: launch.CoreShare,
+    ready_timeout_s: float | None,
+) -> dict[str, Profile]:
+    """The profile of each target, which must all serve one model: `model`, if the user named one.
+    Those that do not run yet are started to be asked. `needed`: of chat and completions. Raises
     UsageError and LaunchError.
     """
-    names = {}
+    profiles = {}
     for name, target in targets.items():
         with ExitStack() as stack:
             url = target.url
@@ -123,16 +138,32 @@ def find_model_name(targets: Targets, share: launch.CoreShare) -> str:
                     "server.log",
                 )
                 none = models.Model("", "", False)
-                url = stack.enter_context(
-                    launch.run_server(target.server, target.server.engines[0], none, share, log)
-                ).base_url
-            check = contract_checks.verify_server(url, checks=(conformance_checks.models,))[0]
-            if not check.ok:
-                raise UsageError(f"{target.description}: {check.detail}")
-            names[name or target.description] = check.detail
-    if len(set(names.values())) > 1:
+                running = launch.run_server(
+                    target.server,
+                    target.server.engines[0],
+                    none,
+                    share,
+                    log,
+                    ready_timeout_s=ready_timeout_s,
+                )
+                url = stack.enter_context(running).base_url
+            try:
+                profiles[name] = profiler.profile_endpoint(
+                    url,
+                    model=model,
+                    needed=needed,
+                    ready_timeout_s=ready_timeout_s,
+                    say=partial(print, flush=True),
+                )
+            except ProfileError as error:
+                raise UsageError(str(error)) from None
+    if len({profile.model for profile in profiles.values()}) > 1:
         raise UsageError(
             "the sides serve different models: "
-            + ", ".join(f"{name} {model!r}" for name, model in names.items())
+            + ", ".join(
+                f"{name or targets[name].description} {profile.model!r}"
+                for name, profile in profiles.items()
+            )
+            + ": name one that both have by --model"
         )
-    return next(iter(names.values()))
+    return profiles

@@ -155,8 +155,9 @@ class Connection:
                     self.close()
                     if not reused or attempt == "new" or exchange.status is not None:
                         raise
+                    exchange.resent = True
         except ClosedEarly as error:
-            exchange.error = str(error) or "connection closed before an answer"
+            exchange.error = str(error) or "connection closed before a response"
         except ResponseError as error:
             exchange.error = str(error)
         except TimeoutError:
@@ -292,7 +293,9 @@ class Connection:
         sent before the greenlet that waits goes on.
         """
         assert self.parser is not None and self.wait is not None
-        keep, number = self.parser.keep, -1
+        status = self.parser.exchange.status or 0
+        # after a refusal its sender decides when to ask again
+        keep, number = self.parser.keep and 200 <= status < 300, -1
         self.parser = None  # from now on, reads are of the next response
         self._enter(State.DONE)
         sent_by_reader = received is not None and received.next_number >= 0

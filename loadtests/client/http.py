@@ -4,7 +4,11 @@ The timed path only stamps each read and removes the chunked encoding. `response
 arrived when it is complete. All times are `time.perf_counter()`, in seconds.
 """
 
+import email.utils
+import math
+import re
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -15,6 +19,7 @@ from loadtests.client.limits import READ_BYTES
 MAX_RESPONSE_BYTES = 64 * 1024 * 1024
 MAX_HEADER_BYTES = 65536
 LAST_CHUNK = b"0\r\n\r\n"
+INTERIM = re.compile(rb"HTTP/1\.[01] 1\d\d\b")  # 100 Continue, 103 Early Hints
 # the size of a chunk, by the line before it
 SIZES = {line % size: size for size in range(1, 4096) for line in (b"%x\r\n", b"%X\r\n")}
 
@@ -30,6 +35,9 @@ class Exchange:
     sent_s: float | None = None
     status: int | None = None
     content_type: str = ""
+    retry_after: str = ""
+    location: str = ""  # of a redirect, which is not followed
+    resent: bool = False  # the first connection was closed before any response
     body: bytearray = field(default_factory=bytearray)
     arrived: list[float] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
@@ -110,6 +118,7 @@ class ClosedEarly(Exception):
 class Parser(Protocol):
     """Fills an Exchange, read by read. `keep`: the connection may be used for another request."""
 
+    exchange: Exchange
     keep: bool
 
     def feed(self, data: bytes, arrived_s: float, lag_s: float) -> bool:
@@ -137,6 +146,9 @@ class ResponseParser:
                 )
             self.head += data
             end = self.head.find(b"\r\n\r\n")
+            while end >= 0 and INTERIM.match(self.head):  # the response itself follows
+                del self.head[: end + 4]
+                end = self.head.find(b"\r\n\r\n")
             if end < 0:
                 if len(self.head) > MAX_HEADER_BYTES + READ_BYTES:
                     raise ResponseError("headers too long")
@@ -145,7 +157,7 @@ class ResponseParser:
             data, self.head = bytes(self.head[end + 4 :]), None
         elif not data:
             if self.decoder is not None or self.length is not None:
-                raise ResponseError("connection closed in the answer")
+                raise ResponseError("connection closed in the response")
             self.keep = False
             return True  # without a length, the connection's end is the response's end
         exchange, complete = self.exchange, False
@@ -162,7 +174,7 @@ class ResponseParser:
                 exchange.lengths.append(len(body))
                 exchange.lags.append(lag_s)
         if len(body) > MAX_RESPONSE_BYTES:
-            raise ResponseError("answer too long")
+            raise ResponseError("response too long")
         return complete or (self.length is not None and len(body) >= self.length)
 
     def fill(
@@ -178,6 +190,21 @@ class ResponseParser:
         exchange.arrived += arrived
         exchange.lengths += lengths
         exchange.lags += lags
+
+
+def parse_retry_after(value: str) -> float | None:
+    """Seconds of a Retry-After header, which is a number of them or a date; None without one."""
+    if not value:
+        return None
+    try:
+        return max(0.0, float(value)) if float(value) < math.inf else None
+    except ValueError:
+        pass
+    try:
+        date = email.utils.parsedate_to_datetime(value)
+        return max(0.0, date.timestamp() - time.time())
+    except ValueError:
+        return None
 
 
 class RequestTemplate(NamedTuple):
@@ -265,15 +292,17 @@ def parse_head(head: bytes, exchange: Exchange) -> tuple[int | None, ChunkedDeco
         or not parts[1].isdigit()
         or len(parts[1]) != 3
     ):
-        raise ResponseError("not an HTTP/1 answer")
+        raise ResponseError("not an HTTP/1 response")
     exchange.status = int(parts[1])
     headers = {}
     for line in lines:
         name, _, value = line.partition(b":")
         headers[name.strip().lower()] = value.strip()
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-        raise ResponseError("compressed although identity was asked for")
+        raise ResponseError("compressed although Accept-Encoding was identity")
     exchange.content_type = headers.get(b"content-type", b"").decode("latin-1").lower()
+    exchange.retry_after = headers.get(b"retry-after", b"").decode("latin-1")
+    exchange.location = headers.get(b"location", b"").decode("latin-1")
     chunked = (
         ChunkedDecoder() if b"chunked" in headers.get(b"transfer-encoding", b"").lower() else None
     )
@@ -283,4 +312,6 @@ def parse_head(head: bytes, exchange: Exchange) -> tuple[int | None, ChunkedDeco
     connection = headers.get(b"connection", b"").lower()
     keep = b"close" not in connection and (parts[0] == b"HTTP/1.1" or b"keep-alive" in connection)
     size = int(length) if length is not None and not chunked else None
+    if exchange.status in (204, 304):  # never have a body
+        size, chunked = 0, None
     return size, ChunkedDecoder() if chunked else None, keep

@@ -1,5 +1,5 @@
 """Parses the body of a finished exchange (`http.py`): its events, each with the stamp of the read
-that completed it.
+that completed it, and whether it is a whole response.
 """
 
 import itertools
@@ -8,26 +8,70 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from loadtests.client.http import Exchange
-from servers.contract.api import SSE_CONTENT_TYPE, Chunk, read_chunk
+from servers.contract import chunks, sse
+from servers.contract.api import SSE_CONTENT_TYPE
+from servers.contract.chunks import Chunk, read_chunk
+from servers.contract.token_counts import read_count, read_reasoning_count
 
 EVENTS_AT_ONCE = 32  # events between two pauses; about 2 us each
 RUN_BYTES = 4096  # how far to look for events that are alike
 PLAIN = re.compile(rb"[ !#-\[\]-~]+")  # text without JSON escapes
-TEXT = re.compile(rb'"(?:text|content)"\s*:\s*"?([^"]*)')
+TEXT = re.compile(rb'"(?:text|content|reasoning|reasoning_content)"\s*:\s*"([^"]*)')
+EMPTY = "no token"
+INCOMPLETE = "stream ended without finish_reason or [DONE]"
 
 
 @dataclass(slots=True)
 class ParsedResponse:
     """The content of a response. `token_s` and `token_text` are the arrival and the text of each
-    chunk that carries tokens.
+    chunk that carries tokens, `running_tokens` usage's count up to it where it had one, and
+    `reasoning_chunks` the positions of those that carry reasoning. `error` is a few words, so that
+    equal causes can be counted; `error_detail` the server's own.
     """
 
     token_s: list[float] = field(default_factory=list)
     token_text: list[str] = field(default_factory=list)
+    running_tokens: list[int | None] = field(default_factory=list)
+    reasoning_chunks: list[int] = field(default_factory=list)
     finish_reason: str | None = None
-    usage: dict[str, int] = field(default_factory=dict)
+    prompt_tokens: int | None = None
+    tokens: int | None = None
+    reasoning_tokens: int | None = None
     timings: dict[str, float] = field(default_factory=dict)
     error: str | None = None
+    error_detail: str | None = None
+
+    def fail(self, error: str, detail: str | None = None) -> None:
+        """The first error is the cause."""
+        if self.error is None:
+            self.error, self.error_detail = error, detail or None
+
+    @property
+    def first_visible_s(self) -> float | None:
+        """Arrival of the first chunk whose text is no reasoning."""
+        hidden = set(self.reasoning_chunks)
+        return next((at for i, at in enumerate(self.token_s) if i not in hidden), None)
+
+
+class Cursor:
+    """Finds the read that completed a byte of the body. Positions must not decrease."""
+
+    def __init__(self, exchange: Exchange):
+        self.arrived, self.lengths, self.read = exchange.arrived, exchange.lengths, 0
+
+    def stamp(self, end: int) -> float:
+        while self.lengths[self.read] < end:
+            self.read += 1
+        return self.arrived[self.read]
+
+    def stamp_run(self, ends: list[int]) -> list[float]:
+        """The stamps of events that end at `ends`."""
+        self.stamp(ends[0])
+        read, count = self.read, len(ends)
+        if self.lengths[read : read + count] == ends:  # mostly each event has a read of its own
+            self.read = read + count - 1
+            return self.arrived[read : read + count]
+        return [self.stamp(end) for end in ends]
 
 
 def parse_response(exchange: Exchange, pause: Callable[[], None] = lambda: None) -> ParsedResponse:
@@ -35,53 +79,72 @@ def parse_response(exchange: Exchange, pause: Callable[[], None] = lambda: None)
     an end) is not a token.
     """
     parsed = ParsedResponse(error=exchange.error)
-    streamed = exchange.content_type.startswith(SSE_CONTENT_TYPE)
-    if exchange.status is not None and exchange.status != 200 and parsed.error is None:
-        parsed.error = f"http {exchange.status}"
+    status, body = exchange.status, exchange.body
+    if status is not None and not 200 <= status < 300:
+        words = chunks.describe_body(bytes(body))
+        if exchange.location:
+            words = f"{words} (Location: {chunks.shorten(exchange.location)})".strip()
+        parsed.fail(f"http {status}", words)
         return parsed
     done = False
-    if exchange.status == 200 and not streamed and exchange.error is None:
-        _parse_event(bytes(exchange.body), len(exchange.arrived) - 1, exchange, parsed)
-        done = parsed.error is None
-    elif streamed:
-        body, lengths = exchange.body, exchange.lengths
-        # searching for two bytes is much faster than for four
-        separator = b"\r\n\r\n" if b"\r" in body and b"\r\n\r\n" in body else b"\n\n"
-        template: tuple[bytes, bytes] | None = None
-        start = read = work = 0
-        while (end := body.find(separator, start)) >= 0:
-            if work >= EVENTS_AT_ONCE:
-                work = 0
-                pause()
-            if template and (
-                texts := _run_text(template, separator, bytes(body[start : start + RUN_BYTES]))
-            ):
-                work += 1 + len(texts) // 4  # each costs about a quarter of another event
-                around = len(template[0]) + len(template[1]) + len(separator)
-                ends = list(
-                    itertools.accumulate([len(text) + around for text in texts], initial=start)
-                )[1:]
-                start = ends[-1]
-                read = _parse_run(texts, ends, read, exchange, parsed)
-                continue
-            work += 1
-            event = bytes(body[start:end])
-            start = end + len(separator)
-            while lengths[read] < start:  # the read that completed this event
-                read += 1
-            for line in event.splitlines():
-                if line.startswith(b"data:"):
-                    payload = line[5:].strip()
-                    if payload == b"[DONE]":
-                        done = True
-                        continue
-                    chunk = _parse_event(payload, read, exchange, parsed)
-                    if chunk is None:
-                        return parsed
-                    template = _template(event, chunk) or template
-    if parsed.error is None and not done:
-        parsed.error = "stream ended without [DONE]"
+    if exchange.content_type.startswith(SSE_CONTENT_TYPE) or sse.looks_like_sse(bytes(body[:64])):
+        done = _parse_stream(exchange, parsed, pause)
+    elif body and exchange.error is None:
+        _parse_payload(bytes(body), len(body), Cursor(exchange), parsed)
+        done = True
+    is_whole = done or parsed.finish_reason is not None
+    if not parsed.token_s:
+        parsed.fail(EMPTY, _describe_end(parsed) if is_whole else f"the {INCOMPLETE}")
+    elif not is_whole:
+        parsed.fail(INCOMPLETE)
     return parsed
+
+
+def _parse_stream(exchange: Exchange, parsed: ParsedResponse, pause: Callable[[], None]) -> bool:
+    """Returns whether [DONE] came."""
+    body, cursor = exchange.body, Cursor(exchange)
+    separator = sse.find_separator(body)
+    template: tuple[bytes, bytes] | None = None
+    done, start, work = False, 0, 0
+    while start < len(body):
+        if work >= EVENTS_AT_ONCE:
+            work = 0
+            pause()
+        if (
+            template
+            and separator
+            and (texts := _run_text(template, separator, bytes(body[start : start + RUN_BYTES])))
+        ):
+            work += 1 + len(texts) // 4  # each costs about a quarter of another event
+            around = len(template[0]) + len(template[1]) + len(separator)
+            lengths = [len(text) + around for text in texts]
+            ends = list(itertools.accumulate(lengths, initial=start))[1:]
+            start = ends[-1]
+            if parsed.reasoning_chunks and template[0].find(b'"reasoning') >= 0:
+                first = len(parsed.token_text)
+                parsed.reasoning_chunks += range(first, first + len(texts))
+            parsed.token_text += texts
+            parsed.token_s += cursor.stamp_run(ends)
+            continue
+        work += 1
+        end = sse.find_event_end(body, start, separator)
+        end = len(body) if end < 0 else end
+        event = bytes(body[start:end])
+        for payload in sse.read_event(event, start):
+            if payload.data == sse.DONE:
+                done = True
+                continue
+            chunk = _parse_payload(payload.data, payload.end, cursor, parsed, payload.is_error)
+            if chunk is None:
+                return True
+            template = _template(event, chunk, separator) or template
+        start = end
+    return done
+
+
+def _describe_end(parsed: ParsedResponse) -> str:
+    usage = "no usage" if parsed.tokens is None else f"usage says {parsed.tokens} tokens"
+    return f"finish_reason is {parsed.finish_reason!r}, {usage}" if parsed.finish_reason else usage
 
 
 def _run_text(template: tuple[bytes, bytes], separator: bytes, piece: bytes) -> list[str]:
@@ -101,49 +164,39 @@ def _run_text(template: tuple[bytes, bytes], separator: bytes, piece: bytes) -> 
     return [text.decode() for text in texts]
 
 
-def _parse_run(
-    texts: list[str], ends: list[int], read: int, exchange: Exchange, parsed: ParsedResponse
-) -> int:
-    """Adds the tokens of events that end at `ends` in the body, none of them before the `read`-th
-    read. Returns the read that completed the last one.
-    """
-    arrived, lengths = exchange.arrived, exchange.lengths
-    while lengths[read] < ends[0]:
-        read += 1
-    parsed.token_text += texts
-    if lengths[read : read + len(ends)] == ends:  # mostly each event has a read of its own
-        parsed.token_s += arrived[read : read + len(ends)]
-        return read + len(ends) - 1
-    for end in ends:
-        while lengths[read] < end:
-            read += 1
-        parsed.token_s.append(arrived[read])
-    return read
-
-
-def _parse_event(
-    payload: bytes, read: int, exchange: Exchange, parsed: ParsedResponse
+def _parse_payload(
+    payload: bytes, end: int, cursor: Cursor, parsed: ParsedResponse, is_error: bool = False
 ) -> Chunk | None:
-    """Adds one chunk, which the `read`-th read completed. Returns None if it is an error."""
+    """Adds what ends at byte `end` of the body. Returns None if it is an error."""
     try:
         chunk: Chunk = read_chunk(payload)
     except (ValueError, RecursionError):  # RecursionError: JSON that is nested too deep
-        parsed.error = parsed.error or "an event that is not a chunk"
+        words = chunks.describe_body(payload)
+        parsed.fail("server error in the stream" if is_error else "not a completion", words)
         return None
-    if chunk.error is not None:
-        parsed.error = f"server error in the stream: {_printable(chunk.error)}"
+    if chunk.error is not None or (is_error and not chunk.text):
+        words = chunk.error if chunk.error is not None else chunks.describe_body(payload)
+        parsed.fail("server error in the response", chunks.shorten(words))
         return None
-    if chunk.text:
-        parsed.token_s.append(exchange.arrived[read])
-        parsed.token_text.append(chunk.text)
-    parsed.finish_reason = (
-        _printable(chunk.finish_reason) if chunk.finish_reason else parsed.finish_reason
-    )
-    # Only what the schema can hold: a foreign server may send anything here.
-    if isinstance(chunk.usage, dict):
-        parsed.usage = {
-            name: n for name, n in chunk.usage.items() if type(n) is int and abs(n) < 2**63
-        }
+    running = None
+    if chunk.usage is not None:
+        running = read_count(chunk.usage, "completion_tokens")
+        parsed.tokens = running if running is not None else parsed.tokens
+        prompt = read_count(chunk.usage, "prompt_tokens")
+        parsed.prompt_tokens = prompt if prompt is not None else parsed.prompt_tokens
+        reasoning = read_reasoning_count(chunk.usage)
+        parsed.reasoning_tokens = reasoning if reasoning is not None else parsed.reasoning_tokens
+    if chunk.text or chunk.reasoning:
+        if chunk.reasoning and not chunk.text:
+            parsed.reasoning_chunks.append(len(parsed.token_text))
+        if running is not None:
+            missing = len(parsed.token_text) - len(parsed.running_tokens)
+            parsed.running_tokens += [*[None] * missing, running]
+        parsed.token_s.append(cursor.stamp(end))
+        parsed.token_text.append(chunk.reasoning + chunk.text)
+    if chunk.finish_reason:
+        parsed.finish_reason = chunks.shorten(str(chunk.finish_reason))
+    # Only what the schema can hold: a server may send anything here.
     if isinstance(chunk.timings, dict):
         parsed.timings = {
             name: float(ms)
@@ -153,24 +206,23 @@ def _parse_event(
     return chunk
 
 
-def _template(event: bytes, chunk: Chunk) -> tuple[bytes, bytes] | None:
+def _template(event: bytes, chunk: Chunk, separator: bytes | None) -> tuple[bytes, bytes] | None:
     """Returns the bytes around the text of an event that carries nothing else, or None if that is
     not certain. The next event mostly differs only in its text, and is then parsed without decoding
     its JSON, which is most of the work.
     """
-    text = chunk.text.encode(errors="replace")
+    event = event.removesuffix(separator) if separator else event
+    text = (chunk.text or chunk.reasoning).encode(errors="replace")
     more = chunk.finish_reason or isinstance(chunk.usage, dict) or isinstance(chunk.timings, dict)
-    if more or b"\n" in event or b"\r" in event or b"\\" in event or not PLAIN.fullmatch(text):
+    if more or (chunk.text and chunk.reasoning):
         return None
-    # Without escapes, a match is a key and its value. A second key might be the one that counts.
-    found = list(TEXT.finditer(event))
+    if b"\n" in event or b"\r" in event or b"\\" in event or not PLAIN.fullmatch(text):
+        return None
+    # Without escapes, a match is a key and its value. A second key with text might be the one that
+    # counts.
+    found = [match for match in TEXT.finditer(event) if match[1]]
     return (
         (event[: found[0].start(1)], event[found[0].end(1) :])
-        if len(found) == 1 and found[0][1] == text
+        if len(found) == 1 and found[0][1] == text and event.startswith(b"data:")
         else None
     )
-
-
-def _printable(value: object) -> str:
-    """Without the lone surrogates that JSON allows and UTF-8 does not."""
-    return str(value)[:80].encode(errors="replace").decode()

@@ -102,7 +102,9 @@ class MessageParser:
         body, before = exchange.body, len(exchange.body)
         if not data:
             raise (
-                ResponseError("connection closed in the answer") if exchange.status else ClosedEarly
+                ResponseError("connection closed in the response")
+                if exchange.status
+                else ClosedEarly
             )
         self.protocol.receive_data(data)
         try:
@@ -121,7 +123,7 @@ class MessageParser:
                 exchange.lengths.append(len(body))
                 exchange.lags.append(lag_s)
         if len(body) > MAX_RESPONSE_BYTES:
-            raise ResponseError("answer too long")
+            raise ResponseError("response too long")
         return self.complete
 
     def _append_message(self, event: Message[Any]) -> None:

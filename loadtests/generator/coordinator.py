@@ -41,6 +41,12 @@ from loadtests.generator.task import LoadTask
 from loadtests.workload import arrivals
 from servers.runtime.limits import LOST_AFTER_S, SETTLE_S
 
+HOPELESS_ROWS, HOPELESS_S = 10, 2.0  # so many failures, and nothing else for so long
+
+
+class AllRequestsFailed(Exception):
+    """Why all requests of a load failed, so far."""
+
 
 class Coordinator:
     """`broadcast` reaches all workers, `quit` ends Locust, and `stats` are Locust's. Times are on
@@ -78,6 +84,7 @@ class Coordinator:
         self.children: dict[int, psutil.Process] = {}
         self.finishing = False  # so that workers may end
         self.failed: str | None = None  # why
+        self.all_failed: str | None = None  # likewise of all requests
         self.greenlets: list[gevent.Greenlet] = []
         self.write_status(STARTING)
 
@@ -131,7 +138,17 @@ class Coordinator:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def run(self, collector: steady_state.SeriesCollector) -> None:
-        """Warm-up, window and drain."""
+        """Warm-up, window and drain. A load of which all first requests fail ends early: it would
+        measure nothing, and only flood the server.
+        """
+        try:
+            self._run_load(collector)
+        except AllRequestsFailed as error:
+            self.all_failed = str(error)
+        self.finish(SETTLE_S)
+        self.quit()
+
+    def _run_load(self, collector: steady_state.SeriesCollector) -> None:
         steady, why = self._warm_up(collector)
         window = self._open_window(steady, why)
         stopped_s = window.end_s + STOPPED_AFTER_S
@@ -143,8 +160,6 @@ class Coordinator:
             or any(report.at_s < stopped_s for report in self.reports.values())
         ):
             self._wait_until(self.now() + 0.1)
-        self.finish(SETTLE_S)
-        self.quit()
 
     def _warm_up(self, collector: steady_state.SeriesCollector) -> tuple[bool | None, str]:
         """Lasts at least warmup_s, then until steady, where the demand does not vary by plan and
@@ -191,6 +206,15 @@ class Coordinator:
             gevent.sleep(min(left_s, 1.0))
             self.write_status(RUNNING)
             self._fail_if_worker_lost()
+            self._raise_if_all_failed()
+
+    def _raise_if_all_failed(self) -> None:
+        rows = self._total("rows")
+        if rows < HOPELESS_ROWS or self._total("failed") < rows:
+            return
+        if self.now() - self.began_s >= HOPELESS_S:
+            reasons = [report.failure for report in self.reports.values() if report.failure]
+            raise AllRequestsFailed(reasons[0])
 
     def _fail_if_worker_lost(self) -> None:
         for worker, child in self.children.items():
@@ -218,6 +242,7 @@ class Coordinator:
             rows=self._total("rows"),
             cut_off=self._total("cut_off"),
             tokens=self._total("tokens"),
+            all_failed=self.all_failed,
             workers=[self.worker_status(clock, state) for clock in self.clocks],
             locust_requests=stats.num_requests,
             locust_failures=stats.num_failures,

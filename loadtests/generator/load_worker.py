@@ -109,7 +109,7 @@ class LoadWorker:
         history: tuple[prompts.PromptMessage, ...] = (),
     ) -> PreparedRequest:
         prompt = prompts.make_prompt(self.task.seed, self.scenario, user, turn, arrival, history)
-        path, body = prompts.request_body(self.scenario, self.task.model, prompt)
+        path, body = prompts.request_body(self.scenario, self.task.model, prompt, self.task.dialect)
         return PreparedRequest(prompt, path, body, http.Exchange())
 
     def connect(self) -> Connection:
@@ -118,7 +118,7 @@ class LoadWorker:
             self.task.base_url,
             self.scenario["timeout_s"],
             os.environ.get("SERVEOFF_API_KEY"),
-            prompts.request_path(self.scenario) if websocket else None,
+            self.task.dialect.path(self.scenario["endpoint"]) if websocket else None,
         )
 
     @contextmanager

@@ -48,6 +48,7 @@ from servers.runtime.limits import LOST_AFTER_S
 
 # an open loop makes a request before anything else if it is due so soon
 URGENT_S = 0.02
+LEAST_PAUSE_S, MOST_PAUSE_S = 0.005, 1.0  # of a user whose request has failed
 
 
 class ClosedLoop(User):
@@ -67,6 +68,7 @@ class ClosedLoop(User):
         self.sends_at_once = not self.think_s and not self.converses
         self.connection = self.worker.connect()
         self.connection.on_next_sent = self.on_sent_ahead
+        self.failures = 0  # one after the other
         self.prepared: gevent.Greenlet | None = None  # makes the next request
         self.next_request: PreparedRequest | None = None  # which the connection sends by itself
         self.sent_ahead: InFlightRequest | None = None  # it has done so
@@ -132,11 +134,24 @@ class ClosedLoop(User):
         with self.worker.record(request):
             self.worker.post(self.connection, request, prepared)
         self.free_s = request.exchange.done_s - self.recorder.zero_s + self.think_s
-        if request.exchange.error is not None:  # a dead server must not turn the loop into a flood
-            gevent.sleep(0.01)
-            self.free_s = self.recorder.now()
+        self.pause_after_failure(request.exchange)
         if self.converses:
             self.prepared = gevent.spawn(self.prepare_next_turn, prepared.prompt, request)
+
+    def pause_after_failure(self, exchange: http.Exchange) -> None:
+        """A server that fails at once must not turn the loop into a flood: after each failure the
+        user waits twice as long, and as long as the server asks for, if that is to be respected.
+        """
+        status = exchange.status
+        if exchange.error is None and status is not None and 200 <= status < 300:
+            self.failures = 0
+            return
+        self.failures += 1
+        wait_s = min(MOST_PAUSE_S, LEAST_PAUSE_S * 2 ** min(self.failures, 20))
+        if self.worker.task.respect_retry_after:
+            wait_s = max(wait_s, http.parse_retry_after(exchange.retry_after) or 0.0)
+        gevent.sleep(min(wait_s, max(0.0, self.recorder.seconds_left())))
+        self.free_s = self.recorder.now()
 
     def prepare_next_turn(
         self, prompt: prompts.Prompt, request: InFlightRequest

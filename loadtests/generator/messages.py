@@ -123,6 +123,8 @@ class WorkerReport(Message):
     at_s: float
     sent: int
     rows: int
+    failed: int  # of the rows
+    failure: str | None  # why the last of them did
     tokens: int
     cut_off: int  # requests without a response when the drain ended
     in_flight: int

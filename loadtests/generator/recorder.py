@@ -22,7 +22,7 @@ from loadtests.generator.gevent_tools import IoYield, abort_process
 from loadtests.generator.messages import Latency, WorkerReport
 from loadtests.generator.task import LoadTask
 from loadtests.workload import prompts
-from servers.contract import oracle
+from servers.contract import oracle, token_counts
 from servers.runtime.schedstat import read_thread_times
 
 CUT_OFF = "cut off: unanswered when the drain ended"
@@ -76,7 +76,8 @@ class Recorder:
         self.finished: deque[InFlightRequest] = deque()
         self.lines: list[bytes] = []
         self.latencies: list[Latency] = []  # of responses since the last report
-        self.written = self.tokens = self.cut_off = 0
+        self.written = self.tokens = self.cut_off = self.failed = 0
+        self.failure: str | None = None
         self.ended = False
         self.wake = Event()
         self.greenlets = [
@@ -95,6 +96,10 @@ class Recorder:
     def is_over(self) -> bool:
         """Whether no further request may be sent."""
         return time.perf_counter() > self.streams.until_s
+
+    def seconds_left(self) -> float:
+        """Until no further request may be sent."""
+        return self.streams.until_s - time.perf_counter()
 
     def begin(
         self,
@@ -146,6 +151,8 @@ class Recorder:
                 at_s=self.now(),
                 sent=self.streams.sent,
                 rows=self.written,
+                failed=self.failed,
+                failure=self.failure,
                 tokens=self.tokens,
                 cut_off=self.cut_off,
                 in_flight=len(self.in_flight) + len(self.finished) + self.streams.unreported,
@@ -166,20 +173,27 @@ class Recorder:
     def write(self, request: InFlightRequest, pause: Callable[[], None] = lambda: None) -> None:
         """Parses and checks the response, and writes the row. Calls `pause` now and then."""
         exchange, parsed = request.exchange, response.parse_response(request.exchange, pause)
-        verdict = "unchecked"
-        counts = [1] * len(parsed.token_text)
         text = "".join(parsed.token_text)
-        if self.task.planted:
-            # several tokens in a chunk, or spoiled text
-            if oracle.count_tokens(text) != len(counts):
-                counts = [oracle.count_tokens(chunk) for chunk in parsed.token_text]
-            if parsed.error is None:
-                expected = oracle.continuation(request.prompt.text, request.prompt.max_tokens)
-                verdict = "exact" if text == expected else "wrong"
+        units = [1] * len(parsed.token_text)
+        # several tokens in a chunk, or spoiled text
+        if self.task.planted and oracle.count_tokens(text) != len(units):
+            units = [oracle.count_tokens(chunk) for chunk in parsed.token_text]
+        counts = token_counts.count_tokens(
+            parsed.token_text,
+            units,
+            tokens=parsed.tokens,
+            reasoning_tokens=parsed.reasoning_tokens,
+            reasoning_chunks=parsed.reasoning_chunks,
+            running=parsed.running_tokens,
+        )
+        verdict = "unchecked"
+        if self.task.planted and parsed.error is None:
+            verdict = "exact" if self.is_exact(text, request.prompt, parsed) else "wrong"
         zero_s = self.zero_s
         # not rounded here: that would cost as much as all the rest
         token_s = [at - zero_s for at in parsed.token_s]
         done_s, lags = exchange.done_s - zero_s, exchange.lags
+        visible_s = parsed.first_visible_s
         row = {
             "request": request.number,
             "worker": self.worker,
@@ -189,17 +203,24 @@ class Recorder:
             "sent_s": None if exchange.sent_s is None else exchange.sent_s - zero_s,
             "first_s": token_s[0] if token_s else None,
             "last_s": token_s[-1] if token_s else None,
+            "first_visible_s": None if visible_s is None else visible_s - zero_s,
             "done_s": done_s,
             "http_status": exchange.status,
             "error": parsed.error,
+            "error_detail": parsed.error_detail,
+            "retry_after_s": http.parse_retry_after(exchange.retry_after),
+            "resent": exchange.resent,
             "answer": verdict,
             "prompt_tokens_asked": request.prompt.tokens,
-            "prompt_tokens": parsed.usage.get("prompt_tokens"),
+            "prompt_tokens": parsed.prompt_tokens,
             "max_tokens": request.prompt.max_tokens,
-            "tokens": parsed.usage.get("completion_tokens"),
+            "tokens": parsed.tokens,
+            "reasoning_tokens": counts.reasoning,
+            "tokens_counted": sum(units),
+            "token_source": counts.source,
             "finish_reason": parsed.finish_reason,
             "token_s": token_s,
-            "token_n": counts,
+            "token_n": counts.numbers,
             "bytes": len(exchange.body),
             "reads": len(lags),
             "read_lag_mean_s": sum(lags) / len(lags) if lags else None,
@@ -210,10 +231,14 @@ class Recorder:
         }
         self.lines.append(orjson.dumps(row) + b"\n")
         self.written += 1
-        self.tokens += sum(counts)
+        self.tokens += sum(counts.numbers)
         self.cut_off += parsed.error == CUT_OFF
+        if parsed.error is not None:
+            self.failed += 1
+            words = f": {parsed.error_detail}" if parsed.error_detail else ""
+            self.failure = f"{parsed.error}{words}"
         if token_s and parsed.error is None:
-            later = sum(counts[1:])
+            later = sum(counts.numbers[1:])
             self.latencies.append(
                 (
                     done_s,
@@ -231,6 +256,14 @@ class Recorder:
             exception=None if failure is None else http.ResponseError(failure),
             context={},
         )
+
+    def is_exact(self, text: str, prompt: prompts.Prompt, parsed: response.ParsedResponse) -> bool:
+        """Whether the known-answer model generated this text. It may end early only where the
+        server was not asked to ignore the end of text.
+        """
+        expected = oracle.continuation(prompt.text, prompt.max_tokens)
+        ended = parsed.finish_reason == "stop" and "ignore_eos" in self.task.dialect.omitted
+        return text == expected or (ended and expected.startswith(text))
 
     def close(self) -> None:
         """Writes and reports the last rows. Users must have ended. A second call does nothing."""

@@ -63,6 +63,7 @@ class LoadStatus:
     locust_requests: int
     locust_failures: int
     e2e_p99_s: float | None  # None unless the load runs
+    all_failed: str | None = None  # why, of a load that was ended early since no request succeeded
 
     def to_json(self) -> JsonObject:
         return asdict(self)

@@ -1,10 +1,11 @@
 """The load task: what one load sends, and where."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Self
 
 from loadtests.schema import JsonObject
 from loadtests.workload.arrivals import ScenarioTable
+from servers.profile.profile import Dialect
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class LoadTask:
     duration_s: float  # of the window
     clock_zero_s: float  # zero of the rows' clock, on the driver's `time.perf_counter()`
     seed: str
+    dialect: Dialect = field(default_factory=Dialect)  # how requests are written
+    respect_retry_after: bool = False  # a user waits as long as the server asks for
     folder: str = ""  # for requests.jsonl and load.json; `start_load` sets it
 
     @property
@@ -33,4 +36,4 @@ class LoadTask:
 
     @classmethod
     def from_json(cls, data: JsonObject) -> Self:
-        return cls(**data)
+        return cls(**data | {"dialect": Dialect.from_json(data["dialect"])})

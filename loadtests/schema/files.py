@@ -227,14 +227,15 @@ class CaseFile:
     profile: Annotated[
         JsonObject | None,
         "what was found out about an endpoint that is not checked strictly"
-        " (servers/contract/profile.py): {base_url, dialect, model, models, endpoints, fields,"
+        " (servers/profile/profile.py): {base_url, dialect, model, models, endpoints, fields,"
         " usage, tokens_per_chunk, reasoning, early_chunks, repeats_alone, repeats_under_load,"
         " tokens_per_word, template_tokens, context, metrics, notes}; null otherwise, absent in"
         " older campaigns",
     ] = None
     verify_before: Annotated[
         list[JsonObject] | None,
-        "[{name, ok, detail}] checks of the contract before the load; null if not reached",
+        "[{name, ok, detail, notes}] checks of the contract before the load (older campaigns have "
+        "no notes); null if not reached",
     ] = None
     verify_after: Annotated[list[JsonObject] | None, "likewise after the load"] = None
     counts: Annotated[

@@ -6,7 +6,8 @@ takes half a minute.
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from importlib import metadata
 
 from servers.runtime.catalog import ENGINES, ServerSpec, list_servers
@@ -40,16 +41,22 @@ def package_versions(servers: Iterable[ServerSpec] = ()) -> dict[str, str]:
 
 def _distributions(names: Iterable[str]) -> Iterator[str]:
     """Those that install these modules or executables."""
-    by_module = metadata.packages_distributions()
+    by_module, by_script = _installed()
+    for name in names:
+        yield from by_module.get(name.partition(".")[0], ())
+        if name in by_script:
+            yield by_script[name]
+
+
+@cache  # it reads the metadata of all packages
+def _installed() -> tuple[Mapping[str, list[str]], dict[str, str]]:
+    """Distributions by the module, and by the executable, that they install."""
     by_script = {
         script.name: script.dist.name
         for script in metadata.entry_points(group="console_scripts")
         if script.dist
     }
-    for name in names:
-        yield from by_module.get(name.partition(".")[0], ())
-        if name in by_script:
-            yield by_script[name]
+    return metadata.packages_distributions(), by_script
 
 
 def _direct_dependencies(name: str) -> Iterator[str]:

@@ -12,7 +12,9 @@ from typing import Any
 
 from loadtests.workload.arrivals import Arrival
 from loadtests.workload.traces import BLOCK_TOKENS
-from servers.contract import api, oracle
+from servers.contract import oracle
+from servers.contract.api import JsonObject
+from servers.profile.profile import CONTINUOUS, Dialect
 
 
 @dataclass(frozen=True)
@@ -96,24 +98,37 @@ def conversation_turns(seed: str, scenario: Mapping[str, Any], user: int, first_
     )
 
 
-def request_path(scenario: Mapping[str, Any]) -> str:
-    return api.CHAT_COMPLETIONS if scenario["endpoint"] == "chat" else api.COMPLETIONS
-
-
-def request_body(scenario: Mapping[str, Any], model: str, prompt: Prompt) -> tuple[str, bytes]:
-    """(path, body) of a streamed, greedy request of exact length."""
+def request_body(
+    scenario: Mapping[str, Any], model: str, prompt: Prompt, dialect: Dialect | None = None
+) -> tuple[str, bytes]:
+    """(path, body) of a streamed, greedy request of exact length, as far as the dialect allows."""
+    dialect = dialect or Dialect()
     chat = scenario["endpoint"] == "chat"
-    body = {
+    body: JsonObject = {
         "model": model,
-        "max_tokens": prompt.max_tokens,
+        dialect.max_tokens_field: prompt.max_tokens,
         "temperature": 0,
         "ignore_eos": True,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+    if dialect.usage == CONTINUOUS:
+        body["stream_options"]["continuous_usage_stats"] = True
+    for name in dialect.omitted:
+        body.pop(name, None)
     if chat:
         messages = (*prompt.history, PromptMessage("user", prompt.text))
+        if not dialect.has_system_role:
+            messages = merge_system_message(messages)
         body["messages"] = [{"role": message.role, "content": message.text} for message in messages]
     else:
         body["prompt"] = prompt.text
-    return request_path(scenario), json.dumps(body).encode()
+    return dialect.path(scenario["endpoint"]), json.dumps(body).encode()
+
+
+def merge_system_message(messages: Sequence[PromptMessage]) -> tuple[PromptMessage, ...]:
+    """Puts a system message in front of the first user message, with the same words."""
+    if messages[0].role != "system":
+        return tuple(messages)
+    system, first, *rest = messages
+    return (PromptMessage(first.role, f"{system.text} {first.text}"), *rest)

@@ -12,10 +12,11 @@ status beside "error". The connection stays open and serves one request at a tim
 waits for [DONE]. A request that is too long closes with 1009; without the key there is no upgrade.
 
 Requests are pydantic models, responses are built by `CompletionResponse`, errors by `error_body`;
-`read_chunk` is the client's side. Extensions, each known elsewhere: `ignore_eos` (vLLM) makes
-output lengths exact; `timings` (llama.cpp) explains a slow request. Unknown fields are ignored as
-most servers do, but known ones that would change the response and are not supported are refused. No
-web framework here.
+`chunks.py` is the client's side. Extensions, each known elsewhere: `ignore_eos` (vLLM) makes
+output lengths exact, `stream_options.continuous_usage_stats` (vLLM) counts tokens in each chunk,
+`timings` (llama.cpp) explains a slow request. Unknown fields are ignored as most servers do, but
+known ones that would change the response and are not supported are refused
+(unsupported_fields.json). No web framework here.
 """
 
 import json
@@ -24,17 +25,12 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from servers.contract import fields
+from servers.contract.fields import Content, Prompt, Role, Text, or_default
 
 JsonObject = dict[str, Any]  # as it enters or leaves: on the wire, on a command line, in a file
 COMPLETIONS = "/v1/completions"
@@ -119,48 +115,12 @@ def invalid_request(errors: Sequence[Any]) -> ContractError:
 
 # --- requests
 
-# field -> values that mean "off"; any other value would change the answer
-_UNSUPPORTED = {
-    "n": (None, 1),
-    "best_of": (None, 1),
-    "echo": (None, False),
-    "logprobs": (None, False),
-    "suffix": (None, ""),
-    "tools": (None, []),
-    "logit_bias": (None, {}),
-    "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
-    "repetition_penalty": (None, 1),
-}
-
-
-def _utf8(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("must be valid Unicode: it has a lone surrogate") from None
-    return text
-
-
-_Text = Annotated[str, AfterValidator(_utf8)]
-
-
-def _or_default(default: float | bool) -> BeforeValidator:  # null means the default, as at OpenAI
-    return BeforeValidator(lambda value: default if value is None else value)
-
-
-def _joined_parts(content: Any) -> Any:
-    """Text parts, [{"type": "text", "text": ...}], as one string."""
-    if isinstance(content, list) and all(
-        isinstance(part, dict) and part.get("type") == "text" for part in content
-    ):
-        return "".join(str(part.get("text", "")) for part in content)
-    return content
-
 
 class StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True)
-    include_usage: Annotated[bool, _or_default(False)] = False
+    include_usage: Annotated[bool, or_default(False)] = False
+    # vLLM's: with include_usage, each chunk has the usage so far
+    continuous_usage_stats: bool | None = None
 
 
 class _Request(BaseModel):
@@ -168,23 +128,19 @@ class _Request(BaseModel):
 
     model: str
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False), _or_default(1.0)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), _or_default(1.0)] = 1.0
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False), or_default(1.0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), or_default(1.0)] = 1.0
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     # the list first: its errors say more
-    stop: Annotated[list[_Text], Field(max_length=4)] | _Text | None = None
-    stream: Annotated[bool, _or_default(False)] = False
+    stop: Annotated[list[Text], Field(max_length=4)] | Text | None = None
+    stream: Annotated[bool, or_default(False)] = False
     stream_options: StreamOptions | None = None
-    ignore_eos: Annotated[bool, _or_default(False)] = False
+    ignore_eos: Annotated[bool, or_default(False)] = False
 
     @model_validator(mode="before")
     @classmethod
     def refuse_unsupported(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            for field, off in _UNSUPPORTED.items():
-                if field in data and data[field] not in off:
-                    raise ValueError(f"{field}: only {off[-1]!r} is supported")
-        return data
+        return fields.refuse_unsupported(data)
 
     @property
     def stops(self) -> list[str]:
@@ -194,26 +150,52 @@ class _Request(BaseModel):
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
+    @property
+    def continuous_usage(self) -> bool:
+        return (
+            self.include_usage
+            and self.stream_options is not None
+            and self.stream_options.continuous_usage_stats is True
+        )
+
+    @property
+    def token_limit(self) -> int | None:
+        """max_tokens, under either of its names; None: the model ends its response."""
+        return self.max_tokens
+
 
 class CompletionRequest(_Request):
-    max_tokens: Annotated[int, Field(ge=1), _or_default(16)] = 16  # OpenAI's default
-    prompt: Annotated[_Text, Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1), or_default(16)] = 16  # OpenAI's default
+    prompt: Annotated[Prompt, Field(min_length=1)]  # or a list of one
 
 
 class ChatMessage(BaseModel):
+    """`developer` is another name of the role system; what a `tool` returned is the user's text. An
+    assistant's content may be null; its tool calls are ignored, as no engine here makes any.
+    """
+
     model_config = ConfigDict(strict=True)
 
-    role: Literal["system", "user", "assistant"]
-    content: Annotated[_Text, BeforeValidator(_joined_parts)]
+    role: Annotated[Literal["system", "user", "assistant"], Role]
+    content: Content
+
+    @model_validator(mode="before")
+    @classmethod
+    def fill_content(cls, data: Any) -> Any:
+        return fields.fill_content(data)
 
 
 class ChatCompletionRequest(_Request):
-    """Without max_tokens (or its newer name max_completion_tokens) the answer may fill the context,
-    as at OpenAI.
+    """Without max_tokens (or its newer name max_completion_tokens) the model ends its response, or
+    the context does, as at OpenAI.
     """
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def token_limit(self) -> int | None:
+        return self.max_tokens or self.max_completion_tokens
 
 
 Request = CompletionRequest | ChatCompletionRequest
@@ -232,6 +214,29 @@ def parse_request(
 # --- answers
 
 
+def count_usage(prompt_tokens: int, completion_tokens: int) -> JsonObject:
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
+class Piece(str):
+    """The text of a chunk of which more is known: whether it is reasoning, and the usage so far.
+
+    To a server it is text like any other; only `CompletionResponse` looks at the rest.
+    """
+
+    def __new__(cls, text: str, reasoning: bool = False, usage: JsonObject | None = None) -> Self:
+        made = super().__new__(cls, text)
+        made.reasoning, made.usage = reasoning, usage
+        return made
+
+    reasoning: bool
+    usage: JsonObject | None
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a generation ended. Times in ms: waiting for the engine, engine's begin to first token,
@@ -244,13 +249,14 @@ class Outcome:
     queue_ms: float
     prompt_ms: float
     predicted_ms: float
+    reasoning: str = ""  # the text's beginning that is reasoning
+    reasoning_tokens: int = 0
 
-    def usage(self) -> dict[str, int]:
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-        }
+    def usage(self) -> JsonObject:
+        found = count_usage(self.prompt_tokens, self.completion_tokens)
+        if self.reasoning_tokens:
+            found["completion_tokens_details"] = {"reasoning_tokens": self.reasoning_tokens}
+        return found
 
     def timings(self) -> dict[str, float]:
         return {
@@ -267,6 +273,7 @@ class CompletionResponse:
     def __init__(self, request: Request, model: str):
         self.chat = isinstance(request, ChatCompletionRequest)
         self.include_usage = request.include_usage
+        self.continuous_usage = request.continuous_usage
         self.common = {
             "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}",
             "object": "chat.completion" if self.chat else "text_completion",
@@ -278,12 +285,18 @@ class CompletionResponse:
             self.head, self.tail = self._chunk("\0").split(_dumps("\0"))
 
     def _chunk(
-        self, text: str | None, finish_reason: str | None = None, *, role: bool = False, **more: Any
+        self,
+        text: str | None,
+        finish_reason: str | None = None,
+        *,
+        role: bool = False,
+        reasoning: bool = False,
+        **more: Any,
     ) -> str:
         choice: JsonObject = {"index": 0, "logprobs": None, "finish_reason": finish_reason}
         if self.chat:
             choice["delta"] = ({"role": "assistant"} if role else {}) | (
-                {} if text is None else {"content": text}
+                {} if text is None else {"reasoning_content" if reasoning else "content": text}
             )
         else:
             choice["text"] = text or ""
@@ -297,6 +310,10 @@ class CompletionResponse:
         """SSE text: a token's event, the end of the stream for an Outcome, an error event for an
         exception.
         """
+        if isinstance(item, Piece):
+            role, self.first = self.first, False
+            more: JsonObject = {"usage": item.usage} if item.usage else {}
+            return self._chunk(str(item), role=role, reasoning=item.reasoning, **more)
         if isinstance(item, str):
             # the role comes with the first token: a chunk without a token would look like one
             if self.first and self.chat:
@@ -304,7 +321,8 @@ class CompletionResponse:
                 return self._chunk(item, role=True)
             return self._chunk(item) if WHOLE_CHUNKS else f"{self.head}{_dumps(item)}{self.tail}"
         if isinstance(item, Outcome):
-            end = self._chunk(None, item.finish_reason, timings=item.timings())
+            more = {"usage": item.usage()} if self.continuous_usage else {}
+            end = self._chunk(None, item.finish_reason, timings=item.timings(), **more)
             if self.include_usage:
                 end += self._event({"choices": [], "usage": item.usage()})
             return end + DONE
@@ -313,9 +331,13 @@ class CompletionResponse:
 
     def complete(self, text: str, outcome: Outcome) -> JsonObject:
         choice: JsonObject = {"index": 0, "logprobs": None, "finish_reason": outcome.finish_reason}
-        choice |= (
-            {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
-        )
+        if self.chat:
+            message = {"role": "assistant", "content": text.removeprefix(outcome.reasoning)}
+            if outcome.reasoning:
+                message["reasoning_content"] = outcome.reasoning
+            choice["message"] = message
+        else:
+            choice["text"] = text
         return {
             **self.common,
             "choices": [choice],
@@ -357,40 +379,3 @@ def models_body(*models: str) -> JsonObject:
             for model in models
         ],
     }
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """What one SSE event, or one plain answer, says. `text` is empty if it carries no token."""
-
-    text: str
-    finish_reason: str | None
-    usage: JsonObject | None
-    timings: JsonObject | None
-    error: str | None
-
-
-def read_chunk(payload: bytes) -> Chunk:
-    """Reads the JSON of an event (without "data: ") or of a plain answer, from any
-    OpenAI-compatible server.
-
-    Raises ValueError if it is not a JSON object of that form.
-    """
-    body = json.loads(payload)
-    if not isinstance(body, dict):
-        raise ValueError("an answer that is not a JSON object")
-    text, finish_reason = "", None
-    try:
-        for choice in body.get("choices") or ():
-            part = choice.get("delta") or choice.get("message")
-            text += (part.get("content") if part is not None else choice.get("text")) or ""
-            finish_reason = choice.get("finish_reason") or finish_reason
-        error = body.get("error")
-        message = (
-            None
-            if error is None
-            else str(error.get("message") if isinstance(error, dict) else error)
-        )
-    except (AttributeError, TypeError):
-        raise ValueError("an answer whose choices are not OpenAI's") from None
-    return Chunk(text, finish_reason, body.get("usage"), body.get("timings"), message)

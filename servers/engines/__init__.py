@@ -13,7 +13,8 @@ A blocking engine has
 an async engine has
 
     stream(job) -> async iterator
-        of each token's text, then one Outcome; closing it ends the generation
+        of each token's text, then one Outcome; closing it, or cancelling the task that waits for
+        it, ends the generation
 
 a batch engine, for the queue in servers/engines/batching.py, has
 
@@ -36,7 +37,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from servers.contract import metrics
-from servers.contract.api import ChatCompletionRequest, ContractError, JsonObject, Outcome, Request
+from servers.contract.api import (
+    ChatCompletionRequest,
+    ContractError,
+    JsonObject,
+    Outcome,
+    Piece,
+    Request,
+    count_usage,
+)
 from servers.runtime.catalog import ENGINES
 
 
@@ -111,10 +120,37 @@ class Job:
 def encode_prompt(tokenizer: Any, request: Request) -> list[int]:
     """The prompt as a Hugging Face tokenizer sees it; a chat through the model's own template."""
     if isinstance(request, ChatCompletionRequest):
-        messages = [message.model_dump() for message in request.messages]
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        text = _apply_template(tokenizer, request)
         return list(tokenizer(text, add_special_tokens=False).input_ids)
     return list(tokenizer(request.prompt).input_ids)
+
+
+def _apply_template(tokenizer: Any, request: ChatCompletionRequest) -> str:
+    """Raises ContractError for messages that the model's template refuses, such as two users' in a
+    row.
+    """
+    from jinja2 import TemplateError
+
+    if getattr(tokenizer, "chat_template", "") is None:
+        raise ContractError(
+            400,
+            "messages: this model has no chat template; send the text as `prompt` to"
+            " /v1/completions",
+            "messages",
+            "no_chat_template",
+        )
+    messages = [message.model_dump() for message in request.messages]
+    try:
+        return str(
+            tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        )
+    except TemplateError as error:
+        raise ContractError(
+            400,
+            f"messages: the model's chat template refuses them: {error}",
+            "messages",
+            "refused_by_template",
+        ) from None
 
 
 def accept_request(
@@ -131,9 +167,7 @@ def accept_request(
     field_name = "messages" if isinstance(request, ChatCompletionRequest) else "prompt"
     if prompt_tokens == 0:
         raise ContractError(400, f"{field_name}: must not be empty", field_name, "empty_prompt")
-    asked = request.max_tokens
-    if isinstance(request, ChatCompletionRequest):
-        asked = asked or request.max_completion_tokens
+    asked = request.token_limit
     room = context - prompt_tokens
     if room < (asked or 1):
         wanted = f"{prompt_tokens} tokens" + (f" and max_tokens {asked}" if asked else "")
@@ -154,7 +188,9 @@ class Generation:
     def __init__(self, job: Job):
         self.job = job
         self.stops = job.request.stops
-        self.tokens = 0
+        self.continuous_usage = job.request.continuous_usage
+        self.tokens = self.reasoning_tokens = 0
+        self.reasoning = ""
         self.waited_s = 0.0  # in the engine's own queue, where it has one and tells
         self.stopped = False
         self.held = ""
@@ -169,7 +205,7 @@ class Generation:
         metrics.TOKENS.inc(self.tokens)
         metrics.RUNNING.dec()  # last: whoever sees none running sees all tokens counted
 
-    def token(self, text: str, count: int = 1) -> str:
+    def token(self, text: str, count: int = 1, reasoning: bool = False) -> str:
         """Text that may be sent now for `count` new tokens. Sets `stopped` once a stop string is
         complete.
         """
@@ -177,7 +213,21 @@ class Generation:
         if not self.tokens:
             self.first = self.last
         self.tokens += count
-        return self._cut(text) if self.stops else text
+        if self.stops:
+            text = self._cut(text)
+        if reasoning:
+            self.reasoning_tokens += count
+            self.reasoning += text
+        return self._describe(text, reasoning) if reasoning or self.continuous_usage else text
+
+    def release_held(self) -> str:
+        """Text that was held back at the end, as it became no stop string; often empty."""
+        held, self.held = self.held, ""
+        return self._describe(held) if held and self.continuous_usage else held
+
+    def _describe(self, text: str, reasoning: bool = False) -> Piece:
+        usage = count_usage(self.job.prompt_tokens, self.tokens) if self.continuous_usage else None
+        return Piece(text, reasoning, usage)
 
     def _cut(self, text: str) -> str:
         """Text that might become a stop string is held back until it is clear that it does not."""
@@ -203,4 +253,6 @@ class Generation:
             1e3 * (began - self.job.received),
             1e3 * (self.first - began),
             1e3 * (self.last - self.first),
+            self.reasoning,
+            self.reasoning_tokens,
         )

@@ -46,16 +46,20 @@ class BatchRow:
     def begin(self) -> None:
         self.run = self.running.enter_context(Generation(self.job))
 
-    def token(self, text: str, ended: bool = False) -> None:
-        """The engine has the answer's next token; `ended`: the model ended the answer with it."""
+    def token(
+        self, text: str, ended: bool = False, count: int = 1, reasoning: bool = False
+    ) -> None:
+        """The engine has the response's next `count` tokens; `ended`: the model ended the response
+        with them.
+        """
         if self.cancelled:
             self.end(None)
             return
-        if said := self.run.token(text):
+        if said := self.run.token(text, count, reasoning):
             self.say(said)
         if ended or self.run.stopped or self.run.tokens == self.job.max_tokens:
-            if self.run.held:
-                self.say(self.run.held)
+            if held := self.run.release_held():
+                self.say(held)
             self.end(self.run.outcome(ended))
 
     def end(self, last: Outcome | BaseException | None) -> None:

@@ -126,6 +126,6 @@ class HfEngine(Transformers):
                 )
             except _Stopped:
                 pass
-            if run.held:
-                on_token(run.held)
+            if held := run.release_held():
+                on_token(held)
         return run.outcome(ended)

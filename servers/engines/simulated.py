@@ -12,6 +12,23 @@ the longest; every row takes part in every step, done or not.
 
 Deadlines are added up from the begin, not slept one after the other, so lateness of the scheduler
 never accumulates.
+
+A response ends at the request's max_tokens. Without that it ends by itself after OPEN_TOKENS, with
+finish_reason stop, as a model ends its text; with `ignore_eos` after as many with length.
+
+Options make it like other servers' engines; with one of them on, the strict checks of our contract
+may fail by design:
+
+    tokens_per_chunk   n tokens come together, the first of them when the first token would, the
+                       next after n steps: speculative decoding. The last chunk may have fewer
+    reasoning_share    in chats this share of the response's tokens comes first, as
+                       `reasoning_content` instead of `content`; the words go on from one to the
+                       other
+    early_chunk        1: a streamed chat begins with a chunk that has a role and no token, before
+                       the request waits for its slot (in a static batch, when the batch begins)
+    end_of_text        after n tokens the response ends by itself, unless the request ignores that
+    tokens_per_word    a word is so many tokens, in prompt and response: each has a part of its
+                       letters, and comes alone
 """
 
 import asyncio
@@ -21,10 +38,10 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from servers.contract import oracle
-from servers.contract.api import CompletionRequest, Outcome, Request
+from servers.contract.api import CompletionRequest, Outcome, Piece, Request
 from servers.engines import Generation, Job, Settings, accept_request
 
 if TYPE_CHECKING:
@@ -32,12 +49,13 @@ if TYPE_CHECKING:
     from servers.engines.batching import BatchRow
 
 CONTEXT = 1_000_000  # tokens; there is no cache to fill
+OPEN_TOKENS = 128  # of a response to a request without max_tokens
 
 
 @dataclass(frozen=True)
 class TimeModel:
-    """Milliseconds, a number of slots, and a word: who ends the prompt with it makes the engine
-    fail after two tokens.
+    """Milliseconds, a number of slots, a word (a prompt that ends with it makes the engine fail
+    after two tokens), and the options above, all off.
     """
 
     prefill_ms: float = 50.0
@@ -46,6 +64,20 @@ class TimeModel:
     step_ms_per_sequence: float = 0.0
     max_batch: int = 64
     fails_on: str = ""
+    tokens_per_chunk: int = 1
+    reasoning_share: float = 0.0
+    early_chunk: int = 0
+    end_of_text: int = 0
+    tokens_per_word: int = 1
+
+
+class Burst(NamedTuple):
+    """Tokens that come together; `ends`: the response ends by itself with them."""
+
+    text: str
+    tokens: int
+    reasoning: bool
+    ends: bool
 
 
 class _Simulated:
@@ -61,24 +93,54 @@ class _Simulated:
             text = oracle.chat_text(
                 [(message.role, message.content) for message in request.messages]
             )
-        return accept_request(request, text, oracle.count_tokens(text), self.model, CONTEXT)
-
-    def _tokens(self, job: Job, began: float) -> Iterator[tuple[float, str]]:
-        """(when it is due, text) of each token."""
-        return itertools.islice(
-            zip(self._steps(began, job.prompt_tokens), self._words(job), strict=False),
-            job.max_tokens,
+        job = accept_request(
+            request,
+            text,
+            oracle.count_tokens(text) * self.times.tokens_per_word,
+            self.model,
+            CONTEXT,
         )
+        if request.token_limit is None and request.ignore_eos:
+            job.max_tokens = min(job.max_tokens, OPEN_TOKENS)
+        return job
 
-    def _words(self, job: Job) -> Iterator[str]:
-        """The text of each token, without end."""
-        word = oracle.successor_index(job.prompt)
+    def _early(self, job: Job) -> list[Piece]:
+        """The chunk that comes before all tokens, if there is one."""
+        chat = not isinstance(job.request, CompletionRequest)
+        return [Piece("")] * (self.times.early_chunk and chat and job.request.stream)
+
+    def _due_bursts(self, job: Job, began: float) -> Iterator[tuple[Burst, float]]:
+        """(burst, when it is due) of the whole response."""
+        steps = self._steps(began, job.prompt_tokens)
+        due = itertools.islice(steps, 0, None, self.times.tokens_per_chunk)
+        return zip(self._bursts(job), due, strict=False)
+
+    def _bursts(self, job: Job) -> Iterator[Burst]:
+        request = job.request
+        end = self.times.end_of_text or (OPEN_TOKENS if request.token_limit is None else 0)
+        ends = 0 < end < job.max_tokens and not request.ignore_eos
+        left = end if ends else job.max_tokens
+        chat = not isinstance(request, CompletionRequest)
+        reasoning = round(self.times.reasoning_share * left) if chat else 0
+        texts = self._token_texts(job)
+        for part, is_reasoning in ((reasoning, True), (left - reasoning, False)):
+            while part:
+                count = min(part, self.times.tokens_per_chunk)
+                text = "".join(itertools.islice(texts, count))
+                part, left = part - count, left - count
+                yield Burst(text, count, is_reasoning, ends and not left)
+
+    def _token_texts(self, job: Job) -> Iterator[str]:
+        """Without end."""
+        word, parts = oracle.successor_index(job.prompt), self.times.tokens_per_word
         for number in itertools.count():
             if number == 2 and self.times.fails_on and job.prompt.endswith(self.times.fails_on):
                 # nobody's business but the log's
                 raise RuntimeError("CUDA error: out of memory at /home/somebody/weights")
-            yield " " + oracle.VOCABULARY[word]
-            word = (word + 1) % oracle.WORDS
+            text, part = " " + oracle.VOCABULARY[word], number % parts
+            yield text[len(text) * part // parts : len(text) * (part + 1) // parts]
+            if part + 1 == parts:
+                word = (word + 1) % oracle.WORDS
 
     def _steps(self, began: float, prompt_tokens: int) -> Iterator[float]:
         """When each is due."""
@@ -100,18 +162,20 @@ class SimulatedBlockingEngine(_Simulated):
         self.waiting: deque[threading.Lock] = deque()
 
     def generate(self, job: Job, on_token: Callable[[str], Any]) -> Outcome:
+        for piece in self._early(job):
+            on_token(piece)
         self._take_slot()
         try:
             with Generation(job) as run:
-                for due, text in self._tokens(job, run.began):
+                for burst, due in self._due_bursts(job, run.began):
                     time.sleep(max(0.0, due - time.perf_counter()))
-                    if said := run.token(text):
+                    if said := run.token(burst.text, burst.tokens, burst.reasoning):
                         on_token(said)
                     if run.stopped:
                         break
-                if run.held:
-                    on_token(run.held)
-            return run.outcome()
+                if held := run.release_held():
+                    on_token(held)
+            return run.outcome(burst.ends)
         finally:
             self._give_slot()
 
@@ -139,19 +203,21 @@ class SimulatedAsyncEngine(_Simulated):
         self.slots = asyncio.Semaphore(self.times.max_batch)  # wakes waiters in order
 
     async def stream(self, job: Job) -> AsyncIterator[str | Outcome]:
+        for piece in self._early(job):
+            yield piece
         async with self.slots:
             self.running += 1
             try:
                 with Generation(job) as run:
-                    for due, text in self._tokens(job, run.began):
+                    for burst, due in self._due_bursts(job, run.began):
                         await asyncio.sleep(max(0.0, due - time.perf_counter()))
-                        if said := run.token(text):
+                        if said := run.token(burst.text, burst.tokens, burst.reasoning):
                             yield said
                         if run.stopped:
                             break
-                    if run.held:
-                        yield run.held
-                yield run.outcome()
+                    if held := run.release_held():
+                        yield held
+                yield run.outcome(burst.ends)
             finally:
                 self.running -= 1
 
@@ -166,13 +232,18 @@ class SimulatedBatchEngine(_Simulated):
 
     def generate_batch(self, rows: "Sequence[BatchRow]") -> None:
         self.running = len(rows)
-        answers = [(row, self._words(row.job)) for row in rows]
-        for due in self._steps(
+        for row in rows:
+            for piece in self._early(row.job):
+                row.say(piece)
+        bursts = [(row, self._bursts(row.job)) for row in rows]
+        steps = self._steps(
             time.perf_counter(), len(rows) * max(row.job.prompt_tokens for row in rows)
-        ):
+        )
+        for due in itertools.islice(steps, 0, None, self.times.tokens_per_chunk):
             time.sleep(max(0.0, due - time.perf_counter()))
-            for row, words in answers:
+            for row, coming in bursts:
                 if not row.done:
-                    row.token(next(words))
+                    burst = next(coming)
+                    row.token(burst.text, burst.ends, burst.tokens, burst.reasoning)
             if all(row.done for row in rows):
                 return

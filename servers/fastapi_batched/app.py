@@ -48,8 +48,11 @@ async def answer(request: api.Request) -> Any:
             background=BackgroundTask(queue.cancel, row),
         )
     pieces: list[str] = []
-    while isinstance(item := await items.get(), str):
-        pieces.append(item)
+    try:
+        while isinstance(item := await items.get(), str):
+            pieces.append(item)
+    finally:  # cancelled when the client has gone
+        queue.cancel(row)
     if isinstance(item, BaseException):
         raise item
     return reply.complete("".join(pieces), item)

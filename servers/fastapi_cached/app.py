@@ -18,7 +18,7 @@ from prometheus_client import Counter
 
 from servers import engines
 from servers.contract import api
-from servers.contract.api import CompletionResponse, Outcome
+from servers.contract.api import CompletionResponse, Outcome, Piece
 from servers.fastapi_cached import store
 from servers.frameworks.fastapi_base import completions, create_app
 
@@ -63,16 +63,16 @@ async def events(items: AsyncIterator[Any], reply: CompletionResponse) -> AsyncI
 
 async def cached(job: engines.Job) -> AsyncIterator[Any]:
     """What the engine's `stream` gives, whether the engine is asked or not."""
-    # all that may change the answer
+    # all that may change the pieces of the response
     wanted = job.request.model_dump_json(exclude={"stream", "stream_options"})
-    key = hashlib.sha256(wanted.encode()).hexdigest()
+    key = hashlib.sha256(f"{job.request.continuous_usage} {wanted}".encode()).hexdigest()
     if known := await cache.get(key):
         HITS.inc()
         pieces, outcome = json.loads(known)
         with engines.Generation(job) as run:  # counted like an engine's
             run.tokens = outcome["completion_tokens"]
-            for piece in pieces:
-                yield piece
+            for text, described in pieces:
+                yield Piece(text, **described) if described else text
         yield Outcome(**outcome)
         return
     MISSES.inc()
@@ -84,5 +84,5 @@ async def cached(job: engines.Job) -> AsyncIterator[Any]:
             again = replace(item, queue_ms=0.0, prompt_ms=0.0, predicted_ms=0.0)
             await cache.put(key, json.dumps([pieces, asdict(again)]))
         else:
-            pieces.append(item)
+            pieces.append((item, vars(item) if isinstance(item, Piece) else None))
         yield item

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -33,10 +33,24 @@ async def answer(request: api.Request) -> Any:
             events(job, reply), media_type=api.SSE_CONTENT_TYPE, headers=api.SSE_HEADERS
         )
     pieces: list[str] = []
-    outcome = await asyncio.get_running_loop().run_in_executor(
-        pool, engine.generate, job, pieces.append
-    )
+    gone = threading.Event()
+    try:
+        outcome = await generate(job, pieces.append, gone)
+    finally:  # cancelled when the client has gone
+        gone.set()
     return reply.complete("".join(pieces), outcome)
+
+
+def generate(
+    job: engines.Job, say: Callable[[str], Any], gone: threading.Event
+) -> asyncio.Future[Outcome]:
+    def on_token(text: str) -> None:
+        if gone.is_set():
+            raise ClientGone
+        say(text)
+
+    loop = asyncio.get_running_loop()
+    return loop.run_in_executor(pool, app.state.engine.generate, job, on_token)
 
 
 async def events(job: engines.Job, reply: CompletionResponse) -> AsyncIterator[str]:
@@ -44,12 +58,10 @@ async def events(job: engines.Job, reply: CompletionResponse) -> AsyncIterator[s
     items: asyncio.Queue[str | Outcome | BaseException] = asyncio.Queue()
     gone = threading.Event()
 
-    def on_token(text: str) -> None:
-        if gone.is_set():
-            raise ClientGone
+    def say(text: str) -> None:
         loop.call_soon_threadsafe(items.put_nowait, text)
 
-    generation = loop.run_in_executor(pool, app.state.engine.generate, job, on_token)
+    generation = generate(job, say, gone)
     generation.add_done_callback(lambda done: items.put_nowait(done.exception() or done.result()))
     try:
         item: str | Outcome | BaseException = ""

@@ -6,10 +6,12 @@ native threads, where gevent's documentation puts such work. Gevent's queues bel
 token reaches its greenlet through the hub's event loop.
 """
 
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
+from flask import request
 from gevent.queue import SimpleQueue
 
 from servers import engines
@@ -20,7 +22,37 @@ engine = engines.load_blocking()
 
 
 def generate(job: engines.Job, on_token: Callable[[str], Any]) -> Outcome:
-    return gevent.get_hub().threadpool.apply(engine.generate, (job, on_token))
+    """WSGI does not tell that a client has gone, but Gunicorn hands out its socket: a greenlet
+    waits for its end.
+    """
+    gone = False
+
+    def watch(connection: socket.socket) -> None:
+        nonlocal gone
+        try:
+            gone = not connection.recv(1, socket.MSG_PEEK)
+        except OSError:
+            gone = True
+
+    def unless_gone(text: str) -> None:
+        if gone:
+            raise ClientGone
+        on_token(text)
+
+    def in_thread() -> Outcome | None:
+        try:
+            return engine.generate(job, unless_gone)
+        except ClientGone:  # else gevent would log it
+            return None
+
+    watching = gevent.spawn(watch, request.environ["gunicorn.socket"])
+    try:
+        outcome = gevent.get_hub().threadpool.apply(in_thread)
+    finally:
+        watching.kill()
+    if outcome is None:
+        raise ClientGone
+    return outcome
 
 
 def events(job: engines.Job, reply: CompletionResponse) -> Iterator[str]:

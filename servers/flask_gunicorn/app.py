@@ -7,9 +7,13 @@ streamers.
 
 import os
 import queue
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
+from typing import Any
+
+from flask import request
 
 from servers import engines
 from servers.contract.api import ClientGone, CompletionResponse, Outcome
@@ -18,6 +22,27 @@ from servers.frameworks.flask_base import create_app
 engine = engines.load_blocking()
 # as many as the worker has requests
 pool = futures.ThreadPoolExecutor(int(os.environ["SERVEOFF_THREADS"]))
+
+
+def generate(job: engines.Job, on_token: Callable[[str], Any]) -> Outcome:
+    """WSGI does not tell that a client has gone, but Gunicorn hands out its socket."""
+    connection = request.environ["gunicorn.socket"]
+
+    def unless_gone(text: str) -> None:
+        if has_left(connection):
+            raise ClientGone
+        on_token(text)
+
+    return engine.generate(job, unless_gone)
+
+
+def has_left(connection: socket.socket) -> bool:
+    try:
+        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:  # it has nothing to say, and waits
+        return False
+    except OSError:
+        return True
 
 
 def events(job: engines.Job, reply: CompletionResponse) -> Iterator[str]:
@@ -43,4 +68,4 @@ def events(job: engines.Job, reply: CompletionResponse) -> Iterator[str]:
         futures.wait([generation])
 
 
-app = create_app(__name__, engine, generate=engine.generate, events=events)
+app = create_app(__name__, engine, generate=generate, events=events)

@@ -1,7 +1,7 @@
 """What every FastAPI server here has in common; how it calls its engine is in its own `app.py`."""
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,8 +14,9 @@ from starlette.middleware.gzip import GZipMiddleware
 from servers.contract import api
 from servers.contract.api import ContractError, JsonObject
 from servers.contract.metrics_middleware import AsgiMetrics
+from servers.frameworks.starlette_base import complete_unless_gone
 
-Answering = Callable[[api.Request], Awaitable[Any]]
+Answering = Callable[[api.Request], Coroutine[Any, Any, Any]]
 
 
 def create_app(
@@ -73,17 +74,22 @@ def create_app(
 
 def completions(app: FastAPI) -> Callable[[Answering], Answering]:
     """Decorator of what answers requests to both paths of the contract, each with its own model of
-    the body.
+    the body. A plain answer is cancelled when its client has gone.
     """
 
     def register(answer: Answering) -> Answering:
         @app.post(api.COMPLETIONS)
-        async def completions(request: api.CompletionRequest) -> Any:
-            return await answer(request)
+        async def completions(wanted: api.CompletionRequest, request: Request) -> Any:
+            return await respond(wanted, request)
 
         @app.post(api.CHAT_COMPLETIONS)
-        async def chat_completions(request: api.ChatCompletionRequest) -> Any:
-            return await answer(request)
+        async def chat_completions(wanted: api.ChatCompletionRequest, request: Request) -> Any:
+            return await respond(wanted, request)
+
+        async def respond(wanted: api.Request, request: Request) -> Any:
+            if wanted.stream:
+                return await answer(wanted)
+            return await complete_unless_gone(request, answer(wanted))
 
         return answer
 

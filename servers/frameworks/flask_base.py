@@ -7,7 +7,7 @@ from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from servers.contract import api
-from servers.contract.api import CompletionResponse, ContractError, Outcome
+from servers.contract.api import ClientGone, CompletionResponse, ContractError, Outcome
 from servers.contract.metrics_middleware import WsgiMetrics
 from servers.engines import Job
 
@@ -55,6 +55,10 @@ def create_app(
     @app.errorhandler(ContractError)
     def refused(error: ContractError) -> tuple[dict[str, object], int, dict[str, str]]:
         return error.body(), error.status, error.headers
+
+    @app.errorhandler(ClientGone)
+    def gone(_: ClientGone) -> tuple[str, int]:
+        return "", 499  # nobody reads it, but it is counted
 
     @app.errorhandler(HTTPException)
     def http_error(error: HTTPException) -> tuple[dict[str, object], int]:

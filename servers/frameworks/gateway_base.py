@@ -15,7 +15,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -27,9 +27,10 @@ from slowapi import Limiter
 from slowapi.errors import RateLimitExceeded
 from slowapi.util import get_remote_address
 
-from servers.contract import api
+from servers.contract import api, chunks
 from servers.contract.api import ChatCompletionRequest, CompletionRequest, ContractError
 from servers.frameworks.fastapi_base import create_app
+from servers.frameworks.starlette_base import complete_unless_gone
 
 
 def split_words(name: str) -> list[str]:
@@ -124,7 +125,7 @@ class GenerateRequest(CompletionRequest):
 def create_gateway(
     title: str,
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
-    forward: Callable[[str, str, bool], Awaitable[Response]],
+    forward: Callable[[str, str, bool], Coroutine[Any, Any, Response]],
 ) -> FastAPI:
     """`lifespan` makes the client and adds the upstreams to `app.state.engine`; `forward(url, body,
     stream)` passes one request on.
@@ -149,35 +150,36 @@ def create_gateway(
     limits.parse_many(rate)
     limited = limiter.shared_limit(rate, scope="generation")
 
-    async def passed_on(path: str, wanted: api.Request) -> Response:
+    async def passed_on(request: Request, path: str, wanted: api.Request) -> Response:
         """What the contract knows, and nothing else: no upstream does more than ours, and none has
         to read a null.
         """
         # before the body: a name that nobody has need not be Unicode
         url = app.state.engine.choose(wanted.model) + path
-        body = wanted.model_dump_json(
-            exclude_none=True, exclude=None if wanted.stream else {"stream_options"}
-        )
-        return await forward(url, body, wanted.stream)
+        if wanted.stream:
+            return await forward(url, wanted.model_dump_json(exclude_none=True), True)
+        body = wanted.model_dump_json(exclude_none=True, exclude={"stream_options"})
+        response: Response = await complete_unless_gone(request, forward(url, body, False))
+        return response
 
     @app.post(api.COMPLETIONS)
     @limited
     async def completions(request: Request, wanted: CompletionRequest) -> Response:
-        return await passed_on(request.scope["path"], wanted)
+        return await passed_on(request, request.scope["path"], wanted)
 
     @app.post(api.CHAT_COMPLETIONS)
     @limited
     async def chat_completions(request: Request, wanted: ChatCompletionRequest) -> Response:
-        return await passed_on(request.scope["path"], wanted)
+        return await passed_on(request, request.scope["path"], wanted)
 
     @app.post("/generate")
     @limited
     async def generate(request: Request, wanted: GenerateRequest) -> dict[str, str]:
         model = wanted.model or next(iter(request.app.state.engine.having))
         answer = await passed_on(
-            api.COMPLETIONS, wanted.model_copy(update={"model": model, "stream": False})
+            request, api.COMPLETIONS, wanted.model_copy(update={"model": model, "stream": False})
         )
-        return {"text": api.read_chunk(bytes(answer.body)).text}
+        return {"text": chunks.read_chunk(bytes(answer.body)).text}
 
     @app.exception_handler(RateLimitExceeded)
     async def too_many(request: Request, error: RateLimitExceeded) -> JSONResponse:

@@ -1,6 +1,8 @@
 // What servers/contract/api.py says of requests and errors, for a server that is not Python: the wire is the same, to the word where a
 // client reads it.
 
+import { readFileSync } from "node:fs";
+
 export const COMPLETIONS = "/v1/completions";
 export const CHAT_COMPLETIONS = "/v1/chat/completions";
 export const MAX_BODY_BYTES = 4 * 1024 * 1024;
@@ -18,11 +20,9 @@ export class ContractError extends Error {
   }
 }
 
-// field: the one value that means "off"; any other would change the answer
-const UNSUPPORTED = {
-  n: "1", best_of: "1", echo: "false", logprobs: "false", suffix: '""', tools: "[]", logit_bias: "{}", presence_penalty: "0",
-  frequency_penalty: "0", repetition_penalty: "1",
-};
+// By field, the values that are accepted besides null; any other would change the response. servers/contract/fields.py reads it, too.
+const UNSUPPORTED = JSON.parse(readFileSync(new URL("../contract/unsupported_fields.json", import.meta.url)));
+const ROLES = { developer: "system", tool: "user", function: "user" };
 
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
 const isText = (value) => typeof value === "string" && value.isWellFormed(); // no lone surrogates
@@ -30,8 +30,11 @@ const isBoolean = (value) => typeof value === "boolean";
 const isCount = (value) => Number.isInteger(value) && value >= 1;
 const isContent = (value) =>
   isText(value) || (Array.isArray(value) && value.every((part) => part?.type === "text" && isText(part.text ?? "")));
-const isMessage = (value) => ["system", "user", "assistant"].includes(value?.role) && isContent(value.content);
-const joined = (content) => (Array.isArray(content) ? content.map((part) => part.text ?? "").join("") : content);
+const isMessage = (value) =>
+  [...Object.keys(ROLES), "system", "user", "assistant"].includes(value?.role) &&
+  isContent(value.role === "assistant" ? (value.content ?? "") : value.content);
+const joined = (content) => (Array.isArray(content) ? content.map((part) => part.text ?? "").join("") : (content ?? ""));
+const unwrapped = (prompt) => (Array.isArray(prompt) && prompt.length === 1 ? prompt[0] : prompt);
 
 const COMMON = {
   model: [isText, "must be a string"],
@@ -41,11 +44,16 @@ const COMMON = {
   seed: [(value) => Number.isInteger(value) && Math.abs(value) <= 2 ** 63, "must be an integer of 64 bits"],
   stop: [(value) => isText(value) || (Array.isArray(value) && value.length <= 4 && value.every(isText)), "must be up to 4 strings"],
   stream: [isBoolean, "must be true or false"],
-  stream_options: [(value) => isObject(value) && isBoolean(value.include_usage ?? false), "must be an object with include_usage"],
+  stream_options: [
+    (value) => isObject(value) && isBoolean(value.include_usage ?? false) && isBoolean(value.continuous_usage_stats ?? false),
+    "must be an object with include_usage",
+  ],
   ignore_eos: [isBoolean, "must be true or false"],
 };
 const OWN = {
-  [COMPLETIONS]: { prompt: [(value) => isText(value) && value !== "", "must be a string, and not empty"] },
+  [COMPLETIONS]: {
+    prompt: [(value) => isText(unwrapped(value)) && unwrapped(value) !== "", "must be one text, and not empty: send a request for each"],
+  },
   [CHAT_COMPLETIONS]: {
     messages: [(value) => Array.isArray(value) && value.length > 0 && value.every(isMessage), "must be messages with role and content"],
     max_completion_tokens: COMMON.max_tokens,
@@ -62,16 +70,23 @@ export function parse(path, bytes) {
     throw new ContractError(400, `the body is not a JSON object: ${error.message}`, null, "invalid_json");
   }
   if (!isObject(body)) throw new ContractError(400, "the body is not a JSON object", null, "invalid_json");
-  for (const [field, off] of Object.entries(UNSUPPORTED))
-    if ((body[field] ?? null) !== null && JSON.stringify(body[field]) !== off)
-      throw new ContractError(400, `${field}: only ${off} is supported`, field, "unsupported_value");
+  for (const [field, value] of Object.entries(body)) {
+    if (value === null || !Object.hasOwn(UNSUPPORTED, field)) continue;
+    if (field === "min_tokens" && body.ignore_eos === true) continue; // load tools send both, and one is enough
+    const accepted = UNSUPPORTED[field].map((each) => JSON.stringify(each));
+    if (accepted.includes(JSON.stringify(value, (_, each) => each ?? undefined))) continue;
+    const remedy = accepted.length ? `leave it out or send ${accepted.join(" or ")}` : "leave it out";
+    throw new ContractError(400, `${field}: this server does not support it; ${remedy}`, field, "unsupported_value");
+  }
   const wanted = {};
   for (const [field, [isValid, must]] of Object.entries({ ...COMMON, ...OWN[path] })) {
     const value = body[field] ?? null;
     if (value === null ? REQUIRED.includes(field) : !isValid(value)) throw new ContractError(400, `${field}: ${must}`, field, "invalid");
     if (value !== null) wanted[field] = value;
   }
-  if (wanted.messages) wanted.messages = wanted.messages.map(({ role, content }) => ({ role, content: joined(content) }));
+  if (wanted.prompt) wanted.prompt = unwrapped(wanted.prompt);
+  if (wanted.messages)
+    wanted.messages = wanted.messages.map(({ role, content }) => ({ role: ROLES[role] ?? role, content: joined(content) }));
   if (!wanted.stream) delete wanted.stream_options; // vLLM refuses them
   return wanted;
 }

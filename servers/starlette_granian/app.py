@@ -18,6 +18,7 @@ from servers import engines
 from servers.contract import api
 from servers.contract.api import CompletionResponse, ContractError
 from servers.contract.metrics_middleware import AsgiMetrics
+from servers.frameworks.starlette_base import complete_unless_gone
 
 
 @asynccontextmanager
@@ -36,24 +37,26 @@ async def models(request: Request) -> Response:
 
 
 async def completions(request: Request) -> Response:
-    return await answer(
-        request.app.state.engine, api.parse_request(api.CompletionRequest, await request.body())
-    )
+    return await answer(request, api.parse_request(api.CompletionRequest, await request.body()))
 
 
 async def chat_completions(request: Request) -> Response:
-    return await answer(
-        request.app.state.engine, api.parse_request(api.ChatCompletionRequest, await request.body())
-    )
+    return await answer(request, api.parse_request(api.ChatCompletionRequest, await request.body()))
 
 
-async def answer(engine: Any, wanted: api.Request) -> Response:
+async def answer(request: Request, wanted: api.Request) -> Response:
+    engine = request.app.state.engine
     job = engine.prepare(wanted)
     reply = CompletionResponse(wanted, engine.model)
     if wanted.stream:
         return StreamingResponse(
             events(engine, job, reply), media_type=api.SSE_CONTENT_TYPE, headers=api.SSE_HEADERS
         )
+    response: Response = await complete_unless_gone(request, complete(engine, job, reply))
+    return response
+
+
+async def complete(engine: Any, job: engines.Job, reply: CompletionResponse) -> Response:
     *pieces, outcome = [item async for item in engine.stream(job)]
     return JSONResponse(reply.complete("".join(pieces), outcome))
 

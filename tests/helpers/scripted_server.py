@@ -118,7 +118,8 @@ def chunk(data: bytes, extension: bytes = b"") -> bytes:
 
 
 def is_whole(settled: response.ParsedResponse) -> bool:
-    return (settled.error, settled.token_text, settled.usage) == (None, WORDS, USAGE)
+    counts = {"prompt_tokens": settled.prompt_tokens, "completion_tokens": settled.tokens}
+    return (settled.error, settled.token_text, counts) == (None, WORDS, USAGE)
 
 
 def until_read(exchange: http.Exchange, pieces: int) -> Callable[[], object]:

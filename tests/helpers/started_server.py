@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import psutil
 import pytest
 
 from loadtests.telemetry import cores
+from servers.contract import api, chunks, oracle
 from servers.runtime import catalog, launch, models
 from servers.runtime.launch import CoreShare, RunningServer
 from tests.helpers.installed import require_server
@@ -89,6 +91,11 @@ def started(
     assert not [process for process in tree if alive(process)]
 
 
+def address_of(server: RunningServer) -> tuple[str, int]:
+    host, _, port = server.base_url.removeprefix("http://").partition(":")
+    return host, int(port)
+
+
 def ask(
     base_url: str,
     path: str,
@@ -117,6 +124,35 @@ def ask(
         return response.status, json.loads(said)
     except ValueError:
         return response.status, said.decode()
+
+
+def stream_with_sigterm(running: RunningServer, tokens: int, at_token: int) -> None:
+    """SIGTERM at this token must cut nothing of the stream, and end the server afterwards."""
+    connection = http.client.HTTPConnection(running.base_url.removeprefix("http://"), timeout=60)
+    connection.request(
+        "POST",
+        api.COMPLETIONS,
+        json.dumps(wanted(stream=True, max_tokens=tokens)),
+        {"Content-Type": "application/json"},
+    )
+    response = connection.getresponse()
+    said = b""
+    while said.count(b"\n\n") < at_token:
+        more = response.read1()
+        assert more, f"cut after {said.count(b'data: ')} of {tokens} tokens"
+        said += more
+    os.kill(running.pid, signal.SIGTERM)
+    said += response.read()
+    connection.close()
+    code = running.supervisor.wait(timeout=30)
+    assert code in (0, 128 + signal.SIGTERM), launch.log_tail(running.log, 50)
+    *events, end = [event.removeprefix(b"data: ") for event in said.split(b"\n\n") if event]
+    assert (
+        "".join(chunks.read_chunk(event).text for event in events)
+        == oracle.continuation("baba", tokens)
+        and end == b"[DONE]"
+    )
+    assert "Traceback" not in running.log.read_text()
 
 
 def wanted(**more: Any) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def test_rounds_go_on_until_the_analysis_has_enough_or_time_is_over(
         (["--base-server", ".", "--head-server", "."], "the folder has no server.toml"),
         (
             ["--base-server", "http://127.0.0.1:1", "--head-server", "http://127.0.0.1:1"],
-            "GET /v1/models names no model",
+            "GET http://127.0.0.1:1/v1/models: no server listens there",
         ),
     ],
 )

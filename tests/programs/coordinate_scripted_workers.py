@@ -38,6 +38,8 @@ def report(worker: int, at_s: float, **changes: Any) -> WorkerReport:
         at_s=at_s,
         sent=0,
         rows=0,
+        failed=0,
+        failure=None,
         tokens=0,
         cut_off=0,
         in_flight=0,

@@ -255,9 +255,9 @@ def wrong_heads() -> None:
     recorder.is_over = lambda: len(ended) == len(WRONG_HEADS)
     run_user(locustfile.ClosedLoop(environment).run_user)
     assert {sent.exchange.error for sent in ended} == {
-        "not an HTTP/1 answer",
+        "not an HTTP/1 response",
         "broken Content-Length",
-        "compressed although identity was asked for",
+        "compressed although Accept-Encoding was identity",
     }
     assert recorder.streams.sent == len(ended), (
         "each request has its row, also one that would have been sent when such an answer had ended"

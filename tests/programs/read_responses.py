@@ -19,10 +19,10 @@ Script = list[bytes | float | None]  # bytes to send, seconds to wait, CLOSE
 WHOLE = CHUNKED + b"".join(map(chunk, (event(" baba"), event(" babe"), DONE))) + LAST_CHUNK
 # (what the server does, error, tokens); with a timeout of 0.3 s
 BROKEN: list[tuple[Script, str, int | None]] = [
-    ([WHOLE[:-5], CLOSE], "connection closed in the answer", 2),
+    ([WHOLE[:-5], CLOSE], "connection closed in the response", 2),
     ([WHOLE[:40], CLOSE], "connection closed in the headers", 0),
-    ([CLOSE], "connection closed before an answer", 0),
-    ([b"SSH-2.0-x\r\n\r\n"], "not an HTTP/1 answer", 0),
+    ([CLOSE], "connection closed before a response", 0),
+    ([b"SSH-2.0-x\r\n\r\n"], "not an HTTP/1 response", 0),
     ([WHOLE[:-5], 5.0], "timeout", 2),
     ([5.0], "timeout", 0),
     # bytes that drip do not restart the timeout

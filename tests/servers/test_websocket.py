@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from wsproto.events import CloseConnection, Ping, Pong, TextMessage
 
-from servers.contract import api, metrics, metrics_middleware, oracle
+from servers.contract import api, chunks, metrics, metrics_middleware, oracle
 from servers.contract.conformance_client import CheckFailed, ConformanceClient, WebSocket
 from servers.runtime import launch
 from servers.runtime.launch import RunningServer
@@ -54,7 +54,7 @@ def say(talk: WebSocket, **more: Any) -> None:
 
 
 def text_of(payloads: list[tuple[float, bytes]]) -> str:
-    return "".join(api.read_chunk(payload).text for _, payload in payloads)
+    return "".join(chunks.read_chunk(payload).text for _, payload in payloads)
 
 
 def settled(base_url: str, status: int) -> float:
@@ -85,7 +85,7 @@ def test_what_is_sent_before_done_waits_for_its_turn(talk: WebSocket) -> None:
         if message.data == "[DONE]":
             said.append("")
         else:
-            said[-1] += api.read_chunk(message.data.encode()).text
+            said[-1] += chunks.read_chunk(message.data.encode()).text
     assert said == [
         oracle.continuation("baba", 5),
         oracle.continuation("baba", 6),
@@ -179,7 +179,7 @@ def test_sigterm_lets_the_answer_under_way_end(server: RunningServer, tmp_path: 
             while isinstance(message := talk.receive(), TextMessage) and message.data != "[DONE]":
                 if not said:
                     os.kill(running.pid, signal.SIGTERM)
-                said += api.read_chunk(message.data.encode()).text
+                said += chunks.read_chunk(message.data.encode()).text
             assert said == oracle.continuation("baba", 300)
         running.supervisor.wait(timeout=30)
         assert "Traceback" not in running.log.read_text(), launch.log_tail(running.log, 50)

@@ -27,7 +27,7 @@ from analysis.checks.hidden_pauses import in_flight
 from servers.runtime import catalog
 from servers.runtime.limits import MAX_IN_FLIGHT
 from tests.helpers.campaign_process import Bench, runs, table
-from tests.studies.fault_campaign import RESULTS, page
+from tests.studies.fault_page import RESULTS, page
 
 BEFORE_S, OVERLOAD_S, AFTER_S = 8.0, 5.0, 40.0
 QUIET, LOUD = 0.25, 3.0  # of what it carries

@@ -21,7 +21,8 @@ from statistics import median
 import psutil
 
 from tests.helpers.campaign_process import Bench, runs, said_of
-from tests.studies.fault_campaign import HARNESS_SERVER, RESULTS, page
+from tests.studies.fault_campaign import HARNESS_SERVER
+from tests.studies.fault_page import RESULTS, page
 
 FLAT = 0.05
 PERIOD_S = 5.0

@@ -38,6 +38,7 @@ def test_notebooks_execute_into_the_campaigns_folder(tmp_path):
     assert "alpha (simulated) sustained the most" in pages[1].read_text()
 
 
+@pytest.mark.slow  # the notebooks a second time
 @pytest.mark.filterwarnings(*CLEANUP)
 @pytest.mark.timeout(300)
 def test_notebooks_of_a_campaign_without_any_number(tmp_path):

@@ -21,16 +21,29 @@ RAW = ("requests", "telemetry", "server_metrics")
 MOST_BYTES = 15_000_000
 
 
-@pytest.fixture
-def reported(tmp_path: Path) -> Path:
-    folder = synthetic_campaign.campaign(tmp_path / "campaign")
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made once: a campaign with its report, and what is published of it."""
+    place = tmp_path_factory.mktemp("originals")
+    folder = synthetic_campaign.campaign(place / "campaign")
     (running,) = folder.glob("cases/*epsilon*")
     shutil.rmtree(running)
     data = schema.read_json(folder / "campaign.json")
     ended = [case for case in data["plan"] if case["server"] not in ("epsilon", "zeta")]
     schema.write_json(folder / "campaign.json", data | {"plan": ended})
     writer.write_report(folder)
-    return folder
+    assert publish.publish(folder, place / "published") == place / "published"
+    return place
+
+
+@pytest.fixture
+def reported(originals: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(originals / "campaign", tmp_path / "campaign"))
+
+
+@pytest.fixture
+def published(originals: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(originals / "published", tmp_path / "published"))
 
 
 def test_what_lies_in_results_is_published_where_it_is(reported: Path) -> None:
@@ -51,45 +64,42 @@ def test_its_report_and_its_numbers_are_of_one_slo(reported: Path, tmp_path: Pat
     assert "TTFT ≤ 1000 ms" in (to / "report.md").read_text()
 
 
-def test_its_numbers_and_checks_are_those_of_the_campaign(reported: Path, tmp_path: Path) -> None:
-    to = publish.publish(reported, tmp_path / "published")
+def test_its_numbers_and_checks_are_those_of_the_campaign(reported: Path, published: Path) -> None:
     before = summary.summarise(dataset.read_campaign(reported))
-    after = summary.summarise(dataset.read_campaign(to))
+    after = summary.summarise(dataset.read_campaign(published))
     pd.testing.assert_frame_equal(before.table, after.table, check_dtype=False)
-    assert (to / "metrics.csv").read_bytes() == (reported / "metrics.csv").read_bytes()
-    assert checks_listing.list_checks(to) == checks_listing.list_checks(reported)
+    assert (published / "metrics.csv").read_bytes() == (reported / "metrics.csv").read_bytes()
+    assert checks_listing.list_checks(published) == checks_listing.list_checks(reported)
 
 
-def test_it_has_no_raw_rows_and_no_logs(reported: Path, tmp_path: Path) -> None:
-    to = publish.publish(reported, tmp_path / "published")
-    names = {path.name for path in to.iterdir()}
+def test_it_has_no_raw_rows_and_no_logs(published: Path) -> None:
+    names = {path.name for path in published.iterdir()}
     assert names <= {*publish.PAGES, "figures", "cases.json"}
     assert {"report.md", "campaign.json", "metrics.csv", "cases.json"} <= names
 
 
-def test_another_slo_needs_the_requests(reported: Path, tmp_path: Path, capsys) -> None:
-    to = publish.publish(reported, tmp_path / "published")
-    assert command.main(["report", str(to)]) == 2
+def test_another_slo_needs_the_requests(published: Path, capsys) -> None:
+    assert command.main(["report", str(published)]) == 2
     assert "is published without its requests" in capsys.readouterr().err
     with pytest.raises(InputError, match="another SLO, price or peak"):
-        summary.summarise(dataset.read_campaign(to), {"ttft_s": 0.1})
+        summary.summarise(dataset.read_campaign(published), {"ttft_s": 0.1})
 
 
-def test_what_cannot_be_published_is_one_sentence(reported: Path, tmp_path: Path) -> None:
-    to = publish.publish(reported, tmp_path / "published")
+def test_what_cannot_be_published_is_one_sentence(
+    reported: Path, published: Path, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match="exists: give another name"):
-        publish.publish(reported, to)
+        publish.publish(reported, published)
     with pytest.raises(InputError, match="is published already"):
-        publish.publish(to, tmp_path / "again")
+        publish.publish(published, tmp_path / "again")
     unfinished = synthetic_campaign.campaign(tmp_path / "unfinished")
     with pytest.raises(InputError, match="runs the 2 of 8 cases that are left"):
         publish.publish(unfinished, tmp_path / "other")
 
 
-def test_raw_rows_come_first(reported: Path, tmp_path: Path) -> None:
+def test_raw_rows_come_first(reported: Path, published: Path) -> None:
     """A campaign that is run again into a published one's folder is what was measured last."""
-    publish.publish(reported, tmp_path / "published")
-    (tmp_path / "published" / "cases.json").rename(reported / "cases.json")
+    (published / "cases.json").rename(reported / "cases.json")
     assert dataset.read_campaign(reported).published is None
 
 
@@ -101,8 +111,8 @@ def test_a_search_for_capacity_can_be_judged_by_any_slo() -> None:
     assert found.is_precise and found.probes[0].bound_results
 
 
-def test_requests_that_are_not_there_are_not_read_as_none(reported: Path, tmp_path: Path) -> None:
-    campaign = dataset.read_campaign(publish.publish(reported, tmp_path / "published"))
+def test_requests_that_are_not_there_are_not_read_as_none(published: Path) -> None:
+    campaign = dataset.read_campaign(published)
     for read in (campaign.requests, campaign.telemetry, campaign.server_metrics):
         with pytest.raises(InputError, match="is published without its requests"):
             read(0)

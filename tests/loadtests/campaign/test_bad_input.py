@@ -40,6 +40,12 @@ BAD = [
     (("--duration", "nan"), "argument --duration: 'nan' is not a number of seconds above 0"),
     (("--duration", "1,2"), "argument --duration: '1,2': give one value"),
     (("--simulated", "step=1"), "argument --simulated: 'step' is not one of prefill_ms"),
+    (("--simulated", "early_chunk=2"), "'early_chunk=2': must be from 0 to 1"),
+    (("--simulated", "reasoning_share=nan"), "'reasoning_share=nan': must be from 0 to 1"),
+    (
+        ("--simulated", "tokens_per_chunk=1.5"),
+        "'tokens_per_chunk=1.5': '1.5' is not a whole number",
+    ),
     (
         ("--serverz", "flask_gunicorn"),
         "unrecognized arguments: --serverz flask_gunicorn (see --help)",
@@ -62,7 +68,8 @@ BAD = [
         "--users: --find-capacity chooses the loads itself: give one value at most",
     ),
     (("--find-capacity", "--repeat", "2"), "--repeat: --find-capacity chooses the loads itself"),
-    (("--target", "not a url"), "--target not a url: GET /v1/models names no model"),
+    (("--target", "not a url"), "--target: 'not a url' is no URL: give one such as"),
+    (("--target", ""), "--target: '' is no URL: give one such as"),
 ]
 
 
@@ -133,7 +140,7 @@ def test_bad_input_is_one_sentence(
 def test_a_target_at_which_nobody_is(bench: Bench) -> None:
     url = f"http://127.0.0.1:{dead_port()}"
     bench.refuses(
-        f"--target {url}: GET /v1/models names no model (GET /v1/models: no answer",
+        f"GET {url}/v1/models: no server listens there: start it, or give the URL of one",
         *QUICK,
         "--target",
         url,

@@ -123,11 +123,11 @@ TABLE = {
         None,
         False,
     ),
-    "broken": ([read(b"SSH-2.0\r\n\r\n")], FAILED, "not an HTTP/1 answer", False),
+    "broken": ([read(b"SSH-2.0\r\n\r\n")], FAILED, "not an HTTP/1 response", False),
     "cut off": (
         [read(WHOLE[:-5]), respond(CLOSED)],
         FAILED,
-        "connection closed in the answer",
+        "connection closed in the response",
         False,
     ),
     "reset": (
@@ -136,7 +136,7 @@ TABLE = {
         "connection failed: Connection reset by peer",
         False,
     ),
-    "closed at once": ([respond(CLOSED)], FAILED, "connection closed before an answer", False),
+    "closed at once": ([respond(CLOSED)], FAILED, "connection closed before a response", False),
     "too late": ([raise_in_wait(TimeoutError())], FAILED, "timeout", False),
 }
 

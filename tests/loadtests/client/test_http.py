@@ -2,6 +2,9 @@
 time of its own read.
 """
 
+import email.utils
+import time
+
 import pytest
 
 from loadtests.client import http, response
@@ -52,7 +55,7 @@ def test_one_connection_carries_many_requests(server: Scripted) -> None:
 
 
 @pytest.mark.parametrize(
-    "last_words", [(), (b"HTT",)], ids=["closed while idle", "closed in the answer"]
+    "last_words", [(), (b"HTT",)], ids=["closed while idle", "closed in the response"]
 )
 def test_a_stale_connection_is_replaced_once_and_only_before_an_answer(
     server: Scripted, last_words: tuple[bytes, ...]
@@ -75,6 +78,7 @@ def test_a_stale_connection_is_replaced_once_and_only_before_an_answer(
             server.connections,
             len(server.requests),
         ) == (2, 3)
+    assert [first.resent, second.resent] == [False, not last_words]
 
 
 def test_an_answer_that_was_reset_is_not_asked_for_again(server: Scripted) -> None:
@@ -95,6 +99,21 @@ def test_an_answer_that_was_reset_is_not_asked_for_again(server: Scripted) -> No
     assert (server.connections, len(server.requests)) == (1, 2)
 
 
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("", None), ("7", 7.0), ("0.5", 0.5), ("-3", 0.0), ("soon", None), ("inf", None)],
+)
+def test_retry_after_in_seconds(header: str, seconds: float | None) -> None:
+    assert http.parse_retry_after(header) == seconds
+
+
+def test_retry_after_as_a_date() -> None:
+    date = email.utils.formatdate(time.time() + 60, usegmt=True)
+    seconds = http.parse_retry_after(date)
+    assert seconds is not None and 58 <= seconds <= 60
+    assert http.parse_retry_after("Fri, 31 Dec 1999 23:59:59 GMT") == 0.0
+
+
 def test_a_new_connection_that_is_closed_is_not_asked_again(server: Scripted) -> None:
     server.scripts += [[sized(EVENTS)], [CLOSE], [CLOSE], [sized(EVENTS)]]
     connection = make_blocking_connection(server.url, PATIENCE_S)
@@ -104,7 +123,7 @@ def test_a_new_connection_that_is_closed_is_not_asked_again(server: Scripted) ->
     connection.close()
     assert [exchange.error for exchange in exchanges] == [
         None,
-        "connection closed before an answer",
+        "connection closed before a response",
         None,
     ]
     assert len(server.requests) == 4

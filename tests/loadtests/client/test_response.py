@@ -73,6 +73,10 @@ def body_of(source: random.Random, shape: str, text: str | None) -> dict[str, An
     match shape:
         case "completion":
             body["choices"] = [{"index": 0, "text": text}]
+        case "reasoning":
+            choice["delta"] = {source.choice(["reasoning", "reasoning_content"]): text}
+        case "reasoning beside":
+            choice["delta"] = {"content": "", "reasoning_content": text}
         case "role":
             choice["delta"] = {"role": "assistant", "content": text}
         case "new id":
@@ -110,6 +114,8 @@ def body_of(source: random.Random, shape: str, text: str | None) -> dict[str, An
 SHAPES = [
     "chat",
     "completion",
+    "reasoning",
+    "reasoning beside",
     "role",
     "new id",
     "same text elsewhere",
@@ -129,7 +135,7 @@ SHAPES = [
     "broken",
     "done",
 ]
-WEIGHTS = [10, 10, 1, 2, 3, 3, 2, 2, 1, 1, 1, 1, 0.2, 1, 1, 1, 1, 1, 0.1, 0.3]
+WEIGHTS = [10, 10, 5, 5, 1, 2, 3, 3, 2, 2, 1, 1, 1, 1, 0.2, 1, 1, 1, 1, 1, 0.1, 0.3]
 
 
 def events(source: random.Random) -> list[bytes]:
@@ -206,7 +212,7 @@ def test_the_fast_way_reads_what_the_slow_way_reads(monkeypatch: pytest.MonkeyPa
     exchanges = [exchange_of(random.Random(seed)) for seed in range(4000)]
     fast = [response.parse_response(exchange) for exchange in exchanges]
     fast_decoded, decoded = decoded, 0
-    monkeypatch.setattr(response, "_template", lambda event, chunk: None)
+    monkeypatch.setattr(response, "_template", lambda *_: None)
     for seed, exchange in enumerate(exchanges):
         assert fast[seed] == response.parse_response(exchange), (
             f"seed {seed}: {bytes(exchange.body)!r}"

@@ -1,6 +1,4 @@
-"""THE API, without a server: what a request may be, how an answer looks, and that our own client
-side reads it.
-"""
+"""THE API, without a server: what a request may be, and how an error looks."""
 
 import json
 from typing import Any
@@ -9,37 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from servers.contract import api
-from servers.contract.api import (
-    ChatCompletionRequest,
-    CompletionRequest,
-    CompletionResponse,
-    ContractError,
-    Outcome,
-    Request,
-    read_chunk,
-)
-
-OUTCOME = Outcome(
-    prompt_tokens=3,
-    completion_tokens=2,
-    finish_reason="length",
-    queue_ms=1.23456,
-    prompt_ms=20,
-    predicted_ms=10,
-)
-
-
-def completion(**fields: Any) -> dict[str, Any]:
-    return {"model": "m", "prompt": "baba", **fields}
-
-
-def chat(**fields: Any) -> dict[str, Any]:
-    return {"model": "m", "messages": [{"role": "user", "content": "baba"}], **fields}
-
-
-def parse(data: dict[str, Any]) -> Request:
-    kind = ChatCompletionRequest if "messages" in data else CompletionRequest
-    return api.parse_request(kind, json.dumps(data).encode())
+from servers.contract.api import ChatCompletionRequest, CompletionRequest, ContractError
+from tests.helpers.api_requests import chat, completion, parse
 
 
 def refused(data: Any, body: bytes | None = None) -> dict[str, Any]:
@@ -70,7 +39,11 @@ def refused(data: Any, body: bytes | None = None) -> dict[str, Any]:
         ("prompt", 5),
         ("prompt", ""),
         ("prompt", None),
-        ("prompt", ["baba"]),
+        ("prompt", []),
+        ("prompt", ["baba", "bebe"]),
+        ("prompt", [""]),
+        ("prompt", [5]),
+        ("prompt", [[1, 2]]),
         ("prompt", [1, 2]),
         ("model", 5),
         ("model", None),
@@ -97,6 +70,7 @@ def refused(data: Any, body: bytes | None = None) -> dict[str, Any]:
         ("ignore_eos", "no"),
         ("stream_options", True),
         ("stream_options", {"include_usage": "yes"}),
+        ("stream_options", {"continuous_usage_stats": "yes"}),
         ("messages", None),
         ("messages", []),
         ("messages", "baba"),
@@ -105,6 +79,8 @@ def refused(data: Any, body: bytes | None = None) -> dict[str, Any]:
         ("messages", [{"role": "user"}]),
         ("messages", [{"role": "user", "content": 5}]),
         ("messages", [{"role": "user", "content": None}]),
+        ("messages", [{"role": "tool", "content": None}]),
+        ("messages", [{"role": [], "content": "baba"}]),
         ("messages", [{"role": "poet", "content": "baba"}]),
         ("messages", [{"role": "user", "content": [{"type": "image_url"}]}]),
         ("max_completion_tokens", 0),
@@ -154,6 +130,39 @@ def test_too_many_stops_is_what_the_message_says() -> None:
         ("presence_penalty", 0.5),
         ("frequency_penalty", -1),
         ("repetition_penalty", 1.1),
+        ("tool_choice", "required"),
+        ("tool_choice", {"type": "function", "function": {"name": "f"}}),
+        ("functions", [{"name": "f"}]),
+        ("function_call", {"name": "f"}),
+        ("response_format", {"type": "json_object"}),
+        ("response_format", {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}),
+        ("response_format", "json"),
+        ("top_logprobs", 3),
+        ("prompt_logprobs", 0),
+        ("top_k", 40),
+        ("top_k", 1),
+        ("min_p", 0.05),
+        ("typical_p", 0.9),
+        ("min_tokens", 5),
+        ("stop_token_ids", [2]),
+        ("bad_words", ["baba"]),
+        ("allowed_token_ids", [1]),
+        ("guided_json", {"type": "object"}),
+        ("guided_regex", "a+"),
+        ("guided_choice", ["a", "b"]),
+        ("guided_grammar", "root ::= 'a'"),
+        ("structured_outputs", {"json": {}}),
+        ("json_schema", {}),
+        ("use_beam_search", True),
+        ("length_penalty", 2.0),
+        ("include_stop_str_in_output", True),
+        ("skip_special_tokens", False),
+        ("truncate_prompt_tokens", 5),
+        ("chat_template", "{{ messages }}"),
+        ("chat_template_kwargs", {"enable_thinking": False}),
+        ("continue_final_message", True),
+        ("reasoning_effort", "high"),
+        ("modalities", ["text", "audio"]),
     ],
 )
 def test_what_would_change_the_answer_and_is_not_supported_is_refused(
@@ -163,7 +172,7 @@ def test_what_would_change_the_answer_and_is_not_supported_is_refused(
         error = refused(make(**{field: value}))
         assert (
             error["param"] == field
-            and error["message"].startswith(field)
+            and error["message"].startswith(f"{field}: this server does not support it; leave it")
             and error["code"] == "unsupported_value"
         )
 
@@ -180,11 +189,30 @@ def test_unsupported_fields_that_are_off_and_unknown_ones_are_accepted() -> None
         "presence_penalty": 0,
         "frequency_penalty": 0.0,
         "repetition_penalty": 1.0,
+        "tool_choice": "none",
+        "response_format": {"type": "text"},
+        "top_k": -1,
+        "min_p": 0.0,
+        "use_beam_search": False,
         "user": "me",
+        "store": False,
+        "metadata": {"a": "b"},
+        "parallel_tool_calls": True,
+        "service_tier": "auto",
         "no_such_field": [1],
     }
     for make in (completion, chat):
         assert parse(make(**off)) == parse(make()) == parse(make(**dict.fromkeys(off)))
+
+
+def test_what_is_off_in_another_way_is_accepted() -> None:
+    for make in (completion, chat):
+        for fields in (
+            {"response_format": {"type": "text", "json_schema": None}},
+            {"ignore_eos": True, "min_tokens": 5},
+        ):
+            parse(make(**fields))
+    assert refused(completion(ignore_eos=False, min_tokens=5))["param"] == "min_tokens"
 
 
 def test_null_means_the_default() -> None:
@@ -229,6 +257,32 @@ def test_content_parts_are_joined() -> None:
     )
     assert isinstance(request, ChatCompletionRequest)
     assert [message.content for message in request.messages] == ["x", "baba babe"]
+
+
+def test_a_list_of_one_prompt_is_that_prompt() -> None:
+    assert parse(completion(prompt=["bebe baba"])) == parse(completion(prompt="bebe baba"))
+    error = refused(completion(prompt=["baba", "bebe"]))
+    assert "a request for each prompt" in error["message"]
+
+
+def test_todays_roles_are_ours_under_other_names() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    said = [
+        {"role": "developer", "content": "be kind"},
+        {"role": "user", "content": "baba", "name": "me"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": [{"type": "text", "text": "bebe"}], "tool_call_id": "1"},
+        {"role": "assistant", "tool_calls": [call]},
+    ]
+    request = parse(chat(messages=said))
+    assert isinstance(request, ChatCompletionRequest)
+    assert [(message.role, message.content) for message in request.messages] == [
+        ("system", "be kind"),
+        ("user", "baba"),
+        ("assistant", ""),
+        ("user", "bebe"),
+        ("assistant", ""),
+    ]
 
 
 def test_lone_surrogates_are_refused() -> None:
@@ -292,148 +346,3 @@ def test_errors_have_openais_envelope() -> None:
         503: "server_error",
     }
     assert {status: api.error_body(status, "x")["error"]["type"] for status in types} == types
-
-
-# --- answers
-
-
-def events(request: Request, *items: Any) -> list[str]:
-    """Payloads of the stream, each properly framed."""
-    answer = CompletionResponse(request, "m")
-    text = "".join(answer.event(item) for item in items)
-    assert text.endswith("\n\n")
-    framed = text.removesuffix("\n\n").split("\n\n")
-    assert all(event.startswith("data: ") and "\n" not in event for event in framed)
-    return [event.removeprefix("data: ") for event in framed]
-
-
-@pytest.mark.parametrize("make", [completion, chat])
-def test_a_stream_reads_back_as_it_was_said(make: Any) -> None:
-    said = [" baba", ' "quoted"\n\\ ', " \u2028é\U0001f600", "data: [DONE]\n\n", ""]
-    *chunks, end, usage, done = events(
-        parse(make(stream=True, stream_options={"include_usage": True})), *said, OUTCOME
-    )
-    assert [read_chunk(chunk.encode()).text for chunk in chunks] == said
-    assert all(read_chunk(chunk.encode()).finish_reason is None for chunk in chunks)
-    last = read_chunk(end.encode())
-    assert (last.text, last.finish_reason, last.usage) == ("", "length", None)
-    assert last.timings == {"queue_ms": 1.235, "prompt_ms": 20, "predicted_ms": 10}
-    tail = read_chunk(usage.encode())
-    assert tail.usage == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
-    assert json.loads(usage)["choices"] == [] and tail.text == "" and done == "[DONE]"
-
-
-def test_usage_comes_only_if_asked_for() -> None:
-    for options in (None, {}, {"include_usage": False}):
-        *_, end, done = events(
-            parse(completion(stream=True, stream_options=options)), " baba", OUTCOME
-        )
-        assert (
-            done == "[DONE]"
-            and json.loads(end)["choices"]
-            and read_chunk(end.encode()).usage is None
-        )
-
-
-def test_the_role_comes_with_the_first_token_and_no_other() -> None:
-    """A chunk with a role alone would look like the first token to whoever measures."""
-    first, *more = [
-        json.loads(chunk)
-        for chunk in events(parse(chat(stream=True)), " baba", " babe", OUTCOME)[:-1]
-    ]
-    assert first["choices"][0]["delta"] == {"role": "assistant", "content": " baba"}
-    assert [chunk["choices"][0]["delta"] for chunk in more] == [{"content": " babe"}, {}]
-
-
-def test_all_chunks_of_an_answer_have_its_id_and_two_answers_have_two() -> None:
-    one, two = (
-        [
-            json.loads(chunk)
-            for chunk in events(parse(make(stream=True)), " baba", " babe", OUTCOME)[:-1]
-        ]
-        for make in (completion, chat)
-    )
-    assert (
-        len({chunk["id"] for chunk in one}) == len({chunk["id"] for chunk in two}) == 1
-        and one[0]["id"] != two[0]["id"]
-    )
-    assert {chunk["object"] for chunk in one} == {"text_completion"} and {
-        chunk["object"] for chunk in two
-    } == {"chat.completion.chunk"}
-    assert {chunk["model"] for chunk in one + two} == {"m"}
-
-
-def test_an_engines_failure_is_an_error_event_without_its_secrets() -> None:
-    *_, error = events(
-        parse(completion(stream=True)), " baba", RuntimeError("/home/me/weights is broken")
-    )
-    assert read_chunk(error.encode()).error == "the engine failed" and "weights" not in error
-    (error,) = events(parse(completion(stream=True)), ContractError(503, "shutting down"))
-    assert read_chunk(error.encode()).error == "shutting down"
-
-
-def test_a_websockets_messages_are_the_events_payloads() -> None:
-    answer = CompletionResponse(parse(chat(stream=True)), "m")
-    said = [
-        payload
-        for item in (" baba", ' "quoted"\n\n ', OUTCOME)
-        for payload in api.split_events(answer.event(item))
-    ]
-    assert [read_chunk(payload.encode()).text for payload in said[:-1]] == [
-        " baba",
-        ' "quoted"\n\n ',
-        "",
-    ]
-    assert [api.status_of_end(payload) for payload in said] == [None, None, None, 200] and said[
-        -1
-    ] == "[DONE]"
-
-
-def test_an_error_ends_a_websockets_answer_and_has_its_status() -> None:
-    refused = api.error_message(ContractError(404, "no such model", "model", "model_not_found"))
-    assert (
-        json.loads(refused)["error"]["code"] == "model_not_found"
-        and api.status_of_end(refused) == 404
-    )
-    failed = api.error_message(RuntimeError("/home/me/weights is broken"))
-    assert "weights" not in failed and api.status_of_end(failed) == 500
-    for payload, status in (
-        ('{"error": {"message": "busy"}}', 500),
-        ('{"error": "busy", "status": "x"}', 500),
-        ('{"error": null}', None),
-        ('{"error": ', None),
-        ('["error"]', None),
-        ('{"choices": [{"text": "error"}]}', None),
-    ):
-        assert api.status_of_end(payload) == status, payload
-
-
-@pytest.mark.parametrize("make", [completion, chat])
-def test_a_plain_answer_reads_back(make: Any) -> None:
-    body = CompletionResponse(parse(make()), "m").complete(" baba babe", OUTCOME)
-    chunk = read_chunk(json.dumps(body).encode())
-    assert (chunk.text, chunk.finish_reason, chunk.error) == (" baba babe", "length", None)
-    assert chunk.usage == OUTCOME.usage() and chunk.timings == OUTCOME.timings()
-    assert body["object"] == ("chat.completion" if make is chat else "text_completion")
-
-
-def test_chunks_of_other_servers_are_read_too() -> None:
-    assert read_chunk(b'{"choices": [{"delta": {"role": "assistant", "content": ""}}]}').text == ""
-    assert (
-        read_chunk(
-            b'{"choices": [{"delta": {"content": null}, "finish_reason": "stop"}], "usage": null}'
-        ).finish_reason
-        == "stop"
-    )
-    assert read_chunk(b'{"error": "overloaded"}').error == "overloaded"
-    assert read_chunk(b'{"error": {"message": "overloaded"}}').error == "overloaded"
-    for broken in (
-        b"[1]",
-        b"{",
-        b'{"choices": 5}',
-        b'{"choices": [5]}',
-        b'{"choices": [{"text": 5}]}',
-        b'{"choices": [{"delta": "a"}]}',
-    ):
-        with pytest.raises(ValueError):
-            read_chunk(broken)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from servers.contract import conformance_checks, conformance_client, oracle
-from servers.contract.api import Chunk
+from servers.contract.chunks import Chunk
 from servers.contract.conformance import (
     CHECKS,
     ConformanceCheck,
@@ -240,6 +240,16 @@ def test_without_a_planted_rule_answers_are_compared_with_each_other(fault: str)
     with faulty_server.running(fault) as url:
         found = failed(verify_server(url, planted=False))
     assert set(found) == ({FAULTS[fault][0]} if fault else set()), found
+
+
+def test_a_model_with_a_short_context_is_asked_for_a_shorter_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(faulty_server, "CONTEXT", 1024)
+    for fault in ("", "vanished_client_holds_its_slot"):
+        with faulty_server.running(fault) as url:
+            (check,) = verify_server(url, checks=(conformance_checks.vanished_client,))
+        assert check.ok == (not fault), check
 
 
 def test_answers_are_the_same_for_the_same_server_and_right() -> None:

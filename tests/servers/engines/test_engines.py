@@ -8,13 +8,10 @@ earlier.
 import ast
 import asyncio
 import itertools
-import json
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,55 +24,17 @@ from servers.contract.api import (
     CompletionRequest,
     ContractError,
     Outcome,
+    Piece,
 )
 from servers.engines import Generation, Settings, simulated
 from servers.runtime import catalog
+from tests.helpers.heard_generation import Gone, Heard, blocking, completion
 
 QUICK = {"prefill_ms": 4, "step_ms": 2}
 
 
 def settings(**times: Any) -> Settings:
     return Settings("simulated", "m", "", 1, times)
-
-
-def completion(prompt: str = "baba", max_tokens: int = 8, **more: Any) -> CompletionRequest:
-    return CompletionRequest(
-        model=more.pop("model", "m"), prompt=prompt, max_tokens=max_tokens, temperature=0, **more
-    )
-
-
-class Gone(Exception):
-    """What a server raises in on_token when its client has gone."""
-
-
-@dataclass
-class Heard:
-    """One generation as its server sees it; times in s."""
-
-    asked: float
-    times: list[float] = field(default_factory=list)
-    pieces: list[str] = field(default_factory=list)
-    outcome: Outcome | None = None
-
-    @property
-    def text(self) -> str:
-        return "".join(self.pieces)
-
-
-def blocking(
-    engine: Any, request: Any, until: Callable[[Heard], bool] = lambda heard: False
-) -> Heard:
-    """`until`: the client goes away when it is true."""
-    heard = Heard(time.perf_counter())
-
-    def on_token(text: str) -> None:
-        heard.times.append(time.perf_counter())
-        heard.pieces.append(text)
-        if until(heard):
-            raise Gone
-
-    heard.outcome = engine.generate(engine.prepare(request), on_token)
-    return heard
 
 
 async def streamed(
@@ -95,7 +54,9 @@ async def streamed(
     return heard
 
 
-def hear(kind: str, *requests: CompletionRequest, **times: Any) -> list[Heard]:
+def hear(
+    kind: str, *requests: CompletionRequest | ChatCompletionRequest, **times: Any
+) -> list[Heard]:
     """All at once, on one simulated engine, asked for in this order. `kind`: blocking, in threads,
     or async.
     """
@@ -303,6 +264,7 @@ def test_stop_strings_are_found_however_the_text_is_cut() -> None:
     class Stops:
         def __init__(self, stops: list[str]):
             self.stops = stops
+            self.continuous_usage = False
 
     def cut(pieces: list[str], stops: list[str]) -> tuple[str, bool]:
         job = type("Job", (), {"request": Stops(stops), "prompt_tokens": 1})()
@@ -362,142 +324,96 @@ def test_a_chat_may_fill_the_context_and_both_names_of_its_limit_count() -> None
     assert blocking(engine, chat(max_tokens=2)).text == oracle.continuation("bebe", 2)
 
 
+# --- simulated: like other servers' engines
+
+
+def chat(text: str = "baba", **more: Any) -> ChatCompletionRequest:
+    message = ChatMessage(role="user", content=text)
+    return ChatCompletionRequest(model="m", messages=[message], temperature=0, **more)
+
+
+@both
+def test_a_chat_without_max_tokens_ends_by_itself(kind: str) -> None:
+    for more, reason in (({}, "stop"), ({"ignore_eos": True}, "length")):
+        (heard,) = hear(kind, chat(**more), prefill_ms=0, step_ms=0)
+        assert heard.outcome and heard.outcome.finish_reason == reason
+        assert heard.text == oracle.continuation("baba", simulated.OPEN_TOKENS)
+
+
+@both
+def test_the_text_ends_where_it_is_told_to(kind: str) -> None:
+    for max_tokens, more, tokens, reason in (
+        (20, {}, 7, "stop"),
+        (None, {}, 7, "stop"),
+        (7, {}, 7, "length"),
+        (5, {}, 5, "length"),
+        (20, {"ignore_eos": True}, 20, "length"),
+    ):
+        request = chat(max_tokens=max_tokens, **more)
+        (heard,) = hear(kind, request, prefill_ms=0, step_ms=0, end_of_text=7)
+        assert heard.outcome and heard.text == oracle.continuation("baba", tokens)
+        assert (heard.outcome.completion_tokens, heard.outcome.finish_reason) == (tokens, reason)
+
+
+@both
+def test_several_tokens_come_in_one_chunk_after_as_many_steps(kind: str) -> None:
+    (heard,) = hear(kind, completion("baba", 10), prefill_ms=20, step_ms=5, tokens_per_chunk=4)
+    assert [len(piece.split()) for piece in heard.pieces] == [4, 4, 2]
+    assert heard.text == oracle.continuation("baba", 10)
+    for i, at in enumerate(heard.times):
+        assert at - heard.asked >= 0.020 + i * 4 * 0.005
+    assert heard.outcome and heard.outcome.completion_tokens == 10
+    (heard,) = hear(kind, completion("baba", 10, stop="babu"), step_ms=0, tokens_per_chunk=4)
+    assert heard.text == " babe babi babo " and heard.outcome
+    assert (heard.outcome.completion_tokens, heard.outcome.finish_reason) == (4, "stop")
+
+
+@both
+def test_a_share_of_a_chats_tokens_is_reasoning(kind: str) -> None:
+    times = {"prefill_ms": 0, "step_ms": 0, "reasoning_share": 0.7, "tokens_per_chunk": 2}
+    (heard,) = hear(kind, chat(max_tokens=10), **times)
+    told = [(len(piece.split()), getattr(piece, "reasoning", False)) for piece in heard.pieces]
+    assert told == [(2, True), (2, True), (2, True), (1, True), (2, False), (1, False)]
+    assert heard.outcome and heard.text == oracle.continuation("baba", 10)
+    assert heard.outcome.reasoning == oracle.continuation("baba", 7)
+    assert heard.outcome.usage()["completion_tokens_details"] == {"reasoning_tokens": 7}
+    (heard,) = hear(kind, completion("baba", 10), **times)
+    assert heard.outcome and not heard.outcome.reasoning_tokens
+
+
+@both
+def test_an_early_chunk_comes_before_the_slot(kind: str) -> None:
+    asked = [chat(max_tokens=5, stream=True)] * 2
+    first, second = hear(kind, *asked, prefill_ms=40, step_ms=2, max_batch=1, early_chunk=1)
+    assert first.pieces[0] == second.pieces[0] == "" and len(first.pieces) == 6
+    assert second.times[0] < first.times[1], "it waited for its slot"
+    (plain,) = hear(kind, chat(max_tokens=5), early_chunk=1, **QUICK)
+    assert len(plain.pieces) == 5
+
+
+@both
+def test_a_word_may_be_several_tokens(kind: str) -> None:
+    (heard,) = hear(kind, chat("bebe baba", max_tokens=7), tokens_per_word=2, **QUICK)
+    assert heard.pieces == [" b", "abe", " b", "abi", " b", "abo", " b"]
+    assert heard.outcome and heard.outcome.prompt_tokens == 6
+    assert heard.outcome.completion_tokens == 7
+
+
+@both
+def test_the_tokens_so_far_are_told_with_each_chunk_if_asked_for(kind: str) -> None:
+    asked = {"include_usage": True, "continuous_usage_stats": True}
+    request = completion("baba", 7, stream_options=asked, stop="babu baba")
+    (heard,) = hear(kind, request, prefill_ms=0, step_ms=0, tokens_per_chunk=2)
+    assert heard.text == oracle.continuation("baba", 7)
+    # " babu" is held back until it is clear what follows
+    usages = [piece.usage for piece in heard.pieces if isinstance(piece, Piece)]
+    assert [usage and usage["completion_tokens"] for usage in usages] == [2, 4, 6, 7]
+    assert usages[0] and usages[0]["prompt_tokens"] == 1
+
+
 def test_a_misspelt_time_is_an_error() -> None:
     with pytest.raises(TypeError, match="prefil_ms"):
         simulated.SimulatedBlockingEngine(settings(prefil_ms=5))
-
-
-# --- transformers
-
-
-def tiny_completion(prompt: str = "baba", max_tokens: int = 8, **more: Any) -> CompletionRequest:
-    return completion(prompt, max_tokens, model="serveoff-tiny", **more)
-
-
-def test_hf_is_exact_and_one_event_is_one_token(hf_engine: Any) -> None:
-    for prompt in ("baba", "bebe bibi", oracle.VOCABULARY[-3], "hello"):
-        heard = blocking(hf_engine, tiny_completion(prompt, 12))
-        assert heard.pieces == [" " + word for word in oracle.continuation_words(prompt, 12)]
-        assert (
-            heard.outcome
-            and heard.outcome.completion_tokens == 12
-            and heard.outcome.finish_reason == "length"
-        )
-        assert heard.outcome.prompt_tokens == oracle.count_tokens(prompt)
-        assert heard.outcome.prompt_ms > 0 and heard.outcome.predicted_ms > 0
-
-
-def test_hf_says_tokens_as_it_makes_them(hf_engine: Any) -> None:
-    heard = blocking(hf_engine, tiny_completion(max_tokens=30))
-    assert heard.outcome and heard.times[-1] - heard.times[0] >= 0.5e-3 * heard.outcome.predicted_ms
-
-
-def test_hf_chats_by_the_template(hf_engine: Any) -> None:
-    request = ChatCompletionRequest(
-        model="serveoff-tiny",
-        messages=[ChatMessage(role="user", content="baba")],
-        max_tokens=3,
-        temperature=0,
-    )
-    heard = blocking(hf_engine, request)
-    assert (
-        heard.text == oracle.continuation("baba", 3)
-        and heard.outcome
-        and heard.outcome.prompt_tokens == 2
-    )
-
-
-def test_hf_stops_at_stop_strings(hf_engine: Any) -> None:
-    for stop, expected in (
-        ("bi ba", " babe ba"),
-        (["zzz", "babu"], " babe babi babo "),
-        ("baca cc", oracle.continuation("baba", 5)),
-    ):
-        heard = blocking(hf_engine, tiny_completion(max_tokens=5, stop=stop))
-        assert heard.text == expected and heard.outcome
-        assert heard.outcome.finish_reason == ("length" if stop == "baca cc" else "stop")
-
-
-@pytest.fixture
-def opinionated(tiny: Path, hf_engine: Any, tmp_path: Path) -> Any:
-    """The tiny model with opinions of its own, as many published ones have: "babo" ends an answer,
-    and repeating is punished.
-    """
-    for file in tiny.iterdir():
-        (tmp_path / file.name).symlink_to(file)
-    (tmp_path / "generation_config.json").unlink()
-    (tmp_path / "generation_config.json").write_text(
-        json.dumps(
-            {
-                "eos_token_id": hf_engine.tokenizer("babo").input_ids[0],
-                "pad_token_id": 2,
-                "repetition_penalty": 9.0,
-                "do_sample": True,
-            }
-        )
-    )
-    return type(hf_engine)(Settings("hf", "serveoff-tiny", str(tmp_path), threads=1, simulated={}))
-
-
-def test_hf_ends_with_the_model_unless_told_otherwise(opinionated: Any) -> None:
-    heard = blocking(opinionated, tiny_completion(max_tokens=8))
-    assert heard.outcome and (heard.outcome.finish_reason, heard.outcome.completion_tokens) == (
-        "stop",
-        3,
-    )
-    heard = blocking(opinionated, tiny_completion(max_tokens=8, ignore_eos=True))
-    assert heard.outcome and (heard.outcome.finish_reason, heard.outcome.completion_tokens) == (
-        "length",
-        8,
-    )
-    assert heard.text == oracle.continuation("baba", 8)
-
-
-def test_hf_samples_as_the_request_says_and_not_as_the_model_would_like(opinionated: Any) -> None:
-    """With the penalty "babi" would not come again."""
-    assert blocking(
-        opinionated, tiny_completion("babi baba", 8, ignore_eos=True)
-    ).text == oracle.continuation("baba", 8)
-
-
-def test_hf_is_cancelled_by_an_exception_and_goes_on(hf_engine: Any) -> None:
-    running = metrics.RUNNING._value.get()
-    cancelled: list[Heard] = []
-
-    def second(heard: Heard) -> bool:
-        cancelled[:] = [heard]
-        return len(heard.pieces) == 2
-
-    with pytest.raises(Gone):
-        blocking(hf_engine, tiny_completion(max_tokens=2000), until=second)
-    assert (
-        cancelled[0].text == oracle.continuation("baba", 2)
-        and metrics.RUNNING._value.get() == running
-    )
-    assert blocking(hf_engine, tiny_completion()).text == oracle.continuation("baba", 8)
-
-
-def test_hf_is_exact_in_several_threads_at_once(hf_engine: Any) -> None:
-    words = oracle.VOCABULARY[::500]
-    with ThreadPoolExecutor(len(words)) as pool:
-        said = pool.map(lambda word: blocking(hf_engine, tiny_completion(word, 16)).text, words)
-        assert list(said) == [oracle.continuation(word, 16) for word in words]
-
-
-def test_hf_samples_the_same_for_the_same_seed(hf_engine: Any) -> None:
-    def sample(seed: int) -> str:
-        request = CompletionRequest(
-            model="serveoff-tiny", prompt="baba", max_tokens=12, temperature=2.0, seed=seed
-        )
-        return blocking(hf_engine, request).text
-
-    assert sample(1) == sample(1) != sample(2)
-
-
-def test_hf_refuses_what_exceeds_its_context(hf_engine: Any) -> None:
-    with pytest.raises(ContractError, match="exceed the context of 4096 tokens"):
-        hf_engine.prepare(tiny_completion(max_tokens=4096))
-    assert hf_engine.prepare(tiny_completion(max_tokens=4095)).max_tokens == 4095
 
 
 # --- the table of engines

@@ -5,12 +5,9 @@ ends it, too.
 
 import http.client
 import json
-import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,94 +17,21 @@ import psutil
 import pytest
 
 from servers.contract import api, oracle
-from servers.runtime import catalog, launch, ports
+from servers.runtime import ports
 from servers.runtime.errors import LaunchError
-from servers.runtime.launch import CoreShare, RunningServer
-from servers.runtime.models import Model
-from tests.helpers.installed import require_server
-from tests.helpers.started_server import MODEL, counters, wanted
-
-GATEWAYS = [
-    name
-    for name, server in catalog.list_servers().items()
-    if server.upstream and name.endswith(("_gateway", "_gateway_aiohttp"))
-]
-each = pytest.mark.parametrize("name", GATEWAYS)
-each_of_fastapi = pytest.mark.parametrize(
-    "name", [name for name in GATEWAYS if name.startswith("fastapi")]
+from tests.helpers.started_gateway import (
+    GATEWAYS,
+    JSON,
+    OK,
+    Start,
+    complete,
+    each,
+    error_of,
+    streamed_error,
+    upstream,
+    wait_until,
 )
-OK = 'serveoff_requests_total{path="/v1/completions",status="200"}'
-JSON = {"Content-Type": "application/json"}
-PATIENCE_S = 20.0  # for what takes a fraction of a second on an idle machine
-
-Start = Callable[..., RunningServer]
-
-
-@contextmanager
-def upstream(
-    folder: Path, model: str = MODEL, port: int | None = None, **times: float
-) -> Iterator[RunningServer]:
-    with launch.run_server(
-        catalog.find_server("fastapi_vllm"),
-        "simulated",
-        Model(model, "", True),
-        CoreShare(),
-        folder / "upstream.log",
-        port=port,
-        simulated={"prefill_ms": 20, "step_ms": 3} | times,
-    ) as running:
-        yield running
-
-
-@pytest.fixture
-def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    """Starts one before the given servers, with these settings."""
-    with ExitStack() as stack:
-
-        def start(name: str, *urls: str, **settings: str) -> RunningServer:
-            server = catalog.find_server(name)
-            require_server(server)
-            for setting, value in {**settings, "UPSTREAM": ",".join(urls)}.items():
-                monkeypatch.setenv(f"SERVEOFF_{setting}", value)
-            running = launch.run_server(
-                replace(server, upstream={}),
-                "simulated",
-                Model(MODEL, "", True),
-                CoreShare(),
-                tmp_path / "gateway.log",
-            )
-            return stack.enter_context(running)
-
-        yield start
-
-
-@pytest.fixture(scope="module")
-def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with upstream(tmp_path_factory.mktemp("behind")) as running:
-        yield running.base_url
-
-
-def complete(url: str, **more: Any) -> httpx.Response:
-    return httpx.post(url + api.COMPLETIONS, json=wanted(**more), timeout=60)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-
-
-def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
-    assert answer.status_code == status, answer.text
-    assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
-    return answer.json()["error"]
-
-
-def streamed_error(stream: Iterator[str]) -> dict[str, Any]:
-    """Of a stream that broke off: its last event."""
-    *_, last = [event for event in "".join(stream).split("\n\n") if event]
-    return json.loads(last.removeprefix("data: "))["error"]
+from tests.helpers.started_server import MODEL, counters, wanted
 
 
 def test_there_are_gateways() -> None:
@@ -280,7 +204,7 @@ def test_only_what_the_contract_knows_is_passed_on_and_no_null(
 ) -> None:
     url = gateway(name, foreign, API_KEY="s3cret").base_url
     Foreign.answer = 200, b'{"choices": []}'
-    asked = wanted(seed=None, top_k=5, user="me", n=None, stream_options={"include_usage": True})
+    asked = wanted(seed=None, top_k=-1, user="me", n=None, stream_options={"include_usage": True})
     answer = httpx.post(
         url + api.COMPLETIONS, json=asked, headers={"Authorization": "Bearer s3cret"}
     )
@@ -324,117 +248,3 @@ def test_requests_go_where_their_model_is_and_those_who_have_it_take_turns(
             and "nowhere" in error["message"]
             and "alone, shared" in error["message"]
         )
-
-
-# --- what FastAPI's have besides
-
-
-@each_of_fastapi
-def test_beyond_the_rate_limit_is_a_429_that_says_when_to_come_again(
-    name: str, gateway: Start, behind: str
-) -> None:
-    url = gateway(name, behind, RATE_LIMIT="3/hour").base_url
-    assert [complete(url).status_code for _ in range(3)] == [200, 200, 200]
-    for path, body in ((api.COMPLETIONS, wanted()), ("/generate", {"prompt": "baba"})):
-        refused = httpx.post(url + path, json=body)
-        assert (
-            error_of(refused, 429)["type"] == "rate_limit_error"
-            and 3000 < int(refused.headers["Retry-After"]) <= 3600
-        )
-    assert (
-        httpx.get(f"{url}/v1/models").status_code == httpx.get(f"{url}/health").status_code == 200
-    )
-
-
-@each_of_fastapi
-def test_nobody_is_a_new_client_by_saying_so(name: str, gateway: Start, behind: str) -> None:
-    url = gateway(name, behind, RATE_LIMIT="2/hour").base_url
-    said = [
-        httpx.post(
-            url + api.COMPLETIONS, json=wanted(), headers={header: f"10.0.0.{number}"}
-        ).status_code
-        for number, header in enumerate(
-            ("X-Forwarded-For", "X-Real-IP", "Forwarded", "X-Forwarded-For")
-        )
-    ]
-    assert said == [200, 200, 429, 429]
-
-
-@pytest.mark.requires("node")
-def test_node_knows_a_bound_that_is_none_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those in Python read servers/runtime/limits.py, as the harness does."""
-    monkeypatch.setenv("SERVEOFF_MAX_IN_FLIGHT", "many")
-    command = [
-        part.format(host="127.0.0.1", port=0)
-        for part in catalog.find_server("node_gateway").command
-    ]
-    done = subprocess.run(
-        command, cwd=catalog.ROOT, capture_output=True, text=True, timeout=PATIENCE_S
-    )
-    assert (done.returncode, done.stderr) == (
-        2,
-        "error: SERVEOFF_MAX_IN_FLIGHT is 'many': set it to a number above 0, or not at all\n",
-    )
-
-
-@each_of_fastapi
-def test_a_rate_limit_that_cannot_be_read_is_no_start_without_one(
-    name: str, gateway: Start, behind: str
-) -> None:
-    with pytest.raises(LaunchError, match="couldn't parse rate limit string 'often'"):
-        gateway(name, behind, RATE_LIMIT="often")
-
-
-@each_of_fastapi
-def test_only_pages_of_an_allowed_origin_may_read_answers(
-    name: str, gateway: Start, behind: str
-) -> None:
-    allowed = "https://a.example"
-    url = gateway(
-        name, behind, CORS_ORIGINS=f"{allowed},https://b.example", API_KEY="s3cret"
-    ).base_url
-    for origin, headers in ((allowed, [allowed]), ("https://c.example", [])):
-        preflight = httpx.options(
-            url + api.COMPLETIONS,
-            headers={
-                "Origin": origin,
-                "Access-Control-Request-Method": "POST",
-                "Access-Control-Request-Headers": "authorization,content-type",
-            },
-        )
-        # without the key, which browsers do not send with it
-        assert preflight.status_code == (200 if headers else 400)
-        answer = httpx.post(
-            url + api.COMPLETIONS,
-            json=wanted(),
-            headers={"Origin": origin, "Authorization": "Bearer s3cret"},
-        )
-        assert answer.status_code == 200
-        assert preflight.headers.get_list("Access-Control-Allow-Origin") == headers
-        assert answer.headers.get_list("Access-Control-Allow-Origin") == headers
-
-
-@each_of_fastapi
-def test_without_an_allow_list_no_page_may(name: str, gateway: Start, behind: str) -> None:
-    url = gateway(name, behind).base_url
-    answer = httpx.post(
-        url + api.COMPLETIONS, json=wanted(), headers={"Origin": "https://a.example"}
-    )
-    assert answer.status_code == 200 and "Access-Control-Allow-Origin" not in answer.headers
-
-
-@each_of_fastapi
-def test_generate_takes_a_prompt_and_gives_a_text(name: str, gateway: Start, behind: str) -> None:
-    url = gateway(name, behind).base_url
-    answer = httpx.post(f"{url}/generate", json={"prompt": "bebe baba", "max_tokens": 5})
-    assert (answer.status_code, answer.json()) == (200, {"text": oracle.continuation("baba", 5)})
-    assert httpx.post(
-        f"{url}/generate", json={"prompt": "baba", "model": MODEL, "stream": True}
-    ).json().keys() == {"text"}
-    assert error_of(httpx.post(f"{url}/generate", json={"max_tokens": 5}), 400)["param"] == "prompt"
-    assert (
-        error_of(httpx.post(f"{url}/generate", json={"prompt": "baba", "model": "nowhere"}), 404)[
-            "param"
-        ]
-        == "model"
-    )

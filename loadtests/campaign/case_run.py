@@ -1,0 +1,105 @@
+"""One case while it runs, and what all cases of a campaign have in common."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loadtests import schema
+from loadtests.campaign.progress import ProgressWatch
+from loadtests.campaign.targets import Target, Targets
+from loadtests.generator import locust_process
+from loadtests.schema import Case, CaseFile
+from loadtests.workload.arrivals import ScenarioTable
+from loadtests.workload.scenario import Tables
+from servers.profile.profile import Dialect, Profile
+from servers.runtime import catalog, launch, models
+
+
+class CaseFailed(Exception):
+    """Why a case is invalid: one sentence, perhaps followed by log lines."""
+
+
+@dataclass(frozen=True)
+class CampaignContext:
+    """What all cases of a campaign have in common."""
+
+    folder: Path
+    seed: int
+    model: models.Model
+    scenarios: Tables
+    simulated: dict[str, float]
+    share: launch.CoreShare
+    load_cores: tuple[int, ...]
+    workers: locust_process.Workers
+    targets: Targets
+    # by Case.side, of targets that choose their model themselves
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
+    respect_retry_after: bool = False
+    web_port: int | None = None
+    ready_timeout_s: float | None = None
+
+
+@dataclass
+class CaseRun:
+    """One case while it runs."""
+
+    case: Case
+    context: CampaignContext
+    folder: Path
+    watch: ProgressWatch
+    file: CaseFile
+    stack: ExitStack = field(default_factory=ExitStack)
+    server: launch.RunningServer | None = None  # None if it runs already
+    profile: Profile | None = None  # of a target of others, or of a model whose texts are unknown
+
+    @property
+    def target(self) -> Target:
+        return self.context.targets[self.case.side]
+
+    @property
+    def spec(self) -> catalog.ServerSpec:
+        return self.target.find_server(self.case.server)
+
+    @property
+    def base_url(self) -> str:
+        if self.server:
+            return self.server.base_url
+        return self.profile.base_url if self.profile else ""
+
+    @property
+    def engine_urls(self) -> str:
+        return self.server.engine_urls if self.server else self.base_url
+
+    @property
+    def dialect(self) -> Dialect:
+        """The contract's own, unless the server is somebody else's and was profiled."""
+        ours = not self.target.is_external and not self.spec.foreign
+        return Dialect() if ours or self.profile is None else self.profile.dialect
+
+    @property
+    def planted(self) -> bool:
+        return self.context.model.planted or self.case.engine == "simulated"
+
+    @property
+    def scenario(self) -> ScenarioTable:
+        return self.context.scenarios[self.case.scenario]
+
+    @property
+    def reserve(self) -> Path:
+        """Room on the disk, given back when there is none left, to write down that there was
+        none.
+        """
+        return self.folder / "reserve"
+
+    def adopt(self, profile: Profile) -> None:
+        self.profile, self.file.profile = profile, profile.to_json()
+        self.file.notes += profile.notes
+
+    def save(self) -> None:
+        schema.write_json(self.folder / "run.json", self.file.to_json())
+
+
+def raise_if_ended(run: CaseRun) -> None:
+    if run.server is not None and run.server.ended():
+        raise CaseFailed(f"the server ended by itself {run.server.last_words()}")

@@ -1,0 +1,111 @@
+"""What must hold of a server before a load and after it: our contract, or what its profile says."""
+
+from dataclasses import asdict
+
+from loadtests import schema
+from loadtests.campaign.case_run import CaseFailed, CaseRun, raise_if_ended
+from servers.contract import conformance as contract_checks
+from servers.contract import conformance_checks
+from servers.profile import profiler
+from servers.profile.client import ProfileError
+
+
+def _verify(run: CaseRun, checks: contract_checks.Checks) -> list[contract_checks.ConformanceCheck]:
+    return contract_checks.verify_server(
+        run.base_url, model=run.context.model.name, planted=run.planted, checks=checks
+    )
+
+
+def _raise_if_failed(run: CaseRun, results: list[contract_checks.ConformanceCheck]) -> None:
+    raise_if_ended(run)
+    if failed := [check for check in results if not check.ok]:
+        raise CaseFailed("; ".join(f"{check.name}: {check.detail}" for check in failed))
+
+
+def _add_notes(run: CaseRun, results: list[contract_checks.ConformanceCheck]) -> None:
+    """Each kind once: a profile, or the checks before the load, may have found it already."""
+    known = {note.partition(":")[0] for note in run.file.notes}
+    for note in (note for check in results for note in check.notes):
+        if (kind := note.partition(":")[0]) not in known:
+            known.add(kind)
+            run.file.notes.append(note)
+
+
+def _check_endpoint(run: CaseRun) -> list[contract_checks.ConformanceCheck]:
+    """What must hold of an endpoint that is profiled, before a load and after it."""
+    assert run.profile is not None
+    kind = run.scenario["endpoint"]
+    try:
+        found = profiler.check_endpoint(run.base_url, run.profile, kind, run.planted)
+    except ProfileError as error:
+        return [contract_checks.ConformanceCheck("whole response", False, str(error))]
+    return [contract_checks.ConformanceCheck("whole response", True, found)]
+
+
+def verify_before(run: CaseRun) -> None:
+    if run.target.is_external:
+        results = _check_endpoint(run)
+    else:
+        server = run.spec
+        run.file.notes += [
+            f"{server.name} cannot pass the check {name}: see its README.md"
+            for name in server.waives
+        ]
+        results = _verify(
+            run, contract_checks.select_checks(server.foreign, server.waives, server.transports)
+        )
+    run.file.verify_before = [asdict(check) for check in results]
+    _raise_if_failed(run, results)
+    if not run.planted and not run.target.is_external:
+        _profile_server(run)
+        _compare_answers(run)
+    _add_notes(run, results)
+
+
+def _profile_server(run: CaseRun) -> None:
+    """A server of ours with a model whose texts are not known: what they are like is noted. The
+    dialect of a server that somebody else has made is what it is found to be.
+    """
+    try:
+        profile = profiler.profile_endpoint(
+            run.base_url, model=run.context.model.name, needed=[run.scenario["endpoint"]]
+        )
+    except ProfileError as error:
+        raise CaseFailed(str(error)) from None
+    run.adopt(profile)
+
+
+def _compare_answers(run: CaseRun) -> None:
+    """No rule says what is right: the campaign's first server is what the others are held against.
+    In bfloat16 two engines may honestly part ways at a near tie, so a difference is recorded and
+    reported, and does not end the case.
+    """
+    responses = contract_checks.complete_fixed_prompts(run.base_url, run.context.model.name)
+    file = run.context.folder / "answers.json"
+    if not file.exists():
+        schema.write_json(
+            file, {"server": run.case.label, "engine": run.case.engine, "answers": responses}
+        )
+    reference = schema.read_json(file)
+    same = sum(a == b for a, b in zip(responses, reference["answers"], strict=True)) / len(
+        responses
+    )
+    run.file.agreement = {"with": f"{reference['server']}/{reference['engine']}", "share": same}
+
+
+def verify_after(run: CaseRun) -> None:
+    if run.target.is_external:
+        results = _check_endpoint(run)
+        run.file.verify_after = [asdict(check) for check in results]
+        _raise_if_failed(run, results)
+        return
+    over_websocket = run.scenario.get("transport") == "websocket"
+    checks = (
+        *contract_checks.AFTER_LOAD,
+        *([conformance_checks.websocket] if over_websocket else []),
+    )
+    waived = run.spec.waives
+    results = _verify(run, tuple(check for check in checks if check.__name__ not in waived))
+    run.file.verify_after = [asdict(check) for check in results]
+    _add_notes(run, results)
+    _raise_if_failed(run, results)

@@ -1,0 +1,190 @@
+"""The client of `profiler.py`: sends a request to any endpoint and reads what it responds, with the
+arrival of each chunk. Standard library only.
+"""
+
+import http.client
+import json
+import socket
+import ssl
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from servers.contract import chunks, sse
+from servers.contract.api import SSE_CONTENT_TYPE, authorization_header
+from servers.contract.chunks import Chunk, read_chunk
+from servers.contract.token_counts import read_count
+from servers.runtime.limits import SILENCE_S
+
+MAX_BYTES = 16 * 1024 * 1024
+SHOWN_WORDS = 12
+
+
+class ProfileError(Exception):
+    """Why an endpoint cannot be measured: one sentence with the URL, its words and the remedy."""
+
+
+class NoConnection(ProfileError):
+    """Nothing listens there, so far."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """A response. `arrived` has (seconds since the request was sent, length of the body then) of
+    each read.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    arrived: list[tuple[float, int]]
+
+    @property
+    def is_ok(self) -> bool:
+        return 200 <= self.status < 300
+
+    @property
+    def words(self) -> str:
+        """What the server says, short enough to be shown."""
+        return chunks.describe_body(self.body)
+
+    def json(self) -> Any:
+        """None if the body is no JSON."""
+        try:
+            return json.loads(self.body)
+        except (ValueError, RecursionError):
+            return None
+
+
+@dataclass
+class Completion:
+    """A completion, streamed or plain. `events` has (arrival in s, chunk) of each chunk."""
+
+    events: list[tuple[float, Chunk]] = field(default_factory=list)
+    done: bool = False  # [DONE] came, or the response is plain
+    error: str | None = None
+
+    @property
+    def tokens(self) -> list[tuple[float, Chunk]]:
+        """The chunks that carry tokens, visible or reasoning."""
+        return [(at_s, chunk) for at_s, chunk in self.events if chunk.text or chunk.reasoning]
+
+    @property
+    def text(self) -> str:
+        return "".join(chunk.reasoning + chunk.text for _, chunk in self.events)
+
+    @property
+    def finish_reason(self) -> str | None:
+        return next((c.finish_reason for _, c in reversed(self.events) if c.finish_reason), None)
+
+    def count(self, name: str) -> int | None:
+        """The last count of that name in usage."""
+        counts = (read_count(chunk.usage, name) for _, chunk in reversed(self.events))
+        return next((count for count in counts if count is not None), None)
+
+    @property
+    def problem(self) -> str | None:
+        """Why it is no whole response; None if it is one."""
+        if self.error is not None:
+            return chunks.shorten(self.error)
+        if not self.tokens:
+            usage = self.count("completion_tokens")
+            counted = "no usage" if usage is None else f"usage says {usage} tokens"
+            return f"no token arrived (finish_reason is {self.finish_reason!r}, {counted})"
+        if not self.done and self.finish_reason is None:
+            return "the stream ended without finish_reason or [DONE]"
+        return None
+
+
+def read_completion(response: Response) -> Completion:
+    """Reads the chunks of a response whose status is 200."""
+    completion, body, read = Completion(), response.body, 0
+    streamed = response.headers.get("content-type", "").startswith(SSE_CONTENT_TYPE)
+    if streamed or sse.looks_like_sse(body):
+        payloads = list(sse.iterate_payloads(body))
+    else:
+        payloads, completion.done = [sse.Payload(body, len(body))], True
+    for payload in payloads:
+        if payload.data == sse.DONE:
+            completion.done = True
+            continue
+        while response.arrived[read][1] < payload.end:
+            read += 1
+        try:
+            chunk = read_chunk(payload.data)
+        except (ValueError, RecursionError):
+            completion.error = f"not a completion: {chunks.describe_body(payload.data)!r}"
+            break
+        if chunk.error is not None or (payload.is_error and not chunk.text):
+            completion.error = chunk.error or chunks.describe_body(payload.data)
+            break
+        completion.events.append((response.arrived[read][0], chunk))
+    return completion
+
+
+def send(method: str, url: str, body: Any = None, silence_s: float = SILENCE_S) -> Response:
+    """Sends one request on a connection of its own. Redirects are not followed. Raises
+    ProfileError.
+    """
+    parts = urlsplit(url)
+    where = f"{method} {url}"
+    secure = parts.scheme == "https"
+    kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=silence_s)
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json", "Accept": "*/*"} | authorization_header()
+    try:
+        began_s = time.perf_counter()
+        connection.request(method, target, data, headers)
+        response = connection.getresponse()
+        arrived, received = [], bytearray()
+        while piece := response.read1(65536):
+            received += piece
+            arrived.append((time.perf_counter() - began_s, len(received)))
+            if len(received) > MAX_BYTES:
+                raise ProfileError(f"{where}: the response is longer than {MAX_BYTES:,} bytes")
+        fields = {name.lower(): value for name, value in response.getheaders()}
+        return Response(response.status, fields, bytes(received), arrived)
+    except TimeoutError:
+        raise ProfileError(
+            f"{where}: nothing arrived for {silence_s:g} s: see whether the server hangs, or set"
+            " SERVEOFF_SILENCE_S to a longer time"
+        ) from None
+    except ConnectionRefusedError:
+        raise NoConnection(
+            f"{where}: no server listens there: start it, or give the URL of one that runs"
+        ) from None
+    except socket.gaierror:
+        raise ProfileError(
+            f"{where}: the name {parts.hostname!r} has no address: give another URL"
+        ) from None
+    except ssl.SSLCertVerificationError as error:
+        raise ProfileError(
+            f"{where}: its certificate cannot be verified ({error.verify_message}): set"
+            " SSL_CERT_FILE to the certificate of its authority"
+        ) from None
+    except ssl.SSLError as error:
+        reason = (error.reason or "").replace("_", " ").lower()
+        hint = ": use http:// if it does not speak TLS" if "wrong version" in reason else ""
+        raise ProfileError(f"{where}: the TLS handshake failed ({reason}){hint}") from None
+    except (ConnectionError, http.client.RemoteDisconnected):
+        raise ProfileError(
+            f"{where}: the server closed the connection before the response was complete: see its"
+            " log"
+        ) from None
+    except http.client.IncompleteRead as error:
+        raise ProfileError(
+            f"{where}: the response breaks off after {len(error.partial):,} bytes of its last"
+            " part: see the server's log"
+        ) from None
+    except http.client.HTTPException:
+        raise ProfileError(
+            f"{where}: the response is not HTTP/1: use https:// if the server speaks TLS"
+        ) from None
+    except OSError as error:
+        raise ProfileError(f"{where}: {error.strerror or 'the connection failed'}") from None
+    finally:
+        connection.close()

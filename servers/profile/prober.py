@@ -1,0 +1,192 @@
+"""Asks an endpoint as our load would, and adapts to the request fields that it refuses."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from servers.contract import oracle
+from servers.contract.api import JsonObject
+from servers.profile.client import Completion, ProfileError, Response, read_completion, send
+from servers.profile.endpoint import Endpoint, completion_url, raise_if_closed, wait_until_ready
+from servers.profile.profile import CONTINUOUS, ENDPOINTS, Dialect
+
+TOKENS = 32  # of a sample
+PROMPT_WORDS = 12
+MOST_TOKENS = 512
+REFUSED = (400, 404, 405, 415, 422, 501)
+FAILING = (200, 429, 500)
+
+
+@dataclass
+class Prober:
+    """Asks one model of an endpoint. `dialect` adapts to what was refused; `fields` records it.
+    `refusals`: why an endpoint cannot be used.
+    """
+
+    endpoint: Endpoint
+    model: str
+    dialect: Dialect
+    fields: dict[str, str] = field(default_factory=dict)
+    refusals: dict[str, str] = field(default_factory=dict)
+    tokens: int = TOKENS  # of a sample
+    ready_timeout_s: float | None = None
+    say: Callable[[str], None] = lambda _: None
+    words: random.Random = field(default_factory=lambda: random.Random(2026))
+
+    def build_body(
+        self, kind: str, prompt: str, tokens: int, dialect: Dialect, stream: bool
+    ) -> JsonObject:
+        body: JsonObject = {
+            "model": self.model,
+            dialect.max_tokens_field: tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": stream,
+        }
+        if stream:
+            body["stream_options"] = {"include_usage": True}
+            if dialect.usage == CONTINUOUS:
+                body["stream_options"]["continuous_usage_stats"] = True
+        for name in dialect.omitted:
+            body.pop(name, None)
+        if kind == "chat":
+            return body | {"messages": [{"role": "user", "content": prompt}]}
+        return body | {"prompt": prompt}
+
+    def ask(
+        self, kind: str, prompt: str, tokens: int, dialect: Dialect, stream: bool = False
+    ) -> Response:
+        body = self.build_body(kind, prompt, tokens, dialect, stream)
+        return send("POST", completion_url(self.endpoint, kind), body)
+
+    def make_prompt(self, words: int = PROMPT_WORDS) -> str:
+        return " ".join(self.words.sample(oracle.VOCABULARY, words))
+
+    # --- which fields it takes
+
+    def settle(self, kind: str, stream: bool) -> Response:
+        """The first response with a dialect that the server takes, which is kept; else the last
+        refusal.
+        """
+        response = wait_until_ready(
+            f"POST {completion_url(self.endpoint, kind)}",
+            lambda: self.ask(kind, self.make_prompt(), 1, self.dialect, stream),
+            self.ready_timeout_s,
+            self.say,
+        )
+        if response.status not in REFUSED or response.status in (404, 405):
+            return response
+        for dialect in self._variants(response, stream):
+            attempt = self.ask(kind, self.make_prompt(), 1, dialect, stream)
+            if attempt.is_ok:
+                self._record(dialect)
+                return attempt
+        return response
+
+    def _variants(self, refusal: Response, stream: bool) -> list[Dialect]:
+        """Dialects to try after a refusal: first without what its words name, then without each
+        field, then without all of them.
+        """
+        now, words = self.dialect, refusal.words.lower()
+        fields = [*(["stream_options"] if stream else []), "ignore_eos", "temperature"]
+        changes: list[tuple[str, Dialect]] = [
+            (name, replace(now, omitted=(*now.omitted, name)))
+            for name in fields
+            if name not in now.omitted
+        ]
+        renamed = replace(now, max_tokens_field="max_completion_tokens")
+        changes.append(("max_completion_tokens", renamed))
+        changes.sort(key=lambda change: change[0] not in words)
+        single = [dialect for _, dialect in changes]
+        everything = tuple(dict.fromkeys((*now.omitted, *fields)))
+        return [
+            *single,
+            *[replace(each, omitted=everything) for each in (now, renamed)],
+            *[
+                replace(renamed, omitted=(*now.omitted, name))
+                for name in fields
+                if name not in now.omitted
+            ],
+        ]
+
+    def _record(self, dialect: Dialect) -> None:
+        self.dialect = dialect
+        for name in dialect.omitted:
+            self.fields[name] = "refused"
+        if dialect.max_tokens_field != "max_tokens":
+            self.fields["max_tokens"] = "refused"
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the server has a problem of its own, or refuses any load."""
+        return any(f"http {each}" in why for why in self.refusals.values() for each in FAILING)
+
+    def probe(self, kind: str) -> bool:
+        """Whether the endpoint can be used; if not, `refusals` has the reason."""
+        response = self.settle(kind, stream=True)
+        where = f"POST {completion_url(self.endpoint, kind)}"
+        raise_if_closed(where, response)
+        words = read_completion(response).error if response.is_ok else response.words
+        if response.is_ok and words is None:
+            return True
+        self.refusals[kind] = f"{where}: http {response.status}" + (f": {words}" if words else "")
+        return False
+
+    # --- completions
+
+    def complete(self, kind: str, prompt: str, tokens: int | None = None) -> Completion:
+        """A whole, streamed completion. Raises ProfileError."""
+        response = self.ask(kind, prompt, tokens or self.tokens, self.dialect, stream=True)
+        where = f"POST {completion_url(self.endpoint, kind)}"
+        if not response.is_ok:
+            raise ProfileError(
+                f"{where}: http {response.status}: {response.words}: the server took the same"
+                " request before: see its log"
+            )
+        completion = read_completion(response)
+        cut_short = not completion.tokens and completion.finish_reason == "length"
+        if cut_short and tokens is None and self.tokens < MOST_TOKENS:
+            self.tokens = MOST_TOKENS  # it reasons in secret, and needs more for that
+            return self.complete(kind, prompt)
+        if completion.problem:
+            raise ProfileError(
+                f"{where}: http {response.status}, but {completion.problem}: see the server's log"
+            )
+        return completion
+
+
+def find_paths(
+    candidates: Sequence[Endpoint],
+    model: str,
+    needed: Sequence[str],
+    ready_timeout_s: float | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Prober:
+    """The first root at which a needed endpoint can be used. Raises ProfileError."""
+    first: Prober | None = None
+    for endpoint in candidates:
+        dialect = Dialect(root=endpoint.root, query=endpoint.query)
+        prober = Prober(endpoint, model, dialect, ready_timeout_s=ready_timeout_s, say=say)
+        usable = [kind for kind in ENDPOINTS if prober.probe(kind)]
+        missing = [kind for kind in needed if kind not in usable]
+        if usable and not missing:
+            return prober
+        if first is None or usable:
+            first = prober
+    assert first is not None
+    reasons = [first.refusals[kind] for kind in needed or ENDPOINTS if kind in first.refusals]
+    listed = first.endpoint.listed
+    if listed and model not in listed:
+        raise ProfileError(
+            f"{reasons[0]}: the model {model!r} is not listed: name one of {', '.join(listed)} by"
+            " --model"
+        )
+    scenarios = " and ".join(needed)
+    if first.is_failing:
+        raise ProfileError(f"{'; '.join(reasons)}: see the server's log")
+    remedy = (
+        f"choose scenarios that do not need {scenarios} by --scenarios, or give another URL"
+        if any(kind not in first.refusals for kind in ENDPOINTS)
+        else "see whether the URL and the model's name are right"
+    )
+    raise ProfileError(f"{'; '.join(reasons)}: {remedy}")

@@ -1,0 +1,328 @@
+"""Finds out what an endpoint is and does, by asking it as our load would: `profile_endpoint`.
+
+It adapts where that keeps the numbers right, and says in a note what cannot be exact. What would
+make them wrong is refused with one sentence.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from servers.contract import oracle
+from servers.contract.token_counts import is_credible
+from servers.profile.client import Completion, ProfileError, read_completion, send
+from servers.profile.endpoint import (
+    Endpoint,
+    candidate_roots,
+    choose_model,
+    completion_url,
+    find_endpoint,
+    read_context,
+)
+from servers.profile.notes import make_notes
+from servers.profile.prober import PROMPT_WORDS, TOKENS, Prober, find_paths
+from servers.profile.profile import CONTINUOUS, ENDPOINTS, IN_STREAM, NEVER, PLAIN_ONLY, Profile
+
+IN_FLIGHT = 4
+LONG_PROMPT_WORDS = 112
+METRICS = ("vllm", "sglang", "tgi", "llamacpp", "trtllm", "nv", "serveoff", "ray", "litellm")
+
+
+def profile_endpoint(
+    url: str,
+    *,
+    model: str | None = None,
+    needed: Sequence[str] = (),
+    ready_timeout_s: float | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Profile:
+    """Profiles the endpoint at a URL. `needed`: of `chat` and `completions`, those that must exist;
+    without it, either. `say` gets what it waits for. Raises ProfileError.
+    """
+    endpoint = find_endpoint(url, ready_timeout_s, say)
+    name = choose_model(endpoint, model)
+    prober = find_paths(candidate_roots(endpoint, url), name, needed, ready_timeout_s, say)
+    return measure(prober, needed)
+
+
+@dataclass
+class Sample:
+    """A prompt and its completion, alone and with others in flight."""
+
+    prompt: str
+    alone: Completion
+    again: Completion | None = None
+    under_load: Completion | None = None
+
+
+def measure(prober: Prober, needed: Sequence[str]) -> Profile:
+    usable = [kind for kind in ENDPOINTS if kind not in prober.refusals]
+    main = next((kind for kind in needed if kind in usable), usable[0])
+    samples = [_sample(prober, main) for _ in range(IN_FLIGHT)]
+    samples[0].again = prober.complete(main, samples[0].prompt)
+    refusal = _complete_together(prober, main, samples)
+    raise_if_mixed_up(completion_url(prober.endpoint, main), samples)
+    plain = _complete_plain(prober, main, samples[0].prompt)
+    raise_if_truncated(completion_url(prober.endpoint, main), samples[0], plain)
+    stream = samples[0].alone
+    usage, per_chunk = _find_usage(prober, main, samples, plain)
+    for name in ("max_tokens", "temperature", "ignore_eos", "stream_options"):
+        prober.fields.setdefault(name, "accepted")
+    if prober.dialect.max_tokens_field != "max_tokens":
+        prober.fields["max_completion_tokens"] = "accepted"
+    if usage == NEVER and "stream_options" not in prober.dialect.omitted:
+        prober.fields["stream_options"] = "ignored"
+    ended_early = any(_ended_early(sample.alone, prober.tokens) for sample in samples)
+    if ended_early and "ignore_eos" not in prober.dialect.omitted:
+        prober.fields["ignore_eos"] = "ignored"
+    if "chat" in usable:
+        _try_system_role(prober)
+    per_word, template = _count_prompt_tokens(prober, main, streamed=usage != PLAIN_ONLY)
+    first = next(i for i, (_, c) in enumerate(stream.events) if c.text or c.reasoning)
+    texts = [(s.alone.text, s.under_load.text) for s in samples if s.under_load]
+    prober.dialect = replace(prober.dialect, usage=usage)
+    profile = Profile(
+        base_url=prober.endpoint.base_url,
+        dialect=prober.dialect,
+        model=prober.model,
+        models=tuple(prober.endpoint.listed or ()),
+        endpoints=tuple(usable),
+        fields=dict(sorted(prober.fields.items())),
+        usage=usage,
+        tokens_per_chunk=per_chunk,
+        reasoning=next(
+            (c.reasoning_field for s in samples for _, c in s.alone.events if c.reasoning), None
+        ),
+        early_chunks=first,
+        repeats_alone=samples[0].again.text == stream.text,
+        repeats_under_load=all(alone == loaded for alone, loaded in texts) if texts else None,
+        tokens_per_word=per_word,
+        template_tokens=template,
+        context=read_context(prober.endpoint, prober.model),
+        metrics=_find_metrics(prober),
+    )
+    notes = [*make_notes(profile, [s.alone for s in samples], texts), *refusal]
+    return replace(profile, notes=tuple(notes))
+
+
+def _sample(prober: Prober, kind: str) -> Sample:
+    prompt = prober.make_prompt()
+    return Sample(prompt, prober.complete(kind, prompt))
+
+
+def _complete_together(prober: Prober, kind: str, samples: Sequence[Sample]) -> list[str]:
+    """Completes all samples at once. Returns a note if the server does not allow for that."""
+
+    def complete(sample: Sample) -> str | None:
+        try:
+            sample.under_load = prober.complete(kind, sample.prompt)
+        except ProfileError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        refused = [why for why in pool.map(complete, samples) if why]
+    if not refused:
+        return []
+    return [f"with {IN_FLIGHT} requests in flight, {len(refused)} failed: {refused[0]}"]
+
+
+def _complete_plain(prober: Prober, kind: str, prompt: str) -> Completion | None:
+    """A completion that is not streamed; None if the server has none."""
+    response = prober.ask(kind, prompt, prober.tokens, prober.dialect)
+    completion = read_completion(response) if response.is_ok else None
+    whole = completion is not None and completion.problem is None
+    prober.fields["stream=false"] = "accepted" if whole else "refused"
+    return completion if whole else None
+
+
+def _ended_early(completion: Completion, asked: int) -> bool:
+    count = completion.count("completion_tokens")
+    return completion.finish_reason == "stop" and (count or len(completion.tokens)) < asked
+
+
+def _find_usage(
+    prober: Prober, kind: str, samples: Sequence[Sample], plain: Completion | None
+) -> tuple[str, float | None]:
+    """How usage is reported, and how many tokens a chunk holds by it."""
+    chunks, tokens = 0, 0
+    for sample in samples:
+        count = sample.alone.count("completion_tokens")
+        size = len(sample.alone.text.encode())
+        if count is None or not is_credible(count, size):
+            break
+        held = len(sample.alone.tokens)
+        # the end of text has no chunk of its own
+        is_end = sample.alone.finish_reason == "stop" and count == held + 1
+        chunks, tokens = chunks + held, tokens + count - is_end
+    else:
+        per_chunk = tokens / chunks
+        if abs(per_chunk - 1) > 0.05 and _counts_continuously(prober, kind):
+            return CONTINUOUS, per_chunk
+        return IN_STREAM, per_chunk
+    count = plain.count("completion_tokens") if plain else None
+    if plain is None or count is None or not is_credible(count, len(plain.text.encode())):
+        return NEVER, None
+    same = samples[0].alone
+    return PLAIN_ONLY, count / len(same.tokens) if same.text == plain.text else None
+
+
+def _counts_continuously(prober: Prober, kind: str) -> bool:
+    dialect = replace(prober.dialect, usage=CONTINUOUS)
+    response = prober.ask(kind, prober.make_prompt(), prober.tokens, dialect, stream=True)
+    if not response.is_ok:
+        prober.fields["continuous_usage_stats"] = "refused"
+        return False
+    counts = [
+        (chunk.usage or {}).get("completion_tokens")
+        for _, chunk in read_completion(response).tokens
+    ]
+    rising = [count for count in counts if type(count) is int]
+    works = len(rising) == len(counts) and sorted(set(rising)) == rising and len(rising) > 1
+    prober.fields["continuous_usage_stats"] = "accepted" if works else "ignored"
+    return works
+
+
+def _try_system_role(prober: Prober) -> None:
+    body = prober.build_body("chat", prober.make_prompt(), 1, prober.dialect, stream=False)
+    body["messages"].insert(0, {"role": "system", "content": prober.make_prompt(4)})
+    response = send("POST", completion_url(prober.endpoint, "chat"), body)
+    prober.fields["system role"] = "accepted" if response.is_ok else "refused"
+    prober.dialect = replace(prober.dialect, has_system_role=response.is_ok)
+
+
+def _count_prompt_tokens(
+    prober: Prober, kind: str, streamed: bool
+) -> tuple[float | None, int | None]:
+    """Tokens for each word of our prompts, and for what the server adds to a prompt."""
+    counts = []
+    for words in (PROMPT_WORDS, LONG_PROMPT_WORDS):
+        response = prober.ask(kind, prober.make_prompt(words), 1, prober.dialect, streamed)
+        completion = read_completion(response) if response.is_ok else Completion()
+        counts.append(completion.count("prompt_tokens"))
+    short, long = counts
+    if short is None or long is None or long <= short:
+        return None, None
+    per_word = (long - short) / (LONG_PROMPT_WORDS - PROMPT_WORDS)
+    return round(per_word, 3), max(0, round(short - PROMPT_WORDS * per_word))
+
+
+def _find_metrics(prober: Prober) -> str | None:
+    """The prefix of the names in its /metrics; "prometheus" if they are nobody's we know."""
+    try:
+        response = send("GET", f"{prober.endpoint.base_url}/metrics")
+    except ProfileError:
+        return None
+    if not response.is_ok or b"# TYPE " not in response.body:
+        return None
+    text = response.body.decode(errors="replace")
+    names = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE ")}
+    return next(
+        (
+            known
+            for known in METRICS
+            if any(n.startswith((f"{known}:", f"{known}_")) for n in names)
+        ),
+        "prometheus",
+    )
+
+
+def check_endpoint(base_url: str, profile: Profile, kind: str, planted: bool) -> str:
+    """Asks once more for a whole completion, as before and after a load. `planted`: the right text
+    is known. Returns what was found. Raises ProfileError.
+    """
+    dialect = profile.dialect
+    endpoint = Endpoint(base_url, dialect.root, dialect.query)
+    prober = Prober(endpoint, profile.model, dialect)
+    prompt = prober.make_prompt()
+    completion = prober.complete(kind, prompt)
+    expected = oracle.continuation(prompt, TOKENS)
+    ended = completion.finish_reason == "stop" and "ignore_eos" in dialect.omitted
+    if (
+        planted
+        and completion.text != expected
+        and not (ended and expected.startswith(completion.text))
+    ):
+        raise ProfileError(
+            f"POST {completion_url(endpoint, kind)}: the text is not that of {profile.model}: see"
+            " whether it serves that model, unchanged"
+        )
+    return f"a whole response of {len(completion.tokens)} chunks"
+
+
+def common_prefix(a: str, b: str) -> int:
+    return next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )
+
+
+def raise_if_mixed_up(url: str, samples: Sequence[Sample]) -> None:
+    """Raises ProfileError if a completion with others in flight agrees longer with that of another
+    request than with its own. Near ties let a healthy server differ from itself, but not become
+    another's text.
+    """
+    for number, sample in enumerate(samples):
+        if sample.under_load is None:
+            continue
+        text = sample.under_load.text
+        own = common_prefix(text, sample.alone.text)
+        for other, another in enumerate(samples):
+            shared = common_prefix(sample.alone.text, another.alone.text)
+            foreign = common_prefix(text, another.alone.text)
+            if other != number and foreign > own and foreign > shared + 8:
+                raise ProfileError(
+                    f"POST {url}: with {len(samples)} requests in flight, response {number + 1} has"
+                    f" the text of request {other + 1}: the server mixes requests up, and its"
+                    " numbers would be those of other work"
+                )
+
+
+def raise_if_truncated(url: str, sample: Sample, plain: Completion | None) -> None:
+    """Raises ProfileError if the stream has less text than the plain response to the same prompt,
+    although it says that it is whole.
+    """
+    stream = sample.alone
+    if plain is None:
+        return
+    streamed, whole = stream.count("completion_tokens"), plain.count("completion_tokens")
+    same = stream.finish_reason == plain.finish_reason and streamed == whole
+    if (
+        same
+        and streamed is not None
+        and len(stream.text) < 0.8 * len(plain.text)
+        and plain.text.startswith(stream.text)
+    ):
+        raise ProfileError(
+            f"POST {url}: the stream has {len(stream.text)} characters and the plain response to"
+            f" the same prompt {len(plain.text)}, both with {streamed} tokens by usage: the stream"
+            " loses text"
+        )
+
+
+def as_lines(profile: Profile) -> list[tuple[str, str]]:
+    """(name, value) of each field, as people read it."""
+
+    def show(value: float | bool | None) -> str:
+        if value is None:
+            return "not found out"
+        return ("yes" if value else "no") if isinstance(value, bool) else f"{value:.3g}"
+
+    dialect = profile.dialect
+    return [
+        ("base URL", profile.base_url),
+        ("API", f"{profile.base_url}{dialect.root}" + (f"?{dialect.query}" * bool(dialect.query))),
+        ("model", profile.model),
+        ("models", ", ".join(profile.models) or "not listed"),
+        ("endpoints", ", ".join(profile.endpoints)),
+        ("request fields", ", ".join(f"{name} {how}" for name, how in profile.fields.items())),
+        ("usage", profile.usage),
+        ("tokens a chunk", show(profile.tokens_per_chunk)),
+        ("reasoning", profile.reasoning or "none"),
+        ("chunks before the first token", show(profile.early_chunks)),
+        ("greedy text repeats alone", show(profile.repeats_alone)),
+        ("greedy text repeats under load", show(profile.repeats_under_load)),
+        ("tokens a word of our prompts", show(profile.tokens_per_word)),
+        ("tokens that the template adds", show(profile.template_tokens)),
+        ("context, tokens", show(profile.context)),
+        ("/metrics", profile.metrics or "none that are known"),
+    ]

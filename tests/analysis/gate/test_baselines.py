@@ -1,0 +1,147 @@
+"""Two campaigns that were measured one after the other, and stored baselines."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from analysis import __main__ as command
+from tests.helpers import synthetic_campaign
+
+
+def test_two_campaigns_are_compared_and_unlike_ones_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, same, other = (
+        repeated(tmp_path / "a"),
+        repeated(tmp_path / "b"),
+        repeated(tmp_path / "c", seed=8),
+    )
+    assert command.main(["gate", "--campaigns", str(base), str(same)]) == 0
+    assert (
+        "a paired gate (--base) decides" in capsys.readouterr().out
+        and (same / "gate.json").exists()
+    )
+    assert command.main(["gate", "--campaigns", str(base), str(other)]) == 2
+    assert "they differ in seed (7, 8)" in capsys.readouterr().err
+    assert (
+        command.main(
+            ["gate", "--campaigns", str(base), str(other), "--anyway", "--metrics", "e2e_p50_s"]
+        )
+        == 0
+    )
+    broken = synthetic_campaign.campaign(
+        tmp_path / "d"
+    )  # among its cases are some without a number
+    assert (
+        command.main(
+            ["gate", "--campaigns", str(broken), str(synthetic_campaign.campaign(tmp_path / "e"))]
+        )
+        == 2
+    )
+    assert "base: no valid case: failed: load: the server died" in capsys.readouterr().out
+
+
+def repeated(folder: Path, factor: float = 1.0, **changes: Any) -> Path:
+    """Five runs of alpha."""
+    folder.mkdir(parents=True)
+    cases = []
+    for repetition, step in enumerate(np.random.default_rng(5).normal(0.002, 2e-6, 5) * factor, 1):
+        n = int(4 / step)
+        counts = {"sent": n, "rows": n, "locust_requests": n, "locust_failures": 0, "cut_off": 0}
+        rows = synthetic_campaign.requests(n, n / 10, 5 * step, step)
+        cases.append(
+            synthetic_campaign.run(
+                repetition,
+                "alpha",
+                repetition,
+                counts=counts,
+                served=synthetic_campaign.served(rows),
+            )
+        )
+        synthetic_campaign.write_case(folder, cases[-1], rows, synthetic_campaign.telemetry())
+    synthetic_campaign.schema.write_json(
+        folder / "campaign.json",
+        synthetic_campaign.campaign_data([case["case"] for case in cases], **changes),
+    )
+    return folder
+
+
+def test_a_baseline_is_kept_and_held_against(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command.main(["baseline", str(repeated(tmp_path / "a"))]) == 0
+    assert (
+        capsys.readouterr().out == "results/baselines/synthetic-4-cores-2026-11-20-0123abc.json\n"
+    )
+    assert (
+        command.main(["baseline", str(tmp_path / "a")]) == 2
+        and "exists: give another name" in capsys.readouterr().err
+    )
+    for factor, code in ((1.0, 0), (1.3, 1), (0.7, 0)):
+        folder = repeated(tmp_path / f"b{factor}", factor)
+        assert command.main(["gate", str(folder), "--baseline", "newest"]) == code, (
+            capsys.readouterr().out
+        )
+        assert (
+            command.main(
+                ["gate", str(folder), "--baseline", "synthetic-4-cores-2026-11-20-0123abc"]
+            )
+            == code
+        )
+    capsys.readouterr()
+    assert command.main(["gate", str(folder), "--baseline", "zzz"]) == 2
+    assert (
+        "there is no baseline 'zzz' in results/baselines; there are synthetic-4-cores"
+        in capsys.readouterr().err
+    )
+    assert command.main(["baseline", str(tmp_path / "b1.3"), "--name", "later"]) == 0
+    assert command.main(["history"]) == 0
+    assert (
+        Path("results/baselines/history-synthetic-4-cores.png").read_bytes().startswith(b"\x89PNG")
+    )
+
+
+def test_a_baseline_s_name_is_looked_at_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, sentence in (
+        ("zzz", "there is no baseline 'zzz'"),
+        ("newest", "there is no baseline 'newest'"),
+    ):
+        assert (
+            command.main(["gate", "--check", "--baseline", name]) == 2
+            and sentence in capsys.readouterr().err
+        )
+    folder = tmp_path / "results" / "baselines"
+    folder.mkdir(parents=True)
+    (folder / "mine.json").touch()
+    assert (
+        command.main(["gate", "--check", "--baseline", "mine"])
+        == command.main(["gate", "--check", "--baseline", "newest"])
+        == 0
+    )
+    for name, sentence in (
+        ("mine", "exists: give another name"),
+        ("a/b", "cannot name a baseline"),
+    ):
+        assert (
+            command.main(["gate", "--check", "--record", name]) == 2
+            and sentence in capsys.readouterr().err
+        )
+    assert command.main(["gate", "--check", "--record", "other"]) == 0
+
+
+def test_no_baseline_of_what_has_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command.main(["baseline", str(synthetic_campaign.campaign(tmp_path / "a"))]) == 2
+    assert "no baseline of" in capsys.readouterr().err
+    assert command.main(["history"]) == 2 and "there is no baseline" in capsys.readouterr().err
+    Path("results/baselines").mkdir(parents=True)
+    Path("results/baselines/broken.json").write_text("{}")
+    assert command.main(["history"]) == 2 and "is not a baseline" in capsys.readouterr().err

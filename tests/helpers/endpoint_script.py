@@ -1,0 +1,288 @@
+"""Endpoints as others run them: a server, in a process of its own, that does what its script
+describes and records what it sent, and when.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import random
+import subprocess
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from servers.contract.oracle import VOCABULARY
+from tests.helpers.python_program import ROOT, command_of
+
+CHAT, COMPLETIONS = "/chat/completions", "/completions"
+DONE = "data: [DONE]\n\n"
+EVENT = "data: {data}\n\n"
+ALWAYS, LOAD = "always", "load"
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a request gets instead of a response: a status with words, or events of a stream."""
+
+    status: int = 200
+    words: str = ""  # of an error, in OpenAI's envelope
+    events: tuple[str, ...] = ()  # as they are on the wire
+    after_tokens: int = 0
+    content_type: str = "text/event-stream"
+    retry_after: str = ""
+    when: str = ALWAYS  # LOAD: not before the first request of the load generator
+    every: int = 1  # only each so many-th request
+    after_requests: int = 0
+    dies: bool = False  # the whole server
+
+
+@dataclass(frozen=True)
+class Script:
+    """What the endpoint is and does. The default: one word is one token, 20 ms to the first, 5 ms
+    each, model "m", completions and chat below /v1, usage if it is asked for.
+    """
+
+    # where it is
+    root: str = "/v1"
+    models: tuple[str, ...] | None = ("m",)  # None: 404
+    query: str = ""  # 404 without it
+    header: str = ""  # "name: value"; 401 without it
+    redirect: str = ""
+    loading_s: float = 0.0  # from its start
+    loading: str = "Loading model"
+    endpoints: tuple[str, ...] = (CHAT, COMPLETIONS)
+    metrics: str = ""  # text of /metrics, 404 if empty
+
+    # requests
+    refused: dict[str, tuple[int, str]] = field(default_factory=dict)  # field: status and words
+    required: dict[str, tuple[int, str]] = field(default_factory=dict)
+    context: int | None = None
+    lengths: tuple[int, int] | None = None  # tokens, whatever is asked for; by the prompt
+    heeds_max_tokens: bool = True  # of `lengths`: ends at max_tokens, too
+
+    # usage
+    # asked, finish (in the finish chunk, unasked), continuous (if asked for), running (continuous,
+    # unasked), plain, never
+    usage: str = "asked"
+    null_usage: bool = False  # "usage": null in every other chunk
+    usage_times: float = 1.0
+    usage_says: Any = None  # instead of the count of tokens
+    prompt_factor: float = 1.0  # tokens for a word of a prompt
+    template_tokens: int = 0  # of a chat
+
+    # chunks
+    per_chunk: tuple[int, ...] = (1,)  # tokens, again and again
+    reasoning: float = 0  # tokens of a chat's reasoning, as a share if below 1
+    reasoning_field: str = "reasoning_content"  # parts: content is a list of parts
+    empty_content: bool = False  # "content": "" beside reasoning
+    parts: bool = False  # visible content is a list of parts, too
+    early: tuple[str, ...] = ()  # events before the first token, as JSON
+    one_choice: bool = True  # usage's chunk has "choices": []; False: a finish chunk again
+    finish_with_token: bool = False  # no finish chunk: the last one with a token is
+    extras: bool = False  # fields that say nothing, in every chunk
+    long_words: bool = False  # of 1 to 12 letters instead of 4
+
+    # framing
+    event: tuple[str, ...] = (EVENT,)  # again and again; with {data}, {n}
+    pretty: bool = False  # JSON of several lines, each a "data:" line
+    finish: str | None = "length"
+    done: str = DONE
+    per_write: int = 1  # events
+    in_halves: bool = False  # each event in two writes
+    until_closed: bool = False  # no chunks: the connection's end is the body's
+    interim: tuple[str, ...] = ()  # responses before the final one
+    content_type: str = "text/event-stream"
+
+    # times
+    first_s: float = 0.020
+    step_s: float = 0.005  # of a chunk
+    at_once: bool = False  # the whole response after first_s
+
+    # connections: requests until it closes one without a response to the next
+    serves: int | None = None
+
+    # failures and texts
+    failure: Failure | None = None
+    # stable, busy (the 20th word differs if another is in flight), second (or when a prompt comes
+    # again), cut (a stream has only the first 10 words), loses (a stream lacks the 6th word), mixed
+    # (from the 11th word on it is the newest other request's)
+    text: str = "stable"
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Script":
+        data = json.loads(text)
+        failure = data.pop("failure")
+        return cls(**data, failure=Failure(**failure) if failure else None)
+
+
+@dataclass
+class Served:
+    """A request as the server saw it; times on time.perf_counter, which is one clock for all
+    processes. `sent`: when each write began, and with how many tokens.
+    """
+
+    method: str
+    path: str  # with its query
+    at_s: float
+    headers: dict[str, str]
+    body: dict[str, Any]
+    status: int = 0
+    sent: list[tuple[float, int]] = field(default_factory=list)
+    first_visible_s: float | None = None
+    reasoning: int = 0
+    whole: bool = False
+    in_flight: int = 0  # with it
+
+    @property
+    def tokens(self) -> int:
+        return sum(n for _, n in self.sent)
+
+    @property
+    def is_load(self) -> bool:
+        return "x-request-id" in self.headers
+
+
+@dataclass
+class Endpoint:
+    """A scripted server that runs. `url` has no path."""
+
+    url: str
+    record: Path
+
+    def requests(self) -> list[Served]:
+        """All that it has dealt with so far."""
+        lines = self.record.read_text().splitlines() if self.record.exists() else []
+        return [
+            Served(**data | {"sent": [(at, n) for at, n in data["sent"]]})
+            for data in map(json.loads, lines)
+        ]
+
+    def completions(self) -> list[Served]:
+        return [served for served in self.requests() if served.method == "POST"]
+
+    def load(self) -> list[Served]:
+        """The load generator's."""
+        return [served for served in self.completions() if served.is_load]
+
+
+@contextmanager
+def serve_script(folder: Path, script: Script) -> Iterator[Endpoint]:
+    """Runs until the end of the block."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record = folder / "record.jsonl"
+    record.unlink(missing_ok=True)
+    (folder / "script.json").write_text(script.to_json())
+    process = subprocess.Popen(
+        command_of("serve_script", str(folder / "script.json"), str(record)),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout is not None
+    try:
+        port = int(process.stdout.readline())
+        yield Endpoint(f"http://127.0.0.1:{port}", record)
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+class Response:
+    """The words of one response, and the JSON that carries them."""
+
+    def __init__(self, script: Script, served: Served, chat: bool, prompt: str, count: int):
+        self.script, self.served, self.chat, self.count = script, served, chat, count
+        self.words = words_of(prompt, count, script.long_words)
+        share = script.reasoning
+        self.reasoning = min(count, int(share if share >= 1 else share * count)) if chat else 0
+        self.prompt_tokens = round(len(prompt.split()) * script.prompt_factor) + (
+            script.template_tokens if chat else 0
+        )
+        served.reasoning = self.reasoning
+
+    def envelope(self, choice: Json | None, **more: Any) -> Json:
+        kind = ("chat.completion.chunk" if self.chat else "text_completion") * self.streams
+        return {
+            "id": "x-1",
+            "object": kind or ("chat.completion" if self.chat else "text_completion"),
+            "created": 1_700_000_000,
+            "model": self.served.body.get("model"),
+            "choices": [] if choice is None else [{"index": 0, **choice}],
+            **more,
+        }
+
+    @property
+    def streams(self) -> bool:
+        return self.served.body.get("stream") is True
+
+    def usage(self, tokens: int) -> Json:
+        script = self.script
+        said = round(tokens * script.usage_times)
+        usage: Json = {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": said if script.usage_says is None else script.usage_says,
+            "total_tokens": self.prompt_tokens + said,
+        }
+        if self.reasoning:
+            usage["completion_tokens_details"] = {"reasoning_tokens": min(tokens, self.reasoning)}
+        return usage
+
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        """[begin, end) of the tokens of each chunk: none has both reasoning and visible ones."""
+        begin = 0
+        for size in itertools.cycle(self.script.per_chunk):
+            if begin >= self.count:
+                return
+            end = min(begin + size, self.count)
+            end = self.reasoning if begin < self.reasoning < end else end
+            yield begin, end
+            begin = end
+
+    def content(self, begin: int, end: int) -> Json:
+        """A delta, a message or a text with these tokens."""
+        text = "".join(f" {word}" for word in self.words[begin:end])
+        if not self.chat:
+            return {"text": text}
+        hidden = "".join(f" {word}" for word in self.words[begin : min(end, self.reasoning)])
+        text = text[len(hidden) :]
+        script = self.script
+        found: Json = {"content": text} if text else {}
+        if script.parts and text:
+            found = {"content": [{"type": "text", "text": text}]}
+        if hidden and script.reasoning_field == "parts":
+            thinking = {"type": "thinking", "thinking": [{"type": "text", "text": hidden}]}
+            found = {"content": [thinking, *([{"type": "text", "text": text}] if text else [])]}
+        elif hidden:
+            found |= {script.reasoning_field: hidden}
+            if script.empty_content and not text:
+                found |= {"content": ""}
+        return found
+
+    def delta(self, begin: int, end: int) -> Json:
+        content = self.content(begin, end)
+        if not self.script.extras:
+            return {"delta": content} if self.chat else content
+        if self.chat:
+            nothing = {"role": "assistant", "tool_calls": None, "refusal": None, "audio": None}
+            content = {"delta": nothing | content}
+        return content | {"logprobs": None, "content_filter_results": {}, "stop_reason": None}
+
+
+def words_of(prompt: str, count: int, long_words: bool = False) -> list[str]:
+    """The greedy continuation of a prompt: a function of it alone."""
+    source = random.Random(zlib.crc32(prompt.encode()))
+    words = source.choices(VOCABULARY, k=count)
+    return [(word * 3)[: source.randint(1, 12)] for word in words] if long_words else words

@@ -1,0 +1,48 @@
+"""One generation as the server that asks an engine for it hears it."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from servers.contract.api import CompletionRequest, Outcome
+
+
+def completion(prompt: str = "baba", max_tokens: int = 8, **more: Any) -> CompletionRequest:
+    return CompletionRequest(
+        model=more.pop("model", "m"), prompt=prompt, max_tokens=max_tokens, temperature=0, **more
+    )
+
+
+class Gone(Exception):
+    """What a server raises in on_token when its client has gone."""
+
+
+@dataclass
+class Heard:
+    """One generation as its server sees it; times in s."""
+
+    asked: float
+    times: list[float] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    outcome: Outcome | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+
+def blocking(
+    engine: Any, request: Any, until: Callable[[Heard], bool] = lambda heard: False
+) -> Heard:
+    """`until`: the client goes away when it is true."""
+    heard = Heard(time.perf_counter())
+
+    def on_token(text: str) -> None:
+        heard.times.append(time.perf_counter())
+        heard.pieces.append(text)
+        if until(heard):
+            raise Gone
+
+    heard.outcome = engine.generate(engine.prepare(request), on_token)
+    return heard

@@ -1,0 +1,235 @@
+"""What is no success: responses without a token, errors in every dress, cut streams, false usage.
+
+Nothing of it is ranked, recommended or valid, the reason is the server's own words, and the exit
+code says that there is no number.
+"""
+
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.campaign_process import Bench
+from tests.helpers.endpoint_campaign import (
+    CALM,
+    SCENARIOS,
+    UNTRUE,
+    check_invalid,
+    check_no_winner,
+    check_refused,
+    measure_script,
+    measure_valid,
+)
+from tests.helpers.endpoint_kinds import ERROR, NO_SUCCESS
+from tests.helpers.endpoint_script import ALWAYS, DONE, LOAD, Failure, Script, serve_script
+
+slow = pytest.mark.slow
+
+QUICK = ("only [DONE]", "error after 10")
+
+
+def failure_of(name: str, when: str) -> Failure:
+    events, after, _ = NO_SUCCESS[name]
+    kind = "text/html" if name == "HTML" else "text/event-stream"
+    return Failure(events=events, after_tokens=after, content_type=kind, when=when)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else slow) for name in NO_SUCCESS]
+)
+def test_no_success(bench: Bench, tmp_path: Path, name: str) -> None:
+    """Under load only, so that nothing could be known before."""
+    _, _, words = NO_SUCCESS[name]
+    failure = failure_of(name, LOAD)
+    measured = measure_script(bench, tmp_path, Script(**CALM, failure=failure), "--report", "page")
+    check_invalid(measured, words[-1])
+    # the end of a load that fails cuts off what is in flight
+    rows = [row for row in measured.rows if not str(row["error"]).startswith("cut off")]
+    assert rows
+    for row in rows:
+        assert row["error"], row
+        for word in words:
+            assert word in f"{row['error']} {row['error_detail']}", row
+    case = measured.case
+    assert not case["goodput_per_s"] > 0 and not case["error_share"] < 1
+    assert not case["output_tokens_per_s"] > 0
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "error line" else slow) for name in NO_SUCCESS]
+)
+def test_no_success_from_the_beginning(bench: Bench, tmp_path: Path, name: str) -> None:
+    """Whether it is refused or measured, nothing is valid, and the words are shown."""
+    _, _, words = NO_SUCCESS[name]
+    failure = failure_of(name, ALWAYS)
+    measured = measure_script(bench, tmp_path, Script(**CALM, failure=failure), "--report", "page")
+    check_refused(measured, *words)
+
+
+CUDA = "CUDA error: device-side assert triggered"
+
+
+@pytest.mark.parametrize(
+    "scenario", ["chats", *(pytest.param(n, marks=slow) for n in ("texts", "open"))]
+)
+def test_every_request_of_the_load_fails(bench: Bench, tmp_path: Path, scenario: str) -> None:
+    """It ends long before the window would."""
+    failure = Failure(500, CUDA, when=LOAD)
+    began_s = time.monotonic()
+    measured = measure_script(
+        bench,
+        tmp_path,
+        Script(failure=failure),
+        "--report",
+        "page",
+        "--duration",
+        "120",
+        scenarios=scenario,
+    )
+    check_invalid(measured, "http 500", CUDA)
+    why = str(measured.case["why"])
+    assert "100%" in why or "all requests" in why, why
+    assert CUDA in measured.text
+    assert {row["error"] for row in measured.rows} <= {"http 500"}
+    assert len(measured.endpoint.load()) < 2000
+    assert time.monotonic() - began_s < 60
+
+
+OTHERS = {
+    "http 503": Failure(503, "no healthy upstream", when=LOAD),
+    "http 404": Failure(404, "Not Found", when=LOAD),
+    "http 401": Failure(401, "Incorrect API key provided: sk-abcdefghijklmnop", when=LOAD),
+    "http 429": Failure(429, "quota exceeded", retry_after="30", when=LOAD),
+}
+
+
+@slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_statuses_of_the_load(bench: Bench, tmp_path: Path, name: str) -> None:
+    measured = measure_script(bench, tmp_path, Script(failure=OTHERS[name]))
+    check_invalid(measured, name)
+    assert OTHERS[name].words.partition(":")[0] in measured.text
+    assert "abcdefghijklmnop" not in measured.text + str(measured.rows)
+
+
+@pytest.mark.parametrize("every", [8, pytest.param(4, marks=slow)])
+def test_more_than_a_twentieth_fails(bench: Bench, tmp_path: Path, every: int) -> None:
+    failure = Failure(500, CUDA, when=LOAD, every=every)
+    script = Script(first_s=0.05, step_s=0.004, failure=failure)
+    measured = measure_script(bench, tmp_path, script, "--report", "page")
+    check_invalid(measured, "http 500", CUDA)
+    failed = [row for row in measured.rows if row["error"]]
+    assert 0.05 < len(failed) / len(measured.rows) < 0.5
+    assert measured.case["goodput_per_s"] <= measured.case["requests_per_s"]
+
+
+@slow
+def test_less_than_a_twentieth_fails(bench: Bench, tmp_path: Path) -> None:
+    """It stays valid, and the failures are reported; their tokens are no throughput."""
+    failure = Failure(events=(f"data: {ERROR}\n\n",), after_tokens=10, when=LOAD, every=40)
+    script = Script(first_s=0.03, step_s=0.002, failure=failure)
+    measured = measure_valid(bench, tmp_path, script)
+    assert 0 < measured.case["error_share"] <= 0.05
+
+
+def test_a_capacity_search_finds_none(bench: Bench, tmp_path: Path) -> None:
+    failure = Failure(events=(DONE,), when=LOAD)
+    measured = measure_script(
+        bench, tmp_path, Script(failure=failure), "--find-capacity", "--report", "page"
+    )
+    assert measured.done.returncode != 0, measured.text
+    assert "no token" in measured.text
+    check_no_winner(measured.text)
+
+
+@slow
+def test_recommend_and_compare_find_none(bench: Bench, tmp_path: Path) -> None:
+    failure = Failure(500, CUDA, when=LOAD)
+    measured = measure_script(bench, tmp_path, Script(failure=failure))
+    folder = str(measured.folder)
+    for command in (
+        ("recommend", folder, "--rate", "5"),
+        ("compare", folder, folder),
+        ("checks", folder),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "analysis", *command],
+            cwd=bench.folder,
+            env=bench.environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode != 0, (command, done.stdout)
+        assert "Traceback" not in done.stderr, done.stderr
+        check_no_winner(done.stdout + done.stderr)
+
+
+@slow
+def test_a_gate_with_a_broken_head(bench: Bench, tmp_path: Path) -> None:
+    failure = Failure(500, CUDA, when=LOAD)
+    with (
+        serve_script(tmp_path / "base", Script()) as base,
+        serve_script(tmp_path / "head", Script(failure=failure)) as head,
+    ):
+        done = run_gate(bench, base.url, head.url)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert CUDA in done.stdout + done.stderr
+    check_no_winner(done.stdout)
+
+
+def run_gate(bench: Bench, base: str, head: str) -> "subprocess.CompletedProcess[str]":
+    (bench.folder / "endpoints.toml").write_text(SCENARIOS)
+    servers = ("--base-server", base, "--head-server", head)
+    load = ("--scenarios-file", "endpoints.toml", "--scenarios", "chats", "--duration", "3")
+    return subprocess.run(
+        [sys.executable, "-m", "loadtests.gate", *servers, *load, "--max-minutes", "0.01"],
+        cwd=bench.folder,
+        env=bench.environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@slow
+def test_a_server_that_dies_under_load(bench: Bench, tmp_path: Path) -> None:
+    """It is not the load generator that was too slow."""
+    gone = Failure(after_requests=10, dies=True, when=LOAD)
+    measured = measure_script(bench, tmp_path, Script(failure=gone), "--report", "page")
+    assert measured.done.returncode != 0
+    text = measured.text + str(measured.cases["why"].tolist())
+    assert not measured.cases["valid"].any()
+    assert not UNTRUE.search(text), text
+    assert "refused" in text or "no response" in text or "not reach" in text, text
+    check_no_winner(text)
+
+
+FALSE_USAGE: dict[str, dict[str, Any]] = {
+    "1,000 times": {"usage_times": 1000},
+    "50 times": {"usage_times": 50},
+    "none of them": {"usage_times": 0},
+    "a thousandth": {"usage_says": 1},
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name == "1,000 times" else slow) for name in FALSE_USAGE],
+)
+def test_usage_that_cannot_be_true_is_named(bench: Bench, tmp_path: Path, name: str) -> None:
+    """No TPOT and no throughput come from it."""
+    script = {"first_s": 0.1, "step_s": 0.005} | FALSE_USAGE[name]
+    measured = measure_script(bench, tmp_path, Script(**script), "--report", "page")
+    assert "usage" in measured.text + measured.notes
+    for row in measured.rows:
+        assert row["token_source"] == "counted"
+    case = measured.case
+    if case["valid"]:
+        assert math.isnan(case["tpot_p50_s"]) or case["tpot_p50_s"] == pytest.approx(0.005, 0.1)
+        assert case["output_tokens_per_s"] < 2 * 200
+    else:
+        assert "usage" in case["why"], case["why"]
+        assert measured.done.returncode != 0

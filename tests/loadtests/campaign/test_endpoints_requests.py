@@ -1,0 +1,241 @@
+"""What an endpoint takes in a request: the rest is left out, and the measurement adapts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.campaign_process import Bench
+from tests.helpers.endpoint_campaign import CALM, check_refused, measure_script, measure_valid
+from tests.helpers.endpoint_script import CHAT, COMPLETIONS, Script
+
+slow = pytest.mark.slow
+EXTRA = (400, "Extra inputs are not permitted: ignore_eos")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "scenario", "name"),
+    [(CHAT, "chats", "chat"), pytest.param(COMPLETIONS, "texts", "completions", marks=slow)],
+    ids=["chat", "completions"],
+)
+def test_only_what_is_used_must_exist(
+    bench: Bench, tmp_path: Path, endpoint: str, scenario: str, name: str
+) -> None:
+    script = Script(**CALM, endpoints=(endpoint,))
+    measured = measure_valid(bench, tmp_path, script, scenarios=scenario)
+    assert measured.profile["endpoints"] == [name]
+
+
+@slow
+@pytest.mark.parametrize("scenario", ["chats", "texts"])
+def test_both_endpoints(bench: Bench, tmp_path: Path, scenario: str) -> None:
+    measured = measure_valid(bench, tmp_path, Script(**CALM), scenarios="chats,texts")
+    assert set(measured.profile["endpoints"]) == {"chat", "completions"}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "scenario", "path"),
+    [(CHAT, "texts", COMPLETIONS), (COMPLETIONS, "chats", CHAT)],
+    ids=["chat", "completions"],
+)
+def test_what_is_used_and_missing_is_named(
+    bench: Bench, tmp_path: Path, endpoint: str, scenario: str, path: str
+) -> None:
+    script = Script(endpoints=(endpoint,))
+    check_refused(measure_script(bench, tmp_path, script, scenarios=scenario), "404", path)
+
+
+# name: what is refused or required, the fields that no request of the load may have, those that
+# each must have, and how the profile calls them
+FIELDS: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
+    "ignore_eos": ({"refused": {"ignore_eos": EXTRA}}, ("ignore_eos",), ("stream_options",)),
+    "ignore_eos, 422": (
+        {"refused": {"ignore_eos": (422, "unknown field `ignore_eos`")}},
+        ("ignore_eos",),
+        (),
+    ),
+    "stream_options": (
+        {"refused": {"stream_options": (422, "stream_options: extra fields not permitted")}},
+        ("stream_options",),
+        ("ignore_eos",),
+    ),
+    "temperature": (
+        {"refused": {"temperature": (400, "Unsupported value: 'temperature' does not support 0")}},
+        ("temperature",),
+        ("ignore_eos",),
+    ),
+    "max_completion_tokens": (
+        {
+            "required": {
+                "max_completion_tokens": (
+                    400,
+                    "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.",
+                )
+            }
+        },
+        (),
+        ("max_completion_tokens",),
+    ),
+    "max_tokens refused": (
+        {"refused": {"max_tokens": (400, "'max_tokens' is not supported with this model")}},
+        ("max_tokens",),
+        ("max_completion_tokens",),
+    ),
+    "several at once": (
+        {
+            "refused": {
+                "ignore_eos": EXTRA,
+                "stream_options": (400, "unrecognized request argument: stream_options"),
+                "temperature": (400, "temperature is fixed"),
+                "max_tokens": (400, "use max_completion_tokens"),
+            }
+        },
+        ("ignore_eos", "stream_options", "temperature", "max_tokens"),
+        ("max_completion_tokens",),
+    ),
+    "words without the field": (
+        {"refused": {"ignore_eos": (422, "Failed to deserialize the JSON body")}},
+        ("ignore_eos",),
+        (),
+    ),
+    "500 for a field": (
+        {"refused": {"ignore_eos": (500, "Internal Server Error")}},
+        ("ignore_eos",),
+        (),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=[] if name in ("max_completion_tokens", "several at once") else slow
+        )
+        for name in FIELDS
+    ],
+)
+def test_a_refused_field_is_left_out(bench: Bench, tmp_path: Path, name: str) -> None:
+    script, absent, present = FIELDS[name]
+    measured = measure_valid(bench, tmp_path, Script(**CALM | script))
+    for served in measured.endpoint.load():
+        assert served.status == 200
+        assert not set(absent) & set(served.body), served.body
+        assert set(present) <= set(served.body), served.body
+    profile = measured.profile
+    for field in absent:
+        assert profile["fields"][field] == "refused", profile["fields"]
+        assert field == "max_tokens" or field in profile["dialect"]["omitted"], profile
+    if "max_completion_tokens" in present:
+        assert profile["dialect"]["max_tokens_field"] == "max_completion_tokens"
+    if "stream_options" in absent:
+        assert profile["usage"] in ("plain", "never")
+        assert {row["token_source"] for row in measured.rows} == {"counted"}
+        assert "usage" in measured.notes
+    if "ignore_eos" in absent:
+        assert "ignore_eos" in measured.notes
+
+
+@slow
+def test_a_system_role_that_is_refused(bench: Bench, tmp_path: Path) -> None:
+    """The message stands in front of the user's."""
+    script = Script(**CALM, refused={"role system": (400, "System role not supported")})
+    (bench.folder / "with_system.toml").write_text(SHARED)
+    measured = measure_valid(
+        bench, tmp_path, script, "--scenarios-file", "with_system.toml", scenarios="shared"
+    )
+    assert measured.profile["dialect"]["has_system_role"] is False
+    for served in measured.endpoint.load():
+        [message] = served.body["messages"]
+        assert message["role"] == "user" and len(message["content"].split()) > 30
+
+
+SHARED = """
+[shared]
+summary = "closed loop"
+arrivals = "closed"
+users = 2
+endpoint = "chat"
+prompt_tokens = [16, 32]
+output_tokens = [16, 32]
+shared_tokens = 32
+warmup_s = 0.5
+warmup_max_s = 0.5
+duration_s = 3.0
+drain_s = 10
+timeout_s = 30
+"""
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"lengths": (5, 60)},
+        pytest.param({"lengths": (5, 60), "refused": {"ignore_eos": EXTRA}}, marks=slow),
+        pytest.param({"lengths": (1, 12)}, marks=slow),
+    ],
+    ids=["ignored", "refused", "short"],
+)
+def test_responses_that_end_early_are_counted(
+    bench: Bench, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    measured = measure_valid(bench, tmp_path, Script(**CALM, finish="stop", **more))
+    early = [row for row in measured.rows if row["tokens"] < row["max_tokens"]]
+    assert early and [row["error"] for row in measured.rows] == [None] * len(measured.rows)
+    expected = "refused" if "refused" in more else "ignored"
+    assert measured.profile["fields"]["ignore_eos"] == expected
+    for row in measured.rows:
+        assert row["tokens"] == sum(row["token_n"]) == row["tokens_counted"]
+
+
+@slow
+def test_responses_longer_than_asked_are_counted(bench: Bench, tmp_path: Path) -> None:
+    """A server that does not know max_tokens."""
+    script = Script(**CALM, lengths=(50, 60), heeds_max_tokens=False, finish="stop")
+    measured = measure_valid(bench, tmp_path, script)
+    assert all(50 <= row["tokens"] <= 60 for row in measured.rows)
+    assert "max_tokens" in measured.notes
+
+
+USAGE: dict[str, tuple[dict[str, Any], str, str]] = {
+    # the script, the profile's usage, the rows' token_source
+    "asked": ({}, "stream", "usage"),
+    "in the finish chunk": ({"usage": "finish"}, "stream", "usage"),
+    "never": ({"usage": "never"}, "never", "counted"),
+    "only plain": ({"usage": "plain"}, "plain", "counted"),
+    "continuous": ({"usage": "continuous"}, "continuous", "continuous"),
+    "continuous, unasked": ({"usage": "running"}, "continuous", "continuous"),
+    "null but at the end": ({"null_usage": True}, "stream", "usage"),
+    "with a choice": ({"one_choice": False}, "stream", "usage"),
+    "as a number with a point": ({"usage_says": 32.0}, "stream", "usage"),
+    "a string": ({"usage_says": "32"}, "never", "counted"),
+    "negative": ({"usage_says": -1}, "never", "counted"),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "never" else slow) for name in USAGE]
+)
+def test_how_usage_is_reported(bench: Bench, tmp_path: Path, name: str) -> None:
+    script, usage, source = USAGE[name]
+    measured = measure_valid(bench, tmp_path, Script(**CALM | script), scenarios="chats32")
+    assert measured.profile["usage"] == usage, measured.profile
+    found = {row["token_source"] for row in measured.rows}
+    # Of one token a chunk both are the same.
+    assert found == {source} or (usage == "continuous" and found == {"usage"})
+    assert {sum(row["token_n"]) for row in measured.rows} == {32}
+    if source == "counted":
+        assert {row["tokens"] for row in measured.rows} == {None}
+        assert "usage" in measured.notes
+
+
+@slow
+@pytest.mark.parametrize("tokens", [(1, 3), (4,)], ids=["1 or 3", "4"])
+def test_several_tokens_in_a_chunk_without_usage(
+    bench: Bench, tmp_path: Path, tokens: tuple[int, ...]
+) -> None:
+    """Chunks are no tokens: either the count is right, or the report says what it counts."""
+    script = Script(**CALM, usage="never", per_chunk=tokens)
+    measured = measure_script(bench, tmp_path, script)
+    assert {row["token_source"] for row in measured.rows} == {"counted"}
+    assert "chunk" in measured.notes or "word" in measured.notes, measured.notes

@@ -1,0 +1,125 @@
+"""Every server of ours in starts of its own, with the simulated engine: with a key, with an engine
+that fails, on SIGTERM, with several workers.
+"""
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from servers.contract import api, chunks, oracle
+from servers.contract.conformance import select_checks, verify_server
+from servers.runtime.launch import RunningServer
+from tests.helpers.started_server import (
+    OURS,
+    SERVERS,
+    address_of,
+    ask,
+    counters,
+    counters_at_rest,
+    start,
+    stream_with_sigterm,
+    wanted,
+)
+
+each = pytest.mark.parametrize("name", OURS)
+
+
+@pytest.fixture(scope="module", params=OURS)
+def guarded(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("SERVEOFF_API_KEY", "s3cret")  # which verify_server reads, too
+        with start(request.param, "simulated", tmp_path_factory.mktemp("guarded")) as running:
+            yield running
+
+
+def test_with_a_key_nothing_is_answered_without_it(guarded: RunningServer) -> None:
+    for key in (None, "wrong", "s3cretX", ""):
+        status, said = ask(guarded.base_url, api.COMPLETIONS, wanted(), key)
+        assert (
+            status == 401
+            and said["error"]["type"] == "authentication_error"
+            and "s3cret" not in str(said)
+        )
+    assert ask(guarded.base_url, "/v1/models")[0] == 401
+    assert ask(guarded.base_url, api.COMPLETIONS, wanted(), "s3cret")[0] == 200
+    assert ask(guarded.base_url, "/health")[0] == 200, "who watches whether it lives needs no key"
+    server = SERVERS[guarded.server]
+    checks = verify_server(
+        guarded.base_url, checks=select_checks(False, server.waives, server.transports)
+    )
+    assert all(check.ok for check in checks), [check for check in checks if not check.ok]
+
+
+def test_a_body_without_end_from_who_has_no_key_keeps_nobody_waiting(
+    guarded: RunningServer,
+) -> None:
+    """The connection is closed, or what comes is thrown away."""
+    with socket.create_connection(address_of(guarded), timeout=60) as connection:
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: it\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for _ in range(400):  # 26 MB
+                connection.sendall(b"10000\r\n" + bytes(65536) + b"\r\n")
+        assert ask(guarded.base_url, api.COMPLETIONS, wanted(), "s3cret")[0] == 200
+
+
+@each
+def test_an_engine_that_fails_is_a_500_and_the_next_request_is_answered(
+    name: str, tmp_path: Path
+) -> None:
+    with start(name, "simulated", tmp_path, fails_on="zuzu") as running:
+        status, said = ask(running.base_url, api.COMPLETIONS, wanted(prompt="baba zuzu"))
+        assert (
+            status == 500
+            and said["error"]["type"] == "server_error"
+            and "somebody" not in json.dumps(said)
+        )
+        status, streamed = ask(
+            running.base_url, api.COMPLETIONS, wanted(prompt="baba zuzu", stream=True)
+        )
+        assert status == 200 and "somebody" not in streamed and "[DONE]" not in streamed
+        *tokens, end = [
+            chunks.read_chunk(event.removeprefix("data: ").encode())
+            for event in streamed.split("\n\n")
+            if event
+        ]
+        assert len(tokens) == 2 and end.error == "the engine failed"
+        assert ask(running.base_url, api.COMPLETIONS, wanted())[1]["choices"][0][
+            "text"
+        ] == oracle.continuation("baba", 5)
+        assert (
+            counters_at_rest(running.engine_urls)[
+                'serveoff_requests_total{path="/v1/completions",status="500"}'
+            ]
+            == 1
+        )
+        logs = [log.read_text() for log in tmp_path.glob("log*")]
+        assert "out of memory" in "".join(logs), "whoever runs it must be able to find out why"
+
+
+@each
+def test_sigterm_lets_the_answer_under_way_end(name: str, tmp_path: Path) -> None:
+    with start(name, "simulated", tmp_path) as running:
+        stream_with_sigterm(running, tokens=300, at_token=1)  # about a second
+
+
+@each
+def test_several_workers_count_together(name: str, tmp_path: Path) -> None:
+    if not SERVERS[name].has_workers:
+        pytest.skip(f"{name} has one process")
+    with start(name, "simulated", tmp_path, workers=2) as running:
+        assert len(psutil.Process(running.pid).children()) == 2
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: ask(running.base_url, api.COMPLETIONS, wanted()), range(12)))
+        time.sleep(0.2)
+        assert {counters(running.base_url)["serveoff_tokens_total"] for _ in range(6)} == {60}

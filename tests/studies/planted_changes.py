@@ -1,0 +1,232 @@
+"""What is planted in a gate: changes of the code, faults and disturbances, each with the verdicts
+that are right.
+"""
+
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from tests.helpers.python_program import ROOT, command_of
+
+ENGINE, SERVER = "servers/engines/simulated.py", "servers/fastapi_vllm/app.py"
+PREPARE = "    job = engine.prepare(request)"
+EVENT = "            yield reply.event(item)\n    except"
+CLOCK, COUNT = "__import__('time').perf_counter", "self.count = getattr(self, 'count', 0) + 1"
+STEP = "due += (self.times.step_ms + self.times.step_ms_per_sequence * (self.running - 1)) / 1e3"
+SLOWING = "(1 + min(0.3, (time.time() - float(__import__('os').environ['STUDY_BEGAN'])) / 800))"
+PREFILL = (
+    "due = began + (self.times.prefill_ms + self.times.prefill_ms_per_token * prompt_tokens) / 1e3"
+)
+# 2 s have too few requests for a P99
+METRICS_OF_SHORT = "output_tokens_per_s,ttft_p50_s,e2e_p50_s,e2e_p95_s"
+SCENARIOS = """
+[short]
+summary = "two seconds of what the gate's own scenario has five of"
+arrivals = "closed"
+users = 16
+think_s = 0.0
+{rest}
+[open]
+summary = "the same as an open loop, far beyond what can be sent"
+arrivals = "poisson"
+rate = 4000.0
+{rest}""".format(
+    rest="""\
+endpoint = "completions"
+prompt_tokens = [16, 32]
+output_tokens = [8, 8]
+warmup_s = 1.5
+warmup_max_s = 1.5
+duration_s = 2.0
+drain_s = 10.0
+timeout_s = 30.0
+"""
+)
+ALL = (
+    "--servers",
+    "fastapi_vllm",
+    "--max-minutes",
+    "60",
+    "--scenarios-file",
+    "study.toml",
+    "--scenarios",
+)
+SHORT = (*ALL, "short", "--metrics", METRICS_OF_SHORT)
+WITH_P99 = (*ALL, "short", "--duration", "5", "--metrics", f"{METRICS_OF_SHORT},e2e_p99_s")
+# too few requests for a P95, too
+FEW = (*ALL, "short", "--users", "4", "--metrics", "output_tokens_per_s,ttft_p50_s,e2e_p50_s")
+OPEN = (*ALL, "open", "--metrics", METRICS_OF_SHORT)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def burning(pattern: Callable[[float], float]) -> Iterator[None]:
+    """Another process on the server's core, busy for pattern(seconds since the begin) of the
+    time.
+    """
+    command = command_of("burn_share_of_core")
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, text=True) as process:
+        psutil.Process(process.pid).cpu_affinity([0])
+        began, ended = time.monotonic(), threading.Event()
+
+        def tell() -> None:
+            assert process.stdin is not None
+            while not ended.wait(1):
+                process.stdin.write(f"{pattern(time.monotonic() - began)}\n")
+                process.stdin.flush()
+
+        teller = threading.Thread(target=tell)
+        teller.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            teller.join()
+            process.kill()
+
+
+@dataclass(frozen=True)
+class Study:
+    """`patch`: (file, old, new) that the branches `where` have; `wanted`: the verdicts that are
+    right; `names`: what a note must say.
+    """
+
+    what: str
+    wanted: tuple[str, ...]
+    patch: tuple[tuple[str, str, str], ...] = ()
+    arguments: tuple[str, ...] = SHORT
+    where: tuple[str, ...] = ("head",)
+    around: Callable[[], Any] = quiet
+    names: str = ""
+
+
+STUDIES = {
+    "equal": Study("equal code", ("PASS", "INCONCLUSIVE")),
+    "engine-throughput": Study(
+        "the engine takes 11% longer for everything, which is 10% of the throughput",
+        ("REGRESSED",),
+        (
+            (ENGINE, STEP, STEP.replace("due += ", "due += 1.11 * ")),
+            (ENGINE, PREFILL, PREFILL.replace("began + ", "began + 1.11 * ")),
+        ),
+    ),
+    "engine-p99": Study(
+        "one request of 50 takes 13.5 ms longer, which is 20% of E2E's P99",
+        ("REGRESSED",),
+        (
+            (
+                ENGINE,
+                PREFILL,
+                f"{PREFILL}\n        {COUNT}\n        due += 0.0135 * (self.count % 50 == 0)",
+            ),
+        ),
+        WITH_P99,
+    ),
+    "framework": Study(
+        "the server's own code computes 6 ms more for each request, which is 10% of what 4"
+        " users get",
+        ("REGRESSED",),
+        (
+            (
+                SERVER,
+                PREPARE,
+                f"    end = {CLOCK}() + 0.006\n    while {CLOCK}() < end:\n        pass\n{PREPARE}",
+            ),
+        ),
+        FEW,
+    ),
+    "blocking": Study(
+        "a blocking call of 2 ms in each request's `async def`",
+        ("REGRESSED",),
+        ((SERVER, PREPARE, f"    __import__('time').sleep(0.002)\n{PREPARE}"),),
+    ),
+    "improvement": Study(
+        "the engine takes 12% less time for everything",
+        ("PASS",),
+        (
+            (ENGINE, STEP, STEP.replace("due += ", "due += 0.88 * ")),
+            (ENGINE, PREFILL, PREFILL.replace("began + ", "began + 0.88 * ")),
+        ),
+    ),
+    "slow-start": Study(
+        "equal code, but head is slower for its first 200 requests, in the warm-up",
+        ("PASS", "INCONCLUSIVE"),
+        (
+            (
+                ENGINE,
+                PREFILL,
+                f"{PREFILL}\n        {COUNT}\n        due += 0.03 * (self.count < 200)",
+            ),
+        ),
+        names="during the warm-up",
+    ),
+    "slowing": Study(
+        "equal code whose engine gets slower all the time, 15% in two minutes, as on a card that"
+        " gets hot",
+        ("PASS", "INCONCLUSIVE"),
+        (
+            (ENGINE, STEP, STEP.replace("due += ", f"due += {SLOWING} * ")),
+            (ENGINE, PREFILL, PREFILL.replace("began + ", f"began + {SLOWING} * ")),
+        ),
+        where=("base", "head"),
+        names="the machine drifted",
+    ),
+    "drift": Study(
+        "equal code on a machine that gets slower from the first run to the last",
+        ("PASS", "INCONCLUSIVE"),
+        around=lambda: burning(lambda s: min(0.6, s / 200)),
+        names="the machine drifted",
+    ),
+    "neighbour": Study(
+        "equal code, and another process is busy for a minute in the middle",
+        ("PASS", "INCONCLUSIVE"),
+        around=lambda: burning(lambda s: 0.7 if 40 < s < 100 else 0.0),
+        names="other processes",
+    ),
+    "crowded": Study(
+        "equal code, and two other gates at the same time, more than two cores carry (--at-once 3)",
+        ("PASS", "INCONCLUSIVE", "INVALID"),
+        names="other processes",
+    ),
+    "wrong-answers": Study(
+        "one answer of 300 is wrong",
+        ("INVALID",),
+        (
+            (
+                ENGINE,
+                "word = rule.successor_index(job.prompt)",
+                (
+                    f"{COUNT}\n        word = (rule.successor_index(job.prompt) + (self.count % 300"
+                    " == 0)) % rule.WORDS"
+                ),
+            ),
+        ),
+    ),
+    "contract": Study(
+        "head sends no [DONE]",
+        ("INVALID",),
+        ((SERVER, EVENT, EVENT.replace("(item)", "(item).replace('data: [DONE]', ': end')")),),
+    ),
+    "no-start": Study(
+        "base does not start",
+        ("INVALID",),
+        ((SERVER, "import logging", "import logging, no_such_module"),),
+        where=("base",),
+    ),
+    "saturated": Study(
+        "more load than the load generator can send",
+        ("INVALID",),
+        arguments=(*SHORT, "--users", "1500"),
+    ),
+    "rate": Study("a rate that cannot be sent", ("INVALID",), arguments=OPEN),
+}
