@@ -176,6 +176,14 @@ def test_a_report_of_an_endpoint_without_usage(write):
     assert row.split(" | ")[6] == "0", "no TPOT meets no SLO that bounds it"
 
 
+def test_a_report_without_a_case_that_ended_ok_says_that_nothing_was_checked(write):
+    folder = write({"alpha": sound()}, status="failed: load: all requests failed: http 401")
+    assert report(folder, "--strict") == 1
+    text = (folder / "report.md").read_text()
+    assert "No case has ended ok, so there is nothing to check." in text
+    assert "has no valid case: failed: load: all requests failed: http 401." in text
+
+
 def test_no_report_of_ours_has_a_profile(write):
     folder = write({"alpha": sound()})
     report(folder)

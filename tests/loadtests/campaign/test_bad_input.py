@@ -38,6 +38,7 @@ BAD = [
     (("--rate", "-1"), "argument --rate: '-1' is not a rate above 0"),
     (("--rate", "2"), "--rate is for open-loop scenarios, and none is chosen"),
     (("--duration", "nan"), "argument --duration: 'nan' is not a number of seconds above 0"),
+    (("--max-errors", "5"), "argument --max-errors: '5': give a share of the requests, such as 5%"),
     (("--duration", "1,2"), "argument --duration: '1,2': give one value"),
     (("--simulated", "step=1"), "argument --simulated: 'step' is not one of prefill_ms"),
     (("--simulated", "early_chunk=2"), "'early_chunk=2': must be from 0 to 1"),
