@@ -38,7 +38,7 @@ def describe_result(comparison: Comparison) -> str:
     runs = "one run" if best.estimate.runs == 1 else f"{best.estimate.runs} runs"
     number = f"{format_estimate(metric, best.valid)} {unit_of(metric)} ({runs})"
     if len(known) == 1:
-        text = f"Under {title}, {best.name} has {label} {number}"
+        text = f"Under {title}, {best.name} has an {label} of {number}"
         none = [f"of {s.name} so many requests failed that it has none" for s in ranked[1:]]
         others = "; ".join(filter(None, [*none, missing]))
         return (

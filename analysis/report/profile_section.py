@@ -1,5 +1,5 @@
-"""The report's section on endpoints that others run: what was found out about each, and what could
-not be measured exactly.
+"""The report's section on endpoints that were profiled: what was found out about each, and what
+could not be measured exactly.
 """
 
 from collections.abc import Callable

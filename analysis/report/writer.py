@@ -4,6 +4,7 @@ headline in the terminal.
 
 import base64
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -161,12 +162,15 @@ def build_view(summary: Summary) -> View:
             _case(c) | {"stages": _stages(summary.campaign.runs.get(c["index"], {}))}
             for c in cases.to_dict("records")
         ],
-        "notes": list(
-            dict.fromkeys(
-                note for run in summary.campaign.runs.values() for note in run.get("notes") or []
-            )
-        ),
+        "notes": list(dict.fromkeys(_notes(summary))),
     }
+
+
+def _notes(summary: Summary) -> Iterator[str]:
+    """Those of all cases, but for what stands in the section on their endpoint."""
+    for run in summary.campaign.runs.values():
+        profiled = (run.get("profile") or {}).get("notes") or []
+        yield from (note for note in run.get("notes") or [] if note not in profiled)
 
 
 def _case(case: Any) -> View:

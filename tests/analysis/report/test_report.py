@@ -219,7 +219,7 @@ def test_a_percentile_that_is_a_failed_request_is_not_compared(tmp_path):
     found.table.loc[found.table["server"] == "beta", "e2e_p95_s"] = math.inf
     (comparison,) = summary.build_comparisons(found)
     said = conclusions.describe_result(comparison)
-    assert "alpha (simulated) has E2E P95 " in said and " times" not in said
+    assert "alpha (simulated) has an E2E P95 of " in said and " times" not in said
     assert (
         ", and there is nothing to compare it with: of beta (simulated) so many requests failed"
         " that it has none; gamma (simulated) has no valid case: failed: load: the server died;"
