@@ -177,7 +177,7 @@ def test_a_distribution_ends_below_one_where_requests_failed(tmp_path):
     folder = tmp_path / "campaign"
     folder.mkdir()
     rows = synthetic_campaign.requests()
-    for row in rows[::10]:
+    for row in rows[::25]:
         synthetic_campaign.fail(row)
     case = synthetic_campaign.run(served=synthetic_campaign.served(rows))
     synthetic_campaign.write_case(folder, case, rows, synthetic_campaign.telemetry())
@@ -188,6 +188,6 @@ def test_a_distribution_ends_below_one_where_requests_failed(tmp_path):
     (comparison,) = summary.build_comparisons(found)
     data = figures.draw_latency_cdf(found, comparison).data
     assert (
-        data.loc[np.isfinite(data["e2e_s"]), "share"].max() == pytest.approx(0.9)
+        data.loc[np.isfinite(data["e2e_s"]), "share"].max() == pytest.approx(0.96)
         and data["e2e_s"].max() == math.inf
     )

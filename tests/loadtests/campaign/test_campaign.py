@@ -200,7 +200,7 @@ def test_the_terminal_shows_a_table_and_where_the_report_is(mini: tuple[Path, An
     assert (campaign / "report.html").stat().st_size > 10_000 and not (
         campaign / "notebooks"
     ).exists()
-    assert done.stderr == ""
+    assert all(line.startswith("no valid case of ") for line in done.stderr.splitlines())
 
 
 def test_plan_prints_the_cases_and_creates_nothing(bench: Bench, mini: Any) -> None:
