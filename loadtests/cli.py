@@ -167,8 +167,9 @@ def parse_arguments(command: list[str]) -> argparse.Namespace:
     add(
         "--model",
         help=(
-            "tiny, small, 1b, 8b (generated), a folder, or a hub name (default: small; with a GPU"
-            " the largest generated one that fits it); with --target the name of one that it serves"
+            "tiny, small, 1b, 8b (generated), smollm2 (a real one, as a Python package), a folder,"
+            " or a hub name (default: small; with a GPU the largest generated one that fits it);"
+            " with --target the name of one that it serves"
         ),
     )
     add(

@@ -128,7 +128,7 @@ def main() -> int:
         one.add_argument(
             "--model",
             default="small",
-            help="tiny, small, 1b, 8b, a folder, or a hub name (default: small)",
+            help="tiny, small, 1b, 8b, smollm2, a folder, or a hub name (default: small)",
         )
         one.add_argument("--host", default="127.0.0.1")
         one.add_argument("--port", type=int, default=8000)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from servers.runtime import models
 from tests.helpers import installed
 
 # Started in the background by a shell without job control, we ignore Ctrl-C, and so would every
@@ -31,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if {"tiny", "hf_engine"} & set(getattr(item, "fixturenames", ())):
+        if {"tiny", "hf_engine", "real_model"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
         item.add_marker(pytest.mark.xdist_group(_group(item)))
 
@@ -68,3 +69,10 @@ def hf_engine(tiny: Path) -> Any:
     from servers.engines import Settings, hf
 
     return hf.HfEngine(Settings("hf", "serveoff-tiny", str(tiny), threads=1, simulated={}))
+
+
+@pytest.fixture(scope="session")
+def real_model() -> models.Model:
+    """SmolLM2; downloaded and converted in half a minute if it is not in the cache."""
+    installed.require_installed("transformers", "uv")
+    return models.resolve_model("smollm2", needs_weights=True)

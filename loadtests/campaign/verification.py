@@ -22,6 +22,15 @@ def _raise_if_failed(run: CaseRun, results: list[contract_checks.ConformanceChec
         raise CaseFailed("; ".join(f"{check.name}: {check.detail}" for check in failed))
 
 
+def _add_notes(run: CaseRun, results: list[contract_checks.ConformanceCheck]) -> None:
+    """Each kind once: a profile, or the checks before the load, may have found it already."""
+    known = {note.partition(":")[0] for note in run.file.notes}
+    for note in (note for check in results for note in check.notes):
+        if (kind := note.partition(":")[0]) not in known:
+            known.add(kind)
+            run.file.notes.append(note)
+
+
 def _check_endpoint(run: CaseRun) -> list[contract_checks.ConformanceCheck]:
     """What must hold of an endpoint that is profiled, before a load and after it."""
     assert run.profile is not None
@@ -50,6 +59,7 @@ def verify_before(run: CaseRun) -> None:
     if not run.planted and not run.target.is_external:
         _profile_server(run)
         _compare_answers(run)
+    _add_notes(run, results)
 
 
 def _profile_server(run: CaseRun) -> None:
@@ -97,4 +107,5 @@ def verify_after(run: CaseRun) -> None:
     waived = run.spec.waives
     results = _verify(run, tuple(check for check in checks if check.__name__ not in waived))
     run.file.verify_after = [asdict(check) for check in results]
+    _add_notes(run, results)
     _raise_if_failed(run, results)

@@ -234,7 +234,8 @@ class CaseFile:
     ] = None
     verify_before: Annotated[
         list[JsonObject] | None,
-        "[{name, ok, detail}] checks of the contract before the load; null if not reached",
+        "[{name, ok, detail, notes}] checks of the contract before the load (older campaigns have "
+        "no notes); null if not reached",
     ] = None
     verify_after: Annotated[list[JsonObject] | None, "likewise after the load"] = None
     counts: Annotated[

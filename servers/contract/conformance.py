@@ -16,21 +16,23 @@ from servers.contract.conformance_checks import (
     max_tokens,
     metrics,
     models,
-    no_cross_talk,
     plain_answers,
-    stream_exact,
     trickles,
     vanished_client,
     websocket,
 )
 from servers.contract.conformance_client import CheckFailed, ConformanceClient, NoResponse
+from servers.contract.text_checks import no_cross_talk, stream_exact
 
 
 @dataclass(frozen=True)
 class ConformanceCheck:
+    """`notes`: sentences for the report about what is no fault."""
+
     name: str
     ok: bool
     detail: str
+    notes: tuple[str, ...] = ()
 
 
 Checks = tuple[Callable[[ConformanceClient], str], ...]
@@ -93,8 +95,10 @@ def verify_server(
     client.planted = client.model in oracle.PLANTED_MODELS if planted is None else planted
     results = []
     for check in checks:
+        client.notes.clear()
         try:
-            results.append(ConformanceCheck(check.__name__, True, check(client)))
+            detail = check(client)
+            results.append(ConformanceCheck(check.__name__, True, detail, tuple(client.notes)))
         except CheckFailed as error:
             results.append(ConformanceCheck(check.__name__, False, str(error)))
             if isinstance(error, NoResponse):

@@ -1,14 +1,12 @@
 """The checks of the contract, one function each: it returns what it saw, or raises CheckFailed.
 
 With the known-answer model every text is compared with the closed form of
-`servers/contract/oracle.py`; with another model streamed responses are compared with plain ones and
-concurrent ones with serial ones.
+`servers/contract/oracle.py`; with another model as `servers/contract/text_checks.py` has it.
 """
 
 import json
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,24 +20,12 @@ from servers.contract.conformance_client import (
     WebSocket,
     read_events,
 )
+from servers.contract.text_checks import expect_same_alone, expect_text
 
 VANISHED_TOKENS = 3000
 VANISHED_BOUND_S = 10.0
 # for so long streams are asked for of which this client cannot tell when they came
 UNDECIDED_S = 30.0
-
-
-def _same(what: str, text: str, expected: str) -> None:
-    if text != expected:
-        a, b = text.split(), expected.split()
-        at = next(
-            (i for i, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1]),
-            min(len(a), len(b)),
-        )
-        raise CheckFailed(
-            f"{what} differs from the right answer at word {at + 1}: {' '.join(a[at : at + 3])!r}"
-            f" instead of {' '.join(b[at : at + 3])!r} ({len(a)} words instead of {len(b)})"
-        )
 
 
 def _usage(what: str, usage: dict[str, Any] | None, completion: int, prompt: int | None) -> None:
@@ -82,7 +68,7 @@ def plain_answers(client: ConformanceClient) -> str:
         response = client.complete(prompt, 8, chat)
         what = "chat completion" if chat else "completion"
         if client.planted:
-            _same(what, response.text, oracle.continuation(prompt, 8))
+            expect_text(what, response.text, oracle.continuation(prompt, 8))
         _usage(
             what, response.usage, 8, oracle.count_tokens(prompt) + chat if client.planted else None
         )
@@ -116,16 +102,6 @@ def framing(client: ConformanceClient) -> str:
                 " event a token is the contract"
             )
     return "SSE, one event a token, usage, [DONE]"
-
-
-def stream_exact(client: ConformanceClient) -> str:
-    for chat, (prompt, stream) in ((False, client.sample), (True, client.chat_sample)):
-        _same(
-            "the streamed " + ("chat" if chat else "completion"),
-            stream.text,
-            client.expected(prompt, STREAMED_TOKENS, chat),
-        )
-    return f"{STREAMED_TOKENS} tokens, none lost or doubled"
 
 
 def trickles(client: ConformanceClient) -> str:
@@ -212,21 +188,6 @@ def _always_wrong(
     return None
 
 
-def no_cross_talk(client: ConformanceClient) -> str:
-    prompts = [client.prompt() for _ in range(8)]
-    expected = [client.expected(prompt, 24) for prompt in prompts]
-
-    def send(index: int) -> str:
-        if index % 2:
-            return client.stream(prompts[index], 24).text
-        return client.complete(prompts[index], 24).text
-
-    with ThreadPoolExecutor(len(prompts)) as pool:
-        for index, text in enumerate(pool.map(send, range(len(prompts)))):
-            _same(f"answer {index + 1} of {len(prompts)} in flight", text, expected[index])
-    return f"{len(prompts)} different requests in flight, each exact"
-
-
 def bad_input(client: ConformanceClient) -> str:
     def completion(**fields: Any) -> bytes:
         return json.dumps(
@@ -310,16 +271,13 @@ def bad_input(client: ConformanceClient) -> str:
 def vanished_client(client: ConformanceClient) -> str:
     _, stream = client.sample
     step = (stream.tokens[-1][0].at_s - stream.tokens[0][0].at_s) / STREAMED_TOKENS
+    tokens = VANISHED_TOKENS
+    while (status := _vanish(client, tokens)) != 200:
+        if status != 400 or tokens < 4 * STREAMED_TOKENS:
+            raise CheckFailed(f"a stream of {tokens} tokens is refused with status {status}")
+        tokens //= 2  # of a model with a short context
     # well before it would end by itself
-    bound = min(VANISHED_BOUND_S, max(1.0, 0.5 * VANISHED_TOKENS * step))
-    path, body = client.build_request(client.prompt(), VANISHED_TOKENS, stream=True)
-    with client.connected() as connection:
-        connection.request("POST", path, json.dumps(body), client.headers)
-        response = connection.getresponse()
-        if response.status != 200:
-            raise CheckFailed(f"status {response.status}: {response.read(200)!r}")
-        response.read1(65536)
-    response.close()
+    bound = min(VANISHED_BOUND_S, max(1.0, 0.5 * tokens * step))
     began = time.perf_counter()
     while (busy := _in_flight(client)) and time.perf_counter() - began < bound:
         time.sleep(0.1)
@@ -337,16 +295,29 @@ def vanished_client(client: ConformanceClient) -> str:
     return f"slot free after {took_s:.1f} s"
 
 
+def _vanish(client: ConformanceClient, tokens: int) -> int:
+    """Goes away after the first piece of a stream; the response's status."""
+    path, body = client.build_request(client.prompt(), tokens, stream=True)
+    with client.connected() as connection:
+        connection.request("POST", path, json.dumps(body), client.headers)
+        response = connection.getresponse()
+        response.read1(65536)
+    response.close()
+    return response.status
+
+
 def websocket(client: ConformanceClient) -> str:
     for what, chat in (("completion", False), ("chat", True)):
         prompt = client.prompt()
         path, body = client.build_request(
             prompt, STREAMED_TOKENS, chat, stream_options={"include_usage": True}
         )
-        expected = client.expected(prompt, STREAMED_TOKENS, chat)
         with client.websocket(path) as connection:
+            again = partial(_text_over, connection, body)
             stream = _over(connection, body)
-            _same(f"the {what} over a WebSocket", stream.text, expected)
+            expect_same_alone(
+                client, f"the {what} over a WebSocket", prompt, chat, stream.text, again
+            )
             _usage(f"the {what} over a WebSocket", stream.last_of("usage"), STREAMED_TOKENS, None)
             _trickles(f"the {what} over a WebSocket", stream, partial(_over, connection, body))
             for wrong, status in (
@@ -364,11 +335,8 @@ def websocket(client: ConformanceClient) -> str:
                         f"{wrong} over a WebSocket: not one message with an error and status"
                         f" {status} but {payloads[:2]}"
                     )
-            _same(
-                f"the {what} after refused ones on the same WebSocket",
-                _over(connection, body).text,
-                expected,
-            )
+            after = f"the {what} after refused ones on the same WebSocket"
+            expect_same_alone(client, after, prompt, chat, again(), again)
     return "streams exactly, as tokens are made, and serves on after a refusal"
 
 
@@ -377,6 +345,10 @@ def _over(connection: WebSocket, body: dict[str, Any]) -> StreamedReply:
     if status != 200:
         raise CheckFailed(f"over a WebSocket a request is refused: {payloads[-1:]}")
     return read_events(payloads)
+
+
+def _text_over(connection: WebSocket, body: dict[str, Any]) -> str:
+    return _over(connection, body).text
 
 
 def _in_flight(client: ConformanceClient) -> float | None:

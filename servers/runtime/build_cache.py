@@ -8,9 +8,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 
 class CacheError(RuntimeError):
@@ -68,24 +69,38 @@ def package_environment(packages: Sequence[str]) -> Path:
     )
     # PyPI's torch for Linux brings gigabytes of CUDA; asked for a backend, uv looks on PyTorch's
     # own index alone
-    settings = (
-        {"UV_SYSTEM_CERTS": "1"} | ({} if at_hand else {"UV_TORCH_BACKEND": "cpu"}) | os.environ
-    )
+    settings = {} if at_hand else {"UV_TORCH_BACKEND": "cpu"}
     with lock_path(found):
         if not complete.exists():
             shutil.rmtree(found, ignore_errors=True)
             print(f"installing {', '.join(packages)} in {found}", file=sys.stderr)
-            for command in (
-                ["venv", "--python", sys.executable, str(found)],
-                ["pip", "install", "--python", str(found / "bin" / "python"), *packages],
-            ):
-                done = subprocess.run(
-                    ["uv", *command, "--quiet"], env=settings, stderr=subprocess.PIPE, text=True
-                )
-                if done.returncode:
-                    raise CacheError(
-                        f"`uv {' '.join(command[:2])}` failed; mend what it says, then try"
-                        f" again:\n{done.stderr.strip()}"
-                    )
+            run_uv(["venv", "--python", sys.executable, str(found)], settings)
+            run_uv(
+                ["pip", "install", "--python", str(found / "bin" / "python"), *packages], settings
+            )
             complete.touch()
     return found
+
+
+def install_packages(packages: Sequence[str], folder: Path) -> None:
+    """The packages without what they depend on, for this Python, into a folder for sys.path. Raises
+    CacheError.
+    """
+    target = ["--target", str(folder), "--no-deps"]
+    run_uv(["pip", "install", "--python", sys.executable, *target, *packages])
+
+
+def run_uv(command: Sequence[str], settings: Mapping[str, str] = MappingProxyType({})) -> None:
+    """`settings` are environment variables that the user's own go before. Raises CacheError."""
+    environment = {"UV_SYSTEM_CERTS": "1", **settings, **os.environ}
+    try:
+        done = subprocess.run(
+            ["uv", *command, "--quiet"], env=environment, stderr=subprocess.PIPE, text=True
+        )
+    except FileNotFoundError:
+        raise CacheError("uv is not installed: run `pip install uv`, then try again") from None
+    if done.returncode:
+        raise CacheError(
+            f"`uv {' '.join(command[:2])}` failed; fix what it reports, then try"
+            f" again:\n{done.stderr.strip()}"
+        )

