@@ -29,6 +29,23 @@ AZURE = json.dumps(
 EMPTY_USAGE = json.dumps({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 0}})
 
 
+THINKS: dict[str, dict[str, Any]] = {
+    "reasoning": {"reasoning_field": "reasoning"},
+    "reasoning_content": {"reasoning_field": "reasoning_content"},
+    "with empty content": {"reasoning_field": "reasoning", "empty_content": True},
+    "parts": {"reasoning_field": "parts", "parts": True},
+    "null beside content": {"reasoning_field": "reasoning", "null_reasoning": True},
+    "nulls beside content": {
+        "reasoning_field": "reasoning_content",
+        "null_reasoning": True,
+        "extras": True,
+        "empty_content": True,
+    },
+    "without usage": {"reasoning_field": "reasoning_content", "usage": "never"},
+    "continuous usage": {"reasoning_field": "reasoning", "usage": "continuous"},
+    "3 tokens in a chunk": {"reasoning_field": "reasoning_content", "per_chunk": (3,)},
+    "early role": {"reasoning_field": "reasoning", "early": (ROLE,)},
+}
 SHAPES: dict[str, dict[str, Any]] = {
     "parts": {"parts": True},
     "fields that say nothing": {"extras": True, "null_usage": True, "early": (ROLE,)},

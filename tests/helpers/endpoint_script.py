@@ -80,6 +80,7 @@ class Script:
     reasoning: float = 0  # tokens of a chat's reasoning, as a share if below 1
     reasoning_field: str = "reasoning_content"  # parts: content is a list of parts
     empty_content: bool = False  # "content": "" beside reasoning
+    null_reasoning: bool = False  # reasoning's field is null beside content
     parts: bool = False  # visible content is a list of parts, too
     early: tuple[str, ...] = ()  # events before the first token, as JSON
     one_choice: bool = True  # usage's chunk has "choices": []; False: a finish chunk again
@@ -268,7 +269,9 @@ class Response:
         elif hidden:
             found |= {script.reasoning_field: hidden}
             if script.empty_content and not text:
-                found |= {"content": ""}
+                found = {"content": ""} | found
+        elif script.null_reasoning:
+            found = {script.reasoning_field: None} | found
         return found
 
     def delta(self, begin: int, end: int) -> Json:

@@ -8,23 +8,12 @@ import pytest
 from analysis import stats
 from tests.helpers.campaign_process import Bench
 from tests.helpers.endpoint_campaign import CALM, WITHIN, Measured, measure_valid
-from tests.helpers.endpoint_kinds import AZURE, EMPTY_USAGE, ROLE, ROLE_NULL, SHAPES
+from tests.helpers.endpoint_kinds import AZURE, EMPTY_USAGE, ROLE, ROLE_NULL, SHAPES, THINKS
 from tests.helpers.endpoint_script import Script
 
 slow = pytest.mark.slow
 
 # --- reasoning
-
-THINKS: dict[str, dict[str, Any]] = {
-    "reasoning": {"reasoning_field": "reasoning"},
-    "reasoning_content": {"reasoning_field": "reasoning_content"},
-    "with empty content": {"reasoning_field": "reasoning", "empty_content": True},
-    "parts": {"reasoning_field": "parts", "parts": True},
-    "without usage": {"reasoning_field": "reasoning_content", "usage": "never"},
-    "continuous usage": {"reasoning_field": "reasoning", "usage": "continuous"},
-    "3 tokens in a chunk": {"reasoning_field": "reasoning_content", "per_chunk": (3,)},
-    "early role": {"reasoning_field": "reasoning", "early": ("ROLE",)},
-}
 
 
 def visible_error_s(measured: Measured) -> float:
@@ -42,7 +31,7 @@ def visible_error_s(measured: Measured) -> float:
     ],
 )
 def test_a_thinking_model(bench: Bench, tmp_path: Path, name: str) -> None:
-    script = THINKS[name] | ({"early": (ROLE,)} if "early" in THINKS[name] else {})
+    script = THINKS[name]
     slowly = name == "reasoning"
     step_s = 0.05 if slowly else 0.015
     script = {"first_s": 0.15, "step_s": step_s, "reasoning": 40} | script

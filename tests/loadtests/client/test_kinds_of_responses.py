@@ -9,7 +9,7 @@ import pytest
 
 from loadtests.client import http, response
 from loadtests.client.blocking import make_blocking_connection
-from tests.helpers.endpoint_kinds import FRAMES, NO_SUCCESS, SHAPES
+from tests.helpers.endpoint_kinds import FRAMES, NO_SUCCESS, SHAPES, THINKS
 from tests.helpers.endpoint_script import Failure, Script, Served, serve_script, words_of
 
 PROMPT, TOKENS = "baba bebe", 24
@@ -50,6 +50,19 @@ def test_a_whole_response(tmp_path: Path, kind: str) -> None:
     sent_s = [at for at, n in served.sent for _ in range(n)]
     late_s = [seen - sent for seen, sent in zip(parsed.token_s, sent_s, strict=True)]
     assert 0 <= statistics.median(late_s) < LATE_S and min(late_s) > -0.001
+
+
+@pytest.mark.parametrize("kind", THINKS)
+def test_reasoning(tmp_path: Path, kind: str) -> None:
+    """16 tokens of it, then 8 that are visible."""
+    script = Script(first_s=0.02, step_s=0.004, **THINKS[kind] | {"reasoning": 16})
+    _, [parsed], [served] = ask(tmp_path, script)
+    assert "".join(parsed.token_text).split() == words_of(PROMPT, TOKENS)
+    hidden = set(parsed.reasoning_chunks)
+    visible = [text for i, text in enumerate(parsed.token_text) if i not in hidden]
+    assert "".join(visible).split() == words_of(PROMPT, TOKENS)[16:]
+    assert parsed.first_visible_s is not None and served.first_visible_s is not None
+    assert -0.001 < parsed.first_visible_s - served.first_visible_s < 4 * LATE_S
 
 
 @pytest.mark.parametrize("kind", NO_SUCCESS)
