@@ -42,7 +42,7 @@ def _group(item: pytest.Item) -> str:
     of a module share its fixtures; those of a server the server, and two real engines at once would
     have to share the machine.
     """
-    if item.path.name == "test_quantized.py":
+    if item.path.name == "test_quantized.py" or "real_model" in getattr(item, "fixturenames", ()):
         return "vllm"
     parameters: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
     given = (parameters.get(name) for name in ("server", "foreign", "guarded", "name"))

@@ -155,7 +155,7 @@ def _choose_prompts(client: ConformanceClient) -> tuple[list[ListPrompt], list[s
     for tried, prompt in enumerate(islice(text_mixing.list_prompts(client.words), CANDIDATES)):
         began_s = time.monotonic()
         text = client.complete(prompt.text, tokens).text
-        at_once = int(SILENCE_S / 2 / (time.monotonic() - began_s))
+        at_once = int(SILENCE_S / 2 / max(1e-3, time.monotonic() - began_s))
         count = max(LEAST_IN_FLIGHT, min(count, at_once))
         if prompt.is_shown(text):
             chosen[prompt] = text
