@@ -67,7 +67,7 @@ def test_no_success_from_the_beginning(bench: Bench, tmp_path: Path, name: str) 
     _, _, words = NO_SUCCESS[name]
     failure = failure_of(name, ALWAYS)
     measured = measure_script(bench, tmp_path, Script(**CALM, failure=failure), "--report", "page")
-    check_refused(measured, *words)
+    check_refused(measured, *(("breaks off",) if name == "cut" else words))
 
 
 CUDA = "CUDA error: device-side assert triggered"
@@ -94,7 +94,8 @@ def test_every_request_of_the_load_fails(bench: Bench, tmp_path: Path, scenario:
     why = str(measured.case["why"])
     assert "100%" in why or "all requests" in why, why
     assert CUDA in measured.text
-    assert {row["error"] for row in measured.rows} <= {"http 500"}
+    reasons = {row["error"] for row in measured.rows}
+    assert {reason for reason in reasons if not reason.startswith("cut off")} == {"http 500"}
     assert len(measured.endpoint.load()) < 2000
     assert time.monotonic() - began_s < 60
 
@@ -131,8 +132,8 @@ def test_more_than_a_twentieth_fails(bench: Bench, tmp_path: Path, every: int) -
 def test_less_than_a_twentieth_fails(bench: Bench, tmp_path: Path) -> None:
     """It stays valid, and the failures are reported; their tokens are no throughput."""
     failure = Failure(events=(f"data: {ERROR}\n\n",), after_tokens=10, when=LOAD, every=40)
-    script = Script(first_s=0.03, step_s=0.002, failure=failure)
-    measured = measure_valid(bench, tmp_path, script)
+    script = Script(first_s=0.1, step_s=0.002, failure=failure)
+    measured = measure_valid(bench, tmp_path, script, "--duration", "6")
     assert 0 < measured.case["error_share"] <= 0.05
 
 
@@ -203,7 +204,7 @@ def test_a_server_that_dies_under_load(bench: Bench, tmp_path: Path) -> None:
     text = measured.text + str(measured.cases["why"].tolist())
     assert not measured.cases["valid"].any()
     assert not UNTRUE.search(text), text
-    assert "refused" in text or "no response" in text or "not reach" in text, text
+    assert "no server listens" in text or "refused" in text, text
     check_no_winner(text)
 
 
