@@ -31,6 +31,7 @@ from tests.helpers.endpoint_script import (
     words_of,
 )
 
+TLS_HANDSHAKE = b"\x16"
 END_S = 0.1  # for the record of what a client has just read
 REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found"}
 
@@ -51,7 +52,10 @@ class Connection:
 
     async def read_request(self) -> tuple[Served, bytes] | None:
         try:
-            head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
+            if (first := await self.reader.readexactly(1)) == TLS_HANDSHAKE:
+                self.write("HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+                return None
+            head = (first + await self.reader.readuntil(b"\r\n\r\n")).decode()
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.LimitOverrunError):
             return None
         line, *lines = head.split("\r\n")[:-2]

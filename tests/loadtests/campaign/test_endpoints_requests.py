@@ -98,11 +98,6 @@ FIELDS: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
         ("ignore_eos",),
         (),
     ),
-    "500 for a field": (
-        {"refused": {"ignore_eos": (500, "Internal Server Error")}},
-        ("ignore_eos",),
-        (),
-    ),
 }
 
 
