@@ -127,7 +127,8 @@ class Script:
 @dataclass
 class Served:
     """A request as the server saw it; times on time.perf_counter, which is one clock for all
-    processes. `sent`: when each write began, and with how many tokens.
+    processes. `sent`: of each event with tokens, when its write began, and
+    how many.
     """
 
     method: str

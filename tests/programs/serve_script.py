@@ -337,7 +337,7 @@ class Stream:
             await self.flush()
 
     async def flush(self) -> None:
-        text, tokens = "".join(event for event, _ in self.events), sum(n for _, n in self.events)
+        text, numbers = "".join(event for event, _ in self.events), [n for _, n in self.events if n]
         self.events = []
         if not text:
             return
@@ -347,8 +347,8 @@ class Stream:
             await self.connection.writer.drain()
             await asyncio.sleep(0.001)
             text = text[len(text) // 2 :]
-        if tokens:
-            self.response.served.sent.append((time.perf_counter(), tokens))
+        now_s = time.perf_counter()
+        self.response.served.sent += [(now_s, n) for n in numbers]
         write(text)
         await self.connection.writer.drain()
 
