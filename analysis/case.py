@@ -64,7 +64,8 @@ class CaseData:
         r["slot_wait_s"] = r["slot_s"] - r["scheduled_s"]
         r["client_lag_s"] = r["send_lag_s"] - r["slot_wait_s"].fillna(0.0)
         r["visible_ttft_s"] = r["first_visible_s"] - r["scheduled_s"]
-        tokens = credible_usage(r)
+        # a server without usage is counted by chunks; one with an absurd usage has no count
+        tokens = credible_usage(r).where(r["tokens"].notna(), r["tokens_counted"])
         later = tokens - np.array([n[0] if len(n) else NAN for n in r["token_n"]], dtype="float64")
         r["tpot_s"] = ((r["last_s"] - r["first_s"]) / later.where(later > 0)).where(~r["failed"])
         one_token = (tokens == 1) | (tokens.isna() & (r["max_tokens"] == 1))

@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from loadtests.client.http import Exchange
 from servers.contract import chunks, sse
@@ -19,6 +20,14 @@ PLAIN = re.compile(rb"[ !#-\[\]-~]+")  # text without JSON escapes
 TEXT = re.compile(rb'"(?:text|content|reasoning|reasoning_content)"\s*:\s*"([^"]*)')
 EMPTY = "no token"
 INCOMPLETE = "stream ended without finish_reason or [DONE]"
+
+
+class Template(NamedTuple):
+    """The bytes around the text of an event, and whether that text is reasoning."""
+
+    before: bytes
+    after: bytes
+    is_reasoning: bool
 
 
 @dataclass(slots=True)
@@ -81,7 +90,7 @@ def parse_response(exchange: Exchange, pause: Callable[[], None] = lambda: None)
     parsed = ParsedResponse(error=exchange.error)
     status, body = exchange.status, exchange.body
     if status is not None and not 200 <= status < 300:
-        words = chunks.describe_body(bytes(body))
+        words = chunks.describe_body(bytes(body)).removeprefix(f"{status}: ")
         if exchange.location:
             words = f"{words} (Location: {chunks.shorten(exchange.location)})".strip()
         parsed.fail(f"http {status}", words)
@@ -104,7 +113,7 @@ def _parse_stream(exchange: Exchange, parsed: ParsedResponse, pause: Callable[[]
     """Returns whether [DONE] came."""
     body, cursor = exchange.body, Cursor(exchange)
     separator = sse.find_separator(body)
-    template: tuple[bytes, bytes] | None = None
+    template: Template | None = None
     done, start, work = False, 0, 0
     while start < len(body):
         if work >= EVENTS_AT_ONCE:
@@ -116,11 +125,11 @@ def _parse_stream(exchange: Exchange, parsed: ParsedResponse, pause: Callable[[]
             and (texts := _run_text(template, separator, bytes(body[start : start + RUN_BYTES])))
         ):
             work += 1 + len(texts) // 4  # each costs about a quarter of another event
-            around = len(template[0]) + len(template[1]) + len(separator)
+            around = len(template.before) + len(template.after) + len(separator)
             lengths = [len(text) + around for text in texts]
             ends = list(itertools.accumulate(lengths, initial=start))[1:]
             start = ends[-1]
-            if parsed.reasoning_chunks and template[0].find(b'"reasoning') >= 0:
+            if template.is_reasoning:
                 first = len(parsed.token_text)
                 parsed.reasoning_chunks += range(first, first + len(texts))
             parsed.token_text += texts
@@ -147,11 +156,11 @@ def _describe_end(parsed: ParsedResponse) -> str:
     return f"finish_reason is {parsed.finish_reason!r}, {usage}" if parsed.finish_reason else usage
 
 
-def _run_text(template: tuple[bytes, bytes], separator: bytes, piece: bytes) -> list[str]:
+def _run_text(template: Template, separator: bytes, piece: bytes) -> list[str]:
     """Returns the texts of the events at the start of `piece` that match the template. Matching all
     at once costs a fraction of parsing each.
     """
-    before, after = template
+    before, after, _ = template
     parts = piece.split(after + separator)[:-1]
     texts = [part[len(before) :] for part in parts]
     # equals the start of `piece` if all match the template
@@ -206,9 +215,9 @@ def _parse_payload(
     return chunk
 
 
-def _template(event: bytes, chunk: Chunk, separator: bytes | None) -> tuple[bytes, bytes] | None:
-    """Returns the bytes around the text of an event that carries nothing else, or None if that is
-    not certain. The next event mostly differs only in its text, and is then parsed without decoding
+def _template(event: bytes, chunk: Chunk, separator: bytes | None) -> Template | None:
+    """Returns the template of an event that carries nothing but its text, or None if that is not
+    certain. The next event mostly differs only in its text, and is then parsed without decoding
     its JSON, which is most of the work.
     """
     event = event.removesuffix(separator) if separator else event
@@ -222,7 +231,7 @@ def _template(event: bytes, chunk: Chunk, separator: bytes | None) -> tuple[byte
     # counts.
     found = [match for match in TEXT.finditer(event) if match[1]]
     return (
-        (event[: found[0].start(1)], event[found[0].end(1) :])
+        Template(event[: found[0].start(1)], event[found[0].end(1) :], not chunk.text)
         if len(found) == 1 and found[0][1] == text and event.startswith(b"data:")
         else None
     )

@@ -118,7 +118,7 @@ def find_foreign(
 ) -> Foreign | None:
     """The clearest case of a response with another's text."""
     listed = find_foreign_words(prompts, serial, concurrent)
-    return listed if listed and listed.is_proof else _find_foreign_run(serial, concurrent) or listed
+    return listed if listed and listed.is_proof else find_foreign_run(serial, concurrent) or listed
 
 
 def find_foreign_words(
@@ -134,7 +134,7 @@ def find_foreign_words(
     return max(found, key=lambda foreign: len(foreign.words), default=None)
 
 
-def _find_foreign_run(serial: Sequence[str], concurrent: Sequence[str]) -> Foreign | None:
+def find_foreign_run(serial: Sequence[str], concurrent: Sequence[str]) -> Foreign | None:
     """The first response that goes on like another's serial text where it leaves its own."""
     limit = run_limit(serial)
     texts = [split_words(text) for text in serial]

@@ -30,6 +30,17 @@ class NoConnection(ProfileError):
     """Nothing listens there, so far."""
 
 
+class FinalResponse(http.client.HTTPResponse):
+    """Skips all interim responses, such as 103 Early Hints; http.client skips only 100."""
+
+    def _read_status(self) -> tuple[str, int, str]:
+        while True:
+            version, status, reason = super()._read_status()  # type: ignore[misc]
+            if status not in range(102, 200):
+                return version, status, reason
+            http.client.parse_headers(self.fp)  # type: ignore[attr-defined]
+
+
 @dataclass(frozen=True)
 class Response:
     """A response. `arrived` has (seconds since the request was sent, length of the body then) of
@@ -48,7 +59,7 @@ class Response:
     @property
     def words(self) -> str:
         """What the server says, short enough to be shown."""
-        return chunks.describe_body(self.body)
+        return chunks.describe_body(self.body).removeprefix(f"{self.status}: ")
 
     def json(self) -> Any:
         """None if the body is no JSON."""
@@ -133,6 +144,7 @@ def send(method: str, url: str, body: Any = None, silence_s: float = SILENCE_S) 
     secure = parts.scheme == "https"
     kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
     connection = kind(parts.hostname or "", parts.port, timeout=silence_s)
+    connection.response_class = FinalResponse
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json", "Accept": "*/*"} | authorization_header()

@@ -37,6 +37,7 @@ class Endpoint:
     root: str
     query: str
     listed: dict[str, dict[str, Any]] | None = None
+    unlisted: str = ""  # what the server said instead of a list
 
     def url(self, path: str) -> str:
         return f"{self.base_url}{self.root}{path}" + (f"?{self.query}" if self.query else "")
@@ -76,6 +77,7 @@ def find_endpoint(
     candidates = [
         Endpoint(base_url, each, query) for each in ((root,) if root is not None else ROOTS)
     ]
+    first: Response | None = None
     for endpoint in candidates:
         url = endpoint.url("/models")
         response = wait_until_ready(f"GET {url}", partial(send, "GET", url), ready_timeout_s, say)
@@ -83,7 +85,10 @@ def find_endpoint(
         if listed is not None:
             return replace(endpoint, listed=listed)
         raise_if_closed(f"GET {url}", response)
-    return candidates[0]
+        first = first or response
+    assert first is not None
+    words = f": {first.words}" if first.words and not first.is_ok else ""
+    return replace(candidates[0], unlisted=f"http {first.status}{words}")
 
 
 def wait_until_ready(
@@ -156,7 +161,9 @@ def choose_model(endpoint: Endpoint, wanted: str | None) -> str:
     if wanted:
         return wanted
     if listed is None:
-        raise ProfileError(f"{where} lists no models: name the one to measure by --model")
+        raise ProfileError(
+            f"{where} lists no models ({endpoint.unlisted}): name the one to measure by --model"
+        )
     if not listed:
         raise ProfileError(f"{where} gives an empty list: load a model, or name one by --model")
     if len(listed) > 1:

@@ -21,6 +21,8 @@ def make_notes(
             f"the server {how} ignore_eos: its model decides where a response ends, so that lengths"
             " are at most those asked for"
         )
+    if "ignored" in (profile.fields.get("max_tokens"), profile.fields.get("max_completion_tokens")):
+        yield "the server generates more tokens than asked for: responses are longer than planned"
     if profile.fields.get("temperature") == "refused":
         yield "the server refuses temperature 0: its texts are sampled, and cannot be compared"
     if profile.usage == NEVER:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from servers.contract import oracle
+from servers.contract.text_mixing import find_foreign_run
 from servers.contract.token_counts import is_credible
 from servers.profile.client import Completion, ProfileError, read_completion, send
 from servers.profile.endpoint import (
@@ -61,7 +62,7 @@ def measure(prober: Prober, needed: Sequence[str]) -> Profile:
     samples = [_sample(prober, main) for _ in range(IN_FLIGHT)]
     samples[0].again = prober.complete(main, samples[0].prompt)
     refusal = _complete_together(prober, main, samples)
-    raise_if_mixed_up(completion_url(prober.endpoint, main), samples)
+    raise_if_mixed_up(prober, main, samples)
     plain = _complete_plain(prober, main, samples[0].prompt)
     raise_if_truncated(completion_url(prober.endpoint, main), samples[0], plain)
     stream = samples[0].alone
@@ -75,12 +76,18 @@ def measure(prober: Prober, needed: Sequence[str]) -> Profile:
     ended_early = any(_ended_early(sample.alone, prober.tokens) for sample in samples)
     if ended_early and "ignore_eos" not in prober.dialect.omitted:
         prober.fields["ignore_eos"] = "ignored"
+    counts = [sample.alone.count("completion_tokens") or 0 for sample in samples]
+    if usage in (IN_STREAM, CONTINUOUS) and max(counts) > prober.tokens + 1:
+        prober.fields[prober.dialect.max_tokens_field] = "ignored"
     if "chat" in usable:
         _try_system_role(prober)
     per_word, template = _count_prompt_tokens(prober, main, streamed=usage != PLAIN_ONLY)
     first = next(i for i, (_, c) in enumerate(stream.events) if c.text or c.reasoning)
     texts = [(s.alone.text, s.under_load.text) for s in samples if s.under_load]
-    prober.dialect = replace(prober.dialect, usage=usage)
+    # to count in each chunk costs both sides time, and says nothing new of single tokens
+    several = per_chunk is not None and abs(per_chunk - 1) > 0.05
+    asked = IN_STREAM if usage == CONTINUOUS and not several else usage
+    prober.dialect = replace(prober.dialect, usage=asked)
     profile = Profile(
         base_url=prober.endpoint.base_url,
         dialect=prober.dialect,
@@ -156,10 +163,8 @@ def _find_usage(
         is_end = sample.alone.finish_reason == "stop" and count == held + 1
         chunks, tokens = chunks + held, tokens + count - is_end
     else:
-        per_chunk = tokens / chunks
-        if abs(per_chunk - 1) > 0.05 and _counts_continuously(prober, kind):
-            return CONTINUOUS, per_chunk
-        return IN_STREAM, per_chunk
+        continuous = _counts_continuously(prober, kind)
+        return CONTINUOUS if continuous else IN_STREAM, tokens / chunks
     count = plain.count("completion_tokens") if plain else None
     if plain is None or count is None or not is_credible(count, len(plain.text.encode())):
         return NEVER, None
@@ -250,31 +255,29 @@ def check_endpoint(base_url: str, profile: Profile, kind: str, planted: bool) ->
     return f"a whole response of {len(completion.tokens)} chunks"
 
 
-def common_prefix(a: str, b: str) -> int:
-    return next(
-        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
-    )
-
-
-def raise_if_mixed_up(url: str, samples: Sequence[Sample]) -> None:
-    """Raises ProfileError if a completion with others in flight agrees longer with that of another
-    request than with its own. Near ties let a healthy server differ from itself, but not become
-    another's text.
+def find_mixed_up(samples: Sequence[Sample]) -> tuple[int, int] | None:
+    """(response, of which other request its text is) if, with others in flight, one goes on like
+    another's text where it leaves its own. Near ties let a healthy server differ from itself, but
+    not become another's text.
     """
-    for number, sample in enumerate(samples):
-        if sample.under_load is None:
-            continue
-        text = sample.under_load.text
-        own = common_prefix(text, sample.alone.text)
-        for other, another in enumerate(samples):
-            shared = common_prefix(sample.alone.text, another.alone.text)
-            foreign = common_prefix(text, another.alone.text)
-            if other != number and foreign > own and foreign > shared + 8:
-                raise ProfileError(
-                    f"POST {url}: with {len(samples)} requests in flight, response {number + 1} has"
-                    f" the text of request {other + 1}: the server mixes requests up, and its"
-                    " numbers would be those of other work"
-                )
+    pairs = [(s.alone.text, s.under_load.text) for s in samples if s.under_load]
+    foreign = find_foreign_run([alone for alone, _ in pairs], [loaded for _, loaded in pairs])
+    return (foreign.response, foreign.of) if foreign else None
+
+
+def raise_if_mixed_up(prober: Prober, kind: str, samples: Sequence[Sample]) -> None:
+    """Raises ProfileError if that happens again: once, it may be chance."""
+    if not find_mixed_up(samples):
+        return
+    for _ in range(2):
+        _complete_together(prober, kind, samples)
+        if mixed := find_mixed_up(samples):
+            raise ProfileError(
+                f"POST {completion_url(prober.endpoint, kind)}: with {len(samples)} requests in"
+                f" flight, response {mixed[0] + 1} goes on with the text of another request"
+                f" ({mixed[1] + 1}): the server mixes requests up, and its numbers would be those of"
+                " other work"
+            )
 
 
 def raise_if_truncated(url: str, sample: Sample, plain: Completion | None) -> None:

@@ -95,13 +95,13 @@ SCRIPTED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain usage": ({"usage": "plain"}, {"usage": "plain"}),
     "continuous usage": (
         {"usage": "continuous"},
-        {"usage": "continuous", "dialect": {"usage": "continuous"}},
+        {"usage": "continuous", "dialect": {"usage": "stream"}},
     ),
     "usage unasked": ({"usage": "running"}, {"usage": "continuous"}),
     "speculative": ({"per_chunk": (4,)}, {"tokens_per_chunk": 4.0}),
     "speculative, continuous": (
         {"per_chunk": (1, 3), "usage": "continuous"},
-        {"tokens_per_chunk": 2.0, "usage": "continuous"},
+        {"tokens_per_chunk": 2.0, "usage": "continuous", "dialect": {"usage": "continuous"}},
     ),
     "thinking": (
         {"reasoning": 0.8, "reasoning_field": "reasoning"},
@@ -225,7 +225,7 @@ OWN = {
     "model": "serveoff-tiny",
     "models": ["serveoff-tiny"],
     "endpoints": ["chat", "completions"],
-    "usage": "stream",
+    "usage": "continuous",
     "reasoning": None,
     "early_chunks": 0,
     "repeats_alone": True,
