@@ -163,7 +163,6 @@ def test_campaigns_from_before_these_columns_have_no_such_numbers(observe):
 @pytest.mark.parametrize(
     "change",
     [
-        {"tokens": None, "token_source": "counted"},  # no usage
         {"tokens": 3000, "token_source": "counted"},  # one that cannot be
         {"token_n": [11], "token_s": [0.0]},  # all in one chunk
     ],
@@ -176,6 +175,13 @@ def test_a_tpot_that_was_not_measured_meets_nothing(observe, change):
         values["goodput_per_s"] == values["slo_attainment"] == values["goodput_tokens_per_s"] == 0
     )
     assert metrics.measure_case(observe(rows, slo={"ttft_s": 1.0}))["goodput_per_s"] == 40
+
+
+def test_without_usage_tpot_is_that_of_the_chunks(observe):
+    change = {"tokens": None, "token_source": "counted"}
+    rows = [row | change for row in synthetic_campaign.requests()]
+    values = metrics.measure_case(observe(rows))
+    assert values["tpot_p50_s"] == pytest.approx(0.01) and values["goodput_per_s"] == 40
 
 
 def test_one_token_without_usage_has_no_tpot_to_miss(observe):
