@@ -275,8 +275,8 @@ def raise_if_mixed_up(prober: Prober, kind: str, samples: Sequence[Sample]) -> N
             raise ProfileError(
                 f"POST {completion_url(prober.endpoint, kind)}: with {len(samples)} requests in"
                 f" flight, response {mixed[0] + 1} goes on with the text of another request"
-                f" ({mixed[1] + 1}): the server mixes requests up, and its numbers would be those of"
-                " other work"
+                f" ({mixed[1] + 1}): the server mixes requests up, and its numbers would be those"
+                " of other work"
             )
 
 
