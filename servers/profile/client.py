@@ -87,6 +87,10 @@ class Completion:
         return "".join(chunk.reasoning + chunk.text for _, chunk in self.events)
 
     @property
+    def visible_text(self) -> str:
+        return "".join(chunk.text for _, chunk in self.events)
+
+    @property
     def finish_reason(self) -> str | None:
         return next((c.finish_reason for _, c in reversed(self.events) if c.finish_reason), None)
 

@@ -281,25 +281,28 @@ def raise_if_mixed_up(prober: Prober, kind: str, samples: Sequence[Sample]) -> N
 
 
 def raise_if_truncated(url: str, sample: Sample, plain: Completion | None) -> None:
-    """Raises ProfileError if the stream has less text than the plain response to the same prompt,
-    although it says that it is whole.
+    """Raises ProfileError if the stream lacks words of the plain response to the same prompt,
+    although both say that they are whole and as long.
     """
     stream = sample.alone
     if plain is None:
         return
     streamed, whole = stream.count("completion_tokens"), plain.count("completion_tokens")
-    same = stream.finish_reason == plain.finish_reason and streamed == whole
-    if (
-        same
-        and streamed is not None
-        and len(stream.text) < 0.8 * len(plain.text)
-        and plain.text.startswith(stream.text)
-    ):
+    if stream.finish_reason != plain.finish_reason or streamed is None or streamed != whole:
+        return
+    ours, theirs = stream.visible_text.strip(), plain.visible_text.strip()
+    if ours != theirs and (theirs.startswith(ours) or is_subsequence(ours.split(), theirs.split())):
         raise ProfileError(
-            f"POST {url}: the stream has {len(stream.text)} characters and the plain response to"
-            f" the same prompt {len(plain.text)}, both with {streamed} tokens by usage: the stream"
+            f"POST {url}: the stream has {len(ours.split())} words and the plain response to the"
+            f" same prompt {len(theirs.split())}, both with {streamed} tokens by usage: the stream"
             " loses text"
         )
+
+
+def is_subsequence(some: Sequence[str], words: Sequence[str]) -> bool:
+    """Whether leaving words out gives `some`."""
+    remaining = iter(words)
+    return all(word in remaining for word in some)
 
 
 def as_lines(profile: Profile) -> list[tuple[str, str]]:
