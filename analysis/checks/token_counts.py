@@ -66,10 +66,7 @@ def check_usage(case: CaseData) -> Check | None:
     if is_strict(case):
         return None
     done = _completed(case)
-    remedy = (
-        "let the server report usage in streams (stream_options.include_usage), or give an SLO"
-        " without tpot"
-    )
+    remedy = "let the server report usage in streams (stream_options.include_usage)"
     if done.empty:
         return Check("usage", None, "warning", "no complete response", remedy)
     missing = int(done["tokens"].isna().sum())
@@ -77,7 +74,7 @@ def check_usage(case: CaseData) -> Check | None:
     if missing:
         detail = (
             f"missing in {missing:,} of {len(done):,} responses: their tokens are their chunks,"
-            " which may hold several, so that throughput may be too low, and they have no TPOT"
+            " which may hold several, so that throughput may be too low, and TPOT too high"
         )
     return Check("usage", not missing, "warning", detail, remedy)
 

@@ -35,13 +35,17 @@ each = pytest.mark.parametrize("name", OURS)
 def guarded(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningServer]:
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("SERVEOFF_API_KEY", "s3cret")  # which verify_server reads, too
-        with start(request.param, "simulated", tmp_path_factory.mktemp("guarded")) as running:
-            yield running
+    with contextlib.ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as environment:  # of this server, and of no other
+            environment.setenv("SERVEOFF_API_KEY", "s3cret")
+            folder = tmp_path_factory.mktemp("guarded")
+            running = stack.enter_context(start(request.param, "simulated", folder))
+        yield running
 
 
-def test_with_a_key_nothing_is_answered_without_it(guarded: RunningServer) -> None:
+def test_with_a_key_nothing_is_answered_without_it(
+    guarded: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for key in (None, "wrong", "s3cretX", ""):
         status, said = ask(guarded.base_url, api.COMPLETIONS, wanted(), key)
         assert (
@@ -53,6 +57,7 @@ def test_with_a_key_nothing_is_answered_without_it(guarded: RunningServer) -> No
     assert ask(guarded.base_url, api.COMPLETIONS, wanted(), "s3cret")[0] == 200
     assert ask(guarded.base_url, "/health")[0] == 200, "who watches whether it lives needs no key"
     server = SERVERS[guarded.server]
+    monkeypatch.setenv("SERVEOFF_API_KEY", "s3cret")
     checks = verify_server(
         guarded.base_url, checks=select_checks(False, server.waives, server.transports)
     )

@@ -29,20 +29,11 @@ AT: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "no version": ({"root": ""}, "", ()),
     "prefix without version": ({"root": "/serve/m"}, "/serve/m", ()),
     "deployment": (
-        {
-            "root": "/openai/deployments/m",
-            "models": None,
-            "query": "api-version=2024-06-01",
-            "header": "api-key: x",
-        },
+        {"root": "/openai/deployments/m", "models": None, "query": "api-version=2024-06-01"},
         "/openai/deployments/m?api-version=2024-06-01",
-        ("--model", "m", "--header", "api-key: x"),
+        ("--model", "m"),
     ),
-    "query below v1": (
-        {"query": "region=eu", "header": "x-tenant: a b"},
-        "/v1?region=eu&other=1",
-        ("--header", "x-tenant: a b"),
-    ),
+    "query below v1": ({"query": "region=eu"}, "/v1?region=eu&other=1", ()),
     "no list of models": ({"models": None}, "", ("--model", "m")),
     "no list of models below v1": ({"models": None}, "/v1", ("--model", "org/m:8b")),
     "one of several": ({"models": ("embed-small", "qwen3:8b")}, "", ("--model", "qwen3:8b")),

@@ -24,7 +24,7 @@ from servers.runtime.launch import RunningServer
 from servers.runtime.nginx import fill_template
 from tests.helpers.installed import require_server
 from tests.helpers.started_server import alive, ask, counters, start, wait_until, wanted
-from tests.servers import test_servers
+from tests.servers import test_own_starts
 
 # --- template
 
@@ -182,7 +182,7 @@ def test_its_own_refusals_are_in_openais_envelope(balanced: RunningServer) -> No
 
 
 def test_sigterm_lets_the_answer_under_way_end(tmp_path: Path) -> None:
-    test_servers.test_sigterm_lets_the_answer_under_way_end("nginx_balanced", tmp_path)
+    test_own_starts.test_sigterm_lets_the_answer_under_way_end("nginx_balanced", tmp_path)
 
 
 def test_what_a_killed_replica_had_begun_fails_and_the_others_answer_the_rest(
