@@ -41,11 +41,7 @@ AT: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name in ("v1", "prefix", "deployment") else slow)
-        for name in AT
-    ],
+    "name", [pytest.param(name, marks=[] if name in ("v1", "prefix") else slow) for name in AT]
 )
 def test_it_is_measured_where_it_is(bench: Bench, tmp_path: Path, name: str) -> None:
     script, path, arguments = AT[name]

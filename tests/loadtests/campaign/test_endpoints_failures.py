@@ -59,9 +59,8 @@ def test_no_success(bench: Bench, tmp_path: Path, name: str) -> None:
     assert not case["output_tokens_per_s"] > 0
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "error line" else slow) for name in NO_SUCCESS]
-)
+@slow
+@pytest.mark.parametrize("name", NO_SUCCESS)
 def test_no_success_from_the_beginning(bench: Bench, tmp_path: Path, name: str) -> None:
     """Whether it is refused or measured, nothing is valid, and the words are shown."""
     _, _, words = NO_SUCCESS[name]
@@ -137,6 +136,7 @@ def test_less_than_a_twentieth_fails(bench: Bench, tmp_path: Path) -> None:
     assert 0 < measured.case["error_share"] <= 0.05
 
 
+@slow
 def test_a_capacity_search_finds_none(bench: Bench, tmp_path: Path) -> None:
     failure = Failure(events=(DONE,), when=LOAD)
     measured = measure_script(

@@ -102,13 +102,7 @@ FIELDS: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name, marks=[] if name in ("max_completion_tokens", "several at once") else slow
-        )
-        for name in FIELDS
-    ],
+    "name", [pytest.param(name, marks=[] if name == "several at once" else slow) for name in FIELDS]
 )
 def test_a_refused_field_is_left_out(bench: Bench, tmp_path: Path, name: str) -> None:
     script, absent, present = FIELDS[name]
@@ -208,9 +202,8 @@ USAGE: dict[str, tuple[dict[str, Any], str, str]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "never" else slow) for name in USAGE]
-)
+@slow
+@pytest.mark.parametrize("name", USAGE)
 def test_how_usage_is_reported(bench: Bench, tmp_path: Path, name: str) -> None:
     script, usage, source = USAGE[name]
     measured = measure_valid(bench, tmp_path, Script(**CALM | script), scenarios="chats32")

@@ -25,10 +25,7 @@ def visible_error_s(measured: Measured) -> float:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[] if name in ("with empty content", "parts") else slow)
-        for name in THINKS
-    ],
+    [pytest.param(name, marks=[] if name == "with empty content" else slow) for name in THINKS],
 )
 def test_a_thinking_model(bench: Bench, tmp_path: Path, name: str) -> None:
     script = THINKS[name]
@@ -134,10 +131,8 @@ EARLY: dict[str, tuple[str, ...]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[] if name == "Azure's and a role" else slow) for name in EARLY],
-)
+@slow
+@pytest.mark.parametrize("name", EARLY)
 def test_chunks_before_the_first_token(bench: Bench, tmp_path: Path, name: str) -> None:
     script = Script(first_s=0.300, step_s=0.010, early=EARLY[name])
     measured = measure_valid(bench, tmp_path, script)
@@ -157,9 +152,8 @@ TIMES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "at once" else slow) for name in TIMES]
-)
+@slow
+@pytest.mark.parametrize("name", TIMES)
 def test_it_takes_its_time_or_none(bench: Bench, tmp_path: Path, name: str) -> None:
     duration = ("--duration", "12") if name == "slow" else ()
     measured = measure_valid(bench, tmp_path, Script(**TIMES[name]), *duration)
