@@ -22,7 +22,7 @@ def make_notes(
             " are at most those asked for"
         )
     if "ignored" in (profile.fields.get("max_tokens"), profile.fields.get("max_completion_tokens")):
-        yield "the server generates more tokens than asked for: responses are longer than planned"
+        yield "the server ignores max_tokens: responses are longer than planned"
     if profile.fields.get("temperature") == "refused":
         yield "the server refuses temperature 0: its texts are sampled, and cannot be compared"
     if profile.usage == NEVER:
