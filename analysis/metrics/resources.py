@@ -43,7 +43,7 @@ def gpu_utilization_percent(case: CaseData) -> float:
 
 
 def gpu_memory_bytes(case: CaseData) -> float:
-    """Largest memory in use in the whole case, sum of all GPUs, whoever used it."""
+    """Largest memory that all processes used in the whole case, sum of all GPUs."""
     columns = case.gpu_columns("memory_used_bytes")
     return float(case.telemetry[columns].sum(axis="columns", min_count=1).max()) if columns else NAN
 

@@ -13,8 +13,7 @@ from typing import Any
 from loadtests.workload.arrivals import Arrival
 from loadtests.workload.traces import BLOCK_TOKENS
 from servers.contract import oracle
-from servers.contract.api import JsonObject
-from servers.profile.profile import CONTINUOUS, Dialect
+from servers.profile.profile import Dialect
 
 
 @dataclass(frozen=True)
@@ -104,18 +103,7 @@ def request_body(
     """(path, body) of a streamed, greedy request of exact length, as far as the dialect allows."""
     dialect = dialect or Dialect()
     chat = scenario["endpoint"] == "chat"
-    body: JsonObject = {
-        "model": model,
-        dialect.max_tokens_field: prompt.max_tokens,
-        "temperature": 0,
-        "ignore_eos": True,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    if dialect.usage == CONTINUOUS:
-        body["stream_options"]["continuous_usage_stats"] = True
-    for name in dialect.omitted:
-        body.pop(name, None)
+    body = dialect.build_fields(model, prompt.max_tokens)
     if chat:
         messages = (*prompt.history, PromptMessage("user", prompt.text))
         if not dialect.has_system_role:

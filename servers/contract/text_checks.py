@@ -127,8 +127,8 @@ def _no_mixed_texts(client: ConformanceClient) -> str:
     listed = sum(bool(prompt.words) for prompt in prompts)
     if not listed and not text_mixing.are_telling(serial):
         client.add_note(
-            "whether concurrent responses are mixed up cannot be told: this model responds alike"
-            " to different prompts"
+            "this model responds alike to different prompts: a check of its texts cannot find"
+            " concurrent responses that are mixed up"
         )
     return f"{len(prompts)} different requests in flight, none with text of another" + (
         f"; {unstable}" if unstable else ", each as alone"

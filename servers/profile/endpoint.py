@@ -101,7 +101,7 @@ def wait_until_ready(
     server that nobody has started is waited for only if the user gave a time. Raises ProfileError.
     """
     limit_s = READY_TIMEOUT_S if ready_timeout_s is None else ready_timeout_s
-    ends_s, told = time.monotonic() + limit_s, ""
+    ends_s, announced = time.monotonic() + limit_s, ""
     while True:
         try:
             response = ask()
@@ -117,9 +117,9 @@ def wait_until_ready(
                 f"{what}: not ready after {limit_s:g} s, last response {state}: see whether the"
                 " server still loads its model, and give it longer by --ready-timeout"
             )
-        if state != told:
+        if state != announced:
             say(f"waiting for the server to be ready: {state}")
-            told = state
+            announced = state
         time.sleep(RETRY_S)
 
 

@@ -8,7 +8,7 @@ from servers.contract import oracle
 from servers.contract.api import JsonObject
 from servers.profile.client import Completion, ProfileError, Response, read_completion, send
 from servers.profile.endpoint import Endpoint, completion_url, raise_if_closed, wait_until_ready
-from servers.profile.profile import CONTINUOUS, ENDPOINTS, Dialect
+from servers.profile.profile import ENDPOINTS, Dialect
 
 TOKENS = 32  # of a sample
 PROMPT_WORDS = 12
@@ -36,19 +36,7 @@ class Prober:
     def build_body(
         self, kind: str, prompt: str, tokens: int, dialect: Dialect, stream: bool
     ) -> JsonObject:
-        body: JsonObject = {
-            "model": self.model,
-            dialect.max_tokens_field: tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-            "stream": stream,
-        }
-        if stream:
-            body["stream_options"] = {"include_usage": True}
-            if dialect.usage == CONTINUOUS:
-                body["stream_options"]["continuous_usage_stats"] = True
-        for name in dialect.omitted:
-            body.pop(name, None)
+        body = dialect.build_fields(self.model, tokens, stream)
         if kind == "chat":
             return body | {"messages": [{"role": "user", "content": prompt}]}
         return body | {"prompt": prompt}

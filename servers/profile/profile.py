@@ -38,6 +38,23 @@ class Dialect:
         """Of `chat` or `completions`, to be appended to the base URL."""
         return f"{self.root}{ENDPOINTS[endpoint]}" + (f"?{self.query}" if self.query else "")
 
+    def build_fields(self, model: str, max_tokens: int, stream: bool = True) -> JsonObject:
+        """The body of a greedy request of exact length, as far as the dialect allows, without its
+        prompt or messages.
+        """
+        body: JsonObject = {
+            "model": model,
+            self.max_tokens_field: max_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": stream,
+        }
+        if stream:
+            body["stream_options"] = {"include_usage": True}
+            if self.usage == CONTINUOUS:
+                body["stream_options"]["continuous_usage_stats"] = True
+        return {name: value for name, value in body.items() if name not in self.omitted}
+
     @classmethod
     def from_json(cls, data: JsonObject) -> Self:
         return cls(**data | {"omitted": tuple(data["omitted"])})

@@ -1,4 +1,4 @@
-"""What verification found is noted once, whoever found it."""
+"""A case notes each finding once, from a profile or from a check."""
 
 from types import SimpleNamespace
 from typing import Any

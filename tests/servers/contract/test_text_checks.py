@@ -98,7 +98,7 @@ def test_where_all_begin_alike_longer_texts_are_compared() -> None:
 
 def test_where_nothing_can_be_told_that_is_the_note() -> None:
     check = mixing(Play(False, begins_alike=1000))
-    assert check.ok and "cannot be told" in check.notes[-1]
+    assert check.ok and "mixed up" in check.notes[-1]
 
 
 # --- how often it is wrong
