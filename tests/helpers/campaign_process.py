@@ -175,7 +175,7 @@ class Bench:
         return left
 
 
-# Checks that a busy machine fails: how the reason of a case begins that has no number for that.
+# How the reason of a case begins that a busy machine has made invalid.
 # Beside such a case, one that was skipped is missing as well.
 NOISE = ("load generator's CPU", "send lag", "client error", "steadiness", "arrivals", "skipped")
 

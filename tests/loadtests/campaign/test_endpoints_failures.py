@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.campaign_process import NOISE, Bench
+from tests.helpers.campaign_process import Bench
 from tests.helpers.endpoint_campaign import (
     CALM,
     SCENARIOS,
@@ -22,6 +22,7 @@ from tests.helpers.endpoint_campaign import (
     check_no_winner,
     check_refused,
     measure_script,
+    measure_undisturbed,
     measure_valid,
 )
 from tests.helpers.endpoint_kinds import ERROR, NO_SUCCESS
@@ -223,7 +224,7 @@ FALSE_USAGE: dict[str, dict[str, Any]] = {
 def test_usage_that_cannot_be_true_is_named(bench: Bench, tmp_path: Path, name: str) -> None:
     """No TPOT and no throughput come from it."""
     script = {"first_s": 0.1, "step_s": 0.005} | FALSE_USAGE[name]
-    measured = measure_script(bench, tmp_path, Script(**script), "--report", "page")
+    measured = measure_undisturbed(bench, tmp_path, Script(**script), "--report", "page")
     assert "usage" in measured.text + measured.notes
     for row in measured.rows:
         assert row["token_source"] == "counted"
@@ -231,6 +232,6 @@ def test_usage_that_cannot_be_true_is_named(bench: Bench, tmp_path: Path, name: 
     if case["valid"]:
         assert math.isnan(case["tpot_p50_s"]) or case["tpot_p50_s"] == pytest.approx(0.005, 0.1)
         assert case["output_tokens_per_s"] < 2 * 200
-    else:  # a busy machine may be the cause, which comes first
-        assert "usage" in case["why"] or case["why"].startswith(NOISE), case["why"]
+    else:
+        assert "usage" in case["why"], case["why"]
         assert measured.done.returncode != 0
