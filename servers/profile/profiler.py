@@ -311,7 +311,9 @@ def as_lines(profile: Profile) -> list[tuple[str, str]]:
     def show(value: float | bool | None) -> str:
         if value is None:
             return "not found out"
-        return ("yes" if value else "no") if isinstance(value, bool) else f"{value:.3g}"
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
 
     dialect = profile.dialect
     return [
