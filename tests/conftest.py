@@ -17,7 +17,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # thousand processes here would compile the same packages again: half of the time of all tests.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-OF_SERVERS = ("test_servers.py", "test_own_starts.py", "test_options.py", "test_fuzz.py")
+OF_SERVERS = (
+    "test_servers.py",
+    "test_foreign_servers.py",
+    "test_own_starts.py",
+    "test_options.py",
+    "test_fuzz.py",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:

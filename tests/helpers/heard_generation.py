@@ -46,3 +46,21 @@ def blocking(
 
     heard.outcome = engine.generate(engine.prepare(request), on_token)
     return heard
+
+
+async def streamed(
+    engine: Any, request: Any, until: Callable[[Heard], bool] = lambda heard: False
+) -> Heard:
+    """As `blocking`, by an async engine."""
+    heard = Heard(time.perf_counter())
+    stream = engine.stream(engine.prepare(request))
+    async for item in stream:
+        if isinstance(item, Outcome):
+            heard.outcome = item
+        else:
+            heard.times.append(time.perf_counter())
+            heard.pieces.append(item)
+            if until(heard):
+                break
+    await stream.aclose()
+    return heard

@@ -76,6 +76,19 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 OURS = [name for name, server in SERVERS.items() if not server.foreign]
+# Each server with the simulated engine and with its real one, as parameters of a fixture.
+STARTS = {
+    name: [
+        pytest.param(
+            (name, engine),
+            id=f"{name}-{engine}",
+            marks=() if engine == "simulated" else pytest.mark.slow,
+        )
+        for engine in dict.fromkeys(("simulated", server.engines[0]))
+        if engine in server.engines
+    ]
+    for name, server in SERVERS.items()
+}
 
 
 @contextmanager

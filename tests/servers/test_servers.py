@@ -1,4 +1,4 @@
-"""Every server there is, started for real: with the simulated engine, and with its real engine on
+"""Every server of ours, started for real: with the simulated engine, and with its real engine on
 the tiny model.
 
 A server is tested by being a folder under servers/; nothing is listed here.
@@ -20,43 +20,13 @@ from tests.helpers.started_server import (
     MODEL,
     OURS,
     SERVERS,
+    STARTS,
     ask,
     counters,
     counters_at_rest,
     started,
     wanted,
 )
-
-STARTS = {
-    name: [
-        pytest.param(
-            (name, engine),
-            id=f"{name}-{engine}",
-            marks=() if engine == "simulated" else pytest.mark.slow,
-        )
-        for engine in dict.fromkeys(("simulated", server.engines[0]))
-        if engine in server.engines
-    ]
-    for name, server in SERVERS.items()
-}
-
-
-@pytest.fixture(
-    scope="module", params=[start for name in SERVERS if name not in OURS for start in STARTS[name]]
-)
-def foreign(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningServer]:
-    with started(*request.param, tmp_path_factory) as running:
-        yield running
-
-
-def test_somebody_elses_server_does_what_every_one_does(foreign: RunningServer) -> None:
-    server = SERVERS[foreign.server]
-    checks = verify_server(
-        foreign.base_url, model=MODEL, checks=select_checks(True, server.waives, server.transports)
-    )
-    assert all(check.ok for check in checks), [check for check in checks if not check.ok]
 
 
 @pytest.fixture(scope="module", params=[start for name in OURS for start in STARTS[name]])

@@ -1,6 +1,6 @@
 """The simulated engine's options, seen through servers: each way in which tokens reach a client.
 
-What the engine does by itself is in `engines/test_engines.py`.
+What the engine does by itself is in `engines/test_like_other_engines.py`.
 """
 
 import json

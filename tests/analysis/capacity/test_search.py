@@ -3,23 +3,15 @@
 import math
 import random
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow
-import pyarrow.parquet
 import pytest
 
-from analysis import __main__ as command
-from analysis import dataset, slo
+from analysis import slo
 from analysis.capacity import search
 from analysis.capacity.search import LoadProbe
 from analysis.dataset import InputError
-from analysis.report import writer
-from loadtests import schema
-from tests.helpers import synthetic_campaign
 
 
 def searched(
@@ -251,199 +243,6 @@ def test_a_queue_s_capacity_is_found() -> None:
         found.append(answer.holds / low)
         assert len(tried) < search.MOST_CASES
     assert 0.96 <= float(np.median(found)) <= 1.02, found
-
-
-# --- what is on disk
-
-SEARCH = {
-    "slo": "ttft_p95=60ms",
-    "duration_s": None,
-    "estimates": {},
-    "saturation": {"steady": "steady-saturation"},
-    "systems": [{"server": "alpha", "options": {}, "engine": "simulated", "scenario": "steady"}],
-}
-STEADY = {"arrivals": "poisson", "rate": 3.0, "prompt_tokens": [16, 64], "duration_s": 8.0}
-SCENARIOS = {"steady": STEADY, "steady-saturation": STEADY | {"arrivals": "closed", "users": 64}}
-
-
-def write(folder: Path, *cases: tuple[str, float, float], **changes: Any) -> Path:
-    """Cases of (scenario, rate, ttft_s)."""
-    (folder / "cases").mkdir(parents=True)
-    schema.write_json(
-        folder / "campaign.json",
-        synthetic_campaign.campaign_data([], scenarios=SCENARIOS, search=SEARCH | changes),
-    )
-    for index, (scenario, rate, ttft_s) in enumerate(cases, 1):
-        count = int(12 * rate)
-        rows = synthetic_campaign.requests(count, rate, ttft_s)
-        counts = {
-            "sent": count,
-            "rows": count,
-            "locust_requests": count,
-            "locust_failures": 0,
-            "cut_off": 0,
-            "planned": int(8 * rate),
-        }
-        load_of = (
-            {"users": 64, "rate": None} if scenario != "steady" else {"users": None, "rate": rate}
-        )
-        run = synthetic_campaign.run(index, "alpha", scenario=scenario, counts=counts, **load_of)
-        synthetic_campaign.write_case(folder, run, rows, synthetic_campaign.telemetry())
-    return folder
-
-
-def asked(folder: Path) -> Any:
-    (answer,) = search.needed_cases(dataset.read_campaign(folder))
-    return answer
-
-
-def test_it_begins_at_saturation_and_ends_between_what_holds_and_what_does_not(
-    tmp_path: Path,
-) -> None:
-    first = asked(write(tmp_path / "1"))
-    assert first == {
-        "scenario": "steady-saturation",
-        "users": 64,
-        "rate": None,
-        "duration_s": search.SATURATION_S,
-    }
-    at_saturation = ("steady-saturation", 40.0, 0.3)
-    second = asked(write(tmp_path / "2", at_saturation))
-    assert second == {"scenario": "steady", "users": None, "rate": 32.0, "duration_s": 8.0}
-    third = asked(write(tmp_path / "3", at_saturation, ("steady", 32.0, 0.05)))
-    assert third["rate"] == 40.0
-    fourth = asked(
-        write(tmp_path / "4", at_saturation, ("steady", 32.0, 0.05), ("steady", 40.0, 0.07))
-    )
-    assert fourth["rate"] == pytest.approx(math.sqrt(32 * 40), abs=0.01)
-    done = write(
-        tmp_path / "5",
-        at_saturation,
-        ("steady", 32.0, 0.05),
-        ("steady", 40.0, 0.07),
-        ("steady", 33.0, 0.065),
-    )
-    assert asked(done) is None
-    (found,) = search.find_capacities(dataset.read_campaign(done))
-    assert (found.capacity, found.at_capacity, found.is_precise) == ((32.0, 33.0), 2, True)
-
-
-def test_the_window_is_as_long_as_the_percentile_needs(tmp_path: Path) -> None:
-    folder = write(tmp_path, slo="ttft_p99=60ms", estimates={"steady": 10.0})
-    assert asked(folder) == {
-        "scenario": "steady",
-        "users": None,
-        "rate": 10.0,
-        "duration_s": 37.0,
-    }, "368 requests"
-
-
-def test_an_unsteady_case_does_not_hold_and_one_without_a_number_ends_the_search(
-    tmp_path: Path,
-) -> None:
-    folder = write(tmp_path, ("steady", 32.0, 0.05), estimates={"steady": 32.0})
-    campaign = dataset.read_campaign(folder)
-    place = campaign.folders[1]
-    rows = synthetic_campaign.requests(384, 32.0, 0.01)
-    for row in rows:  # ever later, and still within the bound
-        late = 0.04 * row["scheduled_s"] / 12
-        for name in ("first_s", "last_s", "done_s"):
-            row[name] += late
-        row["token_s"] = [at + late for at in row["token_s"]]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), place / "requests.parquet")
-    (probe,) = search.list_probes(dataset.read_campaign(folder), "alpha", "simulated", "steady")
-    assert (
-        probe.holds is False
-        and "steadiness" in probe.why
-        and all(kept.holds for kept in probe.bound_results)
-    )
-    schema.write_json(
-        place / "run.json",
-        schema.read_json(place / "run.json")
-        | {"status": "failed: load: the server ended by itself"},
-    )
-    (probe,) = search.list_probes(dataset.read_campaign(folder), "alpha", "simulated", "steady")
-    assert (
-        probe.holds is None
-        and probe.why == "failed: load: the server ended by itself"
-        and asked(folder) is None
-    )
-
-
-def test_the_report_says_what_holds_and_what_broke(tmp_path: Path) -> None:
-    folder = write(
-        tmp_path, ("steady", 32.0, 0.05), ("steady", 33.0, 0.065), estimates={"steady": 32.0}
-    )
-    writer.write_report(folder)
-    page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
-    for said in (
-        "alpha (simulated) meets TTFT P95 ≤ 60 ms up to 32.0 requests/s (not at 33.0)",
-        "TTFT P95 65.0 ms",
-    ):
-        assert said in page and said in text
-    assert "steady, 33 requests/s</h2>" not in page, (
-        "a search's loads are no comparisons of their own"
-    )
-
-
-# --- servers that fail
-
-
-def fail_all(folder: Path, index: int, share: float = 1.0) -> None:
-    """Of a written case, `share` of the requests fail."""
-    place = dataset.read_campaign(folder).folders[index]
-    rows = pyarrow.parquet.read_table(place / "requests.parquet").to_pylist()
-    for i, row in enumerate(rows):
-        if i % 10 < 10 * share:
-            synthetic_campaign.fail(row, "http 500", "CUDA error")
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), place / "requests.parquet")
-
-
-def test_a_search_whose_cases_all_fail_ends_with_that(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = write(tmp_path / "c", ("steady", 32.0, 0.05), estimates={"steady": 32.0})
-    fail_all(folder, 1)
-    assert asked(folder) is None, "nor would a lower load help"
-    assert command.main(["report", str(folder), "--no-notebooks", "--strict"]) == 1
-    out, error = capsys.readouterr()
-    why = "alpha (simulated), steady: errors: 100% http 500: CUDA error"
-    assert error == f"no valid case of {why}\n"
-    said = "Under steady, alpha (simulated) has no valid case: errors: 100% http 500: CUDA error."
-    text = (folder / "report.md").read_text()
-    assert said in out and said in text and "meets TTFT" not in text and "| holds |" not in text
-    recommended = ["recommend", str(folder), "--rate", "5"]
-    assert command.main(recommended) == 1
-    out, error = capsys.readouterr()
-    assert "nothing can be recommended" in out
-    assert error == "no valid case of alpha (simulated): errors: 100% http 500: CUDA error\n"
-
-
-def test_a_search_that_fails_at_saturation_ends_there(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = write(tmp_path / "c", ("steady-saturation", 40.0, 0.3))
-    fail_all(folder, 1)
-    assert asked(folder) is None
-    assert command.main(["report", str(folder), "--no-notebooks", "--strict"]) == 1
-    assert "no valid case of alpha (simulated), steady-saturation: errors: 100% http 500" in (
-        capsys.readouterr().err
-    )
-    assert (
-        "no case at any load: errors: 100% http 500: CUDA error"
-        in (folder / "report.md").read_text()
-    )
-
-
-def test_too_many_errors_do_not_hold_whatever_the_slo_bounds(tmp_path: Path) -> None:
-    """Failures have no TPOT, so that they cannot miss a bound of it; a lower load may hold."""
-    folder = write(
-        tmp_path / "c", ("steady", 40.0, 0.05), estimates={"steady": 40.0}, slo="tpot_p95=100ms"
-    )
-    fail_all(folder, 1, 0.3)
-    (probe,) = search.list_probes(dataset.read_campaign(folder), "alpha", "simulated", "steady")
-    assert probe.holds is False and probe.why == "errors: 30% http 500: CUDA error"
-    assert asked(folder)["rate"] == 32.0
 
 
 def test_a_tpot_that_was_not_measured_is_no_answer() -> None:

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.stats
 
 from analysis import checks, metrics, stats, summary
 from tests.helpers import synthetic_campaign
@@ -257,14 +256,6 @@ def test_too_small_a_sample_has_no_percentile(observe):
     assert not math.isnan(metrics.measure_case(observe(rows[: 80 + 299]))["ttft_p99_s"])
 
 
-def test_percentiles_are_observed_values():
-    values = np.array([4.0, 1.0, 3.0, 2.0])
-    assert [stats.percentile(values, p) for p in (25, 50, 51, 99)] == [1, 2, 3, 4]
-    assert stats.percentile(np.array([1.0, math.inf, math.inf]), 50) == math.inf
-    assert stats.percentile(np.array([1.0, 2.0, math.inf]), 50) == 2
-    assert math.isnan(stats.percentile(np.empty(0), 50))
-
-
 @pytest.mark.parametrize("rows", [[], None])
 def test_no_window_no_rows_no_telemetry(observe, rows):
     values = metrics.measure_case(
@@ -283,48 +274,6 @@ def test_lines_of_a_killed_case_equal_its_parquet(observe):
     assert killed == pytest.approx(whole, nan_ok=True)
 
 
-def test_estimate_is_students_interval():
-    values = [10.0, 12.0, 17.0]
-    e = stats.estimate_mean([*values, math.nan])
-    low, high = scipy.stats.t.interval(0.95, 2, loc=np.mean(values), scale=scipy.stats.sem(values))
-    assert (e.mean, e.runs) == (13, 3)
-    assert e.interval == pytest.approx((low, high))
-    assert stats.estimate_mean([10.0]).runs == 1 and math.isnan(stats.estimate_mean([10.0]).half)
-    assert stats.estimate_mean([1.0, math.inf]).mean == math.inf
-    assert stats.estimate_mean([]).runs == 0
-
-
-def test_trend():
-    times, values = [0.0, 1.0, 3.0, 4.0, 6.0], [5.0, 6.0, 5.5, 8.0, 7.0]
-    expected = scipy.stats.linregress(times, values)
-    assert stats.trend_test(times, values, 6.0) == pytest.approx(
-        (expected.slope * 6.0 / 6.3, expected.pvalue)
-    )
-    assert stats.trend_test([1, 2, 3], [4, 4, 4], 2.0) == (0, 1)
-    assert stats.trend_test([1, 2, 3], [1, 2, 3], 2.0) == (1, 0)
-
-
-def test_welch():
-    a, b = [10.0, 12.0, 17.0, 11.0], [20.0, 29.0, 22.0]
-    expected = scipy.stats.ttest_ind(a, b, equal_var=False)
-    assert stats.welch_test(a, b)[1:4] == pytest.approx(
-        (*expected.confidence_interval(0.95), expected.pvalue)
-    )
-    assert (
-        stats.welch_test([1.0, 1.0], [1.0, 1.0]).p == 1
-        and stats.welch_test([1.0, 1.0], [2.0, 2.0]).p == 0
-    )
-
-
-def test_ratio():
-    point, low, high = stats.mean_ratio([20.0, 22.0], [10.0, 11.0])
-    assert point == pytest.approx(2) and low < 2 < high
-    assert stats.mean_ratio([20.0], [10.0])[0] == pytest.approx(2) and math.isnan(
-        stats.mean_ratio([20.0], [10.0])[1]
-    )
-    assert math.isnan(stats.mean_ratio([20.0], [0.0])[0])
-
-
 def test_every_metric_says_what_it_is():
     for name, metric in metrics.METRICS.items():
         assert metric.value.__doc__ and metric.label, name
@@ -333,119 +282,6 @@ def test_every_metric_says_what_it_is():
             metric.unit, ""
         )
         assert name.endswith(unit), name
-
-
-def test_the_server_over_time_beside_the_client(observe):
-    frame = summary.timeline_frame(observe(said=synthetic_campaign.server_metrics()))
-    middle = frame[(frame["time_s"] > 0) & (frame["time_s"] < 7)]
-    assert middle["in_flight"].between(5, 7).all()  # 40 a second, 0.15 s each
-    assert set(middle["server_running"].dropna()) == {3.0} and set(
-        middle["server_waiting"].dropna()
-    ) == {1.0}
-    assert middle["server_running"].isna().sum() == 1  # the scrape that brought nothing
-    # not asked; killed while it ran
-    for o in (observe(), observe(lines=True, said=synthetic_campaign.server_metrics())):
-        assert (
-            len(o.server_metrics) == 0 and summary.timeline_frame(o)["server_running"].isna().all()
-        )
-    vllm = [
-        row | {"name": row["name"] and row["name"].replace("serveoff_", "vllm:num_")}
-        for row in synthetic_campaign.server_metrics(running=9.0)
-    ]
-    assert set(
-        observe(said=vllm).served("serveoff_requests_running", "vllm:num_requests_running")
-    ) == {9.0}
-    both = summary.timeline_frame(observe(said=[*synthetic_campaign.server_metrics(), *vllm]))[
-        "server_running"
-    ].dropna()
-    assert set(both) == {9.0}, "ours counts what vLLM lets wait as running"
-
-
-def test_cache_hits_are_those_of_the_window(observe):
-    def share(seconds, hits, misses):
-        said = [
-            dict(
-                zip(
-                    synthetic_campaign.schema.SERVER_METRICS_FIELDS,
-                    (float(t), 0.25, f"serveoff_cache_{what}_total", "{}", float(count(t))),
-                    strict=True,
-                )
-            )
-            for t in seconds
-            for what, count in (("hits", hits), ("misses", misses))
-        ]
-        return metrics.requests.cache_hit_share(
-            observe(said=[*synthetic_campaign.server_metrics(), *said])
-        )
-
-    assert share(range(12), lambda t: 3 * t, lambda t: t if t < 10 else 99) == 0.75
-    assert share((0, 5, 9), lambda t: t, lambda t: 0 if t < 5 else 40) == 1, (
-        "the misses of the warm-up are not its own"
-    )
-    assert share(range(12), lambda t: 7, lambda t: t) == 0
-    assert math.isnan(share((0, 5, 11), lambda t: t, lambda t: t)), (
-        "one word in the window says nothing of it"
-    )
-    assert math.isnan(share(range(12), lambda t: 7, lambda t: 7)), (
-        "nothing was asked that a cache could have"
-    )
-    assert math.isnan(
-        metrics.requests.cache_hit_share(observe(said=synthetic_campaign.server_metrics()))
-    ), "it has no cache"
-
-
-def test_running_at_once_is_the_engines_time_in_the_window(observe):
-    rows = synthetic_campaign.requests(n=3)
-    for row, first, prompt_ms, predicted_ms in zip(
-        rows, (2.5, 5.0, 9.5), (1000, 500, 0), (1000, 2000, 4000), strict=True
-    ):
-        row |= {"first_s": first, "prompt_ms": prompt_ms, "predicted_ms": predicted_ms}
-    assert metrics.requests.running_mean(observe(rows)) == pytest.approx((1.5 + 2.5 + 0.5) / 8), (
-        "what lies outside [2, 10) is none of it"
-    )
-    synthetic_campaign.fail(rows[2])
-    assert metrics.requests.running_mean(observe(rows)) == pytest.approx(4.0 / 8)
-    rows[0]["predicted_ms"] = None
-    assert (
-        metrics.requests.running_mean(
-            observe(rows, said=synthetic_campaign.server_metrics(running=9.0))
-        )
-        == 9
-    ), "then what the server says"
-    assert math.isnan(metrics.requests.running_mean(observe(rows)))
-
-
-def test_event_loop_lag_is_the_buckets_bound_in_which_p99_lies(observe):
-    def lag(counts, seconds=range(12)):
-        """`counts`: new ones a second, by the bucket's bound."""
-        said, so_far = [], dict.fromkeys(counts, 1000)  # what was before the window is none of it
-        for t in seconds:
-            total = 0
-            for bound in counts:
-                so_far[bound] += counts[bound]
-                total += so_far[bound]
-                sample = (
-                    float(t),
-                    0.25,
-                    "serveoff_event_loop_lag_seconds_bucket",
-                    f'{{"le": "{bound}"}}',
-                    float(total),
-                )
-                said.append(
-                    dict(zip(synthetic_campaign.schema.SERVER_METRICS_FIELDS, sample, strict=True))
-                )
-        return metrics.resources.event_loop_lag_p99_s(observe(said=said))
-
-    assert lag({"0.001": 99, "0.5": 1, "+Inf": 0}) == 0.001
-    assert lag({"0.001": 98, "0.5": 2, "+Inf": 0}) == 0.5
-    assert lag({"0.001": 50, "0.5": 0, "+Inf": 50}) == math.inf
-    assert math.isnan(lag({"0.001": 20, "+Inf": 0})), "140 are too few for a P99"
-    assert math.isnan(lag({"0.001": 2000, "+Inf": 0}, (0, 5, 11))), (
-        "one word in the window says nothing of it"
-    )
-    assert math.isnan(
-        metrics.resources.event_loop_lag_p99_s(observe(said=synthetic_campaign.server_metrics()))
-    ), "no event loop"
 
 
 def test_sums_of_arrays():

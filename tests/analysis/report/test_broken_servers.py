@@ -12,8 +12,8 @@ from rich.console import Console
 
 from analysis import __main__, conclusions, dataset, summary
 from analysis.report import terminal, writer
-from tests.analysis.checks.test_checks import FOREIGN
 from tests.helpers import synthetic_campaign
+from tests.helpers.checked_case import FOREIGN
 
 Rows = list[dict[str, Any]]
 

@@ -1,5 +1,5 @@
-"""Engines: known times of the simulated one, exact answers of Transformers, and of both: stop
-strings, counts, cancelling.
+"""Engines: known times of the simulated one, its stop strings, counts and cancelling; and the table
+of all engines.
 
 Times are checked from below and by order only: a busy machine makes everything later, and nothing
 earlier.
@@ -10,7 +10,6 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,66 +17,11 @@ import pytest
 
 from servers import engines
 from servers.contract import metrics, oracle
-from servers.contract.api import (
-    ChatCompletionRequest,
-    ChatMessage,
-    CompletionRequest,
-    ContractError,
-    Outcome,
-    Piece,
-)
-from servers.engines import Generation, Settings, simulated
+from servers.contract.api import ChatCompletionRequest, ChatMessage, ContractError
+from servers.engines import Generation, simulated
 from servers.runtime import catalog
-from tests.helpers.heard_generation import Gone, Heard, blocking, completion
-
-QUICK = {"prefill_ms": 4, "step_ms": 2}
-
-
-def settings(**times: Any) -> Settings:
-    return Settings("simulated", "m", "", 1, times)
-
-
-async def streamed(
-    engine: Any, request: Any, until: Callable[[Heard], bool] = lambda heard: False
-) -> Heard:
-    heard = Heard(time.perf_counter())
-    stream = engine.stream(engine.prepare(request))
-    async for item in stream:
-        if isinstance(item, Outcome):
-            heard.outcome = item
-        else:
-            heard.times.append(time.perf_counter())
-            heard.pieces.append(item)
-            if until(heard):
-                break
-    await stream.aclose()
-    return heard
-
-
-def hear(
-    kind: str, *requests: CompletionRequest | ChatCompletionRequest, **times: Any
-) -> list[Heard]:
-    """All at once, on one simulated engine, asked for in this order. `kind`: blocking, in threads,
-    or async.
-    """
-    if kind == "async":
-
-        async def all_of_them() -> list[Heard]:
-            engine = simulated.SimulatedAsyncEngine(settings(**times))
-            return await asyncio.gather(*(streamed(engine, request) for request in requests))
-
-        return asyncio.run(all_of_them())
-    engine = simulated.SimulatedBlockingEngine(settings(**times))
-    with ThreadPoolExecutor(len(requests)) as pool:
-        waiting = []
-        for request in requests:
-            waiting.append(pool.submit(blocking, engine, request))
-            time.sleep(0.005)  # threads begin in any order unless one waits a little
-        return [one.result() for one in waiting]
-
-
-both = pytest.mark.parametrize("kind", ["blocking", "async"])
-
+from tests.helpers.heard_generation import Gone, blocking, completion, streamed
+from tests.helpers.simulated_engine import QUICK, both, hear, settings
 
 # --- simulated
 
@@ -322,93 +266,6 @@ def test_a_chat_may_fill_the_context_and_both_names_of_its_limit_count() -> None
         == 5
     )
     assert blocking(engine, chat(max_tokens=2)).text == oracle.continuation("bebe", 2)
-
-
-# --- simulated: like other servers' engines
-
-
-def chat(text: str = "baba", **more: Any) -> ChatCompletionRequest:
-    message = ChatMessage(role="user", content=text)
-    return ChatCompletionRequest(model="m", messages=[message], temperature=0, **more)
-
-
-@both
-def test_a_chat_without_max_tokens_ends_by_itself(kind: str) -> None:
-    for more, reason in (({}, "stop"), ({"ignore_eos": True}, "length")):
-        (heard,) = hear(kind, chat(**more), prefill_ms=0, step_ms=0)
-        assert heard.outcome and heard.outcome.finish_reason == reason
-        assert heard.text == oracle.continuation("baba", simulated.OPEN_TOKENS)
-
-
-@both
-def test_the_text_ends_where_it_is_told_to(kind: str) -> None:
-    for max_tokens, more, tokens, reason in (
-        (20, {}, 7, "stop"),
-        (None, {}, 7, "stop"),
-        (7, {}, 7, "length"),
-        (5, {}, 5, "length"),
-        (20, {"ignore_eos": True}, 20, "length"),
-    ):
-        request = chat(max_tokens=max_tokens, **more)
-        (heard,) = hear(kind, request, prefill_ms=0, step_ms=0, end_of_text=7)
-        assert heard.outcome and heard.text == oracle.continuation("baba", tokens)
-        assert (heard.outcome.completion_tokens, heard.outcome.finish_reason) == (tokens, reason)
-
-
-@both
-def test_several_tokens_come_in_one_chunk_after_as_many_steps(kind: str) -> None:
-    (heard,) = hear(kind, completion("baba", 10), prefill_ms=20, step_ms=5, tokens_per_chunk=4)
-    assert [len(piece.split()) for piece in heard.pieces] == [4, 4, 2]
-    assert heard.text == oracle.continuation("baba", 10)
-    for i, at in enumerate(heard.times):
-        assert at - heard.asked >= 0.020 + i * 4 * 0.005
-    assert heard.outcome and heard.outcome.completion_tokens == 10
-    (heard,) = hear(kind, completion("baba", 10, stop="babu"), step_ms=0, tokens_per_chunk=4)
-    assert heard.text == " babe babi babo " and heard.outcome
-    assert (heard.outcome.completion_tokens, heard.outcome.finish_reason) == (4, "stop")
-
-
-@both
-def test_a_share_of_a_chats_tokens_is_reasoning(kind: str) -> None:
-    times = {"prefill_ms": 0, "step_ms": 0, "reasoning_share": 0.7, "tokens_per_chunk": 2}
-    (heard,) = hear(kind, chat(max_tokens=10), **times)
-    told = [(len(piece.split()), getattr(piece, "reasoning", False)) for piece in heard.pieces]
-    assert told == [(2, True), (2, True), (2, True), (1, True), (2, False), (1, False)]
-    assert heard.outcome and heard.text == oracle.continuation("baba", 10)
-    assert heard.outcome.reasoning == oracle.continuation("baba", 7)
-    assert heard.outcome.usage()["completion_tokens_details"] == {"reasoning_tokens": 7}
-    (heard,) = hear(kind, completion("baba", 10), **times)
-    assert heard.outcome and not heard.outcome.reasoning_tokens
-
-
-@both
-def test_an_early_chunk_comes_before_the_slot(kind: str) -> None:
-    asked = [chat(max_tokens=5, stream=True)] * 2
-    first, second = hear(kind, *asked, prefill_ms=40, step_ms=2, max_batch=1, early_chunk=1)
-    assert first.pieces[0] == second.pieces[0] == "" and len(first.pieces) == 6
-    assert second.times[0] < first.times[1], "it waited for its slot"
-    (plain,) = hear(kind, chat(max_tokens=5), early_chunk=1, **QUICK)
-    assert len(plain.pieces) == 5
-
-
-@both
-def test_a_word_may_be_several_tokens(kind: str) -> None:
-    (heard,) = hear(kind, chat("bebe baba", max_tokens=7), tokens_per_word=2, **QUICK)
-    assert heard.pieces == [" b", "abe", " b", "abi", " b", "abo", " b"]
-    assert heard.outcome and heard.outcome.prompt_tokens == 6
-    assert heard.outcome.completion_tokens == 7
-
-
-@both
-def test_the_tokens_so_far_are_told_with_each_chunk_if_asked_for(kind: str) -> None:
-    asked = {"include_usage": True, "continuous_usage_stats": True}
-    request = completion("baba", 7, stream_options=asked, stop="babu baba")
-    (heard,) = hear(kind, request, prefill_ms=0, step_ms=0, tokens_per_chunk=2)
-    assert heard.text == oracle.continuation("baba", 7)
-    # " babu" is held back until it is clear what follows
-    usages = [piece.usage for piece in heard.pieces if isinstance(piece, Piece)]
-    assert [usage and usage["completion_tokens"] for usage in usages] == [2, 4, 6, 7]
-    assert usages[0] and usages[0]["prompt_tokens"] == 1
 
 
 def test_a_misspelt_time_is_an_error() -> None:

@@ -1,0 +1,135 @@
+"""Responses: their tokens where an endpoint is not held to its counts, and what the server counts
+of them.
+"""
+
+import pytest
+
+from analysis import checks, metrics
+from analysis.checks import load, responses
+from tests.helpers.checked_case import FOREIGN, early, failed, rows_with
+
+
+def foreign(observe, change, indices=range(400)):
+    return observe(rows_with(change, indices), **FOREIGN)
+
+
+def found_by(o, name):
+    return next(c for c in checks.run_checks(o) if c.name == name)
+
+
+def test_a_profiled_endpoint_s_counts_are_compared_too(observe):
+    o = foreign(observe, lambda row: row)
+    assert failed(o) == {}
+    assert found_by(o, "token counts").detail == "4,400 tokens by usage in 4,400 chunks"
+    assert metrics.measure_case(o)["goodput_per_s"] == 40
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "severity", "says"),
+    [
+        (
+            {"tokens": 3000, "token_source": "counted"},
+            "token counts",
+            "warning",
+            "usage cannot be right in 400 of 400 responses, such as 3,000 tokens where 11 were"
+            " asked for and 11 chunks came",
+        ),
+        (
+            {"tokens": 44, "max_tokens": 44},
+            "token counts",
+            "invalid",
+            "usage has 17,600 tokens, and the numbers count 4,400",
+        ),
+        (
+            {"tokens_counted": 30},
+            "token counts",
+            "warning",
+            "more chunks with text than tokens in 400 of 400 responses, such as 30 chunks for 11",
+        ),
+        (
+            {"tokens": None, "token_source": "counted"},
+            "usage",
+            "warning",
+            "missing in 400 of 400 responses",
+        ),
+        (
+            {"max_tokens": 20},
+            "response lengths",
+            "note",
+            "100% ended early (mean 11.0 of 20.0 tokens)",
+        ),
+        ({"max_tokens": 5}, "response lengths", "warning", "100% had more tokens than asked for"),
+    ],
+)
+def test_what_is_wrong_with_a_count_is_named(observe, change, name, severity, says):
+    o = foreign(observe, lambda row: row.update(change))
+    assert failed(o) == {name: severity}
+    assert says in found_by(o, name).detail
+
+
+def test_chunks_of_several_tokens_are_no_difference(observe):
+    def in_fours(row):
+        row.update(tokens_counted=3, token_s=row["token_s"][:3], token_n=[4, 4, 3])
+
+    assert failed(foreign(observe, in_fours)) == {}
+
+
+def test_who_never_gives_usage_is_judged_by_its_chunks(observe):
+    def silent(row):
+        row.update(tokens=None)
+
+    assert failed(observe(rows=rows_with(silent, range(400)))) == {}
+    short = rows_with(silent, range(400))
+    short[7].update(token_n=[1] * 9 + [0, 0])
+    assert failed(observe(rows=short)) == {"token counts": "invalid"}
+
+
+CUT = rows_with(
+    lambda row: row.update(
+        error="cut off", http_status=None, tokens=None, first_s=None, last_s=None
+    ),
+    [398, 399],
+)
+
+
+NEVER_SENT = rows_with(
+    lambda row: row.update(error="connection refused", http_status=None, tokens=None, sent_s=None),
+    [399],
+)
+
+
+@pytest.mark.parametrize(
+    ("rows", "requests", "tokens", "ok"),
+    [
+        (CUT, 398, 398 * 11, True),  # the server never saw them, or does not count them
+        (CUT, 400, 398 * 11 + 7, True),  # it counts them, and has made some of their tokens
+        (CUT, 397, 398 * 11, False),
+        (CUT, 401, 400 * 11, False),
+        (CUT, 399, 400 * 11 + 1, False),
+        (CUT, 399, 398 * 11 - 1, False),
+        (NEVER_SENT, 399, 399 * 11, True),
+        (NEVER_SENT, 400, 400 * 11, False),
+    ],
+)
+def test_what_failed_may_have_been_answered_there(observe, rows, requests, tokens, ok):
+    assert (
+        responses.check_served(observe(rows, served={"requests": requests, "tokens": tokens})).ok
+        == ok
+    )
+
+
+def test_the_servers_own_view_where_it_is_partly_unknown(observe):
+    o = observe(
+        rows_with(lambda row: row.update(tokens=None), [7]), served={"requests": 400, "tokens": 1}
+    )
+    assert responses.check_served(o).ok, (
+        "without usage only the requests can be held against each other"
+    )
+    # llama.cpp gives no queue_ms; most servers give nothing
+    for unknown in ({"queue_ms": None}, {"prompt_ms": None}):
+        check = load.check_own_times(
+            observe(rows_with(lambda row, unknown=unknown: row.update(unknown), range(400)))
+        )
+        assert check.ok is (True if "queue_ms" in unknown else None), check
+    few = rows_with(early, range(100, 103))  # 3 of the window's 320: less than 1%
+    assert load.check_own_times(observe(few)).ok
