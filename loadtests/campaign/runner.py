@@ -300,9 +300,7 @@ def resolve_model(
 
 
 def keep_possible_cases(plan: CampaignPlan, profiles: dict[str, Profile]) -> CampaignPlan:
-    """Leaves out default scenarios whose endpoint a target lacks. Raises UsageError if none is
-    left.
-    """
+    """Leaves out default scenarios that a target has no endpoint for. Raises UsageError."""
     missing = {
         name: table["endpoint"]
         for name, table in plan.scenarios.items()
@@ -310,15 +308,18 @@ def keep_possible_cases(plan: CampaignPlan, profiles: dict[str, Profile]) -> Cam
     }
     for name, endpoint in missing.items():
         print(f"{name} is left out: the target has no {ENDPOINTS[endpoint]}", flush=True)
-    cases = [case for case in plan.cases if case.scenario not in missing]
-    if not cases:
-        raise UsageError(
-            f"none of the default scenarios fits the target, which has no"
-            f" {' and no '.join(sorted({ENDPOINTS[each] for each in missing.values()}))}: choose"
-            " others by --scenarios"
-        )
     scenarios = {name: table for name, table in plan.scenarios.items() if name not in missing}
-    return dataclasses.replace(plan, cases=cases, scenarios=scenarios)
+    if not scenarios:
+        paths = " and no ".join(sorted({ENDPOINTS[each] for each in missing.values()}))
+        raise UsageError(f"the target has no {paths}: choose other scenarios by --scenarios")
+    cases = [case for case in plan.cases if case.scenario in scenarios]
+    search = plan.search and dataclasses.replace(
+        plan.search, systems=[s for s in plan.search.systems if s.scenario in scenarios]
+    )
+    gate = plan.gate and dataclasses.replace(
+        plan.gate, systems=[s for s in plan.gate.systems if s.scenario in scenarios]
+    )
+    return dataclasses.replace(plan, cases=cases, scenarios=scenarios, search=search, gate=gate)
 
 
 def choose_source(folder: Path, plan: CampaignPlan) -> Source:

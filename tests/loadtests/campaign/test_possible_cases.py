@@ -1,0 +1,45 @@
+"""Default scenarios that a target lacks the endpoint for are left out of everything planned."""
+
+import pytest
+
+from loadtests.campaign import capacity_rounds, gate_rounds
+from loadtests.campaign.plan import make_plan
+from loadtests.campaign.runner import CampaignPlan, keep_possible_cases
+from loadtests.campaign.targets import target_of_url
+from loadtests.errors import UsageError
+from loadtests.schema import CapacitySearch, PairedGate
+from loadtests.workload.scenario import read_scenarios
+from servers.profile.profile import Dialect, Profile
+
+NAMES = ("interactive", "steady")  # a chat, and completions
+
+
+def plan():
+    known, target = read_scenarios(), target_of_url("http://127.0.0.1:1")
+    scenarios = {name: known[name] for name in NAMES}
+    cases = make_plan([target.server], [], scenarios)
+    search = CapacitySearch("", None, {}, {}, capacity_rounds.searched_systems(cases))
+    gate = PairedGate({}, 1, "", [], "", 1.0, gate_rounds.gated_systems(cases))
+    return CampaignPlan({"": target}, None, cases, scenarios, search, gate)
+
+
+def profile(*endpoints):
+    return {"": Profile("http://127.0.0.1:1", Dialect(), "m", endpoints=endpoints)}
+
+
+@pytest.mark.parametrize(("endpoint", "kept"), [("chat", "interactive"), ("completions", "steady")])
+def test_only_possible_scenarios_are_kept(endpoint, kept, capsys):
+    left = keep_possible_cases(plan(), profile(endpoint))
+    assert list(left.scenarios) == [kept]
+    for systems in (left.cases, left.search.systems, left.gate.systems):
+        assert {each.scenario for each in systems} == {kept}
+    assert "is left out: the target has no" in capsys.readouterr().out
+
+
+def test_all_are_kept_where_all_are_possible():
+    assert keep_possible_cases(plan(), profile("chat", "completions")) == plan()
+
+
+def test_nothing_that_is_possible_is_an_error():
+    with pytest.raises(UsageError, match="the target has no /chat/completions and no /completions"):
+        keep_possible_cases(plan(), profile())
