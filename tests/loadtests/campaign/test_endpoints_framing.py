@@ -1,5 +1,6 @@
 """How a stream is framed, and what HTTP allows around it."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,27 @@ def test_a_refusal_with_retry_after_is_reported(bench: Bench, tmp_path: Path) ->
     assert {row["retry_after_s"] for row in refused} == {7.0}
     assert {row["error"] for row in refused} == {"http 429"}
     assert all(REFUSAL in row["error_detail"] for row in refused)
+
+
+@slow
+@pytest.mark.parametrize(("option", "respected"), [(("--respect-retry-after",), True), ((), False)])
+def test_a_user_waits_as_long_as_the_server_asks_for(
+    bench: Bench, tmp_path: Path, option: tuple[str, ...], respected: bool
+) -> None:
+    failure = Failure(429, REFUSAL, retry_after="1", when=LOAD, every=2)
+    measured = measure_script(bench, tmp_path, Script(**CALM, failure=failure), *option)
+    waits = []
+    for user in (0, 1):
+        rows = sorted(
+            (row for row in measured.rows if row["user"] == user), key=lambda row: row["sent_s"]
+        )
+        waits += [
+            after["sent_s"] - before["done_s"]
+            for before, after in itertools.pairwise(rows)
+            if before["error"] == "http 429"
+        ]
+    assert len(waits) >= 2
+    assert min(waits) >= 1 if respected else max(waits) < 0.5
 
 
 @slow
