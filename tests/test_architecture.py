@@ -48,6 +48,7 @@ LOADTESTS = [
     "client",
     "telemetry",
     "generator",
+    "progress",
     "accuracy",
     "campaign",
 ]
@@ -76,6 +77,7 @@ APART = {  # rooms that could see more by the order above, but have no need to
     "loadtests.workload": ["errors", "schema"],
     "loadtests.client": ["schema"],
     "loadtests.telemetry": ["schema", "client"],
+    "loadtests.progress": ["schema", "generator"],
     # analysis_process knows nothing of campaigns, and is below them
     "loadtests.accuracy": [*LOADTESTS[: LOADTESTS.index("accuracy")], "campaign.analysis_process"],
     "loadtests.claims": [],
@@ -105,7 +107,7 @@ def rooms(package: str, order: list[str], commands: list[str]) -> Iterator["Rule
 
 RULES = [
     *rooms("loadtests", LOADTESTS, COMMANDS),
-    *rooms("analysis", ANALYSIS, ["next_cases", "notebooks", "__main__"]),
+    *rooms("analysis", ANALYSIS, ["case_row", "next_cases", "notebooks", "__main__"]),
     Rule(
         ("analysis/*",),
         (),

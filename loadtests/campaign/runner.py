@@ -27,10 +27,10 @@ from loadtests.campaign import (
 from loadtests.campaign.case import run_case
 from loadtests.campaign.case_run import CampaignContext
 from loadtests.campaign.plan import make_plan, option_combinations
-from loadtests.campaign.progress import ProgressWatch
 from loadtests.campaign.targets import Target, Targets, profile_targets, target_of_url
 from loadtests.errors import UsageError
 from loadtests.generator import locust_process
+from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import CampaignFile, CapacitySearch, Case, MachineShare, PairedGate
 from loadtests.telemetry import cores, machine
 from loadtests.workload.scenario import Tables, read_scenarios, with_trace
@@ -38,6 +38,7 @@ from servers.contract import oracle
 from servers.profile.profile import ENDPOINTS, Profile
 from servers.runtime import catalog, launch, models, ports
 
+CALIBRATION_S = 30.0  # about
 RESULTS = Path("results")
 SCENARIOS, GPU_SCENARIOS = "interactive,steady", "gpu-chat,gpu-steady"
 
@@ -158,40 +159,10 @@ def plan_campaign(
     )
     search = None
     if arguments.find_capacity:
-        scenarios, search = plan_capacity_search(cases, scenarios, arguments)
+        scenarios, search = capacity_rounds.plan_search(cases, scenarios, arguments)
     if gate:
         gate = dataclasses.replace(gate, systems=gate_rounds.gated_systems(cases))
     return CampaignPlan(targets, card, cases, scenarios, search, gate)
-
-
-def plan_capacity_search(
-    cases: list[Case], scenarios: Tables, arguments: argparse.Namespace
-) -> tuple[Tables, CapacitySearch]:
-    """The scenarios of a search for capacity, and what it looks for. Raises UsageError."""
-    for option, several in (
-        ("--repeat", arguments.repeat > 1),
-        ("--users", len(arguments.users) > 1),
-        ("--rate", len(arguments.rate) > 1),
-    ):
-        if several:
-            raise UsageError(
-                f"{option}: --find-capacity chooses the loads itself: give one value at most, where"
-                " to begin"
-            )
-    analysis_process.check_slo(arguments.slo)
-    scenarios, saturation = capacity_rounds.search_scenarios(scenarios, arguments.rate)
-    estimates = {
-        case.scenario: case.users if case.users else arguments.rate[0]
-        for case in cases
-        if case.users or arguments.rate
-    }
-    return scenarios, CapacitySearch(
-        slo=arguments.slo,
-        duration_s=arguments.duration,
-        estimates=estimates,
-        saturation=saturation,
-        systems=capacity_rounds.searched_systems(cases),
-    )
 
 
 def print_plan(cases: list[Case]) -> None:
@@ -348,7 +319,11 @@ def run(campaign: PreparedCampaign) -> int:
                 for case in cases:
                     watch.start(case)
                     statuses.append(run_case(case, context, watch))
-                    watch.end(statuses[-1])
+                    row = None
+                    if statuses[-1] == "ok":
+                        watch.stage("analyse")
+                        row = analysis_process.make_row(campaign.folder, case.index)
+                    watch.end(statuses[-1], row)
         except KeyboardInterrupt:
             watch.say(
                 f"interrupted; what was measured is in {campaign.folder}, and the same command with"
@@ -370,20 +345,21 @@ def calibrate(campaign: PreparedCampaign, cases: list[Case], watch: ProgressWatc
     context, file = campaign.context, campaign.folder / "calibration.json"
     if file.exists() or all(case.scenario in campaign.saturation_scenarios for case in cases):
         return
-    watch.say("the load generator measures its own errors: about half a minute")
     try:
-        errors = calibration.calibrate(
-            campaign.folder,
-            max((case.users for case in cases if case.users), default=None),
-            max((case.rate for case in cases if case.rate), default=None),
-            calibration.Placement(context.workers, context.share.cores, context.load_cores),
-        )
+        with watch.waiting("the load generator measures its own errors", CALIBRATION_S):
+            errors = calibration.calibrate(
+                campaign.folder,
+                max((case.users for case in cases if case.users), default=None),
+                max((case.rate for case in cases if case.rate), default=None),
+                calibration.Placement(context.workers, context.share.cores, context.load_cores),
+            )
     except locust_process.LoadFailed as error:
         raise UsageError(
             "the load generator could not be calibrated (--no-calibration leaves that out):"
             f" {error}"
         ) from None
     schema.write_json(file, errors)
+    watch.say(calibration.describe_errors(errors))
 
 
 def run_campaign(
