@@ -334,7 +334,7 @@ def calibrate(folder: Path, users: int | None, rate: float | None, place: Placem
 def describe_errors(results: Results) -> str:
     """What a calibration found, in one sentence."""
     found = [
-        f"{1e3 * errors['ttft_error_p99_s']:.2g} ms {where}"
+        f"{1e3 * errors['ttft_error_p99_s']:.1f} ms {where}"
         for errors, where in (
             (results["closed"], f"with {results['users']} users"),
             (results["open"], f"at {results['rate']:g} requests/s" if results["rate"] else ""),
