@@ -16,7 +16,7 @@ from analysis.dataset import InputError
 from analysis.hardware import NO_COST, MachineCost
 from analysis.metrics import METRICS
 from analysis.report import capacity_section, cost_section, noise_floor_section, profile_section
-from analysis.report.comparison_section import headline_metrics, sweep_view
+from analysis.report.comparison_section import sweep_view
 from analysis.summary import Summary, build_comparisons, build_sweeps, summarise
 from analysis.templating import TEMPLATES, View, render_markdown, render_page
 
@@ -105,10 +105,6 @@ def build_view(summary: Summary) -> View:
         ],
         "titles": TITLES,
         "capacity": capacity,
-        "headline": [
-            (METRICS[m].label, formatting.unit_of(m), METRICS[m].better)
-            for m in headline_metrics(summary)
-        ],
         "sweeps": sweeps,
         "sections": (
             [
