@@ -95,14 +95,7 @@ def build_view(summary: Summary) -> View:
             or [describe_result(c) for c in comparisons]
             or ["This campaign has no case yet."]
         ),
-        "warnings": [
-            text
-            for text, applies in (
-                (UNFINISHED, {"running", "planned"} & set(states)),
-                (UNCOMMITTED, (data.get("manifest") or {}).get("dirty")),
-            )
-            if applies
-        ],
+        "warnings": list_warnings(summary),
         "titles": TITLES,
         "capacity": capacity,
         "sweeps": sweeps,
@@ -120,7 +113,7 @@ def build_view(summary: Summary) -> View:
             "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         ),
         "profile": profile_section.profile_view(summary),
-        "concerns": _concerns(summary),
+        "concerns": list_concerns(summary),
         "checks": _checks(summary),
         "cost": cost_section.cost_view(summary, comparisons),
         "noise_floor": noise_floor_section.noise_floor_view(
@@ -162,6 +155,17 @@ def build_view(summary: Summary) -> View:
     }
 
 
+def list_warnings(summary: Summary) -> list[str]:
+    """What holds of the campaign as a whole, in whole sentences."""
+    manifest = summary.campaign.data.get("manifest") or {}
+    unfinished = summary.table["state"].isin(["running", "planned"]).any()
+    return [
+        text
+        for text, applies in ((UNFINISHED, unfinished), (UNCOMMITTED, manifest.get("dirty")))
+        if applies
+    ]
+
+
 def _notes(summary: Summary) -> Iterator[str]:
     """Those of all cases, but for what stands in the section on their endpoint."""
     for run in summary.campaign.runs.values():
@@ -177,7 +181,7 @@ def _case(case: Any) -> View:
     }
 
 
-def _concerns(summary: Summary) -> list[View]:
+def list_concerns(summary: Summary) -> list[View]:
     """What did not pass, once for each check and severity, with the cases it is about: the worst
     first, and of these the causes first.
     """
