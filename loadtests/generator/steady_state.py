@@ -81,7 +81,7 @@ class SteadyVerdict(NamedTuple):
             for name, each in self.findings.items()
             if not each.steady and each.drift is not None
         ]
-        return "; ".join(waits) or f"steady, but not yet {IN_A_ROW} times in a row"
+        return "; ".join(waits) or f"it is, but not yet {IN_A_ROW} times in a row"
 
 
 class SeriesCollector:

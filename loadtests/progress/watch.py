@@ -62,6 +62,7 @@ class ProgressWatch:
         self.previous: LoadStatus | None = None
         self.ends: float | None = None  # when the window closes, on time.monotonic()
         self.rows_since_heading: int | None = None
+        self.waiting_s = 0.0  # about how long what happens beside the cases takes
         live = self.console.is_interactive and sys.stdout.isatty()  # FORCE_COLOR is no terminal
         # It runs on the load generator's cores: two frames a second take 0.2% of one.
         self.live = (
@@ -108,8 +109,9 @@ class ProgressWatch:
         if not self.live:
             self.say(f"{what}: about {format_span(about_s)}")
         self.stage(what)
+        self.waiting_s = about_s
         yield
-        self.now = ""
+        self.now, self.waiting_s = "", 0.0
 
     def start(self, case: Case) -> None:
         self.case, self.case_began, self.ends = case, time.monotonic(), None
@@ -210,7 +212,7 @@ class ProgressWatch:
             left[0] = max(0.0, left[0] - (time.monotonic() - self.case_began))
             if self.ends:
                 left[0] = max(left[0], self.ends - time.monotonic())
-        return sum(left)
+        return sum(left) + max(0.0, self.waiting_s - (time.monotonic() - self.stage_began))
 
     def _frame(self) -> Text:
         """The live part: as many lines as the terminal has at most, none longer than it is wide."""
@@ -239,7 +241,7 @@ class ProgressWatch:
         if len(rows) < len(coming):
             lines.append((f"    and {len(coming) - len(rows)} more to come", "dim"))
         done = f"{self.done} of {len(self.cases)} cases done" if not self.more else ""
-        where = " of this round, and then others may follow" if self.more else ""
+        where = " of this round; others may follow" if self.more else ""
         times = (
             f"{format_span(time.monotonic() - self.began)} elapsed",
             f"about {format_span(self._left_s())} left{where}",

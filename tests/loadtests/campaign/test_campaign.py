@@ -200,9 +200,11 @@ def test_the_log_has_one_line_a_case(mini: tuple[Path, Any]) -> None:
 
 def test_the_terminal_shows_a_table_and_where_the_report_is(mini: tuple[Path, Any]) -> None:
     campaign, done = mini
-    assert done.stdout.splitlines()[-1] == str(
-        campaign.relative_to(campaign.parents[1]) / "report.html"
-    )
+    page = str(campaign.relative_to(campaign.parents[1]) / "report.html")
+    after = done.stdout.splitlines()[done.stdout.splitlines().index(page) + 1 :]
+    assert after[:2] == ["", "Worth typing next:"] and len(after) == 8
+    for what, command in zip(after[2::2], after[3::2], strict=True):
+        assert what.startswith("  # ") and re.match(r"  \S*python\S* -m loadtests --", command)
     for said in ("fastapi_threadpool (simulated)", "flask_gunicorn (simulated)", "tokens/s"):
         assert said in done.stdout
     assert (campaign / "report.html").stat().st_size > 10_000 and not (

@@ -154,7 +154,7 @@ def test_the_judge_says_what_it_waits_for() -> None:
         "too few values of TTFT, TPOT; tokens/s would change by +329% over the window"
     )
     assert [judge.judge({"tokens/s": flat}, 10).describe_wait() for _ in range(3)] == [
-        *["steady, but not yet 3 times in a row"] * 2,
+        *["it is, but not yet 3 times in a row"] * 2,
         None,
     ]
 
