@@ -101,7 +101,7 @@ class ProgressWatch:
             )
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(text, markup=False, soft_wrap=not self.live)
 
     @contextmanager
     def waiting(self, what: str, about_s: float) -> Iterator[None]:
