@@ -30,6 +30,7 @@ from loadtests.campaign.plan import make_plan, option_combinations
 from loadtests.campaign.targets import Target, Targets, profile_targets, target_of_url
 from loadtests.errors import UsageError
 from loadtests.generator import locust_process
+from loadtests.progress.rows import CaseRow
 from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import CampaignFile, CapacitySearch, Case, MachineShare, PairedGate
 from loadtests.telemetry import cores, machine
@@ -319,11 +320,9 @@ def run(campaign: PreparedCampaign) -> int:
                 for case in cases:
                     watch.start(case)
                     statuses.append(run_case(case, context, watch))
-                    row = None
-                    if statuses[-1] == "ok":
-                        watch.stage("analyse")
-                        row = analysis_process.make_row(campaign.folder, case.index)
-                    watch.end(statuses[-1], row)
+                    watch.end(statuses[-1], make_row(campaign, case, statuses[-1], watch))
+            if campaign.report != "none":
+                watch.say("makes the report, which takes some seconds", in_log=False)
         except KeyboardInterrupt:
             watch.say(
                 f"interrupted; what was measured is in {campaign.folder}, and the same command with"
@@ -338,11 +337,28 @@ def run(campaign: PreparedCampaign) -> int:
     return 1 if code or any(status.startswith("failed") for status in statuses) else 0
 
 
+def make_row(
+    campaign: PreparedCampaign, case: Case, status: str, watch: ProgressWatch
+) -> CaseRow | None:
+    """What the report will say of a case; None if it has no numbers, or if they cannot be read."""
+    if status != "ok":
+        return None
+    watch.stage("analyse")
+    row = analysis_process.make_row(campaign.folder, case.index)
+    if row and row.valid and campaign.calibrated and not calibration_file(campaign).exists():
+        return row._replace(why="before calibration, which may show that it is not")
+    return row
+
+
+def calibration_file(campaign: PreparedCampaign) -> Path:
+    return campaign.folder / "calibration.json"
+
+
 def calibrate(campaign: PreparedCampaign, cases: list[Case], watch: ProgressWatch) -> None:
     """Once for a campaign, at its largest number of users and its highest rate; of a search, those
     of the round after saturation. Raises UsageError.
     """
-    context, file = campaign.context, campaign.folder / "calibration.json"
+    context, file = campaign.context, calibration_file(campaign)
     if file.exists() or all(case.scenario in campaign.saturation_scenarios for case in cases):
         return
     try:

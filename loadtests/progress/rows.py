@@ -9,8 +9,9 @@ from loadtests.schema import Case
 
 
 class CaseRow(NamedTuple):
-    """What the report says of one case. `why`: the cause of an invalid one, on one line; `numbers`:
-    by metric, as the report prints them, with "n=120" for too small a sample.
+    """What the report says of one case. `why`: the cause of an invalid one, on one line, or what
+    may still make a valid one invalid; `numbers`: by metric, as the report prints them, with
+    "n=120" for too small a sample.
     """
 
     valid: bool
@@ -93,7 +94,7 @@ def format_line(status: str, row: CaseRow | None) -> str:
         return f"invalid: {row.why}"
     return ", ".join(
         [
-            "valid",
+            f"valid ({row.why})" if row.why else "valid",
             f"{row.numbers['output_tokens_per_s']} tokens/s",
             *(
                 f"{label} "

@@ -100,7 +100,10 @@ class ProgressWatch:
                 " a line for each as it ends"
             )
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, in_log: bool = True) -> None:
+        """`in_log`: also where there is no terminal."""
+        if not self.live and not in_log:
+            return
         self.console.print(text, markup=False, soft_wrap=not self.live)
 
     @contextmanager
@@ -183,7 +186,7 @@ class ProgressWatch:
         text = layout.row(case, status, row)
         bad = not status.startswith("skipped") and (status != "ok" or bool(row and not row.valid))
         self._print_text(text, "red" if bad else "")
-        reason = status if status != "ok" else row.why if row else ""
+        reason = status if status != "ok" else row.why if row and not row.valid else ""
         if not text.endswith(reason):  # the row has no room for it
             lines = "\n".join(line.strip() for line in reason.strip().splitlines())
             self.console.print(Padding(Text(lines, overflow="fold"), (0, 0, 0, 4), expand=False))

@@ -88,6 +88,13 @@ def test_a_log_has_one_line_a_case(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\x1b" not in found.out and found.err == ""
 
 
+def test_a_row_from_before_calibration_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with watching(CASES, more=True) as watch:
+        watch.start(CASES[0])
+        watch.end("ok", ROW._replace(why="before calibration"))
+    assert "run 1: valid (before calibration), 1,234 tokens/s" in capsys.readouterr().out
+
+
 def test_a_forced_colour_makes_no_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
