@@ -20,10 +20,13 @@ DEMAND = 3.0  # times the best capacity: a demand that takes several replicas
 
 def suggest_commands(summary: Summary) -> list[tuple[str, str]]:
     """(what it shows, command) of up to three, the most useful first; none of a gate, which has a
-    verdict, and none if the command is not known whole.
+    verdict, none if no case is valid, since its cause comes first, and none that would have a
+    secret in it.
     """
     command = summary.campaign.data.get("command")
     if not isinstance(command, list) or summary.campaign.data.get("gate"):
+        return []
+    if not summary.table["valid"].any():
         return []
     if OF_GATES & {part.partition("=")[0] for part in command}:
         return []
@@ -41,12 +44,12 @@ def _suggest(summary: Summary, command: list[str]) -> Iterator[tuple[str, list[s
         yield from _recommend(summary)
     else:
         if len(table) and table["repetition"].max() == 1:
-            yield "whether the differences are real", ["loadtests", *again, "--repeat", "3"]
+            yield "intervals instead of one run", ["loadtests", *again, "--repeat", "3"]
         scenarios = (data.get("scenarios") or {}).values()
         if all(scenario.get("arrivals") != "trace" for scenario in scenarios):
             once = [] if "--config" not in again else ["--repeat", "1"]
             yield (
-                "how much load each server sustains",
+                "the highest load that each server sustains",
                 ["loadtests", *_drop_lists(again), *once, "--find-capacity"],
             )
     if not table["engine"].eq("external").any():

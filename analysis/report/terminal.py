@@ -71,22 +71,30 @@ def show_comparison(summary: Summary, comparison: Comparison, console: Console) 
         (PRICE,) if summary.machine_cost.price else ()
     )
     rows = [
-        (system.name, [_cell(column.metric, system) for column in columns])
+        (
+            system.name,
+            [_cell(column.metric, system) for column in columns]
+            if len(system.valid)
+            else ["invalid", *["–"] * (len(columns) - 1)],
+        )
         for system in comparison.systems
     ]
-    longest = max((len(word) for name, _ in rows for word in name.split()), default=0)
-    wide = console.options.update(max_width=1000)
-    for least in range(4, -1, -1):
-        shown = [i for i, column in enumerate(columns) if column.spare <= least]
-        table = _table(comparison.title)
-        table.add_column("\nserver", min_width=min(longest, 24), overflow="fold")
-        for i in shown:
-            table.add_column(columns[i].heading, justify="right", no_wrap=True)
-        for name, cells in rows:
-            table.add_row(Text(name), *(Text(cells[i]) for i in shown))
-        # long names of servers are folded before a number is left out
-        if console.measure(table, options=wide).minimum <= console.width:
+    # long names of servers are folded before a number is left out
+    words = [word for name, _ in rows for word in name.split()]
+    least = min(24, max(map(len, words), default=0))
+    shown = list(range(len(columns)))
+    for spare in range(4, -1, -1):
+        shown = [i for i, column in enumerate(columns) if column.spare <= spare]
+        if least + sum(1 + _width(columns[i], [cells[i] for _, cells in rows]) for i in shown) <= (
+            console.width
+        ):
             break
+    table = _table(comparison.title)
+    table.add_column("\nserver", min_width=least, overflow="fold")
+    for i in shown:
+        table.add_column(columns[i].heading, justify="right", no_wrap=True)
+    for name, cells in rows:
+        table.add_row(Text(name), *(Text(cells[i]) for i in shown))
     console.print(Text(describe_result(comparison)))
     console.print(table)
     for system in comparison.systems:
@@ -148,6 +156,10 @@ def show_next_commands(commands: list[tuple[str, str]], console: Console) -> Non
         console.print(Text(f"  {command}"), soft_wrap=True)
 
 
+def _width(column: Column, cells: list[str]) -> int:
+    return max(map(len, [*column.heading.split("\n"), *cells]))
+
+
 def _table(title: str) -> Table:
     return Table(
         title=Text(title),
@@ -162,8 +174,6 @@ def _table(title: str) -> Table:
 def _cell(metric: str, system: ServerSummary) -> str:
     """What fits a terminal: the interval only of throughput."""
     valid = system.valid
-    if valid.empty:
-        return "invalid" if metric in ("output_tokens_per_s", "ttft_p50_s") else "–"
     cell = formatting.format_cell(metric, valid)
     half = stats.estimate_mean(valid[metric]).half
     if metric == "output_tokens_per_s" and half > 0:

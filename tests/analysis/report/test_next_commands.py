@@ -74,6 +74,14 @@ def test_what_would_be_wrong_is_not_suggested(
     assert not found or "***" in command
 
 
+def test_without_a_valid_case_its_cause_comes_first(tmp_path: Path, once: None) -> None:
+    folder = synthetic_campaign.campaign(tmp_path / "campaign")
+    for path in folder.glob("cases/*/run.json"):
+        run = json.loads(path.read_text())
+        synthetic_campaign.schema.write_json(path, run | {"status": "failed: launch: no"})
+    assert next_commands.suggest_commands(summary.summarise(dataset.read_campaign(folder))) == []
+
+
 def test_a_trace_has_no_capacity(tmp_path: Path) -> None:
     found = suggested(
         tmp_path / "campaign",

@@ -112,3 +112,10 @@ def test_an_open_loop_at_several_rates_is_drawn_over_its_demand(found: Summary) 
     curves = comparison_section.sweep_view(opened, sweep, 1)["curves"]
     assert [curve["name"] for curve in curves] == ["Demand and E2E", "Demand and TTFT"]
     assert all("output_tokens_per_s" not in curve["csv"] for curve in curves)
+
+
+def test_an_invalid_server_has_one_word_and_its_reason(found: Summary) -> None:
+    lines = shown(found, 100)
+    [row] = [line for line in lines if line.startswith("gamma")]
+    assert re.fullmatch(r"gamma \(simulated\) +invalid(?: +–)+ *", row)
+    assert any(line.startswith("  gamma (simulated): failed: load: ") for line in lines)
