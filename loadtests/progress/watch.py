@@ -41,7 +41,13 @@ STAGES = {
     "stop": "stops the server",
     "analyse": "makes the row of this case",
 }
+# Engines that load no model, or of which it is not known.
+WITHOUT_MODEL = ("simulated", "external")
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+# What loggers write before a message: process, level, date, time, module.
+LOG_PREFIX = re.compile(
+    r"^(?:\([^)]*\)\s*|(?:DEBUG|INFO|WARNING|ERROR):?\s+|\d+[-:/][-\d:.,/TZ]*\s+|\[[^]]*]\s*)+"
+)
 
 
 class ProgressWatch:
@@ -122,6 +128,8 @@ class ProgressWatch:
     def stage(self, name: str, log: Path | None = None) -> None:
         """`log`: of the server that this stage waits for."""
         self.now, self.log = STAGES.get(name, name), log
+        if name == "launch" and self.case and self.case.engine not in WITHOUT_MODEL:
+            self.now = "waits until the server has loaded its model"
         self.figures, self.waits, self.previous = "", "", None
         self.stage_began = time.monotonic()
         if self.live:
@@ -264,4 +272,4 @@ class ProgressWatch:
             return ""
         lines = [ESCAPES.sub("", line).strip() for line in re.split(r"[\r\n]+", text)]
         last = next((line for line in reversed(lines) if re.search(r"\w", line)), "")
-        return f"its log: {last}" if last else ""
+        return f"its log: {LOG_PREFIX.sub('', last) or last}" if last else ""
