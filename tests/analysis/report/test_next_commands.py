@@ -116,3 +116,24 @@ def test_python_is_named_as_this_shell_finds_it(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("NOX_CURRENT_SESSION")
     monkeypatch.setenv("PATH", "/nowhere")
     assert next_commands._python() == near
+
+
+def test_after_a_search_its_recommendation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found = summary.summarise(dataset.read_campaign("results/reference-capacity-cpu-2core"))
+    (what, command), *others = next_commands.suggest_commands(found)
+    assert (
+        what.startswith("what to run at ")
+        and [text for _, text in others if "--repeat" in text] == []
+    )
+    arguments = shlex.split(command.partition(" -m ")[2])
+    assert arguments[:4] == [
+        "analysis",
+        "recommend",
+        "results/reference-capacity-cpu-2core",
+        "--rate",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert f"{arguments[4]} requests/s" in done.stdout, done.stdout + done.stderr
