@@ -9,13 +9,13 @@ import argparse
 import dataclasses
 import datetime
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from loadtests import schema
+from loadtests import config_file, schema
 from loadtests.accuracy import calibration
 from loadtests.campaign import (
     analysis_process,
@@ -28,7 +28,7 @@ from loadtests.campaign.case import run_case
 from loadtests.campaign.case_run import CampaignContext
 from loadtests.campaign.plan import make_plan, option_combinations
 from loadtests.campaign.progress import ProgressWatch
-from loadtests.campaign.targets import Target, Targets, profile_targets, target_of_url
+from loadtests.campaign.targets import Target, Targets, need_weights, profile_targets, target_of_url
 from loadtests.errors import UsageError
 from loadtests.generator import locust_process
 from loadtests.schema import CampaignFile, CapacitySearch, Case, MachineShare, PairedGate
@@ -194,11 +194,13 @@ def plan_capacity_search(
     )
 
 
-def print_plan(cases: list[Case]) -> None:
-    for case in cases:
-        load = f"{case.users} users" if case.users else f"{case.rate:g} requests/s"
-        what = f"{case.label:30} {case.engine:10} {case.scenario:14} {load:16}"
-        print(f"{case.index:4}  {what} {case.duration_s:g} s  run {case.repetition}")
+def settle_defaults(plan: CampaignPlan) -> dict[str, Any]:
+    """What this machine's defaults are, by option; a running target decides them itself."""
+    if any(target.is_external for target in plan.targets.values()):
+        return {}
+    card = plan.card if need_weights(plan.targets, plan.cases) else None
+    scenarios = list(dict.fromkeys(case.scenario for case in plan.cases))
+    return {"scenarios": scenarios, "model": gpu_memory.default_preset(card)}
 
 
 def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampaign:
@@ -220,7 +222,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         schema=schema.SCHEMA,
         name=folder.name,
         created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        command=machine.redact_secrets(sys.argv[1:]),
+        command=machine.redact_secrets(arguments.command),
         seed=arguments.seed,
         model=asdict(model) | {"path": Path(model.path).name},
         scenarios={
@@ -256,7 +258,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         ready_timeout_s=arguments.ready_timeout,
     )
     # load workers on other machines would measure another network
-    calibrated = not (arguments.no_calibration or arguments.listen)
+    calibrated = arguments.calibration and not arguments.listen
     return PreparedCampaign(
         context, file, choose_source(folder, plan), calibrated, arguments.report
     )
@@ -282,15 +284,10 @@ def resolve_model(
         )
         name = next(iter(profiles.values())).model
         return models.Model(name, "", name in oracle.PLANTED_MODELS), workers, profiles
-    needs_weights = any(
-        case.engine != "simulated"
-        and not target.find_server(case.server).missing(case.engine, case.options)
-        for case in plan.cases
-        for target in targets
-    )
-    card = plan.card if needs_weights else None
+    weights = need_weights(plan.targets, plan.cases)
+    card = plan.card if weights else None
     model = models.resolve_model(
-        arguments.model or gpu_memory.default_preset(card), needs_weights=needs_weights
+        arguments.model or gpu_memory.default_preset(card), needs_weights=weights
     )
     workers = arguments.workers or gpu_memory.default_workers(card, model.shape, all_cores)
     for target in targets:
@@ -394,6 +391,6 @@ def run_campaign(
     """
     plan = plan_campaign(arguments, targets, gate)
     if arguments.plan:
-        print_plan(plan.cases)
+        config_file.print_plan(arguments.settings, settle_defaults(plan), plan.cases)
         return 0
     return run(prepare(arguments, plan))
