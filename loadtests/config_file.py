@@ -10,15 +10,18 @@ import os
 import re
 import sys
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from loadtests.errors import UsageError
 from loadtests.schema import Case
 from loadtests.telemetry import machine
-from servers.runtime.catalog import nearest_name
+from loadtests.workload.traces import TraceError
+from servers.runtime.catalog import CatalogError, nearest_name
+from servers.runtime.errors import LaunchError
 
 COMMAND_LINE_ONLY = ("help", "config", "plan")
 
@@ -50,10 +53,41 @@ class Setting:
     group: str
 
 
-def expand_config(command: Sequence[str], *parsers: argparse.ArgumentParser) -> list[str]:
-    """`command` with the options of its --config file in the place of --config, as if they were
-    typed. Those that the command line gives itself are left out. If two of `parsers` have an option
-    of one name, the first one's is meant. Raises UsageError.
+@dataclass(frozen=True)
+class ExpandedCommand:
+    """A command without --config: `arguments` begins with what `file` sets, as if it were typed.
+    `from_file` has these arguments by key.
+    """
+
+    arguments: list[str]
+    file: str = ""
+    from_file: Mapping[str, list[str]] = field(default_factory=dict)
+
+    @contextmanager
+    def naming_the_file(self) -> Iterator[None]:
+        """Adds to an error that names an option or a value of the file where that is set."""
+        try:
+            yield
+        except (UsageError, TraceError, CatalogError, LaunchError) as error:
+            keys = [key for key, texts in self.from_file.items() if _names(str(error), key, texts)]
+            if not keys or "\n" in str(error):  # a log below the sentence
+                raise
+            are = f"{' and '.join(keys)} {'is' if len(keys) == 1 else 'are'}"
+            raise UsageError(f"{error} ({are} set in {self.file})") from None
+
+
+def _names(sentence: str, key: str, arguments: Sequence[str]) -> bool:
+    """Whether an error's sentence has the option or one of its values in it, as whole words."""
+    values = [each.removeprefix(f"--{key}=") for each in arguments if each != f"--{key}"]
+    parts = [part for value in values for part in (value, *value.split(","))]
+    words = [f"--{key}", *(part for part in parts if re.search(r"[^\W\d]", part))]
+    return any(re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", sentence) for word in words)
+
+
+def expand_config(command: Sequence[str], *parsers: argparse.ArgumentParser) -> ExpandedCommand:
+    """`command` with the options of its --config file in the place of --config. Those that the
+    command line gives itself are left out. If two of `parsers` have an option of one name, the
+    first one's is meant. Raises UsageError.
     """
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--config", action="append", default=[])
@@ -64,7 +98,7 @@ def expand_config(command: Sequence[str], *parsers: argparse.ArgumentParser) -> 
             "--config names no file: give one, such as the one that --plan prints"
         ) from None
     if not found.config:
-        return list(command)
+        return ExpandedCommand(list(command))
     if len(found.config) > 1:
         raise UsageError(f"--config is given {len(found.config)} times: give one file")
     file = found.config[0]
@@ -76,11 +110,12 @@ def expand_config(command: Sequence[str], *parsers: argparse.ArgumentParser) -> 
         if name.startswith("--")
     }
     possible = [key for key, (_, action) in options.items() if _is_configurable(action)]
+    proper = [key for key in possible if options[key][1].option_strings[0] == f"--{key}"]
     first_key: dict[int, str] = {}
-    expanded: list[str] = []
+    from_file: dict[str, list[str]] = {}
     for key, value in _read_table(file).items():
         if key not in options:
-            raise UsageError(f"{file}: there is no option {key!r}{nearest_name(key, possible)}")
+            raise UsageError(f"{file}: there is no option {key!r}{nearest_name(key, proper)}")
         if key not in possible:
             raise UsageError(
                 f"{file}: {key} cannot be in a config file: give --{key} on the command line"
@@ -91,8 +126,9 @@ def expand_config(command: Sequence[str], *parsers: argparse.ArgumentParser) -> 
         arguments = _to_arguments(f"{file}: {key}", key, action, value)
         _check_arguments(f"{file}: {key}", parser, arguments)
         if not {part.partition("=")[0] for part in typed} & {*action.option_strings}:
-            expanded += arguments
-    return [*expanded, *typed]
+            from_file[key] = arguments
+    expanded = [argument for arguments in from_file.values() for argument in arguments]
+    return ExpandedCommand([*expanded, *typed], file, from_file)
 
 
 def _is_configurable(action: argparse.Action) -> bool:
@@ -196,10 +232,10 @@ def _to_toml_value(action: argparse.Action, value: Any) -> Any:
 
 
 def print_plan(
-    settings: Iterable[Setting], defaults: Mapping[str, Any], cases: Sequence[Case]
+    settings: Iterable[Setting], defaults: Mapping[str, Any], heading: str, cases: Sequence[Case]
 ) -> None:
     """Raises UsageError, as format_plan does."""
-    text = format_plan(settings, defaults, cases)
+    text = format_plan(settings, defaults, heading, cases)
     try:
         print(text, flush=True)
     except BrokenPipeError:  # `| head` has seen enough; Python would complain at its end again
@@ -207,11 +243,11 @@ def print_plan(
 
 
 def format_plan(
-    settings: Iterable[Setting], defaults: Mapping[str, Any], cases: Sequence[Case]
+    settings: Iterable[Setting], defaults: Mapping[str, Any], heading: str, cases: Sequence[Case]
 ) -> str:
-    """A config file that stands for the whole command, with the cases that it makes as comments.
-    `defaults`: values of settings that are not set, by key. Raises UsageError for text that TOML
-    cannot hold.
+    """A config file that stands for the whole command, with the cases that it makes as comments
+    below `heading`. `defaults`: values of settings that are not set, by key. Raises UsageError for
+    text that TOML cannot hold.
     """
     lines = ["# The options of a campaign, with their defaults; --config reads this file."]
     group = ""
@@ -221,7 +257,7 @@ def format_plan(
             lines += ["", f"# {group}"]
         value = defaults.get(setting.key) if setting.value is None else setting.value
         lines.append(_format_setting(replace(setting, value=value)))
-    lines += ["", f"# {len(cases)} case{'s' * (len(cases) != 1)}, in this order:"]
+    lines += ["", f"# {heading}:"]
     for case in cases:
         load = (
             f"{case.users} user{'s' * (case.users != 1)}"

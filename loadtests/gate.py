@@ -162,13 +162,19 @@ def make_gate_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    return run_command(lambda: run_gate(sys.argv[1:]))
+    return run_command(lambda: run(sys.argv[1:]))
 
 
-def run_gate(command: Sequence[str]) -> int:
+def run(command: Sequence[str]) -> int:
     """Exit code. Raises what run_command makes a sentence of."""
     parser = make_gate_parser()
-    command = expand_config(command, parser, make_parser())
+    expanded = expand_config(command, parser, make_parser())
+    with expanded.naming_the_file():
+        return run_gate(parser, expanded.arguments)
+
+
+def run_gate(parser: argparse.ArgumentParser, command: list[str]) -> int:
+    """Exit code, for a command without --config."""
     own, others = parser.parse_known_args(command)
     ways = {
         "--base": own.base,

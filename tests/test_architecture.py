@@ -77,7 +77,7 @@ APART = {  # rooms that could see more by the order above, but have no need to
     "loadtests.workload": ["errors", "schema"],
     "loadtests.client": ["schema"],
     "loadtests.telemetry": ["schema", "client"],
-    "loadtests.config_file": ["errors", "schema", "telemetry"],
+    "loadtests.config_file": ["errors", "schema", "workload", "telemetry"],
     # analysis_process knows nothing of campaigns, and is below them
     "loadtests.accuracy": [*LOADTESTS[: LOADTESTS.index("accuracy")], "campaign.analysis_process"],
     "loadtests.claims": [],

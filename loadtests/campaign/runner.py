@@ -391,6 +391,8 @@ def run_campaign(
     """
     plan = plan_campaign(arguments, targets, gate)
     if arguments.plan:
-        config_file.print_plan(arguments.settings, settle_defaults(plan), plan.cases)
+        source = "search for capacity" if plan.search else "gate" if plan.gate else ""
+        heading = f"The {source} begins with these cases" if source else "Cases, in this order"
+        config_file.print_plan(arguments.settings, settle_defaults(plan), heading, plan.cases)
         return 0
     return run(prepare(arguments, plan))

@@ -17,8 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loadtests import config_file
-from loadtests.cli import parse_arguments
+from loadtests import cli, config_file
 from loadtests.errors import UsageError
 from loadtests.gate import make_gate_parser
 from loadtests.option_types import MOST_COLUMNS
@@ -27,6 +26,10 @@ from loadtests.telemetry import machine
 from tests.helpers.campaign_process import PATIENCE_S, QUICK, Bench, is_complete
 
 ROOT = Path(__file__).parents[2]
+
+
+def parse_arguments(command: list[str]) -> argparse.Namespace:
+    return cli.parse_arguments(config_file.expand_config(command, make_parser()).arguments)
 
 
 def parse_file(folder: Path, text: str | bytes, *command: str) -> argparse.Namespace:
@@ -41,7 +44,7 @@ def values_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def format_file(arguments: argparse.Namespace) -> str:
-    return config_file.format_plan(arguments.settings, {}, [])
+    return config_file.format_plan(arguments.settings, {}, "Cases", [])
 
 
 # --- what a file means
@@ -177,6 +180,37 @@ def test_a_file_that_nobody_may_read(tmp_path: Path) -> None:
         parse_arguments(["--config", str(tmp_path / "bench.toml")])
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            'servers = ["flask_gunicron"]',
+            "did you mean 'flask_gunicorn'? (servers is set in bench.toml)",
+        ),
+        ('set = ["nope"]', "several values make several cases (set is set in bench.toml)"),
+        ('scenarios-file = "no.toml"', "No such file or directory (scenarios-file is set in"),
+        (
+            'servers = "flask_gunicorn"\nengines = "vllm"\nseed = 1',
+            "it has hf, simulated (servers and engines are set in bench.toml)",
+        ),
+        ("rate = 4", "--scenarios steady (rate is set in bench.toml)"),
+        ('trace = "no.csv"\nscenarios = "replay"', "(trace is set in bench.toml)"),
+    ],
+)
+def test_a_value_that_is_refused_later_is_located(bench: Bench, text: str, sentence: str) -> None:
+    (bench.folder / "bench.toml").write_text(text + "\n")
+    chosen = () if "scenarios" in text else ("--scenarios", "interactive")
+    done = run_plan(bench, "--config", "bench.toml", *chosen)
+    assert (done.returncode, done.stdout) == (2, "") and sentence in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_error_of_the_command_line_is_not_laid_on_the_file(bench: Bench) -> None:
+    (bench.folder / "bench.toml").write_text('users = [1, 16]\nmodel = "small"\n')
+    done = run_plan(bench, "--config", "bench.toml", "--servers", "nope")
+    assert "there is no server 'nope'" in done.stderr and "bench.toml" not in done.stderr
+
+
 # --- what --plan prints
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
@@ -254,7 +288,9 @@ WITHOUT_DEFAULT = {"--base", "--base-server", "--head-server", "--baseline"} | N
 @pytest.mark.parametrize("make", [make_parser, make_gate_parser])
 def test_every_option_is_in_the_file_or_left_out_on_purpose(make: Any) -> None:
     parser = make()
-    text = config_file.format_plan(config_file.list_settings(parser, parser.parse_args([])), {}, [])
+    text = config_file.format_plan(
+        config_file.list_settings(parser, parser.parse_args([])), {}, "Cases", []
+    )
     said = re.findall(r"^(?:# )?([\w-]+) (?:=|is not set)", text, re.MULTILINE)
     names = {action.option_strings[0] for action in parser._actions}
     assert sorted(f"--{name}" for name in said) == sorted(names - NOT_IN_A_FILE)
