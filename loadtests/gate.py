@@ -49,7 +49,8 @@ MINUTES = {"simulated": 10.0, "real": 120.0}
 UNPAIRED_RUNS = 5
 
 
-def main() -> int:
+def parse_gate_arguments(command: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The gate's own options, and those of its campaign. Ends the process if they are wrong."""
     parser = remote_worker.OneLineParser(
         prog="python -m loadtests.gate",
         description=__doc__,
@@ -124,7 +125,7 @@ def main() -> int:
         help="with --campaigns and --baseline: also if machine, model or scenarios differ",
     )
     add("--out", type=Path, help="folder (default: a new one in results/)")
-    own, others = parser.parse_known_args()
+    own, others = parser.parse_known_args(command)
     ways = {
         "--base": own.base,
         "--base-server": own.base_server,
@@ -143,15 +144,11 @@ def main() -> int:
         parser.error("--head goes with --base")
     if own.campaigns and others:
         parser.error(f"--campaigns measures nothing: leave out {' '.join(others)}")
-    return run_command(lambda: _gate(own, others))
+    return own, others
 
 
-def _gate(own: argparse.Namespace, others: list[str]) -> int:
-    rules = GateOptions(own.metrics, own.slo, tuple(own.tolerance), own.anyway)
-    if own.campaigns:
-        return analysis_process.judge_campaigns(own.campaigns[0], own.campaigns[1], rules)
-    if code := analysis_process.check_gate_options(rules, own.baseline, own.record):
-        return code
+def read_campaign_arguments(own: argparse.Namespace, others: list[str]) -> argparse.Namespace:
+    """The arguments of the gate's campaign. Raises UsageError; argparse ends the process."""
     folder = own.out or RESULTS / f"gate-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
     profile = SIMULATED if own.profile == "simulated" else REAL
     arguments = parse_arguments([*profile, *others, "--out", str(folder)])
@@ -165,8 +162,54 @@ def _gate(own: argparse.Namespace, others: list[str]) -> int:
                 f"{option} does not go with a gate, which compares two sides and repeats until it"
                 " knows"
             )
-    if own.base or own.base_server:
-        targets = _targets(own)
+    return arguments
+
+
+def find_targets(own: argparse.Namespace, arguments: argparse.Namespace) -> Targets | None:
+    """Base, head and control; None if only the working tree is measured. Installs what another
+    revision needs. Raises UsageError and CatalogError.
+    """
+    if own.base:
+        base, head = (
+            target_of_revision(each, choice_of_servers(arguments)) for each in (own.base, own.head)
+        )
+    elif own.base_server:
+        base, head = (
+            target_of_server(own.base_server, "--base-server"),
+            target_of_server(own.head_server, "--head-server"),
+        )
+        if base.is_external != head.is_external:
+            raise UsageError(
+                "--base-server and --head-server must be alike: two folders with a server.toml, or"
+                " two commands or URLs"
+            )
+    else:
+        return None
+    return {"base": base, "head": head, "control": base}
+
+
+def choice_of_servers(arguments: argparse.Namespace) -> list[str]:
+    """The options that say which servers are measured, as a revision's own `bench` takes them."""
+    return [
+        *("--report", "none", "--servers", arguments.servers),
+        *(("--engines", arguments.engines) if arguments.engines else ()),
+        *(part for each in arguments.set for part in ("--set", each)),
+    ]
+
+
+def main() -> int:
+    own, others = parse_gate_arguments(sys.argv[1:])
+    return run_command(lambda: _gate(own, others))
+
+
+def _gate(own: argparse.Namespace, others: list[str]) -> int:
+    rules = GateOptions(own.metrics, own.slo, tuple(own.tolerance), own.anyway)
+    if own.campaigns:
+        return analysis_process.judge_campaigns(own.campaigns[0], own.campaigns[1], rules)
+    if code := analysis_process.check_gate_options(rules, own.baseline, own.record):
+        return code
+    arguments = read_campaign_arguments(own, others)
+    if targets := find_targets(own, arguments):
         gate = PairedGate(
             sides={
                 side: machine.redact_secrets([targets[side].description])[0]
@@ -181,29 +224,13 @@ def _gate(own: argparse.Namespace, others: list[str]) -> int:
         code = run_campaign(arguments, targets, gate)
         if code in (2, 130) or arguments.plan:
             return code
-        return analysis_process.judge_gate(folder)
+        return analysis_process.judge_gate(arguments.out)
     code = run_campaign(argparse.Namespace(**vars(arguments) | {"repeat": UNPAIRED_RUNS}))
     if code in (2, 130) or arguments.plan:
         return code
     if own.baseline:
-        return analysis_process.judge_against_baseline(folder, own.baseline, rules)
-    return analysis_process.record_baseline(folder, own.record)
-
-
-def _targets(own: argparse.Namespace) -> Targets:
-    if own.base:
-        base, head = target_of_revision(own.base), target_of_revision(own.head)
-    else:
-        base, head = (
-            target_of_server(own.base_server, "--base-server"),
-            target_of_server(own.head_server, "--head-server"),
-        )
-        if base.is_external != head.is_external:
-            raise UsageError(
-                "--base-server and --head-server must be alike: two folders with a server.toml, or"
-                " two commands or URLs"
-            )
-    return {"base": base, "head": head, "control": base}
+        return analysis_process.judge_against_baseline(arguments.out, own.baseline, rules)
+    return analysis_process.record_baseline(arguments.out, own.record)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ LOADTESTS = [
     "accuracy",
     "campaign",
 ]
-COMMANDS = ["cli", "gate", "worker", "instrument", "claims", "__main__"]
+COMMANDS = ["cli", "extras", "gate", "worker", "instrument", "claims", "__main__"]
 ANALYSIS = [
     "stats",
     "dataset",
