@@ -39,6 +39,7 @@ def install(session: nox.Session, extras: Collection[str] = EXTRAS) -> None:
     if links:
         environment["UV_FIND_LINKS"] = ",".join(links)
     command = ["uv", "pip", "install", "--quiet", "-r", "pyproject.toml"]
+    command += ["--excludes", "excludes.txt"]
     for extra in sorted(extras):
         command += ["--extra", extra]
     if GPU:

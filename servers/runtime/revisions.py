@@ -72,7 +72,7 @@ def read_requirements(root: Path) -> JsonObject:
         for name, needs in project.get("optional-dependencies", {}).items()
         if name not in NOT_OF_SERVERS
     }
-    files = sorted([*root.glob("constraints-*.txt"), *root.glob("excludes-*.txt")])
+    files = sorted([*root.glob("constraints-*.txt"), *root.glob("excludes*.txt")])
     return {
         "dependencies": project.get("dependencies"),
         "extras": extras,
