@@ -7,8 +7,6 @@ from collections.abc import Sequence
 
 from loadtests.campaign.runner import run_campaign
 from loadtests.cli import parse_arguments, run_command
-from loadtests.config_file import expand_config
-from loadtests.options import make_parser
 
 
 def main() -> int:
@@ -17,9 +15,9 @@ def main() -> int:
 
 def run(command: Sequence[str]) -> int:
     """Exit code. Raises what run_command makes a sentence of."""
-    expanded = expand_config(command, make_parser())
-    with expanded.naming_the_file():
-        return run_campaign(parse_arguments(expanded.arguments))
+    arguments = parse_arguments(command)
+    with arguments.expanded.naming_the_file():
+        return run_campaign(arguments)
 
 
 if __name__ == "__main__":

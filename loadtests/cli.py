@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from loadtests.config_file import list_settings
+from loadtests.config_file import expand_config, list_settings
 from loadtests.errors import UsageError
 from loadtests.options import make_parser
 from loadtests.workload.traces import TraceError
@@ -13,13 +13,15 @@ from servers.runtime import catalog, errors, launch
 
 
 def parse_arguments(command: Sequence[str]) -> argparse.Namespace:
-    """The options of a campaign by name, with `command` itself and the `settings` that --plan
-    prints. A --config in it is not read: expand_config does that.
+    """The options of a campaign by name; `command`, which has those of a --config file as if they
+    were typed; `expanded`, which knows them apart; `settings`, which --plan prints. Raises
+    UsageError for a config file that cannot be used.
     """
     parser = make_parser()
-    arguments = parser.parse_args(command)
+    expanded = expand_config(command, parser)
+    arguments = parser.parse_args(expanded.arguments)
+    arguments.expanded, arguments.command = expanded, expanded.arguments
     arguments.settings = list_settings(parser, arguments)
-    arguments.command = command
     return arguments
 
 

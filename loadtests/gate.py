@@ -161,21 +161,14 @@ def make_gate_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> int:
-    return run_command(lambda: run(sys.argv[1:]))
-
-
-def run(command: Sequence[str]) -> int:
-    """Exit code. Raises what run_command makes a sentence of."""
+def parse_gate_arguments(command: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The gate's own options, and those of its campaign. Ends the process if they are wrong; raises
+    UsageError for a config file that cannot be used.
+    """
     parser = make_gate_parser()
     expanded = expand_config(command, parser, make_parser())
-    with expanded.naming_the_file():
-        return run_gate(parser, expanded.arguments)
-
-
-def run_gate(parser: argparse.ArgumentParser, command: list[str]) -> int:
-    """Exit code, for a command without --config."""
-    own, others = parser.parse_known_args(command)
+    own, others = parser.parse_known_args(expanded.arguments)
+    own.expanded, own.settings = expanded, list_settings(parser, own)
     ways = {
         "--base": own.base,
         "--base-server": own.base_server,
@@ -194,18 +187,17 @@ def run_gate(parser: argparse.ArgumentParser, command: list[str]) -> int:
         parser.error("--head goes with --base")
     if own.campaigns and others:
         parser.error(f"--campaigns measures nothing: leave out {' '.join(others)}")
-    rules = GateOptions(own.metrics, own.slo, tuple(own.tolerance), own.anyway)
-    if own.campaigns:
-        return analysis_process.judge_campaigns(own.campaigns[0], own.campaigns[1], rules)
-    if code := analysis_process.check_gate_options(rules, own.baseline, own.record):
-        return code
+    return own, others
+
+
+def read_campaign_arguments(own: argparse.Namespace, others: list[str]) -> argparse.Namespace:
+    """The arguments of the gate's campaign. Raises UsageError; argparse ends the process."""
     folder = own.out or RESULTS / f"gate-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
     profile = SIMULATED if own.profile == "simulated" else REAL
     arguments = parse_arguments([*profile, *others])
-    settings = list_settings(parser, own)
-    its_own = {setting.key for setting in settings}
-    arguments.settings = [*settings, *(s for s in arguments.settings if s.key not in its_own)]
-    arguments.out, arguments.command = folder, command
+    its_own = {setting.key for setting in own.settings}
+    arguments.settings = [*own.settings, *(s for s in arguments.settings if s.key not in its_own)]
+    arguments.out, arguments.command = folder, own.expanded.arguments
     for option, is_given in (
         ("--repeat", arguments.repeat > 1),
         ("--find-capacity", arguments.find_capacity),
@@ -216,8 +208,60 @@ def run_gate(parser: argparse.ArgumentParser, command: list[str]) -> int:
                 f"{option} does not go with a gate, which compares two sides and repeats until it"
                 " knows"
             )
-    if own.base or own.base_server:
-        targets = _targets(own)
+    return arguments
+
+
+def find_targets(own: argparse.Namespace, arguments: argparse.Namespace) -> Targets | None:
+    """Base, head and control; None if only the working tree is measured. Installs what another
+    revision needs. Raises UsageError and CatalogError.
+    """
+    if own.base:
+        base, head = (
+            target_of_revision(each, choice_of_servers(arguments)) for each in (own.base, own.head)
+        )
+    elif own.base_server:
+        base, head = (
+            target_of_server(own.base_server, "--base-server"),
+            target_of_server(own.head_server, "--head-server"),
+        )
+        if base.is_external != head.is_external:
+            raise UsageError(
+                "--base-server and --head-server must be alike: two folders with a server.toml, or"
+                " two commands or URLs"
+            )
+    else:
+        return None
+    return {"base": base, "head": head, "control": base}
+
+
+def choice_of_servers(arguments: argparse.Namespace) -> list[str]:
+    """The options that say which servers are measured, as a revision's own `bench` takes them."""
+    return [
+        *("--report", "none", "--servers", arguments.servers),
+        *(("--engines", arguments.engines) if arguments.engines else ()),
+        *(part for each in arguments.set for part in ("--set", each)),
+    ]
+
+
+def main() -> int:
+    return run_command(lambda: run(sys.argv[1:]))
+
+
+def run(command: Sequence[str]) -> int:
+    """Exit code. Raises what run_command makes a sentence of."""
+    own, others = parse_gate_arguments(command)
+    with own.expanded.naming_the_file():
+        return _gate(own, others)
+
+
+def _gate(own: argparse.Namespace, others: list[str]) -> int:
+    rules = GateOptions(own.metrics, own.slo, tuple(own.tolerance), own.anyway)
+    if own.campaigns:
+        return analysis_process.judge_campaigns(own.campaigns[0], own.campaigns[1], rules)
+    if code := analysis_process.check_gate_options(rules, own.baseline, own.record):
+        return code
+    arguments = read_campaign_arguments(own, others)
+    if targets := find_targets(own, arguments):
         gate = PairedGate(
             sides={
                 side: machine.redact_secrets([targets[side].description])[0]
@@ -232,29 +276,13 @@ def run_gate(parser: argparse.ArgumentParser, command: list[str]) -> int:
         code = run_campaign(arguments, targets, gate)
         if code in (2, 130) or arguments.plan:
             return code
-        return analysis_process.judge_gate(folder)
+        return analysis_process.judge_gate(arguments.out)
     code = run_campaign(argparse.Namespace(**vars(arguments) | {"repeat": UNPAIRED_RUNS}))
     if code in (2, 130) or arguments.plan:
         return code
     if own.baseline:
-        return analysis_process.judge_against_baseline(folder, own.baseline, rules)
-    return analysis_process.record_baseline(folder, own.record)
-
-
-def _targets(own: argparse.Namespace) -> Targets:
-    if own.base:
-        base, head = target_of_revision(own.base), target_of_revision(own.head)
-    else:
-        base, head = (
-            target_of_server(own.base_server, "--base-server"),
-            target_of_server(own.head_server, "--head-server"),
-        )
-        if base.is_external != head.is_external:
-            raise UsageError(
-                "--base-server and --head-server must be alike: two folders with a server.toml, or"
-                " two commands or URLs"
-            )
-    return {"base": base, "head": head, "control": base}
+        return analysis_process.judge_against_baseline(arguments.out, own.baseline, rules)
+    return analysis_process.record_baseline(arguments.out, own.record)
 
 
 if __name__ == "__main__":

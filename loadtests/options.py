@@ -180,8 +180,8 @@ def add_workload_options(group: argparse._ArgumentGroup) -> None:
         default="",
         metavar="NAME,...",
         help=(
-            "tables of the scenarios file (default: interactive,steady; with a GPU"
-            " gpu-chat,gpu-steady)"
+            "tables of the scenarios file (default: quick-chat,quick-steady; with a GPU"
+            " gpu-chat,gpu-steady; with --target interactive,steady)"
         ),
     )
     add(

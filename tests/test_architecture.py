@@ -52,7 +52,17 @@ LOADTESTS = [
     "accuracy",
     "campaign",
 ]
-COMMANDS = ["option_types", "options", "cli", "gate", "worker", "instrument", "claims", "__main__"]
+COMMANDS = [
+    "option_types",
+    "options",
+    "cli",
+    "extras",
+    "gate",
+    "worker",
+    "instrument",
+    "claims",
+    "__main__",
+]
 ANALYSIS = [
     "stats",
     "dataset",
