@@ -28,7 +28,7 @@ from loadtests.campaign.case import run_case
 from loadtests.campaign.case_run import CampaignContext
 from loadtests.campaign.plan import make_plan, option_combinations
 from loadtests.campaign.progress import ProgressWatch
-from loadtests.campaign.targets import Target, Targets, need_weights, profile_targets, target_of_url
+from loadtests.campaign.targets import Target, Targets, profile_targets, target_of_url
 from loadtests.errors import UsageError
 from loadtests.generator import locust_process
 from loadtests.schema import CampaignFile, CapacitySearch, Case, MachineShare, PairedGate
@@ -210,7 +210,8 @@ def settle_defaults(plan: CampaignPlan) -> dict[str, Any]:
     """What this machine's defaults are, by option; a running target decides them itself."""
     if any(target.is_external for target in plan.targets.values()):
         return {}
-    card = plan.card if need_weights(plan.targets, plan.cases) else None
+    # a server that is not installed yet counts, as a plan is made before the installation
+    card = plan.card if any(case.engine != "simulated" for case in plan.cases) else None
     scenarios = list(dict.fromkeys(case.scenario for case in plan.cases))
     return {"scenarios": scenarios, "model": gpu_memory.default_preset(card)}
 
@@ -296,10 +297,15 @@ def resolve_model(
         )
         name = next(iter(profiles.values())).model
         return models.Model(name, "", name in oracle.PLANTED_MODELS), workers, profiles
-    weights = need_weights(plan.targets, plan.cases)
-    card = plan.card if weights else None
+    needs_weights = any(
+        case.engine != "simulated"
+        and not target.find_server(case.server).missing(case.engine, case.options)
+        for case in plan.cases
+        for target in targets
+    )
+    card = plan.card if needs_weights else None
     model = models.resolve_model(
-        arguments.model or gpu_memory.default_preset(card), needs_weights=weights
+        arguments.model or gpu_memory.default_preset(card), needs_weights=needs_weights
     )
     workers = arguments.workers or gpu_memory.default_workers(card, model.shape, all_cores)
     for target in targets:

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 from loadtests.errors import UsageError
-from loadtests.schema import Case
 from servers.profile import profiler
 from servers.profile.client import ProfileError
 from servers.profile.endpoint import split_url
@@ -46,16 +45,6 @@ class Target:
 
 
 Targets = Mapping[str, Target]  # by Case.side
-
-
-def need_weights(targets: Targets, cases: Sequence[Case]) -> bool:
-    """Whether some case runs a model for real; a server that this machine cannot run is skipped."""
-    return any(
-        case.engine != "simulated"
-        and not target.find_server(case.server).missing(case.engine, case.options)
-        for case in cases
-        for target in targets.values()
-    )
 
 
 def target_of_revision(revision: str | None, choice: Sequence[str]) -> Target:

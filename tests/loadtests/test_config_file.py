@@ -27,6 +27,7 @@ from loadtests.option_types import MOST_COLUMNS
 from loadtests.options import make_parser
 from loadtests.telemetry import machine
 from tests.helpers.campaign_process import PATIENCE_S, QUICK, Bench, is_complete
+from tests.helpers.fake_nvml import ONE_CARD, compile_driver
 
 ROOT = Path(__file__).parents[2]
 
@@ -374,6 +375,18 @@ def test_the_plan_of_a_saved_plan_is_the_same(
     second = capsys.readouterr()
     assert (first.err, second.err, second.out) == ("", "", first.out)
     assert tomllib.loads(first.out) and "s3cret" not in first.out
+
+
+def test_the_defaults_of_a_gpu_are_filled_in(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether or not what the servers need is installed: a plan is made before that."""
+    driver = compile_driver(tmp_path, ONE_CARD)
+    monkeypatch.setitem(bench.environment, "LD_LIBRARY_PATH", driver)
+    values = tomllib.loads(run_plan(bench, "--servers", "vllm_openai,fastapi_vllm").stdout)
+    assert (values["model"], values["scenarios"]) == ("8b", ["gpu-chat", "gpu-steady"])
+    simulated = tomllib.loads(run_plan(bench, "--engines", "simulated").stdout)
+    assert simulated["model"] == "small"
 
 
 def test_a_plan_may_be_read_in_part(bench: Bench) -> None:
