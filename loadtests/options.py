@@ -252,7 +252,10 @@ def add_length_options(group: argparse._ArgumentGroup) -> None:
         "--duration",
         type=parse_single(parse_numbers(float, 0, "a number of seconds above 0")),
         metavar="SECONDS",
-        help="length of each case's measured window (default: the scenario's)",
+        help=(
+            "fixed length of each case's measured window (default: the scenario's, longer where a"
+            " P99 needs that)"
+        ),
     )
     add(
         "--repeat",
