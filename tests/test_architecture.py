@@ -47,12 +47,23 @@ LOADTESTS = [
     "workload",
     "client",
     "telemetry",
+    "config_file",
     "generator",
     "progress",
     "accuracy",
     "campaign",
 ]
-COMMANDS = ["cli", "gate", "worker", "instrument", "claims", "__main__"]
+COMMANDS = [
+    "option_types",
+    "options",
+    "cli",
+    "extras",
+    "gate",
+    "worker",
+    "instrument",
+    "claims",
+    "__main__",
+]
 ANALYSIS = [
     "stats",
     "dataset",
@@ -78,6 +89,7 @@ APART = {  # rooms that could see more by the order above, but have no need to
     "loadtests.client": ["schema"],
     "loadtests.telemetry": ["schema", "client"],
     "loadtests.progress": ["schema", "generator"],
+    "loadtests.config_file": ["errors", "schema", "workload", "telemetry"],
     # analysis_process knows nothing of campaigns, and is below them
     "loadtests.accuracy": [*LOADTESTS[: LOADTESTS.index("accuracy")], "campaign.analysis_process"],
     "loadtests.claims": [],

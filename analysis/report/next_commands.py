@@ -47,10 +47,9 @@ def _suggest(summary: Summary, command: list[str]) -> Iterator[tuple[str, list[s
             yield "intervals instead of one run", ["loadtests", *again, "--repeat", "3"]
         scenarios = (data.get("scenarios") or {}).values()
         if all(scenario.get("arrivals") != "trace" for scenario in scenarios):
-            once = [] if "--config" not in again else ["--repeat", "1"]
             yield (
                 "the highest load that each server sustains",
-                ["loadtests", *_drop_lists(again), *once, "--find-capacity"],
+                ["loadtests", *_drop_lists(again), "--find-capacity"],
             )
     if not table["engine"].eq("external").any():
         others = drop_options(again, OF_SERVERS)

@@ -9,19 +9,19 @@ import argparse
 import dataclasses
 import datetime
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from loadtests import schema
-from loadtests.accuracy import calibration
+from loadtests import config_file, schema
 from loadtests.campaign import (
     analysis_process,
     capacity_rounds,
     gate_rounds,
     gpu_memory,
+    noise_floor,
     results_folder,
 )
 from loadtests.campaign.case import run_case
@@ -34,14 +34,14 @@ from loadtests.progress.rows import CaseRow
 from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import CampaignFile, CapacitySearch, Case, MachineShare, PairedGate
 from loadtests.telemetry import cores, machine
-from loadtests.workload.scenario import Tables, read_scenarios, with_trace
+from loadtests.workload.scenario import Tables, read_scenarios, with_fixed_window, with_trace
 from servers.contract import oracle
 from servers.profile.profile import ENDPOINTS, Profile
 from servers.runtime import catalog, launch, models, ports
 
-CALIBRATION_S = 30.0  # about
 RESULTS = Path("results")
-SCENARIOS, GPU_SCENARIOS = "interactive,steady", "gpu-chat,gpu-steady"
+SCENARIOS, GPU_SCENARIOS = "quick-chat,quick-steady", "gpu-chat,gpu-steady"
+TARGET_SCENARIOS = "interactive,steady"  # of a server that runs already, and is no toy
 
 Source = Callable[[ProgressWatch], Iterable[list[Case]]]  # rounds of cases
 
@@ -82,10 +82,18 @@ class PreparedCampaign:
 
 
 def plan_cases(
-    arguments: argparse.Namespace, target: Target, default_scenarios: str = SCENARIOS
+    arguments: argparse.Namespace,
+    target: Target,
+    default_scenarios: str = SCENARIOS,
+    fixed_windows: bool = False,
 ) -> tuple[list[Case], Tables]:
-    """The cases and their scenarios. Raises UsageError, TraceError and CatalogError."""
+    """The cases and their scenarios. `fixed_windows`: no window is longer than its scenario's
+    duration_s, whatever number of requests that holds. Raises UsageError, TraceError and
+    CatalogError.
+    """
     known = read_scenarios(arguments.scenarios_file)
+    if arguments.duration or fixed_windows:
+        known = {name: with_fixed_window(table) for name, table in known.items()}
     chosen = [name for name in (arguments.scenarios or default_scenarios).split(",") if name]
     for name in chosen:
         catalog.check_name(name, known, "scenario")
@@ -156,7 +164,10 @@ def plan_campaign(
         else gpu_memory.find_card()
     )
     cases, scenarios = plan_cases(
-        arguments, targets.get("head") or targets[""], GPU_SCENARIOS if card else SCENARIOS
+        arguments,
+        targets.get("head") or targets[""],
+        TARGET_SCENARIOS if arguments.target is not None else GPU_SCENARIOS if card else SCENARIOS,
+        fixed_windows=gate is not None,  # it has a budget of its own, and repeats instead
     )
     search = None
     if arguments.find_capacity:
@@ -166,11 +177,14 @@ def plan_campaign(
     return CampaignPlan(targets, card, cases, scenarios, search, gate)
 
 
-def print_plan(cases: list[Case]) -> None:
-    for case in cases:
-        load = f"{case.users} users" if case.users else f"{case.rate:g} requests/s"
-        what = f"{case.label:30} {case.engine:10} {case.scenario:14} {load:16}"
-        print(f"{case.index:4}  {what} {case.duration_s:g} s  run {case.repetition}")
+def settle_defaults(plan: CampaignPlan) -> dict[str, Any]:
+    """What this machine's defaults are, by option; a running target decides them itself."""
+    if any(target.is_external for target in plan.targets.values()):
+        return {}
+    # a server that is not installed yet counts, as a plan is made before the installation
+    card = plan.card if any(case.engine != "simulated" for case in plan.cases) else None
+    scenarios = list(dict.fromkeys(case.scenario for case in plan.cases))
+    return {"scenarios": scenarios, "model": gpu_memory.default_preset(card)}
 
 
 def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampaign:
@@ -192,7 +206,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         schema=schema.SCHEMA,
         name=folder.name,
         created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        command=machine.redact_secrets(sys.argv[1:]),
+        command=machine.redact_secrets(arguments.command),
         seed=arguments.seed,
         model=asdict(model) | {"path": Path(model.path).name},
         scenarios={
@@ -228,7 +242,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         ready_timeout_s=arguments.ready_timeout,
     )
     # load workers on other machines would measure another network
-    calibrated = not (arguments.no_calibration or arguments.listen)
+    calibrated = arguments.calibration and not arguments.listen
     return PreparedCampaign(
         context, file, choose_source(folder, plan), calibrated, arguments.report
     )
@@ -315,8 +329,10 @@ def run(campaign: PreparedCampaign) -> int:
     with ProgressWatch(warmups_s) as watch:
         try:
             for cases in campaign.source(watch):
-                if campaign.calibrated:
-                    calibrate(campaign, cases, watch)
+                # of a search in the round after saturation, whose loads are more like the others
+                saturation = {case.scenario for case in cases} <= {*campaign.saturation_scenarios}
+                if campaign.calibrated and not saturation:
+                    noise_floor.calibrate(context, cases, watch)
                 for case in cases:
                     watch.start(case)
                     statuses.append(run_case(case, context, watch))
@@ -345,37 +361,9 @@ def make_row(
         return None
     watch.stage("analyse")
     row = analysis_process.make_row(campaign.folder, case.index)
-    if row and row.valid and campaign.calibrated and not calibration_file(campaign).exists():
+    if row and row.valid and campaign.calibrated and not noise_floor.is_known(campaign.folder):
         return row._replace(why="before calibration, which may show that it is not")
     return row
-
-
-def calibration_file(campaign: PreparedCampaign) -> Path:
-    return campaign.folder / "calibration.json"
-
-
-def calibrate(campaign: PreparedCampaign, cases: list[Case], watch: ProgressWatch) -> None:
-    """Once for a campaign, at its largest number of users and its highest rate; of a search, those
-    of the round after saturation. Raises UsageError.
-    """
-    context, file = campaign.context, calibration_file(campaign)
-    if file.exists() or all(case.scenario in campaign.saturation_scenarios for case in cases):
-        return
-    try:
-        with watch.waiting("the load generator measures its own errors", CALIBRATION_S):
-            errors = calibration.calibrate(
-                campaign.folder,
-                max((case.users for case in cases if case.users), default=None),
-                max((case.rate for case in cases if case.rate), default=None),
-                calibration.Placement(context.workers, context.share.cores, context.load_cores),
-            )
-    except locust_process.LoadFailed as error:
-        raise UsageError(
-            "the load generator could not be calibrated (--no-calibration leaves that out):"
-            f" {error}"
-        ) from None
-    schema.write_json(file, errors)
-    watch.say(calibration.describe_errors(errors))
 
 
 def run_campaign(
@@ -386,6 +374,8 @@ def run_campaign(
     """
     plan = plan_campaign(arguments, targets, gate)
     if arguments.plan:
-        print_plan(plan.cases)
+        source = "search for capacity" if plan.search else "gate" if plan.gate else ""
+        heading = f"The {source} begins with these cases" if source else "Cases, in this order"
+        config_file.print_plan(arguments.settings, settle_defaults(plan), heading, plan.cases)
         return 0
     return run(prepare(arguments, plan))
