@@ -30,9 +30,10 @@ class Column:
     spare: int = 0  # columns with the most are left out first where the terminal is too narrow
 
 
+THROUGHPUT = "output_tokens_per_s"
 LEAST_NAME = 12  # characters of a server's or scenario's name
 COLUMNS = (
-    Column("output_tokens_per_s", "", "tok/s", 6),
+    Column(THROUGHPUT, "", "tok/s", 6),
     Column("ttft_p50_s", "TTFT, ms", "P50", 6, spare=1),
     Column("ttft_p95_s", "TTFT, ms", "P95", 6, spare=2),
     Column("ttft_p99_s", "TTFT, ms", "P99", 6),
@@ -86,7 +87,7 @@ def describe_case(case: Case) -> str:
     )
 
 
-def format_line(status: str, row: CaseRow | None) -> str:
+def format_line(case: Case, status: str, row: CaseRow | None) -> str:
     """How a case ended, on one line of a log: its numbers if it is valid, and else the reason."""
     if row is None:
         return status
@@ -95,7 +96,8 @@ def format_line(status: str, row: CaseRow | None) -> str:
     return ", ".join(
         [
             f"valid ({row.why})" if row.why else "valid",
-            f"{row.numbers['output_tokens_per_s']} tokens/s",
+            # of an open loop it is the demand, and no result
+            *([] if case.rate else [f"{row.numbers[THROUGHPUT]} tokens/s"]),
             *(
                 f"{label} "
                 + " ".join(f"P{p} {_with_unit(row.numbers[f'{stem}_p{p}_s'])}" for p in (50, 99))
@@ -179,7 +181,8 @@ class RowLayout:
     def row(self, case: Case, status: str, row: CaseRow | None) -> str:
         """The case with its numbers, or with the first line of the reason why it has none."""
         if row and row.valid:
-            cells = [_fit(row.numbers[column.metric], column.width) for column in self.columns]
+            numbers = row.numbers | ({THROUGHPUT: ""} if case.rate else {})  # it is the demand
+            cells = [_fit(numbers[column.metric], column.width) for column in self.columns]
             text = " ".join([self.start(case), *cells])
         else:
             reason = f"invalid: {row.why}" if row else status.strip().split("\n")[0]

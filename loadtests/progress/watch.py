@@ -180,7 +180,7 @@ class ProgressWatch:
             self._print_row(case, status, row)
         else:
             number = f"case {case.index}" + ("" if self.more else f" of {len(self.cases)}")
-            text, _, log = format_line(status, row).partition("\n")
+            text, _, log = format_line(case, status, row).partition("\n")
             self.say(f"{number}  {describe_case(case)}: {text} ({spent:.0f} s)")
             if log:
                 self.say(log)
