@@ -202,7 +202,9 @@ def test_the_terminal_shows_a_table_and_where_the_report_is(mini: tuple[Path, An
     campaign, done = mini
     page = str(campaign.relative_to(campaign.parents[1]) / "report.html")
     after = done.stdout.splitlines()[done.stdout.splitlines().index(page) + 1 :]
-    assert after[:2] == ["", "Worth typing next:"] and len(after) == 8
+    busy = done.stderr.count("no valid case of ") == 2  # then their cause comes first
+    assert after[:2] == ([] if busy else ["", "Worth typing next:"])
+    assert len(after) == (0 if busy else 8)
     for what, command in zip(after[2::2], after[3::2], strict=True):
         assert what.startswith("  # ") and re.match(r"  \S*python\S* -m loadtests --", command)
     for said in ("fastapi_threadpool (simulated)", "flask_gunicorn (simulated)", "tokens/s"):
