@@ -15,6 +15,9 @@ from loadtests.schema import CapacitySearch, Case, SearchedSystem
 from loadtests.workload.scenario import Tables
 
 SATURATION_USERS = 64
+# Keys of an open loop that a closed one does not have, or that make a window longer: throughput
+# needs no number of requests.
+NOT_AT_SATURATION = ("rate", "burstiness", "profile", "max_in_flight", "requests", "duration_max_s")
 
 
 def search_scenarios(chosen: Tables, estimates: Sequence[float]) -> tuple[Tables, dict[str, str]]:
@@ -31,11 +34,7 @@ def search_scenarios(chosen: Tables, estimates: Sequence[float]) -> tuple[Tables
         if table["arrivals"] == "closed" or estimates:
             continue
         saturation[name] = f"{name}-saturation"
-        kept = {
-            key: value
-            for key, value in table.items()
-            if key not in ("rate", "burstiness", "profile", "max_in_flight")
-        }
+        kept = {key: value for key, value in table.items() if key not in NOT_AT_SATURATION}
         scenarios[saturation[name]] = kept | {
             "summary": f"{name} as a closed loop, whose throughput is where the search begins",
             "arrivals": "closed",

@@ -134,7 +134,7 @@ def _load(run: CaseRun) -> None:
         clock_zero_s=run.file.clock_zero_s,
         dialect=run.dialect,
         respect_retry_after=context.respect_retry_after,
-        seed=f"{context.seed}/{case.scenario}/{case.repetition}",
+        seed=arrivals.load_seed(context.seed, case.scenario, case.repetition),
     )
     if scenario["arrivals"] == "trace":
         run.file.notes.append(

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from loadtests.errors import UsageError
 from loadtests.schema import Case
+from loadtests.workload import arrivals
 from loadtests.workload.scenario import Tables
 from servers.runtime.catalog import ServerSpec, check_name
 
@@ -59,13 +60,13 @@ def make_plan(
     Repetitions are interleaved: every server once in a seeded order, then in the reverse order, and
     so on (ABBA), so that a drift of the machine falls on all of them alike.
     """
-    arrivals = {table["arrivals"] for table in scenarios.values()}
-    if users and "closed" not in arrivals:
+    kinds = {table["arrivals"] for table in scenarios.values()}
+    if users and "closed" not in kinds:
         raise UsageError(
             "--users is for closed-loop scenarios, and none is chosen: use --rate, or add"
             " --scenarios interactive"
         )
-    if rates and not arrivals - {"closed", "trace"}:
+    if rates and not kinds - {"closed", "trace"}:
         raise UsageError(
             "--rate is for open-loop scenarios, and none is chosen: use --users, or add --scenarios"
             " steady"
@@ -90,21 +91,24 @@ def make_plan(
                     f"{server.name}.{name}={chosen[name]} changes nothing under the simulated"
                     f" engine: leave it out, or choose --engines {server.engines[0]}"
                 )
-    loads: list[tuple[str, int | None, float | None, float]] = []
+    loads: list[tuple[str, int | None, float | None]] = []
     for name, table in scenarios.items():
-        length = duration_s or table["duration_s"]
         if table["arrivals"] == "closed":
-            loads += [(name, count, None, length) for count in users or (table["users"],)]
+            loads += [(name, count, None) for count in users or (table["users"],)]
         else:
             own = (table["rate"],)
             loads += [
-                (name, None, rate, length)
+                (name, None, rate)
                 for rate in (own if table["arrivals"] == "trace" else rates or own)
             ]
     random.Random(seed).shuffle(pairs)
     cases: list[Case] = []
     for repetition in range(1, repeat + 1):
-        for name, count, rate, length in loads:
+        for name, count, rate in loads:
+            length = duration_s or scenarios[name]["duration_s"]
+            if rate and not duration_s and "requests" in scenarios[name]:
+                load_seed = arrivals.load_seed(seed, name, repetition)
+                length = arrivals.window_for_arrivals(load_seed, scenarios[name], rate, length)
             ordered = pairs if repetition % 2 else pairs[::-1]
             cases += [
                 Case(0, server.name, engine, name, repetition, count, rate, length, chosen)

@@ -33,13 +33,14 @@ from loadtests.errors import UsageError
 from loadtests.generator import locust_process
 from loadtests.schema import CampaignFile, CapacitySearch, Case, MachineShare, PairedGate
 from loadtests.telemetry import cores, machine
-from loadtests.workload.scenario import Tables, read_scenarios, with_trace
+from loadtests.workload.scenario import Tables, read_scenarios, with_fixed_window, with_trace
 from servers.contract import oracle
 from servers.profile.profile import ENDPOINTS, Profile
 from servers.runtime import catalog, launch, models, ports
 
 RESULTS = Path("results")
-SCENARIOS, GPU_SCENARIOS = "interactive,steady", "gpu-chat,gpu-steady"
+SCENARIOS, GPU_SCENARIOS = "quick-chat,quick-steady", "gpu-chat,gpu-steady"
+TARGET_SCENARIOS = "interactive,steady"  # of a server that runs already, and is no toy
 
 Source = Callable[[ProgressWatch], Iterable[list[Case]]]  # rounds of cases
 
@@ -80,10 +81,18 @@ class PreparedCampaign:
 
 
 def plan_cases(
-    arguments: argparse.Namespace, target: Target, default_scenarios: str = SCENARIOS
+    arguments: argparse.Namespace,
+    target: Target,
+    default_scenarios: str = SCENARIOS,
+    fixed_windows: bool = False,
 ) -> tuple[list[Case], Tables]:
-    """The cases and their scenarios. Raises UsageError, TraceError and CatalogError."""
+    """The cases and their scenarios. `fixed_windows`: no window is longer than its scenario's
+    duration_s, whatever number of requests that holds. Raises UsageError, TraceError and
+    CatalogError.
+    """
     known = read_scenarios(arguments.scenarios_file)
+    if arguments.duration or fixed_windows:
+        known = {name: with_fixed_window(table) for name, table in known.items()}
     chosen = [name for name in (arguments.scenarios or default_scenarios).split(",") if name]
     for name in chosen:
         catalog.check_name(name, known, "scenario")
@@ -154,7 +163,10 @@ def plan_campaign(
         else gpu_memory.find_card()
     )
     cases, scenarios = plan_cases(
-        arguments, targets.get("head") or targets[""], GPU_SCENARIOS if card else SCENARIOS
+        arguments,
+        targets.get("head") or targets[""],
+        TARGET_SCENARIOS if arguments.target is not None else GPU_SCENARIOS if card else SCENARIOS,
+        fixed_windows=gate is not None,  # it has a budget of its own, and repeats instead
     )
     search = None
     if arguments.find_capacity:

@@ -150,7 +150,7 @@ class Coordinator:
 
     def _run_load(self, collector: steady_state.SeriesCollector) -> None:
         steady, why = self._warm_up(collector)
-        window = self._open_window(steady, why)
+        window = self._open_window(steady, why, self._window_s(collector))
         stopped_s = window.end_s + STOPPED_AFTER_S
         self._wait_until(stopped_s)
         drained_s = window.end_s + self.scenario["drain_s"]
@@ -175,16 +175,28 @@ class Coordinator:
                 else "warmup_max_s leaves no time for it"
             )
             return None, f"not asked: {why}"
-        judge = steady_state.SteadyJudge(self.task.duration_s)
+        judge = steady_state.SteadyJudge()
         while True:
             self._wait_until(min(self.now() + 1.0, last_s))
-            verdict = judge.judge(*collector.series())
+            verdict = judge.judge(*collector.series(), self._window_s(collector))
             if (verdict.steady and self.now() >= least_s) or self.now() >= last_s:
                 return verdict.steady, verdict.why
 
-    def _open_window(self, steady: bool | None, why: str) -> Window:
+    def _window_s(self, collector: steady_state.SeriesCollector) -> float:
+        """The length of a window that would open now. That of a closed loop whose scenario wants
+        some number of requests follows from how many a second the warm-up has shown; the plan has
+        made that of an open loop long enough.
+        """
+        wanted = self.scenario.get("requests")
+        if not (wanted and self.task.is_closed):
+            return self.task.duration_s
+        return arrivals.window_for_requests(
+            wanted, collector.responses_per_s(self.now()), self.scenario, self.task.duration_s
+        )
+
+    def _open_window(self, steady: bool | None, why: str, length_s: float) -> Window:
         at_s = max(self.now() + ANNOUNCED_BEFORE_S, self.began_s + self.scenario["warmup_s"])
-        self.window = Window(at_s, at_s + self.task.duration_s)
+        self.window = Window(at_s, at_s + length_s)
         self.warmup = WarmUp(round(at_s - self.began_s, 3), steady, why)
         self.broadcast(self.window)
         return self.window

@@ -119,7 +119,7 @@ def longest_load_s(task: LoadTask, workers: Workers) -> float:
     return (
         start_s
         + arrivals.longest_warm_up_s(task.scenario)
-        + task.duration_s
+        + arrivals.longest_window_s(task.scenario, task.duration_s)
         + float(task.scenario["drain_s"])
         + limits.END_S
     )

@@ -1,8 +1,8 @@
 """Whether the load has become steady, so that the warm-up may end: pure, standard library only,
 under a millisecond per verdict.
 
-    judge = SteadyJudge(window_s=25)
-    verdict = judge.judge({"tokens/s": counts, "TTFT": ttft_s, "TPOT": tpot_s}, covered_s)
+    judge = SteadyJudge()
+    verdict = judge.judge({"tokens/s": counts, "TTFT": ttft_s, "TPOT": tpot_s}, covered_s, window_s)
 
 The coordinator asks once a second. Each series starts when the whole load is on (all users have
 started) and lasts until now: tokens in each slice of SLICE_S seconds, and TTFT and TPOT of each
@@ -97,6 +97,12 @@ class SeriesCollector:
             if done_s >= self.begin_s:
                 self.ended.append((done_s, ttft_s, tpot_s))
 
+    def responses_per_s(self, until_s: float) -> float:
+        """How many responses ended in a second, in the later half of what was collected."""
+        since_s = (self.begin_s + until_s) / 2
+        ended = sum(done_s >= since_s for done_s, _, _ in self.ended)
+        return ended / (until_s - since_s) if until_s > since_s else 0.0
+
     def series(self) -> tuple[dict[str, list[float]], float]:
         """The series for `SteadyJudge.judge`, and the seconds that they cover."""
         until_s = min((points[-1][0] for points in self.received.values()), default=self.begin_s)
@@ -142,14 +148,17 @@ class SteadyJudge:
     series were steady.
     """
 
-    def __init__(self, window_s: float):
-        self.window_s, self.in_a_row = window_s, 0
+    def __init__(self) -> None:
+        self.in_a_row = 0
 
-    def judge(self, series: Mapping[str, Sequence[float]], covered_s: float) -> SteadyVerdict:
-        """`covered_s` > 0: the time from the series' start until now. No value may be nan."""
+    def judge(
+        self, series: Mapping[str, Sequence[float]], covered_s: float, window_s: float
+    ) -> SteadyVerdict:
+        """`covered_s` > 0: the time from the series' start until now; `window_s`: the length of the
+        window that would open now. No value may be nan.
+        """
         findings = {
-            name: examine_series(values, self.window_s / covered_s)
-            for name, values in series.items()
+            name: examine_series(values, window_s / covered_s) for name, values in series.items()
         }
         drifting = {name: each for name, each in findings.items() if not each.steady}
         self.in_a_row = 0 if drifting else self.in_a_row + 1

@@ -20,6 +20,7 @@ from loadtests.workload import traces
 ScenarioTable = dict[str, Any]  # a table of scenarios.toml, as it stands there
 
 WARMUP_MAX_S = 60.0
+DURATION_MAX_S = 120.0  # of a window that is as long as its `requests` need
 CONTEXT = 4096  # tokens of prompt and answer together, that of the default model
 
 
@@ -75,6 +76,44 @@ def longest_warm_up_s(scenario: Mapping[str, Any]) -> float:
         if varies_by_plan(scenario)
         else float(scenario.get("warmup_max_s", max(least, WARMUP_MAX_S)))
     )
+
+
+def load_seed(seed: int, scenario: str, repetition: int) -> str:
+    """Of a case's prompts and arrivals: the same for all servers."""
+    return f"{seed}/{scenario}/{repetition}"
+
+
+def longest_window_s(scenario: Mapping[str, Any], duration_s: float) -> float:
+    """The window lasts from `duration_s`, if that holds `requests`, to this."""
+    if "requests" not in scenario:
+        return duration_s
+    return max(duration_s, float(scenario.get("duration_max_s", DURATION_MAX_S)))
+
+
+def window_for_requests(
+    requests: int, per_s: float, scenario: Mapping[str, Any], duration_s: float
+) -> float:
+    """How long a window is, in whole seconds, that holds so many requests if `per_s` of them end in
+    a second: within `duration_s` and `longest_window_s`. The expected number is three standard
+    deviations of a Poisson count more than asked for, so that chance rarely makes it too short.
+    """
+    longest_s = longest_window_s(scenario, duration_s)
+    expected = (1.5 + math.sqrt(2.25 + requests)) ** 2  # n - 3 sqrt(n) = requests
+    return min(max(duration_s, math.ceil(expected / per_s)), longest_s) if per_s else longest_s
+
+
+def window_for_arrivals(
+    seed: str, scenario: Mapping[str, Any], rate: float, duration_s: float
+) -> float:
+    """How long the window of an open loop is, in whole seconds, that `requests` arrivals fall into:
+    within `duration_s` and `longest_window_s`. Its arrivals are known, so it is exact.
+    """
+    longest_s = longest_window_s(scenario, duration_s)
+    planned = window_arrivals(seed, scenario, rate, longest_s)
+    wanted = scenario.get("requests", 0)
+    if not wanted or len(planned) < wanted:
+        return longest_s
+    return max(duration_s, math.floor(planned[wanted - 1].at_s) + 1.0)
 
 
 def schedule(

@@ -111,10 +111,20 @@ class GeneratedPrompts(Scenario):
 
     prompt_tokens: Range
     output_tokens: Range
+    requests: Count | None = None
+    duration_max_s: Above0 | None = None
     shared_tokens: Count | None = None
     shared_prefixes: Count | None = None
     distinct_prompts: Count | None = None
     zipf: From0 | None = None
+
+    @model_validator(mode="after")
+    def check_window(self) -> Self:
+        if self.duration_max_s is not None and self.requests is None:
+            raise ValueError("duration_max_s needs requests, for which a window is made longer")
+        if self.duration_max_s is not None and self.duration_max_s < self.duration_s:
+            raise ValueError(f"duration_max_s = {self.duration_max_s:g} is less than duration_s")
+        return self
 
     @model_validator(mode="after")
     def check_prompts(self) -> Self:
@@ -238,6 +248,11 @@ def _describe_error(error: ErrorDetails, table: ScenarioTable) -> str:
         case "extra_forbidden":
             return f"{key} does not go with arrivals = {kind!r}: leave it out"
     return f"{key} = {error['input']!r} {message}" if key else message
+
+
+def with_fixed_window(table: ScenarioTable) -> ScenarioTable:
+    """The table without what makes a window longer than its duration."""
+    return {key: value for key, value in table.items() if key not in ("requests", "duration_max_s")}
 
 
 def with_trace(

@@ -305,7 +305,7 @@ class Rates(NamedTuple):
 
 def steady_after(trace: Trace) -> float:
     """Seconds; inf if it was not when the bound had passed."""
-    judge, done = steady_state.SteadyJudge(WINDOW_S), 0
+    judge, done = steady_state.SteadyJudge(), 0
     for now in range(1, BOUND_S + 1):
         while done < len(trace.requests) and trace.requests[done].done_s <= now:
             done += 1
@@ -317,6 +317,7 @@ def steady_after(trace: Trace) -> float:
                 "TPOT": [r.tpot_s for r in seen],
             },
             now,
+            WINDOW_S,
         ).steady:
             return now
     return math.inf

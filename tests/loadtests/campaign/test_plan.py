@@ -33,6 +33,15 @@ def loads(cases: list[Case]) -> set[tuple[Any, ...]]:
     return {(case.scenario, case.users, case.rate, case.duration_s) for case in cases}
 
 
+def test_an_open_loop_s_window_holds_the_requests_that_its_scenario_wants() -> None:
+    scenarios = {"chat": CLOSED | {"requests": 299}, "steady": OPEN | {"requests": 299}}
+    lengths = {case.scenario: case.duration_s for case in plan(scenarios=scenarios)}
+    assert lengths["chat"] == CLOSED["duration_s"], "it is decided when the window opens"
+    assert 90 < lengths["steady"] < 110, "299 requests at 3 a second"
+    fixed = plan(scenarios=scenarios, duration_s=7.0)
+    assert {case.duration_s for case in fixed} == {7.0}
+
+
 def names(cases: list[Case]) -> list[str]:
     return [case.server for case in cases]
 

@@ -120,28 +120,28 @@ def test_an_outlier_at_the_end_is_no_transient() -> None:
 
 def test_the_judge_wants_every_series_three_times_running() -> None:
     flat, rising = [1.0] * 50, [1.0 + i for i in range(50)]
-    judge = SteadyJudge(25)
+    judge = SteadyJudge()
     assert [
-        judge.judge({"a": flat, "b": series}, 10).steady
+        judge.judge({"a": flat, "b": series}, 10, 25).steady
         for series in (flat, flat, rising, flat, flat, flat, flat, rising, flat)
     ] == [False, False, False, False, False, True, True, False, False]
     assert IN_A_ROW == 3
 
 
 def test_the_judge_says_why() -> None:
-    judge, flat = SteadyJudge(25), [1.0] * 50
+    judge, flat = SteadyJudge(), [1.0] * 50
     assert (
-        judge.judge({"tokens/s": flat, "TTFT": []}, 10).why
+        judge.judge({"tokens/s": flat, "TTFT": []}, 10, 25).why
         == "not yet steady: TTFT: too few values: 0 batches of 10"
     )
-    found = judge.judge({"tokens/s": [1.0 + i for i in range(50)], "TTFT": flat}, 10)
+    found = judge.judge({"tokens/s": [1.0 + i for i in range(50)], "TTFT": flat}, 10, 25)
     assert (
         found.why
         == "not yet steady: tokens/s: 5 of 10 batches cut, then +328.9% over the window, p = 0.027"
     )
     assert found.findings["TTFT"].steady and not found.findings["tokens/s"].steady
     every = "tokens/s: 0 of 10 batches cut, then +0.0% over the window, p = 1"
-    assert [judge.judge({"tokens/s": flat}, 10).why for _ in range(3)] == [
+    assert [judge.judge({"tokens/s": flat}, 10, 25).why for _ in range(3)] == [
         f"steady 1 of 3 times: {every}",
         f"steady 2 of 3 times: {every}",
         f"steady: {every}",

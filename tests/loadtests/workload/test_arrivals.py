@@ -16,6 +16,8 @@ from loadtests.workload.arrivals import (
     schedule,
     warm_up_arrivals,
     window_arrivals,
+    window_for_arrivals,
+    window_for_requests,
 )
 from loadtests.workload.traces import TraceError
 
@@ -53,6 +55,32 @@ def test_gaps_have_the_distribution_asked_for(rate: float, burstiness: float | N
     assert stats.kstest(gaps(at), "gamma", args=(shape, 0, 1.4 / (shape * rate))).pvalue < 1e-3, (
         "the test must be able to tell"
     )
+
+
+@pytest.mark.parametrize("seed", ["1", "2", "3"])
+def test_an_open_loop_s_window_ends_once_so_many_requests_have_arrived(seed: str) -> None:
+    scenario = POISSON | {"requests": 299, "duration_max_s": 60.0}
+    length_s = window_for_arrivals(seed, scenario, 10.0, 10.0)
+    assert length_s == int(length_s) and 25 < length_s < 36
+    assert len(window_arrivals(seed, scenario, 10.0, length_s)) >= 299
+    assert len(window_arrivals(seed, scenario, 10.0, length_s - 1)) < 299
+
+
+@pytest.mark.parametrize(
+    ("rate", "length_s"), [(100.0, 10.0), (1.0, 60.0)], ids=["at least", "at most"]
+)
+def test_an_open_loop_s_window_has_bounds(rate: float, length_s: float) -> None:
+    scenario = {"arrivals": "constant", "requests": 299, "duration_max_s": 60.0}
+    assert window_for_arrivals("seed", scenario, rate, 10.0) == length_s
+
+
+@pytest.mark.parametrize(
+    ("per_s", "length_s"), [(1000.0, 10.0), (20.0, 18.0), (1.0, 60.0), (0.0, 60.0)]
+)
+def test_a_closed_loop_s_window_follows_from_its_responses(per_s: float, length_s: float) -> None:
+    """355.6 are expected where 299 are wanted: 355.6 - 3 sqrt(355.6) = 299."""
+    scenario = {"requests": 299, "duration_max_s": 60.0}
+    assert window_for_requests(299, per_s, scenario, 10.0) == length_s
 
 
 def test_constant_arrivals_are_even() -> None:

@@ -113,6 +113,21 @@ def test_the_scenarios_that_come_with_serveoff_are_sound() -> None:
         ("duration_s = 1.5", "duration_s = 0", "[chat]: duration_s = 0 is not a number above 0"),
         (
             "duration_s = 1.5",
+            "duration_s = 1.5\nrequests = 0",
+            "[chat]: requests = 0 is not a whole number above 0",
+        ),
+        (
+            "duration_s = 1.5",
+            "duration_s = 1.5\nduration_max_s = 9",
+            "[chat]: duration_max_s needs requests, for which a window is made longer",
+        ),
+        (
+            "duration_s = 1.5",
+            "duration_s = 1.5\nrequests = 9\nduration_max_s = 1",
+            "[chat]: duration_max_s = 1 is less than duration_s",
+        ),
+        (
+            "duration_s = 1.5",
             "duration_s = inf",
             "[chat]: duration_s = inf is not a number above 0",
         ),
