@@ -47,11 +47,22 @@ LOADTESTS = [
     "workload",
     "client",
     "telemetry",
+    "config_file",
     "generator",
     "accuracy",
     "campaign",
 ]
-COMMANDS = ["cli", "extras", "gate", "worker", "instrument", "claims", "__main__"]
+COMMANDS = [
+    "option_types",
+    "options",
+    "cli",
+    "extras",
+    "gate",
+    "worker",
+    "instrument",
+    "claims",
+    "__main__",
+]
 ANALYSIS = [
     "stats",
     "dataset",
@@ -76,6 +87,7 @@ APART = {  # rooms that could see more by the order above, but have no need to
     "loadtests.workload": ["errors", "schema"],
     "loadtests.client": ["schema"],
     "loadtests.telemetry": ["schema", "client"],
+    "loadtests.config_file": ["errors", "schema", "workload", "telemetry"],
     # analysis_process knows nothing of campaigns, and is below them
     "loadtests.accuracy": [*LOADTESTS[: LOADTESTS.index("accuracy")], "campaign.analysis_process"],
     "loadtests.claims": [],

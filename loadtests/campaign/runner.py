@@ -9,13 +9,13 @@ import argparse
 import dataclasses
 import datetime
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from loadtests import schema
+from loadtests import config_file, schema
 from loadtests.accuracy import calibration
 from loadtests.campaign import (
     analysis_process,
@@ -206,11 +206,14 @@ def plan_capacity_search(
     )
 
 
-def print_plan(cases: list[Case]) -> None:
-    for case in cases:
-        load = f"{case.users} users" if case.users else f"{case.rate:g} requests/s"
-        what = f"{case.label:30} {case.engine:10} {case.scenario:14} {load:16}"
-        print(f"{case.index:4}  {what} {case.duration_s:g} s  run {case.repetition}")
+def settle_defaults(plan: CampaignPlan) -> dict[str, Any]:
+    """What this machine's defaults are, by option; a running target decides them itself."""
+    if any(target.is_external for target in plan.targets.values()):
+        return {}
+    # a server that is not installed yet counts, as a plan is made before the installation
+    card = plan.card if any(case.engine != "simulated" for case in plan.cases) else None
+    scenarios = list(dict.fromkeys(case.scenario for case in plan.cases))
+    return {"scenarios": scenarios, "model": gpu_memory.default_preset(card)}
 
 
 def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampaign:
@@ -232,7 +235,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         schema=schema.SCHEMA,
         name=folder.name,
         created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        command=machine.redact_secrets(sys.argv[1:]),
+        command=machine.redact_secrets(arguments.command),
         seed=arguments.seed,
         model=asdict(model) | {"path": Path(model.path).name},
         scenarios={
@@ -268,7 +271,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         ready_timeout_s=arguments.ready_timeout,
     )
     # load workers on other machines would measure another network
-    calibrated = not (arguments.no_calibration or arguments.listen)
+    calibrated = arguments.calibration and not arguments.listen
     return PreparedCampaign(
         context, file, choose_source(folder, plan), calibrated, arguments.report
     )
@@ -406,6 +409,8 @@ def run_campaign(
     """
     plan = plan_campaign(arguments, targets, gate)
     if arguments.plan:
-        print_plan(plan.cases)
+        source = "search for capacity" if plan.search else "gate" if plan.gate else ""
+        heading = f"The {source} begins with these cases" if source else "Cases, in this order"
+        config_file.print_plan(arguments.settings, settle_defaults(plan), heading, plan.cases)
         return 0
     return run(prepare(arguments, plan))

@@ -47,6 +47,14 @@ def test_a_campaign(command: str, needed: str) -> None:
     assert extras.list_extras("loadtests", command.split()) == set(needed.split())
 
 
+def test_a_config_file(tmp_path: Path) -> None:
+    file = tmp_path / "bench.toml"
+    file.write_text('servers = ["tornado"]\nengines = "simulated"\nreport = "page"\n')
+    assert extras.list_extras("loadtests", ["--config", str(file)]) == {"tornado"}
+    gate = ["--baseline", "newest", "--config", str(file)]
+    assert extras.list_extras("loadtests.gate", gate) == {"tornado"}
+
+
 def test_all_servers() -> None:
     found = extras.list_extras("loadtests", ["--servers", "all"])
     servers = catalog.list_servers().values()

@@ -223,7 +223,7 @@ def test_plan_prints_the_cases_and_creates_nothing(bench: Bench, mini: Any) -> N
         "not_to_be",
     )
     assert (done.returncode, done.stderr) == (0, "")
-    lines = [re.split(r"  +", line.strip()) for line in done.stdout.splitlines()]
+    lines = [re.split(r"  +", line) for line in re.findall(r"^# +(\d.+  .+)", done.stdout, re.M)]
     assert len(lines) == 2 * 2 * 3 * 2 and [int(line[0]) for line in lines] == list(range(1, 25))
     assert {tuple(line[3:]) for line in lines if line[1] == "flask_gunicorn"} >= {
         ("quick", "8 users", "2 s", "run 2"),
