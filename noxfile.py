@@ -250,7 +250,7 @@ def instrument(session: nox.Session) -> None:
     """How far the load generator can be trusted: experiments and their page. An hour, on a machine
     that is quiet.
     """
-    install(session, MEASURE)
+    install_for(session, "loadtests.accuracy", *session.posargs)
     run_module(session, "loadtests.accuracy", *session.posargs)
     session.run("python", "-m", "analysis", "instrument", *folder_of_results(session))
 
