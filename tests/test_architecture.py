@@ -49,6 +49,7 @@ LOADTESTS = [
     "telemetry",
     "config_file",
     "generator",
+    "progress",
     "accuracy",
     "campaign",
 ]
@@ -87,6 +88,7 @@ APART = {  # rooms that could see more by the order above, but have no need to
     "loadtests.workload": ["errors", "schema"],
     "loadtests.client": ["schema"],
     "loadtests.telemetry": ["schema", "client"],
+    "loadtests.progress": ["schema", "generator"],
     "loadtests.config_file": ["errors", "schema", "workload", "telemetry"],
     # analysis_process knows nothing of campaigns, and is below them
     "loadtests.accuracy": [*LOADTESTS[: LOADTESTS.index("accuracy")], "campaign.analysis_process"],
@@ -117,7 +119,7 @@ def rooms(package: str, order: list[str], commands: list[str]) -> Iterator["Rule
 
 RULES = [
     *rooms("loadtests", LOADTESTS, COMMANDS),
-    *rooms("analysis", ANALYSIS, ["next_cases", "notebooks", "__main__"]),
+    *rooms("analysis", ANALYSIS, ["case_row", "next_cases", "notebooks", "__main__"]),
     Rule(
         ("analysis/*",),
         (),

@@ -16,21 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from loadtests import config_file, schema
-from loadtests.accuracy import calibration
 from loadtests.campaign import (
     analysis_process,
     capacity_rounds,
     gate_rounds,
     gpu_memory,
+    noise_floor,
     results_folder,
 )
 from loadtests.campaign.case import run_case
 from loadtests.campaign.case_run import CampaignContext
 from loadtests.campaign.plan import make_plan, option_combinations
-from loadtests.campaign.progress import ProgressWatch
 from loadtests.campaign.targets import Target, Targets, profile_targets, target_of_url
 from loadtests.errors import UsageError
 from loadtests.generator import locust_process
+from loadtests.progress.rows import CaseRow
+from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import CampaignFile, CapacitySearch, Case, MachineShare, PairedGate
 from loadtests.telemetry import cores, machine
 from loadtests.workload.scenario import Tables, read_scenarios, with_fixed_window, with_trace
@@ -170,40 +171,10 @@ def plan_campaign(
     )
     search = None
     if arguments.find_capacity:
-        scenarios, search = plan_capacity_search(cases, scenarios, arguments)
+        scenarios, search = capacity_rounds.plan_search(cases, scenarios, arguments)
     if gate:
         gate = dataclasses.replace(gate, systems=gate_rounds.gated_systems(cases))
     return CampaignPlan(targets, card, cases, scenarios, search, gate)
-
-
-def plan_capacity_search(
-    cases: list[Case], scenarios: Tables, arguments: argparse.Namespace
-) -> tuple[Tables, CapacitySearch]:
-    """The scenarios of a search for capacity, and what it looks for. Raises UsageError."""
-    for option, several in (
-        ("--repeat", arguments.repeat > 1),
-        ("--users", len(arguments.users) > 1),
-        ("--rate", len(arguments.rate) > 1),
-    ):
-        if several:
-            raise UsageError(
-                f"{option}: --find-capacity chooses the loads itself: give one value at most, where"
-                " to begin"
-            )
-    analysis_process.check_slo(arguments.slo)
-    scenarios, saturation = capacity_rounds.search_scenarios(scenarios, arguments.rate)
-    estimates = {
-        case.scenario: case.users if case.users else arguments.rate[0]
-        for case in cases
-        if case.users or arguments.rate
-    }
-    return scenarios, CapacitySearch(
-        slo=arguments.slo,
-        duration_s=arguments.duration,
-        estimates=estimates,
-        saturation=saturation,
-        systems=capacity_rounds.searched_systems(cases),
-    )
 
 
 def settle_defaults(plan: CampaignPlan) -> dict[str, Any]:
@@ -358,12 +329,16 @@ def run(campaign: PreparedCampaign) -> int:
     with ProgressWatch(warmups_s) as watch:
         try:
             for cases in campaign.source(watch):
-                if campaign.calibrated:
-                    calibrate(campaign, cases, watch)
+                # of a search in the round after saturation, whose loads are more like the others
+                saturation = {case.scenario for case in cases} <= {*campaign.saturation_scenarios}
+                if campaign.calibrated and not saturation:
+                    noise_floor.calibrate(context, cases, watch)
                 for case in cases:
                     watch.start(case)
                     statuses.append(run_case(case, context, watch))
-                    watch.end(statuses[-1])
+                    watch.end(statuses[-1], make_row(campaign, case, statuses[-1], watch))
+            if campaign.report != "none":
+                watch.say("makes the report, which takes some seconds", in_log=False)
         except KeyboardInterrupt:
             watch.say(
                 f"interrupted; what was measured is in {campaign.folder}, and the same command with"
@@ -378,27 +353,17 @@ def run(campaign: PreparedCampaign) -> int:
     return 1 if code or any(status.startswith("failed") for status in statuses) else 0
 
 
-def calibrate(campaign: PreparedCampaign, cases: list[Case], watch: ProgressWatch) -> None:
-    """Once for a campaign, at its largest number of users and its highest rate; of a search, those
-    of the round after saturation. Raises UsageError.
-    """
-    context, file = campaign.context, campaign.folder / "calibration.json"
-    if file.exists() or all(case.scenario in campaign.saturation_scenarios for case in cases):
-        return
-    watch.say("the load generator measures its own errors: about half a minute")
-    try:
-        errors = calibration.calibrate(
-            campaign.folder,
-            max((case.users for case in cases if case.users), default=None),
-            max((case.rate for case in cases if case.rate), default=None),
-            calibration.Placement(context.workers, context.share.cores, context.load_cores),
-        )
-    except locust_process.LoadFailed as error:
-        raise UsageError(
-            "the load generator could not be calibrated (--no-calibration leaves that out):"
-            f" {error}"
-        ) from None
-    schema.write_json(file, errors)
+def make_row(
+    campaign: PreparedCampaign, case: Case, status: str, watch: ProgressWatch
+) -> CaseRow | None:
+    """What the report will say of a case; None if it has no numbers, or if they cannot be read."""
+    if status != "ok":
+        return None
+    watch.stage("analyse")
+    row = analysis_process.make_row(campaign.folder, case.index)
+    if row and row.valid and campaign.calibrated and not noise_floor.is_known(campaign.folder):
+        return row._replace(why="before calibration, which may show that it is not")
+    return row
 
 
 def run_campaign(
@@ -411,6 +376,8 @@ def run_campaign(
     if arguments.plan:
         source = "search for capacity" if plan.search else "gate" if plan.gate else ""
         heading = f"The {source} begins with these cases" if source else "Cases, in this order"
-        config_file.print_plan(arguments.settings, settle_defaults(plan), heading, plan.cases)
+        config_file.print_plan(
+            arguments.settings, settle_defaults(plan), heading, plan.cases, plan.scenarios
+        )
         return 0
     return run(prepare(arguments, plan))
