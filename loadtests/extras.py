@@ -17,6 +17,7 @@ from collections.abc import Callable
 from functools import partial
 
 from loadtests import cli, gate
+from loadtests.accuracy import starvation
 from loadtests.campaign.runner import plan_campaign
 from loadtests.campaign.targets import Targets
 from loadtests.claims.__main__ import choose_campaigns
@@ -46,7 +47,12 @@ def read_claims(command: list[str]) -> Campaigns:
     return [campaign for each in campaigns.values() for campaign in read_bench(each)]
 
 
-COMMANDS = {"loadtests": read_bench, "loadtests.gate": read_gate, "loadtests.claims": read_claims}
+COMMANDS: dict[str, Callable[[list[str]], Campaigns]] = {
+    "loadtests": read_bench,
+    "loadtests.gate": read_gate,
+    "loadtests.claims": read_claims,
+    "loadtests.accuracy": lambda _: read_bench([*starvation.CAMPAIGN]),
+}
 
 
 def list_extras(module: str, command: list[str]) -> set[str]:

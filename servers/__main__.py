@@ -5,6 +5,7 @@ NAME`.
 import argparse
 import json
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -14,10 +15,12 @@ from servers.runtime import catalog, errors, launch, models
 
 
 def list_servers() -> int:
+    lacking = False
     for server in catalog.list_servers().values():
         print(f"{server.name:24} {server.summary}")
         for engine in server.engines:
             missing = server.missing(engine)
+            lacking |= bool(missing)
             print(
                 f"{'':24}   {engine:10} {'missing: ' + ', '.join(missing) if missing else 'ready'}"
             )
@@ -26,7 +29,14 @@ def list_servers() -> int:
         ] * server.has_workers
         if options:
             print(f"{'':24}   options: {', '.join(options)}")
+    if lacking:
+        print(f"{install_command('NAME')} installs the Python packages that NAME misses")
     return 0
+
+
+def install_command(server: str, *options: str) -> str:
+    """What installs the Python packages that a server needs, into .nox/bench."""
+    return f"`nox --install-only -s bench -- {shlex.join(['--servers', server, *options])}`"
 
 
 def verify(arguments: argparse.Namespace) -> int:
@@ -79,8 +89,7 @@ def serve(arguments: argparse.Namespace) -> int:
     if missing := server.missing(engine):
         raise catalog.CatalogError(
             f"{server.name} with {engine} cannot run here: {', '.join(missing)} is not installed;"
-            f" `nox --install-only -s bench -- --servers {server.name} --engines {engine}` installs"
-            " what is a Python package into .nox/bench"
+            f" {install_command(server.name, '--engines', engine)} installs Python packages"
         )
     model = models.resolve_model(arguments.model, needs_weights=engine != "simulated")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -71,6 +71,15 @@ def test_every_verb_exists():
     )
 
 
+def test_the_ways_to_start_nox_leave_the_system_s_python_alone():
+    """Debian's and Ubuntu's refuses `pip install nox` (PEP 668)."""
+    ways = ("uvx nox -s bench", "pipx run nox -s bench", "~/nox/bin/pip install nox &&")
+    assert all(way in README for way in ways)
+    for file in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        bare = re.findall(r"^.*(?<!bin/)pip install nox &&.*$", file.read_text(), re.M)
+        assert not bare, f"{file.name}: {bare}"
+
+
 def commands(module: str) -> list[str]:
     return re.findall(rf"nox -s {module} -- ([^#\n`]+)", README)
 

@@ -10,6 +10,12 @@ from loadtests.accuracy.calibration import SCENARIO, Results
 from loadtests.accuracy.testbed import Testbed, burn_cores, pin_to_cores
 from loadtests.campaign import analysis_process
 
+# What runs in the campaigns that are judged.
+CAMPAIGN = (
+    *("--servers", "fastapi_vllm", "--engines", "simulated"),
+    *("--no-calibration", "--report", "none"),
+)
+
 
 def judge_healthy(bench: Testbed) -> Results:
     """A load generator that has its core for itself is not flagged in 20 of 20 cases."""
@@ -43,19 +49,13 @@ def _judge(bench: Testbed, burners: int) -> Results:
                     sys.executable,
                     "-m",
                     "loadtests",
-                    "--servers",
-                    "fastapi_vllm",
-                    "--engines",
-                    "simulated",
+                    *CAMPAIGN,
                     "--seed",
                     str(number),
                     "--scenarios-file",
                     str(file),
                     "--scenarios",
                     "short",
-                    "--no-calibration",
-                    "--report",
-                    "none",
                     "--out",
                     str(folder),
                 ],

@@ -64,8 +64,9 @@ def package_environment(packages: Sequence[str]) -> Path:
     if complete.exists():
         return found
     links = os.environ.get("UV_FIND_LINKS", "").split(",")
+    name = f"torch-*-cp{sys.version_info.major}{sys.version_info.minor}-*"  # for this Python
     at_hand = shutil.which("nvidia-smi") or any(
-        wheel for link in links if link for wheel in Path(link).glob("torch-*")
+        wheel for link in links if link for wheel in Path(link).glob(name)
     )
     # PyPI's torch for Linux brings gigabytes of CUDA; asked for a backend, uv looks on PyTorch's
     # own index alone

@@ -95,6 +95,10 @@ def test_claims() -> None:
     assert extras.list_extras("loadtests.claims", []) > {"django", "node"}
 
 
+def test_the_load_generator_s_accuracy() -> None:
+    assert extras.list_extras("loadtests.accuracy", ["start_up"]) == {"fastapi"}
+
+
 def test_an_environment_of_its_own_needs_no_framework_of_ours() -> None:
     there = catalog.Checkout(ROOT, Path("programs"))
     server = catalog.find_server("flask_gunicorn", there)

