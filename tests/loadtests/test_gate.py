@@ -4,6 +4,7 @@ refuse.
 
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from loadtests.campaign import analysis_process, gate_rounds
 from loadtests.campaign.gate_rounds import repetition_of
+from loadtests.gate import main as gate_command
 from loadtests.schema import GatedSystem, PairedGate
 from servers.runtime import catalog
 from tests.helpers.campaign_process import PATIENCE_S, Bench, runs
@@ -128,16 +130,26 @@ def test_rounds_go_on_until_the_analysis_has_enough_or_time_is_over(
     ],
 )
 def test_what_cannot_be_gated_is_refused_in_one_sentence(
-    bench: Bench, arguments: list[str], sentence: str
+    bench: Bench,
+    arguments: list[str],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    done = (
-        gate(bench, *arguments, "--out", "not_to_be")
-        if "--campaigns" not in arguments
-        else gate(bench, *arguments)
-    )
-    assert done.returncode == 2 and sentence in done.stderr and done.stderr.count("\n") == 1, (
-        done.stderr
-    )
+    monkeypatch.chdir(bench.folder)
+    monkeypatch.setenv("PYTHONPATH", bench.environment["PYTHONPATH"])
+    out = [] if "--campaigns" in arguments else ["--out", "not_to_be"]
+    monkeypatch.setattr(sys, "argv", ["gate", *arguments, *out])
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)]
+    try:
+        code = gate_command()
+    except SystemExit as ended:
+        code = int(str(ended.code))
+    finally:
+        for each, handler in zip((signal.SIGTERM, signal.SIGHUP), handlers, strict=True):
+            signal.signal(each, handler)
+    error = capfd.readouterr().err
+    assert code == 2 and sentence in error and error.count("\n") == 1, error
     assert not (bench.folder / "not_to_be").exists()
 
 
