@@ -4,7 +4,6 @@ refuse.
 
 import dataclasses
 import json
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ from loadtests.campaign.gate_rounds import repetition_of
 from loadtests.gate import main as gate_command
 from loadtests.schema import GatedSystem, PairedGate
 from servers.runtime import catalog
-from tests.helpers.campaign_process import PATIENCE_S, Bench, runs
+from tests.helpers.campaign_process import PATIENCE_S, Bench, call_command, runs
 
 SYSTEM = GatedSystem("alpha", "simulated", "quick", 3, None, 2.0, {})
 # A whole gate has fifteen cases of several seconds; these end after the first repetition, which is
@@ -139,15 +138,7 @@ def test_what_cannot_be_gated_is_refused_in_one_sentence(
     monkeypatch.chdir(bench.folder)
     monkeypatch.setenv("PYTHONPATH", bench.environment["PYTHONPATH"])
     out = [] if "--campaigns" in arguments else ["--out", "not_to_be"]
-    monkeypatch.setattr(sys, "argv", ["gate", *arguments, *out])
-    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)]
-    try:
-        code = gate_command()
-    except SystemExit as ended:
-        code = int(str(ended.code))
-    finally:
-        for each, handler in zip((signal.SIGTERM, signal.SIGHUP), handlers, strict=True):
-            signal.signal(each, handler)
+    code = call_command(gate_command, *arguments, *out)
     error = capfd.readouterr().err
     assert code == 2 and sentence in error and error.count("\n") == 1, error
     assert not (bench.folder / "not_to_be").exists()
