@@ -8,13 +8,7 @@ import pytest
 from loadtests.campaign.targets import target_of_url
 from loadtests.errors import UsageError
 from tests.helpers.campaign_process import Bench
-from tests.helpers.endpoint_campaign import (
-    CALM,
-    Measured,
-    check_refused,
-    measure_script,
-    measure_valid,
-)
+from tests.helpers.endpoint_campaign import CALM, Measured, check_refused, measure_script
 from tests.helpers.endpoint_load import measure_endpoint, measure_load, measure_valid_load
 from tests.helpers.endpoint_script import CHAT, Script, serve_script
 
@@ -52,14 +46,8 @@ def test_it_is_measured_where_it_is(tmp_path: Path, name: str) -> None:
     check_place(measured, name)
 
 
-def test_a_campaign_measures_it_where_it_is(bench: Bench, tmp_path: Path) -> None:
-    script, path, model = AT["deployment"]
-    assert model is not None
-    measured = measure_valid(bench, tmp_path, Script(**CALM | script), "--model", model, path=path)
-    check_place(measured, "deployment")
-
-
 def check_place(measured: Measured, name: str) -> None:
+    """The load went where the profile had found the endpoint."""
     script, path, model = AT[name]
     root = script.get("root", "/v1")
     load = measured.endpoint.load()

@@ -63,7 +63,8 @@ def test_a_load_reads_each_response_whatever_kind_it_is(bench: Bench, tmp_path: 
 
 def test_a_connection_that_closes_when_it_is_used_again(bench: Bench, tmp_path: Path) -> None:
     """One resend each, counted and shown."""
-    measured = measure_valid(bench, tmp_path, Script(**CALM, serves=1), "--report", "page")
+    script = Script(**CALM | {"first_s": 0.4}, serves=1)  # each of them waits for a connection, too
+    measured = measure_valid(bench, tmp_path, script, "--report", "page")
     resent = [row for row in measured.rows if row["resent"]]
     assert resent and all(row["error"] is None for row in measured.rows)
     assert len(resent) >= len(measured.rows) - 2
@@ -71,7 +72,7 @@ def test_a_connection_that_closes_when_it_is_used_again(bench: Bench, tmp_path: 
 
 
 def test_a_connection_that_closes_after_a_few(tmp_path: Path) -> None:
-    measured = measure_valid_load(tmp_path, Script(**CALM, serves=2))
+    measured = measure_valid_load(tmp_path, Script(**CALM, serves=2), window_s=2.0)
     assert all(row["error"] is None for row in measured.rows)
     assert 0 < sum(row["resent"] for row in measured.rows) < len(measured.rows)
     [note] = [

@@ -9,6 +9,7 @@ from tests.helpers.campaign_process import Bench
 from tests.helpers.endpoint_campaign import CALM, Measured, check_refused, measure_valid
 from tests.helpers.endpoint_load import measure_load, measure_valid_load
 from tests.helpers.endpoint_script import CHAT, COMPLETIONS, Script
+from tests.loadtests.campaign.test_endpoints_address import AT, check_place
 
 slow = pytest.mark.slow
 EXTRA = (400, "Extra inputs are not permitted: ignore_eos")
@@ -109,9 +110,14 @@ def test_a_refused_field_is_left_out(tmp_path: Path, name: str) -> None:
     check_fields(measure_valid_load(tmp_path, Script(**CALM | FIELDS[name][0])), name)
 
 
-def test_a_campaign_leaves_refused_fields_out(bench: Bench, tmp_path: Path) -> None:
-    name = "several at once"
-    check_fields(measure_valid(bench, tmp_path, Script(**CALM | FIELDS[name][0])), name)
+def test_a_campaign_adapts_to_what_it_found(bench: Bench, tmp_path: Path) -> None:
+    """To the address, to the request fields and to how usage is reported, at once."""
+    name, (script, path, model) = "several at once", AT["deployment"]
+    assert model is not None
+    script = CALM | script | FIELDS[name][0]
+    measured = measure_valid(bench, tmp_path, Script(**script), "--model", model, path=path)
+    check_place(measured, "deployment")
+    check_fields(measured, name)
 
 
 def check_fields(measured: Measured, name: str) -> None:

@@ -4,21 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.campaign_process import Bench
-from tests.helpers.endpoint_campaign import CALM, Measured, check_refused, measure_valid
+from tests.helpers.endpoint_campaign import CALM, check_refused
 from tests.helpers.endpoint_load import measure_load, measure_valid_load
 from tests.helpers.endpoint_script import Script
 
 
-def test_text_that_changes_under_load_is_a_note(bench: Bench, tmp_path: Path) -> None:
-    check_changes(measure_valid(bench, tmp_path, Script(**CALM, text="busy")))
-
-
-def test_completions_that_change_under_load_are_a_note(tmp_path: Path) -> None:
-    check_changes(measure_valid_load(tmp_path, Script(**CALM, text="busy"), scenario="texts"))
-
-
-def check_changes(measured: Measured) -> None:
+@pytest.mark.parametrize("scenario", ["chats", "texts"])
+def test_text_that_changes_under_load_is_a_note(tmp_path: Path, scenario: str) -> None:
+    measured = measure_valid_load(tmp_path, Script(**CALM, text="busy"), scenario=scenario)
     assert measured.profile["repeats_alone"] is True
     assert measured.profile["repeats_under_load"] is False
     assert "20" in measured.notes and "not stable" in measured.notes, measured.notes
