@@ -1,4 +1,4 @@
-"""Verbs only: each sets up its environment (the same for all), then calls the module that does the
+"""Verbs only: each sets up its environment with what it needs, then calls the module that does the
 work. `nox -l` lists them.
 """
 
@@ -8,10 +8,14 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
+from collections.abc import Collection
 from pathlib import Path
 
 import nox
+
+if sys.version_info < (3, 11):  # noqa: UP036 - nox may run on any Python that it finds
+    sys.exit("error: Serveoff needs Python 3.11, 3.12 or 3.13, such as `uvx --python 3.12 nox`")
+import tomllib
 
 nox.options.sessions = ["bench"]
 nox.options.reuse_venv = "yes"
@@ -20,29 +24,30 @@ GPU = shutil.which("nvidia-smi") is not None
 EXTRAS = tomllib.loads(Path("pyproject.toml").read_text())["project"][
     "optional-dependencies"
 ].keys() - {"vllm-cpu" if GPU else "vllm-gpu"}
+MEASURE = {"load", "analysis"}  # what every measurement and its report need
 
 
-def install(session: nox.Session) -> None:
-    """Everything in one step by uv; when nothing has changed that takes a second. `nox
+def install(session: nox.Session, extras: Collection[str] = EXTRAS) -> None:
+    """These extras in one step by uv; when nothing has changed that takes a second. `nox
     --no-install` leaves it out.
     """
     session.install("--quiet", "uv")
     environment = {
         "UV_SYSTEM_CERTS": "1"
     }  # else uv trusts only its own certificates, and fails behind a company's CA
-    links = local_wheels()
+    links = local_wheels(session)
     if links:
-        environment["UV_FIND_LINKS"] = links
+        environment["UV_FIND_LINKS"] = ",".join(links)
     command = ["uv", "pip", "install", "--quiet", "-r", "pyproject.toml"]
-    for extra in sorted(EXTRAS):
+    command += ["--excludes", "excludes.txt"]
+    for extra in sorted(extras):
         command += ["--extra", extra]
     if GPU:
         command += ["-c", "constraints-gpu.txt"]
     else:
         command += ["-c", "constraints-cpu.txt", "--excludes", "excludes-cpu.txt"]
-        if sys.platform == "linux" and not any(
-            link and any(Path(link).glob("torch-*")) for link in links.split(",")
-        ):
+        wheel = f"torch-*-cp{sys.version_info.major}{sys.version_info.minor}-*"
+        if sys.platform == "linux" and not any(any(Path(link).glob(wheel)) for link in links):
             environment["UV_TORCH_BACKEND"] = (
                 "cpu"  # PyPI's torch for Linux brings gigabytes of CUDA
             )
@@ -52,38 +57,49 @@ def install(session: nox.Session) -> None:
     )  # servers with an environment of their own (servers/runtime/build_cache.py) install as we do
 
 
-def local_wheels() -> str:
-    """Folders of wheels that pip is configured with, comma-separated; uv does not read pip's
-    configuration.
+def install_for(session: nox.Session, module: str, *arguments: str, also: str = "") -> None:
+    """What every measurement needs, then what the servers and engines of this command need."""
+    needed = MEASURE | set(also.split())
+    install(session, needed)
+    printed = session.run_install(
+        "python", "-m", "loadtests.extras", module, *arguments, silent=True, stderr=None, log=False
+    )
+    # None with --no-install; of vLLM's two extras EXTRAS has the one for this machine
+    if more := set(str(printed or "").split()) & EXTRAS:
+        install(session, needed | more)
+
+
+def run_module(session: nox.Session, module: str, *arguments: str) -> None:
+    """Ends nox with the module's exit code, unless that is 0: nox's own would always be 1. After
+    Ctrl-C nox would kill it half a second later; it needs longer to end the server and to keep what
+    was measured.
     """
-    said = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True
+    try:
+        session.run("python", "-m", module, *arguments, interrupt_timeout=120, terminate_timeout=30)
+    except nox.command.CommandFailed as failed:
+        sys.exit(failed.return_code or 1)
+
+
+def local_wheels(session: nox.Session) -> list[str]:
+    """Folders of wheels that pip is configured with; uv does not read pip's configuration."""
+    configured = subprocess.run(
+        [f"{session.bin}/python", "-m", "pip", "config", "list"], capture_output=True, text=True
     ).stdout
     found = [
         line.partition("=")[2].strip(" '\"")
-        for line in said.splitlines()
+        for line in configured.splitlines()
         if line.split("=")[0].endswith(".find-links")
     ]
     found += os.environ.get("PIP_FIND_LINKS", "").split()
-    return ",".join(
-        dict.fromkeys(
-            link
-            for line in found
-            for link in line.replace("\\n", " ").split()
-            if Path(link).is_dir()
-        )
-    )
+    links = (link for line in found for link in line.replace("\\n", " ").split())
+    return list(dict.fromkeys(link for link in links if Path(link).is_dir()))
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
     """Compare servers: a campaign and its report. `nox -s bench -- --help` lists the options."""
-    install(session)
-    # Nox would kill it half a second after Ctrl-C; it needs longer to end the server and to keep
-    # what was measured.
-    session.run(
-        "python", "-m", "loadtests", *session.posargs, interrupt_timeout=120, terminate_timeout=30
-    )
+    install_for(session, "loadtests", *session.posargs)
+    run_module(session, "loadtests", *session.posargs)
 
 
 @nox.session
@@ -201,21 +217,9 @@ def instrument(session: nox.Session) -> None:
     """How far the load generator can be trusted: experiments and their page. An hour, on a machine
     that is quiet.
     """
-    install(session)
-    session.run(
-        "python",
-        "-m",
-        "loadtests.accuracy",
-        *session.posargs,
-        interrupt_timeout=120,
-        terminate_timeout=30,
-    )
-    folder = [
-        value
-        for option, value in zip(session.posargs, session.posargs[1:], strict=False)
-        if option == "--out"
-    ]
-    session.run("python", "-m", "analysis", "instrument", *folder)
+    install(session, MEASURE)
+    run_module(session, "loadtests.accuracy", *session.posargs)
+    session.run("python", "-m", "analysis", "instrument", *folder_of_results(session))
 
 
 @nox.session
@@ -223,7 +227,7 @@ def claims(session: nox.Session) -> None:
     """What people say about serving architectures, put to the test: all of it, or some campaigns by
     name. Two hours.
     """
-    install(session)
+    install_for(session, "loadtests.claims", *session.posargs)
     session.run(
         "python",
         "-m",
@@ -233,12 +237,13 @@ def claims(session: nox.Session) -> None:
         terminate_timeout=30,
         success_codes=[0, 1],  # 1: something has no valid case, of which the page says so
     )
-    folder = [
-        value
-        for option, value in zip(session.posargs, session.posargs[1:], strict=False)
-        if option == "--out"
-    ]
-    session.run("python", "-m", "analysis", "claims", *folder)
+    session.run("python", "-m", "analysis", "claims", *folder_of_results(session))
+
+
+def folder_of_results(session: nox.Session) -> list[str]:
+    """The value of --out, if it was given."""
+    pairs = zip(session.posargs, session.posargs[1:], strict=False)
+    return [value for option, value in pairs if option == "--out"]
 
 
 @nox.session
@@ -247,14 +252,7 @@ def faults(session: nox.Session) -> None:
     results/faults. Two hours.
     """
     install(session)
-    session.run(
-        "python",
-        "-m",
-        "tests.studies.fault_campaign",
-        *session.posargs,
-        interrupt_timeout=120,
-        terminate_timeout=30,
-    )
+    run_module(session, "tests.studies.fault_campaign", *session.posargs)
 
 
 @nox.session
@@ -262,38 +260,21 @@ def gate(session: nox.Session) -> None:
     """Has head become slower than base? `nox -s gate -- --base main`; exit code 0 pass, 1
     regressed, 2 invalid, 3 inconclusive.
     """
-    install(session)
-    try:
-        session.run(
-            "python",
-            "-m",
-            "loadtests.gate",
-            *session.posargs,
-            interrupt_timeout=120,
-            terminate_timeout=30,
-        )
-    except nox.command.CommandFailed as failed:  # nox itself would end with 1, whatever it was
-        sys.exit(failed.return_code)
+    install_for(session, "loadtests.gate", *session.posargs, also="revisions")
+    run_module(session, "loadtests.gate", *session.posargs)
 
 
 @nox.session
 def baseline(session: nox.Session) -> None:
     """Measure the working tree, keep the numbers in results/baselines, and draw their history."""
-    install(session)
-    session.run(
-        "python",
-        "-m",
-        "loadtests.gate",
-        "--record",
-        *session.posargs,
-        interrupt_timeout=120,
-        terminate_timeout=30,
-    )
+    command = ["loadtests.gate", "--record", *session.posargs]
+    install_for(session, *command)
+    run_module(session, *command)
     session.run("python", "-m", "analysis", "history")
 
 
 @nox.session
 def report(session: nox.Session) -> None:
-    """Report of a campaign folder (default: the newest in results/), made anew."""
-    install(session)
+    """Report of a campaign folder (default: the newest in results/), made again."""
+    install(session, {"analysis", "notebooks"})
     session.run("python", "-m", "analysis", "report", *session.posargs)

@@ -242,7 +242,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def make_report(options: argparse.Namespace) -> int:
-    from analysis.report import terminal, writer
+    from analysis.report import next_commands, terminal, writer
 
     machine_cost = hardware.read_machine_cost(
         options.price, options.peak_bandwidth, options.peak_flops
@@ -258,8 +258,10 @@ def make_report(options: argparse.Namespace) -> int:
 
         notebooks.run_notebooks(found.campaign.folder)
     console = Console()
-    terminal.show_summary(found, console if console.is_terminal else Console(width=140))
-    print(found.campaign.folder / "report.html")
+    console = console if console.is_terminal else Console(width=140)
+    terminal.show_summary(found, console)
+    print(found.campaign.folder / "report.html", flush=True)
+    terminal.show_next_commands(next_commands.suggest_commands(found), console)
     return report_missing(conclusions.list_systems_without_case(found)) if options.strict else 0
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from typing import Any
 
 import pandas as pd
@@ -52,6 +53,15 @@ def format_estimate(name: str, cases: pd.DataFrame) -> str:
     """The same on one line."""
     number, beside = split_estimate(name, cases)
     return beside if number == "–" and beside else f"{number} {beside}".strip()
+
+
+def format_cell(name: str, cases: pd.DataFrame) -> str:
+    """The same as narrow as a terminal needs it: without the interval, and with the size of too
+    small a sample as "n=120".
+    """
+    number, beside = split_estimate(name, cases)
+    small = re.search(r"n=\d+", beside)
+    return small[0] if small else number
 
 
 def unit_of(name: str) -> str:

@@ -248,13 +248,14 @@ class Comparison:
     """Systems under the same traffic: the best by `metric` first, those without a number last.
 
     In a closed loop a faster server gets more load, so `metric` is the throughput. In an open one
-    all get the same load and whoever keeps up has the same throughput: there it is the E2E latency,
-    P95 if all have one and else P50.
+    (`is_open`) all get the same load, and throughput is this demand and no result: there it is the
+    E2E latency, P95 if all have one and else P50.
     """
 
     title: str
     systems: list[ServerSummary]
     metric: str
+    is_open: bool = False
 
     @property
     def engines(self) -> list[str]:
@@ -270,8 +271,8 @@ def build_comparisons(summary: Summary) -> list[Comparison]:
     found = []
     for _, cases in summary.table.groupby(TRAFFIC, dropna=False, sort=False):
         first, valid = cases.iloc[0], cases[cases["valid"]]
-        metric = "output_tokens_per_s"
-        if not math.isnan(first["rate"]):
+        metric, is_open = "output_tokens_per_s", not math.isnan(first["rate"])
+        if is_open:
             metric = "e2e_p50_s" if valid["e2e_p95_s"].isna().any() else "e2e_p95_s"
         sign = 1 if METRICS[metric].better == "higher" else -1
         systems = []
@@ -293,7 +294,10 @@ def build_comparisons(summary: Summary) -> list[Comparison]:
             ranked.append(replace(s, rank=1 + ahead if s.estimate.runs else None))
         found.append(
             Comparison(
-                workload_title(first["scenario"], first["users"], first["rate"]), ranked, metric
+                workload_title(first["scenario"], first["users"], first["rate"]),
+                ranked,
+                metric,
+                is_open,
             )
         )
     return found
@@ -307,6 +311,10 @@ class Sweep:
 
     scenario: str
     comparisons: list[Comparison]
+
+    @property
+    def is_open(self) -> bool:
+        return all(comparison.is_open for comparison in self.comparisons)
 
     @cached_property
     def points(self) -> pd.DataFrame:

@@ -5,6 +5,7 @@
     client/      one request on the wire
     telemetry/   the machine: processes, GPUs, the server's own metrics
     generator/   the Locust processes
+    progress/    what the user sees while a campaign runs
     accuracy/    the load generator against a known ground truth
     campaign/    which cases, in which order, one after the other
     claims/      campaigns that test what people say about serving architectures

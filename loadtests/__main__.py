@@ -3,13 +3,21 @@ this.
 """
 
 import sys
+from collections.abc import Sequence
 
 from loadtests.campaign.runner import run_campaign
 from loadtests.cli import parse_arguments, run_command
 
 
 def main() -> int:
-    return run_command(lambda: run_campaign(parse_arguments(sys.argv[1:])))
+    return run_command(lambda: run(sys.argv[1:]))
+
+
+def run(command: Sequence[str]) -> int:
+    """Exit code. Raises what run_command makes a sentence of."""
+    arguments = parse_arguments(command)
+    with arguments.expanded.naming_the_file():
+        return run_campaign(arguments)
 
 
 if __name__ == "__main__":

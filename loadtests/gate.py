@@ -19,15 +19,19 @@ inconclusive. `nox -s gate` and `nox -s baseline` call this.
 import argparse
 import datetime
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from loadtests.campaign import analysis_process
 from loadtests.campaign.analysis_process import GateOptions
 from loadtests.campaign.runner import RESULTS, run_campaign
 from loadtests.campaign.targets import Targets, target_of_revision, target_of_server
-from loadtests.cli import parse_arguments, parse_numbers, parse_single, run_command
+from loadtests.cli import parse_arguments, run_command
+from loadtests.config_file import ListAction, expand_config, list_settings
 from loadtests.errors import UsageError
 from loadtests.generator import remote_worker
+from loadtests.option_types import HelpFormatter, add_switch, parse_numbers, parse_single
+from loadtests.options import make_parser
 from loadtests.schema import PairedGate
 from loadtests.telemetry import machine
 
@@ -49,15 +53,19 @@ MINUTES = {"simulated": 10.0, "real": 120.0}
 UNPAIRED_RUNS = 5
 
 
-def main() -> int:
+def make_gate_parser() -> argparse.ArgumentParser:
     parser = remote_worker.OneLineParser(
         prog="python -m loadtests.gate",
+        usage="python -m loadtests.gate [OPTIONS] [OPTIONS OF A CAMPAIGN]",
         description=__doc__,
         allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        formatter_class=HelpFormatter,
     )
-    add = parser.add_argument
-    add("--base", metavar="REVISION", help="what head is held against: any git revision")
+    add = parser.add_argument_group(
+        "What to compare", "One of --base, --base-server, --campaigns, --baseline and --record."
+    ).add_argument
+    add("--base", metavar="REVISION", help="the git revision that head is compared with")
     add("--head", metavar="REVISION", help="likewise (default: the working tree)")
     add(
         "--base-server",
@@ -69,13 +77,14 @@ def main() -> int:
         "--campaigns",
         nargs=2,
         metavar=("BASE", "HEAD"),
-        help="folders of campaigns; nothing is measured",
+        help="folders of two campaigns; nothing is measured",
     )
     add(
         "--baseline",
         metavar="NAME",
         help=(
-            "of results/baselines; newest: the last of this machine's class; only head is measured"
+            "one of results/baselines, or newest, the last of this machine's class; only head is"
+            " measured"
         ),
     )
     add(
@@ -90,41 +99,76 @@ def main() -> int:
         choices=("simulated", "real"),
         default="simulated",
         help=(
-            "real: the small real model instead of the simulated engine, for up to two hours"
-            " (default: %(default)s)"
+            "real measures the small real model instead of the simulated engine, for up to two"
+            " hours (default: %(default)s)"
         ),
     )
+    group = parser.add_argument_group("How to judge")
+    add = group.add_argument
     add(
         "--metrics",
+        action=ListAction,
         default="",
-        help="comma-separated (default: those of analysis/gate/verdicts.py)",
+        metavar="METRIC,...",
+        help="what is judged (default: the metrics of analysis/gate/verdicts.py)",
     )
     add(
         "--tolerance",
         action="append",
         default=[],
         metavar="METRIC=SHARE",
-        help="how much worse is no regression yet, such as e2e_p99_s=20%%; may be repeated",
+        help=(
+            "how much worse is no regression yet, such as e2e_p99_s=20%%; can be repeated (default:"
+            " those of analysis/gate/verdicts.py)"
+        ),
     )
     add(
         "--slo",
+        action=ListAction,
         default="",
-        metavar="BOUNDS",
-        help="judge the share of requests that meet it, too: ttft=500ms,e2e=5s",
+        metavar="BOUND,...",
+        help=(
+            "judge the share of requests that meet it, too, such as ttft=500ms,e2e=5s (default: no"
+            " SLO)"
+        ),
     )
     add(
         "--max-minutes",
         type=parse_single(parse_numbers(float, 0, "a number of minutes above 0")),
-        default=[],
+        metavar="MINUTES",
         help="no repetition begins that would end later (default: 10; 120 with --profile real)",
     )
-    add(
+    add_switch(
+        group,
         "--anyway",
-        action="store_true",
-        help="with --campaigns and --baseline: also if machine, model or scenarios differ",
+        default=False,
+        help=(
+            "with --campaigns and --baseline: also if machine, model or scenarios differ (default:"
+            " refuse)"
+        ),
     )
-    add("--out", type=Path, help="folder (default: a new one in results/)")
-    own, others = parser.parse_known_args()
+    add = parser.add_argument_group("Where results go").add_argument
+    add("--out", type=Path, metavar="FOLDER", help="a folder (default: new in results/)")
+    add(
+        "--config",
+        metavar="FILE",
+        help=(
+            "TOML with any of these options and those of a campaign; the command line overrides it,"
+            " and --plan prints one (default: no file)"
+        ),
+    )
+    add("-h", "--help", action="help", help="print this help and stop")
+    return parser
+
+
+def parse_gate_arguments(command: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The gate's own options, and those of its campaign. Ends the process if they are wrong; raises
+    UsageError for a config file that cannot be used.
+    """
+    parser = make_gate_parser()
+    expanded = expand_config(command, parser, make_parser())
+    own, others = parser.parse_known_args(expanded.arguments)
+    own.expanded, own.settings = expanded, list_settings(parser, own)
     ways = {
         "--base": own.base,
         "--base-server": own.base_server,
@@ -143,7 +187,71 @@ def main() -> int:
         parser.error("--head goes with --base")
     if own.campaigns and others:
         parser.error(f"--campaigns measures nothing: leave out {' '.join(others)}")
-    return run_command(lambda: _gate(own, others))
+    return own, others
+
+
+def read_campaign_arguments(own: argparse.Namespace, others: list[str]) -> argparse.Namespace:
+    """The arguments of the gate's campaign. Raises UsageError; argparse ends the process."""
+    folder = own.out or RESULTS / f"gate-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
+    profile = SIMULATED if own.profile == "simulated" else REAL
+    arguments = parse_arguments([*profile, *others])
+    its_own = {setting.key for setting in own.settings}
+    arguments.settings = [*own.settings, *(s for s in arguments.settings if s.key not in its_own)]
+    arguments.out, arguments.command = folder, own.expanded.arguments
+    for option, is_given in (
+        ("--repeat", arguments.repeat > 1),
+        ("--find-capacity", arguments.find_capacity),
+        ("--target", arguments.target),
+    ):
+        if is_given:
+            raise UsageError(
+                f"{option} does not go with a gate, which compares two sides and repeats until it"
+                " knows"
+            )
+    return arguments
+
+
+def find_targets(own: argparse.Namespace, arguments: argparse.Namespace) -> Targets | None:
+    """Base, head and control; None if only the working tree is measured. Installs what another
+    revision needs. Raises UsageError and CatalogError.
+    """
+    if own.base:
+        base, head = (
+            target_of_revision(each, choice_of_servers(arguments)) for each in (own.base, own.head)
+        )
+    elif own.base_server:
+        base, head = (
+            target_of_server(own.base_server, "--base-server"),
+            target_of_server(own.head_server, "--head-server"),
+        )
+        if base.is_external != head.is_external:
+            raise UsageError(
+                "--base-server and --head-server must be alike: two folders with a server.toml, or"
+                " two commands or URLs"
+            )
+    else:
+        return None
+    return {"base": base, "head": head, "control": base}
+
+
+def choice_of_servers(arguments: argparse.Namespace) -> list[str]:
+    """The options that say which servers are measured, as a revision's own `bench` takes them."""
+    return [
+        *("--report", "none", "--servers", arguments.servers),
+        *(("--engines", arguments.engines) if arguments.engines else ()),
+        *(part for each in arguments.set for part in ("--set", each)),
+    ]
+
+
+def main() -> int:
+    return run_command(lambda: run(sys.argv[1:]))
+
+
+def run(command: Sequence[str]) -> int:
+    """Exit code. Raises what run_command makes a sentence of."""
+    own, others = parse_gate_arguments(command)
+    with own.expanded.naming_the_file():
+        return _gate(own, others)
 
 
 def _gate(own: argparse.Namespace, others: list[str]) -> int:
@@ -152,21 +260,8 @@ def _gate(own: argparse.Namespace, others: list[str]) -> int:
         return analysis_process.judge_campaigns(own.campaigns[0], own.campaigns[1], rules)
     if code := analysis_process.check_gate_options(rules, own.baseline, own.record):
         return code
-    folder = own.out or RESULTS / f"gate-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
-    profile = SIMULATED if own.profile == "simulated" else REAL
-    arguments = parse_arguments([*profile, *others, "--out", str(folder)])
-    for option, given in (
-        ("--repeat", arguments.repeat > 1),
-        ("--find-capacity", arguments.find_capacity),
-        ("--target", arguments.target),
-    ):
-        if given:
-            raise UsageError(
-                f"{option} does not go with a gate, which compares two sides and repeats until it"
-                " knows"
-            )
-    if own.base or own.base_server:
-        targets = _targets(own)
+    arguments = read_campaign_arguments(own, others)
+    if targets := find_targets(own, arguments):
         gate = PairedGate(
             sides={
                 side: machine.redact_secrets([targets[side].description])[0]
@@ -181,29 +276,13 @@ def _gate(own: argparse.Namespace, others: list[str]) -> int:
         code = run_campaign(arguments, targets, gate)
         if code in (2, 130) or arguments.plan:
             return code
-        return analysis_process.judge_gate(folder)
+        return analysis_process.judge_gate(arguments.out)
     code = run_campaign(argparse.Namespace(**vars(arguments) | {"repeat": UNPAIRED_RUNS}))
     if code in (2, 130) or arguments.plan:
         return code
     if own.baseline:
-        return analysis_process.judge_against_baseline(folder, own.baseline, rules)
-    return analysis_process.record_baseline(folder, own.record)
-
-
-def _targets(own: argparse.Namespace) -> Targets:
-    if own.base:
-        base, head = target_of_revision(own.base), target_of_revision(own.head)
-    else:
-        base, head = (
-            target_of_server(own.base_server, "--base-server"),
-            target_of_server(own.head_server, "--head-server"),
-        )
-        if base.is_external != head.is_external:
-            raise UsageError(
-                "--base-server and --head-server must be alike: two folders with a server.toml, or"
-                " two commands or URLs"
-            )
-    return {"base": base, "head": head, "control": base}
+        return analysis_process.judge_against_baseline(arguments.out, own.baseline, rules)
+    return analysis_process.record_baseline(arguments.out, own.record)
 
 
 if __name__ == "__main__":

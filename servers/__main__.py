@@ -78,7 +78,9 @@ def serve(arguments: argparse.Namespace) -> int:
     catalog.check_name(engine, server.engines, f"engine of {server.name}")
     if missing := server.missing(engine):
         raise catalog.CatalogError(
-            f"{server.name} with {engine} cannot run here: {', '.join(missing)} is not installed"
+            f"{server.name} with {engine} cannot run here: {', '.join(missing)} is not installed;"
+            f" `nox --install-only -s bench -- --servers {server.name} --engines {engine}` installs"
+            " what is a Python package into .nox/bench"
         )
     model = models.resolve_model(arguments.model, needs_weights=engine != "simulated")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

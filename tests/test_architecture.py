@@ -47,11 +47,23 @@ LOADTESTS = [
     "workload",
     "client",
     "telemetry",
+    "config_file",
     "generator",
+    "progress",
     "accuracy",
     "campaign",
 ]
-COMMANDS = ["cli", "gate", "worker", "instrument", "claims", "__main__"]
+COMMANDS = [
+    "option_types",
+    "options",
+    "cli",
+    "extras",
+    "gate",
+    "worker",
+    "instrument",
+    "claims",
+    "__main__",
+]
 ANALYSIS = [
     "stats",
     "dataset",
@@ -76,6 +88,8 @@ APART = {  # rooms that could see more by the order above, but have no need to
     "loadtests.workload": ["errors", "schema"],
     "loadtests.client": ["schema"],
     "loadtests.telemetry": ["schema", "client"],
+    "loadtests.progress": ["schema", "generator"],
+    "loadtests.config_file": ["errors", "schema", "workload", "telemetry"],
     # analysis_process knows nothing of campaigns, and is below them
     "loadtests.accuracy": [*LOADTESTS[: LOADTESTS.index("accuracy")], "campaign.analysis_process"],
     "loadtests.claims": [],
@@ -105,7 +119,7 @@ def rooms(package: str, order: list[str], commands: list[str]) -> Iterator["Rule
 
 RULES = [
     *rooms("loadtests", LOADTESTS, COMMANDS),
-    *rooms("analysis", ANALYSIS, ["next_cases", "notebooks", "__main__"]),
+    *rooms("analysis", ANALYSIS, ["case_row", "next_cases", "notebooks", "__main__"]),
     Rule(
         ("analysis/*",),
         (),

@@ -40,8 +40,12 @@ summary.estimates("output_tokens_per_s")
 # %%
 summary.estimates("goodput_per_s")
 
+# %% [markdown]
+# Of closed loops only: what an open one asks for is decided by its scenario, and is no result.
+
 # %%
-for comparison in build_comparisons(summary):
+closed = [each for each in build_comparisons(summary) if not each.is_open]
+for comparison in closed:
     display(figures.draw_throughput(comparison))
 
 # %% [markdown]
@@ -50,7 +54,7 @@ for comparison in build_comparisons(summary):
 # from there.
 
 # %%
-for sweep in build_sweeps(build_comparisons(summary)):
+for sweep in build_sweeps(closed):
     # else no case has a number, or answers have one token
     if sweep.points["user_tokens_per_s"].notna().any():
         picture = tradeoffs.draw_pareto(sweep)
@@ -62,7 +66,9 @@ for sweep in build_sweeps(build_comparisons(summary)):
 # %%
 for comparison in build_comparisons(summary):
     if comparison.has_number:
-        display(tradeoffs.draw_heat_map(comparison, comparison_section.HEADLINE))
+        display(
+            tradeoffs.draw_heat_map(comparison, comparison_section.compared_metrics(comparison))
+        )
 
 # %% [markdown]
 # Every case by itself, and which of them have no number:

@@ -22,22 +22,27 @@ WORST = 10.0  # times the best: the heat map's darkest colour
 
 
 def draw_curve(sweep: Sweep, stem: str) -> Picture:
-    """Output throughput against P99 of a latency (`stem`: ttft or e2e), a line a system through its
-    loads, larger markers for higher loads. Where fewer than half of the points have a P99 it is
-    P95, or P50: a picture has one percentile. What has no finite number is not drawn.
+    """Output throughput, or of open loops the demand (requests/s), against P99 of a latency
+    (`stem`: ttft or e2e), a line a system through its loads, larger markers for higher loads. Where
+    fewer than half of the points have a P99 it is P95, or P50: a picture has one percentile. What
+    has no finite number is not drawn.
     """
     names = [f"{stem}_p{p}_s" for p in (99, 95, 50)]
     points = sweep.points
+    x = "rate" if sweep.is_open else "output_tokens_per_s"
     y = next((n for n in names if np.isfinite(points[n]).mean() >= 0.5), names[-1])
     with rc_context(STYLE):
         figure, axes = _square(points)
-        _lines(axes, points.assign(y=1000 * points[y]), "output_tokens_per_s", "y")
+        _lines(axes, points.assign(y=1000 * points[y]), x, "y")
         axes.set_xlim(left=0)
-        axes.set_xlabel("output tokens/s of the machine")
+        axes.set_xlabel(
+            "requests/s asked for" if sweep.is_open else "output tokens/s of the machine"
+        )
         axes.set_ylabel(f"{METRICS[y].label}, ms (log)")
         set_log_axis(axes, axes.yaxis)
-        _names(axes, points.assign(y=1000 * points[y]), "output_tokens_per_s", "y")
-    return Picture(figure, points[[*IDENTITY, "output_tokens_per_s", *names]])
+        _names(axes, points.assign(y=1000 * points[y]), x, "y")
+    columns = [*IDENTITY, *([] if sweep.is_open else [x]), *names]
+    return Picture(figure, points[columns])
 
 
 def draw_pareto(sweep: Sweep) -> Picture:

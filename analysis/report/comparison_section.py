@@ -35,7 +35,8 @@ HEADLINE = (
     "server_peak_bytes",
     "startup_s",
 )
-
+# Of an open loop these are the demand, as long as a server keeps up: no result, and not compared.
+DEMAND = ("output_tokens_per_s", "requests_per_s")
 
 # Checks of counts that were not exact: what they found stands beside the numbers.
 COUNTS = ("token counts", "usage", "response lengths")
@@ -60,6 +61,14 @@ CAPTIONS = {
         ),
     ),
     "curve-ttft": ("Throughput and TTFT", "The same for the wait for the first token."),
+    "demand-e2e": (
+        "Demand and E2E",
+        (
+            "How long the slowest requests wait as the demand grows: a line a server through its"
+            " rates, larger markers for higher ones; a point is the mean over runs. Low is good."
+        ),
+    ),
+    "demand-ttft": ("Demand and TTFT", "The same for the wait for the first token."),
     "pareto": (
         "A user's tokens/s and the machine's",
         (
@@ -115,11 +124,13 @@ def sweep_view(summary: Summary, sweep: Sweep, number: int) -> View:
     drawn: dict[str, Callable[[], Picture]] = {}
     if len(sweep.points):
         if len(sweep.comparisons) > 1:
+            kind = "demand" if sweep.is_open else "curve"
             drawn |= {
-                "curve-e2e": lambda: tradeoffs.draw_curve(sweep, "e2e"),
-                "curve-ttft": lambda: tradeoffs.draw_curve(sweep, "ttft"),
+                f"{kind}-e2e": lambda: tradeoffs.draw_curve(sweep, "e2e"),
+                f"{kind}-ttft": lambda: tradeoffs.draw_curve(sweep, "ttft"),
             }
-        if sweep.points["user_tokens_per_s"].notna().any():  # answers of one token have none
+        # responses of one token have no speed for a user
+        if sweep.points["user_tokens_per_s"].notna().any() and not sweep.is_open:
             drawn["pareto"] = lambda: tradeoffs.draw_pareto(sweep)
     curves = [
         figure_view(kind, draw(), f"{number}-{_slug(sweep.scenario)}")
@@ -139,19 +150,27 @@ def sweep_view(summary: Summary, sweep: Sweep, number: int) -> View:
 def _comparison(summary: Summary, comparison: Comparison, stem: str) -> View:
     drawn: dict[str, Callable[[], Picture]] = {
         "throughput": lambda: figures.draw_throughput(comparison),
-        "heat-map": lambda: tradeoffs.draw_heat_map(comparison, HEADLINE),
+        "heat-map": lambda: tradeoffs.draw_heat_map(comparison, compared_metrics(comparison)),
         "tail": lambda: figures.draw_tail(comparison),
         "latency-cdf": lambda: figures.draw_latency_cdf(summary, comparison),
         "timeline": lambda: figures.draw_timeline(summary, comparison),
     }
+    if comparison.is_open:
+        del drawn["throughput"]
+    columns = headline_metrics(summary, comparison)
     ranked = sum(system.rank is not None for system in comparison.systems) > 1
     why = attribution_section.attribution_view(summary, comparison)
     return {
         "id": stem,
         "title": comparison.title,
         "warnings": _warnings(summary, comparison),
+        "is_open": comparison.is_open,
         "ranked_by": METRICS[comparison.metric].label,
-        "rows": [_row(system, headline_metrics(summary), ranked) for system in comparison.systems],
+        "headline": [
+            (headline_label(name, comparison), formatting.unit_of(name), METRICS[name].better)
+            for name in columns
+        ],
+        "rows": [_row(system, columns, ranked) for system in comparison.systems],
         "one_run": any(s.estimate.runs == 1 for s in comparison.systems),
         "figures": (
             [figure_view(kind, draw(), stem) for kind, draw in drawn.items()]
@@ -178,17 +197,28 @@ def _warnings(summary: Summary, comparison: Comparison) -> list[str]:
     return found
 
 
-def headline_metrics(summary: Summary) -> tuple[str, ...]:
-    """The columns of the headline table: HEADLINE, and behind the metric that they belong to those
-    of BESIDE that say something here.
+def headline_metrics(summary: Summary, comparison: Comparison) -> tuple[str, ...]:
+    """The columns of the headline table: HEADLINE, with the demand of an open loop last, and behind
+    the metric that they belong to those of BESIDE that say something here.
     """
     columns: list[str] = []
-    for name in HEADLINE:
+    for name in HEADLINE if not comparison.is_open else (*compared_metrics(comparison), *DEMAND):
         columns.append(name)
         beside, says = BESIDE.get(name, ((), ""))
         if says and bool((summary.valid[says] > 0).any()):
             columns += beside
     return (*columns, *cost_section.cost_columns(summary))
+
+
+def headline_label(name: str, comparison: Comparison) -> str:
+    """A metric's label, which says of an open loop's throughput that it is no result."""
+    label = METRICS[name].label
+    return f"{label} (the demand)" if comparison.is_open and name in DEMAND else label
+
+
+def compared_metrics(comparison: Comparison) -> tuple[str, ...]:
+    """Those of HEADLINE in which one server can be better than another."""
+    return tuple(name for name in HEADLINE if not (comparison.is_open and name in DEMAND))
 
 
 def figure_view(kind: str, picture: Picture, stem: str) -> View:

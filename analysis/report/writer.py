@@ -16,7 +16,7 @@ from analysis.dataset import InputError
 from analysis.hardware import NO_COST, MachineCost
 from analysis.metrics import METRICS
 from analysis.report import capacity_section, cost_section, noise_floor_section, profile_section
-from analysis.report.comparison_section import headline_metrics, sweep_view
+from analysis.report.comparison_section import sweep_view
 from analysis.summary import Summary, build_comparisons, build_sweeps, summarise
 from analysis.templating import TEMPLATES, View, render_markdown, render_page
 
@@ -95,20 +95,9 @@ def build_view(summary: Summary) -> View:
             or [describe_result(c) for c in comparisons]
             or ["This campaign has no case yet."]
         ),
-        "warnings": [
-            text
-            for text, applies in (
-                (UNFINISHED, {"running", "planned"} & set(states)),
-                (UNCOMMITTED, (data.get("manifest") or {}).get("dirty")),
-            )
-            if applies
-        ],
+        "warnings": list_warnings(summary),
         "titles": TITLES,
         "capacity": capacity,
-        "headline": [
-            (METRICS[m].label, formatting.unit_of(m), METRICS[m].better)
-            for m in headline_metrics(summary)
-        ],
         "sweeps": sweeps,
         "sections": (
             [
@@ -124,7 +113,7 @@ def build_view(summary: Summary) -> View:
             "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         ),
         "profile": profile_section.profile_view(summary),
-        "concerns": _concerns(summary),
+        "concerns": list_concerns(summary),
         "checks": _checks(summary),
         "cost": cost_section.cost_view(summary, comparisons),
         "noise_floor": noise_floor_section.noise_floor_view(
@@ -166,6 +155,17 @@ def build_view(summary: Summary) -> View:
     }
 
 
+def list_warnings(summary: Summary) -> list[str]:
+    """What holds of the campaign as a whole, in whole sentences."""
+    manifest = summary.campaign.data.get("manifest") or {}
+    unfinished = summary.table["state"].isin(["running", "planned"]).any()
+    return [
+        text
+        for text, applies in ((UNFINISHED, unfinished), (UNCOMMITTED, manifest.get("dirty")))
+        if applies
+    ]
+
+
 def _notes(summary: Summary) -> Iterator[str]:
     """Those of all cases, but for what stands in the section on their endpoint."""
     for run in summary.campaign.runs.values():
@@ -181,7 +181,7 @@ def _case(case: Any) -> View:
     }
 
 
-def _concerns(summary: Summary) -> list[View]:
+def list_concerns(summary: Summary) -> list[View]:
     """What did not pass, once for each check and severity, with the cases it is about: the worst
     first, and of these the causes first.
     """

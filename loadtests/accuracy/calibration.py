@@ -329,3 +329,18 @@ def calibrate(folder: Path, users: int | None, rate: float | None, place: Placem
         }
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def describe_errors(results: Results) -> str:
+    """What a calibration found, in one sentence."""
+    found = [
+        f"{1e3 * errors['ttft_error_p99_s']:.1f} ms {where}"
+        for errors, where in (
+            (results["closed"], f"with {results['users']} users"),
+            (results["open"], f"at {results['rate']:g} requests/s" if results["rate"] else ""),
+        )
+        if errors and errors["ttft_error_p99_s"] is not None
+    ]
+    ttft = f"adds {' and '.join(found)} to the P99 of TTFT, and " if found else ""
+    events = f"{results['sustained_events_per_s']:,} events/s"
+    return f"calibrated: the load generator {ttft}sees up to {events} right"

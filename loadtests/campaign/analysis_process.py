@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from loadtests.errors import UsageError
+from loadtests.progress.rows import CaseRow
 from servers.runtime import catalog
+
+ROW_TIMEOUT_S = 60.0  # a row is a convenience, and the next case waits for it
 
 
 class NextLoad(NamedTuple):
@@ -93,6 +96,20 @@ def find_unjudged_systems(folder: Path) -> list[bool]:
     return _next_cases(
         folder, f"whether {folder} needs another repetition could not be found: see above"
     )
+
+
+def make_row(folder: Path, index: int) -> CaseRow | None:
+    """The row of a case that has ended; None if it cannot be made, which the report will say. Takes
+    a second or two on this process's cores, so it must not run beside a load.
+    """
+    command = [sys.executable, "-m", "analysis.case_row", str(folder.resolve()), str(index)]
+    try:
+        done = subprocess.run(
+            command, cwd=catalog.ROOT, capture_output=True, text=True, timeout=ROW_TIMEOUT_S
+        )
+        return CaseRow(**json.loads(done.stdout))
+    except (OSError, subprocess.TimeoutExpired, ValueError, TypeError):
+        return None
 
 
 def list_checks(folder: Path) -> list[CheckResult]:

@@ -4,13 +4,14 @@ analysis of the cases so far asks for.
 Every second round is in reverse order, so that a drift of the machine falls on all servers alike.
 """
 
+import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from loadtests.campaign import analysis_process
-from loadtests.campaign.progress import ProgressWatch
 from loadtests.campaign.results_folder import Rounds
 from loadtests.errors import UsageError
+from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import CapacitySearch, Case, SearchedSystem
 from loadtests.workload.scenario import Tables
 
@@ -52,6 +53,36 @@ def searched_systems(cases: Sequence[Case]) -> list[SearchedSystem]:
         if system not in systems:
             systems.append(system)
     return systems
+
+
+def plan_search(
+    cases: list[Case], scenarios: Tables, arguments: argparse.Namespace
+) -> tuple[Tables, CapacitySearch]:
+    """The scenarios of a search for capacity, and what it looks for. Raises UsageError."""
+    for option, several in (
+        ("--repeat", arguments.repeat > 1),
+        ("--users", len(arguments.users) > 1),
+        ("--rate", len(arguments.rate) > 1),
+    ):
+        if several:
+            raise UsageError(
+                f"{option}: --find-capacity chooses the loads itself: give one value at most, where"
+                " to begin"
+            )
+    analysis_process.check_slo(arguments.slo)
+    scenarios, saturation = search_scenarios(scenarios, arguments.rate)
+    estimates = {
+        case.scenario: case.users if case.users else arguments.rate[0]
+        for case in cases
+        if case.users or arguments.rate
+    }
+    return scenarios, CapacitySearch(
+        slo=arguments.slo,
+        duration_s=arguments.duration,
+        estimates=estimates,
+        saturation=saturation,
+        systems=searched_systems(cases),
+    )
 
 
 def capacity_rounds(

@@ -10,11 +10,11 @@ from dataclasses import asdict
 from loadtests import schema
 from loadtests.campaign.case_run import CampaignContext, CaseFailed, CaseRun, raise_if_ended
 from loadtests.campaign.parquet import to_parquet
-from loadtests.campaign.progress import ProgressWatch
 from loadtests.campaign.verification import verify_after, verify_before
 from loadtests.generator import locust_process
 from loadtests.generator.status import RUNNING, LoadStatus
 from loadtests.generator.task import LoadTask
+from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import Case, CaseFile, Stage
 from loadtests.telemetry import machine, server_counters
 from loadtests.workload import arrivals
@@ -54,7 +54,7 @@ def run_case(case: Case, context: CampaignContext, watch: ProgressWatch) -> str:
     try:
         with run.stack:
             for name, stage in STAGES:
-                watch.stage(name)
+                watch.stage(name, folder / "server.log" if name == "launch" else None)
                 began = time.perf_counter()
                 try:
                     stage(run)

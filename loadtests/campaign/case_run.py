@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loadtests import schema
-from loadtests.campaign.progress import ProgressWatch
 from loadtests.campaign.targets import Target, Targets
 from loadtests.generator import locust_process
+from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import Case, CaseFile
 from loadtests.workload.arrivals import ScenarioTable
 from loadtests.workload.scenario import Tables

@@ -14,8 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from loadtests.campaign import analysis_process
-from loadtests.campaign.progress import ProgressWatch
 from loadtests.campaign.results_folder import Rounds
+from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import Case, GatedSystem, PairedGate
 
 

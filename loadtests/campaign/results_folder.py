@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import IO
 
 from loadtests import schema
-from loadtests.campaign.progress import ProgressWatch
 from loadtests.errors import UsageError
+from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import CampaignFile, Case
 
 # A second command with the same --out continues the first one only if these keys of campaign.json

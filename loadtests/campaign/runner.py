@@ -9,28 +9,29 @@ import argparse
 import dataclasses
 import datetime
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from loadtests import schema
-from loadtests.accuracy import calibration
+from loadtests import config_file, schema
 from loadtests.campaign import (
     analysis_process,
     capacity_rounds,
     gate_rounds,
     gpu_memory,
+    noise_floor,
     results_folder,
 )
 from loadtests.campaign.case import run_case
 from loadtests.campaign.case_run import CampaignContext
 from loadtests.campaign.plan import make_plan, option_combinations
-from loadtests.campaign.progress import ProgressWatch
 from loadtests.campaign.targets import Target, Targets, profile_targets, target_of_url
 from loadtests.errors import UsageError
 from loadtests.generator import locust_process
+from loadtests.progress.rows import CaseRow
+from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import CampaignFile, CapacitySearch, Case, MachineShare, PairedGate
 from loadtests.telemetry import cores, machine
 from loadtests.workload.scenario import Tables, read_scenarios, with_fixed_window, with_trace
@@ -170,47 +171,20 @@ def plan_campaign(
     )
     search = None
     if arguments.find_capacity:
-        scenarios, search = plan_capacity_search(cases, scenarios, arguments)
+        scenarios, search = capacity_rounds.plan_search(cases, scenarios, arguments)
     if gate:
         gate = dataclasses.replace(gate, systems=gate_rounds.gated_systems(cases))
     return CampaignPlan(targets, card, cases, scenarios, search, gate)
 
 
-def plan_capacity_search(
-    cases: list[Case], scenarios: Tables, arguments: argparse.Namespace
-) -> tuple[Tables, CapacitySearch]:
-    """The scenarios of a search for capacity, and what it looks for. Raises UsageError."""
-    for option, several in (
-        ("--repeat", arguments.repeat > 1),
-        ("--users", len(arguments.users) > 1),
-        ("--rate", len(arguments.rate) > 1),
-    ):
-        if several:
-            raise UsageError(
-                f"{option}: --find-capacity chooses the loads itself: give one value at most, where"
-                " to begin"
-            )
-    analysis_process.check_slo(arguments.slo)
-    scenarios, saturation = capacity_rounds.search_scenarios(scenarios, arguments.rate)
-    estimates = {
-        case.scenario: case.users if case.users else arguments.rate[0]
-        for case in cases
-        if case.users or arguments.rate
-    }
-    return scenarios, CapacitySearch(
-        slo=arguments.slo,
-        duration_s=arguments.duration,
-        estimates=estimates,
-        saturation=saturation,
-        systems=capacity_rounds.searched_systems(cases),
-    )
-
-
-def print_plan(cases: list[Case]) -> None:
-    for case in cases:
-        load = f"{case.users} users" if case.users else f"{case.rate:g} requests/s"
-        what = f"{case.label:30} {case.engine:10} {case.scenario:14} {load:16}"
-        print(f"{case.index:4}  {what} {case.duration_s:g} s  run {case.repetition}")
+def settle_defaults(plan: CampaignPlan) -> dict[str, Any]:
+    """What this machine's defaults are, by option; a running target decides them itself."""
+    if any(target.is_external for target in plan.targets.values()):
+        return {}
+    # a server that is not installed yet counts, as a plan is made before the installation
+    card = plan.card if any(case.engine != "simulated" for case in plan.cases) else None
+    scenarios = list(dict.fromkeys(case.scenario for case in plan.cases))
+    return {"scenarios": scenarios, "model": gpu_memory.default_preset(card)}
 
 
 def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampaign:
@@ -232,7 +206,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         schema=schema.SCHEMA,
         name=folder.name,
         created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        command=machine.redact_secrets(sys.argv[1:]),
+        command=machine.redact_secrets(arguments.command),
         seed=arguments.seed,
         model=asdict(model) | {"path": Path(model.path).name},
         scenarios={
@@ -268,7 +242,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         ready_timeout_s=arguments.ready_timeout,
     )
     # load workers on other machines would measure another network
-    calibrated = not (arguments.no_calibration or arguments.listen)
+    calibrated = arguments.calibration and not arguments.listen
     return PreparedCampaign(
         context, file, choose_source(folder, plan), calibrated, arguments.report
     )
@@ -355,12 +329,16 @@ def run(campaign: PreparedCampaign) -> int:
     with ProgressWatch(warmups_s) as watch:
         try:
             for cases in campaign.source(watch):
-                if campaign.calibrated:
-                    calibrate(campaign, cases, watch)
+                # of a search in the round after saturation, whose loads are more like the others
+                saturation = {case.scenario for case in cases} <= {*campaign.saturation_scenarios}
+                if campaign.calibrated and not saturation:
+                    noise_floor.calibrate(context, cases, watch)
                 for case in cases:
                     watch.start(case)
                     statuses.append(run_case(case, context, watch))
-                    watch.end(statuses[-1])
+                    watch.end(statuses[-1], make_row(campaign, case, statuses[-1], watch))
+            if campaign.report != "none":
+                watch.say("makes the report, which takes some seconds", in_log=False)
         except KeyboardInterrupt:
             watch.say(
                 f"interrupted; what was measured is in {campaign.folder}, and the same command with"
@@ -375,27 +353,17 @@ def run(campaign: PreparedCampaign) -> int:
     return 1 if code or any(status.startswith("failed") for status in statuses) else 0
 
 
-def calibrate(campaign: PreparedCampaign, cases: list[Case], watch: ProgressWatch) -> None:
-    """Once for a campaign, at its largest number of users and its highest rate; of a search, those
-    of the round after saturation. Raises UsageError.
-    """
-    context, file = campaign.context, campaign.folder / "calibration.json"
-    if file.exists() or all(case.scenario in campaign.saturation_scenarios for case in cases):
-        return
-    watch.say("the load generator measures its own errors: about half a minute")
-    try:
-        errors = calibration.calibrate(
-            campaign.folder,
-            max((case.users for case in cases if case.users), default=None),
-            max((case.rate for case in cases if case.rate), default=None),
-            calibration.Placement(context.workers, context.share.cores, context.load_cores),
-        )
-    except locust_process.LoadFailed as error:
-        raise UsageError(
-            "the load generator could not be calibrated (--no-calibration leaves that out):"
-            f" {error}"
-        ) from None
-    schema.write_json(file, errors)
+def make_row(
+    campaign: PreparedCampaign, case: Case, status: str, watch: ProgressWatch
+) -> CaseRow | None:
+    """What the report will say of a case; None if it has no numbers, or if they cannot be read."""
+    if status != "ok":
+        return None
+    watch.stage("analyse")
+    row = analysis_process.make_row(campaign.folder, case.index)
+    if row and row.valid and campaign.calibrated and not noise_floor.is_known(campaign.folder):
+        return row._replace(why="before calibration, which may show that it is not")
+    return row
 
 
 def run_campaign(
@@ -406,6 +374,8 @@ def run_campaign(
     """
     plan = plan_campaign(arguments, targets, gate)
     if arguments.plan:
-        print_plan(plan.cases)
+        source = "search for capacity" if plan.search else "gate" if plan.gate else ""
+        heading = f"The {source} begins with these cases" if source else "Cases, in this order"
+        config_file.print_plan(arguments.settings, settle_defaults(plan), heading, plan.cases)
         return 0
     return run(prepare(arguments, plan))

@@ -47,13 +47,16 @@ class Target:
 Targets = Mapping[str, Target]  # by Case.side
 
 
-def target_of_revision(revision: str | None) -> Target:
-    """None: the working tree. Raises UsageError."""
+def target_of_revision(revision: str | None, choice: Sequence[str]) -> Target:
+    """None: the working tree. `choice`: options that say which servers are measured. Raises
+    UsageError.
+    """
     if revision is None:
         return Target("the working tree")
     try:
         return Target(
-            f"{revision} ({revisions.resolve_commit(revision)[:9]})", revisions.check_out(revision)
+            f"{revision} ({revisions.resolve_commit(revision)[:9]})",
+            revisions.check_out(revision, choice),
         )
     except revisions.RevisionError as error:
         raise UsageError(str(error)) from None

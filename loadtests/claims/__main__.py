@@ -14,7 +14,10 @@ FILE = Path(__file__).with_name("claims.toml")
 RESULTS = Path("results/claims")
 
 
-def main() -> int:
+def choose_campaigns(command: list[str]) -> tuple[dict[str, list[str]], Path]:
+    """The arguments of each campaign, by its name, and the folder of their results. Ends the
+    process if there is none of that name.
+    """
     campaigns = tomllib.loads(FILE.read_text(encoding="utf-8"))["campaigns"]
     parser = argparse.ArgumentParser(prog="python -m loadtests.claims", description=__doc__)
     parser.add_argument(
@@ -29,24 +32,24 @@ def main() -> int:
         default=RESULTS,
         help="folder (default: %(default)s); what is there is continued",
     )
-    options = parser.parse_args()
+    options = parser.parse_args(command)
     if unknown := [name for name in options.campaigns if name not in campaigns]:
         parser.error(
             f"no campaign is called {', '.join(unknown)}: there are {', '.join(campaigns)}"
         )
+    chosen = {
+        name: [*campaigns[name]["arguments"], "--report", "page"]
+        for name in options.campaigns or campaigns
+    }
+    return chosen, options.out
+
+
+def main() -> int:
+    campaigns, out = choose_campaigns(sys.argv[1:])
     codes = []
-    for name in options.campaigns or campaigns:
-        print(f"{name}: {' '.join(campaigns[name]['arguments'])}", flush=True)
-        command = [
-            sys.executable,
-            "-m",
-            "loadtests",
-            *campaigns[name]["arguments"],
-            "--report",
-            "page",
-            "--out",
-            str(options.out / name),
-        ]
+    for name, arguments in campaigns.items():
+        print(f"{name}: {' '.join(arguments)}", flush=True)
+        command = [sys.executable, "-m", "loadtests", *arguments, "--out", str(out / name)]
         codes.append(_run(command))
         if codes[-1] in (2, 130):  # it could not begin, or Ctrl-C, which it got, too
             return codes[-1]

@@ -28,7 +28,7 @@ from loadtests.client.http import (
 )
 from loadtests.client.limits import CLOSED, ENDED, MORE
 from loadtests.client.reader_types import ReaderStream, Received, ResponseReader, ResponseWait
-from loadtests.client.transport import Transport
+from loadtests.client.transport import Transport, is_closed_by_peer
 
 
 class State(enum.Enum):
@@ -95,6 +95,13 @@ class Connection:
             raise
         self.socket = self.reader.adopt_socket(sock)
 
+    def close_if_stale(self) -> None:
+        """Closes an idle connection whose other end is closed, so that the next request opens
+        another one instead of being lost and sent again.
+        """
+        if self.state is State.IDLE and self.socket and is_closed_by_peer(self.socket):
+            self.close()
+
     def close(self) -> None:
         self._stop_reading()
         if self.socket is not None:
@@ -142,6 +149,7 @@ class Connection:
             self.prepared = None
         if self.state is State.FAILED:
             self.close()
+        self.close_if_stale()
         try:
             for attempt in ("kept alive", "new"):
                 reused = self.socket is not None

@@ -299,8 +299,16 @@ static void set_schedule_timer(void) {
     timerfd_settime(schedule_handle, TFD_TIMER_ABSTIME, &when, NULL);
 }
 
+/* Whether the server has closed its end of an idle connection. */
+static int is_closed_by_peer(int handle) {
+    char byte;
+    ssize_t received = recv(handle, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    return received == 0 || (received < 0 && errno != EAGAIN && errno != EWOULDBLOCK);
+}
+
 /* Sends every request that is due. Returns whether Python must be notified at once, because
-   there was no idle connection or one cannot be read; other outcomes wait for the next tick. */
+   there was no idle connection, the server has closed it, or it cannot be read; other outcomes
+   wait for the next tick. */
 static int send_due(void) {
     int any = 0, notify = 0;
     for (; schedule_handled < schedule_end; schedule_handled++, any = 1) {
@@ -309,8 +317,8 @@ static int send_due(void) {
         struct connection *connection = idle;
         int failed;
         next->connection = next->number = -1;
-        if (!connection) {
-            notify = 1;
+        if (!connection || is_closed_by_peer(connection->handle)) {
+            notify = 1; /* Python takes it, opens another one, and sends */
             continue;
         }
         idle = connection->next;

@@ -77,6 +77,24 @@ def _connect(host: str, port: int, timeout_s: float) -> socket.socket:
     raise problem
 
 
+def is_closed_by_peer(sock: socket.socket) -> bool:
+    """Whether the server has closed its end of a connection on which no response is due. Under TLS
+    that cannot be seen without reading: False.
+    """
+    if isinstance(sock, ssl.SSLSocket):
+        return False
+    timeout_s = sock.gettimeout()
+    sock.setblocking(False)  # with a timeout, Python would wait for it whatever the flags
+    try:
+        return not sock.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        sock.settimeout(timeout_s)
+
+
 def read_stamped(sock: socket.socket) -> tuple[bytes, float, float]:
     """Reads once. Returns (data, arrival, lag): the arrival by the kernel's stamp where there is
     one, on our clock; the lag is how much later we saw it, s.

@@ -80,6 +80,7 @@ class Coordinator:
         self.collector: steady_state.SeriesCollector | None = None
         self.window: Window | None = None
         self.warmup: WarmUp | None = None
+        self.unsteady: str | None = None  # what keeps the warm-up from ending
         # workers that Locust forked here: their end is seen at once
         self.children: dict[int, psutil.Process] = {}
         self.finishing = False  # so that workers may end
@@ -179,6 +180,7 @@ class Coordinator:
         while True:
             self._wait_until(min(self.now() + 1.0, last_s))
             verdict = judge.judge(*collector.series(), self._window_s(collector))
+            self.unsteady = verdict.describe_wait()
             if (verdict.steady and self.now() >= least_s) or self.now() >= last_s:
                 return verdict.steady, verdict.why
 
@@ -255,6 +257,7 @@ class Coordinator:
             cut_off=self._total("cut_off"),
             tokens=self._total("tokens"),
             all_failed=self.all_failed,
+            unsteady=None if self.window else self.unsteady,
             workers=[self.worker_status(clock, state) for clock in self.clocks],
             locust_requests=stats.num_requests,
             locust_failures=stats.num_failures,

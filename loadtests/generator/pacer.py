@@ -168,6 +168,7 @@ class GeventPacer:
             connection, number = self.idle.pop() if self.idle and self.ahead else None, None
             if connection is not None:
                 number = socket_reader().next_request_number()
+                connection.close_if_stale()
                 connection.send_ahead(template, number, exchange)
             self.unreported.append((on_sent, connection, number))
             self.sent.set()

@@ -64,6 +64,7 @@ class LoadStatus:
     locust_failures: int
     e2e_p99_s: float | None  # None unless the load runs
     all_failed: str | None = None  # why, of a load that was ended early since no request succeeded
+    unsteady: str | None = None  # what keeps the warm-up from ending
 
     def to_json(self) -> JsonObject:
         return asdict(self)

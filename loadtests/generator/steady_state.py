@@ -70,6 +70,19 @@ class SteadyVerdict(NamedTuple):
     why: str
     findings: dict[str, Finding]
 
+    def describe_wait(self) -> str | None:
+        """What the warm-up waits for, short enough for a terminal; None if for nothing."""
+        if self.steady:
+            return None
+        few = [name for name, each in self.findings.items() if each.drift is None]
+        waits = [f"too few values of {', '.join(few)}"] if few else []
+        waits += [
+            f"{name} would change by {each.drift:+.0%} over the window"
+            for name, each in self.findings.items()
+            if not each.steady and each.drift is not None
+        ]
+        return "; ".join(waits) or f"it is, but not yet {IN_A_ROW} times in a row"
+
 
 class SeriesCollector:
     """Makes the series from the load workers' reports. Tokens/s come from the bytes of all

@@ -33,11 +33,11 @@ ENVIRONMENT = re.compile(
 )
 PRIVATE = re.compile(r"KEY|TOKEN(?!IZERS_)|SECRET|PASS|CREDENTIAL|AUTH|HOST|USER")
 
-# In a command: who logs in to a URL, and the value of an option (--api-key x) or of a variable
-# (HF_TOKEN=x) of such a name.
+# In a command: who logs in to a URL, and the value of an option (--api-key x), of a variable
+# (HF_TOKEN=x) or of a URL's parameter (?api-key=x) of such a name.
 _NAME = r"[\w-]*(?:key|token(?!s|izer)|secret|passw)[\w-]*"
 SECRET = re.compile(
-    rf"(?i)(?<=://)[^/@\s]+(?=@)|(?<![^\s'\"])(--?{_NAME}(?:=|\s+\0?\s*)|{_NAME}=)[^\s\0]+"
+    rf"(?i)(?<=://)[^/@\s]+(?=@)|(?<![^\s'\"=?&])(--?{_NAME}(?:=|\s+\0?\s*)|{_NAME}=)[^\s\0]+"
 )
 
 

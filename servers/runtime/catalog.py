@@ -1,6 +1,7 @@
 """The list of servers: one folder each, described by its `server.toml`. Never imports a server."""
 
 import difflib
+import functools
 import importlib.util
 import os
 import shutil
@@ -27,12 +28,14 @@ class EngineSpec:
 
     classes: Mapping[str, str]
     requires: tuple[str, ...] = ()  # modules, besides the server's own `requires`
+    extras: tuple[str, ...] = ()  # of pyproject.toml, which bring them
 
 
 ENGINES = {
-    "hf": EngineSpec({"blocking": "HfEngine"}, ("torch", "transformers")),
-    "hf_batched": EngineSpec({"batch": "HfBatchEngine"}, ("torch", "transformers")),
-    "vllm": EngineSpec({"async": "VllmEngine"}, ("torch", "vllm")),
+    "hf": EngineSpec({"blocking": "HfEngine"}, ("torch", "transformers"), ("hf",)),
+    "hf_batched": EngineSpec({"batch": "HfBatchEngine"}, ("torch", "transformers"), ("hf",)),
+    # the noxfile takes the one for this machine
+    "vllm": EngineSpec({"async": "VllmEngine"}, ("torch", "vllm"), ("vllm-cpu", "vllm-gpu")),
     "simulated": EngineSpec(
         {
             "blocking": "SimulatedBlockingEngine",
@@ -91,6 +94,7 @@ class ServerSpec:
     # by engine: the server behind this one, started first
     upstream: Mapping[str, str] = field(default_factory=dict)
     packages: tuple[str, ...] = ()  # requirements of an environment of its own
+    extras: tuple[str, ...] = ()  # of pyproject.toml, which bring what it requires
     transports: tuple[str, ...] = TRANSPORTS[:1]
     # checks of the contract that its framework cannot pass; its README.md says why
     waives: tuple[str, ...] = ()
@@ -113,6 +117,16 @@ class ServerSpec:
             else []
         )
         return [*(name for name in (*self.requires, *needed) if not is_installed(name)), *behind]
+
+    def needed_extras(self, engine: str, chosen: Mapping[str, str] | None = None) -> set[str]:
+        """Extras of pyproject.toml that bring what it needs with these options. An engine's are
+        needed even if the server has an environment of its own: the model is made in ours.
+        """
+        found = set() if self.checkout.programs else set(self.extras)
+        if self.upstream:
+            behind = find_server(self.upstream_of(engine, chosen or {}), self.checkout)
+            return found | behind.needed_extras(engine)
+        return found.union(ENGINES[engine].extras if engine in ENGINES else ())
 
     def choose(self, chosen: Mapping[str, str]) -> dict[str, str]:
         """Every option with its value: the chosen one or its default. Besides, servers with worker
@@ -247,7 +261,10 @@ def _explain(invalid: pydantic.ValidationError) -> str:
 
 
 def _check_names(server: ServerSpec) -> None:
-    """Engines, transports and upstreams must exist, options must have names of their own."""
+    """Engines, extras, transports and upstreams must exist, options have names of their own."""
+    for extra in server.extras:
+        root = server.checkout.root if server.checkout.programs else ROOT
+        check_name(extra, list_extras(root), "extra in pyproject.toml called")
     for engine in server.engines:
         check_name(engine, ENGINES, "engine")
     for transport in server.transports:
@@ -274,6 +291,13 @@ def _check_placeholders(server: ServerSpec) -> None:
             raise CatalogError(
                 f"the key {key!r} has {error} in braces; there are {', '.join(known)}"
             ) from None
+
+
+@functools.cache
+def list_extras(root: Path = ROOT) -> frozenset[str]:
+    """The extras that a checkout's pyproject.toml offers."""
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return frozenset(project.get("optional-dependencies", {}))
 
 
 def _templates(server: ServerSpec) -> Iterator[tuple[str, str]]:

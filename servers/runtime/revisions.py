@@ -3,11 +3,13 @@ of their own if they need one.
 """
 
 import io
+import shlex
 import shutil
 import subprocess
 import sys
 import tarfile
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 from servers.contract.api import JsonObject
@@ -15,7 +17,8 @@ from servers.runtime import build_cache
 from servers.runtime.catalog import FOLDER, Checkout
 
 ROOT = FOLDER.parent
-NOT_OF_SERVERS = ("dev", "analysis", "load")  # extras that no server needs
+# extras that no server needs
+NOT_OF_SERVERS = ("dev", "analysis", "load", "notebooks", "revisions")
 
 
 class RevisionError(RuntimeError):
@@ -23,7 +26,7 @@ class RevisionError(RuntimeError):
 
 
 def resolve_commit(revision: str) -> str:
-    """Its full hash. Raises CheckoutError."""
+    """Its full hash. Raises RevisionError."""
     said = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
     if said.returncode:
         shallow = _git("rev-parse", "--is-shallow-repository").stdout.strip() == b"true"
@@ -36,8 +39,10 @@ def resolve_commit(revision: str) -> str:
     return said.stdout.decode().strip()
 
 
-def check_out(revision: str) -> Checkout:
-    """Raises CheckoutError."""
+def check_out(revision: str, choice: Sequence[str] = ()) -> Checkout:
+    """The revision's servers. `choice`: the options of its own `nox -s bench` that say which
+    servers are measured, for which its environment is made if it needs one. Raises RevisionError.
+    """
     commit = resolve_commit(revision)
     found = build_cache.cache_folder("checkouts") / commit
     complete = found / "complete"  # written last: what a killed command left is made anew
@@ -54,10 +59,8 @@ def check_out(revision: str) -> Checkout:
                 archive.extraction_filter = getattr(tarfile, "data_filter", None)
                 archive.extractall(found)  # noqa: S202 - git packed it, from this repository
             complete.touch()
-        return Checkout(
-            found,
-            None if read_requirements(found) == read_requirements(ROOT) else _environment(found),
-        )
+        shared = read_requirements(found) == read_requirements(ROOT)
+        return Checkout(found, None if shared else _environment(found, choice))
 
 
 def read_requirements(root: Path) -> JsonObject:
@@ -69,7 +72,7 @@ def read_requirements(root: Path) -> JsonObject:
         for name, needs in project.get("optional-dependencies", {}).items()
         if name not in NOT_OF_SERVERS
     }
-    files = sorted([*root.glob("constraints-*.txt"), *root.glob("excludes-*.txt")])
+    files = sorted([*root.glob("constraints-*.txt"), *root.glob("excludes*.txt")])
     return {
         "dependencies": project.get("dependencies"),
         "extras": extras,
@@ -77,28 +80,19 @@ def read_requirements(root: Path) -> JsonObject:
     }
 
 
-def _environment(root: Path) -> Path:
+def _environment(root: Path, choice: Sequence[str]) -> Path:
     """Folder of the programs of its own environment, made by its own noxfile. Raises
-    CheckoutError.
+    RevisionError.
     """
     place = root / f"environment-{sys.version_info.major}.{sys.version_info.minor}"
-    complete = place / "complete"
-    if not complete.exists():
+    # a line for each choice, written last: what a killed installation left is made anew
+    installed = place / "installed"
+    line = shlex.join(choice) + "\n"
+    if not installed.exists() or line not in installed.read_text().splitlines(keepends=True):
         print(f"its requirements are others than ours: installing them in {place}", file=sys.stderr)
-        command = [
-            sys.executable,
-            "-m",
-            "nox",
-            "-f",
-            str(root / "noxfile.py"),
-            "--envdir",
-            str(place),
-            "--install-only",
-            "-s",
-            "bench",
-        ]
+        nox = [sys.executable, "-m", "nox", "-f", str(root / "noxfile.py"), "--envdir", str(place)]
         done = subprocess.run(
-            command,
+            [*nox, "--install-only", "-s", "bench", "--", *choice],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -107,9 +101,10 @@ def _environment(root: Path) -> Path:
         if done.returncode:
             raise RevisionError(
                 f"the environment of {root.name[:12]} could not be installed by its `nox -s bench`;"
-                f" mend what it says, then try again:\n{done.stdout.strip()[-2000:]}"
+                f" fix what it reports, then try again:\n{done.stdout.strip()[-2000:]}"
             )
-        complete.touch()
+        with installed.open("a") as lines:
+            lines.write(line)
     return place / "bench" / "bin"
 
 

@@ -14,13 +14,20 @@ class Terminal:
     signal of ours.
     """
 
-    def __init__(self, command: Sequence[str], environment: dict[str, str], cwd: Path):
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: dict[str, str],
+        cwd: Path,
+        columns: int = 200,
+        lines: int = 50,
+    ):
         self.keyboard, screen = os.openpty()
         self.seen = bytearray()
         self.process = subprocess.Popen(
             command,
             cwd=cwd,
-            env=environment | {"TERM": "xterm", "COLUMNS": "200", "LINES": "50"},
+            env=environment | {"TERM": "xterm", "COLUMNS": str(columns), "LINES": str(lines)},
             stdin=screen,
             stdout=screen,
             stderr=screen,

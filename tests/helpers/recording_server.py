@@ -50,7 +50,7 @@ class Asked:
 
 class Witness(ThreadingHTTPServer):
     """`answer_s` is how long an answer takes, `step_s` how long each of its events; a request for
-    which `fails` is refused with 500.
+    which `fails` is refused with 500; it closes connections that are idle for `idle_s`.
     """
 
     daemon_threads = True
@@ -61,7 +61,9 @@ class Witness(ThreadingHTTPServer):
         answer_s: float = 0.0,
         step_s: float = 0.0,
         fails: Callable[[Asked], bool] = lambda asked: False,
+        idle_s: float | None = None,
     ):
+        self.idle_s = idle_s
         self.answer_s, self.step_s, self.fails = answer_s, step_s, fails
         self.asked: list[Asked] = []
         self.unanswered = 0
@@ -95,6 +97,10 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     server: Witness
+
+    def setup(self) -> None:
+        self.timeout = self.server.idle_s
+        super().setup()
 
     def log_message(self, *_: Any) -> None:
         pass

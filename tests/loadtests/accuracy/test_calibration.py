@@ -2,6 +2,7 @@
 processes, of which nothing may stay.
 """
 
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -298,7 +299,13 @@ def test_a_campaign_measures_it_once(bench: Bench) -> None:
     first = campaign(bench, "calibrated", "no-cases")
     folder = bench.folder / "calibrated"
     assert first.returncode == 1 and "no valid case of" in first.stderr, first.stdout + first.stderr
-    assert first.stdout.count("the load generator measures its own errors") == 1
+    assert first.stdout.count("the load generator measures its own errors: about 30 s\n") == 1
+    assert re.search(
+        r"^calibrated: the load generator adds -?[\d.]+ ms with 3 users to the P99 of TTFT, and"
+        r" sees up to [\d,]+ events/s right$",
+        first.stdout,
+        re.MULTILINE,
+    )
     found = (folder / "calibration.json").read_text()
     said = schema.read_json(folder / "calibration.json")
     assert said.keys() == schema.CALIBRATION_KEYS.keys() and (said["users"], said["rate"]) == (

@@ -17,6 +17,7 @@ from loadtests import schema
 from loadtests.workload import arrivals
 from servers.runtime import catalog, launch, models
 from tests.helpers.campaign_process import (
+    NOISE,
     PATIENCE_S,
     QUICK,
     STAGES,
@@ -180,21 +181,30 @@ def test_stages_are_in_order_and_cases_one_after_the_other(mini: tuple[Path, Any
             for edge in ("start_s", "end_s")
         ]
     assert moments == sorted(moments)
-    said = re.findall(
-        r"^case (\d) of 2 .*: (prepare|launch|verify|load|verify again|stop|ok \(\d+ s\))$",
-        mini[1].stdout,
-        re.MULTILINE,
-    )
-    assert [(number, stage.split(" (")[0]) for number, stage in said] == [
-        (n, stage) for n in "12" for stage in [*STAGES, "ok"]
-    ]
+
+
+def test_the_log_has_one_line_a_case(mini: tuple[Path, Any]) -> None:
+    first, *cases = mini[1].stdout.splitlines()[:3]
+    assert re.fullmatch(r"2 cases, about [\dhmins ]+: a line for each as it ends", first)
+    number = r"([\d,.]+|∞|unknown \(n=\d+\))( ms)?"
+    for index, (line, (_, run)) in enumerate(zip(cases, runs(mini[0]), strict=True), 1):
+        case = run["case"]
+        assert re.fullmatch(
+            rf"case {index} of 2  {case['server']} / simulated / quick 3 users, run 1: "
+            rf"(valid, {number} tokens/s, TTFT P50 {number} P99 {number}, E2E P50 {number} P99"
+            rf" {number}, [\d.]+% errors|invalid: ({'|'.join(NOISE)}).*) \(\d+ s\)",
+            line,
+        ), line
+    assert "case " not in "\n".join(mini[1].stdout.splitlines()[3:])
 
 
 def test_the_terminal_shows_a_table_and_where_the_report_is(mini: tuple[Path, Any]) -> None:
     campaign, done = mini
-    assert done.stdout.splitlines()[-1] == str(
-        campaign.relative_to(campaign.parents[1]) / "report.html"
-    )
+    page = str(campaign.relative_to(campaign.parents[1]) / "report.html")
+    after = done.stdout.splitlines()[done.stdout.splitlines().index(page) + 1 :]
+    assert after[:2] == ["", "Worth typing next:"] and len(after) == 8
+    for what, command in zip(after[2::2], after[3::2], strict=True):
+        assert what.startswith("  # ") and re.match(r"  \S*python\S* -m loadtests --", command)
     for said in ("fastapi_threadpool (simulated)", "flask_gunicorn (simulated)", "tokens/s"):
         assert said in done.stdout
     assert (campaign / "report.html").stat().st_size > 10_000 and not (
@@ -223,7 +233,7 @@ def test_plan_prints_the_cases_and_creates_nothing(bench: Bench, mini: Any) -> N
         "not_to_be",
     )
     assert (done.returncode, done.stderr) == (0, "")
-    lines = [re.split(r"  +", line.strip()) for line in done.stdout.splitlines()]
+    lines = [re.split(r"  +", line) for line in re.findall(r"^# +(\d.+  .+)", done.stdout, re.M)]
     assert len(lines) == 2 * 2 * 3 * 2 and [int(line[0]) for line in lines] == list(range(1, 25))
     assert {tuple(line[3:]) for line in lines if line[1] == "flask_gunicorn"} >= {
         ("quick", "8 users", "2 s", "run 2"),

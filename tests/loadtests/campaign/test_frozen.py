@@ -9,8 +9,9 @@ import psutil
 import pytest
 
 from loadtests import schema
+from loadtests.progress.watch import STAGES
 from servers.runtime import limits
-from tests.helpers.campaign_process import Bench, runs, said_of, wait_for
+from tests.helpers.campaign_process import Bench, is_complete, runs, said_of, wait_for
 
 SHORT = {"GRACE_S": 1, "SILENCE_S": 2, "START_S": 5, "END_S": 5, "QUIET_S": 1, "SCRAPE_S": 1}
 SCENARIO = """
@@ -51,7 +52,7 @@ def test_a_case_ends_whatever_stands_still(
         monkeypatch.setenv(f"SERVEOFF_{name}", str(seconds))
     bench = Bench(tmp_path)
     (tmp_path / "mine.toml").write_text(SCENARIO)
-    campaign = bench.start(
+    campaign = bench.on_terminal(
         "--servers",
         "fastapi_threadpool",
         "--engines",
@@ -67,7 +68,6 @@ def test_a_case_ends_whatever_stands_still(
         "--out",
         "out",
     )
-    assert campaign.stdout is not None
 
     def victims() -> list[psutil.Process]:
         words = {each: {Path(word).name for word in said_of(each)} for each in bench.processes()}
@@ -77,15 +77,13 @@ def test_a_case_ends_whatever_stands_still(
             if who in said and "servers.runtime.supervise" not in said
         ]
 
-    for line in campaign.stdout:
-        if re.fullmatch(rf"case 1 of 1 .*: {stage}\n", line):
-            break
+    wait_for(lambda: STAGES[stage] in campaign.text, stage)
     for victim in wait_for(victims, who):
         victim.suspend()
-    campaign.communicate(timeout=90)
+    code = campaign.wait()
     [(folder, run)] = runs(tmp_path / "out")
     assert re.match(says, run["status"], re.DOTALL), run["status"]
-    assert campaign.returncode == (says != "ok")
+    assert is_complete(code, campaign.text) if says == "ok" else code == 1, campaign.text
     assert schema.read_json(folder / "run.json")["stages"][-1]["end_s"] is not None
     assert bench.left_over() == []
 

@@ -7,8 +7,8 @@ import pytest
 
 from loadtests import schema
 from loadtests.campaign import results_folder
-from loadtests.campaign.progress import ProgressWatch
 from loadtests.errors import UsageError
+from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import CampaignFile, Case, CaseFile
 
 CASE = Case(1, "alpha", "simulated", "chat", 1, 8, None, 8.0)

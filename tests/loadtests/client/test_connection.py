@@ -73,17 +73,26 @@ class ScriptedReader(BlockingReader):
 
 
 class LocalTransport(Transport):
-    """Sockets that are connected to nobody in particular."""
+    """Sockets whose other ends are `far`, which never respond."""
+
+    def __init__(self) -> None:
+        super().__init__("http://x", 30.0)
+        self.far: list[socket.socket] = []
 
     def connect(self) -> socket.socket:
         near, far = socket.socketpair()
-        far.close()
+        self.far.append(far)
         return near
+
+    def hang_up(self) -> None:
+        for each in self.far:
+            each.close()
 
 
 class TracedConnection(Connection):
     def __init__(self, reader: ScriptedReader):
-        super().__init__(LocalTransport("http://x", 30.0), http.HttpProtocol("http://x"), reader)
+        self.local = LocalTransport()
+        super().__init__(self.local, http.HttpProtocol("http://x"), reader)
         self.states: list[str] = []
 
     def _enter(self, state: State) -> None:
@@ -102,6 +111,7 @@ def connect() -> Iterator[Callable[..., TracedConnection]]:
     yield connect
     for each in opened:
         each.close()
+        each.local.hang_up()
 
 
 WHOLE = CHUNKED + chunk(EVENTS) + LAST_CHUNK
@@ -164,6 +174,19 @@ def test_only_a_connection_that_was_kept_alive_is_replaced(
     connection.post("/", b"{}", exchange)
     assert exchange.error is None
     assert " ".join(connection.states) == f"{FAILED} {COMPLETE}"
+
+
+def test_a_connection_that_was_closed_while_idle_is_not_sent_on(
+    connect: Callable[..., TracedConnection],
+) -> None:
+    connection, exchange = connect(end(), end()), http.Exchange()
+    connection.post("/", b"{}", http.Exchange())
+    connection.local.hang_up()
+    connection.states.clear()
+    connection.post("/", b"{}", exchange)
+    assert (exchange.error, exchange.resent) == (None, False)
+    assert " ".join(connection.states) == COMPLETE
+    assert len(connection.local.far) == 2
 
 
 @pytest.mark.parametrize("by_reader", [True, False])

@@ -148,6 +148,17 @@ def test_the_judge_says_why() -> None:
     ]
 
 
+def test_the_judge_says_what_it_waits_for() -> None:
+    judge, flat, rising = SteadyJudge(), [1.0] * 50, [1.0 + i for i in range(50)]
+    assert judge.judge({"tokens/s": rising, "TTFT": [], "TPOT": []}, 10, 25).describe_wait() == (
+        "too few values of TTFT, TPOT; tokens/s would change by +329% over the window"
+    )
+    assert [judge.judge({"tokens/s": flat}, 10, 25).describe_wait() for _ in range(3)] == [
+        *["it is, but not yet 3 times in a row"] * 2,
+        None,
+    ]
+
+
 @cache
 def rates(server: study.Server) -> study.Rates:
     return study.rates(server, RUNS)

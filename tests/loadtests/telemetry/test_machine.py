@@ -83,6 +83,11 @@ def test_only_variables_that_change_behaviour_are_kept_and_no_secret(
             ["--target", "http://me:s3cret@10.0.0.5/v1", "--users", "4"],
             ["--target", "http://***@10.0.0.5/v1", "--users", "4"],
         ),
+        (
+            ["--target", "http://10.0.0.5/v1?api-version=2&api-key=s3cret"],
+            ["--target", "http://10.0.0.5/v1?api-version=2&api-key=***"],
+        ),
+        (["--base-server=HF_TOKEN=s3cret serve"], ["--base-server=HF_TOKEN=*** serve"]),
         (["--api-key", "s3cret", "--port", "1"], ["--api-key", "***", "--port", "1"]),
         (["serve --password=s3cret --port {port}"], ["serve --password=*** --port {port}"]),
         (

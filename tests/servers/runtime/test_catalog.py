@@ -161,6 +161,10 @@ def test_options_have_allowed_values_and_the_first_is_the_default(tmp_path: Path
             "'processes.redis' has 'redis_prt' in braces",
         ),
         ("transports = ['carrier pigeon']", "there is no "),
+        (
+            "extras = ['fastap']",
+            "there is no extra in pyproject.toml called 'fastap'; did you mean 'fastapi'?",
+        ),
     ],
 )
 def test_what_makes_no_sense_together_is_named(tmp_path: Path, more: str, message: str) -> None:

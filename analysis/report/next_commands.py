@@ -1,0 +1,120 @@
+"""Which command is worth typing next, made of the one that measured this campaign."""
+
+import math
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from analysis.capacity.search import find_capacities
+from analysis.summary import Summary
+
+# Options that name what a --target is instead.
+OF_SERVERS = ("--servers", "--engines", "--model", "--workers", "--set", "--simulated")
+OF_GATES = {"--base", "--base-server", "--baseline", "--record", "--campaigns"}
+HIDDEN = "***"  # what stands in campaign.json in place of a secret
+DEMAND = 3.0  # times the best capacity: a demand that takes several replicas
+
+
+def suggest_commands(summary: Summary) -> list[tuple[str, str]]:
+    """(what it shows, command) of up to three, the most useful first; none of a gate, which has a
+    verdict, none if no case is valid, since its cause comes first, and none that would have a
+    secret in it.
+    """
+    command = summary.campaign.data.get("command")
+    if not isinstance(command, list) or summary.campaign.data.get("gate"):
+        return []
+    if not summary.table["valid"].any():
+        return []
+    if OF_GATES & {part.partition("=")[0] for part in command}:
+        return []
+    found = [
+        (what, shlex.join([_python(), "-m", *arguments]))
+        for what, arguments in _suggest(summary, command)
+    ]
+    return [each for each in found if HIDDEN not in each[1]][:3]
+
+
+def _suggest(summary: Summary, command: list[str]) -> Iterator[tuple[str, list[str]]]:
+    data, table = summary.campaign.data, summary.table
+    again = drop_options(command, ("--out", "--repeat"))
+    if data.get("search"):
+        yield from _recommend(summary)
+    else:
+        if len(table) and table["repetition"].max() == 1:
+            yield "intervals instead of one run", ["loadtests", *again, "--repeat", "3"]
+        scenarios = (data.get("scenarios") or {}).values()
+        if all(scenario.get("arrivals") != "trace" for scenario in scenarios):
+            yield (
+                "the highest load that each server sustains",
+                ["loadtests", *_drop_lists(again), "--find-capacity"],
+            )
+    if not table["engine"].eq("external").any():
+        others = drop_options(again, OF_SERVERS)
+        yield (
+            "your own server, at its URL",
+            ["loadtests", *others, "--target", "http://127.0.0.1:8000"],
+        )
+
+
+def _recommend(summary: Summary) -> Iterator[tuple[str, list[str]]]:
+    """The recommendation that a search is for, at a demand that one server does not sustain."""
+    known = [
+        each
+        for each in find_capacities(summary.campaign)
+        if each.unit == "requests/s" and not math.isnan(each.capacity.holds)
+    ]
+    if not known:
+        return
+    several = len({each.traffic for each in known}) > 1
+    folder = os.path.relpath(summary.campaign.folder)
+    rate = f"{DEMAND * known[0].capacity.holds:.2g}"
+    yield (
+        f"what to run at {float(rate):g} requests/s, or at your own demand",
+        ["analysis", "recommend", folder, "--rate", f"{float(rate):g}"]
+        + (["--scenario", known[0].traffic] if several else []),
+    )
+
+
+def drop_options(command: list[str], names: Collection[str]) -> list[str]:
+    """Without these options and their values.
+
+    >>> drop_options(["--out", "a", "--users", "4", "--repeat=2"], ("--out", "--repeat"))
+    ['--users', '4']
+    """
+    kept, skip = [], False
+    for part in command:
+        if skip:
+            skip = False
+        elif part in names:
+            skip = True
+        elif part.partition("=")[0] not in names:
+            kept.append(part)
+    return kept
+
+
+def _drop_lists(command: list[str]) -> list[str]:
+    """Without several loads, of which a search chooses its own."""
+    for name in ("--users", "--rate"):
+        values = [
+            value
+            for part, following in zip(command, [*command[1:], ""], strict=True)
+            for value in ([following] if part == name else [part.partition("=")[2]])
+            if part.partition("=")[0] == name
+        ]
+        if any("," in value for value in values):
+            command = drop_options(command, (name,))
+    return command
+
+
+def _python() -> str:
+    """How this Python is called from a shell here: nox and uv have theirs where a shell looks for
+    none.
+    """
+    found = None if os.environ.get("NOX_CURRENT_SESSION") else shutil.which("python")
+    if found and Path(found).parent == Path(sys.executable).parent:
+        return "python"
+    near = os.path.relpath(sys.executable)
+    return sys.executable if near.startswith("..") else near

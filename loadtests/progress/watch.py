@@ -1,0 +1,275 @@
+"""What the user sees while a campaign runs. On a terminal: a row for each finished case, which
+stays, and below them a live part with the running case, what it waits for, the cases to come and
+the time that is left. Elsewhere, in a log file or in CI: one line a case.
+"""
+
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.padding import Padding
+from rich.text import Text
+
+from loadtests.generator.status import RUNNING, LoadStatus
+from loadtests.progress.rows import (
+    CaseRow,
+    RowLayout,
+    crop,
+    describe_case,
+    format_line,
+    format_span,
+)
+from loadtests.schema import Case
+
+# Only for the estimate of the remaining time, until a case has shown how long one takes: s for
+# launch, verify, stop.
+OVERHEAD_S = 35.0
+TO_COME = 4  # cases to come that have a row of their own
+LOG_BYTES = 4096  # where the last line of a server's log is looked for
+# What a stage waits for, in the words of the user.
+STAGES = {
+    "prepare": "prepares what the server needs",
+    "launch": "waits until the server is ready",
+    "verify": "checks the responses",
+    "load": "starts the load generator",
+    "verify again": "checks the responses again",
+    "stop": "stops the server",
+    "analyse": "makes the row of this case",
+}
+# Engines that load no model, or of which it is not known.
+WITHOUT_MODEL = ("simulated", "external")
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+# What loggers write before a message: process, level, date, time, module.
+LOG_PREFIX = re.compile(
+    r"^(?:\([^)]*\)\s*|(?:DEBUG|INFO|WARNING|ERROR):?\s+|\d+[-:/][-\d:.,/TZ]*\s+|\[[^]]*]\s*)+"
+)
+
+
+class ProgressWatch:
+    """The progress of a campaign. `warmup_s`: the least warm-up, by scenario."""
+
+    def __init__(self, warmup_s: dict[str, float]):
+        self.console = Console(highlight=False)
+        self.warmup_s = warmup_s
+        self.cases: list[Case] = []
+        self.more = False
+        self.done = 0
+        self.began = self.case_began = self.stage_began = time.monotonic()
+        self.case: Case | None = None
+        self.took: list[tuple[Case, float]] = []  # the cases that ended ok, and their seconds
+        self.now = ""  # what happens, and below it how it goes and what it waits for
+        self.figures = self.waits = ""
+        self.log: Path | None = None
+        self.previous: LoadStatus | None = None
+        self.ends: float | None = None  # when the window closes, on time.monotonic()
+        self.rows_since_heading: int | None = None
+        self.waiting_s = 0.0  # about how long what happens beside the cases takes
+        live = self.console.is_interactive and sys.stdout.isatty()  # FORCE_COLOR is no terminal
+        # It runs on the load generator's cores: two frames a second take 0.2% of one.
+        self.live = (
+            Live(
+                console=self.console,
+                refresh_per_second=2,
+                get_renderable=self._frame,
+                transient=True,
+                vertical_overflow="crop",
+            )
+            if live
+            else None
+        )
+
+    def __enter__(self) -> "ProgressWatch":
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def plan(self, cases: list[Case], done: int, more: bool = False) -> None:
+        """The first `done` of the cases are. `more`: what they show decides whether others
+        follow.
+        """
+        first = not self.cases
+        self.cases, self.done, self.more = cases, done, more
+        if first and len(cases) > done and not self.live:
+            which = "the first round has " if more else ""
+            count = len(cases) - done
+            self.say(
+                f"{which}{count} case{'s' * (count != 1)}, about {format_span(self._left_s())}:"
+                " a line for each as it ends"
+            )
+
+    def say(self, text: str, in_log: bool = True) -> None:
+        """`in_log`: also where there is no terminal."""
+        if not self.live and not in_log:
+            return
+        self.console.print(text, markup=False, soft_wrap=not self.live)
+
+    @contextmanager
+    def waiting(self, what: str, about_s: float) -> Iterator[None]:
+        """Something beside the cases that takes so long."""
+        if not self.live:
+            self.say(f"{what}: about {format_span(about_s)}")
+        self.stage(what)
+        self.waiting_s = about_s
+        yield
+        self.now, self.waiting_s = "", 0.0
+
+    def start(self, case: Case) -> None:
+        self.case, self.case_began, self.ends = case, time.monotonic(), None
+
+    def stage(self, name: str, log: Path | None = None) -> None:
+        """`log`: of the server that this stage waits for."""
+        self.now, self.log = STAGES.get(name, name), log
+        if name == "launch" and self.case and self.case.engine not in WITHOUT_MODEL:
+            self.now = "waits until the server has loaded its model"
+        self.figures, self.waits, self.previous = "", "", None
+        self.stage_began = time.monotonic()
+        if self.live:
+            self.live.refresh()  # a short stage would never be seen
+
+    def load(self, status: LoadStatus) -> None:
+        """Throughput is that of the time since the last call with a newer status."""
+        before = self.previous
+        if status.state != RUNNING or (before and status.now_s - before.now_s < 0.5):
+            return
+        self.now, self.waits = self._describe_load(status)
+        if status.window:
+            self.ends = time.monotonic() + status.window.end_s - status.now_s
+        rate = (status.tokens - before.tokens) / (status.now_s - before.now_s) if before else None
+        self.figures = ", ".join(
+            [
+                f"{status.rows:,} requests",
+                *([f"{status.locust_failures:,} failed"] if status.locust_failures else []),
+                *([] if rate is None else [f"{rate:,.0f} tokens/s"]),
+                *([f"E2E P99 {status.e2e_p99_s:.2f} s"] if status.e2e_p99_s else []),
+            ]
+        )
+        self.previous = status
+
+    def _describe_load(self, status: LoadStatus) -> tuple[str, str]:
+        """What the load does, and what it waits for."""
+        window, since_s = status.window, status.now_s - status.began_s
+        if window is None or status.now_s < window.start_s:
+            assert self.case is not None
+            late = since_s > self.warmup_s[self.case.scenario]
+            waits = f"waits until the load is steady: {status.unsteady}" if status.unsteady else ""
+            return f"warm-up, {since_s:.0f} s", waits if late else ""
+        if status.now_s < window.end_s:
+            length_s = window.end_s - window.start_s
+            return f"measuring, {status.now_s - window.start_s:.0f} of {length_s:.0f} s", ""
+        left = status.sent - status.rows
+        return "drain", f"waits for the last {left} response{'s' * (left != 1)}" if left else ""
+
+    def end(self, status: str, row: CaseRow | None = None) -> None:
+        """`row`: None of a case without one, whose status then says how it ended."""
+        assert self.case is not None
+        case, spent = self.case, time.monotonic() - self.case_began
+        if status == "ok":  # one that was skipped, or failed early, says nothing about the others
+            self.took.append((case, spent))
+        self.done += 1
+        self.case, self.now = None, ""
+        if self.live:
+            self._print_row(case, status, row)
+        else:
+            number = f"case {case.index}" + ("" if self.more else f" of {len(self.cases)}")
+            text, _, log = format_line(status, row).partition("\n")
+            self.say(f"{number}  {describe_case(case)}: {text} ({spent:.0f} s)")
+            if log:
+                self.say(log)
+
+    def _print_row(self, case: Case, status: str, row: CaseRow | None) -> None:
+        layout = self._layout()
+        if self.rows_since_heading is None or self.rows_since_heading > self.console.height - 10:
+            self._print_text(layout.heading(), "dim")
+            self.rows_since_heading = 0
+        self.rows_since_heading += 1
+        text = layout.row(case, status, row)
+        bad = not status.startswith("skipped") and (status != "ok" or bool(row and not row.valid))
+        self._print_text(text, "red" if bad else "")
+        reason = status if status != "ok" else row.why if row and not row.valid else ""
+        if not text.endswith(reason):  # the row has no room for it
+            lines = "\n".join(line.strip() for line in reason.strip().splitlines())
+            self.console.print(Padding(Text(lines, overflow="fold"), (0, 0, 0, 4), expand=False))
+
+    def _print_text(self, text: str, style: str) -> None:
+        self.console.print(Text(text, style), no_wrap=True, overflow="ellipsis", crop=True)
+
+    def _layout(self) -> RowLayout:
+        return RowLayout.of(self.cases, self.console.width)
+
+    def _load_s(self, case: Case) -> float:
+        return self.warmup_s[case.scenario] + case.duration_s
+
+    def _case_s(self, case: Case) -> float:
+        """How long it will take: as long as those like it did."""
+        same = [s for other, s in self.took if other.scenario == case.scenario]
+        if same:
+            return sum(same) / len(same)
+        more = [s - self._load_s(other) for other, s in self.took] or [OVERHEAD_S]
+        return self._load_s(case) + sum(more) / len(more)
+
+    def _left_s(self) -> float:
+        left = [self._case_s(case) for case in self.cases[self.done :]]
+        if left and self.case:
+            # a case that takes longer than expected takes nothing from the others
+            left[0] = max(0.0, left[0] - (time.monotonic() - self.case_began))
+            if self.ends:
+                left[0] = max(left[0], self.ends - time.monotonic())
+        return sum(left) + max(0.0, self.waiting_s - (time.monotonic() - self.stage_began))
+
+    def _frame(self) -> Text:
+        """The live part: as many lines as the terminal has at most, none longer than it is wide."""
+        width, lines = self.console.width, self._lines()
+        text = Text(no_wrap=True, overflow="ellipsis", end="")
+        for number, (line, style) in enumerate(lines[: self.console.height - 1]):
+            text.append(crop(line, width) + "\n" * (number < len(lines) - 1), style)
+        return text
+
+    def _lines(self) -> list[tuple[str, str]]:
+        """(line, style) of the live part."""
+        if not self.now:
+            return []
+        lines, layout, coming = [], self._layout(), self.cases[self.done :]
+        clock = "" if self.previous else f", {time.monotonic() - self.stage_began:.0f} s"
+        if self.case:
+            coming = coming[1:]
+            lines.append((f"{layout.start(self.case)} {self.now}{clock}", "bold"))
+        else:
+            lines.append((f"{self.now}{clock}", "bold"))
+        below = filter(None, (self.figures, self.waits, self._last_log_line()))
+        lines += [(f"    {text}", "") for text in below]
+        room = min(TO_COME, self.console.height - len(lines) - 3)  # beside the two lines below
+        rows = coming if len(coming) <= room + 1 else coming[: max(0, room)]
+        lines += [(f"{layout.start(case)} to come", "dim") for case in rows]
+        if len(rows) < len(coming):
+            lines.append((f"    and {len(coming) - len(rows)} more to come", "dim"))
+        done = f"{self.done} of {len(self.cases)} cases done" if not self.more else ""
+        where = " of this round; others may follow" if self.more else ""
+        times = (
+            f"{format_span(time.monotonic() - self.began)} elapsed",
+            f"about {format_span(self._left_s())} left{where}",
+        )
+        lines.append((", ".join(filter(None, (done, *times))), "bold"))
+        return lines
+
+    def _last_log_line(self) -> str:
+        """What the server that is waited for wrote last."""
+        try:
+            if self.log is None or not self.log.exists():
+                return ""
+            with self.log.open("rb") as handle:
+                handle.seek(max(0, self.log.stat().st_size - LOG_BYTES))
+                text = handle.read().decode(errors="replace")
+        except OSError:
+            return ""
+        lines = [ESCAPES.sub("", line).strip() for line in re.split(r"[\r\n]+", text)]
+        last = next((line for line in reversed(lines) if re.search(r"\w", line)), "")
+        return f"its log: {LOG_PREFIX.sub('', last) or last}" if last else ""

@@ -1,0 +1,71 @@
+"""One case's row, as the driver asks for it after each case."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from analysis import case_row, dataset, summary
+from analysis.formatting import format_number
+from tests.helpers import synthetic_campaign
+from tests.helpers.python_program import ROOT
+
+
+def row_of(folder: Path, index: int) -> dict:
+    done = subprocess.run(
+        [sys.executable, "-m", "analysis.case_row", str(folder), str(index)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+def test_a_row_says_what_the_report_says(tmp_path: Path) -> None:
+    folder = synthetic_campaign.campaign(tmp_path / "campaign")
+    table = summary.summarise(dataset.read_campaign(folder)).table
+    for index, case in table.iterrows():
+        row = row_of(folder, int(str(index)))
+        assert (row["valid"], row["why"]) == (case["valid"], case["why"])
+        assert row["numbers"].keys() == set(case_row.NUMBERS)
+        assert row["numbers"]["output_tokens_per_s"] == format_number(case["output_tokens_per_s"])
+        assert row["numbers"]["ttft_p50_s"] == format_number(1000 * case["ttft_p50_s"])
+        n = case["requests_scheduled"]
+        assert (row["numbers"]["e2e_p99_s"] == f"n={n:.0f}") == (0 < n < 299)
+
+
+def test_a_row_names_the_cause_of_an_invalid_case(tmp_path: Path) -> None:
+    folder = synthetic_campaign.campaign(tmp_path / "campaign")
+    path = sorted(folder.glob("cases/*alpha*/run.json"))[0]
+    run = json.loads(path.read_text())
+    synthetic_campaign.schema.write_json(path, run | {"verify_after": None})
+    row = row_of(folder, run["case"]["index"])
+    assert row["valid"] is False
+    assert row["why"].startswith("contract: it was not verified after the load")
+
+
+def test_a_case_that_is_not_there_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = synthetic_campaign.campaign(tmp_path / "campaign")
+    assert case_row.main([str(folder), "99"]) == 2
+    assert capsys.readouterr().err == f"{folder} has no case 99: name one of its cases\n"
+
+
+def test_a_row_needs_nothing_that_draws(tmp_path: Path) -> None:
+    """It is made between two cases, on the load generator's core."""
+    folder = synthetic_campaign.campaign(tmp_path / "campaign")
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "analysis.case_row", str(folder), "1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    imported = set(re.findall(r"\| +(\w+)$", done.stderr, re.MULTILINE))
+    assert "pandas" in imported
+    assert not imported & {"matplotlib", "jinja2", "mistune", "nbclient", "PIL"}

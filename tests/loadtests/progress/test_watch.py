@@ -1,0 +1,209 @@
+"""What the user sees while a campaign runs: a line a case in a file, a live view on a terminal."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from loadtests.campaign import analysis_process
+from loadtests.generator.messages import Window
+from loadtests.progress import watch as progress
+from loadtests.progress.rows import CaseRow, RowLayout
+from loadtests.schema import Case
+from tests.helpers.load_status import running_status
+from tests.helpers.pty_command import Terminal
+from tests.helpers.python_program import ROOT, command_of
+from tests.programs import show_progress
+
+CASES = [
+    Case(index, server, "simulated", "chat", 1, 4, None, 10.0)
+    for index, server in enumerate(("one", "two", "three"), 1)
+]
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+ROW = CaseRow(
+    True,
+    "",
+    {
+        "output_tokens_per_s": "1,234",
+        "ttft_p50_s": "21.3",
+        "ttft_p95_s": "40.1",
+        "ttft_p99_s": "n=120",
+        "e2e_p50_s": "210",
+        "e2e_p95_s": "310",
+        "e2e_p99_s": "∞",
+        "error_share": "2.50",
+    },
+)
+
+
+@pytest.fixture(autouse=True)
+def no_forced_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def watching(cases: list[Case], more: bool = False) -> progress.ProgressWatch:
+    watch = progress.ProgressWatch({"chat": 2.0})
+    watch.plan(cases, done=0, more=more)
+    return watch
+
+
+def test_a_search_does_not_say_of_how_many(capsys: pytest.CaptureFixture[str]) -> None:
+    with watching(CASES, more=True) as watch:
+        watch.start(CASES[1])
+        watch.end("ok")
+    assert capsys.readouterr().out.splitlines() == [
+        "the first round has 3 cases, about 2 min 21 s: a line for each as it ends",
+        "case 2  two / simulated / chat 4 users, run 1: ok (0 s)",
+    ]
+
+
+def test_a_log_has_one_line_a_case(capsys: pytest.CaptureFixture[str]) -> None:
+    with watching(CASES) as watch:
+        with watch.waiting("the load generator measures its own errors", 30):
+            pass
+        for status, row in (
+            ("ok", ROW),
+            ("ok", CaseRow(False, "send lag: send lag P99 9.0 ms, bound 5.0 ms", {})),
+            (f"failed: launch: it has [brackets], {'unbroken ' * 30}; its log:\n    last", None),
+        ):
+            watch.start(CASES[watch.done])
+            for stage in ("prepare", "launch", "verify", "load", "verify again", "stop"):
+                watch.stage(stage)
+                watch.load(running_status(1.0, 1, 0, 0.1, Window(0, 9)))
+            watch.end(status, row)
+    found = capsys.readouterr()
+    assert found.out.splitlines() == [
+        "3 cases, about 2 min 21 s: a line for each as it ends",
+        "the load generator measures its own errors: about 30 s",
+        "case 1 of 3  one / simulated / chat 4 users, run 1: valid, 1,234 tokens/s,"
+        " TTFT P50 21.3 ms P99 unknown (n=120), E2E P50 210 ms P99 ∞ ms, 2.50% errors (0 s)",
+        "case 2 of 3  two / simulated / chat 4 users, run 1: invalid: send lag: send lag P99"
+        " 9.0 ms, bound 5.0 ms (0 s)",
+        "case 3 of 3  three / simulated / chat 4 users, run 1: failed: launch: it has [brackets],"
+        f" {'unbroken ' * 30}; its log: (0 s)",
+        "    last",
+    ]
+    assert "\x1b" not in found.out and found.err == ""
+
+
+def test_a_row_from_before_calibration_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with watching(CASES, more=True) as watch:
+        watch.start(CASES[0])
+        watch.end("ok", ROW._replace(why="before calibration"))
+    assert "run 1: valid (before calibration), 1,234 tokens/s" in capsys.readouterr().out
+
+
+def test_a_forced_colour_makes_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """CI systems set it, and their logs would be full of frames."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with watching(CASES) as watch:
+        watch.start(CASES[0])
+        watch.stage("launch")
+        watch.end("ok", ROW)
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_the_remaining_time_learns_from_the_cases_that_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock)
+    watch = watching(CASES)
+    watch.start(CASES[0])
+    assert watch._left_s() == 3 * (12 + progress.OVERHEAD_S)
+    clock += 20
+    assert watch._left_s() == 3 * (12 + progress.OVERHEAD_S) - 20
+    watch.end("ok")
+    watch.start(CASES[1])
+    assert watch._left_s() == 2 * 20, "as long as the one before"
+    clock += 1000
+    assert watch._left_s() == 20, "one case is late, the other still takes its time"
+    watch.load(running_status(1.0, 1, 0, 0.1, Window(0, 31)))
+    assert watch._left_s() == 20 + 30, "a window is as long as it says when it opens"
+    watch.end("failed: launch: no")
+    watch.start(CASES[2])
+    assert watch._left_s() == 20, "a case that failed says nothing about how long one takes"
+
+
+def test_a_case_of_another_scenario_takes_as_much_longer_as_its_load(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock)
+    watch = progress.ProgressWatch({"chat": 2.0, "other": 30.0})
+    other = Case(2, "one", "simulated", "other", 1, 4, None, 60.0)
+    watch.plan([CASES[0], other], done=0)
+    watch.start(CASES[0])
+    clock += 20  # 8 s more than the load
+    watch.end("ok")
+    assert watch._left_s() == 30 + 60 + 8
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 200])
+@pytest.mark.parametrize("cases", [CASES, show_progress.CASES], ids=["short", "long"])
+def test_rows_fit_the_terminal_and_stand_below_their_headings(
+    width: int, cases: list[Case]
+) -> None:
+    layout = RowLayout.of(cases, width)
+    groups, heading = layout.heading().splitlines()
+    rows = [layout.row(case, "ok", ROW) for case in cases]
+    assert max(map(len, [groups, heading, *rows])) <= width
+    for column, text in (("tok/s", "1,234"), ("err%", "2.50")):
+        if column in heading and width >= 60:
+            end = heading.index(column) + len(column)
+            assert {row[:end].split()[-1] for row in rows} == {text}
+    assert ("P95" in heading) == (width >= (80 if cases is CASES else 200))
+    if width >= 80:
+        assert heading.count("P99") == 2 and heading.count("P50") == 2
+
+
+@pytest.mark.parametrize(("columns", "lines"), [(80, 24), (120, 24), (80, 8)])
+def test_a_terminal_shows_cases_stages_times_and_what_is_waited_for(
+    tmp_path: Path, columns: int, lines: int
+) -> None:
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("TTY_", "NO_COLOR", "FORCE_COLOR"))
+    }
+    command = [*command_of("show_progress"), str(tmp_path / "server.log")]
+    terminal = Terminal(command, environment, ROOT, columns, lines)
+    assert terminal.wait() == 0, terminal.text
+    erased = [each.count("A") for each in re.findall(r"(?:\x1b\[1A\x1b\[2K)+", terminal.text)]
+    assert max(erased) < lines, "a frame that is taller than the terminal scrolls it"
+    text = ESCAPES.sub("", terminal.text)
+    longest = max(re.split(r"[\r\n]+", text), key=len)
+    assert len(longest) <= columns, longest
+    for said in (
+        r"the load generator measures its own errors, \d s",
+        r"0 of 60 cases done, \d s elapsed, about 4[67] min \d+ s left",
+        r"waits until the server is ready, \d s",
+        r"its log: loading weights 50% loading",
+        r"warm-up, 3 s\s+7 requests, .*E2E P99 1\.23 s",
+        r"waits until the load is steady: TTFT would change by \+12% over the window",
+        r"measuring, 2 of 6 s\s+77 requests, 1,234 tokens/s, E2E P99 1\.23 s",
+        r"drain\s+80 requests, 3 failed, ",
+        r"waits for the last 2 responses",
+        r"and \d\d more to come",
+        rf"and {25 if lines > 10 else 27} more to come",
+    ):
+        assert re.search(said, text), said
+    kept = [line for line in re.split(r"[\r\n]+", text) if re.match(r" ?\d+ a_", line)]
+    rows = {
+        int(line.split()[0]): line
+        for line in kept
+        if not line.endswith("to come") and " prepares" not in line
+    }
+    assert {*range(1, 32)} <= {*rows}
+    assert "123456" in rows[30] and "n=120" in rows[30]
+    assert "invalid: send lag" in rows[1] and "    send lag: send lag P99" in text
+    assert "skipped: vllm" in rows[3] and "failed: launch" in rows[4]
+    assert "    second" in text and text.count("tok/s") >= 2
+
+
+def test_a_row_that_cannot_be_made_costs_nothing_but_the_row(tmp_path: Path) -> None:
+    assert analysis_process.make_row(tmp_path / "nowhere", 1) is None
