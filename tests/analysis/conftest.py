@@ -6,6 +6,7 @@ from PIL import Image
 from analysis import case, dataset
 from analysis.case import CaseData
 from analysis.plots import style
+from analysis.studies import accuracy_page
 from tests.helpers import synthetic_campaign
 
 
@@ -40,8 +41,10 @@ def observe(tmp_path):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Pictures of one pixel, for tests of what a page says in words: to draw takes most of the time
-    of a report. Those of test_report.py, test_page.py and plots/ are drawn.
+    of a report. Those of test_report.py, test_page.py, test_accuracy_page.py and plots/ are
+    drawn.
     """
     white = io.BytesIO()
     Image.new("RGB", (1, 1), "white").save(white, "png")
-    monkeypatch.setattr(style, "encode_png", lambda figure: white.getvalue())
+    for module in (style, accuracy_page):
+        monkeypatch.setattr(module, "encode_png", lambda figure: white.getvalue())
