@@ -19,6 +19,7 @@ from typing import Any
 from loadtests.errors import UsageError
 from loadtests.schema import Case
 from loadtests.telemetry import machine
+from loadtests.workload.scenario import Tables
 from loadtests.workload.traces import TraceError
 from servers.runtime.catalog import CatalogError, nearest_name
 from servers.runtime.errors import LaunchError
@@ -232,10 +233,14 @@ def _to_toml_value(action: argparse.Action, value: Any) -> Any:
 
 
 def print_plan(
-    settings: Iterable[Setting], defaults: Mapping[str, Any], heading: str, cases: Sequence[Case]
+    settings: Iterable[Setting],
+    defaults: Mapping[str, Any],
+    heading: str,
+    cases: Sequence[Case],
+    scenarios: Tables,
 ) -> None:
     """Raises UsageError, as format_plan does."""
-    text = format_plan(settings, defaults, heading, cases)
+    text = format_plan(settings, defaults, heading, cases, scenarios)
     try:
         print(text, flush=True)
     except BrokenPipeError:  # `| head` has seen enough; Python would complain at its end again
@@ -243,7 +248,11 @@ def print_plan(
 
 
 def format_plan(
-    settings: Iterable[Setting], defaults: Mapping[str, Any], heading: str, cases: Sequence[Case]
+    settings: Iterable[Setting],
+    defaults: Mapping[str, Any],
+    heading: str,
+    cases: Sequence[Case],
+    scenarios: Tables,
 ) -> str:
     """A config file that stands for the whole command, with the cases that it makes as comments
     below `heading`. `defaults`: values of settings that are not set, by key. Raises UsageError for
@@ -265,9 +274,10 @@ def format_plan(
             else f"{case.rate:g} requests/s"
         )
         what = f"{case.label:30} {case.engine:10} {case.scenario:14} {load:16}"
-        lines.append(
-            _as_comment(f"{case.index:4}  {what} {case.duration_s:g} s  run {case.repetition}")
-        )
+        # the warm-up decides how much longer a closed loop's window is
+        longer = " or more" * bool(case.users and "requests" in scenarios[case.scenario])
+        window = f"{case.duration_s:g} s{longer}"
+        lines.append(_as_comment(f"{case.index:4}  {what} {window}  run {case.repetition}"))
     return "\n".join(lines)
 
 

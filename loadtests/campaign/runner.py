@@ -376,6 +376,8 @@ def run_campaign(
     if arguments.plan:
         source = "search for capacity" if plan.search else "gate" if plan.gate else ""
         heading = f"The {source} begins with these cases" if source else "Cases, in this order"
-        config_file.print_plan(arguments.settings, settle_defaults(plan), heading, plan.cases)
+        config_file.print_plan(
+            arguments.settings, settle_defaults(plan), heading, plan.cases, plan.scenarios
+        )
         return 0
     return run(prepare(arguments, plan))

@@ -48,7 +48,7 @@ def values_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def format_file(arguments: argparse.Namespace) -> str:
-    return config_file.format_plan(arguments.settings, {}, "Cases", [])
+    return config_file.format_plan(arguments.settings, {}, "Cases", [], {})
 
 
 # --- what a file means
@@ -293,7 +293,7 @@ WITHOUT_DEFAULT = {"--base", "--base-server", "--head-server", "--baseline"} | N
 def test_every_option_is_in_the_file_or_left_out_on_purpose(make: Any) -> None:
     parser = make()
     text = config_file.format_plan(
-        config_file.list_settings(parser, parser.parse_args([])), {}, "Cases", []
+        config_file.list_settings(parser, parser.parse_args([])), {}, "Cases", [], {}
     )
     said = re.findall(r"^(?:# )?([\w-]+) (?:=|is not set)", text, re.MULTILINE)
     names = {action.option_strings[0] for action in parser._actions}
