@@ -259,8 +259,9 @@ OWN = {
     [pytest.param(name, marks=[] if name == "fastapi_threadpool" else slow) for name in OURS],
 )
 def test_each_of_our_own(tmp_path: Path, server: str) -> None:
+    read = read_profile if server == "fastapi_threadpool" else call_profiler
     with start(server, "simulated", tmp_path) as running:
-        profile = read_profile(running.base_url)
+        profile = read(running.base_url)
     check_fields(profile, OWN)
     assert profile["tokens_per_chunk"] == pytest.approx(1.0, abs=0.05)
 
@@ -284,7 +285,7 @@ SIMULATED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def test_simulated_ones_of_other_kinds(tmp_path: Path, name: str) -> None:
     simulated, expected = SIMULATED[name]
     with start("fastapi_threadpool", "simulated", tmp_path, **simulated) as running:
-        profile = read_profile(running.base_url)
+        profile = call_profiler(running.base_url)
     check_fields(profile, expected)
     if name == "speculative":
         assert profile["tokens_per_chunk"] == pytest.approx(4, rel=0.1)
@@ -295,7 +296,7 @@ def test_simulated_ones_of_other_kinds(tmp_path: Path, name: str) -> None:
 def test_servers_of_others(tmp_path: Path, foreign: str) -> None:
     engine = "vllm" if foreign == "vllm_openai" else "hf"
     with start(foreign, engine, tmp_path) as running:
-        profile = read_profile(running.base_url)
+        profile = call_profiler(running.base_url)
     expected: dict[str, Any] = {
         "model": "serveoff-tiny",
         "models": ["serveoff-tiny"],
