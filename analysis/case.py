@@ -133,12 +133,12 @@ class CaseData:
 
     def samples(self, column: str) -> pd.DataFrame:
         """time_s and one telemetry column inside the window, without the samples that lack it."""
-        t = self.telemetry
-        return (
-            t.loc[self.inside(t["time_s"]), ["time_s", column]].dropna()
-            if column in t
-            else t.iloc[:0][["time_s"]]
-        )
+        t = self.samples_inside
+        return t[["time_s", column]].dropna() if column in t else t.iloc[:0][["time_s"]]
+
+    @cached_property
+    def samples_inside(self) -> pd.DataFrame:
+        return self.telemetry[self.inside(self.telemetry["time_s"])]
 
     def slope(self, column: str) -> float:
         """A counter's rise a second inside the window, between its first and its last sample there;

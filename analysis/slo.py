@@ -170,8 +170,10 @@ def attainment_interval(met: int, of: int) -> tuple[float, float]:
     """Two-sided Clopper-Pearson interval of the share met / of; everything if `of` is 0."""
     if not of:
         return 0.0, 1.0
-    interval = scipy.stats.binomtest(met, of).proportion_ci(CONFIDENCE, method="exact")
-    return float(interval.low), float(interval.high)
+    tail, missed = (1 - CONFIDENCE) / 2, of - met
+    low = scipy.special.betaincinv(met, missed + 1, tail) if met else 0.0
+    high = scipy.special.betaincinv(met + 1, missed, 1 - tail) if missed else 1.0
+    return float(low), float(high)
 
 
 def count_requests_needed(bounds: Sequence[Bound]) -> int:

@@ -21,6 +21,7 @@ from loadtests.generator import steady_state
 from loadtests.generator.gevent_tools import IoYield, abort_process
 from loadtests.generator.messages import Latency, WorkerReport
 from loadtests.generator.task import LoadTask
+from loadtests.schema import JsonObject
 from loadtests.workload import prompts
 from servers.contract import oracle, token_counts
 from servers.runtime.schedstat import read_thread_times
@@ -54,6 +55,80 @@ def runqueue_wait_s(reader: int | None) -> float | None:
         return main.waited_s
     reading = read_thread_times(reader)
     return None if reading is None else main.waited_s - reading.ran_s
+
+
+def make_row(
+    task: LoadTask,
+    worker: int,
+    zero_s: float,
+    request: InFlightRequest,
+    parsed: response.ParsedResponse,
+) -> JsonObject:
+    """The row of a request that has ended, with REQUEST_FIELDS; `zero_s` as the recorder's."""
+    exchange, text = request.exchange, "".join(parsed.token_text)
+    units = [1] * len(parsed.token_text)
+    # several tokens in a chunk, or spoiled text
+    if task.planted and oracle.count_tokens(text) != len(units):
+        units = [oracle.count_tokens(chunk) for chunk in parsed.token_text]
+    counts = token_counts.count_tokens(
+        parsed.token_text,
+        units,
+        tokens=parsed.tokens,
+        reasoning_tokens=parsed.reasoning_tokens,
+        reasoning_chunks=parsed.reasoning_chunks,
+        running=parsed.running_tokens,
+    )
+    verdict = "unchecked"
+    if task.planted and parsed.error is None:
+        verdict = "exact" if is_exact(task, text, request.prompt, parsed) else "wrong"
+    # not rounded here: that would cost as much as all the rest
+    token_s = [at - zero_s for at in parsed.token_s]
+    done_s, lags = exchange.done_s - zero_s, exchange.lags
+    visible_s = parsed.first_visible_s
+    return {
+        "request": request.number,
+        "worker": worker,
+        "user": request.user,
+        "scheduled_s": request.scheduled_s,
+        "slot_s": request.slot_s,
+        "sent_s": None if exchange.sent_s is None else exchange.sent_s - zero_s,
+        "first_s": token_s[0] if token_s else None,
+        "last_s": token_s[-1] if token_s else None,
+        "first_visible_s": None if visible_s is None else visible_s - zero_s,
+        "done_s": done_s,
+        "http_status": exchange.status,
+        "error": parsed.error,
+        "error_detail": parsed.error_detail,
+        "retry_after_s": http.parse_retry_after(exchange.retry_after),
+        "resent": exchange.resent,
+        "answer": verdict,
+        "prompt_tokens_asked": request.prompt.tokens,
+        "prompt_tokens": parsed.prompt_tokens,
+        "max_tokens": request.prompt.max_tokens,
+        "tokens": parsed.tokens,
+        "reasoning_tokens": counts.reasoning,
+        "tokens_counted": sum(units),
+        "token_source": counts.source,
+        "finish_reason": parsed.finish_reason,
+        "token_s": token_s,
+        "token_n": counts.numbers,
+        "bytes": len(exchange.body),
+        "reads": len(lags),
+        "read_lag_mean_s": sum(lags) / len(lags) if lags else None,
+        "read_lag_max_s": max(lags) if lags else None,
+        **{name: parsed.timings.get(name) for name in ("queue_ms", "prompt_ms", "predicted_ms")},
+    }
+
+
+def is_exact(
+    task: LoadTask, text: str, prompt: prompts.Prompt, parsed: response.ParsedResponse
+) -> bool:
+    """Whether the known-answer model generated this text. It may end early only where the server
+    was not asked to ignore the end of text.
+    """
+    expected = oracle.continuation(prompt.text, prompt.max_tokens)
+    ended = parsed.finish_reason == "stop" and "ignore_eos" in task.dialect.omitted
+    return text == expected or (ended and expected.startswith(text))
 
 
 class Recorder:
@@ -172,73 +247,19 @@ class Recorder:
 
     def write(self, request: InFlightRequest, pause: Callable[[], None] = lambda: None) -> None:
         """Parses and checks the response, and writes the row. Calls `pause` now and then."""
-        exchange, parsed = request.exchange, response.parse_response(request.exchange, pause)
-        text = "".join(parsed.token_text)
-        units = [1] * len(parsed.token_text)
-        # several tokens in a chunk, or spoiled text
-        if self.task.planted and oracle.count_tokens(text) != len(units):
-            units = [oracle.count_tokens(chunk) for chunk in parsed.token_text]
-        counts = token_counts.count_tokens(
-            parsed.token_text,
-            units,
-            tokens=parsed.tokens,
-            reasoning_tokens=parsed.reasoning_tokens,
-            reasoning_chunks=parsed.reasoning_chunks,
-            running=parsed.running_tokens,
-        )
-        verdict = "unchecked"
-        if self.task.planted and parsed.error is None:
-            verdict = "exact" if self.is_exact(text, request.prompt, parsed) else "wrong"
-        zero_s = self.zero_s
-        # not rounded here: that would cost as much as all the rest
-        token_s = [at - zero_s for at in parsed.token_s]
-        done_s, lags = exchange.done_s - zero_s, exchange.lags
-        visible_s = parsed.first_visible_s
-        row = {
-            "request": request.number,
-            "worker": self.worker,
-            "user": request.user,
-            "scheduled_s": request.scheduled_s,
-            "slot_s": request.slot_s,
-            "sent_s": None if exchange.sent_s is None else exchange.sent_s - zero_s,
-            "first_s": token_s[0] if token_s else None,
-            "last_s": token_s[-1] if token_s else None,
-            "first_visible_s": None if visible_s is None else visible_s - zero_s,
-            "done_s": done_s,
-            "http_status": exchange.status,
-            "error": parsed.error,
-            "error_detail": parsed.error_detail,
-            "retry_after_s": http.parse_retry_after(exchange.retry_after),
-            "resent": exchange.resent,
-            "answer": verdict,
-            "prompt_tokens_asked": request.prompt.tokens,
-            "prompt_tokens": parsed.prompt_tokens,
-            "max_tokens": request.prompt.max_tokens,
-            "tokens": parsed.tokens,
-            "reasoning_tokens": counts.reasoning,
-            "tokens_counted": sum(units),
-            "token_source": counts.source,
-            "finish_reason": parsed.finish_reason,
-            "token_s": token_s,
-            "token_n": counts.numbers,
-            "bytes": len(exchange.body),
-            "reads": len(lags),
-            "read_lag_mean_s": sum(lags) / len(lags) if lags else None,
-            "read_lag_max_s": max(lags) if lags else None,
-            **{
-                name: parsed.timings.get(name) for name in ("queue_ms", "prompt_ms", "predicted_ms")
-            },
-        }
+        parsed = response.parse_response(request.exchange, pause)
+        row = make_row(self.task, self.worker, self.zero_s, request, parsed)
+        token_s, token_n, done_s = row["token_s"], row["token_n"], row["done_s"]
         self.lines.append(orjson.dumps(row) + b"\n")
         self.written += 1
-        self.tokens += sum(counts.numbers)
+        self.tokens += sum(token_n)
         self.cut_off += parsed.error == CUT_OFF
         if parsed.error is not None:
             self.failed += 1
             words = f": {parsed.error_detail}" if parsed.error_detail else ""
             self.failure = f"{parsed.error}{words}"
         if token_s and parsed.error is None:
-            later = sum(counts.numbers[1:])
+            later = sum(token_n[1:])
             self.latencies.append(
                 (
                     done_s,
@@ -246,24 +267,17 @@ class Recorder:
                     (token_s[-1] - token_s[0]) / later if later else None,
                 )
             )
+        text = "".join(parsed.token_text)
         request.response_text.set(text if parsed.error is None else None)
-        failure = parsed.error or ("wrong answer" if verdict == "wrong" else None)
+        failure = parsed.error or ("wrong answer" if row["answer"] == "wrong" else None)
         self.fire(
             request_type="POST",
             name=self.task.scenario_name,
             response_time=1e3 * (done_s - request.scheduled_s),
-            response_length=len(exchange.body),
+            response_length=row["bytes"],
             exception=None if failure is None else http.ResponseError(failure),
             context={},
         )
-
-    def is_exact(self, text: str, prompt: prompts.Prompt, parsed: response.ParsedResponse) -> bool:
-        """Whether the known-answer model generated this text. It may end early only where the
-        server was not asked to ignore the end of text.
-        """
-        expected = oracle.continuation(prompt.text, prompt.max_tokens)
-        ended = parsed.finish_reason == "stop" and "ignore_eos" in self.task.dialect.omitted
-        return text == expected or (ended and expected.startswith(text))
 
     def close(self) -> None:
         """Writes and reports the last rows. Users must have ended. A second call does nothing."""

@@ -1,7 +1,12 @@
+import io
+
 import pytest
+from PIL import Image
 
 from analysis import case, dataset
 from analysis.case import CaseData
+from analysis.plots import style
+from analysis.studies import accuracy_page
 from tests.helpers import synthetic_campaign
 
 
@@ -31,3 +36,15 @@ def observe(tmp_path):
         return case.read_case(dataset.read_campaign(folder), 0, slo)
 
     return make
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pictures of one pixel, for tests of what a page says in words: to draw takes most of the time
+    of a report. Those of test_report.py, test_page.py, test_accuracy_page.py and plots/ are
+    drawn.
+    """
+    white = io.BytesIO()
+    Image.new("RGB", (1, 1), "white").save(white, "png")
+    for module in (style, accuracy_page):
+        monkeypatch.setattr(module, "encode_png", lambda figure: white.getvalue())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from analysis import stats
+from analysis import slo, stats
 
 
 def test_percentiles_are_observed_values():
@@ -36,6 +36,14 @@ def test_trend():
     )
     assert stats.trend_test([1, 2, 3], [4, 4, 4], 2.0) == (0, 1)
     assert stats.trend_test([1, 2, 3], [1, 2, 3], 2.0) == (1, 0)
+
+
+@pytest.mark.parametrize("of", [1, 5, 299])
+def test_attainment_is_clopper_and_pearsons_interval(of):
+    for met in {0, 1, of // 2, of - 1, of}:
+        expected = scipy.stats.binomtest(met, of).proportion_ci(0.95, method="exact")
+        assert slo.attainment_interval(met, of) == pytest.approx((expected.low, expected.high))
+    assert slo.attainment_interval(0, 0) == (0, 1)
 
 
 def test_welch():

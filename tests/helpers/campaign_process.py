@@ -5,6 +5,7 @@ behind.
 import contextlib
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -69,6 +70,20 @@ def said_of(process: psutil.Process) -> list[str]:
     with contextlib.suppress(psutil.Error):
         return process.cmdline()
     return []
+
+
+def call_command(main: Callable[[], int | None], *arguments: str) -> int | str | None:
+    """The exit code of a command that refuses its arguments, called in this process."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    argv, sys.argv = sys.argv, ["command", *arguments]
+    try:
+        return main()
+    except SystemExit as ended:  # argparse's way
+        return ended.code
+    finally:
+        sys.argv = argv
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Bench:

@@ -29,6 +29,21 @@ AZURE = json.dumps(
 EMPTY_USAGE = json.dumps({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 0}})
 
 
+EARLY: dict[str, tuple[str, ...]] = {
+    "role": (ROLE,),
+    "role without content": (ROLE_NULL,),
+    "Azure's": (AZURE,),
+    "Azure's and a role": (AZURE, ROLE),
+    "usage of nothing": (EMPTY_USAGE,),
+}
+SPECULATIVE: dict[str, dict[str, Any]] = {
+    "4 each": {"per_chunk": (4,)},
+    "1 to 5": {"per_chunk": (1, 5, 2, 4, 3)},
+    "4 each, continuous": {"per_chunk": (4,), "usage": "continuous"},
+    "1 to 5, continuous": {"per_chunk": (1, 5, 2, 4, 3), "usage": "continuous"},
+    "4 each, usage in the finish chunk": {"per_chunk": (4,), "usage": "finish"},
+    "8 each, text of parts": {"per_chunk": (8,), "parts": True},
+}
 THINKS: dict[str, dict[str, Any]] = {
     "reasoning": {"reasoning_field": "reasoning"},
     "reasoning_content": {"reasoning_field": "reasoning_content"},
@@ -97,6 +112,31 @@ FRAMES: dict[str, dict[str, Any]] = {
         "done": "data:[DONE]",
     },
 }
+INTERIM: dict[str, tuple[str, ...]] = {
+    "100": ("HTTP/1.1 100 Continue\r\n\r\n",),
+    "103": ("HTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\n\r\n",),
+    "several": ("HTTP/1.1 102 Processing\r\n\r\n", "HTTP/1.1 103 Early Hints\r\nX: y\r\n\r\n"),
+}
+
+# Those that ask for nothing else in a request, so that one load can meet all.
+KINDS_OF_STREAMS: dict[str, dict[str, Any]] = {
+    **FRAMES,
+    **{f"interim {name}": {"interim": texts} for name, texts in INTERIM.items()},
+    **{f"chunks: {name}": fields for name, fields in SHAPES.items()},
+    **{f"early: {name}": {"early": chunks} for name, chunks in EARLY.items()},
+    **{
+        f"thinking: {name}": {"reasoning": 12, **fields}
+        for name, fields in THINKS.items()
+        if "usage" not in fields
+    },
+    **{
+        f"several tokens: {name}": fields
+        for name, fields in SPECULATIVE.items()
+        if fields.get("usage") != "continuous"
+    },
+}
+
+
 # --- no success
 
 EMPTY = json.dumps({"choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": "stop"}]})

@@ -11,7 +11,7 @@ import subprocess
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,7 @@ class Script:
     first_s: float = 0.020
     step_s: float = 0.005  # of a chunk
     at_once: bool = False  # the whole response after first_s
+    probe_pace: float = 1.0  # of both times, for requests that are not the load's
 
     # connections: requests until it closes one without a response to the next
     serves: int | None = None
@@ -114,14 +115,22 @@ class Script:
     # (from the 11th word on it is the newest other request's)
     text: str = "stable"
 
+    # One completion after the other has these fields, by the kind's name.
+    kinds: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def of_kind(self, kind: str) -> "Script":
+        return replace(self, **self.kinds[kind])
+
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Script":
         data = json.loads(text)
-        failure = data.pop("failure")
-        return cls(**data, failure=Failure(**failure) if failure else None)
+        for fields in (data, *data["kinds"].values()):
+            if failure := fields.get("failure"):
+                fields["failure"] = Failure(**failure)
+        return cls(**data)
 
 
 @dataclass
@@ -142,6 +151,7 @@ class Served:
     reasoning: int = 0
     whole: bool = False
     in_flight: int = 0  # with it
+    kind: str = ""
 
     @property
     def tokens(self) -> int:
@@ -229,6 +239,13 @@ class Response:
     @property
     def streams(self) -> bool:
         return self.served.body.get("stream") is True
+
+    def plain(self) -> Json:
+        """The response that is not streamed."""
+        script, content = self.script, self.content(0, self.count)
+        choice = {"message": {"role": "assistant", **content}} if self.chat else content
+        usage = {} if script.usage == "never" else {"usage": self.usage(self.count)}
+        return self.envelope(choice | {"finish_reason": script.finish}, **usage)
 
     def usage(self, tokens: int) -> Json:
         script = self.script

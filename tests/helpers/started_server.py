@@ -109,6 +109,12 @@ def address_of(server: RunningServer) -> tuple[str, int]:
     return host, int(port)
 
 
+def make_headers(key: str | None) -> dict[str, str]:
+    return {"Content-Type": "application/json"} | (
+        {"Authorization": f"Bearer {key}"} if key else {}
+    )
+
+
 def ask(
     base_url: str,
     path: str,
@@ -119,11 +125,7 @@ def ask(
     """Status and JSON (or text) of a request; bytes and iterators are sent as they are."""
     connection = http.client.HTTPConnection(base_url.removeprefix("http://"), timeout=60)
     data = json.dumps(body).encode() if isinstance(body, dict) else body
-    headers = (
-        {"Content-Type": "application/json"}
-        | ({"Authorization": f"Bearer {key}"} if key else {})
-        | (headers or {})
-    )
+    headers = make_headers(key) | (headers or {})
     try:
         try:
             connection.request("GET" if body is None else "POST", path, data, headers)
@@ -139,14 +141,16 @@ def ask(
         return response.status, said.decode()
 
 
-def stream_with_sigterm(running: RunningServer, tokens: int, at_token: int) -> None:
+def stream_with_sigterm(
+    running: RunningServer, tokens: int, at_token: int, key: str | None = None
+) -> None:
     """SIGTERM at this token must cut nothing of the stream, and end the server afterwards."""
     connection = http.client.HTTPConnection(running.base_url.removeprefix("http://"), timeout=60)
     connection.request(
         "POST",
         api.COMPLETIONS,
         json.dumps(wanted(stream=True, max_tokens=tokens)),
-        {"Content-Type": "application/json"},
+        make_headers(key),
     )
     response = connection.getresponse()
     said = b""

@@ -13,9 +13,10 @@ import pytest
 
 from loadtests.campaign import analysis_process, gate_rounds
 from loadtests.campaign.gate_rounds import repetition_of
+from loadtests.gate import main as gate_command
 from loadtests.schema import GatedSystem, PairedGate
 from servers.runtime import catalog
-from tests.helpers.campaign_process import PATIENCE_S, Bench, runs
+from tests.helpers.campaign_process import PATIENCE_S, Bench, call_command, runs
 
 SYSTEM = GatedSystem("alpha", "simulated", "quick", 3, None, 2.0, {})
 # A whole gate has fifteen cases of several seconds; these end after the first repetition, which is
@@ -128,16 +129,18 @@ def test_rounds_go_on_until_the_analysis_has_enough_or_time_is_over(
     ],
 )
 def test_what_cannot_be_gated_is_refused_in_one_sentence(
-    bench: Bench, arguments: list[str], sentence: str
+    bench: Bench,
+    arguments: list[str],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    done = (
-        gate(bench, *arguments, "--out", "not_to_be")
-        if "--campaigns" not in arguments
-        else gate(bench, *arguments)
-    )
-    assert done.returncode == 2 and sentence in done.stderr and done.stderr.count("\n") == 1, (
-        done.stderr
-    )
+    monkeypatch.chdir(bench.folder)
+    monkeypatch.setenv("PYTHONPATH", bench.environment["PYTHONPATH"])
+    out = [] if "--campaigns" in arguments else ["--out", "not_to_be"]
+    code = call_command(gate_command, *arguments, *out)
+    error = capfd.readouterr().err
+    assert code == 2 and sentence in error and error.count("\n") == 1, error
     assert not (bench.folder / "not_to_be").exists()
 
 

@@ -14,7 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TextIO
 from urllib.parse import urlsplit
@@ -89,6 +89,7 @@ class Server:
         self.in_flight: list[str] = []  # prompts
         self.seen: Counter[str] = Counter()
         self.failures = 0
+        self.kinds_of_load, self.kinds_of_probes = (itertools.cycle(script.kinds) for _ in "ab")
 
     async def connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = Connection(reader, writer)
@@ -127,9 +128,8 @@ class Server:
             raise Refused(404, f"the query parameter {script.query.partition('=')[0]} is missing")
         if time.perf_counter() - self.began_s < script.loading_s:
             raise Refused(503, script.loading)
-        for interim in script.interim:
-            connection.write(interim)
         if served.method == "GET":
+            connection.write("".join(script.interim))
             return self.show(connection, served, parts.path)
         chat = parts.path == script.root + CHAT
         if not (chat or parts.path == script.root + COMPLETIONS) or (
@@ -172,7 +172,8 @@ class Server:
                 raise Refused(status, words)
 
     async def complete(self, connection: Connection, served: Served, chat: bool) -> bool:
-        script, body = self.script, served.body
+        script, body = self.choose_kind(served), served.body
+        connection.write("".join(script.interim))
         asked = body.get("max_completion_tokens") or body.get("max_tokens") or 16
         text = body.get("prompt", "")
         prompt = (
@@ -194,7 +195,7 @@ class Server:
                 f"This model's maximum context length is {script.context} tokens. However, you"
                 f" requested {response.prompt_tokens + asked} tokens.",
             )
-        failure = self.failure_of(served)
+        failure = self.failure_of(script, served)
         if failure and failure.status != 200:
             wait = f"Retry-After: {failure.retry_after}\r\n" if failure.retry_after else ""
             raise Refused(failure.status, failure.words, wait)
@@ -210,14 +211,25 @@ class Server:
             for begin, end in response.chunks():
                 self.spoil(response, prompt, begin, end)
             served.sent.append((time.perf_counter(), count))
-            connection.reply(200, json.dumps(self.plain(response)))
+            connection.reply(200, json.dumps(response.plain()))
             served.whole = True
             return True
         finally:
             self.in_flight.remove(prompt)
 
-    def failure_of(self, served: Served) -> Failure | None:
-        failure = self.script.failure
+    def choose_kind(self, served: Served) -> Script:
+        """The script of one completion."""
+        script = self.script
+        if not served.is_load and script.probe_pace != 1:
+            first_s, step_s = script.first_s * script.probe_pace, script.step_s * script.probe_pace
+            script = replace(script, first_s=first_s, step_s=step_s)
+        if not script.kinds:
+            return script
+        served.kind = next(self.kinds_of_load if served.is_load else self.kinds_of_probes)
+        return script.of_kind(served.kind)
+
+    def failure_of(self, script: Script, served: Served) -> Failure | None:
+        failure = script.failure
         if failure is None or (failure.when == LOAD and not served.is_load):
             return None
         self.failures += 1
@@ -227,15 +239,9 @@ class Server:
             return None
         return None if self.failures % failure.every else failure
 
-    def plain(self, response: Response) -> Json:
-        content = response.content(0, response.count)
-        choice = {"message": {"role": "assistant", **content}} if response.chat else content
-        usage = {} if self.script.usage == "never" else {"usage": response.usage(response.count)}
-        return response.envelope(choice | {"finish_reason": self.script.finish}, **usage)
-
     def spoil(self, response: Response, prompt: str, begin: int, end: int) -> None:
         """Makes the text of these tokens differ as the script describes, as things are now."""
-        text, words = self.script.text, response.words
+        text, words = response.script.text, response.words
         busy, again = len(self.in_flight) > 1, self.seen[prompt] > 1
         if begin <= 19 < end and ((text == "busy" and busy) or (text == "second" and again)):
             words[19] = "zuzu"
@@ -256,7 +262,7 @@ class Stream:
         failure: Failure | None,
     ):
         self.server, self.connection, self.response = server, connection, response
-        self.prompt, self.failure, self.script = prompt, failure, server.script
+        self.prompt, self.failure, self.script = prompt, failure, response.script
         self.events: list[tuple[str, int]] = []  # that wait for a write
         self.numbers = itertools.count()
 

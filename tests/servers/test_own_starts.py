@@ -78,6 +78,11 @@ def test_a_body_without_end_from_who_has_no_key_keeps_nobody_waiting(
         assert ask(guarded.base_url, api.COMPLETIONS, wanted(), "s3cret")[0] == 200
 
 
+def test_sigterm_lets_the_answer_under_way_end(guarded: RunningServer) -> None:
+    """The last of those with a key, whose server it ends."""
+    stream_with_sigterm(guarded, tokens=300, at_token=1, key="s3cret")  # about a second
+
+
 @each
 def test_an_engine_that_fails_is_a_500_and_the_next_request_is_answered(
     name: str, tmp_path: Path
@@ -110,12 +115,6 @@ def test_an_engine_that_fails_is_a_500_and_the_next_request_is_answered(
         )
         logs = [log.read_text() for log in tmp_path.glob("log*")]
         assert "out of memory" in "".join(logs), "whoever runs it must be able to find out why"
-
-
-@each
-def test_sigterm_lets_the_answer_under_way_end(name: str, tmp_path: Path) -> None:
-    with start(name, "simulated", tmp_path) as running:
-        stream_with_sigterm(running, tokens=300, at_token=1)  # about a second
 
 
 @each

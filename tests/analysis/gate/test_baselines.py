@@ -47,7 +47,7 @@ def repeated(folder: Path, factor: float = 1.0, **changes: Any) -> Path:
     """Five runs of alpha."""
     folder.mkdir(parents=True)
     cases = []
-    for repetition, step in enumerate(np.random.default_rng(5).normal(0.002, 2e-6, 5) * factor, 1):
+    for repetition, step in enumerate(np.random.default_rng(5).normal(0.01, 1e-5, 5) * factor, 1):
         n = int(4 / step)
         counts = {"sent": n, "rows": n, "locust_requests": n, "locust_failures": 0, "cut_off": 0}
         rows = synthetic_campaign.requests(n, n / 10, 5 * step, step)

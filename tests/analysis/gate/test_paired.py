@@ -18,12 +18,12 @@ from tests.helpers import synthetic_campaign
 
 
 def steady(
-    n: int, head: float = 1.0, control: float = 1.0, noise: float = 0.002
+    n: int, head: float = 1.0, control: float = 1.0, noise: float = 0.002, step_s: float = 0.01
 ) -> list[dict[str, float]]:
     random = np.random.default_rng(3)
 
     def step(factor: float) -> float:
-        return 0.002 * factor * math.exp(random.normal(0, noise))
+        return step_s * factor * math.exp(random.normal(0, noise))
 
     return [{"base": step(1), "head": step(head), "control": step(control)} for _ in range(n)]
 
@@ -34,7 +34,7 @@ def steady(
 def test_a_gate_on_disk(
     tmp_path: Path, head: float, verdict: str, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = synthetic_campaign.gate(tmp_path / "g", steady(5, head))
+    folder = synthetic_campaign.gate(tmp_path / "g", steady(5, head, step_s=0.002))
     assert command.main(["gate", str(folder)]) == code
     said = json.loads((folder / "gate.json").read_text())
     assert (said["verdict"], said["exit_code"]) == (verdict, code)
@@ -218,7 +218,9 @@ def test_head_that_fails_more_requests_has_regressed(tmp_path: Path) -> None:
             run["served"] = synthetic_campaign.served(rows)
 
     found = paired.judge_campaign(
-        dataset.read_campaign(synthetic_campaign.gate(tmp_path / "g", steady(5), failing))
+        dataset.read_campaign(
+            synthetic_campaign.gate(tmp_path / "g", steady(5, step_s=0.002), failing)
+        )
     )
     by = {row.metric: row for row in found.systems[0].rows}
     assert by["error_share"].verdict == "REGRESSED" and found.verdict == "REGRESSED"
@@ -226,7 +228,9 @@ def test_head_that_fails_more_requests_has_regressed(tmp_path: Path) -> None:
 
 def test_the_slo_s_attainment_is_judged_if_asked(tmp_path: Path) -> None:
     # base takes 30 ms, head 30.6
-    folder = synthetic_campaign.gate(tmp_path / "g", steady(5, 1.02), slo="e2e=30.3ms")
+    folder = synthetic_campaign.gate(
+        tmp_path / "g", steady(5, 1.02, step_s=0.002), slo="e2e=30.3ms"
+    )
     by = {
         row.metric: row
         for row in paired.judge_campaign(dataset.read_campaign(folder)).systems[0].rows
@@ -257,7 +261,9 @@ def test_a_head_that_is_slower_in_its_first_seconds_is_named_and_not_judged(tmp_
                 }
 
     found = paired.judge_campaign(
-        dataset.read_campaign(synthetic_campaign.gate(tmp_path / "g", steady(5), cold))
+        dataset.read_campaign(
+            synthetic_campaign.gate(tmp_path / "g", steady(5, step_s=0.002), cold)
+        )
     )
     assert found.verdict == "PASS" and len(found.notes) == 1, found.notes
     assert (

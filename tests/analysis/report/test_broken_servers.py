@@ -15,6 +15,8 @@ from analysis.report import terminal, writer
 from tests.helpers import synthetic_campaign
 from tests.helpers.checked_case import FOREIGN
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 Rows = list[dict[str, Any]]
 
 

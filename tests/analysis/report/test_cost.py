@@ -13,6 +13,8 @@ from analysis.hardware import MachineCost, Price
 from analysis.metrics import roofline
 from tests.helpers import synthetic_campaign
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SHAPE = {
     "parameters": 1000,
     "embedding_parameters": 300,

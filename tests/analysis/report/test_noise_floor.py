@@ -6,6 +6,8 @@ from analysis.report import noise_floor_section, writer
 from loadtests import schema
 from tests.helpers import synthetic_campaign
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def pages(tmp_path, calibration=None):
     folder = synthetic_campaign.campaign(tmp_path / "campaign")

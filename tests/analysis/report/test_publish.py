@@ -16,6 +16,8 @@ from analysis.report import checks_listing, publish, writer
 from loadtests import schema
 from tests.helpers import synthetic_campaign
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ROOT = Path(__file__).parents[3]
 RAW = ("requests", "telemetry", "server_metrics")
 MOST_BYTES = 15_000_000

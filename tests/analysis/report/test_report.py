@@ -174,6 +174,7 @@ def test_everything_is_escaped(tmp_path):
     assert "uncommitted changes" in page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_campaign_that_only_began(tmp_path):
     folder = tmp_path / "campaign"
     folder.mkdir()
@@ -189,6 +190,7 @@ def test_a_campaign_that_only_began(tmp_path):
     assert "has no case yet" in text(writer.write_report(folder))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_invalid_is_no_number_and_not_slow(tmp_path):
     folder = synthetic_campaign.campaign(tmp_path / "campaign")
     for path in sorted(folder.glob("cases/*alpha*/run.json")):
@@ -233,6 +235,7 @@ def test_a_percentile_that_is_a_failed_request_is_not_compared(tmp_path):
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_warnings_stand_below_the_table_as_well(tmp_path):
     found = writer.write_report(synthetic_campaign.campaign(tmp_path / "campaign"))
     warned = {
@@ -360,6 +363,7 @@ def test_bad_input_is_one_sentence_and_exit_2(tmp_path, capsys, spoil, sentence)
     assert sentence in error and error.count("\n") == 1 and out == ""
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_command(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert __main__.main(["report", "--no-notebooks"]) == 2

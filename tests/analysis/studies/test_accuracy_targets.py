@@ -6,6 +6,8 @@ from analysis.studies import accuracy_targets
 from analysis.studies.accuracy_targets import TARGETS, ResultAt
 from tests.helpers.accuracy_results import errors, page
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.mark.parametrize(
     "promise",

@@ -2,15 +2,13 @@
 started or written.
 """
 
-import signal
 import socket
-import sys
 from pathlib import Path
 
 import pytest
 
 from loadtests.__main__ import main as campaign_command
-from tests.helpers.campaign_process import QUICK, Bench
+from tests.helpers.campaign_process import QUICK, Bench, call_command
 
 
 def dead_port() -> int:
@@ -119,15 +117,7 @@ def test_bad_input_is_one_sentence(
         (bench.folder / name).write_text(text)
     out = () if "--out" in arguments else ("--out", "not_to_be")
     monkeypatch.chdir(bench.folder)
-    monkeypatch.setattr(sys, "argv", bench.command(*QUICK, *arguments, *out)[2:])
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        code = campaign_command()
-    except SystemExit as ended:  # argparse's way
-        code = ended.code
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    code = call_command(campaign_command, *bench.command(*QUICK, *arguments, *out)[3:])
     said = capsys.readouterr()
     assert (
         code == 2

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from tests.helpers.campaign_process import Bench
-from tests.helpers.endpoint_campaign import CALM, check_refused, measure_script, measure_valid
+from tests.helpers.endpoint_campaign import CALM, Measured, check_refused, measure_valid
+from tests.helpers.endpoint_load import measure_load, measure_valid_load
 from tests.helpers.endpoint_script import CHAT, COMPLETIONS, Script
+from tests.loadtests.campaign.test_endpoints_address import AT, check_place
 
 slow = pytest.mark.slow
 EXTRA = (400, "Extra inputs are not permitted: ignore_eos")
@@ -19,17 +21,17 @@ EXTRA = (400, "Extra inputs are not permitted: ignore_eos")
     ids=["chat", "completions"],
 )
 def test_only_what_is_used_must_exist(
-    bench: Bench, tmp_path: Path, endpoint: str, scenario: str, name: str
+    tmp_path: Path, endpoint: str, scenario: str, name: str
 ) -> None:
     script = Script(**CALM, endpoints=(endpoint,))
-    measured = measure_valid(bench, tmp_path, script, scenarios=scenario)
+    measured = measure_valid_load(tmp_path, script, scenario=scenario)
     assert measured.profile["endpoints"] == [name]
 
 
 @slow
 @pytest.mark.parametrize("scenario", ["chats", "texts"])
-def test_both_endpoints(bench: Bench, tmp_path: Path, scenario: str) -> None:
-    measured = measure_valid(bench, tmp_path, Script(**CALM), scenarios="chats,texts")
+def test_both_endpoints(tmp_path: Path, scenario: str) -> None:
+    measured = measure_valid_load(tmp_path, Script(**CALM), scenario=scenario)
     assert set(measured.profile["endpoints"]) == {"chat", "completions"}
 
 
@@ -39,10 +41,10 @@ def test_both_endpoints(bench: Bench, tmp_path: Path, scenario: str) -> None:
     ids=["chat", "completions"],
 )
 def test_what_is_used_and_missing_is_named(
-    bench: Bench, tmp_path: Path, endpoint: str, scenario: str, path: str
+    tmp_path: Path, endpoint: str, scenario: str, path: str
 ) -> None:
     script = Script(endpoints=(endpoint,))
-    check_refused(measure_script(bench, tmp_path, script, scenarios=scenario), "404", path)
+    check_refused(measure_load(tmp_path, script, scenario=scenario), "404", path)
 
 
 # name: what is refused or required, the fields that no request of the load may have, those that
@@ -104,9 +106,22 @@ FIELDS: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name == "several at once" else slow) for name in FIELDS]
 )
-def test_a_refused_field_is_left_out(bench: Bench, tmp_path: Path, name: str) -> None:
-    script, absent, present = FIELDS[name]
-    measured = measure_valid(bench, tmp_path, Script(**CALM | script))
+def test_a_refused_field_is_left_out(tmp_path: Path, name: str) -> None:
+    check_fields(measure_valid_load(tmp_path, Script(**CALM | FIELDS[name][0])), name)
+
+
+def test_a_campaign_adapts_to_what_it_found(bench: Bench, tmp_path: Path) -> None:
+    """To the address, to the request fields and to how usage is reported, at once."""
+    name, (script, path, model) = "several at once", AT["deployment"]
+    assert model is not None
+    script = CALM | script | FIELDS[name][0]
+    measured = measure_valid(bench, tmp_path, Script(**script), "--model", model, path=path)
+    check_place(measured, "deployment")
+    check_fields(measured, name)
+
+
+def check_fields(measured: Measured, name: str) -> None:
+    _, absent, present = FIELDS[name]
     for served in measured.endpoint.load():
         assert served.status == 200
         assert not set(absent) & set(served.body), served.body
@@ -126,34 +141,14 @@ def test_a_refused_field_is_left_out(bench: Bench, tmp_path: Path, name: str) ->
 
 
 @slow
-def test_a_system_role_that_is_refused(bench: Bench, tmp_path: Path) -> None:
+def test_a_system_role_that_is_refused(tmp_path: Path) -> None:
     """The message stands in front of the user's."""
     script = Script(**CALM, refused={"role system": (400, "System role not supported")})
-    (bench.folder / "with_system.toml").write_text(SHARED)
-    measured = measure_valid(
-        bench, tmp_path, script, "--scenarios-file", "with_system.toml", scenarios="shared"
-    )
+    measured = measure_valid_load(tmp_path, script, scenario="shared")
     assert measured.profile["dialect"]["has_system_role"] is False
     for served in measured.endpoint.load():
         [message] = served.body["messages"]
         assert message["role"] == "user" and len(message["content"].split()) > 30
-
-
-SHARED = """
-[shared]
-summary = "closed loop"
-arrivals = "closed"
-users = 2
-endpoint = "chat"
-prompt_tokens = [16, 32]
-output_tokens = [16, 32]
-shared_tokens = 32
-warmup_s = 0.5
-warmup_max_s = 0.5
-duration_s = 3.0
-drain_s = 10
-timeout_s = 30
-"""
 
 
 @pytest.mark.parametrize(
@@ -165,10 +160,8 @@ timeout_s = 30
     ],
     ids=["ignored", "refused", "short"],
 )
-def test_responses_that_end_early_are_counted(
-    bench: Bench, tmp_path: Path, more: dict[str, Any]
-) -> None:
-    measured = measure_valid(bench, tmp_path, Script(**CALM, finish="stop", **more))
+def test_responses_that_end_early_are_counted(tmp_path: Path, more: dict[str, Any]) -> None:
+    measured = measure_valid_load(tmp_path, Script(**CALM, finish="stop", **more))
     early = [row for row in measured.rows if row["tokens"] < row["max_tokens"]]
     assert early and [row["error"] for row in measured.rows] == [None] * len(measured.rows)
     expected = "refused" if "refused" in more else "ignored"
@@ -178,10 +171,10 @@ def test_responses_that_end_early_are_counted(
 
 
 @slow
-def test_responses_longer_than_asked_are_counted(bench: Bench, tmp_path: Path) -> None:
+def test_responses_longer_than_asked_are_counted(tmp_path: Path) -> None:
     """A server that does not know max_tokens."""
     script = Script(**CALM, lengths=(50, 60), heeds_max_tokens=False, finish="stop")
-    measured = measure_valid(bench, tmp_path, script)
+    measured = measure_valid_load(tmp_path, script)
     assert all(50 <= row["tokens"] <= 60 for row in measured.rows)
     assert "max_tokens" in measured.notes
 
@@ -204,9 +197,9 @@ USAGE: dict[str, tuple[dict[str, Any], str, str]] = {
 
 @slow
 @pytest.mark.parametrize("name", USAGE)
-def test_how_usage_is_reported(bench: Bench, tmp_path: Path, name: str) -> None:
+def test_how_usage_is_reported(tmp_path: Path, name: str) -> None:
     script, usage, source = USAGE[name]
-    measured = measure_valid(bench, tmp_path, Script(**CALM | script), scenarios="chats32")
+    measured = measure_valid_load(tmp_path, Script(**CALM | script), scenario="chats32")
     assert measured.profile["usage"] == usage, measured.profile
     found = {row["token_source"] for row in measured.rows}
     # Of one token a chunk both are the same.
@@ -219,11 +212,9 @@ def test_how_usage_is_reported(bench: Bench, tmp_path: Path, name: str) -> None:
 
 @slow
 @pytest.mark.parametrize("tokens", [(1, 3), (4,)], ids=["1 or 3", "4"])
-def test_several_tokens_in_a_chunk_without_usage(
-    bench: Bench, tmp_path: Path, tokens: tuple[int, ...]
-) -> None:
+def test_several_tokens_in_a_chunk_without_usage(tmp_path: Path, tokens: tuple[int, ...]) -> None:
     """Chunks are no tokens: either the count is right, or the report says what it counts."""
     script = Script(**CALM, usage="never", per_chunk=tokens)
-    measured = measure_script(bench, tmp_path, script)
+    measured = measure_load(tmp_path, script)
     assert {row["token_source"] for row in measured.rows} == {"counted"}
     assert "chunk" in measured.notes or "word" in measured.notes, measured.notes

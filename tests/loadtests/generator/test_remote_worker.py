@@ -15,11 +15,13 @@ from typing import Any
 import psutil
 import pytest
 
+from loadtests.__main__ import main as campaign_command
 from loadtests.generator.locust_process import LoadFailed, Workers
+from loadtests.generator.remote_worker import main as worker_command
 from loadtests.generator.status import LoadStatus
 from loadtests.workload import arrivals, prompts
 from servers.runtime import catalog, limits, ports
-from tests.helpers.campaign_process import PATIENCE_S, QUICK, Bench, said_of, wait_for
+from tests.helpers.campaign_process import PATIENCE_S, QUICK, Bench, call_command, said_of, wait_for
 from tests.helpers.installed import require_installed
 from tests.helpers.python_program import command_of
 from tests.helpers.recording_server import CLOSED, SCENARIO, SEED, Driven, Witness, drive, task_of
@@ -256,12 +258,21 @@ def test_nobody_connects(
 @pytest.mark.parametrize(
     "listen", ["10.0.0.5", ":5557", "0.0.0.0:5557", "10.0.0.5:70000", "10.0.0.5:x"]
 )
-def test_bad_addresses_are_refused_on_both_sides(bench: Bench, listen: str) -> None:
+def test_bad_addresses_are_refused_on_both_sides(
+    bench: Bench, listen: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call_command(worker_command, listen) == 2
+    refused = r"error: argument conductor: '.*' is not (ADDRESS:PORT|a port), .*\n"
+    assert re.fullmatch(refused, capsys.readouterr().err)
+    assert call_command(campaign_command, *QUICK, "--listen", listen) == 2
+    assert capsys.readouterr().err.startswith("error: argument --listen: ")
+
+
+def test_a_bad_address_starts_nothing(bench: Bench) -> None:
+    listen = "10.0.0.5"
     done = subprocess.run([*COMMAND, listen], cwd=catalog.ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(
-        r"error: argument conductor: '.*' is not (ADDRESS:PORT|a port), .*\n", done.stderr
-    ), done.stderr
+    assert done.stderr.count("\n") == 1
     bench.refuses("argument --listen: ", *QUICK, "--listen", listen, "--out", "not_to_be")
 
 

@@ -262,13 +262,18 @@ def test_gpus_are_read_as_the_driver_says(telemetry: Start, tmp_path: Path) -> N
     def answered(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [row for row in found if row["gpus"][0]["power_w"] is not None]
 
+    def answered_slowly(found: list[dict[str, Any]]) -> list[bool]:
+        return [row["gpus"][0]["pcie_rx_bytes_per_s"] is not None for row in answered(found)]
+
     process = telemetry(
         os.getpid(),
         os.getpid(),
         LD_LIBRARY_PATH=compile_driver(tmp_path, TWO_CARDS),
         SERVER_PID=str(os.getpid()),
     )
-    found = rows(tmp_path, lambda found: len(answered(found)) >= 40)
+    found = rows(
+        tmp_path, lambda found: len(answered(found)) >= 40 and sum(answered_slowly(found)) >= 2
+    )
     said = end(process)
 
     first = {
@@ -299,7 +304,7 @@ def test_gpus_are_read_as_the_driver_says(telemetry: Start, tmp_path: Path) -> N
         "throttle_reasons": 0x24,
     }
     assert list(first) == list(GPU_FIELDS)
-    asked_slowly = [row["gpus"][0]["pcie_rx_bytes_per_s"] is not None for row in answered(found)]
+    asked_slowly = answered_slowly(found)
     for sample, (row, slow) in enumerate(zip(answered(found), asked_slowly, strict=True), start=1):
         more = slowly if slow else {}
         assert row["gpus"][0] == first | more | {"energy_j": 5e6 + 0.5 * sample}
@@ -307,7 +312,7 @@ def test_gpus_are_read_as_the_driver_says(telemetry: Start, tmp_path: Path) -> N
             "power_w": None if sample in (3, 5) else 251.5,
             "server_memory_bytes": None,
         }
-    assert 2 <= sum(asked_slowly) <= len(asked_slowly) / 2, "once a second"
+    assert sum(asked_slowly) <= len(asked_slowly) / 2, "once a second"
     assert said.count("GPU is lost") == 1 and "GPU 1" in said
     assert (
         "not supported" not in said.lower() and "null where" in said and "no NVIDIA GPU" not in said

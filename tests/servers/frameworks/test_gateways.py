@@ -90,8 +90,8 @@ def test_one_that_dies_in_the_middle_of_a_stream_is_an_event(
 def test_a_silent_one_is_a_504_and_in_a_stream_an_event(
     name: str, gateway: Start, tmp_path: Path
 ) -> None:
-    with upstream(tmp_path, step_ms=6000) as running:
-        url = gateway(name, running.base_url, READ_TIMEOUT_S="2").base_url
+    with upstream(tmp_path, step_ms=3000) as running:
+        url = gateway(name, running.base_url, READ_TIMEOUT_S="1").base_url
         error = error_of(complete(url, max_tokens=2), 504)
         assert error["type"] == "server_error" and "in time" in error["message"]
         with httpx.stream(

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from servers.profile.client import ProfileError
 from servers.profile.profile import Profile
+from servers.profile.profiler import profile_endpoint
 from tests.helpers.campaign_process import ROOT
 from tests.helpers.endpoint_campaign import UNTRUE
 from tests.helpers.endpoint_script import CHAT, COMPLETIONS, DONE, Failure, Script, serve_script
@@ -41,9 +43,10 @@ def read_profile(url: str, *arguments: str) -> dict[str, Any]:
     return profile
 
 
-def profile_script(folder: Path, script: Script, *arguments: str, path: str = "") -> dict[str, Any]:
-    with serve_script(folder, script) as endpoint:
-        return read_profile(endpoint.url + path, *arguments)
+def call_profiler(url: str) -> dict[str, Any]:
+    """As the command prints it, without a process of its own."""
+    profile: dict[str, Any] = json.loads(json.dumps(profile_endpoint(url).to_json()))
+    return profile
 
 
 def check_fields(profile: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -143,7 +146,7 @@ SCRIPTED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "vLLM's metrics": ({"metrics": VLLM_METRICS}, {"metrics": "vllm"}),
     "fast": ({"first_s": 0.0, "step_s": 0.0}, {"tokens_per_chunk": 1.0}),
     "at once": ({"at_once": True}, {"tokens_per_chunk": 1.0}),
-    "slow": ({"first_s": 0.5, "step_s": 0.05}, {"tokens_per_chunk": 1.0}),
+    "slow": ({"first_s": 0.25, "step_s": 0.025}, {"tokens_per_chunk": 1.0}),
     "prefix": ({"root": "/ns/model/v1"}, {}),
 }
 QUICK = ("plain", "thinking", "speculative", "busy text", "max_completion_tokens only")
@@ -155,7 +158,9 @@ QUICK = ("plain", "thinking", "speculative", "busy text", "max_completion_tokens
 def test_a_scripted_endpoint(tmp_path: Path, name: str) -> None:
     script, expected = SCRIPTED[name]
     path = "/ns/model" if "root" in script else ""
-    profile = profile_script(tmp_path, Script(**script), path=path)
+    with serve_script(tmp_path, Script(**script)) as endpoint:
+        read = read_profile if name == "thinking" else call_profiler
+        profile = read(f"{endpoint.url}{path}")
     plain = {key: value for key, value in PLAIN.items() if key not in expected}
     if {"lengths", "refused", "text", "endpoints", "root", "usage"} & set(script):
         plain.pop("fields", None)  # that are looked at one by one
@@ -190,17 +195,18 @@ def test_it_is_read_by_people(tmp_path: Path) -> None:
     assert not {"None", "True", "False", "{", "('"} & set(done.stdout.split()), done.stdout
 
 
-REFUSALS: dict[str, tuple[dict[str, Any], Sequence[str], Sequence[str]]] = {
-    "several models": ({"models": ("a", "b:1")}, (), ("a", "b:1", "--model")),
-    "no such model": ({"models": ("a", "b:1")}, ("--model", "c"), ("c", "b:1")),
-    "no list": ({"models": None}, (), ("404", "--model")),
-    "a key is missing": ({"header": "api-key: x"}, (), ("401", "missing api-key")),
-    "it redirects": ({"redirect": "https://elsewhere.example"}, (), ("308", "elsewhere.example")),
-    "no token": ({"failure": Failure(events=(DONE,))}, (), ("no token",)),
-    "an error": ({"failure": Failure(500, "CUDA error: no kernel")}, (), ("500", "CUDA error")),
-    "no endpoint": ({"endpoints": ()}, (), ("404",)),
-    "mixed texts": ({"text": "mixed"}, (), ("another request",)),
-    "a cut text": ({"text": "cut"}, (), ("stream",)),
+# name: the script, the model that is asked for, and words of the sentence
+REFUSALS: dict[str, tuple[dict[str, Any], str | None, Sequence[str]]] = {
+    "several models": ({"models": ("a", "b:1")}, None, ("a", "b:1", "--model")),
+    "no such model": ({"models": ("a", "b:1")}, "c", ("c", "b:1")),
+    "no list": ({"models": None}, None, ("404", "--model")),
+    "a key is missing": ({"header": "api-key: x"}, None, ("401", "missing api-key")),
+    "it redirects": ({"redirect": "https://elsewhere.example"}, None, ("308", "elsewhere.example")),
+    "no token": ({"failure": Failure(events=(DONE,))}, None, ("no token",)),
+    "an error": ({"failure": Failure(500, "CUDA error: no kernel")}, None, ("500", "CUDA error")),
+    "no endpoint": ({"endpoints": ()}, None, ("404",)),
+    "mixed texts": ({"text": "mixed"}, None, ("another request",)),
+    "a cut text": ({"text": "cut"}, None, ("stream",)),
 }
 
 
@@ -209,14 +215,24 @@ REFUSALS: dict[str, tuple[dict[str, Any], Sequence[str], Sequence[str]]] = {
     [pytest.param(name, marks=[] if name == "several models" else slow) for name in REFUSALS],
 )
 def test_what_makes_numbers_wrong_is_refused(tmp_path: Path, name: str) -> None:
-    script, arguments, words = REFUSALS[name]
-    with serve_script(tmp_path, Script(**script)) as endpoint:
-        done = run_profile(endpoint.url, *arguments)
+    script, model, words = REFUSALS[name]
+    with (
+        serve_script(tmp_path, Script(**script)) as endpoint,
+        pytest.raises(ProfileError) as refused,
+    ):
+        profile_endpoint(endpoint.url, model=model)
+    said = str(refused.value)
+    for word in words:
+        assert word in said, said
+    assert "\n" not in said and not UNTRUE.search(said), said
+
+
+def test_the_command_refuses_with_one_sentence(tmp_path: Path) -> None:
+    with serve_script(tmp_path, Script(models=("a", "b:1"))) as endpoint:
+        done = run_profile(endpoint.url, "--model", "c")
     assert done.returncode != 0, done.stdout
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
-    for word in words:
-        assert word in done.stderr, done.stderr
-    assert not UNTRUE.search(done.stderr), done.stderr
+    assert "c" in done.stderr and "b:1" in done.stderr
 
 
 # --- our own servers
@@ -243,8 +259,9 @@ OWN = {
     [pytest.param(name, marks=[] if name == "fastapi_threadpool" else slow) for name in OURS],
 )
 def test_each_of_our_own(tmp_path: Path, server: str) -> None:
+    read = read_profile if server == "fastapi_threadpool" else call_profiler
     with start(server, "simulated", tmp_path) as running:
-        profile = read_profile(running.base_url)
+        profile = read(running.base_url)
     check_fields(profile, OWN)
     assert profile["tokens_per_chunk"] == pytest.approx(1.0, abs=0.05)
 
@@ -268,7 +285,7 @@ SIMULATED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def test_simulated_ones_of_other_kinds(tmp_path: Path, name: str) -> None:
     simulated, expected = SIMULATED[name]
     with start("fastapi_threadpool", "simulated", tmp_path, **simulated) as running:
-        profile = read_profile(running.base_url)
+        profile = call_profiler(running.base_url)
     check_fields(profile, expected)
     if name == "speculative":
         assert profile["tokens_per_chunk"] == pytest.approx(4, rel=0.1)
@@ -279,7 +296,7 @@ def test_simulated_ones_of_other_kinds(tmp_path: Path, name: str) -> None:
 def test_servers_of_others(tmp_path: Path, foreign: str) -> None:
     engine = "vllm" if foreign == "vllm_openai" else "hf"
     with start(foreign, engine, tmp_path) as running:
-        profile = read_profile(running.base_url)
+        profile = call_profiler(running.base_url)
     expected: dict[str, Any] = {
         "model": "serveoff-tiny",
         "models": ["serveoff-tiny"],
