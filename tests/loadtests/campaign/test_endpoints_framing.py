@@ -56,7 +56,7 @@ def test_a_load_reads_each_response_whatever_kind_it_is(bench: Bench, tmp_path: 
         assert row["reasoning_tokens"] == served.reasoning, served.kind
         assert served.first_visible_s is not None
         seen_s = row["first_visible_s"] + measured.run["clock_zero_s"]
-        assert -0.001 < seen_s - served.first_visible_s < 0.02, served.kind
+        assert -0.001 < seen_s - served.first_visible_s < 0.05, served.kind
         met.add(served.kind)
     assert met == set(KINDS_OF_STREAMS)
 
