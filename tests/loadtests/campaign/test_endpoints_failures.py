@@ -173,7 +173,9 @@ def test_less_than_a_twentieth_fails(bench: Bench, tmp_path: Path) -> None:
 @slow
 def test_a_capacity_search_finds_none(bench: Bench, tmp_path: Path) -> None:
     failure = Failure(events=(DONE,), when=LOAD)
-    measured = measure_script(bench, tmp_path, Script(failure=failure), "--find-capacity")
+    measured = measure_script(
+        bench, tmp_path, Script(failure=failure), "--find-capacity", "--report", "page"
+    )
     assert measured.done.returncode != 0, measured.text
     assert "no token" in measured.text
     check_no_winner(measured.text)
@@ -230,7 +232,7 @@ def run_gate(bench: Bench, base: str, head: str) -> "subprocess.CompletedProcess
 def test_a_server_that_dies_under_load(bench: Bench, tmp_path: Path) -> None:
     """It is not the load generator that was too slow."""
     gone = Failure(after_requests=10, dies=True, when=LOAD)
-    measured = measure_script(bench, tmp_path, Script(failure=gone))
+    measured = measure_script(bench, tmp_path, Script(failure=gone), "--report", "page")
     assert measured.done.returncode != 0
     text = measured.text + str(measured.cases["why"].tolist())
     assert not measured.cases["valid"].any()
