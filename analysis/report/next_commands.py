@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Collection, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 from analysis.capacity.search import find_capacities
@@ -100,7 +101,7 @@ def _drop_lists(command: list[str]) -> list[str]:
     for name in ("--users", "--rate"):
         values = [
             value
-            for part, following in zip(command, [*command[1:], ""], strict=True)
+            for part, following in pairwise([*command, ""])
             for value in ([following] if part == name else [part.partition("=")[2]])
             if part.partition("=")[0] == name
         ]

@@ -49,6 +49,14 @@ def test_after_one_run(tmp_path: Path, once: None) -> None:
     ]
 
 
+def test_after_a_command_without_options(tmp_path: Path, once: None) -> None:
+    assert list(suggested(tmp_path / "campaign", "").values()) == [
+        "loadtests --repeat 3",
+        "loadtests --find-capacity",
+        "loadtests --target http://127.0.0.1:8000",
+    ]
+
+
 def test_after_several_runs_another_repetition_is_not_suggested(tmp_path: Path) -> None:
     found = suggested(tmp_path / "campaign", f"{TYPED} --repeat=3 --users 4")
     assert list(found.values()) == [
