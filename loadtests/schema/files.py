@@ -118,7 +118,11 @@ class CampaignFile:
     schema: Annotated[int, "version of this schema"]
     name: Annotated[str, "the folder's name"]
     created_utc: Annotated[str, "ISO 8601; the only wall-clock time of the measurements"]
-    command: Annotated[list[str], "arguments of `python -m loadtests`"]
+    command: Annotated[
+        list[str],
+        "arguments of `python -m loadtests`, those of a `--config` file among them, without "
+        "secrets",
+    ]
     seed: Annotated[int, "of prompts, arrivals and the order of cases"]
     model: Annotated[
         JsonObject,

@@ -23,8 +23,15 @@ from servers.runtime import catalog, ports
 from servers.runtime.launch import RunningServer
 from servers.runtime.nginx import fill_template
 from tests.helpers.installed import require_server
-from tests.helpers.started_server import alive, ask, counters, start, wait_until, wanted
-from tests.servers import test_own_starts
+from tests.helpers.started_server import (
+    alive,
+    ask,
+    counters,
+    start,
+    stream_with_sigterm,
+    wait_until,
+    wanted,
+)
 
 # --- template
 
@@ -182,7 +189,8 @@ def test_its_own_refusals_are_in_openais_envelope(balanced: RunningServer) -> No
 
 
 def test_sigterm_lets_the_answer_under_way_end(tmp_path: Path) -> None:
-    test_own_starts.test_sigterm_lets_the_answer_under_way_end("nginx_balanced", tmp_path)
+    with start("nginx_balanced", "simulated", tmp_path) as running:
+        stream_with_sigterm(running, tokens=300, at_token=1)
 
 
 def test_what_a_killed_replica_had_begun_fails_and_the_others_answer_the_rest(
