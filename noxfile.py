@@ -263,7 +263,7 @@ def instrument(session: nox.Session) -> None:
 @nox.session
 def claims(session: nox.Session) -> None:
     """What people say about serving architectures, put to the test: all of it, or some campaigns by
-    name. Two hours.
+    name. Almost four hours.
     """
     install_for(session, "loadtests.claims", *session.posargs)
     session.run(

@@ -56,15 +56,19 @@ def describe_result(comparison: Comparison) -> str:
     )
     tied = [s for s in known if s.rank == 1]
     if len(tied) > 1:
-        text += (
-            f". It is a tie with {', '.join(s.name for s in tied[1:])}: the intervals overlap; it"
-            f" had {by}."
-        )
+        others = ", ".join(s.name for s in tied[1:])
+        text += f". It is a tie with {others}: {_describe_tie(tied)}; it had {by}."
     else:
         text += f", {by}."
         if min(s.estimate.runs for s in known[:2]) == 1:
             text += " One run has no interval: repeat it before relying on a small difference."
     return f"{text} Not ranked: {missing}." if missing else text
+
+
+def _describe_tie(tied: list[ServerSummary]) -> str:
+    if all(s.estimate.runs > 1 for s in tied):
+        return "the intervals overlap"
+    return "two starts of one server may differ as much, so repeat it"
 
 
 def _describe_missing(comparison: Comparison) -> str:

@@ -27,6 +27,9 @@ from analysis.slo import DEFAULT, parse_slo, request_bounds
 
 TRAFFIC = ["scenario", "users", "rate"]  # cases that agree in these are compared
 SYSTEM = ["server", "engine"]
+# One run has no interval. In four runs of the default campaign on 2 cores, throughput in the closed
+# and E2E P95 in the open loop of each server were within 8% of their mean.
+ONE_RUN = 0.08
 # over time, as the client sees them and as the server says
 REQUESTS = ["in_flight", "server_running", "server_waiting"]
 
@@ -230,6 +233,15 @@ class ServerSummary:
         return self.cases[self.cases["valid"]]
 
     @property
+    def ranking_interval(self) -> tuple[float, float]:
+        """What must not overlap that of another server, or they tie: the 95% interval over runs, or
+        of one run its number give or take ONE_RUN.
+        """
+        if self.estimate.runs != 1:
+            return self.estimate.interval
+        return self.estimate.mean * (1 - ONE_RUN), self.estimate.mean * (1 + ONE_RUN)
+
+    @property
     def why(self) -> str:
         """Why there is no number, of all its cases that have none."""
         return "; ".join(dict.fromkeys(self.cases.loc[~self.cases["valid"], "why"]))
@@ -287,8 +299,8 @@ def build_comparisons(summary: Summary) -> list[Comparison]:
         ranked = []
         for s in systems:
             ahead = sum(
-                min(sign * x for x in other.estimate.interval)
-                > max(sign * x for x in s.estimate.interval)
+                min(sign * x for x in other.ranking_interval)
+                > max(sign * x for x in s.ranking_interval)
                 for other in systems
             )
             ranked.append(replace(s, rank=1 + ahead if s.estimate.runs else None))

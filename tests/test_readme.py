@@ -2,6 +2,7 @@
 reference campaign and of the catalogue.
 """
 
+import io
 import re
 import shlex
 import subprocess
@@ -9,12 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from analysis import dataset, formatting, summary
+from analysis.report import terminal
 from servers.runtime import catalog
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "results" / "reference-cpu-2core"
+QUICK = ROOT / "results" / "reference-quick-cpu-2core"
 README = (ROOT / "README.md").read_text()
 SHOWN = (
     "output_tokens_per_s",
@@ -45,6 +49,17 @@ def table() -> list[str]:
     ]
 
 
+def terminal_tables() -> list[str]:
+    """What `nox -s bench` prints, without the sentences."""
+    console = Console(width=100, file=io.StringIO(), color_system=None)
+    found = summary.summarise(dataset.read_campaign(QUICK))
+    for comparison in summary.build_comparisons(found):
+        terminal.show_comparison(found, comparison, console)
+    assert isinstance(console.file, io.StringIO)
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    return [line for line in lines if re.match(r"quick-| {9}|server|\w+ \((hf|vllm)\)  ", line)]
+
+
 def servers() -> list[str]:
     rows = [
         f"| [`{name}`](servers/{name}/README.md) | {server.summary} |"
@@ -55,6 +70,8 @@ def servers() -> list[str]:
 
 def test_the_tables_are_those_of_the_reference_and_of_the_catalogue():
     assert "\n".join(table()) in README
+    lines = [line.strip() for line in README.splitlines()]
+    assert [line for line in terminal_tables() if line.strip() not in lines] == []
     said = [line for line in README.splitlines() if line.startswith("| [`")]
     assert set(said) <= set(servers()) and len(said) >= 3, (
         "not every server need be there: who adds one edits nothing but its folder"
