@@ -1,6 +1,4 @@
-"""The house: who may import whom. The rules are data; a violation is named with its file and
-line.
-"""
+"""The house: who may import whom. The rules are data; a violation names its file and line."""
 
 import ast
 import sys

@@ -57,10 +57,10 @@ def show_summary(summary: Summary, console: Console) -> None:
     if capacity["systems"]:
         show_capacity(capacity, console)
     else:
-        said = ""
+        cells = ""
         for comparison in build_comparisons(summary):
-            said += show_comparison(summary, comparison, console)
-        if meanings := [meaning for sign, meaning in MEANINGS.items() if sign in said]:
+            cells += show_comparison(summary, comparison, console)
+        if meanings := [meaning for sign, meaning in MEANINGS.items() if sign in cells]:
             console.print(Text("; ".join(meanings)))
     show_concerns(summary, console)
 

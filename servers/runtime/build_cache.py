@@ -60,7 +60,8 @@ def package_environment(packages: Sequence[str]) -> Path:
     """
     key = hashlib.sha256("\n".join([sys.version, *packages]).encode()).hexdigest()[:12]
     found = cache_folder("environments") / key
-    complete = found / "complete"  # written last: what a killed installation left is made anew
+    # written last: without it, an installation was killed, and is repeated
+    complete = found / "complete"
     if complete.exists():
         return found
     links = os.environ.get("UV_FIND_LINKS", "").split(",")

@@ -45,7 +45,7 @@ def check_out(revision: str, choice: Sequence[str] = ()) -> Checkout:
     """
     commit = resolve_commit(revision)
     found = build_cache.cache_folder("checkouts") / commit
-    complete = found / "complete"  # written last: what a killed command left is made anew
+    complete = found / "complete"  # written last: without it, a command was killed and is repeated
     with build_cache.lock_path(found):
         if not complete.exists():
             shutil.rmtree(found, ignore_errors=True)
@@ -85,7 +85,7 @@ def _environment(root: Path, choice: Sequence[str]) -> Path:
     RevisionError.
     """
     place = root / f"environment-{sys.version_info.major}.{sys.version_info.minor}"
-    # a line for each choice, written last: what a killed installation left is made anew
+    # a line for each choice, written last: without it, the installation was killed and is repeated
     installed = place / "installed"
     line = shlex.join(choice) + "\n"
     if not installed.exists() or line not in installed.read_text().splitlines(keepends=True):

@@ -239,7 +239,7 @@ def page() -> None:
             " 10% and 20%, and three about equal"
         ),
         (
-            "code beside the project's own tests on both cores (PASS, INVALID, INVALID), made anew"
+            "code beside the project's own tests on both cores (PASS, INVALID, INVALID), repeated"
             " on an idle machine."
         ),
         "",

@@ -58,8 +58,8 @@ def test_several_tokens_come_in_one_chunk_after_as_many_steps(kind: str) -> None
 def test_a_share_of_a_chats_tokens_is_reasoning(kind: str) -> None:
     times = {"prefill_ms": 0, "step_ms": 0, "reasoning_share": 0.7, "tokens_per_chunk": 2}
     (heard,) = hear(kind, chat(max_tokens=10), **times)
-    told = [(len(piece.split()), getattr(piece, "reasoning", False)) for piece in heard.pieces]
-    assert told == [(2, True), (2, True), (2, True), (1, True), (2, False), (1, False)]
+    pieces = [(len(piece.split()), getattr(piece, "reasoning", False)) for piece in heard.pieces]
+    assert pieces == [(2, True), (2, True), (2, True), (1, True), (2, False), (1, False)]
     assert heard.outcome and heard.text == oracle.continuation("baba", 10)
     assert heard.outcome.reasoning == oracle.continuation("baba", 7)
     assert heard.outcome.usage()["completion_tokens_details"] == {"reasoning_tokens": 7}

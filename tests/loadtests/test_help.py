@@ -1,0 +1,33 @@
+"""--help: as wide as a terminal, in groups whose examples are right."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadtests.cli import parse_arguments
+from loadtests.gate import make_gate_parser
+from loadtests.option_types import MOST_COLUMNS
+from loadtests.options import make_parser
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("parser", [make_parser, make_gate_parser])
+def test_help_is_narrow(parser: Any, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = parser().format_help()
+    assert max(map(len, text.splitlines())) <= MOST_COLUMNS
+    assert "\noptions:" not in text, "each option is in a group"
+
+
+def test_every_group_has_an_example_that_is_understood(tmp_path: Path) -> None:
+    for group in make_parser()._action_groups:
+        if group._group_actions:
+            examples = re.findall(r"nox -s bench -- ([^#>\n]+)", group.description or "")
+            assert examples, group.title
+            for example in examples:
+                command = shlex.split(example.replace("bench.toml", str(tmp_path / "bench.toml")))
+                (tmp_path / "bench.toml").write_text("users = 4")
+                parse_arguments(command)
