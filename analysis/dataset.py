@@ -243,7 +243,7 @@ def _rows(folder: Path | None, stem: str, columns: list[str]) -> pd.DataFrame:
         try:
             return pd.DataFrame(schema.read_lines(folder / f"{stem}.jsonl"), columns=columns)
         except ValueError as error:
-            raise InputError(f"{error}; delete that case's folder, or mend the line") from None
+            raise InputError(f"{error}; delete that case's folder, or correct the line") from None
     return pd.DataFrame(columns=columns)
 
 

@@ -104,7 +104,7 @@ def check_name(name: str, folder: Path = FOLDER) -> None:
 
 
 def read_baseline(file: Path) -> Summary:
-    """As if it had been summarised anew. Raises InputError."""
+    """As if it had been summarised again. Raises InputError."""
     try:
         said = json.loads(file.read_text())
         table = pd.DataFrame(said["cases"], columns=[*CASE_KEYS, *METRICS])
