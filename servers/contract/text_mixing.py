@@ -15,7 +15,7 @@ rounds. Two words, or a shorter run, may come about by chance, at most once in s
 they count if one of two more rounds, with other prompts, has such a thing as well.
 
 What is not found: a mix-up that changes fewer than two words of a list, or less of another text
-than a run has.
+than a run has, such as every other word of it.
 """
 
 import random

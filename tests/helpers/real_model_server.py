@@ -26,7 +26,8 @@ ALIKE = "well that is a good question and the short way to say it would be"
 class Play:
     """`flips`: share of the texts that differ from word `flips_at` on under concurrency, and with
     `unstable_alone` always. `mixes`: how many of those in flight have another's text, from word
-    `mixed_from` on, or every other word (`interleaves`).
+    `mixed_from` on: that of the newest other request. With `interleaves` it is every other word of
+    the newest list, since of other text that is not found (servers/contract/text_mixing.py).
     """
 
     goes_on: bool = True
@@ -42,11 +43,17 @@ class Play:
     def word(self, prompt: str, at: int) -> str:
         if at < self.begins_alike:
             return ALIKE.split()[at % len(ALIKE.split())]
-        words = prompt.replace(",", " ").split()
-        cycle = len(set(words))
-        if self.goes_on and words == words[:cycle] * (len(words) // cycle) and cycle < len(words):
-            return words[at % cycle] + ","
+        if self.goes_on and (listed := list_of(prompt)):
+            return listed[at % len(listed)] + ","
         return random.Random(f"{prompt} {at}").choice(COMMON)
+
+
+def list_of(prompt: str) -> list[str]:
+    """The words that a prompt repeats; empty if it is no list."""
+    words = prompt.replace(",", " ").split()
+    cycle = len(set(words))
+    repeats = words == words[:cycle] * (len(words) // cycle) and cycle < len(words)
+    return words[:cycle] if repeats else []
 
 
 class Server(faulty_server.Server):
@@ -67,14 +74,15 @@ class Server(faulty_server.Server):
             if at == 0:  # those in flight have all come during the prefill
                 with self.turn:
                     others = [other for other in self.prompts if other != prompt]
+                    if play.interleaves:
+                        others = [other for other in others if list_of(other)] or others
                     place = self.prompts.index(prompt)
                     flipped = bool(others or play.unstable_alone) and (
                         play.source.random() < play.flips
                     )
-            shown = prompt
-            if others and place < play.mixes and at >= play.mixed_from:
-                shown = prompt if play.interleaves and at % 2 else others[-1]
-            text = play.word(shown, at)
+            mixed = others and place < play.mixes and at >= play.mixed_from
+            own = not mixed or (play.interleaves and at % 2)
+            text = play.word(prompt if own else others[-1], at)
             if flipped and at >= play.flips_at:
                 text = random.Random(f"{prompt} {at} {play.source.random()}").choice(COMMON)
             yield f" {text}"
