@@ -74,15 +74,11 @@ REQUEST_FIELDS = {
     "prompt_tokens_asked": Field(
         "int64", "tokens", "length of the prompt that the load generator made"
     ),
-    "prompt_tokens": Field(
-        "int64", "tokens", "the server's usage.prompt_tokens; null if it gave none"
-    ),
+    "prompt_tokens": Field("int64", "tokens", "the server's usage.prompt_tokens; null without it"),
     "max_tokens": Field(
         "int64", "tokens", "requested tokens; with ignore_eos, exactly as many must come"
     ),
-    "tokens": Field(
-        "int64", "tokens", "the server's usage.completion_tokens; null if it gave none"
-    ),
+    "tokens": Field("int64", "tokens", "the server's usage.completion_tokens; null without it"),
     "reasoning_tokens": Field(
         "int64",
         "tokens",

@@ -41,7 +41,7 @@ def report(text: str) -> None:
 def yield_to_load() -> None:
     """Lowers our priority, because the load generator has the same core. Linux may first share a
     core between sessions and apply niceness only within each. So the session yields as well, but
-    not fully: on a core that is never free we would not run again.
+    not fully: on a core that is never free we would not run at all.
     """
     os.nice(19)
     if os.getsid(0) == os.getpid():

@@ -16,7 +16,7 @@ from servers.runtime.limits import QUIET_S
 
 
 class CounterValues(NamedTuple):
-    """A server's counters since its start. `busy` is its requests in progress or waiting."""
+    """A server's counters since its start. `busy` is 0 when the server is idle."""
 
     by: CounterNames
     requests: float

@@ -312,7 +312,7 @@ def test_gpu_values_are_the_driver_s(telemetry: Start, tmp_path: Path) -> None:
             "power_w": None if sample in (3, 5) else 251.5,
             "server_memory_bytes": None,
         }
-    assert sum(asked_slowly) <= len(asked_slowly) / 2, "once a second"
+    assert sum(asked_slowly) <= len(asked_slowly) / 2, "once per second"
     assert output.count("GPU is lost") == 1 and "GPU 1" in output
     assert "not supported" not in output.lower()
     assert "null where" in output and "no NVIDIA GPU" not in output
