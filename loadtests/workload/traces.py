@@ -54,6 +54,8 @@ def read_trace(file: Path) -> tuple[TraceRow, ...]:
         raise TraceError(f"{file} is not UTF-8 text: if it is compressed, unpack it") from None
     except _BadLine as error:
         raise TraceError(f"{file}, {error}") from None
+    except csv.Error:
+        raise TraceError(f"{file} is not a CSV file: choose another trace") from None
     if not rows:
         raise TraceError(f"{file} has no requests: choose another trace")
     rows.sort(key=lambda row: row.at_s)
@@ -89,7 +91,7 @@ def _mooncake(lines: Any) -> Iterator[TraceRow]:
 
 
 def _table(file: Path, lines: Any) -> Iterator[TraceRow]:
-    reader = csv.DictReader(lines)
+    reader = csv.DictReader(lines, restval="")  # a short line then has empty cells
     names = {name.strip().lower(): name for name in reader.fieldnames or () if name}
     parse: Callable[[Any], float]
     if {"timestamp", "contexttokens", "generatedtokens"} <= names.keys():

@@ -88,6 +88,11 @@ def test_mooncakes_shared_prefixes_are_kept(tmp_path: Path) -> None:
             "line 2: 'yesterday' is not a time",
         ),
         (
+            "ContextTokens,GeneratedTokens,TIMESTAMP\n1,1,2023-11-16 18:17:03\n1\n",
+            "line 3: '' is not a time",
+        ),
+        (f"arrival_s,prompt_tokens,output_tokens\n{'1' * 200_000},1,1\n", "is not a CSV file"),
+        (
             '{"timestamp": 0, "input_length": 5}\n',
             "line 1: the key 'output_length' is missing: each line of a Mooncake trace needs",
         ),
