@@ -158,13 +158,14 @@ def slow(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """ruff (rules and format) and mypy; zizmor and shellcheck for the workflows and scripts; uv for
-    the pinned packages.
+    """ruff (rules and format) and mypy; the generated pages of docs/; zizmor and shellcheck for the
+    workflows and scripts; uv for the pinned packages.
     """
     install(session)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
+    session.run("python", "docs/generate.py", "--check")
     session.run("zizmor", "--quiet", "--offline", ".")
     session.run("shellcheck", *shell_scripts())
     check_constraints(session)
@@ -209,6 +210,13 @@ def shell_scripts() -> list[str]:
         if file.suffix == ".sh" or re.match(rb"#!.*\b(ba|da)?sh\b", first_line):
             found.append(str(file))
     return found
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Write the pages of docs/ that are made from the code. `nox -s docs -- --check` compares them."""
+    install(session, MEASURE)
+    session.run("python", "docs/generate.py", *session.posargs)
 
 
 @nox.session

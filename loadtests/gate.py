@@ -12,8 +12,7 @@
     python -m loadtests.gate --record
         stores one
 
-All other options are those of `python -m loadtests`. Exit codes: 0 pass, 1 regressed, 2 invalid, 3
-inconclusive. `nox -s gate` and `nox -s baseline` call this.
+All other options are those of `python -m loadtests`. `nox -s gate` and `nox -s baseline` call this.
 """
 
 import argparse
@@ -51,6 +50,13 @@ SIMULATED = [
 REAL = [*COMMON, "--scenarios", "gate-real", "--model", "small"]
 MINUTES = {"simulated": 10.0, "real": 120.0}
 UNPAIRED_RUNS = 5
+EXIT_CODES = """\
+exit codes:
+  0    pass: head is not slower by more than the tolerance, or --record is done
+  1    regressed
+  2    invalid: the measurements cannot be used, or the command cannot run as asked
+  3    inconclusive
+  130  Ctrl-C; the same command with --out continues"""
 
 
 def make_gate_parser() -> argparse.ArgumentParser:
@@ -58,6 +64,7 @@ def make_gate_parser() -> argparse.ArgumentParser:
         prog="python -m loadtests.gate",
         usage="python -m loadtests.gate [OPTIONS] [OPTIONS OF A CAMPAIGN]",
         description=__doc__,
+        epilog=EXIT_CODES,
         allow_abbrev=False,
         add_help=False,
         formatter_class=HelpFormatter,

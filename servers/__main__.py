@@ -13,6 +13,14 @@ from pathlib import Path
 
 from servers.runtime import catalog, errors, launch, models
 
+EXIT_CODES = """\
+exit codes:
+  0    list and profile: done; verify: the server passes every check
+  1    verify: a check fails; NAME: the server cannot start here, or it ended
+       (with its own exit code if that is not 0)
+  2    the command line is wrong; profile: the endpoint cannot be profiled
+  130  Ctrl-C"""
+
 
 def list_servers() -> int:
     lacking = False
@@ -118,8 +126,13 @@ def serve(arguments: argparse.Namespace) -> int:
             return code or 1
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m servers", description=__doc__)
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m servers",
+        description="Lists, starts, checks and profiles servers.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     verbs = parser.add_subparsers(
         dest="name", metavar="list | verify URL | profile URL | NAME", required=True
     )
@@ -152,11 +165,15 @@ def main() -> int:
             metavar="OPTION=VALUE",
             help="`list` shows them",
         )
+    return parser
+
+
+def main() -> int:
     launch.check_environment()
     known = {"list", "verify", "profile", *catalog.list_servers()}
     if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
         catalog.check_name(sys.argv[1], known, "server or verb")
-    arguments = parser.parse_args()
+    arguments = make_parser().parse_args()
     if arguments.name == "list":
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `list | head` is no error
         return list_servers()

@@ -53,11 +53,20 @@ EXPERIMENTS: dict[str, Callable[[Testbed], Results]] = {
 LONG = {"soak": measure_soak}  # only if named
 # experiments whose results are medians of --repeat runs; the others are one run
 REPEATED = ("start_up", "accuracy", "cost", "open_loop")
+EXIT_CODES = """\
+exit codes:
+  0    every experiment has its results
+  1    an experiment failed; the results of those before it are kept
+  2    the command line is wrong
+  130  Ctrl-C; the results so far are kept"""
 
 
-def main() -> int:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m loadtests.accuracy", description=__doc__.partition("\n")[0]
+        prog="python -m loadtests.accuracy",
+        description=__doc__.partition("\n")[0],
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "experiments",
@@ -70,6 +79,11 @@ def main() -> int:
         "--repeat", type=int, default=5, help="runs of which the median is taken (default: 5)"
     )
     parser.add_argument("--minutes", type=float, default=30.0, help="of the soak (default: 30)")
+    return parser
+
+
+def main() -> int:
+    parser = make_parser()
     options = parser.parse_args()
     if unknown := set(options.experiments) - (EXPERIMENTS | LONG).keys():
         parser.error(

@@ -12,19 +12,31 @@ from typing import NoReturn
 
 FILE = Path(__file__).with_name("claims.toml")
 RESULTS = Path("results/claims")
+EXIT_CODES = """\
+exit codes:
+  0    every server has a valid case of each scenario
+  1    a case failed, or a server has no valid case of a scenario
+  2    a campaign cannot run as asked; the remaining ones are not started
+  130  Ctrl-C; the same command continues the campaigns"""
 
 
-def choose_campaigns(command: list[str]) -> tuple[dict[str, list[str]], Path]:
-    """The arguments of each campaign, by its name, and the folder of their results. Ends the
-    process if there is none of that name.
-    """
-    campaigns = tomllib.loads(FILE.read_text(encoding="utf-8"))["campaigns"]
-    parser = argparse.ArgumentParser(prog="python -m loadtests.claims", description=__doc__)
+def read_campaigns() -> dict[str, dict[str, list[str]]]:
+    """The campaigns of claims.toml by name."""
+    return dict(tomllib.loads(FILE.read_text(encoding="utf-8"))["campaigns"])
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtests.claims",
+        description="Runs the campaigns that test what people say about serving architectures.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "campaigns",
         nargs="*",
         metavar="CAMPAIGN",
-        help=f"of {', '.join(campaigns)} (default: all, almost four hours)",
+        help=f"of {', '.join(read_campaigns())} (default: all, almost four hours)",
     )
     parser.add_argument(
         "--out",
@@ -32,6 +44,14 @@ def choose_campaigns(command: list[str]) -> tuple[dict[str, list[str]], Path]:
         default=RESULTS,
         help="folder (default: %(default)s); what is there is continued",
     )
+    return parser
+
+
+def choose_campaigns(command: list[str]) -> tuple[dict[str, list[str]], Path]:
+    """The arguments of each campaign, by its name, and the folder of their results. Ends the
+    process if there is none of that name.
+    """
+    campaigns, parser = read_campaigns(), make_parser()
     options = parser.parse_args(command)
     if unknown := [name for name in options.campaigns if name not in campaigns]:
         parser.error(

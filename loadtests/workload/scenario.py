@@ -1,7 +1,8 @@
 """Scenarios: named workloads, read from TOML and checked.
 
 The models below say which keys a table of each kind of arrivals may have. They only check: a
-scenario stays the table that was written, and is stored verbatim with the results.
+scenario stays the table that was written, and is stored verbatim with the results. The docstring
+below a key is its meaning in docs/scenarios.md; "(default: ...)" in it is what a missing key means.
 """
 
 import hashlib
@@ -85,19 +86,34 @@ Transport = Annotated[Literal["sse", "websocket"], refuse_with("is not one of ss
 
 
 class Scenario(BaseModel):
-    """The keys of every scenario; scenarios.toml explains each."""
+    """The keys of every scenario."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     summary: Text
+    """One line for people."""
     endpoint: Endpoint
+    """Where requests go: `/v1/chat/completions` or `/v1/completions`. Every request streams, decodes
+    greedily and sets `ignore_eos`."""
     transport: Transport = "sse"
+    """How a response streams. With `websocket` each user has one connection, opened before its first
+    request, and each event is one message; servers without WebSockets are skipped."""
     context: Count = arrivals.CONTEXT
+    """Longest prompt and response together. Longer requests of a trace are clipped, and the report
+    shows how many."""
     warmup_s: From0
+    """Load before the window opens, at least. Requests of the warm-up are not measured; users start
+    one after another in its first half. With a `profile` or a trace the demand itself varies, and
+    the warm-up is exactly this long."""
     warmup_max_s: From0 | None = None
+    """How long the warm-up may wait for a steady load (default: 60, or `warmup_s` if that is
+    longer)."""
     duration_s: Above0
+    """Length of the measured window; `--duration` overrides it."""
     drain_s: From0
+    """How long requests in flight may take after the load ends."""
     timeout_s: Above0
+    """Timeout of one request."""
 
     @model_validator(mode="after")
     def check_together(self) -> Self:
@@ -110,13 +126,27 @@ class GeneratedPrompts(Scenario):
     """A scenario whose prompts are made: their lengths, and what they have in common."""
 
     prompt_tokens: Range
+    """Length of a prompt, uniformly distributed; at least 2 for a chat."""
     output_tokens: Range
+    """Length of a response, uniformly distributed."""
     requests: Count | None = None
+    """The window becomes longer than `duration_s` if it needs that to hold this many requests: a P99
+    needs 299. An open loop's window ends at the first whole second at which this many have arrived.
+    A closed loop's length is decided when the window opens, from the responses of the warm-up.
+    `--duration` and the gate leave this key out."""
     duration_max_s: Above0 | None = None
+    """Longest window that `requests` may cause (default: 120, or `duration_s` if that is longer)."""
     shared_tokens: Count | None = None
+    """Length of a prefix that prompts share, before their own `prompt_tokens`. In a chat it is the
+    system message."""
     shared_prefixes: Count | None = None
+    """How many different shared prefixes there are; each prompt gets one at random (default: 1)."""
     distinct_prompts: Count | None = None
+    """How many different prompts there are. Requests draw from them, lengths included, so prompts
+    repeat."""
     zipf: From0 | None = None
+    """How unequally often the distinct prompts are drawn: the k-th in proportion to 1/k^zipf
+    (default: 0, all equally often)."""
 
     @model_validator(mode="after")
     def check_window(self) -> Self:
@@ -144,9 +174,14 @@ class ClosedLoopScenario(GeneratedPrompts):
     """Each user waits for its response, then thinks, then asks again."""
 
     arrivals: Literal["closed"]
+    """Each user waits for its response, then thinks, then sends the next request."""
     users: Count
+    """How many users there are; `--users` overrides it."""
     think_s: From0 = 0.0
+    """Pause between a response and the user's next request."""
     turns: Range | None = None
+    """Questions of a conversation, with `endpoint = "chat"`. Each request carries the conversation so
+    far; a new conversation starts when `context` would be exceeded."""
 
     @model_validator(mode="after")
     def check_turns(self) -> Self:
@@ -164,27 +199,43 @@ class OpenLoopScenario(GeneratedPrompts):
     """Requests are sent at their times, whether or not the server keeps up."""
 
     rate: Above0
+    """Mean arrivals per second; `--rate` overrides it."""
     profile: Profile | None = None
+    """Factors of the rate over the time since the load's start, with straight lines between the
+    points; two points at one second are a step."""
     max_in_flight: Count | None = None
+    """Cap on concurrent requests. A request above it waits for a slot, and the wait counts as
+    latency."""
 
 
 class RegularOpenLoop(OpenLoopScenario):
     arrivals: Literal["constant", "poisson"]
+    """Requests arrive at equal gaps (`constant`) or at random (`poisson`), whether or not the server
+    keeps up."""
 
 
 class BurstyOpenLoop(OpenLoopScenario):
     arrivals: Literal["gamma"]
+    """Requests arrive in bursts, whether or not the server keeps up."""
     burstiness: Above0
+    """Shape of the gamma-distributed gaps: 1 is Poisson; 0.25 has four times its variance."""
 
 
 class Replay(Scenario):
     """Recorded traffic, which has its own lengths and prefixes; --trace may name the file."""
 
     arrivals: Literal["trace"]
+    """Requests arrive as they were recorded, with the recorded lengths and shared prefixes."""
     trace: Text | None = None
+    """File of the recorded traffic, in one of the formats of `loadtests/workload/traces.py`;
+    `--trace` overrides it."""
     trace_start_s: From0 = 0.0
+    """Where in the trace the replay starts."""
     time_scale: Above0 = 1.0
+    """Speed of the replay: 2 is twice as fast; `--time-scale` overrides it."""
     max_in_flight: Count | None = None
+    """Cap on concurrent requests. A request above it waits for a slot, and the wait counts as
+    latency."""
 
 
 MODELS = (ClosedLoopScenario, RegularOpenLoop, BurstyOpenLoop, Replay)
