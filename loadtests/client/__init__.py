@@ -4,10 +4,10 @@
       transport.py          sockets, TLS, the kernel's stamps
       http.py websocket.py  protocols: encode requests, find the ends of responses
       blocking.py           a reader that blocks, and connections that use it
-      gevent_connection.py  a reader that lets other greenlets run, and connections that use it
+      gevent_connection.py  a reader under which other greenlets run, and connections that use it
     reader.py             the socket reader of a process: python_reader.py or native.py, native.c
     response.py           parses finished responses
 
-Knows nothing of Locust, scenarios or campaigns. Imports `schema`, the servers' contract and their
-build cache.
+It knows nothing of Locust, scenarios or campaigns. Imports `schema`, the servers' contract and
+their build cache.
 """

@@ -14,8 +14,8 @@ from loadtests.client.websocket import WebSocketProtocol
 
 
 class BlockingReader:
-    """Implements ResponseReader: the caller of `post` does all of it. `count_bytes` is called
-    after each read.
+    """Implements ResponseReader: the caller of `post` sends and reads by itself. Calls
+    `count_bytes` after each read.
     """
 
     sends_ahead = False
@@ -48,7 +48,7 @@ class BlockingReader:
 
 
 class BlockingStream:
-    """Nothing to stop: BlockingWait reads."""
+    """Implements ReaderStream. It has nothing to stop: BlockingWait reads."""
 
     def prepare(self, before: bytes, after: bytes) -> None:
         pass
@@ -70,7 +70,7 @@ class BlockingWait:
 
     def get(self) -> None:
         while not self.ended:
-            # before each read: a server that drips must not restart the time limit
+            # set before each read, because a server that drips must not restart the time limit
             self.sock.settimeout(remaining_or_timeout(self.deadline))
             data, arrived_s, lag_s = read_stamped(self.sock)
             self.count_bytes(len(data))

@@ -1,4 +1,4 @@
-"""The C compiler of this machine, and what it has compiled once for all processes."""
+"""Finds this machine's C compiler and compiles each source once for all processes."""
 
 import hashlib
 import shutil
@@ -15,7 +15,7 @@ def find_compiler() -> str | None:
 
 
 def compile_once(source: Path, suffix: str = "", options: Sequence[str] = ()) -> Path | None:
-    """Compiles a C file and returns the result, which is kept for the next time.
+    """Compiles a C file, or finds the result of an earlier call, and returns its path.
 
     `suffix` ends the result's name (".so" for a library). Several processes may call this at the
     same time. Returns None without a compiler. Raises OSError, RuntimeError (a user without a home)

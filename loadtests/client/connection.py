@@ -33,10 +33,10 @@ from loadtests.client.transport import Transport, is_closed_by_peer
 
 class State(enum.Enum):
     IDLE = "idle"  # no request is under way; the socket may be open or closed
-    SENT = "sent"  # the kernel has the request, perhaps not all of it; nobody reads yet
+    SENT = "sent"  # the kernel has at least a part of the request; nobody reads yet
     READING = "reading"  # `post` waits for the response
     DONE = "done"  # the response is complete, and `post` is about to return
-    FAILED = "failed"  # there will be no response; the socket must not be used again
+    FAILED = "failed"  # no response will follow; the socket must not be used again
 
 
 TRANSITIONS = {
@@ -49,7 +49,7 @@ TRANSITIONS = {
 
 
 class PreparedExchange(NamedTuple):
-    """The next request of a connection, to be sent the moment the present response ends."""
+    """The next request of a connection, to send the moment the current response ends."""
 
     exchange: Exchange
     template: RequestTemplate
@@ -58,9 +58,9 @@ class PreparedExchange(NamedTuple):
 class Connection:
     """Posts one request after the other. Implements Listener for its reader.
 
-    `on_next_sent` is called when the request that `prepare` was given has been sent, with its
-    number and the time at which the response before ended. The greenlet that waits for that
-    response goes on afterwards, so the callback must not wait.
+    The connection calls `on_next_sent` once a prepared request has been sent, with its number and
+    the time at which the previous response ended. The greenlet that waits for that response
+    continues afterwards, so the callback must not wait.
     """
 
     on_next_sent: Callable[[int, float], None] | None = None
@@ -71,7 +71,7 @@ class Connection:
         self.socket: socket.socket | None = None
         self.stream: ReaderStream | None = None  # while the reader watches the socket
         self.prepared: PreparedExchange | None = None
-        self.unsent = b""  # in SENT: the rest that the kernel did not take
+        self.unsent = b""  # in SENT: bytes that the kernel has not taken
         self.early: list[Received] = []  # arrived before READING
         self.parser: Parser | None = None  # in READING
         self.wait: ResponseWait | None = None  # in READING
@@ -84,7 +84,7 @@ class Connection:
     # --- opening and closing
 
     def open(self) -> None:
-        """Connects now, so that a later request need not. Raises OSError, ResponseError."""
+        """Connects now, so a later request need not. Raises OSError, ResponseError."""
         if self.socket is not None:
             return
         sock = self.transport.connect()
@@ -96,8 +96,8 @@ class Connection:
         self.socket = self.reader.adopt_socket(sock)
 
     def close_if_stale(self) -> None:
-        """Closes an idle connection whose other end is closed, so that the next request opens
-        another one instead of being lost and sent again.
+        """Closes an idle connection that the server has closed. The next request then opens another
+        one; otherwise it would be lost and sent again.
         """
         if self.state is State.IDLE and self.socket and is_closed_by_peer(self.socket):
             self.close()
@@ -115,9 +115,9 @@ class Connection:
     # --- a request
 
     def prepare(self, path: str, body: bytes, prefix: str, exchange: Exchange) -> None:
-        """Prepares the request to send the moment the present response ends: `post` with the same
-        exchange then waits for its response. If it is not sent, because there was an error or it is
-        too late, `post` sends it.
+        """Prepares the request to send the moment the current response ends; `post` with the same
+        exchange then waits for its response. If an error or the end of the load prevents that,
+        `post` sends it.
         """
         template = self.protocol.make_template(path, body, prefix)
         self.prepared = PreparedExchange(exchange, template)
@@ -125,8 +125,8 @@ class Connection:
             self.stream.prepare(template.before, template.after)
 
     def send_ahead(self, template: RequestTemplate, number: int, exchange: Exchange) -> None:
-        """Sends a request without waiting, if the connection is open: `post` with the same exchange
-        sends the rest and waits for the response.
+        """Sends a request without waiting, if the connection is open; `post` with the same exchange
+        then sends the rest and waits for the response.
         """
         if self.socket is not None and self.reader.sends_ahead:
             request = self.protocol.fill_template(template, number)
@@ -135,14 +135,14 @@ class Connection:
             self._enter(State.SENT)
 
     def record_sent(self, exchange: Exchange, request: bytes, sent_s: float, unsent: int) -> None:
-        """Notes that the reader has sent a request, except for its last `unsent` bytes."""
+        """Records that the reader has sent a request, except for its last `unsent` bytes."""
         exchange.sent_s, self.unsent = sent_s, request[len(request) - unsent :]
         self._enter(State.SENT)
 
     def post(self, path: str, body: bytes, exchange: Exchange, request_id: str = "") -> None:
-        """Sends the request, unless it was sent ahead, and reads the response into `exchange`,
-        which holds what arrived also if this raises (a killed greenlet). A server that logs
-        X-Request-Id can be compared with our rows.
+        """Sends the request, unless it was sent ahead, and reads the response into `exchange`. If
+        this raises (a killed greenlet), `exchange` holds the bytes that arrived. `request_id` is
+        sent as X-Request-Id: with it, a server's log can be compared with our rows.
         """
         deadline = time.perf_counter() + self.transport.timeout_s
         if self.prepared is not None and self.prepared.exchange is exchange:
@@ -158,7 +158,7 @@ class Connection:
                     self._exchange(path, body, exchange, request_id, deadline)
                     break
                 except (ConnectionError, ClosedEarly):
-                    # The server may have closed an idle connection at that very moment. Without
+                    # The server may have closed the idle connection at that very moment. Without
                     # any response, sending the request again is safe.
                     self.close()
                     if not reused or attempt == "new" or exchange.status is not None:
@@ -215,7 +215,7 @@ class Connection:
             for received in early:
                 self.on_response(received)
             self.wait.get()
-        except BaseException:  # a deadline, or the greenlet is killed
+        except BaseException:  # the deadline passed, or the greenlet was killed
             self._stop_reading()
             if self.state is State.READING:
                 self._enter(State.FAILED)
@@ -230,7 +230,7 @@ class Connection:
         return self.reader.watch(self.socket, self, whole_responses)
 
     def _stop_reading(self) -> None:
-        """Keeps what has arrived meanwhile, whatever it is."""
+        """Stops the reader, and keeps everything that has arrived by then."""
         if self.stream is None:
             return
         stream, self.stream = self.stream, None
@@ -242,7 +242,7 @@ class Connection:
                     _replay_reads(received, self.parser)
 
     def _reply(self, data: bytes) -> None:
-        """If this cannot be sent, the next read says why."""
+        """Sends a control frame. If that fails, the next read reports the reason."""
         assert self.socket is not None
         with suppress(OSError):
             self.socket.send(data)
@@ -297,14 +297,14 @@ class Connection:
         self.wait.switch(None)
 
     def _end(self, received: Received | None, ended_s: float) -> None:
-        """The response ended with the read at `ended_s`. The next request, if one is prepared, is
-        sent before the greenlet that waits goes on.
+        """Handles the end of the response, whose last read was at `ended_s`. Sends the prepared
+        request, if there is one, before the waiting greenlet continues.
         """
         assert self.parser is not None and self.wait is not None
         status = self.parser.exchange.status or 0
-        # after a refusal its sender decides when to ask again
+        # after a refusal, the sender decides when to send the next request
         keep, number = self.parser.keep and 200 <= status < 300, -1
-        self.parser = None  # from now on, reads are of the next response
+        self.parser = None  # from now on, reads belong to the next response
         self._enter(State.DONE)
         sent_by_reader = received is not None and received.next_number >= 0
         if self.prepared is not None:

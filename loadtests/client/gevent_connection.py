@@ -1,8 +1,8 @@
-"""Connections for many greenlets, which sleep until their responses are complete.
+"""Connections for many greenlets, each of which sleeps until its response is complete.
 
-A greenlet that waits in `recv` is woken by gevent's loop for every event of its stream. With many
-streams that is most of the client's time, and each token waits for the switches before it. Here the
-process's socket reader (`reader.py`) reads, and the next request can go out before the greenlet
+gevent's loop would wake a greenlet that waits in `recv` for every event of its stream. With many
+streams that takes most of the client's time, and each token waits for the switches before it. Here
+the process's socket reader (`reader.py`) reads, and the next request can go out before the greenlet
 wakes.
 """
 
@@ -20,7 +20,7 @@ from loadtests.client.reader import socket_reader
 from loadtests.client.reader_types import Listener, ResponseReader, ResponseWait
 from loadtests.client.transport import Transport
 
-# Gevent replaces socket.socket by one that waits by switching; this is the plain one.
+# gevent replaces socket.socket with one that waits by switching; this is the original.
 PlainSocket = monkey.get_original("socket", "socket")
 WRITABLE = 2  # of gevent's watchers
 
@@ -53,7 +53,7 @@ class GeventReader:
     def send_now(self, sock: socket.socket, data: bytes) -> int:
         try:
             return sock.send(data)
-        # there is no room for it; or the connection is broken, which the next read or write says
+        # no room in the buffer; or a broken connection, which the next read or write reports
         except OSError:
             return 0
 
@@ -77,7 +77,7 @@ def make_gevent_connection(
 ) -> Connection:
     """Returns a connection to open. `timeout_s` bounds a whole exchange."""
     transport = Transport(base_url, timeout_s)
-    # TLS buffers, so that "readable" means nothing there
+    # TLS buffers data, so a readable socket means nothing there
     reader: ResponseReader = (
         BlockingReader(socket_reader().count_bytes) if transport.tls else GeventReader()
     )

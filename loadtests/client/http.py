@@ -1,7 +1,7 @@
-"""HTTP/1.1 without sockets: encodes requests, and finds where responses end, not what they say.
+"""HTTP/1.1 without sockets: encodes requests and finds the ends of responses.
 
-The timed path only stamps each read and removes the chunked encoding. `response.py` parses what
-arrived when it is complete. All times are `time.perf_counter()`, in seconds.
+The timed path only stamps each read and removes the chunked encoding. `response.py` parses a
+response once it is complete. All times are `time.perf_counter()`, in seconds.
 """
 
 import email.utils
@@ -20,12 +20,12 @@ MAX_RESPONSE_BYTES = 64 * 1024 * 1024
 MAX_HEADER_BYTES = 65536
 LAST_CHUNK = b"0\r\n\r\n"
 INTERIM = re.compile(rb"HTTP/1\.[01] 1\d\d\b")  # 100 Continue, 103 Early Hints
-# the size of a chunk, by the line before it
+# size of a chunk by the line that precedes it
 SIZES = {line % size: size for size in range(1, 4096) for line in (b"%x\r\n", b"%X\r\n")}
 
 
 class ResponseError(Exception):
-    """A broken response. The message is a few words, so that equal causes can be counted."""
+    """A broken response. The message is a few words, so equal causes can be counted."""
 
 
 @dataclass(slots=True)
@@ -41,14 +41,13 @@ class Exchange:
     body: bytearray = field(default_factory=bytearray)
     arrived: list[float] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
-    # how much later than the kernel we saw each read, s
-    lags: list[float] = field(default_factory=list)
+    lags: list[float] = field(default_factory=list)  # s from the kernel's stamp to our read
     done_s: float = 0.0
     error: str | None = None
 
 
 class ChunkedDecoder:
-    """Removes the chunked transfer encoding, wherever the reads cut it."""
+    """Removes the chunked transfer encoding. Reads may cut it anywhere."""
 
     def __init__(self) -> None:
         self.rest = bytearray()
@@ -56,9 +55,9 @@ class ChunkedDecoder:
         self.ended = False
 
     def feed(self, data: bytes, body: bytearray) -> bool:
-        """Appends to `body` what `data` brings. Returns whether that was the end."""
+        """Appends the payload of `data` to `body`. Returns whether the response has ended."""
         position = 0
-        # events mostly arrive as whole chunks, one per read, the last ones together
+        # most events arrive as whole chunks, one per read, the last ones together
         if not (self.missing or self.rest or self.ended):
             while size := SIZES.get(data[position : (start := data.find(b"\r\n", position) + 2)]):
                 if not data.startswith(b"\r\n", end := start + size):
@@ -99,7 +98,7 @@ class ChunkedDecoder:
                 size = int(digits, 16)
             except ValueError:
                 size = -1
-            # int would take a sign, an underscore or a space as well
+            # int() also accepts a sign, an underscore or a space
             if not digits.isalnum() or size < 0:
                 raise ResponseError("broken chunked encoding")
             position = end + 2
@@ -110,8 +109,8 @@ class ChunkedDecoder:
 
 
 class ClosedEarly(Exception):
-    """The connection was closed before the first byte of a response. A WebSocket may give a reason,
-    which is the message.
+    """The server closed the connection before the first byte of a response. The message is the
+    reason, if a WebSocket gave one.
     """
 
 
@@ -122,8 +121,8 @@ class Parser(Protocol):
     keep: bool
 
     def feed(self, data: bytes, arrived_s: float, lag_s: float) -> bool:
-        """Takes one read; `lag_s` is how much later than `arrived_s` we saw it. Returns whether the
-        response is complete. Raises ResponseError, ClosedEarly.
+        """Takes one read, which we saw `lag_s` after `arrived_s`. Returns whether the response is
+        complete. Raises ResponseError, ClosedEarly.
         """
         ...
 
@@ -168,8 +167,8 @@ class ResponseParser:
                     complete = self.decoder.feed(data, body)
                 else:
                     body += data
-            finally:  # what arrived before the encoding broke has its stamp, too
-                # two reads of one segment share a stamp, and converting it errs by some hundred ns
+            finally:  # bytes from before the encoding broke have a stamp as well
+                # two reads of one segment share a stamp, and converting it errs by a few 100 ns
                 arrived.append(arrived_s if not arrived or arrived_s > arrived[-1] else arrived[-1])
                 exchange.lengths.append(len(body))
                 exchange.lags.append(lag_s)
@@ -180,8 +179,8 @@ class ResponseParser:
     def fill(
         self, head: bytes, body: bytes, arrived: list[float], lags: list[float], lengths: list[int]
     ) -> None:
-        """Takes a whole response at once, from whose body the native reader has removed the chunked
-        encoding.
+        """Takes a whole response at once. The native reader has removed the chunked encoding from
+        its body.
         """
         exchange = self.exchange
         self.length, self.decoder, self.keep = parse_head(head[:-4], exchange)
@@ -193,7 +192,7 @@ class ResponseParser:
 
 
 def parse_retry_after(value: str) -> float | None:
-    """Seconds of a Retry-After header, which is a number of them or a date; None without one."""
+    """Returns the seconds of a Retry-After header, which may also be a date; None without one."""
     if not value:
         return None
     try:
@@ -208,8 +207,8 @@ def parse_retry_after(value: str) -> float | None:
 
 
 class RequestTemplate(NamedTuple):
-    """A request encoded in advance: the bytes around its number, where the protocol can send those
-    as they are, else its body.
+    """A request encoded in advance: the bytes around its number if the protocol can send them as
+    they are, otherwise its body.
     """
 
     before: bytes
@@ -220,7 +219,7 @@ class RequestTemplate(NamedTuple):
 class WireProtocol(Protocol):
     """Encodes requests and makes the parsers of their responses: HTTP/1.1 or WebSocket."""
 
-    whole_responses: bool  # a native reader can find the end of a response
+    whole_responses: bool  # whether a native reader can find the end of a response
 
     def start(self, sock: socket.socket, deadline: float) -> None:
         """Does the handshake on a new, blocking socket. Raises OSError, ResponseError."""
@@ -229,20 +228,20 @@ class WireProtocol(Protocol):
     def encode_request(self, path: str, body: bytes, request_id: str) -> bytes: ...
 
     def make_template(self, path: str, body: bytes, prefix: str) -> RequestTemplate:
-        """Encodes a request in advance, for any connection to the same server, except for the
-        number that follows `prefix` in its X-Request-Id.
+        """Encodes a request in advance, for any connection to the same server. Leaves out the
+        number, which follows `prefix` in its X-Request-Id.
         """
         ...
 
     def fill_template(self, template: RequestTemplate, number: int) -> bytes: ...
 
     def make_parser(self, exchange: Exchange, reply: Callable[[bytes], None]) -> Parser:
-        """`reply` sends what the protocol itself must say while a response arrives."""
+        """Makes a parser. `reply` sends the protocol's own messages while a response arrives."""
         ...
 
 
 class HttpProtocol:
-    """Implements WireProtocol: HTTP/1.1 with keep-alive, to the server of a base URL."""
+    """Implements WireProtocol: HTTP/1.1 with keep-alive to the server of a base URL."""
 
     whole_responses = True
 
@@ -266,7 +265,7 @@ class HttpProtocol:
         )
 
     def encode_get(self, path: str) -> bytes:
-        """Encodes a GET after whose response the server closes the connection."""
+        """Encodes a GET that asks the server to close the connection after the response."""
         return (
             f"GET {self.path_prefix}{path} HTTP/1.1\r\n{self.headers}Connection: close\r\n\r\n"
         ).encode()
@@ -283,7 +282,9 @@ class HttpProtocol:
 
 
 def parse_head(head: bytes, exchange: Exchange) -> tuple[int | None, ChunkedDecoder | None, bool]:
-    """Returns (length of the body if given, decoder if chunked, whether to keep the connection)."""
+    """Parses a response's head into `exchange`. Returns (length of the body if given, decoder if
+    chunked, whether to keep the connection). Raises ResponseError.
+    """
     first, *lines = head.split(b"\r\n")
     parts = first.split(None, 2)
     if (

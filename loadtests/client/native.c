@@ -36,14 +36,13 @@
 
 /* ---- Types ----------------------------------------------------------------------------------- */
 
-/* One read: after it the response had `end` bytes. `lag_s` is how much later than the kernel we saw
-   them. */
+/* One read: after it the response had `end` bytes. We saw them `lag_s` after the kernel did. */
 struct read {
     double arrived_s, lag_s;
     int64_t end;
 };
 
-/* Mirrored. What arrived of one response, and the request that was sent at its end.
+/* Mirrored. The received part of one response, and the request that was sent at its end.
 
    If `reason` is ENDED, `data` holds `head_bytes` of head followed by `bytes` of body without the
    chunked encoding, and the ends of the reads count body bytes. Otherwise `data` holds `bytes` as
@@ -66,7 +65,7 @@ struct connection {
     int handle, watched, idle;
     int unreported; /* responses that Python has not fetched yet */
     int64_t id;
-    int64_t position; /* in the response, where the next chunk starts; 0: still in the head */
+    int64_t position; /* start of the next chunk in the response; 0: still in the head */
     struct response *response;
     char *before, *after; /* the prepared request, around its number */
     int64_t before_bytes, after_bytes, before_room; /* before_bytes is 0 if none is prepared */
@@ -74,15 +73,15 @@ struct connection {
 };
 
 /* Mirrored. A request to send at `at_s`, in the order in which requests were scheduled.
-   `connection` and `number` are -1 if no connection was idle: then Python sends it. Python owns
-   the text and keeps it until it has fetched the outcome. */
+   `connection` and `number` are -1 if no connection was idle: then Python sends it. Python owns the
+   text and keeps it until it has fetched the outcome. */
 struct scheduled {
     double at_s, sent_s;
     const char *before, *after; /* around its number */
     int64_t before_bytes, after_bytes, connection, number, unsent;
 };
 
-/* Mirrored. What both sides read and write without the lock. */
+/* Mirrored. C and Python read and write these fields without the lock. */
 struct shared {
     int64_t sent;      /* requests */
     int64_t bytes;     /* received */
@@ -98,7 +97,7 @@ static struct { double start_s, end_s; } stalls[MAX_STALLS];
 static int stall_count;
 
 static struct connection *unused;
-static struct connection *idle; /* a stack: the connection that was used last is used first */
+static struct connection *idle; /* a stack: the most recently used connection is used next */
 
 /* Spare responses are reused: allocating on one thread and freeing on another fragments memory. */
 static struct response *spare;
@@ -159,7 +158,7 @@ static void release_connection(struct connection *connection) {
     unused = connection;
 }
 
-/* Starts to read a response. Returns minus errno if epoll refuses. */
+/* Starts to read a response. Returns 0, or minus errno if epoll refuses. */
 static int watch_connection(struct connection *connection) {
     struct epoll_event wanted = {.events = EPOLLIN, .data.ptr = connection};
     connection->response = new_response(connection);
@@ -196,7 +195,7 @@ static int64_t parse_chunk_size(const char *data, int64_t bytes, int64_t positio
 }
 
 /* Whether Python will certainly accept this head, which ends with the empty line at `end`. The next
-   request is sent before Python has read the response, so in doubt the answer is no. */
+   request is sent before Python has read the response, so a doubtful head is not plain. */
 static int has_plain_head(char *data, char *end) {
     char saved = end[2];
     end[2] = 0;
@@ -210,7 +209,7 @@ static int has_plain_head(char *data, char *end) {
     return plain;
 }
 
-/* Looks at what has arrived. Returns ENDED, MORE if Python must read on, or -1 to wait for more. */
+/* Examines the received bytes. Returns ENDED, MORE if Python must read on, or -1 to wait. */
 static int find_end(struct connection *connection) {
     struct response *response = connection->response;
     char *data = response->data;
@@ -225,7 +224,7 @@ static int find_end(struct connection *connection) {
         int64_t size = 0, start = parse_chunk_size(data, bytes, connection->position, &size);
         if (start < 0) return MORE;
         if (!start || start + size + 2 > bytes) break;
-        /* Trailers, too, are left to Python. */
+        /* Python handles trailers. */
         if (data[start + size] != '\r' || data[start + size + 1] != '\n') return MORE;
         connection->position = start + size + 2;
         if (!size) return ENDED;
@@ -233,8 +232,8 @@ static int find_end(struct connection *connection) {
     return bytes > MAX_RESPONSE_BYTES ? MORE : -1;
 }
 
-/* Removes the chunked encoding from an ENDED response, and the reads that brought only the
-   head. This runs on Python's thread without the lock, so that reading goes on. */
+/* Removes the chunked encoding from an ENDED response, and the reads that brought only the head. It
+   runs on Python's thread without the lock, so reading continues. */
 static struct response *remove_chunks(struct response *response) {
     if (!response || response->reason != ENDED) return response;
     struct read *read = response->reads, *last = read + response->read_count, *kept = read;
@@ -282,14 +281,14 @@ static void queue_response(struct connection *connection, struct response *respo
     connection->unreported++;
 }
 
-/* Whether a request is due, or so soon that sleeping until then would be too coarse. */
+/* Whether a request is due, or due so soon that sleeping until then would be too coarse. */
 static int is_due_soon(void) {
     return schedule_handled < schedule_end
            && schedule[schedule_handled % MAX_SCHEDULED].at_s - WAKE_EARLY_S
                   <= now(CLOCK_MONOTONIC);
 }
 
-/* Sets the timer to a little before the next scheduled request, or off. */
+/* Sets the timer to shortly before the next scheduled request, or stops it. */
 static void set_schedule_timer(void) {
     double at_s = 0;
     if (schedule_handled < schedule_end)
@@ -306,9 +305,9 @@ static int is_closed_by_peer(int handle) {
     return received == 0 || (received < 0 && errno != EAGAIN && errno != EWOULDBLOCK);
 }
 
-/* Sends every request that is due. Returns whether Python must be notified at once, because
-   there was no idle connection, the server has closed it, or it cannot be read; other outcomes
-   wait for the next tick. */
+/* Sends every request that is due. Returns whether Python must be notified at once: no connection
+   was idle, the server has closed it, or it cannot be read. Other outcomes wait for the next
+   tick. */
 static int send_due(void) {
     int any = 0, notify = 0;
     for (; schedule_handled < schedule_end; schedule_handled++, any = 1) {
@@ -318,7 +317,7 @@ static int send_due(void) {
         int failed;
         next->connection = next->number = -1;
         if (!connection || is_closed_by_peer(connection->handle)) {
-            notify = 1; /* Python takes it, opens another one, and sends */
+            notify = 1; /* Python opens a connection and sends the request */
             continue;
         }
         idle = connection->next;
@@ -352,7 +351,7 @@ static void make_room(struct response *response) {
     }
 }
 
-/* Converts the kernel's wall-clock stamp to CLOCK_MONOTONIC. `seen_s` is the time after the
+/* Converts the kernel's wall-clock stamp to CLOCK_MONOTONIC. `seen_s` is the time just after the
    read. */
 static struct read stamp_read(struct msghdr *message, double seen_s) {
     struct cmsghdr *stamp = CMSG_FIRSTHDR(message);
@@ -384,7 +383,7 @@ static int read_connection(struct connection *connection) {
         struct read read = stamp_read(&message, now(CLOCK_MONOTONIC));
         shared.bytes += received;
         read.end = response->bytes += received;
-        /* Two reads of one segment share a stamp, and converting it errs by some hundred ns. */
+        /* Two reads of one segment share a stamp, and converting it errs by a few 100 ns. */
         if (response->read_count) {
             double last_s = response->reads[response->read_count - 1].arrived_s;
             if (read.arrived_s < last_s) read.arrived_s = last_s;
@@ -422,7 +421,7 @@ static void *run_thread(void *nothing) {
     uint64_t expirations;
     (void)nothing;
     shared.thread_id = gettid();
-    int spin = 0; /* because a request is due soon */
+    int spin = 0; /* whether a request is due soon */
     for (double last_s = now(CLOCK_MONOTONIC);;) {
         int count = epoll_wait(poll_handle, ready, 64, spin ? 0 : -1), notify = 0;
         double now_s = now(CLOCK_MONOTONIC);
@@ -458,7 +457,7 @@ int reader_start(void) {
     if ((poll_handle = epoll_create1(EPOLL_CLOEXEC)) < 0
         || (notify_handle = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) < 0)
         return -errno;
-    /* A timer, because the kernel would set one up again for each timeout of epoll_wait. */
+    /* With a timeout of epoll_wait instead, the kernel would set up a timer for each call. */
     struct timespec tick = {.tv_nsec = TICK_S * 1e9};
     struct epoll_event timer = {.events = EPOLLIN};
     if ((tick_handle = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)) < 0
@@ -467,7 +466,7 @@ int reader_start(void) {
         || (schedule_handle = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)) < 0
         || epoll_ctl(poll_handle, EPOLL_CTL_ADD, schedule_handle, &timer))
         return -errno;
-    sigfillset(&all); /* Python handles the signals. */
+    sigfillset(&all); /* Python's main thread handles signals. */
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int failed = pthread_create(&thread, NULL, run_thread, NULL);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
@@ -478,7 +477,7 @@ int reader_start(void) {
 
 struct shared *reader_shared(void) { return &shared; }
 
-/* Returns the number of a request that Python sends. */
+/* Returns the number of a request that Python sends itself. */
 int64_t reader_next_number(void) {
     pthread_mutex_lock(&lock);
     int64_t number = shared.sent++;
@@ -486,8 +485,8 @@ int64_t reader_next_number(void) {
     return number;
 }
 
-/* Reads this connection from now on, where a response is about to start. `id` names it in
-   responses. Returns NULL if the kernel refuses. */
+/* Starts to read a connection on which a response is about to start. `id` names it in responses.
+   Returns NULL if the kernel refuses. */
 struct connection *reader_watch(int handle, int64_t id) {
     pthread_mutex_lock(&lock);
     struct connection *connection = new_connection(handle, id);
@@ -501,8 +500,8 @@ struct connection *reader_watch(int handle, int64_t id) {
     return connection;
 }
 
-/* Prepares the request that is sent, once, when a plain response ends. Without one the
-   connection is no longer read then. */
+/* Prepares a request to send once, when the plain response ends. Without a prepared request the
+   connection is no longer read from then on. */
 void reader_prepare(struct connection *connection, const char *before, int64_t before_bytes,
                     const char *after, int64_t after_bytes) {
     pthread_mutex_lock(&lock);
@@ -535,7 +534,7 @@ static struct response *dequeue_response(struct connection *connection) {
 struct response *reader_next_response(void) {
     pthread_mutex_lock(&lock);
     struct response *response = dequeue_response(NULL);
-    if (!response && schedule_fetched == schedule_handled) { /* else it stays readable */
+    if (!response && schedule_fetched == schedule_handled) { /* otherwise it stays readable */
         eventfd_t count;
         eventfd_read(notify_handle, &count);
     }
@@ -569,8 +568,7 @@ void reader_free(struct response *response) {
     pthread_mutex_unlock(&lock);
 }
 
-/* Fetches one stall, a period in which nothing was read for whatever reason. Returns whether there
-   was one. */
+/* Fetches one stall, a period in which nothing was read. Returns whether there was one. */
 int reader_pop_stall(double *start_s, double *end_s) {
     pthread_mutex_lock(&lock);
     int found = stall_count > 0;
@@ -582,8 +580,7 @@ int reader_pop_stall(double *start_s, double *end_s) {
     return found;
 }
 
-/* Schedules a request. `at_s` must not decrease from call to call. Returns whether there was
-   room. */
+/* Schedules a request. `at_s` must not decrease between calls. Returns whether there was room. */
 int reader_schedule(double at_s, const char *before, int64_t before_bytes, const char *after,
                     int64_t after_bytes) {
     pthread_mutex_lock(&lock);
@@ -617,7 +614,7 @@ void reader_cancel_schedule(void) {
     pthread_mutex_unlock(&lock);
 }
 
-/* Lends an idle connection, on which scheduled requests may be sent and their responses read. */
+/* Lends an idle connection: the reader may send a scheduled request on it and read the response. */
 struct connection *reader_return_idle(int handle, int64_t id) {
     pthread_mutex_lock(&lock);
     struct connection *connection = new_connection(handle, id);

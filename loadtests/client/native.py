@@ -27,7 +27,7 @@ from loadtests.client.reader_types import (
 SOURCE = Path(__file__).with_name("native.c")
 
 
-# --- what native.c declares
+# --- the declarations of native.c
 
 
 class SharedFields(ctypes.Structure):
@@ -77,7 +77,7 @@ class ScheduledFields(ctypes.Structure):
 READ_WORDS = 3  # of struct read: arrival, lag, end; 8 bytes each
 
 AROUND_NUMBER = (c_char_p, c_int64, c_char_p, c_int64)  # before, its length, after, its length
-FUNCTIONS = {  # by name: the type of the result, and those of the arguments
+FUNCTIONS = {  # name: types of the result and of the arguments
     "reader_start": (c_int,),
     "reader_shared": (POINTER(SharedFields),),
     "reader_next_number": (c_int64,),
@@ -96,7 +96,7 @@ FUNCTIONS = {  # by name: the type of the result, and those of the arguments
 
 
 def load_library() -> ctypes.CDLL | None:
-    """Compiles native.c if this version has not been compiled before; None if that fails here."""
+    """Loads native.c, which is compiled once per version; None if that is impossible here."""
     try:
         options = ["-shared", "-fPIC", "-pthread", *compiler_definitions()]
         path = compile_once(SOURCE, ".so", options)
@@ -113,7 +113,7 @@ def load_library() -> ctypes.CDLL | None:
 
 
 class NativeReader:
-    """Implements SocketReader, and also sends scheduled requests without waiting for Python."""
+    """Implements SocketReader. It also sends scheduled requests without waiting for Python."""
 
     kind = "c"
 
@@ -125,7 +125,7 @@ class NativeReader:
         self.shared.until_s = math.inf
         self.listeners: dict[int, Listener] = {}  # by the id of their connection in C
         self.last_id = 0
-        self.scheduled: deque[ScheduledRequest] = deque()  # C reads their texts until the outcome
+        self.scheduled: deque[ScheduledRequest] = deque()  # C uses their bytes until the outcome
         self.watcher = gevent.get_hub().loop.io(descriptor, READABLE, ref=False)
         self.watcher.start(self.drain_notifications)
         self._python_reader: PythonReader | None = None
@@ -161,8 +161,8 @@ class NativeReader:
 
     @property
     def python_reader(self) -> PythonReader:
-        """Reads what is not plain. Made on first use, since it looks for stalls 200 times per
-        second.
+        """Reads responses that are not plain. Created on first use, because it checks for stalls
+        200 times per second.
         """
         if self._python_reader is None:
             self._python_reader = PythonReader()
@@ -188,14 +188,14 @@ class NativeReader:
         return self._new_stream(self.library.reader_watch, connection, listener)
 
     def return_idle(self, connection: socket.socket, listener: Listener) -> ReaderStream:
-        """Lends an idle HTTP/1 connection, on which a scheduled request may be sent. Its response
-        is then read as after `watch`.
+        """Lends an idle HTTP/1 connection. The reader may send a scheduled request on it, and then
+        reads the response as after `watch`.
         """
         return self._new_stream(self.library.reader_return_idle, connection, listener)
 
     def acquire_idle(self) -> Listener | None:
-        """Takes back the idle connection that was used last; None if there is none. Its stream is
-        gone.
+        """Takes back the most recently used idle connection, which no longer has a stream; None if
+        there is none.
         """
         connection_id = self.library.reader_acquire_idle()
         return self.listeners.pop(connection_id) if connection_id else None
@@ -208,13 +208,13 @@ class NativeReader:
     ) -> ReaderStream:
         self.last_id += 1
         if not (address := create(connection.fileno(), self.last_id)):
-            raise OSError("the kernel watches no more connections")
+            raise OSError("the kernel cannot watch another connection")
         self.listeners[self.last_id] = listener
         return NativeStream(self, self.last_id, address)
 
     def schedule(self, at_s: float, request: ScheduledRequest) -> bool:
-        """Schedules a request for `at_s` (of `time.perf_counter()`; must not decrease). Its outcome
-        is reported a few milliseconds later at most. Returns False if too many are waiting.
+        """Schedules a request for `at_s` (of `time.perf_counter()`; must not decrease). Reports its
+        outcome at most a few milliseconds later. Returns False if too many requests are waiting.
         """
         before, after, _ = request
         if not self.library.reader_schedule(at_s, before, len(before), after, len(after)):
@@ -223,7 +223,7 @@ class NativeReader:
         return True
 
     def cancel_schedule(self) -> None:
-        """Drops all scheduled requests that are not due yet, and all unreported outcomes."""
+        """Drops all scheduled requests that are not sent yet, and all unreported outcomes."""
         self.library.reader_cancel_schedule()
         self.scheduled.clear()
 
@@ -242,7 +242,7 @@ class NativeReader:
             self.listeners[connection_id].on_response(received)
 
     def read_response(self, address: int) -> tuple[int, Received]:
-        """Copies a struct response and frees it. Returns the id of its connection, too."""
+        """Copies a struct response and frees it. Returns (id of its connection, copy)."""
         fields = ResponseFields.from_address(address)
         connection_id, data, head, body = fields.connection, fields.data, fields.bytes, 0
         if fields.reason == ENDED:

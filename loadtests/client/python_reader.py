@@ -1,4 +1,4 @@
-"""The socket reader in Python: callbacks of gevent's loop, without a switch of greenlets."""
+"""The socket reader in Python: callbacks of gevent's loop, without greenlet switches."""
 
 import math
 import socket
@@ -14,9 +14,9 @@ READABLE = 1  # of gevent's watchers
 
 
 class StallWatch:
-    """Notes when the loop stood still for whatever reason: its own work, the disk, no core.
+    """Records when the loop stood still: busy with its own work, blocked by a disk, without a core.
 
-    Reads that were due meanwhile may have merged or have wrong times, so a row must know.
+    Reads that were due in a stall may have merged or may be late, so rows must account for it.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class StallWatch:
 
 
 class PythonReader:
-    """Implements SocketReader. Delivers each read; the connection itself sends its next request."""
+    """Implements SocketReader. Delivers each read; a connection sends its next request itself."""
 
     kind = "python"
     thread_id: int | None = None
@@ -92,13 +92,13 @@ class PythonStream:
                 watcher.stop()
                 listener.on_response(Received(CLOSED, b"", [], [], []))
                 return
-            reader.bytes += len(data)  # faster than count_bytes(), and it runs for each event
+            reader.bytes += len(data)  # faster than count_bytes(), for each event
             on_read(data, arrived_s, lag_s)
 
         watcher.start(on_readable)
 
     def prepare(self, before: bytes, after: bytes) -> None:
-        """Does nothing: a connection that gets each read sends its next request itself."""
+        """Does nothing: the connection gets each read and sends its next request itself."""
 
     def stop_reading(self) -> list[Received]:
         self.watcher.stop()

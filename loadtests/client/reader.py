@@ -1,10 +1,10 @@
 """Chooses the reader of this process's sockets: a native thread (`native.py`) on Linux with a C
-compiler, else gevent's loop (`python_reader.py`).
+compiler, otherwise gevent's loop (`python_reader.py`).
 
 Both stamp each read, deliver it, and count. The native thread waits neither for the interpreter nor
-for its lock, and delivers a plain response only when it is complete, after sending the next
-request. So an event costs less, and Python's other work delays no stream. `SERVEOFF_STREAMS=python`
-forces the loop; run.json records the choice as `reader`.
+for its lock; it delivers a plain response when it is complete, after sending the next request. So
+an event costs less, and Python's other work delays no stream. `SERVEOFF_STREAMS=python` forces the
+loop; run.json records the choice as `reader`.
 """
 
 import functools
@@ -18,7 +18,7 @@ from loadtests.client.reader_types import SocketReader
 
 @functools.cache
 def socket_reader() -> SocketReader:
-    """Returns the only reader of this process, which must not fork afterwards."""
+    """Returns the one reader of this process, which must not fork afterwards."""
     if (
         sys.platform == "linux"
         and os.environ.get("SERVEOFF_STREAMS") != "python"

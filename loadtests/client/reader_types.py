@@ -7,13 +7,13 @@ from typing import NamedTuple, Protocol
 
 
 class Received(NamedTuple):
-    """A response, or a part of one, as a reader hands it over.
+    """A response, or a part of one, as a reader delivers it.
 
     If `reason` is ENDED, `data` is the head and `body` the whole body without the chunked encoding.
-    Otherwise `data` holds all bytes as they arrived. For each read there are its arrival (s), its
-    lag behind that (s), and how long `body` (or else `data`) was afterwards.
-    `next_number` is the number of the request that the reader sent when the response ended, at
-    `next_sent_s`, except for its last `next_unsent` bytes; -1 if it sent none.
+    Otherwise `data` holds all bytes as they arrived. Each read has its arrival (s), its lag behind
+    that (s), and the length of `body` (otherwise of `data`) after it.
+    When the response ended, the reader sent the request `next_number` at `next_sent_s`, except for
+    its last `next_unsent` bytes; `next_number` is -1 if it sent none.
     """
 
     reason: int
@@ -28,8 +28,9 @@ class Received(NamedTuple):
 
 
 class SendOutcome(NamedTuple):
-    """What became of a scheduled request: sent on the connection of `listener` at `sent_s`, except
-    for its last `unsent` bytes; or not sent, if `listener` is None, because no connection was idle.
+    """The outcome of a scheduled request. It was sent on the connection of `listener` at `sent_s`,
+    except for its last `unsent` bytes. If `listener` is None, no connection was idle, and it was
+    not sent.
     """
 
     listener: "Listener | None"
@@ -47,7 +48,7 @@ class ScheduledRequest(NamedTuple):
 
 
 class Listener(Protocol):
-    """What a reader notifies, from gevent's loop: neither method may wait."""
+    """Receives a reader's notifications in gevent's loop: neither method may wait."""
 
     def on_response(self, received: Received) -> None: ...
 
@@ -57,7 +58,7 @@ class Listener(Protocol):
 
 
 class ReaderStream(Protocol):
-    """One connection that is being read."""
+    """The reading of one connection."""
 
     def prepare(self, before: bytes, after: bytes) -> None:
         """Gives the reader a request, around its number, to send when the response ends."""
@@ -73,9 +74,9 @@ class ReaderStream(Protocol):
 class SocketReader(Protocol):
     """Reads all sockets of a process, stamps each read, and counts.
 
-    `kind` is "c" or "python", `thread_id` the reader's own thread if it has one. `sent` counts
-    requests and `bytes` what was received. No prepared request is sent after `until_s` (a time of
-    `time.perf_counter()`). `unreported` counts scheduled requests whose outcome nobody knows yet.
+    `kind` is "c" or "python"; `thread_id` is the reader's own thread if it has one. `sent` counts
+    requests, `bytes` the received bytes, and `unreported` the scheduled requests without a reported
+    outcome. No prepared request is sent after `until_s` (of `time.perf_counter()`).
     """
 
     kind: str
@@ -92,11 +93,11 @@ class SocketReader(Protocol):
     def unreported(self) -> int: ...
 
     def next_request_number(self) -> int:
-        """Numbers and counts a request that the caller sends now."""
+        """Counts a request that the caller sends now, and returns its number."""
         ...
 
     def count_bytes(self, received: int) -> None:
-        """Counts bytes that someone else has read."""
+        """Counts bytes that the caller has read."""
         ...
 
     def pop_stalls(self) -> list[tuple[float, float]]:
@@ -108,14 +109,14 @@ class SocketReader(Protocol):
     def watch(
         self, connection: socket.socket, listener: Listener, whole_responses: bool
     ) -> ReaderStream:
-        """Reads a non-blocking socket from now on. With `whole_responses` an HTTP/1 response is
-        about to start, and the reader may deliver it when it is complete; else it delivers each
+        """Starts to read a non-blocking socket. With `whole_responses` an HTTP/1 response is about
+        to start, and the reader may deliver it when it is complete; otherwise it delivers each
         read.
         """
         ...
 
     def close(self) -> None:
-        """Stops looking for stalls."""
+        """Stops checking for stalls."""
         ...
 
 
@@ -130,10 +131,10 @@ class ResponseWait(Protocol):
 
 
 class ResponseReader(Protocol):
-    """How a connection sends and reads: blocking, or in gevent's loop, or by a native thread.
+    """Sends and reads for a connection: blocking, in gevent's loop, or with a native thread.
 
-    Only if it `sends_ahead` can requests be sent before someone waits for their response, and no
-    prepared request goes out after `until_s`.
+    With `sends_ahead`, a request can be sent before anyone waits for its response. No prepared
+    request is sent after `until_s`.
     """
 
     sends_ahead: bool
@@ -142,7 +143,7 @@ class ResponseReader(Protocol):
     def until_s(self) -> float: ...
 
     def adopt_socket(self, sock: socket.socket) -> socket.socket:
-        """Returns the socket as this reader uses it."""
+        """Returns the socket in the form that this reader uses."""
         ...
 
     def next_request_number(self) -> int: ...
@@ -152,7 +153,7 @@ class ResponseReader(Protocol):
         ...
 
     def send_now(self, sock: socket.socket, data: bytes) -> int:
-        """Sends what is possible without waiting. Returns the number of bytes."""
+        """Sends as many bytes as possible without waiting. Returns their number."""
         ...
 
     def send_rest(self, sock: socket.socket, data: bytes, deadline: float) -> None: ...

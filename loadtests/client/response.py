@@ -1,5 +1,5 @@
-"""Parses the body of a finished exchange (`http.py`): its events, each with the stamp of the read
-that completed it, and whether it is a whole response.
+"""Parses the body of a finished exchange (`http.py`) into chunks, each with the stamp of the read
+that completed it, and checks whether the response is whole.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from servers.contract.chunks import Chunk, read_chunk
 from servers.contract.token_counts import read_count, read_reasoning_count
 
 EVENTS_AT_ONCE = 32  # events between two pauses; about 2 us each
-RUN_BYTES = 4096  # how far to look for events that are alike
+RUN_BYTES = 4096  # bytes to search for a run of similar events
 PLAIN = re.compile(rb"[ !#-\[\]-~]+")  # text without JSON escapes
 TEXT = re.compile(rb'"(?:text|content|reasoning|reasoning_content)"\s*:\s*"([^"]*)')
 EMPTY = "no token"
@@ -32,10 +32,12 @@ class Template(NamedTuple):
 
 @dataclass(slots=True)
 class ParsedResponse:
-    """The content of a response. `token_s` and `token_text` are the arrival and the text of each
-    chunk that carries tokens, `running_tokens` usage's count up to it where it had one, and
-    `reasoning_chunks` the positions of those that carry reasoning. `error` is a few words, so that
-    equal causes can be counted; `error_detail` the server's own.
+    """The content of a response.
+
+    `token_s` and `token_text` are the arrival and the text of each chunk that carries tokens;
+    `running_tokens` is usage's count up to that chunk, where it had one; `reasoning_chunks` are the
+    positions of chunks that carry only reasoning. `error` is a few words, so equal causes can be
+    counted; `error_detail` is the server's own text.
     """
 
     token_s: list[float] = field(default_factory=list)
@@ -51,13 +53,13 @@ class ParsedResponse:
     error_detail: str | None = None
 
     def fail(self, error: str, detail: str | None = None) -> None:
-        """The first error is the cause."""
+        """Records the first error, which is the cause; later ones are ignored."""
         if self.error is None:
             self.error, self.error_detail = error, detail or None
 
     @property
     def first_visible_s(self) -> float | None:
-        """Arrival of the first chunk whose text is no reasoning."""
+        """Arrival of the first chunk whose text is not reasoning."""
         hidden = set(self.reasoning_chunks)
         return next((at for i, at in enumerate(self.token_s) if i not in hidden), None)
 
@@ -74,18 +76,18 @@ class Cursor:
         return self.arrived[self.read]
 
     def stamp_run(self, ends: list[int]) -> list[float]:
-        """The stamps of events that end at `ends`."""
+        """Returns the stamps of events that end at `ends`."""
         self.stamp(ends[0])
         read, count = self.read, len(ends)
-        if self.lengths[read : read + count] == ends:  # mostly each event has a read of its own
+        if self.lengths[read : read + count] == ends:  # the usual case: one event per read
             self.read = read + count - 1
             return self.arrived[read : read + count]
         return [self.stamp(end) for end in ends]
 
 
 def parse_response(exchange: Exchange, pause: Callable[[], None] = lambda: None) -> ParsedResponse:
-    """Parses a finished exchange, and calls `pause` every few events. A chunk without text (a role,
-    an end) is not a token.
+    """Parses a finished exchange; calls `pause` every few events. A chunk without text (a role, a
+    finish reason) is not a token.
     """
     parsed = ParsedResponse(error=exchange.error)
     status, body = exchange.status, exchange.body
@@ -110,7 +112,7 @@ def parse_response(exchange: Exchange, pause: Callable[[], None] = lambda: None)
 
 
 def _parse_stream(exchange: Exchange, parsed: ParsedResponse, pause: Callable[[], None]) -> bool:
-    """Returns whether [DONE] came."""
+    """Returns whether the stream ended with [DONE] or an error."""
     body, cursor = exchange.body, Cursor(exchange)
     separator = sse.find_separator(body)
     template: Template | None = None
@@ -124,7 +126,7 @@ def _parse_stream(exchange: Exchange, parsed: ParsedResponse, pause: Callable[[]
             and separator
             and (texts := _run_text(template, separator, bytes(body[start : start + RUN_BYTES])))
         ):
-            work += 1 + len(texts) // 4  # each costs about a quarter of another event
+            work += 1 + len(texts) // 4  # a matched event costs about a quarter of a parsed one
             around = len(template.before) + len(template.after) + len(separator)
             lengths = [len(text) + around for text in texts]
             ends = list(itertools.accumulate(lengths, initial=start))[1:]
@@ -157,13 +159,13 @@ def _describe_end(parsed: ParsedResponse) -> str:
 
 
 def _run_text(template: Template, separator: bytes, piece: bytes) -> list[str]:
-    """Returns the texts of the events at the start of `piece` that match the template. Matching all
-    at once costs a fraction of parsing each.
+    """Returns the texts of the events at the start of `piece` that match the template. Matching
+    them together costs a fraction of parsing each.
     """
     before, after, _ = template
     parts = piece.split(after + separator)[:-1]
     texts = [part[len(before) :] for part in parts]
-    # equals the start of `piece` if all match the template
+    # the start of `piece`, if all match the template
     made = before + (after + separator + before).join(texts)
     if not (piece.startswith(made) and all(texts) and PLAIN.fullmatch(b"".join(texts))):
         alike = itertools.takewhile(
@@ -176,10 +178,10 @@ def _run_text(template: Template, separator: bytes, piece: bytes) -> list[str]:
 def _parse_payload(
     payload: bytes, end: int, cursor: Cursor, parsed: ParsedResponse, is_error: bool = False
 ) -> Chunk | None:
-    """Adds what ends at byte `end` of the body. Returns None if it is an error."""
+    """Adds a payload that ends at byte `end` of the body. Returns None if it is an error."""
     try:
         chunk: Chunk = read_chunk(payload)
-    except (ValueError, RecursionError):  # RecursionError: JSON that is nested too deep
+    except (ValueError, RecursionError):  # RecursionError: JSON that is nested too deeply
         words = chunks.describe_body(payload)
         parsed.fail("server error in the stream" if is_error else "not a completion", words)
         return None
@@ -205,7 +207,7 @@ def _parse_payload(
         parsed.token_text.append(chunk.reasoning + chunk.text)
     if chunk.finish_reason:
         parsed.finish_reason = chunks.shorten(str(chunk.finish_reason))
-    # Only what the schema can hold: a server may send anything here.
+    # Keep only values that the schema can hold: a server may send anything here.
     if isinstance(chunk.timings, dict):
         parsed.timings = {
             name: float(ms)
@@ -216,9 +218,9 @@ def _parse_payload(
 
 
 def _template(event: bytes, chunk: Chunk, separator: bytes | None) -> Template | None:
-    """Returns the template of an event that carries nothing but its text, or None if that is not
-    certain. The next event mostly differs only in its text, and is then parsed without decoding
-    its JSON, which is most of the work.
+    """Returns the template of an event that carries nothing but text, or None if that is not
+    certain. The next event usually differs only in its text; the template saves decoding its JSON,
+    which is most of the work.
     """
     event = event.removesuffix(separator) if separator else event
     text = (chunk.text or chunk.reasoning).encode(errors="replace")
@@ -227,8 +229,8 @@ def _template(event: bytes, chunk: Chunk, separator: bytes | None) -> Template |
         return None
     if b"\n" in event or b"\r" in event or b"\\" in event or not PLAIN.fullmatch(text):
         return None
-    # Without escapes, a match is a key and its value. A second key with text might be the one that
-    # counts.
+    # Without escapes, a match is a key and its value. With a second key that has text, it is
+    # uncertain which one counts.
     found = [match for match in TEXT.finditer(event) if match[1]]
     return (
         Template(event[: found[0].start(1)], event[found[0].end(1) :], not chunk.text)

@@ -1,4 +1,4 @@
-"""TCP and TLS sockets: how to connect, and how to read with the kernel's time of arrival.
+"""TCP and TLS sockets: connects, and reads with the kernel's time of arrival.
 
 All times are `time.perf_counter()`, in seconds.
 """
@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 from loadtests.client.limits import CLOCK_TOLERANCE_S, MAX_STAMP_AGE_S, READ_BYTES
 
-# The kernel's time of arrival, Linux only: one value for the option and for its control message
-# (asm-generic/socket.h).
+# Asks for the kernel's time of arrival, on Linux only. The option and its control message share the
+# value (asm-generic/socket.h).
 SO_TIMESTAMPNS = (
     35
     if sys.platform == "linux"
@@ -53,8 +53,8 @@ class Transport:
 
 @functools.lru_cache
 def _resolve(host: str, port: int) -> list[tuple[int, Address]]:
-    """Returns (family, address) pairs. Cached: under gevent a thread resolves names, which costs
-    more than the rest of connecting.
+    """Returns (family, address) pairs. They are cached, because under gevent a thread resolves
+    names, which costs more than the rest of connecting.
     """
     return [
         (family, address)
@@ -78,13 +78,13 @@ def _connect(host: str, port: int, timeout_s: float) -> socket.socket:
 
 
 def is_closed_by_peer(sock: socket.socket) -> bool:
-    """Whether the server has closed its end of a connection on which no response is due. Under TLS
-    that cannot be seen without reading: False.
+    """Whether the server has closed its end of a connection on which no response is due. False
+    under TLS, where only a read could show it.
     """
     if isinstance(sock, ssl.SSLSocket):
         return False
     timeout_s = sock.gettimeout()
-    sock.setblocking(False)  # with a timeout, Python would wait for it whatever the flags
+    sock.setblocking(False)  # with a timeout, Python would wait even with MSG_DONTWAIT
     try:
         return not sock.recv(1, socket.MSG_PEEK)
     except BlockingIOError:
@@ -96,12 +96,12 @@ def is_closed_by_peer(sock: socket.socket) -> bool:
 
 
 def read_stamped(sock: socket.socket) -> tuple[bytes, float, float]:
-    """Reads once. Returns (data, arrival, lag): the arrival by the kernel's stamp where there is
-    one, on our clock; the lag is how much later we saw it, s.
+    """Reads once. Returns (data, arrival, lag): the arrival on our clock, by the kernel's stamp
+    where there is one, and the time from it until we saw the data, s.
 
-    The stamp is of the wall clock. Its age is the difference to the wall clock now, so the offset
-    between the clocks need not be known. If the wall clock was set in between, the age makes no
-    sense, and our own time is taken.
+    The stamp is a time of the wall clock. Its age is the difference to the wall clock now, so the
+    offset between the clocks need not be known. If the wall clock was set in between, the age makes
+    no sense, and our own time is used.
     """
     if SO_TIMESTAMPNS is None or isinstance(sock, ssl.SSLSocket):
         return sock.recv(READ_BYTES), time.perf_counter(), 0.0
@@ -109,7 +109,7 @@ def read_stamped(sock: socket.socket) -> tuple[bytes, float, float]:
     at = time.perf_counter()
     if ancillary:
         wall_ns = time.time_ns()
-        # if we lost the core between the two clocks, read both again
+        # if the process lost its core between the two clocks, read both again
         while time.perf_counter() - at > CLOCK_TOLERANCE_S:
             at = time.perf_counter()
             wall_ns = time.time_ns()

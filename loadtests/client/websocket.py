@@ -1,8 +1,8 @@
-"""WebSocket: encodes requests as messages, and finds where responses end.
+"""WebSocket: encodes requests as messages and finds the ends of responses.
 
-wsproto does the protocol and the handshake without I/O, so a read has its stamp before wsproto sees
-it. An Exchange holds what arrived as an SSE server would have sent it, so that `response.py` and
-its users need not know. `servers/contract/api.py` defines the messages.
+wsproto handles the protocol and the handshake without I/O, so a read is stamped before wsproto sees
+it. An Exchange holds the messages in the form of SSE, so `response.py` and its users need not know
+the difference. `servers/contract/api.py` defines the messages.
 """
 
 import socket
@@ -36,12 +36,12 @@ from loadtests.client.transport import remaining_or_timeout
 from servers.contract.api import SSE_CONTENT_TYPE, status_of_end
 
 FIELD = b"data: "
-# between JSON's tokens all white space means the same, but in SSE these would end the line
+# JSON treats all white space alike, but in SSE these characters would end the line
 TO_SPACES = bytes.maketrans(b"\r\n", b"  ")
 
 
 class WebSocketProtocol:
-    """Implements WireProtocol. One handshake at `path` is for all requests."""
+    """Implements WireProtocol. One handshake at `path` serves all requests."""
 
     whole_responses = False
 
@@ -55,7 +55,7 @@ class WebSocketProtocol:
         self.protocol = WSConnection(ConnectionType.CLIENT)
 
     def start(self, sock: socket.socket, deadline: float) -> None:
-        """Raises ResponseError if the server refuses the upgrade."""
+        """Does the handshake. Raises ResponseError if the server refuses the upgrade."""
         self.protocol = WSConnection(ConnectionType.CLIENT)
         sock.sendall(self.protocol.send(self.upgrade))
         while self.protocol.state is ConnectionState.CONNECTING:
@@ -87,7 +87,7 @@ class WebSocketProtocol:
 
 
 class MessageParser:
-    """Implements Parser: the messages of one response, wherever the reads cut them."""
+    """Implements Parser for the messages of one response. Reads may cut them anywhere."""
 
     def __init__(
         self, exchange: Exchange, protocol: WSConnection, reply: Callable[[bytes], object]
@@ -115,7 +115,7 @@ class MessageParser:
                     self.reply(self.protocol.send(event.response()))
                 elif isinstance(event, CloseConnection):
                     self._handle_close(event)
-        # what arrived before an error has its stamp, too; a read that brought only a ping has none
+        # bytes from before an error have a stamp as well; a read with only a ping has none
         finally:
             if len(body) > before:
                 last_s = exchange.arrived[-1] if exchange.arrived else arrived_s
@@ -128,7 +128,7 @@ class MessageParser:
 
     def _append_message(self, event: Message[Any]) -> None:
         if self.complete:
-            raise ResponseError("a message after the answer's end")
+            raise ResponseError("a message after the end of the response")
         exchange, body = self.exchange, self.exchange.body
         if self.start is None:
             self.start = len(body)
@@ -141,14 +141,14 @@ class MessageParser:
             status = status_of_end(body[self.start + len(FIELD) :].decode(errors="replace"))
             body += b"\n\n"
             self.complete = status is not None
-            # an error that follows other messages is one in the stream
+            # an error after other messages is an error in the stream
             if status is not None and self.start == 0:
                 exchange.status = status
             self.start = None
 
     def _handle_close(self, event: CloseConnection) -> None:
         self.keep = False
-        # wsproto made this event because the server broke the protocol
+        # wsproto created this event because the server broke the protocol
         if self.protocol.state is ConnectionState.OPEN:
             raise ResponseError(f"broken WebSocket frame: {event.reason}")
         self.reply(self.protocol.send(event.response()))

@@ -1,7 +1,7 @@
 """The coordinator's end of Locust's messages, which are calls if there is only one process.
 
-What Locust would do by itself when workers come, go or are late is switched off, or ends the load
-with one sentence.
+When workers come, leave or are late, Locust would rebalance the load. Here that is disabled, or it
+ends the load with one sentence.
 """
 
 import os
@@ -29,7 +29,7 @@ from loadtests.generator.task import LoadTask
 from servers.runtime.limits import START_S
 
 CLOCK_PINGS = 10
-# processes that read the same here mostly share their monotonic clock
+# processes that read the same id mostly share their monotonic clock
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -42,8 +42,8 @@ def read_clock() -> Pong:
 
 
 class MessageChannel:
-    """`environment` is Locust's; `is_master`: whether it runs in Locust's master, or else in its
-    only process.
+    """Connects a coordinator to its workers. `environment` is Locust's; `is_master` tells Locust's
+    master from its only process.
     """
 
     def __init__(self, environment: Any, task: LoadTask, is_master: bool):
@@ -53,7 +53,7 @@ class MessageChannel:
             environment.parsed_options,
             is_master,
         )
-        # Of this load. A client that comes later, or is left from another load, has no part in it.
+        # Ignore clients that connect later or are left over from another load.
         self.clients: list[str | None] = []
         self.replies: dict[str, AsyncResult] = {}
         self.coordinator = Coordinator(task, self.broadcast, self.quit, environment.stats)
@@ -95,8 +95,8 @@ class MessageChannel:
         try:
             if self.is_master and len(self.clients) != self.options.expect_workers:
                 raise RuntimeError(
-                    f"{len(self.clients)} load workers are there, and --load-workers is"
-                    f" {self.options.expect_workers}: end the others"
+                    f"{len(self.clients)} load workers are connected, but --load-workers is"
+                    f" {self.options.expect_workers}: stop the extra ones"
                 )
             for number, client in enumerate(self.clients):
                 assignment = Assignment(self.coordinator.task, number, len(self.clients))
@@ -109,21 +109,21 @@ class MessageChannel:
                 [clock for clock, _pid in compared], {clock.worker: pid for clock, pid in compared}
             )
         except gevent.Timeout:
-            self.coordinator.fail(f"a load worker did not answer within {START_S:g} s")
+            self.coordinator.fail(f"a load worker did not reply within {START_S:g} s")
         except Exception as error:
             self.coordinator.fail(str(error))
 
     def compare_clocks(self, number: int, client: str | None) -> tuple[WorkerClock, int]:
-        """A worker's clock, which it learns as well, and its process id."""
+        """Returns a worker's clock and process id, and sends the worker its clock's offset."""
         estimates = []
         for _ping in range(CLOCK_PINGS):
             before_s = time.perf_counter()
             pong = self.request(Ping(), Pong, client)
             after_s = time.perf_counter()
             estimates.append((after_s - before_s, pong.clock_s - (before_s + after_s) / 2))
-        # the quickest one is the surest (Cristian 1989): off by half of it at most
+        # the quickest round trip is the most exact: the error is at most half of it (Cristian 1989)
         round_trip_s, estimated_s = min(estimates)
-        # Containers of one machine may have a monotonic clock each.
+        # Containers on one machine may have monotonic clocks of their own.
         is_same = (
             pong.machine is not None
             and pong.machine == machine_id()
@@ -138,14 +138,14 @@ class MessageChannel:
             self.coordinator.on_report(WorkerReport.from_data(message.data))
 
     def on_spawning_complete(self, **_: Any) -> None:
-        # Locust would move users from one worker to another when one more connects, or when one is
-        # late with its heartbeat.
+        # Otherwise Locust moves users between workers when another worker connects, or when a
+        # heartbeat is late.
         self.runner._users_dispatcher = None
 
     def on_test_stopping(self, **_: Any) -> None:
         if not self.coordinator.finishing:
             self.coordinator.fail(
-                "the load was stopped on Locust's page, or all load workers were lost"
+                "the load was stopped on Locust's web page, or all load workers were lost"
             )
 
     def on_late_start(self) -> None:
@@ -153,11 +153,11 @@ class MessageChannel:
         if not self.coordinator.clocks and connected < options.expect_workers:
             where = f"{options.master_bind_host}:{options.master_bind_port}"
             remedy = (
-                "its log says why"
+                "see its log"
                 if options.processes
                 else f"run `python -m loadtests.worker {where}` on the other machines"
             )
             self.coordinator.fail(
-                f"{connected} of {options.expect_workers} load workers were there after"
+                f"{connected} of {options.expect_workers} load workers had connected after"
                 f" {options.expect_workers_max_wait} s: {remedy}"
             )

@@ -1,7 +1,7 @@
-"""The coordinator of a load: one for all load workers. It keeps their rows, decides when the window
-opens and when the load ends, and writes load.json for the driver once a second.
+"""The coordinator of a load: it writes the rows of all load workers, opens the window, ends the
+load, and writes load.json for the driver once per second.
 
-It runs in Locust's master, or in its only process, and talks to the workers by messages
+It runs in Locust's master, or in its only process, and exchanges messages with the workers
 (loadtests/generator/messages.py).
 """
 
@@ -41,16 +41,16 @@ from loadtests.generator.task import LoadTask
 from loadtests.workload import arrivals
 from servers.runtime.limits import LOST_AFTER_S, SETTLE_S
 
-HOPELESS_ROWS, HOPELESS_S = 10, 2.0  # so many failures, and nothing else for so long
+HOPELESS_ROWS, HOPELESS_S = 10, 2.0  # end a load after as many failures and seconds, no success
 
 
 class AllRequestsFailed(Exception):
-    """Why all requests of a load failed, so far."""
+    """All requests of a load have failed so far; the message is the reason."""
 
 
 class Coordinator:
-    """`broadcast` reaches all workers, `quit` ends Locust, and `stats` are Locust's. Times are on
-    the rows' clock, in seconds.
+    """Coordinates one load. `broadcast` sends to all workers, `quit` ends Locust, and `stats` are
+    Locust's. Times are on the rows' clock, in seconds.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Coordinator:
         self.task, self.broadcast, self.quit, self.stats = task, broadcast, quit, stats
         self.scenario = task.scenario
         self.folder = Path(task.folder)
-        self.planned = None  # requests of the window, of an open loop
+        self.planned = None  # an open loop's requests in the window
         if not task.is_closed:
             self.planned = len(
                 arrivals.window_arrivals(task.seed, self.scenario, task.rate, task.duration_s)
@@ -71,21 +71,21 @@ class Coordinator:
         self.rows = (self.folder / "requests.jsonl").open("ab", buffering=0)
         self.writer = BackgroundWriter(lambda error: abort_process(self.failed or error))
         self.reports: dict[int, WorkerReport] = {}  # the last counters of each worker
-        # first and last report, for what a worker used meanwhile
+        # first and last report of each worker, for its use of a core in the window
         self.in_window: dict[int, tuple[WorkerReport, WorkerReport]] = {}
         self.stalls: dict[int, list[Stall]] = {}  # of each worker
-        self.reported_s: dict[int, float] = {}  # when the last report came
+        self.reported_s: dict[int, float] = {}  # time of each worker's last report
         self.clocks: Sequence[WorkerClock] = []  # of all workers, once they are ready
         self.began_s = self.now()
         self.collector: steady_state.SeriesCollector | None = None
         self.window: Window | None = None
         self.warmup: WarmUp | None = None
-        self.unsteady: str | None = None  # what keeps the warm-up from ending
-        # workers that Locust forked here: their end is seen at once
+        self.unsteady: str | None = None  # the reason why the warm-up continues
+        # workers that Locust forked here: the coordinator sees their end at once
         self.children: dict[int, psutil.Process] = {}
-        self.finishing = False  # so that workers may end
-        self.failed: str | None = None  # why
-        self.all_failed: str | None = None  # likewise of all requests
+        self.finishing = False  # once true, workers may end
+        self.failed: str | None = None  # the reason why the load failed
+        self.all_failed: str | None = None  # the reason why all requests failed
         self.greenlets: list[gevent.Greenlet] = []
         self.write_status(STARTING)
 
@@ -93,7 +93,7 @@ class Coordinator:
         return time.perf_counter() - self.task.clock_zero_s
 
     def fail(self, reason: str) -> None:
-        """Ends the load at once, with one sentence for run.json. Keeps what was recorded so far."""
+        """Ends the load at once, with one sentence for run.json. Keeps all rows so far."""
         try:
             if self.failed is None:
                 self.failed = reason
@@ -103,8 +103,8 @@ class Coordinator:
             abort_process(self.failed)
 
     def start(self, clocks: Sequence[WorkerClock], pids: dict[int, int]) -> None:
-        """Starts users and arrivals on the workers, which are ready. `pids`: process id of each
-        worker, on its own machine.
+        """Starts users and arrivals on the workers, which are ready. `pids` has each worker's
+        process id on its own machine.
         """
         self.clocks = clocks
         own = {child.pid: child for child in psutil.Process().children()}
@@ -131,16 +131,16 @@ class Coordinator:
             first, _ = self.in_window.get(worker, (totals, totals))
             self.in_window[worker] = (first, totals)
         if report.ended and not self.finishing:
-            self.fail(f"load worker {worker} was ended")
+            self.fail(f"load worker {worker} was stopped")
 
     def _append(self, lines: bytes) -> None:
-        # only a part of it: the disk is full, and no line may follow that part
+        # a partial write means a full disk; no line may follow a broken one
         if self.rows.write(lines) != len(lines):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def run(self, collector: steady_state.SeriesCollector) -> None:
-        """Warm-up, window and drain. A load of which all first requests fail ends early: it would
-        measure nothing, and only flood the server.
+        """Runs warm-up, window and drain. A load whose first requests all fail ends early: it would
+        measure nothing and only flood the server.
         """
         try:
             self._run_load(collector)
@@ -155,7 +155,7 @@ class Coordinator:
         stopped_s = window.end_s + STOPPED_AFTER_S
         self._wait_until(stopped_s)
         drained_s = window.end_s + self.scenario["drain_s"]
-        # A report from before `stopped_s` may know nothing of the last requests.
+        # A report from before `stopped_s` may not include the last requests.
         while self.now() < drained_s and (
             self._total("in_flight")
             or any(report.at_s < stopped_s for report in self.reports.values())
@@ -163,8 +163,8 @@ class Coordinator:
             self._wait_until(self.now() + 0.1)
 
     def _warm_up(self, collector: steady_state.SeriesCollector) -> tuple[bool | None, str]:
-        """Lasts at least warmup_s, then until steady, where the demand does not vary by plan and
-        the scenario allows for more. Returns (steady, why).
+        """Warms up for at least warmup_s. Unless the demand varies by plan or the scenario leaves
+        no time for it, continues until the load is steady. Returns (steady, why).
         """
         least_s = self.began_s + self.scenario["warmup_s"] - ANNOUNCED_BEFORE_S
         last_s = self.began_s + arrivals.longest_warm_up_s(self.scenario) - ANNOUNCED_BEFORE_S
@@ -175,7 +175,7 @@ class Coordinator:
                 if arrivals.varies_by_plan(self.scenario)
                 else "warmup_max_s leaves no time for it"
             )
-            return None, f"not asked: {why}"
+            return None, f"not tested: {why}"
         judge = steady_state.SteadyJudge()
         while True:
             self._wait_until(min(self.now() + 1.0, last_s))
@@ -185,9 +185,9 @@ class Coordinator:
                 return verdict.steady, verdict.why
 
     def _window_s(self, collector: steady_state.SeriesCollector) -> float:
-        """The length of a window that would open now. That of a closed loop whose scenario wants
-        some number of requests follows from how many a second the warm-up has shown; the plan has
-        made that of an open loop long enough.
+        """Returns the length of a window that would open now. If a closed loop's scenario has
+        `requests`, it follows from the rate of responses in the warm-up; for an open loop, the plan
+        has already extended the window.
         """
         wanted = self.scenario.get("requests")
         if not (wanted and self.task.is_closed):
@@ -204,7 +204,7 @@ class Coordinator:
         return self.window
 
     def finish(self, patience_s: float) -> None:
-        """Ends users that still wait, and collects the last rows and Locust's last counts."""
+        """Stops users that still wait, and collects the last rows and Locust's last counts."""
         self.finishing = True
         self.broadcast(Finish())
         end_s = self.now() + patience_s
@@ -215,7 +215,7 @@ class Coordinator:
             gevent.sleep(0.02)
 
     def _wait_until(self, at_s: float) -> None:
-        """Writes load.json and looks for lost workers meanwhile."""
+        """Waits; meanwhile writes load.json and checks for lost workers and failing requests."""
         while (left_s := at_s - self.now()) > 0:
             gevent.sleep(min(left_s, 1.0))
             self.write_status(RUNNING)
@@ -242,7 +242,7 @@ class Coordinator:
         return sum(int(getattr(report, counter)) for report in self.reports.values())
 
     def write_status(self, state: str) -> None:
-        if self.failed not in (None, state):  # nothing follows the reason for a failure
+        if self.failed not in (None, state):  # the reason for a failure is the last status
             return
         stats = self.stats.total
         status = LoadStatus(
@@ -306,5 +306,5 @@ class Coordinator:
 
 
 def share_of(used_s: float, span_s: float) -> float:
-    """Never below 0, which clocks of different kinds could make it."""
+    """Returns the share, never below 0: clocks of different kinds can give a negative time."""
     return round(max(0.0, used_s) / span_s, 5)

@@ -15,7 +15,7 @@ EXIT_ABORTED = 4  # exit code
 
 
 class IoYield:
-    """Lets a greenlet with long work yield to everything that has become readable or due."""
+    """Lets a greenlet with long work yield to all sockets and timers that are ready."""
 
     def __init__(self) -> None:
         # the loop serves it after all others
@@ -23,22 +23,22 @@ class IoYield:
         self.has_reader_thread = socket_reader().thread_id is not None
 
     def yield_to_io(self) -> None:
-        # a reader thread that shares our core, and has something to read, would have to wait until
-        # our time slice is over
+        # a reader thread that shares our core and has data to read would wait for the end of our
+        # time slice
         if self.has_reader_thread:
             os.sched_yield()
         gevent.get_hub().wait(self.last)
 
 
 class FairSemaphore:
-    """Caps how many may proceed at once. Those that wait proceed in the order of their arrival."""
+    """Caps the number of greenlets that proceed at once. Others wait, first come, first served."""
 
     def __init__(self, free: int):
         self.free = free
         self.waiting: deque[Event] = deque()
 
     def acquire(self) -> None:
-        if self.free:  # then nobody waits: `release` hands a slot over without freeing it
+        if self.free:  # then none waits: `release` hands a slot over without freeing it
             self.free -= 1
             return
         handed_over = Event()
@@ -53,8 +53,8 @@ class FairSemaphore:
 
 
 class BackgroundWriter:
-    """Runs writes that may wait for a disk in one thread, in order. After an error it calls
-    `on_error` and runs nothing more.
+    """Runs writes, which may wait for a disk, in order in one thread. After an error it calls
+    `on_error` and runs no more.
     """
 
     def __init__(self, on_error: Callable[[Exception], None]):
@@ -65,7 +65,7 @@ class BackgroundWriter:
         self.idle.set()
 
     def submit(self, write: Callable[[], object]) -> None:
-        """Returns at once."""
+        """Queues a write and returns at once."""
         self.waiting.append(write)
         if self.idle.is_set():
             self.idle.clear()
@@ -84,7 +84,7 @@ class BackgroundWriter:
 
 
 def _run_caught(write: Callable[[], object]) -> Exception | None:
-    """Returns the error: gevent would log the traceback of one raised in its thread."""
+    """Runs a write. Returns an error, because gevent would log the traceback of a raised one."""
     try:
         write()
         return None
@@ -94,9 +94,9 @@ def _run_caught(write: Callable[[], object]) -> Exception | None:
 
 def abort_process(problem: object) -> None:
     """Ends the process at once. A load generator that cannot record (on a full disk, say) must not
-    go on as if it could, and Locust would swallow an exception.
+    continue as if it could, and Locust would swallow an exception.
     """
     try:
         print(f"the load generator gave up: {problem}", file=sys.stderr, flush=True)
-    finally:  # on a full disk, stderr, which is a log, fails as well
+    finally:  # stderr is a log: on a full disk it fails as well
         os._exit(EXIT_ABORTED)

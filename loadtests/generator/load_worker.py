@@ -1,4 +1,4 @@
-"""A load worker: its part of one load, the requests that it makes, and their rows."""
+"""A load worker: its part of one load, its requests, and their rows."""
 
 import gc
 import os
@@ -53,17 +53,19 @@ class WorkerPlan:
             if cap is None
             else FairSemaphore(cap // self.workers + (self.number < cap % self.workers))
         )
-        socket_reader()  # now: where it has to be compiled, no request may wait for that
+        socket_reader()  # made now, because a request must not wait for its compilation
 
     def own_share(self, planned: list[arrivals.Arrival]) -> list[NumberedArrival]:
-        """Every worker computes all arrivals and takes its share, so that together they are the
-        same for any number of workers.
+        """Returns this worker's share of all arrivals. Every worker computes them all, so together
+        they are the same for any number of workers.
         """
         return list(enumerate(planned))[self.number :: self.workers]
 
 
 class LoadWorker:
-    """One load worker that records. Users and arrivals wait for `began_s`."""
+    """One load worker, from its assignment to its last row. Users and arrivals wait for
+    `began_s`.
+    """
 
     def __init__(
         self,
@@ -72,19 +74,19 @@ class LoadWorker:
         send_report: Callable[[WorkerReport], None],
         fire: Callable[..., None],
     ):
-        """`offset_s`: our monotonic clock minus the coordinator's. `fire`: Locust's request
+        """`offset_s` is our monotonic clock minus the coordinator's; `fire` is Locust's request
         event.
         """
         self.plan, self.task, self.scenario = plan, plan.task, plan.task.scenario
         self.users_started = 0
-        self.began_s = AsyncResult()  # on the rows' clock, as all times
+        self.began_s = AsyncResult()  # on the rows' clock, like all times
         self.window_start_s = AsyncResult()
-        gc.collect()  # takes about 50 ms, which the recorder would take for a stall
+        gc.collect()  # it takes about 50 ms, which the recorder would report as a stall
         self.recorder = Recorder(
             self.task, plan.number, self.task.clock_zero_s + offset_s, send_report, fire
         )
-        # thousands of objects of Locust and of the arrivals need not be visited again and again
-        # while tokens wait
+        # keep the collector from visiting thousands of Locust's objects and of arrivals again and
+        # again while tokens wait
         gc.freeze()
         gc.set_threshold(50_000, 20, 100)
 
@@ -96,7 +98,7 @@ class LoadWorker:
         self.window_start_s.set(window.start_s)
 
     def next_user_index(self) -> int:
-        """The number of a user among those of all workers."""
+        """Returns the number of the next user, which is unique among all workers."""
         index = self.users_started * self.plan.workers + self.plan.number
         self.users_started += 1
         return index
@@ -123,7 +125,7 @@ class LoadWorker:
 
     @contextmanager
     def record(self, request: InFlightRequest) -> Iterator[None]:
-        """Ends the request's row, also if this greenlet is killed while it waits for a slot or for
+        """Ends the request's row, even if this greenlet is killed while it waits for a slot or for
         the response.
         """
         try:

@@ -1,4 +1,4 @@
-"""Starts the load generator, Locust with our locustfile, as a child process, and waits for it."""
+"""Starts the load generator (Locust with our locustfile) as a child process, and waits for it."""
 
 import json
 import os
@@ -20,13 +20,13 @@ WEB_HOST = "127.0.0.1"  # Locust's page has buttons and no password
 
 
 class LoadFailed(Exception):
-    """Why there was no load, or not all of it: one sentence, perhaps followed by log lines."""
+    """The load did not run to its end. The message is one sentence, perhaps with log lines."""
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Processes that send the load: `count` here, or with `listen` (address, port) on other
-    machines, which connect to it.
+    """The processes that send the load: `count` processes here, or, with `listen` (address, port),
+    on other machines that connect to it.
     """
 
     count: int = 1
@@ -41,10 +41,10 @@ def start_load(
     cores: Sequence[int] = (),
     web_port: int | None = None,
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """The process is supervised: its whole tree ends with this context. Leaves requests.jsonl,
-    load.json and load.log in the folder.
+    """Starts the load generator and yields its process. The process is supervised: its whole tree
+    ends with this context. Leaves requests.jsonl, load.json and load.log in the folder.
     """
-    # every worker gets the same number of users; surplus ones end at once
+    # Locust gives every worker the same number of users; surplus users stop at once
     users = workers.count * (-(-task.users // workers.count) if task.users else 1)
     command = [
         sys.executable,
@@ -114,7 +114,7 @@ def start_load(
 
 
 def longest_load_s(task: LoadTask, workers: Workers) -> float:
-    """A load that takes longer than this hangs."""
+    """Returns the longest time that a load can take; after it, the load hangs."""
     start_s = limits.REMOTE_START_S if workers.listen else limits.START_S
     return (
         start_s
@@ -126,7 +126,7 @@ def longest_load_s(task: LoadTask, workers: Workers) -> float:
 
 
 def read_status(folder: Path) -> LoadStatus | None:
-    """load.json, or None if there is none yet."""
+    """Reads load.json; None if there is none yet."""
     file = folder / "load.json"
     return LoadStatus.from_json(schema.read_json(file)) if file.exists() else None
 
@@ -137,8 +137,8 @@ def wait_for_load(
     within_s: float,
     watch: Callable[[LoadStatus | None], None] = lambda status: None,
 ) -> LoadStatus:
-    """Returns load.json as it is at the end. Four times a second `watch` gets what it is then.
-    Raises LoadFailed, and what `watch` raises.
+    """Returns the final load.json. Meanwhile `watch` gets the current one four times per second.
+    Raises LoadFailed, and any error of `watch`.
     """
     deadline = time.monotonic() + within_s
     while load.poll() is None:
@@ -148,11 +148,11 @@ def wait_for_load(
             raise LoadFailed("the load generator did not end in time; it was stopped")
     status = read_status(folder)
     if load.returncode or status is None or status.state != ENDED:
-        state = status.state if status else "not begun"
+        state = status.state if status else "not started"
         raise LoadFailed(
             f"the load generator ended with exit code {load.returncode} ({state}); its last"
             f" log lines:\n{launch.log_tail(folder / 'load.log')}"
         )
     if not status.rows:
-        raise LoadFailed("no request was sent: give a longer --duration or a higher --rate")
+        raise LoadFailed("no request was sent: use a longer --duration or a higher --rate")
     return status

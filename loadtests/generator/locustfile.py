@@ -5,10 +5,10 @@
     locust -f loadtests/generator/locustfile.py --worker --master-host ...
         as loadtests/generator/remote_worker.py starts it, on another machine
 
-Each request becomes one row (loadtests/generator/recorder.py) and one of Locust's request events,
-so Locust's statistics, CSV, web UI and distribution work as usual, and its count is compared with
-ours. One process of Locust is both coordinator and load worker; with several load workers, Locust's
-master is the coordinator and sends them messages (loadtests/generator/messages.py).
+Each request becomes one row (loadtests/generator/recorder.py) and one of Locust's request events.
+So Locust's statistics, CSV, web UI and distribution work as usual, and its count is compared with
+ours. A single Locust process is both coordinator and load worker; with several load workers,
+Locust's master is the coordinator and sends them messages (loadtests/generator/messages.py).
 """
 
 import json
@@ -46,14 +46,14 @@ from loadtests.generator.task import LoadTask
 from loadtests.workload import arrivals, prompts
 from servers.runtime.limits import LOST_AFTER_S
 
-# an open loop makes a request before anything else if it is due so soon
+# an open loop prepares a request that is due this soon before any other work
 URGENT_S = 0.02
-LEAST_PAUSE_S, MOST_PAUSE_S = 0.005, 1.0  # of a user whose request has failed
+LEAST_PAUSE_S, MOST_PAUSE_S = 0.005, 1.0  # of a user after a failed request
 
 
 class ClosedLoop(User):
-    """Sends a request, waits for the response, thinks, and sends the next: the load falls when the
-    server is slow. With `turns` it holds conversations.
+    """One user: sends a request, waits for the response, thinks, and sends the next. The load falls
+    when the server is slow. With `turns` the user holds conversations.
     """
 
     def __init__(self, environment: Environment):
@@ -62,27 +62,27 @@ class ClosedLoop(User):
         self.recorder, scenario = self.worker.recorder, self.worker.scenario
         self.index = self.worker.next_user_index()
         self.first_turn = self.turn = 0
-        self.free_s = 0.0  # since when this user could send
+        self.free_s = 0.0  # the time from which this user could send
         self.think_s: float = scenario.get("think_s", 0.0)
         self.converses = "turns" in scenario
         self.sends_at_once = not self.think_s and not self.converses
         self.connection = self.worker.connect()
         self.connection.on_next_sent = self.on_sent_ahead
-        self.failures = 0  # one after the other
-        self.prepared: gevent.Greenlet | None = None  # makes the next request
-        self.next_request: PreparedRequest | None = None  # which the connection sends by itself
-        self.sent_ahead: InFlightRequest | None = None  # it has done so
+        self.failures = 0  # in a row
+        self.prepared: gevent.Greenlet | None = None  # prepares the next request
+        self.next_request: PreparedRequest | None = None  # the connection sends it by itself
+        self.sent_ahead: InFlightRequest | None = None  # the connection has sent it
 
     @task
     def run_user(self) -> None:
         worker, recorder, users = self.worker, self.recorder, self.worker.task.users
         if users and self.index >= users:
-            # Locust was given a number of users of which every worker gets an equal share
+            # Locust gives every worker the same number of users; this one is surplus
             raise StopUser
         self.prepared = gevent.spawn(worker.prepare_request, self.index, 0)
         began_s = worker.began_s.get()
-        # one after the other through the first half of the warm-up: users that start together
-        # would stay together
+        # users start one after the other in the first half of the warm-up: if they started
+        # together, they would stay together
         if users:
             warmup_s = worker.scenario["warmup_s"]
             gevent.sleep(began_s + warmup_s / 2 * self.index / users - recorder.now())
@@ -98,7 +98,7 @@ class ClosedLoop(User):
         raise StopUser
 
     def on_sent_ahead(self, number: int, done_s: float) -> None:
-        """The connection has sent `next_request` the moment the response before it ended."""
+        """Opens the row of `next_request`, which the connection sent when its response ended."""
         assert self.next_request is not None
         self.sent_ahead = self.recorder.begin(
             self.index,
@@ -109,8 +109,8 @@ class ClosedLoop(User):
         )
 
     def prepare_next(self) -> PreparedRequest:
-        """Without think time the next request goes out the moment the response ends, so build it
-        beforehand: a cold cache costs microseconds.
+        """Prepares the next request. Without think time it goes out the moment the response ends,
+        so it is built beforehand: a cold cache costs microseconds.
         """
         prepared = self.worker.prepare_request(self.index, self.turn)
         self.next_request = prepared
@@ -130,7 +130,7 @@ class ClosedLoop(User):
             )
         self.turn += 1
         if not self.converses:
-            self.prepared = gevent.spawn(self.prepare_next)  # while this one waits for its response
+            self.prepared = gevent.spawn(self.prepare_next)  # runs during the wait for the response
         with self.worker.record(request):
             self.worker.post(self.connection, request, prepared)
         self.free_s = request.exchange.done_s - self.recorder.zero_s + self.think_s
@@ -139,8 +139,9 @@ class ClosedLoop(User):
             self.prepared = gevent.spawn(self.prepare_next_turn, prepared.prompt, request)
 
     def pause_after_failure(self, exchange: http.Exchange) -> None:
-        """A server that fails at once must not turn the loop into a flood: after each failure the
-        user waits twice as long, and as long as the server asks for, if that is to be respected.
+        """Pauses after a failure, so a server that fails at once does not turn the loop into a
+        flood. Each failure in a row doubles the pause; Retry-After extends it if the load respects
+        it.
         """
         status = exchange.status
         if exchange.error is None and status is not None and 200 <= status < 300:
@@ -156,7 +157,9 @@ class ClosedLoop(User):
     def prepare_next_turn(
         self, prompt: prompts.Prompt, request: InFlightRequest
     ) -> PreparedRequest:
-        """The next turn of the conversation, which is sent whole, or the first turn of another."""
+        """Prepares the next turn of the conversation, with its history, or the first turn of a new
+        one.
+        """
         worker = self.worker
         response_text = request.response_text.get()
         turns = prompts.conversation_turns(
@@ -177,9 +180,9 @@ class ClosedLoop(User):
 
 
 class OpenLoop(User):
-    """One user on each worker that sends at the scheduled times, whatever has become of the
-    requests before: the load does not yield. With `max_in_flight` a request waits for a slot, and
-    that counts as waiting, too.
+    """The one user of a worker that sends at the scheduled times, whether or not earlier requests
+    have ended: the load does not yield. With `max_in_flight` a request waits for a slot, and its
+    latency includes that wait.
     """
 
     def __init__(self, environment: Environment):
@@ -210,7 +213,7 @@ class OpenLoop(User):
     def send_arrivals(
         self, user: int, planned: list[NumberedArrival], start_s: float, until_s: AsyncResult | None
     ) -> None:
-        """Sends what is planned after `start_s`; if `until_s` is given, only before that time."""
+        """Sends the planned arrivals, timed from `start_s`, up to `until_s` if it is given."""
         recorder = self.recorder
         for number, arrival in planned:
             scheduled_s = start_s + arrival.at_s
@@ -219,8 +222,8 @@ class OpenLoop(User):
             prepared = self.worker.prepare_request(user, number, arrival)
             if (early_s := scheduled_s - KNOWN_BEFORE_S - recorder.now()) > 0:
                 gevent.sleep(early_s) if until_s is None else until_s.wait(early_s)
-            # The window's first arrivals must not wait behind the warm-up's next one, which may be
-            # after them.
+            # The window's first arrivals must not wait for the warm-up's next one, which may be
+            # later.
             if until_s is not None and until_s.ready() and scheduled_s >= until_s.get():
                 break
             self.pacer.send(
@@ -238,8 +241,8 @@ class OpenLoop(User):
         connection: Connection | None,
         number: int | None,
     ) -> None:
-        """Waits for the response in a greenlet. `connection`, `number`: None if nothing was sent
-        yet.
+        """Waits for the response in a greenlet. `connection` and `number` are None if the request
+        has not been sent.
         """
         request = self.recorder.begin(None, scheduled_s, prepared.prompt, prepared.exchange, number)
         greenlet = gevent.spawn(self.await_response, request, prepared, connection)
@@ -257,12 +260,12 @@ class OpenLoop(User):
             connection = connection or self.pacer.acquire_idle() or self.worker.connect()
             self.worker.post(connection, request, prepared)
         self.pacer.return_idle(connection)
-        if self.slots is not None:  # not if this greenlet was killed: then no other may go on
+        if self.slots is not None:  # a killed greenlet keeps its slot: no other may proceed
             self.slots.release()
 
 
 class LoadProcess:
-    """What this process of Locust does for the load: it coordinates, sends, or both."""
+    """The part of this Locust process in the load: it coordinates, sends, or does both."""
 
     def __init__(self, environment: Environment):
         self.environment, self.runner = environment, environment.runner
@@ -308,11 +311,11 @@ class LoadProcess:
         )
 
     def finish_worker(self) -> None:
-        """Ends users that still wait for a response; then the last rows can be written."""
+        """Stops users that still wait for a response; then writes the last rows."""
         self.stop_users()
         self.close_worker()
         if isinstance(self.runner, WorkerRunner):
-            # now, so that the coordinator need not hope that Locust's last ones come in time
+            # send them now, because Locust's own last statistics may reach the coordinator too late
             self.runner._send_stats()
 
     def stop_users(self) -> None:
@@ -321,7 +324,7 @@ class LoadProcess:
         self.runner.stop()
 
     def on_quitting(self, **_: Any) -> None:
-        """Normally no user runs any more; after SIGTERM none is waited for."""
+        """Ends the process's part. Normally no user still runs; after SIGTERM it waits for none."""
         self.environment.stop_timeout = 0
         if isinstance(self.runner, WorkerRunner):
             self.stop_users()
@@ -337,7 +340,7 @@ class LoadProcess:
             self.coordinator.close()
 
     def close_worker(self) -> None:
-        if self.worker is not None:  # else it has recorded nothing
+        if self.worker is not None:  # otherwise it has recorded nothing
             self.worker.close()
 
 
@@ -355,14 +358,14 @@ def on_init(environment: Environment, **_: Any) -> None:
     process = LoadProcess(environment)
     environment.load_process = process  # type: ignore[attr-defined]
     if isinstance(environment.runner, WorkerRunner):
-        # a coordinator that was killed must not leave a load behind for a minute
+        # after a coordinator was killed, its load must not continue for a minute
         runners.MASTER_HEARTBEAT_TIMEOUT = LOST_AFTER_S
-    # Not before now: Locust calls what was added last first, and its own listener, which was added
-    # just before, disconnects.
+    # Add these only now: Locust calls the last listener first, and its own, added just before,
+    # disconnects.
     environment.events.quitting.add_listener(process.on_quitting)
     environment.events.quit.add_listener(process.on_quit)
 
 
 @events.user_error.add_listener
 def on_user_error(exception: Exception, **_: Any) -> None:
-    abort_process(repr(exception))  # Locust would go on, with one user less
+    abort_process(repr(exception))  # otherwise Locust continues with one user fewer

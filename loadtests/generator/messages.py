@@ -5,12 +5,12 @@
     Ping                    Pong
     ClockOffset
     Start
-                            WorkerReport, five times a second
+                            WorkerReport, five times per second
     Window
     Finish
 
-Locust carries them as dictionaries: over the network, or by a call where coordinator and worker
-are one process. The module also has the times at the window's edges on which both ends must agree.
+Locust transports them as dictionaries: over the network, or by a call where coordinator and worker
+are one process. The module also defines the times at the window's edges that both ends share.
 """
 
 from collections.abc import Callable
@@ -23,14 +23,14 @@ from loadtests.schema import JsonObject
 Latency = tuple[float, float, float | None]  # done_s, ttft_s, tpot_s of a response
 Stall = tuple[float, float]  # start_s, end_s
 
-# A worker must know of the window before it decides about the last request of the warm-up.
-ANNOUNCED_BEFORE_S = 0.3  # the coordinator announces the window so long before it opens
-KNOWN_BEFORE_S = 0.1  # an open loop decides so long before a request is due whether to send it
-# Workers send a little longer than the window lasts, so that it closes under load, and the
-# coordinator waits until all have stopped.
+# A worker must know the window before it decides about the last request of the warm-up.
+ANNOUNCED_BEFORE_S = 0.3  # from the coordinator's announcement of the window to its opening
+KNOWN_BEFORE_S = 0.1  # from an open loop's decision to send a request to its scheduled time
+# Workers send a little longer than the window lasts, so it closes under load, and the coordinator
+# waits until all have stopped.
 SENT_AFTER_S = 0.1
 STOPPED_AFTER_S = 0.2
-MESSAGE_S = 0.05  # what a message may take
+MESSAGE_S = 0.05  # longest time that a message may take
 assert KNOWN_BEFORE_S + MESSAGE_S <= ANNOUNCED_BEFORE_S
 assert SENT_AFTER_S + MESSAGE_S <= STOPPED_AFTER_S
 
@@ -49,7 +49,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Assignment(Message):
-    """The load, and which of the `workers` processes that send it this one is, from 0."""
+    """The load, and this worker's `number` among the `workers` that send it, from 0."""
 
     kind: ClassVar[str] = "task"
     task: LoadTask
@@ -66,7 +66,7 @@ class Assignment(Message):
 
 @dataclass(frozen=True)
 class Ready(Message):
-    """The worker has computed its arrivals, or `problem` says why it could not."""
+    """The worker has computed its arrivals, or could not: `problem` is the reason."""
 
     kind: ClassVar[str] = "ready"
     problem: str | None
@@ -79,7 +79,7 @@ class Ping(Message):
 
 @dataclass(frozen=True)
 class Pong(Message):
-    """The worker's `time.perf_counter()`, the machine that it runs on, and its process id there."""
+    """The worker's `time.perf_counter()`, its machine, and its process id there."""
 
     kind: ClassVar[str] = "pong"
     clock_s: float
@@ -97,7 +97,7 @@ class ClockOffset(Message):
 
 @dataclass(frozen=True)
 class Start(Message):
-    """When users and arrivals start, on the rows' clock."""
+    """The time at which users and arrivals start, on the rows' clock."""
 
     kind: ClassVar[str] = "begin"
     began_s: float
@@ -105,7 +105,7 @@ class Start(Message):
 
 @dataclass(frozen=True)
 class Window(Message):
-    """The measured part of the load, on the rows' clock. It is sent before it opens."""
+    """The measured part of the load, on the rows' clock. It is announced before it opens."""
 
     kind: ClassVar[str] = "window"
     start_s: float
@@ -114,8 +114,8 @@ class Window(Message):
 
 @dataclass(frozen=True)
 class WorkerReport(Message):
-    """What a worker has done. Counters count from the load's start; lists and lines are new since
-    the last report.
+    """A worker's progress. Counters count from the load's start; lists and lines are new since the
+    last report.
     """
 
     kind: ClassVar[str] = "report"
@@ -124,27 +124,27 @@ class WorkerReport(Message):
     sent: int
     rows: int
     failed: int  # of the rows
-    failure: str | None  # why the last of them did
+    failure: str | None  # the error of the last failed row
     tokens: int
     cut_off: int  # requests without a response when the drain ended
     in_flight: int
     received_bytes: int  # of response bodies
     reader: str  # c or python
     cpu_s: float
-    waited_s: float | None  # in which the process waited for a core; None where nothing tells
+    waited_s: float | None  # time the process waited for a core; None where it is not counted
     ended: bool  # this is the last report
     latencies: list[Latency]
     lines: bytes  # for requests.jsonl
     stalls: list[Stall]
 
     def without_news(self) -> Self:
-        """The counters alone, to be kept."""
+        """Returns only the counters."""
         return replace(self, latencies=[], lines=b"", stalls=[])
 
 
 @dataclass(frozen=True)
 class Finish(Message):
-    """Users that still wait are ended, and the last rows reported."""
+    """Workers stop the users that still wait, and report the last rows."""
 
     kind: ClassVar[str] = "finish"
 
@@ -153,7 +153,7 @@ MessageT = TypeVar("MessageT", bound=Message)
 
 
 def send(runner: Any, message: Message, client: str | None = None) -> None:
-    """`runner`: Locust's. `client`: the id of one worker, from the coordinator."""
+    """Sends a message through Locust's runner. The coordinator gives a worker's id as `client`."""
     runner.send_message(message.kind, message.to_data(), client)
 
 

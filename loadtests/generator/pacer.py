@@ -1,8 +1,9 @@
-"""Sends the requests of an open loop at their scheduled times, whatever has become of earlier ones.
+"""Sends the requests of an open loop at their scheduled times, whether or not earlier ones have
+ended.
 
-`make_pacer` chooses one of two pacers. For plain HTTP, `NativePacer` has the native reader send
-them, which waits neither for the interpreter nor for its lock. `GeventPacer` sends them from
-gevent's loop, which has much else to do; it wakes a little early and spins until the time has come.
+`make_pacer` chooses one of two pacers. For plain HTTP, `NativePacer` sends through the native
+reader, which waits neither for the interpreter nor for its lock. `GeventPacer` sends from gevent's
+loop, which has much other work; it wakes a little early and spins until the request is due.
 """
 
 import ctypes
@@ -26,7 +27,7 @@ from loadtests.client.reader_types import ScheduledRequest, SendOutcome
 from loadtests.generator.gevent_tools import abort_process
 
 AHEAD = 16  # requests that are encoded in advance
-ENCODE_S = 0.0005  # so long before the next send there is still time to encode another request
+ENCODE_S = 0.0005  # time before the next send in which another request can still be encoded
 
 # Receives the connection on which a request was sent, and its number; None and None if it was not.
 OnSent = Callable[[Connection | None, int | None], None]
@@ -36,18 +37,18 @@ class Pacer(Protocol):
     def send(
         self, at_s: float, path: str, body: bytes, exchange: Exchange, on_sent: OnSent
     ) -> None:
-        """Sends at `at_s` (of `time.perf_counter()`; must not decrease). Returns when it is time
-        to prepare the next request. The loop calls `on_sent`, which must not wait. If no connection
+        """Sends at `at_s` (of `time.perf_counter()`; must not decrease). Returns when it is time to
+        prepare the next request. The loop calls `on_sent`, which must not wait. If no connection
         was idle, `on_sent` receives None, and the caller sends the request.
         """
         ...
 
     def return_idle(self, connection: Connection) -> None:
-        """Gives back a connection. The one that was used last is used first."""
+        """Returns a connection to the pacer. The most recently used one is used next."""
         ...
 
     def acquire_idle(self) -> Connection | None:
-        """Takes an idle connection, for a request that was not sent."""
+        """Takes an idle connection for a request that the pacer has not sent."""
         ...
 
     def join(self) -> None:
@@ -60,8 +61,8 @@ class Pacer(Protocol):
 
 
 def make_pacer(like: Connection, prefix: str, ahead: bool = True) -> Pacer:
-    """`like` is a connection like those on which requests are sent, `prefix` starts their
-    X-Request-Id. Without `ahead` the pacer sends none: `on_sent` always receives None.
+    """Returns the pacer for connections like `like`; `prefix` starts each X-Request-Id. Without
+    `ahead` the pacer only keeps time: `on_sent` always receives None.
     """
     reader = socket_reader()
     native = like.protocol.whole_responses and like.reader.sends_ahead
@@ -129,8 +130,8 @@ class WaitingRequest(NamedTuple):
 class GeventPacer:
     def __init__(self, like: Connection, prefix: str, ahead: bool):
         self.like, self.prefix, self.ahead = like, prefix, ahead
-        # Not opened in advance: a synchronous worker would accept an idle one and wait for it while
-        # others queue.
+        # Connections are not opened in advance: a synchronous worker would accept an idle one and
+        # wait for it while others queue.
         self.idle: list[Connection] = []
         self.waiting: deque[WaitingRequest] = deque()
         self.unreported: list[tuple[OnSent, Connection | None, int | None]] = []
@@ -160,7 +161,7 @@ class GeventPacer:
                 self._report_sent()
                 self.added.clear()
                 self.added.wait()
-            # Requests that are due together do not wait for the work that follows each send.
+            # Requests that are due together must not wait for the work after each send.
             if len(self.unreported) == AHEAD or time.perf_counter() < self.waiting[0].at_s:
                 self._report_sent()
             self.timer.sleep_until(self.waiting[0].at_s)
@@ -195,9 +196,8 @@ class GeventPacer:
 
 
 class PreciseTimer:
-    """Wakes one greenlet at an exact time. gevent's own timers, the fallback where there is no
-    timerfd (outside Linux), are rounded up to the milliseconds of epoll's timeout; a timerfd is a
-    descriptor like any other.
+    """Wakes one greenlet at an exact time, by a timerfd. Outside Linux it falls back to gevent's
+    timers, which are rounded up to whole milliseconds.
     """
 
     def __init__(self) -> None:
@@ -209,7 +209,7 @@ class PreciseTimer:
             )
 
     def sleep_until(self, at_s: float) -> None:
-        """Returns at once if that time, of `time.perf_counter()`, has passed; never too early."""
+        """Sleeps until `at_s` (of `time.perf_counter()`), never shorter."""
         wake_s = at_s - WAKE_EARLY_S
         if wake_s > time.perf_counter():
             self._sleep_until(wake_s)

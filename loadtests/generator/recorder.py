@@ -1,7 +1,7 @@
 """The recorder of one load worker: turns finished exchanges into rows and reports them to the
-coordinator five times a second.
+coordinator five times per second.
 
-A greenlet of its own parses and checks each response after it has ended, never in the timed path.
+A separate greenlet parses and checks each response after its end, never in the timed path.
 """
 
 import math
@@ -26,7 +26,7 @@ from loadtests.workload import prompts
 from servers.contract import oracle, token_counts
 from servers.runtime.schedstat import read_thread_times
 
-CUT_OFF = "cut off: unanswered when the drain ended"
+CUT_OFF = "cut off: incomplete when the drain ended"
 REPORT_S = steady_state.SLICE_S
 
 
@@ -38,15 +38,16 @@ class InFlightRequest:
     user: int | None
     scheduled_s: float
     prompt: prompts.Prompt
-    slot_s: float | None = None  # when the cap on concurrency let it go
+    slot_s: float | None = None  # time at which it got a slot under the cap on concurrency
     exchange: http.Exchange = field(default_factory=http.Exchange)
-    response_text: AsyncResult = field(default_factory=AsyncResult)  # None if it failed
+    response_text: AsyncResult = field(default_factory=AsyncResult)  # None if the request failed
 
 
 def runqueue_wait_s(reader: int | None) -> float | None:
-    """How long this process, ready to run, has waited for a core so far, in seconds; None where the
-    kernel does not count it. `reader`: the native id of the thread that reads streams, if there is
-    one. While it runs, the main thread waits without lacking a core, so that time is subtracted.
+    """Returns the seconds for which this process was ready to run but waited for a core; None where
+    the kernel does not count them. `reader` is the native id of the reader's thread, if there is
+    one. While that thread runs, the main thread waits without lacking a core, so its running time
+    is subtracted.
     """
     main = read_thread_times(os.getpid())
     if main is None:
@@ -64,10 +65,12 @@ def make_row(
     request: InFlightRequest,
     parsed: response.ParsedResponse,
 ) -> JsonObject:
-    """The row of a request that has ended, with REQUEST_FIELDS; `zero_s` as the recorder's."""
+    """Makes the row, with REQUEST_FIELDS, of a request that has ended; `zero_s` is the
+    recorder's.
+    """
     exchange, text = request.exchange, "".join(parsed.token_text)
     units = [1] * len(parsed.token_text)
-    # several tokens in a chunk, or spoiled text
+    # several tokens in a chunk, or damaged text
     if task.planted and oracle.count_tokens(text) != len(units):
         units = [oracle.count_tokens(chunk) for chunk in parsed.token_text]
     counts = token_counts.count_tokens(
@@ -81,7 +84,7 @@ def make_row(
     verdict = "unchecked"
     if task.planted and parsed.error is None:
         verdict = "exact" if is_exact(task, text, request.prompt, parsed) else "wrong"
-    # not rounded here: that would cost as much as all the rest
+    # not rounded: that would cost as much as the rest of the row
     token_s = [at - zero_s for at in parsed.token_s]
     done_s, lags = exchange.done_s - zero_s, exchange.lags
     visible_s = parsed.first_visible_s
@@ -123,8 +126,8 @@ def make_row(
 def is_exact(
     task: LoadTask, text: str, prompt: prompts.Prompt, parsed: response.ParsedResponse
 ) -> bool:
-    """Whether the known-answer model generated this text. It may end early only where the server
-    was not asked to ignore the end of text.
+    """Whether the known-answer model generated this text. It may end early only if the request did
+    not set ignore_eos.
     """
     expected = oracle.continuation(prompt.text, prompt.max_tokens)
     ended = parsed.finish_reason == "stop" and "ignore_eos" in task.dialect.omitted
@@ -132,8 +135,9 @@ def is_exact(
 
 
 class Recorder:
-    """`zero_s` is zero of the rows' clock on this machine's `time.perf_counter()`. `send_report`
-    gets the worker's counters and its new rows; `fire` is Locust's request event.
+    """Records the requests of one worker. `zero_s` is zero of the rows' clock on this machine's
+    `time.perf_counter()`. `send_report` sends the worker's counters and new rows; `fire` is
+    Locust's request event.
     """
 
     def __init__(
@@ -165,15 +169,15 @@ class Recorder:
         return time.perf_counter() - self.zero_s
 
     def send_until(self, until_s: float) -> None:
-        """Sets when the last request may be sent, once the coordinator has announced the window."""
+        """Sets the time after which no request may be sent, once the window is announced."""
         self.streams.until_s = until_s + self.zero_s
 
     def is_over(self) -> bool:
-        """Whether no further request may be sent."""
+        """Whether no more requests may be sent."""
         return time.perf_counter() > self.streams.until_s
 
     def seconds_left(self) -> float:
-        """Until no further request may be sent."""
+        """Returns the seconds in which requests may still be sent."""
         return self.streams.until_s - time.perf_counter()
 
     def begin(
@@ -184,7 +188,7 @@ class Recorder:
         exchange: http.Exchange | None = None,
         number: int | None = None,
     ) -> InFlightRequest:
-        """Opens a row. `exchange` and `number`: of a request that has been sent already."""
+        """Opens a row. `exchange` and `number` belong to a request that was already sent."""
         request = InFlightRequest(
             self.streams.next_request_number() if number is None else number,
             user,
@@ -197,7 +201,7 @@ class Recorder:
         return request
 
     def end(self, request: InFlightRequest) -> None:
-        """Takes a request whose exchange has ended. Its row follows when nothing is more urgent."""
+        """Takes a request whose exchange has ended. Its row is written when no I/O is waiting."""
         del self.in_flight[request.number]
         self.finished.append(request)
         self.wake.set()
@@ -210,7 +214,7 @@ class Recorder:
             while self.finished:
                 io_yield.yield_to_io()
                 self.write(self.finished[0], io_yield.yield_to_io)
-                # not before: if this greenlet is killed in a pause, close() still finds the request
+                # removed only now: if this greenlet is killed in a pause, close() still finds it
                 self.finished.popleft()
 
     def report_forever(self) -> None:
@@ -246,7 +250,7 @@ class Recorder:
         )
 
     def write(self, request: InFlightRequest, pause: Callable[[], None] = lambda: None) -> None:
-        """Parses and checks the response, and writes the row. Calls `pause` now and then."""
+        """Parses and checks the response, and writes the row. Calls `pause` every few events."""
         parsed = response.parse_response(request.exchange, pause)
         row = make_row(self.task, self.worker, self.zero_s, request, parsed)
         token_s, token_n, done_s = row["token_s"], row["token_n"], row["done_s"]
@@ -269,7 +273,7 @@ class Recorder:
             )
         text = "".join(parsed.token_text)
         request.response_text.set(text if parsed.error is None else None)
-        failure = parsed.error or ("wrong answer" if row["answer"] == "wrong" else None)
+        failure = parsed.error or ("wrong response" if row["answer"] == "wrong" else None)
         self.fire(
             request_type="POST",
             name=self.task.scenario_name,
@@ -280,7 +284,7 @@ class Recorder:
         )
 
     def close(self) -> None:
-        """Writes and reports the last rows. Users must have ended. A second call does nothing."""
+        """Writes and reports the last rows. Users must have stopped. A second call does nothing."""
         if self.ended:
             return
         self.ended = True

@@ -2,10 +2,10 @@
 
     python -m loadtests.worker 10.0.0.5:5557
 
-It serves one case after the other and waits between them. It ends with Ctrl-C, or when no
-coordinator has been there for --patience seconds. It needs the same version of Serveoff, with the
-packages locust, gevent, pydantic, psutil and orjson; SERVEOFF_API_KEY, if the server wants one; and
-recorded traces at the same paths. It needs no model.
+It runs one case after the other and waits between them. It ends on Ctrl-C, or after --patience
+seconds without a coordinator. It needs the same version of Serveoff with the packages locust,
+gevent, pydantic, psutil and orjson; SERVEOFF_API_KEY, if the server requires a key; and recorded
+traces at the same paths. It needs no model.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import NoReturn
 from servers.runtime import launch, limits
 
 RETRY_S = 0.5
-GONE_WITHIN_S = 5.0  # a coordinator ends so long after its workers
+GONE_WITHIN_S = 5.0  # a coordinator ends at most this long after its workers
 EXIT_CODES = """\
 exit codes:
   0    served at least one case, or Ctrl-C
@@ -29,21 +29,21 @@ exit codes:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    # one sentence: argparse would print the whole usage before it
+    # print one sentence: argparse would print the whole usage before it
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (see --help)\n")
 
 
 def parse_port(text: str) -> int:
-    """Raises argparse.ArgumentTypeError."""
+    """Parses a port. Raises argparse.ArgumentTypeError."""
     if not re.fullmatch(r"\d{1,5}", text) or not 0 < int(text) < 65536:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 1 to 65535")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to 65535")
     return int(text)
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Parses "10.0.0.5:5557". Raises argparse.ArgumentTypeError, for 0.0.0.0 as well: other
-    machines cannot connect to it.
+    """Parses "10.0.0.5:5557". Raises argparse.ArgumentTypeError, for 0.0.0.0 as well, to which
+    other machines cannot connect.
     """
     host, _, number = text.rpartition(":")
     if not re.fullmatch(r"[\w.-]+", host) or host == "0.0.0.0":
@@ -66,7 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("conductor", type=parse_address, help="ADDRESS:PORT that --listen named")
+    parser.add_argument("coordinator", type=parse_address, help="the ADDRESS:PORT of --listen")
     parser.add_argument(
         "--patience",
         type=float,
@@ -78,7 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     options = make_parser().parse_args()
-    host, port = options.conductor
+    host, port = options.coordinator
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     command = [
         sys.executable,
@@ -113,14 +113,14 @@ def main() -> int:
                     print(launch.log_tail(log), file=sys.stderr, flush=True)
                 last_s, cases = time.monotonic(), cases + 1
                 while is_reachable(host, port) and time.monotonic() < last_s + GONE_WITHIN_S:
-                    # else the next worker would connect to a coordinator that is about to end
+                    # otherwise the next worker would connect to a coordinator that is about to end
                     time.sleep(0.1)
     except KeyboardInterrupt:
         return 0
     if not cases:
         print(
-            f"error: no conductor at {host}:{port} for {options.patience:g} s: start `nox -s bench"
-            f" -- --listen {host}:{port} ...` there",
+            f"error: no coordinator at {host}:{port} within {options.patience:g} s: start `nox -s"
+            f" bench -- --listen {host}:{port} ...` there",
             file=sys.stderr,
         )
         return 2

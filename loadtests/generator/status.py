@@ -1,4 +1,6 @@
-"""load.json: how a load goes, for the driver that started it. Written about once a second."""
+"""load.json: the progress of a load, for the driver that started it. The coordinator writes it
+about once per second.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -7,14 +9,14 @@ from typing import Self
 from loadtests.generator.messages import Stall, Window
 from loadtests.schema import JsonObject
 
-# values of LoadStatus.state beside the sentence that says why a load failed
+# values of LoadStatus.state; any other value is the reason why the load failed
 STARTING, RUNNING, ENDED = "starting", "running", "ended"
 
 
 @dataclass(frozen=True)
 class WarmUp:
-    """How long the warm-up took, whether the load was steady at its end (None: not tested), and one
-    sentence about that.
+    """The warm-up's length, whether the load was steady at its end (None: not tested), and the
+    reason in one sentence.
     """
 
     took_s: float
@@ -24,7 +26,7 @@ class WarmUp:
 
 @dataclass(frozen=True)
 class WorkerClock:
-    """A load worker's clock minus the coordinator's: what is used, and what was estimated from the
+    """A load worker's clock minus the coordinator's: the offset in use, and the estimate from the
     quickest round trip.
     """
 
@@ -36,7 +38,9 @@ class WorkerClock:
 
 @dataclass(frozen=True)
 class WorkerStatus(WorkerClock):
-    """One of run.json's load_workers. Shares are of the window, None without two reports in it."""
+    """An entry of run.json's load_workers. Shares are of the window; None without two reports in
+    it.
+    """
 
     rows: int
     reader: str | None
@@ -49,12 +53,12 @@ class WorkerStatus(WorkerClock):
 class LoadStatus:
     """Times are on the rows' clock, in seconds. Counters are sums over the load workers."""
 
-    state: str  # STARTING, RUNNING, ENDED, or why the load failed
+    state: str  # STARTING, RUNNING, ENDED, or the reason why the load failed
     now_s: float
     began_s: float
     warmup: WarmUp | None  # None until the window is announced
     window: Window | None  # likewise
-    planned: int | None  # requests of the window, of an open loop
+    planned: int | None  # an open loop's requests in the window
     sent: int
     rows: int
     cut_off: int
@@ -63,8 +67,8 @@ class LoadStatus:
     locust_requests: int
     locust_failures: int
     e2e_p99_s: float | None  # None unless the load runs
-    all_failed: str | None = None  # why, of a load that was ended early since no request succeeded
-    unsteady: str | None = None  # what keeps the warm-up from ending
+    all_failed: str | None = None  # the reason, if the load ended early because all requests failed
+    unsteady: str | None = None  # the reason why the warm-up continues
 
     def to_json(self) -> JsonObject:
         return asdict(self)

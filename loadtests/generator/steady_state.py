@@ -1,29 +1,29 @@
-"""Whether the load has become steady, so that the warm-up may end: pure, standard library only,
-under a millisecond per verdict.
+"""Judges whether the load is steady and the warm-up may end. Pure, standard library only, under a
+millisecond per verdict.
 
     judge = SteadyJudge()
     verdict = judge.judge({"tokens/s": counts, "TTFT": ttft_s, "TPOT": tpot_s}, covered_s, window_s)
 
-The coordinator asks once a second. Each series starts when the whole load is on (all users have
+The coordinator asks once per second. Each series starts when the whole load is on (all users have
 started) and lasts until now: tokens in each slice of SLICE_S seconds, and TTFT and TPOT of each
-finished request in the order in which they finished. TTFT sees queues grow and caches warm; TPOT
-sees batches grow, compilers finish and clocks sink. E2E is left out: it varies with the lengths of
-responses, short ones finish first, and in a closed loop it is the reciprocal of throughput. A
-response in one piece has no TPOT; then the series is left out.
+finished request in the order in which they finished. TTFT shows growing queues and warming caches;
+TPOT shows growing batches, finished compilers and falling clocks. E2E is left out: it varies with
+the lengths of responses, short ones finish first, and in a closed loop it is the reciprocal of
+throughput. If no response has a TPOT (each arrives in one piece), that series is left out.
 
-A series is steady if what MSER keeps of it has no trend, or one too small to matter:
+A series is steady if the part that MSER keeps has no trend, or one that is too small to matter:
 
 1. It is cut into 10 to 20 batches of equal numbers of values, at least 5, and each batch is
    replaced by its mean.
-2. `mser_cut` says how many batches to cut off at the start. If that is half of them or more, the
-   transient is not over and more data are needed; until then the last half is kept.
-3. `trend_p_value` tests what is kept: p < 0.1 is a trend.
-4. A trend, or a transient that is not over, is forgiven if the straight line through what is kept
+2. `mser_cut` gives the number of batches to cut off at the start. If that is half of them or more,
+   the transient is not over and more data are needed; until then the last half is kept.
+3. `trend_p_value` tests the kept part: p < 0.1 is a trend.
+4. A trend, or a transient that is not over, is tolerated if the straight line through the kept part
    changes by at most 5% of its mean over the length of the window. Otherwise very regular servers,
-   whose least drift is significant, would never be steady.
+   whose smallest drift is significant, would never be steady.
 
-All series must be steady, three seconds running. `python -m tests.studies.steady_state` measures
-how often that is wrong on simulated servers with a known truth; docs/methodology.md has the
+All series must be steady three times in a row. `python -m tests.studies.steady_state` measures how
+often the verdict is wrong on simulated servers with a known truth; docs/methodology.md has the
 results.
 """
 
@@ -33,19 +33,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, pairwise
 from typing import NamedTuple
 
-SLICE_S = 0.2  # so that the fewest values, 50, are 10 s
+SLICE_S = 0.2  # the fewest values, 50, then take 10 s
 LEAST, MOST = 10, 20  # batches
-BATCH = 5  # least values in one
-TAIL = 5  # batches that are never cut off: the spread of fewer says nothing
+BATCH = 5  # fewest values in a batch
+TAIL = 5  # batches that are never cut off: the spread of fewer is not meaningful
 ALPHA = 0.1
 DRIFT = 0.05
-IN_A_ROW = 3  # one look every second is many looks: one of them would be lucky
+IN_A_ROW = 3  # with one test per second, a single one would pass by luck
 
 
 class Finding(NamedTuple):
-    """What the test found in one series of so many `batches`, the first `cut` of which are the
-    transient. `p` is that of no trend in the rest; `drift` is the change over the coming window if
-    the rest's line went on, as a share of the mean. Both are None if there are too few values.
+    """The result of the test on one series. The first `cut` of its `batches` are the transient. `p`
+    is the p-value of no trend in the rest; `drift` is the change over the coming window, as a share
+    of the mean, if the rest's line continued. Both are None if there are too few values.
     """
 
     steady: bool
@@ -64,14 +64,14 @@ class Finding(NamedTuple):
 
 
 class SteadyVerdict(NamedTuple):
-    """`why` is one sentence, whether the load is steady or not."""
+    """The verdict on the load; `why` is one sentence in either case."""
 
     steady: bool
     why: str
     findings: dict[str, Finding]
 
     def describe_wait(self) -> str | None:
-        """What the warm-up waits for, short enough for a terminal; None if for nothing."""
+        """Describes in a few words what the warm-up waits for; None if the load is steady."""
         if self.steady:
             return None
         few = [name for name, each in self.findings.items() if each.drift is None]
@@ -81,13 +81,13 @@ class SteadyVerdict(NamedTuple):
             for name, each in self.findings.items()
             if not each.steady and each.drift is not None
         ]
-        return "; ".join(waits) or f"it is, but not yet {IN_A_ROW} times in a row"
+        return "; ".join(waits) or f"it is steady, but not yet {IN_A_ROW} times in a row"
 
 
 class SeriesCollector:
-    """Makes the series from the load workers' reports. Tokens/s come from the bytes of all
-    responses so far, which are known at once, while tokens are counted only when a response has
-    ended. `begin_s`: when the whole load is on.
+    """Makes the series from the load workers' reports. Tokens/s follow from the bytes of all
+    responses so far, which are known at once; tokens are counted only when a response has ended.
+    The whole load is on from `begin_s`.
     """
 
     def __init__(self, begin_s: float):
@@ -111,13 +111,13 @@ class SeriesCollector:
                 self.ended.append((done_s, ttft_s, tpot_s))
 
     def responses_per_s(self, until_s: float) -> float:
-        """How many responses ended in a second, in the later half of what was collected."""
+        """Returns the rate of responses that ended in the later half of the collected time."""
         since_s = (self.begin_s + until_s) / 2
         ended = sum(done_s >= since_s for done_s, _, _ in self.ended)
         return ended / (until_s - since_s) if until_s > since_s else 0.0
 
     def series(self) -> tuple[dict[str, list[float]], float]:
-        """The series for `SteadyJudge.judge`, and the seconds that they cover."""
+        """Returns the series for `SteadyJudge.judge`, and the seconds that they cover."""
         until_s = min((points[-1][0] for points in self.received.values()), default=self.begin_s)
         count = max(0, int((until_s - self.begin_s) / SLICE_S))
         edges = [self.begin_s + i * SLICE_S for i in range(count + 1)]
@@ -138,7 +138,7 @@ class SeriesCollector:
 
 
 def interpolate_at(points: Sequence[tuple[float, float]], edges: Sequence[float]) -> list[float]:
-    """A counter's value at each of the times, in order, with straight lines between its points.
+    """Returns a counter's value at each time, in order, on straight lines between its points.
 
     >>> interpolate_at([(0, 0), (2, 10), (3, 10)], [1, 2, 2.5])
     [5.0, 10.0, 10.0]
@@ -157,8 +157,8 @@ def interpolate_at(points: Sequence[tuple[float, float]], edges: Sequence[float]
 
 
 class SteadyJudge:
-    """Gives a verdict once a second during the warm-up. It remembers only how often in a row all
-    series were steady.
+    """Gives a verdict once per second during the warm-up. It remembers only how many times in a row
+    all series were steady.
     """
 
     def __init__(self) -> None:
@@ -167,8 +167,8 @@ class SteadyJudge:
     def judge(
         self, series: Mapping[str, Sequence[float]], covered_s: float, window_s: float
     ) -> SteadyVerdict:
-        """`covered_s` > 0: the time from the series' start until now; `window_s`: the length of the
-        window that would open now. No value may be nan.
+        """Judges the series. `covered_s` > 0 is the time from their start until now; `window_s` is
+        the length of the window that would open now. No value may be nan.
         """
         findings = {
             name: examine_series(values, window_s / covered_s) for name, values in series.items()
@@ -192,7 +192,9 @@ class SteadyJudge:
 
 
 def examine_series(values: Sequence[float], ahead: float) -> Finding:
-    """`ahead`: the window's length as a multiple of the time that the values cover."""
+    """Tests one series. `ahead` is the window's length as a multiple of the time that the values
+    cover.
+    """
     size = max(BATCH, math.ceil(len(values) / MOST))
     means = batch_means(values, size)
     if len(means) < LEAST:
@@ -207,8 +209,8 @@ def examine_series(values: Sequence[float], ahead: float) -> Finding:
 
 
 def batch_means(values: Sequence[float], size: int) -> list[float]:
-    """Means of `size` values each. Left-over values are dropped at the start: the newest count
-    most.
+    """Returns the means of `size` values each. Left-over values are dropped at the start, because
+    the newest matter most.
 
     >>> batch_means([9, 1, 3, 5, 7], 2)
     [2.0, 6.0]
@@ -217,22 +219,23 @@ def batch_means(values: Sequence[float], size: int) -> list[float]:
 
 
 def mser_cut(means: Sequence[float]) -> int:
-    """How many batches to cut off at the start: the d (the least, if several) with the least
-    marginal standard error of the mean of the n - d others, sum of squared deviations / (n - d)^2,
-    among those that leave TAIL. On means of 5 values this is MSER-5: White, "An effective
-    truncation heuristic for bias reduction in simulation output", Simulation 69(6), 1997; White,
-    Cobb and Spratt, "A comparison of five steady-state truncation heuristics for simulation",
-    Winter Simulation Conference 2000. That a cut in the second half means "more data": Hoad,
-    Robinson and Davies, "Automating warm-up length estimation", Journal of the Operational Research
-    Society 61(9), 2010.
+    """Returns the number of batches to cut off at the start: the d that minimizes the marginal
+    standard error of the mean of the n - d others, sum of squared deviations / (n - d)^2. It leaves
+    at least TAIL batches, and the smallest such d is taken.
+
+    On means of 5 values this is MSER-5: White, "An effective truncation heuristic for bias
+    reduction in simulation output", Simulation 69(6), 1997; White, Cobb and Spratt, "A comparison
+    of five steady-state truncation heuristics for simulation", Winter Simulation Conference 2000.
+    A cut in the second half means "more data": Hoad, Robinson and Davies, "Automating warm-up
+    length estimation", Journal of the Operational Research Society 61(9), 2010.
 
     >>> mser_cut([9, 1, 3, 1, 3, 1, 3])
     1
     """
     n, cut, least = len(means), 0, math.inf
     total = squares = 0.0
-    for d in range(n - 1, -1, -1):  # backwards, so that both sums grow by one value: O(n)
-        value = means[d] - means[-1]  # a near value taken off keeps the difference of squares exact
+    for d in range(n - 1, -1, -1):  # backwards, so both sums grow by one value: O(n)
+        value = means[d] - means[-1]  # subtracting a near value keeps the squares exact
         total, squares = total + value, squares + value * value
         error = max(0.0, squares - total * total / (n - d)) / (n - d) ** 2
         if n - d >= TAIL and error <= least:
@@ -241,9 +244,9 @@ def mser_cut(means: Sequence[float]) -> int:
 
 
 def trend_p_value(values: Sequence[float]) -> float:
-    """p of no trend, two-sided: Mann-Kendall, normal approximation with continuity and ties
-    corrected (Mann, "Nonparametric tests against trend", Econometrica 13, 1945; Kendall, Rank
-    Correlation Methods). Ranks, because latencies have outliers. O(n^2).
+    """Returns the two-sided p-value of no trend: Mann-Kendall, normal approximation with continuity
+    and ties corrected (Mann, "Nonparametric tests against trend", Econometrica 13, 1945; Kendall,
+    Rank Correlation Methods). It uses ranks, because latencies have outliers. O(n^2).
 
     >>> round(trend_p_value([1, 2, 3, 4, 5, 6]), 4), trend_p_value([1, 1, 1, 1])
     (0.0085, 1.0)
@@ -259,7 +262,9 @@ def trend_p_value(values: Sequence[float]) -> float:
 
 
 def least_squares_slope(values: Sequence[float]) -> float:
-    """The slope of the least-squares line through equally spaced values, per space; needs two."""
+    """Returns the slope, per step, of the least-squares line through equally spaced values. Needs
+    at least two.
+    """
     n, mean = len(values), sum(values) / len(values)
     return (
         sum((i - (n - 1) / 2) * (value - mean) for i, value in enumerate(values))

@@ -1,4 +1,4 @@
-"""The load task: what one load sends, and where."""
+"""The load task: the requests of one load, and their target."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Self
@@ -10,11 +10,11 @@ from servers.profile.profile import Dialect
 
 @dataclass(frozen=True)
 class LoadTask:
-    """One load. It travels as JSON: to the coordinator in SERVEOFF_LOAD, and on to the workers."""
+    """One load. The coordinator gets it as JSON in SERVEOFF_LOAD and sends it to the workers."""
 
     base_url: str
-    model: str  # the name that requests ask for
-    planted: bool  # the right response to each prompt is known
+    model: str  # the model's name in requests
+    planted: bool  # whether the model is the known-answer model
     scenario: ScenarioTable
     scenario_name: str
     users: int | None  # of a closed loop
@@ -22,13 +22,13 @@ class LoadTask:
     duration_s: float  # of the window
     clock_zero_s: float  # zero of the rows' clock, on the driver's `time.perf_counter()`
     seed: str
-    dialect: Dialect = field(default_factory=Dialect)  # how requests are written
-    respect_retry_after: bool = False  # a user waits as long as the server asks for
+    dialect: Dialect = field(default_factory=Dialect)  # the form of requests
+    respect_retry_after: bool = False  # users wait as long as Retry-After asks
     folder: str = ""  # for requests.jsonl and load.json; `start_load` sets it
 
     @property
     def is_closed(self) -> bool:
-        """Whether a number of users sends, and not a schedule."""
+        """Whether users send the load, not a schedule."""
         return bool(self.scenario["arrivals"] == "closed")
 
     def to_json(self) -> JsonObject:

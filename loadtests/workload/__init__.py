@@ -1,4 +1,4 @@
-"""What is sent, and when: scenarios, arrival processes, traces and prompts.
+"""The workload: scenarios, arrival processes, traces and prompts.
 
 Pure and seeded: the same seed gives the same requests. Imports `schema` and the servers' contract.
 """

@@ -1,10 +1,11 @@
-"""When the requests of an open loop are sent, and how long they are: seeded, pure, and the same on
-any number of load workers.
+"""Arrivals of an open loop: when each request is sent, and how long it is. Pure and seeded: every
+load worker computes the same ones.
 
-All kinds are one process seen through one change of time. Gaps of mean 1 are drawn (all 1,
-exponential, or gamma) and added up to u_1, u_2 ...; with the expected number of arrivals until t,
-L(t) = integral of rate x profile, the n-th arrival is at L^-1(u_n). So a ramp, a step or a spike
-bends any kind alike (Cinlar, Introduction to Stochastic Processes, 1975, section 4.7: time change).
+Every kind of arrivals is one process under a change of time. Draw gaps of mean 1 (all 1,
+exponential, or gamma) and add them up to u_1, u_2 ... The integral of rate x profile, L(t), is the
+expected number of arrivals until t, and the n-th arrival is at L^-1(u_n). So a ramp, a step or a
+spike bends every kind in the same way (Cinlar, Introduction to Stochastic Processes, 1975, section
+4.7: time change).
 """
 
 import itertools
@@ -17,17 +18,17 @@ from typing import Any
 
 from loadtests.workload import traces
 
-ScenarioTable = dict[str, Any]  # a table of scenarios.toml, as it stands there
+ScenarioTable = dict[str, Any]  # a table of scenarios.toml, verbatim
 
 WARMUP_MAX_S = 60.0
-DURATION_MAX_S = 120.0  # of a window that is as long as its `requests` need
-CONTEXT = 4096  # tokens of prompt and answer together, that of the default model
+DURATION_MAX_S = 120.0  # of a window that is extended to hold `requests`
+CONTEXT = 4096  # tokens of prompt and response together; that of the default model
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """`at_s` since the load's start. Lengths in tokens, null where the scenario's ranges decide;
-    `blocks` are shared prefixes.
+    """One request: `at_s` is seconds since the start of the load, or of the window. Lengths are in
+    tokens, None where the scenario's ranges decide; `blocks` are shared prefixes.
     """
 
     at_s: float
@@ -37,15 +38,15 @@ class Arrival:
 
 
 def varies_by_plan(scenario: Mapping[str, Any]) -> bool:
-    """Whether the demand itself changes with time by plan, so that no steady state is to be waited
+    """Whether the plan itself changes the demand over time, so there is no steady state to wait
     for.
     """
     return scenario["arrivals"] == "trace" or "profile" in scenario
 
 
 def warm_up_arrivals(seed: str, scenario: Mapping[str, Any], rate: float | None) -> list[Arrival]:
-    """Arrivals before the window, since the load's start: enough for the longest warm-up. Raises
-    traces.TraceError.
+    """Returns the arrivals before the window, timed from the load's start: enough for the longest
+    warm-up. Raises traces.TraceError.
     """
     if varies_by_plan(scenario):
         return _arrivals(seed, scenario, rate, scenario["warmup_s"])
@@ -55,8 +56,10 @@ def warm_up_arrivals(seed: str, scenario: Mapping[str, Any], rate: float | None)
 def window_arrivals(
     seed: str, scenario: Mapping[str, Any], rate: float | None, duration_s: float
 ) -> list[Arrival]:
-    """Arrivals in the window, since its start. A process of their own, so that a server that needs
-    a longer warm-up is then asked the same; where demand varies by plan, the rest of the warm-up's.
+    """Returns the arrivals in the window, timed from its start.
+
+    They are a process of their own: a server that needs a longer warm-up gets the same requests in
+    its window. Where the demand varies by plan, they continue the warm-up's.
     """
     if not varies_by_plan(scenario):
         return schedule(seed, scenario, rate, duration_s)
@@ -69,7 +72,9 @@ def window_arrivals(
 
 
 def longest_warm_up_s(scenario: Mapping[str, Any]) -> float:
-    """The warm-up lasts from warmup_s, if the load is steady then, to this."""
+    """Returns the upper bound of the warm-up. `warmup_s` is the lower bound: the warm-up ends there
+    if the load is steady.
+    """
     least = float(scenario["warmup_s"])
     return (
         least
@@ -79,12 +84,14 @@ def longest_warm_up_s(scenario: Mapping[str, Any]) -> float:
 
 
 def load_seed(seed: int, scenario: str, repetition: int) -> str:
-    """Of a case's prompts and arrivals: the same for all servers."""
+    """Returns the seed of a case's prompts and arrivals: the same for all servers."""
     return f"{seed}/{scenario}/{repetition}"
 
 
 def longest_window_s(scenario: Mapping[str, Any], duration_s: float) -> float:
-    """The window lasts from `duration_s`, if that holds `requests`, to this."""
+    """Returns the upper bound of the window. `duration_s` is the lower bound: the window ends there
+    if it holds the scenario's `requests`.
+    """
     if "requests" not in scenario:
         return duration_s
     return max(duration_s, float(scenario.get("duration_max_s", DURATION_MAX_S)))
@@ -93,9 +100,11 @@ def longest_window_s(scenario: Mapping[str, Any], duration_s: float) -> float:
 def window_for_requests(
     requests: int, per_s: float, scenario: Mapping[str, Any], duration_s: float
 ) -> float:
-    """How long a window is, in whole seconds, that holds so many requests if `per_s` of them end in
-    a second: within `duration_s` and `longest_window_s`. The expected number is three standard
-    deviations of a Poisson count more than asked for, so that chance rarely makes it too short.
+    """Returns the length of a window that holds `requests` requests if `per_s` of them end per
+    second: whole seconds, between `duration_s` and `longest_window_s`.
+
+    The expected number is three standard deviations of a Poisson count above `requests`, so chance
+    rarely makes the window too short.
     """
     longest_s = longest_window_s(scenario, duration_s)
     expected = (1.5 + math.sqrt(2.25 + requests)) ** 2  # n - 3 sqrt(n) = requests
@@ -105,8 +114,8 @@ def window_for_requests(
 def window_for_arrivals(
     seed: str, scenario: Mapping[str, Any], rate: float, duration_s: float
 ) -> float:
-    """How long the window of an open loop is, in whole seconds, that `requests` arrivals fall into:
-    within `duration_s` and `longest_window_s`. Its arrivals are known, so it is exact.
+    """Returns the length of an open loop's window that holds the scenario's `requests`: whole
+    seconds, between `duration_s` and `longest_window_s`. It is exact: the arrivals are known.
     """
     longest_s = longest_window_s(scenario, duration_s)
     planned = window_arrivals(seed, scenario, rate, longest_s)
@@ -119,15 +128,15 @@ def window_for_arrivals(
 def schedule(
     seed: str, scenario: Mapping[str, Any], rate: float | None, duration_s: float
 ) -> list[Arrival]:
-    """All arrivals of [0, duration_s), in order. `rate`: requests/s, unused by a trace, which must
-    have some: raises traces.TraceError.
+    """Returns all arrivals of [0, duration_s), in order. `rate` is in requests/s; a trace does not
+    use it. Raises traces.TraceError if a trace has no request in that time.
     """
     found = _arrivals(seed, scenario, rate, duration_s)
     if scenario["arrivals"] == "trace" and not found:
         scale, start = scenario.get("time_scale", 1.0), scenario.get("trace_start_s", 0.0)
         raise traces.TraceError(
-            f"{scenario['trace']} has no request in {duration_s * scale:g} s from second {start:g}"
-            " on: choose another trace_start_s or a longer --duration"
+            f"{scenario['trace']} has no request in the {duration_s * scale:g} s after second"
+            f" {start:g}: choose another trace_start_s or a longer --duration"
         )
     return found
 
@@ -147,8 +156,8 @@ def _arrivals(
 
 
 def _gaps(source: random.Random, kind: str, burstiness: float) -> Iterator[float]:
-    """Mean 1. `burstiness` is the gamma distribution's shape, as in vLLM's benchmark: 1 is Poisson,
-    smaller is burstier.
+    """Yields gaps of mean 1. `burstiness` is the gamma distribution's shape, as in vLLM's
+    benchmark: 1 is Poisson, smaller is burstier.
     """
     while True:
         if kind == "constant":
@@ -162,8 +171,8 @@ def _gaps(source: random.Random, kind: str, burstiness: float) -> Iterator[float
 def _bent(
     gaps: Iterator[float], rate: float, profile: Sequence[Sequence[float]], duration_s: float
 ) -> Iterator[float]:
-    """Arrival times. `profile`: [second, factor] points with straight lines between, the last
-    factor holds on; two points at one second are a step.
+    """Yields arrival times. `profile` has [second, factor] points with straight lines between them;
+    after the last point its factor stays. Two points at one second are a step.
     """
     points = [(at, rate * factor) for at, factor in profile]
     points.append((max(duration_s, points[-1][0]), points[-1][1]))
@@ -187,8 +196,8 @@ def _bent(
 
 
 def _replay(scenario: Mapping[str, Any], duration_s: float) -> list[Arrival]:
-    """A slice of the trace: `time_scale` 2 replays twice as fast. Lengths beyond the context are
-    clipped: see `clipped`.
+    """Returns a slice of the trace; `time_scale` 2 replays it twice as fast. `fit_context` clips
+    lengths beyond the context.
     """
     scale, context = scenario.get("time_scale", 1.0), scenario.get("context", CONTEXT)
     start = scenario.get("trace_start_s", 0.0)
@@ -205,19 +214,19 @@ def _replay(scenario: Mapping[str, Any], duration_s: float) -> list[Arrival]:
 
 
 def fit_context(prompt_tokens: int, output_tokens: int, context: int) -> tuple[int, int]:
-    """Both lengths, cut so that they fit into the context together: the answer to half of it at
-    most, then the prompt to the rest.
+    """Clips both lengths so that together they fit the context. The prompt leaves room for the
+    response, up to half of the context; the response gets the rest.
 
-    >>> fit(4000, 600, 4096), fit(100, 9000, 4096), fit(10, 5, 4096)
+    >>> fit_context(4000, 600, 4096), fit_context(100, 9000, 4096), fit_context(10, 5, 4096)
     ((3496, 600), (100, 3996), (10, 5))
     """
-    # 2: a chat's role marker and a word
+    # at least 2: a chat's role marker and a word
     prompt = max(2, min(prompt_tokens, context - min(output_tokens, context // 2)))
     return prompt, max(1, min(output_tokens, context - prompt))
 
 
 def count_clipped(scenario: Mapping[str, Any]) -> int:
-    """How many requests of the trace do not fit into the context, in the whole trace."""
+    """Counts the requests of the whole trace that do not fit the context."""
     context = scenario.get("context", CONTEXT)
     rows = traces.read_trace(Path(scenario["trace"]))
     return sum(

@@ -24,12 +24,12 @@ class PromptMessage:
 
 @dataclass(frozen=True)
 class Prompt:
-    """`text` is the user's message, and `history` what a chat holds before it. `tokens` counts
-    both.
+    """`text` is the user's message; `history` holds the messages before it in a chat. `tokens`
+    counts both.
     """
 
     text: str
-    tokens: int  # exact with the default model's tokenizer, else about that many
+    tokens: int  # exact with the default model's tokenizer, approximate with others
     max_tokens: int
     history: tuple[PromptMessage, ...] = ()
 
@@ -42,10 +42,11 @@ def make_prompt(
     arrival: Arrival | None = None,
     history: Sequence[PromptMessage] = (),
 ) -> Prompt:
-    """Makes the `turn`-th request of a user; `history` is the conversation so far. Words are
-    random: no two prompts of a campaign share a prefix that a cache could use, unless the scenario
-    has `shared_tokens`, or the arrival, from a trace, has shared blocks. `distinct_prompts` draws
-    from that many prompts with their lengths, so that the response repeats exactly, too.
+    """Makes the `turn`-th request of a user; `history` is the conversation so far.
+
+    Words are random: no two prompts of a campaign share a prefix that a cache could use, unless the
+    scenario has `shared_tokens` or the arrival has shared blocks from a trace. With
+    `distinct_prompts`, prompts and lengths are drawn from that many, so responses repeat as well.
     """
     source = random.Random(f"{seed}/{user}/{turn}")
     if distinct := scenario.get("distinct_prompts", 0):
@@ -86,12 +87,12 @@ def make_prompt(
 
 @functools.cache
 def _zipf(count: int, exponent: float) -> list[float]:
-    """Cumulative weights by Zipf's law: number k is chosen in proportion to 1/k**exponent."""
+    """Returns cumulative weights by Zipf's law: number k has the weight 1/k**exponent."""
     return list(itertools.accumulate(k**-exponent for k in range(1, count + 1)))
 
 
 def conversation_turns(seed: str, scenario: Mapping[str, Any], user: int, first_turn: int) -> int:
-    """How many turns the conversation has that the user starts with this turn."""
+    """Returns the number of turns of the conversation that starts with this turn of the user."""
     return random.Random(f"{seed}/{user}/{first_turn}/turns").randint(
         *scenario.get("turns", (1, 1))
     )
@@ -100,7 +101,9 @@ def conversation_turns(seed: str, scenario: Mapping[str, Any], user: int, first_
 def request_body(
     scenario: Mapping[str, Any], model: str, prompt: Prompt, dialect: Dialect | None = None
 ) -> tuple[str, bytes]:
-    """(path, body) of a streamed, greedy request of exact length, as far as the dialect allows."""
+    """Returns (path, body) of a streamed, greedy request of exact length, as far as the dialect
+    allows.
+    """
     dialect = dialect or Dialect()
     chat = scenario["endpoint"] == "chat"
     body = dialect.build_fields(model, prompt.max_tokens)
@@ -115,7 +118,7 @@ def request_body(
 
 
 def merge_system_message(messages: Sequence[PromptMessage]) -> tuple[PromptMessage, ...]:
-    """Puts a system message in front of the first user message, with the same words."""
+    """Moves the text of a system message to the start of the first user message."""
     if messages[0].role != "system":
         return tuple(messages)
     system, first, *rest = messages

@@ -1,8 +1,8 @@
 """Scenarios: named workloads, read from TOML and checked.
 
-The models below say which keys a table of each kind of arrivals may have. They only check: a
-scenario stays the table that was written, and is stored verbatim with the results. The docstring
-below a key is its meaning in docs/scenarios.md; "(default: ...)" in it is what a missing key means.
+The models define the keys of each kind of arrivals. They only check: a scenario remains the table
+from the file, and the results store it verbatim. The docstring below a key is its meaning in
+docs/scenarios.md; "(default: ...)" in it is the meaning of a missing key.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ Tables = dict[str, ScenarioTable]  # by name
 
 
 def refuse_with(sentence: str) -> WrapValidator:
-    """Replaces whatever pydantic says of a value; the key and the value come before `sentence`."""
+    """Replaces pydantic's message about a value; the key and the value precede `sentence`."""
 
     def validate(value: Any, check: Callable[[Any], Any]) -> Any:
         try:
@@ -54,7 +54,7 @@ def check_range(value: Any, info: ValidationInfo) -> Any:
     least = 2 if info.field_name == "prompt_tokens" and chat else 1
     numbers = isinstance(value, list) and len(value) == 2 and all(type(n) is int for n in value)
     if not (numbers and least <= value[0] <= value[1]):
-        raise ValueError(f"is not [least, most] of at least {least}")
+        raise ValueError(f"is not [least, most], two whole numbers from {least} up")
     return value
 
 
@@ -79,7 +79,7 @@ Range = Annotated[list[int], BeforeValidator(check_range)]
 Profile = Annotated[
     list[tuple[From0, From0]],
     AfterValidator(check_profile),
-    refuse_with("is not a list of [second, factor] that begins at second 0"),
+    refuse_with("is not a list of [second, factor] that starts at second 0"),
 ]
 Endpoint = Annotated[Literal["chat", "completions"], refuse_with("is neither chat nor completions")]
 Transport = Annotated[Literal["sse", "websocket"], refuse_with("is not one of sse, websocket")]
@@ -123,7 +123,7 @@ class Scenario(BaseModel):
 
 
 class GeneratedPrompts(Scenario):
-    """A scenario whose prompts are made: their lengths, and what they have in common."""
+    """A scenario with generated prompts: their lengths, and the text that they share."""
 
     prompt_tokens: Range
     """Length of a prompt, uniformly distributed; at least 2 for a chat."""
@@ -151,7 +151,7 @@ class GeneratedPrompts(Scenario):
     @model_validator(mode="after")
     def check_window(self) -> Self:
         if self.duration_max_s is not None and self.requests is None:
-            raise ValueError("duration_max_s needs requests, for which a window is made longer")
+            raise ValueError("duration_max_s needs requests, the number that extends a window")
         if self.duration_max_s is not None and self.duration_max_s < self.duration_s:
             raise ValueError(f"duration_max_s = {self.duration_max_s:g} is less than duration_s")
         return self
@@ -159,19 +159,19 @@ class GeneratedPrompts(Scenario):
     @model_validator(mode="after")
     def check_prompts(self) -> Self:
         if self.shared_prefixes is not None and self.shared_tokens is None:
-            raise ValueError("shared_prefixes need shared_tokens, their length")
+            raise ValueError("shared_prefixes needs shared_tokens, the length of a prefix")
         if self.zipf is not None and self.distinct_prompts is None:
-            raise ValueError("zipf needs distinct_prompts, how many there are to choose from")
+            raise ValueError("zipf needs distinct_prompts, the number of prompts to draw from")
         if self.endpoint == "chat" and self.shared_tokens == 1:
             raise ValueError(
-                "shared_tokens = 1 is too short for a chat's system message: its role's marker"
-                " is one"
+                "shared_tokens = 1 is too short for a chat's system message, whose role marker is"
+                " one token: use at least 2"
             )
         return self
 
 
 class ClosedLoopScenario(GeneratedPrompts):
-    """Each user waits for its response, then thinks, then asks again."""
+    """Each user waits for its response, thinks, and sends its next request."""
 
     arrivals: Literal["closed"]
     """Each user waits for its response, then thinks, then sends the next request."""
@@ -186,17 +186,17 @@ class ClosedLoopScenario(GeneratedPrompts):
     @model_validator(mode="after")
     def check_turns(self) -> Self:
         if self.turns is not None and self.endpoint != "chat":
-            raise ValueError('turns are of a conversation: use endpoint = "chat"')
+            raise ValueError('turns needs conversations: use endpoint = "chat"')
         if self.turns is not None and self.distinct_prompts is not None:
             raise ValueError(
-                "distinct_prompts do not go with turns: the conversation so far makes each"
-                " question new"
+                "distinct_prompts does not apply with turns: a question follows a different"
+                " conversation each time, so no request repeats"
             )
         return self
 
 
 class OpenLoopScenario(GeneratedPrompts):
-    """Requests are sent at their times, whether or not the server keeps up."""
+    """Requests are sent at their scheduled times, whether or not the server keeps up."""
 
     rate: Above0
     """Mean arrivals per second; `--rate` overrides it."""
@@ -222,7 +222,7 @@ class BurstyOpenLoop(OpenLoopScenario):
 
 
 class Replay(Scenario):
-    """Recorded traffic, which has its own lengths and prefixes; --trace may name the file."""
+    """Recorded traffic with its own lengths and prefixes; --trace may name the file."""
 
     arrivals: Literal["trace"]
     """Requests arrive as they were recorded, with the recorded lengths and shared prefixes."""
@@ -250,8 +250,8 @@ KEYS = tuple(dict.fromkeys(key for model in MODELS for key in model.model_fields
 
 
 def read_scenarios(file: Path = SCENARIOS_FILE) -> Tables:
-    """Raises UsageError that names the file, and the line or the key; CatalogError for a key that
-    does not exist, with the nearest one.
+    """Reads and checks a file of scenarios. Raises UsageError, which names the file and the line or
+    key, and CatalogError for an unknown key, with the nearest one.
     """
     try:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -262,19 +262,19 @@ def read_scenarios(file: Path = SCENARIOS_FILE) -> Tables:
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise UsageError(
-                f"{file}: {name!r} stands outside of a table: put it below a [scenario]"
+                f"{file}: the key {name!r} is outside a table: put it below a [scenario]"
             )
         if not re.fullmatch(r"[\w-]+", name):
             raise UsageError(
-                f"{file}: the scenario {name!r} must be named with letters, digits, - and _: it"
-                " names folders"
+                f"{file}: the scenario name {name!r} becomes part of folder names: use only"
+                " letters, digits, - and _"
             )
         check_scenario(f"{file}: [{name}]", table)
     return tables
 
 
 def check_scenario(where: str, table: ScenarioTable) -> None:
-    """Raises UsageError or CatalogError that begins with `where`, the file and the table."""
+    """Checks one table. Raises UsageError or CatalogError with `where`, the file and the table."""
     for key in table:
         check_name(key, KEYS, f"key in {where}")
     try:
@@ -297,12 +297,12 @@ def _describe_error(error: ErrorDetails, table: ScenarioTable) -> str:
         case "missing":
             return f"{kind} arrivals need the key {key!r}"
         case "extra_forbidden":
-            return f"{key} does not go with arrivals = {kind!r}: leave it out"
+            return f"{key} does not apply with arrivals = {kind!r}: remove it"
     return f"{key} = {error['input']!r} {message}" if key else message
 
 
 def with_fixed_window(table: ScenarioTable) -> ScenarioTable:
-    """The table without what makes a window longer than its duration."""
+    """Returns the table without the keys that extend a window beyond its duration."""
     return {key: value for key, value in table.items() if key not in ("requests", "duration_max_s")}
 
 
@@ -313,8 +313,9 @@ def with_trace(
     time_scale: float | None = None,
     duration_s: float | None = None,
 ) -> ScenarioTable:
-    """The table with the values of --trace, --time-scale and --duration, and with the trace's
-    checksum and mean rate in the window, if it replays one. Raises UsageError and TraceError.
+    """Completes the table of a replay with --trace, --time-scale, the trace's checksum, and its
+    mean rate in the window of --duration. Other tables are returned unchanged. Raises UsageError
+    and TraceError.
     """
     if table["arrivals"] != "trace":
         return table

@@ -1,15 +1,14 @@
-"""Recorded traffic: when requests came, how long prompt and answer were, and which prefixes prompts
-shared. Three formats:
+"""Recorded traffic: arrival times, lengths of prompts and responses, and shared prefixes. Reads
+three formats:
 
-    Azure     CSV with TIMESTAMP, ContextTokens, GeneratedTokens            (Azure Public Dataset,
-    LLM inference traces)
-    Mooncake  JSON lines with timestamp (ms), input_length, output_length, hash_ids    (Mooncake's
-    open traces: one id for each
-              512 tokens of the prompt; equal ids are equal text)
+    Azure     CSV with TIMESTAMP, ContextTokens, GeneratedTokens
+              (Azure Public Dataset, LLM inference traces)
+    Mooncake  JSON lines with timestamp (ms), input_length, output_length, hash_ids
+              (Mooncake's open traces: one id per 512 tokens of the prompt; equal ids, equal text)
     ours      CSV with arrival_s, prompt_tokens, output_tokens
 
-Column order and further columns do not matter. Rows are sorted by time, which begins at 0 with the
-first.
+The order of columns does not matter, and other columns are ignored. Rows are sorted by time, and
+the first one is at 0 s.
 """
 
 import csv
@@ -39,7 +38,7 @@ class TraceRow:
 
 @functools.lru_cache(maxsize=4)
 def read_trace(file: Path) -> tuple[TraceRow, ...]:
-    """All rows in order of time. Requests of 0 tokens, which traces contain, become 1. Raises
+    """Returns all rows in order of time. Traces contain lengths of 0 tokens; they become 1. Raises
     TraceError.
     """
     try:
@@ -52,11 +51,11 @@ def read_trace(file: Path) -> tuple[TraceRow, ...]:
     except OSError as error:
         raise TraceError(f"{file} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise TraceError(f"{file} is not UTF-8 text: is it compressed? unpack it first") from None
+        raise TraceError(f"{file} is not UTF-8 text: if it is compressed, unpack it") from None
     except _BadLine as error:
         raise TraceError(f"{file}, {error}") from None
     if not rows:
-        raise TraceError(f"{file} has no rows")
+        raise TraceError(f"{file} has no requests: choose another trace")
     rows.sort(key=lambda row: row.at_s)
     return tuple(replace(row, at_s=row.at_s - rows[0].at_s) for row in rows)
 
@@ -80,10 +79,12 @@ def _mooncake(lines: Any) -> Iterator[TraceRow]:
             )
         except KeyError as error:
             raise _BadLine(
-                f"line {number}: no {error}: each line of a Mooncake trace has timestamp,"
-                " input_length, output_length"
+                f"line {number}: the key {error} is missing: each line of a Mooncake trace needs"
+                " timestamp, input_length and output_length"
             ) from None
-        except (ValueError, TypeError, AttributeError) as error:
+        except (json.JSONDecodeError, AttributeError):
+            raise _BadLine(f"line {number}: it is not a JSON object") from None
+        except (ValueError, TypeError) as error:
             raise _BadLine(f"line {number}: {error}") from None
 
 
@@ -107,10 +108,9 @@ def _table(file: Path, lines: Any) -> Iterator[TraceRow]:
         )
     else:
         raise TraceError(
-            f"{file} is no trace that is known here: its first line should be"
-            " 'TIMESTAMP,ContextTokens,GeneratedTokens' or"
-            " 'arrival_s,prompt_tokens,output_tokens', or each line a JSON object of Mooncake's"
-            " form"
+            f"{file} has an unknown format: use a CSV file with the columns"
+            " TIMESTAMP,ContextTokens,GeneratedTokens or arrival_s,prompt_tokens,output_tokens, or"
+            " Mooncake's JSON lines"
         )
     for row in reader:
         try:
@@ -120,21 +120,27 @@ def _table(file: Path, lines: Any) -> Iterator[TraceRow]:
 
 
 def _instant(text: str) -> float:
-    """Seconds since 1970 of an ISO time; without a zone it is UTC. Digits beyond the microsecond,
-    as Azure writes them, are kept.
+    """Converts an ISO time to seconds since 1970; without a zone it is UTC. Keeps digits beyond the
+    microsecond, which Azure's traces have.
     """
     text = text.strip()
     whole, _, fraction = text.partition(".")
     digits = fraction[: len(fraction) - len(fraction.lstrip("0123456789"))]
-    at = datetime.datetime.fromisoformat(whole + fraction[len(digits) :])
+    try:
+        at = datetime.datetime.fromisoformat(whole + fraction[len(digits) :])
+    except ValueError:
+        raise ValueError(f"{text!r} is not a time") from None
     seconds = (at if at.tzinfo else at.replace(tzinfo=datetime.UTC)).timestamp()
     return seconds + (int(digits) / 10 ** len(digits) if digits else 0.0)
 
 
 def _number(value: Any) -> float:
-    number = float(value)
+    try:
+        number = float("" if value is None else value)
+    except (TypeError, ValueError):
+        number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{value!r} is not a time")
+        raise ValueError(f"{'' if value is None else value!r} is not a number")
     return number
 
 

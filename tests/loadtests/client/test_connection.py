@@ -1,4 +1,4 @@
-"""The states of a connection: what a reader reports, and which states that leads through."""
+"""The states that a connection goes through for each sequence of its reader's reports."""
 
 import errno
 import math
@@ -16,7 +16,7 @@ from loadtests.client.reader_types import Listener, Received, ResponseWait
 from loadtests.client.transport import Transport
 from tests.helpers.scripted_server import CHUNKED, EVENTS, HEAD, LAST_CHUNK, chunk, sized
 
-Report = Callable[[Listener], None]  # what the reader does while the connection waits
+Report = Callable[[Listener], None]  # a call of the reader while the connection waits
 
 
 def read(data: bytes) -> Report:
@@ -29,7 +29,7 @@ def respond(reason: int, data: bytes = b"") -> Report:
 
 
 def end(next_number: int = -1) -> Report:
-    """The native reader delivers a whole response, and may have sent the next request."""
+    """Delivers a whole response, as the native reader, which may have sent the next request."""
     whole = Received(
         ENDED, CHUNKED, [1.0], [0.0], [len(EVENTS)], EVENTS, next_number, next_sent_s=2.0
     )
@@ -44,7 +44,7 @@ def raise_in_wait(error: BaseException) -> Report:
 
 
 class ScriptedReader(BlockingReader):
-    """Reports what the test gives it, as a reader that can send the next request ahead."""
+    """Makes the test's reports, as a reader that can send the next request ahead."""
 
     sends_ahead = True
     until_s = math.inf
@@ -73,7 +73,7 @@ class ScriptedReader(BlockingReader):
 
 
 class LocalTransport(Transport):
-    """Sockets whose other ends are `far`, which never respond."""
+    """Connects to sockets in `far`, which never respond."""
 
     def __init__(self) -> None:
         super().__init__("http://x", 30.0)
@@ -165,9 +165,7 @@ def test_a_request_goes_through_these_states(
     assert (exchange.error, connection.socket is not None) == (error, kept)
 
 
-def test_only_a_connection_that_was_kept_alive_is_replaced(
-    connect: Callable[..., TracedConnection],
-) -> None:
+def test_only_a_kept_alive_connection_is_replaced(connect: Callable[..., TracedConnection]) -> None:
     connection, exchange = connect(end(), respond(CLOSED), end()), http.Exchange()
     connection.post("/", b"{}", http.Exchange())
     connection.states.clear()
@@ -176,7 +174,7 @@ def test_only_a_connection_that_was_kept_alive_is_replaced(
     assert " ".join(connection.states) == f"{FAILED} {COMPLETE}"
 
 
-def test_a_connection_that_was_closed_while_idle_is_not_sent_on(
+def test_a_connection_that_was_closed_while_idle_is_not_used(
     connect: Callable[..., TracedConnection],
 ) -> None:
     connection, exchange = connect(end(), end()), http.Exchange()
@@ -206,7 +204,7 @@ def test_a_prepared_request_is_sent_between_done_and_idle(
     assert connection.states[4:] == ["reading", "done", "idle"]
 
 
-def test_a_killed_request_leaves_a_connection_that_connects_again(
+def test_after_a_killed_request_the_connection_reconnects(
     connect: Callable[..., TracedConnection],
 ) -> None:
     connection = connect(raise_in_wait(KeyboardInterrupt()), end())

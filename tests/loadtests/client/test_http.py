@@ -1,5 +1,5 @@
-"""The SSE client's connections and stamps: kept alive, replaced, closed; and each token has the
-time of its own read.
+"""The HTTP client's connections are kept alive, replaced or closed; each token has the stamp of its
+own read.
 """
 
 import email.utils
@@ -33,7 +33,7 @@ from tests.helpers.scripted_server import (
 # --- connections
 
 
-def test_one_connection_carries_many_requests(server: Scripted) -> None:
+def test_one_connection_serves_many_requests(server: Scripted) -> None:
     connection = make_blocking_connection(server.url + "/base/", PATIENCE_S, api_key="secret")
     for turn in range(20):
         exchange = http.Exchange()
@@ -57,7 +57,7 @@ def test_one_connection_carries_many_requests(server: Scripted) -> None:
 @pytest.mark.parametrize(
     "last_words", [(), (b"HTT",)], ids=["closed while idle", "closed in the response"]
 )
-def test_a_stale_connection_is_replaced_once_and_only_before_an_answer(
+def test_a_stale_connection_is_replaced_once_and_only_before_a_response(
     server: Scripted, last_words: tuple[bytes, ...]
 ) -> None:
     server.scripts += [[sized(EVENTS)], [*last_words, CLOSE], [sized(EVENTS)]]
@@ -67,7 +67,7 @@ def test_a_stale_connection_is_replaced_once_and_only_before_an_answer(
     connection.post("/", b"{}", second)
     connection.close()
     assert is_whole(response.parse_response(first))
-    if last_words:  # something was answered: to ask again might be to ask for the work twice
+    if last_words:  # the response had started: sending again could make the server work twice
         assert (second.error, server.connections, len(server.requests)) == (
             "connection closed in the headers",
             1,
@@ -81,7 +81,7 @@ def test_a_stale_connection_is_replaced_once_and_only_before_an_answer(
     assert [first.resent, second.resent] == [False, not last_words]
 
 
-def test_an_answer_that_was_reset_is_not_asked_for_again(server: Scripted) -> None:
+def test_a_request_whose_response_was_reset_is_not_sent_again(server: Scripted) -> None:
     connection = make_blocking_connection(server.url, PATIENCE_S)
     first, second = http.Exchange(), http.Exchange()
     server.scripts += [
@@ -114,7 +114,7 @@ def test_retry_after_as_a_date() -> None:
     assert http.parse_retry_after("Fri, 31 Dec 1999 23:59:59 GMT") == 0.0
 
 
-def test_a_new_connection_that_is_closed_is_not_asked_again(server: Scripted) -> None:
+def test_a_request_on_a_new_connection_that_is_closed_is_not_sent_again(server: Scripted) -> None:
     server.scripts += [[sized(EVENTS)], [CLOSE], [CLOSE], [sized(EVENTS)]]
     connection = make_blocking_connection(server.url, PATIENCE_S)
     exchanges = [http.Exchange() for _ in range(3)]
@@ -152,8 +152,8 @@ def test_a_token_has_the_stamp_of_the_read_that_completed_its_event(
     server: Scripted, coded: bool
 ) -> None:
     one, two, three, four = (event(f" {word}") for word in oracle.VOCABULARY[:4])
-    # The second event comes in three reads, and the third one ends in the last of these; the fourth
-    # lacks only its last byte.
+    # The second event comes in three reads, and the third event ends in the last of them; the
+    # fourth lacks only its last byte.
     pieces = [one, two[:5], two[5:-1], two[-1:] + three, four[:-1], b"\n" + DONE]
     exchange = http.Exchange()
     script: list[Step] = [CHUNKED if coded else UNTIL_CLOSED, 0.01]
@@ -169,7 +169,7 @@ def test_a_token_has_the_stamp_of_the_read_that_completed_its_event(
     ]
     assert settled.token_s == [exchange.arrived[read] for read in (0, 3, 3, 5)]
     sent_s = server.sent_s[1:]  # without the headers
-    # one clock: each read lies between two sends
+    # both ends have one clock, so each read lies between two sends
     for read, at in enumerate(exchange.arrived[: len(pieces)]):
         assert sent_s[read] <= at
         assert read + 1 == len(pieces) or at <= sent_s[read + 1]

@@ -1,4 +1,4 @@
-"""One request to a scripted endpoint of each kind: what is read of its stream, and when."""
+"""One request to a scripted endpoint of each kind: the client reads its tokens, and on time."""
 
 import json
 import statistics
@@ -20,7 +20,7 @@ LATE_S = 0.005
 def ask(
     folder: Path, script: Script, requests: int = 1
 ) -> tuple[list[http.Exchange], list[response.ParsedResponse], list[Served]]:
-    """Chats one after the other, on one connection if it stays open."""
+    """Sends chats one after the other, on one connection if it stays open."""
     body = {
         "model": "m",
         "messages": [{"role": "user", "content": PROMPT}],
@@ -54,7 +54,7 @@ def test_a_whole_response(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", THINKS)
 def test_reasoning(tmp_path: Path, kind: str) -> None:
-    """16 tokens of it, then 8 that are visible."""
+    """16 tokens are reasoning, then 8 are visible."""
     script = Script(first_s=0.02, step_s=0.004, **THINKS[kind] | {"reasoning": 16})
     _, [parsed], [served] = ask(tmp_path, script)
     assert "".join(parsed.token_text).split() == words_of(PROMPT, TOKENS)
@@ -78,14 +78,16 @@ def test_no_success(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_reused_connection_that_closes_is_asked_once_more(tmp_path: Path, count: int) -> None:
+def test_a_request_on_a_reused_connection_that_closes_is_sent_once_more(
+    tmp_path: Path, count: int
+) -> None:
     exchanges, parsed, served = ask(tmp_path, Script(serves=count), requests=4)
     assert [each.error for each in parsed] == [None] * 4
     assert [each.resent for each in exchanges].count(True) == (3 if count == 1 else 1)
     assert len(served) == 4
 
 
-def test_a_new_connection_that_closes_is_not_asked_again(tmp_path: Path) -> None:
+def test_a_request_on_a_new_connection_that_closes_is_not_sent_again(tmp_path: Path) -> None:
     [exchange], [parsed], _ = ask(tmp_path, Script(serves=0))
     assert parsed.error and not exchange.resent
 

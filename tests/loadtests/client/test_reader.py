@@ -1,5 +1,5 @@
-"""Who reads the streams, and that all answers are taken, however late. Like
-test_gevent_connection.py in processes of their own.
+"""The choice of a reader, and that it delivers every response, however late. Each test has its own
+process, as in test_gevent_connection.py.
 """
 
 import os
@@ -11,15 +11,15 @@ from tests.helpers.stream_readers import each_reader, needs_compiler
 
 
 @each_reader
-def test_many_answers_that_end_while_the_loop_stands_still_are_all_taken(reader: str) -> None:
-    """Each was told of inside the one before, which went too deep; and a greenlet that was killed
-    told the others, which it may not.
+def test_many_responses_that_end_while_the_loop_stands_still_are_all_read(reader: str) -> None:
+    """Each used to be reported inside the report of the one before, which nested too deeply; and a
+    killed greenlet reported the others' responses, which it must not.
     """
     assert output_of("read_many_responses_at_once", SERVEOFF_STREAMS=reader) == "fine\n"
 
 
 @needs_compiler
-def test_it_is_compiled_once_and_where_that_is_impossible_python_reads(tmp_path: Path) -> None:
+def test_c_is_compiled_once_and_python_reads_where_that_is_impossible(tmp_path: Path) -> None:
     def readers(count: int, **environment: str) -> list[str]:
         running = [
             subprocess.Popen(
@@ -42,6 +42,6 @@ def test_it_is_compiled_once_and_where_that_is_impossible_python_reads(tmp_path:
     assert readers(1, **cache) == ["python"]
     (tmp_path / "file").touch()
     assert readers(1, XDG_CACHE_HOME=str(tmp_path / "file")) == ["python"], (
-        "no folder can be made there"
+        "no folder can be created there"
     )
     assert readers(1, XDG_CACHE_HOME="", HOME="~") == ["python"], "there is no home"

@@ -1,4 +1,4 @@
-"""Settling without JSON: whatever a server sends, the fast way must read what the slow way
+"""Parsing without decoding JSON: for any response, the fast path must read what the slow path
 reads.
 """
 
@@ -49,14 +49,12 @@ TEXTS = [
 
 
 def dumped(source: random.Random, body: dict[str, Any]) -> str:
-    """As one JSON library or another writes it: with spaces or without, escaped or not, in any
-    order.
-    """
+    """Writes JSON as one library or another would: with or without spaces and escapes."""
     separators = (
         (",", ":") if source.random() < 0.3 else (", ", " : ") if source.random() < 0.1 else None
     )
     text = json.dumps(body, ensure_ascii=source.random() < 0.7, separators=separators)
-    if source.random() < 0.15:  # letters may be escaped, too, in values and in keys
+    if source.random() < 0.15:  # letters in values and in keys may be escaped as well
         letter = source.choice('abemtx"')
         text = (
             text.replace(letter, f"\\u{ord(letter):04x}")
@@ -139,7 +137,7 @@ WEIGHTS = [10, 10, 5, 5, 1, 2, 3, 3, 2, 2, 1, 1, 1, 1, 0.2, 1, 1, 1, 1, 1, 0.1, 
 
 
 def events(source: random.Random) -> list[bytes]:
-    """Mostly runs of one shape, in which the fast way is taken."""
+    """Makes mostly runs of one shape, on which the fast path is used."""
     found, shape = [], "chat"
     ascii_only = source.random() < 0.5
     for _ in range(source.randrange(1, 60)):
@@ -155,7 +153,7 @@ def events(source: random.Random) -> list[bytes]:
         match shape:
             case "comment":
                 line = source.choice([": still here", ":", "", f": {plain}"])
-            # the text that counts is hidden behind an escape, and what stands open is another's
+            # the text that counts is hidden behind an escape; the visible text belongs to a note
             case "escaped":
                 note = str(source.choice(TEXTS[:3]))
                 line = 'data: {"note": {"content": "X"}, "choices": [{"text": "\\u0020baba"}]}'
@@ -200,7 +198,7 @@ def exchange_of(source: random.Random) -> http.Exchange:
     return exchange
 
 
-def test_the_fast_way_reads_what_the_slow_way_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fast_path_reads_what_the_slow_path_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded, read_chunk = 0, response.read_chunk
 
     def counted(payload: bytes) -> Any:
@@ -217,11 +215,11 @@ def test_the_fast_way_reads_what_the_slow_way_reads(monkeypatch: pytest.MonkeyPa
         assert fast[seed] == response.parse_response(exchange), (
             f"seed {seed}: {bytes(exchange.body)!r}"
         )
-    assert 0.1 * decoded < fast_decoded < 0.8 * decoded, "both ways must have been taken often"
+    assert 0.1 * decoded < fast_decoded < 0.8 * decoded, "both paths must have been used often"
 
 
 @pytest.mark.parametrize("shape", ["chat", "completion"])
-def test_a_stream_that_differs_in_its_text_alone_is_decoded_once(
+def test_events_that_differ_only_in_their_text_are_decoded_once(
     monkeypatch: pytest.MonkeyPatch, shape: str
 ) -> None:
     body = b"".join(

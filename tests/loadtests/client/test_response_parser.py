@@ -1,8 +1,8 @@
-"""The measuring instrument against a scripted server on a real socket: cut, slow, broken and
-endless answers, and stamps.
+"""The client against a scripted server on a real socket: cut, slow, broken and endless responses,
+and stamps.
 
-Nothing here depends on how fast the machine is: where time matters, the server waits until the
-client has read.
+No test depends on the machine's speed: where time matters, the server waits until the client has
+read.
 """
 
 import json
@@ -38,7 +38,7 @@ from tests.helpers.scripted_server import (
 # --- cut anywhere
 
 
-def test_an_answer_may_be_cut_at_any_byte(server: Scripted) -> None:
+def test_a_response_may_be_cut_at_any_byte(server: Scripted) -> None:
     connection = make_blocking_connection(server.url, PATIENCE_S)
     for cut in range(1, len(ANSWER)):
         exchange = http.Exchange()
@@ -50,7 +50,7 @@ def test_an_answer_may_be_cut_at_any_byte(server: Scripted) -> None:
         assert bytes(exchange.body) == EVENTS
     connection.close()
     assert server.connections == 1, (
-        "each answer must be read to its very end, or the connection cannot be used again"
+        "each response must be read to its very end, or the connection cannot be used again"
     )
 
 
@@ -93,9 +93,7 @@ def test_chunked_encoding_cut_twice_anywhere() -> None:
 @pytest.mark.parametrize("size", [1, 10, 0xAB, 4095, 4096, 10_000])
 @pytest.mark.parametrize("together", [1, 2, 5])
 def test_chunks_that_come_whole(together: int, size: int, last: bytes) -> None:
-    """By themselves or several in a read, with digits in both cases, and with the end or
-    before it.
-    """
+    """A read has one chunk or several, with digits in both cases, with or without the last."""
     decoder, body = http.ChunkedDecoder(), bytearray()
     data = b"\r\n" * (size // 2) + b"x" * (size % 2)
     for digits in (b"%x", b"%X"):
@@ -104,7 +102,7 @@ def test_chunks_that_come_whole(together: int, size: int, last: bytes) -> None:
     assert bytes(body) == data * 3 * together
 
 
-# --- whole answers
+# --- whole responses
 
 
 @pytest.mark.parametrize(
@@ -153,7 +151,7 @@ def test_chunks_that_come_whole(together: int, size: int, last: bytes) -> None:
         "header case",
     ],
 )
-def test_every_framing_says_the_same(server: Scripted, script: tuple[Step, ...]) -> None:
+def test_every_framing_gives_the_same_response(server: Scripted, script: tuple[Step, ...]) -> None:
     exchange, settled = ask(server, *script)
     assert is_whole(settled)
     assert (
@@ -183,11 +181,11 @@ def test_our_own_servers_stream_is_understood(server: Scripted) -> None:
 
 
 def test_a_chunk_without_text_is_not_a_token(server: Scripted) -> None:
-    def delta(**said: object) -> bytes:
-        choice = {"delta": said, "finish_reason": None}
+    def delta(**fields: object) -> bytes:
+        choice = {"delta": fields, "finish_reason": None}
         return f"data: {json.dumps({'choices': [choice]})}\n\n".encode()
 
-    server_says = (
+    sent = (
         delta(role="assistant", content=""),
         delta(content=None),
         delta(content=" baba"),
@@ -198,8 +196,8 @@ def test_a_chunk_without_text_is_not_a_token(server: Scripted) -> None:
     connection = make_blocking_connection(server.url, PATIENCE_S)
     steps = (
         step
-        for count, said in enumerate(server_says, 1)
-        for step in (chunk(said), until_read(exchange, count))
+        for count, each in enumerate(sent, 1)
+        for step in (chunk(each), until_read(exchange, count))
     )
     server.scripts.append([CHUNKED, 0.01, *steps, chunk(DONE) + LAST_CHUNK])
     connection.post("/", b"{}", exchange)
@@ -207,7 +205,7 @@ def test_a_chunk_without_text_is_not_a_token(server: Scripted) -> None:
     settled = response.parse_response(exchange)
     assert (settled.error, settled.token_text) == (None, [" baba"])
     assert settled.token_s == [exchange.arrived[2]], (
-        "first is the first chunk with a token, not the role's"
+        "the first token is in the first chunk with text, not in the role's"
     )
 
 
@@ -217,7 +215,7 @@ def test_four_tokens_in_one_chunk_are_counted_by_their_text(server: Scripted) ->
     assert len(settled.token_s) == 2
 
 
-def test_a_plain_answer_to_a_streamed_question(server: Scripted) -> None:
+def test_a_plain_response_to_a_streaming_request(server: Scripted) -> None:
     body = json.dumps(
         {"choices": [{"text": " baba babe"}], "usage": {"completion_tokens": 2}}
     ).encode()
@@ -231,13 +229,13 @@ def test_a_plain_answer_to_a_streamed_question(server: Scripted) -> None:
     )
 
 
-def test_missing_usage_and_timings_are_missing(server: Scripted) -> None:
+def test_missing_usage_and_timings_stay_missing(server: Scripted) -> None:
     _, settled = ask(server, sized(event(" baba") + DONE))
     assert (settled.error, settled.tokens, settled.prompt_tokens) == (None, None, None)
     assert (settled.timings, settled.finish_reason) == ({}, None)
 
 
-def test_only_what_the_schema_can_hold_is_taken(server: Scripted) -> None:
+def test_values_that_the_schema_cannot_hold_are_dropped(server: Scripted) -> None:
     odd = event(
         " baba",
         usage={"completion_tokens": "3", "prompt_tokens": 10**30, "total_tokens": 4.0},
@@ -333,7 +331,7 @@ TEXT = b"HTTP/1.1 200 OK\r\n"
         ((CLOSE,), "connection closed before a response", 0),
     ],
 )
-def test_a_failure_has_a_reason_and_keeps_what_came(
+def test_a_failure_has_a_reason_and_keeps_the_tokens_before_it(
     server: Scripted, script: tuple[Step, ...], error: str, tokens: int
 ) -> None:
     exchange, settled = ask(server, *script)
@@ -350,7 +348,7 @@ def test_nobody_listens() -> None:
     assert (exchange.error, exchange.sent_s, exchange.status) == ("connection refused", None, None)
 
 
-# steps of 0.02 s: a bound that begins anew with each of them would take 20 s instead of 0.3 s
+# steps of 0.02 s: a limit that restarts with each step would take 20 s instead of 0.3 s
 FOREVER = 1000
 
 
@@ -362,7 +360,7 @@ FOREVER = 1000
         ((HEAD, *[b"x", 0.02] * FOREVER), 0),
         ((CHUNKED + chunk(event(" baba")), *[chunk(b": still here\n\n"), 0.02] * FOREVER), 1),
     ],
-    ids=["silence", "silence in the answer", "headers drip", "answer drips"],
+    ids=["silence", "silence in the response", "headers drip", "response drips"],
 )
 def test_timeout_bounds_the_whole_exchange(
     server: Scripted, script: tuple[Step, ...], tokens: int

@@ -1,5 +1,5 @@
-"""Servers behind https: measured without the kernel's stamps, and a certificate that nobody vouches
-for is a failure with a name.
+"""Servers behind https are measured without the kernel's stamps; an untrusted certificate is a
+named failure.
 """
 
 import subprocess
@@ -18,7 +18,7 @@ from tests.helpers.scripted_server import PATIENCE_S
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of localhost, signed by itself, with its key in the same file."""
+    """A self-signed certificate of localhost, with its key in the same file."""
     require_installed("openssl")
     folder = tmp_path_factory.mktemp("tls")
     subprocess.run(
@@ -50,7 +50,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def under_load(folder: Path, certificate: Path) -> tuple[Driven, dict[str, list[float]]]:
-    """With the times at which the server sent the events of each request, on the rows' clock."""
+    """Drives a load. Returns it with the times at which the server sent the events of each request,
+    on the rows' clock.
+    """
     with Witness(step_s=0.05) as witness:
         witness.use_tls(certificate)
         task = task_of(witness.url, CLOSED | {"output_tokens": [4, 6]}, users=2)
@@ -79,13 +81,13 @@ def test_a_server_behind_tls_is_measured(
             for sent, came in zip(events, [*row["token_s"], row["done_s"]], strict=True)
         )
         assert row["first_s"] < events[-1], (
-            "the first token is not stamped with the last one's read"
+            "the first token must not have the stamp of the last one's read"
         )
         assert (row["read_lag_mean_s"], row["read_lag_max_s"]) == (0, 0), "no stamps there"
         assert row["reads"] >= 1 and row["tokens"] == row["max_tokens"] == sum(row["token_n"])
 
 
-def test_a_certificate_that_nobody_vouches_for_is_a_named_failure(
+def test_an_untrusted_certificate_is_a_named_failure(
     tmp_path: Path, marked: Bench, certificate: Path
 ) -> None:
     driven, _ = under_load(tmp_path / "load", certificate)

@@ -1,5 +1,5 @@
-"""The WebSocket client against a real socket: frames cut anywhere, what comes between them, ends of
-all kinds; and a campaign over it.
+"""The WebSocket client against a real socket: frames cut anywhere, pings between them, all kinds of
+ends; and a campaign over WebSockets.
 """
 
 import itertools
@@ -80,7 +80,7 @@ def post(
 def ask(
     server: Upgrading, *script: Step, timeout_s: float = PATIENCE_S
 ) -> tuple[http.Exchange, response.ParsedResponse]:
-    """One request on a connection of its own."""
+    """Sends one request on its own connection."""
     server.scripts.append(list(script))
     connection = connect(server, timeout_s)
     try:
@@ -92,7 +92,7 @@ def ask(
 # --- connections
 
 
-def test_one_handshake_is_for_all_requests(server: Upgrading) -> None:
+def test_one_handshake_serves_all_requests(server: Upgrading) -> None:
     connection = connect(server, api_key="secret")
     connection.open()
     for turn in range(10):
@@ -126,7 +126,7 @@ def test_one_handshake_is_for_all_requests(server: Upgrading) -> None:
         (b"HTTP/1.1 10", "connection closed in the handshake"),
     ],
 )
-def test_a_refused_upgrade_is_an_error_that_says_why(
+def test_a_refused_upgrade_is_an_error_with_the_reason(
     server: Upgrading, refusal: bytes, error: str
 ) -> None:
     server.refusal = refusal
@@ -167,7 +167,7 @@ def test_a_connection_that_was_closed_while_idle_is_replaced_once(
     assert server.connections == 3 and connection.socket is None
 
 
-def test_a_close_behind_an_answer_is_no_error_and_the_next_request_connects_anew(
+def test_a_close_after_a_response_is_no_error_and_the_next_request_reconnects(
     server: Upgrading,
 ) -> None:
     server.scripts += [[ANSWER + closing(1000), CLOSE], [ANSWER]]
@@ -201,7 +201,7 @@ def test_frames_may_be_cut_anywhere() -> None:
         assert settled.token_s == [1.0 if cut >= end else 2.0 for end in ends]
 
 
-def test_a_byte_at_a_time_is_read_as_well(server: Upgrading) -> None:
+def test_a_response_is_read_byte_by_byte(server: Upgrading) -> None:
     script = [step for n in range(len(ANSWER)) for step in (ANSWER[n : n + 1], 0.0)]
     assert is_whole(ask(server, *script)[1])
 
@@ -219,7 +219,7 @@ def test_a_token_has_the_stamp_of_the_read_that_completed_its_message(server: Up
     connection.close()
     settled = response.parse_response(exchange)
     assert is_whole(settled) and settled.token_s == [exchange.arrived[read] for read in (0, 3, 3)]
-    for read, at in enumerate(exchange.arrived):  # one clock: each read lies between two sends
+    for read, at in enumerate(exchange.arrived):  # on one clock, each read is between two sends
         assert server.sent_s[read] <= at and (
             read + 1 == len(pieces) or at <= server.sent_s[read + 1]
         )
@@ -230,7 +230,7 @@ def test_a_token_has_the_stamp_of_the_read_that_completed_its_message(server: Up
     )
 
 
-def test_a_ping_is_answered_and_is_none_of_the_answer(server: Upgrading) -> None:
+def test_a_ping_gets_a_pong_and_is_no_part_of_the_response(server: Upgrading) -> None:
     connection, exchange = connect(server), http.Exchange()
     first, rest = frames(event(WORDS[0])), frames(EVENTS.removeprefix(event(WORDS[0])))
     server.scripts += [[PING, 0.02, first, until_read(exchange, 1), PING, 0.02, rest], [ANSWER]]
@@ -244,7 +244,7 @@ def test_a_ping_is_answered_and_is_none_of_the_answer(server: Upgrading) -> None
 
 
 def test_a_message_may_be_huge_or_in_many_frames(server: Upgrading) -> None:
-    text = " ".join(oracle.VOCABULARY) * 700  # some 300 KB: its length takes eight bytes
+    text = " ".join(oracle.VOCABULARY) * 700  # about 300 KB: its length takes eight bytes
     huge = event(text)[6:-2]
     assert len(huge) > 2**16
     exchange, settled = ask(server, frame(huge) + frames(DONE))
@@ -265,7 +265,7 @@ def test_a_request_may_be_huge(server: Upgrading) -> None:
     connection.close()
 
 
-def test_lines_within_json_are_no_events(server: Upgrading) -> None:
+def test_line_breaks_in_json_do_not_split_an_event(server: Upgrading) -> None:
     pretty = json.dumps(json.loads(event(WORDS[0])[6:]), indent=1).replace("\n", "\r\n").encode()
     _, settled = ask(server, frame(pretty) + frames(EVENTS.removeprefix(event(WORDS[0]))))
     assert is_whole(settled)
@@ -298,7 +298,7 @@ def test_lines_within_json_are_no_events(server: Upgrading) -> None:
             "broken WebSocket frame: client received unexpected masked frame",
             1,
         ),
-        ([ANSWER + frames(event("x"))], "a message after the answer's end", 3),
+        ([ANSWER + frames(event("x"))], "a message after the end of the response", 3),
         ([frames(event(WORDS[0])) + REFUSED], "server error in the response", 1),
         ([REFUSED], "http 400", 0),
         ([frame(b'{"error": {"message": "busy"}}')], "http 500", 0),
@@ -306,7 +306,7 @@ def test_lines_within_json_are_no_events(server: Upgrading) -> None:
         ([5.0], "timeout", 0),
     ],
 )
-def test_each_end_has_a_name_and_what_came_before_it_is_kept(
+def test_each_end_has_a_name_and_the_tokens_before_it_are_kept(
     server: Upgrading, steps: list[Step], error: str, tokens: int
 ) -> None:
     quick = error == "timeout"
@@ -317,7 +317,7 @@ def test_each_end_has_a_name_and_what_came_before_it_is_kept(
     assert exchange.sent_s is not None and exchange.done_s >= exchange.sent_s
 
 
-def test_after_a_refused_request_the_connection_serves_on(server: Upgrading) -> None:
+def test_after_a_refused_request_the_connection_still_serves(server: Upgrading) -> None:
     server.scripts += [[REFUSED], [ANSWER]]
     connection = connect(server)
     assert post(connection)[1].error == "http 400"
@@ -343,7 +343,9 @@ def test_the_loop_reads_what_the_blocking_client_reads() -> None:
 # --- a campaign
 
 
-def test_a_campaign_over_websockets_has_the_same_rows_and_skips_who_has_none(bench: Bench) -> None:
+def test_a_campaign_over_websockets_has_the_same_rows_and_skips_servers_without(
+    bench: Bench,
+) -> None:
     require_installed("tornado")
     (bench.folder / "ws.toml").write_text(
         SCENARIOS.replace('endpoint = "chat"', 'endpoint = "chat"\ntransport = "websocket"')

@@ -1,5 +1,5 @@
-"""`max_in_flight`: never more at the server, in the order of arrival, and the wait for a slot is
-recorded as what it is.
+"""`max_in_flight`: the server never has more requests, they start in the order of arrival, and rows
+record the wait for a slot.
 """
 
 from itertools import pairwise
@@ -15,12 +15,12 @@ from tests.helpers.campaign_process import QUICK, SCENARIOS, Bench, is_complete,
 from tests.helpers.python_program import output_of
 from tests.helpers.recording_server import SCENARIO, SEED, Driven, Witness, drive, task_of
 
-RATE = 100.0  # the server answers 60 a second under the cap
+RATE = 100.0  # the server completes 60 requests/s under the cap
 CAPPED = SCENARIO | {"max_in_flight": 3}
 
 
 def most_at_once(rows: list[dict[str, Any]]) -> int:
-    """Requests between sent_s and done_s; at one moment, an end comes before a begin."""
+    """Returns the most requests between sent_s and done_s. At one moment, ends precede starts."""
     steps = [(row["sent_s"], 1) for row in rows] + [(row["done_s"], -1) for row in rows]
     now = most = 0
     for _, step in sorted(steps):
@@ -30,7 +30,7 @@ def most_at_once(rows: list[dict[str, Any]]) -> int:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_never_more_than_the_cap_and_first_come_first_served(
+def test_the_cap_holds_and_requests_are_served_in_order(
     tmp_path: Path, marked: Bench, count: int
 ) -> None:
     with Witness(answer_s=0.05) as witness:
@@ -58,12 +58,12 @@ def test_never_more_than_the_cap_and_first_come_first_served(
                 and before["slot_s"] <= after["slot_s"]
             )
     waited = sorted(row["slot_s"] - row["scheduled_s"] for row in driven.in_window())
-    assert waited[-1] > 0.2, "the load exceeds what the cap lets through"
+    assert waited[-1] > 0.2, "the load exceeds the rate that the cap allows"
 
 
 @pytest.fixture(scope="module")
 def cut_off(bench: Bench) -> Driven:
-    """The drain is too short for the requests that wait."""
+    """A load whose drain is too short for the requests that wait."""
     with Witness(answer_s=0.05) as witness:
         return drive(
             bench.folder / "short",
@@ -73,25 +73,25 @@ def cut_off(bench: Bench) -> Driven:
 
 
 def test_a_request_that_never_got_a_slot_has_a_row(cut_off: Driven) -> None:
-    """Those that wait longest must not vanish from the latencies."""
+    """The requests that wait longest must not vanish from the latencies."""
     assert len(cut_off.in_window()) == cut_off.said["planned"] > 160
     never = [row for row in cut_off.rows if row["slot_s"] is None]
     assert len(never) > 20 and {row["error"] for row in never} == {
-        "cut off: unanswered when the drain ended"
+        "cut off: incomplete when the drain ended"
     }
     assert {(row["sent_s"], row["first_s"], row["tokens"]) for row in never} == {(None, None, None)}
     assert all(row["done_s"] >= cut_off.window[1] for row in never)
     unanswered = [row for row in cut_off.rows if row["error"] is not None]
     assert cut_off.said["cut_off"] == len(unanswered) and 0 < len(unanswered) - len(never) <= 3, (
-        "and those that had one"
+        "others had a slot and were cut off as well"
     )
     assert {cut_off.said[name] for name in ("sent", "rows", "locust_requests")} == {
         len(cut_off.rows)
     }
 
 
-def test_nobody_overtakes_who_waits_for_a_slot() -> None:
-    """Also not one who comes in the very moment in which an answer ends."""
+def test_no_request_overtakes_one_that_waits_for_a_slot() -> None:
+    """Not even a request that arrives at the very moment at which a response ends."""
     assert output_of("wait_for_slots") == "fine\n"
 
 
@@ -151,5 +151,5 @@ def test_a_campaign_under_a_cap_with_two_workers(bench: Bench) -> None:
     }
     samples = [sample["load"] for sample in table(folder, "telemetry")]
     assert max(sample["processes"] for sample in samples) == 3, (
-        "the telemetry sees the conductor and both workers"
+        "the telemetry sees the coordinator and both workers"
     )

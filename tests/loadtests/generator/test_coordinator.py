@@ -1,5 +1,5 @@
-"""The conductor with workers that are played by the test, in a process of its own: its failures end
-the process.
+"""The coordinator with workers that the test plays. Each test has its own process, because a
+failure ends the process.
 """
 
 import gc
@@ -27,7 +27,7 @@ def run(folder: Path, case: str, *options: str) -> "subprocess.CompletedProcess[
     )
 
 
-def test_the_drain_does_not_end_on_news_from_before_the_window_s_end(tmp_path: Path) -> None:
+def test_a_report_from_before_the_window_s_end_does_not_end_the_drain(tmp_path: Path) -> None:
     done = run(tmp_path, "late report")
     assert done.stdout == "fine\n", done.stderr
 
@@ -37,9 +37,9 @@ def test_an_hour_of_reports_takes_no_more_memory_than_a_few(tmp_path: Path) -> N
     assert done.stdout == "fine\n", done.stderr
 
 
-def test_a_busy_disk_keeps_no_token_waiting(tmp_path: Path) -> None:
-    """It did: with rows and load.json written by a greenlet, the load generator now and then read
-    nothing for half a second.
+def test_a_busy_disk_delays_no_token(tmp_path: Path) -> None:
+    """When a greenlet wrote rows and load.json, the load generator sometimes read nothing for half
+    a second.
     """
     done = run(tmp_path, "busy disk")
     assert done.stdout == "fine\n", done.stderr
@@ -48,11 +48,11 @@ def test_a_busy_disk_keeps_no_token_waiting(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("case", "options", "sentence"),
     [
-        ("ended early", [], "load worker 1 was ended"),
+        ("ended early", [], "load worker 1 was stopped"),
         (
             "link workers",
             ["--workers", "3"],
-            "3 load workers are there, and --load-workers is 2: end the others",
+            "3 load workers are connected, but --load-workers is 2: stop the extra ones",
         ),
         (
             "link workers",
@@ -60,9 +60,9 @@ def test_a_busy_disk_keeps_no_token_waiting(tmp_path: Path) -> None:
             "load worker 0: trace.csv cannot be read: No such file or directory",
         ),
     ],
-    ids=["ended early", "too many", "cannot make its arrivals"],
+    ids=["ended early", "too many", "cannot compute its arrivals"],
 )
-def test_what_makes_a_measurement_worthless_ends_it_with_a_sentence(
+def test_a_fault_that_invalidates_the_load_ends_it_with_a_sentence(
     tmp_path: Path, case: str, options: list[str], sentence: str
 ) -> None:
     done = run(tmp_path, case, *options)
@@ -74,11 +74,11 @@ def test_what_makes_a_measurement_worthless_ends_it_with_a_sentence(
     assert schema.read_json(tmp_path / "load.json")["state"] == sentence
     if case == "ended early":
         assert schema.read_lines(tmp_path / "requests.jsonl") == [{"request": 0}, {"request": 1}], (
-            "what came is kept"
+            "rows so far are kept"
         )
 
 
-def test_a_failure_that_cannot_be_written_down_is_still_said(tmp_path: Path) -> None:
+def test_a_failure_that_cannot_be_written_to_disk_is_still_printed(tmp_path: Path) -> None:
     done = run(tmp_path, "folder removed")
     assert (done.returncode, done.stdout, done.stderr) == (
         4,
@@ -87,15 +87,15 @@ def test_a_failure_that_cannot_be_written_down_is_still_said(tmp_path: Path) -> 
     )
 
 
-def test_clocks_of_one_machine_may_differ_and_reports_of_others_are_ignored(tmp_path: Path) -> None:
+def test_clocks_of_one_machine_may_differ_and_other_workers_reports_are_ignored(
+    tmp_path: Path,
+) -> None:
     done = run(tmp_path, "link workers")
     assert done.stdout == "fine\n", done.stderr
 
 
-def test_its_report_leaves_nothing_that_only_a_garbage_collection_would_take_away(
-    tmp_path: Path,
-) -> None:
-    """In a load generator there is one in half an hour."""
+def test_writing_the_status_leaves_nothing_for_the_garbage_collector(tmp_path: Path) -> None:
+    """A load generator's collector runs about every half hour."""
     report = {
         "state": "running",
         "workers": [{"worker": 0, "rows": 5, "cpu_share": None}],

@@ -1,4 +1,4 @@
-"""Connections that the server closes while they are idle are replaced before a request is sent."""
+"""A connection that the server closes while it is idle is replaced before a request is sent."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What people know from Locust works with our client: its page, its CSV files, running it without a
+"""Locust's own features work with our client: its web page, its CSV files, a run without a
 campaign.
 """
 
@@ -29,7 +29,7 @@ def page(port: int, path: str, method: str = "GET") -> bytes:
         return answer.read()
 
 
-def test_its_page_shows_the_load_of_several_workers_and_goes_with_it(
+def test_its_page_shows_the_load_of_several_workers_and_ends_with_it(
     tmp_path: Path, marked: Bench
 ) -> None:
     port, shown = ports.find_free_port(), []
@@ -42,7 +42,7 @@ def test_its_page_shows_the_load_of_several_workers_and_goes_with_it(
             )
             with socket.socket() as elsewhere:
                 assert elsewhere.connect_ex(("127.0.0.2", port)), (
-                    "the page has no password: it is for this machine alone"
+                    "the page has no password, so only this machine may reach it"
                 )
 
     with Witness(answer_s=0.02) as witness:
@@ -59,15 +59,13 @@ def test_its_page_shows_the_load_of_several_workers_and_goes_with_it(
         assert probe.connect_ex(("127.0.0.1", port))
 
 
-def test_a_load_that_was_stopped_on_its_page_is_no_measurement(
-    tmp_path: Path, marked: Bench
-) -> None:
+def test_a_load_that_was_stopped_on_its_page_fails(tmp_path: Path, marked: Bench) -> None:
     port, seen = ports.find_free_port(), []
 
     def watch(status: LoadStatus | None) -> None:
         if status and status.state == "running" and status.rows > 20 and not seen:
             seen.append(status.rows)
-            # the load ends before it can answer
+            # the load ends before the page can respond
             with contextlib.suppress(ConnectionError, http.client.RemoteDisconnected):
                 page(port, "stop", "POST")
 
@@ -80,7 +78,7 @@ def test_a_load_that_was_stopped_on_its_page_is_no_measurement(
             web_port=port,
         )
     assert (
-        "(the load was stopped on Locust's page, or all load workers were lost); its last log"
+        "(the load was stopped on Locust's web page, or all load workers were lost); its last log"
         " lines:" in str(failed.value)
     )
     assert len(schema.read_lines(tmp_path / "load" / "requests.jsonl")) >= seen[0]
@@ -117,5 +115,5 @@ def test_locust_without_a_campaign_writes_its_csv(tmp_path: Path, marked: Bench)
         [its, _total] = csv.DictReader(file)
     assert (its["Type"], its["Name"], its["Failure Count"]) == ("POST", "test", "0")
     assert 0 < int(its["Request Count"]) <= len(rows) == len(witness.asked), (
-        "Locust writes it once a second, and not at the end"
+        "Locust writes it once per second, and not at the end"
     )

@@ -1,5 +1,5 @@
-"""The recorder and the users of `locustfile.py`, in a process of their own: importing Locust
-patches it.
+"""The recorder and the users of `locustfile.py`. Each test has its own process, because importing
+Locust patches it.
 """
 
 import json
@@ -37,18 +37,18 @@ SCENARIO = {
 )
 def test_in_a_process_of_its_own(tmp_path: Path, case: str, reader: str) -> None:
     if (case, reader) == ("stood still", "c"):
-        pytest.skip("then it reads nevertheless")
+        pytest.skip("the native reader does not stall with the loop")
     task = task_of(
         "http://127.0.0.1:1", SCENARIO, seed="1", users=1, duration_s=60, folder=str(tmp_path)
     )
-    said = output_of(
+    output = output_of(
         "drive_load_worker", case, SERVEOFF_LOAD=json.dumps(task.to_json()), SERVEOFF_STREAMS=reader
     )
-    assert said == "fine\n"
+    assert output == "fine\n"
     if case == "rows at the end":
         assert len((tmp_path / "requests.jsonl").read_text().splitlines()) == 3
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel does not say")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts the wait for a core")
 def test_a_load_generator_s_threads_do_not_starve_each_other() -> None:
     assert output_of("share_one_core") == "fine\n"

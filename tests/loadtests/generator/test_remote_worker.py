@@ -1,5 +1,5 @@
-"""Load workers on other machines: `python -m loadtests.worker` against --listen, over 127.0.0.1 and
-with a clock of its own.
+"""Load workers on other machines: `python -m loadtests.worker` against --listen, over 127.0.0.1,
+also with another clock.
 """
 
 import contextlib
@@ -38,8 +38,8 @@ def port() -> int:
 
 @pytest.fixture
 def start(marked: Bench, port: int) -> Iterator[Start]:
-    """Starts workers of that port; at the end each gets SIGTERM, ends with 0, and nothing of it is
-    left.
+    """Starts workers for that port. At the end each gets SIGTERM, exits with 0, and leaves no
+    process behind.
     """
     started = []
 
@@ -60,13 +60,13 @@ def start(marked: Bench, port: int) -> Iterator[Start]:
     for process in [
         each
         for each in marked.processes()
-        if "loadtests.worker" in (said := said_of(each)) and "unshare" not in said
+        if "loadtests.worker" in (command := said_of(each)) and "unshare" not in command
     ]:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-    said = [process.communicate(timeout=PATIENCE_S)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * len(started), said
-    assert not any("Traceback" in text for text in said), said
+    outputs = [process.communicate(timeout=PATIENCE_S)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * len(started), outputs
+    assert not any("Traceback" in text for text in outputs), outputs
 
 
 def requests_of(driven: Driven, user: int) -> list[tuple[int, int]]:
@@ -84,9 +84,7 @@ def planned_of(driven: Driven, seed: str, user: int) -> list[tuple[int, int]]:
     return [(each.tokens, each.max_tokens) for each in wanted]
 
 
-def test_two_workers_serve_one_case_after_the_other(
-    tmp_path: Path, start: Start, port: int
-) -> None:
+def test_two_workers_run_one_case_after_the_other(tmp_path: Path, start: Start, port: int) -> None:
     start()
     start()
     for case in ("first", "second"):
@@ -115,8 +113,10 @@ def test_two_workers_serve_one_case_after_the_other(
             )
 
 
-def test_a_worker_s_own_clock_is_told_from_ours(tmp_path: Path, start: Start, port: int) -> None:
-    """Its monotonic clock is 1000 s ahead, although the machine is the same; the rows are on the
+def test_a_worker_s_clock_is_distinguished_from_ours(
+    tmp_path: Path, start: Start, port: int
+) -> None:
+    """The worker's monotonic clock is 1000 s ahead on the same machine; the rows are on the
     driver's clock.
     """
     require_installed("unshare")
@@ -131,7 +131,7 @@ def test_a_worker_s_own_clock_is_told_from_ours(tmp_path: Path, start: Start, po
     assert worker["offset_s"] == worker["estimated_offset_s"]
     error_s = abs(worker["offset_s"] - 1000)
     assert error_s <= worker["round_trip_s"] / 2 + 1e-6, (
-        "a namespace's offset is exact, both clocks are one"
+        "a namespace's offset is exact: both clocks are the same"
     )
     came_s = {asked.request_id: asked.at_s - task.clock_zero_s for asked in witness.asked}
     assert len(came_s) == len(driven.rows) > 10
@@ -143,7 +143,7 @@ def test_a_worker_s_own_clock_is_told_from_ours(tmp_path: Path, start: Start, po
         )
 
 
-def test_who_comes_late_has_no_part_in_the_load(tmp_path: Path, start: Start, port: int) -> None:
+def test_a_late_worker_has_no_part_in_the_load(tmp_path: Path, start: Start, port: int) -> None:
     start()
     late: list[Any] = []
 
@@ -184,10 +184,10 @@ def test_the_load_of_a_driver_that_vanishes_does_not_reach_the_next_one(
             cwd=catalog.ROOT,
         )
         wait_for(lambda: len(first.asked) > 20, "the first load")
-        [conductor] = [
+        [coordinator] = [
             process for process in marked.load_workers() if "--worker" not in said_of(process)
         ]
-        for each in (conductor, driver):  # as when the machine loses its power: nobody is told
+        for each in (coordinator, driver):  # as in a power failure: no worker is notified
             each.kill()
         driver.wait(PATIENCE_S)
         driven = drive(
@@ -202,14 +202,17 @@ def test_the_load_of_a_driver_that_vanishes_does_not_reach_the_next_one(
             == {len(second.asked)}
         )
         assert all(requests_of(driven, user) == planned_of(driven, "2", user) for user in range(2))
-        assert len(first.asked) == asked, "nobody asks the first server any more"
+        assert len(first.asked) == asked, "the first server gets no more requests"
 
 
 @pytest.mark.parametrize(
     ("number", "sentence"),
     [
-        (signal.SIGSTOP, "the load was stopped on Locust's page, or all load workers were lost"),
-        (signal.SIGTERM, "load worker 0 was ended"),
+        (
+            signal.SIGSTOP,
+            "the load was stopped on Locust's web page, or all load workers were lost",
+        ),
+        (signal.SIGTERM, "load worker 0 was stopped"),
     ],
     ids=["stopped", "ended"],
 )
@@ -239,7 +242,7 @@ def test_a_lost_worker_fails_the_case(
 # --- mistakes
 
 
-def test_nobody_connects(
+def test_no_worker_connects(
     tmp_path: Path, marked: Bench, monkeypatch: pytest.MonkeyPatch, port: int
 ) -> None:
     monkeypatch.setattr(limits, "REMOTE_START_S", 2.0)
@@ -250,7 +253,7 @@ def test_nobody_connects(
             Workers(2, ("127.0.0.1", port)),
         )
     remedy = f"run `python -m loadtests.worker 127.0.0.1:{port}` on the other machines"
-    assert f"(0 of 2 load workers were there after 2 s: {remedy}); its last log lines:\n" in str(
+    assert f"(0 of 2 load workers had connected after 2 s: {remedy}); its last log lines:\n" in str(
         failed.value
     )
 
@@ -262,7 +265,7 @@ def test_bad_addresses_are_refused_on_both_sides(
     bench: Bench, listen: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call_command(worker_command, listen) == 2
-    refused = r"error: argument conductor: '.*' is not (ADDRESS:PORT|a port), .*\n"
+    refused = r"error: argument coordinator: '.*' is not (ADDRESS:PORT,|a port from) .*\n"
     assert re.fullmatch(refused, capsys.readouterr().err)
     assert call_command(campaign_command, *QUICK, "--listen", listen) == 2
     assert capsys.readouterr().err.startswith("error: argument --listen: ")
@@ -276,7 +279,7 @@ def test_a_bad_address_starts_nothing(bench: Bench) -> None:
     bench.refuses("argument --listen: ", *QUICK, "--listen", listen, "--out", "not_to_be")
 
 
-def test_ports_that_cannot_be_used_are_refused_before_anything_begins(bench: Bench) -> None:
+def test_unusable_ports_are_refused_before_anything_starts(bench: Bench) -> None:
     with Witness() as witness:
         taken = str(witness.server_port)
         for option, place in (("--listen", f"127.0.0.1:{taken}"), ("--web-port", taken)):
@@ -300,7 +303,7 @@ def test_ports_that_cannot_be_used_are_refused_before_anything_begins(bench: Ben
     )
 
 
-def test_a_worker_without_a_conductor_gives_up(bench: Bench) -> None:
+def test_a_worker_without_a_coordinator_gives_up(bench: Bench) -> None:
     place = f"127.0.0.1:{dead_port()}"
     done = subprocess.run(
         [*COMMAND, place, "--patience", "0.5"], cwd=catalog.ROOT, capture_output=True, text=True
@@ -308,6 +311,6 @@ def test_a_worker_without_a_conductor_gives_up(bench: Bench) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert (
         done.stderr
-        == f"error: no conductor at {place} for 0.5 s: start `nox -s bench -- --listen {place} ...`"
-        " there\n"
+        == f"error: no coordinator at {place} within 0.5 s: start `nox -s bench -- --listen"
+        f" {place} ...` there\n"
     )

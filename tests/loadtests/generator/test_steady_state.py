@@ -1,5 +1,5 @@
-"""The test of steadiness, by hand and on simulated servers. Seeds are fixed, so the error rates are
-exact numbers: a bound that breaks is a change of the rule, never chance.
+"""The test for a steady state, by hand and on simulated servers. Seeds are fixed, so the error
+rates are exact: a bound breaks only if the rule changes, never by chance.
 """
 
 import math
@@ -25,13 +25,13 @@ PRECISE = "a tenth of the noise"
 
 
 def test_mser_by_hand() -> None:
-    """Of 9 1 3 1 3 1 3: with all, mean 3 and squares 48, 48/49; without the 9, mean 2 and squares
-    6, 6/36; without two, 4.8/25.
+    """For 9 1 3 1 3 1 3, all values have the mean 3 and the squares 48: 48/49. Without the 9 it is
+    mean 2 and squares 6: 6/36. Without two it is 4.8/25.
     """
     assert mser_cut([9, 1, 3, 1, 3, 1, 3]) == 1
-    # 8/64; with the 4 as well 40/81, without the first 9 as well 6.9/49
+    # 8/64; with the 4 it would be 40/81, without the first 9 it would be 6.9/49
     assert mser_cut([0, 4, 9, 11, 9, 11, 9, 11, 9, 11]) == 2
-    assert mser_cut([1, 3, 1, 3, 1, 3, 9]) == 0, "what is odd at the end is no transient"
+    assert mser_cut([1, 3, 1, 3, 1, 3, 9]) == 0, "an outlier at the end is no transient"
 
 
 def test_mser_leaves_five() -> None:
@@ -39,7 +39,7 @@ def test_mser_leaves_five() -> None:
     assert mser_cut([9, 1, 1, 1]) == 0
 
 
-def test_mser_is_what_its_definition_says() -> None:
+def test_mser_follows_its_definition() -> None:
     source = random.Random(1)
     for _ in range(200):
         means = [1e6 + source.gauss(0, 1) + 5 * (i < 4) for i in range(source.randint(10, 20))]
@@ -49,8 +49,8 @@ def test_mser_is_what_its_definition_says() -> None:
 
 
 def test_trend_by_hand() -> None:
-    """Six in order: S = 15, variance 6 * 5 * 17 / 18, z = 14 / 5.323. Ties: S = 3 + 3 - 0 over four
-    values of which two are equal.
+    """Six values in order give S = 15, variance 6 * 5 * 17 / 18 and z = 14 / 5.323. Four values
+    with one tie give S = 5.
     """
     assert (
         trend_p_value([1, 2, 3, 4, 5, 6])
@@ -62,7 +62,7 @@ def test_trend_by_hand() -> None:
     )
     assert trend_p_value([1, 3, 3, 1]) == trend_p_value([7, 7, 7]) == trend_p_value([7]) == 1
     assert trend_p_value([1, 2, 3, 4, 5, 1000]) == trend_p_value([1, 2, 3, 4, 5, 6]), (
-        "ranks: how large an outlier is does not matter"
+        "with ranks, the size of an outlier does not matter"
     )
 
 
@@ -79,15 +79,15 @@ def test_slope_and_batches() -> None:
     )
 
 
-def test_batches_are_ten_to_twenty_and_of_five_at_least() -> None:
+def test_there_are_10_to_20_batches_of_at_least_5_values() -> None:
     assert [
         examine_series([1.0] * n, 1).batches for n in (0, 49, 50, 54, 99, 100, 101, 2000, 2001)
     ] == [0, 9, 10, 10, 19, 20, 16, 20, 19]
 
 
-def test_the_drift_is_that_of_the_window_to_come() -> None:
-    """100 values that rise by 0.1% each, over a window three times as long: 30% of the first, 30% /
-    1.05 of the mean.
+def test_the_drift_is_that_of_the_coming_window() -> None:
+    """100 values rise by 0.1% each; over a window three times as long that is 30% of the first
+    value, and 30% / 1.07 of the kept values' mean.
     """
     assert examine_series([1 + i / 1000 for i in range(100)], 3).drift == pytest.approx(
         0.3 / (1 + 0.0005 + 0.072), rel=0.01
@@ -99,11 +99,11 @@ def test_constant_series_are_steady() -> None:
         assert examine_series([value] * 60, 2.5) == Finding(True, 12, 0, 1.0, 0.0)
     assert examine_series([0.0] * 20 + [0.1] * 40, 2.5)[:3] == (True, 12, 4)
     assert examine_series([0.0] * 40 + [0.1] * 20, 2.5)[:3] == (False, 12, 0), (
-        "a step just now is seen by the trend, not by MSER"
+        "the trend test sees a recent step, MSER does not"
     )
 
 
-def test_a_tiny_drift_without_noise_is_forgiven_and_a_large_one_is_not() -> None:
+def test_a_tiny_drift_without_noise_is_tolerated_and_a_large_one_is_not() -> None:
     for share, steady in ((0.01, True), (0.04, True), (0.06, False), (-0.06, False)):
         found = examine_series([100 + share * i for i in range(100)], 1)
         assert found.steady == steady and found.cut >= 10 and found.p is not None and found.p < 0.01
@@ -118,7 +118,7 @@ def test_an_outlier_at_the_end_is_no_transient() -> None:
     )
 
 
-def test_the_judge_wants_every_series_three_times_running() -> None:
+def test_the_judge_requires_every_series_three_times_in_a_row() -> None:
     flat, rising = [1.0] * 50, [1.0 + i for i in range(50)]
     judge = SteadyJudge()
     assert [
@@ -128,7 +128,7 @@ def test_the_judge_wants_every_series_three_times_running() -> None:
     assert IN_A_ROW == 3
 
 
-def test_the_judge_says_why() -> None:
+def test_the_judge_gives_its_reason() -> None:
     judge, flat = SteadyJudge(), [1.0] * 50
     assert (
         judge.judge({"tokens/s": flat, "TTFT": []}, 10, 25).why
@@ -148,13 +148,13 @@ def test_the_judge_says_why() -> None:
     ]
 
 
-def test_the_judge_says_what_it_waits_for() -> None:
+def test_the_judge_describes_what_it_waits_for() -> None:
     judge, flat, rising = SteadyJudge(), [1.0] * 50, [1.0 + i for i in range(50)]
     assert judge.judge({"tokens/s": rising, "TTFT": [], "TPOT": []}, 10, 25).describe_wait() == (
         "too few values of TTFT, TPOT; tokens/s would change by +329% over the window"
     )
     assert [judge.judge({"tokens/s": flat}, 10, 25).describe_wait() for _ in range(3)] == [
-        *["it is, but not yet 3 times in a row"] * 2,
+        *["it is steady, but not yet 3 times in a row"] * 2,
         None,
     ]
 
@@ -165,7 +165,7 @@ def rates(server: study.Server) -> study.Rates:
 
 
 def worst(*parts: str) -> study.Rates:
-    """Of each rate the largest among the servers whose names have one of the parts."""
+    """Returns the largest of each rate among the servers whose names contain one of the parts."""
     found = [
         rates(server) for server in study.SERVERS if any(part in server.name for part in parts)
     ]
@@ -173,15 +173,15 @@ def worst(*parts: str) -> study.Rates:
     return study.Rates(*(max(one[i] for one in found) for i in range(4)))
 
 
-def test_a_steady_server_is_seen_to_be() -> None:
+def test_a_steady_server_is_recognized() -> None:
     seen = worst("steady, noise", "steady, a tenth", "steady, waves", "closed loop", "ten slow")
     assert seen.median_s <= 22 and seen.p90_s <= 39 and seen.never == 0
     seen = worst("Poisson 3/s", "gamma", "Poisson 1.5/s")  # 50 requests take 17 and 33 s
     assert seen.median_s <= 37 and seen.p90_s <= 47 and seen.never <= 0.08
 
 
-def test_a_transient_is_waited_for() -> None:
-    """Only changes that come later than the test could end, 12 s, are missed: nothing announced
+def test_the_judge_waits_for_a_transient_to_end() -> None:
+    """It misses only changes after 12 s, when the test could already have ended: nothing announces
     them.
     """
     decaying = [f"time constant {tau} s" for tau in (1, 2, 5, 10, 20)] + [
@@ -193,7 +193,7 @@ def test_a_transient_is_waited_for() -> None:
     assert 0.2 < worst("half the speed until second 20").missed <= 0.4
 
 
-def test_slow_drifts_are_seen_only_where_noise_permits() -> None:
+def test_slow_drifts_are_seen_only_if_noise_permits() -> None:
     assert worst(f"drift of 20% in 60 s, {PRECISE}").never == 1
     assert worst("drift of 5% in 60 s").never == 0
     assert 0.5 < worst("drift of 10% in 60 s", "drift of 20% in 60 s").missed <= 0.72
@@ -205,7 +205,7 @@ def test_an_overload_is_mostly_never_steady() -> None:
 
 
 def test_mser_alone_would_be_worse() -> None:
-    """What the trend and the three times running are for."""
+    """The trend test and three verdicts in a row are there for these servers."""
     with study.mser_alone():
         for server in (
             server

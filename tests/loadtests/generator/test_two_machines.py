@@ -1,5 +1,5 @@
-"""A whole campaign whose load comes from another machine: two network namespaces with a cable
-between them.
+"""A whole campaign whose load comes from another machine: two network namespaces, connected by a
+cable.
 """
 
 import os
@@ -33,7 +33,7 @@ def ip(*arguments: str) -> None:
 
 @pytest.fixture
 def machines() -> Iterator[tuple[list[str], list[str]]]:
-    """What to put before a command to run it on the one, and on the other."""
+    """Yields two prefixes of a command, which run it on one machine and on the other."""
     require_installed("ip")
     names = [f"serveoff-{os.getpid()}-{letter}" for letter in "ab"]
     try:
@@ -115,7 +115,7 @@ def test_the_load_comes_from_another_machine(
     for folder, run in runs(bench.folder / "two"):
         rows = table(folder, "requests")
         assert run["status"] == "ok" and HERE in run["command"], (
-            "the server listens where the other machine finds it"
+            "the server listens where the other machine can reach it"
         )
         assert {run["counts"][name] for name in ("sent", "rows", "locust_requests")} == {
             len(rows)
@@ -127,7 +127,7 @@ def test_the_load_comes_from_another_machine(
         }
         [found] = run["load_workers"]
         assert found["rows"] == len(rows) and found["offset_s"] == 0, (
-            "both have one clock, whatever they guess"
+            "both have the same clock, whatever they estimate"
         )
         assert abs(found["estimated_offset_s"]) <= found["round_trip_s"] / 2
         for row in rows:

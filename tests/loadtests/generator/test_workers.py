@@ -1,5 +1,5 @@
-"""Several load workers send what one sends; one that is lost fails the case with its name; nothing
-is left of any.
+"""Several load workers send the same requests as one; a lost worker fails the case by name; no
+process is left behind.
 """
 
 import re
@@ -28,8 +28,8 @@ RATE = 20.0
 
 
 def assert_complete(driven: Driven, witness: Witness, workers: int) -> None:
-    """As many rows as requests were sent, arrived and were counted by Locust; each worker's are
-    numbered.
+    """Every sent request has arrived, has a row and is in Locust's count; each worker numbers its
+    own.
     """
     assert (
         {driven.said[name] for name in ("sent", "rows", "locust_requests")}
@@ -52,7 +52,7 @@ def assert_complete(driven: Driven, witness: Witness, workers: int) -> None:
 def test_an_open_loop_is_the_same_with_any_number_of_workers(
     tmp_path: Path, marked: Bench, count: int
 ) -> None:
-    """The same requests at the same times, each of them once, and spread over all workers."""
+    """All workers together send the same requests at the same times, each of them once."""
     with Witness(answer_s=0.02) as witness:
         driven = drive(
             tmp_path / "load",
@@ -76,7 +76,7 @@ def test_an_open_loop_is_the_same_with_any_number_of_workers(
             arrivals.warm_up_arrivals(SEED, SCENARIO, RATE),
         ),
     ):
-        planned = planned[: len(rows)] if user < 0 else planned  # the longest warm-up was planned
+        planned = planned[: len(rows)] if user < 0 else planned  # the plan covers the longest one
         wanted = [
             prompts.make_prompt(SEED, SCENARIO, user, index, arrival)
             for index, arrival in enumerate(planned)
@@ -97,8 +97,8 @@ def test_an_open_loop_is_the_same_with_any_number_of_workers(
 def test_a_window_does_not_wait_for_the_warm_up_s_next_arrival(
     tmp_path: Path, marked: Bench
 ) -> None:
-    """At this rate the warm-up's first request would be sent 1.1 s after the load's begin, when the
-    window has long been open.
+    """At this rate the warm-up's first request would be sent 1.1 s after the load's start, long
+    after the window has opened.
     """
     scenario = SCENARIO | {"arrivals": "constant"}
     with Witness() as witness:
@@ -112,7 +112,7 @@ def test_a_window_does_not_wait_for_the_warm_up_s_next_arrival(
 
 
 @pytest.mark.parametrize(("users", "count"), [(3, 2), (1, 2)])
-def test_each_user_of_a_closed_loop_is_at_one_worker(
+def test_each_user_of_a_closed_loop_belongs_to_one_worker(
     tmp_path: Path, marked: Bench, users: int, count: int
 ) -> None:
     with Witness(answer_s=0.02) as witness:
@@ -154,8 +154,8 @@ def test_repeats_are_the_same_with_any_number_of_workers(tmp_path: Path, marked:
 
 
 class Assassin:
-    """Sends a signal to one of the forked load workers when the load has some rows; `seen`: how
-    many there were.
+    """Sends a signal to one of the forked load workers once the load has `seen` rows, at least
+    20.
     """
 
     def __init__(self, bench: Bench, number: int):
@@ -164,7 +164,7 @@ class Assassin:
     def __call__(self, status: LoadStatus | None) -> None:
         if not self.seen and status and status.state == "running" and status.rows >= 20:
             self.seen = status.rows
-            [_conductor, victim, _other] = self.bench.load_workers()
+            [_coordinator, victim, _other] = self.bench.load_workers()
             victim.send_signal(self.number)
 
 
@@ -180,7 +180,7 @@ def test_a_lost_worker_fails_the_case_and_its_rows_are_kept(
     tmp_path: Path, marked: Bench, monkeypatch: pytest.MonkeyPatch, number: int, sentence: str
 ) -> None:
     monkeypatch.setenv("SERVEOFF_LOST_AFTER_S", "4")
-    # one that is stopped cannot end when it is asked to
+    # a stopped process cannot end on SIGTERM
     monkeypatch.setenv("SERVEOFF_GRACE_S", "1")
     assassin = Assassin(marked, number)
     with Witness(answer_s=0.02) as witness, pytest.raises(LoadFailed) as failed:
@@ -203,7 +203,7 @@ def test_a_lost_worker_fails_the_case_and_its_rows_are_kept(
     [(CLOSED, {"users": 2}, 1), (SCENARIO, {"rate": 20.0}, 2)],
     ids=["closed", "open"],
 )
-def test_an_error_of_our_own_is_no_smaller_load(
+def test_an_error_of_our_own_ends_the_load(
     tmp_path: Path, marked: Bench, scenario: dict[str, Any], load: dict[str, Any], count: int
 ) -> None:
     broken = {key: value for key, value in scenario.items() if key != "prompt_tokens"}
@@ -232,19 +232,19 @@ def test_nothing_is_left_of_a_campaign_with_several_workers(bench: Bench) -> Non
             "several",
         )
         seen = rows_when_under_load(campaign, 1)
-        assert len(bench.load_workers()) == 3, "a conductor and two load workers"
+        assert len(bench.load_workers()) == 3, "a coordinator and two load workers"
         driver.send_signal(number)
         driver.communicate(timeout=PATIENCE_S)
         assert driver.returncode == code
         if number == signal.SIGINT:
-            assert bench.left_over() == [], "Ctrl-C waits until all is gone"
+            assert bench.left_over() == [], "Ctrl-C waits until every process is gone"
             run, rows = (
                 schema.read_json(case_folder(campaign, 1) / "run.json"),
                 table(case_folder(campaign, 1), "requests"),
             )
             assert run["status"] == "failed: load: interrupted by Ctrl-C"
             assert run["counts"]["rows"] == run["counts"]["sent"] == len(rows) >= seen, (
-                "every request has a row, also the unanswered"
+                "every request has a row, even without a response"
             )
             assert {row["worker"] for row in rows} == {0, 1}
         wait_for(lambda: not bench.left_over(), "nothing left of the campaign")

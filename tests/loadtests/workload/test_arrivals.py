@@ -1,6 +1,4 @@
-"""Arrivals are those that were asked for: tested against their distributions, at fixed seeds so
-that no test fails by chance.
-"""
+"""Arrivals follow the requested distributions. Seeds are fixed, so no test fails by chance."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -34,7 +32,7 @@ def gaps(at: list[float]) -> list[float]:
     return [after - before for before, after in pairwise([0.0, *at])]
 
 
-def test_the_same_seed_gives_the_same_arrivals_and_a_longer_run_begins_like_a_shorter_one() -> None:
+def test_the_same_seed_gives_the_same_arrivals_and_a_longer_run_starts_like_a_shorter_one() -> None:
     assert (
         times(POISSON, 5.0, 60.0)
         == times(POISSON, 5.0, 60.0)
@@ -46,19 +44,19 @@ def test_the_same_seed_gives_the_same_arrivals_and_a_longer_run_begins_like_a_sh
 
 @pytest.mark.parametrize("rate", [0.5, 3.0, 200.0])
 @pytest.mark.parametrize("burstiness", [None, 0.25, 4.0])
-def test_gaps_have_the_distribution_asked_for(rate: float, burstiness: float | None) -> None:
+def test_gaps_have_the_requested_distribution(rate: float, burstiness: float | None) -> None:
     scenario = POISSON if burstiness is None else {"arrivals": "gamma", "burstiness": burstiness}
     at = times(scenario, rate, 4000 / rate)
     assert at == sorted(at) and at[-1] < 4000 / rate
     shape = burstiness or 1.0  # an exponential distribution is a gamma distribution of shape 1
     assert stats.kstest(gaps(at), "gamma", args=(shape, 0, 1 / (shape * rate))).pvalue > 0.01
     assert stats.kstest(gaps(at), "gamma", args=(shape, 0, 1.4 / (shape * rate))).pvalue < 1e-3, (
-        "the test must be able to tell"
+        "the test must notice another distribution"
     )
 
 
 @pytest.mark.parametrize("seed", ["1", "2", "3"])
-def test_an_open_loop_s_window_ends_once_so_many_requests_have_arrived(seed: str) -> None:
+def test_an_open_loop_s_window_ends_once_its_requests_have_arrived(seed: str) -> None:
     scenario = POISSON | {"requests": 299, "duration_max_s": 60.0}
     length_s = window_for_arrivals(seed, scenario, 10.0, 10.0)
     assert length_s == int(length_s) and 25 < length_s < 36
@@ -78,7 +76,7 @@ def test_an_open_loop_s_window_has_bounds(rate: float, length_s: float) -> None:
     ("per_s", "length_s"), [(1000.0, 10.0), (20.0, 18.0), (1.0, 60.0), (0.0, 60.0)]
 )
 def test_a_closed_loop_s_window_follows_from_its_responses(per_s: float, length_s: float) -> None:
-    """355.6 are expected where 299 are wanted: 355.6 - 3 sqrt(355.6) = 299."""
+    """For 299 requests, 355.6 are expected: 355.6 - 3 sqrt(355.6) = 299."""
     scenario = {"requests": 299, "duration_max_s": 60.0}
     assert window_for_requests(299, per_s, scenario, 10.0) == length_s
 
@@ -89,13 +87,13 @@ def test_constant_arrivals_are_even() -> None:
     )
 
 
-def test_a_ramp_has_the_inverse_of_its_integral() -> None:
-    """Rate 10 t, so 5 t^2 arrivals until t: the n-th is at the root of n / 5."""
+def test_a_ramp_follows_the_inverse_of_its_integral() -> None:
+    """The rate is 10 t, so 5 t^2 requests arrive until t, and the n-th is at sqrt(n / 5)."""
     at = times({"arrivals": "constant", "profile": [[0, 0], [10, 10]]}, 10.0, 10.0)
     assert at == pytest.approx([(n / 5) ** 0.5 for n in range(1, len(at) + 1)]) and len(at) == 499
 
 
-def test_a_step_and_what_comes_after_it() -> None:
+def test_a_step_and_the_rate_after_it() -> None:
     at = times(
         {"arrivals": "constant", "profile": [[0, 1], [10, 1], [10, 5], [12, 5], [12, 0.5]]},
         10.0,
@@ -104,7 +102,7 @@ def test_a_step_and_what_comes_after_it() -> None:
     counted = [
         sum(low < t <= high + 1e-9 for t in at) for low, high in ((0, 10), (10, 12), (12, 20))
     ]
-    assert counted == [100, 100, 39], "the last of 40 would come at the very end, which is outside"
+    assert counted == [100, 100, 39], "the last of 40 would be at the very end, which is outside"
 
 
 def test_pauses_have_no_arrivals() -> None:
@@ -135,7 +133,7 @@ def test_a_trace_is_replayed_in_its_slice_and_scale_with_clipped_lengths(tmp_pat
     }
     assert schedule("any", scenario, None, 3.0) == [Arrival(0.0, 20, 6), Arrival(0.5, 3496, 600)]
     assert schedule("any", scenario, None, 3.1)[-1] == Arrival(3.0, 30, 7)
-    with pytest.raises(TraceError, match=r"trace\.csv has no request in 6 s from second 11 on"):
+    with pytest.raises(TraceError, match=r"trace\.csv has no request in the 6 s after second 11"):
         schedule("any", scenario | {"trace_start_s": 11}, None, 3.0)
 
 
@@ -156,7 +154,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_window_is_asked_the_same_whatever_the_warm_up(kind: str) -> None:
+def test_the_window_has_the_same_requests_after_any_warm_up(kind: str) -> None:
     asked = [
         window_arrivals("1/s/1", KINDS[kind] | {"warmup_s": warmup_s}, 7.0, 30.0)
         for warmup_s in (0, 0.5, 8.0)
@@ -172,7 +170,7 @@ def test_the_window_is_asked_the_same_whatever_the_warm_up(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["poisson", "gamma"])
 def test_the_warm_up_is_another_part_of_the_same_process(kind: str) -> None:
-    """It lasts as long as the longest warm-up may, and its beginning does not depend on that."""
+    """It covers the longest warm-up, and its start does not depend on that length."""
     shorter, longer = (
         warm_up_arrivals("1/s/1", KINDS[kind] | {"warmup_s": 10, "warmup_max_s": most}, 50.0)
         for most in (20, 60)
@@ -189,7 +187,7 @@ def test_the_warm_up_is_another_part_of_the_same_process(kind: str) -> None:
 
 
 def test_with_a_profile_or_a_trace_both_parts_are_the_one_schedule(tmp_path: Path) -> None:
-    """There the demand itself varies, and its second 0 is the load's begin."""
+    """There the demand itself varies, and its second 0 is the load's start."""
     rows = "".join(f"{n * 0.37},{n % 50 + 2},5\n" for n in range(100))
     (tmp_path / "trace.csv").write_text("arrival_s,prompt_tokens,output_tokens\n" + rows)
     trace = {"arrivals": "trace", "trace": str(tmp_path / "trace.csv"), "warmup_s": 8.0}

@@ -1,5 +1,5 @@
-"""Conversations hold all that was said, and begin anew when they must; prefixes are shared by as
-many prompts as the scenario says.
+"""Conversations keep their whole history and start over when they must; prompts share as many
+prefixes as the scenario has.
 """
 
 import re
@@ -59,15 +59,15 @@ def of_user(chat: tuple[Driven, dict[str, Asked]], user: int) -> list[tuple[dict
     return [(row, asked[f"{row['worker']}-{row['request']}"]) for row in rows]
 
 
-def test_a_conversation_holds_all_that_was_said_and_begins_anew_when_it_must(
+def test_a_conversation_keeps_its_history_and_starts_over_when_it_must(
     chat: tuple[Driven, dict[str, Asked]],
 ) -> None:
-    why_new = {"its turns are over": 0, "an answer failed": 0, "the context would be exceeded": 0}
+    restarts = {"its turns are over": 0, "a request failed": 0, "the context would be exceeded": 0}
     for user in range(USERS):
         begun_at, requests = 0, of_user(chat, user)
         assert len(requests[0][1].body["messages"]) == 2
         for turn, ((row, before), (_, after)) in enumerate(pairwise(requests), 1):
-            system, *said, question = after.body["messages"]
+            system, *history, question = after.body["messages"]
             assert (
                 system == requests[0][1].body["messages"][0]
                 and len(system["content"].split()) == CHAT["shared_tokens"] - 1
@@ -85,17 +85,17 @@ def test_a_conversation_holds_all_that_was_said_and_begins_anew_when_it_must(
             if turn - begun_at >= prompts.conversation_turns(SEED, CHAT, user, begun_at):
                 reason = "its turns are over"
             elif row["error"] is not None:
-                reason = "an answer failed"
+                reason = "a request failed"
             elif oracle.count_tokens(whole) + wanted.max_tokens > CHAT["context"]:
                 reason = "the context would be exceeded"
-            assert [system, *said] == ([system] if reason else answered), (user, turn, reason)
+            assert [system, *history] == ([system] if reason else answered), (user, turn, reason)
             if reason:
-                why_new[reason] += 1
+                restarts[reason] += 1
                 begun_at = turn
-    assert all(count >= 3 for count in why_new.values()), why_new
+    assert all(count >= 3 for count in restarts.values()), restarts
 
 
-def test_lengths_are_the_server_s_and_answers_are_exact(
+def test_lengths_are_the_server_s_and_responses_are_exact(
     chat: tuple[Driven, dict[str, Asked]],
 ) -> None:
     for row in chat[0].rows:
@@ -108,7 +108,7 @@ def test_lengths_are_the_server_s_and_answers_are_exact(
             assert row["prompt_tokens"] + row["max_tokens"] <= CHAT["context"]
 
 
-def test_a_user_thinks_after_each_answer(chat: tuple[Driven, dict[str, Asked]]) -> None:
+def test_a_user_thinks_after_each_response(chat: tuple[Driven, dict[str, Asked]]) -> None:
     for user in range(USERS):
         for (before, _), (after, _) in pairwise(of_user(chat, user)):
             if before["error"] is None:
@@ -118,7 +118,7 @@ def test_a_user_thinks_after_each_answer(chat: tuple[Driven, dict[str, Asked]]) 
             assert after["sent_s"] >= after["scheduled_s"] > before["done_s"]
 
 
-def test_conversations_have_all_lengths_of_the_scenario() -> None:
+def test_conversations_have_every_length_in_the_scenario_s_range() -> None:
     found = {
         prompts.conversation_turns(SEED, CHAT, user, turn)
         for user in range(20)
@@ -132,7 +132,7 @@ def test_conversations_have_all_lengths_of_the_scenario() -> None:
     "history",
     [(), (prompts.PromptMessage("user", "baba"), prompts.PromptMessage("assistant", "babe babi"))],
 )
-def test_a_chat_s_length_is_that_of_its_text(
+def test_a_chat_s_stated_length_is_that_of_its_text(
     shared: int, history: tuple[prompts.PromptMessage, ...]
 ) -> None:
     for turn in range(50):
@@ -144,7 +144,7 @@ def test_a_chat_s_length_is_that_of_its_text(
 
 
 @pytest.mark.parametrize("endpoint", ["chat", "completions"])
-def test_as_many_prefixes_as_stated_and_every_prompt_its_own(
+def test_there_are_as_many_prefixes_as_stated_and_no_prompt_repeats(
     tmp_path: Path, marked: Bench, endpoint: str
 ) -> None:
     scenario = SCENARIO | {"endpoint": endpoint, "shared_tokens": 32, "shared_prefixes": 5}
@@ -173,8 +173,8 @@ def test_as_many_prefixes_as_stated_and_every_prompt_its_own(
 
 
 def test_chats_and_documents_are_measured(bench: Bench) -> None:
-    """`chat` and `rag` of loadtests/workload/scenarios.toml, with their own lengths; only the times
-    are shorter here.
+    """Runs `chat` and `rag` of loadtests/workload/scenarios.toml with their own lengths and shorter
+    times.
     """
     text = (Path(prompts.__file__).parent / "scenarios.toml").read_text()
     shipped = "".join(

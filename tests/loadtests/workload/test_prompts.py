@@ -1,4 +1,4 @@
-"""The same seed gives the same requests; prompts have exactly the tokens they say."""
+"""The same seed gives the same requests; prompts have exactly the stated number of tokens."""
 
 import json
 import math
@@ -23,12 +23,12 @@ def test_the_same_seed_gives_the_same_prompts_and_another_seed_gives_others() ->
 
     assert some("1/chat/1") == some("1/chat/1")
     assert not set(some("1/chat/1")) & set(some("1/chat/2")), (
-        "another repetition has other prompts: no cache may know them"
+        "another repetition has other prompts, which no cache can hold"
     )
 
 
-def test_a_prompt_does_not_depend_on_what_was_asked_before() -> None:
-    """A slow server is asked the same first requests as a fast one."""
+def test_a_prompt_does_not_depend_on_earlier_requests() -> None:
+    """A slow server gets the same first requests as a fast one."""
     alone = prompts.make_prompt("1", CHAT, 3, 7)
     for turn in range(9):
         prompts.make_prompt("1", CHAT, 0, turn)
@@ -73,16 +73,16 @@ def test_the_request_is_one_of_the_contract_and_asks_for_exact_lengths(
         0,
     )
     assert request.ignore_eos and request.stream and request.include_usage
-    said = json.loads(body)
+    sent = json.loads(body)
     assert (
-        (said["messages"] == [{"role": "user", "content": wanted.text}])
+        (sent["messages"] == [{"role": "user", "content": wanted.text}])
         if scenario is CHAT
-        else said["prompt"] == wanted.text
+        else sent["prompt"] == wanted.text
     )
 
 
 def test_lengths_and_shared_blocks_come_from_the_arrival() -> None:
-    """Equal block ids are equal text, 512 tokens each; what follows the blocks is the request's
+    """Equal block ids are equal text of 512 tokens; the text after the blocks is the request's
     own.
     """
     first, second, other = (
@@ -96,7 +96,7 @@ def test_lengths_and_shared_blocks_come_from_the_arrival() -> None:
     assert (
         oracle.count_tokens(prompts.make_prompt("1", CHAT, 0, 0, Arrival(0.0, 40, 7, (4,))).text)
         == 40 - 1
-    ), "the marker of the role is one"
+    ), "the role's marker is the 40th"
 
 
 # --- repeats
@@ -108,7 +108,7 @@ def shares(distinct: int, zipf: float) -> list[float]:
 
 
 def repeated(distinct: int, zipf: float, n: int) -> float:
-    """Expected share of the n requests that repeat an earlier one."""
+    """Returns the expected share of the n requests that repeat an earlier one."""
     return 1 - sum(1 - (1 - p) ** n for p in shares(distinct, zipf)) / n
 
 
@@ -139,10 +139,10 @@ def test_prompts_repeat_by_zipfs_law(
         assert times / n == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / n))
 
 
-def test_the_scenario_repeats_as_often_as_its_comment_says() -> None:
+def test_the_scenario_repeats_as_often_as_its_comment_states() -> None:
     table = scenario.read_scenarios()["repeated"]
-    said = scenario.SCENARIOS_FILE.read_text().replace("\n# ", " ")
-    numbers = re.findall(r"(\d+)% of the first ([\d,]+\d)", said)
+    text = scenario.SCENARIOS_FILE.read_text().replace("\n# ", " ")
+    numbers = re.findall(r"(\d+)% of the first ([\d,]+\d)", text)
     assert len(numbers) == 3
     for percent, n in numbers:
         assert int(percent) == round(

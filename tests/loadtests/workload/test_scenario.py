@@ -1,4 +1,4 @@
-"""Scenarios: what is read verbatim, and what is refused, with its place."""
+"""Scenarios are read verbatim; a broken one is refused, with its file and key."""
 
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ duration_s = 1.5
 drain_s = 5
 timeout_s = 20
 """
+NO_RANGE = "is not [least, most], two whole numbers from"
 
 
 def scenarios(folder: Path, text: str) -> dict[str, dict[str, Any]]:
@@ -60,12 +61,15 @@ def test_the_scenarios_that_come_with_serveoff_are_sound() -> None:
         (
             "[chat]",
             "seed = 1\n[chat]",
-            "'seed' stands outside of a table: put it below a [scenario]",
+            "the key 'seed' is outside a table: put it below a [scenario]",
         ),
         (
             "[chat]",
             '["../chat"]',
-            "the scenario '../chat' must be named with letters, digits, - and _: it names folders",
+            (
+                "the scenario name '../chat' becomes part of folder names: use only letters,"
+                " digits, - and _"
+            ),
         ),
         ("drain_s = 5", "", "[chat]: the key 'drain_s' is missing"),
         ("users = 2", "", "[chat]: closed arrivals need the key 'users'"),
@@ -103,7 +107,7 @@ def test_the_scenarios_that_come_with_serveoff_are_sound() -> None:
         (
             '"closed"\nusers = 2',
             '"poisson"\nrate = 2\nburstiness = 1',
-            "[chat]: burstiness does not go with arrivals = 'poisson': leave it out",
+            "[chat]: burstiness does not apply with arrivals = 'poisson': remove it",
         ),
         (
             "users = 2",
@@ -119,7 +123,7 @@ def test_the_scenarios_that_come_with_serveoff_are_sound() -> None:
         (
             "duration_s = 1.5",
             "duration_s = 1.5\nduration_max_s = 9",
-            "[chat]: duration_max_s needs requests, for which a window is made longer",
+            "[chat]: duration_max_s needs requests, the number that extends a window",
         ),
         (
             "duration_s = 1.5",
@@ -146,24 +150,16 @@ def test_the_scenarios_that_come_with_serveoff_are_sound() -> None:
             'users = 2\ntransport = ["sse"]',
             "[chat]: transport = ['sse'] is not one of sse, websocket",
         ),
-        ("[4, 4]", "[4, 3]", "[chat]: output_tokens = [4, 3] is not [least, most] of at least 1"),
-        ("[4, 4]", "[0, 4]", "[chat]: output_tokens = [0, 4] is not [least, most] of at least 1"),
-        ("[4, 4]", "4", "[chat]: output_tokens = 4 is not [least, most] of at least 1"),
-        ("[2, 8]", "[1, 8]", "[chat]: prompt_tokens = [1, 8] is not [least, most] of at least 2"),
-        (
-            "users = 2",
-            "users = 2\nturns = 3",
-            "[chat]: turns = 3 is not [least, most] of at least 1",
-        ),
-        (
-            "users = 2",
-            "users = 2\nturns = [0, 3]",
-            "[chat]: turns = [0, 3] is not [least, most] of at least 1",
-        ),
+        ("[4, 4]", "[4, 3]", f"[chat]: output_tokens = [4, 3] {NO_RANGE} 1 up"),
+        ("[4, 4]", "[0, 4]", f"[chat]: output_tokens = [0, 4] {NO_RANGE} 1 up"),
+        ("[4, 4]", "4", f"[chat]: output_tokens = 4 {NO_RANGE} 1 up"),
+        ("[2, 8]", "[1, 8]", f"[chat]: prompt_tokens = [1, 8] {NO_RANGE} 2 up"),
+        ("users = 2", "users = 2\nturns = 3", f"[chat]: turns = 3 {NO_RANGE} 1 up"),
+        ("users = 2", "users = 2\nturns = [0, 3]", f"[chat]: turns = [0, 3] {NO_RANGE} 1 up"),
         (
             '"chat"\nprompt',
             '"completions"\nturns = [2, 3]\nprompt',
-            '[chat]: turns are of a conversation: use endpoint = "chat"',
+            '[chat]: turns needs conversations: use endpoint = "chat"',
         ),
         (
             "users = 2",
@@ -179,14 +175,14 @@ def test_the_scenarios_that_come_with_serveoff_are_sound() -> None:
             "users = 2",
             "users = 2\nshared_tokens = 1",
             (
-                "[chat]: shared_tokens = 1 is too short for a chat's system message: its role's"
-                " marker is one"
+                "[chat]: shared_tokens = 1 is too short for a chat's system message, whose role"
+                " marker is one token: use at least 2"
             ),
         ),
         (
             "users = 2",
             "users = 2\nshared_prefixes = 3",
-            "[chat]: shared_prefixes need shared_tokens, their length",
+            "[chat]: shared_prefixes needs shared_tokens, the length of a prefix",
         ),
         (
             "users = 2",
@@ -221,25 +217,25 @@ def test_the_scenarios_that_come_with_serveoff_are_sound() -> None:
         (
             "users = 2",
             "users = 2\nzipf = 1.1",
-            "[chat]: zipf needs distinct_prompts, how many there are to choose from",
+            "[chat]: zipf needs distinct_prompts, the number of prompts to draw from",
         ),
         (
             "users = 2",
             "users = 2\nturns = [2, 3]\ndistinct_prompts = 5",
             (
-                "[chat]: distinct_prompts do not go with turns: the conversation so far makes"
-                " each question new"
+                "[chat]: distinct_prompts does not apply with turns: a question follows a different"
+                " conversation each time, so no request repeats"
             ),
         ),
         (
             '"closed"\nusers = 2',
             '"trace"\ndistinct_prompts = 8',
-            "[chat]: distinct_prompts does not go with arrivals = 'trace': leave it out",
+            "[chat]: distinct_prompts does not apply with arrivals = 'trace': remove it",
         ),
         (
             "users = 2",
             "users = 2\nmax_in_flight = 4",
-            "[chat]: max_in_flight does not go with arrivals = 'closed': leave it out",
+            "[chat]: max_in_flight does not apply with arrivals = 'closed': remove it",
         ),
         (
             '"closed"\nusers = 2',
@@ -254,12 +250,12 @@ def test_the_scenarios_that_come_with_serveoff_are_sound() -> None:
         (
             '"closed"\nusers = 2',
             '"poisson"\nrate = 2\nturns = [1, 2]',
-            "[chat]: turns does not go with arrivals = 'poisson': leave it out",
+            "[chat]: turns does not apply with arrivals = 'poisson': remove it",
         ),
         (
             '"closed"\nusers = 2',
             '"trace"\nshared_tokens = 8',
-            "[chat]: shared_tokens does not go with arrivals = 'trace': leave it out",
+            "[chat]: shared_tokens does not apply with arrivals = 'trace': remove it",
         ),
         (
             "warmup_s = 0",
@@ -274,8 +270,8 @@ def test_a_broken_scenario_is_refused_and_located(
     assert GOOD.count(before) == 1
     with pytest.raises(UsageError) as refused:
         scenarios(tmp_path, GOOD.replace(before, after))
-    said = str(refused.value)
-    assert said.startswith(str(tmp_path / "mine.toml")) and said.endswith(sentence), said
+    message = str(refused.value)
+    assert message.startswith(str(tmp_path / "mine.toml")) and message.endswith(sentence), message
 
 
 def test_an_unknown_key_is_refused_with_the_nearest_one(tmp_path: Path) -> None:
@@ -286,7 +282,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(tmp_path: Path) -> None:
         scenarios(tmp_path, GOOD.replace("warmup_s", "warm_up_s"))
 
 
-def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_or_one_that_is_no_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none\.toml cannot be read: No such file or directory$"):
         read_scenarios(tmp_path / "none.toml")
     (tmp_path / "latin.toml").write_bytes("# Größe".encode("latin-1"))

@@ -1,6 +1,4 @@
-"""Traces as others wrote them are read; what cannot be read is answered with file, line and
-remedy.
-"""
+"""Traces in other projects' formats are read; an error names file, line and remedy."""
 
 from pathlib import Path
 
@@ -50,7 +48,7 @@ AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
         "mooncake",
     ],
 )
-def test_formats_say_the_same(tmp_path: Path, text: str) -> None:
+def test_all_formats_give_the_same_rows(tmp_path: Path, text: str) -> None:
     first, second = read_trace(written(tmp_path, text))
     assert first == TraceRow(0.0, 374, 44)
     assert (second.prompt_tokens, second.output_tokens) == (396, 109)
@@ -65,14 +63,17 @@ def test_mooncakes_shared_prefixes_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("a,b\n1,2\n", "is no trace that is known here"),
-        ("", "is no trace that is known here"),
-        ("arrival_s,prompt_tokens,output_tokens\n", "has no rows"),
+        ("a,b\n1,2\n", "has an unknown format"),
+        ("", "has an unknown format"),
+        ("arrival_s,prompt_tokens,output_tokens\n", "has no requests"),
         (
             "arrival_s,prompt_tokens,output_tokens\n0,1,1\nsoon,1,1\n",
-            "line 3: could not convert string to float",
+            "line 3: 'soon' is not a number",
         ),
-        ("arrival_s,prompt_tokens,output_tokens\n0,1,1\nnan,1,1\n", "line 3: 'nan' is not a time"),
+        (
+            "arrival_s,prompt_tokens,output_tokens\n0,1,1\nnan,1,1\n",
+            "line 3: 'nan' is not a number",
+        ),
         (
             "arrival_s,prompt_tokens,output_tokens\n0,-1,1\n",
             "line 2: '-1' is not a number of tokens",
@@ -81,17 +82,24 @@ def test_mooncakes_shared_prefixes_are_kept(tmp_path: Path) -> None:
             "arrival_s,prompt_tokens,output_tokens\n0,1.5,1\n",
             "line 2: '1.5' is not a number of tokens",
         ),
-        ("arrival_s,prompt_tokens,output_tokens\n0,1\n", "line 2: float() argument"),
+        ("arrival_s,prompt_tokens,output_tokens\n0,1\n", "line 2: '' is not a number"),
         (
             "TIMESTAMP,ContextTokens,GeneratedTokens\nyesterday,1,1\n",
-            "line 2: Invalid isoformat string",
+            "line 2: 'yesterday' is not a time",
         ),
-        ('{"timestamp": 0, "input_length": 5}\n', "line 1: no 'output_length'"),
-        ('{"timestamp": 0, "input_length": 5, "output_length": 5}\nhalf a li', "line 2: "),
-        (b"\x1f\x8b\x08\x00\xff\xfe", "is not UTF-8 text: is it compressed"),
+        (
+            '{"timestamp": 0, "input_length": 5}\n',
+            "line 1: the key 'output_length' is missing: each line of a Mooncake trace needs",
+        ),
+        (
+            '{"timestamp": 0, "input_length": 5, "output_length": 5}\nhalf a li',
+            "line 2: it is not a JSON object",
+        ),
+        ('{"timestamp": 0, "input_length": [], "output_length": 5}\n', "line 1: [] is not a"),
+        (b"\x1f\x8b\x08\x00\xff\xfe", "is not UTF-8 text: if it is compressed"),
     ],
 )
-def test_what_cannot_be_read_is_located(tmp_path: Path, text: str | bytes, sentence: str) -> None:
+def test_an_error_names_file_and_line(tmp_path: Path, text: str | bytes, sentence: str) -> None:
     with pytest.raises(TraceError, match=r"trace\.txt") as refused:
         read_trace(written(tmp_path, text))
     assert sentence in str(refused.value)
