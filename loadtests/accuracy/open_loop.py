@@ -21,7 +21,7 @@ def measure_open_loop(bench: Testbed) -> Results:
     Kolmogorov-Smirnov test against the requested exponential distribution. The gaps between sent
     requests pass it too, up to the rate where sending two requests often takes longer than their
     gap: 10,000 requests show that. A short C program sends at the same times, alternately with the
-    load generator, as the bound of what is possible.
+    load generator, and shows the limit of the machine.
     """
     levels, sender = [], bench.compile_program("floor_sender")
     for rate in (50, 200, 500, 2000):

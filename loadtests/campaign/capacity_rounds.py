@@ -59,12 +59,13 @@ def plan_search(
     cases: list[Case], scenarios: Tables, arguments: argparse.Namespace
 ) -> tuple[Tables, CapacitySearch]:
     """Returns the scenarios and the settings of a search for capacity. Raises UsageError."""
-    for option, several in (
-        ("--repeat", arguments.repeat > 1),
-        ("--users", len(arguments.users) > 1),
-        ("--rate", len(arguments.rate) > 1),
-    ):
-        if several:
+    if arguments.repeat > 1:
+        raise UsageError(
+            "--repeat cannot be used with --find-capacity, which chooses the cases itself: leave it"
+            " out"
+        )
+    for option, loads in (("--users", arguments.users), ("--rate", arguments.rate)):
+        if len(loads) > 1:
             raise UsageError(
                 f"{option} has several values, but --find-capacity chooses the loads itself: give"
                 " at most one, the first load"

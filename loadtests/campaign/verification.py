@@ -58,7 +58,7 @@ def verify_before(run: CaseRun) -> None:
     _raise_if_failed(run, results)
     if not run.planted and not run.target.is_external:
         _profile_server(run)
-        _compare_answers(run)
+        _compare_responses(run)
     _add_notes(run, results)
 
 
@@ -75,7 +75,7 @@ def _profile_server(run: CaseRun) -> None:
     run.adopt(profile)
 
 
-def _compare_answers(run: CaseRun) -> None:
+def _compare_responses(run: CaseRun) -> None:
     """Records the share of a few fixed prompts to which this server responds like the campaign's
     first server. The right responses of this model are not known, and in bfloat16 two correct
     engines may differ where two tokens are nearly equally likely. A difference is reported, but

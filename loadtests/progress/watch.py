@@ -33,7 +33,7 @@ TO_COME = 4  # cases to come that have a row of their own
 LOG_BYTES = 4096  # the end of a server's log that is searched for its last line
 # The name of each stage for the user.
 STAGES = {
-    "prepare": "preparing the server's programs and files",
+    "prepare": "preparing the server",
     "launch": "waiting until the server is ready",
     "verify": "checking the responses",
     "load": "starting the load generator",

@@ -1,4 +1,4 @@
-"""--help: as wide as a terminal, in groups whose examples are right."""
+"""--help fits a terminal, and the examples of its groups are correct."""
 
 import re
 import shlex
@@ -22,7 +22,7 @@ def test_help_is_narrow(parser: Any, columns: int, monkeypatch: pytest.MonkeyPat
     assert "\noptions:" not in text, "each option is in a group"
 
 
-def test_every_group_has_an_example_that_is_understood(tmp_path: Path) -> None:
+def test_every_group_has_an_example_that_parses(tmp_path: Path) -> None:
     for group in make_parser()._action_groups:
         if group._group_actions:
             examples = re.findall(r"nox -s bench -- ([^#>\n]+)", group.description or "")
