@@ -117,7 +117,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run all tests except the slow ones, most of which start a real engine."""
+    """Run all tests except the slow ones."""
     install(session)
     # Side by side: most of them wait for processes to start and to end.
     session.run(
@@ -136,7 +136,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def slow(session: nox.Session) -> None:
-    """Run the slow tests, which take up to a minute each; most start a real engine."""
+    """Run the slow tests, such as those with a real engine; each takes up to a minute."""
     install(session)
     session.run(
         "python",

@@ -86,9 +86,9 @@ def _names(sentence: str, key: str, arguments: Sequence[str]) -> bool:
 
 
 def expand_config(command: Sequence[str], *parsers: argparse.ArgumentParser) -> ExpandedCommand:
-    """Replaces --config by the options of that file. Options that are also on the command line are
-    left out. If several of `parsers` have an option of the same name, the first parser's applies.
-    Raises UsageError.
+    """Replaces --config by the options of its file, without those that the command line also has.
+    If several of `parsers` have an option of the same name, the first parser's applies. Raises
+    UsageError.
     """
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--config", action="append", default=[])
@@ -137,7 +137,7 @@ def _is_configurable(action: argparse.Action) -> bool:
 
 
 def _read_table(file: str) -> dict[str, Any]:
-    """Raises UsageError."""
+    """Reads a config file. Raises UsageError."""
     try:
         return tomllib.loads(Path(file).read_bytes().decode("utf-8-sig"))
     except OSError as error:

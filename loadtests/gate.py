@@ -63,7 +63,8 @@ def make_gate_parser() -> argparse.ArgumentParser:
         formatter_class=HelpFormatter,
     )
     add = parser.add_argument_group(
-        "What to compare", "One of --base, --base-server, --campaigns, --baseline and --record."
+        "What to compare",
+        "Give one of --base, --base-server, --campaigns, --baseline and --record.",
     ).add_argument
     add("--base", metavar="REVISION", help="git revision of base, such as main")
     add("--head", metavar="REVISION", help="git revision of head (default: the working tree)")

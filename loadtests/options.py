@@ -19,7 +19,7 @@ from servers.runtime import catalog
 
 CORE = "flask_gunicorn,fastapi_threadpool,fastapi_vllm"
 DESCRIPTION = """\
-Starts each server, checks its responses, sends it the same requests as the others,
+Starts each server, checks its responses, measures all of them under the same load,
 and writes a report. Without options it compares three servers on this machine.
 `nox -s bench -- OPTIONS` takes the same options and first installs what they need."""
 EXIT_CODES = """\
@@ -140,9 +140,10 @@ def add_server_options(group: argparse._ArgumentGroup) -> None:
         metavar="NAME=VALUE,...",
         help=(
             "settings of the simulated engine: its times in ms and its batch size, such as"
-            " prefill_ms=50,step_ms=10,max_batch=64, and behavior of other engines:"
+            " prefill_ms=20,step_ms=5,max_batch=16, and behaviour of other engines:"
             " tokens_per_chunk=4, reasoning_share=0.8, early_chunk=1, end_of_text=100,"
-            " tokens_per_word=2 (default: see servers/engines/simulated.py)"
+            " tokens_per_word=2; servers/engines/simulated.py explains them (default:"
+            " prefill_ms=50,step_ms=10,max_batch=64)"
         ),
     )
     add(

@@ -3,10 +3,10 @@
 
     python -m loadtests.accuracy [--out FOLDER] [--repeat 5] [EXPERIMENT ...]
 
-Each experiment is a function that returns its results; its docstring states its targets. Each
-writes its results to FOLDER/results.json and keeps those of the other experiments, so one can be
-repeated alone. `python -m analysis instrument FOLDER` makes a page with figures from them. Run it
-on a quiet machine: elsewhere its times are noise.
+Each experiment is a function that returns its results; its docstring states its targets. The
+command writes FOLDER/results.json after each experiment and keeps the results of the others, so an
+experiment can be repeated alone. `python -m analysis instrument FOLDER` makes a page with figures
+from them. Run it on a quiet machine: elsewhere its times are noise.
 """
 
 import argparse
@@ -66,18 +66,24 @@ def main() -> int:
         help=f"experiments to run: {', '.join(EXPERIMENTS | LONG)} (default: all except soak)",
     )
     parser.add_argument(
-        "--out", type=Path, default=RESULTS, help="folder of the results (default: %(default)s)"
+        "--out",
+        type=Path,
+        default=RESULTS,
+        metavar="FOLDER",
+        help="folder of the results (default: %(default)s)",
     )
     parser.add_argument(
         "--repeat",
         type=int,
         default=5,
+        metavar="COUNT",
         help=f"runs of {', '.join(REPEATED)}, which report medians (default: %(default)s)",
     )
     parser.add_argument(
         "--minutes",
         type=float,
         default=30.0,
+        metavar="MINUTES",
         help="length of the experiment soak, in minutes (default: 30)",
     )
     options = parser.parse_args()

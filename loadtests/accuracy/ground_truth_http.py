@@ -77,13 +77,16 @@ def parse_first_request(received: bytearray) -> GroundTruthRequest | bytes | Non
             or tokens < 1
             or body.get("stream") is not True
         ):
-            raise ValueError("needs stream: true, text, and max_tokens of 1 or more")
+            raise ValueError
         prompt = oracle.chat_text(messages) if chat else messages[0][1]
         return GroundTruthRequest(
             headers.get("x-request-id"), chat, str(body.get("model", MODEL)), prompt, tokens
         )
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise BadRequest(f"not a request for a stream: {error!r}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise BadRequest(
+            "not a request for a stream: it needs a known path, stream: true, text, and max_tokens"
+            " of 1 or more"
+        ) from None
 
 
 def plain_response(status: str, body: object, headers: str = "") -> bytes:

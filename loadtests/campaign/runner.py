@@ -240,7 +240,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         web_port=arguments.web_port,
         ready_timeout_s=arguments.ready_timeout,
     )
-    # the errors of load workers on other machines would include those of the network
+    # with load workers on other machines, a calibration would also measure the network
     calibrated = arguments.calibration and not arguments.listen
     return PreparedCampaign(
         context, file, choose_source(folder, plan), calibrated, arguments.report

@@ -40,7 +40,7 @@ class Target:
         return self.server is not None and self.server.engines == (EXTERNAL,)
 
     def find_server(self, name: str) -> ServerSpec:
-        """Raises CatalogError."""
+        """The target's only server, or its server of this name. Raises CatalogError."""
         return self.server or catalog.find_server(name, self.checkout)
 
 
@@ -127,9 +127,9 @@ def profile_targets(
     share: launch.CoreShare,
     ready_timeout_s: float | None,
 ) -> dict[str, Profile]:
-    """Profiles each target, and starts those that are not running for that time. All must serve the
-    same model: `model`, if the user named one. `needed`: the endpoints, "chat" or "completions",
-    that each must have. Raises UsageError and LaunchError.
+    """Profiles each target, and starts a target that is not running for its profile. All must serve
+    the same model: `model`, if the user named one. `needed`: the endpoints, "chat" or
+    "completions", that each must have. Raises UsageError and LaunchError.
     """
     profiles = {}
     for name, target in targets.items():
@@ -168,6 +168,6 @@ def profile_targets(
                 f"{name or targets[name].description} {profile.model!r}"
                 for name, profile in profiles.items()
             )
-            + ": name one that both serve with --model"
+            + ": give --model and a name that both serve"
         )
     return profiles

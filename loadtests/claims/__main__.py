@@ -30,6 +30,7 @@ def choose_campaigns(command: list[str]) -> tuple[dict[str, list[str]], Path]:
         "--out",
         type=Path,
         default=RESULTS,
+        metavar="FOLDER",
         help=(
             "folder of the results; unfinished campaigns there are continued (default: %(default)s)"
         ),
@@ -53,7 +54,7 @@ def main() -> int:
         print(f"{name}: {' '.join(arguments)}", flush=True)
         command = [sys.executable, "-m", "loadtests", *arguments, "--out", str(out / name)]
         codes.append(_run(command))
-        if codes[-1] in (2, 130):  # it could not start, or Ctrl-C, which ends this process as well
+        if codes[-1] in (2, 130):  # 2: the campaign could not start; 130: Ctrl-C
             return codes[-1]
     return max(codes)
 

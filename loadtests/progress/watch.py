@@ -1,6 +1,6 @@
 """The display while a campaign runs. A terminal shows a permanent row for each finished case, and
-below them a live part: the running case, what it waits for, the cases to come and the remaining
-time. Elsewhere, as in a log file or in CI, each case prints one line.
+below them a live part: the running case and its stage, the cases to come and the remaining time.
+Elsewhere, as in a log file or in CI, each case prints one line.
 """
 
 import re
@@ -62,7 +62,7 @@ class ProgressWatch:
         self.began = self.case_began = self.stage_began = time.monotonic()
         self.case: Case | None = None
         self.took: list[tuple[Case, float]] = []  # the cases that ended ok, with their seconds
-        self.now = ""  # the current activity; shown below it: its figures, and what it waits for
+        self.now = ""  # the current activity; below it: its figures, and the cause of a wait
         self.figures = self.waits = ""
         self.log: Path | None = None
         self.previous: LoadStatus | None = None
@@ -156,7 +156,7 @@ class ProgressWatch:
         self.previous = status
 
     def _describe_load(self, status: LoadStatus) -> tuple[str, str]:
-        """Returns what the load does, and what it waits for."""
+        """Returns the load's current phase, and the cause of a wait."""
         window, since_s = status.window, status.now_s - status.began_s
         if window is None or status.now_s < window.start_s:
             assert self.case is not None
