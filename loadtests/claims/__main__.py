@@ -1,4 +1,4 @@
-"""Runs the campaigns that test what people say (loadtests/claims/claims.toml), all or some. `nox -s
+"""Runs campaigns that test common claims about servers (loadtests/claims/claims.toml). `nox -s
 claims` calls this.
 """
 
@@ -28,7 +28,7 @@ def read_campaigns() -> dict[str, dict[str, list[str]]]:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m loadtests.claims",
-        description="Runs the campaigns that test what people say about serving architectures.",
+        description="Runs campaigns that test common claims about servers.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -36,26 +36,29 @@ def make_parser() -> argparse.ArgumentParser:
         "campaigns",
         nargs="*",
         metavar="CAMPAIGN",
-        help=f"of {', '.join(read_campaigns())} (default: all, almost four hours)",
+        help=f"campaigns to run: {', '.join(read_campaigns())} (default: all, almost four hours)",
     )
     parser.add_argument(
         "--out",
         type=Path,
         default=RESULTS,
-        help="folder (default: %(default)s); what is there is continued",
+        metavar="FOLDER",
+        help=(
+            "folder of the results; unfinished campaigns there are continued (default: %(default)s)"
+        ),
     )
     return parser
 
 
 def choose_campaigns(command: list[str]) -> tuple[dict[str, list[str]], Path]:
-    """The arguments of each campaign, by its name, and the folder of their results. Ends the
-    process if there is none of that name.
+    """Returns the arguments of each campaign, by name, and the folder of the results. Ends the
+    process if a name is unknown.
     """
     campaigns, parser = read_campaigns(), make_parser()
     options = parser.parse_args(command)
     if unknown := [name for name in options.campaigns if name not in campaigns]:
         parser.error(
-            f"no campaign is called {', '.join(unknown)}: there are {', '.join(campaigns)}"
+            f"no campaign is called {', '.join(unknown)}: choose from {', '.join(campaigns)}"
         )
     chosen = {
         name: [*campaigns[name]["arguments"], "--report", "page"]
@@ -71,20 +74,20 @@ def main() -> int:
         print(f"{name}: {' '.join(arguments)}", flush=True)
         command = [sys.executable, "-m", "loadtests", *arguments, "--out", str(out / name)]
         codes.append(_run(command))
-        if codes[-1] in (2, 130):  # it could not begin, or Ctrl-C, which it got, too
+        if codes[-1] in (2, 130):  # 2: the campaign could not start; 130: Ctrl-C
             return codes[-1]
     return max(codes)
 
 
 def _run(command: list[str]) -> int:
-    """Its exit code. Ctrl-C and SIGTERM end it, too, and wait until it has ended its server and
-    kept what was measured.
+    """Runs a campaign and returns its exit code. Ctrl-C and SIGTERM also end the campaign, and wait
+    until it has stopped its server and kept its results.
     """
     with subprocess.Popen(command) as campaign:
         try:
             return campaign.wait()
         except KeyboardInterrupt as interrupt:
-            if interrupt.args:  # Ctrl-C it got itself
+            if interrupt.args:  # SIGTERM; the campaign has received Ctrl-C itself
                 campaign.terminate()
             campaign.wait()
             raise
