@@ -1,6 +1,4 @@
-"""Servers by hand: `python -m servers list`, `python -m servers verify URL`, `python -m servers
-NAME`.
-"""
+"""Lists, starts, verifies and profiles servers by hand."""
 
 import argparse
 import json
@@ -38,12 +36,12 @@ def list_servers() -> int:
         if options:
             print(f"{'':24}   options: {', '.join(options)}")
     if lacking:
-        print(f"{install_command('NAME')} installs the Python packages that NAME misses")
+        print(f"{install_command('NAME')} installs the Python packages that NAME needs")
     return 0
 
 
 def install_command(server: str, *options: str) -> str:
-    """What installs the Python packages that a server needs, into .nox/bench."""
+    """Return the command that installs a server's Python packages into .nox/bench."""
     return f"`nox --install-only -s bench -- {shlex.join(['--servers', server, *options])}`"
 
 
@@ -118,7 +116,7 @@ def serve(arguments: argparse.Namespace) -> int:
         ) as up:
             print(
                 f"{server.name} serves {model.name} at {up.base_url} after {up.startup_s:.1f} s"
-                f" (process {up.pid}); Ctrl-C ends it",
+                f" (process {up.pid}); press Ctrl-C to stop it",
                 flush=True,
             )
             code = up.supervisor.wait()
@@ -137,18 +135,22 @@ def make_parser() -> argparse.ArgumentParser:
         dest="name", metavar="list | verify URL | profile URL | NAME", required=True
     )
     verbs.add_parser("list", help="every server, its engines, and whether this machine can run it")
-    check = verbs.add_parser("verify", help="does the server at URL keep the contract?")
-    check.add_argument("url", help="such as http://127.0.0.1:8000")
-    check.add_argument("--model", help="the first of /v1/models if not given")
-    check.add_argument("--websocket", action="store_true", help="it also streams over WebSockets")
-    asked = verbs.add_parser("profile", help="what is the endpoint at URL, and what does it do?")
+    check = verbs.add_parser("verify", help="check that the server at URL meets the contract")
+    check.add_argument("url", help="base URL, such as http://127.0.0.1:8000")
+    check.add_argument("--model", help="model to request (default: the first of /v1/models)")
+    check.add_argument(
+        "--websocket", action="store_true", help="also check streaming over WebSockets"
+    )
+    asked = verbs.add_parser("profile", help="find out what the endpoint at URL is and does")
     asked.add_argument("url", help="such as http://127.0.0.1:8000 or https://host/prefix/v1")
-    asked.add_argument("--model", help="needed if several are listed, or none")
-    asked.add_argument("--ready-timeout", type=float, help="for a server that still loads, s")
-    asked.add_argument("--json", action="store_true", help="for programs")
+    asked.add_argument("--model", help="required unless the endpoint lists exactly one model")
+    asked.add_argument(
+        "--ready-timeout", type=float, help="seconds to wait for a server that is still loading"
+    )
+    asked.add_argument("--json", action="store_true", help="print the profile as JSON")
     for name in catalog.list_servers():
-        one = verbs.add_parser(name, help="start it in the foreground")
-        one.add_argument("--engine", help="the first of its server.toml if not given")
+        one = verbs.add_parser(name, help="start this server in the foreground")
+        one.add_argument("--engine", help="default: the first in its server.toml")
         one.add_argument(
             "--model",
             default="small",
@@ -163,7 +165,7 @@ def make_parser() -> argparse.ArgumentParser:
             action="append",
             default=[],
             metavar="OPTION=VALUE",
-            help="`list` shows them",
+            help="an option that `list` shows",
         )
     return parser
 
@@ -175,7 +177,7 @@ def main() -> int:
         catalog.check_name(sys.argv[1], known, "server or verb")
     arguments = make_parser().parse_args()
     if arguments.name == "list":
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `list | head` is no error
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `list | head` is not an error
         return list_servers()
     commands = {"verify": verify, "profile": profile}
     return commands.get(arguments.name, serve)(arguments)

@@ -337,7 +337,7 @@ def test_a_hostile_server_cannot_keep_us(
     monkeypatch: pytest.MonkeyPatch, script: list[bytes | float], says: str
 ) -> None:
     monkeypatch.setattr(conformance_client, "VERIFY_S", 0.5)
-    monkeypatch.setattr(conformance_client, "MAX_ANSWER_BYTES", 100_000)
+    monkeypatch.setattr(conformance_client, "MAX_RESPONSE_BYTES", 100_000)
     hostile = Scripted()
     hostile.scripts.append([*script, None])
     try:
