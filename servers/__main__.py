@@ -150,15 +150,24 @@ def make_parser() -> argparse.ArgumentParser:
     asked.add_argument("--json", action="store_true", help="print the profile as JSON")
     for name in catalog.list_servers():
         one = verbs.add_parser(name, help="start this server in the foreground")
-        one.add_argument("--engine", help="default: the first in its server.toml")
+        one.add_argument("--engine", help="what runs the model (default: the first in its server.toml)")
         one.add_argument(
             "--model",
             default="small",
             help="tiny, small, 1b, 8b, smollm2, a folder, or a hub name (default: small)",
         )
-        one.add_argument("--host", default="127.0.0.1")
-        one.add_argument("--port", type=int, default=8000)
-        one.add_argument("--workers", type=int, default=1)
+        one.add_argument(
+            "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
+        )
+        one.add_argument(
+            "--port", type=int, default=8000, help="port to listen on (default: %(default)s)"
+        )
+        one.add_argument(
+            "--workers",
+            type=int,
+            default=1,
+            help="worker processes, of a server that has them (default: %(default)s)",
+        )
         one.add_argument(
             "--set",
             type=option,
