@@ -25,7 +25,7 @@ exit codes:
   1    validity, report --strict, compare and recommend: a server has no valid
        case; recommend: no server can be recommended; checks: a case is invalid
   2    the input cannot be read, or the command line is wrong
-gate has its own: 0 pass, 1 regressed, 2 invalid, 3 inconclusive"""
+Those of gate are 0 pass, 1 regressed, 2 invalid, 3 inconclusive."""
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -14,17 +14,17 @@ from pathlib import Path
 
 import jinja2
 
-DOCS = Path(__file__).parent
-sys.path.insert(0, str(DOCS.parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from generator import command_line, metrics, results_format, scenarios, servers, text
 
+DOCS = Path(__file__).parent
 PAGES: dict[str, tuple[Callable[[], text.View], str]] = {
     "servers": (servers.view, "servers/*/server.toml, servers/*/README.md"),
-    "scenarios": (scenarios.view, "loadtests/workload/scenario.py, loadtests/workload/scenarios.toml"),
+    "scenarios": (scenarios.view, "loadtests/workload/scenario.py, scenarios.toml"),
     "metrics": (metrics.view, "analysis/metrics/"),
     "results-format": (results_format.view, "loadtests/schema/"),
-    "command-line": (command_line.view, "the parsers of the commands"),
+    "command-line": (command_line.view, "make_parser() of each command"),
 }
 
 

@@ -150,7 +150,9 @@ def make_parser() -> argparse.ArgumentParser:
     asked.add_argument("--json", action="store_true", help="print the profile as JSON")
     for name in catalog.list_servers():
         one = verbs.add_parser(name, help="start this server in the foreground")
-        one.add_argument("--engine", help="what runs the model (default: the first in its server.toml)")
+        one.add_argument(
+            "--engine", help="what runs the model (default: the first in its server.toml)"
+        )
         one.add_argument(
             "--model",
             default="small",

@@ -28,13 +28,16 @@ GENERATED = ["servers", "scenarios", "metrics", "results-format", "command-line"
 parse = mistune.create_markdown(renderer=None, plugins=["table", "strikethrough"])
 
 
-def load_generator(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(DOCS)
-    spec = util.spec_from_file_location("generate", DOCS / "generate.py")
-    assert spec and spec.loader
-    module = util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def views() -> Iterator[dict[str, Any]]:
+    """What the generated pages of scenarios, metrics and commands print."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.syspath_prepend(DOCS)
+        spec = util.spec_from_file_location("generate", DOCS / "generate.py")
+        assert spec and spec.loader
+        generate = util.module_from_spec(spec)
+        spec.loader.exec_module(generate)
+        yield {page: generate.PAGES[page][0]() for page in ("scenarios", "metrics", "command-line")}
 
 
 def run_generator(script: Path, *arguments: str, **environment: str) -> tuple[int, str]:
@@ -78,10 +81,8 @@ def test_a_new_server_makes_a_page_stale_and_the_session_repairs_it(tmp_path: Pa
     assert "### sanic_again" in (tmp_path / "docs" / "servers.md").read_text()
 
 
-def test_every_fact_has_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_fact_has_its_words(views: dict[str, Any]) -> None:
     """A key, an option or a metric without a meaning is an empty cell."""
-    generator = load_generator(monkeypatch)
-    views = {page: generator.PAGES[page][0]() for page in ("scenarios", "metrics", "command-line")}
     rows = [row for _, section in views["scenarios"]["sections"] for row in section]
     rows += [row for group in views["metrics"]["groups"].values() for row in group]
     commands = views["command-line"]["commands"]
@@ -196,11 +197,12 @@ def split_words(command: str) -> list[str]:
         return command.split()
 
 
-def known_commands(generator: Any) -> dict[str, set[str]]:
+@pytest.fixture(scope="module")
+def known(views: dict[str, Any]) -> dict[str, set[str]]:
     """The options of each command of docs/command-line.md, by its name; a campaign's options are
     also the gate's.
     """
-    page = generator.PAGES["command-line"][0]()["commands"]
+    page = views["command-line"]["commands"]
     every = [each for command in page for each in (command, *command["subcommands"])]
     options = {
         each["name"].removeprefix("python -m "): {
@@ -216,6 +218,7 @@ def known_commands(generator: Any) -> dict[str, set[str]]:
     return options
 
 
+SESSIONS = {*re.findall(r"@nox\.session\ndef (\w+)", (ROOT / "noxfile.py").read_text()), "SESSION"}
 MODULES = {  # what sessions start, with the options behind `--`
     "bench": "loadtests",
     "gate": "loadtests.gate",
@@ -231,42 +234,59 @@ def check_options(words: list[str], known: set[str]) -> list[str]:
     return [option for option in options if option not in known]
 
 
-def check_command(words: list[str], known: dict[str, set[str]], sessions: set[str]) -> list[str]:
-    """What of it does not exist."""
+def check_command(words: list[str], known: dict[str, set[str]]) -> list[str]:
+    """What of a command does not exist."""
     if words[0] == "nox":
         if "-s" not in words:
             return []
         before, _, after = " ".join(words[words.index("-s") + 1 :]).partition(" -- ")
-        named = re.findall(r"^(?:[a-z]+ ?)+", before)
-        missing = [each for each in " ".join(named).split() if each not in sessions]
+        named = re.match(r"[\w ]*", before)
+        assert named
         module = MODULES.get(before.strip())
-        return missing + (check_options(after.split(), known[module]) if module else [])
+        return [each for each in named[0].split() if each not in SESSIONS] + (
+            check_options(after.split(), known[module]) if module else []
+        )
     module, *rest = words[2:]
-    if module not in ("loadtests", "servers", "analysis") and module.partition(".")[0] not in (
-        "loadtests",
-        "servers",
-        "analysis",
-        "tests",
-    ):
-        return []  # pip, venv, pytest
-    verb = f"{module} {rest[0]}" if rest else module
-    if module in ("analysis", "servers") and rest and not rest[0].startswith(("-", "[", "COMMAND")):
-        if module == "servers" and (ROOT / "servers" / rest[0] / "server.toml").exists():
-            verb = "servers NAME"
-        return check_options(rest, known[verb]) if verb in known else [verb]
+    if module.partition(".")[0] not in ("loadtests", "servers", "analysis", "tests"):
+        return []  # pip, venv
+    if module in ("analysis", "servers") and rest and rest[0] != "COMMAND":
+        is_server = module == "servers" and (ROOT / "servers" / rest[0] / "server.toml").exists()
+        module = f"{module} {'NAME' if is_server else rest[0]}"
     if module in known:
         return check_options(rest, known[module])
-    return [] if util.find_spec(module) else [module]
+    return [] if " " not in module and util.find_spec(module) else [module]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_every_command_exists(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = known_commands(load_generator(monkeypatch))
-    noxfile = (ROOT / "noxfile.py").read_text()
-    sessions = set(re.findall(r"@nox\.session\ndef (\w+)", noxfile)) | {"SESSION"}
+def test_every_command_exists(page: Path, known: dict[str, set[str]]) -> None:
     wrong = {
         " ".join(words): missing
         for words in commands(page)
-        if (missing := check_command(words, known, sessions))
+        if (missing := check_command(words, known))
     }
     assert wrong == {}, f"{name(page)} names what does not exist"
+
+
+@pytest.mark.parametrize(
+    ("command", "missing"),
+    [
+        ("nox -s lint tests slow", []),
+        ("nox -s bensh -- --users 4", ["bensh"]),
+        ("nox --no-install -s bench -- --users 4 --usrs 4", ["--usrs"]),
+        ("nox -s gate -- --base main --users 4", []),
+        ("python -m analysis recommend results/NAME --rate 5 --prize 2", ["--prize"]),
+        ("python -m analysis recomend results/NAME", ["analysis recomend"]),
+        ("python -m servers sanic --port 80", []),
+        ("python -m servers sanicc", ["servers sanicc"]),
+        ("python -m servers.runtime.nginx FILE", []),
+        ("python -m loadtests.workers", ["loadtests.workers"]),
+        ("python -m venv FOLDER", []),
+    ],
+)
+def test_a_missing_command_is_found(
+    command: str, missing: list[str], known: dict[str, set[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "page.md").write_text(f"Text, then `{command}`.\n\n```sh\n{command}  # why\n```\n")
+    found = list(commands(tmp_path / "page.md"))
+    assert len(found) == 2
+    assert [check_command(words, known) for words in found] == [missing, missing]

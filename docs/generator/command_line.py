@@ -43,34 +43,41 @@ def describe_command(parser: argparse.ArgumentParser, help_text: str = "") -> Vi
     subcommands = list_subcommands(parser)
     codes = re.findall(r"^  (\d+) +(.+(?:\n {3,}.+)*)", parser.epilog or "", re.MULTILINE)
     note = re.search(r"^(?!exit codes:)\S.*", parser.epilog or "", re.MULTILINE)
+    text = format_help_text(parser.description or make_sentence(help_text))
     return {
         "name": parser.prog,
+        "summary": re.split(r"(?<=\.)\s", text, maxsplit=1)[0],
         "session": SESSIONS.get(parser.prog, ""),
-        "text": format_help_text(parser.description or help_text),
+        "text": text,
         "usage": describe_usage(parser),
-        "groups": [
-            {
-                "title": group.title if group.title not in ("options", "positional arguments") else "",
-                "text": format_help_text(group.description or ""),
-                "rows": rows,
-            }
-            for group in parser._action_groups
-            if (rows := [describe_option(parser, a) for a in group._group_actions if is_shown(a)])
-        ],
-        "exit_codes": [[number, escape(meaning)] for number, meaning in codes],
-        "exit_note": escape(note[0]) if note else "",
+        "groups": describe_groups(parser),
+        "exit_codes": [[number, escape_help(meaning)] for number, meaning in codes],
+        "exit_note": escape_help(note[0]) if note else "",
         "subcommands": [describe_command(each, text) for each, text in subcommands],
     }
 
 
+def describe_groups(parser: argparse.ArgumentParser) -> list[View]:
+    """Tables of options. Positional arguments and options without a group are one table."""
+    groups: dict[str, View] = {}
+    for group in parser._action_groups:
+        rows = [describe_option(parser, each) for each in group._group_actions if is_shown(each)]
+        title = "" if group.title in ("options", "positional arguments") else group.title or ""
+        if rows:
+            text = format_help_text(group.description or "")
+            groups.setdefault(title, {"title": title, "text": text, "rows": []})["rows"] += rows
+    return list(groups.values())
+
+
 def list_subcommands(parser: argparse.ArgumentParser) -> list[tuple[argparse.ArgumentParser, str]]:
     """(parser, help) of each; the servers, which have the same options, are one called NAME."""
+    servers = catalog.list_servers() if parser.prog == "python -m servers" else {}
     found: dict[str, tuple[argparse.ArgumentParser, str]] = {}
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             helps = {each.dest: each.help or "" for each in action._choices_actions}
             for name, each in action.choices.items():
-                if parser.prog == "python -m servers" and name in catalog.list_servers():
+                if name in servers:
                     each.prog = f"{parser.prog} NAME"
                 found.setdefault(each.prog, (each, helps.get(name, "")))
     return list(found.values())
@@ -113,17 +120,25 @@ def describe_option(parser: argparse.ArgumentParser, action: argparse.Action) ->
     values = describe_values(action)
     names = [f"{name} {values}".rstrip() for name in action.option_strings] or [values]
     meaning, default = split_default((action.help or "") % (vars(action) | {"prog": parser.prog}))
-    plain = isinstance(action.default, str | int | float) and action.nargs != 0
-    if not default and plain and action.default != "":
+    if not default and isinstance(action.default, str | int | float) and action.nargs != 0:
         default = str(action.default)
-    is_value = plain and default == str(action.default)
+    is_value = bool(default) and default == str(action.default)
     if action.required and action.option_strings:
         default = "required"
     return [
         ", ".join(map(code, names)),
-        code(default) if is_value else escape(default),
-        escape(meaning),
+        code(default) if is_value else escape_help(default),
+        escape_help(meaning),
     ]
+
+
+def escape_help(text: str) -> str:
+    """Plain text of --help as Markdown, with the options in it as code."""
+    return re.sub(r"(?<![\w`-])--[a-z][a-z-]*(?![^`]*`[^`]*$)", r"`\g<0>`", escape(text))
+
+
+def make_sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
 def format_help_text(text: str) -> str:
@@ -135,7 +150,7 @@ def format_help_text(text: str) -> str:
             least = min(len(line) - len(line.lstrip()) for line in lines if line)
             parts.append("\n".join(["```text", *(line[least:] for line in lines), "```"]))
         else:
-            parts += [escape(each) for each in re.split(r"\n\s*\n", "\n".join(lines).strip())]
+            parts += [escape_help(each) for each in re.split(r"\n\s*\n", "\n".join(lines).strip())]
     return "\n\n".join(filter(None, parts))
 
 

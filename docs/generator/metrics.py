@@ -35,11 +35,10 @@ def view() -> View:
 def describe_metrics(metrics: Sequence[Metric]) -> list[str]:
     """A row for a metric, or for the percentiles of a latency, which share a definition."""
     first = metrics[0]
-    name = re.sub(r" P\d+$", "", first.label.partition(",")[0])
-    labels = [first.label, *(each.label.removeprefix(f"{name} ") for each in metrics[1:])]
+    percentiles = re.findall(r"\bP\d+\b", " ".join(each.label for each in metrics))
     needs = " / ".join(str(each.needs) for each in metrics if each.needs)
     return [
-        ", ".join(labels),
+        re.sub(r"\bP\d+\b", ", ".join(percentiles), first.label),
         join_codes(each.name for each in metrics),
         first.unit,
         formatting.unit_of(first.name) if first.display_unit else "",

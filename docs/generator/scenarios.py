@@ -47,14 +47,12 @@ def view() -> View:
 def describe_kinds(kinds: Sequence[str]) -> str:
     if len(kinds) == len(scenario.KINDS):
         return "Keys of every scenario"
+    if kinds == ["closed"]:
+        return "Keys of a closed loop"
     others = [kind for kind in scenario.KINDS if kind not in kinds]
     if len(others) == 1:
         return f"Keys of all arrivals but {others[0]}"
-    return f"Keys of {join_words(kinds)} arrivals"
-
-
-def join_words(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    return f"Keys of {', '.join(kinds)} arrivals"
 
 
 def describe_keys(model: Model) -> Iterator[list[str]]:
@@ -104,12 +102,14 @@ def describe_scenario(name: str, table: arrivals.ScenarioTable) -> list[str]:
         load.append(f"{table['users']} users")
     if "rate" in table:
         load.append(f"{table['rate']:g} requests/s")
+    warm_up = format_range([table["warmup_s"], arrivals.longest_warm_up_s(table)])
     window = format_value(table["duration_s"])
     if "requests" in table:
         longest = table.get("duration_max_s", arrivals.DURATION_MAX_S)
         window += f" to {max(longest, table['duration_s']):g}"
     shown = {"summary", "arrivals", "endpoint", "users", "rate", "duration_s", "duration_max_s"}
-    shown |= {"prompt_tokens", "output_tokens", "warmup_s", "drain_s", "timeout_s", "requests"}
+    shown |= {"prompt_tokens", "output_tokens", "warmup_s", "warmup_max_s", "requests"}
+    shown |= {"drain_s", "timeout_s"}
     rest = {key: value for key, value in table.items() if key not in shown}
     if not rest.get("think_s"):
         rest.pop("think_s", None)
@@ -120,16 +120,17 @@ def describe_scenario(name: str, table: arrivals.ScenarioTable) -> list[str]:
         table["endpoint"],
         format_range(table.get("prompt_tokens")),
         format_range(table.get("output_tokens")),
+        warm_up,
         window,
         join_codes(f"{key} = {format_value(value)}" for key, value in rest.items()),
     ]
 
 
-def format_range(pair: Sequence[int] | None) -> str:
+def format_range(pair: Sequence[float] | None) -> str:
     if pair is None:
         return "recorded"
     least, most = pair
-    return str(least) if least == most else f"{least} to {most}"
+    return f"{least:g}" if least == most else f"{least:g} to {most:g}"
 
 
 def format_value(value: object) -> str:

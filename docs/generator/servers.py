@@ -2,48 +2,46 @@
 
 import ast
 import re
-from collections.abc import Callable
 
 from generator.text import View, code, escape, join_codes
 from servers.runtime import catalog
 
-# A server is in the first family whose condition holds, so a new folder is in one without an edit.
-FAMILIES: dict[str, tuple[str, Callable[[catalog.ServerSpec], bool]]] = {
-    "Gateways and load balancers": (
-        "forward requests to another server, which is started first",
-        lambda server: bool(server.upstream),
-    ),
-    "Servers of other projects": (
-        "run as their authors publish them",
-        lambda server: server.foreign,
-    ),
-    "vLLM in a web framework": (
-        "run vLLM's engine in the application's process: continuous batching",
-        lambda server: server.engines[0] == "vllm",
-    ),
-    "Flask": ("call Transformers from a WSGI application", lambda server: "flask" in server.requires),
-    "FastAPI": (
-        "call Transformers from a FastAPI application",
-        lambda server: "fastapi" in server.requires,
-    ),
-    "Other frameworks": ("call Transformers from another framework", lambda server: True),
+FAMILIES = {
+    "Flask": "call Transformers from a WSGI application",
+    "FastAPI": "call Transformers from a FastAPI application",
+    "Other frameworks": "call Transformers from an application of another framework",
+    "vLLM in a web framework": "run vLLM's engine in the application: continuous batching",
+    "Gateways and load balancers": "forward requests to another server, which is started first",
+    "Servers of other projects": "run as their authors publish them",
 }
 
 
 def view() -> View:
     families: dict[str, list[View]] = {name: [] for name in FAMILIES}
     for server in catalog.list_servers().values():
-        family = next(name for name, (_, holds) in FAMILIES.items() if holds(server))
-        families[family].append(describe_server(server))
+        families[find_family(server)].append(describe_server(server))
     found = {name: servers for name, servers in families.items() if servers}
     return {
         "families": found,
         "overview": [
-            [name, FAMILIES[name][0], ", ".join(f"[{s['name']}](#{s['name']})" for s in servers)]
+            [name, FAMILIES[name], ", ".join(f"[{s['name']}](#{s['name']})" for s in servers)]
             for name, servers in found.items()
         ],
         "engines": [describe_engine(name, engine) for name, engine in catalog.ENGINES.items()],
     }
+
+
+def find_family(server: catalog.ServerSpec) -> str:
+    """The family, from server.toml, so that a new folder needs no edit here."""
+    if server.upstream:
+        return "Gateways and load balancers"
+    if server.foreign:
+        return "Servers of other projects"
+    if server.engines[0] == "vllm":
+        return "vLLM in a web framework"
+    if "flask" in server.requires:
+        return "Flask"
+    return "FastAPI" if "fastapi" in server.requires else "Other frameworks"
 
 
 def describe_engine(name: str, engine: catalog.EngineSpec) -> list[str]:
@@ -81,11 +79,14 @@ def describe_server(server: catalog.ServerSpec) -> View:
 
 
 def describe_upstream(server: catalog.ServerSpec) -> str:
-    names = [re.sub(r"^{(\w+)}$", r"the option \1", name) for name in server.upstream.values()]
-    if len(set(names)) == 1:
-        return f"the server that {names[0]} names" if " " in names[0] else code(names[0])
-    pairs = zip(server.upstream, names, strict=True)
-    return ", ".join(f"{code(name)} with {code(engine)}" for engine, name in pairs)
+    names = dict.fromkeys(server.upstream.values())
+    if len(names) > 1:
+        pairs = server.upstream.items()
+        return ", ".join(f"{code(name)} with {code(engine)}" for engine, name in pairs)
+    return "".join(
+        f"the server of the option {code(name[1:-1])}" if name.startswith("{") else code(name)
+        for name in names
+    )
 
 
 def list_options(server: catalog.ServerSpec) -> list[list[str]]:

@@ -36,4 +36,6 @@ def format_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, without columns that are empty in every row."""
     used = [i for i in range(len(heads)) if any(row[i] for row in rows)]
     lines = [[heads[i] for i in used], ["---"] * len(used), *([r[i] for i in used] for r in rows)]
-    return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines
+    )

@@ -93,11 +93,10 @@ class Scenario(BaseModel):
     summary: Text
     """One line for people."""
     endpoint: Endpoint
-    """Where requests go: `/v1/chat/completions` or `/v1/completions`. Every request streams, decodes
-    greedily and sets `ignore_eos`."""
+    """Where requests go: `/v1/chat/completions` or `/v1/completions`."""
     transport: Transport = "sse"
-    """How a response streams. With `websocket` each user has one connection, opened before its first
-    request, and each event is one message; servers without WebSockets are skipped."""
+    """How a response streams. With `websocket` each user has one connection, opened before its
+    first request, and each event is one message; servers without WebSockets are skipped."""
     context: Count = arrivals.CONTEXT
     """Longest prompt and response together. Longer requests of a trace are clipped, and the report
     shows how many."""
@@ -130,12 +129,13 @@ class GeneratedPrompts(Scenario):
     output_tokens: Range
     """Length of a response, uniformly distributed."""
     requests: Count | None = None
-    """The window becomes longer than `duration_s` if it needs that to hold this many requests: a P99
-    needs 299. An open loop's window ends at the first whole second at which this many have arrived.
-    A closed loop's length is decided when the window opens, from the responses of the warm-up.
-    `--duration` and the gate leave this key out."""
+    """How many requests the window must hold; it becomes longer than `duration_s` if needed. A P99
+    needs 299. In an open loop the window ends at the first whole second by which they have arrived.
+    In a closed loop the responses of the warm-up decide its length when it opens. `--duration` and
+    the gate ignore this key."""
     duration_max_s: Above0 | None = None
-    """Longest window that `requests` may cause (default: 120, or `duration_s` if that is longer)."""
+    """Longest window that `requests` may cause (default: 120, or `duration_s` if that is
+    longer)."""
     shared_tokens: Count | None = None
     """Length of a prefix that prompts share, before their own `prompt_tokens`. In a chat it is the
     system message."""
@@ -180,8 +180,8 @@ class ClosedLoopScenario(GeneratedPrompts):
     think_s: From0 = 0.0
     """Pause between a response and the user's next request."""
     turns: Range | None = None
-    """Questions of a conversation, with `endpoint = "chat"`. Each request carries the conversation so
-    far; a new conversation starts when `context` would be exceeded."""
+    """Questions in a conversation, with `endpoint = "chat"`. Each is sent with all messages before
+    it, and a new conversation starts when `context` would be exceeded."""
 
     @model_validator(mode="after")
     def check_turns(self) -> Self:
@@ -201,7 +201,7 @@ class OpenLoopScenario(GeneratedPrompts):
     rate: Above0
     """Mean arrivals per second; `--rate` overrides it."""
     profile: Profile | None = None
-    """Factors of the rate over the time since the load's start, with straight lines between the
+    """Factors that multiply the rate, from the load's start, with straight lines between the
     points; two points at one second are a step."""
     max_in_flight: Count | None = None
     """Cap on concurrent requests. A request above it waits for a slot, and the wait counts as
@@ -210,8 +210,8 @@ class OpenLoopScenario(GeneratedPrompts):
 
 class RegularOpenLoop(OpenLoopScenario):
     arrivals: Literal["constant", "poisson"]
-    """Requests arrive at equal gaps (`constant`) or at random (`poisson`), whether or not the server
-    keeps up."""
+    """Requests arrive at equal gaps (`constant`) or at random (`poisson`), whether or not the
+    server keeps up."""
 
 
 class BurstyOpenLoop(OpenLoopScenario):
