@@ -1,4 +1,4 @@
-"""One request on the wire: connect, send, stamp what arrives, parse it.
+"""One request on the wire: connects, sends, stamps each read, and parses the response.
 
     connection.py         one kept-alive connection and its states, composed of:
       transport.py          sockets, TLS, the kernel's stamps
@@ -8,6 +8,5 @@
     reader.py             the socket reader of a process: python_reader.py or native.py, native.c
     response.py           parses finished responses
 
-It knows nothing of Locust, scenarios or campaigns. Imports `schema`, the servers' contract and
-their build cache.
+It knows nothing of Locust, scenarios or campaigns. Imports the servers' contract and build cache.
 """

@@ -9,7 +9,7 @@ MORE = 1  # the response is not plain: Python must read on
 CLOSED = 2  # the server closed the connection
 
 READ_BYTES = 16384  # Python would allocate and shrink a larger buffer for each event
-TICK_S = 0.005  # how often a reader checks that it still runs
+TICK_S = 0.005  # period in which a reader checks for its own stalls
 STALL_S = 0.010  # after a pause this long, tokens of one stream may have merged
 WAKE_EARLY_S = 50e-6  # waking up takes about this long; the rest until a send is spent spinning
 CLOCK_TOLERANCE_S = 20e-6  # reading two clocks one after the other takes about 0.1 us

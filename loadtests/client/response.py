@@ -154,7 +154,7 @@ def _parse_stream(exchange: Exchange, parsed: ParsedResponse, pause: Callable[[]
 
 
 def _describe_end(parsed: ParsedResponse) -> str:
-    usage = "no usage" if parsed.tokens is None else f"usage says {parsed.tokens} tokens"
+    usage = "no usage" if parsed.tokens is None else f"usage reports {parsed.tokens} tokens"
     return f"finish_reason is {parsed.finish_reason!r}, {usage}" if parsed.finish_reason else usage
 
 

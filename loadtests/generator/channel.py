@@ -42,8 +42,8 @@ def read_clock() -> Pong:
 
 
 class MessageChannel:
-    """Connects a coordinator to its workers. `environment` is Locust's; `is_master` tells Locust's
-    master from its only process.
+    """Connects a coordinator to its workers. `environment` is Locust's; `is_master` is true in
+    Locust's master, and false in its only process.
     """
 
     def __init__(self, environment: Any, task: LoadTask, is_master: bool):

@@ -41,7 +41,7 @@ from loadtests.generator.task import LoadTask
 from loadtests.workload import arrivals
 from servers.runtime.limits import LOST_AFTER_S, SETTLE_S
 
-HOPELESS_ROWS, HOPELESS_S = 10, 2.0  # end a load after as many failures and seconds, no success
+HOPELESS_ROWS, HOPELESS_S = 10, 2.0  # a load without a success ends after this many rows and s
 
 
 class AllRequestsFailed(Exception):
@@ -71,7 +71,7 @@ class Coordinator:
         self.rows = (self.folder / "requests.jsonl").open("ab", buffering=0)
         self.writer = BackgroundWriter(lambda error: abort_process(self.failed or error))
         self.reports: dict[int, WorkerReport] = {}  # the last counters of each worker
-        # first and last report of each worker, for its use of a core in the window
+        # first and last report of each worker in the window, for its shares of a core
         self.in_window: dict[int, tuple[WorkerReport, WorkerReport]] = {}
         self.stalls: dict[int, list[Stall]] = {}  # of each worker
         self.reported_s: dict[int, float] = {}  # time of each worker's last report

@@ -98,7 +98,9 @@ class ClosedLoop(User):
         raise StopUser
 
     def on_sent_ahead(self, number: int, done_s: float) -> None:
-        """Opens the row of `next_request`, which the connection sent when its response ended."""
+        """Opens the row of `next_request`. The connection sent it when the previous response ended,
+        at `done_s`.
+        """
         assert self.next_request is not None
         self.sent_ahead = self.recorder.begin(
             self.index,

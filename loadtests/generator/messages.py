@@ -126,7 +126,7 @@ class WorkerReport(Message):
     failed: int  # of the rows
     failure: str | None  # the error of the last failed row
     tokens: int
-    cut_off: int  # requests without a response when the drain ended
+    cut_off: int  # requests that were incomplete when the drain ended
     in_flight: int
     received_bytes: int  # of response bodies
     reader: str  # c or python

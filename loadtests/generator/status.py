@@ -57,7 +57,7 @@ class LoadStatus:
     now_s: float
     began_s: float
     warmup: WarmUp | None  # None until the window is announced
-    window: Window | None  # likewise
+    window: Window | None  # None until it is announced
     planned: int | None  # an open loop's requests in the window
     sent: int
     rows: int

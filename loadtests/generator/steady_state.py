@@ -39,7 +39,7 @@ BATCH = 5  # fewest values in a batch
 TAIL = 5  # batches that are never cut off: the spread of fewer is not meaningful
 ALPHA = 0.1
 DRIFT = 0.05
-IN_A_ROW = 3  # with one test per second, a single one would pass by luck
+IN_A_ROW = 3  # verdicts: with one test per second, a single one would soon pass by chance
 
 
 class Finding(NamedTuple):
@@ -219,9 +219,9 @@ def batch_means(values: Sequence[float], size: int) -> list[float]:
 
 
 def mser_cut(means: Sequence[float]) -> int:
-    """Returns the number of batches to cut off at the start: the d that minimizes the marginal
-    standard error of the mean of the n - d others, sum of squared deviations / (n - d)^2. It leaves
-    at least TAIL batches, and the smallest such d is taken.
+    """Returns the number of batches to cut off at the start: the d, the smallest if several, that
+    minimizes the marginal standard error of the mean of the n - d others, sum of squared deviations
+    / (n - d)^2. At least TAIL batches are left.
 
     On means of 5 values this is MSER-5: White, "An effective truncation heuristic for bias
     reduction in simulation output", Simulation 69(6), 1997; White, Cobb and Spratt, "A comparison

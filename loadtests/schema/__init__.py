@@ -1,30 +1,30 @@
-"""The results schema: every key on disk, its type, unit and meaning. Standard library only;
-computes no statistic.
+"""The results schema: the type, unit and meaning of every key on disk. Standard library only; it
+computes no statistics.
 
 History
     1  (0.1.0) first version
 
 A campaign is a folder:
 
-    campaign.json         what was asked, where, with which versions (files.CampaignFile)
-    calibration.json      the load generator's own errors here, measured before the first case
-                          (CALIBRATION_KEYS)
+    campaign.json         the command, the machine and the versions (files.CampaignFile)
+    calibration.json      the load generator's own errors on this machine, measured before the
+                          first case (CALIBRATION_KEYS)
     cases/NNN-SERVER-ENGINE-SCENARIO-rN/
         run.json          state and identity of the case (files.CaseFile); "running" until it ends
-        requests.jsonl    one line a request while the case runs; requests.parquet at its end
+        requests.jsonl    one line per request while the case runs; requests.parquet at its end
                           (REQUEST_FIELDS)
-        telemetry.jsonl   likewise telemetry.parquet (TELEMETRY_FIELDS)
-        server_metrics.jsonl    the text of each GET /metrics; at the end server_metrics.parquet
+        telemetry.jsonl   one line per sample; telemetry.parquet at its end (TELEMETRY_FIELDS)
+        server_metrics.jsonl    the text of each GET /metrics; server_metrics.parquet at its end
                                 (SERVER_METRICS_FIELDS)
         server.log  load.log    output of the processes; server.NAME.log: a server's other
                                 processes, and servers behind it
-    attempts/NNN-....N/   likewise, what a case left that was killed, interrupted or failed, and
-                          was then run again
-    report.html  report.md  figures/  notebooks/    made by analysis, at any time, from the above
+    attempts/NNN-....N/   the folder of a case that was killed, interrupted or failed, and then run
+                          again
+    report.html  report.md  figures/  notebooks/    made from the above by analysis, at any time
 
-Identity is data (run.json's "case"), never parsed from a path. Missing is null, zero is zero. Times
-called `*_s` in the rows are seconds of one machine-wide monotonic clock since `clock_zero_s` of
-run.json; the wall clock appears only as `*_utc`.
+Identity is data (run.json's "case"), never parsed from a path. A missing value is null, never 0.
+Times called `*_s` in the rows are seconds of one machine-wide monotonic clock since `clock_zero_s`
+of run.json; the wall clock appears only as `*_utc`.
 """
 
 import json
@@ -90,12 +90,12 @@ SCHEMA = 1
 
 
 def write_json(path: Path, value: Any, durable: bool = True) -> None:
-    """Replaces the file in one step: a reader, or a crash, sees the old text or the new one, never
-    half.
+    """Replaces the file in one step: a reader, or a crash, finds the old text or the new one, never
+    a part.
 
-    `durable` waits for the disk, which takes milliseconds: nothing that a measurement is waiting
-    behind may do so. Nor may it indent: json does that in Python, and leaves cycles behind, which
-    in the load generator nobody collects for half an hour.
+    `durable` indents the text and waits for the disk, which takes milliseconds. Code that can delay
+    a measurement must do neither: json indents in Python and leaves reference cycles behind, which
+    the load generator collects only every half hour.
     """
     partial = path.with_name(path.name + ".partial")
     text = json.dumps(value, indent=1 if durable else None, allow_nan=False)
@@ -115,12 +115,12 @@ def read_json(path: Path) -> Any:
 
 
 def read_lines(path: Path) -> list[JsonObject]:
-    """Rows of a JSON lines file. A last line that a killed process left unfinished is dropped."""
+    """Reads the rows of a JSON lines file, without a last line that a kill left unfinished."""
     return list(iterate_lines(path))
 
 
 def iterate_lines(path: Path) -> Iterator[JsonObject]:
-    """The same, one at a time."""
+    """Yields the rows of `read_lines` one at a time."""
     with path.open("rb") as handle:
         for line in handle:
             try:

@@ -1,13 +1,14 @@
 """The JSON files of a campaign, as types: campaign.json, calibration.json and each case's run.json.
 
-A key's meaning stands beside its type; results/README.md lists them. Optional keys are null.
+The meaning of a key is beside its type, and the page of the results format lists it. Optional keys
+are null.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, NotRequired, TypedDict, get_type_hints
 
-JsonObject = dict[str, Any]  # parsed JSON, or what is about to be written as JSON
+JsonObject = dict[str, Any]  # parsed JSON, or an object to write as JSON
 
 
 def system_label(server: str, options: Mapping[str, str], side: str = "") -> str:
@@ -35,8 +36,8 @@ class Case:
 
     @property
     def label(self) -> str:
-        """The server with what was chosen of its options, and whose code it is: another choice is
-        another architecture.
+        """The server with its chosen options and its side of a gate: another choice is another
+        architecture.
         """
         return system_label(self.server, self.options, self.side)
 
@@ -51,7 +52,7 @@ class Case:
 
 @dataclass(frozen=True)
 class SearchedSystem:
-    """A system whose capacity is searched for."""
+    """A system whose capacity is searched."""
 
     server: str
     options: dict[str, str]
@@ -61,8 +62,8 @@ class SearchedSystem:
 
 @dataclass(frozen=True)
 class CapacitySearch:
-    """campaign.json's "search": what --find-capacity looks for. `slo` and `duration_s` are those of
-    the command line; `estimates` and `saturation` are by scenario.
+    """campaign.json's "search": the input of --find-capacity. `slo` and `duration_s` are from the
+    command line; `estimates` and `saturation` are by scenario.
     """
 
     slo: str
@@ -87,8 +88,8 @@ class GatedSystem:
 
 @dataclass(frozen=True)
 class PairedGate:
-    """campaign.json's "gate". `sides` are base and head in words; `systems` is empty until the
-    campaign is planned; the rest are the rules, as they stand on the command line.
+    """campaign.json's "gate". `sides` describes base and head in words; `systems` is empty until
+    the campaign is planned; the rest are the rules from the command line.
     """
 
     sides: dict[str, str]
@@ -101,7 +102,7 @@ class PairedGate:
 
 
 class MachineShare(TypedDict):
-    """Which cores the servers and the load generator get, and how many threads and processes."""
+    """The cores of the servers and of the load generator, and their threads and processes."""
 
     server_cores: list[int]
     load_cores: list[int]
@@ -113,61 +114,57 @@ class MachineShare(TypedDict):
 
 @dataclass(frozen=True)
 class CampaignFile:
-    """campaign.json: written once, when the campaign begins."""
+    """campaign.json: written once, when the campaign starts."""
 
     schema: Annotated[int, "version of this schema"]
     name: Annotated[str, "the folder's name"]
-    created_utc: Annotated[str, "ISO 8601; the only wall-clock time of the measurements"]
+    created_utc: Annotated[str, "wall-clock time of the campaign's start, ISO 8601"]
     command: Annotated[
         list[str],
-        "arguments of `python -m loadtests`, those of a `--config` file among them, without "
-        "secrets",
+        "arguments of `python -m loadtests`, including those of a `--config` file, without secrets",
     ]
-    seed: Annotated[int, "of prompts, arrivals and the order of cases"]
+    seed: Annotated[int, "seed of prompts, arrivals and the order of cases"]
     model: Annotated[
         JsonObject,
-        "{name, path, planted, shape}: planted = every answer is checked against the planted "
-        "rule; shape: {parameters, embedding_parameters (of the table of input embeddings), "
-        "tied_embeddings (it is the output head, too), layers, heads, kv_heads, head_dim, "
-        "dtype_bytes (of weights, keys and values)}, null if it is no dense decoder, was not on "
-        "this machine, or if no engine needed its weights; absent in older campaigns",
+        "{name, path, planted, shape}; planted: whether it is the known-answer model, whose every "
+        "response is checked by the oracle; shape: {parameters, embedding_parameters (of the table "
+        "of input embeddings), tied_embeddings (whether that table is also the output head), "
+        "layers, heads, kv_heads, head_dim, dtype_bytes (of weights, keys and values)}; shape is "
+        "null if the model is not a dense decoder, was not on this machine, or if no engine needed "
+        "its weights; absent in older campaigns",
     ]
     scenarios: Annotated[
-        dict[str, JsonObject], "the tables of scenarios.toml that were used, verbatim"
+        dict[str, JsonObject], "the tables of the campaign's scenarios, verbatim, by name"
     ]
-    simulated: Annotated[dict[str, float], "parameters of the simulated engine, ms and counts"]
+    simulated: Annotated[dict[str, float], "parameters of the simulated engine: ms and counts"]
     machine_share: Annotated[
         MachineShare,
-        "{server_cores, load_cores, shared, threads, workers, load_workers}: who may run where; "
-        "threads: of an engine, over all its workers; load_workers: processes that send the "
-        "load",
+        "{server_cores, load_cores, shared, threads, workers, load_workers}: the cores of the "
+        "servers and of the load generator; shared: both have the same cores; threads: of an "
+        "engine, over all its workers; load_workers: processes that send the load",
     ]
     search: Annotated[
         CapacitySearch | None,
-        "of --find-capacity: {slo, duration_s (of --duration), estimates ({scenario: requests/s "
-        "or users to begin with}), saturation ({scenario: that of the first case, whose "
-        "throughput is where the search begins}), systems ([{server, options, engine, "
-        "scenario}] that are searched for)}; null otherwise, and then there is a plan",
+        "of --find-capacity: {slo, duration_s (from --duration), estimates ({scenario: requests/s "
+        "or users at which the search starts}), saturation ({scenario: the scenario of its first "
+        "case, whose throughput starts the search}), systems ([{server, options, engine, "
+        "scenario}] to search)}; null otherwise: then there is a plan",
     ]
     gate: Annotated[
         PairedGate | None,
-        "of a gate: {sides: {base, head} in words, systems ([{server, engine, scenario, users, "
-        "rate, duration_s, options}] that are compared), seed (of which side comes first), "
-        "metrics, tolerance, slo, max_minutes (as they were given)}; null (or absent, in older "
-        "campaigns) otherwise",
+        "of a gate: {sides ({base, head} in words), systems ([{server, engine, scenario, users, "
+        "rate, duration_s, options}] to compare), seed (of the order of base and head), metrics, "
+        "tolerance, slo, max_minutes (as given)}; null otherwise (absent in older campaigns)",
     ]
-    plan: Annotated[
-        list[Case],
-        'the cases in the order in which they were planned, each as in run.json\'s "case"',
-    ]
+    plan: Annotated[list[Case], 'the cases in their planned order, each as in run.json\'s "case"']
     manifest: Annotated[
         JsonObject,
         "commit, dirty, python, packages, cpu, memory, kernel, gpus, limits, environment",
     ]
     max_errors: Annotated[
         float | None,
-        "of --max-errors: the share of failed requests above which a case is invalid; null (or"
-        " absent, in older campaigns): 0.05",
+        "from --max-errors: the share of failed requests above which a case is invalid; null "
+        "(absent in older campaigns) means 0.05",
     ] = None
 
     def to_json(self) -> JsonObject:
@@ -176,7 +173,7 @@ class CampaignFile:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of a case; times are on the clock of its rows."""
+    """A stage of a case. Times are on the rows' clock."""
 
     name: str
     start_s: float
@@ -185,78 +182,82 @@ class Stage:
 
 @dataclass
 class CaseFile:
-    """run.json: written when the case begins, and again when it has ended."""
+    """run.json: written when the case starts, and again when it has ended."""
 
     schema: Annotated[int, "version of this schema"]
     case: Annotated[
         Case,
         "{index, server, engine, scenario, repetition, users, rate, duration_s, options, side}: "
-        "the identity; users or rate (1/s) is null; options: {name: value} of the server that "
-        "were chosen by --set; side: of a gate, whose code it was: base, head, or control, "
-        "which is base's again; empty (or absent, in older campaigns) otherwise",
+        "the identity; users or rate (requests/s) is null; options: {name: value} of the server "
+        "from --set; side: in a gate, the code that ran: base, head, or control (base again); "
+        "empty otherwise (absent in older campaigns)",
     ]
     status: Annotated[str, "running, ok, 'failed: STAGE: REASON' or 'skipped: REASON'"]
-    started_utc: Annotated[str, "wall clock, for people"]
+    started_utc: Annotated[str, "wall-clock time of the case's start, ISO 8601"]
     clock_zero_s: Annotated[
-        float, "monotonic clock at the case's start; zero of every *_s in its rows"
+        float, "monotonic clock at the case's start; the zero of every *_s in its rows"
     ]
-    summary: Annotated[str | None, "the server's one line from its server.toml"] = None
-    command: Annotated[list[str] | None, "how the server was started; null for --target"] = None
+    summary: Annotated[str | None, "the summary in the server's server.toml"] = None
+    command: Annotated[
+        list[str] | None, "the command that started the server; null for --target"
+    ] = None
     stages: Annotated[list[Stage], "[{name, start_s, end_s}] in the order in which they ran"] = (
         field(default_factory=list)
     )
     startup_s: Annotated[
-        float | None, "from the process's start to the first 200 of /health; null for --target"
+        float | None, "from the start of the process to the first 200 of /health; null for --target"
     ] = None
     warmup: Annotated[
         JsonObject | None,
-        "{took_s, steady, why}: how long, and what the test of steadiness said at its end "
-        "(loadtests/generator/steady_state.py); steady is null where the demand varies by plan",
+        "{took_s, steady, why}: its length, and the result of the test for a steady state at its "
+        "end (loadtests/generator/steady_state.py); steady is null if that was not tested",
     ] = None
     load_workers: Annotated[
         list[JsonObject],
         "[{worker, rows, reader, cpu_share, waited_share, stalls, offset_s, estimated_offset_s, "
-        "round_trip_s}]: processes that sent the load; reader: c or python, who read its "
-        "streams (loadtests/client/reader.py; absent in older campaigns: python); shares of the "
-        "window in which it computed, and in which it waited for a core; stalls: [[start_s, "
-        "end_s]] in which Python did nothing for 10 ms or longer, clock as in the rows (absent "
-        "in older campaigns); offset: its clock minus the driver's, 0 where it is the same "
-        "clock, whatever the estimate, which is off by half the round trip at most",
+        "round_trip_s}]: the processes that sent the load; reader: c or python, the reader of "
+        "its sockets (loadtests/client/reader.py; absent in older campaigns: python); cpu_share, "
+        "waited_share: the shares of the window in which it computed, and in which it waited for "
+        "a core; stalls: [[start_s, end_s]] in which it read nothing for 10 ms or longer, on the "
+        "rows' clock (absent in older campaigns); offset_s: its clock minus the driver's, 0 if "
+        "both are the same clock; estimated_offset_s: the estimate from the quickest round trip, "
+        "off by at most half of round_trip_s",
     ] = field(default_factory=list)
     window: Annotated[
         JsonObject | None,
-        "{start_s, end_s}: the measured part of the load, clock as in the rows; null if load "
+        "{start_s, end_s}: the measured part of the load, on the rows' clock; null if the load "
         "never ran",
     ] = None
     profile: Annotated[
         JsonObject | None,
-        "what was found out about an endpoint that is not checked strictly"
+        "the findings about an endpoint that is not checked strictly"
         " (servers/profile/profile.py): {base_url, dialect, model, models, endpoints, fields,"
         " usage, tokens_per_chunk, reasoning, early_chunks, repeats_alone, repeats_under_load,"
-        " tokens_per_word, template_tokens, context, metrics, notes}; null otherwise, absent in"
+        " tokens_per_word, template_tokens, context, metrics, notes}; null otherwise; absent in"
         " older campaigns",
     ] = None
     verify_before: Annotated[
         list[JsonObject] | None,
-        "[{name, ok, detail, notes}] checks of the contract before the load (older campaigns have "
-        "no notes); null if not reached",
+        "[{name, ok, detail, notes}]: checks of the contract before the load (no notes in older "
+        "campaigns); null if not reached",
     ] = None
-    verify_after: Annotated[list[JsonObject] | None, "likewise after the load"] = None
+    verify_after: Annotated[list[JsonObject] | None, "the same after the load"] = None
     counts: Annotated[
         dict[str, int | None] | None,
-        "{sent, rows, locust_requests, locust_failures}: must agree; cut_off: unanswered when "
-        "the drain's bound came; planned: scheduled in the window by an open loop, else null",
+        "{sent, rows, locust_requests, locust_failures, cut_off, planned}; sent, rows and "
+        "locust_requests must agree; cut_off: requests that were incomplete when the drain ended; "
+        "planned: requests that an open loop scheduled in the window, otherwise null",
     ] = None
     served: Annotated[
         dict[str, int] | None,
-        "{requests, tokens}: that the server itself counted between the load's begin and end, "
-        "by its own /metrics: requests to the completion paths answered with status 200, and "
-        "tokens answered; null if it does not say",
+        "{requests, tokens}: the server's own counts between the load's start and end, from its "
+        "/metrics: requests to the completion paths with status 200, and generated tokens; null "
+        "if it does not report them",
     ] = None
     agreement: Annotated[
         JsonObject | None,
-        "{with, share}: without planted rule: share of fixed prompts answered like the "
-        "campaign's first server; else null",
+        "{with, share}: for a model other than the known-answer model, the share of fixed prompts "
+        "with the same response as from the campaign's first server; null otherwise",
     ] = None
     notes: Annotated[
         list[str], "sentences for the report, such as 'no NVIDIA GPU: GPU columns are null'"
@@ -267,7 +268,7 @@ class CaseFile:
 
 
 def key_meanings(file: type) -> dict[str, str]:
-    """What each key of CampaignFile or CaseFile means."""
+    """Returns the meaning of each key of CampaignFile or CaseFile."""
     hints = get_type_hints(file, include_extras=True)
     return {key: hint.__metadata__[0] for key, hint in hints.items()}
 
@@ -281,24 +282,26 @@ CALIBRATION_KEYS = {
         " closed loops"
     ),
     "rate": (
-        "the campaign's highest rate, at which `open` was measured, 1/s; null without open loops"
+        "the campaign's highest rate, at which `open` was measured, requests/s; null without open"
+        " loops"
     ),
     "closed": (
         "errors against a server whose times are known: {requests, failed, ttft_error_mean_s,"
-        " ttft_error_p99_s (measured from scheduled, as every TTFT here is, minus what the server"
-        " did), ttft_from_sent_error_mean_s, ttft_from_sent_error_p99_s (likewise from sent),"
-        " stamp_error_mean_s, stamp_error_p99_s (first token seen minus sent), itl_error_p99_s (of"
-        " single gaps), itl_true_p50_s, itl_true_p99_s, itl_seen_p50_s, itl_seen_p99_s,"
+        " ttft_error_p99_s (TTFT from scheduled, like every TTFT here, minus the server's true"
+        " TTFT), ttft_from_sent_error_mean_s, ttft_from_sent_error_p99_s (the same from sent),"
+        " stamp_error_mean_s, stamp_error_p99_s (the first token's arrival minus the time at which"
+        " the server sent it), itl_error_p99_s (of single gaps), itl_true_p50_s, itl_true_p99_s,"
+        " itl_seen_p50_s, itl_seen_p99_s,"
         " send_lag_p50_s, send_lag_p99_s, events_per_s, cpu_per_event_s (CPU time of the load"
         " workers), waited_share, server_late_mean_s}"
     ),
-    "open": "likewise",
+    "open": "the same for an open loop",
     "ladder": (
         "[{asked_per_s, sent_per_s, seen_per_s, gap_p99_s, gap_p99_seen_s, server_kept_up,"
-        " sustained}]: events a second, step by step; sustained: the server sent them, and events"
-        " and P99 of the gaps were seen within 10%"
+        " sustained}]: events per second, step by step; sustained: the server sent them, and the"
+        " load generator saw events and P99 of the gaps within 10%"
     ),
     "sustained_events_per_s": (
-        "the last step up to which all were sustained; 0 if not even the first"
+        "the last step up to which every step was sustained; 0 if the first was not"
     ),
 }

@@ -11,19 +11,20 @@ class Field(NamedTuple):
 
 REQUEST_FIELDS = {
     "request": Field(
-        "int64", "", "position in the order in which this load worker sent them, from 0"
+        "int64", "", "position among the requests of this load worker as it sent them, from 0"
     ),
-    "worker": Field("int64", "", "load worker that sent it"),
-    "user": Field("int64", "", "user of a closed loop, null in an open one"),
+    "worker": Field("int64", "", "load worker that sent the request"),
+    "user": Field("int64", "", "user of a closed loop; null in an open loop"),
     "scheduled_s": Field(
         "float64",
         "s",
-        "when the arrival process wanted it sent; closed loop: when its user became free",
+        "scheduled time of the arrival process; in a closed loop, when the user became free",
     ),
     "slot_s": Field(
         "float64",
         "s",
-        "when the scenario's cap on concurrency (max_in_flight) let it go; null without one",
+        "when it got a slot under the scenario's cap on concurrency (max_in_flight); null without"
+        " one",
     ),
     "sent_s": Field(
         "float64",
@@ -33,29 +34,29 @@ REQUEST_FIELDS = {
     "first_s": Field(
         "float64",
         "s",
-        "arrival of the first chunk that carries a generated token, visible or reasoning; null if"
-        " none came",
+        "arrival of the first chunk with a generated token, visible or reasoning; null without one",
     ),
     "last_s": Field(
-        "float64",
-        "s",
-        "arrival of the last chunk that carries a generated token; null if none came",
+        "float64", "s", "arrival of the last chunk with a generated token; null without one"
     ),
     "first_visible_s": Field(
         "float64",
         "s",
-        "arrival of the first chunk with text that is no reasoning; null if none came; absent in"
+        "arrival of the first chunk with text that is not reasoning; null without one; absent in"
         " older campaigns",
     ),
-    "done_s": Field("float64", "s", "the answer's end, or when it was given up"),
-    "http_status": Field("int64", "", "null if no status line came"),
+    "done_s": Field("float64", "s", "end of the response, or when the client gave up"),
+    "http_status": Field("int64", "", "null without a status line"),
     "error": Field(
-        "string", "", "null if complete; else one reason, such as 'http 503', 'timeout', 'no token'"
+        "string",
+        "",
+        "null if the response is complete; otherwise one reason, such as 'http 503', 'timeout', 'no"
+        " token'",
     ),
     "error_detail": Field(
         "string",
         "",
-        "the server's own words about the error, 200 characters at most, secrets redacted; absent"
+        "the server's own message about the error, at most 200 characters, secrets redacted; absent"
         " in older campaigns",
     ),
     "retry_after_s": Field(
@@ -64,79 +65,79 @@ REQUEST_FIELDS = {
     "resent": Field(
         "bool",
         "",
-        "sent a second time, since a kept-alive connection closed before any response; absent in"
-        " older campaigns",
+        "whether it was sent again because a kept-alive connection closed before any response;"
+        " absent in older campaigns",
     ),
     "answer": Field(
-        "string", "", "exact, wrong, or unchecked (failed, or a model without the planted rule)"
+        "string", "", "exact, wrong, or unchecked (failed, or not the known-answer model)"
     ),
     "prompt_tokens_asked": Field(
-        "int64", "tokens", "length of the prompt as the load generator made it"
+        "int64", "tokens", "length of the prompt that the load generator made"
     ),
-    "prompt_tokens": Field(
-        "int64", "tokens", "the server's usage.prompt_tokens; null if it gave none"
-    ),
+    "prompt_tokens": Field("int64", "tokens", "the server's usage.prompt_tokens; null without it"),
     "max_tokens": Field(
-        "int64", "tokens", "tokens asked for (with ignore_eos, so exactly as many must come)"
+        "int64", "tokens", "requested tokens; with ignore_eos, exactly as many must come"
     ),
-    "tokens": Field(
-        "int64", "tokens", "the server's usage.completion_tokens; null if it gave none"
-    ),
+    "tokens": Field("int64", "tokens", "the server's usage.completion_tokens; null without it"),
     "reasoning_tokens": Field(
         "int64",
         "tokens",
-        "those of `tokens` that are reasoning: by usage if it says so, else by the chunks; absent"
-        " in older campaigns",
+        "reasoning tokens among `tokens`: from usage if it has them, otherwise from the chunks;"
+        " absent in older campaigns",
     ),
     "tokens_counted": Field(
         "int64",
         "tokens",
-        "our own count: the words of the known-answer model's text, else the chunks that carry"
-        " text; absent in older campaigns",
+        "our own count: words of the known-answer model's text, otherwise chunks with text; absent"
+        " in older campaigns",
     ),
     "token_source": Field(
         "string",
         "",
-        "where token_n is from: continuous (usage in each chunk), usage (spread over the chunks in"
+        "source of token_n: continuous (usage in each chunk), usage (spread over the chunks in"
         " proportion to their text), or counted (no credible usage); absent in older campaigns",
     ),
-    "finish_reason": Field("string", "", "as the server gave it"),
+    "finish_reason": Field("string", "", "the server's finish_reason"),
     "token_s": Field("list<float64>", "s", "arrival of each chunk that carries tokens"),
     "token_n": Field("list<int64>", "tokens", "tokens in each of those chunks"),
-    "bytes": Field("int64", "bytes", "length of the answer's body"),
+    "bytes": Field("int64", "bytes", "length of the response's body"),
     "reads": Field(
-        "int64", "", "reads of the socket that brought it; fewer than chunks if some came together"
+        "int64",
+        "",
+        "reads of the socket for this response; fewer than chunks if some arrived together",
     ),
     "read_lag_mean_s": Field(
         "float64",
         "s",
-        "how much later than the kernel's stamp a read was seen; 0 where there are no stamps",
+        "mean time from the kernel's stamp of a read until we saw it; 0 without stamps",
     ),
     "read_lag_max_s": Field(
         "float64",
         "s",
-        "likewise the worst of the reads; the arrivals above are the kernel's and do not contain "
-        "it, but TCP merges what is not read, and what came together has the last one's",
+        "longest such time; the arrivals above are the kernel's and do not contain it, but TCP "
+        "merges unread chunks, and merged chunks all have the arrival of the last",
     ),
     "queue_ms": Field(
         "float64",
         "ms",
-        "server's timings: waiting before the engine began with it; null if not given",
+        "from the server's timings: wait until the engine started the request; null if not given",
     ),
     "prompt_ms": Field(
-        "float64", "ms", "server's timings: from the engine's begin to the first token"
+        "float64", "ms", "from the server's timings: from the engine's start to the first token"
     ),
-    "predicted_ms": Field("float64", "ms", "server's timings: from the first token to the last"),
+    "predicted_ms": Field(
+        "float64", "ms", "from the server's timings: from the first token to the last"
+    ),
 }
 
-# Counters (`*_total`, cpu_s, energy_j) only ever rise within a case, also when a process of the
-# tree ends.
+# Counters (`*_total`, cpu_s, energy_j) never fall within a case, even when a process of the tree
+# ends.
 PROCESS_FIELDS = {
     "processes": Field("int64", "", "processes of the tree"),
     "threads": Field("int64", "", "threads of the tree"),
     "cpu_s": Field("float64", "s", "user + system CPU time of the tree so far"),
     "pss_bytes": Field(
-        "int64", "bytes", "proportional set size of the tree, once a second; null between"
+        "int64", "bytes", "proportional set size of the tree, once per second; null in between"
     ),
     "context_switches_total": Field("int64", "", "voluntary + involuntary"),
 }
@@ -151,45 +152,41 @@ GPU_FIELDS = {
     "throttle_reasons": Field("int64", "", "NVML's bit mask"),
     "memory_clock_mhz": Field("float64", "MHz", "absent in older campaigns, as are the following"),
     "pcie_rx_bytes_per_s": Field(
-        "float64", "bytes/s", "into the card, over the last 20 ms, once a second; null between"
+        "float64", "bytes/s", "into the card, over 20 ms, once per second; null in between"
     ),
-    "pcie_tx_bytes_per_s": Field("float64", "bytes/s", "likewise out of it"),
+    "pcie_tx_bytes_per_s": Field("float64", "bytes/s", "the same out of the card"),
     "server_memory_bytes": Field(
         "int64",
         "bytes",
-        "of the server's processes, once a second; null between, and where the driver does not "
-        "say, or names them by other numbers than we see, as to a container",
+        "of the server's processes, once per second; null in between, and where the driver does "
+        "not report it or uses other process ids than ours, as in a container",
     ),
 }
 TELEMETRY_FIELDS = {
-    "time_s": Field("float64", "s", "when the sample was taken"),
+    "time_s": Field("float64", "s", "time of the sample"),
     "server": Field("struct", "", f"the server's process tree: {', '.join(PROCESS_FIELDS)}"),
-    "load": Field("struct", "", "the load generator's process tree, likewise"),
+    "load": Field("struct", "", "the load generator's process tree, with the same fields"),
     "cpu_busy_s": Field(
         "float64",
         "s",
-        "all cores: time not idle, not waiting for a disk, steal not counted, since boot",
+        "all cores since boot: time that is neither idle, nor waiting for a disk, nor steal",
     ),
-    "cpu_steal_s": Field("float64", "s", "all cores: time taken by the hypervisor since boot"),
-    "load_average": Field("float64", "", "1 minute"),
+    "cpu_steal_s": Field("float64", "s", "all cores since boot: time taken by the hypervisor"),
+    "load_average": Field("float64", "", "over 1 minute"),
     "memory_available_bytes": Field("int64", "bytes", ""),
     "swap_used_bytes": Field("int64", "bytes", ""),
-    "gpus": Field(
-        "list<struct>", "", f"one for each GPU: {', '.join(GPU_FIELDS)}; empty without one"
-    ),
+    "gpus": Field("list<struct>", "", f"one per GPU: {', '.join(GPU_FIELDS)}; empty without a GPU"),
 }
 
-# Long form: a row for each sample of each scrape, in the order in which the server gives them.
+# Long form: one row per sample of each scrape, in the server's order.
 SERVER_METRICS_FIELDS = {
     "time_s": Field(
         "float64",
         "s",
-        "when the server was asked; its answer is of a moment between this and took_s later",
+        "time of the scrape; its values are from a moment between this and took_s later",
     ),
-    "took_s": Field("float64", "s", "until the answer was complete, or was given up"),
-    "name": Field(
-        "string", "", "as in the server's GET /metrics; null if this scrape brought nothing"
-    ),
+    "took_s": Field("float64", "s", "until the response was complete, or until we gave up"),
+    "name": Field("string", "", "as in the server's GET /metrics; null if this scrape failed"),
     "labels": Field("string", "", "a JSON object"),
     "value": Field("float64", "", ""),
 }

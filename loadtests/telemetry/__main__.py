@@ -1,15 +1,15 @@
-"""What the machine did while a case ran: CPU, memory and context switches of the server's and of
-the load generator's process tree, of the whole system, and the GPUs. One JSON line a sample, with
-exactly the keys of `schema.TELEMETRY_FIELDS`. Beside it, in a thread, what the server says of
-itself (`loadtests/telemetry/server_metrics.py`).
+"""Samples the machine while a case runs: CPU, memory and context switches of the process trees of
+the server and of the load generator, the whole system, and the GPUs. Each sample is one JSON line
+with the keys of `schema.TELEMETRY_FIELDS`. A thread fetches the server's own metrics
+(`loadtests/telemetry/server_metrics.py`).
 
-    python -m loadtests.telemetry --out telemetry.jsonl --clock-zero 1234.5 --server-pid 42
-    --load-pid 43
+    python -m loadtests.telemetry --out telemetry.jsonl --clock-zero 1234.5
+        --server-pid 42 --load-pid 43
 
-A process of its own, so that neither server nor load generator pays for it, and at the lowest
-priority. It ends with status 0 on SIGTERM or SIGINT, or when the load generator is gone; however it
-ends, the lines are whole. What it could not see is null, and is reported once on
-stderr; so is its own cost.
+It is a separate process at the lowest priority, so neither server nor load generator pays for it.
+It exits with 0 on SIGTERM or SIGINT, or when the load generator is gone. Its lines are whole even
+if it is killed. A value that it cannot read is null, and it reports the reason once on stderr. It
+also reports its own cost.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from loadtests.telemetry.gpu import Gpus
 from loadtests.telemetry.processes import BackgroundTask, ProcessTree, sample_system
 from loadtests.telemetry.server_metrics import Scraper
 
-# how often the costly things are done: proportional set size, and looking for new processes
+# period of the costly work: proportional set sizes, new processes, slow GPU values
 SLOW_S = 1.0
 
 
@@ -39,9 +39,9 @@ def report(text: str) -> None:
 
 
 def yield_to_load() -> None:
-    """The load generator has the same core. Linux may share a core out by sessions first, and only
-    within one by niceness: so of ours, too, but not quite as far, for on a core that is never free
-    we would not be heard of again.
+    """Lowers our priority, because the load generator has the same core. Linux may first share a
+    core between sessions and apply niceness only within each. So the session yields as well, but
+    not fully: on a core that is never free we would not run at all.
     """
     os.nice(19)
     if os.getsid(0) == os.getpid():
@@ -62,25 +62,25 @@ def main() -> None:
         "--server-pid",
         type=int,
         nargs="+",
-        help="roots of the server's processes; without them its column is null",
+        help="root processes of the server; without them the server's column is null",
     )
     parser.add_argument(
-        "--load-pid", type=int, required=True, help="root of the load generator's processes"
+        "--load-pid", type=int, required=True, help="root process of the load generator"
     )
     parser.add_argument(
         "--metrics-of",
-        help="base URLs, comma-separated; their /metrics go into server_metrics.jsonl beside --out",
+        help="comma-separated base URLs whose /metrics go to server_metrics.jsonl beside --out",
     )
-    parser.add_argument("--interval", type=float, default=0.2, help="s")
+    parser.add_argument("--interval", type=float, default=0.2, help="time between samples, s")
     options = parser.parse_args()
-    # a signal ends the wait below at once; Event.set() in a handler could deadlock
+    # a signal must end the wait below at once; Event.set() in a handler could deadlock
     stopped, on_signal = os.pipe()
     os.set_blocking(on_signal, False)
     signal.set_wakeup_fd(on_signal)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    yield_to_load()  # not before: its imports may take their time as others do
-    options.out.touch()  # also when there is nothing to measure: no rows, rather than no file
+    yield_to_load()  # after the imports, which may compete like any process
+    options.out.touch()  # with nothing to measure, leave an empty file
     try:
         server, load = (
             ProcessTree(*options.server_pid) if options.server_pid else None,
@@ -89,7 +89,7 @@ def main() -> None:
     except psutil.NoSuchProcess as error:
         report(f"nothing to measure: {error}")
         return
-    if options.metrics_of:  # daemon: a scrape that hangs is left behind
+    if options.metrics_of:  # as a daemon, a scrape that hangs does not delay the exit
         scraper = Scraper(
             options.metrics_of,
             options.out.with_name("server_metrics.jsonl"),
@@ -98,7 +98,7 @@ def main() -> None:
         )
         threading.Thread(target=scraper.run, daemon=True).start()
     gpus = Gpus(report)
-    gpu_reader, slow_gpu_reader = BackgroundTask(gpus.sample), BackgroundTask(gpus.slowly)
+    gpu_reader, slow_gpu_reader = BackgroundTask(gpus.sample), BackgroundTask(gpus.sample_slow)
     samples, tick, slow_at_s, start_s, cpu_start_s = (
         0,
         0,
@@ -106,13 +106,13 @@ def main() -> None:
         time.perf_counter(),
         time.process_time(),
     )
-    # unbuffered: each line is one write, so that a kill cannot halve it
+    # unbuffered: each line is one write, so a kill cannot halve it
     with options.out.open("ab", buffering=0) as out:
         while load.alive():
             if slow := time.perf_counter() >= slow_at_s:
                 slow_at_s = time.perf_counter() + SLOW_S - options.interval / 2
                 for tree in filter(None, (server, load)):
-                    tree.look()
+                    tree.find_processes()
             row: JsonObject = {"time_s": round(time.perf_counter() - options.clock_zero, 6)}
             row |= {
                 "server": server and server.sample(slow),
@@ -124,12 +124,10 @@ def main() -> None:
                 and gpus.count
                 and (more := slow_gpu_reader.ask(0.05, frozenset(server.members if server else ())))
             ):
-                row["gpus"] = [
-                    card | slowly for card, slowly in zip(row["gpus"], more, strict=True)
-                ]
+                row["gpus"] = [card | rest for card, rest in zip(row["gpus"], more, strict=True)]
             out.write(json.dumps(row, allow_nan=False, separators=(",", ":")).encode() + b"\n")
-            # The ticks are start_s + n * interval, whatever a sample costs; those that were missed
-            # are left out, not made up for.
+            # Ticks are at start_s + n * interval, independent of a sample's cost. Missed ticks are
+            # skipped.
             now_s = time.perf_counter()
             samples, tick = samples + 1, int((now_s - start_s) / options.interval) + 1
             if select.select(

@@ -1,4 +1,4 @@
-"""CPU and memory limits, and which cores the server and the load generator get."""
+"""CPU and memory limits, and the division of the cores between server and load generator."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from loadtests.schema import MachineShare
 
 
 def read_text(path: str | Path) -> str | None:
-    """The text of a small system file; None if there is none, or we may not read it."""
+    """Reads a small system file; None if it does not exist or may not be read."""
     try:
         return Path(path).read_text().strip()
     except OSError:
@@ -17,43 +17,45 @@ def read_text(path: str | Path) -> str | None:
 
 
 def cgroup(controller: str) -> Iterator[Path]:
-    """The folders whose limits hold for this process, from its own group up to the root, in version
-    1 or 2.
+    """Yields the folders whose limits apply to this process, from its own group up to the root, in
+    version 1 or 2.
     """
     for line in (read_text("/proc/self/cgroup") or "").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "" or controller in controllers.split(","):
             root = Path("/sys/fs/cgroup", controller if controllers else "")
-            # may be the host's, which a container cannot see; then the root has the limit
+            # the path may be the host's, invisible in a container; then the root has the limit
             folder = root / path.strip("/")
             yield from (each for each in (folder, *folder.parents) if each.is_relative_to(root))
 
 
-def cpu_limit() -> float | None:  # cores' worth of CPU time; null without a limit
+def cpu_limit() -> float | None:
+    """Returns the limit in cores' worth of CPU time; None without one."""
     limits = []
     for folder in cgroup("cpu"):
         quota = (
             f"{read_text(folder / 'cpu.cfs_quota_us')} {read_text(folder / 'cpu.cfs_period_us')}"
         )
-        # "max 100000", "-1 100000": no limit
+        # "max 100000" and "-1 100000" mean no limit
         if found := re.fullmatch(r"(\d+) (\d+)", read_text(folder / "cpu.max") or quota):
             limits.append(int(found[1]) / int(found[2]))
     return min(limits, default=None)
 
 
-def memory_limit() -> int | None:  # bytes; null without a limit
+def memory_limit() -> int | None:
+    """Returns the limit in bytes; None without one."""
     texts = [
         read_text(folder / name) or ""
         for folder in cgroup("memory")
         for name in ("memory.max", "memory.limit_in_bytes")
     ]
-    # version 1: 2**63 is none
+    # in version 1, about 2**63 means no limit
     return min((int(text) for text in texts if text.isdigit() and int(text) < 2**60), default=None)
 
 
 def usable_cores() -> list[int]:
-    """Cores that this process may use: its affinity, cut to the cgroup's CPU time, which would else
-    stop it in the middle.
+    """Returns the cores that this process may use: its affinity, reduced to the cgroup's CPU time.
+    With more cores, the cgroup would pause the process.
     """
     cores = (
         sorted(os.sched_getaffinity(0))
@@ -64,14 +66,15 @@ def usable_cores() -> list[int]:
 
 
 def share_cores() -> MachineShare:
-    """{server_cores, load_cores, shared, threads}: core numbers; threads of each engine over all
-    workers. Ask before pinning.
+    """Divides the cores: {server_cores, load_cores, shared, threads}; threads are those of an
+    engine over all its workers. Call it before any process is pinned.
 
     The last core is for the load generator, the telemetry and the driver: a busy server must not
-    delay the clock it is measured by, nor they take its time. From 8 cores on they get two, since
-    one cannot load a large server: the last and its SMT sibling, which shares its hardware, so that
-    the server does not feel them. With one core, or where a process cannot be bound to some
-    (macOS), shared is true: all use all, and the report says so.
+    delay the clock that measures it, and they must not take the server's time. With 8 or more cores
+    they get two, because one cannot load a large server: the last core and its SMT sibling, which
+    shares its hardware, so the server does not notice them. With one core, or where a process
+    cannot be pinned (macOS), `shared` is true: every process uses all cores, and the report notes
+    it.
     """
     cores = usable_cores()
     if len(cores) < 2 or not hasattr(os, "sched_setaffinity"):

@@ -1,8 +1,7 @@
-"""NVIDIA GPUs through NVML, the library that comes with their driver: what they are, and what they
-do at this moment.
+"""NVIDIA GPUs and their current state, through NVML, the library of their driver.
 
-The only importer of pynvml (the package nvidia-ml-py). Without a GPU everything is empty. NVML may
-take its time, and hangs when a card is lost: whoever cannot wait calls `sample` from a thread.
+The only importer of pynvml (the package nvidia-ml-py). Without a GPU all lists are empty. NVML may
+be slow, and it hangs when a card is lost: a caller that cannot wait calls `sample` in a thread.
 """
 
 from collections.abc import Callable, Collection
@@ -12,15 +11,15 @@ from loadtests.schema import GPU_FIELDS, JsonObject
 
 
 class Gpus:
-    """All GPUs of the machine, by NVML's index. CUDA_VISIBLE_DEVICES hides none here: another job
-    on a hidden one still heats.
+    """All GPUs of the machine, by NVML's index. CUDA_VISIBLE_DEVICES hides none of them: a job on a
+    hidden GPU still heats the machine.
     """
 
-    def __init__(self, say: Callable[[str], None] = lambda text: None) -> None:
-        """Calls `say` with the reason there is no GPU, and once for each kind of error."""
+    def __init__(self, report: Callable[[str], None] = lambda text: None) -> None:
+        """Calls `report` with the reason for having no GPU, and once for each kind of error."""
         self.nvml: Any = None
         self.count = 0
-        self.say, self.said = say, set[str]()
+        self.report, self.reported = report, set[str]()
         absent = "no NVIDIA GPU"
         try:
             import pynvml as nvml  # type: ignore[import-untyped]
@@ -30,16 +29,16 @@ class Gpus:
                 self.nvml, self.count = nvml, nvml.nvmlDeviceGetCount()
             except (nvml.NVMLError_LibraryNotFound, nvml.NVMLError_DriverNotLoaded):
                 pass
-            except nvml.NVMLError as error:  # such as a driver that was updated and not yet loaded
+            except nvml.NVMLError as error:  # for example, an updated driver is not loaded yet
                 absent = f"NVML does not start ({error})"
         except ImportError:
             absent = "nvidia-ml-py is not installed"
         if not self.count:
-            say(f"{absent}: GPU columns are null")
+            report(f"{absent}: GPU columns are null")
 
     def describe(self) -> list[JsonObject]:
-        """{name, memory_bytes, driver, mig} of each card; mig: whether it is in MIG mode, in which
-        NVML gives no utilisation of the card; null if it has none.
+        """Returns {name, memory_bytes, driver, mig} of each card. `mig` is whether it is in MIG
+        mode, in which NVML reports no utilisation of the card; None if it has no such mode.
         """
         return [
             {
@@ -62,11 +61,11 @@ class Gpus:
         ]
 
     def unknown(self) -> list[JsonObject]:
-        """Rows of GPU_FIELDS for a moment in which NVML gave no answer."""
+        """Returns rows of GPU_FIELDS for a moment without values from NVML."""
         return [dict.fromkeys(GPU_FIELDS) | {"index": index} for index in range(self.count)]
 
     def sample(self) -> list[JsonObject]:
-        """A row of GPU_FIELDS for each card, without what `slowly` reads."""
+        """Returns a row of GPU_FIELDS for each card, without the values of `sample_slow`."""
         nvml = self.nvml
         readers: dict[str, Callable[[Any], Any]] = {
             "utilization_percent": lambda card: float(nvml.nvmlDeviceGetUtilizationRates(card).gpu),
@@ -92,9 +91,9 @@ class Gpus:
             for row in self.unknown()
         ]
 
-    def slowly(self, pids: Collection[int]) -> list[JsonObject]:
-        """Of each card what takes NVML 20 ms a value, and what the processes `pids` hold of its
-        memory.
+    def sample_slow(self, pids: Collection[int]) -> list[JsonObject]:
+        """Returns, for each card, the values that take NVML 20 ms each, and the memory that the
+        processes `pids` use.
         """
         nvml = self.nvml
 
@@ -122,8 +121,8 @@ class Gpus:
         ]
 
     def value(self, index: int, name: str, read: Callable[[Any], Any]) -> Any:
-        """One value of one card; null if its driver does not support it (silently) or if NVML fails
-        (said once, not fatal).
+        """Reads one value of one card. Returns None if the driver does not support it, or if NVML
+        fails, which is reported once.
         """
         try:
             return read(self.nvml.nvmlDeviceGetHandleByIndex(index))
@@ -131,7 +130,7 @@ class Gpus:
             return None
         except self.nvml.NVMLError as error:
             text = f"GPU {index}: {error}"
-            if text not in self.said:
-                self.said.add(text)
-                self.say(f"{text} ({name}): null where this happens")
+            if text not in self.reported:
+                self.reported.add(text)
+                self.report(f"{text} ({name}): null where this happens")
             return None

@@ -1,8 +1,7 @@
-"""What the measurements were made on, and who may run on which of its cores.
+"""The manifest of a campaign: the machine and the software that it ran on.
 
-`manifest()` is everything that changes a number and cannot be seen in it: campaigns whose manifests
-differ are not compared. It holds no secrets and no names of people or machines. `machine_share()`
-divides the cores once, in the same way for every server.
+It holds everything that changes a number and cannot be seen in it: campaigns whose manifests differ
+are not compared. It holds no secrets and no names of people or machines.
 """
 
 import os
@@ -24,8 +23,8 @@ from servers.runtime.limits import COMMAND_S
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Variables that change how a server behaves. An allow-list, since an environment is full of
-# secrets; and never a PRIVATE one.
+# Variables that change a server's behaviour. This is an allow-list, because an environment is full
+# of secrets; a PRIVATE variable is never recorded.
 ENVIRONMENT = re.compile(
     r"(OMP_|MKL_|KMP_|GOMP_|OPENBLAS_|TORCH|PYTORCH_|TRITON_|NCCL_|CUDA_|VLLM_|TOKENIZERS_|MALLOC_|PYTHON)\w*"
     r"|SERVEOFF_(MAX_IN_FLIGHT|RATE_LIMIT|CACHE_ENTRIES|\w+_S)"
@@ -33,8 +32,8 @@ ENVIRONMENT = re.compile(
 )
 PRIVATE = re.compile(r"KEY|TOKEN(?!IZERS_)|SECRET|PASS|CREDENTIAL|AUTH|HOST|USER")
 
-# In a command: who logs in to a URL, and the value of an option (--api-key x), of a variable
-# (HF_TOKEN=x) or of a URL's parameter (?api-key=x) of such a name.
+# Secrets in a command: the user of a URL, and the value of an option (--api-key x), of a variable
+# (HF_TOKEN=x) or of a URL's parameter (?api-key=x) with such a name.
 _NAME = r"[\w-]*(?:key|token(?!s|izer)|secret|passw)[\w-]*"
 SECRET = re.compile(
     rf"(?i)(?<=://)[^/@\s]+(?=@)|(?<![^\s'\"=?&])(--?{_NAME}(?:=|\s+\0?\s*)|{_NAME}=)[^\s\0]+"
@@ -42,11 +41,12 @@ SECRET = re.compile(
 
 
 def redact_secrets(command: Sequence[str]) -> list[str]:
-    """Without its secrets, to be kept with the results.
+    """Returns the command without its secrets, for the results.
 
-    >>> redacted(["--target", "http://me:s3cret@10.0.0.5", "--api-key", "s3cret", "HF_TOKEN=s3cret
-    serve --port 1"])
-    ['--target', 'http://***@10.0.0.5', '--api-key', '***', 'HF_TOKEN=*** serve --port 1']
+    >>> redact_secrets(["--target", "http://me:s3cret@10.0.0.5", "--api-key", "s3cret"])
+    ['--target', 'http://***@10.0.0.5', '--api-key', '***']
+    >>> redact_secrets(["HF_TOKEN=s3cret serve --port 1"])
+    ['HF_TOKEN=*** serve --port 1']
     """
     return (
         SECRET.sub(lambda found: (found[1] or "") + "***", " \0 ".join(command)).split(" \0 ")
@@ -60,8 +60,8 @@ def read_field(path: str, pattern: str) -> str | None:
 
 
 def ask_git(*arguments: str) -> str | None:
-    """What git says; null if it is not installed or this is no repository. It takes no lock that
-    others would wait for.
+    """Returns git's output; None if git is not installed or this is not a repository. Takes no lock
+    on which others would wait.
     """
     try:
         command = ["git", "--no-optional-locks", "-C", str(ROOT), *arguments]
@@ -73,12 +73,12 @@ def ask_git(*arguments: str) -> str | None:
 
 
 def build_manifest(servers: Iterable[ServerSpec] = ()) -> JsonObject:
-    """Machine and software as JSON; what cannot be found out is null. Takes well under a second,
+    """Describes machine and software as JSON; an unknown value is null. Takes well under a second,
     and changes nothing.
     """
-    # the commit of somebody else's repository around us says nothing
+    # ignore another project's repository around this folder
     ours = ask_git("rev-parse", "--show-toplevel") == str(ROOT)
-    # results, kept ones too, are no code
+    # results are not code, even committed ones
     status = ask_git("status", "--porcelain", "--", ".", ":!results") if ours else None
     return {
         "commit": ask_git("rev-parse", "HEAD") if ours else None,
@@ -110,7 +110,7 @@ def build_manifest(servers: Iterable[ServerSpec] = ()) -> JsonObject:
             "nofile": resource.getrlimit(resource.RLIMIT_NOFILE)[0],  # the soft one; -1 is no limit
         },
         "environment": {
-            name: value.replace(str(Path.home()), "~")  # a home folder names its owner
+            name: value.replace(str(Path.home()), "~")  # the home folder contains its owner's name
             for name, value in sorted(os.environ.items())
             if ENVIRONMENT.fullmatch(name) and not PRIVATE.search(name)
         },

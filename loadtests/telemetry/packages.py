@@ -1,7 +1,7 @@
 """The versions of the Python packages on which a measurement depends.
 
-They follow from what the servers and the engines require. Nothing is imported: to import them all
-takes half a minute.
+They follow from the requirements of the servers and the engines. No package is imported: importing
+them all takes half a minute.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from importlib import metadata
 
 from servers.runtime.catalog import ENGINES, ServerSpec, list_servers
 
-# What no server.toml names: below the engines, in the load generator, and what computes a number.
+# Packages that no server.toml names: below the engines, of the load generator, and for statistics.
 OWN = """
     tokenizers safetensors triton
     locust geventhttpclient gevent greenlet requests urllib3 orjson wsproto
@@ -22,8 +22,9 @@ OWN = """
 
 
 def package_versions(servers: Iterable[ServerSpec] = ()) -> dict[str, str]:
-    """Version by name of those that are installed: behind the `requires` and `packages` of all
-    servers here and of `servers`, what these depend on directly, behind the engines' modules, OWN.
+    """Returns the versions, by name, of the installed packages among these: the `requires` and
+    `packages` of all servers here and of `servers`, their direct dependencies, the engines'
+    requirements, and OWN.
     """
     every = [*list_servers().values(), *servers]
     required = {name for server in every for name in server.requires}
@@ -40,7 +41,7 @@ def package_versions(servers: Iterable[ServerSpec] = ()) -> dict[str, str]:
 
 
 def _distributions(names: Iterable[str]) -> Iterator[str]:
-    """Those that install these modules or executables."""
+    """Yields the distributions that install these modules or executables."""
     by_module, by_script = _installed()
     for name in names:
         yield from by_module.get(name.partition(".")[0], ())
@@ -48,9 +49,9 @@ def _distributions(names: Iterable[str]) -> Iterator[str]:
             yield by_script[name]
 
 
-@cache  # it reads the metadata of all packages
+@cache  # because it reads the metadata of all packages
 def _installed() -> tuple[Mapping[str, list[str]], dict[str, str]]:
-    """Distributions by the module, and by the executable, that they install."""
+    """Returns distributions by the modules, and by the executables, that they install."""
     by_script = {
         script.name: script.dist.name
         for script in metadata.entry_points(group="console_scripts")
@@ -67,10 +68,10 @@ def _direct_dependencies(name: str) -> Iterator[str]:
 
 
 def _requirement_name(requirement: str) -> str:
-    """The name in `fschat[model_worker]==0.2.36`."""
+    """Returns the name in a requirement such as `fschat[model_worker]==0.2.36`."""
     return re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
 
 
 def _normalize(name: str) -> str:
-    """As PyPI compares names."""
+    """Normalizes a name as PyPI does."""
     return re.sub(r"[-_.]+", "-", name).lower()

@@ -1,4 +1,4 @@
-"""CPU, memory and context switches of a process tree and of the whole system, now."""
+"""Samples CPU, memory and context switches of a process tree and of the whole system."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ class ProcessSample(TypedDict):
 
 
 class SystemSample(TypedDict):
-    """The columns of schema.TELEMETRY_FIELDS that are about the whole system."""
+    """The columns of schema.TELEMETRY_FIELDS for the whole system."""
 
     cpu_busy_s: float
     cpu_steal_s: float | None
@@ -31,12 +31,13 @@ class SystemSample(TypedDict):
 
 
 def read_context_switches(process: psutil.Process) -> dict[tuple[int, int], int]:
-    """Switches of each living thread so far. On Linux psutil gives those of the main thread alone,
-    which mostly sleeps.
+    """Returns the switches of each living thread so far. On Linux, psutil counts only those of the
+    main thread, which mostly sleeps.
     """
     try:
         threads = os.listdir(f"/proc/{process.pid}/task")
-    # no /proc, as on macOS, where psutil counts them all; or it has just ended, and psutil says so
+    # no /proc, as on macOS, where psutil counts all threads; or the process has just ended, and
+    # psutil raises
     except FileNotFoundError:
         return {(process.pid, 0): sum(process.num_ctx_switches())}
     switches = {}
@@ -52,8 +53,8 @@ def read_context_switches(process: psutil.Process) -> dict[tuple[int, int], int]
 
 
 def read_pss(pids: list[int]) -> int | None:
-    """Memory of these processes, each shared page divided by its users; null where the system does
-    not say.
+    """Returns the memory of these processes in bytes, with each shared page divided by its users;
+    None where the system does not count it.
     """
     if not Path("/proc/self/smaps_rollup").exists():
         return None
@@ -63,14 +64,14 @@ def read_pss(pids: list[int]) -> int | None:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
                 rollup = Path(f"/proc/{pid}/smaps_rollup").read_bytes()
                 total += int(rollup[rollup.index(b"\nPss:") :].split(maxsplit=2)[1]) * 1024
-    except PermissionError:  # another user's: a sum without it would be wrong
+    except PermissionError:  # another user's process: a sum without it would be wrong
         return None
     return total
 
 
 class BackgroundTask:
-    """Does slow work in a thread of its own: a driver that hangs, or a server of many GB, must not
-    stop the sampling.
+    """Does slow work in its own thread: a driver that hangs, or a server with many GB of memory,
+    must not stop the sampling.
     """
 
     def __init__(self, work: Callable[..., Any]) -> None:
@@ -81,10 +82,12 @@ class BackgroundTask:
         self.found = self.work(*arguments)
 
     def ask(self, patience_s: float, *arguments: Any) -> Any:
-        """The result; null if it is not there in time, and then it answers a later question."""
+        """Returns the result; None if it takes longer than `patience_s`. A later call then returns
+        it.
+        """
         if self.thread is None:
             self.found = None
-            # daemon: hanging, it is left behind
+            # as a daemon, a thread that hangs does not delay the exit
             self.thread = threading.Thread(target=self.run, args=arguments, daemon=True)
             self.thread.start()
         self.thread.join(patience_s)
@@ -95,14 +98,14 @@ class BackgroundTask:
 
 
 class ProcessTree:
-    """Some processes with all their descendants, also those whose parent has ended. Its counters
+    """Processes with all their descendants, including those whose parent has ended. The counters
     never fall.
     """
 
     def __init__(self, *pids: int) -> None:
         self.roots = [psutil.Process(pid) for pid in pids]
         self.members: dict[int, psutil.Process] = {}
-        # of each process: its own, and that of its ended children, s
+        # of each process: its own CPU time and that of its ended children, s
         self.cpu: dict[int, tuple[float, float]] = {}
         self.own_s = self.waited_s = self.ended_s = self.unseen_s = 0.0
         self.switches: dict[tuple[int, int], int] = {}
@@ -110,8 +113,8 @@ class ProcessTree:
         self.pss = BackgroundTask(read_pss)
 
     def alive(self) -> bool:
-        """Whether the roots still run. A zombie does not: it has ended, only its parent has not
-        asked for its status.
+        """Whether the roots still run. A zombie does not: it has ended, and its parent has not yet
+        read its status.
         """
         try:
             return all(
@@ -120,23 +123,25 @@ class ProcessTree:
         except psutil.NoSuchProcess:
             return False
 
-    def look(self) -> None:
-        """Finds new processes; forgets ended ones, and those whose number now belongs to another
-        process.
+    def find_processes(self) -> None:
+        """Finds new processes. Forgets ended ones, and those whose process id now belongs to
+        another process.
         """
         found = {process for process in self.members.values() if process.is_running()}
         for root in self.roots:
             with contextlib.suppress(psutil.NoSuchProcess):
                 found.update([root, *root.children(recursive=True)])
-        # Parents, which are older, are read before their children: after them, a child that ended
-        # in between would count twice.
+        # Read parents, which are older, before their children. In the other order, a child that
+        # ended in between would count twice.
         self.members = {
             each.pid: each
             for each in sorted(found, key=lambda each: (each.create_time(), each.pid))
         }
 
     def sample(self, with_pss: bool) -> ProcessSample:
-        """A row of PROCESS_FIELDS. Other users' processes cannot be read and do not count."""
+        """Returns a row of PROCESS_FIELDS. It leaves out other users' processes, which cannot be
+        read.
+        """
         running, threads, cpu, switches = [], 0, {}, {}
         for pid, process in self.members.items():
             with contextlib.suppress(psutil.Error), process.oneshot():
@@ -150,9 +155,9 @@ class ProcessTree:
             before = self.cpu.get(pid, (0.0, 0.0))
             self.own_s += max(0.0, own_s - before[0])
             self.waited_s += max(0.0, waited_s - before[1])
-        # Parents also learn from the kernel what their ended children used. What exceeds the last
-        # sample of those children was never seen here: the end of their lives, and processes too
-        # short to be sampled, such as one for each request.
+        # The kernel adds the CPU time of ended children to their parents. The part beyond the
+        # children's last samples was never seen here: the end of their lives, and processes too
+        # short to be sampled, such as one per request.
         self.ended_s += sum(sum(self.cpu[pid]) for pid in self.cpu.keys() - cpu.keys())
         self.unseen_s = max(self.unseen_s, self.waited_s - self.ended_s)
         self.switches_total += sum(
@@ -169,7 +174,7 @@ class ProcessTree:
 
 
 def sample_system() -> SystemSample:
-    times = psutil.cpu_times()  # of all cores together; user contains the time of guests
+    times = psutil.cpu_times()  # of all cores together; `user` contains the time of guests
     return {
         "cpu_busy_s": round(
             sum(getattr(times, kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq")),

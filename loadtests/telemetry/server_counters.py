@@ -1,4 +1,4 @@
-"""What a server counts of itself: requests and tokens between two moments."""
+"""The server's own counters: requests and tokens between two moments."""
 
 import math
 import time
@@ -16,7 +16,7 @@ from servers.runtime.limits import QUIET_S
 
 
 class CounterValues(NamedTuple):
-    """What a server says that it has done since its start."""
+    """A server's counters since its start. `busy` is 0 when the server is idle."""
 
     by: CounterNames
     requests: float
@@ -25,7 +25,7 @@ class CounterValues(NamedTuple):
 
 
 def sum_counters(samples: list[Sample]) -> CounterValues | None:
-    """None if no server in KNOWN counts like that."""
+    """Sums a scrape into counters; None if no kind in KNOWN_SERVERS has these names."""
     for by in KNOWN_SERVERS:
         tokens = [sample.value for sample in samples if sample.name == by.tokens]
         if tokens:  # the counter of requests has no series before the first request
@@ -45,8 +45,8 @@ def sum_counters(samples: list[Sample]) -> CounterValues | None:
 
 
 def read_when_idle(base_urls: str, patience_s: float = QUIET_S) -> CounterValues | None:
-    """Its counters when it works on nothing any more: then everything is counted. At the end of
-    patience what it said last; None if it says nothing, or nothing that is known.
+    """Reads the counters once the server is idle, when every request is counted. After `patience_s`
+    returns the last values; None if the server has no metrics, or none with known names.
     """
     deadline = time.perf_counter() + patience_s
     found = None
@@ -64,7 +64,7 @@ def read_when_idle(base_urls: str, patience_s: float = QUIET_S) -> CounterValues
 def counter_delta(
     before: CounterValues | None, after: CounterValues | None
 ) -> dict[str, int] | None:
-    """{requests, tokens} between the two; None if that is not known."""
+    """Returns {requests, tokens} between the two readings; None if it is not known."""
     if before is None or after is None or before.by != after.by:
         return None
     done = {"requests": after.requests - before.requests, "tokens": after.tokens - before.tokens}

@@ -1,12 +1,12 @@
-"""The server's own view of the load: its `GET /metrics` (Prometheus text) once a second, and its
-counters before and after.
+"""Scrapes the server's own metrics: `GET /metrics` (Prometheus text) once per second.
 
-Looking must not change what is seen. Writing down vLLM's 450 series takes its server 3 ms, in which
-no token is sent on: one gap in a hundred would be longer for it. So all of them are asked for every
-ten seconds, and every second only the FEW that make a picture over time, by the `name[]` that
-Prometheus' Python client understands. A server that answers that at length (vLLM's own) is asked
-every five seconds. The texts are kept as they are, and taken apart at the case's end by
-`loadtests/campaign/parquet.py`: 13 us a series. What does not come is null and stops nothing.
+The scrape must not change the measurement. vLLM's server takes 3 ms to write its 450 series and
+sends no token meanwhile: one gap in a hundred would be longer. So a scrape asks for all series
+every ten seconds, and every second only for the few in FREQUENT_QUERY, with the `name[]` that
+Prometheus' Python client understands. A server that ignores the names and responds at length, as
+vLLM's own does, is asked every five seconds. The texts are stored as they are;
+`loadtests/campaign/parquet.py` parses them after the case, in 13 us per series. A failed scrape is
+null and stops nothing.
 """
 
 import json
@@ -26,12 +26,12 @@ from servers.runtime.limits import SCRAPE_S
 PERIOD_S = 1.0
 ALL_EVERY = 10  # scrapes
 LONG_PERIOD_S = 5.0
-LONG_BYTES = 20_000  # some 1 ms of the server's time
+LONG_BYTES = 20_000  # about 1 ms of the server's time
 MAX_BYTES = 2**20  # vLLM's 450 series are 55 KB
 
 
 class MetricsUnavailable(Exception):
-    """Why there are none; `for_good`: nor will there be any a second later."""
+    """A scrape failed, with the reason. With `for_good`, later scrapes would fail as well."""
 
     def __init__(self, reason: str, for_good: bool = False):
         super().__init__(reason)
@@ -45,9 +45,8 @@ class Sample(NamedTuple):
 
 
 def fetch_metrics(base_urls: str, patience_s: float, query: str = "") -> str:
-    """The answer's text, or those of several servers, one after the other, which are read as one
-    that serves it all. Raises NoMetrics, after `patience_s` at the latest however slowly something
-    comes.
+    """Fetches the metrics of one server, or of several as if they were one. Raises
+    MetricsUnavailable, after at most `patience_s`, however slowly the bytes arrive.
     """
     deadline = time.perf_counter() + patience_s
     return "".join(
@@ -56,8 +55,8 @@ def fetch_metrics(base_urls: str, patience_s: float, query: str = "") -> str:
 
 
 def _fetch(base_url: str, deadline: float, patience_s: float, query: str) -> str:
-    """It asks as soon as it is connected, and no connection is kept: a sync worker is blocked by
-    one that is idle.
+    """Fetches one server's metrics. It sends as soon as it is connected and keeps no connection: an
+    idle one would block a sync worker.
     """
     protocol = http.HttpProtocol(base_url, os.environ.get("SERVEOFF_API_KEY"))
     exchange = http.Exchange()
@@ -69,12 +68,12 @@ def _fetch(base_url: str, deadline: float, patience_s: float, query: str) -> str
                 sock.settimeout(transport.remaining_or_timeout(deadline))
                 data, arrived_s, lag_s = transport.read_stamped(sock)
                 if not data and exchange.status is None:
-                    raise MetricsUnavailable("the connection was closed without an answer")
+                    raise MetricsUnavailable("the connection was closed without a response")
                 complete = parser.feed(data, arrived_s, lag_s)
                 if len(exchange.body) > MAX_BYTES:
                     raise MetricsUnavailable(f"more than {MAX_BYTES:,} bytes", for_good=True)
     except TimeoutError:
-        raise MetricsUnavailable(f"no answer within {patience_s:.3g} s") from None
+        raise MetricsUnavailable(f"no response within {patience_s:.3g} s") from None
     except (OSError, http.ResponseError) as error:
         raise MetricsUnavailable(getattr(error, "strerror", None) or str(error)) from None
     status = exchange.status or 0
@@ -84,7 +83,7 @@ def _fetch(base_url: str, deadline: float, patience_s: float, query: str) -> str
 
 
 def parse_metrics(text: str) -> list[Sample]:
-    """At least one sample. Raises NoMetrics."""
+    """Parses at least one sample. Raises MetricsUnavailable."""
     try:
         found = [
             Sample(*sample[:3])
@@ -94,28 +93,28 @@ def parse_metrics(text: str) -> list[Sample]:
     except ValueError:
         found = []
     if not found:
-        raise MetricsUnavailable("the answer is no Prometheus text", for_good=True)
+        raise MetricsUnavailable("the response is not Prometheus text", for_good=True)
     return found
 
 
 class Scraper:
-    """Appends a line for each scrape to `out`: {time_s, took_s, text}, text null if none came;
-    Calls `say` with each reason once.
+    """Appends a line for each scrape to `out`: {time_s, took_s, text}; text is null if the scrape
+    failed. Calls `report` once for each reason.
     """
 
-    def __init__(self, base_urls: str, out: Path, clock_zero: float, say: Callable[[str], None]):
-        self.base_urls, self.out, self.clock_zero, self.say = base_urls, out, clock_zero, say
-        self.said = set[str]()
-        self.answers, self.all_every, self.period_s = 0, ALL_EVERY, PERIOD_S
+    def __init__(self, base_urls: str, out: Path, clock_zero: float, report: Callable[[str], None]):
+        self.base_urls, self.out, self.clock_zero, self.report = base_urls, out, clock_zero, report
+        self.reported = set[str]()
+        self.responses, self.all_every, self.period_s = 0, ALL_EVERY, PERIOD_S
         self.ended = False
 
     def run(self) -> None:
-        """For a thread of its own: one scrape at a time, and whoever samples does not wait for it.
-        Ends if there is nothing.
+        """Scrapes in its own thread, one scrape at a time, so the sampling does not wait for it.
+        Ends if the server has no metrics.
         """
         start_s = time.perf_counter()
         try:
-            # unbuffered: each line is one write, and no end of the process halves it
+            # unbuffered: each line is one write, so the end of the process cannot halve it
             with self.out.open("ab", buffering=0) as lines:
                 while not self.ended:
                     asked_s = time.perf_counter()
@@ -127,52 +126,52 @@ class Scraper:
                         "text": text,
                     }
                     line = json.dumps(row).encode() + b"\n"
-                    # half of it: the disk is full, and nothing may follow that half
+                    # a partial write means a full disk; no line may follow a broken one
                     if lines.write(line) != len(line):
                         return
-                    # the ticks are start_s + n * period, whatever a scrape takes; missed ones are
-                    # left out
+                    # ticks are at start_s + n * period, independent of a scrape's time; missed
+                    # ticks are skipped
                     if not self.ended:
                         time.sleep(self.period_s - (time.perf_counter() - start_s) % self.period_s)
         except OSError as error:
-            self.say(f"the server's own metrics end here: {error}")
+            self.report(f"the server's own metrics end here: {error}")
 
     def ask(self) -> str | None:
-        few = self.answers % self.all_every > 0
+        few = self.responses % self.all_every > 0
         try:
             text = fetch_metrics(self.base_urls, SCRAPE_S, FREQUENT_QUERY if few else "")
-            if not self.answers:
-                parse_metrics(text)  # only to see that it is none
+            if not self.responses:
+                parse_metrics(text)  # raises if the text is not Prometheus'
             if few and not text.strip():
-                raise MetricsUnavailable("nothing by these names", for_good=True)
+                raise MetricsUnavailable("no series with these names", for_good=True)
         except MetricsUnavailable as error:
-            # it cannot be asked for some, but it has answered in full before
+            # the server cannot select series, but it has sent all of them before
             if few and error.for_good:
                 self.all_every = 1
                 return self.ask()
             self.ended |= error.for_good
-            if str(error) not in self.said:
-                self.said.add(str(error))
-                self.say(
+            if str(error) not in self.reported:
+                self.reported.add(str(error))
+                self.report(
                     f"GET /metrics: {error}: the server's own metrics are null"
                     + ("" if error.for_good else " where that happens")
                 )
             return None
-        self.answers += 1
+        self.responses += 1
         if len(text) > LONG_BYTES and (few or self.all_every == 1):
             self.period_s = LONG_PERIOD_S
         return text
 
 
 class CounterNames(NamedTuple):
-    """Names of what a kind of server counts. `complete`: the labels of requests that were answered
-    with status 200 to their end.
+    """The names of a kind of server's counters. `complete` are the labels of requests whose
+    response had status 200 and was complete.
     """
 
     requests: str
     complete: Mapping[str, tuple[str, ...]]
     tokens: str
-    busy: tuple[str, ...]  # gauges that are 0 when it works on nothing
+    busy: tuple[str, ...]  # gauges that are 0 when the server is idle
 
 
 KNOWN_SERVERS = (

@@ -1,4 +1,5 @@
 """The workload: scenarios, arrival processes, traces and prompts.
 
-Pure and seeded: the same seed gives the same requests. Imports `schema` and the servers' contract.
+Pure and seeded: the same seed gives the same requests. Imports `errors` and the servers' contract,
+profile and catalog.
 """

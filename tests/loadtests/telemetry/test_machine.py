@@ -1,5 +1,5 @@
-"""The manifest is complete, small and free of secrets; the cores are divided as the docstring of
-machine_share says.
+"""The manifest is complete, small and free of secrets; cores are divided as the docstring of
+share_cores describes.
 """
 
 import json
@@ -35,7 +35,7 @@ def test_manifest_imports_none_of_the_packages() -> None:
     assert "psutil" in imported and not heavy & {*imported}
 
 
-def test_only_variables_that_change_behaviour_are_kept_and_no_secret(
+def test_only_variables_that_change_behaviour_are_kept_without_secrets(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in os.environ:
@@ -106,7 +106,7 @@ def test_a_command_is_kept_without_its_secrets(command: list[str], kept: list[st
     assert machine.redact_secrets(command) == kept
 
 
-def test_commit_is_null_without_git_and_outside_a_repository(
+def test_the_commit_is_none_without_git_and_outside_a_repository(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(machine, "ROOT", tmp_path)
@@ -136,7 +136,7 @@ def test_a_repository_with_a_change_is_dirty(
     )
     (tmp_path / "results" / "reference-1").mkdir(parents=True)
     (tmp_path / "results" / "reference-1" / "campaign.json").touch()
-    assert machine.build_manifest()["dirty"] is False, "what an earlier campaign found is no code"
+    assert machine.build_manifest()["dirty"] is False, "an earlier campaign's results are not code"
     (tmp_path / "new.py").touch()
     assert machine.build_manifest()["dirty"] is True
     monkeypatch.setattr(machine, "ROOT", tmp_path.resolve() / "inside")
@@ -173,7 +173,7 @@ def test_cores_are_divided(
     assert cores.share_cores() == share
 
 
-def test_one_core_or_no_affinity_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_are_shared_if_there_is_one_or_no_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cores, "usable_cores", lambda: [3])
     assert cores.share_cores() == {
         "server_cores": [3],

@@ -1,4 +1,4 @@
-"""Which packages' versions a campaign records follows from what the servers require."""
+"""The package versions in a manifest follow from the servers' requirements."""
 
 from importlib import metadata
 
@@ -7,7 +7,7 @@ from servers.runtime.catalog import ServerSpec, list_servers
 from tests.helpers.installed import require_installed
 
 
-def test_what_the_servers_require_is_recorded_with_what_that_depends_on() -> None:
+def test_the_servers_requirements_and_their_dependencies_are_recorded() -> None:
     versions = package_versions()
     for module, name in (
         ("flask", "flask"),
@@ -32,7 +32,7 @@ def test_the_harness_own_packages_are_recorded() -> None:
     assert {"locust", "psutil", "pydantic", "prometheus-client"} <= package_versions().keys()
 
 
-def test_a_server_from_elsewhere_adds_what_it_requires() -> None:
+def test_a_server_from_elsewhere_adds_its_requirements() -> None:
     assert "pytest-timeout" not in package_versions()
     mine = ServerSpec("mine", "", (), ("simulated",), requires=("pytest_timeout", "no_such_module"))
     boxed = ServerSpec("boxed", "", (), ("simulated",), packages=("pytest-xdist[psutil]>=3",))

@@ -1,5 +1,5 @@
-"""Scrapes of servers on real sockets: good ones, and those that hang, drip, lie, are huge or are
-not there.
+"""Scrapes of servers on real sockets: good ones, and servers that hang, drip, send garbage or too
+much, or have no metrics.
 """
 
 import json
@@ -46,22 +46,22 @@ def server() -> Iterator[Server]:
 
 
 class Scraped:
-    """A scraper at work, ten times as fast as in a campaign."""
+    """Runs a scraper much faster than in a campaign."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
         self.folder = folder
         for name, seconds in (("PERIOD_S", 0.05), ("LONG_PERIOD_S", 0.4), ("SCRAPE_S", 0.3)):
             monkeypatch.setattr(server_metrics, name, seconds)
-        self.said: list[str] = []
+        self.reports: list[str] = []
         self.scraper: Scraper
 
     def of(
         self, server: Server, *answers: Callable[[Handler], Any], enough: int
     ) -> list[dict[str, Any]]:
-        """The first lines, as soon as there are enough."""
+        """Returns the first lines, as soon as there are enough."""
         server.answers = list(answers)
         out = self.folder / "server_metrics.jsonl"
-        self.scraper = Scraper(server.url, out, time.perf_counter(), self.said.append)
+        self.scraper = Scraper(server.url, out, time.perf_counter(), self.reports.append)
         thread = threading.Thread(target=self.scraper.run, daemon=True)
         thread.start()
         end = time.monotonic() + PATIENCE_S
@@ -108,10 +108,10 @@ def test_texts_become_rows_of_the_schema(server: Server, scraped: Scraped) -> No
         json.loads(found[6]["labels"]) == {"path": '/x"y', "le": "+Inf"}
         and found[6]["value"] != found[6]["value"]
     )
-    assert scraped.said == []
+    assert scraped.reports == []
 
 
-def test_every_second_a_few_are_asked_for_and_sometimes_all(
+def test_most_scrapes_ask_for_a_few_series_and_some_for_all(
     server: Server, scraped: Scraped
 ) -> None:
     scraped.of(server, says(OURS % 3), enough=21)
@@ -125,16 +125,16 @@ def test_every_second_a_few_are_asked_for_and_sometimes_all(
 
 
 @pytest.mark.parametrize("answer", [says(""), says("no such parameter", 400)])
-def test_who_cannot_be_asked_for_a_few_is_asked_for_all(
+def test_a_server_that_cannot_select_series_is_asked_for_all(
     server: Server, scraped: Scraped, answer: Callable[..., Any]
 ) -> None:
-    """Prometheus' own client says nothing to names in the mode of several processes."""
+    """Prometheus' own client sends nothing for names if it runs in several processes."""
     lines = scraped.of(server, says(OURS % 3), answer, says(OURS % 3), enough=4)
     assert [path == "/metrics" for path, _ in server.asked[:4]] == [True, False, True, True]
-    assert all(line["text"] == OURS % 3 for line in lines) and scraped.said == []
+    assert all(line["text"] == OURS % 3 for line in lines) and scraped.reports == []
 
 
-def test_who_answers_at_length_is_asked_less_often(server: Server, scraped: Scraped) -> None:
+def test_a_server_with_long_responses_is_asked_less_often(server: Server, scraped: Scraped) -> None:
     for text, period_s in (
         (OURS % 3, server_metrics.PERIOD_S),
         ("a 1\n" * 10_000, server_metrics.LONG_PERIOD_S),
@@ -144,7 +144,7 @@ def test_who_answers_at_length_is_asked_less_often(server: Server, scraped: Scra
         (scraped.folder / "server_metrics.jsonl").unlink()
 
 
-def test_one_at_a_time_each_on_a_connection_of_its_own_and_with_the_key(
+def test_scrapes_run_one_at_a_time_on_new_connections_with_the_key(
     server: Server, scraped: Scraped, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SERVEOFF_API_KEY", "secret")
@@ -160,18 +160,18 @@ def test_one_at_a_time_each_on_a_connection_of_its_own_and_with_the_key(
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        (hangs, "no answer within 0.3 s"),
-        (drips, "no answer within 0.3 s"),
+        (hangs, "no response within 0.3 s"),
+        (drips, "no response within 0.3 s"),
         (says("", 503), "http 503"),
         (says("", 429), "http 429"),
     ],
 )
-def test_what_may_pass_is_null_and_tried_again(
+def test_a_failure_that_may_pass_is_null_and_retried(
     server: Server, scraped: Scraped, answer: Callable[..., Any], why: str
 ) -> None:
     lines = scraped.of(server, says(OURS % 3), answer, answer, says(OURS % 4), enough=4)
     assert [line["text"] is None for line in lines[:4]] == [False, True, True, False]
-    assert scraped.said == [
+    assert scraped.reports == [
         f"GET /metrics: {why}: the server's own metrics are null where that happens"
     ]
     nulls = [row for row in scraped.parquet() if row["name"] is None]
@@ -185,17 +185,17 @@ def test_what_may_pass_is_null_and_tried_again(
     ("answer", "why"),
     [
         (says("no such page", 404), "http 404"),
-        (says("<!DOCTYPE html>"), "the answer is no Prometheus text"),
-        (says(""), "the answer is no Prometheus text"),
+        (says("<!DOCTYPE html>"), "the response is not Prometheus text"),
+        (says(""), "the response is not Prometheus text"),
         (endless, "more than 1,048,576 bytes"),
     ],
 )
-def test_who_has_none_is_asked_once(
+def test_a_server_without_metrics_is_asked_once(
     server: Server, scraped: Scraped, answer: Callable[..., Any], why: str
 ) -> None:
     [line] = scraped.of(server, answer, enough=99)
     assert line["text"] is None and len(server.asked) == 1
-    assert scraped.said == [f"GET /metrics: {why}: the server's own metrics are null"]
+    assert scraped.reports == [f"GET /metrics: {why}: the server's own metrics are null"]
     [row] = scraped.parquet()
     assert row == {
         "time_s": line["time_s"],
@@ -214,7 +214,7 @@ def test_garbage_later_is_null(server: Server, scraped: Scraped) -> None:
 # --- counting
 
 
-def test_what_a_server_counts() -> None:
+def test_counters_of_known_servers() -> None:
     ours, theirs = (
         server_counters.sum_counters(server_metrics.parse_metrics(text))
         for text in (OURS % 3, VLLM)
@@ -238,23 +238,23 @@ def test_what_a_server_counts() -> None:
     assert server_counters.counter_delta(None, ours) is None
 
 
-def test_the_counters_are_read_when_nothing_is_in_flight_any_more(server: Server) -> None:
+def test_counters_are_read_once_nothing_is_in_flight(server: Server) -> None:
     server.answers = [says(OURS % 1), says(OURS % 1), says((OURS % 0).replace("77", "90"))]
     found = server_counters.read_when_idle(server.url, PATIENCE_S)
     assert found and found.tokens == 90 and len(server.asked) == 3
 
 
-def test_several_servers_count_together(server: Server) -> None:
+def test_counters_of_several_servers_are_added(server: Server) -> None:
     with exposing() as other:
         server.answers, other.answers = [says(OURS % 0)], [says((OURS % 0).replace("77", "90"))]
         found = server_counters.read_when_idle(f"{server.url},{other.url}", PATIENCE_S)
         assert found and found.tokens == 77 + 90 and found.requests == 14
         other.answers = [hangs]
-        with pytest.raises(MetricsUnavailable, match="no answer within"):
+        with pytest.raises(MetricsUnavailable, match="no response within"):
             server_metrics.fetch_metrics(f"{server.url},{other.url}", 0.3)
 
 
-def test_that_has_an_end(server: Server) -> None:
+def test_reading_counters_has_a_time_limit(server: Server) -> None:
     for answers, tokens in (
         ([says(OURS % 1)], 77),
         ([says(OURS % 1), hangs], 77),
@@ -272,7 +272,7 @@ def test_that_has_an_end(server: Server) -> None:
         server_metrics.fetch_metrics("http://127.0.0.1:1", 1.0)
 
 
-def test_a_target_without_metrics_is_measured_all_the_same(bench: Bench) -> None:
+def test_a_target_without_metrics_is_measured(bench: Bench) -> None:
     with faulty_server.running("no_metrics") as url:
         done = bench.run(
             "--target", url, "--scenarios", "quick", "--report", "none", "--out", "target"

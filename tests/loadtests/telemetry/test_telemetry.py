@@ -1,5 +1,5 @@
-"""Telemetry of real processes, and of GPUs through a fake driver library. Shapes, order and loose
-ratios: machines are noisy.
+"""Telemetry of real processes, and of GPUs through a fake driver library. Tests check shapes, order
+and loose ratios, because machines are noisy.
 """
 
 import json
@@ -21,14 +21,14 @@ from tests.helpers import metrics_server
 from tests.helpers.fake_nvml import TWO_CARDS, compile_driver
 from tests.helpers.python_program import PROGRAMS, ROOT
 
-PATIENCE_S = 60  # for what must happen at all; not a measurement
+PATIENCE_S = 60  # a limit against hanging, not a measurement
 
 Start = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Starts a Python process of the project; whatever of its tree is left at the end is killed."""
+    """Starts a Python process of the project. At the end kills the rest of its tree."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -59,7 +59,7 @@ def start() -> Iterator[Start]:
 
 @pytest.fixture
 def telemetry(start: Start, tmp_path: Path) -> Start:
-    """Starts telemetry that writes tmp_path/telemetry.jsonl, of which `rows` waits for."""
+    """Starts telemetry that writes tmp_path/telemetry.jsonl, which `rows` reads."""
 
     def telemetry(
         load_pid: int, server_pid: int | None = None, metrics_of: str = "", **environment: str
@@ -88,7 +88,7 @@ def telemetry(start: Start, tmp_path: Path) -> Start:
 
 
 def rows(folder: Path, enough: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
-    """What telemetry has written, as soon as that is enough."""
+    """Returns telemetry's rows, as soon as there are enough."""
     path, end = folder / "telemetry.jsonl", time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         found = read_lines(path) if path.exists() else []
@@ -99,11 +99,11 @@ def rows(folder: Path, enough: Callable[[list[dict[str, Any]]], bool]) -> list[d
 
 
 def end(process: subprocess.Popen[str]) -> str:
-    """Stops telemetry as the campaign does, and returns what it said."""
+    """Stops telemetry as the campaign does, and returns its output."""
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 0, said
-    return said
+    _, output = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, output
+    return output
 
 
 def test_it_yields_to_the_load_generator_as_a_session_too(
@@ -122,7 +122,7 @@ def test_rows_have_the_schemas_keys_and_rise_in_time(
 ) -> None:
     load = start("-c", "import sys; sys.stdin.read()")
     process = telemetry(load.pid, os.getpid())
-    # PSS is there in the first row, and then again about a second later
+    # PSS is in the first row, and again about a second later
     found = rows(
         tmp_path,
         lambda found: (
@@ -177,12 +177,12 @@ def test_the_whole_tree_is_counted_and_counters_never_fall(
     found = rows(tmp_path, lambda found: found[-1]["server"]["processes"] == 0)
     end(process)
 
-    # 1.0 and a start of Python; two of the four processes have ended
+    # 1.0 s and a start of Python; two of the four processes have ended
     assert 0.95 < burnt["server"]["cpu_s"] < 3
     assert burnt["server"]["processes"] == 2
-    # the child ended, what it had used stays
+    # the child has ended, and its CPU time stays
     assert alone["server"]["cpu_s"] >= burnt["server"]["cpu_s"]
-    assert alone["server"]["cpu_s"] < burnt["server"]["cpu_s"] + 0.5  # and it did not count twice
+    assert alone["server"]["cpu_s"] < burnt["server"]["cpu_s"] + 0.5  # it does not count twice
     for name in ("cpu_s", "context_switches_total"):
         values = [row["server"][name] for row in found]
         assert values == sorted(values), name
@@ -206,10 +206,10 @@ def test_ends_in_time_on_sigterm_with_whole_lines_and_states_its_cost(
 ) -> None:
     process = telemetry(os.getpid())
     rows(tmp_path, lambda found: len(found) >= 2)
-    said = end(process)
+    output = end(process)
     lines = (tmp_path / "telemetry.jsonl").read_text().splitlines(keepends=True)
     assert all(line.endswith("}\n") and json.loads(line) for line in lines)
-    assert f"{len(lines)} samples" in said and "ms of CPU each" in said
+    assert f"{len(lines)} samples" in output and "ms of CPU each" in output
 
 
 def test_a_killed_telemetry_leaves_readable_lines(telemetry: Start, tmp_path: Path) -> None:
@@ -220,21 +220,21 @@ def test_a_killed_telemetry_leaves_readable_lines(telemetry: Start, tmp_path: Pa
     assert len(read_lines(tmp_path / "telemetry.jsonl")) >= 3
 
 
-def test_ends_by_itself_when_the_load_generator_is_gone(
+def test_it_ends_by_itself_when_the_load_generator_is_gone(
     telemetry: Start, start: Start, tmp_path: Path
 ) -> None:
     load = start("-c", "import sys; sys.stdin.read()")
     process = telemetry(load.pid)
     rows(tmp_path, lambda found: len(found) >= 2)
-    load.kill()  # and nobody waits for it yet: a zombie is gone too
+    load.kill()  # its status is not read yet: a zombie counts as gone
     process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
 
     load.wait()
     count = len(read_lines(tmp_path / "telemetry.jsonl"))
     late = telemetry(load.pid)
-    _, said = late.communicate(timeout=PATIENCE_S)
-    assert late.returncode == 0 and "nothing to measure" in said
+    _, output = late.communicate(timeout=PATIENCE_S)
+    assert late.returncode == 0 and "nothing to measure" in output
     assert len(read_lines(tmp_path / "telemetry.jsonl")) == count
 
 
@@ -242,7 +242,7 @@ def test_ends_by_itself_when_the_load_generator_is_gone(
     "answer",
     [metrics_server.hangs, metrics_server.drips, metrics_server.endless, metrics_server.says("{}")],
 )
-def test_no_answer_of_the_servers_metrics_stops_the_sampling_or_its_end(
+def test_no_metrics_of_a_server_stop_the_sampling_or_delay_its_end(
     telemetry: Start, tmp_path: Path, answer: Callable[..., Any]
 ) -> None:
     with metrics_server.exposing() as server:
@@ -252,13 +252,13 @@ def test_no_answer_of_the_servers_metrics_stops_the_sampling_or_its_end(
         rows(tmp_path, lambda found: len(found) >= asked + 5)
         began = time.monotonic()
         end(process)
-        # nor does it wait for the patience of a scrape
+        # it does not wait for the end of a scrape
         assert time.monotonic() - began < PATIENCE_S / 12
     assert read_lines(tmp_path / "server_metrics.jsonl") in ([], [ANY])
 
 
-def test_gpus_are_read_as_the_driver_says(telemetry: Start, tmp_path: Path) -> None:
-    # on a busy machine an answer may miss its row
+def test_gpu_values_are_the_driver_s(telemetry: Start, tmp_path: Path) -> None:
+    # on a busy machine a value may miss its row
     def answered(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [row for row in found if row["gpus"][0]["power_w"] is not None]
 
@@ -274,7 +274,7 @@ def test_gpus_are_read_as_the_driver_says(telemetry: Start, tmp_path: Path) -> N
     found = rows(
         tmp_path, lambda found: len(answered(found)) >= 40 and sum(answered_slowly(found)) >= 2
     )
-    said = end(process)
+    output = end(process)
 
     first = {
         "index": 0,
@@ -312,11 +312,10 @@ def test_gpus_are_read_as_the_driver_says(telemetry: Start, tmp_path: Path) -> N
             "power_w": None if sample in (3, 5) else 251.5,
             "server_memory_bytes": None,
         }
-    assert sum(asked_slowly) <= len(asked_slowly) / 2, "once a second"
-    assert said.count("GPU is lost") == 1 and "GPU 1" in said
-    assert (
-        "not supported" not in said.lower() and "null where" in said and "no NVIDIA GPU" not in said
-    )
+    assert sum(asked_slowly) <= len(asked_slowly) / 2, "once per second"
+    assert output.count("GPU is lost") == 1 and "GPU 1" in output
+    assert "not supported" not in output.lower()
+    assert "null where" in output and "no NVIDIA GPU" not in output
 
 
 def test_a_driver_that_hangs_does_not_stop_the_sampling(telemetry: Start, tmp_path: Path) -> None:
@@ -325,16 +324,16 @@ def test_a_driver_that_hangs_does_not_stop_the_sampling(telemetry: Start, tmp_pa
     )
     nulls = [dict.fromkeys(GPU_FIELDS) | {"index": index} for index in range(2)]
     found = rows(tmp_path, lambda found: [row["gpus"] for row in found[-4:]] == [nulls] * 4)
-    end(process)  # nor does it stop the end
+    end(process)  # it does not delay the end either
     assert 250.5 in [row["gpus"][0]["power_w"] for row in found]
 
 
 @pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="this machine has an NVIDIA GPU")
-def test_without_a_gpu_the_list_is_empty_and_that_is_said_once(
+def test_without_a_gpu_the_list_is_empty_and_this_is_reported_once(
     telemetry: Start, tmp_path: Path
 ) -> None:
     process = telemetry(os.getpid())
     found = rows(tmp_path, lambda found: len(found) >= 3)
-    said = end(process)
+    output = end(process)
     assert [row["gpus"] for row in found] == [[]] * len(found)
-    assert said.count("no NVIDIA GPU: GPU columns are null") == 1
+    assert output.count("no NVIDIA GPU: GPU columns are null") == 1
