@@ -212,7 +212,7 @@ def make_parser() -> argparse.ArgumentParser:
     verb.set_defaults(do=publish_campaign)
     verb = commands.add_parser("baseline", help="keep a campaign's numbers in results/baselines")
     verb.add_argument("campaign", help="its folder")
-    verb.add_argument("--name", help="(default: machine class, day and commit)")
+    verb.add_argument("--name", help="the baseline's name (default: machine class, day and commit)")
     verb.set_defaults(do=record_baseline)
     verb = commands.add_parser(
         "history", help="draw the baselines over time, a picture for each machine class"

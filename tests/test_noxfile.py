@@ -24,7 +24,7 @@ def environments() -> Iterator[Path]:
     because nox shortens long paths and would not find the environments.
     """
     with tempfile.TemporaryDirectory(prefix="nox-") as folder:
-        for verb in ("bench", "gate", "report", "tests"):
+        for verb in ("bench", "docs", "gate", "report", "tests"):
             place = Path(folder, verb)
             command = [sys.executable, "-m", "virtualenv", "--quiet", "--no-seed", str(place)]
             subprocess.run(command, check=True, timeout=60)
@@ -77,6 +77,7 @@ def test_tests_install_everything_and_a_report_only_its_own_extras(environments:
     [everything] = install(environments, "tests")
     assert everything > MEASURE | {"dev", "notebooks", "revisions", "django", "hf", "node"}
     assert install(environments, "report") == [{"analysis", "notebooks"}]
+    assert install(environments, "docs") == [MEASURE]
 
 
 @pytest.mark.parametrize(

@@ -19,13 +19,14 @@ UNITS = {
     "users": "users",
 }
 Model = type[scenario.Scenario]
+MODELS: tuple[Model, ...] = scenario.MODELS
 
 
 def view() -> View:
-    kinds = {model: list(get_args(model.__annotations__["arrivals"])) for model in scenario.MODELS}
-    meanings = [model.model_fields["arrivals"].description or "" for model in scenario.MODELS]
+    kinds = {model: list(get_args(model.__annotations__["arrivals"])) for model in MODELS}
+    meanings = [model.model_fields["arrivals"].description or "" for model in MODELS]
     names: dict[Model, list[str]] = {}  # the kinds of arrivals that a model's own keys are for
-    for model in scenario.MODELS:
+    for model in MODELS:
         for each in reversed(model.__mro__):
             if issubclass(each, scenario.Scenario):
                 names.setdefault(each, []).extend(kinds[model])
@@ -33,7 +34,7 @@ def view() -> View:
     return {
         "arrivals": [
             [join_codes(kinds[model]), escape(meaning)]
-            for model, meaning in zip(scenario.MODELS, meanings, strict=True)
+            for model, meaning in zip(MODELS, meanings, strict=True)
         ],
         "sections": [
             (describe_kinds(names[model]), rows)

@@ -91,7 +91,7 @@ class Scenario(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     summary: Text
-    """One line for people."""
+    """One line that describes the scenario."""
     endpoint: Endpoint
     """Where requests go: `/v1/chat/completions` or `/v1/completions`."""
     transport: Transport = "sse"
