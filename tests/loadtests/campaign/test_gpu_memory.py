@@ -177,5 +177,8 @@ def test_a_campaign_is_refused_before_anything_is_started(tmp_path: Path) -> Non
         "not_to_be",
     )
     bench.refuses(
-        "flask_gunicorn does not fit the GPU (Fake B): 128 x 0.6 GiB", *command, "--workers", "128"
+        "flask_gunicorn does not fit the GPU (Fake B): it needs 128 x 0.6 GiB",
+        *command,
+        "--workers",
+        "128",
     )
