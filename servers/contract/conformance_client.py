@@ -140,7 +140,7 @@ class WebSocket:
             raise CheckFailed(f"the WebSocket is refused: {reply}")
 
     def receive(self) -> Event:
-        """Return the next whole message or other event; answer pings."""
+        """Return the next whole message or other event; respond to pings."""
         text = ""
         while True:
             for event in self.protocol.events():
@@ -237,7 +237,7 @@ class ConformanceClient:
                 try:
                     connection.request(method, path, data, self.headers)
                 except (BrokenPipeError, ConnectionResetError):
-                    pass  # a server may refuse a body before reading it all; the response says why
+                    pass  # a server may refuse a body before reading it all; the response explains
                 response = connection.getresponse()
                 arrived, received = [], bytearray()
                 while piece := response.read1(65536):

@@ -44,7 +44,7 @@ class BatchRow:
         self.done = False
         self.running = ExitStack()
 
-    def begin(self) -> None:
+    def start(self) -> None:
         self.run = self.running.enter_context(Generation(self.job))
 
     def token(
@@ -129,7 +129,7 @@ class BatchQueue:
             BATCH_SIZE.observe(len(self.batch))
             failure: Exception = RuntimeError("the engine left a response unfinished")
             for row in self.batch:
-                row.begin()
+                row.start()
             try:
                 self.engine.generate_batch(self.batch)
             except Exception as error:  # the next batch may succeed

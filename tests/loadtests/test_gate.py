@@ -201,7 +201,7 @@ def test_a_command_that_does_not_start_is_invalid(bench: Bench) -> None:
     done = gate(bench, "--base-server", bad, "--head-server", bad, *SHORT, "--out", "bad")
     assert (
         done.returncode == 2
-        and "ended at its start with exit code 7" in done.stderr
+        and "ended during its start with exit code 7" in done.stderr
         and "no such model" in done.stderr
     )
 

@@ -76,8 +76,8 @@ BAD = [
     ("name", "text", "sentence"),
     [
         ("none", None, "none cannot be read"),
-        ("empty", "", "has no key in it"),
-        ("two", "a\nb", "has no key in it"),
+        ("empty", "", "must contain the key on one line"),
+        ("two", "a\nb", "must contain the key on one line"),
     ],
 )
 def test_a_key_file_without_a_key(
@@ -97,7 +97,7 @@ def test_a_key_file_without_a_key(
 def test_a_user_without_a_home(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(bench.environment, "HOME", "~")
     bench.refuses(
-        "set HOME to a folder", "--servers", "flask_gunicorn", *QUICK, "--out", "not_to_be"
+        "set HOME to a writable folder", "--servers", "flask_gunicorn", *QUICK, "--out", "not_to_be"
     )
 
 
