@@ -1,5 +1,5 @@
-"""Verbs only: each sets up its environment with what it needs, then calls the module that does the
-work. `nox -l` lists them.
+"""Sessions that are verbs: each installs what it needs, then calls the module that does the work.
+`nox -l` lists them.
 """
 
 import json
@@ -29,8 +29,8 @@ MEASURE = {"load", "analysis"}  # what every measurement and its report need
 
 
 def install(session: nox.Session, extras: Collection[str] = EXTRAS) -> None:
-    """These extras in one step by uv; when nothing has changed that takes a second. `nox
-    --no-install` leaves it out.
+    """Installs these extras in one step with uv, which takes a second if nothing has changed. `nox
+    --no-install` skips it.
     """
     if not Path(session.bin, "uv").exists():
         session.install("--quiet", "uv")
@@ -56,7 +56,7 @@ def install(session: nox.Session, extras: Collection[str] = EXTRAS) -> None:
 
 
 def requirements_of(extras: Collection[str], gpu: bool) -> list[str]:
-    """The options that tell uv what to install."""
+    """The options of uv for these extras."""
     options = ["--excludes", "excludes.txt"]
     for extra in sorted(extras):
         options += ["--extra", extra]
@@ -66,7 +66,9 @@ def requirements_of(extras: Collection[str], gpu: bool) -> list[str]:
 
 
 def install_for(session: nox.Session, module: str, *arguments: str, also: str = "") -> None:
-    """What every measurement needs, then what the servers and engines of this command need."""
+    """Installs the packages of every measurement, then those of this command's servers and
+    engines.
+    """
     needed = MEASURE | set(also.split())
     install(session, needed)
     printed = session.run_install(
@@ -78,9 +80,9 @@ def install_for(session: nox.Session, module: str, *arguments: str, also: str = 
 
 
 def run_module(session: nox.Session, module: str, *arguments: str) -> None:
-    """Ends nox with the module's exit code, unless that is 0: nox's own would always be 1. After
-    Ctrl-C nox would kill it half a second later; it needs longer to end the server and to keep what
-    was measured.
+    """Runs a module. If it fails, ends nox with the module's exit code, because nox's own is always
+    1. After Ctrl-C the module gets longer than nox's default of half a second, to stop the server
+    and keep the results.
     """
     try:
         session.run("python", "-m", module, *arguments, interrupt_timeout=120, terminate_timeout=30)
@@ -89,7 +91,7 @@ def run_module(session: nox.Session, module: str, *arguments: str) -> None:
 
 
 def local_wheels(session: nox.Session) -> list[str]:
-    """Folders of wheels that pip is configured with; uv does not read pip's configuration."""
+    """The folders of wheels in pip's configuration, which uv does not read."""
     configured = subprocess.run(
         [f"{session.bin}/python", "-m", "pip", "config", "list"], capture_output=True, text=True
     ).stdout
@@ -105,14 +107,17 @@ def local_wheels(session: nox.Session) -> list[str]:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Compare servers: a campaign and its report. `nox -s bench -- --help` lists the options."""
+    """Compare servers: run a campaign and make its report.
+
+    `nox -s bench -- --help` lists the options.
+    """
     install_for(session, "loadtests", *session.posargs)
     run_module(session, "loadtests", *session.posargs)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests but those that start a real engine."""
+    """Run all tests except the slow ones."""
     install(session)
     # Side by side: most of them wait for processes to start and to end.
     session.run(
@@ -131,7 +136,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def slow(session: nox.Session) -> None:
-    """The tests that start a real engine, which takes up to a minute each."""
+    """Run the slow tests, such as those with a real engine; each takes up to a minute."""
     install(session)
     session.run(
         "python",
@@ -158,21 +163,23 @@ def slow(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """ruff (rules and format) and mypy; zizmor and shellcheck for the workflows and scripts; uv for
-    the pinned packages.
+    """Check the code, the pages of docs/, the workflows, the scripts and the pinned packages.
+
+    Runs ruff and mypy, docs/generate.py, zizmor, shellcheck, and uv.
     """
     install(session)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
+    session.run("python", "docs/generate.py", "--check")
     session.run("zizmor", "--quiet", "--offline", ".")
     session.run("shellcheck", *shell_scripts())
     check_constraints(session)
 
 
 def check_constraints(session: nox.Session) -> None:
-    """Every package has its pin in the one file for all Pythons. But for torch: a folder of wheels
-    often has it for one Python only, and PyPI's asks for CUDA.
+    """Checks that constraints-cpu.txt pins every package for all Python versions. Leaves out torch:
+    a folder of wheels often has it for one Python only, and PyPI's needs CUDA.
     """
     without = Path(session.create_tmp(), "excludes.txt")
     without.write_text("torch\n")
@@ -198,7 +205,7 @@ def check_constraints(session: nox.Session) -> None:
 
 
 def shell_scripts() -> list[str]:
-    """Tracked files that a shell runs."""
+    """The tracked files that a shell runs."""
     tracked = subprocess.run(
         ["git", "ls-files", "-z"], capture_output=True, text=True, check=True
     ).stdout.split("\0")
@@ -212,9 +219,17 @@ def shell_scripts() -> list[str]:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Write the generated pages of docs/: servers, scenarios, metrics, results format, commands."""
+    install(session, MEASURE)
+    session.run("python", "docs/generate.py", *session.posargs)
+
+
+@nox.session
 def audit(session: nox.Session) -> None:
-    """Known vulnerabilities of what was tested together, by pip-audit. Needs the public Python
-    index: mirrors rarely pass advisories on.
+    """Check the pinned packages for known vulnerabilities with pip-audit.
+
+    Needs the public Python index, because mirrors rarely have advisories.
     """
     session.install("--quiet", "pip-audit")
     for file in sorted(Path().glob("constraints-*.txt")):
@@ -252,8 +267,9 @@ def audit(session: nox.Session) -> None:
 
 @nox.session
 def instrument(session: nox.Session) -> None:
-    """How far the load generator can be trusted: experiments and their page. An hour, on a machine
-    that is quiet.
+    """Measure the load generator's own accuracy, and make the page of the results.
+
+    Takes an hour and needs a quiet machine.
     """
     install_for(session, "loadtests.accuracy", *session.posargs)
     run_module(session, "loadtests.accuracy", *session.posargs)
@@ -262,8 +278,9 @@ def instrument(session: nox.Session) -> None:
 
 @nox.session
 def claims(session: nox.Session) -> None:
-    """What people say about serving architectures, put to the test: all of it, or some campaigns by
-    name. Almost four hours.
+    """Test common claims about serving architectures: all campaigns, or some by name.
+
+    All of them take almost four hours.
     """
     install_for(session, "loadtests.claims", *session.posargs)
     session.run(
@@ -279,15 +296,16 @@ def claims(session: nox.Session) -> None:
 
 
 def folder_of_results(session: nox.Session) -> list[str]:
-    """The value of --out, if it was given."""
+    """The value of --out; empty without that option."""
     pairs = zip(session.posargs, session.posargs[1:], strict=False)
     return [value for option, value in pairs if option == "--out"]
 
 
 @nox.session
 def faults(session: nox.Session) -> None:
-    """One fault at a time in the middle of a load, for each server and for the harness itself:
-    results/faults. Two hours.
+    """Inject one fault at a time during a load, into each server and into Serveoff itself.
+
+    Writes results/faults, and takes two hours.
     """
     install(session)
     run_module(session, "tests.studies.fault_campaign", *session.posargs)
@@ -295,8 +313,9 @@ def faults(session: nox.Session) -> None:
 
 @nox.session
 def gate(session: nox.Session) -> None:
-    """Has head become slower than base? `nox -s gate -- --base main`; exit code 0 pass, 1
-    regressed, 2 invalid, 3 inconclusive.
+    """Compare the speed of head and base: `nox -s gate -- --base main`.
+
+    Exit codes: 0 pass, 1 regressed, 2 invalid, 3 inconclusive.
     """
     install_for(session, "loadtests.gate", *session.posargs, also="revisions")
     run_module(session, "loadtests.gate", *session.posargs)
@@ -304,7 +323,7 @@ def gate(session: nox.Session) -> None:
 
 @nox.session
 def baseline(session: nox.Session) -> None:
-    """Measure the working tree, keep the numbers in results/baselines, and draw their history."""
+    """Measure the working tree, store a baseline in results/baselines, and plot their history."""
     command = ["loadtests.gate", "--record", *session.posargs]
     install_for(session, *command)
     run_module(session, *command)
@@ -313,6 +332,6 @@ def baseline(session: nox.Session) -> None:
 
 @nox.session
 def report(session: nox.Session) -> None:
-    """Report of a campaign folder (default: the newest in results/), made again."""
+    """Make the report of a campaign folder again (default: the newest in results/)."""
     install(session, {"analysis", "notebooks"})
     session.run("python", "-m", "analysis", "report", *session.posargs)

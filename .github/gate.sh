@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What action.yml runs: the gate, its Markdown as the step's summary, its verdict as the step's result.
+# Runs the gate for action.yml. Its Markdown becomes the step's summary, its verdict the step's result.
 set -euo pipefail
 place=$(dirname "$(dirname "$(readlink -f "$0")")")
 
@@ -8,7 +8,7 @@ arguments=(--out "$OUT")
 [ -z "$BASE_SERVER" ] || arguments+=(--base-server "$BASE_SERVER")
 [ -z "$HEAD_SERVER" ] || arguments+=(--head-server "$HEAD_SERVER")
 if [ -n "$ARGUMENTS" ]; then
-    mapfile -t further < <(xargs printf '%s\n' <<<"$ARGUMENTS") # xargs understands a shell's quotes and runs nothing
+    mapfile -t further < <(xargs printf '%s\n' <<<"$ARGUMENTS") # xargs parses a shell's quotes without running anything
     arguments+=("${further[@]}")
 fi
 
@@ -28,7 +28,7 @@ if [ -f "$OUT/gate.md" ]; then
     echo "verdict=$verdict" >>"${GITHUB_OUTPUT:-/dev/null}"
 fi
 if [ "$code" = 3 ]; then
-    echo "::warning title=Serveoff gate::inconclusive: it cannot be said yet whether head is slower than base"
+    echo "::warning title=Serveoff gate::inconclusive: the measurements do not show yet whether head is slower than base"
     [ "$INCONCLUSIVE" = fail ] || code=0
 fi
 exit "$code"

@@ -1,19 +1,5 @@
-"""Reads campaigns; writes reports, comparisons, recommendations and verdicts.
-
-    python -m analysis report [CAMPAIGN] [--slo ttft=1000ms,tpot=100ms] [--price 2.50] [--strict]
-    python -m analysis validity [CAMPAIGN]
-    python -m analysis compare A B [--anyway]
-    python -m analysis recommend [CAMPAIGN] --rate 50 [--slo ttft_p99=500ms] [--price 2.50]
-    python -m analysis checks [CAMPAIGN]
-    python -m analysis gate GATE | --campaigns BASE HEAD | --baseline NAME CAMPAIGN
-    python -m analysis baseline CAMPAIGN [--name NAME]
-    python -m analysis history
-    python -m analysis claims [FOLDER]
-    python -m analysis instrument [FOLDER]
-
-Exit codes: 0; 1 of `validity`, `report --strict`, `compare` and `recommend` if what they are about
-has a system without a valid case, which they name on stderr, and of `checks` if a case is invalid;
-2 if what was asked for cannot be read. Those of `gate` are its own (docs/gate.md).
+"""Reads campaigns; writes reports, comparisons, recommendations and verdicts. `python -m analysis
+--help` lists the commands, as docs/command-line.md does.
 """
 
 import argparse
@@ -33,11 +19,21 @@ from analysis.studies import accuracy_targets, claims
 # What draws or runs notebooks is imported by the commands that need it: a gate asks some of the
 # others after each repetition.
 
+EXIT_CODES = """\
+exit codes:
+  0    done
+  1    validity, report --strict, compare and recommend: a server has no valid
+       case; recommend: no server can be recommended; checks: a case is invalid
+  2    the input cannot be read, or the command line is wrong
+Those of gate are 0 pass, 1 regressed, 2 invalid, 3 inconclusive."""
 
-def main(arguments: list[str] | None = None) -> int:
-    """The exit code, as above; of 2 one sentence on stderr says why."""
+
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m analysis", description="Reads campaigns; writes reports."
+        prog="python -m analysis",
+        description="Reads campaigns; writes reports.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     judging = argparse.ArgumentParser(add_help=False)
     judging.add_argument(
@@ -216,7 +212,7 @@ def main(arguments: list[str] | None = None) -> int:
     verb.set_defaults(do=publish_campaign)
     verb = commands.add_parser("baseline", help="keep a campaign's numbers in results/baselines")
     verb.add_argument("campaign", help="its folder")
-    verb.add_argument("--name", help="(default: machine class, day and commit)")
+    verb.add_argument("--name", help="the baseline's name (default: machine class, day and commit)")
     verb.set_defaults(do=record_baseline)
     verb = commands.add_parser(
         "history", help="draw the baselines over time, a picture for each machine class"
@@ -233,7 +229,12 @@ def main(arguments: list[str] | None = None) -> int:
         help="its results (default: %(default)s)",
     )
     verb.set_defaults(do=make_instrument_page)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit code; for 2, one sentence on stderr gives the reason."""
+    options = make_parser().parse_args(arguments)
     try:
         return int(options.do(options))
     except dataset.InputError as error:

@@ -1,14 +1,14 @@
-"""The load side: which cases are measured, how requests are sent and stamped, and what is recorded.
+"""Measures servers: plans the cases, sends and timestamps the requests, and records the results.
 
-    schema/      what is on disk, as types; the only module that `analysis` may import
-    workload/    what is sent, and when: scenarios, arrivals, prompts
+    schema/      the files on disk, as types; the only module that `analysis` may import
+    workload/    the requests and their times: scenarios, arrivals, prompts
     client/      one request on the wire
     telemetry/   the machine: processes, GPUs, the server's own metrics
     generator/   the Locust processes
-    progress/    what the user sees while a campaign runs
+    progress/    the display while a campaign runs
     accuracy/    the load generator against a known ground truth
-    campaign/    which cases, in which order, one after the other
-    claims/      campaigns that test what people say about serving architectures
+    campaign/    the cases: their order, their stages and their folders
+    claims/      campaigns that test common claims about serving architectures
 
-Imports go down this list only: each folder may import those above it.
+Each folder may import only the folders above it in this list.
 """

@@ -1,5 +1,5 @@
-"""The campaign: every case of the plan, one after the other, then the report. `nox -s bench` calls
-this.
+"""Runs a campaign: every case of the plan, one after the other, then the report. `nox -s bench`
+calls this.
 """
 
 import sys
@@ -14,7 +14,7 @@ def main() -> int:
 
 
 def run(command: Sequence[str]) -> int:
-    """Exit code. Raises what run_command makes a sentence of."""
+    """Returns the exit code. Raises the errors that run_command reports in one sentence."""
     arguments = parse_arguments(command)
     with arguments.expanded.naming_the_file():
         return run_campaign(arguments)

@@ -1,4 +1,4 @@
-"""What all commands share: their exit codes, and how a campaign's options are read."""
+"""Shared by all commands: exit codes, and the reading of a campaign's options."""
 
 import argparse
 import signal
@@ -13,9 +13,9 @@ from servers.runtime import catalog, errors, launch
 
 
 def parse_arguments(command: Sequence[str]) -> argparse.Namespace:
-    """The options of a campaign by name; `command`, which has those of a --config file as if they
-    were typed; `expanded`, which knows them apart; `settings`, which --plan prints. Raises
-    UsageError for a config file that cannot be used.
+    """Returns the options of a campaign by name, and three more attributes: `command`, with the
+    options of a --config file as if they were typed; `expanded`, which keeps the two apart; and
+    `settings`, which --plan prints. Raises UsageError for an unusable config file.
     """
     parser = make_parser()
     expanded = expand_config(command, parser)
@@ -26,10 +26,10 @@ def parse_arguments(command: Sequence[str]) -> argparse.Namespace:
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """The command's exit code; an error becomes one sentence and 2, Ctrl-C and a closed terminal a
-    clean end and 130.
+    """Runs a command and returns its exit code. An error becomes one sentence and 2. Ctrl-C or a
+    closed terminal ends the command cleanly with 130.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as cleanly as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as cleanly as with Ctrl-C
     signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
         launch.check_environment()
@@ -38,8 +38,8 @@ def run_command(command: Callable[[], int]) -> int:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
         print(
-            f"error: {error.filename or 'a file'}: {error.strerror or error}: give a folder that"
-            " can be written, with space, by --out",
+            f"error: {error.filename or 'a file'}: {error.strerror or error}: choose a writable"
+            " folder with free space: --out FOLDER",
             file=sys.stderr,
         )
     except KeyboardInterrupt:

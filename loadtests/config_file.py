@@ -1,7 +1,7 @@
 """Config files: the options of a command as TOML. `--config` reads one, `--plan` writes one.
 
-A key is an option's name without dashes in front. The parser of the command line is the only list
-of options: it names the keys, and it checks the values.
+A key is an option's name without its leading dashes. The command line's parser is the only list of
+options: it defines the keys and checks the values.
 """
 
 import argparse
@@ -28,8 +28,8 @@ COMMAND_LINE_ONLY = ("help", "config", "plan")
 
 
 class ListAction(argparse.Action):
-    """Stores values that the command line separates by commas; in a config file they may be a
-    list.
+    """Marks an option whose values are separated by commas on the command line, and may be a list
+    in a config file.
     """
 
     def __call__(
@@ -44,8 +44,8 @@ class ListAction(argparse.Action):
 
 @dataclass(frozen=True)
 class Setting:
-    """An option and its value: a bool, a number, a string, a list of these, or None where nothing
-    is set; `default` says what that means. `group` is the heading above it.
+    """An option and its value: a bool, a number, a string, or a list of these. None means not set;
+    `default` describes the value that then applies. `group` is the heading above the option.
     """
 
     key: str
@@ -56,8 +56,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class ExpandedCommand:
-    """A command without --config: `arguments` begins with what `file` sets, as if it were typed.
-    `from_file` has these arguments by key.
+    """A command without --config: `arguments` starts with the options of `file`, as if they were
+    typed. `from_file` has these arguments by key.
     """
 
     arguments: list[str]
@@ -66,7 +66,7 @@ class ExpandedCommand:
 
     @contextmanager
     def naming_the_file(self) -> Iterator[None]:
-        """Adds to an error that names an option or a value of the file where that is set."""
+        """Adds the file's name to an error about an option or a value that the file sets."""
         try:
             yield
         except (UsageError, TraceError, CatalogError, LaunchError) as error:
@@ -78,7 +78,7 @@ class ExpandedCommand:
 
 
 def _names(sentence: str, key: str, arguments: Sequence[str]) -> bool:
-    """Whether an error's sentence has the option or one of its values in it, as whole words."""
+    """Whether a sentence contains the option or one of its values, as whole words."""
     values = [each.removeprefix(f"--{key}=") for each in arguments if each != f"--{key}"]
     parts = [part for value in values for part in (value, *value.split(","))]
     words = [f"--{key}", *(part for part in parts if re.search(r"[^\W\d]", part))]
@@ -86,18 +86,16 @@ def _names(sentence: str, key: str, arguments: Sequence[str]) -> bool:
 
 
 def expand_config(command: Sequence[str], *parsers: argparse.ArgumentParser) -> ExpandedCommand:
-    """`command` with the options of its --config file in the place of --config. Those that the
-    command line gives itself are left out. If two of `parsers` have an option of one name, the
-    first one's is meant. Raises UsageError.
+    """Replaces --config by the options of its file, without those that the command line also has.
+    If several of `parsers` have an option of the same name, the first parser's applies. Raises
+    UsageError.
     """
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--config", action="append", default=[])
     try:
         found, typed = finder.parse_known_args(list(command))
     except argparse.ArgumentError:
-        raise UsageError(
-            "--config names no file: give one, such as the one that --plan prints"
-        ) from None
+        raise UsageError("--config needs a file: give one, such as the output of --plan") from None
     if not found.config:
         return ExpandedCommand(list(command))
     if len(found.config) > 1:
@@ -134,27 +132,27 @@ def expand_config(command: Sequence[str], *parsers: argparse.ArgumentParser) -> 
 
 def _is_configurable(action: argparse.Action) -> bool:
     names = {name.lstrip("-") for name in action.option_strings}
-    # an option with several values, or an optional one, is not one key
+    # an option that takes several values, or an optional one, does not fit one key
     return action.nargs in (None, 0) and not names & {*COMMAND_LINE_ONLY}
 
 
 def _read_table(file: str) -> dict[str, Any]:
-    """Raises UsageError."""
+    """Reads a config file. Raises UsageError."""
     try:
         return tomllib.loads(Path(file).read_bytes().decode("utf-8-sig"))
     except OSError as error:
-        why = error.strerror or str(error)
+        reason = error.strerror or str(error)
     except UnicodeDecodeError:
-        why = "it is not UTF-8"
+        reason = "it is not UTF-8"
     except (ValueError, RecursionError) as error:
         raise UsageError(
             f"{file} is not TOML ({error}): write it as --plan prints it, such as users = [1, 16]"
         ) from None
-    raise UsageError(f"{file} cannot be read: {why}: give --config a TOML file of options")
+    raise UsageError(f"{file} cannot be read: {reason}: give --config a TOML file of options")
 
 
 def _to_arguments(where: str, key: str, action: argparse.Action, value: Any) -> list[str]:
-    """What one would type for `key = value`. Raises UsageError."""
+    """The command-line arguments for `key = value`. Raises UsageError."""
     if action.nargs == 0:
         if not isinstance(value, bool):
             raise UsageError(f"{where} is a switch: write true or false, without quotes")
@@ -174,11 +172,11 @@ def _to_arguments(where: str, key: str, action: argparse.Action, value: Any) -> 
         if isinstance(each, int) and abs(each) >= 2**63:
             raise UsageError(f"{where} is too large: TOML's whole numbers have 64 bits")
         if isinstance(each, str) and "\0" in each:
-            raise UsageError(f"{where} has the character U+0000 in it: remove that")
+            raise UsageError(f"{where} contains the character U+0000: remove it")
     texts = [str(each) for each in values]
     if is_list:
         texts = [",".join(texts)]
-    # a value that begins with a dash would look like an option
+    # a separate value that starts with a dash would look like an option
     return [
         part
         for text in texts
@@ -187,7 +185,7 @@ def _to_arguments(where: str, key: str, action: argparse.Action, value: Any) -> 
 
 
 def _check_arguments(where: str, parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
-    """Raises UsageError with the parser's own words for a value that an option refuses."""
+    """Raises UsageError with the parser's own message for a value that an option refuses."""
     before, parser.exit_on_error = parser.exit_on_error, False
     try:
         parser.parse_known_args(list(arguments))
@@ -198,7 +196,7 @@ def _check_arguments(where: str, parser: argparse.ArgumentParser, arguments: Seq
 
 
 def list_settings(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> list[Setting]:
-    """Every option that a config file may have, as `arguments` has it."""
+    """Every option that a config file may set, with its value in `arguments`."""
     return [
         Setting(
             key=action.option_strings[0][2:],
@@ -221,7 +219,7 @@ def _to_toml_value(action: argparse.Action, value: Any) -> Any:
     if value is None or value in ("", [], {}):
         return None
     if isinstance(value, Path) and value == action.default:
-        return None  # a file of this checkout, which is elsewhere on other machines
+        return None  # a path in this checkout, which differs on other machines
     if isinstance(value, tuple):
         return ":".join(map(str, value))
     if isinstance(value, dict):
@@ -239,11 +237,11 @@ def print_plan(
     cases: Sequence[Case],
     scenarios: Tables,
 ) -> None:
-    """Raises UsageError, as format_plan does."""
+    """Prints format_plan's text. Raises UsageError, as format_plan does."""
     text = format_plan(settings, defaults, heading, cases, scenarios)
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # `| head` has seen enough; Python would complain at its end again
+    except BrokenPipeError:  # `| head` has closed the pipe; Python would report it again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -254,9 +252,9 @@ def format_plan(
     cases: Sequence[Case],
     scenarios: Tables,
 ) -> str:
-    """A config file that stands for the whole command, with the cases that it makes as comments
-    below `heading`. `defaults`: values of settings that are not set, by key. Raises UsageError for
-    text that TOML cannot hold.
+    """Formats the whole command as a config file, with its cases as comments below `heading`.
+    `defaults`: by key, the values of settings that are not set. Raises UsageError for text that
+    TOML cannot hold.
     """
     lines = ["# The options of a campaign, with their defaults; --config reads this file."]
     group = ""
@@ -274,7 +272,7 @@ def format_plan(
             else f"{case.rate:g} requests/s"
         )
         what = f"{case.label:30} {case.engine:10} {case.scenario:14} {load:16}"
-        # the warm-up decides how much longer a closed loop's window is
+        # only the warm-up shows how much longer a closed loop's window must be
         longer = " or more" * bool(case.users and "requests" in scenarios[case.scenario])
         window = f"{case.duration_s:g} s{longer}"
         lines.append(_as_comment(f"{case.index:4}  {what} {window}  run {case.repetition}"))
@@ -295,9 +293,10 @@ def _format_setting(setting: Setting) -> str:
             text.encode()
         except UnicodeEncodeError:
             raise UsageError(
-                f"--{setting.key} {each!a} is not UTF-8, and no config file can hold it: rename it"
+                f"--{setting.key} {each!a} is not UTF-8, so a config file cannot hold it: rename it"
             ) from None
-        parts.append(text.replace("\x7f", "\\u007f"))  # the one that TOML escapes and JSON does not
+        # the only character that TOML requires to be escaped and JSON does not
+        parts.append(text.replace("\x7f", "\\u007f"))
     right = f"[{', '.join(parts)}]" if isinstance(setting.value, list) else parts[0]
     line = f"{setting.key} = {right}"
     if "***" in right:

@@ -1,5 +1,5 @@
-"""The one error that every command reports as a sentence and exit code 2."""
+"""The error that every command reports in one sentence, with exit code 2."""
 
 
 class UsageError(ValueError):
-    """One sentence that names the remedy."""
+    """One sentence that states the problem and the remedy."""

@@ -1,12 +1,12 @@
-"""The extras of pyproject.toml that a command needs besides those of every measurement: what its
-servers and engines import, and notebooks. The noxfile asks for them before it starts the command.
+"""Prints the extras of pyproject.toml that a command needs besides those of every measurement: the
+packages of its servers and engines, and notebooks. The noxfile installs them before the command.
 
     python -m loadtests.extras loadtests --servers tornado --engines simulated
     python -m loadtests.extras loadtests.gate --base main
     python -m loadtests.extras loadtests.claims engines
 
-The arguments are read as the command itself reads them. A command that only explains itself
-(--help), shows its plan (--plan) or refuses its arguments needs nothing more; it prints why itself.
+The arguments are parsed by the command's own parser. A command that prints its help or its plan, or
+refuses its arguments, needs no extras; the command itself then prints the reason.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from loadtests.workload.traces import TraceError
 from servers.runtime.catalog import CatalogError
 from servers.runtime.errors import LaunchError
 
-# The arguments of each campaign that a command runs, and how to find its targets.
+# For each campaign of a command: its arguments, and a function that finds its targets.
 Campaigns = list[tuple[argparse.Namespace, Callable[[], Targets | None]]]
 
 
@@ -56,7 +56,9 @@ COMMANDS: dict[str, Callable[[list[str]], Campaigns]] = {
 
 
 def list_extras(module: str, command: list[str]) -> set[str]:
-    """Needed by `python -m MODULE COMMAND`. Raises SystemExit and what the command raises."""
+    """The extras that `python -m MODULE COMMAND` needs. Raises SystemExit and the command's own
+    errors.
+    """
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         campaigns = COMMANDS[module](command)
     found = set()

@@ -1,19 +1,18 @@
-"""The gate: has head become slower than base? Both are measured alternately on this machine;
-`python -m analysis gate` has the verdict.
+"""The gate: is head slower than base? It measures both alternately on this machine, and
+`python -m analysis gate` gives the verdict.
 
     python -m loadtests.gate --base main
-        two revisions of these servers
+        compares two revisions of these servers
     python -m loadtests.gate --base-server ./old --head-server ./new
-        your own server: folders, commands or URLs
+        compares two versions of your own server: folders, commands or URLs
     python -m loadtests.gate --campaigns BASE HEAD
-        two campaigns that are there already
+        compares two existing campaigns
     python -m loadtests.gate --baseline NAME
-        the working tree against a stored baseline
+        compares the working tree with a stored baseline
     python -m loadtests.gate --record
-        stores one
+        measures the working tree and stores a baseline
 
-All other options are those of `python -m loadtests`. Exit codes: 0 pass, 1 regressed, 2 invalid, 3
-inconclusive. `nox -s gate` and `nox -s baseline` call this.
+All other options are those of `python -m loadtests`. `nox -s gate` and `nox -s baseline` call this.
 """
 
 import argparse
@@ -35,9 +34,9 @@ from loadtests.options import make_parser
 from loadtests.schema import PairedGate
 from loadtests.telemetry import machine
 
-# On two cores a first look in less than ten minutes. What a request and a token cost shows, as the
-# engine is fast and its times known; without calibration, as what the load generator adds is the
-# same on both sides.
+# Fits a first verdict into ten minutes on two cores. The engine is fast and its times are known, so
+# the cost of a request and of a token shows. No calibration: the load generator's own errors are
+# the same for base and head.
 COMMON = ["--servers", "fastapi_threadpool,fastapi_vllm", "--report", "none", "--no-calibration"]
 SIMULATED = [
     *COMMON,
@@ -51,6 +50,13 @@ SIMULATED = [
 REAL = [*COMMON, "--scenarios", "gate-real", "--model", "small"]
 MINUTES = {"simulated": 10.0, "real": 120.0}
 UNPAIRED_RUNS = 5
+EXIT_CODES = """\
+exit codes:
+  0    pass: head is not slower by more than the tolerance, or --record is done
+  1    regressed
+  2    invalid: the measurements cannot be used, or the command cannot run as asked
+  3    inconclusive
+  130  Ctrl-C; the same command with --out continues"""
 
 
 def make_gate_parser() -> argparse.ArgumentParser:
@@ -58,33 +64,39 @@ def make_gate_parser() -> argparse.ArgumentParser:
         prog="python -m loadtests.gate",
         usage="python -m loadtests.gate [OPTIONS] [OPTIONS OF A CAMPAIGN]",
         description=__doc__,
+        epilog=EXIT_CODES,
         allow_abbrev=False,
         add_help=False,
         formatter_class=HelpFormatter,
     )
     add = parser.add_argument_group(
-        "What to compare", "One of --base, --base-server, --campaigns, --baseline and --record."
+        "What to compare",
+        "Give one of --base, --base-server, --campaigns, --baseline and --record.",
     ).add_argument
-    add("--base", metavar="REVISION", help="the git revision that head is compared with")
-    add("--head", metavar="REVISION", help="likewise (default: the working tree)")
+    add("--base", metavar="REVISION", help="git revision of base, such as main")
+    add("--head", metavar="REVISION", help="git revision of head (default: the working tree)")
     add(
         "--base-server",
         metavar="SERVER",
-        help="a URL, a folder with a server.toml, or a command with {port}",
+        help="your server as base: a URL, a folder with a server.toml, or a command with {port}",
     )
-    add("--head-server", metavar="SERVER", help="likewise")
+    add(
+        "--head-server",
+        metavar="SERVER",
+        help="your server as head: a URL, a folder with a server.toml, or a command with {port}",
+    )
     add(
         "--campaigns",
         nargs=2,
         metavar=("BASE", "HEAD"),
-        help="folders of two campaigns; nothing is measured",
+        help="compare the campaigns in these two folders, and measure nothing",
     )
     add(
         "--baseline",
         metavar="NAME",
         help=(
-            "one of results/baselines, or newest, the last of this machine's class; only head is"
-            " measured"
+            "compare the working tree with this baseline in results/baselines; newest is the last"
+            " one recorded on a machine like this"
         ),
     )
     add(
@@ -92,15 +104,15 @@ def make_gate_parser() -> argparse.ArgumentParser:
         nargs="?",
         const="",
         metavar="NAME",
-        help="measure the working tree and keep it as a baseline",
+        help="measure the working tree and store the result as a baseline",
     )
     add(
         "--profile",
         choices=("simulated", "real"),
         default="simulated",
         help=(
-            "real measures the small real model instead of the simulated engine, for up to two"
-            " hours (default: %(default)s)"
+            "simulated: servers on the simulated engine, for up to 10 minutes; real: servers on a"
+            " real engine with the model small, for up to two hours (default: %(default)s)"
         ),
     )
     group = parser.add_argument_group("How to judge")
@@ -110,7 +122,10 @@ def make_gate_parser() -> argparse.ArgumentParser:
         action=ListAction,
         default="",
         metavar="METRIC,...",
-        help="what is judged (default: the metrics of analysis/gate/verdicts.py)",
+        help=(
+            "metrics to judge (default: throughput and percentiles of TTFT and E2E, listed in"
+            " analysis/gate/verdicts.py)"
+        ),
     )
     add(
         "--tolerance",
@@ -118,8 +133,8 @@ def make_gate_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="METRIC=SHARE",
         help=(
-            "how much worse is no regression yet, such as e2e_p99_s=20%%; can be repeated (default:"
-            " those of analysis/gate/verdicts.py)"
+            "how much worse a metric may be without a regression, such as e2e_p99_s=20%%; can be"
+            " repeated (default: 5%% to 15%%, listed in analysis/gate/verdicts.py)"
         ),
     )
     add(
@@ -128,42 +143,50 @@ def make_gate_parser() -> argparse.ArgumentParser:
         default="",
         metavar="BOUND,...",
         help=(
-            "judge the share of requests that meet it, too, such as ttft=500ms,e2e=5s (default: no"
-            " SLO)"
+            "also judge the share of requests that meet this SLO, such as ttft=500ms,e2e=5s"
+            " (default: no SLO)"
         ),
     )
     add(
         "--max-minutes",
         type=parse_single(parse_numbers(float, 0, "a number of minutes above 0")),
         metavar="MINUTES",
-        help="no repetition begins that would end later (default: 10; 120 with --profile real)",
+        help=(
+            "time limit in minutes: no repetition starts that would end later (default: 10; with"
+            " --profile real, 120)"
+        ),
     )
     add_switch(
         group,
         "--anyway",
         default=False,
         help=(
-            "with --campaigns and --baseline: also if machine, model or scenarios differ (default:"
-            " refuse)"
+            "with --campaigns or --baseline: compare even if machine, model or scenarios differ"
+            " (default: refuse)"
         ),
     )
     add = parser.add_argument_group("Where results go").add_argument
-    add("--out", type=Path, metavar="FOLDER", help="a folder (default: new in results/)")
+    add(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the results (default: a new folder in results/)",
+    )
     add(
         "--config",
         metavar="FILE",
         help=(
-            "TOML with any of these options and those of a campaign; the command line overrides it,"
-            " and --plan prints one (default: no file)"
+            "TOML file of these options and those of a campaign; the command line overrides it, and"
+            " --plan prints one (default: none)"
         ),
     )
-    add("-h", "--help", action="help", help="print this help and stop")
+    add("-h", "--help", action="help", help="print this help and exit")
     return parser
 
 
 def parse_gate_arguments(command: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The gate's own options, and those of its campaign. Ends the process if they are wrong; raises
-    UsageError for a config file that cannot be used.
+    """Returns the gate's own options and the arguments of its campaign. Ends the process if they
+    are wrong. Raises UsageError for an unusable config file.
     """
     parser = make_gate_parser()
     expanded = expand_config(command, parser, make_parser())
@@ -179,7 +202,7 @@ def parse_gate_arguments(command: Sequence[str]) -> tuple[argparse.Namespace, li
     given = [name for name, value in ways.items() if value is not None]
     if len(given) != 1:
         parser.error(
-            f"give one of {', '.join(ways)}" + (f", and not {' and '.join(given)}" if given else "")
+            f"give one of {', '.join(ways)}" + (f", not {' and '.join(given)}" if given else "")
         )
     if (own.base_server is None) != (own.head_server is None):
         parser.error("--base-server and --head-server go together")
@@ -191,7 +214,9 @@ def parse_gate_arguments(command: Sequence[str]) -> tuple[argparse.Namespace, li
 
 
 def read_campaign_arguments(own: argparse.Namespace, others: list[str]) -> argparse.Namespace:
-    """The arguments of the gate's campaign. Raises UsageError; argparse ends the process."""
+    """The arguments of the gate's campaign. Raises UsageError, or ends the process as argparse
+    does.
+    """
     folder = own.out or RESULTS / f"gate-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
     profile = SIMULATED if own.profile == "simulated" else REAL
     arguments = parse_arguments([*profile, *others])
@@ -205,15 +230,15 @@ def read_campaign_arguments(own: argparse.Namespace, others: list[str]) -> argpa
     ):
         if is_given:
             raise UsageError(
-                f"{option} does not go with a gate, which compares two sides and repeats until it"
-                " knows"
+                f"{option} cannot be used with a gate, which compares base and head and repeats"
+                f" until it has a verdict: leave out {option}"
             )
     return arguments
 
 
 def find_targets(own: argparse.Namespace, arguments: argparse.Namespace) -> Targets | None:
-    """Base, head and control; None if only the working tree is measured. Installs what another
-    revision needs. Raises UsageError and CatalogError.
+    """Returns base, head and control, or None if only the working tree is measured. Installs the
+    packages of another revision. Raises UsageError and CatalogError.
     """
     if own.base:
         base, head = (
@@ -235,7 +260,7 @@ def find_targets(own: argparse.Namespace, arguments: argparse.Namespace) -> Targ
 
 
 def choice_of_servers(arguments: argparse.Namespace) -> list[str]:
-    """The options that say which servers are measured, as a revision's own `bench` takes them."""
+    """The options that choose the servers, as a revision's own `bench` takes them."""
     return [
         *("--report", "none", "--servers", arguments.servers),
         *(("--engines", arguments.engines) if arguments.engines else ()),
@@ -248,7 +273,7 @@ def main() -> int:
 
 
 def run(command: Sequence[str]) -> int:
-    """Exit code. Raises what run_command makes a sentence of."""
+    """Returns the exit code. Raises the errors that run_command reports in one sentence."""
     own, others = parse_gate_arguments(command)
     with own.expanded.naming_the_file():
         return _gate(own, others)

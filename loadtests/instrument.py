@@ -1,4 +1,4 @@
-"""`python -m loadtests.instrument`, the former name of `python -m loadtests.accuracy`."""
+"""`python -m loadtests.instrument`: the former name of `python -m loadtests.accuracy`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What the options of commands may be: their types, switches, and the layout of --help."""
+"""Types of options, switches, and the layout of --help."""
 
 import argparse
 import math
@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
-# Fields of servers/engines/simulated.py's TimeModel: their kind, the least and the most.
+# By field of TimeModel in servers/engines/simulated.py: its type, smallest and largest value.
 SIMULATED: dict[str, tuple[type, int, float]] = {
     "prefill_ms": (float, 0, math.inf),
     "prefill_ms_per_token": (float, 0, math.inf),
@@ -18,13 +18,13 @@ SIMULATED: dict[str, tuple[type, int, float]] = {
     "reasoning_share": (float, 0, 1),
     "early_chunk": (int, 0, 1),
     "end_of_text": (int, 0, math.inf),
-    "tokens_per_word": (int, 1, 5),  # letters and space of a word
+    "tokens_per_word": (int, 1, 5),  # a word is four letters and a space
 }
 MOST_COLUMNS = 100
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of descriptions, and makes no line longer than one reads with ease."""
+    """Keeps the line breaks of descriptions and limits lines to MOST_COLUMNS characters."""
 
     def __init__(self, prog: str) -> None:
         columns = shutil.get_terminal_size().columns
@@ -32,7 +32,9 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def parse_numbers(kind: type, least: float, what: str) -> Callable[[str], list[Any]]:
-    """A comma-separated list of numbers above `least`."""
+    """Makes a parser of comma-separated numbers above `least`. `what` describes one of them in an
+    error.
+    """
 
     def parse(text: str) -> list[Any]:
         try:
@@ -47,6 +49,8 @@ def parse_numbers(kind: type, least: float, what: str) -> Callable[[str], list[A
 
 
 def parse_single(parse: Callable[[str], list[Any]]) -> Callable[[str], Any]:
+    """Makes a parser of one value from a parser of a list."""
+
     def parse_one(text: str) -> Any:
         values = parse(text)
         if len(values) != 1:
@@ -57,7 +61,7 @@ def parse_single(parse: Callable[[str], list[Any]]) -> Callable[[str], Any]:
 
 
 def parse_simulated(text: str) -> dict[str, float]:
-    """prefill_ms=50,step_ms=10 and so on, by name."""
+    """Parses a text such as "prefill_ms=50,step_ms=10" into values by name."""
     times: dict[str, float] = {}
     for part in filter(None, text.split(",")):
         name, _, value = part.partition("=")
@@ -77,7 +81,7 @@ def parse_simulated(text: str) -> dict[str, float]:
 
 
 def parse_share(text: str) -> float:
-    """From "5%" or "0.05"."""
+    """Parses "5%" or "0.05"."""
     number = re.fullmatch(r"(\d+(?:\.\d+)?(?:e-?\d+)?)(%?)", text.strip())
     share = float(number[1]) / (100 if number[2] else 1) if number else math.nan
     if not 0 <= share <= 1:
@@ -86,7 +90,7 @@ def parse_share(text: str) -> float:
 
 
 def parse_whole(text: str) -> int:
-    """Any whole number."""
+    """Parses a whole number, which may be negative."""
     try:
         return int(text)
     except ValueError:
@@ -94,6 +98,6 @@ def parse_whole(text: str) -> int:
 
 
 def add_switch(group: argparse._ActionsContainer, name: str, default: bool, help: str) -> None:
-    """Adds --name and --no-name; the latter takes back what a config file sets."""
+    """Adds --name and --no-name, which overrides a config file."""
     action = group.add_argument(name, action=argparse.BooleanOptionalAction, help=help)
-    action.default = default  # given above, Python before 3.13 would add it to the help
+    action.default = default  # as an argument above, Python before 3.13 would add it to the help

@@ -19,20 +19,20 @@ from servers.runtime import catalog
 
 CORE = "flask_gunicorn,fastapi_threadpool,fastapi_vllm"
 DESCRIPTION = """\
-Starts each server, checks its responses, drives it with the same requests, and
-writes a report. Without options it compares three servers on this machine.
-`nox -s bench -- OPTIONS` takes the same options and installs what they need."""
+Starts each server, checks its responses, measures all of them under the same load,
+and writes a report. Without options it compares three servers on this machine.
+`nox -s bench -- OPTIONS` takes the same options and first installs what they need."""
 EXIT_CODES = """\
 exit codes:
   0    every server has a valid case of each scenario
-  1    a case failed, or a server has no valid case of a scenario; stderr says
-       which one and why, and the report is made anyway
-  2    the command cannot run as asked; stderr says why in one sentence
+  1    a case failed, or a server has no valid case of a scenario; stderr gives
+       the reasons, and the report is made anyway
+  2    the command cannot run as asked; stderr gives the reason in one sentence
   130  Ctrl-C; the same command with --out continues the campaign"""
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of `python -m loadtests`. Its groups are the headings of --help, and of the file
+    """The parser of `python -m loadtests`. Its groups are the headings of --help and of the file
     that --plan prints.
     """
     parser = remote_worker.OneLineParser(
@@ -47,7 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_server_options(
         parser.add_argument_group(
             "What to measure",
-            "Servers of this repository, or one that runs already.\n"
+            "Servers of this repository, or one that is already running.\n"
             "  nox -s bench -- --servers fastapi_vllm,vllm_openai --model ./my-llama\n"
             "  nox -s bench -- --target http://10.0.0.5:8000/v1",
         )
@@ -55,29 +55,29 @@ def make_parser() -> argparse.ArgumentParser:
     add_workload_options(
         parser.add_argument_group(
             "What to send",
-            "Scenarios are named workloads; --users and --rate replace their loads.\n"
+            "A scenario is a named workload; --users and --rate replace its load.\n"
             "  nox -s bench -- --scenarios interactive --users 1,16,64\n"
             "  nox -s bench -- --scenarios steady --rate 2,4,8",
         )
     )
     add_length_options(
         parser.add_argument_group(
-            "How long, how often, and what is valid",
-            "Only repetitions show how much a number varies.\n"
+            "Length, repetitions and validity",
+            "Repetitions show how much a number varies.\n"
             "  nox -s bench -- --duration 60 --repeat 3",
         )
     )
     add_capacity_options(
         parser.add_argument_group(
             "Capacity",
-            "How much load each server sustains within an SLO.\n"
+            "The highest load at which each server meets an SLO.\n"
             "  nox -s bench -- --find-capacity --scenarios steady --slo ttft_p99=500ms",
         )
     )
     add_machine_options(
         parser.add_argument_group(
-            "Several processes or machines that send the load",
-            "For more load than one core can send, and for a network between.\n"
+            "Several load workers, here or on other machines",
+            "For more load than one core can send, or to include a network.\n"
             "  nox -s bench -- --load-workers 2\n"
             "  nox -s bench -- --listen 10.0.0.5:5557    # python -m loadtests.worker there",
         )
@@ -85,7 +85,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_output_options(
         parser.add_argument_group(
             "Config file and output",
-            "A file holds the options of a campaign, so that it can be committed.\n"
+            "A config file holds the options of a campaign; commit it to repeat the campaign.\n"
             "  nox -s bench -- --servers fastapi_vllm --repeat 3 --plan > bench.toml\n"
             "  nox -s bench -- --config bench.toml --out results/tuesday",
         )
@@ -100,7 +100,7 @@ def add_server_options(group: argparse._ArgumentGroup) -> None:
         action=ListAction,
         default=CORE,
         metavar="NAME,...",
-        help="servers to start, or all; `python -m servers list` shows them (default: %(default)s)",
+        help="servers to start, or all; `python -m servers list` lists them (default: %(default)s)",
     )
     add(
         "--engines",
@@ -108,8 +108,8 @@ def add_server_options(group: argparse._ArgumentGroup) -> None:
         default="",
         metavar="NAME,...",
         help=(
-            f"what runs the model in them: {', '.join(catalog.ENGINES)} (default: each server's"
-            " real one)"
+            f"engines that run the model in the servers: {', '.join(catalog.ENGINES)} (default:"
+            " each server's first)"
         ),
     )
     add(
@@ -118,17 +118,18 @@ def add_server_options(group: argparse._ArgumentGroup) -> None:
         default=[],
         metavar="SERVER.OPTION=VALUE",
         help=(
-            "an option of a server, such as fastapi_vllm.loop=asyncio; several values, separated by"
-            " commas, make several cases; can be repeated (default: each server's own values)"
+            "set an option of a server, such as fastapi_vllm.loop=asyncio; several values separated"
+            " by commas make several cases; can be repeated (default: each server's own values)"
         ),
     )
     add(
         "--model",
         metavar="MODEL",
         help=(
-            "tiny, small, 1b, 8b (generated), smollm2 (a small real one), a folder, or a hub name;"
-            " with --target the name of one that it serves (default: small; with a GPU"
-            " the largest generated one that fits; with --target the one that it names)"
+            "model to serve: tiny, small, 1b or 8b (generated), smollm2 (small and real), a folder,"
+            " or a name on the Hugging Face Hub; with --target, the name of a model that it serves"
+            " (default: small; with a GPU, the largest generated model that fits; with --target,"
+            " the only model that it serves)"
         ),
     )
     add(
@@ -138,10 +139,11 @@ def add_server_options(group: argparse._ArgumentGroup) -> None:
         default={},
         metavar="NAME=VALUE,...",
         help=(
-            "times of the simulated engine in ms, such as prefill_ms=50,step_ms=10,max_batch=64,"
-            " and what makes it like other engines: tokens_per_chunk=4, reasoning_share=0.8,"
-            " early_chunk=1, end_of_text=100, tokens_per_word=2 (default: those of"
-            " servers/engines/simulated.py)"
+            "settings of the simulated engine: its times in ms and its batch size, such as"
+            " prefill_ms=20,step_ms=5,max_batch=16, and behaviour of other engines:"
+            " tokens_per_chunk=4, reasoning_share=0.8, early_chunk=1, end_of_text=100,"
+            " tokens_per_word=2; servers/engines/simulated.py explains them (default:"
+            " prefill_ms=50,step_ms=10,max_batch=64)"
         ),
     )
     add(
@@ -149,16 +151,16 @@ def add_server_options(group: argparse._ArgumentGroup) -> None:
         type=parse_single(parse_numbers(int, 0, "a whole number of workers above 0")),
         metavar="COUNT",
         help=(
-            "processes of a server that has worker processes, each with its own copy of the model"
-            " (default: one a core; with a GPU as many as fit, 4 at most)"
+            "worker processes of a server that supports several, each with a copy of the model"
+            " (default: one per core left to the server; with a GPU, at most 4 that fit its memory)"
         ),
     )
     add(
         "--target",
         metavar="URL",
         help=(
-            "measure an OpenAI-compatible server that runs already, with or without /v1 (default:"
-            " start --servers)"
+            "measure an OpenAI-compatible server that is already running; its URL may end in /v1"
+            " (default: start the servers of --servers)"
         ),
     )
     add(
@@ -166,8 +168,8 @@ def add_server_options(group: argparse._ArgumentGroup) -> None:
         type=parse_single(parse_numbers(float, 0, "a number of seconds above 0")),
         metavar="SECONDS",
         help=(
-            "how long a server may take to start, or a --target to load its model (default: that of"
-            " servers/runtime/limits.py)"
+            "time limit for a server to start, or for a --target to load its model, in seconds"
+            " (default: 300, or ready_timeout_s of its server.toml)"
         ),
     )
 
@@ -180,8 +182,8 @@ def add_workload_options(group: argparse._ArgumentGroup) -> None:
         default="",
         metavar="NAME,...",
         help=(
-            "tables of the scenarios file (default: quick-chat,quick-steady; with a GPU"
-            " gpu-chat,gpu-steady; with --target interactive,steady)"
+            "scenarios to run, tables of the scenarios file (default: quick-chat,quick-steady; with"
+            " a GPU, gpu-chat,gpu-steady; with --target, interactive,steady)"
         ),
     )
     add(
@@ -189,7 +191,7 @@ def add_workload_options(group: argparse._ArgumentGroup) -> None:
         type=Path,
         default=SCENARIOS_FILE,
         metavar="FILE",
-        help="TOML with scenarios of your own (default: loadtests/workload/scenarios.toml)",
+        help="TOML file of scenarios (default: loadtests/workload/scenarios.toml)",
     )
     add(
         "--users",
@@ -198,8 +200,8 @@ def add_workload_options(group: argparse._ArgumentGroup) -> None:
         default=[],
         metavar="COUNT,...",
         help=(
-            "users of closed-loop scenarios; several counts make several cases (default: the"
-            " scenario's)"
+            "concurrent users in closed-loop scenarios; several counts make several cases (default:"
+            " the scenario's)"
         ),
     )
     add(
@@ -209,7 +211,7 @@ def add_workload_options(group: argparse._ArgumentGroup) -> None:
         default=[],
         metavar="RATE,...",
         help=(
-            "requests/s of open-loop scenarios; several rates make several cases (default: the"
+            "requests/s in open-loop scenarios; several rates make several cases (default: the"
             " scenario's)"
         ),
     )
@@ -218,23 +220,24 @@ def add_workload_options(group: argparse._ArgumentGroup) -> None:
         type=Path,
         metavar="FILE",
         help=(
-            'recorded traffic for scenarios with arrivals = "trace";'
-            " loadtests/workload/traces.py has the formats (default: the scenario's)"
+            'file of recorded traffic, for scenarios with arrivals = "trace";'
+            " loadtests/workload/traces.py describes the formats (default: the scenario's)"
         ),
     )
     add(
         "--time-scale",
         type=parse_single(parse_numbers(float, 0, "a factor above 0")),
         metavar="FACTOR",
-        help="speed of the replayed trace; 2 is twice as fast (default: the scenario's)",
+        help="replay speed of the trace; 2 is twice as fast (default: the scenario's)",
     )
     add_switch(
         group,
         "--respect-retry-after",
         default=False,
         help=(
-            "a user of a closed loop waits as long as a refusal's Retry-After says (default: it"
-            " waits 10 ms, then twice as long after each further failure)"
+            "after a failure, a user of a closed loop waits at least as long as the response's"
+            " Retry-After header asks (default: it waits 10 ms, then twice as long after each"
+            " further failure, up to 1 s)"
         ),
     )
     add(
@@ -242,7 +245,7 @@ def add_workload_options(group: argparse._ArgumentGroup) -> None:
         type=parse_whole,
         default=1,
         metavar="NUMBER",
-        help="of prompts, arrivals and the order of cases (default: %(default)s)",
+        help="seed of prompts, arrivals and the order of cases (default: %(default)s)",
     )
 
 
@@ -253,8 +256,8 @@ def add_length_options(group: argparse._ArgumentGroup) -> None:
         type=parse_single(parse_numbers(float, 0, "a number of seconds above 0")),
         metavar="SECONDS",
         help=(
-            "fixed length of each case's measured window (default: the scenario's, longer where a"
-            " P99 needs that)"
+            "fixed length of each case's measured window, in seconds (default: the scenario's, or"
+            " longer if a P99 needs more requests)"
         ),
     )
     add(
@@ -262,15 +265,18 @@ def add_length_options(group: argparse._ArgumentGroup) -> None:
         type=parse_single(parse_numbers(int, 0, "a whole number above 0")),
         default=1,
         metavar="COUNT",
-        help="runs of each case, interleaved, each with a fresh start (default: %(default)s)",
+        help=(
+            "runs of each case, interleaved, each with a freshly started server (default:"
+            " %(default)s)"
+        ),
     )
     add(
         "--max-errors",
         type=parse_share,
         metavar="SHARE",
         help=(
-            "share of requests that may fail before a case is invalid, such as 1%%; recorded with"
-            " the campaign (default: 5%%)"
+            "share of failed requests above which a case is invalid, such as 1%% or 0.01 (default:"
+            " 5%%)"
         ),
     )
     add_switch(
@@ -278,8 +284,8 @@ def add_length_options(group: argparse._ArgumentGroup) -> None:
         "--calibration",
         default=True,
         help=(
-            "measure the load generator's own errors first, for half a minute, so that the report"
-            " can say how large they are (default: it does, unless --listen is given)"
+            "first measure the load generator's own errors, for half a minute; the report shows"
+            " them (default: on, but off with --listen)"
         ),
     )
 
@@ -290,8 +296,8 @@ def add_capacity_options(group: argparse._ArgumentGroup) -> None:
         "--find-capacity",
         default=False,
         help=(
-            "find the highest load at which each server meets --slo, in up to 8 cases for each;"
-            " --users or --rate say where to begin (default: no search)"
+            "find the highest load at which each server meets --slo, with at most 8 cases per"
+            " server and scenario; --users or --rate sets the first load (default: off)"
         ),
     )
     group.add_argument(
@@ -300,8 +306,8 @@ def add_capacity_options(group: argparse._ArgumentGroup) -> None:
         default="ttft_p99=1000ms,tpot_p99=100ms",
         metavar="BOUND,...",
         help=(
-            "bounds such as ttft_p99=500ms,tpot_p99=50ms,e2e_p95=5s,errors=1%%, or a preset's name"
-            " (default: %(default)s)"
+            "the SLO of --find-capacity: bounds such as ttft_p99=500ms,tpot_p99=50ms,e2e_p95=5s,"
+            "errors=1%%, or the name of a preset in analysis/slo.py (default: %(default)s)"
         ),
     )
 
@@ -320,8 +326,8 @@ def add_machine_options(group: argparse._ArgumentGroup) -> None:
         type=remote_worker.parse_address,
         metavar="ADDRESS:PORT",
         help=(
-            "wait there for load workers on other machines; servers listen on that address, too"
-            " (default: the load workers run on this machine)"
+            "address at which to wait for load workers on other machines; the servers listen on"
+            " ADDRESS as well (default: load workers run on this machine)"
         ),
     )
 
@@ -332,28 +338,31 @@ def add_output_options(group: argparse._ArgumentGroup) -> None:
         "--config",
         metavar="FILE",
         help=(
-            "TOML with any of these options, such as users = [1, 16]; the command line overrides"
-            " it, and its paths are relative to the working directory (default: no file)"
+            "TOML file of these options, such as users = [1, 16]; the command line overrides it,"
+            " and its paths are relative to the working directory (default: none)"
         ),
     )
     add(
         "--plan",
         action="store_true",
-        help="print all options as a config file and the cases in their order, and stop",
+        help="print all options as a config file, list the cases in order, and exit",
     )
     add(
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="where results go; an unfinished campaign is continued (default: new in results/)",
+        help=(
+            "folder of the results; an unfinished campaign there is continued (default: a new"
+            " folder in results/)"
+        ),
     )
     add(
         "--report",
         choices=("full", "page", "none"),
         default="full",
         help=(
-            "page leaves out the notebooks, which take some seconds each; none leaves the report to"
-            " `python -m analysis report` (default: %(default)s)"
+            "full: page and notebooks; page: without the notebooks, which take a few seconds each;"
+            " none: no report, for `python -m analysis report` to make later (default: %(default)s)"
         ),
     )
     add(
@@ -361,8 +370,8 @@ def add_output_options(group: argparse._ArgumentGroup) -> None:
         type=remote_worker.parse_port,
         metavar="PORT",
         help=(
-            f"show Locust's web page on that port of {locust_process.WEB_HOST} during the load"
+            f"show Locust's web page at this port of {locust_process.WEB_HOST} during the load"
             " (default: no page)"
         ),
     )
-    add("-h", "--help", action="help", help="print this help and stop")
+    add("-h", "--help", action="help", help="print this help and exit")

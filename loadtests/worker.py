@@ -1,4 +1,4 @@
-"""`python -m loadtests.worker`, as users start it on another machine."""
+"""`python -m loadtests.worker`: the command that users start on another machine."""
 
 import sys
 

@@ -1,6 +1,4 @@
-"""Servers by hand: `python -m servers list`, `python -m servers verify URL`, `python -m servers
-NAME`.
-"""
+"""Lists, starts, verifies and profiles servers by hand."""
 
 import argparse
 import json
@@ -12,6 +10,14 @@ import tempfile
 from pathlib import Path
 
 from servers.runtime import catalog, errors, launch, models
+
+EXIT_CODES = """\
+exit codes:
+  0    list and profile: done; verify: the server passes every check
+  1    verify: a check fails; NAME: the server cannot start here, or it ended
+       (with its own exit code if that is not 0)
+  2    the command line is wrong; profile: the endpoint cannot be profiled
+  130  Ctrl-C"""
 
 
 def list_servers() -> int:
@@ -30,12 +36,12 @@ def list_servers() -> int:
         if options:
             print(f"{'':24}   options: {', '.join(options)}")
     if lacking:
-        print(f"{install_command('NAME')} installs the Python packages that NAME misses")
+        print(f"{install_command('NAME')} installs the Python packages that NAME needs")
     return 0
 
 
 def install_command(server: str, *options: str) -> str:
-    """What installs the Python packages that a server needs, into .nox/bench."""
+    """Return the command that installs a server's Python packages into .nox/bench."""
     return f"`nox --install-only -s bench -- {shlex.join(['--servers', server, *options])}`"
 
 
@@ -110,7 +116,7 @@ def serve(arguments: argparse.Namespace) -> int:
         ) as up:
             print(
                 f"{server.name} serves {model.name} at {up.base_url} after {up.startup_s:.1f} s"
-                f" (process {up.pid}); Ctrl-C ends it",
+                f" (process {up.pid}); press Ctrl-C to stop it",
                 flush=True,
             )
             code = up.supervisor.wait()
@@ -118,47 +124,71 @@ def serve(arguments: argparse.Namespace) -> int:
             return code or 1
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m servers", description=__doc__)
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m servers",
+        description="Lists, starts, checks and profiles servers.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     verbs = parser.add_subparsers(
         dest="name", metavar="list | verify URL | profile URL | NAME", required=True
     )
     verbs.add_parser("list", help="every server, its engines, and whether this machine can run it")
-    check = verbs.add_parser("verify", help="does the server at URL keep the contract?")
-    check.add_argument("url", help="such as http://127.0.0.1:8000")
-    check.add_argument("--model", help="the first of /v1/models if not given")
-    check.add_argument("--websocket", action="store_true", help="it also streams over WebSockets")
-    asked = verbs.add_parser("profile", help="what is the endpoint at URL, and what does it do?")
+    check = verbs.add_parser("verify", help="check that the server at URL meets the contract")
+    check.add_argument("url", help="base URL, such as http://127.0.0.1:8000")
+    check.add_argument("--model", help="model to request (default: the first of /v1/models)")
+    check.add_argument(
+        "--websocket", action="store_true", help="also check streaming over WebSockets"
+    )
+    asked = verbs.add_parser("profile", help="find out what the endpoint at URL is and does")
     asked.add_argument("url", help="such as http://127.0.0.1:8000 or https://host/prefix/v1")
-    asked.add_argument("--model", help="needed if several are listed, or none")
-    asked.add_argument("--ready-timeout", type=float, help="for a server that still loads, s")
-    asked.add_argument("--json", action="store_true", help="for programs")
+    asked.add_argument("--model", help="required unless the endpoint lists exactly one model")
+    asked.add_argument(
+        "--ready-timeout", type=float, help="seconds to wait for a server that is still loading"
+    )
+    asked.add_argument("--json", action="store_true", help="print the profile as JSON")
     for name in catalog.list_servers():
-        one = verbs.add_parser(name, help="start it in the foreground")
-        one.add_argument("--engine", help="the first of its server.toml if not given")
+        one = verbs.add_parser(name, help="start this server in the foreground")
+        one.add_argument(
+            "--engine", help="what runs the model (default: the first in its server.toml)"
+        )
         one.add_argument(
             "--model",
             default="small",
             help="tiny, small, 1b, 8b, smollm2, a folder, or a hub name (default: small)",
         )
-        one.add_argument("--host", default="127.0.0.1")
-        one.add_argument("--port", type=int, default=8000)
-        one.add_argument("--workers", type=int, default=1)
+        one.add_argument(
+            "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
+        )
+        one.add_argument(
+            "--port", type=int, default=8000, help="port to listen on (default: %(default)s)"
+        )
+        one.add_argument(
+            "--workers",
+            type=int,
+            default=1,
+            help="worker processes, of a server that has them (default: %(default)s)",
+        )
         one.add_argument(
             "--set",
             type=option,
             action="append",
             default=[],
             metavar="OPTION=VALUE",
-            help="`list` shows them",
+            help="an option that `list` shows",
         )
+    return parser
+
+
+def main() -> int:
     launch.check_environment()
     known = {"list", "verify", "profile", *catalog.list_servers()}
     if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
         catalog.check_name(sys.argv[1], known, "server or verb")
-    arguments = parser.parse_args()
+    arguments = make_parser().parse_args()
     if arguments.name == "list":
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `list | head` is no error
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `list | head` is not an error
         return list_servers()
     commands = {"verify": verify, "profile": profile}
     return commands.get(arguments.name, serve)(arguments)

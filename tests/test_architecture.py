@@ -13,7 +13,8 @@ import pytest
 from servers.runtime import catalog
 
 ROOT = Path(__file__).parents[1]
-HOUSE = ("analysis", "loadtests", "servers", "tests")
+HOUSE = ("analysis", "loadtests", "servers", "tests", "docs", "generator")
+FOLDERS = ("servers", "loadtests", "analysis", "docs")  # docs/generate.py imports `generator`
 # What the servers are made of, and what is below them.
 WEB = (
     *sorted({name for server in catalog.list_servers().values() for name in server.requires}),
@@ -145,6 +146,13 @@ RULES = [
         "the load side sees servers from outside",
     ),
     Rule(("servers/*",), (), HOUSE, ("servers",), "servers know nothing above them"),
+    Rule(
+        ("docs/*",),
+        (),
+        HOUSE,
+        ("generator", "servers.runtime.catalog", "servers.__main__", "loadtests", "analysis"),
+        "the pages of docs/ are made from the catalogue, the commands, the schema and the metrics",
+    ),
     Rule(
         ("servers/contract/*",),
         (),
@@ -298,16 +306,15 @@ def violations(path: str, source: str) -> list[str]:
     ]
 
 
+def python_files() -> list[Path]:
+    return [file for folder in FOLDERS for file in sorted((ROOT / folder).rglob("*.py"))]
+
+
 def test_every_import_keeps_the_rules() -> None:
-    files = [
-        file
-        for folder in ("servers", "loadtests", "analysis")
-        for file in sorted((ROOT / folder).rglob("*.py"))
-    ]
-    assert len(files) > 20, "the rules must see the house"
+    assert len(python_files()) > 20, "the rules must see the house"
     broken = [
         text
-        for file in files
+        for file in python_files()
         for text in violations(file.relative_to(ROOT).as_posix(), file.read_text())
     ]
     assert not broken, "\n" + "\n".join(broken)
@@ -315,11 +322,7 @@ def test_every_import_keeps_the_rules() -> None:
 
 def test_every_rule_is_about_files_that_exist() -> None:
     """A file that is renamed must not slip out of its rule."""
-    names = [
-        file.relative_to(ROOT).as_posix()
-        for folder in ("servers", "loadtests", "analysis")
-        for file in (ROOT / folder).rglob("*.py")
-    ]
+    names = [file.relative_to(ROOT).as_posix() for file in python_files()]
     for rule in RULES:
         for pattern in (*rule.files, *rule.exempt):
             assert any(fnmatch(name, pattern) for name in names), f"no file is meant by {pattern!r}"
@@ -327,17 +330,13 @@ def test_every_rule_is_about_files_that_exist() -> None:
 
 def test_no_folder_is_too_large() -> None:
     """A folder of more modules than this no longer reads at a glance."""
-    sizes = Counter(
-        file.parent.relative_to(ROOT).as_posix()
-        for folder in ("servers", "loadtests", "analysis")
-        for file in (ROOT / folder).rglob("*.py")
-    )
+    sizes = Counter(file.parent.relative_to(ROOT).as_posix() for file in python_files())
     assert not {folder: count for folder, count in sizes.items() if count > MOST_MODULES}
 
 
 def test_every_room_says_what_it_is_for() -> None:
-    for package in ("servers", "loadtests", "analysis"):
-        for file in (ROOT / package).rglob("__init__.py"):
+    for folder in FOLDERS:
+        for file in (ROOT / folder).rglob("__init__.py"):
             assert ast.get_docstring(ast.parse(file.read_text())), f"{file}: has no docstring"
 
 
@@ -375,6 +374,7 @@ def test_every_room_says_what_it_is_for() -> None:
         ("loadtests/schema/*", "import pyarrow.parquet"),
         ("loadtests/accuracy/ground_truth_server.py", "from servers.contract import api"),
         ("loadtests/accuracy/ground_truth_http.py", "from loadtests.client import http"),
+        ("docs/generator/servers.py", "from servers.engines import simulated"),
     ],
 )
 def test_a_violation_is_caught_and_located(path: str, line: str) -> None:

@@ -1,6 +1,6 @@
-"""What .ci/run installs and says, in a folder with made-up programs.
+""".ci/run in a folder with made-up programs: the packages that it installs, and its output.
 
-Its apt-get, sudo and nox only note how they were called.
+Its apt-get, sudo and nox only record how they were called.
 """
 
 import os
@@ -19,7 +19,7 @@ no-such-compiler                compiler-package headers-package
 NOTE = '#!/bin/sh\necho "$(basename "$0") $*" >>"$NOTES"\n'
 COMMANDS = {
     "id": "#!/bin/sh\necho 1000\n",
-    # Called with -n, which it leaves out of the note; what it is to run stays undone.
+    # Called with -n, which it leaves out of the note. It does not run the command.
     "sudo": '#!/bin/sh\nshift\necho "root: $*" >>"$NOTES"\nexit "$SUDO"\n',
     "apt-get": NOTE,
     "python3": '#!/bin/sh\nmkdir "$3/bin"\ncp "$NOTE" "$3/bin/pip"\ncp "$NOTE" "$3/bin/nox"\n'
@@ -28,7 +28,9 @@ COMMANDS = {
 
 
 def run_ci(folder: Path, sudo: int, **environment: str) -> tuple[list[str], str]:
-    """The notes of its commands, a line each, and its output. `sudo`: the exit code of sudo."""
+    """Returns the notes of its commands, one line each, and its output. `sudo`: sudo's exit
+    code.
+    """
     (folder / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", folder / ".ci" / "run")
     (folder / ".ci" / "programs").write_text(PROGRAMS)
@@ -53,10 +55,10 @@ def run_ci(folder: Path, sudo: int, **environment: str) -> tuple[list[str], str]
     return (folder / "notes").read_text().splitlines(), done.stdout
 
 
-def test_it_installs_what_is_missing_without_starting_services(tmp_path: Path) -> None:
+def test_it_installs_missing_packages_without_starting_services(tmp_path: Path) -> None:
     notes, output = run_ci(tmp_path, sudo=0)
     wanted = ["proxy-package", "compiler-package", "headers-package"]
-    assert f"Installing Debian packages that tests need: {' '.join(wanted)}\n" in output
+    assert f"Installing the Debian packages that tests need: {' '.join(wanted)}\n" in output
     installs = [note for note in notes if " apt-get install " in note]
     assert [note.split()[-1] for note in installs] == wanted
     policy = "/usr/sbin/policy-rc.d"
@@ -73,11 +75,11 @@ def test_ci_requires_the_programs(ci: str, strict: str, tmp_path: Path) -> None:
     assert f"strict: {strict}" in notes
 
 
-def test_where_it_may_not_install_it_says_so(tmp_path: Path) -> None:
+def test_a_user_who_may_not_install_gets_a_message(tmp_path: Path) -> None:
     notes, output = run_ci(tmp_path, sudo=1, CI="true")
     assert not [note for note in notes if "apt-get" in note]
     assert "strict: " in notes
     assert output == (
-        "Tests that need these Debian packages are skipped, as this user may not install them:"
-        " proxy-package compiler-package headers-package\n"
+        "Skipping the tests that need these Debian packages, because this user may not install"
+        " them: proxy-package compiler-package headers-package\n"
     )

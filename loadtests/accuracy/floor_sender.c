@@ -1,11 +1,11 @@
-/* The floor for sending: how punctually one core can send requests at all. It sends ready-made
+/* The floor for sending: how punctually one core can send requests at all. It sends prepared
    requests when they are due, does nothing else, and spins while it waits. `nox -s instrument`
    compiles it and sends the same arrivals with it as with the load generator.
 
-       floor_sender PORT CONNECTIONS < TIMES          prints: when it sent each
+       floor_sender PORT CONNECTIONS < TIMES          prints: the time when it sent each request
 
    TIMES has one line per request, in order: seconds since the start. The connections are used
-   alternately; a response is discarded when its connection is used again and there is time. */
+   alternately. A response is discarded when its connection is used again, if there is time. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -49,12 +49,12 @@ int main(int count, char **arguments) {
                        "Content-Type: application/json\r\nX-Request-Id: 0-0\r\n"
                        "Content-Length: %d\r\n\r\n%s",
                        (int)strlen(body), body);
-    double begin = now() + 0.1;
+    double start = now() + 0.1;
     for (int i = 0; i < requests; i++) {
         int handle = handles[i % connections];
-        if (begin + due[i] - now() > TIME_TO_READ_S)
+        if (start + due[i] - now() > TIME_TO_READ_S)
             recv(handle, discarded, sizeof discarded, MSG_DONTWAIT);
-        while ((sent[i] = now() - begin) < due[i]);
+        while ((sent[i] = now() - start) < due[i]);
         if (send(handle, text, size, 0) != size) return 1;
     }
     for (int i = 0; i < requests; i++) printf("%.9f\n", sent[i]);

@@ -1,5 +1,5 @@
-"""HTTP of the ground truth server (loadtests/accuracy/ground_truth_server.py): bytes of requests
-in, bytes of responses out, without any times.
+"""HTTP of the ground truth server (loadtests/accuracy/ground_truth_server.py): parses the bytes of
+requests and makes the bytes of responses, without any times.
 """
 
 import json
@@ -11,10 +11,10 @@ from servers.contract import oracle
 
 MAX_TOKENS_PER_CHUNK = 1000
 TOKEN_BYTES = 5  # a space and a word
-# all words once in their order, and some more
+# all words in order, and more: a slice of MAX_TOKENS_PER_CHUNK may start at any word
 TEXT = oracle.continuation(oracle.VOCABULARY[-1], oracle.WORDS + MAX_TOKENS_PER_CHUNK).encode()
-MODEL = oracle.PLANTED_MODELS[0]  # a name for which the load generator knows the right responses
-PATHS = {"/v1/completions": False, "/v1/chat/completions": True}  # whether it is a chat
+MODEL = oracle.PLANTED_MODELS[0]  # a model whose right responses the load generator knows
+PATHS = {"/v1/completions": False, "/v1/chat/completions": True}  # True for chats
 PAGES = {
     "/health": {"status": "ok"},
     "/v1/models": {
@@ -34,6 +34,8 @@ class BadRequest(Exception):
 
 @dataclass(frozen=True)
 class GroundTruthRequest:
+    """A request for a stream."""
+
     id: str | None  # X-Request-Id
     chat: bool
     model: str
@@ -42,8 +44,8 @@ class GroundTruthRequest:
 
 
 def parse_first_request(received: bytearray) -> GroundTruthRequest | bytes | None:
-    """Removes the first request from `received`. Returns it if it is for a stream, the response if
-    it is for a page, and None while it is incomplete. Raises BadRequest.
+    """Removes the first request from `received`. Returns a request for a stream, or the response if
+    the request is for a page. Returns None while it is incomplete. Raises BadRequest.
     """
     end = received.find(b"\r\n\r\n")
     if end < 0:
@@ -75,13 +77,16 @@ def parse_first_request(received: bytearray) -> GroundTruthRequest | bytes | Non
             or tokens < 1
             or body.get("stream") is not True
         ):
-            raise ValueError("needs stream: true, text, and max_tokens of 1 or more")
+            raise ValueError
         prompt = oracle.chat_text(messages) if chat else messages[0][1]
         return GroundTruthRequest(
             headers.get("x-request-id"), chat, str(body.get("model", MODEL)), prompt, tokens
         )
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise BadRequest(f"not a request for a stream: {error!r}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise BadRequest(
+            "not a request for a stream: it needs a known path, stream: true, text, and max_tokens"
+            " of 1 or more"
+        ) from None
 
 
 def plain_response(status: str, body: object, headers: str = "") -> bytes:
@@ -102,8 +107,8 @@ def refusal_response(error: BadRequest) -> bytes:
 
 
 def streamed_response(number: int, request: GroundTruthRequest, size: int) -> Iterator[bytes]:
-    """The response in pieces of `size` tokens, an event each. The first piece has the headers, the
-    last one the end.
+    """Yields the response in pieces, one event of `size` tokens each. The first piece includes the
+    headers, the last one the end of the stream.
     """
     kind, name = (
         ("chat.completion.chunk", "chatcmpl") if request.chat else ("text_completion", "cmpl")
@@ -127,21 +132,21 @@ def streamed_response(number: int, request: GroundTruthRequest, size: int) -> It
         at = (first_word + start) % oracle.WORDS * TOKEN_BYTES
         return chunk(head + TEXT[at : at + count * TOKEN_BYTES] + tail)
 
-    # only the words differ from event to event: the rest is serialised once
+    # only the words differ between events: serialise the rest once
     head, tail = event("\0").rsplit(rb"\u0000", 1)
     first_word, prompt_tokens = (
         oracle.successor_index(request.prompt),
         oracle.count_tokens(request.prompt),
     )
-    last = (request.tokens - 1) // size * size  # where the last piece begins
-    begin = STREAM_HEAD
+    last = (request.tokens - 1) // size * size  # index of the last piece's first token
+    headers = STREAM_HEAD
     for start in range(0, last, size):
-        yield begin + words(start, size)
-        begin = b""
+        yield headers + words(start, size)
+        headers = b""
     usage = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": request.tokens,
         "total_tokens": prompt_tokens + request.tokens,
     }
     end = event("", "length", usage=usage) + b"data: [DONE]\n\n"
-    yield begin + words(last, request.tokens - last) + chunk(end) + b"0\r\n\r\n"
+    yield headers + words(last, request.tokens - last) + chunk(end) + b"0\r\n\r\n"

@@ -1,4 +1,4 @@
-"""The plan of the ground truth server: when it sends what, from its command line."""
+"""The plan of the ground truth server: the times of its events, read from its command line."""
 
 import argparse
 import contextlib
@@ -11,22 +11,22 @@ from loadtests.accuracy.ground_truth_http import MAX_TOKENS_PER_CHUNK
 
 @dataclass(frozen=True)
 class ResponsePlan:
-    """When each event of a response is due, what delays it, and how many are served at once."""
+    """The due times of a response's events, their delays, and the limit on concurrent responses."""
 
     ttft_ms: float = 50.0
-    itl_ms: tuple[float, ...] = (10.0,)  # one after the other, each for `step_s`
+    itl_ms: tuple[float, ...] = (10.0,)  # each applies for `step_s`, the last one to the end
     step_s: float = math.inf
     tokens_per_chunk: int = 1
-    stall_every: int = 0  # tokens; 0: never
+    stall_every: int = 0  # in tokens; 0: never
     stall_ms: float = 0.0
     freeze_at_s: float = math.inf  # after the first request
     freeze_s: float = 0.0
     slots: float = math.inf
 
     def due_after(self, at_s: float, events: int, since_start_s: float) -> float:
-        """When a stream's next event is due after `events` of them, the last one due at `at_s`. The
-        first is due TTFT after the start of its stream. `since_start_s`: from the server's first
-        request to `at_s`.
+        """The due time of a stream's next event, after `events` events of which the last was due at
+        `at_s`. Before the first event, `at_s` is the start of the stream. `since_start_s`: from the
+        server's first request to `at_s`. All in seconds.
         """
         size = self.tokens_per_chunk
         if events == 0:
@@ -34,7 +34,7 @@ class ResponsePlan:
         else:
             step = int(since_start_s / self.step_s)
             at_s += self.itl_ms[min(step, len(self.itl_ms) - 1)] / 1e3 * size
-        # a pause before each of the event's tokens that is one to pause before
+        # an event of several tokens may include several pauses
         if self.stall_every:
             stalls = (events + 1) * size // self.stall_every - events * size // self.stall_every
             at_s += self.stall_ms / 1e3 * stalls
@@ -42,7 +42,9 @@ class ResponsePlan:
 
 
 def parse_number(text: str) -> float:
-    """From 0, and finite. Raises argparse.ArgumentTypeError, as do the other two."""
+    """Parses a finite number of at least 0. Raises argparse.ArgumentTypeError, as the other two
+    do.
+    """
     with contextlib.suppress(ValueError):
         if 0 <= float(text) < math.inf:
             return float(text)
@@ -64,8 +66,8 @@ def parse_whole_number(text: str) -> int:
 
 
 def parse_options() -> tuple[ResponsePlan, Path, int, argparse.ArgumentParser]:
-    """The plan, the log's path and the port, from the command line; and the parser, for errors."""
-    # without the usage, an error is one sentence
+    """Returns the plan, the log's path, the port, and the parser for reporting errors."""
+    # without the usage, an error prints one sentence
     parser = argparse.ArgumentParser(
         prog="python -m loadtests.accuracy.ground_truth_server",
         usage=argparse.SUPPRESS,
@@ -76,19 +78,19 @@ def parse_options() -> tuple[ResponsePlan, Path, int, argparse.ArgumentParser]:
         "--log",
         type=Path,
         required=True,
-        help="what was sent when, as JSON lines; written at the end",
+        help="file for the times of all events, as JSON lines; written at the end",
     )
     add(
         "--port",
         type=parse_whole_number,
         default=0,
-        help="of 127.0.0.1; it is printed (default: a free one)",
+        help="port of 127.0.0.1; it is printed (default: a free port)",
     )
     add(
         "--ttft-ms",
         type=parse_number,
         default=50.0,
-        help="from a request to its first token (default: 50)",
+        help="time from a request to its first token, in ms (default: 50)",
     )
     add(
         "--itl-ms",
@@ -96,41 +98,51 @@ def parse_options() -> tuple[ResponsePlan, Path, int, argparse.ArgumentParser]:
         type=parse_numbers,
         default=[10.0],
         help=(
-            "between tokens (default: 10); several, such as 10,5,2.5, come one after the other, and"
-            " the last holds on"
+            "time between tokens, in ms; of several values, such as 10,5,2.5, each applies for"
+            " --step-s, and the last one to the end (default: 10)"
         ),
     )
     add(
         "--step-s",
         type=parse_number,
         default=math.inf,
-        help="how long each of several holds, from the first request on",
+        help="duration of each of several --itl-steps-ms, from the first request, in seconds",
     )
     add(
         "--tokens-per-chunk",
         type=parse_whole_number,
         default=1,
-        help="tokens in an event, which is due every so many itl (default: 1)",
+        help="tokens per event; an event takes the time of its tokens (default: 1)",
     )
     add(
         "--stall-every",
         type=parse_whole_number,
         default=0,
-        help="each stream pauses before every so many-th token (default: never)",
+        help="number of tokens from one pause of a stream to the next (default: no pauses)",
     )
-    add("--stall-ms", type=parse_number, default=0.0, help="for so long")
+    add(
+        "--stall-ms",
+        type=parse_number,
+        default=0.0,
+        help="duration of each pause, in ms (default: 0)",
+    )
     add(
         "--freeze-at-s",
         type=parse_number,
         default=math.inf,
-        help="after the first request everything stands still, once (default: never)",
+        help="freeze the server once, this many seconds after the first request (default: never)",
     )
-    add("--freeze-s", type=parse_number, default=0.0, help="for so long")
+    add(
+        "--freeze-s",
+        type=parse_number,
+        default=0.0,
+        help="duration of the freeze, in seconds (default: 0)",
+    )
     add(
         "--slots",
         type=parse_whole_number,
         default=0,
-        help="requests served at once, others wait in order (default: 0, no limit)",
+        help="requests served at once; others wait in order (default: 0, no limit)",
     )
     options = parser.parse_args()
     if len(options.itl_ms) > 1 and not 0 < options.step_s < math.inf:

@@ -1,17 +1,18 @@
-"""The ground truth server: it streams responses at known times, and the load generator measures its
-own errors against it.
+"""The ground truth server: streams responses at known times. The load generator measures its own
+errors against it.
 
     python -m loadtests.accuracy.ground_truth_server --ttft-ms 50 --itl-ms 10 --log FILE
 
-It is not one of the compared servers: it has no model, only the oracle and a plan of times. A
-request's first token is due `ttft` after the request was read, each further event one `itl` after
-the due time before it, so lateness never adds up. The log has the times at which events were sent;
-it is written at the end (SIGTERM or Ctrl-C). All times are `time.perf_counter()`, in seconds; on
-Linux that is CLOCK_MONOTONIC, one clock for all processes, so that a client's stamps can be
-compared with the server's.
+It is not one of the compared servers: it has no model, only the oracle and a plan of times. The
+first token is due `ttft` after the request was read, and each further event one `itl` after the
+previous due time, so lateness never adds up. The log has the times at which events were sent; it is
+written at the end (SIGTERM or Ctrl-C). All times are `time.perf_counter()`, in seconds. On Linux
+that is CLOCK_MONOTONIC, one clock for all processes, so stamps of the client and the server can be
+compared.
 
-One thread, a heap of due times, sockets that never block. Give it a core of its own: it waits out
-the last 2 ms in a busy loop, and another process on that core makes it late, which the log shows.
+It has one thread, a heap of due times, and sockets that never block. Give it a core of its own: it
+spends the last 2 ms before an event in a busy loop, and another process on its core makes it late,
+which the log shows.
 """
 
 import contextlib
@@ -42,8 +43,8 @@ from loadtests.accuracy.ground_truth_plan import ResponsePlan, parse_options
 # The loop stops sleeping this long before an event is due: selectors round up to whole
 # milliseconds, and the wake-up itself takes time.
 BUSY_S = 0.002
-WATCH_S = 0.1  # how soon a signal is noticed
-EVENTS_AT_ONCE = 32  # then the sockets have their turn
+WATCH_S = 0.1  # longest sleep, and so the longest delay of a signal
+EVENTS_AT_ONCE = 32  # events sent before the sockets are read again
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
 
 
@@ -52,14 +53,14 @@ class ServedRequest:
     """A line of the log, in the order of arrival: one request, finished or not."""
 
     id: str | None  # its X-Request-Id
-    arrived_s: float  # completely read
-    due_s: float | None  # its first token; None if that was not sent
-    stamps_s: list[float]  # just before each event was sent
+    arrived_s: float  # when the request was completely read
+    due_s: float | None  # when its first token was due; None if that was not sent
+    stamps_s: list[float]  # when each event was sent
 
 
 @dataclass(frozen=True)
 class LogSummary:
-    """The log's first line: when the server was frozen, and how late it sent events."""
+    """The log's first line: the time of the freeze, and the lateness of events."""
 
     freeze: tuple[float, float] | None  # start_s, end_s
     requests: int
@@ -77,7 +78,7 @@ class ClientConnection:
     socket: socket.socket
     received: bytearray = field(default_factory=bytearray)
     unsent: bytearray = field(default_factory=bytearray)
-    busy: bool = False  # with a response: the next request waits
+    busy: bool = False  # with a response; the next request then waits
 
 
 @dataclass(slots=True, eq=False)
@@ -86,9 +87,9 @@ class ServedStream:
     number: int
     id: str | None
     arrived_s: float
-    pieces: Iterator[bytes]  # what is sent, event by event
-    piece: bytes  # the next one, made before it is due; empty after the last
-    # of each event sent; lists would take four times the memory
+    pieces: Iterator[bytes]  # the bytes of each event
+    piece: bytes  # the next one, prepared before it is due; empty after the last
+    # one entry per event that was sent; lists would take four times the memory
     due_s: "array[float]" = field(default_factory=lambda: array("d"))
     sent_s: "array[float]" = field(default_factory=lambda: array("d"))
 
@@ -98,10 +99,10 @@ class GroundTruthServer:
         self.listener, self.plan = listener, plan
         self.selector = selectors.DefaultSelector()  # epoll on Linux
         self.selector.register(listener, selectors.EVENT_READ)
-        # when the next event of each running stream is due
+        # the due time of each running stream's next event
         self.heap: list[tuple[float, int, ServedStream]] = []
         self.waiting: deque[ServedStream] = deque()  # for a slot
-        self.streams: list[ServedStream] = []  # all there ever were
+        self.streams: list[ServedStream] = []  # all since the start
         self.freeze_at_s = math.inf
         self.freeze: tuple[float, float] | None = None
         self.ended = False
@@ -134,7 +135,7 @@ class GroundTruthServer:
                 return
             self.send(stream.connection, stream.piece)
             stream.due_s.append(due_s)
-            # also if the client's buffer is full: a client that does not read is not our lateness
+            # even if the client's buffer is full: a client that does not read does not make us late
             stream.sent_s.append(now_s)
             stream.piece = next(stream.pieces, b"")
             if stream.piece:
@@ -149,8 +150,8 @@ class GroundTruthServer:
         return self.plan.due_after(at_s, events, at_s - self.streams[0].arrived_s)
 
     def fill_slots(self, free_s: float) -> None:
-        """Starts waiting requests while slots are free. A slot became free, by the plan, at
-        `free_s`; a request that arrived later has not waited since then.
+        """Starts waiting requests while slots are free. By the plan, a slot became free at
+        `free_s`; a request that arrived later starts at its arrival.
         """
         while self.waiting and len(self.heap) < self.plan.slots:
             stream = self.waiting.popleft()
@@ -159,18 +160,20 @@ class GroundTruthServer:
             )
 
     def freeze_once(self) -> None:
-        """Freezes: nothing is read or sent meanwhile, and all due times move by as much."""
+        """Freezes the server: it reads and sends nothing, and postpones all due times by as
+        much.
+        """
         start_s = time.perf_counter()
         time.sleep(self.plan.freeze_s)
         end_s = time.perf_counter()
         self.freeze_at_s, self.freeze = math.inf, (start_s, end_s)
-        # the order stays
+        # the order is unchanged, so the list is still a heap
         self.heap[:] = [
             (due_s + end_s - start_s, number, stream) for due_s, number, stream in self.heap
         ]
 
     def accept(self) -> None:
-        with contextlib.suppress(OSError):  # the client has gone again
+        with contextlib.suppress(OSError):  # the client has disconnected
             client, _ = self.listener.accept()
             client.setblocking(False)
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -182,7 +185,7 @@ class GroundTruthServer:
                 data = data[connection.socket.send(data) :]
             except BlockingIOError:
                 pass
-            except OSError:  # the client has gone: the next read says so, too, and cleans up
+            except OSError:  # the client has disconnected: the next read fails and cleans up
                 return
             if not data:
                 return
@@ -210,7 +213,7 @@ class GroundTruthServer:
             self.drop(connection)
 
     def drop(self, connection: ClientConnection) -> None:
-        """Forgets a client that has gone, with its requests."""
+        """Drops a client that has disconnected, with its requests."""
         self.selector.unregister(connection.socket)
         connection.socket.close()
         self.waiting = deque(
@@ -223,15 +226,15 @@ class GroundTruthServer:
             self.fill_slots(time.perf_counter())
 
     def start_next_request(self, connection: ClientConnection) -> None:
-        """Starts the next request if it is complete and the response before it has ended."""
+        """Starts the next request if it is complete and the previous response has ended."""
         while not connection.busy:
             arrived_s = time.perf_counter()
             try:
                 request = parse_first_request(connection.received)
             except BadRequest as error:
-                connection.busy = True  # and stays so: no further request is read
+                connection.busy = True  # for good: no further request is read
                 self.send(connection, refusal_response(error))
-                # close() with unread bytes would be a reset, and the response lost
+                # close() with unread bytes would reset the connection and lose the response
                 with contextlib.suppress(OSError):
                     connection.socket.shutdown(socket.SHUT_WR)
                 return
@@ -280,9 +283,9 @@ class GroundTruthServer:
 def main() -> int:
     plan, log, port, parser = parse_options()
     try:
-        log.write_text("")  # now: an unwritable log must not turn up at the end
+        log.write_text("")  # fails now, not at the end, if the log cannot be written
         listener = socket.create_server(("127.0.0.1", port), backlog=4096)
-    except (OSError, OverflowError) as error:  # the latter: no such port
+    except (OSError, OverflowError) as error:  # OverflowError: no such port
         parser.error(str(error))
     server = GroundTruthServer(listener, plan)
 
@@ -291,7 +294,7 @@ def main() -> int:
 
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, end)
-    gc.disable()  # nothing here makes cycles, and a collection can take longer than a token
+    gc.disable()  # nothing here makes cycles, and a collection can take longer than an ITL
     listener.setblocking(False)
     print(listener.getsockname()[1], flush=True)
     server.run()

@@ -1,4 +1,4 @@
-"""Open loops: are requests sent when they should be, and is a frozen server noticed?"""
+"""Experiments with open loops: requests are sent on time, and a frozen server shows in E2E."""
 
 import csv
 import datetime
@@ -16,12 +16,12 @@ from loadtests.accuracy.testbed import ITL_S, TIMES, TTFT_S, Testbed, make_scena
 
 
 def measure_open_loop(bench: Testbed) -> Results:
-    """At 50, 200, 500 and 2,000 requests/s of 8 tokens: rate within 0.5%, send lag P50 / P99 at
-    most 0.3 / 0.6 ms up to 500; gaps between arrivals pass a Kolmogorov-Smirnov test against the
-    exponential distribution that was asked for. So do the gaps between requests as they were sent,
-    up to the rate where sending two requests takes longer than their gap often enough to be seen in
-    10,000 of them. A few lines of C send at the same times, alternately with us, and show what is
-    possible there.
+    """At 50, 200, 500 and 2,000 requests/s of 8 tokens, the rate is within 0.5%, and up to 500 the
+    send lag is at most 0.3 ms at P50 and 0.6 ms at P99. The gaps between arrivals pass a
+    Kolmogorov-Smirnov test against the requested exponential distribution. The gaps between sent
+    requests pass it too, up to the rate where sending two requests often takes longer than their
+    gap: 10,000 requests show that. A short C program sends at the same times, alternately with the
+    load generator, and shows the limit of the machine.
     """
     levels, sender = [], bench.compile_program("floor_sender")
     for rate in (50, 200, 500, 2000):
@@ -33,7 +33,7 @@ def measure_open_loop(bench: Testbed) -> Results:
                 rate=float(rate),
                 seed=str(number),
             )
-            assert run.planned is not None, "of an open loop"
+            assert run.planned is not None, "an open loop plans its requests"
             sent = sorted(row["sent_s"] for row in run.rows_in_window())
             planned = sorted(row["scheduled_s"] for row in run.rows_in_window())
             inside = sum(run.window.start_s <= at < run.window.end_s for at in sent)
@@ -64,8 +64,8 @@ def measure_open_loop(bench: Testbed) -> Results:
 
 
 def send_in_c(bench: Testbed, sender: list[str], planned: Sequence[float]) -> list[float]:
-    """Lets a C program that does nothing else send at these times. Returns when it sent each, in
-    seconds since the first planned time.
+    """Sends requests at these times with a C program that does nothing else. Returns the times when
+    it sent them, in seconds since the first planned time.
     """
     folder = bench.next_folder()
     folder.mkdir()
@@ -81,14 +81,14 @@ def send_in_c(bench: Testbed, sender: list[str], planned: Sequence[float]) -> li
 
 
 def exponential_p_value(at: Sequence[float], rate: float) -> float:
-    """p of a Kolmogorov-Smirnov test that the gaps are exponential with this rate."""
+    """The p-value of a Kolmogorov-Smirnov test that the gaps are exponential with this rate."""
     gaps = [after - before for before, after in itertools.pairwise(at)]
     return float(scipy.stats.kstest(gaps, "expon", args=(0, 1 / rate)).pvalue)
 
 
 def measure_replay(bench: Testbed) -> Results:
-    """Recorded arrivals in Azure's and in Mooncake's format are sent within 5 ms of the trace at
-    P99.
+    """Requests of a trace in Azure's and in Mooncake's format are sent within 5 ms of the recorded
+    times at P99.
     """
     source, at, rows = random.Random("trace"), 0.0, []
     while at < 60:
@@ -146,8 +146,9 @@ def measure_replay(bench: Testbed) -> Results:
 
 
 def measure_freeze(bench: Testbed) -> Results:
-    """The server freezes once, for 2 s: P99 of E2E in an open loop, under a cap on concurrency and
-    in a replay is within 2% of what follows from the arrivals. A closed loop cannot see it.
+    """The server freezes once, for 2 s. In an open loop, with a cap on concurrency and in a replay,
+    the P99 of E2E is within 2% of the value computed from the arrivals. A closed loop cannot see
+    the freeze.
     """
     tokens, rate, cap = 16, 50.0, 20
     freeze = (*TIMES, "--freeze-at-s", "8", "--freeze-s", "2")
@@ -188,7 +189,7 @@ def measure_freeze(bench: Testbed) -> Results:
             ],
             "from_sent": [row["done_s"] - row["sent_s"] for row in inside],
         }
-        # P95, too: requests that wait in a closed loop, or for a slot, are between 1% and 5% here.
+        # P95 as well: between 1% and 5% of the requests wait in a closed loop or for a slot.
         results[name] = {
             "requests": len(inside),
             **{
@@ -204,16 +205,16 @@ def measure_freeze(bench: Testbed) -> Results:
 def e2e_with_freeze(
     arrivals: Sequence[float], service_s: float, freeze: tuple[float, float], cap: int | None
 ) -> list[float]:
-    """E2E of each arrival, in order: first come, first served by `cap` slots (None: as many as
-    needed). A request takes `service_s`, plus the part of the freeze that falls into it.
+    """Computes the E2E of each arrival, in order, if `cap` slots serve requests in order of arrival
+    (None: no limit). A request takes `service_s`, plus the part of the freeze that overlaps it.
     """
     start_s, end_s = freeze
     free: list[float] = []
     e2e = []
     for at in arrivals:
-        begin = at if cap is None or len(free) < cap else max(at, heapq.heappop(free))
-        # a frozen server reads what was sent to it afterwards
-        read = end_s if start_s <= begin < end_s else begin
+        sent = at if cap is None or len(free) < cap else max(at, heapq.heappop(free))
+        # a frozen server reads a request only after the freeze
+        read = end_s if start_s <= sent < end_s else sent
         done = read + service_s + (end_s - start_s if read < start_s < read + service_s else 0.0)
         if cap is not None:
             heapq.heappush(free, done)

@@ -1,4 +1,4 @@
-"""Does a case whose load generator got too little CPU time become invalid?"""
+"""Experiments with a starved load generator: too little CPU time makes a case invalid."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from loadtests.accuracy.calibration import SCENARIO, Results
 from loadtests.accuracy.testbed import Testbed, burn_cores, pin_to_cores
 from loadtests.campaign import analysis_process
 
-# What runs in the campaigns that are judged.
+# Options of the campaigns.
 CAMPAIGN = (
     *("--servers", "fastapi_vllm", "--engines", "simulated"),
     *("--no-calibration", "--report", "none"),
@@ -18,19 +18,19 @@ CAMPAIGN = (
 
 
 def judge_healthy(bench: Testbed) -> Results:
-    """A load generator that has its core for itself is not flagged in 20 of 20 cases."""
+    """A load generator with a core of its own is not flagged in any of 20 cases."""
     return _judge(bench, burners=0)
 
 
 def judge_starved(bench: Testbed) -> Results:
-    """A load generator that shares its core with a dozen busy processes is flagged in 20 of 20
+    """A load generator that shares its core with a dozen busy processes is flagged in all of 20
     cases.
     """
     return _judge(bench, burners=12)
 
 
 def _judge(bench: Testbed, burners: int) -> Results:
-    """Runs cases on the simulated engine and lets `python -m analysis checks` judge them."""
+    """Runs cases on the simulated engine, and judges them with `python -m analysis checks`."""
     file = bench.scratch / "scenarios.toml"
     table = {**SCENARIO, "arrivals": "closed", "users": 64}
     file.write_text(
@@ -39,7 +39,7 @@ def _judge(bench: Testbed, burners: int) -> Results:
     verdicts = []
     for number in range(4 * bench.repeat):
         folder = bench.next_folder()
-        # A campaign shares out the cores that it runs on, and we run on the load generator's.
+        # A campaign divides its own cores, and this process runs only on the load generator's.
         with (
             burn_cores(burners, bench.place.load_cores),
             pin_to_cores((*bench.place.server_cores, *bench.place.load_cores)),
@@ -62,7 +62,7 @@ def _judge(bench: Testbed, burners: int) -> Results:
                 check=False,
                 capture_output=True,
             )
-        if done.returncode != 1:  # 1: the case is invalid, which is what is looked for
+        if done.returncode != 1:  # 1: the case is invalid, a result like any other
             done.check_returncode()
         checks = analysis_process.list_checks(folder)
         verdicts.append(

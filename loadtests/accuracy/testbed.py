@@ -1,4 +1,4 @@
-"""The testbed of the experiments: where they run, and tools that they share."""
+"""The testbed of the experiments: scratch folders, cores, and shared tools."""
 
 import itertools
 import os
@@ -37,9 +37,7 @@ def make_scenario(arrivals: str, **more: Any) -> ScenarioTable:
 
 
 class Testbed:
-    """Where experiments run: a scratch folder for each load, and cores shared out as in a
-    campaign.
-    """
+    """Gives experiments a scratch folder for each load, and cores divided as in a campaign."""
 
     def __init__(self, scratch: Path, repeat: int, minutes: float):
         share = cores.share_cores()
@@ -54,7 +52,7 @@ class Testbed:
             minutes,
             itertools.count(),
         )
-        self.readers: set[str] = set()  # that read the streams of this experiment: c, python
+        self.readers: set[str] = set()  # readers of this experiment's streams: "c", "python"
         self.place = Placement(Workers(1), server_cores[:1], load_cores)
 
     def next_folder(self) -> Path:
@@ -73,13 +71,15 @@ class Testbed:
             shutil.rmtree(folder, ignore_errors=True)
 
     def pinning_command(self) -> list[str]:
-        """The start of a command that is to run on the load generator's cores."""
+        """The start of a command that pins it to the load generator's cores; empty if that is not
+        possible.
+        """
         cores = ",".join(map(str, self.place.load_cores))
         return ["taskset", "-c", cores] if cores and shutil.which("taskset") else []
 
     def compile_program(self, program: str) -> list[str] | None:
-        """The command of one of the C programs beside this file, on the load generator's cores;
-        None without a C compiler.
+        """Compiles a C program of this folder. Returns its command on the load generator's cores,
+        or None without a C compiler.
         """
         source = Path(__file__).with_name(f"{program}.c")
         path = compile_once(source, options=compiler_definitions())
@@ -90,7 +90,7 @@ class Testbed:
 
 
 def median_results(runs: Sequence[Results]) -> Results:
-    """The median of each number; booleans and texts are left out."""
+    """The median of each number; booleans and strings are left out."""
     names = [
         name
         for name, value in runs[0].items()
@@ -115,7 +115,7 @@ def set_environment(**variables: str) -> Iterator[None]:
 
 @contextmanager
 def pin_to_cores(cores: Sequence[int]) -> Iterator[None]:
-    """Pins this process and those that it starts. Without cores nothing changes."""
+    """Pins this process, and those that it starts, to these cores. Does nothing without cores."""
     before = os.sched_getaffinity(0) if cores else None
     if cores:
         os.sched_setaffinity(0, cores)
@@ -128,8 +128,8 @@ def pin_to_cores(cores: Sequence[int]) -> Iterator[None]:
 
 @contextmanager
 def burn_cores(count: int, cores: Sequence[int]) -> Iterator[None]:
-    """Runs processes that compute on these cores all the time, each in a session of its own, since
-    Linux may share a core out by sessions.
+    """Runs processes that keep these cores busy. Each is in a session of its own, because Linux may
+    divide a core by session.
     """
     burner = (
         "import os, sys; cores = [int(c) for c in sys.argv[1:]]; cores and os.sched_setaffinity(0,"

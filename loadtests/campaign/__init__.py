@@ -1,4 +1,5 @@
-"""Which cases are measured, in which order, one after the other, and where they are kept.
+"""Campaigns: plan the cases, run them one after the other, and keep their results in a folder.
 
-Imports everything below it in `loadtests`. It starts `analysis` as a process and never imports it.
+Imports every other folder of `loadtests` except `claims`. Starts `analysis` as a process and never
+imports it.
 """

@@ -1,7 +1,7 @@
-"""Starts `analysis` as a process, the only place that does: the load side never imports it.
+"""Runs the commands of `analysis` as processes. `loadtests` never imports `analysis`.
 
-Judging a case needs statistics that nothing else here needs, and a report may be made again at any
-time, without a measurement. So what analysis knows is asked for by its commands.
+Only `analysis` needs the statistics that judge a case, and a report can be made again at any time
+without a measurement. This is the only module that starts it.
 """
 
 import json
@@ -15,11 +15,11 @@ from loadtests.errors import UsageError
 from loadtests.progress.rows import CaseRow
 from servers.runtime import catalog
 
-ROW_TIMEOUT_S = 60.0  # a row is a convenience, and the next case waits for it
+ROW_TIMEOUT_S = 60.0  # the row is optional, and the next case waits for it
 
 
 class NextLoad(NamedTuple):
-    """The case that a search for capacity needs next of one system: `users` or `rate`
+    """The case that a search for capacity needs next for one server: `users` or `rate`
     (requests/s).
     """
 
@@ -30,8 +30,8 @@ class NextLoad(NamedTuple):
 
 
 class CheckResult(NamedTuple):
-    """A check of one case; `ok` is None where it was not measured, `severity` is "invalid",
-    "warning" or "note".
+    """A check of one case. `ok` is None if it was not measured; `severity` is "invalid", "warning"
+    or "note".
     """
 
     name: str
@@ -42,7 +42,9 @@ class CheckResult(NamedTuple):
 
 @dataclass(frozen=True)
 class GateOptions:
-    """How a gate is judged, as the command line has it; empty: by analysis's defaults."""
+    """The command line's options for judging a gate. An empty one means the default of
+    `analysis`.
+    """
 
     metrics: str = ""
     slo: str = ""
@@ -60,19 +62,19 @@ class GateOptions:
 
 
 def make_report(folder: Path, notebooks: bool = True) -> int:
-    """Exit code: 0, 1 if a system has no valid case, which is named, or 2. A report that fails says
-    so itself, and leaves the campaign as it is.
+    """Makes the report. Returns its exit code: 0; 1 if a server has no valid case, which it names;
+    or 2. A report that fails prints the reason and leaves the campaign unchanged.
     """
     return _run("report", str(folder), "--strict", *([] if notebooks else ["--no-notebooks"]))
 
 
 def check_validity(folder: Path) -> int:
-    """Likewise, without a report."""
+    """Returns the same exit code as make_report, without making a report."""
     return _run("validity", str(folder))
 
 
 def check_slo(bounds: str) -> None:
-    """Raises UsageError if a search for capacity cannot look for these bounds."""
+    """Raises UsageError if a search for capacity cannot use these bounds."""
     done = subprocess.run(
         [sys.executable, "-m", "analysis.next_cases", "--slo", bounds],
         cwd=catalog.ROOT,
@@ -84,23 +86,25 @@ def check_slo(bounds: str) -> None:
 
 
 def find_next_loads(folder: Path) -> list[NextLoad | None]:
-    """What a search for capacity needs next of each system of campaign.json, None of those whose
-    capacity is found. Raises UsageError.
+    """The next load of each system of campaign.json, None for those whose capacity is found. Raises
+    UsageError.
     """
-    loads = _next_cases(folder, f"what to measure next in {folder} could not be found: see above")
+    loads = _next_cases(folder, f"the next loads of {folder} could not be determined: see above")
     return [NextLoad(**load) if load else None for load in loads]
 
 
 def find_unjudged_systems(folder: Path) -> list[bool]:
-    """Whether each system of a gate's campaign.json needs another repetition. Raises UsageError."""
+    """For each system of a gate's campaign.json, whether it needs another repetition. Raises
+    UsageError.
+    """
     return _next_cases(
-        folder, f"whether {folder} needs another repetition could not be found: see above"
+        folder, f"the need for another repetition of {folder} could not be determined: see above"
     )
 
 
 def make_row(folder: Path, index: int) -> CaseRow | None:
-    """The row of a case that has ended; None if it cannot be made, which the report will say. Takes
-    a second or two on this process's cores, so it must not run beside a load.
+    """The row of a finished case, or None if it cannot be made; the report then shows the reason.
+    Takes a second or two on this process's cores, so it must not run beside a load.
     """
     command = [sys.executable, "-m", "analysis.case_row", str(folder.resolve()), str(index)]
     try:
@@ -125,8 +129,8 @@ def list_checks(folder: Path) -> list[CheckResult]:
 
 
 def check_gate_options(rules: GateOptions, baseline: str | None, record: str | None) -> int:
-    """Exit code: 0 if a gate can be judged by these rules, against this stored baseline, and
-    recorded by this name.
+    """Returns 0 if a gate can be judged by these rules, against this stored baseline, and recorded
+    under this name; otherwise another exit code.
     """
     return _run(
         "gate",
@@ -138,24 +142,26 @@ def check_gate_options(rules: GateOptions, baseline: str | None, record: str | N
 
 
 def judge_gate(folder: Path) -> int:
-    """Exit code of the gate that measured this folder: 0 pass, 1 regressed, 2 invalid, 3
-    inconclusive. Its rules are in campaign.json.
+    """Judges the gate that measured this folder, by the rules in campaign.json. Returns its exit
+    code: 0 pass, 1 regressed, 2 invalid, 3 inconclusive.
     """
     return _run("gate", str(folder))
 
 
 def judge_campaigns(base: str, head: str, rules: GateOptions) -> int:
-    """Likewise of two campaigns' folders."""
+    """Judges two campaigns by their folders. Returns an exit code as judge_gate does."""
     return _run("gate", "--campaigns", base, head, *rules.options)
 
 
 def judge_against_baseline(folder: Path, baseline: str, rules: GateOptions) -> int:
-    """Likewise of a campaign against a stored baseline."""
+    """Judges a campaign against a stored baseline. Returns an exit code as judge_gate does."""
     return _run("gate", str(folder), "--baseline", baseline, *rules.options)
 
 
 def record_baseline(folder: Path, name: str) -> int:
-    """Exit code. An empty name means the default one."""
+    """Stores a campaign as a baseline. An empty name means the default one. Returns an exit
+    code.
+    """
     return _run("baseline", str(folder), *(["--name", name] if name else []))
 
 

@@ -1,7 +1,7 @@
-"""The search for capacity: round after round, one case of each server, at the load that the
-analysis of the cases so far asks for.
+"""The search for capacity, in rounds. Each round has one case per server, at the load that
+`analysis` requests after the previous rounds.
 
-Every second round is in reverse order, so that a drift of the machine falls on all servers alike.
+Every second round runs in reverse order: a drift of the machine then affects all servers equally.
 """
 
 import argparse
@@ -16,28 +16,28 @@ from loadtests.schema import CapacitySearch, Case, SearchedSystem
 from loadtests.workload.scenario import Tables
 
 SATURATION_USERS = 64
-# Keys of an open loop that a closed one does not have, or that make a window longer: throughput
-# needs no number of requests.
+# Keys that a closed loop does not have, or that lengthen a window: throughput at saturation needs
+# no minimum of requests.
 NOT_AT_SATURATION = ("rate", "burstiness", "profile", "max_in_flight", "requests", "duration_max_s")
 
 
 def search_scenarios(chosen: Tables, estimates: Sequence[float]) -> tuple[Tables, dict[str, str]]:
-    """The scenarios, with one at saturation for each open loop whose capacity has no estimate, and
-    the names of those. Raises UsageError.
+    """Returns the scenarios, plus a closed loop at saturation for each open loop without an
+    estimate; and the names of the added ones, by the open loop's name. Raises UsageError.
     """
     scenarios, saturation = dict(chosen), {}
     for name, table in chosen.items():
         if table["arrivals"] == "trace":
             raise UsageError(
-                f"the scenario {name!r} replays a trace, whose load is what it is: --find-capacity"
-                " needs another one"
+                f"the scenario {name!r} replays a trace, whose load is fixed: choose another"
+                " scenario for --find-capacity"
             )
         if table["arrivals"] == "closed" or estimates:
             continue
         saturation[name] = f"{name}-saturation"
         kept = {key: value for key, value in table.items() if key not in NOT_AT_SATURATION}
         scenarios[saturation[name]] = kept | {
-            "summary": f"{name} as a closed loop, whose throughput is where the search begins",
+            "summary": f"{name} as a closed loop, whose throughput gives the search its first rate",
             "arrivals": "closed",
             "users": SATURATION_USERS,
             "think_s": 0.0,
@@ -46,7 +46,7 @@ def search_scenarios(chosen: Tables, estimates: Sequence[float]) -> tuple[Tables
 
 
 def searched_systems(cases: Sequence[Case]) -> list[SearchedSystem]:
-    """What is searched for, each once, in the order of the plan."""
+    """The distinct systems of these cases, in the order of the plan."""
     systems: list[SearchedSystem] = []
     for case in cases:
         system = SearchedSystem(case.server, case.options, case.engine, case.scenario)
@@ -58,16 +58,17 @@ def searched_systems(cases: Sequence[Case]) -> list[SearchedSystem]:
 def plan_search(
     cases: list[Case], scenarios: Tables, arguments: argparse.Namespace
 ) -> tuple[Tables, CapacitySearch]:
-    """The scenarios of a search for capacity, and what it looks for. Raises UsageError."""
-    for option, several in (
-        ("--repeat", arguments.repeat > 1),
-        ("--users", len(arguments.users) > 1),
-        ("--rate", len(arguments.rate) > 1),
-    ):
-        if several:
+    """Returns the scenarios and the settings of a search for capacity. Raises UsageError."""
+    if arguments.repeat > 1:
+        raise UsageError(
+            "--repeat cannot be used with --find-capacity, which chooses the cases itself: leave it"
+            " out"
+        )
+    for option, loads in (("--users", arguments.users), ("--rate", arguments.rate)):
+        if len(loads) > 1:
             raise UsageError(
-                f"{option}: --find-capacity chooses the loads itself: give one value at most, where"
-                " to begin"
+                f"{option} has several values, but --find-capacity chooses the loads itself: give"
+                " at most one, the first load"
             )
     analysis_process.check_slo(arguments.slo)
     scenarios, saturation = search_scenarios(scenarios, arguments.rate)
@@ -88,8 +89,8 @@ def plan_search(
 def capacity_rounds(
     folder: Path, search: CapacitySearch, watch: ProgressWatch
 ) -> Iterator[list[Case]]:
-    """Rounds of cases, each asked for when the one before has been run, until no system needs
-    another one. Raises UsageError.
+    """Yields rounds of cases until no system needs another one. Each round depends on the results
+    of the previous one. Raises UsageError.
     """
     rounds = Rounds(folder, watch)
     forwards = True

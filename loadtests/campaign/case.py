@@ -1,4 +1,4 @@
-"""The stages of one case, in the only place where their order is decided: see STAGES."""
+"""Runs the stages of one case. STAGES is the only place that defines their order."""
 
 import datetime
 import os
@@ -21,12 +21,12 @@ from loadtests.workload import arrivals
 from servers.contract.conformance_client import CheckFailed
 from servers.runtime import errors, launch
 
-RESERVE_BYTES = 65_536  # run.json has a few thousand
+RESERVE_BYTES = 65_536  # run.json needs a few thousand
 
 
 def run_case(case: Case, context: CampaignContext, watch: ProgressWatch) -> str:
-    """Runs it, leaves its folder complete whatever happens, and returns its status. Ctrl-C is
-    passed on after that.
+    """Runs a case and returns its status. Completes its folder whatever happens, and only then
+    raises KeyboardInterrupt.
     """
     folder = context.folder / "cases" / case.folder
     folder.mkdir(parents=True)
@@ -110,8 +110,8 @@ def _launch(run: CaseRun) -> None:
 
 
 def _counted_load(run: CaseRun) -> None:
-    """The server's own counters, just before and just after, are a witness that does not depend on
-    the load generator.
+    """Runs the load between two readings of the server's own counters. They are a witness that does
+    not depend on the load generator.
     """
     before = server_counters.read_when_idle(run.engine_urls)
     _load(run)
@@ -138,7 +138,7 @@ def _load(run: CaseRun) -> None:
     )
     if scenario["arrivals"] == "trace":
         run.file.notes.append(
-            f"{case.scenario}: {arrivals.count_clipped(scenario):,} of the trace's requests exceed"
+            f"{case.scenario}: {arrivals.count_clipped(scenario):,} requests of the trace exceed"
             f" the context of {scenario.get('context', arrivals.CONTEXT):,} tokens and were clipped"
         )
     telemetry = None
@@ -178,7 +178,8 @@ def _load(run: CaseRun) -> None:
             if status.all_failed:
                 raise CaseFailed(f"all requests failed from the start: {status.all_failed}")
     except locust_process.LoadFailed as error:
-        full = shutil.disk_usage(run.folder).free < RESERVE_BYTES  # then its log cannot say so
+        # on a full disk the load generator's log cannot contain the reason
+        full = shutil.disk_usage(run.folder).free < RESERVE_BYTES
         raise CaseFailed(f"{'no space left on the disk: ' if full else ''}{error}") from None
     finally:
         if telemetry is not None:
@@ -194,7 +195,7 @@ def _record_load_status(run: CaseRun) -> None:
     run.file.window = asdict(status.window) if status.window else None
     run.file.load_workers = [asdict(worker) for worker in status.workers]
     run.file.warmup = asdict(status.warmup) if status.warmup else None
-    # a load generator that was killed has counted less than it has written
+    # the last counts of a load generator that was killed are older than its last rows
     if status.state != RUNNING:
         run.file.counts = {
             "sent": status.sent,
@@ -238,11 +239,11 @@ def _finish(run: CaseRun) -> None:
     except OSError as error:
         if run.file.status == "ok":
             run.file.status = (
-                f"failed: tables: {error.strerror}; what was recorded is in the JSON lines"
+                f"failed: tables: {error.strerror}; the recorded rows are in the .jsonl files"
             )
         raise
     finally:
         if run.file.status == "running":
-            run.file.status = "failed: driver: an unexpected error, see the terminal"
+            run.file.status = "failed: driver: an unexpected error; see the terminal"
         run.reserve.unlink(missing_ok=True)
         run.save()

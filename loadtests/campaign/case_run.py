@@ -1,4 +1,4 @@
-"""One case while it runs, and what all cases of a campaign have in common."""
+"""One case while it runs, and the context that all cases of a campaign share."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -17,12 +17,12 @@ from servers.runtime import catalog, launch, models
 
 
 class CaseFailed(Exception):
-    """Why a case is invalid: one sentence, perhaps followed by log lines."""
+    """The reason why a case is invalid: one sentence, which log lines may follow."""
 
 
 @dataclass(frozen=True)
 class CampaignContext:
-    """What all cases of a campaign have in common."""
+    """The context that all cases of a campaign share."""
 
     folder: Path
     seed: int
@@ -33,7 +33,7 @@ class CampaignContext:
     load_cores: tuple[int, ...]
     workers: locust_process.Workers
     targets: Targets
-    # by Case.side, of targets that choose their model themselves
+    # by Case.side; only of targets that choose their model themselves
     profiles: Mapping[str, Profile] = field(default_factory=dict)
     respect_retry_after: bool = False
     web_port: int | None = None
@@ -50,8 +50,8 @@ class CaseRun:
     watch: ProgressWatch
     file: CaseFile
     stack: ExitStack = field(default_factory=ExitStack)
-    server: launch.RunningServer | None = None  # None if it runs already
-    profile: Profile | None = None  # of a target of others, or of a model whose texts are unknown
+    server: launch.RunningServer | None = None  # None if Serveoff did not start it
+    profile: Profile | None = None  # of an endpoint, or of a model whose texts are unknown
 
     @property
     def target(self) -> Target:
@@ -73,7 +73,7 @@ class CaseRun:
 
     @property
     def dialect(self) -> Dialect:
-        """The contract's own, unless the server is somebody else's and was profiled."""
+        """The contract's dialect; that of the profile if others wrote the server."""
         ours = not self.target.is_external and not self.spec.foreign
         return Dialect() if ours or self.profile is None else self.profile.dialect
 
@@ -87,8 +87,8 @@ class CaseRun:
 
     @property
     def reserve(self) -> Path:
-        """Room on the disk, given back when there is none left, to write down that there was
-        none.
+        """A file that reserves disk space. It is deleted at the end, so run.json can be written
+        even to a full disk.
         """
         return self.folder / "reserve"
 

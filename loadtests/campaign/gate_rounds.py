@@ -1,10 +1,10 @@
-"""Repetitions of a gate: of each system one run of base, one of head and one of base again, until
-the analysis has its verdicts.
+"""Repetitions of a gate, until `analysis` has its verdicts. Each repetition runs base, head and
+base again for each system.
 
-Head stands between two runs of base, so that a drift of the machine, as far as it is a straight
-line, falls on both sides alike within each repetition. The second run of base is also the control:
-equal code, measured as base and head are. Which of the two comes first changes from one repetition
-to the next, as does the order of the systems.
+Head runs between two runs of base, so a linear drift of the machine affects base and head equally
+within a repetition. The second run of base is also the control: the code of base, measured like
+head. Its place and that of the first run, and the order of the systems, are reversed from one
+repetition to the next.
 """
 
 import random
@@ -20,7 +20,7 @@ from loadtests.schema import Case, GatedSystem, PairedGate
 
 
 def gated_systems(cases: Sequence[Case]) -> list[GatedSystem]:
-    """What is compared, in the order of the plan."""
+    """The systems that are compared, in the order of the plan."""
     return [
         GatedSystem(
             case.server,
@@ -36,8 +36,8 @@ def gated_systems(cases: Sequence[Case]) -> list[GatedSystem]:
 
 
 def gate_rounds(folder: Path, gate: PairedGate, watch: ProgressWatch) -> Iterator[list[Case]]:
-    """One repetition of each system that needs another, until none does, or there is no time for
-    one more that takes as long as the one before. Raises UsageError.
+    """Yields one repetition of each system that needs another. Ends when none does, or when another
+    repetition as long as the last one would exceed the time limit. Raises UsageError.
     """
     rounds = Rounds(folder, watch)
     repetition = max((case.repetition for case in rounds.done), default=0)
@@ -62,7 +62,7 @@ def gate_rounds(folder: Path, gate: PairedGate, watch: ProgressWatch) -> Iterato
 def repetition_of(
     systems: Sequence[GatedSystem], repetition: int, last_index: int, seed: int
 ) -> list[Case]:
-    """The cases of one repetition, in order; `last_index` is that of the last case before."""
+    """The cases of one repetition, in order. `last_index`: of the last case before them."""
     first = random.Random(seed).randrange(2)
     swap = (repetition + first) % 2
     sides = ("control", "head", "base") if swap else ("base", "head", "control")

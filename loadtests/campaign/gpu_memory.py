@@ -1,8 +1,8 @@
-"""The budget of a GPU's memory: the default model and number of worker processes, and the refusal
-of cases that cannot fit.
+"""The memory budget of a GPU: picks the default model and number of worker processes, and rejects
+cases that cannot fit.
 
-Only processes of one card are counted: the engines here take the first card that they see, and vLLM
-with `tensor_parallel` as many alike. On a machine without a GPU nothing is asked.
+It budgets a single card: the engines use the first card that they see, and vLLM with
+`tensor_parallel` fills several cards equally. Without a GPU it accepts every case.
 """
 
 import os
@@ -15,16 +15,17 @@ from loadtests.telemetry.gpu import Gpus
 from servers.runtime import catalog, models
 
 GIB = 2**30
-# of each process: CUDA's context, its libraries and their workspace; about what nvidia-smi shows of
-# an empty one
+# per process: CUDA's context, its libraries and their workspace; about what nvidia-smi shows for a
+# process without a model
 CUDA_BYTES = 0.6 * GIB
-VLLM_SHARE = 0.9  # of the card, which vLLM takes at its start (servers/engines/vllm_settings.py)
-# processes take turns on a card: more of them hold more copies of the model, and compute no faster
+# of the card, which vLLM reserves when it starts (servers/engines/vllm_settings.py)
+VLLM_SHARE = 0.9
+# processes take turns on a card: more of them hold more copies of the model but compute no faster
 MOST_WORKERS = 4
 
 
 class Card(NamedTuple):
-    """The GPU that the engines will take, and how many they see."""
+    """The GPU that the engines will use, and the number of GPUs that they see."""
 
     name: str
     total_bytes: int
@@ -33,8 +34,8 @@ class Card(NamedTuple):
 
 
 def find_card() -> Card | None:
-    """None without a GPU, and of one in MIG mode: NVML says what the whole of it has, and not its
-    parts.
+    """The card that the engines will use. None without a GPU, or for a card in MIG mode, because
+    NVML reports the memory of the whole card and not of its parts.
     """
     gpus = Gpus()
     if not (visible := visible_indices(gpus)):
@@ -50,9 +51,9 @@ def find_card() -> Card | None:
 
 
 def visible_indices(gpus: Gpus) -> list[int]:
-    """NVML's indices of the cards that CUDA_VISIBLE_DEVICES leaves, in its order, which is CUDA's
-    rule: numbers or beginnings of UUIDs, and nothing from the first one on that there is not. The
-    parts of a card in MIG mode have UUIDs of their own, which are not found.
+    """NVML's indices of the cards in CUDA_VISIBLE_DEVICES, in its order. As in CUDA, an entry is a
+    number or the start of a UUID, and the list ends at the first entry that matches no card. The
+    parts of a card in MIG mode have UUIDs of their own, which match no card here.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
@@ -77,8 +78,8 @@ def visible_indices(gpus: Gpus) -> list[int]:
 
 
 def default_preset(card: Card | None) -> str:
-    """The largest generated model that leaves a fifth of the card for keys, values and
-    activations.
+    """The largest generated model that leaves a fifth of the card free for keys, values and
+    activations; "small" without a card.
     """
     if card is None:
         return "small"
@@ -89,8 +90,8 @@ def default_preset(card: Card | None) -> str:
 
 
 def bytes_per_copy(shape: Mapping[str, Any] | None) -> float:
-    """What one process holds: weights, keys and values of one context of 4,096 tokens, and CUDA
-    itself.
+    """Memory of one process: the weights, the keys and values of one context of 4,096 tokens, and
+    CUDA itself.
     """
     if shape is None:
         return CUDA_BYTES
@@ -102,8 +103,8 @@ def bytes_per_copy(shape: Mapping[str, Any] | None) -> float:
 
 
 def default_workers(card: Card | None, shape: Mapping[str, Any] | None, cores: int) -> int:
-    """Processes of a server with several, if none were asked for: one a core, and on a GPU no more
-    than fit.
+    """The default number of worker processes: one per core, and on a GPU at most MOST_WORKERS and
+    no more than fit its memory.
     """
     if card is None:
         return cores
@@ -117,10 +118,10 @@ def check_memory(
     count: int,
     card: Card | None,
 ) -> None:
-    """`servers`: by name; `count`: of worker processes. Raises UsageError for the first case that
-    does not fit.
+    """Raises UsageError for the first case that does not fit. `servers`: by name; `count`: worker
+    processes.
     """
-    if card is None or shape is None:  # of a model that is not here yet nothing is known
+    if card is None or shape is None:  # a model has no known shape before its download
         return
     one = bytes_per_copy(shape)
     for case in cases:
@@ -132,24 +133,24 @@ def check_memory(
         )
         if parts > card.cards:
             raise UsageError(
-                f"{case.label} needs {parts} GPUs, and there are {card.cards}: give a smaller"
-                " tensor_parallel"
+                f"{case.label} needs {parts} GPUs, but only {card.cards} can be used: give a"
+                " smaller tensor_parallel"
             )
         each = max(one / parts, VLLM_SHARE * card.total_bytes) if case.engine == "vllm" else one
         if copies * each > card.free_bytes:
             what = (
                 "weights, keys and values of one context, and CUDA"
                 if each == one
-                else f"{VLLM_SHARE:.0%} of the card, which vLLM takes"
+                else f"{VLLM_SHARE:.0%} of the card, which vLLM reserves"
             )
             fewer = int(card.free_bytes / each)
             remedy = (
                 f"give --workers {fewer}"
                 if copies > 1 and fewer
-                else "free some of it, or give a smaller --model"
+                else "free GPU memory, or give a smaller --model"
             )
             raise UsageError(
-                f"{case.label} does not fit the GPU ({card.name}): {copies} x {each / GIB:.1f} GiB"
-                f" ({what}) are {copies * each / GIB:.1f} GiB, and {card.free_bytes / GIB:.1f} GiB"
-                f" are free: {remedy}"
+                f"{case.label} does not fit the GPU ({card.name}): it needs {copies} x"
+                f" {each / GIB:.1f} GiB ({what}) = {copies * each / GIB:.1f} GiB, but only"
+                f" {card.free_bytes / GIB:.1f} GiB are free: {remedy}"
             )

@@ -1,4 +1,4 @@
-"""The load generator's own errors here: calibration.json, measured once for a campaign."""
+"""The load generator's own errors on this machine: calibration.json, measured once per campaign."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +20,8 @@ def is_known(folder: Path) -> bool:
 
 
 def calibrate(context: CampaignContext, cases: Sequence[Case], watch: ProgressWatch) -> None:
-    """At the largest number of users and the highest rate of these cases, if there is no
-    calibration yet. Raises UsageError.
+    """Calibrates at the largest number of users and the highest rate of these cases, unless the
+    campaign has a calibration. Raises UsageError.
     """
     if is_known(context.folder):
         return
@@ -35,8 +35,7 @@ def calibrate(context: CampaignContext, cases: Sequence[Case], watch: ProgressWa
             )
     except locust_process.LoadFailed as error:
         raise UsageError(
-            "the load generator could not be calibrated (--no-calibration leaves that out):"
-            f" {error}"
+            f"the load generator could not be calibrated (--no-calibration skips this): {error}"
         ) from None
     schema.write_json(context.folder / FILE, errors)
     watch.say(calibration.describe_errors(errors))

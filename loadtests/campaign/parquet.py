@@ -1,5 +1,5 @@
-"""JSON lines, written while a case runs, into Parquet at its end: typed by the schema, a tenth of
-the size.
+"""Converts a case's JSON lines to Parquet when the case ends: typed by the schema, a tenth of the
+size.
 """
 
 import json
@@ -18,8 +18,8 @@ from loadtests.schema import Field
 from loadtests.telemetry import server_metrics
 
 ROW_GROUP = 100_000
-BLOCK_BYTES = 1 << 20  # that JSON is read in; a row fits into one
-VALUE = "value"  # the column of a server's values
+BLOCK_BYTES = 1 << 20  # the size of pyarrow's JSON blocks; a row must fit into one
+VALUE = "value"  # the column with the values of a server's metrics
 
 _TYPES = {
     "bool": pa.bool_(),
@@ -44,8 +44,8 @@ def _schema(fields: Mapping[str, Field]) -> pa.Schema:
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:
-    """Times to the microsecond, lags to a tenth of it: what lies below is noise that does not
-    compress.
+    """Rounds times to the microsecond and lags to a tenth of it: further digits are noise that does
+    not compress.
     """
     digits = {name: 7 if "lag" in name else 6 for name in row if name.endswith("_s")}
     return row | {name: _round(row[name], n) for name, n in digits.items()}
@@ -62,8 +62,8 @@ def _round(value: Any, digits: int) -> Any:
 
 
 def _read_table(rows: list[dict[str, Any]], columns: pa.Schema) -> pa.Table:
-    """From JSON, since to make a table of Python's objects imports pandas, which takes a third of a
-    second.
+    """Makes a table by way of JSON: making one from Python objects imports pandas, which takes a
+    third of a second.
     """
     lines = [orjson.dumps(row) for row in rows]
     table = pyarrow.json.read_json(
@@ -79,14 +79,18 @@ def _read_table(rows: list[dict[str, Any]], columns: pa.Schema) -> pa.Table:
 
 
 def _as_read(columns: pa.Schema) -> pa.Schema:
-    """A server's values are texts in JSON, which has no inf and no nan."""
+    """The schema of the JSON rows. Values of metrics are strings there, as JSON has no inf and no
+    nan.
+    """
     if VALUE not in columns.names:
         return columns
     return columns.set(columns.get_field_index(VALUE), pa.field(VALUE, pa.string()))
 
 
 def to_parquet(folder: Path) -> None:
-    """The JSON lines go only when their Parquet file is complete. Nothing to do without them."""
+    """Converts the JSON lines of a case, and deletes each file of them once its Parquet file is
+    complete. Skips files that do not exist.
+    """
     for name, fields, rows_of in (
         ("requests", schema.REQUEST_FIELDS, schema.iterate_lines),
         ("telemetry", schema.TELEMETRY_FIELDS, schema.iterate_lines),
@@ -108,8 +112,8 @@ def to_parquet(folder: Path) -> None:
 
 
 def _samples(lines: Path) -> Iterator[dict[str, Any]]:
-    """Rows of SERVER_METRICS_FIELDS from the texts that were scraped, values as texts. What is no
-    Prometheus text is null.
+    """Yields rows of SERVER_METRICS_FIELDS from the scraped texts, with values as strings. A text
+    that is not in Prometheus's format gives one row with name, labels and value None.
     """
     for scraped in schema.iterate_lines(lines):
         asked = {"time_s": scraped["time_s"], "took_s": scraped["took_s"]}

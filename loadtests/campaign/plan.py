@@ -1,5 +1,5 @@
-"""What is measured, and in which order: servers x engines x scenarios x loads x repetitions as an
-ordered list of cases. Pure.
+"""Plans a campaign: servers x engines x scenarios x loads x repetitions, as an ordered list of
+cases. Pure.
 """
 
 import random
@@ -12,14 +12,14 @@ from loadtests.workload import arrivals
 from loadtests.workload.scenario import Tables
 from servers.runtime.catalog import ServerSpec, check_name
 
-# servers' options that change nothing under the simulated one
+# options of servers that have no effect on the simulated engine
 OF_REAL_ENGINES = ("quantization", "tensor_parallel")
 
 
 def option_combinations(
     servers: Sequence[ServerSpec], wanted: Sequence[str]
 ) -> dict[str, list[dict[str, str]]]:
-    """By server: each combination of the options' values that are `wanted`, such as
+    """Returns, by server, every combination of the option values in `wanted`, such as
     "fastapi_vllm.loop=uvloop,asyncio". Raises UsageError and CatalogError.
     """
     by_name = {server.name: server for server in servers}
@@ -54,11 +54,12 @@ def make_plan(
     seed: int = 0,
     options: Mapping[str, Sequence[dict[str, str]]] | None = None,
 ) -> list[Case]:
-    """`engines`: empty means each server's first. `users` and `rates` replace the scenarios' own.
-    `options`: by server's name, as `choices` gives them; each combination makes cases of its own.
+    """Lists the cases in order. `engines`: empty means each server's first. `users` and `rates`
+    replace the scenarios' own. `options`: by server, as option_combinations returns them; each
+    combination makes cases of its own. Raises UsageError.
 
     Repetitions are interleaved: every server once in a seeded order, then in the reverse order, and
-    so on (ABBA), so that a drift of the machine falls on all of them alike.
+    so on (ABBA). A drift of the machine then affects all of them equally.
     """
     kinds = {table["arrivals"] for table in scenarios.values()}
     if users and "closed" not in kinds:
@@ -81,15 +82,15 @@ def make_plan(
     for server in servers:
         if not any(pair[0] is server for pair in pairs):
             raise UsageError(
-                f"{server.name} runs on none of the engines {', '.join(engines)}; it has"
+                f"{server.name} runs on none of the engines {', '.join(engines)}: choose from"
                 f" {', '.join(server.engines)}"
             )
     for server, engine, chosen in pairs:
         for name in chosen.keys() & set(OF_REAL_ENGINES):
             if engine == "simulated" and chosen[name] != server.options[name][0]:
                 raise UsageError(
-                    f"{server.name}.{name}={chosen[name]} changes nothing under the simulated"
-                    f" engine: leave it out, or choose --engines {server.engines[0]}"
+                    f"{server.name}.{name}={chosen[name]} has no effect on the simulated engine:"
+                    f" leave it out, or choose --engines {server.engines[0]}"
                 )
     loads: list[tuple[str, int | None, float | None]] = []
     for name, table in scenarios.items():

@@ -1,4 +1,4 @@
-"""A campaign's folder: made, or found and continued."""
+"""A campaign's folder: creates it, or continues an unfinished campaign."""
 
 import fcntl
 from collections.abc import Sequence
@@ -10,8 +10,7 @@ from loadtests.errors import UsageError
 from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import CampaignFile, Case
 
-# A second command with the same --out continues the first one only if these keys of campaign.json
-# are equal.
+# A command continues the campaign in --out only if these keys of campaign.json are equal.
 SAME = (
     "seed",
     "model",
@@ -26,7 +25,7 @@ SAME = (
 
 
 def open_campaign(folder: Path, campaign: CampaignFile) -> None:
-    """Creates it, or makes sure that the one that is there is the same. Raises UsageError."""
+    """Creates the folder, or checks that it holds the same campaign. Raises UsageError."""
     wanted = campaign.to_json()
     file = folder / "campaign.json"
     if file.exists():
@@ -36,13 +35,12 @@ def open_campaign(folder: Path, campaign: CampaignFile) -> None:
             raise UsageError(f"{file} is not JSON ({error}): choose another --out") from None
         if before.get("schema") != schema.SCHEMA:
             raise UsageError(
-                f"{folder} was written with schema {before.get('schema')}, this is"
-                f" {schema.SCHEMA}: choose another --out"
+                f"{folder} was written with schema {before.get('schema')}, and this version writes"
+                f" schema {schema.SCHEMA}: choose another --out"
             )
-        # A model's shape does not make it another one: that of a hub's is known only once it has
-        # been downloaded.
+        # Do not compare the model's shape: that of a hub's model is known only after its download.
         before["model"] = (before.get("model") or {}) | {"shape": wanted["model"]["shape"]}
-        # with keys that cases have got since, at their defaults
+        # adds the keys that are newer than this file, with their defaults
         before["plan"] = [Case(**case).as_dict() for case in before["plan"]]
         differing = [key for key in SAME if before.get(key) != wanted[key]]
         if differing:
@@ -50,36 +48,35 @@ def open_campaign(folder: Path, campaign: CampaignFile) -> None:
                 f"{folder} is a campaign with another {', '.join(differing)}: repeat its command to"
                 " continue it, or choose another --out"
             )
-        # campaign.json would name the machine and the versions of the rows that are not here
+        # campaign.json would give the old machine and versions for the new rows
         if (folder / "cases.json").exists() and not any(folder.glob("cases/*")):
             raise UsageError(
-                f"{folder} is published without its requests and cannot be continued: choose"
+                f"{folder} was published without its requests and cannot be continued: choose"
                 " another --out"
             )
         return
     if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"{folder} is neither empty nor a campaign: choose another --out")
+        raise UsageError(f"{folder} is not empty and has no campaign: choose another --out")
     (folder / "cases").mkdir(parents=True, exist_ok=True)
     schema.write_json(file, wanted)
 
 
 def lock_folder(folder: Path) -> IO[str]:
-    """Held until this process ends, however it ends. Raises UsageError: a second driver would take
-    the running case for a dead one.
+    """Locks the folder until this process ends, however it ends: a second process would set the
+    running case aside as interrupted. Raises UsageError if the folder is locked.
     """
     handle = (folder / "campaign.json").open()
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UsageError(
-            f"{folder} is being measured by another process: wait for its end, or choose another"
-            " --out"
+            f"another process is measuring {folder}: wait until it ends, or choose another --out"
         ) from None
     return handle
 
 
 def unfinished_cases(folder: Path, cases: list[Case], watch: ProgressWatch) -> list[list[Case]]:
-    """The planned cases that have no result yet, as one round; none if there are none left."""
+    """The planned cases without a result, as one round; no round if every case has one."""
     left = [case for case in cases if not _has_result(folder, case, watch)]
     if len(left) < len(cases):
         watch.say(f"continuing {folder}: {len(cases) - len(left)} of {len(cases)} cases are done")
@@ -88,12 +85,11 @@ def unfinished_cases(folder: Path, cases: list[Case], watch: ProgressWatch) -> l
 
 
 def finished_cases(folder: Path, watch: ProgressWatch) -> list[Case]:
-    """Of the cases that are there, whether planned or not, those that have a result. The others are
-    set aside.
-    """
+    """The cases in the folder that have a result, planned or not. Sets the others aside."""
     for place in sorted((folder / "cases").glob("*")):
-        if place.is_dir() and not (place / "run.json").exists():  # killed before it had begun
-            watch.say(f"found {place.name}: was interrupted; kept as {_set_aside(folder, place)}")
+        if place.is_dir() and not (place / "run.json").exists():  # killed before its first stage
+            kept = _set_aside(folder, place)
+            watch.say(f"case {place.name} was interrupted; its files are now in {kept}")
     cases = [
         Case(**schema.read_json(file)["case"]) for file in sorted(folder.glob("cases/*/run.json"))
     ]
@@ -101,13 +97,15 @@ def finished_cases(folder: Path, watch: ProgressWatch) -> list[Case]:
 
 
 def last_index(folder: Path) -> int:
-    """The largest number that a case of this campaign had, 0 without cases."""
+    """The largest index of this campaign's cases, attempts included; 0 without cases."""
     files = [file for kind in ("cases", "attempts") for file in folder.glob(f"{kind}/*/run.json")]
     return max((schema.read_json(file)["case"]["index"] for file in files), default=0)
 
 
 def _has_result(folder: Path, case: Case, watch: ProgressWatch) -> bool:
-    """Sets aside what a run left that was killed, failed or skipped."""
+    """Whether a case has a result. Sets aside the files of a run that was killed, failed or
+    skipped.
+    """
     place = folder / "cases" / case.folder
     if not place.exists():
         return False
@@ -118,12 +116,15 @@ def _has_result(folder: Path, case: Case, watch: ProgressWatch) -> bool:
     kept = _set_aside(folder, place)
     if not status.startswith("skipped"):
         what = "was interrupted" if status == "running" else status.splitlines()[0]
-        watch.say(f"found case {case.index} ({case.folder}): {what}; kept as {kept}, and run again")
+        watch.say(
+            f"case {case.index} ({case.folder}) {what}; its files are now in {kept}, and it runs"
+            " again"
+        )
     return False
 
 
 def _set_aside(folder: Path, place: Path) -> str:
-    """Moves a case's folder to attempts/, which analysis does not read; its new name."""
+    """Moves a case's folder to attempts/, which `analysis` does not read. Returns its new name."""
     names = (f"attempts/{place.name}.{n}" for n in range(1, 1000))
     name = next(name for name in names if not (folder / name).exists())
     (folder / name).parent.mkdir(exist_ok=True)
@@ -132,8 +133,8 @@ def _set_aside(folder: Path, place: Path) -> str:
 
 
 class Rounds:
-    """What a search for capacity and a gate have in common: the cases that have a result, and how
-    many have been started. Sets aside what was interrupted.
+    """The state that a search for capacity and a gate share: the cases with a result and the last
+    index. Sets interrupted cases aside.
     """
 
     def __init__(self, folder: Path, watch: ProgressWatch) -> None:
@@ -142,7 +143,7 @@ class Rounds:
         self.last_index = last_index(folder)
 
     def start(self, cases: Sequence[Case]) -> list[Case]:
-        """Announces a round, whose cases count as done once the next one is asked for."""
+        """Announces a round and returns its cases. They count as done when the next one starts."""
         self.watch.plan([*self.done, *cases], done=len(self.done), more=True)
         self.done += cases
         self.last_index += len(cases)

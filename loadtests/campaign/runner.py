@@ -1,8 +1,7 @@
-"""A campaign: every case of the plan, one after the other, or round after round those that the
-results so far ask for; then the report.
+"""Runs a campaign and makes its report.
 
-`prepare` decides everything before anything runs, `run` runs the rounds that one of three sources
-gives: the plan, a search for capacity, or a gate.
+`prepare` decides everything before anything runs. `run` then runs rounds of cases from one of three
+sources: the plan, which is a single round, a search for capacity, or a gate.
 """
 
 import argparse
@@ -41,15 +40,15 @@ from servers.runtime import catalog, launch, models, ports
 
 RESULTS = Path("results")
 SCENARIOS, GPU_SCENARIOS = "quick-chat,quick-steady", "gpu-chat,gpu-steady"
-TARGET_SCENARIOS = "interactive,steady"  # of a server that runs already, and is no toy
+TARGET_SCENARIOS = "interactive,steady"  # for a server that is already running
 
 Source = Callable[[ProgressWatch], Iterable[list[Case]]]  # rounds of cases
 
 
 @dataclass(frozen=True)
 class CampaignPlan:
-    """What is measured. `search` and `gate` choose their cases round by round; then `cases` are
-    only those that they start from.
+    """The plan of a campaign. A search for capacity and a gate choose their cases round by round;
+    `cases` are then only those that they start from.
     """
 
     targets: Targets
@@ -62,7 +61,7 @@ class CampaignPlan:
 
 @dataclass(frozen=True)
 class PreparedCampaign:
-    """A campaign whose folder is open: `file` is its campaign.json. `report` is "full", "page" or
+    """A campaign that is ready to run. `file`: its campaign.json; `report`: "full", "page" or
     "none".
     """
 
@@ -87,8 +86,8 @@ def plan_cases(
     default_scenarios: str = SCENARIOS,
     fixed_windows: bool = False,
 ) -> tuple[list[Case], Tables]:
-    """The cases and their scenarios. `fixed_windows`: no window is longer than its scenario's
-    duration_s, whatever number of requests that holds. Raises UsageError, TraceError and
+    """Returns the cases and their scenarios. `fixed_windows`: every window is as long as its
+    scenario's duration_s, however few requests it holds. Raises UsageError, TraceError and
     CatalogError.
     """
     known = read_scenarios(arguments.scenarios_file)
@@ -130,7 +129,7 @@ def plan_cases(
     for name, table in scenarios.items():
         if (cap := table.get("max_in_flight", arguments.load_workers)) < arguments.load_workers:
             raise UsageError(
-                f"the scenario {name!r} has max_in_flight = {cap}: give --load-workers {cap}, or"
+                f"the scenario {name!r} has max_in_flight = {cap}: give --load-workers {cap} or"
                 " fewer"
             )
     return (
@@ -152,8 +151,8 @@ def plan_cases(
 def plan_campaign(
     arguments: argparse.Namespace, targets: Targets | None = None, gate: PairedGate | None = None
 ) -> CampaignPlan:
-    """`targets` and `gate` are a gate's (loadtests/gate.py). Raises UsageError, TraceError and
-    CatalogError.
+    """Plans a campaign. `targets` and `gate`: only for a gate (loadtests/gate.py). Raises
+    UsageError, TraceError and CatalogError.
     """
     targets = targets or {
         "": Target() if arguments.target is None else target_of_url(arguments.target)
@@ -167,7 +166,7 @@ def plan_campaign(
         arguments,
         targets.get("head") or targets[""],
         TARGET_SCENARIOS if arguments.target is not None else GPU_SCENARIOS if card else SCENARIOS,
-        fixed_windows=gate is not None,  # it has a budget of its own, and repeats instead
+        fixed_windows=gate is not None,  # a gate has a time limit, and repeats instead
     )
     search = None
     if arguments.find_capacity:
@@ -178,18 +177,18 @@ def plan_campaign(
 
 
 def settle_defaults(plan: CampaignPlan) -> dict[str, Any]:
-    """What this machine's defaults are, by option; a running target decides them itself."""
+    """This machine's defaults by option; empty for a target that chooses its model itself."""
     if any(target.is_external for target in plan.targets.values()):
         return {}
-    # a server that is not installed yet counts, as a plan is made before the installation
+    # counts servers that are not installed, because a plan is made before the installation
     card = plan.card if any(case.engine != "simulated" for case in plan.cases) else None
     scenarios = list(dict.fromkeys(case.scenario for case in plan.cases))
     return {"scenarios": scenarios, "model": gpu_memory.default_preset(card)}
 
 
 def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampaign:
-    """Checks ports and memory, finds or makes the model, and opens the folder. Raises UsageError,
-    LaunchError and OSError.
+    """Checks ports and GPU memory, finds or makes the model, and opens the folder. Raises
+    UsageError, LaunchError and OSError.
     """
     if arguments.listen:
         host, port = arguments.listen
@@ -241,7 +240,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         web_port=arguments.web_port,
         ready_timeout_s=arguments.ready_timeout,
     )
-    # load workers on other machines would measure another network
+    # with load workers on other machines, a calibration would also measure the network
     calibrated = arguments.calibration and not arguments.listen
     return PreparedCampaign(
         context, file, choose_source(folder, plan), calibrated, arguments.report
@@ -251,8 +250,8 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
 def resolve_model(
     arguments: argparse.Namespace, plan: CampaignPlan, share: MachineShare
 ) -> tuple[models.Model, int, dict[str, Profile]]:
-    """The model, how many worker processes a server has that has several, and the profiles of
-    targets that choose their model themselves. Raises UsageError and LaunchError.
+    """Returns the model, the number of worker processes of a server that supports several, and the
+    profiles of targets that choose their model themselves. Raises UsageError and LaunchError.
     """
     all_cores = len(share["server_cores"])
     targets = plan.targets.values()
@@ -286,7 +285,7 @@ def resolve_model(
 
 
 def keep_possible_cases(plan: CampaignPlan, profiles: dict[str, Profile]) -> CampaignPlan:
-    """Leaves out default scenarios that a target has no endpoint for. Raises UsageError."""
+    """Leaves out the default scenarios whose endpoint a target lacks. Raises UsageError."""
     missing = {
         name: table["endpoint"]
         for name, table in plan.scenarios.items()
@@ -297,7 +296,7 @@ def keep_possible_cases(plan: CampaignPlan, profiles: dict[str, Profile]) -> Cam
     scenarios = {name: table for name, table in plan.scenarios.items() if name not in missing}
     if not scenarios:
         paths = " and no ".join(sorted({ENDPOINTS[each] for each in missing.values()}))
-        raise UsageError(f"the target has no {paths}: choose other scenarios by --scenarios")
+        raise UsageError(f"the target has no {paths}: choose other scenarios with --scenarios")
     cases = [case for case in plan.cases if case.scenario in scenarios]
     search = plan.search and dataclasses.replace(
         plan.search, systems=[s for s in plan.search.systems if s.scenario in scenarios]
@@ -317,19 +316,20 @@ def choose_source(folder: Path, plan: CampaignPlan) -> Source:
 
 
 def run(campaign: PreparedCampaign) -> int:
-    """Exit code: 0, 1 if a case failed or a system has no valid case, 130 after Ctrl-C. A gate's
-    cases are judged by its own command. Raises UsageError and OSError.
+    """Runs the cases and makes the report. Returns the exit code: 0; 1 if a case failed or a server
+    has no valid case; 130 after Ctrl-C. The gate's own command judges its cases. Raises UsageError
+    and OSError.
     """
     locked = results_folder.lock_folder(campaign.folder)
     context, statuses = campaign.context, []
     if context.load_cores:
-        # this process, too, keeps off the server's cores
+        # this process must not use the server's cores either
         os.sched_setaffinity(0, context.load_cores)
     warmups_s = {name: table["warmup_s"] for name, table in context.scenarios.items()}
     with ProgressWatch(warmups_s) as watch:
         try:
             for cases in campaign.source(watch):
-                # of a search in the round after saturation, whose loads are more like the others
+                # A search calibrates after its round at saturation: the later loads are typical.
                 saturation = {case.scenario for case in cases} <= {*campaign.saturation_scenarios}
                 if campaign.calibrated and not saturation:
                     noise_floor.calibrate(context, cases, watch)
@@ -338,11 +338,11 @@ def run(campaign: PreparedCampaign) -> int:
                     statuses.append(run_case(case, context, watch))
                     watch.end(statuses[-1], make_row(campaign, case, statuses[-1], watch))
             if campaign.report != "none":
-                watch.say("makes the report, which takes some seconds", in_log=False)
+                watch.say("making the report, which takes a few seconds", in_log=False)
         except KeyboardInterrupt:
             watch.say(
-                f"interrupted; what was measured is in {campaign.folder}, and the same command with"
-                f" --out {campaign.folder} continues it"
+                f"interrupted; the results so far are in {campaign.folder}, and the same command"
+                f" with --out {campaign.folder} continues the campaign"
             )
             return 130
     locked.close()
@@ -356,26 +356,27 @@ def run(campaign: PreparedCampaign) -> int:
 def make_row(
     campaign: PreparedCampaign, case: Case, status: str, watch: ProgressWatch
 ) -> CaseRow | None:
-    """What the report will say of a case; None if it has no numbers, or if they cannot be read."""
+    """The report's row of a case; None if the case failed or its row cannot be made."""
     if status != "ok":
         return None
     watch.stage("analyse")
     row = analysis_process.make_row(campaign.folder, case.index)
     if row and row.valid and campaign.calibrated and not noise_floor.is_known(campaign.folder):
-        return row._replace(why="before calibration, which may show that it is not")
+        return row._replace(why="before calibration, which may make it invalid")
     return row
 
 
 def run_campaign(
     arguments: argparse.Namespace, targets: Targets | None = None, gate: PairedGate | None = None
 ) -> int:
-    """Exit code. `targets` and `gate` are a gate's, which measures each case of the plan on both
-    targets, again and again. Raises UsageError, TraceError, CatalogError, LaunchError and OSError.
+    """Plans and runs a campaign, or prints its plan. Returns the exit code. `targets` and `gate`:
+    only for a gate, which measures each case of the plan on base and head repeatedly. Raises
+    UsageError, TraceError, CatalogError, LaunchError and OSError.
     """
     plan = plan_campaign(arguments, targets, gate)
     if arguments.plan:
         source = "search for capacity" if plan.search else "gate" if plan.gate else ""
-        heading = f"The {source} begins with these cases" if source else "Cases, in this order"
+        heading = f"The {source} starts with these cases" if source else "Cases, in this order"
         config_file.print_plan(
             arguments.settings, settle_defaults(plan), heading, plan.cases, plan.scenarios
         )

@@ -1,5 +1,5 @@
-"""Whose servers are measured: this checkout's, somebody's at a URL, or, for a gate, those of two
-sides: revisions, folders, commands or URLs.
+"""Targets: the servers of this checkout, an endpoint at a URL, or, for a gate, base and head as
+revisions, folders, commands or URLs.
 """
 
 import dataclasses
@@ -19,14 +19,14 @@ from servers.profile.profile import Profile
 from servers.runtime import catalog, launch, models, revisions
 from servers.runtime.catalog import HERE, Checkout, ServerSpec
 
-OWN = "own"  # the name of a server that is no folder in servers/
-EXTERNAL = "external"  # the engine of what was not started with an engine of ours
+OWN = "own"  # the name of a server that has no folder in servers/
+EXTERNAL = "external"  # the engine of a server that runs none of our engines
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is measured: the servers of `checkout`, or only `server`, which runs already if there is
-    a `url`.
+    """What is measured: the servers of `checkout`, or only `server`. With a `url`, the server is
+    already running.
     """
 
     description: str = "this checkout"
@@ -36,11 +36,11 @@ class Target:
 
     @property
     def is_external(self) -> bool:
-        """Whether it chooses its model itself."""
+        """Whether the target chooses its model itself."""
         return self.server is not None and self.server.engines == (EXTERNAL,)
 
     def find_server(self, name: str) -> ServerSpec:
-        """Raises CatalogError."""
+        """The target's only server, or its server of this name. Raises CatalogError."""
         return self.server or catalog.find_server(name, self.checkout)
 
 
@@ -48,8 +48,8 @@ Targets = Mapping[str, Target]  # by Case.side
 
 
 def target_of_revision(revision: str | None, choice: Sequence[str]) -> Target:
-    """None: the working tree. `choice`: options that say which servers are measured. Raises
-    UsageError.
+    """The target of a git revision; None means the working tree. `choice`: the options that choose
+    the servers. Raises UsageError.
     """
     if revision is None:
         return Target("the working tree")
@@ -63,7 +63,7 @@ def target_of_revision(revision: str | None, choice: Sequence[str]) -> Target:
 
 
 def target_of_url(url: str, option: str = "--target", name: str = "target") -> Target:
-    """Raises UsageError."""
+    """The target of a running server. Raises UsageError for a malformed URL."""
     try:
         split_url(url)
     except ProfileError as error:
@@ -74,8 +74,8 @@ def target_of_url(url: str, option: str = "--target", name: str = "target") -> T
 
 
 def target_of_server(text: str, option: str) -> Target:
-    """The URL of a running server, a folder with a server.toml, or a command with {port}. Raises
-    UsageError and CatalogError.
+    """The target of a URL, a folder with a server.toml, or a command with {port}. Raises UsageError
+    and CatalogError.
     """
     if text.startswith(("http://", "https://")):
         return target_of_url(text, option, OWN)
@@ -83,8 +83,8 @@ def target_of_server(text: str, option: str) -> Target:
     if folder.is_dir():
         if not (folder / "server.toml").is_file():
             raise UsageError(
-                f"{option} {text}: the folder has no server.toml: write one (CONTRIBUTING.md says"
-                " how), or give a command"
+                f"{option} {text}: the folder has no server.toml: write one (see CONTRIBUTING.md),"
+                " or give a command"
             )
         server = catalog.read_server(folder.resolve() / "server.toml", Checkout(folder.resolve()))
         return Target(text, server=dataclasses.replace(server, name=OWN))
@@ -94,15 +94,16 @@ def target_of_server(text: str, option: str) -> Target:
         raise UsageError(f"{option} {text}: not a command: {error}") from None
     if not any("{port}" in part for part in command):
         raise UsageError(
-            f"{option} {text}: it is neither a URL nor a folder, and as a command it must have"
-            " {port} where the port goes, such as 'uvicorn app:app --port {port}'"
+            f"{option} {text}: it is neither a URL nor a folder, and a command needs {{port}} in"
+            " place of its port: write it like 'uvicorn app:app --port {port}'"
         )
     try:
         for part in command:
             part.format_map(dict.fromkeys(catalog.PLACEHOLDERS, ""))
     except (LookupError, ValueError) as error:
         raise UsageError(
-            f"{option}: the command has {error} in braces; double the braces that are its own"
+            f"{option}: the command has {error} in braces, which is not a placeholder: double the"
+            " braces that belong to the command"
         ) from None
     return Target(
         text,
@@ -126,9 +127,9 @@ def profile_targets(
     share: launch.CoreShare,
     ready_timeout_s: float | None,
 ) -> dict[str, Profile]:
-    """The profile of each target, which must all serve one model: `model`, if the user named one.
-    Those that do not run yet are started to be asked. `needed`: of chat and completions. Raises
-    UsageError and LaunchError.
+    """Profiles each target, and starts a target that is not running for its profile. All must serve
+    the same model: `model`, if the user named one. `needed`: the endpoints, "chat" or
+    "completions", that each must have. Raises UsageError and LaunchError.
     """
     profiles = {}
     for name, target in targets.items():
@@ -162,11 +163,11 @@ def profile_targets(
                 raise UsageError(str(error)) from None
     if len({profile.model for profile in profiles.values()}) > 1:
         raise UsageError(
-            "the sides serve different models: "
+            "base and head serve different models: "
             + ", ".join(
                 f"{name or targets[name].description} {profile.model!r}"
                 for name, profile in profiles.items()
             )
-            + ": name one that both have by --model"
+            + ": give --model and a name that both serve"
         )
     return profiles

@@ -1,4 +1,4 @@
-"""What must hold of a server before a load and after it: our contract, or what its profile says."""
+"""Verifies a server before and after a load, against our contract or against its profile."""
 
 from dataclasses import asdict
 
@@ -23,7 +23,7 @@ def _raise_if_failed(run: CaseRun, results: list[contract_checks.ConformanceChec
 
 
 def _add_notes(run: CaseRun, results: list[contract_checks.ConformanceCheck]) -> None:
-    """Each kind once: a profile, or the checks before the load, may have found it already."""
+    """Adds each kind of note once: the profile or the checks before the load may have added it."""
     known = {note.partition(":")[0] for note in run.file.notes}
     for note in (note for check in results for note in check.notes):
         if (kind := note.partition(":")[0]) not in known:
@@ -32,7 +32,7 @@ def _add_notes(run: CaseRun, results: list[contract_checks.ConformanceCheck]) ->
 
 
 def _check_endpoint(run: CaseRun) -> list[contract_checks.ConformanceCheck]:
-    """What must hold of an endpoint that is profiled, before a load and after it."""
+    """Checks an endpoint against its profile."""
     assert run.profile is not None
     kind = run.scenario["endpoint"]
     try:
@@ -58,13 +58,13 @@ def verify_before(run: CaseRun) -> None:
     _raise_if_failed(run, results)
     if not run.planted and not run.target.is_external:
         _profile_server(run)
-        _compare_answers(run)
+        _compare_responses(run)
     _add_notes(run, results)
 
 
 def _profile_server(run: CaseRun) -> None:
-    """A server of ours with a model whose texts are not known: what they are like is noted. The
-    dialect of a server that somebody else has made is what it is found to be.
+    """Profiles a server that Serveoff started, for a model whose texts are not known. The profile
+    also gives the dialect of a server that others wrote.
     """
     try:
         profile = profiler.profile_endpoint(
@@ -75,10 +75,11 @@ def _profile_server(run: CaseRun) -> None:
     run.adopt(profile)
 
 
-def _compare_answers(run: CaseRun) -> None:
-    """No rule says what is right: the campaign's first server is what the others are held against.
-    In bfloat16 two engines may honestly part ways at a near tie, so a difference is recorded and
-    reported, and does not end the case.
+def _compare_responses(run: CaseRun) -> None:
+    """Records the share of a few fixed prompts to which this server responds like the campaign's
+    first server. The right responses of this model are not known, and in bfloat16 two correct
+    engines may differ where two tokens are nearly equally likely. A difference is reported, but
+    does not fail the case.
     """
     responses = contract_checks.complete_fixed_prompts(run.base_url, run.context.model.name)
     file = run.context.folder / "answers.json"

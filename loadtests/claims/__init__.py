@@ -1,5 +1,5 @@
-"""What people say about serving architectures, and the campaigns that test it.
+"""Common claims about serving architectures, and the campaigns that test them.
 
-Starts `python -m loadtests` for each campaign of `claims.toml`; imports nothing else of
+Starts `python -m loadtests` for each campaign of `claims.toml`, and imports nothing else of
 `loadtests`.
 """

@@ -22,6 +22,10 @@ from servers.runtime import launch, limits
 
 RETRY_S = 0.5
 GONE_WITHIN_S = 5.0  # a coordinator ends at most this long after its workers
+EXIT_CODES = """\
+exit codes:
+  0    served at least one case, or Ctrl-C
+  2    no coordinator came within --patience, or the command line is wrong"""
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -55,9 +59,12 @@ def is_reachable(host: str, port: int) -> bool:
     return True
 
 
-def main() -> int:
+def make_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
-        prog="python -m loadtests.worker", description=__doc__.partition("\n")[0]
+        prog="python -m loadtests.worker",
+        description=__doc__.partition("\n")[0],
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("coordinator", type=parse_address, help="the ADDRESS:PORT of --listen")
     parser.add_argument(
@@ -66,7 +73,11 @@ def main() -> int:
         default=600.0,
         help="seconds to wait for a case (default: %(default)g)",
     )
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    options = make_parser().parse_args()
     host, port = options.coordinator
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     command = [

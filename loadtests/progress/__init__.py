@@ -1,3 +1,3 @@
-"""What the user sees while a campaign runs: a view on a terminal, one line a case elsewhere. It
-knows cases and the status of a load, and nothing of how they are run.
+"""The display while a campaign runs: a live view on a terminal, one line per case elsewhere. It
+knows cases and the status of a load, but not how they are run.
 """

@@ -1,4 +1,4 @@
-"""The row of a finished case as text: on one line of a log, or in columns of a terminal."""
+"""The row of a finished case as text: one line of a log, or columns of a terminal."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from loadtests.schema import Case
 
 
 class CaseRow(NamedTuple):
-    """What the report says of one case. `why`: the cause of an invalid one, on one line, or what
-    may still make a valid one invalid; `numbers`: by metric, as the report prints them, with
-    "n=120" for too small a sample.
+    """The report's row of one case. `why`: on one line, the cause of an invalid case, or what may
+    still make a valid case invalid. `numbers`: by metric, as the report prints them; "n=120" stands
+    for too small a sample.
     """
 
     valid: bool
@@ -21,13 +21,13 @@ class CaseRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Column:
-    """A number of the table. Columns beside each other of one `group` have that above them."""
+    """A number of the table. Adjacent columns of one `group` share its name as a heading."""
 
     metric: str
     group: str
     heading: str
     width: int
-    spare: int = 0  # columns with the most are left out first where the terminal is too narrow
+    spare: int = 0  # on a narrow terminal, columns with the highest value are left out first
 
 
 THROUGHPUT = "output_tokens_per_s"
@@ -45,7 +45,8 @@ COLUMNS = (
 
 
 def format_span(seconds: float) -> str:
-    """
+    """Formats a time for people.
+
     >>> format_span(42), format_span(130), format_span(4000)
     ('42 s', '2 min 10 s', '1 h 6 min')
     """
@@ -56,12 +57,13 @@ def format_span(seconds: float) -> str:
 
 
 def crop(text: str, width: int) -> str:
-    """The text, or as much of it as fits, with "…" at its end."""
+    """Crops a text to `width` characters, with "…" at its end."""
     return text if len(text) <= width else text[: max(0, width - 1)] + "…"
 
 
 def crop_middle(text: str, width: int) -> str:
-    """Likewise with "…" in its middle: servers of one family differ at their end.
+    """Crops a text to `width` characters, with "…" in the middle: the names of related servers
+    differ at the end.
 
     >>> crop_middle("fastapi_vllm loop=asyncio", 16)
     'fastapi_…asyncio'
@@ -88,7 +90,7 @@ def describe_case(case: Case) -> str:
 
 
 def format_line(case: Case, status: str, row: CaseRow | None) -> str:
-    """How a case ended, on one line of a log: its numbers if it is valid, and else the reason."""
+    """Describes a finished case on one line of a log: its numbers, or the reason for none."""
     if row is None:
         return status
     if not row.valid:
@@ -96,7 +98,7 @@ def format_line(case: Case, status: str, row: CaseRow | None) -> str:
     return ", ".join(
         [
             f"valid ({row.why})" if row.why else "valid",
-            # of an open loop it is the demand, and no result
+            # in an open loop the throughput is the demand, not a result
             *([] if case.rate else [f"{row.numbers[THROUGHPUT]} tokens/s"]),
             *(
                 f"{label} "
@@ -109,7 +111,7 @@ def format_line(case: Case, status: str, row: CaseRow | None) -> str:
 
 
 def _with_unit(number: str) -> str:
-    """A latency, or why there is none.
+    """Formats a latency, or the sample that is too small for it.
 
     >>> _with_unit("12.3"), _with_unit("n=120")
     ('12.3 ms', 'unknown (n=120)')
@@ -119,8 +121,8 @@ def _with_unit(number: str) -> str:
 
 @dataclass(frozen=True)
 class RowLayout:
-    """Columns of a table that fits a terminal of `width` characters: those that name the case, as
-    wide as the campaign's cases need them, and then the numbers.
+    """The columns of a table that fits a terminal of `width` characters: first those that name the
+    case, as wide as the campaign's cases need, then the numbers.
     """
 
     width: int
@@ -138,7 +140,7 @@ class RowLayout:
         names = [max(map(len, column)) for column in zip(*cells, strict=True)]
         for spare in (2, 1, 0):
             columns = tuple(column for column in COLUMNS if column.spare <= spare)
-            # server and scenario give way, the longer one first
+            # shorten the names of servers and scenarios, the longer column first
             while _total(names, columns) > width and spare < 2 and max(names[1:3]) > LEAST_NAME:
                 names[1 if names[1] >= names[2] else 2] -= 1
             if _total(names, columns) <= width:
@@ -179,9 +181,10 @@ class RowLayout:
         return "\n".join(crop(" ".join(cells).rstrip(), self.width) for cells in lines)
 
     def row(self, case: Case, status: str, row: CaseRow | None) -> str:
-        """The case with its numbers, or with the first line of the reason why it has none."""
+        """The case with its numbers, or with the first line of the reason for none."""
         if row and row.valid:
-            numbers = row.numbers | ({THROUGHPUT: ""} if case.rate else {})  # it is the demand
+            # in an open loop the throughput is the demand, not a result
+            numbers = row.numbers | ({THROUGHPUT: ""} if case.rate else {})
             cells = [_fit(numbers[column.metric], column.width) for column in self.columns]
             text = " ".join([self.start(case), *cells])
         else:
@@ -196,5 +199,5 @@ def _total(names: Sequence[int], columns: Sequence[Column]) -> int:
 
 
 def _fit(number: str, width: int) -> str:
-    """Without thousands separators if it is too wide with them."""
+    """Right-aligns a number, without thousands separators if it would be too wide."""
     return (number if len(number) <= width else number.replace(",", "")).rjust(width)

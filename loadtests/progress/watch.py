@@ -1,6 +1,6 @@
-"""What the user sees while a campaign runs. On a terminal: a row for each finished case, which
-stays, and below them a live part with the running case, what it waits for, the cases to come and
-the time that is left. Elsewhere, in a log file or in CI: one line a case.
+"""The display while a campaign runs. A terminal shows a permanent row for each finished case, and
+below them a live part: the running case and its stage, the cases to come and the remaining time.
+Elsewhere, as in a log file or in CI, each case prints one line.
 """
 
 import re
@@ -26,32 +26,32 @@ from loadtests.progress.rows import (
 )
 from loadtests.schema import Case
 
-# Only for the estimate of the remaining time, until a case has shown how long one takes: s for
-# launch, verify, stop.
+# Estimate of the time to launch, verify and stop a server, in seconds; used until the first case
+# has ended.
 OVERHEAD_S = 35.0
 TO_COME = 4  # cases to come that have a row of their own
-LOG_BYTES = 4096  # where the last line of a server's log is looked for
-# What a stage waits for, in the words of the user.
+LOG_BYTES = 4096  # the end of a server's log that is searched for its last line
+# The name of each stage for the user.
 STAGES = {
-    "prepare": "prepares what the server needs",
-    "launch": "waits until the server is ready",
-    "verify": "checks the responses",
-    "load": "starts the load generator",
-    "verify again": "checks the responses again",
-    "stop": "stops the server",
-    "analyse": "makes the row of this case",
+    "prepare": "preparing the server",
+    "launch": "waiting until the server is ready",
+    "verify": "checking the responses",
+    "load": "starting the load generator",
+    "verify again": "checking the responses again",
+    "stop": "stopping the server",
+    "analyse": "computing the results of this case",
 }
-# Engines that load no model, or of which it is not known.
+# Engines that load no model, or may load none.
 WITHOUT_MODEL = ("simulated", "external")
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-# What loggers write before a message: process, level, date, time, module.
+# The prefix that loggers write before a message: process, level, date, time, module.
 LOG_PREFIX = re.compile(
     r"^(?:\([^)]*\)\s*|(?:DEBUG|INFO|WARNING|ERROR):?\s+|\d+[-:/][-\d:.,/TZ]*\s+|\[[^]]*]\s*)+"
 )
 
 
 class ProgressWatch:
-    """The progress of a campaign. `warmup_s`: the least warm-up, by scenario."""
+    """The progress of a campaign. `warmup_s`: by scenario, the shortest warm-up."""
 
     def __init__(self, warmup_s: dict[str, float]):
         self.console = Console(highlight=False)
@@ -61,16 +61,17 @@ class ProgressWatch:
         self.done = 0
         self.began = self.case_began = self.stage_began = time.monotonic()
         self.case: Case | None = None
-        self.took: list[tuple[Case, float]] = []  # the cases that ended ok, and their seconds
-        self.now = ""  # what happens, and below it how it goes and what it waits for
+        self.took: list[tuple[Case, float]] = []  # the cases that ended ok, with their seconds
+        self.now = ""  # the current activity; below it: its figures, and the cause of a wait
         self.figures = self.waits = ""
         self.log: Path | None = None
         self.previous: LoadStatus | None = None
         self.ends: float | None = None  # when the window closes, on time.monotonic()
         self.rows_since_heading: int | None = None
-        self.waiting_s = 0.0  # about how long what happens beside the cases takes
-        live = self.console.is_interactive and sys.stdout.isatty()  # FORCE_COLOR is no terminal
-        # It runs on the load generator's cores: two frames a second take 0.2% of one.
+        self.waiting_s = 0.0  # estimated duration of an activity between cases
+        # with FORCE_COLOR, rich treats a file as a terminal
+        live = self.console.is_interactive and sys.stdout.isatty()
+        # It runs on the load generator's cores: two frames per second take 0.2% of one.
         self.live = (
             Live(
                 console=self.console,
@@ -93,8 +94,8 @@ class ProgressWatch:
             self.live.stop()
 
     def plan(self, cases: list[Case], done: int, more: bool = False) -> None:
-        """The first `done` of the cases are. `more`: what they show decides whether others
-        follow.
+        """Announces the cases, of which the first `done` are done. `more`: others may follow,
+        depending on their results.
         """
         first = not self.cases
         self.cases, self.done, self.more = cases, done, more
@@ -102,19 +103,19 @@ class ProgressWatch:
             which = "the first round has " if more else ""
             count = len(cases) - done
             self.say(
-                f"{which}{count} case{'s' * (count != 1)}, about {format_span(self._left_s())}:"
-                " a line for each as it ends"
+                f"{which}{count} case{'s' * (count != 1)}, about {format_span(self._left_s())};"
+                " each prints a line when it ends"
             )
 
     def say(self, text: str, in_log: bool = True) -> None:
-        """`in_log`: also where there is no terminal."""
+        """Prints a line; with `in_log`, also without a terminal."""
         if not self.live and not in_log:
             return
         self.console.print(text, markup=False, soft_wrap=not self.live)
 
     @contextmanager
     def waiting(self, what: str, about_s: float) -> Iterator[None]:
-        """Something beside the cases that takes so long."""
+        """Shows an activity between cases, with an estimate of its duration."""
         if not self.live:
             self.say(f"{what}: about {format_span(about_s)}")
         self.stage(what)
@@ -126,17 +127,17 @@ class ProgressWatch:
         self.case, self.case_began, self.ends = case, time.monotonic(), None
 
     def stage(self, name: str, log: Path | None = None) -> None:
-        """`log`: of the server that this stage waits for."""
+        """Shows a stage. `log`: of the server that this stage waits for."""
         self.now, self.log = STAGES.get(name, name), log
         if name == "launch" and self.case and self.case.engine not in WITHOUT_MODEL:
-            self.now = "waits until the server has loaded its model"
+            self.now = "waiting until the server has loaded its model"
         self.figures, self.waits, self.previous = "", "", None
         self.stage_began = time.monotonic()
         if self.live:
-            self.live.refresh()  # a short stage would never be seen
+            self.live.refresh()  # otherwise a short stage may never show
 
     def load(self, status: LoadStatus) -> None:
-        """Throughput is that of the time since the last call with a newer status."""
+        """Shows the status of the load. Throughput is measured since the previous status."""
         before = self.previous
         if status.state != RUNNING or (before and status.now_s - before.now_s < 0.5):
             return
@@ -155,24 +156,25 @@ class ProgressWatch:
         self.previous = status
 
     def _describe_load(self, status: LoadStatus) -> tuple[str, str]:
-        """What the load does, and what it waits for."""
+        """Returns the load's current phase, and the cause of a wait."""
         window, since_s = status.window, status.now_s - status.began_s
         if window is None or status.now_s < window.start_s:
             assert self.case is not None
             late = since_s > self.warmup_s[self.case.scenario]
-            waits = f"waits until the load is steady: {status.unsteady}" if status.unsteady else ""
+            unsteady = status.unsteady
+            waits = f"waiting until the load is steady: {unsteady}" if unsteady else ""
             return f"warm-up, {since_s:.0f} s", waits if late else ""
         if status.now_s < window.end_s:
             length_s = window.end_s - window.start_s
             return f"measuring, {status.now_s - window.start_s:.0f} of {length_s:.0f} s", ""
         left = status.sent - status.rows
-        return "drain", f"waits for the last {left} response{'s' * (left != 1)}" if left else ""
+        return "drain", f"waiting for the last {left} response{'s' * (left != 1)}" if left else ""
 
     def end(self, status: str, row: CaseRow | None = None) -> None:
-        """`row`: None of a case without one, whose status then says how it ended."""
+        """Shows the result of the running case; without a row, its status."""
         assert self.case is not None
         case, spent = self.case, time.monotonic() - self.case_began
-        if status == "ok":  # one that was skipped, or failed early, says nothing about the others
+        if status == "ok":  # a case that was skipped or failed early is shorter than the others
             self.took.append((case, spent))
         self.done += 1
         self.case, self.now = None, ""
@@ -195,7 +197,7 @@ class ProgressWatch:
         bad = not status.startswith("skipped") and (status != "ok" or bool(row and not row.valid))
         self._print_text(text, "red" if bad else "")
         reason = status if status != "ok" else row.why if row and not row.valid else ""
-        if not text.endswith(reason):  # the row has no room for it
+        if not text.endswith(reason):  # the row is too narrow for the whole reason
             lines = "\n".join(line.strip() for line in reason.strip().splitlines())
             self.console.print(Padding(Text(lines, overflow="fold"), (0, 0, 0, 4), expand=False))
 
@@ -209,7 +211,7 @@ class ProgressWatch:
         return self.warmup_s[case.scenario] + case.duration_s
 
     def _case_s(self, case: Case) -> float:
-        """How long it will take: as long as those like it did."""
+        """Estimates how long a case takes, from finished cases like it."""
         same = [s for other, s in self.took if other.scenario == case.scenario]
         if same:
             return sum(same) / len(same)
@@ -219,14 +221,14 @@ class ProgressWatch:
     def _left_s(self) -> float:
         left = [self._case_s(case) for case in self.cases[self.done :]]
         if left and self.case:
-            # a case that takes longer than expected takes nothing from the others
+            # a case that takes longer than expected does not shorten the others
             left[0] = max(0.0, left[0] - (time.monotonic() - self.case_began))
             if self.ends:
                 left[0] = max(left[0], self.ends - time.monotonic())
         return sum(left) + max(0.0, self.waiting_s - (time.monotonic() - self.stage_began))
 
     def _frame(self) -> Text:
-        """The live part: as many lines as the terminal has at most, none longer than it is wide."""
+        """The live part, cropped to the size of the terminal."""
         width, lines = self.console.width, self._lines()
         text = Text(no_wrap=True, overflow="ellipsis", end="")
         for number, (line, style) in enumerate(lines[: self.console.height - 1]):
@@ -234,7 +236,7 @@ class ProgressWatch:
         return text
 
     def _lines(self) -> list[tuple[str, str]]:
-        """(line, style) of the live part."""
+        """The lines of the live part, each with its style."""
         if not self.now:
             return []
         lines, layout, coming = [], self._layout(), self.cases[self.done :]
@@ -246,7 +248,7 @@ class ProgressWatch:
             lines.append((f"{self.now}{clock}", "bold"))
         below = filter(None, (self.figures, self.waits, self._last_log_line()))
         lines += [(f"    {text}", "") for text in below]
-        room = min(TO_COME, self.console.height - len(lines) - 3)  # beside the two lines below
+        room = min(TO_COME, self.console.height - len(lines) - 3)  # leaves room for the lines below
         rows = coming if len(coming) <= room + 1 else coming[: max(0, room)]
         lines += [(f"{layout.start(case)} to come", "dim") for case in rows]
         if len(rows) < len(coming):
@@ -261,7 +263,7 @@ class ProgressWatch:
         return lines
 
     def _last_log_line(self) -> str:
-        """What the server that is waited for wrote last."""
+        """The last line in the log of the server that the stage waits for."""
         try:
             if self.log is None or not self.log.exists():
                 return ""

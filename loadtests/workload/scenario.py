@@ -1,7 +1,8 @@
 """Scenarios: named workloads, read from TOML and checked.
 
 The models define the keys of each kind of arrivals. They only check: a scenario remains the table
-from the file, and the results store it verbatim.
+from the file, and the results store it verbatim. The docstring below a key is its meaning in
+docs/scenarios.md; "(default: ...)" in it is the meaning of a missing key.
 """
 
 import hashlib
@@ -85,19 +86,33 @@ Transport = Annotated[Literal["sse", "websocket"], refuse_with("is not one of ss
 
 
 class Scenario(BaseModel):
-    """The keys of every scenario; scenarios.toml explains each."""
+    """The keys of every scenario."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     summary: Text
+    """One line that describes the scenario."""
     endpoint: Endpoint
+    """Where requests go: `/v1/chat/completions` or `/v1/completions`."""
     transport: Transport = "sse"
+    """How a response streams. With `websocket` each user has one connection, opened before its
+    first request, and each event is one message; servers without WebSockets are skipped."""
     context: Count = arrivals.CONTEXT
+    """Longest prompt and response together. Longer requests of a trace are clipped, and the report
+    shows how many."""
     warmup_s: From0
+    """Load before the window opens, at least. Requests of the warm-up are not measured; users start
+    one after another in its first half. With a `profile` or a trace the demand itself varies, and
+    the warm-up is exactly this long."""
     warmup_max_s: From0 | None = None
+    """How long the warm-up may wait for a steady load (default: 60, or `warmup_s` if that is
+    longer)."""
     duration_s: Above0
+    """Length of the measured window; `--duration` overrides it."""
     drain_s: From0
+    """How long requests in flight may take after the load ends."""
     timeout_s: Above0
+    """Timeout of one request."""
 
     @model_validator(mode="after")
     def check_together(self) -> Self:
@@ -110,13 +125,28 @@ class GeneratedPrompts(Scenario):
     """A scenario with generated prompts: their lengths, and the text that they share."""
 
     prompt_tokens: Range
+    """Length of a prompt, uniformly distributed; at least 2 for a chat."""
     output_tokens: Range
+    """Length of a response, uniformly distributed."""
     requests: Count | None = None
+    """How many requests the window must hold; it becomes longer than `duration_s` if needed. A P99
+    needs 299. In an open loop the window ends at the first whole second by which they have arrived.
+    In a closed loop the responses of the warm-up decide its length when it opens. `--duration` and
+    the gate ignore this key."""
     duration_max_s: Above0 | None = None
+    """Longest window that `requests` may cause (default: 120, or `duration_s` if that is
+    longer)."""
     shared_tokens: Count | None = None
+    """Length of a prefix that prompts share, before their own `prompt_tokens`. In a chat it is the
+    system message."""
     shared_prefixes: Count | None = None
+    """How many different shared prefixes there are; each prompt gets one at random (default: 1)."""
     distinct_prompts: Count | None = None
+    """How many different prompts there are. Requests draw from them, lengths included, so prompts
+    repeat."""
     zipf: From0 | None = None
+    """How unequally often the distinct prompts are drawn: the k-th in proportion to 1/k^zipf
+    (default: 0, all equally often)."""
 
     @model_validator(mode="after")
     def check_window(self) -> Self:
@@ -144,9 +174,14 @@ class ClosedLoopScenario(GeneratedPrompts):
     """Each user waits for its response, thinks, and sends its next request."""
 
     arrivals: Literal["closed"]
+    """Each user waits for its response, then thinks, then sends the next request."""
     users: Count
+    """How many users there are; `--users` overrides it."""
     think_s: From0 = 0.0
+    """Pause between a response and the user's next request."""
     turns: Range | None = None
+    """Questions in a conversation, with `endpoint = "chat"`. Each is sent with all messages before
+    it, and a new conversation starts when `context` would be exceeded."""
 
     @model_validator(mode="after")
     def check_turns(self) -> Self:
@@ -164,27 +199,43 @@ class OpenLoopScenario(GeneratedPrompts):
     """Requests are sent at their scheduled times, whether or not the server keeps up."""
 
     rate: Above0
+    """Mean arrivals per second; `--rate` overrides it."""
     profile: Profile | None = None
+    """Factors that multiply the rate, from the load's start, with straight lines between the
+    points; two points at one second are a step."""
     max_in_flight: Count | None = None
+    """Cap on concurrent requests. A request above it waits for a slot, and the wait counts as
+    latency."""
 
 
 class RegularOpenLoop(OpenLoopScenario):
     arrivals: Literal["constant", "poisson"]
+    """Requests arrive at equal gaps (`constant`) or at random (`poisson`), whether or not the
+    server keeps up."""
 
 
 class BurstyOpenLoop(OpenLoopScenario):
     arrivals: Literal["gamma"]
+    """Requests arrive in bursts, whether or not the server keeps up."""
     burstiness: Above0
+    """Shape of the gamma-distributed gaps: 1 is Poisson; 0.25 has four times its variance."""
 
 
 class Replay(Scenario):
     """Recorded traffic with its own lengths and prefixes; --trace may name the file."""
 
     arrivals: Literal["trace"]
+    """Requests arrive as they were recorded, with the recorded lengths and shared prefixes."""
     trace: Text | None = None
+    """File of the recorded traffic, in one of the formats of `loadtests/workload/traces.py`;
+    `--trace` overrides it."""
     trace_start_s: From0 = 0.0
+    """Where in the trace the replay starts."""
     time_scale: Above0 = 1.0
+    """Speed of the replay: 2 is twice as fast; `--time-scale` overrides it."""
     max_in_flight: Count | None = None
+    """Cap on concurrent requests. A request above it waits for a slot, and the wait counts as
+    latency."""
 
 
 MODELS = (ClosedLoopScenario, RegularOpenLoop, BurstyOpenLoop, Replay)

@@ -1,4 +1,4 @@
-"""The API that every server of ours speaks: paths, fields, framing, errors; and its checks.
+"""The API of our servers: paths, fields, framing, errors, /metrics, and the conformance checks.
 
-Imports no web framework and no engine; `metrics` is the middleware for /metrics.
+Imports no web framework and no engine.
 """

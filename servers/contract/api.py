@@ -1,22 +1,22 @@
-"""THE API that every server speaks: a strict subset of OpenAI's, so that OpenAI's clients and any
-LLM load tool work unchanged.
+"""The API that every server speaks: a strict subset of OpenAI's. OpenAI's clients and LLM load
+tools work unchanged.
 
     GET  /health  /v1/models  /metrics
     POST /v1/completions  /v1/chat/completions      plain, or streamed as server-sent events (SSE)
-    GET  the same two, with Upgrade: websocket      streamed over a WebSocket, by those that have it
+    GET  the same two, with Upgrade: websocket      streamed over a WebSocket (some servers)
 
-On a WebSocket each text message of the client is a request as it would be POSTed, always streamed.
-The response is a text message for each event, its payload without "data: ", the last one [DONE]. A
-request that is refused or whose engine fails gets one last message: the error's envelope, with its
-status beside "error". The connection stays open and serves one request at a time; the next one
-waits for [DONE]. A request that is too long closes with 1009; without the key there is no upgrade.
+On a WebSocket, each text message of the client is the body of a POST request, and its response is
+always streamed: one text message per event, without "data: ", and [DONE] as the last. If a request
+is refused or its engine fails, the last message is the error envelope, with the status beside
+"error". The connection stays open and serves one request at a time; the next one waits for [DONE].
+A request that is too long closes the connection with 1009. Without the key there is no upgrade.
 
-Requests are pydantic models, responses are built by `CompletionResponse`, errors by `error_body`;
-`chunks.py` is the client's side. Extensions, each known elsewhere: `ignore_eos` (vLLM) makes
-output lengths exact, `stream_options.continuous_usage_stats` (vLLM) counts tokens in each chunk,
-`timings` (llama.cpp) explains a slow request. Unknown fields are ignored as most servers do, but
-known ones that would change the response and are not supported are refused
-(unsupported_fields.json). No web framework here.
+Requests are pydantic models; `CompletionResponse` builds responses and `error_body` builds errors.
+`chunks.py` is the client's side. Three extensions come from other servers: `ignore_eos` (vLLM)
+makes output lengths exact, `stream_options.continuous_usage_stats` (vLLM) counts tokens in each
+chunk, and `timings` (llama.cpp) explains a slow request. Unknown fields are ignored, as in most
+servers. Known fields that would change the response but are not supported are refused
+(unsupported_fields.json).
 """
 
 import json
@@ -32,16 +32,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from servers.contract import fields
 from servers.contract.fields import Content, Prompt, Role, Text, or_default
 
-JsonObject = dict[str, Any]  # as it enters or leaves: on the wire, on a command line, in a file
+JsonObject = dict[str, Any]  # at a border only: on the wire, on a command line, in a file
 COMPLETIONS = "/v1/completions"
 CHAT_COMPLETIONS = "/v1/chat/completions"
 MAX_BODY_BYTES = 4 * 1024 * 1024
 SSE_CONTENT_TYPE = "text/event-stream"
 SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 DONE = "data: [DONE]\n\n"
-# An option of some servers: which library serialises the whole chunk for each token, as most
-# servers do it. Without it, what is the same in all chunks is serialised once, and then each
-# token's text.
+# An option of some servers: the library that serialises each whole chunk, as most servers do.
+# By default ("prepared") the constant part of all chunks is serialised once, and only the text
+# per token.
 WHOLE_CHUNKS = os.environ.get("SERVEOFF_JSON", "prepared") != "prepared"
 
 _dumps: Callable[[Any], str] = json.dumps
@@ -56,13 +56,13 @@ _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
 def authorization_header() -> dict[str, str]:
-    """The header with which a client shows its key, SERVEOFF_API_KEY; none without one."""
+    """Return the header that carries the client's key (SERVEOFF_API_KEY); empty without a key."""
     key = os.environ.get("SERVEOFF_API_KEY")
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 class ContractError(Exception):
-    """An answer other than 200. `str()` is the message; never a stack trace."""
+    """A response with a status other than 200. `str()` is the message; never a stack trace."""
 
     def __init__(
         self,
@@ -81,21 +81,21 @@ class ContractError(Exception):
 
 
 class ClientGone(Exception):
-    """Raised in `on_token` to end a generation whose client has disconnected."""
+    """Raised in `on_token` to stop a generation whose client has disconnected."""
 
 
 def error_body(
     status: int, message: str, param: str | None = None, code: str | None = None
 ) -> JsonObject:
-    """OpenAI's error envelope."""
+    """Return OpenAI's error envelope."""
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def invalid_request(errors: Sequence[Any]) -> ContractError:
-    """A 400 that names the first bad field, from pydantic's (or FastAPI's) list of errors."""
+    """Return a 400 that names the first bad field in pydantic's (or FastAPI's) list of errors."""
     first = errors[0]
-    # without FastAPI's "body" and pydantic's names of a union's members, such as "list[str]"
+    # drop FastAPI's "body" and pydantic's names of union members, such as "list[str]"
     where = [str(part) for part in first["loc"] if part != "body" and "[" not in str(part)]
     if first["type"] in ("json_invalid", "value_error.jsondecode") or (
         not where and first["type"] != "value_error"
@@ -104,7 +104,7 @@ def invalid_request(errors: Sequence[Any]) -> ContractError:
             400, f"the body is not a JSON object: {first['msg']}", None, "invalid_json"
         )
     field = where[0] if where else None
-    # from refuse_unsupported, whose message begins with the field
+    # from refuse_unsupported, whose message starts with the field
     if first["type"] == "value_error" and not where:
         field = first["msg"].removeprefix("Value error, ").split(":")[0]
         return ContractError(
@@ -119,7 +119,7 @@ def invalid_request(errors: Sequence[Any]) -> ContractError:
 class StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True)
     include_usage: Annotated[bool, or_default(False)] = False
-    # vLLM's: with include_usage, each chunk has the usage so far
+    # vLLM's extension: with include_usage, each chunk has the usage so far
     continuous_usage_stats: bool | None = None
 
 
@@ -131,7 +131,7 @@ class _Request(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False), or_default(1.0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), or_default(1.0)] = 1.0
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    # the list first: its errors say more
+    # the list comes first because its errors are more precise
     stop: Annotated[list[Text], Field(max_length=4)] | Text | None = None
     stream: Annotated[bool, or_default(False)] = False
     stream_options: StreamOptions | None = None
@@ -160,7 +160,7 @@ class _Request(BaseModel):
 
     @property
     def token_limit(self) -> int | None:
-        """max_tokens, under either of its names; None: the model ends its response."""
+        """`max_tokens` under either of its names; None if the model decides when to stop."""
         return self.max_tokens
 
 
@@ -170,8 +170,8 @@ class CompletionRequest(_Request):
 
 
 class ChatMessage(BaseModel):
-    """`developer` is another name of the role system; what a `tool` returned is the user's text. An
-    assistant's content may be null; its tool calls are ignored, as no engine here makes any.
+    """One chat message. The role `developer` means `system`; a `tool` result becomes user text. An
+    assistant's content may be null; its tool calls are ignored because no engine here makes any.
     """
 
     model_config = ConfigDict(strict=True)
@@ -186,8 +186,8 @@ class ChatMessage(BaseModel):
 
 
 class ChatCompletionRequest(_Request):
-    """Without max_tokens (or its newer name max_completion_tokens) the model ends its response, or
-    the context does, as at OpenAI.
+    """A chat request. Without max_tokens (or max_completion_tokens, its newer name) the response
+    ends when the model stops or the context is full, as with OpenAI.
     """
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
@@ -204,14 +204,14 @@ Request = CompletionRequest | ChatCompletionRequest
 def parse_request(
     kind: type[CompletionRequest] | type[ChatCompletionRequest], body: bytes | str
 ) -> Request:
-    """For frameworks that do not validate with pydantic themselves. Raises ContractError (400)."""
+    """Parse a body, for frameworks that do not use pydantic. Raises ContractError (400)."""
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
         raise invalid_request(error.errors()) from None
 
 
-# --- answers
+# --- responses
 
 
 def count_usage(prompt_tokens: int, completion_tokens: int) -> JsonObject:
@@ -223,9 +223,9 @@ def count_usage(prompt_tokens: int, completion_tokens: int) -> JsonObject:
 
 
 class Piece(str):
-    """The text of a chunk of which more is known: whether it is reasoning, and the usage so far.
+    """The text of a chunk, marked with the usage so far and whether it is reasoning.
 
-    To a server it is text like any other; only `CompletionResponse` looks at the rest.
+    A server treats it as any text; only `CompletionResponse` reads the marks.
     """
 
     def __new__(cls, text: str, reasoning: bool = False, usage: JsonObject | None = None) -> Self:
@@ -239,8 +239,8 @@ class Piece(str):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a generation ended. Times in ms: waiting for the engine, engine's begin to first token,
-    first to last token.
+    """How a generation ended. Times in ms: `queue_ms` waiting for the engine, `prompt_ms` from the
+    engine's start to the first token, `predicted_ms` from the first to the last token.
     """
 
     prompt_tokens: int
@@ -249,7 +249,7 @@ class Outcome:
     queue_ms: float
     prompt_ms: float
     predicted_ms: float
-    reasoning: str = ""  # the text's beginning that is reasoning
+    reasoning: str = ""  # the leading part of the text that is reasoning
     reasoning_tokens: int = 0
 
     def usage(self) -> JsonObject:
@@ -266,8 +266,8 @@ class Outcome:
 
 
 class CompletionResponse:
-    """Builds the answer to one request: `event` for each item of a stream, or `complete` for a
-    plain answer.
+    """Builds the response to one request: `event` for each item of a stream, or `complete` for a
+    plain response.
     """
 
     def __init__(self, request: Request, model: str):
@@ -307,15 +307,15 @@ class CompletionResponse:
         return f"data: {_dumps({**self.common, 'object': kind, **fields})}\n\n"
 
     def event(self, item: "str | Outcome | BaseException") -> str:
-        """SSE text: a token's event, the end of the stream for an Outcome, an error event for an
-        exception.
+        """Return SSE text: an event for a token, the end of the stream for an Outcome, an error
+        event for an exception.
         """
         if isinstance(item, Piece):
             role, self.first = self.first, False
             more: JsonObject = {"usage": item.usage} if item.usage else {}
             return self._chunk(str(item), role=role, reasoning=item.reasoning, **more)
         if isinstance(item, str):
-            # the role comes with the first token: a chunk without a token would look like one
+            # the role comes with the first token: clients would count a separate chunk as a token
             if self.first and self.chat:
                 self.first = False
                 return self._chunk(item, role=True)
@@ -347,21 +347,21 @@ class CompletionResponse:
 
 
 def split_events(events: str) -> list[str]:
-    """Of what `Answer.event` gives: a WebSocket's message for each."""
+    """Split the text of `CompletionResponse.event` into WebSocket messages."""
     return [event.removeprefix("data: ") for event in events.split("\n\n")[:-1]]
 
 
 def error_message(error: BaseException) -> str:
-    """The WebSocket's message for a request that was refused, or whose engine failed."""
+    """Return the WebSocket message for a request that was refused or whose engine failed."""
     shown = error if isinstance(error, ContractError) else ContractError(500, "the engine failed")
     return json.dumps({**shown.body(), "status": shown.status})
 
 
 def status_of_end(payload: str) -> int | None:
-    """The status with which this WebSocket message ends its answer; None if more follow."""
+    """Return the status if this WebSocket message ends its response; None if more follow."""
     if payload == "[DONE]":
         return 200
-    if '"error"' in payload[:32]:  # else it need not be decoded: a chunk begins with its id
+    if '"error"' in payload[:32]:  # saves decoding every chunk: a chunk starts with its id
         try:
             body = json.loads(payload)
         except ValueError:

@@ -1,6 +1,4 @@
-"""What one event of a stream, or one plain response, says: the client's side of the API, for any
-OpenAI-compatible server.
-"""
+"""Reads one event of a stream, or one plain response, of any OpenAI-compatible server."""
 
 import json
 import re
@@ -9,19 +7,20 @@ from typing import Any
 
 from servers.contract.api import JsonObject
 
-# Names of the field that holds reasoning. vLLM sends two of them with the same text.
+# Fields that hold reasoning. vLLM sends two of them with the same text.
 REASONING_FIELDS = ("reasoning_content", "reasoning", "reasoning_text", "thinking")
-FAILED_REASONS = ("error", "abort", "aborted", "cancelled")  # of finish_reason
+FAILED_REASONS = ("error", "abort", "aborted", "cancelled")  # values of finish_reason
 SHOWN_CHARACTERS = 200
-# Keys as servers repeat them in their errors: "Incorrect API key provided: sk-..."
+# Servers repeat keys in their errors: "Incorrect API key provided: sk-..."
 _SECRET = re.compile(r"\b(?:Bearer\s+|(?:sk|hf|gsk|xai|nvapi|pk)[-_])[\w.~+/*=-]{6,}", re.I)
 _TAG = re.compile(r"<(?:style|script)\b.*?</(?:style|script)>|<[^>]*>", re.I | re.S)
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """`text` is visible, `reasoning` is not; both are empty if the chunk carries no token.
-    `reasoning_field` is where the reasoning stood. `error`: the server's own words.
+    """One chunk of a response. `text` is visible, `reasoning` is not; both are empty if the chunk
+    carries no token. `reasoning_field` is the field that held the reasoning. `error` is the
+    server's own message.
     """
 
     text: str
@@ -34,13 +33,13 @@ class Chunk:
 
 
 def read_chunk(payload: bytes) -> Chunk:
-    """Reads the JSON of an event (without "data: ") or of a plain response.
+    """Read the JSON of an event (without "data: ") or of a plain response.
 
     Raises ValueError if it is not a JSON object of that form.
     """
     body = json.loads(payload)
     if not isinstance(body, dict):
-        raise ValueError("a response that is not a JSON object")
+        raise ValueError("the response is not a JSON object")
     text, reasoning, reasoning_field, finish_reason = "", "", None, None
     error = find_error(body)
     try:
@@ -57,7 +56,7 @@ def read_chunk(payload: bytes) -> Chunk:
                 words = find_error(choice) or f"finish_reason is {finish_reason!r}"
                 error = error or words
     except (AttributeError, TypeError):
-        raise ValueError("a response whose choices are not OpenAI's") from None
+        raise ValueError("the response has choices in another form than OpenAI's") from None
     return Chunk(
         text,
         finish_reason,
@@ -70,7 +69,7 @@ def read_chunk(payload: bytes) -> Chunk:
 
 
 def _read_message(part: JsonObject) -> tuple[str, str, str | None]:
-    """Returns (visible text, reasoning, its field) of a delta or a message."""
+    """Return (visible text, reasoning, its field) of a delta or a message."""
     content = part.get("content")
     text, reasoning, name = "", "", None
     if isinstance(content, str):
@@ -89,7 +88,7 @@ def _read_message(part: JsonObject) -> tuple[str, str, str | None]:
     else:
         if found := _join_text(part.get("reasoning_details")):
             reasoning, name = reasoning + found, "reasoning_details"
-    # a call of a tool is generated, too
+    # the model also generates its tool calls
     for call in part.get("tool_calls") or ():
         function = call.get("function") or {}
         text += (function.get("name") or "") + (function.get("arguments") or "")
@@ -97,7 +96,7 @@ def _read_message(part: JsonObject) -> tuple[str, str, str | None]:
 
 
 def _join_text(value: Any) -> str:
-    """All text in a part, or in a list of parts."""
+    """Return all text of a part or of a list of parts."""
     if isinstance(value, str):
         return value
     if isinstance(value, dict):
@@ -108,8 +107,8 @@ def _join_text(value: Any) -> str:
 
 
 def find_error(body: JsonObject) -> str | None:
-    """The server's words if the JSON object is an error in any of the forms that servers use, with
-    its code; else None.
+    """Return the server's message and code if the JSON object is an error in any of the forms that
+    servers use; None if it is not.
     """
     # {"error": {...}} or "...", of OpenAI and nearly all others
     if error := body.get("error"):
@@ -148,8 +147,8 @@ def _describe_error(error: Any, code: Any = None) -> str:
 
 
 def describe_body(body: bytes) -> str:
-    """The words of a response that is no completion: its error's message, else its text without
-    HTML's tags. Ready to be shown.
+    """Return printable text for a body that is not a completion: its error's message, or the body
+    without HTML tags.
     """
     text = body[: 64 * SHOWN_CHARACTERS].decode(errors="replace")
     try:
@@ -161,8 +160,8 @@ def describe_body(body: bytes) -> str:
 
 
 def shorten(words: str) -> str:
-    """The first characters of a server's words, on one line, without secrets and without the lone
-    surrogates that JSON allows and UTF-8 does not.
+    """Return the first characters of a server's message on one line. Secrets are masked; lone
+    surrogates, which JSON allows and UTF-8 does not, are replaced.
     """
     line = " ".join(_SECRET.sub("***", words).split())
     cut = line if len(line) <= SHOWN_CHARACTERS else line[: SHOWN_CHARACTERS - 3] + "..."

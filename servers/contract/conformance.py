@@ -1,6 +1,7 @@
-"""Does a server keep the contract, and is it honest? `verify_server(url)` runs each check of
-`servers/contract/conformance_checks.py` against any base URL, with the client in
-`servers/contract/conformance_client.py`.
+"""Verifies that a server meets the contract and that its responses are right.
+
+`verify_server(url)` runs the checks of `servers/contract/conformance_checks.py` against any base
+URL, with the client of `servers/contract/conformance_client.py`.
 """
 
 import http.client
@@ -27,7 +28,7 @@ from servers.contract.text_checks import no_cross_talk, stream_exact
 
 @dataclass(frozen=True)
 class ConformanceCheck:
-    """`notes`: sentences for the report about what is no fault."""
+    """The result of one check. `notes`: sentences for the report about things that are no fault."""
 
     name: str
     ok: bool
@@ -51,9 +52,9 @@ CHECKS: Checks = (
     vanished_client,
 )
 
-# After a load: what load could have broken. And all that is asked of a server that we start and did
-# not write: it need not have our /health or /metrics, and how it words its errors is its own
-# business. Endpoints that already run are profiled instead (servers/profile).
+# AFTER_LOAD: what a load could have broken. FOREIGN: the checks for a server that we start but did
+# not write; it needs neither /health nor /metrics, and its errors may have any wording.
+# Endpoints that already run are profiled instead (servers/profile).
 AFTER_LOAD: Checks = (plain_answers, framing, stream_exact, trickles, no_cross_talk)
 FOREIGN: Checks = (
     models,
@@ -77,8 +78,10 @@ def select_checks(
 def verify_server(
     url: str, *, model: str | None = None, planted: bool | None = None, checks: Checks = CHECKS
 ) -> list[ConformanceCheck]:
-    """One Check for each; none after one in which the server stood still. `model`: the first of
-    /v1/models if not given; `planted`: by the model's name if not given.
+    """Run the checks in order; stop after one in which the server did not respond in time.
+
+    `model`: by default the first of /v1/models. `planted`: whether the oracle knows the model's
+    text; by default its name decides.
     """
     client = ConformanceClient(url.rstrip("/"), model or "", False)
     if model is None:
@@ -89,7 +92,7 @@ def verify_server(
                 ConformanceCheck(
                     "models",
                     False,
-                    f"GET /v1/models names no model ({error}): give one with --model",
+                    f"GET /v1/models lists no model ({error}): choose one with --model",
                 )
             ]
     client.planted = client.model in oracle.PLANTED_MODELS if planted is None else planted
@@ -103,7 +106,7 @@ def verify_server(
             results.append(ConformanceCheck(check.__name__, False, str(error)))
             if isinstance(error, NoResponse):
                 break
-        # answers of a strange shape
+        # responses of an unexpected shape
         except (
             OSError,
             http.client.HTTPException,
@@ -118,8 +121,8 @@ def verify_server(
 
 
 def complete_fixed_prompts(url: str, model: str, count: int = 4, tokens: int = 16) -> list[str]:
-    """Greedy answers to fixed prompts, to compare servers with each other where no rule says what
-    is right. Raises Failed.
+    """Return greedy responses to fixed prompts, to compare servers where no oracle knows the right
+    text. Raises CheckFailed.
     """
     client = ConformanceClient(url.rstrip("/"), model, False)
     return [client.complete(client.prompt(), tokens).text for _ in range(count)]

@@ -1,7 +1,9 @@
-"""The checks of the contract, one function each: it returns what it saw, or raises CheckFailed.
+"""The checks of the contract, one function each. A check returns what it found, or raises
+CheckFailed.
 
-With the known-answer model every text is compared with the closed form of
-`servers/contract/oracle.py`; with another model as `servers/contract/text_checks.py` has it.
+With the known-answer model, every text is compared with the closed form of
+`servers/contract/oracle.py`. Other models are compared as `servers/contract/text_checks.py`
+describes.
 """
 
 import json
@@ -24,7 +26,7 @@ from servers.contract.text_checks import expect_same_alone, expect_text
 
 VANISHED_TOKENS = 3000
 VANISHED_BOUND_S = 10.0
-# for so long streams are asked for of which this client cannot tell when they came
+# how long to retry when this client was descheduled and cannot judge the timing
 UNDECIDED_S = 30.0
 
 
@@ -33,32 +35,33 @@ def _usage(what: str, usage: dict[str, Any] | None, completion: int, prompt: int
         raise CheckFailed(f"{what} has no usage")
     if usage.get("completion_tokens") != completion:
         raise CheckFailed(
-            f"{what}: usage says {usage.get('completion_tokens')} completion tokens, asked were"
-            f" {completion}"
+            f"{what}: usage reports {usage.get('completion_tokens')} completion tokens, not the"
+            f" {completion} requested"
         )
     if prompt is not None and usage.get("prompt_tokens") != prompt:
         raise CheckFailed(
-            f"{what}: usage says {usage.get('prompt_tokens')} prompt tokens, sent were {prompt}"
+            f"{what}: usage reports {usage.get('prompt_tokens')} prompt tokens, not the {prompt}"
+            " sent"
         )
 
 
 def health(client: ConformanceClient) -> str:
     if (status := client.send("GET", "/health").status) != 200:
-        raise CheckFailed(f"GET /health gives {status}")
+        raise CheckFailed(f"GET /health returns {status}")
     return "200"
 
 
 def models(client: ConformanceClient) -> str:
     names = [entry.get("id") for entry in client.send("GET", "/v1/models").json().get("data", [])]
     if client.model not in names:
-        raise CheckFailed(f"GET /v1/models does not list {client.model!r} but {names}")
+        raise CheckFailed(f"GET /v1/models lists {names}, not {client.model!r}")
     return client.model
 
 
 def metrics(client: ConformanceClient) -> str:
     reply = client.send("GET", "/metrics")
     if reply.status != 200 or b"# TYPE " not in reply.body:
-        raise CheckFailed(f"GET /metrics gives {reply.status} and no Prometheus text")
+        raise CheckFailed(f"GET /metrics returns {reply.status} and no Prometheus text")
     return f"{reply.body.count(b'# TYPE ')} metrics"
 
 
@@ -83,7 +86,7 @@ def max_tokens(client: ConformanceClient) -> str:
         response = client.complete(prompt, count)
         _usage(f"max_tokens={count}", response.usage, count, None)
         if client.planted and len(response.text.split()) != count:
-            raise CheckFailed(f"max_tokens={count} gave {len(response.text.split())} tokens")
+            raise CheckFailed(f"max_tokens={count} returned {len(response.text.split())} tokens")
     return "1, 7 and 19 tokens exact"
 
 
@@ -98,17 +101,17 @@ def framing(client: ConformanceClient) -> str:
             )
         if client.planted and len(stream.tokens) < STREAMED_TOKENS / 2:
             raise CheckFailed(
-                f"streamed {what}: {len(stream.tokens)} events for {STREAMED_TOKENS} tokens; one"
-                " event a token is the contract"
+                f"streamed {what}: {len(stream.tokens)} events for {STREAMED_TOKENS} tokens; the"
+                " contract is one event per token"
             )
-    return "SSE, one event a token, usage, [DONE]"
+    return "SSE, one event per token, usage, [DONE]"
 
 
 def trickles(client: ConformanceClient) -> str:
     for what, chat in (("completion", False), ("chat", True)):
         _, stream = client.chat_sample if chat else client.sample
         _trickles(f"the streamed {what}", stream, partial(client.fresh, chat))
-    return "tokens come as they are made"
+    return "tokens arrive as they are generated"
 
 
 def _trickles(what: str, stream: StreamedReply, again: Callable[[], StreamedReply]) -> None:
@@ -124,7 +127,7 @@ def _trickles(what: str, stream: StreamedReply, again: Callable[[], StreamedRepl
     if wrong := _always_wrong(what, stream, again, is_right):
         first_s, last_s = wrong.tokens[0][0].at_s, wrong.tokens[-1][0].at_s
         raise CheckFailed(
-            f"{what} is buffered: its {STREAMED_TOKENS} tokens came within"
+            f"{what} is buffered: its {STREAMED_TOKENS} tokens arrived within"
             f" {1e3 * (last_s - first_s):.1f} ms, after {1e3 * first_s:.0f} ms of silence"
         )
 
@@ -133,7 +136,7 @@ def first_chunk(client: ConformanceClient) -> str:
     for what, chat in (("completion", False), ("chat", True)):
         _, stream = client.chat_sample if chat else client.sample
         _nothing_before_the_first_token(f"the streamed {what}", stream, partial(client.fresh, chat))
-    return "nothing comes before the first token"
+    return "nothing arrives before the first token"
 
 
 def _nothing_before_the_first_token(
@@ -149,14 +152,14 @@ def _nothing_before_the_first_token(
     if wrong := _always_wrong(what, stream, again, is_right):
         before_s = wrong.tokens[0][0].at_s - wrong.events[0][0].at_s
         raise CheckFailed(
-            f"{what} begins with a chunk without a token, {1e3 * before_s:.0f} ms before the first"
-            " token: tools would take it for the first token"
+            f"{what} starts with a chunk without a token, {1e3 * before_s:.0f} ms before the first"
+            " token; load tools would count it as the first token"
         )
 
 
 class ExpectedResponse(NamedTuple):
-    """Whether a stream came as it should: of one for which its reader waited for a processor,
-    neither is known.
+    """Whether a stream arrived as it should: `surely`, or only `maybe` if its reader had to wait
+    for a processor.
     """
 
     surely: bool
@@ -169,8 +172,9 @@ def _always_wrong(
     again: Callable[[], StreamedReply],
     is_right: Callable[[StreamedReply], ExpectedResponse],
 ) -> StreamedReply | None:
-    """The third stream that is surely wrong (a server that lost the processor for a moment does it
-    once), or None after one that is surely right. Raises Failed if this machine lets nobody tell.
+    """Return the third stream that is surely wrong, or None after one that is surely right: a
+    server that briefly lost the processor may fail once. Raises CheckFailed if this machine is too
+    busy to decide.
     """
     wrong, ends_s = 0, time.monotonic() + UNDECIDED_S
     while not (right := is_right(stream)).surely:
@@ -180,9 +184,9 @@ def _always_wrong(
         if right.maybe and time.monotonic() > ends_s:
             last = stream.events[-1][0]
             raise CheckFailed(
-                f"how {what} comes cannot be told: of the last one's {1e3 * last.at_s:.0f} ms, this"
-                f" client waited {1e3 * last.waited_s:.0f} for a processor; end what else runs on"
-                " this machine"
+                f"the timing of {what} cannot be judged: this client waited"
+                f" {1e3 * last.waited_s:.0f} of the last {1e3 * last.at_s:.0f} ms for a processor;"
+                " stop other programs on this machine"
             )
         stream = again()
     return None
@@ -256,7 +260,7 @@ def bad_input(client: ConformanceClient) -> str:
                 f"{what}: status {reply.status}, expected {' or '.join(map(str, statuses))}"
             )
         if b"Traceback" in reply.body:
-            raise CheckFailed(f"{what}: the answer shows a stack trace")
+            raise CheckFailed(f"{what}: the response shows a stack trace")
         if method == "POST":
             error = reply.json().get("error")
             if not isinstance(error, dict) or not isinstance(error.get("message"), str):
@@ -265,7 +269,7 @@ def bad_input(client: ConformanceClient) -> str:
                 raise CheckFailed(
                     f"{what}: the error does not name {names!r}: {error['message'][:80]!r}"
                 )
-    return f"{len(cases)} kinds refused as they should be"
+    return f"{len(cases)} kinds of bad requests refused correctly"
 
 
 def vanished_client(client: ConformanceClient) -> str:
@@ -275,28 +279,26 @@ def vanished_client(client: ConformanceClient) -> str:
     while (status := _vanish(client, tokens)) != 200:
         if status != 400 or tokens < 4 * STREAMED_TOKENS:
             raise CheckFailed(f"a stream of {tokens} tokens is refused with status {status}")
-        tokens //= 2  # of a model with a short context
-    # well before it would end by itself
+        tokens //= 2  # the model has a short context
+    # well before the generation would end by itself
     bound = min(VANISHED_BOUND_S, max(1.0, 0.5 * tokens * step))
     began = time.perf_counter()
     while (busy := _in_flight(client)) and time.perf_counter() - began < bound:
         time.sleep(0.1)
     took_s = time.perf_counter() - began
-    # a server that stands still meanwhile says so only when the answer has ended by itself
+    # a server that blocks meanwhile reports its count only after the response has ended by itself
     if busy or took_s > 1.5 * bound:
         raise CheckFailed(
-            f"a request is in flight until {took_s:.1f} s after its client had gone, or longer"
+            f"the request was still in flight {took_s:.1f} s after its client had disconnected"
         )
     client.complete(client.prompt(), 1)
     if busy is None:
-        return (
-            "the next request is answered (no serveoff_requests_in_flight in /metrics to see more)"
-        )
+        return "the next request succeeds (/metrics has no serveoff_requests_in_flight to check)"
     return f"slot free after {took_s:.1f} s"
 
 
 def _vanish(client: ConformanceClient, tokens: int) -> int:
-    """Goes away after the first piece of a stream; the response's status."""
+    """Disconnect after the first piece of a stream; return the response's status."""
     path, body = client.build_request(client.prompt(), tokens, stream=True)
     with client.connected() as connection:
         connection.request("POST", path, json.dumps(body), client.headers)
@@ -332,18 +334,18 @@ def websocket(client: ConformanceClient) -> str:
                     or not read_events(payloads).last_of("error")
                 ):
                     raise CheckFailed(
-                        f"{wrong} over a WebSocket: not one message with an error and status"
-                        f" {status} but {payloads[:2]}"
+                        f"{wrong} over a WebSocket: expected one message with an error and status"
+                        f" {status}, not {payloads[:2]}"
                     )
             after = f"the {what} after refused ones on the same WebSocket"
             expect_same_alone(client, after, prompt, chat, again(), again)
-    return "streams exactly, as tokens are made, and serves on after a refusal"
+    return "streams exact text token by token, and keeps serving after a refusal"
 
 
 def _over(connection: WebSocket, body: dict[str, Any]) -> StreamedReply:
     status, payloads = connection.send(body)
     if status != 200:
-        raise CheckFailed(f"over a WebSocket a request is refused: {payloads[-1:]}")
+        raise CheckFailed(f"a request over a WebSocket is refused: {payloads[-1:]}")
     return read_events(payloads)
 
 
@@ -352,7 +354,7 @@ def _text_over(connection: WebSocket, body: dict[str, Any]) -> str:
 
 
 def _in_flight(client: ConformanceClient) -> float | None:
-    """Requests that hold anything, in the server or in its engine; None if it does not say."""
+    """Return the requests in the server or its engine; None if /metrics does not count them."""
     lines = client.send("GET", "/metrics").body.decode(errors="replace").splitlines()
     values = [
         float(line.split()[-1])

@@ -1,8 +1,8 @@
-"""The client of `servers/contract/conformance.py`: asks a server as any client would, and says what
-came, when, and whether it is framed as it must be.
+"""The client of `servers/contract/conformance.py`: sends requests, checks the framing of the
+responses, and records when their parts arrived.
 
-Standard library only: what is checked is the wire. (wsproto reads and writes WebSocket frames, and
-does no I/O.)
+Standard library only, because the wire itself is under test. (wsproto only encodes and decodes
+WebSocket frames; it does no I/O.)
 """
 
 import contextlib
@@ -29,21 +29,21 @@ from servers.contract.chunks import Chunk
 from servers.runtime.limits import SILENCE_S, VERIFY_S
 from servers.runtime.schedstat import read_thread_times
 
-MAX_ANSWER_BYTES = 16 * 1024 * 1024
+MAX_RESPONSE_BYTES = 16 * 1024 * 1024
 STREAMED_TOKENS = 32
 
 
 class CheckFailed(Exception):
-    """What is wrong, as a sentence."""
+    """A failed check; the message is one sentence."""
 
 
 class NoResponse(CheckFailed):
-    """No answer, or not all of it, in time: whoever asks again waits as long again."""
+    """No complete response in time. The next request would wait just as long."""
 
 
 class ArrivalStamp(NamedTuple):
-    """When something was read, in s since the request was sent, and for how long of that its reader
-    waited for a processor: it may have come by so much earlier.
+    """When something was read, in s since the request was sent. Its reader waited `waited_s` of
+    that for a processor, so it may have arrived that much earlier.
     """
 
     at_s: float
@@ -51,7 +51,7 @@ class ArrivalStamp(NamedTuple):
 
 
 class Stopwatch:
-    """Runs from the moment it is made, which is just before the request is sent."""
+    """Runs from its construction, which is just before the request is sent."""
 
     def __init__(self) -> None:
         self.began_s, self.waited_s = time.perf_counter(), _waited_s()
@@ -61,14 +61,14 @@ class Stopwatch:
 
 
 def _waited_s() -> float:
-    """How long this thread has been ready to run without a core, in s; 0 where nothing tells."""
+    """Return the seconds that this thread was ready to run without a core; 0 where unknown."""
     times = read_thread_times()
     return times.waited_s if times else 0.0
 
 
 @dataclass
 class Reply:
-    """An answer as it came: `arrived` has the time and the body's length after each read."""
+    """A raw response. `arrived` has the time and the body's length after each read."""
 
     status: int
     content_type: str
@@ -94,7 +94,7 @@ class Reply:
 
 @dataclass
 class StreamedReply:
-    """A streamed answer: the arrival and the chunk of each event before [DONE]."""
+    """A streamed response: the arrival and the chunk of each event before [DONE]."""
 
     events: list[tuple[ArrivalStamp, Chunk]]
 
@@ -125,7 +125,7 @@ def read_events(payloads: Sequence[tuple[ArrivalStamp, bytes]]) -> StreamedReply
 
 
 class WebSocket:
-    """A connection that has been upgraded."""
+    """A connection upgraded to a WebSocket."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class WebSocket:
             raise CheckFailed(f"the WebSocket is refused: {reply}")
 
     def receive(self) -> Event:
-        """Whole messages and whatever else comes; pings are answered."""
+        """Return the next whole message or other event; respond to pings."""
         text = ""
         while True:
             for event in self.protocol.events():
@@ -153,19 +153,19 @@ class WebSocket:
                 else:
                     return event
             if not (data := self.socket.recv(65536)):
-                raise CheckFailed("the server closed the WebSocket without a word")
+                raise CheckFailed("the server dropped the WebSocket without a close frame")
             self.protocol.receive_data(data)
 
     def send(self, body: JsonObject) -> tuple[int, list[tuple[ArrivalStamp, bytes]]]:
-        """Status with which the answer ended, and the arrival and the payload of all its messages
-        but [DONE].
+        """Send a request; return its status, and the arrival and payload of each message before
+        [DONE].
         """
         payloads: list[tuple[ArrivalStamp, bytes]] = []
         watch = Stopwatch()
         self.socket.sendall(self.protocol.send(TextMessage(json.dumps(body))))
         while True:
             if not isinstance(message := self.receive(), TextMessage):
-                raise CheckFailed(f"instead of a message on the WebSocket came {message}")
+                raise CheckFailed(f"the WebSocket sent {message} instead of a message")
             if message.data != "[DONE]":
                 payloads.append((watch.now(), message.data.encode()))
             if (status := api.status_of_end(message.data)) is not None:
@@ -174,8 +174,8 @@ class WebSocket:
 
 @dataclass
 class ConformanceClient:
-    """A server under test: nothing is asked of it after VERIFY_S, else one that drips would keep us
-    for ever.
+    """Sends requests to the server under test, for VERIFY_S at most: a server that only drips bytes
+    could otherwise hold the client forever.
     """
 
     url: str
@@ -191,9 +191,9 @@ class ConformanceClient:
 
     @contextmanager
     def connected(self) -> Iterator[http.client.HTTPConnection]:
-        """Until `ends_s` at most, whatever is done with it. Raises Failed and OSError."""
+        """Open a connection that is shut down at `ends_s`. Raises CheckFailed and OSError."""
         too_long = NoResponse(
-            f"the verification takes longer than {VERIFY_S:g} s (SERVEOFF_VERIFY_S sets that)"
+            f"the verification takes longer than {VERIFY_S:g} s (set by SERVEOFF_VERIFY_S)"
         )
         if (left_s := self.ends_s - time.monotonic()) <= 0:
             raise too_long
@@ -237,15 +237,15 @@ class ConformanceClient:
                 try:
                     connection.request(method, path, data, self.headers)
                 except (BrokenPipeError, ConnectionResetError):
-                    pass  # a server may refuse a body before it has read it all; its answer tells
+                    pass  # a server may refuse a body before reading it all; the response explains
                 response = connection.getresponse()
                 arrived, received = [], bytearray()
                 while piece := response.read1(65536):
                     received += piece
                     arrived.append((watch.now(), len(received)))
-                    if len(received) > MAX_ANSWER_BYTES:
+                    if len(received) > MAX_RESPONSE_BYTES:
                         raise CheckFailed(
-                            f"{method} {path}: the answer is longer than {MAX_ANSWER_BYTES} bytes"
+                            f"{method} {path}: the response exceeds {MAX_RESPONSE_BYTES} bytes"
                         )
                 reply = Reply(
                     response.status,
@@ -255,12 +255,12 @@ class ConformanceClient:
                 )
         except TimeoutError:
             raise NoResponse(
-                f"{method} {path}: no answer, or not all of it, within {SILENCE_S:g} s"
-                " (SERVEOFF_SILENCE_S sets that)"
+                f"{method} {path}: no complete response within {SILENCE_S:g} s"
+                " (set by SERVEOFF_SILENCE_S)"
             ) from None
         except (OSError, http.client.HTTPException) as error:
             raise CheckFailed(
-                f"{method} {path}: no answer ({error or type(error).__name__})"
+                f"{method} {path}: no response ({error or type(error).__name__})"
             ) from None
         return reply
 
@@ -287,8 +287,8 @@ class ConformanceClient:
         return self.send("POST", *self.build_request(prompt, max_tokens, chat)).plain()
 
     def stream(self, prompt: str, max_tokens: int, chat: bool = False) -> StreamedReply:
-        """Raises Failed unless the framing is right: SSE events, one JSON object each, [DONE]
-        last.
+        """Stream a completion. Raises CheckFailed unless the framing is right: SSE events, one JSON
+        object each, [DONE] last.
         """
         reply = self.send(
             "POST",
@@ -302,7 +302,7 @@ class ConformanceClient:
             raise CheckFailed(f"Content-Type is {reply.content_type!r}, not {api.SSE_CONTENT_TYPE}")
         text = reply.body.replace(b"\r\n", b"\n")
         if not text.endswith(b"\n\n"):
-            raise CheckFailed("the stream's last event is not ended by an empty line")
+            raise CheckFailed("the stream's last event does not end with an empty line")
         events, offset = [], 0
         arrived = iter(reply.arrived)
         at, length = next(arrived)
@@ -310,11 +310,11 @@ class ConformanceClient:
             offset += len(event) + 2
             while length < offset and (later := next(arrived, None)):
                 at, length = later
-            # a comment, which some servers send to keep the connection open
+            # some servers send comments to keep the connection open
             if event.startswith(b":"):
                 continue
             if not event.startswith(b"data: "):
-                raise CheckFailed(f"an event does not begin with 'data: ': {event[:80]!r}")
+                raise CheckFailed(f"an event does not start with 'data: ': {event[:80]!r}")
             events.append((at, event.removeprefix(b"data: ")))
         if [payload for _, payload in events].count(b"[DONE]") != 1 or events[-1][1] != b"[DONE]":
             raise CheckFailed("the stream does not end with exactly one data: [DONE]")
@@ -330,8 +330,8 @@ class ConformanceClient:
                 yield WebSocket(connection.sock, urlsplit(self.url).netloc, path, headers)
         except TimeoutError:
             raise NoResponse(
-                f"WebSocket at {path}: no answer within {SILENCE_S:g} s (SERVEOFF_SILENCE_S sets"
-                " that)"
+                f"WebSocket at {path}: no response within {SILENCE_S:g} s (set by"
+                " SERVEOFF_SILENCE_S)"
             ) from None
         except (OSError, ProtocolError) as error:
             raise CheckFailed(f"WebSocket at {path}: {error or type(error).__name__}") from None
@@ -350,6 +350,6 @@ class ConformanceClient:
         return prompt, self.stream(prompt, STREAMED_TOKENS, chat=True)
 
     def add_note(self, sentence: str) -> None:
-        """What is no fault, and changes how the numbers are to be read."""
+        """Note something that is no fault but changes how to read the numbers."""
         if sentence not in self.notes:
             self.notes.append(sentence)

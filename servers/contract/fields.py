@@ -1,8 +1,8 @@
-"""What a field of a request may hold, for the models in `servers/contract/api.py`: validators, and
-the fields that are refused.
+"""Validators of request fields for the models in `servers/contract/api.py`, and the fields that are
+refused.
 
-Every function here raises ValueError or returns the value unchanged for what it does not expect, so
-that pydantic makes a 400 of it.
+For an unexpected value, each function raises ValueError or returns the value unchanged; pydantic
+turns both into a 400.
 """
 
 import json
@@ -11,17 +11,17 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator
 
-# By field, the values that are accepted besides null, as they change nothing. Any other value would
+# The accepted values of each field besides null: those that change nothing. Any other value would
 # change the response and is refused. The Node gateway reads the same file.
 UNSUPPORTED: dict[str, list[Any]] = json.loads(
     Path(__file__).with_name("unsupported_fields.json").read_text()
 )
-# Of today's clients: the system message under its new name, and what a tool or function returned.
+# Roles of current clients: the new name of the system message, and results of tools or functions.
 _ROLES = {"developer": "system", "tool": "user", "function": "user"}
 
 
 def refuse_unsupported(data: Any) -> Any:
-    """The body of a request. Raises ValueError, whose message begins with the field's name."""
+    """Return the request's body. Raises ValueError with a message that starts with the field."""
     if not isinstance(data, dict):
         return data
     for field, value in data.items():
@@ -42,7 +42,7 @@ def refuse_unsupported(data: Any) -> Any:
 
 
 def or_default(default: float | bool) -> BeforeValidator:
-    """null means the default, as at OpenAI."""
+    """Replace null by the default, as OpenAI does."""
     return BeforeValidator(lambda value: default if value is None else value)
 
 
@@ -55,12 +55,12 @@ def _check_utf8(text: str) -> str:
 
 
 def _unwrap_prompt(prompt: Any) -> Any:
-    """The one prompt of a list, as LangChain and LiteLLM send it."""
+    """Return the only prompt of a list: LangChain and LiteLLM send such lists."""
     if not isinstance(prompt, list):
         return prompt
     if len(prompt) != 1 or not isinstance(prompt[0], str):
         raise ValueError(
-            "must be one text: send a request for each prompt, and text instead of token ids"
+            "must be one text: send one request per prompt, and text instead of token ids"
         )
     return prompt[0]
 
@@ -70,7 +70,7 @@ def _rename_role(role: Any) -> Any:
 
 
 def _join_parts(content: Any) -> Any:
-    """Text parts, [{"type": "text", "text": ...}], as one string."""
+    """Join text parts, [{"type": "text", "text": ...}], into one string."""
     if isinstance(content, list) and all(
         isinstance(part, dict) and part.get("type") == "text" for part in content
     ):
@@ -79,7 +79,7 @@ def _join_parts(content: Any) -> Any:
 
 
 def fill_content(message: Any) -> Any:
-    """An assistant's message that only calls tools has no content: as if it were empty."""
+    """Fill in the empty content of an assistant's message that only calls tools."""
     if (
         isinstance(message, dict)
         and message.get("role") == "assistant"

@@ -1,11 +1,8 @@
-"""What every server counts, under the same names, and the middlewares that count it: one for WSGI,
-one for ASGI.
+"""The metrics that every server exports under the same names, and the reasons to refuse a request.
 
-Being below the framework they see every answer as the client gets it, to its last byte, and need
-nothing from `app.py`. They also answer `GET /metrics`, refuse bodies that are too long (413), what
-is more than SERVEOFF_MAX_IN_FLIGHT at once (429) and, if SERVEOFF_API_KEY is set, requests without
-it (401). A framework that is neither does the same with `Counted`, `refusal_of` and `exposition`.
-On a WebSocket each message is a request.
+The WSGI and ASGI middlewares in `servers/contract/metrics_middleware.py` count and refuse requests.
+A framework that is neither calls `CountedRequest`, `find_refusal` and `render_metrics` itself. On a
+WebSocket, each message is a request.
 """
 
 import asyncio
@@ -27,24 +24,22 @@ from servers.contract.api import MAX_BODY_BYTES, ContractError
 from servers.runtime.limits import MAX_IN_FLIGHT
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-# "livesum": with several worker processes, the sum over those that live
-REQUESTS = Counter("serveoff_requests", "answers by status", ["path", "status"])
+# "livesum": with several worker processes, the sum over those that are alive
+REQUESTS = Counter("serveoff_requests", "responses by status", ["path", "status"])
 IN_FLIGHT = Gauge(
     "serveoff_requests_in_flight",
-    "requests between their arrival and the last byte of the answer",
+    "requests between their arrival and the last byte of the response",
     multiprocess_mode="livesum",
 )
 LATENCY = Histogram(
     "serveoff_request_seconds",
-    "from arrival to the last byte of the answer",
+    "from arrival to the last byte of the response",
     ["path"],
     buckets=SECONDS,
 )
-RUNNING = Gauge(
-    "serveoff_requests_running", "requests that the engine works on", multiprocess_mode="livesum"
-)
+RUNNING = Gauge("serveoff_requests_running", "requests in the engine", multiprocess_mode="livesum")
 QUEUE_SECONDS = Histogram("serveoff_queue_seconds", "waiting for the engine", buckets=SECONDS)
-TOKENS = Counter("serveoff_tokens", "tokens answered")
+TOKENS = Counter("serveoff_tokens", "generated tokens")
 LOOP_TICK_S = 0.05
 PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/models", "/health")
 
@@ -55,27 +50,27 @@ class _Families(list[Metric]):
 
 
 class _Processes(Collector):
-    """All worker processes. Prometheus' own collector fails on the file of a worker that has just
-    begun, or was killed then, which is still empty (client_python, issue 1199); one of 100 workers
-    often has.
+    """Sums the metrics of all worker processes. Prometheus' own collector fails on the empty file
+    of a worker that has just started or was killed then (client_python, issue 1199). With 100
+    workers that is common.
     """
 
     def collect(self) -> Iterable[Metric]:
         with os.scandir(os.environ["PROMETHEUS_MULTIPROC_DIR"]) as there:
-            files = [file.path for file in there if file.name.endswith(".db") and _is_begun(file)]
+            files = [file.path for file in there if file.name.endswith(".db") and _has_data(file)]
         return MultiProcessCollector.merge(files, accumulate=True)  # type: ignore[no-untyped-call, no-any-return]
 
 
-def _is_begun(file: "os.DirEntry[str]") -> bool:
+def _has_data(file: "os.DirEntry[str]") -> bool:
     try:
         return file.stat().st_size > 0
-    except FileNotFoundError:  # that of a worker that has just ended
+    except FileNotFoundError:  # its worker has just ended
         return False
 
 
 def render_metrics(query: str) -> bytes:
-    """`name[]=...` asks for some names only, as with Prometheus' own client: vLLM's series take 3
-    ms, in which no token is sent.
+    """Return the Prometheus text. As in Prometheus' own client, `name[]=...` in the query selects
+    names: rendering vLLM's series takes 3 ms, in which no token is sent.
     """
     collector: Collector = REGISTRY
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
@@ -85,7 +80,7 @@ def render_metrics(query: str) -> bytes:
             [*names, "serveoff_requests_in_flight", "serveoff_requests_running"]
         )
     families = _Families(collector.collect())
-    said = {
+    gauges = {
         sample.name: sample.value
         for family in families
         if family.type == "gauge"
@@ -94,11 +89,11 @@ def render_metrics(query: str) -> bytes:
     families.append(
         GaugeMetricFamily(
             "serveoff_requests_waiting",
-            "requests in flight that the engine has not begun",
+            "requests in flight that the engine has not started",
             max(
                 0,
-                said.get("serveoff_requests_in_flight", 0)
-                - said.get("serveoff_requests_running", 0),
+                gauges.get("serveoff_requests_in_flight", 0)
+                - gauges.get("serveoff_requests_running", 0),
             ),
         )
     )
@@ -106,17 +101,17 @@ def render_metrics(query: str) -> bytes:
 
 
 class CountedRequest:
-    """One request, from its arrival to the end of its answer, which `end` says. `status` is of the
-    answer, as far as it is known. `in_flight`: how many there are in this process.
+    """Counts one request, from its arrival to `end`, which the server calls after the last byte of
+    the response. `status` is the response's, once known. `in_flight` counts those of this process.
     """
 
     in_flight: ClassVar[int] = 0
     lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, path: str):
-        # a client must not be able to make new time series
+        # a client must not be able to create time series
         self.path = path if path in PATHS else "other"
-        self.status = 499  # what nginx logs for a client that went away before the answer
+        self.status = 499  # nginx logs this for a client that disconnects before the response
         self.began = time.perf_counter()
         IN_FLIGHT.inc()
         self._change(1)
@@ -125,7 +120,7 @@ class CountedRequest:
         REQUESTS.labels(self.path, self.status).inc()
         LATENCY.labels(self.path).observe(time.perf_counter() - self.began)
         self._change(-1)
-        IN_FLIGHT.dec()  # last: whoever sees none in flight sees all of them counted
+        IN_FLIGHT.dec()  # last: when none is in flight, all have been counted
 
     @classmethod
     def _change(cls, by: int) -> None:
@@ -135,19 +130,19 @@ class CountedRequest:
 
 @cache
 def _loop_lag() -> Histogram:
-    """Made when it is first needed: a server without an event loop has none, which is not 0."""
+    """Create it on first use: a server without an event loop has no lag, which differs from 0."""
     return Histogram(
         "serveoff_event_loop_lag_seconds",
-        "how late the event loop ran what was due, each 50 ms",
+        "how late the event loop ran a callback due every 50 ms",
         buckets=(0.001, 0.0025, *SECONDS),
     )
 
 
 class LoopLag:
-    """Records how late its event loop runs a callback that is due each LOOP_TICK_S. What was due
-    while the loop was busy counts, too: else ten seconds in which nothing ran would be one late
-    callback among many that were not. A timer, and no task: it keeps no loop from ending, and
-    nothing has to be cancelled.
+    """Records how late its event loop runs a callback that is due every LOOP_TICK_S. Ticks that
+    were due while the loop was busy also count: otherwise a stall of ten seconds would be one late
+    callback among many punctual ones. It is a timer, not a task, so it never keeps a loop alive and
+    needs no cancelling.
     """
 
     watched: ClassVar[asyncio.AbstractEventLoop | None] = None
@@ -167,26 +162,26 @@ class LoopLag:
 
     @classmethod
     def watch(cls) -> None:
-        """The running loop, from the first call on."""
+        """Watch the running loop from the first call on."""
         if cls.watched is not (loop := asyncio.get_running_loop()):
             cls.watched = loop
             cls(loop)
 
 
 async def wait_until_idle(patience_s: float = 10.0) -> None:
-    """Waits until no request is in flight: for servers that would cut the answers under way when
-    they are told to end.
+    """Wait until no request is in flight, at most `patience_s`: for servers that would cut
+    responses short when asked to shut down.
     """
     deadline = time.monotonic() + patience_s
     busy: float | None = 1
     while busy and time.monotonic() < deadline:
         busy = REGISTRY.get_sample_value("serveoff_requests_in_flight")
-        # also after the last of them: its last bytes may still be in a buffer
+        # also after the last request: its last bytes may still be in a buffer
         await asyncio.sleep(0.05)
 
 
 def find_refusal(authorization: str, content_length: str) -> ContractError | None:
-    """Of a request that is counted already."""
+    """Return the reason to refuse a request, or None. The request must already be counted."""
     key = os.environ.get("SERVEOFF_API_KEY")
     if key and not hmac.compare_digest(authorization.encode("latin-1"), f"Bearer {key}".encode()):
         return ContractError(
@@ -202,7 +197,7 @@ def find_refusal(authorization: str, content_length: str) -> ContractError | Non
     ):
         return body_too_large()
     if CountedRequest.in_flight > MAX_IN_FLIGHT:
-        message = f"{MAX_IN_FLIGHT} requests are in flight, and no more may be: try again later"
+        message = f"{MAX_IN_FLIGHT} requests are already in flight: try again later"
         return ContractError(429, message, None, "too_many_requests", 1)
     return None
 

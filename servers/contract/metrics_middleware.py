@@ -1,4 +1,9 @@
-"""WSGI and ASGI middleware that counts requests, refuses what is too much, and serves /metrics."""
+"""WSGI and ASGI middleware that counts requests, refuses some, and serves /metrics.
+
+The middleware is below the framework, so it sees each response up to its last byte and needs
+nothing from `app.py`. It refuses bodies that are too long (413), requests beyond
+SERVEOFF_MAX_IN_FLIGHT (429) and, if SERVEOFF_API_KEY is set, requests without that key (401).
+"""
 
 import asyncio
 import contextlib
@@ -44,18 +49,18 @@ class WsgiMetrics:
             counted.status = int(status[:3])
             return start_response(status, headers, exc_info)
 
-        answer: Iterable[bytes] = ()
+        response: Iterable[bytes] = ()
         try:
             refusal = path != "/health" and find_refusal(
                 environ.get("HTTP_AUTHORIZATION", ""), environ.get("CONTENT_LENGTH", "")
             )
-            # no length beforehand, and Werkzeug just cuts at its limit
+            # a chunked body gives no length in advance, and Werkzeug silently cuts it at its limit
             if not refusal and "HTTP_TRANSFER_ENCODING" in environ:
                 body = environ["wsgi.input"].read(MAX_BODY_BYTES + 1)
                 environ |= {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
                 refusal = len(body) > MAX_BODY_BYTES and body_too_large()
             if refusal:
-                # else the closing socket resets and the client may never see why
+                # otherwise closing the socket resets it, and the client may never see the reason
                 for _ in range(MAX_DRAIN_BYTES // 65536):
                     if not environ["wsgi.input"].read(65536):
                         break
@@ -66,10 +71,10 @@ class WsgiMetrics:
                 start(f"{refusal.status} Refused", [*headers.items()])
                 yield json.dumps(refusal.body()).encode()
                 return
-            answer = self.app(environ, start)
-            yield from answer
+            response = self.app(environ, start)
+            yield from response
         finally:
-            if close := getattr(answer, "close", None):
+            if close := getattr(response, "close", None):
                 close()
             counted.end()
 
@@ -79,7 +84,7 @@ class AsgiMetrics:
         self.app = app
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] != "lifespan":  # in which the engine loads, and nobody waits yet
+        if scope["type"] != "lifespan":  # then the engine loads, and no client waits yet
             LoopLag.watch()
         if scope["type"] == "websocket":
             await self.websocket(scope, receive, send)
@@ -114,8 +119,8 @@ class AsgiMetrics:
 
         async def refuse(refusal: ContractError) -> None:
             counted.status = refusal.status
-            # Before the response: a server that closes while the client still sends resets the
-            # connection, and the client may never see why.
+            # Drain first: a server that closes while the client still sends resets the connection,
+            # and the client may never see the reason.
             await body.drain()
             if not body.ended:
                 refusal.headers["Connection"] = "close"
@@ -133,7 +138,7 @@ class AsgiMetrics:
             if body.is_too_long:
                 await refuse(body_too_large())
         except Exception:
-            if counted.status == 499:  # no response has begun: the server itself sends a 500
+            if counted.status == 499:  # no response has started: the server itself sends a 500
                 counted.status = 500
             await body.drain()
             raise
@@ -144,26 +149,26 @@ class AsgiMetrics:
         if refusal := _refusal_of(scope):
             if "websocket.http.response" in (scope.get("extensions") or ()):
                 await _refuse(send, refusal, "websocket.http.response")
-            else:  # all that ASGI has without this extension: the server answers 403
+            else:  # without this extension ASGI can only close: the server responds with 403
                 await send({"type": "websocket.close"})
             return
-        asked: deque[CountedRequest] = deque()  # without a response as yet
+        pending: deque[CountedRequest] = deque()
 
         async def counting_send(message: Message) -> None:
             await send(message)
-            if asked and (status := status_of_end(message.get("text") or "")):
-                asked[0].status = status
-                asked.popleft().end()
+            if pending and (status := status_of_end(message.get("text") or "")):
+                pending[0].status = status
+                pending.popleft().end()
 
         async def bounded_receive() -> Message:
             message = await receive()
             if message["type"] == "websocket.receive":
-                asked.append(CountedRequest(scope["path"]))
+                pending.append(CountedRequest(scope["path"]))
                 if (
                     len(message.get("bytes") or (message.get("text") or "").encode())
                     > MAX_BODY_BYTES
                 ):
-                    asked[-1].status = 413
+                    pending[-1].status = 413
                     await send({"type": "websocket.close", "code": 1009})
                     return {"type": "websocket.disconnect", "code": 1009}
             return message
@@ -171,24 +176,25 @@ class AsgiMetrics:
         try:
             await self.app(scope, bounded_receive, counting_send)
         finally:
-            for counted in asked:
+            for counted in pending:
                 counted.end()
 
 
 class _RequestBody:
-    """An HTTP request's body: read by the app through `receive`, which raises ContractError (413)
-    beyond MAX_BODY_BYTES, or drained.
+    """An HTTP request's body. The app reads it through `receive`, which raises ContractError (413)
+    beyond MAX_BODY_BYTES; `drain` discards the rest.
 
-    A body must not be left unread. A server may hold a bounded number of its pieces (Hypercorn:
-    10), and then the last `send` of a response waits for room that nobody makes: the request stays
-    in flight for ever.
+    A body must not be left unread. A server may queue a limited number of its pieces (Hypercorn:
+    10). Once that queue is full, the last `send` of a response waits forever, and the request stays
+    in flight.
     """
 
     def __init__(self, scope: Message, receive: Receive):
         headers = dict(scope["headers"])
         self._receive = receive
         self._read = 0
-        # Who expects "100 Continue" sends no body before it, and `receive` makes a server send it.
+        # A client that expects "100 Continue" sends its body only after it, and `receive` makes
+        # the server send it.
         self._awaited = headers.get(b"expect", b"").lower() == b"100-continue"
         self.ended = (
             headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers
@@ -200,7 +206,7 @@ class _RequestBody:
 
     async def receive(self) -> Message:
         message = await self._next()
-        if self.is_too_long:  # a chunked body gives no length beforehand
+        if self.is_too_long:  # a chunked body gives no length in advance
             raise body_too_large()
         return message
 
@@ -213,7 +219,7 @@ class _RequestBody:
         return message
 
     async def drain(self) -> None:
-        """Discards what is left, up to MAX_DRAIN_BYTES and for DRAIN_S; does not close."""
+        """Discard the rest of the body, up to MAX_DRAIN_BYTES and for at most DRAIN_S."""
         if self.ended or self._awaited:
             return
         with contextlib.suppress(TimeoutError):
@@ -223,7 +229,7 @@ class _RequestBody:
 
     @contextlib.asynccontextmanager
     async def discarded(self) -> AsyncIterator[None]:
-        """While the last message of a response is sent, makes room for what still arrives."""
+        """Discard arriving pieces while the last message of a response is being sent."""
         if self.ended or self._awaited:
             yield
             return

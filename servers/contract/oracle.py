@@ -1,9 +1,9 @@
-"""The planted rule: what the default model must answer, in closed form.
+"""The oracle: the exact greedy text of the known-answer model, in closed form.
 
-The default model (`servers/engines/checkpoint.py`) speaks a language of `WORDS` four-letter words
-in a fixed order, and its output head is planted so that greedy decoding always continues with the
-next word: "bade" is followed by "badi". So every answer under load can be checked token by token,
-without a model at hand. One word is one token, and the text of a token is a space and the word.
+The known-answer model (`servers/engines/checkpoint.py`) has a vocabulary of `WORDS` four-letter
+words in a fixed order. Its output head makes greedy decoding continue with the next word: "badi"
+follows "bade". So every response under load can be checked token by token, without running a
+model. One word is one token; the text of a token is a space and the word.
 
     >>> continuation("any words at all and then baba", 3)
     ' babe babi babo'
@@ -15,17 +15,17 @@ SYLLABLES = [c + v for c in CONSONANTS for v in VOWELS]
 WORDS = 4000
 VOCABULARY = [SYLLABLES[i // 100] + SYLLABLES[i % 100] for i in range(WORDS)]
 INDEX = {word: i for i, word in enumerate(VOCABULARY)}
-# The model names under which the rule holds; checkpoint.py gives the shapes.
+# The names of the known-answer models; checkpoint.py defines their shapes.
 PLANTED_MODELS = ("serveoff-tiny", "serveoff-small", "serveoff-1b", "serveoff-8b")
 
 
 def count_tokens(text: str) -> int:
-    """Tokens of a text in the default model's tokenizer: one a word, known or not."""
+    """Count tokens as the known-answer model's tokenizer does: one per word, known or not."""
     return len(text.split())
 
 
 def successor_index(prompt: str) -> int:
-    """Index of the first word of the answer. After a word outside the vocabulary the language
+    """Return the index of the response's first word. After a word outside the vocabulary, the text
     starts again at word 0.
     """
     words = prompt.split()
@@ -39,15 +39,16 @@ def continuation_words(prompt: str, count: int) -> list[str]:
 
 
 def continuation(prompt: str, count: int) -> str:
-    """The exact text of the first `count` tokens that greedy decoding gives after `prompt`."""
+    """Return the exact text of the first `count` tokens that greedy decoding gives after
+    `prompt`.
+    """
     return "".join(" " + word for word in continuation_words(prompt, count))
 
 
 def chat_text(messages: list[tuple[str, str]]) -> str:
-    """(role, content) pairs as the default model's chat template renders them: a role marker before
-    each message.
+    """Render (role, content) pairs as the known-answer model's chat template does: a role marker
+    before each message.
 
-    Nothing follows the last message, so that the answer depends on what the user wrote and not on a
-    marker.
+    Nothing follows the last message: the response depends on the user's text, not on a marker.
     """
     return " ".join(f"<|{role}|> {content}" for role, content in messages)

@@ -1,6 +1,6 @@
-"""Server-sent events as their standard defines them (html.spec.whatwg.org, section 9.2), and what
-servers make of them: errors without "data:", a last event without its empty line, events that are
-parted by a single line end.
+"""Parses server-sent events as the standard defines them (html.spec.whatwg.org, section 9.2), and
+as some servers send them: errors without "data:", a last event without its empty line, events
+separated by a single line end.
 """
 
 import json
@@ -16,8 +16,8 @@ _LOOKS_LIKE_SSE = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:data|event|id|retry|error
 
 
 class Payload(NamedTuple):
-    """The data of one event, which was complete with byte `end` of the body. `is_error`: the event
-    or its field is called an error.
+    """The data of one event, complete at byte `end` of the body. `is_error`: the name of the event
+    or of its field is "error".
     """
 
     data: bytes
@@ -26,12 +26,12 @@ class Payload(NamedTuple):
 
 
 def looks_like_sse(body: bytes) -> bool:
-    """Whether a body is a stream of events, whatever its content type."""
+    """Return whether a body is a stream of events, whatever its content type."""
     return _LOOKS_LIKE_SSE.match(body, 0, 64) is not None
 
 
 def find_separator(body: bytes | bytearray) -> bytes | None:
-    """What ends each event, if it is the same bytes throughout; None if line ends are mixed."""
+    """Return the bytes that end every event; None if line ends are mixed."""
     if b"\r" not in body:
         return b"\n\n"
     pairs = body.count(b"\r\n")
@@ -39,7 +39,9 @@ def find_separator(body: bytes | bytearray) -> bytes | None:
 
 
 def find_event_end(body: bytes | bytearray, start: int, separator: bytes | None) -> int:
-    """Where the event that starts at `start` has ended, with its empty line; -1 if it has not."""
+    """Return the end of the event that starts at `start`, after its empty line; -1 if it is
+    incomplete.
+    """
     if separator is not None:
         end = body.find(separator, start)
         return end if end < 0 else end + len(separator)
@@ -48,10 +50,10 @@ def find_event_end(body: bytes | bytearray, start: int, separator: bytes | None)
 
 
 def read_event(event: bytes, start: int = 0) -> Iterator[Payload]:
-    """The payloads of one event that begins at byte `start` of its body: mostly one.
+    """Yield the payloads of one event that starts at byte `start` of its body: usually one.
 
-    The standard joins several lines of data. If they make no JSON together, they are taken one by
-    one: some servers part their events by one line end only.
+    The standard joins several lines of data. If the joined lines are not JSON, each line is a
+    payload of its own: some servers separate events by a single line end.
     """
     lines: list[Payload] = []
     is_error = False
@@ -69,7 +71,7 @@ def read_event(event: bytes, start: int = 0) -> Iterator[Payload]:
         joined = b"\n".join(payload.data for payload in lines)
         if _is_json(joined):
             lines = [Payload(joined, lines[-1].end)]
-    if len(lines) == 1:  # known when its empty line has arrived
+    if len(lines) == 1:  # complete once its empty line has arrived
         lines = [lines[0]._replace(end=start + len(event))]
     for payload in lines:
         if payload.data.strip():
@@ -85,7 +87,7 @@ def _is_json(text: bytes) -> bool:
 
 
 def iterate_payloads(body: bytes) -> Iterator[Payload]:
-    """All payloads of a body. The last event needs no empty line."""
+    """Yield all payloads of a body. The last event needs no empty line."""
     separator, start = find_separator(body), 0
     if body.startswith(b"\xef\xbb\xbf"):
         start = 3

@@ -1,8 +1,8 @@
-"""Checks of texts: streamed ones against plain ones, and concurrent ones against serial ones.
+"""Checks of texts: streamed against plain ones, and concurrent against serial ones.
 
-With the known-answer model each is compared with the closed form. Another model may give another
-text the second time, most of all in another batch: that is a note, and what is refused is text that
-cannot have come about in this way.
+With the known-answer model, each text is compared with the oracle's. Any other model may change a
+text when it repeats it, above all in another batch. Such a change is only a note; text that cannot
+have arisen this way fails the check.
 """
 
 import time
@@ -17,11 +17,11 @@ from servers.contract.text_mixing import Foreign, ListPrompt
 from servers.runtime.limits import SILENCE_S
 
 IN_FLIGHT, LEAST_IN_FLIGHT = 8, 3
-TOKENS = (24, 48, 96)  # of a response; more where texts begin alike
-ALONE_TRIES = 4  # plain and streamed responses to one prompt, before a difference is a fault
-CANDIDATES = 10  # list prompts that are tried
-LISTED_SHARE = 0.5  # of the prompts in flight that are lists with which the model goes on
-ROUNDS = 3  # at most, after one that is suspicious
+TOKENS = (24, 48, 96)  # of a response; more where texts start alike
+ALONE_TRIES = 4  # plain and streamed responses to one prompt before a difference is a fault
+CANDIDATES = 10  # list prompts to try
+LISTED_SHARE = 0.5  # of the prompts in flight: lists that the model continues
+ROUNDS = 3  # at most, if one is suspicious
 
 
 def stream_exact(client: ConformanceClient) -> str:
@@ -42,7 +42,7 @@ def expect_text(what: str, text: str, expected: str) -> None:
         a, b = text.split(), expected.split()
         at = text_mixing.shared_prefix(a, b)
         raise CheckFailed(
-            f"{what} differs from the right answer at word {at + 1}: {' '.join(a[at : at + 3])!r}"
+            f"{what} differs from the right text at word {at + 1}: {' '.join(a[at : at + 3])!r}"
             f" instead of {' '.join(b[at : at + 3])!r} ({len(a)} words instead of {len(b)})"
         )
 
@@ -55,18 +55,18 @@ def expect_same_alone(
     text: str,
     again: Callable[[], str],
 ) -> None:
-    """The text of STREAMED_TOKENS tokens is the oracle's, or without one that of a plain response
-    to the same prompt, if plain ones repeat. `again` asks for another such text. Raises
-    CheckFailed.
+    """Raise CheckFailed unless the text of STREAMED_TOKENS tokens is the oracle's. Without an
+    oracle, it must be the text of a plain response to the same prompt, if plain responses repeat.
+    `again` requests another such text.
 
-    A healthy server that changes a text with probability p alone is refused with p^4 (1 - p)^4, at
-    most 0.4%.
+    A healthy server that changes a text with probability p is refused with probability
+    p^4 (1 - p)^4, at most 0.4%.
     """
     if client.planted:
         expect_text(what, text, oracle.continuation(prompt, STREAMED_TOKENS))
         return
     plain = client.complete(prompt, STREAMED_TOKENS, chat).text
-    unstable = "greedy text is not stable: the same prompt, sent alone, gives another text again"
+    unstable = "greedy text is not stable: the same prompt, sent alone, returns different texts"
     for _ in range(ALONE_TRIES - 1):
         if text == plain:
             return
@@ -86,7 +86,7 @@ def no_cross_talk(client: ConformanceClient) -> str:
     texts = _ask_at_once(client, prompts, TOKENS[0])
     for index, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
         expect_text(
-            f"answer {index + 1} of {len(prompts)} in flight",
+            f"response {index + 1} of {len(prompts)} in flight",
             text,
             oracle.continuation(prompt, TOKENS[0]),
         )
@@ -94,7 +94,7 @@ def no_cross_talk(client: ConformanceClient) -> str:
 
 
 def _ask_at_once(client: ConformanceClient, prompts: Sequence[str], tokens: int) -> list[str]:
-    """Every other one streamed."""
+    """Send all prompts at once and return their texts; every other one is streamed."""
 
     def send(index: int) -> str:
         if index % 2:
@@ -106,7 +106,7 @@ def _ask_at_once(client: ConformanceClient, prompts: Sequence[str], tokens: int)
 
 
 def _no_mixed_texts(client: ConformanceClient) -> str:
-    """As servers/contract/text_mixing.py tells mixed-up texts from near ties."""
+    """Check that no concurrent response has another's text, by the rules of text_mixing.py."""
     unstable, suspicion = "", ""
     for _ in range(ROUNDS):
         prompts, serial, tokens = _choose_prompts(client)
@@ -118,7 +118,7 @@ def _no_mixed_texts(client: ConformanceClient) -> str:
             if foreign.is_proof:
                 raise CheckFailed(sentence)
             if suspicion:
-                raise CheckFailed(f"{suspicion}, and likewise once more with other prompts")
+                raise CheckFailed(f"{suspicion}, and again with other prompts")
             suspicion = sentence
         if not suspicion:
             break
@@ -127,11 +127,11 @@ def _no_mixed_texts(client: ConformanceClient) -> str:
     listed = sum(bool(prompt.words) for prompt in prompts)
     if not listed and not text_mixing.are_telling(serial):
         client.add_note(
-            "this model responds alike to different prompts: a check of its texts cannot find"
-            " concurrent responses that are mixed up"
+            "this model responds alike to different prompts, so its texts cannot reveal concurrent"
+            " responses that are mixed up"
         )
     return f"{len(prompts)} different requests in flight, none with text of another" + (
-        f"; {unstable}" if unstable else ", each as alone"
+        f"; {unstable}" if unstable else ", each the same as alone"
     )
 
 
@@ -143,11 +143,11 @@ def _describe_foreign(foreign: Foreign, count: int) -> str:
 
 
 def _choose_prompts(client: ConformanceClient) -> tuple[list[ListPrompt], list[str], int]:
-    """IN_FLIGHT prompts, the texts that they get alone, and the tokens of each. There are fewer if
-    the last one would have to wait for SILENCE_S at a server that answers one after the other.
+    """Return IN_FLIGHT prompts, their serial texts, and the tokens of each text. There are fewer
+    prompts if a serial server would keep the last one waiting for SILENCE_S.
 
-    LISTED_SHARE of them are lists, if the model goes on with lists, and the others free: greedy
-    text of lists is steadier than other text.
+    If the model continues lists, LISTED_SHARE of the prompts are lists, because greedy text of
+    lists is more stable. The others are free text.
     """
     tokens, *more = TOKENS
     count = IN_FLIGHT
@@ -171,7 +171,7 @@ def _choose_prompts(client: ConformanceClient) -> tuple[list[ListPrompt], list[s
         if len(chosen) >= count:
             break
     pairs = [*chosen.items(), *spare.items()][: max(count, listed + 1)]
-    # free ones in the middle: what is mixed up is often that of the first or the last
+    # free text in the middle: a mix-up often concerns the first or the last request
     half = listed // 2
     pairs = pairs[:half] + pairs[listed:] + pairs[half:listed]
     prompts, serial = [prompt for prompt, _ in pairs], [text for _, text in pairs]

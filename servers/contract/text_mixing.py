@@ -1,21 +1,23 @@
-"""Are concurrent responses mixed up? For models of which no rule says what is right.
+"""Finds concurrent responses that are mixed up, for models without an oracle.
 
-In bfloat16 the same prompt gives another text in another batch: at a near tie of two tokens the
-other one wins, and the text goes on differently. So equal text proves nothing here. Two things do:
+In bfloat16 the same prompt may give another text in another batch: at a near tie the other token
+wins, and the text continues differently. So a different text does not prove a mix-up. Two other
+things do:
 
-- Foreign words. Most models go on with a list of words that was repeated to them. Each such prompt
-  has words of its own, and a response with another's was mixed up, wherever that begins.
-- Foreign runs. After it has left its own serial text, a response follows another's for several
-  words more than any two serial texts have in common.
+- Foreign words. Most models continue a list of words that is repeated in the prompt. Each such
+  prompt has its own words; a response with the words of another prompt was mixed up, wherever they
+  start.
+- Foreign runs. After leaving its own serial text, a response follows another's for several words
+  more than any two serial texts have in common.
 
-Three words of one other prompt are proof, and so is a run of twice the length that chance allows:
-to come upon those words by a near tie, a model would have to leave its list (a few in a hundred
-do) and choose three rare nouns of the same five out of thousands, less than once in 100,000
-rounds. Two words, or a shorter run, may come about by chance, at most once in some hundred rounds:
-they count if one of two more rounds, with other prompts, has such a thing as well.
+Three words of one other prompt are proof, and so is a run of twice the length that chance allows.
+To reach those words by a near tie, a model would have to leave its list (a few in a hundred do) and
+pick three rare nouns of the same five out of thousands: less than once in 100,000 rounds. Two
+words, or a shorter run, may occur by chance, at most once in about a hundred rounds. They count if
+it happens again in one of two more rounds with other prompts.
 
-What is not found: a mix-up that changes fewer than two words of a list, or less of another text
-than a run has, such as every other word of it.
+Not found: a mix-up that changes fewer than two words of a list, or less of a text than a run, such
+as every other word.
 """
 
 import random
@@ -31,28 +33,28 @@ NOUNS = (
     "kettle lemon mirror nutmeg oyster pepper rabbit salmon tulip umbrella vinegar wagon yogurt "
     "acorn badger cello dragon emerald fiddle garlic hornet ivory jungle "
 )
-LISTED_WORDS = 5  # of a prompt; odd, so that every other word of a list is all of its words
+LISTED_WORDS = 5  # of a prompt; odd, so every other word of the repeated list covers all of them
 REPEATS = 3
-SHOWN_WORDS = 3  # of a prompt's own, in a response that goes on with the list
+SHOWN_WORDS = 3  # of a prompt's own words, in a response that continues the list
 SUSPICIOUS_WORDS, CERTAIN_WORDS = 2, 3  # of one other prompt
-LEAST_RUN = 6  # words that two texts of one model may have in common by chance, and one more
-MARGIN = 3  # words more than any two serial texts have in common
+LEAST_RUN = 6  # one word more than two texts of a model may share by chance
+MARGIN = 3  # words beyond the longest run that any two serial texts share
 
 
 @dataclass(frozen=True)
 class ListPrompt:
-    """A list of rare words, repeated; `words` are in no other prompt of its round."""
+    """A repeated list of rare words; `words` occur in no other prompt of its round."""
 
     text: str
     words: frozenset[str] = frozenset()
 
     def is_shown(self, response: str) -> bool:
-        """Whether the model goes on with the list."""
+        """Return whether the model continued the list."""
         return len(self.words & set(split_words(response))) >= SHOWN_WORDS
 
 
 def list_prompts(source: random.Random) -> Iterator[ListPrompt]:
-    """As many as there are words for."""
+    """Yield list prompts until the words run out."""
     words = NOUNS.split()
     source.shuffle(words)
     for at in range(0, len(words), LISTED_WORDS):
@@ -61,18 +63,18 @@ def list_prompts(source: random.Random) -> Iterator[ListPrompt]:
 
 
 def split_words(text: str) -> list[str]:
-    """In lower case; of scripts without spaces, and of punctuation, each character."""
+    """Split into lower-case words; any other character is a word of its own."""
     return re.findall(r"[a-z0-9]+|[^a-z0-9\s]", text.lower())
 
 
 def shared_prefix(a: Sequence[str], b: Sequence[str]) -> int:
-    """How many words both begin with."""
+    """Return how many words both start with."""
     pairs = enumerate(zip(a, b, strict=False))
     return next((at for at, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 def longest_run(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the longest sequence of words that stands in both."""
+    """Return the length of the longest sequence of words that occurs in both."""
     best, before = 0, [0] * (len(b) + 1)
     for x in a:
         now = [0] * (len(b) + 1)
@@ -84,27 +86,27 @@ def longest_run(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 def share_run(text: str, others: Sequence[str]) -> bool:
-    """Whether a run of this text's would be one of another's as well."""
+    """Return whether this text shares a run with any of the others."""
     words = split_words(text)
     return any(longest_run(words, split_words(other)) >= LEAST_RUN for other in others)
 
 
 def run_limit(serial: Sequence[str]) -> int:
-    """Words that a run must have to be foreign: more than these texts share when each is alone."""
+    """Return the length at which a run is foreign: more words than these serial texts share."""
     texts = [split_words(text) for text in serial]
     shared = max((longest_run(a, b) for a, b in permutations(texts, 2)), default=0)
     return max(LEAST_RUN, shared + MARGIN)
 
 
 def are_telling(serial: Sequence[str]) -> bool:
-    """Whether a text that is exchanged, or the second half of it, would be a foreign run."""
+    """Return whether an exchanged text, or its second half, would be a foreign run."""
     return 2 * run_limit(serial) <= min(len(split_words(text)) for text in serial)
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """What a response has of another: indices of both, and the words. `is_proof`: no near tie does
-    that.
+    """Words of another response: the indices of both, and the words. `is_proof`: no near tie
+    explains them.
     """
 
     response: int
@@ -116,7 +118,7 @@ class Foreign:
 def find_foreign(
     prompts: Sequence[ListPrompt], serial: Sequence[str], concurrent: Sequence[str]
 ) -> Foreign | None:
-    """The clearest case of a response with another's text."""
+    """Return the clearest case of a response with another's text."""
     listed = find_foreign_words(prompts, serial, concurrent)
     return listed if listed and listed.is_proof else find_foreign_run(serial, concurrent) or listed
 
@@ -124,7 +126,7 @@ def find_foreign(
 def find_foreign_words(
     prompts: Sequence[ListPrompt], serial: Sequence[str], concurrent: Sequence[str]
 ) -> Foreign | None:
-    """The response with most listed words of one other prompt that are new to it."""
+    """Return the response with the most listed words of one other prompt that are new to it."""
     found: list[Foreign] = []
     for i, j in permutations(range(len(prompts)), 2):
         known = prompts[i].words | set(split_words(serial[i]))
@@ -135,7 +137,9 @@ def find_foreign_words(
 
 
 def find_foreign_run(serial: Sequence[str], concurrent: Sequence[str]) -> Foreign | None:
-    """The first response that goes on like another's serial text where it leaves its own."""
+    """Return the first response that continues like another's serial text where it leaves its
+    own.
+    """
     limit = run_limit(serial)
     texts = [split_words(text) for text in serial]
     for i, text in enumerate(concurrent):
@@ -149,15 +153,15 @@ def find_foreign_run(serial: Sequence[str], concurrent: Sequence[str]) -> Foreig
 
 
 def describe_differences(serial: Sequence[str], concurrent: Sequence[str]) -> str:
-    """How many texts differ from those of the same prompts alone, and from which word on; empty if
-    none does.
+    """Describe how many texts differ from the serial ones, and from which word on; empty if none
+    differs.
     """
     pairs = [(a.split(), b.split()) for a, b in zip(serial, concurrent, strict=True) if a != b]
     if not pairs:
         return ""
     first = 1 + min(shared_prefix(a, b) for a, b in pairs)
     return (
-        f"greedy text is not stable under load: {len(pairs)} of {len(serial)} responses differ from"
-        f" those to the same prompts alone ({len(pairs) / len(serial):.0%}), the earliest at word"
-        f" {first}"
+        f"greedy text is not stable under load: {len(pairs)} of {len(serial)} responses"
+        f" ({len(pairs) / len(serial):.0%}) differ from those to the same prompts sent alone, the"
+        f" earliest at word {first}"
     )

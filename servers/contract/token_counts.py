@@ -1,23 +1,23 @@
-"""How many tokens a response has, and in which chunks they arrived.
+"""Counts the tokens of a response and of each of its chunks.
 
-`usage` counts the tokens. A chunk may hold several (speculative decoding), or a part of one, so
-that chunks alone say nothing.
+`usage` counts the tokens. A chunk may hold several (speculative decoding) or a part of one, so
+counting chunks is not enough.
 """
 
 import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-# Where the tokens of chunks are from.
+# Sources of the token counts of chunks.
 CONTINUOUS, USAGE, COUNTED = "continuous", "usage", "counted"
-# Tokens without a byte of text: end of text, and what a tokenizer adds.
+# Tokens without a byte of text: the end of text, and those that a tokenizer adds.
 TOKENS_WITHOUT_TEXT = 4
-# No text has so many bytes for each of its tokens; English has 4 to 5.
+# An upper limit for any text; English has 4 to 5.
 MOST_BYTES_PER_TOKEN = 48
 
 
 def read_count(usage: Any, name: str) -> int | None:
-    """A count of `usage`, None if it is missing or no whole number that a count can be."""
+    """Return a count of `usage`; None if it is missing or not a whole number from 0."""
     value = usage.get(name) if isinstance(usage, dict) else None
     if type(value) is float and value.is_integer():
         value = int(value)
@@ -25,7 +25,7 @@ def read_count(usage: Any, name: str) -> int | None:
 
 
 def read_reasoning_count(usage: Any) -> int | None:
-    """The reasoning tokens that `usage` counts among its completion tokens."""
+    """Return the reasoning tokens among the completion tokens of `usage`; None if missing."""
     details = usage.get("completion_tokens_details") if isinstance(usage, dict) else None
     count = read_count(details, "reasoning_tokens")
     return count if count is not None else read_count(usage, "reasoning_tokens")
@@ -33,7 +33,7 @@ def read_reasoning_count(usage: Any) -> int | None:
 
 class TokenCounts(NamedTuple):
     """The tokens of each chunk. `source`: CONTINUOUS, USAGE, or COUNTED if `usage` is missing or
-    cannot be true. `reasoning`: those of them that are reasoning.
+    not credible. `reasoning`: the number of reasoning tokens.
     """
 
     numbers: list[int]
@@ -42,8 +42,8 @@ class TokenCounts(NamedTuple):
 
 
 def is_credible(tokens: int, text_bytes: int, hidden: int = 0) -> bool:
-    """Whether a text can have so many tokens, `hidden` of which never arrive: a token has at least
-    a byte, but for a few special ones, and at most MOST_BYTES_PER_TOKEN on average.
+    """Return whether a text can have this many tokens, `hidden` of which never arrive. Except for a
+    few special ones, a token has at least one byte, and on average at most MOST_BYTES_PER_TOKEN.
     """
     shown = tokens - hidden
     return (
@@ -62,19 +62,19 @@ def count_tokens(
     reasoning_chunks: Sequence[int] = (),
     running: Sequence[int | None] = (),
 ) -> TokenCounts:
-    """Spreads the `tokens` of usage over the chunks that carried them.
+    """Distribute the `tokens` of usage over the chunks that carried them.
 
-    `texts`: of each chunk. `units`: our own count of each, which is taken without a
-    credible usage. `reasoning_chunks`: positions of those that carry reasoning; `reasoning_tokens`:
-    usage's count of it. `running`: usage's count so far, of each chunk that had one.
+    `texts`: the text of each chunk. `units`: our own count of each chunk, used without a credible
+    usage. `reasoning_chunks`: positions of the chunks that carry reasoning. `reasoning_tokens`:
+    usage's count of reasoning. `running`: usage's count so far, of each chunk that had one.
 
-    By the running counts where each chunk has one. Else each chunk gets one token, if there are as
-    many, and the rest goes in proportion to the text: the total is exact, and a single chunk is off
-    by what the length of its text says wrongly of its tokens. A token more than there are chunks is
-    the end of text, and goes to the last one.
+    The running counts decide if each chunk has one. Otherwise each chunk gets one token, if there
+    are enough, and the rest is distributed in proportion to the text. The total is then exact; a
+    single chunk is off as far as the length of its text misjudges its tokens. One token more than
+    there are chunks is the end of text, and counts for the last chunk.
     """
     chunks, is_reasoning = len(texts), set(reasoning_chunks)
-    hidden = 0  # reasoning that is counted, but does not arrive
+    hidden = 0  # reasoning that usage counts but that does not arrive
     if reasoning_tokens and not is_reasoning:
         hidden = reasoning_tokens
     if tokens is None or not chunks or not is_credible(tokens, count_bytes("".join(texts)), hidden):
@@ -83,7 +83,7 @@ def count_tokens(
     if len(running) == chunks and None not in running:
         counts = [count or 0 for count in running]
         numbers = [b - a for a, b in itertools.pairwise([0, *counts])]
-        # a count that never rises is of the chunk, or of nothing
+        # a count that never rises is the chunk's own, or meaningless
         rises = chunks == 1 or numbers[0] < counts[-1]
         if min(numbers) >= 0 and rises and counts[-1] <= tokens:
             numbers[-1] += tokens - counts[-1]
@@ -103,7 +103,7 @@ def count_tokens(
                 numbers[i] = number
     else:
         numbers = _spread(tokens - hidden, texts)
-        # they were generated before anything was visible
+        # hidden tokens are generated before any visible one
         numbers[0] += hidden
     counted = sum(numbers[i] for i in is_reasoning)
     return TokenCounts(numbers, USAGE, hidden or (reasoning_tokens or counted))
@@ -114,14 +114,14 @@ def count_bytes(text: str) -> int:
 
 
 def _spread(total: int, texts: Sequence[str]) -> list[int]:
-    """`total` in proportion to the bytes of the texts, as whole numbers; at least 1 each if that is
-    possible.
+    """Distribute `total` in proportion to the bytes of the texts, as whole numbers; at least 1 each
+    if possible.
     """
     sizes = [count_bytes(text) for text in texts]
     least = 1 if total >= len(sizes) else 0
     rest = total - least * len(sizes)
     whole = sum(sizes)
-    # what a chunk of average tokens would have beyond its first
+    # the expected tokens of each chunk beyond its first
     weights = (
         [max(0.0, total * size / whole - least) for size in sizes] if whole else [1.0] * len(sizes)
     )

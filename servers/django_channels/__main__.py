@@ -1,6 +1,6 @@
-"""Daphne's command with two differences that it has no option for: answers under way may end, which
-Daphne cancels as soon as it is told to end; and a WebSocket's message that is too long closes with
-1009, where Daphne drops the connection without a word.
+"""Daphne's command with two differences for which it has no option. On shutdown it finishes the
+responses in progress, which Daphne cancels. A WebSocket message that is too long closes with 1009,
+where Daphne drops the connection.
 """
 
 import asyncio

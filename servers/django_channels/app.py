@@ -1,5 +1,5 @@
-"""Django under Daphne with a blocking engine in a thread pool: an async view that streams, and
-Channels' consumer for WebSockets.
+"""Django on Daphne with a blocking engine in a thread pool: an async view that streams, and a
+Channels consumer for WebSockets.
 """
 
 import django
@@ -15,7 +15,7 @@ settings.configure(
     ROOT_URLCONF="servers.django_channels.urls",
     ALLOWED_HOSTS=["*"],
     DATA_UPLOAD_MAX_MEMORY_SIZE=api.MAX_BODY_BYTES,
-    # By default every path that nobody has, and every refused request, is a line in the log.
+    # by default, every unknown path and every refused request is logged
     LOGGING={
         "version": 1,
         "disable_existing_loggers": False,

@@ -1,4 +1,4 @@
-"""Channels' consumer for WebSockets."""
+"""The Channels consumer for WebSockets."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ from servers.django_channels.generation import KINDS, engine, generated
 
 
 class CompletionsConsumer(AsyncWebsocketConsumer):
-    answering: asyncio.Task[None] | None = None
+    response: asyncio.Task[None] | None = None
 
     async def connect(self) -> None:
         if self.scope["path"] not in KINDS:
@@ -21,23 +21,23 @@ class CompletionsConsumer(AsyncWebsocketConsumer):
         await self.accept()
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
-        if self.answering:
-            await asyncio.wait([self.answering])
-        # not awaited: else a disconnect would wait for it
-        self.answering = asyncio.create_task(self.answer(text_data or bytes_data or ""))
+        if self.response:
+            await asyncio.wait([self.response])
+        # not awaited: a disconnect would wait for it
+        self.response = asyncio.create_task(self.respond(text_data or bytes_data or ""))
 
     async def disconnect(self, _: int) -> None:
-        if self.answering:
-            self.answering.cancel()
+        if self.response:
+            self.response.cancel()
 
-    async def answer(self, message: str | bytes) -> None:
+    async def respond(self, message: str | bytes) -> None:
         try:
             wanted = api.parse_request(KINDS[self.scope["path"]], message)
             reply = CompletionResponse(wanted, engine.model)
             async for item in generated(engine.prepare(wanted)):
                 for payload in api.split_events(reply.event(item)):
                     await self.send(text_data=payload)
-        except Disconnected:  # Daphne knows, and has not yet told us
+        except Disconnected:  # Daphne has noticed, but not yet called `disconnect`
             pass
         except Exception as error:
             if not isinstance(error, ContractError):

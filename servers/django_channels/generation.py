@@ -1,4 +1,4 @@
-"""A blocking engine in a thread pool, and what it generates as an async iterator.
+"""Runs a blocking engine in a thread pool and yields its tokens as an async iterator.
 
 The pool's thread hands each token to the event loop with `call_soon_threadsafe`.
 """
@@ -24,7 +24,9 @@ pool = ThreadPoolExecutor(max_workers=40)  # as many as servers/fastapi_threadpo
 
 
 async def generated(job: engines.Job) -> AsyncIterator[Any]:
-    """Each token's text, then the Outcome. Cancelling it ends the generation at its next token."""
+    """Yield each token's text, then the Outcome. If it is cancelled, the generation ends at its
+    next token.
+    """
     loop = asyncio.get_running_loop()
     items: asyncio.Queue[str | asyncio.Future[Outcome]] = asyncio.Queue()
     gone = threading.Event()
@@ -38,7 +40,7 @@ async def generated(job: engines.Job) -> AsyncIterator[Any]:
         sync_to_async(engine.generate, thread_sensitive=False, executor=pool)(job, on_token)
     )
     generation.add_done_callback(items.put_nowait)
-    # looked at even if nobody is left to ask for it
+    # retrieves the exception even if no consumer is left, which asyncio would log
     generation.add_done_callback(asyncio.Future.exception)
     try:
         while isinstance(item := await items.get(), str):

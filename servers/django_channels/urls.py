@@ -1,4 +1,4 @@
-"""Django's URLconf, and what it answers itself, worded as OpenAI does."""
+"""Django's URLconf, and Django's own errors in OpenAI's envelope."""
 
 from functools import partial
 
@@ -16,6 +16,6 @@ urlpatterns = [
         for name, kind in KINDS.items()
     ),
 ]
-handler400 = partial(views.refused, ContractError(400, "not a request that Django takes"))
+handler400 = partial(views.refused, ContractError(400, "Django refuses this request"))
 handler404 = partial(views.refused, ContractError(404, "there is no such path"))
 handler500 = partial(views.refused, ContractError(500, "the server failed"))

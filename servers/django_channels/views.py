@@ -1,5 +1,5 @@
-"""The async views. What streams is an async generator: any other Django reads to its end before it
-sends the first token.
+"""The async views. Streams are async generators: Django reads a synchronous one to its end before
+it sends the first token.
 """
 
 import logging
@@ -28,7 +28,7 @@ async def models(_: HttpRequest) -> HttpResponse:
 async def completions(request: HttpRequest, kind: Any) -> HttpResponse:
     try:
         if request.method != "POST":
-            raise ContractError(405, "only POST, or an upgrade to a WebSocket")
+            raise ContractError(405, "use POST, or upgrade to a WebSocket")
         wanted = api.parse_request(kind, request.body)
         job = engine.prepare(wanted)
     except ContractError as error:

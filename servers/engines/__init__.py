@@ -1,20 +1,20 @@
-"""Engines: what runs the model inside a server. No web framework here, and no engine knows which
-server it is in.
+"""Engines: they run the model inside a server. No engine imports a web framework or knows its
+server.
 
-`ENGINES` in servers/runtime/catalog.py lists them, with their kinds. A server gets the engine that
-it was started with from `load_blocking()`, `load_async()` or `load_batch()`.
+`ENGINES` in servers/runtime/catalog.py lists them with their kinds. A server gets its engine from
+`load_blocking()`, `load_async()` or `load_batch()`.
 
 A blocking engine has
 
     generate(job, on_token) -> Outcome
-        runs in the calling thread and calls on_token(text) for each token; an exception that
-        on_token raises (ClientGone) ends the generation
+        runs in the calling thread and calls on_token(text) for each token; an exception from
+        on_token (ClientGone) stops the generation
 
 an async engine has
 
     stream(job) -> async iterator
         of each token's text, then one Outcome; closing it, or cancelling the task that waits for
-        it, ends the generation
+        it, stops the generation
 
 a batch engine, for the queue in servers/engines/batching.py, has
 
@@ -22,11 +22,11 @@ a batch engine, for the queue in servers/engines/batching.py, has
         runs in the calling thread and calls row.token(text, ended) for each token of each row,
         until all rows are `done`
     kind(job), max_batch
-        a batch holds requests of one kind only, and at most so many
+        a batch holds at most max_batch requests, all of one kind
 
 and all have `model` (the served name), `prepare(request) -> Job` (raises ContractError before the
-response begins) and `close()`. How a server bridges an engine to its own concurrency model is up to
-the server: that bridge is what is measured.
+response starts) and `close()`. Each server connects the engine to its own concurrency model: that
+connection is what we measure.
 """
 
 import importlib
@@ -51,8 +51,8 @@ from servers.runtime.catalog import ENGINES
 
 @dataclass(frozen=True)
 class Settings:
-    """What the launcher tells the engine, through SERVEOFF_* variables: equal for every server of a
-    campaign.
+    """The launcher's settings for the engine, from SERVEOFF_* variables: the same for every server
+    of a campaign.
     """
 
     engine: str
@@ -106,7 +106,7 @@ def _load(kind: str) -> Any:
 
 @dataclass
 class Job:
-    """A request that the engine has accepted. `prompt` is what that engine wants: token ids, or
+    """A request that the engine has accepted. `prompt` has the engine's own form: token ids or
     text.
     """
 
@@ -118,7 +118,7 @@ class Job:
 
 
 def encode_prompt(tokenizer: Any, request: Request) -> list[int]:
-    """The prompt as a Hugging Face tokenizer sees it; a chat through the model's own template."""
+    """Return the prompt's token ids; chats go through the model's own template."""
     if isinstance(request, ChatCompletionRequest):
         text = _apply_template(tokenizer, request)
         return list(tokenizer(text, add_special_tokens=False).input_ids)
@@ -126,8 +126,8 @@ def encode_prompt(tokenizer: Any, request: Request) -> list[int]:
 
 
 def _apply_template(tokenizer: Any, request: ChatCompletionRequest) -> str:
-    """Raises ContractError for messages that the model's template refuses, such as two users' in a
-    row.
+    """Render the messages. Raises ContractError for messages that the model's template refuses,
+    such as two user messages in a row.
     """
     from jinja2 import TemplateError
 
@@ -156,7 +156,9 @@ def _apply_template(tokenizer: Any, request: ChatCompletionRequest) -> str:
 def accept_request(
     request: Request, prompt: Any, prompt_tokens: int, model: str, context: int
 ) -> Job:
-    """The checks that every engine makes. `context`: tokens of prompt and answer together."""
+    """Check a request as every engine must. `context`: limit of prompt and response tokens.
+    Raises ContractError.
+    """
     if request.model != model:
         raise ContractError(
             404,
@@ -181,8 +183,8 @@ def accept_request(
 
 
 class Generation:
-    """Clock, counters and stop strings of one generation. `metrics` counts it as running between
-    `with` and its end.
+    """Clock, counters and stop strings of one generation. As a context manager, it counts as
+    running in `metrics`.
     """
 
     def __init__(self, job: Job):
@@ -191,7 +193,7 @@ class Generation:
         self.continuous_usage = job.request.continuous_usage
         self.tokens = self.reasoning_tokens = 0
         self.reasoning = ""
-        self.waited_s = 0.0  # in the engine's own queue, where it has one and tells
+        self.waited_s = 0.0  # in the engine's own queue, if it reports that
         self.stopped = False
         self.held = ""
 
@@ -203,11 +205,11 @@ class Generation:
 
     def __exit__(self, *exc: object) -> None:
         metrics.TOKENS.inc(self.tokens)
-        metrics.RUNNING.dec()  # last: whoever sees none running sees all tokens counted
+        metrics.RUNNING.dec()  # last: when none is running, all tokens have been counted
 
     def token(self, text: str, count: int = 1, reasoning: bool = False) -> str:
-        """Text that may be sent now for `count` new tokens. Sets `stopped` once a stop string is
-        complete.
+        """Count new tokens; return the text that may be sent now. Sets `stopped` once a stop string
+        is complete.
         """
         self.last = time.perf_counter()
         if not self.tokens:
@@ -221,7 +223,7 @@ class Generation:
         return self._describe(text, reasoning) if reasoning or self.continuous_usage else text
 
     def release_held(self) -> str:
-        """Text that was held back at the end, as it became no stop string; often empty."""
+        """Return the text still held back at the end of the response; often empty."""
         held, self.held = self.held, ""
         return self._describe(held) if held and self.continuous_usage else held
 
@@ -230,7 +232,7 @@ class Generation:
         return Piece(text, reasoning, usage)
 
     def _cut(self, text: str) -> str:
-        """Text that might become a stop string is held back until it is clear that it does not."""
+        """Cut at a stop string; hold back text that may still become one."""
         text = self.held + text
         ends = [end for stop in self.stops if (end := text.find(stop)) >= 0]
         if ends:
@@ -244,7 +246,7 @@ class Generation:
         return text[: len(text) - hold]
 
     def outcome(self, ended: bool = False) -> Outcome:
-        """`ended`: the model itself ended its answer."""
+        """Return the outcome. `ended`: the model itself ended its response."""
         began = min(self.began + max(self.waited_s, 0.0), self.first)
         return Outcome(
             self.job.prompt_tokens,

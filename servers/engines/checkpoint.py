@@ -1,14 +1,15 @@
-"""The default model: a real Llama, generated on this machine from a seed, whose greedy answers are
-known in closed form.
+"""The known-answer model: a real Llama, generated on this machine from a seed, whose greedy
+responses are known in closed form.
 
-Every layer computes as in any Llama; only the output head is planted: embeddings are random unit
+Every layer computes as in any Llama; only the output head is special. Embeddings are random unit
 vectors, and the head's row for a word is the embedding of the word before it
-(`servers/contract/oracle.py`). The layers' share of the residual stream is bounded (their outputs
-add up to about half the embedding's length), so the head's right row wins by a wide margin in
+(`servers/contract/oracle.py`). The layers' share of the residual stream is bounded: their outputs
+add up to about half the embedding's length, so the head's right row wins by a wide margin in
 bfloat16.
 
-    python -m servers.engines.checkpoint small      generates it if need be; the last line of stdout
-    is its folder
+    python -m servers.engines.checkpoint small
+
+generates it unless it exists; the last line of stdout is its folder.
 """
 
 import argparse
@@ -26,9 +27,9 @@ from servers.contract import oracle
 from servers.runtime import build_cache
 
 if TYPE_CHECKING:
-    import torch  # slow to import: only when there is something to generate
+    import torch  # slow to import: only to generate a model
 
-FORMAT = 1  # part of the folder's name: raise it when the same preset would give other files
+FORMAT = 1  # part of the folder's name: raise it when a preset would give different files
 SPECIAL_TOKENS = ["<unk>", "<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"]
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|> {{ m.content }}{% if not loop.last %} {% endif %}{%"
@@ -37,7 +38,7 @@ CHAT_TEMPLATE = (
 RESIDUAL_SHARE = 0.5
 SHARD_BYTES = 2 * 1024**3
 DTYPE_BYTES = 2  # bfloat16
-ON_GPU_FROM = 500_000_000  # parameters: below that, CUDA's start takes longer than it saves
+ON_GPU_FROM = 500_000_000  # parameters; for fewer, starting CUDA takes longer than it saves
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ PRESETS = {
 
 
 def ensure(preset: str) -> Path:
-    """Folder of the preset's model; generated first if it is not there. Safe when several processes
-    call it at once.
+    """Return the folder of the preset's model; generate it unless it exists. Several processes may
+    call this at once.
     """
     folder, shape = (
         build_cache.cache_folder("models") / f"serveoff-{preset}-v{FORMAT}",
@@ -78,7 +79,7 @@ def ensure(preset: str) -> Path:
     )
     if folder.is_dir():
         return folder
-    # other random numbers: other weights, under another name; the answers are the same
+    # a GPU's random numbers differ, so its weights get another name; the responses are the same
     if (device := _device(shape)) != "cpu":
         folder = folder.with_name(f"{folder.name}-{device}")
         if folder.is_dir():
@@ -116,7 +117,7 @@ def _write_tokenizer(folder: Path, shape: Shape) -> None:
             pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False),
         ]
     )
-    # joins tokens without looking at their neighbours, so streamed pieces add up
+    # decodes each token without its neighbours, so streamed pieces add up to the text
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(
         [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
@@ -184,8 +185,8 @@ def _device(shape: Shape) -> str:
 
 
 def _tensors(shape: Shape, device: str) -> "Iterator[tuple[str, torch.Tensor]]":
-    """(name, tensor) in the order of the forward pass; a generator, so that only one tensor is in
-    memory at a time.
+    """Yield (name, tensor) in the order of the forward pass: only one tensor is in memory at a
+    time.
     """
     import torch
 
@@ -199,7 +200,7 @@ def _tensors(shape: Shape, device: str) -> "Iterator[tuple[str, torch.Tensor]]":
     embeddings = torch.nn.functional.normalize(normal("embed", shape.vocabulary, d, 1.0))
     yield "model.embed_tokens.weight", embeddings
     norm = torch.ones(d, device=device)
-    # of one sublayer's output; independent ones add in quadrature
+    # of one sublayer's output; independent outputs add in quadrature
     share = RESIDUAL_SHARE / math.sqrt(2 * shape.layers)
     for layer in range(shape.layers):
         name = f"model.layers.{layer}."
@@ -273,7 +274,7 @@ def _write_weights(folder: Path, shape: Shape, device: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        description="Generate the default model into the cache; prints its folder."
+        description="Generate the known-answer model in the cache and print its folder."
     )
     parser.add_argument("preset", choices=PRESETS)
     try:

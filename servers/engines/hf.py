@@ -1,4 +1,4 @@
-"""Hugging Face Transformers' own `generate`: blocking, one request a call, in the calling
+"""Hugging Face Transformers' own `generate`: blocking, one request per call, in the calling
 thread.
 """
 
@@ -15,12 +15,12 @@ from servers.engines import Generation, Job, Settings, accept_request, encode_pr
 
 
 class _Stopped(Exception):
-    """A stop string is complete: leaves `generate`, which knows nothing of text."""
+    """Raised to leave `generate`, which does not know the text, after a stop string."""
 
 
 class _Streamer(BaseStreamer):  # type: ignore[misc]
-    """One call for each token. TextIteratorStreamer holds text back to word boundaries, which would
-    distort the times.
+    """Calls `on_id` for each token. TextIteratorStreamer holds text back to word boundaries, which
+    would distort the times.
     """
 
     def __init__(self, on_id: Callable[[int], None]):
@@ -37,7 +37,7 @@ class _Streamer(BaseStreamer):  # type: ignore[misc]
 
 
 class Transformers:
-    """The network and its tokenizer, which every engine made of them has."""
+    """Loads the network and its tokenizer for the engines that use Transformers."""
 
     def __init__(self, settings: Settings):
         torch.set_num_threads(settings.threads)
@@ -52,9 +52,9 @@ class Transformers:
         self.context: int = self.network.config.max_position_embeddings
         own = self.network.generation_config
         self.pad, self.eos = own.pad_token_id, own.eos_token_id
-        # `generate` takes from here whatever a request leaves open, even the None of ignore_eos,
-        # and a model's own sampling defaults, such as a repetition penalty: no other engine has
-        # those, and answers would differ.
+        # `generate` takes whatever a request leaves open from here: even the None of ignore_eos,
+        # and the model's own sampling defaults, such as a repetition penalty. No other engine uses
+        # those, so responses would differ.
         self.network.generation_config = GenerationConfig()
 
     def prepare(self, request: Request) -> Job:
@@ -62,15 +62,15 @@ class Transformers:
         return accept_request(request, ids, len(ids), self.model, self.context)
 
     def reader(self, job: Job) -> Callable[[int], tuple[str, bool]]:
-        """For each token of the job's answer, in order: its text, and whether the model ends the
-        answer with it.
+        """Return a function to call with each token of the response, in order. It returns the
+        token's text, and whether the model ends the response with it.
         """
         eos_ids = (
             set()
             if job.request.ignore_eos
             else set(self.eos if isinstance(self.eos, list) else [self.eos])
         )
-        # its first piece depends on what stands before
+        # the first piece depends on the tokens before it
         text = DecodeStream(ids=job.prompt[-8:], skip_special_tokens=True)
         return lambda token: (
             text.step(self.tokenizer.backend_tokenizer, token) or "",
@@ -80,7 +80,7 @@ class Transformers:
     def configure(
         self, request: Request, max_tokens: int, eos: int | list[int] | None
     ) -> GenerationConfig:
-        """How `generate` chooses tokens for that request; seeds torch if it asks for that."""
+        """Return how `generate` samples for this request; seed torch if it has a seed."""
         sampling: dict[str, Any] = {"do_sample": False}
         if request.temperature > 0:
             sampling = {
@@ -90,7 +90,7 @@ class Transformers:
                 "top_k": 0,
             }
             if request.seed is not None:
-                # the process's only generator: exact with one request at a time
+                # the process has one generator: exact only with one request at a time
                 torch.manual_seed(request.seed)
         return GenerationConfig(
             max_new_tokens=max_tokens, eos_token_id=eos, pad_token_id=self.pad, **sampling
@@ -107,8 +107,8 @@ class HfEngine(Transformers):
         def on_id(token: int) -> None:
             nonlocal ended
             text, ended = read(token)
-            if said := run.token(text):
-                on_token(said)
+            if ready := run.token(text):
+                on_token(ready)
             if run.stopped:
                 raise _Stopped
 

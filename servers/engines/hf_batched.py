@@ -1,8 +1,8 @@
-"""Transformers' `generate` for a whole batch: prompts padded on the left, and one call, which ends
-with the last of its rows.
+"""Transformers' `generate` for a whole batch: prompts padded on the left, and one call that ends
+with its last row.
 
-`generate` takes a streamer for one sequence only; a stopping criterion sees each step of all of
-them.
+`generate` accepts a streamer for one sequence only, but a stopping criterion sees each step of all
+sequences.
 """
 
 import math
@@ -19,9 +19,7 @@ from servers.engines.hf import Transformers
 
 
 class _Steps(StoppingCriteria):  # type: ignore[misc]
-    """Gives each row its token after each step. Says of each whether it is done; with the last one
-    the batch is.
-    """
+    """Hands each row its token after each step, and returns which rows are done."""
 
     def __init__(self, engine: Transformers, rows: Sequence[BatchRow]):
         self.readers = [(row, engine.reader(row.job)) for row in rows]
@@ -38,11 +36,11 @@ class _Steps(StoppingCriteria):  # type: ignore[misc]
 
 
 class HfBatchEngine(Transformers):
-    max_batch = math.inf  # as many as the memory holds: the queue in front bounds them
+    max_batch = math.inf  # the queue in front limits it to what fits in memory
 
     def kind(self, job: Job) -> Hashable:
-        """One call samples in one way. And in a batch a seed would promise too much: what it gives
-        depends on the other rows.
+        """Return a key of requests that can share a batch: one call samples in one way. A request
+        with a seed runs alone, because its tokens would depend on the other rows.
         """
         request = job.request
         if request.temperature == 0:
@@ -51,7 +49,7 @@ class HfBatchEngine(Transformers):
 
     def generate_batch(self, rows: Sequence[BatchRow]) -> None:
         prompts = [torch.tensor(row.job.prompt) for row in rows]
-        # with 0: masked, so any token will do
+        # pads with token 0: any token will do, since it is masked
         ids, mask = (
             pad_sequence(part, batch_first=True, padding_side="left").to(self.device)
             for part in (prompts, [torch.ones_like(prompt) for prompt in prompts])

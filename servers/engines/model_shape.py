@@ -1,7 +1,7 @@
-"""What a model's own files say of its size: what it must move and compute for a token follows from
-that (analysis/metrics/roofline.py).
+"""Reads a model's size from its files. It determines the memory traffic and computation of each
+token (analysis/metrics/roofline.py).
 
-Standard library only: the weights' headers are read, not the weights.
+Standard library only: it reads the headers of the weights, not the weights.
 """
 
 import json
@@ -11,18 +11,18 @@ from pathlib import Path
 
 from servers.contract.api import JsonObject
 
-# Decoders in which every weight takes part in every token and every token attends to all before it.
-# Of others (mixtures of experts, sliding windows, quantised weights) it depends on more than these
-# numbers what a token costs.
+# Decoders in which every token uses every weight and attends to all tokens before it. In others
+# (mixtures of experts, sliding windows, quantised weights) the cost of a token depends on more than
+# these numbers.
 DENSE = ("llama", "mistral", "qwen2", "qwen3", "granite", "olmo2")
-# all engines here load weights, and keep keys and values, in bfloat16, whatever the files hold
+# all engines here keep weights, keys and values in bfloat16, whatever the files hold
 DTYPE_BYTES = 2
 
 
 def read_model_shape(folder: Path) -> JsonObject | None:
-    """{parameters, embedding_parameters (of the table of input embeddings), tied_embeddings (the
-    table is the output head, too), layers, heads, kv_heads, head_dim, dtype_bytes}; None if the
-    files are not all there, cannot be read, or are no dense decoder's.
+    """Return {parameters, embedding_parameters (of the input embeddings), tied_embeddings (that
+    table is also the output head), layers, heads, kv_heads, head_dim, dtype_bytes}. None if a file
+    is missing or unreadable, or the model is not a dense decoder.
     """
     try:
         config = json.loads((folder / "config.json").read_text())
@@ -32,7 +32,7 @@ def read_model_shape(folder: Path) -> JsonObject | None:
         tensors = {name: size for file in _weights(folder) for name, size in _sizes(file).items()}
         heads, tied = config["num_attention_heads"], bool(config.get("tie_word_embeddings", False))
         if tied:
-            tensors.pop("lm_head.weight", None)  # some files hold the one table twice
+            tensors.pop("lm_head.weight", None)  # some files hold that table twice
         return {
             "parameters": sum(tensors.values()),
             "embedding_parameters": tensors["model.embed_tokens.weight"],
@@ -57,8 +57,8 @@ def _weights(folder: Path) -> list[Path]:
 
 
 def _sizes(file: Path) -> dict[str, int]:
-    """Numbers in each tensor. A safetensors file begins with its header's length (u64,
-    little-endian) and the header, JSON.
+    """Return the number of elements in each tensor. A safetensors file starts with the length of
+    its header (u64, little-endian) and the header, which is JSON.
     """
     with file.open("rb") as handle:
         (length,) = struct.unpack("<Q", handle.read(8))

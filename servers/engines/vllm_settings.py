@@ -1,5 +1,5 @@
-"""What vLLM is told, in our process or as a server of its own: it must be the same engine, or
-comparing the two would say nothing.
+"""Arguments of vLLM, in our process and as a server of its own: to compare the two, the engine must
+be the same.
 """
 
 import os
@@ -8,8 +8,8 @@ from typing import Any
 
 from servers.engines import Settings, quantized
 
-# To be set before vLLM is imported. One thread a core of the server's share: on a CPU vLLM would
-# bind itself to cores of its own choice.
+# Set these before importing vLLM. One thread per core of the server's share: on a CPU vLLM would
+# otherwise bind itself to cores of its own choice.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": os.environ.get("SERVEOFF_ENGINE_THREADS", "1"),
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -19,14 +19,14 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 
-GPU_SHARE = 0.9  # of the card: weights, and the rest for keys and values
+GPU_SHARE = 0.9  # of the card's memory: for weights, and the rest for keys and values
 
 
 def engine_arguments(settings: Settings) -> dict[str, Any]:
-    """Of vLLM's AsyncEngineArgs. The rest is vLLM's own choice for an OpenAI server on this
-    device.
+    """Return arguments of vLLM's AsyncEngineArgs. vLLM chooses the others as for an OpenAI server
+    on this device.
     """
-    import torch  # here, since whoever wants the environment only need not wait for it
+    import torch  # here, so reading ENVIRONMENT does not wait for it
 
     on_gpu = torch.cuda.is_available()
     quantization = os.environ.get("SERVEOFF_QUANTIZATION", "none")
@@ -39,23 +39,22 @@ def engine_arguments(settings: Settings) -> dict[str, Any]:
         "model": path,
         "served_model_name": settings.model,
         "dtype": "bfloat16",
-        "enable_prefix_caching": False,  # most measured prompts are unique: stated, not hidden
-        # what a request leaves open is OpenAI's default, not the model's own
+        "enable_prefix_caching": False,  # most measured prompts are unique
+        # OpenAI's defaults for fields that a request leaves open, not the model's own
         "generation_config": "vllm",
-        # On a CPU, compiling takes a minute and needs a C++ compiler, for about a fifth more speed.
+        # On a CPU, compiling takes a minute and needs a C++ compiler; it gains about a fifth.
         "enforce_eager": not on_gpu,
-        # Of the device's memory; on a CPU vLLM refuses to start unless that share is free right
-        # now.
+        # Share of the device's memory; on a CPU vLLM refuses to start unless that much is free.
         "gpu_memory_utilization": GPU_SHARE if on_gpu else 0.2,
         "tensor_parallel_size": int(os.environ.get("SERVEOFF_TENSOR_PARALLEL", "1")),
-        # of the same weights, while they are loaded
+        # quantises the same weights while loading them
         **({"quantization": "fp8"} if quantization == "fp8" else {}),
         **({} if on_gpu else {"max_num_seqs": 64}),
     }
 
 
 def flags(arguments: dict[str, Any]) -> list[str]:
-    """The same for vLLM's command line."""
+    """Return the same arguments for vLLM's command line."""
     named = {name.replace("_", "-"): value for name, value in arguments.items()}
     return [
         f"--{'' if value else 'no-'}{name}" if isinstance(value, bool) else f"--{name}={value}"

@@ -1,5 +1,5 @@
-"""FastAPI in front of a batching queue: requests wait until the batch is full or the first has
-waited long enough, then run together.
+"""FastAPI in front of a batching queue: requests wait until the batch is full or its first request
+has waited long enough, then run together.
 
 The queue's thread (servers/engines/batching.py) hands each token to the event loop with
 `call_soon_threadsafe`.
@@ -31,15 +31,15 @@ Items = asyncio.Queue[str | Outcome | BaseException]
 
 
 @completions(app)
-async def answer(request: api.Request) -> Any:
+async def respond(request: api.Request) -> Any:
     queue: BatchQueue = app.state.engine
     job = queue.prepare(request)
     reply = CompletionResponse(request, queue.model)
     loop = asyncio.get_running_loop()
     items = Items()
     row = queue.submit(job, lambda item: loop.call_soon_threadsafe(items.put_nowait, item))
-    # Starlette cancels a stream when its client has gone, perhaps before it has begun; the task
-    # runs in any case
+    # Starlette cancels a stream when its client disconnects, perhaps before it starts; the
+    # background task runs in any case
     if request.stream:
         return StreamingResponse(
             events(items, reply),
@@ -51,7 +51,7 @@ async def answer(request: api.Request) -> Any:
     try:
         while isinstance(item := await items.get(), str):
             pieces.append(item)
-    finally:  # cancelled when the client has gone
+    finally:  # cancelled when the client disconnects
         queue.cancel(row)
     if isinstance(item, BaseException):
         raise item

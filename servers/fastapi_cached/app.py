@@ -1,7 +1,6 @@
-"""FastAPI with a cache of whole answers in front of an async engine: what was answered before is
-said again, streamed or plain.
+"""FastAPI with a cache of whole responses in front of an async engine, streamed or plain.
 
-Kept are only answers that must be the same again: greedy ones, and sampled ones with a seed.
+It caches only reproducible responses: greedy ones, and sampled ones with a seed.
 """
 
 import hashlib
@@ -22,8 +21,8 @@ from servers.contract.api import CompletionResponse, Outcome, Piece
 from servers.fastapi_cached import store
 from servers.frameworks.fastapi_base import completions, create_app
 
-HITS = Counter("serveoff_cache_hits", "answers that were in the cache")
-MISSES = Counter("serveoff_cache_misses", "answers that could have been in the cache, and were not")
+HITS = Counter("serveoff_cache_hits", "responses found in the cache")
+MISSES = Counter("serveoff_cache_misses", "cacheable responses not found in the cache")
 
 
 @asynccontextmanager
@@ -38,7 +37,7 @@ app.include_router(APIRouter(lifespan=lifespan))
 
 
 @completions(app)
-async def answer(request: api.Request) -> Any:
+async def respond(request: api.Request) -> Any:
     engine = app.state.engine
     job = engine.prepare(request)
     reply = CompletionResponse(request, engine.model)
@@ -62,14 +61,14 @@ async def events(items: AsyncIterator[Any], reply: CompletionResponse) -> AsyncI
 
 
 async def cached(job: engines.Job) -> AsyncIterator[Any]:
-    """What the engine's `stream` gives, whether the engine is asked or not."""
-    # all that may change the pieces of the response
+    """Yield the items of the engine's `stream`, from the cache if possible."""
+    # everything that may change the pieces of the response
     wanted = job.request.model_dump_json(exclude={"stream", "stream_options"})
     key = hashlib.sha256(f"{job.request.continuous_usage} {wanted}".encode()).hexdigest()
     if known := await cache.get(key):
         HITS.inc()
         pieces, outcome = json.loads(known)
-        with engines.Generation(job) as run:  # counted like an engine's
+        with engines.Generation(job) as run:  # so the metrics count the tokens
             run.tokens = outcome["completion_tokens"]
             for text, described in pieces:
                 yield Piece(text, **described) if described else text
@@ -78,9 +77,9 @@ async def cached(job: engines.Job) -> AsyncIterator[Any]:
     MISSES.inc()
     pieces = []
     async for item in app.state.engine.stream(job):
-        # kept before its end is told, so that whoever asks then finds it
+        # cached before the end is sent: a client may repeat the request right after it
         if isinstance(item, Outcome):
-            # which will take none of the engine's time
+            # a hit takes no time in the engine
             again = replace(item, queue_ms=0.0, prompt_ms=0.0, predicted_ms=0.0)
             await cache.put(key, json.dumps([pieces, asdict(again)]))
         else:

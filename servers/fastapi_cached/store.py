@@ -1,5 +1,5 @@
-"""Where answers are kept: in this process or, with SERVEOFF_CACHE_URL, in Redis. Both drop what was
-not asked for longest.
+"""Stores responses in this process or, with SERVEOFF_CACHE_URL, in Redis. Both evict the least
+recently used ones.
 """
 
 import os
@@ -13,28 +13,28 @@ from redis.exceptions import RedisError
 
 from servers.runtime.limits import CACHE_ENTRIES, CACHE_TTL_S, REDIS_S
 
-ERRORS = Counter("serveoff_cache_errors", "times that the cache could not be asked or told")
+ERRORS = Counter("serveoff_cache_errors", "failed reads and writes of the cache")
 
 
 class InMemory:
     def __init__(self) -> None:
-        self.answers: TTLCache[str, str] = TTLCache(CACHE_ENTRIES, CACHE_TTL_S)
+        self.responses: TTLCache[str, str] = TTLCache(CACHE_ENTRIES, CACHE_TTL_S)
 
     async def get(self, key: str) -> str | None:
-        return self.answers.get(key)
+        return self.responses.get(key)
 
-    async def put(self, key: str, answer: str) -> None:
-        self.answers[key] = answer
+    async def put(self, key: str, response: str) -> None:
+        self.responses[key] = response
 
     async def close(self) -> None:
         pass
 
 
 class InRedis:
-    """Without it a server is slower, and nothing else."""
+    """A failing Redis only makes the server slower: every request is then a miss."""
 
     def __init__(self, url: str):
-        # 50 connections; whoever finds none free waits for one.
+        # at most 50 connections; when all are in use, a request waits for one
         self.redis = Redis.from_pool(
             BlockingConnectionPool.from_url(url, timeout=REDIS_S, socket_timeout=REDIS_S)
         )
@@ -42,8 +42,8 @@ class InRedis:
     async def get(self, key: str) -> bytes | str | None:
         return await self._tried(self.redis.get(key))
 
-    async def put(self, key: str, answer: str) -> None:
-        await self._tried(self.redis.set(key, answer, px=round(1000 * CACHE_TTL_S)))
+    async def put(self, key: str, response: str) -> None:
+        await self._tried(self.redis.set(key, response, px=round(1000 * CACHE_TTL_S)))
 
     async def close(self) -> None:
         await self.redis.aclose()

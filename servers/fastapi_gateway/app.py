@@ -1,5 +1,5 @@
-"""A gateway whose client is httpx2: one pool of connections, an answer's bytes passed on as they
-come.
+"""A gateway with httpx2 as its client: one connection pool; response bytes are forwarded as they
+arrive.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -17,7 +17,7 @@ from servers.runtime import limits
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    # none on connections: whoever waits, waits in the engine
+    # no limit on connections: requests wait in the engine
     pool = httpx2.Limits(keepalive_expiry=gateway_base.KEEP_ALIVE_S)
     timeout = httpx2.Timeout(limits.READ_TIMEOUT_S, connect=limits.CONNECT_TIMEOUT_S)
     async with httpx2.AsyncClient(
@@ -44,24 +44,26 @@ def failures(url: str) -> Iterator[None]:
 async def forward(url: str, body: str, stream: bool) -> Response:
     client: httpx2.AsyncClient = app.state.client
     with failures(url):
-        answer = await client.send(client.build_request("POST", url, content=body), stream=True)
-        if not stream or answer.status_code != 200:
+        response = await client.send(client.build_request("POST", url, content=body), stream=True)
+        if not stream or response.status_code != 200:
             return gateway_base.forward_plain(
-                answer.status_code, await answer.aread(), answer.headers.get("retry-after", "")
+                response.status_code,
+                await response.aread(),
+                response.headers.get("retry-after", ""),
             )
     return StreamingResponse(
-        events(url, answer),
+        events(url, response),
         media_type=api.SSE_CONTENT_TYPE,
         headers=api.SSE_HEADERS,
-        # also if the client has gone, which cancels the upstream's work
-        background=BackgroundTask(answer.aclose),
+        # also runs if the client disconnects; closing cancels the upstream's work
+        background=BackgroundTask(response.aclose),
     )
 
 
-async def events(url: str, answer: httpx2.Response) -> AsyncIterator[bytes | str]:
+async def events(url: str, response: httpx2.Response) -> AsyncIterator[bytes | str]:
     try:
         with failures(url):
-            async for piece in answer.aiter_raw():
+            async for piece in response.aiter_raw():
                 yield piece
     except api.ContractError as error:
         yield gateway_base.error_event(error)

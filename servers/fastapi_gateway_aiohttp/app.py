@@ -1,5 +1,5 @@
-"""A gateway whose client is aiohttp: one pool of connections, an answer's bytes passed on as they
-come.
+"""A gateway with aiohttp as its client: one connection pool; response bytes are forwarded as they
+arrive.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -17,7 +17,7 @@ from servers.runtime import limits
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    # no limit: whoever waits, waits in the engine
+    # no limit on connections: requests wait in the engine
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=gateway_base.KEEP_ALIVE_S)
     timeout = aiohttp.ClientTimeout(
         sock_connect=limits.CONNECT_TIMEOUT_S, sock_read=limits.READ_TIMEOUT_S
@@ -29,8 +29,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
             with failures(url):
                 async with app.state.client.get(
                     f"{url}/v1/models", raise_for_status=True
-                ) as answer:
-                    app.state.engine.add(url, await answer.json(content_type=None))
+                ) as response:
+                    app.state.engine.add(url, await response.json(content_type=None))
         yield
 
 
@@ -47,29 +47,29 @@ def failures(url: str) -> Iterator[None]:
 async def forward(url: str, body: str, stream: bool) -> Response:
     client: aiohttp.ClientSession = app.state.client
     with failures(url):
-        answer = await client.post(url, data=body.encode())
-        if not stream or answer.status != 200:
+        response = await client.post(url, data=body.encode())
+        if not stream or response.status != 200:
             return gateway_base.forward_plain(
-                answer.status, await answer.read(), answer.headers.get("Retry-After", "")
+                response.status, await response.read(), response.headers.get("Retry-After", "")
             )
     return StreamingResponse(
-        events(url, answer),
+        events(url, response),
         media_type=api.SSE_CONTENT_TYPE,
         headers=api.SSE_HEADERS,
-        # also if the client has gone, which cancels the upstream's work
-        background=BackgroundTask(close, answer),
+        # also runs if the client disconnects; closing cancels the upstream's work
+        background=BackgroundTask(close, response),
     )
 
 
-# async, since Starlette would give a plain function to another thread
-async def close(answer: aiohttp.ClientResponse) -> None:
-    answer.close()
+# async because Starlette would run a plain function in another thread
+async def close(response: aiohttp.ClientResponse) -> None:
+    response.close()
 
 
-async def events(url: str, answer: aiohttp.ClientResponse) -> AsyncIterator[bytes | str]:
+async def events(url: str, response: aiohttp.ClientResponse) -> AsyncIterator[bytes | str]:
     try:
         with failures(url):
-            async for piece in answer.content.iter_any():
+            async for piece in response.content.iter_any():
                 yield piece
     except api.ContractError as error:
         yield gateway_base.error_event(error)

@@ -1,5 +1,5 @@
-"""FastAPI with a blocking engine in a thread pool: the event loop stays free, at most `threads`
-(40) requests are worked on at once.
+"""FastAPI with a blocking engine in a thread pool: the event loop stays free, and at most `threads`
+(40) requests run at once.
 
 The pool's thread hands each token to the event loop with `call_soon_threadsafe`.
 """
@@ -24,7 +24,7 @@ pool = ThreadPoolExecutor(int(os.environ.get("SERVEOFF_THREADS", "40")))
 
 
 @completions(app)
-async def answer(request: api.Request) -> Any:
+async def respond(request: api.Request) -> Any:
     engine = app.state.engine
     job = engine.prepare(request)
     reply = CompletionResponse(request, engine.model)
@@ -36,18 +36,18 @@ async def answer(request: api.Request) -> Any:
     gone = threading.Event()
     try:
         outcome = await generate(job, pieces.append, gone)
-    finally:  # cancelled when the client has gone
+    finally:  # cancelled when the client disconnects
         gone.set()
     return reply.complete("".join(pieces), outcome)
 
 
 def generate(
-    job: engines.Job, say: Callable[[str], Any], gone: threading.Event
+    job: engines.Job, emit: Callable[[str], Any], gone: threading.Event
 ) -> asyncio.Future[Outcome]:
     def on_token(text: str) -> None:
         if gone.is_set():
             raise ClientGone
-        say(text)
+        emit(text)
 
     loop = asyncio.get_running_loop()
     return loop.run_in_executor(pool, app.state.engine.generate, job, on_token)
@@ -58,10 +58,10 @@ async def events(job: engines.Job, reply: CompletionResponse) -> AsyncIterator[s
     items: asyncio.Queue[str | Outcome | BaseException] = asyncio.Queue()
     gone = threading.Event()
 
-    def say(text: str) -> None:
+    def emit(text: str) -> None:
         loop.call_soon_threadsafe(items.put_nowait, text)
 
-    generation = generate(job, say, gone)
+    generation = generate(job, emit, gone)
     generation.add_done_callback(lambda done: items.put_nowait(done.exception() or done.result()))
     try:
         item: str | Outcome | BaseException = ""
@@ -70,5 +70,5 @@ async def events(job: engines.Job, reply: CompletionResponse) -> AsyncIterator[s
             yield reply.event(item)
         if isinstance(item, BaseException):
             logging.getLogger("uvicorn.error").error("generation failed", exc_info=item)
-    finally:  # Starlette cancels the stream when the client has gone
+    finally:  # Starlette cancels the stream when the client disconnects
         gone.set()

@@ -1,5 +1,5 @@
-"""FastAPI with an async engine in the same process: a request is one coroutine, from the socket to
-vLLM's scheduler.
+"""FastAPI with an async engine in the same process: one coroutine serves a request, from the socket
+to vLLM's scheduler.
 """
 
 import logging
@@ -17,7 +17,7 @@ app = create_app("Serveoff: FastAPI, vLLM", engines.load_async)
 
 
 @completions(app)
-async def answer(request: api.Request) -> Any:
+async def respond(request: api.Request) -> Any:
     engine = app.state.engine
     job = engine.prepare(request)
     reply = CompletionResponse(request, engine.model)

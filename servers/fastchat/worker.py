@@ -1,5 +1,5 @@
-"""FastChat's model worker, on the device that our own engine would choose: FastChat takes "cuda"
-unless it is told another.
+"""FastChat's model worker on the device that our own engine would choose: FastChat's default is
+"cuda".
 """
 
 import runpy

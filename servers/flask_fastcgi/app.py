@@ -1,8 +1,8 @@
 """Flask with a blocking engine behind FastCGI: nginx speaks HTTP, and flup gives each request a
 thread.
 
-A plain answer is generated in that thread. A streamed one needs a second: a view returns a
-generator, and the engine calls back for each token.
+That thread generates a plain response. A streamed response needs a second thread: the view returns
+a generator, and the engine calls back for each token.
 """
 
 import errno
@@ -21,7 +21,7 @@ from servers import engines
 from servers.contract.api import ClientGone, CompletionResponse, Outcome
 from servers.frameworks.flask_base import create_app
 
-logging.basicConfig()  # else Flask logs to flup's wsgi.errors, which wants bytes
+logging.basicConfig()  # otherwise Flask logs to flup's wsgi.errors, which expects bytes
 engine = engines.load_blocking()
 
 
@@ -48,16 +48,14 @@ def events(job: engines.Job, reply: CompletionResponse) -> Iterator[str]:
             yield reply.event(item)
         if isinstance(item, BaseException):
             app.logger.error("generation failed", exc_info=item)
-    # nginx has closed the connection, since the client has gone: flup cannot write, and closes the
+    # when the client disconnects, nginx closes the connection: flup cannot write, and closes the
     # iterator
     finally:
         gone.set()
 
 
 class PatientSocket(socket.socket):
-    """Accepts later what it has no file descriptor for; flup knows of EAGAIN only, and would
-    end.
-    """
+    """Retries later when no file descriptor is left: flup handles only EAGAIN and would exit."""
 
     def accept(self) -> tuple[socket.socket, Any]:
         try:
@@ -65,7 +63,7 @@ class PatientSocket(socket.socket):
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
-            time.sleep(0.05)  # the connection waits in the backlog, so flup's `select` does not
+            time.sleep(0.05)  # flup's `select` returns at once while a connection is in the backlog
             raise BlockingIOError(errno.EAGAIN, str(error)) from None
 
 
@@ -77,7 +75,6 @@ class PatientFlupServer(WSGIServer):  # type: ignore[misc]  # flup has no types
 app = create_app(__name__, engine, generate=engine.generate, events=events)
 
 if __name__ == "__main__":
-    # With flup's default of one spare thread, of several requests at once some wait until another's
-    # answer has ended: it also counts threads as idle that have not yet fetched the request they
-    # were given.
+    # flup counts a thread as idle until it has fetched its request. With the default of one spare
+    # thread, some concurrent requests wait until another response ends.
     PatientFlupServer(app, bindAddress=sys.argv[1], minSpare=32, maxSpare=32, debug=False).run()

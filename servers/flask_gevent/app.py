@@ -1,9 +1,9 @@
 """Flask with a blocking engine on gevent: each request is a greenlet, and all greenlets of a worker
 share one thread.
 
-What computes without waiting would stop them all, so the engine runs in the hub's own pool of
-native threads, where gevent's documentation puts such work. Gevent's queues belong to one thread: a
-token reaches its greenlet through the hub's event loop.
+Computation would block them all, so the engine runs in the hub's pool of native threads, as
+gevent's documentation recommends. A gevent queue belongs to one thread: each token reaches its
+greenlet through the hub's event loop.
 """
 
 import socket
@@ -22,8 +22,8 @@ engine = engines.load_blocking()
 
 
 def generate(job: engines.Job, on_token: Callable[[str], Any]) -> Outcome:
-    """WSGI does not tell that a client has gone, but Gunicorn hands out its socket: a greenlet
-    waits for its end.
+    """Generate a plain response. WSGI does not report that a client disconnected, but Gunicorn
+    exposes its socket: a greenlet waits for the end of it.
     """
     gone = False
 
@@ -42,7 +42,7 @@ def generate(job: engines.Job, on_token: Callable[[str], Any]) -> Outcome:
     def in_thread() -> Outcome | None:
         try:
             return engine.generate(job, unless_gone)
-        except ClientGone:  # else gevent would log it
+        except ClientGone:  # otherwise gevent would log it
             return None
 
     watching = gevent.spawn(watch, request.environ["gunicorn.socket"])
@@ -60,20 +60,20 @@ def events(job: engines.Job, reply: CompletionResponse) -> Iterator[str]:
     items: SimpleQueue[str | Outcome | BaseException] = SimpleQueue()
     gone = False
 
-    def tell(item: str | Outcome | BaseException) -> None:
+    def put(item: str | Outcome | BaseException) -> None:
         hub.loop.run_callback_threadsafe(items.put, item)
 
     def on_token(text: str) -> None:
         if gone:
             raise ClientGone
-        tell(text)
+        put(text)
 
-    # its end goes the way of its tokens: the pool's own result could overtake them
+    # the outcome takes the same way as the tokens: the pool's own result could overtake them
     def in_thread() -> None:
         try:
-            tell(engine.generate(job, on_token))
+            put(engine.generate(job, on_token))
         except Exception as error:
-            tell(error)
+            put(error)
 
     hub.threadpool.spawn(in_thread)
     try:
@@ -83,7 +83,7 @@ def events(job: engines.Job, reply: CompletionResponse) -> Iterator[str]:
             yield reply.event(item)
         if isinstance(item, BaseException):
             app.logger.error("generation failed", exc_info=item)
-    finally:  # Gunicorn closes the iterator when a write fails: the client has gone
+    finally:  # Gunicorn closes the iterator when a write fails because the client disconnected
         gone = True
 
 

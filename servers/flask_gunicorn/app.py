@@ -1,8 +1,8 @@
-"""Flask with a blocking engine, one request at a time in each sync worker, or in each thread of it.
+"""Flask with a blocking engine: one request at a time in each sync worker, or in each of its
+threads.
 
-A view returns a generator to stream, and the engine calls back for each token: a second thread and
-a queue turn the one into the other, as Transformers' documentation does it for its iterator
-streamers.
+To stream, a view returns a generator, but the engine calls back for each token. A second thread and
+a queue connect the two, as in Transformers' documentation of its iterator streamers.
 """
 
 import os
@@ -20,12 +20,14 @@ from servers.contract.api import ClientGone, CompletionResponse, Outcome
 from servers.frameworks.flask_base import create_app
 
 engine = engines.load_blocking()
-# as many as the worker has requests
+# as many threads as the worker has requests
 pool = futures.ThreadPoolExecutor(int(os.environ["SERVEOFF_THREADS"]))
 
 
 def generate(job: engines.Job, on_token: Callable[[str], Any]) -> Outcome:
-    """WSGI does not tell that a client has gone, but Gunicorn hands out its socket."""
+    """Generate a plain response. WSGI does not report that a client disconnected, but Gunicorn
+    exposes its socket.
+    """
     connection = request.environ["gunicorn.socket"]
 
     def unless_gone(text: str) -> None:
@@ -39,7 +41,7 @@ def generate(job: engines.Job, on_token: Callable[[str], Any]) -> Outcome:
 def has_left(connection: socket.socket) -> bool:
     try:
         return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:  # it has nothing to say, and waits
+    except BlockingIOError:  # it is connected and waits
         return False
     except OSError:
         return True
@@ -63,7 +65,7 @@ def events(job: engines.Job, reply: CompletionResponse) -> Iterator[str]:
             yield reply.event(item)
         if isinstance(item, BaseException):
             app.logger.error("generation failed", exc_info=item)
-    finally:  # Gunicorn closes the iterator when a write fails: the client has gone
+    finally:  # Gunicorn closes the iterator when a write fails because the client disconnected
         gone.set()
         futures.wait([generation])
 

@@ -1,3 +1,4 @@
-"""What several servers of one web framework have in common. Imports `contract`, `engines`,
-`runtime`.
+"""Code that several servers of one web framework share.
+
+Imports `contract`, `engines`, `runtime`.
 """

@@ -1,4 +1,4 @@
-"""What every FastAPI server here has in common; how it calls its engine is in its own `app.py`."""
+"""The part that all FastAPI servers share. Each `app.py` only calls its engine."""
 
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
@@ -16,7 +16,7 @@ from servers.contract.api import ContractError, JsonObject
 from servers.contract.metrics_middleware import AsgiMetrics
 from servers.frameworks.starlette_base import complete_unless_gone
 
-Answering = Callable[[api.Request], Coroutine[Any, Any, Any]]
+Endpoint = Callable[[api.Request], Coroutine[Any, Any, Any]]
 
 
 def create_app(
@@ -24,8 +24,8 @@ def create_app(
     load_engine: Callable[[], Any],
     models_of: Callable[[Any], Iterable[str]] = lambda engine: [engine.model],
 ) -> FastAPI:
-    """An app with /health, /v1/models, /metrics and the contract's errors; `app.state.engine` is
-    loaded at start-up.
+    """Create an app with /health, /v1/models, /metrics and the contract's errors. It loads
+    `app.state.engine` at start-up.
     """
 
     @asynccontextmanager
@@ -35,7 +35,7 @@ def create_app(
         app.state.engine.close()
 
     app = FastAPI(title=title, lifespan=lifespan)
-    # an option of some; Starlette leaves event streams alone
+    # an option of some servers; Starlette does not compress event streams
     if os.environ.get("SERVEOFF_GZIP") == "on":
         app.add_middleware(GZipMiddleware)
     app.add_middleware(AsgiMetrics)
@@ -63,21 +63,20 @@ def create_app(
         )
 
     @app.exception_handler(Exception)
-    # the log has it, and nobody else shall
+    # the details are for the log only
     async def failed(_: Request, __: Exception) -> JSONResponse:
-        # Uvicorn closes the connection afterwards; who keeps connections, as a gateway does, must
-        # know.
+        # Uvicorn closes the connection afterwards; a client that keeps connections must know.
         return JSONResponse(api.error_body(500, "the engine failed"), 500, {"Connection": "close"})
 
     return app
 
 
-def completions(app: FastAPI) -> Callable[[Answering], Answering]:
-    """Decorator of what answers requests to both paths of the contract, each with its own model of
-    the body. A plain answer is cancelled when its client has gone.
+def completions(app: FastAPI) -> Callable[[Endpoint], Endpoint]:
+    """Decorate the endpoint of both completion paths, each with its own model of the body. A plain
+    response is cancelled when its client disconnects.
     """
 
-    def register(answer: Answering) -> Answering:
+    def register(endpoint: Endpoint) -> Endpoint:
         @app.post(api.COMPLETIONS)
         async def completions(wanted: api.CompletionRequest, request: Request) -> Any:
             return await respond(wanted, request)
@@ -88,9 +87,9 @@ def completions(app: FastAPI) -> Callable[[Answering], Answering]:
 
         async def respond(wanted: api.Request, request: Request) -> Any:
             if wanted.stream:
-                return await answer(wanted)
-            return await complete_unless_gone(request, answer(wanted))
+                return await endpoint(wanted)
+            return await complete_unless_gone(request, endpoint(wanted))
 
-        return answer
+        return endpoint
 
     return register

@@ -1,4 +1,4 @@
-"""What every Flask server here has in common; how it calls its engine is in its own `app.py`."""
+"""The part that all Flask servers share. Each `app.py` only calls its engine."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,8 +18,8 @@ def create_app(
     generate: Callable[[Job, Callable[[str], Any]], Outcome],
     events: Callable[[Job, CompletionResponse], Iterator[str]],
 ) -> Flask:
-    """An app with all paths of the contract. `generate` calls the engine for a plain answer,
-    `events` for a streamed one.
+    """Create an app with all paths of the contract. `generate` calls the engine for a plain
+    response, `events` for a streamed one.
     """
     app = Flask(name)
     app.config["MAX_CONTENT_LENGTH"] = api.MAX_BODY_BYTES
@@ -35,13 +35,13 @@ def create_app(
 
     @app.post(api.COMPLETIONS)
     def completions() -> Response:
-        return answer(api.parse_request(api.CompletionRequest, request.get_data()))
+        return respond(api.parse_request(api.CompletionRequest, request.get_data()))
 
     @app.post(api.CHAT_COMPLETIONS)
     def chat_completions() -> Response:
-        return answer(api.parse_request(api.ChatCompletionRequest, request.get_data()))
+        return respond(api.parse_request(api.ChatCompletionRequest, request.get_data()))
 
-    def answer(wanted: api.Request) -> Response:
+    def respond(wanted: api.Request) -> Response:
         job = engine.prepare(wanted)
         reply = CompletionResponse(wanted, engine.model)
         if wanted.stream:
@@ -58,7 +58,7 @@ def create_app(
 
     @app.errorhandler(ClientGone)
     def gone(_: ClientGone) -> tuple[str, int]:
-        return "", 499  # nobody reads it, but it is counted
+        return "", 499  # no client reads it, but the metrics count it
 
     @app.errorhandler(HTTPException)
     def http_error(error: HTTPException) -> tuple[dict[str, object], int]:

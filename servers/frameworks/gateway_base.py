@@ -1,11 +1,11 @@
-"""What the FastAPI gateways have in common; how one asks the servers behind it, and passes their
-streams on, is in its own `app.py`.
+"""The part that the FastAPI gateways share. Each `app.py` only calls the upstreams and forwards
+their streams.
 
-Settings, besides SERVEOFF_UPSTREAM (base URLs, comma-separated) and SERVEOFF_API_KEY (asked of
+Settings, besides SERVEOFF_UPSTREAM (base URLs, comma-separated) and SERVEOFF_API_KEY (required of
 clients, and sent to the upstreams):
 
-    SERVEOFF_RATE_LIMIT          of each client's address, such as 100/minute (none)
-    SERVEOFF_CORS_ORIGINS        whose pages may read answers, comma-separated (nobody's)
+    SERVEOFF_RATE_LIMIT          limit per client address, such as 100/minute (default: none)
+    SERVEOFF_CORS_ORIGINS        origins that may read responses, comma-separated (default: none)
     SERVEOFF_CONNECT_TIMEOUT_S, SERVEOFF_READ_TIMEOUT_S   see servers/runtime/limits.py
 """
 
@@ -39,8 +39,8 @@ def split_words(name: str) -> list[str]:
 
 UPSTREAMS = split_words("SERVEOFF_UPSTREAM")
 RATE_LIMIT = os.environ.get("SERVEOFF_RATE_LIMIT", "")
-KEEP_ALIVE_S = 4.0  # Uvicorn closes an idle connection after 5 s: reusing it just then would fail
-# bytes that are passed on unread must be plain
+KEEP_ALIVE_S = 4.0  # Uvicorn closes an idle connection after 5 s; reusing it just then would fail
+# "identity" because the gateway forwards bytes without decoding them
 HEADERS = {
     "Content-Type": "application/json",
     "Accept-Encoding": "identity",
@@ -49,30 +49,30 @@ HEADERS = {
 
 
 def upstream_gone(url: str, error: Exception) -> ContractError:
-    # a client need not know what stands behind
+    # the details are for the log only
     logging.getLogger("uvicorn.error").error("%s: %r", url, error)
     return ContractError(
-        503, "the server behind this gateway is gone: try again later", code="upstream_gone"
+        503, "the server behind this gateway is unavailable: try again later", code="upstream_gone"
     )
 
 
 def upstream_silent(url: str, error: Exception) -> ContractError:
     logging.getLogger("uvicorn.error").error("%s: %r", url, error)
     return ContractError(
-        504, "the server behind this gateway did not answer in time", code="upstream_timeout"
+        504, "the server behind this gateway did not respond in time", code="upstream_timeout"
     )
 
 
 def error_event(error: ContractError) -> str:
-    """An error in the middle of a stream; the empty line ends an event of which only a part has
-    come.
+    """Return an error event for the middle of a stream. The leading empty line ends an event that
+    arrived only in part.
     """
     return f"\n\ndata: {json.dumps(error.body())}\n\n"
 
 
 def forward_plain(status: int, body: bytes, retry_after: str = "") -> Response:
-    """As it came; an error in OpenAI's envelope, which not every upstream has, and with what it
-    said of coming back.
+    """Return a 200 unchanged. Raises ContractError for any other status: OpenAI's envelope, which
+    not every upstream uses, and the upstream's Retry-After.
     """
     if status == 200:
         return Response(body, media_type="application/json")
@@ -81,7 +81,7 @@ def forward_plain(status: int, body: bytes, retry_after: str = "") -> Response:
         message, param, code = str(error["message"]), error.get("param"), error.get("code")
     except (ValueError, LookupError, TypeError, AttributeError):
         message, param, code = (
-            f"the server behind this gateway answered with status {status}",
+            f"the server behind this gateway responded with status {status}",
             None,
             None,
         )
@@ -92,34 +92,34 @@ def forward_plain(status: int, body: bytes, retry_after: str = "") -> Response:
 
 
 class Upstreams:
-    """Who has which model; to `create_app` that is the engine."""
+    """The upstream URLs by model. `create_app` treats it as the engine."""
 
     def __init__(self) -> None:
-        self.having: dict[str, deque[str]] = {}
+        self.by_model: dict[str, deque[str]] = {}
 
     def add(self, url: str, listed: Any) -> None:
-        """`listed`: its answer to GET /v1/models."""
+        """Add an upstream. `listed`: its response to GET /v1/models."""
         for model in listed["data"]:
-            self.having.setdefault(model["id"], deque()).append(url)
+            self.by_model.setdefault(model["id"], deque()).append(url)
 
     def choose(self, model: str) -> str:
-        """Those with the same model take turns."""
-        if model not in self.having:
+        """Return the URL of an upstream with that model; they take turns. Raises ContractError."""
+        if model not in self.by_model:
             raise ContractError(
                 404,
-                f"model: {model!r} does not exist; there are {', '.join(self.having)}",
+                f"model: {model!r} does not exist; available models: {', '.join(self.by_model)}",
                 "model",
                 "model_not_found",
             )
-        self.having[model].rotate(-1)
-        return self.having[model][-1]
+        self.by_model[model].rotate(-1)
+        return self.by_model[model][-1]
 
     def close(self) -> None:
         pass
 
 
 class GenerateRequest(CompletionRequest):
-    model: str = ""  # the first there is
+    model: str = ""  # empty: the first available
 
 
 def create_gateway(
@@ -127,16 +127,16 @@ def create_gateway(
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
     forward: Callable[[str, str, bool], Coroutine[Any, Any, Response]],
 ) -> FastAPI:
-    """`lifespan` makes the client and adds the upstreams to `app.state.engine`; `forward(url, body,
-    stream)` passes one request on.
+    """Create a gateway. `lifespan` opens the client and adds the upstreams to `app.state.engine`;
+    `forward(url, body, stream)` forwards one request.
     """
     if not UPSTREAMS:
         raise SystemExit(
             "SERVEOFF_UPSTREAM is not set: start this server with `python -m servers NAME`"
         )
-    app = create_app(title, Upstreams, lambda upstreams: upstreams.having)
+    app = create_app(title, Upstreams, lambda upstreams: upstreams.by_model)
     app.include_router(APIRouter(lifespan=lifespan))
-    # added last, so outermost: a preflight has no key
+    # added last, so it is outermost: a preflight request has no key
     if origins := split_words("SERVEOFF_CORS_ORIGINS"):
         app.add_middleware(
             CORSMiddleware,
@@ -145,16 +145,16 @@ def create_gateway(
             allow_headers=["Authorization"],
         )
     limiter = Limiter(get_remote_address, enabled=bool(RATE_LIMIT))
-    rate = RATE_LIMIT or "1/second"  # not enabled
-    # raises, where slowapi would only log that it cannot read it, and limit nothing
+    rate = RATE_LIMIT or "1/second"  # a placeholder: the limiter is then disabled
+    # raises for an invalid rate; slowapi would only log it and limit nothing
     limits.parse_many(rate)
     limited = limiter.shared_limit(rate, scope="generation")
 
-    async def passed_on(request: Request, path: str, wanted: api.Request) -> Response:
-        """What the contract knows, and nothing else: no upstream does more than ours, and none has
-        to read a null.
+    async def forward_known(request: Request, path: str, wanted: api.Request) -> Response:
+        """Forward only the fields of the contract, without nulls: every upstream understands
+        those.
         """
-        # before the body: a name that nobody has need not be Unicode
+        # before the body is encoded: an unknown name need not be valid Unicode
         url = app.state.engine.choose(wanted.model) + path
         if wanted.stream:
             return await forward(url, wanted.model_dump_json(exclude_none=True), True)
@@ -165,21 +165,21 @@ def create_gateway(
     @app.post(api.COMPLETIONS)
     @limited
     async def completions(request: Request, wanted: CompletionRequest) -> Response:
-        return await passed_on(request, request.scope["path"], wanted)
+        return await forward_known(request, request.scope["path"], wanted)
 
     @app.post(api.CHAT_COMPLETIONS)
     @limited
     async def chat_completions(request: Request, wanted: ChatCompletionRequest) -> Response:
-        return await passed_on(request, request.scope["path"], wanted)
+        return await forward_known(request, request.scope["path"], wanted)
 
     @app.post("/generate")
     @limited
     async def generate(request: Request, wanted: GenerateRequest) -> dict[str, str]:
-        model = wanted.model or next(iter(request.app.state.engine.having))
-        answer = await passed_on(
+        model = wanted.model or next(iter(request.app.state.engine.by_model))
+        response = await forward_known(
             request, api.COMPLETIONS, wanted.model_copy(update={"model": model, "stream": False})
         )
-        return {"text": chunks.read_chunk(bytes(answer.body)).text}
+        return {"text": chunks.read_chunk(bytes(response.body)).text}
 
     @app.exception_handler(RateLimitExceeded)
     async def too_many(request: Request, error: RateLimitExceeded) -> JSONResponse:
@@ -187,7 +187,7 @@ def create_gateway(
         wait_s = math.ceil(limiter.limiter.get_window_stats(limit, *key).reset_time - time.time())
         refused = ContractError(
             429,
-            f"more than {error.detail}",
+            f"the rate limit is {error.detail}: try again later",
             code="rate_limit_exceeded",
             retry_after_s=max(1, wait_s),
         )

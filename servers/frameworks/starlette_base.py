@@ -1,4 +1,4 @@
-"""What every server on Starlette here has in common, FastAPI's among them."""
+"""The part that all servers on Starlette share, including FastAPI's."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -9,9 +9,8 @@ from starlette.responses import Response
 
 
 async def complete_unless_gone(request: Request, making: Coroutine[Any, Any, Any]) -> Any:
-    """The plain response that `making` returns. Once the request's client has gone, `making` is
-    cancelled, as Starlette does with a stream; vLLM's own server does the same with plain
-    responses.
+    """Return the plain response of `making`, or cancel `making` when the client disconnects.
+    Starlette does the same with streams, and vLLM's own server with plain responses.
     """
     response = asyncio.ensure_future(making)
     leaving = asyncio.ensure_future(_wait_for_disconnect(request))
@@ -19,7 +18,7 @@ async def complete_unless_gone(request: Request, making: Coroutine[Any, Any, Any
         await asyncio.wait((response, leaving), return_when=asyncio.FIRST_COMPLETED)
         if response.done():
             return response.result()
-        return Response(status_code=499)  # nobody reads it, but it is counted
+        return Response(status_code=499)  # no client reads it, but the metrics count it
     finally:
         response.cancel()
         leaving.cancel()
@@ -27,6 +26,6 @@ async def complete_unless_gone(request: Request, making: Coroutine[Any, Any, Any
 
 
 async def _wait_for_disconnect(request: Request) -> None:
-    """The request's body must have been read."""
+    """Wait until the client disconnects. The request's body must already have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -1,5 +1,5 @@
-"""LitServe: HTTP is one process (`spec.py`), the model another, and a queue for requests and one
-for tokens lie in a third.
+"""LitServe: one process for HTTP (`spec.py`), one for the model, and a third that holds the queues
+of requests and tokens.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from servers.litserve.spec import Contract
 
 
 class CompletionsLitAPI(ls.LitAPI):
-    """The inference worker's side."""
+    """The inference worker's part."""
 
     def setup(self, _: str) -> None:
         self.engine = engines.load_blocking()
@@ -36,7 +36,7 @@ class CompletionsLitAPI(ls.LitAPI):
             job = self.engine.prepare(wanted)
         except ContractError as error:
             raise HTTPException(error.status, error.body()) from None
-        job.received = received  # it has waited in LitServe's queue
+        job.received = received  # includes the wait in LitServe's queue
         return job
 
     def predict(self, job: engines.Job) -> Iterator[str | Outcome]:
@@ -73,12 +73,12 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ["SERVEOFF_ENGINE_THREADS"] = str(max(1, settings.threads // arguments.workers))
 
-    # it takes vLLM's `mcp` for the older one that it knows, and fails
+    # LitServe fails with the newer `mcp` that vLLM installs
     litserve.server._MCP_AVAILABLE = False
     owner = os.getpid()
 
     def end(*_: object) -> None:
-        """LitServe's way to end in order is Ctrl-C; what it forks inherits this."""
+        """Shut down as LitServe does on Ctrl-C. The processes it forks inherit this handler."""
         if os.getpid() == owner:
             raise KeyboardInterrupt
         os._exit(128 + signal.SIGTERM)

@@ -1,5 +1,5 @@
-"""A spec of our own, made as LitServe makes its OpenAISpec: that one knows neither /v1/completions
-nor exact lengths.
+"""A custom spec, modelled on LitServe's OpenAISpec, which supports neither /v1/completions nor
+exact lengths.
 """
 
 import asyncio
@@ -20,8 +20,8 @@ from servers.contract.api import CompletionResponse
 
 
 class Contract(LitSpec):
-    """The API server's side: what is asked goes to the worker's queue, and its tokens come back one
-    by one.
+    """The API server's part: puts requests into the worker's queue and gets tokens back one by
+    one.
     """
 
     stream = True
@@ -40,15 +40,16 @@ class Contract(LitSpec):
         return JSONResponse(api.models_body(self.model))
 
     async def completions(self, request: Request) -> Response:
-        return await self.answer(api.parse_request(api.CompletionRequest, await request.body()))
+        return await self.respond(api.parse_request(api.CompletionRequest, await request.body()))
 
     async def chat_completions(self, request: Request) -> Response:
-        return await self.answer(api.parse_request(api.ChatCompletionRequest, await request.body()))
+        wanted = api.parse_request(api.ChatCompletionRequest, await request.body())
+        return await self.respond(wanted)
 
-    async def answer(self, wanted: api.Request) -> Response:
+    async def respond(self, wanted: api.Request) -> Response:
         reply = CompletionResponse(wanted, self.model)
         items = self.items(wanted)
-        first = await anext(items)  # or what the worker refused, while the status can still say so
+        first = await anext(items)  # raises the worker's refusal while the status can still be set
         if wanted.stream:
             return StreamingResponse(
                 self.events(first, items, reply),
@@ -59,7 +60,7 @@ class Contract(LitSpec):
         return JSONResponse(reply.complete("".join(pieces), outcome))
 
     async def items(self, wanted: api.Request) -> AsyncIterator[Any]:
-        """Each token's text, then the Outcome."""
+        """Yield each token's text, then the Outcome."""
         uid, arrived, buffer = str(uuid.uuid4()), asyncio.Event(), deque[Any]()
         self.response_buffer[uid] = ResponseBufferItem(event=arrived, response_queue=buffer)
         try:

@@ -1,7 +1,7 @@
-// A gateway in Node: one event loop, an answer's stream piped through as it comes.
+// A gateway in Node: one event loop that pipes the upstream's stream to the client as it arrives.
 //
 // SERVEOFF_UPSTREAM (base URLs, comma-separated), SERVEOFF_API_KEY, SERVEOFF_MAX_IN_FLIGHT, SERVEOFF_CONNECT_TIMEOUT_S and
-// SERVEOFF_READ_TIMEOUT_S mean what they mean to the servers in Python.
+// SERVEOFF_READ_TIMEOUT_S have the same meaning as in the Python servers.
 
 import { createHash, timingSafeEqual } from "node:crypto";
 import http from "node:http";
@@ -9,33 +9,33 @@ import http from "node:http";
 import { MAX_IN_FLIGHT } from "./bounds.mjs";
 import { CHAT_COMPLETIONS, COMPLETIONS, ContractError, MAX_BODY_BYTES, parse } from "./contract.mjs";
 import { busy, count, exposition } from "./metrics.mjs";
-import { ask, failure, read, refusal } from "./upstream.mjs";
+import { failure, read, refusal, send } from "./upstream.mjs";
 
 const [host, port] = process.argv.slice(2);
 const KEY = process.env.SERVEOFF_API_KEY;
 const JSON_TYPE = { "Content-Type": "application/json" };
 const SSE_TYPE = { "Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no" };
-const upstreams = new Map(); // model: those that have it
+const upstreams = new Map(); // model: URLs of the servers that have it
 
-async function passOn(path, wanted, response) {
-  const having = upstreams.get(wanted.model);
-  if (!having) {
+async function forward(path, wanted, response) {
+  const urls = upstreams.get(wanted.model);
+  if (!urls) {
     const known = [...upstreams.keys()].join(", ");
-    throw new ContractError(404, `model: '${wanted.model}' does not exist; there are ${known}`, "model", "model_not_found");
+    throw new ContractError(404, `model: '${wanted.model}' does not exist; available models: ${known}`, "model", "model_not_found");
   }
-  having.push(having.shift()); // they take turns
-  const url = having[0] + path;
-  const left = new AbortController();
-  response.on("close", () => response.writableFinished || left.abort()); // the client has gone: so may the upstream's work
-  const answer = await ask("POST", url, JSON.stringify(wanted), left.signal);
-  if (wanted.stream && answer.statusCode === 200) {
+  urls.push(urls.shift()); // they take turns
+  const url = urls[0] + path;
+  const gone = new AbortController();
+  response.on("close", () => response.writableFinished || gone.abort()); // the client disconnected: stop the upstream's work
+  const upstream = await send("POST", url, JSON.stringify(wanted), gone.signal);
+  if (wanted.stream && upstream.statusCode === 200) {
     response.writeHead(200, SSE_TYPE);
-    answer.on("error", (error) => response.destroyed || response.end(`\n\ndata: ${failure(url, error).body()}\n\n`));
-    answer.pipe(response);
+    upstream.on("error", (error) => response.destroyed || response.end(`\n\ndata: ${failure(url, error).body()}\n\n`));
+    upstream.pipe(response);
     return;
   }
-  const body = await read(answer).catch((error) => { throw failure(url, error); });
-  if (answer.statusCode !== 200) throw refusal(answer, body);
+  const body = await read(upstream).catch((error) => { throw failure(url, error); });
+  if (upstream.statusCode !== 200) throw refusal(upstream, body);
   response.writeHead(200, JSON_TYPE).end(body);
 }
 
@@ -48,8 +48,8 @@ const ROUTES = {
     const data = [...upstreams.keys()].map((id) => ({ id, object: "model", created: 0, owned_by: "serveoff" }));
     response.writeHead(200, JSON_TYPE).end(JSON.stringify({ object: "list", data }));
   }],
-  [COMPLETIONS]: ["POST", (request, response, body) => passOn(COMPLETIONS, parse(COMPLETIONS, body), response)],
-  [CHAT_COMPLETIONS]: ["POST", (request, response, body) => passOn(CHAT_COMPLETIONS, parse(CHAT_COMPLETIONS, body), response)],
+  [COMPLETIONS]: ["POST", (request, response, body) => forward(COMPLETIONS, parse(COMPLETIONS, body), response)],
+  [CHAT_COMPLETIONS]: ["POST", (request, response, body) => forward(CHAT_COMPLETIONS, parse(CHAT_COMPLETIONS, body), response)],
 };
 
 async function handle(path, request, response) {
@@ -58,12 +58,12 @@ async function handle(path, request, response) {
     throw new ContractError(401, "missing or wrong API key: send it as 'Authorization: Bearer KEY'", null, "invalid_api_key");
   if (body === null) throw new ContractError(413, `the body is longer than ${MAX_BODY_BYTES} bytes`, null, "body_too_large");
   if (path !== "/health" && busy() > MAX_IN_FLIGHT)
-    throw new ContractError(429, `${MAX_IN_FLIGHT} requests are in flight, and no more may be: try again later`, null,
+    throw new ContractError(429, `${MAX_IN_FLIGHT} requests are already in flight: try again later`, null,
       "too_many_requests", { "Retry-After": "1" });
   if (!Object.hasOwn(ROUTES, path)) throw new ContractError(404, "Not Found");
-  const [method, answer] = ROUTES[path];
+  const [method, respond] = ROUTES[path];
   if (request.method !== method) throw new ContractError(405, "Method Not Allowed");
-  await answer(request, response, body);
+  await respond(request, response, body);
 }
 
 const server = http.createServer((request, response) => {
@@ -74,17 +74,17 @@ const server = http.createServer((request, response) => {
   }
   count(path, response);
   handle(path, request, response).catch((error) => {
-    if (response.destroyed) return; // the client has gone
+    if (response.destroyed) return; // the client disconnected
     if (!(error instanceof ContractError)) console.error(error);
-    const said = error instanceof ContractError ? error : new ContractError(500, "the gateway failed");
-    response.writeHead(said.status, { ...JSON_TYPE, ...said.headers }).end(said.body());
+    const shown = error instanceof ContractError ? error : new ContractError(500, "the gateway failed");
+    response.writeHead(shown.status, { ...JSON_TYPE, ...shown.headers }).end(shown.body());
   });
   response.on("close", () => server.listening || server.closeIdleConnections());
 });
 
 for (const signal of ["SIGTERM", "SIGINT"])
   process.on(signal, () => {
-    server.close(); // answers under way have 10 s, and then the process ends by itself
+    server.close(); // responses in progress have 10 s; then the process ends by itself
     setTimeout(() => server.closeAllConnections(), 10_000).unref();
   });
 
@@ -93,7 +93,7 @@ if (!process.env.SERVEOFF_UPSTREAM) {
   process.exit(1);
 }
 for (const url of process.env.SERVEOFF_UPSTREAM.split(",")) {
-  const listed = JSON.parse(await read(await ask("GET", `${url}/v1/models`)));
+  const listed = JSON.parse(await read(await send("GET", `${url}/v1/models`)));
   for (const { id } of listed.data) upstreams.set(id, [...(upstreams.get(id) ?? []), url]);
 }
 server.listen(Number(port), host);

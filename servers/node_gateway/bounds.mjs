@@ -1,10 +1,10 @@
-// Numbers that the environment may set, as in servers/runtime/limits.py.
+// Limits that the environment may set, as in servers/runtime/limits.py.
 
 function number(name, otherwise) {
-  const said = process.env[name];
-  const found = said === undefined ? otherwise : Number.parseFloat(said);
+  const text = process.env[name];
+  const found = text === undefined ? otherwise : Number.parseFloat(text);
   if (found > 0 && found < Infinity) return found;
-  console.error(`error: ${name} is '${said}': set it to a number above 0, or not at all`);
+  console.error(`error: ${name} is '${text}': set it to a number above 0, or unset it`);
   process.exit(2);
 }
 

@@ -1,5 +1,4 @@
-// What servers/contract/api.py says of requests and errors, for a server that is not Python: the wire is the same, to the word where a
-// client reads it.
+// Requests and errors of servers/contract/api.py for a server that is not Python: the wire format is the same.
 
 import { readFileSync } from "node:fs";
 
@@ -20,7 +19,7 @@ export class ContractError extends Error {
   }
 }
 
-// By field, the values that are accepted besides null; any other would change the response. servers/contract/fields.py reads it, too.
+// The accepted values of each field besides null; any other would change the response. servers/contract/fields.py reads the same file.
 const UNSUPPORTED = JSON.parse(readFileSync(new URL("../contract/unsupported_fields.json", import.meta.url)));
 const ROLES = { developer: "system", tool: "user", function: "user" };
 
@@ -41,7 +40,7 @@ const COMMON = {
   max_tokens: [isCount, "must be an integer above 0"],
   temperature: [(value) => typeof value === "number" && value >= 0 && value <= 2, "must be a number from 0 to 2"],
   top_p: [(value) => typeof value === "number" && value > 0 && value <= 1, "must be a number above 0 and up to 1"],
-  seed: [(value) => Number.isInteger(value) && Math.abs(value) <= 2 ** 63, "must be an integer of 64 bits"],
+  seed: [(value) => Number.isInteger(value) && Math.abs(value) <= 2 ** 63, "must be a 64-bit integer"],
   stop: [(value) => isText(value) || (Array.isArray(value) && value.length <= 4 && value.every(isText)), "must be up to 4 strings"],
   stream: [isBoolean, "must be true or false"],
   stream_options: [
@@ -52,7 +51,7 @@ const COMMON = {
 };
 const OWN = {
   [COMPLETIONS]: {
-    prompt: [(value) => isText(unwrapped(value)) && unwrapped(value) !== "", "must be one text, and not empty: send a request for each"],
+    prompt: [(value) => isText(unwrapped(value)) && unwrapped(value) !== "", "must be one non-empty text: send one request per prompt"],
   },
   [CHAT_COMPLETIONS]: {
     messages: [(value) => Array.isArray(value) && value.length > 0 && value.every(isMessage), "must be messages with role and content"],
@@ -61,7 +60,7 @@ const OWN = {
 };
 const REQUIRED = ["model", "prompt", "messages"];
 
-/** The fields that the contract knows, without nulls, which mean the default. Throws ContractError. */
+/** Returns the fields of the contract, without nulls, which mean the default. Throws ContractError. */
 export function parse(path, bytes) {
   let body;
   try {
@@ -72,7 +71,7 @@ export function parse(path, bytes) {
   if (!isObject(body)) throw new ContractError(400, "the body is not a JSON object", null, "invalid_json");
   for (const [field, value] of Object.entries(body)) {
     if (value === null || !Object.hasOwn(UNSUPPORTED, field)) continue;
-    if (field === "min_tokens" && body.ignore_eos === true) continue; // load tools send both, and one is enough
+    if (field === "min_tokens" && body.ignore_eos === true) continue; // load tools send both; ignore_eos is enough
     const accepted = UNSUPPORTED[field].map((each) => JSON.stringify(each));
     if (accepted.includes(JSON.stringify(value, (_, each) => each ?? undefined))) continue;
     const remedy = accepted.length ? `leave it out or send ${accepted.join(" or ")}` : "leave it out";

@@ -1,4 +1,4 @@
-// The series of servers/contract/metrics.py, by the same names.
+// The series of servers/contract/metrics.py under the same names.
 
 const SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120];
 const PATHS = ["/v1/completions", "/v1/chat/completions", "/v1/models", "/health"];
@@ -6,9 +6,9 @@ const requests = new Map(); // labels: count
 const seconds = new Map(); // path: { buckets, sum, count }
 let inFlight = 0;
 
-/** Counts a request from now to the last byte of its answer, or to the client's leaving: then 499, as nginx logs it. */
+/** Counts a request from now to the last byte of its response, or until the client disconnects: then as 499, nginx's code. */
 export function count(rawPath, response) {
-  const path = PATHS.includes(rawPath) ? rawPath : "other"; // a client must not be able to make new time series
+  const path = PATHS.includes(rawPath) ? rawPath : "other"; // a client must not be able to create time series
   const began = performance.now();
   inFlight += 1;
   response.on("close", () => {
@@ -20,19 +20,19 @@ export function count(rawPath, response) {
     SECONDS.forEach((bound, index) => (histogram.buckets[index] += took <= bound));
     histogram.sum += took;
     histogram.count += 1;
-    inFlight -= 1; // last: whoever sees none in flight sees all of them counted
+    inFlight -= 1; // last: when none is in flight, all have been counted
   });
 }
 
-/** How many requests are in flight. */
+/** Returns how many requests are in flight. */
 export const busy = () => inFlight;
 
 export function exposition() {
-  const lines = ["# HELP serveoff_requests_total answers by status", "# TYPE serveoff_requests_total counter"];
+  const lines = ["# HELP serveoff_requests_total responses by status", "# TYPE serveoff_requests_total counter"];
   for (const [labels, value] of requests) lines.push(`serveoff_requests_total{${labels}} ${value}`);
-  lines.push("# HELP serveoff_requests_in_flight requests between their arrival and the last byte of the answer",
+  lines.push("# HELP serveoff_requests_in_flight requests between their arrival and the last byte of the response",
     "# TYPE serveoff_requests_in_flight gauge", `serveoff_requests_in_flight ${inFlight}`,
-    "# HELP serveoff_request_seconds from arrival to the last byte of the answer", "# TYPE serveoff_request_seconds histogram");
+    "# HELP serveoff_request_seconds from arrival to the last byte of the response", "# TYPE serveoff_request_seconds histogram");
   for (const [path, { buckets, sum, count }] of seconds) {
     const bucket = (bound, value) => `serveoff_request_seconds_bucket{le="${bound}",path="${path}"} ${value}`;
     SECONDS.forEach((bound, index) => lines.push(bucket(Number.isInteger(bound) ? `${bound}.0` : bound, buckets[index])));

@@ -1,4 +1,4 @@
-"""What an endpoint is and does: found out by asking it, where the contract is not ours to check.
+"""Finds out what somebody else's endpoint is and does, by sending it requests.
 
 May import the contract's client side (chunks, sse, token_counts, oracle) and runtime's limits.
 """

@@ -1,4 +1,4 @@
-"""The client of `profiler.py`: sends a request to any endpoint and reads what it responds, with the
+"""The client of `profiler.py`: sends a request to any endpoint and reads the response, with the
 arrival of each chunk. Standard library only.
 """
 
@@ -23,11 +23,13 @@ SHOWN_WORDS = 12
 
 
 class ProfileError(Exception):
-    """Why an endpoint cannot be measured: one sentence with the URL, its words and the remedy."""
+    """An endpoint cannot be measured. The message is one sentence with the URL, the endpoint's own
+    message and the remedy.
+    """
 
 
 class NoConnection(ProfileError):
-    """Nothing listens there, so far."""
+    """No server listens there yet."""
 
 
 class FinalResponse(http.client.HTTPResponse):
@@ -43,7 +45,7 @@ class FinalResponse(http.client.HTTPResponse):
 
 @dataclass(frozen=True)
 class Response:
-    """A response. `arrived` has (seconds since the request was sent, length of the body then) of
+    """A raw response. `arrived` has (seconds since the request was sent, length of the body) after
     each read.
     """
 
@@ -58,11 +60,11 @@ class Response:
 
     @property
     def words(self) -> str:
-        """What the server says, short enough to be shown."""
+        """The server's own message, short enough to show."""
         return chunks.describe_body(self.body).removeprefix(f"{self.status}: ")
 
     def json(self) -> Any:
-        """None if the body is no JSON."""
+        """Parse the body; None if it is not JSON."""
         try:
             return json.loads(self.body)
         except (ValueError, RecursionError):
@@ -74,7 +76,7 @@ class Completion:
     """A completion, streamed or plain. `events` has (arrival in s, chunk) of each chunk."""
 
     events: list[tuple[float, Chunk]] = field(default_factory=list)
-    done: bool = False  # [DONE] came, or the response is plain
+    done: bool = False  # [DONE] arrived, or the response is plain
     error: str | None = None
 
     @property
@@ -95,18 +97,18 @@ class Completion:
         return next((c.finish_reason for _, c in reversed(self.events) if c.finish_reason), None)
 
     def count(self, name: str) -> int | None:
-        """The last count of that name in usage."""
+        """Return the last count of that name in usage."""
         counts = (read_count(chunk.usage, name) for _, chunk in reversed(self.events))
         return next((count for count in counts if count is not None), None)
 
     @property
     def problem(self) -> str | None:
-        """Why it is no whole response; None if it is one."""
+        """Why the response is incomplete; None if it is complete."""
         if self.error is not None:
             return chunks.shorten(self.error)
         if not self.tokens:
             usage = self.count("completion_tokens")
-            counted = "no usage" if usage is None else f"usage says {usage} tokens"
+            counted = "no usage" if usage is None else f"usage reports {usage} tokens"
             return f"no token arrived (finish_reason is {self.finish_reason!r}, {counted})"
         if not self.done and self.finish_reason is None:
             return "the stream ended without finish_reason or [DONE]"
@@ -114,7 +116,7 @@ class Completion:
 
 
 def read_completion(response: Response) -> Completion:
-    """Reads the chunks of a response whose status is 200."""
+    """Read the chunks of a response whose status is 200."""
     completion, body, read = Completion(), response.body, 0
     streamed = response.headers.get("content-type", "").startswith(SSE_CONTENT_TYPE)
     if streamed or sse.looks_like_sse(body):
@@ -140,9 +142,7 @@ def read_completion(response: Response) -> Completion:
 
 
 def send(method: str, url: str, body: Any = None, silence_s: float = SILENCE_S) -> Response:
-    """Sends one request on a connection of its own. Redirects are not followed. Raises
-    ProfileError.
-    """
+    """Send one request on a new connection. Does not follow redirects. Raises ProfileError."""
     parts = urlsplit(url)
     where = f"{method} {url}"
     secure = parts.scheme == "https"
@@ -166,16 +166,16 @@ def send(method: str, url: str, body: Any = None, silence_s: float = SILENCE_S) 
         return Response(response.status, fields, bytes(received), arrived)
     except TimeoutError:
         raise ProfileError(
-            f"{where}: nothing arrived for {silence_s:g} s: see whether the server hangs, or set"
+            f"{where}: nothing arrived for {silence_s:g} s: check whether the server hangs, or set"
             " SERVEOFF_SILENCE_S to a longer time"
         ) from None
     except ConnectionRefusedError:
         raise NoConnection(
-            f"{where}: no server listens there: start it, or give the URL of one that runs"
+            f"{where}: no server listens there: start it, or use the URL of a running one"
         ) from None
     except socket.gaierror:
         raise ProfileError(
-            f"{where}: the name {parts.hostname!r} has no address: give another URL"
+            f"{where}: the name {parts.hostname!r} has no address: check the URL"
         ) from None
     except ssl.SSLCertVerificationError as error:
         raise ProfileError(
@@ -184,21 +184,21 @@ def send(method: str, url: str, body: Any = None, silence_s: float = SILENCE_S) 
         ) from None
     except ssl.SSLError as error:
         reason = (error.reason or "").replace("_", " ").lower()
-        hint = ": use http:// if it does not speak TLS" if "wrong version" in reason else ""
+        hint = ": use http:// if the server does not use TLS" if "wrong version" in reason else ""
         raise ProfileError(f"{where}: the TLS handshake failed ({reason}){hint}") from None
     except (ConnectionError, http.client.RemoteDisconnected):
         raise ProfileError(
-            f"{where}: the server closed the connection before the response was complete: see its"
+            f"{where}: the server closed the connection before the response was complete: check its"
             " log"
         ) from None
     except http.client.IncompleteRead as error:
         raise ProfileError(
             f"{where}: the response breaks off after {len(error.partial):,} bytes of its last"
-            " part: see the server's log"
+            " part: check the server's log"
         ) from None
     except http.client.HTTPException:
         raise ProfileError(
-            f"{where}: the response is not HTTP/1: use https:// if the server speaks TLS"
+            f"{where}: the response is not HTTP/1: use https:// if the server uses TLS"
         ) from None
     except OSError as error:
         raise ProfileError(f"{where}: {error.strerror or 'the connection failed'}") from None

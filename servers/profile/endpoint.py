@@ -1,6 +1,4 @@
-"""Finds an endpoint: where its API begins, which models it lists, and which of its two paths it
-has.
-"""
+"""Finds an endpoint: the root of its API, its models, and its paths."""
 
 import re
 import time
@@ -13,7 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 from servers.profile.client import NoConnection, ProfileError, Response, send
 from servers.profile.profile import ENDPOINTS
 
-READY_TIMEOUT_S = 300.0  # while a server says that it is loading
+READY_TIMEOUT_S = 300.0  # while a server reports that it is loading
 RETRY_S = 0.5
 ROOTS = ("/v1", "", "/openai/v1", "/api/v1", "/v3", "/api/v3", "/api")
 VERSION = re.compile(r"/v\d+\w*$")
@@ -29,34 +27,35 @@ CONTEXT_KEYS = (
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where the API is: `base_url` + `root` + "/chat/completions" + "?" + `query`. `listed` holds
-    the entries of its list of models by name; None if there is no such list.
+    """The place of an API: `base_url` + `root` + "/chat/completions" + "?" + `query`. `listed`: the
+    entries of its list of models by name; None if there is no such list.
     """
 
     base_url: str
     root: str
     query: str
     listed: dict[str, dict[str, Any]] | None = None
-    unlisted: str = ""  # what the server said instead of a list
+    unlisted: str = ""  # the server's response instead of a list
 
     def url(self, path: str) -> str:
         return f"{self.base_url}{self.root}{path}" + (f"?{self.query}" if self.query else "")
 
 
 def split_url(url: str) -> tuple[str, str | None, str]:
-    """(base URL, root, query) of a URL as users have it: with or without /v1, with any prefix, or
-    that of the completions themselves. The root is None if it has to be found. Raises ProfileError.
+    """Split a URL into (base URL, root, query). Users may give it with or without /v1, with any
+    prefix, or as the URL of the completions. The root is None if it must be found. Raises
+    ProfileError.
 
     >>> split_url("http://host/ns/model/v1/")
     ('http://host/ns/model', '/v1', '')
     """
     parts = urlsplit(url.strip())
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ProfileError(f"{url!r} is no URL: give one such as http://127.0.0.1:8000")
+        raise ProfileError(f"{url!r} is not a URL: use one such as http://127.0.0.1:8000")
     try:
         _ = parts.port
     except ValueError:
-        raise ProfileError(f"{url!r} has no valid port: give one from 1 to 65535") from None
+        raise ProfileError(f"{url!r} has no valid port: use one from 1 to 65535") from None
     path = re.sub(r"/+$", "", parts.path)
     shortened = re.sub(r"/(chat/completions|completions|models)$", "", path)
     is_complete = shortened != path
@@ -70,8 +69,8 @@ def split_url(url: str) -> tuple[str, str | None, str]:
 def find_endpoint(
     url: str, ready_timeout_s: float | None = None, say: Callable[[str], None] = lambda _: None
 ) -> Endpoint:
-    """Finds where the API begins by its list of models, and waits while the server is loading. An
-    endpoint without such a list keeps the first root. Raises ProfileError.
+    """Find the root of the API by its list of models, and wait while the server is loading. An
+    endpoint without such a list gets the first root. Raises ProfileError.
     """
     base_url, root, query = split_url(url)
     candidates = [
@@ -97,8 +96,8 @@ def wait_until_ready(
     ready_timeout_s: float | None,
     say: Callable[[str], None],
 ) -> Response:
-    """Asks until the server responds with another status than 503 (502 or 504: its proxy does). A
-    server that nobody has started is waited for only if the user gave a time. Raises ProfileError.
+    """Repeat a request while the server responds with 503, or its proxy with 502 or 504. If no
+    server listens, wait only if the user set `ready_timeout_s`. Raises ProfileError.
     """
     limit_s = READY_TIMEOUT_S if ready_timeout_s is None else ready_timeout_s
     ends_s, announced = time.monotonic() + limit_s, ""
@@ -107,15 +106,15 @@ def wait_until_ready(
             response = ask()
             if response.status not in (502, 503, 504):
                 return response
-            state = f"http {response.status}: {response.words or 'without a word'}"
+            state = f"http {response.status}: {response.words or 'no message'}"
         except NoConnection as error:
             if ready_timeout_s is None or time.monotonic() > ends_s:
                 raise
             state = str(error)
         if time.monotonic() > ends_s:
             raise ProfileError(
-                f"{what}: not ready after {limit_s:g} s, last response {state}: see whether the"
-                " server still loads its model, and give it longer by --ready-timeout"
+                f"{what}: not ready after {limit_s:g} s, last response {state}: if the server is"
+                " still loading its model, raise --ready-timeout"
             )
         if state != announced:
             say(f"waiting for the server to be ready: {state}")
@@ -124,22 +123,22 @@ def wait_until_ready(
 
 
 def raise_if_closed(what: str, response: Response) -> None:
-    """Raises ProfileError if the response says that nobody gets in this way."""
+    """Raise ProfileError if the response asks for a key or redirects."""
     words = f": {response.words}" if response.words else ""
     if response.status in (401, 403):
         raise ProfileError(
-            f"{what}: http {response.status}{words}: give its key by the environment variable"
-            " SERVEOFF_API_KEY"
+            f"{what}: http {response.status}{words}: set the environment variable SERVEOFF_API_KEY"
+            " to its key"
         )
     if 300 <= response.status < 400:
         raise ProfileError(
             f"{what}: http {response.status}, redirected to"
-            f" {response.headers.get('location', 'nowhere')!r}: give the URL behind the redirect"
+            f" {response.headers.get('location', 'nowhere')!r}: use the URL behind the redirect"
         )
 
 
 def _read_models(response: Response) -> dict[str, dict[str, Any]] | None:
-    """The entries of a list of models by name; None if it is no such list."""
+    """Return the entries of a list of models by name; None if it is not such a list."""
     body = response.json()
     entries = body.get("data", body.get("models")) if isinstance(body, dict) else body
     if not isinstance(entries, list):
@@ -156,23 +155,23 @@ def _read_models(response: Response) -> dict[str, dict[str, Any]] | None:
 
 
 def choose_model(endpoint: Endpoint, wanted: str | None) -> str:
-    """The model to measure. Raises ProfileError if that is not clear."""
+    """Return the model to measure. Raises ProfileError if the choice is not clear."""
     where, listed = f"GET {endpoint.url('/models')}", endpoint.listed
     if wanted:
         return wanted
     if listed is None:
         raise ProfileError(
-            f"{where} lists no models ({endpoint.unlisted}): name the one to measure by --model"
+            f"{where} lists no models ({endpoint.unlisted}): choose the model with --model"
         )
     if not listed:
-        raise ProfileError(f"{where} gives an empty list: load a model, or name one by --model")
+        raise ProfileError(f"{where} returns an empty list: load a model, or name one with --model")
     if len(listed) > 1:
-        raise ProfileError(f"{where} lists {', '.join(listed)}: name one of them by --model")
+        raise ProfileError(f"{where} lists {', '.join(listed)}: choose one of them with --model")
     return next(iter(listed))
 
 
 def read_context(endpoint: Endpoint, model: str) -> int | None:
-    """Tokens of the model's context, if the list of models says so."""
+    """Return the model's context in tokens, if the list of models has it."""
     entry = (endpoint.listed or {}).get(model) or {}
     meta = entry.get("meta")
     places = [entry, meta if isinstance(meta, dict) else {}]
@@ -181,7 +180,7 @@ def read_context(endpoint: Endpoint, model: str) -> int | None:
 
 
 def candidate_roots(endpoint: Endpoint, url: str) -> list[Endpoint]:
-    """Where the API may begin if there is no list of models."""
+    """Return the endpoint with each root to try if there is no list of models."""
     _, root, _ = split_url(url)
     if endpoint.listed is not None or root is not None:
         return [endpoint]
@@ -189,5 +188,5 @@ def candidate_roots(endpoint: Endpoint, url: str) -> list[Endpoint]:
 
 
 def completion_url(endpoint: Endpoint, kind: str) -> str:
-    """URL of `chat` or `completions`."""
+    """Return the URL of `chat` or `completions`."""
     return endpoint.url(ENDPOINTS[kind])

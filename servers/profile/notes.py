@@ -1,72 +1,77 @@
-"""Sentences for the report about what a profile found, above all about what cannot be exact."""
+"""Sentences for the report about the findings of a profile, above all about what is inexact."""
 
 from collections.abc import Iterator, Sequence
 
 from servers.profile.client import Completion
 from servers.profile.profile import CONTINUOUS, NEVER, PLAIN_ONLY, Profile
 
-AT_ONCE_S = 0.002  # a whole response within so much is one piece
+AT_ONCE_S = 0.002  # a whole response within this time arrived at once
 
 
 def make_notes(
     profile: Profile, completions: Sequence[Completion], texts: Sequence[tuple[str, str]]
 ) -> Iterator[str]:
-    """`completions`: samples, each alone. `texts`: of each sample, alone and under load."""
+    """Yield the notes. `completions`: the samples, each sent alone. `texts`: the text of each
+    sample, alone and under load.
+    """
     if profile.models and profile.model not in profile.models:
-        yield f"the server does not list the model {profile.model!r}, but takes it"
+        yield f"the server does not list the model {profile.model!r}, but accepts it"
     ignore_eos = profile.fields.get("ignore_eos")
     if ignore_eos in ("refused", "ignored"):
-        how = "does not take" if ignore_eos == "refused" else "takes, and ignores,"
+        how = "refuses" if ignore_eos == "refused" else "ignores"
         yield (
-            f"the server {how} ignore_eos: its model decides where a response ends, so that lengths"
-            " are at most those asked for"
+            f"the server {how} ignore_eos: its model decides where a response ends, so responses"
+            " may be shorter than requested"
         )
     if "ignored" in (profile.fields.get("max_tokens"), profile.fields.get("max_completion_tokens")):
         yield "the server ignores max_tokens: responses are longer than planned"
     if profile.fields.get("temperature") == "refused":
-        yield "the server refuses temperature 0: its texts are sampled, and cannot be compared"
+        yield "the server refuses temperature 0: its texts are sampled and cannot be compared"
     if profile.usage == NEVER:
-        yield "the server reports no credible usage: each chunk counts as one token, true or not"
+        yield (
+            "the server reports no credible usage: each chunk counts as one token, which may be"
+            " wrong"
+        )
     if profile.usage == PLAIN_ONLY:
         per_chunk = profile.tokens_per_chunk
-        shown = (
-            "" if per_chunk is None else f"; a plain response had {per_chunk:.2f} for each chunk"
-        )
+        shown = "" if per_chunk is None else f"; a plain response had {per_chunk:.2f} per chunk"
         yield f"the server reports no usage in streams: each chunk counts as one token{shown}"
     elif profile.tokens_per_chunk is not None and abs(profile.tokens_per_chunk - 1) > 0.05:
         how = (
-            "usage in each chunk says how many"
+            "usage in each chunk counts them"
             if profile.usage == CONTINUOUS
-            else "they are spread over the chunks in proportion to the text, so that totals are"
-            " exact and single chunks are not"
+            else "they are distributed over the chunks in proportion to the text; totals are exact,"
+            " single chunks are not"
         )
         yield f"a chunk holds {profile.tokens_per_chunk:.2f} tokens on average: {how}"
     if profile.reasoning:
         yield (
-            f"the model reasons before it answers ({profile.reasoning}): TTFT is of the first"
-            " reasoning token, and the time to the first visible token stands beside it"
+            f"the model reasons before it responds ({profile.reasoning}): TTFT is the time to the"
+            " first reasoning token; the time to the first visible token is shown beside it"
         )
     if profile.early_chunks:
+        chunks = "chunk" if profile.early_chunks == 1 else "chunks"
         yield (
-            f"{profile.early_chunks} chunk(s) without a token come before the first one; TTFT is of"
-            " the first token"
+            f"{profile.early_chunks} {chunks} without a token before the first token: TTFT is the"
+            " time to the first token"
         )
     spans = [c.tokens[-1][0] - c.tokens[0][0] for c in completions if len(c.tokens) > 1]
     if spans and max(spans) < AT_ONCE_S:
-        yield "whole responses arrive at once: their TPOT is that of the network, not of a model"
+        yield "whole responses arrive at once: TPOT measures the network, not the model"
     if profile.fields.get("temperature") != "refused":
         yield from _describe_stability(profile, texts)
 
 
 def _describe_stability(profile: Profile, texts: Sequence[tuple[str, str]]) -> Iterator[str]:
     if profile.repeats_alone is False:
-        yield "greedy text is not stable: the same prompt alone gave another text the second time"
+        yield "greedy text is not stable: the same prompt, sent alone, returned a different text"
     differing = [(a, b) for a, b in texts if a != b]
     if differing and profile.repeats_alone is not False:
         first = min(_first_difference(a, b) for a, b in differing)
         yield (
             f"greedy text is not stable under load: {len(differing)} of {len(texts)} responses with"
-            f" others in flight differ from those alone, from word {first} on at the earliest"
+            " others in flight differ from those to the same prompts alone, the earliest at word"
+            f" {first}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Asks an endpoint as our load would, and adapts to the request fields that it refuses."""
+"""Sends requests as a load would, and adapts to the fields that the endpoint refuses."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -19,8 +19,8 @@ FAILING = (200, 429, 500)
 
 @dataclass
 class Prober:
-    """Asks one model of an endpoint. `dialect` adapts to what was refused; `fields` records it.
-    `refusals`: why an endpoint cannot be used.
+    """Sends requests to one model of an endpoint. `dialect` leaves out refused fields; `fields`
+    records them. `refusals`: by endpoint, why it cannot be used.
     """
 
     endpoint: Endpoint
@@ -50,11 +50,11 @@ class Prober:
     def make_prompt(self, words: int = PROMPT_WORDS) -> str:
         return " ".join(self.words.sample(oracle.VOCABULARY, words))
 
-    # --- which fields it takes
+    # --- which fields it accepts
 
     def settle(self, kind: str, stream: bool) -> Response:
-        """The first response with a dialect that the server takes, which is kept; else the last
-        refusal.
+        """Find and keep a dialect that the server accepts. Return the first response with it, or
+        the first refusal if there is none.
         """
         response = wait_until_ready(
             f"POST {completion_url(self.endpoint, kind)}",
@@ -72,8 +72,8 @@ class Prober:
         return response
 
     def _variants(self, refusal: Response, stream: bool) -> list[Dialect]:
-        """Dialects to try after a refusal: first without what its words name, then without each
-        field, then without all of them.
+        """Return the dialects to try after a refusal: first without the fields that its message
+        names, then without each other field, then without all of them.
         """
         now, words = self.dialect, refusal.words.lower()
         fields = [*(["stream_options"] if stream else []), "ignore_eos", "temperature"]
@@ -106,11 +106,11 @@ class Prober:
 
     @property
     def is_failing(self) -> bool:
-        """Whether the server has a problem of its own, or refuses any load."""
+        """Whether the server itself fails, or refuses any load."""
         return any(f"http {each}" in why for why in self.refusals.values() for each in FAILING)
 
     def probe(self, kind: str) -> bool:
-        """Whether the endpoint can be used; if not, `refusals` has the reason."""
+        """Return whether the endpoint can be used; if not, `refusals` has the reason."""
         response = self.settle(kind, stream=True)
         where = f"POST {completion_url(self.endpoint, kind)}"
         raise_if_closed(where, response)
@@ -123,22 +123,22 @@ class Prober:
     # --- completions
 
     def complete(self, kind: str, prompt: str, tokens: int | None = None) -> Completion:
-        """A whole, streamed completion. Raises ProfileError."""
+        """Stream a whole completion. Raises ProfileError."""
         response = self.ask(kind, prompt, tokens or self.tokens, self.dialect, stream=True)
         where = f"POST {completion_url(self.endpoint, kind)}"
         if not response.is_ok:
             raise ProfileError(
-                f"{where}: http {response.status}: {response.words}: the server took the same"
-                " request before: see its log"
+                f"{where}: http {response.status}: {response.words}: the server accepted the same"
+                " request before: check its log"
             )
         completion = read_completion(response)
         cut_short = not completion.tokens and completion.finish_reason == "length"
         if cut_short and tokens is None and self.tokens < MOST_TOKENS:
-            self.tokens = MOST_TOKENS  # it reasons in secret, and needs more for that
+            self.tokens = MOST_TOKENS  # hidden reasoning used up the tokens
             return self.complete(kind, prompt)
         if completion.problem:
             raise ProfileError(
-                f"{where}: http {response.status}, but {completion.problem}: see the server's log"
+                f"{where}: http {response.status}, but {completion.problem}: check the server's log"
             )
         return completion
 
@@ -150,7 +150,7 @@ def find_paths(
     ready_timeout_s: float | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Prober:
-    """The first root at which a needed endpoint can be used. Raises ProfileError."""
+    """Find the first root with all needed endpoints. Raises ProfileError."""
     first: Prober | None = None
     for endpoint in candidates:
         dialect = Dialect(root=endpoint.root, query=endpoint.query)
@@ -166,15 +166,15 @@ def find_paths(
     listed = first.endpoint.listed
     if listed and model not in listed:
         raise ProfileError(
-            f"{reasons[0]}: the model {model!r} is not listed: name one of {', '.join(listed)} by"
-            " --model"
+            f"{reasons[0]}: the model {model!r} is not listed: choose one of {', '.join(listed)}"
+            " with --model"
         )
     scenarios = " and ".join(needed)
     if first.is_failing:
-        raise ProfileError(f"{'; '.join(reasons)}: see the server's log")
+        raise ProfileError(f"{'; '.join(reasons)}: check the server's log")
     remedy = (
-        f"choose scenarios that do not need {scenarios} by --scenarios, or give another URL"
+        f"choose scenarios that do not need {scenarios} with --scenarios, or use another URL"
         if any(kind not in first.refusals for kind in ENDPOINTS)
-        else "see whether the URL and the model's name are right"
+        else "check the URL and the model's name"
     )
     raise ProfileError(f"{'; '.join(reasons)}: {remedy}")

@@ -1,7 +1,7 @@
-"""What an endpoint is and does, and how requests to it are written.
+"""The profile of an endpoint, and the dialect of requests to it.
 
-Servers of others are profiled, not judged: `profiler.py` asks the endpoint, a Profile records what
-it found, and the measurement adapts. A Dialect is the part of it that the load generator needs.
+Other people's servers are profiled, not judged: `profiler.py` sends requests, a Profile records the
+findings, and the measurement adapts. A Dialect is the part that the load generator needs.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -12,19 +12,19 @@ from servers.contract.api import JsonObject
 ENDPOINTS = {"chat": "/chat/completions", "completions": "/completions"}
 
 # How a server reports `usage`, the best first.
-CONTINUOUS = "continuous"  # in each chunk, if stream_options.continuous_usage_stats asks for it
-IN_STREAM = "stream"  # once in a stream
+CONTINUOUS = "continuous"  # in each chunk, with stream_options.continuous_usage_stats
+IN_STREAM = "stream"  # once per stream
 PLAIN_ONLY = "plain"  # only in plain responses
 NEVER = "never"
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How requests to an endpoint are written. The default is that of our own servers.
+    """The form of requests to an endpoint. The default is that of our own servers.
 
-    A request goes to the base URL + `root` + the path in ENDPOINTS + "?" + `query`. Fields in
-    `omitted` (ignore_eos, stream_options, temperature) are left out. A server without a system
-    role gets the system message in front of the user's.
+    A request goes to the base URL + `root` + the path in ENDPOINTS + "?" + `query`. It leaves out
+    the fields in `omitted` (ignore_eos, stream_options, temperature). Without a system role, the
+    system message precedes the user's text.
     """
 
     root: str = "/v1"
@@ -35,12 +35,12 @@ class Dialect:
     has_system_role: bool = True
 
     def path(self, endpoint: str) -> str:
-        """Of `chat` or `completions`, to be appended to the base URL."""
+        """Return the path of `chat` or `completions`, relative to the base URL."""
         return f"{self.root}{ENDPOINTS[endpoint]}" + (f"?{self.query}" if self.query else "")
 
     def build_fields(self, model: str, max_tokens: int, stream: bool = True) -> JsonObject:
-        """The body of a greedy request of exact length, as far as the dialect allows, without its
-        prompt or messages.
+        """Return the body, without prompt or messages, of a request that is greedy and of exact
+        length as far as the dialect allows.
         """
         body: JsonObject = {
             "model": model,
@@ -62,13 +62,13 @@ class Dialect:
 
 @dataclass(frozen=True)
 class Profile:
-    """What `profiler.py` found out about an endpoint; run.json's "profile". None: not found out.
+    """The findings of `profiler.py` about an endpoint; run.json's "profile". None: unknown.
 
     `fields`: by request field, "accepted", "refused" or "ignored". `tokens_per_chunk`: mean of a
-    stream, 1 is token by token. `reasoning`: the field that holds reasoning, such as
+    stream; 1 means token by token. `reasoning`: the field that holds reasoning, such as
     "reasoning_content". `early_chunks`: chunks before the first one with a token.
-    `repeats_alone`, `repeats_under_load`: whether greedy text is the same again. `tokens_per_word`
-    and `template_tokens`: of our prompts, and what the chat template adds. `context`: in tokens.
+    `repeats_alone`, `repeats_under_load`: whether greedy text is the same again. `tokens_per_word`:
+    of our prompts. `template_tokens`: those that the chat template adds. `context`: in tokens.
     `metrics`: the dialect of its /metrics. `notes`: sentences for the report about everything that
     could not be measured exactly.
     """

@@ -1,7 +1,7 @@
-"""Finds out what an endpoint is and does, by asking it as our load would: `profile_endpoint`.
+"""Finds out what an endpoint is and does with requests like those of a load: `profile_endpoint`.
 
-It adapts where that keeps the numbers right, and says in a note what cannot be exact. What would
-make them wrong is refused with one sentence.
+It adapts where the numbers stay right, and notes what cannot be exact. It refuses an endpoint whose
+numbers would be wrong, with one sentence that explains why.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,8 +37,8 @@ def profile_endpoint(
     ready_timeout_s: float | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Profile:
-    """Profiles the endpoint at a URL. `needed`: of `chat` and `completions`, those that must exist;
-    without it, either. `say` gets what it waits for. Raises ProfileError.
+    """Profile the endpoint at a URL. `needed`: which of `chat` and `completions` must exist; empty:
+    either. `say` receives a line when it has to wait. Raises ProfileError.
     """
     endpoint = find_endpoint(url, ready_timeout_s, say)
     name = choose_model(endpoint, model)
@@ -84,7 +84,7 @@ def measure(prober: Prober, needed: Sequence[str]) -> Profile:
     per_word, template = _count_prompt_tokens(prober, main, streamed=usage != PLAIN_ONLY)
     first = next(i for i, (_, c) in enumerate(stream.events) if c.text or c.reasoning)
     texts = [(s.alone.text, s.under_load.text) for s in samples if s.under_load]
-    # to count in each chunk costs both sides time, and says nothing new of single tokens
+    # counts in each chunk cost server and client time, and are redundant for single tokens
     several = per_chunk is not None and abs(per_chunk - 1) > 0.05
     asked = IN_STREAM if usage == CONTINUOUS and not several else usage
     prober.dialect = replace(prober.dialect, usage=asked)
@@ -118,7 +118,7 @@ def _sample(prober: Prober, kind: str) -> Sample:
 
 
 def _complete_together(prober: Prober, kind: str, samples: Sequence[Sample]) -> list[str]:
-    """Completes all samples at once. Returns a note if the server does not allow for that."""
+    """Complete all samples at once. Return a note if the server refuses some."""
 
     def complete(sample: Sample) -> str | None:
         try:
@@ -135,7 +135,7 @@ def _complete_together(prober: Prober, kind: str, samples: Sequence[Sample]) -> 
 
 
 def _complete_plain(prober: Prober, kind: str, prompt: str) -> Completion | None:
-    """A completion that is not streamed; None if the server has none."""
+    """Return a plain completion; None if the server does not support it."""
     response = prober.ask(kind, prompt, prober.tokens, prober.dialect)
     completion = read_completion(response) if response.is_ok else None
     whole = completion is not None and completion.problem is None
@@ -151,7 +151,7 @@ def _ended_early(completion: Completion, asked: int) -> bool:
 def _find_usage(
     prober: Prober, kind: str, samples: Sequence[Sample], plain: Completion | None
 ) -> tuple[str, float | None]:
-    """How usage is reported, and how many tokens a chunk holds by it."""
+    """Return how the server reports usage, and its tokens per chunk."""
     chunks, tokens = 0, 0
     for sample in samples:
         count = sample.alone.count("completion_tokens")
@@ -199,7 +199,7 @@ def _try_system_role(prober: Prober) -> None:
 def _count_prompt_tokens(
     prober: Prober, kind: str, streamed: bool
 ) -> tuple[float | None, int | None]:
-    """Tokens for each word of our prompts, and for what the server adds to a prompt."""
+    """Return the tokens per word of our prompts, and those that the server adds to a prompt."""
     counts = []
     for words in (PROMPT_WORDS, LONG_PROMPT_WORDS):
         response = prober.ask(kind, prober.make_prompt(words), 1, prober.dialect, streamed)
@@ -213,7 +213,7 @@ def _count_prompt_tokens(
 
 
 def _find_metrics(prober: Prober) -> str | None:
-    """The prefix of the names in its /metrics; "prometheus" if they are nobody's we know."""
+    """Return the known prefix of the names in its /metrics; "prometheus" if it is unknown."""
     try:
         response = send("GET", f"{prober.endpoint.base_url}/metrics")
     except ProfileError:
@@ -233,8 +233,8 @@ def _find_metrics(prober: Prober) -> str | None:
 
 
 def check_endpoint(base_url: str, profile: Profile, kind: str, planted: bool) -> str:
-    """Asks once more for a whole completion, as before and after a load. `planted`: the right text
-    is known. Returns what was found. Raises ProfileError.
+    """Request a whole completion, as before and after a load. `planted`: the oracle knows the right
+    text. Return a description. Raises ProfileError.
     """
     dialect = profile.dialect
     endpoint = Endpoint(base_url, dialect.root, dialect.query)
@@ -249,16 +249,16 @@ def check_endpoint(base_url: str, profile: Profile, kind: str, planted: bool) ->
         and not (ended and expected.startswith(completion.text))
     ):
         raise ProfileError(
-            f"POST {completion_url(endpoint, kind)}: the text is not that of {profile.model}: see"
-            " whether it serves that model, unchanged"
+            f"POST {completion_url(endpoint, kind)}: the text is not that of {profile.model}: check"
+            " that the server runs that model, unchanged"
         )
     return f"a whole response of {len(completion.tokens)} chunks"
 
 
 def find_mixed_up(samples: Sequence[Sample]) -> tuple[int, int] | None:
-    """(response, of which other request its text is) if, with others in flight, one goes on like
-    another's text where it leaves its own. Near ties let a healthy server differ from itself, but
-    not become another's text.
+    """Return (response, the other request whose text it has) if, with others in flight, a response
+    leaves its own text and continues with another's. Near ties may change a healthy server's text,
+    but not into another's.
     """
     pairs = [(s.alone.text, s.under_load.text) for s in samples if s.under_load]
     foreign = find_foreign_run([alone for alone, _ in pairs], [loaded for _, loaded in pairs])
@@ -266,7 +266,7 @@ def find_mixed_up(samples: Sequence[Sample]) -> tuple[int, int] | None:
 
 
 def raise_if_mixed_up(prober: Prober, kind: str, samples: Sequence[Sample]) -> None:
-    """Raises ProfileError if that happens again: once, it may be chance."""
+    """Raise ProfileError if responses are mixed up more than once: once may be chance."""
     if not find_mixed_up(samples):
         return
     for _ in range(2):
@@ -274,15 +274,15 @@ def raise_if_mixed_up(prober: Prober, kind: str, samples: Sequence[Sample]) -> N
         if mixed := find_mixed_up(samples):
             raise ProfileError(
                 f"POST {completion_url(prober.endpoint, kind)}: with {len(samples)} requests in"
-                f" flight, response {mixed[0] + 1} goes on with the text of another request"
-                f" ({mixed[1] + 1}): the server mixes requests up, and its numbers would be those"
-                " of other work"
+                f" flight, response {mixed[0] + 1} continues with the text of another request"
+                f" ({mixed[1] + 1}): the server mixes requests up, so its numbers would be"
+                " meaningless"
             )
 
 
 def raise_if_truncated(url: str, sample: Sample, plain: Completion | None) -> None:
-    """Raises ProfileError if the stream lacks words of the plain response to the same prompt,
-    although both say that they are whole and as long.
+    """Raise ProfileError if the stream lacks words of the plain response to the same prompt,
+    although both report the same length and finish_reason.
     """
     stream = sample.alone
     if plain is None:
@@ -293,24 +293,24 @@ def raise_if_truncated(url: str, sample: Sample, plain: Completion | None) -> No
     ours, theirs = stream.visible_text.strip(), plain.visible_text.strip()
     if ours != theirs and (theirs.startswith(ours) or is_subsequence(ours.split(), theirs.split())):
         raise ProfileError(
-            f"POST {url}: the stream has {len(ours.split())} words and the plain response to the"
-            f" same prompt {len(theirs.split())}, both with {streamed} tokens by usage: the stream"
-            " loses text"
+            f"POST {url}: the stream has {len(ours.split())} words, the plain response to the same"
+            f" prompt {len(theirs.split())}, and usage reports {streamed} tokens for both: the"
+            " stream loses text"
         )
 
 
 def is_subsequence(some: Sequence[str], words: Sequence[str]) -> bool:
-    """Whether leaving words out gives `some`."""
+    """Return whether leaving words out gives `some`."""
     remaining = iter(words)
     return all(word in remaining for word in some)
 
 
 def as_lines(profile: Profile) -> list[tuple[str, str]]:
-    """(name, value) of each field, as people read it."""
+    """Return (name, value) of each field, formatted for people."""
 
     def show(value: float | bool | None) -> str:
         if value is None:
-            return "not found out"
+            return "unknown"
         if isinstance(value, bool):
             return "yes" if value else "no"
         return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
@@ -324,13 +324,13 @@ def as_lines(profile: Profile) -> list[tuple[str, str]]:
         ("endpoints", ", ".join(profile.endpoints)),
         ("request fields", ", ".join(f"{name} {how}" for name, how in profile.fields.items())),
         ("usage", profile.usage),
-        ("tokens a chunk", show(profile.tokens_per_chunk)),
+        ("tokens per chunk", show(profile.tokens_per_chunk)),
         ("reasoning", profile.reasoning or "none"),
         ("chunks before the first token", show(profile.early_chunks)),
         ("greedy text repeats alone", show(profile.repeats_alone)),
         ("greedy text repeats under load", show(profile.repeats_under_load)),
-        ("tokens a word of our prompts", show(profile.tokens_per_word)),
-        ("tokens that the template adds", show(profile.template_tokens)),
+        ("tokens per word of our prompts", show(profile.tokens_per_word)),
+        ("tokens added by the template", show(profile.template_tokens)),
         ("context, tokens", show(profile.context)),
-        ("/metrics", profile.metrics or "none that are known"),
+        ("/metrics", profile.metrics or "none"),
     ]

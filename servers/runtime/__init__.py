@@ -1,4 +1,4 @@
-"""Finds, starts, supervises and ends servers.
+"""Finds, starts, supervises and stops servers.
 
 Imports `contract` and, for models, `engines`; never a server.
 """

@@ -1,5 +1,5 @@
-"""What is made once and kept between campaigns: generated models, environments of servers whose
-packages clash with ours.
+"""Keeps what is made once between campaigns: generated models, and environments of servers whose
+packages conflict with ours.
 """
 
 import fcntl
@@ -15,11 +15,11 @@ from types import MappingProxyType
 
 
 class CacheError(RuntimeError):
-    """One sentence that names the remedy."""
+    """The message is one sentence that names the remedy."""
 
 
 def cache_folder(kind: str) -> Path:
-    """Of that kind of things ("models"); made if it is not there."""
+    """Return the cache folder of a kind ("models"); create it if it is missing."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     found = Path(base) / "serveoff" / kind
     found.mkdir(parents=True, exist_ok=True)
@@ -28,7 +28,7 @@ def cache_folder(kind: str) -> Path:
 
 @contextmanager
 def lock_path(path: Path) -> Iterator[None]:
-    """One process at a time; the others wait."""
+    """Let one process at a time in; the others wait."""
     with path.with_name(path.name + ".lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
@@ -36,8 +36,8 @@ def lock_path(path: Path) -> Iterator[None]:
 
 @contextmanager
 def create_once(path: Path) -> Iterator[Path | None]:
-    """A folder to fill, which gets the name `path` only when it is complete; None if that is there.
-    One process at a time makes it.
+    """Yield a folder to fill, which becomes `path` once it is complete; None if `path` exists. Only
+    one process fills it.
     """
     if path.is_dir():
         yield None
@@ -47,7 +47,7 @@ def create_once(path: Path) -> Iterator[Path | None]:
             yield None
             return
         partial = path.with_name(f"{path.name}.partial")
-        # only a killed run leaves one; the lock says that none is at work
+        # only a killed run leaves one behind; we hold the lock, so no process is filling it
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         yield partial
@@ -55,12 +55,12 @@ def create_once(path: Path) -> Iterator[Path | None]:
 
 
 def package_environment(packages: Sequence[str]) -> Path:
-    """A virtual environment with these packages, made by uv on first use; its folder. Raises
-    CacheError.
+    """Return the folder of a virtual environment with these packages, made by uv on first use.
+    Raises CacheError.
     """
     key = hashlib.sha256("\n".join([sys.version, *packages]).encode()).hexdigest()[:12]
     found = cache_folder("environments") / key
-    # written last: without it, an installation was killed, and is repeated
+    # written last: if it is missing, an installation was killed and is repeated
     complete = found / "complete"
     if complete.exists():
         return found
@@ -69,8 +69,8 @@ def package_environment(packages: Sequence[str]) -> Path:
     at_hand = shutil.which("nvidia-smi") or any(
         wheel for link in links if link for wheel in Path(link).glob(name)
     )
-    # PyPI's torch for Linux brings gigabytes of CUDA; asked for a backend, uv looks on PyTorch's
-    # own index alone
+    # PyPI's torch for Linux brings gigabytes of CUDA; with a backend set, uv uses PyTorch's own
+    # index only
     settings = {} if at_hand else {"UV_TORCH_BACKEND": "cpu"}
     with lock_path(found):
         if not complete.exists():
@@ -85,15 +85,17 @@ def package_environment(packages: Sequence[str]) -> Path:
 
 
 def install_packages(packages: Sequence[str], folder: Path) -> None:
-    """The packages without what they depend on, for this Python, into a folder for sys.path. Raises
-    CacheError.
+    """Install packages without their dependencies, for this Python, into a folder for sys.path.
+    Raises CacheError.
     """
     target = ["--target", str(folder), "--no-deps"]
     run_uv(["pip", "install", "--python", sys.executable, *target, *packages])
 
 
 def run_uv(command: Sequence[str], settings: Mapping[str, str] = MappingProxyType({})) -> None:
-    """`settings` are environment variables that the user's own go before. Raises CacheError."""
+    """Run uv. `settings` are environment variables; the user's own override them. Raises
+    CacheError.
+    """
     environment = {"UV_SYSTEM_CERTS": "1", **settings, **os.environ}
     try:
         done = subprocess.run(

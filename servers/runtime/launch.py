@@ -1,5 +1,5 @@
-"""Starts one server, waits until it serves, and ends its whole process tree: `with running(...) as
-server`.
+"""Starts one server, waits until it serves, and stops its whole process tree: `with
+run_server(...) as server`.
 """
 
 import json
@@ -24,7 +24,7 @@ from servers.runtime.ports import check_port, reserve_ports
 
 @dataclass(frozen=True)
 class CoreShare:
-    """What every server alike may use: cores (none: all), engine threads over all its workers,
+    """The resources of every server: cores (empty: all), engine threads over all its workers,
     worker processes.
     """
 
@@ -38,7 +38,7 @@ class RunningServer:
     server: str
     base_url: str
     pid: int  # of its command
-    # roots of all process trees that make the architecture: its other processes, those of servers
+    # roots of all process trees of the architecture: its other processes, and those of the servers
     # behind it
     pids: list[int]
     command: list[str]
@@ -50,14 +50,12 @@ class RunningServer:
 
     @property
     def engine_urls(self) -> str:
-        """Base URLs of those that have the engines, comma-separated: whose /metrics count
-        tokens.
-        """
+        """Base URLs of the servers with engines, comma-separated: their /metrics count tokens."""
         return ",".join(each.engine_urls for each in self.behind) or self.base_url
 
     def ended(self) -> bool:
-        """Also if its supervisor is still busy with ending what is left of it: then it has closed
-        what it speaks by.
+        """Return whether the server has ended, even if its supervisor is still stopping the rest:
+        the supervisor closes its output as soon as the server ends.
         """
         if self.supervisor.poll() is not None or any(each.ended() for each in self.behind):
             return True
@@ -65,7 +63,7 @@ class RunningServer:
         return self.all_started and pipe is not None and bool(select.select([pipe], [], [], 0)[0])
 
     def first_ended(self) -> "RunningServer":
-        """The one behind it that has ended, or it itself."""
+        """Return the server behind it that has ended, or the server itself."""
         behind = (
             next((each for each in self.behind if each.ended()), self)
             if self.supervisor.poll() is None
@@ -74,32 +72,32 @@ class RunningServer:
         return behind if behind is self else behind.first_ended()
 
     def last_words(self) -> str:
-        """How it ended, and the last lines of each of its logs. Waits until all of it has ended."""
+        """Return its exit code and the last lines of each of its logs. Waits until all of its
+        processes have ended.
+        """
         first = self.first_ended()
         return f"(exit code {first.supervisor.wait()}); its last log lines:\n{log_tails(first.log)}"
 
 
 def check_environment() -> None:
-    """The key in the file SERVEOFF_API_KEY_FILE becomes SERVEOFF_API_KEY, here and in all that is
-    started from here. Raises LaunchError, also if there is no home folder.
+    """Set SERVEOFF_API_KEY, for this process and its children, from the file named by
+    SERVEOFF_API_KEY_FILE. Raises LaunchError, also if there is no home folder.
     """
     try:
         Path.home()
-    except RuntimeError:  # a container's user whom nobody knows
-        raise LaunchError(
-            "this user has no home folder: set HOME to a folder where it may keep things"
-        ) from None
+    except RuntimeError:  # a user that the container does not know
+        raise LaunchError("this user has no home folder: set HOME to a writable folder") from None
     if name := os.environ.get("SERVEOFF_API_KEY_FILE"):
         try:
             key = Path(name).read_text().strip()
         except (OSError, ValueError) as error:
             raise LaunchError(
-                f"SERVEOFF_API_KEY_FILE: {name} cannot be read ({error}): name a file with the key"
-                " in it"
+                f"SERVEOFF_API_KEY_FILE: {name} cannot be read ({error}): name a file that contains"
+                " the key"
             ) from None
         if not key or not key.isprintable():
             raise LaunchError(
-                f"SERVEOFF_API_KEY_FILE: {name} has no key in it: one line, and nothing else"
+                f"SERVEOFF_API_KEY_FILE: {name} must contain the key on one line, and nothing else"
             )
         os.environ["SERVEOFF_API_KEY"] = key
 
@@ -113,11 +111,11 @@ def start_supervised(
     before: Sequence[JsonObject] = (),
     folder: Path = ROOT,
 ) -> "subprocess.Popen[bytes]":
-    """A command that ends, with all its descendants, when `stop` is called or this process ends,
-    however it ends. It runs in `folder`.
+    """Start a command in `folder` under a supervisor. It ends with all its descendants when
+    `stop_supervised` is called, or when this process ends in any way.
 
-    The first line of its stdout is the command's process id, after those of the processes `before`
-    it (servers/runtime/supervise.py).
+    The supervisor's stdout has one process id per line: those of the processes `before` the
+    command, then the command's (servers/runtime/supervise.py).
     """
     pinned = ["--cores", ",".join(map(str, cores))] if cores else []
     earlier = ["--before", json.dumps(before)] if before else []
@@ -144,7 +142,7 @@ def start_supervised(
 
 
 def stop_supervised(supervisor: "subprocess.Popen[bytes]") -> int:
-    """Ends it and waits until its whole tree is gone; its exit code."""
+    """Stop it, wait until its whole process tree has ended, and return its exit code."""
     for pipe in (supervisor.stdin, supervisor.stdout):
         if pipe is not None:
             pipe.close()
@@ -166,10 +164,10 @@ def server_environment(
         "PATH": catalog.search_path(),
     }
     if Path(model.path).is_dir():
-        settings["HF_HUB_OFFLINE"] = "1"  # everything is there: no look-up on the network at start
+        settings["HF_HUB_OFFLINE"] = "1"  # all files are local: no network requests at start
     if workers:
         settings["PROMETHEUS_MULTIPROC_DIR"] = "set by servers.runtime.supervise"
-    # so that CUDA's card 0 is NVML's, and not the fastest one
+    # numbers GPUs as NVML does; by default CUDA's GPU 0 is the fastest one
     by_bus = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     return {**by_bus, **os.environ, **settings}
 
@@ -177,8 +175,8 @@ def server_environment(
 def prepare_server(
     server: catalog.ServerSpec, engine: str, model: Model, options: Mapping[str, str] | None = None
 ) -> None:
-    """What takes long the first time: the environments of those that have one of their own,
-    quantised weights. Raises LaunchError.
+    """Do what takes long the first time: install the server's own environment, quantise weights.
+    Raises LaunchError.
     """
     try:
         if server.packages:
@@ -189,8 +187,8 @@ def prepare_server(
     if engine == "vllm" and kind in ("gptq", "awq"):
         if not model.planted:
             raise LaunchError(
-                f"quantization={kind} is for generated models: give --model one that is quantised"
-                " already"
+                f"quantization={kind} works with generated models only: choose one with --model, or"
+                " use a model that is already quantised without this option"
             )
         run_generator("servers.engines.quantized", model.path, kind)
     if server.upstream:
@@ -215,11 +213,11 @@ def run_server(
     simulated: JsonObject | None = None,
     ready_timeout_s: float | None = None,
 ) -> Iterator[RunningServer]:
-    """Raises LaunchError if it cannot start, dies, or is not ready in time. At the end nothing of
-    it is left.
+    """Run a server until the context ends; then no process of it is left. Raises LaunchError if it
+    cannot start, ends, or is not ready in time.
 
-    Servers behind it are started first, and ended last. Their logs, and those of its other
-    processes, stand beside `log`.
+    Servers behind it start first and stop last. Their logs, and those of its other processes, are
+    beside `log`.
     """
     if port is not None:
         check_port(host, port)
@@ -252,7 +250,7 @@ def run_server(
                 )
             )
         upstream = ",".join(each.base_url for each in behind)
-        # after those of the servers behind it are taken
+        # after the servers behind it have taken their ports
         free, *others = stack.enter_context(reserve_ports(1 + len(server.processes)))
         port = port or free
         ports = {
@@ -265,11 +263,10 @@ def run_server(
             "port": str(port),
             "workers": str(workers),
             "engine_threads": str(threads),
-            # which servers.runtime.supervise knows
             "model": model.path,
             "model_name": model.name,
             "upstream": upstream,
-            "run": "{run}",
+            "run": "{run}",  # servers.runtime.supervise fills it in
         }
         before = [
             {
@@ -325,10 +322,10 @@ def _wait_ready(
     while time.monotonic() < deadline:
         if up.ended():
             raise LaunchError(
-                f"{server.name} ended at its start with exit code"
+                f"{server.name} ended during its start with exit code"
                 f" {up.first_ended().supervisor.wait()}; its last log lines:\n{log_tails(up.log)}"
             )
-        # the process id of each as it is started, that of the command last
+        # each process id as the process starts; the command's is the last
         if pid_lines.count(b"\n") <= len(server.processes):
             if select.select([pipe], [], [], 0.1)[0]:
                 more = os.read(pipe.fileno(), 4096)
@@ -342,12 +339,12 @@ def _wait_ready(
             time.sleep(0.1)
     raise LaunchError(
         f"{server.name} was not ready after {timeout_s:g} s (raise ready_timeout_s in its"
-        f" server.toml if it only needs longer); its last log lines:\n{log_tails(up.log)}"
+        f" server.toml if it needs more time); its last log lines:\n{log_tails(up.log)}"
     )
 
 
 def get_status(host: str, port: int, path: str) -> int | None:
-    """Status of a GET; None if there is no answer in time."""
+    """Return the status of a GET; None if there is no response in time."""
     client = conformance_client.ConformanceClient(
         f"http://{host}:{port}", "", False, ends_s=time.monotonic() + limits.HEALTH_S
     )
@@ -365,8 +362,8 @@ def log_tail(log: Path, lines: int = 15) -> str:
 
 
 def log_tails(log: Path) -> str:
-    """Of a server's log, and of those beside it that are of its processes and of servers
-    behind it.
+    """Return the last lines of a server's log, and of the logs beside it: those of its other
+    processes and of the servers behind it.
     """
     others = sorted(log.parent.glob(f"{log.stem}.*.log"))
     return "\n".join(

@@ -1,4 +1,4 @@
-"""Which model a server runs: a generated one, SmolLM2, a folder, or a name on a hub."""
+"""Resolves the model of a server: a generated one, SmolLM2, a folder, or a name on a hub."""
 
 import shutil
 import subprocess
@@ -17,9 +17,9 @@ from servers.runtime.errors import LaunchError
 
 @dataclass(frozen=True)
 class Model:
-    """`path`: folder or hub name; empty if no engine needs weights. `planted`: its answers follow
-    `servers/contract/oracle.py`. `shape`: as servers/engines/model_shape.py reads it; what is known
-    of a model does not make it another one.
+    """A model. `path`: folder or hub name; empty if no engine needs weights. `planted`: the oracle
+    (`servers/contract/oracle.py`) knows its responses. `shape`: from
+    servers/engines/model_shape.py; comparisons ignore it, since it may be unknown.
     """
 
     name: str
@@ -29,8 +29,8 @@ class Model:
 
 
 def resolve_model(wanted: str, needs_weights: bool) -> Model:
-    """A preset's name (generated or downloaded on first use), a folder, or a hub name. Raises
-    LaunchError.
+    """Find the model by a preset's name (generated or downloaded on first use), a folder, or a hub
+    name. Raises LaunchError.
     """
     preset = wanted.removeprefix("serveoff-")
     if f"serveoff-{preset}" in oracle.PLANTED_MODELS:
@@ -63,14 +63,14 @@ def resolve_model(wanted: str, needs_weights: bool) -> Model:
         generated = [name.removeprefix("serveoff-") for name in oracle.PLANTED_MODELS]
         presets = ", ".join([*generated, smollm2.PRESET])
         raise LaunchError(
-            f"the model {wanted!r} does not exist: give one of {presets}, an existing folder, or a"
-            " hub name like org/name"
+            f"the model {wanted!r} does not exist: choose one of {presets}, an existing folder, or"
+            " a hub name such as org/name"
         )
     return Model(wanted, wanted, False, _shape_of_hub(wanted))
 
 
 def preset_bytes() -> dict[str, int]:
-    """Of the weights of each model that is generated, the largest first."""
+    """Return the size of each generated model's weights in bytes, the largest first."""
     from servers.engines import checkpoint
 
     sizes = {
@@ -81,7 +81,7 @@ def preset_bytes() -> dict[str, int]:
 
 
 def _ensure_smollm2() -> Path:
-    """Its folder; downloaded and converted first if it is not there. Raises LaunchError."""
+    """Return SmolLM2's folder; download and convert it unless it exists. Raises LaunchError."""
     folder = build_cache.cache_folder("models") / f"{smollm2.NAME}-v{smollm2.FORMAT}"
     if folder.is_dir():
         return folder
@@ -113,26 +113,26 @@ def _ensure_smollm2() -> Path:
 
 
 def _shape_of_hub(name: str) -> JsonObject | None:
-    """None unless it has been downloaded before: an engine does that, when it starts."""
+    """Return the shape of a hub's model; None unless an engine has downloaded it before."""
     try:
         from huggingface_hub import try_to_load_from_cache
 
         config = try_to_load_from_cache(name, "config.json")
-    # not installed; no name that a hub could have, which the engine will say
+    # not installed, or not a valid hub name, which the engine will report
     except (ImportError, ValueError):
         return None
     return model_shape.read_model_shape(Path(config).parent) if isinstance(config, str) else None
 
 
 def run_generator(*command: str) -> str:
-    """The folder that it made. Not in this process: it needs torch, which takes seconds to import,
-    and memory.
+    """Run a module that makes a model; return the model's folder. It runs in another process,
+    because torch takes seconds to import and memory. Raises LaunchError.
     """
     done = subprocess.run(
         [sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     if done.returncode:
         raise LaunchError(
-            f"the model could not be made by `python -m {' '.join(command)}`: see above"
+            f"`python -m {' '.join(command)}` could not make the model: see its output above"
         )
     return done.stdout.strip().splitlines()[-1]

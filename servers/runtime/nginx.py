@@ -1,13 +1,13 @@
-"""Starts nginx from a template: as whoever we are, in the foreground, and writing to a temporary
-folder of its own only.
+"""Starts nginx from a template: as the current user, in the foreground, and writing only to its own
+temporary folder.
 
     python -m servers.runtime.nginx TEMPLATE NAME=VALUE ... [--upstream URL,URL]
 
-The template is what stands within `http`. As in nginx's own Docker image ${NAME} in it becomes
-VALUE, and nginx's own $variables stay; ${UPSTREAM} becomes a `server` line for each URL. `include
-refusals.conf` within a `server` puts nginx's own errors into OpenAI's envelope.
+The template is the content of `http`. As in nginx's Docker image, ${NAME} becomes VALUE, and
+nginx's own $variables stay. ${UPSTREAM} becomes one `server` line per URL. `include refusals.conf`
+within a `server` puts nginx's own errors into OpenAI's envelope.
 
-SIGTERM lets answers under way end, as with every other server: nginx has SIGQUIT for that.
+On SIGTERM, responses in progress finish, as with every other server: it is passed on as SIGQUIT.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-# Every path that an nginx may have been built with stands here: those are root's. $status is that
-# of the error which is answered.
+# It sets every path with a built-in default, because those belong to root. $status is the status of
+# the error response.
 MAIN = r"""
 pid nginx.pid;
 error_log stderr error;
@@ -38,14 +38,14 @@ http {
     uwsgi_temp_path uwsgi;
     scgi_temp_path scgi;
 
-    # Twice the contract's: the application itself refuses, and counts, a body that is only
-    # somewhat too long. This spares the disk.
+    # Twice the contract's limit: the application itself refuses, and counts, bodies that are a
+    # little too long. Longer ones must not fill the disk.
     client_max_body_size 8m;
 
     map $status $refusal {
         413     "the body is too long";
-        502     "the server behind this one gives no answer";
-        504     "the server behind this one gave no answer in time";
+        502     "the server behind nginx does not respond";
+        504     "the server behind nginx did not respond in time";
         default "nginx refuses this request";
     }
     map $status $refusal_type { ~^5 "server_error"; default "invalid_request_error"; }
@@ -59,7 +59,7 @@ error_page 400 404 405 413 414 500 502 503 504 /refusal;
 error_page 494 =400 /refusal; # headers that are too long
 location = /refusal {
     internal;
-    client_max_body_size 0; # else the one that was refused would be refused here, too
+    client_max_body_size 0; # otherwise a body that is too long would be refused here again
     default_type application/json;
     # sent with the error's status
     return 200 '{"error": {"message": "$refusal", "type": "$refusal_type",
@@ -69,7 +69,7 @@ location = /refusal {
 
 
 def fill_template(template: str, values: Mapping[str, str]) -> str:
-    """Raises KeyError with the name that has no value."""
+    """Fill in a template. Raises KeyError with the name that has no value."""
     return re.sub(r"\$\{([A-Z_]+)\}", lambda use: values[use[1]], template)
 
 
@@ -92,10 +92,10 @@ def main() -> int:
         sys.exit(f"error: {arguments.template} cannot be read: {error}")
     except KeyError as error:
         sys.exit(
-            f"error: {arguments.template} uses ${{{error.args[0]}}}, which has no value; there are"
-            f" {', '.join(values)}"
+            f"error: {arguments.template} uses ${{{error.args[0]}}}, which has no value; known"
+            f" names are {', '.join(values)}"
         )
-    # without it, root's workers would be "nobody"
+    # otherwise root's workers would run as "nobody"
     user = "" if os.geteuid() else f" user root {grp.getgrgid(0).gr_name};"
     with tempfile.TemporaryDirectory(prefix="nginx-") as folder:
         for name, text in (("nginx.conf", MAIN), ("refusals.conf", REFUSALS), ("site.conf", site)):

@@ -1,4 +1,4 @@
-"""Free ports, and ports that are kept free until a server takes them."""
+"""Finds free ports, and reserves them until a server listens there."""
 
 import socket
 import sys
@@ -16,9 +16,10 @@ def find_free_port() -> int:
 
 @contextmanager
 def reserve_ports(count: int) -> Iterator[list[int]]:
-    """Different free ones, which until its end are given to no other process of ours: between
-    finding a port free and listening on it a server takes a second, and whoever listens there first
-    would answer for it. (Linux: a name that ends with its owner.)
+    """Reserve distinct free ports. Until the context ends, no other process of ours gets them: a
+    server needs about a second before it listens, and another one might listen there first.
+
+    On Linux, an abstract socket name marks the port; it disappears with its owner.
     """
     with ExitStack() as stack:
         found: list[int] = []
@@ -44,6 +45,6 @@ def check_port(host: str, port: int, option: str = "--port") -> None:
             free.bind((host, port))
         except OSError as error:
             raise LaunchError(
-                f"port {port} on {host} cannot be used ({error.strerror}): give another one with"
+                f"port {port} on {host} cannot be used ({error.strerror}): choose another one with"
                 f" {option}"
             ) from None

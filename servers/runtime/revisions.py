@@ -1,5 +1,5 @@
-"""The servers of another revision of this repository: unpacked once, and kept, with an environment
-of their own if they need one.
+"""Checks out the servers of another revision of this repository, and keeps them, with their own
+environment if they need one.
 """
 
 import io
@@ -22,30 +22,31 @@ NOT_OF_SERVERS = ("dev", "analysis", "load", "notebooks", "revisions")
 
 
 class RevisionError(RuntimeError):
-    """One sentence that names the remedy."""
+    """The message is one sentence that names the remedy."""
 
 
 def resolve_commit(revision: str) -> str:
-    """Its full hash. Raises RevisionError."""
-    said = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
-    if said.returncode:
+    """Return the revision's full hash. Raises RevisionError."""
+    parsed = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+    if parsed.returncode:
         shallow = _git("rev-parse", "--is-shallow-repository").stdout.strip() == b"true"
         remedy = (
             "this clone is shallow: fetch it first (actions/checkout: fetch-depth: 0)"
             if shallow
-            else "`git branch -a` and `git tag` list what there is"
+            else "`git branch -a` and `git tag` list the known ones"
         )
         raise RevisionError(f"git knows no revision {revision!r} here; {remedy}")
-    return said.stdout.decode().strip()
+    return parsed.stdout.decode().strip()
 
 
 def check_out(revision: str, choice: Sequence[str] = ()) -> Checkout:
-    """The revision's servers. `choice`: the options of its own `nox -s bench` that say which
-    servers are measured, for which its environment is made if it needs one. Raises RevisionError.
+    """Check out the revision's servers. `choice`: options of its own `nox -s bench` that select the
+    measured servers; they also select what its environment contains, if it needs its own. Raises
+    RevisionError.
     """
     commit = resolve_commit(revision)
     found = build_cache.cache_folder("checkouts") / commit
-    complete = found / "complete"  # written last: without it, a command was killed and is repeated
+    complete = found / "complete"  # written last: if missing, a command was killed and is repeated
     with build_cache.lock_path(found):
         if not complete.exists():
             shutil.rmtree(found, ignore_errors=True)
@@ -55,7 +56,7 @@ def check_out(revision: str, choice: Sequence[str] = ()) -> Checkout:
                     f"git could not pack {revision}: {packed.stderr.decode().strip()}"
                 )
             with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
-                # Python has it since 3.11.4
+                # available since Python 3.11.4
                 archive.extraction_filter = getattr(tarfile, "data_filter", None)
                 archive.extractall(found)  # noqa: S202 - git packed it, from this repository
             complete.touch()
@@ -64,7 +65,9 @@ def check_out(revision: str, choice: Sequence[str] = ()) -> Checkout:
 
 
 def read_requirements(root: Path) -> JsonObject:
-    """What a checkout's servers are installed from: two with equal ones share an environment."""
+    """Read the requirements of a checkout's servers: checkouts with equal ones share an
+    environment.
+    """
     file = root / "pyproject.toml"
     project = tomllib.loads(file.read_text())["project"] if file.exists() else {}
     extras = {
@@ -81,15 +84,19 @@ def read_requirements(root: Path) -> JsonObject:
 
 
 def _environment(root: Path, choice: Sequence[str]) -> Path:
-    """Folder of the programs of its own environment, made by its own noxfile. Raises
-    RevisionError.
+    """Make the checkout's own environment with its own noxfile; return the folder of its programs.
+    Raises RevisionError.
     """
     place = root / f"environment-{sys.version_info.major}.{sys.version_info.minor}"
-    # a line for each choice, written last: without it, the installation was killed and is repeated
+    # one line per choice, written last: if missing, the installation was killed and is repeated
     installed = place / "installed"
     line = shlex.join(choice) + "\n"
     if not installed.exists() or line not in installed.read_text().splitlines(keepends=True):
-        print(f"its requirements are others than ours: installing them in {place}", file=sys.stderr)
+        print(
+            f"revision {root.name[:12]} has other requirements than this one: installing them in"
+            f" {place}",
+            file=sys.stderr,
+        )
         nox = [sys.executable, "-m", "nox", "-f", str(root / "noxfile.py"), "--envdir", str(place)]
         done = subprocess.run(
             [*nox, "--install-only", "-s", "bench", "--", *choice],
@@ -100,7 +107,7 @@ def _environment(root: Path, choice: Sequence[str]) -> Path:
         )
         if done.returncode:
             raise RevisionError(
-                f"the environment of {root.name[:12]} could not be installed by its `nox -s bench`;"
+                f"`nox -s bench` of revision {root.name[:12]} could not install its environment;"
                 f" fix what it reports, then try again:\n{done.stdout.strip()[-2000:]}"
             )
         with installed.open("a") as lines:
@@ -113,6 +120,5 @@ def _git(*arguments: str) -> "subprocess.CompletedProcess[bytes]":
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True)
     except FileNotFoundError:
         raise RevisionError(
-            "git is not installed, and a revision was asked for: install it, or name two"
-            " --campaigns"
+            "a revision needs git, which is not installed: install it, or compare two --campaigns"
         ) from None

@@ -1,4 +1,4 @@
-"""How long a thread ran, and how long it waited for a core, as Linux counts it."""
+"""Reads how long a thread ran, and how long it waited for a core, as counted by Linux."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -10,9 +10,9 @@ class ThreadTimes(NamedTuple):
 
 
 def read_thread_times(thread: int | None = None) -> ThreadTimes | None:
-    """Times since the start of one of this process's threads, by its native id, or of the calling
-    thread. None where the kernel does not count them, as only Linux does. Source: the kernel's
-    documentation of /proc/<pid>/schedstat.
+    """Read the times of the calling thread, or of another thread of this process by its native id,
+    since its start. None where the kernel does not count them; only Linux does. Source: the
+    kernel's documentation of /proc/<pid>/schedstat.
     """
     folder = "/proc/thread-self" if thread is None else f"/proc/self/task/{thread}"
     try:

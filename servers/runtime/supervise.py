@@ -1,21 +1,20 @@
-"""Runs one command and makes sure that nothing of it outlives us: not a process, not a temporary
-file, not shared memory.
+"""Runs one command and makes sure that nothing of it outlives us: no process, no temporary file, no
+shared memory.
 
     python -m servers.runtime.supervise LOG [--folder FOLDER] [--cores 0,1] [--before JSON] --
     COMMAND ...
 
-Prints the command's process id, sends its output to LOG, closes its own output when the command has
-ended, and ends with the command's exit code when all that it left has ended, too. It ends the
-command when its own standard input ends, which happens whenever the process that started it ends,
-by `kill -9` too. On Linux it adopts orphaned grandchildren, so a worker whose master was killed is
-found and ended as well.
+Prints the command's process id and sends its output to LOG. Closes its own output when the command
+ends. Exits with the command's exit code when all of its descendants have ended. Stops the command
+when its own standard input ends: that happens whenever the process that started it ends, even by
+`kill -9`. On Linux it adopts orphaned grandchildren, so it also stops a worker whose master was
+killed.
 
-`--before` has the processes without which the command would not work (a cache, an application
-behind a proxy): a JSON list of {name, command, log, ready}. They are started in this order, each
-when the one before is ready, and their process ids are printed before the command's; they are ended
-in reverse order, and if one ends by itself, so does everything. `ready` is where it listens:
-HOST:PORT, or the path of a Unix socket. In all of that "{run}" becomes a temporary folder that they
-share.
+`--before` lists the processes that the command needs (a cache, an application behind a proxy): a
+JSON list of {name, command, log, ready}. They start in this order, each when the previous one is
+ready, and their process ids are printed before the command's. They stop in reverse order; if one
+ends by itself, everything stops. `ready` is where a process listens: HOST:PORT, or the path of a
+Unix socket. "{run}" becomes a temporary folder that all processes share.
 """
 
 import argparse
@@ -37,7 +36,7 @@ import psutil
 
 from servers.runtime.limits import GRACE_S, HEALTH_S
 
-SHARED_MEMORY = "/dev/shm/"  # noqa: S108 - where Linux has it
+SHARED_MEMORY = "/dev/shm/"  # noqa: S108 - Linux's folder for it
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -45,14 +44,14 @@ Roots = list[subprocess.Popen[bytes]]
 
 
 def end_tree(root: subprocess.Popen[bytes], others: Roots) -> None:
-    """SIGTERM to the command, which ends its workers itself if it can; after a grace SIGKILL to
-    whatever is left, but for the trees of `others`.
+    """Send SIGTERM to the command, which should stop its workers itself; after GRACE_S, send
+    SIGKILL to all that is left, except the process trees of `others`.
     """
     if root.poll() is None:
         root.terminate()
     deadline = time.monotonic() + GRACE_S
     while (left := _descendants(others)) and time.monotonic() < deadline:
-        if root.poll() is not None:  # an orphan has nobody left to end it
+        if root.poll() is not None:  # the command has ended, so its orphans are ours to stop
             for process in left:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.terminate()
@@ -66,8 +65,8 @@ def end_tree(root: subprocess.Popen[bytes], others: Roots) -> None:
 
 
 def _descendants(others: Roots) -> list[psutil.Process]:
-    # Adopted ones are ours to reap; the commands themselves are left to Popen, which may do it
-    # between two lines here.
+    # We reap adopted processes; Popen reaps the commands themselves, perhaps between two lines
+    # here.
     with contextlib.suppress(ChildProcessError, psutil.NoSuchProcess):
         for child in psutil.Process().children():
             if child.status() == psutil.STATUS_ZOMBIE and child.pid not in _root_pids:
@@ -89,8 +88,8 @@ _root_pids = set[int]()
 
 
 def shared_memory() -> set[str]:
-    """Files of shared memory that our descendants have mapped. Whoever is killed leaves its own
-    there, and vLLM with several processes on a CPU always does. Empty elsewhere than on Linux.
+    """Return the files of shared memory that our descendants have mapped. A killed process leaves
+    them behind, and vLLM with several processes on a CPU always does. Empty except on Linux.
     """
     found = set[str]()
     for process in _descendants([]):
@@ -102,15 +101,15 @@ def shared_memory() -> set[str]:
 
 
 def hang_up() -> None:
-    """Closes standard output: who started us sees at once that it is over, and not only when all
-    that is left has ended.
+    """Close standard output: the process that started us sees at once that the command has ended,
+    before the rest has.
     """
     with open(os.devnull, "wb") as nothing:
         os.dup2(nothing.fileno(), 1)
 
 
 def is_ready(place: str) -> bool:
-    """Whether something listens at HOST:PORT, or at the path of a Unix socket."""
+    """Return whether a process listens at HOST:PORT, or at the path of a Unix socket."""
     try:
         if "/" in place:
             with socket.socket(socket.AF_UNIX) as unix:
@@ -124,8 +123,8 @@ def is_ready(place: str) -> bool:
 
 
 class Ending:
-    """Whether it is time to end: a signal, the end of our standard input, or of a command. No
-    threads: Popen's preexec_fn and they do not go together.
+    """Waits for a reason to stop: a signal, the end of our standard input, or the end of a command.
+    It uses no threads, because Popen's preexec_fn is unsafe with them.
     """
 
     def __init__(self) -> None:
@@ -135,13 +134,13 @@ class Ending:
         signal.set_wakeup_fd(on_signal, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self.ask)
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # so that it wakes us
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # with a handler, it wakes us
 
     def ask(self, *_: object) -> None:
         self.asked = True
 
     def wait(self, roots: Roots, within_s: float | None = None) -> bool:
-        """Waits for it, at most so long."""
+        """Return whether to stop, after waiting for at most `within_s`."""
         deadline = None if within_s is None else time.monotonic() + within_s
         while not (self.asked or any(root.poll() is not None for root in roots)):
             left_s = None if deadline is None else deadline - time.monotonic()
@@ -168,7 +167,7 @@ def main() -> int:
     if libc:
         libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
-    # in the child: should we be killed ourselves, the kernel tells it to end
+    # runs in the child: if we are killed, the kernel sends it SIGTERM
     def end_with_supervisor() -> None:
         if libc:
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
@@ -180,7 +179,7 @@ def main() -> int:
     others_memory = {str(file) for file in Path(SHARED_MEMORY).glob("*")}
     temporary = tempfile.mkdtemp(prefix="serveoff-")
     try:
-        # where Prometheus' client wants it, for servers with several processes
+        # for Prometheus' client in servers with several processes
         metrics = Path(temporary, "metrics")
         metrics.mkdir()
         environment = os.environ | {"TMPDIR": temporary}
@@ -220,7 +219,7 @@ def main() -> int:
     finally:
         hang_up()
         memory = shared_memory() - others_memory
-        # what stands in front of another still needs it while it ends
+        # in reverse: a process still needs the earlier ones while it ends
         for number in reversed(range(len(roots))):
             end_tree(roots[number], roots[:number])
         for file in memory:

@@ -1,7 +1,7 @@
 """Sanic on its own server, with a blocking engine in a thread pool.
 
-Sanic is neither WSGI nor ASGI here: what their middlewares do for the other servers stands in
-`Counting`, `refuse` and `exposition`.
+Sanic is neither WSGI nor ASGI here: `Counting`, `refuse` and `exposition` replace the middleware of
+the other servers.
 """
 
 import sys
@@ -18,9 +18,9 @@ from servers.sanic.counting import Counting
 from servers.sanic.errors import failed, http_error, refuse, refused
 
 app = Counting("serveoff")
-# what is too long for us is read and then refused, so that the client sees why
+# Sanic reads bodies beyond our limit before we refuse them, so the client sees the reason
 app.config.REQUEST_MAX_SIZE = 4 * api.MAX_BODY_BYTES
-app.config.RESPONSE_TIMEOUT = 3600  # an answer may have to wait for its turn
+app.config.RESPONSE_TIMEOUT = 3600  # a request may wait long for its turn
 app.config.GRACEFUL_SHUTDOWN_TIMEOUT = 10
 app.config.FALLBACK_ERROR_FORMAT = "json"
 app.blueprint(completions)
@@ -56,7 +56,7 @@ async def models(request: Request) -> HTTPResponse:
     return json(api.models_body(request.app.ctx.engine.model))
 
 
-# `sanic` has no option for the backlog; Sanic's manager would end a worker that has not begun after
-# 30 s
+# The `sanic` command has no option for the backlog, and its manager would stop a worker that has
+# not started within 30 s.
 if __name__ == "__main__":
     app.run(host=sys.argv[1], port=int(sys.argv[2]), single_process=True, backlog=2048, motd=False)

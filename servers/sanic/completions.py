@@ -1,4 +1,4 @@
-"""The two paths that generate: a handler sends each token itself.
+"""The two completion paths: the handler sends each token itself.
 
 The pool's thread hands each token to the event loop with `call_soon_threadsafe`.
 """
@@ -21,15 +21,15 @@ pool = ThreadPoolExecutor(max_workers=40)  # as in fastapi_threadpool
 
 @completions.post(api.COMPLETIONS)
 async def complete(request: Request) -> HTTPResponse | None:
-    return await answer(request, api.parse_request(api.CompletionRequest, request.body))
+    return await respond(request, api.parse_request(api.CompletionRequest, request.body))
 
 
 @completions.post(api.CHAT_COMPLETIONS)
 async def chat(request: Request) -> HTTPResponse | None:
-    return await answer(request, api.parse_request(api.ChatCompletionRequest, request.body))
+    return await respond(request, api.parse_request(api.ChatCompletionRequest, request.body))
 
 
-async def answer(request: Request, wanted: api.Request) -> HTTPResponse | None:
+async def respond(request: Request, wanted: api.Request) -> HTTPResponse | None:
     engine, loop, gone = request.app.ctx.engine, asyncio.get_running_loop(), threading.Event()
     job = engine.prepare(wanted)
     reply = CompletionResponse(wanted, engine.model)
@@ -60,5 +60,5 @@ async def answer(request: Request, wanted: api.Request) -> HTTPResponse | None:
         if isinstance(item, BaseException):
             error_logger.error("generation failed", exc_info=item)
         return None
-    finally:  # Sanic cancels the handler when the client has gone
+    finally:  # Sanic cancels the handler when the client disconnects
         gone.set()

@@ -1,5 +1,5 @@
-"""Sanic that counts its requests, as a middleware of `servers/contract/metrics.py` does below WSGI
-and ASGI frameworks.
+"""A Sanic app that counts its requests, as `servers/contract/metrics_middleware.py` does for WSGI
+and ASGI.
 """
 
 from types import SimpleNamespace
@@ -11,8 +11,8 @@ from servers.contract import metrics
 
 
 class Counting(Sanic[Config, SimpleNamespace]):
-    """None of Sanic's signals follows the last byte of an answer, or comes when its client has
-    gone.
+    """Counts in `handle_request`, because Sanic has no signal after the last byte of a response or
+    for a client that disconnects.
     """
 
     async def handle_request(self, request: Request) -> None:
@@ -21,6 +21,6 @@ class Counting(Sanic[Config, SimpleNamespace]):
             await super().handle_request(request)
         finally:
             if counted:
-                answered: Any = request.stream
-                counted.status = answered.response.status if answered.response else counted.status
+                stream: Any = request.stream
+                counted.status = stream.response.status if stream.response else counted.status
                 counted.end()

@@ -1,4 +1,4 @@
-"""The key and the length that a request needs, and errors as OpenAI words them."""
+"""Refuses requests by key, length and load, and renders errors in OpenAI's envelope."""
 
 from sanic import HTTPResponse, Request, json
 from sanic.exceptions import SanicException

@@ -1,4 +1,4 @@
-"""Starlette with an async engine in the same process; sockets and HTTP are Granian's, in Rust
+"""Starlette with an async engine in the same process; Granian handles sockets and HTTP in Rust
 threads beside the event loop.
 """
 
@@ -37,14 +37,15 @@ async def models(request: Request) -> Response:
 
 
 async def completions(request: Request) -> Response:
-    return await answer(request, api.parse_request(api.CompletionRequest, await request.body()))
+    return await respond(request, api.parse_request(api.CompletionRequest, await request.body()))
 
 
 async def chat_completions(request: Request) -> Response:
-    return await answer(request, api.parse_request(api.ChatCompletionRequest, await request.body()))
+    wanted = api.parse_request(api.ChatCompletionRequest, await request.body())
+    return await respond(request, wanted)
 
 
-async def answer(request: Request, wanted: api.Request) -> Response:
+async def respond(request: Request, wanted: api.Request) -> Response:
     engine = request.app.state.engine
     job = engine.prepare(wanted)
     reply = CompletionResponse(wanted, engine.model)
@@ -81,13 +82,13 @@ async def http_error(_: Request, error: HTTPException) -> Response:
 
 
 async def gone(_: Request, __: ClientDisconnect) -> Response:
-    """Before its body was complete: nobody reads this, but it is counted, and it is no failure of
-    ours.
+    """Handle a disconnect before the body was complete: no client reads this response, but the
+    metrics count it, and not as a failure of the server.
     """
-    return JSONResponse(api.error_body(400, "the body is not complete"), 400)
+    return JSONResponse(api.error_body(400, "the body is incomplete"), 400)
 
 
-async def failed(_: Request, __: Exception) -> Response:  # the log has it, and nobody else shall
+async def failed(_: Request, __: Exception) -> Response:  # the details are for the log only
     return JSONResponse(api.error_body(500, "the engine failed"), 500)
 
 

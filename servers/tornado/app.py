@@ -1,5 +1,5 @@
-"""Tornado's own server with a blocking engine in a thread pool: the application, and how it is
-started and ended.
+"""Tornado's own server with a blocking engine in a thread pool: the application, its start and its
+shutdown.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ def make_app() -> Application:
         ],
         default_handler_class=Unknown,
         websocket_max_message_size=api.MAX_BODY_BYTES,
-        # The handlers' own, which find them in their `settings`:
+        # the handlers find these in their `settings`
         engine=engines.load_blocking(),
         pool=ThreadPoolExecutor(max_workers=40),  # as many as servers/fastapi_threadpool has
     )
@@ -50,5 +50,5 @@ async def main(app: Application) -> None:
 
 
 if __name__ == "__main__":
-    # while the engine loads, Ctrl-C ends it at once: asyncio's would wait
+    # the engine loads before asyncio runs: Ctrl-C then stops it at once
     asyncio.run(main(make_app()))

@@ -1,5 +1,5 @@
-"""One handler for completions, asked by POST or, once upgraded, by a WebSocket's messages. Its
-coroutine flushes each event.
+"""One handler for completions, for a POST or the messages of a WebSocket. Its coroutine flushes
+each event.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from servers.tornado.handlers import Handler
 
 
 class CompletionsHandler(Handler, WebSocketHandler):
-    answering: "asyncio.Task[None] | None" = None
+    response: "asyncio.Task[None] | None" = None
 
     async def post(self) -> None:
         wanted = api.parse_request(self.kind, self.request.body)
@@ -42,7 +42,7 @@ class CompletionsHandler(Handler, WebSocketHandler):
     async def stream(self, job: Job, reply: CompletionResponse) -> None:
         for name, value in {"Content-Type": api.SSE_CONTENT_TYPE, **api.SSE_HEADERS}.items():
             self.set_header(name, value)
-        # else a token may wait for the client's acknowledgement
+        # otherwise a token may wait for the client's acknowledgement
         cast(HTTP1Connection, self.request.connection).stream.set_nodelay(True)
         try:
             async for item in generated(self.engine, self.pool, job, self.gone):
@@ -63,12 +63,12 @@ class CompletionsHandler(Handler, WebSocketHandler):
         self.set_nodelay(True)
 
     async def on_message(self, message: str | bytes) -> None:
-        if self.answering:
-            await asyncio.wait([self.answering])
-        # not awaited: pings and the close are read meanwhile
-        self.answering = asyncio.create_task(self.answer(message))
+        if self.response:
+            await asyncio.wait([self.response])
+        # not awaited: Tornado reads pings and the close meanwhile
+        self.response = asyncio.create_task(self.respond(message))
 
-    async def answer(self, message: str | bytes) -> None:
+    async def respond(self, message: str | bytes) -> None:
         counted = CountedRequest(self.request.path)
         try:
             async for payload in self.payloads(message):
@@ -95,5 +95,5 @@ class CompletionsHandler(Handler, WebSocketHandler):
                 logging.exception("generation failed")
             yield api.error_message(error)
 
-    def on_close(self) -> None:  # of a POST's connection, too
+    def on_close(self) -> None:  # Tornado calls it for a POST's connection as well
         self.gone.set()

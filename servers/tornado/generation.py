@@ -1,5 +1,5 @@
-"""What a blocking engine generates in a thread of a pool, as an async iterator: the thread hands
-each token to the event loop.
+"""Runs a blocking engine in a thread pool and yields its tokens as an async iterator. The thread
+hands each token to the event loop.
 """
 
 import asyncio
@@ -17,8 +17,8 @@ from servers.contract.api import ClientGone, Outcome
 async def generated(
     engine: Any, pool: ThreadPoolExecutor, job: engines.Job, gone: threading.Event
 ) -> AsyncIterator[Any]:
-    """Each token's text, then the Outcome. Ends the generation at its next token when the client
-    has gone.
+    """Yield each token's text, then the Outcome. Once `gone` is set, the generation ends at its
+    next token.
     """
     loop = IOLoop.current()
     items: asyncio.Queue[str | asyncio.Future[Outcome]] = asyncio.Queue()
@@ -30,7 +30,7 @@ async def generated(
 
     generation = loop.run_in_executor(pool, engine.generate, job, on_token)
     loop.add_future(generation, items.put_nowait)
-    # looked at even if nobody is left to ask for it
+    # retrieves the exception even if no consumer is left, which asyncio would log
     generation.add_done_callback(asyncio.Future.exception)
     while isinstance(item := await items.get(), str):
         yield item

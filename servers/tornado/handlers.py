@@ -1,4 +1,4 @@
-"""What all handlers have in common, and those that generate nothing."""
+"""The base of all handlers, and the handlers that generate nothing."""
 
 import threading
 from typing import Any
@@ -18,8 +18,8 @@ class Metrics(RequestHandler):
 
 
 class Handler(RequestHandler):
-    """What all others have in common: they are counted, ask for the key, and word errors as OpenAI
-    does.
+    """The base of all handlers except Metrics: counts requests, checks the key, and renders errors
+    in OpenAI's envelope.
     """
 
     def initialize(self, kind: Any = None) -> None:
@@ -27,7 +27,7 @@ class Handler(RequestHandler):
         self.engine, self.pool = self.settings["engine"], self.settings["pool"]
         self.gone = threading.Event()
         self.upgrading = self.request.headers.get("Upgrade", "").lower() == "websocket"
-        # a WebSocket's messages are counted, not its handshake
+        # on a WebSocket the messages count, not the handshake
         self.counted = None if self.upgrading else CountedRequest(self.request.path)
 
     def prepare(self) -> None:
@@ -48,13 +48,13 @@ class Handler(RequestHandler):
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = kwargs.get("exc_info", (None, None))[1]
-        said = (
+        shown = (
             error if isinstance(error, ContractError) else ContractError(status_code, self._reason)
         )
-        self.set_status(said.status)
-        for name, value in said.headers.items():
+        self.set_status(shown.status)
+        for name, value in shown.headers.items():
             self.set_header(name, value)
-        self.finish(said.body())
+        self.finish(shown.body())
 
 
 class Health(Handler):
@@ -70,4 +70,4 @@ class Models(Handler):
 class Unknown(Handler):
     def prepare(self) -> None:
         super().prepare()
-        raise ContractError(404, f"there is no {self.request.path}")
+        raise ContractError(404, f"there is no path {self.request.path}")

@@ -1,5 +1,5 @@
-"""Becomes vLLM's own OpenAI server, told of the engine what servers/engines/vllm.py tells it:
-nothing of ours is left running.
+"""Replaces itself by vLLM's own OpenAI server, with the engine arguments of
+servers/engines/vllm.py.
 """
 
 import os
@@ -10,7 +10,7 @@ from servers.engines.vllm_settings import ENVIRONMENT, engine_arguments, flags
 
 if __name__ == "__main__":
     host, port = sys.argv[1:]
-    # As our servers do: no log of each request, and 10 s for answers under way.
+    # As in our servers: no access log, and 10 s for responses in progress.
     server = {
         "host": host,
         "port": port,

@@ -29,7 +29,7 @@ def server() -> Iterator[Scripted]:
 
 @pytest.fixture
 def marked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    """What this test starts is recognised by the bench, and must be gone at the end."""
+    """Marks the processes of this test as the bench's; all of them must end with the test."""
     monkeypatch.setenv(MARK, bench.mark)
     monkeypatch.setenv("TMPDIR", str(bench.temporary))
     yield bench

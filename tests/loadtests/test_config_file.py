@@ -1,4 +1,4 @@
-"""Config files: what a file means, what is wrong with one, and a campaign and a gate that read one.
+"""Config files: their meaning, their errors, and a campaign and a gate that read one.
 
 Each error is one sentence that names the file.
 """
@@ -15,7 +15,7 @@ from loadtests.errors import UsageError
 from tests.helpers.campaign_process import QUICK, Bench, is_complete
 from tests.helpers.config_files import parse_file, run_plan, values_of
 
-# --- what a file means
+# --- the meaning of a file
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_the_recorded_command_needs_no_file(tmp_path: Path) -> None:
     assert parse_arguments(["--users", "4"]).command == ["--users", "4"]
 
 
-# --- what is wrong with it
+# --- errors
 
 BAD = [
     ("user = 4", "there is no option 'user'; did you mean 'users'?"),
@@ -99,7 +99,7 @@ BAD = [
     ('report = "none,page"', "report: invalid choice: 'none,page'"),
     ('listen = "0.0.0.0:1"', "listen: '0.0.0.0:1' is not ADDRESS:PORT"),
     ("web-port = 99999", "web-port: '99999' is not a port"),
-    ('model = "a\\u0000b"', "model has the character U+0000 in it: remove that"),
+    ('model = "a\\u0000b"', "model contains the character U+0000: remove it"),
     ("users = 4\nusers = 5", "is not TOML ("),
     ("--users 4", "is not TOML ("),
     ("users = " + "[" * 5000, "is not TOML ("),
@@ -110,13 +110,13 @@ BAD = [
 
 
 @pytest.mark.parametrize(("text", "sentence"), BAD, ids=[str(text)[:40] for text, _ in BAD])
-def test_what_is_wrong_with_a_file_is_one_sentence(
+def test_an_error_in_a_file_is_one_sentence(
     tmp_path: Path, text: str | bytes, sentence: str
 ) -> None:
     with pytest.raises(UsageError) as error:
         parse_file(tmp_path, text)
-    said = str(error.value)
-    assert said.startswith(str(tmp_path / "bench.toml")) and sentence in said and "\n" not in said
+    text = str(error.value)
+    assert text.startswith(str(tmp_path / "bench.toml")) and sentence in text and "\n" not in text
 
 
 def test_a_value_that_the_command_line_overrides_is_checked(tmp_path: Path) -> None:
@@ -132,18 +132,18 @@ def test_a_value_that_the_command_line_overrides_is_checked(tmp_path: Path) -> N
             "none.toml cannot be read: No such file or directory: give --config a TOML file",
         ),
         (["--config", "tmp"], "tmp cannot be read: Is a directory"),
-        (["--config"], "--config names no file: give one"),
+        (["--config"], "--config needs a file: give one"),
         (["--config", "mine.toml", "--config", "mine.toml"], "--config is given 2 times"),
         (["--config", "mine.toml"], "mine.toml: there is no option 'quick'"),
     ],
 )
-def test_a_file_that_is_none(bench: Bench, arguments: list[str], sentence: str) -> None:
+def test_an_unusable_file(bench: Bench, arguments: list[str], sentence: str) -> None:
     bench.refuses(sentence, *arguments, "--out", "not_to_be")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has this file")
 def test_a_file_that_cannot_be_read() -> None:
-    """Not by root either: nothing is mapped at the address that its first byte stands for."""
+    """Not even root can read it: nothing is mapped at address 0."""
     with pytest.raises(UsageError, match="/proc/self/mem cannot be read: Input/output error: give"):
         parse_arguments(["--config", "/proc/self/mem"])
 
@@ -159,7 +159,7 @@ def test_a_file_that_cannot_be_read() -> None:
         ('scenarios-file = "no.toml"', "No such file or directory (scenarios-file is set in"),
         (
             'servers = "flask_gunicorn"\nengines = "vllm"\nseed = 1',
-            "it has hf, simulated (servers and engines are set in bench.toml)",
+            "choose from hf, simulated (servers and engines are set in bench.toml)",
         ),
         ("rate = 4", "--scenarios steady (rate is set in bench.toml)"),
         ('trace = "no.csv"\nscenarios = "replay"', "(trace is set in bench.toml)"),
@@ -173,7 +173,7 @@ def test_a_value_that_is_refused_later_is_located(bench: Bench, text: str, sente
     assert done.stderr.count("\n") == 1
 
 
-def test_an_error_of_the_command_line_is_not_laid_on_the_file(bench: Bench) -> None:
+def test_an_error_of_the_command_line_does_not_name_the_file(bench: Bench) -> None:
     (bench.folder / "bench.toml").write_text('users = [1, 16]\nmodel = "small"\n')
     done = run_plan(bench, "--config", "bench.toml", "--servers", "nope")
     assert "there is no server 'nope'" in done.stderr and "bench.toml" not in done.stderr
@@ -187,7 +187,7 @@ def test_a_campaign_from_a_file_is_recorded_as_if_typed(bench: Bench) -> None:
         'servers = ["flask_gunicorn"]\nduration = 1\ncalibration = false\nseed = 2\n'
     )
     command = ("--config", "bench.toml", *QUICK, "--seed", "3", "--out", "from_file")
-    for _ in range(2):  # the second time there is nothing left to do
+    for _ in range(2):  # the second run has nothing to do
         done = bench.run(*command)
         assert is_complete(done.returncode, done.stdout + done.stderr), done.stdout + done.stderr
     file = json.loads((bench.folder / "from_file" / "campaign.json").read_text())

@@ -1,4 +1,4 @@
-"""Which extras a command needs: those of its servers, engines and upstreams, and not more."""
+"""A command needs only the extras of its servers, engines and upstreams."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from servers.runtime import catalog
 from servers.runtime.catalog import ROOT
 
 URL = "http://127.0.0.1:9"
-VLLM = "vllm-cpu vllm-gpu"  # the noxfile takes the one for the machine
+VLLM = "vllm-cpu vllm-gpu"  # the noxfile picks the one for this machine
 
 
 def print_extras(*command: str) -> list[str]:
@@ -81,7 +81,7 @@ def test_a_gate(command: str, needed: str) -> None:
 
 
 def test_a_gate_of_folders(tmp_path: Path) -> None:
-    """A folder of the user's own names extras of ours."""
+    """A user's own folder may need our extras."""
     (tmp_path / "server.toml").write_text(
         'summary = "mine"\ncommand = ["x", "{port}"]\nengines = ["simulated"]\nextras = ["sanic"]\n'
     )
@@ -99,11 +99,11 @@ def test_the_load_generator_s_accuracy() -> None:
     assert extras.list_extras("loadtests.accuracy", ["start_up"]) == {"fastapi"}
 
 
-def test_an_environment_of_its_own_needs_no_framework_of_ours() -> None:
+def test_a_server_with_its_own_environment_needs_none_of_our_frameworks() -> None:
     there = catalog.Checkout(ROOT, Path("programs"))
     server = catalog.find_server("flask_gunicorn", there)
     assert server.needed_extras("simulated") == set()
-    assert server.needed_extras("hf") == {"hf"}, "the model is made in ours"
+    assert server.needed_extras("hf") == {"hf"}, "our environment makes the model"
 
 
 def test_the_command_prints_them() -> None:
@@ -123,5 +123,5 @@ def test_the_command_prints_them() -> None:
         "loadtests.claims no-such-campaign",
     ],
 )
-def test_what_the_command_itself_explains_or_refuses_needs_nothing(command: str) -> None:
+def test_a_command_that_only_prints_or_refuses_needs_nothing(command: str) -> None:
     assert print_extras(*command.split()) == []

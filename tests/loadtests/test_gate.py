@@ -1,5 +1,5 @@
-"""Whole gates as child processes: two folders, two commands, two URLs, two revisions; and what they
-refuse.
+"""Whole gates as child processes: two folders, two commands, two URLs, two revisions; and refused
+commands.
 """
 
 import dataclasses
@@ -19,8 +19,7 @@ from servers.runtime import catalog
 from tests.helpers.campaign_process import PATIENCE_S, Bench, call_command, runs
 
 SYSTEM = GatedSystem("alpha", "simulated", "quick", 3, None, 2.0, {})
-# A whole gate has fifteen cases of several seconds; these end after the first repetition, which is
-# inconclusive.
+# A whole gate has fifteen cases of several seconds; these end inconclusive after one repetition.
 SHORT = ("--scenarios-file", "mine.toml", "--scenarios", "quick", "--max-minutes", "0.01")
 
 
@@ -43,7 +42,7 @@ def verdict(bench: Bench, out: str) -> dict[str, Any]:
 # --- order
 
 
-def test_head_stands_between_two_runs_of_base_which_change_places() -> None:
+def test_head_runs_between_two_runs_of_base_which_swap_places() -> None:
     first, second = (repetition_of([SYSTEM], n, 10, seed=1) for n in (1, 2))
     assert [case.side for case in first] in (
         ["base", "head", "control"],
@@ -59,7 +58,7 @@ def test_head_stands_between_two_runs_of_base_which_change_places() -> None:
     }
 
 
-def test_systems_take_turns_and_change_places() -> None:
+def test_the_order_of_systems_is_reversed_each_time() -> None:
     systems = [SYSTEM, dataclasses.replace(SYSTEM, server="beta")]
     first, second = ([case.server for case in repetition_of(systems, n, 0, 1)] for n in (1, 2))
     assert first == second[::-1] and first in (
@@ -68,7 +67,7 @@ def test_systems_take_turns_and_change_places() -> None:
     )
 
 
-def test_rounds_go_on_until_the_analysis_has_enough_or_time_is_over(
+def test_rounds_continue_until_the_analysis_or_the_time_limit_ends_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Silent:
@@ -96,7 +95,7 @@ def test_rounds_go_on_until_the_analysis_has_enough_or_time_is_over(
     ("arguments", "sentence"),
     [
         ([], "give one of --base, --base-server, --campaigns, --baseline, --record"),
-        (["--base", "main", "--baseline", "x"], "and not --base and --baseline"),
+        (["--base", "main", "--baseline", "x"], ", not --base and --baseline"),
         (["--base-server", "x"], "--base-server and --head-server go together"),
         (["--head", "main", "--baseline", "x"], "--head goes with --base"),
         (
@@ -107,11 +106,11 @@ def test_rounds_go_on_until_the_analysis_has_enough_or_time_is_over(
         (["--base", "no-such-revision"], "git knows no revision 'no-such-revision'"),
         (["--base", "HEAD", "--servers", "zzz"], "there is no server 'zzz'"),
         (["--base", "HEAD", "--metrics", "speed"], "'speed' is not one of"),
-        (["--base", "HEAD", "--repeat", "2"], "--repeat does not go with a gate"),
+        (["--base", "HEAD", "--repeat", "2"], "--repeat cannot be used with a gate"),
         (["--base", "HEAD", "--max-minutes", "0"], "is not a number of minutes above 0"),
         (
             ["--base-server", "python app.py", "--head-server", "http://127.0.0.1:1"],
-            "it must have {port} where the port goes",
+            "a command needs {port} in place of its port",
         ),
         (
             ["--base-server", "serve {port} {no}", "--head-server", "http://127.0.0.1:1"],
@@ -128,7 +127,7 @@ def test_rounds_go_on_until_the_analysis_has_enough_or_time_is_over(
         ),
     ],
 )
-def test_what_cannot_be_gated_is_refused_in_one_sentence(
+def test_a_wrong_command_is_refused_in_one_sentence(
     bench: Bench,
     arguments: list[str],
     sentence: str,
@@ -148,9 +147,7 @@ def test_what_cannot_be_gated_is_refused_in_one_sentence(
 
 
 def mine(folder: Path, summary: str) -> Path:
-    """A server of the user's own, which is one of ours: what runs in its folder finds the
-    repository by PYTHONPATH.
-    """
+    """Makes a user's own server from one of ours; it finds the repository by PYTHONPATH."""
     folder.mkdir()
     text = (catalog.FOLDER / "fastapi_threadpool" / "server.toml").read_text()
     (folder / "server.toml").write_text(text.replace("FastAPI on Uvicorn", summary, 1))
@@ -182,13 +179,10 @@ def test_two_folders(bench: Bench) -> None:
         "summary"
     ].startswith("the new one")
     assert found["control"]["summary"] == found["base"]["summary"]
-    said = verdict(bench, "folders")
-    assert (
-        said["systems"][0]["name"] == "own (simulated), quick, 3 users"
-        and said["systems"][0]["faults"] == []
-    )
+    [system] = verdict(bench, "folders")["systems"]
+    assert system["name"] == "own (simulated), quick, 3 users" and system["faults"] == []
     # on a busy machine the repetition may have been set aside
-    why = said["systems"][0]["metrics"][0]["why"]
+    why = system["metrics"][0]["why"]
     assert "repetitions count, and 5 are needed" in why and why[0] in "01"
     assert bench.left_over() == []
 
@@ -207,7 +201,7 @@ def test_a_command_that_does_not_start_is_invalid(bench: Bench) -> None:
     done = gate(bench, "--base-server", bad, "--head-server", bad, *SHORT, "--out", "bad")
     assert (
         done.returncode == 2
-        and "ended at its start with exit code 7" in done.stderr
+        and "ended during its start with exit code 7" in done.stderr
         and "no such model" in done.stderr
     )
 

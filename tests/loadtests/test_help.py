@@ -1,4 +1,4 @@
-"""--help: as wide as a terminal, in groups whose examples are right."""
+"""--help fits a terminal, and the examples of its groups are correct."""
 
 import re
 import shlex
@@ -11,6 +11,7 @@ from loadtests.cli import parse_arguments
 from loadtests.gate import make_gate_parser
 from loadtests.option_types import MOST_COLUMNS
 from loadtests.options import make_parser
+from servers.engines.simulated import TimeModel
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -22,7 +23,14 @@ def test_help_is_narrow(parser: Any, columns: int, monkeypatch: pytest.MonkeyPat
     assert "\noptions:" not in text, "each option is in a group"
 
 
-def test_every_group_has_an_example_that_is_understood(tmp_path: Path) -> None:
+def test_the_default_times_are_those_of_the_simulated_engine() -> None:
+    [text] = [action.help for action in make_parser()._actions if action.dest == "simulated"]
+    times = TimeModel()
+    default = f"prefill_ms={times.prefill_ms:g},step_ms={times.step_ms:g}"
+    assert f"(default: {default},max_batch={times.max_batch})" in (text or "")
+
+
+def test_every_group_has_an_example_that_parses(tmp_path: Path) -> None:
     for group in make_parser()._action_groups:
         if group._group_actions:
             examples = re.findall(r"nox -s bench -- ([^#>\n]+)", group.description or "")

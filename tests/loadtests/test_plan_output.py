@@ -38,7 +38,7 @@ def joined(values: st.SearchStrategy[Any]) -> st.SearchStrategy[str]:
     return st.lists(values, min_size=1).map(lambda parts: ",".join(map(str, parts)))
 
 
-# What may be typed after each option; False and True without a value.
+# Possible values of each option; a bool stands for a switch.
 TYPED: dict[str, st.SearchStrategy[Any]] = {
     "servers": joined(NAME),
     "engines": joined(NAME),
@@ -101,18 +101,18 @@ WITHOUT_DEFAULT = {"--base", "--base-server", "--head-server", "--baseline"} | N
 
 
 @pytest.mark.parametrize("make", [make_parser, make_gate_parser])
-def test_every_option_is_in_the_file_or_left_out_on_purpose(make: Any) -> None:
+def test_every_option_is_in_the_file_or_deliberately_left_out(make: Any) -> None:
     parser = make()
     text = config_file.format_plan(
         config_file.list_settings(parser, parser.parse_args([])), {}, "Cases", [], {}
     )
-    said = re.findall(r"^(?:# )?([\w-]+) (?:=|is not set)", text, re.MULTILINE)
+    keys = re.findall(r"^(?:# )?([\w-]+) (?:=|is not set)", text, re.MULTILINE)
     names = {action.option_strings[0] for action in parser._actions}
-    assert sorted(f"--{name}" for name in said) == sorted(names - NOT_IN_A_FILE)
+    assert sorted(f"--{key}" for key in keys) == sorted(names - NOT_IN_A_FILE)
 
 
 @pytest.mark.parametrize("make", [make_parser, make_gate_parser])
-def test_every_option_says_its_default(make: Any) -> None:
+def test_the_help_of_every_option_has_its_default(make: Any) -> None:
     for action in make()._actions:
         name = action.option_strings[0]
         assert name in WITHOUT_DEFAULT - {"--config"} or "(default: " in action.help, name
@@ -135,7 +135,7 @@ def test_a_name_that_is_not_utf8_is_refused() -> None:
         format_file(parse_arguments(["--trace", name]))
 
 
-# not revisions: those whose requirements are others would be installed
+# not revisions, whose own requirements might have to be installed
 SIDES = "--base-server 'HF_TOKEN=s3cret old {port}' --head-server 'new {port}'"
 
 
@@ -162,7 +162,7 @@ def test_the_plan_of_a_saved_plan_is_the_same(
     module: str,
     command: str,
 ) -> None:
-    """In this process, since there are many; those below start one."""
+    """Runs in this process, because there are many cases; the tests below start one."""
     monkeypatch.chdir(bench.folder)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     run = {"loadtests": run_bench, "loadtests.gate": run_gate}[module]
@@ -178,7 +178,7 @@ def test_the_plan_of_a_saved_plan_is_the_same(
 def test_the_defaults_of_a_gpu_are_filled_in(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether or not what the servers need is installed: a plan is made before that."""
+    """Even without the packages of the servers, which are installed after the plan."""
     driver = compile_driver(tmp_path, ONE_CARD)
     monkeypatch.setitem(bench.environment, "LD_LIBRARY_PATH", driver)
     values = tomllib.loads(run_plan(bench, "--servers", "vllm_openai,fastapi_vllm").stdout)
@@ -187,8 +187,8 @@ def test_the_defaults_of_a_gpu_are_filled_in(
     assert simulated["model"] == "small"
 
 
-def test_a_plan_may_be_read_in_part(bench: Bench) -> None:
-    """As by `| head -1`."""
+def test_a_reader_may_close_the_pipe_early(bench: Bench) -> None:
+    """As `| head -1` does."""
     with subprocess.Popen(
         [sys.executable, "-m", "loadtests", "--repeat", "2000", "--plan"],
         cwd=bench.folder,

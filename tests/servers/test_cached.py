@@ -1,6 +1,4 @@
-"""What only a cache of answers does: the same again is not generated again, and but for the time
-that it takes nobody can tell.
-"""
+"""The response cache: a repeated request is not computed again, and only its time shows that."""
 
 import http.client
 import json
@@ -29,7 +27,7 @@ NAMES = ("fastapi_cached", "fastapi_cached_redis")
 def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningServer]:
-    """For tests whose prompts are their own."""
+    """A server for tests that each use their own prompts."""
     with start(request.param, "simulated", tmp_path_factory.mktemp(request.param)) as running:
         yield running
 
@@ -37,10 +35,10 @@ def server(
 def asked(
     server: RunningServer, body: dict[str, Any], path: str = api.COMPLETIONS
 ) -> tuple[str, Any]:
-    """What the cache had to say, and the answer."""
+    """Send a request; return what the cache counted, and the response."""
     before = counters(server.base_url)
-    status, said = ask(server.base_url, path, body)
-    assert status == 200, said
+    status, reply = ask(server.base_url, path, body)
+    assert status == 200, reply
     after = counters(server.base_url)
     return (
         " ".join(
@@ -48,15 +46,17 @@ def asked(
             for what in ("hits", "misses", "errors")
             if after[name := f"serveoff_cache_{what}_total"] > before[name]
         ),
-        said,
+        reply,
     )
 
 
-def same(said: Any) -> Any:
-    """Of a plain answer, or of each event of a streamed one: all but what is the request's own."""
-    if isinstance(said, str):
-        return [same(json.loads(event.removeprefix("data: "))) for event in said.split("\n\n")[:-2]]
-    return {key: value for key, value in said.items() if key not in ("id", "created", "timings")}
+def same(reply: Any) -> Any:
+    """Return a plain response, or each event of a stream, without what belongs to the request."""
+    if isinstance(reply, str):
+        return [
+            same(json.loads(event.removeprefix("data: "))) for event in reply.split("\n\n")[:-2]
+        ]
+    return {key: value for key, value in reply.items() if key not in ("id", "created", "timings")}
 
 
 def streamed(body: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def bodies(prompt: str, **more: Any) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("path", [api.COMPLETIONS, api.CHAT_COMPLETIONS])
 @pytest.mark.parametrize("more", [{}, {"stop": ["baca"], "max_tokens": 50}], ids=["length", "stop"])
-def test_a_hit_is_the_same_answer(server: RunningServer, path: str, more: dict[str, Any]) -> None:
+def test_a_hit_is_the_same_response(server: RunningServer, path: str, more: dict[str, Any]) -> None:
     first, second = (bodies(prompt, **more)[path] for prompt in ("first baba", "second baba"))
     how, plain = asked(server, first, path)
     again, replayed = asked(server, first, path)
@@ -84,7 +84,7 @@ def test_a_hit_is_the_same_answer(server: RunningServer, path: str, more: dict[s
         and replayed["id"] != plain["id"]
     )
     assert set(replayed["timings"].values()) == {0.0} and plain["timings"]["predicted_ms"] > 0, (
-        "no engine has worked on it"
+        "a hit takes no time in the engine"
     )
     how, stream = asked(server, streamed(second), path)
     again, replay = asked(server, streamed(second), path)
@@ -93,14 +93,14 @@ def test_a_hit_is_the_same_answer(server: RunningServer, path: str, more: dict[s
         and same(replay) == same(stream)
         and replay.endswith("data: [DONE]\n\n")
     )
-    assert len(same(stream)) >= 5 + 2, "one event a token, the end, usage"
-    # the other way than it was kept
-    for body, said in ((streamed(first), same(stream)), (second, same(plain))):
+    assert len(same(stream)) >= 5 + 2, "one event per token, the end, usage"
+    # streamed if it was cached plain, and vice versa
+    for body, reply in ((streamed(first), same(stream)), (second, same(plain))):
         how, replay = asked(server, body, path)
-        assert how == "hits" and same(replay) == said
+        assert how == "hits" and same(replay) == reply
 
 
-def test_whatever_may_change_the_answer_is_asked_of_the_engine(server: RunningServer) -> None:
+def test_any_change_that_may_change_the_response_is_a_miss(server: RunningServer) -> None:
     body = wanted(prompt="changed baba")
     assert asked(server, body)[0] == "misses"
     others: list[dict[str, Any]] = [
@@ -120,24 +120,24 @@ def test_whatever_may_change_the_answer_is_asked_of_the_engine(server: RunningSe
         assert asked(server, body | same_to_the_engine)[0] == "hits", same_to_the_engine
 
 
-def test_what_may_be_another_answer_each_time_is_not_kept(server: RunningServer) -> None:
+def test_a_sampled_response_without_a_seed_is_not_cached(server: RunningServer) -> None:
     for _ in range(2):
-        how, said = asked(server, wanted(prompt="sampled baba", temperature=0.7))
-        assert how == "" and said["choices"][0]["text"] == oracle.continuation("baba", 5)
+        how, reply = asked(server, wanted(prompt="sampled baba", temperature=0.7))
+        assert how == "" and reply["choices"][0]["text"] == oracle.continuation("baba", 5)
 
 
-def test_a_refusal_is_not_kept(server: RunningServer) -> None:
+def test_a_refusal_is_not_cached(server: RunningServer) -> None:
     before = counters(server.base_url)
     for _ in range(2):
-        status, said = ask(
+        status, reply = ask(
             server.base_url, api.COMPLETIONS, wanted(prompt="refused", max_tokens=10**7)
         )
-        assert status == 400 and said["error"]["code"] == "context_length_exceeded"
+        assert status == 400 and reply["error"]["code"] == "context_length_exceeded"
     after = counters(server.base_url)
     assert not [name for name, value in after.items() if "cache" in name and value != before[name]]
 
 
-def test_tokens_of_a_hit_are_counted_too(server: RunningServer) -> None:
+def test_tokens_of_a_hit_are_counted(server: RunningServer) -> None:
     before = counters(server.base_url)["serveoff_tokens_total"]
     assert [
         asked(server, wanted(prompt="counted baba", stream=stream))[0]
@@ -147,8 +147,8 @@ def test_tokens_of_a_hit_are_counted_too(server: RunningServer) -> None:
 
 
 @contextmanager
-def under_way(server: RunningServer, body: dict[str, Any]) -> Iterator[http.client.HTTPResponse]:
-    """A stream whose first token has come; its client goes at the end."""
+def in_progress(server: RunningServer, body: dict[str, Any]) -> Iterator[http.client.HTTPResponse]:
+    """A stream whose first token has arrived; its client disconnects at the end."""
     connection = http.client.HTTPConnection(server.base_url.removeprefix("http://"), timeout=60)
     try:
         connection.request(
@@ -164,32 +164,32 @@ def under_way(server: RunningServer, body: dict[str, Any]) -> Iterator[http.clie
         connection.close()
 
 
-def test_an_answer_that_nobody_waited_for_is_not_kept(server: RunningServer) -> None:
-    body = wanted(prompt="vanished baba", max_tokens=600)  # some 2 s
-    with under_way(server, body):
+def test_a_response_to_a_vanished_client_is_not_cached(server: RunningServer) -> None:
+    body = wanted(prompt="vanished baba", max_tokens=600)  # about 2 s
+    with in_progress(server, body):
         pass
     deadline = time.monotonic() + 20
     while counters(server.base_url)["serveoff_requests_running"]:
         assert time.monotonic() < deadline, "its slot is not free again"
         time.sleep(0.05)
-    how, said = asked(server, body)
-    assert how == "misses" and said["choices"][0]["text"] == oracle.continuation("baba", 600)
+    how, reply = asked(server, body)
+    assert how == "misses" and reply["choices"][0]["text"] == oracle.continuation("baba", 600)
 
 
-def test_of_two_at_once_both_are_generated(server: RunningServer) -> None:
+def test_two_equal_requests_at_once_are_both_computed(server: RunningServer) -> None:
     body = wanted(prompt="twice baba", max_tokens=600)
-    with under_way(server, body) as response:
-        how, said = asked(server, body)
+    with in_progress(server, body) as response:
+        how, reply = asked(server, body)
         first = "".join(
             chunks.read_chunk(line.removeprefix(b"data: ")).text
             for line in response
             if b"choices" in line
         )
-    assert how == "misses" and said["choices"][0]["text"].endswith(first) and len(first) > 100
+    assert how == "misses" and reply["choices"][0]["text"].endswith(first) and len(first) > 100
     assert asked(server, body)[0] == "hits"
 
 
-def test_what_is_replayed_keeps_the_contract(server: RunningServer) -> None:
+def test_cached_responses_meet_the_contract(server: RunningServer) -> None:
     checks = (
         conformance_checks.plain_answers,
         conformance_checks.max_tokens,
@@ -199,9 +199,7 @@ def test_what_is_replayed_keeps_the_contract(server: RunningServer) -> None:
         conformance_checks.first_chunk,
     )
     hits = []
-    for _ in range(
-        2
-    ):  # whose prompts are the same, but for those of what a busy machine asks again
+    for _ in range(2):  # with the same prompts, except for retries on a busy machine
         before = counters(server.base_url)["serveoff_cache_hits_total"]
         found = conformance.verify_server(server.base_url, checks=checks)
         assert all(check.ok for check in found), found
@@ -209,10 +207,10 @@ def test_what_is_replayed_keeps_the_contract(server: RunningServer) -> None:
     assert hits[0] == 0 and hits[1] >= 7
 
 
-# --- bounds, and a Redis that is gone
+# --- limits, and a failing Redis
 
 
-def test_a_full_cache_drops_what_was_not_asked_for_longest(
+def test_a_full_cache_evicts_the_least_recently_used_response(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SERVEOFF_CACHE_ENTRIES", "2")
@@ -225,7 +223,7 @@ def test_a_full_cache_drops_what_was_not_asked_for_longest(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_answer_is_kept_so_long_and_no_longer(
+def test_a_cached_response_expires(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SERVEOFF_CACHE_TTL_S", "3")
@@ -235,8 +233,8 @@ def test_an_answer_is_kept_so_long_and_no_longer(
         assert [asked(running, wanted())[0] for _ in range(2)] == ["misses", "hits"]
 
 
-def test_without_its_redis_it_answers_on(tmp_path: Path) -> None:
-    """The launcher would end it: so here Redis is not one of its processes."""
+def test_without_its_redis_it_keeps_serving(tmp_path: Path) -> None:
+    """Redis is not one of its processes here, because the launcher would stop both."""
     described = catalog.find_server("fastapi_cached_redis")
     require_server(described)
 
@@ -263,24 +261,24 @@ def test_without_its_redis_it_answers_on(tmp_path: Path) -> None:
         server, "simulated", model, CoreShare(), tmp_path / "log", simulated=QUICK
     ) as running:
 
-        def answered(stream: bool = False) -> str:
-            how, said = asked(running, wanted(stream=stream))
+        def complete(stream: bool = False) -> str:
+            how, reply = asked(running, wanted(stream=stream))
             texts = [
                 choice["text"]
-                for event in (same(said) if stream else [said])
+                for event in (same(reply) if stream else [reply])
                 for choice in event["choices"]
             ]
             assert "".join(texts) == oracle.continuation("baba", 5)
             return how
 
-        assert answered() == "misses errors", "not there yet"
+        assert complete() == "misses errors", "Redis has not started"
         with redis() as process:
-            assert [answered(), answered()] == ["misses", "hits"]
+            assert [complete(), complete()] == ["misses", "hits"]
             process.send_signal(signal.SIGSTOP)
-            assert [answered(), answered(stream=True)] == ["misses errors"] * 2, "it hangs"
+            assert [complete(), complete(stream=True)] == ["misses errors"] * 2, "Redis hangs"
             process.send_signal(signal.SIGCONT)
-            assert answered(stream=True) == "hits"
-        assert [answered(), answered(stream=True)] == ["misses errors"] * 2, "killed"
+            assert complete(stream=True) == "hits"
+        assert [complete(), complete(stream=True)] == ["misses errors"] * 2, "Redis was killed"
         with redis():
-            assert [answered(), answered()] == ["misses", "hits"], "there again"
+            assert [complete(), complete()] == ["misses", "hits"], "Redis runs again"
     assert "Traceback" not in (tmp_path / "log").read_text()

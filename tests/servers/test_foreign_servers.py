@@ -1,4 +1,4 @@
-"""Every server of somebody else, started for real: with the simulated engine, and with its real
+"""Every server that is not ours, started for real: with the simulated engine, and with its real
 engine on the tiny model.
 """
 
@@ -21,7 +21,7 @@ def foreign(
         yield running
 
 
-def test_somebody_elses_server_does_what_every_one_does(foreign: RunningServer) -> None:
+def test_it_passes_the_checks_for_foreign_servers(foreign: RunningServer) -> None:
     server = SERVERS[foreign.server]
     checks = verify_server(
         foreign.base_url, model=MODEL, checks=select_checks(True, server.waives, server.transports)

@@ -1,8 +1,8 @@
-"""Whatever is sent to a server: no 5xx, no crash, nothing that stays behind, and the next good
-request is answered exactly.
+"""Random requests to each server: no 5xx, no crash, no leak, and the next good request gets the
+exact text.
 
-Requests are made by hypothesis, the same ones in every run (`derandomize`); REQUESTS of each kind
-for each server.
+hypothesis generates the same requests in every run (`derandomize`): REQUESTS of each kind for each
+server.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from tests.helpers.started_server import MODEL, OURS, ask, start, wanted
 
 pytestmark = pytest.mark.slow
 
-REQUESTS = 120  # of each of the five kinds, for each of more than twenty servers
+REQUESTS = 120  # of each of five kinds, for each of more than twenty servers
 SETTINGS = settings(
     max_examples=REQUESTS,
     deadline=None,
@@ -33,13 +33,12 @@ SETTINGS = settings(
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-ANSWERS_S = 20.0  # a bound against hanging
+PATIENCE_S = 20.0  # against hanging
 LEAKS = ("Traceback", 'File "', "site-packages", str(catalog.ROOT))
-# memory may grow by this in the second half: allocators and caches, far less than a leak for each
-# request
+# memory may grow this much in one round: allocators and caches, far less than a leak per request
 GROWTH_BYTES = 32 * 2**20
 
-# --- what is sent
+# --- requests
 
 numbers = st.one_of(
     st.integers(),
@@ -100,7 +99,7 @@ messages = st.lists(
 
 
 def encoded(value: Any) -> bytes:
-    """Lone surrogates and huge numbers as JSON may have them; NaN as some clients write it."""
+    """Encode as JSON, with lone surrogates and huge numbers, and NaN as some clients write it."""
     return json.dumps(value).encode()
 
 
@@ -109,7 +108,7 @@ def cut_and_spoiled(body: bytes, at: int, junk: bytes) -> bytes:
     return body[:at] + junk + body[at + len(junk) // 2 :]
 
 
-# --- the answers
+# --- responses
 
 
 @pytest.fixture(scope="module", params=OURS)
@@ -122,8 +121,8 @@ def server(
         yield running
 
 
-def exchange(server: RunningServer, sent: bytes, patience_s: float = ANSWERS_S) -> bytes:
-    """The answer's beginning to bytes as they are; empty if the server closed without one."""
+def exchange(server: RunningServer, sent: bytes, patience_s: float = PATIENCE_S) -> bytes:
+    """Send raw bytes; return the start of the response, empty if the server closed without one."""
     host, port = server.base_url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=patience_s) as connection:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -147,28 +146,30 @@ def request(
     )
 
 
-def is_no_failure(answer: bytes) -> bool:
-    """No answer, or one whose status is below 500; 501 and 505 say that HTTP itself has it, and
-    that this server does not.
+def is_no_failure(response: bytes) -> bool:
+    """Return whether the response is empty or its status below 500. 501 and 505 are also allowed:
+    the server does not support that part of HTTP.
     """
-    status = re.match(rb"HTTP/1\.\d (\d{3})", answer)
-    return not answer or (
+    status = re.match(rb"HTTP/1\.\d (\d{3})", response)
+    return not response or (
         status is not None and (int(status[1]) < 500 or status[1] in (b"501", b"505"))
     )
 
 
-def is_refused_or_answered(status: int, said: Any) -> bool:
-    """As the contract says it: an answer, or its envelope with a message that shows nothing of the
-    program.
+def meets_contract(status: int, reply: Any) -> bool:
+    """Return whether it is a completion, or the error envelope with a message that reveals nothing
+    of the program.
     """
     if status == 200:
         return True
-    return status in (400, 404, 413) and not any(leak in said["error"]["message"] for leak in LEAKS)
+    return status in (400, 404, 413) and not any(
+        leak in reply["error"]["message"] for leak in LEAKS
+    )
 
 
-def serves_on(server: RunningServer) -> None:
-    status, said = ask(server.base_url, api.COMPLETIONS, wanted())
-    assert status == 200 and said["choices"][0]["text"] == oracle.continuation("baba", 5)
+def check_still_serving(server: RunningServer) -> None:
+    status, reply = ask(server.base_url, api.COMPLETIONS, wanted())
+    assert status == 200 and reply["choices"][0]["text"] == oracle.continuation("baba", 5)
     assert not server.ended()
 
 
@@ -176,41 +177,41 @@ def test_any_field_may_have_any_value(server: RunningServer) -> None:
     @SETTINGS
     @given(paths, changed)
     def fuzz(path: str, fields: dict[str, Any]) -> None:
-        status, said = ask(server.base_url, path, encoded(GOOD[path] | fields))
-        assert is_refused_or_answered(status, said), (status, said)
+        status, reply = ask(server.base_url, path, encoded(GOOD[path] | fields))
+        assert meets_contract(status, reply), (status, reply)
 
     fuzz()
-    serves_on(server)
+    check_still_serving(server)
 
 
 def test_any_messages(server: RunningServer) -> None:
     @SETTINGS
     @given(messages)
-    def fuzz(said: list[dict[str, Any]]) -> None:
-        status, answer = ask(
+    def fuzz(sent: list[dict[str, Any]]) -> None:
+        status, reply = ask(
             server.base_url,
             api.CHAT_COMPLETIONS,
-            encoded(GOOD[api.CHAT_COMPLETIONS] | {"messages": said}),
+            encoded(GOOD[api.CHAT_COMPLETIONS] | {"messages": sent}),
         )
-        assert is_refused_or_answered(status, answer), (status, answer)
+        assert meets_contract(status, reply), (status, reply)
 
     fuzz()
-    serves_on(server)
+    check_still_serving(server)
 
 
 def test_any_bytes_as_a_body(server: RunningServer) -> None:
     @SETTINGS
     @given(paths, st.integers(0, 200), st.binary(max_size=20), st.booleans())
     def fuzz(path: str, at: int, junk: bytes, whole: bool) -> None:
-        status, said = ask(
+        status, reply = ask(
             server.base_url,
             path,
             junk if whole and junk else cut_and_spoiled(encoded(GOOD[path]), at, junk),
         )
-        assert is_refused_or_answered(status, said), (status, said)
+        assert meets_contract(status, reply), (status, reply)
 
     fuzz()
-    serves_on(server)
+    check_still_serving(server)
 
 
 def test_any_method_and_type(server: RunningServer) -> None:
@@ -258,7 +259,7 @@ def test_any_method_and_type(server: RunningServer) -> None:
         assert is_no_failure(exchange(server, sent)), sent
 
     fuzz()
-    serves_on(server)
+    check_still_serving(server)
 
 
 def test_any_bytes_at_all(server: RunningServer) -> None:
@@ -272,10 +273,10 @@ def test_any_bytes_at_all(server: RunningServer) -> None:
         assert is_no_failure(exchange(server, sent)), sent
 
     fuzz()
-    serves_on(server)
+    check_still_serving(server)
 
 
-# --- what is sent too much
+# --- too much of something
 
 
 @pytest.mark.parametrize(
@@ -298,18 +299,18 @@ def test_any_bytes_at_all(server: RunningServer) -> None:
     ids=lambda headers: headers[:30],
 )
 def test_headers(server: RunningServer, headers: str) -> None:
-    answer = exchange(server, request(api.COMPLETIONS, encoded(wanted()), headers=headers))
-    assert is_no_failure(answer), answer[:500]
-    serves_on(server)
+    response = exchange(server, request(api.COMPLETIONS, encoded(wanted()), headers=headers))
+    assert is_no_failure(response), response[:500]
+    check_still_serving(server)
 
 
 def test_a_body_of_ten_megabytes(server: RunningServer) -> None:
     status, _ = ask(server.base_url, api.COMPLETIONS, encoded(wanted(prompt="baba " * 2_000_000)))
     assert status == 413
-    serves_on(server)
+    check_still_serving(server)
 
 
-def test_nothing_that_is_asked_is_logged(server: RunningServer) -> None:
+def test_no_request_content_is_logged(server: RunningServer) -> None:
     for body in (
         wanted(prompt="needle baba"),
         wanted(prompt="needle", temperature=9),
@@ -334,7 +335,7 @@ def processes(server: RunningServer) -> list[psutil.Process]:
 
 
 def held(server: RunningServer) -> tuple[int, int]:
-    """(file descriptors, bytes of memory that are only theirs) of all its processes."""
+    """Return (file descriptors, bytes of private memory) of all its processes."""
     found = processes(server)
     return sum(process.num_fds() for process in found), sum(
         process.memory_full_info().uss for process in found
@@ -342,40 +343,40 @@ def held(server: RunningServer) -> tuple[int, int]:
 
 
 def settled(read: Callable[[], int], bound: int) -> int:
-    """Its value once it is within the bound, or after a while."""
+    """Return the value once it is within the bound, or after 15 s."""
     end = time.monotonic() + 15
     while (value := read()) > bound and time.monotonic() < end:
         time.sleep(0.2)
     return value
 
 
-def test_idle_connections_and_half_requests_cost_nobody_else(server: RunningServer) -> None:
-    """300 that say nothing, and 100 that stop in the middle: one that a thread or a process must
-    wait for is answered nonetheless.
+def test_idle_connections_and_partial_requests_do_not_block_others(server: RunningServer) -> None:
+    """With 300 silent connections and 100 partial requests, another request still gets its
+    response, even if a thread or process waits for each connection.
     """
     if server.server in ONE_AT_A_TIME:
-        pytest.skip("a synchronous worker waits for whom it has accepted: see its README.md")
+        pytest.skip("a synchronous worker waits for each connection it accepts: see its README.md")
     host, port = server.base_url.removeprefix("http://").split(":")
     before, _ = held(server)
     with contextlib.ExitStack() as stack:
         for number in range(400):
             connection = stack.enter_context(
-                socket.create_connection((host, int(port)), timeout=ANSWERS_S)
+                socket.create_connection((host, int(port)), timeout=PATIENCE_S)
             )
             if number >= 300:
                 connection.sendall(request(api.COMPLETIONS, encoded(wanted()))[:-10])
-        serves_on(server)
+        check_still_serving(server)
     assert settled(lambda: held(server)[0], before + 10) <= before + 10
-    serves_on(server)
+    check_still_serving(server)
 
 
 ONE_AT_A_TIME = ("flask_gunicorn",)
 
 
 def test_nothing_grows(server: RunningServer) -> None:
-    """Bad requests of every kind, and then half as many again, of which nothing is kept.
+    """After bad requests of every kind, further ones leave nothing behind.
 
-    A heap that is collected late (V8's) grows for a while and then stands; a leak grows every time.
+    A heap that is collected late (V8's) grows for a while and then stops; a leak grows every time.
     """
 
     def bad(times: int) -> None:

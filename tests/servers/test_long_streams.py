@@ -1,4 +1,4 @@
-"""Streams that outlast the time limits of frameworks, of all servers of ours side by side, since
+"""Streams that outlast the time limits of frameworks. All of our servers run side by side, since
 they only wait.
 """
 
@@ -14,8 +14,8 @@ pytestmark = pytest.mark.slow
 
 
 def stream_long(name: str, folder: Path) -> None:
-    """Of 66 s, since frameworks end a response after 30 or 60 s by default, and SIGTERM comes 8 s
-    before its end, which is twice the grace that several give.
+    """Stream for 66 s, because frameworks end a response after 30 or 60 s by default. SIGTERM is
+    sent 8 s before the end, twice the grace period of several frameworks.
     """
     with start(name, "simulated", folder, step_ms=100) as running:
         stream_with_sigterm(running, tokens=660, at_token=580)
@@ -25,7 +25,7 @@ def stream_long(name: str, folder: Path) -> None:
 def streams(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Future[None]]]:
-    """Of the servers that were chosen (`pytest -k`), begun together."""
+    """The streams of the chosen servers (`pytest -k`), started together."""
     names = [
         item.callspec.params["name"]
         for item in request.session.items

@@ -1,4 +1,4 @@
-"""The options of servers that have some, each started for real with the simulated engine."""
+"""The options of servers, each started for real with the simulated engine."""
 
 import json
 import time
@@ -17,7 +17,7 @@ from tests.helpers.started_server import MODEL, OURS, SERVERS, ask, start, wante
     "name",
     [name for name in OURS if SERVERS[name].options and "simulated" in SERVERS[name].engines],
 )
-def test_with_the_last_value_of_each_option_it_keeps_the_contract(
+def test_with_the_last_value_of_each_option_it_meets_the_contract(
     name: str, tmp_path: Path
 ) -> None:
     server = SERVERS[name]
@@ -39,7 +39,7 @@ def offering(option: str) -> list[str]:
 
 @pytest.mark.parametrize("name", offering("threads"))
 @pytest.mark.parametrize("threads", ["4", "16"])
-def test_so_many_requests_are_worked_on_as_it_has_threads(
+def test_it_runs_as_many_requests_as_it_has_threads(
     name: str, threads: str, tmp_path: Path
 ) -> None:
     def took(_: int) -> float:
@@ -54,14 +54,14 @@ def test_so_many_requests_are_worked_on_as_it_has_threads(
         ThreadPoolExecutor(24) as clients,
     ):
         times = sorted(clients.map(took, range(24)))
-    # whoever had to wait took at least twice as long
+    # a request that had to wait took at least twice as long
     at_once = sum(each < 1.6 * times[0] for each in times)
     assert at_once == int(threads), times
 
 
 @pytest.mark.parametrize("name", offering("json"))
-def test_json_is_serialised_by_the_library_that_was_chosen(name: str, tmp_path: Path) -> None:
-    said = {}
+def test_the_chosen_library_serialises_json(name: str, tmp_path: Path) -> None:
+    choices = {}
     for value in SERVERS[name].options["json"]:
         with start(name, "simulated", tmp_path, options={"json": value}) as running:
             _, text = ask(
@@ -76,16 +76,16 @@ def test_json_is_serialised_by_the_library_that_was_chosen(name: str, tmp_path: 
                 },
             )
         chunks = [event.removeprefix("data: ") for event in text.split("\n\n")[:-2]]
-        said[value] = [json.loads(chunk)["choices"] for chunk in chunks]
+        choices[value] = [json.loads(chunk)["choices"] for chunk in chunks]
         compact = [
             chunk == json.dumps(json.loads(chunk), separators=(",", ":")) for chunk in chunks
         ]
         assert compact == [value == "orjson"] * 4
-    assert said["prepared"] == said["stdlib"] == said["orjson"]
+    assert choices["prepared"] == choices["stdlib"] == choices["orjson"]
 
 
 @pytest.mark.parametrize("name", offering("gzip"))
-def test_gzip_compresses_plain_answers_and_leaves_streams_alone(name: str, tmp_path: Path) -> None:
+def test_gzip_compresses_plain_responses_but_not_streams(name: str, tmp_path: Path) -> None:
     with (
         start(name, "simulated", tmp_path, options={"gzip": "on"}) as running,
         httpx.Client(base_url=running.base_url) as client,
@@ -99,10 +99,10 @@ def test_gzip_compresses_plain_answers_and_leaves_streams_alone(name: str, tmp_p
             "Content-Encoding"
             not in client.post(api.COMPLETIONS, json=wanted(max_tokens=400, stream=True)).headers
         )
-        untold = client.post(
+        identity = client.post(
             api.COMPLETIONS, json=wanted(max_tokens=400), headers={"Accept-Encoding": "identity"}
         )
         assert (
-            "Content-Encoding" not in untold.headers
-            and untold.json()["choices"] == plain.json()["choices"]
+            "Content-Encoding" not in identity.headers
+            and identity.json()["choices"] == plain.json()["choices"]
         )

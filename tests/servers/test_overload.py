@@ -1,5 +1,5 @@
-"""What each server does with more requests at once than it may have in flight: it refuses the
-others at once, and is well afterwards.
+"""Each server with more concurrent requests than it may have in flight: it refuses the excess at
+once and recovers.
 """
 
 import http.client
@@ -15,9 +15,9 @@ from tests.helpers.started_server import OURS, ask, counters_at_rest, start, wan
 
 pytestmark = pytest.mark.slow
 BOUND, AT_ONCE = 4, 24
-# the others wait in the socket's backlog, where no framework sees them
+# the excess waits in the socket's backlog, where no framework sees it
 ONE_AT_A_TIME = ("flask_gunicorn",)
-BY_CHANCE = ("fastapi_blocking",)  # how many its loop has read before an answer blocks it
+BY_CHANCE = ("fastapi_blocking",)  # it depends on how many its loop reads before it blocks
 
 
 @pytest.fixture(scope="module", params=OURS)
@@ -37,27 +37,27 @@ def server(
 
 
 def asked(server: RunningServer) -> tuple[int, str, str | None]:
-    """Status, text or the error's code, and Retry-After of a plain answer."""
+    """Return status, text or error code, and Retry-After of a plain response."""
     connection = http.client.HTTPConnection(server.base_url.removeprefix("http://"), timeout=60)
     try:
         connection.request(
             "POST", api.COMPLETIONS, json.dumps(wanted()), {"Content-Type": "application/json"}
         )
         response = connection.getresponse()
-        said = json.loads(response.read())
-        what = said["choices"][0]["text"] if response.status == 200 else said["error"]["code"]
+        reply = json.loads(response.read())
+        what = reply["choices"][0]["text"] if response.status == 200 else reply["error"]["code"]
         return response.status, what, response.getheader("Retry-After")
     finally:
         connection.close()
 
 
-def test_it_refuses_what_is_too_much_and_is_well_afterwards(server: RunningServer) -> None:
+def test_it_refuses_the_excess_and_recovers(server: RunningServer) -> None:
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        answers = list(pool.map(asked, [server] * AT_ONCE))
-    assert {answer for answer in answers if answer[0] == 200} == {
+        responses = list(pool.map(asked, [server] * AT_ONCE))
+    assert {response for response in responses if response[0] == 200} == {
         (200, oracle.continuation("baba", 5), None)
     }
-    refused = [answer for answer in answers if answer[0] != 200]
+    refused = [response for response in responses if response[0] != 200]
     assert set(refused) <= {(429, "too_many_requests", "1")}
     assert bool(refused) == (server.server not in ONE_AT_A_TIME) or server.server in BY_CHANCE
     counters_at_rest(server.base_url)

@@ -1,5 +1,5 @@
-"""Every server of ours in starts of its own, with the simulated engine: with a key, with an engine
-that fails, on SIGTERM, with several workers.
+"""Each of our servers with the simulated engine in special starts: with a key, with a failing
+engine, on SIGTERM, with several workers.
 """
 
 import contextlib
@@ -36,26 +36,26 @@ def guarded(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningServer]:
     with contextlib.ExitStack() as stack:
-        with pytest.MonkeyPatch.context() as environment:  # of this server, and of no other
+        with pytest.MonkeyPatch.context() as environment:  # for this server only
             environment.setenv("SERVEOFF_API_KEY", "s3cret")
             folder = tmp_path_factory.mktemp("guarded")
             running = stack.enter_context(start(request.param, "simulated", folder))
         yield running
 
 
-def test_with_a_key_nothing_is_answered_without_it(
+def test_with_a_key_requests_without_it_are_refused(
     guarded: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for key in (None, "wrong", "s3cretX", ""):
-        status, said = ask(guarded.base_url, api.COMPLETIONS, wanted(), key)
+        status, reply = ask(guarded.base_url, api.COMPLETIONS, wanted(), key)
         assert (
             status == 401
-            and said["error"]["type"] == "authentication_error"
-            and "s3cret" not in str(said)
+            and reply["error"]["type"] == "authentication_error"
+            and "s3cret" not in str(reply)
         )
     assert ask(guarded.base_url, "/v1/models")[0] == 401
     assert ask(guarded.base_url, api.COMPLETIONS, wanted(), "s3cret")[0] == 200
-    assert ask(guarded.base_url, "/health")[0] == 200, "who watches whether it lives needs no key"
+    assert ask(guarded.base_url, "/health")[0] == 200, "health checks need no key"
     server = SERVERS[guarded.server]
     monkeypatch.setenv("SERVEOFF_API_KEY", "s3cret")
     checks = verify_server(
@@ -64,10 +64,8 @@ def test_with_a_key_nothing_is_answered_without_it(
     assert all(check.ok for check in checks), [check for check in checks if not check.ok]
 
 
-def test_a_body_without_end_from_who_has_no_key_keeps_nobody_waiting(
-    guarded: RunningServer,
-) -> None:
-    """The connection is closed, or what comes is thrown away."""
+def test_an_endless_body_without_the_key_does_not_block_others(guarded: RunningServer) -> None:
+    """The server closes the connection or discards the body."""
     with socket.create_connection(address_of(guarded), timeout=60) as connection:
         connection.sendall(
             b"POST /v1/completions HTTP/1.1\r\nHost: it\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -78,21 +76,19 @@ def test_a_body_without_end_from_who_has_no_key_keeps_nobody_waiting(
         assert ask(guarded.base_url, api.COMPLETIONS, wanted(), "s3cret")[0] == 200
 
 
-def test_sigterm_lets_the_answer_under_way_end(guarded: RunningServer) -> None:
-    """The last of those with a key, whose server it ends."""
+def test_sigterm_lets_the_response_in_progress_finish(guarded: RunningServer) -> None:
+    """This must be the last test with `guarded`, because it ends the server."""
     stream_with_sigterm(guarded, tokens=300, at_token=1, key="s3cret")  # about a second
 
 
 @each
-def test_an_engine_that_fails_is_a_500_and_the_next_request_is_answered(
-    name: str, tmp_path: Path
-) -> None:
+def test_a_failing_engine_is_a_500_and_the_next_request_succeeds(name: str, tmp_path: Path) -> None:
     with start(name, "simulated", tmp_path, fails_on="zuzu") as running:
-        status, said = ask(running.base_url, api.COMPLETIONS, wanted(prompt="baba zuzu"))
+        status, reply = ask(running.base_url, api.COMPLETIONS, wanted(prompt="baba zuzu"))
         assert (
             status == 500
-            and said["error"]["type"] == "server_error"
-            and "somebody" not in json.dumps(said)
+            and reply["error"]["type"] == "server_error"
+            and "somebody" not in json.dumps(reply)
         )
         status, streamed = ask(
             running.base_url, api.COMPLETIONS, wanted(prompt="baba zuzu", stream=True)
@@ -114,7 +110,7 @@ def test_an_engine_that_fails_is_a_500_and_the_next_request_is_answered(
             == 1
         )
         logs = [log.read_text() for log in tmp_path.glob("log*")]
-        assert "out of memory" in "".join(logs), "whoever runs it must be able to find out why"
+        assert "out of memory" in "".join(logs), "the operator must be able to find the reason"
 
 
 @each

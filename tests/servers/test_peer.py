@@ -1,6 +1,5 @@
-"""A load tool that is not ours, vLLM's own `bench serve`, runs unchanged against each server: what
-keeps the contract for it keeps it for others. One process for all servers, since importing vLLM
-takes longer than the test.
+"""Another load tool, vLLM's own `bench serve`, runs unchanged against each server, as any tool
+should. One process serves all servers, because importing vLLM takes longer than the test.
 """
 
 from contextlib import ExitStack
@@ -14,7 +13,7 @@ from tests.helpers.python_program import run_program
 @pytest.mark.slow
 @pytest.mark.requires("vllm")
 def test_vllm_bench_runs_against_every_server(tmp_path):
-    # for its tokenizer: the servers run simulated
+    # for the tokenizer: the servers run simulated
     weights = models.resolve_model("tiny", needs_weights=True)
     with ExitStack() as stack:
         urls = [

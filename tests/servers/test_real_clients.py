@@ -1,8 +1,8 @@
-"""Today's client libraries with their defaults, plain and streamed, against our servers.
+"""Current client libraries with their defaults, plain and streamed, against our servers.
 
-All but OpenAI's have environments of their own: their newest versions want packages that clash with
-ours and with each other's (setuptools, openai 2 and 3, importlib-metadata). They are made by uv
-before the first use, and kept.
+All except OpenAI's have their own environments: their newest versions need packages that conflict
+with ours and with each other's (setuptools, openai 2 and 3, importlib-metadata). uv makes the
+environments before their first use and keeps them.
 """
 
 import json
@@ -23,14 +23,14 @@ from tests.helpers.started_server import MODEL, start
 
 pytestmark = pytest.mark.slow
 
-# Python's three, and the one that reads requests by code of its own.
+# One per Python framework or engine, and the only server with its own parser of requests.
 NAMES = ("flask_gunicorn", "fastapi_threadpool", "fastapi_vllm", "node_gateway")
 PACKAGES = {
     "langchain": "langchain-openai==1.7.4",
     "litellm": "litellm==1.110.2",
     "llama_index": "llama-index-llms-openai-like==0.8.1",
 }
-# Without it LiteLLM asks GitHub for prices.
+# Otherwise LiteLLM downloads prices from GitHub.
 ENVIRONMENT = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
 PROMPT = "bebe baba"
 
@@ -47,7 +47,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RunningSe
 
 
 @pytest.mark.parametrize("library", ["openai", *PACKAGES])
-def test_its_defaults_are_answered(library: str, servers: list[RunningServer]) -> None:
+def test_our_servers_accept_its_defaults(library: str, servers: list[RunningServer]) -> None:
     python = sys.executable
     if library in PACKAGES:
         environment = build_cache.package_environment([PACKAGES[library]])

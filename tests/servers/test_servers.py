@@ -1,7 +1,7 @@
-"""Every server of ours, started for real: with the simulated engine, and with its real engine on
-the tiny model.
+"""Each of our servers, started for real: with the simulated engine, and with its real engine on the
+tiny model.
 
-A server is tested by being a folder under servers/; nothing is listed here.
+Every folder under servers/ is tested; nothing is listed here.
 """
 
 import http.client
@@ -41,7 +41,7 @@ def has_foreign_engine(server: RunningServer) -> bool:
     return any(SERVERS[each.server].foreign for each in server.behind)
 
 
-def test_it_keeps_the_contract(server: RunningServer) -> None:
+def test_it_meets_the_contract(server: RunningServer) -> None:
     waived, transports = SERVERS[server.server].waives, SERVERS[server.server].transports
     checks = verify_server(server.base_url, checks=select_checks(False, waived, transports))
     assert all(check.ok for check in checks), [check for check in checks if not check.ok]
@@ -97,7 +97,7 @@ def test_openais_client_streams_with_usage(client: openai.OpenAI) -> None:
         chunk.choices[0].text for chunk in chunks if chunk.choices
     ) == oracle.continuation("baba", 6)
     assert chunks[-1].usage and chunks[-1].usage.completion_tokens == 6
-    said = list(
+    reply = list(
         client.chat.completions.create(
             model=MODEL,
             messages=[{"role": "user", "content": "baba"}],
@@ -107,15 +107,15 @@ def test_openais_client_streams_with_usage(client: openai.OpenAI) -> None:
             stream_options={"include_usage": True},
         )
     )
-    deltas = [chunk.choices[0].delta for chunk in said if chunk.choices]
+    deltas = [chunk.choices[0].delta for chunk in reply if chunk.choices]
     assert (
         "".join(delta.content or "" for delta in deltas) == oracle.continuation("baba", 6)
         and deltas[0].role == "assistant"
     )
     assert (
-        said[-1].usage
-        and said[-1].usage.completion_tokens == 6
-        and len({chunk.id for chunk in said}) == 1
+        reply[-1].usage
+        and reply[-1].usage.completion_tokens == 6
+        and len({chunk.id for chunk in reply}) == 1
     )
 
 
@@ -132,18 +132,18 @@ def test_openais_client_raises_its_own_errors(client: openai.OpenAI) -> None:
     assert bad.value.param == "n"
 
 
-# --- what is asked
+# --- requests
 
 
 def chatted(**more: Any) -> dict[str, Any]:
     return {"model": MODEL, "messages": [{"role": "user", "content": "baba"}], **more}
 
 
-# Whose framework does not let a server notice; their READMEs say so.
+# Their frameworks cannot notice it, as their READMEs explain.
 UNNOTICED = ("fastapi_blocking", "flask_fastcgi", "litserve")
 
 
-def test_a_plain_request_whose_client_has_gone_is_freed(server: RunningServer) -> None:
+def test_a_vanished_client_frees_its_plain_request(server: RunningServer) -> None:
     if server.server in UNNOTICED:
         pytest.skip("its framework does not let it notice")
     before = counters_at_rest(server.base_url)
@@ -163,18 +163,18 @@ def test_a_plain_request_whose_client_has_gone_is_freed(server: RunningServer) -
     assert sum(n for name, n in after.items() if 'completions",status="499"' in name) >= 2
 
 
-def test_stop_strings_end_an_answer(server: RunningServer) -> None:
+def test_stop_strings_end_a_response(server: RunningServer) -> None:
     status, body = ask(
         server.base_url, api.COMPLETIONS, wanted(stop=["babo", "zzz"], max_tokens=20)
     )
-    told = {"index": 0, "logprobs": None, "finish_reason": "stop", "text": " babe babi "}
-    said = body["choices"][0]
+    expected = {"index": 0, "logprobs": None, "finish_reason": "stop", "text": " babe babi "}
+    choice = body["choices"][0]
     if has_foreign_engine(server):
-        said = {name: said[name] for name in told}  # it may tell more
-    assert status == 200 and said == told
+        choice = {name: choice[name] for name in expected}  # it may have more fields
+    assert status == 200 and choice == expected
 
 
-def test_what_todays_clients_send_by_default_changes_nothing(server: RunningServer) -> None:
+def test_defaults_of_current_clients_change_nothing(server: RunningServer) -> None:
     defaults = {
         "n": 1,
         "stop": [],
@@ -209,9 +209,9 @@ def test_what_todays_clients_send_by_default_changes_nothing(server: RunningServ
 def test_continuous_usage_counts_each_chunk(server: RunningServer) -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
     asked = wanted(stream=True, stream_options=options)
-    for _ in range(2):  # a cache has the second
-        status, said = ask(server.base_url, api.COMPLETIONS, asked)
-        *events, done = [event.removeprefix("data: ") for event in said.split("\n\n") if event]
+    for _ in range(2):  # a cache serves the second
+        status, reply = ask(server.base_url, api.COMPLETIONS, asked)
+        *events, done = [event.removeprefix("data: ") for event in reply.split("\n\n") if event]
         usages = [json.loads(event)["usage"] for event in events]
         counts = [usage["completion_tokens"] for usage in usages]
         assert status == 200 and done == "[DONE]" and counts[:5] == [1, 2, 3, 4, 5]
@@ -252,36 +252,35 @@ def test_null_is_a_default_and_unknown_fields_are_ignored(server: RunningServer)
 def test_a_bad_field_is_a_400_that_names_it(
     server: RunningServer, path: str, body: dict[str, Any], param: str
 ) -> None:
-    status, said = ask(server.base_url, path, body)
+    status, reply = ask(server.base_url, path, body)
     if has_foreign_engine(server) and body.get("max_tokens", 0) > 10**6:
-        # only the engine knows its context, and vLLM names the other of the two fields that are too
-        # much
+        # only the engine knows its context, and vLLM names the other of the two fields
         param = "max_tokens"
     assert (
         status == 400
-        and said["error"]["param"] == param
-        and said["error"]["type"] == "invalid_request_error"
+        and reply["error"]["param"] == param
+        and reply["error"]["type"] == "invalid_request_error"
     )
 
 
 @pytest.mark.parametrize("where", ["prompt", "stop", "model"])
 def test_lone_surrogates_are_no_500(server: RunningServer, where: str) -> None:
-    status, said = ask(server.base_url, api.COMPLETIONS, wanted(**{where: "baba \ud800"}))
-    assert status in (400, 404) and isinstance(said["error"]["message"], str)
+    status, reply = ask(server.base_url, api.COMPLETIONS, wanted(**{where: "baba \ud800"}))
+    assert status in (400, 404) and isinstance(reply["error"]["message"], str)
 
 
 def test_deep_nesting_is_no_500(server: RunningServer) -> None:
-    status, said = ask(server.base_url, api.COMPLETIONS, b'{"model": ' + b"[" * 100_000)
-    assert status == 400 and isinstance(said["error"]["message"], str)
+    status, reply = ask(server.base_url, api.COMPLETIONS, b'{"model": ' + b"[" * 100_000)
+    assert status == 400 and isinstance(reply["error"]["message"], str)
 
 
 def test_a_body_that_is_too_long_is_a_413(server: RunningServer) -> None:
-    status, said = ask(server.base_url, api.COMPLETIONS, wanted(prompt="baba " * 1_000_000))
-    assert status == 413 and isinstance(said["error"]["message"], str)
+    status, reply = ask(server.base_url, api.COMPLETIONS, wanted(prompt="baba " * 1_000_000))
+    assert status == 413 and isinstance(reply["error"]["message"], str)
 
 
-def test_a_body_that_is_too_long_and_hides_it_is_a_413_too(server: RunningServer) -> None:
-    """Sent in chunks, with no length beforehand."""
+def test_a_chunked_body_that_is_too_long_is_a_413(server: RunningServer) -> None:
+    """Its length is not known in advance."""
 
     def pieces() -> Iterator[bytes]:
         yield b'{"model": "' + MODEL.encode() + b'", "prompt": "'
@@ -290,12 +289,12 @@ def test_a_body_that_is_too_long_and_hides_it_is_a_413_too(server: RunningServer
 
     refused = 'serveoff_requests_total{path="/v1/completions",status="413"}'
     before = counters_at_rest(server.base_url).get(refused, 0)
-    status, said = ask(server.base_url, api.COMPLETIONS, pieces())
-    assert status == 413 and isinstance(said["error"]["message"], str)
+    status, reply = ask(server.base_url, api.COMPLETIONS, pieces())
+    assert status == 413 and isinstance(reply["error"]["message"], str)
     assert counters_at_rest(server.base_url)[refused] == before + 1
 
 
-def test_it_serves_on_after_all_that(server: RunningServer) -> None:
+def test_it_keeps_serving_after_all_that(server: RunningServer) -> None:
     assert ask(server.base_url, api.COMPLETIONS, wanted())[1]["choices"][0][
         "text"
     ] == oracle.continuation("baba", 5)
@@ -305,7 +304,7 @@ def test_it_serves_on_after_all_that(server: RunningServer) -> None:
 
 
 def engine_counters(server: RunningServer) -> dict[str, float]:
-    """What only the engine knows: a gateway counts its requests, and the server behind it the
+    """Return the engine's counters: a gateway counts its requests, and the server behind it the
     tokens.
     """
     return {
@@ -327,7 +326,7 @@ def test_the_counters_count(server: RunningServer) -> None:
     )
     seconds = 'serveoff_request_seconds_count{path="/v1/completions"}'
     if server.behind and "serveoff_tokens_total" not in counters(server.engine_urls):
-        pytest.skip("the engine behind it counts under names of its own")
+        pytest.skip("the engine behind it has other names for its counters")
     before = counters_at_rest(server.base_url) | engine_counters(server)
     for more in ({}, {"stream": True}, {"n": 2}):
         ask(server.base_url, api.COMPLETIONS, wanted(**more))
@@ -345,7 +344,7 @@ def test_the_counters_count(server: RunningServer) -> None:
     )
 
 
-def test_some_counters_can_be_asked_for_by_name(server: RunningServer) -> None:
+def test_counters_can_be_selected_by_name(server: RunningServer) -> None:
     status, text = ask(server.engine_urls, "/metrics?name%5B%5D=serveoff_tokens_total")
     names = {
         line.split("{")[0].split()[0] for line in text.splitlines() if not line.startswith("#")
@@ -355,24 +354,24 @@ def test_some_counters_can_be_asked_for_by_name(server: RunningServer) -> None:
         for name in ("tokens_total", "requests_in_flight", "requests_running", "requests_waiting")
     }
     if server.behind and not few & names:
-        pytest.skip("the engine behind it counts under names of its own")
+        pytest.skip("the engine behind it has other names for its counters")
     assert status == 200 and few <= names
     assert few == names or "--workers" in server.command, (
-        "Prometheus' client finds no names in the files of several processes"
+        "Prometheus' client cannot select names with several processes"
     )
 
 
-def test_the_event_loops_lag_is_measured_where_there_is_one(server: RunningServer) -> None:
+def test_a_server_with_an_event_loop_measures_its_lag(server: RunningServer) -> None:
     if {"flask", "node"} & set(SERVERS[server.server].requires):
         assert not [name for name in counters(server.base_url) if "event_loop" in name]
         return
     before = counters(server.base_url)["serveoff_event_loop_lag_seconds_count"]
     time.sleep(0.5)
-    # one each 50 ms, also those that came late
+    # one every 50 ms, including late ones
     assert counters(server.base_url)["serveoff_event_loop_lag_seconds_count"] >= before + 8
 
 
-def test_unknown_paths_make_no_new_time_series(server: RunningServer) -> None:
+def test_unknown_paths_create_no_time_series(server: RunningServer) -> None:
     for path in ("/v1/nothing", "/v1/nothing/else"):
         assert ask(server.base_url, path)[0] == 404
     assert not [name for name in counters(server.base_url) if "nothing" in name]

@@ -1,6 +1,6 @@
-"""The simulated engine's options, seen through servers: each way in which tokens reach a client.
+"""The simulated engine's options through servers: each way in which tokens reach a client.
 
-What the engine does by itself is in `engines/test_like_other_engines.py`.
+`engines/test_like_other_engines.py` tests the engine alone.
 """
 
 import json
@@ -12,7 +12,7 @@ import pytest
 from servers.contract import api
 from tests.helpers.started_server import MODEL, ask, start
 
-# Threads and queues, an event loop alone, a batch, other processes, a cache, a gateway.
+# Threads and queues, an event loop, a batch, other processes, a cache, a gateway.
 NAMES = (
     "flask_gunicorn",
     "fastapi_threadpool",
@@ -42,9 +42,9 @@ USAGE = {
 def test_it_is_like_another_engine(name: str, tmp_path: Path) -> None:
     with start(name, "simulated", tmp_path, **OPTIONS) as running:
         streamed = CHAT | {"stream": True, "stream_options": {"include_usage": True}}
-        for _ in range(2):  # a cache has the second
-            status, said = ask(running.base_url, api.CHAT_COMPLETIONS, streamed)
-            *events, done = [event.removeprefix("data: ") for event in said.split("\n\n") if event]
+        for _ in range(2):  # a cache serves the second
+            status, reply = ask(running.base_url, api.CHAT_COMPLETIONS, streamed)
+            *events, done = [event.removeprefix("data: ") for event in reply.split("\n\n") if event]
             chunks: list[dict[str, Any]] = [json.loads(event) for event in events]
             assert status == 200 and done == "[DONE]"
             assert [chunk["choices"][0]["delta"] for chunk in chunks[:-1]] == [

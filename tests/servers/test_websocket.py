@@ -1,5 +1,5 @@
-"""Every server that streams over WebSockets, with the simulated engine: what
-`servers/contract/conformance.py` does not ask on the way.
+"""Every server that streams over WebSockets, with the simulated engine: tests beyond the
+conformance checks.
 """
 
 import asyncio
@@ -75,18 +75,18 @@ def test_each_message_is_counted_as_a_request(server: RunningServer, talk: WebSo
     }
 
 
-def test_what_is_sent_before_done_waits_for_its_turn(talk: WebSocket) -> None:
+def test_a_request_sent_before_done_waits_for_its_turn(talk: WebSocket) -> None:
     for count in (5, 6, 7):
         say(talk, max_tokens=count)
-    said = [""]
-    while len(said) < 4:
+    texts = [""]
+    while len(texts) < 4:
         message = talk.receive()
         assert isinstance(message, TextMessage)
         if message.data == "[DONE]":
-            said.append("")
+            texts.append("")
         else:
-            said[-1] += chunks.read_chunk(message.data.encode()).text
-    assert said == [
+            texts[-1] += chunks.read_chunk(message.data.encode()).text
+    assert texts == [
         oracle.continuation("baba", 5),
         oracle.continuation("baba", 6),
         oracle.continuation("baba", 7),
@@ -94,7 +94,7 @@ def test_what_is_sent_before_done_waits_for_its_turn(talk: WebSocket) -> None:
     ]
 
 
-def test_a_ping_is_answered_in_the_middle_of_an_answer(talk: WebSocket) -> None:
+def test_a_ping_gets_a_pong_in_the_middle_of_a_response(talk: WebSocket) -> None:
     say(talk, max_tokens=300)
     talk.receive()
     talk.socket.sendall(talk.protocol.send(Ping(b"still there?")))
@@ -103,8 +103,8 @@ def test_a_ping_is_answered_in_the_middle_of_an_answer(talk: WebSocket) -> None:
     assert event == Pong(b"still there?")
 
 
-@pytest.mark.parametrize("polite", [True, False], ids=["says so", "does not"])
-def test_a_client_that_goes_away_frees_its_slot(server: RunningServer, polite: bool) -> None:
+@pytest.mark.parametrize("polite", [True, False], ids=["close frame", "none"])
+def test_a_vanished_client_frees_its_slot(server: RunningServer, polite: bool) -> None:
     gone = settled(server.base_url, 499)
     with ConformanceClient(server.base_url, MODEL, True).websocket(api.COMPLETIONS) as talk:
         say(talk, max_tokens=3000)  # nine seconds
@@ -129,7 +129,7 @@ def test_a_message_that_is_too_long_closes_with_1009(
     try:
         say(talk, prompt="baba " * 1_000_000)
     except OSError:
-        pass  # closed before all of it was sent
+        pass  # closed before the whole message was sent
     event = talk.receive()
     assert isinstance(event, CloseConnection) and event.code == 1009
     settled(server.base_url, 413)
@@ -140,7 +140,7 @@ def test_a_message_that_is_too_long_closes_with_1009(
     ["", "{", "[1]", '{"model": ' + "[" * 100_000, '{"prompt": "\\ud800", "model": "m"}'],
     ids=range(5),
 )
-def test_nonsense_is_refused_and_the_connection_serves_on(talk: WebSocket, message: str) -> None:
+def test_nonsense_is_refused_and_the_connection_stays_usable(talk: WebSocket, message: str) -> None:
     talk.socket.sendall(talk.protocol.send(TextMessage(message)))
     event = talk.receive()
     assert isinstance(event, TextMessage) and api.status_of_end(event.data) == 400
@@ -171,34 +171,38 @@ def test_without_the_key_there_is_no_upgrade(
             pass
 
 
-def test_sigterm_lets_the_answer_under_way_end(server: RunningServer, tmp_path: Path) -> None:
+def test_sigterm_lets_the_response_in_progress_finish(
+    server: RunningServer, tmp_path: Path
+) -> None:
     with start(server.server, "simulated", tmp_path) as running:
         with ConformanceClient(running.base_url, MODEL, True).websocket(api.COMPLETIONS) as talk:
             say(talk, max_tokens=300)  # about a second
-            said = ""
+            text = ""
             while isinstance(message := talk.receive(), TextMessage) and message.data != "[DONE]":
-                if not said:
+                if not text:
                     os.kill(running.pid, signal.SIGTERM)
-                said += chunks.read_chunk(message.data.encode()).text
-            assert said == oracle.continuation("baba", 300)
+                text += chunks.read_chunk(message.data.encode()).text
+            assert text == oracle.continuation("baba", 300)
         running.supervisor.wait(timeout=30)
         assert "Traceback" not in running.log.read_text(), launch.log_tail(running.log, 50)
 
 
-# --- what AsgiMetrics does by itself, for the servers that leave it to it
+# --- AsgiMetrics alone, for the servers that use it
 
 
 def asgi(
     received: list[dict[str, Any]], **scope: Any
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What an application that refuses every message is told, and what the client is sent."""
-    told: list[dict[str, Any]] = []
+    """Run an application that refuses every message. Return the events that it receives, and those
+    sent to the client.
+    """
+    seen: list[dict[str, Any]] = []
     sent: list[dict[str, Any]] = []
 
     async def app(_: Any, receive: Any, send: Any) -> None:
-        while not told or told[-1]["type"] != "websocket.disconnect":
-            told.append(await receive())
-            if told[-1]["type"] == "websocket.receive":
+        while not seen or seen[-1]["type"] != "websocket.disconnect":
+            seen.append(await receive())
+            if seen[-1]["type"] == "websocket.receive":
                 await send(
                     {
                         "type": "websocket.send",
@@ -217,7 +221,7 @@ def asgi(
             {"type": "websocket", "path": api.COMPLETIONS, "headers": [], **scope}, receive, send
         )
     )
-    return told, sent
+    return seen, sent
 
 
 def requests(status: int) -> float:
@@ -240,10 +244,10 @@ def requests(status: int) -> float:
 )
 def test_asgis_long_messages_close_with_1009_and_are_counted(long: dict[str, Any]) -> None:
     before = {status: requests(status) for status in (418, 413, 499)}
-    told, sent = asgi(
+    seen, sent = asgi(
         [{"type": "websocket.receive", "text": "x"}, {"type": "websocket.receive", **long}]
     )
-    assert [message["type"] for message in told] == ["websocket.receive", "websocket.disconnect"]
+    assert [message["type"] for message in seen] == ["websocket.receive", "websocket.disconnect"]
     assert sent[-1] == {"type": "websocket.close", "code": 1009}
     assert {status: requests(status) - before[status] for status in before} == {
         418: 1,
@@ -253,11 +257,11 @@ def test_asgis_long_messages_close_with_1009_and_are_counted(long: dict[str, Any
     assert metrics.REGISTRY.get_sample_value("serveoff_requests_in_flight") == 0
 
 
-def test_asgi_refuses_an_upgrade_with_401_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_asgi_refuses_an_upgrade_with_401_if_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVEOFF_API_KEY", "s3cret")
-    told, (start, body) = asgi([], extensions={"websocket.http.response": {}})
+    seen, (start, body) = asgi([], extensions={"websocket.http.response": {}})
     assert (
-        told == [] and start["type"] == "websocket.http.response.start" and start["status"] == 401
+        seen == [] and start["type"] == "websocket.http.response.start" and start["status"] == 401
     )
     assert json.loads(body["body"])["error"]["type"] == "authentication_error"
     assert asgi([], extensions=None) == ([], [{"type": "websocket.close"}])

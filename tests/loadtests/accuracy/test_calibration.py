@@ -1,5 +1,5 @@
-"""The load generator measures itself: the arithmetic on rows made by hand, then with real
-processes, of which nothing may stay.
+"""Calibration: the arithmetic on rows made by hand, then real processes, none of which may be left
+running.
 """
 
 import re
@@ -59,7 +59,9 @@ def run(
 
 
 def two() -> tuple[list[dict[str, Any]], list[ServedRequest]]:
-    """Sent 1 ms late and read by the server after 2 ms; tokens are seen 4 and 6 us late."""
+    """Two requests, sent 1 ms late and read by the server after 2 ms; their tokens are stamped 4
+    and 6 µs late.
+    """
     rows, sent = [], []
     for number, at in enumerate((11.0, 12.0)):
         stamps = [at + 0.05, at + 0.06]
@@ -68,7 +70,7 @@ def two() -> tuple[list[dict[str, Any]], list[ServedRequest]]:
     return rows, sent
 
 
-def test_errors_are_what_was_measured_minus_what_was_true() -> None:
+def test_errors_are_measured_minus_true_times() -> None:
     found = calibration.measure_errors(run(*two(), workers=((0.1, 0.02), (0.3, None))))
     assert found == pytest.approx(
         {
@@ -96,7 +98,7 @@ def test_errors_are_what_was_measured_minus_what_was_true() -> None:
     )
 
 
-def test_what_was_scheduled_outside_the_window_does_not_count() -> None:
+def test_requests_scheduled_outside_the_window_do_not_count() -> None:
     rows, sent = two()
     found = calibration.measure_errors(run(rows, sent, window=(11.5, 20.0)))
     assert (found["requests"], found["failed"], found["events_per_s"]) == (
@@ -115,14 +117,13 @@ def test_under_a_cap_lateness_counts_from_the_slot() -> None:
 @pytest.mark.parametrize(
     "spoil",
     [
-        # the last: of which the server knows nothing
         {"error": "timeout"},
         {"answer": "wrong"},
         {"token_s": [11.05]},
-        {"request": 7},
+        {"request": 7},  # unknown to the server
     ],
 )
-def test_a_request_that_failed_is_counted_and_compared_with_nothing(spoil: dict[str, Any]) -> None:
+def test_a_request_that_failed_is_counted_but_not_compared(spoil: dict[str, Any]) -> None:
     rows, sent = two()
     found = calibration.measure_errors(run([rows[0] | spoil, rows[1]], sent))
     assert (found["requests"], found["failed"]) == (1, 1)
@@ -135,7 +136,7 @@ def test_a_request_that_failed_is_counted_and_compared_with_nothing(spoil: dict[
     ) == (0, 2, None, None)
 
 
-def test_what_a_worker_could_not_say_is_null() -> None:
+def test_numbers_that_a_worker_lacks_are_none() -> None:
     found = calibration.measure_errors(run(*two(), workers=((None, None),)))
     assert found["cpu_per_event_s"] is None and found["waited_share"] is None
     assert calibration.measure_errors(run([], []))["cpu_per_event_s"] is None
@@ -143,7 +144,7 @@ def test_what_a_worker_could_not_say_is_null() -> None:
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Two steps of a second: 100 events/s, then 200."""
+    """Two steps of one second: 100 events/s, then 200."""
     monkeypatch.setattr(calibration, "LADDER_EVENTS_PER_S", (100, 200))
     monkeypatch.setattr(calibration, "STEP_S", 1.0)
     return [5.0 + k / 100 for k in range(100)] + [6.0 + k / 200 for k in range(200)]
@@ -158,9 +159,9 @@ def ladder(sent: list[float], seen: list[float]) -> list[tuple[bool, bool]]:
     return [(step["server_kept_up"], step["sustained"]) for step in found]
 
 
-def test_a_step_is_sustained_if_events_and_gaps_are_seen_right(steps: list[float]) -> None:
+def test_a_step_is_sustained_if_events_and_gaps_are_correct(steps: list[float]) -> None:
     assert ladder(steps, [at + 0.003 for at in steps]) == [(True, True), (True, True)]
-    # each 20th: gaps of 12 and 8, then 7 and 3
+    # every 20th event: gaps of 12 and 8 ms, then of 7 and 3 ms
     late = [at + (0.003 if number % 20 else 0.005) for number, at in enumerate(steps)]
     assert ladder(steps, late) == [(True, False), (True, False)]
     # 0.8 ms is 8% of a gap, then 16%
@@ -168,29 +169,27 @@ def test_a_step_is_sustained_if_events_and_gaps_are_seen_right(steps: list[float
     assert ladder(steps, second) == [(True, True), (True, False)]
 
 
-def test_events_that_were_never_seen_are_missed(steps: list[float]) -> None:
+def test_a_step_with_lost_events_is_not_sustained(steps: list[float]) -> None:
     assert ladder(steps, [at for at in steps if at < 6.95]) == [(True, True), (True, True)]
     assert ladder(steps, [at for at in steps if at < 6.9]) == [(True, True), (True, False)], (
-        "though each gap that was seen is right"
+        "although every gap is correct"
     )
 
 
-def test_a_server_that_does_not_keep_up_is_told_from_a_client_that_does_not(
-    steps: list[float],
-) -> None:
+def test_a_slow_server_is_distinguished_from_a_slow_client(steps: list[float]) -> None:
     slow = [at for at in steps if at < 6.0] + [6.0 + k / 150 for k in range(150)]
     assert ladder(slow, slow) == [(True, True), (False, False)]
     assert ladder([at for at in steps if at < 6.0], [at for at in steps if at < 6.0])[1] == (
         False,
         False,
-    ), "or sends nothing at all"
+    ), "even if it sends nothing at all"
 
 
 @pytest.mark.parametrize(
     ("sustained", "events_per_s"),
     [((True, True, True), 3), ((True, False, True), 1), ((False, True, True), 0)],
 )
-def test_what_is_sustained_ends_at_the_first_step_that_is_not(
+def test_the_sustained_rate_ends_at_the_first_step_that_is_not_sustained(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sustained: Any, events_per_s: int
 ) -> None:
     asked: list[dict[str, Any]] = []
@@ -212,7 +211,7 @@ def test_what_is_sustained_ends_at_the_first_step_that_is_not(
         2,
     )
     assert asked == [{"rate": 5.0}, {"users": calibration.LADDER_USERS}], (
-        "only what the campaign has"
+        "only the kinds of load in the campaign"
     )
 
 
@@ -247,14 +246,14 @@ def campaign(bench: Bench, out: str, what: str) -> "subprocess.CompletedProcess[
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch, bench: Bench) -> None:
-    """Whatever this process starts is recognised as the bench's."""
+    """Marks this process's children as the bench's, and shortens the calibration."""
     monkeypatch.setenv(MARK, bench.mark)
     monkeypatch.setattr(calibration, "SCENARIO", calibration.SCENARIO | calibrate_briefly.SHORT)
     monkeypatch.setattr(calibration, "LADDER_EVENTS_PER_S", calibrate_briefly.LADDER_EVENTS_PER_S)
     monkeypatch.setattr(calibration, "STEP_S", calibrate_briefly.STEP_S)
 
 
-def test_it_measures_itself_and_leaves_nothing(bench: Bench, short: None, tmp_path: Path) -> None:
+def test_a_calibration_leaves_nothing(bench: Bench, short: None, tmp_path: Path) -> None:
     (tmp_path / "calibration.partial").mkdir()
     (tmp_path / "calibration.partial" / "left by one that was killed").touch()
     found = calibration.calibrate(tmp_path, 4, 20.0, Placement(Workers(1)))
@@ -266,7 +265,7 @@ def test_it_measures_itself_and_leaves_nothing(bench: Bench, short: None, tmp_pa
             and load["failed"] == 0
             and None not in [load[key] for key in load if key not in ("waited_share",)]
         )
-        assert load["ttft_error_mean_s"] > 0, "it cannot have seen a token before it was sent"
+        assert load["ttft_error_mean_s"] > 0, "a token cannot arrive before it was sent"
         assert (
             abs(load["itl_true_p50_s"] - calibration.ITL_MS / 1e3) < 0.005
             and load["server_late_mean_s"] >= 0
@@ -277,10 +276,10 @@ def test_it_measures_itself_and_leaves_nothing(bench: Bench, short: None, tmp_pa
     assert all(step["sent_per_s"] > 0 and step["seen_per_s"] > 0 for step in found["ladder"])
     assert found["sustained_events_per_s"] in (0, *calibrate_briefly.LADDER_EVENTS_PER_S)
     assert list(tmp_path.iterdir()) == [] and bench.left_over() == []
-    schema.write_json(tmp_path / "calibration.json", found)  # no value that JSON does not know
+    schema.write_json(tmp_path / "calibration.json", found)  # every value can be written as JSON
 
 
-def test_a_reference_server_that_does_not_start(
+def test_a_ground_truth_server_that_does_not_start(
     bench: Bench, short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibration, "TTFT_MS", "never")
@@ -288,31 +287,29 @@ def test_a_reference_server_that_does_not_start(
         calibration.calibrate(tmp_path, 4, None, Placement(Workers(1)))
     sentence, *log = str(failed.value).splitlines()
     assert (
-        sentence == "the reference server did not start:"
+        sentence == "the ground truth server did not start:"
         and "argument --ttft-ms: invalid number value: 'never'" in log[-1]
     )
     assert list(tmp_path.iterdir()) == [] and bench.left_over() == []
 
 
-def test_a_campaign_measures_it_once(bench: Bench) -> None:
-    """Its cases are not run, so that there is something to continue."""
+def test_a_campaign_calibrates_once(bench: Bench) -> None:
+    """Its cases fail, so it can be continued."""
     first = campaign(bench, "calibrated", "no-cases")
     folder = bench.folder / "calibrated"
     assert first.returncode == 1 and "no valid case of" in first.stderr, first.stdout + first.stderr
     assert first.stdout.count("the load generator measures its own errors: about 30 s\n") == 1
     assert re.search(
         r"^calibrated: the load generator adds -?[\d.]+ ms with 3 users to the P99 of TTFT, and"
-        r" sees up to [\d,]+ events/s right$",
+        r" measures up to [\d,]+ events/s correctly$",
         first.stdout,
         re.MULTILINE,
     )
     found = (folder / "calibration.json").read_text()
-    said = schema.read_json(folder / "calibration.json")
-    assert said.keys() == schema.CALIBRATION_KEYS.keys() and (said["users"], said["rate"]) == (
-        3,
-        None,
-    )
-    assert said["closed"]["requests"] > 0 and said["open"] is None
+    errors = schema.read_json(folder / "calibration.json")
+    assert errors.keys() == schema.CALIBRATION_KEYS.keys()
+    assert (errors["users"], errors["rate"]) == (3, None)
+    assert errors["closed"]["requests"] > 0 and errors["open"] is None
     again = campaign(bench, "calibrated", "no-cases")
     assert again.returncode == 1, again.stdout + again.stderr
     for done in (first, again):
@@ -326,12 +323,12 @@ def test_a_campaign_measures_it_once(bench: Bench) -> None:
     } and bench.left_over() == []
 
 
-def test_a_campaign_that_cannot_measure_it_says_how_to_leave_it_out(bench: Bench) -> None:
+def test_a_campaign_that_cannot_calibrate_names_the_option_to_skip_it(bench: Bench) -> None:
     done = campaign(bench, "hopeless", "no-server")
     assert done.returncode == 2
     assert done.stderr.startswith(
-        "error: the load generator could not be calibrated (--no-calibration leaves that out): the"
-        " reference "
+        "error: the load generator could not be calibrated (--no-calibration skips this): the"
+        " ground truth "
     )
     assert "Traceback" not in done.stderr
     assert [file.name for file in (bench.folder / "hopeless").rglob("*") if file.is_file()] == [
@@ -340,10 +337,8 @@ def test_a_campaign_that_cannot_measure_it_says_how_to_leave_it_out(bench: Bench
 
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "kill -9"])
-def test_interrupted_it_leaves_nothing(bench: Bench, how: str) -> None:
-    """kill -9 cannot remove the scratch folder, but no process stays, and the next one begins
-    anew.
-    """
+def test_an_interrupted_calibration_leaves_no_process(bench: Bench, how: str) -> None:
+    """kill -9 leaves the scratch folder; the next calibration replaces it."""
     folder = bench.folder / how.replace(" ", "")
     terminal = Terminal(command(folder.name, "whole"), bench.environment, bench.folder)
     try:
@@ -359,6 +354,8 @@ def test_interrupted_it_leaves_nothing(bench: Bench, how: str) -> None:
     assert not (folder / "calibration.json").exists() and not any((folder / "cases").iterdir())
     if how == "Ctrl-C":
         assert (
-            code == 130 and "Traceback" not in text and f"--out {folder.name} continues it" in text
+            code == 130
+            and "Traceback" not in text
+            and f"--out {folder.name} continues the campaign" in text
         )
         assert not (folder / "calibration.partial").exists()

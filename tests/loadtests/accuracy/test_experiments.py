@@ -1,4 +1,4 @@
-"""The experiments' own arithmetic; that they run is shown by their results."""
+"""The arithmetic of the experiments; their published results show that they run."""
 
 import subprocess
 import sys
@@ -17,36 +17,36 @@ FREEZE = (10.0, 12.0)
 @pytest.mark.parametrize(
     ("arrival", "e2e"),
     [
-        (9.0, 0.2),  # answered before
-        (9.8, 0.2),  # just before
-        (9.9, 2.2),  # in the middle of its answer
-        (10.0, 2.2),  # read afterwards
+        (9.0, 0.2),  # done before the freeze
+        (9.8, 0.2),  # done just before the freeze
+        (9.9, 2.2),  # frozen in the middle of the response
+        (10.0, 2.2),  # read after the freeze
         (11.5, 0.7),
         (12.0, 0.2),
     ],
 )
-def test_without_a_cap_each_waits_for_the_freeze_alone(arrival, e2e):
+def test_without_a_cap_a_request_waits_only_for_the_freeze(arrival, e2e):
     assert e2e_with_freeze([arrival], 0.2, FREEZE, None) == pytest.approx([e2e])
     assert e2e_with_freeze([1.0, arrival, 13.0], 0.2, FREEZE, None) == pytest.approx(
         [0.2, e2e, 0.2]
     )
 
 
-def test_under_a_cap_one_also_waits_for_those_before():
+def test_under_a_cap_a_request_also_waits_for_earlier_ones():
     assert e2e_with_freeze([0.0, 0.0, 0.1], 1.0, FREEZE, 1) == pytest.approx([1.0, 2.0, 2.9])
     assert e2e_with_freeze([0.0, 0.0, 0.1], 1.0, FREEZE, 2) == pytest.approx([1.0, 1.0, 1.9])
     assert e2e_with_freeze([0.0, 0.0, 0.1], 1.0, FREEZE, 3) == pytest.approx([1.0, 1.0, 1.0])
 
 
-def test_under_a_cap_the_freeze_delays_those_who_come_after_it():
+def test_under_a_cap_the_freeze_delays_later_requests():
     found = e2e_with_freeze([9.5, 9.6, 11.0, 12.5], 1.0, FREEZE, 1)
     assert found == pytest.approx([3.0, 3.9, 3.5, 3.0])  # done at 12.5, 13.5, 14.5, 15.5
     assert e2e_with_freeze([9.5, 20.0], 1.0, FREEZE, 1)[1] == pytest.approx(1.0), (
-        "and nobody for ever"
+        "but not all later requests"
     )
 
 
-def test_a_large_cap_is_none():
+def test_a_large_cap_has_no_effect():
     arrivals = [k / 50 for k in range(800)]
     assert e2e_with_freeze(arrivals, 0.2, (8.0, 10.0), 800) == e2e_with_freeze(
         arrivals, 0.2, (8.0, 10.0), None
@@ -64,8 +64,8 @@ def test_medians_are_of_numbers_that_were_measured():
     assert found["a"] == 3.0 and found.get("b", 6) == 6 and not {"c", "d", "e"} & found.keys()
 
 
-def test_cpu_time_for_an_event_leaves_out_start_and_end():
-    # starting costs seconds
+def test_cpu_time_per_event_leaves_out_start_and_end():
+    # the start costs seconds
     samples = [(k / 10, 1.0 + 0.02 * k + (5.0 if k < 10 else 0.0)) for k in range(100)]
     stamps = [k / 100 for k in range(1000)]
     assert cpu_cost.us_per_event(samples, stamps) == pytest.approx(1e6 * 0.2 / 100)
@@ -75,9 +75,9 @@ def test_cpu_time_for_an_event_leaves_out_start_and_end():
     )
 
 
-def test_the_reader_in_c_reads_while_its_users_begin(tmp_path: Path) -> None:
-    """What is left to gather is read in large pieces, which cost less than what the load generator
-    does; and its times are true ones.
+def test_the_reader_in_c_reads_while_its_users_start(tmp_path: Path) -> None:
+    """Otherwise events would accumulate, and reading them in large pieces would be cheaper than the
+    load generator's work. Also checks that its times are true.
     """
     require_installed("cc")
     users, file = 20, tmp_path / "rows.jsonl"
@@ -85,15 +85,15 @@ def test_the_reader_in_c_reads_while_its_users_begin(tmp_path: Path) -> None:
     assert reader
     with calibration.start_ground_truth(tmp_path, (), "--ttft-ms", "5", "--itl-ms", "2") as url:
         command = [*reader, url.rpartition(":")[2], str(users), "8", "1", str(file)]
-        said = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
     rows, (_, served) = (
         schema.read_lines(file),
         ground_truth_server.read_log(tmp_path / "truth.jsonl"),
     )
     assert rows[0]["request"] > 2 * users, (
-        "many had been answered, and had asked again, when the last one began"
+        "many users had sent further requests before the last user started"
     )
-    assert sum(len(row["token_s"]) for row in rows) <= int(said.stdout.split()[0])
+    assert sum(len(row["token_s"]) for row in rows) <= int(done.stdout.split()[0])
     known = {each.id: each for each in served}
     for row in rows:
         true = known[f"0-{row['request']}"]
@@ -106,12 +106,12 @@ def test_the_reader_in_c_reads_while_its_users_begin(tmp_path: Path) -> None:
         )
 
 
-def test_the_sender_in_c_sends_when_it_is_told(tmp_path: Path) -> None:
+def test_the_sender_in_c_sends_at_the_planned_times(tmp_path: Path) -> None:
     require_installed("cc")
     here = testbed.Testbed(tmp_path, 1, 1.0)
     sender = here.compile_program("floor_sender")
     assert sender
-    # twice as many as it has connections
+    # twice as many requests as connections
     planned = [100.0 + 0.002 * number for number in range(1000)]
     sent = send_in_c(here, sender, planned)
     _, served = ground_truth_server.read_log(tmp_path / "0" / "truth.jsonl")
@@ -120,8 +120,8 @@ def test_the_sender_in_c_sends_when_it_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_each_result_says_who_read_its_streams(tmp_path: Path) -> None:
-    """Its own, not those of experiments before it."""
+def test_each_result_names_the_readers_of_its_streams(tmp_path: Path) -> None:
+    """Only its own readers, not those of earlier experiments."""
     for experiment, more in (("soak", ("--minutes", "0.6")), ("healthy", ())):
         command = [
             sys.executable,

@@ -1,8 +1,8 @@
-"""The reference server as a real process: exact answers, and a log whose times are a plan kept and
-never run ahead of.
+"""The ground truth server as a real process: its responses are exact, and it sends no event before
+its planned time.
 
-What was sent is never held against an upper bound: machines are noisy. What was *due* is
-arithmetic, and is held against it exactly.
+Sending times have no upper bound here, because machines are noisy. Due times are arithmetic, and
+must be exact.
 """
 
 import json
@@ -56,19 +56,19 @@ def start(tmp_path: Path) -> Iterator[Any]:
 
 
 def never_early(served: ServedRequest, planned_s: list[float]) -> bool:
-    """Whether each event was sent, and no sooner than so long after the request's arrival."""
+    """Whether each event was sent, and not before its planned time after the request's arrival."""
     pairs = zip(served.stamps_s, planned_s, strict=True)
     return all(sent_s >= served.arrived_s + after_s - ROUNDING_S for sent_s, after_s in pairs)
 
 
-def test_streams_are_exact_and_the_log_tells_them_apart(start: Any) -> None:
+def test_streams_are_exact_and_the_log_identifies_them(start: Any) -> None:
     reference = start(*TIMES)
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda n: ask(reference, 20 + n, bool(n % 2), f"r{n}"), range(8)))
+        responses = list(pool.map(lambda n: ask(reference, 20 + n, bool(n % 2), f"r{n}"), range(8)))
     summary, served = reference.end()
-    assert all(is_exact(settled, 20 + n, bool(n % 2)) for n, (_, settled) in enumerate(answers))
-    assert all(len(settled.token_text) == 20 + n for n, (_, settled) in enumerate(answers)), (
-        "an event a token"
+    assert all(is_exact(settled, 20 + n, bool(n % 2)) for n, (_, settled) in enumerate(responses))
+    assert all(len(settled.token_text) == 20 + n for n, (_, settled) in enumerate(responses)), (
+        "one event per token"
     )
     assert (
         summary.freeze is None
@@ -78,21 +78,21 @@ def test_streams_are_exact_and_the_log_tells_them_apart(start: Any) -> None:
     assert [one.arrived_s for one in served] == sorted(one.arrived_s for one in served)
     by_id = {one.id: one for one in served}
     assert len(by_id) == 8
-    for n, (exchange, settled) in enumerate(answers):
+    for n, (exchange, settled) in enumerate(responses):
         one = by_id[f"r{n}"]
         assert exchange.sent_s is not None and exchange.sent_s <= one.arrived_s
         assert one.due_s == pytest.approx(one.arrived_s + TTFT_S, abs=ROUNDING_S)
         assert never_early(one, [TTFT_S + k * ITL_S for k in range(20 + n)])
-        # One clock for both processes. The client saw each token after it was sent; the kernel's
-        # stamp of its arrival, too, but for the rare one whose conversion to this clock was
-        # interrupted. of tokens that came in one read, the last one
+        # Both processes use one clock, so the client reads each token after it was sent. The
+        # kernel's stamp is also later, except for the rare one whose conversion to this clock was
+        # interrupted. Of several tokens in one read, only the last is compared.
         sent_s = dict(zip(settled.token_s, one.stamps_s, strict=True))
         lags = dict(zip(exchange.arrived, exchange.lags, strict=True))
         assert all(at + lags[at] >= sent for at, sent in sent_s.items())
         assert median(at - sent for at, sent in sent_s.items()) >= 0
 
 
-def test_a_connection_carries_many_requests(start: Any) -> None:
+def test_a_connection_serves_many_requests(start: Any) -> None:
     reference = start("--ttft-ms", "1", "--itl-ms", "0.1")
     with closing(make_blocking_connection(reference.url, PATIENCE_S)) as connection:
         for turn in range(6):
@@ -100,15 +100,15 @@ def test_a_connection_carries_many_requests(start: Any) -> None:
             assert is_exact(settled, turn + 1, bool(turn % 2)) and connection.socket is not None, (
                 "kept alive"
             )
-    with connect(reference) as client:  # two at once, and the second one is cut
+    with connect(reference) as client:  # two at once, of which the second is incomplete
         client.sendall(raw(3) + raw(2)[:70])
-        said = b""
-        while not said.endswith(b"0\r\n\r\n"):
-            said += client.recv(65536)
+        text = b""
+        while not text.endswith(b"0\r\n\r\n"):
+            text += client.recv(65536)
         client.sendall(raw(2)[70:])
-        while said.count(b"\r\n0\r\n\r\n") < 2:
-            said += client.recv(65536)
-    assert re.findall(rb'"text": " (\w+)"', said) == [b"badi", b"bado", b"badu", b"badi", b"bado"]
+        while text.count(b"\r\n0\r\n\r\n") < 2:
+            text += client.recv(65536)
+    assert re.findall(rb'"text": " (\w+)"', text) == [b"badi", b"bado", b"badu", b"badi", b"bado"]
     _, served = reference.end(signal.SIGINT)
     assert [len(one.stamps_s) for one in served] == [1, 2, 3, 4, 5, 6, 3, 2] and {
         one.id for one in served
@@ -118,14 +118,14 @@ def test_a_connection_carries_many_requests(start: Any) -> None:
 def test_pages(start: Any) -> None:
     reference = start()
     with connect(reference) as client:
-        said = b""
+        text = b""
         client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /v1/models HTTP/1.1\r\n\r\n")
-        while said.count(b"}") < 3:
-            said += client.recv(65536)
+        while text.count(b"}") < 3:
+            text += client.recv(65536)
     assert (
-        said.count(b"HTTP/1.1 200 OK") == 2
-        and b'{"status": "ok"}' in said
-        and b'"id": "serveoff-tiny"' in said
+        text.count(b"HTTP/1.1 200 OK") == 2
+        and b'{"status": "ok"}' in text
+        and b'"id": "serveoff-tiny"' in text
     )
     assert reference.end() == (LogSummary(None, 0, None, None), [])
 
@@ -137,7 +137,7 @@ def test_the_itl_changes_in_steps(start: Any) -> None:
     reference = start("--ttft-ms", "10", "--itl-steps-ms", "1,5,2", "--step-s", "0.0505")
     _, settled = ask(reference, 60)
     _, (one,) = reference.end()
-    # The gap after a token is that of the step in which it was due: 1 ms until 51 ms after the
+    # The gap after a token depends on the step in which it was due: 1 ms until 51 ms after the
     # arrival, 5 ms until 101 ms.
     gaps_ms = [1] * 41 + [5] * 10 + [2] * 8
     assert is_exact(settled, 60) and never_early(
@@ -145,7 +145,7 @@ def test_the_itl_changes_in_steps(start: Any) -> None:
     )
 
 
-def test_a_freeze_moves_everything_behind_it(start: Any) -> None:
+def test_a_freeze_postpones_all_later_events(start: Any) -> None:
     reference = start(*TIMES, "--freeze-at-s", "0.05", "--freeze-s", "0.2")
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(ask, reference, 40)
@@ -204,10 +204,10 @@ def test_slots_are_a_queue_in_closed_form(start: Any) -> None:
         free_s[free_s.index(min(free_s))] = begun_s + service_s
 
 
-# --- clients, and ends
+# --- clients that disconnect, and bad requests
 
 
-def test_a_client_that_goes_away_disturbs_nobody_and_frees_its_slot(start: Any) -> None:
+def test_a_client_that_disconnects_frees_its_slot_and_delays_no_other(start: Any) -> None:
     reference = start("--ttft-ms", "5", "--itl-ms", "2", "--slots", "2")
     with ThreadPoolExecutor(1) as pool, connect(reference) as stays:
         stays.sendall(raw(100_000))
@@ -219,7 +219,7 @@ def test_a_client_that_goes_away_disturbs_nobody_and_frees_its_slot(start: Any) 
         gives_up.close()
         time.sleep(0.05)
         assert not waits.done()
-        goes.close()  # with bytes still unread: a reset
+        goes.close()  # with unread bytes: a reset
         assert is_exact(waits.result()[1], 10)
         _, served = reference.end()
     assert [len(one.stamps_s) for one in served][2:] == [0, 10] and served[2].due_s is None
@@ -227,42 +227,42 @@ def test_a_client_that_goes_away_disturbs_nobody_and_frees_its_slot(start: Any) 
     assert never_early(served[0], [0.005 + k * 0.002 for k in range(len(served[0].stamps_s))])
 
 
-def test_a_client_that_reads_late_gets_everything_and_delays_nobody(start: Any) -> None:
+def test_a_client_that_reads_late_gets_everything_and_delays_no_other(start: Any) -> None:
     reference = start("--ttft-ms", "1", "--itl-ms", "0", "--tokens-per-chunk", "100")
     with socket.socket() as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.settimeout(PATIENCE_S)
         slow.connect(("127.0.0.1", reference.port))
-        slow.sendall(raw(1_000_000))  # 7 MB: more than the kernel's buffers hold
+        slow.sendall(raw(1_000_000))  # 7 MB, more than the kernel buffers
         assert slow.recv(1) == b"H"
         assert is_exact(ask(reference, 50_000)[1], 50_000)
         exchange = http.Exchange()
-        answer = http.ResponseParser(exchange)
-        answer.feed(b"H", 0.0, 0.0)
-        while not answer.feed(slow.recv(65536), 0.0, 0.0):
+        parser = http.ResponseParser(exchange)
+        parser.feed(b"H", 0.0, 0.0)
+        while not parser.feed(slow.recv(65536), 0.0, 0.0):
             pass
     assert is_exact(response.parse_response(exchange), 1_000_000)
     _, served = reference.end()
     assert [len(one.stamps_s) for one in served] == [10_000, 500]
 
 
-def test_what_is_unfinished_stands_in_the_log(start: Any) -> None:
+def test_unfinished_requests_are_in_the_log(start: Any) -> None:
     reference = start(*TIMES, "--slots", "1")
     with connect(reference) as first, connect(reference) as second, connect(reference) as third:
         first.sendall(raw(100_000))
         assert first.recv(1) == b"H"
         second.sendall(raw(100_000))
         third.sendall(b"GET /health HTTP/1.1\r\n\r\n")
-        assert third.recv(1) == b"H", "by now the second one has been read"
+        assert third.recv(1) == b"H", "so the server has read the second request"
         summary, served = reference.end()
     assert summary.requests == 2 and 0 < len(served[0].stamps_s) < 100_000
     assert (served[1].due_s, served[1].stamps_s) == (None, [])
 
 
-def test_what_is_no_request_for_a_stream_is_refused(start: Any) -> None:
+def test_a_bad_request_is_refused(start: Any) -> None:
     reference = start("--ttft-ms", "1")
     plain, chat = "/v1/completions", "/v1/chat/completions"
-    for path, said in (
+    for path, content in (
         (plain, b"{"),
         (plain, b"[]"),
         (plain, b"[" * 100_000),
@@ -276,18 +276,18 @@ def test_what_is_no_request_for_a_stream_is_refused(start: Any) -> None:
     ):
         with closing(make_blocking_connection(reference.url, PATIENCE_S)) as connection:
             exchange = http.Exchange()
-            connection.post(path, said, exchange)
+            connection.post(path, content, exchange)
             assert (exchange.status, exchange.error, connection.socket) == (400, None, None), (
-                "and the connection closed"
+                "with the connection closed"
             )
             assert "not a request for a stream" in json.loads(exchange.body)["error"]["message"]
-    for said in (
+    for request in (
         b"hello\r\n\r\n",
         b"POST /v1/completions HTTP/1.1\r\n\r\n{}",
         b"GET /elsewhere HTTP/1.1\r\n\r\n",
     ):
         with connect(reference) as client:
-            client.sendall(said)
+            client.sendall(request)
             assert b"".join(iter(lambda: client.recv(65536), b"")).startswith(
                 b"HTTP/1.1 400 Bad Request"
             )

@@ -1,5 +1,5 @@
-"""Bad input is answered with one sentence that names the remedy and exit code 2, before anything is
-started or written.
+"""Bad input gives one sentence with the remedy and exit code 2, before anything is started or
+written.
 """
 
 import socket
@@ -51,12 +51,12 @@ BAD = [
     ),
     (
         ("--out", "mine.toml/below"),
-        "mine.toml/below/cases: Not a directory: give a folder that can be written",
+        "mine.toml/below/cases: Not a directory: choose a writable folder",
     ),
-    (("--out", "mine.toml"), "mine.toml: Not a directory: give a folder that can be written"),
-    (("--out", "/dev/full"), "/dev/full: Not a directory: give a folder that can be written"),
-    (("--out", "/proc/serveoff"), ": No such file or directory: give a folder that can be written"),
-    (("--out", "."), ". is neither empty nor a campaign: choose another --out"),
+    (("--out", "mine.toml"), "mine.toml: Not a directory: choose a writable folder"),
+    (("--out", "/dev/full"), "/dev/full: Not a directory: choose a writable folder"),
+    (("--out", "/proc/serveoff"), ": No such file or directory: choose a writable folder"),
+    (("--out", "."), ". is not empty and has no campaign: choose another --out"),
     (("--out", "no_json"), "no_json/campaign.json is not JSON"),
     (
         ("--find-capacity", "--slo", "ttft=fast"),
@@ -64,9 +64,9 @@ BAD = [
     ),
     (
         ("--find-capacity", "--users", "1,2"),
-        "--users: --find-capacity chooses the loads itself: give one value at most",
+        "--users has several values, but --find-capacity chooses the loads itself: give at most",
     ),
-    (("--find-capacity", "--repeat", "2"), "--repeat: --find-capacity chooses the loads itself"),
+    (("--find-capacity", "--repeat", "2"), "--repeat cannot be used with --find-capacity"),
     (("--target", "not a url"), "--target: 'not a url' is no URL: give one such as"),
     (("--target", ""), "--target: '' is no URL: give one such as"),
 ]
@@ -76,8 +76,8 @@ BAD = [
     ("name", "text", "sentence"),
     [
         ("none", None, "none cannot be read"),
-        ("empty", "", "has no key in it"),
-        ("two", "a\nb", "has no key in it"),
+        ("empty", "", "must contain the key on one line"),
+        ("two", "a\nb", "must contain the key on one line"),
     ],
 )
 def test_a_key_file_without_a_key(
@@ -97,7 +97,7 @@ def test_a_key_file_without_a_key(
 def test_a_user_without_a_home(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(bench.environment, "HOME", "~")
     bench.refuses(
-        "set HOME to a folder", "--servers", "flask_gunicorn", *QUICK, "--out", "not_to_be"
+        "set HOME to a writable folder", "--servers", "flask_gunicorn", *QUICK, "--out", "not_to_be"
     )
 
 
@@ -111,24 +111,24 @@ def test_bad_input_is_one_sentence(
     arguments: tuple[str, ...],
     sentence: str,
 ) -> None:
-    """In this process, since there are many; those below start one."""
+    """Runs in this process, because there are many cases; the tests below start one."""
     for name, text in (("no_json/campaign.json", "{"), ("empty/hello", "")):
         (bench.folder / name).parent.mkdir(exist_ok=True)
         (bench.folder / name).write_text(text)
     out = () if "--out" in arguments else ("--out", "not_to_be")
     monkeypatch.chdir(bench.folder)
     code = call_command(campaign_command, *bench.command(*QUICK, *arguments, *out)[3:])
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     assert (
         code == 2
-        and said.err.startswith("error: ")
-        and sentence in said.err
-        and said.err.count("\n") == 1
-    ), said.err
-    assert said.out == "" and not (bench.folder / "not_to_be").exists()
+        and printed.err.startswith("error: ")
+        and sentence in printed.err
+        and printed.err.count("\n") == 1
+    ), printed.err
+    assert printed.out == "" and not (bench.folder / "not_to_be").exists()
 
 
-def test_a_target_at_which_nobody_is(bench: Bench) -> None:
+def test_a_target_without_a_server(bench: Bench) -> None:
     url = f"http://127.0.0.1:{dead_port()}"
     bench.refuses(
         f"GET {url}/v1/models: no server listens there: start it, or give the URL of one",

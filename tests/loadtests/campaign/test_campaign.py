@@ -1,7 +1,7 @@
-"""`python -m loadtests` for real: complete and consistent results, and nothing left behind.
+"""`python -m loadtests` in real processes: complete, consistent results, and nothing left behind.
 
-The campaigns are few and each is asserted on by several tests. Their processes are recognised by a
-mark in their environment.
+There are few campaigns, and several tests check each of them. A mark in the environment identifies
+their processes.
 """
 
 import re
@@ -29,7 +29,7 @@ from tests.helpers.campaign_process import (
     table,
 )
 
-# --- a campaign that goes well
+# --- a successful campaign
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +51,11 @@ def mini(bench: Bench) -> tuple[Path, "subprocess.CompletedProcess[str]"]:
     return campaign, done
 
 
-def test_what_is_on_disk_is_complete(mini: tuple[Path, Any]) -> None:
+def test_the_files_are_complete(mini: tuple[Path, Any]) -> None:
     campaign, _ = mini
-    said = schema.read_json(campaign / "campaign.json")
-    assert said.keys() == schema.CAMPAIGN_KEYS.keys()
-    assert [run["case"] for _, run in runs(campaign)] == said["plan"] and len(said["plan"]) == 2
+    file = schema.read_json(campaign / "campaign.json")
+    assert file.keys() == schema.CAMPAIGN_KEYS.keys()
+    assert [run["case"] for _, run in runs(campaign)] == file["plan"] and len(file["plan"]) == 2
     for folder, run in runs(campaign):
         assert run.keys() == schema.RUN_KEYS.keys()
         assert run["status"] == "ok" and run["startup_s"] > 0
@@ -77,25 +77,27 @@ def test_what_is_on_disk_is_complete(mini: tuple[Path, Any]) -> None:
             assert pyarrow.parquet.read_schema(folder / f"{name}.parquet").names == list(fields)
 
 
-def test_the_server_counts_the_same_and_says_how_it_goes(mini: tuple[Path, Any]) -> None:
+def test_the_server_s_metrics_agree_with_the_rows(mini: tuple[Path, Any]) -> None:
     for folder, run in runs(mini[0]):
-        rows, said = table(folder, "requests"), table(folder, "server_metrics")
+        rows, samples = table(folder, "requests"), table(folder, "server_metrics")
         assert run["served"] == {
             "requests": len(rows),
             "tokens": sum(row["tokens"] for row in rows),
         }
         [stage] = [stage for stage in run["stages"] if stage["name"] == "load"]
-        times = sorted({row["time_s"] for row in said})
+        times = sorted({row["time_s"] for row in samples})
         assert stage["start_s"] < times[0] and times[-1] < stage["end_s"] and len(times) >= 2
-        in_flight = [row["value"] for row in said if row["name"] == "serveoff_requests_in_flight"]
+        in_flight = [
+            row["value"] for row in samples if row["name"] == "serveoff_requests_in_flight"
+        ]
         assert max(in_flight) in (
             [0] if run["case"]["server"] == "flask_gunicorn" else [1, 2, 3]
-        ), "a sync worker answers between requests"
-        tokens = [row["value"] for row in said if row["name"] == "serveoff_tokens_total"]
+        ), "a sync worker serves metrics only between requests"
+        tokens = [row["value"] for row in samples if row["name"] == "serveoff_tokens_total"]
         assert tokens == sorted(tokens) and tokens[-1] > tokens[0]
 
 
-def test_counts_agree_and_every_answer_is_exact(mini: tuple[Path, Any]) -> None:
+def test_counts_agree_and_every_response_is_exact(mini: tuple[Path, Any]) -> None:
     for folder, run in runs(mini[0]):
         rows = table(folder, "requests")
         counted = dict.fromkeys(("sent", "rows", "locust_requests"), len(rows))
@@ -147,7 +149,7 @@ def test_times_are_in_order_and_the_window_lies_in_the_load(mini: tuple[Path, An
         assert [s for s in samples if window["start_s"] < s < window["end_s"]]
 
 
-def test_a_user_of_the_closed_loop_asks_when_its_last_answer_has_ended(
+def test_a_user_of_the_closed_loop_sends_when_its_last_response_has_ended(
     mini: tuple[Path, Any],
 ) -> None:
     asked = []
@@ -166,7 +168,7 @@ def test_a_user_of_the_closed_loop_asks_when_its_last_answer_has_ended(
                 for user, rows in by_user.items()
             }
         )
-    for user in range(3):  # one server is slower, but as far as it came it was asked the same
+    for user in range(3):  # one server is slower, but it got the same first requests
         shorter = min(len(lengths[user]) for lengths in asked)
         assert asked[0][user][:shorter] == asked[1][user][:shorter]
 
@@ -183,9 +185,9 @@ def test_stages_are_in_order_and_cases_one_after_the_other(mini: tuple[Path, Any
     assert moments == sorted(moments)
 
 
-def test_the_log_has_one_line_a_case(mini: tuple[Path, Any]) -> None:
+def test_the_log_has_one_line_per_case(mini: tuple[Path, Any]) -> None:
     first, *cases = mini[1].stdout.splitlines()[:3]
-    assert re.fullmatch(r"2 cases, about [\dhmins ]+: a line for each as it ends", first)
+    assert re.fullmatch(r"2 cases, about [\dhmins ]+; each prints a line when it ends", first)
     number = r"([\d,.]+|∞|unknown \(n=\d+\))( ms)?"
     for index, (line, (_, run)) in enumerate(zip(cases, runs(mini[0]), strict=True), 1):
         case = run["case"]
@@ -198,17 +200,17 @@ def test_the_log_has_one_line_a_case(mini: tuple[Path, Any]) -> None:
     assert "case " not in "\n".join(mini[1].stdout.splitlines()[3:])
 
 
-def test_the_terminal_shows_a_table_and_where_the_report_is(mini: tuple[Path, Any]) -> None:
+def test_the_terminal_shows_a_table_and_the_report_s_path(mini: tuple[Path, Any]) -> None:
     campaign, done = mini
     page = str(campaign.relative_to(campaign.parents[1]) / "report.html")
     after = done.stdout.splitlines()[done.stdout.splitlines().index(page) + 1 :]
-    busy = done.stderr.count("no valid case of ") == 2  # then their cause comes first
+    busy = done.stderr.count("no valid case of ") == 2  # then the reasons come first
     assert after[:2] == ([] if busy else ["", "Worth typing next:"])
     assert len(after) == (0 if busy else 8)
     for what, command in zip(after[2::2], after[3::2], strict=True):
         assert what.startswith("  # ") and re.match(r"  \S*python\S* -m loadtests --", command)
-    for said in ("fastapi_threadpool (simulated)", "flask_gunicorn (simulated)", "tokens/s"):
-        assert said in done.stdout
+    for words in ("fastapi_threadpool (simulated)", "flask_gunicorn (simulated)", "tokens/s"):
+        assert words in done.stdout
     assert (campaign / "report.html").stat().st_size > 10_000 and not (
         campaign / "notebooks"
     ).exists()
@@ -244,10 +246,10 @@ def test_plan_prints_the_cases_and_creates_nothing(bench: Bench, mini: Any) -> N
     assert sorted(bench.folder.rglob("*")) == before
 
 
-# --- a server of somebody else
+# --- a server that is already running
 
 
-def test_a_target_is_measured_and_left_alone(bench: Bench) -> None:
+def test_a_target_is_measured_and_left_running(bench: Bench) -> None:
     log = bench.folder / "target.log"
     model = models.Model("serveoff-small", "", True)
     with launch.run_server(
@@ -279,7 +281,7 @@ def test_a_target_is_measured_and_left_alone(bench: Bench) -> None:
     )
     assert {sample["server"] for sample in table(folder, "telemetry")} == {None}
 
-    # The open loop sends what the seed says, when it says: the load does not yield.
+    # The open loop sends the seed's requests at their times: the load does not yield.
     rows = sorted(table(folder, "requests"), key=lambda row: row["scheduled_s"])
     wanted = [
         arrival.at_s
@@ -297,9 +299,7 @@ def test_a_target_is_measured_and_left_alone(bench: Bench) -> None:
     assert all(row["sent_s"] >= row["scheduled_s"] for row in rows)
 
 
-def test_a_key_reaches_whoever_needs_it_and_is_written_nowhere(
-    bench: Bench, tmp_path: Path
-) -> None:
+def test_a_key_reaches_the_server_and_is_written_nowhere(bench: Bench, tmp_path: Path) -> None:
     key = "s3cret-0123456789"
     (tmp_path / "key").write_text(f"{key}\n")
     bench.environment["SERVEOFF_API_KEY_FILE"] = str(tmp_path / "key")
@@ -308,7 +308,7 @@ def test_a_key_reaches_whoever_needs_it_and_is_written_nowhere(
             "--servers", "fastapi_threadpool,fastapi_gateway", *QUICK, "--out", "with_key"
         )
         rows_when_under_load(bench.folder / "with_key", 2)
-        said = [said_of(process) for process in bench.processes()]
+        commands = [said_of(process) for process in bench.processes()]
         text, _ = driver.communicate(timeout=PATIENCE_S)
     finally:
         del bench.environment["SERVEOFF_API_KEY_FILE"]
@@ -317,7 +317,7 @@ def test_a_key_reaches_whoever_needs_it_and_is_written_nowhere(
         run["status"] == "ok" and run["served"]["requests"]
         for _, run in runs(bench.folder / "with_key")
     )
-    assert len(said) > 5 and key not in str(said) and key not in text
+    assert len(commands) > 5 and key not in str(commands) and key not in text
     holding = [
         file
         for file in (bench.folder / "with_key").rglob("*")

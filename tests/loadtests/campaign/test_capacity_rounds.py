@@ -1,5 +1,5 @@
-"""`--find-capacity` for real: the cases that analysis asks for are run, whatever was there
-before.
+"""`--find-capacity` in real processes: a campaign runs the cases that analysis requests, whatever
+its folder has already.
 """
 
 from pathlib import Path
@@ -28,8 +28,8 @@ SEARCH = (
 
 @pytest.fixture(scope="module")
 def found(bench: Bench) -> Path:
-    """Nobody's first token comes within a millisecond, and there is no load below one user: one
-    case each, whether or not a busy machine left it a number.
+    """No server's first token arrives within a millisecond, and there is no load below one user, so
+    each server has one case. On a busy machine it may be invalid.
     """
     done = bench.run(*SEARCH, "--users", "1", "--slo", "ttft_p50=1ms", "--report", "page")
     assert is_complete(done.returncode, done.stderr), done.stdout + done.stderr
@@ -41,11 +41,11 @@ def found(bench: Bench) -> Path:
 
 
 def test_each_load_is_a_case_on_disk(found: Path) -> None:
-    said = schema.read_json(found / "campaign.json")
+    file = schema.read_json(found / "campaign.json")
     assert (
-        said["plan"] == []
-        and said["search"]["slo"] == "ttft_p50=1ms"
-        and said["search"]["estimates"] == {"quick": 1}
+        file["plan"] == []
+        and file["search"]["slo"] == "ttft_p50=1ms"
+        and file["search"]["estimates"] == {"quick": 1}
     )
     cases = [run["case"] for _, run in runs(found)]
     assert [case["index"] for case in cases] == [1, 2] and {case["server"] for case in cases} == {
@@ -59,7 +59,7 @@ def test_each_load_is_a_case_on_disk(found: Path) -> None:
     )
 
 
-def test_what_was_broken_is_asked_for_again_and_what_is_done_is_not(
+def test_an_interrupted_case_is_repeated_and_a_finished_one_is_not(
     bench: Bench, found: Path
 ) -> None:
     (folder, run), (other, _) = runs(found)
@@ -68,8 +68,8 @@ def test_what_was_broken_is_asked_for_again_and_what_is_done_is_not(
     done = bench.run(*SEARCH, "--users", "1", "--slo", "ttft_p50=1ms")
     assert is_complete(done.returncode, done.stderr), done.stdout + done.stderr
     assert (
-        f"found case 1 ({folder.name}): was interrupted; kept as attempts/{folder.name}.1, and run"
-        " again" in done.stdout
+        f"case 1 ({folder.name}) was interrupted; its files are now in attempts/{folder.name}.1,"
+        " and it runs again" in done.stdout
     )
     again = {run["case"]["index"]: run["case"]["server"] for _, run in runs(found)}
     assert again.keys() == {2, 3} and again[3] == run["case"]["server"] != again[2]
@@ -89,7 +89,7 @@ OPEN = {
 }
 
 
-def test_an_open_loop_begins_at_saturation_unless_an_estimate_is_given() -> None:
+def test_an_open_loop_starts_at_saturation_unless_an_estimate_is_given() -> None:
     found, saturation = capacity_rounds.search_scenarios({"bursty": OPEN}, [])
     assert saturation == {"bursty": "bursty-saturation"} and found["bursty"] == OPEN
     table = found["bursty-saturation"]

@@ -1,4 +1,4 @@
-"""Where an endpoint is, what it calls its models, and what it wants before it responds."""
+"""An endpoint's address, its models, and its conditions for a response."""
 
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def test_it_is_measured_where_it_is(tmp_path: Path, name: str) -> None:
 
 
 def check_place(measured: Measured, name: str) -> None:
-    """The load went where the profile had found the endpoint."""
+    """The load went to the address that the profile had found."""
     script, path, model = AT[name]
     root = script.get("root", "/v1")
     load = measured.endpoint.load()
@@ -64,7 +64,7 @@ def check_place(measured: Measured, name: str) -> None:
 
 @slow
 def test_metrics_are_read_beside_the_prefix(tmp_path: Path) -> None:
-    """Where a gateway serves them: below the prefix."""
+    """A gateway serves its metrics below the prefix."""
     script = Script(**CALM, root="/ns/model/v1", metrics="# TYPE a counter\na 1\n")
     measured = measure_valid_load(tmp_path, script, path="/ns/model")
     asked = {each.path for each in measured.endpoint.requests() if each.method == "GET"}
@@ -91,18 +91,18 @@ def test_an_empty_list_and_no_model(tmp_path: Path) -> None:
     check_refused(measure_load(tmp_path, Script(models=())), "--model")
 
 
-def test_it_is_waited_for(tmp_path: Path) -> None:
+def test_the_load_waits_until_the_endpoint_is_ready(tmp_path: Path) -> None:
     measured = measure_valid_load(tmp_path, Script(**CALM, loading_s=1.5))
     assert {each.status for each in measured.endpoint.load()} == {200}
 
 
-def test_it_is_waited_for_as_long_as_asked(bench: Bench, tmp_path: Path) -> None:
+def test_the_wait_ends_after_the_ready_timeout(bench: Bench, tmp_path: Path) -> None:
     script = Script(loading_s=600)
     measured = measure_script(bench, tmp_path, script, "--ready-timeout", "1")
     check_refused(measured, measured.endpoint.url, "503", "Loading model", "--ready-timeout")
 
 
-def test_other_words_of_one_that_loads(tmp_path: Path) -> None:
+def test_another_message_while_a_model_loads(tmp_path: Path) -> None:
     script = Script(loading_s=600, loading="model weights: 3 of 8 shards")
     measured = measure_load(tmp_path, script, model="m", ready_timeout_s=0.5)
     check_refused(measured, "503", "3 of 8 shards")
@@ -129,13 +129,13 @@ def test_a_redirect_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model", [None, "m"], ids=["", "model"])
-def test_https_where_http_is_spoken(tmp_path: Path, model: str | None) -> None:
+def test_https_for_an_http_server(tmp_path: Path, model: str | None) -> None:
     with serve_script(tmp_path, Script()) as endpoint:
         url = endpoint.url.replace("http://", "https://")
         check_refused(measure_endpoint(tmp_path, endpoint, url, model=model), url, "http://")
 
 
-def test_nothing_below_that_path(tmp_path: Path) -> None:
+def test_a_path_without_an_endpoint(tmp_path: Path) -> None:
     measured = measure_load(tmp_path, Script(), model="m", path="/wrong/place")
     check_refused(measured, "/wrong/place", "404")
 
@@ -145,6 +145,6 @@ def test_nothing_below_that_path(tmp_path: Path) -> None:
     ["", " ", "127.0.0.1:8000", "ftp://127.0.0.1/", "http://"],
     ids=["empty", "blank", "no scheme", "another scheme", "no host"],
 )
-def test_what_is_no_url_is_refused(url: str) -> None:
+def test_a_malformed_url_is_refused(url: str) -> None:
     with pytest.raises(UsageError, match=r"^--target: "):
         target_of_url(url)

@@ -1,7 +1,7 @@
-"""What is no success: responses without a token, errors in every dress, cut streams, false usage.
+"""Failures: responses without a token, all kinds of errors, cut streams, false usage.
 
-Nothing of it is ranked, recommended or valid, the reason is the server's own words, and the exit
-code says that there is no number.
+None of them is ranked, recommended or valid. The reason is the server's own message, and the exit
+code shows that there is no valid case.
 """
 
 import math
@@ -44,7 +44,7 @@ def failure_of(name: str, when: str) -> Failure:
     "name", [pytest.param(name, marks=[] if name in QUICK else slow) for name in NO_SUCCESS]
 )
 def test_no_success(tmp_path: Path, name: str) -> None:
-    """Under load only, so that nothing could be known before."""
+    """It fails only under load, so nothing shows it before."""
     _, _, words = NO_SUCCESS[name]
     measured = measure_load(tmp_path, Script(failure=failure_of(name, LOAD)))
     check_reasons(measured, words[-1])
@@ -67,7 +67,7 @@ def check_no_numbers(measured: Measured) -> None:
 
 
 def test_a_campaign_without_a_success(bench: Bench, tmp_path: Path) -> None:
-    """Each request fails in another way, and each row has its own reason."""
+    """Each request fails in a different way, and each row has its own reason."""
     kinds = {name: {"failure": failure_of(name, LOAD)} for name in NO_SUCCESS}
     script = Script(step_s=0.001, kinds=kinds)
     measured = measure_script(
@@ -89,8 +89,8 @@ def test_a_campaign_without_a_success(bench: Bench, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in QUICK else slow) for name in NO_SUCCESS]
 )
-def test_no_success_from_the_beginning(tmp_path: Path, name: str) -> None:
-    """Nothing is measured, and the words are shown."""
+def test_no_success_from_the_start(tmp_path: Path, name: str) -> None:
+    """Nothing is measured, and the error shows the server's message."""
     measured = measure_load(tmp_path, Script(failure=failure_of(name, ALWAYS)))
     check_refused(measured, *(("breaks off",) if name == "cut" else NO_SUCCESS[name][2]))
     assert not measured.endpoint.load()
@@ -101,7 +101,7 @@ CUDA = "CUDA error: device-side assert triggered"
 
 @pytest.mark.parametrize("scenario", ["chats", pytest.param("open", marks=slow)])
 def test_every_request_of_the_load_fails(bench: Bench, tmp_path: Path, scenario: str) -> None:
-    """It ends long before the window would."""
+    """The load ends long before its window would."""
     failure = Failure(500, CUDA, when=LOAD)
     began_s = time.monotonic()
     measured = measure_script(
@@ -163,7 +163,7 @@ def check_some_failed(measured: Measured) -> None:
 
 @slow
 def test_less_than_a_twentieth_fails(bench: Bench, tmp_path: Path) -> None:
-    """It stays valid, and the failures are reported; their tokens are no throughput."""
+    """The case stays valid and reports the failures, and throughput leaves out their tokens."""
     failure = Failure(events=(f"data: {ERROR}\n\n",), after_tokens=10, when=LOAD, every=40)
     script = Script(first_s=0.1, step_s=0.002, failure=failure)
     measured = measure_valid(bench, tmp_path, script, "--duration", "6")
@@ -230,7 +230,7 @@ def run_gate(bench: Bench, base: str, head: str) -> "subprocess.CompletedProcess
 
 @slow
 def test_a_server_that_dies_under_load(bench: Bench, tmp_path: Path) -> None:
-    """It is not the load generator that was too slow."""
+    """The report does not blame the load generator."""
     gone = Failure(after_requests=10, dies=True, when=LOAD)
     measured = measure_script(bench, tmp_path, Script(failure=gone), "--report", "page")
     assert measured.done.returncode != 0
@@ -254,7 +254,7 @@ FALSE_USAGE: dict[str, dict[str, Any]] = {
     [pytest.param(name, marks=[] if name == "1,000 times" else slow) for name in FALSE_USAGE],
 )
 def test_usage_that_cannot_be_true_is_named(tmp_path: Path, name: str) -> None:
-    """No TPOT and no throughput come from it."""
+    """TPOT and throughput ignore it."""
     script = {"first_s": 0.1, "step_s": 0.005} | FALSE_USAGE[name]
     measured = measure_undisturbed(tmp_path, Script(**script))
     why = str(measured.case["why"])

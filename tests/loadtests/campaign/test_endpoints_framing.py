@@ -1,4 +1,4 @@
-"""How a stream is framed, and what HTTP allows around it."""
+"""The framing of streams, and the HTTP around them."""
 
 import itertools
 from pathlib import Path
@@ -40,9 +40,7 @@ def test_responses_before_the_final_one(tmp_path: Path, name: str) -> None:
 
 
 def test_a_load_reads_each_response_whatever_kind_it_is(bench: Bench, tmp_path: Path) -> None:
-    """In one campaign, so that the load generator's own reader meets all of them, one after the
-    other.
-    """
+    """The load generator's own reader reads all of them in one campaign, one after the other."""
     script = Script(**CALM, kinds=KINDS_OF_STREAMS)
     measured = measure_valid(
         bench, tmp_path, script, "--users", "6", "--duration", "6", scenarios="chats48"
@@ -62,8 +60,8 @@ def test_a_load_reads_each_response_whatever_kind_it_is(bench: Bench, tmp_path: 
 
 
 def test_a_connection_that_closes_when_it_is_used_again(bench: Bench, tmp_path: Path) -> None:
-    """One resend each, counted and shown."""
-    script = Script(**CALM | {"first_s": 0.4}, serves=1)  # each of them waits for a connection, too
+    """Each request is sent a second time, which the report counts and shows."""
+    script = Script(**CALM | {"first_s": 0.4}, serves=1)  # each also waits for a new connection
     measured = measure_valid(bench, tmp_path, script, "--report", "page")
     resent = [row for row in measured.rows if row["resent"]]
     assert resent and all(row["error"] is None for row in measured.rows)
@@ -82,7 +80,7 @@ def test_a_connection_that_closes_after_a_few(tmp_path: Path) -> None:
 
 
 def test_a_connection_that_never_responds(tmp_path: Path) -> None:
-    """A new connection that closes is a failure, and is not asked again for ever."""
+    """A new connection that closes is a failure, and is not retried endlessly."""
     check_refused(measure_load(tmp_path, Script(serves=0), model="m"))
 
 
@@ -101,7 +99,7 @@ def test_a_refusal_with_retry_after_is_reported(tmp_path: Path) -> None:
 
 @slow
 @pytest.mark.parametrize(("option", "respected"), [(("--respect-retry-after",), True), ((), False)])
-def test_a_user_waits_as_long_as_the_server_asks_for(
+def test_a_user_respects_retry_after_with_the_option(
     bench: Bench, tmp_path: Path, option: tuple[str, ...], respected: bool
 ) -> None:
     failure = Failure(429, REFUSAL, retry_after="1", when=LOAD, every=2)

@@ -1,4 +1,4 @@
-"""What an endpoint takes in a request: the rest is left out, and the measurement adapts."""
+"""Fields that an endpoint refuses: requests leave them out, and the measurement adapts."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ EXTRA = (400, "Extra inputs are not permitted: ignore_eos")
     [(CHAT, "chats", "chat"), pytest.param(COMPLETIONS, "texts", "completions", marks=slow)],
     ids=["chat", "completions"],
 )
-def test_only_what_is_used_must_exist(
+def test_only_the_scenario_s_endpoint_must_exist(
     tmp_path: Path, endpoint: str, scenario: str, name: str
 ) -> None:
     script = Script(**CALM, endpoints=(endpoint,))
@@ -40,15 +40,15 @@ def test_both_endpoints(tmp_path: Path, scenario: str) -> None:
     [(CHAT, "texts", COMPLETIONS), (COMPLETIONS, "chats", CHAT)],
     ids=["chat", "completions"],
 )
-def test_what_is_used_and_missing_is_named(
+def test_a_missing_endpoint_is_named(
     tmp_path: Path, endpoint: str, scenario: str, path: str
 ) -> None:
     script = Script(endpoints=(endpoint,))
     check_refused(measure_load(tmp_path, script, scenario=scenario), "404", path)
 
 
-# name: what is refused or required, the fields that no request of the load may have, those that
-# each must have, and how the profile calls them
+# name: the fields that the endpoint refuses or requires, those that no request of the load may
+# have, and those that each must have
 FIELDS: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
     "ignore_eos": ({"refused": {"ignore_eos": EXTRA}}, ("ignore_eos",), ("stream_options",)),
     "ignore_eos, 422": (
@@ -110,8 +110,8 @@ def test_a_refused_field_is_left_out(tmp_path: Path, name: str) -> None:
     check_fields(measure_valid_load(tmp_path, Script(**CALM | FIELDS[name][0])), name)
 
 
-def test_a_campaign_adapts_to_what_it_found(bench: Bench, tmp_path: Path) -> None:
-    """To the address, to the request fields and to how usage is reported, at once."""
+def test_a_campaign_adapts_to_its_profile(bench: Bench, tmp_path: Path) -> None:
+    """To the address, the request fields and the reporting of usage, all at once."""
     name, (script, path, model) = "several at once", AT["deployment"]
     assert model is not None
     script = CALM | script | FIELDS[name][0]
@@ -142,7 +142,7 @@ def check_fields(measured: Measured, name: str) -> None:
 
 @slow
 def test_a_system_role_that_is_refused(tmp_path: Path) -> None:
-    """The message stands in front of the user's."""
+    """The system message is put before the user's message."""
     script = Script(**CALM, refused={"role system": (400, "System role not supported")})
     measured = measure_valid_load(tmp_path, script, scenario="shared")
     assert measured.profile["dialect"]["has_system_role"] is False
@@ -171,8 +171,8 @@ def test_responses_that_end_early_are_counted(tmp_path: Path, more: dict[str, An
 
 
 @slow
-def test_responses_longer_than_asked_are_counted(tmp_path: Path) -> None:
-    """A server that does not know max_tokens."""
+def test_responses_longer_than_requested_are_counted(tmp_path: Path) -> None:
+    """From a server that ignores max_tokens."""
     script = Script(**CALM, lengths=(50, 60), heeds_max_tokens=False, finish="stop")
     measured = measure_valid_load(tmp_path, script)
     assert all(50 <= row["tokens"] <= 60 for row in measured.rows)
@@ -202,7 +202,7 @@ def test_how_usage_is_reported(tmp_path: Path, name: str) -> None:
     measured = measure_valid_load(tmp_path, Script(**CALM | script), scenario="chats32")
     assert measured.profile["usage"] == usage, measured.profile
     found = {row["token_source"] for row in measured.rows}
-    # Of one token a chunk both are the same.
+    # With one token per chunk, both are the same.
     assert found == {source} or (usage == "continuous" and found == {"usage"})
     assert {sum(row["token_n"]) for row in measured.rows} == {32}
     if source == "counted":
@@ -213,7 +213,7 @@ def test_how_usage_is_reported(tmp_path: Path, name: str) -> None:
 @slow
 @pytest.mark.parametrize("tokens", [(1, 3), (4,)], ids=["1 or 3", "4"])
 def test_several_tokens_in_a_chunk_without_usage(tmp_path: Path, tokens: tuple[int, ...]) -> None:
-    """Chunks are no tokens: either the count is right, or the report says what it counts."""
+    """Chunks are not tokens: a note states what is counted."""
     script = Script(**CALM, usage="never", per_chunk=tokens)
     measured = measure_load(tmp_path, script)
     assert {row["token_source"] for row in measured.rows} == {"counted"}

@@ -1,4 +1,4 @@
-"""What a stream carries, and when: tokens in a chunk, reasoning, chunks before the first token."""
+"""Contents and times of streams: tokens per chunk, reasoning, chunks before the first token."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ slow = pytest.mark.slow
 
 
 def visible_error_s(measured: Measured) -> float:
-    """Median of the time to the first visible token, as reported - as the server recorded it."""
+    """Relative error of the median time to the first visible token, against the server's record."""
     reported = [row["first_visible_s"] - row["scheduled_s"] for row in measured.rows]
     true = [each.first_visible_s - each.at_s for each in measured.served() if each.first_visible_s]
     return stats.percentile(reported, 50) / stats.percentile(true, 50) - 1  # type: ignore[arg-type]
@@ -44,20 +44,20 @@ def test_a_thinking_model(tmp_path: Path, name: str) -> None:
         assert measured.case["tpot_p50_s"] == pytest.approx(step_s, rel=0.06)
     field = script["reasoning_field"]
     assert measured.profile["reasoning"] == ("content.thinking" if field == "parts" else field)
-    if script.get("usage") != "never":  # which says nothing of its chunks
+    if script.get("usage") != "never":  # without usage, tokens per chunk are unknown
         assert measured.profile["tokens_per_chunk"] == pytest.approx(per_chunk, rel=0.15)
 
 
 @slow
 def test_a_model_that_only_thinks(tmp_path: Path) -> None:
-    """All its tokens were spent before the first visible one."""
+    """The response has no visible token."""
     script = Script(**CALM, reasoning=1000, reasoning_field="reasoning")
     measured = measure_valid_load(tmp_path, script, scenario="chats32")
     for row in measured.rows:
         assert row["reasoning_tokens"] == 32 and row["first_visible_s"] is None
 
 
-# --- tokens in a chunk
+# --- tokens per chunk
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,8 @@ def test_several_tokens_in_a_chunk(tmp_path: Path, name: str) -> None:
 @slow
 @pytest.mark.parametrize("usage", ["asked", "continuous"])
 def test_words_of_many_lengths(tmp_path: Path, usage: str) -> None:
-    """Usage alone is spread by the length of text: the total stays right; with continuous usage
-    each chunk is.
+    """Usage at the end is spread over the chunks by their length, so only the total is exact. With
+    continuous usage each chunk is exact.
     """
     script = Script(**CALM, per_chunk=(2, 1, 5), long_words=True, usage=usage)
     measured = measure_valid_load(tmp_path, script, scenario="chats48")
@@ -92,7 +92,7 @@ def test_words_of_many_lengths(tmp_path: Path, usage: str) -> None:
 
 @slow
 def test_tokens_that_come_without_text(tmp_path: Path) -> None:
-    """A tokenizer of two tokens a word: usage is twice the words, a word a chunk."""
+    """A tokenizer with two tokens per word: usage is twice the words, and each chunk has a word."""
     script = Script(**CALM, usage_times=2.0, lengths=(16, 16))
     measured = measure_valid_by_usage(tmp_path, script, 2.0)
     for row in measured.rows:
@@ -100,7 +100,7 @@ def test_tokens_that_come_without_text(tmp_path: Path) -> None:
 
 
 def measure_valid_by_usage(folder: Path, script: Script, times: float) -> Measured:
-    """The server records words; usage, of which there are `times` as many, is what counts."""
+    """The server records words, but usage counts: `times` as many tokens."""
     measured = measure_load(folder, script, scenario="chats32")
     assert measured.cases["valid"].all(), measured.cases["why"].tolist()
     truth = Truth.of_case(measured)
@@ -136,7 +136,7 @@ TIMES: dict[str, dict[str, Any]] = {
 
 @slow
 @pytest.mark.parametrize("name", TIMES)
-def test_it_takes_its_time_or_none(tmp_path: Path, name: str) -> None:
+def test_fast_and_slow_streams(tmp_path: Path, name: str) -> None:
     window_s = 6.0 if name == "slow" else 1.0
     measured = measure_valid_load(tmp_path, Script(**TIMES[name]), window_s=window_s)
     assert "buffered" not in measured.notes + str(measured.cases["why"].tolist())

@@ -1,4 +1,4 @@
-"""Texts that change, are cut, or are another request's."""
+"""Texts that change, are cut, or belong to another request."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def test_text_that_changes_under_load_is_a_note(tmp_path: Path, scenario: str) -
     assert "20" in measured.notes and "not stable" in measured.notes, measured.notes
 
 
-def test_text_that_changes_when_a_prompt_comes_again_is_a_note(tmp_path: Path) -> None:
+def test_text_that_changes_when_a_prompt_is_repeated_is_a_note(tmp_path: Path) -> None:
     measured = measure_valid_load(tmp_path, Script(**CALM, text="second"))
     assert measured.profile["repeats_alone"] is False
     assert "not stable" in measured.notes, measured.notes
@@ -38,6 +38,6 @@ def test_text_of_another_request_is_refused(tmp_path: Path, scenario: str) -> No
 
 @pytest.mark.parametrize("scenario", ["chats", "texts"])
 def test_text_that_is_cut_is_refused(tmp_path: Path, scenario: str) -> None:
-    """In streams only, whose usage counts all of it; a plain response has it."""
+    """Only streams are cut, while their usage counts the whole text; a plain response is whole."""
     measured = measure_load(tmp_path, Script(**CALM, text="cut"), scenario=scenario)
     check_refused(measured, "stream")

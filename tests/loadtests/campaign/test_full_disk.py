@@ -21,12 +21,12 @@ from tests.helpers.campaign_process import (
 )
 from tests.helpers.installed import require_installed
 
-# longer than our patience: the failure must end it
+# longer than PATIENCE_S: only the failure can end the campaign in time
 LONG = ("--servers", "fastapi_threadpool", *QUICK, "--duration", "600")
 
 
 def test_a_recorder_that_cannot_write_fails_the_case(bench: Bench) -> None:
-    """Only the load generator's files are limited: a quota, say."""
+    """Limits only the load generator's files, as a quota may."""
     driver = bench.start(*LONG, "--out", "limited")
     rows_when_under_load(bench.folder / "limited", 1)
     [locust] = bench.load_workers()
@@ -61,9 +61,9 @@ def test_a_full_disk_ends_the_campaign_with_one_sentence_and_the_rows_so_far(
 ) -> None:
     done = bench.run(*LONG, "--out", "disk/campaign")
     assert done.returncode == 2, done.stdout + done.stderr
-    assert re.fullmatch(r"error: .*No space left on device: give a folder .*\n", done.stderr), (
-        done.stderr
-    )
+    assert re.fullmatch(
+        r"error: .*No space left on device: choose a writable folder .*\n", done.stderr
+    ), done.stderr
     assert bench.left_over() == []
     [(folder, run)] = runs(small_disk / "campaign")
     assert run["status"].startswith(

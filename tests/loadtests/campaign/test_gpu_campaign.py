@@ -1,6 +1,5 @@
-"""A whole campaign beside a fake NVIDIA driver, whose card is scripted: what the report says of the
-GPU is what the script says, and a card that falls off the bus in the middle costs its numbers, and
-nothing else.
+"""A whole campaign with a fake NVIDIA driver, whose card is scripted. The report's GPU numbers are
+those of the script, and a card that falls off the bus costs only its own numbers.
 """
 
 import json
@@ -35,8 +34,8 @@ def with_card(tmp_path: Path) -> Bench:
     return bench
 
 
-def test_the_report_says_of_the_gpu_what_the_driver_said(with_card: Bench) -> None:
-    # a busy machine may spoil a case, which then has no number in the page
+def test_the_report_shows_the_driver_s_numbers(with_card: Bench) -> None:
+    # on a busy machine a case may be invalid, and the page then lacks its numbers
     for attempt in range(3):
         out = with_card.folder / f"out-{attempt}"
         done = with_card.run(*COMMAND, "--model", "small", "--out", out.name)
@@ -58,7 +57,7 @@ def test_the_report_says_of_the_gpu_what_the_driver_said(with_card: Bench) -> No
             case["output_tokens_per_s"] / 300, rel=0.05
         )
     drawn = [set(frame["gpu_percent"].dropna()) for frame in found.timelines.values()]
-    assert drawn == [{73.0}] * 2, "in the picture over time"
+    assert drawn == [{73.0}] * 2, "in the figure over time"
     clocks = found.checks[found.checks["name"] == "GPU clocks"]
     assert list(clocks["ok"]) == [False] * 2 and "throttled" in clocks["detail"].iloc[0]
     page = (out / "report.html").read_text()
@@ -70,8 +69,8 @@ def test_a_card_that_falls_off_the_bus_costs_its_numbers_only(with_card: Bench) 
     campaign = with_card.start(*COMMAND, "--model", "tiny", "--out", "out")
     wait_for(lambda: any(with_card.folder.glob("out/cases/*/load.json")), "a case under load")
     Path(with_card.environment["LOST"]).touch()
-    said, _ = campaign.communicate(timeout=90)
-    assert is_complete(campaign.returncode, said), said
+    printed, _ = campaign.communicate(timeout=90)
+    assert is_complete(campaign.returncode, printed), printed
     for _, run in runs(with_card.folder / "out"):
         assert run["status"] == "ok"
         assert [

@@ -1,5 +1,5 @@
-"""What fits a GPU: sums by hand, and a campaign that is refused before anything is started, on the
-fake driver's cards.
+"""The GPU memory budget: sums by hand, and a campaign on the fake driver's cards that is refused
+before it starts anything.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ LLAMA_8B = {
     "kv_heads": 8,
     "head_dim": 128,
 }
-# 128 KiB of keys and values for a token
+# 128 KiB of keys and values per token
 COPY_GIB = (2 * 8_030_261_248 + 4096 * 131_072) / GIB + 0.6
 
 
@@ -64,9 +64,7 @@ def test_sizes_are_those_of_the_published_models() -> None:
 @pytest.mark.parametrize(("free_gib", "count"), [(139, 4), (40, 2), (20, 1), (3, 1)])
 def test_as_many_workers_as_fit(free_gib: float, count: int) -> None:
     assert gpu_memory.default_workers(card(139, free_gib), LLAMA_8B, 16) == count
-    assert (
-        gpu_memory.default_workers(card(139), LLAMA_8B, 2) == 2
-    )  # and no more than there are cores
+    assert gpu_memory.default_workers(card(139), LLAMA_8B, 2) == 2, "no more than the cores"
 
 
 @pytest.mark.parametrize(
@@ -86,22 +84,22 @@ def test_every_process_that_loads_the_model_counts(wanted: Case, copies: int) ->
     assert SERVERS[wanted.server].copies(wanted.engine, wanted.options, 16) == copies
 
 
-def test_what_does_not_fit_is_refused_with_its_sum() -> None:
+def test_a_case_that_does_not_fit_is_refused_with_its_sum() -> None:
     gpu_memory.check_memory([case("flask_gunicorn", workers="8")], SERVERS, LLAMA_8B, 16, card(139))
-    said = (
-        rf"flask_gunicorn does not fit the GPU \(a card\): 16 x {COPY_GIB:.1f} GiB "
-        rf"\(weights, keys and values of one context, and CUDA\) are {16 * COPY_GIB:.1f} GiB, "
-        r"and 139.0 GiB are free: give --workers 8"
+    sentence = (
+        rf"flask_gunicorn does not fit the GPU \(a card\): it needs 16 x {COPY_GIB:.1f} GiB "
+        rf"\(weights, keys and values of one context, and CUDA\) = {16 * COPY_GIB:.1f} GiB, "
+        r"but only 139.0 GiB are free: give --workers 8"
     )
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=sentence):
         gpu_memory.check_memory(
             [case("fastapi_threadpool"), case("flask_gunicorn")], SERVERS, LLAMA_8B, 16, card(139)
         )
     with pytest.raises(
         UsageError,
         match=(
-            r"fastapi_vllm .* 1 x 125.1 GiB \(90% of the card, which vLLM takes\) .* 100.0 GiB are"
-            r" free: free"
+            r"fastapi_vllm .* 1 x 125.1 GiB \(90% of the card, which vLLM reserves\) .* 100.0 GiB"
+            r" are free: free"
         ),
     ):
         gpu_memory.check_memory(
@@ -117,7 +115,7 @@ def test_parts_of_a_model_need_as_many_cards() -> None:
     with pytest.raises(
         UsageError,
         match=(
-            r"vllm_openai.tensor_parallel=2 needs 2 GPUs, and there are 1: give a smaller"
+            r"vllm_openai.tensor_parallel=2 needs 2 GPUs, but only 1 can be used: give a smaller"
             r" tensor_parallel"
         ),
     ):
@@ -126,7 +124,7 @@ def test_parts_of_a_model_need_as_many_cards() -> None:
 
 
 @pytest.mark.parametrize(
-    ("visible", "said"),
+    ("visible", "expected"),
     [
         ("1", "Fake B, 1"),
         ("1,0", "Fake B, 2"),
@@ -138,19 +136,17 @@ def test_parts_of_a_model_need_as_many_cards() -> None:
         ("2", "None"),
     ],
 )
-def test_the_cards_that_are_seen_are_counted(visible: str, said: str, tmp_path: Path) -> None:
-    """As CUDA does: numbers or beginnings of UUIDs, up to the first that there is not."""
+def test_visible_cards_are_counted(visible: str, expected: str, tmp_path: Path) -> None:
+    """As in CUDA: numbers or starts of UUIDs, up to the first entry that matches no card."""
     printed = output_of(
         "print_visible_card",
         LD_LIBRARY_PATH=compile_driver(tmp_path, TWO_CARDS),
         CUDA_VISIBLE_DEVICES=visible,
     )
-    assert printed.strip() == said
+    assert printed.strip() == expected
 
 
-def test_cuda_counts_cards_as_nvml_does_unless_told_otherwise(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_cuda_counts_cards_as_nvml_does_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     def order() -> str:
         return launch.server_environment("hf", models.Model("mine", "/mine", False), 1, {}, False)[
             "CUDA_DEVICE_ORDER"
@@ -163,7 +159,7 @@ def test_cuda_counts_cards_as_nvml_does_unless_told_otherwise(
 
 
 def test_a_campaign_is_refused_before_anything_is_started(tmp_path: Path) -> None:
-    models.resolve_model("tiny", needs_weights=True)  # which else says that it is being generated
+    models.resolve_model("tiny", needs_weights=True)  # otherwise it prints that it generates it
     bench = Bench(tmp_path)
     (tmp_path / "nvml").mkdir()
     bench.environment |= {
@@ -181,5 +177,8 @@ def test_a_campaign_is_refused_before_anything_is_started(tmp_path: Path) -> Non
         "not_to_be",
     )
     bench.refuses(
-        "flask_gunicorn does not fit the GPU (Fake B): 128 x 0.6 GiB", *command, "--workers", "128"
+        "flask_gunicorn does not fit the GPU (Fake B): it needs 128 x 0.6 GiB",
+        *command,
+        "--workers",
+        "128",
     )

@@ -1,5 +1,5 @@
-"""One campaign that is killed, interrupted, whose server is killed, and that ends at last: what is
-there is kept, and only what is missing is measured.
+"""One campaign that is killed, then interrupted, then loses its server, and then completes. It
+keeps its results and measures only the missing cases.
 """
 
 import fcntl
@@ -108,7 +108,7 @@ def ended(bench: Bench, server_died: dict[str, Any]) -> "subprocess.CompletedPro
     return bench.run(*COMMAND)
 
 
-def test_a_killed_driver_leaves_every_row_and_nothing_running(killed: dict[str, Any]) -> None:
+def test_a_killed_campaign_leaves_every_row_and_no_process(killed: dict[str, Any]) -> None:
     assert (
         killed["run"]["status"] == "running" and killed["run"]["case"]["server"] == "flask_gunicorn"
     )
@@ -116,7 +116,7 @@ def test_a_killed_driver_leaves_every_row_and_nothing_running(killed: dict[str, 
     numbers = {row["request"] for row in killed["rows"]}
     assert len(numbers) == len(killed["rows"])
     assert len(set(range(max(numbers))) - numbers) <= 3, (
-        "only what the 3 users had in flight may be missing"
+        "only the requests of the 3 users in flight may be missing"
     )
     assert {row["answer"] for row in killed["rows"][: killed["seen"]]} == {"exact"}
     assert len(killed["telemetry"]) >= 1
@@ -126,12 +126,12 @@ def test_ctrl_c_ends_at_once_and_keeps_the_rows(interrupted: dict[str, Any]) -> 
     assert interrupted["code"] == 130 and interrupted["left"] == []
     assert interrupted["run"]["status"] == "failed: load: interrupted by Ctrl-C"
     assert interrupted["run"]["counts"]["rows"] == len(interrupted["rows"]) >= interrupted["seen"]
-    assert interrupted["cases"] == 1, "the next case must not begin"
-    assert "the same command with --out broken continues it" in interrupted["text"]
+    assert interrupted["cases"] == 1, "the next case must not start"
+    assert "the same command with --out broken continues the campaign" in interrupted["text"]
     assert "Traceback" not in interrupted["text"]
 
 
-def test_the_live_view_shows_how_it_goes(interrupted: dict[str, Any]) -> None:
+def test_the_live_view_shows_the_progress(interrupted: dict[str, Any]) -> None:
     text = interrupted["text"]
     assert re.search(
         r"1 flask_gunicorn     quick    3 users (warm-up, \d+ s|measuring, \d of 4 s)\s+"
@@ -142,14 +142,14 @@ def test_the_live_view_shows_how_it_goes(interrupted: dict[str, Any]) -> None:
     )
 
 
-def test_the_next_run_says_what_it_found(
+def test_the_next_run_prints_the_end_of_the_last_one(
     interrupted: dict[str, Any], server_died: dict[str, Any], ended: Any
 ) -> None:
     name = "001-flask_gunicorn-simulated-quick-r1"
-    found, again = f"found case 1 ({name}): ", f"kept as attempts/{name}.%d, and run again"
-    assert f"{found}was interrupted; {again % 1}" in interrupted["text"]
-    assert f"{found}failed: load: interrupted by Ctrl-C; {again % 2}" in server_died["text"]
-    assert f"{found}failed: load: the server ended by itself (exit code 137)" in ended.stdout
+    case, again = f"case 1 ({name})", f"its files are now in attempts/{name}.%d, and it runs again"
+    assert f"{case} was interrupted; {again % 1}" in interrupted["text"]
+    assert f"{case} failed: load: interrupted by Ctrl-C; {again % 2}" in server_died["text"]
+    assert f"{case} failed: load: the server ended by itself (exit code 137)" in ended.stdout
 
 
 def test_a_server_that_dies_fails_its_case_and_not_the_next(server_died: dict[str, Any]) -> None:
@@ -166,7 +166,7 @@ def test_a_server_that_dies_fails_its_case_and_not_the_next(server_died: dict[st
 
 
 def test_a_load_generator_that_was_killed_leaves_its_rows_and_no_counts(bench: Bench) -> None:
-    """It has written more than it had counted when it last said so."""
+    """Its last counts are older than its last rows."""
     campaign = bench.folder / "no-load"
     driver = bench.start(
         *QUICK, "--servers", "fastapi_threadpool", "--duration", "600", "--out", "no-load"
@@ -183,7 +183,7 @@ def test_a_load_generator_that_was_killed_leaves_its_rows_and_no_counts(bench: B
     )
 
 
-def test_what_is_done_is_not_done_again_and_what_was_broken_is_kept(
+def test_finished_cases_are_not_repeated_and_broken_ones_are_kept(
     bench: Bench, ended: Any, killed: dict[str, Any]
 ) -> None:
     campaign = bench.folder / "broken"
@@ -203,7 +203,7 @@ def test_what_is_done_is_not_done_again_and_what_was_broken_is_kept(
     assert bench.left_over() == []
 
 
-def test_a_campaign_is_continued_only_by_its_own_command_and_by_one_driver(
+def test_a_campaign_is_continued_only_by_its_own_command_and_one_process(
     bench: Bench, ended: Any
 ) -> None:
     bench.refuses(
@@ -218,15 +218,15 @@ def test_a_campaign_is_continued_only_by_its_own_command_and_by_one_driver(
     )
     (published / "cases.json").touch()
     bench.refuses(
-        "published is published without its requests and cannot be continued: choose another --out",
+        "published was published without its requests and cannot be continued: choose another"
+        " --out",
         *COMMAND,
         "--out",
         "published",
     )
     with (bench.folder / "broken" / "campaign.json").open() as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # as the driver that runs it does
+        fcntl.flock(handle, fcntl.LOCK_EX)  # as the process that runs the campaign does
         bench.refuses(
-            "broken is being measured by another process: wait for its end, or choose another"
-            " --out",
+            "another process is measuring broken: wait until it ends, or choose another --out",
             *COMMAND,
         )

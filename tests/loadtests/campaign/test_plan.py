@@ -1,6 +1,4 @@
-"""The order of the cases, and every sentence that a wrong plan or a wrong scenarios file is refused
-with.
-"""
+"""The order of the cases, and the error for each wrong plan."""
 
 import itertools
 import re
@@ -33,11 +31,11 @@ def loads(cases: list[Case]) -> set[tuple[Any, ...]]:
     return {(case.scenario, case.users, case.rate, case.duration_s) for case in cases}
 
 
-def test_an_open_loop_s_window_holds_the_requests_that_its_scenario_wants() -> None:
+def test_an_open_loop_s_window_has_the_scenario_s_number_of_requests() -> None:
     scenarios = {"chat": CLOSED | {"requests": 299}, "steady": OPEN | {"requests": 299}}
     lengths = {case.scenario: case.duration_s for case in plan(scenarios=scenarios)}
-    assert lengths["chat"] == CLOSED["duration_s"], "it is decided when the window opens"
-    assert 90 < lengths["steady"] < 110, "299 requests at 3 a second"
+    assert lengths["chat"] == CLOSED["duration_s"], "decided when the window opens"
+    assert 90 < lengths["steady"] < 110, "299 requests at 3 requests/s"
     fixed = plan(scenarios=scenarios, duration_s=7.0)
     assert {case.duration_s for case in fixed} == {7.0}
 
@@ -49,7 +47,7 @@ def names(cases: list[Case]) -> list[str]:
 # --- order
 
 
-def test_every_combination_comes_exactly_once_and_is_numbered() -> None:
+def test_every_combination_is_planned_exactly_once_and_numbered() -> None:
     cases = plan(
         ("hf", "simulated"),
         {"chat": CLOSED, "steady": OPEN},
@@ -82,16 +80,16 @@ def test_every_combination_comes_exactly_once_and_is_numbered() -> None:
     assert len({case.folder for case in cases}) == len(cases)
 
 
-def test_repetitions_are_interleaved_and_in_turn_reversed() -> None:
+def test_repetitions_are_interleaved_and_every_second_one_is_reversed() -> None:
     order = names(plan(repeat=4))
     runs = [order[start : start + len(SERVERS)] for start in range(0, len(order), len(SERVERS))]
     assert sorted(runs[0]) == sorted(server.name for server in SERVERS), (
-        "every server once before any comes twice"
+        "each server once before any runs twice"
     )
     assert runs == [runs[0], runs[0][::-1], runs[0], runs[0][::-1]]
 
 
-def test_a_linear_drift_falls_on_all_servers_alike() -> None:
+def test_a_linear_drift_affects_all_servers_equally() -> None:
     cases = plan(repeat=4)
     positions = {
         server.name: sum(case.index for case in cases if case.server == server.name)
@@ -100,18 +98,18 @@ def test_a_linear_drift_falls_on_all_servers_alike() -> None:
     assert len(set(positions.values())) == 1
 
 
-def test_the_order_is_the_seeds() -> None:
+def test_the_seed_decides_the_order() -> None:
     assert names(plan(seed=7)) == names(plan(seed=7))
     assert len({tuple(names(plan(seed=seed))) for seed in range(20)}) > 5
 
 
-def test_without_engines_each_server_has_its_real_one() -> None:
+def test_without_engines_each_server_uses_its_first() -> None:
     assert {case.server: case.engine for case in plan(())} == {
         server.name: server.engines[0] for server in SERVERS
     }
 
 
-def test_each_choice_of_options_makes_cases_of_its_own() -> None:
+def test_each_combination_of_options_makes_cases_of_its_own() -> None:
     server = ServerSpec(
         "fast",
         "",
@@ -145,12 +143,12 @@ def test_each_choice_of_options_makes_cases_of_its_own() -> None:
         ("server_a.loop=5", "there is no option of server_a"),
     ],
 )
-def test_an_option_that_cannot_be_is_refused(wanted: str, sentence: str) -> None:
+def test_a_wrong_option_is_refused(wanted: str, sentence: str) -> None:
     with pytest.raises((UsageError, CatalogError), match=re.escape(sentence)):
         option_combinations(SERVERS, [wanted])
 
 
-def test_what_only_a_real_engine_does_is_refused_of_the_simulated_one() -> None:
+def test_options_of_real_engines_are_refused_for_the_simulated_one() -> None:
     server = ServerSpec(
         "fast", "", (), ("vllm", "simulated"), options={"quantization": ("none", "fp8")}
     )
@@ -170,8 +168,8 @@ def test_what_only_a_real_engine_does_is_refused_of_the_simulated_one() -> None:
     with pytest.raises(
         UsageError,
         match=(
-            r"^fast\.quantization=fp8 changes nothing under the simulated engine: .* choose"
-            r" --engines vllm$"
+            r"^fast\.quantization=fp8 has no effect on the simulated engine: .* choose --engines"
+            r" vllm$"
         ),
     ):
         make_plan([server], ("simulated",), {"chat": CLOSED}, options=options)
@@ -201,9 +199,12 @@ def test_users_and_rates_replace_the_scenarios_own_where_they_apply() -> None:
                 " --scenarios interactive"
             ),
         ),
-        ({"engines": ("vllm",)}, "server_a runs on none of the engines vllm; it has hf, simulated"),
+        (
+            {"engines": ("vllm",)},
+            "server_a runs on none of the engines vllm: choose from hf, simulated",
+        ),
     ],
 )
-def test_a_plan_that_cannot_be_is_refused(options: dict[str, Any], sentence: str) -> None:
+def test_an_impossible_plan_is_refused(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UsageError, match=f"^{re.escape(sentence)}$"):
         plan(**options)

@@ -1,4 +1,4 @@
-"""Default scenarios that a target lacks the endpoint for are left out of everything planned."""
+"""The plan leaves out default scenarios whose endpoint a target lacks."""
 
 import pytest
 
@@ -36,10 +36,10 @@ def test_only_possible_scenarios_are_kept(endpoint, kept, capsys):
     assert "is left out: the target has no" in capsys.readouterr().out
 
 
-def test_all_are_kept_where_all_are_possible():
+def test_a_plan_without_impossible_scenarios_is_unchanged():
     assert keep_possible_cases(plan(), profile("chat", "completions")) == plan()
 
 
-def test_nothing_that_is_possible_is_an_error():
+def test_a_plan_without_possible_scenarios_is_an_error():
     with pytest.raises(UsageError, match="the target has no /chat/completions and no /completions"):
         keep_possible_cases(plan(), profile())

@@ -1,4 +1,4 @@
-"""A campaign's folder that is there already."""
+"""The folder of an existing campaign."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,7 @@ CAMPAIGN = CampaignFile(
 )
 
 
-def test_one_from_before_cases_had_all_of_their_keys_is_continued(tmp_path: Path) -> None:
+def test_a_campaign_whose_cases_lack_newer_keys_is_continued(tmp_path: Path) -> None:
     (tmp_path / "cases").mkdir()
     older = {key: value for key, value in CASE.as_dict().items() if key not in ("options", "side")}
     schema.write_json(tmp_path / "campaign.json", CAMPAIGN.to_json() | {"plan": [older]})
@@ -38,10 +38,8 @@ def test_one_from_before_cases_had_all_of_their_keys_is_continued(tmp_path: Path
         results_folder.open_campaign(tmp_path, replace(CAMPAIGN, plan=[replace(CASE, side="head")]))
 
 
-def test_a_model_whose_shape_is_known_by_now_is_the_same_model(tmp_path: Path) -> None:
-    """That of a hub's is not known before its first download, and campaigns of earlier versions
-    have none.
-    """
+def test_a_model_whose_shape_becomes_known_is_the_same_model(tmp_path: Path) -> None:
+    """The shape of a hub's model is unknown before its download, and older campaigns have none."""
     folder = tmp_path / "campaign"
     results_folder.open_campaign(folder, CAMPAIGN)
     known = {"name": "org/name", "shape": {"layers": 2}}
@@ -56,7 +54,7 @@ def test_a_model_whose_shape_is_known_by_now_is_the_same_model(tmp_path: Path) -
     results_folder.open_campaign(folder, CAMPAIGN)
 
 
-def test_numbers_come_from_files_and_not_from_names(tmp_path: Path) -> None:
+def test_indices_come_from_files_and_not_from_names(tmp_path: Path) -> None:
     assert results_folder.last_index(tmp_path) == 0
     for kind, name, index in (("cases", "odd-name", 3), ("attempts", "other.1", 7)):
         file = CaseFile(schema.SCHEMA, replace(CASE, index=index), "ok", "", 0.0)
@@ -65,7 +63,7 @@ def test_numbers_come_from_files_and_not_from_names(tmp_path: Path) -> None:
     assert results_folder.last_index(tmp_path) == 7
 
 
-def test_a_case_that_was_killed_before_it_began_is_set_aside(tmp_path: Path) -> None:
+def test_a_case_that_was_killed_before_its_first_stage_is_set_aside(tmp_path: Path) -> None:
     (tmp_path / "cases" / CASE.folder).mkdir(parents=True)
     assert results_folder.finished_cases(tmp_path, ProgressWatch({})) == []
     assert [place.name for place in (tmp_path / "attempts").iterdir()] == [f"{CASE.folder}.1"]

@@ -1,5 +1,5 @@
-"""The claims' runner ends its campaign with itself. What its campaigns are is checked in
-tests/analysis/studies/test_claims.py.
+"""The runner of the claims stops its campaign when it is stopped itself.
+tests/analysis/studies/test_claims.py checks its campaigns.
 """
 
 import os
@@ -13,10 +13,10 @@ from tests.helpers.campaign_process import PATIENCE_S, ROOT, Bench, wait_for
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_nothing_is_left_when_it_is_ended(bench: Bench, number: signal.Signals) -> None:
+def test_a_signal_leaves_no_process(bench: Bench, number: signal.Signals) -> None:
     out = bench.folder / f"claims-{number}"
     command = [sys.executable, "-m", "loadtests.claims", "blocking", "--out", str(out)]
-    # A session of its own, so that SIGINT can be sent to all of it, as a terminal does.
+    # In a session of its own, whose processes all get SIGINT, as from a terminal.
     claims = subprocess.Popen(
         command,
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""What the user sees while a campaign runs: a line a case in a file, a live view on a terminal."""
+"""The display while a campaign runs: one line per case in a file, a live view on a terminal."""
 
 import os
 import re
@@ -50,17 +50,17 @@ def watching(cases: list[Case], more: bool = False) -> progress.ProgressWatch:
     return watch
 
 
-def test_a_search_does_not_say_of_how_many(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_search_does_not_show_the_number_of_cases(capsys: pytest.CaptureFixture[str]) -> None:
     with watching(CASES, more=True) as watch:
         watch.start(CASES[1])
         watch.end("ok")
     assert capsys.readouterr().out.splitlines() == [
-        "the first round has 3 cases, about 2 min 21 s: a line for each as it ends",
+        "the first round has 3 cases, about 2 min 21 s; each prints a line when it ends",
         "case 2  two / simulated / chat 4 users, run 1: ok (0 s)",
     ]
 
 
-def test_a_log_has_one_line_a_case(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_has_one_line_per_case(capsys: pytest.CaptureFixture[str]) -> None:
     with watching(CASES) as watch:
         with watch.waiting("the load generator measures its own errors", 30):
             pass
@@ -76,7 +76,7 @@ def test_a_log_has_one_line_a_case(capsys: pytest.CaptureFixture[str]) -> None:
             watch.end(status, row)
     found = capsys.readouterr()
     assert found.out.splitlines() == [
-        "3 cases, about 2 min 21 s: a line for each as it ends",
+        "3 cases, about 2 min 21 s; each prints a line when it ends",
         "the load generator measures its own errors: about 30 s",
         "case 1 of 3  one / simulated / chat 4 users, run 1: valid, 1,234 tokens/s,"
         " TTFT P50 21.3 ms P99 unknown (n=120), E2E P50 210 ms P99 ∞ ms, 2.50% errors (0 s)",
@@ -89,7 +89,7 @@ def test_a_log_has_one_line_a_case(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\x1b" not in found.out and found.err == ""
 
 
-def test_a_row_from_before_calibration_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_from_before_calibration_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
     with watching(CASES, more=True) as watch:
         watch.start(CASES[0])
         watch.end("ok", ROW._replace(why="before calibration"))
@@ -97,7 +97,7 @@ def test_a_row_from_before_calibration_says_so(capsys: pytest.CaptureFixture[str
 
 
 def test_a_row_of_an_open_loop_has_no_throughput(capsys: pytest.CaptureFixture[str]) -> None:
-    """It is the demand."""
+    """There the throughput is the demand."""
     case = replace(CASES[0], users=None, rate=2.5)
     with watching([case]) as watch:
         watch.start(case)
@@ -110,7 +110,7 @@ def test_a_row_of_an_open_loop_has_no_throughput(capsys: pytest.CaptureFixture[s
 def test_a_forced_colour_makes_no_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """CI systems set it, and their logs would be full of frames."""
+    """CI systems set FORCE_COLOR, and frames of a live view would fill their logs."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     with watching(CASES) as watch:
         watch.start(CASES[0])
@@ -131,17 +131,17 @@ def test_the_remaining_time_learns_from_the_cases_that_ended(
     assert watch._left_s() == 3 * (12 + progress.OVERHEAD_S) - 20
     watch.end("ok")
     watch.start(CASES[1])
-    assert watch._left_s() == 2 * 20, "as long as the one before"
+    assert watch._left_s() == 2 * 20, "as long as the previous case"
     clock += 1000
-    assert watch._left_s() == 20, "one case is late, the other still takes its time"
+    assert watch._left_s() == 20, "one case is late, the other takes its usual time"
     watch.load(running_status(1.0, 1, 0, 0.1, Window(0, 31)))
-    assert watch._left_s() == 20 + 30, "a window is as long as it says when it opens"
+    assert watch._left_s() == 20 + 30, "the length of a window is known when it opens"
     watch.end("failed: launch: no")
     watch.start(CASES[2])
-    assert watch._left_s() == 20, "a case that failed says nothing about how long one takes"
+    assert watch._left_s() == 20, "a failed case does not change the estimate"
 
 
-def test_a_case_of_another_scenario_takes_as_much_longer_as_its_load(
+def test_the_estimate_for_another_scenario_differs_by_the_length_of_its_load(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = 100.0
@@ -157,9 +157,7 @@ def test_a_case_of_another_scenario_takes_as_much_longer_as_its_load(
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 200])
 @pytest.mark.parametrize("cases", [CASES, show_progress.CASES], ids=["short", "long"])
-def test_rows_fit_the_terminal_and_stand_below_their_headings(
-    width: int, cases: list[Case]
-) -> None:
+def test_rows_fit_the_terminal_and_align_with_their_headings(width: int, cases: list[Case]) -> None:
     layout = RowLayout.of(cases, width)
     groups, heading = layout.heading().splitlines()
     rows = [layout.row(case, "ok", ROW) for case in cases]
@@ -176,7 +174,7 @@ def test_rows_fit_the_terminal_and_stand_below_their_headings(
 
 
 @pytest.mark.parametrize(("columns", "lines"), [(80, 24), (120, 24), (80, 8)])
-def test_a_terminal_shows_cases_stages_times_and_what_is_waited_for(
+def test_a_terminal_shows_cases_stages_times_and_waits(
     tmp_path: Path, columns: int, lines: int
 ) -> None:
     environment = {
@@ -192,25 +190,25 @@ def test_a_terminal_shows_cases_stages_times_and_what_is_waited_for(
     text = ESCAPES.sub("", terminal.text)
     longest = max(re.split(r"[\r\n]+", text), key=len)
     assert len(longest) <= columns, longest
-    for said in (
+    for pattern in (
         r"the load generator measures its own errors, \d s",
         r"0 of 60 cases done, \d s elapsed, about 4[67] min \d+ s left",
-        r"waits until the server is ready, \d s",
+        r"waiting until the server is ready, \d s",
         r"its log: loading weights 50% loading",
         r"warm-up, 3 s\s+7 requests, .*E2E P99 1\.23 s",
-        r"waits until the load is steady: TTFT would change by \+12% over the window",
+        r"waiting until the load is steady: TTFT would change by \+12% over the window",
         r"measuring, 2 of 6 s\s+77 requests, 1,234 tokens/s, E2E P99 1\.23 s",
         r"drain\s+80 requests, 3 failed, ",
-        r"waits for the last 2 responses",
+        r"waiting for the last 2 responses",
         r"and \d\d more to come",
         rf"and {25 if lines > 10 else 27} more to come",
     ):
-        assert re.search(said, text), said
+        assert re.search(pattern, text), pattern
     kept = [line for line in re.split(r"[\r\n]+", text) if re.match(r" ?\d+ a_", line)]
     rows = {
         int(line.split()[0]): line
         for line in kept
-        if not line.endswith("to come") and " prepares" not in line
+        if not line.endswith("to come") and " preparing" not in line
     }
     assert {*range(1, 32)} <= {*rows}
     assert "123456" in rows[30] and "n=120" in rows[30]
@@ -219,5 +217,5 @@ def test_a_terminal_shows_cases_stages_times_and_what_is_waited_for(
     assert "    second" in text and text.count("tok/s") >= 2
 
 
-def test_a_row_that_cannot_be_made_costs_nothing_but_the_row(tmp_path: Path) -> None:
+def test_a_row_that_cannot_be_made_is_none(tmp_path: Path) -> None:
     assert analysis_process.make_row(tmp_path / "nowhere", 1) is None

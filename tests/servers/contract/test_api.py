@@ -1,4 +1,4 @@
-"""THE API, without a server: what a request may be, and how an error looks."""
+"""The API without a server: valid requests, and the form of errors."""
 
 import json
 from typing import Any
@@ -12,8 +12,8 @@ from tests.helpers.api_requests import chat, completion, parse
 
 
 def refused(data: Any, body: bytes | None = None) -> dict[str, Any]:
-    """The error of a request that must be refused, the same by both ways in: as bytes (Flask) and
-    as parsed JSON (FastAPI).
+    """Return the error of a request that must be refused. It must be the same for bytes (Flask) and
+    for parsed JSON (FastAPI).
     """
     kind = ChatCompletionRequest if "messages" in data else CompletionRequest
     with pytest.raises(ContractError) as by_bytes:
@@ -22,7 +22,7 @@ def refused(data: Any, body: bytes | None = None) -> dict[str, Any]:
     if body is None:
         with pytest.raises(ValidationError) as by_object:
             kind.model_validate(data)
-        # FastAPI says where it looked
+        # FastAPI adds where it looked
         framework = [{**e, "loc": ("body", *e["loc"])} for e in by_object.value.errors()]
         assert api.invalid_request(framework).param == error.param
     assert error.status == 400
@@ -109,7 +109,7 @@ def test_a_missing_field_is_named(field: str) -> None:
     )
 
 
-def test_too_many_stops_is_what_the_message_says() -> None:
+def test_the_message_names_too_many_stops() -> None:
     assert refused(completion(stop=["a"] * 5))["message"].startswith(
         "stop: List should have at most 4"
     )
@@ -165,7 +165,7 @@ def test_too_many_stops_is_what_the_message_says() -> None:
         ("modalities", ["text", "audio"]),
     ],
 )
-def test_what_would_change_the_answer_and_is_not_supported_is_refused(
+def test_unsupported_values_that_would_change_the_response_are_refused(
     field: str, value: Any
 ) -> None:
     for make in (completion, chat):
@@ -205,7 +205,7 @@ def test_unsupported_fields_that_are_off_and_unknown_ones_are_accepted() -> None
         assert parse(make(**off)) == parse(make()) == parse(make(**dict.fromkeys(off)))
 
 
-def test_what_is_off_in_another_way_is_accepted() -> None:
+def test_unsupported_fields_may_be_off_in_other_ways() -> None:
     for make in (completion, chat):
         for fields in (
             {"response_format": {"type": "text", "json_schema": None}},
@@ -262,19 +262,19 @@ def test_content_parts_are_joined() -> None:
 def test_a_list_of_one_prompt_is_that_prompt() -> None:
     assert parse(completion(prompt=["bebe baba"])) == parse(completion(prompt="bebe baba"))
     error = refused(completion(prompt=["baba", "bebe"]))
-    assert "a request for each prompt" in error["message"]
+    assert "one request per prompt" in error["message"]
 
 
-def test_todays_roles_are_ours_under_other_names() -> None:
+def test_current_role_names_map_to_ours() -> None:
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-    said = [
+    messages = [
         {"role": "developer", "content": "be kind"},
         {"role": "user", "content": "baba", "name": "me"},
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "content": [{"type": "text", "text": "bebe"}], "tool_call_id": "1"},
         {"role": "assistant", "tool_calls": [call]},
     ]
-    request = parse(chat(messages=said))
+    request = parse(chat(messages=messages))
     assert isinstance(request, ChatCompletionRequest)
     assert [(message.role, message.content) for message in request.messages] == [
         ("system", "be kind"),
@@ -286,7 +286,7 @@ def test_todays_roles_are_ours_under_other_names() -> None:
 
 
 def test_lone_surrogates_are_refused() -> None:
-    """JSON can say them, UTF-8 cannot: an engine that encodes them would end in a 500."""
+    """JSON can represent them, UTF-8 cannot: an engine that encodes them would cause a 500."""
     for data in (
         completion(prompt="baba \ud800"),
         completion(stop="\udfff"),
@@ -295,7 +295,7 @@ def test_lone_surrogates_are_refused() -> None:
         chat(messages=[{"role": "user", "content": [{"type": "text", "text": "\udc00"}]}]),
     ):
         kind = ChatCompletionRequest if "messages" in data else CompletionRequest
-        with pytest.raises(ContractError) as error:  # pydantic's own JSON parser says: not JSON
+        with pytest.raises(ContractError) as error:  # to pydantic's JSON parser this is not JSON
             api.parse_request(kind, json.dumps(data).encode())
         assert error.value.status == 400
         # Python's parser, which FastAPI uses, lets them through
@@ -320,7 +320,7 @@ def test_lone_surrogates_are_refused() -> None:
         b"[" * 100_000,
     ],
 )
-def test_what_is_no_json_object_is_a_400_that_says_so(body: bytes) -> None:
+def test_a_body_that_is_not_a_json_object_is_a_400(body: bytes) -> None:
     error = refused({}, body)
     assert (
         error["message"].startswith("the body is not a JSON object")

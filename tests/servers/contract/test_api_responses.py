@@ -1,4 +1,4 @@
-"""The API's responses, without a server: what they are, and that our own client side reads them."""
+"""The API's responses without a server, and that our own client side reads them."""
 
 import json
 import pickle
@@ -14,9 +14,9 @@ from tests.helpers.api_requests import OUTCOME, chat, completion, parse
 
 
 def events(request: Request, *items: Any) -> list[str]:
-    """Payloads of the stream, each properly framed."""
-    answer = CompletionResponse(request, "m")
-    text = "".join(answer.event(item) for item in items)
+    """Return the payloads of the stream, after checking their framing."""
+    response = CompletionResponse(request, "m")
+    text = "".join(response.event(item) for item in items)
     assert text.endswith("\n\n")
     framed = text.removesuffix("\n\n").split("\n\n")
     assert all(event.startswith("data: ") and "\n" not in event for event in framed)
@@ -24,12 +24,12 @@ def events(request: Request, *items: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("make", [completion, chat])
-def test_a_stream_reads_back_as_it_was_said(make: Any) -> None:
-    said = [" baba", ' "quoted"\n\\ ', " \u2028é\U0001f600", "data: [DONE]\n\n", ""]
+def test_a_stream_reads_back_as_it_was_written(make: Any) -> None:
+    texts = [" baba", ' "quoted"\n\\ ', " \u2028é\U0001f600", "data: [DONE]\n\n", ""]
     *chunks, end, usage, done = events(
-        parse(make(stream=True, stream_options={"include_usage": True})), *said, OUTCOME
+        parse(make(stream=True, stream_options={"include_usage": True})), *texts, OUTCOME
     )
-    assert [read_chunk(chunk.encode()).text for chunk in chunks] == said
+    assert [read_chunk(chunk.encode()).text for chunk in chunks] == texts
     assert all(read_chunk(chunk.encode()).finish_reason is None for chunk in chunks)
     last = read_chunk(end.encode())
     assert (last.text, last.finish_reason, last.usage) == ("", "length", None)
@@ -39,7 +39,7 @@ def test_a_stream_reads_back_as_it_was_said(make: Any) -> None:
     assert json.loads(usage)["choices"] == [] and tail.text == "" and done == "[DONE]"
 
 
-def test_usage_comes_only_if_asked_for() -> None:
+def test_usage_is_sent_only_on_request() -> None:
     for options in (None, {}, {"include_usage": False}):
         *_, end, done = events(
             parse(completion(stream=True, stream_options=options)), " baba", OUTCOME
@@ -69,7 +69,7 @@ def test_continuous_usage_is_in_each_chunk(make: Any) -> None:
         assert not parse(make(stream=True, stream_options=options)).continuous_usage
 
 
-def test_reasoning_is_told_apart_streamed_and_plain() -> None:
+def test_reasoning_has_its_own_field_streamed_and_plain() -> None:
     first, *_ = events(parse(chat(stream=True)), Piece(" baba", True), " babe", OUTCOME)
     delta = json.loads(first)["choices"][0]["delta"]
     assert delta == {"role": "assistant", "reasoning_content": " baba"}
@@ -86,7 +86,7 @@ def test_a_piece_of_text_survives_a_queue_between_processes() -> None:
 
 
 def test_the_role_comes_with_the_first_token_and_no_other() -> None:
-    """A chunk with a role alone would look like the first token to whoever measures."""
+    """A load tool would count a chunk with only a role as the first token."""
     first, *more = [
         json.loads(chunk)
         for chunk in events(parse(chat(stream=True)), " baba", " babe", OUTCOME)[:-1]
@@ -95,7 +95,7 @@ def test_the_role_comes_with_the_first_token_and_no_other() -> None:
     assert [chunk["choices"][0]["delta"] for chunk in more] == [{"content": " babe"}, {}]
 
 
-def test_all_chunks_of_an_answer_have_its_id_and_two_answers_have_two() -> None:
+def test_all_chunks_of_a_response_share_an_id_and_two_responses_have_two() -> None:
     one, two = (
         [
             json.loads(chunk)
@@ -123,23 +123,22 @@ def test_an_engines_failure_is_an_error_event_without_its_secrets() -> None:
 
 
 def test_a_websockets_messages_are_the_events_payloads() -> None:
-    answer = CompletionResponse(parse(chat(stream=True)), "m")
-    said = [
+    response = CompletionResponse(parse(chat(stream=True)), "m")
+    payloads = [
         payload
         for item in (" baba", ' "quoted"\n\n ', OUTCOME)
-        for payload in api.split_events(answer.event(item))
+        for payload in api.split_events(response.event(item))
     ]
-    assert [read_chunk(payload.encode()).text for payload in said[:-1]] == [
+    assert [read_chunk(payload.encode()).text for payload in payloads[:-1]] == [
         " baba",
         ' "quoted"\n\n ',
         "",
     ]
-    assert [api.status_of_end(payload) for payload in said] == [None, None, None, 200] and said[
-        -1
-    ] == "[DONE]"
+    assert [api.status_of_end(payload) for payload in payloads] == [None, None, None, 200]
+    assert payloads[-1] == "[DONE]"
 
 
-def test_an_error_ends_a_websockets_answer_and_has_its_status() -> None:
+def test_an_error_ends_a_websockets_response_and_has_its_status() -> None:
     refused = api.error_message(ContractError(404, "no such model", "model", "model_not_found"))
     assert (
         json.loads(refused)["error"]["code"] == "model_not_found"
@@ -159,7 +158,7 @@ def test_an_error_ends_a_websockets_answer_and_has_its_status() -> None:
 
 
 @pytest.mark.parametrize("make", [completion, chat])
-def test_a_plain_answer_reads_back(make: Any) -> None:
+def test_a_plain_response_reads_back(make: Any) -> None:
     body = CompletionResponse(parse(make()), "m").complete(" baba babe", OUTCOME)
     chunk = read_chunk(json.dumps(body).encode())
     assert (chunk.text, chunk.finish_reason, chunk.error) == (" baba babe", "length", None)
@@ -167,7 +166,7 @@ def test_a_plain_answer_reads_back(make: Any) -> None:
     assert body["object"] == ("chat.completion" if make is chat else "text_completion")
 
 
-def test_chunks_of_other_servers_are_read_too() -> None:
+def test_chunks_of_other_servers_are_read() -> None:
     assert read_chunk(b'{"choices": [{"delta": {"role": "assistant", "content": ""}}]}').text == ""
     assert (
         read_chunk(

@@ -1,4 +1,4 @@
-"""What chunks of other servers say: reasoning, parts, errors in any form."""
+"""Chunks of other servers: reasoning, parts, errors in any form."""
 
 import json
 
@@ -18,7 +18,7 @@ def test_reasoning_is_not_visible(field):
     assert (chunk.text, chunk.reasoning, chunk.reasoning_field) == ("", "hm", field)
 
 
-def test_reasoning_that_is_sent_under_two_names_counts_once():
+def test_reasoning_under_two_names_counts_once():
     assert read_chunk(delta(reasoning="hm", reasoning_content="hm")).reasoning == "hm"
     details = [{"type": "reasoning.text", "text": "hm"}]
     assert read_chunk(delta(reasoning="hm", reasoning_details=details)).reasoning == "hm"
@@ -34,7 +34,7 @@ def test_content_in_parts():
     assert (chunk.text, chunk.reasoning) == ("hello", "hm")
 
 
-def test_a_call_of_a_tool_is_generated_text():
+def test_a_tool_call_is_generated_text():
     call = {"index": 0, "function": {"name": "f", "arguments": '{"x": 1}'}}
     assert read_chunk(delta(tool_calls=[call])).text == 'f{"x": 1}'
 
@@ -72,11 +72,11 @@ def test_errors_in_any_form(body, words):
         {"choices": [], "usage": {"completion_tokens": 3}, "message": ""},
     ],
 )
-def test_what_is_no_error(body):
+def test_bodies_that_are_not_errors(body):
     assert read_chunk(json.dumps(body).encode()).error is None
 
 
-def test_the_servers_own_words_are_short_and_without_secrets():
+def test_a_servers_own_message_is_short_and_without_secrets():
     body = {"error": {"message": "Incorrect API key provided: sk-abcdef123456.\n See " + "x" * 300}}
     words = chunks.describe_body(json.dumps(body).encode())
     assert words.startswith("Incorrect API key provided: ***") and len(words) == 200

@@ -1,5 +1,5 @@
-"""verify: a server that keeps the contract passes every check, and each fault is found by the check
-that is meant for it.
+"""`verify`: a server that meets the contract passes every check, and the check meant for a fault
+finds it.
 """
 
 import http.client
@@ -35,7 +35,7 @@ from servers.contract.conformance_client import (
 from tests.helpers import faulty_server
 from tests.helpers.scripted_server import Scripted
 
-# fault -> the check meant for it, and the others that it cannot but fail, with the reason
+# fault -> the check meant for it, and the other checks that must also fail, with the reason
 FAULTS: dict[str, tuple[str, dict[str, str]]] = {
     "buffers": ("trickles", {}),
     "drops_a_token": ("stream_exact", {}),
@@ -49,14 +49,14 @@ FAULTS: dict[str, tuple[str, dict[str, str]]] = {
     "stands_still_while_it_answers": ("vanished_client", {}),
     "wrong_usage": (
         "plain_answers",
-        dict.fromkeys(("max_tokens", "framing"), "each compares usage with what was asked"),
+        dict.fromkeys(("max_tokens", "framing"), "each compares usage with the request"),
     ),
     "wrong_usage_of_streams": ("framing", {}),
     "no_done": (
         "framing",
         dict.fromkeys(
             ("stream_exact", "trickles", "first_chunk", "no_cross_talk", "vanished_client"),
-            "each reads a stream, and one that does not end is read by none",
+            "each reads a stream, and this one does not end",
         ),
     ),
 }
@@ -67,7 +67,7 @@ def failed(checks: list[ConformanceCheck]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("fault", ["", "sends_comments"])
-def test_a_server_that_keeps_the_contract_passes_every_check(fault: str) -> None:
+def test_a_server_that_meets_the_contract_passes_every_check(fault: str) -> None:
     with faulty_server.running(fault) as url:
         checks = verify_server(url)
     assert failed(checks) == {} and [check.name for check in checks] == [
@@ -86,48 +86,48 @@ def test_each_fault_is_found_by_the_check_meant_for_it(fault: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "says"),
+    ("fault", "words"),
     [
         ("buffers", "is buffered"),
-        ("early_role", "begins with a chunk without a token"),
+        ("early_role", "starts with a chunk without a token"),
         ("stack_trace", "shows a stack trace"),
         ("500_for_bad_json", "broken JSON: status 500, expected 400"),
         ("no_done", "[DONE]"),
         ("drops_a_token", "at word 31"),
-        ("ignores_max_tokens", "max_tokens=1: usage says 8"),
+        ("ignores_max_tokens", "max_tokens=1: usage reports 8"),
         ("mixes_up_requests", "at word 11"),
     ],
 )
-def test_what_is_wrong_is_said_in_words(fault: str, says: str) -> None:
+def test_the_detail_describes_the_fault(fault: str, words: str) -> None:
     meant = FAULTS[fault][0]
     with faulty_server.running(fault) as url:
         (check,) = verify_server(
             url, checks=tuple(check for check in CHECKS if check.__name__ == meant)
         )
-    assert not check.ok and says in check.detail
+    assert not check.ok and words in check.detail
 
 
 @pytest.mark.parametrize(
-    ("fault", "says"),
+    ("fault", "words"),
     [
-        ("", "serves on after a refusal"),
+        ("", "keeps serving after a refusal"),
         ("buffers", "the completion over a WebSocket is buffered"),
         ("drops_a_token", "at word 31"),
-        ("wrong_usage_of_streams", "usage says 132"),
-        ("hangs_up_on_refusal", "closed the WebSocket without a word"),
+        ("wrong_usage_of_streams", "usage reports 132"),
+        ("hangs_up_on_refusal", "dropped the WebSocket without a close frame"),
     ],
 )
-def test_the_check_of_websockets_finds_each_fault(fault: str, says: str) -> None:
+def test_the_check_of_websockets_finds_each_fault(fault: str, words: str) -> None:
     with faulty_server.running(fault) as url:
         (check,) = verify_server(url, checks=(websocket,))
-    assert (check.ok, says in check.detail) == (not fault, True), check
+    assert (check.ok, words in check.detail) == (not fault, True), check
 
 
 def _stream(
     first_s: float, last_s: float, waited_s: float, *, role_s: float | None = None
 ) -> StreamedReply:
-    """32 tokens between two times, read by a client that had waited so long for a processor before
-    the first.
+    """Return 32 tokens between two times, read by a client that waited `waited_s` for a processor
+    before the first.
     """
     step_s = (last_s - first_s) / 31
     tokens = [
@@ -148,7 +148,7 @@ BUFFERED = _stream(0.1, 0.1001, 0.002)
 
 
 @pytest.mark.parametrize(
-    ("streams", "says"),
+    ("streams", "words"),
     [
         ([AS_MADE], None),
         ([BUFFERED, BUFFERED, AS_MADE], None),
@@ -158,11 +158,11 @@ BUFFERED = _stream(0.1, 0.1001, 0.002)
         ([BURST_READ_SLOWLY] + [BUFFERED] * 3, "is buffered"),
     ],
 )
-def test_a_client_that_waited_for_a_processor_does_not_accuse_or_acquit(
-    streams: list[StreamedReply], says: str | None
+def test_a_stream_read_without_a_processor_proves_nothing(
+    streams: list[StreamedReply], words: str | None
 ) -> None:
     first, *later = streams
-    with pytest.raises(CheckFailed, match=says) if says else nullcontext():
+    with pytest.raises(CheckFailed, match=words) if words else nullcontext():
         conformance_checks._trickles("it", first, lambda: later.pop(0))
     assert not later
 
@@ -170,13 +170,13 @@ def test_a_client_that_waited_for_a_processor_does_not_accuse_or_acquit(
 def test_an_early_role_is_not_hidden_by_a_client_that_waited() -> None:
     early, hidden = _stream(0.1, 0.2, 0.002, role_s=0.01), _stream(0.1, 0.2, 0.09, role_s=0.1)
     later = [early] * 3
-    with pytest.raises(CheckFailed, match="begins with a chunk without a token, 90 ms before"):
+    with pytest.raises(CheckFailed, match="starts with a chunk without a token, 90 ms before"):
         conformance_checks._nothing_before_the_first_token("it", hidden, lambda: later.pop(0))
 
 
 def test_times_count_from_before_the_request_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that lost the processor right after it had sent saw a whole stream come within 0 ms
-    of its beginning.
+    """A client that lost the processor right after sending saw a whole stream arrive within 0 ms of
+    its start.
     """
     send = http.client.HTTPConnection.request
 
@@ -190,21 +190,23 @@ def test_times_count_from_before_the_request_is_sent(monkeypatch: pytest.MonkeyP
     assert reply.arrived[0][0].at_s >= 0.3
 
 
-def test_where_nobody_can_tell_that_is_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_cannot_judge_the_timing_reports_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(conformance_checks, "UNDECIDED_S", 0.05)
     with pytest.raises(
         CheckFailed,
         match=(
-            r"cannot be told: of the last one's 100 ms, this client waited 95 for a processor; end"
-            r" what"
+            r"cannot be judged: this client waited 95 of the last 100 ms for a processor; stop"
+            r" other programs"
         ),
     ):
         conformance_checks._trickles("it", STARVED, lambda: STARVED)
 
 
-def test_the_time_that_this_thread_waits_for_a_processor_is_the_kernels() -> None:
+def test_the_kernel_reports_how_long_this_thread_waits_for_a_processor() -> None:
     if not Path("/proc/thread-self/schedstat").exists():
-        pytest.skip("this system does not tell")
+        pytest.skip("this system does not report it")
     core, others = (
         min(os.sched_getaffinity(0)),
         [subprocess.Popen([sys.executable, "-c", "while 1: pass"]) for _ in range(2)],
@@ -224,11 +226,11 @@ def test_the_time_that_this_thread_waits_for_a_processor_is_the_kernels() -> Non
             process.kill()
             process.wait()
     assert at_s / 3 <= waited_s <= at_s - 0.15, (
-        "where three share a core, each waits for two thirds of the time"
+        "if three share a core, each waits for two thirds of the time"
     )
 
 
-def test_the_check_of_websockets_is_for_those_that_have_them() -> None:
+def test_only_servers_with_websockets_get_their_check() -> None:
     assert websocket not in select_checks(False) and select_checks(
         False, (), ("sse", "websocket")
     ) == (*CHECKS, websocket)
@@ -236,13 +238,13 @@ def test_the_check_of_websockets_is_for_those_that_have_them() -> None:
 
 
 @pytest.mark.parametrize("fault", ["", "mixes_up_requests", "drops_a_token"])
-def test_without_a_planted_rule_answers_are_compared_with_each_other(fault: str) -> None:
+def test_without_an_oracle_responses_are_compared_with_each_other(fault: str) -> None:
     with faulty_server.running(fault) as url:
         found = failed(verify_server(url, planted=False))
     assert set(found) == ({FAULTS[fault][0]} if fault else set()), found
 
 
-def test_a_model_with_a_short_context_is_asked_for_a_shorter_stream(
+def test_a_model_with_a_short_context_gets_a_request_for_a_shorter_stream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(faulty_server, "CONTEXT", 1024)
@@ -252,24 +254,24 @@ def test_a_model_with_a_short_context_is_asked_for_a_shorter_stream(
         assert check.ok == (not fault), check
 
 
-def test_answers_are_the_same_for_the_same_server_and_right() -> None:
+def test_responses_to_fixed_prompts_are_right_and_repeat() -> None:
     with faulty_server.running() as url:
-        said = complete_fixed_prompts(url, faulty_server.MODEL, count=2, tokens=5)
+        texts = complete_fixed_prompts(url, faulty_server.MODEL, count=2, tokens=5)
         assert (
-            said == complete_fixed_prompts(url, faulty_server.MODEL, count=2, tokens=5)
-            and len(set(said)) == 2
+            texts == complete_fixed_prompts(url, faulty_server.MODEL, count=2, tokens=5)
+            and len(set(texts)) == 2
         )
     assert all(
-        set(text.split()) <= set(oracle.VOCABULARY) and len(text.split()) == 5 for text in said
+        set(text.split()) <= set(oracle.VOCABULARY) and len(text.split()) == 5 for text in texts
     )
 
 
-def test_what_answers_nothing_or_nonsense_fails_and_does_not_raise() -> None:
+def test_no_response_or_a_wrong_url_fails_and_does_not_raise() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
         (check,) = verify_server(url)
-        assert not check.ok and "names no model" in check.detail and "--model" in check.detail
+        assert not check.ok and "lists no model" in check.detail and "--model" in check.detail
         assert set(failed(verify_server(url, model="m"))) == {check.__name__ for check in CHECKS}
     (check,) = verify_server("localhost:8000")
     assert "is not a base URL such as http://127.0.0.1:8000" in check.detail
@@ -277,30 +279,29 @@ def test_what_answers_nothing_or_nonsense_fails_and_does_not_raise() -> None:
         complete_fixed_prompts(url, "m")
 
 
-def test_a_server_that_stands_still_is_asked_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_hangs_gets_only_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conformance_client, "SILENCE_S", 0.3)
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel connects, and nobody reads
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel connects, but nothing reads
         checks = verify_server(f"http://127.0.0.1:{silent.getsockname()[1]}", model="m")
-    assert [check.name for check in checks] == [
-        "health"
-    ] and "no answer, or not all of it, within 0.3 s" in checks[0].detail
+    assert [check.name for check in checks] == ["health"]
+    assert "no complete response within 0.3 s" in checks[0].detail
 
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
 
 @pytest.mark.parametrize(
-    ("script", "says"),
+    ("script", "words"),
     [
         ([b"HTTP/1.1 200 OK\r\nX: ", *[b"x", 0.02] * 1000], "longer than 0.5 s"),
         ([OK + b"Content-Length: 100000\r\n\r\n", *[b" ", 0.02] * 1000], "longer than 0.5 s"),
-        ([OK + b"\r\n", *[b" " * 10_000] * 1000], "longer than 100000 bytes"),
+        ([OK + b"\r\n", *[b" " * 10_000] * 1000], "exceeds 100000 bytes"),
         (
             [
                 OK + b"Transfer-Encoding: chunked\r\n\r\n",
                 *[b"2710\r\n" + b" " * 10_000 + b"\r\n"] * 1000,
             ],
-            "longer than 100000 bytes",
+            "exceeds 100000 bytes",
         ),
         (
             [
@@ -308,7 +309,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
                 b"fffffffffff\r\n",
                 *[b" " * 10_000] * 1000,
             ],
-            "longer than 100000 bytes",
+            "exceeds 100000 bytes",
         ),
         (
             [b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9/\r\nContent-Length: 0\r\n\r\n"],
@@ -319,7 +320,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
             "no chunk|not|invalid|decode",
         ),
         ([OK + b"Content-Length: 3\r\n\r\n\xff\xfe\xfd"], "decode|not|invalid"),
-        ([b"\0" * 100_000], "no answer"),
+        ([b"\0" * 100_000], "no response"),
     ],
     ids=[
         "header drip",
@@ -329,19 +330,19 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
         "huge chunk",
         "redirect",
         "gzip",
-        "no UTF-8",
-        "no HTTP",
+        "not UTF-8",
+        "not HTTP",
     ],
 )
-def test_a_hostile_server_cannot_keep_us(
-    monkeypatch: pytest.MonkeyPatch, script: list[bytes | float], says: str
+def test_a_hostile_server_cannot_hold_the_client(
+    monkeypatch: pytest.MonkeyPatch, script: list[bytes | float], words: str
 ) -> None:
     monkeypatch.setattr(conformance_client, "VERIFY_S", 0.5)
-    monkeypatch.setattr(conformance_client, "MAX_ANSWER_BYTES", 100_000)
+    monkeypatch.setattr(conformance_client, "MAX_RESPONSE_BYTES", 100_000)
     hostile = Scripted()
     hostile.scripts.append([*script, None])
     try:
-        with pytest.raises(CheckFailed, match=says):
+        with pytest.raises(CheckFailed, match=words):
             ConformanceClient(hostile.url, "m", False).complete("baba", 1)
     finally:
         hostile.ended.set()

@@ -1,4 +1,4 @@
-"""The planted rule, in closed form."""
+"""The oracle: the known-answer model's text in closed form."""
 
 import random
 
@@ -18,19 +18,19 @@ def test_each_word_is_followed_by_its_successor() -> None:
         assert oracle.continuation(f"any words {word}", 1) == " " + following
 
 
-def test_the_language_is_a_circle() -> None:
+def test_the_last_word_is_followed_by_the_first() -> None:
     assert oracle.successor_index(oracle.VOCABULARY[-1]) == 0
     assert oracle.continuation_words("baba", oracle.WORDS)[-1] == "baba"
     assert oracle.continuation(oracle.VOCABULARY[-2], 3) == f" {oracle.VOCABULARY[-1]} baba babe"
 
 
-def test_after_anything_outside_the_vocabulary_it_begins_again() -> None:
+def test_after_an_unknown_word_it_starts_again() -> None:
     for prompt in ("", "  \n", "Hello", "baba hello", "baba BABE", "baba."):
         assert oracle.continuation(prompt, 2) == " baba babe"
 
 
-def test_a_continuation_of_a_continuation_goes_on() -> None:
-    """So an answer may be checked piece by piece, and counts of prompt and answer add up."""
+def test_a_continuation_can_be_continued() -> None:
+    """So a response can be checked piece by piece, and counts of prompt and response add up."""
     words = random.Random(1)
     for _ in range(100):
         prompt = " ".join(words.sample(oracle.VOCABULARY, words.randint(1, 20)))
@@ -44,7 +44,7 @@ def test_any_whitespace_separates_words() -> None:
     assert oracle.successor_index("baba\n") == 1
 
 
-def test_a_chat_is_its_messages_with_role_markers_and_nothing_behind() -> None:
+def test_a_chat_is_its_messages_with_role_markers_and_nothing_after_them() -> None:
     assert (
         oracle.chat_text([("system", "be kind"), ("user", "baba babe")])
         == "<|system|> be kind <|user|> baba babe"

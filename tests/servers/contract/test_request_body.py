@@ -1,5 +1,5 @@
-"""AsgiMetrics leaves no body unread: under a server that holds only a few pieces of it, as
-Hypercorn does, the request would stay in flight for ever.
+"""AsgiMetrics leaves no body unread: under a server that queues only a few pieces of it, such as
+Hypercorn, the request would stay in flight forever.
 """
 
 import asyncio
@@ -19,8 +19,8 @@ PATIENCE_S = 20
 
 
 class BoundedServer:
-    """The server's side of one ASGI request, as Hypercorn has it: one bounded queue for the pieces
-    of the body and for the disconnect that follows the end of the response.
+    """The server's part of one ASGI request, as in Hypercorn: one bounded queue for the pieces of
+    the body and for the disconnect after the end of the response.
     """
 
     def __init__(self, pieces: Iterable[bytes], headers: dict[bytes, bytes], stalls: bool = False):
@@ -67,7 +67,7 @@ class BoundedServer:
 
 
 def long_body(stalls: bool = False) -> BoundedServer:
-    """Half of what is allowed, and many times the queue."""
+    """Return a body of half the allowed length, and many times the queue's."""
     pieces = [PIECE] * (MAX_BODY_BYTES // len(PIECE) // 2)
     return BoundedServer(pieces, {b"content-length": b"%d" % (MAX_BODY_BYTES // 2)}, stalls)
 
@@ -139,8 +139,10 @@ def test_a_body_that_stalls_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) 
     assert server.status == 401 and server.closes
 
 
-def test_who_expects_100_continue_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To read the body would be to ask for it."""
+def test_a_client_that_expects_100_continue_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Reading the body would request it."""
     monkeypatch.setenv("SERVEOFF_API_KEY", "secret")
     monkeypatch.setattr(metrics_middleware, "DRAIN_S", 10 * PATIENCE_S)
     server = BoundedServer([], {b"content-length": b"9", b"expect": b"100-continue"}, stalls=True)

@@ -1,4 +1,4 @@
-"""Events as the standard defines them, and as servers send them."""
+"""Events as the standard defines them, and as real servers send them."""
 
 import itertools
 import json
@@ -38,7 +38,7 @@ def test_several_lines_of_data_are_one_payload():
     assert [json.loads(payload) for payload in payloads(body.encode() + b"\n")] == [{"a": [1, 2]}]
 
 
-def test_events_parted_by_one_line_end_only():
+def test_events_separated_by_a_single_line_end():
     body = b"data: " + ONE + b"\ndata: " + TWO + b"\ndata: [DONE]\n"
     assert payloads(body) == [ONE, TWO, b"[DONE]"]
     ends = [payload.end for payload in sse.iterate_payloads(body)]
@@ -59,7 +59,7 @@ def test_a_payload_ends_where_its_empty_line_does():
     "event",
     [b'error: {"code": 400}\n\n', b'event: error\ndata: {"code": 400}\n\n', b'{"code": 400}\n\n'],
 )
-def test_errors_in_any_dress(event):
+def test_errors_in_any_form(event):
     (found,) = sse.iterate_payloads(event)
     assert found.is_error and json.loads(found.data) == {"code": 400}
 

@@ -1,7 +1,7 @@
-"""The batching queue: who goes together and when, what it refuses, and that nobody suffers for
-another; then the engines behind it.
+"""The batching queue: which requests share a batch and when it starts, refusals, and the
+independence of the rows; then the engines behind it.
 
-Times are checked from below and by order only, as in test_engines.py.
+Times are only checked from below and by order, as in test_engines.py.
 """
 
 import threading
@@ -19,8 +19,8 @@ from tests.helpers.heard_batch import LONG_MS, PATIENCE_S, Heard, wait_until
 
 
 class Steps(simulated.SimulatedBatchEngine):
-    """Without times: makes a step for all rows whenever the test lets it, and remembers its batches
-    by their prompts.
+    """An engine without times: it takes a step for all rows when the test allows one, and records
+    the prompts of its batches.
     """
 
     def __init__(self, free: bool = True):
@@ -60,10 +60,10 @@ def asked(queue: BatchQueue, *prompts: str, **wanted: Any) -> list[Heard]:
     return [Heard(queue, prompt=prompt, **wanted) for prompt in prompts]
 
 
-# --- who goes together
+# --- which requests share a batch
 
 
-def test_a_full_batch_goes_at_once_and_in_order_of_arrival(engine: Steps) -> None:
+def test_a_full_batch_starts_at_once_and_in_order_of_arrival(engine: Steps) -> None:
     with closing(BatchQueue(engine, 3, LONG_MS, 100)) as queue:
         heard = asked(queue, "a", "b", "c", "d", "e", "f", "g")
         engine.let_go()
@@ -72,7 +72,7 @@ def test_a_full_batch_goes_at_once_and_in_order_of_arrival(engine: Steps) -> Non
         assert [row.job.prompt for row in queue.waiting] == ["g"] and not heard[6].items
 
 
-def test_a_batch_that_is_not_full_goes_when_its_first_has_waited_enough() -> None:
+def test_a_partial_batch_starts_when_its_first_request_has_waited_enough() -> None:
     engine = Steps()
     with closing(BatchQueue(engine, 100, 500, 100)) as queue:
         heard = asked(queue, "a", "b")
@@ -80,7 +80,7 @@ def test_a_batch_that_is_not_full_goes_when_its_first_has_waited_enough() -> Non
     assert engine.batches == [["a", "b"]]
 
 
-def test_without_a_wait_whoever_is_there_goes(engine: Steps) -> None:
+def test_without_a_wait_all_queued_requests_start(engine: Steps) -> None:
     with closing(BatchQueue(engine, 100, 0, 100)) as queue:
         first = Heard(queue, prompt="a")
         wait_until(lambda: engine.batches)
@@ -91,16 +91,16 @@ def test_without_a_wait_whoever_is_there_goes(engine: Steps) -> None:
     assert engine.batches == [["a"], ["b", "c"]]
 
 
-def test_what_the_engine_cannot_compute_together_goes_one_after_the_other(engine: Steps) -> None:
+def test_requests_of_different_kinds_run_in_separate_batches(engine: Steps) -> None:
     with closing(BatchQueue(engine, 2, LONG_MS, 100)) as queue:
         for prompt in "abcde":
             Heard(queue, prompt=prompt, temperature=0.5 if prompt in "bc" else 0)
         engine.let_go()
         wait_until(lambda: len(engine.batches) == 2 and queue.waiting)
-    assert engine.batches == [["a", "d"], ["b", "c"]], "the first that waits says which kind goes"
+    assert engine.batches == [["a", "d"], ["b", "c"]], "the first in the queue decides the kind"
 
 
-def test_the_engine_may_bound_a_batch_too() -> None:
+def test_the_engine_may_also_limit_a_batch() -> None:
     engine = Steps()
     engine.max_batch = 2
     with closing(BatchQueue(engine, 32, LONG_MS, 100)) as queue:
@@ -108,15 +108,15 @@ def test_the_engine_may_bound_a_batch_too() -> None:
     assert engine.batches == [["a", "b"], ["c", "d"]]
 
 
-# --- what is refused, or leaves
+# --- refused or cancelled requests
 
 
-def test_beyond_its_bound_it_refuses_and_says_when_to_come_again(engine: Steps) -> None:
+def test_a_full_queue_refuses_with_retry_after(engine: Steps) -> None:
     with closing(BatchQueue(engine, 1, 0, 2)) as queue:
         Heard(queue, prompt="a")
         wait_until(lambda: engine.batches)
         waiting = asked(queue, "b", "c")
-        with pytest.raises(ContractError, match="2 requests are waiting") as refused:
+        with pytest.raises(ContractError, match="2 requests are already waiting") as refused:
             Heard(queue, prompt="d")
         assert refused.value.status == 429 and int(refused.value.headers["Retry-After"]) > 0
         assert refused.value.body()["error"]["type"] == "rate_limit_error"
@@ -124,11 +124,11 @@ def test_beyond_its_bound_it_refuses_and_says_when_to_come_again(engine: Steps) 
         late = Heard(queue, prompt="e")
         engine.let_go()
         assert late.text == oracle.continuation("e", 2)
-    assert engine.batches == [["a"], ["c"], ["e"]], "who has left the queue costs nothing"
+    assert engine.batches == [["a"], ["c"], ["e"]], "a cancelled request costs nothing"
     assert not waiting[0].items
 
 
-def test_metrics_say_how_many_wait_and_how_long_batches_are(engine: Steps) -> None:
+def test_metrics_count_waiting_requests_and_batch_sizes(engine: Steps) -> None:
     def batches() -> dict[str, float]:
         return {
             sample.labels.get("le", sample.name): sample.value
@@ -148,10 +148,10 @@ def test_metrics_say_how_many_wait_and_how_long_batches_are(engine: Steps) -> No
     assert after["serveoff_batch_size_sum"] - before["serveoff_batch_size_sum"] == 2
 
 
-# --- nobody suffers for another
+# --- rows are independent
 
 
-def test_each_row_ends_by_itself_and_is_answered_at_once(engine: Steps) -> None:
+def test_each_row_ends_by_itself_and_responds_at_once(engine: Steps) -> None:
     running = metrics.RUNNING._value.get()
     with closing(BatchQueue(engine, 3, LONG_MS, 100)) as queue:
         short, stops, long = (
@@ -168,7 +168,7 @@ def test_each_row_ends_by_itself_and_is_answered_at_once(engine: Steps) -> None:
         assert long.text == oracle.continuation("baba", 9)
 
 
-def test_a_cancelled_row_hears_nothing_more_and_the_others_all(engine: Steps) -> None:
+def test_a_cancelled_row_gets_no_more_tokens_and_the_others_get_all(engine: Steps) -> None:
     running = metrics.RUNNING._value.get()
     with closing(BatchQueue(engine, 2, LONG_MS, 100)) as queue:
         gone, stays = Heard(queue, max_tokens=1000), Heard(queue, max_tokens=9)
@@ -180,14 +180,14 @@ def test_a_cancelled_row_hears_nothing_more_and_the_others_all(engine: Steps) ->
         assert gone.items == [" babe"]
         engine.let_go()
         assert stays.text == oracle.continuation("baba", 9), (
-            "and it need not wait for the other's 1000 tokens:"
+            "and it does not wait for the other's 1000 tokens"
         )
         others = asked(queue, "bebe", "bibi")
         assert others[0].text == oracle.continuation("bebe", 2)
     assert metrics.RUNNING._value.get() == running and gone.items == [" babe"]
 
 
-def test_a_batch_that_nobody_wants_any_more_ends(engine: Steps) -> None:
+def test_a_batch_of_cancelled_requests_ends(engine: Steps) -> None:
     with closing(BatchQueue(engine, 2, LONG_MS, 100)) as queue:
         gone = [Heard(queue, max_tokens=10**5) for _ in range(2)]
         wait_until(lambda: engine.batches)
@@ -199,7 +199,7 @@ def test_a_batch_that_nobody_wants_any_more_ends(engine: Steps) -> None:
         ]
 
 
-def test_an_engine_that_fails_fails_all_its_rows_and_the_next_batch_works() -> None:
+def test_a_failing_engine_fails_all_its_rows_and_the_next_batch_works() -> None:
     running = metrics.RUNNING._value.get()
     with closing(BatchQueue(Steps(), 2, LONG_MS, 100)) as queue:
         for one in asked(queue, "baba", "fail"):
@@ -210,7 +210,7 @@ def test_an_engine_that_fails_fails_all_its_rows_and_the_next_batch_works() -> N
     assert metrics.RUNNING._value.get() == running
 
 
-def test_an_engine_that_forgets_a_row_leaves_nobody_waiting() -> None:
+def test_an_engine_that_forgets_a_row_leaves_no_request_waiting() -> None:
     class Forgetful(Steps):
         def generate_batch(self, rows: Any) -> None:
             rows[0].token(" babe")
@@ -220,7 +220,7 @@ def test_an_engine_that_forgets_a_row_leaves_nobody_waiting() -> None:
             assert isinstance(one.end, RuntimeError)
 
 
-def test_closing_ends_what_runs_and_what_waits(engine: Steps) -> None:
+def test_closing_ends_running_and_waiting_requests(engine: Steps) -> None:
     queue = BatchQueue(engine, 1, 0, 100)
     heard = [Heard(queue, max_tokens=10**5) for _ in range(3)]
     wait_until(lambda: engine.batches)
@@ -263,12 +263,12 @@ def test_simulated_rows_pay_for_the_whole_batch_until_it_ends() -> None:
             "bebe", 20
         )
         assert short.end.prompt_ms >= 0.9 * (20 + 2 * 3 * 10), (
-            "both prompts are as long as the longest"
+            "both prompts are padded to the longest"
         )
         assert long.end.predicted_ms >= 0.5 * 19 * 10, "also after the short one is done"
         assert following[0].end.queue_ms >= 0.5 * (long.end.prompt_ms + long.end.predicted_ms)
 
 
-def test_simulated_batches_are_no_longer_than_its_slots() -> None:
+def test_simulated_batches_have_at_most_as_many_rows_as_slots() -> None:
     with batches_of(32, prefill_ms=1, step_ms=1, max_batch=2) as queue:
         assert queue.size == 2

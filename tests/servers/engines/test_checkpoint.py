@@ -1,5 +1,5 @@
-"""The default model: the same bytes everywhere, its answers known in closed form, generated
-safely.
+"""The known-answer model: the same bytes everywhere, responses known in closed form, safe
+generation.
 """
 
 import os
@@ -43,40 +43,40 @@ def test_presets_have_the_size_of_their_name(preset: str, least: float, most: fl
     assert least <= checkpoint.PRESETS[preset].parameters() <= most
 
 
-def test_every_preset_is_a_model_whose_answers_are_planted() -> None:
+def test_every_preset_is_a_known_answer_model() -> None:
     assert tuple(f"serveoff-{preset}" for preset in checkpoint.PRESETS) == oracle.PLANTED_MODELS
     for shape in checkpoint.PRESETS.values():
         assert shape.vocabulary >= len(checkpoint.SPECIAL_TOKENS) + oracle.WORDS
         assert shape.hidden % shape.heads == 0 and shape.heads % shape.kv_heads == 0
 
 
-def test_the_count_of_parameters_is_the_files(tiny: Path) -> None:
+def test_the_count_of_parameters_matches_the_file(tiny: Path) -> None:
     from safetensors import safe_open
 
     with safe_open(tiny / "model.safetensors", "pt") as file:
-        names = file.keys()  # a method of safetensors' handle, which is not iterable itself
+        names = file.keys()  # safetensors' handle itself is not iterable
         assert (
             sum(file.get_tensor(name).numel() for name in names)
             == checkpoint.PRESETS["tiny"].parameters()
         )
 
 
-def test_two_processes_at_once_give_one_complete_folder_and_the_same_bytes_as_anywhere(
+def test_two_processes_at_once_make_one_complete_folder_with_the_same_bytes(
     tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a cache where a killed run left half a model."""
+    """A killed run has left half a model in the cache."""
     one, other = tmp_path / "one", tmp_path / "other"
     partial = one / "serveoff" / "models" / f"serveoff-tiny-v{checkpoint.FORMAT}.partial"
     partial.mkdir(parents=True)
     (partial / "model.safetensors").write_text("half")
     (partial / "left.over").touch()
     both = [generating(one), generating(one)]
-    said = [process.communicate(timeout=120) for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    assert sum("generating model serveoff-tiny (4 M" in err for _, err in said) == 1, (
+    printed = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
+    assert sum("generating model serveoff-tiny (4 M" in err for _, err in printed) == 1, (
         "the second one waits for the first"
     )
-    (folder,) = {Path(out.strip()) for out, _ in said}
+    (folder,) = {Path(out.strip()) for out, _ in printed}
     assert folder.parent == partial.parent and not partial.exists()
     monkeypatch.setenv("XDG_CACHE_HOME", str(other))
     assert digests(folder) == digests(checkpoint.ensure("tiny")) == digests(tiny)
@@ -84,7 +84,7 @@ def test_two_processes_at_once_give_one_complete_folder_and_the_same_bytes_as_an
 
 
 @pytest.mark.slow
-def test_a_killed_run_leaves_nothing_that_is_taken_for_a_model(tmp_path: Path) -> None:
+def test_a_killed_run_leaves_only_a_partial_folder(tmp_path: Path) -> None:
     process = generating(tmp_path)
     models = tmp_path / "serveoff" / "models"
     deadline = time.monotonic() + 60
@@ -97,7 +97,9 @@ def test_a_killed_run_leaves_nothing_that_is_taken_for_a_model(tmp_path: Path) -
     ]
 
 
-def test_a_full_disk_is_said_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_in_advance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=1e6))
     with pytest.raises(
@@ -108,7 +110,7 @@ def test_a_full_disk_is_said_beforehand(tmp_path: Path, monkeypatch: pytest.Monk
     assert not list(tmp_path.rglob("serveoff-tiny*"))
 
 
-# --- tokenizer and answers
+# --- tokenizer and responses
 
 
 def prompts(count: int) -> list[str]:
@@ -137,17 +139,17 @@ def prompts(count: int) -> list[str]:
     ],
     ids=ascii,
 )
-def test_the_tokenizer_counts_as_the_rule_does(hf_engine: Any, text: str) -> None:
+def test_the_tokenizer_counts_as_the_oracle_does(hf_engine: Any, text: str) -> None:
     assert len(hf_engine.tokenizer(text).input_ids) == oracle.count_tokens(text)
 
 
-def test_the_tokenizer_and_the_rule_speak_the_same_words(hf_engine: Any) -> None:
+def test_the_tokenizer_and_the_oracle_have_the_same_words(hf_engine: Any) -> None:
     ids = hf_engine.tokenizer(" ".join(oracle.VOCABULARY)).input_ids
     assert len(ids) == len(set(ids)) == oracle.WORDS
     assert hf_engine.tokenizer.decode(ids) == "".join(" " + word for word in oracle.VOCABULARY)
 
 
-def test_the_chat_template_is_the_rules(hf_engine: Any) -> None:
+def test_the_chat_template_is_the_oracles(hf_engine: Any) -> None:
     chats = [
         [("user", "baba babe")],
         [("system", "be kind"), ("user", "baba"), ("assistant", "babe babi"), ("user", "bobo")],
@@ -164,9 +166,9 @@ def test_the_chat_template_is_the_rules(hf_engine: Any) -> None:
         )
 
 
-def test_greedy_answers_are_the_rules_in_a_batch(hf_engine: Any) -> None:
-    """32 prompts of 1 to 40 words at once, with the words at the circle's end and one outside the
-    vocabulary among them.
+def test_greedy_responses_in_a_batch_are_the_oracles(hf_engine: Any) -> None:
+    """Complete 32 prompts of 1 to 40 words at once, among them the last words of the vocabulary and
+    one outside it.
     """
     import torch
 
@@ -177,13 +179,13 @@ def test_greedy_answers_are_the_rules_in_a_batch(hf_engine: Any) -> None:
     )
     with torch.inference_mode():
         ids = hf_engine.network.generate(**batch, max_new_tokens=16, do_sample=False)
-    said = tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :])
-    assert said == [oracle.continuation(prompt, 16) for prompt in asked]
+    texts = tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :])
+    assert texts == [oracle.continuation(prompt, 16) for prompt in asked]
 
 
 def test_the_right_word_wins_by_a_wide_margin(hf_engine: Any) -> None:
-    """Else another engine's rounding would change an answer. Logits of the best and the second,
-    over every word.
+    """Compare the logits of the best and the second word, for every word. With a narrow margin,
+    another engine's rounding would change a response.
     """
     import torch
 

@@ -1,7 +1,7 @@
 """Engines: known times of the simulated one, its stop strings, counts and cancelling; and the table
 of all engines.
 
-Times are checked from below and by order only: a busy machine makes everything later, and nothing
+Times are only checked from below and by order: a busy machine delays everything, and makes nothing
 earlier.
 """
 
@@ -27,12 +27,12 @@ from tests.helpers.simulated_engine import QUICK, both, hear, settings
 
 
 @both
-def test_it_takes_the_time_of_its_model_and_says_so(kind: str) -> None:
+def test_it_takes_the_time_of_its_model_and_reports_it(kind: str) -> None:
     (heard,) = hear(
         kind, completion("ba be bi", 5), prefill_ms=30, prefill_ms_per_token=10, step_ms=8
     )
     for i, at in enumerate(heard.times):
-        assert at - heard.asked >= 0.060 + 0.008 * i, "a token came before it was due"
+        assert at - heard.asked >= 0.060 + 0.008 * i, "a token arrived before it was due"
     outcome = heard.outcome
     assert outcome is not None and heard.text == oracle.continuation("ba be bi", 5)
     assert (outcome.prompt_tokens, outcome.completion_tokens, outcome.finish_reason) == (
@@ -65,7 +65,7 @@ def test_one_slot_serves_in_order_of_arrival(kind: str) -> None:
     )
     for before, after in itertools.pairwise(all_heard):
         assert before.times[-1] + 0.040 <= after.times[0], (
-            "the next begins when the one before has ended"
+            "the next starts when the previous one has ended"
         )
     queues = [heard.outcome.queue_ms for heard in all_heard if heard.outcome]
     assert queues == sorted(queues) and len(queues) == 4 and queues[-1] >= 3 * 40, (
@@ -77,18 +77,17 @@ def test_one_slot_serves_in_order_of_arrival(kind: str) -> None:
     ]
 
 
-def test_what_the_engines_own_queue_took_is_no_part_of_the_prompt() -> None:
+def test_time_in_the_engines_own_queue_is_not_prompt_time() -> None:
     engine = simulated.SimulatedBlockingEngine(settings(**QUICK))
     with Generation(engine.prepare(completion())) as run:
         time.sleep(0.02)
         run.token("baba")
     plain = run.outcome()
-    run.waited_s = 0.015  # as vLLM's scheduler tells
-    told = run.outcome()
-    assert told.queue_ms == pytest.approx(plain.queue_ms + 15) and told.prompt_ms == pytest.approx(
-        plain.prompt_ms - 15
-    )
-    run.waited_s = 9.0  # by another clock, perhaps
+    run.waited_s = 0.015  # vLLM's scheduler reports it
+    waited = run.outcome()
+    assert waited.queue_ms == pytest.approx(plain.queue_ms + 15)
+    assert waited.prompt_ms == pytest.approx(plain.prompt_ms - 15)
+    run.waited_s = 9.0  # perhaps by another clock
     assert run.outcome().prompt_ms == 0 and run.outcome().queue_ms == pytest.approx(
         plain.queue_ms + plain.prompt_ms
     )
@@ -103,7 +102,7 @@ def test_many_slots_overlap_and_slow_each_other_down(kind: str) -> None:
     ), "they run at the same time"
     (alone,) = hear(kind, requests[0], prefill_ms=40, step_ms=4, step_ms_per_sequence=3)
     assert alone.outcome and alone.outcome.predicted_ms >= 0.9 * 19 * 4
-    # While all four run, a step takes 4 + 3 * 3 ms; they begin and end a few ms apart.
+    # While all four run, a step takes 4 + 3 * 3 ms; they start and end a few ms apart.
     assert all(heard.outcome and heard.outcome.predicted_ms >= 0.5 * 19 * 13 for heard in all_heard)
     assert [heard.text for heard in all_heard] == [
         oracle.continuation(request.prompt, 20) for request in requests
@@ -122,7 +121,7 @@ def test_a_cancelled_blocking_generation_frees_its_slot() -> None:
     assert engine.running == 0 and metrics.RUNNING._value.get() == running
 
 
-def test_a_cancelled_generation_lets_the_waiting_one_in() -> None:
+def test_a_cancelled_generation_starts_the_waiting_one() -> None:
     engine = simulated.SimulatedBlockingEngine(settings(**QUICK, max_batch=1))
     both_asked = threading.Event()
     with ThreadPoolExecutor(2) as pool:
@@ -164,18 +163,18 @@ def test_a_closed_async_generation_frees_its_slot_running_or_waiting() -> None:
 
 
 @both
-def test_stop_strings_end_an_answer_and_are_no_part_of_it(kind: str) -> None:
-    # The answer to "baba" is " babe babi babo babu baca ..."; finish_reason, text, tokens that were
-    # generated for it
+def test_stop_strings_end_a_response_and_are_not_part_of_it(kind: str) -> None:
+    # The response to "baba" is " babe babi babo babu baca ...". Expected: finish_reason, text,
+    # generated tokens.
     for stop, expected in {
         "babo": ("stop", " babe babi ", 3),  # within one token
         " babo": ("stop", " babe babi", 3),
         "bi ba": ("stop", " babe ba", 3),  # across two
-        "e babi babo b": ("stop", " bab", 4),  # across four: held back all the while
-        "e babi baba": ("length", " babe babi babo babu baca", 5),  # begins, but never comes
-        ("zzz", "babu", "babi"): ("stop", " babe ", 2),  # the first that comes
+        "e babi babo b": ("stop", " bab", 4),  # across four, held back meanwhile
+        "e babi baba": ("length", " babe babi babo babu baca", 5),  # starts, but never completes
+        ("zzz", "babu", "babi"): ("stop", " babe ", 2),  # the first to complete
         ("babi", " babi"): ("stop", " babe", 2),  # the earliest in the text
-        # still held back at the end, then said
+        # still held back at the end, then released
         "baca cc": ("length", " babe babi babo babu baca", 5),
         "": ("length", " babe babi babo babu baca", 5),
     }.items():
@@ -193,9 +192,7 @@ def test_stop_strings_end_an_answer_and_are_no_part_of_it(kind: str) -> None:
 
 
 def test_no_part_of_a_stop_string_is_ever_sent() -> None:
-    """What was sent cannot be taken back: at every moment the client has a prefix of the right
-    answer.
-    """
+    """Sent text cannot be withdrawn, so the client must always have a prefix of the right text."""
     for stop in ("i babo", "o babu baca", "babi babi"):
         (heard,) = hear("blocking", completion(max_tokens=6, stop=stop), **QUICK)
         right = oracle.continuation("baba", 6).split(stop)[0]
@@ -212,12 +209,12 @@ def test_stop_strings_are_found_however_the_text_is_cut() -> None:
 
     def cut(pieces: list[str], stops: list[str]) -> tuple[str, bool]:
         job = type("Job", (), {"request": Stops(stops), "prompt_tokens": 1})()
-        run, said = Generation(job), ""
+        run, text = Generation(job), ""
         for piece in pieces:
-            said += run.token(piece)
+            text += run.token(piece)
             if run.stopped:
                 break
-        return said + run.held, run.stopped
+        return text + run.held, run.stopped
 
     text = "aab aaab abab"
     for stops in (["aab"], ["abab"], ["b a", "ab"], ["x"], ["aaab", "b aa"], ["bx", "abx"]):
@@ -226,15 +223,15 @@ def test_stop_strings_are_found_however_the_text_is_cut() -> None:
         assert cut([text], stops) == right
         for first in range(len(text)):
             for second in range(first, len(text)):
-                # One after the other the first to be complete wins, at one time the earliest: the
-                # same unless one holds another.
-                said = cut([text[:first], text[first:second], text[second:]], stops)
-                assert said == right or (
-                    len(stops) > 1 and said[1] and right[0].startswith(said[0][: len(right[0])])
+                # In pieces, the first stop string to complete wins; in one piece, the earliest
+                # does. They are the same unless one stop string contains another.
+                found = cut([text[:first], text[first:second], text[second:]], stops)
+                assert found == right or (
+                    len(stops) > 1 and found[1] and right[0].startswith(found[0][: len(right[0])])
                 )
 
 
-def test_max_tokens_and_the_context_are_checked_before_the_answer_begins() -> None:
+def test_max_tokens_and_the_context_are_checked_before_the_response_starts() -> None:
     engine = simulated.SimulatedBlockingEngine(settings(**QUICK))
     assert blocking(engine, completion(max_tokens=1)).text == " babe"
     for request, status, param in (
@@ -251,7 +248,7 @@ def test_max_tokens_and_the_context_are_checked_before_the_answer_begins() -> No
     )
 
 
-def test_a_chat_may_fill_the_context_and_both_names_of_its_limit_count() -> None:
+def test_a_chat_may_fill_the_context_and_its_limit_has_two_names() -> None:
     engine = simulated.SimulatedBlockingEngine(settings(**QUICK))
 
     def chat(**more: Any) -> ChatCompletionRequest:

@@ -1,4 +1,4 @@
-"""The engine of Hugging Face's transformers, with the tiny model."""
+"""The engine of Hugging Face's Transformers with the tiny model."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -37,12 +37,12 @@ def test_hf_is_exact_and_one_event_is_one_token(hf_engine: Any) -> None:
         assert heard.outcome.prompt_ms > 0 and heard.outcome.predicted_ms > 0
 
 
-def test_hf_says_tokens_as_it_makes_them(hf_engine: Any) -> None:
+def test_hf_streams_tokens_as_it_generates_them(hf_engine: Any) -> None:
     heard = blocking(hf_engine, tiny_completion(max_tokens=30))
     assert heard.outcome and heard.times[-1] - heard.times[0] >= 0.5e-3 * heard.outcome.predicted_ms
 
 
-def test_hf_chats_by_the_template(hf_engine: Any) -> None:
+def test_hf_chats_with_the_template(hf_engine: Any) -> None:
     request = ChatCompletionRequest(
         model="serveoff-tiny",
         messages=[ChatMessage(role="user", content="baba")],
@@ -70,8 +70,8 @@ def test_hf_stops_at_stop_strings(hf_engine: Any) -> None:
 
 @pytest.fixture
 def opinionated(tiny: Path, hf_engine: Any, tmp_path: Path) -> Any:
-    """The tiny model with opinions of its own, as many published ones have: "babo" ends an answer,
-    and repeating is punished.
+    """The tiny model with generation settings of its own, like many published models: "babo" ends a
+    response, and repetition is penalised.
     """
     for file in tiny.iterdir():
         (tmp_path / file.name).symlink_to(file)
@@ -89,7 +89,7 @@ def opinionated(tiny: Path, hf_engine: Any, tmp_path: Path) -> Any:
     return type(hf_engine)(Settings("hf", "serveoff-tiny", str(tmp_path), threads=1, simulated={}))
 
 
-def test_hf_ends_with_the_model_unless_told_otherwise(opinionated: Any) -> None:
+def test_hf_ends_when_the_model_does_unless_ignore_eos_is_set(opinionated: Any) -> None:
     heard = blocking(opinionated, tiny_completion(max_tokens=8))
     assert heard.outcome and (heard.outcome.finish_reason, heard.outcome.completion_tokens) == (
         "stop",
@@ -103,14 +103,14 @@ def test_hf_ends_with_the_model_unless_told_otherwise(opinionated: Any) -> None:
     assert heard.text == oracle.continuation("baba", 8)
 
 
-def test_hf_samples_as_the_request_says_and_not_as_the_model_would_like(opinionated: Any) -> None:
-    """With the penalty "babi" would not come again."""
+def test_hf_samples_by_the_request_and_not_by_the_models_defaults(opinionated: Any) -> None:
+    """With the penalty, "babi" would not occur again."""
     assert blocking(
         opinionated, tiny_completion("babi baba", 8, ignore_eos=True)
     ).text == oracle.continuation("baba", 8)
 
 
-def test_hf_is_cancelled_by_an_exception_and_goes_on(hf_engine: Any) -> None:
+def test_hf_is_cancelled_by_an_exception_and_keeps_working(hf_engine: Any) -> None:
     running = metrics.RUNNING._value.get()
     cancelled: list[Heard] = []
 
@@ -130,8 +130,8 @@ def test_hf_is_cancelled_by_an_exception_and_goes_on(hf_engine: Any) -> None:
 def test_hf_is_exact_in_several_threads_at_once(hf_engine: Any) -> None:
     words = oracle.VOCABULARY[::500]
     with ThreadPoolExecutor(len(words)) as pool:
-        said = pool.map(lambda word: blocking(hf_engine, tiny_completion(word, 16)).text, words)
-        assert list(said) == [oracle.continuation(word, 16) for word in words]
+        texts = pool.map(lambda word: blocking(hf_engine, tiny_completion(word, 16)).text, words)
+        assert list(texts) == [oracle.continuation(word, 16) for word in words]
 
 
 def test_hf_samples_the_same_for_the_same_seed(hf_engine: Any) -> None:
@@ -144,14 +144,14 @@ def test_hf_samples_the_same_for_the_same_seed(hf_engine: Any) -> None:
     assert sample(1) == sample(1) != sample(2)
 
 
-def test_hf_refuses_what_exceeds_its_context(hf_engine: Any) -> None:
+def test_hf_refuses_requests_beyond_its_context(hf_engine: Any) -> None:
     with pytest.raises(ContractError, match="exceed the context of 4096 tokens"):
         hf_engine.prepare(tiny_completion(max_tokens=4096))
     assert hf_engine.prepare(tiny_completion(max_tokens=4095)).max_tokens == 4095
 
 
 class Tokenizer:
-    """Of a model whose template wants users and assistants to take turns, or that has none."""
+    """The tokenizer of a model whose template requires alternating roles, or that has none."""
 
     def __init__(self, chat_template: str | None):
         self.chat_template = chat_template

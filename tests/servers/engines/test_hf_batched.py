@@ -1,4 +1,4 @@
-"""transformers' engine that computes a whole batch, behind the queue that makes one."""
+"""The Transformers engine that computes a whole batch, behind the batching queue."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +30,7 @@ def hear(
     *requests: dict[str, Any],
     during: Callable[[BatchQueue, list[Heard]], Any] = lambda queue, heard: None,
 ) -> list[Heard]:
-    """All in one batch."""
+    """Run all requests in one batch."""
     with closing(BatchQueue(engine, len(requests), LONG_MS, 100)) as queue:
         heard = [Heard(queue, model="serveoff-tiny", **request) for request in requests]
         during(queue, heard)
@@ -40,7 +40,7 @@ def hear(
     return heard
 
 
-def test_hf_batched_is_exact_in_each_row_however_long_its_prompt_and_its_answer(
+def test_hf_batched_is_exact_in_each_row_for_any_length_of_prompt_and_response(
     batch_engine: Any,
 ) -> None:
     words = oracle.VOCABULARY[::300]
@@ -60,11 +60,11 @@ def test_hf_batched_is_exact_in_each_row_however_long_its_prompt_and_its_answer(
         )
 
 
-def test_hf_batched_says_in_each_row_what_it_would_say_alone(
+def test_hf_batched_computes_each_row_as_if_it_were_alone(
     batch_engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a network of random weights: the planted one looks so little at what stands before that a
-    wrong mask would not show.
+    """Use a network of random weights: the known-answer model depends so little on earlier tokens
+    that a wrong mask would not show.
     """
     import torch
 
@@ -80,7 +80,7 @@ def test_hf_batched_says_in_each_row_what_it_would_say_alone(
     assert [one.text for one in hear(batch_engine, *requests)] == alone and len(set(alone)) == 4
 
 
-def test_hf_batched_may_be_longer_than_the_context_where_no_row_is(batch_engine: Any) -> None:
+def test_hf_batched_may_exceed_the_context_if_no_row_does(batch_engine: Any) -> None:
     long, short = hear(
         batch_engine,
         {"prompt": " ".join(oracle.VOCABULARY[:3990]), "max_tokens": 100},
@@ -113,7 +113,7 @@ def test_hf_batched_ends_each_row_for_its_own_reason(
     assert (full.end.finish_reason, full.text) == ("length", oracle.continuation("baba", 2))
 
 
-def test_hf_batched_goes_on_for_the_others_when_one_is_cancelled(batch_engine: Any) -> None:
+def test_hf_batched_continues_the_other_rows_when_one_is_cancelled(batch_engine: Any) -> None:
     running = metrics.RUNNING._value.get()
 
     def cancel_first(queue: BatchQueue, heard: list[Heard]) -> None:
@@ -129,21 +129,19 @@ def test_hf_batched_goes_on_for_the_others_when_one_is_cancelled(batch_engine: A
     assert metrics.RUNNING._value.get() == running
 
 
-def test_hf_batched_samples_the_same_for_the_same_seed_whoever_else_is_there(
-    batch_engine: Any,
-) -> None:
+def test_hf_batched_samples_the_same_for_the_same_seed_in_any_company(batch_engine: Any) -> None:
     seeded = {"prompt": "baba", "max_tokens": 12, "temperature": 2.0, "seed": 1}
     with closing(BatchQueue(batch_engine, 8, 0, 100)) as queue:
-        said = [Heard(queue, model="serveoff-tiny", **seeded).text]
+        texts = [Heard(queue, model="serveoff-tiny", **seeded).text]
         heard = [
             Heard(queue, model="serveoff-tiny", **{**seeded, "seed": seed})
             for seed in (1, None, 2, None, 1)
         ]
-        said += [one.text for one in heard]
-    assert said[0] == said[1] == said[5] != said[3] and len(set(said)) == 4
+        texts += [one.text for one in heard]
+    assert texts[0] == texts[1] == texts[5] != texts[3] and len(set(texts)) == 4
 
 
-def test_hf_batched_computes_those_together_that_sample_alike(batch_engine: Any) -> None:
+def test_hf_batched_batches_requests_with_the_same_sampling(batch_engine: Any) -> None:
     def kind(**more: Any) -> Any:
         return batch_engine.kind(Job([], 1, 1, completion(**more)))
 
@@ -160,16 +158,16 @@ def test_hf_batched_computes_those_together_that_sample_alike(batch_engine: Any)
     )
 
 
-def test_hf_batched_is_asked_from_many_threads(batch_engine: Any) -> None:
+def test_hf_batched_takes_requests_from_many_threads(batch_engine: Any) -> None:
     words = oracle.VOCABULARY[::400]
     with (
         closing(BatchQueue(batch_engine, 4, 10, 100)) as queue,
         ThreadPoolExecutor(len(words)) as pool,
     ):
-        said = list(
+        texts = list(
             pool.map(
                 lambda word: Heard(queue, model="serveoff-tiny", prompt=word, max_tokens=16).text,
                 words,
             )
         )
-    assert said == [oracle.continuation(word, 16) for word in words]
+    assert texts == [oracle.continuation(word, 16) for word in words]

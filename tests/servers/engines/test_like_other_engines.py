@@ -1,7 +1,7 @@
-"""What makes the simulated engine like other servers' engines: where a text ends, chunks of several
-tokens, reasoning, early chunks, words of several tokens, and usage by the chunk.
+"""Options that make the simulated engine behave like others: the end of text, chunks of several
+tokens, reasoning, early chunks, words of several tokens, and usage per chunk.
 
-Times are checked from below and by order only, as in test_engines.py.
+Times are only checked from below and by order, as in test_engines.py.
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ def test_a_chat_without_max_tokens_ends_by_itself(kind: str) -> None:
 
 
 @both
-def test_the_text_ends_where_it_is_told_to(kind: str) -> None:
+def test_the_text_ends_where_the_option_puts_the_end(kind: str) -> None:
     for max_tokens, more, tokens, reason in (
         (20, {}, 7, "stop"),
         (None, {}, 7, "stop"),
@@ -42,7 +42,7 @@ def test_the_text_ends_where_it_is_told_to(kind: str) -> None:
 
 
 @both
-def test_several_tokens_come_in_one_chunk_after_as_many_steps(kind: str) -> None:
+def test_several_tokens_arrive_in_one_chunk_after_as_many_steps(kind: str) -> None:
     (heard,) = hear(kind, completion("baba", 10), prefill_ms=20, step_ms=5, tokens_per_chunk=4)
     assert [len(piece.split()) for piece in heard.pieces] == [4, 4, 2]
     assert heard.text == oracle.continuation("baba", 10)
@@ -68,7 +68,7 @@ def test_a_share_of_a_chats_tokens_is_reasoning(kind: str) -> None:
 
 
 @both
-def test_an_early_chunk_comes_before_the_slot(kind: str) -> None:
+def test_an_early_chunk_arrives_before_the_slot(kind: str) -> None:
     asked = [chat(max_tokens=5, stream=True)] * 2
     first, second = hear(kind, *asked, prefill_ms=40, step_ms=2, max_batch=1, early_chunk=1)
     assert first.pieces[0] == second.pieces[0] == "" and len(first.pieces) == 6
@@ -86,12 +86,12 @@ def test_a_word_may_be_several_tokens(kind: str) -> None:
 
 
 @both
-def test_the_tokens_so_far_are_told_with_each_chunk_if_asked_for(kind: str) -> None:
+def test_each_chunk_has_the_tokens_so_far_on_request(kind: str) -> None:
     asked = {"include_usage": True, "continuous_usage_stats": True}
     request = completion("baba", 7, stream_options=asked, stop="babu baba")
     (heard,) = hear(kind, request, prefill_ms=0, step_ms=0, tokens_per_chunk=2)
     assert heard.text == oracle.continuation("baba", 7)
-    # " babu" is held back until it is clear what follows
+    # " babu" is held back until the following text is known
     usages = [piece.usage for piece in heard.pieces if isinstance(piece, Piece)]
     assert [usage and usage["completion_tokens"] for usage in usages] == [2, 4, 6, 7]
     assert usages[0] and usages[0]["prompt_tokens"] == 1

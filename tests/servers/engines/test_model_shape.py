@@ -1,4 +1,4 @@
-"""What a model's files say of its size."""
+"""The size of a model, read from its files."""
 
 import json
 import struct
@@ -32,7 +32,7 @@ def model(folder: Path, **changes: Any) -> dict[str, Any] | None:
     return model_shape.read_model_shape(folder)
 
 
-def test_the_default_model(tiny: Path) -> None:
+def test_the_known_answer_model(tiny: Path) -> None:
     preset = checkpoint.PRESETS["tiny"]
     found = {
         "parameters": preset.parameters(),
@@ -48,7 +48,7 @@ def test_the_default_model(tiny: Path) -> None:
     assert models.resolve_model(str(tiny), needs_weights=True).shape == found
 
 
-def test_what_a_config_leaves_open(tmp_path: Path) -> None:
+def test_values_that_a_config_leaves_out(tmp_path: Path) -> None:
     assert model(tmp_path) == {
         "parameters": 182,
         "embedding_parameters": 80,
@@ -61,7 +61,7 @@ def test_what_a_config_leaves_open(tmp_path: Path) -> None:
     }
     tied = model(tmp_path, tie_word_embeddings=True, num_key_value_heads=1, head_dim=3)
     assert tied and (tied["parameters"], tied["kv_heads"], tied["head_dim"]) == (102, 1, 3), (
-        "one table, though the file holds it twice"
+        "one table, although the file holds it twice"
     )
 
 
@@ -91,7 +91,9 @@ def test_several_files_and_one_that_is_missing(tmp_path: Path) -> None:
         {"num_attention_heads": None},
     ],
 )
-def test_what_no_formula_fits_has_no_shape(tmp_path: Path, unlike: dict[str, Any]) -> None:
+def test_a_model_that_the_formulas_do_not_fit_has_no_shape(
+    tmp_path: Path, unlike: dict[str, Any]
+) -> None:
     assert model(tmp_path, **unlike) is None
 
 
@@ -99,7 +101,7 @@ def test_a_window_that_is_not_used(tmp_path: Path) -> None:
     assert model(tmp_path, model_type="qwen2", sliding_window=32768, use_sliding_window=False)
 
 
-def test_files_that_are_broken(tmp_path: Path) -> None:
+def test_broken_files(tmp_path: Path) -> None:
     assert model_shape.read_model_shape(tmp_path) is None
     for text in ("", "[]", "{}", "null"):
         (tmp_path / "config.json").write_text(text)
@@ -110,7 +112,7 @@ def test_files_that_are_broken(tmp_path: Path) -> None:
         assert model_shape.read_model_shape(tmp_path) is None
 
 
-def test_a_hub_model_has_one_once_it_is_there(
+def test_a_hub_model_has_a_shape_once_it_is_downloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     require_installed("huggingface_hub")
@@ -129,7 +131,7 @@ def test_a_hub_model_has_one_once_it_is_there(
     ), "the same model as before"
 
 
-def test_bytes_are_those_of_the_engines() -> None:
+def test_the_bytes_per_number_are_those_of_the_engines() -> None:
     require_installed("torch")
     from servers.engines import Settings
 

@@ -1,4 +1,4 @@
-"""Weights of four bits: the formats, and whether vLLM still gives the planted answers with them."""
+"""Four-bit weights: the formats, and that vLLM's responses with them are still the oracle's."""
 
 import json
 from pathlib import Path
@@ -12,14 +12,12 @@ from servers.runtime.errors import LaunchError
 from servers.runtime.launch import CoreShare
 from servers.runtime.models import Model
 
-# of each column in its word
+# position of each column in its word
 SHIFTS = {"gptq": range(8), "awq": [quantized.AWQ_ORDER.index(column) for column in range(8)]}
 
 
 @pytest.mark.parametrize("kind", ["gptq", "awq"])
-def test_each_weight_is_what_the_format_says_to_half_a_step(
-    kind: str, tiny: Path, tmp_path: Path
-) -> None:
+def test_each_weight_is_stored_to_within_half_a_step(kind: str, tiny: Path, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file
 
@@ -55,9 +53,7 @@ def test_each_weight_is_what_the_format_says_to_half_a_step(
 def test_only_generated_models_are_quantised() -> None:
     with pytest.raises(
         LaunchError,
-        match=(
-            "quantization=gptq is for generated models: give --model one that is quantised already"
-        ),
+        match="quantization=gptq works with generated models only: choose one with --model",
     ):
         launch.prepare_server(
             catalog.find_server("vllm_openai"),
@@ -75,7 +71,7 @@ def test_only_generated_models_are_quantised() -> None:
     [{"quantization": "gptq"}, {"quantization": "awq"}, {"tensor_parallel": "2"}],
     ids=str,
 )
-def test_with_fewer_bits_or_in_two_parts_it_gives_the_same_answers(
+def test_with_fewer_bits_or_in_two_parts_the_responses_are_the_same(
     name: str, options: dict[str, str], tmp_path: Path
 ) -> None:
     server, model = catalog.find_server(name), models.resolve_model("tiny", needs_weights=True)
@@ -87,6 +83,6 @@ def test_with_fewer_bits_or_in_two_parts_it_gives_the_same_answers(
             running.base_url, checks=select_checks(True, server.waives, server.transports)
         )
     assert set(Path("/dev/shm").glob("vllm*")) <= before, (
-        "two parts talk by shared memory, which vLLM leaves behind"
+        "two parts communicate through shared memory, which vLLM leaves behind"
     )
     assert all(check.ok for check in checks), [check for check in checks if not check.ok]

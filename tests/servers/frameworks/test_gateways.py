@@ -1,6 +1,5 @@
-"""What gateways add to the contract: they outlive the servers behind them, choose among them, and
-say clearly what is wrong there. Real processes; a server behind one is started by the test, which
-ends it, too.
+"""Features of gateways beyond the contract: they outlive the servers behind them, choose among
+them, and report their failures. Real processes; the tests start and stop the servers behind them.
 """
 
 import http.client
@@ -42,7 +41,7 @@ def test_there_are_gateways() -> None:
 
 
 @each
-def test_one_that_is_gone_is_a_503_and_needs_no_restart_of_the_gateway(
+def test_an_unavailable_one_is_a_503_and_its_return_needs_no_restart_of_the_gateway(
     name: str, gateway: Start, tmp_path: Path
 ) -> None:
     port = ports.find_free_port()
@@ -53,7 +52,7 @@ def test_one_that_is_gone_is_a_503_and_needs_no_restart_of_the_gateway(
         error = error_of(complete(url, stream=stream), 503)
         assert (
             error["type"] == "server_error"
-            and "is gone" in error["message"]
+            and "is unavailable" in error["message"]
             and str(port) not in error["message"]
         )
     assert httpx.get(f"{url}/health").status_code == 200
@@ -62,32 +61,34 @@ def test_one_that_is_gone_is_a_503_and_needs_no_restart_of_the_gateway(
 
 
 @each
-def test_one_that_is_gone_at_the_start_is_named(name: str, gateway: Start, tmp_path: Path) -> None:
+def test_one_that_is_unavailable_at_the_start_is_named(
+    name: str, gateway: Start, tmp_path: Path
+) -> None:
     url = f"http://127.0.0.1:{ports.find_free_port()}"
-    with pytest.raises(LaunchError, match=f"{name} ended at its start"):
+    with pytest.raises(LaunchError, match=f"{name} ended during its start"):
         gateway(name, url)
     assert url in (tmp_path / "gateway.log").read_text()
 
 
 @each
-def test_one_that_dies_in_the_middle_of_a_stream_is_an_event(
+def test_one_that_dies_in_the_middle_of_a_stream_causes_an_error_event(
     name: str, gateway: Start, tmp_path: Path
 ) -> None:
     with upstream(tmp_path) as running:
         url = gateway(name, running.base_url).base_url
         with httpx.stream(
             "POST", url + api.COMPLETIONS, json=wanted(stream=True, max_tokens=10_000), timeout=60
-        ) as answer:
-            said = answer.iter_text()
-            assert answer.status_code == 200 and "bab" in next(said)
+        ) as response:
+            pieces = response.iter_text()
+            assert response.status_code == 200 and "bab" in next(pieces)
             psutil.Process(running.pid).kill()
-            error = streamed_error(said)
-        assert error["type"] == "server_error" and "is gone" in error["message"]
+            error = streamed_error(pieces)
+        assert error["type"] == "server_error" and "is unavailable" in error["message"]
     wait_until(lambda: counters(url)["serveoff_requests_in_flight"] == 0)
 
 
 @each
-def test_a_silent_one_is_a_504_and_in_a_stream_an_event(
+def test_a_silent_one_is_a_504_and_in_a_stream_an_error_event(
     name: str, gateway: Start, tmp_path: Path
 ) -> None:
     with upstream(tmp_path, step_ms=3000) as running:
@@ -96,32 +97,32 @@ def test_a_silent_one_is_a_504_and_in_a_stream_an_event(
         assert error["type"] == "server_error" and "in time" in error["message"]
         with httpx.stream(
             "POST", url + api.COMPLETIONS, json=wanted(stream=True, max_tokens=2), timeout=60
-        ) as answer:
+        ) as response:
             assert (
-                answer.status_code == 200
-                and "in time" in streamed_error(answer.iter_text())["message"]
+                response.status_code == 200
+                and "in time" in streamed_error(response.iter_text())["message"]
             )
         wait_until(lambda: counters(running.base_url)["serveoff_requests_in_flight"] == 0)
 
 
 @each
-def test_a_client_that_vanishes_ends_the_work_behind_it(
+def test_a_vanished_client_ends_the_work_behind_the_gateway(
     name: str, gateway: Start, behind: str
 ) -> None:
     url = gateway(name, behind).base_url
     with httpx.stream(
         "POST", url + api.COMPLETIONS, json=wanted(stream=True, max_tokens=100_000), timeout=60
-    ) as answer:
-        said = answer.iter_text()  # held: its end would close the connection
-        assert next(said) and counters(behind)["serveoff_requests_in_flight"] == 1
+    ) as response:
+        pieces = response.iter_text()  # kept: deleting it would close the connection
+        assert next(pieces) and counters(behind)["serveoff_requests_in_flight"] == 1
     wait_until(lambda: counters(behind)["serveoff_requests_in_flight"] == 0)
 
 
 @each
-def test_as_many_requests_as_come_are_passed_on_at_once(
+def test_any_number_of_requests_is_forwarded_at_once(
     name: str, gateway: Start, tmp_path: Path
 ) -> None:
-    """HTTP clients have limits of their own, such as 100 connections: requests would wait where no
+    """HTTP clients have their own limits, such as 100 connections: requests would wait where no
     metric of the engine sees them.
     """
     many = 120
@@ -138,23 +139,23 @@ def test_as_many_requests_as_come_are_passed_on_at_once(
 
 
 class Foreign(BaseHTTPRequestHandler):
-    """An upstream that words its errors in its own way, and remembers what it was asked."""
+    """An upstream with its own form of errors; it records the last request."""
 
     protocol_version = "HTTP/1.1"
     asked: tuple[Any, str | None] = (None, None)
-    answer: tuple[int, bytes] = (200, b"")
+    response: tuple[int, bytes] = (200, b"")
 
     def do_GET(self) -> None:
-        self.say(200, json.dumps(api.models_body(MODEL)).encode())
+        self.respond(200, json.dumps(api.models_body(MODEL)).encode())
 
     def do_POST(self) -> None:
         Foreign.asked = (
             json.loads(self.rfile.read(int(self.headers["Content-Length"]))),
             self.headers["Authorization"],
         )
-        self.say(*Foreign.answer)
+        self.respond(*Foreign.response)
 
-    def say(self, status: int, body: bytes) -> None:
+    def respond(self, status: int, body: bytes) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -176,7 +177,7 @@ def foreign() -> Iterator[str]:
 
 
 @each
-def test_its_errors_are_openais_whatever_the_upstreams_are(
+def test_its_errors_are_openais_in_any_form_of_the_upstream(
     name: str, gateway: Start, foreign: str
 ) -> None:
     url = gateway(name, foreign).base_url
@@ -186,29 +187,29 @@ def test_its_errors_are_openais_whatever_the_upstreams_are(
         "param": "max_tokens",
         "code": 400,
     }
-    Foreign.answer = 400, json.dumps({"error": theirs}).encode()
+    Foreign.response = 400, json.dumps({"error": theirs}).encode()
     for stream in (False, True):
         assert error_of(complete(url, stream=stream), 400) == theirs | {
             "type": "invalid_request_error",
             "code": None,
         }
     for body in (b"<html>Bad Gateway</html>", b'{"detail": "no"}', b"[1]", b'{"error": "no"}'):
-        Foreign.answer = 502, body
+        Foreign.response = 502, body
         error = error_of(complete(url), 502)
         assert error["type"] == "server_error" and "status 502" in error["message"]
 
 
 @each
-def test_only_what_the_contract_knows_is_passed_on_and_no_null(
+def test_only_fields_of_the_contract_are_forwarded_and_no_nulls(
     name: str, gateway: Start, foreign: str
 ) -> None:
     url = gateway(name, foreign, API_KEY="s3cret").base_url
-    Foreign.answer = 200, b'{"choices": []}'
+    Foreign.response = 200, b'{"choices": []}'
     asked = wanted(seed=None, top_k=-1, user="me", n=None, stream_options={"include_usage": True})
-    answer = httpx.post(
+    response = httpx.post(
         url + api.COMPLETIONS, json=asked, headers={"Authorization": "Bearer s3cret"}
     )
-    assert answer.status_code == 200 and answer.content == Foreign.answer[1]
+    assert response.status_code == 200 and response.content == Foreign.response[1]
     passed, key = Foreign.asked
     assert (
         key == "Bearer s3cret"
@@ -216,7 +217,7 @@ def test_only_what_the_contract_knows_is_passed_on_and_no_null(
         and None not in passed.values()
     )
     assert not {"top_k", "user", "stream_options"} & passed.keys(), (
-        "vLLM refuses stream_options of an answer that is not streamed"
+        "vLLM refuses stream_options in a request for a plain response"
     )
 
 
@@ -224,7 +225,7 @@ def test_only_what_the_contract_knows_is_passed_on_and_no_null(
 
 
 @each
-def test_requests_go_where_their_model_is_and_those_who_have_it_take_turns(
+def test_requests_go_to_the_servers_with_their_model_which_take_turns(
     name: str, gateway: Start, tmp_path: Path
 ) -> None:
     with ExitStack() as stack:
@@ -238,8 +239,8 @@ def test_requests_go_where_their_model_is_and_those_who_have_it_take_turns(
             "shared",
         ]
         for model in ("alone", *["shared"] * 4):
-            answer = complete(url, model=model)
-            assert answer.status_code == 200 and answer.json()["model"] == model
+            response = complete(url, model=model)
+            assert response.status_code == 200 and response.json()["model"] == model
         wait_until(lambda: sum(counters(each).get(OK, 0) for each in urls) == 5)
         assert [counters(each)[OK] for each in urls] == [1, 2, 2]
         error = error_of(complete(url, model="nowhere"), 404)

@@ -1,4 +1,4 @@
-"""URLs as users have them."""
+"""URLs in the forms that users have."""
 
 import pytest
 
@@ -30,6 +30,6 @@ def test_base_url_root_and_query(url, expected):
 
 
 @pytest.mark.parametrize("url", ["", "h:8000", "ftp://h", "http://", "http://h:99999", "/v1"])
-def test_what_is_no_url_is_refused(url):
-    with pytest.raises(ProfileError, match=r"is no URL|no valid port"):
+def test_an_invalid_url_is_refused(url):
+    with pytest.raises(ProfileError, match=r"is not a URL|no valid port"):
         split_url(url)

@@ -1,4 +1,4 @@
-"""`python -m servers profile URL`: what an endpoint is and does, found out by asking it."""
+"""`python -m servers profile URL`: finds out what an endpoint is and does."""
 
 import json
 import os
@@ -44,13 +44,13 @@ def read_profile(url: str, *arguments: str) -> dict[str, Any]:
 
 
 def call_profiler(url: str) -> dict[str, Any]:
-    """As the command prints it, without a process of its own."""
+    """Return the profile as the command prints it, without starting a process."""
     profile: dict[str, Any] = json.loads(json.dumps(profile_endpoint(url).to_json()))
     return profile
 
 
 def check_fields(profile: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Of nested fields only those that are expected."""
+    """Compare the expected fields; in nested fields, only the expected keys."""
     for name, value in expected.items():
         found = profile[name]
         if isinstance(value, dict):
@@ -141,7 +141,7 @@ SCRIPTED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "busy text": ({"text": "busy"}, {"repeats_alone": True, "repeats_under_load": False}),
     "second text": ({"text": "second"}, {"repeats_alone": False}),
-    "2.1 tokens a word": ({"prompt_factor": 2.1, "template_tokens": 9}, {"template_tokens": 9}),
+    "2.1 tokens per word": ({"prompt_factor": 2.1, "template_tokens": 9}, {"template_tokens": 9}),
     "context": ({"context": 4096}, {"context": 4096}),
     "vLLM's metrics": ({"metrics": VLLM_METRICS}, {"metrics": "vllm"}),
     "fast": ({"first_s": 0.0, "step_s": 0.0}, {"tokens_per_chunk": 1.0}),
@@ -163,12 +163,12 @@ def test_a_scripted_endpoint(tmp_path: Path, name: str) -> None:
         profile = read(f"{endpoint.url}{path}")
     plain = {key: value for key, value in PLAIN.items() if key not in expected}
     if {"lengths", "refused", "text", "endpoints", "root", "usage"} & set(script):
-        plain.pop("fields", None)  # that are looked at one by one
+        plain.pop("fields", None)  # the expected ones are checked one by one
         plain.pop("dialect", None)
     if script.get("metrics") or script.get("root"):
         plain.pop("metrics", None)
     if script.get("text") == "second":
-        plain.pop("repeats_under_load")  # is not to be told from it
+        plain.pop("repeats_under_load")  # depends on the same change of text
     if script.get("endpoints") == (COMPLETIONS,):
         plain.pop("template_tokens")
         plain.pop("dialect", None)
@@ -184,8 +184,8 @@ def test_a_scripted_endpoint(tmp_path: Path, name: str) -> None:
     assert f"{profile['base_url']}{profile['dialect']['root']}".endswith(root)
 
 
-def test_it_is_read_by_people(tmp_path: Path) -> None:
-    """A line for each finding, and no Python."""
+def test_people_can_read_it(tmp_path: Path) -> None:
+    """One line per finding, and no Python syntax."""
     script = Script(reasoning=0.5, per_chunk=(2,), usage="finish")
     with serve_script(tmp_path, script) as endpoint:
         done = run_profile(endpoint.url)
@@ -195,7 +195,7 @@ def test_it_is_read_by_people(tmp_path: Path) -> None:
     assert not {"None", "True", "False", "{", "('"} & set(done.stdout.split()), done.stdout
 
 
-# name: the script, the model that is asked for, and words of the sentence
+# name: the script, the requested model, and words of the sentence
 REFUSALS: dict[str, tuple[dict[str, Any], str | None, Sequence[str]]] = {
     "several models": ({"models": ("a", "b:1")}, None, ("a", "b:1", "--model")),
     "no such model": ({"models": ("a", "b:1")}, "c", ("c", "b:1")),
@@ -214,17 +214,17 @@ REFUSALS: dict[str, tuple[dict[str, Any], str | None, Sequence[str]]] = {
     "name",
     [pytest.param(name, marks=[] if name == "several models" else slow) for name in REFUSALS],
 )
-def test_what_makes_numbers_wrong_is_refused(tmp_path: Path, name: str) -> None:
+def test_an_endpoint_whose_numbers_would_be_wrong_is_refused(tmp_path: Path, name: str) -> None:
     script, model, words = REFUSALS[name]
     with (
         serve_script(tmp_path, Script(**script)) as endpoint,
         pytest.raises(ProfileError) as refused,
     ):
         profile_endpoint(endpoint.url, model=model)
-    said = str(refused.value)
+    sentence = str(refused.value)
     for word in words:
-        assert word in said, said
-    assert "\n" not in said and not UNTRUE.search(said), said
+        assert word in sentence, sentence
+    assert "\n" not in sentence and not UNTRUE.search(sentence), sentence
 
 
 def test_the_command_refuses_with_one_sentence(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ OWN = {
     "server",
     [pytest.param(name, marks=[] if name == "fastapi_threadpool" else slow) for name in OURS],
 )
-def test_each_of_our_own(tmp_path: Path, server: str) -> None:
+def test_each_of_our_own_servers(tmp_path: Path, server: str) -> None:
     read = read_profile if server == "fastapi_threadpool" else call_profiler
     with start(server, "simulated", tmp_path) as running:
         profile = read(running.base_url)
@@ -273,7 +273,7 @@ SIMULATED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "speculative": ({"tokens_per_chunk": 4}, {"reasoning": None}),
     "early chunk": ({"early_chunk": 1}, {"early_chunks": 1}),
-    "two tokens a word": ({"tokens_per_word": 2}, {"tokens_per_word": 2.0}),
+    "two tokens per word": ({"tokens_per_word": 2}, {"tokens_per_word": 2.0}),
     "slow": ({"prefill_ms": 800, "step_ms": 60}, {"tokens_per_chunk": 1.0, "notes": []}),
     "fast": ({"prefill_ms": 1, "step_ms": 0.2}, {"notes": []}),
 }
@@ -282,7 +282,7 @@ SIMULATED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name == "thinking" else slow) for name in SIMULATED]
 )
-def test_simulated_ones_of_other_kinds(tmp_path: Path, name: str) -> None:
+def test_other_kinds_of_simulated_engines(tmp_path: Path, name: str) -> None:
     simulated, expected = SIMULATED[name]
     with start("fastapi_threadpool", "simulated", tmp_path, **simulated) as running:
         profile = call_profiler(running.base_url)
@@ -293,7 +293,7 @@ def test_simulated_ones_of_other_kinds(tmp_path: Path, name: str) -> None:
 
 @slow
 @pytest.mark.parametrize("foreign", ["vllm_openai", "fastchat"])
-def test_servers_of_others(tmp_path: Path, foreign: str) -> None:
+def test_other_peoples_servers(tmp_path: Path, foreign: str) -> None:
     engine = "vllm" if foreign == "vllm_openai" else "hf"
     with start(foreign, engine, tmp_path) as running:
         profile = call_profiler(running.base_url)

@@ -1,4 +1,4 @@
-"""What the profiler makes of completions, without a server."""
+"""The profiler's checks of completions, without a server."""
 
 import pytest
 
@@ -55,7 +55,7 @@ def test_a_stream_that_loses_words_is_refused(lost):
 def test_other_differences_are_no_loss():
     for stream in (
         completion(WORDS),
-        completion(WORDS[:9]),  # it says that it is shorter
+        completion(WORDS[:9]),  # its usage is also shorter
         completion([*WORDS[:7], "cow", *WORDS[8:]]),  # a near tie
         completion(WORDS, reasoning=["hm"]),
     ):

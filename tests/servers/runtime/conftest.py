@@ -1,4 +1,4 @@
-"""What the tests of the launcher and of the supervisor share."""
+"""Fixtures that the tests of the launcher and the supervisor share."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from tests.helpers.fake_server import noted_pids
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where servers' temporary folders come to be; and they get half a second after SIGTERM. A
+    """The folder of the servers' temporary folders. Servers get half a second after SIGTERM, and a
     failed test leaves no process.
     """
     folder = tmp_path / "temporary"

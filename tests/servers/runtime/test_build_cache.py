@@ -1,4 +1,4 @@
-"""What is made once and kept: an environment of its own gets the torch that fits this machine."""
+"""The build cache: a server's own environment gets the torch that fits this machine."""
 
 import sys
 from pathlib import Path
@@ -20,10 +20,10 @@ TAG = f"cp{sys.version_info.major}{sys.version_info.minor}"
         (None, "cpu"),
     ],
 )
-def test_a_torch_among_the_wheels_at_hand_is_taken(
+def test_a_local_torch_wheel_is_used(
     wheel: str | None, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Told a backend, uv looks for torch on PyTorch's own index only."""
+    """With a backend set, uv looks for torch on PyTorch's own index only."""
     notes, uv = tmp_path / "notes", tmp_path / "bin" / "uv"
     uv.parent.mkdir()
     uv.write_text(f"#!{sys.executable}\n" + (PROGRAMS / "fake_uv.py").read_text())

@@ -1,5 +1,5 @@
-"""The catalogue: a broken server.toml says where and what, and a server that cannot run says what
-is missing.
+"""The catalogue: an invalid server.toml is reported with its place and fault, and a server that
+cannot run with what is missing.
 """
 
 import subprocess
@@ -60,7 +60,7 @@ def test_broken_toml_names_the_line(tmp_path: Path) -> None:
     assert "at line 3" in error_of(tmp_path, GOOD.replace('"--bind",', '"--bind"'))
 
 
-def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
     write(tmp_path, "").write_bytes(b"summary = '\xff'")
     with pytest.raises(CatalogError, match=r"server\.toml: not valid TOML"):
         catalog.list_servers(Checkout(tmp_path))
@@ -112,7 +112,7 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
         ("ready", 'processes = { redis = { command = ["redis-server"] } }'),
         ("port", 'processes = { redis = { command = ["redis-server"], ready = "x:1", port = 5 } }'),
         ("command", 'processes = { redis = { command = [], ready = "x:1" } }'),
-        ("name", 'name = "another than its folder"'),
+        ("name", 'name = "not that of its folder"'),
     ],
 )
 def test_a_key_of_the_wrong_kind_is_named(tmp_path: Path, key: str, line: str) -> None:
@@ -121,7 +121,7 @@ def test_a_key_of_the_wrong_kind_is_named(tmp_path: Path, key: str, line: str) -
 
 
 def test_a_placeholder_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    assert "has 'prot' in braces" in error_of(tmp_path, GOOD.replace("{port}", "{prot}"))
+    assert "placeholder ('prot')" in error_of(tmp_path, GOOD.replace("{port}", "{prot}"))
 
 
 def test_options_have_allowed_values_and_the_first_is_the_default(tmp_path: Path) -> None:
@@ -152,13 +152,13 @@ def test_options_have_allowed_values_and_the_first_is_the_default(tmp_path: Path
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("[options]\nport = ['1']", "the option 'port' is a name with a meaning of its own"),
+        ("[options]\nport = ['1']", "the option 'port' has the name of a placeholder"),
         ("[options]\nloop = []", "the option 'loop' has no values"),
-        ("[upstream]\nhf = 'x'", "'upstream' must name a server for each of the engines"),
-        ("[upstream]\nsimulated = '{of}'", "'upstream' has 'of' in braces"),
+        ("[upstream]\nhf = 'x'", "'upstream' must name exactly one server for each of the engines"),
+        ("[upstream]\nsimulated = '{of}'", "'upstream' has an unknown or malformed placeholder"),
         (
             "[processes.redis]\ncommand = ['redis-server', '{redis_prt}']\nready = 'x:1'",
-            "'processes.redis' has 'redis_prt' in braces",
+            "'processes.redis' has an unknown or malformed placeholder ('redis_prt')",
         ),
         ("transports = ['carrier pigeon']", "there is no "),
         (
@@ -167,11 +167,13 @@ def test_options_have_allowed_values_and_the_first_is_the_default(tmp_path: Path
         ),
     ],
 )
-def test_what_makes_no_sense_together_is_named(tmp_path: Path, more: str, message: str) -> None:
+def test_keys_that_make_no_sense_together_are_named(
+    tmp_path: Path, more: str, message: str
+) -> None:
     assert message in error_of(tmp_path, GOOD + more)
 
 
-def test_what_the_server_behind_it_lacks_is_missing_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_needs_of_the_server_behind_it_are_missing_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(catalog.ENGINES, "vllm", EngineSpec({}, ("no_such_vllm",)))
     gateway = catalog.ServerSpec(
         "gateway",
@@ -186,10 +188,10 @@ def test_what_the_server_behind_it_lacks_is_missing_too(monkeypatch: pytest.Monk
         "simulated"
     ) == ["no_such_httpx"]
     own = catalog.ServerSpec("own", "", ("python3",), ("vllm",), packages=("vllm==0.1",))
-    assert "no_such_vllm" not in own.missing("vllm"), "its environment of its own will have it"
+    assert "no_such_vllm" not in own.missing("vllm"), "its own environment will have it"
 
 
-def test_what_is_missing_is_reported(tmp_path: Path) -> None:
+def test_missing_programs_and_modules_are_reported(tmp_path: Path) -> None:
     write(
         tmp_path,
         GOOD.replace('"simulated"', '"hf", "simulated"')
@@ -200,7 +202,7 @@ def test_what_is_missing_is_reported(tmp_path: Path) -> None:
     assert missing == ["no-such-program", "no_such_module", "no_such_package.module"]
 
 
-def test_what_an_engine_needs_is_missing_too(
+def test_the_needs_of_an_engine_are_missing_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(catalog.ENGINES, "hf", EngineSpec({}, ("no_such_torch",)))
@@ -218,7 +220,7 @@ def test_an_unknown_server_is_named_with_the_nearest() -> None:
         catalog.find_server("zzz")
 
 
-def test_every_server_here_can_be_read_and_keeps_its_word() -> None:
+def test_every_server_here_is_valid_and_explains_its_waivers() -> None:
     found = catalog.list_servers()
     assert {"flask_gunicorn", "fastapi_threadpool", "fastapi_vllm"} <= set(found)
     for server in found.values():
@@ -232,7 +234,7 @@ def test_every_server_here_can_be_read_and_keeps_its_word() -> None:
         assert set(server.engines) <= set(catalog.ENGINES)
         readme = (catalog.FOLDER / server.name / "README.md").read_text()
         assert all(check in readme for check in server.waives), (
-            "what it cannot do is said where one looks"
+            "its README explains what it cannot do"
         )
         assert set(server.waives) <= {check.__name__ for check in conformance.CHECKS}
 
@@ -259,7 +261,7 @@ def test_the_command_line_lists_servers_and_suggests_a_name() -> None:
 
 
 def test_the_catalogue_imports_no_package_but_pydantic() -> None:
-    said = subprocess.run(
+    modules = subprocess.run(
         [sys.executable, "-m", "tests.programs.list_modules", "catalogue"],
         cwd=catalog.ROOT,
         capture_output=True,
@@ -267,7 +269,7 @@ def test_the_catalogue_imports_no_package_but_pydantic() -> None:
         check=True,
     ).stdout
     foreign = (
-        {name.split(".")[0] for name in said.split() if not name.startswith("_sysconfigdata")}
+        {name.split(".")[0] for name in modules.split() if not name.startswith("_sysconfigdata")}
         - set(sys.stdlib_module_names)
         - {"servers", "pydantic", "pydantic_core"}
         - {"annotated_types", "typing_extensions", "typing_inspection"}  # pydantic's own

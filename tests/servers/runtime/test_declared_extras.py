@@ -1,7 +1,7 @@
-"""What a server needs comes with the extras that it declares, and with those of its engine.
+"""The extras of a server and its engine install everything that the server needs.
 
-Here everything is installed. Where only these extras are, a forgotten one is a server that does not
-start.
+Here everything is installed. Where only these extras are installed, a server with a forgotten extra
+would not start.
 """
 
 import importlib.metadata
@@ -32,7 +32,7 @@ CASES = [
 
 @cache
 def provided_by(extras: frozenset[str]) -> set[str]:
-    """Names of the distributions that come with these extras, however far behind."""
+    """Return the names of all distributions that these extras install, directly or indirectly."""
     lists = [PROJECT["dependencies"], *(PROJECT["optional-dependencies"][name] for name in extras)]
     left = [Requirement(text) for texts in lists for text in texts]
     found, seen = set(), set()
@@ -43,7 +43,7 @@ def provided_by(extras: frozenset[str]) -> set[str]:
         seen.add(str(requirement))
         try:
             distribution = importlib.metadata.distribution(requirement.name)
-        except importlib.metadata.PackageNotFoundError:  # of another platform or Python
+        except importlib.metadata.PackageNotFoundError:  # for another platform or Python
             continue
         found.add(canonicalize_name(requirement.name))
         for further in map(Requirement, distribution.requires or ()):
@@ -71,7 +71,7 @@ def distribution_of_program(name: str) -> set[str]:
 
 
 def modules_of(server: ServerSpec) -> Iterator[str]:
-    """What the server's own code imports, and what that of ours which it imports does."""
+    """Yield the modules that the server's own code imports, directly or through our other code."""
     left, seen = sorted((FOLDER / server.name).glob("*.py")), set()
     while left:
         file = left.pop()
@@ -103,7 +103,7 @@ def test_what_a_server_requires_comes_with_its_extras(server: ServerSpec, engine
 @pytest.mark.parametrize("server", catalog.list_servers().values(), ids=lambda each: each.name)
 def test_what_a_server_imports_comes_with_its_extras(server: ServerSpec) -> None:
     if server.packages:
-        return  # they are in an environment of its own
+        return  # they are in its own environment
     extras = set.intersection(*(server.needed_extras(engine) for engine in server.engines))
     provided = provided_by(frozenset((*ALWAYS, *extras)))
     foreign = [name for name in modules_of(server) if distributions_of(name)]
@@ -111,8 +111,8 @@ def test_what_a_server_imports_comes_with_its_extras(server: ServerSpec) -> None
     assert not missing, f"{server.name} imports {missing}"
 
 
-def test_every_extra_is_somebody_s() -> None:
-    """One that no server, engine or session of the noxfile asks for is never installed alone."""
+def test_every_extra_is_needed() -> None:
+    """An extra that no server, engine or session of the noxfile needs is never installed alone."""
     asked = {extra for server in catalog.list_servers().values() for extra in server.extras}
     asked |= {extra for engine in ENGINES.values() for extra in engine.extras}
     parts = {*ALWAYS, "notebooks", "revisions", "dev"}

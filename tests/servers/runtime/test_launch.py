@@ -1,5 +1,5 @@
-"""Starting servers, with their options and processes, and what is said when that fails. Real
-processes throughout.
+"""Starting servers with their options and processes, and the errors when that fails. Real processes
+throughout.
 """
 
 import json
@@ -36,7 +36,7 @@ def test_a_server_runs_within_the_with_and_only_there(tmp_path: Path, temporary:
     )
 
 
-def test_it_is_told_what_every_server_is_told(tmp_path: Path, temporary: Path) -> None:
+def test_it_gets_the_settings_of_every_server(tmp_path: Path, temporary: Path) -> None:
     server = fake_server(tmp_path, "note what it is given")
     core = min(os.sched_getaffinity(0))
     share = CoreShare(cores=(core,), threads=5, workers=2)
@@ -107,7 +107,7 @@ def test_its_processes_start_in_order_and_end_in_reverse(tmp_path: Path, tempora
 
 
 @pytest.mark.parametrize("victim", [0, 1, 2])
-def test_when_one_of_its_processes_ends_all_end_and_the_logs_say_which(
+def test_when_one_of_its_processes_ends_all_end_and_the_logs_show_which(
     tmp_path: Path, temporary: Path, victim: int
 ) -> None:
     with launch.run_server(
@@ -123,11 +123,11 @@ def test_when_one_of_its_processes_ends_all_end_and_the_logs_say_which(
     assert not any(map(pid_is_alive, up.pids)) and not list(temporary.iterdir())
 
 
-def test_it_has_ended_while_what_it_left_is_still_being_ended(
+def test_it_has_ended_while_its_remaining_processes_are_still_being_stopped(
     tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """LitServe's workers outlive it and do not mind SIGTERM: what a case says of its failure must
-    not depend on how long that takes.
+    """LitServe's workers outlive it and ignore SIGTERM. The error of a case must not depend on how
+    long stopping them takes.
     """
     monkeypatch.setenv("SERVEOFF_GRACE_S", "5")
     server = fake_server(tmp_path, "leave a stubborn child")
@@ -140,7 +140,7 @@ def test_it_has_ended_while_what_it_left_is_still_being_ended(
         assert "exit code 137" in up.last_words() and not left.is_running()
 
 
-def test_a_process_of_its_that_does_not_start_is_named(tmp_path: Path, temporary: Path) -> None:
+def test_one_of_its_processes_that_does_not_start_is_named(tmp_path: Path, temporary: Path) -> None:
     server = with_processes(tmp_path, "fail as app")
     with (
         pytest.raises(
@@ -208,12 +208,14 @@ def test_servers_behind_it_start_first_and_share_the_threads(
     assert not any(map(pid_is_alive, up.pids)) and not list(temporary.iterdir())
 
 
-def test_one_that_dies_at_its_start_says_why(tmp_path: Path, temporary: Path) -> None:
+def test_one_that_ends_during_its_start_is_reported_with_its_log(
+    tmp_path: Path, temporary: Path
+) -> None:
     server = fake_server(tmp_path, "fail to load")
     with (
         pytest.raises(
             LaunchError,
-            match=r"(?s)fake ended at its start with exit code 3.*loading.*no weights in /models",
+            match=r"(?s)fake ended during its start with exit code 3.*loading.*no weights in",
         ),
         launch.run_server(server, "simulated", MODEL, CoreShare(), tmp_path / "log"),
     ):
@@ -221,7 +223,7 @@ def test_one_that_dies_at_its_start_says_why(tmp_path: Path, temporary: Path) ->
     assert not list(temporary.iterdir())
 
 
-def test_a_command_that_does_not_exist_says_so(tmp_path: Path, temporary: Path) -> None:
+def test_a_command_that_does_not_exist_is_named(tmp_path: Path, temporary: Path) -> None:
     server = ServerSpec("fake", "", ("no-such-program", "{port}"), ("simulated",))
     with (
         pytest.raises(LaunchError, match=r"(?s)exit code 127.*cannot start no-such-program"),
@@ -231,7 +233,9 @@ def test_a_command_that_does_not_exist_says_so(tmp_path: Path, temporary: Path) 
 
 
 @pytest.mark.parametrize("behaviour", ["503", "silent"])
-def test_one_that_is_never_ready_is_ended(tmp_path: Path, temporary: Path, behaviour: str) -> None:
+def test_one_that_is_never_ready_is_stopped(
+    tmp_path: Path, temporary: Path, behaviour: str
+) -> None:
     with (
         pytest.raises(
             LaunchError, match=r"(?s)fake was not ready after 1 s \(raise ready_timeout_s.*serving"
@@ -245,7 +249,7 @@ def test_one_that_is_never_ready_is_ended(tmp_path: Path, temporary: Path, behav
             ready_timeout_s=1,
         ),
     ):
-        pytest.fail("it never was ready")
+        pytest.fail("it was never ready")
     assert [pid_is_alive(pid) for pid in noted_pids(tmp_path)] == [False] and not list(
         temporary.iterdir()
     )
@@ -271,11 +275,9 @@ def test_a_port_in_use_is_refused_before_anything_starts(tmp_path: Path, tempora
 
 
 @pytest.mark.skipif(
-    sys.platform != "linux", reason="the mark of a port is a name that only Linux has"
+    sys.platform != "linux", reason="only Linux has the abstract names that mark ports"
 )
-def test_a_port_that_is_given_to_somebody_is_given_to_nobody_else(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_reserved_port_is_not_given_to_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = iter([5001, 5001, 5002, 5001])
     monkeypatch.setattr(ports, "find_free_port", lambda: next(asked))
     with ports.reserve_ports(1) as first, ports.reserve_ports(1) as second:
@@ -303,5 +305,5 @@ def test_a_model_that_does_not_exist_is_an_error_before_anything_starts(tmp_path
     with pytest.raises(LaunchError, match=r"has no config\.json"):
         models.resolve_model(str(tmp_path), needs_weights=True)
     for wrong in ("tinny", "./missing", "/missing/model", "a/b/c"):
-        with pytest.raises(LaunchError, match="does not exist: give one of tiny, small"):
+        with pytest.raises(LaunchError, match="does not exist: choose one of tiny, small"):
             models.resolve_model(wrong, needs_weights=True)

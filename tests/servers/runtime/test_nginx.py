@@ -1,5 +1,5 @@
-"""nginx in front of others: mistakes in its template, how it spreads requests, and what becomes of
-them when something is killed.
+"""nginx in front of other servers: mistakes in its template, the distribution of requests, and
+their fate when a process is killed.
 """
 
 import http.client
@@ -60,7 +60,7 @@ def test_only_names_in_braces_and_capitals_are_ours() -> None:
     [
         (
             ["TEMPLATE", "HOST=x", "PORT=1"],
-            "TEMPLATE uses ${PROT}, which has no value; there are HOST, PORT, UPSTREAM\n",
+            "TEMPLATE uses ${PROT}, which has no value; known names are HOST, PORT, UPSTREAM\n",
         ),
         (["missing.conf"], "missing.conf cannot be read: "),
         (["TEMPLATE", "HOST"], "'HOST' is not NAME=VALUE\n"),
@@ -81,7 +81,7 @@ def test_a_mistake_is_one_sentence(tmp_path: Path, arguments: list[str], message
 
 
 @pytest.mark.requires("nginx")
-def test_what_nginx_says_of_a_template_is_passed_on(tmp_path: Path) -> None:
+def test_nginxs_own_error_about_a_template_is_shown(tmp_path: Path) -> None:
     (tmp_path / "nginx.conf").write_text("server {\n lissten ${HOST};\n}\n")
     temporary = tmp_path / "temporary"
     temporary.mkdir()
@@ -104,7 +104,7 @@ def balanced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer
 
 
 class Stream:
-    """A long answer (ten seconds) of which the first bytes have come."""
+    """A long response (ten seconds) whose first bytes have arrived."""
 
     def __init__(self, base_url: str):
         self.connection = http.client.HTTPConnection(base_url.removeprefix("http://"), timeout=60)
@@ -144,14 +144,14 @@ def test_the_replica_with_the_fewest_connections_gets_the_request(balanced: Runn
         completions(replica) - was for replica, was in zip(balanced.behind, before, strict=True)
     ]
     assert sorted(busy) == [0, 1] and moved == [0 if one else 4 for one in busy], (
-        "taking turns would make it two each"
+        "by turns, each would get two"
     )
     stream.close()
-    # it sees that the client has gone, and tells the replica
+    # nginx notices that the client has disconnected, and disconnects from the replica
     wait_until(lambda: not any(map(in_flight, balanced.behind)))
 
 
-def test_requests_at_once_are_spread_evenly(balanced: RunningServer) -> None:
+def test_concurrent_requests_are_distributed_evenly(balanced: RunningServer) -> None:
     streams = [Stream(balanced.base_url) for _ in range(4)]
     assert [in_flight(replica) for replica in balanced.behind] == [2, 2]
     for stream in streams:
@@ -159,14 +159,14 @@ def test_requests_at_once_are_spread_evenly(balanced: RunningServer) -> None:
     wait_until(lambda: not any(map(in_flight, balanced.behind)))
 
 
-def test_it_keeps_the_whole_contract_although_it_is_foreign(balanced: RunningServer) -> None:
+def test_it_meets_the_whole_contract_although_it_is_foreign(balanced: RunningServer) -> None:
     checks = verify_server(balanced.base_url)
     assert len(checks) == 12 and all(check.ok for check in checks), [
         check for check in checks if not check.ok
     ]
 
 
-def test_nginx_is_whoever_started_it(balanced: RunningServer) -> None:
+def test_nginx_runs_as_the_user_who_started_it(balanced: RunningServer) -> None:
     processes = psutil.Process(balanced.pid).children(recursive=True)
     assert [process.name() for process in processes] == ["nginx", "nginx"], (
         "a master and its worker"
@@ -176,26 +176,24 @@ def test_nginx_is_whoever_started_it(balanced: RunningServer) -> None:
 
 
 def test_its_own_refusals_are_in_openais_envelope(balanced: RunningServer) -> None:
-    status, said = ask(balanced.base_url, api.COMPLETIONS, b" " * (9 * 1024 * 1024))
-    assert status == 413 and said["error"] == {
+    status, reply = ask(balanced.base_url, api.COMPLETIONS, b" " * (9 * 1024 * 1024))
+    assert status == 413 and reply["error"] == {
         "message": "the body is too long",
         "type": "invalid_request_error",
         "param": None,
         "code": None,
     }
-    status, said = ask(balanced.base_url, "/health", headers={"X-Long": "x" * 40_000})
-    assert status == 400 and said["error"]["type"] == "invalid_request_error"
-    assert ask(balanced.base_url, "/refusal")[0] == 404, "nobody is shown that page by its name"
+    status, reply = ask(balanced.base_url, "/health", headers={"X-Long": "x" * 40_000})
+    assert status == 400 and reply["error"]["type"] == "invalid_request_error"
+    assert ask(balanced.base_url, "/refusal")[0] == 404, "that page has no public path"
 
 
-def test_sigterm_lets_the_answer_under_way_end(tmp_path: Path) -> None:
+def test_sigterm_lets_the_response_in_progress_finish(tmp_path: Path) -> None:
     with start("nginx_balanced", "simulated", tmp_path) as running:
         stream_with_sigterm(running, tokens=300, at_token=1)
 
 
-def test_what_a_killed_replica_had_begun_fails_and_the_others_answer_the_rest(
-    tmp_path: Path,
-) -> None:
+def test_requests_of_a_killed_replica_fail_and_the_others_serve_the_rest(tmp_path: Path) -> None:
     with start("nginx_balanced", "simulated", tmp_path) as running:
         stream = Stream(running.base_url)
         other, victim = sorted(running.behind, key=in_flight)
@@ -207,13 +205,13 @@ def test_what_a_killed_replica_had_begun_fails_and_the_others_answer_the_rest(
         for _ in range(4):
             assert ask(running.base_url, api.COMPLETIONS, wanted())[0] == 200
         assert (completions(other), in_flight(other)) == (before + 4, 0), (
-            "what was begun is not begun again elsewhere"
+            "a request that was started is not repeated elsewhere"
         )
         os.kill(other.pid, signal.SIGKILL)
         wait_until(other.ended)
-        status, said = ask(running.base_url, api.COMPLETIONS, wanted())
+        status, reply = ask(running.base_url, api.COMPLETIONS, wanted())
         assert (
-            status == 502 and said["error"]["type"] == "server_error" and said["error"]["message"]
+            status == 502 and reply["error"]["type"] == "server_error" and reply["error"]["message"]
         )
 
 
@@ -226,24 +224,24 @@ def fastcgi(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]
         yield running
 
 
-def test_a_body_in_chunks_reaches_the_application(fastcgi: RunningServer) -> None:
+def test_a_chunked_body_reaches_the_application(fastcgi: RunningServer) -> None:
     body = json.dumps(wanted()).encode()
-    status, said = ask(fastcgi.base_url, api.COMPLETIONS, iter([body[:10], body[10:]]))
-    assert status == 200 and said["choices"][0]["text"] == oracle.continuation("baba", 5)
+    status, reply = ask(fastcgi.base_url, api.COMPLETIONS, iter([body[:10], body[10:]]))
+    assert status == 200 and reply["choices"][0]["text"] == oracle.continuation("baba", 5)
 
 
-def test_a_body_that_nginx_itself_refuses_is_a_413_like_the_others(fastcgi: RunningServer) -> None:
+def test_a_body_that_nginx_itself_refuses_is_also_a_413(fastcgi: RunningServer) -> None:
     def pieces() -> Iterator[bytes]:
         for _ in range(9 * 16):
             yield b" " * 65536
 
     for body in (b" " * (9 * 1024 * 1024), pieces()):
-        status, said = ask(fastcgi.base_url, api.COMPLETIONS, body)
-        assert status == 413 and said["error"]["message"] == "the body is too long"
+        status, reply = ask(fastcgi.base_url, api.COMPLETIONS, body)
+        assert status == 413 and reply["error"]["message"] == "the body is too long"
 
 
-def test_requests_at_once_do_not_wait_for_each_other(fastcgi: RunningServer) -> None:
-    """As they would with flup's own number of spare threads."""
+def test_concurrent_requests_do_not_wait_for_each_other(fastcgi: RunningServer) -> None:
+    """They would with flup's default number of spare threads."""
     with ThreadPoolExecutor(24) as pool:
         streams = list(pool.map(lambda _: Stream(fastcgi.base_url), range(24)))
     assert counters(fastcgi.base_url)["serveoff_requests_running"] == 24
@@ -269,9 +267,9 @@ def test_a_client_may_keep_its_connection(fastcgi: RunningServer) -> None:
 
 
 @pytest.mark.skipif(
-    not hasattr(psutil.Process, "rlimit"), reason="limits of another process are Linux's"
+    not hasattr(psutil.Process, "rlimit"), reason="only Linux sets limits of another process"
 )
-def test_the_application_outlives_having_no_file_descriptor_left(fastcgi: RunningServer) -> None:
+def test_the_application_survives_running_out_of_file_descriptors(fastcgi: RunningServer) -> None:
     """flup's own loop ends at the first connection that it cannot accept."""
     [flup] = [
         process
@@ -279,7 +277,7 @@ def test_the_application_outlives_having_no_file_descriptor_left(fastcgi: Runnin
         if "servers.flask_fastcgi.app" in process.cmdline()
     ]
     before = flup.rlimit(psutil.RLIMIT_NOFILE)
-    # the number that the next descriptor would get; a closed one may have left a lower one free
+    # the number of the next descriptor; a closed one may have freed a lower number
     used = {int(file.name) for file in Path(f"/proc/{flup.pid}/fd").iterdir()}
     free = next(number for number in range(len(used) + 1) if number not in used)
     flup.rlimit(psutil.RLIMIT_NOFILE, (free, before[1]))
@@ -291,18 +289,18 @@ def test_the_application_outlives_having_no_file_descriptor_left(fastcgi: Runnin
         assert waiting.result(timeout=60)[0] == 200, "it waited in the backlog"
 
 
-# --- ends
+# --- shutdown
 
 
 @pytest.fixture
 def temporary() -> Iterator[Path]:
-    """With a short name: the path of a Unix socket has at most 107 bytes."""
+    """A folder with a short name: the path of a Unix socket has at most 107 bytes."""
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
 
 
 @pytest.mark.parametrize("name", ["flask_fastcgi", "nginx_balanced"])
-def test_nothing_outlives_a_driver_that_is_killed(name: str, temporary: Path) -> None:
+def test_nothing_outlives_a_killed_driver(name: str, temporary: Path) -> None:
     require_server(catalog.find_server(name))
     driver = subprocess.Popen(
         [

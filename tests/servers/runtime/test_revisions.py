@@ -1,4 +1,4 @@
-"""Other revisions of this repository, unpacked from a repository of the test's own."""
+"""Other revisions of this repository, checked out from a repository that the test makes."""
 
 import shutil
 import subprocess
@@ -26,9 +26,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two revisions: in the second, the working tree, server and pytest are others, and results are
-    there.
-    """
+    """A repository with two revisions: they differ in the server and in the version of pytest."""
     root = tmp_path / "repository"
     (root / "servers" / "mine").mkdir(parents=True)
     git(root, "init", "-q", "-b", "main")
@@ -51,7 +49,7 @@ def test_a_revision_has_its_own_servers(repository: Path) -> None:
         catalog.find_server("mine", found).summary == "old"
         and catalog.find_server("mine", catalog.Checkout(repository)).summary == "new"
     )
-    # what only we need is no reason for an environment
+    # requirements that no server has do not need another environment
     assert found.programs is None and not (found.root / "results").exists()
     assert revisions.check_out(revisions.resolve_commit("main~1")[:12]) == found
     assert (
@@ -60,17 +58,17 @@ def test_a_revision_has_its_own_servers(repository: Path) -> None:
     )
 
 
-def test_what_a_killed_command_left_is_made_anew(repository: Path) -> None:
+def test_an_incomplete_checkout_is_repeated(repository: Path) -> None:
     found = revisions.check_out("main~1").root
     (found / "complete").unlink()
     (found / "servers" / "mine" / "server.toml").unlink()
     assert catalog.find_server("mine", revisions.check_out("main~1")).summary == "old"
 
 
-def test_other_requirements_mean_an_environment_of_its_own(repository: Path) -> None:
+def test_other_requirements_need_another_environment(repository: Path) -> None:
     (repository / "pyproject.toml").write_text(PROJECT.format(">=0.1", ""))
     # it has no noxfile
-    with pytest.raises(RevisionError, match="could not be installed by its `nox -s bench`"):
+    with pytest.raises(RevisionError, match="could not install its environment"):
         revisions.check_out("main~1")
     shutil.copy(PROGRAMS / "failing_noxfile.py", repository / "noxfile.py")
     git(repository, "add", "-A")
@@ -88,7 +86,7 @@ def test_an_unknown_revision_is_one_sentence(repository: Path) -> None:
     with pytest.raises(
         RevisionError,
         match=(
-            "git knows no revision 'maain' here; `git branch -a` and `git tag` list what there is"
+            "git knows no revision 'maain' here; `git branch -a` and `git tag` list the known ones"
         ),
     ):
         revisions.check_out("maain")
@@ -96,7 +94,7 @@ def test_an_unknown_revision_is_one_sentence(repository: Path) -> None:
         revisions.check_out("--help")
 
 
-def test_a_shallow_clone_says_so(
+def test_a_shallow_clone_is_named_as_the_reason(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     git(tmp_path, "clone", "-q", "--depth", "1", repository.as_uri(), "shallow")

@@ -1,4 +1,4 @@
-"""Ending servers: nothing of one may be left when the next is measured, whatever is killed. Real
+"""Stopping servers: nothing of one may be left when the next is measured, whatever is killed. Real
 processes throughout.
 """
 
@@ -17,24 +17,24 @@ from tests.helpers.python_program import command_of
 from tests.helpers.started_server import wait_until
 
 
-def test_the_whole_tree_ends_even_what_ignores_sigterm(tmp_path: Path, temporary: Path) -> None:
+def test_the_whole_tree_ends_even_if_it_ignores_sigterm(tmp_path: Path, temporary: Path) -> None:
     with launch.run_server(
         fake_server(tmp_path, "tree"), "simulated", MODEL, CoreShare(), tmp_path / "log"
     ) as up:
         tree = noted_pids(tmp_path)
         assert len(tree) == 3 and up.pid in tree and all(map(pid_is_alive, tree))
-        # three of theirs and the metrics' folder
+        # one of each process, and the metrics' folder
         assert len(list(temporary.glob("serveoff-*/*"))) == 4
         port = int(up.base_url.rsplit(":", 1)[1])
     assert not any(map(pid_is_alive, tree)) and not list(temporary.iterdir()) and port_is_free(port)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="/dev/shm is Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /dev/shm")
 @pytest.mark.parametrize("killed", [False, True])
 def test_its_shared_memory_goes_with_it_and_that_of_others_stays(
     killed: bool, tmp_path: Path, temporary: Path
 ) -> None:
-    """Also of a worker whose master was killed."""
+    """Even if a worker's master was killed."""
     own, others = (
         Path("/dev/shm", f"serveoff-test-{tmp_path.name}-{os.getpid()}-{whose}")
         for whose in ("own", "others")
@@ -84,7 +84,7 @@ def test_orphans_of_a_killed_master_end_too(tmp_path: Path, temporary: Path) -> 
 
 
 @pytest.mark.skipif(
-    sys.platform != "linux", reason="only Linux tells a process that its parent was killed"
+    sys.platform != "linux", reason="only Linux signals a process when its parent is killed"
 )
 def test_the_server_ends_when_its_supervisor_is_killed(tmp_path: Path, temporary: Path) -> None:
     with launch.run_server(
@@ -97,7 +97,7 @@ def test_the_server_ends_when_its_supervisor_is_killed(tmp_path: Path, temporary
 @pytest.mark.skipif(
     sys.platform != "linux", reason="only Linux lets a process adopt its orphaned grandchildren"
 )
-def test_nothing_outlives_a_campaign_that_is_killed(tmp_path: Path, temporary: Path) -> None:
+def test_nothing_outlives_a_killed_campaign(tmp_path: Path, temporary: Path) -> None:
     campaign = subprocess.Popen(
         command_of("run_fake_server", str(tmp_path), str(tmp_path / "log")),
         cwd=catalog.ROOT,
@@ -116,7 +116,7 @@ def test_nothing_outlives_a_campaign_that_is_killed(tmp_path: Path, temporary: P
     assert port_is_free(port)
 
 
-def test_a_server_that_shuts_down_gracefully_has_the_time_for_it(
+def test_a_server_gets_time_for_a_graceful_shutdown(
     tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SERVEOFF_GRACE_S", "30")

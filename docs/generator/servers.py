@@ -1,0 +1,102 @@
+"""docs/servers.md: every server by family, and the engines."""
+
+import ast
+import re
+
+from generator.text import View, code, escape, join_codes
+from servers.runtime import catalog
+
+FAMILIES = {
+    "Flask": "call Transformers from a WSGI application",
+    "FastAPI": "call Transformers from a FastAPI application",
+    "Other frameworks": "call Transformers from an application of another framework",
+    "vLLM in a web framework": "run vLLM's engine in the application: continuous batching",
+    "Gateways and load balancers": "forward requests to another server, which is started first",
+    "Servers of other projects": "run as their authors publish them",
+}
+
+
+def view() -> View:
+    families: dict[str, list[View]] = {name: [] for name in FAMILIES}
+    for server in catalog.list_servers().values():
+        families[find_family(server)].append(describe_server(server))
+    found = {name: servers for name, servers in families.items() if servers}
+    return {
+        "families": found,
+        "overview": [
+            [name, FAMILIES[name], ", ".join(f"[{s['name']}](#{s['name']})" for s in servers)]
+            for name, servers in found.items()
+        ],
+        "engines": [describe_engine(name, engine) for name, engine in catalog.ENGINES.items()],
+    }
+
+
+def find_family(server: catalog.ServerSpec) -> str:
+    """The family, from server.toml, so that a new folder needs no edit here."""
+    if server.upstream:
+        return "Gateways and load balancers"
+    if server.foreign:
+        return "Servers of other projects"
+    if server.engines[0] == "vllm":
+        return "vLLM in a web framework"
+    if "flask" in server.requires:
+        return "Flask"
+    return "FastAPI" if "fastapi" in server.requires else "Other frameworks"
+
+
+def describe_engine(name: str, engine: catalog.EngineSpec) -> list[str]:
+    """A row, with the first paragraph of the engine's docstring. The module is not imported."""
+    source = (catalog.FOLDER / "engines" / f"{name}.py").read_text(encoding="utf-8")
+    docstring = ast.get_docstring(ast.parse(source)) or ""
+    kinds, extras = ", ".join(engine.classes), join_codes(engine.extras)
+    return [code(name), escape(docstring.partition("\n\n")[0]), kinds, extras or "none"]
+
+
+def describe_server(server: catalog.ServerSpec) -> View:
+    folder = catalog.FOLDER / server.name
+    when = re.search(
+        r"^\*\*When\b[^*]*\*\*:?\s*(.+?)(?=\n\*\*|\n\n|\Z)",
+        (folder / "README.md").read_text(encoding="utf-8"),
+        re.MULTILINE | re.DOTALL,
+    )
+    facts = {
+        "Engines": join_codes(server.engines),
+        "Transports": join_codes(server.transports),
+        "Extras": join_codes(server.extras),
+        "Requires": join_codes(server.requires),
+        "Packages in an environment of its own": join_codes(server.packages),
+        "Further processes": join_codes(server.processes),
+        "In front of": describe_upstream(server),
+        "Checks that it cannot pass": join_codes(server.waives),
+    }
+    return {
+        "name": server.name,
+        "summary": escape(server.summary),
+        "when": " ".join(when[1].split()) if when else "",
+        "facts": {name: value for name, value in facts.items() if value},
+        "options": list_options(server),
+    }
+
+
+def describe_upstream(server: catalog.ServerSpec) -> str:
+    names = dict.fromkeys(server.upstream.values())
+    if len(names) > 1:
+        pairs = server.upstream.items()
+        return ", ".join(f"{code(name)} with {code(engine)}" for engine, name in pairs)
+    return "".join(
+        f"the server of the option {code(name[1:-1])}" if name.startswith("{") else code(name)
+        for name in names
+    )
+
+
+def list_options(server: catalog.ServerSpec) -> list[list[str]]:
+    """Rows; an option's meaning is the comment behind its values in server.toml."""
+    toml = (catalog.FOLDER / server.name / "server.toml").read_text(encoding="utf-8")
+    meanings = dict(re.findall(r"^(\w+)\s*=\s*\[[^\]]*\]\s*#\s*(.+)$", toml, re.MULTILINE))
+    rows = [
+        [code(name), code(values[0]), join_codes(values[1:]), escape(meanings.get(name, ""))]
+        for name, values in server.options.items()
+    ]
+    if server.has_workers:
+        rows.append([code("workers"), "that of `--workers`", "any number", "worker processes"])
+    return rows
