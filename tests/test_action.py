@@ -1,5 +1,5 @@
-"""The composite action's script with a nox that only notes what it was asked: arguments, summary,
-outputs, exit codes.
+"""The composite action's script, run with a nox that only notes its arguments: arguments, summary,
+outputs and exit codes.
 """
 
 import os
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def act(folder: Path, code: int, **inputs: str) -> tuple[int, list[str], str]:
-    """(exit code, nox's arguments, what was said); summary and outputs are in the folder."""
+    """(exit code, nox's arguments, printed text); the summary and outputs are in the folder."""
     (folder / "bin").mkdir()
     shutil.copy(PROGRAMS / "fake_nox.sh", folder / "bin" / "nox")
     (folder / "bin" / "nox").chmod(0o755)
@@ -46,7 +46,7 @@ def act(folder: Path, code: int, **inputs: str) -> tuple[int, list[str], str]:
     return done.returncode, (folder / "notes").read_text().splitlines(), done.stdout + done.stderr
 
 
-def test_inputs_become_arguments_and_nothing_in_them_is_run(tmp_path: Path) -> None:
+def test_inputs_become_arguments_and_are_never_executed(tmp_path: Path) -> None:
     touched = tmp_path / "touched"
     code, arguments, _ = act(
         tmp_path,
@@ -84,12 +84,12 @@ def test_inputs_become_arguments_and_nothing_in_them_is_run(tmp_path: Path) -> N
         (130, "warn", 130),
     ],
 )
-def test_the_verdict_is_the_step_s_result(
+def test_the_verdict_is_the_result_of_the_step(
     tmp_path: Path, code: int, inconclusive: str, ends: int
 ) -> None:
-    found, arguments, said = act(tmp_path, code, BASE="0123abc", INCONCLUSIVE=inconclusive)
+    found, arguments, printed = act(tmp_path, code, BASE="0123abc", INCONCLUSIVE=inconclusive)
     assert found == ends and arguments[-2:] == ["--base", "0123abc"]
-    assert ("::warning" in said) == (code == 3)
+    assert ("::warning" in printed) == (code == 3)
     if code != 130:
         assert (tmp_path / "summary").read_text() == "# Gate\n" and (
             tmp_path / "outputs"
@@ -108,8 +108,8 @@ def test_the_action_gives_the_script_every_input_it_reads() -> None:
     assert '.github/gate.sh"' in action
 
 
-def test_the_workflow_s_results_have_a_folder_of_their_own() -> None:
-    """A checkout must not have it: results/gate holds the study of the gate."""
+def test_the_workflow_writes_into_a_folder_of_its_own() -> None:
+    """The folder must not exist in a checkout: results/gate has the study of the gate."""
     workflow = (ROOT / ".github" / "workflows" / "gate.yml").read_text()
     [out] = re.findall(r"^ +out: (.*)$", workflow, re.MULTILINE)
     assert f"path: {out}\n" in workflow

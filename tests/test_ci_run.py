@@ -1,6 +1,6 @@
-"""What .ci/run installs and says, in a folder with made-up programs.
+"""What .ci/run installs and prints, in a folder with invented programs.
 
-Its apt-get, sudo and nox only note how they were called.
+Its apt-get, sudo and nox only note their arguments.
 """
 
 import os
@@ -19,7 +19,7 @@ no-such-compiler                compiler-package headers-package
 NOTE = '#!/bin/sh\necho "$(basename "$0") $*" >>"$NOTES"\n'
 COMMANDS = {
     "id": "#!/bin/sh\necho 1000\n",
-    # Called with -n, which it leaves out of the note; what it is to run stays undone.
+    # Drops -n from the note, and does not run its command.
     "sudo": '#!/bin/sh\nshift\necho "root: $*" >>"$NOTES"\nexit "$SUDO"\n',
     "apt-get": NOTE,
     "python3": '#!/bin/sh\nmkdir "$3/bin"\ncp "$NOTE" "$3/bin/pip"\ncp "$NOTE" "$3/bin/nox"\n'
@@ -28,7 +28,7 @@ COMMANDS = {
 
 
 def run_ci(folder: Path, sudo: int, **environment: str) -> tuple[list[str], str]:
-    """The notes of its commands, a line each, and its output. `sudo`: the exit code of sudo."""
+    """The notes of its commands, one per line, and its output. `sudo` is the exit code of sudo."""
     (folder / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", folder / ".ci" / "run")
     (folder / ".ci" / "programs").write_text(PROGRAMS)
@@ -73,7 +73,7 @@ def test_ci_requires_the_programs(ci: str, strict: str, tmp_path: Path) -> None:
     assert f"strict: {strict}" in notes
 
 
-def test_where_it_may_not_install_it_says_so(tmp_path: Path) -> None:
+def test_without_permission_to_install_it_reports_the_skipped_tests(tmp_path: Path) -> None:
     notes, output = run_ci(tmp_path, sudo=1, CI="true")
     assert not [note for note in notes if "apt-get" in note]
     assert "strict: " in notes

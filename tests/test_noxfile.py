@@ -1,5 +1,5 @@
-"""What each verb of the noxfile installs. In its environment uv only notes what it was asked for,
-and Python finds the packages of ours.
+"""What each verb of the noxfile installs. In these environments uv only notes its arguments, and
+Python finds the packages of this one.
 """
 
 import os
@@ -20,8 +20,8 @@ MEASURE = {"load", "analysis"}
 
 @pytest.fixture(scope="module")
 def environments() -> Iterator[Path]:
-    """The folder for --envdir, with an environment for each of some verbs. Its path is short: nox
-    shortens long ones, and would not find them.
+    """The folder for --envdir, with an environment for each of some verbs. Its path is short, as
+    nox shortens long paths and would not find it.
     """
     with tempfile.TemporaryDirectory(prefix="nox-") as folder:
         for verb in ("bench", "gate", "report", "tests"):
@@ -36,7 +36,7 @@ def environments() -> Iterator[Path]:
 
 
 def run_nox(environments: Path, *command: str) -> tuple[list[set[str]], str]:
-    """The extras of each installation, and what nox and the verb printed."""
+    """The extras of each installation, and the output of nox and the verb."""
     notes = environments / "notes"
     notes.write_text("")
     done = subprocess.run(
@@ -58,7 +58,7 @@ def install(environments: Path, verb: str, *arguments: str) -> list[set[str]]:
     return steps
 
 
-def test_a_campaign_installs_what_it_needs_after_what_every_one_does(environments: Path) -> None:
+def test_a_campaign_installs_its_own_needs_after_the_common_ones(environments: Path) -> None:
     steps = install(environments, "bench", "--servers", "tornado", "--engines", "simulated")
     assert steps == [MEASURE, MEASURE | {"tornado", "notebooks"}]
     _, real = install(environments, "bench")
@@ -73,7 +73,7 @@ def test_a_gate_installs_nox_for_revisions(environments: Path) -> None:
     assert install(environments, "gate", *urls) == [MEASURE | {"revisions"}]
 
 
-def test_tests_install_everything_and_a_report_what_draws_it(environments: Path) -> None:
+def test_tests_install_everything_and_a_report_only_its_own_needs(environments: Path) -> None:
     [everything] = install(environments, "tests")
     assert everything > MEASURE | {"dev", "notebooks", "revisions", "django", "hf", "node"}
     assert install(environments, "report") == [{"analysis", "notebooks"}]
@@ -88,7 +88,7 @@ def test_tests_install_everything_and_a_report_what_draws_it(environments: Path)
         (["--no-such-option"], "error: unrecognized arguments: --no-such-option", 2),
     ],
 )
-def test_what_does_not_run_installs_no_engine_and_ends_as_the_command_does(
+def test_a_command_that_measures_nothing_installs_no_engine_and_keeps_its_exit_code(
     arguments: list[str], printed: str, code: int, environments: Path
 ) -> None:
     steps, output = run_nox(environments, "-s", "bench", "--", *arguments)
