@@ -126,7 +126,7 @@ def trial(name: str, server: str) -> Trial:
             found.broken += broken_promises(fault, scene, code, before, text)
             found.outcome = outcome(scene)
             scene.undo.close()
-            if fault.says and code is not None:
+            if fault.status and code is not None:
                 found.broken += not_continued(scene, command)
         except CannotHere as why:
             found.skipped = str(why)
@@ -151,11 +151,11 @@ def broken_promises(
         f"left: {what}"
         for what in [*scene.bench.left_over(), *(shared_memory() - scene.others_memory)]
     ]
-    if not fault.says:
+    if not fault.status:
         return broken
     cases = runs(scene.out)
     status = cases[0][1]["status"]
-    if not re.match(fault.says, status, re.DOTALL):
+    if not re.match(fault.status, status, re.DOTALL):
         broken.append(f"its status is {status.splitlines()[0]!r}")
     folder, run = cases[0]
     rows = rows_of(folder)

@@ -78,13 +78,13 @@ class Scene:
 @dataclass(frozen=True)
 class Fault:
     """A fault that `act` causes in the middle of the first case's load. The status of that case
-    must match `says`, which is empty if no case is left; `code` has the allowed exit codes of the
+    must match `status`, which is empty if no case is left; `code` has the allowed exit codes of the
     campaign. `around` and `wrap` are what the campaign runs in.
     """
 
     what: str
     act: Callable[[Scene], object]
-    says: str = ".*"
+    status: str = ".*"
     code: tuple[int, ...] = (0, 1)
     of_server: bool = True
     options: tuple[str, ...] = ()

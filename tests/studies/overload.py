@@ -35,7 +35,7 @@ BIN_S = 2.0
 LEVEL = LOUD / QUIET
 FROM_S, TO_S = BEFORE_S + 2, BEFORE_S + 2 + OVERLOAD_S
 SCENARIOS = f"""
-[carries]
+[saturation]
 summary = "as many requests as possible"
 arrivals = "closed"
 users = 64
@@ -83,8 +83,8 @@ def study(server: str) -> dict[str, Any]:
         folder = Path(place)
         (folder / "overload.toml").write_text(SCENARIOS)
         bench = Bench(folder)
-        bench.run("--servers", server, *ENGINE, "--scenarios", "carries", "--out", "carries")
-        [(case, run)] = runs(folder / "carries")
+        bench.run("--servers", server, *ENGINE, "--scenarios", "saturation", "--out", "saturation")
+        [(case, run)] = runs(folder / "saturation")
         if run["status"] != "ok":
             return {"server": server, "status": f"at saturation: {run['status'].splitlines()[0]}"}
         window = run["window"]
@@ -93,7 +93,7 @@ def study(server: str) -> dict[str, Any]:
             for row in table(case, "requests")
             if window["start_s"] <= row["done_s"] < window["end_s"] and not row["error"]
         ]
-        carries = len(done) / (window["end_s"] - window["start_s"])
+        sustained = len(done) / (window["end_s"] - window["start_s"])
         bench.run(
             "--servers",
             server,
@@ -101,14 +101,14 @@ def study(server: str) -> dict[str, Any]:
             "--scenarios",
             "overload",
             "--rate",
-            f"{QUIET * carries:.4g}",
+            f"{QUIET * sustained:.4g}",
             "--out",
             "overload",
         )
         [(case, run)] = runs(folder / "overload")
         found = {
             "server": server,
-            "carries": carries,
+            "carries": sustained,
             "status": run["status"].splitlines()[0],
             "left": bench.left_over(),
         }
