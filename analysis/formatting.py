@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -62,6 +63,28 @@ def format_cell(name: str, cases: pd.DataFrame) -> str:
     number, beside = split_estimate(name, cases)
     small = re.search(r"n=\d+", beside)
     return small[0] if small else number
+
+
+def tabulate_metrics(
+    cases: pd.DataFrame, names: Sequence[str], per_run: bool = False
+) -> pd.DataFrame | None:
+    """Metrics of cases (rows of Summary.valid) as text with units in the headings: one row per
+    server and load, with mean and interval over its runs, or `per_run` one row per case. A metric
+    that no case has gets no column; None if no metric is left.
+    """
+    headings = {n: ", ".join(filter(None, (METRICS[n].label, unit_of(n)))) for n in names}
+    rows: dict[tuple[str, str, int], dict[str, str]] = {}
+    by = ["scenario", "users", "rate", "server", "engine"]
+    for (scenario, users, rate, server, engine), own in cases.groupby(by, dropna=False, sort=False):
+        for run, shown in own.groupby("repetition") if per_run else [(len(own), own)]:
+            key = (workload_title(scenario, users, rate), f"{server} ({engine})", run)
+            rows[key] = {headings[n]: format_estimate(n, shown) for n in names}
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    known = table.columns[table.ne("–").any()]
+    if known.empty:
+        return None
+    index = ["scenario", "server", "run" if per_run else "runs"]
+    return table[known].set_axis(pd.MultiIndex.from_tuples(rows, names=index))
 
 
 def unit_of(name: str) -> str:

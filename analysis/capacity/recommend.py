@@ -21,7 +21,7 @@ from analysis.hardware import Price
 from loadtests.schema import system_label
 
 HEADROOM = 0.2  # share of each replica's capacity
-SLO_FACTORS = ((0.5, "half as long"), (2.0, "twice as long"))
+SLO_FACTORS = ((0.5, "halved"), (2.0, "doubled"))
 # Other demands are tried from rate / MOST_DEMAND to rate * MOST_DEMAND, DEMAND_STEP apart.
 MOST_DEMAND, DEMAND_STEP = 4.0, 1.01
 
@@ -113,7 +113,7 @@ def recommend(
         _list_invalid(campaign, systems),
         changes if choices else [],
         f"a demand from {format_number(rate / MOST_DEMAND)} to"
-        f" {format_number(rate * MOST_DEMAND)} requests/s, bounds"
+        f" {format_number(rate * MOST_DEMAND)} requests/s, SLO bounds"
         f" {' and '.join(words for _, words in SLO_FACTORS)}, and each capacity up to the lowest"
         " load that missed the SLO",
     )
@@ -226,8 +226,8 @@ def _changes_by_slo(
         then = choose_server(systems, rate, other, headroom)
         if _is_change(now, then):
             changes.append(
-                f"if the bounds are {words}: {_describe_best(then)}, as far as the measured loads"
-                " show"
+                f"if the SLO bounds are {words}: {_describe_best(then)}, as far as the measured"
+                " loads show"
             )
     return changes
 

@@ -182,7 +182,7 @@ def test_only_changes_of_the_recommended_server_or_its_number_are_listed(
     listed, _ = listed.split("Tried: a demand from 13.5 to 216 requests/s")
     assert [line.split(" to ")[0] for line in listed.splitlines()] == [
         "  - if the demand grows",
-        "  - if the bounds are half as long: no server is known",
+        "  - if the SLO bounds are halved: no server is known",
     ]
 
 
