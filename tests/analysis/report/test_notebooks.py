@@ -61,7 +61,7 @@ def test_a_table_of_metrics_has_units_and_only_known_columns(tmp_path):
     ]
     assert table.iloc[0].tolist() == ["1,072", "–", "50.3 ±3.2"]
     per_run = tabulate_metrics(valid, names, per_run=True)
-    assert per_run is not None and per_run.index.get_level_values("run").tolist() == [1, 1, 2, 2]
+    assert per_run is not None and per_run.index.get_level_values("run").tolist() == [1, 2, 1, 2]
     assert tabulate_metrics(valid, ["mfu"]) is None
     assert tabulate_metrics(valid.iloc[:0], names) is None
 
