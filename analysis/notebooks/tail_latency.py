@@ -22,9 +22,9 @@ import os
 import pandas as pd
 from IPython.display import display
 
-from analysis.attribution import PARTS, attribute_latency, split_latencies
+from analysis.attribution import PARTS, attribute_latency, split_latencies, visible_parts
 from analysis.dataset import read_campaign
-from analysis.formatting import format_number, tabulate_metrics
+from analysis.formatting import format_number, tabulate_metrics, workload_title
 from analysis.plots import figures, latency_parts, tradeoffs
 from analysis.summary import build_comparisons, build_sweeps, summarise
 
@@ -32,6 +32,7 @@ pd.options.display.float_format = format_number
 campaign = read_campaign(os.environ.get("SERVEOFF_CAMPAIGN", ".."))
 summary = summarise(campaign)
 comparisons = [each for each in build_comparisons(summary) if each.has_number]
+attributions = {each.title: attribute_latency(summary, each) for each in comparisons}
 print(f"{campaign.data['name']}: {len(summary.valid)} of {len(summary.table)} cases are valid.")
 
 # %% [markdown]
@@ -87,26 +88,31 @@ for sweep in build_sweeps(comparisons):
 
 # %%
 for comparison in comparisons:
-    attributions = attribute_latency(summary, comparison)
-    print(comparison.title)
-    print("\n".join(f"{each.system.name}: {each.sentence}" for each in attributions))
-    if any(each.bars for each in attributions):
-        display(latency_parts.draw_latency_parts(attributions))
+    found = attributions[comparison.title]
+    print(comparison.title, *(f"{each.system.name}: {each.sentence}" for each in found), sep="\n")
+    if any(each.bars for each in found):
+        display(latency_parts.draw_latency_parts(found))
 
 # %% [markdown]
 # ## Which are the three slowest requests of each server?
 # The first valid run, completed requests, milliseconds.
 
 # %%
-slowest = {
-    (comparison.title, system.name): split_latencies(
-        summary.latencies[system.valid.index[0]]
-    ).nlargest(3, "e2e_s")
-    for comparison in comparisons
-    for system in comparison.systems
-    if len(system.valid)
-}
-labels = {"e2e_s": "E2E"} | {name: part.label for name, part in PARTS.items()}
-if slowest:
-    requests = pd.concat(slowest, names=["scenario", "server", "request"])
-    display(1000 * requests[[*labels]].rename(columns=labels).dropna(axis="columns", how="all"))
+for comparison in comparisons:
+    slowest = {
+        system.name: split_latencies(summary.latencies[system.valid.index[0]]).nlargest(3, "e2e_s")
+        for system in comparison.systems
+        if len(system.valid)
+    }
+    labels = {name: PARTS[name].label for name in visible_parts(attributions[comparison.title])}
+    parts = pd.concat(slowest, names=["server", "request"])[["e2e_s", *labels]]
+    print(comparison.title)
+    display((1000 * parts).round(3).rename(columns={"e2e_s": "E2E"} | labels))
+
+# %% [markdown]
+# ## Which cases are invalid, and why?
+
+# %%
+for case in summary.table[~summary.table["valid"]].itertuples():
+    title = workload_title(case.scenario, case.users, case.rate)
+    print(f"{case.server} ({case.engine}), {title}, run {case.repetition}: {case.why}")

@@ -24,7 +24,7 @@ from IPython.display import display
 
 from analysis.conclusions import describe_result
 from analysis.dataset import read_campaign
-from analysis.formatting import format_number, tabulate_metrics, unit_of
+from analysis.formatting import format_number, tabulate_metrics, unit_of, workload_title
 from analysis.metrics import METRICS
 from analysis.plots import figures, tradeoffs
 from analysis.report.comparison_section import compared_metrics
@@ -91,7 +91,8 @@ tabulate_metrics(summary.valid, names, per_run=True)
 
 # %%
 for case in summary.table[~summary.table["valid"]].itertuples():
-    print(f"{case.server} ({case.engine}), {case.scenario}, run {case.repetition}: {case.why}")
+    title = workload_title(case.scenario, case.users, case.rate)
+    print(f"{case.server} ({case.engine}), {title}, run {case.repetition}: {case.why}")
 
 # %% [markdown]
 # ## What does each metric mean?

@@ -23,7 +23,7 @@ import pandas as pd
 from IPython.display import display
 
 from analysis.dataset import read_campaign
-from analysis.formatting import format_number, tabulate_metrics
+from analysis.formatting import format_number, tabulate_metrics, workload_title
 from analysis.plots import figures
 from analysis.summary import build_comparisons, summarise
 
@@ -78,4 +78,13 @@ if len(summary.valid):
     samples = campaign.telemetry(summary.valid.index[0]).dropna(axis="columns", how="all")
     in_bytes = samples.filter(regex="_bytes$") / 2**20
     samples[in_bytes.columns] = in_bytes
-    display(samples.rename(columns=lambda name: name.replace("_bytes", "_mib")).head())
+    samples = samples.rename(columns=lambda name: name.replace("_bytes", "_mib"))
+    display(samples.convert_dtypes().head())
+
+# %% [markdown]
+# ## Which cases are invalid, and why?
+
+# %%
+for case in summary.table[~summary.table["valid"]].itertuples():
+    title = workload_title(case.scenario, case.users, case.rate)
+    print(f"{case.server} ({case.engine}), {title}, run {case.repetition}: {case.why}")
