@@ -18,6 +18,7 @@
 
 # %%
 import os
+import textwrap
 
 import pandas as pd
 from IPython.display import display
@@ -44,7 +45,7 @@ print(f"{campaign.data['name']}: {len(summary.valid)} of {len(summary.table)} ca
 tabulate_metrics(summary.valid, ["ttft_p50_s", "ttft_p95_s", "ttft_p99_s"])
 
 # %% [markdown]
-# ## How long for the whole response?
+# ## How long does the whole response take?
 
 # %%
 tabulate_metrics(summary.valid, ["e2e_p50_s", "e2e_p95_s", "e2e_p99_s"])
@@ -89,7 +90,9 @@ for sweep in build_sweeps(comparisons):
 # %%
 for comparison in comparisons:
     found = attributions[comparison.title]
-    print(comparison.title, *(f"{each.system.name}: {each.sentence}" for each in found), sep="\n")
+    print(comparison.title)
+    for each in found:
+        print(textwrap.fill(f"{each.system.name}: {each.sentence}", 100))
     if any(each.bars for each in found):
         display(latency_parts.draw_latency_parts(found))
 

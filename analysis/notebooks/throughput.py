@@ -18,6 +18,7 @@
 
 # %%
 import os
+import textwrap
 
 import pandas as pd
 from IPython.display import display
@@ -43,7 +44,7 @@ print(f"{campaign.data['name']}: {len(summary.valid)} of {len(summary.table)} ca
 
 # %%
 for comparison in build_comparisons(summary):
-    print(describe_result(comparison), end="\n\n")
+    print(textwrap.fill(describe_result(comparison), 100), end="\n\n")
 
 # %% [markdown]
 # ## How much does each server sustain?
@@ -99,6 +100,5 @@ for case in summary.table[~summary.table["valid"]].itertuples():
 
 # %%
 for name in names:
-    print(
-        f"{METRICS[name].label} ({unit_of(name)}):", " ".join(METRICS[name].value.__doc__.split())
-    )
+    meaning = " ".join(METRICS[name].value.__doc__.split())
+    print(textwrap.fill(f"{METRICS[name].label} ({unit_of(name)}): {meaning}", 100))

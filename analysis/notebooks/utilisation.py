@@ -61,7 +61,7 @@ names = ["gpu_utilization_percent", "gpu_memory_bytes", "gpu_power_w", "gpu_toke
 tabulate_metrics(summary.valid, [*names, "mbu", "mfu"])
 
 # %% [markdown]
-# ## How did it go over time?
+# ## How did throughput, CPU and requests in flight develop?
 # The first valid run; the window that the numbers come from is shaded.
 
 # %%
@@ -79,7 +79,7 @@ if len(summary.valid):
     in_bytes = samples.filter(regex="_bytes$") / 2**20
     samples[in_bytes.columns] = in_bytes
     samples = samples.rename(columns=lambda name: name.replace("_bytes", "_mib"))
-    display(samples.convert_dtypes().head())
+    display(samples.convert_dtypes().head().T)
 
 # %% [markdown]
 # ## Which cases are invalid, and why?
