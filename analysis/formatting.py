@@ -73,14 +73,18 @@ def tabulate_metrics(
     that no case has gets no column; None if no metric is left.
     """
     headings = {n: ", ".join(filter(None, (METRICS[n].label, unit_of(n)))) for n in names}
-    rows: dict[tuple[str, str, int], dict[str, str]] = {}
-    by = ["scenario", "users", "rate", "server", "engine"]
-    for (scenario, users, rate, server, engine), own in cases.groupby(by, dropna=False, sort=False):
+    rows: dict[tuple[Any, ...], dict[str, str]] = {}
+    for _, own in cases.groupby(
+        ["scenario", "users", "rate", "server", "engine"], dropna=False, sort=False
+    ):
+        first = own.iloc[0]
+        title = workload_title(first["scenario"], first["users"], first["rate"])
         for run, shown in own.groupby("repetition") if per_run else [(len(own), own)]:
-            key = (workload_title(scenario, users, rate), f"{server} ({engine})", run)
-            rows[key] = {headings[n]: format_estimate(n, shown) for n in names}
+            rows[title, f"{first['server']} ({first['engine']})", run] = {
+                headings[n]: format_estimate(n, shown) for n in names
+            }
     table = pd.DataFrame.from_dict(rows, orient="index")
-    known = table.columns[table.ne("–").any()]
+    known = table.columns[[bool((table[name] != "–").any()) for name in table.columns]]
     if known.empty:
         return None
     index = ["scenario", "server", "run" if per_run else "runs"]
