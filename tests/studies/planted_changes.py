@@ -225,7 +225,7 @@ STUDIES = {
         where=("base",),
     ),
     "saturated": Study(
-        "more users than the load generator can simulate",
+        "more load than the load generator can send",
         ("INVALID",),
         arguments=(*SHORT, "--users", "1500"),
     ),
