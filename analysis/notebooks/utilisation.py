@@ -10,8 +10,9 @@
 # # Utilisation
 # What did the machine do meanwhile, and what did a token cost it?
 #
-# **Go on from here.** To open this notebook on its campaign, install JupyterLab and run
-# `PYTHONPATH=$PWD jupyter lab CAMPAIGN/notebooks/utilisation.ipynb` from the repository's root.
+# **Go on from here.** To open this notebook on its campaign, install JupyterLab beside this
+# project's packages (`.nox/report` has them) and run, from the repository's root,
+# `PYTHONPATH=$PWD jupyter lab CAMPAIGN/notebooks/utilisation.ipynb`.
 # `summary.table` has one row per case and one column per metric, in seconds and bytes;
 # `summary.valid` has the valid cases only. `picture.data` is the data frame behind a figure.
 # A question that this campaign cannot answer is left out.
