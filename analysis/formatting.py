@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -62,6 +63,32 @@ def format_cell(name: str, cases: pd.DataFrame) -> str:
     number, beside = split_estimate(name, cases)
     small = re.search(r"n=\d+", beside)
     return small[0] if small else number
+
+
+def tabulate_metrics(
+    cases: pd.DataFrame, names: Sequence[str], per_run: bool = False
+) -> pd.DataFrame | None:
+    """Metrics of cases (rows of Summary.valid) as text with units in the headings: one row per
+    server and load, with mean and interval over its runs, or `per_run` one row per case. A metric
+    that no case has gets no column; None if no metric is left.
+    """
+    headings = {n: ", ".join(filter(None, (METRICS[n].label, unit_of(n)))) for n in names}
+    rows: dict[tuple[Any, ...], dict[str, str]] = {}
+    for _, own in cases.groupby(
+        ["scenario", "users", "rate", "server", "engine"], dropna=False, sort=False
+    ):
+        first = own.iloc[0]
+        title = workload_title(first["scenario"], first["users"], first["rate"])
+        for run, shown in own.groupby("repetition") if per_run else [(len(own), own)]:
+            rows[title, f"{first['server']} ({first['engine']})", run] = {
+                headings[n]: format_estimate(n, shown) for n in names
+            }
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    known = table.columns[[bool((table[name] != "–").any()) for name in table.columns]]
+    if known.empty:
+        return None
+    index = ["scenario", "server", "run" if per_run else "runs"]
+    return table[known].set_axis(pd.MultiIndex.from_tuples(rows, names=index))
 
 
 def unit_of(name: str) -> str:

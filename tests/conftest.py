@@ -1,4 +1,4 @@
-"""What several test files share: the tiny model and, once loaded, the engine that runs it."""
+"""Fixtures that several test files share, and the groups in which tests run side by side."""
 
 import os
 import signal
@@ -10,11 +10,11 @@ import pytest
 from servers.runtime import models
 from tests.helpers import installed
 
-# Started in the background by a shell without job control, we ignore Ctrl-C, and so would every
-# process that the tests start.
+# A shell without job control starts background processes with SIGINT ignored, and every process
+# that the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# Containers often forbid Python to keep what it has compiled, and uv compiles nothing. Each of the
-# thousand processes here would compile the same packages again: half of the time of all tests.
+# Containers often set this, and uv compiles nothing. Each of the thousand processes here would then
+# compile the same packages again, which takes half of the test suite's time.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 OF_SERVERS = (
@@ -28,9 +28,8 @@ OF_SERVERS = (
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(installed)
-    # Linux divides the processor among sessions first (sched_autogroup): in one session with others
-    # that compute, a test that only waits for a server's tokens gets its turn a tenth of a second
-    # late.
+    # Linux divides the processor among sessions first (sched_autogroup). In one session with busy
+    # processes, a test that only waits for a server's tokens runs a tenth of a second late.
     if hasattr(config, "workerinput"):
         os.setsid()
 
@@ -44,9 +43,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _group(item: pytest.Item) -> str:
-    """Tests of one group run one after the other in one process (pytest-xdist's loadgroup): those
-    of a module share its fixtures; those of a server the server, and two real engines at once would
-    have to share the machine.
+    """The group of a test. Tests of one group run one after another in one process (pytest-xdist's
+    loadgroup): those of a module share its fixtures, those of a server share the server, and those
+    of real engines must not share the machine.
     """
     if item.path.name == "test_quantized.py" or "real_model" in getattr(item, "fixturenames", ()):
         return "vllm"
@@ -62,7 +61,7 @@ def _group(item: pytest.Item) -> str:
 
 @pytest.fixture(scope="session")
 def tiny() -> Path:
-    """The tiny model's folder; generated in a second if it is not in the cache."""
+    """The folder of the tiny model, which takes a second to generate if it is not in the cache."""
     installed.require_installed("torch")
     from servers.engines import checkpoint
 
@@ -79,6 +78,6 @@ def hf_engine(tiny: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def real_model() -> models.Model:
-    """SmolLM2; downloaded and converted in half a minute if it is not in the cache."""
+    """SmolLM2, which takes half a minute to download and convert if it is not in the cache."""
     installed.require_installed("transformers", "uv")
     return models.resolve_model("smollm2", needs_weights=True)

@@ -86,7 +86,7 @@ def test_inputs_become_arguments_and_are_never_executed(tmp_path: Path) -> None:
         (130, "warn", 130),
     ],
 )
-def test_the_verdict_is_the_step_s_result(
+def test_the_verdict_is_the_result_of_the_step(
     tmp_path: Path, code: int, inconclusive: str, ends: int
 ) -> None:
     found, arguments, printed = act(tmp_path, code, BASE="0123abc", INCONCLUSIVE=inconclusive)

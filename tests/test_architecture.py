@@ -1,4 +1,4 @@
-"""The house: who may import whom. The rules are data; a violation names its file and line."""
+"""Which module may import which. The rules are data; a violation names its file and line."""
 
 import ast
 import sys
@@ -27,8 +27,8 @@ WITH_PYTHON = [name for name in catalog.list_servers() if any((catalog.FOLDER / 
 
 
 class Rule(NamedTuple):
-    """In `files`, but not in `exempt`, an import of anything in `concerned` must be one of
-    `allowed` (names with all below them).
+    """In `files` without `exempt`, an import of anything in `concerned` must be in `allowed`. A
+    name stands for itself and everything below it.
     """
 
     files: tuple[str, ...]
@@ -38,8 +38,8 @@ class Rule(NamedTuple):
     why: str
 
 
-# Each room of `loadtests` and `analysis`, and the rooms of its package that it may import. Modules
-# beside the rooms count as rooms of their own. A room may always import itself.
+# The rooms (folders, and modules beside them) of `loadtests` and `analysis`. A room may import
+# itself and those before it.
 LOADTESTS = [
     "errors",
     "schema",
@@ -82,21 +82,21 @@ ANALYSIS = [
     "report",
     "studies",
 ]
-APART = {  # rooms that could see more by the order above, but have no need to
+APART = {  # rooms that need less than the order above allows
     "loadtests.schema": [],
     "loadtests.workload": ["errors", "schema"],
     "loadtests.client": ["schema"],
     "loadtests.telemetry": ["schema", "client"],
     "loadtests.progress": ["schema", "generator"],
     "loadtests.config_file": ["errors", "schema", "workload", "telemetry"],
-    # analysis_process knows nothing of campaigns, and is below them
+    # analysis_process does not depend on campaigns
     "loadtests.accuracy": [*LOADTESTS[: LOADTESTS.index("accuracy")], "campaign.analysis_process"],
     "loadtests.claims": [],
 }
 
 
 def rooms(package: str, order: list[str], commands: list[str]) -> Iterator["Rule"]:
-    """Imports go down: a room may import those before it in `order`; commands may import all."""
+    """One rule per room: it may import the rooms before it in `order`; commands may import all."""
     for room in [*order, *commands]:
         before = order if room in commands else order[: order.index(room)]
         before = APART.get(f"{package}.{room}", before)
@@ -112,7 +112,7 @@ def rooms(package: str, order: list[str], commands: list[str]) -> Iterator["Rule
             (),
             (package,),
             (*allowed, "loadtests.schema"),
-            f"imports go down: {room} may import {', '.join(before) or 'none of its package'}",
+            f"{room} may import only {', '.join(before) or 'itself'}",
         )
 
 
@@ -124,7 +124,7 @@ RULES = [
         (),
         HOUSE,
         ("analysis", "loadtests.schema"),
-        "analysis knows results, and nothing of how they were measured",
+        "analysis depends on results, not on how they were measured",
     ),
     Rule(
         ("loadtests/*",),
@@ -143,9 +143,9 @@ RULES = [
             "servers.profile",
             "servers.runtime",
         ),
-        "the load side sees servers from outside",
+        "loadtests sees servers from outside",
     ),
-    Rule(("servers/*",), (), HOUSE, ("servers",), "servers know nothing above them"),
+    Rule(("servers/*",), (), HOUSE, ("servers",), "servers depend on nothing above them"),
     Rule(
         ("docs/*",),
         (),
@@ -165,7 +165,7 @@ RULES = [
         (),
         ("servers",),
         ("servers.profile", "servers.contract", "servers.runtime.limits"),
-        "an endpoint is asked from outside, whoever has made it",
+        "a profile sees every endpoint from outside",
     ),
     Rule(
         ("servers/engines/*",),
@@ -178,7 +178,7 @@ RULES = [
             "servers.runtime.limits",
             "servers.runtime.build_cache",
         ),
-        "an engine knows no framework and no launcher",
+        "an engine depends on no framework and no launcher",
     ),
     *(
         Rule(
@@ -202,14 +202,14 @@ RULES = [
         ("loadtests/telemetry/gpu.py",),
         ("pynvml",),
         (),
-        "one place knows what NVML may do without a GPU",
+        "one module handles NVML without a GPU",
     ),
     Rule(
         ("servers/*",),
         ("servers/runtime/supervise.py",),
         ("psutil",),
         (),
-        "one place looks at processes",
+        "one module looks at processes",
     ),
     Rule(
         ("servers/contract/*", "servers/runtime/*", "servers/engines/*"),
@@ -223,7 +223,7 @@ RULES = [
         (),
         ANYTHING,
         (*STANDARD, "pydantic"),
-        "the catalogue is imported by every command, at once",
+        "every command imports the catalogue at its start",
     ),
     Rule(
         (
@@ -235,7 +235,7 @@ RULES = [
         (),
         ANYTHING,
         (*STANDARD, "servers.runtime.limits", "loadtests.schema"),
-        "standard library only: importable everywhere, at once",
+        "standard library only: quick to import everywhere",
     ),
     Rule(
         ("loadtests/accuracy/ground_truth_*.py",),
@@ -247,7 +247,7 @@ RULES = [
             "loadtests.accuracy.ground_truth_plan",
             "servers.contract.oracle",
         ),
-        "the ground truth depends on nothing that could take its time",
+        "the ground truth depends on nothing that could delay it",
     ),
     Rule(
         ("servers/contract/conformance*.py",),
@@ -260,15 +260,15 @@ RULES = [
             "servers.runtime.schedstat",
             "wsproto",
         ),
-        "what is checked is the wire: no client library between; wsproto frames bytes and does"
-        " no I/O",
+        "conformance is checked on the wire, without a client library; wsproto frames bytes and"
+        " does no I/O",
     ),
 ]
 MOST_MODULES = 14
 
 
 def imports(source: str, package: str) -> Iterator[tuple[int, str]]:
-    """(line, dotted name) of every import, wherever it stands; `from a import b` counts as a.b."""
+    """(line, dotted name) of every import at any depth; `from a import b` counts as a.b."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -325,7 +325,7 @@ def test_every_rule_is_about_files_that_exist() -> None:
     names = [file.relative_to(ROOT).as_posix() for file in python_files()]
     for rule in RULES:
         for pattern in (*rule.files, *rule.exempt):
-            assert any(fnmatch(name, pattern) for name in names), f"no file is meant by {pattern!r}"
+            assert any(fnmatch(name, pattern) for name in names), f"no file matches {pattern!r}"
 
 
 def test_no_folder_is_too_large() -> None:
@@ -334,7 +334,7 @@ def test_no_folder_is_too_large() -> None:
     assert not {folder: count for folder, count in sizes.items() if count > MOST_MODULES}
 
 
-def test_every_room_says_what_it_is_for() -> None:
+def test_every_package_has_a_docstring() -> None:
     for folder in FOLDERS:
         for file in (ROOT / folder).rglob("__init__.py"):
             assert ast.get_docstring(ast.parse(file.read_text())), f"{file}: has no docstring"
@@ -396,5 +396,5 @@ def test_a_violation_is_caught_and_located(path: str, line: str) -> None:
         ("loadtests/campaign/plan.py", "import locustlike"),
     ],
 )
-def test_what_is_allowed_is_not_reported(path: str, line: str) -> None:
+def test_an_allowed_import_is_not_reported(path: str, line: str) -> None:
     assert violations(path, line) == []

@@ -1,4 +1,4 @@
-"""What the other tests rely on when they run side by side."""
+"""The groups that tests rely on when they run side by side."""
 
 import os
 import shutil
@@ -10,8 +10,8 @@ from tests.helpers.python_program import PROGRAMS
 
 
 def test_the_tests_of_a_group_run_in_one_process(tmp_path: Path) -> None:
-    """With pytest 9.2 and pytest-xdist 3.8 they were dealt out one by one, without a word: real
-    engines ran side by side.
+    """pytest 9.2 with pytest-xdist 3.8 silently distributes them one by one, so that real engines
+    run side by side.
     """
     shutil.copy(PROGRAMS / "grouped_tests.py", tmp_path / "test_groups.py")
     environment = {

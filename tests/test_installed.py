@@ -1,4 +1,4 @@
-"""A missing program is a visible skip, and a failure where programs are required, as in CI."""
+"""A missing program skips a test visibly, and fails it where programs are required, as in CI."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from tests.helpers import python_program
 from tests.helpers.installed import PROGRAMS, STRICT
 
 ROOT = Path(__file__).parents[1]
-# `installed` reads this one instead of ours.
+# `installed` reads this file instead of the project's own.
 PYPROJECT = """
 [project.optional-dependencies]
 old = ["only_old; python_version < '3'"]
@@ -21,7 +21,7 @@ old = ["only_old; python_version < '3'"]
 
 
 def run_pytest(folder: Path, strict: str) -> tuple[int, str]:
-    """Exit code and output of pytest with our plugin and nothing else of ours."""
+    """Exit code and output of pytest with the plugin `installed` and no other of this project."""
     (folder / "pyproject.toml").write_text(PYPROJECT)
     shutil.copy(python_program.PROGRAMS / "tests_with_requirements.py", folder / "test_programs.py")
     environment = {
@@ -47,7 +47,7 @@ def test_a_missing_program_is_a_skip_that_names_it(tmp_path: Path) -> None:
     ), output
 
 
-def test_where_programs_are_required_it_is_a_failure(tmp_path: Path) -> None:
+def test_a_missing_program_fails_where_programs_are_required(tmp_path: Path) -> None:
     code, output = run_pytest(tmp_path, "1")
     assert code == 1 and "2 failed, 1 passed, 2 skipped, 1 error" in output, output
     failed = sorted(re.findall(r"^(?:FAILED|ERROR) test_programs\.py::(\w+)", output, re.M))
@@ -57,8 +57,8 @@ def test_where_programs_are_required_it_is_a_failure(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("looks", [r"importorskip\(", r"shutil\.which\b", r"catalog\.is_installed"])
-def test_no_test_looks_for_programs_in_another_way(looks: str) -> None:
-    """Else CI would not notice its skip."""
+def test_no_test_looks_for_programs_by_itself(looks: str) -> None:
+    """CI would not notice such a skip."""
     here = [Path(__file__), ROOT / "tests" / "helpers" / "installed.py"]
     files = [file for file in (ROOT / "tests").rglob("*.py") if file not in here]
     assert [str(file) for file in files if re.search(looks, file.read_text())] == []

@@ -1,11 +1,11 @@
-"""Which server to run at a demand, how many of them, and what would change that: `python -m
-analysis recommend --rate 50 --slo ...`.
+"""Recommends a server and its number of replicas for a demand, and lists what would change that:
+`python -m analysis recommend --rate 50 --slo ...`.
 
-It follows from the open-loop cases of one campaign, best from those of `--find-capacity`: the
-highest load at which each server kept the SLO, on a machine like the measured one. So many replicas
-are needed that none gets more than its capacity less the head-room; a share of a Poisson stream is
-a Poisson stream, so that what one replica was measured with is what each of several gets. Nothing
-is recommended from a case without a number.
+The capacity of a server is the highest load at which it met the SLO in the open-loop cases of one
+campaign, best of a `--find-capacity` campaign. Each replica is a machine like the measured one and
+gets at most its capacity less the headroom. A share of a Poisson stream is a Poisson stream, so
+each of several replicas sees the traffic that one replica was measured with. Invalid cases
+recommend nothing.
 """
 
 import math
@@ -20,14 +20,14 @@ from analysis.formatting import format_number, shorten
 from analysis.hardware import Price
 from loadtests.schema import system_label
 
-HEADROOM = 0.2  # of each replica's capacity
-SLO_FACTORS = ((0.5, "half as long"), (2.0, "twice as long"))
-# times the demand, up to which another answer is looked for, and in which steps
+HEADROOM = 0.2  # share of each replica's capacity
+SLO_FACTORS = ((0.5, "halved"), (2.0, "doubled"))
+# Other demands are tried from rate / MOST_DEMAND to rate * MOST_DEMAND, DEMAND_STEP apart.
 MOST_DEMAND, DEMAND_STEP = 4.0, 1.01
 
 
 class CandidateServer(NamedTuple):
-    """A server on an engine, and its cases under the traffic in question."""
+    """A server on an engine, with its cases of one scenario."""
 
     server: str
     engine: str
@@ -42,9 +42,10 @@ class CandidateServer(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """A server at the demand. `replicas`: by the highest load that held; `fewest`: if it carries
-    all that the lowest load that did not hold leaves open. `usd_per_hour` of all replicas, nan
-    without a price. `rank`: the same for those that tie.
+    """A server and the replicas that the demand needs. `replicas` follows from the highest load
+    that met the SLO. `fewest` is the number if the true capacity is just below the lowest load that
+    missed it. `usd_per_hour` is the cost of all replicas, nan without a price. Servers that tie
+    have the same `rank`.
     """
 
     name: str
@@ -56,8 +57,9 @@ class Choice(NamedTuple):
 
 
 class Recommendation(NamedTuple):
-    """`choices`: the best first. `without`: servers that cannot be recommended, and why; `invalid`:
-    those of them that have no valid case. `changes`: what would change the answer.
+    """`choices`, the best first. `without` names each server that cannot be recommended, and why;
+    `invalid` names those of them that have no valid case. `changes` lists what would change the
+    recommended server or its number of replicas; `tried` says what was varied to find that.
     """
 
     traffic: str
@@ -65,11 +67,12 @@ class Recommendation(NamedTuple):
     without: list[tuple[str, str]]
     invalid: list[tuple[str, str]]
     changes: list[str]
+    tried: str
 
 
 def count_replicas(rate: float, sustained: float, headroom: float) -> int:
-    """How many replicas sustain `rate` if each sustains `sustained` and the share `headroom` of
-    that is kept free.
+    """Replicas that sustain `rate` if each sustains `sustained` and keeps the share `headroom` of
+    it free.
     """
     return max(1, math.ceil(rate / (sustained * (1 - headroom)) - 1e-9))
 
@@ -83,10 +86,10 @@ def recommend(
     headroom: float = HEADROOM,
     price: Price | None = None,
 ) -> Recommendation:
-    """`rate` in requests/s. Without `bounds` a search's own; without `traffic` the only open-loop
-    scenario. Raises InputError.
+    """Recommend for a demand of `rate` requests/s. The default for `bounds` is the SLO of the
+    campaign's capacity search, and for `traffic` its only open-loop scenario. Raises InputError.
     """
-    traffic = _traffic(campaign, traffic)
+    traffic = _choose_traffic(campaign, traffic)
     bounds = resolve_bounds(campaign, bounds)
     cases = campaign.cases[campaign.cases["scenario"].eq(traffic) & campaign.cases["rate"].notna()]
     systems = [
@@ -99,16 +102,20 @@ def recommend(
     ]
     choices = choose_server(systems, rate, bounds, headroom, price)
     changes = [
-        *_by_capacity(choices),
-        *_by_demand(systems, rate, bounds, headroom),
-        *_by_slo(systems, rate, bounds, headroom),
+        *_changes_by_capacity(choices),
+        *_changes_by_demand(systems, rate, bounds, headroom),
+        *_changes_by_slo(systems, rate, bounds, headroom),
     ]
     return Recommendation(
         traffic,
         choices,
-        _without(campaign, systems, bounds),
-        _invalid(campaign, systems),
+        _list_without(campaign, systems, bounds),
+        _list_invalid(campaign, systems),
         changes if choices else [],
+        f"a demand from {format_number(rate / MOST_DEMAND)} to"
+        f" {format_number(rate * MOST_DEMAND)} requests/s, SLO bounds"
+        f" {' and '.join(words for _, words in SLO_FACTORS)}, and each capacity up to the lowest"
+        " load that missed the SLO",
     )
 
 
@@ -117,24 +124,24 @@ def resolve_bounds(campaign: Campaign, bounds: Sequence[slo.Bound] | None) -> Se
         return bounds
     if not campaign.data.get("search"):
         raise InputError(
-            "this campaign was no search for capacity and so has no SLO of its own: give one with"
+            "this campaign did not search for capacity, so it has no SLO of its own: give one with"
             " --slo"
         )
     return slo.parse_slo(campaign.data["search"]["slo"])
 
 
-def _traffic(campaign: Campaign, wanted: str | None) -> str:
-    there = list(map(str, campaign.cases.loc[campaign.cases["rate"].notna(), "scenario"].unique()))
-    if not there:
+def _choose_traffic(campaign: Campaign, wanted: str | None) -> str:
+    known = list(map(str, campaign.cases.loc[campaign.cases["rate"].notna(), "scenario"].unique()))
+    if not known:
         raise InputError(
-            "no case of this campaign has an open loop: run `nox -s bench -- --find-capacity"
+            "this campaign has no open-loop case: run `nox -s bench -- --find-capacity"
             " --scenarios steady`"
         )
-    if wanted not in there if wanted else len(there) > 1:
+    if wanted not in known if wanted else len(known) > 1:
         raise InputError(
-            f"choose one of the open-loop scenarios with --scenario: {', '.join(there)}"
+            f"choose one of the open-loop scenarios with --scenario: {', '.join(known)}"
         )
-    return wanted or there[0]
+    return wanted or known[0]
 
 
 def choose_server(
@@ -144,28 +151,29 @@ def choose_server(
     headroom: float,
     price: Price | None = None,
 ) -> list[Choice]:
-    """The fewest replicas first. All replicas are machines of one price, so that this is the order
-    of cost, too. Whoever can do with as few as the best needs, by what its bracket leaves open,
-    ties with it.
+    """Rank servers by their number of replicas, the fewest first. Every replica is a machine of the
+    same price, so this is also the order of cost. A server ties with the best if `fewest`, which
+    its bracket leaves open, is no more than the best needs.
     """
+    capacities = [(system.name, system.capacity(bounds)) for system in systems]
+    return _rank_choices(capacities, rate, headroom, price)
+
+
+def _rank_choices(
+    capacities: Sequence[tuple[str, Capacity]],
+    rate: float,
+    headroom: float,
+    price: Price | None = None,
+) -> list[Choice]:
     found = []
-    for system in systems:
-        known = system.capacity(bounds)
+    for name, known in capacities:
         if not math.isnan(known.holds):
             needed = count_replicas(rate, known.holds, headroom)
             fewest = (
                 needed if math.isnan(known.fails) else count_replicas(rate, known.fails, headroom)
             )
-            found.append(
-                Choice(
-                    system.name,
-                    known,
-                    needed,
-                    fewest,
-                    needed * price.usd_per_hour if price else math.nan,
-                    0,
-                )
-            )
+            cost = needed * price.usd_per_hour if price else math.nan
+            found.append(Choice(name, known, needed, fewest, cost, 0))
     found.sort(key=lambda choice: (choice.replicas, -choice.capacity.holds))
     return [
         choice._replace(rank=1 + sum(other.replicas < choice.fewest for other in found))
@@ -173,131 +181,116 @@ def choose_server(
     ]
 
 
-def _by_capacity(choices: Sequence[Choice]) -> list[str]:
-    """What more precision could change."""
+def _changes_by_capacity(choices: Sequence[Choice]) -> list[str]:
+    """What a more precise capacity could change. Only a server in the first place can change the
+    recommendation: any other needs more replicas than the best, whatever its bracket leaves open.
+    """
     return [
-        f"if {choice.name} holds nearly {format_number(choice.capacity.fails)} requests/s, at which"
-        f" it did not, and not only {format_number(choice.capacity.holds)}, then {choice.fewest} of"
-        f" it do instead of {choice.replicas}"
+        f"if the true capacity of {choice.name} is close to {format_number(choice.capacity.fails)}"
+        f" requests/s rather than {format_number(choice.capacity.holds)}, {choice.fewest} of it"
+        f" suffice{'s' * (choice.fewest == 1)} instead of {choice.replicas}"
         for choice in choices
-        if choice.fewest < choice.replicas
+        if choice.rank == 1 and choice.fewest < choice.replicas
     ]
 
 
-def _by_demand(
+def _changes_by_demand(
     systems: Sequence[CandidateServer], rate: float, bounds: Sequence[slo.Bound], headroom: float
 ) -> list[str]:
-    """The nearest demands below and above at which another server is best, or the best needs
-    another number of replicas.
-    """
-    changes = []
+    """The nearest lower and higher demand that change the recommendation."""
+    capacities = [(system.name, system.capacity(bounds)) for system in systems]
+    now, changes = _rank_choices(capacities, rate, headroom), []
     for direction, step in (("falls", 1 / DEMAND_STEP), ("grows", DEMAND_STEP)):
-        now, demand = _best(systems, rate, bounds, headroom), rate
-        while now and rate / MOST_DEMAND <= demand * step <= rate * MOST_DEMAND:
-            demand *= step
-            then = _best(systems, demand, bounds, headroom)
-            if then != now:
+        demand = rate * step
+        while now and rate / MOST_DEMAND <= demand <= rate * MOST_DEMAND:
+            then = _rank_choices(capacities, demand, headroom)
+            if _is_change(now, then):
                 changes.append(
                     f"if the demand {direction} to {format_number(demand)} requests/s:"
                     f" {_describe_best(then)}"
                 )
                 break
-        else:
-            furthest = rate * MOST_DEMAND if step > 1 else rate / MOST_DEMAND
+            demand *= step
+    return changes
+
+
+def _changes_by_slo(
+    systems: Sequence[CandidateServer], rate: float, bounds: Sequence[slo.Bound], headroom: float
+) -> list[str]:
+    """The same cases judged by other bounds. The search chose their loads for its own bounds, so
+    the capacity that they show under others is a wide bracket.
+    """
+    now, changes = choose_server(systems, rate, bounds, headroom), []
+    for factor, words in SLO_FACTORS:
+        other = [bound._replace(seconds=bound.seconds * factor) for bound in bounds]
+        then = choose_server(systems, rate, other, headroom)
+        if _is_change(now, then):
             changes.append(
-                f"if the demand {direction}, even to {format_number(furthest)} requests/s: nothing"
+                f"if the SLO bounds are {words}: {_describe_best(then)}, as far as the measured"
+                " loads show"
             )
     return changes
 
 
-def _by_slo(
-    systems: Sequence[CandidateServer], rate: float, bounds: Sequence[slo.Bound], headroom: float
-) -> list[str]:
-    """The same cases under other bounds. Their loads were chosen for these, so what is found there
-    is a range.
+def _is_change(now: Sequence[Choice], then: Sequence[Choice]) -> bool:
+    """Whether the server that is recommended now would no longer be among the best, or would need
+    another number of replicas. Another server that joins or leaves a tie changes neither.
     """
-    now, changes = _best(systems, rate, bounds, headroom), []
-    for factor, words in SLO_FACTORS:
-        then = _best(
-            systems,
-            rate,
-            [bound._replace(seconds=bound.seconds * factor) for bound in bounds],
-            headroom,
-        )
-        changes.append(
-            f"with bounds {words}: {'the same' if then == now else _describe_best(then)}, as far as"
-            " the measured loads show"
-        )
-    return changes
+    same = next((each for each in then if now and each.name == now[0].name), None)
+    return bool(now) and (same is None or same.rank > 1 or same.replicas != now[0].replicas)
 
 
-def _best(
-    systems: Sequence[CandidateServer], rate: float, bounds: Sequence[slo.Bound], headroom: float
-) -> tuple[tuple[str, ...], int] | None:
-    """(those in rank 1, replicas of the first)."""
-    choices = choose_server(systems, rate, bounds, headroom)
-    return (
-        (tuple(choice.name for choice in choices if choice.rank == 1), choices[0].replicas)
-        if choices
-        else None
-    )
+def _describe_best(choices: Sequence[Choice]) -> str:
+    """The recommendation in a few words: "2 of alpha (vllm), beta (vllm) or gamma (vllm)"."""
+    best = [choice.name for choice in choices if choice.rank == 1]
+    names = " or ".join(filter(None, [", ".join(best[:-1]), *best[-1:]]))
+    return f"{choices[0].replicas} of {names}" if best else "no server is known to meet them"
 
 
-def _describe_best(best: tuple[tuple[str, ...], int] | None) -> str:
-    return f"{best[1]} of {' or '.join(best[0])}" if best else "no server was seen to keep them"
-
-
-def _without(
+def _list_without(
     campaign: Campaign, systems: Sequence[CandidateServer], bounds: Sequence[slo.Bound]
 ) -> list[tuple[str, str]]:
+    """Servers that met the SLO at no load, and why."""
     found = []
     for system in systems:
         probes = [search.judge_probe(case, bounds) for case in system.cases]
         if not any(probe.holds for probe in probes):
-            failed = [format_number(probe.load) for probe in probes if probe.holds is False]
-            kept = [f"it kept the SLO at none of {', '.join(failed)} requests/s"] if failed else []
-            found.append(
-                (
-                    system.name,
-                    "; ".join(
-                        dict.fromkeys(
-                            [*kept, *(p.why for p in probes if p.holds is None and p.why)]
-                        )
-                    ),
-                )
-            )
-    return [*found, *_never_measured(campaign, systems)]
+            missed = [format_number(probe.load) for probe in probes if probe.holds is False]
+            reasons = [f"it missed the SLO at {', '.join(missed)} requests/s"] if missed else []
+            reasons += [p.why for p in probes if p.holds is None and p.why]
+            found.append((system.name, "; ".join(dict.fromkeys(reasons))))
+    return [*found, *_list_never_measured(campaign, systems)]
 
 
-def _invalid(campaign: Campaign, systems: Sequence[CandidateServer]) -> list[tuple[str, str]]:
-    """Those without a valid case, but for those that were skipped."""
+def _list_invalid(campaign: Campaign, systems: Sequence[CandidateServer]) -> list[tuple[str, str]]:
+    """Servers without a valid case, except those that were skipped."""
     found = [
         (system.name, shorten(system.cases[0].why))
         for system in systems
         if not any(case.valid for case in system.cases)
     ]
-    found += [(name, shorten(why)) for name, why in _never_measured(campaign, systems)]
+    found += [(name, shorten(why)) for name, why in _list_never_measured(campaign, systems)]
     return [(name, why) for name, why in found if not why.startswith("skipped: ")]
 
 
-def _never_measured(
+def _list_never_measured(
     campaign: Campaign, systems: Sequence[CandidateServer]
 ) -> list[tuple[str, str]]:
-    """Systems of a search that has no case of them under the traffic in question, and why: their
-    search ended where it began.
+    """Servers of a capacity search that have no case of this traffic, because their search ended
+    with its first case, and why.
     """
     sought = campaign.data.get("search") or {}
-    there, found = {system.name for system in systems}, []
+    measured, found = {system.name for system in systems}, []
     for each in sought.get("systems") or []:
         label = system_label(each["server"], each["options"])
         name = f"{label} ({each['engine']})"
-        if name in there:
+        if name in measured:
             continue
-        there.add(name)
-        begun = (each["scenario"], sought["saturation"].get(each["scenario"]))
+        measured.add(name)
+        first = (each["scenario"], sought["saturation"].get(each["scenario"]))
         cases = [
             case
-            for scenario in filter(None, begun)
+            for scenario in filter(None, first)
             for case in search.measured_cases(campaign, label, each["engine"], scenario)
         ]
         found.append(
@@ -313,56 +306,60 @@ def format_recommendation(
     headroom: float,
     price: Price | None,
 ) -> str:
-    """The recommendation in words, for a terminal or a mail."""
-    within = " and ".join(map(str, bounds))
-    asked = (
-        f"{format_number(rate)} requests/s of {found.traffic} within {within}, {headroom:.0%} of"
-        " each replica kept free"
+    """The recommendation as text, for a terminal or a mail."""
+    slo_text = " and ".join(map(str, bounds))
+    demand = (
+        f"{format_number(rate)} requests/s of {found.traffic} within {slo_text}, with"
+        f" {headroom:.0%} headroom"
     )
     if not found.choices:
         lines = [
-            f"For {asked}: nothing can be recommended. No server met this SLO at any"
-            " load that was measured."
+            f"For {demand}: nothing can be recommended. No server met this SLO at any measured"
+            " load."
         ]
     else:
-        best = [choice for choice in found.choices if choice.rank == 1]
+        best, *tied = [choice for choice in found.choices if choice.rank == 1]
         lines = [
-            f"For {asked}: run {best[0].replicas} of {best[0].name}"
-            + (f", for {best[0].usd_per_hour:,.2f} USD an hour" if price else "")
+            f"For {demand}: run {best.replicas} of {best.name}"
+            + (f", for {best.usd_per_hour:,.2f} USD per hour" if price else "")
             + "."
-            + (
-                f" It is a tie with {', '.join(choice.name for choice in best[1:])}."
-                if len(best) > 1
-                else ""
-            )
+            + (f" It ties with {', '.join(choice.name for choice in tied)}." if tied else ""),
+            "",
+            *(_format_choice(choice) for choice in found.choices),
+            "",
+            *(
+                ["What would change this:", *(f"  - {change}" for change in found.changes)]
+                if found.changes
+                else ["Nothing that was tried changes this."]
+            ),
+            f"Tried: {found.tried}.",
         ]
-        lines += ["", *(_line(choice) for choice in found.choices)]
-    if found.changes:
-        lines += ["", "What would change this:", *(f"  - {change}" for change in found.changes)]
+    if found.without:
+        lines += ["", "Not recommended:", *(f"  - {name}: {why}" for name, why in found.without)]
     if price and price.source:
         lines += [
             "",
             (
-                f"Price: {price.usd_per_hour:g} USD an hour for {price.what}, {price.source},"
+                f"Price: {price.usd_per_hour:g} USD per hour for {price.what}, {price.source},"
                 f" {price.date}."
             ),
         ]
     lines += [
         "",
-        "Not known:",
-        "  - any machine, model or traffic but the measured ones; each replica is such a machine"
-        + (", if it can be had at that price" if price else ""),
-        *(f"  - {name}: {why}" for name, why in found.without),
+        "This holds for the measured machine, model and traffic only. Each replica is one such"
+        + (" machine, at that price." if price else " machine."),
     ]
     return "\n".join(lines)
 
 
-def _line(choice: Choice) -> str:
-    failed = (
-        "" if math.isnan(choice.capacity.fails) else f", not {format_number(choice.capacity.fails)}"
+def _format_choice(choice: Choice) -> str:
+    missed = (
+        ""
+        if math.isnan(choice.capacity.fails)
+        else f" and misses the SLO at {format_number(choice.capacity.fails)}"
     )
-    cost = "" if math.isnan(choice.usd_per_hour) else f", {choice.usd_per_hour:,.2f} USD an hour"
+    cost = "" if math.isnan(choice.usd_per_hour) else f"; {choice.usd_per_hour:,.2f} USD per hour"
     return (
-        f"{choice.rank:3}. {choice.replicas} × {choice.name}: each holds"
-        f" {format_number(choice.capacity.holds)} requests/s{failed}{cost}"
+        f"{choice.rank:3}. {choice.replicas} × {choice.name}: each sustains"
+        f" {format_number(choice.capacity.holds)} requests/s{missed}{cost}"
     )

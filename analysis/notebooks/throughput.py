@@ -8,91 +8,98 @@
 
 # %% [markdown]
 # # Throughput
-# Which server sustained the most, under which traffic, and how sure that is. Cases without a valid
-# number are left out here; the report gives their reasons.
+# Which server sustains the most, and how sure is that?
+#
+# **Go on from here.** To open this notebook on its campaign, install JupyterLab beside this
+# project's packages (`.nox/report` has them) and run, from the repository's root,
+# `PYTHONPATH=$PWD jupyter lab CAMPAIGN/notebooks/throughput.ipynb`.
+# `summary.table` has one row per case and one column per metric, in seconds and bytes;
+# `summary.valid` has the valid cases only. `picture.data` is the data frame behind a figure.
+# A question that this campaign cannot answer is left out.
 
 # %%
-# %matplotlib inline
 import os
+import textwrap
 
+import pandas as pd
 from IPython.display import display
 
-from analysis import dataset, metrics
 from analysis.conclusions import describe_result
+from analysis.dataset import read_campaign
+from analysis.formatting import format_number, tabulate_metrics, unit_of, workload_title
+from analysis.metrics import METRICS
 from analysis.plots import figures, tradeoffs
-from analysis.report import comparison_section
+from analysis.report.comparison_section import compared_metrics
 from analysis.summary import build_comparisons, build_sweeps, summarise
 
-campaign = dataset.read_campaign(os.environ.get("SERVEOFF_CAMPAIGN"))
+pd.options.display.float_format = format_number
+campaign = read_campaign(os.environ.get("SERVEOFF_CAMPAIGN", ".."))
 summary = summarise(campaign)
-campaign.folder.name
+comparisons = [each for each in build_comparisons(summary) if each.has_number]
+closed = [each for each in comparisons if not each.is_open]
+names = ["output_tokens_per_s", "requests_per_s", "goodput_per_s", "error_share"]
+print(f"{campaign.data['name']}: {len(summary.valid)} of {len(summary.table)} cases are valid.")
+
+# %% [markdown]
+# ## Which server is best?
 
 # %%
 for comparison in build_comparisons(summary):
-    print(describe_result(comparison))
+    print(textwrap.fill(describe_result(comparison), 100), end="\n\n")
 
 # %% [markdown]
-# Mean over runs, half-width of the 95% interval, number of runs:
+# ## How much does each server sustain?
+# Mean over runs and half-width of its 95% interval.
 
 # %%
-summary.estimates("output_tokens_per_s")
-
-# %%
-summary.estimates("goodput_per_s")
+tabulate_metrics(summary.valid, names)
 
 # %% [markdown]
-# Of closed loops only: what an open one asks for is decided by its scenario, and is no result.
+# ## Do the intervals overlap?
+# Closed loops only: the scenario fixes the rate of an open loop.
 
 # %%
-closed = [each for each in build_comparisons(summary) if not each.is_open]
 for comparison in closed:
+    print(comparison.title)
     display(figures.draw_throughput(comparison))
 
 # %% [markdown]
-# What a user gets against what the machine gives, over all loads of a scenario. Each picture
-# brings what it draws as a frame: go on
-# from there.
+# ## What does a user get, and what does the machine give?
+# All loads of a scenario; the grey stairs join the servers that no other beats in both.
 
 # %%
 for sweep in build_sweeps(closed):
-    # else no case has a number, or answers have one token
-    if sweep.points["user_tokens_per_s"].notna().any():
-        picture = tradeoffs.draw_pareto(sweep)
-        display(picture, picture.data)
+    if sweep.points["user_tokens_per_s"].notna().any():  # a response of one token has no TPOT
+        print(sweep.scenario)
+        display(tradeoffs.draw_pareto(sweep))
 
 # %% [markdown]
-# How many times worse than the best of its column each number is:
+# ## How many times worse than the best is each number?
 
 # %%
-for comparison in build_comparisons(summary):
-    if comparison.has_number:
-        display(
-            tradeoffs.draw_heat_map(comparison, comparison_section.compared_metrics(comparison))
-        )
+for comparison in comparisons:
+    if sum(len(system.valid) > 0 for system in comparison.systems) > 1:
+        print(comparison.title)
+        display(tradeoffs.draw_heat_map(comparison, compared_metrics(comparison)))
 
 # %% [markdown]
-# Every case by itself, and which of them have no number:
+# ## How much do the runs differ?
 
 # %%
-summary.table[
-    [
-        "server",
-        "engine",
-        "scenario",
-        "repetition",
-        "valid",
-        "why",
-        "output_tokens_per_s",
-        "requests_per_s",
-    ]
-]
+tabulate_metrics(summary.valid, names, per_run=True)
 
 # %% [markdown]
-# What each metric means:
+# ## Which cases are invalid, and why?
 
 # %%
-{
-    m.label: " ".join((m.value.__doc__ or "").split())
-    for m in metrics.METRICS.values()
-    if m.name.endswith("per_s")
-}
+for case in summary.table[~summary.table["valid"]].itertuples():
+    title = workload_title(case.scenario, case.users, case.rate)
+    print(f"{case.server} ({case.engine}), {title}, run {case.repetition}: {case.why}")
+
+# %% [markdown]
+# ## What does each metric mean?
+
+# %%
+for name in names:
+    meaning = " ".join(METRICS[name].value.__doc__.split())
+    print(textwrap.fill(f"{METRICS[name].label} ({unit_of(name)}): {meaning}", 100))

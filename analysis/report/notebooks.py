@@ -1,5 +1,8 @@
-"""Runs the notebooks of analysis/notebooks on a campaign: notebooks/*.ipynb in its folder, and
-.html that needs no network.
+"""Executes analysis/notebooks on a campaign and writes notebooks/*.ipynb into its folder, with
+.html pages that need no network.
+
+A notebook is a series of questions: a Markdown cell that asks, and a code cell that answers. A
+question whose code shows nothing (there is no GPU, or only one load) is left out.
 """
 
 import os
@@ -12,13 +15,13 @@ from nbconvert import HTMLExporter
 from traitlets.config import Config
 
 SOURCES = Path(__file__).parents[1] / "notebooks"
-# Without other folders of kernels "python3" is the ipykernel of this interpreter, whatever the user
-# has installed. What it says to us is encrypted where it can be: its ports are open to everybody on
-# this machine.
+# Without other kernel folders, "python3" is the ipykernel of this interpreter, whatever the user
+# has installed. Its ports are open to everybody on this machine, so its messages are encrypted
+# where possible.
 KERNEL = Config(
     {"KernelSpecManager": {"kernel_dirs": []}, "KernelManager": {"transport_encryption": "auto"}}
 )
-# nbconvert's page loads RequireJS, MathJax, Mermaid and widgets from CDNs; nothing here uses them.
+# nbconvert's page loads RequireJS, MathJax, Mermaid and widgets from CDNs; no notebook uses them.
 OFFLINE = """{% extends 'lab/index.html.j2' %}
 {% block html_head_js_requirejs %}{% endblock %}
 {% block jupyter_widgets %}{% endblock %}
@@ -28,9 +31,9 @@ OFFLINE = """{% extends 'lab/index.html.j2' %}
 
 
 def run_notebooks(campaign: Path, timeout_s: int = 600) -> list[Path]:
-    """Executes every notebook on the campaign's folder and returns the .html files. A cell that
-    raises is an error (nbclient.exceptions.CellExecutionError): a notebook that no longer fits the
-    code must not look like a result.
+    """Execute every notebook on the campaign's folder and return the .html files. Raises
+    nbclient.exceptions.CellExecutionError if a cell raises: a notebook that no longer fits the code
+    must not look like a result.
     """
     target = campaign / "notebooks"
     target.mkdir(exist_ok=True)
@@ -47,6 +50,7 @@ def run_notebooks(campaign: Path, timeout_s: int = 600) -> list[Path]:
             notebook, kernel_name="python3", config=KERNEL, timeout=timeout_s, resources=resources
         )
         client.execute(env=environment)
+        drop_unanswered(notebook)
         nbformat.write(notebook, target / f"{source.stem}.ipynb")
         html, _ = HTMLExporter(raw_template=OFFLINE).from_notebook_node(
             notebook, {"metadata": {"name": source.stem}}
@@ -54,3 +58,15 @@ def run_notebooks(campaign: Path, timeout_s: int = 600) -> list[Path]:
         made.append(target / f"{source.stem}.html")
         made[-1].write_text(html)
     return made
+
+
+def drop_unanswered(notebook: nbformat.NotebookNode) -> None:
+    """Remove each code cell that shows nothing, and the Markdown cell right before it."""
+    kept: list[nbformat.NotebookNode] = []
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and not cell.outputs:
+            if kept and kept[-1].cell_type == "markdown":
+                kept.pop()
+        else:
+            kept.append(cell)
+    notebook.cells = kept

@@ -1,4 +1,4 @@
-"""What experiments find on a machine where every promise is kept."""
+"""Results of the accuracy experiments on a machine that meets every target."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ MADE = {
 
 
 def errors(**changes: Any) -> dict[str, Any]:
-    """As loadtests/accuracy/calibration.py's `errors`."""
+    """As `errors` of loadtests/accuracy/calibration.py returns them."""
     return {
         "requests": 900,
         "failed": 0,
@@ -66,7 +66,7 @@ def e2e(p99: float, requests: int = 835) -> dict[str, Any]:
 
 
 def make_results() -> dict[str, Any]:
-    """What experiments find on a machine where every promise is kept."""
+    """Results of the accuracy experiments on a machine that meets every target."""
     found: dict[str, Any] = {
         "start_up": {"cpu_s": 0.9, "pss_mb": 50.0, "rss_mb": 69.0},
         "accuracy": {
@@ -143,5 +143,5 @@ def page(folder: Path, results: dict[str, Any]) -> str:
 
 
 def named(what: str) -> accuracy_targets.AccuracyTarget:
-    [promise] = [promise for promise in TARGETS if promise.what == what]
-    return promise
+    [target] = [target for target in TARGETS if target.what == what]
+    return target

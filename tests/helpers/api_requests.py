@@ -1,4 +1,4 @@
-"""Requests to the API, as small as they may be."""
+"""The smallest valid requests to the API."""
 
 import json
 from typing import Any

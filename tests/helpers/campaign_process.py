@@ -1,4 +1,4 @@
-"""Whole campaigns as child processes in a folder of their own, and what they must not leave
+"""Whole campaigns as child processes in a folder of their own, and checks that they leave nothing
 behind.
 """
 
@@ -66,19 +66,19 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def said_of(process: psutil.Process) -> list[str]:
-    """Its command line; empty if it has just ended."""
+    """The command line of a process; empty if it has just ended."""
     with contextlib.suppress(psutil.Error):
         return process.cmdline()
     return []
 
 
 def call_command(main: Callable[[], int | None], *arguments: str) -> int | str | None:
-    """The exit code of a command that refuses its arguments, called in this process."""
+    """Call a command that refuses its arguments in this process and return its exit code."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     argv, sys.argv = sys.argv, ["command", *arguments]
     try:
         return main()
-    except SystemExit as ended:  # argparse's way
+    except SystemExit as ended:  # raised by argparse
         return ended.code
     finally:
         sys.argv = argv
@@ -87,15 +87,15 @@ def call_command(main: Callable[[], int | None], *arguments: str) -> int | str |
 
 
 class Bench:
-    """Campaigns that are run in a folder of their own."""
+    """Runs campaigns in a folder of their own."""
 
     def __init__(self, folder: Path):
         self.folder, self.mark = folder, uuid.uuid4().hex
         self.temporary = folder / "tmp"
         self.temporary.mkdir()
         (folder / "mine.toml").write_text(SCENARIOS)
-        # From another folder than the repository: results/ is made here, and no path may depend on
-        # where one stands.
+        # This folder is not the repository: results/ is created here, and no path may depend on the
+        # working directory.
         self.environment = {
             **os.environ,
             MARK: self.mark,
@@ -104,7 +104,7 @@ class Bench:
         }
 
     def command(self, *arguments: str) -> list[str]:
-        """Without calibration, which takes half a minute: test_calibrate.py is about it."""
+        """The command without calibration, which takes half a minute and has its own tests."""
         return [
             sys.executable,
             "-m",
@@ -141,7 +141,7 @@ class Bench:
         return Terminal(self.command(*arguments), self.environment, self.folder)
 
     def refuses(self, sentence: str, *arguments: str) -> None:
-        """One line that says so, exit code 2, and nothing begun."""
+        """Expect one line with `sentence`, exit code 2, and nothing started."""
         done = self.run(*arguments)
         assert done.returncode == 2, done.stdout + done.stderr
         assert (
@@ -163,7 +163,7 @@ class Bench:
         return found
 
     def load_workers(self) -> list[psutil.Process]:
-        """Locust itself, and after it those that it forked."""
+        """The process of Locust, and after it those that it forked."""
         found = [
             each
             for each in self.processes()
@@ -172,10 +172,10 @@ class Bench:
         return sorted(found, key=lambda each: each.ppid() in {process.pid for process in found})
 
     def left_over(self) -> list[str]:
-        """Of all campaigns so far: processes, temporary files, half-written files, open ports."""
+        """Processes, temporary files and open ports that the campaigns so far left behind."""
         left = [f"process {process.pid}" for process in self.processes()]
         left += [str(path) for path in self.temporary.glob("serveoff-*")]
-        # while others are removed
+        # os.walk tolerates files that are removed meanwhile
         files = [
             Path(place, "run.json")
             for place, _, names in os.walk(self.folder)
@@ -190,14 +190,14 @@ class Bench:
         return left
 
 
-# How the reason of a case begins that a busy machine has made invalid.
-# Beside such a case, one that was skipped is missing as well.
+# Reasons of cases that a busy machine made invalid start with one of these. A server that was
+# skipped is missing beside them.
 NOISE = ("load generator's CPU", "send lag", "client error", "steadiness", "arrivals", "skipped")
 
 
 def is_complete(code: int | None, text: str) -> bool:
-    """Whether a command ended with 0, or with 1 only since a busy machine left a server without a
-    valid case. `text`: what it printed on both streams.
+    """Whether a command ended with 0, or with 1 only because a busy machine left a server without a
+    valid case. `text` is its output on both streams.
     """
     missing = re.findall(r"^no valid case of .+?, [\w-]+: (.+)", text, re.MULTILINE)
     return code == 0 or (
@@ -206,7 +206,7 @@ def is_complete(code: int | None, text: str) -> bool:
 
 
 def ports_of(command: list[str]) -> list[int]:
-    """The one that a server was told to listen at; none if it is no server's command."""
+    """The port in the command of a server; empty for any other command."""
     found = re.search(r"(?:127\.0\.0\.1[: ]|--port |PORT=)(\d+)", " ".join(command))
     return [int(found[1])] if found else []
 
@@ -225,9 +225,9 @@ def case_folder(campaign: Path, index: int) -> Path:
 
 
 def rows_when_under_load(campaign: Path, index: int) -> int:
-    """Waits until a case is in the middle of its load; the number of rows it reported then."""
+    """Wait until a case is in the middle of its load, and return the rows reported so far."""
 
-    def said() -> int:
+    def reported_rows() -> int:
         for file in campaign.glob(f"cases/{index:03d}-*/load.json"):
             with contextlib.suppress(FileNotFoundError):
                 return (
@@ -237,7 +237,7 @@ def rows_when_under_load(campaign: Path, index: int) -> int:
                 )
         return 0
 
-    return wait_for(lambda: (rows := said()) >= 10 and rows, f"case {index} under load")
+    return wait_for(lambda: (rows := reported_rows()) >= 10 and rows, f"case {index} under load")
 
 
 def table(folder: Path, name: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The checks that fail on a case, and cases on which one fails."""
+"""Rows of cases on which a check fails, and the checks that fail on a case."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -58,7 +58,7 @@ def rows_with(
 
 
 def drifting(share: float) -> list[Row]:
-    """In the second half of the window `share` of the requests' tokens are missing."""
+    """Rows of a window in whose second half `share` of the requests have a single token."""
     rows = synthetic_campaign.requests()
     for i, row in enumerate(rows):
         if row["scheduled_s"] >= 6 and i % 10 < 10 * share:
@@ -68,8 +68,8 @@ def drifting(share: float) -> list[Row]:
 
 
 def growing(share: float) -> list[Row]:
-    """E2E and TTFT grow by `share` of their mean over the window, tokens/s stay: a queue that
-    grows.
+    """Rows of a growing queue: E2E and TTFT grow by `share` of their mean over the window, while
+    tokens/s stay.
     """
     rows = synthetic_campaign.requests()
     for row in rows:
@@ -81,14 +81,14 @@ def growing(share: float) -> list[Row]:
 
 
 def early(row: Row) -> None:
-    """The server says that it began later than its first token was here."""
+    """Give a row server timings that are longer than its TTFT."""
     row.update(queue_ms=1.0 + 1.5, prompt_ms=50.0)
 
 
 def broken(
     n: int, error: str = "http 500", detail: str | None = None, start: int = 80
 ) -> list[Row]:
-    """`n` requests of the window's 320 failed."""
+    """Rows of a window in which `n` of 320 requests failed."""
     rows = synthetic_campaign.requests()
     for row in rows[start : start + n]:
         synthetic_campaign.fail(row, error, detail)

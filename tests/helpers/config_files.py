@@ -1,4 +1,4 @@
-"""Commands whose options come from a config file, and what --plan prints of them."""
+"""Commands whose options come from a config file, and what --plan prints for them."""
 
 import argparse
 import subprocess
@@ -18,7 +18,7 @@ def parse_file(folder: Path, text: str | bytes, *command: str) -> argparse.Names
 
 
 def values_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All but how they were typed."""
+    """All values, without the text of the command line."""
     return {
         name: value
         for name, value in vars(arguments).items()

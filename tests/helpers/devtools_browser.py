@@ -1,8 +1,8 @@
-"""A real browser for the report's test: Chromium without a window, driven over its DevTools
-protocol, of which this needs six calls.
+"""A real browser for the report's tests: headless Chromium, driven by a few calls of its DevTools
+protocol.
 
-Nothing but a WebSocket client is needed, which Uvicorn brings; a driver of its own (Selenium's,
-Playwright's) would have to be downloaded.
+This needs only a WebSocket client, which Uvicorn installs. Selenium and Playwright would download a
+driver.
 """
 
 import base64
@@ -25,8 +25,8 @@ PHONE, DESKTOP = 390, 1280
 
 
 class Page:
-    """`events` are all that the page sent since it was opened: requests, log entries, exceptions,
-    console calls.
+    """A page of the browser. `events` has everything that it sent since it was opened: requests,
+    log entries, exceptions and console calls.
     """
 
     def __init__(self, socket: ClientConnection) -> None:
@@ -45,11 +45,11 @@ class Page:
             json.dumps({"id": number, "method": method, "params": parameters} | session)
         )
         while True:
-            said = json.loads(self.socket.recv(timeout=60))
-            if said.get("id") == number:
-                assert "error" not in said, f"{method}: {said['error']}"
-                return dict(said["result"])
-            self.events.append(said)
+            message = json.loads(self.socket.recv(timeout=60))
+            if message.get("id") == number:
+                assert "error" not in message, f"{method}: {message['error']}"
+                return dict(message["result"])
+            self.events.append(message)
 
     def open(self, file: Path, width: int = DESKTOP, dark: bool = False) -> None:
         self.call(
@@ -74,20 +74,20 @@ class Page:
             time.sleep(0.05)
 
     def ask(self, expression: str) -> Any:
-        said = self.call(
+        found = self.call(
             "Runtime.evaluate", expression=expression, returnByValue=True, userGesture=True
         )
-        assert "exceptionDetails" not in said, said["exceptionDetails"]
-        return said["result"].get("value")
+        assert "exceptionDetails" not in found, found["exceptionDetails"]
+        return found["result"].get("value")
 
     def fetched(self) -> list[str]:
-        """Addresses that were asked for, but for the page itself and what it carries in itself."""
-        asked = [
+        """Addresses that the page requested, without its own and those of embedded data."""
+        requested = [
             e["params"]["request"]["url"]
             for e in self.events
             if e["method"] == "Network.requestWillBeSent"
         ]
-        return [url for url in asked if not url.startswith(("file:", "data:", "about:"))]
+        return [url for url in requested if not url.startswith(("file:", "data:", "about:"))]
 
     def complaints(self) -> list[Any]:
         """Errors and warnings of the console and of the browser."""
@@ -107,8 +107,8 @@ class Page:
 
 @contextmanager
 def page(folder: Path) -> Iterator[Page]:
-    """`folder` is for the browser's profile. Without a sandbox: in a container, or as root,
-    Chromium starts with none.
+    """Start Chromium with its profile in `folder`. It has no sandbox, as it would not start with
+    one in a container or as root.
     """
     assert CHROMIUM
     command = [

@@ -1,4 +1,4 @@
-"""Campaigns against scripted endpoints, and what they report beside what the endpoint recorded."""
+"""Campaigns against scripted endpoints, compared with what the endpoint itself recorded."""
 
 import re
 import subprocess
@@ -45,14 +45,14 @@ SCENARIOS = (
     .replace('arrivals = "closed"\nusers = 2', 'arrivals = "poisson"\nrate = 6.0')
     .replace("closed loop", "open loop")
 )
-# Slower than the smallest case, so that 2% is more than what a busy machine adds. A profile says
-# nothing of times, and need not wait for them.
+# So slow that 2% is more than a busy machine adds. A profile reports no times, so it need not wait
+# for them.
 CALM: dict[str, Any] = {"first_s": 0.150, "step_s": 0.010, "probe_pace": 0.05}
 WITHIN = 0.02
-# What an otherwise right case is invalid for on a machine whose cores have other work.
+# Checks that fail on an otherwise correct case when the machine is busy.
 BUSY_MACHINE = ("send lag", "client error", "load generator's CPU", "steadiness", "arrivals")
 TRIES = 3
-# Names of exceptions, and causes that are none.
+# Names of exceptions, and causes that were not established.
 UNTRUE = re.compile(
     r"Traceback|\b[A-Z]\w+(?:Error|Exception)\b|Errno|buffered|client-bound|differs from the right"
 )
@@ -60,7 +60,7 @@ UNTRUE = re.compile(
 
 @dataclass
 class Measured:
-    """A campaign of one case for each scenario, to its end."""
+    """A campaign that has ended, with one case per scenario."""
 
     done: "subprocess.CompletedProcess[str]"
     folder: Path
@@ -68,17 +68,17 @@ class Measured:
 
     @property
     def text(self) -> str:
-        """All that it printed."""
+        """Its output on both streams."""
         return self.done.stdout + self.done.stderr
 
     @cached_property
     def cases(self) -> pd.DataFrame:
-        """A row a case: valid, why, and the metrics."""
+        """One row per case: valid, why, and the metrics."""
         return summary.summarise(dataset.read_campaign(self.folder), frames=False).table
 
     @cached_property
     def checks(self) -> pd.DataFrame:
-        """A row a check of all cases."""
+        """One row per check and case."""
         return summary.summarise(dataset.read_campaign(self.folder), frames=False).checks
 
     @property
@@ -101,12 +101,12 @@ class Measured:
 
     @cached_property
     def all_rows(self) -> list[dict[str, Any]]:
-        """Of the first case."""
+        """The rows of the first case."""
         return table(runs(self.folder)[0][0], "requests")
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
-        """Of the requests scheduled in the window of the first case; all if it ended before."""
+        """Rows scheduled in the window of the first case; all rows if it has no window."""
         rows, run = self.all_rows, self.run
         if (window := run["window"]) is None:
             return rows
@@ -114,7 +114,7 @@ class Measured:
         return inside or rows
 
     def served(self, case: int = 0) -> list[Served]:
-        """The load's requests that reached the server in the window of a case."""
+        """Requests of the load that reached the server in the window of a case."""
         run = runs(self.folder)[case][1]
         zero_s, window = run["clock_zero_s"], run["window"]
         return [
@@ -126,7 +126,7 @@ class Measured:
 
 @dataclass
 class Truth:
-    """What the server's own record says of a case."""
+    """The metrics of a case, computed from the server's own record."""
 
     tokens_per_s: float
     ttft_s: float
@@ -162,7 +162,7 @@ class Truth:
 def measure(
     bench: Bench, endpoint: Endpoint, *arguments: str, target: str = "", scenarios: str = "chats"
 ) -> Measured:
-    """Runs a campaign against `target`, the endpoint's URL if empty."""
+    """Run a campaign against `target`, or against the endpoint's URL if `target` is empty."""
     (bench.folder / "endpoints.toml").write_text(SCENARIOS)
     out = bench.folder / f"{endpoint.record.parent.name}-{len(list(bench.folder.iterdir()))}"
     report = () if "--report" in arguments else ("--report", "none")
@@ -186,7 +186,7 @@ def measure(
 def measure_script(
     bench: Bench, folder: Path, script: Script, *arguments: str, path: str = "", **more: Any
 ) -> Measured:
-    """Against a server that ends with the campaign; `path` belongs to the target."""
+    """Run a campaign against a server that ends with it; `path` is part of the target's URL."""
     with serve_script(folder, script) as endpoint:
         return measure(bench, endpoint, *arguments, target=f"{endpoint.url}{path}", **more)
 
@@ -194,7 +194,7 @@ def measure_script(
 def measure_valid(
     bench: Bench, folder: Path, script: Script, *arguments: str, path: str = "", **more: Any
 ) -> Measured:
-    """Likewise, and every case must be valid and as the server recorded it."""
+    """Like measure_script; every case must be valid and agree with the server's record."""
     return repeat_until_valid(
         lambda attempt: measure_script(
             bench, folder / str(attempt), script, *arguments, path=path, **more
@@ -203,7 +203,7 @@ def measure_valid(
 
 
 def repeat_undisturbed(measure: Callable[[int], Measured], tries: int = TRIES) -> Measured:
-    """`measure` gets the number of the attempt. If a busy machine spoils a case, again."""
+    """Call `measure` with the number of the attempt until no case is spoilt by a busy machine."""
     for attempt in range(tries):
         measured = measure(attempt)
         if not any(str(why).startswith(BUSY_MACHINE) for why in measured.cases["why"]):
@@ -212,7 +212,7 @@ def repeat_undisturbed(measure: Callable[[int], Measured], tries: int = TRIES) -
 
 
 def repeat_until_valid(measure: Callable[[int], Measured], tries: int = TRIES) -> Measured:
-    """Likewise, and it must be as the server recorded it."""
+    """Like repeat_undisturbed; every case must be valid and agree with the server's record."""
     for attempt in range(tries):
         measured = measure(attempt)
         problem = find_problem(measured)
@@ -224,8 +224,8 @@ def repeat_until_valid(measure: Callable[[int], Measured], tries: int = TRIES) -
 
 
 def find_problem(measured: Measured) -> str | None:
-    """Why the campaign is not what it should be. What a busy machine can be blamed for begins with
-    one of BUSY_MACHINE.
+    """What is wrong with the campaign. If a busy machine can be the cause, the text starts with one
+    of BUSY_MACHINE.
     """
     if not (measured.folder / "cases").exists():
         return f"exit code {measured.done.returncode}: {measured.text}"
@@ -242,14 +242,14 @@ def find_problem(measured: Measured) -> str | None:
                 continue
             if not abs(reported / true - 1) <= WITHIN:
                 found = f"{name} is {reported:.5g}, the server's own {true:.5g}"
-                # a few per cent may be the machine's, more is not
+                # a busy machine can explain a few per cent, but no more
                 off = abs(reported / true - 1) < 0.1
                 return f"steadiness: {found}" if off else found
     return None if measured.done.returncode == 0 else f"exit code: {measured.text}"
 
 
 def check_refused(measured: Measured, *words: str) -> str:
-    """Nothing was measured, and the text says why with these words, and with no untrue ones."""
+    """Expect no valid case, and output with these words and without an untrue one."""
     text = " ".join(measured.text.split())
     assert measured.done.returncode != 0, text
     for word in words:
@@ -266,7 +266,7 @@ def check_refused(measured: Measured, *words: str) -> str:
 
 
 def check_no_winner(text: str) -> None:
-    """Nothing is ranked, recommended or called valid."""
+    """Expect nothing ranked, recommended or called valid."""
     for winner in (
         "most valid output throughput",
         "had the lowest",
@@ -277,7 +277,7 @@ def check_no_winner(text: str) -> None:
 
 
 def check_invalid(measured: Measured, *reasons: str) -> str:
-    """The cases ran and are invalid; these words come first among the reasons."""
+    """Expect invalid cases, with these words in the first reason of each, and no winner."""
     assert measured.done.returncode != 0, measured.text
     check_reasons(measured, *reasons)
     check_no_winner(measured.text)
@@ -285,7 +285,7 @@ def check_invalid(measured: Measured, *reasons: str) -> str:
 
 
 def check_reasons(measured: Measured, *reasons: str) -> None:
-    """The cases are invalid; these words come first among the reasons."""
+    """Expect invalid cases, with these words in the first reason of each."""
     assert not measured.cases["valid"].any(), measured.text
     for why in measured.cases["why"]:
         first = why.split("; ")[0]

@@ -1,5 +1,5 @@
-"""Kinds of streams as servers send them, for scripts of endpoint_script.py: whole ones, and what is
-no success.
+"""Kinds of streams that servers send, for scripts of endpoint_script.py: complete ones and failed
+ones.
 """
 
 import json
@@ -118,7 +118,7 @@ INTERIM: dict[str, tuple[str, ...]] = {
     "several": ("HTTP/1.1 102 Processing\r\n\r\n", "HTTP/1.1 103 Early Hints\r\nX: y\r\n\r\n"),
 }
 
-# Those that ask for nothing else in a request, so that one load can meet all.
+# Kinds that need nothing special in a request, so one load can meet all of them.
 KINDS_OF_STREAMS: dict[str, dict[str, Any]] = {
     **FRAMES,
     **{f"interim {name}": {"interim": texts} for name, texts in INTERIM.items()},
@@ -137,7 +137,7 @@ KINDS_OF_STREAMS: dict[str, dict[str, Any]] = {
 }
 
 
-# --- no success
+# --- failed streams
 
 EMPTY = json.dumps({"choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": "stop"}]})
 USAGE_ONLY = json.dumps({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 7}})
@@ -153,7 +153,7 @@ MINIMAX = json.dumps(
 )
 FASTCHAT = json.dumps({"text": "**NETWORK ERROR DUE TO HIGH TRAFFIC**", "error_code": 50001})
 
-# name: the events, the tokens before them, and what the rows and the reason must have
+# name: events, tokens before them, and words that the rows and the reason must contain
 NO_SUCCESS: dict[str, tuple[tuple[str, ...], int, tuple[str, ...]]] = {
     "only [DONE]": ((DONE,), 0, ("no token",)),
     "nothing": ((": bye\n\n",), 0, ("no token",)),

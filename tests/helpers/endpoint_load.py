@@ -1,8 +1,8 @@
-"""What a campaign makes of a scripted endpoint, without its processes: the profile, a closed loop
-of three users by blocking connections, the rows and the checks, all in the test's own process.
+"""A campaign against a scripted endpoint in the test's own process: the profile, a closed loop of
+three users with blocking connections, the rows and the checks.
 
-A whole campaign takes ten times as long, and adds the load generator's own reader: the campaigns of
-endpoint_campaign.py are about those.
+A whole campaign (endpoint_campaign.py) takes ten times as long, and also tests the load generator's
+own reader.
 """
 
 import contextlib
@@ -43,14 +43,14 @@ SEED = "1/endpoints/1"
 
 
 class Users:
-    """A closed loop against an endpoint, whose rows it collects."""
+    """A closed loop against an endpoint that collects its rows."""
 
     def __init__(self, task: LoadTask):
         self.task, self.rows = task, list[JsonObject]()
         self.numbers = itertools.count()
 
     def run(self, end_s: float) -> None:
-        """Until `end_s` on the rows' clock, and until all responses have ended."""
+        """Send requests until `end_s` on the rows' clock, and wait for all responses."""
         threads = [
             threading.Thread(target=self.run_user, args=(user, end_s)) for user in range(USERS)
         ]
@@ -82,20 +82,20 @@ class Users:
 
 
 def measure_load(folder: Path, script: Script, *, path: str = "", **more: Any) -> Measured:
-    """As a campaign of one case would leave it; `path` belongs to the target."""
+    """Measure one case as a campaign would; `path` is part of the target's URL."""
     with serve_script(folder, script) as endpoint:
         return measure_endpoint(folder, endpoint, f"{endpoint.url}{path}", **more)
 
 
 def measure_valid_load(folder: Path, script: Script, **more: Any) -> Measured:
-    """Likewise, and the case must be valid and as the server recorded it."""
+    """Like measure_load; the case must be valid and agree with the server's record."""
     return repeat_until_valid(
         lambda attempt: measure_load(folder / str(attempt), script, **more), TRIES
     )
 
 
 def measure_undisturbed(folder: Path, script: Script, **more: Any) -> Measured:
-    """Likewise; whether it is valid is not known beforehand."""
+    """Like measure_load, repeated until no busy machine disturbs it; it may be invalid."""
     return repeat_undisturbed(
         lambda attempt: measure_load(folder / str(attempt), script, **more), TRIES
     )

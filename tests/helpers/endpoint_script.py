@@ -1,5 +1,5 @@
-"""Endpoints as others run them: a server, in a process of its own, that does what its script
-describes and records what it sent, and when.
+"""Endpoints like those of others: a server in a process of its own that follows a script and
+records what it sends, and when.
 """
 
 import contextlib
@@ -27,95 +27,97 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Failure:
-    """What a request gets instead of a response: a status with words, or events of a stream."""
+    """What a request gets instead of a response: a status with a message, or events of a stream."""
 
     status: int = 200
-    words: str = ""  # of an error, in OpenAI's envelope
-    events: tuple[str, ...] = ()  # as they are on the wire
+    words: str = ""  # the message in OpenAI's error envelope
+    events: tuple[str, ...] = ()  # as sent on the wire
     after_tokens: int = 0
     content_type: str = "text/event-stream"
     retry_after: str = ""
-    when: str = ALWAYS  # LOAD: not before the first request of the load generator
-    every: int = 1  # only each so many-th request
+    when: str = ALWAYS  # LOAD: from the first request of the load generator on
+    every: int = 1  # fails only every n-th request
     after_requests: int = 0
     dies: bool = False  # the whole server
 
 
 @dataclass(frozen=True)
 class Script:
-    """What the endpoint is and does. The default: one word is one token, 20 ms to the first, 5 ms
-    each, model "m", completions and chat below /v1, usage if it is asked for.
+    """What the endpoint does. By default: one word is one token, 20 ms to the first token and 5 ms
+    to each further one, model "m", completions and chat below /v1, usage on request.
     """
 
-    # where it is
+    # the server
     root: str = "/v1"
     models: tuple[str, ...] | None = ("m",)  # None: 404
     query: str = ""  # 404 without it
     header: str = ""  # "name: value"; 401 without it
     redirect: str = ""
-    loading_s: float = 0.0  # from its start
+    loading_s: float = 0.0  # after its start
     loading: str = "Loading model"
     endpoints: tuple[str, ...] = (CHAT, COMPLETIONS)
     metrics: str = ""  # text of /metrics, 404 if empty
 
     # requests
-    refused: dict[str, tuple[int, str]] = field(default_factory=dict)  # field: status and words
+    refused: dict[str, tuple[int, str]] = field(default_factory=dict)  # field: status and message
     required: dict[str, tuple[int, str]] = field(default_factory=dict)
     context: int | None = None
-    lengths: tuple[int, int] | None = None  # tokens, whatever is asked for; by the prompt
-    heeds_max_tokens: bool = True  # of `lengths`: ends at max_tokens, too
+    lengths: tuple[int, int] | None = (
+        None  # range of tokens, whatever was requested; chosen by the prompt
+    )
+    heeds_max_tokens: bool = True  # whether `lengths` also ends at max_tokens
 
     # usage
-    # asked, finish (in the finish chunk, unasked), continuous (if asked for), running (continuous,
-    # unasked), plain, never
+    # asked (on request), finish (always, in the finish chunk), continuous (on request, in every
+    # chunk), running (always, in every chunk), plain, never
     usage: str = "asked"
     null_usage: bool = False  # "usage": null in every other chunk
     usage_times: float = 1.0
-    usage_says: Any = None  # instead of the count of tokens
-    prompt_factor: float = 1.0  # tokens for a word of a prompt
-    template_tokens: int = 0  # of a chat
+    usage_says: Any = None  # reported instead of the count of tokens
+    prompt_factor: float = 1.0  # tokens per word of a prompt
+    template_tokens: int = 0  # added to each chat
 
     # chunks
-    per_chunk: tuple[int, ...] = (1,)  # tokens, again and again
-    reasoning: float = 0  # tokens of a chat's reasoning, as a share if below 1
-    reasoning_field: str = "reasoning_content"  # parts: content is a list of parts
+    per_chunk: tuple[int, ...] = (1,)  # tokens per chunk, cycled
+    reasoning: float = 0  # reasoning tokens of a chat, or their share if below 1
+    reasoning_field: str = "reasoning_content"  # "parts": content is a list of parts
     empty_content: bool = False  # "content": "" beside reasoning
-    null_reasoning: bool = False  # reasoning's field is null beside content
-    parts: bool = False  # visible content is a list of parts, too
+    null_reasoning: bool = False  # the reasoning field is null beside content
+    parts: bool = False  # visible content is a list of parts
     early: tuple[str, ...] = ()  # events before the first token, as JSON
-    one_choice: bool = True  # usage's chunk has "choices": []; False: a finish chunk again
-    finish_with_token: bool = False  # no finish chunk: the last one with a token is
-    extras: bool = False  # fields that say nothing, in every chunk
-    long_words: bool = False  # of 1 to 12 letters instead of 4
+    one_choice: bool = True  # the usage chunk has "choices": []; False: it is a second finish chunk
+    finish_with_token: bool = False  # the last chunk with a token is the finish chunk
+    extras: bool = False  # meaningless fields in every chunk
+    long_words: bool = False  # words of 1 to 12 letters instead of 4
 
     # framing
-    event: tuple[str, ...] = (EVENT,)  # again and again; with {data}, {n}
-    pretty: bool = False  # JSON of several lines, each a "data:" line
+    event: tuple[str, ...] = (EVENT,)  # templates with {data} and {n}, cycled
+    pretty: bool = False  # JSON on several "data:" lines
     finish: str | None = "length"
     done: str = DONE
-    per_write: int = 1  # events
+    per_write: int = 1  # events per write
     in_halves: bool = False  # each event in two writes
-    until_closed: bool = False  # no chunks: the connection's end is the body's
+    until_closed: bool = False  # no chunked encoding: the connection ends with the body
     interim: tuple[str, ...] = ()  # responses before the final one
     content_type: str = "text/event-stream"
 
     # times
     first_s: float = 0.020
-    step_s: float = 0.005  # of a chunk
+    step_s: float = 0.005  # between chunks
     at_once: bool = False  # the whole response after first_s
-    probe_pace: float = 1.0  # of both times, for requests that are not the load's
+    probe_pace: float = 1.0  # factor of both times for requests outside the load
 
-    # connections: requests until it closes one without a response to the next
+    # requests on a connection before the server closes it without a response to the next
     serves: int | None = None
 
     # failures and texts
     failure: Failure | None = None
-    # stable, busy (the 20th word differs if another is in flight), second (or when a prompt comes
-    # again), cut (a stream has only the first 10 words), loses (a stream lacks the 6th word), mixed
-    # (from the 11th word on it is the newest other request's)
+    # stable, busy (the 20th word differs if another request is in flight), second (also if a prompt
+    # repeats), cut (streams have only the first 10 words), loses (streams lack the 6th word), mixed
+    # (text of the newest other request from the 11th word on)
     text: str = "stable"
 
-    # One completion after the other has these fields, by the kind's name.
+    # Completions have the fields of these kinds, one kind after the other.
     kinds: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def of_kind(self, kind: str) -> "Script":
@@ -135,13 +137,12 @@ class Script:
 
 @dataclass
 class Served:
-    """A request as the server saw it; times on time.perf_counter, which is one clock for all
-    processes. `sent`: of each event with tokens, when its write began, and
-    how many.
+    """A request as the server saw it; times on time.perf_counter, the same clock in all processes.
+    `sent` has, for each event with tokens, when its write started and the number of tokens.
     """
 
     method: str
-    path: str  # with its query
+    path: str  # with the query
     at_s: float
     headers: dict[str, str]
     body: dict[str, Any]
@@ -150,7 +151,7 @@ class Served:
     first_visible_s: float | None = None
     reasoning: int = 0
     whole: bool = False
-    in_flight: int = 0  # with it
+    in_flight: int = 0  # this request included
     kind: str = ""
 
     @property
@@ -164,13 +165,13 @@ class Served:
 
 @dataclass
 class Endpoint:
-    """A scripted server that runs. `url` has no path."""
+    """A running scripted server. `url` has no path."""
 
     url: str
     record: Path
 
     def requests(self) -> list[Served]:
-        """All that it has dealt with so far."""
+        """All requests that it has handled so far."""
         lines = self.record.read_text().splitlines() if self.record.exists() else []
         return [
             Served(**data | {"sent": [(at, n) for at, n in data["sent"]]})
@@ -181,13 +182,13 @@ class Endpoint:
         return [served for served in self.requests() if served.method == "POST"]
 
     def load(self) -> list[Served]:
-        """The load generator's."""
+        """The requests of the load generator."""
         return [served for served in self.completions() if served.is_load]
 
 
 @contextmanager
 def serve_script(folder: Path, script: Script) -> Iterator[Endpoint]:
-    """Runs until the end of the block."""
+    """Run the scripted server until the end of the block."""
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / "record.jsonl"
     record.unlink(missing_ok=True)
@@ -213,7 +214,7 @@ def serve_script(folder: Path, script: Script) -> Iterator[Endpoint]:
 
 
 class Response:
-    """The words of one response, and the JSON that carries them."""
+    """The words of one response, and its JSON."""
 
     def __init__(self, script: Script, served: Served, chat: bool, prompt: str, count: int):
         self.script, self.served, self.chat, self.count = script, served, chat, count
@@ -241,7 +242,7 @@ class Response:
         return self.served.body.get("stream") is True
 
     def plain(self) -> Json:
-        """The response that is not streamed."""
+        """The response without streaming."""
         script, content = self.script, self.content(0, self.count)
         choice = {"message": {"role": "assistant", **content}} if self.chat else content
         usage = {} if script.usage == "never" else {"usage": self.usage(self.count)}
@@ -249,18 +250,18 @@ class Response:
 
     def usage(self, tokens: int) -> Json:
         script = self.script
-        said = round(tokens * script.usage_times)
+        reported = round(tokens * script.usage_times)
         usage: Json = {
             "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": said if script.usage_says is None else script.usage_says,
-            "total_tokens": self.prompt_tokens + said,
+            "completion_tokens": reported if script.usage_says is None else script.usage_says,
+            "total_tokens": self.prompt_tokens + reported,
         }
         if self.reasoning:
             usage["completion_tokens_details"] = {"reasoning_tokens": min(tokens, self.reasoning)}
         return usage
 
     def chunks(self) -> Iterator[tuple[int, int]]:
-        """[begin, end) of the tokens of each chunk: none has both reasoning and visible ones."""
+        """[begin, end) of the tokens of each chunk; no chunk mixes reasoning and visible tokens."""
         begin = 0
         for size in itertools.cycle(self.script.per_chunk):
             if begin >= self.count:
@@ -271,7 +272,7 @@ class Response:
             begin = end
 
     def content(self, begin: int, end: int) -> Json:
-        """A delta, a message or a text with these tokens."""
+        """The content of a delta or message, or a text, with these tokens."""
         text = "".join(f" {word}" for word in self.words[begin:end])
         if not self.chat:
             return {"text": text}
@@ -303,7 +304,7 @@ class Response:
 
 
 def words_of(prompt: str, count: int, long_words: bool = False) -> list[str]:
-    """The greedy continuation of a prompt: a function of it alone."""
+    """The greedy continuation of a prompt, which depends on the prompt alone."""
     source = random.Random(zlib.crc32(prompt.encode()))
     words = source.choices(VOCABULARY, k=count)
     return [(word * 3)[: source.randint(1, 12)] for word in words] if long_words else words

@@ -1,4 +1,4 @@
-"""A fake NVIDIA driver library, which scripts what cards say of themselves."""
+"""A fake NVIDIA driver library that scripts what cards report."""
 
 import subprocess
 from pathlib import Path
@@ -11,8 +11,8 @@ ONE_CARD = PROGRAMS / "fake_nvml_one_card.c"
 
 
 def compile_driver(folder: Path, source: Path, hangs: bool = False) -> str:
-    """Compiles libnvidia-ml.so.1 into the folder and returns it, for LD_LIBRARY_PATH. With `hangs`
-    the third question for the power of card 0 is never answered (TWO_CARDS).
+    """Compile libnvidia-ml.so.1 into the folder and return the folder, for LD_LIBRARY_PATH. With
+    `hangs` the third query of card 0's power never returns (TWO_CARDS).
     """
     require_installed("cc")
     compiler = find_program("cc")

@@ -1,4 +1,4 @@
-"""Servers that are programs of a few lines, and what is left of them."""
+"""Servers that are programs of a few lines, and checks of what they leave behind."""
 
 import sys
 from pathlib import Path
@@ -15,8 +15,8 @@ MODEL = Model("serveoff-tiny", "", True)
 
 
 def fake_server(folder: Path, behaviour: str = "serve", *more: str) -> ServerSpec:
-    """A server with a behaviour of tests/programs/fake_server.py, which notes in the folder what
-    the test asks for.
+    """A server with a behaviour of tests/programs/fake_server.py, which leaves its notes in the
+    folder.
     """
     program = str(PROGRAMS / "fake_server.py")
     command = (sys.executable, program, behaviour, str(folder), "{port}", *more)

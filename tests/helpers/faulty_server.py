@@ -1,8 +1,7 @@
-"""The smallest server that keeps the contract, standard library only, and one fault at a time to
-break it with.
+"""The smallest server that conforms to the contract, with one fault at a time that breaks it.
 
-python -m tests.helpers.faulty_server early_role 8000      then: python -m servers verify
-http://127.0.0.1:8000
+python -m tests.helpers.faulty_server early_role 8000
+python -m servers verify http://127.0.0.1:8000
 """
 
 import json
@@ -117,14 +116,14 @@ class Handler(BaseHTTPRequestHandler):
         for i, item in enumerate(self.server.generate(prompt, asked)):
             # a comment is no fault
             text = (": still here\n\n" if fault == "sends_comments" else "") + answer.event(item)
-            if i == 30:  # late, so that only a whole look finds it
+            if i == 30:  # late, so only a check of the whole stream finds it
                 text = {"drops_a_token": "", "doubles_a_token": 2 * text}.get(fault, text)
             if fault == "no_done":
                 text = text.removesuffix(api.DONE)
             if fault == "wrong_usage_of_streams":
                 text = text.replace('"completion_tokens": ', '"completion_tokens": 1')
             held += text
-            # as a proxy in between does it
+            # buffered as a proxy would
             if fault != "buffers" or len(held) > 16_384 or not isinstance(item, str):
                 try:
                     self.send_events(held)
@@ -147,7 +146,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(events.encode())
 
     def talk(self) -> None:
-        """A WebSocket, to its end; each message is answered as if it were POSTed."""
+        """Serve a WebSocket to its end, answering each message like a POST."""
         self.upgraded = WSConnection(ConnectionType.SERVER)
         self.upgraded.initiate_upgrade_connection(
             [(name.encode(), value.encode()) for name, value in self.headers.items()], self.path
@@ -193,12 +192,12 @@ class Server(ThreadingHTTPServer):
             time.sleep(max(0.0, due - time.perf_counter()))
             due += STEP_S
             if self.fault == "mixes_up_requests" and i == 10:
-                prompt = self.prompts[-1]  # whoever came last
+                prompt = self.prompts[-1]  # of the newest request
             yield " " + oracle.VOCABULARY[(oracle.successor_index(prompt) + i) % oracle.WORDS]
-        said = count + 1 if self.fault == "wrong_usage" else count
+        reported = count + 1 if self.fault == "wrong_usage" else count
         yield Outcome(
             oracle.count_tokens(prompt),
-            said,
+            reported,
             "length",
             0.0,
             1e3 * PREFILL_S,
@@ -208,7 +207,7 @@ class Server(ThreadingHTTPServer):
 
 @contextmanager
 def running(fault: str = "") -> Iterator[str]:
-    """Its base URL."""
+    """Run the server and yield its base URL."""
     with Server(fault) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()

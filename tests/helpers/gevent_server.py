@@ -14,8 +14,8 @@ class RequestRecorder:
 
     def __init__(self, response: bytes, delay_s: float = 0.0) -> None:
         self.response, self.delay_s = response, delay_s
-        self.requests: list[tuple[int, str, int]] = []  # client's port, X-Request-Id, body's length
-        self.hang_up_after = 0  # responses on a connection; 0: never
+        self.requests: list[tuple[int, str, int]] = []  # client port, X-Request-Id, body length
+        self.hang_up_after = 0  # responses per connection; 0: never
         self.server = StreamServer(("127.0.0.1", 0), self.serve)
         self.server.start()
         self.url = f"http://127.0.0.1:{self.server.server_port}"

@@ -1,4 +1,4 @@
-"""The ground truth's server as a process, and how to ask it something."""
+"""The ground-truth server as a process, and requests to it."""
 
 import json
 import signal
@@ -62,8 +62,8 @@ def body(tokens: int, chat: bool = False, **more: object) -> bytes:
 
 
 def raw(tokens: int) -> bytes:
-    said = body(tokens)
-    return b"POST /v1/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(said) + said
+    data = body(tokens)
+    return b"POST /v1/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(data) + data
 
 
 def connect(reference: Reference) -> socket.socket:
@@ -73,7 +73,7 @@ def connect(reference: Reference) -> socket.socket:
 def ask(
     reference: Reference, tokens: int, chat: bool = False, name: str = ""
 ) -> tuple[http.Exchange, response.ParsedResponse]:
-    """One request on a connection of its own."""
+    """Send one request on a connection of its own."""
     with closing(make_blocking_connection(reference.url, PATIENCE_S)) as connection:
         connection.protocol.headers += f"X-Request-Id: {name}\r\n" if name else ""
         return ask_on(connection, tokens, chat)

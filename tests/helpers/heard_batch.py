@@ -1,4 +1,4 @@
-"""Rows of a batch as the servers that submit them to its queue hear them."""
+"""Rows of a batch as their servers receive them from the queue."""
 
 import threading
 import time
@@ -8,7 +8,7 @@ from typing import Any
 from servers.contract.api import CompletionRequest, Outcome
 from servers.engines.batching import BatchQueue
 
-LONG_MS = 60_000  # nobody waits that long: what happens, happens for another reason
+LONG_MS = 60_000  # longer than any test waits, so something else must end the wait
 PATIENCE_S = 60
 
 
@@ -33,7 +33,7 @@ def wait_until(what: Callable[[], Any]) -> None:
 
 
 class Heard:
-    """What one request's server hears."""
+    """The items that the server of one request receives."""
 
     def __init__(self, queue: BatchQueue, **wanted: Any):
         self.items: list[Any] = []
@@ -41,7 +41,7 @@ class Heard:
         self.row = queue.submit(queue.prepare(completion(**wanted)), self.hear)
 
     def hear(self, item: Any) -> None:
-        assert not self.over.is_set(), "nothing comes after the end"
+        assert not self.over.is_set(), "nothing may come after the end"
         self.items.append(item)
         if not isinstance(item, str):
             self.over.set()

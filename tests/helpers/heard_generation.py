@@ -1,4 +1,4 @@
-"""One generation as the server that asks an engine for it hears it."""
+"""One generation as the server that requests it from an engine receives it."""
 
 import time
 from collections.abc import Callable
@@ -15,12 +15,12 @@ def completion(prompt: str = "baba", max_tokens: int = 8, **more: Any) -> Comple
 
 
 class Gone(Exception):
-    """What a server raises in on_token when its client has gone."""
+    """Raised by a server in on_token when its client has gone."""
 
 
 @dataclass
 class Heard:
-    """One generation as its server sees it; times in s."""
+    """One generation as its server receives it; times in s."""
 
     asked: float
     times: list[float] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Heard:
 def blocking(
     engine: Any, request: Any, until: Callable[[Heard], bool] = lambda heard: False
 ) -> Heard:
-    """`until`: the client goes away when it is true."""
+    """Generate with a blocking engine; the client goes away when `until` is true."""
     heard = Heard(time.perf_counter())
 
     def on_token(text: str) -> None:
@@ -51,7 +51,7 @@ def blocking(
 async def streamed(
     engine: Any, request: Any, until: Callable[[Heard], bool] = lambda heard: False
 ) -> Heard:
-    """As `blocking`, by an async engine."""
+    """Like `blocking`, with an async engine."""
     heard = Heard(time.perf_counter())
     stream = engine.stream(engine.prepare(request))
     async for item in stream:

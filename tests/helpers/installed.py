@@ -1,8 +1,8 @@
-"""Programs and packages that a test needs: without them it is a skip that names them.
+"""Programs and packages that a test needs. A test without them is skipped, and the skip names them;
+where SERVEOFF_REQUIRE_PROGRAMS is set, as in CI, the test fails.
 
-Where SERVEOFF_REQUIRE_PROGRAMS is set, as in CI, it is a failure. This module is a pytest plugin:
-`@pytest.mark.requires("nginx")` does for a test what `require_installed("nginx")` does in its body
-or in a fixture.
+This module is a pytest plugin: `@pytest.mark.requires("nginx")` does for a whole test what
+`require_installed("nginx")` does in its body or in a fixture.
 """
 
 import itertools
@@ -21,7 +21,7 @@ STRICT = "SERVEOFF_REQUIRE_PROGRAMS"
 
 
 def read_programs(file: Path) -> dict[str, tuple[list[str], str]]:
-    """By the first of a program's names: all of them, and the Debian packages to install."""
+    """All names of each program and the Debian packages to install, by the program's first name."""
     found = {}
     for line in file.read_text().splitlines():
         if line and not line.startswith("#"):
@@ -34,14 +34,14 @@ PROGRAMS = read_programs(ROOT / ".ci" / "programs")
 
 
 def find_program(name: str) -> str | None:
-    """Path of the program, or of another that will do; None if none is installed."""
+    """Path of the program or of an alternative; None if none is installed."""
     names, _ = PROGRAMS.get(name, ([name], ""))
     paths = (shutil.which(each, path=catalog.search_path()) for each in names)
     return next(filter(None, paths), None)
 
 
 def require_installed(*names: str) -> None:
-    """Skips or fails the calling test unless all these programs and Python modules are there."""
+    """Skip or fail the calling test unless all these programs and modules are installed."""
     missing = [name for name in names if not find_program(name) and not catalog.is_installed(name)]
     if not missing:
         return
@@ -52,7 +52,7 @@ def require_installed(*names: str) -> None:
 
 
 def require_server(server: catalog.ServerSpec, engine: str = "simulated") -> None:
-    """Skips or fails the calling test unless this server can run here."""
+    """Skip or fail the calling test unless this server can run here."""
     require_installed(*server.missing(engine))
 
 
@@ -61,11 +61,11 @@ def _describe_missing(name: str) -> str:
         return f"{name} is not installed (Debian: apt-get install {PROGRAMS[name][1]})"
     if _is_left_out(name):
         return f"{name} is not installed: pyproject.toml leaves it out on this platform"
-    return f"{name} is not installed, and .ci/programs and pyproject.toml should bring it"
+    return f"{name} is not installed, and .ci/programs or pyproject.toml should install it"
 
 
 def _is_left_out(module: str) -> bool:
-    """Whether a marker in pyproject.toml leaves this package out here, as it has no wheel."""
+    """Whether a marker in pyproject.toml leaves this package out on this platform."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = itertools.chain.from_iterable(project["optional-dependencies"].values())
     return any(

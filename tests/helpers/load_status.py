@@ -1,4 +1,4 @@
-"""Statuses of a load, as load.json has them."""
+"""Statuses of a load as in load.json."""
 
 from loadtests.generator.messages import Window
 from loadtests.generator.status import RUNNING, LoadStatus

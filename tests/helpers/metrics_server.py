@@ -1,4 +1,4 @@
-"""A server whose GET /metrics answers as it is told: well, or in every way that must not matter."""
+"""A server with a scripted GET /metrics: correct, or broken in ways that must not matter."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ serveoff_requests_in_flight %s
 
 
 class Server(ThreadingHTTPServer):
-    """Does what `answers` says for each GET, the last of them again and again."""
+    """Handles each GET with the next of `answers`, and repeats the last."""
 
     daemon_threads = True
 

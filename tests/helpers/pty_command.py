@@ -10,8 +10,8 @@ PATIENCE_S = 60.0  # against hanging; not a measurement
 
 
 class Terminal:
-    """What the command prints gathers in `text`; `press` types a key: Ctrl-C is the terminal's, no
-    signal of ours.
+    """A command and its terminal. `text` has its output so far. `press` types a key, so Ctrl-C
+    comes from the terminal and not as a signal from the test.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Terminal:
             while data := os.read(self.keyboard, 65536):
                 self.seen += data
         except OSError:
-            pass  # Linux: nobody has the terminal open any more
+            pass  # on Linux, when no process has the terminal open any more
 
     @property
     def text(self) -> str:

@@ -17,7 +17,7 @@ def command_of(program: str, *arguments: str) -> list[str]:
 def run_program(
     program: str, *arguments: str, timeout_s: float = 60, **environment: str
 ) -> "subprocess.CompletedProcess[str]":
-    """Runs tests/programs/PROGRAM.py to its end, with `environment` added to ours."""
+    """Run tests/programs/PROGRAM.py to its end with `environment` added to the current one."""
     return subprocess.run(
         command_of(program, *arguments),
         cwd=ROOT,
@@ -29,7 +29,7 @@ def run_program(
 
 
 def output_of(program: str, *arguments: str, timeout_s: float = 60, **environment: str) -> str:
-    """What the program prints. Fails with its errors if it does not succeed."""
+    """The output of the program; fails with its errors if it does not succeed."""
     done = run_program(program, *arguments, timeout_s=timeout_s, **environment)
     assert done.returncode == 0, done.stderr[-5000:]
     return done.stdout

@@ -1,8 +1,8 @@
-"""A contract-keeping server that plays a real model: no rule says what it answers, and its greedy
-text may change with what else is in flight.
+"""A conforming server that imitates a real model: no oracle knows its text, and its greedy text may
+change with the other requests in flight.
 
-It knows nothing of the checks that are tried on it. `goes_on`: lists are continued, as most models
-do. Else each prompt has a text of its own, made of common words, which may begin like all others.
+It does not know the checks that are tried on it. With `goes_on` it continues lists, as most models
+do. Otherwise each prompt has its own text of common words, which may start like all others.
 """
 
 import random
@@ -24,10 +24,11 @@ ALIKE = "well that is a good question and the short way to say it would be"
 
 @dataclass
 class Play:
-    """`flips`: share of the texts that differ from word `flips_at` on under concurrency, and with
-    `unstable_alone` always. `mixes`: how many of those in flight have another's text, from word
-    `mixed_from` on: that of the newest other request. With `interleaves` it is every other word of
-    the newest list, since of other text that is not found (servers/contract/text_mixing.py).
+    """How the server behaves. `flips` is the share of texts that differ from word `flips_at` on
+    under concurrency, or always with `unstable_alone`. `mixes` is how many requests in flight get
+    the text of the newest other request from word `mixed_from` on. With `interleaves` they get
+    every other word of the newest list, as the checks cannot find that in other text
+    (servers/contract/text_mixing.py).
     """
 
     goes_on: bool = True
@@ -49,7 +50,7 @@ class Play:
 
 
 def list_of(prompt: str) -> list[str]:
-    """The words that a prompt repeats; empty if it is no list."""
+    """The words that a prompt repeats; empty if the prompt is not a list."""
     words = prompt.replace(",", " ").split()
     cycle = len(set(words))
     repeats = words == words[:cycle] * (len(words) // cycle) and cycle < len(words)
@@ -71,7 +72,7 @@ class Server(faulty_server.Server):
             if not isinstance(item, str):
                 yield item
                 return
-            if at == 0:  # those in flight have all come during the prefill
+            if at == 0:  # all concurrent requests have arrived during the prefill
                 with self.turn:
                     others = [other for other in self.prompts if other != prompt]
                     if play.interleaves:
@@ -90,7 +91,7 @@ class Server(faulty_server.Server):
 
 @contextmanager
 def running(play: Play) -> Iterator[str]:
-    """Its base URL."""
+    """Run the server and yield its base URL."""
     with Server(play) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()

@@ -1,5 +1,5 @@
-"""A server that answers by the planted rule and remembers what it was asked, and loads that are
-driven against it without a campaign.
+"""A server that answers as the oracle expects and records its requests, and loads that run against
+it without a campaign.
 """
 
 import json
@@ -35,8 +35,8 @@ SEED = "1/test/1"
 
 @dataclass
 class Asked:
-    """One request as it came, on our clock: how many were unanswered with it, and what was
-    answered.
+    """One request as it arrived, on the test's clock, with its response. `unanswered` counts the
+    requests in flight, this one included.
     """
 
     at_s: float
@@ -49,8 +49,8 @@ class Asked:
 
 
 class Witness(ThreadingHTTPServer):
-    """`answer_s` is how long an answer takes, `step_s` how long each of its events; a request for
-    which `fails` is refused with 500; it closes connections that are idle for `idle_s`.
+    """Waits `answer_s` before each response and `step_s` before each of its events. Responds with
+    500 where `fails` is true, and closes connections that are idle for `idle_s`.
     """
 
     daemon_threads = True
@@ -82,7 +82,7 @@ class Witness(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, *_: Any) -> None:
-        pass  # a client that went away, as one that is killed does
+        pass  # the client has gone, for example killed
 
     def use_tls(self, certificate: Path) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -119,7 +119,7 @@ class Handler(BaseHTTPRequestHandler):
             )
             server.asked.append(asked)
         time.sleep(server.answer_s)
-        with server.lock:  # before the client can know
+        with server.lock:  # before the client gets the response
             server.unanswered -= 1
         if server.fails(asked):
             self.reply(asked, 500, "application/json", [b"{}"])
@@ -151,7 +151,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @dataclass
 class Driven:
-    """What a load left. `said`: load.json as it is on disk."""
+    """The results of a load. `said` is load.json as on disk."""
 
     said: dict[str, Any]
     folder: Path
@@ -192,7 +192,7 @@ def drive(
     watch: Callable[[LoadStatus | None], None] = lambda status: None,
     web_port: int | None = None,
 ) -> Driven:
-    """To its end. Raises LoadFailed; the rows are in the folder then, too."""
+    """Run a load to its end. Raises LoadFailed, with the rows left in the folder."""
     folder.mkdir()
     with locust_process.start_load(folder, task, workers, web_port=web_port) as load:
         locust_process.wait_for_load(

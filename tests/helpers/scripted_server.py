@@ -1,5 +1,5 @@
-"""A server on a real socket that does what its script says, byte by byte, and pieces of answers to
-write scripts with.
+"""A server on a real socket that follows a script byte by byte, and pieces of responses for
+scripts.
 """
 
 import json
@@ -20,8 +20,8 @@ PATIENCE_S = 30.0  # against hanging; not a measurement
 
 
 class Scripted:
-    """Answers the n-th request with the n-th script: bytes are sent, numbers slept (s), functions
-    called.
+    """Answers the n-th request with the n-th script: sends bytes, sleeps for numbers (s) and calls
+    functions.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Scripted:
                         if not self.play(client, self.scripts.pop(0)):
                             break
                 except OSError:
-                    pass  # the client has given up, as it should for a broken answer
+                    pass  # the client gave up, as it should on a broken response
 
     @staticmethod
     def read(client: socket.socket) -> bytes:
@@ -87,7 +87,7 @@ class Scripted:
 def ask(
     server: Scripted, *script: Step, timeout_s: float = PATIENCE_S
 ) -> tuple[http.Exchange, response.ParsedResponse]:
-    """One request on a connection of its own."""
+    """Send one request on a connection of its own."""
     server.scripts.append(list(script))
     connection, exchange = make_blocking_connection(server.url, timeout_s), http.Exchange()
     connection.post("/v1/completions", b"{}", exchange)
@@ -123,7 +123,7 @@ def is_whole(settled: response.ParsedResponse) -> bool:
 
 
 def until_read(exchange: http.Exchange, pieces: int) -> Callable[[], object]:
-    """A step that waits until the client has read so many pieces of the body."""
+    """A step that waits until the client has read that many pieces of the body."""
 
     def wait() -> None:
         end = time.monotonic() + PATIENCE_S
@@ -133,8 +133,8 @@ def until_read(exchange: http.Exchange, pieces: int) -> Callable[[], object]:
     return wait
 
 
-# As servers send it: a chunk an event, one with an extension, one event in two chunks, a trailer at
-# the end.
+# As servers send it: one event per chunk, but one event in two chunks, one chunk with an extension,
+# and a trailer at the end.
 PIECES = [
     event(WORDS[0]),
     event(WORDS[1])[:9],

@@ -1,4 +1,4 @@
-"""The simulated engine with times of its own, asked as a blocking and as an async server asks."""
+"""The simulated engine with chosen times, called as blocking and async servers call it."""
 
 import asyncio
 import time
@@ -21,8 +21,8 @@ def settings(**times: Any) -> Settings:
 def hear(
     kind: str, *requests: CompletionRequest | ChatCompletionRequest, **times: Any
 ) -> list[Heard]:
-    """All at once, on one simulated engine, asked for in this order. `kind`: blocking, in threads,
-    or async.
+    """Generate all requests at once on one simulated engine, submitted in this order. `kind` is
+    "blocking" (in threads) or "async".
     """
     if kind == "async":
 
@@ -36,7 +36,7 @@ def hear(
         waiting = []
         for request in requests:
             waiting.append(pool.submit(blocking, engine, request))
-            time.sleep(0.005)  # threads begin in any order unless one waits a little
+            time.sleep(0.005)  # without a pause threads start in any order
         return [one.result() for one in waiting]
 
 

@@ -1,4 +1,4 @@
-"""Gateways, a server behind one, and how to ask them something."""
+"""Gateways, a server behind them, and requests to them."""
 
 import json
 import time
@@ -27,7 +27,7 @@ each_of_fastapi = pytest.mark.parametrize(
 )
 OK = 'serveoff_requests_total{path="/v1/completions",status="200"}'
 JSON = {"Content-Type": "application/json"}
-PATIENCE_S = 20.0  # for what takes a fraction of a second on an idle machine
+PATIENCE_S = 20.0  # for waits of a fraction of a second on an idle machine
 
 Start = Callable[..., RunningServer]
 
@@ -66,6 +66,6 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
 
 
 def streamed_error(stream: Iterator[str]) -> dict[str, Any]:
-    """Of a stream that broke off: its last event."""
+    """The error in the last event of a stream that broke off."""
     *_, last = [event for event in "".join(stream).split("\n\n") if event]
     return json.loads(last.removeprefix("data: "))["error"]

@@ -1,4 +1,4 @@
-"""A server started as a campaign starts it, and how to ask it something."""
+"""A server started as a campaign starts it, and requests to it."""
 
 import http.client
 import json
@@ -22,11 +22,11 @@ from tests.helpers.installed import require_server
 SERVERS = catalog.list_servers()
 QUICK = {"prefill_ms": 20, "step_ms": 3}
 MODEL = "serveoff-tiny"
-SOON_S = 20.0  # for what takes a fraction of a second on an idle machine
+SOON_S = 20.0  # for waits of a fraction of a second on an idle machine
 
 
-# As in a campaign, and for its reason: else the server may keep this process from its core, and a
-# stream looks as if it were buffered.
+# As in a campaign: without cores of its own this process may have to wait for the server, and a
+# stream then looks buffered.
 SHARE = cores.share_cores()
 
 
@@ -95,7 +95,7 @@ STARTS = {
 def started(
     name: str, engine: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningServer]:
-    """Once for all tests of this file; at its end nothing of it may be left."""
+    """Start a server for all tests of a file, and check that none of its processes outlives it."""
     with start(name, engine, tmp_path_factory.mktemp(name)) as running:
         yield running
         roots = [psutil.Process(pid) for pid in running.pids]
@@ -122,7 +122,7 @@ def ask(
     key: str | None = None,
     headers: dict[str, str] | None = None,
 ) -> tuple[int, Any]:
-    """Status and JSON (or text) of a request; bytes and iterators are sent as they are."""
+    """Status and JSON (or text) of a response; a body of bytes or an iterator is sent as it is."""
     connection = http.client.HTTPConnection(base_url.removeprefix("http://"), timeout=60)
     data = json.dumps(body).encode() if isinstance(body, dict) else body
     headers = make_headers(key) | (headers or {})
@@ -130,21 +130,21 @@ def ask(
         try:
             connection.request("GET" if body is None else "POST", path, data, headers)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # refused before all of it was sent
+            pass  # the server refused it before all of it was sent
         response = connection.getresponse()
-        said = response.read()
+        content = response.read()
     finally:
         connection.close()
     try:
-        return response.status, json.loads(said)
+        return response.status, json.loads(content)
     except ValueError:
-        return response.status, said.decode()
+        return response.status, content.decode()
 
 
 def stream_with_sigterm(
     running: RunningServer, tokens: int, at_token: int, key: str | None = None
 ) -> None:
-    """SIGTERM at this token must cut nothing of the stream, and end the server afterwards."""
+    """Send SIGTERM at this token: the stream must stay whole, and the server must end after it."""
     connection = http.client.HTTPConnection(running.base_url.removeprefix("http://"), timeout=60)
     connection.request(
         "POST",
@@ -153,17 +153,17 @@ def stream_with_sigterm(
         make_headers(key),
     )
     response = connection.getresponse()
-    said = b""
-    while said.count(b"\n\n") < at_token:
+    stream = b""
+    while stream.count(b"\n\n") < at_token:
         more = response.read1()
-        assert more, f"cut after {said.count(b'data: ')} of {tokens} tokens"
-        said += more
+        assert more, f"cut after {stream.count(b'data: ')} of {tokens} tokens"
+        stream += more
     os.kill(running.pid, signal.SIGTERM)
-    said += response.read()
+    stream += response.read()
     connection.close()
     code = running.supervisor.wait(timeout=30)
     assert code in (0, 128 + signal.SIGTERM), launch.log_tail(running.log, 50)
-    *events, end = [event.removeprefix(b"data: ") for event in said.split(b"\n\n") if event]
+    *events, end = [event.removeprefix(b"data: ") for event in stream.split(b"\n\n") if event]
     assert (
         "".join(chunks.read_chunk(event).text for event in events)
         == oracle.continuation("baba", tokens)
@@ -184,9 +184,9 @@ def wanted(**more: Any) -> dict[str, Any]:
 
 
 def counters_at_rest(base_url: str) -> dict[str, float]:
-    """Once no request is in flight or running: each is counted after the last byte of its answer,
-    when its client has gone on already, and an engine in a thread learns at its next token that the
-    client has left.
+    """Wait until no request is in flight or running, and return the counters. The server counts a
+    request after the last byte of its response, when the client already continues, and an engine in
+    a thread notices at its next token that the client has gone.
     """
     end = time.monotonic() + 30
     while time.monotonic() < end:
@@ -198,7 +198,7 @@ def counters_at_rest(base_url: str) -> dict[str, float]:
         ):
             return found
         time.sleep(0.05)
-    raise AssertionError(f"a request is in flight or running for ever: {found}")
+    raise AssertionError(f"a request stays in flight or running: {found}")
 
 
 def counters(base_url: str) -> dict[str, float]:

@@ -9,5 +9,5 @@ needs_compiler = (
     if sys.platform == "linux"
     else pytest.mark.skip(reason="native.c is for Linux")
 )
-# `reader` is the value of the environment variable SERVEOFF_STREAMS
+# `reader` is a value of the environment variable SERVEOFF_STREAMS
 each_reader = pytest.mark.parametrize("reader", [pytest.param("c", marks=needs_compiler), "python"])

@@ -1,6 +1,6 @@
 """Campaign folders in the schema of loadtests/schema/, with known values and no server.
 
-Their cases are those of synthetic_case.py, whose names can be imported from here as well.
+Their cases come from synthetic_case.py, whose names can also be imported from here.
 """
 
 from collections.abc import Callable, Mapping
@@ -87,8 +87,8 @@ def campaign_data(plan: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
 
 
 def calibration(users: int | None = 8, rate: float | None = None, **errors: Any) -> dict[str, Any]:
-    """calibration.json of a load generator that errs by microseconds; `errors` of both loads are
-    changed.
+    """calibration.json of a load generator that errs by microseconds. `errors` replaces values of
+    both loads.
     """
     found = {
         "requests": 400,
@@ -141,9 +141,8 @@ def calibration(users: int | None = 8, rate: float | None = None, **errors: Any)
 
 
 def campaign(folder: Path, **changes: Any) -> Path:
-    """A campaign with everything in it: two repetitions of two servers that are fine (beta with a
-    GPU, and slower), a case that failed under load, one that was skipped, one that still runs, and
-    one that was not begun.
+    """A campaign with two valid repetitions of two servers (beta is slower and has a GPU) and one
+    case in each other state: failed under load, skipped, still running, and not started.
     """
     folder.mkdir(parents=True)
     cases = []
@@ -208,9 +207,9 @@ def gate(
     other_cores: Mapping[int, float] | None = None,
     **asked: Any,
 ) -> Path:
-    """A gate of one system. `steps`: for each repetition the seconds a token takes, by side.
-    `change` may break a case: (run, rows); `other_cores`: used by other processes during a case, by
-    its index.
+    """A gate of one server. `steps` has the seconds per token by arm, for each repetition. `change`
+    may break a case: it gets (run, rows). `other_cores` are the cores that other processes use
+    during a case, by its index.
     """
     folder.mkdir(parents=True)
     for repetition, sides in enumerate(steps, 1):
@@ -240,7 +239,7 @@ def gate(
                 rows,
                 telemetry(other_cores=(other_cores or {}).get(found["case"]["index"], 0.0)),
             )
-    said = {
+    settings = {
         "sides": {"base": "main", "head": "the working tree"},
         "systems": [SYSTEM],
         "seed": 1,
@@ -249,17 +248,17 @@ def gate(
         "slo": "",
         "max_minutes": 10.0,
     } | asked
-    schema.write_json(folder / "campaign.json", campaign_data([], gate=said))
+    schema.write_json(folder / "campaign.json", campaign_data([], gate=settings))
     return folder
 
 
 ATTACK = '<script>alert("x")</script>|`**$_'
-# of these analysis knows every value: another one is refused
+# analysis knows every value of these and refuses any other
 MEANT = {"status", "arrivals", "side", "sides"}
 
 
 def spoilt(value: Any, key: str = "") -> Any:
-    """JSON with markup behind every text, and as one more key wherever keys are free."""
+    """JSON with markup after every text, and as one more key wherever keys are free."""
     if isinstance(value, dict):
         more = {ATTACK: ATTACK} if key in ("environment", "chat", "packages", "limits") else {}
         return {

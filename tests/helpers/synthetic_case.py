@@ -1,8 +1,8 @@
 """Cases in the schema of loadtests/schema/, with known values and no server.
 
-`requests(...)` makes rows of a perfectly regular load: request i is scheduled at i/rate, sent at
-once, its first token comes after `ttft_s` and each further one after `tpot_s`; so every metric can
-be computed by hand. Change what you need and write it.
+`requests(...)` makes rows of a perfectly regular load: request i is scheduled at i/rate and sent at
+once, its first token arrives after `ttft_s` and each further one after `tpot_s`. So every metric
+can be computed by hand. Change the rows as needed, and write them with `write_case`.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ def requests(
     tokens: int = 11,
     users: int = 8,
 ) -> list[dict[str, Any]]:
-    """Rows from second 0 on, `rate` a second, `tokens` each, one token a chunk."""
+    """Rows from second 0 on: `rate` per second, `tokens` each, one token per chunk."""
     rows = []
     for i in range(n):
         scheduled = i / rate
@@ -70,7 +70,7 @@ def requests(
 
 
 def fail(row: dict[str, Any], error: str = "http 503", detail: str | None = None) -> None:
-    """Turns a row into a request that got no response; `detail`: the server's words about it."""
+    """Turn a row into a request without a response; `detail` is the server's message."""
     row |= {
         "error": error,
         "error_detail": detail,
@@ -100,7 +100,7 @@ def telemetry(
     load_cores: float = 0.25,
     other_cores: float = 0.0,
 ) -> list[dict[str, Any]]:
-    """Four samples a second, every counter rising evenly from an odd start."""
+    """Four samples per second; every counter rises evenly from an odd start."""
     samples = []
     for i in range(int(seconds * 4) + 1):
         t = i / 4
@@ -150,7 +150,7 @@ def telemetry(
 
 
 def served(rows: list[dict[str, Any]]) -> dict[str, int]:
-    """As a server counts that answered all these rows, also those whose answer did not come."""
+    """Counts of a server that answered all these rows, also those whose response was lost."""
     return {
         "requests": len(rows),
         "tokens": sum(row["tokens"] or row["max_tokens"] for row in rows),
@@ -158,8 +158,8 @@ def served(rows: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def server_metrics(seconds: float = 12.0, running: float = 3.0) -> list[dict[str, Any]]:
-    """A scrape each second, answered after 0.25 s, of which the one at second 4 brought nothing."""
-    said = {
+    """One scrape per second, each answered after 0.25 s; the one at second 4 failed."""
+    values = {
         "serveoff_requests_running": running,
         "serveoff_requests_waiting": 1.0,
         "serveoff_tokens_total": 0.0,
@@ -173,14 +173,14 @@ def server_metrics(seconds: float = 12.0, running: float = 3.0) -> list[dict[str
             )
         )
         for t in range(int(seconds))
-        for name, value in (said.items() if t != 4 else [(None, None)])
+        for name, value in (values.items() if t != 4 else [(None, None)])
     ]
 
 
 def run(
     index: int = 0, server: str = "alpha", repetition: int = 1, **changes: Any
 ) -> dict[str, Any]:
-    """run.json of a clean case: closed loop of 8 users, window [2, 10)."""
+    """run.json of a valid case: a closed loop of 8 users, window [2, 10)."""
     case = schema.Case(index, server, "simulated", "chat", repetition, 8, None, 8.0).as_dict()
     case |= {key: changes.pop(key) for key in list(changes) if key in case}
     checks = [
@@ -238,8 +238,8 @@ def write_case(
     lines: bool = False,
     said: list[dict[str, Any]] | None = None,
 ) -> Path:
-    """A case's folder: Parquet as at its end, or JSON lines as while it runs; without rows only
-    run.json.
+    """Write the folder of a case: Parquet as at its end, or JSON lines as while it runs. Without
+    rows only run.json. `said` are the scrapes of the server's metrics.
     """
     path = (
         folder
@@ -253,7 +253,7 @@ def write_case(
             continue
         if lines:
             text = "".join(schema.json.dumps(row) + "\n" for row in content)
-            # as a killed process leaves it
+            # a killed process leaves half a line
             (path / f"{stem}.jsonl").write_text(text + '{"request": 9')
         else:
             pyarrow.parquet.write_table(

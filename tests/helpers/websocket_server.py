@@ -1,5 +1,5 @@
-"""A server that upgrades connections to WebSockets and does what its script says, and pieces of
-responses to write scripts with.
+"""A server that upgrades connections to WebSockets and follows a script, and pieces of responses
+for scripts.
 """
 
 import base64
@@ -16,9 +16,8 @@ from tests.helpers.scripted_server import EVENTS, Scripted
 
 
 class Upgrading(Scripted):
-    """Upgrades each connection, or refuses it with `refusal`, and reads what the client says by
-    wsproto's other side; what it answers is the script's bytes. `requests` has the messages,
-    `heard` the rest.
+    """Upgrades each connection, or refuses it with `refusal`. Reads the client with wsproto and
+    sends the bytes of the script. `requests` has the client's messages, `heard` its other events.
     """
 
     def __init__(self) -> None:
@@ -55,23 +54,23 @@ class Upgrading(Scripted):
         return self.message(client).encode()
 
     def message(self, client: socket.socket) -> str:
-        """The client's next one, empty if it has gone."""
+        """The client's next message; empty if the client has gone."""
         text = ""
         while True:
-            for said in self.protocols[client].events():
-                if isinstance(said, TextMessage):
-                    text += said.data
-                    if said.message_finished:
+            for event in self.protocols[client].events():
+                if isinstance(event, TextMessage):
+                    text += event.data
+                    if event.message_finished:
                         return text
                 else:
-                    self.heard.append(said)
+                    self.heard.append(event)
             if not (data := client.recv(65536)):
                 return ""
             self.protocols[client].receive_data(data)
 
 
 def frame(payload: bytes, opcode: int = 1, last: bool = True) -> bytes:
-    """As a server sends it: not masked."""
+    """A frame as a server sends it, without a mask."""
     size = len(payload)
     head = (
         struct.pack("!BB", last << 7 | opcode, size)

@@ -1,3 +1,1 @@
-"""Programs that measure rather than test, and write into `results/`; their own logic is tested
-here.
-"""
+"""Programs that measure rather than test and write into `results/`, and tests of their logic."""

@@ -1,15 +1,16 @@
-"""What survives? One fault after the other in the middle of a load: for each server, and for the
-harness itself. Linux; some need root.
+"""What survives? One fault after another in the middle of a load, for each server and for the
+harness itself. Needs Linux; some faults need root.
 
-    python -m tests.studies.fault_campaign [FAULT ...] [--servers a,b]      `nox -s faults` does
-    all, which takes two hours
+    python -m tests.studies.fault_campaign [FAULT ...] [--servers a,b]
 
-Each trial is a campaign of two cases as its user would run it, in a folder of its own; the fault
-(faults.py) comes in the middle of the first. Whatever it is, this must hold afterwards
-(`broken_promises`): the campaign ends, every row reported before the fault is there, the counts
-agree, the first case says truly what happened, the second is not affected, no process, port or
-temporary file is left, and the same command again completes what failed. A trial is a line of
-results/faults/trials.jsonl, of which README.md there is made.
+`nox -s faults` tries all of them, which takes two hours.
+
+Each trial is a campaign of two cases as a user would run it, in a folder of its own; the fault
+(faults.py) strikes in the middle of the first case. After every fault this must hold
+(`broken_promises`): the campaign ends, every row reported before the fault exists, the counts
+agree, the first case reports what happened, the second is not affected, no process, port or
+temporary file is left, and the same command completes what failed. Each trial adds a line to
+results/faults/trials.jsonl, from which README.md beside it is generated.
 """
 
 import argparse
@@ -40,10 +41,10 @@ from tests.helpers.campaign_process import (
 from tests.studies.fault_page import RESULTS, Trial, page
 from tests.studies.faults import FAULTS, CannotHere, Fault, Scene, steal_port
 
-HARNESS_SERVER = "fastapi_threadpool"  # with which the harness's own faults are tried
+HARNESS_SERVER = "fastapi_threadpool"  # under test when a fault is in the harness itself
 KILLED_OFTEN = "driver-killed-at-random"
 LONGEST_S = 240.0  # a campaign that takes longer hangs
-LONGEST_TO_A_KILL_S = 25.0  # a case takes half of it
+LONGEST_TO_A_KILL_S = 25.0  # a case takes half as long
 SCENARIO = """
 [fault]
 summary = "a load in whose middle something happens"
@@ -88,14 +89,14 @@ def trial(name: str, server: str) -> Trial:
                 stack.enter_context(fault.around(folder))
             bench = Bench(folder)
             command = [*fault.wrap, *bench.command("--servers", server, *OPTIONS, *fault.options)]
-            with (folder / "said.txt").open("w+") as said:
+            with (folder / "output.txt").open("w+") as output:
                 campaign = subprocess.Popen(
                     command,
                     cwd=folder,
                     env=bench.environment,
                     stdin=subprocess.DEVNULL,
-                    stdout=said,
-                    stderr=said,
+                    stdout=output,
+                    stderr=output,
                     text=True,
                     process_group=0,
                 )
@@ -108,24 +109,24 @@ def trial(name: str, server: str) -> Trial:
                     code: int | None = campaign.wait(LONGEST_S)
                 except AssertionError as never:
                     found.broken, code = (
-                        [f"{never}; it said: {(folder / 'said.txt').read_text()[-500:]}"],
+                        [f"{never}; its output: {(folder / 'output.txt').read_text()[-500:]}"],
                         None,
                     )
                 except subprocess.TimeoutExpired:
                     code = None
                 finally:
                     if campaign.poll() is None:
-                        # what it started ends by itself, and writes into the folder until then
+                        # its children end by themselves, and write into the folder until then
                         campaign.kill()
                         campaign.wait()
                         with contextlib.suppress(AssertionError):
                             wait_for(lambda: not bench.processes(), "nothing running", within_s=30)
-                said.seek(0)
-                text = said.read()
+                output.seek(0)
+                text = output.read()
             found.broken += broken_promises(fault, scene, code, before, text)
             found.outcome = outcome(scene)
             scene.undo.close()
-            if fault.says and code is not None:
+            if fault.status and code is not None:
                 found.broken += not_continued(scene, command)
         except CannotHere as why:
             found.skipped = str(why)
@@ -138,32 +139,32 @@ def broken_promises(
     broken = []
     if code is None:
         return [f"the campaign did not end within {LONGEST_S:g} s"]
-    # a fault may leave the case that it hits without a number
+    # a fault may make the case that it hits invalid
     spoilt = code == 1 and 0 in fault.code and "no valid case of" in text
     if code not in fault.code and not spoilt:
         broken.append(f"exit code {code}")
     if "Traceback" in text:
         broken.append(f"a stack trace: {text.strip().splitlines()[-1]}")
-    with contextlib.suppress(AssertionError):  # those of a killed driver end by themselves
+    with contextlib.suppress(AssertionError):  # children of a killed driver end by themselves
         wait_for(lambda: not scene.bench.left_over(), "nothing left", within_s=30)
     broken += [
         f"left: {what}"
         for what in [*scene.bench.left_over(), *(shared_memory() - scene.others_memory)]
     ]
-    if not fault.says:
+    if not fault.status:
         return broken
     cases = runs(scene.out)
     status = cases[0][1]["status"]
-    if not re.match(fault.says, status, re.DOTALL):
-        broken.append(f"it is said to be {status.splitlines()[0]!r}")
+    if not re.match(fault.status, status, re.DOTALL):
+        broken.append(f"its status is {status.splitlines()[0]!r}")
     folder, run = cases[0]
     rows = rows_of(folder)
     if len(rows) < before:
-        broken.append(f"{before} rows were reported before the fault, and {len(rows)} are there")
+        broken.append(f"{before} rows were reported before the fault, but only {len(rows)} exist")
     if len({(row["worker"], row["request"]) for row in rows}) < len(rows):
-        broken.append("a row is there twice")
+        broken.append("a row exists twice")
     if (counts := run["counts"]) and counts["rows"] != len(rows):
-        broken.append(f"{counts['rows']} rows were counted, and {len(rows)} are there")
+        broken.append(f"{counts['rows']} rows were counted, but {len(rows)} exist")
     if (
         code in (0, 1)
         and (len(cases) < 2 or cases[1][1]["status"] != "ok")
@@ -171,7 +172,7 @@ def broken_promises(
     ):
         broken.append(
             "the second case:"
-            f" {cases[1][1]['status'].splitlines()[0] if len(cases) > 1 else 'not begun'}"
+            f" {cases[1][1]['status'].splitlines()[0] if len(cases) > 1 else 'not started'}"
         )
     return broken
 
@@ -181,7 +182,7 @@ def shared_memory() -> set[str]:
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """None of a case that did not get as far as that."""
+    """The rows of a case; empty if it did not get that far."""
     if (folder / "requests.parquet").exists():
         return table(folder, "requests")
     lines = folder / "requests.jsonl"
@@ -191,7 +192,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 def outcome(scene: Scene) -> str:
     cases = runs(scene.out) if scene.out.exists() else []
     if not cases:
-        return "nothing is left of it"
+        return "no case is left"
     rows = rows_of(cases[0][0])
     failed = [row for row in rows if row["error"]]
     status = cases[0][1]["status"].splitlines()[0].removesuffix("; its last log lines:")
@@ -204,7 +205,7 @@ def outcome(scene: Scene) -> str:
 
 
 def not_continued(scene: Scene, command: Sequence[str]) -> list[str]:
-    """What is wrong after the same command again."""
+    """What is wrong after running the same command again."""
     again = subprocess.run(
         command,
         cwd=scene.folder,
@@ -227,8 +228,8 @@ def not_continued(scene: Scene, command: Sequence[str]) -> list[str]:
 
 
 def killed_often(times: int, seed: int = 1) -> Trial:
-    """One campaign, whose driver is killed at random moments, and continued, again and again: what
-    it has once must stay as it is.
+    """Kill the driver of one campaign at random moments and continue it, again and again. Files of
+    cases that ended must never change.
     """
     found, moments = Trial(KILLED_OFTEN, HARNESS_SERVER), random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="faults-") as place:
@@ -256,16 +257,16 @@ def killed_often(times: int, seed: int = 1) -> Trial:
                 if file.read_bytes() != content
             ]
             for case, run in runs(folder / "out"):
-                rows_of(case) if any(case.glob("requests.*")) else None  # can be read
+                rows_of(case) if any(case.glob("requests.*")) else None  # must be readable
                 if run["status"] == "ok":
                     kept |= {file: file.read_bytes() for file in case.iterdir() if file not in kept}
             ended = sum(run["status"] == "ok" for _, run in runs(folder / "out"))
-        if not ended:  # then nothing was shown of what ended
+        if not ended:  # then the trial has shown nothing
             found.broken.append(
-                f"no case ended within the at most {LONGEST_TO_A_KILL_S:g} s to a kill"
+                f"no case ended within {LONGEST_TO_A_KILL_S:g} s, the longest time to a kill"
             )
         found.outcome = (
-            f"killed {times} times, {ended} cases ended between, and stayed as they were"
+            f"killed {times} times; {ended} cases ended in between and stayed as they were"
         )
     return found
 
@@ -278,18 +279,18 @@ def main() -> None:
         "faults",
         nargs="*",
         metavar="FAULT",
-        help=f"of {', '.join(FAULTS)}, {KILLED_OFTEN} (default: all)",
+        help=f"any of {', '.join(FAULTS)}, {KILLED_OFTEN} (default: all)",
     )
     parser.add_argument(
         "--servers",
         default="",
-        help="comma-separated (default: all that the simulated engine runs in)",
+        help="comma-separated (default: all that can run the simulated engine)",
     )
     parser.add_argument("--kills", type=int, default=100)
     asked = parser.parse_args()
     if unknown := [name for name in asked.faults if name not in (*FAULTS, KILLED_OFTEN)]:
         parser.error(
-            f"no fault is called {', '.join(unknown)}: there are {', '.join(FAULTS)} and"
+            f"unknown fault {', '.join(unknown)}: choose from {', '.join(FAULTS)} and"
             f" {KILLED_OFTEN}"
         )
     servers = [name for name in asked.servers.split(",") if name] or [

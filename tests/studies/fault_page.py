@@ -1,4 +1,4 @@
-"""README.md of results/faults: of each fault and server the last trial; overload, and soak."""
+"""README.md of results/faults: the last trial of each fault and server, overload, and soak."""
 
 import json
 from dataclasses import dataclass, field
@@ -12,8 +12,8 @@ RESULTS = Path(__file__).parents[2] / "results" / "faults"
 
 @dataclass
 class Trial:
-    """`outcome`: of the first case, in a few words; `broken`: promises that did not hold;
-    `skipped`: why it was not tried.
+    """One fault on one server. `outcome` is that of the first case, in a few words; `broken` lists
+    promises that did not hold; `skipped` is why the fault was not tried.
     """
 
     fault: str
@@ -29,14 +29,14 @@ def lines_of(name: str) -> list[dict[str, Any]]:
 
 
 def last_of(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each server, by name."""
+    """The last line of each server, sorted by name."""
     return sorted(
         {each["server"]: each for each in found}.values(), key=lambda each: str(each["server"])
     )
 
 
 def overloaded(found: list[dict[str, Any]]) -> list[str]:
-    """What overload.py found, of each server the last time."""
+    """The section on the last overload of each server."""
     if not found:
         return []
 
@@ -49,31 +49,27 @@ def overloaded(found: list[dict[str, Any]]) -> list[str]:
         "## Overload",
         "",
         (
-            "A quarter of what the server carries, for five seconds three times that, and a quarter"
-            " again."
+            "A quarter of what the server sustains, then three times what it sustains for five"
+            " seconds, then a quarter again."
         ),
         "",
         (
-            "A server refuses what is more than 512 at once (SERVEOFF_MAX_IN_FLIGHT); one that is"
-            " slow enough never has as many."
+            "A server refuses more than 512 requests at once (SERVEOFF_MAX_IN_FLIGHT); a slow"
+            " server never gets that many."
         ),
         "",
         (
-            "| server | carries, 1/s | in the overload | most at once | sheds | after it | longest,"
-            " s | itself again after | case |"
+            "| server | sustains, 1/s | during overload | most at once | sheds load | after it |"
+            " longest, s | recovered after | case |"
         ),
         "| --- | ---: | --- | ---: | --- | --- | ---: | ---: | --- |",
     ]
-    sheds = {True: "yes", None: "had not to", False: "**no**"}
+    sheds = {True: "yes", None: "not needed", False: "**no**"}
     for each in last_of(found):
         if "overload" not in each:
             lines.append(f"| {each['server']} | | | | | | | | {each['status']} |")
             continue
-        well = (
-            "not within the time"
-            if each["well_after_s"] is None
-            else f"{each['well_after_s']:.1f} s"
-        )
+        well = "not in time" if each["well_after_s"] is None else f"{each['well_after_s']:.1f} s"
         lines.append(
             f"| {each['server']} | {each['carries']:.0f} | {counted(each['overload'])} |"
             f" {each['at_once']:,} | {sheds[each['shed']]} | {counted(each['after'])} |"
@@ -83,15 +79,15 @@ def overloaded(found: list[dict[str, Any]]) -> list[str]:
 
 
 def soaked(found: list[dict[str, Any]]) -> list[str]:
-    """What soak.py found, of each server the last time."""
+    """The section on the last soak of each server."""
     if not found:
         return []
     lines = [
         "## Soak",
         "",
         (
-            "Memory that is a role's own (USS): medians over the second and the last quarter of the"
-            " time."
+            "Unique memory (USS) of each role: medians over the second and the last quarter of the"
+            " window."
         ),
         "",
         "| server | minutes | requests | role | second quarter, MiB | last quarter, MiB | growth |",
@@ -108,12 +104,10 @@ def soaked(found: list[dict[str, Any]]) -> list[str]:
 
 
 def page() -> int:
-    """README.md, of each fault and server the last trial. Returns 1 if a promise was broken, or a
-    server sheds no load.
-    """
+    """Write README.md. Returns 1 if a promise was broken or a server did not shed load, else 0."""
     last: dict[tuple[str, str], Trial] = {}
-    for said in lines_of("trials.jsonl"):
-        found = Trial(**said)
+    for line in lines_of("trials.jsonl"):
+        found = Trial(**line)
         last[found.fault, found.server] = found
     broken, skipped = (
         sum(bool(t.broken) for t in last.values()),
@@ -123,31 +117,31 @@ def page() -> int:
         "# What survives",
         "",
         (
-            "One fault at a time in the middle of a load, made by `nox -s faults`; a trial is a"
-            " line of `trials.jsonl`. Whatever it is:"
+            "`nox -s faults` causes one fault at a time in the middle of a load; each trial is a"
+            " line of `trials.jsonl`. After every fault"
         ),
         (
-            "the campaign ends, no reported row is lost, the counts agree, the case says truly what"
-            " happened, the next case is not"
+            "the campaign must end, lose no reported row, count correctly, report what happened,"
+            " leave the next case unaffected, leave no"
         ),
         (
-            "affected, no process, port or temporary file is left, and the same command completes"
-            " what failed."
+            "process, port or temporary file behind, and complete what failed when the same command"
+            " runs again."
         ),
         "",
-        f"{len(last)} trials, {broken} with a broken promise, {skipped} not possible.",
+        f"{len(last)} trials, {broken} with a broken promise, {skipped} not applicable.",
         "",
     ]
     for name in dict.fromkeys(fault for fault, _ in last):
         what = (
             FAULTS[name].what
             if name in FAULTS
-            else "the driver is killed at random moments, and continued"
+            else "the driver is killed at random moments and continued"
         )
         lines += [
             f"## {name}: {what}",
             "",
-            "| server | what came of the case | promises |",
+            "| server | outcome of the case | promises |",
             "| --- | --- | --- |",
         ]
         for (fault, server), found in sorted(last.items()):

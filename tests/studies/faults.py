@@ -1,4 +1,4 @@
-"""Faults, each in the middle of the load of a campaign: what the victim is, and what is done to it.
+"""Faults in the middle of a campaign's load: the victim of each, and what happens to it.
 fault_campaign.py tries them.
 """
 
@@ -23,7 +23,7 @@ from tests.helpers.campaign_process import Bench, ports_of, said_of, wait_for
 
 
 class CannotHere(Exception):
-    """Why this machine, or this server, does not have this fault."""
+    """Raised where this machine or this server cannot have the fault; the message is the reason."""
 
 
 def tree(root: psutil.Process) -> list[psutil.Process]:
@@ -32,12 +32,12 @@ def tree(root: psutil.Process) -> list[psutil.Process]:
 
 @dataclass
 class Scene:
-    """One campaign, the fault's victims, and what the fault has to undo."""
+    """One campaign, the victims of the fault, and what must be undone after it."""
 
     folder: Path
     bench: Bench
     campaign: "subprocess.Popen[str]"
-    others_memory: set[str]  # shared memory that there was before
+    others_memory: set[str]  # shared memory that existed before
     undo: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -53,17 +53,17 @@ class Scene:
         )
 
     def roots(self) -> list[psutil.Process]:
-        """The server's commands, those behind it first; telemetry was told of them."""
-        said = self.telemetry().cmdline()
-        pids = [part for part in said[said.index("--server-pid") + 1 :] if part.isdigit()]
+        """The processes of the server's commands, upstream ones first, as telemetry knows them."""
+        words = self.telemetry().cmdline()
+        pids = [word for word in words[words.index("--server-pid") + 1 :] if word.isdigit()]
         return [psutil.Process(int(pid)) for pid in pids]
 
     def server(self) -> list[psutil.Process]:
-        """All of its processes."""
+        """All processes of the server."""
         return [process for root in self.roots() for process in tree(root)]
 
     def worker(self) -> psutil.Process:
-        """The busiest process of a server that has several in one tree. Raises CannotHere."""
+        """The busiest worker process of the server. Raises CannotHere if it has none."""
         children = [
             child
             for root in self.roots()
@@ -77,14 +77,14 @@ class Scene:
 
 @dataclass(frozen=True)
 class Fault:
-    """`act`: in the middle of the first case's load. `says`: what that case's status must match;
-    empty if nothing is left that could say something. `code`: the campaign's exit codes that are
-    right. `around`, `wrap`: what the campaign runs in.
+    """A fault that `act` causes in the middle of the first case's load. The status of that case
+    must match `status`, which is empty if no case is left; `code` has the allowed exit codes of the
+    campaign. `around` and `wrap` are what the campaign runs in.
     """
 
     what: str
     act: Callable[[Scene], object]
-    says: str = ".*"
+    status: str = ".*"
     code: tuple[int, ...] = (0, 1)
     of_server: bool = True
     options: tuple[str, ...] = ()
@@ -92,7 +92,7 @@ class Fault:
     wrap: tuple[str, ...] = ()
 
 
-# --- of a server
+# --- faults of a server
 
 
 def freeze(frozen: list[psutil.Process], for_s: float) -> None:
@@ -104,7 +104,7 @@ def freeze(frozen: list[psutil.Process], for_s: float) -> None:
             process.resume()
 
 
-def freeze_for_ever(scene: Scene) -> None:
+def freeze_forever(scene: Scene) -> None:
     for process in scene.server():
         process.suspend()
 
@@ -115,7 +115,7 @@ def limit_memory(scene: Scene) -> None:
 
 
 def limit_files(scene: Scene) -> None:
-    """Also no new connection: those that there are stay."""
+    """Allow no further file or connection; open ones stay."""
     for process in scene.server():
         process.rlimit(
             resource.RLIMIT_NOFILE, (process.num_fds(), process.rlimit(resource.RLIMIT_NOFILE)[1])
@@ -123,27 +123,27 @@ def limit_files(scene: Scene) -> None:
 
 
 def behind(scene: Scene) -> psutil.Process:
-    """The first of several commands. Raises CannotHere."""
+    """The process of the first of several commands. Raises CannotHere."""
     if len(roots := scene.roots()) == 1:
-        raise CannotHere("nothing is behind or beside it")
+        raise CannotHere("it has no upstream or helper process")
     return roots[0]
 
 
 def reload_nginx(scene: Scene) -> None:
-    """New workers take over; the old ones answer what they have begun."""
+    """Start new workers; the old ones finish their requests."""
     masters = [
         each
         for each in scene.server()
         if each.name() == "nginx" and (parent := each.parent()) and parent.name() != "nginx"
     ]
     if not masters:
-        raise CannotHere("nginx is not part of it")
+        raise CannotHere("it does not use nginx")
     masters[0].send_signal(signal.SIGHUP)
 
 
 ENDED = r"failed: (load|verify again): .*"
 
-# --- of the harness
+# --- faults of the harness
 
 
 def kill_load(scene: Scene) -> None:
@@ -160,12 +160,12 @@ def remove_results(scene: Scene) -> None:
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[None]:
-    """out/ on a file system of its own."""
+    """Run the campaign with out/ on a small file system of its own."""
     (folder / "out").mkdir()
     if subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(folder / "out")], capture_output=True
     ).returncode:
-        raise CannotHere("it may not mount a small file system")
+        raise CannotHere("this user may not mount a file system")
     try:
         yield
     finally:
@@ -194,9 +194,7 @@ def cut_network(scene: Scene) -> None:
 
 
 def slow_network(scene: Scene) -> None:
-    """Not every kernel has netem; one without it has a narrow link, in which packets wait for each
-    other, too.
-    """
+    """Delay packets with netem, or with a narrow link where the kernel has no netem."""
     delays = (
         ("netem", "delay", "50ms"),
         ("tbf", "rate", "256kbit", "burst", "2kb", "latency", "10s"),
@@ -215,9 +213,7 @@ def slow_network(scene: Scene) -> None:
 
 
 def steal_port(scene: Scene) -> None:
-    """Of the second case, between the moment in which it was found free and that in which its
-    server listens.
-    """
+    """Take the port of the second case after it was found free and before its server listens."""
 
     def started() -> list[int]:
         commands = [
@@ -248,8 +244,8 @@ def step_clock(scene: Scene, seconds: int) -> None:
 
 @contextmanager
 def false_clock(folder: Path) -> Iterator[None]:
-    """libfaketime reads what the wall clock shall say from a file; the monotonic clock stays.
-    Debian 12's is too old for that: https://github.com/wolfcw/libfaketime/issues/426.
+    """Set the wall clock with libfaketime, from a file; the monotonic clock stays. Debian 12's
+    libfaketime is too old: https://github.com/wolfcw/libfaketime/issues/426.
     """
     package = importlib.util.find_spec("libfaketime")
     library = (
@@ -284,31 +280,29 @@ FAULTS = {
         (1,),
     ),
     "kill-15": Fault(
-        "the server is told to end",
+        "the server gets SIGTERM",
         lambda scene: scene.roots()[-1].terminate(),
         ENDED + "ended by itself",
         (1,),
     ),
     "worker": Fault("one of its workers is killed", lambda scene: scene.worker().kill()),
     "behind": Fault(
-        "what is behind or beside it is killed: engine, Redis, application",
+        "its upstream or helper process is killed: engine, Redis, application",
         lambda scene: behind(scene).kill(),
         ENDED + "ended by itself",
         (1,),
     ),
     "behind-away": Fault(
-        "what is behind or beside it is away for 2 s",
+        "its upstream or helper process is frozen for 2 s",
         lambda scene: freeze(tree(behind(scene)), 2.0),
         "ok",
         (0,),
     ),
-    "nginx-reloaded": Fault("nginx reads its configuration again", reload_nginx, "ok", (0,)),
-    "freeze": Fault(
-        "it stands still for 2 s", lambda scene: freeze(scene.server(), 2.0), "ok", (0,)
-    ),
-    "freeze-for-ever": Fault("it stands still for ever", freeze_for_ever, ENDED, (1,)),
-    "memory": Fault("it gets no more memory", limit_memory),
-    "files": Fault("it gets no more file descriptors", limit_files),
+    "nginx-reloaded": Fault("nginx reloads its configuration", reload_nginx, "ok", (0,)),
+    "freeze": Fault("it is frozen for 2 s", lambda scene: freeze(scene.server(), 2.0), "ok", (0,)),
+    "freeze-for-ever": Fault("it is frozen and never continues", freeze_forever, ENDED, (1,)),
+    "memory": Fault("it can allocate no more memory", limit_memory),
+    "files": Fault("it can open no more file descriptors", limit_files),
     "load-generator": Fault(
         "the load generator is killed",
         kill_load,
@@ -327,9 +321,11 @@ FAULTS = {
     "telemetry": Fault(
         "telemetry is killed", lambda scene: scene.telemetry().kill(), "ok", (0,), False
     ),
-    "results-removed": Fault("the results' folder is removed", remove_results, "", (1, 2), False),
+    "results-removed": Fault(
+        "the folder of the results is removed", remove_results, "", (1, 2), False
+    ),
     "disk-full": Fault(
-        "the results' disk is full",
+        "the disk of the results is full",
         fill_disk,
         "failed: load: .*(disk|space)",
         (1, 2),
@@ -345,7 +341,7 @@ FAULTS = {
         wrap=OWN_NETWORK,
     ),
     "network-slow": Fault(
-        "loopback is slow for 2 s (50 ms a packet, or 256 kbit/s)",
+        "loopback is slow for 2 s (50 ms per packet, or 256 kbit/s)",
         slow_network,
         "ok|failed: load: .*",
         (0, 1),
@@ -353,7 +349,7 @@ FAULTS = {
         wrap=OWN_NETWORK,
     ),
     "port-stolen": Fault(
-        "another program takes the next server's port", steal_port, "ok", (1,), False
+        "another program takes the port of the next server", steal_port, "ok", (1,), False
     ),
     "ctrl-c": Fault(
         "Ctrl-C",
@@ -363,14 +359,14 @@ FAULTS = {
         False,
     ),
     "ctrl-c-twice": Fault(
-        "Ctrl-C, and again while it ends",
+        "Ctrl-C, and once more while the campaign ends",
         lambda scene: type_ctrl_c(scene, 2),
         "failed: load: interrupted by Ctrl-C|running",
         (130, -2),
         False,
     ),
     "terminal-closed": Fault(
-        "its terminal is closed",
+        "the terminal is closed",
         lambda scene: scene.campaign.send_signal(signal.SIGHUP),
         "failed: load: interrupted",
         (130,),
@@ -380,7 +376,7 @@ FAULTS = {
         "the driver is killed", lambda scene: scene.campaign.kill(), "running", (-9,), False
     ),
     "clock-forward": Fault(
-        "the clock is put forward by an hour",
+        "the wall clock jumps forward by an hour",
         lambda scene: step_clock(scene, 3600),
         "ok",
         (0,),
@@ -388,7 +384,7 @@ FAULTS = {
         around=false_clock,
     ),
     "clock-back": Fault(
-        "the clock is put back by an hour",
+        "the wall clock jumps back by an hour",
         lambda scene: step_clock(scene, -3600),
         "ok",
         (0,),

@@ -1,19 +1,17 @@
-"""How often is the gate wrong? Whole gates of equal code, of planted changes, faults and
-disturbances, on this machine.
+"""How often is the gate wrong? Whole gates of equal code, planted changes, faults and disturbances,
+on this machine.
 
     python -m tests.studies.gate_study run equal --decisions 100 --at-once 2
     python -m tests.studies.gate_study run engine-throughput --decisions 40
-    python -m tests.studies.gate_study simulate                         10,000 decisions from the
-    runs of `equal`
-    python -m tests.studies.gate_study page                             results/gate/README.md and
-    its picture
+    python -m tests.studies.gate_study simulate    # 10,000 decisions from the runs of `equal`
+    python -m tests.studies.gate_study page        # results/gate/README.md and its figure
 
-Each decision, a line of results/gate/NAME.jsonl, takes about two minutes, where Python may keep its
-bytecode (no PYTHONDONTWRITEBYTECODE); `run` adds to what is there. Everything happens in a clone of
-the last commit, in which what is planted is a commit on a branch: a gate as its user would run it.
-Two at once on two cores take two thirds of the time and are each other's noisy neighbours: too
-noisy where a server needs much CPU (`framework`), whose runs do not count then, and for a P99, of
-whose base the other adds 2 ms (`engine-p99`). Three are too many for anything (`crowded`).
+Each decision is a line of results/gate/NAME.jsonl and takes about two minutes where Python may keep
+its bytecode (no PYTHONDONTWRITEBYTECODE); `run` adds to the existing lines. A gate runs as its user
+would run it, in a clone of the last commit, where each planted change is a commit on a branch. Two
+gates at once on two cores take two thirds of the time, but disturb each other: too much where a
+server needs much CPU (`framework`) and for a P99, to which the other adds 2 ms (`engine-p99`).
+Three at once are too many for any study (`crowded`).
 """
 
 import argparse
@@ -64,10 +62,10 @@ def clone_with(study: Study, folder: Path) -> Path:
         git("checkout", "--quiet", branch)
         for name, old, new in study.patch:
             text = (place / name).read_text()
-            assert text.count(old) == 1, f"{name} has changed: {old!r}"
+            assert text.count(old) == 1, f"{name} no longer contains {old!r} once"
             (place / name).write_text(text.replace(old, new))
         git("commit", "--quiet", "--all", "--message", study.what)
-        git("checkout", "--quiet", "-")  # what measures has nothing planted
+        git("checkout", "--quiet", "-")  # the measuring checkout has no planted change
     return place
 
 
@@ -82,26 +80,28 @@ def run(name: str, decisions: int, at_once: int) -> None:
     ):
         place = clone_with(study, Path(folder))
         seeds = [seed for seed in range(1, decisions + 1) if seed not in done]
-        # begun together, they measure together, and start their processes together
+        # gates that start together also measure and start their processes together
         for first in range(0, len(seeds), at_once):
-            for said in pool.map(
+            for decision in pool.map(
                 lambda seed: decide(study, seed, place), seeds[first : first + at_once]
             ):
                 with file.open("a") as handle:
                     handle.write(
-                        json.dumps(said | {"at_once": at_once}, default=lambda value: value.item())
+                        json.dumps(
+                            decision | {"at_once": at_once}, default=lambda value: value.item()
+                        )
                         + "\n"
                     )
                 print(
-                    f"{name} {said['seed']}: {said['verdict']} after"
-                    f" {said['systems'][0]['repetitions']} repetitions",
+                    f"{name} {decision['seed']}: {decision['verdict']} after"
+                    f" {decision['systems'][0]['repetitions']} repetitions",
                     flush=True,
                 )
 
 
 @contextmanager
 def ended_with_us() -> Iterator[None]:
-    """Ctrl-C or SIGTERM ends the gates that run, too; they end what they have started."""
+    """End running gates on Ctrl-C or SIGTERM; they end their own processes."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -112,7 +112,7 @@ def ended_with_us() -> Iterator[None]:
 
 
 def decide(study: Study, seed: int, place: Path) -> dict[str, Any]:
-    """One whole gate in the clone: what gate.json says, and of each run what `simulate` needs."""
+    """Run one gate in the clone. Returns gate.json, with what `simulate` needs of each run."""
     out, began = place.parent / f"{seed}", time.monotonic()
     command = [
         sys.executable,
@@ -136,28 +136,28 @@ def decide(study: Study, seed: int, place: Path) -> dict[str, Any]:
         done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
     if not (out / "gate.json").exists():
         raise RuntimeError(f"{' '.join(command)} made no verdict: {done.stderr[-2000:]}")
-    said = json.loads((out / "gate.json").read_text()) | {
+    decision = json.loads((out / "gate.json").read_text()) | {
         "code": done.returncode,
         "seed": seed,
         "minutes": (time.monotonic() - began) / 60,
     }
-    for system in said["systems"]:  # without log lines, which name places of this machine
+    for system in decision["systems"]:  # without log lines, which contain paths of this machine
         system["faults"] = [fault.split("\n")[0] for fault in system["faults"]]
     found = summary.summarise(dataset.read_campaign(out), frames=False)
     sides = found.campaign.identities
     wanted = ("repetition", "valid", *verdicts.TOLERANCES, "requests_scheduled")
-    said["runs"] = [
+    decision["runs"] = [
         {"side": sides[case["index"]]["side"]}
         | {key: case[key] if case[key] == case[key] else None for key in wanted}
         for case in found.table.to_dict("records")
     ]
     shutil.rmtree(out)
-    return said
+    return decision
 
 
 def simulate(decisions: int = 10_000, seed: int = 1) -> None:
-    """Of equal code: repetitions drawn from all that were recorded, each with its three runs as
-    they were, and a side drawn anew for each of them, since all three are the same code.
+    """Simulate decisions about equal code. Each draws recorded repetitions with their three runs
+    and assigns the arms to the runs at random, since all three ran the same code.
     """
     recorded = [
         [found for found in line["runs"] if found["repetition"] == number and found["valid"]]
@@ -165,7 +165,7 @@ def simulate(decisions: int = 10_000, seed: int = 1) -> None:
         for number in range(1, paired.LOOKS[-1] + 1)
     ]
     recorded = [runs for runs in recorded if len(runs) == len(paired.SIDES)]
-    random, said = np.random.default_rng(seed), []
+    random, decided = np.random.default_rng(seed), []
     rules = verdicts.parse_rules(METRICS_OF_SHORT)
     for _ in range(decisions):
         rows = []
@@ -183,8 +183,8 @@ def simulate(decisions: int = 10_000, seed: int = 1) -> None:
         )
         system = verdicts.SystemVerdict("it")
         paired.decide_verdicts([paired.Repetitions(system, values, pd.DataFrame())], rules)
-        said.append({"verdict": system.verdict, "look": system.look, "faults": system.faults})
-    counts = pd.Series([each["verdict"] for each in said]).value_counts().to_dict()
+        decided.append({"verdict": system.verdict, "look": system.look, "faults": system.faults})
+    counts = pd.Series([each["verdict"] for each in decided]).value_counts().to_dict()
     found = {"decisions": decisions, "from_repetitions": len(recorded), "counts": counts}
     (RESULTS / "simulated.json").write_text(json.dumps(found, indent=1) + "\n")
     print(counts)
@@ -218,47 +218,44 @@ def page() -> None:
             f" {minutes:.1f} |"
         )
     simulated = RESULTS / "simulated.json"
-    said = json.loads(simulated.read_text()) if simulated.exists() else None
+    drawn = json.loads(simulated.read_text()) if simulated.exists() else None
     text = [
         "# How often is the gate wrong?",
         "",
         (
-            "Whole gates on one machine of two cores, made by `python -m tests.studies.gate_study"
-            " run NAME`; each decision with all"
+            "Whole gates on one machine with two cores, run by `python -m tests.studies.gate_study"
+            " run NAME`. Each line of `NAME.jsonl` is a"
         ),
         (
-            "its runs is a line of `NAME.jsonl`. Right: the verdicts that what was planted should"
-            " have; 95% interval of Clopper and"
+            "decision with all its runs. Right: decisions with the correct verdict, with the 95%"
+            " interval of Clopper and Pearson. Named:"
         ),
         (
-            "Pearson. Named: decisions in which a note says what disturbed them. Minutes: median of"
-            " a decision. In `attempts/` are the"
+            "decisions with a note that names the disturbance. Minutes: the median decision."
+            " `attempts/` has decisions about changes of other"
         ),
         (
-            "decisions about changes of other sizes, with which the planted ones were brought to"
-            " 10% and 20%, and three about equal"
+            "sizes, which served to tune the planted changes to 10% and 20%, and three about equal"
+            " code that ran beside the project's own"
         ),
-        (
-            "code beside the project's own tests on both cores (PASS, INVALID, INVALID), repeated"
-            " on an idle machine."
-        ),
+        ("tests on both cores (PASS, INVALID, INVALID) and were repeated on an idle machine."),
         "",
-        "| study | what | decisions | verdicts | right | named | repetitions | minutes |",
+        "| study | change | decisions | verdicts | right | named | repetitions | minutes |",
         "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: |",
         *lines,
         "",
         "![verdicts](verdicts.png)",
         "",
     ]
-    if said:
-        wrong = sum(said["counts"].get(verdict, 0) for verdict in ("REGRESSED", "INVALID"))
-        low, high = slo.attainment_interval(wrong, said["decisions"])
+    if drawn:
+        wrong = sum(drawn["counts"].get(verdict, 0) for verdict in ("REGRESSED", "INVALID"))
+        low, high = slo.attainment_interval(wrong, drawn["decisions"])
         text += [
             (
-                f"From the {said['from_repetitions']:,} repetitions of `equal`,"
-                f" {said['decisions']:,} decisions were drawn (`simulate`):"
-                f" {', '.join(f'{n:,} {verdict}' for verdict, n in said['counts'].items())}. False"
-                f" alarms: {wrong / said['decisions']:.2%} ({low:.2%} to {high:.2%})."
+                f"`simulate` drew {drawn['decisions']:,} decisions from the"
+                f" {drawn['from_repetitions']:,} repetitions of `equal`:"
+                f" {', '.join(f'{n:,} {verdict}' for verdict, n in drawn['counts'].items())}. False"
+                f" alarms: {wrong / drawn['decisions']:.2%} ({low:.2%} to {high:.2%})."
             ),
             "",
         ]

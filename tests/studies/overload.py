@@ -1,15 +1,15 @@
-"""Three times what a server can carry, for five seconds: does it shed, queue, collapse or die, and
-when is it itself again?
+"""Three times what a server sustains, for five seconds: does it shed load, queue, collapse or die,
+and when has it recovered?
 
-    python -m tests.studies.overload [--servers a,b]      results/faults/overload.jsonl, and
-    from it README.md there
+    python -m tests.studies.overload [--servers a,b]
 
-It fails if of more requests at once than a server may have in flight none was refused.
+This adds to results/faults/overload.jsonl and generates README.md beside it. It fails if a server
+with more requests than it may have in flight refused none.
 
-Two campaigns for each server on the simulated engine: a closed loop finds what it carries; then
-random arrivals at a quarter of that, for five seconds at three times it, and again at a quarter. It
-is itself again after the last two seconds of which most requests failed or took more than twice as
-long as the slowest in twenty before the overload.
+Each server runs two campaigns on the simulated engine. A closed loop finds what it sustains. Then
+Poisson arrivals come at a quarter of that, at three times that for five seconds, and again at a
+quarter. The server has recovered after the last two seconds in which most requests failed or took
+more than twice the P95 before the overload.
 """
 
 import argparse
@@ -30,13 +30,13 @@ from tests.helpers.campaign_process import Bench, runs, table
 from tests.studies.fault_page import RESULTS, page
 
 BEFORE_S, OVERLOAD_S, AFTER_S = 8.0, 5.0, 40.0
-QUIET, LOUD = 0.25, 3.0  # of what it carries
+QUIET, LOUD = 0.25, 3.0  # times what the server sustains
 BIN_S = 2.0
 LEVEL = LOUD / QUIET
 FROM_S, TO_S = BEFORE_S + 2, BEFORE_S + 2 + OVERLOAD_S
 SCENARIOS = f"""
-[carries]
-summary = "as many requests as go"
+[saturation]
+summary = "as many requests as possible"
 arrivals = "closed"
 users = 64
 endpoint = "completions"
@@ -49,7 +49,7 @@ drain_s = 20.0
 timeout_s = 60.0
 
 [overload]
-summary = "a quarter of what the server carries, and for a while three times it"
+summary = "a quarter of what the server sustains, and three times it for a while"
 arrivals = "poisson"
 rate = 1.0
 profile = [[0, 1], [{FROM_S}, 1], [{FROM_S}, {LEVEL}], [{TO_S}, {LEVEL}], [{TO_S}, 1]]
@@ -74,16 +74,17 @@ ENGINE = (
 
 
 def study(server: str) -> dict[str, Any]:
-    """{server, carries (requests/s), overload: requests by outcome, after: likewise, at_once: the
-    most that were unanswered, shed: whether it refused any (null: it did not have to), longest_s,
-    well_after_s (null: not in time), status, left: of processes and files}
+    """Overload one server: {server, carries: requests/s that it sustains, overload and after:
+    requests by outcome, at_once: most requests in flight, shed: whether it refused any (None if it
+    need not), longest_s, well_after_s: when it had recovered (None if not in time), status, left:
+    processes and files left behind}.
     """
     with tempfile.TemporaryDirectory(prefix="overload-") as place:
         folder = Path(place)
         (folder / "overload.toml").write_text(SCENARIOS)
         bench = Bench(folder)
-        bench.run("--servers", server, *ENGINE, "--scenarios", "carries", "--out", "carries")
-        [(case, run)] = runs(folder / "carries")
+        bench.run("--servers", server, *ENGINE, "--scenarios", "saturation", "--out", "saturation")
+        [(case, run)] = runs(folder / "saturation")
         if run["status"] != "ok":
             return {"server": server, "status": f"at saturation: {run['status'].splitlines()[0]}"}
         window = run["window"]
@@ -92,7 +93,7 @@ def study(server: str) -> dict[str, Any]:
             for row in table(case, "requests")
             if window["start_s"] <= row["done_s"] < window["end_s"] and not row["error"]
         ]
-        carries = len(done) / (window["end_s"] - window["start_s"])
+        sustained = len(done) / (window["end_s"] - window["start_s"])
         bench.run(
             "--servers",
             server,
@@ -100,23 +101,25 @@ def study(server: str) -> dict[str, Any]:
             "--scenarios",
             "overload",
             "--rate",
-            f"{QUIET * carries:.4g}",
+            f"{QUIET * sustained:.4g}",
             "--out",
             "overload",
         )
         [(case, run)] = runs(folder / "overload")
         found = {
             "server": server,
-            "carries": carries,
+            "carries": sustained,
             "status": run["status"].splitlines()[0],
             "left": bench.left_over(),
         }
         return found | (
-            judged(table(case, "requests"), run["window"]["start_s"]) if run["window"] else {}
+            judge_overload(table(case, "requests"), run["window"]["start_s"])
+            if run["window"]
+            else {}
         )
 
 
-def judged(rows: list[dict[str, Any]], start_s: float) -> dict[str, Any]:
+def judge_overload(rows: list[dict[str, Any]], start_s: float) -> dict[str, Any]:
     begins, ends = start_s + BEFORE_S, start_s + BEFORE_S + OVERLOAD_S
     before = sorted(took(row) for row in rows if start_s <= row["scheduled_s"] < begins)
     bound = 2 * before[math.ceil(0.95 * len(before)) - 1]
@@ -156,7 +159,7 @@ def main() -> None:
     parser.add_argument(
         "--servers",
         default="",
-        help="comma-separated (default: all that the simulated engine runs in)",
+        help="comma-separated (default: all that can run the simulated engine)",
     )
     asked = parser.parse_args()
     servers = [name for name in asked.servers.split(",") if name] or [

@@ -1,5 +1,5 @@
-"""What is planted in a gate: changes of the code, faults and disturbances, each with the verdicts
-that are right.
+"""Changes of the code, faults and disturbances that are planted in a gate, each with its correct
+verdicts.
 """
 
 import subprocess
@@ -20,20 +20,21 @@ EVENT = "            yield reply.event(item)\n    except"
 CLOCK, COUNT = "__import__('time').perf_counter", "self.count = getattr(self, 'count', 0) + 1"
 STEP = "due += (self.times.step_ms + self.times.step_ms_per_sequence * (self.running - 1)) / 1e3"
 SLOWING = "(1 + min(0.3, (time.time() - float(__import__('os').environ['STUDY_BEGAN'])) / 800))"
-PREFILL = (
-    "due = began + (self.times.prefill_ms + self.times.prefill_ms_per_token * prompt_tokens) / 1e3"
-)
-# 2 s have too few requests for a P99
+PREFILL = """due = (
+            began + (self.times.prefill_ms + self.times.prefill_ms_per_token * prompt_tokens) / 1e3
+        )"""
+WORD = "word, parts = oracle.successor_index(job.prompt), self.times.tokens_per_word"
+# without a P99, for which 2 s have too few requests
 METRICS_OF_SHORT = "output_tokens_per_s,ttft_p50_s,e2e_p50_s,e2e_p95_s"
 SCENARIOS = """
 [short]
-summary = "two seconds of what the gate's own scenario has five of"
+summary = "two seconds of the gate's own scenario, which takes five"
 arrivals = "closed"
 users = 16
 think_s = 0.0
 {rest}
 [open]
-summary = "the same as an open loop, far beyond what can be sent"
+summary = "the same as an open loop, far beyond what the load generator can send"
 arrivals = "poisson"
 rate = 4000.0
 {rest}""".format(
@@ -59,7 +60,7 @@ ALL = (
 )
 SHORT = (*ALL, "short", "--metrics", METRICS_OF_SHORT)
 WITH_P99 = (*ALL, "short", "--duration", "5", "--metrics", f"{METRICS_OF_SHORT},e2e_p99_s")
-# too few requests for a P95, too
+# without a P95 and P99, for which it has too few requests
 FEW = (*ALL, "short", "--users", "4", "--metrics", "output_tokens_per_s,ttft_p50_s,e2e_p50_s")
 OPEN = (*ALL, "open", "--metrics", METRICS_OF_SHORT)
 
@@ -71,34 +72,34 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def burning(pattern: Callable[[float], float]) -> Iterator[None]:
-    """Another process on the server's core, busy for pattern(seconds since the begin) of the
-    time.
+    """Run another process on the server's core that is busy for the share pattern(seconds since
+    its start) of the time.
     """
     command = command_of("burn_share_of_core")
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, text=True) as process:
         psutil.Process(process.pid).cpu_affinity([0])
         began, ended = time.monotonic(), threading.Event()
 
-        def tell() -> None:
+        def send_shares() -> None:
             assert process.stdin is not None
             while not ended.wait(1):
                 process.stdin.write(f"{pattern(time.monotonic() - began)}\n")
                 process.stdin.flush()
 
-        teller = threading.Thread(target=tell)
-        teller.start()
+        sender = threading.Thread(target=send_shares)
+        sender.start()
         try:
             yield
         finally:
             ended.set()
-            teller.join()
+            sender.join()
             process.kill()
 
 
 @dataclass(frozen=True)
 class Study:
-    """`patch`: (file, old, new) that the branches `where` have; `wanted`: the verdicts that are
-    right; `names`: what a note must say.
+    """A gate of a planted change. `wanted` are the correct verdicts. `patch` has (file, old text,
+    new text) and is committed to the branches `where`. `names` is text that a note must contain.
     """
 
     what: str
@@ -113,7 +114,7 @@ class Study:
 STUDIES = {
     "equal": Study("equal code", ("PASS", "INCONCLUSIVE")),
     "engine-throughput": Study(
-        "the engine takes 11% longer for everything, which is 10% of the throughput",
+        "the engine takes 11% longer for everything, which costs 10% of the throughput",
         ("REGRESSED",),
         (
             (ENGINE, STEP, STEP.replace("due += ", "due += 1.11 * ")),
@@ -121,7 +122,7 @@ STUDIES = {
         ),
     ),
     "engine-p99": Study(
-        "one request of 50 takes 13.5 ms longer, which is 20% of E2E's P99",
+        "one request in 50 takes 13.5 ms longer, which is 20% of E2E P99",
         ("REGRESSED",),
         (
             (
@@ -133,8 +134,8 @@ STUDIES = {
         WITH_P99,
     ),
     "framework": Study(
-        "the server's own code computes 6 ms more for each request, which is 10% of what 4"
-        " users get",
+        "the server's own code computes 6 ms more per request, which costs 4 users 10% of their"
+        " throughput",
         ("REGRESSED",),
         (
             (
@@ -146,7 +147,7 @@ STUDIES = {
         FEW,
     ),
     "blocking": Study(
-        "a blocking call of 2 ms in each request's `async def`",
+        "a blocking call of 2 ms in the `async def` of each request",
         ("REGRESSED",),
         ((SERVER, PREPARE, f"    __import__('time').sleep(0.002)\n{PREPARE}"),),
     ),
@@ -171,8 +172,8 @@ STUDIES = {
         names="during the warm-up",
     ),
     "slowing": Study(
-        "equal code whose engine gets slower all the time, 15% in two minutes, as on a card that"
-        " gets hot",
+        "equal code whose engine slows down steadily, by 15% in two minutes, like a GPU that heats"
+        " up",
         ("PASS", "INCONCLUSIVE"),
         (
             (ENGINE, STEP, STEP.replace("due += ", f"due += {SLOWING} * ")),
@@ -182,32 +183,32 @@ STUDIES = {
         names="the machine drifted",
     ),
     "drift": Study(
-        "equal code on a machine that gets slower from the first run to the last",
+        "equal code on a machine that slows down from the first run to the last",
         ("PASS", "INCONCLUSIVE"),
         around=lambda: burning(lambda s: min(0.6, s / 200)),
         names="the machine drifted",
     ),
     "neighbour": Study(
-        "equal code, and another process is busy for a minute in the middle",
+        "equal code, with another process busy for a minute in the middle",
         ("PASS", "INCONCLUSIVE"),
         around=lambda: burning(lambda s: 0.7 if 40 < s < 100 else 0.0),
         names="other processes",
     ),
     "crowded": Study(
-        "equal code, and two other gates at the same time, more than two cores carry (--at-once 3)",
+        "equal code, with two other gates at the same time, too much for two cores (--at-once 3)",
         ("PASS", "INCONCLUSIVE", "INVALID"),
         names="other processes",
     ),
     "wrong-answers": Study(
-        "one answer of 300 is wrong",
+        "one response in 300 is wrong",
         ("INVALID",),
         (
             (
                 ENGINE,
-                "word = rule.successor_index(job.prompt)",
+                WORD,
                 (
-                    f"{COUNT}\n        word = (rule.successor_index(job.prompt) + (self.count % 300"
-                    " == 0)) % rule.WORDS"
+                    f"{COUNT}\n        {WORD}\n        word = (word + (self.count % 300 == 0)) %"
+                    " oracle.WORDS"
                 ),
             ),
         ),

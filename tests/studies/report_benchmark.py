@@ -1,9 +1,9 @@
-"""How long a report of a large campaign takes, and how much memory: `python -m
+"""Time and memory that the report of a large campaign takes: `python -m
 tests.studies.report_benchmark`.
 
-Not a test: machines are noisy. 20 cases of 50,000 requests of 32 tokens, 1,000,000 rows with
-32,000,000 token times, made up and written as the load generator writes them; the report is then
-made without notebooks by a process of its own, as a user makes it.
+Not a test, as machines are noisy. It writes 20 cases of 50,000 requests with 32 tokens each, that
+is 1,000,000 rows with 32,000,000 token times, as the load generator would write them. Then a
+process of its own makes the report without notebooks, as a user would.
 """
 
 import argparse
@@ -30,8 +30,8 @@ SCENARIOS = {
 def rows(
     n: int, tokens: int, users: int, speed: float, seed: int, length_s: float = 12.0
 ) -> pa.Table:
-    """Requests of a closed loop, evenly scheduled over `length_s`, that a server with `speed`
-    answers: the more users, the later.
+    """Rows of a closed loop, evenly scheduled over `length_s`. Times are proportional to `speed`
+    and grow with the number of users.
     """
     rng = np.random.default_rng(seed)
     scheduled = np.sort(rng.uniform(0, length_s, n))
@@ -87,7 +87,9 @@ def campaign(
     scenarios: tuple[str, ...] = ("chat",),
     repetitions: int = 1,
 ) -> Path:
-    """`requests` is that of each case; every seventh server gets too few of them for a P99."""
+    """Write a campaign with `requests` rows per case. Below 50,000, slower servers and lower loads
+    get fewer.
+    """
     folder.mkdir(parents=True)
     cases = []
     for scenario in scenarios:
@@ -137,9 +139,11 @@ def campaign(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--requests", type=int, default=50_000, help="of each case (default: %(default)s)"
+        "--requests", type=int, default=50_000, help="per case (default: %(default)s)"
     )
-    parser.add_argument("--servers", type=int, default=SERVERS, help="cases (default: %(default)s)")
+    parser.add_argument(
+        "--servers", type=int, default=SERVERS, help="with one case each (default: %(default)s)"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = campaign(Path(temporary) / "large", options.requests, servers=options.servers)

@@ -1,12 +1,11 @@
-"""Does anything grow? Half an hour of load, and the memory of everything that takes part in it.
+"""Does anything leak? Half an hour of load, and the memory of every process involved.
 
-    python -m tests.studies.soak [--minutes 30] [--servers a,b]      results/faults/soak.jsonl,
-    and from it README.md there
+    python -m tests.studies.soak [--minutes 30] [--servers a,b]
 
-One case of each server on the simulated engine. Memory is what a process has for itself (USS), of
-all processes of a role together, every 5 s; compared are the medians of the second and of the last
-quarter of the window. What grows by more than FLAT is a leak: in the first quarter pools fill and
-heaps find their size.
+This adds to results/faults/soak.jsonl and generates README.md beside it. Each server runs one case
+on the simulated engine. Memory is the unique set size (USS) of all processes of a role, every 5 s.
+A role leaks if the median of the last quarter of the window exceeds that of the second quarter by
+more than FLAT; during the first quarter pools fill and heaps find their size.
 """
 
 import argparse
@@ -28,7 +27,7 @@ FLAT = 0.05
 PERIOD_S = 5.0
 SCENARIO = """
 [soak]
-summary = "as many requests as go"
+summary = "as many requests as possible"
 arrivals = "closed"
 users = 8
 endpoint = "chat"
@@ -71,7 +70,7 @@ def role(process: psutil.Process, driver: int) -> str:
 
 
 def memory(bench: Bench, driver: int) -> dict[str, int]:
-    """Bytes by role."""
+    """Unique memory in bytes, by role."""
     found: dict[str, int] = {}
     for process in bench.processes():
         try:

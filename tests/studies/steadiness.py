@@ -1,11 +1,11 @@
-"""What the check `steady` of analysis/checks/__init__.py is worth: how often it speaks of servers
-whose truth is known. Seeded.
+"""How often the check `steadiness` of analysis/checks/load.py fails, on simulated servers with a
+known truth. Seeded.
 
-    python -m tests.studies.steadiness [RUNS]       # a Markdown table; 400 runs of each take
-    some three minutes
+    python -m tests.studies.steadiness [RUNS]       # a Markdown table
 
-The servers are those of tests/studies/steady_state.py, seen through a window of 25 s that opens
-after 20 s of load.
+400 runs of each server take about three minutes. The servers are those of
+tests/studies/steady_state.py, seen through a window of 25 s that opens after 20 s of load. Their
+names are part of the seeds: a new name changes its numbers.
 """
 
 import sys
@@ -27,14 +27,12 @@ FROM_S, TO_S = 20.0, 45.0
 
 class Case(NamedTuple):
     name: str
-    drifts: bool  # so that the check should speak
+    drifts: bool  # the check should fail
     make: Callable[[Random], servers.Trace]
 
 
 def observed(trace: servers.Trace) -> CaseData:
-    """With just what the check looks at; all tokens are in the first row, as if it had streamed
-    them.
-    """
+    """A case with only the columns that the check needs; the first row has all tokens."""
     r = pd.DataFrame(trace.requests)
     rows = pd.DataFrame(
         {
@@ -64,8 +62,8 @@ def observed(trace: servers.Trace) -> CaseData:
 def level(
     change: Callable[[float], float], noise: float = 0.1, rho: float = 0.3
 ) -> Callable[[Random], servers.Trace]:
-    """`change` of seconds since the window's begin: by how much throughput has sunk and latency
-    risen.
+    """A server whose throughput is lower and whose latency is higher by the share `change`, a
+    function of the seconds since the window's start.
     """
     return lambda source: servers.level(
         source,
@@ -147,7 +145,7 @@ class Rates(NamedTuple):
     """Shares of the runs."""
 
     warned: float
-    no_number: float
+    invalid: float
 
 
 def rates(case: Case, runs: int) -> Rates:
@@ -155,22 +153,22 @@ def rates(case: Case, runs: int) -> Rates:
         load.check_steadiness(observed(case.make(Random(f"{case.name}/{run}"))))
         for run in range(runs)
     ]
-    warned, no_number = (
+    warned, invalid = (
         sum(c.ok is False and c.severity == severity for c in found) / runs
         for severity in ("warning", "invalid")
     )
-    return Rates(warned, no_number)
+    return Rates(warned, invalid)
 
 
 def table(runs: int) -> Iterator[str]:
-    """Lines of Markdown."""
-    yield "| server | drifts by more than 10% | warning | no number |"
+    """Yield the lines of a Markdown table."""
+    yield "| server | drifts by more than 10% | warning | invalid |"
     yield "| --- | --- | --- | --- |"
     for case in CASES:
         found = rates(case, runs)
         yield (
             f"| {case.name} | {'yes' if case.drifts else 'no'} | {found.warned:.1%} |"
-            f" {found.no_number:.1%} |"
+            f" {found.invalid:.1%} |"
         )
 
 

@@ -1,21 +1,19 @@
-"""What `loadtests/generator/steady_state.py` is worth: how often it is wrong on simulated servers
-whose truth is known. Seeded, so always the same.
+"""How often `loadtests/generator/steady_state.py` is wrong on simulated servers with a known truth.
+Seeded, so the numbers are always the same.
 
-    python -m tests.studies.steady_state [RUNS]       # a Markdown table; 400 runs of each take
-    some three minutes
+    python -m tests.studies.steady_state [RUNS]       # a Markdown table
 
-A run is asked every second, as the load generator does, until it is steady or BOUND_S have passed.
-What comes out:
+400 runs of each server take about three minutes. Like the load generator, the study judges a run
+every second until it is steady or BOUND_S have passed. The names of the servers are part of the
+seeds: a new name changes its numbers. The columns:
 
-- steady after, s: median and 90th percentile of the runs that became steady; 12 is the least that
-  is possible.
-- never: share of the runs that were not steady when the bound had passed. For a server that is
-  steady, a false alarm; for one that is
-  overloaded, right.
-- missed: share of the runs in which the true mean of throughput or latency over the WINDOW_S to
-  come was more than 5% off the
-  level at which it ends. A queue that grows without end has none: there every run that became
-  steady is a miss.
+- steady after, s: median and 90th percentile of the runs that became steady; 12 is the least
+  possible.
+- never: share of the runs that were not steady within the bound. That is a false alarm for a steady
+  server, and correct for an overloaded one.
+- missed: share of the runs whose true mean throughput or latency over the next WINDOW_S was more
+  than 5% off its final level. An endlessly growing queue has no final level, so there every run
+  that became steady is a miss.
 """
 
 import heapq
@@ -33,9 +31,9 @@ from loadtests.generator import steady_state
 from loadtests.workload import arrivals
 
 BOUND_S, WINDOW_S, BIAS = 60, 25, 0.05
-OUTPUT = (16, 48)  # tokens of an answer
+OUTPUT = (16, 48)  # tokens of a response
 
-Shape = Callable[[float], float]  # of seconds; the level at which it ends is 1
+Shape = Callable[[float], float]  # of seconds; its final level is 1
 
 
 class Request(NamedTuple):
@@ -46,8 +44,8 @@ class Request(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What a load generator sees: tokens in each slice of SLICE_S, and requests in the order in
-    which they finished.
+    """What a load generator sees: the tokens in each slice of SLICE_S, and the requests in the
+    order in which they finished.
     """
 
     tokens: list[float]
@@ -55,8 +53,8 @@ class Trace(NamedTuple):
 
 
 class Server(NamedTuple):
-    """`truth`: shapes of throughput and latency; none if both are level from the beginning, null if
-    latency has no end.
+    """A simulated server. `truth` has the shapes of throughput and latency; it is empty if both are
+    level from the start, and None if latency grows without end.
     """
 
     name: str
@@ -69,7 +67,7 @@ class Server(NamedTuple):
 
 
 def red(source: Random, n: int, rho: float) -> list[float]:
-    """AR(1) of variance 1: neighbours correlate by rho."""
+    """AR(1) noise of variance 1, whose neighbours correlate by `rho`."""
     values, value = [], source.gauss(0, 1)
     for _ in range(n):
         values.append(value)
@@ -86,9 +84,9 @@ def level(
     per_s: float = 20,
     until_s: float = BOUND_S,
 ) -> Trace:
-    """Shapes with noise: `noise` is the coefficient of variation of the tokens in a slice; of TTFT
-    it is four times, of TPOT once as much. All have `rho`, from slice to slice and from request to
-    request.
+    """Shapes with noise. `noise` is the coefficient of variation of the tokens per slice and of
+    TPOT; that of TTFT is four times as large. `rho` is the correlation from slice to slice and from
+    request to request.
     """
     slices, n = round(until_s / steady_state.SLICE_S), round(until_s * per_s)
     tokens = [
@@ -116,14 +114,14 @@ def engine(
     each_s: float,
     until_s: float = BOUND_S,
 ) -> Trace:
-    """At most `most` answers at a time grow by a token each in a step, first come first served; a
-    step takes step_s + each_s for each answer + 20 ms for each that begins, by chance 5% more or
-    less. `load`: users of a closed loop, or the times of arrivals.
+    """An engine that adds one token per step to each of at most `most` responses, first come, first
+    served. A step takes `step_s`, `each_s` per response and 20 ms per new response, with 5% noise.
+    `load` is the users of a closed loop or the times of arrivals.
     """
     due = list(load) if isinstance(load, list) else [0.1 * user for user in range(load)]
     heapq.heapify(due)
     waiting: deque[float] = deque()
-    active: list[list[float]] = []  # scheduled, tokens to come, first, tokens
+    active: list[list[float]] = []  # scheduled, tokens left, first, tokens
     tokens, requests = [0.0] * round(until_s / steady_state.SLICE_S), []
     now = 0.0
     while now < until_s:
@@ -154,19 +152,17 @@ def engine(
 
 
 def one_by_one(source: Random, load: int | list[float], until_s: float = BOUND_S) -> Trace:
-    """Some 4.7 requests and 150 tokens a second, as Flask's sync worker."""
+    """About 4.7 requests/s and 150 tokens/s, like Flask with a sync worker."""
     return engine(source, load, 1, 0.006, 0, until_s)
 
 
 def batching(source: Random, load: int | list[float], until_s: float = BOUND_S) -> Trace:
-    """Up to some 1,500 tokens a second, as continuous batching."""
+    """Up to about 1,500 tokens/s, like continuous batching."""
     return engine(source, load, 64, 0.006, 0.0004, until_s)
 
 
 def sharing(source: Random, load: int | list[float], until_s: float = BOUND_S) -> Trace:
-    """Some 165 tokens a second, shared evenly by however many there are, as a pool of threads on
-    one core.
-    """
+    """About 165 tokens/s, shared evenly by all responses, like a thread pool on one core."""
     return engine(source, load, 10**6, 0, 0.006, until_s)
 
 
@@ -184,7 +180,7 @@ def opened(
 
 
 def cold(source: Random) -> Trace:
-    """No token for 2 s, and the first ten requests took twenty times as long as later ones."""
+    """No token for 2 s, and the first ten requests take twenty times as long as later ones."""
     tokens, requests = level(source, flat, flat)
     slow = [
         Request(0.0, 2.0 + 0.01 * i, 20 * r.ttft_s, 20 * r.tpot_s)
@@ -304,7 +300,7 @@ class Rates(NamedTuple):
 
 
 def steady_after(trace: Trace) -> float:
-    """Seconds; inf if it was not when the bound had passed."""
+    """Seconds until the trace is judged steady; inf if it is not within the bound."""
     judge, done = steady_state.SteadyJudge(), 0
     for now in range(1, BOUND_S + 1):
         while done < len(trace.requests) and trace.requests[done].done_s <= now:
@@ -345,9 +341,7 @@ def rates(server: Server, runs: int) -> Rates:
 
 @contextmanager
 def mser_alone() -> Iterator[None]:
-    """The rule without what was added to it: no test of trend, nothing forgiven, one look
-    enough.
-    """
+    """Use plain MSER: no test of trend, no tolerance for drift, and one look is enough."""
     before = steady_state.ALPHA, steady_state.DRIFT, steady_state.IN_A_ROW
     steady_state.ALPHA, steady_state.DRIFT, steady_state.IN_A_ROW = 0.0, 0.0, 1
     try:
@@ -357,7 +351,7 @@ def mser_alone() -> Iterator[None]:
 
 
 def table(runs: int, servers: Iterable[Server] = SERVERS) -> Iterator[str]:
-    """Lines of Markdown."""
+    """Yield the lines of a Markdown table."""
     yield "| server | steady after, s | never | missed | MSER alone: after, s | never | missed |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for server in servers:

@@ -1,11 +1,11 @@
-"""What the overload study says of a server: that it sheds, had not to, or should have."""
+"""The overload study's verdict on a server: it shed load, need not, or should have."""
 
 from typing import Any
 
 import pytest
 
 from servers.runtime.limits import MAX_IN_FLIGHT
-from tests.studies.overload import AFTER_S, BEFORE_S, judged
+from tests.studies.overload import AFTER_S, BEFORE_S, judge_overload
 
 
 def answered(scheduled_s: float, took_s: float, status: int = 200) -> dict[str, Any]:
@@ -26,14 +26,14 @@ def answered(scheduled_s: float, took_s: float, status: int = 200) -> dict[str, 
         (9, {7: 429}, True),
     ],
 )
-def test_who_has_more_at_once_than_the_bound_must_refuse(
+def test_a_server_with_more_in_flight_than_the_bound_must_refuse(
     at_once: int, statuses: dict[int, int], shed: bool | None
 ) -> None:
-    """All of the overload come within a second, and each takes two."""
+    """All requests of the overload arrive within a second, and each takes two."""
     quiet = [answered(at_s, 0.1) for at_s in (1.0, 2.0, BEFORE_S + AFTER_S / 2)]
     loud = [
         answered(BEFORE_S + number / at_once, 2.0, statuses.get(number, 200))
         for number in range(at_once)
     ]
-    found = judged(quiet + loud, 0.0)
+    found = judge_overload(quiet + loud, 0.0)
     assert found["at_once"] == at_once and found["shed"] is shed

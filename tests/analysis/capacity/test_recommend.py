@@ -1,4 +1,4 @@
-"""What is recommended at a demand, from capacities that are known."""
+"""`recommend` on capacities that are known by construction."""
 
 import math
 from pathlib import Path
@@ -19,7 +19,7 @@ BOUNDS = slo.parse_slo("ttft_p95=100ms")
 
 
 def system(name: str, holds: float, fails: float = math.nan) -> CandidateServer:
-    """It keeps the bound up to `holds`, by tenfold at half of that, and not at `fails`."""
+    """It meets the bound at `holds`, meets it tenfold at half of that, and misses it at `fails`."""
 
     def case(load: float, ttft_s: float) -> MeasuredCase:
         frame = pd.DataFrame(
@@ -34,7 +34,7 @@ def system(name: str, holds: float, fails: float = math.nan) -> CandidateServer:
 
 
 @pytest.mark.parametrize(
-    ("rate", "carried", "headroom", "needed"),
+    ("rate", "sustained", "headroom", "needed"),
     [
         (50, 10, 0.0, 5),
         (50.1, 10, 0.0, 6),
@@ -44,11 +44,11 @@ def system(name: str, holds: float, fails: float = math.nan) -> CandidateServer:
         (30, 0.1, 0.0, 300),
     ],
 )
-def test_replicas(rate: float, carried: float, headroom: float, needed: int) -> None:
-    assert count_replicas(rate, carried, headroom) == needed
+def test_count_replicas(rate: float, sustained: float, headroom: float, needed: int) -> None:
+    assert count_replicas(rate, sustained, headroom) == needed
 
 
-def test_fewest_replicas_first_and_as_many_is_a_tie() -> None:
+def test_the_fewest_replicas_come_first_and_equal_numbers_tie() -> None:
     a, b, c = choose_server(
         [system("slow", 5, 5.2), system("fast", 40, 41), system("also", 30, 31)], 20, BOUNDS, 0.2
     )
@@ -59,8 +59,8 @@ def test_fewest_replicas_first_and_as_many_is_a_tie() -> None:
     ]
 
 
-def test_what_a_bracket_leaves_open_is_a_tie() -> None:
-    """10 held and 13 did not: perhaps 4 are enough for 40, as many as the other needs."""
+def test_an_open_bracket_ties() -> None:
+    """`unsure` meets the SLO at 9.8 and misses it at 13: perhaps 4 suffice, as for `known`."""
     first, second = choose_server(
         [system("known", 10.5, 11), system("unsure", 9.8, 13)], 42, BOUNDS, 0.0
     )
@@ -84,8 +84,8 @@ def test_the_cost_is_of_all_replicas() -> None:
 
 
 def campaign(folder: Path, **capacities: tuple[float, float]) -> Path:
-    """A search in which each server keeps a TTFT of 60 ms up to the first rate and not at the
-    second.
+    """A capacity search in which each server meets a TTFT of 60 ms at its first rate and misses it
+    at its second.
     """
     (folder / "cases").mkdir(parents=True)
     systems = [
@@ -138,33 +138,62 @@ def campaign(folder: Path, **capacities: tuple[float, float]) -> Path:
     return folder
 
 
-def test_the_sentence_is_right_for_two_demands(
+def test_the_recommendation_is_right_for_two_demands(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By construction: alpha carries 40, beta 30. At 32 a second one alpha with a fifth free does,
-    of beta two are needed; at 45 two of either do.
+    """By construction alpha sustains 40 and beta 30. At 32 requests/s one alpha with 20% headroom
+    suffices, where beta needs two; at 45 two of either suffice.
     """
     folder = str(campaign(tmp_path / "found", alpha=(40.0, 42.0), beta=(30.0, 31.0)))
     assert command.main(["recommend", folder, "--rate", "32", "--price", "1.5"]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
-        "For 32.0 requests/s of steady within TTFT P95 ≤ 60 ms, 20% of each replica kept free: run"
-        " 1 of alpha (simulated), " in said
+        "For 32.0 requests/s of steady within TTFT P95 ≤ 60 ms, with 20% headroom: run 1 of alpha"
+        " (simulated), for 1.50 USD per hour.\n" in output
     )
     assert (
-        "for 1.50 USD an hour.\n" in said
-        and "  2. 2 × beta (simulated): each holds 30.0 requests/s, not 31.0, 3.00 USD an hour"
-        in said
+        "  2. 2 × beta (simulated): each sustains 30.0 requests/s and misses the SLO at 31.0;"
+        " 3.00 USD per hour\n" in output
     )
-    assert "missing (simulated): skipped: vllm is not installed" in said
+    assert "missing (simulated): skipped: vllm is not installed" in output
     assert (
-        "if the demand grows to 32.3 requests/s: 2 of alpha (simulated) or beta (simulated)" in said
+        "if the demand grows to 32.3 requests/s: 2 of alpha (simulated) or beta (simulated)"
+        in output
     )
     assert command.main(["recommend", folder, "--rate", "45"]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "run 2 of alpha (simulated). It ties with beta (simulated)." in output
+    assert "USD" not in output
+
+
+def test_only_changes_of_the_recommended_server_or_its_number_are_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At 54 requests/s one alpha suffices, where beta needs two. A more precise capacity could
+    spare one of eight replicas of gamma, which nobody would choose, and at 48 requests/s beta would
+    tie. Neither changes that one alpha is recommended.
+    """
+    servers = {"alpha": (80.0, 84.0), "beta": (60.0, 62.0), "gamma": (9.5, 10.0)}
+    folder = str(campaign(tmp_path / "found", **servers))
+    assert command.main(["recommend", folder, "--rate", "54"]) == 0
+    output = capsys.readouterr().out
+    assert "  3. 8 × gamma (simulated)" in output
+    _, listed = output.split("What would change this:\n")
+    listed, _ = listed.split("Tried: a demand from 13.5 to 216 requests/s")
+    assert [line.split(" to ")[0] for line in listed.splitlines()] == [
+        "  - if the demand grows",
+        "  - if the SLO bounds are halved: no server is known",
+    ]
+
+
+def test_a_bracket_that_could_spare_a_replica_of_the_best_is_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(campaign(tmp_path / "found", alpha=(40.0, 42.0)))
+    assert command.main(["recommend", folder, "--rate", "33"]) == 0
     assert (
-        "run 2 of alpha (simulated). It is a tie with beta (simulated)." in said
-        and "USD" not in said
+        "if the true capacity of alpha (simulated) is close to 42.0 requests/s rather than 40.0,"
+        " 1 of it suffices instead of 2" in capsys.readouterr().out
     )
 
 
@@ -173,14 +202,14 @@ def test_another_slo_is_judged_by_the_same_cases(
 ) -> None:
     folder = str(campaign(tmp_path / "found", alpha=(40.0, 42.0)))
     assert command.main(["recommend", folder, "--rate", "32", "--slo", "ttft_p95=70ms"]) == 0
-    assert "1 × alpha (simulated): each holds 42.0 requests/s\n" in capsys.readouterr().out
+    assert "1 × alpha (simulated): each sustains 42.0 requests/s\n" in capsys.readouterr().out
     assert command.main(["recommend", folder, "--rate", "32", "--slo", "ttft_p95=10ms"]) == 1
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
-        "nothing can be recommended" in said
-        and "alpha (simulated): it kept the SLO at none of 40.0, 42.0 requests/s" in said
+        "nothing can be recommended" in output
+        and "alpha (simulated): it missed the SLO at 40.0, 42.0 requests/s" in output
     )
-    assert "What would change" not in said
+    assert "What would change" not in output
     assert command.main(["recommend", folder, "--rate", "32", "--slo", "ttft_p99.9=70ms"]) == 1
     assert (
         "alpha (simulated): n too small: 320 requests for TTFT P99.9 ≤ 70 ms, 2995 are needed"
@@ -206,11 +235,11 @@ def test_bad_input_is_one_sentence(
 ) -> None:
     folder = str(campaign(tmp_path / "found", alpha=(40.0, 42.0)))
     assert command.main(["recommend", folder, *arguments]) == 2
-    said = capsys.readouterr()
-    assert sentence in said.err and said.err.count("\n") == 1 and said.out == ""
+    output = capsys.readouterr()
+    assert sentence in output.err and output.err.count("\n") == 1 and output.out == ""
 
 
-def test_a_campaign_without_open_loops_says_what_to_run(
+def test_a_campaign_without_open_loops_names_the_command_to_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = synthetic_campaign.campaign(tmp_path / "closed")
@@ -229,8 +258,8 @@ def test_a_server_without_a_valid_case_is_named_and_makes_the_code_1(
         run = schema.read_json(file)
         schema.write_json(file, run | {"status": "failed: load: every request failed: http 401"})
     assert command.main(["recommend", str(folder), "--rate", "32"]) == 1
-    said = capsys.readouterr()
-    assert "run 1 of alpha (simulated)" in said.out and "× beta" not in said.out
-    assert said.err == (
+    output = capsys.readouterr()
+    assert "run 1 of alpha (simulated)" in output.out and "× beta" not in output.out
+    assert output.err == (
         "no valid case of beta (simulated): failed: load: every request failed: http 401\n"
     )
