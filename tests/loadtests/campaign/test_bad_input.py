@@ -67,8 +67,8 @@ BAD = [
         "--users has several values, but --find-capacity chooses the loads itself: give at most",
     ),
     (("--find-capacity", "--repeat", "2"), "--repeat cannot be used with --find-capacity"),
-    (("--target", "not a url"), "--target: 'not a url' is no URL: give one such as"),
-    (("--target", ""), "--target: '' is no URL: give one such as"),
+    (("--target", "not a url"), "--target: 'not a url' is not a URL: use one such as"),
+    (("--target", ""), "--target: '' is not a URL: use one such as"),
 ]
 
 
@@ -131,7 +131,7 @@ def test_bad_input_is_one_sentence(
 def test_a_target_without_a_server(bench: Bench) -> None:
     url = f"http://127.0.0.1:{dead_port()}"
     bench.refuses(
-        f"GET {url}/v1/models: no server listens there: start it, or give the URL of one",
+        f"GET {url}/v1/models: no server listens there: start it, or use the URL of a running one",
         *QUICK,
         "--target",
         url,
