@@ -1,5 +1,5 @@
-"""results/README.md says of every key on disk what loadtests/schema/ says, and lists what
-analysis makes.
+"""results/README.md explains every key on disk as loadtests/schema/ does, and lists the files that
+analysis writes.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ README = (Path(__file__).parents[2] / "results" / "README.md").read_text()
 
 
 def rows() -> list[str]:
-    """The rows that must be there; print them to mend the file: `python -m
+    """The rows that the file must have. To fix it, print them: `python -m
     tests.analysis.test_results_readme`.
     """
     objects = (schema.CAMPAIGN_KEYS, schema.CALIBRATION_KEYS, schema.RUN_KEYS)
@@ -37,7 +37,7 @@ def test_every_key_on_disk_is_explained():
     assert f"Schema version {schema.SCHEMA}." in README
 
 
-def test_no_key_is_explained_that_is_not_there():
+def test_every_explained_key_exists():
     tables = [line for line in README.splitlines() if line.startswith("| `")]
     files = [
         line

@@ -35,7 +35,7 @@ def test_notebooks_execute_into_the_campaigns_folder(tmp_path):
         assert all(
             output["output_type"] != "error" for cell in cells for output in cell.get("outputs", [])
         )
-    assert "alpha (simulated) sustained the most" in pages[1].read_text()
+    assert "alpha (simulated) sustained the highest" in pages[1].read_text()
 
 
 @pytest.mark.slow  # the notebooks a second time
