@@ -1,16 +1,17 @@
-"""From results on disk to numbers, checks, a report, a recommendation and a verdict.
+"""Turns results on disk into metrics, checks, reports, recommendations and verdicts.
 
-    dataset, case       a campaign's folder, and the frames of one case
     stats, slo          statistics; bounds on latency and errors
-    metrics/            every number, with its definition
-    checks/             when a number must not be used, and what to do about it
+    dataset, case       a campaign's folder, and the frames of one case
+    metrics/            every metric, with its definition
+    checks/             what makes a case invalid or doubtful, and the remedy
     summary             cases joined into comparisons and sweeps
-    conclusions         who was best, and who has no valid case
+    conclusions         the best server, and the servers without a valid case
     plots/              figures
     capacity/           the load that a server sustains within an SLO
     gate/               base against head
     report/             pages, terminal tables, notebooks
     studies/            the pages on claims and on the load generator's accuracy
 
-Imports go down this list only. Of the rest of the house only `loadtests.schema` is imported.
+A module may import those above it in this list. From outside this package it may import only
+`loadtests.schema`.
 """

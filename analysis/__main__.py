@@ -16,8 +16,8 @@ from analysis.gate import baselines, compare, output, paired, unpaired, verdicts
 from analysis.report import checks_listing
 from analysis.studies import accuracy_targets, claims
 
-# What draws or runs notebooks is imported by the commands that need it: a gate asks some of the
-# others after each repetition.
+# Only the commands that draw or run notebooks import what that takes: a gate runs some of the other
+# commands after each repetition, and they must start fast.
 
 EXIT_CODES = """\
 exit codes:
@@ -31,7 +31,7 @@ Those of gate are 0 pass, 1 regressed, 2 invalid, 3 inconclusive."""
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis",
-        description="Reads campaigns; writes reports.",
+        description="Read campaigns; write reports.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -39,15 +39,13 @@ def make_parser() -> argparse.ArgumentParser:
     judging.add_argument(
         "--max-errors",
         metavar="SHARE",
-        help="how many requests of a valid case may fail (default: as in the campaign, 5%%)",
+        help="largest share of failures in a valid case (default: the campaign's own, or 5%%)",
     )
     commands = parser.add_subparsers(dest="verb", required=True)
     verb = commands.add_parser(
         "report",
         parents=[judging],
-        help=(
-            "report.html, report.md, figures, metrics.csv and notebooks into the campaign's folder"
-        ),
+        help="write report.html, report.md, figures, metrics.csv and notebooks to its folder",
     )
     verb.add_argument(
         "campaign", nargs="?", help="a campaign's folder (default: the newest in results/)"
@@ -56,38 +54,38 @@ def make_parser() -> argparse.ArgumentParser:
         "--slo",
         default=slo.DEFAULT,
         metavar="BOUNDS",
-        help="what a good request meets, or a preset (default: %(default)s; also e2e)",
+        help="latency bounds of a good request, or a preset (default: %(default)s; also e2e)",
     )
     verb.add_argument(
         "--price",
         metavar="PRICE",
-        help="of the machine: dollars an hour, or a list price's name in analysis/prices.toml",
+        help="the machine's price: dollars per hour, or a name in analysis/prices.toml",
     )
     verb.add_argument(
         "--peak-bandwidth",
         metavar="GB/S",
-        help="from the machine's memory, for MBU (default: stated for its GPUs)",
+        help="the machine's peak memory bandwidth, for MBU (default: as stated for its GPUs)",
     )
     verb.add_argument(
         "--peak-flops",
         metavar="TFLOP/S",
-        help="of the machine, for MFU (default: stated for its GPUs, bfloat16, dense)",
+        help="the machine's peak, for MFU (default: as stated for its GPUs, dense bfloat16)",
     )
     verb.add_argument(
         "--no-notebooks",
         action="store_true",
-        help="do not execute the notebooks, which take some seconds each",
+        help="do not run the notebooks, which take a few seconds each",
     )
     verb.add_argument(
         "--strict",
         action="store_true",
-        help="exit code 1 if a system has no valid case, and name it; the report is made anyway",
+        help="write the report, then exit with 1 and name each server without a valid case",
     )
     verb.set_defaults(do=make_report)
     verb = commands.add_parser(
         "validity",
         parents=[judging],
-        help="name the systems without a valid case, and why; exit code 1 if there is one",
+        help="name each server without a valid case, with the reason; exit code 1 if there is one",
     )
     verb.add_argument(
         "campaign", nargs="?", help="a campaign's folder (default: the newest in results/)"
@@ -97,20 +95,20 @@ def make_parser() -> argparse.ArgumentParser:
         "compare",
         parents=[judging],
         help=(
-            "two campaigns, case by case: B against A, with intervals and verdicts; exit code 1 if"
-            " one of them has no valid case of a system"
+            "compare two campaigns case by case: B against A, with intervals and verdicts; exit"
+            " code 1 if one of them has no valid run of a case"
         ),
     )
     verb.add_argument("a", metavar="A", help="a campaign's folder")
-    verb.add_argument("b", metavar="B", help="another's")
+    verb.add_argument("b", metavar="B", help="the other campaign's folder")
     verb.add_argument(
-        "--anyway", action="store_true", help="also if machine, model or scenarios differ"
+        "--anyway", action="store_true", help="compare even if machine, model or scenarios differ"
     )
     verb.set_defaults(do=compare_campaigns)
     verb = commands.add_parser(
         "checks",
         parents=[judging],
-        help="every check of every case as JSON; exit code 0 if every case is valid, else 1",
+        help="print every check of every case as JSON; exit code 0 if every case is valid, else 1",
     )
     verb.add_argument(
         "campaign", nargs="?", help="a campaign's folder (default: the newest in results/)"
@@ -120,20 +118,20 @@ def make_parser() -> argparse.ArgumentParser:
         "recommend",
         parents=[judging],
         help=(
-            "which server to run at a demand, how many of them, and what would change that; exit"
-            " code 1 if none can be recommended, or one has no valid case"
+            "recommend a server and a number of replicas for a demand, and list what would change"
+            " that; exit code 1 if none can be recommended, or a server has no valid case"
         ),
     )
     verb.add_argument(
         "campaign",
         nargs="?",
-        help="a campaign's folder, best of --find-capacity (default: the newest in results/)",
+        help="a campaign's folder, preferably of --find-capacity (default: the newest in results/)",
     )
     verb.add_argument("--rate", required=True, help="the demand, requests/s")
     verb.add_argument(
         "--slo",
         metavar="BOUNDS",
-        help="such as ttft_p99=500ms,tpot_p99=50ms, or a preset (default: that of the search)",
+        help="such as ttft_p99=500ms,tpot_p99=50ms, or a preset (default: the search's SLO)",
     )
     verb.add_argument(
         "--scenario", help="the traffic (default: the campaign's only open-loop scenario)"
@@ -147,86 +145,92 @@ def make_parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--price",
         metavar="USD_OR_NAME",
-        help="of such a machine, dollars an hour, or a name of analysis/prices.toml",
+        help="one machine's price: dollars per hour, or a name in analysis/prices.toml",
     )
     verb.set_defaults(do=print_recommendation)
     verb = commands.add_parser(
-        "claims",
-        help="what people say, and what the campaigns of `python -m loadtests.claims` showed",
+        "claims", help="judge common claims by the campaigns of `python -m loadtests.claims`"
     )
     verb.add_argument(
         "folder",
         nargs="?",
         type=Path,
         default=claims.RESULTS,
-        help="with a campaign in each (default: %(default)s)",
+        help="the folder of these campaigns (default: %(default)s)",
     )
     verb.set_defaults(do=make_claims_page)
     verb = commands.add_parser(
         "gate",
         help=(
-            "has head become slower than base? exit code 0 pass, 1 regressed, 2 invalid, 3"
+            "judge whether head is slower than base; exit code 0 pass, 1 regressed, 2 invalid, 3"
             " inconclusive"
         ),
     )
     verb.add_argument(
-        "campaign",
-        nargs="?",
-        help="folder of a gate, or the campaign that --baseline is held against",
+        "campaign", nargs="?", help="a gate's folder, or the campaign to compare with --baseline"
     )
     verb.add_argument(
         "--campaigns",
         nargs=2,
         metavar=("BASE", "HEAD"),
-        help="two campaigns that were measured one after the other",
+        help="two campaigns, measured one after the other",
     )
     verb.add_argument(
         "--baseline",
         metavar="NAME",
-        help="of results/baselines; newest: the last of this machine's class",
-    )
-    verb.add_argument("--metrics", default="", help="of the latter two: comma-separated")
-    verb.add_argument(
-        "--tolerance", action="append", default=[], metavar="METRIC=SHARE", help="likewise"
-    )
-    verb.add_argument("--slo", default="", metavar="BOUNDS", help="likewise")
-    verb.add_argument(
-        "--anyway", action="store_true", help="likewise: also if machine, model or scenarios differ"
+        help="a name in results/baselines, or newest: the last one of this machine's class",
     )
     verb.add_argument(
-        "--check",
-        action="store_true",
-        help="only whether these options can be met, before anything is measured",
+        "--metrics",
+        default="",
+        help="metrics to judge, comma-separated (as the next three, not of a gate's folder)",
     )
     verb.add_argument(
-        "--record", metavar="NAME", help="with --check: of a baseline that is to be recorded"
+        "--tolerance",
+        action="append",
+        default=[],
+        metavar="METRIC=SHARE",
+        help="the tolerance of one metric",
+    )
+    verb.add_argument(
+        "--slo", default="", metavar="BOUNDS", help="an SLO whose attainment must not fall"
+    )
+    verb.add_argument(
+        "--anyway", action="store_true", help="compare even if machine, model or scenarios differ"
+    )
+    verb.add_argument(
+        "--check", action="store_true", help="only check these options, before anything is measured"
+    )
+    verb.add_argument(
+        "--record", metavar="NAME", help="with --check: the name of a baseline to be recorded"
     )
     verb.set_defaults(do=judge)
     verb = commands.add_parser(
-        "publish", help="copy a campaign without its raw rows, to be committed"
+        "publish", help="copy a campaign without its raw rows, so that it can be committed"
     )
-    verb.add_argument("campaign", type=Path, help="its folder")
+    verb.add_argument("campaign", type=Path, help="a campaign's folder")
     verb.add_argument(
-        "name", help="folder in results/ that is made, or the campaign's own, which keeps its rows"
+        "name", help="the new folder in results/, or the campaign's own, which keeps its rows"
     )
     verb.set_defaults(do=publish_campaign)
-    verb = commands.add_parser("baseline", help="keep a campaign's numbers in results/baselines")
-    verb.add_argument("campaign", help="its folder")
+    verb = commands.add_parser("baseline", help="store a campaign's numbers in results/baselines")
+    verb.add_argument("campaign", help="a campaign's folder")
     verb.add_argument("--name", help="the baseline's name (default: machine class, day and commit)")
     verb.set_defaults(do=record_baseline)
     verb = commands.add_parser(
-        "history", help="draw the baselines over time, a picture for each machine class"
+        "history", help="draw the baselines over time, one figure per machine class"
     )
     verb.set_defaults(do=draw_history)
     verb = commands.add_parser(
-        "instrument", help="README.md and figures of what `python -m loadtests.accuracy` found"
+        "instrument",
+        help="write README.md and figures from the results of `python -m loadtests.accuracy`",
     )
     verb.add_argument(
         "folder",
         nargs="?",
         type=Path,
         default=accuracy_targets.RESULTS,
-        help="its results (default: %(default)s)",
+        help="the folder of these results (default: %(default)s)",
     )
     verb.set_defaults(do=make_instrument_page)
     return parser
@@ -277,7 +281,7 @@ def chosen_max_errors(options: argparse.Namespace) -> float | None:
 
 
 def report_missing(systems: Sequence[tuple[str, str]]) -> int:
-    """Names systems without a valid case, and why; 1 if there are any, else 0."""
+    """Names the systems without a valid case, with the reasons. Returns 1 if there are any."""
     for name, why in systems:
         print(f"no valid case of {name}: {why}", file=sys.stderr)
     return 1 if systems else 0
@@ -315,7 +319,7 @@ def print_recommendation(options: argparse.Namespace) -> int:
     )
     if not 0 <= options.headroom < 1:
         raise dataset.InputError(
-            f"--headroom {options.headroom:g}: give a share from 0 to below 1, such as 0.2"
+            f"--headroom {options.headroom:g}: give a share of at least 0 and below 1, such as 0.2"
         )
     campaign = dataset.read_campaign(options.campaign, chosen_max_errors(options))
     bounds = recommend.resolve_bounds(campaign, slo.parse_slo(options.slo) if options.slo else None)
@@ -342,7 +346,7 @@ def judge(options: argparse.Namespace) -> int:
             baselines.new_baseline_file(options.record)
         return 0
     if bool(options.campaigns) == bool(options.campaign):
-        raise dataset.InputError("name the folder of a gate, or two by --campaigns")
+        raise dataset.InputError("give a gate's folder, or --campaigns BASE HEAD")
     if options.campaigns or options.baseline:
         each_request = slo.request_bounds(wanted.bounds) or None
         *bases, head = (

@@ -1,12 +1,11 @@
-"""Why a request took as long as it did: its E2E in parts that add up, and the report's section
-"Why".
+"""Splits a request's E2E into parts that add up, for the report's section "Why".
 
-The client knows when a request was scheduled, when its slot came and when its first byte was sent;
-the server says how long its own queue, the prompt and the generation took (`timings`). By nobody is
-a wait in the socket's backlog or for a free worker ever seen: it is what is left from sent to the
-first token, and the network and the framework are in it. Where a server gives no timings, only
-three things are known: what the client did, the time to the first token, and the stream after it.
-PARTS says what each part is.
+The client knows when a request was scheduled, when it got a slot and when its first byte was sent.
+The server reports how long its own queue, the prompt and the generation took (`timings`). Nothing
+reports time in the socket backlog or waiting for a free worker: it is the remainder from sent to
+the first token, together with the network and the framework. Without a server's timings only three
+parts are known: the client's, the time to the first token, and the stream after it. PARTS describes
+each part.
 """
 
 import itertools
@@ -22,10 +21,10 @@ from analysis.formatting import format_number
 from analysis.stats import percentile, values_needed
 from analysis.summary import Comparison, ServerSummary, Summary
 
-# as in validity.own_times: a server that says that it took longer than the client waited has a
-# wrong clock
+# As in checks.load.check_own_times: a server that reports a longer time than the client waited has
+# a wrong clock.
 FITS_S = 0.001
-# What the section's last table shows.
+# The columns of the section's last table.
 IN_ENGINE = (
     "running_mean",
     "kv_useful_share",
@@ -33,12 +32,12 @@ IN_ENGINE = (
     "preemptions",
     "event_loop_lag_p99_s",
 )
-LATE = 0.1  # of the E2E: an event loop that is later than that belongs into the sentence
+LATE = 0.1  # share of the E2E above which an event loop's lag belongs in the sentence
 
 
 class Part(NamedTuple):
-    """`label` heads a column, `what` ends the sentence "74% of the slowest 1% is ...". Colours:
-    Okabe and Ito's, as in figures.py.
+    """A part of a request's E2E. `label` heads a column; `what` completes the sentence "74% of the
+    slowest 1% is ...". Colours are Okabe and Ito's, as in plots/.
     """
 
     label: str
@@ -65,7 +64,7 @@ SERVER_PHASES = {
     "queue_s": Part(
         "server's queue", "waiting in the server's own queue for its engine", "#E69F00", ".."
     ),
-    "prompt_s": Part("prompt", "the prompt, from the engine's begin to the first token", "#56B4E9"),
+    "prompt_s": Part("prompt", "the prompt, from the engine's start to the first token", "#56B4E9"),
     "generation_s": Part("generation", "generation, from the first token to the last", "#0072B2"),
     "after_s": Part(
         "stream beyond generation",
@@ -77,7 +76,7 @@ SERVER_PHASES = {
 PARTS = SERVER_PHASES | {
     "first_s": Part(
         "to the first token",
-        "waiting for the first token, of which this server tells no parts",
+        "waiting for the first token, which this server does not split into parts",
         "#D9D9D9",
         "//",
     ),
@@ -87,16 +86,16 @@ CLIENT_PHASES = ["slot_s", "client_s", "first_s", "stream_s"]
 
 
 def split_latencies(latencies: pd.DataFrame) -> pd.DataFrame:
-    """Of a case's frame in Summary.latencies, each completed request: e2e_s, the PARTS in seconds,
-    in_flight (others when it was sent). The parts of SERVER_PHASES, and likewise those of
-    CLIENT_PHASES, add up to e2e_s; the server's are nan where the server gave no times, or times
-    that are longer than the client waited.
+    """Splits each completed request of a case's frame in Summary.latencies: e2e_s, the PARTS in
+    seconds, and in_flight (other requests when it was sent). The parts of SERVER_PHASES add up to
+    e2e_s, and so do those of CLIENT_PHASES. The server's parts are nan where it gave no times, or
+    longer times than the client waited.
 
-    Two clocks, so only lengths are known: from sent to first token minus the server's own is the
-    way there (before), and what the first token was late; the rest of the stream minus predicted_ms
-    is what the end was later than the first token. That is negative if only the first token was
-    held back: then it was no wait before the engine either, since it generated meanwhile, and is
-    taken off there.
+    The two clocks are not synchronised, so only durations are known. The time from sent to first
+    token minus the server's own times is the way to the engine (before) plus the delay of the first
+    token. The rest of the stream minus predicted_ms is how much later the end was than the first
+    token. It is negative if only the first token was held back. The engine was already generating
+    then, so that delay is not a wait before the engine, and is subtracted from `before_s`.
     """
     r = latencies[np.isfinite(latencies["e2e_s"]) & latencies["ttft_s"].notna()]
     found = r[["e2e_s", "in_flight"]].copy()
@@ -104,8 +103,8 @@ def split_latencies(latencies: pd.DataFrame) -> pd.DataFrame:
     found["client_s"] = r["send_lag_s"] - found["slot_s"]
     found["first_s"] = r["ttft_s"] - r["send_lag_s"]
     found["stream_s"] = r["e2e_s"] - r["ttft_s"]
-    # Some servers elsewhere give no queue_ms beside the other two: their queue is before the
-    # engine, as seen from here.
+    # Some endpoints give the other two times without queue_ms: their queue then counts as before
+    # the engine.
     queue, prompt, generation = (
         r["queue_ms"].fillna(0.0) / 1e3,
         r["prompt_ms"] / 1e3,
@@ -126,9 +125,9 @@ def split_latencies(latencies: pd.DataFrame) -> pd.DataFrame:
 
 
 class Bar(NamedTuple):
-    """Means over some requests of each run, and then over runs: `parts` by name in PARTS, s, which
-    add up to `e2e_s`; `which` requests in words, how many in all; `in_flight`: the median over them
-    of the others in flight when one was sent.
+    """Means over some requests of each run, then over runs. `which`: these requests in words;
+    `parts`: seconds by name in PARTS, which add up to `e2e_s`; `requests`: how many in all runs;
+    `in_flight`: the median number of other requests in flight when one was sent.
     """
 
     which: str
@@ -146,8 +145,8 @@ class Bar(NamedTuple):
 
 
 def median_bar(runs: Sequence[pd.DataFrame]) -> Bar | None:
-    """The requests whose E2E lies between P45 and P55 of their run; None where a run has too few
-    for a median.
+    """The requests whose E2E lies between P45 and P55 of their run; None if a run has too few
+    requests for a median.
     """
 
     def chosen(run: pd.DataFrame) -> pd.DataFrame:
@@ -158,8 +157,8 @@ def median_bar(runs: Sequence[pd.DataFrame]) -> Bar | None:
 
 
 def tail_bar(runs: Sequence[pd.DataFrame]) -> Bar | None:
-    """The requests whose E2E is P99 of their run or more, where all runs have enough for one; else
-    P95; else None.
+    """The requests whose E2E is at least P99 of their run; at least P95 if a run has too few
+    requests for P99; None if a run has too few for P95.
     """
     p = next((p for p in (99, 95) if _least(runs) >= values_needed(p)), None)
     if p is None:
@@ -192,11 +191,11 @@ def _bar(
 
 
 def describe_wait(part: str, bar: Bar, run: Json) -> str:
-    """What a part is, in words. What was waited for has a name only where it is known that there
-    was none left: Gunicorn's sync worker takes one request at a time, each of its threads likewise
-    (with threads it is a gthread worker: Gunicorn's settings), and at least so many others were in
-    flight; a thread of a pool, if how many there are was chosen by --set (the simulated engine has
-    slots besides, which may be what was waited for).
+    """Describes a part in words. It names a resource only if all of it is known to have been in
+    use, because at least as many other requests were in flight. That is known of Gunicorn's sync
+    workers and their threads, which take one request at a time (with threads, a sync worker becomes
+    a gthread worker: Gunicorn's settings), and of a thread pool whose size was chosen with --set.
+    On the simulated engine the request may have waited for one of the engine's slots instead.
     """
     what = PARTS[part].what
     if part == "before_s" and (own := _gunicorn(run.get("command") or [])):
@@ -204,7 +203,7 @@ def describe_wait(part: str, bar: Bar, run: Json) -> str:
         if bar.in_flight >= workers * threads:
             return (
                 f"waiting for {_one_of(workers * threads, 'worker' if threads == 1 else 'thread')}"
-                " (framework and network are in it)"
+                " (including framework and network)"
             )
     case = run.get("case") or {}
     threads = int((case.get("options") or {}).get("threads") or 0)
@@ -214,15 +213,15 @@ def describe_wait(part: str, bar: Bar, run: Json) -> str:
 
 
 def _gunicorn(command: list[str]) -> tuple[int, int] | None:
-    """(workers, threads of each) of a Gunicorn whose workers take one request at a time for each
-    thread; None if it is none.
+    """(workers, threads of each) if the command is a Gunicorn whose workers take one request at a
+    time per thread, else None.
     """
-    said = dict(itertools.pairwise(command))
-    if "gunicorn" not in {Path(word).name for word in command} or said.get(
+    given = dict(itertools.pairwise(command))
+    if "gunicorn" not in {Path(word).name for word in command} or given.get(
         "--worker-class"
     ) not in ("sync", "gthread"):
         return None
-    return int(said["--workers"]) if "--workers" in said else 1, int(said.get("--threads", "1"))
+    return int(given["--workers"]) if "--workers" in given else 1, int(given.get("--threads", "1"))
 
 
 def _one_of(n: int, noun: str) -> str:
@@ -230,7 +229,7 @@ def _one_of(n: int, noun: str) -> str:
 
 
 class Attribution(NamedTuple):
-    """Of one system under one traffic; a bar is None where there are too few requests for it."""
+    """The bars of one system under one traffic, without those that have too few requests."""
 
     system: ServerSummary
     run: Json
@@ -238,15 +237,15 @@ class Attribution(NamedTuple):
 
     @property
     def sentence(self) -> str:
-        """What most of the tail is, and how much of the median request that is."""
+        """States the largest part of the tail, and its share of the median request."""
         if not self.bars:
-            return "too few completed requests to say."
+            return "too few completed requests for an explanation."
         bar = self.bars[-1]
         most = max(bar.parts, key=bar.share)
         text = f"{bar.share(most):.0%} of {bar.which} is {describe_wait(most, bar, self.run)}"
         running = float(self.system.valid["running_mean"].mean())
         if most in ("prompt_s", "generation_s") and running > 1:
-            text += f", of {format_number(running)} requests at once on average"
+            text += f", with {format_number(running)} requests at once on average"
         lag = float(self.system.valid["event_loop_lag_p99_s"].mean())
         if (
             most in ("before_s", "after_s", "first_s", "stream_s")
@@ -276,7 +275,9 @@ def attribute_latency(summary: Summary, comparison: Comparison) -> list[Attribut
 
 
 def visible_parts(attributions: Sequence[Attribution]) -> list[str]:
-    """The parts that any of them has; without a cap on concurrency nobody waited for a slot."""
+    """The parts that any of them has. The wait for a slot exists only under a cap on
+    concurrency.
+    """
     bars = [bar for a in attributions for bar in a.bars]
     return [
         name

@@ -1,5 +1,5 @@
-"""What was recorded of one case, and the populations that formulas are about; the formulas are in
-metrics.py.
+"""The recorded data of one case, and the populations of requests that metrics are computed over
+(the formulas are in metrics/).
 """
 
 import re
@@ -18,8 +18,8 @@ from analysis.stats import NAN
 
 @dataclass
 class CaseData:
-    """What was recorded of one case, with the columns that every formula needs; seconds
-    throughout.
+    """The recorded data of one case, with the columns that every formula needs. All times are in
+    seconds.
     """
 
     campaign: Json
@@ -34,7 +34,9 @@ class CaseData:
 
     @cached_property
     def window(self) -> tuple[float, float]:
-        """[start, end) of the measured part; nan, and so containing nothing, if load never ran."""
+        """[start, end) of the measurement; nan, so that nothing lies inside, if the load never
+        ran.
+        """
         window = self.run.get("window") or {}
         return window.get("start_s", NAN), window.get("end_s", NAN)
 
@@ -47,11 +49,12 @@ class CaseData:
 
     @cached_property
     def rows(self) -> pd.DataFrame:
-        """All requests, also of warm-up and drain, with failed, good, ttft_s, visible_ttft_s,
-        tpot_s, e2e_s and send_lag_s as measured; slot_wait_s is the part of send_lag_s that the
-        scenario's cap on concurrency asked for, client_lag_s the rest. tpot_missing: a complete
-        response of several tokens that has no TPOT, since usage is missing or not credible, or all
-        tokens came in one chunk. A response without any token failed, whatever its row says.
+        """All requests, including those of warm-up and drain, with failed, good (complete and not
+        wrong), met_slo and the latencies: ttft_s, visible_ttft_s, tpot_s, e2e_s, and send_lag_s as
+        the sum of slot_wait_s (the wait that the scenario's cap on concurrency imposed) and
+        client_lag_s. tpot_missing: a complete response of several tokens has no TPOT, since its
+        usage is not credible or all its tokens came in one chunk. A response without any token
+        failed, whatever its row says.
         """
         r = self.requests.copy()
         nothing = r["error"].isna() & r["first_s"].isna()
@@ -64,7 +67,7 @@ class CaseData:
         r["slot_wait_s"] = r["slot_s"] - r["scheduled_s"]
         r["client_lag_s"] = r["send_lag_s"] - r["slot_wait_s"].fillna(0.0)
         r["visible_ttft_s"] = r["first_visible_s"] - r["scheduled_s"]
-        # a server without usage is counted by chunks; one with an absurd usage has no count
+        # without usage, chunks are counted; with an impossible usage, nothing is
         tokens = credible_usage(r).where(r["tokens"].notna(), r["tokens_counted"])
         later = tokens - np.array([n[0] if len(n) else NAN for n in r["token_n"]], dtype="float64")
         r["tpot_s"] = ((r["last_s"] - r["first_s"]) / later.where(later > 0)).where(~r["failed"])
@@ -72,14 +75,14 @@ class CaseData:
         r["tpot_missing"] = ~r["failed"] & r["tpot_s"].isna() & ~one_token
         r["met_slo"] = r["good"]
         for name, bound in self.slo.items():
-            # one token has no TPOT, so it cannot miss that bound
+            # a response of one token has no TPOT, so it cannot miss that bound
             r["met_slo"] &= (r[name] <= bound) | (one_token if name == "tpot_s" else False)
         return r
 
     @cached_property
     def scheduled(self) -> pd.DataFrame:
-        """The population of every latency: requests scheduled inside the window, also those that
-        finish in the drain.
+        """The population of every latency: the requests scheduled inside the window, including
+        those that finish in the drain.
         """
         return self.rows[self.inside(self.rows["scheduled_s"])]
 
@@ -89,38 +92,37 @@ class CaseData:
 
     @cached_property
     def tokens(self) -> tuple[np.ndarray, np.ndarray]:
-        """(arrival in seconds, tokens) of every chunk of every request, also of those that failed
-        later, in no order.
+        """(arrival in seconds, tokens) of every chunk of every request, including those that failed
+        later; unordered.
         """
         return _arrivals(self.rows)
 
     @cached_property
     def completed_tokens(self) -> tuple[np.ndarray, np.ndarray]:
-        """The same of the requests that did not fail."""
+        """`tokens` of the requests that did not fail."""
         return _arrivals(self.rows[~self.rows["failed"]])
 
     @cached_property
     def partial_tokens(self) -> tuple[np.ndarray, np.ndarray]:
-        """The same of the requests that failed."""
+        """`tokens` of the requests that failed."""
         return _arrivals(self.rows[self.rows["failed"]])
 
     @cached_property
     def gaps(self) -> np.ndarray:
-        """Gaps between chunks that carry tokens, of every request scheduled in the window, s."""
+        """Seconds between chunks that carry tokens, within each request scheduled in the window."""
         parts = list(self.scheduled["token_s"])
         if not parts:
             return np.empty(0)
         gaps = np.diff(np.concatenate(parts))
         ends = np.cumsum([len(p) for p in parts])[:-1]
-        # What lies between the last chunk of a request and the first of the next one is no gap of a
-        # request.
+        # The difference from one request's last chunk to the next request's first is no gap.
         borders = np.unique(ends[(ends > 0) & (ends <= len(gaps))]) - 1
         return np.delete(gaps, borders)
 
     def latencies(self, name: str, failures: bool = True) -> np.ndarray:
-        """Values of one latency over the population; a failure is +inf in TTFT and E2E, or left
-        out. So is a response without a visible token in the time to that, which older campaigns
-        did not record.
+        """The values of one latency over `scheduled`. In TTFT and E2E a failure is +inf, or is left
+        out without `failures`. In visible TTFT a failure and a response without a visible token are
+        +inf; older campaigns did not record it.
         """
         if name == "itl_s":
             return self.gaps
@@ -132,7 +134,7 @@ class CaseData:
         return values.dropna().to_numpy()
 
     def samples(self, column: str) -> pd.DataFrame:
-        """time_s and one telemetry column inside the window, without the samples that lack it."""
+        """time_s and one telemetry column of the window's samples that have it."""
         t = self.samples_inside
         return t[["time_s", column]].dropna() if column in t else t.iloc[:0][["time_s"]]
 
@@ -141,16 +143,16 @@ class CaseData:
         return self.telemetry[self.inside(self.telemetry["time_s"])]
 
     def slope(self, column: str) -> float:
-        """A counter's rise a second inside the window, between its first and its last sample there;
-        nan below two.
+        """A counter's rise per second between its first and its last sample in the window; nan with
+        fewer than two samples.
         """
         s = self.samples(column)
         return float(np.ptp(s[column]) / np.ptp(s["time_s"])) if len(s) > 1 else NAN
 
     def served(self, *names: str) -> pd.Series:
-        """What the server said of itself over time: the first of these names that it has, all
-        labels together. The index is when its answer had come, s: a server that lets a scrape wait
-        in its turn answers as things are at the end of that wait.
+        """One of the server's own metrics over time: the first of these names that it has, summed
+        over labels. The index is when the response to the scrape had arrived, s: a server that
+        queues a scrape reports its state at the end of that wait.
         """
         m = self.server_metrics
         name = next((name for name in names if (m["name"] == name).any()), None)
@@ -164,8 +166,8 @@ class CaseData:
 
 
 def credible_usage(requests: pd.DataFrame) -> pd.Series:
-    """The tokens that the server says it generated for each request; nan where it does not say so,
-    or where it says what cannot be, so that they were counted instead.
+    """The tokens of each request by the server's usage; nan where it has none, or one that cannot
+    be right, so that chunks were counted instead.
     """
     return requests["tokens"].where(requests["token_source"].ne("counted"))
 

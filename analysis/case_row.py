@@ -1,13 +1,13 @@
-"""One case's row as JSON, with the metrics and the checks of the report: what the driver prints as
-soon as a case has ended.
+"""Prints one case's row as JSON, with the metrics and checks of the report. The campaign shows it
+as soon as the case has ended.
 
     python -m analysis.case_row CAMPAIGN INDEX
 
     {"valid": true, "why": "", "numbers": {"output_tokens_per_s": "432", "ttft_p99_s": "n=120"}}
 
-`why`: the cause of an invalid case, on one line. `numbers`: as the report's tables print them, in
-Metric.display_unit; "n=..." is too small a sample for that percentile. A command of its own, since
-the others import what takes longer than the row.
+`why`: the cause of an invalid case, on one line. `numbers`: as in the report's tables, in
+Metric.display_unit; "n=..." marks a sample that is too small for that percentile. It is a command
+of its own because the imports of the others take longer than the row.
 """
 
 import argparse
@@ -31,11 +31,11 @@ NUMBERS = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0; 2 if the case cannot be read, with one sentence on stderr."""
+    """Returns 0, or 2 with one sentence on stderr if the case cannot be read."""
     parser = argparse.ArgumentParser(
-        prog="python -m analysis.case_row", description="One case's row, as JSON."
+        prog="python -m analysis.case_row", description="Print one case's row as JSON."
     )
-    parser.add_argument("campaign", help="its folder")
+    parser.add_argument("campaign", help="the campaign's folder")
     parser.add_argument("index", type=int, help="the case's number")
     options = parser.parse_args(arguments)
     try:
@@ -47,11 +47,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def make_row(folder: str, index: int) -> dict[str, object]:
-    """The row of one case, which has ended. Raises InputError."""
+    """The row of one case that has ended. Raises InputError."""
     campaign = dataset.read_campaign(folder)
     cases = campaign.cases[campaign.cases["index"] == index]
     if cases.empty:
-        raise dataset.InputError(f"{folder} has no case {index}: name one of its cases")
+        raise dataset.InputError(f"{folder} has no case {index}: give one of its cases")
     found = summary.summarise(replace(campaign, cases=cases), frames=False)
     [valid], [why] = found.table["valid"], found.table["why"]
     return {

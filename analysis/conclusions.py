@@ -1,6 +1,7 @@
-"""The sentences that a campaign ends in: who was best, and who has no valid case, and why.
+"""Writes a campaign's conclusions: the best server, and the servers without a valid case, with the
+reasons.
 
-Nothing that failed is ranked, and one system with a number beside one without has not won.
+Only servers with a valid result are ranked, and a server without a competitor has not won.
 """
 
 import math
@@ -16,8 +17,8 @@ from loadtests.schema import system_label
 
 
 def describe_result(comparison: Comparison) -> str:
-    """One or two sentences: who was best under this traffic by the comparison's metric, and by how
-    much; who has no valid case, and why. Only one with a number has not won.
+    """Returns one or two sentences: the best server under this traffic by the comparison's metric,
+    its lead, and the servers without a valid case, with the reasons. A single server has not won.
     """
     metric, title = comparison.metric, comparison.title
     label = METRICS[metric].label
@@ -28,24 +29,24 @@ def describe_result(comparison: Comparison) -> str:
         if len(comparison.systems) == 1:
             return f"Under {title}, {missing}."
         if comparison.has_number:
-            return f"Under {title}, no server has a number: {missing}."
+            return f"Under {title}, no server can be ranked: {missing}."
         causes = "; ".join(f"{s.name}: {s.cause}" for s in comparison.systems)
         return f"Under {title}, no server has a valid case: {causes}."
     if not known:
-        text = f"Under {title} so many requests of every server failed that none has an {label}."
+        text = f"Under {title}, no server has a finite {label}: too many requests failed."
         return f"{text} Not ranked: {missing}." if missing else text
     best = known[0]
     runs = "one run" if best.estimate.runs == 1 else f"{best.estimate.runs} runs"
     number = f"{format_estimate(metric, best.valid)} {unit_of(metric)} ({runs})"
     if len(known) == 1:
         text = f"Under {title}, {best.name} has an {label} of {number}"
-        none = [f"of {s.name} so many requests failed that it has none" for s in ranked[1:]]
+        none = [f"too many requests of {s.name} failed" for s in ranked[1:]]
         others = "; ".join(filter(None, [*none, missing]))
         return (
             f"{text}, and there is nothing to compare it with: {others}." if others else f"{text}."
         )
     what = (
-        "sustained the most valid output throughput"
+        "sustained the highest output throughput"
         if metric == "output_tokens_per_s"
         else f"had the lowest {label}"
     )
@@ -57,7 +58,7 @@ def describe_result(comparison: Comparison) -> str:
     tied = [s for s in known if s.rank == 1]
     if len(tied) > 1:
         others = ", ".join(s.name for s in tied[1:])
-        text += f". It is a tie with {others}: {_describe_tie(tied)}; it had {by}."
+        text += f". It is a tie with {others}: {_describe_tie(tied)}; its value is {by}."
     else:
         text += f", {by}."
         if min(s.estimate.runs for s in known[:2]) == 1:
@@ -68,23 +69,23 @@ def describe_result(comparison: Comparison) -> str:
 def _describe_tie(tied: list[ServerSummary]) -> str:
     if all(s.estimate.runs > 1 for s in tied):
         return "the intervals overlap"
-    return "two starts of one server may differ as much, so repeat it"
+    return "two starts of one server may differ as much, so repeat the runs"
 
 
 def _describe_missing(comparison: Comparison) -> str:
-    """Which systems have no number, and why; empty if all have one."""
+    """Names the systems that cannot be ranked, with the reasons; empty if all can be."""
     none = [s for s in comparison.systems if not s.rank]
     return "; ".join(
         f"{s.name} has no valid case: {s.cause}"
         if s.valid.empty
-        else f"{s.name} has too few requests for {METRICS[comparison.metric].label}"
+        else f"{s.name} has too few requests for an {METRICS[comparison.metric].label}"
         for s in none
     )
 
 
 def list_systems_without_case(summary: Summary) -> list[tuple[str, str]]:
-    """(system and scenario, why) of those without a valid case at any load, in the order of the
-    plan. What was skipped counts only if nothing else has a valid case.
+    """(system and scenario, reason) of the systems without a valid case at any load, in the order
+    of the plan. Skipped systems are listed only if no other system has a valid case.
     """
     found = []
     for cases in _cases_by_system(summary):
@@ -97,8 +98,8 @@ def list_systems_without_case(summary: Summary) -> list[tuple[str, str]]:
 
 
 def _cases_by_system(summary: Summary) -> Iterator[pd.DataFrame]:
-    """The cases of each system under each scenario. Of a search those at the loads that it tried,
-    or those where it began if they were its last.
+    """The cases of each system under each scenario. For a capacity search, the cases at the loads
+    that it tried, or those at saturation if it tried none.
     """
     table, search = summary.table, summary.campaign.data.get("search")
     if not search:

@@ -1,5 +1,5 @@
-"""Results on disk -> data frames. The only module of analysis that knows the files' names and the
-schema's version.
+"""Reads results on disk into data frames. No other module of analysis knows the files' names and
+the schema's version.
 """
 
 from dataclasses import dataclass, field
@@ -14,22 +14,22 @@ from loadtests import schema
 from loadtests.schema import system_label
 
 RESULTS = Path("results")
-# The file that makes a campaign a published one: run.json of each case, and the checks.
+# The file that marks a campaign as published: each case's run.json, and the checks.
 PUBLISHED = "cases.json"
 Json = dict[str, Any]  # an object of a JSON file
 CASE_KEYS = ("index", "server", "engine", "scenario", "repetition", "users", "rate", "duration_s")
 
 
 class InputError(Exception):
-    """What was asked for cannot be read. The message is one sentence that names the remedy."""
+    """The input cannot be read. The message is one sentence that names the remedy."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """What a campaign keeps in place of its raw rows once it is published: `table`, metrics.csv
-    with a row a case; `checks`, a row a check, with the case's `index`; `latencies`, a row a
-    request of a window with `index`, `ttft_s`, `tpot_s`, `tpot_missing`, `e2e_s` and `failed`,
-    empty but for a search for capacity.
+    """The data that a published campaign keeps instead of its raw rows. `table`: metrics.csv, a row
+    per case. `checks`: a row per check, with the case's `index`. `latencies`: a row per request of
+    a window, with `index`, `ttft_s`, `tpot_s`, `tpot_missing`, `e2e_s` and `failed`; empty except
+    for a capacity search.
     """
 
     table: pd.DataFrame
@@ -39,14 +39,14 @@ class Published:
 
 @dataclass(frozen=True)
 class Campaign:
-    """One campaign's folder, read.
+    """The contents of one campaign's folder.
 
-    `data` is campaign.json, with calibration.json as its "calibration", null without one. `cases`
-    has one row for each case, planned or begun, with CASE_KEYS (in `server` also which of its
-    options were chosen: "fastapi_vllm loop=asyncio"), `state` (ok, failed, skipped, running,
-    planned), `reason` (text, empty if ok), `window_start_s`, `window_end_s` (nan if load never
-    ran). `runs` holds run.json by the case's index; a case that was never begun has none, but it,
-    too, has its identity (run.json's "case").
+    `data` is campaign.json, with calibration.json as its "calibration" (None without one). `cases`
+    has one row per case, planned or started: CASE_KEYS (`server` includes the chosen options:
+    "fastapi_vllm loop=asyncio"), `state` (ok, failed, skipped, running, planned), `reason` (text,
+    empty if ok), `window_start_s` and `window_end_s` (nan if the load never ran). `runs` holds
+    run.json by the case's index, for the cases that were started; `identities` holds run.json's
+    "case" for every case.
     """
 
     folder: Path
@@ -58,9 +58,9 @@ class Campaign:
     published: Published | None = field(repr=False, default=None)
 
     def requests(self, index: int) -> pd.DataFrame:
-        """The case's requests, one row each, columns REQUEST_FIELDS: numbers as float64 (null is
-        nan), `token_s` and `token_n` as arrays (null is empty). Taken from the JSON lines if the
-        case was killed while it ran.
+        """The case's requests, one row each, with the columns of REQUEST_FIELDS: numbers as float64
+        (a missing one is nan), `token_s` and `token_n` as arrays (a missing one is empty). If the
+        case was killed while it ran, they come from the JSON lines.
         """
         rows = _rows(self._rows_folder(index), "requests", list(schema.REQUEST_FIELDS))
         for name, kind in schema.REQUEST_FIELDS.items():
@@ -76,8 +76,8 @@ class Campaign:
 
     def telemetry(self, index: int) -> pd.DataFrame:
         """The case's samples, one row each: scalars as in TELEMETRY_FIELDS, structs flattened to
-        `server_cpu_s`, `load_cpu_s`, `gpu0_power_w` and so on; all float64, null is nan. A device
-        that was never seen has no column.
+        `server_cpu_s`, `load_cpu_s`, `gpu0_power_w` and so on. All are float64; a missing value is
+        nan. A device without samples has no columns.
         """
         rows = _rows(self._rows_folder(index), "telemetry", list(schema.TELEMETRY_FIELDS))
         flat = [_flat({str(k): v for k, v in sample.items()}) for sample in rows.to_dict("records")]
@@ -93,9 +93,9 @@ class Campaign:
         )
 
     def server_metrics(self, index: int) -> pd.DataFrame:
-        """What the server said of itself, a row a sample, columns SERVER_METRICS_FIELDS: a scrape
-        that brought nothing has one row without a name. Empty if it was not asked, or if the case
-        was killed while it ran.
+        """The server's own metrics, a row per sample, with the columns of SERVER_METRICS_FIELDS. A
+        scrape that returned nothing has one row without a name. Empty if the server was not
+        scraped, or the case was killed while it ran.
         """
         folder = self._rows_folder(index)
         ended = folder is not None and (folder / "server_metrics.parquet").is_file()
@@ -104,13 +104,13 @@ class Campaign:
         )
 
     def _rows_folder(self, index: int) -> Path | None:
-        """None for a case that has not begun. Raises InputError for a published campaign: a case
-        without rows would look like one without requests.
+        """The case's folder; None if it was not started. Raises InputError for a published
+        campaign, whose cases would otherwise look as if they had no requests.
         """
         if self.published:
             raise InputError(
-                f"{self.folder} is published without its requests: report.md there has their"
-                " numbers; run the campaign again to measure more"
+                f"{self.folder} is published without its requests, and has only the numbers of its"
+                " report.md: run the campaign again for others"
             )
         return self.folders.get(index)
 
@@ -120,21 +120,21 @@ def newest_campaign(results: Path = RESULTS) -> Path:
     found = [(_json(path)["created_utc"], path.parent) for path in results.glob("*/campaign.json")]
     if not found:
         raise InputError(
-            f"no campaign in {results}/: run `python -m loadtests` first, or name a campaign's"
+            f"no campaign in {results}/: run `python -m loadtests` first, or give a campaign's"
             " folder"
         )
     return max(found)[1]
 
 
 def read_campaign(folder: Path | str | None = None, max_errors: float | None = None) -> Campaign:
-    """Reads a campaign, also one that is half finished; without a folder the newest in results/.
-    `max_errors`: share of failed requests above which a case is invalid, instead of the campaign's
-    own. Raises InputError.
+    """Reads a campaign, which may be unfinished; without a folder, the newest in results/.
+    `max_errors` replaces the campaign's own share of failed requests above which a case is invalid.
+    Raises InputError.
     """
     folder = Path(folder) if folder else newest_campaign()
     if not (folder / "campaign.json").is_file():
         raise InputError(
-            f"no campaign at {folder}: it has no campaign.json; name a folder that `python -m"
+            f"no campaign at {folder}, which has no campaign.json: give a folder that `python -m"
             " loadtests` made"
         )
     data = _json(folder / "campaign.json")

@@ -1,4 +1,4 @@
-"""Numbers, units and titles as people read them: the same in pages, figures and terminals."""
+"""Formats numbers, units and titles, the same way in pages, figures and terminals."""
 
 import json
 import math
@@ -13,25 +13,25 @@ from analysis.metrics import METRICS
 
 
 def format_number(x: float, significant: int = 3) -> str:
-    """Three significant digits, thousands separated; a missing number is a dash and never 0.
+    """Three significant digits with separated thousands; a missing number is a dash, never 0.
 
-    >>> digits(1234.5), digits(12.345), digits(0.5), digits(float("nan"))
-    ('1,234', '12.3', '0.500', '–')
+    >>> [format_number(x) for x in (1234.5, 12.345, 0.5, float("nan"))]
+    ['1,234', '12.3', '0.500', '–']
     """
     if math.isnan(x):
         return "–"
     if math.isinf(x):
         return "∞"
-    # 9.996 is 10.0 and not 10.00
+    # 9.996 becomes 10.0, not 10.00
     x = float(f"{x:.{significant - 1}e}") if abs(x) < 10**significant else x
     exponent = math.floor(math.log10(abs(x))) if x else significant
     return f"{x:,.{max(0, significant - 1 - exponent)}f}"
 
 
 def split_estimate(name: str, cases: pd.DataFrame) -> tuple[str, str]:
-    """One metric over the repetitions of one system as text, in `Metric.display_unit`: the mean,
-    and what belongs beside it: the interval's half-width, why there is no number, or, after ∞, the
-    figure of the completed requests.
+    """One metric over the repetitions of one system as text, in `Metric.display_unit`: the mean and
+    a remark. The remark is the interval's half-width, the reason for a missing number, or, after ∞,
+    the value over the completed requests.
     """
     metric = METRICS[name]
     e = stats.estimate_mean(cases[name])
@@ -51,14 +51,14 @@ def split_estimate(name: str, cases: pd.DataFrame) -> tuple[str, str]:
 
 
 def format_estimate(name: str, cases: pd.DataFrame) -> str:
-    """The same on one line."""
+    """`split_estimate` on one line."""
     number, beside = split_estimate(name, cases)
     return beside if number == "–" and beside else f"{number} {beside}".strip()
 
 
 def format_cell(name: str, cases: pd.DataFrame) -> str:
-    """The same as narrow as a terminal needs it: without the interval, and with the size of too
-    small a sample as "n=120".
+    """`split_estimate` in a terminal's width: without the interval, and with "n=120" for a sample
+    that is too small.
     """
     number, beside = split_estimate(name, cases)
     small = re.search(r"n=\d+", beside)
@@ -96,8 +96,7 @@ def unit_of(name: str) -> str:
 
 
 def shorten(text: str, most: int = 200) -> str:
-    """The first line of a text without what would introduce the second, and no more than `most`
-    characters of it.
+    """The first line of a text, without a final colon or semicolon, cut to `most` characters.
 
     >>> shorten("the server ended by itself; its last log lines:\\n...", 30)
     'the server ended by itself; i…'
@@ -108,7 +107,7 @@ def shorten(text: str, most: int = 200) -> str:
 
 def workload_title(scenario: str, users: float, rate: float) -> str:
     """
-    >>> title("chat", 8.0, float("nan"))
+    >>> workload_title("chat", 8.0, float("nan"))
     'chat, 8 users'
     """
     if not math.isnan(users):
@@ -117,7 +116,7 @@ def workload_title(scenario: str, users: float, rate: float) -> str:
 
 
 def flatten_settings(value: Any, path: str = "") -> list[tuple[str, str]]:
-    """(dotted key, text) of nested tables: fits any shape and any width of page."""
+    """(dotted key, text) of each value in nested tables, so that any shape fits any page width."""
     if isinstance(value, dict) and value:
         return [
             pair

@@ -1,5 +1,5 @@
-"""What a machine costs and what it could do at most: given with the command, or from two small
-tables with sources and dates.
+"""A machine's price and peak performance, from the command line or from two small tables with
+sources and dates.
 """
 
 import math
@@ -14,8 +14,8 @@ HERE = Path(__file__).parent
 
 
 class Price(NamedTuple):
-    """`usd_per_hour` of the whole machine. Of a list price also its name in prices.toml, what it is
-    for, who says so and since when; `gpus`: NVML's names of the GPUs in it.
+    """`usd_per_hour` is for the whole machine. A list price also has its name in prices.toml, its
+    machine, its source and its date. `gpus`: NVML's names of the machine's GPUs.
     """
 
     usd_per_hour: float
@@ -27,8 +27,8 @@ class Price(NamedTuple):
 
 
 class Peaks(NamedTuple):
-    """Bytes/s from memory and operations/s of the whole machine, nan where unknown; `source` of
-    each in words.
+    """Memory bandwidth in bytes/s and operations/s of the whole machine, nan where unknown, and the
+    source of each in words.
     """
 
     bytes_per_s: float = math.nan
@@ -38,8 +38,8 @@ class Peaks(NamedTuple):
 
 
 class MachineCost(NamedTuple):
-    """What was given with the command. Peaks are of the whole machine; without them they are those
-    of peaks.toml, by the GPUs' names.
+    """The command's options. Peaks are for the whole machine; without them, peaks.toml gives them
+    by the GPUs' names.
     """
 
     price: Price | None = None
@@ -53,7 +53,7 @@ NO_COST = MachineCost()
 def read_machine_cost(
     price_text: str | None = None, gb_per_s: str | None = None, tflops: str | None = None
 ) -> MachineCost:
-    """From the command's options. Raises InputError."""
+    """Parses the command's options. Raises InputError."""
     return MachineCost(
         parse_price(price_text) if price_text is not None else None,
         1e9 * parse_positive("--peak-bandwidth", gb_per_s) if gb_per_s is not None else None,
@@ -62,9 +62,9 @@ def read_machine_cost(
 
 
 def parse_price(text: str) -> Price:
-    """Dollars an hour, or a name of prices.toml. Raises InputError.
+    """Parses dollars per hour, or a name in prices.toml. Raises InputError.
 
-    >>> price("2.50").usd_per_hour
+    >>> parse_price("2.50").usd_per_hour
     2.5
     """
     try:
@@ -73,14 +73,14 @@ def parse_price(text: str) -> Price:
         known = read_prices()
         if text not in known:
             raise InputError(
-                f"--price {text!r}: give dollars an hour, such as 2.50, or one of"
+                f"--price {text!r}: give dollars per hour, such as 2.50, or one of"
                 f" {', '.join(known)}"
             ) from None
         return known[text]
 
 
 def parse_positive(option: str, text: str) -> float:
-    """A finite number above 0. Raises InputError."""
+    """Parses a finite number above 0. Raises InputError."""
     try:
         value = float(text)
     except ValueError:
@@ -113,15 +113,15 @@ def read_peaks() -> dict[str, Json]:
 
 
 def gpu_names(data: Json) -> tuple[str, ...]:
-    """NVML's names of the machine's GPUs, from campaign.json; '?' for one that did not say."""
+    """NVML's names of the machine's GPUs, from campaign.json; '?' for a GPU without a name."""
     return tuple(
         str(gpu.get("name") or "?") for gpu in (data.get("manifest") or {}).get("gpus") or []
     )
 
 
-def find_peaks(data: Json, said: MachineCost) -> Peaks:
-    """Of all GPUs of the machine together, used or not: one that is unknown, or no GPU, and only
-    what was given is known.
+def find_peaks(data: Json, given: MachineCost) -> Peaks:
+    """The peaks of all the machine's GPUs together, used or not. Without a GPU, or with one that is
+    not in peaks.toml, only the given peaks are known.
     """
     names, known = gpu_names(data), read_peaks()
     rows = [known[name] for name in names] if set(names) <= known.keys() else []
@@ -138,19 +138,19 @@ def find_peaks(data: Json, said: MachineCost) -> Peaks:
             f"{total / scale:,.4g} {what}, stated for {describe_gpus(names)} ({'; '.join(pages)})",
         )
 
-    bandwidth, by = peak(said.bytes_per_s, "bytes_per_s", "GB/s", 1e9)
-    flops, of = peak(said.flops, "flops", "TFLOP/s", 1e12)
+    bandwidth, by = peak(given.bytes_per_s, "bytes_per_s", "GB/s", 1e9)
+    flops, of = peak(given.flops, "flops", "TFLOP/s", 1e12)
     return Peaks(bandwidth, flops, by, of)
 
 
 def describe_gpus(names: tuple[str, ...]) -> str:
     """
-    >>> count(("NVIDIA L4", "NVIDIA L4"))
+    >>> describe_gpus(("NVIDIA L4", "NVIDIA L4"))
     '2 × NVIDIA L4'
     """
     return ", ".join(f"{names.count(name)} × {name}" for name in dict.fromkeys(names)) or "no GPU"
 
 
 def _bare(url: str) -> str:
-    """A report opens without a network, and so links nowhere: an address to type."""
+    """The address as text: a report must open without a network, so it has no links."""
     return url.removeprefix("https://").removeprefix("www.")

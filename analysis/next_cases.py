@@ -1,11 +1,11 @@
-"""Which cases a search for capacity or a gate needs next, as JSON: what the driver asks after every
-round.
+"""Prints the cases that a capacity search or a gate needs next, as JSON. The campaign runs it after
+every round.
 
     python -m analysis.next_cases CAMPAIGN
-    python -m analysis.next_cases --slo BOUNDS      only whether a search can ask for them
+    python -m analysis.next_cases --slo BOUNDS      only check bounds for a search
 
-A command of its own, since pictures and notebooks, which the others import, take longer than the
-answer.
+It is a command of its own because importing the others' figures and notebooks takes longer than the
+decision.
 """
 
 import argparse
@@ -18,12 +18,13 @@ from analysis.gate import paired
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0; 2 if what was asked for cannot be read, with one sentence on stderr."""
+    """Returns 0, or 2 with one sentence on stderr if the input cannot be read."""
     parser = argparse.ArgumentParser(
-        prog="python -m analysis.next_cases", description="Which cases are needed next, as JSON."
+        prog="python -m analysis.next_cases",
+        description="Print the cases that are needed next, as JSON.",
     )
-    parser.add_argument("campaign", nargs="?", help="its folder")
-    parser.add_argument("--slo", help="bounds to be checked")
+    parser.add_argument("campaign", nargs="?", help="the campaign's folder")
+    parser.add_argument("--slo", help="bounds to check")
     options = parser.parse_args(arguments)
     try:
         if options.slo:

@@ -1,10 +1,9 @@
-"""Service-level objectives (SLO): which latency may be how long for which share of the requests,
-and whether a case kept that.
+"""Service-level objectives (SLOs): bounds on latencies and errors, and whether a case met them.
 
     ttft_p99=500ms,tpot_p99=50ms,errors=1%      or a preset's name
 
-A bound without a percentile is one for each request (its goodput counts who meets it); where a
-share is asked for, P99 is meant.
+A bound without a percentile applies to each request: goodput counts the requests that meet it.
+Where a share of the requests is needed, it stands for P99.
 """
 
 import math
@@ -37,8 +36,8 @@ FORM = "write it as ttft_p99=500ms,tpot_p99=50ms,e2e_p95=5s,errors=1%, or give o
 
 
 class Bound(NamedTuple):
-    """`latency` of `share` of the requests is at most `seconds`. "failed" instead of a latency:
-    `share` of them do not fail.
+    """For `share` of the requests, `latency` is at most `seconds`. With "failed" as the latency,
+    `share` of the requests do not fail.
     """
 
     latency: str  # ttft_s, tpot_s, e2e_s or failed
@@ -55,10 +54,10 @@ class Bound(NamedTuple):
 
 
 class BoundResult(NamedTuple):
-    """How far a case kept a bound: `met` of `of` requests did; [low, high] is the 95% interval of
+    """How far a case met a bound: `met` of `of` requests did. [low, high] is the 95% interval of
     their share (Clopper, Pearson, "The use of confidence or fiducial limits illustrated in the case
-    of the binomial", 1934), `seen` the percentile that was seen, s (of errors: their share; nan if
-    it is one of the `unmeasured`, of which it is not known whether they met the bound).
+    of the binomial", 1934). `seen` is the observed percentile, s (for errors, their share), or nan
+    if it falls on one of the `unmeasured` requests, which may or may not have met the bound.
     """
 
     bound: Bound
@@ -71,31 +70,31 @@ class BoundResult(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """What was seen is within the bound."""
+        """Whether the observed share meets the bound."""
         return self.met >= self.bound.share * self.of - 1e-9
 
     @property
     def is_known(self) -> bool:
-        """Whether it holds does not depend on those that were not measured."""
+        """Whether `holds` is the same whatever the unmeasured requests did."""
         return self.holds or self.met + self.unmeasured < self.bound.share * self.of - 1e-9
 
     @property
     def needed(self) -> int:
-        """Requests without which this percentile does not exist (statistics.py)."""
+        """The number of requests that this percentile needs (stats.py)."""
         return values_needed(100 * self.bound.share)
 
     @property
     def is_certain(self) -> bool:
-        """95% confidence says so, too, as far as requests miss the bound independently of each
-        other; in a queue they do so in clusters.
+        """Whether `holds` has 95% confidence. The interval assumes that requests miss the bound
+        independently of each other; in a queue they miss it in clusters.
         """
         return self.low >= self.bound.share or self.high < self.bound.share
 
 
 def parse_slo(text: str) -> tuple[Bound, ...]:
-    """Raises InputError.
+    """Parses bounds, or a preset's name. Raises InputError.
 
-    >>> [str(bound) for bound in parse("ttft_p95=0.5s,errors=1%")]
+    >>> [str(bound) for bound in parse_slo("ttft_p95=0.5s,errors=1%")]
     ['TTFT P95 ≤ 500 ms', 'errors ≤ 1%']
     """
     found = []
@@ -117,7 +116,7 @@ def parse_slo(text: str) -> tuple[Bound, ...]:
 
 
 def parse_max_errors(text: str) -> float:
-    """A share of requests, from "5%" or "0.05". Raises InputError."""
+    """Parses a share of requests from "5%" or "0.05". Raises InputError."""
     number = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
     share = float(number[1]) / (100 if number[2] else 1) if number else math.nan
     if not 0 <= share <= 1:
@@ -126,14 +125,15 @@ def parse_max_errors(text: str) -> float:
 
 
 def request_bounds(bounds: Sequence[Bound]) -> dict[str, float]:
-    """What one request has to meet: latency's name -> seconds."""
+    """The bounds of a single request: latency's name -> seconds."""
     return {bound.latency: bound.seconds for bound in bounds if bound.latency != "failed"}
 
 
 def judge_bounds(requests: pd.DataFrame, bounds: Sequence[Bound]) -> list[BoundResult]:
-    """`requests`: those scheduled in the window, with the columns of CaseData.rows. A failure
-    misses the bounds of TTFT and E2E; it has no TPOT, nor has a response of one token. One of
-    several tokens whose TPOT was not measured (`tpot_missing`) meets no bound of it.
+    """Judges the requests scheduled in the window, with the columns of CaseData.rows, by each
+    bound. A failure misses every bound of TTFT and E2E. A failure and a response of one token have
+    no TPOT, and do not count there. A response of several tokens without a TPOT (`tpot_missing`)
+    misses every bound of TPOT.
     """
     missing = requests.get("tpot_missing", pd.Series(False, requests.index))
     found = []
@@ -165,9 +165,9 @@ def judge_bounds(requests: pd.DataFrame, bounds: Sequence[Bound]) -> list[BoundR
     return found
 
 
-@cache  # studies ask it thousands of times
+@cache  # studies call it thousands of times
 def attainment_interval(met: int, of: int) -> tuple[float, float]:
-    """Two-sided Clopper-Pearson interval of the share met / of; everything if `of` is 0."""
+    """The two-sided 95% Clopper-Pearson interval of the share met / of; [0, 1] if `of` is 0."""
     if not of:
         return 0.0, 1.0
     tail, missed = (1 - CONFIDENCE) / 2, of - met
@@ -177,12 +177,14 @@ def attainment_interval(met: int, of: int) -> tuple[float, float]:
 
 
 def count_requests_needed(bounds: Sequence[Bound]) -> int:
-    """So many that a case without any miss keeps every bound for certain: 368 for P99."""
+    """The number of requests with which a case without a miss certainly meets every bound: 368 for
+    P99. Raises InputError above 100,000.
+    """
     strictest = max(bound.share for bound in bounds)
     of = math.ceil(math.log((1 - CONFIDENCE) / 2) / math.log(strictest))
     if of > 100_000:
         raise InputError(
-            f"no case has as many requests as a share of {strictest:.4%} needs: ask for a lower"
+            f"a share of {strictest:.4%} needs more than 100,000 requests in a case: give a lower"
             " percentile"
         )
     return of

@@ -1,10 +1,10 @@
-"""From many values to one: percentiles within a case, estimates over cases. The unit of replication
-is the case, a fresh start.
+"""Reduces many values to one: percentiles within a case, estimates over cases. The unit of
+replication is the case, with a freshly started server.
 
-A percentile is nearest-rank (numpy's "inverted_cdf"): a value that was observed, never one between
-two, so that +inf (a failure) keeps its place. It exists at 95% confidence only if n values can
-contain it, 1 - p^n >= 0.95 (the non-parametric bound of the largest order statistic): 5 values for
-P50, 59 for P95, 299 for P99. Below that there is no number.
+A percentile is nearest-rank (numpy's "inverted_cdf"): an observed value, never an interpolated one,
+so that +inf (a failure) keeps its rank. It needs enough values for the largest of them to lie
+beyond it with 95% confidence, 1 - p^n >= 0.95 (the non-parametric bound of the largest order
+statistic): 5 for P50, 59 for P95, 299 for P99. With fewer, the percentile is missing.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy  # scipy.stats is imported at its first use: it takes most of a second, special a tenth
+import scipy  # scipy.stats loads at its first use: that takes most of a second, scipy.special 0.1 s
 
 CONFIDENCE = 0.95
 POWER = 0.80
@@ -22,18 +22,18 @@ NAN = float("nan")
 
 
 def percentile(values: np.ndarray, p: float) -> float:
-    """Nearest-rank percentile, in the values' unit; nan if there are none."""
+    """The nearest-rank percentile, in the values' unit; nan without values."""
     return float(np.percentile(values, p, method="inverted_cdf")) if len(values) else NAN
 
 
 def values_needed(p: float) -> int:
-    """How many values a percentile needs: the least n with 1 - (p/100)^n >= 0.95."""
+    """The number of values that a percentile needs: the least n with 1 - (p/100)^n >= 0.95."""
     return math.ceil(math.log(1 - CONFIDENCE) / math.log(p / 100))
 
 
 class Estimate(NamedTuple):
-    """Mean of one scalar over `runs` cases; `half` is the half-width of its 95% interval, nan if
-    there is none.
+    """The mean of one scalar over `runs` cases. `half` is the half-width of its 95% interval, nan
+    if it has none.
     """
 
     mean: float
@@ -42,14 +42,15 @@ class Estimate(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """(low, high); of one run, the run itself."""
+        """(low, high); without a half-width, both are the mean."""
         half = 0.0 if math.isnan(self.half) else self.half
         return self.mean - half, self.mean + half
 
 
 def estimate_mean(values: Any) -> Estimate:
-    """Mean and Student-t interval over cases, each a fresh start: half = t(0.975, n-1) * s /
-    sqrt(n); none for one run or if a run's value is +inf. Cases without the number are left out.
+    """The mean and its Student-t interval over cases: half = t(0.975, n-1) * s / sqrt(n). One run
+    has no interval, and neither have runs with a value of +inf. Cases without the value are left
+    out.
     """
     v = np.asarray(values, dtype="float64")
     v = v[~np.isnan(v)]
@@ -63,10 +64,10 @@ def estimate_mean(values: Any) -> Estimate:
 
 
 class WelchResult(NamedTuple):
-    """Difference of two means (a - b), its 95% interval, the two-sided p of no difference, and the
-    smallest true difference that two such samples would show to be one (their interval without 0)
-    with a probability of 80%: (t(0.975) + t(0.8)) x standard error (H. S. Bloom, "Minimum
-    Detectable Effects", Evaluation Review 19(5), 1995).
+    """The difference of two means (a - b), its 95% interval, the two-sided p of no difference, and
+    the smallest true difference that two such samples would detect (their interval excludes 0) with
+    a probability of 80%: (t(0.975) + t(0.8)) x standard error (H. S. Bloom, "Minimum Detectable
+    Effects", Evaluation Review 19(5), 1995).
     """
 
     difference: float
@@ -77,9 +78,9 @@ class WelchResult(NamedTuple):
 
 
 def welch_test(a: Any, b: Any) -> WelchResult:
-    """Welch's t for unequal variances, Satterthwaite's degrees of freedom; needs two values of
-    each. Values that do not vary at all, as simulated ones may, differ for certain or not at all
-    (where scipy's ttest_ind warns or gives nan).
+    """Welch's t-test for unequal variances, with Satterthwaite's degrees of freedom. It needs two
+    values of each. Where neither varies at all, as simulated values may, the difference is certain
+    (scipy's ttest_ind warns or gives nan there).
     """
     a, b = np.asarray(a, dtype="float64"), np.asarray(b, dtype="float64")
     difference = float(a.mean() - b.mean())
@@ -92,14 +93,14 @@ def welch_test(a: Any, b: Any) -> WelchResult:
 
 @contextlib.contextmanager
 def _unwarned() -> Iterator[None]:
-    """scipy warns of values that are nearly identical, as simulated ones may be."""
+    """Silences scipy's warnings about nearly identical values, as simulated ones may be."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         yield
 
 
 def _t_test_results(test: Any, confidence: float) -> tuple[float, float, float, float]:
-    """(low, high, p, detectable) of one of scipy's t-tests."""
+    """(low, high, p, detectable) from one of scipy's t-tests."""
     low, high = test.confidence_interval(confidence)
     quantile, power = scipy.stats.t.ppf([(1 + confidence) / 2, POWER], test.df)
     standard_error = (high - low) / 2 / quantile
@@ -107,13 +108,13 @@ def _t_test_results(test: Any, confidence: float) -> tuple[float, float, float, 
 
 
 def _without_scatter(mean: float) -> tuple[float, float, float, float]:
-    """The same of values that do not vary at all, for which scipy warns or gives nan."""
+    """(low, high, p, detectable) of values that do not vary at all."""
     return mean, mean, 1.0 if mean == 0 else 0.0, 0.0
 
 
 class PairedResult(NamedTuple):
-    """Mean of differences, its interval at the asked confidence, the two-sided p of no difference
-    by Student's t, and the smallest true mean that so many would show, as in Welch.
+    """The mean of differences, its interval at the chosen confidence, the two-sided p of no
+    difference by Student's t-test, and the smallest detectable true mean, as in WelchResult.
     """
 
     mean: float
@@ -124,8 +125,8 @@ class PairedResult(NamedTuple):
 
 
 def paired_test(differences: Any, alpha: float = 1 - CONFIDENCE) -> PairedResult:
-    """Needs two of them. Interval: 1 - alpha. Differences that do not vary at all are one for
-    certain, or none.
+    """Student's t-test of at least two differences, with an interval at confidence 1 - alpha. A
+    mean of differences that do not vary at all is certain.
     """
     d = np.asarray(differences, dtype="float64")
     mean = float(d.mean())
@@ -137,8 +138,9 @@ def paired_test(differences: Any, alpha: float = 1 - CONFIDENCE) -> PairedResult
 
 
 def sign_flip_test(differences: Any) -> float:
-    """Two-sided p of no difference by the exact permutation test, which knows nothing of Student:
-    with n differences never below 2 / 2^n. A second for n = 15.
+    """The two-sided p of no difference by the exact permutation test, which does not assume a
+    normal distribution. It is never below 2 / 2^n with n differences, and takes a second for
+    n = 15.
     """
     d = np.asarray(differences, dtype="float64")
     tested = scipy.stats.permutation_test(
@@ -148,10 +150,10 @@ def sign_flip_test(differences: Any) -> float:
 
 
 def holm_adjust(p: Sequence[float], of: int | None = None) -> list[float]:
-    """Adjusted for as many tests as there are, or `of`, of which these are some (S. Holm,
+    """Adjusts p-values for their number, or for `of` tests of which these are some (S. Holm,
     Scandinavian Journal of Statistics 6, 1979).
 
-    >>> holm([0.01, 0.04, 0.03])
+    >>> holm_adjust([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
     """
     order = sorted(range(len(p)), key=lambda i: p[i])
@@ -163,8 +165,8 @@ def holm_adjust(p: Sequence[float], of: int | None = None) -> list[float]:
 
 
 class TrendResult(NamedTuple):
-    """`change` of the straight line through values over the whole range, a share of their mean;
-    two-sided `p` of no slope.
+    """`change`: the rise of the fitted line over the whole range, as a share of the values' mean;
+    `p`: the two-sided p of no slope.
     """
 
     change: float
@@ -172,9 +174,9 @@ class TrendResult(NamedTuple):
 
 
 def trend_test(times: Any, values: Any, length: float) -> TrendResult:
-    """Least squares and the t-test of the slope, n - 2 degrees of freedom; needs three values.
-    `length`: of the range, in the times' unit. Values on a line without any scatter have a slope
-    for certain, or none.
+    """Fits a line by least squares and tests its slope with a t-test of n - 2 degrees of freedom.
+    It needs three values. `length` is that of the range, in the times' unit. The slope of values
+    without any scatter around the line is certain.
     """
     v = np.asarray(values, dtype="float64")
     if np.ptp(v) == 0:
@@ -189,8 +191,8 @@ def trend_test(times: Any, values: Any, length: float) -> TrendResult:
 
 
 def mean_ratio(a: Any, b: Any) -> tuple[float, float, float]:
-    """How many times a's geometric mean is b's, with Welch's 95% interval on logarithms (nan with
-    fewer than two runs of either, or with a zero): (ratio, low, high).
+    """(ratio, low, high) of a's geometric mean to b's, with Welch's 95% interval on logarithms. The
+    interval is nan with fewer than two runs of either; with a zero, all three are nan.
     """
     a, b = np.asarray(a, dtype="float64"), np.asarray(b, dtype="float64")
     if not ((a > 0).all() and (b > 0).all()):

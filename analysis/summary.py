@@ -1,10 +1,9 @@
-"""A campaign in frames: one row a case with its metrics and its validity, and what figures and
-tables are made of.
+"""Summarises a campaign in frames: one row per case with its metrics and its validity, and the data
+of figures and tables.
 
 In a notebook:
 
-    campaign = load.campaign()
-    summary = summarise(campaign)
+    summary = summarise(read_campaign())
     summary.table                               # case x metric
     summary.estimates("output_tokens_per_s")    # server x engine x scenario, over repetitions
 """
@@ -27,18 +26,19 @@ from analysis.slo import DEFAULT, parse_slo, request_bounds
 
 TRAFFIC = ["scenario", "users", "rate"]  # cases that agree in these are compared
 SYSTEM = ["server", "engine"]
-# One run has no interval. In four runs of the default campaign on 2 cores, throughput in the closed
-# and E2E P95 in the open loop of each server were within 8% of their mean.
+# Stands in for the interval that one run does not have. In four runs of the default campaign on 2
+# cores, each server's throughput (closed loop) and E2E P95 (open loop) lay within 8% of the mean.
 ONE_RUN = 0.08
-# over time, as the client sees them and as the server says
+# over time: as the client sees them, and as the server reports them
 REQUESTS = ["in_flight", "server_running", "server_waiting"]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """`table` has a row a case, by its index: the columns of Campaign.cases, `valid`, `why` (of no
-    number) and one column a metric, in the metric's unit; `checks` a row a check; `latencies` and
-    `timelines` a frame a case that ended ok.
+    """A campaign's numbers. `table` has a row per case, by its index: the columns of
+    Campaign.cases, `valid`, `why` (the reason if it is not) and one column per metric, in the
+    metric's unit. `checks` has a row per check; `latencies` and `timelines` have a frame per case
+    that ended ok.
     """
 
     campaign: Campaign
@@ -54,8 +54,8 @@ class Summary:
         return self.table[self.table["valid"]]
 
     def estimates(self, metric: str) -> pd.DataFrame:
-        """Mean, half-width of the 95% interval and number of runs of one metric, by traffic and
-        system, valid cases only.
+        """One metric's mean, half-width of the 95% interval and number of runs over valid cases, by
+        traffic and system.
         """
         groups = self.valid.groupby([*TRAFFIC, *SYSTEM], dropna=False, sort=False)[metric]
         rows = [(*key, *stats.estimate_mean(values)) for key, values in groups]
@@ -68,14 +68,14 @@ def summarise(
     machine_cost: MachineCost = NO_COST,
     frames: bool = True,
 ) -> Summary:
-    """Reads, measures and checks every case, one at a time, so that the rows of only one are in
-    memory. `frames`: also those of a case's latencies and timelines, which figures need.
+    """Reads, measures and checks the cases one at a time, to keep only one case's rows in memory.
+    `frames` adds each case's latencies and timelines, which figures need. Raises InputError.
     """
     if campaign.published:
         if slo is not None or machine_cost != NO_COST:
             raise InputError(
-                f"{campaign.folder} is published without its requests, so that another SLO, price"
-                " or peak cannot be applied: run the campaign again"
+                f"{campaign.folder} is published without its requests, and cannot be judged by"
+                " another SLO, price or peak: run the campaign again"
             )
         return _published_summary(campaign)
     rows, checked, latencies, timelines = [], [], {}, {}
@@ -114,7 +114,7 @@ def summarise(
 
 
 def _published_summary(campaign: Campaign) -> Summary:
-    """The numbers and checks that were published with a campaign; it has no frames."""
+    """The numbers and checks of a published campaign, without frames."""
     published = campaign.published
     assert published is not None
     missing = [name for name in METRICS if name not in published.table]
@@ -129,9 +129,9 @@ def _published_summary(campaign: Campaign) -> Summary:
 
 
 def latency_frame(case: CaseData) -> pd.DataFrame:
-    """Of the window's requests: scheduled_s (from the window's start), ttft_s, tpot_s, e2e_s, of
-    which a failure's are +inf, what analysis/attribution.py makes parts of, and in_flight: the
-    others that were sent and not done when it was sent.
+    """The window's requests: scheduled_s (from the window's start), ttft_s and e2e_s (+inf for a
+    failure), tpot_s, the times that analysis/attribution.py splits, and in_flight: how many others
+    were sent and not done when this one was sent.
     """
     frame = case.scheduled[
         [
@@ -158,10 +158,10 @@ def latency_frame(case: CaseData) -> pd.DataFrame:
 
 
 def timeline_frame(case: CaseData) -> pd.DataFrame:
-    """time_s (from the window's start, bins of a second or of a hundredth of the load),
-    tokens_per_s, server_cores, load_cores, gpu_percent (mean of all GPUs), in_flight (as the client
-    sees it), server_running and server_waiting (as the server says), from the first request to the
-    last token.
+    """The case over time, from the first request to the last token, in bins of one second or 1% of
+    that time, whichever is longer: time_s (from the window's start), tokens_per_s, server_cores,
+    load_cores, gpu_percent (mean of all GPUs), in_flight (as the client sees it), server_running
+    and server_waiting (as the server reports them).
     """
     times, numbers = case.completed_tokens
     if not len(times) or not case.length > 0:
@@ -178,11 +178,10 @@ def timeline_frame(case: CaseData) -> pd.DataFrame:
         )
     start, end = float(case.rows["scheduled_s"].min()), float(times.max())
     width = max(1.0, (end - start) / 100)
-    edges = start + width * np.arange(
-        max(1, int((end - start) / width)) + 1
-    )  # whole bins only: a last half one would look like a dip
+    # Whole bins only: a partial last bin would look like a dip.
+    edges = start + width * np.arange(max(1, int((end - start) / width)) + 1)
     middle = (edges[:-1] + edges[1:]) / 2
-    # A number of equal bins, not their edges: numpy would sort the times.
+    # Given a number of equal bins instead of their edges, numpy does not sort the times.
     tokens = np.histogram(times, len(middle), (edges[0], edges[-1]), weights=numbers)[0]
     frame = pd.DataFrame({"time_s": middle - case.window[0], "tokens_per_s": tokens / width})
     for name, column in (("server_cores", "server_cpu_s"), ("load_cores", "load_cpu_s")):
@@ -205,17 +204,18 @@ def timeline_frame(case: CaseData) -> pd.DataFrame:
     frame["in_flight"] = np.searchsorted(begun, middle) - np.searchsorted(done, middle)
     for column in REQUESTS[1:]:
         what = column.removeprefix("server_")
-        # Where vLLM counts itself, ours counts what it lets wait as running.
-        said = case.served(f"vllm:num_requests_{what}", f"serveoff_requests_{what}")
-        frame[column] = said.groupby(np.digitize(said.index, edges) - 1).mean().reindex(frame.index)
+        # vLLM's own count first: ours counts requests that wait inside vLLM as running.
+        counts = case.served(f"vllm:num_requests_{what}", f"serveoff_requests_{what}")
+        bins = np.digitize(counts.index, edges) - 1
+        frame[column] = counts.groupby(bins).mean().reindex(frame.index)
     return frame
 
 
 @dataclass(frozen=True)
 class ServerSummary:
-    """A server on an engine under one traffic: its cases (rows of Summary.table). `rank` counts
-    from 1, the same for those whose intervals of the comparison's metric overlap; None without a
-    valid case.
+    """A server on an engine under one traffic, with its cases (rows of Summary.table). `rank` is 1
+    plus the number of servers that are certainly better: their intervals of the comparison's metric
+    do not overlap. None without an estimate.
     """
 
     server: str
@@ -234,8 +234,8 @@ class ServerSummary:
 
     @property
     def ranking_interval(self) -> tuple[float, float]:
-        """What must not overlap that of another server, or they tie: the 95% interval over runs, or
-        of one run its number give or take ONE_RUN.
+        """The interval whose overlap makes a tie: the 95% interval over runs, or one run's value
+        plus or minus ONE_RUN.
         """
         if self.estimate.runs != 1:
             return self.estimate.interval
@@ -243,25 +243,23 @@ class ServerSummary:
 
     @property
     def why(self) -> str:
-        """Why there is no number, of all its cases that have none."""
+        """The reasons of all its invalid cases."""
         return "; ".join(dict.fromkeys(self.cases.loc[~self.cases["valid"], "why"]))
 
     @property
     def cause(self) -> str:
-        """Why its first case without a number has none, on one short line: the cause comes
-        first.
-        """
+        """The reason of its first invalid case, on one short line, which starts with the cause."""
         invalid = self.cases.loc[~self.cases["valid"], "why"]
         return shorten(invalid.iloc[0]) if len(invalid) else ""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Systems under the same traffic: the best by `metric` first, those without a number last.
+    """Systems under the same traffic: the best by `metric` first, those without a result last.
 
-    In a closed loop a faster server gets more load, so `metric` is the throughput. In an open one
-    (`is_open`) all get the same load, and throughput is this demand and no result: there it is the
-    E2E latency, P95 if all have one and else P50.
+    In a closed loop a faster server gets more load, so `metric` is the output throughput. In an
+    open loop (`is_open`) all servers get the same load, so their throughput is only the demand:
+    there `metric` is E2E P95 if every valid case has one, else E2E P50.
     """
 
     title: str
@@ -279,7 +277,7 @@ class Comparison:
 
 
 def build_comparisons(summary: Summary) -> list[Comparison]:
-    """One for each traffic, in the order of the plan."""
+    """One comparison for each traffic, in the order of the plan."""
     found = []
     for _, cases in summary.table.groupby(TRAFFIC, dropna=False, sort=False):
         first, valid = cases.iloc[0], cases[cases["valid"]]
@@ -317,8 +315,9 @@ def build_comparisons(summary: Summary) -> list[Comparison]:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A scenario at each of its loads, the lowest first. `points` has a row a system and load, in
-    this order: server, engine, users, rate, runs, and the mean over its valid runs of every metric.
+    """A scenario at each of its loads, the lowest first. `points` has a row per load and system, in
+    this order: system, server, engine, users, rate, the number of valid runs, and the mean of every
+    metric over them.
     """
 
     scenario: str
@@ -343,7 +342,7 @@ class Sweep:
 
 
 def build_sweeps(found: list[Comparison]) -> list[Sweep]:
-    """One for each scenario, in the order of the plan."""
+    """One sweep for each scenario, in the order of the plan."""
     scenarios: dict[str, list[Comparison]] = {}
     for comparison in found:
         scenarios.setdefault(comparison.systems[0].cases["scenario"].iloc[0], []).append(comparison)

@@ -1,4 +1,5 @@
-"""The largest load at which a server meets an SLO, and how many replicas a demand needs.
+"""Finds the highest load at which a server meets an SLO, and the number of replicas that a demand
+needs.
 
-Imports `summary`, `slo`, `metrics` and what these import.
+It may import `summary`, `slo`, `metrics` and their imports.
 """

@@ -1,12 +1,13 @@
-"""Capacity: the highest load at which a server keeps an SLO, found by cases at one load after
-another.
+"""Searches a server's capacity, the highest load at which it meets an SLO, with cases at one load
+after another.
 
-`question` says which case a search needs next, given those that are on disk; `python -m loadtests
---find-capacity` asks it (by `python -m analysis.next_cases`) and runs what it says. Bracketing,
-then bisection on a logarithmic scale, as loads differ by factors: from the estimate up while the
-SLO holds, or down while it does not, by ever larger factors; then the geometric middle of the
-highest load that held and the lowest that did not, until they are within PRECISION. More load is
-taken to be worse: where chance contradicts that, the lowest load that did not hold counts.
+`needed_case` returns the case that a search needs next, given those on disk. `python -m loadtests
+--find-capacity` calls it (through `python -m analysis.next_cases`) and runs that case. The search
+brackets the capacity, then bisects on a logarithmic scale, since loads differ by factors: up from
+the estimate while the server meets the SLO, or down while it misses it, by ever larger factors;
+then the geometric mean of the highest load that met it and the lowest that missed it, until these
+are within PRECISION. More load is assumed to be worse: where chance contradicts that, the lowest
+load that missed the SLO counts.
 """
 
 import math
@@ -21,18 +22,18 @@ from analysis.checks import verdict
 from analysis.dataset import Campaign, InputError, Json
 from loadtests.schema import system_label
 
-PRECISION = 0.05  # between what held and what did not
-MOST_CASES = 8  # for one server, that at saturation included
+PRECISION = 0.05  # between the highest load that met the SLO and the lowest that missed it
+MOST_CASES = 8  # for one server, including the one at saturation
 # of the first step away from the estimate; each further step is the square of the one before
 GROWTH = 1.25
-OF_SATURATION = 0.8  # the estimate: at the rate of saturation the queue has no end
+OF_SATURATION = 0.8  # the estimate: at the saturation rate itself, the queue grows without end
 SATURATION_S = 10.0  # window of the case at saturation
-OVERLOADED = ("steadiness", "errors")  # names of checks that overload fails
+OVERLOADED = ("steadiness", "errors")  # names of checks that fail under overload
 
 
 class LoadProbe(NamedTuple):
-    """A load that was tried, in requests/s or users, and whether the SLO held there; None if the
-    case cannot tell. `why` it has no number.
+    """A load that was tried, in requests/s or users. `holds`: whether the server met the SLO there,
+    None if the case cannot decide it. `why`: the reason for None, or for an invalid case.
     """
 
     load: float
@@ -43,8 +44,8 @@ class LoadProbe(NamedTuple):
 
     @property
     def is_certain(self) -> bool:
-        """It holds if all bounds certainly do; it does not if one certainly does not, or if the
-        case is invalid.
+        """Whether `holds` is certain: with 95% confidence the server met all bounds, or missed one;
+        or it was overloaded, which made the case invalid.
         """
         judged = [each for each in self.bound_results if each.of]
         if self.holds:
@@ -53,8 +54,8 @@ class LoadProbe(NamedTuple):
 
 
 class Capacity(NamedTuple):
-    """`holds`: the highest load that held, nan if none did. `fails`: the lowest that did not, nan
-    if all held.
+    """`holds`: the highest load at which the server met the SLO, nan if it met it at none. `fails`:
+    the lowest load at which it missed the SLO, nan if it missed it at none.
     """
 
     holds: float
@@ -66,7 +67,7 @@ class Capacity(NamedTuple):
 
 
 def bracket_capacity(probes: Sequence[LoadProbe], certain: bool = False) -> Capacity:
-    """`certain`: only of those that are."""
+    """The capacity by all probes, or only by the `certain` ones."""
     probes = [p for p in probes if not certain or p.is_certain]
     fails = min((p.load for p in probes if p.holds is False), default=math.nan)
     held = [p.load for p in probes if p.holds and not p.load >= fails]
@@ -76,9 +77,9 @@ def bracket_capacity(probes: Sequence[LoadProbe], certain: bool = False) -> Capa
 def next_load(
     estimate: float, probes: Sequence[LoadProbe], most: int = MOST_CASES, whole: bool = False
 ) -> float | None:
-    """None when the capacity is known well enough, when there were `most` probes, or when a case
-    had no number: a load generator at its limit has none at a higher load either. `whole`: users,
-    of whom there are no halves.
+    """The load to try next. None when the capacity is precise enough, when there were `most`
+    probes, or when a case could not decide: a load generator at its limit cannot decide at a higher
+    load either. `whole`: the load is a number of users.
     """
     if len(probes) >= most or any(p.holds is None for p in probes):
         return None
@@ -95,7 +96,7 @@ def next_load(
     else:
         load = math.sqrt(found.holds * found.fails)
     load = max(1, round(load)) if whole else float(f"{load:.4g}")
-    # neighbours: between n users and n + 1 there is nothing to try
+    # tried before, since there is no load between n users and n + 1
     if any(p.load == load for p in probes):
         return None
     return load
@@ -103,8 +104,8 @@ def next_load(
 
 class MeasuredCase(NamedTuple):
     """A case at a load. `requests`: those of its window, with the columns that `slo.judge_bounds`
-    needs; None if it cannot tell whether the load holds, and `why`. A case that is not `valid` may
-    tell: it does not hold.
+    needs, or None if the case cannot decide whether the server meets an SLO; `why` is the reason. A
+    case with requests that is not `valid` was overloaded: the server misses the SLO.
     """
 
     load: float
@@ -117,7 +118,7 @@ class MeasuredCase(NamedTuple):
 def measured_cases(
     campaign: Campaign, server: str, engine: str, scenario: str
 ) -> list[MeasuredCase]:
-    """The cases of one system, in the order in which they were run. `server` with its options:
+    """The cases of one system in the order in which they ran. `server` includes its options:
     "fastapi_vllm loop=asyncio".
     """
     found = []
@@ -129,9 +130,8 @@ def measured_cases(
             )
             continue
         bad, latencies = _judged_window(campaign, case["index"])
-        # What is never steady, or fails too often, is above what the server sustains: an answer
-        # to the question of capacity, though no number. Where every request failed, a lower load
-        # would not help.
+        # A load that is never steady, or fails too often, is above the capacity: that decides,
+        # although the case is invalid. Where every request failed, a lower load would not help.
         nothing = bool(latencies["failed"].all())
         unknown = nothing or any(check.name not in OVERLOADED for check in bad)
         reasons = [f"{c.name}: {c.detail}" for c in bad] or ["no request in the window"] * nothing
@@ -141,13 +141,15 @@ def measured_cases(
 
 
 def _judged_window(campaign: Campaign, index: int) -> tuple[list[verdict.Check], pd.DataFrame]:
-    """(failed checks, latencies of the window's requests) of a case that ended ok."""
+    """(failed checks, latencies of the window's requests) of a case that ended ok. Raises
+    InputError.
+    """
     names = ["ttft_s", "tpot_s", "tpot_missing", "e2e_s", "failed"]
     if published := campaign.published:
         if published.latencies.empty:
             raise InputError(
                 f"{campaign.folder} is published without the latencies of its requests, which only"
-                " a search for capacity keeps: run the campaign again, with --find-capacity"
+                " a capacity search keeps: run the campaign again with --find-capacity"
             )
         own = published.checks[published.checks["index"] == index]
         rows = own[list(verdict.Check._fields)].itertuples(index=False, name=None)
@@ -170,27 +172,27 @@ def judge_probe(case: MeasuredCase, bounds: Sequence[slo.Bound]) -> LoadProbe:
         return LoadProbe(case.load, False, case.case, case.why, bound_results)
     if unknown := next((each for each in judged if not each.is_known), None):
         why = (
-            f"TPOT is not known of {unknown.unmeasured:,} of {unknown.of:,} responses, since they"
-            " have no usage that can be believed: give an SLO without tpot"
+            f"{unknown.unmeasured:,} of {unknown.of:,} responses have no TPOT, since they have no"
+            " credible usage or came in one chunk: give an SLO without tpot"
         )
         return LoadProbe(case.load, None, case.case, why, bound_results)
-    if few or not judged:  # a percentile that the sample cannot carry is none
-        said = [
-            f"n too small: {each.of} requests for {each.bound}, {each.needed} are needed"
+    if few or not judged:  # a percentile of too small a sample decides nothing
+        reasons = [
+            f"n too small: {each.of} requests for {each.bound}, which needs {each.needed}"
             for each in few
         ]
         return LoadProbe(
             case.load,
             None,
             case.case,
-            "; ".join(said) or "no request has these latencies",
+            "; ".join(reasons) or "no request has these latencies",
             bound_results,
         )
     return LoadProbe(case.load, True, case.case, case.why, bound_results)
 
 
 def list_probes(campaign: Campaign, server: str, engine: str, scenario: str) -> list[LoadProbe]:
-    """The cases of one search, judged by its SLO, in the order in which they were run."""
+    """The cases of one search, judged by its SLO, in the order in which they ran."""
     bounds = slo.parse_slo(campaign.data["search"]["slo"])
     return [
         judge_probe(case, bounds) for case in measured_cases(campaign, server, engine, scenario)
@@ -198,7 +200,7 @@ def list_probes(campaign: Campaign, server: str, engine: str, scenario: str) -> 
 
 
 def needed_case(campaign: Campaign, server: str, engine: str, scenario: str) -> Json | None:
-    """The next case of this search: {scenario, users, rate, duration_s}; null when it has ended."""
+    """The next case of this search, {scenario, users, rate, duration_s}; None when it has ended."""
     search = campaign.data["search"]
     table = campaign.data["scenarios"][scenario]
     whole = table["arrivals"] == "closed"
@@ -216,17 +218,17 @@ def needed_case(campaign: Campaign, server: str, engine: str, scenario: str) -> 
                 "duration_s": SATURATION_S,
             }
         if (cases["state"] != "ok").all():
-            return None  # it was skipped, or cannot carry this load: the report says why
+            return None  # it was skipped or failed at this load: the report shows the reason
         last = read_case(campaign, int(cases["index"].iloc[-1]))
         if len(last.rows) and last.rows["failed"].all():
-            return None  # nor would it at another load
-        carried = metrics.requests.requests_per_s(last)
-        estimate = OF_SATURATION * carried if carried > 0 else table["rate"]
+            return None  # and would fail at any other load
+        saturated = metrics.requests.requests_per_s(last)
+        estimate = OF_SATURATION * saturated if saturated > 0 else table["rate"]
         most -= 1
     load = next_load(estimate, list_probes(campaign, server, engine, scenario), most, whole)
     if load is None:
         return None
-    # An open loop's window must hold enough requests; how many a closed loop's holds is not known
+    # An open loop's window must hold enough requests. For a closed loop their number is not known
     # beforehand.
     least = (
         0.0 if whole else math.ceil(slo.count_requests_needed(slo.parse_slo(search["slo"])) / load)
@@ -240,7 +242,7 @@ def needed_case(campaign: Campaign, server: str, engine: str, scenario: str) -> 
 
 
 def needed_cases(campaign: Campaign) -> list[Json | None]:
-    """`question` for each of campaign.json's search.systems."""
+    """`needed_case` for each of the campaign's search.systems."""
     return [
         needed_case(
             campaign,
@@ -253,8 +255,8 @@ def needed_cases(campaign: Campaign) -> list[Json | None]:
 
 
 class CapacityResult(NamedTuple):
-    """What a search found. `traffic`: the scenario; `unit` of the load; `probes` in the order of
-    the load.
+    """The result of one search. `traffic` is the scenario; `unit` is that of the load; `probes` are
+    sorted by load.
     """
 
     server: str
@@ -270,24 +272,24 @@ class CapacityResult(NamedTuple):
 
     @property
     def certain(self) -> Capacity:
-        """The same with 95% confidence: what holds for certain, and what certainly does not."""
+        """The capacity with 95% confidence: by the loads that certainly meet or miss the SLO."""
         return bracket_capacity(self.probes, certain=True)
 
     @property
     def at_capacity(self) -> int | None:
-        """The index of the case at the highest load that held."""
+        """The index of the case at the highest load that met the SLO."""
         return next((p.case for p in self.probes if p.load == self.capacity.holds), None)
 
     @property
     def is_precise(self) -> bool:
-        """Within PRECISION, or to the user."""
+        """Whether the capacity is known to PRECISION, or to one user."""
         return self.capacity.is_precise or (
             self.unit == "users" and self.capacity.fails - self.capacity.holds == 1
         )
 
 
 def find_capacities(campaign: Campaign) -> list[CapacityResult]:
-    """Of each search, the highest capacity first."""
+    """The result of each search: by scenario, the highest capacity first."""
     all_of = []
     for system in campaign.data["search"]["systems"]:
         server = system_label(system["server"], system["options"])

@@ -1,5 +1,5 @@
-"""Whether a case's numbers may be used. A case that fails a check of severity "invalid" is invalid,
-which does not mean slow.
+"""Checks whether a case's numbers may be used. A case that fails a check of severity "invalid" is
+invalid, which does not mean that the server is slow.
 
 A new check is one function with a remedy in one of these modules, and one entry in CHECKS.
 """
@@ -10,7 +10,7 @@ from analysis.case import CaseData
 from analysis.checks import errors, load, machine, responses, token_counts
 from analysis.checks.verdict import Check
 
-# In the order of causes, which is that of the report: what comes first explains what comes later.
+# In the report's order, causes first: an earlier check explains later ones.
 CHECKS: tuple[Callable[[CaseData], Check | None], ...] = (
     errors.check_errors,
     responses.check_answers,
@@ -41,5 +41,5 @@ CHECKS: tuple[Callable[[CaseData], Check | None], ...] = (
 
 
 def run_checks(case: CaseData) -> list[Check]:
-    """Results of all checks that apply to a case that ended ok."""
+    """The results of all checks that apply to a case that ended ok."""
     return [result for check in CHECKS if (result := check(case)) is not None]

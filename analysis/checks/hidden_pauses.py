@@ -1,9 +1,9 @@
-"""What a closed loop cannot see: its users wait with the server, so a server that stands still is
-asked by nobody.
+"""Finds the pauses that a closed loop hides. Its users wait with the server, so a stalled server
+gets no requests that would show the pause.
 
-When nothing comes for 2 s, a closed loop of 16 users has 16 requests that show it, however many
-would have been sent meanwhile: one slow answer each, and percentiles that look as if the pause had
-hardly been there ("coordinated omission").
+If nothing arrives for 2 s, a closed loop of 16 users has 16 slow responses, however many requests
+other users would have sent meanwhile, and the percentiles hardly show the pause ("coordinated
+omission").
 """
 
 from typing import NamedTuple
@@ -13,17 +13,17 @@ import numpy as np
 from analysis import metrics
 from analysis.case import CaseData
 
-LEAST_S = 1.0  # shorter than that, people do not call it a pause
+LEAST_S = 1.0  # a shorter silence is no pause
 TYPICAL_GAPS = 10
 TIMES_AS_MANY = 3
 
 
 class HiddenPause(NamedTuple):
-    """`length_s`, from `at_s` after the window opened. `waiting`: requests in flight at its end.
-    `would_wait`: what an open loop with the same throughput would have had then, those in flight
-    when it began and all that would have come since. `typical_s`: half of the other time with
-    requests in flight lies in gaps between arrivals that are not longer than that; nan for a
-    silence too short to be called a pause, since finding it takes as long as all the rest.
+    """A silence of `length_s`, which started `at_s` after the window opened. `waiting`: requests in
+    flight at its end. `would_wait`: their number in an open loop of the same throughput, which is
+    the requests in flight at its start plus all that would have been sent since. `typical_s`: gaps
+    between arrivals up to this length hold half of the other time with requests in flight; nan if
+    the silence is too short for a pause, since computing it takes as long as everything else.
     """
 
     length_s: float
@@ -34,14 +34,15 @@ class HiddenPause(NamedTuple):
 
     @property
     def hides(self) -> bool:
-        """Whether the closed loop shows too little of it: a pause, no gap of the everyday kind,
-        during which an open loop would have gathered at least three times as many waiting requests.
+        """Whether the closed loop hides a pause: the silence is longer than 1 s and than ten
+        typical gaps, and an open loop would have gathered at least three times as many waiting
+        requests.
 
-        The last is what tells a pause from a server that computes for seconds before each first
-        token, or answers in one piece. By Little's law it means that the silence was more than
-        twice as long as an answer takes on average; one request at a time with long prompts, or
-        batches that begin together, are silent for a part of each answer only, and every request
-        shows it.
+        The last condition separates a pause from a server that computes for seconds before each
+        first token, or responds in one piece. By Little's law it means that the silence was more
+        than twice as long as an average response. Long prompts served one at a time, or batches
+        that start together, are silent only for a part of each response, and every request shows
+        that.
         """
         return (
             self.length_s > LEAST_S
@@ -51,15 +52,15 @@ class HiddenPause(NamedTuple):
 
 
 def find_longest_pause(case: CaseData) -> HiddenPause | None:
-    """The longest time inside the window in which requests were in flight and nothing came, no
-    token and no refusal. Null if not even two tokens came.
+    """The longest time inside the window in which requests were in flight and nothing arrived,
+    neither a token nor a refusal. None if fewer than two tokens arrived.
     """
     times, _ = case.tokens
     r = case.rows[case.rows["sent_s"].notna() & case.rows["done_s"].notna()]
     sent, done = np.sort(r["sent_s"]), np.sort(r["done_s"])
     refused = r.loc[r["http_status"].notna() & (r["http_status"] != 200), "done_s"].to_numpy()
-    # Cut also where the last one waiting is answered and where the next one asks: between two cuts
-    # somebody waits all the time, or nobody.
+    # Also cut where the last request in flight ends and where the next one is sent: between two
+    # cuts, requests are in flight either all the time or not at all.
     idle = np.concatenate(
         [done[in_flight(sent, done, done) == 0], sent[in_flight(sent, done, gap_before(sent)) == 0]]
     )
@@ -83,14 +84,14 @@ def find_longest_pause(case: CaseData) -> HiddenPause | None:
 
 
 def half_lies_below(lengths: np.ndarray) -> float:
-    """The length up to which gaps hold half of their sum."""
+    """The length up to which gaps add up to half of their sum."""
     lengths = np.sort(lengths)
     return float(lengths[np.searchsorted(np.cumsum(lengths), lengths.sum() / 2)])
 
 
 def in_flight(sent: np.ndarray, done: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Requests sent and not answered at each time, `sent` and `done` in order; one that is answered
-    just then has been.
+    """The number of requests sent and not done at each time; one that is done at that very time no
+    longer counts. `sent` and `done` are sorted.
     """
     return np.searchsorted(sent, at, side="right") - np.searchsorted(done, at, side="right")
 

@@ -12,14 +12,14 @@ SLICES = 12
 
 
 def check_arrivals(case: CaseData) -> Check | None:
-    """Open loop: as many requests were scheduled and sent in the window as the arrival process had
-    planned, within 2% (or one).
+    """Open loop: as many requests were scheduled and sent in the window as the arrival process
+    planned, within 2% or one request.
     """
     planned = (case.run.get("counts") or {}).get("planned")
     if planned is None:
         return None
     found = {"scheduled": len(case.scheduled)}
-    if case.scheduled["slot_s"].isna().all():  # a cap on concurrency sends later by intention
+    if case.scheduled["slot_s"].isna().all():  # a cap on concurrency delays sending on purpose
         found["sent"] = int(case.inside(case.rows["sent_s"]).sum())
     if skipped := skip_after_errors(case, "arrivals"):
         return skipped
@@ -32,7 +32,7 @@ def check_arrivals(case: CaseData) -> Check | None:
 
 
 def check_load_cpu(case: CaseData) -> Check:
-    """The load generator used less than 80% of the cores that it could use."""
+    """The busiest load worker computed for less than 80% of the window."""
     if skipped := skip_after_errors(case, "load generator's CPU"):
         return skipped
     share = metrics.resources.load_cpu_share(case)
@@ -41,14 +41,14 @@ def check_load_cpu(case: CaseData) -> Check:
         share < 0.8,
         share,
         "invalid",
-        f"{share:.0%} of its core(s)",
+        f"the busiest load worker used {share:.0%} of its core",
         "use more load workers, or more cores for them",
     )
 
 
 def check_send_lag(case: CaseData) -> Check:
     """P99 of sent - scheduled (under a cap on concurrency: sent - slot) is below 1% of the median
-    E2E or below 5 ms, whichever is larger.
+    E2E or 5 ms, whichever is larger.
     """
     if skipped := skip_after_errors(case, "send lag"):
         return skipped
@@ -65,14 +65,14 @@ def check_send_lag(case: CaseData) -> Check:
 
 
 def check_client_error(case: CaseData) -> Check:
-    """The load generator cannot have changed what is reported by more than 5%, by
-    analysis/checks/load_generator.py; else the case is client-bound.
+    """The load generator cannot have changed the reported values by more than 5%
+    (checks/load_generator.py); else the case is client-bound.
     """
     name, remedy = (
         "client error",
         (
-            "use more load workers, fewer streams or more cores for the load generator; stop what"
-            " else runs"
+            "use more load workers, fewer streams or more cores for the load generator; stop other"
+            " programs"
         ),
     )
     if skipped := skip_after_errors(case, name):
@@ -92,13 +92,13 @@ def check_client_error(case: CaseData) -> Check:
 
 def check_warm_up(case: CaseData) -> Check:
     """The load was steady before the window opened, by the test of
-    loadtests/generator/steady_state.py; the window itself is tested below.
+    loadtests/generator/steady_state.py. `check_steadiness` tests the window itself.
     """
-    said = case.run.get("warmup") or {}
-    detail = f"after {said['took_s']:.0f} s: {said['why']}" if said else "not recorded"
+    warmup = case.run.get("warmup") or {}
+    detail = f"after {warmup['took_s']:.0f} s: {warmup['why']}" if warmup else "not recorded"
     return Check(
         "warm-up",
-        said.get("steady"),
+        warmup.get("steady"),
         "warning",
         detail,
         "lengthen the scenario's warmup_max_s, or lower the load",
@@ -106,20 +106,21 @@ def check_warm_up(case: CaseData) -> Check:
 
 
 def check_own_times(case: CaseData) -> Check:
-    """The server's own times of the window's completed requests fit the client's.
+    """The server's own times agree with the client's in the window's completed requests.
 
-    From sent to first token cannot be shorter than queue_ms + prompt_ms: more than 1 ms shorter in
-    more than 1% of the requests means a wrong clock or stamp (in 17,000 requests of three servers
-    it was never less than 0.1 ms longer). From first token to last is as long as predicted_ms, in
-    the median within 10 ms or 2%: it is shorter if something holds the stream back. Medians agree
-    within 0.1 ms where an event loop sends and computes nothing. An engine that computes in the
-    process that sends hands on its first token up to one switch interval of Python's lock late, 5
-    ms (Flask with Transformers: 3 ms), hence 10 ms. Beside 16 computing threads single requests are
-    off by 2% either way and their median by 0.1%, hence 2%.
+    From sent to first token cannot be shorter than queue_ms + prompt_ms. If it is more than 1 ms
+    shorter in more than 1% of the requests, a clock or stamp is wrong (in 17,000 requests of three
+    servers it was always at least 0.1 ms longer). From first to last token, the median must be
+    within 10 ms or 2% of predicted_ms; it is shorter if something holds the stream back.
+
+    The medians agree within 0.1 ms where an event loop sends and does not compute. An engine that
+    computes in the sending process passes on its first token up to one switch interval of Python's
+    lock late, 5 ms (Flask with Transformers: 3 ms), hence 10 ms. Beside 16 computing threads single
+    requests are off by 2% either way and their median by 0.1%, hence 2%.
     """
     name, remedy = (
         "server's times",
-        "look for what buffers the stream between engine and client, or for a wrong clock",
+        "look for a buffer between engine and client, or for a wrong clock",
     )
     r = case.scheduled[~case.scheduled["failed"]].dropna(
         subset=["first_s", "prompt_ms", "predicted_ms"]
@@ -132,22 +133,24 @@ def check_own_times(case: CaseData) -> Check:
     longer = float((1e3 * (r["last_s"] - r["first_s"]) - r["predicted_ms"]).median())
     bound = max(10.0, 0.02 * float(r["predicted_ms"].median()))
     detail = (
-        f"{impossible:.1%} of the first tokens came before the server had made them; first to last"
-        f" token took {longer:+.1f} ms more than there, bound {bound:.0f} ms"
+        f"{impossible:.1%} of the first tokens arrived before the server had generated them; from"
+        f" first to last token the client measured {longer:+.1f} ms against the server, bound"
+        f" {bound:.0f} ms"
     )
     return Check(name, impossible <= 0.01 and abs(longer) <= bound, "warning", detail, remedy)
 
 
 def check_steadiness(case: CaseData) -> Check:
-    """The straight line through the tokens/s of the window's 12 slices changes by at most 10% of
-    the mean over the window, or not significantly (t-test of the slope, 1%). Likewise, by 20%
-    (0.1%), the mean TTFT and the mean E2E of the requests scheduled in each: in an open loop a
-    server that cannot keep up has an even throughput and a growing queue. The test of these is
-    stricter because queues also wander by chance, slices beside each other being alike. Above 20%
-    the case is invalid, below it is a warning: the mean is then at most 10% off either end. Error
-    rates: tests/studies/steadiness.py.
+    """A line fitted to the tokens/s of the window's 12 slices changes over the window by at most
+    10% of the mean, or not significantly (t-test of the slope at 1%). The same holds, at 20% and
+    0.1%, for the mean TTFT and E2E of the requests scheduled in each slice: in an open loop, a
+    server that cannot keep up has a constant throughput and a growing queue. Their test is stricter
+    because queues also wander by chance, which makes neighbouring slices alike.
 
-    Where the plan varies the demand, nothing is meant to be steady and nothing is tested.
+    A change of more than 20% makes the case invalid. A smaller one is a warning: the mean is then
+    at most 10% off either end. Error rates: tests/studies/steadiness.py.
+
+    Where the scenario varies the demand, steadiness is not expected and not tested.
     """
     name, remedy = (
         "steadiness",
@@ -158,9 +161,7 @@ def check_steadiness(case: CaseData) -> Check:
     )
     scenario = case.campaign["scenarios"].get(case.run["case"]["scenario"], {})
     if scenario.get("arrivals") == "trace" or "profile" in scenario:
-        return Check(
-            name, None, "invalid", "not tested: the scenario's demand varies by plan", remedy
-        )
+        return Check(name, None, "invalid", "not tested: the scenario varies the demand", remedy)
     if skipped := skip_after_errors(case, name):
         return skipped
     times, numbers = case.completed_tokens
@@ -180,7 +181,7 @@ def check_steadiness(case: CaseData) -> Check:
     ]
     done = case.scheduled[~case.scheduled["failed"]]
     counts = np.histogram(done["scheduled_s"], bins=edges)[0]
-    some = counts > 0  # where requests are few, slices may have none
+    some = counts > 0  # with few requests, a slice may have none
     for label, column in (("TTFT", "ttft_s"), ("E2E", "e2e_s")):
         if some.sum() >= SLICES / 2:
             means = (
@@ -201,14 +202,14 @@ def check_steadiness(case: CaseData) -> Check:
 
 
 def check_hidden_pauses(case: CaseData) -> Check | None:
-    """Closed loop: no silence during which an open loop would have gathered three times as many
-    waiting requests (analysis/checks/hidden_pauses.py).
+    """Closed loop: there is no silence during which an open loop would have gathered three times as
+    many waiting requests (checks/hidden_pauses.py).
     """
     if not case.run["case"]["users"]:
         return None
     name, remedy = (
         "silence",
-        "measure with an open loop, too: --scenarios steady, with a --rate below this throughput",
+        "also measure an open loop: --scenarios steady, with a --rate below this throughput",
     )
     found = hidden_pauses.find_longest_pause(case)
     if found is None:
@@ -227,7 +228,7 @@ def check_hidden_pauses(case: CaseData) -> Check | None:
 
 
 def check_sample_size(case: CaseData) -> Check:
-    """A P99 exists at 95% confidence in 299 requests or more."""
+    """The window has the 299 requests that a P99 needs (stats.py)."""
     n, needed = len(case.scheduled), stats.values_needed(99)
     return Check(
         "P99 sample",
@@ -239,7 +240,7 @@ def check_sample_size(case: CaseData) -> Check:
 
 
 def check_cut_off(case: CaseData) -> Check:
-    """Nothing was still unanswered when the drain ended."""
+    """No request was still in flight when the drain ended."""
     n = (case.run.get("counts") or {}).get("cut_off")
     return Check(
         "unanswered",

@@ -1,12 +1,11 @@
-"""How wrong the load generator itself can have been: its share in what a case reports, and the
+"""Bounds the load generator's own error: its share of the values that a case reports, and the
 campaign's noise floor.
 
-Three parts. What the load generator cost in the case itself is recorded in every row: how much
-later than scheduled it sent. What cannot be seen in a case, the difference between when a token
-came and when it was stamped, was measured against a server whose times are known before the
-campaign began (calibration.json). And where the load generator stood still in the case, for
-whatever reason, what came meanwhile may have come sooner than its stamp says: TCP merges what is
-not read, and gives it the last one's stamp.
+The error has three parts. Every row records how much later than scheduled the load generator sent.
+A case cannot show how much later than its arrival a token was stamped: the calibration measured
+that before the campaign, against a server whose times are known (calibration.json). And while the
+load generator stalled, for any reason, tokens may have arrived earlier than their stamps: TCP
+merges unread data and gives it the stamp of the last segment.
 """
 
 import numpy as np
@@ -16,19 +15,19 @@ from analysis.case import CaseData
 from analysis.dataset import Json
 from analysis.stats import percentile, values_needed
 
-BOUND = 0.05  # a number that can be wrong by more than that is none
-WAITED_BOUND = 0.10  # of the window, ready to run but without a core
+BOUND = 0.05  # a case is invalid if a value can be wrong by more than this share
+WAITED_BOUND = 0.10  # share of the window in which a worker was ready to run but had no core
 
 
 def error_shares(case: CaseData) -> dict[str, float]:
-    """By how much the load generator can have changed what the case reports, as a share of it,
-    worst first.
+    """How much the load generator can have changed each reported value, as a share of it, worst
+    first.
 
-    P50 and P99 of TTFT and E2E: those from scheduled against those from when it was sent (a slot
-    under a cap on concurrency is no delay of the client), plus the calibrated error of a stamp. P50
-    and P99 of ITL: the calibrated error. TTFT and ITL: plus the difference that it makes to leave
-    out what came while the load generator stood still and has no stamp of its own. Percentiles that
-    the sample cannot carry are left out, and so is what was not calibrated.
+    P50 and P99 of TTFT and E2E: the difference between counting from scheduled and from sent (the
+    wait for a slot under a cap on concurrency is no delay of the client), plus the calibrated error
+    of a stamp. P50 and P99 of ITL: the calibrated error. TTFT and ITL also get the difference that
+    it makes to leave out tokens that arrived in a stall without a stamp of their own. Percentiles
+    with too small a sample are left out, and so are errors that were not calibrated.
     """
     floor = noise_floor_of(case)
     done = case.scheduled[~case.scheduled["failed"] & case.scheduled["first_s"].notna()]
@@ -57,22 +56,22 @@ def error_shares(case: CaseData) -> dict[str, float]:
 
 
 def noise_floor_of(case: CaseData) -> Json:
-    """What was measured at this kind of load before the campaign; empty if nothing was."""
+    """The calibration for this kind of load, made before the campaign; empty without one."""
     calibration = case.campaign.get("calibration") or {}
     return calibration.get("closed" if case.run["case"]["users"] else "open") or {}
 
 
 def relative_change(reported: np.ndarray, certain: np.ndarray, p: float) -> float:
-    """How far the percentile of all lies from that of the certain ones, as a share of it; infinite
-    if nothing is certain.
+    """The distance between the percentile of all values and that of the certain ones, as a share of
+    the former; infinite if none is certain.
     """
     of_all = percentile(reported, p)
     return abs(of_all - percentile(certain, p)) / of_all if len(certain) and of_all else np.inf
 
 
 def stalls(case: CaseData) -> dict[int, np.ndarray]:
-    """Of each load worker that stood still in the case: starts and ends, s, in order; shape (2, n).
-    Unknown in older campaigns.
+    """The starts and ends of each load worker's stalls, s, in order, with shape (2, n), for the
+    workers that have any. Older campaigns did not record them.
     """
     found = {
         worker["worker"]: np.array(worker.get("stalls") or [], dtype=float)
@@ -81,34 +80,34 @@ def stalls(case: CaseData) -> dict[int, np.ndarray]:
     return {worker: each.T for worker, each in found.items() if len(each)}
 
 
-def in_stall(times: np.ndarray, stood: np.ndarray) -> np.ndarray:
-    """Of each time, whether it is in one of the stalls."""
-    starts, ends = stood
+def in_stall(times: np.ndarray, stalled: np.ndarray) -> np.ndarray:
+    """For each time, whether it is in one of the stalls."""
+    starts, ends = stalled
     last = np.searchsorted(starts, times) - 1
     return (last >= 0) & (times <= ends[np.maximum(last, 0)])
 
 
 def late_stamps(case: CaseData, requests: pd.DataFrame) -> list[np.ndarray]:
-    """Of each token of each of these requests, whether it may have come sooner than its stamp says:
-    it came in a stall, and together with another one, or there are no stamps of the kernel's.
+    """For each token of each of these requests, whether it may have arrived earlier than its stamp:
+    it arrived in a stall, and either together with another token or without the kernel's stamps.
     """
-    stood, found = stalls(case), []
+    stalled, found = stalls(case), []
     for worker, times, lag_s in zip(
         requests["worker"], requests["token_s"], requests["read_lag_max_s"], strict=True
     ):
         same = np.diff(times) == 0
         merged = np.append(same, False) | np.append(False, same)
         found.append(
-            in_stall(times, stood[worker]) & (merged | (lag_s == 0))
-            if worker in stood
+            in_stall(times, stalled[worker]) & (merged | (lag_s == 0))
+            if worker in stalled
             else np.zeros(len(times), dtype=bool)
         )
     return found
 
 
 def doubtful_first(case: CaseData, done: pd.DataFrame) -> np.ndarray:
-    """Of each of these requests, which have a first token, whether that one may have come
-    sooner.
+    """For each of these requests, which all have a first token, whether that token may have arrived
+    earlier than its stamp.
     """
     return (
         np.array([each[0] for each in late_stamps(case, done)], dtype=bool)
@@ -118,7 +117,7 @@ def doubtful_first(case: CaseData, done: pd.DataFrame) -> np.ndarray:
 
 
 def certain_gaps(case: CaseData) -> np.ndarray:
-    """`case.gaps` without those before a token that may have come sooner."""
+    """`case.gaps` without the gaps before a token that may have arrived earlier than its stamp."""
     if not stalls(case) or case.scheduled.empty:
         return case.gaps
     late = late_stamps(case, case.scheduled)
@@ -131,25 +130,25 @@ def certain_gaps(case: CaseData) -> np.ndarray:
 
 
 def events_per_s(case: CaseData) -> float:
-    """Chunks with tokens that arrived in the window / its length."""
+    """Chunks with tokens that arrived in the window, divided by its length."""
     times, _ = case.tokens
     return float(np.sum(case.inside(times))) / case.length
 
 
 def starved_share(case: CaseData) -> float | None:
-    """The worst load worker's share of the window in which it was ready to run and had no core;
-    null where it is not known.
+    """The largest share of the window in which a load worker was ready to run and had no core; None
+    if unknown.
     """
     waited = [worker.get("waited_share") for worker in case.run.get("load_workers") or []]
     return max((share for share in waited if share is not None), default=None)
 
 
 def find_problems(case: CaseData) -> list[str]:
-    """Why no number of this case can be believed to within 5%; empty if the load generator is not
-    to blame.
+    """The reasons why the load generator may have changed this case's values by more than 5%; empty
+    if there are none.
     """
     found = [
-        f"the load generator can have changed {name} by {share:.0%}"
+        f"the load generator may have changed {name} by {share:.0%}"
         for name, share in error_shares(case).items()
         if share > BOUND
     ][:1]
@@ -161,20 +160,20 @@ def find_problems(case: CaseData) -> list[str]:
     ]
     if found and lengths:
         found[0] += (
-            f" (in the window it stood still {len(lengths)} time{'s' * (len(lengths) > 1)}, for"
-            f" {max(lengths):.2g} s at most)"
+            f" (it stalled {len(lengths)} time{'s' * (len(lengths) > 1)} in the window, for at most"
+            f" {max(lengths):.2g} s)"
         )
     if (share := starved_share(case)) is not None and share > WAITED_BOUND:
         found.append(f"a load worker waited {share:.0%} of the window for a core")
     calibration = case.campaign.get("calibration") or {}
     sustained = calibration.get("sustained_events_per_s")
-    # Where the ladder ended because its server could not send more, nothing is known against more.
+    # If the ladder ended because its server could not send more, no higher rate is known to fail.
     limited = any(
         step["server_kept_up"] and not step["sustained"] for step in calibration.get("ladder") or []
     )
     if sustained is not None and limited and events_per_s(case) > sustained:
         found.append(
-            f"{events_per_s(case):,.0f} events/s are more than the {sustained:,.0f} that were seen"
-            " right in calibration"
+            f"{events_per_s(case):,.0f} events/s exceed the {sustained:,.0f} that the calibration"
+            " measured correctly"
         )
     return found

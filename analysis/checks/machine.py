@@ -7,8 +7,8 @@ from analysis.case import CaseData
 from analysis.checks.verdict import Check, check_limit, server_cores
 from analysis.stats import NAN
 
-# NVML's reasons that mean the hardware held the clocks back; idle, application clocks and the power
-# cap are everyday.
+# NVML's reasons for clocks that the hardware held back. Idle clocks, application clocks and the
+# power cap are normal.
 THROTTLING = {
     0x8: "hardware slowdown",
     0x20: "software thermal",
@@ -18,8 +18,8 @@ THROTTLING = {
 
 
 def check_other_processes(case: CaseData) -> Check:
-    """Processes other than server and load generator used at most 15% of the machine's cores in the
-    window.
+    """Processes other than the server and the load generator used at most 15% of the machine's
+    cores in the window.
     """
     cores = server_cores(case)
     other = (case.slope("cpu_busy_s") - case.slope("server_cpu_s") - case.slope("load_cpu_s")) / (
@@ -31,7 +31,7 @@ def check_other_processes(case: CaseData) -> Check:
         other,
         "warning",
         f"other processes used {other:.0%} of {cores or '?'} cores",
-        "stop what else runs on this machine",
+        "stop other programs on this machine",
     )
 
 
@@ -44,7 +44,7 @@ def check_steal(case: CaseData) -> Check:
         share,
         "warning",
         f"the hypervisor took {share:.1%}",
-        "use a machine of your own",
+        "use a machine that you do not share",
     )
 
 
@@ -70,7 +70,7 @@ def check_gpu_clocks(case: CaseData) -> Check | None:
     """No GPU was throttled in the window, and the SM clock's P5 to P95 span at most 10% of its
     median.
     """
-    name, remedy = "GPU clocks", "cool the GPU, lock its clocks, and let nothing else run on it"
+    name, remedy = "GPU clocks", "cool the GPU, lock its clocks, and run nothing else on it"
     details = []
     for column in case.gpu_columns("throttle_reasons"):
         bits = int(

@@ -1,21 +1,21 @@
-"""Checks of what the server did: contract, responses, rows, its own counts."""
+"""Checks of the server's behaviour: contract, responses, rows, its own counts."""
 
 import math
 
 from analysis.case import CaseData, credible_usage
-from analysis.checks.verdict import Check, is_planted
+from analysis.checks.verdict import Check, has_known_answers
 
 
 def check_contract(case: CaseData) -> Check:
-    """Every check of the contract held before the load and after it. An endpoint that was profiled
-    is checked only as far as wrong numbers would follow.
+    """The server passed every check of the contract before and after the load. A profiled endpoint
+    is checked only for behaviour that would make numbers wrong.
     """
     name, remedy = (
         "contract",
-        "run `python -m servers` with this server and fix what its verification names",
+        "run `python -m servers NAME` and `python -m servers verify URL`, and fix what fails",
     )
     if case.run.get("profile") and not case.run.get("verify_before"):
-        return Check(name, None, "invalid", "profiled, and not held to our contract", remedy)
+        return Check(name, None, "invalid", "profiled instead of verified", remedy)
     for key, when in (("verify_before", "before"), ("verify_after", "after")):
         checks = case.run.get(key)
         if not checks:
@@ -35,19 +35,21 @@ def check_contract(case: CaseData) -> Check:
 
 
 def check_answers(case: CaseData) -> Check:
-    """With a planted rule every complete answer was checked, token by token, and none was wrong."""
+    """With a known-answer model, every complete response was checked token by token and none is
+    wrong.
+    """
     name, remedy = (
         "answers",
-        "look at the rows with answer = wrong: mixed requests, lost tokens or another sampling",
+        "look at the rows with answer = wrong: mixed requests, lost tokens or different sampling",
     )
     wrong = int((case.rows["answer"] == "wrong").sum())
     if wrong:
         return Check(
-            name, False, "invalid", f"{wrong:,} of {len(case.rows):,} answers are wrong", remedy
+            name, False, "invalid", f"{wrong:,} of {len(case.rows):,} responses are wrong", remedy
         )
-    if not is_planted(case):
+    if not has_known_answers(case):
         return Check(
-            name, None, "invalid", "the model has no planted rule", "use the default model"
+            name, None, "invalid", "the model's responses are not known", "use the default model"
         )
     if case.rows["failed"].all():
         return Check(name, None, "invalid", "no complete response", remedy)
@@ -56,31 +58,31 @@ def check_answers(case: CaseData) -> Check:
         name,
         not unchecked,
         "invalid",
-        f"{unchecked:,} complete answers were not checked" if unchecked else "all",
+        f"{unchecked:,} complete responses were not checked" if unchecked else "all are right",
         remedy,
     )
 
 
 def check_agreement(case: CaseData) -> Check | None:
-    """Without a planted rule: the share of greedy answers that equal those of the campaign's first
-    server. Engines may part ways at a near tie of two tokens, so that a difference is no proof of
-    an error.
+    """Without a known-answer model: all greedy responses equal those of the campaign's first
+    server. Engines may diverge at a near tie of two tokens, so a difference does not prove an
+    error.
     """
-    said = case.run.get("agreement")
-    if not said:
+    agreement = case.run.get("agreement")
+    if not agreement:
         return None
-    detail = f"{said['share']:.0%} of the answers equal those of {said['with']}"
+    detail = f"{agreement['share']:.0%} of the responses equal those of {agreement['with']}"
     return Check(
         "agreement",
-        said["share"] == 1,
+        agreement["share"] == 1,
         "warning",
         detail,
-        "compare the answers; see whether sampling and precision are the same",
+        "compare the responses; check whether sampling and precision are the same",
     )
 
 
 def check_rows(case: CaseData) -> Check:
-    """As many rows as requests were sent and as Locust counted."""
+    """The requests sent, the rows and the requests that Locust counted are equal in number."""
     name, remedy = (
         "rows",
         "look at load.log: a listener's exception or a killed load worker loses rows",
@@ -96,23 +98,23 @@ def check_rows(case: CaseData) -> Check:
 
 
 def check_served(case: CaseData) -> Check:
-    """The server's own counters rose by as many answers (status 200) and tokens as came complete.
-    Whatever failed here (cut off at the drain's end, timed out, broken) may have been answered
-    there, in part or whole: by so much the server may have counted more. Only a warning for a
-    server that we did not start: it may have other clients, or stand behind a balancer with others.
+    """The server's own counters rose by the number of complete responses (status 200) and tokens.
+    They may also include requests that failed here (cut off when the drain ended, timed out,
+    broken), which the server may have served in part or whole. A mismatch is only a warning for a
+    server that Serveoff did not start: it may have other clients, or share a load balancer.
     """
     name, severity = "server's counts", "invalid" if case.run.get("command") else "warning"
     remedy = (
-        "look for lost rows, for other clients of this server, and in its log for a start in the"
-        " middle of the load"
+        "look for lost rows and other clients of this server, and in its log for a restart during"
+        " the load"
     )
-    said = case.run.get("served")
-    if not said:
+    served = case.run.get("served")
+    if not served:
         return Check(
             name,
             None,
             severity,
-            "not measured: no counters of requests and tokens under names that we know",
+            "not measured: the server has no known counters of requests and tokens",
             remedy,
         )
     whole, broken = (
@@ -121,12 +123,12 @@ def check_served(case: CaseData) -> Check:
     )
     least = {"requests": len(whole), "tokens": credible_usage(whole).sum(skipna=False)}
     more = {"requests": len(broken), "tokens": broken["max_tokens"].sum()}
-    # no tokens if a response came without usage that can be believed
+    # without tokens if a response has no credible usage
     known = [what for what in least if not math.isnan(least[what])]
-    ok = all(least[what] <= said[what] <= least[what] + more[what] for what in known)
+    ok = all(least[what] <= served[what] <= least[what] + more[what] for what in known)
     detail = ", ".join(
-        f"{what}: {said[what]:,} by the server's count, {least[what]:,.0f} here"
-        + (f" and at most {more[what]:,.0f} in what failed" if more[what] else "")
+        f"{what}: {served[what]:,} by the server's count, {least[what]:,.0f} by ours"
+        + (f" plus at most {more[what]:,.0f} of failed requests" if more[what] else "")
         for what in known
     )
     return Check(name, ok, severity, detail, remedy)

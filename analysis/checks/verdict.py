@@ -1,4 +1,4 @@
-"""The verdict of one check on one case, and what all checks share."""
+"""The result of one check on one case, and helpers for all checks."""
 
 import math
 from typing import Any, NamedTuple
@@ -8,10 +8,10 @@ from analysis.stats import NAN
 
 
 class Check(NamedTuple):
-    """`ok` is None where it was not measured; `severity` is "invalid" (a number is wrong),
-    "warning" (it is less exact than it looks) or "note" (it is right, and this belongs beside it);
-    `remedy` says what to do if not ok. `value`: the one number that was held against a limit, of
-    which more is worse; nan if there is none.
+    """The result of one check. `ok` is None if it was not measured. `severity` is "invalid" (a
+    number is wrong), "warning" (a number is less exact than it looks) or "note" (the numbers are
+    right, but need this remark). `remedy`: what to do if not ok. `value`: the number that was
+    compared with a limit, where more is worse; nan if there is none.
     """
 
     name: str
@@ -40,8 +40,8 @@ def format_share(share: float) -> str:
     return f"{100 * share:.3g}%"
 
 
-def is_planted(case: CaseData) -> bool:
-    """Whether every right answer is known; the simulated engine's always are."""
+def has_known_answers(case: CaseData) -> bool:
+    """Whether every right response is known; the simulated engine's always are."""
     return (
         bool((case.campaign.get("model") or {}).get("planted"))
         or case.run["case"]["engine"] == "simulated"
@@ -49,14 +49,14 @@ def is_planted(case: CaseData) -> bool:
 
 
 def is_strict(case: CaseData) -> bool:
-    """Whether a server is held to exact responses and counts: our own with a known-answer model,
-    and no endpoint that was profiled.
+    """Whether a server must give exact responses and counts: our own servers with a known-answer
+    model, but no profiled endpoint.
     """
-    return is_planted(case) and not case.run.get("profile")
+    return has_known_answers(case) and not case.run.get("profile")
 
 
 def server_cores(case: CaseData) -> int | None:
-    """The machine's cores: as the manifest says."""
+    """The machine's number of cores, from the manifest."""
     cpu = (case.campaign.get("manifest") or {}).get("cpu")
     cores = cpu.get("cores") if isinstance(cpu, dict) else None
     return int(cores) if cores else None

@@ -1,4 +1,4 @@
 """Base against head: paired and unpaired verdicts, baselines, and the gate's output.
 
-Imports `summary`, `checks`, `metrics` and what these import.
+It may import `summary`, `checks`, `metrics` and their imports.
 """

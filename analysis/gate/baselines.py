@@ -1,8 +1,8 @@
-"""Baselines: what a campaign measured in one JSON file that can be committed,
-results/baselines/NAME.json, for gates and for the trend.
+"""Stores a campaign's numbers as a baseline, one JSON file that can be committed
+(results/baselines/NAME.json), for gates and for the history.
 
-A baseline is of a machine class: processor, cores and GPUs. Numbers of two classes are never put on
-one line.
+A baseline belongs to a machine class: processor, cores and GPUs. Numbers of two classes never share
+a line in a figure.
 """
 
 import json
@@ -19,7 +19,7 @@ from analysis.metrics import METRICS
 from analysis.summary import Summary
 
 FOLDER = Path("results/baselines")
-# of campaign.json
+# keys of campaign.json that a baseline keeps
 KEYS = (
     "name",
     "created_utc",
@@ -46,8 +46,8 @@ CASE_KEYS = (
 
 def machine_class(data: dict[str, Any]) -> str:
     """
-    >>> machine_class({"manifest": {"cpu": {"model": "AMD EPYC 9R14", "cores": 2}, "gpus": [{"name":
-    "NVIDIA H200"}]}})
+    >>> cpu, gpu = {"model": "AMD EPYC 9R14", "cores": 2}, {"name": "NVIDIA H200"}
+    >>> machine_class({"manifest": {"cpu": cpu, "gpus": [gpu]}})
     'amd-epyc-9r14-2-cores-1x-nvidia-h200'
     """
     manifest = data.get("manifest") or {}
@@ -59,15 +59,13 @@ def machine_class(data: dict[str, Any]) -> str:
 
 
 def store_baseline(found: Summary, name: str | None = None, folder: Path = FOLDER) -> Path:
-    """Writes it. `name`: by default machine class, day and commit. Raises InputError if a case has
-    no number, or the name is taken.
+    """Writes a baseline and returns its file. The default `name` is machine class, day and commit.
+    Raises InputError if a case is invalid or the name is taken.
     """
     invalid = found.table[~found.table["valid"]]
     if len(invalid) or not len(found.table):
-        raise InputError(
-            f"no baseline of {found.campaign.folder}:"
-            f" {invalid['why'].iloc[0] if len(invalid) else 'it has no case'}"
-        )
+        why = f"a case is invalid: {invalid['why'].iloc[0]}" if len(invalid) else "it has no case"
+        raise InputError(f"{found.campaign.folder} cannot become a baseline: {why}")
     data = found.campaign.data
     commit = str((data.get("manifest") or {}).get("commit") or "unknown")[:9]
     name = name or f"{machine_class(data)}-{data['created_utc'][:10]}-{commit}"
@@ -76,27 +74,27 @@ def store_baseline(found: Summary, name: str | None = None, folder: Path = FOLDE
         {key: _plain(case[key]) for key in (*CASE_KEYS, *METRICS)}
         for case in found.table.to_dict("records")
     ]
-    said = {key: data.get(key) for key in KEYS} | {
+    stored = {key: data.get(key) for key in KEYS} | {
         "baseline": name,
         "machine_class": machine_class(data),
         "cases": cases,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(said, indent=1, allow_nan=False) + "\n")
+    file.write_text(json.dumps(stored, indent=1, allow_nan=False) + "\n")
     return file
 
 
 def new_baseline_file(name: str, folder: Path = FOLDER) -> Path:
-    """The file of a baseline that is not there yet. Raises InputError."""
+    """The file for a new baseline of this name. Raises InputError."""
     if not re.fullmatch(r"[\w.-]+", name):
         raise InputError(f"{name!r} cannot name a baseline: use letters, digits, ., - and _")
     if (file := folder / f"{name}.json").exists():
-        raise InputError(f"{file} exists: give another name, or delete it")
+        raise InputError(f"{file} exists: give another name, or delete the file")
     return file
 
 
 def check_name(name: str, folder: Path = FOLDER) -> None:
-    """Whether there is one of that name; for "newest" any. Raises InputError."""
+    """Checks that a baseline of this name exists; for "newest", any. Raises InputError."""
     there = [file.stem for file in sorted(folder.glob("*.json"))]
     if name not in there and not (name == "newest" and there):
         known = ", ".join(there) or "none yet: `nox -s baseline` records one"
@@ -104,18 +102,18 @@ def check_name(name: str, folder: Path = FOLDER) -> None:
 
 
 def read_baseline(file: Path) -> Summary:
-    """As if it had been summarised again. Raises InputError."""
+    """Reads a baseline as a Summary. Raises InputError."""
     try:
-        said = json.loads(file.read_text())
-        table = pd.DataFrame(said["cases"], columns=[*CASE_KEYS, *METRICS])
+        stored = json.loads(file.read_text())
+        table = pd.DataFrame(stored["cases"], columns=[*CASE_KEYS, *METRICS])
         numbers = ["users", "rate", "duration_s", *METRICS]
         table = table.astype({**dict.fromkeys(numbers, "float64"), "valid": bool}).assign(
             index=range(1, len(table) + 1)
         )
-        data = {key: said[key] for key in (*KEYS, "baseline", "machine_class")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        data = {key: stored[key] for key in (*KEYS, "baseline", "machine_class")}
+    except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
-            f"{file} is not a baseline ({error}): `nox -s baseline` records one"
+            f"{file} is not a baseline: delete it, and record one with `nox -s baseline`"
         ) from None
     return Summary(
         Campaign(file, data, table, {}, {}),
@@ -128,8 +126,8 @@ def read_baseline(file: Path) -> Summary:
 
 
 def find_baseline(name: str, like: Summary, folder: Path = FOLDER) -> Path:
-    """The file of that name, or for "newest" the last that was recorded of the machine class of
-    `like`. Raises InputError.
+    """The file of that name, or for "newest" the last baseline of the machine class of `like`.
+    Raises InputError.
     """
     check_name(name, folder)
     if name != "newest":
@@ -149,15 +147,15 @@ def find_baseline(name: str, like: Summary, folder: Path = FOLDER) -> Path:
 
 
 def update_history(folder: Path = FOLDER) -> list[Path]:
-    """history-CLASS.png of each machine class: each system's mean and 95% interval, baseline by
-    baseline. Raises InputError.
+    """Draws history-CLASS.png for each machine class: each system's mean and 95% interval, baseline
+    by baseline. Raises InputError.
     """
     classes: dict[str, list[Summary]] = {}
     for found in map(read_baseline, sorted(folder.glob("*.json"))):
         classes.setdefault(found.campaign.data["machine_class"], []).append(found)
     if not classes:
         raise InputError(f"there is no baseline in {folder}: `nox -s baseline` records one")
-    # only here: a gate asks for baselines before and after it measures, and draws none
+    # imported only here: a gate reads baselines before and after it measures, but draws none
     from analysis.plots.history import draw_history
     from analysis.plots.style import encode_png
 
@@ -173,8 +171,8 @@ def update_history(folder: Path = FOLDER) -> list[Path]:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold: a missing number is null; a percentile beyond which all failed is not
-    finite either, and is null, too.
+    """The value as JSON can hold it: a missing number, or a percentile that is infinite because of
+    failures, becomes null.
     """
     if isinstance(value, float) and not math.isfinite(value):
         return None

@@ -1,9 +1,9 @@
-"""What `python -m analysis compare A B` says: two campaigns, case by case, and whether what differs
-is more than chance.
+"""Compares two campaigns case by case, for `python -m analysis compare A B`, and judges whether a
+difference is more than chance.
 
-Cases are matched by server (with its options), engine, scenario and load. The unit is the run, a
-fresh start: ratios of geometric means with Welch's 95% interval on logarithms. Two campaigns lie
-apart in time, so what the machine did meanwhile is in the ratio, too.
+Cases are matched by server (with its options), engine, scenario and load. The unit is the run, with
+a freshly started server: ratios of geometric means with Welch's 95% interval on logarithms. Two
+campaigns ran at different times, so a change of the machine between them is part of the ratio.
 """
 
 import math
@@ -22,7 +22,7 @@ from analysis.metrics import METRICS
 from analysis.stats import NAN
 from analysis.summary import SYSTEM, TRAFFIC, Summary
 
-# What is compared, and how far apart two numbers may be and still count as equal.
+# The compared metrics, and the largest difference that still counts as equal.
 TOLERANCE = {
     "output_tokens_per_s": 0.05,
     "ttft_p50_s": 0.05,
@@ -31,18 +31,18 @@ TOLERANCE = {
     "e2e_p50_s": 0.05,
     "e2e_p99_s": 0.15,
 }
-# Keys of the manifest that are the machine. Its kernel, its packages and our commit may be what is
-# compared: they are only named.
+# The keys that define the machine. The kernel, the packages and our commit may be the very things
+# that are compared, so their differences are only listed.
 MACHINE = ("manifest.cpu", "manifest.memory", "manifest.gpus", "manifest.limits", "machine_share")
-# What the servers were asked to do, and with which model.
+# The keys that define the servers' work and model.
 WORK = ("model", "seed", "simulated")
-# compared in GiB: a kernel takes a little more or less of it
+# compared in GiB, since a kernel reserves a little more or less of it
 IGNORED = ("manifest.memory.total_bytes", "manifest.memory.swap_bytes")
 
 
 class Change(NamedTuple):
-    """One metric of one matched case: `a` and `b` are means over its runs, in the metric's unit,
-    `ratio` is b / a with [low, high].
+    """One metric of one matched case. `a` and `b` are means over its runs, in the metric's unit;
+    `ratio` is b / a, with the interval [low, high].
     """
 
     metric: str
@@ -55,8 +55,8 @@ class Change(NamedTuple):
 
 
 class Match(NamedTuple):
-    """`runs`: (of A, of B) with a number. Without any in one of them there are no changes, but
-    `why`.
+    """One case of both campaigns. `runs`: the valid runs (of A, of B). If either has none, there
+    are no `changes`, and `why` has the reason.
     """
 
     name: str
@@ -66,8 +66,8 @@ class Match(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A key of campaign.json that differs, as text of both; `unlike`: it makes another machine or
-    other work of it.
+    """A key of campaign.json that differs, with both values as text. `unlike`: it means a different
+    machine or different work.
     """
 
     key: str
@@ -77,7 +77,7 @@ class Difference(NamedTuple):
 
 
 def list_differences(a: Summary, b: Summary) -> list[Difference]:
-    """The machine's and the work's first. Of scenarios those that both have are compared."""
+    """Lists the differences, machine and work first. Only common scenarios are compared."""
     common = _scenarios(a).keys() & _scenarios(b).keys()
     left, right = (_keys(s, sorted(common)) for s in (a, b))
     found = [
@@ -94,13 +94,13 @@ def list_differences(a: Summary, b: Summary) -> list[Difference]:
 
 
 def refuse_unlike(found: list[Difference]) -> None:
-    """Raises InputError if these are not the same machine doing the same work."""
+    """Raises InputError if the machine or the work differ."""
     unlike = [f"{d.key} ({_short(d.a)}, {_short(d.b)})" for d in found if d.unlike]
     if unlike:
         more = f" and {len(unlike) - 5} more" if len(unlike) > 5 else ""
         raise InputError(
-            f"the campaigns are not comparable: they differ in {', '.join(unlike[:5])}{more}; with"
-            " --anyway they are compared"
+            f"the campaigns are not comparable, since they differ in {', '.join(unlike[:5])}{more}:"
+            " --anyway compares them nevertheless"
         )
 
 
@@ -111,8 +111,8 @@ def match_cases(a: Summary, b: Summary) -> tuple[list[Match], list[str], list[st
 
 
 def list_missing(a: Summary, b: Summary) -> list[tuple[str, str]]:
-    """(case, why) of the matched cases that cannot be compared, since one of the campaigns has no
-    valid run of it; what neither could run (skipped in both) is none.
+    """(case, reason) of the matched cases that cannot be compared because a campaign has no valid
+    run of them. Cases that were skipped in both are not listed.
     """
     pairs, _, _ = pair_cases(a, b)
     if not pairs:
@@ -128,11 +128,11 @@ def list_missing(a: Summary, b: Summary) -> list[tuple[str, str]]:
 def pair_cases(
     a: Summary, b: Summary
 ) -> tuple[list[tuple[str, pd.DataFrame, pd.DataFrame]], list[str], list[str]]:
-    """Likewise, with the cases of both."""
+    """([(case, rows of A, rows of B)], only in A, only in B), in the order of A's plan."""
     left, right = (
         dict(list(s.table.groupby([*SYSTEM, *TRAFFIC], dropna=False, sort=False))) for s in (a, b)
     )
-    # no nan
+    # None instead of nan, which does not equal itself
     left, right = (
         {tuple(None if v != v else v for v in key): cases for key, cases in side.items()}
         for side in (left, right)
@@ -146,7 +146,7 @@ def pair_cases(
 
 
 def measure_change(metric: str, a: Any, b: Any) -> Change:
-    """Values of one metric in the valid runs of both."""
+    """Compares the values of one metric in the valid runs of both."""
     a, b = (np.asarray(side, dtype="float64") for side in (a, b))
     means = stats.estimate_mean(a).mean, stats.estimate_mean(b).mean
     if np.isnan(a).any() or np.isnan(b).any() or not len(a) or not len(b):
@@ -160,7 +160,7 @@ def measure_change(metric: str, a: Any, b: Any) -> Change:
 def judge_change(
     metric: str, a: np.ndarray, b: np.ndarray, ratio: float, low: float, high: float
 ) -> str:
-    """Of B against A, first what is most certain: equal within the tolerance, faster or slower, or
+    """The verdict on B against A: equal within the tolerance, else faster or slower, else
     inconclusive.
     """
     if math.isnan(ratio):
@@ -174,13 +174,13 @@ def judge_change(
         return "faster" if (ratio > 1) == (METRICS[metric].better == "higher") else "slower"
     smallest = math.expm1(stats.welch_test(np.log(b), np.log(a)).detectable)
     return (
-        "inconclusive: could have seen"
-        f" {'more than tenfold' if smallest > 9 else f'{smallest:.0%}'}"
+        "inconclusive: could only detect"
+        f" {'a tenfold change' if smallest > 9 else f'{smallest:.0%}'}"
     )
 
 
 def show_comparison(a: Summary, b: Summary, console: Console) -> None:
-    """Every text from the campaigns is printed as text, not as markup."""
+    """Prints the comparison. Texts from the campaigns are printed as they are, not as markup."""
     found, only_a, only_b = match_cases(a, b)
     for name, side in (("A", a), ("B", b)):
         console.print(
@@ -191,12 +191,12 @@ def show_comparison(a: Summary, b: Summary, console: Console) -> None:
             Text(f"  {'UNLIKE: ' if d.unlike else ''}{d.key}: {_short(d.a)} -> {_short(d.b)}")
         )
     for match in found:
-        said = (
+        summary = (
             f"{match.runs[0]} and {match.runs[1]} runs"
             if match.changes
             else f"invalid: {match.why}"
         )
-        console.print(Text(f"\n{match.name}: {said}"))
+        console.print(Text(f"\n{match.name}: {summary}"))
         if match.changes:
             table = Table(box=None, header_style="bold", pad_edge=False)
             for heading in ("metric", "A", "B", "B / A", "95% interval", "B is"):
@@ -220,9 +220,9 @@ def show_comparison(a: Summary, b: Summary, console: Console) -> None:
             console.print(Text(f"\nOnly in {name}: {'; '.join(cases)}"))
     console.print(
         Text(
-            f"\n{sum(len(m.changes) for m in found)} comparisons at 95% each: of equal ones, one in"
-            " twenty differs by chance. Could have seen: the smallest difference that is found"
-            f" with {stats.POWER:.0%} probability."
+            f"\n{sum(len(m.changes) for m in found)} comparisons at 95% each: without any true"
+            " difference, one in twenty differs by chance. Could only detect: the smallest"
+            f" difference that is found with a probability of {stats.POWER:.0%}."
         )
     )
 
@@ -258,7 +258,7 @@ def _scenarios(s: Summary) -> Json:
 
 
 def _keys(s: Summary, scenarios: list[str]) -> dict[str, str]:
-    """Dotted key -> text of what may make a difference."""
+    """Dotted key -> text of every setting that may make a difference."""
     data = s.campaign.data
     shown = {key: data.get(key) for key in ("manifest", "machine_share", *WORK)}
     shown["window_s"] = sorted(set(s.table["duration_s"].dropna()))

@@ -1,5 +1,5 @@
-"""What the gate shows: a table on the terminal, JSON, JUnit's XML for CI, and Markdown for a step's
-summary or a pull request.
+"""Writes the gate's results: a table on the terminal, JSON, JUnit XML for CI, and Markdown for a
+step's summary or a pull request.
 """
 
 import json
@@ -28,8 +28,8 @@ COLOURS = {
 VERDICT_SENTENCES = {
     "PASS": "head is not slower than base",
     "REGRESSED": "head is slower than base",
-    "INVALID": "there is no verdict: what was measured is wrong",
-    "INCONCLUSIVE": "it cannot be said yet whether head is slower than base",
+    "INVALID": "no verdict, because something is wrong with the measurement",
+    "INCONCLUSIVE": "the runs do not show whether head is slower than base",
 }
 
 
@@ -73,7 +73,7 @@ def gate_view(gate: Gate) -> templating.View:
 
 
 def show_gate(gate: Gate, console: Console) -> None:
-    """Every text from the results is printed as text, not as markup."""
+    """Prints the gate. Texts from the results are printed as they are, not as markup."""
     for name, what in gate.sides.items():
         console.print(Text(f"{name}: {what}"))
     for system in gate_view(gate)["systems"]:
@@ -119,8 +119,8 @@ def show_gate(gate: Gate, console: Console) -> None:
 
 
 def write_gate(gate: Gate, folder: Path) -> None:
-    """gate.json, gate.xml and gate.md."""
-    said = {
+    """Writes gate.json, gate.xml and gate.md."""
+    results = {
         "verdict": gate.verdict,
         "exit_code": gate.exit_code,
         "sides": gate.sides,
@@ -138,14 +138,14 @@ def write_gate(gate: Gate, folder: Path) -> None:
             for s in gate.systems
         ],
     }
-    (folder / "gate.json").write_text(json.dumps(said, indent=1, allow_nan=False) + "\n")
+    (folder / "gate.json").write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     (folder / "gate.xml").write_bytes(junit_xml(gate))
     (folder / "gate.md").write_text(templating.render_markdown("gate.md.jinja", gate_view(gate)))
 
 
 def junit_xml(gate: Gate) -> bytes:
-    """A suite for each system, a test for each metric: REGRESSED is a failure, INVALID an error,
-    and what has no verdict is skipped.
+    """A suite for each system and a test for each metric: REGRESSED is a failure, INVALID an error,
+    and a metric without a verdict is skipped.
     """
     suites = ET.Element("testsuites", name="serveoff gate")
     for system in gate.systems:
@@ -176,7 +176,7 @@ def _test(suite: ET.Element, system: str, name: str) -> ET.Element:
 
 
 def _clean(text: str) -> str:
-    """Without what XML cannot hold, as a server's log may."""
+    """The text without characters that XML cannot hold; a server's log may have some."""
     return "".join(
         c
         for c in text

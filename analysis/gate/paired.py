@@ -1,16 +1,16 @@
-"""The gate: has head become slower than base? The verdicts (verdicts.py) of repetitions of base,
+"""The paired gate: judges whether head is slower than base (verdicts.py) by repetitions of base,
 head and base again.
 
-The unit is the repetition: d = ln head - (ln base + ln control) / 2, signed so that + is worse;
-control is base's second run, on the other side of head. Looks at 5, 10 and 15 repetitions, each at
-alpha = 0.022 (Pocock's constant of three looks at 5%: S. J. Pocock, "Group sequential methods",
-Biometrika 64, 1977), Holm over all metrics of all systems. Control must not differ from base, by
-the same test at 0.002.
+The unit is the repetition: d = ln head - (ln base + ln control) / 2, signed so that + is worse.
+Control is base's second run, after head. The gate looks at 5, 10 and 15 repetitions, each time at
+alpha = 0.022 (Pocock's constant for three looks at 5%: S. J. Pocock, "Group sequential methods",
+Biometrika 64, 1977), with Holm's adjustment over all metrics of all systems. Control must not
+differ from base, by the same test at 0.002.
 
-Without statistics: too many failed requests, a broken contract, a wrong answer, a lost row or a
-server that does not start is a fault, and makes the gate invalid. What only spoils a run (a load
-generator that was late, a load that was not steady) sets its repetition aside; it is replaced, and
-too many make the gate invalid, too.
+Some findings need no statistics. Too many failed requests, a broken contract, a wrong response, a
+lost row or a server that does not start is a fault, and makes the gate invalid. A run that is only
+spoilt (the load generator was late, the load was not steady) sets its repetition aside. That
+repetition is replaced; too many of them also make the gate invalid.
 """
 
 import math
@@ -34,23 +34,25 @@ from loadtests.schema import system_label
 
 LOOKS = (5, 10, 15)
 ALPHA = 0.022
-# of control against base: what makes a gate invalid must not happen by chance
+# Of control against base: a gate must not become invalid by chance.
 CONTROL_ALPHA = 0.002
 MOST_SET_ASIDE = 5  # repetitions of one system
-# names of checks (validity.py) that no luck explains
+# names of checks whose failure chance cannot explain
 FAULTS = ("errors", "contract", "answers", "rows", "server's counts", "token counts")
-# of the machine: named, and otherwise left to the statistics
+# names of the machine's checks: their failures are only listed, the statistics decide
 NAMED = ("other processes", "steal", "swap", "GPU clocks")
 SIDES = ("base", "head", "control")
 
 
 def judge_campaign(campaign: Campaign, thorough: bool = True) -> Gate:
-    """`thorough`: with what does not make the verdict, and takes seconds. Raises InputError."""
+    """Judges a gate. `thorough` adds notes and sign-flip tests, which take seconds and do not
+    change the verdict. Raises InputError.
+    """
     gate = campaign.data.get("gate")
     if not gate:
         raise InputError(
-            f"{campaign.folder} is no gate: `nox -s gate` makes one, and --campaigns BASE HEAD"
-            " compares two others"
+            f"{campaign.folder} is not a gate: make one with `nox -s gate`, or judge two campaigns"
+            " with --campaigns BASE HEAD"
         )
     wanted = verdicts.parse_rules(gate["metrics"], gate["tolerance"], gate["slo"])
     summary = summarise(campaign, slo.request_bounds(wanted.bounds) or None, frames=False)
@@ -61,7 +63,7 @@ def judge_campaign(campaign: Campaign, thorough: bool = True) -> Gate:
             _too_many_set_aside(each, summary)
         elif not each.system.look and not each.system.faults:
             why = (
-                f"{len(each.values)} repetitions count, and {LOOKS[0]} are needed: give more"
+                f"{len(each.values)} repetitions count, but {LOOKS[0]} are needed: raise"
                 " --max-minutes"
             )
             each.system.rows = [
@@ -91,7 +93,7 @@ def judge_campaign(campaign: Campaign, thorough: bool = True) -> Gate:
 
 
 def needed_rounds(campaign: Campaign) -> list[bool]:
-    """Of each system: whether it needs another repetition. None does once the gate is invalid."""
+    """For each system, whether it needs another repetition; none does once the gate is invalid."""
     gate = judge_campaign(campaign, thorough=False)
     return [
         gate.verdict != "INVALID"
@@ -103,8 +105,8 @@ def needed_rounds(campaign: Campaign) -> list[bool]:
 
 @dataclass
 class Repetitions:
-    """Those of one system that count: `values` has a row each, the columns (side, metric). `runs`:
-    all of its cases, with their side.
+    """One system's repetitions that count: `values` has a row for each, with columns (side,
+    metric). `runs`: all of its cases, with their side.
     """
 
     system: SystemVerdict
@@ -112,8 +114,8 @@ class Repetitions:
     runs: pd.DataFrame
 
     def differences(self, metric: str, control: bool = False) -> np.ndarray:
-        """Of logarithms, head against base, or control against base; + is worse; nan or inf where a
-        side has no number.
+        """Differences of logarithms, head or control minus base; + is worse. They are nan or inf
+        where a side has no value.
         """
         with np.errstate(divide="ignore", invalid="ignore"):
             base, head, again = (
@@ -128,8 +130,8 @@ class Repetitions:
 
 
 def decide_verdicts(collected: Sequence[Repetitions], wanted: GateRules) -> None:
-    """Look after look, until every metric of a system has its verdict or one has regressed; fills
-    in its `rows`, `look` and `faults`.
+    """Takes look after look, until every metric of a system has a verdict or one has regressed.
+    Fills in the system's `rows`, `look` and `faults`.
     """
     for each in collected:
         each.system.repetitions = len(each.values)
@@ -145,8 +147,8 @@ def decide_verdicts(collected: Sequence[Repetitions], wanted: GateRules) -> None
 
 
 def _look(ready: Sequence[Repetitions], look: int, wanted: GateRules, of: int) -> None:
-    """`of`: metrics of all systems, for which Holm adjusts, whether or not they are looked at
-    again.
+    """Takes one look. `of`: the number of metrics of all systems, for which Holm adjusts, whether
+    or not this look includes them.
     """
     judged: list[tuple[Repetitions, str, PairedResult]] = []
     for each in ready:
@@ -169,8 +171,8 @@ def _look(ready: Sequence[Repetitions], look: int, wanted: GateRules, of: int) -
         ):
             each.system.faults.append(
                 f"equal code differed by {math.expm1(abs(control.mean)):.0%} in"
-                f" {METRICS[metric].label} (control against base): find what changes on this"
-                " machine, or use another one"
+                f" {METRICS[metric].label} (control against base): find the disturbance on this"
+                " machine, or use another machine"
             )
         means = (
             float(np.mean([values["base", metric], values["control", metric]])),
@@ -183,7 +185,7 @@ def _look(ready: Sequence[Repetitions], look: int, wanted: GateRules, of: int) -
 
 
 def _unjudged(metric: str, each: Repetitions) -> str:
-    """Why a metric has no verdict; empty if it may have one."""
+    """The reason why a metric cannot have a verdict; empty if it can."""
     if sample := METRICS[metric].sample:
         least = min(float(each.values[side, sample].min()) for side in SIDES)
         if why := verdicts.explain_too_few(metric, least):
@@ -192,13 +194,13 @@ def _unjudged(metric: str, each: Repetitions) -> str:
         np.isfinite(each.differences(metric)).all()
         and np.isfinite(each.differences(metric, control=True)).all()
     ):
-        return "a run has no number, or requests failed in it"
+        return "a run has no value, or requests failed in it"
     return ""
 
 
 def _collect(summary: Summary, asked: Json) -> Repetitions:
-    """Those of a system that are complete and valid; others are set aside with the reason, or have
-    a fault, or were interrupted.
+    """The complete and valid repetitions of a system. Others were interrupted, have a fault, or are
+    set aside with the reason.
     """
     identities = summary.campaign.identities
     same = [
@@ -248,13 +250,13 @@ def _faults(summary: Summary, runs: pd.DataFrame) -> list[str]:
             checks["index"], checks["name"], checks["detail"], strict=True
         )
     ]
-    said = [*zip(broken.index, broken["why"], strict=True), *named]
+    faults = [*zip(broken.index, broken["why"], strict=True), *named]
     side = dict(zip(runs.index, map(str, runs["side"]), strict=True))
-    return [f"{side[index]}: {why}" for index, why in said if index in side]
+    return [f"{side[index]}: {why}" for index, why in faults if index in side]
 
 
 def _shares(values: pd.DataFrame, wanted: GateRules) -> list[MetricVerdict]:
-    """What is counted over all requests, not measured in each run."""
+    """The verdicts on shares of all requests, which are counted over all runs together."""
     found = []
     for metric in ("error_share", *(["slo_attainment"] if wanted.bounds else [])):
         of = {side: values[side, "requests_scheduled"] for side in SIDES}
@@ -271,8 +273,8 @@ def _shares(values: pd.DataFrame, wanted: GateRules) -> list[MetricVerdict]:
 
 
 def _too_many_set_aside(each: Repetitions, summary: Summary) -> None:
-    """Whatever the reason, there is no verdict; but head that is not steady where base is does not
-    sustain this load any more.
+    """The gate is invalid, whatever the reasons. One exception: if head is certainly unsteady more
+    often than base, it no longer sustains this load and has regressed.
     """
     unsteady = set(
         summary.checks.loc[
@@ -311,12 +313,12 @@ def _too_many_set_aside(each: Repetitions, summary: Summary) -> None:
 
 
 def _notes(summary: Summary, collected: Sequence[Repetitions]) -> list[str]:
-    """What the machine did, and what is not under load: neither makes a verdict."""
+    """Notes on the machine, and on start-up and warm-up. They do not change a verdict."""
     notes = []
     for name in NAMED:
         bad = summary.checks[summary.checks["name"].eq(name) & summary.checks["ok"].eq(False)]
         if len(bad):
-            # of what is not one number, the last
+            # without a value, show the last
             worst = bad.sort_values("value", kind="stable").iloc[-1]
             which = "last" if math.isnan(worst["value"]) else "most"
             notes.append(
@@ -339,15 +341,15 @@ def _notes(summary: Summary, collected: Sequence[Repetitions]) -> list[str]:
 
 
 def _outside(summary: Summary, each: Repetitions) -> list[str]:
-    """Starting and the warm-up are outside of the window: what only they show of head is named."""
+    """Notes on head's start-up and warm-up, which lie outside the window and are not judged."""
     notes = []
     for of, says in (
-        (_startup, "takes {head} s to start, base {base} s"),
+        (_startup, "head takes {head} s to start, base {base} s"),
         (
             _warm_up,
             (
-                "needs {head} times as long for a request during the warm-up as later, base {base}"
-                " times"
+                "head's median E2E in the warm-up is {head} times that in the window (base: {base}"
+                " times)"
             ),
         ),
     ):
@@ -360,12 +362,10 @@ def _outside(summary: Summary, each: Repetitions) -> list[str]:
             continue
         ratio, low, _ = stats.mean_ratio(head, base)
         if low > 1 and ratio > 1.25:
-            said = says.format(
+            text = says.format(
                 head=format_number(float(head.mean())), base=format_number(float(base.mean()))
             )
-            notes.append(
-                f"{each.system.name}: head {said}; that is outside of the window, and not judged"
-            )
+            notes.append(f"{each.system.name}: {text}; this is outside the window and not judged")
     return notes
 
 
@@ -374,8 +374,8 @@ def _startup(summary: Summary, index: int) -> float:
 
 
 def _warm_up(summary: Summary, index: int) -> float:
-    """Median E2E of the requests before the window, as a multiple of the window's; nan without one
-    of the two.
+    """The median E2E of the requests before the window, as a multiple of the window's; nan without
+    either.
     """
     seen = read_case(summary.campaign, index)
     early = seen.rows[~seen.rows["failed"] & (seen.rows["scheduled_s"] < seen.window[0])]

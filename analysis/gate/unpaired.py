@@ -1,9 +1,8 @@
-"""The gate's verdicts on two campaigns, or a campaign and a stored baseline, that were measured one
-after the other.
+"""The unpaired gate: judges a campaign against an earlier one, or against a stored baseline.
 
-What the machine did between the two is in the difference, so that these inform: only a paired gate
-(gate.py) should block. Welch's interval on logarithms at 95%, one look, Holm over all metrics of
-all systems; the verdicts are those of verdicts.py.
+A change of the machine between the two is part of the difference, so these verdicts inform: only a
+paired gate (paired.py) should block. It takes Welch's 95% interval on logarithms, one look, and
+Holm's adjustment over all metrics of all systems. The verdicts are those of verdicts.py.
 """
 
 import math
@@ -23,13 +22,15 @@ ALPHA = 1 - stats.CONFIDENCE
 
 
 def judge_summaries(base: Summary, head: Summary, wanted: GateRules, anyway: bool = False) -> Gate:
-    """`anyway`: also if machine, model or scenarios differ. Raises InputError."""
+    """Judges head against base. `anyway`: even if machine, model or scenarios differ. Raises
+    InputError.
+    """
     differing = compare.list_differences(base, head)
     if not anyway:
         compare.refuse_unlike(differing)
     matched, only_base, only_head = compare.pair_cases(base, head)
     if not matched:
-        raise InputError("the two have no case in common: nothing to compare")
+        raise InputError("the two have no case in common: measure the same servers and scenarios")
     systems = [
         SystemVerdict(name, min(len(a), len(b)), faults=_faults({"base": a, "head": b}))
         for name, a, b in matched
@@ -72,8 +73,8 @@ def judge_summaries(base: Summary, head: Summary, wanted: GateRules, anyway: boo
         f"{'UNLIKE: ' if d.unlike else ''}{d.key}: {d.a} in base, {d.b} in head" for d in differing
     ]
     notes.append(
-        "measured one after the other: what the machine did between them is in the difference; a"
-        " paired gate (--base) decides"
+        "measured one after the other, so a change of the machine is part of the difference: let a"
+        " paired gate (--base) decide"
     )
     return Gate(
         {side: str(s.campaign.folder) for side, s in (("base", base), ("head", head))},
@@ -97,7 +98,7 @@ def _unjudged(metric: str, a: pd.DataFrame, b: pd.DataFrame) -> str:
     ):
         return why
     usable = np.isfinite(both[metric]) & (both[metric] > 0)
-    return "" if usable.all() else "a run has no number, or requests failed in it"
+    return "" if usable.all() else "a run has no value, or requests failed in it"
 
 
 def _shares(a: pd.DataFrame, b: pd.DataFrame) -> list[MetricVerdict]:

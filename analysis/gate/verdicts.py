@@ -1,10 +1,12 @@
-"""What the gate may say of a metric, a system and a change, and by which rules.
+"""The gate's verdicts on a metric and on a system, and their rules.
 
-REGRESSED      worse for certain (p after Holm below alpha, so that the interval excludes 0), and by
-more than the tolerance IMPROVED       better for certain, and by more than the tolerance; it passes
-PASS           at most the tolerance worse for certain: the interval's upper end is below it
-INCONCLUSIVE   none of these not judged     the runs do not have the number INVALID        of a
-system: something is wrong with what was measured, and no metric has a verdict
+REGRESSED      certainly worse (p after Holm is below alpha, so the interval excludes 0), and by
+               more than the tolerance
+IMPROVED       certainly better, and by more than the tolerance; it passes
+PASS           certainly at most the tolerance worse: the interval's upper end is below it
+INCONCLUSIVE   none of these
+not judged     the runs do not have this value
+INVALID        of a system: something is wrong with the measurement, and no metric has a verdict
 """
 
 import math
@@ -25,21 +27,22 @@ TOLERANCES = {
     "e2e_p95_s": 0.10,
     "e2e_p99_s": 0.15,
 }
-BEYOND = 10  # requests beyond a percentile that it needs to be judged: 1,000 in all for P99
+BEYOND = 10  # requests that must lie beyond a percentile to judge it: P99 needs 1,000 in all
 EXIT_CODES = {"PASS": 0, "REGRESSED": 1, "INVALID": 2, "INCONCLUSIVE": 3}
 
 
 class GateRules(NamedTuple):
-    """What is judged: {metric: tolerance}, and the SLO whose attainment must not fall."""
+    """The judged metrics with their tolerances, and the SLO whose attainment must not fall."""
 
     tolerances: dict[str, float]
     bounds: tuple[slo.Bound, ...] = ()
 
 
 class MetricVerdict(NamedTuple):
-    """One metric of one system. `base` and `head`: means in the metric's unit; `change`, `low`,
-    `high`: of head against base, as shares, `noise`: half the width of the interval of equal code,
-    nan without a control; `why`: of this verdict, with the remedy.
+    """The verdict on one metric of one system. `base` and `head`: means in the metric's unit.
+    `change`, `low`, `high`: head's change against base and its interval, as shares. `noise`: half
+    the width of the interval of equal code, nan without a control. `why`: the reason for the
+    verdict, with the remedy.
     """
 
     metric: str
@@ -60,8 +63,8 @@ class MetricVerdict(NamedTuple):
 
 @dataclass
 class SystemVerdict:
-    """One server under one traffic. `faults`: why it has no verdict; `set_aside`: why repetitions
-    of it do not count.
+    """The verdict on one server under one traffic. `faults`: why it has none; `set_aside`: why
+    repetitions do not count.
     """
 
     name: str
@@ -76,14 +79,14 @@ class SystemVerdict:
     def verdict(self) -> str:
         if self.faults:
             return "INVALID"
-        said = {row.verdict for row in self.rows}
-        return next((v for v in ("REGRESSED", "INCONCLUSIVE") if v in said), "PASS")
+        verdicts = {row.verdict for row in self.rows}
+        return next((v for v in ("REGRESSED", "INCONCLUSIVE") if v in verdicts), "PASS")
 
 
 @dataclass
 class Gate:
-    """`sides`: {base, head} in words. `notes`: what the machine and the servers did that has no
-    verdict.
+    """The gate's result. `sides`: {base, head} in words. `notes`: remarks on the machine and the
+    servers that change no verdict.
     """
 
     sides: dict[str, str]
@@ -92,8 +95,8 @@ class Gate:
 
     @property
     def verdict(self) -> str:
-        said = [system.verdict for system in self.systems]
-        return next((v for v in ("INVALID", "REGRESSED", "INCONCLUSIVE") if v in said), "PASS")
+        verdicts = {system.verdict for system in self.systems}
+        return next((v for v in ("INVALID", "REGRESSED", "INCONCLUSIVE") if v in verdicts), "PASS")
 
     @property
     def exit_code(self) -> int:
@@ -101,7 +104,7 @@ class Gate:
 
 
 def parse_rules(metrics: str = "", tolerance: Iterable[str] = (), bounds: str = "") -> GateRules:
-    """Of "a,b", ["a=20%"] and an SLO. Raises InputError."""
+    """Parses "a,b", ["a=20%"] and an SLO. Raises InputError."""
     found = dict(TOLERANCES)
     if metrics:
         names = [name.strip() for name in metrics.split(",")]
@@ -128,7 +131,7 @@ def parse_rules(metrics: str = "", tolerance: Iterable[str] = (), bounds: str = 
 
 
 def bound_of(metric: str, tolerance: float) -> float:
-    """The tolerance as a difference of logarithms: 5% less throughput, or 5% more latency."""
+    """The tolerance as a difference of logarithms: 5% is 5% less throughput, or 5% more latency."""
     return -math.log1p(-tolerance) if METRICS[metric].better == "higher" else math.log1p(tolerance)
 
 
@@ -145,16 +148,18 @@ def judge_metric(
     alpha: float,
     noise: float = NAN,
 ) -> MetricVerdict:
-    """`means`: of base and head; `d`: of logarithms, head's minus base's, + is worse."""
+    """Judges one metric. `means`: of base and head; `d`: logarithms of head minus those of base, +
+    is worse.
+    """
     bound, detectable = bound_of(metric, tolerance), math.expm1(d.detectable)
     verdict, why = (
         "INCONCLUSIVE",
-        f"could have seen {detectable:.0%}: give more time, longer windows or a quieter machine",
+        f"could only detect {detectable:.0%}: allow more time, longer windows or a quieter machine",
     )
     if p_holm < alpha and d.mean > bound:
         verdict, why = (
             "REGRESSED",
-            "look at what changed; if it is worth its price, give a --tolerance",
+            "find the change that caused it; to accept it, set a --tolerance",
         )
     elif p_holm < alpha and d.mean < -bound:
         verdict, why = "IMPROVED", ""
@@ -177,11 +182,11 @@ def undecided_metric(
 
 
 def explain_too_few(metric: str, least: float) -> str:
-    """Why a percentile is not judged if a run has so few requests; empty if it may be."""
+    """Why a percentile cannot be judged if a run has only `least` requests; empty if it can."""
     percent = float(metric.split("_p")[1].split("_")[0])
     needed = round(BEYOND / (1 - percent / 100))
     return (
-        f"n too small: {least:.0f} requests in a run, {needed:,} are needed: give a longer"
+        f"n too small: a run has {least:.0f} requests, but {needed:,} are needed: give a longer"
         " --duration"
         if least < needed
         else ""
@@ -189,8 +194,8 @@ def explain_too_few(metric: str, least: float) -> str:
 
 
 def judge_shares(metric: str, met: tuple[int, int], of: tuple[int, int]) -> MetricVerdict:
-    """Shares of the requests of base and of head, by the intervals of Clopper and Pearson: worse if
-    they do not overlap.
+    """Judges shares of the requests of base and head by their Clopper-Pearson intervals: a change
+    is certain if these do not overlap.
     """
     base, head = (slo.attainment_interval(m, n) for m, n in zip(met, of, strict=True))
     worse, better = head[0] > base[1], head[1] < base[0]

@@ -1,5 +1,7 @@
-"""The metrics of a case: METRICS is the table, and `measure_case` applies it to one case. Formulas
-stand once, in the modules beside this one; stats.py combines the numbers of several cases.
+"""The metrics of a case. METRICS is the table; `measure_case` applies it to one case.
+
+Each formula stands once, in a module of this folder, and its docstring is the published definition.
+stats.py combines the values of several cases.
 """
 
 from collections.abc import Callable
@@ -11,15 +13,15 @@ from analysis.stats import NAN, percentile, values_needed
 
 
 class Metric(NamedTuple):
-    """One number of a case. `unit` is that of the value (and of the name's end); it is shown times
-    `scale` as `display_unit`. `sample` names the metric that holds its sample size, and below
-    `needs` of them there is no number.
+    """One number of a case. `value` computes it in `unit`, which also ends the name; it is shown
+    times `scale` in `display_unit`. `sample` names the metric that is its sample size; with fewer
+    than `needs` of them the value is missing.
     """
 
     name: str
     label: str
     unit: str
-    better: str  # higher, lower, or nothing where neither is
+    better: str  # higher, lower, or empty if neither is better
     value: Callable[[CaseData], float]
     display_unit: str = ""
     scale: float = 1
@@ -28,52 +30,59 @@ class Metric(NamedTuple):
 
 
 def _percentiles() -> list[Metric]:
-    """P50, P95 and P99 of the latencies; of TTFT and E2E also of the completed requests alone."""
+    """P50, P95 and P99 of each latency (without P95 for the two waits before sending); for TTFT and
+    E2E also over the completed requests alone.
+    """
     table = []
     for name, label, count, meaning in (
         (
             "ttft_s",
             "TTFT",
             "requests_scheduled",
-            "first chunk with a generated token, visible or reasoning - scheduled; a failure counts"
-            " as +inf",
+            "time to first token, from scheduled to the first chunk with a generated token, visible"
+            " or reasoning; a failed request counts as +inf",
         ),
         (
             "visible_ttft_s",
             "visible TTFT",
             "requests_scheduled",
-            "first chunk with visible text, no reasoning - scheduled; a failure counts as +inf, as"
-            " does a response without visible text",
+            "time to first visible token, from scheduled to the first chunk with text that is not"
+            " reasoning; a failed request or one without such text counts as +inf",
         ),
         (
             "tpot_s",
             "TPOT",
             "requests_of_several_tokens",
-            "(last - first) / (tokens - tokens in the first chunk); without failures",
+            "time per output token, from the first chunk with a token to the last, divided by the"
+            " tokens after the first chunk; completed requests with more than one such chunk and a"
+            " credible number of tokens",
         ),
         (
             "e2e_s",
             "E2E",
             "requests_scheduled",
-            "the answer's end - scheduled; a failure counts as +inf",
+            "end-to-end latency, from scheduled to the end of the response; a failed request counts"
+            " as +inf",
         ),
         (
             "itl_s",
             "ITL",
             "requests_of_several_tokens",
-            "gaps between chunks that carry tokens, all kept",
+            "inter-token latency, the gaps between consecutive chunks that carry tokens, all gaps"
+            " of all these requests together",
         ),
         (
             "send_lag_s",
             "send lag",
             "requests_scheduled",
-            "sent - scheduled: the load generator's own delay, and the wait for a slot",
+            "time from scheduled to sent: the load generator's own delay, the wait for a"
+            " connection, and the wait for a slot under a cap on concurrency",
         ),
         (
             "slot_wait_s",
             "slot wait",
             "requests_scheduled",
-            "wait for a slot under the scenario's cap on concurrency",
+            "time from scheduled to a free slot under the scenario's cap on concurrency",
         ),
     ):
         for failures in (True, False) if name in ("ttft_s", "e2e_s") else (True,):
@@ -84,9 +93,10 @@ def _percentiles() -> list[Metric]:
                 ) -> float:
                     return percentile(case.latencies(name, failures), p)
 
-                only_completed = meaning.split(";")[0] + ", completed requests only"
+                only_completed = meaning.split(";")[0] + "; completed requests only"
                 value.__doc__ = (
-                    f"Nearest-rank percentile of {meaning if failures else only_completed}."
+                    "Nearest-rank percentile over the requests scheduled in the window:"
+                    f" {meaning if failures else only_completed}."
                 )
                 stem = (
                     name.removesuffix("_s") + f"_p{p}" + ("" if failures else "_completed") + "_s"
@@ -128,7 +138,7 @@ METRICS = {
         Metric("requests_per_s", "requests", "1/s", "higher", requests.requests_per_s),
         Metric(
             "user_tokens_per_s",
-            "tokens/s for a user",
+            "tokens/s per user",
             "tokens/s",
             "higher",
             requests.user_tokens_per_s,
@@ -161,16 +171,16 @@ METRICS = {
             values_needed(50),
         ),
         Metric("requests_scheduled", "requests in the window", "", "", requests.requests_scheduled),
-        Metric("requests_completed", "of them completed", "", "", requests.requests_completed),
+        Metric("requests_completed", "requests completed", "", "", requests.requests_completed),
         Metric(
             "requests_of_several_tokens",
-            "of them with a TPOT",
+            "requests with a TPOT",
             "",
             "",
             requests.requests_of_several_tokens,
         ),
         Metric("error_share", "errors", "share", "lower", requests.error_share, "%", 100),
-        Metric("wrong_share", "wrong answers", "share", "lower", requests.wrong_share, "%", 100),
+        Metric("wrong_share", "wrong responses", "share", "lower", requests.wrong_share, "%", 100),
         Metric("goodput_per_s", "goodput", "1/s", "higher", requests.goodput_per_s),
         Metric(
             "slo_attainment", "SLO attainment", "share", "higher", requests.slo_attainment, "%", 100
@@ -178,7 +188,7 @@ METRICS = {
         Metric(
             "reasoning_share", "reasoning tokens", "share", "", requests.reasoning_share, "%", 100
         ),
-        Metric("tokens_per_chunk", "tokens a chunk", "tokens", "", requests.tokens_per_chunk),
+        Metric("tokens_per_chunk", "tokens per chunk", "tokens", "", requests.tokens_per_chunk),
         Metric(
             "outside_engine_p50_s",
             "outside the engine P50",
@@ -193,19 +203,13 @@ METRICS = {
         Metric(
             "cache_hit_share", "cache hits", "share", "higher", requests.cache_hit_share, "%", 100
         ),
-        Metric("running_mean", "running at once", "", "", requests.running_mean),
+        Metric("running_mean", "running requests", "", "", requests.running_mean),
         Metric(
-            "kv_useful_share",
-            "useful keys and values",
-            "share",
-            "higher",
-            kv_cache.useful_share,
-            "%",
-            100,
+            "kv_useful_share", "useful KV cache", "share", "higher", kv_cache.useful_share, "%", 100
         ),
         Metric(
             "kv_used_peak_share",
-            "keys and values in use, at most",
+            "peak KV cache use",
             "share",
             "",
             kv_cache.used_peak_share,
@@ -225,7 +229,7 @@ METRICS = {
         Metric("server_cores", "server CPU", "cores", "lower", resources.server_cores),
         Metric(
             "tokens_per_cpu_s",
-            "tokens a CPU second",
+            "tokens per CPU-second",
             "tokens/s",
             "higher",
             resources.tokens_per_cpu_s,
@@ -268,7 +272,7 @@ METRICS = {
         Metric("gpu_power_w", "GPU power", "W", "lower", resources.gpu_power_w),
         Metric(
             "gpu_tokens_per_joule",
-            "tokens a joule",
+            "tokens per joule",
             "tokens/J",
             "higher",
             resources.gpu_tokens_per_joule,
@@ -282,7 +286,7 @@ METRICS = {
         ),
         Metric(
             "usd_per_million_tokens",
-            "cost of a million good tokens",
+            "cost per million good tokens",
             "USD",
             "lower",
             resources.usd_per_million_tokens,
@@ -295,8 +299,8 @@ METRICS = {
 
 
 def measure_case(case: CaseData) -> dict[str, float]:
-    """All metrics of one case by name, in their `unit`; nan where it was not measured or where n is
-    too small.
+    """All metrics of one case by name, in their `unit`; nan if not measured, or if n is too
+    small.
     """
     values = {name: metric.value(case) for name, metric in METRICS.items()}
     return {

@@ -1,5 +1,5 @@
-"""Memory for keys and values: how much of what an engine holds has tokens in it, which made paged
-attention known, and how full it gets.
+"""Metrics of the memory for keys and values (the KV cache): how much of it holds tokens that are
+needed, the measure that motivated paged attention, and how full it gets.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ USAGE, CONFIG, PREEMPTIONS = (
 
 
 def useful_share(case: CaseData) -> float:
-    """Positions of tokens that unfinished requests need / positions that the engine holds for keys
-    and values, over the window: "token states" of Kwon et al., "Efficient memory management for
-    large language model serving with PagedAttention", 2023, figure 2. Static batches count both at
-    each step: padding and rows that have ended are the rest. vLLM: tokens of the requests between
-    their first and their last token / blocks in use x block size, mean over the moments at which it
-    said how many those were; prompts that are just being read hold blocks, too, so this is a lower
-    bound. – of others, which hold one request's exactly, or do not say.
+    """Share of the positions held for keys and values that unfinished requests need, over the
+    window: the "token states" of Kwon et al., "Efficient memory management for large language model
+    serving with PagedAttention", 2023, figure 2. Static batches count both at each step; the rest
+    is padding and finished rows. For vLLM: tokens of the requests between their first and their
+    last token / (blocks in use x block size), mean over the scrapes in the window. That is a lower
+    bound, since prompts that are being read also hold blocks. – for other engines, which hold
+    exactly one request's positions or do not report them.
     """
     counted = [case.served(name) for name in (USEFUL, POSITIONS)]
     useful, held = (
@@ -36,50 +36,50 @@ def useful_share(case: CaseData) -> float:
     )
     if held > 0:
         return useful / held
-    said = case.served(USAGE)
-    said = said[case.inside(said.index) & (said > 0)]
+    usages = case.served(USAGE)
+    usages = usages[case.inside(usages.index) & (usages > 0)]
     positions = paged_positions(case.server_metrics)
-    if said.empty or not positions > 0:
+    if usages.empty or not positions > 0:
         return NAN
     return float(
-        np.mean([tokens_at(case.rows, at) / (usage * positions) for at, usage in said.items()])
+        np.mean([tokens_at(case.rows, at) / (usage * positions) for at, usage in usages.items()])
     )
 
 
 def used_peak_share(case: CaseData) -> float:
-    """Most that any of vLLM's engines had in use of its blocks for keys and values, by its word in
-    the window (vllm:kv_cache_usage_perc, a share in spite of its name). At 100% requests wait, or
-    are preempted.
+    """Largest share of its blocks for keys and values that any of vLLM's engines reported in use in
+    the window (vllm:kv_cache_usage_perc, a share despite its name). At 100%, requests wait or are
+    preempted.
     """
     m = case.server_metrics
-    said = m[(m["name"] == USAGE) & case.inside(m["time_s"] + m["took_s"])]
-    return float(said["value"].max()) if len(said) else NAN
+    usages = m[(m["name"] == USAGE) & case.inside(m["time_s"] + m["took_s"])]
+    return float(usages["value"].max()) if len(usages) else NAN
 
 
 def preemptions(case: CaseData) -> float:
-    """Requests that lost their place, and whose keys and values were computed again, since there
-    was no room: rise of vllm:num_preemptions_total over the window, from its first to its last word
-    on it there.
+    """Times that vLLM evicted a running request for lack of room, to compute its keys and values
+    again later: the rise of vllm:num_preemptions_total between the first and the last scrape in the
+    window.
     """
-    said = case.served(PREEMPTIONS)
-    said = said[case.inside(said.index)]
-    return float(np.ptp(said)) if len(said) > 1 else NAN
+    counter = case.served(PREEMPTIONS)
+    counter = counter[case.inside(counter.index)]
+    return float(np.ptp(counter)) if len(counter) > 1 else NAN
 
 
 def paged_positions(server_metrics: pd.DataFrame) -> float:
-    """Blocks x block size of one engine by vLLM's word on its cache; one block is always empty.
-    Several engines have the same, and the shares that they use of it are added up.
+    """Blocks x block size of one engine, as vLLM reports its cache; one block is always empty. All
+    engines of a server have the same size, so their shares in use can be added.
     """
     for labels in map(
         json.loads, server_metrics[server_metrics["name"] == CONFIG]["labels"].dropna().unique()
     ):
-        with contextlib.suppress(KeyError, ValueError):  # "None": not known yet
+        with contextlib.suppress(KeyError, ValueError):  # "None": not yet known
             return float((int(labels["num_gpu_blocks"]) - 1) * int(labels["block_size"]))
     return NAN
 
 
 def tokens_at(rows: pd.DataFrame, at: float) -> float:
-    """Of prompts and answers that are in the engine at that moment, as far as a client can see."""
+    """Tokens of the prompts and responses in the engine at that moment, as the client sees them."""
     under_way = rows[(rows["first_s"] <= at) & (at < rows["last_s"])]
     answered = sum(
         float(n[t <= at].sum())

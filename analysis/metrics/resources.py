@@ -1,4 +1,4 @@
-"""Metrics of what was spent: processor, memory, GPU, energy and money, start-up."""
+"""Metrics of resources: processor, memory, GPU, energy, money, start-up."""
 
 import json
 import math
@@ -11,52 +11,52 @@ from analysis.stats import NAN, values_needed
 
 
 def server_cores(case: CaseData) -> float:
-    """CPU cores that the server's process tree kept busy in the window: rise of its CPU time /
-    time.
+    """CPU cores that the server's process tree kept busy in the window: the rise of its CPU time
+    per second.
     """
     return case.slope("server_cpu_s")
 
 
 def server_peak_bytes(case: CaseData) -> float:
-    """Largest proportional set size of the server's process tree in the whole case."""
+    """Largest proportional set size (PSS) of the server's process tree during the whole case."""
     return float(case.telemetry["server_pss_bytes"].max())
 
 
 def context_switches_per_s(case: CaseData) -> float:
-    """Voluntary and involuntary context switches of the server's process tree in the window /
-    time.
+    """Voluntary and involuntary context switches per second of the server's process tree in the
+    window.
     """
     return case.slope("server_context_switches_total")
 
 
 def tokens_per_cpu_s(case: CaseData) -> float:
-    """Output throughput / CPU cores used by the server."""
+    """Output throughput divided by the CPU cores that the server used."""
     cores = server_cores(case)
     return output_tokens_per_s(case) / cores if cores > 0 else NAN
 
 
 def gpu_utilization_percent(case: CaseData) -> float:
-    """Mean of NVML's utilisation in the window over the samples and all GPUs: the share of the time
-    in which any kernel ran, which is no share of what the card could do (MBU and MFU are).
+    """Mean of NVML's utilisation over the window and all GPUs: the share of the time in which any
+    kernel ran. It does not show how much of its peak a card reached; MBU and MFU do.
     """
     return mean_or_nan([case.samples(c)[c].mean() for c in case.gpu_columns("utilization_percent")])
 
 
 def gpu_memory_bytes(case: CaseData) -> float:
-    """Largest memory that all processes used in the whole case, sum of all GPUs."""
+    """Largest GPU memory in use during the whole case, by all processes, summed over all GPUs."""
     columns = case.gpu_columns("memory_used_bytes")
     return float(case.telemetry[columns].sum(axis="columns", min_count=1).max()) if columns else NAN
 
 
 def gpu_power_w(case: CaseData) -> float:
-    """Mean power in the window, sum of all GPUs."""
+    """Mean power in the window, summed over all GPUs."""
     columns = case.gpu_columns("power_w")
     return float(sum(case.samples(c)[c].mean() for c in columns)) if columns else NAN
 
 
 def gpu_tokens_per_joule(case: CaseData) -> float:
-    """Output throughput / (rise of NVML's energy counters in the window, all GPUs, used or not /
-    time). What CPU, memory and cooling take is not in it.
+    """Output throughput divided by the rise per second of NVML's energy counters in the window,
+    summed over all GPUs, used or not. The energy of CPU, memory and cooling is not included.
     """
     columns = case.gpu_columns("energy_j")
     power = float(sum(case.slope(c) for c in columns))
@@ -64,9 +64,9 @@ def gpu_tokens_per_joule(case: CaseData) -> float:
 
 
 def usd_per_million_tokens(case: CaseData) -> float:
-    """Price of the whole machine an hour / 3600 / goodput in tokens/s x 1,000,000: dollars for a
-    million output tokens whose requests met every bound of the SLO, if it were always loaded like
-    that. ∞ if none did.
+    """The machine's price per hour / 3600 / goodput in tokens/s x 1,000,000: US dollars for a
+    million output tokens of requests that met every bound of the SLO, on a machine that is always
+    loaded like this. ∞ if no request met them.
     """
     if case.machine_cost.price is None or not case.length > 0:
         return NAN
@@ -75,33 +75,35 @@ def usd_per_million_tokens(case: CaseData) -> float:
 
 
 def mbu(case: CaseData) -> float:
-    """Model bandwidth utilisation: bytes a second that the model had to move / the machine's peak
-    bandwidth. (Weights + keys and values) / TPOT / peak (Databricks, "LLM inference performance
-    engineering: best practices", 2023), over the window and a batch: weights x forward passes a
-    second + 2 x layers x key-value heads x head size x tokens that each generated token looks back
-    on, times 2 bytes (bfloat16). Passes are those that vLLM counts, or one a token (Transformers
-    one request at a time); else they are a lower bound, and so is this. Above 100% where weights
-    stay in a cache nearer than that memory. – on simulated engines, with a cache of answers, and if
-    the model's shape or the peak is not known.
+    """Model bandwidth utilisation: the bytes per second that the model had to move, divided by the
+    machine's peak memory bandwidth. It is (weights + keys and values) / TPOT / peak (Databricks,
+    "LLM inference performance engineering: best practices", 2023), extended to batches: weights x
+    forward passes per second + 2 x layers x key-value heads x head size x tokens that the generated
+    tokens attend to per second, times the bytes of a value (2 in bfloat16). vLLM counts its passes;
+    Transformers with one request at a time makes one per token; for others the passes, and so MBU,
+    are a lower bound. MBU exceeds 100% where weights stay in a cache nearer than that memory. – on
+    simulated engines, with quantised weights, with a response cache that had hits, or if the
+    model's shape or the peak is unknown.
     """
     peak = hardware.find_peaks(case.campaign, case.machine_cost).bytes_per_s
     return roofline.bytes_per_s(case) / peak if peak > 0 else NAN
 
 
 def mfu(case: CaseData) -> float:
-    """Model FLOPs utilisation: operations a second that the model had to do / the machine's peak.
-    The forward pass of Chowdhery et al., "PaLM", 2022, appendix B, 2 N + 4 L H Q T for each token
-    of prompts and answers, where N is without the table of input embeddings (and without the output
-    head for tokens that predict none) and T is what a token looks back on. – where MBU is.
+    """Model FLOPs utilisation: the operations per second that the model had to do, divided by the
+    machine's peak. A token of a prompt or response takes 2 N + 4 L H Q T (the forward pass of
+    Chowdhery et al., "PaLM", 2022, appendix B). N is the number of parameters without the input
+    embedding table (and without the output head for tokens that predict none), L layers, H heads,
+    Q head size, T the tokens that it attends to. – under the same conditions as MBU.
     """
     peak = hardware.find_peaks(case.campaign, case.machine_cost).flops
     return roofline.flops(case) / peak if peak > 0 else NAN
 
 
 def load_cpu_share(case: CaseData) -> float:
-    """Share of the window in which the busiest load worker computed (each computes on one core). Of
-    a case that did not record that: cores that the load generator kept busy / cores that it could
-    use, one a load worker, at most those it was given.
+    """Share of the window in which the busiest load worker computed; each computes on one core. In
+    older campaigns: the cores that the load generator kept busy, divided by the cores that it could
+    use (one per load worker, at most those assigned to it).
     """
     shares = [worker.get("cpu_share") for worker in case.run.get("load_workers") or []]
     if shares and None not in shares:
@@ -113,19 +115,20 @@ def load_cpu_share(case: CaseData) -> float:
 
 
 def event_loop_lag_p99_s(case: CaseData) -> float:
-    """How late the server's event loop ran what was due, each 50 ms, P99 over the window: the upper
-    bound of the histogram's bucket in which it lies, from its first to its last word on it there;
-    of all its processes, and of a gateway the servers behind it.
+    """P99 over the window of how late the server's event loop ran a callback that is due every
+    50 ms: the upper bound of its bucket in serveoff_event_loop_lag_seconds, between the first and
+    the last scrape in the window. All processes together; for a gateway, with the servers behind
+    it.
     """
     m = case.server_metrics
     rows = m[m["name"] == "serveoff_event_loop_lag_seconds_bucket"]
     at = rows["time_s"] + rows["took_s"]
     bounds = rows["labels"].map(lambda labels: float(json.loads(labels)["le"])).astype("float64")
-    said = rows["value"].groupby([at, bounds]).sum().unstack()
-    said = said[case.inside(said.index)]
-    if len(said) < 2:
+    counts = rows["value"].groupby([at, bounds]).sum().unstack()
+    counts = counts[case.inside(counts.index)]
+    if len(counts) < 2:
         return NAN
-    risen = said.iloc[-1] - said.iloc[0]
+    risen = counts.iloc[-1] - counts.iloc[0]
     total = float(risen.iloc[-1])  # le is "+Inf"
     return (
         float(risen.index[(risen >= 0.99 * total).argmax()]) if total >= values_needed(99) else NAN
@@ -133,6 +136,6 @@ def event_loop_lag_p99_s(case: CaseData) -> float:
 
 
 def startup_s(case: CaseData) -> float:
-    """From the start of the server's process to the first 200 of /health."""
+    """Time from the start of the server's process to the first 200 response of /health."""
     value = case.run.get("startup_s")
     return NAN if value is None else float(value)

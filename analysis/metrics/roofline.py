@@ -1,9 +1,9 @@
-"""What a model had to move and to compute in a case's window, from its shape and the tokens that
-arrived: the numerators of MBU and MFU.
+"""Computes the bytes and operations that a model needed in a case's window, from its shape and the
+tokens that arrived: the numerators of MBU and MFU.
 
-Only what no implementation can avoid is counted: weights read once a forward pass, keys and values
-read for each generated token, two operations for each weight that multiplies a token, attention.
-Activations, padding, and what a prompt reads of itself are not.
+Only unavoidable work counts: weights read once per forward pass, keys and values read for each
+generated token, two operations for each weight that multiplies a token, and attention. Activations,
+padding, and the keys and values that a prompt reads of itself do not count.
 """
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,14 +16,14 @@ from analysis.stats import NAN
 if TYPE_CHECKING:
     from analysis.case import CaseData
 
-# vLLM observes that histogram once for each step that brought a token
+# vLLM adds one observation to this histogram for each step that yields a token
 PASSES = "vllm:iteration_tokens_total_count"
 
 
 class ModelWork(NamedTuple):
-    """Of the window: `generated` tokens, those of them that are a prompt's `first`, `prompt` tokens
-    of these prompts, and how many tokens the tokens looked back on, themselves included: `context`
-    of later tokens, `prompt_context` of the prompts'.
+    """The window's tokens: `generated`; among them the `first` of each response; the `prompt`
+    tokens of these responses; and the tokens attended to, each token itself included: `context` by
+    the later tokens, `prompt_context` by the prompts' tokens.
     """
 
     generated: float
@@ -34,9 +34,8 @@ class ModelWork(NamedTuple):
 
 
 def model_shape(case: "CaseData") -> Json | None:
-    """The model's shape if this case computed with it: not on a simulated engine, not with weights
-    that were quantised, whose bytes and operations are others, and not where answers came out of a
-    cache.
+    """The model's shape if this case computed with it, else None: on a simulated engine, with
+    quantised weights (whose bytes and operations differ), or after hits of a response cache.
     """
     shape, setup = (case.campaign.get("model") or {}).get("shape"), case.run.get("case") or {}
     cached = case.served("serveoff_cache_hits_total").max() > 0
@@ -45,9 +44,9 @@ def model_shape(case: "CaseData") -> Json | None:
 
 
 def model_work(case: "CaseData") -> ModelWork:
-    """By when a token arrived; a prompt counts when its first token does. The k-th token of an
-    answer (k > 1) is computed from the one before it, which looks back on the prompt and k - 1
-    tokens.
+    """Counts a token in the window in which it arrived, and a prompt with its first token. The k-th
+    token of a response (k > 1) is computed from the one before it, which attends to the prompt and
+    k - 1 tokens.
     """
     chunks = np.array([len(n) for n in case.requests["token_n"]], dtype="int64")
     times, n = case.tokens
@@ -55,9 +54,9 @@ def model_work(case: "CaseData") -> ModelWork:
         case.requests["prompt_tokens"].fillna(case.requests["prompt_tokens_asked"]).to_numpy(),
         chunks,
     )
-    # of a chunk in its answer
+    # a chunk's index in its response
     position = np.arange(len(n)) - np.repeat(np.cumsum(chunks) - chunks, chunks)
-    so_far = np.cumsum(n) - n  # tokens before a chunk, of all answers
+    so_far = np.cumsum(n) - n  # tokens before a chunk, of all responses
     before = so_far - np.repeat(so_far[position == 0], chunks[chunks > 0])
     opening, inside = position == 0, case.inside(times)
     context = n * p + n * before + n * (n - 1) / 2 - np.where(opening, p, 0)
@@ -72,11 +71,10 @@ def model_work(case: "CaseData") -> ModelWork:
 
 
 def weight_passes(case: "CaseData") -> tuple[float, str]:
-    """(forward passes a second in the window, how that is known). vLLM counts them; Transformers'
-    `generate` makes one for each token of each request. Else at least sum(1 / requests between
-    their first and last token at that moment) over the chunks that arrived, since one pass brings
-    each of those requests one token at most (engine hf_batched, or vLLM's counter was not seen
-    twice).
+    """(forward passes per second in the window, how that is known). vLLM counts them; Transformers'
+    `generate` makes one for each token of each request. For hf_batched, or without two scrapes of
+    vLLM's counter, there are at least sum(1 / requests between their first and last token) over the
+    chunks that arrived, since one pass yields at most one token for each of these requests.
     """
     counted = case.served(PASSES)
     counted = counted[case.inside(counted.index)]
@@ -85,7 +83,7 @@ def weight_passes(case: "CaseData") -> tuple[float, str]:
     times, numbers = case.tokens
     inside = case.inside(times)
     if (case.run.get("case") or {}).get("engine") == "hf":
-        return float(numbers[inside].sum()) / case.length, "one a token"
+        return float(numbers[inside].sum()) / case.length, "one per token"
     streams = [t for t in case.requests["token_s"] if len(t)]
     begun, ended = np.sort([t[0] for t in streams]), np.sort([t[-1] for t in streams])
     at = times[inside]
@@ -94,13 +92,13 @@ def weight_passes(case: "CaseData") -> tuple[float, str]:
 
 
 def bytes_per_s(case: "CaseData") -> float:
-    """Weights x forward passes, and keys and values x tokens looked back on; nan if the model's
-    shape is not known.
+    """Bytes per second: weights x forward passes, plus keys and values x tokens attended to; nan if
+    the model's shape is unknown.
     """
     s = model_shape(case)
     if not s or not case.length > 0:
         return NAN
-    # of an input table a pass reads a few rows
+    # a pass reads only a few rows of a separate input embedding table
     weights = s["parameters"] - (0 if s["tied_embeddings"] else s["embedding_parameters"])
     cache = 2 * s["layers"] * s["kv_heads"] * s["head_dim"]
     return float(
@@ -110,9 +108,9 @@ def bytes_per_s(case: "CaseData") -> float:
 
 
 def flops(case: "CaseData") -> float:
-    """Operations a second: 2 for each weight that multiplies a token (a prompt needs the output
-    head once), 4 x layers x heads x head_dim for each token looked back on; nan if the model's
-    shape is not known.
+    """Operations per second: 2 for each weight that multiplies a token (a prompt needs the output
+    head once), 4 x layers x heads x head_dim for each token attended to; nan if the model's shape
+    is unknown.
     """
     s = model_shape(case)
     if not s or not case.length > 0:

@@ -1,1 +1,1 @@
-"""Pages of their own: claims held against campaigns, and the accuracy of the load generator."""
+"""Writes the pages on claims, judged by campaigns, and on the load generator's accuracy."""

@@ -1,4 +1,4 @@
-"""Figures of the accuracy page."""
+"""Draws the figures of the accuracy page."""
 
 import math
 from collections.abc import Sequence
@@ -80,20 +80,20 @@ def draw_line(
 
 
 def draw_bounds(axes: Axes, experiment: str, name: str, x: str, unit: float, colour: str) -> None:
-    """A dash for each promise about that number; those without the kernel's stamps are in the table
-    only.
+    """Draws a dash for each promise about that value; those without the kernel's stamps are only in
+    the table.
     """
-    for promise in TARGETS:
+    for target in TARGETS:
         if (
-            promise.experiment == experiment
-            and isinstance(promise.value, ResultAt)
-            and promise.value.name == name
+            target.experiment == experiment
+            and isinstance(target.value, ResultAt)
+            and target.value.name == name
         ):
-            where = promise.value.where
+            where = target.value.where
             if where.get("stamps") != "user":
                 axes.plot(
                     where[x],
-                    unit * promise.bound,
+                    unit * target.bound,
                     "_",
                     color=colour,
                     markersize=22,
@@ -110,7 +110,7 @@ def finish_axes(axes: Axes, x_label: str, title: str) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel(x_label)
-    axes.set_title(f"{title} (log); a dash is what is promised", loc="left", fontsize=10)
+    axes.set_title(f"{title} (log); dashes are promised bounds", loc="left", fontsize=10)
 
 
 def draw_cost(found: ExperimentResult) -> Figure:
@@ -119,15 +119,15 @@ def draw_cost(found: ExperimentResult) -> Figure:
         ("{} streams{}{}".format(*level.partition(",")), [us.get(name) for name in clients])
         for level, us in cpu_costs(found).items()
     ]
-    return draw_bars(groups, clients, "CPU time for an event, us")
+    return draw_bars(groups, clients, "CPU time per event, us")
 
 
 def draw_freeze(found: ExperimentResult) -> Figure:
     p = "p95" if all(f"expected_{'p95'}_s" in each for _, each in list_modes(found)) else "p99"
     names = {
-        f"expected_{p}_s": "what follows from the arrivals",
-        f"e2e_{p}_s": "measured, from scheduled",
-        f"from_sent_{p}_s": "what counting from sent would say",
+        f"expected_{p}_s": "true, computed from the arrivals",
+        f"e2e_{p}_s": "measured from scheduled",
+        f"from_sent_{p}_s": "measured from sent",
     }
     return draw_bars(
         [
@@ -145,7 +145,7 @@ def draw_freeze(found: ExperimentResult) -> Figure:
 def draw_bars(
     groups: Sequence[tuple[str, Sequence[float | None]]], names: Sequence[str], title: str
 ) -> Figure:
-    """Bars beside each other, `names` in each group; what was not measured has none."""
+    """Draws grouped bars, one for each of `names`; a value that was not measured has none."""
     figure = Figure(figsize=(WIDTH, 3.4))
     axes = figure.subplots()
     width = 0.8 / len(names)

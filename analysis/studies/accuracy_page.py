@@ -1,5 +1,5 @@
-"""results.json of loadtests/accuracy/__main__.py -> README.md and figures beside it: "How far can
-you trust a number?"
+"""Writes the accuracy page, "How far can you trust a number?": README.md and figures beside the
+results.json of loadtests/accuracy/__main__.py.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ from analysis.studies.accuracy_targets import (
 
 
 def write_page(folder: Path = RESULTS) -> Path:
-    """README.md and figures into the folder; the page's path. Raises InputError."""
+    """Writes README.md and figures to the folder. Returns the page's path. Raises InputError."""
     results = dataset.read_accuracy_results(folder)
     page = folder / "README.md"
     view = accuracy_view(results)
@@ -95,7 +95,7 @@ def describe_run(found: ExperimentResult) -> str:
     manifest = found["manifest"]
     commit = f"commit {manifest['commit'][:10]}" if manifest["commit"] else "no commit"
     runs = "one run" if found["runs"] == 1 else f"medians of {found['runs']} runs"
-    # older results do not know
+    # absent in older results
     readers = " and ".join(READERS[reader] for reader in found.get("readers", ()))
     read = f"streams read in {readers}; " if readers else ""
     return (
@@ -103,15 +103,6 @@ def describe_run(found: ExperimentResult) -> str:
         f" {read}{commit}{' with changes' if manifest['dirty'] else ''};"
         f" {describe_machine(manifest)}"
     )
-
-
-# --- tables
-
-
-# --- figures
-
-
-# --- the page's parts
 
 
 class Section(NamedTuple):
@@ -127,41 +118,43 @@ class Section(NamedTuple):
 SECTIONS = {
     "accuracy": Section(
         "How wrong is a time?",
-        "Many streams of 100 tokens/s each, from a server that notes when it sends each token. TTFT"
-        " error: the time to the first token as measured, from when the request was scheduled,"
-        " minus what the server took, so all that the load generator and the network between them"
-        " add; in a closed loop that contains the time from an answer's end to the next request."
-        " From sent on: without that. A gap's error: one gap between two tokens as measured,"
-        " against the same gap as sent. Stamps: `kernel` are the kernel's times of arrival, which"
-        " the load generator uses where it can (Linux, without TLS); `user` are its own, taken when"
-        " it comes round to reading; `C program`, where measured, is what a few lines of C get"
-        " (`loadtests/accuracy/floor_reader.c`) that read, stamp and send, and nothing else, run by"
-        " run between ours: so much is the machine's, and nobody's fault. Waited: for so much of"
-        " the time it was ready to run and its core had something else to do than its own threads;"
-        " where that is about 1%, it can be what made the worst 1% of its own stamps, and of its"
-        " sending, late.",
+        "Many streams of 100 tokens/s each, from a server that records when it sends each"
+        " token.\n\n"
+        "- **TTFT error**: the measured time from scheduled to the first token, minus the server's"
+        " own time. It includes everything that the load generator and the network add; in a closed"
+        " loop, also the time from the end of a response to the next request.\n"
+        "- **TTFT error from sent**: the same, counted from when the request was sent.\n"
+        "- **Gap error**: a measured gap between two tokens, minus the same gap as sent.\n"
+        "- **Stamps**: `kernel` are the kernel's arrival times, which the load generator uses where"
+        " it can (Linux, without TLS). `user` are its own, taken when it reads. `C program`, where"
+        " measured, is a few lines of C (`loadtests/accuracy/floor_reader.c`) that only read, stamp"
+        " and send, run alternately with ours: their error is the machine's own.\n"
+        "- **Waited**: the share of the time in which the load generator was ready to run while its"
+        " core ran other programs. About 1% can be enough to delay the worst 1% of its own stamps"
+        " and of its sending.",
         accuracy_table,
         draw_accuracy,
         "Errors of TTFT and of single gaps against the number of streams.",
     ),
     "stalls": Section(
-        "Does it find what a user would notice?",
-        "64 streams that pause for 50 ms before every 40th token: each pause must be found, and no"
-        " other gap be taken for one.",
+        "Does it find the pauses that a user would notice?",
+        "64 streams that pause for 50 ms before every 40th token. Each pause must be found, and no"
+        " other gap may be mistaken for a pause.",
         lambda found: (
-            ["pauses", "found", "others taken for one"],
+            ["pauses", "found", "other gaps mistaken for one"],
             [[format_target_value(found[name]) for name in ("stalls", "found", "false")]],
         ),
     ),
     "cost": Section(
         "What does it cost to watch a token?",
-        "CPU time of the load generator for one event, beside that of a program in C that only"
-        " reads (`loadtests/accuracy/floor_reader.c`), and of `vllm bench serve`, whose streams all"
-        " begin at once, so that many tokens come together and are cheaper: in step, ours do so as"
-        " well. They run one after the other; a ratio is the median of pairs.",
+        "The load generator's CPU time per event, compared with a C program that only reads"
+        " (`loadtests/accuracy/floor_reader.c`) and with `vllm bench serve`. The streams of the"
+        " latter all start at once, so many tokens arrive together, which costs less; “in step”,"
+        " ours do the same. The programs run one after the other, and a ratio is the median over"
+        " pairs of runs.",
         cost_table,
         draw_cost,
-        "CPU time for an event: the load generator, the reader in C, and vLLM's own benchmark.",
+        "CPU time per event: the load generator, the reader in C, and vLLM's own benchmark.",
     ),
     "start_up": Section(
         "What does it cost to start?",
@@ -169,51 +162,52 @@ SECTIONS = {
         start_up_table,
     ),
     "open_loop": Section(
-        "Does an open loop send when it says?",
-        "Poisson arrivals of short requests. The rate is held against the plan; gaps between"
-        " arrivals, as planned and as sent, are tested against the exponential distribution that"
-        " was asked for (Kolmogorov-Smirnov). Sending takes time, which distorts the shortest gaps:"
-        " `sent by a C program`, where measured, is what a few lines of C get"
-        " (`loadtests/accuracy/floor_sender.c`) that send at the same times, stay awake, and do"
-        " nothing else, run by run between ours. Where even that fails, one core is not enough."
-        " What is promised is the least p of the runs, which is stricter than their median.",
+        "Does an open loop send on time?",
+        "Poisson arrivals of short requests. The rate is compared with the plan. The gaps between"
+        " arrivals, as planned and as sent, are tested against the exponential distribution of the"
+        " scenario (Kolmogorov-Smirnov). Sending takes time, which distorts the shortest gaps:"
+        " `sent by a C program`, where measured, is a few lines of C"
+        " (`loadtests/accuracy/floor_sender.c`) that send at the same times, stay awake and do"
+        " nothing else, run alternately with ours. Where even that program fails, one core is not"
+        " enough. The promise holds for the least p of the runs, which is stricter than their"
+        " median.",
         open_loop_table,
         draw_open_loop,
-        "How much later than scheduled requests are sent, against the rate.",
+        "How much later than scheduled requests are sent, by rate.",
     ),
     "replay": Section(
-        "Does a replay send when the trace says?",
-        "A bursty trace in Azure's and in Mooncake's form, replayed twice as fast as recorded.",
+        "Does a replay send at the times of the trace?",
+        "A bursty trace in the formats of Azure and Mooncake, replayed at twice the speed.",
         replay_table,
     ),
     "freeze": Section(
-        "Does it see a server that stands still?",
-        "The server stands still once, for 2 s; how long each answer takes until its end (E2E) then"
-        " follows from the arrivals. A load generator that waits with the server, or that counts"
-        " from when it sent and not from when it should have, hardly notices: see the closed loop,"
-        " and the cap on concurrency counted from sent. In an open loop without a cap both are the"
-        " same, since it sends in time. Of a closed loop nothing is promised, since only those who"
-        " waited show it; reports warn of such a silence.",
+        "Does it see a server that stalls?",
+        "The server stalls once, for 2 s; the E2E of each response then follows from the arrivals."
+        " A load generator that waits with the server, or that counts from sent instead of"
+        " scheduled, hardly notices the stall: compare the closed loop, and the capped load"
+        " measured from sent. In an open loop without a cap both are the same, since it sends on"
+        " time. Nothing is promised for the closed loop, since only the requests in flight show the"
+        " stall; reports warn of such a silence.",
         freeze_table,
         draw_freeze,
-        "E2E of a server that stands still once: the truth, what was measured, what counting from"
-        " sent says.",
+        "E2E of a server that stalls once: true, measured from scheduled, and measured from sent.",
     ),
     "workers": Section(
         "Do more load workers change the load?",
-        "The same open loop from one load worker and from two; and what an event costs them in a"
+        "The same open loop from one load worker and from two, and their CPU time per event in a"
         " closed loop.",
         workers_table,
     ),
     "starved": Section(
-        "Does it notice that it is too slow?",
-        "Real cases on the simulated engine. A load generator that shares its core with a dozen"
-        " busy processes must be found out by the check `client error`, so that its case is no"
-        " number.",
+        "Does it notice that it is too slow itself?",
+        "Real cases on the simulated engine. The load generator shares its core with a dozen busy"
+        " processes, and the check `client error` must mark each case as invalid.",
         starvation_table,
     ),
     "healthy": Section(
-        "Does it leave a good one alone?", "The same, with its core for itself.", starvation_table
+        "Does it pass when it is fast enough?",
+        "The same cases, with a core of its own. The check must not fail.",
+        starvation_table,
     ),
-    "soak": Section("Does it leak?", "64 streams for a long time.", soak_table),
+    "soak": Section("Does it leak memory?", "64 streams for a long time.", soak_table),
 }

@@ -1,4 +1,4 @@
-"""Tables of the accuracy page: headings and rows of text from results.json."""
+"""Builds the tables of the accuracy page, headings and rows of text, from results.json."""
 
 from analysis.studies.accuracy_targets import ExperimentResult, format_target_value
 
@@ -9,8 +9,8 @@ Table = tuple[list[str], list[list[str]]]  # headings, rows of text
 
 
 def kolmogorov_smirnov(found: ExperimentResult | None) -> tuple[str, str] | None:
-    """How many Kolmogorov-Smirnov tests there were, and how likely one of them is below 0.01 if
-    nothing is wrong.
+    """The number of Kolmogorov-Smirnov tests, and the probability that one of them has a p below
+    0.01 although nothing is wrong.
     """
     if not found:
         return None
@@ -48,13 +48,13 @@ def accuracy_table(found: ExperimentResult) -> Table:
         "events/s",
         "TTFT error, mean",
         "P99",
-        "from sent on, mean",
+        "TTFT error from sent, mean",
         "P99",
         "sent late, P50",
         "P99",
         "stamp error, P99",
         "gap error, P99",
-        "P99 of the gaps: true",
+        "P99 of all gaps: true",
     ]
     return [*heads, "measured", "waited for its core", "failed"], rows
 
@@ -69,11 +69,11 @@ def cost_table(found: ExperimentResult) -> Table:
         ]
         for streams, us in cpu_costs(found).items()
     ]
-    return ["streams", *(f"{name}, us" for name in clients), "times the C reader"], rows
+    return ["streams", *(f"{name}, us" for name in clients), "ratio to the C reader"], rows
 
 
 def cpu_costs(found: ExperimentResult) -> dict[str, dict[str, float]]:
-    """us for an event of each client, by streams; those in step all began together."""
+    """CPU time per event of each client, us, by streams; streams in step all start together."""
     return {**found["spread_us"], "64, in step": found["together_us"]}
 
 
@@ -82,7 +82,7 @@ def list_clients(found: ExperimentResult) -> list[str]:
 
 
 def start_up_table(found: ExperimentResult) -> Table:
-    return ["CPU time, s", "memory (RSS), MB", "shared parts counted once (PSS), MB"], [
+    return ["CPU time, s", "memory (RSS), MB", "memory with shared parts divided (PSS), MB"], [
         [
             format_target_value(found["cpu_s"]),
             format_target_value(found["rss_mb"]),
@@ -111,7 +111,7 @@ def open_loop_table(found: ExperimentResult) -> Table:
     ]
     return [
         "requests/s",
-        "rate off by",
+        "rate error",
         "sent late, P50",
         "P99",
         "TTFT error, mean",
@@ -157,7 +157,7 @@ def freeze_table(found: ExperimentResult) -> Table:
         "measured",
         "P95: true",
         "measured",
-        "counted from sent",
+        "measured from sent",
         "waited over 1 s",
     ], rows
 
@@ -173,7 +173,7 @@ def workers_table(found: ExperimentResult) -> Table:
             found["us_per_event"].items(), found["requests"], strict=True
         )
     ]
-    return ["load workers", "requests", "CPU time for an event, us"], rows
+    return ["load workers", "requests", "CPU time per event, us"], rows
 
 
 def starvation_table(found: ExperimentResult) -> Table:

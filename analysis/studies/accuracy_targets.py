@@ -1,8 +1,8 @@
-"""What the load generator promises of its own accuracy and cost, and whether
-loadtests/accuracy/__main__.py found it kept.
+"""Promises about the load generator's accuracy and cost, and whether the results of
+loadtests/accuracy/__main__.py meet them.
 
-PROMISES is the only place where a bound stands. What an experiment found is judged here, never by
-the experiment itself.
+TARGETS is the only place with bounds. An experiment's results are judged here, never by the
+experiment itself.
 """
 
 from collections.abc import Callable
@@ -14,18 +14,18 @@ from analysis.formatting import format_number
 
 RESULTS = dataset.RESULTS / "instrument"
 
-ExperimentResult = dict[str, Any]  # what one experiment found: its entry in results.json
+ExperimentResult = dict[str, Any]  # one experiment's entry in results.json
 
-TRUE_TTFT_S = 0.050  # of the reference server in all these experiments
-RIGHT_WITHIN = 0.10  # then a time counts as right, however many events a second there are
-CASES = 20  # in which starved and healthy load generators are to be judged
-# of what is kept in seconds and as shares; others are shown as they are
+TRUE_TTFT_S = 0.050  # of the ground-truth server in all these experiments
+RIGHT_WITHIN = 0.10  # error up to which a time counts as right, at any number of events/s
+CASES = 20  # starved ones to judge, and as many healthy ones
+# factors for values in seconds and shares; other units are shown as they are
 UNITS = {"ms": 1e3, "us": 1e6, "%": 100.0}
 
 
 class AccuracyTarget(NamedTuple):
-    """`value` of what the experiment found is at most `bound` (`least`: at least), in seconds,
-    shares or counts, shown in `unit`. It is null if it was not measured.
+    """A promise: `value` of the experiment's results is at most `bound` (with `least`: at least),
+    in seconds, shares or counts, shown in `unit`. `value` returns None if it was not measured.
     """
 
     experiment: str
@@ -38,8 +38,8 @@ class AccuracyTarget(NamedTuple):
 
 @dataclass(frozen=True)
 class ResultAt:
-    """The size of the number of that name, at the level of the experiment where others have these
-    values.
+    """The absolute value of the result of that name, at the experiment's level with the values in
+    `where`.
     """
 
     name: str
@@ -53,13 +53,13 @@ class ResultAt:
 
 
 def relative_error(a: float | None, b: float | None) -> float | None:
-    """By which share a differs from b; null if either is not known."""
+    """The difference between a and b as a share of b; None if either is unknown."""
     return None if a is None or not b else abs(a / b - 1)
 
 
 def events_seen_right(found: ExperimentResult) -> float:
-    """The most events/s of a level where TTFT (mean, P99) and gaps (P50, P99) came out within 10%;
-    0 if there is none.
+    """The most events/s of a level at which TTFT (mean, P99) and gaps (P50, P99) were measured
+    within 10%; 0 if there is none.
     """
     right = [0.0]
     for level in found["levels"]:
@@ -92,8 +92,8 @@ def freeze_error(mode: str) -> Callable[[ExperimentResult], float | None]:
 
 
 def judged_cases(right: str) -> Callable[[ExperimentResult], float | None]:
-    """Share of the cases that were judged right, "flagged" or "spared"; null if all were, but they
-    are too few to promise anything.
+    """The share of the cases that were judged right, "flagged" or "spared". None if all were, but
+    they are fewer than CASES: too few to keep a promise.
     """
 
     def value(found: ExperimentResult) -> float | None:
@@ -125,7 +125,7 @@ TARGETS = [
         )
         for what, name in (
             ("TTFT error", "ttft_error"),
-            ("TTFT error from sent on", "ttft_from_sent_error"),
+            ("TTFT error from sent", "ttft_from_sent_error"),
         )
         for users, p, bound in TTFT_ERRORS
     ),
@@ -148,24 +148,24 @@ TARGETS = [
     ),
     AccuracyTarget(
         "accuracy",
-        "events/s on one core with TTFT and gaps right within 10%",
+        "events/s on one core with TTFT and gaps within 10% of the truth",
         events_seen_right,
         48_000,
         least=True,
     ),
     AccuracyTarget(
         "stalls",
-        "pauses of 50 ms that were found",
+        "pauses of 50 ms found",
         lambda f: f["found"] / f["stalls"] if f["stalls"] else None,
         1.0,
         "%",
         least=True,
     ),
-    AccuracyTarget("stalls", "other gaps that were taken for one", lambda f: f["false"], 0),
+    AccuracyTarget("stalls", "other gaps mistaken for a pause", lambda f: f["false"], 0),
     *(
         AccuracyTarget(
             "cost",
-            f"{users} streams: CPU time for an event, times that of the C reader",
+            f"{users} streams: CPU time per event, ratio to the C reader",
             times_the_reader(users),
             2.2,
         )
@@ -173,7 +173,7 @@ TARGETS = [
     ),
     AccuracyTarget(
         "cost",
-        "64 streams: CPU time for an event, times that of `vllm bench serve`",
+        "64 streams: CPU time per event, ratio to `vllm bench serve`",
         lambda f: f["ratio_to_vllm"],
         0.5,
     ),
@@ -182,7 +182,7 @@ TARGETS = [
     *(
         AccuracyTarget(
             "open_loop",
-            f"{rate:,} requests/s: the rate is off by",
+            f"{rate:,} requests/s: error of the rate",
             ResultAt("rate_error", {"rate": rate}),
             0.005,
             "%",
@@ -213,16 +213,12 @@ TARGETS = [
     ),
     *(
         AccuracyTarget(
-            "replay",
-            f"{file}: sent at another time than recorded, P99",
-            arrival_error(file),
-            5e-3,
-            "ms",
+            "replay", f"{file}: error of the sending time, P99", arrival_error(file), 5e-3, "ms"
         )
         for file in ("azure.csv", "mooncake.jsonl")
     ),
     *(
-        AccuracyTarget("freeze", f"{mode}: P99 of E2E is off by", freeze_error(mode), 0.02, "%")
+        AccuracyTarget("freeze", f"{mode}: error of E2E P99", freeze_error(mode), 0.02, "%")
         for mode in ("open", "capped", "replay")
     ),
     AccuracyTarget(
@@ -235,7 +231,7 @@ TARGETS = [
     ),
     AccuracyTarget(
         "starved",
-        f"of {CASES} starved load generators, caught",
+        f"{CASES} starved load generators: share caught",
         judged_cases("flagged"),
         1.0,
         "%",
@@ -243,7 +239,7 @@ TARGETS = [
     ),
     AccuracyTarget(
         "healthy",
-        f"of {CASES} healthy load generators, not flagged",
+        f"{CASES} healthy load generators: share not flagged",
         judged_cases("spared"),
         1.0,
         "%",
@@ -251,7 +247,7 @@ TARGETS = [
     ),
     AccuracyTarget(
         "soak",
-        "memory in the last third, times that in the first",
+        "memory in the last third, ratio to the first third",
         lambda f: f["last_third_mb"] / f["first_third_mb"],
         1.05,
     ),
@@ -259,8 +255,8 @@ TARGETS = [
 
 
 class TargetVerdict(NamedTuple):
-    """`verdict`: "met", "not met", "not run" (the experiment was not), or "not measured" (it was,
-    but not this, or too little of it).
+    """The verdict on one promise: "met", "not met", "not run" (its experiment did not run), or "not
+    measured" (it ran without this value, or with too few cases).
     """
 
     promise: AccuracyTarget
@@ -290,8 +286,10 @@ def judge_target(promise: AccuracyTarget, results: dict[str, ExperimentResult]) 
 
 def format_target_value(value: float | None, unit: str = "") -> str:
     """
-    >>> shown(0.0001, "ms"), shown(0.02, "%"), shown(48000.0), shown(3.15e-38), shown(None, "us")
-    ('0.1 ms', '2%', '48,000', '3e-38', '–')
+    >>> format_target_value(0.0001, "ms"), format_target_value(0.02, "%")
+    ('0.1 ms', '2%')
+    >>> format_target_value(48000.0), format_target_value(3.15e-38), format_target_value(None)
+    ('48,000', '3e-38', '–')
     """
     if value is None:
         return "–"

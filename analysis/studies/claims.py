@@ -1,11 +1,11 @@
-"""What people say about serving architectures (loadtests/claims/claims.toml), held against
-campaigns that were run to test it.
+"""Judges common claims about serving architectures (loadtests/claims/claims.toml) by campaigns that
+test them.
 
-A claim has parts, each about one metric: of one server, or how many times that of another server. A
-part is judged under each traffic of its campaign by the interval over runs: confirmed if all of it
-lies within the claimed range, refuted if none of it does, else undecided. A claim whose parts are
-confirmed under one traffic and refuted under another depends on the traffic; one that is refuted
-under one and undecided under another is undecided, and says where it is not so.
+A claim has parts, each about one metric of one server, or its ratio to another server's. A part is
+judged under each traffic of its campaign by the interval over runs: confirmed if the whole interval
+lies within the claimed range, refuted if none of it does, else undecided. A claim depends on the
+traffic if it is confirmed under one traffic and refuted under another. If it is refuted under one
+and undecided under another, it is undecided, with the reason.
 """
 
 import math
@@ -27,9 +27,9 @@ VERDICTS = ("confirmed", "refuted", "depends", "undecided", "not testable here",
 
 
 class PartVerdict(NamedTuple):
-    """A part of a claim under one traffic. `of`: what the value is, `claimed`: what it should be,
-    in words; `low` to `high`: its 95% interval, nan of one run; `exceeds`: refuted, as it is better
-    than the range that is claimed.
+    """The verdict on a part of a claim under one traffic. `of` and `claimed`: the value and its
+    claimed range, in words. `low` to `high`: the value's 95% interval, nan for one run. `exceeds`:
+    refuted because the value is better than the claimed range.
     """
 
     traffic: str
@@ -43,8 +43,8 @@ class PartVerdict(NamedTuple):
 
 
 class ClaimVerdict(NamedTuple):
-    """`why`: of "depends", "undecided", of what was not tested, and of "refuted" if it is more than
-    is claimed; and the claim's note.
+    """The verdict on one claim. `why`: the reason for "depends", "undecided", a missing test, or
+    "refuted" by a value beyond the claimed range; then the claim's note.
     """
 
     name: str
@@ -70,8 +70,7 @@ def read_claims(file: Path = FILE) -> dict[str, Any]:
                 raise InputError(f"{file}: the claim {name!r} has no {key!r}")
         if "needs" not in claim and claim.get("campaign") not in table["campaigns"]:
             raise InputError(
-                f"{file}: the claim {name!r} names no campaign that is there, and does not say what"
-                " it needs"
+                f"{file}: the claim {name!r} names no campaign of this file, and has no 'needs'"
             )
         for part in claim.get("parts", ()):
             if (
@@ -80,14 +79,14 @@ def read_claims(file: Path = FILE) -> dict[str, Any]:
                 or not {"least", "most"} & part.keys()
             ):
                 raise InputError(
-                    f"{file}: a part of the claim {name!r} needs a metric that is there, 'of', and"
+                    f"{file}: a part of the claim {name!r} needs an existing metric, 'of', and"
                     " 'least' or 'most'"
                 )
     return table
 
 
 def judge_claims(results: Path = RESULTS, file: Path = FILE) -> list[ClaimVerdict]:
-    """Of every claim, from what is on disk: results/NAME of each campaign."""
+    """Judges every claim by the campaigns in `results`, each in the folder of its name."""
     table, summaries = read_claims(file), {}
     for name in table["campaigns"]:
         if (results / name / "campaign.json").is_file():
@@ -99,23 +98,24 @@ def judge_claims(results: Path = RESULTS, file: Path = FILE) -> list[ClaimVerdic
 
 
 def judge_claim(name: str, claim: dict[str, Any], campaign: Summary | None) -> ClaimVerdict:
-    """`campaign`: None if it was not run."""
-    said = ClaimVerdict(name, claim["says"], claim["source"], claim.get("campaign", ""), "", "", [])
+    """Judges one claim. `campaign` is None if it did not run."""
+    source, asked = claim["source"], claim.get("campaign", "")
+    claimed = ClaimVerdict(name, claim["says"], source, asked, "", "", [])
     if "needs" in claim:
-        return said._replace(verdict="not testable here", why=f"it needs {claim['needs']}")
+        return claimed._replace(verdict="not testable here", why=f"it needs {claim['needs']}")
     if campaign is None:
-        return said._replace(
+        return claimed._replace(
             verdict="not run", why=f"`nox -s claims -- {claim['campaign']}` runs it"
         )
     cores = (campaign.campaign.data.get("machine_share") or {}).get("server_cores")
     has = len(cores) if isinstance(cores, list) else cores or 0
     if claim.get("server_cores", 1) > has:
-        return said._replace(
+        return claimed._replace(
             verdict="not testable here", why=f"the server has {has} core{'s' * (has != 1)} here"
         )
     parts = _judge_parts(claim, campaign)
     verdict, why = _together(parts) if parts else ("not testable here", _reasons(claim, campaign))
-    return said._replace(
+    return claimed._replace(
         verdict=verdict, why="; ".join(filter(None, (why, claim.get("note")))), parts=parts
     )
 
@@ -133,36 +133,37 @@ def _judge_parts(claim: dict[str, Any], campaign: Summary) -> list[PartVerdict]:
 
 
 def _together(parts: list[PartVerdict]) -> tuple[str, str]:
-    """(verdict, why) of a claim from its parts. Refuted only if it is so under no traffic, whatever
-    is undecided or has no number.
+    """(verdict, reason) of a claim, from its parts. A claim is refuted only if it is refuted under
+    every traffic.
     """
     traffics = {}
     for traffic in dict.fromkeys(part.traffic for part in parts):
-        said = {part.verdict for part in parts if part.traffic == traffic}
+        own = {part.verdict for part in parts if part.traffic == traffic}
         traffics[traffic] = next(
-            (verdict for verdict in ("no number", "refuted", "undecided") if verdict in said),
+            (verdict for verdict in ("no result", "refuted", "undecided") if verdict in own),
             "confirmed",
         )
-    said = set(traffics.values())
-    if said == {"confirmed"}:
+    verdicts = set(traffics.values())
+    if verdicts == {"confirmed"}:
         return "confirmed", ""
-    if said == {"refuted"}:
+    if verdicts == {"refuted"}:
         return "refuted", (
-            "it is more than that"
+            "the value is better than claimed"
             if all(part.exceeds for part in parts if part.verdict == "refuted")
             else ""
         )
     without = dict.fromkeys(
-        f"{part.of}, {part.traffic}" for part in parts if part.verdict == "no number"
+        f"{part.of}, {part.traffic}" for part in parts if part.verdict == "no result"
     )
     words = {
-        "confirmed": "it is so under {}",
-        "refuted": "it is not so under {}",
+        "confirmed": "it is true under {}",
+        "refuted": "it is false under {}",
         "undecided": (
-            "under {} an interval reaches over the threshold, or there is none: more runs would"
-            " narrow it"
+            "under {} an interval crosses the threshold or is missing: more runs would decide"
         ),
-        "no number": f"there is no number for {'; '.join(without)}: its campaign's report says why",
+        "no result": (
+            f"there is no result for {'; '.join(without)}: the campaign's report has the reason"
+        ),
     }
     under = {
         verdict: " and ".join(traffic for traffic, v in traffics.items() if v == verdict)
@@ -171,7 +172,7 @@ def _together(parts: list[PartVerdict]) -> tuple[str, str]:
     why = "; ".join(
         text.format(under[verdict]) for verdict, text in words.items() if under[verdict]
     )
-    return "depends" if {"confirmed", "refuted"} <= said else "undecided", why
+    return "depends" if {"confirmed", "refuted"} <= verdicts else "undecided", why
 
 
 def _judge_part(part: dict[str, Any], traffic: str, cases: pd.DataFrame) -> PartVerdict | None:
@@ -194,7 +195,7 @@ def _judge_part(part: dict[str, Any], traffic: str, cases: pd.DataFrame) -> Part
     ]
     what = (traffic, of, ", ".join(bounds))
     if any(v.empty for v in values.values()):
-        return PartVerdict(*what, math.nan, math.nan, math.nan, "no number")
+        return PartVerdict(*what, math.nan, math.nan, math.nan, "no result")
     if "to" in part:
         value, low, high = stats.mean_ratio(values[part["of"]], values[part["to"]])
     else:
@@ -224,12 +225,12 @@ def _reasons(claim: dict[str, Any], campaign: Summary) -> str:
     wanted = {part[key] for part in claim["parts"] for key in ("of", "to") if key in part}
     why = filter(None, campaign.table.loc[campaign.table["server"].isin(wanted), "why"])
     return "none of its servers was measured: " + (
-        "; ".join(dict.fromkeys(why)) or f"{', '.join(sorted(wanted))} is not there"
+        "; ".join(dict.fromkeys(why)) or f"the campaign has no case of {', '.join(sorted(wanted))}"
     )
 
 
 def write_page(results: Path = RESULTS) -> list[ClaimVerdict]:
-    """Makes README.md and claims.html of what is in `results`. Raises InputError."""
+    """Writes README.md and claims.html to `results` from its campaigns. Raises InputError."""
     found = judge_claims(results)
     shown = claims_view(found)
     results.mkdir(parents=True, exist_ok=True)

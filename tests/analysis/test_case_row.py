@@ -1,4 +1,4 @@
-"""One case's row, as the driver asks for it after each case."""
+"""One case's row, which the campaign shows after each case."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def row_of(folder: Path, index: int) -> dict:
     return json.loads(done.stdout)
 
 
-def test_a_row_says_what_the_report_says(tmp_path: Path) -> None:
+def test_a_row_has_the_report_s_numbers(tmp_path: Path) -> None:
     folder = synthetic_campaign.campaign(tmp_path / "campaign")
     table = summary.summarise(dataset.read_campaign(folder)).table
     for index, case in table.iterrows():
@@ -48,16 +48,14 @@ def test_a_row_names_the_cause_of_an_invalid_case(tmp_path: Path) -> None:
     assert row["why"].startswith("contract: it was not verified after the load")
 
 
-def test_a_case_that_is_not_there_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_case_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = synthetic_campaign.campaign(tmp_path / "campaign")
     assert case_row.main([str(folder), "99"]) == 2
-    assert capsys.readouterr().err == f"{folder} has no case 99: name one of its cases\n"
+    assert capsys.readouterr().err == f"{folder} has no case 99: give one of its cases\n"
 
 
-def test_a_row_needs_nothing_that_draws(tmp_path: Path) -> None:
-    """It is made between two cases, on the load generator's core."""
+def test_a_row_imports_no_drawing_library(tmp_path: Path) -> None:
+    """The row is made between two cases, on the load generator's core."""
     folder = synthetic_campaign.campaign(tmp_path / "campaign")
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "analysis.case_row", str(folder), "1"],

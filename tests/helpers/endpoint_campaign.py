@@ -268,7 +268,7 @@ def check_refused(measured: Measured, *words: str) -> str:
 def check_no_winner(text: str) -> None:
     """Expect nothing ranked, recommended or called valid."""
     for winner in (
-        "most valid output throughput",
+        "highest output throughput",
         "had the lowest",
         "no other server has a valid",
         "sustains",

@@ -1,6 +1,6 @@
-"""The committed searches on the simulated engine, against the capacity that its time model has.
+"""The committed searches on the simulated engine, compared with its time model's true capacity.
 
-Made by, one after the other,
+They were made one after the other, by
 
     nox -s bench -- --find-capacity --servers fastapi_vllm --engines simulated --simulated
     prefill_ms=10,step_ms=5,max_batch=1 \\
@@ -26,8 +26,8 @@ REQUESTS = 200_000
 
 
 def late_share(rate: float, slots: int, service_s: float, first_s: float, bound_s: float) -> float:
-    """Share of requests whose first token comes later than `bound_s`: Poisson arrivals, `slots`
-    servers, served in order (Kiefer and Wolfowitz's recursion).
+    """The share of requests whose first token arrives later than `bound_s`, with Poisson arrivals
+    and `slots` servers that serve in order (Kiefer and Wolfowitz's recursion).
     """
     arrivals = np.random.default_rng(3).exponential(1 / rate, REQUESTS).cumsum()
     free = [0.0] * slots
@@ -43,13 +43,13 @@ def truth(slots: int, service_s: float, first_s: float, bound: slo.Bound) -> flo
     low, high = 0.5 * slots / service_s, slots / service_s
     for _ in range(9):
         middle = (low + high) / 2
-        keeps = late_share(middle, slots, service_s, first_s, bound.seconds) <= 1 - bound.share
-        low, high = (middle, high) if keeps else (low, middle)
+        meets = late_share(middle, slots, service_s, first_s, bound.seconds) <= 1 - bound.share
+        low, high = (middle, high) if meets else (low, middle)
     return low
 
 
 @pytest.mark.parametrize("name", ["serial", "batched"])
-def test_what_was_found_is_within_5_percent_of_the_truth_in_at_most_8_cases(name: str) -> None:
+def test_the_capacity_is_within_5_percent_of_the_truth_in_at_most_8_cases(name: str) -> None:
     campaign = dataset.read_campaign(RESULTS / f"reference-capacity-{name}")
     times, (tokens, _) = (
         campaign.data["simulated"],

@@ -1,4 +1,4 @@
-"""The search for capacity, against systems whose capacity is known, and the SLO that it keeps."""
+"""The capacity search on systems of known capacity, and its SLOs."""
 
 import math
 import random
@@ -25,7 +25,7 @@ def searched(
 
 @pytest.mark.parametrize("off", [0.6, 0.8, 0.95, 1.0, 1.05, 1.2, 1.6])
 @pytest.mark.parametrize("truth", [0.37, 12.0, 1830.0])
-def test_it_is_found_within_5_percent_in_at_most_8_cases_from_an_estimate_that_is_off(
+def test_the_capacity_is_found_within_5_percent_in_at_most_8_cases(
     truth: float, off: float
 ) -> None:
     found, tried = searched(lambda load: load <= truth, truth * off)
@@ -33,11 +33,11 @@ def test_it_is_found_within_5_percent_in_at_most_8_cases_from_an_estimate_that_i
         found,
         tried,
     )
-    assert len(tried) < search.MOST_CASES, "one is for saturation"
+    assert len(tried) < search.MOST_CASES, "one case is for saturation"
 
 
 @pytest.mark.parametrize("off", [0.1, 0.3, 3.5, 10.0])
-def test_an_estimate_that_is_off_by_far_leaves_a_wider_bracket_and_it_says_so(off: float) -> None:
+def test_an_estimate_far_off_leaves_a_wider_bracket_that_is_not_precise(off: float) -> None:
     found, tried = searched(lambda load: load <= 12.0, 12.0 * off)
     assert len(tried) == search.MOST_CASES and not found.is_precise
     assert found.holds <= 12.0 < found.fails < 1.5 * found.holds, (found, tried)
@@ -53,7 +53,7 @@ def test_users_are_whole(truth: int, estimate: int) -> None:
     ), (found, tried)
 
 
-def test_where_nothing_holds_and_where_everything_does_the_bracket_stays_open() -> None:
+def test_the_bracket_stays_open_if_no_load_or_every_load_meets_the_slo() -> None:
     nothing, _ = searched(lambda load: False, 10.0)
     assert math.isnan(nothing.holds) and not nothing.is_precise
     everything, tried = searched(lambda load: True, 10.0)
@@ -67,7 +67,7 @@ def test_where_nothing_holds_and_where_everything_does_the_bracket_stays_open() 
     )
 
 
-def test_a_case_without_a_number_ends_the_search() -> None:
+def test_a_case_that_cannot_decide_ends_the_search() -> None:
     assert search.next_load(10.0, [LoadProbe(10.0, True), LoadProbe(12.5, None)]) is None
 
 
@@ -103,7 +103,7 @@ def requests(
         (10, 1000, True, False),
     ],
 )
-def test_a_percentile_holds_when_it_was_seen_to_and_is_certain_when_95_percent_confidence_says_so(
+def test_a_bound_is_met_by_the_observed_share_and_certain_by_the_interval(
     late: int, of: int, holds: bool, certain: bool
 ) -> None:
     (kept,) = slo.judge_bounds(
@@ -116,8 +116,8 @@ def test_a_percentile_holds_when_it_was_seen_to_and_is_certain_when_95_percent_c
     assert kept.low < kept.met / kept.of <= kept.high and (kept.seen <= 1) is holds
 
 
-def test_the_confidence_is_what_it_says() -> None:
-    """The interval contains the share that is true in at least 95 of 100 samples."""
+def test_the_interval_has_its_confidence() -> None:
+    """The interval contains the true share in at least 95 of 100 samples."""
     chance = np.random.default_rng(1)
     intervals = [
         slo.attainment_interval(int(met), 1000) for met in chance.binomial(1000, 0.99, 4000)
@@ -129,26 +129,26 @@ def test_the_confidence_is_what_it_says() -> None:
     ("late", "of", "holds"),
     [(0, 298, None), (0, 299, True), (3, 100, None), (20, 100, False), (4, 299, False)],
 )
-def test_a_percentile_that_the_sample_cannot_carry_proves_nothing_but_a_certain_failure(
+def test_too_small_a_sample_decides_only_a_certain_miss(
     late: int, of: int, holds: bool | None
 ) -> None:
     case = search.MeasuredCase(10.0, 1, requests([0.1] * (of - late) + [2.0] * late), True, "")
     found = search.judge_probe(case, slo.parse_slo("ttft_p99=1s"))
     assert found.holds is holds and (
         holds is not None
-        or f"n too small: {of} requests for TTFT P99 ≤ 1000 ms, 299 are needed" in found.why
+        or f"n too small: {of} requests for TTFT P99 ≤ 1000 ms, which needs 299" in found.why
     )
 
 
-def test_answers_that_have_no_such_latency_prove_nothing() -> None:
+def test_responses_without_such_a_latency_decide_nothing() -> None:
     case = search.MeasuredCase(10.0, 1, requests([0.1] * 500), True, "")
     assert search.judge_probe(case, slo.parse_slo("tpot_p99=1s")).holds is None, (
-        "answers of one token"
+        "responses of one token"
     )
     assert search.judge_probe(case, slo.parse_slo("ttft_p99=1s,tpot_p99=1s")).holds is True
 
 
-def test_what_is_certain_is_a_wider_range_than_what_was_seen() -> None:
+def test_the_certain_range_is_wider_than_the_observed_one() -> None:
     def probe(load: float, late: int) -> LoadProbe:
         kept = tuple(
             slo.judge_bounds(
@@ -173,7 +173,7 @@ def test_failures_miss_the_bounds_and_have_no_tpot() -> None:
     assert (errors.met, errors.holds) == (500, False) and errors.seen == pytest.approx(10 / 510)
 
 
-def test_what_one_request_has_to_meet() -> None:
+def test_the_bounds_of_a_single_request() -> None:
     assert slo.request_bounds(slo.parse_slo("ttft=1000ms, tpot_p95=0.1s,e2e=5s,errors=1%")) == {
         "ttft_s": 1.0,
         "tpot_s": 0.1,
@@ -181,7 +181,7 @@ def test_what_one_request_has_to_meet() -> None:
     }
 
 
-def test_presets_and_what_cannot_be_read() -> None:
+def test_presets_and_unreadable_slos() -> None:
     assert [str(bound) for bound in slo.parse_slo("llama3.1-8b")] == [
         "TTFT P99 ≤ 2000 ms",
         "TPOT P99 ≤ 100 ms",
@@ -212,8 +212,8 @@ def test_presets_and_what_cannot_be_read() -> None:
 
 
 def test_a_queue_s_capacity_is_found() -> None:
-    """Poisson arrivals, one server, service of 50 ms; the truth by Lindley's recursion over many
-    requests. Each probe has 4,000, whose share of late ones scatters.
+    """Poisson arrivals, one server, 50 ms of service. The truth is from Lindley's recursion over
+    many requests. Each probe has 4,000 requests, whose share of late ones scatters.
     """
 
     def waits(rate: float, count: int, seed: int) -> np.ndarray:
@@ -245,7 +245,7 @@ def test_a_queue_s_capacity_is_found() -> None:
     assert 0.96 <= float(np.median(found)) <= 1.02, found
 
 
-def test_a_tpot_that_was_not_measured_is_no_answer() -> None:
+def test_an_unknown_tpot_decides_nothing() -> None:
     frame = requests([0.1] * 500, tpot_s=[0.01] * 400 + [math.nan] * 100)
     frame["tpot_missing"] = [False] * 400 + [True] * 100
     (kept,) = slo.judge_bounds(frame, slo.parse_slo("tpot_p99=50ms"))
@@ -257,10 +257,8 @@ def test_a_tpot_that_was_not_measured_is_no_answer() -> None:
         return search.judge_probe(case, slo.parse_slo(bounds))
 
     unknown = probe("tpot_p99=50ms")
-    assert unknown.holds is None and unknown.why.startswith(
-        "TPOT is not known of 100 of 500 responses"
-    )
+    assert unknown.holds is None and unknown.why.startswith("100 of 500 responses have no TPOT")
     assert probe("ttft_p99=50ms,tpot_p99=50ms").holds is False, "TTFT misses its bound"
     assert probe("ttft_p99=500ms").holds is True
     few = frame.assign(tpot_missing=[True] * 3 + [False] * 497, tpot_s=0.01)
-    assert probe("tpot_p99=50ms", few).holds is True, "whatever these were"
+    assert probe("tpot_p99=50ms", few).holds is True, "the unknown ones change nothing"

@@ -1,6 +1,4 @@
-"""The search for capacity in campaigns on disk: the case that comes next, what the report says, and
-servers that fail.
-"""
+"""Capacity searches in campaigns on disk: the next case, the report, and servers that fail."""
 
 import math
 from pathlib import Path
@@ -63,9 +61,7 @@ def asked(folder: Path) -> Any:
     return answer
 
 
-def test_it_begins_at_saturation_and_ends_between_what_holds_and_what_does_not(
-    tmp_path: Path,
-) -> None:
+def test_it_starts_at_saturation_and_ends_between_a_met_and_a_missed_load(tmp_path: Path) -> None:
     first = asked(write(tmp_path / "1"))
     assert first == {
         "scenario": "steady-saturation",
@@ -104,14 +100,12 @@ def test_the_window_is_as_long_as_the_percentile_needs(tmp_path: Path) -> None:
     }, "368 requests"
 
 
-def test_an_unsteady_case_does_not_hold_and_one_without_a_number_ends_the_search(
-    tmp_path: Path,
-) -> None:
+def test_an_unsteady_case_misses_the_slo_and_a_failed_one_ends_the_search(tmp_path: Path) -> None:
     folder = write(tmp_path, ("steady", 32.0, 0.05), estimates={"steady": 32.0})
     campaign = dataset.read_campaign(folder)
     place = campaign.folders[1]
     rows = synthetic_campaign.requests(384, 32.0, 0.01)
-    for row in rows:  # ever later, and still within the bound
+    for row in rows:  # ever later, but still within the bound
         late = 0.04 * row["scheduled_s"] / 12
         for name in ("first_s", "last_s", "done_s"):
             row[name] += late
@@ -136,7 +130,7 @@ def test_an_unsteady_case_does_not_hold_and_one_without_a_number_ends_the_search
     )
 
 
-def test_the_report_says_what_holds_and_what_broke(tmp_path: Path) -> None:
+def test_the_report_shows_the_capacity_and_the_missed_bound(tmp_path: Path) -> None:
     folder = write(
         tmp_path, ("steady", 32.0, 0.05), ("steady", 33.0, 0.065), estimates={"steady": 32.0}
     )
@@ -148,12 +142,12 @@ def test_the_report_says_what_holds_and_what_broke(tmp_path: Path) -> None:
     ):
         assert said in page and said in text
     assert "steady, 33 requests/s</h2>" not in page, (
-        "a search's loads are no comparisons of their own"
+        "a search's loads are not comparisons of their own"
     )
 
 
 def fail_all(folder: Path, index: int, share: float = 1.0) -> None:
-    """Of a written case, `share` of the requests fail."""
+    """Makes `share` of a written case's requests fail."""
     place = dataset.read_campaign(folder).folders[index]
     rows = pyarrow.parquet.read_table(place / "requests.parquet").to_pylist()
     for i, row in enumerate(rows):
@@ -162,12 +156,12 @@ def fail_all(folder: Path, index: int, share: float = 1.0) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), place / "requests.parquet")
 
 
-def test_a_search_whose_cases_all_fail_ends_with_that(
+def test_a_search_ends_if_every_request_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write(tmp_path / "c", ("steady", 32.0, 0.05), estimates={"steady": 32.0})
     fail_all(folder, 1)
-    assert asked(folder) is None, "nor would a lower load help"
+    assert asked(folder) is None, "a lower load would not help"
     assert command.main(["report", str(folder), "--no-notebooks", "--strict"]) == 1
     out, error = capsys.readouterr()
     why = "alpha (simulated), steady: errors: 100% http 500: CUDA error"
@@ -198,8 +192,8 @@ def test_a_search_that_fails_at_saturation_ends_there(
     )
 
 
-def test_too_many_errors_do_not_hold_whatever_the_slo_bounds(tmp_path: Path) -> None:
-    """Failures have no TPOT, so that they cannot miss a bound of it; a lower load may hold."""
+def test_too_many_errors_miss_any_slo(tmp_path: Path) -> None:
+    """Failures have no TPOT and cannot miss its bound. A lower load may meet the SLO."""
     folder = write(
         tmp_path / "c", ("steady", 40.0, 0.05), estimates={"steady": 40.0}, slo="tpot_p95=100ms"
     )

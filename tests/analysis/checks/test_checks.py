@@ -1,4 +1,4 @@
-"""Each check is silent on a clean case and fires on the one that breaks it."""
+"""Each check passes on a clean case and fails on the case that breaks it."""
 
 import pytest
 
@@ -150,8 +150,8 @@ def test_a_check_fires_alone(observe, name, severity, case):
         assert check.remedy and check.detail, check.name
 
 
-def test_causes_come_in_their_order(observe):
-    """Errors, wrong answers, the contract, lengths, rows; then the load generator, the machine."""
+def test_causes_come_first(observe):
+    """Errors, wrong responses, contract, lengths and rows; then the load generator, the machine."""
     names = [
         c.name
         for c in checks.run_checks(

@@ -1,4 +1,4 @@
-"""`python -m analysis checks`: what programs that act on validity read, such as
+"""`python -m analysis checks`, whose output is for programs that act on validity, such as
 loadtests/accuracy/__main__.py.
 """
 
@@ -17,9 +17,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def sound(folder, **changes):
-    """A campaign of two cases, both with a number; `changes` are those of the second one's
-    run.json.
-    """
+    """A campaign of two valid cases, with `changes` to the second one's run.json."""
     folder.mkdir()
     cases = [synthetic_campaign.run(0), synthetic_campaign.run(1, "beta", **changes)]
     for case in cases:
@@ -32,21 +30,21 @@ def sound(folder, **changes):
     return folder
 
 
-def said(capsys, folder, code):
+def print_checks(capsys, folder, code):
     assert __main__.main(["checks", str(folder)]) == code
     out, error = capsys.readouterr()
     assert error == ""
     return json.loads(out)
 
 
-def test_every_case_has_a_number(tmp_path, capsys):
-    found = said(capsys, sound(tmp_path / "campaign"), 0)
+def test_every_case_is_valid(tmp_path, capsys):
+    found = print_checks(capsys, sound(tmp_path / "campaign"), 0)
     assert [
         (case["case"]["index"], case["case"]["server"], case["state"], case["valid"], case["why"])
         for case in found
     ] == [(0, "alpha", "ok", True, ""), (1, "beta", "ok", True, "")]
     assert found[0]["case"] == synthetic_campaign.run(0)["case"], (
-        "the identity, with null for the rate of a closed loop"
+        "the identity, with None for the rate of a closed loop"
     )
     for case in found:
         assert len({check["name"] for check in case["checks"]}) == len(case["checks"]) > 15
@@ -59,28 +57,28 @@ def test_every_case_has_a_number(tmp_path, capsys):
             )
 
 
-def test_what_was_chosen_of_a_servers_options_makes_it_another(tmp_path, capsys):
+def test_chosen_options_are_part_of_the_server(tmp_path, capsys):
     folder = sound(tmp_path / "campaign", options={"loop": "asyncio"})
     assert list(dataset.read_campaign(folder).cases["server"]) == ["alpha", "beta loop=asyncio"]
     assert (
-        said(capsys, folder, 0)[1]["case"]
+        print_checks(capsys, folder, 0)[1]["case"]
         == synthetic_campaign.run(1, "beta", options={"loop": "asyncio"})["case"]
     )
     old = json.loads((folder / "cases" / "000-alpha-simulated-chat-r1" / "run.json").read_text())
-    del old["case"]["options"]  # which cases did not have before there were any
+    del old["case"]["options"]  # as in cases from before there were options
     synthetic_campaign.schema.write_json(
         folder / "cases" / "000-alpha-simulated-chat-r1" / "run.json", old
     )
     assert next(iter(dataset.read_campaign(folder).cases["server"])) == "alpha"
 
 
-def test_a_warning_is_no_reason_and_a_failed_check_is_one(tmp_path, capsys):
+def test_a_warning_is_valid_and_a_failed_check_is_not(tmp_path, capsys):
     counts = synthetic_campaign.run()["counts"]
-    warned = said(capsys, sound(tmp_path / "warned", counts=counts | {"cut_off": 3}), 0)
+    warned = print_checks(capsys, sound(tmp_path / "warned", counts=counts | {"cut_off": 3}), 0)
     assert [check["name"] for check in warned[1]["checks"] if check["ok"] is False] == [
         "unanswered"
     ]
-    invalid = said(capsys, sound(tmp_path / "invalid", verify_after=None), 1)
+    invalid = print_checks(capsys, sound(tmp_path / "invalid", verify_after=None), 1)
     assert (
         invalid[0]["valid"]
         and not invalid[1]["valid"]
@@ -90,8 +88,8 @@ def test_a_warning_is_no_reason_and_a_failed_check_is_one(tmp_path, capsys):
     assert (bad["name"], bad["severity"]) == ("contract", "invalid")
 
 
-def test_cases_that_did_not_end_have_no_checks_and_no_number(tmp_path, capsys):
-    found = said(capsys, synthetic_campaign.campaign(tmp_path / "campaign"), 1)
+def test_unfinished_cases_have_no_checks_and_are_not_valid(tmp_path, capsys):
+    found = print_checks(capsys, synthetic_campaign.campaign(tmp_path / "campaign"), 1)
     assert [case["state"] for case in found] == ["ok"] * 4 + [
         "failed",
         "skipped",
@@ -102,11 +100,11 @@ def test_cases_that_did_not_end_have_no_checks_and_no_number(tmp_path, capsys):
     assert all(case["checks"] == [] and case["why"] for case in found[4:])
 
 
-def test_no_case_is_no_number(tmp_path, capsys):
+def test_a_campaign_without_cases_is_not_valid(tmp_path, capsys):
     synthetic_campaign.schema.write_json(
         tmp_path / "campaign.json", synthetic_campaign.campaign_data([])
     )
-    assert said(capsys, tmp_path, 1) == []
+    assert print_checks(capsys, tmp_path, 1) == []
 
 
 @pytest.mark.parametrize(
@@ -124,8 +122,8 @@ def test_bad_input_is_one_sentence_and_exit_2(tmp_path, capsys, spoil, sentence)
 
 
 def test_as_the_experiments_read_it(tmp_path):
-    """By loadtests/accuracy/__main__.py's `starved`, from a process of its own: nothing but JSON on
-    stdout, also if a case has no number.
+    """loadtests/accuracy/__main__.py's `starved` runs it as a process. Stdout has only JSON, even
+    if a case is invalid.
     """
     worker = {"worker": 0, "rows": 400, "cpu_share": 0.1, "waited_share": 0.5}
     folder = sound(tmp_path / "campaign", load_workers=[worker])

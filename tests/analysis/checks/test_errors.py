@@ -1,4 +1,4 @@
-"""Errors: how many may fail, which reason comes first, and which checks are not judged then."""
+"""Errors: the share that may fail, the order of reasons, and the checks not judged then."""
 
 import pytest
 
@@ -12,7 +12,7 @@ from tests.helpers.checked_case import COUNTS, broken, failed, rows_with
     ("n", "ok", "severity"),
     [(3, True, "warning"), (4, False, "warning"), (16, False, "warning"), (17, False, "invalid")],
 )
-def test_more_than_5_percent_failed_is_no_number(observe, n, ok, severity):
+def test_more_than_5_percent_failed_is_invalid(observe, n, ok, severity):
     found = errors.check_errors(observe(broken(n)))
     assert (found.ok, found.severity) == (ok, severity)
 
@@ -23,11 +23,11 @@ def test_how_many_may_fail_can_be_chosen(observe):
     o = observe(broken(8), data={"max_errors": 0.005})
     check = errors.check_errors(o)
     assert check.severity == "invalid" and check.remedy.endswith(
-        "--max-errors sets how many may fail, here 0.5%"
+        "--max-errors sets the share that may fail, here 0.5%"
     )
 
 
-def test_the_most_frequent_reason_comes_first_with_the_server_s_words(observe):
+def test_the_most_frequent_reason_comes_first_with_the_server_s_message(observe):
     rows = broken(32, "http 500", "CUDA error: device-side assert")
     for row in rows[112:120]:
         synthetic_campaign.fail(row, "timeout")
@@ -43,7 +43,7 @@ LOAD_CHECKS = {"arrivals", "load generator's CPU", "send lag", "client error", "
 
 
 def test_a_dead_server_is_not_client_bound(observe):
-    """It refuses at once, so that a closed loop asks as often as the client can."""
+    """It refuses at once, so a closed loop sends as fast as the client can."""
     rows = broken(400, "http 500", "CUDA error", start=0)
     for row in rows:
         row["sent_s"] = row["scheduled_s"] + 0.02
@@ -60,16 +60,16 @@ def test_a_dead_server_is_not_client_bound(observe):
     assert failed(o) == {"errors": "invalid"}
     judged = {c.name: c.detail for c in found if c.name in LOAD_CHECKS}
     assert judged.keys() == LOAD_CHECKS
-    assert set(judged.values()) == {"not judged, since 100% of the requests failed"}
+    assert set(judged.values()) == {"not judged because 100% of the requests failed"}
 
 
-def test_a_late_client_s_time_outs_do_not_excuse_it(observe):
+def test_a_late_client_s_timeouts_do_not_excuse_it(observe):
     o = observe(broken(40, "timeout"), synthetic_campaign.telemetry(load_cores=0.9))
     assert failed(o) == {"errors": "invalid", "load generator's CPU": "invalid"}
 
 
 def test_a_response_without_a_token_failed_whatever_its_row_says(observe):
-    """As rows from before the parser refused them."""
+    """Rows from before the parser refused them are like this."""
     rows = synthetic_campaign.requests()
     for row in rows:
         row |= {"first_s": None, "last_s": None, "tokens": None, "token_s": [], "token_n": []}
@@ -104,6 +104,4 @@ def test_resent_requests_and_pauses_are_counted(observe):
 
     o = observe(rows_with(pause))
     assert failed(o) == {"errors": "warning", "Retry-After": "warning"}
-    assert "10 of 400 responses the server asked for a pause of 5 s" in (
-        errors.check_retry_after(o).detail
-    )
+    assert "10 of 400 responses asked for a pause of 5 s" in (errors.check_retry_after(o).detail)

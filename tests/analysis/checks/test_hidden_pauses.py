@@ -1,8 +1,8 @@
-"""A closed loop says what it cannot see: a server that stood still, and not one that is merely
-slow.
+"""A closed loop reports the pauses that it hides: those of a stalled server, not those of a slow
+one.
 
-The servers are arithmetic: each answers users that ask again at once, and `frozen` shifts whatever
-is later than a moment.
+The servers are arithmetic: each serves users that send again at once, and `frozen` shifts every
+time after a moment.
 """
 
 import heapq
@@ -27,7 +27,7 @@ END_S = 80.0
 def sharing(
     users: int, ttft_s: float = 0.05, itl_s: float = 0.01, tokens: int = 16, think_s: float = 0.0
 ) -> Iterator[Request]:
-    """Serves all at once, none the slower for it."""
+    """Serves all requests at once without slowing down."""
     for user in range(users):
         at = user * (ttft_s + itl_s * tokens + think_s) / users
         while at < END_S:
@@ -39,7 +39,7 @@ def sharing(
 def one_by_one(
     users: int, prefill_s: Callable[[], float], itl_s: float = 0.02, tokens: int = 50
 ) -> Iterator[Request]:
-    """First come, first served, one at a time."""
+    """Serves one request at a time, in the order of arrival."""
     waiting, free = [(0.01 * user, user) for user in range(users)], 0.0
     while free < END_S:
         sent, user = heapq.heappop(waiting)
@@ -51,7 +51,7 @@ def one_by_one(
 
 
 def in_batches(users: int, prefill_s: float) -> Iterator[Request]:
-    """All prompts together, then all answers together, then the next batch."""
+    """Serves all prompts together, then all responses together, then the next batch."""
     at = 0.0
     while at < END_S:
         token_s = [at + prefill_s + 0.02 * k for k in range(50)]
@@ -117,7 +117,7 @@ def long_tailed() -> Callable[[], float]:
         in_batches(16, 0.5),
     ],
 )
-def test_a_server_that_is_slow_by_nature_is_not_accused(observe, served):
+def test_a_server_that_is_always_slow_hides_no_pause(observe, served):
     check = load.check_hidden_pauses(observe(rows(served), **WINDOW))
     assert check is not None and check.ok is True, check
     assert "closed loop" not in check.detail
@@ -139,7 +139,7 @@ def test_a_server_that_is_slow_by_nature_is_not_accused(observe, served):
         (frozen(in_batches(4, 0.5), 30.0, 5.0), 5.0, 4, 4 + 5 * 4 / 1.48 * 55 / 60),
     ],
 )
-def test_a_server_that_stood_still(observe, served, seconds, waiting, would_wait):
+def test_a_stalled_server_hides_a_pause(observe, served, seconds, waiting, would_wait):
     o = observe(rows(served), **WINDOW)
     found, check = hidden_pauses.find_longest_pause(o), load.check_hidden_pauses(o)
     assert found.length_s == pytest.approx(seconds, abs=0.6) and found.waiting == waiting
@@ -162,7 +162,7 @@ def test_the_sentence(observe):
     )
 
 
-def test_an_open_loop_is_not_asked(observe):
+def test_an_open_loop_is_not_checked(observe):
     assert (
         load.check_hidden_pauses(
             observe(rows(frozen(sharing(16), 30.0, 2.0)), users=None, rate=80.0, **WINDOW)
@@ -171,7 +171,7 @@ def test_an_open_loop_is_not_asked(observe):
     )
 
 
-def test_a_refusal_is_no_silence_and_a_timeout_is_one(observe):
+def test_a_refusal_ends_a_silence_and_a_timeout_does_not(observe):
     frozen_rows = rows(frozen(sharing(16), 30.0, 2.0))
     for http_status, ok in ((503, True), (None, False)):
         failed = [
@@ -189,7 +189,7 @@ def test_without_tokens_nothing_is_known(observe):
     assert load.check_hidden_pauses(observe(synthetic_campaign.requests()[:1], **WINDOW)).ok is None
 
 
-def test_nobody_of_the_reference_campaign_is_accused():
+def test_no_case_of_the_reference_campaign_hides_a_pause():
     campaign = dataset.read_campaign(REFERENCE)
     for index in campaign.cases["index"]:
         check = load.check_hidden_pauses(read_case(campaign, index))

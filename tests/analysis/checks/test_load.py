@@ -10,15 +10,15 @@ from tests.studies import steadiness
 
 
 def test_bursts_are_no_drift(observe):
-    """One answer of very many tokens in the second half: half means differ, the slices' spread says
-    it is chance.
+    """A response of very many tokens in the second half: the halves' means differ, but by chance,
+    as the slices' spread shows.
     """
     rows = synthetic_campaign.requests()
     rows[300] |= {"token_n": [*rows[300]["token_n"][:-1], 3000], "tokens": 3010, "max_tokens": 3010}
     assert "steadiness" not in failed(observe(rows))
 
 
-def test_a_small_drift_is_none(observe):
+def test_a_small_drift_passes(observe):
     for rows in (drifting(0.0), growing(0.05)):  # TTFT is a third of E2E and grows by 15%
         assert "steadiness" not in failed(observe(rows))
 
@@ -29,7 +29,7 @@ def test_a_demand_that_varies_by_plan_is_not_tested(observe):
         assert load.check_steadiness(o)[1:4] == (
             None,
             "invalid",
-            "not tested: the scenario's demand varies by plan",
+            "not tested: the scenario varies the demand",
         )
 
 
@@ -75,7 +75,7 @@ def test_few_requests_are_tested_by_their_tokens_only(observe):
     ],
 )
 def test_the_error_rates_of_steadiness(names, least, most):
-    """On simulated servers; seeds are fixed, so these are exact numbers of 25 runs each."""
+    """On simulated servers, 25 runs each. The seeds are fixed, so the counts are exact."""
     cases = [case for case in steadiness.CASES if case.name in names]
     assert len(cases) == len(names)
     for case in cases:
@@ -89,8 +89,8 @@ def test_load_share_counts_the_cores_that_workers_can_use(observe):
 
 
 def test_a_wait_for_a_slot_is_not_the_client_s(observe):
-    """Under a cap on concurrency requests are sent later by intention, here even after the window;
-    the client's own part counts.
+    """A cap on concurrency delays sending on purpose, here even past the window. Only the client's
+    own part counts.
     """
 
     def waiting(own_s):

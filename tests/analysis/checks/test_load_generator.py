@@ -1,5 +1,5 @@
-"""How wrong the load generator can have been: each reason makes a case client-bound, and what is
-just below its bound does not.
+"""The load generator's own error: each reason makes a case client-bound, and a value just below its
+bound does not.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ CLEAN = synthetic_campaign.calibration()
 
 
 def rows(lag_s: float = 0.0, **changes: Any) -> list[dict[str, Any]]:
-    """TTFT 50 ms and E2E 150 ms, of which the client was late by `lag_s`."""
+    """TTFT 50 ms and E2E 150 ms, of which `lag_s` is the client's delay."""
     return [
         row | {"sent_s": row["scheduled_s"] + lag_s} | changes
         for row in synthetic_campaign.requests()
@@ -43,7 +43,7 @@ def case(observe: Any) -> Any:
     return make
 
 
-def test_the_share_of_what_is_reported(case):
+def test_errors_are_shares_of_the_reported_values(case):
     shares = load_generator.error_shares(
         case(
             rows=rows(0.002),
@@ -65,7 +65,7 @@ def test_the_share_of_what_is_reported(case):
     )
 
 
-def test_without_calibration_only_what_the_rows_say(case):
+def test_without_calibration_only_the_rows_count(case):
     assert load_generator.error_shares(case(rows=rows(0.002), calibration=None)) == pytest.approx(
         {"TTFT P50": 0.04, "TTFT P99": 0.04, "E2E P50": 2 / 150, "E2E P99": 2 / 150}
     )
@@ -79,7 +79,7 @@ def test_waiting_for_a_slot_is_no_delay_of_the_client(case):
     assert max(load_generator.error_shares(case(rows=slotted, calibration=None)).values()) == 0.0
 
 
-def test_percentiles_that_the_sample_cannot_carry_are_left_out(case):
+def test_percentiles_of_too_small_a_sample_are_left_out(case):
     o = case(rows=synthetic_campaign.requests()[::4])
     assert len(o.scheduled) == 80 and {name[-3:] for name in load_generator.error_shares(o)} == {
         "P50"
@@ -121,14 +121,14 @@ def limited(sustained: int, kept_up: bool) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("reason", "bad", "good"),
     [
-        ("can have changed TTFT P50 by 6%", {"rows": rows(0.003)}, {"rows": rows(0.002)}),
+        ("may have changed TTFT P50 by 6%", {"rows": rows(0.003)}, {"rows": rows(0.002)}),
         (
-            "can have changed TTFT P50 by 6%",
+            "may have changed TTFT P50 by 6%",
             {"calibration": synthetic_campaign.calibration(stamp_error_p99_s=0.003)},
             {"calibration": synthetic_campaign.calibration(stamp_error_p99_s=0.002)},
         ),
         (
-            "can have changed ITL P99 by 6%",
+            "may have changed ITL P99 by 6%",
             {"calibration": synthetic_campaign.calibration(itl_seen_p99_s=1.06 * 0.011)},
             {"calibration": synthetic_campaign.calibration(itl_seen_p99_s=0.96 * 0.011)},
         ),
@@ -144,12 +144,12 @@ def limited(sustained: int, kept_up: bool) -> dict[str, Any]:
             },
         ),
         (
-            "440 events/s are more than the 430 that were seen",
+            "440 events/s exceed the 430 that the calibration measured",
             {"calibration": limited(430, True)},
             {"calibration": limited(450, True)},
         ),
         (
-            "440 events/s are more than the 200",
+            "440 events/s exceed the 200",
             {"calibration": limited(200, True)},
             {"calibration": limited(200, False)},
         ),
@@ -165,7 +165,7 @@ def test_each_reason_both_ways(case, reason, bad, good):
     assert good.ok is True and good.detail.startswith("at most ")
 
 
-def test_the_check_names_the_worst_and_says_if_nothing_was_calibrated(case):
+def test_the_check_names_the_worst_error_and_a_missing_calibration(case):
     assert load.check_client_error(case(rows=rows(0.002))).detail.startswith("at most 4.0% (TTFT P")
     assert (
         load.check_client_error(case(None)).detail
@@ -178,7 +178,7 @@ def test_the_check_names_the_worst_and_says_if_nothing_was_calibrated(case):
     )
 
 
-def test_of_a_worker_that_could_not_say_nothing_is_known(case):
+def test_a_worker_without_a_waited_share_is_left_out(case):
     assert load_generator.starved_share(case()) is None
     assert (
         load_generator.starved_share(
@@ -189,8 +189,8 @@ def test_of_a_worker_that_could_not_say_nothing_is_known(case):
 
 
 def unread(merged: bool = True, **changes: Any) -> list[dict[str, Any]]:
-    """What a stall between second 4 and 4.3 makes of the rows: the tokens of a request that come
-    meanwhile have the last one's stamp.
+    """Rows with a stall between second 4 and 4.3: all tokens of a request that arrive in it have
+    the stamp of the last one.
     """
     found = rows(**changes)
     for row in found:
@@ -204,13 +204,13 @@ def unread(merged: bool = True, **changes: Any) -> list[dict[str, Any]]:
 STALLS = [worker(stalls=[[1.0, 1.02], [4.0, 4.3]]), worker(stalls=[[4.0, 4.3]]) | {"worker": 1}]
 
 
-def test_what_came_while_the_load_generator_stood_still_is_doubted(case):
+def test_tokens_that_arrived_in_a_stall_are_doubted(case):
     o = case(None, rows=unread(), load_workers=STALLS)
     shares = load_generator.error_shares(o)
     assert shares["TTFT P99"] == pytest.approx(1 - 0.05 / 0.15) and shares[
         "TTFT P50"
     ] == pytest.approx(0), shares
-    assert shares["E2E P99"] == 0.0, "an answer's last token has its own stamp"
+    assert shares["E2E P99"] == 0.0, "a response's last token has its own stamp"
     reported, certain = o.gaps, load_generator.certain_gaps(o)
     assert reported.max() > 0.09 and certain.max() == pytest.approx(0.01)
     together = sum(
@@ -221,7 +221,7 @@ def test_what_came_while_the_load_generator_stood_still_is_doubted(case):
     assert len(reported) - len(certain) == together > 100
     check = load.check_client_error(o)
     assert check.ok is False and check.detail.endswith(
-        "(in the window it stood still 2 times, for 0.3 s at most)"
+        "(it stalled 2 times in the window, for at most 0.3 s)"
     ), check.detail
 
 
@@ -236,9 +236,9 @@ def test_a_stall_does_not_matter_where_each_token_has_a_stamp_of_its_own(case):
     assert (
         load.check_client_error(case(rows=unread(), load_workers=[worker(stalls=[[1.0, 1.3]])])).ok
         is True
-    ), "not in that stall"
+    ), "the other worker did not stall"
     for lag_s, doubted in ((0.001, 0), (0.0, 40 * 0.3 * 10)):
         o = case(rows=unread(merged=False, read_lag_max_s=lag_s), load_workers=STALLS)
         assert len(o.gaps) - len(load_generator.certain_gaps(o)) == pytest.approx(
             doubted, abs=10
-        ), "without the kernel's stamps, each of them"
+        ), "without the kernel's stamps, each token in a stall is doubtful"

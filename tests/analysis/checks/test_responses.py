@@ -1,5 +1,5 @@
-"""Responses: their tokens where an endpoint is not held to its counts, and what the server counts
-of them.
+"""Responses: their tokens where an endpoint need not have exact counts, and the server's own
+counts.
 """
 
 import pytest
@@ -25,26 +25,26 @@ def test_a_profiled_endpoint_s_counts_are_compared_too(observe):
 
 
 @pytest.mark.parametrize(
-    ("change", "name", "severity", "says"),
+    ("change", "name", "severity", "detail"),
     [
         (
             {"tokens": 3000, "token_source": "counted"},
             "token counts",
             "warning",
-            "usage cannot be right in 400 of 400 responses, such as 3,000 tokens where 11 were"
-            " asked for and 11 chunks came",
+            "usage cannot be right in 400 of 400 responses, such as 3,000 tokens for 11 requested"
+            " and 11 chunks received",
         ),
         (
             {"tokens": 44, "max_tokens": 44},
             "token counts",
             "invalid",
-            "usage has 17,600 tokens, and the numbers count 4,400",
+            "usage has 17,600 tokens, but the metrics count 4,400",
         ),
         (
             {"tokens_counted": 30},
             "token counts",
             "warning",
-            "more chunks with text than tokens in 400 of 400 responses, such as 30 chunks for 11",
+            "400 of 400 responses have more chunks with text than tokens, such as 30 chunks for 11",
         ),
         (
             {"tokens": None, "token_source": "counted"},
@@ -58,23 +58,23 @@ def test_a_profiled_endpoint_s_counts_are_compared_too(observe):
             "note",
             "100% ended early (mean 11.0 of 20.0 tokens)",
         ),
-        ({"max_tokens": 5}, "response lengths", "warning", "100% had more tokens than asked for"),
+        ({"max_tokens": 5}, "response lengths", "warning", "100% had more tokens than requested"),
     ],
 )
-def test_what_is_wrong_with_a_count_is_named(observe, change, name, severity, says):
+def test_a_wrong_count_is_named(observe, change, name, severity, detail):
     o = foreign(observe, lambda row: row.update(change))
     assert failed(o) == {name: severity}
-    assert says in found_by(o, name).detail
+    assert detail in found_by(o, name).detail
 
 
-def test_chunks_of_several_tokens_are_no_difference(observe):
+def test_chunks_of_several_tokens_pass(observe):
     def in_fours(row):
         row.update(tokens_counted=3, token_s=row["token_s"][:3], token_n=[4, 4, 3])
 
     assert failed(foreign(observe, in_fours)) == {}
 
 
-def test_who_never_gives_usage_is_judged_by_its_chunks(observe):
+def test_a_server_without_usage_is_judged_by_its_chunks(observe):
     def silent(row):
         row.update(tokens=None)
 
@@ -101,8 +101,8 @@ NEVER_SENT = rows_with(
 @pytest.mark.parametrize(
     ("rows", "requests", "tokens", "ok"),
     [
-        (CUT, 398, 398 * 11, True),  # the server never saw them, or does not count them
-        (CUT, 400, 398 * 11 + 7, True),  # it counts them, and has made some of their tokens
+        (CUT, 398, 398 * 11, True),  # the server never saw the failed ones, or does not count them
+        (CUT, 400, 398 * 11 + 7, True),  # it counts them, and generated some of their tokens
         (CUT, 397, 398 * 11, False),
         (CUT, 401, 400 * 11, False),
         (CUT, 399, 400 * 11 + 1, False),
@@ -111,7 +111,7 @@ NEVER_SENT = rows_with(
         (NEVER_SENT, 400, 400 * 11, False),
     ],
 )
-def test_what_failed_may_have_been_answered_there(observe, rows, requests, tokens, ok):
+def test_the_server_may_have_served_failed_requests(observe, rows, requests, tokens, ok):
     assert (
         responses.check_served(observe(rows, served={"requests": requests, "tokens": tokens})).ok
         == ok
@@ -122,10 +122,8 @@ def test_the_servers_own_view_where_it_is_partly_unknown(observe):
     o = observe(
         rows_with(lambda row: row.update(tokens=None), [7]), served={"requests": 400, "tokens": 1}
     )
-    assert responses.check_served(o).ok, (
-        "without usage only the requests can be held against each other"
-    )
-    # llama.cpp gives no queue_ms; most servers give nothing
+    assert responses.check_served(o).ok, "without usage, only the requests can be compared"
+    # llama.cpp gives no queue_ms; most servers give no timings
     for unknown in ({"queue_ms": None}, {"prompt_ms": None}):
         check = load.check_own_times(
             observe(rows_with(lambda row, unknown=unknown: row.update(unknown), range(400)))

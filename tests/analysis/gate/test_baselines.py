@@ -1,4 +1,4 @@
-"""Two campaigns that were measured one after the other, and stored baselines."""
+"""The unpaired gate: two campaigns measured one after the other, and stored baselines."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ def test_two_campaigns_are_compared_and_unlike_ones_refused(
     )
     assert command.main(["gate", "--campaigns", str(base), str(same)]) == 0
     assert (
-        "a paired gate (--base) decides" in capsys.readouterr().out
+        "let a paired gate (--base) decide" in capsys.readouterr().out
         and (same / "gate.json").exists()
     )
     assert command.main(["gate", "--campaigns", str(base), str(other)]) == 2
@@ -31,9 +31,7 @@ def test_two_campaigns_are_compared_and_unlike_ones_refused(
         )
         == 0
     )
-    broken = synthetic_campaign.campaign(
-        tmp_path / "d"
-    )  # among its cases are some without a number
+    broken = synthetic_campaign.campaign(tmp_path / "d")  # some of its cases are invalid
     assert (
         command.main(
             ["gate", "--campaigns", str(broken), str(synthetic_campaign.campaign(tmp_path / "e"))]
@@ -68,7 +66,7 @@ def repeated(folder: Path, factor: float = 1.0, **changes: Any) -> Path:
     return folder
 
 
-def test_a_baseline_is_kept_and_held_against(
+def test_a_baseline_is_stored_and_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -104,7 +102,7 @@ def test_a_baseline_is_kept_and_held_against(
     )
 
 
-def test_a_baseline_s_name_is_looked_at_before_anything_is_measured(
+def test_a_baseline_s_name_is_checked_before_anything_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -135,12 +133,12 @@ def test_a_baseline_s_name_is_looked_at_before_anything_is_measured(
     assert command.main(["gate", "--check", "--record", "other"]) == 0
 
 
-def test_no_baseline_of_what_has_no_number(
+def test_an_invalid_campaign_cannot_become_a_baseline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert command.main(["baseline", str(synthetic_campaign.campaign(tmp_path / "a"))]) == 2
-    assert "no baseline of" in capsys.readouterr().err
+    assert "cannot become a baseline: a case is invalid" in capsys.readouterr().err
     assert command.main(["history"]) == 2 and "there is no baseline" in capsys.readouterr().err
     Path("results/baselines").mkdir(parents=True)
     Path("results/baselines/broken.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""Two campaigns are compared case by case; unlike machines are not, and small samples give no
+"""Two campaigns are compared case by case. Unlike machines are refused, and small samples have no
 verdict.
 """
 
@@ -18,8 +18,8 @@ from tests.helpers import synthetic_campaign
         ([100, 101, 99], [100.5, 101, 99], "ttft_p50_s", "no difference within 5%"),
         ([100, 100.2, 99.8], [103, 103.1, 103.2], "ttft_p50_s", "no difference within 5%"),
         ([100, 101, 99], [108, 109, 107], "e2e_p99_s", "no difference within 15%"),
-        ([100, 120, 80], [105, 125, 85], "ttft_p50_s", "inconclusive: could have seen 83%"),
-        ([100, 2000], [200, 100], "ttft_p50_s", "inconclusive: could have seen more than tenfold"),
+        ([100, 120, 80], [105, 125, 85], "ttft_p50_s", "inconclusive: could only detect 83%"),
+        ([100, 2000], [200, 100], "ttft_p50_s", "inconclusive: could only detect a tenfold change"),
         ([100], [200], "ttft_p50_s", "one run: no verdict"),
         ([1, np.nan], [1, 2], "ttft_p99_s", "invalid: too few requests in some run"),
         ([1, np.inf], [1, 2], "ttft_p99_s", "failed requests: no ratio"),
@@ -33,7 +33,7 @@ def test_verdicts(a, b, metric, verdict):
     )
 
 
-def test_equal_pairs_are_called_different_no_more_often_than_promised():
+def test_equal_pairs_rarely_differ():
     rng = np.random.default_rng(1)
     pairs = rng.lognormal(0, 0.1, (1000, 2, 3))
     different = sum(
@@ -43,7 +43,7 @@ def test_equal_pairs_are_called_different_no_more_often_than_promised():
 
 
 def test_the_smallest_detectable_difference_is_found_with_its_probability():
-    """Pairs that differ by what the verdict would name, were their scatter known: 80% are found."""
+    """Of pairs that differ by the smallest detectable difference, 80% are found."""
     rng = np.random.default_rng(2)
     scatter = 0.1
     known = np.mean(
@@ -85,12 +85,12 @@ def run(capsys, *arguments):
     return code, *capsys.readouterr()
 
 
-def test_what_differs_is_named_and_what_is_missing_says_why(tmp_path, capsys):
+def test_differences_and_missing_cases_are_named(tmp_path, capsys):
     a, b = pair(tmp_path, **manifest(commit="fedcba9", kernel="7.0", packages={"locust": "2.48"}))
     code, out, error = run(capsys, a, b)
     assert code == 1 and "no valid case of gamma (simulated), chat, 8 users: in A: failed" in error
     assert "delta" not in error, "it was skipped in both"
-    for said in (
+    for line in (
         "manifest.commit: 0123abc -> fedcba9",
         "manifest.kernel: 6.1 -> 7.0",
         "manifest.packages.locust: 2.47 -> 2.48",
@@ -98,7 +98,7 @@ def test_what_differs_is_named_and_what_is_missing_says_why(tmp_path, capsys):
         "1.000",
         "in A: failed: load: the server died",
     ):
-        assert said in out, said
+        assert line in out, line
     assert "UNLIKE" not in out and out.count("invalid: in A:") == 4
 
 

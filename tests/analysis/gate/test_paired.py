@@ -1,4 +1,4 @@
-"""The gate's verdicts of campaigns whose numbers are known."""
+"""The gate's verdicts on campaigns with known numbers."""
 
 import json
 import math
@@ -36,9 +36,9 @@ def test_a_gate_on_disk(
 ) -> None:
     folder = synthetic_campaign.gate(tmp_path / "g", steady(5, head, step_s=0.002))
     assert command.main(["gate", str(folder)]) == code
-    said = json.loads((folder / "gate.json").read_text())
-    assert (said["verdict"], said["exit_code"]) == (verdict, code)
-    (system,) = said["systems"]
+    results = json.loads((folder / "gate.json").read_text())
+    assert (results["verdict"], results["exit_code"]) == (verdict, code)
+    (system,) = results["systems"]
     by = {row["metric"]: row for row in system["metrics"]}
     assert (system["repetitions"], system["look"]) == (5, 5) and by["error_share"][
         "verdict"
@@ -59,7 +59,7 @@ def test_a_gate_on_disk(
     assert json.loads(capsys.readouterr().out) == [False]
 
 
-def test_markup_in_what_a_gate_found_stays_text(
+def test_markup_in_a_gate_s_results_stays_text(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = synthetic_campaign.gate(tmp_path / "g", steady(5), does_not_start)
@@ -83,13 +83,13 @@ def test_markup_in_what_a_gate_found_stays_text(
     )
 
 
-def test_too_few_repetitions_ask_for_more_and_are_inconclusive(
+def test_too_few_repetitions_are_inconclusive_and_need_more(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = synthetic_campaign.gate(tmp_path / "g", steady(3))
     assert asked.main([str(folder)]) == 0 and json.loads(capsys.readouterr().out) == [True]
     assert command.main(["gate", str(folder)]) == 3
-    assert "3 repetitions count, and 5 are needed" in capsys.readouterr().out
+    assert "3 repetitions count, but 5 are needed" in capsys.readouterr().out
     nothing = synthetic_campaign.gate(tmp_path / "h", [])
     assert asked.main([str(nothing)]) == 0 and json.loads(capsys.readouterr().out) == [True]
 
@@ -102,7 +102,9 @@ def test_a_p99_of_few_requests_is_not_judged(tmp_path: Path) -> None:
     )
     by = {row.metric: row for row in found.systems[0].rows}
     assert by["e2e_p99_s"].verdict == "not judged"
-    assert by["e2e_p99_s"].why.startswith("n too small: 320 requests in a run, 1,000 are needed")
+    assert by["e2e_p99_s"].why.startswith(
+        "n too small: a run has 320 requests, but 1,000 are needed"
+    )
     assert by["e2e_p50_s"].verdict == "PASS" and found.verdict == "PASS"
 
 
@@ -129,7 +131,7 @@ def lost_row(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "fault"),
     [
         (wrong_answer, "head: answers: 1 of"),
         (does_not_start, "base: failed: launch: alpha ended at its start"),
@@ -138,16 +140,16 @@ def lost_row(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     ],
 )
 def test_a_fault_makes_it_invalid_even_where_head_is_slower(
-    tmp_path: Path, change: Any, says: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, change: Any, fault: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = synthetic_campaign.gate(tmp_path / "g", steady(5, 1.5), change)
     assert command.main(["gate", str(folder)]) == 2
-    assert says in capsys.readouterr().out
+    assert fault in capsys.readouterr().out
     assert list(ET.parse(folder / "gate.xml").getroot().iter("error"))
     assert asked.main([str(folder)]) == 0 and json.loads(capsys.readouterr().out) == [False]
 
 
-def test_a_run_that_the_load_generator_spoiled_is_set_aside_and_replaced(tmp_path: Path) -> None:
+def test_a_run_spoilt_by_the_load_generator_is_set_aside_and_replaced(tmp_path: Path) -> None:
     def late(repetitions: set[int]) -> Any:
         def change(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
             if run["case"]["side"] == "control" and run["case"]["repetition"] in repetitions:
@@ -226,8 +228,8 @@ def test_head_that_fails_more_requests_has_regressed(tmp_path: Path) -> None:
     assert by["error_share"].verdict == "REGRESSED" and found.verdict == "REGRESSED"
 
 
-def test_the_slo_s_attainment_is_judged_if_asked(tmp_path: Path) -> None:
-    # base takes 30 ms, head 30.6
+def test_the_slo_s_attainment_is_judged_if_there_is_one(tmp_path: Path) -> None:
+    # base takes 30 ms, head 30.6 ms
     folder = synthetic_campaign.gate(
         tmp_path / "g", steady(5, 1.02, step_s=0.002), slo="e2e=30.3ms"
     )
@@ -239,7 +241,7 @@ def test_the_slo_s_attainment_is_judged_if_asked(tmp_path: Path) -> None:
     assert by["slo_attainment"].base > 0.8 and by["slo_attainment"].head < 0.2
 
 
-def test_what_is_outside_of_the_window_is_named_and_not_judged(tmp_path: Path) -> None:
+def test_a_slow_start_is_named_and_not_judged(tmp_path: Path) -> None:
     def slow_start(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         run["startup_s"] = (4.0 if run["case"]["side"] == "head" else 1.5) * (
             1 + run["case"]["repetition"] / 100
@@ -255,7 +257,7 @@ def test_what_is_outside_of_the_window_is_named_and_not_judged(tmp_path: Path) -
 def test_a_head_that_is_slower_in_its_first_seconds_is_named_and_not_judged(tmp_path: Path) -> None:
     def cold(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         for row in rows if run["case"]["side"] == "head" else ():
-            if row["scheduled_s"] < 1.5:  # of a warm-up of 2 s; E2E is 0.03 s
+            if row["scheduled_s"] < 1.5:  # in a warm-up of 2 s; E2E is 0.03 s
                 row |= {key: row[key] + 0.03 for key in ("first_s", "last_s", "done_s")} | {
                     "token_s": [t + 0.03 for t in row["token_s"]]
                 }
@@ -267,18 +269,18 @@ def test_a_head_that_is_slower_in_its_first_seconds_is_named_and_not_judged(tmp_
     )
     assert found.verdict == "PASS" and len(found.notes) == 1, found.notes
     assert (
-        "head needs 2.00 times as long for a request during the warm-up as later, base 1.00 times"
+        "head's median E2E in the warm-up is 2.00 times that in the window (base: 1.00 times)"
         in found.notes[0]
     )
     slower = paired.judge_campaign(
         dataset.read_campaign(synthetic_campaign.gate(tmp_path / "h", steady(5, 1.5)))
     )
-    # slower always is not slower at the beginning
+    # head is always slower, not only at the start
     assert slower.verdict == "REGRESSED" and not slower.notes
 
 
-def test_of_busy_processes_that_were_named_the_busiest_is_shown(tmp_path: Path) -> None:
-    busy = {4: 0.9, 5: 1.6, 9: 1.1}  # of 4 cores; more than 15% of them is named
+def test_the_worst_run_with_busy_processes_is_shown(tmp_path: Path) -> None:
+    busy = {4: 0.9, 5: 1.6, 9: 1.1}  # of 4 cores; more than 15% of them is listed
     found = paired.judge_campaign(
         dataset.read_campaign(synthetic_campaign.gate(tmp_path / "g", steady(5), other_cores=busy))
     )
@@ -310,7 +312,7 @@ def test_a_drift_is_named(tmp_path: Path) -> None:
         (["--tolerance", "e2e_p99_s"], "give METRIC=SHARE"),
         (["--tolerance", "tpot_p50_s=5%"], "give METRIC=SHARE"),
         (["--slo", "fast"], "cannot read the SLO"),
-        ([], "name the folder of a gate"),
+        ([], "give a gate's folder"),
     ],
 )
 def test_bad_options_are_one_sentence(

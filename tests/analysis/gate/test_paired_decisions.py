@@ -1,4 +1,4 @@
-"""The statistics of paired differences against scipy, and verdicts against simulated truth."""
+"""The statistics of paired differences compared with scipy's, and verdicts on simulated gates."""
 
 import math
 from typing import Any
@@ -56,9 +56,9 @@ def test_holm_adjusts_as_published() -> None:
 def decision(
     random: np.random.Generator, slower: float, noise: float, systems: int = 1, drift: float = 0.0
 ) -> list[SystemVerdict]:
-    """One gate: `noise` is the standard deviation of a run's logarithm, `slower` head's true
-    difference, `drift` the machine's from the first run to the last; throughput is as much lower as
-    latencies are higher.
+    """One gate. `noise` is the standard deviation of a run's logarithm, `slower` is head's true
+    difference, `drift` is the machine's from the first run to the last. Throughput falls as much as
+    latencies rise.
     """
     found = []
     for _ in range(systems):
@@ -87,12 +87,12 @@ def decision(
 
 
 def rates(n: int, **conditions: Any) -> dict[str, float]:
-    said = [decision(np.random.default_rng(seed), **conditions)[0].verdict for seed in range(n)]
-    return {verdict: said.count(verdict) / n for verdict in EXIT_CODES}
+    found = [decision(np.random.default_rng(seed), **conditions)[0].verdict for seed in range(n)]
+    return {verdict: found.count(verdict) / n for verdict in EXIT_CODES}
 
 
 @pytest.mark.parametrize("noise", [0.002, 0.02, 0.08])
-def test_equal_code_is_hardly_ever_called_slower(noise: float) -> None:
+def test_equal_code_rarely_regresses(noise: float) -> None:
     found = rates(150, slower=0.0, noise=noise)
     assert found["REGRESSED"] + found["INVALID"] <= 0.02, found
     if noise <= 0.02:
@@ -112,7 +112,7 @@ def test_a_slowdown_beyond_the_tolerance_is_found_and_one_within_passes() -> Non
 
 def test_at_the_edge_of_the_tolerance_neither_is_certain() -> None:
     found = rates(60, slower=math.log1p(0.05), noise=0.02)
-    # a true change as large as the tolerance rarely passes: alpha, one-sided
+    # a true change of exactly the tolerance rarely passes: alpha, one-sided
     assert found["PASS"] <= 0.05, found
 
 
@@ -121,7 +121,7 @@ def test_looks_end_as_soon_as_every_metric_has_its_verdict() -> None:
     (loud,) = decision(np.random.default_rng(1), slower=0.0, noise=0.2)
     assert (clear.look, loud.look) == (5, 15)
     assert all(
-        row.detectable > 0 and "could have seen" in row.why
+        row.detectable > 0 and "could only detect" in row.why
         for row in loud.rows
         if row.verdict == "INCONCLUSIVE"
     )

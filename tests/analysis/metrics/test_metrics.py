@@ -1,4 +1,4 @@
-"""Every formula on rows whose answer can be computed by hand."""
+"""Every formula, on rows whose result can be computed by hand."""
 
 import math
 
@@ -12,8 +12,7 @@ from tests.helpers import synthetic_campaign
 
 def test_a_regular_load(observe):
     values = metrics.measure_case(observe())
-    # 40 requests/s of 11 tokens in a window of 8 s: 320 of them, and each arrives in the window 8 s
-    # long.
+    # 40 requests/s of 11 tokens in a window of 8 s: 320 requests.
     expected = {
         "output_tokens_per_s": 440,
         "requests_per_s": 40,
@@ -38,7 +37,7 @@ def test_a_regular_load(observe):
         "itl_p99_s": 0.01,
         "send_lag_p50_s": 0,
         "send_lag_p99_s": 0,
-        # E2E 150 ms; the server's timings say 1 + 48 + 100.
+        # E2E is 150 ms; the server's timings are 1 + 48 + 100 ms.
         "outside_engine_p50_s": 0.001,
         "running_mean": 40 * (0.048 + 0.1),
         "server_cores": 0.5,
@@ -52,7 +51,7 @@ def test_a_regular_load(observe):
         assert values[name] == pytest.approx(
             value, rel=0.01 if name in ("output_tokens_per_s", "requests_per_s") else 1e-6
         ), name
-    said_by_others = (
+    not_measured = (
         "gpu_",
         "slot_wait_",
         "cache_",
@@ -64,7 +63,7 @@ def test_a_regular_load(observe):
         "mfu",
     )
     assert {name for name, value in values.items() if math.isnan(value)} == {
-        name for name in values if name.startswith(said_by_others)
+        name for name in values if name.startswith(not_measured)
     }
 
 
@@ -111,12 +110,12 @@ def test_tpot_leaves_the_first_chunk_out(observe):
     assert o.gaps == pytest.approx([0.3, 0.3])
     assert metrics.requests.tokens_per_chunk(o) == pytest.approx(10 / 3)
     rows[0] |= {"tokens": 1, "max_tokens": 1, "token_s": [3.5], "token_n": [1], "last_s": 3.5}
-    assert len(observe(rows).latencies("tpot_s")) == 0  # one token has none
-    assert metrics.requests.goodput_per_s(observe(rows)) == 1 / 8  # and so cannot miss its bound
+    assert len(observe(rows).latencies("tpot_s")) == 0  # one token has no TPOT
+    assert metrics.requests.goodput_per_s(observe(rows)) == 1 / 8  # and cannot miss its bound
 
 
-def test_tokens_of_failed_requests_are_no_output_throughput(observe):
-    """Each second stream breaks after 5 of its 11 tokens."""
+def test_tokens_of_failed_requests_are_not_output_throughput(observe):
+    """Every other stream breaks after 5 of its 11 tokens."""
     rows = synthetic_campaign.requests()
     for row in rows[::2]:
         row |= {"error": "server error in the stream", "answer": "unchecked", "tokens": None}
@@ -142,12 +141,12 @@ def test_time_to_the_first_visible_token_and_the_share_of_reasoning(observe):
         assert values[f"visible_ttft_p{p}_s"] == pytest.approx(0.2 + 40 * 0.05)
     assert math.isnan(values["visible_ttft_p99_s"]), "too few for a P99"
     assert values["reasoning_share"] == pytest.approx(40 / 48)
-    for row in rows[60:180]:  # never came to its text; half of the window's 240
+    for row in rows[60:180]:  # without visible text: half of the window's 240
         row["first_visible_s"] = None
     assert metrics.measure_case(observe(rows))["visible_ttft_p95_s"] == math.inf
 
 
-def test_campaigns_from_before_these_columns_have_no_such_numbers(observe):
+def test_older_campaigns_without_these_columns_lack_these_metrics(observe):
     rows = synthetic_campaign.requests()
     new = ("first_visible_s", "reasoning_tokens", "tokens_counted", "token_source")
     for row in rows:
@@ -162,11 +161,11 @@ def test_campaigns_from_before_these_columns_have_no_such_numbers(observe):
 @pytest.mark.parametrize(
     "change",
     [
-        {"tokens": 3000, "token_source": "counted"},  # one that cannot be
+        {"tokens": 3000, "token_source": "counted"},  # an impossible usage
         {"token_n": [11], "token_s": [0.0]},  # all in one chunk
     ],
 )
-def test_a_tpot_that_was_not_measured_meets_nothing(observe, change):
+def test_an_unknown_tpot_meets_no_bound(observe, change):
     rows = [row | change for row in synthetic_campaign.requests()]
     values = metrics.measure_case(observe(rows))
     assert math.isnan(values["tpot_p50_s"])
@@ -176,7 +175,7 @@ def test_a_tpot_that_was_not_measured_meets_nothing(observe, change):
     assert metrics.measure_case(observe(rows, slo={"ttft_s": 1.0}))["goodput_per_s"] == 40
 
 
-def test_without_usage_tpot_is_that_of_the_chunks(observe):
+def test_without_usage_tpot_counts_chunks(observe):
     change = {"tokens": None, "token_source": "counted"}
     rows = [row | change for row in synthetic_campaign.requests()]
     values = metrics.measure_case(observe(rows))
@@ -199,14 +198,14 @@ def test_gaps_never_join_two_requests(observe):
     assert observe(rows).gaps == pytest.approx(np.full((320 - 4) * 10, 0.01))
 
 
-def test_failures_are_infinite_in_ttft_and_e2e_and_stand_beside(observe):
+def test_failures_are_infinite_in_ttft_and_e2e(observe):
     rows = synthetic_campaign.requests()
     for i in range(100, 116):  # 16 of the 320: 5%
         synthetic_campaign.fail(rows[i])
     values = metrics.measure_case(observe(rows))
     assert values["error_share"] == 0.05
     assert values["e2e_p99_s"] == math.inf and values["ttft_p99_s"] == math.inf
-    # rank 304 of 320 is the last that did not fail
+    # rank 304 of 320 is the last request that did not fail
     assert values["ttft_p95_s"] == pytest.approx(0.05)
     assert values["e2e_p99_completed_s"] == pytest.approx(0.15)
     assert values["tpot_p50_s"] == pytest.approx(0.01)
@@ -223,7 +222,7 @@ def test_a_token_before_the_failure_does_not_make_its_ttft_finite(observe):
     assert np.isinf(observe(rows).latencies("ttft_s")).sum() == 1
 
 
-def test_queueing_in_the_client_is_waiting(observe):
+def test_queueing_in_the_client_counts(observe):
     rows = synthetic_campaign.requests()
     for row in rows:
         row["scheduled_s"] -= 0.5
@@ -274,7 +273,7 @@ def test_lines_of_a_killed_case_equal_its_parquet(observe):
     assert killed == pytest.approx(whole, nan_ok=True)
 
 
-def test_every_metric_says_what_it_is():
+def test_every_metric_has_a_definition():
     for name, metric in metrics.METRICS.items():
         assert metric.value.__doc__ and metric.label, name
         assert metric.sample in ("", *metrics.METRICS)

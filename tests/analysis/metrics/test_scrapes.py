@@ -1,4 +1,4 @@
-"""Metrics of what the server itself counts: its own /metrics over time, and its timings."""
+"""Metrics from the server's own counts: its /metrics over time, and its timings."""
 
 import math
 
@@ -15,8 +15,8 @@ def test_the_server_over_time_beside_the_client(observe):
     assert set(middle["server_running"].dropna()) == {3.0} and set(
         middle["server_waiting"].dropna()
     ) == {1.0}
-    assert middle["server_running"].isna().sum() == 1  # the scrape that brought nothing
-    # not asked; killed while it ran
+    assert middle["server_running"].isna().sum() == 1  # the scrape that returned nothing
+    # not scraped; killed while it ran
     for o in (observe(), observe(lines=True, said=synthetic_campaign.server_metrics())):
         assert (
             len(o.server_metrics) == 0 and summary.timeline_frame(o)["server_running"].isna().all()
@@ -31,12 +31,12 @@ def test_the_server_over_time_beside_the_client(observe):
     both = summary.timeline_frame(observe(said=[*synthetic_campaign.server_metrics(), *vllm]))[
         "server_running"
     ].dropna()
-    assert set(both) == {9.0}, "ours counts what vLLM lets wait as running"
+    assert set(both) == {9.0}, "ours counts requests that wait inside vLLM as running"
 
 
 def test_cache_hits_are_those_of_the_window(observe):
     def share(seconds, hits, misses):
-        said = [
+        samples = [
             dict(
                 zip(
                     synthetic_campaign.schema.SERVER_METRICS_FIELDS,
@@ -48,33 +48,31 @@ def test_cache_hits_are_those_of_the_window(observe):
             for what, count in (("hits", hits), ("misses", misses))
         ]
         return metrics.requests.cache_hit_share(
-            observe(said=[*synthetic_campaign.server_metrics(), *said])
+            observe(said=[*synthetic_campaign.server_metrics(), *samples])
         )
 
     assert share(range(12), lambda t: 3 * t, lambda t: t if t < 10 else 99) == 0.75
     assert share((0, 5, 9), lambda t: t, lambda t: 0 if t < 5 else 40) == 1, (
-        "the misses of the warm-up are not its own"
+        "misses of the warm-up do not count"
     )
     assert share(range(12), lambda t: 7, lambda t: t) == 0
     assert math.isnan(share((0, 5, 11), lambda t: t, lambda t: t)), (
-        "one word in the window says nothing of it"
+        "one sample in the window is not enough"
     )
-    assert math.isnan(share(range(12), lambda t: 7, lambda t: 7)), (
-        "nothing was asked that a cache could have"
-    )
+    assert math.isnan(share(range(12), lambda t: 7, lambda t: 7)), "the cache had no requests"
     assert math.isnan(
         metrics.requests.cache_hit_share(observe(said=synthetic_campaign.server_metrics()))
-    ), "it has no cache"
+    ), "no cache"
 
 
-def test_running_at_once_is_the_engines_time_in_the_window(observe):
+def test_running_requests_are_the_engine_s_time_in_the_window(observe):
     rows = synthetic_campaign.requests(n=3)
     for row, first, prompt_ms, predicted_ms in zip(
         rows, (2.5, 5.0, 9.5), (1000, 500, 0), (1000, 2000, 4000), strict=True
     ):
         row |= {"first_s": first, "prompt_ms": prompt_ms, "predicted_ms": predicted_ms}
     assert metrics.requests.running_mean(observe(rows)) == pytest.approx((1.5 + 2.5 + 0.5) / 8), (
-        "what lies outside [2, 10) is none of it"
+        "time outside [2, 10) does not count"
     )
     synthetic_campaign.fail(rows[2])
     assert metrics.requests.running_mean(observe(rows)) == pytest.approx(4.0 / 8)
@@ -84,14 +82,14 @@ def test_running_at_once_is_the_engines_time_in_the_window(observe):
             observe(rows, said=synthetic_campaign.server_metrics(running=9.0))
         )
         == 9
-    ), "then what the server says"
+    ), "then the server's own gauge"
     assert math.isnan(metrics.requests.running_mean(observe(rows)))
 
 
 def test_event_loop_lag_is_the_buckets_bound_in_which_p99_lies(observe):
     def lag(counts, seconds=range(12)):
-        """`counts`: new ones a second, by the bucket's bound."""
-        said, so_far = [], dict.fromkeys(counts, 1000)  # what was before the window is none of it
+        """`counts`: new observations per second, by the bucket's bound."""
+        samples, so_far = [], dict.fromkeys(counts, 1000)  # counts before the window are left out
         for t in seconds:
             total = 0
             for bound in counts:
@@ -104,17 +102,17 @@ def test_event_loop_lag_is_the_buckets_bound_in_which_p99_lies(observe):
                     f'{{"le": "{bound}"}}',
                     float(total),
                 )
-                said.append(
+                samples.append(
                     dict(zip(synthetic_campaign.schema.SERVER_METRICS_FIELDS, sample, strict=True))
                 )
-        return metrics.resources.event_loop_lag_p99_s(observe(said=said))
+        return metrics.resources.event_loop_lag_p99_s(observe(said=samples))
 
     assert lag({"0.001": 99, "0.5": 1, "+Inf": 0}) == 0.001
     assert lag({"0.001": 98, "0.5": 2, "+Inf": 0}) == 0.5
     assert lag({"0.001": 50, "0.5": 0, "+Inf": 50}) == math.inf
     assert math.isnan(lag({"0.001": 20, "+Inf": 0})), "140 are too few for a P99"
     assert math.isnan(lag({"0.001": 2000, "+Inf": 0}, (0, 5, 11))), (
-        "one word in the window says nothing of it"
+        "one sample in the window is not enough"
     )
     assert math.isnan(
         metrics.resources.event_loop_lag_p99_s(observe(said=synthetic_campaign.server_metrics()))

@@ -140,7 +140,7 @@ def test_of_three_the_two_valid_are_compared_and_the_third_is_named(write):
             counts=None,
         )
     )
-    assert "alpha (simulated) sustained the most valid output throughput" in said
+    assert "alpha (simulated) sustained the highest output throughput" in said
     assert said.endswith(
         " Not ranked: gamma (simulated) has no valid case: errors: 100% http 404: no such model."
     )

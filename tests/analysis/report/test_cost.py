@@ -164,7 +164,7 @@ def test_mfu_by_hand(computed):
 
 def test_passes_are_counted_or_one_a_token_or_a_lower_bound(computed):
     rows = synthetic_campaign.requests()
-    assert roofline.weight_passes(computed(rows)) == (440, "one a token")
+    assert roofline.weight_passes(computed(rows)) == (440, "one per token")
     # Scrapes at 2 to 9 s are answered a quarter of a second later, inside the window.
     assert roofline.weight_passes(computed(rows, "vllm", said=counted(range(0, 1200, 100)))) == (
         100,
@@ -295,8 +295,8 @@ def test_no_dollars_without_a_price(folder):
         above = re.split("<h2>Can these numbers|## Can these numbers", page)[0]
         assert "No price was given" in section(page) and "aws-g6.xlarge" in section(page)
         assert "no MBU and no MFU" in section(page) and "shape was not recorded" in section(page)
-        assert "cost of a million good tokens" not in above
-        assert "tokens a joule" in above, "one server has a GPU whose energy was measured"
+        assert "cost per million good tokens" not in above
+        assert "tokens per joule" in above, "one server has a GPU whose energy was measured"
     table = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {
         "usd_per_million_tokens",
@@ -318,7 +318,7 @@ def test_a_price_that_is_given(folder, capsys):
         r"\| alpha \(simulated\), chat, 8 users \| 43\d(\.\d)? .*\| 1\.\d\d ", section(markdown)
     ), "2.50 / 3600 / 436 x 10^6"
     assert "| – |" in section(markdown), "no energy of the server without a GPU"
-    assert "cost of a million good tokens, USD |" in markdown.partition("Can these numbers")[0]
+    assert "cost per million good tokens, USD |" in markdown.partition("Can these numbers")[0]
     assert "USD for" in capsys.readouterr().out
 
 
@@ -364,7 +364,7 @@ def test_shares_of_the_limit_stand_with_their_sources(tmp_path):
         for shown in (
             "0.001 GB/s, given with the command",
             "0.001 TFLOP/s, given",
-            "one a token",
+            "one per token",
             "appendix B",
             "Databricks",
             "3 layers",

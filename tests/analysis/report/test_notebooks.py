@@ -37,7 +37,7 @@ def test_notebooks_run_into_the_folder_of_the_campaign(tmp_path):
         assert all(
             output["output_type"] != "error" for cell in cells for output in cell.get("outputs", [])
         )
-    assert "alpha (simulated) sustained the most" in pages[1].read_text()
+    assert "alpha (simulated) sustained the highest" in pages[1].read_text()
     assert "Which cases are invalid, and why?" in pages[1].read_text()
     utilisation = pages[2].read_text()
     assert ", MiB</th>" in utilisation and "<td>1,072</td>" in utilisation

@@ -69,7 +69,7 @@ def test_files(made):
 
 def test_answer_first_and_every_case_beside_it(made):
     page = text(made)
-    answer = "alpha (simulated) sustained the most valid output throughput"
+    answer = "alpha (simulated) sustained the highest output throughput"
     assert page.index(answer) < page.index("<table")
     for name in ("alpha", "beta", "gamma", "delta", "epsilon", "zeta"):
         assert f'<th scope="row">{name}<small>simulated' in page
@@ -223,14 +223,13 @@ def test_a_percentile_that_is_a_failed_request_is_not_compared(tmp_path):
     said = conclusions.describe_result(comparison)
     assert "alpha (simulated) has an E2E P95 of " in said and " times" not in said
     assert (
-        ", and there is nothing to compare it with: of beta (simulated) so many requests failed"
-        " that it has none; gamma (simulated) has no valid case: failed: load: the server died;"
-        in said
+        ", and there is nothing to compare it with: too many requests of beta (simulated) failed;"
+        " gamma (simulated) has no valid case: failed: load: the server died;" in said
     )
     found.table["e2e_p95_s"] = math.inf
     (comparison,) = summary.build_comparisons(found)
     assert conclusions.describe_result(comparison).startswith(
-        "Under chat, 3 requests/s so many requests of every server failed that none has an E2E P95."
+        "Under chat, 3 requests/s, no server has a finite E2E P95: too many requests failed."
         " Not ranked: gamma (simulated) has no valid case: failed: load: the server died;"
     )
 

@@ -1,5 +1,5 @@
-"""The page about the load generator: each promise is judged both ways, a miss is never hidden, and
-what was not run says so.
+"""The page on the load generator's accuracy: each promise is judged both ways, a miss is never
+hidden, and a missing experiment is named.
 """
 
 import copy
@@ -33,7 +33,7 @@ def test_the_sample_has_the_shapes_of_the_code(results):
     )
 
 
-def test_where_all_is_well_every_promise_is_met(results, tmp_path):
+def test_good_results_meet_every_promise(results, tmp_path):
     assert [
         v
         for v in (accuracy_targets.judge_target(promise, results) for promise in TARGETS)
@@ -47,7 +47,7 @@ def test_where_all_is_well_every_promise_is_met(results, tmp_path):
     assert text.count("| met |") == len(TARGETS) and "**not" not in text
 
 
-def test_what_was_not_run_or_not_measured_says_so(results, tmp_path):
+def test_a_missing_experiment_or_value_is_named(results, tmp_path):
     del results["soak"], results["accuracy"]
     results["cost"] |= {
         "ratio_to_c": {},
@@ -66,8 +66,8 @@ def test_what_was_not_run_or_not_measured_says_so(results, tmp_path):
     assert "Not run: `python -m loadtests.accuracy accuracy`." in text and "| 4 | 4 |" in text
     assert not (tmp_path / "accuracy.png").exists() and (tmp_path / "cost.png").exists()
     results["starved"]["flagged"] = 3
-    missed = "- of 20 starved load generators, caught: 75%, promised at least 100%"
-    assert missed in page(tmp_path, results), "too few to promise, but enough to miss"
+    missed = "- 20 starved load generators: share caught: 75%, promised at least 100%"
+    assert missed in page(tmp_path, results), "too few to keep a promise, but enough to miss it"
 
 
 def test_without_any_result(tmp_path):
@@ -115,8 +115,8 @@ def test_the_page_is_whole(results, tmp_path):
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table}) == 1, table
 
 
-def test_figures_of_what_is_incomplete(results, tmp_path):
-    """Older results without P95, and levels without a number."""
+def test_incomplete_results_have_figures(results, tmp_path):
+    """Older results have no P95, and some levels have no value."""
     for mode in ("open", "capped", "replay", "closed"):
         results["freeze"][mode] = {
             key: value for key, value in results["freeze"][mode].items() if "p95" not in key

@@ -1,4 +1,4 @@
-"""Claims against campaigns whose numbers are known: alpha carries 440 tokens/s, beta half of that,
+"""Claims, judged by campaigns with known numbers: alpha sustains 440 tokens/s, beta half of that,
 in two runs each.
 """
 
@@ -16,7 +16,7 @@ from loadtests.cli import parse_arguments
 from tests.helpers import synthetic_campaign
 
 ROOT = Path(__file__).parents[3]
-SAID = 'says = "x"\nsource = "y"\n'
+CLAIM = 'says = "x"\nsource = "y"\n'
 CAMPAIGN = '[campaigns.one]\narguments = ["--servers", "alpha,beta"]\n'
 
 
@@ -48,7 +48,7 @@ RATIO = '{{ metric = "output_tokens_per_s", of = "alpha", to = "beta", {} }}'
         ("most = 2.05", "undecided"),
     ],
 )
-def test_an_interval_inside_confirms_outside_refutes_and_over_the_threshold_does_neither(
+def test_an_interval_confirms_inside_refutes_outside_and_else_does_neither(
     tmp_path: Path, bounds: str, verdict: str
 ) -> None:
     found = judged(tmp_path, RATIO.format(bounds))
@@ -79,14 +79,14 @@ def test_all_parts_must_hold(tmp_path: Path) -> None:
         == "refuted"
     )
     both = judged(tmp_path, RATIO.format("least = 1.5") + ", " + RATIO.format("least = 2.0"))
-    assert both.verdict == "undecided" and "more runs would narrow it" in both.why
+    assert both.verdict == "undecided" and "more runs would decide" in both.why
 
 
-def test_what_is_more_than_claimed_is_refuted_and_says_so(tmp_path: Path) -> None:
+def test_a_value_beyond_the_claim_refutes_it_with_the_reason(tmp_path: Path) -> None:
     found = judged(
         tmp_path, RATIO.format("least = 1.2, most = 1.5") + ", " + RATIO.format("least = 1.5")
     )
-    assert (found.verdict, found.why) == ("refuted", "it is more than that")
+    assert (found.verdict, found.why) == ("refuted", "the value is better than claimed")
     # one is less
     assert (
         judged(
@@ -97,7 +97,7 @@ def test_what_is_more_than_claimed_is_refuted_and_says_so(tmp_path: Path) -> Non
     # about half: less is better
     latency = '{{ metric = "e2e_p50_s", of = "alpha", to = "beta", least = {}, most = {} }}'
     assert (
-        judged(tmp_path, latency.format(0.7, 0.8)).why == "it is more than that"
+        judged(tmp_path, latency.format(0.7, 0.8)).why == "the value is better than claimed"
         and judged(tmp_path, latency.format(0.1, 0.2)).why == ""
     )
 
@@ -115,7 +115,7 @@ def part(traffic: str, verdict: str) -> claims.PartVerdict:
     return claims.PartVerdict(traffic, "it", "at least 1", 1.0, 0.9, 1.1, verdict)
 
 
-def test_a_claim_that_holds_under_one_traffic_only_depends_on_it() -> None:
+def test_a_claim_that_is_true_under_one_traffic_depends_on_it() -> None:
     mixed = [
         part("chat, 1 user", "refuted"),
         part("chat, 16 users", "confirmed"),
@@ -123,46 +123,43 @@ def test_a_claim_that_holds_under_one_traffic_only_depends_on_it() -> None:
     ]
     assert claims._together(mixed) == (
         "depends",
-        "it is so under chat, 16 users and chat, 64 users; it is not so under chat, 1 user",
+        "it is true under chat, 16 users and chat, 64 users; it is false under chat, 1 user",
     )
     assert claims._together(
         [part("chat, 1 user", "refuted"), part("chat, 1 user", "confirmed")]
     ) == ("refuted", "")
     verdict, why = claims._together(
-        [part("chat, 1 user", "no number"), part("chat, 1 user", "refuted")]
+        [part("chat, 1 user", "no result"), part("chat, 1 user", "refuted")]
     )
-    assert verdict == "undecided" and why.startswith("there is no number for it, chat, 1 user")
+    assert verdict == "undecided" and why.startswith("there is no result for it, chat, 1 user")
 
 
-def test_what_is_undecided_or_without_a_number_under_another_traffic_is_never_left_out() -> None:
+def test_no_undecided_or_missing_traffic_is_left_out() -> None:
     refuted, undecided = part("one", "refuted"), part("two", "undecided")
-    reaches = (
-        "under two an interval reaches over the threshold, or there is none: more runs would"
-        " narrow it"
-    )
+    crosses = "under two an interval crosses the threshold or is missing: more runs would decide"
     assert claims._together([refuted, undecided]) == (
         "undecided",
-        f"it is not so under one; {reaches}",
+        f"it is false under one; {crosses}",
     )
     verdict, why = claims._together(
-        [refuted, undecided, part("three", "confirmed"), part("four", "no number")]
+        [refuted, undecided, part("three", "confirmed"), part("four", "no result")]
     )
     assert verdict == "depends"
     assert (
-        f"it is so under three; it is not so under one; {reaches};"
-        " there is no number for it, four" in why
+        f"it is true under three; it is false under one; {crosses};"
+        " there is no result for it, four" in why
     )
     assert claims._together([refuted, part("two", "refuted")]) == ("refuted", "")
 
 
-def test_what_a_reader_must_know_stands_beside_the_verdict(tmp_path: Path) -> None:
+def test_a_claim_s_note_is_beside_the_verdict(tmp_path: Path) -> None:
     assert (
         judged(tmp_path, RATIO.format("least = 1.5"), 'note = "of this machine"').why
         == "of this machine"
     )
 
 
-def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
+def test_a_claim_that_was_not_measured_has_the_reason(tmp_path: Path) -> None:
     assert (
         judged(tmp_path, '{ metric = "output_tokens_per_s", of = "omega", least = 1 }').verdict
         == "not testable here"
@@ -171,7 +168,7 @@ def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
     assert (cores.verdict, cores.why) == ("not testable here", "the server has 1 core here")
     file = tmp_path / "claims.toml"
     file.write_text(
-        f'{CAMPAIGN}[claims.a]\n{SAID}campaign = "one"\nparts = []\n[claims.b]\n{SAID}needs = "a'
+        f'{CAMPAIGN}[claims.a]\n{CLAIM}campaign = "one"\nparts = []\n[claims.b]\n{CLAIM}needs = "a'
         ' GPU"\n'
     )
     not_run, without = claims.judge_claims(tmp_path / "elsewhere", file)
@@ -179,7 +176,7 @@ def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
     assert (without.verdict, without.why) == ("not testable here", "it needs a GPU")
 
 
-def test_the_pages_say_every_claim_with_its_verdict(
+def test_the_pages_show_every_claim_with_its_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     verdict = judged(tmp_path, RATIO.format("least = 1.5"))
@@ -199,17 +196,17 @@ def test_the_pages_say_every_claim_with_its_verdict(
     ("text", "sentence"),
     [
         ('[claims.a]\nsays = "x"\ncampaign = "one"\n', "the claim 'a' has no 'source'"),
-        (f'[claims.a]\n{SAID}campaign = "two"\n', "the claim 'a' names no campaign that is there"),
+        (f'[claims.a]\n{CLAIM}campaign = "two"\n', "the claim 'a' names no campaign of this file"),
         (
             (
-                f'[claims.a]\n{SAID}campaign = "one"\nparts = [{{ metric = "speed", of = "b", least'
-                " = 1 }]\n"
+                f'[claims.a]\n{CLAIM}campaign = "one"\nparts = [{{ metric = "speed", of = "b",'
+                " least = 1 }]\n"
             ),
             "a part of the claim 'a'",
         ),
         (
             (
-                f'[claims.a]\n{SAID}campaign = "one"\nparts = [{{ metric = "requests_per_s", of ='
+                f'[claims.a]\n{CLAIM}campaign = "one"\nparts = [{{ metric = "requests_per_s", of ='
                 ' "b" }]\n'
             ),
             "a part of the claim 'a'",
@@ -224,11 +221,11 @@ def test_a_broken_file_is_one_sentence(tmp_path: Path, text: str, sentence: str)
         claims.read_claims(file)
 
 
-# --- ours
+# --- the committed claims
 
 
 @pytest.mark.parametrize("name", claims.read_claims()["campaigns"])
-def test_our_campaigns_can_be_planned_and_have_the_servers_that_are_claimed_about(
+def test_our_campaigns_can_be_planned_and_have_the_claims_servers(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = claims.read_claims()
