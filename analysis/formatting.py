@@ -107,12 +107,14 @@ def shorten(text: str, most: int = 200) -> str:
 
 def workload_title(scenario: str, users: float, rate: float) -> str:
     """
-    >>> workload_title("chat", 8.0, float("nan"))
-    'chat, 8 users'
+    >>> workload_title("chat", 8.0, float("nan")), workload_title("steady", float("nan"), 1.0)
+    ('chat, 8 users', 'steady, 1 request/s')
     """
     if not math.isnan(users):
         return f"{scenario}, {users:.0f} user" + ("" if users == 1 else "s")
-    return scenario if math.isnan(rate) else f"{scenario}, {rate:g} requests/s"
+    if math.isnan(rate):
+        return scenario
+    return f"{scenario}, {rate:g} request" + ("/s" if rate == 1 else "s/s")
 
 
 def flatten_settings(value: Any, path: str = "") -> list[tuple[str, str]]:

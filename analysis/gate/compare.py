@@ -262,7 +262,10 @@ def _keys(s: Summary, scenarios: list[str]) -> dict[str, str]:
     data = s.campaign.data
     shown = {key: data.get(key) for key in ("manifest", "machine_share", *WORK)}
     shown["window_s"] = sorted(set(s.table["duration_s"].dropna()))
-    shown["scenarios"] = {name: data["scenarios"][name] for name in scenarios}
+    shown["scenarios"] = {  # a scenario's description does not change what is sent
+        name: {k: v for k, v in data["scenarios"][name].items() if k != "summary"}
+        for name in scenarios
+    }
     found = dict(formatting.flatten_settings(shown))
     memory = (data.get("manifest") or {}).get("memory")
     if isinstance(memory, dict):

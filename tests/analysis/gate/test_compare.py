@@ -163,6 +163,19 @@ def test_a_little_less_memory_is_the_same_machine(tmp_path):
     assert found == []
 
 
+def test_another_description_is_the_same_scenario(tmp_path):
+    chat = {"arrivals": "closed", "users": 8, "prompt_tokens": [16, 512], "max_tokens": 10}
+    folders = [
+        one_case(tmp_path / name, scenarios={"chat": chat | {"summary": name}}) for name in "ab"
+    ]
+    assert (
+        compare.list_differences(
+            *(summary.summarise(dataset.read_campaign(folder)) for folder in folders)
+        )
+        == []
+    )
+
+
 def test_cases_of_only_one_campaign_are_named(tmp_path, capsys):
     a, b = synthetic_campaign.campaign(tmp_path / "a"), one_case(tmp_path / "b", "other")
     code, out, error = run(capsys, a, b)
