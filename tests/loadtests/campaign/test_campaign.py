@@ -209,8 +209,9 @@ def test_the_terminal_shows_a_table_and_the_report_s_path(mini: tuple[Path, Any]
     assert len(after) == (0 if busy else 8)
     for what, command in zip(after[2::2], after[3::2], strict=True):
         assert what.startswith("  # ") and re.match(r"  \S*python\S* -m loadtests --", command)
-    for words in ("fastapi_threadpool (simulated)", "flask_gunicorn (simulated)", "tokens/s"):
+    for words in ("fastapi_threadpool (simulated)", "flask_gunicorn (simulated)"):
         assert words in done.stdout
+    assert busy or "tokens/s" in done.stdout, "only a valid case has throughput"
     assert (campaign / "report.html").stat().st_size > 10_000 and not (
         campaign / "notebooks"
     ).exists()
