@@ -281,7 +281,7 @@ def test_ports_that_cannot_be_used_are_refused_before_anything_begins(bench: Ben
         taken = str(witness.server_port)
         for option, place in (("--listen", f"127.0.0.1:{taken}"), ("--web-port", taken)):
             bench.refuses(
-                f"port {taken} on 127.0.0.1 cannot be used (Address already in use): give another"
+                f"port {taken} on 127.0.0.1 cannot be used (Address already in use): choose another"
                 f" one with {option}",
                 *QUICK,
                 option,
@@ -290,8 +290,8 @@ def test_ports_that_cannot_be_used_are_refused_before_anything_begins(bench: Ben
                 "not_to_be",
             )
     bench.refuses(
-        "port 5557 on 192.0.2.1 cannot be used (Cannot assign requested address): give another one"
-        " with --listen",
+        "port 5557 on 192.0.2.1 cannot be used (Cannot assign requested address): choose another"
+        " one with --listen",
         *QUICK,
         "--listen",
         "192.0.2.1:5557",
