@@ -39,9 +39,9 @@ MAX_BODY_BYTES = 4 * 1024 * 1024
 SSE_CONTENT_TYPE = "text/event-stream"
 SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 DONE = "data: [DONE]\n\n"
-# An option of some servers: the library that serialises each whole chunk, as most servers do.
-# By default ("prepared") the constant part of all chunks is serialised once, and only the text
-# per token.
+# Some servers have this option: serialise each whole chunk with that library, as most servers do.
+# The default ("prepared") serialises the constant part of all chunks once, and then only the text
+# of each token.
 WHOLE_CHUNKS = os.environ.get("SERVEOFF_JSON", "prepared") != "prepared"
 
 _dumps: Callable[[Any], str] = json.dumps

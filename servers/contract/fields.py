@@ -21,7 +21,7 @@ _ROLES = {"developer": "system", "tool": "user", "function": "user"}
 
 
 def refuse_unsupported(data: Any) -> Any:
-    """Return the request's body. Raises ValueError with a message that starts with the field."""
+    """Return the body, or raise ValueError with a message that starts with the refused field."""
     if not isinstance(data, dict):
         return data
     for field, value in data.items():
@@ -42,7 +42,7 @@ def refuse_unsupported(data: Any) -> Any:
 
 
 def or_default(default: float | bool) -> BeforeValidator:
-    """Replace null by the default, as OpenAI does."""
+    """Replace null with the default, as OpenAI does."""
     return BeforeValidator(lambda value: default if value is None else value)
 
 

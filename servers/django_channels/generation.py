@@ -40,7 +40,7 @@ async def generated(job: engines.Job) -> AsyncIterator[Any]:
         sync_to_async(engine.generate, thread_sensitive=False, executor=pool)(job, on_token)
     )
     generation.add_done_callback(items.put_nowait)
-    # retrieves the exception even if no consumer is left, which asyncio would log
+    # otherwise asyncio logs an exception that no consumer retrieves
     generation.add_done_callback(asyncio.Future.exception)
     try:
         while isinstance(item := await items.get(), str):

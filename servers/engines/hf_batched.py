@@ -36,11 +36,11 @@ class _Steps(StoppingCriteria):  # type: ignore[misc]
 
 
 class HfBatchEngine(Transformers):
-    max_batch = math.inf  # the queue in front limits it to what fits in memory
+    max_batch = math.inf  # only memory limits it; the queue in front sets the size
 
     def kind(self, job: Job) -> Hashable:
-        """Return a key of requests that can share a batch: one call samples in one way. A request
-        with a seed runs alone, because its tokens would depend on the other rows.
+        """Return a key of requests that can share a batch: one call samples in one way. A sampled
+        request with a seed runs alone, because its tokens would depend on the other rows.
         """
         request = job.request
         if request.temperature == 0:

@@ -10,8 +10,8 @@ Requests wait for a slot in order of arrival; then
 A static batch (SimulatedBatchEngine) is one request with the tokens of all its prompts, padded to
 the longest; every row takes part in every step, done or not.
 
-Deadlines add up from the start instead of one sleep after the other, so lateness of the scheduler
-never accumulates.
+Deadlines are computed from the start, not by sleeping for one step after the other, so lateness of
+the scheduler never accumulates.
 
 A response ends at the request's max_tokens. Without max_tokens it ends after OPEN_TOKENS, with
 finish_reason stop, as a model ends its text; with `ignore_eos` it has the same length and

@@ -112,7 +112,7 @@ def start_supervised(
     folder: Path = ROOT,
 ) -> "subprocess.Popen[bytes]":
     """Start a command in `folder` under a supervisor. It ends with all its descendants when
-    `stop_supervised` is called, or when this process ends in any way.
+    `stop_supervised` is called, or when this process ends, even if it is killed.
 
     The supervisor's stdout has one process id per line: those of the processes `before` the
     command, then the command's (servers/runtime/supervise.py).

@@ -126,7 +126,7 @@ def _shape_of_hub(name: str) -> JsonObject | None:
 
 def run_generator(*command: str) -> str:
     """Run a module that makes a model; return the model's folder. It runs in another process,
-    because torch takes seconds to import and memory. Raises LaunchError.
+    because torch takes memory, and seconds to import. Raises LaunchError.
     """
     done = subprocess.run(
         [sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True

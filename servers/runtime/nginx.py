@@ -7,7 +7,7 @@ The template is the content of `http`. As in nginx's Docker image, ${NAME} becom
 nginx's own $variables stay. ${UPSTREAM} becomes one `server` line per URL. `include refusals.conf`
 within a `server` puts nginx's own errors into OpenAI's envelope.
 
-On SIGTERM, responses in progress finish, as with every other server: it is passed on as SIGQUIT.
+On SIGTERM, responses in progress finish, as with every other server: nginx gets SIGQUIT for that.
 """
 
 import argparse

@@ -30,7 +30,7 @@ async def generated(
 
     generation = loop.run_in_executor(pool, engine.generate, job, on_token)
     loop.add_future(generation, items.put_nowait)
-    # retrieves the exception even if no consumer is left, which asyncio would log
+    # otherwise asyncio logs an exception that no consumer retrieves
     generation.add_done_callback(asyncio.Future.exception)
     while isinstance(item := await items.get(), str):
         yield item

@@ -1,4 +1,4 @@
-"""Replaces itself by vLLM's own OpenAI server, with the engine arguments of
+"""Replaces itself with vLLM's own OpenAI server, with the engine arguments of
 servers/engines/vllm.py.
 """
 

@@ -284,7 +284,7 @@ def test_unusable_ports_are_refused_before_anything_starts(bench: Bench) -> None
         taken = str(witness.server_port)
         for option, place in (("--listen", f"127.0.0.1:{taken}"), ("--web-port", taken)):
             bench.refuses(
-                f"port {taken} on 127.0.0.1 cannot be used (Address already in use): give another"
+                f"port {taken} on 127.0.0.1 cannot be used (Address already in use): choose another"
                 f" one with {option}",
                 *QUICK,
                 option,
@@ -293,8 +293,8 @@ def test_unusable_ports_are_refused_before_anything_starts(bench: Bench) -> None
                 "not_to_be",
             )
     bench.refuses(
-        "port 5557 on 192.0.2.1 cannot be used (Cannot assign requested address): give another one"
-        " with --listen",
+        "port 5557 on 192.0.2.1 cannot be used (Cannot assign requested address): choose another"
+        " one with --listen",
         *QUICK,
         "--listen",
         "192.0.2.1:5557",
