@@ -289,3 +289,12 @@ def test_a_missing_command_is_found(
     found = list(commands(tmp_path / "page.md"))
     assert len(found) == 2
     assert [check_command(words, known) for words in found] == [missing, missing]
+
+
+def test_every_named_test_exists() -> None:
+    """SECURITY.md names the test of each promise."""
+    sources = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
+    files = {file.stem for file in (ROOT / "tests").rglob("test_*.py")}
+    named = {t for page in PAGES for t in re.findall(r"\btest_\w+", page.read_text())}
+    assert named, "no page names a test"
+    assert [t for t in sorted(named - files) if f"def {t}(" not in sources] == []

@@ -331,7 +331,7 @@ TEXT = b"HTTP/1.1 200 OK\r\n"
         ((CLOSE,), "connection closed before a response", 0),
     ],
 )
-def test_a_failure_has_a_reason_and_keeps_what_came(
+def test_a_failure_has_a_reason_and_keeps_the_tokens_before_it(
     server: Scripted, script: tuple[Step, ...], error: str, tokens: int
 ) -> None:
     exchange, settled = ask(server, *script)
