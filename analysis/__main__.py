@@ -187,7 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
     verb.add_argument(
         "--metrics",
         default="",
-        help="metrics to judge, comma-separated (as the next three, not of a gate's folder)",
+        help="metrics to judge, comma-separated; a gate's folder ignores it and the next three",
     )
     verb.add_argument(
         "--tolerance",
