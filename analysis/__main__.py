@@ -183,7 +183,7 @@ def make_parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--metrics",
         default="",
-        help="metrics to judge, comma-separated (as the next three, not of a gate's folder)",
+        help="metrics to judge, comma-separated; a gate's folder ignores it and the next three",
     )
     verb.add_argument(
         "--tolerance",

@@ -203,26 +203,26 @@ def _published(folder: Path, checks: list[Json]) -> Published:
 
 
 def read_accuracy_results(folder: Path) -> dict[str, Any]:
-    """What each experiment of `python -m loadtests.accuracy` found, by its name: results.json.
-    Raises InputError.
+    """The results of each experiment of `python -m loadtests.accuracy` by its name, from
+    results.json. Raises InputError.
     """
     file = folder / "results.json"
     if not file.is_file():
         raise InputError(
-            f"no results.json at {folder}: run `python -m loadtests.accuracy` first, or name its"
-            " --out"
+            f"no results.json at {folder}: run `python -m loadtests.accuracy` first, or give its"
+            " --out folder"
         )
     try:
         return dict(schema.read_json(file))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError):
         raise InputError(
-            f"{file} is not what `python -m loadtests.accuracy` writes ({error}); run it again"
+            f"{file} is not a result of `python -m loadtests.accuracy`: run it again"
         ) from None
 
 
 def _state(run: dict[str, Any] | None) -> dict[str, Any]:
     if run is None:
-        return {"state": "planned", "reason": "not begun"}
+        return {"state": "planned", "reason": "not started"}
     state, _, reason = str(run["status"]).partition(": ")
     if state == "running":
         reason = "still running, or killed while it ran"
@@ -268,7 +268,7 @@ def _json(path: Path) -> Any:
     version = value.get("schema") if isinstance(value, dict) else None
     if version != schema.SCHEMA:
         raise InputError(
-            f"{path} has schema version {version}, and this Serveoff reads version {schema.SCHEMA}:"
+            f"{path} has schema version {version}, but this Serveoff reads version {schema.SCHEMA}:"
             " use the Serveoff that wrote it, or run the campaign again"
         )
     return value

@@ -133,9 +133,9 @@ def check_own_times(case: CaseData) -> Check:
     longer = float((1e3 * (r["last_s"] - r["first_s"]) - r["predicted_ms"]).median())
     bound = max(10.0, 0.02 * float(r["predicted_ms"].median()))
     detail = (
-        f"{impossible:.1%} of the first tokens arrived before the server had generated them; from"
-        f" first to last token the client measured {longer:+.1f} ms against the server, bound"
-        f" {bound:.0f} ms"
+        f"{impossible:.1%} of the first tokens arrived before the server had generated them; the"
+        f" client's time from first to last token differs from the server's by {longer:+.1f} ms,"
+        f" bound {bound:.0f} ms"
     )
     return Check(name, impossible <= 0.01 and abs(longer) <= bound, "warning", detail, remedy)
 

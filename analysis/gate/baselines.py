@@ -97,8 +97,8 @@ def check_name(name: str, folder: Path = FOLDER) -> None:
     """Checks that a baseline of this name exists; for "newest", any. Raises InputError."""
     there = [file.stem for file in sorted(folder.glob("*.json"))]
     if name not in there and not (name == "newest" and there):
-        known = ", ".join(there) or "none yet: `nox -s baseline` records one"
-        raise InputError(f"there is no baseline {name!r} in {folder}; there are {known}")
+        known = f"choose from {', '.join(there)}" if there else "record one with `nox -s baseline`"
+        raise InputError(f"there is no baseline {name!r} in {folder}: {known}")
 
 
 def read_baseline(file: Path) -> Summary:
@@ -140,8 +140,8 @@ def find_baseline(name: str, like: Summary, folder: Path = FOLDER) -> Path:
     ]
     if not same:
         raise InputError(
-            f"no baseline in {folder} is of this machine's class, {kind}: `nox -s baseline`"
-            " records one"
+            f"no baseline in {folder} is of this machine's class, {kind}: record one with"
+            " `nox -s baseline`"
         )
     return max(same)[1]
 
@@ -154,7 +154,7 @@ def update_history(folder: Path = FOLDER) -> list[Path]:
     for found in map(read_baseline, sorted(folder.glob("*.json"))):
         classes.setdefault(found.campaign.data["machine_class"], []).append(found)
     if not classes:
-        raise InputError(f"there is no baseline in {folder}: `nox -s baseline` records one")
+        raise InputError(f"there is no baseline in {folder}: record one with `nox -s baseline`")
     # imported only here: a gate reads baselines before and after it measures, but draws none
     from analysis.plots.history import draw_history
     from analysis.plots.style import encode_png

@@ -221,7 +221,7 @@ def show_comparison(a: Summary, b: Summary, console: Console) -> None:
     console.print(
         Text(
             f"\n{sum(len(m.changes) for m in found)} comparisons at 95% each: without any true"
-            " difference, one in twenty differs by chance. Could only detect: the smallest"
+            " difference, one in twenty differs by chance. “Could only detect” names the smallest"
             f" difference that is found with a probability of {stats.POWER:.0%}."
         )
     )

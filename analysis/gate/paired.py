@@ -2,14 +2,14 @@
 head and base again.
 
 The unit is the repetition: d = ln head - (ln base + ln control) / 2, signed so that + is worse.
-Control is base's second run, after head. The gate looks at 5, 10 and 15 repetitions, each time at
-alpha = 0.022 (Pocock's constant for three looks at 5%: S. J. Pocock, "Group sequential methods",
-Biometrika 64, 1977), with Holm's adjustment over all metrics of all systems. Control must not
-differ from base, by the same test at 0.002.
+Control is base's second run; of base and control, one runs before head and one after. The gate
+looks at 5, 10 and 15 repetitions, each time at alpha = 0.022 (Pocock's constant for three looks at
+5%: S. J. Pocock, "Group sequential methods", Biometrika 64, 1977), with Holm's adjustment over all
+metrics of all systems. Control must not differ from base, by the same test at 0.002.
 
 Some findings need no statistics. Too many failed requests, a broken contract, a wrong response, a
-lost row or a server that does not start is a fault, and makes the gate invalid. A run that is only
-spoilt (the load generator was late, the load was not steady) sets its repetition aside. That
+lost row or a server that does not start is a fault, and makes the gate invalid. A run that was only
+disturbed (the load generator was late, the load was not steady) sets its repetition aside. That
 repetition is replaced; too many of them also make the gate invalid.
 """
 
@@ -343,7 +343,7 @@ def _notes(summary: Summary, collected: Sequence[Repetitions]) -> list[str]:
 def _outside(summary: Summary, each: Repetitions) -> list[str]:
     """Notes on head's start-up and warm-up, which lie outside the window and are not judged."""
     notes = []
-    for of, says in (
+    for of, sentence in (
         (_startup, "head takes {head} s to start, base {base} s"),
         (
             _warm_up,
@@ -362,7 +362,7 @@ def _outside(summary: Summary, each: Repetitions) -> list[str]:
             continue
         ratio, low, _ = stats.mean_ratio(head, base)
         if low > 1 and ratio > 1.25:
-            text = says.format(
+            text = sentence.format(
                 head=format_number(float(head.mean())), base=format_number(float(base.mean()))
             )
             notes.append(f"{each.system.name}: {text}; this is outside the window and not judged")

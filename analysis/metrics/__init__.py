@@ -53,9 +53,9 @@ def _percentiles() -> list[Metric]:
             "tpot_s",
             "TPOT",
             "requests_of_several_tokens",
-            "time per output token, from the first chunk with a token to the last, divided by the"
-            " tokens after the first chunk; completed requests with more than one such chunk and a"
-            " credible number of tokens",
+            "time per output token, from the first chunk with tokens to the last, divided by the"
+            " tokens after the first chunk; completed requests only, without those of one chunk or"
+            " of a usage that is not credible",
         ),
         (
             "e2e_s",
@@ -68,8 +68,8 @@ def _percentiles() -> list[Metric]:
             "itl_s",
             "ITL",
             "requests_of_several_tokens",
-            "inter-token latency, the gaps between consecutive chunks that carry tokens, all gaps"
-            " of all these requests together",
+            "inter-token latency, the gaps between consecutive chunks that carry tokens, pooled"
+            " over these requests",
         ),
         (
             "send_lag_s",

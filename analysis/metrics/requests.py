@@ -101,8 +101,8 @@ def ttft_mean_s(case: CaseData) -> float:
 
 
 def itl_mean_s(case: CaseData) -> float:
-    """Mean of the gaps between consecutive chunks that carry tokens, over all gaps of the requests
-    scheduled in the window.
+    """Mean inter-token latency: the gaps between consecutive chunks that carry tokens, pooled over
+    the requests scheduled in the window.
     """
     return mean_or_nan(case.latencies("itl_s"))
 
@@ -117,8 +117,8 @@ def tokens_per_chunk(case: CaseData) -> float:
 
 def outside_engine_p50_s(case: CaseData) -> float:
     """Median of E2E - (queue_ms + prompt_ms + predicted_ms), the last three from the server's own
-    timings: the time that the architecture, the network and the client add to the engine's. Over
-    the completed requests scheduled in the window.
+    timings: the time that the architecture, the network and the client add to that of the engine.
+    Over the completed requests scheduled in the window.
     """
     r = case.scheduled[~case.scheduled["failed"]]
     outside = r["e2e_s"] - (r["queue_ms"] + r["prompt_ms"] + r["predicted_ms"]) / 1000

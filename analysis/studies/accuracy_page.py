@@ -177,7 +177,7 @@ SECTIONS = {
     ),
     "replay": Section(
         "Does a replay send at the times of the trace?",
-        "A bursty trace in the formats of Azure and Mooncake, replayed at twice the speed.",
+        "A bursty trace in the formats of Azure and Mooncake, replayed at twice its speed.",
         replay_table,
     ),
     "freeze": Section(
@@ -199,7 +199,7 @@ SECTIONS = {
         workers_table,
     ),
     "starved": Section(
-        "Does it notice that it is too slow itself?",
+        "Does it notice when it is too slow?",
         "Real cases on the simulated engine. The load generator shares its core with a dozen busy"
         " processes, and the check `client error` must mark each case as invalid.",
         starvation_table,

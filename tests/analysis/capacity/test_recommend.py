@@ -212,7 +212,7 @@ def test_another_slo_is_judged_by_the_same_cases(
     assert "What would change" not in output
     assert command.main(["recommend", folder, "--rate", "32", "--slo", "ttft_p99.9=70ms"]) == 1
     assert (
-        "alpha (simulated): n too small: 320 requests for TTFT P99.9 ≤ 70 ms, 2995 are needed"
+        "alpha (simulated): n too small: 320 requests for TTFT P99.9 ≤ 70 ms, which needs 2995"
         in capsys.readouterr().out
     )
 
@@ -221,13 +221,13 @@ def test_another_slo_is_judged_by_the_same_cases(
     ("arguments", "sentence"),
     [
         (["--rate", "fast"], "--rate 'fast': give a number above 0"),
-        (["--rate", "5", "--headroom", "1"], "--headroom 1: give a share from 0 to below 1"),
+        (["--rate", "5", "--headroom", "1"], "--headroom 1: give a share of at least 0 and below"),
         (
             ["--rate", "5", "--scenario", "chat"],
             "choose one of the open-loop scenarios with --scenario: steady",
         ),
         (["--rate", "5", "--slo", "fast"], "cannot read the SLO 'fast'"),
-        (["--rate", "5", "--price", "much"], "--price 'much': give dollars an hour"),
+        (["--rate", "5", "--price", "much"], "--price 'much': give dollars per hour"),
     ],
 )
 def test_bad_input_is_one_sentence(

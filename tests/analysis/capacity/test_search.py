@@ -239,8 +239,8 @@ def test_a_queue_s_capacity_is_found() -> None:
                 requests(list(waits(load, 4000, chance.randrange(10**9)) + 0.05)), bounds
             )[0].holds
 
-        answer, tried = searched(holds, 0.8 * 20)
-        found.append(answer.holds / low)
+        capacity, tried = searched(holds, 0.8 * 20)
+        found.append(capacity.holds / low)
         assert len(tried) < search.MOST_CASES
     assert 0.96 <= float(np.median(found)) <= 1.02, found
 

@@ -57,8 +57,8 @@ def write(folder: Path, *cases: tuple[str, float, float], **changes: Any) -> Pat
 
 
 def asked(folder: Path) -> Any:
-    (answer,) = search.needed_cases(dataset.read_campaign(folder))
-    return answer
+    (case,) = search.needed_cases(dataset.read_campaign(folder))
+    return case
 
 
 def test_it_starts_at_saturation_and_ends_between_a_met_and_a_missed_load(tmp_path: Path) -> None:

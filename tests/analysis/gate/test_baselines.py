@@ -92,7 +92,7 @@ def test_a_baseline_is_stored_and_compared(
     capsys.readouterr()
     assert command.main(["gate", str(folder), "--baseline", "zzz"]) == 2
     assert (
-        "there is no baseline 'zzz' in results/baselines; there are synthetic-4-cores"
+        "there is no baseline 'zzz' in results/baselines: choose from synthetic-4-cores"
         in capsys.readouterr().err
     )
     assert command.main(["baseline", str(tmp_path / "b1.3"), "--name", "later"]) == 0

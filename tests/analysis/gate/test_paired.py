@@ -64,16 +64,16 @@ def test_markup_in_a_gate_s_results_stays_text(
 ) -> None:
     folder = synthetic_campaign.gate(tmp_path / "g", steady(5), does_not_start)
     for file in [folder / "campaign.json", *folder.glob("cases/*/run.json")]:
-        said = synthetic_campaign.spoilt(json.loads(file.read_text()))
-        if "status" in said:
-            said["status"] += synthetic_campaign.ATTACK
+        data = synthetic_campaign.spoilt(json.loads(file.read_text()))
+        if "status" in data:
+            data["status"] += synthetic_campaign.ATTACK
         else:
-            said["gate"] |= {
+            data["gate"] |= {
                 "sides": dict.fromkeys(("base", "head"), synthetic_campaign.ATTACK),
                 "metrics": "",
                 "slo": "",
             }
-        synthetic_campaign.schema.write_json(file, said)
+        synthetic_campaign.schema.write_json(file, data)
     assert command.main(["gate", str(folder)]) == 2
     assert synthetic_campaign.ATTACK in capsys.readouterr().out.replace("\n", "")
     assert "<script" not in (folder / "gate.md").read_text()

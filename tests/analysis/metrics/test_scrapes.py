@@ -11,7 +11,7 @@ from tests.helpers import synthetic_campaign
 def test_the_server_over_time_beside_the_client(observe):
     frame = summary.timeline_frame(observe(said=synthetic_campaign.server_metrics()))
     middle = frame[(frame["time_s"] > 0) & (frame["time_s"] < 7)]
-    assert middle["in_flight"].between(5, 7).all()  # 40 a second, 0.15 s each
+    assert middle["in_flight"].between(5, 7).all()  # 40 per second, 0.15 s each
     assert set(middle["server_running"].dropna()) == {3.0} and set(
         middle["server_waiting"].dropna()
     ) == {1.0}

@@ -217,8 +217,8 @@ def test_waiting_for_a_worker_is_as_much_as_it_was(tmp_path):
     share = np.mean(np.array(waits)[slowest]) / e2e[slowest].mean()
     assert made.bars[1].share("before_s") == pytest.approx(share)
     assert made.sentence.startswith(
-        f"{share:.0%} of the slowest 5% is waiting for one of 2 workers (framework and network are"
-        " in it)"
+        f"{share:.0%} of the slowest 5% is waiting for one of 2 workers (including framework and"
+        " network)"
     )
 
 
@@ -290,9 +290,8 @@ def test_a_thread_of_a_pool_likewise(tmp_path, engine, options, cause):
 def test_generation_says_of_how_many_at_once(tmp_path):
     text = attributed(tmp_path, synthetic_campaign.requests()).sentence
     assert (
-        text
-        == "67% of the slowest 1% is generation, from the first token to the last, of 5.92 requests"
-        " at once on average; of the median request it is 67% (mean E2E 150 and 150 ms)."
+        text == "67% of the slowest 1% is generation, from the first token to the last, with 5.92"
+        " requests at once on average; of the median request it is 67% (mean E2E 150 and 150 ms)."
     )
 
 
@@ -325,7 +324,7 @@ def test_too_few_requests(tmp_path):
     )
     assert (
         attributed(tmp_path, synthetic_campaign.requests(n=5, rate=0.5)).sentence
-        == "too few completed requests to say."
+        == "too few completed requests for an explanation."
     )
 
 

@@ -118,7 +118,7 @@ def test_requests_that_are_not_there_are_not_read_as_none(published: Path) -> No
     for read in (campaign.requests, campaign.telemetry, campaign.server_metrics):
         with pytest.raises(InputError, match="is published without its requests"):
             read(0)
-    with pytest.raises(InputError, match="run the campaign again, with --find-capacity"):
+    with pytest.raises(InputError, match="run the campaign again with --find-capacity"):
         search.measured_cases(campaign, "alpha", "simulated", "chat")
 
 

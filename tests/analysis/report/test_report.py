@@ -77,7 +77,7 @@ def test_answer_first_and_every_case_beside_it(made):
         "failed: load: the server died",
         "skipped: nginx is missing",
         "still running, or killed",
-        "not begun",
+        "not started",
         "n too small (n=152)",
         "not complete",
         "no NVIDIA GPU",
@@ -183,7 +183,7 @@ def test_a_campaign_that_only_began(tmp_path):
         synthetic_campaign.campaign_data([synthetic_campaign.run()["case"]]),
     )
     found = writer.write_report(folder)
-    assert "alpha (simulated) has no valid case: planned: not begun." in text(found)
+    assert "alpha (simulated) has no valid case: planned: not started." in text(found)
     synthetic_campaign.schema.write_json(
         folder / "campaign.json", synthetic_campaign.campaign_data([])
     )

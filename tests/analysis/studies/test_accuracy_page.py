@@ -152,7 +152,7 @@ def test_command(results, tmp_path, capsys, monkeypatch):
     for broken in ("{", "[1]", "7"):
         (folder / "results.json").write_text(broken)
         assert __main__.main(["instrument", str(folder)]) == 2
-        assert "is not what `python -m loadtests.accuracy` writes" in capsys.readouterr().err
+        assert "is not a result of `python -m loadtests.accuracy`" in capsys.readouterr().err
     (folder / "results.json").write_text(json.dumps(results))
     assert __main__.main(["instrument"]) == 0
     assert (

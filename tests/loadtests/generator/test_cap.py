@@ -100,7 +100,7 @@ def test_more_workers_than_slots_are_refused(bench: Bench) -> None:
         SCENARIOS.replace("rate = 25.0", "rate = 25.0\nmax_in_flight = 2")
     )
     bench.refuses(
-        "the scenario 'random' has max_in_flight = 2: give --load-workers 2, or fewer",
+        "the scenario 'random' has max_in_flight = 2: give --load-workers 2 or fewer",
         *QUICK,
         "--scenarios",
         "random",
