@@ -1,4 +1,4 @@
-"""The report says what the load generator's own errors were, or that nobody asked."""
+"""The report shows the load generator's own errors, or that they were not measured."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def pages(tmp_path, calibration=None):
     return (folder / "report.html").read_text(), (folder / "report.md").read_text()
 
 
-def test_what_was_measured_is_shown_in_both(tmp_path):
+def test_both_pages_show_the_errors(tmp_path):
     page, markdown = pages(tmp_path, synthetic_campaign.calibration(8, 12.5, failed=3))
     section = markdown.partition("## Noise floor")[2].partition("\n## ")[0]
     for shown in (
@@ -61,7 +61,7 @@ def test_nothing_was_calibrated(tmp_path):
         )
 
 
-def test_what_is_missing_is_a_dash(tmp_path):
+def test_a_missing_value_is_a_dash(tmp_path):
     nothing = dict.fromkeys(
         ("ttft_error_mean_s", "ttft_error_p99_s", "cpu_per_event_s", "waited_share")
     )
@@ -112,7 +112,7 @@ def steps(*said):
         ),
     ],
 )
-def test_who_was_the_limit(ladder, sustained, sentence):
+def test_the_limit_is_named(ladder, sustained, sentence):
     assert (
         noise_floor_section.describe_load_steps(
             {"ladder": ladder, "sustained_events_per_s": sustained}
