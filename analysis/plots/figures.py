@@ -165,18 +165,15 @@ def _panels(
         sharex=True,
         sharey=True,
     )
+    # The background of every panel: few points, since there are four hundred lines, and nothing
+    # between one line and the next.
+    end = pd.DataFrame({"e2e_s": [math.nan], "share": [math.nan]})
+    few = [each for s, _, _ in drawn for each in (lines[s.name][0].iloc[::6], end)]
+    others = pd.concat(few)[["e2e_s", "share"]].replace(math.inf, math.nan)
+    others["e2e_s"] *= 1000
     for axes, (system, label, _) in zip(grid.flat, drawn, strict=False):
-        for other, _, _ in drawn:
-            # Four hundred lines: each has few points, as they are only a background.
-            few = lines[other.name][0].iloc[::4]
-            line = axes.plot(
-                1000 * few["e2e_s"].replace(math.inf, math.nan),
-                few["share"],
-                color="#999999",
-                lw=0.5,
-                alpha=0.5,
-            )
-            marks.append(Mark(axes, line, "", [], "E2E of the others"))
+        line = axes.plot(others["e2e_s"], others["share"], color="#999999", lw=0.5, alpha=0.5)
+        marks.append(Mark(axes, line, "", [], "E2E of the others"))
         for run, own in enumerate(lines[system.name]):
             for column, name, look in (
                 ("ttft_s", "TTFT", {"color": COLOURS[3], "ls": "--"}),

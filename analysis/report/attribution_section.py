@@ -18,7 +18,7 @@ def kept_view(campaign: Campaign, comparison: Comparison) -> View:
     title = f"## {escape_markdown(comparison.title)}\n"
     own = (campaign.folder / "report.md").read_text().partition(title)[2].partition("\n## ")[0]
     _, heading, text = own.partition("### Why\n")
-    return {"kept": markupsafe.Markup(heading + text), "picture": None}  # noqa: S704 (it is ours)
+    return {"kept": markupsafe.Markup(f"{heading}{text.rstrip()}\n"), "picture": None}  # noqa: S704 (it is ours)
 
 
 def attribution_view(summary: Summary, comparison: Comparison) -> View:

@@ -137,8 +137,12 @@ def sweep_view(summary: Summary, sweep: Sweep, number: int) -> View:
                 f"{kind}-e2e": lambda: tradeoffs.draw_curve(sweep, "e2e"),
                 f"{kind}-ttft": lambda: tradeoffs.draw_curve(sweep, "ttft"),
             }
-        # Responses of one token have no speed for a user.
-        if sweep.points["user_tokens_per_s"].notna().any() and not sweep.is_open:
+        # Responses of one token have no speed for a user, and one point is no trade-off.
+        if (
+            len(sweep.points) > 1
+            and sweep.points["user_tokens_per_s"].notna().any()
+            and not sweep.is_open
+        ):
             drawn["pareto"] = lambda: tradeoffs.draw_pareto(sweep)
     curves = _figures(summary, drawn, f"{number}-{_slug(sweep.scenario)}")
     comparisons = [_comparison(summary, c, f"{number}-{_slug(c.title)}") for c in sweep.comparisons]
@@ -162,6 +166,8 @@ def _comparison(summary: Summary, comparison: Comparison, stem: str) -> View:
     }
     if comparison.is_open:
         del drawn["throughput"]
+    if sum(len(system.valid) > 0 for system in comparison.systems) < 2:
+        del drawn["heat-map"]
     columns = shown_metrics(summary, comparison)
     ranks = [system.rank for system in comparison.systems if system.rank is not None]
     if summary.campaign.published:
@@ -192,9 +198,10 @@ def list_caveats(summary: Summary, comparison: Comparison) -> list[str]:
     """What a reader must know beside the numbers of a comparison, in whole sentences."""
     found = []
     if len(comparison.engines) > 1:
+        engines = ", ".join(style.ENGINES.get(each, each) for each in comparison.engines)
         found.append(
-            f"The engines differ ({', '.join(comparison.engines)}): these numbers compare whole"
-            " stacks, not architectures alone."
+            f"The engines differ ({engines}):"
+            " these numbers compare whole stacks, not architectures alone."
         )
     failed = summary.checks[summary.checks["ok"].eq(False) & summary.checks["name"].isin(COUNTS)]
     for system in comparison.systems:

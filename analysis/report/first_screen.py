@@ -11,7 +11,7 @@ from analysis.metrics import METRICS
 from analysis.plots import style
 from analysis.report import comparison_section, profile_section
 from analysis.stats import estimate_mean
-from analysis.summary import Comparison, ServerSummary, Summary, build_sweeps
+from analysis.summary import Comparison, ServerSummary, Summary, Sweep, build_sweeps
 from analysis.templating import View, slugify
 
 HEADS = {
@@ -30,29 +30,34 @@ SEVERITIES = ("invalid", "warning")
 def first_screen_view(
     summary: Summary,
     comparisons: Sequence[Comparison],
-    sweeps: Sequence[View],
+    sections: Sequence[View],
     capacity: View,
     warnings: Sequence[tuple[str, str]],
     concerns: Sequence[View],
 ) -> View:
     """{title, answers, more_answers, figure, tables, concerns, more_concerns} for the templates.
-    `figure` is one of those in `sweeps` and is marked as first there, so that no section repeats
-    it. `warnings` are (sentence, where its details are).
+    `figure` is one of those in `sections`, the views of scenarios, and is marked as first there: no
+    section repeats it. `warnings` are (sentence, where its details are).
     """
-    deciding = [
-        _deciding_comparison(sweep.comparisons) for sweep in build_sweeps(list(comparisons))
-    ]
-    answers = capacity["answers"] or [_describe(c) for c in deciding]
-    lines = _list_concerns(summary, deciding, warnings, concerns)
+    sweeps = build_sweeps(list(comparisons))
+    deciding = [_deciding_comparison(sweep.comparisons) for sweep in sweeps]
+    if capacity["systems"]:
+        pairs = [(f"{s['server']} ({s['engine']})", s["server"]) for s in capacity["systems"]]
+        answers, missing = [_shorten_names(text, pairs) for text in capacity["answers"]], ""
+    else:
+        parts = [_describe(comparison).partition(" Not ranked: ") for comparison in deciding]
+        answers = [answer for answer, _, _ in parts]
+        missing = "; ".join(unranked.rstrip(".") for _, _, unranked in parts if unranked)
+    lines = _list_concerns(summary, deciding, missing, warnings, concerns)
     return {
         "title": _title(summary, bool(capacity["systems"])),
         "answers": answers[:MOST_ANSWERS] or ["This campaign has no case yet."],
         "more_answers": len(answers[MOST_ANSWERS:]),
-        "figure": _choose_figure(sweeps),
+        "figure": _choose_figure(sections),
         "tables": (
             [_capacity_table(capacity)]
             if capacity["systems"]
-            else [_table(summary, c, MOST_ROWS // min(len(deciding), 3)) for c in deciding[:3]]
+            else _tables(summary, sweeps, deciding)
         ),
         "concerns": lines[:MOST_CONCERNS],
         "more_concerns": len(lines[MOST_CONCERNS:]),
@@ -84,14 +89,20 @@ def _deciding_comparison(comparisons: Sequence[Comparison]) -> Comparison:
 
 
 def _describe(comparison: Comparison) -> str:
-    """The conclusion without engines in the names, where the names are clear without them."""
+    """The conclusion, without engines where the servers' names are clear without them."""
     if len(comparison.systems) == 1 and comparison.has_number:
         return _describe_one(comparison, comparison.systems[0])
-    text = conclusions.describe_result(comparison)
-    names = [system.server for system in comparison.systems]
-    for system in comparison.systems:
-        if names.count(system.server) == 1:
-            text = text.replace(system.name, system.server)
+    pairs = [(system.name, system.server) for system in comparison.systems]
+    return _shorten_names(conclusions.describe_result(comparison), pairs)
+
+
+def _shorten_names(text: str, pairs: Sequence[tuple[str, str]]) -> str:
+    """`pairs` are (name with its engine, server); a server with several engines keeps them."""
+    engines = dict.fromkeys(pairs)
+    servers = [server for _, server in engines]
+    for name, server in engines:
+        if servers.count(server) == 1:
+            text = text.replace(name, server)
     return text
 
 
@@ -116,10 +127,10 @@ def _best_known(stem: str, systems: Sequence[ServerSummary]) -> str:
     return known[0] if known else names[-1]
 
 
-def _choose_figure(sweeps: Sequence[View]) -> View | None:
+def _choose_figure(sections: Sequence[View]) -> View | None:
     """Latency over load if there are several loads, else the percentiles; None without a figure."""
-    figures = [f for s in sweeps for f in s["curves"]]
-    figures += [f for s in sweeps for c in s["comparisons"] for f in c["figures"]]
+    figures = [f for s in sections for f in s["curves"]]
+    figures += [f for s in sections for c in s["comparisons"] for f in c["figures"]]
     for kind in ("demand-e2e", "curve-e2e", "tail"):
         for figure in figures:
             if figure["kind"] == kind:
@@ -128,28 +139,35 @@ def _choose_figure(sweeps: Sequence[View]) -> View | None:
     return None
 
 
-def _table(summary: Summary, comparison: Comparison, most: int) -> View:
-    valid = [system for system in comparison.systems if len(system.valid)]
-    metrics = _deciding_metrics(summary, comparison, valid)
-    runs = max((system.estimate.runs for system in valid), default=0)
-    title = comparison.title
-    if runs:
-        title += ", one run" if runs == 1 else f", {runs} runs (±: 95% interval)"
-    return {
-        "title": title,
-        "metrics": metrics,
-        "heads": [_head(name) for name in metrics] or ["result"],
-        "rows": [
+def _tables(
+    summary: Summary, sweeps: Sequence[Sweep], deciding: Sequence[Comparison]
+) -> list[View]:
+    """A table per scenario: its servers at the deciding load, or the loads of the only server."""
+    tables = []
+    for sweep, comparison in list(zip(sweeps, deciding, strict=True))[:3]:
+        servers = [(_label(s.name), s) for s in comparison.systems if len(s.valid)]
+        head, title = "server", comparison.title
+        if len(comparison.systems) == 1 and len(sweep.comparisons) > 1:
+            loads = [(c.title, s) for c in sweep.comparisons for s in c.systems if len(s.valid)]
+            servers = [(name.removeprefix(f"{sweep.scenario}, "), s) for name, s in loads]
+            head, title = "load", sweep.scenario
+        if not servers:
+            continue
+        most = MOST_ROWS // min(len(sweeps), 3)
+        systems = [system for _, system in servers]
+        metrics = _deciding_metrics(summary, comparison, systems)
+        runs = max(system.estimate.runs for system in systems)
+        beside = "one run" if runs == 1 else f"{runs} runs (±: 95% interval)"
+        tables.append(
             {
-                "name": _label(system.name),
-                "cells": [_cell(name, system) for name in metrics] if len(system.valid) else [],
-                "why": system.cause,
+                "title": f"{title}, {beside}",
+                "metrics": metrics,
+                "heads": [head, *(_head(name) for name in metrics)],
+                "rows": [[name, *(_cell(m, s) for m in metrics)] for name, s in servers[:most]],
+                "more": len(servers[most:]),
             }
-            for system in comparison.systems[:most]
-        ],
-        "more": len(comparison.systems[most:]),
-        "where": "",
-    }
+        )
+    return tables
 
 
 def _deciding_metrics(
@@ -158,8 +176,6 @@ def _deciding_metrics(
     """Throughput (of an open loop, the wait for the first token), the tail of E2E, the busiest
     resource that was measured, and the cost if there is a price.
     """
-    if not valid:
-        return []
     tail = _best_known("e2e", valid)
     first = _best_known("ttft", valid) if comparison.is_open else "output_tokens_per_s"
     names = [tail, first] if comparison.is_open else [first, tail]
@@ -204,23 +220,22 @@ def _capacity_table(capacity: View) -> View:
     return {
         "title": f"The highest load at which {capacity['slo']}",
         "metrics": [],
-        "heads": ["sustains", "output there, tokens/s", "what broke first above it"],
+        "heads": ["server", "sustains", "output there, tokens/s", "what broke first above it"],
         "rows": [
-            {
-                "name": _label(f"{system['server']} ({system['engine']})"),
-                "cells": [system["capacity"], system["tokens"], system["broke"]],
-                "why": "",
-            }
+            [
+                _label(f"{system['server']} ({system['engine']})"),
+                *(system[key] for key in ("capacity", "tokens", "broke")),
+            ]
             for system in capacity["systems"][:MOST_ROWS]
         ],
         "more": len(capacity["systems"][MOST_ROWS:]),
-        "where": "capacity",
     }
 
 
 def _list_concerns(
     summary: Summary,
     deciding: Sequence[Comparison],
+    missing: str,
     warnings: Sequence[tuple[str, str]],
     concerns: Sequence[View],
 ) -> list[View]:
@@ -233,14 +248,7 @@ def _list_concerns(
         ]
         for severity in SEVERITIES
     }
-    without = summary.table[~summary.table["valid"] & summary.table["state"].ne("ok")]
-    ended = [
-        {
-            "severity": "Invalid",
-            "text": f"{len(without)} of {len(summary.table)} cases did not end",
-            "anchor": "invalid-cases",
-        }
-    ]
+    invalid = {"severity": "Invalid", "text": shorten(missing), "anchor": "invalid-cases"}
     caveats = [
         {"severity": "Warning", "text": text.rstrip("."), "anchor": slugify(comparison.title)}
         for comparison in deciding
@@ -252,7 +260,7 @@ def _list_concerns(
     ]
     return [
         *by_severity["invalid"],
-        *(ended if len(without) else []),
+        *([invalid] if missing else []),
         *whole,
         *caveats,
         *by_severity["warning"],

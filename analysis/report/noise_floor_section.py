@@ -97,8 +97,8 @@ def describe_load_steps(calibration: Json) -> str:
     if limit["server_kept_up"]:
         return f"{text}; {limit['asked_per_s']:,} events/s exceed its limit."
     return (
-        f"{text}; the reference server could not send {limit['asked_per_s']:,}, so its own limit is"
-        " higher."
+        f"{text}; the reference server could not send {limit['asked_per_s']:,}, so the load"
+        " generator's limit is higher."
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from analysis import dataset, summary
-from analysis.plots import figures, latency_parts, style, vector
+from analysis.plots import figures, style, vector
 from tests.helpers import synthetic_campaign
 
 
@@ -98,8 +98,7 @@ def test_every_figure_of_a_comparison_shows_its_values(tmp_path):
         shown[points] = [name for _, name in drawn.legend]
     throughput, tail, cdf, timeline = shown
     assert "= - alpha (simulated)" in throughput and "tokens/s in run 2" in throughput
-    assert "TTFT P50 50.0 ms" in tail and shown[tail] == ["P50", "P95", "P99"]
-    assert "TTFT of 95% ≤ 50.0 ms" in cdf
+    assert "TTFT P50 50.3 ±3.2 ms" in tail and shown[tail] == ["P50", "P95", "P99"]
+    assert "= 0 alpha (simulated), run 1" in cdf and "TTFT of 95% ≤ 50.0 ms" in cdf
     assert shown[cdf] == ["alpha (simulated)", "beta (simulated)"]
     assert "= 0 alpha (simulated), tokens/s" in timeline and "GPU, %" in shown[timeline]
-    assert latency_parts.draw_latency_parts([]).marks == []

@@ -102,7 +102,7 @@ def test_no_server_wins_if_all_fail(write, capsys):
         f"no valid case of alpha (simulated), chat: {why}",
         f"no valid case of beta (simulated), chat: {broke}",
     ]
-    assert "| – | 0 of 1 | invalid: errors: 100%" in (folder / "report.md").read_text()
+    assert "| simulated | 0 of 1 | invalid: errors: 100%" in (folder / "report.md").read_text()
     page, text = ((folder / f"report.{kind}").read_text() for kind in ("html", "md"))
     for said in (out, page, text):
         assert "most valid" not in said and "lowest" not in said and "client-bound" not in said
@@ -160,11 +160,11 @@ def test_the_report_of_a_reasoning_model(write, capsys):
     for said in ("visible TTFT P50, ms", "reasoning tokens, %"):
         assert said in text, said
     assert " 83.3 |" in text and " 900 |" in text
-    assert "## What the endpoint is" in text and "ignore\\_eos: refused, left out" in text
+    assert "## What the endpoint supports" in text and "ignore\\_eos: refused, left out" in text
     assert text.count("greedy text is not stable under load: 20% of the responses differ") == 1
     assert "no NVIDIA GPU" in text
     page = (folder / "report.html").read_text()
-    assert "What the endpoint is" in page and "visible TTFT P99" in page
+    assert "What the endpoint supports" in page and "visible TTFT P99" in page
     console = Console(width=140, record=True, file=io.StringIO())
     terminal.show_summary(writer.write_report(folder), console)
     assert "target (external)" in console.export_text()
@@ -174,24 +174,24 @@ def test_the_report_of_an_endpoint_without_usage(write):
     folder = write({"target": without_usage()}, **FOREIGN)
     assert report(folder, "--strict") == 0
     text = (folder / "report.md").read_text()
-    assert text.index("target (external), usage: missing in 400 of 400") < text.index("| server |")
+    assert text.index("target (external), usage: missing in 400 of 400") < text.index("| engine |")
     assert "### Warning: usage" in text and "missing in 400 of 400 responses" in text
-    (row,) = [line for line in text.splitlines() if line.startswith("| target | external | – | 1 ")]
-    assert row.split(" | ")[6] == "40.0", "its TPOT is per chunk"
+    (row,) = [line for line in text.splitlines() if line.startswith("| target | external | 1 ")]
+    assert row.split(" | ")[5] == "40.0", "its TPOT is per chunk"
 
 
 def test_a_report_without_a_finished_case_states_that_nothing_was_checked(write):
     folder = write({"alpha": sound()}, status="failed: load: all requests failed: http 401")
     assert report(folder, "--strict") == 1
     text = (folder / "report.md").read_text()
-    assert "No case has ended ok, so there is nothing to check." in text
+    assert "No case has finished, so there is nothing to check." in text
     assert "has no valid case: failed: load: all requests failed: http 401." in text
 
 
 def test_a_report_of_our_servers_has_no_profile(write):
     folder = write({"alpha": sound()})
     report(folder)
-    assert "What the endpoint is" not in (folder / "report.md").read_text()
+    assert "What the endpoint supports" not in (folder / "report.md").read_text()
     assert "visible TTFT P50, ms" not in (folder / "report.md").read_text()
 
 

@@ -282,7 +282,7 @@ def pages(folder, *options):
 
 
 def section(text):
-    return re.split(r"<h2>Cost</h2>|## Cost\n", text)[1].partition("Noise floor")[0]
+    return re.split(r'<h2 id="cost">Cost</h2>|## Cost\n', text)[1].partition("Noise floor")[0]
 
 
 @pytest.fixture
@@ -292,7 +292,7 @@ def folder(tmp_path):
 
 def test_no_dollars_without_a_price(folder):
     for page in pages(folder):
-        above = re.split("<h2>Can these numbers|## Can these numbers", page)[0]
+        above = re.split('<h2 id="can-you-trust|## Can you trust', page)[0]
         assert "No price was given" in section(page) and "aws-g6.xlarge" in section(page)
         assert "no MBU and no MFU" in section(page) and "shape was not recorded" in section(page)
         assert "cost of a million good tokens" not in above
@@ -318,7 +318,7 @@ def test_a_price_that_is_given(folder, capsys):
         r"\| alpha \(simulated\), chat, 8 users \| 43\d(\.\d)? .*\| 1\.\d\d ", section(markdown)
     ), "2.50 / 3600 / 436 x 10^6"
     assert "| – |" in section(markdown), "no energy of the server without a GPU"
-    assert "cost of a million good tokens, USD |" in markdown.partition("Can these numbers")[0]
+    assert "cost of a million good tokens, USD |" in markdown.partition("Can you trust")[0]
     assert "USD for" in capsys.readouterr().out
 
 
@@ -329,7 +329,7 @@ def test_a_list_price_has_its_source_date_and_machine(folder):
             "0.8048 USD per hour, the list price of aws-g6.xlarge (1 × L4) on 2026-02-09" in said
             and "AWS Price List" in said
         )
-        assert "another machine: it has 1 × NVIDIA L4, and these results ran on no GPU" in said
+        assert "another machine: it has 1 × NVIDIA L4, and these results come from no GPU" in said
     for text in pages(folder, "--price", "aws-c7i.xlarge"):
         assert "another machine" not in section(text)
 

@@ -98,7 +98,7 @@ def test_the_page_of_an_open_loop_neither_ranks_nor_draws_throughput(found: Summ
     demand = [labels.index(f"{what} (the demand)") for what in ("output throughput", "requests")]
     assert min(demand) > labels.index("E2E P99")
     others = [label for label in labels if "demand" not in label]
-    assert "throughput" not in " ".join(others + view["answers"])
+    assert "throughput" not in " ".join(others + view["first"]["answers"])
     assert len(comparison["rows"][0]["cells"]) == len(labels)
     closed = writer.build_view(found)["sweeps"][0]["comparisons"][0]
     assert closed["headline"][0][0] == "output throughput"
