@@ -62,7 +62,7 @@ SERVER_PHASES = {
         "//",
     ),
     "queue_s": Part(
-        "server's queue", "waiting in the server's own queue for its engine", "#E69F00", ".."
+        "server's queue", "waiting in the server's own queue for its engine", "#E69F00", "||"
     ),
     "prompt_s": Part("prompt", "the prompt, from the engine's start to the first token", "#56B4E9"),
     "generation_s": Part("generation", "generation, from the first token to the last", "#0072B2"),

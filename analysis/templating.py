@@ -1,7 +1,7 @@
-"""Pages from templates: Markdown that shows values as they are, and HTML made from that Markdown.
+"""Renders pages from templates: Markdown that shows values as they are, and HTML from it.
 
-Each section of a page is one Markdown template. Values are escaped for Markdown when the template
-is rendered, and HTML in Markdown is never passed through, so no value becomes markup in either.
+Each section of a page is one Markdown template. Rendering escapes values for Markdown, and HTML in
+Markdown is never passed through, so no value becomes markup in either format.
 """
 
 import html
@@ -17,8 +17,8 @@ import mistune
 from mistune.plugins.table import table
 
 TEMPLATES = Path(__file__).parent / "templates"
-View = dict[str, Any]  # what a template prints: plain values and text
-# Colour of the word before the colon of a heading, by its class in page.css.
+View = dict[str, Any]  # the values of a template: numbers, text, lists of them
+# The class in page.css of the word before a heading's colon.
 HEADING_CLASSES = {
     "Invalid": "bad",
     "Warning": "warn",
@@ -32,15 +32,28 @@ HEADING_CLASSES = {
 
 
 def escape_markdown(value: Any) -> Any:
-    """Text that Markdown and the HTML within it show as it is, on one line."""
-    if not isinstance(value, str):
+    """Escapes text, so that Markdown and the HTML within it show it as it is, on one line. Markup
+    is Markdown already.
+    """
+    if not isinstance(value, str) or isinstance(value, markupsafe.Markup):
         return value
     text = html.escape(re.sub(r"\s+", " ", value), quote=False)
     return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", text)
 
 
+def slugify(heading: str) -> str:
+    """The anchor of a heading, the same as GitHub's.
+
+    >>> slugify("Warning: P99 sample")
+    'warning-p99-sample'
+    """
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
 def make_environment(**options: Any) -> jinja2.Environment:
-    """`options`: autoescape for HTML, finalize=escape_markdown for Markdown."""
+    """Jinja for `templates/`. `options`: autoescape for HTML, finalize=escape_markdown for
+    Markdown.
+    """
     loader = jinja2.FileSystemLoader(TEMPLATES)
     return jinja2.Environment(  # noqa: S701
         loader=loader,
@@ -56,13 +69,13 @@ def render_markdown(template: str, view: View) -> str:
 
 
 def render_page(template: str, view: View) -> str:
-    """HTML of a template that calls `section(NAME, figures, **view)` for each Markdown section."""
+    """Renders an HTML template, which calls `section(NAME, figures, **view)` for Markdown."""
     return _page_environment().get_template(template).render(view)
 
 
 def make_html(markdown: str, figures: View | None = None) -> str:
-    """HTML of Markdown that `render_markdown` made. A part under a heading of level 4 is folded.
-    `figures`: HTML by the address of an image that it replaces.
+    """Converts Markdown from `render_markdown`. A part under a heading of level 4 is folded.
+    `figures` has HTML for the addresses of images, which it replaces.
     """
     parse = mistune.Markdown(SectionRenderer(figures or {}), plugins=[table])
     parts = []
@@ -77,7 +90,7 @@ def make_html(markdown: str, figures: View | None = None) -> str:
 
 
 class SectionRenderer(mistune.HTMLRenderer):
-    """HTML as page.css styles it: tables that scroll, numbers to the right, figures in the page."""
+    """Renders HTML for page.css: tables that scroll, right-aligned numbers, inline figures."""
 
     def __init__(self, figures: View) -> None:
         super().__init__(escape=True)
@@ -88,9 +101,13 @@ class SectionRenderer(mistune.HTMLRenderer):
 
     def heading(self, text: str, level: int, **_: Any) -> str:
         word, colon, rest = text.partition(":")
-        if colon and word in HEADING_CLASSES:
+        marked = bool(colon) and word in HEADING_CLASSES
+        anchor = slugify(html.unescape(text))
+        if marked:
             text = f'<span class="{HEADING_CLASSES[word]}">{word}</span>:{rest}'
-        return f"<h{level}>{text}</h{level}>\n"
+        # A heading such as "Why" stands under several others and is no address.
+        linked = f' id="{markupsafe.escape(anchor)}"' if marked or level == 2 else ""
+        return f"<h{level}{linked}>{text}</h{level}>\n"
 
     def paragraph(self, text: str) -> str:
         return text + "\n" if text.startswith("<figure") else f"<p>{text}</p>\n"

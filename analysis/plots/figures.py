@@ -1,12 +1,15 @@
-"""Figures of one comparison (cases of the same traffic), drawn from a Summary; each function
-returns a Picture: matplotlib's figure and the data that it shows. In a notebook it shows itself,
-and `.data` is what to go on from. Those of several loads: tradeoffs.py.
+"""Figures of one comparison (cases of the same traffic), drawn from a Summary. tradeoffs.py has
+those of several loads.
 
-Colours are Okabe and Ito's, which people with any colour vision tell apart; line style, rows and
-labels tell the same again, since twenty servers have more names than there are colours.
+Each function returns a Picture: matplotlib's figure and the data that it shows. A notebook displays
+it, and `.data` is the start of further analysis.
+
+Colours are Okabe and Ito's, which people with any colour vision can distinguish. Line styles, rows
+and labels repeat the distinction, since twenty servers outnumber the colours.
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,9 +17,10 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from analysis import stats
-from analysis.formatting import format_estimate
+from analysis.formatting import format_estimate, format_number
 from analysis.plots.style import (
     COLOURS,
     MANY,
@@ -25,27 +29,39 @@ from analysis.plots.style import (
     Drawn,
     Picture,
     add_legend,
+    label_system,
     line_looks,
     panel_grid,
     set_log_axis,
     single_axes,
 )
+from analysis.plots.vector import Mark
 from analysis.summary import Comparison, Summary
 
-# where a CDF is drawn: a line is no finer on paper
+# Where a CDF is drawn: paper shows no finer line.
 SHARES = np.unique(np.concatenate([np.linspace(0.01, 1, 100), [0.995, 0.999]]))
+NAMED_SHARES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)  # a page shows their values
 MARKS = {50: "o", 95: "s", 99: "D"}
 
 
 def draw_throughput(comparison: Comparison) -> Picture:
     """Bars of output throughput (tokens/s) with 95% intervals over runs; dots are the runs."""
     drawn = line_looks(comparison)
+    marks: list[Mark] = []
     with rc_context(STYLE):
         figure, axes = single_axes(0.9 + (0.45 if len(drawn) <= MANY else 0.3) * len(drawn))
         for row, (system, _, look) in enumerate(drawn):
             runs = system.valid["output_tokens_per_s"]
             e = stats.estimate_mean(runs)
             axes.barh(row, e.mean, color=look["color"], alpha=0.85, height=0.6)
+            text = format_estimate("output_tokens_per_s", system.valid)
+            points = [(e.mean, float(row), f"{text} tokens/s")]
+            points += [
+                (float(tokens), float(row), f"{format_number(tokens)} tokens/s in run {number}")
+                for number, tokens in zip(system.valid["repetition"], runs, strict=True)
+                if len(runs) > 1
+            ]
+            marks.append(Mark(axes, (), label_system(system.name), points))
             axes.plot(
                 runs,
                 np.full(len(runs), row),
@@ -57,7 +73,7 @@ def draw_throughput(comparison: Comparison) -> Picture:
             if not math.isnan(e.half):
                 axes.errorbar(e.mean, row, xerr=e.half, color="black", capsize=4)
             axes.annotate(
-                f"{format_estimate('output_tokens_per_s', system.valid)}",
+                text,
                 (max(e.interval[1], runs.max()), row),
                 xytext=(6, 0),
                 textcoords="offset points",
@@ -69,13 +85,12 @@ def draw_throughput(comparison: Comparison) -> Picture:
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("output tokens/s in the window (line: 95% interval over runs)")
     data = [s.valid[["server", "engine", "repetition", "output_tokens_per_s"]] for s, _, _ in drawn]
-    return Picture(figure, pd.concat(data, ignore_index=True) if data else pd.DataFrame())
+    return Picture(figure, pd.concat(data, ignore_index=True) if data else pd.DataFrame(), marks)
 
 
 def latency_shares(summary: Summary, comparison: Comparison) -> pd.DataFrame:
     """server, engine, repetition, share, ttft_s, e2e_s: the latency (nearest-rank, +inf is a
-    failure) that this share of the window's requests did not exceed, a run at a time: runs are
-    never pooled.
+    failure) that this share of the window's requests did not exceed. Runs are never pooled.
     """
     frames = []
     for system in comparison.systems:
@@ -99,8 +114,8 @@ def latency_shares(summary: Summary, comparison: Comparison) -> pd.DataFrame:
 
 
 def draw_latency_cdf(summary: Summary, comparison: Comparison) -> Picture:
-    """Cumulative share of requests by TTFT and by E2E, a line a run. A curve that ends below 1 has
-    failures. Of many systems each has a panel of its own, in which the others are grey.
+    """Cumulative share of requests by TTFT and by E2E, one line per run. A curve that ends below 1
+    has failures. Many systems get one panel each, in which the others are grey.
     """
     drawn, data = line_looks(comparison), latency_shares(summary, comparison)
     lines = {
@@ -112,19 +127,24 @@ def draw_latency_cdf(summary: Summary, comparison: Comparison) -> Picture:
         ]
         for s, _, _ in drawn
     }
+    marks: list[Mark] = []
     with rc_context(STYLE):
-        figure = _panels(drawn, lines) if len(drawn) > MANY else _overlay(drawn, lines)
-    return Picture(figure, data)
+        draw = _panels if len(drawn) > MANY else _overlay
+        figure = draw(drawn, lines, marks)
+    return Picture(figure, data, marks)
 
 
-def _overlay(drawn: list[Drawn], lines: dict[str, list[pd.DataFrame]]) -> Figure:
+def _overlay(drawn: list[Drawn], lines: dict[str, list[pd.DataFrame]], marks: list[Mark]) -> Figure:
     figure = Figure(figsize=(WIDTH, 3.2 + 0.2 * len(drawn)))
     for axes, column, latency in zip(
         figure.subplots(1, 2, sharey=True), ("ttft_s", "e2e_s"), ("TTFT", "E2E"), strict=True
     ):
         for system, label, look in drawn:
             for run, own in enumerate(lines[system.name]):
-                _steps(axes, own, column, lw=1.4, label=None if run else label, **look)
+                line = _steps(axes, own, column, lw=1.4, label=None if run else label, **look)
+                name = label_system(system.name)
+                series = name if len(drawn) > 1 else ""
+                marks.append(_share_mark(axes, line, name, own, column, series))
         set_log_axis(axes, axes.xaxis)
         axes.set_xlabel(f"{latency}, ms (log)")
         axes.set_ylim(0, 1.02)
@@ -133,7 +153,9 @@ def _overlay(drawn: list[Drawn], lines: dict[str, list[pd.DataFrame]]) -> Figure
     return figure
 
 
-def _panels(drawn: list[Drawn], lines: dict[str, list[pd.DataFrame]], columns: int = 4) -> Figure:
+def _panels(
+    drawn: list[Drawn], lines: dict[str, list[pd.DataFrame]], marks: list[Mark], columns: int = 4
+) -> Figure:
     figure, grid = panel_grid(
         math.ceil(len(drawn) / columns),
         columns,
@@ -143,20 +165,22 @@ def _panels(drawn: list[Drawn], lines: dict[str, list[pd.DataFrame]], columns: i
         sharex=True,
         sharey=True,
     )
+    # The background of every panel: few points, since there are four hundred lines, and nothing
+    # between one line and the next.
+    end = pd.DataFrame({"e2e_s": [math.nan], "share": [math.nan]})
+    few = [each for s, _, _ in drawn for each in (lines[s.name][0].iloc[::6], end)]
+    others = pd.concat(few)[["e2e_s", "share"]].replace(math.inf, math.nan)
+    others["e2e_s"] *= 1000
     for axes, (system, label, _) in zip(grid.flat, drawn, strict=False):
-        for other, _, _ in drawn:
-            _steps(axes, lines[other.name][0], "e2e_s", color="#999999", lw=0.5, alpha=0.5)
+        line = axes.plot(others["e2e_s"], others["share"], color="#999999", lw=0.5, alpha=0.5)
+        marks.append(Mark(axes, line, "", [], "E2E of the others"))
         for run, own in enumerate(lines[system.name]):
-            _steps(
-                axes,
-                own,
-                "ttft_s",
-                color=COLOURS[3],
-                ls="--",
-                lw=1.6,
-                label=None if run else "TTFT",
-            )
-            _steps(axes, own, "e2e_s", color=COLOURS[0], lw=1.6, label=None if run else "E2E")
+            for column, name, look in (
+                ("ttft_s", "TTFT", {"color": COLOURS[3], "ls": "--"}),
+                ("e2e_s", "E2E", {"color": COLOURS[0]}),
+            ):
+                line = _steps(axes, own, column, lw=1.6, label=None if run else name, **look)
+                marks.append(_share_mark(axes, line, label_system(system.name), own, column, name))
         axes.set_title(label, loc="left", fontsize=9)
     for axes in grid.flat[len(drawn) :]:
         axes.set_visible(False)
@@ -179,16 +203,29 @@ def _panels(drawn: list[Drawn], lines: dict[str, list[pd.DataFrame]], columns: i
     return figure
 
 
-def _steps(axes: Axes, own: pd.DataFrame, column: str, **look: Any) -> None:
+def _steps(axes: Axes, own: pd.DataFrame, column: str, **look: Any) -> Line2D:
     known = own[np.isfinite(own[column]) & (own[column] > 0)]
-    axes.step(known[column] * 1000, known["share"], where="post", **look)
+    return axes.step(known[column] * 1000, known["share"], where="post", **look)[0]
+
+
+def _share_mark(
+    axes: Axes, line: Line2D, name: str, own: pd.DataFrame, column: str, series: str
+) -> Mark:
+    """Shows a line's values at NAMED_SHARES."""
+    points = []
+    for share in NAMED_SHARES:
+        value = 1000 * own[column].iloc[int(np.abs(own["share"] - share).argmin())]
+        latency = column.removesuffix("_s").upper()
+        points.append((value, share, f"{latency} of {100 * share:g}% ≤ {format_number(value)} ms"))
+    return Mark(axes, [line], f"{name}, run {own['repetition'].iloc[0]}", points, series)
 
 
 def draw_tail(comparison: Comparison) -> Picture:
-    """P50, P95 and P99 of TTFT and E2E, mean over runs with 95% intervals, a row a system; what has
-    no number is not drawn.
+    """P50, P95 and P99 of TTFT and E2E, mean over runs with 95% intervals, one row per system.
+    Percentiles without a number are not drawn.
     """
     drawn = line_looks(comparison)
+    marks: list[Mark] = []
     rows: list[dict[str, Any]] = []
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 1.4 + (0.5 if len(drawn) <= MANY else 0.32) * len(drawn)))
@@ -221,9 +258,9 @@ def draw_tail(comparison: Comparison) -> Picture:
                 )
                 for p, e in shown.items():
                     half = 1000 * (0 if math.isnan(e.half) else e.half)
-                    # A log axis has no zero: an interval that reaches it is drawn to a thousandth
-                    # of the value.
-                    axes.errorbar(
+                    # A log axis has no zero: an interval that reaches it ends at a thousandth of
+                    # the value.
+                    parts = axes.errorbar(
                         1000 * e.mean,
                         row,
                         xerr=[[min(half, 999 * e.mean)], [half]],
@@ -233,35 +270,49 @@ def draw_tail(comparison: Comparison) -> Picture:
                         color=look["color"],
                         elinewidth=1,
                     )
+                    text = format_estimate(f"{stem}_p{p}_s", system.valid)
+                    point = (1000 * e.mean, float(row), f"{latency} P{p} {text} ms")
+                    marks.append(
+                        Mark(
+                            axes,
+                            parts.get_children(),
+                            label_system(system.name),
+                            [point],
+                            series=f"P{p}",
+                        )
+                    )
             means = [
                 1000 * r["mean_s"]
                 for r in rows
                 if r["latency"] == latency and 0 < r["mean_s"] < math.inf
             ]
-            # a long interval must not squeeze the rest
+            # A long interval must not squeeze the rest.
             set_log_axis(axes, axes.xaxis, (min(means), max(means)) if means else None)
             axes.set_xlabel(f"{latency}, ms (log)")
         axes = figure.axes[0]
         axes.set_yticks(range(len(drawn)), [label for _, label, _ in drawn])
         axes.set_ylim(len(drawn) - 0.4, -0.6)
-        for p, mark in MARKS.items():
-            axes.plot([], [], mark, color="#777777", label=f"P{p}")
+        grey = [
+            Mark(axes, axes.plot([], [], mark, color="#777777", label=f"P{p}"), "", [], f"P{p}")
+            for p, mark in MARKS.items()
+        ]
         add_legend(figure, columns=3)
-    return Picture(figure, pd.DataFrame(rows))
+    return Picture(figure, pd.DataFrame(rows), [*grey, *marks])
 
 
 def draw_timeline(summary: Summary, comparison: Comparison) -> Picture:
-    """Tokens/s, CPU cores with GPU utilisation, and requests in flight over time, of the first
-    valid run of each system; the window is shaded. Requests that the client waits for and the
-    server does not know of stand in its socket's queue.
+    """Tokens/s, CPU cores with GPU utilisation, and requests in flight over time, for the first
+    valid run of each system. The window is shaded. Requests that the client waits for and the
+    server does not count stand in its socket's queue.
     """
     drawn = line_looks(comparison)
+    marks: list[Mark] = []
     with rc_context(STYLE):
         with_gpu = any(
             summary.timelines[system.valid["index"].iloc[0]]["gpu_percent"].notna().any()
             for system, _, _ in drawn
         )
-        room = 0.5 if with_gpu else 0.0  # inches, for the GPU's own scale
+        room = 0.5 if with_gpu else 0.0  # inches for the GPU's own scale
         figure, grid = panel_grid(
             max(len(drawn), 1),
             3,
@@ -273,54 +324,38 @@ def draw_timeline(summary: Summary, comparison: Comparison) -> Picture:
         for row, (system, label, look) in zip(grid, drawn, strict=False):
             case = system.valid.iloc[0]
             frame = summary.timelines[case["index"]]
-            row[0].plot(frame["time_s"], frame["tokens_per_s"], color=look["color"])
+            place = partial(_plot_over_time, marks, label_system(system.name), frame)
+            place(row[0], "tokens_per_s", "tokens/s", color=look["color"])
             row[0].set_title(label, loc="left", fontsize=10)
-            row[0].set_ylim(bottom=0)
             row[0].set_ylabel("tokens/s")
-            row[1].plot(
-                frame["time_s"],
-                frame["server_cores"],
-                color=look["color"],
-                label="server CPU, cores",
-            )
-            row[1].plot(
-                frame["time_s"],
-                frame["load_cores"],
-                color="#777777",
-                lw=1,
-                ls="--",
-                label="load generator CPU, cores",
-            )
-            row[1].set_ylim(bottom=0)
+            grey = {"color": "#777777", "lw": 1, "ls": "--"}
+            place(row[1], "server_cores", "server CPU, cores", color=look["color"])
+            place(row[1], "load_cores", "load generator CPU, cores", **grey)
             row[1].set_ylabel("cores")
             if frame["gpu_percent"].notna().any():
                 gpu = row[1].twinx()
-                gpu.plot(frame["time_s"], frame["gpu_percent"], color="#D55E00", lw=1, ls=":")
+                place(gpu, "gpu_percent", "GPU, %", color="#D55E00", lw=1, ls=":")
                 gpu.set_ylim(0, 105)
                 gpu.set_ylabel("GPU %")
                 gpu.grid(visible=False)
-                row[1].plot([], [], color="#D55E00", ls=":", label="GPU, %")
-            row[2].plot(
-                frame["time_s"],
-                frame["in_flight"],
-                color="#777777",
-                lw=1,
-                ls="--",
-                label="requests that the client waits for",
-            )
-            # not every bin has an answer: a busy sync worker lets it wait
+            place(row[2], "in_flight", "requests that the client waits for", **grey)
+            # Not every bin has a value: a busy synchronous worker lets the scrape wait.
             for what, dash in (("running", "-"), ("waiting", ":")):
-                said = frame[["time_s", f"server_{what}"]].dropna()
-                row[2].plot(
-                    said["time_s"],
-                    said[f"server_{what}"],
+                column, text = f"server_{what}", f"requests that the server reports as {what}"
+                known = frame.dropna(subset=[column])
+                _plot_over_time(
+                    marks,
+                    label_system(system.name),
+                    known,
+                    row[2],
+                    column,
+                    text,
                     color=look["color"],
                     ls=dash,
-                    label=f"{what}, the server says",
                 )
-            row[2].set_ylim(bottom=0)
             row[2].set_ylabel("requests")
             for axes in row:
+                axes.set_ylim(bottom=0)
                 axes.axvspan(
                     0,
                     case["window_end_s"] - case["window_start_s"],
@@ -337,4 +372,26 @@ def draw_timeline(summary: Summary, comparison: Comparison) -> Picture:
         )
         for s, _, _ in drawn
     ]
-    return Picture(figure, pd.concat(frames, ignore_index=True) if frames else pd.DataFrame())
+    data = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return Picture(figure, data, marks)
+
+
+def _plot_over_time(
+    marks: list[Mark],
+    name: str,
+    frame: pd.DataFrame,
+    axes: Axes,
+    column: str,
+    series: str,
+    **look: Any,
+) -> None:
+    """Draws a column of Summary.timelines, if it has any value. A page shows every few values."""
+    known = frame[["time_s", column]].dropna()
+    if known.empty:
+        return
+    (line,) = axes.plot(frame["time_s"], frame[column], label=series, **look)
+    points = [
+        (time_s, value, f"{format_number(value)} at {time_s:.0f} s")
+        for time_s, value in known.iloc[:: 1 + len(known) // 30].itertuples(index=False)
+    ]
+    marks.append(Mark(axes, [line], f"{name}, {series}", points, series))

@@ -15,7 +15,7 @@ METRICS_OVER_TIME = ("output_tokens_per_s", "e2e_p50_s", "e2e_p99_s")
 
 
 def draw_history(baselines: list[Summary]) -> Picture:
-    """Of one machine class, in the order of time; one row of axes a metric."""
+    """Baselines of one machine class over time, one row of axes per metric."""
     rows = []
     for found in baselines:
         data = found.campaign.data

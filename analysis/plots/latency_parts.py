@@ -1,4 +1,4 @@
-"""The figure of what the latency of each server consists of."""
+"""The figure of the parts of each server's latency."""
 
 from collections.abc import Sequence
 
@@ -8,13 +8,15 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from analysis.attribution import PARTS, Attribution, visible_parts
+from analysis.formatting import format_number
 from analysis.plots import style
 from analysis.plots.style import Picture
+from analysis.plots.vector import Mark
 
 
 def draw_latency_parts(attributions: Sequence[Attribution]) -> Picture:
-    """Two stacked bars a server, the median request and the tail: milliseconds to the left, shares
-    of E2E to the right.
+    """Two stacked bars per server, the median request and the tail: milliseconds on the left,
+    shares of E2E on the right.
     """
     rows = [
         (bar, 3.0 * number + 0.9 * i)
@@ -22,19 +24,23 @@ def draw_latency_parts(attributions: Sequence[Attribution]) -> Picture:
         for i, bar in enumerate(a.bars, 1)
     ]
     ticks = [(bar.which.removeprefix("the "), y) for bar, y in rows] + [
-        (a.system.name, 3.0 * n) for n, a in enumerate(attributions)
+        (style.label_system(a.system.name), 3.0 * n) for n, a in enumerate(attributions)
     ]
     names = visible_parts(attributions)
+    marks: list[Mark] = []
     with rc_context(style.STYLE | {"hatch.linewidth": 0.6}):
         figure = Figure(figsize=(1.3 * style.WIDTH, 1.5 + 0.55 * max(len(attributions), 1)))
         left, right = figure.subplots(1, 2, sharey=True)
+        owners = {
+            id(bar): style.label_system(a.system.name) for a in attributions for bar in a.bars
+        }
         for axes, scale in ((left, lambda bar: 1e3), (right, lambda bar: 100 / bar.e2e_s)):
             for bar, y in rows:
                 start = 0.0
                 for name in (name for name in names if name in bar.parts):
                     width = max(bar.parts[name], 0.0) * scale(bar)
                     look = PARTS[name]
-                    axes.barh(
+                    drawn = axes.barh(
                         y,
                         width,
                         left=start,
@@ -44,6 +50,11 @@ def draw_latency_parts(attributions: Sequence[Attribution]) -> Picture:
                         edgecolor="white",
                         linewidth=0.3,
                     )
+                    share = f"{bar.parts[name] / bar.e2e_s:.0%} of E2E"
+                    text = f"{look.label} {format_number(1e3 * bar.parts[name])} ms, {share}"
+                    title = f"{owners[id(bar)]}, {bar.which}"
+                    point = (start + width / 2, y, text)
+                    marks.append(Mark(axes, [*drawn], title, [point], look.label))
                     if axes is right and width >= 12:
                         axes.text(
                             start + width / 2,
@@ -90,4 +101,4 @@ def draw_latency_parts(attributions: Sequence[Attribution]) -> Picture:
         for a in attributions
         for bar in a.bars
     ]
-    return Picture(figure, pd.DataFrame(data))
+    return Picture(figure, pd.DataFrame(data), marks)

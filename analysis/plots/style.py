@@ -3,7 +3,7 @@
 import io
 import math
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
+from analysis.plots.vector import Mark
 from analysis.summary import Comparison, ServerSummary
 
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#B8A800"]
@@ -28,16 +29,17 @@ STYLE: Any = {
     "font.size": 10,
     "axes.axisbelow": True,
 }
-WIDTH = 6.8  # inches: two beside each other on a page, and one readable on a phone
-MANY = len(COLOURS)  # more lines than that in one picture cannot be distinguished
+WIDTH = 6.8  # inches: two fit beside each other on a page, and one is readable on a phone
+MANY = len(COLOURS)  # more lines in one picture cannot be distinguished
+
+# Engines in words; others are words already.
+ENGINES = {"hf": "Transformers", "hf_batched": "Transformers, batched", "vllm": "vLLM"}
 
 Drawn = tuple[ServerSummary, str, dict[str, Any]]
 
 
 def encode_png(figure: Figure) -> bytes:
-    """120 dots an inch, in 128 colours, which a drawing does not need more of: a third of the
-    bytes.
-    """
+    """120 dots per inch in 128 colours: a third of the bytes, and enough for a drawing."""
     drawn, data = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=120, facecolor="white", metadata={"Software": None})
     image = (
@@ -51,26 +53,39 @@ def encode_png(figure: Figure) -> bytes:
 
 @dataclass(frozen=True)
 class Picture:
-    """`data` has a row for each thing drawn, in the units at the end of its columns' names."""
+    """`data` has a row for each thing drawn, in the units at the end of its columns' names.
+    `marks` are what a page shows on hover and filters by its legend.
+    """
 
     figure: Figure
     data: pd.DataFrame
+    marks: Sequence[Mark] = ()
 
     def _repr_png_(self) -> bytes:
-        """How a notebook shows it: as the report does."""
+        """Shows the figure in a notebook."""
         return encode_png(self.figure)
 
 
 def line_looks(comparison: Comparison) -> list[Drawn]:
-    """(system, its label, how its lines look) of the systems with a valid case. The look follows
-    the name and not the rank, so that it is the same in all figures.
+    """(system, its label, how its lines look) of the systems with a valid case. The look depends
+    on the name, not on the rank: it is the same in all figures.
     """
     style = looks_by_name(s.name for s in comparison.systems)
     return [(s, wrap_name(s.name), style[s.name]) for s in comparison.systems if len(s.valid)]
 
 
+def label_system(name: str) -> str:
+    """A system's name with its engine in words.
+
+    >>> label_system("flask_gunicorn (hf)")
+    'flask_gunicorn (Transformers)'
+    """
+    server, separator, engine = name.removesuffix(")").rpartition(" (")
+    return f"{server} ({ENGINES[engine]})" if separator and engine in ENGINES else name
+
+
 def looks_by_name(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Colour and dashes of each name, by its place in the alphabet."""
+    """Colour and dashes of each name, by its alphabetical place."""
     return {
         name: {"color": COLOURS[i % 8], "linestyle": DASHES[i // 8 % 4]}
         for i, name in enumerate(sorted(set(names)))
@@ -78,8 +93,8 @@ def looks_by_name(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def wrap_name(name: str) -> str:
-    """As text: no "$" in it begins a formula; and leaving room for the figure."""
-    return "\n".join(textwrap.wrap(name, 44)).replace("$", r"\$")
+    """A system's label, wrapped to leave room for the figure. No "$" in it starts a formula."""
+    return "\n".join(textwrap.wrap(label_system(name), 44)).replace("$", r"\$")
 
 
 def single_axes(height: float) -> tuple[Figure, Axes]:
@@ -90,8 +105,8 @@ def single_axes(height: float) -> tuple[Figure, Axes]:
 def panel_grid(
     rows: int, columns: int, width: float, height: float, gap: float, **shared: Any
 ) -> tuple[Figure, Any]:
-    """Axes of `height` inches a row, and room for labels and a legend, which matplotlib takes
-    seconds to find out for sixty axes.
+    """Axes of `height` inches per row with fixed room for labels and a legend: matplotlib's own
+    layout takes seconds for sixty axes.
     """
     tall = height * rows + 1.4
     with rc_context({"figure.constrained_layout.use": False}):
@@ -109,8 +124,9 @@ def panel_grid(
 
 
 def set_log_axis(axes: Axes, axis: Axis, span: tuple[float, float] | None = None) -> None:
-    """A logarithmic axis with plain numbers, wide enough that one of them is always on it. `span`:
-    of the data, if others share it. Without a number that it could show the axis stays as it is.
+    """Makes an axis logarithmic, with plain numbers, and wide enough to show at least one of them.
+    `span` is that of the data where axes share it. Without a positive number the axis stays as it
+    is.
     """
     is_x = axis is axes.xaxis
     low, high = span or (axes.dataLim.intervalx if is_x else axes.dataLim.intervaly).tolist()
@@ -120,7 +136,7 @@ def set_log_axis(axes: Axes, axis: Axis, span: tuple[float, float] | None = None
     room = 2 if high < 4 * low else 1.3
     (axes.set_xlim if is_x else axes.set_ylim)(low / room, high * room)
     span_of = high / low
-    # Over more decades the labels of 2 and 5, and then that of 3, would run into each other.
+    # Over more decades the labels of 2, 3 and 5 would overlap.
     axis.set_major_locator(
         LogLocator(subs=(1, 2, 5) if span_of < 30 else (1, 3) if span_of < 300 else (1,))
     )
@@ -129,7 +145,7 @@ def set_log_axis(axes: Axes, axis: Axis, span: tuple[float, float] | None = None
 
 
 def add_legend(figure: Figure, columns: int = 2, size: float = 9) -> None:
-    """One legend for all axes, each label once."""
+    """Adds one legend for all axes, with each label once."""
     found = {
         label: handle
         for axes in figure.axes

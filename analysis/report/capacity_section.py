@@ -1,4 +1,4 @@
-"""The report's section "Capacity": what a search found, in words and tables."""
+"""The report's section "Capacity": the results of a search, in words and tables."""
 
 import math
 
@@ -11,8 +11,8 @@ from analysis.templating import View
 
 
 def capacity_view(summary: Summary) -> View:
-    """{slo, confidence, precision, answers, systems} for the templates; `systems` is empty in a
-    campaign that was no search.
+    """{slo, confidence, precision, answers, systems} for the templates. `systems` is empty unless
+    the campaign was a search.
     """
     campaign = summary.campaign
     all_of = find_capacities(campaign) if campaign.data.get("search") else []
@@ -33,7 +33,7 @@ def capacity_view(summary: Summary) -> View:
 
 
 def _answer(summary: Summary, bounds: str, systems: list[CapacityResult]) -> str:
-    """Who sustains how much, and who has no valid case, and why."""
+    """The highest capacity, and the servers without a valid case, with the reasons."""
     missing = dict(conclusions.list_systems_without_case(summary))
     without = [
         f"{f.name} has no valid case: {missing[f'{f.name}, {f.traffic}']}"
@@ -49,7 +49,7 @@ def _answer(summary: Summary, bounds: str, systems: list[CapacityResult]) -> str
 def _describe_best(bounds: str, systems: list[CapacityResult]) -> str:
     best = systems[0]
     if math.isnan(best.capacity.holds):
-        return f"Under {best.traffic}, no server met {bounds} at any load that was tried."
+        return f"Under {best.traffic}, no server met {bounds} at any load."
     text = f"Under {best.traffic}, {best.name} meets {bounds} up to {_capacity(best)}"
     if len(systems) > 1 and not math.isnan(systems[1].capacity.holds):
         text += (
@@ -57,7 +57,7 @@ def _describe_best(bounds: str, systems: list[CapacityResult]) -> str:
             f" {systems[1].name} sustains"
         )
         overlap = not systems[1].capacity.fails <= best.capacity.holds
-        text += "; it is a tie, as their capacities may be equal" if overlap else ""
+        text += "; this is a tie: the two capacities may be equal" if overlap else ""
     return f"{text}."
 
 
@@ -66,7 +66,7 @@ def _capacity(f: CapacityResult) -> str:
         return (
             f"less than {format_number(f.capacity.fails)} {f.unit}"
             if not math.isnan(f.capacity.fails)
-            else "not known"
+            else "unknown"
         )
     failed = "" if math.isnan(f.capacity.fails) else f" (not at {format_number(f.capacity.fails)})"
     return f"{'at least ' if not failed else ''}{format_number(f.capacity.holds)} {f.unit}{failed}"
@@ -92,7 +92,7 @@ def _row(summary: Summary, f: CapacityResult) -> View:
         {
             "load": format_number(p.load),
             "case": p.case,
-            "holds": {True: "holds", False: "does not hold", None: "invalid"}[p.holds],
+            "holds": {True: "meets", False: "misses", None: "invalid"}[p.holds],
             "seen": "; ".join(
                 filter(
                     None,
@@ -125,7 +125,7 @@ def _row(summary: Summary, f: CapacityResult) -> View:
 
 
 def _broke(f: CapacityResult) -> str:
-    """Which bounds did not hold at the lowest load that failed, and what was seen there."""
+    """The bounds that were missed at the lowest load that failed, with the values there."""
     probe = next((p for p in f.probes if p.load == f.capacity.fails), None)
     return (
         (", ".join(_seen(k) for k in probe.bound_results if not k.holds and k.of) or probe.why)
@@ -135,10 +135,10 @@ def _broke(f: CapacityResult) -> str:
 
 
 def _ended(summary: Summary, f: CapacityResult) -> str:
-    """Why the capacity is not known precisely; empty if it is."""
+    """The reason why the capacity is not precise; empty if it is."""
     without = next((p for p in f.probes if p.holds is None), None)
     if without:
-        return f"ended at {format_number(without.load)} {f.unit}, which is invalid: {without.why}"
+        return f"ended at {format_number(without.load)} {f.unit}, an invalid case: {without.why}"
     if not f.probes:
         own = summary.table[
             summary.table["server"].eq(f.server) & summary.table["engine"].eq(f.engine)

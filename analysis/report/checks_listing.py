@@ -1,4 +1,4 @@
-"""What `python -m analysis checks` says: every check of every case, for programs that act on it."""
+"""The output of `python -m analysis checks`: every check of every case, for other programs."""
 
 import math
 from pathlib import Path
@@ -9,11 +9,12 @@ from analysis.summary import summarise
 
 
 def list_checks(folder: Path | str | None = None, max_errors: float | None = None) -> list[Json]:
-    """[{case, state, valid, why, checks}] in the order of the plan, exactly what the report shows.
-    `case` is the identity as in run.json; `state` that of Campaign.cases; `valid`: it has a number,
-    and `why` it has none; `checks`: [{name, ok, severity, detail, remedy, value}], ok is null where
-    it was not measured, value (validity.Check) where it is no number, and there are none of a case
-    that did not end. Raises InputError.
+    """[{case, state, valid, why, checks}] in the order of the plan, the same as the report shows.
+
+    `case` is the identity as in run.json, and `state` that of Campaign.cases. `why` is the reason
+    of a case that is not `valid`. `checks` is [{name, ok, severity, detail, remedy, value}], empty
+    for a case that did not end; `ok` is None where it was not measured, and `value` (Check) where
+    it is no number. Raises InputError.
     """
     campaign = dataset.read_campaign(folder, max_errors)
     summary = summarise(campaign)

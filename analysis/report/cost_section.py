@@ -1,5 +1,5 @@
-"""The report's section "Cost": what a million good tokens costs, and how near each case came to
-what the machine could do at most.
+"""The report's section "Cost": the price of a million good tokens, and how near each case came to
+the machine's peak.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from analysis.metrics import METRICS, roofline
 from analysis.summary import Comparison, ServerSummary, Summary
 from analysis.templating import View
 
-# Columns of the headline table where there are values.
+# Columns of the headline table, if they have values.
 COLUMNS = ("usd_per_million_tokens", "gpu_tokens_per_joule", "mbu", "mfu")
 
 
@@ -20,9 +20,9 @@ def cost_columns(summary: Summary) -> tuple[str, ...]:
 
 
 def cost_view(summary: Summary, comparisons: Sequence[Comparison]) -> View:
-    """{price, other_machine, names, peaks, gpus, busy, model, heads, rows} for the templates.
-    `price` is None without one, and `names` are those that could be asked for; `busy` says whether
-    GPUs' utilisation is shown; `rows` is empty if nothing could be measured.
+    """{price, other_machine, names, peaks, gpus, busy, model, metrics, heads, rows} for the
+    templates. `price` is None if none was given, and `names` are the list prices; `busy`: GPU
+    utilisation is shown; `rows` and `metrics` are empty if nothing could be measured.
     """
     price, data = summary.machine_cost.price, summary.campaign.data
     shown = cost_columns(summary)
@@ -38,12 +38,12 @@ def cost_view(summary: Summary, comparisons: Sequence[Comparison]) -> View:
         (
             f"{system.name}, {title}",
             [formatting.format_estimate(name, system.valid) for name in names],
-            _passes(summary, system) if "mbu" in shown else "",
+            _passes(summary, system) if "mbu" in shown and not summary.campaign.published else "",
         )
         for title, system in systems
     ]
     peaks, machine = hardware.find_peaks(data, summary.machine_cost), hardware.gpu_names(data)
-    # behind --target there may be any machine
+    # A --target may run on any machine.
     elsewhere = summary.table["engine"].eq("external").any()
     return {
         "price": (
@@ -61,27 +61,28 @@ def cost_view(summary: Summary, comparisons: Sequence[Comparison]) -> View:
         "gpus": hardware.describe_gpus(machine),
         "busy": busy,
         "model": describe_model(data),
+        "metrics": names if shown else (),
         "heads": [(METRICS[name].label, formatting.unit_of(name)) for name in names],
         "rows": rows if shown else [],
     }
 
 
 def describe_model(data: Json) -> str:
-    """The shape that MBU and MFU are computed with, in words; empty if it is not known."""
+    """The shape from which MBU and MFU are computed, in words; empty if it is not known."""
     shape = (data.get("model") or {}).get("shape")
     if not shape:
         return ""
     return (
         f"{shape['parameters'] / 1e6:,.0f} M parameters, {shape['embedding_parameters'] / 1e6:,.0f}"
         " M of them in the table of input"
-        f" embeddings{' (the output head, too)' if shape['tied_embeddings'] else ''},"
+        f" embeddings{' (also the output head)' if shape['tied_embeddings'] else ''},"
         f" {shape['layers']} layers, {shape['heads']} heads, {shape['kv_heads']} key-value heads of"
-        f" {shape['head_dim']}, {shape['dtype_bytes']} bytes a number"
+        f" {shape['head_dim']}, {shape['dtype_bytes']} bytes per number"
     )
 
 
 def _passes(summary: Summary, system: ServerSummary) -> str:
-    """How the forward passes of a system's valid cases are known."""
+    """How the forward passes of a system's valid cases were counted."""
     observed = [
         read_case(summary.campaign, index, summary.slo, summary.machine_cost)
         for index in system.valid["index"]

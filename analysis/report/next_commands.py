@@ -1,4 +1,4 @@
-"""Which command is worth typing next, made of the one that measured this campaign."""
+"""Suggests the next commands, made from the one that measured this campaign."""
 
 import math
 import os
@@ -12,17 +12,17 @@ from pathlib import Path
 from analysis.capacity.search import find_capacities
 from analysis.summary import Summary
 
-# Options that name what a --target is instead.
+# Options that choose servers of ours, which a --target replaces.
 OF_SERVERS = ("--servers", "--engines", "--model", "--workers", "--set", "--simulated")
 OF_GATES = {"--base", "--base-server", "--baseline", "--record", "--campaigns"}
-HIDDEN = "***"  # what stands in campaign.json in place of a secret
-DEMAND = 3.0  # times the best capacity: a demand that takes several replicas
+HIDDEN = "***"  # replaces a secret in campaign.json
+DEMAND = 3.0  # times the best capacity: a demand that needs several replicas
 
 
 def suggest_commands(summary: Summary) -> list[tuple[str, str]]:
-    """(what it shows, command) of up to three, the most useful first; none of a gate, which has a
-    verdict, none if no case is valid, since its cause comes first, and none that would have a
-    secret in it.
+    """(purpose, command) of up to three, the most useful first. None for a gate, which has a
+    verdict, none if no case is valid, since the cause comes first, and none that would contain a
+    secret.
     """
     command = summary.campaign.data.get("command")
     if not isinstance(command, list) or summary.campaign.data.get("gate"):
@@ -61,7 +61,7 @@ def _suggest(summary: Summary, command: list[str]) -> Iterator[tuple[str, list[s
 
 
 def _recommend(summary: Summary) -> Iterator[tuple[str, list[str]]]:
-    """The recommendation that a search is for, at a demand that one server does not sustain."""
+    """Suggests a recommendation from a search, at a demand that one server does not sustain."""
     known = [
         each
         for each in find_capacities(summary.campaign)
@@ -80,7 +80,7 @@ def _recommend(summary: Summary) -> Iterator[tuple[str, list[str]]]:
 
 
 def drop_options(command: list[str], names: Collection[str]) -> list[str]:
-    """Without these options and their values.
+    """Removes these options and their values.
 
     >>> drop_options(["--out", "a", "--users", "4", "--repeat=2"], ("--out", "--repeat"))
     ['--users', '4']
@@ -97,7 +97,7 @@ def drop_options(command: list[str], names: Collection[str]) -> list[str]:
 
 
 def _drop_lists(command: list[str]) -> list[str]:
-    """Without several loads, of which a search chooses its own."""
+    """Removes lists of loads: a search chooses its own."""
     for name in ("--users", "--rate"):
         values = [
             value
@@ -111,9 +111,7 @@ def _drop_lists(command: list[str]) -> list[str]:
 
 
 def _python() -> str:
-    """How this Python is called from a shell here: nox and uv have theirs where a shell looks for
-    none.
-    """
+    """How a shell here starts this Python. nox and uv keep theirs outside the shell's PATH."""
     found = None if os.environ.get("NOX_CURRENT_SESSION") else shutil.which("python")
     if found and Path(found).parent == Path(sys.executable).parent:
         return "python"

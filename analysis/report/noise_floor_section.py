@@ -1,5 +1,5 @@
-"""The report's section "Noise floor": what the load generator's own errors were, as it measured
-them before the campaign.
+"""The report's section "Noise floor": the load generator's own errors, which it measured before
+the campaign.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,8 @@ from analysis.stats import NAN, values_needed
 from analysis.summary import Summary
 from analysis.templating import View
 
-# What the load generator found about itself: in words, and in text of one load's errors
-# (records.CALIBRATION_KEYS, "closed").
+# The load generator's own errors: a label, and the text of one load's errors
+# (schema.CALIBRATION_KEYS, "closed").
 ROWS: list[tuple[str, Callable[[Json], str]]] = [
     ("requests; failed", lambda e: f"{e['requests']:,}; {e['failed']:,}"),
     (
@@ -26,7 +26,7 @@ ROWS: list[tuple[str, Callable[[Json], str]]] = [
         ),
     ),
     (
-        "of that, a token's stamp minus when it was sent: mean, P99",
+        "of that, a token's timestamp minus its sending time: mean, P99",
         lambda e: f"{_ms(e, 'stamp_error_mean_s')}, {_ms(e, 'stamp_error_p99_s')}",
     ),
     ("a single gap between two tokens, off by: P99", lambda e: _ms(e, "itl_error_p99_s")),
@@ -42,15 +42,15 @@ ROWS: list[tuple[str, Callable[[Json], str]]] = [
         "CPU time for one event (a chunk with tokens)",
         lambda e: f"{_scaled(e, 'cpu_per_event_s', 1e6)} us",
     ),
-    ("of the time ready to run, without a core", lambda e: f"{_scaled(e, 'waited_share', 100)}%"),
-    ("events/s meanwhile", lambda e: _scaled(e, "events_per_s", 1)),
+    ("share of time ready to run without a core", lambda e: f"{_scaled(e, 'waited_share', 100)}%"),
+    ("events/s during this", lambda e: _scaled(e, "events_per_s", 1)),
 ]
 
 
 def noise_floor_view(summary: Summary, names: dict[int, str]) -> View:
-    """{heads, rows, ladder, bound, cases, p99_needs} for the templates; `heads` is empty where
-    nothing was calibrated. `cases` are those that have ended, by their `names`, with what the check
-    `client error` says.
+    """{heads, rows, ladder, bound, cases, p99_needs} for the templates. `heads` is empty without a
+    calibration. `cases` are those that ended, by their `names`, with the detail of the check
+    `client error`.
     """
     calibration = summary.campaign.data.get("calibration") or {}
     loads = (
@@ -79,7 +79,7 @@ def noise_floor_view(summary: Summary, names: dict[int, str]) -> View:
 
 
 def describe_load_steps(calibration: Json) -> str:
-    """How many events a second were seen right, and who could not do more; empty if it was not
+    """The highest rate of events that was measured correctly, and its limit; empty if it was not
     measured.
     """
     steps = calibration.get("ladder")
@@ -87,18 +87,18 @@ def describe_load_steps(calibration: Json) -> str:
         return ""
     sustained = calibration["sustained_events_per_s"]
     text = (
-        f"Up to {sustained:,} events/s were seen right"
+        f"The load generator measured up to {sustained:,} events/s correctly"
         if sustained
-        else "Not even the least number of events/s was seen right"
+        else "The load generator did not measure even the lowest rate of events correctly"
     )
     limit = next((step for step in steps if not step["sustained"]), None)
     if limit is None:
-        return f"{text}, and no more were tried."
+        return f"{text}; no higher rate was tried."
     if limit["server_kept_up"]:
-        return f"{text}; {limit['asked_per_s']:,} are more than the load generator can take."
+        return f"{text}; {limit['asked_per_s']:,} events/s exceed its limit."
     return (
-        f"{text}; {limit['asked_per_s']:,} are more than the reference server could send: the load"
-        " generator's own limit is higher."
+        f"{text}; the reference server could not send {limit['asked_per_s']:,}, so the load"
+        " generator's limit is higher."
     )
 
 
@@ -108,6 +108,6 @@ def _scaled(errors: Json, name: str, scale: float) -> str:
 
 
 def _ms(errors: Json, name: str) -> str:
-    """Milliseconds; three digits of a microsecond would be noise."""
+    """Milliseconds to the microsecond; more digits would be noise."""
     value = errors.get(name)
     return "–" if value is None else f"{1e3 * value:.3f} ms"

@@ -1,5 +1,5 @@
-"""The report's section on endpoints that were profiled: what was found out about each, and what
-could not be measured exactly.
+"""The report's section on profiled endpoints: what each supports, and what could not be measured
+exactly.
 """
 
 from collections.abc import Callable
@@ -16,12 +16,12 @@ USAGE = {
     "plain": "only in plain responses",
     "never": "never",
 }
-UNKNOWN = "not found out"
+UNKNOWN = "unknown"
 
 
 def profile_view(summary: Summary) -> View:
-    """{heads: names of endpoints, rows: [(what, a value for each endpoint)], notes: [(name, note)]}
-    for the templates; `heads` is empty if no endpoint was profiled.
+    """{heads: names of endpoints, rows: [(property, a value per endpoint)], notes: [(name, note)]}
+    for the templates. `heads` is empty if no endpoint was profiled.
     """
     found = _distinct_profiles(summary)
     return {
@@ -35,8 +35,13 @@ def profile_view(summary: Summary) -> View:
     }
 
 
+def first_address(summary: Summary) -> str:
+    """The address of the first profiled endpoint; empty without one."""
+    return next((_address(profile) for _, profile in _distinct_profiles(summary)), "")
+
+
 def _distinct_profiles(summary: Summary) -> list[tuple[str, Json]]:
-    """(server, profile), each once: every case of an endpoint has its own, mostly the same."""
+    """(server, profile), each once: every case of an endpoint has its own, usually the same."""
     servers = dict(zip(summary.table["index"], summary.table["server"], strict=True))
     found: list[tuple[str, Json]] = []
     for index, run in sorted(summary.campaign.runs.items()):
@@ -46,7 +51,7 @@ def _distinct_profiles(summary: Summary) -> list[tuple[str, Json]]:
 
 
 def _address(profile: Json) -> str:
-    """Without its query, which may hold a key."""
+    """The endpoint's address without its query, which may hold a key."""
     return f"{profile.get('base_url', '')}{_dialect(profile).get('root', '')}" or UNKNOWN
 
 
@@ -62,12 +67,13 @@ def _model(profile: Json) -> str:
 
 
 def _request_fields(profile: Json) -> str:
-    """The fields that it does not simply take, and what became of them."""
-    said = {name: how for name, how in (profile.get("fields") or {}).items() if how != "accepted"}
-    said |= {name: f"{said.get(name, 'not tried')}, left out" for name in _omitted(profile)}
+    """The fields that the endpoint does not accept as they are, with its reaction."""
+    found = {name: how for name, how in (profile.get("fields") or {}).items() if how != "accepted"}
+    found |= {name: f"{found.get(name, 'not tried')}, left out" for name in _omitted(profile)}
     limit = _dialect(profile).get("max_tokens_field", "max_tokens")
-    renamed = [f"the length is asked for by {limit}"] if limit != "max_tokens" else []
-    return "; ".join([*(f"{name}: {how}" for name, how in said.items()), *renamed]) or "all taken"
+    renamed = [f"{limit} sets the length"] if limit != "max_tokens" else []
+    texts = [f"{name}: {how}" for name, how in found.items()]
+    return "; ".join([*texts, *renamed]) or "all accepted"
 
 
 def _omitted(profile: Json) -> list[str]:
@@ -106,13 +112,13 @@ ROWS: list[tuple[str, Callable[[Json], str]]] = [
     ("endpoints", _words("endpoints")),
     ("request fields", _request_fields),
     ("usage", lambda profile: USAGE.get(str(profile.get("usage")), UNKNOWN)),
-    ("tokens in a chunk", _number("tokens_per_chunk")),
-    ("field of reasoning", _words("reasoning", "none seen")),
+    ("tokens per chunk", _number("tokens_per_chunk")),
+    ("reasoning field", _words("reasoning", "none seen")),
     ("chunks before the first token", _number("early_chunks")),
-    ("greedy text is the same again, alone", _answer("repeats_alone")),
-    ("greedy text is the same again, under load", _answer("repeats_under_load")),
-    ("tokens for a word of our prompts", _number("tokens_per_word")),
+    ("greedy text repeats, alone", _answer("repeats_alone")),
+    ("greedy text repeats, under load", _answer("repeats_under_load")),
+    ("tokens per word of the prompts", _number("tokens_per_word")),
     ("tokens that the chat template adds", _number("template_tokens")),
     ("context, tokens", _number("context")),
-    ("dialect of /metrics", _words("metrics")),
+    ("format of /metrics", _words("metrics")),
 ]

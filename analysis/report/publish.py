@@ -2,7 +2,7 @@
 
 A published campaign has report.md and its figures, metrics.csv (every case, every metric),
 campaign.json, calibration.json and cases.json (run.json and the checks of each case). A search for
-capacity also keeps latencies.parquet, since an SLO is judged by single requests. Claims,
+capacity also keeps latencies.parquet, since single requests meet or miss an SLO. Claims,
 comparisons, gates, checks and recommendations read it like any other campaign.
 """
 
@@ -20,26 +20,30 @@ from analysis.report import writer
 from analysis.summary import Summary
 from loadtests import schema
 
-# not report.html, which would hold every figure a second time
+# Without report.html, which would contain every figure a second time.
 PAGES = ("report.md", "metrics.csv", "campaign.json", "calibration.json")
 LATENCIES = ["ttft_s", "tpot_s", "tpot_missing", "e2e_s", "failed"]
 
 
 def publish(folder: Path, to: Path) -> Path:
-    """Makes the report of the finished campaign in `folder` again, with the default SLO, and writes
-    the published copy into `to`, which it returns. `to` must not exist, or be `folder`: that one
-    keeps its raw rows and gets what is missing. Raises InputError.
+    """Writes the report of the finished campaign in `folder` again, with the default SLO, and a
+    published copy into `to`, which it returns. `to` must not exist, or must be `folder`, which then
+    keeps its raw rows and gets the missing files. A published `folder` can only be `to`: it gets a
+    new report.md from its numbers. Raises InputError.
     """
     campaign = dataset.read_campaign(folder)
-    if campaign.published:
-        raise InputError(f"{folder} is published already: copy the folder")
     in_place = to.exists() and to.samefile(folder)
+    if campaign.published:
+        if not in_place:
+            raise InputError(f"{folder} is already published: copy the folder")
+        writer.rewrite_published(campaign)
+        return to
     if to.exists() and not in_place:
-        raise InputError(f"{to} exists: give another name, or delete it")
+        raise InputError(f"{to} exists: choose another name, or delete it")
     if left := int(campaign.cases["state"].isin(["planned", "running"]).sum()):
         raise InputError(
-            f"{folder} is not finished: its command with --out {folder} runs the {left} of"
-            f" {len(campaign.cases)} cases that are left"
+            f"{folder} is not finished: run its command with --out {folder} for the remaining"
+            f" {left} of {len(campaign.cases)} cases"
         )
     numbers = writer.write_report(folder)
     if in_place:
@@ -58,7 +62,7 @@ def publish(folder: Path, to: Path) -> Path:
 
 
 def _write_cases(numbers: Summary, to: Path) -> None:
-    """What stands in for cases/: cases.json, and latencies.parquet of a search for capacity."""
+    """Writes cases.json, which replaces cases/, and latencies.parquet of a search for capacity."""
     campaign = numbers.campaign
     runs = [campaign.runs[index] for index in sorted(campaign.runs)]
     cases = {"schema": schema.SCHEMA, "runs": runs, "checks": _checks(numbers)}

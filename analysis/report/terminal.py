@@ -1,5 +1,5 @@
-"""The report on a terminal: the answers, tables of what the pages show, what is wrong with them,
-and what to do next.
+"""The report on a terminal: conclusions, tables of the same numbers, concerns, and the next
+commands.
 """
 
 from typing import NamedTuple
@@ -17,8 +17,8 @@ from analysis.templating import View
 
 
 class Column(NamedTuple):
-    """A number of the table, with a heading of two lines. `spare`: the highest are left out first
-    where the terminal is too narrow.
+    """A number of the table, with a heading of two lines. On a narrow terminal the columns with the
+    highest `spare` are left out first.
     """
 
     metric: str
@@ -36,22 +36,22 @@ LATENCIES = (
     Column("e2e_p99_s", "E2E\nP99 ms"),
 )
 ERRORS = Column("error_share", "err.\n%", 1)
-# In an open loop the scenario decides how many requests and tokens a second there are; what is the
-# server's own is how many of them were good.
+# In an open loop the scenario sets requests/s and tokens/s. The server decides how many of them are
+# good.
 CLOSED = (*THROUGHPUT, *LATENCIES, Column("requests_per_s", "\nreq/s", 4), ERRORS)
 OPEN = (*LATENCIES, Column("goodput_per_s", "good\nreq/s", 4), ERRORS)
 PRICE = Column("usd_per_million_tokens", "USD for\nM good", 1)
-# What a cell may say beside a number, and what that means.
+# Signs beside a number in a cell, and their meaning.
 MEANINGS = {
     "±": "±: 95% interval over runs",
-    "n=": "n=...: too small a sample for that percentile",
+    "n=": "n=...: too few requests for that percentile",
     "∞": "∞: this percentile is a failed request",
 }
 
 
 def show_summary(summary: Summary, console: Console) -> None:
-    """Prints the answers, the headline tables and what is wrong with them; every text from the
-    campaign is printed as text, not as markup.
+    """Prints conclusions, headline tables and concerns. Text from the campaign is never read as
+    markup.
     """
     capacity = capacity_section.capacity_view(summary)
     if capacity["systems"]:
@@ -79,7 +79,7 @@ def show_comparison(summary: Summary, comparison: Comparison, console: Console) 
         )
         for system in comparison.systems
     ]
-    # long names of servers are folded before a number is left out
+    # Long names of servers are folded before a number is left out.
     words = [word for name, _ in rows for word in name.split()]
     least = min(24, max(map(len, words), default=0))
     shown = list(range(len(columns)))
@@ -105,7 +105,7 @@ def show_comparison(summary: Summary, comparison: Comparison, console: Console) 
 
 
 def show_concerns(summary: Summary, console: Console) -> None:
-    """What makes these numbers worth less than they look, the worst first, a line each."""
+    """Prints every reason to doubt these numbers, the worst first, one line each."""
     lines = [
         (
             concern["severity"],
@@ -148,7 +148,7 @@ def show_capacity(capacity: View, console: Console) -> None:
 
 
 def show_next_commands(commands: list[tuple[str, str]], console: Console) -> None:
-    """A command stays on one line, however long, so that it can be copied."""
+    """Prints each command on one line, however long, so that it can be copied."""
     if commands:
         console.print("\nWorth typing next:")
     for what, command in commands:
@@ -172,7 +172,7 @@ def _table(title: str) -> Table:
 
 
 def _cell(metric: str, system: ServerSummary) -> str:
-    """What fits a terminal: the interval only of throughput."""
+    """Formats a number for a terminal, which has room only for the interval of throughput."""
     valid = system.valid
     cell = formatting.format_cell(metric, valid)
     half = stats.estimate_mean(valid[metric]).half

@@ -1,6 +1,4 @@
-"""A campaign's folder -> report.html, report.md, figures/*.png and metrics.csv in it, and the
-headline in the terminal.
-"""
+"""Writes report.html, report.md, figures/*.png and metrics.csv into a campaign's folder."""
 
 import base64
 import hashlib
@@ -10,21 +8,22 @@ from typing import Any
 
 import markupsafe
 
-from analysis import dataset, formatting, stats
-from analysis.conclusions import describe_result
-from analysis.dataset import InputError
+from analysis import attribution, dataset, formatting, stats
+from analysis.dataset import Campaign, InputError
 from analysis.hardware import NO_COST, MachineCost
 from analysis.metrics import METRICS
-from analysis.report import capacity_section, cost_section, noise_floor_section, profile_section
-from analysis.report.comparison_section import sweep_view
+from analysis.report import (
+    capacity_section,
+    comparison_section,
+    cost_section,
+    first_screen,
+    noise_floor_section,
+    profile_section,
+)
 from analysis.summary import Summary, build_comparisons, build_sweeps, summarise
-from analysis.templating import TEMPLATES, View, render_markdown, render_page
+from analysis.templating import TEMPLATES, View, render_markdown, render_page, slugify
 
-TITLES = {
-    "page": "Which server should run this model?",
-    "validity": "Can these numbers be believed?",
-    "manifest": "How it was measured",
-}
+TITLES = {"validity": "Can you trust these numbers?", "manifest": "How it was measured"}
 SEVERITIES = ("invalid", "warning", "note")
 UNFINISHED = (
     "This campaign is not complete: some cases are still running, were killed, or have not started."
@@ -40,20 +39,20 @@ def write_report(
     machine_cost: MachineCost = NO_COST,
     max_errors: float | None = None,
 ) -> Summary:
-    """Makes the report of a campaign (default: the newest) into its folder and returns what it
-    shows. Raises InputError.
+    """Writes the report of a campaign (default: the newest) into its folder, and returns the
+    numbers that it shows. Raises InputError.
     """
     campaign = dataset.read_campaign(folder, max_errors)
     if campaign.published:
         raise InputError(
-            f"{campaign.folder} is published without its requests: its report is report.md there;"
-            " run the campaign again to make another"
+            f"{campaign.folder} is published without its requests, which a report needs: read its"
+            " report.md, or run the campaign again"
         )
     summary = summarise(campaign, slo, machine_cost)
     folder = summary.campaign.folder
     (folder / "figures").mkdir(exist_ok=True)
     for old in (folder / "figures").glob("*.png"):
-        old.unlink()  # of an earlier report, perhaps of a comparison that is named otherwise now
+        old.unlink()  # an earlier report may have named its comparisons differently
     view = build_view(summary)
     compared = [c for sweep in view["sweeps"] for c in sweep["comparisons"]]
     pictures = [f for sweep in view["sweeps"] for f in sweep["curves"]] + [
@@ -62,24 +61,38 @@ def write_report(
     for figure in filter(None, pictures):
         (folder / "figures" / figure["file"]).write_bytes(figure["png"])
     summary.table.drop(columns="index").to_csv(folder / "metrics.csv", index_label="index")
-    (folder / "report.html").write_text(render_page("report.html.jinja", view))
+    (folder / "report.html").write_text(render_page("report.html.jinja", view | _script()))
     (folder / "report.md").write_text(render_markdown("report.md.jinja", view))
     return summary
 
 
+def rewrite_published(campaign: Campaign) -> None:
+    """Writes report.md of a published campaign from its numbers. Its figures stay, and so do its
+    sections "Why", which need single requests.
+    """
+    view = build_view(summarise(campaign))
+    (campaign.folder / "report.md").write_text(render_markdown("report.md.jinja", view))
+
+
 def build_view(summary: Summary) -> View:
-    """Everything that the templates print, as plain values and text; they only lay it out."""
+    """Computes everything that the templates print. They only lay it out."""
     data, cases = summary.campaign.data, summary.table
     capacity = capacity_section.capacity_view(summary)
     comparisons = build_comparisons(summary)
     sweeps = [
-        sweep_view(summary, sweep, number)
+        comparison_section.sweep_view(summary, sweep, number)
         for number, sweep in enumerate(build_sweeps(comparisons), 1)
     ]
-    # a search's cases are each at a load of its own: nothing to compare but their curves
+    # Each case of a search has a load of its own: only the curves over all loads compare servers.
     if capacity["systems"]:
         sweeps = [sweep | {"comparisons": []} for sweep in sweeps]
-    script = (TEMPLATES / "page.js").read_text()
+    concerns = list_concerns(summary)
+    warnings = [(text, slugify(TITLES["manifest"])) for text in list_warnings(summary)]
+    first = first_screen.first_screen_view(
+        summary, comparisons, sweeps, capacity, warnings, concerns
+    )
+    cost = cost_section.cost_view(summary, comparisons)
+    shown = [c for sweep in sweeps for c in sweep["comparisons"]]
     states = cases["state"].value_counts().to_dict()
     return {
         "name": summary.campaign.folder.resolve().name,
@@ -90,42 +103,23 @@ def build_view(summary: Summary) -> View:
             else " ".join(map(str, data.get("command") or []))
         ),
         "states": ", ".join(f"{n} {state}" for state, n in states.items()),
-        "answers": (
-            capacity["answers"]
-            or [describe_result(c) for c in comparisons]
-            or ["This campaign has no case yet."]
-        ),
-        "warnings": list_warnings(summary),
+        "first": first | {"details": slugify(TITLES["validity"])},
         "titles": TITLES,
         "capacity": capacity,
         "sweeps": sweeps,
-        "sections": (
-            [
-                (part["id"], part["title"])
-                for s in sweeps
-                for part in ([s] if s["curves"] else []) + s["comparisons"]
-            ]
-            + [(key, TITLES[key]) for key in ("validity", "manifest")]
-        ),
-        # The page's own policy lets nothing run but this script, and nothing be fetched.
-        "script": markupsafe.Markup(script),  # noqa: S704 (a file of ours)
-        "script_hash": (
-            "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        ),
+        "comparisons": len(shown),
+        "contents": _contents(sweeps, bool(capacity["systems"])),
         "profile": profile_section.profile_view(summary),
-        "concerns": list_concerns(summary),
+        "concerns": concerns,
         "checks": _checks(summary),
-        "cost": cost_section.cost_view(summary, comparisons),
+        "cost": cost,
         "noise_floor": noise_floor_section.noise_floor_view(
             summary, {c["index"]: _case(c)["case"] for c in cases.to_dict("records")}
         ),
         "invalid_cases": [
             _case(c) | {"why": c["why"]} for c in cases[~cases["valid"]].to_dict("records")
         ],
-        "slo": " and ".join(
-            f"{name.removesuffix('_s').upper()} ≤ {bound * 1000:g} ms"
-            for name, bound in summary.slo.items()
-        ),
+        "slo": comparison_section.describe_slo(summary.slo),
         "definitions": [
             (
                 m.label,
@@ -134,19 +128,14 @@ def build_view(summary: Summary) -> View:
                 " ".join((m.value.__doc__ or "").split()),
             )
             for m in METRICS.values()
+            if m.name in _shown_metrics(first, sweeps, cost)
         ],
         "confidence": [(p, stats.values_needed(p)) for p in (50, 95, 99)],
         "scenarios": [
             (name, formatting.flatten_settings(table))
             for name, table in _named(data.get("scenarios"))
         ],
-        "machine": formatting.flatten_settings(
-            {
-                k: data.get(k)
-                for k in ("model", "seed", "simulated", "machine_share", "manifest")
-                if data.get(k) is not None
-            }
-        ),
+        "machine": formatting.flatten_settings(_machine(data)),
         "stages": [
             _case(c) | {"stages": _stages(summary.campaign.runs.get(c["index"], {}))}
             for c in cases.to_dict("records")
@@ -155,8 +144,65 @@ def build_view(summary: Summary) -> View:
     }
 
 
+def _script() -> View:
+    """The page's script. Its own policy runs nothing else and fetches nothing."""
+    script = (TEMPLATES / "page.js").read_text()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return {
+        "script": markupsafe.Markup(script),  # noqa: S704 (a file of ours)
+        "script_hash": f"sha256-{digest}",
+    }
+
+
+def _contents(sweeps: list[View], is_search: bool) -> list[tuple[str, str]]:
+    """(anchor, title) of the sections."""
+    parts = [
+        (part["id"], part["title"])
+        for sweep in sweeps
+        for part in ([sweep] if sweep["curves"] else []) + sweep["comparisons"]
+    ]
+    titles = [TITLES["validity"], "Cost", "Noise floor", TITLES["manifest"]]
+    fixed = [(slugify(title), title) for title in titles]
+    return [("capacity", "Capacity")] * is_search + parts + fixed
+
+
+def _shown_metrics(first: View, sweeps: list[View], cost: View) -> set[str]:
+    """Names of the metrics that the report shows, so that it defines these and no others."""
+    found = {*attribution.IN_ENGINE, *cost["metrics"], "output_tokens_per_s"}
+    for table in first["tables"]:
+        found.update(table["metrics"])
+    for sweep in sweeps:
+        for comparison in sweep["comparisons"]:
+            found.update(comparison["metrics"])
+    kinds = {
+        figure["kind"]
+        for sweep in sweeps
+        for part in (sweep["curves"], *(c["figures"] for c in sweep["comparisons"]))
+        for figure in part
+    }
+    if "pareto" in kinds:
+        found.add("user_tokens_per_s")
+    if kinds & {"curve-e2e", "demand-e2e"}:
+        found.update(f"{stem}_p{p}_s" for stem in ("ttft", "e2e") for p in (50, 95, 99))
+    return found
+
+
+def _machine(data: View) -> View:
+    """Machine, model and versions, with all packages in one value."""
+    found = {
+        key: data[key]
+        for key in ("model", "seed", "simulated", "machine_share", "manifest")
+        if data.get(key) is not None
+    }
+    packages = (found.get("manifest") or {}).get("packages")
+    if isinstance(packages, dict):
+        text = ", ".join(f"{name} {version}" for name, version in packages.items())
+        found["manifest"] = found["manifest"] | {"packages": text}
+    return found
+
+
 def list_warnings(summary: Summary) -> list[str]:
-    """What holds of the campaign as a whole, in whole sentences."""
+    """Warnings about the campaign as a whole, in whole sentences."""
     manifest = summary.campaign.data.get("manifest") or {}
     unfinished = summary.table["state"].isin(["running", "planned"]).any()
     return [
@@ -167,7 +213,7 @@ def list_warnings(summary: Summary) -> list[str]:
 
 
 def _notes(summary: Summary) -> Iterator[str]:
-    """Those of all cases, but for what stands in the section on their endpoint."""
+    """The notes of all cases, except those that the section on their endpoint has."""
     for run in summary.campaign.runs.values():
         profiled = (run.get("profile") or {}).get("notes") or []
         yield from (note for note in run.get("notes") or [] if note not in profiled)
@@ -182,8 +228,8 @@ def _case(case: Any) -> View:
 
 
 def list_concerns(summary: Summary) -> list[View]:
-    """What did not pass, once for each check and severity, with the cases it is about: the worst
-    first, and of these the causes first.
+    """Failed checks, once per check and severity, with their cases: the worst severity first, and
+    causes before effects.
     """
     failed = summary.checks[summary.checks["ok"].eq(False)]
     names = {c["index"]: _case(c)["case"] for c in summary.table.to_dict("records")}
@@ -202,7 +248,7 @@ def list_concerns(summary: Summary) -> list[View]:
 
 
 def _checks(summary: Summary) -> list[View]:
-    """How many cases passed, failed or were not measured, for each check."""
+    """For each check: how many cases passed, failed and were not measured."""
     return [
         {
             "name": name,

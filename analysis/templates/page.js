@@ -1,4 +1,5 @@
-// Sorts tables and offers figures for download. Without it the page says the same.
+// Sorts tables, shows the values of figures, filters their series and makes PNGs of them. Without it
+// the page has the same content.
 "use strict";
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
@@ -18,7 +19,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   });
 }
 
-// What has no number stands last in both directions; equal rows stay in their order.
+// Rows without a number stand last in both directions. Equal rows keep their order.
 function sort(body, column, numeric, sign) {
   const keyed = [...body.rows].map((row) => ({ row, key: key(row.cells[column], numeric) }));
   keyed.sort((a, b) => {
@@ -35,13 +36,140 @@ function key(cell, numeric) {
   return Number.isNaN(value) ? null : value;
 }
 
-// The picture is in the page once: its link is made of it.
-for (const link of document.querySelectorAll("a.png")) {
-  link.href = link.closest("figure").querySelector("img").src;
-  link.hidden = false;
+for (const figure of document.querySelectorAll("figure")) {
+  const svg = figure.querySelector(".plot > svg");
+  const hidden = new Set();
+  showValues(figure, svg, hidden);
+  filterSeries(figure, svg, hidden);
+  const png = figure.querySelector("button.png");
+  png.hidden = false;
+  png.addEventListener("click", () => savePng(svg, png.dataset.file));
 }
 
-// What is folded away on a screen is printed; afterwards it is as it was.
+// Lines of data-points: "= SERIES TITLE" before the points of a title, "X Y TEXT" for each point.
+function readPoints(svg) {
+  const points = [];
+  let series = "", title = "";
+  for (const line of svg.dataset.points.split("\n")) {
+    const [first, second, ...rest] = line.split(" ");
+    const text = rest.join(" ");
+    if (first === "=") [series, title] = [second, text];
+    else if (second) points.push({ series, x: +first, y: +second, text: `${title}: ${text}` });
+  }
+  return points;
+}
+
+// The value nearest to the pointer, or the next one with the arrow keys.
+function showValues(figure, svg, hidden) {
+  const points = readPoints(svg);
+  if (!points.length) return;
+  const plot = svg.parentElement;
+  const tip = document.createElement("div");
+  const dot = document.createElementNS(svg.namespaceURI, "circle");
+  tip.className = "tip";
+  tip.setAttribute("role", "status");
+  tip.hidden = true;
+  figure.append(tip);
+  for (const [name, value] of Object.entries({ class: "dot", r: 5, fill: "none", stroke: "#000", "stroke-width": 1.5 })) {
+    dot.setAttribute(name, value);
+  }
+  // One stop for the Tab key: the arrow keys show values, and each one is scrolled into view.
+  plot.removeAttribute("tabindex");
+  svg.setAttribute("tabindex", "0");
+  let current = null;
+
+  const shown = () => points.filter((point) => !hidden.has(point.series));
+  function show(point) {
+    current = point;
+    tip.hidden = !point;
+    if (!point) return dot.remove();
+    dot.setAttribute("cx", point.x);
+    dot.setAttribute("cy", point.y);
+    svg.append(dot);
+    tip.textContent = point.text;
+    const box = figure.getBoundingClientRect();
+    const at = dot.getBoundingClientRect();
+    const left = Math.min(at.right + 6, box.right - tip.offsetWidth);
+    tip.style.left = `${Math.max(left, box.left) - box.left}px`;
+    tip.style.top = `${Math.max(at.top - tip.offsetHeight - 6, box.top) - box.top}px`;
+  }
+  function nearest(event) {
+    const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
+    let best = null, least = 50;
+    for (const point of shown()) {
+      const distance = Math.hypot(point.x - at.x, point.y - at.y);
+      if (distance < least) [best, least] = [point, distance];
+    }
+    return best;
+  }
+  for (const kind of ["pointermove", "pointerdown"]) svg.addEventListener(kind, (event) => show(nearest(event)));
+  svg.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && show(null));
+  svg.addEventListener("blur", () => show(null));
+  svg.addEventListener("focus", () => svg.matches(":focus-visible") && show(shown()[0] ?? null));
+  svg.addEventListener("keydown", (event) => {
+    const all = shown();
+    const place = all.indexOf(current);
+    const next = { ArrowRight: place + 1, ArrowLeft: place - 1, Home: 0, End: all.length - 1 }[event.key];
+    if (event.key === "Escape") show(null);
+    if (next === undefined || !all.length) return;
+    event.preventDefault();
+    show(all[(next + all.length) % all.length]);
+    dot.scrollIntoView({ block: "nearest", inline: "nearest" });
+    show(current);
+  });
+  plot.addEventListener("scroll", () => current && !svg.matches(":focus") && show(null));
+}
+
+// With entries pressed, only their series are visible; with none, all are.
+function filterSeries(figure, svg, hidden) {
+  const list = figure.querySelector(".legend");
+  if (!list) return;
+  const buttons = [...list.querySelectorAll("span[data-s]")].map((entry) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.dataset.s = entry.dataset.s;
+    button.setAttribute("aria-pressed", "false");
+    button.append(...entry.childNodes);
+    entry.replaceWith(button);
+    return button;
+  });
+  const isPressed = (button) => button.getAttribute("aria-pressed") === "true";
+  for (const button of buttons) {
+    button.addEventListener("click", () => {
+      button.setAttribute("aria-pressed", String(!isPressed(button)));
+      const filtered = buttons.some(isPressed);
+      list.classList.toggle("filtered", filtered);
+      hidden.clear();
+      for (const each of buttons) if (filtered && !isPressed(each)) hidden.add(each.dataset.s);
+      for (const drawn of svg.querySelectorAll("[data-s]")) {
+        if (hidden.has(drawn.dataset.s)) drawn.setAttribute("visibility", "hidden");
+        else drawn.removeAttribute("visibility");
+      }
+    });
+  }
+}
+
+// The whole figure, with the legend that the page cuts off, as an image of two pixels per point.
+async function savePng(svg, file) {
+  const copy = svg.cloneNode(true);
+  copy.querySelector(".dot")?.remove();
+  const [, , width, height] = svg.dataset.full.split(" ").map(Number);
+  copy.setAttribute("viewBox", svg.dataset.full);
+  copy.setAttribute("width", 2 * width);
+  copy.setAttribute("height", 2 * height);
+  const image = new Image();
+  image.src = "data:image/svg+xml," + encodeURIComponent(new XMLSerializer().serializeToString(copy));
+  await image.decode();
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [2 * width, 2 * height];
+  canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+  const link = document.createElement("a");
+  link.download = file;
+  link.href = canvas.toDataURL("image/png");
+  link.click();
+}
+
+// Folded parts are printed. Afterwards they are folded again.
 let opened = [];
 addEventListener("beforeprint", () => {
   opened = [...document.querySelectorAll("details:not([open])")];

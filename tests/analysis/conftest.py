@@ -1,11 +1,12 @@
 import io
 
+import markupsafe
 import pytest
 from PIL import Image
 
 from analysis import case, dataset
 from analysis.case import CaseData
-from analysis.plots import style
+from analysis.plots import style, vector
 from analysis.studies import accuracy_page
 from tests.helpers import synthetic_campaign
 
@@ -40,11 +41,12 @@ def observe(tmp_path):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Pictures of one pixel, for tests of what a page says in words: to draw takes most of the time
-    of a report. Those of test_report.py, test_page.py, test_accuracy_page.py and plots/ are
-    drawn.
+    """Figures of one pixel, for tests of a page's words: drawing takes most of a report's time.
+    test_report.py, test_page.py, test_accuracy_page.py and plots/ draw them.
     """
     white = io.BytesIO()
     Image.new("RGB", (1, 1), "white").save(white, "png")
     for module in (style, accuracy_page):
         monkeypatch.setattr(module, "encode_png", lambda figure: white.getvalue())
+    blank = vector.Vector(markupsafe.Markup('<svg data-points=""></svg>'), [])
+    monkeypatch.setattr(vector, "encode_svg", lambda *_: blank)

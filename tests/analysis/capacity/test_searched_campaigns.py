@@ -168,7 +168,7 @@ def test_a_search_ends_if_every_request_fails(
     assert error == f"no valid case of {why}\n"
     said = "Under steady, alpha (simulated) has no valid case: errors: 100% http 500: CUDA error."
     text = (folder / "report.md").read_text()
-    assert said in out and said in text and "meets TTFT" not in text and "| holds |" not in text
+    assert said in out and said in text and "meets TTFT" not in text and "| meets |" not in text
     recommended = ["recommend", str(folder), "--rate", "5"]
     assert command.main(recommended) == 1
     out, error = capsys.readouterr()

@@ -1,5 +1,5 @@
-"""Pictures over several loads and over several metrics show what is in the frames, and say what is
-missing.
+"""Figures over several loads and several metrics show the numbers of their frames, and mark missing
+ones.
 """
 
 import math
@@ -18,7 +18,7 @@ from tests.studies import report_benchmark
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """Twenty servers at two loads; the slow ones have too few requests for a P99."""
+    """Twenty servers at two loads. The slow ones have too few requests for a P99."""
     folder = report_benchmark.campaign(
         tmp_path_factory.mktemp("results") / "many", 2000, 4, loads=(16, 4)
     )
@@ -40,7 +40,7 @@ def test_a_sweep_has_its_loads_in_order(many):
     assert own["e2e_p99_s"].iloc[0] == first["e2e_p99_s"]
 
 
-def test_the_curve_has_a_named_line_a_server_and_one_percentile(many):
+def test_the_curve_has_one_named_line_per_server_and_one_percentile(many):
     (sweep,) = summary.build_sweeps(many[1])
     picture = tradeoffs.draw_curve(sweep, "e2e")
     (axes,) = picture.figure.axes
@@ -56,7 +56,7 @@ def test_the_curve_has_a_named_line_a_server_and_one_percentile(many):
     )
     heights = sorted(t.xyann[1] for t in axes.texts)
     assert min(np.diff(heights)) > 0.9 / len(heights) - 1e-9 and heights[-1] <= 1, (
-        "no name on another"
+        "no name overlaps another"
     )
 
 
@@ -85,7 +85,7 @@ def test_a_scenario_with_one_load_has_no_curve(tmp_path):
 def test_frontier():
     x, y = pd.Series([1.0, 2.0, 3.0, 2.0, math.nan, 3.0]), pd.Series([3.0, 2.0, 1.0, 1.0, 9.0, 1.0])
     assert list(tradeoffs.pareto_frontier(x, y)) == [True, True, True, False, False, True], (
-        "equal points are both on it"
+        "equal points are both on the frontier"
     )
 
 
@@ -119,7 +119,7 @@ def test_relative_to_the_best():
         HEADLINE,
     )
     assert list(worse) == ["output_tokens_per_s", "goodput_per_s", "error_share", "ttft_p99_s"], (
-        "without what nobody measured"
+        "without metrics that were not measured"
     )
     assert list(worse["output_tokens_per_s"])[:2] == [1, 2] and math.isnan(
         worse["output_tokens_per_s"].iloc[2]
@@ -132,7 +132,7 @@ def test_relative_to_the_best():
     assert list(worse["goodput_per_s"]) == [math.inf, 2, 1]
 
 
-def test_the_heat_maps_cells_are_dashes_where_there_is_no_number_and_can_be_read():
+def test_a_cell_of_the_heat_map_without_a_number_is_a_dash_and_all_are_readable():
     picture = tradeoffs.draw_heat_map(
         compare(output_tokens_per_s=[100.0, 50.0, math.nan], ttft_p99_s=[0.2, 0.1, 9.0]), HEADLINE
     )

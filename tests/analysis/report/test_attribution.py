@@ -1,5 +1,5 @@
-"""Where the time of a request went, on campaigns whose truth is known: parts add up, and a cause is
-named only where it is known.
+"""The parts of a request's time, on campaigns whose truth is known: the parts add up, and a cause
+is named only where it is known.
 """
 
 import heapq
@@ -24,8 +24,8 @@ def frame(observe, rows):
 
 
 def one(**changes):
-    """Scheduled 3.0, slot 3.1, sent 3.15, first token 3.65, done 4.75; the server says 200 + 100 +
-    1000 ms.
+    """Scheduled 3.0, slot 3.1, sent 3.15, first token 3.65, done 4.75; the server reports
+    200 + 100 + 1000 ms.
     """
     row = synthetic_campaign.requests(n=1)[0] | {
         "scheduled_s": 3.0,
@@ -41,7 +41,7 @@ def one(**changes):
     return row | changes
 
 
-def test_each_part_is_what_it_was(observe):
+def test_each_part_has_its_true_length(observe):
     (row,) = frame(observe, [one()]).to_dict("records")
     assert {name: row[name] for name in SERVER_PHASES} == pytest.approx(
         {
@@ -60,8 +60,8 @@ def test_each_part_is_what_it_was(observe):
     assert row["e2e_s"] == pytest.approx(1.75)
 
 
-def test_they_add_up_whatever_was_held_back(observe):
-    """A stream that comes at once at its end is no wait before the engine, which generated
+def test_the_parts_add_up_even_if_the_stream_was_held_back(observe):
+    """A stream that arrives whole at its end did not wait before the engine, which generated
     meanwhile.
     """
     (row,) = frame(observe, [one(first_s=4.70, last_s=4.70)]).to_dict("records")
@@ -102,11 +102,11 @@ def test_without_times_that_fit_only_the_clients_view_is_left(observe, changes):
     rows[100]["done_s"] += 1e-9  # the slowest
     bar = attribution.tail_bar([frame(observe, rows)])
     assert not bar.has_server_phases and list(bar.parts) == CLIENT_PHASES, (
-        "one such request among them, and their means would be of others"
+        "one such request among them, and their means would mix in others"
     )
 
 
-def test_a_queue_that_is_not_told_is_before_the_engine(observe):
+def test_an_unreported_queue_is_before_the_engine(observe):
     (row,) = frame(observe, [one(queue_ms=None)]).to_dict("records")
     assert row["before_s"] == pytest.approx(0.4) and row["queue_s"] == 0
 
@@ -118,9 +118,7 @@ def test_failures_have_no_parts(observe):
 
 
 def test_which_requests(observe):
-    """E2E rises by 1 ms from request to request: the bars' own is that of P45 to P55, and of the
-    last ones.
-    """
+    """E2E rises by 1 ms per request: the bars are those of P45 to P55, and of the last requests."""
 
     def run(n, offset_s=0.0):
         rows = synthetic_campaign.requests(n, rate=n / 8)
@@ -154,7 +152,7 @@ def test_which_requests(observe):
     assert attribution.median_bar([]) is None and attribution.tail_bar([]) is None
     both = attribution.tail_bar([run(410), run(410, offset_s=1.0)])
     assert both.e2e_s == pytest.approx(0.15 + 0.407 + 0.5) and both.requests == 10, (
-        "each run's own tail, not that of all together"
+        "each run's own tail, not the pooled one"
     )
 
 
@@ -208,7 +206,7 @@ def attributed(tmp_path, rows, said=None, **changes):
     return made
 
 
-def test_waiting_for_a_worker_is_as_much_as_it_was(tmp_path):
+def test_the_wait_for_a_worker_has_its_true_length(tmp_path):
     rows, waits = queue(workers=2, users=8)
     made = attributed(tmp_path, rows, command=SYNC)
     e2e = pd.Series([row["done_s"] - row["scheduled_s"] for row in rows])
@@ -241,9 +239,9 @@ def test_waiting_for_a_worker_is_as_much_as_it_was(tmp_path):
             "for one of 8 threads (",
         ),
         ({"command": [*SYNC[:-1], "2"]}, "for one of 4 threads ("),
-        # eight users: when one asks, no more than seven others can be with the server
+        # Eight users: when one sends, at most seven others can be with the server.
         ({"command": [*SYNC[:-3], "8", *SYNC[-2:]]}, "before the server's engine"),
-        # whose workers take as many requests as come
+        # Its workers take any number of requests.
         (
             {
                 "command": [
@@ -263,7 +261,7 @@ def test_waiting_for_a_worker_is_as_much_as_it_was(tmp_path):
         ({"command": None}, "before the server's engine"),
     ],
 )
-def test_what_is_waited_for_has_a_name_only_where_it_is_known(tmp_path, changes, cause):
+def test_the_cause_of_a_wait_is_named_only_where_it_is_known(tmp_path, changes, cause):
     rows, _ = queue(2, 9 if "8 threads" in cause else 8)
     assert f"is waiting {cause}" in attributed(tmp_path, rows, **changes).sentence
 
@@ -287,7 +285,7 @@ def test_a_thread_of_a_pool_likewise(tmp_path, engine, options, cause):
     assert f"is waiting in the server's own queue {cause}" in made.sentence
 
 
-def test_generation_says_of_how_many_at_once(tmp_path):
+def test_generation_names_how_many_ran_at_once(tmp_path):
     text = attributed(tmp_path, synthetic_campaign.requests()).sentence
     assert (
         text == "67% of the slowest 1% is generation, from the first token to the last, with 5.92"
@@ -297,7 +295,7 @@ def test_generation_says_of_how_many_at_once(tmp_path):
 
 @pytest.mark.parametrize(("bound", "said"), [("1.0", True), ("0.001", False), ("+Inf", False)])
 def test_a_late_event_loop_is_named_where_it_matters(tmp_path, bound, said):
-    """The first bucket is never hit; all is in the second. +Inf is no bound."""
+    """All values are in the second bucket. +Inf is no bound."""
     rows, _ = queue(2, 8)
     lag = []
     for t in range(12):
@@ -348,7 +346,7 @@ def test_the_readmes_sentence_is_of_the_reference():
             )
 
 
-def test_the_report_has_it(tmp_path):
+def test_the_report_has_the_section(tmp_path):
     folder = synthetic_campaign.campaign(tmp_path / "campaign")
     for path in folder.glob("cases/*beta*/requests.parquet"):
         rows = pd.read_parquet(path)
@@ -370,7 +368,7 @@ def test_the_report_has_it(tmp_path):
         line for line in section.splitlines() if line.startswith("| beta (simulated) | the median")
     )
     assert row.count("–") == 5, (
-        "before, queue, prompt, generation and what is beyond it are not told: no zeros"
+        "before, queue, prompt, generation and the stream beyond it are unknown: no zeros"
     )
     assert (folder / "figures" / "1-chat-8-users-why.png").stat().st_size > 10_000
     assert "<h3>Why</h3>" in page and "67% of the slowest 1%" in page

@@ -1,5 +1,5 @@
-"""No winner among the broken: sentences, tables and exit codes of campaigns in which requests
-failed, responses reason, or usage is missing.
+"""Broken servers never win: sentences, tables and exit codes of campaigns in which requests failed,
+responses have reasoning, or usage is missing.
 """
 
 import io
@@ -88,7 +88,7 @@ def report(folder: Path, *options: str) -> int:
     return __main__.main(["report", str(folder), "--no-notebooks", *options])
 
 
-def test_of_servers_that_all_fail_none_has_won(write, capsys):
+def test_no_server_wins_if_all_fail(write, capsys):
     folder = write({"alpha": failing(1.0), "beta": breaking()})
     why = "errors: 100% http 500: CUDA error: out of memory"
     broke = "errors: 100% server error in the stream: engine died"
@@ -102,16 +102,16 @@ def test_of_servers_that_all_fail_none_has_won(write, capsys):
         f"no valid case of alpha (simulated), chat: {why}",
         f"no valid case of beta (simulated), chat: {broke}",
     ]
-    assert "| – | 0 of 1 | invalid: errors: 100%" in (folder / "report.md").read_text()
+    assert "| simulated | 0 of 1 | invalid: errors: 100%" in (folder / "report.md").read_text()
     page, text = ((folder / f"report.{kind}").read_text() for kind in ("html", "md"))
     for said in (out, page, text):
         assert "most valid" not in said and "lowest" not in said and "client-bound" not in said
     assert page.index("CUDA error") < page.index("<table")
-    assert report(folder) == 0, "a report is made of anything, and says so only if it is asked to"
+    assert report(folder) == 0, "a report is always made, and fails only with --strict"
     assert __main__.main(["validity", str(folder)]) == 1
 
 
-def test_one_with_a_number_beside_one_without_has_not_won(write, capsys):
+def test_a_server_does_not_win_against_an_invalid_one(write, capsys):
     folder = write({"alpha": sound(), "beta": failing(0.1)})
     why = "errors: 10% http 500: CUDA error: out of memory"
     assert answer(folder) == (
@@ -132,7 +132,7 @@ def test_one_with_a_number_beside_one_without_has_not_won(write, capsys):
         assert "give a share of the requests, such as 5%" in capsys.readouterr().err
 
 
-def test_of_three_the_two_valid_are_compared_and_the_third_is_named(write):
+def test_two_valid_servers_are_compared_and_the_invalid_third_is_named(write):
     slow = synthetic_campaign.requests(200, 20.0, 0.1, 0.02)
     said = answer(
         write(
@@ -146,13 +146,13 @@ def test_of_three_the_two_valid_are_compared_and_the_third_is_named(write):
     )
 
 
-def test_a_single_server_has_nobody_to_win_against(write):
+def test_a_single_server_has_no_contest(write):
     assert answer(write({"alpha": sound()})) == (
         "Under chat, 8 users, alpha (simulated) has an output throughput of 440 tokens/s (one run)."
     )
 
 
-def test_a_reasoning_model_s_report(write, capsys):
+def test_the_report_of_a_reasoning_model(write, capsys):
     notes = [*FOREIGN["profile"]["notes"], "no NVIDIA GPU: GPU columns are null"]
     folder = write({"target": reasoning()}, notes=notes, **FOREIGN)
     assert report(folder, "--strict") == 0
@@ -160,42 +160,42 @@ def test_a_reasoning_model_s_report(write, capsys):
     for said in ("visible TTFT P50, ms", "reasoning tokens, %"):
         assert said in text, said
     assert " 83.3 |" in text and " 900 |" in text
-    assert "## What the endpoint is" in text and "ignore\\_eos: refused, left out" in text
+    assert "## What the endpoint supports" in text and "ignore\\_eos: refused, left out" in text
     assert text.count("greedy text is not stable under load: 20% of the responses differ") == 1
     assert "no NVIDIA GPU" in text
     page = (folder / "report.html").read_text()
-    assert "What the endpoint is" in page and "visible TTFT P99" in page
+    assert "What the endpoint supports" in page and "visible TTFT P99" in page
     console = Console(width=140, record=True, file=io.StringIO())
     terminal.show_summary(writer.write_report(folder), console)
     assert "target (external)" in console.export_text()
 
 
-def test_a_report_of_an_endpoint_without_usage(write):
+def test_the_report_of_an_endpoint_without_usage(write):
     folder = write({"target": without_usage()}, **FOREIGN)
     assert report(folder, "--strict") == 0
     text = (folder / "report.md").read_text()
-    assert text.index("target (external), usage: missing in 400 of 400") < text.index("| server |")
+    assert text.index("target (external), usage: missing in 400 of 400") < text.index("| engine |")
     assert "### Warning: usage" in text and "missing in 400 of 400 responses" in text
-    (row,) = [line for line in text.splitlines() if line.startswith("| target | external | – | 1 ")]
-    assert row.split(" | ")[6] == "40.0", "its TPOT is that of its chunks"
+    (row,) = [line for line in text.splitlines() if line.startswith("| target | external | 1 ")]
+    assert row.split(" | ")[5] == "40.0", "its TPOT is per chunk"
 
 
-def test_a_report_without_a_case_that_ended_ok_says_that_nothing_was_checked(write):
+def test_a_report_without_a_finished_case_states_that_nothing_was_checked(write):
     folder = write({"alpha": sound()}, status="failed: load: all requests failed: http 401")
     assert report(folder, "--strict") == 1
     text = (folder / "report.md").read_text()
-    assert "No case has ended ok, so there is nothing to check." in text
+    assert "No case has finished, so there is nothing to check." in text
     assert "has no valid case: failed: load: all requests failed: http 401." in text
 
 
-def test_no_report_of_ours_has_a_profile(write):
+def test_a_report_of_our_servers_has_no_profile(write):
     folder = write({"alpha": sound()})
     report(folder)
-    assert "What the endpoint is" not in (folder / "report.md").read_text()
+    assert "What the endpoint supports" not in (folder / "report.md").read_text()
     assert "visible TTFT P50, ms" not in (folder / "report.md").read_text()
 
 
-def test_what_was_skipped_is_no_reason_as_long_as_something_is_valid(write, capsys):
+def test_skipped_cases_are_no_failure_while_another_is_valid(write, capsys):
     folder = write({"alpha": sound()})
     skipped = synthetic_campaign.run(1, "beta", status="skipped: nginx is missing", window=None)
     synthetic_campaign.write_case(folder, skipped)
@@ -209,7 +209,7 @@ def test_what_was_skipped_is_no_reason_as_long_as_something_is_valid(write, caps
     )
 
 
-def test_a_failed_case_s_log_lines_stay_out_of_the_sentence(write):
+def test_the_log_lines_of_a_failed_case_stay_out_of_the_sentence(write):
     folder = write({"alpha": sound(), "beta": sound()})
     for path in folder.glob("cases/*beta*/run.json"):
         run = synthetic_campaign.schema.read_json(path)

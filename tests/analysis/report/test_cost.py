@@ -1,5 +1,5 @@
-"""Dollars, energy and shares of the physical limit on rows whose answer can be computed by hand,
-and what the report says of them.
+"""Dollars, energy and shares of the physical limit, on rows whose numbers can be computed by hand,
+and in the report.
 """
 
 import math
@@ -42,7 +42,7 @@ def computed(observe):
 
 
 def counted(values, name=roofline.PASSES):
-    """A word each second."""
+    """One token per second."""
     return [
         dict(
             zip(
@@ -65,11 +65,11 @@ def test_dollars_are_for_tokens_that_met_the_slo(observe):
     assert metrics.requests.goodput_tokens_per_s(o) == 440  # 40 requests/s of 11 tokens
     assert metrics.resources.usd_per_million_tokens(o) == pytest.approx(2.5)
     for row in rows[::2]:
-        row["first_s"] += 2.0  # half of them miss the TTFT of 1 s
+        row["first_s"] += 2.0  # Half of them miss the TTFT of 1 s.
     o = observe(rows)
     o.machine_cost = MachineCost(Price(3.96))
     assert metrics.requests.output_tokens_per_s(o) == pytest.approx(440, rel=0.01), (
-        "tokens that nobody waited for are no reason to be cheaper"
+        "tokens that missed the SLO do not lower the cost"
     )
     assert metrics.resources.usd_per_million_tokens(o) == pytest.approx(5)
 
@@ -95,7 +95,7 @@ def test_tokens_a_joule(observe):
 
 
 def one_request(**changes):
-    """Prompt of 32 tokens, answer of 4 in chunks of 1, 2 and 1, all inside [2, 10)."""
+    """A prompt of 32 tokens, and a response of 4 in chunks of 1, 2 and 1, all inside [2, 10)."""
     rows = synthetic_campaign.requests(n=1, tokens=4)
     rows[0] |= {
         "scheduled_s": 2.5,
@@ -118,7 +118,7 @@ def test_work_by_hand(computed):
         0,
         33 + 34 + 35,
         0,
-    ), "its prompt was before"
+    ), "its prompt ran before the window"
     assert roofline.model_work(computed(one_request(token_s=[3.0, 4.0, 15.0]))) == (
         3,
         1,
@@ -139,8 +139,8 @@ def test_work_by_hand(computed):
 
 
 def test_mbu_by_hand(computed):
-    """4 passes read 700 weights each, and the 3 later tokens 3 layers x 2 heads x 5 keys and values
-    of what they look back on.
+    """4 passes read 700 weights each. The 3 later tokens read 3 layers x 2 heads x 5 keys and
+    values of every token before them.
     """
     moved = 2 * (4 * 700 + 2 * 3 * 2 * 5 * 102)
     assert metrics.resources.mbu(computed(one_request())) == pytest.approx(moved / 8 / 1e6)
@@ -162,7 +162,7 @@ def test_mfu_by_hand(computed):
     )
 
 
-def test_passes_are_counted_or_one_a_token_or_a_lower_bound(computed):
+def test_passes_are_counted_or_one_per_token_or_a_lower_bound(computed):
     rows = synthetic_campaign.requests()
     assert roofline.weight_passes(computed(rows)) == (440, "one per token")
     # Scrapes at 2 to 9 s are answered a quarter of a second later, inside the window.
@@ -171,7 +171,7 @@ def test_passes_are_counted_or_one_a_token_or_a_lower_bound(computed):
         "counted by vLLM",
     )
     _, how = roofline.weight_passes(computed(rows, "vllm", said=counted([0, 0, 0, 100])[3:]))
-    assert how == "at least", "one word says nothing"
+    assert how == "at least", "one scrape shows no passes"
     # four requests whose tokens come together: 3 passes at least
     batch = [row for _ in range(4) for row in one_request()]
     assert roofline.weight_passes(computed(batch, "hf_batched")) == (
@@ -183,7 +183,7 @@ def test_passes_are_counted_or_one_a_token_or_a_lower_bound(computed):
     assert roofline.weight_passes(computed(alone, "hf_batched"))[0] == pytest.approx(6 / 8)
 
 
-def test_no_share_of_a_limit_that_is_not_known(computed):
+def test_an_unknown_limit_has_no_share(computed):
     def shares(**changes):
         o = computed(**changes)
         return metrics.resources.mbu(o), metrics.resources.mfu(o)
@@ -201,7 +201,7 @@ def test_no_share_of_a_limit_that_is_not_known(computed):
         assert all(math.isnan(value) for value in shares(**changes)), why
     assert all(
         value > 0 for value in shares(said=counted([0] * 10, "serveoff_cache_hits_total"))
-    ), "a cache that never had an answer"
+    ), "a cache without a single hit"
 
 
 # --- prices, peaks
@@ -211,7 +211,7 @@ def manifest(*names):
     return {"manifest": {"gpus": [{"name": name} for name in names]}}
 
 
-def test_peaks_are_of_all_gpus_or_of_none():
+def test_peaks_cover_all_gpus_or_none():
     one = hardware.find_peaks(manifest("NVIDIA H200"), hardware.NO_COST)
     assert (one.bytes_per_s, one.flops) == (4.8e12, 989e12)
     assert (
@@ -282,7 +282,7 @@ def pages(folder, *options):
 
 
 def section(text):
-    return re.split(r"<h2>Cost</h2>|## Cost\n", text)[1].partition("Noise floor")[0]
+    return re.split(r'<h2 id="cost">Cost</h2>|## Cost\n', text)[1].partition("Noise floor")[0]
 
 
 @pytest.fixture
@@ -292,7 +292,7 @@ def folder(tmp_path):
 
 def test_no_dollars_without_a_price(folder):
     for page in pages(folder):
-        above = re.split("<h2>Can these numbers|## Can these numbers", page)[0]
+        above = re.split('<h2 id="can-you-trust|## Can you trust', page)[0]
         assert "No price was given" in section(page) and "aws-g6.xlarge" in section(page)
         assert "no MBU and no MFU" in section(page) and "shape was not recorded" in section(page)
         assert "cost per million good tokens" not in above
@@ -318,23 +318,23 @@ def test_a_price_that_is_given(folder, capsys):
         r"\| alpha \(simulated\), chat, 8 users \| 43\d(\.\d)? .*\| 1\.\d\d ", section(markdown)
     ), "2.50 / 3600 / 436 x 10^6"
     assert "| – |" in section(markdown), "no energy of the server without a GPU"
-    assert "cost per million good tokens, USD |" in markdown.partition("Can these numbers")[0]
+    assert "cost per million good tokens, USD |" in markdown.partition("Can you trust")[0]
     assert "USD for" in capsys.readouterr().out
 
 
-def test_a_list_price_says_whose_when_and_for_what(folder):
+def test_a_list_price_has_its_source_date_and_machine(folder):
     for text in pages(folder, "--price", "aws-g6.xlarge"):
         said = section(text)
         assert (
             "0.8048 USD per hour, the list price of aws-g6.xlarge (1 × L4) on 2026-02-09" in said
             and "AWS Price List" in said
         )
-        assert "another machine: it has 1 × NVIDIA L4, and these results ran on no GPU" in said
+        assert "another machine: it has 1 × NVIDIA L4, and these results come from no GPU" in said
     for text in pages(folder, "--price", "aws-c7i.xlarge"):
         assert "another machine" not in section(text)
 
 
-def test_what_runs_behind_a_target_is_not_known(tmp_path):
+def test_the_machine_behind_a_target_is_unknown(tmp_path):
     folder = tmp_path / "campaign"
     folder.mkdir()
     synthetic_campaign.write_case(
@@ -350,7 +350,7 @@ def test_what_runs_behind_a_target_is_not_known(tmp_path):
         assert "0.8048 USD" in section(text) and "another machine" not in section(text)
 
 
-def test_shares_of_the_limit_stand_with_their_sources(tmp_path):
+def test_shares_of_the_limit_have_their_sources(tmp_path):
     folder = tmp_path / "campaign"
     folder.mkdir()
     rows = synthetic_campaign.requests()

@@ -1,4 +1,4 @@
-"""The commands that a report suggests: right as they stand."""
+"""The commands that a report suggests work as printed."""
 
 import json
 import shlex
@@ -18,7 +18,7 @@ TYPED = "--servers fastapi_vllm,flask_gunicorn --engines simulated --scenarios i
 
 
 def suggested(folder: Path, command: str, **changes: Any) -> dict[str, str]:
-    """By their last words, the commands without the Python before them."""
+    """The suggested commands without Python, by their purpose."""
     synthetic_campaign.campaign(folder)
     file = folder / "campaign.json"
     data = json.loads(file.read_text()) | {"command": shlex.split(command)} | changes
@@ -29,7 +29,7 @@ def suggested(folder: Path, command: str, **changes: Any) -> dict[str, str]:
 
 @pytest.fixture
 def once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A campaign of one run: as if the synthetic one had no repetitions."""
+    """The synthetic campaign with a single run."""
     runs = synthetic_campaign.run
 
     def first(index: int, server: str = "alpha", repetition: int = 1, **changes: Any) -> Any:
@@ -101,12 +101,12 @@ def test_a_trace_has_no_capacity(tmp_path: Path) -> None:
     ]
 
 
-def test_the_commands_are_taken(tmp_path: Path, once: None) -> None:
-    """By the command line itself, which would refuse an option or a value that it has not."""
+def test_the_command_line_accepts_the_commands(tmp_path: Path, once: None) -> None:
+    """The command line itself parses them, and would refuse an unknown option or value."""
     found = suggested(tmp_path / "campaign", f"{TYPED} --users 4,8 --out x")
     for text in found.values():
         if "--target" in text:
-            continue  # nothing serves there
+            continue  # No server listens there.
         arguments = [sys.executable, "-m", *shlex.split(text), "--plan"]
         done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, ""), text
@@ -120,7 +120,7 @@ def test_python_is_named_as_this_shell_finds_it(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(here.parents[1])
     near = str(Path(here.parent.name, "bin", Path(sys.executable).name))
     monkeypatch.setenv("NOX_CURRENT_SESSION", "bench")
-    assert next_commands._python() == near, "only the session's own PATH has it"
+    assert next_commands._python() == near, "only the session's own PATH contains it"
     monkeypatch.delenv("NOX_CURRENT_SESSION")
     monkeypatch.setenv("PATH", "/nowhere")
     assert next_commands._python() == near

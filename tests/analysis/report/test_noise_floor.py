@@ -1,4 +1,4 @@
-"""The report says what the load generator's own errors were, or that nobody asked."""
+"""The report shows the load generator's own errors, or that they were not measured."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def pages(tmp_path, calibration=None):
     return (folder / "report.html").read_text(), (folder / "report.md").read_text()
 
 
-def test_what_was_measured_is_shown_in_both(tmp_path):
+def test_both_pages_show_the_errors(tmp_path):
     page, markdown = pages(tmp_path, synthetic_campaign.calibration(8, 12.5, failed=3))
     section = markdown.partition("## Noise floor")[2].partition("\n## ")[0]
     for shown in (
@@ -29,13 +29,13 @@ def test_what_was_measured_is_shown_in_both(tmp_path):
         "P50, P99 | 0.040 ms, 0.300 ms |",
         "| 25.0 us |",
         "| 0.400% |",
-        "Up to 4,000 events/s were seen right, and no more were tried.",
+        "The load generator measured up to 4,000 events/s correctly; no higher rate was tried.",
         "A case with more than 5% is invalid.",
         "| alpha (simulated), chat, 8 users, run 1 | at most 0.0% (TTFT P50) |",
     ):
         assert shown in section, shown
     assert "not measured before this campaign" not in section
-    section = page.partition("<h2>Noise floor</h2>")[2].partition("<h2>")[0]
+    section = page.partition('<h2 id="noise-floor">')[2].partition("<h2")[0]
     assert (
         '<th scope="col" class="n">open loop, 12.5 requests/s</th>' in section
         and '<td class="n">0.050 ms, 0.400 ms</td>' in section
@@ -54,14 +54,14 @@ def test_one_kind_of_load_has_one_column(tmp_path):
 
 def test_nothing_was_calibrated(tmp_path):
     for text in pages(tmp_path):
-        section = text.partition("Noise floor")[2].partition("How it was measured")[0]
+        section = text.rpartition("Noise floor")[2].partition("How it was measured")[0]
         assert "were not measured before this campaign" in section and "--no-calibration" in section
         assert (
             "own error |" not in section and "but the load generator was not calibrated" in section
         )
 
 
-def test_what_is_missing_is_a_dash(tmp_path):
+def test_a_missing_value_is_a_dash(tmp_path):
     nothing = dict.fromkeys(
         ("ttft_error_mean_s", "ttft_error_p99_s", "cpu_per_event_s", "waited_share")
     )
@@ -84,35 +84,35 @@ def steps(*said):
         (
             steps((2000, True, True), (4000, True, True)),
             4000,
-            "Up to 4,000 events/s were seen right, and no more were tried.",
+            "The load generator measured up to 4,000 events/s correctly; no higher rate was tried.",
         ),
         (
             steps((2000, True, True), (4000, True, False)),
             2000,
             (
-                "Up to 2,000 events/s were seen right; 4,000 are more than the load generator can"
-                " take."
+                "The load generator measured up to 2,000 events/s correctly; 4,000 events/s exceed"
+                " its limit."
             ),
         ),
         (
             steps((2000, True, True), (4000, False, False)),
             2000,
             (
-                "Up to 2,000 events/s were seen right; 4,000 are more than the reference server"
-                " could send: the load generator's own limit is higher."
+                "The load generator measured up to 2,000 events/s correctly; the reference server"
+                " could not send 4,000, so the load generator's limit is higher."
             ),
         ),
         (
             steps((2000, True, False), (4000, True, True)),
             0,
             (
-                "Not even the least number of events/s was seen right; 2,000 are more than the load"
-                " generator can take."
+                "The load generator did not measure even the lowest rate of events correctly;"
+                " 2,000 events/s exceed its limit."
             ),
         ),
     ],
 )
-def test_who_was_the_limit(ladder, sustained, sentence):
+def test_the_limit_is_named(ladder, sustained, sentence):
     assert (
         noise_floor_section.describe_load_steps(
             {"ladder": ladder, "sustained_events_per_s": sustained}

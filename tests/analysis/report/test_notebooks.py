@@ -66,7 +66,7 @@ def test_a_table_of_metrics_has_units_and_only_known_columns(tmp_path):
     assert tabulate_metrics(valid.iloc[:0], names) is None
 
 
-@pytest.mark.slow  # the notebooks a second time
+@pytest.mark.slow  # Runs the notebooks a second time.
 @pytest.mark.filterwarnings(*CLEANUP)
 @pytest.mark.timeout(300)
 def test_notebooks_of_a_campaign_without_a_valid_case(tmp_path):

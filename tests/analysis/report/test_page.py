@@ -1,5 +1,5 @@
-"""The report in a real browser: tables sort, figures download, nothing is fetched, nothing
-complains.
+"""The report in a real browser: tables sort, figures show values, filter and download, the first
+screen has the conclusion, nothing is fetched, nothing complains.
 """
 
 import re
@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from analysis.report import writer
 from tests.analysis.report.test_report import hostile
@@ -14,6 +15,17 @@ from tests.helpers import devtools_browser, synthetic_campaign
 from tests.studies import report_benchmark
 
 pytestmark = [pytest.mark.slow, pytest.mark.requires("chromium")]
+SVG = "document.querySelector('.first .plot > svg')"
+TIP = "document.querySelector('.first .tip:not([hidden])')?.textContent ?? null"
+POINTS = f"{SVG}.dataset.points.split('\\n').filter((line) => line[0] !== '=')"
+# Where the first point of the first figure is in the window, and the text that belongs to it.
+FIRST_POINT = f"""(() => {{
+  const svg = {SVG};
+  const [head, first] = svg.dataset.points.split('\\n');
+  const [x, y, ...text] = first.split(' ');
+  const at = new DOMPoint(+x, +y).matrixTransform(svg.getScreenCTM());
+  return {{x: at.x, y: at.y, text: head.split(' ').slice(2).join(' ') + ': ' + text.join(' ')}};
+}})()"""
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +69,7 @@ def test_a_table_sorts_by_mouse_and_by_keyboard(opened):
     numbers = [float(v) for v in up if v]
     assert opened.ask(f"{head}.getAttribute('aria-sort')") == "ascending" and len(set(numbers)) > 3
     assert numbers == sorted(numbers) and up[: len(numbers)] == [v for v in up if v], (
-        "what has no number stands last"
+        "rows without a number stand last"
     )
     assert len(numbers) < len(up), "some have none"
     opened.ask(f"{head}.querySelector('button').focus()")
@@ -88,24 +100,105 @@ def test_a_table_sorts_by_mouse_and_by_keyboard(opened):
 
 def test_figures_download(opened, tmp_path):
     links = opened.ask(
-        "[...document.querySelectorAll('.get a')].map((a) => [a.download, a.href.slice(0, 22),"
-        " a.hidden])"
+        "[...document.querySelectorAll('.get a')].map((a) => [a.download, a.href.slice(0, 22)])"
+    )
+    buttons = opened.ask(
+        "[...document.querySelectorAll('.get button')].map((b) => [b.dataset.file, b.hidden])"
     )
     figures = opened.ask("document.querySelectorAll('figure').length")
-    assert len(links) == 2 * figures > 10
-    begins = {"png": "data:image/png;base64,", "csv": "data:text/csv;charset="}
-    assert all(href == begins[name[-3:]] and not hidden for name, href, hidden in links)
+    assert len(links) == len(buttons) == figures > 5
+    assert all(name[-3:] == "csv" and href == "data:text/csv;charset=" for name, href in links)
+    assert all(name[-3:] == "png" and not hidden for name, hidden in buttons)
     opened.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
-    for kind, begin in (
-        ("png", b"\x89PNG"),
-        ("csv", b"server,engine,users,rate,runs,output_tokens_per_s,"),
+    for kind, link, begin in (
+        ("png", "button", b"\x89PNG"),
+        ("csv", "a", b"server,engine,users,rate,runs,output_tokens_per_s,"),
     ):
-        opened.ask(f"document.querySelector('.get a[download$={kind}]').click()")
+        opened.ask(f"document.querySelector('.get {link}').click()")
         end = time.monotonic() + 30
         while not (found := [f.read_bytes() for f in tmp_path.glob(f"*.{kind}")]) or not found[0]:
             assert time.monotonic() < end, "it was not downloaded"
             time.sleep(0.05)
         assert found[0].startswith(begin)
+    (png,) = tmp_path.glob("*.png")
+    colours = Image.open(png).convert("RGB").getcolors(2**20) or []
+    assert len(colours) > 20, "something is drawn"
+
+
+def test_the_pointer_shows_the_nearest_value(opened):
+    """By mouse and by touch, of the first figure: latency over load."""
+    point = opened.ask(FIRST_POINT)
+    opened.call("Input.dispatchMouseEvent", type="mouseMoved", x=point["x"] + 2, y=point["y"] - 2)
+    assert opened.ask(TIP) == point["text"]
+    assert re.fullmatch(
+        r"architecture_\d\d \(\w+\): E2E P\d\d [\d,.]+ ms, .* at 4 users", point["text"]
+    )
+    opened.call("Input.dispatchMouseEvent", type="mouseMoved", x=2, y=2)
+    assert opened.ask(TIP) is None
+    opened.ask(
+        f"{SVG}.dispatchEvent(new PointerEvent('pointerdown', {{pointerType: 'touch',"
+        f" clientX: {point['x']}, clientY: {point['y']}}}))"
+    )
+    assert opened.ask(TIP) == point["text"]
+
+
+def test_the_arrow_keys_show_every_value(opened):
+    opened.ask(f"{SVG}.focus()")
+    number = opened.ask(f"{POINTS}.length")
+    texts = []
+    for key in ["Home", *["ArrowRight"] * (number - 1)]:
+        opened.ask(f"{SVG}.dispatchEvent(new KeyboardEvent('keydown', {{key: '{key}'}}))")
+        texts.append(opened.ask(TIP))
+    assert number > 20 and len(set(texts)) == number and None not in texts
+    opened.ask(f"{SVG}.dispatchEvent(new KeyboardEvent('keydown', {{key: 'Escape'}}))")
+    assert opened.ask(TIP) is None
+    assert opened.ask(f"{SVG}.getAttribute('tabindex')") == "0"
+    assert opened.ask(f"{SVG}.parentElement.hasAttribute('tabindex')") is False
+
+
+def test_the_legend_filters_series(opened):
+    button = "document.querySelectorAll('.first .legend button')[1]"
+    visible = (
+        f"[...{SVG}.querySelectorAll('[data-s]')].filter((g) =>"
+        " getComputedStyle(g).visibility === 'visible').map((g) => g.dataset.s)"
+    )
+    everything = opened.ask(visible)
+    assert len(set(everything)) > 15 and opened.ask(f"{button}.ariaPressed") == "false"
+    opened.ask(f"{button}.click()")
+    assert set(opened.ask(visible)) == {"1"} and opened.ask(f"{button}.ariaPressed") == "true"
+    opened.ask(f"{SVG}.focus()")
+    for key in ("Home", "End"):
+        opened.ask(f"{SVG}.dispatchEvent(new KeyboardEvent('keydown', {{key: '{key}'}}))")
+        assert opened.ask(TIP).startswith(opened.ask(f"{button}.textContent").strip())
+    opened.ask(f"{button}.click()")
+    assert opened.ask(visible) == everything
+
+
+@pytest.mark.parametrize(("width", "screens"), [(1300, 1), (420, 2)])
+def test_the_first_screen_has_all_that_decides(page, large, width, screens):
+    """The conclusion, the numbers, the figure and the concerns, in this order."""
+    page.events.clear()
+    page.open(large, width)
+    assert page.ask("document.querySelector('.first').getBoundingClientRect().bottom") <= (
+        screens * 800
+    )
+    order = page.ask("[...document.querySelector('.first').children].map((e) => e.className)")
+    assert order == ["answer", "numbers", "", "concerns"]
+    assert page.fetched() == [] and page.complaints() == []
+
+
+def test_without_a_script_the_page_has_the_same_content(page, large):
+    page.events.clear()
+    words = {}
+    for disabled in (False, True):
+        page.call("Emulation.setScriptExecutionDisabled", value=disabled)
+        page.open(large)
+        words[disabled] = (
+            page.ask("document.querySelectorAll('table, .legend, figcaption').length"),
+            page.ask("document.querySelector('.first').textContent.replace(/\\s+/g, ' ')"),
+        )
+    page.call("Emulation.setScriptExecutionDisabled", value=False)
+    assert words[True] == words[False]
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -123,7 +216,7 @@ def test_no_page_is_wider_than_its_screen_and_its_text_can_be_read(page, large, 
     )
     light = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (text, back)]
     assert (light[0] > light[1]) == dark and abs(light[0] - light[1]) > 500
-    shown = page.ask("getComputedStyle(document.querySelector('figure img')).filter")
+    shown = page.ask(f"getComputedStyle({SVG}).filter")
     assert shown == ("invert(0.9) hue-rotate(180deg)" if dark else "none")
     assert page.fetched() == [] and page.complaints() == []
 
@@ -132,7 +225,7 @@ def test_print_shows_what_is_folded_and_cuts_nothing_off(page, large):
     page.open(large, dark=True)
     assert page.print().startswith(b"%PDF")
     page.call("Emulation.setEmulatedMedia", media="print")
-    # A4 less its margins, at 96 dpi
+    # A4 without its margins, at 96 dpi.
     page.call(
         "Emulation.setDeviceMetricsOverride",
         width=1032,
@@ -156,7 +249,7 @@ def test_print_shows_what_is_folded_and_cuts_nothing_off(page, large):
 
 
 def test_markup_in_names_stays_text(page, tmp_path):
-    """The page's own policy would stop it, too: then it would complain."""
+    """The page's own policy would also stop it, with a complaint in the console."""
     page.events.clear()
     page.call(
         "Page.addScriptToEvaluateOnNewDocument",
@@ -167,7 +260,7 @@ def test_markup_in_names_stays_text(page, tmp_path):
 
 
 def test_the_driver_would_notice(page, tmp_path):
-    """What the tests above hold against the page is seen where it is."""
+    """The tests above would notice a request, an exception and a log entry."""
     file = tmp_path / "bad.html"
     file.write_text(
         "<img src='http://127.0.0.1:9/x.png'><script>console.error('no'); throw new"

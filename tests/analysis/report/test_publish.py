@@ -1,4 +1,4 @@
-"""A published campaign has no raw rows, and says the same as the campaign that it is made from."""
+"""A published campaign has no raw rows, and the same numbers as its source."""
 
 import shutil
 import subprocess
@@ -25,7 +25,7 @@ MOST_BYTES = 15_000_000
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made once: a campaign with its report, and what is published of it."""
+    """A campaign with its report, and its published copy, made once."""
     place = tmp_path_factory.mktemp("originals")
     folder = synthetic_campaign.campaign(place / "campaign")
     (running,) = folder.glob("cases/*epsilon*")
@@ -48,8 +48,8 @@ def published(originals: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(originals / "published", tmp_path / "published"))
 
 
-def test_what_lies_in_results_is_published_where_it_is(reported: Path) -> None:
-    """As campaigns of claims do: git ignores their rows, and gets the rest."""
+def test_a_campaign_in_results_is_published_in_place(reported: Path) -> None:
+    """Campaigns of claims do this: git ignores their rows and tracks the rest."""
     rows = {path: path.read_bytes() for path in reported.glob("cases/*/*")}
     before = summary.summarise(dataset.read_campaign(reported))
     assert publish.publish(reported, reported) == reported
@@ -60,7 +60,7 @@ def test_what_lies_in_results_is_published_where_it_is(reported: Path) -> None:
     pd.testing.assert_frame_equal(before.table, after.table, check_dtype=False)
 
 
-def test_its_report_and_its_numbers_are_of_one_slo(reported: Path, tmp_path: Path) -> None:
+def test_its_report_and_its_numbers_have_the_same_slo(reported: Path, tmp_path: Path) -> None:
     writer.write_report(reported, {"ttft_s": 0.001})
     to = publish.publish(reported, tmp_path / "published")
     assert "TTFT ≤ 1000 ms" in (to / "report.md").read_text()
@@ -72,6 +72,18 @@ def test_its_numbers_and_checks_are_those_of_the_campaign(reported: Path, publis
     pd.testing.assert_frame_equal(before.table, after.table, check_dtype=False)
     assert (published / "metrics.csv").read_bytes() == (reported / "metrics.csv").read_bytes()
     assert checks_listing.list_checks(published) == checks_listing.list_checks(reported)
+
+
+def test_its_report_can_be_made_again_in_place(reported: Path, tmp_path: Path) -> None:
+    """From its numbers: the same text, with the figures and the parts of E2E that it has."""
+    folder = publish.publish(reported, tmp_path / "published")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    (folder / "report.md").write_text((folder / "report.md").read_text().replace("Noise", "?"))
+    assert publish.publish(folder, folder) == folder
+    before[folder / "report.md"] = before[folder / "report.md"].replace(
+        b"Campaign campaign", b"Campaign published"
+    )
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_it_has_no_raw_rows_and_no_logs(published: Path) -> None:
@@ -87,20 +99,20 @@ def test_another_slo_needs_the_requests(published: Path, capsys) -> None:
         summary.summarise(dataset.read_campaign(published), {"ttft_s": 0.1})
 
 
-def test_what_cannot_be_published_is_one_sentence(
+def test_a_refusal_to_publish_is_one_sentence(
     reported: Path, published: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match="exists: give another name"):
+    with pytest.raises(InputError, match="exists: choose another name"):
         publish.publish(reported, published)
-    with pytest.raises(InputError, match="is published already"):
+    with pytest.raises(InputError, match="is already published"):
         publish.publish(published, tmp_path / "again")
     unfinished = synthetic_campaign.campaign(tmp_path / "unfinished")
-    with pytest.raises(InputError, match="runs the 2 of 8 cases that are left"):
+    with pytest.raises(InputError, match="for the remaining 2 of 8 cases"):
         publish.publish(unfinished, tmp_path / "other")
 
 
-def test_raw_rows_come_first(reported: Path, published: Path) -> None:
-    """A campaign that is run again into a published one's folder is what was measured last."""
+def test_raw_rows_take_precedence(reported: Path, published: Path) -> None:
+    """A campaign that runs again in a published one's folder has the newer numbers."""
     (published / "cases.json").rename(reported / "cases.json")
     assert dataset.read_campaign(reported).published is None
 
@@ -113,7 +125,7 @@ def test_a_search_for_capacity_can_be_judged_by_any_slo() -> None:
     assert found.is_precise and found.probes[0].bound_results
 
 
-def test_requests_that_are_not_there_are_not_read_as_none(published: Path) -> None:
+def test_missing_requests_are_not_read_as_zero_requests(published: Path) -> None:
     campaign = dataset.read_campaign(published)
     for read in (campaign.requests, campaign.telemetry, campaign.server_metrics):
         with pytest.raises(InputError, match="is published without its requests"):
@@ -133,7 +145,7 @@ def test_results_are_small_and_only_one_reference_has_raw_rows() -> None:
     assert sum((ROOT / name).stat().st_size for name in listed) < MOST_BYTES
 
 
-def test_the_command_says_where_it_is(
+def test_the_command_names_the_new_folder(
     reported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dataset, "RESULTS", tmp_path)

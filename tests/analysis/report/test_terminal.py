@@ -28,7 +28,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Summary:
 
 
 def as_open(found: Summary) -> Summary:
-    """The same cases as if they had been sent at a rate."""
+    """The same cases as an open loop."""
     table = found.table.copy()
     table["users"], table["rate"] = math.nan, 3.0
     return Summary(found.campaign, found.slo, table, found.checks, found.latencies, found.timelines)
@@ -56,7 +56,7 @@ def test_an_open_loop_has_no_throughput_in_its_table(found: Summary) -> None:
     assert "had the lowest E2E P" in text and "TTFT" in text and "good" in text
 
 
-def test_what_is_wrong_comes_after_the_tables_the_worst_first(tmp_path: Path) -> None:
+def test_concerns_come_after_the_tables_the_worst_first(tmp_path: Path) -> None:
     folder = synthetic_campaign.campaign(tmp_path / "campaign")
     for path in sorted(folder.glob("cases/*beta*/run.json")):
         run = json.loads(path.read_text())
@@ -98,7 +98,7 @@ def test_the_page_of_an_open_loop_neither_ranks_nor_draws_throughput(found: Summ
     demand = [labels.index(f"{what} (the demand)") for what in ("output throughput", "requests")]
     assert min(demand) > labels.index("E2E P99")
     others = [label for label in labels if "demand" not in label]
-    assert "throughput" not in " ".join(others + view["answers"])
+    assert "throughput" not in " ".join(others + view["first"]["answers"])
     assert len(comparison["rows"][0]["cells"]) == len(labels)
     closed = writer.build_view(found)["sweeps"][0]["comparisons"][0]
     assert closed["headline"][0][0] == "output throughput"
