@@ -82,7 +82,7 @@ def test_the_page_is_whole(results, tmp_path):
     text = page(tmp_path, results)
     assert text.startswith(
         "# How far can you trust a number?\n\nServeoff's load generator reports times, and this"
-        " page says how wrong "
+        " page shows how wrong "
     )
     assert {file.name for file in tmp_path.iterdir()} == {
         "results.json",
@@ -106,8 +106,8 @@ def test_the_page_is_whole(results, tmp_path):
     assert "Machine: a\\_synthetic &lt;CPU&gt;, 4 cores, Linux 6.1, CPython 3.11.7." in text
     assert "medians of 5 runs, 300 s; streams read in C; commit 0123456789;" in text
     assert (
-        "There were 20 Kolmogorov-Smirnov tests of each kind; if nothing is wrong, the least p of"
-        " so many is below 0.01 with a probability of 18%." in text
+        "There were 20 Kolmogorov-Smirnov tests of each kind. If nothing is wrong, the smallest p"
+        " of so many tests is below 0.01 with a probability of 18%." in text
     )
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
     assert len(tables) >= 2 * len(results)
