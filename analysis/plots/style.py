@@ -33,7 +33,7 @@ WIDTH = 6.8  # inches: two fit beside each other on a page, and one is readable 
 MANY = len(COLOURS)  # more lines in one picture cannot be distinguished
 
 # Engines in words; others are words already.
-ENGINES = {"hf": "Transformers", "hf_batched": "Transformers, batched", "vllm": "vLLM"}
+ENGINES = {"hf": "Transformers", "hf_batched": "batched Transformers", "vllm": "vLLM"}
 
 Drawn = tuple[ServerSummary, str, dict[str, Any]]
 

@@ -48,7 +48,8 @@ def draw_curve(sweep: Sweep, stem: str) -> Picture:
         shown = points.assign(y=1000 * points[y])
         beside = "" if sweep.is_open else ", {x} tokens/s"
         marks = _lines(axes, shown, x, "y", f"{METRICS[y].label} {{y}} ms{beside}")
-        axes.set_xlim(left=0)
+        highest = points.loc[np.isfinite(points[x]), x].max()
+        axes.set_xlim(0, 1.04 * highest if highest > 0 else 1)  # whole markers at the right edge
         axes.set_xlabel("demand, requests/s" if sweep.is_open else "output tokens/s of the machine")
         axes.set_ylabel(f"{METRICS[y].label}, ms (log)")
         set_log_axis(axes, axes.yaxis)

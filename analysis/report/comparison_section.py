@@ -266,13 +266,14 @@ def compared_metrics(comparison: Comparison) -> tuple[str, ...]:
 
 
 def _figures(summary: Summary, drawn: dict[str, Callable[[], Picture]], stem: str) -> list[View]:
-    """The figures by kind. A published campaign keeps those that it has."""
+    """The figures by kind. A published campaign keeps those that it has, also of older kinds."""
     if not summary.campaign.published:
         return [figure_view(kind, draw(), stem) for kind, draw in drawn.items()]
     folder = summary.campaign.folder / "figures"
     return [
         {"kind": kind, "file": file, "caption": CAPTIONS[kind][1], "first": False}
-        for kind in drawn
+        for kind in dict.fromkeys([*drawn, *CAPTIONS])
+        if kind != "why"
         for file in [f"{stem}-{kind}.png"]
         if (folder / file).is_file()
     ]

@@ -224,7 +224,9 @@ def _capacity_table(capacity: View) -> View:
         "rows": [
             [
                 _label(f"{system['server']} ({system['engine']})"),
-                *(system[key] for key in ("capacity", "tokens", "broke")),
+                system["capacity"],
+                system["tokens"],
+                shorten(system["broke"], 50),
             ]
             for system in capacity["systems"][:MOST_ROWS]
         ],
@@ -249,11 +251,17 @@ def _list_concerns(
         for severity in SEVERITIES
     }
     invalid = {"severity": "Invalid", "text": shorten(missing), "anchor": "invalid-cases"}
-    caveats = [
-        {"severity": "Warning", "text": text.rstrip("."), "anchor": slugify(comparison.title)}
-        for comparison in deciding
+    # A search has no section for each load.
+    anchor = "capacity" if summary.campaign.data.get("search") else ""
+    caveats = {
+        text: {
+            "severity": "Warning",
+            "text": text.rstrip("."),
+            "anchor": anchor or slugify(comparison.title),
+        }
+        for comparison in reversed(deciding)
         for text in comparison_section.list_caveats(summary, comparison)
-    ]
+    }
     whole = [
         {"severity": "Warning", "text": text.rstrip("."), "anchor": anchor}
         for text, anchor in warnings
@@ -262,7 +270,7 @@ def _list_concerns(
         *by_severity["invalid"],
         *([invalid] if missing else []),
         *whole,
-        *caveats,
+        *caveats.values(),
         *by_severity["warning"],
     ]
 
