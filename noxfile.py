@@ -1,6 +1,4 @@
-"""Sessions that are verbs: each installs what it needs, then calls the module that does the work.
-`nox -l` lists them.
-"""
+"""Each session installs what it needs, then calls the module that does the work."""
 
 import json
 import os

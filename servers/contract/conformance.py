@@ -22,7 +22,12 @@ from servers.contract.conformance_checks import (
     vanished_client,
     websocket,
 )
-from servers.contract.conformance_client import CheckFailed, ConformanceClient, NoResponse
+from servers.contract.conformance_client import (
+    CheckFailed,
+    ConformanceClient,
+    NoConnection,
+    NoResponse,
+)
 from servers.contract.text_checks import no_cross_talk, stream_exact
 
 
@@ -87,6 +92,8 @@ def verify_server(
     if model is None:
         try:
             client.model = client.send("GET", "/v1/models").json()["data"][0]["id"]
+        except NoConnection as error:
+            return [ConformanceCheck("models", False, str(error))]
         except (CheckFailed, LookupError, TypeError) as error:
             return [
                 ConformanceCheck(

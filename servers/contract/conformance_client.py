@@ -41,6 +41,10 @@ class NoResponse(CheckFailed):
     """No complete response in time. The next request would wait just as long."""
 
 
+class NoConnection(NoResponse):
+    """No server listens at the URL."""
+
+
 class ArrivalStamp(NamedTuple):
     """When something was read, in s since the request was sent. Its reader waited `waited_s` of
     that for a processor, so it may have arrived that much earlier.
@@ -258,10 +262,13 @@ class ConformanceClient:
                 f"{method} {path}: no complete response within {SILENCE_S:g} s"
                 " (set by SERVEOFF_SILENCE_S)"
             ) from None
-        except (OSError, http.client.HTTPException) as error:
-            raise CheckFailed(
-                f"{method} {path}: no response ({error or type(error).__name__})"
+        except ConnectionRefusedError:
+            raise NoConnection(
+                f"{method} {path}: no server listens at {self.url}: start it, or use the URL of a"
+                " running one"
             ) from None
+        except (OSError, http.client.HTTPException) as error:
+            raise CheckFailed(f"{method} {path}: no response ({error})") from None
         return reply
 
     def prompt(self, words: int = 12) -> str:
