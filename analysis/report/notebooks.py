@@ -1,5 +1,5 @@
-"""Runs the notebooks of analysis/notebooks on a campaign. Writes notebooks/*.ipynb into its folder,
-and .html that needs no network.
+"""Runs the notebooks of analysis/notebooks on a campaign: notebooks/*.ipynb in its folder, and
+.html that needs no network.
 """
 
 import os
@@ -12,9 +12,9 @@ from nbconvert import HTMLExporter
 from traitlets.config import Config
 
 SOURCES = Path(__file__).parents[1] / "notebooks"
-# Without other kernel folders "python3" is the ipykernel of this interpreter, whatever the user has
-# installed. Every user of this machine can reach its ports, so its messages are encrypted if
-# possible.
+# Without other folders of kernels "python3" is the ipykernel of this interpreter, whatever the user
+# has installed. What it says to us is encrypted where it can be: its ports are open to everybody on
+# this machine.
 KERNEL = Config(
     {"KernelSpecManager": {"kernel_dirs": []}, "KernelManager": {"transport_encryption": "auto"}}
 )
@@ -28,9 +28,9 @@ OFFLINE = """{% extends 'lab/index.html.j2' %}
 
 
 def run_notebooks(campaign: Path, timeout_s: int = 600) -> list[Path]:
-    """Executes every notebook on the campaign's folder and returns the .html files. Raises
-    nbclient.exceptions.CellExecutionError if a cell fails: a notebook that no longer fits the code
-    must not look like a result.
+    """Executes every notebook on the campaign's folder and returns the .html files. A cell that
+    raises is an error (nbclient.exceptions.CellExecutionError): a notebook that no longer fits the
+    code must not look like a result.
     """
     target = campaign / "notebooks"
     target.mkdir(exist_ok=True)

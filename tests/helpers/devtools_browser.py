@@ -1,7 +1,8 @@
-"""A real browser for tests of the report: headless Chromium, driven over its DevTools protocol.
+"""A real browser for the report's test: Chromium without a window, driven over its DevTools
+protocol, of which this needs six calls.
 
-It needs only a WebSocket client, which Uvicorn brings. Selenium and Playwright would download a
-driver of their own.
+Nothing but a WebSocket client is needed, which Uvicorn brings; a driver of its own (Selenium's,
+Playwright's) would have to be downloaded.
 """
 
 import base64
@@ -24,8 +25,8 @@ PHONE, DESKTOP = 390, 1280
 
 
 class Page:
-    """One page. `events` has everything that it sent since it was opened: requests, log entries,
-    exceptions, console calls.
+    """`events` are all that the page sent since it was opened: requests, log entries, exceptions,
+    console calls.
     """
 
     def __init__(self, socket: ClientConnection) -> None:
@@ -44,11 +45,11 @@ class Page:
             json.dumps({"id": number, "method": method, "params": parameters} | session)
         )
         while True:
-            found = json.loads(self.socket.recv(timeout=60))
-            if found.get("id") == number:
-                assert "error" not in found, f"{method}: {found['error']}"
-                return dict(found["result"])
-            self.events.append(found)
+            said = json.loads(self.socket.recv(timeout=60))
+            if said.get("id") == number:
+                assert "error" not in said, f"{method}: {said['error']}"
+                return dict(said["result"])
+            self.events.append(said)
 
     def open(self, file: Path, width: int = DESKTOP, dark: bool = False) -> None:
         self.call(
@@ -73,14 +74,14 @@ class Page:
             time.sleep(0.05)
 
     def ask(self, expression: str) -> Any:
-        found = self.call(
+        said = self.call(
             "Runtime.evaluate", expression=expression, returnByValue=True, userGesture=True
         )
-        assert "exceptionDetails" not in found, found["exceptionDetails"]
-        return found["result"].get("value")
+        assert "exceptionDetails" not in said, said["exceptionDetails"]
+        return said["result"].get("value")
 
     def fetched(self) -> list[str]:
-        """Addresses that the page requested, except itself and its own data."""
+        """Addresses that were asked for, but for the page itself and what it carries in itself."""
         asked = [
             e["params"]["request"]["url"]
             for e in self.events
@@ -106,8 +107,8 @@ class Page:
 
 @contextmanager
 def page(folder: Path) -> Iterator[Page]:
-    """A page of a new browser, with its profile in `folder`. Chromium has no sandbox here: in a
-    container, or as root, it would not start with one.
+    """`folder` is for the browser's profile. Without a sandbox: in a container, or as root,
+    Chromium starts with none.
     """
     assert CHROMIUM
     command = [

@@ -1,4 +1,4 @@
-"""The notebooks run on a campaign, and their pages open without a network."""
+"""The notebooks run on a campaign, and what they make opens without a network."""
 
 import json
 import re
@@ -9,7 +9,8 @@ from analysis.report import notebooks
 from loadtests import schema
 from tests.helpers import synthetic_campaign
 
-# nbclient and ipykernel close sockets asynchronously, whenever the garbage collector runs.
+# nbclient's and ipykernel's own asynchronous clean-up of sockets, which happens when the collector
+# pleases.
 CLEANUP = (
     "ignore::pytest.PytestUnraisableExceptionWarning",
     "ignore:.*[Uu]nclosed.*:ResourceWarning",
@@ -25,7 +26,7 @@ def test_notebooks_execute_into_the_campaigns_folder(tmp_path):
     for page in pages:
         html = page.read_text()
         assert "data:image/png;base64," in html
-        # Only what a browser would fetch, without addresses in the style sheet's comments.
+        # What a browser would fetch; addresses in the style sheet's comments are none.
         assert not re.findall(
             r"""(?:src|href)\s*=\s*["']?https?:|@import|url\(["']?https?:|import\(""", html
         )
@@ -37,11 +38,11 @@ def test_notebooks_execute_into_the_campaigns_folder(tmp_path):
     assert "alpha (simulated) sustained the most" in pages[1].read_text()
 
 
-@pytest.mark.slow  # Runs the notebooks a second time.
+@pytest.mark.slow  # the notebooks a second time
 @pytest.mark.filterwarnings(*CLEANUP)
 @pytest.mark.timeout(300)
 def test_notebooks_of_a_campaign_without_any_number(tmp_path):
-    """For example, the load generator stalled in every case."""
+    """Such as one whose load generator stood still in every case."""
     plan = [synthetic_campaign.run(0, users=8), synthetic_campaign.run(1, users=16)]
     folder = tmp_path / "campaign"
     folder.mkdir()
