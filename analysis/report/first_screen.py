@@ -18,7 +18,7 @@ HEADS = {
     "output_tokens_per_s": "output, tokens/s",
     "gpu_utilization_percent": "GPU busy, %",
     "server_cores": "CPU cores used",
-    "usd_per_million_tokens": "cost of a million good tokens, USD",
+    "usd_per_million_tokens": "cost per million good tokens, USD",
 }
 LATENCIES = {"ttft": "{}% of first tokens within, ms", "e2e": "{}% of responses within, ms"}
 MOST_ROWS = 6

@@ -318,7 +318,7 @@ def test_a_price_that_is_given(folder, capsys):
         r"\| alpha \(simulated\), chat, 8 users \| 43\d(\.\d)? .*\| 1\.\d\d ", section(markdown)
     ), "2.50 / 3600 / 436 x 10^6"
     assert "| – |" in section(markdown), "no energy of the server without a GPU"
-    assert "cost of a million good tokens, USD |" in markdown.partition("Can you trust")[0]
+    assert "cost per million good tokens, USD |" in markdown.partition("Can you trust")[0]
     assert "USD for" in capsys.readouterr().out
 
 

@@ -37,7 +37,7 @@ def one_server(folder, engine="simulated", loads=(8,), gpus=0):
 def test_a_contest_has_its_conclusion_its_numbers_and_its_doubts(tmp_path):
     first = view(synthetic_campaign.campaign(tmp_path / "campaign"))["first"]
     assert first["title"] == "Which server should run this model?"
-    assert first["answers"][0].startswith("Under chat, 8 users, alpha sustained the most")
+    assert first["answers"][0].startswith("Under chat, 8 users, alpha sustained the ")
     assert "(simulated)" not in first["answers"][0]
     (table,) = first["tables"]
     assert table["title"] == "chat, 8 users, 2 runs (±: 95% interval)"
@@ -103,7 +103,7 @@ def test_no_column_is_empty(tmp_path):
 def test_the_price_adds_the_cost_and_the_goodput_its_slo(tmp_path):
     price = hardware.read_machine_cost("2.50")
     found = view(one_server(tmp_path / "campaign"), machine_cost=price)
-    assert found["first"]["tables"][0]["heads"][-1] == "cost of a million good tokens, USD"
+    assert found["first"]["tables"][0]["heads"][-1] == "cost per million good tokens, USD"
     units = {label: unit for label, unit, _ in found["sweeps"][0]["comparisons"][0]["headline"]}
     assert units["goodput"] == "1/s, if TTFT ≤ 1000 ms and TPOT ≤ 100 ms"
 
