@@ -40,6 +40,25 @@ CHECKS: tuple[Callable[[CaseData], Check | None], ...] = (
 )
 
 
+# Failures that a busy machine can cause, by the names of the checks.
+DISTURBABLE = {"arrivals", "send lag", "client error", "steadiness"}
+
+
 def run_checks(case: CaseData) -> list[Check]:
-    """The results of all checks that apply to a case that ended ok."""
-    return [result for check in CHECKS if (result := check(case)) is not None]
+    """The results of all checks that apply to a case that ended ok. If others used the machine
+    meanwhile, each failure that they can have caused states that, and the first remedy is theirs.
+    """
+    results = [result for check in CHECKS if (result := check(case)) is not None]
+    busy = [r for r in results if r.name in ("other processes", "steal") and r.ok is False]
+    if not busy:
+        return results
+    meanwhile = " and ".join(r.detail for r in busy)
+    return [
+        r._replace(
+            detail=f"{r.detail}; meanwhile {meanwhile}",
+            remedy=f"{busy[0].remedy} and run the case again; if that does not help, {r.remedy}",
+        )
+        if r.name in DISTURBABLE and r.ok is False
+        else r
+        for r in results
+    ]

@@ -1,5 +1,7 @@
 """Checks of the load: arrivals, the load generator, steadiness, sample sizes."""
 
+import math
+
 import numpy as np
 
 from analysis import metrics, stats
@@ -59,7 +61,7 @@ def check_send_lag(case: CaseData) -> Check:
         lag < bound,
         lag,
         "invalid",
-        f"send lag P99 {lag * 1e3:.1f} ms, bound {bound * 1e3:.1f} ms",
+        f"P99 {lag * 1e3:.1f} ms, bound {bound * 1e3:.1f} ms",
         "give the load generator a core of its own, or use more load workers",
     )
 
@@ -198,7 +200,7 @@ def check_steadiness(case: CaseData) -> Check:
         f"{label} {found.change:+.1%} (p = {found.p:.2g})" for label, found, _, _ in tests
     )
     severity = "invalid" if max(changes, default=1.0) > 0.20 else "warning"
-    return Check(name, not changes, severity, f"change over the window: {detail}", remedy)
+    return Check(name, not changes, severity, f"trend over the window, relative to its mean: {detail}", remedy)
 
 
 def check_hidden_pauses(case: CaseData) -> Check | None:
@@ -228,14 +230,18 @@ def check_hidden_pauses(case: CaseData) -> Check | None:
 
 
 def check_sample_size(case: CaseData) -> Check:
-    """The window has the 299 requests that a P99 needs (stats.py)."""
+    """The window has the 299 requests that a P99 needs (stats.py). Otherwise the remedy states the
+    length that would have had them at the same rate, and a tenth more.
+    """
     n, needed = len(case.scheduled), stats.values_needed(99)
+    longer = f": --duration {math.ceil(1.1 * case.length * needed / n)}" if n else ""
     return Check(
         "P99 sample",
         n >= needed,
         "warning",
         f"{n:,} requests in the window, P99 needs {needed}",
-        "use a longer window",
+        f"use a longer window{longer}",
+        needed / n if n else math.inf,
     )
 
 

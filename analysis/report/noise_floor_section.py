@@ -97,7 +97,7 @@ def describe_load_steps(calibration: Json) -> str:
     if limit["server_kept_up"]:
         return f"{text}; {limit['asked_per_s']:,} events/s exceed its limit."
     return (
-        f"{text}; the reference server could not send {limit['asked_per_s']:,}, so the load"
+        f"{text}; the ground truth server could not send {limit['asked_per_s']:,}, so the load"
         " generator's limit is higher."
     )
 

@@ -150,7 +150,7 @@ def show_capacity(capacity: View, console: Console) -> None:
 def show_next_commands(commands: list[tuple[str, str]], console: Console) -> None:
     """Prints each command on one line, however long, so that it can be copied."""
     if commands:
-        console.print("\nWorth typing next:")
+        console.print("\nNext steps:")
     for what, command in commands:
         console.print(Text(f"  # {what}"), soft_wrap=True)
         console.print(Text(f"  {command}"), soft_wrap=True)

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import markupsafe
 
 from analysis import attribution, dataset, formatting, stats
-from analysis.dataset import Campaign, InputError
+from analysis.dataset import Campaign, InputError, Json
 from analysis.hardware import NO_COST, MachineCost
 from analysis.metrics import METRICS
 from analysis.report import (
@@ -23,6 +24,7 @@ from analysis.report import (
 from analysis.summary import Summary, build_comparisons, build_sweeps, summarise
 from analysis.templating import TEMPLATES, View, render_markdown, render_page, slugify
 
+VALIDITY = {True: "valid", False: "invalid"}
 TITLES = {"validity": "Can you trust these numbers?", "manifest": "How it was measured"}
 SEVERITIES = ("invalid", "warning", "note")
 UNFINISHED = (
@@ -93,16 +95,12 @@ def build_view(summary: Summary) -> View:
     )
     cost = cost_section.cost_view(summary, comparisons)
     shown = [c for sweep in sweeps for c in sweep["comparisons"]]
-    states = cases["state"].value_counts().to_dict()
+    states = cases["state"].mask(cases["state"].eq("ok"), cases["valid"].map(VALIDITY))
     return {
         "name": summary.campaign.folder.resolve().name,
         "created": data.get("created_utc"),
-        "command": (
-            data.get("command")
-            if isinstance(data.get("command"), str)
-            else " ".join(map(str, data.get("command") or []))
-        ),
-        "states": ", ".join(f"{n} {state}" for state, n in states.items()),
+        "command": _command(data),
+        "states": ", ".join(f"{n} {state}" for state, n in states.value_counts().items()),
         "first": first | {"details": slugify(TITLES["validity"])},
         "titles": TITLES,
         "capacity": capacity,
@@ -201,6 +199,13 @@ def _machine(data: View) -> View:
     return found
 
 
+def _command(data: Json) -> str:
+    options = data.get("command") or []
+    verb = f"nox -s {'gate' if data.get('gate') else 'bench'}"
+    text = options if isinstance(options, str) else shlex.join(map(str, options))
+    return f"{verb} -- {text}" if text else verb
+
+
 def list_warnings(summary: Summary) -> list[str]:
     """Warnings about the campaign as a whole, in whole sentences."""
     manifest = summary.campaign.data.get("manifest") or {}
@@ -229,7 +234,7 @@ def _case(case: Any) -> View:
 
 def list_concerns(summary: Summary) -> list[View]:
     """Failed checks, once per check and severity, with their cases: the worst severity first, and
-    causes before effects.
+    causes before effects. The remedy is that of the worst case.
     """
     failed = summary.checks[summary.checks["ok"].eq(False)]
     names = {c["index"]: _case(c)["case"] for c in summary.table.to_dict("records")}
@@ -237,7 +242,7 @@ def list_concerns(summary: Summary) -> list[View]:
         {
             "name": name,
             "severity": severity,
-            "remedy": group["remedy"].iloc[0],
+            "remedy": group.sort_values("value", ascending=False, kind="stable")["remedy"].iloc[0],
             "cases": [(names[c["index"]], c["detail"]) for c in group.to_dict("records")],
         }
         for (severity, name), group in sorted(

@@ -26,7 +26,7 @@ def calibrate(context: CampaignContext, cases: Sequence[Case], watch: ProgressWa
     if is_known(context.folder):
         return
     try:
-        with watch.waiting("the load generator measures its own errors", ABOUT_S):
+        with watch.waiting("calibrating the load generator", ABOUT_S):
             errors = calibration.calibrate(
                 context.folder,
                 max((case.users for case in cases if case.users), default=None),

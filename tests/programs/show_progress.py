@@ -37,7 +37,7 @@ CASES = [
 WINDOW = Window(2.5, 9)
 ENDS = (
     ("ok", ROW),
-    ("ok", CaseRow(False, "send lag: send lag P99 12.0 ms, bound 5.0 ms; " * 3, {})),
+    ("ok", CaseRow(False, "send lag: P99 12.0 ms, bound 5.0 ms; " * 3, {})),
     ("ok", None),
     ("skipped: vllm is not installed", None),
     ("failed: launch: it has [brackets]; its last log lines:\n    first\n    second", None),
@@ -51,7 +51,7 @@ def main() -> None:
     log.write_text(f"{lines[0]}{lines[1]}{prefix}{lines[2]}\n")
     with ProgressWatch({CASES[0].scenario: 2.0}) as watch:
         watch.plan(CASES, done=0)
-        with watch.waiting("the load generator measures its own errors", 30):
+        with watch.waiting("calibrating the load generator", 30):
             time.sleep(0.6)
         for case in CASES[:30]:
             watch.start(case)

@@ -98,7 +98,7 @@ def steps(*said):
             steps((2000, True, True), (4000, False, False)),
             2000,
             (
-                "The load generator measured up to 2,000 events/s correctly; the reference server"
+                "The load generator measured up to 2,000 events/s correctly; the ground truth server"
                 " could not send 4,000, so the load generator's limit is higher."
             ),
         ),

@@ -378,7 +378,7 @@ def test_command(tmp_path, capsys, monkeypatch):
     newest = synthetic_campaign.campaign(tmp_path / "results" / "a-newer-one")
     assert __main__.main(["report", "--no-notebooks", "--slo", "ttft=1ms"]) == 0
     out = capsys.readouterr().out
-    assert "\nresults/a-newer-one/report.html\n\nWorth typing next:\n" in out
+    assert "\nresults/a-newer-one/report.html\n\nNext steps:\n" in out
     assert "with TTFT ≤ 1 ms (the SLO)" in (newest / "report.html").read_text()
     assert __main__.main(["report", "--slo", "fast"]) == 2
     assert "write it as" in capsys.readouterr().err

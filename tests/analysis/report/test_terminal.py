@@ -78,7 +78,7 @@ def test_commands_stay_whole_on_a_narrow_terminal() -> None:
     terminal.show_next_commands([("what it shows", command)], console)
     assert console.export_text().splitlines() == [
         "",
-        "Worth typing next:",
+        "Next steps:",
         "  # what it shows",
         f"  {command}",
     ]

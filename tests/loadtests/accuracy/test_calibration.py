@@ -298,7 +298,7 @@ def test_a_campaign_calibrates_once(bench: Bench) -> None:
     first = campaign(bench, "calibrated", "no-cases")
     folder = bench.folder / "calibrated"
     assert first.returncode == 1 and "no valid case of" in first.stderr, first.stdout + first.stderr
-    assert first.stdout.count("the load generator measures its own errors: about 30 s\n") == 1
+    assert first.stdout.count("calibrating the load generator: about 30 s\n") == 1
     assert re.search(
         r"^calibrated: the load generator adds -?[\d.]+ ms with 3 users to the P99 of TTFT, and"
         r" measures up to [\d,]+ events/s correctly$",
@@ -314,7 +314,7 @@ def test_a_campaign_calibrates_once(bench: Bench) -> None:
     assert again.returncode == 1, again.stdout + again.stderr
     for done in (first, again):
         assert "case 1 of 1" in done.stdout
-    assert "measures its own errors" not in again.stdout
+    assert "calibrating the load generator" not in again.stdout
     assert (folder / "calibration.json").read_text() == found
     assert {file.name for file in folder.iterdir()} == {
         "campaign.json",

@@ -205,7 +205,7 @@ def test_the_terminal_shows_a_table_and_the_report_s_path(mini: tuple[Path, Any]
     page = str(campaign.relative_to(campaign.parents[1]) / "report.html")
     after = done.stdout.splitlines()[done.stdout.splitlines().index(page) + 1 :]
     busy = done.stderr.count("no valid case of ") == 2  # then the reasons come first
-    assert after[:2] == ([] if busy else ["", "Worth typing next:"])
+    assert after[:2] == ([] if busy else ["", "Next steps:"])
     assert len(after) == (0 if busy else 8)
     for what, command in zip(after[2::2], after[3::2], strict=True):
         assert what.startswith("  # ") and re.match(r"  \S*python\S* -m loadtests --", command)

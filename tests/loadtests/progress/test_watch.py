@@ -62,11 +62,11 @@ def test_a_search_does_not_show_the_number_of_cases(capsys: pytest.CaptureFixtur
 
 def test_a_log_has_one_line_per_case(capsys: pytest.CaptureFixture[str]) -> None:
     with watching(CASES) as watch:
-        with watch.waiting("the load generator measures its own errors", 30):
+        with watch.waiting("calibrating the load generator", 30):
             pass
         for status, row in (
             ("ok", ROW),
-            ("ok", CaseRow(False, "send lag: send lag P99 9.0 ms, bound 5.0 ms", {})),
+            ("ok", CaseRow(False, "send lag: P99 9.0 ms, bound 5.0 ms", {})),
             (f"failed: launch: it has [brackets], {'unbroken ' * 30}; its log:\n    last", None),
         ):
             watch.start(CASES[watch.done])
@@ -77,10 +77,10 @@ def test_a_log_has_one_line_per_case(capsys: pytest.CaptureFixture[str]) -> None
     found = capsys.readouterr()
     assert found.out.splitlines() == [
         "3 cases, about 2 min 21 s; each prints a line when it ends",
-        "the load generator measures its own errors: about 30 s",
+        "calibrating the load generator: about 30 s",
         "case 1 of 3  one / simulated / chat 4 users, run 1: valid, 1,234 tokens/s,"
         " TTFT P50 21.3 ms P99 unknown (n=120), E2E P50 210 ms P99 ∞ ms, 2.50% errors (0 s)",
-        "case 2 of 3  two / simulated / chat 4 users, run 1: invalid: send lag: send lag P99"
+        "case 2 of 3  two / simulated / chat 4 users, run 1: invalid: send lag: P99"
         " 9.0 ms, bound 5.0 ms (0 s)",
         "case 3 of 3  three / simulated / chat 4 users, run 1: failed: launch: it has [brackets],"
         f" {'unbroken ' * 30}; its log: (0 s)",
@@ -191,7 +191,7 @@ def test_a_terminal_shows_cases_stages_times_and_waits(
     longest = max(re.split(r"[\r\n]+", text), key=len)
     assert len(longest) <= columns, longest
     for pattern in (
-        r"the load generator measures its own errors, \d s",
+        r"calibrating the load generator, \d s",
         r"0 of 60 cases done, \d s elapsed, about 4[67] min \d+ s left",
         r"waiting until the server is ready, \d s",
         r"its log: loading weights 50% loading",
@@ -212,7 +212,7 @@ def test_a_terminal_shows_cases_stages_times_and_waits(
     }
     assert {*range(1, 32)} <= {*rows}
     assert "123456" in rows[30] and "n=120" in rows[30]
-    assert "invalid: send lag" in rows[1] and "    send lag: send lag P99" in text
+    assert "invalid: send lag" in rows[1] and "    send lag: P99" in text
     assert "skipped: vllm" in rows[3] and "failed: launch" in rows[4]
     assert "    second" in text and text.count("tok/s") >= 2
 
