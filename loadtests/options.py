@@ -236,8 +236,8 @@ def add_workload_options(group: argparse._ArgumentGroup) -> None:
         default=False,
         help=(
             "after a failure, a user of a closed loop waits at least as long as the response's"
-            " Retry-After header asks; otherwise it waits 10 ms, then twice as long after each"
-            " further failure, up to 1 s (default: off)"
+            " Retry-After header asks; without this option it waits 10 ms, then twice as long"
+            " after each further failure, up to 1 s (default: off)"
         ),
     )
     add(

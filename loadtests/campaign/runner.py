@@ -380,10 +380,7 @@ def run_campaign(
             heading = "The gate starts with these cases"
         elif plan.search:
             cases = capacity_rounds.first_round(plan.cases, plan.scenarios, plan.search)
-            heading = (
-                "The search for capacity starts with these cases; if the SLO needs more requests,"
-                " it lengthens an open loop's window"
-            )
+            heading = "The search for capacity starts here; the SLO may need longer windows"
         config_file.print_plan(
             arguments.settings, settle_defaults(plan), heading, cases, plan.scenarios
         )
