@@ -167,7 +167,12 @@ def make_parser() -> argparse.ArgumentParser:
         ),
     )
     verb.add_argument(
-        "campaign", nargs="?", help="a gate's folder, or the campaign to compare with --baseline"
+        "campaign",
+        nargs="?",
+        help=(
+            "a gate's folder, whose own metrics, tolerances and SLO apply, or the campaign to"
+            " compare with --baseline"
+        ),
     )
     verb.add_argument(
         "--campaigns",
@@ -180,11 +185,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="a name in results/baselines, or newest: the last one of this machine's class",
     )
-    verb.add_argument(
-        "--metrics",
-        default="",
-        help="metrics to judge, comma-separated; a gate's folder ignores it and the next three",
-    )
+    verb.add_argument("--metrics", default="", help="metrics to judge, comma-separated")
     verb.add_argument(
         "--tolerance",
         action="append",

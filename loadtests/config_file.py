@@ -269,7 +269,7 @@ def format_plan(
         load = (
             f"{case.users} user{'s' * (case.users != 1)}"
             if case.users
-            else f"{case.rate:g} requests/s"
+            else f"{case.rate:g} request{'s' * (case.rate != 1)}/s"
         )
         what = f"{case.label:30} {case.engine:10} {case.scenario:14} {load:16}"
         # only the warm-up shows how much longer a closed loop's window must be

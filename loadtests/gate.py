@@ -12,7 +12,8 @@
     python -m loadtests.gate --record
         measures the working tree and stores a baseline
 
-All other options are those of `python -m loadtests`. `nox -s gate` and `nox -s baseline` call this.
+All other options, such as --plan, are those of `python -m loadtests`. `nox -s gate` and
+`nox -s baseline` call this.
 """
 
 import argparse

@@ -236,8 +236,8 @@ def add_workload_options(group: argparse._ArgumentGroup) -> None:
         default=False,
         help=(
             "after a failure, a user of a closed loop waits at least as long as the response's"
-            " Retry-After header asks (default: it waits 10 ms, then twice as long after each"
-            " further failure, up to 1 s)"
+            " Retry-After header asks; without this option it waits 10 ms, then twice as long"
+            " after each further failure, up to 1 s (default: off)"
         ),
     )
     add(
@@ -256,8 +256,9 @@ def add_length_options(group: argparse._ArgumentGroup) -> None:
         type=parse_single(parse_numbers(float, 0, "a number of seconds above 0")),
         metavar="SECONDS",
         help=(
-            "fixed length of each case's measured window, in seconds (default: the scenario's, or"
-            " longer if a P99 needs more requests)"
+            "length of each case's measured window, in seconds: fixed, except that --find-capacity"
+            " lengthens an open loop's window if the SLO needs more requests (default: the"
+            " scenario's, or longer if a P99 needs more requests)"
         ),
     )
     add(
@@ -266,8 +267,8 @@ def add_length_options(group: argparse._ArgumentGroup) -> None:
         default=1,
         metavar="COUNT",
         help=(
-            "runs of each case, interleaved, each with a freshly started server (default:"
-            " %(default)s)"
+            "repetitions of each load on each server, interleaved, each with a freshly started"
+            " server (default: %(default)s)"
         ),
     )
     add(

@@ -145,7 +145,10 @@ def make_parser() -> argparse.ArgumentParser:
     asked.add_argument("url", help="such as http://127.0.0.1:8000 or https://host/prefix/v1")
     asked.add_argument("--model", help="required unless the endpoint lists exactly one model")
     asked.add_argument(
-        "--ready-timeout", type=float, help="seconds to wait for a server that is still loading"
+        "--ready-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="how long to wait for a server that is still loading, in seconds (default: 300)",
     )
     asked.add_argument("--json", action="store_true", help="print the profile as JSON")
     for name in catalog.list_servers():

@@ -27,7 +27,6 @@ MOST_CASES = 8  # for one server, including the one at saturation
 # of the first step away from the estimate; each further step is the square of the one before
 GROWTH = 1.25
 OF_SATURATION = 0.8  # the estimate: at the saturation rate itself, the queue grows without end
-SATURATION_S = 10.0  # window of the case at saturation
 OVERLOADED = ("steadiness", "errors")  # names of checks that fail under overload
 
 
@@ -130,7 +129,7 @@ def measured_cases(
             )
             continue
         bad, latencies = _judged_window(campaign, case["index"])
-        # A load that is never steady, or fails too often, is above the capacity: that decides,
+        # A load whose window drifts, or fails too often, is above the capacity: that decides,
         # although the case is invalid. Where every request failed, a lower load would not help.
         nothing = bool(latencies["failed"].all())
         unknown = nothing or any(check.name not in OVERLOADED for check in bad)
@@ -210,12 +209,12 @@ def needed_case(campaign: Campaign, server: str, engine: str, scenario: str) -> 
         saturation = search["saturation"][scenario]
         cases = _cases(campaign, server, engine, saturation)
         if cases.empty:
-            users = campaign.data["scenarios"][saturation]["users"]
+            at_saturation = campaign.data["scenarios"][saturation]
             return {
                 "scenario": saturation,
-                "users": users,
+                "users": at_saturation["users"],
                 "rate": None,
-                "duration_s": SATURATION_S,
+                "duration_s": at_saturation["duration_s"],
             }
         if (cases["state"] != "ok").all():
             return None  # it was skipped or failed at this load: the report shows the reason

@@ -13,7 +13,7 @@ def view() -> View:
         "version": schema.SCHEMA,
         "campaign": describe_file(schema.CampaignFile),
         "case": describe_file(schema.CaseFile),
-        "calibration": [[code(k), escape(m)] for k, m in schema.CALIBRATION_KEYS.items()],
+        "calibration": describe_file(schema.CalibrationFile),
         "requests": describe_fields(schema.REQUEST_FIELDS),
         "telemetry": describe_fields(schema.TELEMETRY_FIELDS),
         "processes": describe_fields(schema.PROCESS_FIELDS),

@@ -102,7 +102,7 @@ def describe_scenario(name: str, table: arrivals.ScenarioTable) -> list[str]:
     if "users" in table:
         load.append(f"{table['users']} users")
     if "rate" in table:
-        load.append(f"{table['rate']:g} requests/s")
+        load.append(f"{table['rate']:g} request{'s' * (table['rate'] != 1)}/s")
     warm_up = format_range([table["warmup_s"], arrivals.longest_warm_up_s(table)])
     window = format_value(table["duration_s"])
     if "requests" in table:

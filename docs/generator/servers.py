@@ -49,7 +49,8 @@ def describe_engine(name: str, engine: catalog.EngineSpec) -> list[str]:
     source = (catalog.FOLDER / "engines" / f"{name}.py").read_text(encoding="utf-8")
     docstring = ast.get_docstring(ast.parse(source)) or ""
     kinds, extras = ", ".join(engine.classes), join_codes(engine.extras)
-    return [code(name), escape(docstring.partition("\n\n")[0]), kinds, extras or "none"]
+    one_of = "one of " * (len(engine.extras) > 1)
+    return [code(name), escape(docstring.partition("\n\n")[0]), kinds, one_of + (extras or "none")]
 
 
 def describe_server(server: catalog.ServerSpec) -> View:
@@ -62,7 +63,7 @@ def describe_server(server: catalog.ServerSpec) -> View:
     facts = {
         "Engines": join_codes(server.engines),
         "Transports": join_codes(server.transports),
-        "Extras": join_codes(server.extras),
+        "Extras": join_codes(server.extras) or ("" if server.packages else "none of its own"),
         "Requires": join_codes(server.requires),
         "Packages in an environment of its own": join_codes(server.packages),
         "Further processes": join_codes(server.processes),

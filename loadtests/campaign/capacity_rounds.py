@@ -6,6 +6,7 @@ Every second round runs in reverse order: a drift of the machine then affects al
 
 import argparse
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from loadtests.campaign import analysis_process
@@ -16,6 +17,7 @@ from loadtests.schema import CapacitySearch, Case, SearchedSystem
 from loadtests.workload.scenario import Tables
 
 SATURATION_USERS = 64
+SATURATION_S = 10.0
 # Keys that a closed loop does not have, or that lengthen a window: throughput at saturation needs
 # no minimum of requests.
 NOT_AT_SATURATION = ("rate", "burstiness", "profile", "max_in_flight", "requests", "duration_max_s")
@@ -41,6 +43,7 @@ def search_scenarios(chosen: Tables, estimates: Sequence[float]) -> tuple[Tables
             "arrivals": "closed",
             "users": SATURATION_USERS,
             "think_s": 0.0,
+            "duration_s": SATURATION_S,
         }
     return scenarios, saturation
 
@@ -84,6 +87,24 @@ def plan_search(
         saturation=saturation,
         systems=searched_systems(cases),
     )
+
+
+def first_round(cases: Sequence[Case], scenarios: Tables, search: CapacitySearch) -> list[Case]:
+    """The cases with which the search starts: those of the plan, at saturation where no load is
+    estimated. An estimated load may get a longer window than the one here.
+    """
+    return [
+        replace(
+            case,
+            scenario=saturation,
+            users=SATURATION_USERS,
+            rate=None,
+            duration_s=scenarios[saturation]["duration_s"],
+        )
+        if (saturation := search.saturation.get(case.scenario))
+        else replace(case, duration_s=search.duration_s or scenarios[case.scenario]["duration_s"])
+        for case in cases
+    ]
 
 
 def capacity_rounds(

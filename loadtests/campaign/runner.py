@@ -375,10 +375,14 @@ def run_campaign(
     """
     plan = plan_campaign(arguments, targets, gate)
     if arguments.plan:
-        source = "search for capacity" if plan.search else "gate" if plan.gate else ""
-        heading = f"The {source} starts with these cases" if source else "Cases, in this order"
+        cases, heading = plan.cases, "Cases, in this order"
+        if plan.gate:
+            heading = "The gate starts with these cases"
+        elif plan.search:
+            cases = capacity_rounds.first_round(plan.cases, plan.scenarios, plan.search)
+            heading = "The search for capacity starts here; the SLO may need longer windows"
         config_file.print_plan(
-            arguments.settings, settle_defaults(plan), heading, plan.cases, plan.scenarios
+            arguments.settings, settle_defaults(plan), heading, cases, plan.scenarios
         )
         return 0
     return run(prepare(arguments, plan))

@@ -219,9 +219,9 @@ class CaseFile:
         "its sockets (loadtests/client/reader.py; absent in older campaigns: python); cpu_share, "
         "waited_share: the shares of the window in which it computed, and in which it waited for "
         "a core; stalls: [[start_s, end_s]] in which it read nothing for 10 ms or longer, on the "
-        "rows' clock (absent in older campaigns); offset_s: its clock minus the driver's, 0 if "
-        "both are the same clock; estimated_offset_s: the estimate from the quickest round trip, "
-        "off by at most half of round_trip_s",
+        "rows' clock (absent in older campaigns); offset_s: its clock minus the coordinator's, 0 "
+        "if both are the same clock; estimated_offset_s: the estimate from the quickest round "
+        "trip, off by at most half of round_trip_s",
     ] = field(default_factory=list)
     window: Annotated[
         JsonObject | None,
@@ -267,41 +267,49 @@ class CaseFile:
         return asdict(self)
 
 
+class CalibrationFile(TypedDict):
+    """calibration.json."""
+
+    schema: Annotated[int, "version of this schema"]
+    users: Annotated[
+        int | None,
+        "the campaign's largest number of users, at which `closed` was measured; null without "
+        "closed loops",
+    ]
+    rate: Annotated[
+        float | None,
+        "the campaign's highest rate, at which `open` was measured, requests/s; null without "
+        "open loops",
+    ]
+    closed: Annotated[
+        JsonObject | None,
+        "errors against a server whose times are known: {requests, failed, ttft_error_mean_s, "
+        "ttft_error_p99_s (TTFT from scheduled, like every TTFT here, minus the server's true "
+        "TTFT), ttft_from_sent_error_mean_s, ttft_from_sent_error_p99_s (the same from sent), "
+        "stamp_error_mean_s, stamp_error_p99_s (the first token's arrival minus the time at "
+        "which the server sent it), itl_error_p99_s (of single gaps), itl_true_p50_s, "
+        "itl_true_p99_s, itl_seen_p50_s, itl_seen_p99_s, send_lag_p50_s, send_lag_p99_s, "
+        "events_per_s, cpu_per_event_s (CPU time of the load workers), waited_share, "
+        "server_late_mean_s}",
+    ]
+    open: Annotated[JsonObject | None, "the same for an open loop"]
+    ladder: Annotated[
+        list[JsonObject],
+        "[{asked_per_s, sent_per_s, seen_per_s, gap_p99_s, gap_p99_seen_s, server_kept_up, "
+        "sustained}]: events per second, step by step; sustained: the server sent them, and "
+        "the load generator saw events and P99 of the gaps within 10%",
+    ]
+    sustained_events_per_s: Annotated[
+        float, "the last step up to which every step was sustained; 0 if the first was not"
+    ]
+
+
 def key_meanings(file: type) -> dict[str, str]:
-    """Returns the meaning of each key of CampaignFile or CaseFile."""
+    """Returns the meaning of each key of one of these files."""
     hints = get_type_hints(file, include_extras=True)
     return {key: hint.__metadata__[0] for key, hint in hints.items()}
 
 
 CAMPAIGN_KEYS = key_meanings(CampaignFile)
 RUN_KEYS = key_meanings(CaseFile)
-CALIBRATION_KEYS = {
-    "schema": "version of this schema",
-    "users": (
-        "the campaign's largest number of users, at which `closed` was measured; null without"
-        " closed loops"
-    ),
-    "rate": (
-        "the campaign's highest rate, at which `open` was measured, requests/s; null without open"
-        " loops"
-    ),
-    "closed": (
-        "errors against a server whose times are known: {requests, failed, ttft_error_mean_s,"
-        " ttft_error_p99_s (TTFT from scheduled, like every TTFT here, minus the server's true"
-        " TTFT), ttft_from_sent_error_mean_s, ttft_from_sent_error_p99_s (the same from sent),"
-        " stamp_error_mean_s, stamp_error_p99_s (the first token's arrival minus the time at which"
-        " the server sent it), itl_error_p99_s (of single gaps), itl_true_p50_s, itl_true_p99_s,"
-        " itl_seen_p50_s, itl_seen_p99_s,"
-        " send_lag_p50_s, send_lag_p99_s, events_per_s, cpu_per_event_s (CPU time of the load"
-        " workers), waited_share, server_late_mean_s}"
-    ),
-    "open": "the same for an open loop",
-    "ladder": (
-        "[{asked_per_s, sent_per_s, seen_per_s, gap_p99_s, gap_p99_seen_s, server_kept_up,"
-        " sustained}]: events per second, step by step; sustained: the server sent them, and the"
-        " load generator saw events and P99 of the gaps within 10%"
-    ),
-    "sustained_events_per_s": (
-        "the last step up to which every step was sustained; 0 if the first was not"
-    ),
-}
+CALIBRATION_KEYS = key_meanings(CalibrationFile)

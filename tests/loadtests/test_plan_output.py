@@ -175,6 +175,17 @@ def test_the_plan_of_a_saved_plan_is_the_same(
     assert tomllib.loads(first.out) and "s3cret" not in first.out
 
 
+def test_the_plan_lists_what_is_measured_first(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--servers", "fastapi_vllm", "--scenarios", "steady", "--duration", "15", "--plan"]
+    for more, case in (
+        (["--rate", "1"], r"steady +1 request/s +15 s"),
+        (["--find-capacity"], r"steady-saturation +64 users +10 s"),
+        (["--find-capacity", "--rate", "2"], r"steady +2 requests/s +15 s"),
+    ):
+        assert run_bench([*command, *more]) == 0
+        assert re.search(rf"^# +1  fastapi_vllm +vllm +{case}", capsys.readouterr().out, re.M)
+
+
 def test_the_defaults_of_a_gpu_are_filled_in(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

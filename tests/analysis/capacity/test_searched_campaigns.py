@@ -27,7 +27,8 @@ SEARCH = {
 STEADY = {"arrivals": "poisson", "rate": 3.0, "prompt_tokens": [16, 64], "duration_s": 8.0}
 
 
-SCENARIOS = {"steady": STEADY, "steady-saturation": STEADY | {"arrivals": "closed", "users": 64}}
+SATURATION = STEADY | {"arrivals": "closed", "users": 64, "duration_s": 10.0}
+SCENARIOS = {"steady": STEADY, "steady-saturation": SATURATION}
 
 
 def write(folder: Path, *cases: tuple[str, float, float], **changes: Any) -> Path:
@@ -63,12 +64,7 @@ def asked(folder: Path) -> Any:
 
 def test_it_starts_at_saturation_and_ends_between_a_met_and_a_missed_load(tmp_path: Path) -> None:
     first = asked(write(tmp_path / "1"))
-    assert first == {
-        "scenario": "steady-saturation",
-        "users": 64,
-        "rate": None,
-        "duration_s": search.SATURATION_S,
-    }
+    assert first == {"scenario": "steady-saturation", "users": 64, "rate": None, "duration_s": 10.0}
     at_saturation = ("steady-saturation", 40.0, 0.3)
     second = asked(write(tmp_path / "2", at_saturation))
     assert second == {"scenario": "steady", "users": None, "rate": 32.0, "duration_s": 8.0}

@@ -9,6 +9,7 @@ import pytest
 from loadtests import schema
 from loadtests.campaign import capacity_rounds
 from loadtests.errors import UsageError
+from loadtests.schema import CapacitySearch, Case
 from tests.helpers.campaign_process import QUICK, Bench, is_complete, runs
 
 SEARCH = (
@@ -100,6 +101,19 @@ def test_an_open_loop_starts_at_saturation_unless_an_estimate_is_given() -> None
         [1, 2],
     )
     assert not {"rate", "burstiness"} & table.keys()
+    plan = [Case(1, "alpha", "simulated", "bursty", 1, None, 20.0, 25.0)]
+    search = CapacitySearch("", 15.0, {}, saturation, [])
+    [first] = capacity_rounds.first_round(plan, found, search)
+    assert (first.scenario, first.users, first.rate, first.duration_s) == (
+        "bursty-saturation",
+        64,
+        None,
+        10.0,
+    )
+    [first] = capacity_rounds.first_round(
+        plan, {"bursty": OPEN}, CapacitySearch("", 15.0, {"bursty": 20.0}, {}, [])
+    )
+    assert (first.scenario, first.rate, first.duration_s) == ("bursty", 20.0, 15.0)
     assert capacity_rounds.search_scenarios({"bursty": OPEN}, [20.0]) == ({"bursty": OPEN}, {})
     with pytest.raises(UsageError, match="replays a trace"):
         capacity_rounds.search_scenarios({"replay": {"arrivals": "trace"}}, [])
