@@ -200,7 +200,13 @@ def check_steadiness(case: CaseData) -> Check:
         f"{label} {found.change:+.1%} (p = {found.p:.2g})" for label, found, _, _ in tests
     )
     severity = "invalid" if max(changes, default=1.0) > 0.20 else "warning"
-    return Check(name, not changes, severity, f"trend over the window, relative to its mean: {detail}", remedy)
+    return Check(
+        name,
+        not changes,
+        severity,
+        f"trend over the window, relative to its mean: {detail}",
+        remedy,
+    )
 
 
 def check_hidden_pauses(case: CaseData) -> Check | None:

@@ -12,7 +12,7 @@ from analysis.summary import Summary
 from analysis.templating import View
 
 # The load generator's own errors: a label, and the text of one load's errors
-# (schema.CALIBRATION_KEYS, "closed").
+# (schema.CalibrationFile, "closed").
 ROWS: list[tuple[str, Callable[[Json], str]]] = [
     ("requests; failed", lambda e: f"{e['requests']:,}; {e['failed']:,}"),
     (

@@ -272,7 +272,7 @@ def measure_load_steps(run: CalibrationRun) -> list[Results]:
 
 
 def calibrate(folder: Path, users: int | None, rate: float | None, place: Placement) -> Results:
-    """Measures the content of calibration.json (schema.CALIBRATION_KEYS) with this many users and
+    """Measures the content of calibration.json (schema.CalibrationFile) with this many users and
     at this rate. Raises LoadFailed.
     """
     scratch = folder / "calibration.partial"

@@ -377,7 +377,11 @@ def run_campaign(
     if arguments.plan:
         cases, heading = plan.cases, "Cases, in this order"
         if plan.gate:
-            heading = "The gate starts with these cases"
+            cases = gate_rounds.repetition_of(plan.gate.systems, 1, 0, plan.gate.seed)
+            heading = (
+                "The gate's first repetition, with a second run of base as control; more follow for"
+                f" at most {plan.gate.max_minutes:g} min"
+            )
         elif plan.search:
             cases = capacity_rounds.first_round(plan.cases, plan.scenarios, plan.search)
             heading = "The search for capacity starts here; the SLO may need longer windows"

@@ -8,7 +8,7 @@ A campaign is a folder:
 
     campaign.json         the command, the machine and the versions (files.CampaignFile)
     calibration.json      the load generator's own errors on this machine, measured before the
-                          first case (CALIBRATION_KEYS)
+                          first case (CalibrationFile)
     cases/NNN-SERVER-ENGINE-SCENARIO-rN/
         run.json          state and identity of the case (files.CaseFile); "running" until it ends
         requests.jsonl    one line per request while the case runs; requests.parquet at its end

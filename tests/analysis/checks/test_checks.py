@@ -150,6 +150,27 @@ def test_a_check_fires_alone(observe, name, severity, case):
         assert check.remedy and check.detail, check.name
 
 
+def test_a_busy_machine_is_named_where_it_may_be_the_cause(observe):
+    busy = synthetic_campaign.telemetry(other_cores=1.0)
+    found = {c.name: c for c in checks.run_checks(observe(rows_with(late), busy))}
+    assert "; meanwhile other processes used" in found["send lag"].detail
+    assert found["send lag"].remedy.startswith("stop other programs on this machine and run")
+    assert "meanwhile" not in found["load generator's CPU"].detail, "it passed"
+    assert "meanwhile" not in found["other processes"].detail
+    quiet = {c.name: c for c in checks.run_checks(observe(rows_with(late)))}
+    assert "meanwhile" not in quiet["send lag"].detail
+
+
+def test_a_small_sample_states_the_window_that_it_needs(observe):
+    (found,) = (
+        c
+        for c in checks.run_checks(observe(window={"start_s": 2.0, "end_s": 9.0}))
+        if c.name == "P99 sample"
+    )
+    assert found.detail == "280 requests in the window, P99 needs 299"
+    assert found.remedy == "use a longer window: --duration 9", "7 s x 299 / 280, and a tenth"
+
+
 def test_causes_come_first(observe):
     """Errors, wrong responses, contract, lengths and rows; then the load generator, the machine."""
     names = [

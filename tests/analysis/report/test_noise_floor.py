@@ -98,8 +98,8 @@ def steps(*said):
             steps((2000, True, True), (4000, False, False)),
             2000,
             (
-                "The load generator measured up to 2,000 events/s correctly; the ground truth server"
-                " could not send 4,000, so the load generator's limit is higher."
+                "The load generator measured up to 2,000 events/s correctly; the ground truth"
+                " server could not send 4,000, so the load generator's limit is higher."
             ),
         ),
         (
