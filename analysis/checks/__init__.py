@@ -56,7 +56,7 @@ def run_checks(case: CaseData) -> list[Check]:
     return [
         r._replace(
             detail=f"{r.detail}; meanwhile {meanwhile}",
-            remedy=f"{busy[0].remedy} and run the case again; if that does not help, {r.remedy}",
+            remedy=f"{busy[0].remedy} and measure again; if that does not help, {r.remedy}",
         )
         if r.name in DISTURBABLE and r.ok is False
         else r

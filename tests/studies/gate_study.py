@@ -86,17 +86,25 @@ def run(name: str, decisions: int, at_once: int) -> None:
                 lambda seed: decide(study, seed, place), seeds[first : first + at_once]
             ):
                 with file.open("a") as handle:
-                    handle.write(
-                        json.dumps(
-                            decision | {"at_once": at_once}, default=lambda value: value.item()
-                        )
-                        + "\n"
+                    plain = json.dumps(
+                        decision | {"at_once": at_once}, default=lambda value: value.item()
                     )
+                    short = shorten_floats(json.loads(plain))
+                    handle.write(json.dumps(short, separators=(",", ":")) + "\n")
                 print(
                     f"{name} {decision['seed']}: {decision['verdict']} after"
                     f" {decision['systems'][0]['repetitions']} repetitions",
                     flush=True,
                 )
+
+
+def shorten_floats(value: Any) -> Any:
+    """The same JSON with six significant digits: more are noise, and half of the file."""
+    if isinstance(value, dict):
+        return {key: shorten_floats(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [shorten_floats(each) for each in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 @contextmanager

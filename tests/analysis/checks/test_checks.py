@@ -154,7 +154,9 @@ def test_a_busy_machine_is_named_where_it_may_be_the_cause(observe):
     busy = synthetic_campaign.telemetry(other_cores=1.0)
     found = {c.name: c for c in checks.run_checks(observe(rows_with(late), busy))}
     assert "; meanwhile other processes used" in found["send lag"].detail
-    assert found["send lag"].remedy.startswith("stop other programs on this machine and run")
+    assert found["send lag"].remedy.startswith(
+        "stop other programs on this machine and measure again; "
+    )
     assert "meanwhile" not in found["load generator's CPU"].detail, "it passed"
     assert "meanwhile" not in found["other processes"].detail
     quiet = {c.name: c for c in checks.run_checks(observe(rows_with(late)))}
