@@ -146,8 +146,13 @@ class CaseData:
         """A counter's rise per second between its first and its last sample in the window; nan with
         fewer than two samples.
         """
-        s = self.samples(column)
-        return float(np.ptp(s[column]) / np.ptp(s["time_s"])) if len(s) > 1 else NAN
+        if column not in self.samples_inside:
+            return NAN
+        values = self.samples_inside[column].to_numpy()
+        known = ~np.isnan(values)
+        if known.sum() < 2:
+            return NAN
+        return float(np.ptp(values[known]) / np.ptp(self.samples_inside["time_s"][known]))
 
     def served(self, *names: str) -> pd.Series:
         """One of the server's own metrics over time: the first of these names that it has, summed

@@ -22,7 +22,6 @@ import pandas as pd
 import scipy
 
 from analysis import formatting, slo, stats
-from analysis.case import read_case
 from analysis.dataset import Campaign, InputError, Json
 from analysis.formatting import format_number
 from analysis.gate import verdicts
@@ -377,6 +376,8 @@ def _warm_up(summary: Summary, index: int) -> float:
     """The median E2E of the requests before the window, as a multiple of the window's; nan without
     either.
     """
-    seen = read_case(summary.campaign, index)
-    early = seen.rows[~seen.rows["failed"] & (seen.rows["scheduled_s"] < seen.window[0])]
-    return float(early["e2e_s"].median()) / float(summary.table["e2e_p50_s"][index])
+    r = summary.campaign.requests(index)
+    opened_s = float(summary.table["window_start_s"][index])
+    early = r[r["error"].isna() & r["first_s"].notna() & (r["scheduled_s"] < opened_s)]
+    took_s = float((early["done_s"] - early["scheduled_s"]).median())
+    return took_s / float(summary.table["e2e_p50_s"][index])
