@@ -68,9 +68,9 @@ def draw_pareto(sweep: Sweep) -> Picture:
         figure, axes = _square(points)
         edge = points[best].sort_values(x)
         axes.step(edge[x], edge[y], where="pre", color="#999999", lw=5, alpha=0.4, zorder=1)
-        marks = _lines(axes, points, x, y, "{x} tokens/s for a user, {y} of the machine")
+        marks = _lines(axes, points, x, y, "{x} tokens/s per user, {y} of the machine")
         for axis, label in (
-            (axes.xaxis, "output tokens/s for a user (1 / TPOT P50)"),
+            (axes.xaxis, "output tokens/s per user (1 / TPOT P50)"),
             (axes.yaxis, "output tokens/s of the machine"),
         ):
             set_log_axis(axes, axis)

@@ -14,7 +14,7 @@ def list_checks(folder: Path | str | None = None, max_errors: float | None = Non
     `case` is the identity as in run.json, and `state` that of Campaign.cases. `why` is the reason
     of a case that is not `valid`. `checks` is [{name, ok, severity, detail, remedy, value}], empty
     for a case that did not end; `ok` is None where it was not measured, and `value` (Check) where
-    it is no number. Raises InputError.
+    there is none. Raises InputError.
     """
     campaign = dataset.read_campaign(folder, max_errors)
     summary = summarise(campaign)

@@ -75,7 +75,7 @@ CAPTIONS = {
         "The same for the wait for the first token (TTFT). Low is good.",
     ),
     "pareto": (
-        "Speed for a user and for the machine",
+        "Speed per user and of the machine",
         (
             "How fast a response streams to its reader after the first token, against what the"
             " machine produces for all of them together; larger markers for higher loads. Grey: the"
@@ -87,7 +87,7 @@ CAPTIONS = {
         "Each metric relative to the best",
         (
             "How many times worse than the best of its column each mean over runs is. 1 is the"
-            " best, a darker colour is worse, and – has no number. The intervals in the table show"
+            " best, a darker colour is worse, and – was not measured. The intervals in the table show"
             " whether a small difference is real."
         ),
     ),
