@@ -87,8 +87,8 @@ CAPTIONS = {
         "Each metric relative to the best",
         (
             "How many times worse than the best of its column each mean over runs is. 1 is the"
-            " best, a darker colour is worse, and – was not measured. The intervals in the table show"
-            " whether a small difference is real."
+            " best, a darker colour is worse, and – was not measured. The intervals in the table"
+            " show whether a small difference is real."
         ),
     ),
     "throughput": (

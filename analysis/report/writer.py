@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import markupsafe
+import pandas as pd
 
 from analysis import attribution, dataset, formatting, stats
 from analysis.dataset import Campaign, InputError, Json
@@ -130,7 +131,7 @@ def build_view(summary: Summary) -> View:
         ],
         "confidence": [(p, stats.values_needed(p)) for p in (50, 95, 99)],
         "scenarios": [
-            (name, formatting.flatten_settings(table))
+            (name, formatting.flatten_settings(_as_measured(name, table, cases)))
             for name, table in _named(data.get("scenarios"))
         ],
         "machine": formatting.flatten_settings(_machine(data)),
@@ -274,6 +275,20 @@ def _stages(run: View) -> str:
         )
         or "–"
     )
+
+
+def _as_measured(name: str, table: View, cases: pd.DataFrame) -> View:
+    """The scenario with the loads and lengths of its cases, which options may have replaced."""
+    own = cases[cases["scenario"].eq(name)]
+    values = {
+        key: [int(value) if value == int(value) else value for value in own[key].dropna().unique()]
+        for key in ("users", "rate", "duration_s")
+    }
+    return table | {
+        key: found[0] if len(found) == 1 else found
+        for key, found in values.items()
+        if found and key in table
+    }
 
 
 def _named(scenarios: Any) -> list[tuple[str, Any]]:

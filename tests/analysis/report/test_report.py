@@ -382,3 +382,14 @@ def test_command(tmp_path, capsys, monkeypatch):
     assert "with TTFT ≤ 1 ms (the SLO)" in (newest / "report.html").read_text()
     assert __main__.main(["report", "--slo", "fast"]) == 2
     assert "write it as" in capsys.readouterr().err
+
+
+def test_a_scenario_is_described_as_it_was_measured(tmp_path):
+    """Options may have replaced its load and its length."""
+    folder = synthetic_campaign.campaign(tmp_path / "campaign")
+    data = synthetic_campaign.schema.read_json(folder / "campaign.json")
+    data["scenarios"]["chat"] |= {"users": 1, "duration_s": 99.0}
+    synthetic_campaign.schema.write_json(folder / "campaign.json", data)
+    writer.write_report(folder)
+    method = (folder / "report.md").read_text().partition("## How it was measured")[2]
+    assert "| users | 8 |" in method and "99" not in method.partition("#### Definitions")[0]
