@@ -199,7 +199,7 @@ def is_complete(code: int | None, text: str) -> bool:
     """Whether a command ended with 0, or with 1 only because a busy machine left a server without a
     valid case. `text` is its output on both streams.
     """
-    plain = ESCAPES.sub("", text).replace("\r\n", "\n")
+    plain = ESCAPES.sub("", text).replace("\r", "\n")
     missing = re.findall(r"^no valid case of .+?, [\w-]+: (.+)", plain, re.MULTILINE)
     return code == 0 or (
         code == 1 and bool(missing) and all(why.startswith(NOISE) for why in missing)
