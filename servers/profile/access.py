@@ -33,7 +33,7 @@ FIXED_HEADERS = {
     "upgrade",
     "x-request-id",
 }
-SHORTEST_SECRET = 4  # a shorter text would also hide parts of words
+SHORTEST_SECRET = 8  # a shorter text, such as EMPTY, would also hide ordinary words
 
 
 class AccessError(Exception):

@@ -44,9 +44,9 @@ def test_the_key_is_a_bearer_token_unless_the_user_names_another(
 def test_a_secret_is_hidden_wherever_it_stands() -> None:
     given = make_access(
         ["api-key: ${GATEWAY_KEY}", "Authorization: Bearer t0p-secret", "X-Org: research"],
-        url="http://me:hunter22@host/v1?sig=abcdef&api-version=2024-06-01",
+        url="http://me:hunter22@host/v1?sig=abcdef0123&api-version=2024-06-01",
     )
-    hidden = given.hide_secrets(f"{KEY} t0p-secret hunter22 abcdef research 2024-06-01")
+    hidden = given.hide_secrets(f"{KEY} t0p-secret hunter22 abcdef0123 research 2024-06-01")
     assert hidden == "*** *** *** *** research 2024-06-01"
 
 
