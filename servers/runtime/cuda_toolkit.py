@@ -51,6 +51,7 @@ class Machine(NamedTuple):
     note: str = ""
 
 
+@functools.cache
 def detect_machine() -> Machine:
     """Return the kind of packages and engines for this machine. SERVEOFF_DEVICE overrides what is
     found. Raises LaunchError if it is neither cpu nor gpu, or if the driver hangs.

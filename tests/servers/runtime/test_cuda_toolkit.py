@@ -2,7 +2,7 @@
 
 import os
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,21 @@ END
 """
 
 
+@pytest.fixture(autouse=True)
+def nothing_found_before() -> Iterator[None]:
+    def forget() -> None:
+        for look in (
+            cuda_toolkit.detect_machine,
+            cuda_toolkit.why_no_cuda_compiler,
+            cuda_toolkit.why_no_c_compiler,
+        ):
+            look.cache_clear()
+
+    forget()
+    yield
+    forget()
+
+
 def write_program(folder: Path, name: str, text: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / name
@@ -41,7 +56,6 @@ def write_program(folder: Path, name: str, text: str) -> Path:
 @pytest.fixture
 def toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A toolkit of CUDA 13.0 that compiles, on the PATH with ninja; returns its folder."""
-    cuda_toolkit.why_no_cuda_compiler.cache_clear()
     home = tmp_path / "cuda"
     write_program(home / "bin", "nvcc", NVCC.format(release="13.0", compiles=COMPILES))
     write_program(home / "bin", "ninja", "")
@@ -111,7 +125,6 @@ def test_triton_needs_a_c_compiler_and_the_headers_of_python(
     (headers / "Python.h").unlink()
     check.cache_clear()
     assert check(str(tmp_path)) == f"Python's headers are missing ({headers}/Python.h)"
-    check.cache_clear()
 
 
 def server_with_torch(folder: Path, cuda: str) -> ServerSpec:
@@ -181,8 +194,10 @@ def test_a_machine_has_a_gpu_if_nvidia_smi_lists_one(
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/usr/bin{os.pathsep}/bin")
     found = cuda_toolkit.detect_machine()
     assert found.kind == kind and note in found.note and bool(found.note) == bool(note)
+    cuda_toolkit.detect_machine.cache_clear()
     monkeypatch.setenv("SERVEOFF_DEVICE", "cpu")
     assert cuda_toolkit.detect_machine() == ("cpu", "")
+    cuda_toolkit.detect_machine.cache_clear()
     monkeypatch.setenv("SERVEOFF_DEVICE", "tpu")
     with pytest.raises(LaunchError, match="SERVEOFF_DEVICE is 'tpu': set it to cpu or gpu"):
         cuda_toolkit.detect_machine()
@@ -203,6 +218,7 @@ def test_a_gpu_that_is_not_used_is_named(
     monkeypatch.setattr(cuda_toolkit, "DEVICES", tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert cuda_toolkit.detect_machine() == ("cpu", "")
+    cuda_toolkit.detect_machine.cache_clear()
     if device:
         (tmp_path / device).touch()
     if program:
