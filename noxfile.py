@@ -278,19 +278,10 @@ def instrument(session: nox.Session) -> None:
 def claims(session: nox.Session) -> None:
     """Test common claims about serving architectures: all campaigns, or some by name.
 
-    All of them take almost four hours.
+    All of them take almost four hours. Writes a new folder in results/.
     """
     install_for(session, "loadtests.claims", *session.posargs)
-    session.run(
-        "python",
-        "-m",
-        "loadtests.claims",
-        *session.posargs,
-        interrupt_timeout=120,
-        terminate_timeout=30,
-        success_codes=[0, 1],  # 1: something has no valid case, of which the page says so
-    )
-    session.run("python", "-m", "analysis", "claims", *folder_of_results(session))
+    run_module(session, "loadtests.claims", *session.posargs)
 
 
 def folder_of_results(session: nox.Session) -> list[str]:

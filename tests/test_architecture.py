@@ -91,7 +91,7 @@ APART = {  # rooms that need less than the order above allows
     "loadtests.config_file": ["errors", "schema", "workload", "telemetry"],
     # analysis_process does not depend on campaigns
     "loadtests.accuracy": [*LOADTESTS[: LOADTESTS.index("accuracy")], "campaign.analysis_process"],
-    "loadtests.claims": [],
+    "loadtests.claims": ["campaign.analysis_process"],
 }
 
 
