@@ -87,7 +87,7 @@ APART = {  # rooms that need less than the order above allows
     "loadtests.workload": ["errors", "schema"],
     "loadtests.client": ["schema"],
     "loadtests.telemetry": ["schema", "client"],
-    "loadtests.progress": ["schema", "generator"],
+    "loadtests.progress": ["schema", "workload", "generator"],
     "loadtests.config_file": ["errors", "schema", "workload", "telemetry"],
     # analysis_process does not depend on campaigns
     "loadtests.accuracy": [*LOADTESTS[: LOADTESTS.index("accuracy")], "campaign.analysis_process"],
