@@ -106,6 +106,7 @@ def _launch(run: CaseRun) -> None:
         )
     )
     run.file.command = machine.redact_secrets(run.server.command)
+    run.file.environment = machine.recorded_variables(run.server.environment)
     run.file.startup_s = run.server.startup_s
 
 

@@ -201,6 +201,11 @@ class CaseFile:
     command: Annotated[
         list[str] | None, "the command that started the server; null for --target"
     ] = None
+    environment: Annotated[
+        dict[str, str] | None,
+        "{name: value} of the variables that Serveoff set for the server, of the kinds in the"
+        " manifest's environment; null for --target; absent in older campaigns",
+    ] = None
     stages: Annotated[list[Stage], "[{name, start_s, end_s}] in the order in which they ran"] = (
         field(default_factory=list)
     )

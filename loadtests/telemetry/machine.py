@@ -9,7 +9,7 @@ import platform
 import re
 import resource
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -109,9 +109,14 @@ def build_manifest(servers: Iterable[ServerSpec] = ()) -> JsonObject:
             "cgroup_memory_bytes": memory_limit(),
             "nofile": resource.getrlimit(resource.RLIMIT_NOFILE)[0],  # the soft one; -1 is no limit
         },
-        "environment": {
-            name: value.replace(str(Path.home()), "~")  # the home folder contains its owner's name
-            for name, value in sorted(os.environ.items())
-            if ENVIRONMENT.fullmatch(name) and not PRIVATE.search(name)
-        },
+        "environment": recorded_variables(os.environ),
+    }
+
+
+def recorded_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns the variables that change a server's behaviour, without secrets, for the results."""
+    return {
+        name: value.replace(str(Path.home()), "~")  # the home folder contains its owner's name
+        for name, value in sorted(environment.items())
+        if ENVIRONMENT.fullmatch(name) and not PRIVATE.search(name)
     }
