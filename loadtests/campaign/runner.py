@@ -57,6 +57,11 @@ class CampaignPlan:
     search: CapacitySearch | None = None
     gate: PairedGate | None = None
 
+    def gpu_demands(self) -> list[gpu_memory.Demand]:
+        return gpu_memory.list_demands(
+            self.targets, self.cases, self.scenarios, self.search is not None
+        )
+
 
 @dataclass(frozen=True)
 class PreparedCampaign:
@@ -180,7 +185,8 @@ def settle_defaults(plan: CampaignPlan) -> dict[str, Any]:
         return {}
     # counts servers that are not installed, because a plan is made before the installation
     card = plan.card if any(case.engine != "simulated" for case in plan.cases) else None
-    return list_loads(plan.cases) | {"model": gpu_memory.default_preset(card)}
+    model = gpu_memory.default_preset(card, plan.gpu_demands())
+    return list_loads(plan.cases) | {"model": model}
 
 
 def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampaign:
@@ -270,14 +276,12 @@ def resolve_model(
         for case in plan.cases
         for target in targets
     )
-    card = plan.card if needs_weights else None
+    card, demands = plan.card if needs_weights else None, plan.gpu_demands()
     model = models.resolve_model(
-        arguments.model or gpu_memory.default_preset(card), needs_weights=needs_weights
+        arguments.model or gpu_memory.default_preset(card, demands), needs_weights=needs_weights
     )
-    workers = arguments.workers or gpu_memory.default_workers(card, model.shape, all_cores)
-    for target in targets:
-        servers = {case.server: target.find_server(case.server) for case in plan.cases}
-        gpu_memory.check_memory(plan.cases, servers, model.shape, workers, card)
+    workers = arguments.workers or gpu_memory.default_workers(card, demands, model, all_cores)
+    gpu_memory.check_memory(demands, model, workers, card)
     return model, workers, {}
 
 
