@@ -114,6 +114,19 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def gpu(session: nox.Session) -> None:
+    """Test whether this machine's GPUs can be measured, in less than five minutes.
+
+    Exit codes: 0 every check passed, 1 one failed or could not be made.
+    """
+    if GPU:
+        install_for(session, "loadtests.gpu_selftest", *session.posargs)
+    else:  # the engines are tested only on a GPU
+        install(session, MEASURE)
+    run_module(session, "loadtests.gpu_selftest", *session.posargs)
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """Run all tests except the slow ones."""
     install(session)

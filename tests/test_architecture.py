@@ -61,6 +61,7 @@ COMMANDS = [
     "worker",
     "instrument",
     "claims",
+    "gpu_selftest",
     "__main__",
 ]
 ANALYSIS = [
@@ -139,6 +140,7 @@ RULES = [
             "servers.contract.conformance_checks",
             "servers.contract.conformance_client",
             "servers.contract.sse",
+            "servers.contract.text_checks",
             "servers.contract.token_counts",
             "servers.profile",
             "servers.runtime",

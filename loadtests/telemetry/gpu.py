@@ -60,6 +60,15 @@ class Gpus:
             for index in range(self.count)
         ]
 
+    def cuda_version(self) -> tuple[int, int] | None:
+        """The newest CUDA version that the driver supports, such as (13, 0); None without a GPU."""
+        if not self.count:
+            return None
+        version = self.value(
+            0, "CUDA version", lambda card: int(self.nvml.nvmlSystemGetCudaDriverVersion_v2())
+        )
+        return (version // 1000, version % 1000 // 10) if version else None
+
     def unknown(self) -> list[JsonObject]:
         """Returns rows of GPU_FIELDS for a moment without values from NVML."""
         return [dict.fromkeys(GPU_FIELDS) | {"index": index} for index in range(self.count)]

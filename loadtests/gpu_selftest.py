@@ -1,0 +1,313 @@
+"""Tests whether the GPUs of this machine can be measured: one line for each check, in less than
+five minutes. `nox -s gpu` calls this.
+
+Measures nothing. A check that depends on one that failed cannot be made, and gives that as its
+reason.
+"""
+
+import argparse
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from loadtests.cli import run_command
+from loadtests.options import CORE
+from loadtests.schema import GPU_FIELDS, JsonObject
+from loadtests.telemetry.cores import share_cores
+from loadtests.telemetry.gpu import Gpus
+from loadtests.telemetry.processes import ProcessTree
+from servers.contract.conformance import verify_server
+from servers.contract.conformance_checks import plain_answers
+from servers.contract.conformance_client import CheckFailed, ConformanceClient
+from servers.contract.text_checks import stream_exact
+from servers.runtime import catalog, cuda_devices, cuda_toolkit, launch, models
+from servers.runtime.cuda_devices import EngineDevice, TorchReport
+from servers.runtime.errors import LaunchError
+
+GIB = 2**30
+MODEL = "tiny"
+READY_S = 150.0  # vLLM compiles at its first start
+WATCHED_S = 3.0  # NVML's utilisation is a mean over up to a second
+TOKENS = 200  # of each response meanwhile
+# the first driver for each major version of CUDA (NVIDIA's table of minor version compatibility)
+FIRST_DRIVERS = {12: 525, 13: 580}
+LEAST_CAPABILITY = (7, 5)  # of vLLM's kernels
+EXIT_CODES = """\
+exit codes:
+  0    every check passed
+  1    a check failed, or could not be made
+  2    the command line is wrong
+  130  Ctrl-C"""
+
+OK, FAILED, NOT_TESTED = "ok", "failed", "could not test"
+
+
+class Check(NamedTuple):
+    """A check: its name, its state (OK, FAILED or NOT_TESTED), and facts or the reason."""
+
+    name: str
+    state: str
+    facts: str
+
+    def __str__(self) -> str:
+        return f"{self.state:14}  {self.name}: {self.facts}"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog="python -m loadtests.gpu_selftest",
+        description=(
+            "Tests whether the GPUs of this machine can be measured: driver, CUDA, compilers,"
+            " torch, the three servers of the default campaign with a tiny model, and telemetry."
+        ),
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def main() -> int:
+    make_parser().parse_args()
+    return run_command(run)
+
+
+def run() -> int:
+    """Makes all checks and prints each as it ends. Returns the exit code."""
+    began = time.monotonic()
+    states = []
+    for check in list_checks():
+        print(check, flush=True)
+        states.append(check.state)
+    spent_s = time.monotonic() - began
+    print(f"\n{len(states)} checks in {spent_s:.0f} s: {describe_states(states)}")
+    return 0 if set(states) == {OK} else 1
+
+
+def describe_states(states: Sequence[str]) -> str:
+    """The result in words, and what to run next."""
+    failed, untested = states.count(FAILED), states.count(NOT_TESTED)
+    if not failed and not untested:
+        return "all passed.\nNext: nox -s bench"
+    counts = [f"{failed} failed"] * bool(failed) + [f"{untested} could not be made"] * bool(
+        untested
+    )
+    first = "what failed" if failed else "what is missing"
+    return f"{' and '.join(counts)}.\nNext: repair {first}, then nox -s gpu again"
+
+
+def list_checks() -> Iterator[Check]:
+    reports: list[str] = []
+    gpus = Gpus(reports.append)
+    yield check_driver(gpus, reports)
+    path = catalog.search_path()
+    yield check_c_compiler(path)
+    yield check_cuda_toolkit(path)
+    report = cuda_devices.ask_torch()
+    cards = gpus.count or len(report.devices)
+    yield (torch := check_torch(report, cards, gpus.cuda_version()))
+    kernels = [*check_kernels(report, torch)]
+    yield from kernels
+    blocked = next((check for check in [torch, *kernels] if check.state != OK), None)
+    servers = [catalog.find_server(name) for name in CORE.split(",")]
+    if blocked:
+        why = f"{blocked.name} did not pass" if cards else "there is no GPU"
+        for server in servers:
+            yield Check(f"start, answers and device of {server.name}", NOT_TESTED, why)
+        yield Check("telemetry", NOT_TESTED, why)
+        return
+    model = models.resolve_model(MODEL, needs_weights=True)
+    for server in servers:
+        # the last one is vLLM's, which has the most processes
+        yield from check_server(server, server.engines[0], model, gpus, server is servers[-1])
+
+
+def check_driver(gpus: Gpus, reports: Sequence[str]) -> Check:
+    if not gpus.count:
+        reason = "".join(reports[:1]).partition(": GPU columns")[0]
+        absent = reason in ("", "no NVIDIA GPU")
+        note = cuda_toolkit.detect_machine().note
+        facts = "NVML finds no NVIDIA GPU" if absent else reason
+        return Check("driver", NOT_TESTED if absent else FAILED, f"{facts}; {note}".rstrip("; "))
+    cards = gpus.describe()
+    cuda = gpus.cuda_version()
+    supports = f"supports CUDA {cuda[0]}.{cuda[1]}" if cuda else "does not report its CUDA version"
+    named = ", ".join(
+        f"{card['name']}"
+        + (f" ({card['memory_bytes'] / GIB:.0f} GiB)" if card["memory_bytes"] else "")
+        + (" in MIG mode" if card["mig"] else "")
+        for card in cards
+    )
+    return Check("driver", OK, f"{cards[0]['driver']} {supports}; it shows {named}")
+
+
+def check_c_compiler(path: str) -> Check:
+    """Triton needs it, which vLLM and torch.compile use on a GPU."""
+    if why := cuda_toolkit.why_no_c_compiler(path):
+        return Check(
+            "C compiler",
+            FAILED,
+            f"{why}; vLLM does not start without both (on Debian: apt install gcc python3-dev)",
+        )
+    return Check("C compiler", OK, "it compiles with Python.h")
+
+
+def check_cuda_toolkit(path: str) -> Check:
+    """Only FlashInfer's sampler needs it, without which vLLM has another one."""
+    runtime = cuda_toolkit.torch_cuda()
+    if runtime is None:
+        return Check("CUDA toolkit", NOT_TESTED, "there is no torch with CUDA that it would fit")
+    if why := cuda_toolkit.why_no_cuda_compiler(runtime, path):
+        return Check("CUDA toolkit", OK, f"{why}: vLLM starts with a sampler that needs none")
+    return Check("CUDA toolkit", OK, f"it compiles for torch's CUDA {runtime}")
+
+
+def check_torch(report: TorchReport, cards: int, driver: tuple[int, int] | None) -> Check:
+    """`cards`: how many NVML shows; `driver`: the newest CUDA version that the driver supports."""
+    build = f"for CUDA {report.cuda}" if report.cuda else "without CUDA"
+    built = f"torch {report.torch} is built {build}"
+    if report.torch is None:
+        return Check("torch", FAILED, f"{report.reason}: `nox -s gpu` installs it")
+    if not cards:
+        return Check("torch", NOT_TESTED, f"{built}, and there is no GPU")
+    if report.cuda is None:
+        remedy = "`SERVEOFF_DEVICE=gpu nox -s gpu` installs one with CUDA"
+        return Check("torch", FAILED, f"{built}: {remedy}")
+    needed = int(report.cuda.partition(".")[0])
+    if driver and driver[0] < needed and not report.devices:  # with NVIDIA's cuda-compat it works
+        least = FIRST_DRIVERS.get(needed)
+        remedy = f"install driver {least} or newer" if least else "install a newer driver"
+        return Check("torch", FAILED, f"{built}, more than the driver supports: {remedy}")
+    fits = driver and driver[0] >= needed
+    return Check("torch", OK, built + (", which the driver supports" if fits else ""))
+
+
+def check_kernels(report: TorchReport, torch: Check) -> Iterator[Check]:
+    """One check for each GPU that torch sees, and one for the reason why it stopped."""
+    for device in report.devices:
+        major, minor = device.capability
+        facts = (
+            f"{device.name}, compute capability {major}.{minor},"
+            f" {device.free_bytes / GIB:.1f} of {device.total_bytes / GIB:.1f} GiB free"
+        )
+        if device.capability < LEAST_CAPABILITY:
+            facts += ": vLLM needs 7.5; choose another card with CUDA_VISIBLE_DEVICES"
+        state = FAILED if device.capability < LEAST_CAPABILITY else OK
+        yield Check(f"kernel on GPU {device.index}", state, facts)
+    if torch.state == NOT_TESTED:
+        yield Check("kernel", NOT_TESTED, "there is no GPU")
+    elif torch.state == FAILED and not report.devices:
+        yield Check("kernel", NOT_TESTED, "torch did not pass")
+    elif report.reason:
+        yield Check("kernel", FAILED, f"torch reports: {report.reason}")
+    elif not report.devices:
+        yield Check("kernel", FAILED, "torch sees no GPU: check CUDA_VISIBLE_DEVICES")
+
+
+def check_server(
+    server: catalog.ServerSpec, engine: str, model: models.Model, gpus: Gpus, watched: bool
+) -> Iterator[Check]:
+    """Starts a server, and checks its responses and the device of its engine; with `watched`, also
+    the telemetry of the GPUs while it generates.
+    """
+    start = f"start of {server.name}"
+    if missing := server.missing(engine):
+        yield Check(start, NOT_TESTED, f"{', '.join(missing)} is not installed")
+        return
+    share = launch.CoreShare(threads=share_cores()["threads"])
+    with tempfile.TemporaryDirectory(prefix="serveoff-gpu-") as folder:
+        try:
+            with launch.run_server(
+                server, engine, model, share, Path(folder, "server.log"), ready_timeout_s=READY_S
+            ) as up:
+                yield Check(
+                    start, OK, f"{engine} with the model {model.name} after {up.startup_s:.0f} s"
+                )
+                yield from check_answers(server.name, up.base_url, model)
+                yield check_device(server.name, cuda_devices.read_devices(Path(folder)))
+                if watched:
+                    yield watch_gpus(gpus, up, model)
+        except LaunchError as error:
+            yield Check(start, FAILED, str(error))
+            if watched:
+                yield Check("telemetry", NOT_TESTED, f"{server.name} did not start")
+
+
+def check_answers(name: str, url: str, model: models.Model) -> Iterator[Check]:
+    """Compares a few responses, whole and streamed, with the known ones."""
+    results = verify_server(
+        url, model=model.name, planted=model.planted, checks=(plain_answers, stream_exact)
+    )
+    wrong = [each.detail for each in results if not each.ok]
+    facts = "; ".join(wrong or [each.detail for each in results])
+    yield Check(f"answers of {name}", FAILED if wrong else OK, facts)
+
+
+def check_device(name: str, devices: Collection[EngineDevice]) -> Check:
+    what = f"device of {name}"
+    if not devices:
+        return Check(what, FAILED, "the engine has not reported where it computed")
+    named = ", ".join(
+        dict.fromkeys(f"{each.name or each.type} with {each.dtype}" for each in devices)
+    )
+    if any(each.type != "cuda" for each in devices):
+        return Check(what, FAILED, f"{named}, not the GPU")
+    return Check(what, OK, named)
+
+
+def watch_gpus(gpus: Gpus, up: launch.RunningServer, model: models.Model) -> Check:
+    """Reads NVML as a campaign does, while the server generates."""
+    if not gpus.count:
+        return Check("telemetry", FAILED, "NVML shows no GPU, so a campaign has no GPU columns")
+    client = ConformanceClient(up.base_url, model.name, model.planted)
+    over = threading.Event()
+    failures: list[str] = []
+
+    def generate() -> None:
+        try:
+            while not over.is_set():
+                client.complete(client.prompt(), TOKENS)
+        except (CheckFailed, OSError) as error:
+            failures.append(str(error))
+
+    tree = ProcessTree(*up.pids)
+    tree.find_processes()
+    generating = threading.Thread(target=generate, daemon=True)
+    generating.start()
+    samples: list[list[JsonObject]] = []
+    ends = time.monotonic() + WATCHED_S
+    while time.monotonic() < ends:
+        time.sleep(0.2)
+        slow = gpus.sample_slow(frozenset(tree.members))
+        samples.append([card | more for card, more in zip(gpus.sample(), slow, strict=True)])
+    over.set()
+    generating.join()
+    if failures:
+        return Check("telemetry", NOT_TESTED, f"a response failed meanwhile: {failures[0]}")
+    return check_telemetry(samples)
+
+
+def check_telemetry(samples: Iterable[Iterable[Mapping[str, Any]]]) -> Check:
+    """`samples`: rows of GPU_FIELDS of each card. A column is missing if no card ever had it."""
+    rows = [card for sample in samples for card in sample]
+    known = {name for row in rows for name, value in row.items() if value is not None}
+    missing = [name for name in GPU_FIELDS if name not in known]
+    most = {
+        name: max((row[name] for row in rows if row.get(name) is not None), default=None)
+        for name in ("utilization_percent", "power_w")
+    }
+    facts = f"{len(known) - 1} of {len(GPU_FIELDS) - 1} columns have values"
+    if most["utilization_percent"] is not None and most["power_w"] is not None:
+        facts += f"; at most {most['utilization_percent']:.0f}% and {most['power_w']:.0f} W"
+    if missing == ["server_memory_bytes"]:  # documented, and only one table lacks it
+        facts += "; server_memory_bytes is null, as in containers, where NVML has the host's pids"
+        missing = []
+    if missing:
+        return Check("telemetry", FAILED, f"{facts}; the driver gives no {', '.join(missing)}")
+    return Check("telemetry", OK, facts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
