@@ -220,10 +220,10 @@ RULES = [
         "engines and the contract are the same for every web framework",
     ),
     Rule(
-        ("servers/runtime/catalog.py",),
+        ("servers/runtime/catalog.py", "servers/runtime/open_options.py"),
         (),
         ANYTHING,
-        (*STANDARD, "pydantic"),
+        (*STANDARD, "pydantic", "servers.runtime.open_options"),
         "every command imports the catalogue at its start",
     ),
     Rule(

@@ -9,8 +9,9 @@ from dataclasses import replace
 from loadtests.errors import UsageError
 from loadtests.schema import Case
 from loadtests.workload import arrivals
+from loadtests.workload.prompts import longest_request
 from loadtests.workload.scenario import Tables
-from servers.runtime.catalog import ServerSpec, check_name
+from servers.runtime.catalog import ENGINES, ServerSpec, check_name
 
 # options of servers that have no effect on the simulated engine
 OF_REAL_ENGINES = ("quantization", "tensor_parallel")
@@ -40,6 +41,16 @@ def option_combinations(
         for chosen in combinations:
             by_name[name].choose(chosen)
     return found
+
+
+def check_context(server: str, tokens: int, scenarios: Tables) -> None:
+    """Raises UsageError if a server with this context would refuse a scenario's longest request."""
+    for name, table in scenarios.items():
+        if tokens < (longest := sum(longest_request(table))):
+            raise UsageError(
+                f"{server}.max_model_len={tokens} is too short for {name}, whose longest request"
+                f" has {longest:,} tokens: give {longest} or more"
+            )
 
 
 def make_plan(
@@ -92,6 +103,15 @@ def make_plan(
                     f"{server.name}.{name}={chosen[name]} has no effect on the simulated engine:"
                     f" leave it out, or choose --engines {server.engines[0]}"
                 )
+        of_others = {name for spec in ENGINES.values() for name in spec.options}
+        of_others -= ENGINES[engine].options.keys() if engine in ENGINES else set()
+        for name in sorted(of_others & chosen.keys()):
+            raise UsageError(
+                f"{server.name}.{name}={chosen[name]} has no effect on the {engine} engine: leave"
+                " it out, or choose --engines vllm"
+            )
+        if chosen.get("max_model_len", "auto") != "auto":
+            check_context(server.name, int(chosen["max_model_len"]), scenarios)
     loads: list[tuple[str, int | None, float | None]] = []
     for name, table in scenarios.items():
         if table["arrivals"] == "closed":

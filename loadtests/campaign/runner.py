@@ -58,6 +58,11 @@ class CampaignPlan:
     search: CapacitySearch | None = None
     gate: PairedGate | None = None
 
+    def gpu_demands(self) -> list[gpu_memory.Demand]:
+        return gpu_memory.list_demands(
+            self.targets, self.cases, self.scenarios, self.search is not None
+        )
+
 
 @dataclass(frozen=True)
 class PreparedCampaign:
@@ -183,7 +188,7 @@ def settle_defaults(plan: CampaignPlan) -> dict[str, Any]:
     # counts servers that are not installed, because a plan is made before the installation
     card = plan.card if any(case.engine != "simulated" for case in plan.cases) else None
     scenarios = list(dict.fromkeys(case.scenario for case in plan.cases))
-    return {"scenarios": scenarios, "model": gpu_memory.default_preset(card)}
+    return {"scenarios": scenarios, "model": gpu_memory.default_preset(card, plan.gpu_demands())}
 
 
 def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampaign:
@@ -273,14 +278,12 @@ def resolve_model(
         for case in plan.cases
         for target in targets
     )
-    card = plan.card if needs_weights else None
+    card, demands = plan.card if needs_weights else None, plan.gpu_demands()
     model = models.resolve_model(
-        arguments.model or gpu_memory.default_preset(card), needs_weights=needs_weights
+        arguments.model or gpu_memory.default_preset(card, demands), needs_weights=needs_weights
     )
-    workers = arguments.workers or gpu_memory.default_workers(card, model.shape, all_cores)
-    for target in targets:
-        servers = {case.server: target.find_server(case.server) for case in plan.cases}
-        gpu_memory.check_memory(plan.cases, servers, model.shape, workers, card)
+    workers = arguments.workers or gpu_memory.default_workers(card, demands, model, all_cores)
+    gpu_memory.check_memory(demands, model, workers, card)
     return model, workers, {}
 
 
