@@ -88,14 +88,18 @@ def run() -> int:
 
 def describe_states(states: Sequence[str]) -> str:
     """The result in words, and what to run next."""
-    failed, untested = states.count(FAILED), states.count(NOT_TESTED)
-    if not failed and not untested:
-        return "all passed.\nNext: nox -s bench"
-    counts = [f"{failed} failed"] * bool(failed) + [f"{untested} could not be made"] * bool(
-        untested
-    )
-    first = "what failed" if failed else "what is missing"
-    return f"{' and '.join(counts)}.\nNext: repair {first}, then nox -s gpu again"
+    counts = [
+        f"{states.count(state)} {words}"
+        for state, words in ((FAILED, "failed"), (NOT_TESTED, "could not be made"))
+        if state in states
+    ]
+    if not counts:
+        return "all passed\nNext: nox -s bench"
+    if FAILED in states:
+        following = "follow what the failed checks state, then nox -s gpu"
+    else:
+        following = "nox -s gpu on a machine with an NVIDIA GPU; here, nox -s bench needs none"
+    return f"{' and '.join(counts)}\nNext: {following}"
 
 
 def list_checks() -> Iterator[Check]:
@@ -149,7 +153,7 @@ def check_c_compiler(path: str) -> Check:
         return Check(
             "C compiler",
             FAILED,
-            f"{why}; vLLM does not start without both (on Debian: apt install gcc python3-dev)",
+            f"{why}; on a GPU vLLM needs both (Debian: apt install gcc python3-dev)",
         )
     return Check("C compiler", OK, "it compiles with Python.h")
 
@@ -168,13 +172,13 @@ def check_torch(report: TorchReport, cards: int, driver: tuple[int, int] | None)
     """`cards`: how many NVML shows; `driver`: the newest CUDA version that the driver supports."""
     build = f"for CUDA {report.cuda}" if report.cuda else "without CUDA"
     built = f"torch {report.torch} is built {build}"
-    if report.torch is None:
-        return Check("torch", FAILED, f"{report.reason}: `nox -s gpu` installs it")
     if not cards:
-        return Check("torch", NOT_TESTED, f"{built}, and there is no GPU")
+        facts = built if report.torch else "it is not installed"
+        return Check("torch", NOT_TESTED, f"{facts}, and there is no GPU")
     if report.cuda is None:
+        facts = built if report.torch else f"it does not start ({report.reason})"
         remedy = "`SERVEOFF_DEVICE=gpu nox -s gpu` installs one with CUDA"
-        return Check("torch", FAILED, f"{built}: {remedy}")
+        return Check("torch", FAILED, f"{facts}: {remedy}")
     needed = int(report.cuda.partition(".")[0])
     if driver and driver[0] < needed and not report.devices:  # with NVIDIA's cuda-compat it works
         least = FIRST_DRIVERS.get(needed)
