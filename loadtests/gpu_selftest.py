@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from loadtests.cli import run_command
 from loadtests.options import CORE
 from loadtests.schema import GPU_FIELDS, JsonObject
+from loadtests.telemetry import engine_gpus
 from loadtests.telemetry.cores import share_cores
 from loadtests.telemetry.gpu import Gpus
 from loadtests.telemetry.processes import ProcessTree
@@ -33,9 +34,6 @@ MODEL = "tiny"
 READY_S = 150.0  # vLLM compiles at its first start
 WATCHED_S = 3.0  # NVML's utilisation is a mean over up to a second
 TOKENS = 200  # of each response meanwhile
-# the first driver for each major version of CUDA (NVIDIA's table of minor version compatibility)
-FIRST_DRIVERS = {12: 525, 13: 580}
-LEAST_CAPABILITY = (7, 5)  # of vLLM's kernels
 EXIT_CODES = """\
 exit codes:
   0    every check passed
@@ -44,6 +42,7 @@ exit codes:
   130  Ctrl-C"""
 
 OK, FAILED, NOT_TESTED = "ok", "failed", "could not test"
+NO_GPU = "no NVIDIA GPU was found"
 
 
 class Check(NamedTuple):
@@ -103,48 +102,55 @@ def describe_states(states: Sequence[str]) -> str:
 
 
 def list_checks() -> Iterator[Check]:
-    reports: list[str] = []
-    gpus = Gpus(reports.append)
-    yield check_driver(gpus, reports)
+    gpus = Gpus()
+    card, driver = check_driver(gpus)
+    yield driver
     path = catalog.search_path()
     yield check_c_compiler(path)
     yield check_cuda_toolkit(path)
     report = cuda_devices.ask_torch()
-    cards = gpus.count or len(report.devices)
-    yield (torch := check_torch(report, cards, gpus.cuda_version()))
-    kernels = [*check_kernels(report, torch)]
-    yield from kernels
-    blocked = next((check for check in [torch, *kernels] if check.state != OK), None)
+    yield (torch := check_torch(card, report))
+    yield from check_kernels(report, torch)
+    yield (vllm := check_vllm(card, report, torch))
+    model = models.resolve_model(MODEL, needs_weights=torch.state == OK)
     servers = [catalog.find_server(name) for name in CORE.split(",")]
-    if blocked:
-        why = f"{blocked.name} did not pass" if cards else "there is no GPU"
-        for server in servers:
-            yield Check(f"start, answers and device of {server.name}", NOT_TESTED, why)
-        yield Check("telemetry", NOT_TESTED, why)
-        return
-    model = models.resolve_model(MODEL, needs_weights=True)
     for server in servers:
         # the last one is vLLM's, which has the most processes
-        yield from check_server(server, server.engines[0], model, gpus, server is servers[-1])
+        watched = gpus if server is servers[-1] else None
+        needed = vllm if server.engines[0] == "vllm" else torch
+        if needed.state == OK:
+            yield from check_server(server, server.engines[0], model, watched)
+            continue
+        why = f"{needed.name} did not pass" if card else driver.facts
+        for what in ("start", "answers", "device"):
+            yield Check(f"{what} of {server.name}", NOT_TESTED, why)
+        if watched:
+            yield Check("telemetry", NOT_TESTED, why)
 
 
-def check_driver(gpus: Gpus, reports: Sequence[str]) -> Check:
-    if not gpus.count:
-        reason = "".join(reports[:1]).partition(": GPU columns")[0]
-        absent = reason in ("", "no NVIDIA GPU")
+def check_driver(gpus: Gpus) -> tuple[engine_gpus.Card | None, Check]:
+    """Returns the GPU that engines will use, and the check."""
+    try:
+        card = engine_gpus.find_card()
+    except LaunchError as error:
+        return None, Check("driver", FAILED, str(error))
+    if card is None:
         note = cuda_toolkit.detect_machine().note
-        facts = "NVML finds no NVIDIA GPU" if absent else reason
-        return Check("driver", NOT_TESTED if absent else FAILED, f"{facts}; {note}".rstrip("; "))
+        facts = f"{engine_gpus.VISIBLE} hides the GPU" if gpus.count else NO_GPU
+        return None, Check("driver", NOT_TESTED, f"{facts}; {note}".rstrip("; "))
+    if not gpus.count:
+        facts = f"torch computes on {card.name}, but NVML does not show it: no telemetry of it"
+        return card, Check("driver", FAILED, facts)
     cards = gpus.describe()
-    cuda = gpus.cuda_version()
+    cuda = gpus.cuda_driver()
     supports = f"supports CUDA {cuda[0]}.{cuda[1]}" if cuda else "does not report its CUDA version"
     named = ", ".join(
-        f"{card['name']}"
-        + (f" ({card['memory_bytes'] / GIB:.0f} GiB)" if card["memory_bytes"] else "")
-        + (" in MIG mode" if card["mig"] else "")
-        for card in cards
+        str(each["name"])
+        + (f" ({each['memory_bytes'] / GIB:.0f} GiB)" if each["memory_bytes"] else "")
+        + (" in MIG mode" if each["mig"] else "")
+        for each in cards
     )
-    return Check("driver", OK, f"{cards[0]['driver']} {supports}; it shows {named}")
+    return card, Check("driver", OK, f"{cards[0]['driver']} {supports}; it shows {named}")
 
 
 def check_c_compiler(path: str) -> Check:
@@ -168,57 +174,53 @@ def check_cuda_toolkit(path: str) -> Check:
     return Check("CUDA toolkit", OK, f"it compiles for torch's CUDA {runtime}")
 
 
-def check_torch(report: TorchReport, cards: int, driver: tuple[int, int] | None) -> Check:
-    """`cards`: how many NVML shows; `driver`: the newest CUDA version that the driver supports."""
-    build = f"for CUDA {report.cuda}" if report.cuda else "without CUDA"
-    built = f"torch {report.torch} is built {build}"
-    if not cards:
-        facts = built if report.torch else "it is not installed"
-        return Check("torch", NOT_TESTED, f"{facts}, and there is no GPU")
-    if report.cuda is None:
-        facts = built if report.torch else f"it does not start ({report.reason})"
-        remedy = "`SERVEOFF_DEVICE=gpu nox -s gpu` installs one with CUDA"
-        return Check("torch", FAILED, f"{facts}: {remedy}")
-    needed = int(report.cuda.partition(".")[0])
-    if driver and driver[0] < needed and not report.devices:  # with NVIDIA's cuda-compat it works
-        least = FIRST_DRIVERS.get(needed)
-        remedy = f"install driver {least} or newer" if least else "install a newer driver"
-        return Check("torch", FAILED, f"{built}, more than the driver supports: {remedy}")
-    fits = driver and driver[0] >= needed
-    return Check("torch", OK, built + (", which the driver supports" if fits else ""))
+def check_torch(card: engine_gpus.Card | None, report: TorchReport) -> Check:
+    """Lets torch use the card as a campaign does, and passes if it can."""
+    if card is None:
+        return Check("torch", NOT_TESTED, f"version {report.torch}, but no GPU to compute on")
+    try:
+        tried = engine_gpus.try_card(card._replace(report=report), vllm=())
+    except LaunchError as error:
+        remedy = "" if report.cuda else "; `SERVEOFF_DEVICE=gpu nox -s gpu` installs torch for CUDA"
+        return Check("torch", FAILED, f"{error}{remedy}")
+    return Check("torch", OK, engine_gpus.describe(tried))
 
 
 def check_kernels(report: TorchReport, torch: Check) -> Iterator[Check]:
     """One check for each GPU that torch sees, and one for the reason why it stopped."""
     for device in report.devices:
-        major, minor = device.capability
-        facts = (
-            f"{device.name}, compute capability {major}.{minor},"
-            f" {device.free_bytes / GIB:.1f} of {device.total_bytes / GIB:.1f} GiB free"
+        yield Check(
+            f"kernel on GPU {device.index}",
+            OK,
+            f"{device.name}, {device.free_bytes / GIB:.1f} of {device.total_bytes / GIB:.1f} GiB"
+            " free",
         )
-        if device.capability < LEAST_CAPABILITY:
-            facts += ": vLLM needs 7.5; choose another card with CUDA_VISIBLE_DEVICES"
-        state = FAILED if device.capability < LEAST_CAPABILITY else OK
-        yield Check(f"kernel on GPU {device.index}", state, facts)
-    if torch.state == NOT_TESTED:
-        yield Check("kernel", NOT_TESTED, "there is no GPU")
-    elif torch.state == FAILED and not report.devices:
-        yield Check("kernel", NOT_TESTED, "torch did not pass")
+    if torch.state != OK:
+        yield Check("kernel", NOT_TESTED, "torch cannot use a GPU")
     elif report.reason:
-        yield Check("kernel", FAILED, f"torch reports: {report.reason}")
-    elif not report.devices:
-        yield Check("kernel", FAILED, "torch sees no GPU: check CUDA_VISIBLE_DEVICES")
+        yield Check("kernel", FAILED, f"not on every GPU; torch reports: {report.reason}")
+
+
+def check_vllm(card: engine_gpus.Card | None, report: TorchReport, torch: Check) -> Check:
+    """Asks whether the installed vLLM is made for this GPU, before it is started."""
+    if card is None or torch.state != OK:
+        return Check("vLLM", NOT_TESTED, "torch cannot use a GPU")
+    try:
+        engine_gpus.try_card(card._replace(report=report), ["fastapi_vllm"])
+    except LaunchError as error:
+        return Check("vLLM", FAILED, str(error))
+    return Check("vLLM", OK, "it is built for GPUs, and for this kind")
 
 
 def check_server(
-    server: catalog.ServerSpec, engine: str, model: models.Model, gpus: Gpus, watched: bool
+    server: catalog.ServerSpec, engine: str, model: models.Model, watched: Gpus | None
 ) -> Iterator[Check]:
     """Starts a server, and checks its responses and the device of its engine; with `watched`, also
-    the telemetry of the GPUs while it generates.
+    the telemetry of these GPUs while it generates.
     """
     start = f"start of {server.name}"
     if missing := server.missing(engine):
-        yield Check(start, NOT_TESTED, f"{', '.join(missing)} is not installed")
+        yield Check(start, FAILED, f"{', '.join(missing)} is not installed: nox -s gpu installs it")
         return
     share = launch.CoreShare(threads=share_cores()["threads"])
     with tempfile.TemporaryDirectory(prefix="serveoff-gpu-") as folder:
@@ -229,24 +231,24 @@ def check_server(
                 yield Check(
                     start, OK, f"{engine} with the model {model.name} after {up.startup_s:.0f} s"
                 )
-                yield from check_answers(server.name, up.base_url, model)
+                yield check_answers(server.name, up.base_url, model)
                 yield check_device(server.name, cuda_devices.read_devices(Path(folder)))
                 if watched:
-                    yield watch_gpus(gpus, up, model)
+                    yield watch_gpus(watched, up, model)
         except LaunchError as error:
             yield Check(start, FAILED, str(error))
             if watched:
                 yield Check("telemetry", NOT_TESTED, f"{server.name} did not start")
 
 
-def check_answers(name: str, url: str, model: models.Model) -> Iterator[Check]:
+def check_answers(name: str, url: str, model: models.Model) -> Check:
     """Compares a few responses, whole and streamed, with the known ones."""
     results = verify_server(
         url, model=model.name, planted=model.planted, checks=(plain_answers, stream_exact)
     )
     wrong = [each.detail for each in results if not each.ok]
     facts = "; ".join(wrong or [each.detail for each in results])
-    yield Check(f"answers of {name}", FAILED if wrong else OK, facts)
+    return Check(f"answers of {name}", FAILED if wrong else OK, facts)
 
 
 def check_device(name: str, devices: Collection[EngineDevice]) -> Check:
@@ -264,7 +266,7 @@ def check_device(name: str, devices: Collection[EngineDevice]) -> Check:
 def watch_gpus(gpus: Gpus, up: launch.RunningServer, model: models.Model) -> Check:
     """Reads NVML as a campaign does, while the server generates."""
     if not gpus.count:
-        return Check("telemetry", FAILED, "NVML shows no GPU, so a campaign has no GPU columns")
+        return Check("telemetry", FAILED, "NVML shows no GPU: a campaign has no numbers of it")
     client = ConformanceClient(up.base_url, model.name, model.planted)
     over = threading.Event()
     failures: list[str] = []

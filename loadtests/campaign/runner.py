@@ -33,7 +33,7 @@ from loadtests.progress.estimate import describe_estimate
 from loadtests.progress.rows import CaseRow
 from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import CampaignFile, CapacitySearch, Case, MachineShare, PairedGate
-from loadtests.telemetry import cores, machine
+from loadtests.telemetry import cores, engine_gpus, machine
 from loadtests.workload.scenario import Tables, read_scenarios, with_fixed_window, with_trace
 from servers.contract import oracle
 from servers.profile.profile import ENDPOINTS, Profile
@@ -51,7 +51,7 @@ class CampaignPlan:
     """
 
     targets: Targets
-    card: gpu_memory.Card | None
+    card: engine_gpus.Card | None
     cases: list[Case]
     scenarios: Tables
     search: CapacitySearch | None = None
@@ -163,7 +163,7 @@ def plan_campaign(
     card = (
         None
         if arguments.target is not None or arguments.engines == "simulated"
-        else gpu_memory.find_card()
+        else engine_gpus.find_card()
     )
     cases, scenarios = plan_cases(
         arguments,
@@ -183,10 +183,9 @@ def settle_defaults(plan: CampaignPlan) -> dict[str, Any]:
     """This machine's defaults by option; empty for a target that chooses its model itself."""
     if any(target.is_external for target in plan.targets.values()):
         return {}
-    # counts servers that are not installed, because a plan is made before the installation
-    card = plan.card if any(case.engine != "simulated" for case in plan.cases) else None
-    model = gpu_memory.default_preset(card, plan.gpu_demands())
-    return list_loads(plan.cases) | {"model": model}
+    demands = plan.gpu_demands()
+    card = gpu_memory.planned_card(plan.card, demands)
+    return list_loads(plan.cases) | {"model": gpu_memory.default_preset(card, demands)}
 
 
 def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampaign:
@@ -198,6 +197,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         ports.check_port(host, port, "--listen")
     if arguments.web_port:
         ports.check_port(locust_process.WEB_HOST, arguments.web_port, "--web-port")
+    plan = dataclasses.replace(plan, card=gpu_memory.try_card(plan.card, plan.gpu_demands()))
     share = cores.share_cores()
     model, workers, profiles = resolve_model(arguments, plan, share)
     if not arguments.scenarios:
@@ -221,6 +221,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         gate=plan.gate,
         max_errors=arguments.max_errors,
         plan=[] if plan.search or plan.gate else plan.cases,
+        engine_device=gpu_memory.expected_device(plan.card, plan.gpu_demands()),
         manifest=machine.build_manifest(
             target.server for target in plan.targets.values() if target.server
         ),
