@@ -121,7 +121,8 @@ def list_checks() -> Iterator[Check]:
         if needed.state == OK:
             yield from check_server(server, server.engines[0], model, watched)
             continue
-        why = f"{needed.name} did not pass" if card else driver.facts
+        failed = next((each for each in (driver, torch, vllm) if each.state == FAILED), None)
+        why = f"{failed.name} did not pass" if failed else driver.facts
         for what in ("start", "answers", "device"):
             yield Check(f"{what} of {server.name}", NOT_TESTED, why)
         if watched:
@@ -177,7 +178,8 @@ def check_cuda_toolkit(path: str) -> Check:
 def check_torch(card: engine_gpus.Card | None, report: TorchReport) -> Check:
     """Lets torch use the card as a campaign does, and passes if it can."""
     if card is None:
-        return Check("torch", NOT_TESTED, f"version {report.torch}, but no GPU to compute on")
+        found = f"torch {report.torch} is here" if report.torch else "torch is not installed"
+        return Check("torch", NOT_TESTED, f"{found}, and no GPU to compute on")
     try:
         tried = engine_gpus.try_card(card._replace(report=report), vllm=())
     except LaunchError as error:
