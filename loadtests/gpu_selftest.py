@@ -41,6 +41,9 @@ exit codes:
   2    the command line is wrong
   130  Ctrl-C"""
 
+# columns without which a report has no utilisation, power and tokens/J
+NEEDED = ("utilization_percent", "power_w", "energy_j")
+
 OK, FAILED, NOT_TESTED = "ok", "failed", "could not test"
 NO_GPU = "no NVIDIA GPU was found"
 
@@ -294,27 +297,27 @@ def watch_gpus(gpus: Gpus, up: launch.RunningServer, model: models.Model) -> Che
     generating.join()
     if failures:
         return Check("telemetry", NOT_TESTED, f"a response failed meanwhile: {failures[0]}")
-    return check_telemetry(samples)
+    return check_telemetry(samples, any(card["mig"] for card in gpus.describe()))
 
 
-def check_telemetry(samples: Iterable[Iterable[Mapping[str, Any]]]) -> Check:
-    """`samples`: rows of GPU_FIELDS of each card. A column is missing if no card ever had it."""
+def check_telemetry(samples: Iterable[Iterable[Mapping[str, Any]]], mig: bool = False) -> Check:
+    """`samples`: rows of GPU_FIELDS of each card. A column is missing if no card ever had it; some
+    cards have not all of them, and in MIG mode NVML knows no utilisation.
+    """
     rows = [card for sample in samples for card in sample]
     known = {name for row in rows for name, value in row.items() if value is not None}
     missing = [name for name in GPU_FIELDS if name not in known]
-    most = {
-        name: max((row[name] for row in rows if row.get(name) is not None), default=None)
-        for name in ("utilization_percent", "power_w")
-    }
     facts = f"{len(known) - 1} of {len(GPU_FIELDS) - 1} columns have values"
-    if most["utilization_percent"] is not None and most["power_w"] is not None:
-        facts += f"; at most {most['utilization_percent']:.0f}% and {most['power_w']:.0f} W"
-    if missing == ["server_memory_bytes"]:  # documented, and only one table lacks it
-        facts += "; server_memory_bytes is null, as in containers, where NVML has the host's pids"
-        missing = []
+    for name, unit in (("utilization_percent", "%"), ("power_w", " W")):
+        if name in known:
+            most = max(row[name] for row in rows if row[name] is not None)
+            facts += f", {name} at most {most:.0f}{unit}"
     if missing:
-        return Check("telemetry", FAILED, f"{facts}; the driver gives no {', '.join(missing)}")
-    return Check("telemetry", OK, facts)
+        facts += f"; the driver gives no {', '.join(missing)}"
+    if "server_memory_bytes" in missing:
+        facts += " (in a container NVML has the host's process ids)"
+    needed = [name for name in NEEDED if not (mig and name == "utilization_percent")]
+    return Check("telemetry", FAILED if set(needed) & set(missing) else OK, facts)
 
 
 if __name__ == "__main__":

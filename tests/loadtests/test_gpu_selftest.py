@@ -91,15 +91,18 @@ def test_an_engine_on_the_processor_fails() -> None:
     assert gpu_selftest.check_device("x", []).state == FAILED
 
 
-def test_columns_without_a_value_fail_except_the_processes_memory() -> None:
+def test_a_report_needs_utilisation_power_and_energy() -> None:
     row: dict[str, Any] = dict.fromkeys(GPU_FIELDS, 1)
-    idle = row | {"utilization_percent": 70, "pcie_rx_bytes_per_s": None}
-    found = gpu_selftest.check_telemetry([[row], [idle]])
-    assert (found.state, found.facts) == (OK, "11 of 11 columns have values; at most 70% and 1 W")
+    found = gpu_selftest.check_telemetry([[row], [row | {"power_w": 70, "energy_j": None}]])
+    facts = "11 of 11 columns have values, utilization_percent at most 1%, power_w at most 70 W"
+    assert (found.state, found.facts) == (OK, facts)
     container = gpu_selftest.check_telemetry([[row | {"server_memory_bytes": None}]])
-    assert container.state == OK and "server_memory_bytes is null" in container.facts
-    mig = gpu_selftest.check_telemetry([[row | {"utilization_percent": None}]])
-    assert mig.state == FAILED and mig.facts.endswith("the driver gives no utilization_percent")
+    assert container.state == OK and "the host's process ids" in container.facts
+    idle = [[row | {"utilization_percent": None}]]
+    assert gpu_selftest.check_telemetry(idle).state == FAILED
+    mig = gpu_selftest.check_telemetry(idle, mig=True)
+    assert mig.state == OK and mig.facts.endswith("the driver gives no utilization_percent")
+    assert gpu_selftest.check_telemetry([[row | {"power_w": None}]]).state == FAILED
 
 
 def checks_of(name: str, engine: str) -> dict[str, Check]:
