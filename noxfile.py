@@ -132,6 +132,19 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def gpu(session: nox.Session) -> None:
+    """Test whether this machine's GPUs can be measured, in less than five minutes.
+
+    Exit codes: 0 every check passed, 1 one failed or could not be made.
+    """
+    if GPU:
+        install_for(session, "loadtests.gpu_selftest", *session.posargs)
+    else:  # the engines are tested only on a GPU
+        install(session, MEASURE)
+    run_module(session, "loadtests.gpu_selftest", *session.posargs)
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """Run all tests except the slow ones."""
     install(session)
@@ -298,19 +311,10 @@ def instrument(session: nox.Session) -> None:
 def claims(session: nox.Session) -> None:
     """Test common claims about serving architectures: all campaigns, or some by name.
 
-    All of them take almost four hours.
+    All of them take almost four hours. Writes a new folder in results/.
     """
     install_for(session, "loadtests.claims", *session.posargs)
-    session.run(
-        "python",
-        "-m",
-        "loadtests.claims",
-        *session.posargs,
-        interrupt_timeout=120,
-        terminate_timeout=30,
-        success_codes=[0, 1],  # 1: something has no valid case, of which the page says so
-    )
-    session.run("python", "-m", "analysis", "claims", *folder_of_results(session))
+    run_module(session, "loadtests.claims", *session.posargs)
 
 
 def folder_of_results(session: nox.Session) -> list[str]:

@@ -209,7 +209,7 @@ def make_parser() -> argparse.ArgumentParser:
     verb = commands.add_parser(
         "publish", help="copy a campaign without its raw rows, so that it can be committed"
     )
-    verb.add_argument("campaign", type=Path, help="a campaign's folder")
+    verb.add_argument("campaign", type=Path, help="a folder of a campaign, or of `nox -s claims`")
     verb.add_argument(
         "name", help="the new folder in results/, or the campaign's own, which keeps its rows"
     )
@@ -301,9 +301,7 @@ def compare_campaigns(options: argparse.Namespace) -> int:
 
 
 def publish_campaign(options: argparse.Namespace) -> int:
-    from analysis.report import publish
-
-    print(f"published: {publish.publish(options.campaign, dataset.RESULTS / options.name)}")
+    print(f"published: {claims.publish(options.campaign, dataset.RESULTS / options.name)}")
     return 0
 
 

@@ -30,9 +30,8 @@ def list_servers() -> int:
             print(
                 f"{'':24}   {engine:10} {'missing: ' + ', '.join(missing) if missing else 'ready'}"
             )
-        options = [f"{name}={'|'.join(values)}" for name, values in server.options.items()] + [
-            "workers=N"
-        ] * server.has_workers
+        options = [f"{name}={'|'.join(values)}" for name, values in server.options.items()]
+        options += [option.shown for option in server.open_options.values()]
         if options:
             print(f"{'':24}   options: {', '.join(options)}")
     if lacking:

@@ -33,7 +33,14 @@ TOLERANCE = {
 }
 # The keys that define the machine. The kernel, the packages and our commit may be the very things
 # that are compared, so their differences are only listed.
-MACHINE = ("manifest.cpu", "manifest.memory", "manifest.gpus", "manifest.limits", "machine_share")
+MACHINE = (
+    "manifest.cpu",
+    "manifest.memory",
+    "manifest.gpus",
+    "manifest.limits",
+    "machine_share",
+    "engine_device",
+)
 # The keys that define the servers' work and model.
 WORK = ("model", "seed", "simulated")
 # compared in GiB, since a kernel reserves a little more or less of it
@@ -89,6 +96,8 @@ def list_differences(a: Summary, b: Summary) -> list[Difference]:
         )
         for key in {**left, **right}
         if left.get(key) != right.get(key)
+        # older campaigns did not record it
+        and (key.partition(".")[0] != "engine_device" or (key in left and key in right))
     ]
     return sorted(found, key=lambda d: not d.unlike)
 
@@ -266,6 +275,8 @@ def _keys(s: Summary, scenarios: list[str]) -> dict[str, str]:
         name: {k: v for k, v in data["scenarios"][name].items() if k != "summary"}
         for name in scenarios
     }
+    if device := data.get("engine_device"):
+        shown["engine_device"] = {key: device.get(key) for key in ("type", "dtype")}
     found = dict(formatting.flatten_settings(shown))
     memory = (data.get("manifest") or {}).get("memory")
     if isinstance(memory, dict):

@@ -255,6 +255,11 @@ def run_server(
                         model,
                         part,
                         log.with_name(f"{log.stem}.upstream-{number + 1}.log"),
+                        options={
+                            name: value
+                            for name, value in chosen.items()
+                            if name in catalog.ENGINES[engine].options
+                        },
                         simulated=simulated,
                         ready_timeout_s=ready_timeout_s,
                     )

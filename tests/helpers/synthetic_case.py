@@ -223,6 +223,7 @@ def run(
             "cut_off": 0,
         },
         "served": None,
+        "devices": None,
         "agreement": None,
         "notes": [],
     }
