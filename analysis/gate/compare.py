@@ -7,6 +7,7 @@ campaigns ran at different times, so a change of the machine between them is par
 """
 
 import math
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,6 +90,8 @@ def list_differences(a: Summary, b: Summary) -> list[Difference]:
         )
         for key in {**left, **right}
         if left.get(key) != right.get(key)
+        and not _is_unknown(key, left)
+        and not _is_unknown(key, right)
     ]
     return sorted(found, key=lambda d: not d.unlike)
 
@@ -275,6 +278,13 @@ def _keys(s: Summary, scenarios: list[str]) -> dict[str, str]:
             for key, value in memory.items()
         }
     return found
+
+
+def _is_unknown(key: str, keys: Collection[str]) -> bool:
+    """Whether the key is missing in these because their campaign is older than the key."""
+    card = key.rpartition(".")[0]
+    has_card = card.startswith("manifest.gpus[") and any(k.startswith(f"{card}.") for k in keys)
+    return key not in keys and (has_card or key == "manifest.torch_cuda")
 
 
 def _short(text: str) -> str:

@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict
 
 from loadtests import schema
+from loadtests.campaign import gpu_memory
 from loadtests.campaign.case_run import CampaignContext, CaseFailed, CaseRun, raise_if_ended
 from loadtests.campaign.parquet import to_parquet
 from loadtests.campaign.verification import verify_after, verify_before
@@ -105,6 +106,7 @@ def _launch(run: CaseRun) -> None:
             ready_timeout_s=run.context.ready_timeout_s,
         )
     )
+    run.file.gpus = gpu_memory.used_gpus(run.case, run.context.visible_gpus)
     run.file.command = machine.redact_secrets(run.server.command)
     run.file.startup_s = run.server.startup_s
 
@@ -185,6 +187,7 @@ def _load(run: CaseRun) -> None:
         if telemetry is not None:
             launch.stop_supervised(telemetry)
         _record_load_status(run)
+        _record_gpus(run)
         _take_telemetry_notes(run)
 
 
@@ -206,6 +209,23 @@ def _record_load_status(run: CaseRun) -> None:
             "planned": status.planned,
         }
     (run.folder / "load.json").unlink()
+
+
+def _record_gpus(run: CaseRun) -> None:
+    """Records the GPUs on which NVML saw the server's processes: the server may have chosen others
+    than the environment does. NVML may not see all of them, so fewer GPUs prove nothing.
+    """
+    samples = run.folder / "telemetry.jsonl"
+    if run.server is None or not samples.exists():
+        return
+    seen = {
+        gpu["index"]
+        for sample in schema.iterate_lines(samples)
+        for gpu in sample["gpus"]
+        if gpu.get("server_memory_bytes")
+    }
+    if seen and len(seen) >= len(run.file.gpus or []):
+        run.file.gpus = sorted(seen)
 
 
 def _take_telemetry_notes(run: CaseRun) -> None:

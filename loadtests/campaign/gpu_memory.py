@@ -258,6 +258,24 @@ def variations(
         )
 
 
+def visible_gpus() -> list[int] | None:
+    """NVML's indices of the GPUs that servers see, in CUDA's order; None if that order is not
+    NVML's.
+    """
+    gpus = Gpus()
+    by_bus = os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID") == "PCI_BUS_ID"
+    return visible_indices(gpus) if by_bus or gpus.count < 2 else None
+
+
+def used_gpus(case: Case, visible: Sequence[int] | None) -> list[int] | None:
+    """The GPUs among the `visible` that a case's engine takes; None if unknown."""
+    if case.engine == "simulated":
+        return []
+    if visible is None or case.engine not in catalog.ENGINES:
+        return None
+    return list(visible[: tensor_parallel(case)])
+
+
 def default_preset(card: Card | None, demands: Sequence[Demand] = ()) -> str:
     """The largest generated model that leaves a fifth of the card free for keys, values and
     activations, and with which all cases fit that fit with the smallest; "small" without a card.

@@ -37,8 +37,10 @@ class Gpus:
             report(f"{absent}: GPU columns are null")
 
     def describe(self) -> list[JsonObject]:
-        """Returns {name, memory_bytes, driver, mig} of each card. `mig` is whether it is in MIG
-        mode, in which NVML reports no utilisation of the card; None if it has no such mode.
+        """Returns {name, memory_bytes, driver, mig, compute_capability, power_limit_w, driver_cuda}
+        of each card. `mig` is whether it is in MIG mode, in which NVML reports no utilisation of
+        the card; None if it has no such mode. `power_limit_w`: the limit in force; `driver_cuda`:
+        the newest CUDA that the driver runs.
         """
         return [
             {
@@ -56,9 +58,27 @@ class Gpus:
                         self.nvml.nvmlDeviceGetMigMode(card)[0] == self.nvml.NVML_DEVICE_MIG_ENABLE
                     ),
                 ),
+                "compute_capability": self.value(
+                    index,
+                    "compute capability",
+                    lambda card: "{}.{}".format(
+                        *self.nvml.nvmlDeviceGetCudaComputeCapability(card)
+                    ),
+                ),
+                "power_limit_w": self.value(
+                    index,
+                    "power limit",  # NVML: milliwatts
+                    lambda card: self.nvml.nvmlDeviceGetEnforcedPowerLimit(card) / 1000,
+                ),
+                "driver_cuda": self.value(index, "driver's CUDA", lambda card: self.driver_cuda()),
             }
             for index in range(self.count)
         ]
+
+    def driver_cuda(self) -> str:
+        """Returns the version; NVML: 1000 x major + 10 x minor."""
+        version = self.nvml.nvmlSystemGetCudaDriverVersion_v2()
+        return f"{version // 1000}.{version % 1000 // 10}"
 
     def unknown(self) -> list[JsonObject]:
         """Returns rows of GPU_FIELDS for a moment without values from NVML."""

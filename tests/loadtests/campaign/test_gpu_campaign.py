@@ -9,7 +9,7 @@ import pytest
 
 from analysis import dataset, summary
 from tests.helpers.campaign_process import Bench, is_complete, runs, wait_for
-from tests.helpers.fake_nvml import ONE_CARD, compile_driver
+from tests.helpers.fake_nvml import ONE_CARD, TWO_CARDS, compile_driver
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 COMMAND = (
@@ -45,8 +45,17 @@ def test_the_report_shows_the_driver_s_numbers(with_card: Bench) -> None:
             break
     assert list(found.table["valid"]) == [True] * 2, list(found.table["why"])
     assert json.loads((out / "campaign.json").read_text())["manifest"]["gpus"] == [
-        {"name": "Fake 300", "memory_bytes": 80 << 30, "driver": "999.1", "mig": None}
+        {
+            "name": "Fake 300",
+            "memory_bytes": 80 << 30,
+            "driver": "999.1",
+            "mig": None,
+            "compute_capability": "8.9",
+            "power_limit_w": 300.0,
+            "driver_cuda": "13.1",
+        }
     ]
+    assert [run["gpus"] for _, run in runs(out)] == [[0], [0]]
     for _, case in found.table.iterrows():
         assert (case["gpu_utilization_percent"], case["gpu_memory_bytes"], case["gpu_power_w"]) == (
             73,
@@ -82,3 +91,23 @@ def test_a_card_that_falls_off_the_bus_costs_its_numbers_only(with_card: Bench) 
     assert (
         found.table["gpu_power_w"].isna().all() and found.table["output_tokens_per_s"].gt(0).all()
     )
+
+
+def test_a_server_on_the_second_card_gets_that_card_s_numbers(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.environment |= {
+        "LD_LIBRARY_PATH": compile_driver(tmp_path, TWO_CARDS),
+        "CUDA_VISIBLE_DEVICES": "1",
+    }
+    done = bench.run(*COMMAND[2:], "--servers", "flask_gunicorn", "--model", "tiny", "--out", "out")
+    assert is_complete(done.returncode, done.stderr), done.stdout + done.stderr
+    [(_, run)] = runs(bench.folder / "out")
+    assert run["gpus"] == [1]
+    found = summary.summarise(dataset.read_campaign(bench.folder / "out"))
+    [(_, case)] = found.table.iterrows()
+    measured = [
+        case[f"gpu_{name}"] for name in ("utilization_percent", "power_w", "others_power_w")
+    ]
+    assert measured == [41, 251.5, 250.5]
+    [other] = found.checks.loc[found.checks["name"] == "other GPUs", "detail"]
+    assert other == "gpu0 was 40% busy"

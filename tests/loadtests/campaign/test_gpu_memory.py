@@ -5,6 +5,7 @@ before it starts anything.
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -246,6 +247,32 @@ def test_visible_cards_are_counted(visible: str, expected: str, tmp_path: Path) 
         CUDA_VISIBLE_DEVICES=visible,
     )
     assert printed.strip() == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "visible", "used"),
+    [
+        (case("flask_gunicorn"), [2, 0], [2]),
+        (case("vllm_openai", "vllm", tensor_parallel="2"), [2, 0, 1], [2, 0]),
+        (case("fastapi_vllm", "vllm"), [], []),
+        (case("flask_gunicorn", "simulated"), [2, 0], []),
+        (case("own", "external"), [0, 1], None),
+        (case("flask_gunicorn"), None, None),
+    ],
+)
+def test_engines_use_the_first_cards_that_they_see(
+    wanted: Case, visible: list[int] | None, used: list[int] | None
+) -> None:
+    assert gpu_memory.used_gpus(wanted, visible) == used
+
+
+def test_another_order_than_nvml_s_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_memory, "Gpus", lambda: SimpleNamespace(count=8))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    assert gpu_memory.visible_gpus() == list(range(8))
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    assert gpu_memory.visible_gpus() is None
 
 
 def test_cuda_counts_cards_as_nvml_does_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
