@@ -207,6 +207,15 @@ def test_an_unknown_limit_has_no_share(computed):
 # --- prices, peaks
 
 
+MAKERS_PAGES = (
+    "https://www.nvidia.com/",
+    "https://images.nvidia.com/",
+    "https://resources.nvidia.com/",
+    # the card exists only at AWS, which publishes NVIDIA's data sheet
+    "https://d1.awsstatic.com/product-marketing/ec2/NVIDIA_AWS_A10G_DataSheet",
+)
+
+
 def manifest(*names):
     return {"manifest": {"gpus": [{"name": name} for name in names]}}
 
@@ -266,9 +275,19 @@ def test_every_price_and_peak_has_a_source_and_a_date():
         assert (
             row["bytes_per_s"] > 1e11
             and row["flops"] > 1e13
-            and row["source"].startswith("https://www.nvidia.com/")
+            and row["source"].startswith(MAKERS_PAGES)
         ), name
         assert str(row["date"]).startswith("20")
+    priced = {name for price in hardware.read_prices().values() for name in price.gpus}
+    assert priced <= hardware.read_peaks().keys()
+
+
+def test_a_peak_of_other_numbers_than_bfloat16_names_them():
+    found = hardware.find_peaks(("Tesla T4",), hardware.NO_COST)
+    assert found.flops == 65e12 and "1 × Tesla T4 in float16 (" in found.flops_source
+    assert "float16" not in found.bandwidth_source
+    found = hardware.find_peaks(("NVIDIA L4",), hardware.NO_COST)
+    assert "stated for 1 × NVIDIA L4 (" in found.flops_source
 
 
 def test_options_are_read_and_refused():
