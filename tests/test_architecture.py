@@ -177,6 +177,7 @@ RULES = [
             "servers.runtime.catalog",
             "servers.runtime.limits",
             "servers.runtime.build_cache",
+            "servers.runtime.cuda_devices",
         ),
         "an engine depends on no framework and no launcher",
     ),
@@ -236,6 +237,13 @@ RULES = [
         ANYTHING,
         (*STANDARD, "servers.runtime.limits", "loadtests.schema"),
         "standard library only: quick to import everywhere",
+    ),
+    Rule(
+        ("servers/runtime/cuda_devices.py",),
+        (),
+        ANYTHING,
+        (*STANDARD, "servers.runtime.limits", "torch"),
+        "it also runs in environments of other servers, which have torch",
     ),
     Rule(
         ("loadtests/accuracy/ground_truth_*.py",),

@@ -7,11 +7,12 @@ A new check is one function with a remedy in one of these modules, and one entry
 from collections.abc import Callable
 
 from analysis.case import CaseData
-from analysis.checks import errors, load, machine, responses, token_counts
+from analysis.checks import device, errors, load, machine, responses, token_counts
 from analysis.checks.verdict import Check
 
 # In the report's order, causes first: an earlier check explains later ones.
 CHECKS: tuple[Callable[[CaseData], Check | None], ...] = (
+    device.check_device,
     errors.check_errors,
     responses.check_answers,
     responses.check_contract,

@@ -20,7 +20,7 @@ from loadtests.schema import Case, CaseFile, Stage
 from loadtests.telemetry import machine, server_counters
 from loadtests.workload import arrivals
 from servers.contract.conformance_client import CheckFailed
-from servers.runtime import errors, launch
+from servers.runtime import cuda_devices, errors, launch
 
 RESERVE_BYTES = 65_536  # run.json needs a few thousand
 
@@ -117,6 +117,7 @@ def _counted_load(run: CaseRun) -> None:
     """
     before = server_counters.read_when_idle(run.engine_urls)
     _load(run)
+    run.file.devices = [asdict(each) for each in cuda_devices.read_devices(run.folder)] or None
     run.file.served = server_counters.counter_delta(
         before, server_counters.read_when_idle(run.engine_urls) if before else None
     )

@@ -6,20 +6,20 @@ It budgets a single card: the engines use the first card that they see, and vLLM
 `tensor_parallel` fills several cards equally. Without a GPU it accepts every case.
 """
 
-import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from loadtests.campaign.targets import Targets
 from loadtests.errors import UsageError
-from loadtests.schema import Case
-from loadtests.telemetry.gpu import Gpus
+from loadtests.schema import Case, JsonObject
+from loadtests.telemetry import engine_gpus
+from loadtests.telemetry.engine_gpus import GIB, Card
 from loadtests.workload.prompts import longest_request
 from loadtests.workload.scenario import Tables
 from servers.runtime import catalog, models
 
-GIB = 2**30
 # per process: CUDA's context, its libraries and their workspace; about what nvidia-smi shows for a
 # process without a model
 CUDA_BYTES = 0.6 * GIB
@@ -31,59 +31,6 @@ TOKENS_PER_WORD = 2.2
 QUANTIZED_BYTES = {"fp8": 1, "gptq": 0.5, "awq": 0.5}
 # processes take turns on a card: more of them hold more copies of the model but compute no faster
 MOST_WORKERS = 4
-
-
-class Card(NamedTuple):
-    """The GPU that the engines will use, and the number of GPUs that they see."""
-
-    name: str
-    total_bytes: int
-    free_bytes: int
-    cards: int = 1
-
-
-def find_card() -> Card | None:
-    """The card that the engines will use. None without a GPU, or for a card in MIG mode, because
-    NVML reports the memory of the whole card and not of its parts.
-    """
-    gpus = Gpus()
-    if not (visible := visible_indices(gpus)):
-        return None
-    index = visible[0]
-    described = gpus.describe()[index]
-    free = gpus.value(
-        index, "memory", lambda handle: int(gpus.nvml.nvmlDeviceGetMemoryInfo(handle).free)
-    )
-    if not described["memory_bytes"] or free is None or described["mig"]:
-        return None
-    return Card(described["name"] or "a GPU", described["memory_bytes"], free, len(visible))
-
-
-def visible_indices(gpus: Gpus) -> list[int]:
-    """NVML's indices of the cards in CUDA_VISIBLE_DEVICES, in its order. As in CUDA, an entry is a
-    number or the start of a UUID, and the list ends at the first entry that matches no card. The
-    parts of a card in MIG mode have UUIDs of their own, which match no card here.
-    """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return list(range(gpus.count))
-    uuids = [
-        gpus.value(index, "UUID", gpus.nvml.nvmlDeviceGetUUID) or "" for index in range(gpus.count)
-    ]
-    found: list[int] = []
-    for name in map(str.strip, visible.split(",")):
-        index = next(
-            (
-                i
-                for i, uuid in enumerate(uuids)
-                if name == str(i) or (name and uuid.startswith(name))
-            ),
-            None,
-        )
-        if index is None:
-            break
-        found.append(index)
-    return found
 
 
 class Demand(NamedTuple):
@@ -111,6 +58,46 @@ def list_demands(
         )
         for target in targets.values()
     ]
+
+
+def list_ready(demands: Sequence[Demand]) -> list[Case]:
+    """The cases whose engine is Serveoff's and installed: they will compute on this machine."""
+    return [
+        case
+        for demand in demands
+        for case in demand.cases
+        if case.engine in catalog.ENGINES
+        and not demand.servers[case.server].missing(case.engine, case.options)
+    ]
+
+
+def try_card(card: Card | None, demands: Sequence[Demand]) -> Card | None:
+    """Lets torch compute on the card, and prints what it found. Returns the card with its memory;
+    None if no case computes on it. Raises LaunchError.
+    """
+    ready = list_ready(demands)
+    vllm = list(dict.fromkeys(case.server for case in ready if case.engine == "vllm"))
+    if card is None:
+        engine_gpus.check_cpu(vllm)
+    if card is None or not ready:
+        return None
+    card = engine_gpus.try_card(card, vllm)
+    print(engine_gpus.describe(card), file=sys.stderr, flush=True)
+    return card
+
+
+def planned_card(card: Card | None, demands: Sequence[Demand]) -> Card | None:
+    """The card of a plan, which may be made before the installation: torch is only asked for a
+    memory that NVML does not give.
+    """
+    if card is None or not any(demand.cases for demand in demands):
+        return None
+    return card if card.total_bytes else try_card(card, demands) or card
+
+
+def expected_device(card: Card | None, demands: Sequence[Demand]) -> JsonObject | None:
+    """campaign.json's "engine_device"."""
+    return engine_gpus.expected_device(card) if list_ready(demands) else None
 
 
 class Need(NamedTuple):
@@ -258,13 +245,11 @@ def variations(
         )
 
 
-def visible_gpus() -> list[int] | None:
-    """NVML's indices of the GPUs that servers see, in CUDA's order; None if that order is not
-    NVML's.
+def visible_gpus(card: Card | None) -> Sequence[int] | None:
+    """NVML's indices of the GPUs that engines see, in CUDA's order; None if NVML has none of
+    them.
     """
-    gpus = Gpus()
-    by_bus = os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID") == "PCI_BUS_ID"
-    return visible_indices(gpus) if by_bus or gpus.count < 2 else None
+    return card.indices or None if card else []
 
 
 def used_gpus(case: Case, visible: Sequence[int] | None) -> list[int] | None:
@@ -282,6 +267,8 @@ def default_preset(card: Card | None, demands: Sequence[Demand] = ()) -> str:
     """
     if card is None:
         return "small"
+    if not card.total_bytes:
+        raise UsageError(f"the memory of the GPU ({card.name}) is not known: give --model")
     known = list(models.preset_models().items())
 
     def is_possible(model: models.Model) -> bool:

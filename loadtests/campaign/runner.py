@@ -32,7 +32,7 @@ from loadtests.generator import locust_process
 from loadtests.progress.rows import CaseRow
 from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import CampaignFile, CapacitySearch, Case, MachineShare, PairedGate
-from loadtests.telemetry import cores, machine
+from loadtests.telemetry import cores, engine_gpus, machine
 from loadtests.workload.scenario import Tables, read_scenarios, with_fixed_window, with_trace
 from servers.contract import oracle
 from servers.profile.profile import ENDPOINTS, Profile
@@ -52,7 +52,7 @@ class CampaignPlan:
     """
 
     targets: Targets
-    card: gpu_memory.Card | None
+    card: engine_gpus.Card | None
     cases: list[Case]
     scenarios: Tables
     search: CapacitySearch | None = None
@@ -165,7 +165,7 @@ def plan_campaign(
     card = (
         None
         if arguments.target is not None or arguments.engines == "simulated"
-        else gpu_memory.find_card()
+        else engine_gpus.find_card()
     )
     cases, scenarios = plan_cases(
         arguments,
@@ -185,10 +185,9 @@ def settle_defaults(plan: CampaignPlan) -> dict[str, Any]:
     """This machine's defaults by option; empty for a target that chooses its model itself."""
     if any(target.is_external for target in plan.targets.values()):
         return {}
-    # counts servers that are not installed, because a plan is made before the installation
-    card = plan.card if any(case.engine != "simulated" for case in plan.cases) else None
-    scenarios = list(dict.fromkeys(case.scenario for case in plan.cases))
-    return {"scenarios": scenarios, "model": gpu_memory.default_preset(card, plan.gpu_demands())}
+    scenarios, demands = list(dict.fromkeys(c.scenario for c in plan.cases)), plan.gpu_demands()
+    card = gpu_memory.planned_card(plan.card, demands)
+    return {"scenarios": scenarios, "model": gpu_memory.default_preset(card, demands)}
 
 
 def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampaign:
@@ -200,6 +199,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         ports.check_port(host, port, "--listen")
     if arguments.web_port:
         ports.check_port(locust_process.WEB_HOST, arguments.web_port, "--web-port")
+    plan = dataclasses.replace(plan, card=gpu_memory.try_card(plan.card, plan.gpu_demands()))
     share = cores.share_cores()
     model, workers, profiles = resolve_model(arguments, plan, share)
     if not arguments.scenarios:
@@ -223,6 +223,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         gate=plan.gate,
         max_errors=arguments.max_errors,
         plan=[] if plan.search or plan.gate else plan.cases,
+        engine_device=gpu_memory.expected_device(plan.card, plan.gpu_demands()),
         manifest=machine.build_manifest(
             target.server for target in plan.targets.values() if target.server
         ),
@@ -238,7 +239,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
             () if share["shared"] else tuple(share["server_cores"]), share["threads"], workers
         ),
         load_cores=() if share["shared"] else tuple(share["load_cores"]),
-        visible_gpus=gpu_memory.visible_gpus(),
+        visible_gpus=gpu_memory.visible_gpus(plan.card),
         workers=locust_process.Workers(arguments.load_workers, arguments.listen),
         targets=plan.targets,
         profiles=profiles,

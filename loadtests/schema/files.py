@@ -167,6 +167,14 @@ class CampaignFile:
         "from --max-errors: the share of failed requests above which a case is invalid; null "
         "(absent in older campaigns) means 0.05",
     ] = None
+    engine_device: Annotated[
+        JsonObject | None,
+        "{type, dtype, devices, torch, torch_cuda}: where the engines of this machine must "
+        "compute; type: cuda or cpu; dtype: of weights, keys and values; devices: [{index, name, "
+        "uuid, capability, total_bytes}] on which torch computed before the first "
+        "case, as it numbers them; torch_cuda: the CUDA version that torch was built for; null "
+        "if no engine of ours computes here; absent in older campaigns",
+    ] = None
 
     def to_json(self) -> JsonObject:
         return asdict(self)
@@ -261,6 +269,13 @@ class CaseFile:
         "{requests, tokens}: the server's own counts between the load's start and end, from its "
         "/metrics: requests to the completion paths with status 200, and generated tokens; null "
         "if it does not report them",
+    ] = None
+    devices: Annotated[
+        list[JsonObject] | None,
+        "[{type, name, uuid, dtype, source}]: where the processes of the server's engines "
+        "computed; type: cuda or cpu; source: 'engine' if the engine reported where its weights "
+        "are, 'start' if its server was started for this device; null if unknown, as with "
+        "--target; absent in older campaigns",
     ] = None
     agreement: Annotated[
         JsonObject | None,

@@ -8,6 +8,7 @@ from typing import Any
 
 from servers.engines import Settings, quantized
 from servers.runtime.catalog import ENGINES
+from servers.runtime.cuda_devices import engine_dtype, vllm_for_cpu
 
 # Set these before importing vLLM. One thread per core of the server's share: on a CPU vLLM would
 # otherwise bind itself to cores of its own choice.
@@ -21,13 +22,18 @@ ENVIRONMENT = {
 }
 
 
+def is_on_gpu() -> bool:
+    """Return whether vLLM computes on a GPU. A build for GPUs never falls back to a CPU: it ends."""
+    import torch  # here, so reading ENVIRONMENT does not wait for it
+
+    return torch.cuda.is_available() and not vllm_for_cpu()
+
+
 def engine_arguments(settings: Settings) -> dict[str, Any]:
     """Return arguments of vLLM's AsyncEngineArgs. vLLM chooses the others as for an OpenAI server
     on this device.
     """
-    import torch  # here, so reading ENVIRONMENT does not wait for it
-
-    on_gpu = torch.cuda.is_available()
+    on_gpu = is_on_gpu()
     quantization = os.environ.get("SERVEOFF_QUANTIZATION", "none")
     # A CPU shares its memory with everything else: vLLM refuses to start unless its share is free.
     options = ENGINES["vllm"].options
@@ -41,7 +47,8 @@ def engine_arguments(settings: Settings) -> dict[str, Any]:
     return {
         "model": path,
         "served_model_name": settings.model,
-        "dtype": "bfloat16",
+        "dtype": engine_dtype(),
+        "worker_extension_cls": "servers.runtime.cuda_devices.WorkerExtension",
         "enable_prefix_caching": False,  # most measured prompts are unique
         # OpenAI's defaults for fields that a request leaves open, not the model's own
         "generation_config": "vllm",

@@ -224,6 +224,7 @@ def run(
             "cut_off": 0,
         },
         "served": None,
+        "devices": None,
         "agreement": None,
         "notes": [],
     }

@@ -5,7 +5,6 @@ before it starts anything.
 import re
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -266,13 +265,10 @@ def test_engines_use_the_first_cards_that_they_see(
     assert gpu_memory.used_gpus(wanted, visible) == used
 
 
-def test_another_order_than_nvml_s_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_memory, "Gpus", lambda: SimpleNamespace(count=8))
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
-    assert gpu_memory.visible_gpus() == list(range(8))
-    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
-    assert gpu_memory.visible_gpus() is None
+def test_gpus_that_nvml_does_not_know_are_unknown() -> None:
+    assert gpu_memory.visible_gpus(None) == []
+    assert gpu_memory.visible_gpus(card(80)._replace(indices=(2, 0))) == (2, 0)
+    assert gpu_memory.visible_gpus(card(80)) is None
 
 
 def test_cuda_counts_cards_as_nvml_does_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
