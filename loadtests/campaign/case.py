@@ -188,7 +188,9 @@ def _load(run: CaseRun) -> None:
         if telemetry is not None:
             launch.stop_supervised(telemetry)
         _record_load_status(run)
-        _record_gpus(run)
+        if run.server is not None:
+            samples = run.folder / "telemetry.jsonl"
+            run.file.gpus = gpu_memory.observed_gpus(samples, run.file.gpus)
         _take_telemetry_notes(run)
 
 
@@ -210,23 +212,6 @@ def _record_load_status(run: CaseRun) -> None:
             "planned": status.planned,
         }
     (run.folder / "load.json").unlink()
-
-
-def _record_gpus(run: CaseRun) -> None:
-    """Records the GPUs on which NVML saw the server's processes: the server may have chosen others
-    than the environment does. NVML may not see all of them, so fewer GPUs prove nothing.
-    """
-    samples = run.folder / "telemetry.jsonl"
-    if run.server is None or not samples.exists():
-        return
-    seen = {
-        gpu["index"]
-        for sample in schema.iterate_lines(samples)
-        for gpu in sample["gpus"]
-        if gpu.get("server_memory_bytes")
-    }
-    if seen and len(seen) >= len(run.file.gpus or []):
-        run.file.gpus = sorted(seen)
 
 
 def _take_telemetry_notes(run: CaseRun) -> None:

@@ -2,6 +2,7 @@
 before it starts anything.
 """
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -263,6 +264,27 @@ def test_engines_use_the_first_cards_that_they_see(
     wanted: Case, visible: list[int] | None, used: list[int] | None
 ) -> None:
     assert gpu_memory.used_gpus(wanted, visible) == used
+
+
+@pytest.mark.parametrize(
+    ("held", "expected", "found"),
+    [
+        ({0: None, 1: 5}, [0], [1]),  # the server chose another one
+        ({0: 5, 1: 5}, None, [0, 1]),
+        ({0: None, 1: None}, [0], [0]),  # in a container NVML knows other process ids
+        ({0: 5, 1: None}, [0, 1], [0, 1]),  # one process is not shown
+        ({}, [], []),
+    ],
+)
+def test_gpus_with_the_server_s_memory_are_those_that_it_uses(
+    held: dict[int, int | None], expected: list[int] | None, found: list[int], tmp_path: Path
+) -> None:
+    between = [{"index": index} for index in held]  # the memory is read once per second
+    rows = [between, [{"index": n, "server_memory_bytes": m} for n, m in held.items()], between]
+    samples = tmp_path / "telemetry.jsonl"
+    samples.write_text("".join(json.dumps({"gpus": gpus}) + "\n" for gpus in rows))
+    assert gpu_memory.observed_gpus(samples, expected) == found
+    assert gpu_memory.observed_gpus(tmp_path / "none", expected) == expected
 
 
 def test_gpus_that_nvml_does_not_know_are_unknown() -> None:
