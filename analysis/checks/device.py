@@ -34,9 +34,7 @@ def check_device(case: CaseData) -> Check | None:
     if other is None and first and None not in uuids and first not in uuids:
         other = found[0]
     if other:
-        where = (
-            "the CPU" if other["type"] == "cpu" else other["name"] or f"a {other['type']} device"
-        )
+        where = "the CPU" if other["type"] == "cpu" else other["name"] or other["type"]
         if where == wanted:
             where, wanted = f"{where} {other['uuid']}", f"{wanted} {first}"
         return Check(name, False, "invalid", f"it computed on {where}, not on {wanted}", remedy)

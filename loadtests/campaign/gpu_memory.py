@@ -6,7 +6,6 @@ It budgets a single card: the engines use the first card that they see, and vLLM
 `tensor_parallel` fills several cards equally. Without a GPU it accepts every case.
 """
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -74,8 +73,8 @@ def list_ready(demands: Sequence[Demand]) -> list[Case]:
 
 
 def try_card(card: Card | None, demands: Sequence[Demand]) -> Card | None:
-    """Lets torch compute on the card, and prints what it found. Returns the card with its memory;
-    None if no case computes on it. Raises LaunchError.
+    """Lets torch compute on the card. Returns it with its memory; None if no case computes on it.
+    Raises LaunchError.
     """
     ready = list_ready(demands)
     vllm = list(dict.fromkeys(case.server for case in ready if case.engine == "vllm"))
@@ -83,9 +82,12 @@ def try_card(card: Card | None, demands: Sequence[Demand]) -> Card | None:
         engine_gpus.check_cpu(vllm)
     if card is None or not ready:
         return None
-    card = engine_gpus.try_card(card, vllm)
-    print(engine_gpus.describe(card), file=sys.stderr, flush=True)
-    return card
+    return engine_gpus.try_card(card, vllm)
+
+
+def announce(card: Card | None) -> None:
+    if card is not None:
+        print(engine_gpus.describe(card), flush=True)
 
 
 def planned_card(card: Card | None, demands: Sequence[Demand]) -> Card | None:

@@ -202,6 +202,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
     plan = dataclasses.replace(plan, card=gpu_memory.try_card(plan.card, plan.gpu_demands()))
     share = cores.share_cores()
     model, workers, profiles = resolve_model(arguments, plan, share)
+    gpu_memory.announce(plan.card)
     if not arguments.scenarios:
         plan = keep_possible_cases(plan, profiles)
     share |= {"workers": workers, "load_workers": arguments.load_workers}

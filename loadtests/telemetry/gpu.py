@@ -136,14 +136,14 @@ class Gpus:
         processes `pids` use.
         """
         nvml = self.nvml
-        if not _sees_host_processes() and "processes" not in self.reported:
+        if not sees_host_processes() and "processes" not in self.reported:
             self.reported.add("processes")
             self.report(
                 "in this container NVML's process ids are the host's: server_memory_bytes is null"
             )
 
         def held(card: Any) -> int | None:
-            if not _sees_host_processes():
+            if not sees_host_processes():
                 return None
             theirs = [
                 process.usedGpuMemory
@@ -185,7 +185,7 @@ class Gpus:
             return None
 
 
-def _sees_host_processes() -> bool:
+def sees_host_processes() -> bool:
     """Whether our process ids are the host's, as NVML's are. The host's namespace has a fixed
     number (PROC_PID_INIT_INO in Linux' include/linux/proc_ns.h).
     """

@@ -23,7 +23,7 @@ ENVIRONMENT = {
 
 
 def is_on_gpu() -> bool:
-    """Return whether vLLM computes on a GPU. A build for GPUs never falls back to a CPU: it ends."""
+    """Return whether vLLM computes on a GPU; its build for GPUs never falls back to a CPU."""
     import torch  # here, so reading ENVIRONMENT does not wait for it
 
     return torch.cuda.is_available() and not vllm_for_cpu()

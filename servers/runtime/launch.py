@@ -17,6 +17,7 @@ from servers.contract import conformance_client
 from servers.contract.api import JsonObject
 from servers.runtime import build_cache, catalog, limits
 from servers.runtime.catalog import ROOT
+from servers.runtime.cuda_devices import BY_BUS
 from servers.runtime.errors import LaunchError
 from servers.runtime.models import Model, run_generator
 from servers.runtime.ports import check_port, reserve_ports
@@ -167,9 +168,7 @@ def server_environment(
         settings["HF_HUB_OFFLINE"] = "1"  # all files are local: no network requests at start
     if workers:
         settings["PROMETHEUS_MULTIPROC_DIR"] = "set by servers.runtime.supervise"
-    # numbers GPUs as NVML does; by default CUDA's GPU 0 is the fastest one
-    by_bus = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    return {**by_bus, **os.environ, **settings}
+    return {**BY_BUS, **os.environ, **settings}
 
 
 def prepare_server(

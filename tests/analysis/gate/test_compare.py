@@ -208,3 +208,21 @@ def test_cases_of_only_one_campaign_are_named(tmp_path, capsys):
         "Only in A: alpha (simulated), chat, 8 users; beta" in out
         and "Only in B: other (simulated), chat, 8 users" in out
     )
+
+
+def test_another_device_of_the_engines_is_another_machine(tmp_path):
+    """A campaign may compute on the CPU beside a GPU. Older campaigns did not record it."""
+    on_gpu = {"engine_device": {"type": "cuda", "dtype": "bfloat16", "devices": []}}
+    on_cpu = {"engine_device": {"type": "cpu", "dtype": "bfloat16", "devices": []}}
+    folders = [tmp_path / name for name in "abc"]
+    for folder, data in zip(folders, (on_gpu, on_cpu, {}), strict=True):
+        one_case(folder, **data)
+    a, b, older = (summary.summarise(dataset.read_campaign(folder)) for folder in folders)
+    [found] = compare.list_differences(a, b)
+    assert (found.key, found.a, found.b, found.unlike) == (
+        "engine_device.type",
+        "cuda",
+        "cpu",
+        True,
+    )
+    assert compare.list_differences(a, older) == []

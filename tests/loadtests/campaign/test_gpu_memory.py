@@ -17,7 +17,7 @@ from loadtests.schema import Case
 from servers.runtime import catalog, launch, models
 from tests.helpers.campaign_process import Bench
 from tests.helpers.fake_nvml import TWO_CARDS, compile_driver
-from tests.helpers.python_program import output_of
+from tests.helpers.fake_torch import device, install_torch
 
 SERVERS = catalog.list_servers()
 # Llama 3.1 8B's config.json
@@ -227,29 +227,6 @@ def test_parts_of_a_model_need_as_many_cards() -> None:
 
 
 @pytest.mark.parametrize(
-    ("visible", "expected"),
-    [
-        ("1", "Fake B, 1"),
-        ("1,0", "Fake B, 2"),
-        ("GPU-b", "Fake B, 1"),
-        ("GPU-b1-2, 7, 0", "Fake B, 1"),
-        ("-1", "None"),
-        ("", "None"),
-        ("MIG-a1-2", "None"),
-        ("2", "None"),
-    ],
-)
-def test_visible_cards_are_counted(visible: str, expected: str, tmp_path: Path) -> None:
-    """As in CUDA: numbers or starts of UUIDs, up to the first entry that matches no card."""
-    printed = output_of(
-        "print_visible_card",
-        LD_LIBRARY_PATH=compile_driver(tmp_path, TWO_CARDS),
-        CUDA_VISIBLE_DEVICES=visible,
-    )
-    assert printed.strip() == expected
-
-
-@pytest.mark.parametrize(
     ("wanted", "visible", "used"),
     [
         (case("flask_gunicorn"), [2, 0], [2]),
@@ -305,27 +282,48 @@ def test_cuda_counts_cards_as_nvml_does_by_default(monkeypatch: pytest.MonkeyPat
     assert order() == "FASTEST_FIRST"
 
 
-def test_a_campaign_is_refused_before_anything_is_started(tmp_path: Path) -> None:
+def test_a_gpu_of_unknown_memory_needs_a_model() -> None:
+    with pytest.raises(UsageError, match=r"memory of the GPU \(a card\) is not known: give"):
+        gpu_memory.default_preset(card(0))
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    """With two cards, of which the second is visible."""
     models.resolve_model("tiny", needs_weights=True)  # otherwise it prints that it generates it
     bench = Bench(tmp_path)
     (tmp_path / "nvml").mkdir()
-    bench.environment |= {
+    bench.environment |= install_torch(tmp_path / "torch", device("Fake B", uuid="b1-2")) | {
         "LD_LIBRARY_PATH": compile_driver(tmp_path / "nvml", TWO_CARDS),
         "CUDA_VISIBLE_DEVICES": "1",
     }
-    command = (
-        "--servers",
-        "flask_gunicorn",
-        "--scenarios",
-        "quick",
-        "--model",
-        "tiny",
-        "--out",
-        "not_to_be",
-    )
+    return bench
+
+
+COMMAND = (
+    *("--servers", "flask_gunicorn"),
+    *("--scenarios", "quick"),
+    *("--model", "tiny"),
+    *("--out", "not_to_be"),
+)
+
+
+def test_a_campaign_is_refused_before_anything_is_started(bench: Bench) -> None:
     bench.refuses(
         "flask_gunicorn with quick does not fit the GPU (Fake B): it needs 128 x (0.0 GiB",
-        *command,
+        *COMMAND,
         "--workers",
         "128",
+    )
+
+
+def test_a_gpu_that_torch_cannot_use_is_refused(bench: Bench) -> None:
+    bench.environment["FAKE_TORCH"] = json.dumps(
+        {"cuda": None, "error": "Torch not compiled with CUDA enabled", "kind": "AssertionError"}
+    )
+    bench.refuses(
+        "torch 2.99.0 cannot compute on this machine's GPU (Fake B): Torch not compiled with CUDA"
+        " enabled: install torch for CUDA, or set CUDA_VISIBLE_DEVICES= (to nothing) to measure on"
+        " the CPU",
+        *COMMAND,
     )

@@ -18,15 +18,13 @@ def test_memory_and_context_are_options(on_gpu: bool, monkeypatch: pytest.Monkey
     """By default vLLM fits the context to the memory: it would refuse to start with a model of 128k
     tokens on a card of 24 GB.
     """
-    import torch
-
-    from servers.engines.vllm_settings import engine_arguments
+    from servers.engines import vllm_settings
 
     def found() -> tuple[float, int]:
-        arguments = engine_arguments(SETTINGS)
+        arguments = vllm_settings.engine_arguments(SETTINGS)
         return arguments["gpu_memory_utilization"], arguments["max_model_len"]
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    monkeypatch.setattr(vllm_settings, "is_on_gpu", lambda: on_gpu)
     assert found() == (0.9 if on_gpu else 0.2, -1)
     monkeypatch.setenv("SERVEOFF_GPU_MEMORY_UTILIZATION", "0.45")
     monkeypatch.setenv("SERVEOFF_MAX_MODEL_LEN", "8192")
