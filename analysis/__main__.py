@@ -64,12 +64,15 @@ def make_parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--peak-bandwidth",
         metavar="GB/S",
-        help="the machine's peak memory bandwidth, for MBU (default: as stated for its GPUs)",
+        help=(
+            "peak memory bandwidth of the GPUs that a server uses, or of the CPU, for MBU (default:"
+            " as stated for the GPUs)"
+        ),
     )
     verb.add_argument(
         "--peak-flops",
         metavar="TFLOP/S",
-        help="the machine's peak, for MFU (default: as stated for its GPUs, dense bfloat16)",
+        help="the same for MFU (default: as stated for the GPUs, dense bfloat16)",
     )
     verb.add_argument(
         "--no-notebooks",

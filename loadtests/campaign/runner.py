@@ -238,6 +238,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
             () if share["shared"] else tuple(share["server_cores"]), share["threads"], workers
         ),
         load_cores=() if share["shared"] else tuple(share["load_cores"]),
+        visible_gpus=gpu_memory.visible_gpus(plan.card),
         workers=locust_process.Workers(arguments.load_workers, arguments.listen),
         targets=plan.targets,
         profiles=profiles,

@@ -17,7 +17,7 @@ import psutil
 from loadtests.schema import JsonObject
 from loadtests.telemetry.cores import cpu_limit, memory_limit, read_text, usable_cores
 from loadtests.telemetry.gpu import Gpus
-from loadtests.telemetry.packages import package_versions
+from loadtests.telemetry.packages import package_versions, torch_cuda
 from servers.runtime.catalog import ServerSpec
 from servers.runtime.limits import COMMAND_S
 
@@ -85,6 +85,7 @@ def build_manifest(servers: Iterable[ServerSpec] = ()) -> JsonObject:
         "dirty": None if status is None else status != "",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "packages": package_versions(servers),
+        "torch_cuda": torch_cuda(),
         "cpu": {
             "model": (
                 read_field("/proc/cpuinfo", r"^model name\s*:\s*(.+)")
