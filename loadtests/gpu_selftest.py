@@ -6,6 +6,7 @@ reason.
 """
 
 import argparse
+import os
 import sys
 import tempfile
 import threading
@@ -81,11 +82,18 @@ def run() -> int:
     began = time.monotonic()
     states = []
     for check in list_checks():
-        print(check, flush=True)
+        show(str(check))
         states.append(check.state)
     spent_s = time.monotonic() - began
-    print(f"\n{len(states)} checks in {spent_s:.0f} s: {describe_states(states)}")
+    show(f"\n{len(states)} checks in {spent_s:.0f} s: {describe_states(states)}")
     return 0 if set(states) == {OK} else 1
+
+
+def show(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `| head` has closed the pipe: the exit code still counts
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def describe_states(states: Sequence[str]) -> str:
