@@ -220,6 +220,7 @@ def known(views: dict[str, Any]) -> dict[str, set[str]]:
 SESSIONS = {*re.findall(r"@nox\.session\ndef (\w+)", (ROOT / "noxfile.py").read_text()), "SESSION"}
 MODULES = {  # what sessions start, with the options behind `--`
     "bench": "loadtests",
+    "gpu": "loadtests.gpu_selftest",
     "gate": "loadtests.gate",
     "baseline": "loadtests.gate",
     "claims": "loadtests.claims",

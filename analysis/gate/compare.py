@@ -7,6 +7,7 @@ campaigns ran at different times, so a change of the machine between them is par
 """
 
 import math
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,8 +97,8 @@ def list_differences(a: Summary, b: Summary) -> list[Difference]:
         )
         for key in {**left, **right}
         if left.get(key) != right.get(key)
-        # older campaigns did not record it
-        and (key.partition(".")[0] != "engine_device" or (key in left and key in right))
+        and not _is_unknown(key, left)
+        and not _is_unknown(key, right)
     ]
     return sorted(found, key=lambda d: not d.unlike)
 
@@ -286,6 +287,14 @@ def _keys(s: Summary, scenarios: list[str]) -> dict[str, str]:
             for key, value in memory.items()
         }
     return found
+
+
+def _is_unknown(key: str, keys: Collection[str]) -> bool:
+    """Whether the key is missing in these because their campaign is older than the key."""
+    card = key.rpartition(".")[0]
+    has_card = card.startswith("manifest.gpus[") and any(k.startswith(f"{card}.") for k in keys)
+    device = key.partition(".")[0] == "engine_device"
+    return key not in keys and (has_card or device or key == "manifest.torch_cuda")
 
 
 def _short(text: str) -> str:

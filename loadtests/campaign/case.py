@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict
 
 from loadtests import schema
+from loadtests.campaign import gpu_memory
 from loadtests.campaign.case_run import CampaignContext, CaseFailed, CaseRun, raise_if_ended
 from loadtests.campaign.parquet import to_parquet
 from loadtests.campaign.verification import verify_after, verify_before
@@ -105,7 +106,9 @@ def _launch(run: CaseRun) -> None:
             ready_timeout_s=run.context.ready_timeout_s,
         )
     )
+    run.file.gpus = gpu_memory.used_gpus(run.case, run.context.visible_gpus)
     run.file.command = machine.redact_secrets(run.server.command)
+    run.file.environment = machine.recorded_variables(run.server.environment)
     run.file.startup_s = run.server.startup_s
 
 
@@ -186,6 +189,9 @@ def _load(run: CaseRun) -> None:
         if telemetry is not None:
             launch.stop_supervised(telemetry)
         _record_load_status(run)
+        if run.server is not None:
+            samples = run.folder / "telemetry.jsonl"
+            run.file.gpus = gpu_memory.observed_gpus(samples, run.file.gpus)
         _take_telemetry_notes(run)
 
 

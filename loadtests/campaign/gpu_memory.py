@@ -8,8 +8,10 @@ It budgets a single card: the engines use the first card that they see, and vLLM
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
+from loadtests import schema
 from loadtests.campaign.targets import Targets
 from loadtests.errors import UsageError
 from loadtests.schema import Case, JsonObject
@@ -245,6 +247,32 @@ def variations(
         yield from (
             (f"--users {n}", replace(case, users=n), workers) for n in range(case.users, 0, -1)
         )
+
+
+def visible_gpus(card: Card | None) -> Sequence[int] | None:
+    """NVML's indices of the GPUs that engines see, in CUDA's order; None if NVML has none of
+    them.
+    """
+    return card.indices or None if card else []
+
+
+def used_gpus(case: Case, visible: Sequence[int] | None) -> list[int] | None:
+    """The GPUs among the `visible` that a case's engine takes; None if unknown."""
+    if case.engine == "simulated":
+        return []
+    if visible is None or case.engine not in catalog.ENGINES:
+        return None
+    return list(visible[: tensor_parallel(case)])
+
+
+def observed_gpus(samples: Path, expected: list[int] | None) -> list[int] | None:
+    """The GPUs on which telemetry saw memory of the server's processes: a server may choose others
+    than the expected ones. NVML may not show every process, so fewer GPUs than expected prove
+    nothing.
+    """
+    rows = schema.iterate_lines(samples) if samples.exists() else ()
+    seen = {gpu["index"] for row in rows for gpu in row["gpus"] if gpu.get("server_memory_bytes")}
+    return sorted(seen) if len(seen) >= max(1, len(expected or ())) else expected
 
 
 def default_preset(card: Card | None, demands: Sequence[Demand] = ()) -> str:

@@ -2,6 +2,7 @@
 cases. Pure.
 """
 
+import argparse
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +16,31 @@ from servers.runtime.catalog import ENGINES, ServerSpec, check_name
 
 # options of servers that have no effect on the simulated engine
 OF_REAL_ENGINES = ("quantization", "tensor_parallel")
+
+
+def default_loads(arguments: argparse.Namespace, on_gpu: bool) -> tuple[str, Sequence[int]]:
+    """The scenarios of a command without --scenarios, and the users of one without both (none: the
+    scenarios' own). On a GPU they make a comparison within 20 minutes, or a search for capacity.
+    """
+    if arguments.target is not None:
+        return "interactive,steady", ()  # for a server that is already running
+    if not on_gpu:
+        return "quick-chat,quick-steady", ()
+    if arguments.find_capacity:
+        return "gpu-chat,gpu-steady", ()
+    if arguments.scenarios:
+        return "", ()
+    return "gpu-quick,gpu-steady" if arguments.rate else "gpu-quick", (1, 16, 64)
+
+
+def list_loads(cases: Sequence[Case]) -> dict[str, list[str] | list[int]]:
+    """The values of --scenarios and --users that make these cases; without --users, if each
+    scenario's own makes them.
+    """
+    scenarios = list(dict.fromkeys(case.scenario for case in cases))
+    users = list(dict.fromkeys(case.users for case in cases if case.users))
+    closed = {case.scenario for case in cases if case.users}
+    return {"scenarios": scenarios} | ({"users": users} if len(users) > len(closed) else {})
 
 
 def option_combinations(

@@ -25,10 +25,11 @@ from loadtests.campaign import (
 )
 from loadtests.campaign.case import run_case
 from loadtests.campaign.case_run import CampaignContext
-from loadtests.campaign.plan import make_plan, option_combinations
+from loadtests.campaign.plan import default_loads, list_loads, make_plan, option_combinations
 from loadtests.campaign.targets import Target, Targets, profile_targets, target_of_url
 from loadtests.errors import UsageError
 from loadtests.generator import locust_process
+from loadtests.progress.estimate import describe_estimate
 from loadtests.progress.rows import CaseRow
 from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import CampaignFile, CapacitySearch, Case, MachineShare, PairedGate
@@ -39,8 +40,6 @@ from servers.profile.profile import ENDPOINTS, Profile
 from servers.runtime import catalog, launch, models, ports
 
 RESULTS = Path("results")
-SCENARIOS, GPU_SCENARIOS = "quick-chat,quick-steady", "gpu-chat,gpu-steady"
-TARGET_SCENARIOS = "interactive,steady"  # for a server that is already running
 
 Source = Callable[[ProgressWatch], Iterable[list[Case]]]  # rounds of cases
 
@@ -75,6 +74,7 @@ class PreparedCampaign:
     source: Source
     calibrated: bool
     report: str
+    on_gpu: bool
 
     @property
     def folder(self) -> Path:
@@ -86,15 +86,13 @@ class PreparedCampaign:
 
 
 def plan_cases(
-    arguments: argparse.Namespace,
-    target: Target,
-    default_scenarios: str = SCENARIOS,
-    fixed_windows: bool = False,
+    arguments: argparse.Namespace, target: Target, on_gpu: bool = False, fixed_windows: bool = False
 ) -> tuple[list[Case], Tables]:
     """Returns the cases and their scenarios. `fixed_windows`: every window is as long as its
     scenario's duration_s, however few requests it holds. Raises UsageError, TraceError and
     CatalogError.
     """
+    default_scenarios, default_users = default_loads(arguments, on_gpu)
     known = read_scenarios(arguments.scenarios_file)
     if arguments.duration or fixed_windows:
         known = {name: with_fixed_window(table) for name, table in known.items()}
@@ -142,7 +140,7 @@ def plan_cases(
             servers,
             engines,
             scenarios,
-            users=arguments.users,
+            users=arguments.users or default_users,
             rates=arguments.rate,
             duration_s=arguments.duration,
             repeat=arguments.repeat,
@@ -170,7 +168,7 @@ def plan_campaign(
     cases, scenarios = plan_cases(
         arguments,
         targets.get("head") or targets[""],
-        TARGET_SCENARIOS if arguments.target is not None else GPU_SCENARIOS if card else SCENARIOS,
+        on_gpu=bool(card),
         fixed_windows=gate is not None,  # a gate has a time limit, and repeats instead
     )
     search = None
@@ -185,9 +183,9 @@ def settle_defaults(plan: CampaignPlan) -> dict[str, Any]:
     """This machine's defaults by option; empty for a target that chooses its model itself."""
     if any(target.is_external for target in plan.targets.values()):
         return {}
-    scenarios, demands = list(dict.fromkeys(c.scenario for c in plan.cases)), plan.gpu_demands()
+    demands = plan.gpu_demands()
     card = gpu_memory.planned_card(plan.card, demands)
-    return {"scenarios": scenarios, "model": gpu_memory.default_preset(card, demands)}
+    return list_loads(plan.cases) | {"model": gpu_memory.default_preset(card, demands)}
 
 
 def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampaign:
@@ -240,6 +238,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
             () if share["shared"] else tuple(share["server_cores"]), share["threads"], workers
         ),
         load_cores=() if share["shared"] else tuple(share["load_cores"]),
+        visible_gpus=gpu_memory.visible_gpus(plan.card),
         workers=locust_process.Workers(arguments.load_workers, arguments.listen),
         targets=plan.targets,
         profiles=profiles,
@@ -250,7 +249,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
     # with load workers on other machines, a calibration would also measure the network
     calibrated = arguments.calibration and not arguments.listen
     return PreparedCampaign(
-        context, file, choose_source(folder, plan), calibrated, arguments.report
+        context, file, choose_source(folder, plan), calibrated, arguments.report, bool(plan.card)
     )
 
 
@@ -330,8 +329,7 @@ def run(campaign: PreparedCampaign) -> int:
     if context.load_cores:
         # this process must not use the server's cores either
         os.sched_setaffinity(0, context.load_cores)
-    warmups_s = {name: table["warmup_s"] for name, table in context.scenarios.items()}
-    with ProgressWatch(warmups_s) as watch:
+    with ProgressWatch(context.scenarios, campaign.on_gpu) as watch:
         try:
             for cases in campaign.source(watch):
                 # A search calibrates after its round at saturation: the later loads are typical.
@@ -380,7 +378,8 @@ def run_campaign(
     """
     plan = plan_campaign(arguments, targets, gate)
     if arguments.plan:
-        cases, heading = plan.cases, "Cases, in this order"
+        estimate = describe_estimate(plan.cases, plan.scenarios, bool(plan.card))
+        cases, heading = plan.cases, f"Cases, in this order; {estimate}"
         if plan.gate:
             cases = gate_rounds.repetition_of(plan.gate.systems, 1, 0, plan.gate.seed)
             heading = (

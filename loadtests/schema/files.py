@@ -159,7 +159,8 @@ class CampaignFile:
     plan: Annotated[list[Case], 'the cases in their planned order, each as in run.json\'s "case"']
     manifest: Annotated[
         JsonObject,
-        "commit, dirty, python, packages, cpu, memory, kernel, gpus, limits, environment",
+        "commit, dirty, python, packages, torch_cuda, cpu, memory, kernel, gpus, limits, "
+        "environment",
     ]
     max_errors: Annotated[
         float | None,
@@ -209,9 +210,21 @@ class CaseFile:
     command: Annotated[
         list[str] | None, "the command that started the server; null for --target"
     ] = None
+    environment: Annotated[
+        dict[str, str] | None,
+        "{name: value} of the variables that Serveoff set for the server, of the kinds in the"
+        " manifest's environment; null for --target; absent in older campaigns",
+    ] = None
     stages: Annotated[list[Stage], "[{name, start_s, end_s}] in the order in which they ran"] = (
         field(default_factory=list)
     )
+    gpus: Annotated[
+        list[int] | None,
+        "NVML's indices of the GPUs that the server uses: where NVML saw its processes during the "
+        "load, otherwise the first of those that it sees (CUDA_VISIBLE_DEVICES), as many as its "
+        "engine takes; [] if its engine uses none; null if unknown, as with --target; absent in "
+        "older campaigns; if null or absent, the numbers are of all GPUs",
+    ] = None
     startup_s: Annotated[
         float | None, "from the start of the process to the first 200 of /health; null for --target"
     ] = None

@@ -40,9 +40,12 @@ class Gpus:
             report(f"{absent}: GPU columns are null")
 
     def describe(self) -> list[JsonObject]:
-        """Returns {name, memory_bytes, driver, mig} of each card. `mig` is whether it is in MIG
-        mode, in which NVML reports no utilisation of the card; None if it has no such mode.
+        """Returns {name, memory_bytes, driver, mig, compute_capability, power_limit_w, driver_cuda}
+        of each card. `mig` is whether it is in MIG mode, in which NVML reports no utilisation of
+        the card; None if it has no such mode. `power_limit_w`: the limit in force; `driver_cuda`:
+        the newest CUDA that the driver runs.
         """
+        newest = self.cuda_driver()
         return [
             {
                 "name": self.value(index, "name", self.nvml.nvmlDeviceGetName),
@@ -59,6 +62,19 @@ class Gpus:
                         self.nvml.nvmlDeviceGetMigMode(card)[0] == self.nvml.NVML_DEVICE_MIG_ENABLE
                     ),
                 ),
+                "compute_capability": self.value(
+                    index,
+                    "compute capability",
+                    lambda card: "{}.{}".format(
+                        *self.nvml.nvmlDeviceGetCudaComputeCapability(card)
+                    ),
+                ),
+                "power_limit_w": self.value(
+                    index,
+                    "power limit",  # NVML: milliwatts
+                    lambda card: self.nvml.nvmlDeviceGetEnforcedPowerLimit(card) / 1000,
+                ),
+                "driver_cuda": newest and "{}.{}".format(*newest),
             }
             for index in range(self.count)
         ]

@@ -9,7 +9,7 @@ import platform
 import re
 import resource
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -17,7 +17,7 @@ import psutil
 from loadtests.schema import JsonObject
 from loadtests.telemetry.cores import cpu_limit, memory_limit, read_text, usable_cores
 from loadtests.telemetry.gpu import Gpus
-from loadtests.telemetry.packages import package_versions
+from loadtests.telemetry.packages import package_versions, torch_cuda
 from servers.runtime.catalog import ServerSpec
 from servers.runtime.limits import COMMAND_S
 
@@ -85,6 +85,7 @@ def build_manifest(servers: Iterable[ServerSpec] = ()) -> JsonObject:
         "dirty": None if status is None else status != "",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "packages": package_versions(servers),
+        "torch_cuda": torch_cuda(),
         "cpu": {
             "model": (
                 read_field("/proc/cpuinfo", r"^model name\s*:\s*(.+)")
@@ -109,9 +110,14 @@ def build_manifest(servers: Iterable[ServerSpec] = ()) -> JsonObject:
             "cgroup_memory_bytes": memory_limit(),
             "nofile": resource.getrlimit(resource.RLIMIT_NOFILE)[0],  # the soft one; -1 is no limit
         },
-        "environment": {
-            name: value.replace(str(Path.home()), "~")  # the home folder contains its owner's name
-            for name, value in sorted(os.environ.items())
-            if ENVIRONMENT.fullmatch(name) and not PRIVATE.search(name)
-        },
+        "environment": recorded_variables(os.environ),
+    }
+
+
+def recorded_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns the variables that change a server's behaviour, without secrets, for the results."""
+    return {
+        name: value.replace(str(Path.home()), "~")  # the home folder contains its owner's name
+        for name, value in sorted(environment.items())
+        if ENVIRONMENT.fullmatch(name) and not PRIVATE.search(name)
     }

@@ -21,6 +21,12 @@ int nvmlSystemGetDriverVersion(char *version, unsigned length) {
     return 0;
 }
 int nvmlDeviceGetMigMode(card *c, unsigned *current, unsigned *pending) { return 3; }
+int nvmlSystemGetCudaDriverVersion_v2(int *version) { *version = 13010; return 0; }
+int nvmlDeviceGetCudaComputeCapability(card *c, int *major, int *minor) {
+    *major = 8; *minor = 9;
+    return 0;
+}
+int nvmlDeviceGetEnforcedPowerLimit(card *c, unsigned *mw) { *mw = 300000; return 0; }
 int nvmlDeviceGetUtilizationRates(card *c, unsigned *rates) {
     ANSWER((rates[0] = 73, rates[1] = 7));
 }

@@ -10,7 +10,7 @@ import pytest
 
 from analysis import dataset, summary
 from tests.helpers.campaign_process import Bench, is_complete, runs, wait_for
-from tests.helpers.fake_nvml import ONE_CARD, compile_driver
+from tests.helpers.fake_nvml import ONE_CARD, TWO_CARDS, compile_driver
 from tests.helpers.fake_torch import device, install_torch
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
@@ -48,8 +48,17 @@ def test_the_report_shows_the_driver_s_numbers(with_card: Bench) -> None:
             break
     assert list(found.table["valid"]) == [True] * 2, list(found.table["why"])
     assert json.loads((out / "campaign.json").read_text())["manifest"]["gpus"] == [
-        {"name": "Fake 300", "memory_bytes": 80 << 30, "driver": "999.1", "mig": None}
+        {
+            "name": "Fake 300",
+            "memory_bytes": 80 << 30,
+            "driver": "999.1",
+            "mig": None,
+            "compute_capability": "8.9",
+            "power_limit_w": 300.0,
+            "driver_cuda": "13.1",
+        }
     ]
+    assert [run["gpus"] for _, run in runs(out)] == [[0], [0]]
     for _, case in found.table.iterrows():
         assert (case["gpu_utilization_percent"], case["gpu_memory_bytes"], case["gpu_power_w"]) == (
             73,
@@ -104,4 +113,26 @@ def test_the_cpu_beside_a_card_is_measured_if_the_card_is_hidden(with_card: Benc
     campaign = json.loads((with_card.folder / "out" / "campaign.json").read_text())
     assert campaign["engine_device"] == {"type": "cpu", "dtype": "bfloat16", "devices": []}
     [(_, run)] = runs(with_card.folder / "out")
+    assert run["gpus"] == []
     assert [(each["type"], each["dtype"]) for each in run["devices"]] == [("cpu", "bfloat16")]
+
+
+def test_a_server_on_the_second_card_gets_that_card_s_numbers(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.environment |= install_torch(tmp_path / "torch", device("Fake B")) | {
+        "LD_LIBRARY_PATH": compile_driver(tmp_path, TWO_CARDS),
+        "CUDA_VISIBLE_DEVICES": "1",
+        "FAKE_ENGINE_DEVICE": "Fake B",
+    }
+    done = bench.run(*COMMAND, "--servers", "flask_gunicorn", "--model", "tiny", "--out", "out")
+    assert is_complete(done.returncode, done.stderr), done.stdout + done.stderr
+    [(_, run)] = runs(bench.folder / "out")
+    assert run["gpus"] == [1]
+    found = summary.summarise(dataset.read_campaign(bench.folder / "out"))
+    [(_, case)] = found.table.iterrows()
+    measured = [
+        case[f"gpu_{name}"] for name in ("utilization_percent", "power_w", "others_power_w")
+    ]
+    assert measured == [41, 251.5, 250.5]
+    [other] = found.checks.loc[found.checks["name"] == "other GPUs", "detail"]
+    assert other == "gpu0 was 40% busy"

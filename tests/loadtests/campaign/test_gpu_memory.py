@@ -226,6 +226,50 @@ def test_parts_of_a_model_need_as_many_cards() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("wanted", "visible", "used"),
+    [
+        (case("flask_gunicorn"), [2, 0], [2]),
+        (case("vllm_openai", "vllm", tensor_parallel="2"), [2, 0, 1], [2, 0]),
+        (case("fastapi_vllm", "vllm"), [], []),
+        (case("flask_gunicorn", "simulated"), [2, 0], []),
+        (case("own", "external"), [0, 1], None),
+        (case("flask_gunicorn"), None, None),
+    ],
+)
+def test_engines_use_the_first_cards_that_they_see(
+    wanted: Case, visible: list[int] | None, used: list[int] | None
+) -> None:
+    assert gpu_memory.used_gpus(wanted, visible) == used
+
+
+@pytest.mark.parametrize(
+    ("held", "expected", "found"),
+    [
+        ({0: None, 1: 5}, [0], [1]),  # the server chose another one
+        ({0: 5, 1: 5}, None, [0, 1]),
+        ({0: None, 1: None}, [0], [0]),  # in a container NVML knows other process ids
+        ({0: 5, 1: None}, [0, 1], [0, 1]),  # one process is not shown
+        ({}, [], []),
+    ],
+)
+def test_gpus_with_the_server_s_memory_are_those_that_it_uses(
+    held: dict[int, int | None], expected: list[int] | None, found: list[int], tmp_path: Path
+) -> None:
+    between = [{"index": index} for index in held]  # the memory is read once per second
+    rows = [between, [{"index": n, "server_memory_bytes": m} for n, m in held.items()], between]
+    samples = tmp_path / "telemetry.jsonl"
+    samples.write_text("".join(json.dumps({"gpus": gpus}) + "\n" for gpus in rows))
+    assert gpu_memory.observed_gpus(samples, expected) == found
+    assert gpu_memory.observed_gpus(tmp_path / "none", expected) == expected
+
+
+def test_gpus_that_nvml_does_not_know_are_unknown() -> None:
+    assert gpu_memory.visible_gpus(None) == []
+    assert gpu_memory.visible_gpus(card(80)._replace(indices=(2, 0))) == (2, 0)
+    assert gpu_memory.visible_gpus(card(80)) is None
+
+
 def test_cuda_counts_cards_as_nvml_does_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     def order() -> str:
         return launch.server_environment("hf", models.Model("mine", "/mine", False), 1, {}, False)[
