@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from servers.runtime import catalog, errors, launch, models
+from servers.runtime import catalog, cuda_devices, errors, launch, models
 
 EXIT_CODES = """\
 exit codes:
@@ -87,6 +87,17 @@ def option(text: str) -> tuple[str, str]:
     return name, value
 
 
+def prepare_device() -> None:
+    """Choose the type of numbers that this machine's GPU computes with; warn if torch cannot."""
+    if not cuda_devices.has_driver():
+        return
+    report = cuda_devices.ask_torch()
+    if report.devices:
+        os.environ.setdefault("SERVEOFF_DTYPE", report.devices[0].dtype)
+    else:
+        print(f"torch cannot compute on a GPU here: {report.reason}", file=sys.stderr, flush=True)
+
+
 def serve(arguments: argparse.Namespace) -> int:
     server = catalog.find_server(arguments.name)
     engine = arguments.engine or server.engines[0]
@@ -96,6 +107,8 @@ def serve(arguments: argparse.Namespace) -> int:
             f"{server.name} with {engine} cannot run here: {', '.join(missing)} is not installed;"
             f" {install_command(server.name, '--engines', engine)} installs Python packages"
         )
+    if engine != "simulated":
+        prepare_device()
     model = models.resolve_model(arguments.model, needs_weights=engine != "simulated")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     cores = (

@@ -163,7 +163,7 @@ def plan_campaign(
     card = (
         None
         if arguments.target is not None or arguments.engines == "simulated"
-        else engine_gpus.find_card()
+        else engine_gpus.find_card(strict=not any(t.is_external for t in targets.values()))
     )
     cases, scenarios = plan_cases(
         arguments,

@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Collection, MutableMapping
+from collections.abc import Collection, MutableMapping, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
@@ -53,27 +53,20 @@ class Card(NamedTuple):
     report: TorchReport | None = None
 
 
-def find_card() -> Card | None:
-    """The card that the engines will use, as NVML describes it; None if they see none. Raises
-    LaunchError if the machine's GPUs cannot be known.
+def find_card(strict: bool = True) -> Card | None:
+    """The card that the engines will use, as NVML describes it; None if they see none. If the
+    machine's GPUs cannot be known, raises LaunchError, or returns None unless `strict`.
     """
     if _hidden():
         return None
     gpus = Gpus()
-    if gpus.failure:
-        raise LaunchError(f"{gpus.failure}: repair the NVIDIA driver, or {ON_CPU}")
-    if not gpus.count:
-        return _find_without_nvml()
     visible = list_visible(gpus)
+    if reason := _refusal(gpus, visible):
+        if strict:
+            raise LaunchError(f"{reason}, or {ON_CPU}")
+        return None
     if not visible:
-        known = ", ".join(
-            f"{index}: {gpus.value(index, 'name', gpus.nvml.nvmlDeviceGetName)}"
-            for index in range(gpus.count)
-        )
-        raise LaunchError(
-            f"{VISIBLE}={os.environ.get(VISIBLE)} names no GPU of this machine ({known}): give one"
-            f" of these numbers, or {ON_CPU}"
-        )
+        return _find_without_nvml()
     first = visible[0]
     described = gpus.describe()[first.card]
     free = gpus.value(
@@ -88,6 +81,22 @@ def find_card() -> Card | None:
         free,
         len(visible),
         tuple(each.card for each in visible),
+    )
+
+
+def _refusal(gpus: Gpus, visible: Sequence[VisibleGpu]) -> str:
+    """Why the engines' GPU cannot be known, with a remedy; empty if it is."""
+    if gpus.failure:
+        return f"{gpus.failure}: repair the NVIDIA driver"
+    if visible or not gpus.count:
+        return ""
+    known = ", ".join(
+        f"{index}: {gpus.value(index, 'name', gpus.nvml.nvmlDeviceGetName)}"
+        for index in range(gpus.count)
+    )
+    return (
+        f"{VISIBLE}={os.environ.get(VISIBLE)} names no GPU of this machine ({known}): give one of"
+        " these numbers"
     )
 
 

@@ -153,6 +153,11 @@ def _shorten(error: Exception) -> str:
     return text.splitlines()[0].partition(". ")[0].rstrip(".")[:LONGEST_REASON]
 
 
+def has_driver() -> bool:
+    """Return whether this machine runs NVIDIA's driver."""
+    return Path("/dev/nvidiactl").exists()
+
+
 def engine_dtype() -> str:
     """Return the type of numbers that engines compute with: the launcher's, or bfloat16."""
     return os.environ.get("SERVEOFF_DTYPE", DTYPES[0])

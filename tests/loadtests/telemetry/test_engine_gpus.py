@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.helpers.fake_nvml import ONE_CARD, TWO_CARDS, compile_driver
+import pytest
+
+from tests.helpers.fake_nvml import ONE_CARD, TWO_CARDS, compile_driver, compile_empty_library
 from tests.helpers.fake_torch import GIB, device, install_torch
 from tests.helpers.python_program import output_of
 
@@ -235,3 +237,16 @@ def test_another_order_of_the_cards_shows_in_torch_s_uuid(tmp_path: Path) -> Non
     order = {"CUDA_VISIBLE_DEVICES": "0", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"}
     [found] = try_cards(tmp_path, TWO_CARDS, order)
     assert (found["tried"][0], found["indices"]) == ("Fake B", [1])
+
+
+@pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="this machine has an NVIDIA GPU")
+def test_cuda_without_nvml_is_found_by_torch(tmp_path: Path) -> None:
+    """As on some boards, and in containers that lack the driver's utilities."""
+    compile_empty_library(tmp_path / "libcuda.so.1")
+    environment = install_torch(tmp_path / "torch", device("Fake Orin", total=64 * GIB))
+    environment["LD_LIBRARY_PATH"] = str(tmp_path)
+    wanted = json.dumps([{}, {"FAKE_TORCH": torch(error="No CUDA GPUs are available")}])
+    found, none = json.loads(output_of("print_engine_gpus", wanted, **environment))
+    assert found["card"] == found["tried"] == ["Fake Orin", 64 * GIB, 60 * GIB, 1]
+    assert found["described"].startswith("the engines compute on Fake Orin: 60.0 of 64.0 GiB free,")
+    assert none["card"] is None
