@@ -194,8 +194,7 @@ def check_torch(card: engine_gpus.Card | None, report: TorchReport) -> Check:
     try:
         tried = engine_gpus.try_card(card._replace(report=report), vllm=())
     except LaunchError as error:
-        remedy = "" if report.cuda else "; `SERVEOFF_DEVICE=gpu nox -s gpu` installs torch for CUDA"
-        return Check("torch", FAILED, f"{error}{remedy}")
+        return Check("torch", FAILED, str(error))
     return Check("torch", OK, engine_gpus.describe(tried))
 
 

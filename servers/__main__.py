@@ -89,7 +89,7 @@ def option(text: str) -> tuple[str, str]:
 
 def prepare_device() -> None:
     """Choose the type of numbers that this machine's GPU computes with; warn if torch cannot."""
-    if not cuda_devices.has_driver():
+    if cuda_devices.on_cpu(os.environ) or not cuda_devices.has_driver():
         return
     report = cuda_devices.ask_torch()
     if report.devices:

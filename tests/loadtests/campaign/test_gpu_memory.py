@@ -282,6 +282,13 @@ def test_cuda_counts_cards_as_nvml_does_by_default(monkeypatch: pytest.MonkeyPat
     assert order() == "FASTEST_FIRST"
 
 
+def test_no_server_sees_a_gpu_if_the_cpu_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.setenv("SERVEOFF_DEVICE", "cpu")
+    model = models.Model("mine", "/mine", False)
+    assert launch.server_environment("hf", model, 1, {}, False)["CUDA_VISIBLE_DEVICES"] == ""
+
+
 def test_a_gpu_of_unknown_memory_needs_a_model() -> None:
     with pytest.raises(UsageError, match=r"memory of the GPU \(a card\) is not known: give"):
         gpu_memory.default_preset(card(0))
@@ -323,7 +330,7 @@ def test_a_gpu_that_torch_cannot_use_is_refused(bench: Bench) -> None:
     )
     bench.refuses(
         "torch 2.99.0 cannot compute on this machine's GPU (Fake B): Torch not compiled with CUDA"
-        " enabled: install torch for CUDA, or set CUDA_VISIBLE_DEVICES= (to nothing) to measure on"
-        " the CPU",
+        " enabled: install torch for CUDA, as SERVEOFF_DEVICE=gpu nox -s bench does, or set"
+        " SERVEOFF_DEVICE=cpu to measure the CPU",
         *COMMAND,
     )
