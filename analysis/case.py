@@ -164,10 +164,20 @@ class CaseData:
         rows = m[m["name"] == name]
         return rows["value"].groupby(rows["time_s"] + rows["took_s"]).sum()
 
-    def gpu_columns(self, name: str) -> list[str]:
-        return [
-            column for column in map(str, self.telemetry) if re.fullmatch(rf"gpu\d+_{name}", column)
-        ]
+    def gpu_columns(self, name: str, used: bool = True) -> list[str]:
+        """The telemetry columns `name` of the GPUs that the server uses, or of the others. Where
+        the server's are unknown, all count as used.
+        """
+        known = self.run.get("gpus")
+        columns = [c for c in map(str, self.telemetry) if re.fullmatch(rf"gpu\d+_{name}", c)]
+        if known is None:
+            return columns if used else []
+        own = {f"gpu{index}_{name}" for index in known}
+        return [column for column in columns if (column in own) == used]
+
+    @property
+    def gpu_names(self) -> tuple[str, ...]:
+        return hardware.used_gpu_names(self.campaign, self.run)
 
 
 def credible_usage(requests: pd.DataFrame) -> pd.Series:

@@ -79,6 +79,7 @@ def campaign_data(plan: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
                     },
                     None,
                     {},
+                    None,
                 ),
                 strict=True,
             )

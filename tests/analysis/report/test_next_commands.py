@@ -65,6 +65,31 @@ def test_after_several_runs_another_repetition_is_not_suggested(tmp_path: Path) 
     ]
 
 
+def test_numbers_of_a_gpu_can_be_committed_by_one_command(
+    tmp_path: Path, once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    gpu = {"manifest": {"gpus": [{"name": "NVIDIA H200"}]}}
+    results = tmp_path / "results"
+    runs = synthetic_campaign.run
+    monkeypatch.setattr(
+        synthetic_campaign, "run", lambda *given, **more: runs(*given, **more, engine="hf")
+    )
+    first, *_ = suggested(results / "20261130", TYPED, **gpu).values()
+    named = "reference-nvidia-h200"
+    assert first == f"analysis publish results/20261130 {named} && git add results/{named}"
+    (results / named).mkdir()
+    second, *_ = suggested(results / "20261201", TYPED, **gpu).values()
+    assert second.endswith(f"git add results/{named}-20261201")
+    command = ["git", "check-ignore", "--quiet", second.split()[-1] + "/report.md"]
+    assert subprocess.run(command, cwd=ROOT).returncode == 1, "git takes it"
+    own = tmp_path / "results" / "reference-mine"
+    (third, _, _) = suggested(own, TYPED, **gpu).values()
+    assert third.endswith(
+        "publish results/reference-mine reference-mine && git add results/reference-mine"
+    )
+
+
 @pytest.mark.parametrize(
     ("command", "changes"),
     [
