@@ -119,11 +119,20 @@ class CaseData:
         borders = np.unique(ends[(ends > 0) & (ends <= len(gaps))]) - 1
         return np.delete(gaps, borders)
 
+    @cached_property
+    def _latencies(self) -> dict[tuple[str, bool], np.ndarray]:
+        return {}
+
     def latencies(self, name: str, failures: bool = True) -> np.ndarray:
         """The values of one latency over `scheduled`. In TTFT and E2E a failure is +inf, or is left
         out without `failures`. In visible TTFT a failure and a response without a visible token are
         +inf; older campaigns did not record it.
         """
+        if (name, failures) not in self._latencies:
+            self._latencies[name, failures] = self._select_latencies(name, failures)
+        return self._latencies[name, failures]
+
+    def _select_latencies(self, name: str, failures: bool) -> np.ndarray:
         if name == "itl_s":
             return self.gaps
         values = self.scheduled[name]
@@ -160,6 +169,8 @@ class CaseData:
         queues a scrape reports its state at the end of that wait.
         """
         m = self.server_metrics
+        if m.empty:
+            return pd.Series(dtype="float64", index=pd.Index([], dtype="float64"))
         name = next((name for name in names if (m["name"] == name).any()), None)
         rows = m[m["name"] == name]
         return rows["value"].groupby(rows["time_s"] + rows["took_s"]).sum()

@@ -374,7 +374,7 @@ def _warm_up(summary: Summary, index: int) -> float:
     """The median E2E of the requests before the window, as a multiple of the window's; nan without
     either.
     """
-    r = summary.campaign.requests(index)
+    r = summary.campaign.requests(index, ("scheduled_s", "first_s", "done_s", "error"))
     opened_s = float(summary.table["window_start_s"][index])
     early = r[r["error"].isna() & r["first_s"].notna() & (r["scheduled_s"] < opened_s)]
     took_s = float((early["done_s"] - early["scheduled_s"]).median())
