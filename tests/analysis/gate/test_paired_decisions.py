@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.stats
+import scipy  # scipy.stats loads at its first use, not in each process that collects tests
 
 from analysis import stats
 from analysis.gate import paired, verdicts
