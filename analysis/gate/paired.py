@@ -153,14 +153,14 @@ def _look(ready: Sequence[Repetitions], look: int, wanted: GateRules, of: int) -
     for each in ready:
         each.system.look, each.system.rows = look, []
         for metric, tolerance in wanted.tolerances.items():
-            head, control = each.differences(metric), each.differences(metric, control=True)
-            if why := _unjudged(metric, each, np.concatenate([head, control])):
+            differences = [each.differences(metric, control) for control in (False, True)]
+            if why := _unjudged(metric, each, np.concatenate(differences)):
                 each.system.rows.append(
                     verdicts.undecided_metric(metric, tolerance, why, "not judged")
                 )
             else:
-                tested = (stats.paired_test(differences, ALPHA) for differences in (head, control))
-                judged.append((each, metric, *tested))
+                d, control = (stats.paired_test(values, ALPHA) for values in differences)
+                judged.append((each, metric, d, control))
         if len(each.system.rows) == len(wanted.tolerances):
             each.system.faults.append(f"no metric could be judged: {each.system.rows[0].why}")
     adjusted = stats.holm_adjust([d.p for _, _, d, _ in judged], of)
