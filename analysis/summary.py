@@ -228,7 +228,7 @@ class ServerSummary:
     def name(self) -> str:
         return f"{self.server} ({self.engine})"
 
-    @property
+    @cached_property
     def valid(self) -> pd.DataFrame:
         return self.cases[self.cases["valid"]]
 

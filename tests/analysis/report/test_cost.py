@@ -13,7 +13,7 @@ from analysis.hardware import MachineCost, Price
 from analysis.metrics import roofline
 from tests.helpers import synthetic_campaign
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("unillustrated")
 
 SHAPE = {
     "parameters": 1000,

@@ -2,15 +2,15 @@
 
 import json
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from analysis import dataset, summary
+from analysis import __main__, dataset, summary
 from analysis.report import next_commands
+from loadtests import __main__ as bench
 from tests.helpers import synthetic_campaign
 from tests.helpers.python_program import ROOT
 
@@ -126,15 +126,17 @@ def test_a_trace_has_no_capacity(tmp_path: Path) -> None:
     ]
 
 
-def test_the_command_line_accepts_the_commands(tmp_path: Path, once: None) -> None:
+def test_the_command_line_accepts_the_commands(
+    tmp_path: Path, once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The command line itself parses them, and would refuse an unknown option or value."""
+    monkeypatch.chdir(ROOT)
     found = suggested(tmp_path / "campaign", f"{TYPED} --users 4,8 --out x")
     for text in found.values():
         if "--target" in text:
             continue  # No server listens there.
-        arguments = [sys.executable, "-m", *shlex.split(text), "--plan"]
-        done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (0, ""), text
+        module, *arguments = shlex.split(text)
+        assert module == "loadtests" and bench.run([*arguments, "--plan"]) == 0, text
 
 
 def test_python_is_named_as_this_shell_finds_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +153,9 @@ def test_python_is_named_as_this_shell_finds_it(monkeypatch: pytest.MonkeyPatch)
     assert next_commands._python() == near
 
 
-def test_after_a_search_its_recommendation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_search_its_recommendation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(ROOT)
     found = summary.summarise(dataset.read_campaign("results/reference-capacity-cpu-2core"))
     (what, command), *others = next_commands.suggest_commands(found)
@@ -166,7 +170,5 @@ def test_after_a_search_its_recommendation(monkeypatch: pytest.MonkeyPatch) -> N
         "results/reference-capacity-cpu-2core",
         "--rate",
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True
-    )
-    assert f"{arguments[4]} requests/s" in done.stdout, done.stdout + done.stderr
+    __main__.main(arguments[1:])
+    assert f"{arguments[4]} requests/s" in capsys.readouterr().out

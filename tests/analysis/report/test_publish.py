@@ -17,7 +17,7 @@ from analysis.studies import claims
 from loadtests import schema
 from tests.helpers import synthetic_campaign
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("all_undrawn")
 
 ROOT = Path(__file__).parents[3]
 RAW = ("requests", "telemetry", "server_metrics")
@@ -25,7 +25,7 @@ MOST_BYTES = 15_000_000
 
 
 @pytest.fixture(scope="module")
-def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def originals(tmp_path_factory: pytest.TempPathFactory, all_undrawn: None) -> Path:
     """A campaign with its report, and its published copy, made once."""
     place = tmp_path_factory.mktemp("originals")
     folder = synthetic_campaign.campaign(place / "campaign")
