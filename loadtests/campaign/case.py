@@ -18,6 +18,7 @@ from loadtests.generator.task import LoadTask
 from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import Case, CaseFile, Stage
 from loadtests.telemetry import machine, server_counters
+from loadtests.telemetry.exporters import exporter_environment
 from loadtests.workload import arrivals
 from servers.contract.conformance_client import CheckFailed
 from servers.profile.access import access_environment
@@ -48,6 +49,9 @@ def run_case(case: Case, context: CampaignContext, watch: ProgressWatch) -> str:
     if profile := context.profiles.get(run.target_key):
         run.adopt(profile)
         run.file.notes += differing_models(context)
+    run.file.server_machine = run.machine.to_json()
+    run.file.gpus = run.machine.gpus
+    run.file.notes += run.machine.notes
     run.save()
     run.reserve.write_bytes(os.urandom(RESERVE_BYTES))
     if not run.target.url and (reason := _skip_reason(run)):
@@ -186,11 +190,17 @@ def _load(run: CaseRun) -> None:
                         str(run.file.clock_zero_s),
                         "--metrics-of",
                         run.engine_urls,
+                        *([] if run.machine.samples_gpus else ["--without", "gpus"]),
+                        *([] if run.machine.samples_host else ["--without", "machine"]),
                         *(["--server-pid", *map(str, run.server.pids)] if run.server else []),
                     ],
                     run.folder / "telemetry.log",
                     cores=context.load_cores,
-                    environment={**os.environ, **access_environment({"": access})},
+                    environment={
+                        **os.environ,
+                        **access_environment({"": access}),
+                        **exporter_environment(run.machine.exporters),
+                    },
                 )
             status = locust_process.wait_for_load(
                 load, run.folder, locust_process.longest_load_s(task, context.workers), watch

@@ -8,14 +8,37 @@ from pathlib import Path
 
 from loadtests import schema
 from loadtests.campaign.targets import Target, Targets, target_key
+from loadtests.errors import UsageError
 from loadtests.generator import locust_process
 from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import Case, CaseFile
+from loadtests.telemetry.exporters import ExporterError
+from loadtests.telemetry.server_machine import THIS_MACHINE, ServerMachine, find_machine
 from loadtests.workload.arrivals import ScenarioTable
 from loadtests.workload.scenario import Tables
 from servers.contract import oracle
 from servers.profile.profile import Dialect, Profile
 from servers.runtime import catalog, launch, models
+
+
+def find_machines(targets: Targets) -> dict[str, ServerMachine]:
+    """Where each endpoint at a URL runs, by the target's key. Asks their exporters. Raises
+    UsageError.
+    """
+    found: dict[str, ServerMachine] = {}
+    for name, target in targets.items():
+        if target.url is None:
+            continue
+        twin = next((other for other in found if targets[other] is target), None)
+        try:
+            found[name] = (
+                found[twin]
+                if twin is not None
+                else find_machine(target.url, target.access.proxy is not None, target.exporters)
+            )
+        except ExporterError as error:
+            raise UsageError(str(error)) from None
+    return found
 
 
 class CaseFailed(Exception):
@@ -39,6 +62,8 @@ class CampaignContext:
     targets: Targets
     # by the key of the target; only of targets that choose their model themselves
     profiles: Mapping[str, Profile] = field(default_factory=dict)
+    # by the key of the target; only of targets at a URL
+    machines: Mapping[str, ServerMachine] = field(default_factory=dict)
     respect_retry_after: bool = False
     web_port: int | None = None
     ready_timeout_s: float | None = None
@@ -64,6 +89,10 @@ class CaseRun:
     @property
     def target(self) -> Target:
         return self.context.targets[self.target_key]
+
+    @property
+    def machine(self) -> ServerMachine:
+        return self.context.machines.get(self.target_key, THIS_MACHINE)
 
     @property
     def model(self) -> str:

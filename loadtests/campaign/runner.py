@@ -24,7 +24,7 @@ from loadtests.campaign import (
     results_folder,
 )
 from loadtests.campaign.case import run_case
-from loadtests.campaign.case_run import CampaignContext
+from loadtests.campaign.case_run import CampaignContext, find_machines
 from loadtests.campaign.plan import default_loads, list_loads, make_plan, option_combinations
 from loadtests.campaign.targets import (
     Target,
@@ -152,6 +152,13 @@ def plan_campaign(
     UsageError, TraceError and CatalogError.
     """
     targets = targets or (targets_of_urls(arguments) if arguments.target else {"": Target()})
+    if (arguments.gpu_metrics or arguments.host_metrics) and not any(
+        target.url for target in targets.values()
+    ):
+        raise UsageError(
+            "--gpu-metrics and --host-metrics are for a server at a URL: leave them out, or give"
+            " --target"
+        )
     card = (
         None
         if arguments.target or arguments.engines == "simulated"
@@ -190,6 +197,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
     if arguments.web_port:
         ports.check_port(locust_process.WEB_HOST, arguments.web_port, "--web-port")
     plan = dataclasses.replace(plan, card=gpu_memory.try_card(plan.card, plan.gpu_demands()))
+    machines = find_machines(plan.targets)
     share = cores.share_cores()
     model, workers, profiles = resolve_model(arguments, plan, share)
     gpu_memory.announce(plan.card)
@@ -235,6 +243,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         workers=locust_process.Workers(arguments.load_workers, arguments.listen),
         targets=plan.targets,
         profiles=profiles,
+        machines=machines,
         respect_retry_after=arguments.respect_retry_after,
         web_port=arguments.web_port,
         ready_timeout_s=arguments.ready_timeout,

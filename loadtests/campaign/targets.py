@@ -17,6 +17,7 @@ from pathlib import Path
 from loadtests.errors import UsageError
 from loadtests.schema import Case, JsonObject
 from loadtests.telemetry import machine
+from loadtests.telemetry.exporters import Exporter, ExporterError, parse_exporter
 from servers.profile import profiler
 from servers.profile.access import Access, AccessError, expand_variables, make_access, strip_user
 from servers.profile.client import ProfileError
@@ -43,6 +44,7 @@ class Target:
     access: Access = dataclasses.field(default_factory=make_access)
     model: str | None = None  # the one that the user named for this target
     extra: JsonObject = dataclasses.field(default_factory=dict)  # of --body
+    exporters: Sequence[Exporter] = ()
 
     @property
     def is_external(self) -> bool:
@@ -98,6 +100,7 @@ class ClientOptions:
     insecure: bool = False
     ca_file: str | None = None
     proxy: str | None = None
+    exporters: Mapping[str, Sequence[Exporter]] = dataclasses.field(default_factory=dict)
 
     def make_access(self, name: str, url: str) -> Access:
         """Raises AccessError."""
@@ -114,8 +117,8 @@ NO_OPTIONS = ClientOptions()
 
 
 def read_client_options(arguments: argparse.Namespace, names: Sequence[str]) -> ClientOptions:
-    """Parses --header, --body, --model, --insecure, --cacert and --proxy for targets with these
-    names. Raises UsageError.
+    """Parses --header, --body, --model, --insecure, --cacert, --proxy and the exporters for targets
+    with these names. Raises UsageError.
     """
     headers: dict[str, list[str]] = {}
     for text in arguments.header:
@@ -134,8 +137,46 @@ def read_client_options(arguments: argparse.Namespace, names: Sequence[str]) -> 
         parts = [split_name(part, names) for part in arguments.model.split(",")]
         models = dict(parts) if all(name for name, _ in parts) else {"": arguments.model}
     return ClientOptions(
-        headers, extra, models, arguments.insecure, arguments.cacert, arguments.proxy
+        headers,
+        extra,
+        models,
+        arguments.insecure,
+        arguments.cacert,
+        arguments.proxy,
+        read_exporter_options(arguments, names),
     )
+
+
+def read_exporter_options(
+    arguments: argparse.Namespace, names: Sequence[str]
+) -> dict[str, list[Exporter]]:
+    """The exporters of --gpu-metrics and --host-metrics by the target's name. Raises UsageError."""
+    found: dict[str, list[Exporter]] = {}
+    for kind, option, texts in (
+        ("gpu", "--gpu-metrics", arguments.gpu_metrics),
+        ("host", "--host-metrics", arguments.host_metrics),
+    ):
+        for text in texts:
+            name, url = split_name(text, names)
+            if not name and (given := NAMED.fullmatch(text)):
+                known = f"choose from {', '.join(names)}" if names else "give the URL alone"
+                raise UsageError(f"{option} {given[1]}=...: no target has this name: {known}")
+            if not name and len(names) > 1:
+                raise UsageError(
+                    f"{option}: it needs the name of its target, as each may run on another"
+                    f" machine: give {option} {names[0]}=URL"
+                )
+            try:
+                exporter = parse_exporter(
+                    kind, expand_variables(option, url), arguments.insecure, arguments.cacert
+                )
+            except (ExporterError, AccessError) as error:
+                raise UsageError(str(error)) from None
+            mine = found.setdefault(name or next(iter(names), ""), [])
+            if kind == "host" and any(each.kind == kind for each in mine):
+                raise UsageError("--host-metrics: a target runs on one machine: give it once")
+            mine.append(exporter)
+    return found
 
 
 def split_name(text: str, names: Sequence[str]) -> tuple[str, str]:
@@ -203,6 +244,7 @@ def target_of_url(
         access=access,
         model=options.models.get(key, options.models.get("")),
         extra={**options.extra.get("", {}), **options.extra.get(key, {})},
+        exporters=options.exporters.get(key, options.exporters.get("", ())),
     )
 
 

@@ -1,7 +1,7 @@
 """Samples the machine while a case runs: CPU, memory and context switches of the process trees of
 the server and of the load generator, the whole system, and the GPUs. Each sample is one JSON line
 with the keys of `schema.TELEMETRY_FIELDS`. A thread fetches the server's own metrics
-(`loadtests/telemetry/server_metrics.py`).
+(`loadtests/telemetry/server_metrics.py`), and one for each exporter adds rows with its columns.
 
     python -m loadtests.telemetry --out telemetry.jsonl --clock-zero 1234.5
         --server-pid 42 --load-pid 43
@@ -26,6 +26,8 @@ from pathlib import Path
 import psutil
 
 from loadtests.schema import JsonObject
+from loadtests.telemetry.exporter_formats import MACHINE_FIELDS
+from loadtests.telemetry.exporters import ExporterReader, read_exporters
 from loadtests.telemetry.gpu import Gpus
 from loadtests.telemetry.processes import BackgroundTask, ProcessTree, sample_system
 from loadtests.telemetry.server_metrics import Scraper
@@ -72,6 +74,13 @@ def main() -> None:
         "--metrics-of",
         help="comma-separated base URLs whose /metrics go to server_metrics.jsonl beside --out",
     )
+    parser.add_argument(
+        "--without",
+        choices=("gpus", "machine"),
+        action="append",
+        default=[],
+        help="do not sample these of this machine: the server has others; can be repeated",
+    )
     parser.add_argument("--interval", type=float, default=0.2, help="time between samples, s")
     options = parser.parse_args()
     # a signal must end the wait below at once; Event.set() in a handler could deadlock
@@ -99,8 +108,12 @@ def main() -> None:
             read_access(),
         )
         threading.Thread(target=scraper.run, daemon=True).start()
-    gpus = Gpus(report)
+    for exporter in read_exporters(os.environ):
+        reader = ExporterReader(exporter, options.out, options.clock_zero, report)
+        threading.Thread(target=reader.run, daemon=True).start()
+    gpus = Gpus(report, is_wanted="gpus" not in options.without)
     gpu_reader, slow_gpu_reader = BackgroundTask(gpus.sample), BackgroundTask(gpus.sample_slow)
+    samples_machine = "machine" not in options.without
     samples, tick, slow_at_s, start_s, cpu_start_s = (
         0,
         0,
@@ -116,10 +129,8 @@ def main() -> None:
                 for tree in filter(None, (server, load)):
                     tree.find_processes()
             row: JsonObject = {"time_s": round(time.perf_counter() - options.clock_zero, 6)}
-            row |= {
-                "server": server and server.sample(slow),
-                "load": load.sample(slow),
-            } | sample_system()
+            row |= {"server": server and server.sample(slow), "load": load.sample(slow)}
+            row |= sample_system() if samples_machine else dict.fromkeys(MACHINE_FIELDS)
             row["gpus"] = (gpu_reader.ask(0.05) or gpus.unknown()) if gpus.count else []
             if (
                 slow

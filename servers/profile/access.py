@@ -14,7 +14,7 @@ import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
-from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit, urlunsplit
 
 ENVIRONMENT = "SERVEOFF_ACCESS"  # JSON: {target's name: fields of Access}
 HIDDEN = "***"
@@ -160,6 +160,23 @@ def make_access(
     hidden = sorted({each for each in secrets if len(each) >= SHORTEST_SECRET}, key=len)
     access = Access(tuple(given.items()), not insecure, ca_file, proxy, tuple(hidden[::-1]))
     access.tls_context()  # an unusable file must not wait for the first request
+    return access
+
+
+def make_basic_access(
+    user: str | None, password: str, insecure: bool, ca_file: str | None
+) -> Access:
+    """Make an access without any key of a target: with Basic authentication if there is a user.
+    Raises AccessError.
+    """
+    basic = _basic(quote(user), quote(password)) if user is not None else ""
+    access = Access(
+        (("Authorization", basic),) if basic else (),
+        not insecure,
+        ca_file,
+        secrets=(password, basic.partition(" ")[2]) if basic else (),
+    )
+    access.tls_context()
     return access
 
 

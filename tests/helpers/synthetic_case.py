@@ -198,6 +198,7 @@ def run(
         "command": ["serve", "--port", "1"],
         "environment": {},
         "gpus": None,
+        "server_machine": None,
         "stages": [
             {"name": name, "start_s": 2.0 * i, "end_s": 2.0 * i + 2} for i, name in enumerate(names)
         ],
