@@ -35,6 +35,7 @@ CHECKS: tuple[Callable[[CaseData], Check | None], ...] = (
     machine.check_other_processes,
     machine.check_steal,
     machine.check_swap,
+    machine.check_exporters,
     machine.check_gpu_clocks,
     machine.check_other_gpus,
     load.check_sample_size,
@@ -52,7 +53,7 @@ def run_checks(case: CaseData) -> list[Check]:
     """
     results = [result for check in CHECKS if (result := check(case)) is not None]
     busy = [r for r in results if r.name in ("other processes", "steal") and r.ok is False]
-    if not busy:
+    if not busy or case.server_machine.get("here") is False:  # these are checks of its machine
         return results
     meanwhile = " and ".join(r.detail for r in busy)
     return [

@@ -56,7 +56,11 @@ def is_strict(case: CaseData) -> bool:
 
 
 def server_cores(case: CaseData) -> int | None:
-    """The machine's number of cores, from the manifest."""
+    """The number of cores of the server's machine, from the manifest or its exporter."""
+    if case.server_machine.get("host_exporter"):
+        return case.server_machine["cores"]
+    if case.server_machine.get("here") is False:
+        return None
     cpu = (case.campaign.get("manifest") or {}).get("cpu")
     cores = cpu.get("cores") if isinstance(cpu, dict) else None
     return int(cores) if cores else None

@@ -31,13 +31,15 @@ def find_machines(targets: Targets) -> dict[str, ServerMachine]:
             continue
         twin = next((other for other in found if targets[other] is target), None)
         try:
-            found[name] = (
+            machine = (
                 found[twin]
                 if twin is not None
                 else find_machine(target.url, target.access.proxy is not None, target.exporters)
             )
         except ExporterError as error:
             raise UsageError(str(error)) from None
+        named = bool(name) and len(targets) > 1 and twin is None
+        found[name] = machine.with_names(name) if named else machine
     return found
 
 

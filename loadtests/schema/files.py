@@ -236,7 +236,7 @@ class CaseFile:
         "{here, gpu_exporters, gpus, host_exporter, cores, memory_bytes}: here: whether the server"
         " runs on the machine of the manifest: Serveoff started it, or its URL has an address of"
         " this machine; gpu_exporters, host_exporter: the URLs of --gpu-metrics and --host-metrics,"
-        " whose values then fill the columns; gpus: [{index, gpu, host, uuid, name, memory_bytes}]"
+        " whose values then fill the columns; gpus: [{index, gpu, uuid, name, memory_bytes}]"
         " of these exporters, where gpu is their own number; cores, memory_bytes: of the server's"
         " machine, by its exporter; absent in older campaigns",
     ] = None

@@ -176,8 +176,8 @@ def _make_card(dialect: Dialect, card: tuple[str, str, str], rows: list[Row]) ->
         found.setdefault(name, value)
     values: JsonObject = dict.fromkeys(GPU_FIELDS)
     for column, sources in dialect.columns.items():
-        value = next((found[name] * by for name, by in sources if name in found), None)
-        values[column] = round(value) if column in WHOLE_NUMBERS and value is not None else value
+        known = next((found[name] * by for name, by in sources if name in found), None)
+        values[column] = _whole(known) if column in WHOLE_NUMBERS else known
     labels = rows[0][1]
     parts = {each.get("gpu_i_id", "") for _, each, _ in rows} - {""}
     amd_type = labels.get("gpu_compute_partition_type", "").lower()

@@ -6,8 +6,8 @@ Numbers of this machine's CPU, memory and GPUs are the server's only if it runs 
 import ipaddress
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import psutil
@@ -61,6 +61,10 @@ class ServerMachine:
             return [card["index"] for card in self.checked.gpus]
         return None if self.here else []
 
+    def with_names(self, name: str) -> Self:
+        """The same with the target's name before each note."""
+        return replace(self, notes=tuple(f"{name}: {note}" for note in self.notes))
+
     def to_json(self) -> JsonObject:
         """run.json's "server_machine"."""
         shown = {
@@ -70,7 +74,11 @@ class ServerMachine:
         return {
             "here": self.here,
             "gpu_exporters": shown["gpu"],
-            "gpus": self.checked.gpus,
+            # results hold no names of machines
+            "gpus": [
+                {key: value for key, value in card.items() if key != "host"}
+                for card in self.checked.gpus
+            ],
             "host_exporter": next(iter(shown["host"]), None),
             "cores": self.checked.host.get("cores"),
             "memory_bytes": self.checked.host.get("memory_bytes"),
@@ -121,7 +129,7 @@ def find_forwarder(port: int) -> str | None:
         listening = {
             each.pid
             for each in psutil.net_connections("tcp")
-            if each.status == psutil.CONN_LISTEN and each.laddr.port == port and each.pid
+            if each.status == psutil.CONN_LISTEN and each.laddr[1:] == (port,) and each.pid
         }
         names = {psutil.Process(pid).name() for pid in listening}
     except (psutil.Error, OSError):
