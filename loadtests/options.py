@@ -246,8 +246,8 @@ def add_telemetry_options(group: argparse._ArgumentGroup) -> None:
         metavar="[NAME=]URL",
         help=(
             "DCGM exporter or AMD's device metrics exporter of a target's GPUs; ?gpu=0,1 at the end"
-            " of the URL chooses those that the server uses; can be repeated (default: the GPUs of"
-            " this machine for a target that runs here, otherwise none)"
+            " of the URL chooses those that the server uses, and none shows no GPU; can be repeated"
+            " (default: the GPUs of this machine for a target that runs here, otherwise none)"
         ),
     )
     add(
@@ -257,8 +257,9 @@ def add_telemetry_options(group: argparse._ArgumentGroup) -> None:
         default=[],
         metavar="[NAME=]URL",
         help=(
-            "node exporter of a target's machine; can be repeated for other targets (default: the"
-            " CPU and memory of this machine for a target that runs here, otherwise none)"
+            "node exporter of a target's machine, or none; can be repeated for other targets"
+            " (default: the CPU and memory of this machine for a target that runs here, otherwise"
+            " none)"
         ),
     )
 

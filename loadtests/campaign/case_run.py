@@ -40,6 +40,9 @@ def find_machines(targets: Targets) -> dict[str, ServerMachine]:
             raise UsageError(str(error)) from None
         named = bool(name) and len(targets) > 1 and twin is None
         found[name] = machine.with_names(name) if named else machine
+        if machine.checked.gpus and twin is None:
+            cards = ", ".join(f"{card['gpu']} {card['name']}" for card in machine.checked.gpus)
+            print(f"{name or 'target'}: its GPUs are {cards}", flush=True)
     return found
 
 

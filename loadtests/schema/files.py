@@ -233,12 +233,13 @@ class CaseFile:
     ] = None
     server_machine: Annotated[
         JsonObject | None,
-        "{here, gpu_exporters, gpus, host_exporter, cores, memory_bytes}: here: whether the server"
-        " runs on the machine of the manifest: Serveoff started it, or its URL has an address of"
-        " this machine; gpu_exporters, host_exporter: the URLs of --gpu-metrics and --host-metrics,"
-        " whose values then fill the columns; gpus: [{index, gpu, uuid, name, memory_bytes}]"
-        " of these exporters, where gpu is their own number; cores, memory_bytes: of the server's"
-        " machine, by its exporter; absent in older campaigns",
+        "{here, hidden, gpu_exporters, gpus, host_exporter, cores, memory_bytes}: here: whether the"
+        " server runs on the machine of the manifest: Serveoff started it, or its URL has an"
+        " address of this machine; hidden: gpu or host if that option is none; gpu_exporters,"
+        " host_exporter: the URLs of --gpu-metrics and --host-metrics, whose values then fill the"
+        " columns; gpus: [{index, gpu, uuid, name, memory_bytes}] of these exporters, where gpu is"
+        " their own number; cores, memory_bytes: of the server's machine, by its exporter; absent"
+        " in older campaigns",
     ] = None
     startup_s: Annotated[
         float | None, "from the start of the process to the first 200 of /health; null for --target"

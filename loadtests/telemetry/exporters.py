@@ -23,6 +23,7 @@ from servers.runtime.limits import SCRAPE_S
 ENVIRONMENT = "SERVEOFF_EXPORTERS"  # JSON, as a URL may hold a secret: [fields of Exporter]
 PERIOD_S = 1.0
 CHECK_S = 10.0
+NONE = "none"  # instead of a URL: show neither an exporter's values nor this machine's
 MOST_BYTES = 2**24  # AMD's exporter writes 300 series per GPU, and a GPU may have 8 partitions
 OPTIONS = {"gpu": "--gpu-metrics", "host": "--host-metrics"}
 KNOWN = {
@@ -78,11 +79,14 @@ def read_exporters(environment: Mapping[str, str]) -> list[Exporter]:
 
 
 def parse_exporter(kind: str, text: str, insecure: bool, ca_file: str | None) -> Exporter:
-    """Parses the URL of an exporter; `?gpu=0,1` chooses GPUs. Raises ExporterError.
+    """Parses the URL of an exporter, or NONE; `?gpu=0,1` chooses GPUs. Raises ExporterError and
+    AccessError.
 
     >>> parse_exporter("gpu", "http://10.0.0.5:9400?gpu=0,1", False, None).chosen
     ('0', '1')
     """
+    if text.strip() == NONE:
+        return Exporter(kind, NONE)
     parts = urlsplit(text.strip())
     try:
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

@@ -13,14 +13,14 @@ from urllib.parse import urlsplit
 import psutil
 
 from loadtests.schema import JsonObject
-from loadtests.telemetry.exporters import Checked, Exporter, check_exporters
+from loadtests.telemetry.exporters import NONE, Checked, Exporter, check_exporters
 
 # Programs that listen only to pass connections on to another machine.
 FORWARDERS = {"ssh", "sshd", "kubectl", "oc", "session-manager-plugin"}
 HERE = (
-    "the address is this machine's, so its GPUs, CPU and memory are shown as the server's machine;"
-    " if it only passes requests on, give the server's own address, or its exporters with"
-    " --gpu-metrics and --host-metrics"
+    "the address is this machine's, so its GPUs, CPU and memory count as those of the server's"
+    " machine; if it only passes requests on, give its own address, or `none` to --gpu-metrics and"
+    " --host-metrics"
 )
 ELSEWHERE = {
     "gpu": "this machine's GPUs are not shown: the server runs elsewhere, and --gpu-metrics was not"
@@ -32,10 +32,13 @@ ELSEWHERE = {
 
 @dataclass(frozen=True)
 class ServerMachine:
-    """`here`: whether the server runs on this machine. `checked`: its exporters."""
+    """`here`: whether the server runs on this machine. `checked`: its exporters. `hidden`: the kinds
+    for which the user chose to show nothing.
+    """
 
     here: bool
     checked: Checked = field(default_factory=Checked)
+    hidden: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
     @property
@@ -48,18 +51,18 @@ class ServerMachine:
     @property
     def samples_gpus(self) -> bool:
         """Whether the GPUs of this machine are the server's; the same below for the rest."""
-        return self.here and not self.has("gpu")
+        return self.here and not self.has("gpu") and "gpu" not in self.hidden
 
     @property
     def samples_host(self) -> bool:
-        return self.here and not self.has("host")
+        return self.here and not self.has("host") and "host" not in self.hidden
 
     @property
     def gpus(self) -> list[int] | None:
         """run.json's "gpus"."""
         if self.has("gpu"):
             return [card["index"] for card in self.checked.gpus]
-        return None if self.here else []
+        return None if self.samples_gpus else []
 
     def with_names(self, name: str) -> Self:
         """The same with the target's name before each note."""
@@ -73,6 +76,7 @@ class ServerMachine:
         }
         return {
             "here": self.here,
+            "hidden": sorted(self.hidden),
             "gpu_exporters": shown["gpu"],
             # results hold no names of machines
             "gpus": [
@@ -97,12 +101,14 @@ def find_machine(url: str, is_proxied: bool, exporters: Sequence[Exporter]) -> S
     if here and (forwarder := find_forwarder(port)):
         here = False
         notes.append(f"{forwarder} forwards port {port} of this machine to another")
-    checked = check_exporters(exporters)
-    found = ServerMachine(here, checked)
+    hidden = frozenset(each.kind for each in exporters if each.url == NONE)
+    checked = check_exporters(each for each in exporters if each.url != NONE)
+    found = ServerMachine(here, checked, hidden)
     if found.samples_gpus or found.samples_host:
         notes.append(HERE)
-    notes += [text for kind, text in ELSEWHERE.items() if not here and not found.has(kind)]
-    return ServerMachine(here, checked, (*notes, *checked.notes))
+    unknown = {kind for kind in ELSEWHERE if not here and not found.has(kind)} - hidden
+    notes += [text for kind, text in ELSEWHERE.items() if kind in unknown]
+    return replace(found, notes=(*notes, *checked.notes))
 
 
 def is_own_address(host: str, interfaces: Any = psutil.net_if_addrs) -> bool:

@@ -18,6 +18,7 @@ def machine(here=False, gpus=(0, 1), host=False):
     ]
     return {
         "here": here,
+        "hidden": [],
         "gpu_exporters": ["http://10.0.0.5:9400/metrics"] * bool(gpus),
         "gpus": cards,
         "host_exporter": "http://10.0.0.5:9100/metrics" if host else None,

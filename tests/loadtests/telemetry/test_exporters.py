@@ -288,6 +288,8 @@ def test_where_a_server_runs_decides_what_is_sampled(monkeypatch: pytest.MonkeyP
         with_cards = find_machine(local, False, gpu)
         assert (with_cards.samples_gpus, with_cards.samples_host) == (False, True)
         assert with_cards.gpus == [0, 1] and len(with_cards.to_json()["gpus"]) == 2
+        hidden = find_machine(local, False, [parse_exporter("gpu", "none", False, None)])
+        assert (hidden.samples_gpus, hidden.samples_host, hidden.gpus) == (False, True, [])
         monkeypatch.setattr(server_machine, "FORWARDERS", {find_name()})
         tunnel = find_machine(local, False, [])
         assert not tunnel.here and "forwards port" in tunnel.notes[0]
