@@ -19,7 +19,7 @@ from loadtests.telemetry.exporters import NONE, Checked, Exporter, check_exporte
 FORWARDERS = {"ssh", "sshd", "kubectl", "oc", "session-manager-plugin"}
 HERE = (
     "the address is this machine's, so its GPUs, CPU and memory count as those of the server's"
-    " machine; if it only passes requests on, give its own address, or `none` to --gpu-metrics and"
+    " machine; if it only passes requests on, give its own address, or none to --gpu-metrics and"
     " --host-metrics"
 )
 ELSEWHERE = {
