@@ -4,7 +4,7 @@ invalid, which does not mean that the server is slow.
 A new check is one function with a remedy in one of these modules, and one entry in CHECKS.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from analysis.case import CaseData
 from analysis.checks import errors, load, machine, responses, token_counts
@@ -42,6 +42,7 @@ CHECKS: tuple[Callable[[CaseData], Check | None], ...] = (
 
 # Failures that a busy machine can cause, by the names of the checks.
 DISTURBABLE = {"arrivals", "send lag", "client error", "steadiness"}
+MEANWHILE = "; meanwhile "  # before what others did
 
 
 def run_checks(case: CaseData) -> list[Check]:
@@ -55,10 +56,17 @@ def run_checks(case: CaseData) -> list[Check]:
     meanwhile = " and ".join(r.detail for r in busy)
     return [
         r._replace(
-            detail=f"{r.detail}; meanwhile {meanwhile}",
+            detail=f"{r.detail}{MEANWHILE}{meanwhile}",
             remedy=f"{busy[0].remedy} and measure again; if that does not help, {r.remedy}",
         )
         if r.name in DISTURBABLE and r.ok is False
         else r
         for r in results
     ]
+
+
+def describe_failures(failed: Sequence[Check]) -> str:
+    """The failed checks of one case on one line; what others did meanwhile stands at its end."""
+    parts = [f"{check.name}: {check.detail}".partition(MEANWHILE) for check in failed]
+    last = dict.fromkeys(tail for _, _, tail in parts if tail)
+    return "; ".join([*(head for head, _, _ in parts), *(f"meanwhile {tail}" for tail in last)])

@@ -70,13 +70,8 @@ def check_client_error(case: CaseData) -> Check:
     """The load generator cannot have changed the reported values by more than 5%
     (checks/load_generator.py); else the case is client-bound.
     """
-    name, remedy = (
-        "client error",
-        (
-            "use more load workers, fewer streams or more cores for the load generator; stop other"
-            " programs"
-        ),
-    )
+    name = "client error"
+    remedy = "use more load workers, fewer streams or more cores for the load generator"
     if skipped := skip_after_errors(case, name):
         return skipped
     shares = load_generator.error_shares(case)

@@ -33,6 +33,7 @@ from loadtests.progress.rows import CaseRow
 from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import CampaignFile, CapacitySearch, Case, MachineShare, PairedGate
 from loadtests.telemetry import cores, machine
+from loadtests.workload.arrivals import longest_warm_up_s
 from loadtests.workload.scenario import Tables, read_scenarios, with_fixed_window, with_trace
 from servers.contract import oracle
 from servers.profile.profile import ENDPOINTS, Profile
@@ -326,7 +327,8 @@ def run(campaign: PreparedCampaign) -> int:
         # this process must not use the server's cores either
         os.sched_setaffinity(0, context.load_cores)
     warmups_s = {name: table["warmup_s"] for name, table in context.scenarios.items()}
-    with ProgressWatch(warmups_s) as watch:
+    longest_s = {name: longest_warm_up_s(table) for name, table in context.scenarios.items()}
+    with ProgressWatch(warmups_s, longest_s) as watch:
         try:
             for cases in campaign.source(watch):
                 # A search calibrates after its round at saturation: the later loads are typical.

@@ -36,6 +36,7 @@ from typing import Any
 from loadtests.schema.files import (
     CALIBRATION_KEYS,
     CAMPAIGN_KEYS,
+    CLIENT_ERROR_BOUND,
     RUN_KEYS,
     CalibrationFile,
     CampaignFile,
@@ -62,6 +63,7 @@ from loadtests.schema.rows import (
 __all__ = [
     "CALIBRATION_KEYS",
     "CAMPAIGN_KEYS",
+    "CLIENT_ERROR_BOUND",
     "GPU_FIELDS",
     "PROCESS_FIELDS",
     "REQUEST_FIELDS",

@@ -267,6 +267,10 @@ class CaseFile:
         return asdict(self)
 
 
+# A case is invalid if the load generator may have changed a value by more than this share.
+CLIENT_ERROR_BOUND = 0.05
+
+
 class CalibrationFile(TypedDict):
     """calibration.json."""
 

@@ -118,4 +118,19 @@ def test_an_invalid_server_has_one_word_and_its_reason(found: Summary) -> None:
     lines = shown(found, 100)
     [row] = [line for line in lines if line.startswith("gamma")]
     assert re.fullmatch(r"gamma \(simulated\) +invalid(?: +–)+ *", row)
-    assert any(line.startswith("  gamma (simulated): failed: load: ") for line in lines)
+    why = "failed: load: the server died"
+    assert [line for line in lines if why in line] == [
+        f"no valid case of gamma (simulated), chat: {why}"
+    ]
+
+
+def test_a_server_with_some_invalid_runs_has_their_number_and_the_reason_once(
+    tmp_path: Path,
+) -> None:
+    folder = synthetic_campaign.campaign(tmp_path / "campaign")
+    path = sorted(folder.glob("cases/*beta*/run.json"))[0]
+    run = json.loads(path.read_text())
+    synthetic_campaign.schema.write_json(path, run | {"status": "failed: launch: it died"})
+    lines = shown(summary.summarise(dataset.read_campaign(folder)), 100)
+    [line] = [line for line in lines if "it died" in line]
+    assert re.fullmatch(r"  beta \(simulated\), 1 of \d runs: failed: launch: it died", line)
