@@ -221,6 +221,5 @@ def test_the_log_lines_of_a_failed_case_stay_out_of_the_sentence(write):
         why = "failed: load: the server ended by itself; its last log lines:\nTraceback (...)"
         synthetic_campaign.schema.write_json(path, run | {"status": why})
     assert answer(folder).endswith(
-        "beta (simulated) has no valid case: failed: load: the server ended by itself; its last"
-        " log lines."
+        "beta (simulated) has no valid case: failed: load: the server ended by itself."
     )
