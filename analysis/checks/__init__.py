@@ -66,7 +66,10 @@ def run_checks(case: CaseData) -> list[Check]:
 
 
 def describe_failures(failed: Sequence[Check]) -> str:
-    """The failed checks of one case on one line; what others did meanwhile stands at its end."""
-    parts = [f"{check.name}: {check.detail}".partition(MEANWHILE) for check in failed]
-    last = dict.fromkeys(tail for _, _, tail in parts if tail)
-    return "; ".join([*(head for head, _, _ in parts), *(f"meanwhile {tail}" for tail in last)])
+    """The failed checks of one case on one line, with what others did meanwhile only once."""
+    parts: list[str] = []
+    for check in failed:
+        detail, _, meanwhile = check.detail.partition(MEANWHILE)
+        known = bool(meanwhile) and any(part.endswith(meanwhile) for part in parts)
+        parts.append(f"{check.name}: {detail if known else check.detail}")
+    return "; ".join(parts)
