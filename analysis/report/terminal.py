@@ -124,12 +124,14 @@ def show_comparison(
 def show_concerns(summary: Summary, console: Console) -> None:
     """Prints every reason to doubt these numbers, the worst first, one line each."""
     concerns: list[tuple[str, str]] = []
-    remedies = ""
+    invalid_cases: dict[str, set[str]] = {}  # by remedy
     for concern in list_concerns(summary):
-        # "stop other programs" stands in the remedy of what they made invalid
-        if concern["severity"] != "invalid" and concern["remedy"] in remedies:
+        cases = {case for case, _ in concern["cases"]}
+        if concern["severity"] == "invalid":
+            invalid_cases.setdefault(concern["remedy"], set()).update(cases)
+        # "stop other programs" also stands in the remedy of what they made invalid
+        elif any(concern["remedy"] in r and cases <= of for r, of in invalid_cases.items()):
             continue
-        remedies += f"{concern['remedy']}\n"
         where = f"in {len(concern['cases'])} of {len(summary.table)} cases"
         text = f"{concern['name']}, {where}: {concern['remedy']}"
         concerns.append((concern["severity"], text))

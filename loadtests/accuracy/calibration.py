@@ -347,13 +347,17 @@ def describe_errors(results: Results) -> str:
     found = " and ".join(f"{ms:.1f} ms {where}" for ms, where in added)
     ttft = f"adds {found} to the P99 of TTFT, and " if found else ""
     chunks = f"{results['sustained_events_per_s']:,} chunks/s"
-    least_ms = max((ms for ms, _ in added), default=0.0) / schema.CLIENT_ERROR_BOUND
-    small = f", as it would with a TTFT P99 below {least_ms:.3g} ms" if least_ms > 0 else ""
+    most_ms = max((ms for ms, _ in added), default=0.0)
+    bound = schema.CLIENT_ERROR_BOUND
+    example = (
+        f" ({most_ms:.1f} ms is {bound:.0%} of {most_ms / bound:.3g} ms)" if most_ms > 0 else ""
+    )
     # if the ladder ended because its server could not send more, no higher rate is known to fail
     limited = any(step["server_kept_up"] and not step["sustained"] for step in results["ladder"])
     more = ", or if more chunks/s arrive" if limited else ""
     return (
         f"calibrated: the load generator {ttft}measures up to {chunks} correctly. A case is invalid"
-        f" if this may change its TTFT, E2E or ITL by more than {schema.CLIENT_ERROR_BOUND:.0%}"
-        f"{small}{more}."
+        f" if the load generator may have changed its TTFT, E2E or ITL by more than {bound:.0%}"
+        f"{example}, or sent over {1e3 * schema.SEND_LAG_BOUND_S:g} ms late (P99; over"
+        f" {schema.SEND_LAG_BOUND_SHARE:.0%} of the median E2E if that is more){more}."
     )

@@ -4,8 +4,10 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from rich.console import Console
 
@@ -70,6 +72,22 @@ def test_concerns_come_after_the_tables_the_worst_first(tmp_path: Path) -> None:
     assert any(
         re.match(r"invalid: contract, in \d of \d cases: \w+", line) for line in lines
     ) and any(line.startswith(f"warning: {writer.UNCOMMITTED[:20]}") for line in lines)
+
+
+def test_a_busy_machine_is_a_concern_of_a_valid_case_beside_an_invalid_one(found: Summary) -> None:
+    """Where every busy case is invalid, the remedy of the invalid ones has it already."""
+    remedy = "stop other programs"
+    both = [
+        (0, "send lag", "invalid", f"{remedy} and measure again"),
+        (0, "other", "warning", remedy),
+    ]
+    columns = ["index", "name", "severity", "remedy"]
+    for busy, count in ((both, 0), ([*both, (1, "other", "warning", remedy)], 1)):
+        checks = pd.DataFrame(busy, columns=columns).assign(ok=False, detail="", value=1.0)
+        lines = shown(replace(found, checks=checks), 140)
+        assert sum(line.startswith("warning: other, in 2") for line in lines) == count
+        assert sum(line.startswith("warning: other") for line in lines) == count
+        assert sum(line.startswith("invalid: send lag, in 1") for line in lines) == 1
 
 
 def test_commands_stay_whole_on_a_narrow_terminal() -> None:

@@ -110,14 +110,16 @@ def test_the_line_of_a_calibration_states_what_makes_a_case_invalid() -> None:
     }
     assert calibration.describe_errors(found) == (
         "calibrated: the load generator adds 4.2 ms with 8 users and 0.3 ms at 2.5 requests/s to"
-        " the P99 of TTFT, and measures up to 2,000 chunks/s correctly. A case is invalid if this"
-        " may change its TTFT, E2E or ITL by more than 5%, as it would with a TTFT P99 below 84 ms,"
-        " or if more chunks/s arrive."
+        " the P99 of TTFT, and measures up to 2,000 chunks/s correctly. A case is invalid if the"
+        " load generator may have changed its TTFT, E2E or ITL by more than 5% (4.2 ms is 5% of 84"
+        " ms), or sent over 5 ms late (P99; over 1% of the median E2E if that is more), or if more"
+        " chunks/s arrive."
     )
     unknown = found | {"closed": None, "open": None, "ladder": steps[:1]}
     assert calibration.describe_errors(unknown) == (
         "calibrated: the load generator measures up to 2,000 chunks/s correctly. A case is invalid"
-        " if this may change its TTFT, E2E or ITL by more than 5%."
+        " if the load generator may have changed its TTFT, E2E or ITL by more than 5%, or sent over"
+        " 5 ms late (P99; over 1% of the median E2E if that is more)."
     )
 
 
@@ -324,9 +326,7 @@ def test_a_campaign_calibrates_once(bench: Bench) -> None:
     assert first.stdout.count("calibrating the load generator: about 30 s\n") == 1
     assert re.search(
         r"^calibrated: the load generator adds -?[\d.]+ ms with 3 users to the P99 of TTFT, and"
-        r" measures up to [\d,]+ chunks/s correctly\. A case is invalid if this may change its"
-        r" TTFT, E2E or ITL by more than 5%, as it would with a TTFT P99 below [\d.e+]+ ms(, or"
-        r" if more chunks/s arrive)?\.$",
+        r" measures up to [\d,]+ chunks/s correctly\. A case is invalid if .*\.$",
         first.stdout,
         re.MULTILINE,
     )
