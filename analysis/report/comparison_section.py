@@ -34,17 +34,9 @@ HEADLINE = (
     "server_peak_bytes",
     "startup_s",
 )
-# The columns of the first table, which fits a screen; those of BESIDE and of cost go with them. The
-# others stand in a table of their own.
-DECIDING = (
-    "output_tokens_per_s",
-    "goodput_per_s",
-    "error_share",
-    "ttft_p50_s",
-    "ttft_p99_s",
-    "e2e_p50_s",
-    "e2e_p99_s",
-)
+# The columns of the first table, which fits a screen; the tails of TTFT and E2E and those of BESIDE
+# and of cost go with them. The others stand in a table of their own.
+DECIDING = ("output_tokens_per_s", "goodput_per_s", "error_share", "ttft_p50_s", "e2e_p50_s")
 # In an open loop these are the demand as long as a server keeps up: no result, and not compared.
 DEMAND = ("output_tokens_per_s", "requests_per_s")
 
@@ -249,9 +241,17 @@ def shown_metrics(summary: Summary, comparison: Comparison) -> tuple[tuple[str, 
     ]
     demand = DEMAND if comparison.is_open else ()
     beside = [name for names, _ in BESIDE.values() for name in names]
-    wanted = {*DECIDING, comparison.metric, *beside, *cost_section.cost_columns(summary)}
+    tails = [_known_tail(stem, valid) for stem in ("ttft", "e2e")]
+    wanted = {*DECIDING, *tails, comparison.metric, *beside, *cost_section.cost_columns(summary)}
     deciding = [name for name in shown if name in wanted.difference(demand)]
     return (*deciding, *(name for name in shown if name not in deciding)), len(deciding)
+
+
+def _known_tail(stem: str, valid: list[pd.DataFrame]) -> str:
+    """P99 of a latency, or P95 if no server has enough requests for P99."""
+    p99, p95 = (f"{stem}_p{p}_s" for p in (99, 95))
+    known = {name for name in (p99, p95) if any(cases[name].notna().any() for cases in valid)}
+    return p95 if p95 in known and p99 not in known else p99
 
 
 def _unit(summary: Summary, name: str) -> str:

@@ -152,3 +152,14 @@ def test_a_server_with_some_invalid_runs_has_their_number_and_the_reason_once(
     lines = shown(summary.summarise(dataset.read_campaign(folder)), 100)
     [line] = [line for line in lines if "it died" in line]
     assert re.fullmatch(r"  beta \(simulated\), 1 of \d runs: failed: launch: it died", line)
+
+
+def test_the_first_table_has_the_highest_percentile_that_is_known(found: Summary) -> None:
+    [comparison] = summary.build_comparisons(found)
+    columns, deciding = comparison_section.shown_metrics(found, comparison)
+    assert {"ttft_p99_s", "e2e_p99_s"} < {*columns[:deciding]} and "e2e_p95_s" in columns[deciding:]
+    table = found.table.assign(e2e_p99_s=math.nan)
+    [few] = summary.build_comparisons(replace(found, table=table))
+    columns, deciding = comparison_section.shown_metrics(found, few)
+    assert {"ttft_p99_s", "e2e_p95_s"} < {*columns[:deciding]}
+    assert "e2e_p99_s" not in columns[:deciding] and len(columns) == len(set(columns))
