@@ -58,26 +58,36 @@ def verify(arguments: argparse.Namespace) -> int:
 
 
 def profile(arguments: argparse.Namespace) -> int:
+    from servers.profile.access import AccessError, expand_variables, make_access
     from servers.profile.client import ProfileError
     from servers.profile.profiler import as_lines, profile_endpoint
 
     try:
+        url = expand_variables("the URL", arguments.url)
+        access = make_access(
+            arguments.header,
+            url=url,
+            insecure=arguments.insecure,
+            ca_file=arguments.cacert,
+            proxy=arguments.proxy,
+        )
         found = profile_endpoint(
-            arguments.url,
+            url,
+            access=access,
             model=arguments.model,
             ready_timeout_s=arguments.ready_timeout,
             say=lambda line: print(line, file=sys.stderr, flush=True),
         )
-    except ProfileError as error:
+    except (ProfileError, AccessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if arguments.json:
-        print(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
+        print(access.hide_secrets(json.dumps(found.to_json(), indent=2, ensure_ascii=False)))
         return 0
     for name, value in as_lines(found):
-        print(f"{name:32} {value}")
+        print(access.hide_secrets(f"{name:32} {value}"))
     for note in found.notes:
-        print(f"note: {note}")
+        print(access.hide_secrets(f"note: {note}"))
     return 0
 
 
@@ -150,6 +160,17 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="how long to wait for a server that is still loading, in seconds (default: 300)",
     )
+    asked.add_argument(
+        "--header",
+        action="append",
+        default=[],
+        help="header of each request, such as 'api-key: ${GATEWAY_KEY}'; can be repeated",
+    )
+    asked.add_argument(
+        "--cacert", metavar="FILE", help="PEM file of the authorities that may sign a certificate"
+    )
+    asked.add_argument("--insecure", action="store_true", help="accept any TLS certificate")
+    asked.add_argument("--proxy", metavar="URL", help="HTTP proxy, such as http://proxy:3128")
     asked.add_argument("--json", action="store_true", help="print the profile as JSON")
     for name in catalog.list_servers():
         one = verbs.add_parser(name, help="start this server in the foreground")

@@ -26,7 +26,13 @@ from loadtests.campaign import (
 from loadtests.campaign.case import run_case
 from loadtests.campaign.case_run import CampaignContext
 from loadtests.campaign.plan import make_plan, option_combinations
-from loadtests.campaign.targets import Target, Targets, profile_targets, target_of_url
+from loadtests.campaign.targets import (
+    Target,
+    Targets,
+    describe_endpoint,
+    profile_targets,
+    targets_of_urls,
+)
 from loadtests.errors import UsageError
 from loadtests.generator import locust_process
 from loadtests.progress.rows import CaseRow
@@ -83,7 +89,7 @@ class PreparedCampaign:
 
 def plan_cases(
     arguments: argparse.Namespace,
-    target: Target,
+    targets: Sequence[Target],
     default_scenarios: str = SCENARIOS,
     fixed_windows: bool = False,
 ) -> tuple[list[Case], Tables]:
@@ -100,8 +106,9 @@ def plan_cases(
     engines = [name for name in arguments.engines.split(",") if name]
     for name in engines:
         catalog.check_name(name, catalog.ENGINES, "engine")
+    target = targets[0]
     if target.server:
-        servers = [target.server]
+        servers = [each.server for each in targets if each.server]
         engines = [] if target.is_external else engines
     elif arguments.servers == "all":
         servers = [
@@ -155,18 +162,12 @@ def plan_campaign(
     """Plans a campaign. `targets` and `gate`: only for a gate (loadtests/gate.py). Raises
     UsageError, TraceError and CatalogError.
     """
-    targets = targets or {
-        "": Target() if arguments.target is None else target_of_url(arguments.target)
-    }
-    card = (
-        None
-        if arguments.target is not None or arguments.engines == "simulated"
-        else gpu_memory.find_card()
-    )
+    targets = targets or (targets_of_urls(arguments) if arguments.target else {"": Target()})
+    card = None if arguments.target or arguments.engines == "simulated" else gpu_memory.find_card()
     cases, scenarios = plan_cases(
         arguments,
-        targets.get("head") or targets[""],
-        TARGET_SCENARIOS if arguments.target is not None else GPU_SCENARIOS if card else SCENARIOS,
+        [targets["head"]] if "head" in targets else list(targets.values()),
+        TARGET_SCENARIOS if arguments.target else GPU_SCENARIOS if card else SCENARIOS,
         fixed_windows=gate is not None,  # a gate has a time limit, and repeats instead
     )
     search = None
@@ -218,6 +219,11 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         search=plan.search,
         gate=plan.gate,
         max_errors=arguments.max_errors,
+        targets={
+            name or "target": describe_endpoint(plan.targets[name], profile.model)
+            for name, profile in profiles.items()
+            if plan.targets[name].url
+        },
         plan=[] if plan.search or plan.gate else plan.cases,
         manifest=machine.build_manifest(
             target.server for target in plan.targets.values() if target.server
@@ -261,13 +267,13 @@ def resolve_model(
         chosen = {table["endpoint"] for table in plan.scenarios.values()}
         profiles = profile_targets(
             plan.targets,
-            arguments.model,
             sorted(chosen) if arguments.scenarios else (),
             launch.CoreShare((), share["threads"], workers),
             arguments.ready_timeout,
         )
-        name = next(iter(profiles.values())).model
-        return models.Model(name, "", name in oracle.PLANTED_MODELS), workers, profiles
+        served = {profile.model for profile in profiles.values()}
+        is_planted = served <= set(oracle.PLANTED_MODELS)
+        return models.Model(" and ".join(sorted(served)), "", is_planted), workers, profiles
     needs_weights = any(
         case.engine != "simulated"
         and not target.find_server(case.server).missing(case.engine, case.options)

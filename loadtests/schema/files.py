@@ -166,6 +166,11 @@ class CampaignFile:
         "from --max-errors: the share of failed requests above which a case is invalid; null "
         "(absent in older campaigns) means 0.05",
     ] = None
+    targets: Annotated[
+        dict[str, JsonObject],
+        "of --target, or of a gate between URLs: {name: {url, model, headers (names only), body "
+        "(fields from --body)}}, without secrets; empty otherwise (absent in older campaigns)",
+    ] = field(default_factory=dict)
 
     def to_json(self) -> JsonObject:
         return asdict(self)

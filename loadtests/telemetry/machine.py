@@ -32,11 +32,13 @@ ENVIRONMENT = re.compile(
 )
 PRIVATE = re.compile(r"KEY|TOKEN(?!IZERS_)|SECRET|PASS|CREDENTIAL|AUTH|HOST|USER")
 
-# Secrets in a command: the user of a URL, and the value of an option (--api-key x), of a variable
-# (HF_TOKEN=x) or of a URL's parameter (?api-key=x) with such a name.
+# Secrets in a command: the value of a --header, unless it names an environment variable; the user
+# of a URL; and the value of an option (--api-key x), of a variable (HF_TOKEN=x) or of a URL's
+# parameter (?api-key=x) with such a name.
 _NAME = r"[\w-]*(?:key|token(?!s|izer)|secret|passw)[\w-]*"
 SECRET = re.compile(
-    rf"(?i)(?<=://)[^/@\s]+(?=@)|(?<![^\s'\"=?&])(--?{_NAME}(?:=|\s+\0?\s*)|{_NAME}=)[^\s\0]+"
+    r"(?i)(--header(?:=|\s+\0?\s*)[^:\0]*:\s*)(?![^\0]*\$\{)[^\0]*[^\s\0]"
+    rf"|(?<=://)[^/@\s]+(?=@)|(?<![^\s'\"=?&])(--?{_NAME}(?:=|\s+\0?\s*)|{_NAME}=)[^\s\0]+"
 )
 
 
@@ -47,9 +49,13 @@ def redact_secrets(command: Sequence[str]) -> list[str]:
     ['--target', 'http://***@10.0.0.5', '--api-key', '***']
     >>> redact_secrets(["HF_TOKEN=s3cret serve --port 1"])
     ['HF_TOKEN=*** serve --port 1']
+    >>> redact_secrets(["--header", "Authorization: Bearer s3cret", "--header", "x: ${KEY}"])
+    ['--header', 'Authorization: ***', '--header', 'x: ${KEY}']
     """
     return (
-        SECRET.sub(lambda found: (found[1] or "") + "***", " \0 ".join(command)).split(" \0 ")
+        SECRET.sub(lambda found: (found[1] or found[2] or "") + "***", " \0 ".join(command)).split(
+            " \0 "
+        )
         if command
         else []
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from servers.contract import conformance_client
 from servers.contract.api import JsonObject
+from servers.profile import access
 from servers.runtime import build_cache, catalog, limits
 from servers.runtime.catalog import ROOT
 from servers.runtime.errors import LaunchError
@@ -169,7 +170,9 @@ def server_environment(
         settings["PROMETHEUS_MULTIPROC_DIR"] = "set by servers.runtime.supervise"
     # numbers GPUs as NVML does; by default CUDA's GPU 0 is the fastest one
     by_bus = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    return {**by_bus, **os.environ, **settings}
+    # a server needs no access to another
+    inherited = {name: text for name, text in os.environ.items() if name != access.ENVIRONMENT}
+    return {**by_bus, **inherited, **settings}
 
 
 def prepare_server(

@@ -78,6 +78,7 @@ def campaign_data(plan: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
                         "environment": {},
                     },
                     None,
+                    {},
                 ),
                 strict=True,
             )

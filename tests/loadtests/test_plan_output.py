@@ -52,7 +52,12 @@ TYPED: dict[str, st.SearchStrategy[Any]] = {
         )
     ),
     "workers": COUNT,
-    "target": TEXT,
+    "target": st.lists(TEXT.filter(str.strip), min_size=1),
+    "header": st.lists(TEXT, min_size=1),
+    "body": st.lists(TEXT, min_size=1),
+    "insecure": st.booleans(),
+    "cacert": TEXT,
+    "proxy": TEXT,
     "ready-timeout": NUMBER,
     "scenarios": joined(NAME),
     "scenarios-file": TEXT,

@@ -230,7 +230,7 @@ def test_our_campaigns_can_be_planned_and_have_the_claims_servers(
 ) -> None:
     table = claims.read_claims()
     monkeypatch.chdir(ROOT)
-    cases, _ = plan_cases(parse_arguments(table["campaigns"][name]["arguments"]), Target())
+    cases, _ = plan_cases(parse_arguments(table["campaigns"][name]["arguments"]), [Target()])
     asked = {
         part[key]
         for claim in table["claims"].values()
