@@ -265,9 +265,9 @@ class ProgressWatch:
         certain to come if that is more.
         """
         now = time.monotonic()
-        least_s = 0.0
-        if self.ends:
-            least_s = self.ends - now
+        least_s, ends = 0.0, self.ends
+        if ends:
+            least_s = ends - now
         elif self.stage_name in ("prepare", "launch", "verify"):
             least_s = self._load_s(case)
         elif self.stage_name == "load":
@@ -279,10 +279,11 @@ class ProgressWatch:
         return max(0.0, self.planned_s - (now - self.case_began), least_s)
 
     def _left_s(self) -> float:
+        running = self.case  # another thread may end it meanwhile
         left = [self._case_s(case) for case in self.cases[self.done :]]
-        if left and self.case:
+        if left and running:
             # a case that takes longer than expected does not shorten the others
-            left[0] = self._case_left_s(self.case)
+            left[0] = self._case_left_s(running)
         return sum(left) + max(0.0, self.waiting_s - (time.monotonic() - self.stage_began))
 
     def _describe_left(self) -> str:
