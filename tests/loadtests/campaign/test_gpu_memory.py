@@ -15,6 +15,7 @@ from loadtests.campaign.targets import Target
 from loadtests.errors import UsageError
 from loadtests.schema import Case
 from servers.runtime import catalog, launch, models
+from servers.runtime.cuda_devices import CudaDevice, TorchReport
 from tests.helpers.campaign_process import Bench
 from tests.helpers.fake_nvml import TWO_CARDS, compile_driver
 from tests.helpers.fake_torch import device, install_torch
@@ -206,6 +207,21 @@ def test_forty_threads_hold_forty_requests() -> None:
 )
 def test_the_remedy_helps(wanted: Case, workers: int, on: Card, remedy: str) -> None:
     assert refusal(wanted, workers, on).endswith(remedy)
+
+
+def test_each_card_needs_room_for_its_part() -> None:
+    halves = case("vllm_openai", "vllm", tensor_parallel="2")
+    pair = [
+        CudaDevice(index, "a card", None, (9, 0), 80 * GIB, free * GIB)
+        for index, free in enumerate((79, 40))
+    ]
+    two = card(80, 79)._replace(cards=2, report=TorchReport("2.14.0", "13.0", tuple(pair), ""))
+    assert refusal(halves, 1, two).endswith(
+        "vLLM takes 90% of the card (72.0 GiB), but only 40.0 of 80.0 GiB are free: free GPU"
+        " memory, of which 40.0 GiB are in use, or give --set"
+        " vllm_openai.gpu_memory_utilization=0.49"
+    )
+    check(case("vllm_openai", "vllm"), 1, two)
 
 
 @pytest.mark.parametrize("kind", ["fp8", "gptq", "awq"])
