@@ -40,7 +40,9 @@ CHECKS: tuple[Callable[[CaseData], Check | None], ...] = (
 )
 
 
-# Failures that a busy machine can cause, by the names of the checks.
+# Names of checks. An invalid case is disturbed, not broken, if others took the server's time, or if
+# its other failures are those that a busy machine can cause: it may be valid when measured again.
+DISTURBING = {"other processes", "steal"}
 DISTURBABLE = {"arrivals", "send lag", "client error", "steadiness"}
 
 
@@ -49,7 +51,7 @@ def run_checks(case: CaseData) -> list[Check]:
     meanwhile, each failure that they can have caused states that, and the first remedy is theirs.
     """
     results = [result for check in CHECKS if (result := check(case)) is not None]
-    busy = [r for r in results if r.name in ("other processes", "steal") and r.ok is False]
+    busy = [r for r in results if r.name in DISTURBING and r.ok is False]
     if not busy:
         return results
     meanwhile = " and ".join(r.detail for r in busy)

@@ -27,7 +27,7 @@ import psutil
 
 from loadtests.schema import JsonObject
 from loadtests.telemetry.gpu import Gpus
-from loadtests.telemetry.processes import BackgroundTask, ProcessTree, sample_system
+from loadtests.telemetry.processes import BackgroundTask, ProcessTree, sample_cores, sample_system
 from loadtests.telemetry.server_metrics import Scraper
 
 # period of the costly work: proportional set sizes, new processes, slow GPU values
@@ -63,6 +63,13 @@ def main() -> None:
         type=int,
         nargs="+",
         help="root processes of the server; without them the server's column is null",
+    )
+    parser.add_argument(
+        "--server-cores",
+        type=int,
+        nargs="*",
+        default=[],
+        help="cores of the server; without them their columns are null",
     )
     parser.add_argument(
         "--load-pid", type=int, required=True, help="root process of the load generator"
@@ -114,10 +121,8 @@ def main() -> None:
                 for tree in filter(None, (server, load)):
                     tree.find_processes()
             row: JsonObject = {"time_s": round(time.perf_counter() - options.clock_zero, 6)}
-            row |= {
-                "server": server and server.sample(slow),
-                "load": load.sample(slow),
-            } | sample_system()
+            row |= {"server": server and server.sample(slow), "load": load.sample(slow)}
+            row |= sample_system() | sample_cores(options.server_cores)
             row["gpus"] = (gpu_reader.ask(0.05) or gpus.unknown()) if gpus.count else []
             if (
                 slow
