@@ -1,5 +1,7 @@
 """The time that the server lost to others on its cores, as a share of what it would have had."""
 
+import math
+
 import numpy as np
 
 from analysis.case import CaseData
@@ -22,6 +24,8 @@ def lost_to_others(case: CaseData) -> float:
     nothing: the server may not have needed those cores.
     """
     used, busy = case.slope("server_cpu_s"), case.slope("server_cores_busy_s")
+    if (case.campaign.get("machine_share") or {}).get("shared"):
+        used += case.slope("load_cpu_s")  # the load generator is no other; the report names it
     # unlike min and max, these keep nan
     lost = np.minimum(case.slope("server_waited_s"), np.maximum(busy - used, 0.0))
     return _share(case, float(lost), used, busy)
@@ -43,6 +47,8 @@ def _share(case: CaseData, lost: float, used: float, busy: float) -> float:
     time to spare: a wait delays only the requests that it hits, so the share is of the time of the
     requests in flight.
     """
+    if math.isnan(lost):
+        return NAN
     cores = len((case.campaign.get("machine_share") or {}).get("server_cores") or [])
     wanted = used + lost
     limited = wanted >= SATURATED and max(busy, wanted) >= SATURATED * cores

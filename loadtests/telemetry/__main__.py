@@ -122,7 +122,7 @@ def main() -> None:
                     tree.find_processes()
             row: JsonObject = {"time_s": round(time.perf_counter() - options.clock_zero, 6)}
             row |= {"server": server and server.sample(slow), "load": load.sample(slow)}
-            row |= sample_system() | sample_cores(options.server_cores)
+            row |= {**sample_system(), **sample_cores(options.server_cores)}
             row["gpus"] = (gpu_reader.ask(0.05) or gpus.unknown()) if gpus.count else []
             if (
                 slow

@@ -91,6 +91,15 @@ def test_steal_states_what_the_server_lost(observe):
     )
 
 
+def test_the_load_generator_on_the_same_core_is_no_other(observe):
+    shared = {"server_cores": [0], "load_cores": [0], "shared": True, "threads": 1}
+    samples = synthetic_campaign.telemetry(
+        server_cores=0.7, load_cores=0.28, beside_cores=0.3, waited_cores=0.3
+    )
+    o = observe(samples=samples, data={"machine_share": shared})
+    assert lost_time.lost_to_others(o) == pytest.approx(0.02)
+
+
 def test_without_evidence_nothing_is_lost(observe):
     """A server of others, a kernel that does not count waits, a container's own core numbers."""
     uncounted = synthetic_campaign.telemetry(beside_cores=0.5, waited_cores=None)
