@@ -40,10 +40,10 @@ CHECKS: tuple[Callable[[CaseData], Check | None], ...] = (
 )
 
 
-# Names of checks. An invalid case is disturbed, not broken, if others took the server's time, or if
-# its other failures are those that a busy machine can cause: it may be valid when measured again.
+# Names of checks. A case that fails only these is disturbed, not broken, and may be valid when
+# measured again: others took the server's time, or a busy machine can be the cause.
 DISTURBING = {"other processes", "steal"}
-DISTURBABLE = {"arrivals", "send lag", "client error", "steadiness"}
+DISTURBABLE = {"arrivals", "load generator's CPU", "send lag", "client error", "steadiness"}
 
 
 def run_checks(case: CaseData) -> list[Check]:

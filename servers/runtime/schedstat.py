@@ -2,6 +2,7 @@
 counted by Linux.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
 

@@ -193,7 +193,7 @@ class Bench:
 
 # Reasons of cases that a busy machine made invalid start with one of these. A server that was
 # skipped is missing beside them.
-NOISE = ("load generator's CPU", "skipped", *sorted(DISTURBABLE | DISTURBING))
+NOISE = ("skipped", *sorted(DISTURBABLE | DISTURBING))
 
 
 def is_complete(code: int | None, text: str) -> bool:
