@@ -10,7 +10,7 @@ from analysis.stats import NAN
 # A case is invalid above the first, and gets a warning above the second. In eight disturbed runs of
 # two servers that a core limits, throughput fell by the share that is computed here (9 to 78%), or
 # by up to 8 percentage points more. A program of low priority takes only what a server leaves, and
-# costs it less than this share. In quiet runs it was 0.2% at most.
+# costs it less than this share. In five quiet runs it was 1% at most.
 MOST_LOST, SOME_LOST = 0.10, 0.05
 SATURATED = 0.9  # share of a core's time; switching between processes takes some, too
 
@@ -23,11 +23,13 @@ def lost_to_others(case: CaseData) -> float:
     other as well, hence at most the time in which others ran on its cores. That time alone proves
     nothing: the server may not have needed those cores.
     """
-    used, busy = case.slope("server_cpu_s"), case.slope("server_cores_busy_s")
+    busy, used, load, waited = _rates(
+        case, "server_cores_busy_s", "server_cpu_s", "load_cpu_s", "server_waited_s"
+    )
     if (case.campaign.get("machine_share") or {}).get("shared"):
-        used += case.slope("load_cpu_s")  # the load generator is no other; the report names it
+        used += load  # the load generator is no other; the report names it
     # unlike min and max, these keep nan
-    lost = np.minimum(case.slope("server_waited_s"), np.maximum(busy - used, 0.0))
+    lost = np.minimum(waited, np.maximum(busy - used, 0.0))
     return _share(case, float(lost), used, busy)
 
 
@@ -35,8 +37,19 @@ def lost_to_hypervisor(case: CaseData) -> float:
     """The share that the server lost in the window because the hypervisor did not run its cores
     while they had work; nan if it is not known.
     """
-    busy = case.slope("server_cores_busy_s")
-    return _share(case, case.slope("server_cores_steal_s"), busy, busy)
+    busy, stolen = _rates(case, "server_cores_busy_s", "server_cores_steal_s")
+    return _share(case, stolen, busy, busy)
+
+
+def _rates(case: CaseData, *counters: str) -> list[float]:
+    """The rises per second of these counters between the same two samples of the window, the first
+    and the last with all of them; nan with fewer than two.
+    """
+    known = case.samples_inside.reindex(columns=["time_s", *counters]).dropna()
+    if len(known) < 2:
+        return [NAN] * len(counters)
+    risen = known.iloc[-1] - known.iloc[0]
+    return [float(risen[name] / risen["time_s"]) for name in counters]
 
 
 def _share(case: CaseData, lost: float, used: float, busy: float) -> float:

@@ -185,8 +185,8 @@ TELEMETRY_FIELDS = {
         "float64",
         "s",
         "the server's cores since boot: time in which they ran processes, without interrupts; null"
-        " without a server of ours, and where the cores' numbers are unknown; absent in older"
-        " campaigns, as is the next",
+        " without a server of ours, where the cores' numbers are unknown, and if the sampling was"
+        " interrupted; absent in older campaigns, as is the next",
     ),
     "server_cores_steal_s": Field(
         "float64", "s", "the server's cores since boot: time taken by the hypervisor"

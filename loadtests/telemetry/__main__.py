@@ -120,9 +120,22 @@ def main() -> None:
                 slow_at_s = time.perf_counter() + SLOW_S - options.interval / 2
                 for tree in filter(None, (server, load)):
                     tree.find_processes()
-            row: JsonObject = {"time_s": round(time.perf_counter() - options.clock_zero, 6)}
-            row |= {"server": server and server.sample(slow), "load": load.sample(slow)}
-            row |= {**sample_system(), **sample_cores(options.server_cores)}
+            of_server, of_cores = (
+                server.sample_with_cores(options.server_cores)
+                if server
+                else (None, sample_cores(()))
+            )
+            row: JsonObject = {
+                "time_s": round(time.perf_counter() - options.clock_zero, 6),
+                "server": of_server,
+                "load": load.sample(),
+                **sample_system(),
+                **of_cores,
+            }
+            if slow:
+                row["load"]["pss_bytes"] = load.sample_pss()
+                if server:
+                    row["server"]["pss_bytes"] = server.sample_pss()
             row["gpus"] = (gpu_reader.ask(0.05) or gpus.unknown()) if gpus.count else []
             if (
                 slow

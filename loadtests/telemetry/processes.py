@@ -3,6 +3,7 @@
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
@@ -10,6 +11,8 @@ from typing import Any, TypedDict
 import psutil
 
 from servers.runtime.schedstat import read_thread_times
+
+INTERRUPTED_S = 0.01
 
 
 class ProcessSample(TypedDict):
@@ -136,6 +139,7 @@ class ProcessTree:
         self.switches_total = 0
         self.core_waits: dict[tuple[int, int], float] = {}
         self.core_waits_s = 0.0
+        self.running: list[int] = []
         self.pss = BackgroundTask(read_pss)
 
     def alive(self) -> bool:
@@ -164,9 +168,9 @@ class ProcessTree:
             for each in sorted(found, key=lambda each: (each.create_time(), each.pid))
         }
 
-    def sample(self, with_pss: bool) -> ProcessSample:
-        """Returns a row of PROCESS_FIELDS. It leaves out other users' processes, which cannot be
-        read.
+    def sample(self) -> ProcessSample:
+        """Returns a row of PROCESS_FIELDS, without PSS. It leaves out other users' processes, which
+        cannot be read.
         """
         running, threads, cpu, switches = [], 0, {}, {}
         for pid, process in self.members.items():
@@ -189,15 +193,31 @@ class ProcessTree:
         waits = read_core_waits(switches)
         self.switches_total += int(sum_rises(self.switches, switches))
         self.core_waits_s += sum_rises(self.core_waits, waits)
-        self.cpu, self.switches, self.core_waits = cpu, switches, waits
+        self.cpu, self.switches, self.core_waits, self.running = cpu, switches, waits, running
         return {
             "processes": len(running),
             "threads": threads,
             "cpu_s": round(self.own_s + self.unseen_s, 3),
-            "pss_bytes": self.pss.ask(0.05, running) if with_pss else None,
+            "pss_bytes": None,
             "context_switches_total": self.switches_total,
             "waited_s": round(self.core_waits_s, 6) if waits else None,
         }
+
+    def sample_pss(self) -> int | None:
+        """Returns the PSS of the processes of the last sample; None if it takes too long."""
+        pss: int | None = self.pss.ask(0.05, self.running)
+        return pss
+
+    def sample_with_cores(self, cores: Collection[int]) -> tuple[ProcessSample, CoreSample]:
+        """Like `sample`, with the times of these cores at the same moment. If we lacked a core
+        ourselves in between, it tries again; after three times they are None.
+        """
+        for _ in range(3):
+            began_s = time.perf_counter() - time.thread_time()
+            times, found = sample_cores(cores), self.sample()
+            if time.perf_counter() - time.thread_time() - began_s < INTERRUPTED_S:
+                return found, times
+        return found, sample_cores(())
 
 
 def sample_system() -> SystemSample:

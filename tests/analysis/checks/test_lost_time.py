@@ -100,6 +100,16 @@ def test_the_load_generator_on_the_same_core_is_no_other(observe):
     assert lost_time.lost_to_others(o) == pytest.approx(0.02)
 
 
+def test_counters_are_compared_between_the_same_samples(observe):
+    """Here those of the core are known in half of the window, in which the server was idle."""
+    samples = synthetic_campaign.telemetry(server_cores=0.0, beside_cores=0.9, waited_cores=2.0)
+    for sample in samples[24:]:
+        sample["server"]["cpu_s"] += 3.0
+        sample["server_cores_busy_s"] = None
+    found = lost_time.lost_to_others(observe(samples=samples))
+    assert found == pytest.approx(0.9)
+
+
 def test_without_evidence_nothing_is_lost(observe):
     """A server of others, a kernel that does not count waits, a container's own core numbers."""
     uncounted = synthetic_campaign.telemetry(beside_cores=0.5, waited_cores=None)
