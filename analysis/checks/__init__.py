@@ -7,11 +7,12 @@ A new check is one function with a remedy in one of these modules, and one entry
 from collections.abc import Callable
 
 from analysis.case import CaseData
-from analysis.checks import errors, load, machine, responses, token_counts
+from analysis.checks import device, errors, load, machine, responses, token_counts
 from analysis.checks.verdict import Check
 
 # In the report's order, causes first: an earlier check explains later ones.
 CHECKS: tuple[Callable[[CaseData], Check | None], ...] = (
+    device.check_device,
     errors.check_errors,
     responses.check_answers,
     responses.check_contract,
@@ -35,6 +36,7 @@ CHECKS: tuple[Callable[[CaseData], Check | None], ...] = (
     machine.check_steal,
     machine.check_swap,
     machine.check_gpu_clocks,
+    machine.check_other_gpus,
     load.check_sample_size,
     load.check_cut_off,
 )

@@ -6,7 +6,7 @@ Elsewhere, as in a log file or in CI, each case prints one line.
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from loadtests.generator.status import RUNNING, LoadStatus
+from loadtests.progress.estimate import estimate_case_s
 from loadtests.progress.rows import (
     CaseRow,
     RowLayout,
@@ -25,10 +26,8 @@ from loadtests.progress.rows import (
     format_span,
 )
 from loadtests.schema import Case
+from loadtests.workload.arrivals import ScenarioTable
 
-# Estimate of the time to launch, verify and stop a server, in seconds; used until the first case
-# has ended.
-OVERHEAD_S = 35.0
 TO_COME = 4  # cases to come that have a row of their own
 LOG_BYTES = 4096  # the end of a server's log that is searched for its last line
 # The name of each stage for the user.
@@ -51,11 +50,11 @@ LOG_PREFIX = re.compile(
 
 
 class ProgressWatch:
-    """The progress of a campaign. `warmup_s`: by scenario, the shortest warm-up."""
+    """The progress of a campaign. `scenarios`: by name, those of its cases."""
 
-    def __init__(self, warmup_s: dict[str, float]):
+    def __init__(self, scenarios: Mapping[str, ScenarioTable], on_gpu: bool = False):
         self.console = Console(highlight=False)
-        self.warmup_s = warmup_s
+        self.scenarios, self.on_gpu = scenarios, on_gpu
         self.cases: list[Case] = []
         self.more = False
         self.done = 0
@@ -160,7 +159,7 @@ class ProgressWatch:
         window, since_s = status.window, status.now_s - status.began_s
         if window is None or status.now_s < window.start_s:
             assert self.case is not None
-            late = since_s > self.warmup_s[self.case.scenario]
+            late = since_s > self.scenarios[self.case.scenario]["warmup_s"]
             unsteady = status.unsteady
             waits = f"waiting until the load is steady: {unsteady}" if unsteady else ""
             return f"warm-up, {since_s:.0f} s", waits if late else ""
@@ -207,16 +206,16 @@ class ProgressWatch:
     def _layout(self) -> RowLayout:
         return RowLayout.of(self.cases, self.console.width)
 
-    def _load_s(self, case: Case) -> float:
-        return self.warmup_s[case.scenario] + case.duration_s
-
     def _case_s(self, case: Case) -> float:
         """Estimates how long a case takes, from finished cases like it."""
         same = [s for other, s in self.took if other.scenario == case.scenario]
         if same:
             return sum(same) / len(same)
-        more = [s - self._load_s(other) for other, s in self.took] or [OVERHEAD_S]
-        return self._load_s(case) + sum(more) / len(more)
+        more = [s - self._estimate_s(other) for other, s in self.took] or [0.0]
+        return self._estimate_s(case) + sum(more) / len(more)
+
+    def _estimate_s(self, case: Case) -> float:
+        return estimate_case_s(case, self.scenarios[case.scenario], self.on_gpu)
 
     def _left_s(self) -> float:
         left = [self._case_s(case) for case in self.cases[self.done :]]

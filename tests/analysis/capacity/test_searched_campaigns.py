@@ -148,6 +148,7 @@ def test_an_unsteady_case_misses_the_slo_and_a_failed_one_ends_the_search(tmp_pa
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_report_shows_the_capacity_and_the_missed_bound(tmp_path: Path) -> None:
     folder = write(
         tmp_path, ("steady", 32.0, 0.05), ("steady", 33.0, 0.065), estimates={"steady": 32.0}

@@ -84,6 +84,7 @@ def test_commands_stay_whole_on_a_narrow_terminal() -> None:
     ]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_of_an_open_loop_neither_ranks_nor_draws_throughput(found: Summary) -> None:
     view = writer.build_view(as_open(found))
     [sweep] = view["sweeps"]
@@ -105,6 +106,7 @@ def test_the_page_of_an_open_loop_neither_ranks_nor_draws_throughput(found: Summ
     assert any("throughput" in figure["stem"] for figure in closed["figures"])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_open_loop_at_several_rates_is_drawn_over_its_demand(found: Summary) -> None:
     opened = as_open(found)
     opened.table.loc[opened.table["repetition"] > 1, "rate"] = 6.0

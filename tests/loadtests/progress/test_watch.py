@@ -9,6 +9,7 @@ import pytest
 
 from loadtests.campaign import analysis_process
 from loadtests.generator.messages import Window
+from loadtests.progress import estimate
 from loadtests.progress import watch as progress
 from loadtests.progress.rows import CaseRow, RowLayout
 from loadtests.schema import Case
@@ -45,7 +46,7 @@ def no_forced_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def watching(cases: list[Case], more: bool = False) -> progress.ProgressWatch:
-    watch = progress.ProgressWatch({"chat": 2.0})
+    watch = progress.ProgressWatch({"chat": {"warmup_s": 2.0}})
     watch.plan(cases, done=0, more=more)
     return watch
 
@@ -126,9 +127,9 @@ def test_the_remaining_time_learns_from_the_cases_that_ended(
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock)
     watch = watching(CASES)
     watch.start(CASES[0])
-    assert watch._left_s() == 3 * (12 + progress.OVERHEAD_S)
+    assert watch._left_s() == 3 * (12 + estimate.OVERHEAD_S)
     clock += 20
-    assert watch._left_s() == 3 * (12 + progress.OVERHEAD_S) - 20
+    assert watch._left_s() == 3 * (12 + estimate.OVERHEAD_S) - 20
     watch.end("ok")
     watch.start(CASES[1])
     assert watch._left_s() == 2 * 20, "as long as the previous case"
@@ -146,7 +147,7 @@ def test_the_estimate_for_another_scenario_differs_by_the_length_of_its_load(
 ) -> None:
     clock = 100.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock)
-    watch = progress.ProgressWatch({"chat": 2.0, "other": 30.0})
+    watch = progress.ProgressWatch({"chat": {"warmup_s": 2.0}, "other": {"warmup_s": 30.0}})
     other = Case(2, "one", "simulated", "other", 1, 4, None, 60.0)
     watch.plan([CASES[0], other], done=0)
     watch.start(CASES[0])
