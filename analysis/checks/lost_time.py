@@ -7,10 +7,11 @@ import numpy as np
 from analysis.case import CaseData
 from analysis.stats import NAN
 
-# A case is invalid above the first, and gets a warning above the second. In 12 disturbed runs of two
-# servers that a core limits, throughput fell by the share that is computed here (9 to 78%), give or
-# take 8 percentage points. In 9 runs of six servers shielded from their neighbours it was 3% at
-# most. A program of low priority takes only what a server leaves, and costs it less than this.
+# A case is invalid above the first, and gets a warning above the second. In 12 disturbed runs of
+# two servers that a core limits, throughput fell by the share that is computed here (9 to 78%),
+# give or take 8 percentage points. In 9 runs of six servers shielded from their neighbours it was
+# 3% at most. A program of low priority takes only what a server leaves, and costs it less than
+# this.
 MOST_LOST, SOME_LOST = 0.10, 0.05
 SATURATED = 0.9  # share of a core's time; switching between processes takes some, too
 

@@ -17,11 +17,8 @@ import psutil
 import pytest
 
 from loadtests.schema import GPU_FIELDS, PROCESS_FIELDS, TELEMETRY_FIELDS, read_lines
-<<<<<<< HEAD
-from loadtests.telemetry.processes import sample_cores
-=======
 from loadtests.telemetry import gpu
->>>>>>> origin/main
+from loadtests.telemetry.processes import sample_cores
 from tests.helpers import metrics_server
 from tests.helpers.fake_nvml import TWO_CARDS, compile_driver
 from tests.helpers.python_program import PROGRAMS, ROOT
