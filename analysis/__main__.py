@@ -268,10 +268,10 @@ def make_report(options: argparse.Namespace) -> int:
         notebooks.run_notebooks(found.campaign.folder)
     console = Console()
     console = console if console.is_terminal else Console(width=140)
-    terminal.show_summary(found, console)
+    terminal.show_summary(found, console, sys.stderr if options.strict else None)
     print(found.campaign.folder / "report.html", flush=True)
     terminal.show_next_commands(next_commands.suggest_commands(found), console)
-    return report_missing(conclusions.list_systems_without_case(found)) if options.strict else 0
+    return 1 if options.strict and conclusions.list_systems_without_case(found) else 0
 
 
 def check_validity(options: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ invalid, which does not mean that the server is slow.
 A new check is one function with a remedy in one of these modules, and one entry in CHECKS.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from analysis.case import CaseData
 from analysis.checks import device, errors, load, machine, responses, token_counts
@@ -46,6 +46,7 @@ CHECKS: tuple[Callable[[CaseData], Check | None], ...] = (
 # measured again: others took the server's time, or a busy machine can be the cause.
 DISTURBING = {"other processes", "steal"}
 DISTURBABLE = {"arrivals", "load generator's CPU", "send lag", "client error", "steadiness"}
+MEANWHILE = "; meanwhile "  # before what others did
 
 
 def run_checks(case: CaseData) -> list[Check]:
@@ -59,10 +60,20 @@ def run_checks(case: CaseData) -> list[Check]:
     meanwhile = " and ".join(r.detail for r in busy)
     return [
         r._replace(
-            detail=f"{r.detail}; meanwhile {meanwhile}",
+            detail=f"{r.detail}{MEANWHILE}{meanwhile}",
             remedy=f"{busy[0].remedy} and measure again; if that does not help, {r.remedy}",
         )
         if r.name in DISTURBABLE and r.ok is False
         else r
         for r in results
     ]
+
+
+def describe_failures(failed: Sequence[Check]) -> str:
+    """The failed checks of one case on one line, with what others did meanwhile only once."""
+    parts: list[str] = []
+    for check in failed:
+        detail, _, meanwhile = check.detail.partition(MEANWHILE)
+        known = bool(meanwhile) and any(part.endswith(meanwhile) for part in parts)
+        parts.append(f"{check.name}: {detail if known else check.detail}")
+    return "; ".join(parts)

@@ -61,9 +61,10 @@ def judge_campaign(campaign: Campaign, thorough: bool = True) -> Gate:
         if len(each.system.set_aside) > MOST_SET_ASIDE:
             _too_many_set_aside(each, summary)
         elif not each.system.look and not each.system.faults:
+            aside = len(each.system.set_aside)
             why = (
                 f"{len(each.values)} repetitions count, but {LOOKS[0]} are needed: raise"
-                " --max-minutes"
+                " --max-minutes" + (f" ({aside} set aside, see below)" if aside else "")
             )
             each.system.rows = [
                 verdicts.undecided_metric(metric, share, why)

@@ -356,8 +356,9 @@ def _wait_ready(
         else:
             time.sleep(0.1)
     raise LaunchError(
-        f"{server.name} was not ready after {timeout_s:g} s (raise ready_timeout_s in its"
-        f" server.toml if it needs more time); its last log lines:\n{log_tails(up.log)}"
+        f"{server.name} was not ready after {timeout_s:g} s (if it needs more time, raise"
+        " --ready-timeout, or ready_timeout_s in its server.toml); its last log"
+        f" lines:\n{log_tails(up.log)}"
     )
 
 

@@ -195,7 +195,8 @@ def test_the_log_has_one_line_per_case(mini: tuple[Path, Any]) -> None:
         assert re.fullmatch(
             rf"case {index} of 2  {case['server']} / simulated / quick 3 users, run 1: "
             rf"(valid, {number} tokens/s, TTFT P50 {number} P99 {number}, E2E P50 {number} P99"
-            rf" {number}, [\d.]+% errors|invalid: ({'|'.join(NOISE)}).*) \(\d+ s\)",
+            rf" {number}, [\d.]+% errors|invalid: ({'|'.join(NOISE)}).*)"
+            r" \(\d+ s(; about .* left)?\)",
             line,
         ), line
     assert "case " not in "\n".join(mini[1].stdout.splitlines()[3:])
