@@ -286,6 +286,18 @@ def test_the_worst_run_with_busy_processes_is_shown(tmp_path: Path) -> None:
     ], found.notes
 
 
+def test_a_repetition_in_which_others_took_the_server_s_time_is_set_aside(tmp_path: Path) -> None:
+    folder = synthetic_campaign.gate(tmp_path / "g", steady(6), lost_cores={5: 0.5})
+    found = paired.judge_campaign(dataset.read_campaign(folder))
+    assert (found.verdict, found.systems[0].repetitions) == ("PASS", 5)
+    assert [each.split(":")[1:] for each in found.systems[0].set_aside] == [
+        [
+            " other processes",
+            " the server lost up to 50% of its time to other processes on its cores",
+        ]
+    ]
+
+
 def test_a_drift_is_named(tmp_path: Path) -> None:
     steps = [
         {
