@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.campaign import analysis_process
 from loadtests.generator.messages import Window
 from loadtests.progress import watch as progress
 from loadtests.progress.rows import CaseRow, RowLayout
@@ -215,7 +214,3 @@ def test_a_terminal_shows_cases_stages_times_and_waits(
     assert "invalid: send lag" in rows[1] and "    send lag: P99" in text
     assert "skipped: vllm" in rows[3] and "failed: launch" in rows[4]
     assert "    second" in text and text.count("tok/s") >= 2
-
-
-def test_a_row_that_cannot_be_made_is_none(tmp_path: Path) -> None:
-    assert analysis_process.make_row(tmp_path / "nowhere", 1) is None
