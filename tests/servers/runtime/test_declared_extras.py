@@ -67,8 +67,7 @@ def distributions_of_programs() -> dict[str, set[str]]:
         for file in each.files or ():
             # a wheel's programs are recorded relative to its modules, as ../../../bin/NAME
             if file.parts[0] == ".." and (
-                Path(str(each.locate_file(file))).resolve()
-                == (BESIDE_PYTHON / file.name).resolve()
+                Path(str(each.locate_file(file))).resolve() == (BESIDE_PYTHON / file.name).resolve()
             ):
                 found[file.name].add(canonicalize_name(each.name))
     return found
