@@ -22,7 +22,7 @@ from loadtests.gate import run as run_gate
 from loadtests.options import make_parser
 from loadtests.telemetry import machine
 from tests.helpers.campaign_process import PATIENCE_S, Bench
-from tests.helpers.config_files import format_file, parse_file, run_plan, values_of
+from tests.helpers.config_files import format_file, parse_file, values_of
 from tests.helpers.fake_nvml import ONE_CARD, compile_driver
 
 ROOT = Path(__file__).parents[2]
@@ -192,10 +192,18 @@ def test_the_defaults_of_a_gpu_are_filled_in(
     """Even without the packages of the servers, which are installed after the plan."""
     driver = compile_driver(tmp_path, ONE_CARD)
     monkeypatch.setitem(bench.environment, "LD_LIBRARY_PATH", driver)
-    values = tomllib.loads(run_plan(bench, "--servers", "vllm_openai,fastapi_vllm").stdout)
+
+    def plan(*arguments: str) -> dict[str, Any]:
+        command = [sys.executable, "-m", "loadtests", "--plan", *arguments]
+        return tomllib.loads(
+            subprocess.check_output(
+                command, cwd=bench.folder, env=bench.environment, text=True, timeout=PATIENCE_S
+            )
+        )
+
+    values = plan("--servers", "vllm_openai,fastapi_vllm")
     assert (values["model"], values["scenarios"]) == ("8b", ["gpu-chat", "gpu-steady"])
-    simulated = tomllib.loads(run_plan(bench, "--engines", "simulated").stdout)
-    assert simulated["model"] == "small"
+    assert plan("--engines", "simulated")["model"] == "small"
 
 
 def test_a_reader_may_close_the_pipe_early(bench: Bench) -> None:

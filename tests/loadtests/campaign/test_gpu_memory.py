@@ -176,9 +176,7 @@ def test_a_campaign_is_refused_before_anything_is_started(tmp_path: Path) -> Non
         "--out",
         "not_to_be",
     )
-    bench.refuses(
+    bench.check_refusal(
+        bench.run(*command, "--workers", "128"),
         "flask_gunicorn does not fit the GPU (Fake B): it needs 128 x 0.6 GiB",
-        *command,
-        "--workers",
-        "128",
     )
