@@ -132,7 +132,6 @@ RULES = [
         HOUSE,
         (
             "loadtests",
-            "servers.contract.api",
             "servers.contract.chunks",
             "servers.contract.oracle",
             "servers.contract.conformance",
