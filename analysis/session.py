@@ -7,6 +7,8 @@
                              or whether each system of a gate needs another repetition
     ["missing", FOLDER]      {"result": [[system, why], ...]}: the systems without a valid case
     ["slo", BOUNDS]          {"result": null} if a search for capacity can use these bounds
+    ["gate", METRICS, TOLERANCE, SLO, BASELINE, RECORD, BASELINES]
+                             {"result": null} if a gate can use these options; BASELINES is a folder
     unusable input           {"error": "one sentence with the remedy"}
     a bug of ours            {"error": "", "traceback": "..."}
 
@@ -21,13 +23,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 from analysis import case_row, conclusions, dataset, slo, summary
 from analysis.capacity import search
-from analysis.gate import paired
+from analysis.gate import baselines, paired, verdicts
 
 # Allocators do not give all memory back. A process that has grown beyond this ends, to free the
 # memory during the next load; the campaign then starts another.
@@ -49,6 +52,24 @@ def check_slo(bounds: str) -> None:
     slo.count_requests_needed(slo.parse_slo(bounds))
 
 
+def check_gate(
+    metrics: str,
+    tolerance: list[str],
+    bounds: str,
+    baseline: str | None,
+    record: str | None,
+    folder: str,
+) -> None:
+    """Raises InputError if a gate cannot be judged by these rules, against this stored baseline in
+    `folder`, or recorded there under this name.
+    """
+    verdicts.parse_rules(metrics, tolerance, bounds)
+    if baseline:
+        baselines.check_name(baseline, Path(folder))
+    if record:
+        baselines.new_baseline_file(record, Path(folder))
+
+
 def list_missing_systems(folder: str) -> list[tuple[str, str]]:
     """(system, reason) of the systems without a valid case. Raises InputError."""
     found = summary.summarise(dataset.read_campaign(folder), frames=False)
@@ -59,6 +80,7 @@ REQUESTS: dict[str, Callable[..., Any]] = {
     "row": case_row.make_row,
     "needed": list_needed_cases,
     "slo": check_slo,
+    "gate": check_gate,
     "missing": list_missing_systems,
 }
 

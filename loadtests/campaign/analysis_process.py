@@ -19,6 +19,7 @@ from loadtests.progress.rows import CaseRow
 from servers.runtime import catalog
 
 ROW_TIMEOUT_S = 60.0  # the row is optional, and the next case waits for it
+BASELINES = Path("results/baselines")
 END_S = 10.0  # the process waits for a request, so it ends at once
 
 
@@ -142,9 +143,7 @@ class Session:
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
 
-    def request(
-        self, *request: str | int, within_s: float | None = None, quiet: bool = False
-    ) -> Any:
+    def request(self, *request: Any, within_s: float | None = None, quiet: bool = False) -> Any:
         """The result of a request. Raises AnalysisFailed, after printing the traceback of a bug
         unless `quiet`.
         """
@@ -219,17 +218,15 @@ def list_checks(folder: Path) -> list[CheckResult]:
     ]
 
 
-def check_gate_options(rules: GateOptions, baseline: str | None, record: str | None) -> int:
-    """Returns 0 if a gate can be judged by these rules, against this stored baseline, and recorded
-    under this name; otherwise another exit code.
+def check_gate_options(rules: GateOptions, baseline: str | None, record: str | None) -> None:
+    """Raises UsageError if a gate cannot be judged by these rules, against this stored baseline, or
+    recorded under this name.
     """
-    return _run(
-        "gate",
-        "--check",
-        *rules.options,
-        *(["--baseline", baseline] if baseline else []),
-        *(["--record", record] if record else []),
-    )
+    folder = str(BASELINES.resolve())
+    try:
+        SESSION.request("gate", rules.metrics, rules.tolerance, rules.slo, baseline, record, folder)
+    except AnalysisFailed as failed:
+        raise UsageError(str(failed)) from None
 
 
 def judge_gate(folder: Path) -> int:
