@@ -25,7 +25,12 @@ from pathlib import Path
 from loadtests.campaign import analysis_process
 from loadtests.campaign.analysis_process import GateOptions
 from loadtests.campaign.runner import RESULTS, run_campaign
-from loadtests.campaign.targets import Targets, target_of_revision, target_of_server
+from loadtests.campaign.targets import (
+    Targets,
+    read_client_options,
+    target_of_revision,
+    target_of_server,
+)
 from loadtests.cli import parse_arguments, run_command
 from loadtests.config_file import ListAction, expand_config, list_settings
 from loadtests.errors import UsageError
@@ -246,9 +251,10 @@ def find_targets(own: argparse.Namespace, arguments: argparse.Namespace) -> Targ
             target_of_revision(each, choice_of_servers(arguments)) for each in (own.base, own.head)
         )
     elif own.base_server:
+        options = read_client_options(arguments, ("base", "head"))
         base, head = (
-            target_of_server(own.base_server, "--base-server"),
-            target_of_server(own.head_server, "--head-server"),
+            target_of_server(own.base_server, "--base-server", "base", options),
+            target_of_server(own.head_server, "--head-server", "head", options),
         )
         if base.is_external != head.is_external:
             raise UsageError(

@@ -12,6 +12,7 @@ from loadtests.option_types import (
     parse_share,
     parse_simulated,
     parse_single,
+    parse_target,
     parse_whole,
 )
 from loadtests.workload.scenario import SCENARIOS_FILE
@@ -50,6 +51,14 @@ def make_parser() -> argparse.ArgumentParser:
             "Servers of this repository, or one that is already running.\n"
             "  nox -s bench -- --servers fastapi_vllm,vllm_openai --model ./my-llama\n"
             "  nox -s bench -- --target http://10.0.0.5:8000/v1",
+        )
+    )
+    add_access_options(
+        parser.add_argument_group(
+            "How to reach a target",
+            "${NAME} stands for an environment variable. Other users of this machine can read a\n"
+            "secret in a command, but not one in a variable.\n"
+            "  nox -s bench -- --target https://host/v1 --header 'api-key: ${GATEWAY_KEY}'",
         )
     )
     add_workload_options(
@@ -127,7 +136,8 @@ def add_server_options(group: argparse._ArgumentGroup) -> None:
         metavar="MODEL",
         help=(
             "model to serve: tiny, small, 1b or 8b (generated), smollm2 (small and real), a folder,"
-            " or a name on the Hugging Face Hub; with --target, the name of a model that it serves"
+            " or a name on the Hugging Face Hub; with --target, the name of a model that it serves,"
+            " or NAME=MODEL,... for several targets"
             " (default: small; with a GPU, the largest generated model that fits; with --target,"
             " the only model that it serves)"
         ),
@@ -157,10 +167,14 @@ def add_server_options(group: argparse._ArgumentGroup) -> None:
     )
     add(
         "--target",
-        metavar="URL",
+        action="append",
+        type=parse_target,
+        default=[],
+        metavar="[NAME=]URL",
         help=(
-            "measure an OpenAI-compatible server that is already running; its URL may end in /v1"
-            " (default: start the servers of --servers)"
+            "measure an OpenAI-compatible server that is already running; its URL may end in /v1;"
+            " can be repeated to compare several, each with a name (default: start the servers of"
+            " --servers)"
         ),
     )
     add(
@@ -174,6 +188,47 @@ def add_server_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def add_access_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--header",
+        action="append",
+        default=[],
+        metavar="[NAME=]HEADER",
+        help=(
+            "header of each request, such as 'api-key: ${GATEWAY_KEY}', for the target of this name"
+            " or for all; can be repeated (default: the key in SERVEOFF_API_KEY as a bearer token)"
+        ),
+    )
+    add(
+        "--body",
+        action="append",
+        default=[],
+        metavar="[NAME=]KEY=JSON",
+        help=(
+            "field of each request's body, such as top_p=0.9, for the target of this name or for"
+            " all; can be repeated (default: none)"
+        ),
+    )
+    add_switch(group, "--insecure", default=False, help="accept any TLS certificate (default: off)")
+    add(
+        "--cacert",
+        metavar="FILE",
+        help=(
+            "PEM file of the authorities that may sign a target's TLS certificate (default: those"
+            " of this system)"
+        ),
+    )
+    add(
+        "--proxy",
+        metavar="URL",
+        help=(
+            "HTTP proxy to a target, such as http://proxy:3128 (default: none; HTTP_PROXY and"
+            " HTTPS_PROXY are not used)"
+        ),
+    )
+
+
 def add_workload_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
@@ -183,7 +238,7 @@ def add_workload_options(group: argparse._ArgumentGroup) -> None:
         metavar="NAME,...",
         help=(
             "scenarios to run, tables of the scenarios file (default: quick-chat,quick-steady; with"
-            " a GPU, gpu-chat,gpu-steady; with --target, interactive,steady)"
+            " a GPU, gpu-quick, with 1, 16 and 64 users; with --target, interactive,steady)"
         ),
     )
     add(

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from servers.runtime import catalog, errors, launch, models
+from servers.runtime import catalog, cuda_devices, errors, launch, models
 
 EXIT_CODES = """\
 exit codes:
@@ -30,9 +30,8 @@ def list_servers() -> int:
             print(
                 f"{'':24}   {engine:10} {'missing: ' + ', '.join(missing) if missing else 'ready'}"
             )
-        options = [f"{name}={'|'.join(values)}" for name, values in server.options.items()] + [
-            "workers=N"
-        ] * server.has_workers
+        options = [f"{name}={'|'.join(values)}" for name, values in server.options.items()]
+        options += [f"{name}=({option.kind})" for name, option in server.open_options.items()]
         if options:
             print(f"{'':24}   options: {', '.join(options)}")
     if lacking:
@@ -58,26 +57,36 @@ def verify(arguments: argparse.Namespace) -> int:
 
 
 def profile(arguments: argparse.Namespace) -> int:
+    from servers.profile.access import AccessError, expand_variables, make_access
     from servers.profile.client import ProfileError
     from servers.profile.profiler import as_lines, profile_endpoint
 
     try:
+        url = expand_variables("the URL", arguments.url)
+        access = make_access(
+            arguments.header,
+            url=url,
+            insecure=arguments.insecure,
+            ca_file=arguments.cacert,
+            proxy=arguments.proxy,
+        )
         found = profile_endpoint(
-            arguments.url,
+            url,
+            access=access,
             model=arguments.model,
             ready_timeout_s=arguments.ready_timeout,
             say=lambda line: print(line, file=sys.stderr, flush=True),
         )
-    except ProfileError as error:
+    except (ProfileError, AccessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if arguments.json:
-        print(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
+        print(access.hide_secrets(json.dumps(found.to_json(), indent=2, ensure_ascii=False)))
         return 0
     for name, value in as_lines(found):
-        print(f"{name:32} {value}")
+        print(access.hide_secrets(f"{name:32} {value}"))
     for note in found.notes:
-        print(f"note: {note}")
+        print(access.hide_secrets(f"note: {note}"))
     return 0
 
 
@@ -86,6 +95,17 @@ def option(text: str) -> tuple[str, str]:
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not OPTION=VALUE")
     return name, value
+
+
+def prepare_device() -> None:
+    """Choose the type of numbers that this machine's GPU computes with; warn if torch cannot."""
+    if cuda_devices.on_cpu(os.environ) or not cuda_devices.has_driver():
+        return
+    report = cuda_devices.ask_torch()
+    if report.devices:
+        os.environ.setdefault("SERVEOFF_DTYPE", report.devices[0].dtype)
+    else:
+        print(f"torch cannot compute on a GPU here: {report.reason}", file=sys.stderr, flush=True)
 
 
 def serve(arguments: argparse.Namespace) -> int:
@@ -97,6 +117,8 @@ def serve(arguments: argparse.Namespace) -> int:
             f"{server.name} with {engine} cannot run here: {', '.join(missing)} is not installed;"
             f" {install_command(server.name, '--engines', engine)} installs Python packages"
         )
+    if engine != "simulated":
+        prepare_device()
     model = models.resolve_model(arguments.model, needs_weights=engine != "simulated")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     cores = (
@@ -150,6 +172,17 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="how long to wait for a server that is still loading, in seconds (default: 300)",
     )
+    asked.add_argument(
+        "--header",
+        action="append",
+        default=[],
+        help="header of each request, such as 'api-key: ${GATEWAY_KEY}'; can be repeated",
+    )
+    asked.add_argument(
+        "--cacert", metavar="FILE", help="PEM file of the authorities that may sign a certificate"
+    )
+    asked.add_argument("--insecure", action="store_true", help="accept any TLS certificate")
+    asked.add_argument("--proxy", metavar="URL", help="HTTP proxy, such as http://proxy:3128")
     asked.add_argument("--json", action="store_true", help="print the profile as JSON")
     for name in catalog.list_servers():
         one = verbs.add_parser(name, help="start this server in the foreground")

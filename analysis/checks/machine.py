@@ -1,4 +1,4 @@
-"""Checks of the machine: other processes, steal, swap, GPU clocks."""
+"""Checks of the machine: other processes, steal, swap, GPU clocks, other GPUs."""
 
 import numpy as np
 
@@ -66,9 +66,47 @@ def check_swap(case: CaseData) -> Check:
     )
 
 
+# Mean utilisation above which a GPU that the server does not use was busy. In MIG mode NVML reports
+# none: then the mean power, as a share of the card's limit; idle cards draw up to 40% of it.
+BUSY_PERCENT = 5.0
+BUSY_POWER = 0.5
+
+
+def check_other_gpus(case: CaseData) -> Check | None:
+    """GPUs that the server does not use were at most 5% busy in the window, or drew at most half of
+    their power limit if NVML does not report how busy they were.
+    """
+    columns = case.gpu_columns("utilization_percent", used=False)
+    if not columns:
+        return None
+    manifest = case.campaign.get("manifest") or {}
+    limits = [gpu.get("power_limit_w") for gpu in manifest.get("gpus") or []]
+    busy, unknown = [], []
+    for name in (column.split("_")[0] for column in columns):
+        index = int(name.removeprefix("gpu"))
+        percent, power = (
+            float(case.samples(column)[column].mean()) if column in case.telemetry else NAN
+            for column in (f"{name}_utilization_percent", f"{name}_power_w")
+        )
+        limit = limits[index] if index < len(limits) else None
+        if percent > BUSY_PERCENT:
+            busy.append(f"{name} was {percent:.0f}% busy")
+        elif np.isnan(percent) and limit and power > BUSY_POWER * limit:
+            busy.append(f"{name} drew {power:.0f} of {limit:.0f} W")
+        elif np.isnan(percent) and (np.isnan(power) or not limit):
+            unknown.append(name)
+    return Check(
+        "other GPUs",
+        False if busy else None if unknown else True,
+        "warning",
+        "; ".join(busy) or ("not measured" if unknown else f"{len(columns)} idle"),
+        "stop what runs on them: it shares the machine's power, cooling and buses",
+    )
+
+
 def check_gpu_clocks(case: CaseData) -> Check | None:
-    """No GPU was throttled in the window, and the SM clock's P5 to P95 span at most 10% of its
-    median.
+    """No GPU that the server uses was throttled in the window, and the SM clock's P5 to P95 span at
+    most 10% of its median.
     """
     name, remedy = "GPU clocks", "cool the GPU, lock its clocks, and run nothing else on it"
     details = []

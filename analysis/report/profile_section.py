@@ -2,6 +2,7 @@
 exactly.
 """
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -80,6 +81,11 @@ def _omitted(profile: Json) -> list[str]:
     return list(map(str, _dialect(profile).get("omitted") or []))
 
 
+def _added_fields(profile: Json) -> str:
+    added = _dialect(profile).get("extra") or {}
+    return ", ".join(f"{name}={json.dumps(value)}" for name, value in added.items()) or "none"
+
+
 def _number(key: str) -> Callable[[Json], str]:
     def text(profile: Json) -> str:
         value = profile.get(key)
@@ -111,6 +117,7 @@ ROWS: list[tuple[str, Callable[[Json], str]]] = [
     ("model", _model),
     ("endpoints", _words("endpoints")),
     ("request fields", _request_fields),
+    ("fields added with --body", _added_fields),
     ("usage", lambda profile: USAGE.get(str(profile.get("usage")), UNKNOWN)),
     ("tokens per chunk", _number("tokens_per_chunk")),
     ("reasoning field", _words("reasoning", "none seen")),

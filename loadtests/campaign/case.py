@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict
 
 from loadtests import schema
+from loadtests.campaign import gpu_memory
 from loadtests.campaign.case_run import CampaignContext, CaseFailed, CaseRun, raise_if_ended
 from loadtests.campaign.parquet import to_parquet
 from loadtests.campaign.verification import verify_after, verify_before
@@ -19,7 +20,8 @@ from loadtests.schema import Case, CaseFile, Stage
 from loadtests.telemetry import machine, server_counters
 from loadtests.workload import arrivals
 from servers.contract.conformance_client import CheckFailed
-from servers.runtime import errors, launch
+from servers.profile.access import access_environment
+from servers.runtime import cuda_devices, errors, launch
 
 RESERVE_BYTES = 65_536  # run.json needs a few thousand
 
@@ -43,8 +45,9 @@ def run_case(case: Case, context: CampaignContext, watch: ProgressWatch) -> str:
             clock_zero_s=time.perf_counter(),
         ),
     )
-    if profile := context.profiles.get(case.side):
+    if profile := context.profiles.get(run.target_key):
         run.adopt(profile)
+        run.file.notes += differing_models(context)
     run.save()
     run.reserve.write_bytes(os.urandom(RESERVE_BYTES))
     if not run.target.url and (reason := _skip_reason(run)):
@@ -72,6 +75,15 @@ def run_case(case: Case, context: CampaignContext, watch: ProgressWatch) -> str:
     finally:
         _finish(run)
     return run.file.status
+
+
+def differing_models(context: CampaignContext) -> list[str]:
+    """A note if the targets of a comparison serve different models."""
+    served = {name: profile.model for name, profile in context.profiles.items() if name}
+    if len(set(served.values())) < 2:
+        return []
+    each = ", ".join(f"{name} {model}" for name, model in served.items() if name != "control")
+    return [f"the targets serve different models ({each}), so this also compares the models"]
 
 
 def _skip_reason(run: CaseRun) -> str:
@@ -105,7 +117,9 @@ def _launch(run: CaseRun) -> None:
             ready_timeout_s=run.context.ready_timeout_s,
         )
     )
+    run.file.gpus = gpu_memory.used_gpus(run.case, run.context.visible_gpus)
     run.file.command = machine.redact_secrets(run.server.command)
+    run.file.environment = machine.recorded_variables(run.server.environment)
     run.file.startup_s = run.server.startup_s
 
 
@@ -113,10 +127,14 @@ def _counted_load(run: CaseRun) -> None:
     """Runs the load between two readings of the server's own counters. They are a witness that does
     not depend on the load generator.
     """
-    before = server_counters.read_when_idle(run.engine_urls)
+    before = server_counters.read_when_idle(run.engine_urls, access=run.target.access)
     _load(run)
+    run.file.devices = [asdict(each) for each in cuda_devices.read_devices(run.folder)] or None
     run.file.served = server_counters.counter_delta(
-        before, server_counters.read_when_idle(run.engine_urls) if before else None
+        before,
+        server_counters.read_when_idle(run.engine_urls, access=run.target.access)
+        if before
+        else None,
     )
 
 
@@ -124,7 +142,7 @@ def _load(run: CaseRun) -> None:
     case, context, scenario = run.case, run.context, run.scenario
     task = LoadTask(
         base_url=run.base_url,
-        model=context.model.name,
+        model=run.model,
         planted=run.planted,
         scenario=scenario,
         scenario_name=case.scenario,
@@ -135,13 +153,14 @@ def _load(run: CaseRun) -> None:
         dialect=run.dialect,
         respect_retry_after=context.respect_retry_after,
         seed=arrivals.load_seed(context.seed, case.scenario, case.repetition),
+        target=run.target_key,
     )
     if scenario["arrivals"] == "trace":
         run.file.notes.append(
             f"{case.scenario}: {arrivals.count_clipped(scenario):,} requests of the trace exceed"
             f" the context of {scenario.get('context', arrivals.CONTEXT):,} tokens and were clipped"
         )
-    telemetry = None
+    telemetry, access = None, run.target.access
 
     def watch(status: LoadStatus | None) -> None:
         raise_if_ended(run)
@@ -150,7 +169,7 @@ def _load(run: CaseRun) -> None:
 
     try:
         with locust_process.start_load(
-            run.folder, task, context.workers, context.load_cores, context.web_port
+            run.folder, task, context.workers, context.load_cores, context.web_port, access
         ) as load:
             assert load.stdout is not None
             if pid := int(load.stdout.readline() or 0):
@@ -171,6 +190,7 @@ def _load(run: CaseRun) -> None:
                     ],
                     run.folder / "telemetry.log",
                     cores=context.load_cores,
+                    environment={**os.environ, **access_environment({"": access})},
                 )
             status = locust_process.wait_for_load(
                 load, run.folder, locust_process.longest_load_s(task, context.workers), watch
@@ -185,6 +205,9 @@ def _load(run: CaseRun) -> None:
         if telemetry is not None:
             launch.stop_supervised(telemetry)
         _record_load_status(run)
+        if run.server is not None:
+            samples = run.folder / "telemetry.jsonl"
+            run.file.gpus = gpu_memory.observed_gpus(samples, run.file.gpus)
         _take_telemetry_notes(run)
 
 

@@ -1,17 +1,19 @@
 """One case while it runs, and the context that all cases of a campaign share."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from loadtests import schema
-from loadtests.campaign.targets import Target, Targets
+from loadtests.campaign.targets import Target, Targets, target_key
 from loadtests.generator import locust_process
 from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import Case, CaseFile
 from loadtests.workload.arrivals import ScenarioTable
 from loadtests.workload.scenario import Tables
+from servers.contract import oracle
 from servers.profile.profile import Dialect, Profile
 from servers.runtime import catalog, launch, models
 
@@ -31,9 +33,11 @@ class CampaignContext:
     simulated: dict[str, float]
     share: launch.CoreShare
     load_cores: tuple[int, ...]
+    # NVML's indices of the GPUs that servers see; None if unknown
+    visible_gpus: Sequence[int] | None
     workers: locust_process.Workers
     targets: Targets
-    # by Case.side; only of targets that choose their model themselves
+    # by the key of the target; only of targets that choose their model themselves
     profiles: Mapping[str, Profile] = field(default_factory=dict)
     respect_retry_after: bool = False
     web_port: int | None = None
@@ -54,8 +58,18 @@ class CaseRun:
     profile: Profile | None = None  # of an endpoint, or of a model whose texts are unknown
 
     @property
+    def target_key(self) -> str:
+        return target_key(self.context.targets, self.case)
+
+    @property
     def target(self) -> Target:
-        return self.context.targets[self.case.side]
+        return self.context.targets[self.target_key]
+
+    @property
+    def model(self) -> str:
+        """The model's name in requests."""
+        chosen = self.profile if self.target.is_external else None
+        return chosen.model if chosen else self.context.model.name
 
     @property
     def spec(self) -> catalog.ServerSpec:
@@ -79,6 +93,8 @@ class CaseRun:
 
     @property
     def planted(self) -> bool:
+        if self.target.is_external:
+            return self.model in oracle.PLANTED_MODELS
         return self.context.model.planted or self.case.engine == "simulated"
 
     @property
@@ -97,7 +113,8 @@ class CaseRun:
         self.file.notes += profile.notes
 
     def save(self) -> None:
-        schema.write_json(self.folder / "run.json", self.file.to_json())
+        text = self.target.access.hide_secrets(json.dumps(self.file.to_json()))
+        schema.write_json(self.folder / "run.json", json.loads(text))
 
 
 def raise_if_ended(run: CaseRun) -> None:

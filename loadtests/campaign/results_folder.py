@@ -21,6 +21,8 @@ SAME = (
     "search",
     "gate",
     "max_errors",
+    "targets",
+    "engine_device",
 )
 
 
@@ -40,7 +42,9 @@ def open_campaign(folder: Path, campaign: CampaignFile) -> None:
             )
         # Do not compare the model's shape: that of a hub's model is known only after its download.
         before["model"] = (before.get("model") or {}) | {"shape": wanted["model"]["shape"]}
+        before.setdefault("targets", {})
         # adds the keys that are newer than this file, with their defaults
+        before.setdefault("engine_device", wanted["engine_device"])
         before["plan"] = [Case(**case).as_dict() for case in before["plan"]]
         differing = [key for key in SAME if before.get(key) != wanted[key]]
         if differing:

@@ -1,8 +1,11 @@
-"""Targets: the servers of this checkout, an endpoint at a URL, or, for a gate, base and head as
+"""Targets: the servers of this checkout, endpoints at URLs, or, for a gate, base and head as
 revisions, folders, commands or URLs.
 """
 
+import argparse
 import dataclasses
+import json
+import re
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -12,13 +15,17 @@ from functools import partial
 from pathlib import Path
 
 from loadtests.errors import UsageError
+from loadtests.schema import Case, JsonObject
+from loadtests.telemetry import machine
 from servers.profile import profiler
+from servers.profile.access import Access, AccessError, expand_variables, make_access, strip_user
 from servers.profile.client import ProfileError
 from servers.profile.endpoint import split_url
 from servers.profile.profile import Profile
 from servers.runtime import catalog, launch, models, revisions
 from servers.runtime.catalog import HERE, Checkout, ServerSpec
 
+SIDES = {"base", "head", "control"}
 OWN = "own"  # the name of a server that has no folder in servers/
 EXTERNAL = "external"  # the engine of a server that runs none of our engines
 
@@ -33,6 +40,9 @@ class Target:
     checkout: Checkout = HERE
     server: ServerSpec | None = None
     url: str | None = None
+    access: Access = dataclasses.field(default_factory=make_access)
+    model: str | None = None  # the one that the user named for this target
+    extra: JsonObject = dataclasses.field(default_factory=dict)  # of --body
 
     @property
     def is_external(self) -> bool:
@@ -44,7 +54,23 @@ class Target:
         return self.server or catalog.find_server(name, self.checkout)
 
 
-Targets = Mapping[str, Target]  # by Case.side
+# A gate's by Case.side; endpoints with names by Case.server; a single target has the key "".
+Targets = Mapping[str, Target]
+NAMED = re.compile(r"([A-Za-z][\w.-]*)=(.*)", re.DOTALL)
+# the measurement sets these fields of a body
+OWN_FIELDS = {
+    "model": "--model",
+    "messages": "--scenarios",
+    "prompt": "--scenarios",
+    "max_tokens": "--scenarios",
+    "max_completion_tokens": "--scenarios",
+    "stream": "",
+    "stream_options": "",
+}
+
+
+def target_key(targets: Targets, case: Case) -> str:
+    return case.side or (case.server if case.server in targets else "")
 
 
 def target_of_revision(revision: str | None, choice: Sequence[str]) -> Target:
@@ -62,23 +88,146 @@ def target_of_revision(revision: str | None, choice: Sequence[str]) -> Target:
         raise UsageError(str(error)) from None
 
 
-def target_of_url(url: str, option: str = "--target", name: str = "target") -> Target:
-    """The target of a running server. Raises UsageError for a malformed URL."""
-    try:
-        split_url(url)
-    except ProfileError as error:
-        raise UsageError(f"{option}: {error}") from None
-    return Target(
-        f"{option} {url}", server=ServerSpec(name, url, (), (EXTERNAL,), foreign=True), url=url
+@dataclass(frozen=True)
+class ClientOptions:
+    """The options of the client, by a target's name; those under "" are for every target."""
+
+    headers: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    extra: Mapping[str, JsonObject] = dataclasses.field(default_factory=dict)
+    models: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    insecure: bool = False
+    ca_file: str | None = None
+    proxy: str | None = None
+
+    def make_access(self, name: str, url: str) -> Access:
+        """Raises AccessError."""
+        return make_access(
+            [*self.headers.get("", ()), *self.headers.get(name, ())],
+            url=url,
+            insecure=self.insecure,
+            ca_file=self.ca_file,
+            proxy=self.proxy,
+        )
+
+
+NO_OPTIONS = ClientOptions()
+
+
+def read_client_options(arguments: argparse.Namespace, names: Sequence[str]) -> ClientOptions:
+    """Parses --header, --body, --model, --insecure, --cacert and --proxy for targets with these
+    names. Raises UsageError.
+    """
+    headers: dict[str, list[str]] = {}
+    for text in arguments.header:
+        name, header = split_name(text, names)
+        if (given := NAMED.fullmatch(text)) and not name and "=" in text.partition(":")[0]:
+            known = f"choose from {', '.join(names)}" if names else "name it with --target NAME=URL"
+            raise UsageError(f"--header {given[1]}=...: no target has this name: {known}")
+        headers.setdefault(name, []).append(header)
+    extra: dict[str, JsonObject] = {}
+    for text in arguments.body:
+        name, setting = split_name(text, names)
+        key, value = parse_body_field(setting)
+        extra.setdefault(name, {})[key] = value
+    models: dict[str, str] = {}
+    if arguments.model:
+        parts = [split_name(part, names) for part in arguments.model.split(",")]
+        models = dict(parts) if all(name for name, _ in parts) else {"": arguments.model}
+    return ClientOptions(
+        headers, extra, models, arguments.insecure, arguments.cacert, arguments.proxy
     )
 
 
-def target_of_server(text: str, option: str) -> Target:
+def split_name(text: str, names: Sequence[str]) -> tuple[str, str]:
+    """Splits "NAME=TEXT" if NAME is one of `names`; otherwise the name is empty."""
+    named = NAMED.fullmatch(text)
+    return (named[1], named[2]) if named and named[1] in names else ("", text)
+
+
+def parse_body_field(text: str) -> tuple[str, object]:
+    """Parses KEY=JSON. Raises UsageError."""
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise UsageError(f"--body {text}: give KEY=JSON, such as top_p=0.9")
+    if key in OWN_FIELDS:
+        remedy = f"use {OWN_FIELDS[key]}" if OWN_FIELDS[key] else "leave it out"
+        raise UsageError(f"--body {key}=...: the measurement sets this field itself: {remedy}")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        raise UsageError(
+            f"--body {key}=...: the value is not JSON: quote text twice, such as '{key}=\"text\"'"
+        ) from None
+
+
+def targets_of_urls(arguments: argparse.Namespace) -> Targets:
+    """The targets of --target, each URL or NAME=URL. Raises UsageError."""
+    given = [NAMED.fullmatch(text) for text in arguments.target]
+    named = {found[1]: found[2] for found in given if found}
+    options = read_client_options(arguments, list(named))
+    if len(arguments.target) == 1 and not named:
+        return {"": target_of_url(arguments.target[0], options=options)}
+    if len(named) < len(given):
+        raise UsageError(
+            "several targets need names that differ: give each as --target NAME=URL, such as"
+            " --target east=http://10.0.0.5:8000"
+        )
+    return {name: target_of_url(url, name=name, options=options) for name, url in named.items()}
+
+
+def target_of_url(
+    text: str,
+    option: str = "--target",
+    name: str = "target",
+    options: ClientOptions = NO_OPTIONS,
+    side: str = "",
+) -> Target:
+    """The target of a running server. `side`: its name among `options`, if that is not `name`.
+    Raises UsageError for a malformed URL.
+    """
+    key = side or name
+    try:
+        whole = expand_variables(option, text)
+        access = options.make_access(key, whole)
+        split_url(whole)
+    except (ProfileError, AccessError) as error:
+        raise UsageError(
+            str(error) if str(error).startswith("--") else f"{option}: {error}"
+        ) from None
+    url = strip_user(whole.strip())
+    shown = access.hide_secrets(url)
+    return Target(
+        f"{option} {shown}",
+        server=ServerSpec(name, shown, (), (EXTERNAL,), foreign=True),
+        url=url,
+        access=access,
+        model=options.models.get(key, options.models.get("")),
+        extra={**options.extra.get("", {}), **options.extra.get(key, {})},
+    )
+
+
+def describe_endpoints(targets: Targets, profiles: Mapping[str, Profile]) -> dict[str, JsonObject]:
+    """The identity of each endpoint at a URL, for campaign.json: without secrets."""
+    return {
+        name or "target": {
+            "url": machine.redact_secrets([target.access.hide_secrets(target.url)])[0],
+            "model": profiles[name].model,
+            "headers": sorted(header for header, _ in target.access.headers),
+            "body": json.loads(target.access.hide_secrets(json.dumps(target.extra))),
+        }
+        for name, target in targets.items()
+        if target.url and name in profiles
+    }
+
+
+def target_of_server(
+    text: str, option: str, side: str = "", options: ClientOptions = NO_OPTIONS
+) -> Target:
     """The target of a URL, a folder with a server.toml, or a command with {port}. Raises UsageError
     and CatalogError.
     """
     if text.startswith(("http://", "https://")):
-        return target_of_url(text, option, OWN)
+        return target_of_url(text, option, OWN, options, side)
     folder = Path(text).expanduser()
     if folder.is_dir():
         if not (folder / "server.toml").is_file():
@@ -105,6 +254,10 @@ def target_of_server(text: str, option: str) -> Target:
             f"{option}: the command has {error} in braces, which is not a placeholder: double the"
             " braces that belong to the command"
         ) from None
+    try:
+        access = options.make_access(side, "")
+    except AccessError as error:
+        raise UsageError(str(error)) from None
     return Target(
         text,
         server=ServerSpec(
@@ -117,22 +270,42 @@ def target_of_server(text: str, option: str) -> Target:
             ready="/v1/models",
             checkout=Checkout(Path.cwd()),
         ),
+        access=access,
+        model=options.models.get(side, options.models.get("")),
+        extra={**options.extra.get("", {}), **options.extra.get(side, {})},
     )
 
 
+def choose_servers(
+    arguments: argparse.Namespace, targets: Sequence[Target]
+) -> tuple[list[ServerSpec], list[str]]:
+    """The servers to measure, and the engines that the user chose for them. Raises CatalogError."""
+    engines = [name for name in arguments.engines.split(",") if name]
+    for name in engines:
+        catalog.check_name(name, catalog.ENGINES, "engine")
+    own = targets[0]
+    if own.server:
+        chosen = [target.server for target in targets if target.server]
+        return chosen, [] if own.is_external else engines
+    if arguments.servers == "all":
+        known = catalog.list_servers(own.checkout).values()
+        return [s for s in known if not engines or set(engines) & set(s.engines)], engines
+    names = dict.fromkeys(filter(None, arguments.servers.split(",")))
+    return [own.find_server(name) for name in names], engines
+
+
 def profile_targets(
-    targets: Targets,
-    model: str | None,
-    needed: Sequence[str],
-    share: launch.CoreShare,
-    ready_timeout_s: float | None,
+    targets: Targets, needed: Sequence[str], share: launch.CoreShare, ready_timeout_s: float | None
 ) -> dict[str, Profile]:
-    """Profiles each target, and starts a target that is not running for its profile. All must serve
-    the same model: `model`, if the user named one. `needed`: the endpoints, "chat" or
-    "completions", that each must have. Raises UsageError and LaunchError.
+    """Profiles each target, and starts a target that is not running for its profile. Base and head
+    must serve the same model, unless the user named one for each. `needed`: the endpoints, "chat"
+    or "completions", that each must have. Raises UsageError and LaunchError.
     """
-    profiles = {}
+    profiles: dict[str, Profile] = {}
     for name, target in targets.items():
+        if twin := next((other for other in profiles if targets[other] is target), None):
+            profiles[name] = profiles[twin]
+            continue
         with ExitStack() as stack:
             url = target.url
             if url is None:
@@ -154,20 +327,29 @@ def profile_targets(
             try:
                 profiles[name] = profiler.profile_endpoint(
                     url,
-                    model=model,
+                    access=target.access,
+                    model=target.model,
+                    extra=target.extra,
                     needed=needed,
                     ready_timeout_s=ready_timeout_s,
                     say=partial(print, flush=True),
                 )
             except ProfileError as error:
-                raise UsageError(str(error)) from None
-    if len({profile.model for profile in profiles.values()}) > 1:
+                which = f"{name}: " if name and name not in SIDES else ""
+                raise UsageError(which + target.access.hide_secrets(str(error))) from None
+    named = len({target.model for target in targets.values()}) > 1
+    if (
+        len({profile.model for profile in profiles.values()}) > 1
+        and set(targets) & SIDES
+        and not named
+    ):
         raise UsageError(
             "base and head serve different models: "
             + ", ".join(
                 f"{name or targets[name].description} {profile.model!r}"
                 for name, profile in profiles.items()
             )
-            + ": give --model and a name that both serve"
+            + ": give --model and a name that both serve, or one for each, such as"
+            " --model base=NAME,head=NAME"
         )
     return profiles

@@ -36,9 +36,12 @@ def _check_endpoint(run: CaseRun) -> list[contract_checks.ConformanceCheck]:
     assert run.profile is not None
     kind = run.scenario["endpoint"]
     try:
-        found = profiler.check_endpoint(run.base_url, run.profile, kind, run.planted)
+        found = profiler.check_endpoint(
+            run.base_url, run.profile, kind, run.planted, run.target.access
+        )
     except ProfileError as error:
-        return [contract_checks.ConformanceCheck("whole response", False, str(error))]
+        words = run.target.access.hide_secrets(str(error))
+        return [contract_checks.ConformanceCheck("whole response", False, words)]
     return [contract_checks.ConformanceCheck("whole response", True, found)]
 
 
@@ -68,7 +71,10 @@ def _profile_server(run: CaseRun) -> None:
     """
     try:
         profile = profiler.profile_endpoint(
-            run.base_url, model=run.context.model.name, needed=[run.scenario["endpoint"]]
+            run.base_url,
+            access=run.target.access,
+            model=run.context.model.name,
+            needed=[run.scenario["endpoint"]],
         )
     except ProfileError as error:
         raise CaseFailed(str(error)) from None

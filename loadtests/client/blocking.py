@@ -11,6 +11,7 @@ from loadtests.client.limits import CLOSED
 from loadtests.client.reader_types import Listener, ReaderStream, Received, ResponseWait
 from loadtests.client.transport import Transport, read_stamped, remaining_or_timeout
 from loadtests.client.websocket import WebSocketProtocol
+from servers.profile.access import OPEN, Access
 
 
 class BlockingReader:
@@ -83,18 +84,18 @@ class BlockingWait:
         self.ended = True
 
 
-def make_protocol(base_url: str, api_key: str | None, websocket_path: str | None) -> WireProtocol:
+def make_protocol(base_url: str, access: Access, websocket_path: str | None) -> WireProtocol:
     if websocket_path is not None:
-        return WebSocketProtocol(base_url, api_key, websocket_path)
-    return HttpProtocol(base_url, api_key)
+        return WebSocketProtocol(base_url, access, websocket_path)
+    return HttpProtocol(base_url, access)
 
 
 def make_blocking_connection(
-    base_url: str, timeout_s: float, api_key: str | None = None, websocket_path: str | None = None
+    base_url: str, timeout_s: float, access: Access = OPEN, websocket_path: str | None = None
 ) -> Connection:
     """Returns a connection to open. `timeout_s` bounds a whole exchange."""
     return Connection(
-        Transport(base_url, timeout_s),
-        make_protocol(base_url, api_key, websocket_path),
+        Transport(base_url, timeout_s, access),
+        make_protocol(base_url, access, websocket_path),
         BlockingReader(),
     )

@@ -19,6 +19,7 @@ from loadtests.client.connection import Connection
 from loadtests.client.reader import socket_reader
 from loadtests.client.reader_types import Listener, ResponseReader, ResponseWait
 from loadtests.client.transport import Transport
+from servers.profile.access import OPEN, Access
 
 # gevent replaces socket.socket with one that waits by switching; this is the original.
 PlainSocket = monkey.get_original("socket", "socket")
@@ -73,12 +74,12 @@ class GeventReader:
 
 
 def make_gevent_connection(
-    base_url: str, timeout_s: float, api_key: str | None = None, websocket_path: str | None = None
+    base_url: str, timeout_s: float, access: Access = OPEN, websocket_path: str | None = None
 ) -> Connection:
     """Returns a connection to open. `timeout_s` bounds a whole exchange."""
-    transport = Transport(base_url, timeout_s)
+    transport = Transport(base_url, timeout_s, access)
     # TLS buffers data, so a readable socket means nothing there
     reader: ResponseReader = (
         BlockingReader(socket_reader().count_bytes) if transport.tls else GeventReader()
     )
-    return Connection(transport, make_protocol(base_url, api_key, websocket_path), reader)
+    return Connection(transport, make_protocol(base_url, access, websocket_path), reader)

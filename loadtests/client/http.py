@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from loadtests.client.limits import READ_BYTES
+from servers.profile.access import OPEN, Access
 
 MAX_RESPONSE_BYTES = 64 * 1024 * 1024
 MAX_HEADER_BYTES = 65536
@@ -245,13 +246,21 @@ class HttpProtocol:
 
     whole_responses = True
 
-    def __init__(self, base_url: str, api_key: str | None = None):
+    def __init__(self, base_url: str, access: Access = OPEN):
         parts = urlsplit(base_url)
-        self.path_prefix = parts.path.rstrip("/")
-        self.headers = (
-            f"Host: {parts.netloc}\r\nContent-Type: application/json\r\nAccept-Encoding:"
-            " identity\r\n" + (f"Authorization: Bearer {api_key}\r\n" if api_key else "")
+        through_proxy = access.proxy is not None and parts.scheme == "http"
+        # a proxy takes whole URLs (RFC 9112, section 3.2.2), but only passes TLS on
+        place = f"http://{parts.netloc}" if through_proxy else ""
+        self.path_prefix = place + parts.path.rstrip("/")
+        headers = access.merge_headers(
+            {
+                "Host": parts.netloc,
+                "Content-Type": "application/json",
+                "Accept-Encoding": "identity",
+                **(access.proxy_headers() if through_proxy else {}),
+            }
         )
+        self.headers = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
 
     def start(self, sock: socket.socket, deadline: float) -> None:
         """Does nothing: HTTP/1.1 has no handshake."""

@@ -4,6 +4,7 @@ All times are `time.perf_counter()`, in seconds.
 """
 
 import functools
+import itertools
 import os
 import platform
 import socket
@@ -14,6 +15,7 @@ import time
 from urllib.parse import urlsplit
 
 from loadtests.client.limits import CLOCK_TOLERANCE_S, MAX_STAMP_AGE_S, READ_BYTES
+from servers.profile.access import OPEN, Access
 
 # Asks for the kernel's time of arrival, on Linux only. The option and its control message share the
 # value (asm-generic/socket.h).
@@ -26,55 +28,99 @@ SO_TIMESTAMPNS = (
 )
 TIMESPEC = struct.Struct("@qq")
 ANCILLARY_BYTES = 64
+MAX_HEAD_BYTES = 65_536  # of a proxy's response
 Address = tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
 
 
 class Transport:
-    """Makes sockets to the server of a base URL, with TLS for https. `timeout_s` bounds connecting
-    and each exchange.
+    """Makes sockets to the server of a base URL, with TLS for https and through the proxy of
+    `access`, if it has one. `timeout_s` bounds connecting and each exchange.
     """
 
-    def __init__(self, base_url: str, timeout_s: float):
+    def __init__(self, base_url: str, timeout_s: float, access: Access = OPEN):
         parts = urlsplit(base_url)
-        self.tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self.tls = access.tls_context() if parts.scheme == "https" else None
         self.host, self.port = parts.hostname or "", parts.port or (443 if self.tls else 80)
-        self.timeout_s = timeout_s
+        self.timeout_s, self.access = timeout_s, access
+        proxy = urlsplit(access.proxy or "")
+        self.next_hop = (proxy.hostname, proxy.port or 80) if proxy.hostname else None
 
     def connect(self) -> socket.socket:
         """Returns a new socket. Raises OSError."""
-        plain = _connect(self.host, self.port, self.timeout_s)
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self.tls:
-            return self.tls.wrap_socket(plain, server_hostname=self.host)
-        if SO_TIMESTAMPNS is not None:
-            plain.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        plain = addresses_of(*(self.next_hop or (self.host, self.port))).connect(self.timeout_s)
+        try:
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self.tls:
+                if self.next_hop:
+                    self._open_tunnel(plain)
+                return self.tls.wrap_socket(plain, server_hostname=self.host)
+            if SO_TIMESTAMPNS is not None:
+                plain.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        except BaseException:
+            plain.close()
+            raise
         return plain
+
+    def _open_tunnel(self, plain: socket.socket) -> None:
+        """Asks the proxy to pass on everything that follows. Raises OSError. Source: RFC 9110,
+        section 9.3.6.
+        """
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        fields = {"Host": f"{host}:{self.port}"} | self.access.proxy_headers()
+        lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        plain.sendall(f"CONNECT {host}:{self.port} HTTP/1.1\r\n{lines}\r\n".encode())
+        head = bytearray()
+        # one byte at a time: the server's first bytes must stay in the socket
+        while not head.endswith(b"\r\n\r\n"):
+            if not (byte := plain.recv(1)) or len(head) > MAX_HEAD_BYTES:
+                raise ConnectionError("the proxy closed the connection")
+            head += byte
+        status = head.split(b"\r\n")[0].decode("latin-1").partition(" ")[2]
+        if not status.startswith("2"):
+            raise ConnectionError(f"the proxy refused the connection: {status}")
+
+
+class Addresses:
+    """The addresses of a host. Connections go to them round robin, as to the replicas of a service.
+    Only one address family is used, that of the first connection: the others often lead to the same
+    server, or nowhere.
+    """
+
+    def __init__(self, host: str, port: int):
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        self.known: list[tuple[int, Address]] = [
+            (family, address) for family, _, _, _, address in found
+        ]
+        self.is_settled = False
+        self.turns = itertools.count()
+
+    def connect(self, timeout_s: float) -> socket.socket:
+        """Connects to the next address, or to the first after it that accepts. Raises OSError."""
+        problem = OSError("no address")
+        first = next(self.turns) if self.is_settled else 0
+        for n in range(len(self.known)):
+            family, address = self.known[(first + n) % len(self.known)]
+            plain = socket.socket(family)
+            try:
+                plain.settimeout(timeout_s)
+                plain.connect(address)
+            except OSError as error:
+                plain.close()
+                problem = error
+                continue
+            if not self.is_settled:
+                self.known = [each for each in self.known if each[0] == family]
+                self.is_settled = True
+            return plain
+        raise problem
 
 
 @functools.lru_cache
-def _resolve(host: str, port: int) -> list[tuple[int, Address]]:
-    """Returns (family, address) pairs. They are cached, because under gevent a thread resolves
-    names, which costs more than the rest of connecting.
+def addresses_of(host: str, port: int) -> Addresses:
+    """Resolves a name once per process: under gevent a thread resolves names, which costs more than
+    the rest of connecting.
     """
-    return [
-        (family, address)
-        for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    ]
-
-
-def _connect(host: str, port: int, timeout_s: float) -> socket.socket:
-    """Like socket.create_connection: connects to the first address that accepts."""
-    problem = OSError("no address")
-    for family, address in _resolve(host, port):
-        plain = socket.socket(family)
-        try:
-            plain.settimeout(timeout_s)
-            plain.connect(address)
-            return plain
-        except OSError as error:
-            plain.close()
-            problem = error
-    raise problem
+    return Addresses(host, port)
 
 
 def is_closed_by_peer(sock: socket.socket) -> bool:

@@ -35,6 +35,7 @@ from loadtests.client.limits import READ_BYTES
 from loadtests.client.transport import remaining_or_timeout
 from servers.contract.chunks import status_of_end
 from servers.contract.sse import SSE_CONTENT_TYPE
+from servers.profile.access import Access
 
 FIELD = b"data: "
 # JSON treats all white space alike, but in SSE these characters would end the line
@@ -46,12 +47,18 @@ class WebSocketProtocol:
 
     whole_responses = False
 
-    def __init__(self, base_url: str, api_key: str | None, path: str):
+    def __init__(self, base_url: str, access: Access, path: str):
         parts = urlsplit(base_url)
+        headers = access.merge_headers({"Host": parts.netloc})
+        host = next(value for name, value in headers.items() if name.lower() == "host")
         self.upgrade = Request(
-            host=parts.netloc,
+            host=host,
             target=parts.path.rstrip("/") + path,
-            extra_headers=[(b"Authorization", f"Bearer {api_key}".encode())] if api_key else [],
+            extra_headers=[
+                (name.encode(), value.encode())
+                for name, value in headers.items()
+                if name.lower() != "host"
+            ],
         )
         self.protocol = WSConnection(ConnectionType.CLIENT)
 

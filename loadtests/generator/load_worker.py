@@ -1,7 +1,6 @@
 """A load worker: its part of one load, its requests, and their rows."""
 
 import gc
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from loadtests.generator.gevent_tools import FairSemaphore
 from loadtests.generator.messages import SENT_AFTER_S, Assignment, Start, Window, WorkerReport
 from loadtests.generator.recorder import CUT_OFF, InFlightRequest, Recorder
 from loadtests.workload import arrivals, prompts
+from servers.profile.access import read_access
 
 NumberedArrival = tuple[int, arrivals.Arrival]
 
@@ -79,6 +79,7 @@ class LoadWorker:
         """
         self.plan, self.task, self.scenario = plan, plan.task, plan.task.scenario
         self.users_started = 0
+        self.access = read_access(self.task.target)
         self.began_s = AsyncResult()  # on the rows' clock, like all times
         self.window_start_s = AsyncResult()
         gc.collect()  # it takes about 50 ms, which the recorder would report as a stall
@@ -119,7 +120,7 @@ class LoadWorker:
         return make_gevent_connection(
             self.task.base_url,
             self.scenario["timeout_s"],
-            os.environ.get("SERVEOFF_API_KEY"),
+            self.access,
             self.task.dialect.path(self.scenario["endpoint"]) if websocket else None,
         )
 

@@ -14,6 +14,7 @@ from loadtests import schema
 from loadtests.generator.status import ENDED, LoadStatus
 from loadtests.generator.task import LoadTask
 from loadtests.workload import arrivals
+from servers.profile.access import OPEN, Access, access_environment
 from servers.runtime import launch, limits, ports
 
 WEB_HOST = "127.0.0.1"  # Locust's page has buttons and no password
@@ -40,6 +41,7 @@ def start_load(
     workers: Workers,
     cores: Sequence[int] = (),
     web_port: int | None = None,
+    access: Access = OPEN,
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """Starts the load generator and yields its process. The process is supervised: its whole tree
     ends with this context. Leaves requests.jsonl, load.json and load.log in the folder.
@@ -100,6 +102,7 @@ def start_load(
         ]
     environment = {
         **os.environ,
+        **access_environment({"": access} if access != OPEN else {}),
         "SERVEOFF_LOAD": json.dumps(replace(task, folder=str(folder.resolve())).to_json()),
     }
     with ports.reserve_ports(1) as [port]:

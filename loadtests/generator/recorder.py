@@ -24,6 +24,7 @@ from loadtests.generator.task import LoadTask
 from loadtests.schema import JsonObject
 from loadtests.workload import prompts
 from servers.contract import oracle, token_counts
+from servers.profile.access import read_access
 from servers.runtime.schedstat import read_thread_times
 
 CUT_OFF = "cut off: incomplete when the drain ended"
@@ -150,6 +151,7 @@ class Recorder:
     ):
         self.task, self.worker, self.zero_s = task, worker, zero_s
         self.send_report, self.fire = send_report, fire
+        self.access = read_access(task.target)
         self.streams = socket_reader()
         self.in_flight: dict[int, InFlightRequest] = {}
         self.finished: deque[InFlightRequest] = deque()
@@ -252,6 +254,9 @@ class Recorder:
     def write(self, request: InFlightRequest, pause: Callable[[], None] = lambda: None) -> None:
         """Parses and checks the response, and writes the row. Calls `pause` every few events."""
         parsed = response.parse_response(request.exchange, pause)
+        if parsed.error is not None:  # a server may repeat the key that it refuses
+            parsed.error = self.access.hide_secrets(parsed.error)
+            parsed.error_detail = self.access.hide_secrets(parsed.error_detail or "") or None
         row = make_row(self.task, self.worker, self.zero_s, request, parsed)
         token_s, token_n, done_s = row["token_s"], row["token_n"], row["done_s"]
         self.lines.append(orjson.dumps(row) + b"\n")

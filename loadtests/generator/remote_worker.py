@@ -4,11 +4,12 @@
 
 It runs one case after the other and waits between them. It ends on Ctrl-C, or after --patience
 seconds without a coordinator. It needs the same version of Serveoff with the packages locust,
-gevent, pydantic, psutil and orjson; SERVEOFF_API_KEY, if the server requires a key; and recorded
-traces at the same paths. It needs no model.
+gevent, pydantic, psutil and orjson; the headers and certificates of the target, because the
+coordinator sends no secrets; and recorded traces at the same paths. It needs no model.
 """
 
 import argparse
+import os
 import re
 import signal
 import socket
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
+from servers.profile.access import AccessError, access_environment, make_access
 from servers.runtime import launch, limits
 
 RETRY_S = 0.5
@@ -73,11 +75,49 @@ def make_parser() -> argparse.ArgumentParser:
         default=600.0,
         help="seconds to wait for a case (default: %(default)g)",
     )
+    parser.add_argument(
+        "--header",
+        action="append",
+        default=[],
+        metavar="[NAME=]HEADER",
+        help="as for the coordinator; can be repeated",
+    )
+    parser.add_argument("--cacert", metavar="FILE", help="as for the coordinator")
+    parser.add_argument("--insecure", action="store_true", help="as for the coordinator")
+    parser.add_argument("--proxy", metavar="URL", help="as for the coordinator")
     return parser
+
+
+def own_access(options: argparse.Namespace) -> dict[str, str]:
+    """The environment variable that passes the options of access on to the load workers. A header
+    "NAME=HEADER" is for the target of that name, the others are for every target. Raises
+    AccessError.
+    """
+    headers: dict[str, list[str]] = {"": []}
+    for text in options.header:
+        name, equals, header = text.partition("=")
+        is_named = bool(equals) and ":" not in name
+        headers.setdefault(name if is_named else "", []).append(header if is_named else text)
+    return access_environment(
+        {
+            name: make_access(
+                dict.fromkeys([*headers[""], *own]),
+                insecure=options.insecure,
+                ca_file=options.cacert,
+                proxy=options.proxy,
+            )
+            for name, own in headers.items()
+        }
+    )
 
 
 def main() -> int:
     options = make_parser().parse_args()
+    try:
+        environment = {**os.environ, **own_access(options)}
+    except AccessError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     host, port = options.coordinator
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     command = [
@@ -103,7 +143,9 @@ def main() -> int:
                 if not is_reachable(host, port):
                     time.sleep(RETRY_S)
                     continue
-                load = launch.start_supervised(command, log := Path(folder, "load.log"))
+                load = launch.start_supervised(
+                    command, log := Path(folder, "load.log"), environment=environment
+                )
                 try:
                     code = load.wait()
                 finally:

@@ -24,6 +24,7 @@ class LoadTask:
     seed: str
     dialect: Dialect = field(default_factory=Dialect)  # the form of requests
     respect_retry_after: bool = False  # users wait as long as Retry-After asks
+    target: str = ""  # its name, for its headers
     folder: str = ""  # for requests.jsonl and load.json; `start_load` sets it
 
     @property

@@ -29,6 +29,7 @@ from loadtests.schema import JsonObject
 from loadtests.telemetry.gpu import Gpus
 from loadtests.telemetry.processes import BackgroundTask, ProcessTree, sample_system
 from loadtests.telemetry.server_metrics import Scraper
+from servers.profile.access import read_access
 
 # period of the costly work: proportional set sizes, new processes, slow GPU values
 SLOW_S = 1.0
@@ -95,6 +96,7 @@ def main() -> None:
             options.out.with_name("server_metrics.jsonl"),
             options.clock_zero,
             report,
+            read_access(),
         )
         threading.Thread(target=scraper.run, daemon=True).start()
     gpus = Gpus(report)

@@ -12,6 +12,7 @@ from loadtests.telemetry.server_metrics import (
     fetch_metrics,
     parse_metrics,
 )
+from servers.profile.access import Access
 from servers.runtime.limits import QUIET_S
 
 
@@ -44,7 +45,9 @@ def sum_counters(samples: list[Sample]) -> CounterValues | None:
     return None
 
 
-def read_when_idle(base_urls: str, patience_s: float = QUIET_S) -> CounterValues | None:
+def read_when_idle(
+    base_urls: str, patience_s: float = QUIET_S, access: Access | None = None
+) -> CounterValues | None:
     """Reads the counters once the server is idle, when every request is counted. After `patience_s`
     returns the last values; None if the server has no metrics, or none with known names.
     """
@@ -52,7 +55,7 @@ def read_when_idle(base_urls: str, patience_s: float = QUIET_S) -> CounterValues
     found = None
     while (left_s := deadline - time.perf_counter()) > 0:
         try:
-            found = sum_counters(parse_metrics(fetch_metrics(base_urls, left_s)))
+            found = sum_counters(parse_metrics(fetch_metrics(base_urls, left_s, access=access)))
         except MetricsUnavailable:
             return found
         if found is None or found.busy == 0:

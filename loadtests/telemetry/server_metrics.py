@@ -10,7 +10,6 @@ null and stops nothing.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from loadtests.client import http, transport
 from servers.contract.chunks import CHAT_COMPLETIONS, COMPLETIONS
+from servers.profile.access import Access, read_access
 from servers.runtime.limits import SCRAPE_S
 
 PERIOD_S = 1.0
@@ -44,25 +44,28 @@ class Sample(NamedTuple):
     value: float
 
 
-def fetch_metrics(base_urls: str, patience_s: float, query: str = "") -> str:
+def fetch_metrics(
+    base_urls: str, patience_s: float, query: str = "", access: Access | None = None
+) -> str:
     """Fetches the metrics of one server, or of several as if they were one. Raises
     MetricsUnavailable, after at most `patience_s`, however slowly the bytes arrive.
     """
     deadline = time.perf_counter() + patience_s
+    access = access or read_access()
     return "".join(
-        _fetch(base_url, deadline, patience_s, query) for base_url in base_urls.split(",")
+        _fetch(base_url, deadline, patience_s, query, access) for base_url in base_urls.split(",")
     )
 
 
-def _fetch(base_url: str, deadline: float, patience_s: float, query: str) -> str:
+def _fetch(base_url: str, deadline: float, patience_s: float, query: str, access: Access) -> str:
     """Fetches one server's metrics. It sends as soon as it is connected and keeps no connection: an
     idle one would block a sync worker.
     """
-    protocol = http.HttpProtocol(base_url, os.environ.get("SERVEOFF_API_KEY"))
+    protocol = http.HttpProtocol(base_url, access)
     exchange = http.Exchange()
     parser, complete = http.ResponseParser(exchange), False
     try:
-        with transport.Transport(base_url, patience_s).connect() as sock:
+        with transport.Transport(base_url, patience_s, access).connect() as sock:
             sock.sendall(protocol.encode_get(f"/metrics{query}"))
             while not complete:
                 sock.settimeout(transport.remaining_or_timeout(deadline))
@@ -102,8 +105,16 @@ class Scraper:
     failed. Calls `report` once for each reason.
     """
 
-    def __init__(self, base_urls: str, out: Path, clock_zero: float, report: Callable[[str], None]):
+    def __init__(
+        self,
+        base_urls: str,
+        out: Path,
+        clock_zero: float,
+        report: Callable[[str], None],
+        access: Access | None = None,
+    ):
         self.base_urls, self.out, self.clock_zero, self.report = base_urls, out, clock_zero, report
+        self.access = access or read_access()
         self.reported = set[str]()
         self.responses, self.all_every, self.period_s = 0, ALL_EVERY, PERIOD_S
         self.ended = False
@@ -139,7 +150,9 @@ class Scraper:
     def ask(self) -> str | None:
         few = self.responses % self.all_every > 0
         try:
-            text = fetch_metrics(self.base_urls, SCRAPE_S, FREQUENT_QUERY if few else "")
+            text = fetch_metrics(
+                self.base_urls, SCRAPE_S, FREQUENT_QUERY if few else "", self.access
+            )
             if not self.responses:
                 parse_metrics(text)  # raises if the text is not Prometheus'
             if few and not text.strip():

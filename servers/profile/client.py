@@ -13,9 +13,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from servers.contract import chunks, sse
-from servers.contract.api import SSE_CONTENT_TYPE, authorization_header
+from servers.contract.api import SSE_CONTENT_TYPE
 from servers.contract.chunks import Chunk, read_chunk
 from servers.contract.token_counts import read_count
+from servers.profile.access import OPEN, Access
 from servers.runtime.limits import SILENCE_S
 
 MAX_BYTES = 16 * 1024 * 1024
@@ -53,6 +54,7 @@ class Response:
     headers: Mapping[str, str]
     body: bytes
     arrived: list[tuple[float, int]]
+    access: Access = OPEN
 
     @property
     def is_ok(self) -> bool:
@@ -61,7 +63,8 @@ class Response:
     @property
     def words(self) -> str:
         """The server's own message, short enough to show."""
-        return chunks.describe_body(self.body).removeprefix(f"{self.status}: ")
+        words = chunks.describe_body(self.body).removeprefix(f"{self.status}: ")
+        return self.access.hide_secrets(words)
 
     def json(self) -> Any:
         """Parse the body; None if it is not JSON."""
@@ -141,17 +144,45 @@ def read_completion(response: Response) -> Completion:
     return completion
 
 
-def send(method: str, url: str, body: Any = None, silence_s: float = SILENCE_S) -> Response:
-    """Send one request on a new connection. Does not follow redirects. Raises ProfileError."""
-    parts = urlsplit(url)
-    where = f"{method} {url}"
-    secure = parts.scheme == "https"
-    kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=silence_s)
-    connection.response_class = FinalResponse
+def open_connection(
+    url: str, access: Access, silence_s: float
+) -> tuple[http.client.HTTPConnection, str]:
+    """Return a connection to open, through the proxy if there is one, and the request's target."""
+    parts, via = urlsplit(url), urlsplit(access.proxy or "")
+    host, port = parts.hostname or "", parts.port
+    hop = (via.hostname, via.port or 80) if via.hostname else (host, port)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    connection: http.client.HTTPConnection
+    if parts.scheme == "https":
+        connection = http.client.HTTPSConnection(
+            *hop, timeout=silence_s, context=access.tls_context()
+        )
+        if via.hostname:
+            connection.set_tunnel(host, port, access.proxy_headers())
+    else:
+        connection = http.client.HTTPConnection(*hop, timeout=silence_s)
+        target = (f"http://{parts.netloc}" if via.hostname else "") + target
+    connection.response_class = FinalResponse
+    return connection, target
+
+
+def send(
+    method: str, url: str, body: Any = None, access: Access = OPEN, silence_s: float = SILENCE_S
+) -> Response:
+    """Send one request on a new connection. Does not follow redirects. Raises ProfileError."""
+    where = f"{method} {access.hide_secrets(url)}"
+    hop = urlsplit(access.proxy or url)
+    connection, target = open_connection(url, access, silence_s)
     data = None if body is None else json.dumps(body).encode()
-    headers = {"Content-Type": "application/json", "Accept": "*/*"} | authorization_header()
+    through_proxy = access.proxy is not None and url.startswith("http:")
+    headers = access.merge_headers(
+        {
+            "Host": urlsplit(url).netloc,
+            "Content-Type": "application/json",
+            "Accept": "*/*",
+            **(access.proxy_headers() if through_proxy else {}),
+        }
+    )
     try:
         began_s = time.perf_counter()
         connection.request(method, target, data, headers)
@@ -163,24 +194,29 @@ def send(method: str, url: str, body: Any = None, silence_s: float = SILENCE_S) 
             if len(received) > MAX_BYTES:
                 raise ProfileError(f"{where}: the response is longer than {MAX_BYTES:,} bytes")
         fields = {name.lower(): value for name, value in response.getheaders()}
-        return Response(response.status, fields, bytes(received), arrived)
+        return Response(response.status, fields, bytes(received), arrived, access)
     except TimeoutError:
         raise ProfileError(
             f"{where}: nothing arrived for {silence_s:g} s: check whether the server hangs, or set"
             " SERVEOFF_SILENCE_S to a longer time"
         ) from None
     except ConnectionRefusedError:
+        if access.proxy:
+            raise ProfileError(
+                f"{where}: no proxy listens at {hop.hostname}:{hop.port or 80}: check --proxy"
+            ) from None
         raise NoConnection(
             f"{where}: no server listens there: start it, or use the URL of a running one"
         ) from None
     except socket.gaierror:
+        what = "--proxy" if access.proxy else "the URL"
         raise ProfileError(
-            f"{where}: the name {parts.hostname!r} has no address: check the URL"
+            f"{where}: the name {hop.hostname!r} has no address: check {what}"
         ) from None
     except ssl.SSLCertVerificationError as error:
         raise ProfileError(
-            f"{where}: its certificate cannot be verified ({error.verify_message}): set"
-            " SSL_CERT_FILE to the certificate of its authority"
+            f"{where}: its certificate cannot be verified ({error.verify_message}): give the file"
+            " of its authority with --cacert, or --insecure to accept any certificate"
         ) from None
     except ssl.SSLError as error:
         reason = (error.reason or "").replace("_", " ").lower()
@@ -201,6 +237,8 @@ def send(method: str, url: str, body: Any = None, silence_s: float = SILENCE_S) 
             f"{where}: the response is not HTTP/1: use https:// if the server uses TLS"
         ) from None
     except OSError as error:
+        if refusal := str(error).removeprefix("Tunnel connection failed: ") * (not error.errno):
+            raise ProfileError(f"{where}: the proxy refuses the connection: {refusal}") from None
         raise ProfileError(f"{where}: {error.strerror or 'the connection failed'}") from None
     finally:
         connection.close()

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from servers.profile.access import OPEN, Access, strip_user
 from servers.profile.client import NoConnection, ProfileError, Response, send
 from servers.profile.profile import ENDPOINTS
 
@@ -36,9 +37,17 @@ class Endpoint:
     query: str
     listed: dict[str, dict[str, Any]] | None = None
     unlisted: str = ""  # the server's response instead of a list
+    access: Access = OPEN
 
     def url(self, path: str) -> str:
         return f"{self.base_url}{self.root}{path}" + (f"?{self.query}" if self.query else "")
+
+    def shown(self, path: str) -> str:
+        """Return the URL for a message."""
+        return self.access.hide_secrets(self.url(path))
+
+    def send(self, method: str, path: str, body: Any = None) -> Response:
+        return send(method, self.url(path), body, self.access)
 
 
 def split_url(url: str) -> tuple[str, str | None, str]:
@@ -49,13 +58,17 @@ def split_url(url: str) -> tuple[str, str | None, str]:
     >>> split_url("http://host/ns/model/v1/")
     ('http://host/ns/model', '/v1', '')
     """
-    parts = urlsplit(url.strip())
+    parts = urlsplit(strip_user(url.strip()))
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ProfileError(f"{url!r} is not a URL: use one such as http://127.0.0.1:8000")
+        raise ProfileError(
+            f"{strip_user(url)!r} is not a URL: use one such as http://127.0.0.1:8000"
+        )
     try:
         _ = parts.port
     except ValueError:
-        raise ProfileError(f"{url!r} has no valid port: use one from 1 to 65535") from None
+        raise ProfileError(
+            f"{strip_user(url)!r} has no valid port: use one from 1 to 65535"
+        ) from None
     path = re.sub(r"/+$", "", parts.path)
     shortened = re.sub(r"/(chat/completions|completions|models)$", "", path)
     is_complete = shortened != path
@@ -67,23 +80,28 @@ def split_url(url: str) -> tuple[str, str | None, str]:
 
 
 def find_endpoint(
-    url: str, ready_timeout_s: float | None = None, say: Callable[[str], None] = lambda _: None
+    url: str,
+    access: Access = OPEN,
+    ready_timeout_s: float | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Endpoint:
     """Find the root of the API by its list of models, and wait while the server is loading. An
     endpoint without such a list gets the first root. Raises ProfileError.
     """
     base_url, root, query = split_url(url)
     candidates = [
-        Endpoint(base_url, each, query) for each in ((root,) if root is not None else ROOTS)
+        Endpoint(base_url, each, query, access=access)
+        for each in ((root,) if root is not None else ROOTS)
     ]
     first: Response | None = None
     for endpoint in candidates:
-        url = endpoint.url("/models")
-        response = wait_until_ready(f"GET {url}", partial(send, "GET", url), ready_timeout_s, say)
+        where = f"GET {endpoint.shown('/models')}"
+        ask = partial(endpoint.send, "GET", "/models")
+        response = wait_until_ready(where, ask, ready_timeout_s, say)
         listed = _read_models(response) if response.is_ok else None
         if listed is not None:
             return replace(endpoint, listed=listed)
-        raise_if_closed(f"GET {url}", response)
+        raise_if_closed(where, response)
         first = first or response
     assert first is not None
     words = f": {first.words}" if first.words and not first.is_ok else ""
@@ -128,7 +146,7 @@ def raise_if_closed(what: str, response: Response) -> None:
     if response.status in (401, 403):
         raise ProfileError(
             f"{what}: http {response.status}{words}: set the environment variable SERVEOFF_API_KEY"
-            " to its key"
+            " to its key, or give its header, such as --header 'api-key: ${GATEWAY_KEY}'"
         )
     if 300 <= response.status < 400:
         raise ProfileError(
@@ -156,7 +174,7 @@ def _read_models(response: Response) -> dict[str, dict[str, Any]] | None:
 
 def choose_model(endpoint: Endpoint, wanted: str | None) -> str:
     """Return the model to measure. Raises ProfileError if the choice is not clear."""
-    where, listed = f"GET {endpoint.url('/models')}", endpoint.listed
+    where, listed = f"GET {endpoint.shown('/models')}", endpoint.listed
     if wanted:
         return wanted
     if listed is None:
@@ -188,5 +206,5 @@ def candidate_roots(endpoint: Endpoint, url: str) -> list[Endpoint]:
 
 
 def completion_url(endpoint: Endpoint, kind: str) -> str:
-    """Return the URL of `chat` or `completions`."""
-    return endpoint.url(ENDPOINTS[kind])
+    """Return the URL of `chat` or `completions`, for a message."""
+    return endpoint.shown(ENDPOINTS[kind])

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from servers.contract import JsonObject, oracle
-from servers.profile.client import Completion, ProfileError, Response, read_completion, send
+from servers.profile.client import Completion, ProfileError, Response, read_completion
 from servers.profile.endpoint import Endpoint, completion_url, raise_if_closed, wait_until_ready
 from servers.profile.profile import ENDPOINTS, Dialect
 
@@ -44,7 +44,7 @@ class Prober:
         self, kind: str, prompt: str, tokens: int, dialect: Dialect, stream: bool = False
     ) -> Response:
         body = self.build_body(kind, prompt, tokens, dialect, stream)
-        return send("POST", completion_url(self.endpoint, kind), body)
+        return self.endpoint.send("POST", ENDPOINTS[kind], body)
 
     def make_prompt(self, words: int = PROMPT_WORDS) -> str:
         return " ".join(self.words.sample(oracle.VOCABULARY, words))
@@ -148,11 +148,12 @@ def find_paths(
     needed: Sequence[str],
     ready_timeout_s: float | None = None,
     say: Callable[[str], None] = lambda _: None,
+    extra: JsonObject | None = None,
 ) -> Prober:
     """Find the first root with all needed endpoints. Raises ProfileError."""
     first: Prober | None = None
     for endpoint in candidates:
-        dialect = Dialect(root=endpoint.root, query=endpoint.query)
+        dialect = Dialect(root=endpoint.root, query=endpoint.query, extra=extra or {})
         prober = Prober(endpoint, model, dialect, ready_timeout_s=ready_timeout_s, say=say)
         usable = [kind for kind in ENDPOINTS if prober.probe(kind)]
         missing = [kind for kind in needed if kind not in usable]

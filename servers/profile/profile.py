@@ -24,7 +24,7 @@ class Dialect:
 
     A request goes to the base URL + `root` + the path in ENDPOINTS + "?" + `query`. It leaves out
     the fields in `omitted` (ignore_eos, stream_options, temperature). Without a system role, the
-    system message precedes the user's text.
+    system message precedes the user's text. `extra` fields are the user's and replace ours.
     """
 
     root: str = "/v1"
@@ -33,6 +33,7 @@ class Dialect:
     omitted: tuple[str, ...] = ()
     usage: str = IN_STREAM
     has_system_role: bool = True
+    extra: JsonObject = field(default_factory=dict)
 
     def path(self, endpoint: str) -> str:
         """Return the path of `chat` or `completions`, relative to the base URL."""
@@ -53,7 +54,8 @@ class Dialect:
             body["stream_options"] = {"include_usage": True}
             if self.usage == CONTINUOUS:
                 body["stream_options"]["continuous_usage_stats"] = True
-        return {name: value for name, value in body.items() if name not in self.omitted}
+        kept = {name: value for name, value in body.items() if name not in self.omitted}
+        return kept | self.extra
 
     @classmethod
     def from_json(cls, data: JsonObject) -> Self:

@@ -4,13 +4,15 @@ It adapts where the numbers stay right, and notes what cannot be exact. It refus
 numbers would be wrong, with one sentence that explains why.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from servers.contract import oracle
+from servers.contract import JsonObject, oracle
 from servers.contract.text_mixing import find_foreign_run
 from servers.contract.token_counts import is_credible
+from servers.profile.access import OPEN, Access
 from servers.profile.client import Completion, ProfileError, read_completion, send
 from servers.profile.endpoint import (
     Endpoint,
@@ -32,17 +34,21 @@ METRICS = ("vllm", "sglang", "tgi", "llamacpp", "trtllm", "nv", "serveoff", "ray
 def profile_endpoint(
     url: str,
     *,
+    access: Access = OPEN,
     model: str | None = None,
+    extra: JsonObject | None = None,
     needed: Sequence[str] = (),
     ready_timeout_s: float | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Profile:
-    """Profile the endpoint at a URL. `needed`: which of `chat` and `completions` must exist; empty:
-    either. `say` receives a line when it has to wait. Raises ProfileError.
+    """Profile the endpoint at a URL. `extra`: fields for the body of each request. `needed`: which
+    of `chat` and `completions` must exist; empty: either. `say` receives a line when it has to
+    wait. Raises ProfileError.
     """
-    endpoint = find_endpoint(url, ready_timeout_s, say)
+    endpoint = find_endpoint(url, access, ready_timeout_s, say)
     name = choose_model(endpoint, model)
-    prober = find_paths(candidate_roots(endpoint, url), name, needed, ready_timeout_s, say)
+    roots = candidate_roots(endpoint, url)
+    prober = find_paths(roots, name, needed, ready_timeout_s, say, extra)
     return measure(prober, needed)
 
 
@@ -191,7 +197,7 @@ def _counts_continuously(prober: Prober, kind: str) -> bool:
 def _try_system_role(prober: Prober) -> None:
     body = prober.build_body("chat", prober.make_prompt(), 1, prober.dialect, stream=False)
     body["messages"].insert(0, {"role": "system", "content": prober.make_prompt(4)})
-    response = send("POST", completion_url(prober.endpoint, "chat"), body)
+    response = prober.endpoint.send("POST", ENDPOINTS["chat"], body)
     prober.fields["system role"] = "accepted" if response.is_ok else "refused"
     prober.dialect = replace(prober.dialect, has_system_role=response.is_ok)
 
@@ -215,7 +221,8 @@ def _count_prompt_tokens(
 def _find_metrics(prober: Prober) -> str | None:
     """Return the known prefix of the names in its /metrics; "prometheus" if it is unknown."""
     try:
-        response = send("GET", f"{prober.endpoint.base_url}/metrics")
+        url = f"{prober.endpoint.base_url}/metrics"
+        response = send("GET", url, access=prober.endpoint.access)
     except ProfileError:
         return None
     if not response.is_ok or b"# TYPE " not in response.body:
@@ -232,12 +239,14 @@ def _find_metrics(prober: Prober) -> str | None:
     )
 
 
-def check_endpoint(base_url: str, profile: Profile, kind: str, planted: bool) -> str:
+def check_endpoint(
+    base_url: str, profile: Profile, kind: str, planted: bool, access: Access = OPEN
+) -> str:
     """Request a whole completion, as before and after a load. `planted`: the oracle knows the right
     text. Return a description. Raises ProfileError.
     """
     dialect = profile.dialect
-    endpoint = Endpoint(base_url, dialect.root, dialect.query)
+    endpoint = Endpoint(base_url, dialect.root, dialect.query, access=access)
     prober = Prober(endpoint, profile.model, dialect)
     prompt = prober.make_prompt()
     completion = prober.complete(kind, prompt)
@@ -319,6 +328,7 @@ def as_lines(profile: Profile) -> list[tuple[str, str]]:
     return [
         ("base URL", profile.base_url),
         ("API", f"{profile.base_url}{dialect.root}" + (f"?{dialect.query}" * bool(dialect.query))),
+        ("fields added to each request", json.dumps(dialect.extra) if dialect.extra else "none"),
         ("model", profile.model),
         ("models", ", ".join(profile.models) or "not listed"),
         ("endpoints", ", ".join(profile.endpoints)),

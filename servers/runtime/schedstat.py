@@ -1,4 +1,6 @@
-"""Reads how long a thread ran, and how long it waited for a core, as counted by Linux."""
+"""Reads how long a thread ran, and how long it or any thread of the machine waited for a core, as
+counted by Linux.
+"""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -19,4 +21,16 @@ def read_thread_times(thread: int | None = None) -> ThreadTimes | None:
         ran_ns, waited_ns, _slices = Path(folder, "schedstat").read_text().split()
         return ThreadTimes(int(ran_ns) * 1e-9, int(waited_ns) * 1e-9)
     except (OSError, ValueError):
+        return None
+
+
+def read_machine_wait_s() -> float | None:
+    """Read for how long, since the machine's start, some thread was ready to run without a core.
+    None where the kernel does not count it. Source: the kernel's documentation of
+    /proc/pressure/cpu.
+    """
+    try:
+        some = Path("/proc/pressure/cpu").read_text().splitlines()[0]
+        return int(some.partition("total=")[2]) * 1e-6
+    except (OSError, ValueError, IndexError):
         return None

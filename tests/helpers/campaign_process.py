@@ -147,6 +147,17 @@ class Bench:
         self, main: Callable[[], int | None], *arguments: str
     ) -> "subprocess.CompletedProcess[str]":
         """Call a command that measures nothing in this process, where its imports cost nothing."""
+        library_path = "LD_LIBRARY_PATH"
+        if self.environment.get(library_path) != os.environ.get(library_path):
+            # the dynamic loader reads it only when a process starts
+            return subprocess.run(
+                [sys.executable, "-m", main.__module__, *arguments],
+                cwd=self.folder,
+                env=self.environment,
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE_S,
+            )
         out, err = io.StringIO(), io.StringIO()
         with (
             unittest.mock.patch.dict(os.environ, self.environment, clear=True),

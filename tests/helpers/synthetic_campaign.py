@@ -78,6 +78,8 @@ def campaign_data(plan: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
                         "environment": {},
                     },
                     None,
+                    {},
+                    None,
                 ),
                 strict=True,
             )

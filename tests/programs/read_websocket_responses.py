@@ -19,7 +19,7 @@ server = Upgrading()
 
 
 def connect(timeout_s: float = 30.0) -> Connection:
-    return make_gevent_connection(server.url, timeout_s, None, PATH)
+    return make_gevent_connection(server.url, timeout_s, websocket_path=PATH)
 
 
 def ask(connection: Connection) -> response.ParsedResponse:

@@ -10,6 +10,7 @@ import pytest
 from loadtests.client import http, response
 from loadtests.client.blocking import make_blocking_connection
 from servers.contract import oracle
+from servers.profile.access import make_access
 from tests.helpers.scripted_server import (
     ANSWER,
     CHUNKED,
@@ -34,7 +35,8 @@ from tests.helpers.scripted_server import (
 
 
 def test_one_connection_serves_many_requests(server: Scripted) -> None:
-    connection = make_blocking_connection(server.url + "/base/", PATIENCE_S, api_key="secret")
+    access = make_access(["Authorization: Bearer secret"])
+    connection = make_blocking_connection(server.url + "/base/", PATIENCE_S, access)
     for turn in range(20):
         exchange = http.Exchange()
         server.scripts.append([ANSWER if turn % 2 else sized(EVENTS)])

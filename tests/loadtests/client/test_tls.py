@@ -2,7 +2,6 @@
 named failure.
 """
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,42 +10,14 @@ from loadtests.client import http, response
 from loadtests.client.blocking import make_blocking_connection
 from loadtests.generator.locust_process import Workers
 from tests.helpers.campaign_process import Bench
-from tests.helpers.installed import require_installed
+from tests.helpers.certificate import make_certificate
 from tests.helpers.recording_server import CLOSED, Driven, Witness, drive, task_of
 from tests.helpers.scripted_server import PATIENCE_S
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate of localhost, with its key in the same file."""
-    require_installed("openssl")
-    folder = tmp_path_factory.mktemp("tls")
-    subprocess.run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=localhost",
-            "-addext",
-            "subjectAltName=DNS:localhost",
-            "-keyout",
-            "key.pem",
-            "-out",
-            "certificate.pem",
-        ],
-        cwd=folder,
-        check=True,
-        capture_output=True,
-    )
-    both = folder / "both.pem"
-    both.write_text((folder / "key.pem").read_text() + (folder / "certificate.pem").read_text())
-    return both
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 def under_load(folder: Path, certificate: Path) -> tuple[Driven, dict[str, list[float]]]:

@@ -17,6 +17,7 @@ from loadtests.client.blocking import make_blocking_connection
 from loadtests.client.connection import Connection
 from loadtests.client.websocket import MessageParser
 from servers.contract import oracle
+from servers.profile.access import OPEN, Access, make_access
 from tests.helpers.campaign_process import (
     QUICK,
     SCENARIOS,
@@ -63,10 +64,8 @@ def server() -> Iterator[Upgrading]:
     assert not scripted.thread.is_alive()
 
 
-def connect(
-    server: Upgrading, timeout_s: float = PATIENCE_S, api_key: str | None = None
-) -> Connection:
-    return make_blocking_connection(server.url + "/base/", timeout_s, api_key, "/v1/completions")
+def connect(server: Upgrading, timeout_s: float = PATIENCE_S, access: Access = OPEN) -> Connection:
+    return make_blocking_connection(server.url + "/base/", timeout_s, access, "/v1/completions")
 
 
 def post(
@@ -93,7 +92,7 @@ def ask(
 
 
 def test_one_handshake_serves_all_requests(server: Upgrading) -> None:
-    connection = connect(server, api_key="secret")
+    connection = connect(server, access=make_access(["Authorization: Bearer secret"]))
     connection.open()
     for turn in range(10):
         server.scripts.append([ANSWER])

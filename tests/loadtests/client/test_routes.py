@@ -1,0 +1,222 @@
+"""The ways to a server: several addresses of one name, IPv6, proxies, and TLS of every kind."""
+
+import contextlib
+import socket
+import ssl
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadtests.client import http, response, transport
+from loadtests.client.blocking import make_blocking_connection
+from servers.profile.access import OPEN, Access, make_access
+from servers.profile.client import ProfileError, send
+from tests.helpers.certificate import make_certificate
+from tests.helpers.recording_server import Witness
+from tests.helpers.scripted_server import PATIENCE_S
+
+BODY = b'{"model": "m", "prompt": "baba", "max_tokens": 3, "stream": true}'
+HELLO = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi"
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_certificate(tmp_path_factory.mktemp("tls"))
+
+
+def ask(url: str, access: Access = OPEN) -> str | None:
+    """Return the text of a response, or the reason for its failure."""
+    connection, exchange = make_blocking_connection(url, PATIENCE_S, access), http.Exchange()
+    connection.post("/v1/completions", BODY, exchange)
+    connection.close()
+    parsed = response.parse_response(exchange)
+    return parsed.error or "".join(parsed.token_text)
+
+
+@contextmanager
+def listening(host: str, port: int = 0, reply: bytes = HELLO) -> Iterator[tuple[int, list[bytes]]]:
+    """A server with one reply for everybody. Yields its port and the heads of its requests."""
+    heads: list[bytes] = []
+
+    def serve(peer: socket.socket) -> None:
+        with peer:
+            heads.append(peer.recv(65536))
+            peer.sendall(reply)
+
+    with serving(serve, host, port) as number:
+        yield number, heads
+
+
+@contextmanager
+def forwarding() -> Iterator[tuple[str, list[bytes]]]:
+    """An HTTP proxy. Yields its URL and the first lines of its requests."""
+    lines: list[bytes] = []
+
+    def pass_on(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+    def forward(peer: socket.socket) -> None:
+        head = peer.recv(65536)
+        lines.append(head.partition(b"\r\n")[0])
+        method, place, _ = lines[-1].split()
+        authority = place if method == b"CONNECT" else place.split(b"/")[2]
+        host, _, port = authority.decode().rpartition(":")
+        with peer, socket.create_connection((host, int(port))) as server:
+            if method == b"CONNECT":
+                peer.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            else:
+                server.sendall(head.replace(b"http://" + authority, b"", 1))
+            back = threading.Thread(target=pass_on, args=(server, peer))
+            back.start()
+            pass_on(peer, server)
+            back.join()
+
+    with serving(forward) as port:
+        yield f"http://127.0.0.1:{port}", lines
+
+
+@contextmanager
+def serving(
+    serve: Callable[[socket.socket], None], host: str = "127.0.0.1", port: int = 0
+) -> Iterator[int]:
+    """Calls `serve` for each connection, in a thread, until the end of the block. Yields the
+    port.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    threads: list[threading.Thread] = []
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                peer, _ = listener.accept()
+                threads.append(threading.Thread(target=serve, args=(peer,)))
+                threads[-1].start()
+
+    with socket.create_server((host, port), family=family) as listener:
+        accepting = threading.Thread(target=accept)
+        accepting.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+        accepting.join()
+        for thread in threads:
+            thread.join(PATIENCE_S)
+
+
+def resolve_to(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
+    def answer(_host: str, port: int, **_: Any) -> list[Any]:
+        return [
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", (host, port, 0, 0))
+            if ":" in host
+            else (socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port))
+            for host in hosts
+        ]
+
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
+    transport.addresses_of.cache_clear()
+
+
+def connect_often(port: int, count: int) -> Counter[str]:
+    """Return how many of the connections went to each address."""
+    reached: Counter[str] = Counter()
+    for _ in range(count):
+        with transport.Transport(f"http://service:{port}", PATIENCE_S).connect() as sock:
+            reached[sock.getpeername()[0]] += 1
+    return reached
+
+
+def test_connections_take_the_addresses_of_a_name_round_robin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with listening("127.0.0.1") as (port, _):
+        with listening("127.0.0.2", port):
+            resolve_to(monkeypatch, "127.0.0.1", "127.0.0.2")
+            reached = connect_often(port, 9)
+        assert set(reached.values()) <= {4, 5}, reached
+        assert connect_often(port, 4) == {"127.0.0.1": 4}, "a dead replica gets no connection"
+    transport.addresses_of.cache_clear()
+
+
+def test_another_address_family_is_not_another_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`localhost` has two addresses, and many servers listen at only one."""
+    with listening("127.0.0.1") as (port, _):
+        resolve_to(monkeypatch, "::1", "127.0.0.1")
+        assert connect_often(port, 4) == {"127.0.0.1": 4}
+    transport.addresses_of.cache_clear()
+
+
+def test_a_server_at_an_ipv6_address() -> None:
+    try:
+        with listening("::1") as (port, heads):
+            assert send("GET", f"http://[::1]:{port}/v1/models").body == b"hi"
+            exchange = http.Exchange()
+            make_blocking_connection(f"http://[::1]:{port}", PATIENCE_S).post("/", b"", exchange)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    assert exchange.status == 200
+    assert all(f"Host: [::1]:{port}\r\n".encode() in head for head in heads)
+
+
+def test_a_proxy_passes_on_whole_urls_and_tunnels(certificate: Path) -> None:
+    with Witness() as plain, Witness() as secure, forwarding() as (proxy, lines):
+        secure.use_tls(certificate)
+        access = make_access(proxy=proxy, ca_file=str(certificate))
+        text = " babe babi babo"
+        assert [ask(each.url, access) for each in (plain, secure)] == [text] * 2
+        assert send("GET", f"{secure.url}/v1/models", access=access).status == 501
+        place = secure.url.removeprefix("https://")
+        assert [line.rpartition(b" ")[0].decode() for line in lines] == [
+            f"POST {plain.url}/v1/completions",
+            f"CONNECT {place}",
+            f"CONNECT {place}",
+        ]
+
+
+def test_a_proxy_that_refuses_is_named(certificate: Path) -> None:
+    with listening("127.0.0.1") as (port, heads):
+        proxy = f"http://me:pw@127.0.0.1:{port}"
+        access = make_access(proxy=proxy, ca_file=str(certificate))
+        assert ask("http://server:1", access) is not None
+        assert b"Proxy-Authorization: Basic bWU6cHc=\r\n" in heads[0]
+    refusal = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"
+    with (
+        listening("127.0.0.1", reply=refusal) as (port, _),
+        pytest.raises(ProfileError, match="the proxy refuses the connection: 403 Forbidden"),
+    ):
+        send("GET", "https://server", access=make_access(proxy=f"http://127.0.0.1:{port}"))
+
+
+def test_a_certificate_of_ones_own(certificate: Path) -> None:
+    with Witness() as witness:
+        witness.use_tls(certificate)
+        assert "certificate verify failed" in str(ask(witness.url))
+        with pytest.raises(ProfileError, match="--cacert, or --insecure"):
+            send("GET", witness.url)
+        for access in (make_access(ca_file=str(certificate)), make_access(insecure=True)):
+            assert ask(witness.url, access) == " babe babi babo"
+            assert send("GET", f"{witness.url}/v1/models", access=access).status
+
+
+def test_all_connections_share_one_tls_context(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Making one takes 16 ms of CPU, as long as a request."""
+    made, make = list[int](), ssl.create_default_context
+
+    def count(**options: Any) -> ssl.SSLContext:
+        made.append(1)
+        return make(**options)
+
+    monkeypatch.setattr(ssl, "create_default_context", count)
+    with Witness() as witness:
+        witness.use_tls(certificate)
+        access = make_access(ca_file=str(certificate.with_name("certificate.pem")))
+        assert [ask(witness.url, access) for _ in range(5)] == [" babe babi babo"] * 5
+    assert len(made) == 1
