@@ -1,5 +1,6 @@
 """Gateways in front of servers, and requests to them."""
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -34,17 +35,19 @@ def run_gateway(name: str, folder: Path, *urls: str, **settings: str) -> Iterato
     """Run a gateway with these settings in front of the servers at these URLs."""
     server = catalog.find_server(name)
     require_server(server)
-    with pytest.MonkeyPatch.context() as environment:
-        for setting, value in {**settings, "UPSTREAM": ",".join(urls)}.items():
-            environment.setenv(f"SERVEOFF_{setting}", value)
-        with launch.run_server(
-            replace(server, upstream={}),
-            "simulated",
-            Model(MODEL, "", True),
-            CoreShare(),
-            folder / "gateway.log",
-        ) as running:
-            yield running
+    with contextlib.ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as environment:  # for this server only
+            for setting, value in {**settings, "UPSTREAM": ",".join(urls)}.items():
+                environment.setenv(f"SERVEOFF_{setting}", value)
+            running = launch.run_server(
+                replace(server, upstream={}),
+                "simulated",
+                Model(MODEL, "", True),
+                CoreShare(),
+                folder / "gateway.log",
+            )
+            started = stack.enter_context(running)
+        yield started
 
 
 def complete(url: str, **more: Any) -> httpx.Response:
