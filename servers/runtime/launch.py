@@ -13,8 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from servers.contract import conformance_client
-from servers.contract.api import JsonObject
+from servers.contract import JsonObject, conformance_client
 from servers.profile import access
 from servers.runtime import build_cache, catalog, cuda_toolkit, limits
 from servers.runtime.catalog import ROOT
