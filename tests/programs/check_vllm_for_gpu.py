@@ -75,7 +75,7 @@ def check_configuration(quantization: str) -> None:
 
 
 def check_server_arguments(quantization: str) -> None:
-    """vLLM's own server, started by exactly the command of servers/vllm_openai, parses what we mean.
+    """vLLM's own server parses what we mean, started with exactly our command.
     It ends before it looks for a card.
     """
     import uvloop
