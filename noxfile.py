@@ -50,8 +50,6 @@ def install(session: nox.Session, extras: Collection[str] = EXTRAS) -> None:
     environment = {
         "UV_SYSTEM_CERTS": "1"
     }  # else uv trusts only its own certificates, and fails behind a company's CA
-    if os.environ.get("SERVEOFF_DEVICE") == "cpu":  # else a campaign refuses to ignore the GPU
-        environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     links = local_wheels(session)
     if links:
         environment["UV_FIND_LINKS"] = ",".join(links)
