@@ -108,7 +108,7 @@ def describe_states(states: Sequence[str]) -> str:
     if FAILED in states:
         following = "follow what the failed checks state, then nox -s gpu"
     else:
-        following = "nox -s gpu on a machine with an NVIDIA GPU; here, nox -s bench needs none"
+        following = "nox -s gpu where an NVIDIA GPU can be used; nox -s bench also runs without one"
     return f"{' and '.join(counts)}\nNext: {following}"
 
 
@@ -148,7 +148,10 @@ def check_driver(gpus: Gpus) -> tuple[engine_gpus.Card | None, Check]:
         return None, Check("driver", FAILED, str(error))
     if card is None:
         note = cuda_toolkit.detect_machine().note
-        facts = f"{engine_gpus.VISIBLE} hides the GPU" if gpus.count else NO_GPU
+        by = "SERVEOFF_DEVICE=cpu"
+        if os.environ.get("SERVEOFF_DEVICE") != "cpu":
+            by = f"{engine_gpus.VISIBLE}={os.environ.get(engine_gpus.VISIBLE)}"
+        facts = f"{by} hides the GPU: unset it" if gpus.count else NO_GPU
         return None, Check("driver", NOT_TESTED, f"{facts}; {note}".rstrip("; "))
     if not gpus.count:
         facts = f"torch computes on {card.name}, but NVML does not show it: no telemetry of it"
@@ -194,8 +197,7 @@ def check_torch(card: engine_gpus.Card | None, report: TorchReport) -> Check:
     try:
         tried = engine_gpus.try_card(card._replace(report=report), vllm=())
     except LaunchError as error:
-        remedy = "" if report.cuda else "; `SERVEOFF_DEVICE=gpu nox -s gpu` installs torch for CUDA"
-        return Check("torch", FAILED, f"{error}{remedy}")
+        return Check("torch", FAILED, str(error))
     return Check("torch", OK, engine_gpus.describe(tried))
 
 

@@ -31,7 +31,7 @@ def list_servers() -> int:
                 f"{'':24}   {engine:10} {'missing: ' + ', '.join(missing) if missing else 'ready'}"
             )
         options = [f"{name}={'|'.join(values)}" for name, values in server.options.items()]
-        options += [option.shown for option in server.open_options.values()]
+        options += [f"{name}=({option.kind})" for name, option in server.open_options.items()]
         if options:
             print(f"{'':24}   options: {', '.join(options)}")
     if lacking:
@@ -89,7 +89,7 @@ def option(text: str) -> tuple[str, str]:
 
 def prepare_device() -> None:
     """Choose the type of numbers that this machine's GPU computes with; warn if torch cannot."""
-    if not cuda_devices.has_driver():
+    if cuda_devices.on_cpu(os.environ) or not cuda_devices.has_driver():
         return
     report = cuda_devices.ask_torch()
     if report.devices:

@@ -222,10 +222,10 @@ RULES = [
         "engines and the contract are the same for every web framework",
     ),
     Rule(
-        ("servers/runtime/catalog.py", "servers/runtime/open_options.py"),
+        ("servers/runtime/catalog.py",),
         (),
         ANYTHING,
-        (*STANDARD, "pydantic", "servers.runtime.open_options"),
+        (*STANDARD, "pydantic"),
         "every command imports the catalogue at its start",
     ),
     Rule(

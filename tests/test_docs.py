@@ -278,7 +278,7 @@ def test_every_command_exists(page: Path, known: dict[str, set[str]]) -> None:
         ("python -m analysis recomend results/NAME", ["analysis recomend"]),
         ("python -m servers sanic --port 80", []),
         ("python -m servers sanicc", ["servers sanicc"]),
-        ("python -m servers.runtime.nginx FILE", []),
+        ("python -m servers.frameworks.nginx FILE", []),
         ("python -m loadtests.workers", ["loadtests.workers"]),
         ("python -m venv FOLDER", []),
     ],

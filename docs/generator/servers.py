@@ -101,7 +101,9 @@ def list_options(server: catalog.ServerSpec) -> list[list[str]]:
     return rows + [
         [
             code(name),
-            code(option.default) if option.accepts(option.default) else option.default,
+            code(option.default)
+            if re.fullmatch(option.pattern, option.default)
+            else option.default,
             option.kind,
             escape(option.meaning),
         ]

@@ -175,14 +175,15 @@ class Budget(NamedTuple):
         """Why a case does not fit, with the sum; empty if it fits. `spare`: bytes that vLLM's share
         must leave free. It measures the free memory after CUDA's start, which took some.
         """
-        need, free = self.need(case, workers), self.card.free_bytes
+        need = self.need(case, workers)
         if (parts := tensor_parallel(case)) > self.card.cards:
             return f"it needs {parts} GPUs, but only {self.card.cards} can be used"
-        there = f"{free / GIB:.1f} of {self.card.total_bytes / GIB:.1f} GiB are free"
+        free, total = smallest_card(self.card, parts)
+        there = f"{free / GIB:.1f} of {total / GIB:.1f} GiB are free"
         if case.engine != "vllm":
             return f"it needs {need}, but only {there}" if need.total > free else ""
         share = float(vllm_share(case))
-        taken = need.processes * share * self.card.total_bytes
+        taken = need.processes * share * total
         words = f"{share:.0%} of the card ({taken / GIB:.1f} GiB)"
         if taken + spare > free:
             return f"vLLM takes {words}, but only {there}"
@@ -192,8 +193,9 @@ class Budget(NamedTuple):
 
     def remedy(self, case: Case, workers: int) -> str:
         """What lets the case fit: each change was tried on the sum."""
-        in_use = self.card.total_bytes - self.card.free_bytes
-        emptied = self._replace(card=self.card._replace(free_bytes=self.card.total_bytes))
+        free, total = smallest_card(self.card, tensor_parallel(case))
+        in_use = total - free
+        emptied = self._replace(card=Card(self.card.name, total, total, self.card.cards))
         found = []
         if in_use > GIB and not emptied.shortage(case, workers):
             found = [f"free GPU memory, of which {in_use / GIB:.1f} GiB are in use"]
@@ -207,6 +209,15 @@ class Budget(NamedTuple):
             if not self.shortage(changed, count, CUDA_BYTES)
         ][:1]
         return ", or ".join(found) or "give a smaller --model"
+
+
+def smallest_card(card: Card, parts: int) -> tuple[int, int]:
+    """The free and the total memory, in bytes, of that one of the first `parts` cards that has the
+    least free: each holds an equal part of the model.
+    """
+    others = card.report.devices[1:parts] if card.report else ()
+    sizes = [(card.free_bytes, card.total_bytes)]
+    return min(sizes + [(other.free_bytes, other.total_bytes) for other in others])
 
 
 def tensor_parallel(case: Case) -> int:

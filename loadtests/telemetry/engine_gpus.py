@@ -18,14 +18,14 @@ from loadtests.schema import JsonObject
 from loadtests.telemetry.gpu import Gpus
 from servers.runtime import cuda_devices
 from servers.runtime.catalog import ROOT
-from servers.runtime.cuda_devices import CudaDevice, TorchReport
+from servers.runtime.cuda_devices import CudaDevice, TorchReport, on_cpu
 from servers.runtime.errors import LaunchError
 
 GIB = 2**30
 VISIBLE, DTYPE = "CUDA_VISIBLE_DEVICES", "SERVEOFF_DTYPE"
 # values of CUDA_VISIBLE_DEVICES that show no GPU; batch systems set the last for a job without one
 NO_GPU = ("", "-1", "NoDevFiles")
-ON_CPU = f"set {VISIBLE}= (to nothing) to measure on the CPU"
+ON_CPU = "set SERVEOFF_DEVICE=cpu to measure the CPU"
 VLLM_NEEDS = (7, 5)  # compute capability
 
 
@@ -102,7 +102,7 @@ def _refusal(gpus: Gpus, visible: Sequence[VisibleGpu]) -> str:
 
 def _hidden() -> bool:
     """Whether the user hides the machine's GPUs from the engines."""
-    return os.environ.get(VISIBLE, "all").strip() in NO_GPU
+    return on_cpu(os.environ) or os.environ.get(VISIBLE, "all").strip() in NO_GPU
 
 
 def _find_without_nvml() -> Card | None:
@@ -164,7 +164,8 @@ def try_card(card: Card, vllm: Collection[str]) -> Card:
         if cuda_devices.vllm_for_cpu():
             raise LaunchError(
                 f"the installed vLLM is a build for CPUs, and this machine has a GPU ({card.name}):"
-                f" install vLLM for CUDA, leave out {', '.join(vllm)}, or {ON_CPU}"
+                f" install vLLM for CUDA, as SERVEOFF_DEVICE=gpu nox -s bench does, leave out"
+                f" {', '.join(vllm)}, or {ON_CPU}"
             )
         number_gpus(os.environ)
     report = card.report or cuda_devices.ask_torch()
@@ -208,8 +209,9 @@ def check_cpu(vllm: Collection[str]) -> None:
     _check_dtype()
     if vllm and _hidden() and Gpus().count and not cuda_devices.vllm_for_cpu():
         raise LaunchError(
-            f"{VISIBLE} hides this machine's GPU, and the installed vLLM computes on GPUs only:"
-            f" leave out {', '.join(vllm)}, or install vLLM for CPUs"
+            "this machine's GPU is hidden, and the installed vLLM computes on GPUs only: leave out"
+            f" {', '.join(vllm)}, or install vLLM for CPUs, as SERVEOFF_DEVICE=cpu nox -s bench"
+            " does"
         )
 
 
@@ -269,7 +271,7 @@ def _explain(card: Card, report: TorchReport) -> str:
     driver = Gpus().cuda_driver()
     remedy = ""
     if report.cuda is None:
-        remedy = "install torch for CUDA, or "
+        remedy = "install torch for CUDA, as SERVEOFF_DEVICE=gpu nox -s bench does, or "
     elif "Error 802" in report.reason:
         remedy = "start the driver's daemons (nvidia-fabricmanager on a machine with NVSwitch), or "
     elif driver and driver < tuple(map(int, report.cuda.split(".")[:1])):

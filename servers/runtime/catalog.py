@@ -11,16 +11,42 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import pydantic
 import pydantic.dataclasses
 
-from servers.runtime.open_options import VLLM_OPTIONS, WORKERS, OpenOption
-
 FOLDER = Path(__file__).parents[1]
 ROOT = FOLDER.parent
 TRANSPORTS = ("sse", "websocket")  # how a response can be streamed
+
+
+class OpenOption(NamedTuple):
+    """An option whose values no list can name: the pattern of a value, and the same in words."""
+
+    pattern: str
+    kind: str
+    default: str
+    meaning: str
+
+
+WORKERS = OpenOption(r"[1-9]\d*", "a number above 0", "that of `--workers`", "worker processes")
+VLLM_OPTIONS = {
+    "gpu_memory_utilization": OpenOption(
+        r"0?\.\d*[1-9]\d*|1(\.0*)?",
+        "a number above 0 and up to 1",
+        "0.9",
+        "vLLM's share of each card's memory, for weights and the rest for keys and values; on a CPU"
+        " of the machine's memory, by default 0.2",
+    ),
+    "max_model_len": OpenOption(
+        r"auto|[1-9]\d*",
+        "auto or a number above 0",
+        "auto",
+        "longest prompt and response together, in tokens; auto: the model's own length, or less if"
+        " its keys and values do not fit vLLM's memory",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -149,10 +175,8 @@ class ServerSpec:
                         f"{self.name} has no {name}={value}: there are"
                         f" {', '.join(self.options[name])}"
                     )
-            elif not self.open_options[name].accepts(value):
-                raise CatalogError(
-                    f"{self.name}: {name}={value} is not {self.open_options[name].kind}"
-                )
+            elif not re.fullmatch((option := self.open_options[name]).pattern, value, re.ASCII):
+                raise CatalogError(f"{self.name}: {name}={value} is not {option.kind}")
         return {name: values[0] for name, values in self.options.items()} | dict(chosen)
 
     @property

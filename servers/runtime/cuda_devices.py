@@ -158,6 +158,11 @@ def has_driver() -> bool:
     return Path("/dev/nvidiactl").exists()
 
 
+def on_cpu(environment: Mapping[str, str]) -> bool:
+    """Return whether the user measures the CPU of a machine that may have a GPU."""
+    return environment.get("SERVEOFF_DEVICE") == "cpu"
+
+
 def engine_dtype() -> str:
     """Return the type of numbers that engines compute with: the launcher's, or bfloat16."""
     return os.environ.get("SERVEOFF_DTYPE", DTYPES[0])

@@ -17,7 +17,7 @@ from servers.contract import conformance_client
 from servers.contract.api import JsonObject
 from servers.runtime import build_cache, catalog, cuda_toolkit, limits
 from servers.runtime.catalog import ROOT
-from servers.runtime.cuda_devices import BY_BUS
+from servers.runtime.cuda_devices import BY_BUS, on_cpu
 from servers.runtime.errors import LaunchError
 from servers.runtime.models import Model, run_generator
 from servers.runtime.ports import check_port, reserve_ports
@@ -179,6 +179,8 @@ def server_environment(
         settings["HF_HUB_OFFLINE"] = "1"  # all files are local: no network requests at start
     if workers:
         settings["PROMETHEUS_MULTIPROC_DIR"] = "set by servers.runtime.supervise"
+    if on_cpu(os.environ):
+        settings["CUDA_VISIBLE_DEVICES"] = ""
     return {**BY_BUS, **os.environ, **settings}
 
 

@@ -196,6 +196,7 @@ def run(
         "clock_zero_s": 5000.0,
         "summary": "a synthetic server",
         "command": ["serve", "--port", "1"],
+        "environment": {},
         "gpus": None,
         "stages": [
             {"name": name, "start_s": 2.0 * i, "end_s": 2.0 * i + 2} for i, name in enumerate(names)

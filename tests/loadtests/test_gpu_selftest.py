@@ -64,8 +64,22 @@ def test_a_card_that_torch_cannot_use_fails_with_its_reason(bench: Bench, tmp_pa
     assert torch.state == FAILED and "cannot compute on this machine's GPU" in torch.facts
     if cuda_toolkit.torch_cuda() is None:
         assert "Torch not compiled with CUDA enabled" in torch.facts
-        assert torch.facts.endswith("`SERVEOFF_DEVICE=gpu nox -s gpu` installs torch for CUDA")
+        assert "install torch for CUDA, as SERVEOFF_DEVICE=gpu nox -s bench does" in torch.facts
     assert found["start of fastapi_vllm"].facts == "torch did not pass"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("SERVEOFF_DEVICE", "cpu"), ("CUDA_VISIBLE_DEVICES", "")]
+)
+def test_a_hidden_gpu_is_not_called_missing(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    gpus = Gpus()
+    gpus.count = 1
+    card, check = gpu_selftest.check_driver(gpus)
+    assert card is None and check.state == NOT_TESTED
+    assert check.facts == f"{name}={value} hides the GPU: unset it"
 
 
 def test_each_gpu_must_run_a_kernel() -> None:

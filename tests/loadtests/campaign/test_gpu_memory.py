@@ -15,6 +15,7 @@ from loadtests.campaign.targets import Target
 from loadtests.errors import UsageError
 from loadtests.schema import Case
 from servers.runtime import catalog, launch, models
+from servers.runtime.cuda_devices import CudaDevice, TorchReport
 from tests.helpers.campaign_process import Bench
 from tests.helpers.fake_nvml import TWO_CARDS, compile_driver
 from tests.helpers.fake_torch import device, install_torch
@@ -208,6 +209,21 @@ def test_the_remedy_helps(wanted: Case, workers: int, on: Card, remedy: str) -> 
     assert refusal(wanted, workers, on).endswith(remedy)
 
 
+def test_each_card_needs_room_for_its_part() -> None:
+    halves = case("vllm_openai", "vllm", tensor_parallel="2")
+    pair = [
+        CudaDevice(index, "a card", None, (9, 0), 80 * GIB, free * GIB)
+        for index, free in enumerate((79, 40))
+    ]
+    two = card(80, 79)._replace(cards=2, report=TorchReport("2.14.0", "13.0", tuple(pair), ""))
+    assert refusal(halves, 1, two).endswith(
+        "vLLM takes 90% of the card (72.0 GiB), but only 40.0 of 80.0 GiB are free: free GPU"
+        " memory, of which 40.0 GiB are in use, or give --set"
+        " vllm_openai.gpu_memory_utilization=0.49"
+    )
+    check(case("vllm_openai", "vllm"), 1, two)
+
+
 @pytest.mark.parametrize("kind", ["fp8", "gptq", "awq"])
 def test_quantised_weights_need_less(kind: str) -> None:
     """The 8b model in 8 or 4 bits fits a card of 16 GiB, on which it does not fit otherwise."""
@@ -282,6 +298,13 @@ def test_cuda_counts_cards_as_nvml_does_by_default(monkeypatch: pytest.MonkeyPat
     assert order() == "FASTEST_FIRST"
 
 
+def test_no_server_sees_a_gpu_if_the_cpu_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.setenv("SERVEOFF_DEVICE", "cpu")
+    model = models.Model("mine", "/mine", False)
+    assert launch.server_environment("hf", model, 1, {}, False)["CUDA_VISIBLE_DEVICES"] == ""
+
+
 def test_a_gpu_of_unknown_memory_needs_a_model() -> None:
     with pytest.raises(UsageError, match=r"memory of the GPU \(a card\) is not known: give"):
         gpu_memory.default_preset(card(0))
@@ -323,7 +346,7 @@ def test_a_gpu_that_torch_cannot_use_is_refused(bench: Bench) -> None:
     )
     bench.refuses(
         "torch 2.99.0 cannot compute on this machine's GPU (Fake B): Torch not compiled with CUDA"
-        " enabled: install torch for CUDA, or set CUDA_VISIBLE_DEVICES= (to nothing) to measure on"
-        " the CPU",
+        " enabled: install torch for CUDA, as SERVEOFF_DEVICE=gpu nox -s bench does, or set"
+        " SERVEOFF_DEVICE=cpu to measure the CPU",
         *COMMAND,
     )

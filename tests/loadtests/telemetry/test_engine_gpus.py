@@ -16,7 +16,7 @@ Found = dict[str, Any]
 B = device("Fake B", uuid="b1-2")
 PART = device("Fake A MIG 1g.10gb", uuid="a1-2-3", total=10 * GIB, free=9 * GIB)
 VLLM = {"vllm": "fastapi_vllm vllm_openai"}
-ON_CPU = "set CUDA_VISIBLE_DEVICES= (to nothing) to measure on the CPU"
+ON_CPU = "set SERVEOFF_DEVICE=cpu to measure the CPU"
 
 
 def torch(*devices: Found, **script: Any) -> str:
@@ -49,7 +49,7 @@ def test_torch_s_reason_and_a_remedy_that_follows_from_it(tmp_path: Path) -> Non
     reasons = {
         "Torch not compiled with CUDA enabled": (
             {"cuda": None, "kind": "AssertionError"},
-            f"install torch for CUDA, or {ON_CPU}",
+            f"install torch for CUDA, as SERVEOFF_DEVICE=gpu nox -s bench does, or {ON_CPU}",
         ),
         "Error 802: system not yet initialized": (
             {},
@@ -123,13 +123,14 @@ def test_entries_of_cuda_visible_devices(tmp_path: Path) -> None:
         TWO_CARDS,
         *({"CUDA_VISIBLE_DEVICES": n, "FAKE_TORCH": script} for n, (script, _) in cards.items()),
         *({"CUDA_VISIBLE_DEVICES": name} for name in ("", "-1", "NoDevFiles")),
+        {"SERVEOFF_DEVICE": "cpu"},
         *({"CUDA_VISIBLE_DEVICES": name} for name in unknown),
     )
     assert [each["indices"] for each in found[:4]] == [indices for _, indices in cards.values()]
     assert [each["card"][0] for each in found[:4]] == ["Fake B"] * 4
     hidden = {"card": None, "expected": {"type": "cpu", "dtype": "bfloat16", "devices": []}}
-    assert found[4:7] == [hidden] * 3
-    assert [each["refused"] for each in found[7:]] == [
+    assert found[4:8] == [hidden] * 4
+    assert [each["refused"] for each in found[8:]] == [
         f"CUDA_VISIBLE_DEVICES={name} names no GPU of this machine (0: Fake A, 1: Fake B): give one"
         f" of these numbers, or {ON_CPU}"
         for name in unknown
@@ -164,8 +165,9 @@ def test_uuids_become_numbers_for_vllm(tmp_path: Path) -> None:
         " fastapi_vllm, vllm_openai"
     )
     assert hidden["refused"] == (
-        "CUDA_VISIBLE_DEVICES hides this machine's GPU, and the installed vLLM computes on GPUs"
-        " only: leave out fastapi_vllm, vllm_openai, or install vLLM for CPUs"
+        "this machine's GPU is hidden, and the installed vLLM computes on GPUs only: leave out"
+        " fastapi_vllm, vllm_openai, or install vLLM for CPUs, as SERVEOFF_DEVICE=cpu nox -s bench"
+        " does"
     )
 
 
@@ -174,7 +176,8 @@ def test_a_vllm_for_cpus_is_refused_beside_a_gpu(tmp_path: Path) -> None:
     on_gpu, on_cpu = try_cards(tmp_path, TWO_CARDS, VLLM, VLLM | {"CUDA_VISIBLE_DEVICES": ""})
     assert on_gpu["refused"] == (
         "the installed vLLM is a build for CPUs, and this machine has a GPU (Fake A): install vLLM"
-        f" for CUDA, leave out fastapi_vllm, vllm_openai, or {ON_CPU}"
+        " for CUDA, as SERVEOFF_DEVICE=gpu nox -s bench does, leave out fastapi_vllm, vllm_openai,"
+        f" or {ON_CPU}"
     )
     assert on_cpu["card"] is None
 
