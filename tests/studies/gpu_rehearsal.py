@@ -4,8 +4,9 @@ tests of the GPU parts beside a fake card. Writes results/gpu-rehearsal.md.
 
     python -m tests.studies.gpu_rehearsal [--pythons 3.11,3.12] [--folder FOLDER]
 
-Each combination takes three to ten minutes and 10 GB, in a folder that is deleted afterwards. It needs
-gcc, uv, and the Pythons. fake_cuda.c and fake_nvml_one_card.c stand for the driver's libraries.
+Each combination takes three to ten minutes and 10 GB, in a folder that is deleted afterwards. It
+needs gcc, uv, and the Pythons. fake_cuda.c and fake_nvml_one_card.c stand for the driver's
+libraries.
 """
 
 import argparse
