@@ -240,6 +240,14 @@ def run_server(
     replicas = int(chosen.get("replicas", 1))
     workers = int(chosen.pop("workers", share.workers))
     threads = max(1, share.threads // workers) if server.has_workers else share.threads
+    own = (
+        build_cache.package_environment(server.packages) / "bin"
+        if server.packages
+        else server.checkout.programs
+    )
+    environment = server_environment(
+        engine, model, threads, simulated or {}, server.has_workers, own
+    )
     began = time.perf_counter()
     with ExitStack() as stack:
         behind = []
@@ -297,14 +305,6 @@ def run_server(
             for name, each in server.processes.items()
         ]
         command = [part.format_map(values) for part in server.command]
-        own = (
-            build_cache.package_environment(server.packages) / "bin"
-            if server.packages
-            else server.checkout.programs
-        )
-        environment = server_environment(
-            engine, model, threads, simulated or {}, server.has_workers, own
-        )
         environment |= {
             f"SERVEOFF_{name.upper()}": value
             for name, value in {**chosen, "upstream": upstream}.items()
