@@ -12,7 +12,6 @@ from loadtests.option_types import (
     parse_share,
     parse_simulated,
     parse_single,
-    parse_target,
     parse_whole,
 )
 from loadtests.workload.scenario import SCENARIOS_FILE
@@ -175,7 +174,6 @@ def add_server_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--target",
         action="append",
-        type=parse_target,
         default=[],
         metavar="[NAME=]URL",
         help=(
@@ -241,7 +239,6 @@ def add_telemetry_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--gpu-metrics",
         action="append",
-        type=parse_target,
         default=[],
         metavar="[NAME=]URL",
         help=(
@@ -253,7 +250,6 @@ def add_telemetry_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--host-metrics",
         action="append",
-        type=parse_target,
         default=[],
         metavar="[NAME=]URL",
         help=(

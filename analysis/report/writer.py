@@ -193,7 +193,7 @@ def _machine(summary: Summary) -> View:
     data, runs = summary.campaign.data, summary.campaign.runs
     found = {
         key: data[key]
-        for key in ("model", "seed", "simulated", "machine_share", "manifest")
+        for key in ("model", "seed", "simulated", "machine_share", "engine_device", "manifest")
         if data.get(key) is not None
     }
     packages = (found.get("manifest") or {}).get("packages")

@@ -29,7 +29,7 @@ from loadtests.schema import JsonObject
 from loadtests.telemetry.exporter_formats import MACHINE_FIELDS
 from loadtests.telemetry.exporters import ExporterReader, read_exporters
 from loadtests.telemetry.gpu import Gpus
-from loadtests.telemetry.processes import BackgroundTask, ProcessTree, sample_system
+from loadtests.telemetry.processes import BackgroundTask, ProcessTree, sample_cores, sample_system
 from loadtests.telemetry.server_metrics import Scraper
 from servers.profile.access import read_access
 
@@ -52,6 +52,16 @@ def yield_to_load() -> None:
             Path("/proc/self/autogroup").write_text("10")
 
 
+def sample_machine(is_servers: bool) -> JsonObject:
+    """The columns of this machine. If it is not the server's, only what the hypervisor can do to
+    the load generator.
+    """
+    found = sample_system()
+    if is_servers:
+        return {**found, "client_steal_s": None}
+    return dict.fromkeys(MACHINE_FIELDS) | {"client_steal_s": found["cpu_steal_s"]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m loadtests.telemetry")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, appended")
@@ -66,6 +76,13 @@ def main() -> None:
         type=int,
         nargs="+",
         help="root processes of the server; without them the server's column is null",
+    )
+    parser.add_argument(
+        "--server-cores",
+        type=int,
+        nargs="*",
+        default=[],
+        help="cores of the server; without them their columns are null",
     )
     parser.add_argument(
         "--load-pid", type=int, required=True, help="root process of the load generator"
@@ -113,7 +130,6 @@ def main() -> None:
         threading.Thread(target=reader.run, daemon=True).start()
     gpus = Gpus(report, is_wanted="gpus" not in options.without)
     gpu_reader, slow_gpu_reader = BackgroundTask(gpus.sample), BackgroundTask(gpus.sample_slow)
-    samples_machine = "machine" not in options.without
     samples, tick, slow_at_s, start_s, cpu_start_s = (
         0,
         0,
@@ -128,9 +144,22 @@ def main() -> None:
                 slow_at_s = time.perf_counter() + SLOW_S - options.interval / 2
                 for tree in filter(None, (server, load)):
                     tree.find_processes()
-            row: JsonObject = {"time_s": round(time.perf_counter() - options.clock_zero, 6)}
-            row |= {"server": server and server.sample(slow), "load": load.sample(slow)}
-            row |= sample_system() if samples_machine else dict.fromkeys(MACHINE_FIELDS)
+            of_server, of_cores = (
+                server.sample_with_cores(options.server_cores)
+                if server
+                else (None, sample_cores(()))
+            )
+            row: JsonObject = {
+                "time_s": round(time.perf_counter() - options.clock_zero, 6),
+                "server": of_server,
+                "load": load.sample(),
+                **sample_machine("machine" not in options.without),
+                **of_cores,
+            }
+            if slow:
+                row["load"]["pss_bytes"] = load.sample_pss()
+                if server:
+                    row["server"]["pss_bytes"] = server.sample_pss()
             row["gpus"] = (gpu_reader.ask(0.05) or gpus.unknown()) if gpus.count else []
             if (
                 slow

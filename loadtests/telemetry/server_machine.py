@@ -32,8 +32,8 @@ ELSEWHERE = {
 
 @dataclass(frozen=True)
 class ServerMachine:
-    """`here`: whether the server runs on this machine. `checked`: its exporters. `hidden`: the kinds
-    for which the user chose to show nothing.
+    """`here`: whether the server runs on this machine. `checked`: its exporters. `hidden`: the
+    kinds for which the user chose to show nothing.
     """
 
     here: bool

@@ -4,8 +4,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from servers.contract import oracle
-from servers.contract.api import JsonObject
+from servers.contract import JsonObject, oracle
 from servers.profile.client import Completion, ProfileError, Response, read_completion
 from servers.profile.endpoint import Endpoint, completion_url, raise_if_closed, wait_until_ready
 from servers.profile.profile import ENDPOINTS, Dialect

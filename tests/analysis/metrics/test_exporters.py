@@ -8,6 +8,7 @@ from analysis import checks, hardware, metrics
 from tests.helpers import synthetic_campaign
 
 GIB = synthetic_campaign.GIB
+OF_THE_SERVER = ("server", "cpu_busy_s", "cpu_steal_s", "memory_available_bytes")
 NAMES = ("utilization_percent", "memory_bytes", "power_w", "tokens_per_joule")
 
 
@@ -31,7 +32,7 @@ def samples(period_s=1.0, until_s=12.0, **changes):
     """The sampler's own rows without this machine's values, and rows of an exporter in between."""
     rows = synthetic_campaign.telemetry(gpus=2)
     own = [
-        row | {"gpus": [], "server": None, "cpu_busy_s": None, "memory_available_bytes": None}
+        row | dict.fromkeys(OF_THE_SERVER) | {"gpus": [], "client_steal_s": 0.16 * row["time_s"]}
         for row in rows
     ]
     every = round(4 * period_s)
@@ -66,7 +67,8 @@ def test_numbers_of_an_exporter_are_those_of_local_cards(measured):
     values, found = measured(samples())
     assert gpu_numbers(values) == [80, 4 * GIB, 600, 600]
     assert found["exporters"].ok is True
-    assert found["other processes"].ok is found["steal"].ok is None, "of this machine: unknown"
+    assert found["other processes"].ok is None, "unknown"
+    assert found["steal"].detail.endswith("took 4.0% of the load generator's machine")
 
 
 def test_too_few_samples_have_no_mean_and_a_reason(measured):

@@ -14,7 +14,7 @@ from loadtests.cli import parse_arguments
 from loadtests.errors import UsageError
 from loadtests.schema import CampaignFile, Case
 from servers.runtime.launch import CoreShare
-from tests.helpers.campaign_process import Bench, is_complete, runs, table, wait_for
+from tests.helpers.campaign_process import Bench, is_complete, runs, said_of, table, wait_for
 from tests.helpers.endpoint_campaign import CALM, SCENARIOS
 from tests.helpers.endpoint_script import Script, serve_script
 from tests.helpers.synthetic_campaign import campaign_data
@@ -184,7 +184,7 @@ def test_each_target_gets_its_own_and_no_secret_is_written(bench: Bench, tmp_pat
 
         def is_loading() -> bool:
             family = psutil.Process(campaign.pid).children(recursive=True)
-            commands.extend(each.cmdline() for each in family if each.is_running())
+            commands.extend(said_of(each) for each in family)
             loading = any(bench.folder.glob("out/cases/*/load.json"))
             return loading or campaign.poll() is not None
 
