@@ -153,8 +153,8 @@ def check_exporters(case: CaseData) -> Check | None:
         not details,
         "warning",
         "; ".join(details) or "enough samples",
-        "let the exporter measure each second (dcgm-exporter: --collect-interval 1000), or give a"
-        " longer --duration",
+        "keep the exporter running, let it measure each second (dcgm-exporter: --collect-interval"
+        " 1000), or give a longer --duration",
     )
 
 
