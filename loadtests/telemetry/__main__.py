@@ -52,16 +52,6 @@ def yield_to_load() -> None:
             Path("/proc/self/autogroup").write_text("10")
 
 
-def sample_machine(is_servers: bool) -> JsonObject:
-    """The columns of this machine. If it is not the server's, only what the hypervisor can do to
-    the load generator.
-    """
-    found = sample_system()
-    if is_servers:
-        return {**found, "client_steal_s": None}
-    return dict.fromkeys(MACHINE_FIELDS) | {"client_steal_s": found["cpu_steal_s"]}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m loadtests.telemetry")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, appended")
@@ -130,6 +120,7 @@ def main() -> None:
         threading.Thread(target=reader.run, daemon=True).start()
     gpus = Gpus(report, is_wanted="gpus" not in options.without)
     gpu_reader, slow_gpu_reader = BackgroundTask(gpus.sample), BackgroundTask(gpus.sample_slow)
+    samples_machine = "machine" not in options.without
     samples, tick, slow_at_s, start_s, cpu_start_s = (
         0,
         0,
@@ -149,12 +140,14 @@ def main() -> None:
                 if server
                 else (None, sample_cores(()))
             )
+            system = sample_system()
             row: JsonObject = {
                 "time_s": round(time.perf_counter() - options.clock_zero, 6),
                 "server": of_server,
                 "load": load.sample(),
-                **sample_machine("machine" not in options.without),
+                **(system if samples_machine else dict.fromkeys(MACHINE_FIELDS)),
                 **of_cores,
+                "client_steal_s": None if samples_machine else system["cpu_steal_s"],
             }
             if slow:
                 row["load"]["pss_bytes"] = load.sample_pss()
