@@ -11,6 +11,7 @@ from loadtests import schema
 from loadtests.campaign import gpu_memory
 from loadtests.campaign.case_run import CampaignContext, CaseFailed, CaseRun, raise_if_ended
 from loadtests.campaign.parquet import to_parquet
+from loadtests.campaign.targets import is_gate
 from loadtests.campaign.verification import verify_after, verify_before
 from loadtests.generator import locust_process
 from loadtests.generator.status import RUNNING, LoadStatus
@@ -82,7 +83,9 @@ def differing_models(context: CampaignContext) -> list[str]:
     served = {name: profile.model for name, profile in context.profiles.items() if name}
     if len(set(served.values())) < 2:
         return []
-    each = ", ".join(f"{name} {model}" for name, model in served.items() if name != "control")
+    if is_gate(context.targets):
+        del served["control"]  # the same target as base
+    each = ", ".join(f"{name} {model}" for name, model in served.items())
     return [f"the targets serve different models ({each}), so this also compares the models"]
 
 

@@ -25,7 +25,6 @@ from servers.profile.profile import Profile
 from servers.runtime import catalog, launch, models, revisions
 from servers.runtime.catalog import HERE, Checkout, ServerSpec
 
-SIDES = {"base", "head", "control"}
 OWN = "own"  # the name of a server that has no folder in servers/
 EXTERNAL = "external"  # the engine of a server that runs none of our engines
 
@@ -56,7 +55,7 @@ class Target:
 
 # A gate's by Case.side; endpoints with names by Case.server; a single target has the key "".
 Targets = Mapping[str, Target]
-NAMED = re.compile(r"([A-Za-z][\w.-]*)=(.*)", re.DOTALL)
+NAMED = re.compile(r"(\w[\w.-]*)=(.*)", re.DOTALL)
 # the measurement sets these fields of a body
 OWN_FIELDS = {
     "model": "--model",
@@ -71,6 +70,11 @@ OWN_FIELDS = {
 
 def target_key(targets: Targets, case: Case) -> str:
     return case.side or (case.server if case.server in targets else "")
+
+
+def is_gate(targets: Targets) -> bool:
+    """Whether these are the sides of a gate. Users may give an endpoint the same names."""
+    return "control" in targets and targets["control"] is targets.get("base")
 
 
 def target_of_revision(revision: str | None, choice: Sequence[str]) -> Target:
@@ -132,7 +136,13 @@ def read_client_options(arguments: argparse.Namespace, names: Sequence[str]) -> 
     models: dict[str, str] = {}
     if arguments.model:
         parts = [split_name(part, names) for part in arguments.model.split(",")]
-        models = dict(parts) if all(name for name, _ in parts) else {"": arguments.model}
+        if any(name for name, _ in parts) and not all(name for name, _ in parts):
+            unknown = next(part for name, part in parts if not name)
+            raise UsageError(
+                f"--model ...,{unknown}: give NAME=MODEL for each, with names from"
+                f" {', '.join(names)}"
+            )
+        models = dict(parts) if parts[0][0] else {"": arguments.model}
     return ClientOptions(
         headers, extra, models, arguments.insecure, arguments.cacert, arguments.proxy
     )
@@ -170,7 +180,7 @@ def targets_of_urls(arguments: argparse.Namespace) -> Targets:
     if len(named) < len(given):
         raise UsageError(
             "several targets need names that differ: give each as --target NAME=URL, such as"
-            " --target east=http://10.0.0.5:8000"
+            " --target east=http://10.0.0.5:8000, with a name of letters, digits, _, . and -"
         )
     return {name: target_of_url(url, name=name, options=options) for name, url in named.items()}
 
@@ -335,14 +345,10 @@ def profile_targets(
                     say=partial(print, flush=True),
                 )
             except ProfileError as error:
-                which = f"{name}: " if name and name not in SIDES else ""
+                which = f"{name}: " if name and not is_gate(targets) else ""
                 raise UsageError(which + target.access.hide_secrets(str(error))) from None
     named = len({target.model for target in targets.values()}) > 1
-    if (
-        len({profile.model for profile in profiles.values()}) > 1
-        and set(targets) & SIDES
-        and not named
-    ):
+    if len({profile.model for profile in profiles.values()}) > 1 and is_gate(targets) and not named:
         raise UsageError(
             "base and head serve different models: "
             + ", ".join(

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from loadtests import gate
-from loadtests.campaign import results_folder, targets
+from loadtests.campaign import results_folder, runner, targets
 from loadtests.campaign.targets import Targets, profile_targets, target_key
 from loadtests.cli import parse_arguments
 from loadtests.errors import UsageError
@@ -73,6 +73,8 @@ def test_one_target_needs_no_name_but_may_have_one() -> None:
             "several targets need names that differ",
         ),
         (["--target", "a=http://a", "--target", "a=http://b"], "need names that differ"),
+        (["--target", "a b=http://a", "--target", "c=http://b"], "with a name of letters, digits"),
+        (["--target", "a=http://a", "--model", "a=m,b=m"], "--model ...,b=m: give NAME=MODEL for"),
         (
             ["--target", "a=http://a", "--header", "b=x: y"],
             "no target has this name: choose from a",
@@ -95,6 +97,22 @@ def test_an_unusable_option_is_one_sentence(command: Sequence[str], words: str) 
         targets_of(*command)
     assert words in str(refused.value) and str(refused.value).startswith("--") | (
         "several targets" in str(refused.value)
+    )
+
+
+def test_targets_may_have_the_names_of_a_gates_sides() -> None:
+    """Only a gate has sides: here all three are measured, and their models may differ."""
+    command = [
+        part
+        for name in ("base", "head", "control")
+        for part in ("--target", f"{name}=http://{name}")
+    ]
+    arguments = parse_arguments([*command, "--target", "4090=http://card"])
+    plan = runner.plan_campaign(arguments)
+    assert {case.server for case in plan.cases} == {"base", "head", "control", "4090"}
+    assert not targets.is_gate(plan.targets)
+    assert targets.is_gate(
+        gate_targets("--base-server", "http://base", "--head-server", "http://head")
     )
 
 
