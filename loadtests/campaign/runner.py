@@ -45,6 +45,7 @@ from loadtests.telemetry import cores, engine_gpus, machine
 from loadtests.workload.scenario import Tables, read_scenarios, with_fixed_window, with_trace
 from servers.contract import oracle
 from servers.profile.profile import ENDPOINTS, Profile
+from servers.profile.redaction import hide_in_json
 from servers.runtime import catalog, launch, models, ports
 
 RESULTS = Path("results")
@@ -202,7 +203,10 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         schema=schema.SCHEMA,
         name=folder.name,
         created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        command=machine.redact_secrets(arguments.command),
+        command=hide_in_json(
+            machine.redact_secrets(arguments.command),
+            [secret for target in plan.targets.values() for secret in target.access.secrets],
+        ),
         seed=arguments.seed,
         model=asdict(model) | {"path": Path(model.path).name},
         scenarios={

@@ -149,7 +149,8 @@ def open_connection(
 ) -> tuple[http.client.HTTPConnection, str]:
     """Return a connection to open, through the proxy if there is one, and the request's target."""
     parts, via = urlsplit(url), urlsplit(access.proxy or "")
-    host, port = parts.hostname or "", parts.port
+    # without a port, http.client would take the end of an IPv6 address for one
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     hop = (via.hostname, via.port or 80) if via.hostname else (host, port)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     connection: http.client.HTTPConnection

@@ -13,6 +13,7 @@ from loadtests.campaign.targets import Targets, profile_targets, target_key
 from loadtests.cli import parse_arguments
 from loadtests.errors import UsageError
 from loadtests.schema import CampaignFile, Case
+from servers.profile.profile import Dialect, Profile
 from servers.runtime.launch import CoreShare
 from tests.helpers.campaign_process import Bench, is_complete, runs, table, wait_for
 from tests.helpers.endpoint_campaign import CALM, SCENARIOS
@@ -54,6 +55,18 @@ def test_options_with_a_name_are_for_that_target_only() -> None:
     assert "pass" not in f"{west.description} {west.server}"
 
 
+def test_a_secret_in_a_body_is_sent_but_not_described() -> None:
+    found = targets_of(
+        *("--target", "east=http://a", "--body", 'api_key="${EAST_KEY}"', "--body", "min_tokens=2"),
+        *("--body", 'auth={"id": 7, "token": "abc"}'),
+    )["east"]
+    assert found.extra["api_key"] == KEYS["east"] and found.extra["auth"]["token"] == "abc"
+    profile = Profile("http://a", Dialect(extra=found.extra), "m")
+    described = targets.describe_endpoints({"east": found}, {"east": profile})["east"]["body"]
+    assert described == {"api_key": "***", "min_tokens": 2, "auth": {"id": 7, "token": "***"}}
+    assert found.access.hide_secrets(KEYS["east"]) == "***"
+
+
 def test_one_target_needs_no_name_but_may_have_one() -> None:
     assert list(targets_of("--target", "http://a:1")) == [""]
     named = targets_of("--target", "east=http://a:1", "--model", "org/m=x", "--header", "east=a: b")
@@ -88,6 +101,10 @@ def test_one_target_needs_no_name_but_may_have_one() -> None:
             "sets this field itself: leave it out",
         ),
         (["--target", "http://a", "--body", "max_tokens=5"], "sets this field itself: use --scen"),
+        (["--target", "http://a", "--body", "n=2"], "--body n=...: a response with several texts"),
+        (["--target", "http://a", "--body", "x=NaN"], "the value is not JSON"),
+        (["--target", "http://a", "--body", 'x="${NO_KEY}"'], "variable NO_KEY is not set"),
+        (["--target", "http://[::1"], "--target: the URL has an IPv6 address without its brackets"),
         (["--target", "http://${NO_HOST}"], "environment variable NO_HOST is not set: set it"),
         (["--target", "http://a", "--cacert", "/missing.pem"], "No such file or directory"),
     ],
