@@ -94,7 +94,7 @@ class CaseRun:
     @property
     def planted(self) -> bool:
         if self.target.is_external:
-            return self.model in oracle.PLANTED_MODELS
+            return self.model in oracle.PLANTED_MODELS and not self.dialect.is_sampled
         return self.context.model.planted or self.case.engine == "simulated"
 
     @property

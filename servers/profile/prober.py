@@ -143,6 +143,20 @@ class Prober:
         return completion
 
 
+def _find_refused_extra(prober: Prober, needed: Sequence[str]) -> tuple[str, str] | None:
+    """Return (endpoint, names) of the user's fields without which the server accepts a request."""
+    extra = prober.dialect.extra
+    refused = [kind for kind in needed or ENDPOINTS if kind in prober.refusals]
+    each = [frozenset([name]) for name in extra] if len(extra) > 1 else []
+    for kind in refused if extra else []:
+        for names in (*each, frozenset(extra)):
+            kept = {name: value for name, value in extra.items() if name not in names}
+            without = replace(prober, dialect=replace(prober.dialect, extra=kept), fields={})
+            if without.settle(kind, stream=True).is_ok:
+                return kind, ", ".join(name for name in extra if name in names)
+    return None
+
+
 def find_paths(
     candidates: Sequence[Endpoint],
     model: str,
@@ -163,6 +177,12 @@ def find_paths(
         if first is None or usable:
             first = prober
     assert first is not None
+    if blamed := _find_refused_extra(first, needed):
+        kind, names = blamed
+        raise ProfileError(
+            f"{first.refusals[kind]}: the server accepts this request without {names}: leave out"
+            f" --body {names}, or correct its value"
+        )
     reasons = [first.refusals[kind] for kind in needed or ENDPOINTS if kind in first.refusals]
     listed = first.endpoint.listed
     if listed and model not in listed:
