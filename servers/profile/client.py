@@ -195,6 +195,12 @@ def send(
             if len(received) > MAX_BYTES:
                 raise ProfileError(f"{where}: the response is longer than {MAX_BYTES:,} bytes")
         fields = {name.lower(): value for name, value in response.getheaders()}
+        encoding = fields.get("content-encoding", "").strip().lower()
+        if encoding not in ("", "identity"):
+            raise ProfileError(
+                f"{where}: the response is compressed ({encoding}) although the request accepts"
+                " only identity, so the arrival of tokens would be hidden: turn compression off"
+            )
         return Response(response.status, fields, bytes(received), arrived, access)
     except TimeoutError:
         raise ProfileError(
