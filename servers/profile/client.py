@@ -21,6 +21,7 @@ from servers.runtime.limits import SILENCE_S
 
 MAX_BYTES = 16 * 1024 * 1024
 SHOWN_WORDS = 12
+PROXY_HINT = ": give its user and password, such as --proxy 'http://me:${PASSWORD}@proxy:3128'"
 
 
 class ProfileError(Exception):
@@ -230,9 +231,9 @@ def send(
         hint = ": use http:// if the server does not use TLS" if "wrong version" in reason else ""
         raise ProfileError(f"{where}: the TLS handshake failed ({reason}){hint}") from None
     except (ConnectionError, http.client.RemoteDisconnected):
+        who = "the proxy, or the server behind it," if access.proxy else "the server"
         raise ProfileError(
-            f"{where}: the server closed the connection before the response was complete: check its"
-            " log"
+            f"{where}: {who} closed the connection before the response was complete: check its log"
         ) from None
     except http.client.IncompleteRead as error:
         raise ProfileError(
@@ -245,7 +246,10 @@ def send(
         ) from None
     except OSError as error:
         if refusal := str(error).removeprefix("Tunnel connection failed: ") * (not error.errno):
-            raise ProfileError(f"{where}: the proxy refuses the connection: {refusal}") from None
+            hint = PROXY_HINT if refusal.startswith("407") else ""
+            raise ProfileError(
+                f"{where}: the proxy refuses the connection: {refusal}{hint}"
+            ) from None
         raise ProfileError(f"{where}: {error.strerror or 'the connection failed'}") from None
     finally:
         connection.close()

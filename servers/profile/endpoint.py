@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from servers.profile.access import OPEN, Access, strip_user
-from servers.profile.client import NoConnection, ProfileError, Response, send
+from servers.profile.client import PROXY_HINT, NoConnection, ProfileError, Response, send
 from servers.profile.profile import ENDPOINTS
 
 READY_TIMEOUT_S = 300.0  # while a server reports that it is loading
@@ -152,13 +152,15 @@ def wait_until_ready(
 
 
 def raise_if_closed(what: str, response: Response) -> None:
-    """Raise ProfileError if the response asks for a key or redirects."""
+    """Raise ProfileError if the server or a proxy asks for a key, or the response redirects."""
     words = f": {response.words}" if response.words else ""
     if response.status in (401, 403):
         raise ProfileError(
             f"{what}: http {response.status}{words}: set the environment variable SERVEOFF_API_KEY"
             " to its key, or give its header, such as --header 'api-key: ${GATEWAY_KEY}'"
         )
+    if response.status == 407:
+        raise ProfileError(f"{what}: the proxy refuses the request: http 407{words}{PROXY_HINT}")
     if 300 <= response.status < 400:
         raise ProfileError(
             f"{what}: http {response.status}, redirected to"

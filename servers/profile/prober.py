@@ -190,7 +190,7 @@ def find_paths(
             f"{reasons[0]}: the model {model!r} is not listed: choose one of {', '.join(listed)}"
             " with --model"
         )
-    scenarios = " and ".join(needed)
+    scenarios = " and ".join(kind for kind in needed if kind in first.refusals)
     if first.is_failing:
         raise ProfileError(f"{'; '.join(reasons)}: check the server's log")
     remedy = (

@@ -17,6 +17,7 @@ from loadtests.client import http, response, transport
 from loadtests.client.blocking import make_blocking_connection
 from servers.profile.access import OPEN, Access, make_access
 from servers.profile.client import ProfileError, send
+from servers.profile.profiler import profile_endpoint
 from tests.helpers.certificate import make_certificate
 from tests.helpers.recording_server import Witness
 from tests.helpers.scripted_server import PATIENCE_S
@@ -244,6 +245,15 @@ def test_a_proxy_that_refuses_is_named(certificate: Path) -> None:
         pytest.raises(ProfileError, match="the proxy refuses the connection: 403 Forbidden"),
     ):
         send("GET", "https://server", access=make_access(proxy=f"http://127.0.0.1:{port}"))
+    for url in ("http://server/v1", "https://server/v1"):
+        with (
+            listening("127.0.0.1", reply=refusal.replace(b"403 Forbidden", b"407 Log In")) as (
+                port,
+                _,
+            ),
+            pytest.raises(ProfileError, match=r"the proxy refuses .*407.*--proxy 'http://me:\$"),
+        ):
+            profile_endpoint(url, access=make_access(proxy=f"http://127.0.0.1:{port}"))
 
 
 def test_a_certificate_of_ones_own(certificate: Path) -> None:
