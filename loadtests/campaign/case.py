@@ -19,6 +19,7 @@ from loadtests.generator.task import LoadTask
 from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import Case, CaseFile, Stage
 from loadtests.telemetry import machine, server_counters
+from loadtests.telemetry.server_metrics import METRICS_OF
 from loadtests.workload import arrivals
 from servers.contract.conformance_client import CheckFailed
 from servers.profile.access import access_environment
@@ -187,13 +188,15 @@ def _load(run: CaseRun) -> None:
                         str(pid),
                         "--clock-zero",
                         str(run.file.clock_zero_s),
-                        "--metrics-of",
-                        run.engine_urls,
                         *(["--server-pid", *map(str, run.server.pids)] if run.server else []),
                     ],
                     run.folder / "telemetry.log",
                     cores=context.load_cores,
-                    environment={**os.environ, **access_environment({"": access})},
+                    environment={
+                        **os.environ,
+                        **access_environment({"": access}),
+                        METRICS_OF: run.engine_urls,  # no argument: a key may be part of the path
+                    },
                 )
             status = locust_process.wait_for_load(
                 load, run.folder, locust_process.longest_load_s(task, context.workers), watch

@@ -20,7 +20,12 @@ from tests.helpers.endpoint_campaign import CALM, SCENARIOS
 from tests.helpers.endpoint_script import Script, serve_script
 from tests.helpers.synthetic_campaign import campaign_data
 
-KEYS = {"east": "sk-east-0123456789", "west": "sk-west-9876543210", "north": "north-pass-55"}
+KEYS = {
+    "east": "sk-east-0123456789",
+    "west": "sk-west-9876543210",
+    "north": "north-pass-55",
+    "path": "path-key-77",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -163,12 +168,12 @@ def test_the_sides_of_a_gate_may_serve_different_models(tmp_path: Path) -> None:
 def test_each_target_gets_its_own_and_no_secret_is_written(bench: Bench, tmp_path: Path) -> None:
     """Three endpoints with different keys, headers and models, in one interleaved campaign."""
     (bench.folder / "endpoints.toml").write_text(SCENARIOS)
-    bench.environment |= {"EAST_KEY": KEYS["east"], "WEST_KEY": KEYS["west"]}
+    bench.environment |= {f"{name.upper()}_KEY": key for name, key in KEYS.items()}
     basic = "authorization: Basic bm9ydGg6bm9ydGgtcGFzcy01NQ=="
     scripts = {
         "east": Script(**CALM, header=f"api-key: {KEYS['east']}", models=("small",)),
         "west": Script(**CALM, header=f"authorization: Bearer {KEYS['west']}", models=("a", "b")),
-        "north": Script(**CALM, header=basic, models=("small",), root="/ns/v1"),
+        "north": Script(**CALM, header=basic, models=("small",), root=f"/{KEYS['path']}/v1"),
     }
     with (
         serve_script(tmp_path / "east", scripts["east"]) as east,
@@ -179,7 +184,7 @@ def test_each_target_gets_its_own_and_no_secret_is_written(bench: Bench, tmp_pat
         campaign = bench.start(
             *("--scenarios-file", "endpoints.toml", "--scenarios", "chats", "--duration", "2"),
             *("--target", f"east={east.url}", "--target", f"west={west.url}/v1"),
-            *("--target", f"north=http://north:{KEYS['north']}@{place}/ns"),
+            *("--target", f"north=http://north:{KEYS['north']}@{place}/${{PATH_KEY}}"),
             *("--header", "east=api-key: ${EAST_KEY}", "--model", "west=b"),
             *("--header", "west=Authorization: Bearer ${WEST_KEY}", "--body", "west=top_p=0.5"),
             *("--report", "page", "--out", "out"),
