@@ -85,7 +85,7 @@ def split_url(url: str) -> tuple[str, str | None, str]:
     path = re.sub(r"/+$", "", shortened)
     version = VERSION.search(path)
     root = version[0] if version else "" if is_complete else None
-    path = path[: version.start()] if version else path
+    path = path[: version.start()].rstrip("/") if version else path
     query = quote(parts.query, safe=URL_CHARACTERS)
     return urlunsplit((parts.scheme, place, path, "", "")), root, query
 
@@ -155,16 +155,20 @@ def raise_if_closed(what: str, response: Response) -> None:
     """Raise ProfileError if the server or a proxy asks for a key, or the response redirects."""
     words = f": {response.words}" if response.words else ""
     if response.status in (401, 403):
+        sent = " and ".join(name for name, _ in response.access.headers)
+        checked = f"check the value of {sent}, which was sent, or " if sent else ""
         raise ProfileError(
-            f"{what}: http {response.status}{words}: set the environment variable SERVEOFF_API_KEY"
-            " to its key, or give its header, such as --header 'api-key: ${GATEWAY_KEY}'"
+            f"{what}: http {response.status}{words}: {checked}set the environment variable"
+            " SERVEOFF_API_KEY to its key, or give its header, such as --header 'api-key:"
+            " ${GATEWAY_KEY}'"
         )
     if response.status == 407:
         raise ProfileError(f"{what}: the proxy refuses the request: http 407{words}{PROXY_HINT}")
     if 300 <= response.status < 400:
+        place = response.access.hide_secrets(response.headers.get("location", "nowhere"))
         raise ProfileError(
-            f"{what}: http {response.status}, redirected to"
-            f" {response.headers.get('location', 'nowhere')!r}: use the URL behind the redirect"
+            f"{what}: http {response.status}, redirected to {place!r}: use the URL behind the"
+            " redirect"
         )
 
 

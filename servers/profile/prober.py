@@ -14,7 +14,7 @@ TOKENS = 32  # of a sample
 PROMPT_WORDS = 12
 MOST_TOKENS = 512
 REFUSED = (400, 404, 405, 415, 422, 501)
-FAILING = (200, 429, 500)
+FAILING = (200, 402, 408, 429, 500)  # not the fault of the request
 
 
 @dataclass

@@ -244,3 +244,16 @@ def test_a_url_may_have_characters_of_any_language(tmp_path: Path) -> None:
 def test_an_ipv6_address_needs_no_port(url: str, port: int) -> None:
     connection, _ = open_connection(url, Access(), 1.0)
     assert (connection.host, connection.port) == ("::1", port)
+
+
+def test_a_redirect_does_not_repeat_a_key_and_a_refused_key_is_named(tmp_path: Path) -> None:
+    script = Script(redirect="https://other.example", query="key=abc")
+    with serve_script(tmp_path, script) as endpoint, pytest.raises(ProfileError) as refused:
+        profiler.profile_endpoint(f"{endpoint.url}/v1?key=abc")
+    assert "redirected to 'https://other.example/v1/models?key=***'" in str(refused.value)
+    with (
+        serve_script(tmp_path, Script(header="x-api-key: 12")) as endpoint,
+        pytest.raises(ProfileError, match=r"http 401: .*: check the value of X-Api-Key, which"),
+    ):
+        profiler.profile_endpoint(f"{endpoint.url}//v1//", access=make_access(["X-Api-Key: 13"]))
+    assert split_url("http://host//v1//") == ("http://host", "/v1", "")
