@@ -125,6 +125,11 @@ def expand_config(command: Sequence[str], *parsers: argparse.ArgumentParser) -> 
         arguments = _to_arguments(f"{file}: {key}", key, action, value)
         _check_arguments(f"{file}: {key}", parser, arguments)
         if not {part.partition("=")[0] for part in typed} & {*action.option_strings}:
+            if "--plan" not in typed and any("***" in argument for argument in arguments):
+                raise UsageError(
+                    f"{file}: {key} has *** in place of a secret: write an environment variable"
+                    f" there, such as ${{GATEWAY_KEY}}, or give --{key} on the command line"
+                )
             from_file[key] = arguments
     expanded = [argument for arguments in from_file.values() for argument in arguments]
     return ExpandedCommand([*expanded, *typed], file, from_file)
@@ -300,7 +305,7 @@ def _format_setting(setting: Setting) -> str:
     right = f"[{', '.join(parts)}]" if isinstance(setting.value, list) else parts[0]
     line = f"{setting.key} = {right}"
     if "***" in right:
-        line += "  # *** stands for a secret: give this option on the command line"
+        line += "  # *** stands for a secret: write an environment variable, such as ${GATEWAY_KEY}"
     return line
 
 

@@ -31,6 +31,7 @@ from loadtests.campaign.targets import (
     Targets,
     choose_servers,
     describe_endpoints,
+    is_gate,
     profile_targets,
     targets_of_urls,
 )
@@ -44,6 +45,7 @@ from loadtests.telemetry import cores, engine_gpus, machine
 from loadtests.workload.scenario import Tables, read_scenarios, with_fixed_window, with_trace
 from servers.contract import oracle
 from servers.profile.profile import ENDPOINTS, Profile
+from servers.profile.redaction import hide_in_json
 from servers.runtime import catalog, launch, models, ports
 
 RESULTS = Path("results")
@@ -159,7 +161,7 @@ def plan_campaign(
     )
     cases, scenarios = plan_cases(
         arguments,
-        [targets["head"]] if "head" in targets else list(targets.values()),
+        [targets["head"]] if is_gate(targets) else list(targets.values()),
         on_gpu=bool(card),
         fixed_windows=gate is not None,  # a gate has a time limit, and repeats instead
     )
@@ -201,7 +203,10 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         schema=schema.SCHEMA,
         name=folder.name,
         created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        command=machine.redact_secrets(arguments.command),
+        command=hide_in_json(
+            machine.redact_secrets(arguments.command),
+            [secret for target in plan.targets.values() for secret in target.access.secrets],
+        ),
         seed=arguments.seed,
         model=asdict(model) | {"path": Path(model.path).name},
         scenarios={
@@ -283,17 +288,20 @@ def resolve_model(
 
 def keep_possible_cases(plan: CampaignPlan, profiles: dict[str, Profile]) -> CampaignPlan:
     """Leaves out the default scenarios whose endpoint a target lacks. Raises UsageError."""
-    missing = {
-        name: table["endpoint"]
-        for name, table in plan.scenarios.items()
-        if any(table["endpoint"] not in profile.endpoints for profile in profiles.values())
+    needed = {name: table["endpoint"] for name, table in plan.scenarios.items()}
+    lacking = {
+        endpoint: target or "the target"
+        for endpoint in needed.values()
+        for target, profile in profiles.items()
+        if endpoint not in profile.endpoints
     }
+    missing = {name: endpoint for name, endpoint in needed.items() if endpoint in lacking}
     for name, endpoint in missing.items():
-        print(f"{name} is left out: the target has no {ENDPOINTS[endpoint]}", flush=True)
+        print(f"{name} is left out: {lacking[endpoint]} has no {ENDPOINTS[endpoint]}", flush=True)
     scenarios = {name: table for name, table in plan.scenarios.items() if name not in missing}
     if not scenarios:
-        paths = " and no ".join(sorted({ENDPOINTS[each] for each in missing.values()}))
-        raise UsageError(f"the target has no {paths}: choose other scenarios with --scenarios")
+        lacks = [f"{name} has no {ENDPOINTS[each]}" for each, name in sorted(lacking.items())]
+        raise UsageError(f"{' and '.join(lacks)}: choose other scenarios with --scenarios")
     cases = [case for case in plan.cases if case.scenario in scenarios]
     search = plan.search and dataclasses.replace(
         plan.search, systems=[s for s in plan.search.systems if s.scenario in scenarios]

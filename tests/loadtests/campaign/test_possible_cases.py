@@ -41,5 +41,13 @@ def test_a_plan_without_impossible_scenarios_is_unchanged():
 
 
 def test_a_plan_without_possible_scenarios_is_an_error():
-    with pytest.raises(UsageError, match="the target has no /chat/completions and no /completions"):
+    with pytest.raises(
+        UsageError, match="the target has no /chat/completions and the target has no /completions"
+    ):
         keep_possible_cases(plan(), profile())
+
+
+def test_the_target_that_lacks_an_endpoint_is_named(capsys):
+    profiles = {"east": profile("chat", "completions")[""], "west": profile("completions")[""]}
+    assert list(keep_possible_cases(plan(), profiles).scenarios) == ["steady"]
+    assert "interactive is left out: west has no /chat/completions" in capsys.readouterr().out
