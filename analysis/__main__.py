@@ -64,12 +64,15 @@ def make_parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--peak-bandwidth",
         metavar="GB/S",
-        help="the machine's peak memory bandwidth, for MBU (default: as stated for its GPUs)",
+        help=(
+            "peak memory bandwidth of the GPUs that a server uses, or of the CPU, for MBU (default:"
+            " as stated for the GPUs)"
+        ),
     )
     verb.add_argument(
         "--peak-flops",
         metavar="TFLOP/S",
-        help="the machine's peak, for MFU (default: as stated for its GPUs, dense bfloat16)",
+        help="the same for MFU (default: as stated for the GPUs, dense bfloat16)",
     )
     verb.add_argument(
         "--no-notebooks",
@@ -209,7 +212,7 @@ def make_parser() -> argparse.ArgumentParser:
     verb = commands.add_parser(
         "publish", help="copy a campaign without its raw rows, so that it can be committed"
     )
-    verb.add_argument("campaign", type=Path, help="a campaign's folder")
+    verb.add_argument("campaign", type=Path, help="a folder of a campaign, or of `nox -s claims`")
     verb.add_argument(
         "name", help="the new folder in results/, or the campaign's own, which keeps its rows"
     )
@@ -265,10 +268,10 @@ def make_report(options: argparse.Namespace) -> int:
         notebooks.run_notebooks(found.campaign.folder)
     console = Console()
     console = console if console.is_terminal else Console(width=140)
-    terminal.show_summary(found, console)
+    terminal.show_summary(found, console, sys.stderr if options.strict else None)
     print(found.campaign.folder / "report.html", flush=True)
     terminal.show_next_commands(next_commands.suggest_commands(found), console)
-    return report_missing(conclusions.list_systems_without_case(found)) if options.strict else 0
+    return 1 if options.strict and conclusions.list_systems_without_case(found) else 0
 
 
 def check_validity(options: argparse.Namespace) -> int:
@@ -301,9 +304,7 @@ def compare_campaigns(options: argparse.Namespace) -> int:
 
 
 def publish_campaign(options: argparse.Namespace) -> int:
-    from analysis.report import publish
-
-    print(f"published: {publish.publish(options.campaign, dataset.RESULTS / options.name)}")
+    print(f"published: {claims.publish(options.campaign, dataset.RESULTS / options.name)}")
     return 0
 
 

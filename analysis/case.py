@@ -56,7 +56,7 @@ class CaseData:
         usage is not credible or all its tokens came in one chunk. A response without any token
         failed, whatever its row says.
         """
-        r = self.requests.copy()
+        r = dict(self.requests.items())  # a frame takes longer for each column
         nothing = r["error"].isna() & r["first_s"].isna()
         r["error"] = r["error"].astype("object").mask(nothing, "no token")
         r["failed"] = r["error"].notna()
@@ -68,16 +68,18 @@ class CaseData:
         r["client_lag_s"] = r["send_lag_s"] - r["slot_wait_s"].fillna(0.0)
         r["visible_ttft_s"] = r["first_visible_s"] - r["scheduled_s"]
         # without usage, chunks are counted; with an impossible usage, nothing is
-        tokens = credible_usage(r).where(r["tokens"].notna(), r["tokens_counted"])
+        tokens = credible_usage(self.requests).where(r["tokens"].notna(), r["tokens_counted"])
         later = tokens - np.array([n[0] if len(n) else NAN for n in r["token_n"]], dtype="float64")
         r["tpot_s"] = ((r["last_s"] - r["first_s"]) / later.where(later > 0)).where(~r["failed"])
         one_token = (tokens == 1) | (tokens.isna() & (r["max_tokens"] == 1))
         r["tpot_missing"] = ~r["failed"] & r["tpot_s"].isna() & ~one_token
-        r["met_slo"] = r["good"]
+        met_slo = r["good"]
         for name, bound in self.slo.items():
             # a response of one token has no TPOT, so it cannot miss that bound
-            r["met_slo"] &= (r[name] <= bound) | (one_token if name == "tpot_s" else False)
-        return r
+            met = (r[name] <= bound) | (one_token if name == "tpot_s" else False)
+            met_slo = met_slo & met
+        r["met_slo"] = met_slo
+        return pd.DataFrame(r, index=self.requests.index, copy=False)
 
     @cached_property
     def scheduled(self) -> pd.DataFrame:
@@ -119,11 +121,20 @@ class CaseData:
         borders = np.unique(ends[(ends > 0) & (ends <= len(gaps))]) - 1
         return np.delete(gaps, borders)
 
+    @cached_property
+    def _latencies(self) -> dict[tuple[str, bool], np.ndarray]:
+        return {}
+
     def latencies(self, name: str, failures: bool = True) -> np.ndarray:
         """The values of one latency over `scheduled`. In TTFT and E2E a failure is +inf, or is left
         out without `failures`. In visible TTFT a failure and a response without a visible token are
         +inf; older campaigns did not record it.
         """
+        if (name, failures) not in self._latencies:
+            self._latencies[name, failures] = self._select_latencies(name, failures)
+        return self._latencies[name, failures]
+
+    def _select_latencies(self, name: str, failures: bool) -> np.ndarray:
         if name == "itl_s":
             return self.gaps
         values = self.scheduled[name]
@@ -160,14 +171,26 @@ class CaseData:
         queues a scrape reports its state at the end of that wait.
         """
         m = self.server_metrics
+        if m.empty:
+            return pd.Series(dtype="float64", index=pd.Index([], dtype="float64"))
         name = next((name for name in names if (m["name"] == name).any()), None)
         rows = m[m["name"] == name]
         return rows["value"].groupby(rows["time_s"] + rows["took_s"]).sum()
 
-    def gpu_columns(self, name: str) -> list[str]:
-        return [
-            column for column in map(str, self.telemetry) if re.fullmatch(rf"gpu\d+_{name}", column)
-        ]
+    def gpu_columns(self, name: str, used: bool = True) -> list[str]:
+        """The telemetry columns `name` of the GPUs that the server uses, or of the others. Where
+        the server's are unknown, all count as used.
+        """
+        known = self.run.get("gpus")
+        columns = [c for c in map(str, self.telemetry) if re.fullmatch(rf"gpu\d+_{name}", c)]
+        if known is None:
+            return columns if used else []
+        own = {f"gpu{index}_{name}" for index in known}
+        return [column for column in columns if (column in own) == used]
+
+    @property
+    def gpu_names(self) -> tuple[str, ...]:
+        return hardware.used_gpu_names(self.campaign, self.run)
 
 
 def credible_usage(requests: pd.DataFrame) -> pd.Series:

@@ -2,6 +2,7 @@
 the schema's version.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,22 +58,27 @@ class Campaign:
     folders: dict[int, Path] = field(repr=False, default_factory=dict)
     published: Published | None = field(repr=False, default=None)
 
-    def requests(self, index: int) -> pd.DataFrame:
-        """The case's requests, one row each, with the columns of REQUEST_FIELDS: numbers as float64
-        (a missing one is nan), `token_s` and `token_n` as arrays (a missing one is empty). If the
-        case was killed while it ran, they come from the JSON lines.
+    def requests(
+        self, index: int, names: Sequence[str] = (*schema.REQUEST_FIELDS,)
+    ) -> pd.DataFrame:
+        """The case's requests, one row each, with all columns of REQUEST_FIELDS or those of these
+        names: numbers as float64 (a missing one is nan), `token_s` and `token_n` as arrays (a
+        missing one is empty). If the case was killed while it ran, they come from the JSON lines.
         """
-        rows = _rows(self._rows_folder(index), "requests", list(schema.REQUEST_FIELDS))
-        for name, kind in schema.REQUEST_FIELDS.items():
+        rows = _rows(self._rows_folder(index), "requests", list(names))
+        columns = {}  # made into one frame at once, because replacing one by one takes longer
+        for name in names:
+            kind, values = schema.REQUEST_FIELDS[name], rows[name]
             if kind.type in ("int64", "float64"):
-                rows[name] = pd.to_numeric(rows[name]).astype("float64")
+                values = pd.to_numeric(values).astype("float64")
             elif kind.type.startswith("list"):
                 arrays = [
                     np.asarray(v if isinstance(v, (list, np.ndarray)) else [], dtype="float64")
-                    for v in rows[name]
+                    for v in values
                 ]
-                rows[name] = pd.Series(arrays, index=rows.index, dtype="object")
-        return rows
+                values = pd.Series(arrays, index=rows.index, dtype="object")
+            columns[name] = values
+        return pd.DataFrame(columns, index=rows.index, copy=False)
 
     def telemetry(self, index: int) -> pd.DataFrame:
         """The case's samples, one row each: scalars as in TELEMETRY_FIELDS, structs flattened to
@@ -237,8 +243,9 @@ def _state(run: dict[str, Any] | None) -> dict[str, Any]:
 
 def _rows(folder: Path | None, stem: str, columns: list[str]) -> pd.DataFrame:
     if folder and (folder / f"{stem}.parquet").is_file():
-        rows = pyarrow.parquet.read_table(folder / f"{stem}.parquet").to_pandas()
-        return rows.reindex(columns=columns)
+        table = pyarrow.parquet.read_table(folder / f"{stem}.parquet")
+        known = [name for name in columns if name in table.column_names]
+        return table.select(known).to_pandas().reindex(columns=columns)
     if folder and (folder / f"{stem}.jsonl").is_file():
         try:
             return pd.DataFrame(schema.read_lines(folder / f"{stem}.jsonl"), columns=columns)

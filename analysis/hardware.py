@@ -27,8 +27,8 @@ class Price(NamedTuple):
 
 
 class Peaks(NamedTuple):
-    """Memory bandwidth in bytes/s and operations/s of the whole machine, nan where unknown, and the
-    source of each in words.
+    """Memory bandwidth in bytes/s and operations/s of what a server computes on, nan where unknown,
+    and the source of each in words.
     """
 
     bytes_per_s: float = math.nan
@@ -38,8 +38,8 @@ class Peaks(NamedTuple):
 
 
 class MachineCost(NamedTuple):
-    """The command's options. Peaks are for the whole machine; without them, peaks.toml gives them
-    by the GPUs' names.
+    """The command's options. Peaks are of what a server computes on: all GPUs that it uses, or the
+    CPU. Without them, peaks.toml gives them by the GPUs' names.
     """
 
     price: Price | None = None
@@ -119,11 +119,22 @@ def gpu_names(data: Json) -> tuple[str, ...]:
     )
 
 
-def find_peaks(data: Json, given: MachineCost) -> Peaks:
-    """The peaks of all the machine's GPUs together, used or not. Without a GPU, or with one that is
-    not in peaks.toml, only the given peaks are known.
+def used_gpu_names(data: Json, run: Json) -> tuple[str, ...]:
+    """NVML's names of the GPUs that the server of a case uses, by its run.json; of all GPUs in
+    older campaigns, which did not record them.
     """
-    names, known = gpu_names(data), read_peaks()
+    names, used = gpu_names(data), run.get("gpus")
+    if used is None:
+        # of several GPUs, an unknown choice has no peak
+        return names if "gpus" not in run or len(names) < 2 else ()
+    return tuple(names[index] for index in used if index < len(names))
+
+
+def find_peaks(names: tuple[str, ...], given: MachineCost) -> Peaks:
+    """The peaks of these GPUs together. Without a GPU, or with one that is not in peaks.toml, only
+    the given peaks are known.
+    """
+    known = read_peaks()
     rows = [known[name] for name in names] if set(names) <= known.keys() else []
 
     def peak(option: float | None, key: str, what: str, scale: float) -> tuple[float, str]:
@@ -135,12 +146,19 @@ def find_peaks(data: Json, given: MachineCost) -> Peaks:
         total = sum(float(row[key]) for row in rows)
         return (
             total,
-            f"{total / scale:,.4g} {what}, stated for {describe_gpus(names)} ({'; '.join(pages)})",
+            f"{total / scale:,.4g} {what}, stated for {describe_gpus(names)}"
+            f"{_precision(rows) * (key == 'flops')} ({'; '.join(pages)})",
         )
 
     bandwidth, by = peak(given.bytes_per_s, "bytes_per_s", "GB/s", 1e9)
     flops, of = peak(given.flops, "flops", "TFLOP/s", 1e12)
     return Peaks(bandwidth, flops, by, of)
+
+
+def _precision(rows: list[Json]) -> str:
+    """For which numbers the operations are stated, if not for bfloat16."""
+    others = dict.fromkeys(row["flops_in"] for row in rows if "flops_in" in row)
+    return f" in {', '.join(others)}" if others else ""
 
 
 def describe_gpus(names: tuple[str, ...]) -> str:

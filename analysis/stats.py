@@ -7,10 +7,8 @@ beyond it with 95% confidence, 1 - p^n >= 0.95 (the non-parametric bound of the 
 statistic): 5 for P50, 59 for P95, 299 for P99. With fewer, the percentile is missing.
 """
 
-import contextlib
 import math
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -79,32 +77,30 @@ class WelchResult(NamedTuple):
 
 def welch_test(a: Any, b: Any) -> WelchResult:
     """Welch's t-test for unequal variances, with Satterthwaite's degrees of freedom. It needs two
-    values of each. Where neither varies at all, as simulated values may, the difference is certain
-    (scipy's ttest_ind warns or gives nan there).
+    values of each. Where neither varies at all, as simulated values may, the difference is certain.
     """
     a, b = np.asarray(a, dtype="float64"), np.asarray(b, dtype="float64")
     difference = float(a.mean() - b.mean())
     if a.std(ddof=1) == 0 and b.std(ddof=1) == 0:
         return WelchResult(difference, *_without_scatter(difference))
-    with _unwarned():
-        test = scipy.stats.ttest_ind(a, b, equal_var=False)
-    return WelchResult(difference, *_t_test_results(test, CONFIDENCE))
+    squared = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
+    share = squared[0] / sum(squared)
+    freedom = 1 / (share**2 / (len(a) - 1) + (1 - share) ** 2 / (len(b) - 1))
+    return WelchResult(
+        difference, *_student_test(difference, math.sqrt(sum(squared)), freedom, CONFIDENCE)
+    )
 
 
-@contextlib.contextmanager
-def _unwarned() -> Iterator[None]:
-    """Silences scipy's warnings about nearly identical values, as simulated ones may be."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        yield
-
-
-def _t_test_results(test: Any, confidence: float) -> tuple[float, float, float, float]:
-    """(low, high, p, detectable) from one of scipy's t-tests."""
-    low, high = test.confidence_interval(confidence)
-    quantile, power = scipy.stats.t.ppf([(1 + confidence) / 2, POWER], test.df)
-    standard_error = (high - low) / 2 / quantile
-    return float(low), float(high), float(test.pvalue), float((quantile + power) * standard_error)
+def _student_test(
+    mean: float, standard_error: float, freedom: float, confidence: float
+) -> tuple[float, float, float, float]:
+    """(low, high, p, detectable) of a mean against 0. scipy.stats has these tests too, but takes 20
+    times as long for each, which a gate makes by the hundred.
+    """
+    quantile, power = scipy.special.stdtrit(freedom, [(1 + confidence) / 2, POWER])
+    half = float(quantile * standard_error)
+    p = 2 * float(scipy.special.stdtr(freedom, -abs(mean / standard_error)))
+    return mean - half, mean + half, p, float((quantile + power) * standard_error)
 
 
 def _without_scatter(mean: float) -> tuple[float, float, float, float]:
@@ -132,21 +128,21 @@ def paired_test(differences: Any, alpha: float = 1 - CONFIDENCE) -> PairedResult
     mean = float(d.mean())
     if d.std(ddof=1) == 0:
         return PairedResult(mean, *_without_scatter(mean))
-    with _unwarned():
-        test = scipy.stats.ttest_1samp(d, 0.0)
-    return PairedResult(mean, *_t_test_results(test, 1 - alpha))
+    standard_error = float(d.std(ddof=1)) / math.sqrt(len(d))
+    return PairedResult(mean, *_student_test(mean, standard_error, len(d) - 1, 1 - alpha))
 
 
 def sign_flip_test(differences: Any) -> float:
     """The two-sided p of no difference by the exact permutation test, which does not assume a
-    normal distribution. It is never below 2 / 2^n with n differences, and takes a second for
-    n = 15.
+    normal distribution: the share of all 2^n choices of signs whose sum is at least as far from 0
+    as the observed one. It is never below 2 / 2^n with n differences, n at most about 20.
     """
     d = np.asarray(differences, dtype="float64")
-    tested = scipy.stats.permutation_test(
-        (d,), lambda x, axis: x.mean(axis=axis), permutation_type="samples", n_resamples=2 ** len(d)
-    )
-    return float(tested.pvalue)
+    sums = np.zeros(1)
+    for each in d:
+        sums = np.concatenate([sums - each, sums + each])
+    rounding = 1e-12 * np.abs(d).sum()
+    return float(np.mean(np.abs(sums) >= abs(d.sum()) - rounding))
 
 
 def holm_adjust(p: Sequence[float], of: int | None = None) -> list[float]:

@@ -85,7 +85,7 @@ def summarise(
         found = checks.run_checks(data) if case["state"] == "ok" else []
         bad = verdict.failed_checks(found)
         why = (
-            "; ".join(f"{c.name}: {c.detail}" for c in bad)
+            checks.describe_failures(bad)
             if case["state"] == "ok"
             else f"{case['state']}: {case['reason']}"
         )
@@ -160,7 +160,7 @@ def latency_frame(case: CaseData) -> pd.DataFrame:
 def timeline_frame(case: CaseData) -> pd.DataFrame:
     """The case over time, from the first request to the last token, in bins of one second or 1% of
     that time, whichever is longer: time_s (from the window's start), tokens_per_s, server_cores,
-    load_cores, gpu_percent (mean of all GPUs), in_flight (as the client sees it), server_running
+    load_cores, gpu_percent (mean of its GPUs), in_flight (as the client sees it), server_running
     and server_waiting (as the server reports them).
     """
     times, numbers = case.completed_tokens
@@ -228,7 +228,7 @@ class ServerSummary:
     def name(self) -> str:
         return f"{self.server} ({self.engine})"
 
-    @property
+    @cached_property
     def valid(self) -> pd.DataFrame:
         return self.cases[self.cases["valid"]]
 

@@ -238,7 +238,7 @@ def add_workload_options(group: argparse._ArgumentGroup) -> None:
         metavar="NAME,...",
         help=(
             "scenarios to run, tables of the scenarios file (default: quick-chat,quick-steady; with"
-            " a GPU, gpu-chat,gpu-steady; with --target, interactive,steady)"
+            " a GPU, gpu-quick, with 1, 16 and 64 users; with --target, interactive,steady)"
         ),
     )
     add(

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from servers.runtime import catalog, errors, launch, models
+from servers.runtime import catalog, cuda_devices, errors, launch, models
 
 EXIT_CODES = """\
 exit codes:
@@ -30,9 +30,8 @@ def list_servers() -> int:
             print(
                 f"{'':24}   {engine:10} {'missing: ' + ', '.join(missing) if missing else 'ready'}"
             )
-        options = [f"{name}={'|'.join(values)}" for name, values in server.options.items()] + [
-            "workers=N"
-        ] * server.has_workers
+        options = [f"{name}={'|'.join(values)}" for name, values in server.options.items()]
+        options += [f"{name}=({option.kind})" for name, option in server.open_options.items()]
         if options:
             print(f"{'':24}   options: {', '.join(options)}")
     if lacking:
@@ -98,6 +97,17 @@ def option(text: str) -> tuple[str, str]:
     return name, value
 
 
+def prepare_device() -> None:
+    """Choose the type of numbers that this machine's GPU computes with; warn if torch cannot."""
+    if cuda_devices.on_cpu(os.environ) or not cuda_devices.has_driver():
+        return
+    report = cuda_devices.ask_torch()
+    if report.devices:
+        os.environ.setdefault("SERVEOFF_DTYPE", report.devices[0].dtype)
+    else:
+        print(f"torch cannot compute on a GPU here: {report.reason}", file=sys.stderr, flush=True)
+
+
 def serve(arguments: argparse.Namespace) -> int:
     server = catalog.find_server(arguments.name)
     engine = arguments.engine or server.engines[0]
@@ -107,6 +117,8 @@ def serve(arguments: argparse.Namespace) -> int:
             f"{server.name} with {engine} cannot run here: {', '.join(missing)} is not installed;"
             f" {install_command(server.name, '--engines', engine)} installs Python packages"
         )
+    if engine != "simulated":
+        prepare_device()
     model = models.resolve_model(arguments.model, needs_weights=engine != "simulated")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     cores = (

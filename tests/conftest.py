@@ -1,7 +1,10 @@
 """Fixtures that several test files share, and the groups in which tests run side by side."""
 
+import gc
 import os
 import signal
+import sys
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Containers often set this, and uv compiles nothing. Each of the thousand processes here would then
 # compile the same packages again, which takes half of the test suite's time.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 OF_SERVERS = (
     "test_servers.py",
@@ -32,6 +36,18 @@ def pytest_configure(config: pytest.Config) -> None:
     # processes, a test that only waits for a server's tokens runs a tenth of a second late.
     if hasattr(config, "workerinput"):
         os.setsid()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """The modules and tests that were collected stay until the end, so the garbage collector need
+    not look through them a hundred times.
+    """
+    gc.disable()
+    result = yield
+    gc.freeze()
+    gc.enable()
+    return result
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -61,6 +61,7 @@ COMMANDS = [
     "worker",
     "instrument",
     "claims",
+    "gpu_selftest",
     "__main__",
 ]
 ANALYSIS = [
@@ -87,11 +88,11 @@ APART = {  # rooms that need less than the order above allows
     "loadtests.workload": ["errors", "schema"],
     "loadtests.client": ["schema"],
     "loadtests.telemetry": ["schema", "client"],
-    "loadtests.progress": ["schema", "generator"],
+    "loadtests.progress": ["schema", "workload", "generator"],
     "loadtests.config_file": ["errors", "schema", "workload", "telemetry"],
     # analysis_process does not depend on campaigns
     "loadtests.accuracy": [*LOADTESTS[: LOADTESTS.index("accuracy")], "campaign.analysis_process"],
-    "loadtests.claims": [],
+    "loadtests.claims": ["campaign.analysis_process"],
 }
 
 
@@ -139,6 +140,7 @@ RULES = [
             "servers.contract.conformance_checks",
             "servers.contract.conformance_client",
             "servers.contract.sse",
+            "servers.contract.text_checks",
             "servers.contract.token_counts",
             "servers.profile",
             "servers.runtime",
@@ -177,6 +179,7 @@ RULES = [
             "servers.runtime.catalog",
             "servers.runtime.limits",
             "servers.runtime.build_cache",
+            "servers.runtime.cuda_devices",
         ),
         "an engine depends on no framework and no launcher",
     ),
@@ -236,6 +239,13 @@ RULES = [
         ANYTHING,
         (*STANDARD, "servers.runtime.limits", "loadtests.schema"),
         "standard library only: quick to import everywhere",
+    ),
+    Rule(
+        ("servers/runtime/cuda_devices.py",),
+        (),
+        ANYTHING,
+        (*STANDARD, "servers.runtime.limits", "torch"),
+        "it also runs in environments of other servers, which have torch",
     ),
     Rule(
         ("loadtests/accuracy/ground_truth_*.py",),

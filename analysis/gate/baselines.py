@@ -52,7 +52,8 @@ def machine_class(data: dict[str, Any]) -> str:
     """
     manifest = data.get("manifest") or {}
     cpu, gpus = manifest.get("cpu") or {}, manifest.get("gpus")
-    names = [str(gpu.get("name")) for gpu in gpus] if isinstance(gpus, list) else []
+    on_cpu = (data.get("engine_device") or {}).get("type") == "cpu"  # beside a GPU
+    names = [str(gpu.get("name")) for gpu in gpus] if isinstance(gpus, list) and not on_cpu else []
     devices = " ".join(f"{names.count(name)}x {name}" for name in dict.fromkeys(names))
     text = f"{cpu.get('model') or 'unknown'} {cpu.get('cores') or '?'} cores {devices}"
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

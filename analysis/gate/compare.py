@@ -7,6 +7,7 @@ campaigns ran at different times, so a change of the machine between them is par
 """
 
 import math
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,7 +34,14 @@ TOLERANCE = {
 }
 # The keys that define the machine. The kernel, the packages and our commit may be the very things
 # that are compared, so their differences are only listed.
-MACHINE = ("manifest.cpu", "manifest.memory", "manifest.gpus", "manifest.limits", "machine_share")
+MACHINE = (
+    "manifest.cpu",
+    "manifest.memory",
+    "manifest.gpus",
+    "manifest.limits",
+    "machine_share",
+    "engine_device",
+)
 # The keys that define the servers' work and model.
 WORK = ("model", "seed", "simulated")
 # compared in GiB, since a kernel reserves a little more or less of it
@@ -89,6 +97,8 @@ def list_differences(a: Summary, b: Summary) -> list[Difference]:
         )
         for key in {**left, **right}
         if left.get(key) != right.get(key)
+        and not _is_unknown(key, left)
+        and not _is_unknown(key, right)
     ]
     return sorted(found, key=lambda d: not d.unlike)
 
@@ -266,6 +276,8 @@ def _keys(s: Summary, scenarios: list[str]) -> dict[str, str]:
         name: {k: v for k, v in data["scenarios"][name].items() if k != "summary"}
         for name in scenarios
     }
+    if device := data.get("engine_device"):
+        shown["engine_device"] = {key: device.get(key) for key in ("type", "dtype")}
     found = dict(formatting.flatten_settings(shown))
     memory = (data.get("manifest") or {}).get("memory")
     if isinstance(memory, dict):
@@ -275,6 +287,14 @@ def _keys(s: Summary, scenarios: list[str]) -> dict[str, str]:
             for key, value in memory.items()
         }
     return found
+
+
+def _is_unknown(key: str, keys: Collection[str]) -> bool:
+    """Whether the key is missing in these because their campaign is older than the key."""
+    card = key.rpartition(".")[0]
+    has_card = card.startswith("manifest.gpus[") and any(k.startswith(f"{card}.") for k in keys)
+    device = key.partition(".")[0] == "engine_device"
+    return key not in keys and (has_card or device or key == "manifest.torch_cuda")
 
 
 def _short(text: str) -> str:

@@ -9,8 +9,8 @@ metrics of all systems. Control must not differ from base, by the same test at 0
 
 Some findings need no statistics. Too many failed requests, a broken contract, a wrong response, a
 lost row or a server that does not start is a fault, and makes the gate invalid. A run that was only
-disturbed (the load generator was late, the load was not steady) sets its repetition aside. That
-repetition is replaced; too many of them also make the gate invalid.
+disturbed (the load generator was late, the load was not steady, others took the server's time) sets
+its repetition aside. That repetition is replaced; too many of them also make the gate invalid.
 """
 
 import math
@@ -38,7 +38,7 @@ CONTROL_ALPHA = 0.002
 MOST_SET_ASIDE = 5  # repetitions of one system
 # names of checks whose failure chance cannot explain
 FAULTS = ("errors", "contract", "answers", "rows", "server's counts", "token counts")
-# names of the machine's checks: their failures are only listed, the statistics decide
+# names of the machine's checks: their warnings are only listed, the statistics decide
 NAMED = ("other processes", "steal", "swap", "GPU clocks")
 SIDES = ("base", "head", "control")
 
@@ -61,9 +61,10 @@ def judge_campaign(campaign: Campaign, thorough: bool = True) -> Gate:
         if len(each.system.set_aside) > MOST_SET_ASIDE:
             _too_many_set_aside(each, summary)
         elif not each.system.look and not each.system.faults:
+            aside = len(each.system.set_aside)
             why = (
                 f"{len(each.values)} repetitions count, but {LOOKS[0]} are needed: raise"
-                " --max-minutes"
+                " --max-minutes" + (f" ({aside} set aside, see below)" if aside else "")
             )
             each.system.rows = [
                 verdicts.undecided_metric(metric, share, why)
@@ -149,22 +150,23 @@ def _look(ready: Sequence[Repetitions], look: int, wanted: GateRules, of: int) -
     """Takes one look. `of`: the number of metrics of all systems, for which Holm adjusts, whether
     or not this look includes them.
     """
-    judged: list[tuple[Repetitions, str, PairedResult]] = []
+    judged: list[tuple[Repetitions, str, PairedResult, PairedResult]] = []
     for each in ready:
         each.system.look, each.system.rows = look, []
         for metric, tolerance in wanted.tolerances.items():
-            if why := _unjudged(metric, each):
+            differences = [each.differences(metric, control) for control in (False, True)]
+            if why := _unjudged(metric, each, np.concatenate(differences)):
                 each.system.rows.append(
                     verdicts.undecided_metric(metric, tolerance, why, "not judged")
                 )
             else:
-                judged.append((each, metric, stats.paired_test(each.differences(metric), ALPHA)))
+                d, control = (stats.paired_test(values, ALPHA) for values in differences)
+                judged.append((each, metric, d, control))
         if len(each.system.rows) == len(wanted.tolerances):
             each.system.faults.append(f"no metric could be judged: {each.system.rows[0].why}")
-    adjusted = stats.holm_adjust([d.p for _, _, d in judged], of)
-    for (each, metric, d), p in zip(judged, adjusted, strict=True):
+    adjusted = stats.holm_adjust([d.p for _, _, d, _ in judged], of)
+    for (each, metric, d, control), p in zip(judged, adjusted, strict=True):
         tolerance, values = wanted.tolerances[metric], each.values
-        control = stats.paired_test(each.differences(metric, control=True), ALPHA)
         if control.p * of < CONTROL_ALPHA and abs(control.mean) > verdicts.bound_of(
             metric, tolerance
         ):
@@ -183,16 +185,13 @@ def _look(ready: Sequence[Repetitions], look: int, wanted: GateRules, of: int) -
         each.system.rows.sort(key=lambda row: list(wanted.tolerances).index(row.metric))
 
 
-def _unjudged(metric: str, each: Repetitions) -> str:
-    """The reason why a metric cannot have a verdict; empty if it can."""
+def _unjudged(metric: str, each: Repetitions, differences: np.ndarray) -> str:
+    """The reason why a metric with these differences cannot have a verdict; empty if it can."""
     if sample := METRICS[metric].sample:
         least = min(float(each.values[side, sample].min()) for side in SIDES)
         if why := verdicts.explain_too_few(metric, least):
             return why
-    if not (
-        np.isfinite(each.differences(metric)).all()
-        and np.isfinite(each.differences(metric, control=True)).all()
-    ):
+    if not np.isfinite(differences).all():
         return "a run has no value, or requests failed in it"
     return ""
 
@@ -376,7 +375,7 @@ def _warm_up(summary: Summary, index: int) -> float:
     """The median E2E of the requests before the window, as a multiple of the window's; nan without
     either.
     """
-    r = summary.campaign.requests(index)
+    r = summary.campaign.requests(index, ("scheduled_s", "first_s", "done_s", "error"))
     opened_s = float(summary.table["window_start_s"][index])
     early = r[r["error"].isna() & r["first_s"].notna() & (r["scheduled_s"] < opened_s)]
     took_s = float((early["done_s"] - early["scheduled_s"]).median())

@@ -270,6 +270,7 @@ METRICS = {
             2**-20,
         ),
         Metric("gpu_power_w", "GPU power", "W", "lower", resources.gpu_power_w),
+        Metric("gpu_others_power_w", "power of other GPUs", "W", "", resources.gpu_others_power_w),
         Metric(
             "gpu_tokens_per_joule",
             "tokens per joule",

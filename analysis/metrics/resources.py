@@ -36,27 +36,42 @@ def tokens_per_cpu_s(case: CaseData) -> float:
 
 
 def gpu_utilization_percent(case: CaseData) -> float:
-    """Mean of NVML's utilisation over the window and all GPUs: the share of the time in which any
-    kernel ran. It does not show how much of its peak a card reached; MBU and MFU do.
+    """Mean of NVML's utilisation over the window and the GPUs that the server uses (all GPUs where
+    that is unknown, here and below): the share of the time in which any kernel ran. It does not
+    show how much of its peak a card reached; MBU and MFU do.
     """
     return mean_or_nan([case.samples(c)[c].mean() for c in case.gpu_columns("utilization_percent")])
 
 
 def gpu_memory_bytes(case: CaseData) -> float:
-    """Largest GPU memory in use during the whole case, by all processes, summed over all GPUs."""
+    """Largest GPU memory in use during the whole case, by all processes, summed over the GPUs that
+    the server uses.
+    """
     columns = case.gpu_columns("memory_used_bytes")
     return float(case.telemetry[columns].sum(axis="columns", min_count=1).max()) if columns else NAN
 
 
 def gpu_power_w(case: CaseData) -> float:
-    """Mean power in the window, summed over all GPUs."""
-    columns = case.gpu_columns("power_w")
+    """Mean power in the window, summed over the GPUs that the server uses."""
+    return _mean_power_w(case, used=True)
+
+
+def gpu_others_power_w(case: CaseData) -> float:
+    """Mean power in the window, summed over the GPUs that the server does not use. No other number
+    includes it, except that a price is for the whole machine.
+    """
+    return _mean_power_w(case, used=False)
+
+
+def _mean_power_w(case: CaseData, used: bool) -> float:
+    columns = case.gpu_columns("power_w", used)
     return float(sum(case.samples(c)[c].mean() for c in columns)) if columns else NAN
 
 
 def gpu_tokens_per_joule(case: CaseData) -> float:
     """Output throughput divided by the rise per second of NVML's energy counters in the window,
-    summed over all GPUs, used or not. The energy of CPU, memory and cooling is not included.
+    summed over the GPUs that the server uses. The energy of other GPUs, CPU, memory and cooling is
+    not included.
     """
     columns = case.gpu_columns("energy_j")
     power = float(sum(case.slope(c) for c in columns))
@@ -76,27 +91,28 @@ def usd_per_million_tokens(case: CaseData) -> float:
 
 def mbu(case: CaseData) -> float:
     """Model bandwidth utilisation: the bytes per second that the model had to move, divided by the
-    machine's peak memory bandwidth. It is (weights + keys and values) / TPOT / peak (Databricks,
-    "LLM inference performance engineering: best practices", 2023), extended to batches: weights x
-    forward passes per second + 2 x layers x key-value heads x head size x tokens that the generated
-    tokens attend to per second, times the bytes of a value (2 in bfloat16). vLLM counts its passes;
-    Transformers with one request at a time makes one per token; for others the passes, and so MBU,
-    are a lower bound. MBU exceeds 100% where weights stay in a cache nearer than that memory. – on
-    simulated engines, with quantised weights, with a response cache that had hits, or if the
-    model's shape or the peak is unknown.
+    peak memory bandwidth of the GPUs that the server uses. It is (weights + keys and values) / TPOT
+    / peak (Databricks, "LLM inference performance engineering: best practices", 2023), extended to
+    batches: weights x forward passes per second + 2 x layers x key-value heads x head size x tokens
+    that the generated tokens attend to per second, times the bytes of a value (2 in bfloat16). vLLM
+    counts its passes; Transformers with one request at a time makes one per token; for others the
+    passes, and so MBU, are a lower bound. MBU exceeds 100% where weights stay in a cache nearer
+    than that memory. – on simulated engines, with quantised weights, with a response cache that had
+    hits, or if the model's shape or the peak is unknown.
     """
-    peak = hardware.find_peaks(case.campaign, case.machine_cost).bytes_per_s
+    peak = hardware.find_peaks(case.gpu_names, case.machine_cost).bytes_per_s
     return roofline.bytes_per_s(case) / peak if peak > 0 else NAN
 
 
 def mfu(case: CaseData) -> float:
     """Model FLOPs utilisation: the operations per second that the model had to do, divided by the
-    machine's peak. A token of a prompt or response takes 2 N + 4 L H Q T (the forward pass of
-    Chowdhery et al., "PaLM", 2022, appendix B). N is the number of parameters without the input
-    embedding table (and without the output head for tokens that predict none), L layers, H heads,
-    Q head size, T the tokens that it attends to. – under the same conditions as MBU.
+    peak of the GPUs that the server uses. A token of a prompt or response takes 2 N + 4 L H Q T
+    (the forward pass of Chowdhery et al., "PaLM", 2022, appendix B). N is the number of parameters
+    without the input embedding table (and without the output head for tokens that predict none), L
+    layers, H heads, Q head size, T the tokens that it attends to. – under the same conditions as
+    MBU.
     """
-    peak = hardware.find_peaks(case.campaign, case.machine_cost).flops
+    peak = hardware.find_peaks(case.gpu_names, case.machine_cost).flops
     return roofline.flops(case) / peak if peak > 0 else NAN
 
 

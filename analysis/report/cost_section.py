@@ -1,5 +1,5 @@
 """The report's section "Cost": the price of a million good tokens, and how near each case came to
-the machine's peak.
+the peak of what it computed on.
 """
 
 from collections.abc import Sequence
@@ -20,9 +20,10 @@ def cost_columns(summary: Summary) -> tuple[str, ...]:
 
 
 def cost_view(summary: Summary, comparisons: Sequence[Comparison]) -> View:
-    """{price, other_machine, names, peaks, gpus, busy, model, metrics, heads, rows} for the
-    templates. `price` is None if none was given, and `names` are the list prices; `busy`: GPU
-    utilisation is shown; `rows` and `metrics` are empty if nothing could be measured.
+    """{price, other_machine, names, peaks, gpus, unused, busy, model, metrics, heads, rows} for the
+    templates. `price` is None if none was given, and `names` are the list prices; `gpus`: those
+    that servers use, and `unused` is a sentence if there are others; `busy`: GPU utilisation is
+    shown; `rows` and `metrics` are empty if nothing could be measured.
     """
     price, data = summary.machine_cost.price, summary.campaign.data
     shown = cost_columns(summary)
@@ -33,7 +34,9 @@ def cost_view(summary: Summary, comparisons: Sequence[Comparison]) -> View:
         if len(system.valid)
     ]
     busy = bool(summary.valid["gpu_utilization_percent"].notna().any())
-    names = ("goodput_tokens_per_s", *(["gpu_utilization_percent"] if busy else []), *shown)
+    gpus = ("gpu_utilization_percent", "gpu_others_power_w")
+    measured = [name for name in gpus if summary.valid[name].notna().any()]
+    names = ("goodput_tokens_per_s", *measured, *shown)
     rows = [
         (
             f"{system.name}, {title}",
@@ -42,7 +45,8 @@ def cost_view(summary: Summary, comparisons: Sequence[Comparison]) -> View:
         )
         for title, system in systems
     ]
-    peaks, machine = hardware.find_peaks(data, summary.machine_cost), hardware.gpu_names(data)
+    machine, used = hardware.gpu_names(data), _used_gpus(summary)
+    peaks = [hardware.find_peaks(names, summary.machine_cost) for names in used]
     # A --target may run on any machine.
     elsewhere = summary.table["engine"].eq("external").any()
     return {
@@ -57,14 +61,41 @@ def cost_view(summary: Summary, comparisons: Sequence[Comparison]) -> View:
             else ""
         ),
         "names": list(hardware.read_prices()),
-        "peaks": [text for text in (peaks.bandwidth_source, peaks.flops_source) if text],
-        "gpus": hardware.describe_gpus(machine),
+        "peaks": list(
+            dict.fromkeys(
+                text
+                for each in peaks
+                for text in (each.bandwidth_source, each.flops_source)
+                if text
+            )
+        ),
+        "gpus": " or ".join(dict.fromkeys(map(hardware.describe_gpus, used))),
+        "unused": (
+            f"The servers use {' or '.join(map(hardware.describe_gpus, filter(None, used)))} of"
+            f" {hardware.describe_gpus(machine)} in this machine. GPU numbers are of the used ones;"
+            " a price includes all."
+            if any(names and names != machine for names in used)
+            else ""
+        ),
         "busy": busy,
         "model": describe_model(data),
         "metrics": names if shown else (),
         "heads": [(METRICS[name].label, formatting.unit_of(name)) for name in names],
         "rows": rows if shown else [],
     }
+
+
+def _used_gpus(summary: Summary) -> list[tuple[str, ...]]:
+    """The names of the GPUs that servers use, without those of simulated engines: one entry for
+    each choice.
+    """
+    campaign, table = summary.campaign, summary.table
+    found = dict.fromkeys(
+        hardware.used_gpu_names(campaign.data, run)
+        for index, run in campaign.runs.items()
+        if table["engine"].get(index) != "simulated"
+    )
+    return list(found) or [hardware.gpu_names(campaign.data)]
 
 
 def describe_model(data: Json) -> str:

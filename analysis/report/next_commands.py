@@ -9,13 +9,16 @@ from collections.abc import Collection, Iterator
 from itertools import pairwise
 from pathlib import Path
 
+from analysis import dataset
 from analysis.capacity.search import find_capacities
 from analysis.summary import Summary
+from analysis.templating import slugify
 
 # Options that choose servers of ours, which a --target replaces.
 OF_SERVERS = ("--servers", "--engines", "--model", "--workers", "--set", "--simulated")
 OF_GATES = {"--base", "--base-server", "--baseline", "--record", "--campaigns"}
 HIDDEN = "***"  # replaces a secret in campaign.json
+WITHOUT_GPU = {"external", "simulated"}  # engines that use no GPU, or none of this machine
 DEMAND = 3.0  # times the best capacity: a demand that needs several replicas
 
 
@@ -35,7 +38,27 @@ def suggest_commands(summary: Summary) -> list[tuple[str, str]]:
         (what, shlex.join([_python(), "-m", *arguments]))
         for what, arguments in _suggest(summary, command)
     ]
-    return [each for each in found if HIDDEN not in each[1]][:3]
+    return [each for each in _publishing(summary) + found if HIDDEN not in each[1]][:3]
+
+
+def _publishing(summary: Summary) -> list[tuple[str, str]]:
+    """The command that publishes what our engines did on a GPU, which few machines can repeat."""
+    campaign = summary.campaign
+    gpus = (campaign.data.get("manifest") or {}).get("gpus") or []
+    if not gpus or campaign.published or set(summary.table["engine"]) <= WITHOUT_GPU:
+        return []
+    name = campaign.folder.name
+    if not name.startswith("reference-"):  # git ignores other names
+        of_gpu = f"reference-{slugify(str(gpus[0].get('name')))}"
+        name = f"{of_gpu}-{name}" if (dataset.RESULTS / of_gpu).exists() else of_gpu
+    folder = os.path.relpath(campaign.folder)
+    publish = shlex.join([_python(), "-m", "analysis", "publish", folder, name])
+    return [
+        (
+            "a folder to commit, without the raw rows",
+            f"{publish} && git add {shlex.quote(str(dataset.RESULTS / name))}",
+        )
+    ]
 
 
 def _suggest(summary: Summary, command: list[str]) -> Iterator[tuple[str, list[str]]]:

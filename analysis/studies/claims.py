@@ -9,6 +9,7 @@ and undecided under another, it is undecided, with the reason.
 """
 
 import math
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from analysis.dataset import InputError
 from analysis.formatting import format_number
 from analysis.metrics import METRICS
 from analysis.summary import Summary
+from loadtests import schema
 
 FILE = Path(__file__).parents[2] / "loadtests" / "claims" / "claims.toml"
 RESULTS = Path("results/claims")
@@ -238,6 +240,50 @@ def write_page(results: Path = RESULTS) -> list[ClaimVerdict]:
     (results / "README.md").write_text(text)
     (results / "claims.html").write_text(templating.render_page("claims.html.jinja", shown))
     return found
+
+
+def publish(folder: Path, to: Path) -> Path:
+    """Publishes a campaign. If `folder` has those of the claims instead, publishes all of them into
+    `to`, where they replace those of the same names, and writes the page there. Returns `to`.
+    Raises InputError, also if `to` would mix the campaigns of two kinds of machine or two models.
+    """
+    from analysis.report import publish as publishing  # takes a second, and only this needs it
+
+    names = [name for name in read_claims()["campaigns"] if (folder / name).is_dir()]
+    if not names or (folder / "campaign.json").is_file():
+        return publishing.publish(folder, to)
+    kept = [name for name in read_claims()["campaigns"] if name not in names]
+    subjects = {
+        _describe_subject(file)
+        for file in [
+            *(folder / name / "campaign.json" for name in names),
+            *(to / name / "campaign.json" for name in kept),
+        ]
+        if file.is_file()
+    }
+    if len(subjects) > 1:
+        raise InputError(
+            f"{folder} and {to} would mix {' and '.join(sorted(subjects))}: choose another name"
+        )
+    for name in names:
+        if (to / name).exists() and (to / name).samefile(folder / name):
+            publishing.publish(folder / name, to / name)
+            continue
+        new = publishing.publish(folder / name, to / f"{name}.new")
+        if (to / name).exists():
+            shutil.rmtree(to / name)
+        new.rename(to / name)
+    write_page(to)
+    return to
+
+
+def _describe_subject(file: Path) -> str:
+    """The model and the kind of machine of a campaign, in words."""
+    data = schema.read_json(file)
+    manifest = data.get("manifest") or {}
+    gpus = [str(gpu.get("name")) for gpu in manifest.get("gpus") or []]
+    cores, model = (manifest.get("cpu") or {}).get("cores"), (data.get("model") or {}).get("name")
+    return f"{model} on {cores} cores with {' and '.join(gpus) or 'no GPU'}"
 
 
 def claims_view(found: list[ClaimVerdict]) -> dict[str, Any]:

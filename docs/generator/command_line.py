@@ -13,12 +13,14 @@ from loadtests.accuracy.__main__ import make_parser as make_accuracy_parser
 from loadtests.claims.__main__ import make_parser as make_claims_parser
 from loadtests.gate import make_gate_parser
 from loadtests.generator.remote_worker import make_parser as make_worker_parser
+from loadtests.gpu_selftest import make_parser as make_gpu_parser
 from loadtests.options import make_parser as make_campaign_parser
 from servers.__main__ import make_parser as make_servers_parser
 from servers.runtime import catalog
 
 PARSERS: tuple[Callable[[], argparse.ArgumentParser], ...] = (
     make_campaign_parser,
+    make_gpu_parser,
     make_gate_parser,
     make_claims_parser,
     make_accuracy_parser,
@@ -28,6 +30,7 @@ PARSERS: tuple[Callable[[], argparse.ArgumentParser], ...] = (
 )
 SESSIONS = {
     "python -m loadtests": "nox -s bench",
+    "python -m loadtests.gpu_selftest": "nox -s gpu",
     "python -m loadtests.gate": "nox -s gate",
     "python -m loadtests.claims": "nox -s claims",
     "python -m loadtests.accuracy": "nox -s instrument",

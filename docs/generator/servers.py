@@ -98,6 +98,14 @@ def list_options(server: catalog.ServerSpec) -> list[list[str]]:
         [code(name), code(values[0]), join_codes(values[1:]), escape(meanings.get(name, ""))]
         for name, values in server.options.items()
     ]
-    if server.has_workers:
-        rows.append([code("workers"), "that of `--workers`", "any number", "worker processes"])
-    return rows
+    return rows + [
+        [
+            code(name),
+            code(option.default)
+            if re.fullmatch(option.pattern, option.default)
+            else option.default,
+            option.kind,
+            escape(option.meaning),
+        ]
+        for name, option in server.open_options.items()
+    ]

@@ -9,7 +9,7 @@ import random
 import subprocess
 from collections.abc import Sequence
 
-import scipy.stats
+import scipy  # scipy.stats loads at its first use: that takes most of a second
 
 from loadtests.accuracy.calibration import Results, measure_errors, percentile, start_ground_truth
 from loadtests.accuracy.testbed import ITL_S, TIMES, TTFT_S, Testbed, make_scenario, median_results

@@ -68,6 +68,13 @@ def make_report(folder: Path, notebooks: bool = True) -> int:
     return _run("report", str(folder), "--strict", *([] if notebooks else ["--no-notebooks"]))
 
 
+def make_claims_page(folder: Path) -> int:
+    """Judges the claims by the campaigns in `folder`, and makes their page. Returns the exit code:
+    0, or 2 with the reason printed.
+    """
+    return _run("claims", str(folder))
+
+
 def check_validity(folder: Path) -> int:
     """Returns the same exit code as make_report, without making a report."""
     return _run("validity", str(folder))

@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict
 
 from loadtests import schema
+from loadtests.campaign import gpu_memory
 from loadtests.campaign.case_run import CampaignContext, CaseFailed, CaseRun, raise_if_ended
 from loadtests.campaign.parquet import to_parquet
 from loadtests.campaign.verification import verify_after, verify_before
@@ -17,10 +18,11 @@ from loadtests.generator.task import LoadTask
 from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import Case, CaseFile, Stage
 from loadtests.telemetry import machine, server_counters
+from loadtests.telemetry.cores import contested_cores
 from loadtests.workload import arrivals
 from servers.contract.conformance_client import CheckFailed
 from servers.profile.access import access_environment
-from servers.runtime import errors, launch
+from servers.runtime import cuda_devices, errors, launch
 
 RESERVE_BYTES = 65_536  # run.json needs a few thousand
 
@@ -116,7 +118,9 @@ def _launch(run: CaseRun) -> None:
             ready_timeout_s=run.context.ready_timeout_s,
         )
     )
+    run.file.gpus = gpu_memory.used_gpus(run.case, run.context.visible_gpus)
     run.file.command = machine.redact_secrets(run.server.command)
+    run.file.environment = machine.recorded_variables(run.server.environment)
     run.file.startup_s = run.server.startup_s
 
 
@@ -126,6 +130,7 @@ def _counted_load(run: CaseRun) -> None:
     """
     before = server_counters.read_when_idle(run.engine_urls, access=run.target.access)
     _load(run)
+    run.file.devices = [asdict(each) for each in cuda_devices.read_devices(run.folder)] or None
     run.file.served = server_counters.counter_delta(
         before,
         server_counters.read_when_idle(run.engine_urls, access=run.target.access)
@@ -182,7 +187,7 @@ def _load(run: CaseRun) -> None:
                         str(run.file.clock_zero_s),
                         "--metrics-of",
                         run.engine_urls,
-                        *(["--server-pid", *map(str, run.server.pids)] if run.server else []),
+                        *_telemetry_of_server(run),
                     ],
                     run.folder / "telemetry.log",
                     cores=context.load_cores,
@@ -201,7 +206,17 @@ def _load(run: CaseRun) -> None:
         if telemetry is not None:
             launch.stop_supervised(telemetry)
         _record_load_status(run)
+        if run.server is not None:
+            samples = run.folder / "telemetry.jsonl"
+            run.file.gpus = gpu_memory.observed_gpus(samples, run.file.gpus)
         _take_telemetry_notes(run)
+
+
+def _telemetry_of_server(run: CaseRun) -> list[str]:
+    if run.server is None:
+        return []
+    cores = contested_cores(run.context.share.cores)
+    return ["--server-pid", *map(str, run.server.pids), "--server-cores", *map(str, cores)]
 
 
 def _record_load_status(run: CaseRun) -> None:

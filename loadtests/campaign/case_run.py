@@ -1,7 +1,7 @@
 """One case while it runs, and the context that all cases of a campaign share."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,8 @@ class CampaignContext:
     simulated: dict[str, float]
     share: launch.CoreShare
     load_cores: tuple[int, ...]
+    # NVML's indices of the GPUs that servers see; None if unknown
+    visible_gpus: Sequence[int] | None
     workers: locust_process.Workers
     targets: Targets
     # by the key of the target; only of targets that choose their model themselves

@@ -2,6 +2,7 @@
 cases. Pure.
 """
 
+import argparse
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,11 +10,37 @@ from dataclasses import replace
 from loadtests.errors import UsageError
 from loadtests.schema import Case
 from loadtests.workload import arrivals
+from loadtests.workload.prompts import longest_request
 from loadtests.workload.scenario import Tables
-from servers.runtime.catalog import ServerSpec, check_name
+from servers.runtime.catalog import ENGINES, ServerSpec, check_name
 
 # options of servers that have no effect on the simulated engine
 OF_REAL_ENGINES = ("quantization", "tensor_parallel")
+
+
+def default_loads(arguments: argparse.Namespace, on_gpu: bool) -> tuple[str, Sequence[int]]:
+    """The scenarios of a command without --scenarios, and the users of one without both (none: the
+    scenarios' own). On a GPU they make a comparison within 20 minutes, or a search for capacity.
+    """
+    if arguments.target:
+        return "interactive,steady", ()  # for a server that is already running
+    if not on_gpu:
+        return "quick-chat,quick-steady", ()
+    if arguments.find_capacity:
+        return "gpu-chat,gpu-steady", ()
+    if arguments.scenarios:
+        return "", ()
+    return "gpu-quick,gpu-steady" if arguments.rate else "gpu-quick", (1, 16, 64)
+
+
+def list_loads(cases: Sequence[Case]) -> dict[str, list[str] | list[int]]:
+    """The values of --scenarios and --users that make these cases; without --users, if each
+    scenario's own makes them.
+    """
+    scenarios = list(dict.fromkeys(case.scenario for case in cases))
+    users = list(dict.fromkeys(case.users for case in cases if case.users))
+    closed = {case.scenario for case in cases if case.users}
+    return {"scenarios": scenarios} | ({"users": users} if len(users) > len(closed) else {})
 
 
 def option_combinations(
@@ -40,6 +67,16 @@ def option_combinations(
         for chosen in combinations:
             by_name[name].choose(chosen)
     return found
+
+
+def check_context(server: str, tokens: int, scenarios: Tables) -> None:
+    """Raises UsageError if a server with this context would refuse a scenario's longest request."""
+    for name, table in scenarios.items():
+        if tokens < (longest := sum(longest_request(table))):
+            raise UsageError(
+                f"{server}.max_model_len={tokens} is too short for {name}, whose longest request"
+                f" has {longest:,} tokens: give {longest} or more"
+            )
 
 
 def make_plan(
@@ -92,6 +129,15 @@ def make_plan(
                     f"{server.name}.{name}={chosen[name]} has no effect on the simulated engine:"
                     f" leave it out, or choose --engines {server.engines[0]}"
                 )
+        of_others = {name for spec in ENGINES.values() for name in spec.options}
+        of_others -= ENGINES[engine].options.keys() if engine in ENGINES else set()
+        for name in sorted(of_others & chosen.keys()):
+            raise UsageError(
+                f"{server.name}.{name}={chosen[name]} has no effect on the {engine} engine: leave"
+                " it out, or choose --engines vllm"
+            )
+        if chosen.get("max_model_len", "auto") != "auto":
+            check_context(server.name, int(chosen["max_model_len"]), scenarios)
     loads: list[tuple[str, int | None, float | None]] = []
     for name, table in scenarios.items():
         if table["arrivals"] == "closed":

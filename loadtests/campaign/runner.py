@@ -25,28 +25,28 @@ from loadtests.campaign import (
 )
 from loadtests.campaign.case import run_case
 from loadtests.campaign.case_run import CampaignContext
-from loadtests.campaign.plan import make_plan, option_combinations
+from loadtests.campaign.plan import default_loads, list_loads, make_plan, option_combinations
 from loadtests.campaign.targets import (
     Target,
     Targets,
-    describe_endpoint,
+    choose_servers,
+    describe_endpoints,
     profile_targets,
     targets_of_urls,
 )
 from loadtests.errors import UsageError
 from loadtests.generator import locust_process
+from loadtests.progress.estimate import describe_estimate
 from loadtests.progress.rows import CaseRow
 from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import CampaignFile, CapacitySearch, Case, MachineShare, PairedGate
-from loadtests.telemetry import cores, machine
+from loadtests.telemetry import cores, engine_gpus, machine
 from loadtests.workload.scenario import Tables, read_scenarios, with_fixed_window, with_trace
 from servers.contract import oracle
 from servers.profile.profile import ENDPOINTS, Profile
 from servers.runtime import catalog, launch, models, ports
 
 RESULTS = Path("results")
-SCENARIOS, GPU_SCENARIOS = "quick-chat,quick-steady", "gpu-chat,gpu-steady"
-TARGET_SCENARIOS = "interactive,steady"  # for a server that is already running
 
 Source = Callable[[ProgressWatch], Iterable[list[Case]]]  # rounds of cases
 
@@ -58,11 +58,16 @@ class CampaignPlan:
     """
 
     targets: Targets
-    card: gpu_memory.Card | None
+    card: engine_gpus.Card | None
     cases: list[Case]
     scenarios: Tables
     search: CapacitySearch | None = None
     gate: PairedGate | None = None
+
+    def gpu_demands(self) -> list[gpu_memory.Demand]:
+        return gpu_memory.list_demands(
+            self.targets, self.cases, self.scenarios, self.search is not None
+        )
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ class PreparedCampaign:
     source: Source
     calibrated: bool
     report: str
+    on_gpu: bool
 
     @property
     def folder(self) -> Path:
@@ -89,37 +95,21 @@ class PreparedCampaign:
 def plan_cases(
     arguments: argparse.Namespace,
     targets: Sequence[Target],
-    default_scenarios: str = SCENARIOS,
+    on_gpu: bool = False,
     fixed_windows: bool = False,
 ) -> tuple[list[Case], Tables]:
     """Returns the cases and their scenarios. `fixed_windows`: every window is as long as its
     scenario's duration_s, however few requests it holds. Raises UsageError, TraceError and
     CatalogError.
     """
+    default_scenarios, default_users = default_loads(arguments, on_gpu)
     known = read_scenarios(arguments.scenarios_file)
     if arguments.duration or fixed_windows:
         known = {name: with_fixed_window(table) for name, table in known.items()}
     chosen = [name for name in (arguments.scenarios or default_scenarios).split(",") if name]
     for name in chosen:
         catalog.check_name(name, known, "scenario")
-    engines = [name for name in arguments.engines.split(",") if name]
-    for name in engines:
-        catalog.check_name(name, catalog.ENGINES, "engine")
-    target = targets[0]
-    if target.server:
-        servers = [each.server for each in targets if each.server]
-        engines = [] if target.is_external else engines
-    elif arguments.servers == "all":
-        servers = [
-            server
-            for server in catalog.list_servers(target.checkout).values()
-            if not engines or set(engines) & set(server.engines)
-        ]
-    else:
-        servers = [
-            target.find_server(name)
-            for name in dict.fromkeys(filter(None, arguments.servers.split(",")))
-        ]
+    servers, engines = choose_servers(arguments, targets)
     if not servers or not chosen:
         raise UsageError("nothing to do: name at least one server and one scenario")
     scenarios = {
@@ -144,7 +134,7 @@ def plan_cases(
             servers,
             engines,
             scenarios,
-            users=arguments.users,
+            users=arguments.users or default_users,
             rates=arguments.rate,
             duration_s=arguments.duration,
             repeat=arguments.repeat,
@@ -162,11 +152,15 @@ def plan_campaign(
     UsageError, TraceError and CatalogError.
     """
     targets = targets or (targets_of_urls(arguments) if arguments.target else {"": Target()})
-    card = None if arguments.target or arguments.engines == "simulated" else gpu_memory.find_card()
+    card = (
+        None
+        if arguments.target or arguments.engines == "simulated"
+        else engine_gpus.find_card(strict=not any(t.is_external for t in targets.values()))
+    )
     cases, scenarios = plan_cases(
         arguments,
         [targets["head"]] if "head" in targets else list(targets.values()),
-        TARGET_SCENARIOS if arguments.target else GPU_SCENARIOS if card else SCENARIOS,
+        on_gpu=bool(card),
         fixed_windows=gate is not None,  # a gate has a time limit, and repeats instead
     )
     search = None
@@ -181,10 +175,9 @@ def settle_defaults(plan: CampaignPlan) -> dict[str, Any]:
     """This machine's defaults by option; empty for a target that chooses its model itself."""
     if any(target.is_external for target in plan.targets.values()):
         return {}
-    # counts servers that are not installed, because a plan is made before the installation
-    card = plan.card if any(case.engine != "simulated" for case in plan.cases) else None
-    scenarios = list(dict.fromkeys(case.scenario for case in plan.cases))
-    return {"scenarios": scenarios, "model": gpu_memory.default_preset(card)}
+    demands = plan.gpu_demands()
+    card = gpu_memory.planned_card(plan.card, demands)
+    return list_loads(plan.cases) | {"model": gpu_memory.default_preset(card, demands)}
 
 
 def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampaign:
@@ -196,8 +189,10 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         ports.check_port(host, port, "--listen")
     if arguments.web_port:
         ports.check_port(locust_process.WEB_HOST, arguments.web_port, "--web-port")
+    plan = dataclasses.replace(plan, card=gpu_memory.try_card(plan.card, plan.gpu_demands()))
     share = cores.share_cores()
     model, workers, profiles = resolve_model(arguments, plan, share)
+    gpu_memory.announce(plan.card)
     if not arguments.scenarios:
         plan = keep_possible_cases(plan, profiles)
     share |= {"workers": workers, "load_workers": arguments.load_workers}
@@ -218,12 +213,9 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         search=plan.search,
         gate=plan.gate,
         max_errors=arguments.max_errors,
-        targets={
-            name or "target": describe_endpoint(plan.targets[name], profile.model)
-            for name, profile in profiles.items()
-            if plan.targets[name].url
-        },
+        targets=describe_endpoints(plan.targets, profiles),
         plan=[] if plan.search or plan.gate else plan.cases,
+        engine_device=gpu_memory.expected_device(plan.card, plan.gpu_demands()),
         manifest=machine.build_manifest(
             target.server for target in plan.targets.values() if target.server
         ),
@@ -239,6 +231,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
             () if share["shared"] else tuple(share["server_cores"]), share["threads"], workers
         ),
         load_cores=() if share["shared"] else tuple(share["load_cores"]),
+        visible_gpus=gpu_memory.visible_gpus(plan.card),
         workers=locust_process.Workers(arguments.load_workers, arguments.listen),
         targets=plan.targets,
         profiles=profiles,
@@ -249,7 +242,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
     # with load workers on other machines, a calibration would also measure the network
     calibrated = arguments.calibration and not arguments.listen
     return PreparedCampaign(
-        context, file, choose_source(folder, plan), calibrated, arguments.report
+        context, file, choose_source(folder, plan), calibrated, arguments.report, bool(plan.card)
     )
 
 
@@ -279,14 +272,12 @@ def resolve_model(
         for case in plan.cases
         for target in targets
     )
-    card = plan.card if needs_weights else None
+    card, demands = plan.card if needs_weights else None, plan.gpu_demands()
     model = models.resolve_model(
-        arguments.model or gpu_memory.default_preset(card), needs_weights=needs_weights
+        arguments.model or gpu_memory.default_preset(card, demands), needs_weights=needs_weights
     )
-    workers = arguments.workers or gpu_memory.default_workers(card, model.shape, all_cores)
-    for target in targets:
-        servers = {case.server: target.find_server(case.server) for case in plan.cases}
-        gpu_memory.check_memory(plan.cases, servers, model.shape, workers, card)
+    workers = arguments.workers or gpu_memory.default_workers(card, demands, model, all_cores)
+    gpu_memory.check_memory(demands, model, workers, card)
     return model, workers, {}
 
 
@@ -331,8 +322,7 @@ def run(campaign: PreparedCampaign) -> int:
     if context.load_cores:
         # this process must not use the server's cores either
         os.sched_setaffinity(0, context.load_cores)
-    warmups_s = {name: table["warmup_s"] for name, table in context.scenarios.items()}
-    with ProgressWatch(warmups_s) as watch:
+    with ProgressWatch(context.scenarios, campaign.on_gpu) as watch:
         try:
             for cases in campaign.source(watch):
                 # A search calibrates after its round at saturation: the later loads are typical.
@@ -381,7 +371,8 @@ def run_campaign(
     """
     plan = plan_campaign(arguments, targets, gate)
     if arguments.plan:
-        cases, heading = plan.cases, "Cases, in this order"
+        estimate = describe_estimate(plan.cases, plan.scenarios, bool(plan.card))
+        cases, heading = plan.cases, f"Cases, in this order; {estimate}"
         if plan.gate:
             cases = gate_rounds.repetition_of(plan.gate.systems, 1, 0, plan.gate.seed)
             heading = (

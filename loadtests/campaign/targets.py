@@ -206,13 +206,17 @@ def target_of_url(
     )
 
 
-def describe_endpoint(target: Target, model: str) -> JsonObject:
-    """The identity of an endpoint, for campaign.json: without secrets."""
+def describe_endpoints(targets: Targets, profiles: Mapping[str, Profile]) -> dict[str, JsonObject]:
+    """The identity of each endpoint at a URL, for campaign.json: without secrets."""
     return {
-        "url": machine.redact_secrets([target.access.hide_secrets(target.url or "")])[0],
-        "model": model,
-        "headers": sorted(name for name, _ in target.access.headers),
-        "body": json.loads(target.access.hide_secrets(json.dumps(target.extra))),
+        name or "target": {
+            "url": machine.redact_secrets([target.access.hide_secrets(target.url)])[0],
+            "model": profiles[name].model,
+            "headers": sorted(header for header, _ in target.access.headers),
+            "body": json.loads(target.access.hide_secrets(json.dumps(target.extra))),
+        }
+        for name, target in targets.items()
+        if target.url and name in profiles
     }
 
 
@@ -270,6 +274,24 @@ def target_of_server(
         model=options.models.get(side, options.models.get("")),
         extra={**options.extra.get("", {}), **options.extra.get(side, {})},
     )
+
+
+def choose_servers(
+    arguments: argparse.Namespace, targets: Sequence[Target]
+) -> tuple[list[ServerSpec], list[str]]:
+    """The servers to measure, and the engines that the user chose for them. Raises CatalogError."""
+    engines = [name for name in arguments.engines.split(",") if name]
+    for name in engines:
+        catalog.check_name(name, catalog.ENGINES, "engine")
+    own = targets[0]
+    if own.server:
+        chosen = [target.server for target in targets if target.server]
+        return chosen, [] if own.is_external else engines
+    if arguments.servers == "all":
+        known = catalog.list_servers(own.checkout).values()
+        return [s for s in known if not engines or set(engines) & set(s.engines)], engines
+    names = dict.fromkeys(filter(None, arguments.servers.split(",")))
+    return [own.find_server(name) for name in names], engines
 
 
 def profile_targets(

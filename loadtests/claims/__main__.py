@@ -1,23 +1,55 @@
-"""Runs campaigns that test common claims about servers (loadtests/claims/claims.toml). `nox -s
-claims` calls this.
+"""Runs campaigns that test common claims about servers (loadtests/claims/claims.toml), and makes
+the page of the verdicts. `nox -s claims` calls this.
 """
 
 import argparse
+import datetime
 import signal
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
+
+from loadtests import schema
+from loadtests.campaign import analysis_process
 
 FILE = Path(__file__).with_name("claims.toml")
-RESULTS = Path("results/claims")
+RESULTS = Path("results")
 EXIT_CODES = """\
 exit codes:
   0    every server has a valid case of each scenario
-  1    a case failed, or a server has no valid case of a scenario
-  2    a campaign cannot run as asked; the remaining ones are not started
-  130  Ctrl-C; the same command continues the campaigns"""
+  1    a case failed, or a server has no valid case of a scenario, or nothing was
+       measured
+  2    a campaign cannot run as asked
+  130  Ctrl-C; the same command with --out continues the campaigns"""
+
+
+class CampaignResult(NamedTuple):
+    """What one campaign of the claims did. `measured`: its new cases with a result; `earlier`:
+    those that had one before; `lacking`: the reason of each other case that was started.
+    """
+
+    name: str
+    code: int
+    measured: int
+    earlier: int
+    lacking: list[str]
+
+    def describe(self) -> str:
+        """One line for the summary at the end."""
+        if self.code == 2:
+            return f"refused   {self.name}: its error is above"
+        parts = [
+            *([f"{_count(self.measured)}"] if self.measured else []),
+            *([f"{_count(self.earlier)} had a result before"] if self.earlier else []),
+            *(
+                f"{_count(self.lacking.count(why))} without a result: {why}"
+                for why in dict.fromkeys(self.lacking)
+            ),
+        ]
+        word = "measured" if self.measured else "skipped"
+        return f"{word:9} {self.name}: {'; '.join(parts) or 'it has no case'}"
 
 
 def read_campaigns() -> dict[str, dict[str, list[str]]]:
@@ -28,7 +60,10 @@ def read_campaigns() -> dict[str, dict[str, list[str]]]:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m loadtests.claims",
-        description="Runs campaigns that test common claims about servers.",
+        description=(
+            "Runs campaigns that test common claims about servers, and makes the page of the"
+            " verdicts."
+        ),
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -41,10 +76,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out",
         type=Path,
-        default=RESULTS,
         metavar="FOLDER",
         help=(
-            "folder of the results; unfinished campaigns there are continued (default: %(default)s)"
+            "folder of the results; unfinished campaigns there are continued, and others are added"
+            " (default: a new folder in results/)"
         ),
     )
     return parser
@@ -64,19 +99,55 @@ def choose_campaigns(command: list[str]) -> tuple[dict[str, list[str]], Path]:
         name: [*campaigns[name]["arguments"], "--report", "page"]
         for name in options.campaigns or campaigns
     }
-    return chosen, options.out
+    # never the committed results/claims, whose numbers are another machine's
+    new = f"claims-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
+    return chosen, options.out or RESULTS / new
 
 
 def main() -> int:
     campaigns, out = choose_campaigns(sys.argv[1:])
-    codes = []
-    for name, arguments in campaigns.items():
-        print(f"{name}: {' '.join(arguments)}", flush=True)
-        command = [sys.executable, "-m", "loadtests", *arguments, "--out", str(out / name)]
-        codes.append(_run(command))
-        if codes[-1] in (2, 130):  # 2: the campaign could not start; 130: Ctrl-C
-            return codes[-1]
-    return max(codes)
+    results: list[CampaignResult] = []
+    try:
+        for name, arguments in campaigns.items():
+            print(f"{name}: {' '.join(arguments)}", flush=True)
+            results.append(measure_campaign(name, arguments, out / name))
+            if results[-1].code == 130:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        print(f"interrupted: `nox -s claims -- {' '.join(campaigns)} --out {out}` continues")
+        return 130
+    print("\nClaims:", *(result.describe() for result in results), sep="\n", flush=True)
+    code = max(result.code for result in results)
+    if not any(result.measured for result in results):
+        # a page of earlier numbers would look like the result of this run
+        print(
+            "error: nothing was measured, so there is no page: the lines above give the reasons",
+            file=sys.stderr,
+        )
+        return code or 1
+    return max(code, analysis_process.make_claims_page(out))
+
+
+def measure_campaign(name: str, arguments: list[str], folder: Path) -> CampaignResult:
+    """Runs one campaign, and compares the cases in its folder with those before it ran."""
+    before = read_statuses(folder)
+    code = _run([sys.executable, "-m", "loadtests", *arguments, "--out", str(folder)])
+    after = read_statuses(folder)
+    finished = {case for case, status in after.items() if status == "ok"}
+    earlier = {case for case in finished if before.get(case) == "ok"}
+    lacking = [status.splitlines()[0] for status in after.values() if status != "ok"]
+    code = code if code >= 0 else 1  # ended by a signal
+    return CampaignResult(name, code, len(finished - earlier), len(earlier), lacking)
+
+
+def read_statuses(folder: Path) -> dict[str, str]:
+    """The status of each case that was started, by the name of its folder."""
+    files = sorted(folder.glob("cases/*/run.json"))
+    return {file.parent.name: schema.read_json(file)["status"] for file in files}
+
+
+def _count(cases: int) -> str:
+    return f"{cases} case{'s' * (cases != 1)}"
 
 
 def _run(command: list[str]) -> int:

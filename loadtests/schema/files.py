@@ -159,7 +159,8 @@ class CampaignFile:
     plan: Annotated[list[Case], 'the cases in their planned order, each as in run.json\'s "case"']
     manifest: Annotated[
         JsonObject,
-        "commit, dirty, python, packages, cpu, memory, kernel, gpus, limits, environment",
+        "commit, dirty, python, packages, torch_cuda, cpu, memory, kernel, gpus, limits, "
+        "environment",
     ]
     max_errors: Annotated[
         float | None,
@@ -171,6 +172,14 @@ class CampaignFile:
         "of --target, or of a gate between URLs: {name: {url, model, headers (names only), body "
         "(fields from --body)}}, without secrets; empty otherwise (absent in older campaigns)",
     ] = field(default_factory=dict)
+    engine_device: Annotated[
+        JsonObject | None,
+        "{type, dtype, devices, torch, torch_cuda}: where the engines of this machine must "
+        "compute; type: cuda or cpu; dtype: of weights, keys and values; devices: [{index, name, "
+        "uuid, capability, total_bytes}] on which torch computed before the first "
+        "case, as it numbers them; torch_cuda: the CUDA version that torch was built for; null "
+        "if no engine of ours computes here; absent in older campaigns",
+    ] = None
 
     def to_json(self) -> JsonObject:
         return asdict(self)
@@ -206,9 +215,21 @@ class CaseFile:
     command: Annotated[
         list[str] | None, "the command that started the server; null for --target"
     ] = None
+    environment: Annotated[
+        dict[str, str] | None,
+        "{name: value} of the variables that Serveoff set for the server, of the kinds in the"
+        " manifest's environment; null for --target; absent in older campaigns",
+    ] = None
     stages: Annotated[list[Stage], "[{name, start_s, end_s}] in the order in which they ran"] = (
         field(default_factory=list)
     )
+    gpus: Annotated[
+        list[int] | None,
+        "NVML's indices of the GPUs that the server uses: where NVML saw its processes during the "
+        "load, otherwise the first of those that it sees (CUDA_VISIBLE_DEVICES), as many as its "
+        "engine takes; [] if its engine uses none; null if unknown, as with --target; absent in "
+        "older campaigns; if null or absent, the numbers are of all GPUs",
+    ] = None
     startup_s: Annotated[
         float | None, "from the start of the process to the first 200 of /health; null for --target"
     ] = None
@@ -259,6 +280,13 @@ class CaseFile:
         "/metrics: requests to the completion paths with status 200, and generated tokens; null "
         "if it does not report them",
     ] = None
+    devices: Annotated[
+        list[JsonObject] | None,
+        "[{type, name, uuid, dtype, source}]: where the processes of the server's engines "
+        "computed; type: cuda or cpu; source: 'engine' if the engine reported where its weights "
+        "are, 'start' if its server was started for this device; null if unknown, as with "
+        "--target; absent in older campaigns",
+    ] = None
     agreement: Annotated[
         JsonObject | None,
         "{with, share}: for a model other than the known-answer model, the share of fixed prompts "
@@ -270,6 +298,12 @@ class CaseFile:
 
     def to_json(self) -> JsonObject:
         return asdict(self)
+
+
+# A case is invalid if the load generator may have changed a value by more than the first share, or
+# if the P99 of its send lag exceeds both the time and the share of the median E2E.
+CLIENT_ERROR_BOUND = 0.05
+SEND_LAG_BOUND_S, SEND_LAG_BOUND_SHARE = 0.005, 0.01
 
 
 class CalibrationFile(TypedDict):

@@ -5,6 +5,7 @@ be slow, and it hangs when a card is lost: a caller that cannot wait calls `samp
 """
 
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 from loadtests.schema import GPU_FIELDS, JsonObject
@@ -16,9 +17,11 @@ class Gpus:
     """
 
     def __init__(self, report: Callable[[str], None] = lambda text: None) -> None:
-        """Calls `report` with the reason for having no GPU, and once for each kind of error."""
+        """Calls `report` with the reason for having no GPU, and once for each kind of error.
+        `failure` is set if there is a driver that does not work.
+        """
         self.nvml: Any = None
-        self.count = 0
+        self.count, self.failure = 0, ""
         self.report, self.reported = report, set[str]()
         absent = "no NVIDIA GPU"
         try:
@@ -30,16 +33,19 @@ class Gpus:
             except (nvml.NVMLError_LibraryNotFound, nvml.NVMLError_DriverNotLoaded):
                 pass
             except nvml.NVMLError as error:  # for example, an updated driver is not loaded yet
-                absent = f"NVML does not start ({error})"
+                absent = self.failure = f"NVML does not start ({error})"
         except ImportError:
             absent = "nvidia-ml-py is not installed"
         if not self.count:
             report(f"{absent}: GPU columns are null")
 
     def describe(self) -> list[JsonObject]:
-        """Returns {name, memory_bytes, driver, mig} of each card. `mig` is whether it is in MIG
-        mode, in which NVML reports no utilisation of the card; None if it has no such mode.
+        """Returns {name, memory_bytes, driver, mig, compute_capability, power_limit_w, driver_cuda}
+        of each card. `mig` is whether it is in MIG mode, in which NVML reports no utilisation of
+        the card; None if it has no such mode. `power_limit_w`: the limit in force; `driver_cuda`:
+        the newest CUDA that the driver runs.
         """
+        newest = self.cuda_driver()
         return [
             {
                 "name": self.value(index, "name", self.nvml.nvmlDeviceGetName),
@@ -56,9 +62,43 @@ class Gpus:
                         self.nvml.nvmlDeviceGetMigMode(card)[0] == self.nvml.NVML_DEVICE_MIG_ENABLE
                     ),
                 ),
+                "compute_capability": self.value(
+                    index,
+                    "compute capability",
+                    lambda card: "{}.{}".format(
+                        *self.nvml.nvmlDeviceGetCudaComputeCapability(card)
+                    ),
+                ),
+                "power_limit_w": self.value(
+                    index,
+                    "power limit",  # NVML: milliwatts
+                    lambda card: self.nvml.nvmlDeviceGetEnforcedPowerLimit(card) / 1000,
+                ),
+                "driver_cuda": newest and "{}.{}".format(*newest),
             }
             for index in range(self.count)
         ]
+
+    def card_of_part(self, uuid: str) -> int | None:
+        """Returns the index of the card to which a MIG part belongs; None if there is none."""
+        nvml = self.nvml
+        try:
+            card = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(
+                nvml.nvmlDeviceGetHandleByUUID(uuid)
+            )
+            return int(nvml.nvmlDeviceGetIndex(card))
+        except nvml.NVMLError:
+            return None
+
+    def cuda_driver(self) -> tuple[int, int] | None:
+        """Returns the newest version of CUDA that the driver supports; None if unknown."""
+        if self.nvml is None:
+            return None
+        try:
+            version = int(self.nvml.nvmlSystemGetCudaDriverVersion_v2())
+        except self.nvml.NVMLError:
+            return None
+        return version // 1000, version % 1000 // 10
 
     def unknown(self) -> list[JsonObject]:
         """Returns rows of GPU_FIELDS for a moment without values from NVML."""
@@ -96,8 +136,15 @@ class Gpus:
         processes `pids` use.
         """
         nvml = self.nvml
+        if not sees_host_processes() and "processes" not in self.reported:
+            self.reported.add("processes")
+            self.report(
+                "in this container NVML's process ids are the host's: server_memory_bytes is null"
+            )
 
         def held(card: Any) -> int | None:
+            if not sees_host_processes():
+                return None
             theirs = [
                 process.usedGpuMemory
                 for process in nvml.nvmlDeviceGetComputeRunningProcesses(card)
@@ -128,9 +175,18 @@ class Gpus:
             return read(self.nvml.nvmlDeviceGetHandleByIndex(index))
         except self.nvml.NVMLError_NotSupported:
             return None
-        except self.nvml.NVMLError as error:
-            text = f"GPU {index}: {error}"
+        except (self.nvml.NVMLError, self.nvml.NVMLLibraryMismatchError) as error:
+            # the latter is no NVMLError, and its text is for programmers
+            known = isinstance(error, self.nvml.NVMLError)
+            text = f"GPU {index}: {error if known else 'the driver is too old for it'}"
             if text not in self.reported:
                 self.reported.add(text)
                 self.report(f"{text} ({name}): null where this happens")
             return None
+
+
+def sees_host_processes() -> bool:
+    """Whether our process ids are the host's, as NVML's are. The host's namespace has a fixed
+    number (PROC_PID_INIT_INO in Linux' include/linux/proc_ns.h).
+    """
+    return str(Path("/proc/self/ns/pid").readlink()) == "pid:[4026531836]"

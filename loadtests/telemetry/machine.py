@@ -9,7 +9,7 @@ import platform
 import re
 import resource
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -17,7 +17,7 @@ import psutil
 from loadtests.schema import JsonObject
 from loadtests.telemetry.cores import cpu_limit, memory_limit, read_text, usable_cores
 from loadtests.telemetry.gpu import Gpus
-from loadtests.telemetry.packages import package_versions
+from loadtests.telemetry.packages import package_versions, torch_cuda
 from servers.runtime.catalog import ServerSpec
 from servers.runtime.limits import COMMAND_S
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # of secrets; a PRIVATE variable is never recorded.
 ENVIRONMENT = re.compile(
     r"(OMP_|MKL_|KMP_|GOMP_|OPENBLAS_|TORCH|PYTORCH_|TRITON_|NCCL_|CUDA_|VLLM_|TOKENIZERS_|MALLOC_|PYTHON)\w*"
-    r"|SERVEOFF_(MAX_IN_FLIGHT|RATE_LIMIT|CACHE_ENTRIES|\w+_S)"
+    r"|SERVEOFF_(DTYPE|MAX_IN_FLIGHT|RATE_LIMIT|CACHE_ENTRIES|\w+_S)"
     r"|LD_PRELOAD|NVIDIA_VISIBLE_DEVICES|HF_HUB_OFFLINE|TRANSFORMERS_OFFLINE|WEB_CONCURRENCY|GUNICORN_CMD_ARGS"
 )
 PRIVATE = re.compile(r"KEY|TOKEN(?!IZERS_)|SECRET|PASS|CREDENTIAL|AUTH|HOST|USER")
@@ -91,6 +91,7 @@ def build_manifest(servers: Iterable[ServerSpec] = ()) -> JsonObject:
         "dirty": None if status is None else status != "",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "packages": package_versions(servers),
+        "torch_cuda": torch_cuda(),
         "cpu": {
             "model": (
                 read_field("/proc/cpuinfo", r"^model name\s*:\s*(.+)")
@@ -115,9 +116,14 @@ def build_manifest(servers: Iterable[ServerSpec] = ()) -> JsonObject:
             "cgroup_memory_bytes": memory_limit(),
             "nofile": resource.getrlimit(resource.RLIMIT_NOFILE)[0],  # the soft one; -1 is no limit
         },
-        "environment": {
-            name: value.replace(str(Path.home()), "~")  # the home folder contains its owner's name
-            for name, value in sorted(os.environ.items())
-            if ENVIRONMENT.fullmatch(name) and not PRIVATE.search(name)
-        },
+        "environment": recorded_variables(os.environ),
+    }
+
+
+def recorded_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns the variables that change a server's behaviour, without secrets, for the results."""
+    return {
+        name: value.replace(str(Path.home()), "~")  # the home folder contains its owner's name
+        for name, value in sorted(environment.items())
+        if ENVIRONMENT.fullmatch(name) and not PRIVATE.search(name)
     }

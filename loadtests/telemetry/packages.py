@@ -40,6 +40,18 @@ def package_versions(servers: Iterable[ServerSpec] = ()) -> dict[str, str]:
     return versions
 
 
+def torch_cuda() -> str | None:
+    """Returns the version of CUDA for which the installed torch was built; None without torch, or
+    if it was built for CPUs. It is in a file of torch, whose import would take seconds.
+    """
+    try:
+        text = str(metadata.distribution("torch").read_text("../torch/version.py"))
+    except (metadata.PackageNotFoundError, OSError):
+        return None
+    found = re.search(r"^cuda\b[^=]*=\s*['\"]([\d.]+)['\"]", text, re.MULTILINE)
+    return found[1] if found else None
+
+
 def _distributions(names: Iterable[str]) -> Iterator[str]:
     """Yields the distributions that install these modules or executables."""
     by_module, by_script = _installed()

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loadtests.workload.arrivals import Arrival
+from loadtests.workload.arrivals import CONTEXT, Arrival
 from loadtests.workload.traces import BLOCK_TOKENS
 from servers.contract import oracle
 from servers.profile.profile import Dialect
@@ -83,6 +83,20 @@ def make_prompt(
     elif history:
         tokens += sum(1 + oracle.count_tokens(message.text) for message in history)
     return Prompt(" ".join(words), tokens, max_tokens, tuple(history))
+
+
+def longest_request(scenario: Mapping[str, Any]) -> tuple[int, int]:
+    """Returns (tokens of the prompt, of the response) of a scenario's longest request, with the
+    default model's tokenizer. The history of a conversation is part of the prompt.
+    """
+    context = scenario.get("context", CONTEXT)
+    if scenario["arrivals"] == "trace":
+        return context, 0
+    prompt, response = scenario["prompt_tokens"][1], scenario["output_tokens"][1]
+    first = scenario.get("shared_tokens", 0) + prompt
+    # each further question adds the response before it, behind its role's marker
+    later = (scenario.get("turns", (1, 1))[1] - 1) * (1 + response + prompt)
+    return (max(first, min(first + later, context - response)), response)
 
 
 @functools.cache

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from servers.contract import oracle
+from servers.contract.api import JsonObject
 from servers.runtime import build_cache
 
 if TYPE_CHECKING:
@@ -59,6 +60,19 @@ class Shape:
         attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
         layer = attention + 3 * self.hidden * self.mlp + 2 * self.hidden
         return 2 * self.vocabulary * self.hidden + self.layers * layer + self.hidden
+
+    def to_json(self) -> JsonObject:
+        """Return what servers/engines/model_shape.py reads from the model's files."""
+        return {
+            "parameters": self.parameters(),
+            "embedding_parameters": self.vocabulary * self.hidden,
+            "tied_embeddings": False,
+            "layers": self.layers,
+            "heads": self.heads,
+            "kv_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "dtype_bytes": DTYPE_BYTES,
+        }
 
 
 PRESETS = {
@@ -254,7 +268,8 @@ def _write_weights(folder: Path, shape: Shape, device: str) -> None:
             flush()
         if sys.stderr.isatty():
             print(f"\r  {done / shape.parameters():4.0%}", end="", file=sys.stderr)
-    flush()
+    if pending:  # the last tensor may have filled its shard
+        flush()
     if sys.stderr.isatty():
         print("\r  done ", file=sys.stderr)
     if len(shards) == 1:

@@ -12,6 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from servers.contract.api import Outcome, Request
 from servers.engines import Generation, Job, Settings, accept_request, encode_prompt
+from servers.runtime.cuda_devices import describe_weights, engine_dtype, log_device
 
 
 class _Stopped(Exception):
@@ -45,10 +46,13 @@ class Transformers:
         self.model = settings.model
         self.tokenizer = AutoTokenizer.from_pretrained(settings.path)
         self.network = (
-            AutoModelForCausalLM.from_pretrained(settings.path, dtype=torch.bfloat16)
+            AutoModelForCausalLM.from_pretrained(
+                settings.path, dtype=getattr(torch, engine_dtype())
+            )
             .to(self.device)
             .eval()
         )
+        log_device(describe_weights(self.network.device, self.network.dtype))
         self.context: int = self.network.config.max_position_embeddings
         own = self.network.generation_config
         self.pad, self.eos = own.pad_token_id, own.eos_token_id

@@ -17,6 +17,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from servers.contract.api import ContractError, Outcome, Request
 from servers.engines import Generation, Job, Settings, accept_request, encode_prompt
+from servers.runtime.cuda_devices import EngineDevice, log_device
 
 
 class VllmEngine:
@@ -29,12 +30,17 @@ class VllmEngine:
         )
         self.tokenizer = self.engine.get_tokenizer()
         self.context: int = self.engine.model_config.max_model_len
+        self.device_logged = False
 
     def prepare(self, request: Request) -> Job:
         ids = encode_prompt(self.tokenizer, request)
         return accept_request(request, ids, len(ids), self.model, self.context)
 
     async def stream(self, job: Job) -> AsyncIterator[str | Outcome]:
+        if not self.device_logged:  # here, because only the event loop can ask the workers
+            self.device_logged = True
+            for device in await self.engine.collective_rpc("describe_weights"):
+                log_device(EngineDevice(**device))
         request = job.request
         sampling = SamplingParams(
             temperature=request.temperature,

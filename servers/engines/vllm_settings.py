@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from servers.engines import Settings, quantized
+from servers.runtime.catalog import ENGINES
+from servers.runtime.cuda_devices import engine_dtype, vllm_for_cpu
 
 # Set these before importing vLLM. One thread per core of the server's share: on a CPU vLLM would
 # otherwise bind itself to cores of its own choice.
@@ -19,17 +21,24 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 
-GPU_SHARE = 0.9  # of the card's memory: for weights, and the rest for keys and values
+
+def is_on_gpu() -> bool:
+    """Return whether vLLM computes on a GPU; its build for GPUs never falls back to a CPU."""
+    import torch  # here, so reading ENVIRONMENT does not wait for it
+
+    return torch.cuda.is_available() and not vllm_for_cpu()
 
 
 def engine_arguments(settings: Settings) -> dict[str, Any]:
     """Return arguments of vLLM's AsyncEngineArgs. vLLM chooses the others as for an OpenAI server
     on this device.
     """
-    import torch  # here, so reading ENVIRONMENT does not wait for it
-
-    on_gpu = torch.cuda.is_available()
+    on_gpu = is_on_gpu()
     quantization = os.environ.get("SERVEOFF_QUANTIZATION", "none")
+    # A CPU shares its memory with everything else: vLLM refuses to start unless its share is free.
+    options = ENGINES["vllm"].options
+    share = options["gpu_memory_utilization"].default if on_gpu else "0.2"
+    length = os.environ.get("SERVEOFF_MAX_MODEL_LEN", options["max_model_len"].default)
     path = (
         str(quantized.ensure(Path(settings.path), quantization))
         if quantization in quantized.CONFIG
@@ -38,14 +47,17 @@ def engine_arguments(settings: Settings) -> dict[str, Any]:
     return {
         "model": path,
         "served_model_name": settings.model,
-        "dtype": "bfloat16",
+        "dtype": engine_dtype(),
+        "worker_extension_cls": "servers.runtime.cuda_devices.WorkerExtension",
         "enable_prefix_caching": False,  # most measured prompts are unique
         # OpenAI's defaults for fields that a request leaves open, not the model's own
         "generation_config": "vllm",
         # On a CPU, compiling takes a minute and needs a C++ compiler; it gains about a fifth.
         "enforce_eager": not on_gpu,
-        # Share of the device's memory; on a CPU vLLM refuses to start unless that much is free.
-        "gpu_memory_utilization": GPU_SHARE if on_gpu else 0.2,
+        "gpu_memory_utilization": float(os.environ.get("SERVEOFF_GPU_MEMORY_UTILIZATION", share)),
+        # -1: the model's own, or what fits. Otherwise vLLM refuses to start if the keys and values
+        # of one request of the model's own length do not fit, however short the requests are.
+        "max_model_len": -1 if length == "auto" else int(length),
         "tensor_parallel_size": int(os.environ.get("SERVEOFF_TENSOR_PARALLEL", "1")),
         # quantises the same weights while loading them
         **({"quantization": "fp8"} if quantization == "fp8" else {}),

@@ -1,4 +1,4 @@
-"""Code that several servers of one web framework share.
+"""Code that several servers of one web framework, or behind nginx, share.
 
 Imports `contract`, `engines`, `runtime`.
 """

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
+from servers.runtime import cuda_toolkit
+
 
 class CacheError(RuntimeError):
     """The message is one sentence that names the remedy."""
@@ -56,9 +58,11 @@ def create_once(path: Path) -> Iterator[Path | None]:
 
 def package_environment(packages: Sequence[str]) -> Path:
     """Return the folder of a virtual environment with these packages, made by uv on first use.
-    Raises CacheError.
+    Raises CacheError and LaunchError.
     """
-    key = hashlib.sha256("\n".join([sys.version, *packages]).encode()).hexdigest()[:12]
+    on_gpu = cuda_toolkit.detect_machine().kind == "gpu"
+    made_of = [sys.version, *packages, *["gpu"] * on_gpu]
+    key = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:12]
     found = cache_folder("environments") / key
     # written last: if it is missing, an installation was killed and is repeated
     complete = found / "complete"
@@ -66,9 +70,7 @@ def package_environment(packages: Sequence[str]) -> Path:
         return found
     links = os.environ.get("UV_FIND_LINKS", "").split(",")
     name = f"torch-*-cp{sys.version_info.major}{sys.version_info.minor}-*"  # for this Python
-    at_hand = shutil.which("nvidia-smi") or any(
-        wheel for link in links if link for wheel in Path(link).glob(name)
-    )
+    at_hand = on_gpu or any(wheel for link in links if link for wheel in Path(link).glob(name))
     # PyPI's torch for Linux brings gigabytes of CUDA; with a backend set, uv uses PyTorch's own
     # index only
     settings = {} if at_hand else {"UV_TORCH_BACKEND": "cpu"}

@@ -4,13 +4,14 @@ import difflib
 import functools
 import importlib.util
 import os
+import re
 import shutil
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import pydantic
 import pydantic.dataclasses
@@ -20,22 +21,54 @@ ROOT = FOLDER.parent
 TRANSPORTS = ("sse", "websocket")  # how a response can be streamed
 
 
+class OpenOption(NamedTuple):
+    """An option whose values no list can name: the pattern of a value, and the same in words."""
+
+    pattern: str
+    kind: str
+    default: str
+    meaning: str
+
+
+WORKERS = OpenOption(r"[1-9]\d*", "a number above 0", "that of `--workers`", "worker processes")
+VLLM_OPTIONS = {
+    "gpu_memory_utilization": OpenOption(
+        r"0?\.\d*[1-9]\d*|1(\.0*)?",
+        "a number above 0 and up to 1",
+        "0.9",
+        "vLLM's share of each card's memory, for weights and the rest for keys and values; on a CPU"
+        " of the machine's memory, by default 0.2",
+    ),
+    "max_model_len": OpenOption(
+        r"auto|[1-9]\d*",
+        "auto or a number above 0",
+        "auto",
+        "longest prompt and response together, in tokens; auto: the model's own length, or less if"
+        " its keys and values do not fit vLLM's memory",
+    ),
+}
+
+
 @dataclass(frozen=True)
 class EngineSpec:
     """A module of servers/engines/ that runs a model. `classes`: the engine's class by kind
     (blocking, async or batch: see servers/engines/__init__.py); it is constructed with `Settings`.
+    `options`: options of every server with this engine; the engine reads them as SERVEOFF_NAME.
     """
 
     classes: Mapping[str, str]
     requires: tuple[str, ...] = ()  # modules, besides the server's own `requires`
     extras: tuple[str, ...] = ()  # extras of pyproject.toml that install those modules
+    options: Mapping[str, OpenOption] = field(default_factory=dict)
 
 
 ENGINES = {
     "hf": EngineSpec({"blocking": "HfEngine"}, ("torch", "transformers"), ("hf",)),
     "hf_batched": EngineSpec({"batch": "HfBatchEngine"}, ("torch", "transformers"), ("hf",)),
     # the noxfile chooses the extra for this machine
-    "vllm": EngineSpec({"async": "VllmEngine"}, ("torch", "vllm"), ("vllm-cpu", "vllm-gpu")),
+    "vllm": EngineSpec(
+        {"async": "VllmEngine"}, ("torch", "vllm"), ("vllm-cpu", "vllm-gpu"), VLLM_OPTIONS
+    ),
     "simulated": EngineSpec(
         {
             "blocking": "SimulatedBlockingEngine",
@@ -96,6 +129,8 @@ class ServerSpec:
     packages: tuple[str, ...] = ()  # requirements of its own environment, if it needs one
     extras: tuple[str, ...] = ()  # extras of pyproject.toml that install what it requires
     transports: tuple[str, ...] = TRANSPORTS[:1]
+    # requests that one process computes at once on a blocking or batch engine, or "{OPTION}"
+    concurrency: pydantic.SkipValidation[int | str] = 1  # _check_names does
     # checks of the contract that its framework cannot pass; its README.md explains why
     waives: tuple[str, ...] = ()
     # not our server: it must pass only the checks for any OpenAI-compatible server
@@ -129,23 +164,39 @@ class ServerSpec:
         return found.union(ENGINES[engine].extras if engine in ENGINES else ())
 
     def choose(self, chosen: Mapping[str, str]) -> dict[str, str]:
-        """Return every option with its value: the chosen one or the default. Servers with worker
-        processes also accept "workers", a number, which is left out if not chosen. Raises
-        CatalogError.
+        """Return every option with its value: the chosen one or the default. `open_options` are
+        left out if not chosen. Raises CatalogError.
         """
         for name, value in chosen.items():
-            check_name(
-                name,
-                [*self.options, *(["workers"] if self.has_workers else [])],
-                f"option of {self.name}",
-            )
-            if name == "workers" and not (value.isascii() and value.isdigit() and int(value)):
-                raise CatalogError(f"{self.name}: workers={value} is not a number above 0")
-            if name != "workers" and value not in self.options[name]:
-                raise CatalogError(
-                    f"{self.name} has no {name}={value}: there are {', '.join(self.options[name])}"
-                )
+            check_name(name, [*self.options, *self.open_options], f"option of {self.name}")
+            if name in self.options:
+                if value not in self.options[name]:
+                    raise CatalogError(
+                        f"{self.name} has no {name}={value}: there are"
+                        f" {', '.join(self.options[name])}"
+                    )
+            elif not re.fullmatch((option := self.open_options[name]).pattern, value, re.ASCII):
+                raise CatalogError(f"{self.name}: {name}={value} is not {option.kind}")
         return {name: values[0] for name, values in self.options.items()} | dict(chosen)
+
+    @property
+    def open_options(self) -> dict[str, OpenOption]:
+        """Return "workers" of a server with worker processes, and the options of its engines."""
+        found = {"workers": WORKERS} if self.has_workers else {}
+        for engine in ENGINES.keys() & set(self.engines):
+            found |= {
+                name: option
+                for name, option in ENGINES[engine].options.items()
+                if name not in self.options
+            }
+        return found
+
+    def requests_at_once(self, engine: str, chosen: Mapping[str, str]) -> int:
+        """Return how many requests one process with the model computes at once."""
+        if self.upstream:
+            behind = find_server(self.upstream_of(engine, chosen), self.checkout)
+            return behind.requests_at_once(engine, {})
+        return int(str(self.concurrency).format_map(self.choose(chosen)))
 
     def copies(self, engine: str, chosen: Mapping[str, str], workers: int) -> int:
         """Return how many processes load the model. `workers`: the number of worker processes if
@@ -273,6 +324,10 @@ def _check_names(server: ServerSpec) -> None:
             raise CatalogError(f"the option {name!r} has no values")
         if name in PLACEHOLDERS:
             raise CatalogError(f"the option {name!r} has the name of a placeholder: rename it")
+    if not re.fullmatch(rf"[1-9]\d*|{{({'|'.join(server.options)})}}", str(server.concurrency)):
+        raise CatalogError(
+            "the key 'concurrency' is neither a number above 0 nor the name of an option in braces"
+        )
     if server.upstream and server.upstream.keys() != set(server.engines):
         raise CatalogError(
             "the key 'upstream' must name exactly one server for each of the engines"
@@ -304,6 +359,7 @@ def _templates(server: ServerSpec) -> Iterator[tuple[str, str]]:
     """Yield (key, text) of everything that may contain placeholders."""
     yield from (("command", part) for part in server.command)
     yield from (("upstream", part) for part in server.upstream.values())
+    yield "concurrency", str(server.concurrency)
     for name, process in server.processes.items():
         yield from ((f"processes.{name}", part) for part in (*process.command, process.ready))
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from servers.contract import conformance_client
 from servers.contract.api import JsonObject
 from servers.profile import access
-from servers.runtime import build_cache, catalog, limits
+from servers.runtime import build_cache, catalog, cuda_toolkit, limits
 from servers.runtime.catalog import ROOT
+from servers.runtime.cuda_devices import BY_BUS, on_cpu
 from servers.runtime.errors import LaunchError
 from servers.runtime.models import Model, run_generator
 from servers.runtime.ports import check_port, reserve_ports
@@ -43,6 +44,8 @@ class RunningServer:
     # behind it
     pids: list[int]
     command: list[str]
+    # variables that the launcher sets and this process does not have
+    environment: dict[str, str] = field(repr=False)
     startup_s: float  # from the first process's start to the first 200 of its `ready`
     log: Path
     supervisor: "subprocess.Popen[bytes]" = field(repr=False)
@@ -151,8 +154,15 @@ def stop_supervised(supervisor: "subprocess.Popen[bytes]") -> int:
 
 
 def server_environment(
-    engine: str, model: Model, threads: int, simulated: JsonObject, workers: bool
+    engine: str,
+    model: Model,
+    threads: int,
+    simulated: JsonObject,
+    workers: bool,
+    programs: Path | None = None,
 ) -> dict[str, str]:
+    """Return the environment of a server. `programs` is the bin folder of its own packages."""
+    path = os.pathsep.join([*([str(programs)] if programs else []), catalog.search_path()])
     settings = {
         "SERVEOFF_ENGINE": engine,
         "SERVEOFF_MODEL_NAME": model.name,
@@ -162,17 +172,19 @@ def server_environment(
         "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
-        "PATH": catalog.search_path(),
+        "PATH": path,
     }
+    if engine == "vllm":
+        settings |= cuda_toolkit.vllm_environment(cuda_toolkit.torch_cuda(programs), path)
     if Path(model.path).is_dir():
         settings["HF_HUB_OFFLINE"] = "1"  # all files are local: no network requests at start
     if workers:
         settings["PROMETHEUS_MULTIPROC_DIR"] = "set by servers.runtime.supervise"
-    # numbers GPUs as NVML does; by default CUDA's GPU 0 is the fastest one
-    by_bus = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    if on_cpu(os.environ):
+        settings["CUDA_VISIBLE_DEVICES"] = ""
     # a server needs no access to another
     inherited = {name: text for name, text in os.environ.items() if name != access.ENVIRONMENT}
-    return {**by_bus, **inherited, **settings}
+    return {**BY_BUS, **inherited, **settings}
 
 
 def prepare_server(
@@ -247,6 +259,11 @@ def run_server(
                         model,
                         part,
                         log.with_name(f"{log.stem}.upstream-{number + 1}.log"),
+                        options={
+                            name: value
+                            for name, value in chosen.items()
+                            if name in catalog.ENGINES[engine].options
+                        },
                         simulated=simulated,
                         ready_timeout_s=ready_timeout_s,
                     )
@@ -281,21 +298,19 @@ def run_server(
             for name, each in server.processes.items()
         ]
         command = [part.format_map(values) for part in server.command]
+        own = (
+            build_cache.package_environment(server.packages) / "bin"
+            if server.packages
+            else server.checkout.programs
+        )
         environment = server_environment(
-            engine, model, threads, simulated or {}, server.has_workers
+            engine, model, threads, simulated or {}, server.has_workers, own
         )
         environment |= {
             f"SERVEOFF_{name.upper()}": value
             for name, value in {**chosen, "upstream": upstream}.items()
             if value
         }
-        own = (
-            build_cache.package_environment(server.packages) / "bin"
-            if server.packages
-            else server.checkout.programs
-        )
-        if own:
-            environment["PATH"] = os.pathsep.join([str(own), environment["PATH"]])
         supervisor = start_supervised(
             command,
             log,
@@ -306,9 +321,9 @@ def run_server(
         )
         stack.callback(stop_supervised, supervisor)
         pids = [pid for each in behind for pid in each.pids]
-        up = RunningServer(
-            server.name, f"http://{host}:{port}", 0, pids, command, 0.0, log, supervisor, behind
-        )
+        added = dict(environment.items() - os.environ.items())
+        url = f"http://{host}:{port}"
+        up = RunningServer(server.name, url, 0, pids, command, added, 0.0, log, supervisor, behind)
         _wait_ready(server, up, host, port, ready_timeout_s or server.ready_timeout_s)
         up.startup_s = time.perf_counter() - began
         yield up
@@ -341,8 +356,9 @@ def _wait_ready(
         else:
             time.sleep(0.1)
     raise LaunchError(
-        f"{server.name} was not ready after {timeout_s:g} s (raise ready_timeout_s in its"
-        f" server.toml if it needs more time); its last log lines:\n{log_tails(up.log)}"
+        f"{server.name} was not ready after {timeout_s:g} s (if it needs more time, raise"
+        " --ready-timeout, or ready_timeout_s in its server.toml); its last log"
+        f" lines:\n{log_tails(up.log)}"
     )
 
 

@@ -45,6 +45,7 @@ GRACE_S = _seconds("GRACE_S", 15)
 # one attempt to find out whether a server is ready; the attempts repeat
 HEALTH_S = _seconds("HEALTH_S", 2)
 COMMAND_S = _seconds("COMMAND_S", 30)  # git, which identifies the measured revision
+PROBE_S = _seconds("PROBE_S", 120)  # importing torch and computing on each GPU
 
 # Verification of a server: how long it may be silent, and how long the whole verification may take
 # however much it sends

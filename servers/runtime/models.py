@@ -69,15 +69,12 @@ def resolve_model(wanted: str, needs_weights: bool) -> Model:
     return Model(wanted, wanted, False, _shape_of_hub(wanted))
 
 
-def preset_bytes() -> dict[str, int]:
-    """Return the size of each generated model's weights in bytes, the largest first."""
+def preset_models() -> dict[str, Model]:
+    """Return the generated models by preset, the largest first, without making them."""
     from servers.engines import checkpoint
 
-    sizes = {
-        name: checkpoint.DTYPE_BYTES * shape.parameters()
-        for name, shape in checkpoint.PRESETS.items()
-    }
-    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
+    sizes = sorted(checkpoint.PRESETS.items(), key=lambda item: -item[1].parameters())
+    return {name: Model(f"serveoff-{name}", "", True, shape.to_json()) for name, shape in sizes}
 
 
 def _ensure_smollm2() -> Path:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from servers.contract.api import JsonObject
-from servers.runtime import build_cache
+from servers.runtime import build_cache, cuda_toolkit
 from servers.runtime.catalog import FOLDER, Checkout
 
 ROOT = FOLDER.parent
@@ -87,7 +87,9 @@ def _environment(root: Path, choice: Sequence[str]) -> Path:
     """Make the checkout's own environment with its own noxfile; return the folder of its programs.
     Raises RevisionError.
     """
-    place = root / f"environment-{sys.version_info.major}.{sys.version_info.minor}"
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    on_gpu = "-gpu" * (cuda_toolkit.detect_machine().kind == "gpu")
+    place = root / f"environment-{python}{on_gpu}"
     # one line per choice, written last: if missing, the installation was killed and is repeated
     installed = place / "installed"
     line = shlex.join(choice) + "\n"

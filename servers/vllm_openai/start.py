@@ -6,7 +6,8 @@ import os
 import sys
 
 from servers.engines import Settings
-from servers.engines.vllm_settings import ENVIRONMENT, engine_arguments, flags
+from servers.engines.vllm_settings import ENVIRONMENT, engine_arguments, flags, is_on_gpu
+from servers.runtime.cuda_devices import EngineDevice, log_device
 
 if __name__ == "__main__":
     host, port = sys.argv[1:]
@@ -18,11 +19,14 @@ if __name__ == "__main__":
         "shutdown_timeout": 10,
     }
     key = os.environ.get("SERVEOFF_API_KEY")
+    arguments = engine_arguments(Settings.from_environment())
+    device = "cuda" if is_on_gpu() else "cpu"
+    log_device(EngineDevice(device, None, None, arguments["dtype"], "start"))
     command = [
         sys.executable,
         "-m",
         "vllm.entrypoints.openai.api_server",
-        *flags(server | engine_arguments(Settings.from_environment())),
+        *flags(server | arguments),
     ]
     os.execve(  # noqa: S606 - no shell
         command[0], command, ENVIRONMENT | os.environ | ({"VLLM_API_KEY": key} if key else {})

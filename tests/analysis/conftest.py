@@ -7,6 +7,7 @@ from PIL import Image
 from analysis import case, dataset
 from analysis.case import CaseData
 from analysis.plots import style, vector
+from analysis.report import comparison_section
 from analysis.studies import accuracy_page
 from tests.helpers import synthetic_campaign
 
@@ -39,14 +40,32 @@ def observe(tmp_path):
     return make
 
 
+def draw_nothing(patch):
+    white = io.BytesIO()
+    Image.new("RGB", (1, 1), "white").save(white, "png")
+    for module in (style, accuracy_page):
+        patch.setattr(module, "encode_png", lambda figure: white.getvalue())
+    blank = vector.Vector(markupsafe.Markup('<svg data-points=""></svg>'), [])
+    patch.setattr(vector, "encode_svg", lambda *_: blank)
+
+
 @pytest.fixture
 def undrawn(monkeypatch):
     """Figures of one pixel, for tests of a page's words: drawing takes most of a report's time.
     test_report.py, test_page.py, test_accuracy_page.py and plots/ draw them.
     """
-    white = io.BytesIO()
-    Image.new("RGB", (1, 1), "white").save(white, "png")
-    for module in (style, accuracy_page):
-        monkeypatch.setattr(module, "encode_png", lambda figure: white.getvalue())
-    blank = vector.Vector(markupsafe.Markup('<svg data-points=""></svg>'), [])
-    monkeypatch.setattr(vector, "encode_svg", lambda *_: blank)
+    draw_nothing(monkeypatch)
+
+
+@pytest.fixture
+def unillustrated(undrawn, monkeypatch):
+    """Reports without the figures of their comparisons, for tests of other sections."""
+    monkeypatch.setattr(comparison_section, "_figures", lambda *_: [])
+
+
+@pytest.fixture(scope="module")
+def all_undrawn():
+    """As undrawn, for a whole module with the fixtures that its tests share."""
+    with pytest.MonkeyPatch.context() as patch:
+        draw_nothing(patch)
+        yield

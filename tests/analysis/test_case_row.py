@@ -14,22 +14,12 @@ from tests.helpers import synthetic_campaign
 from tests.helpers.python_program import ROOT
 
 
-def row_of(folder: Path, index: int) -> dict:
-    done = subprocess.run(
-        [sys.executable, "-m", "analysis.case_row", str(folder), str(index)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return json.loads(done.stdout)
-
-
-def test_a_row_has_the_report_s_numbers(tmp_path: Path) -> None:
+def test_a_row_has_the_report_s_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = synthetic_campaign.campaign(tmp_path / "campaign")
     table = summary.summarise(dataset.read_campaign(folder)).table
     for index, case in table.iterrows():
-        row = row_of(folder, int(str(index)))
+        assert case_row.main([str(folder), str(index)]) == 0
+        row = json.loads(capsys.readouterr().out)
         assert (row["valid"], row["why"]) == (case["valid"], case["why"])
         assert row["numbers"].keys() == set(case_row.NUMBERS)
         assert row["numbers"]["output_tokens_per_s"] == format_number(case["output_tokens_per_s"])
@@ -43,9 +33,9 @@ def test_a_row_names_the_cause_of_an_invalid_case(tmp_path: Path) -> None:
     path = sorted(folder.glob("cases/*alpha*/run.json"))[0]
     run = json.loads(path.read_text())
     synthetic_campaign.schema.write_json(path, run | {"verify_after": None})
-    row = row_of(folder, run["case"]["index"])
+    row = case_row.make_row(str(folder), run["case"]["index"])
     assert row["valid"] is False
-    assert row["why"].startswith("contract: it was not verified after the load")
+    assert str(row["why"]).startswith("contract: it was not verified after the load")
 
 
 def test_a_missing_case_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,6 +54,7 @@ def test_a_row_imports_no_drawing_library(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
+    assert json.loads(done.stdout)["numbers"]["e2e_p99_s"] == "n=160"
     imported = set(re.findall(r"\| +(\w+)$", done.stderr, re.MULTILINE))
     assert "pandas" in imported
     assert not imported & {"matplotlib", "jinja2", "mistune", "nbclient", "PIL"}

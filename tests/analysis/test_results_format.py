@@ -5,7 +5,9 @@ lists the files that analysis makes. The page is generated; tests/test_docs.py h
 import re
 from pathlib import Path
 
-from analysis.report import notebooks, writer
+import pytest
+
+from analysis.report import writer
 from loadtests import schema
 from tests.helpers import synthetic_campaign
 
@@ -38,7 +40,10 @@ def test_every_key_on_disk_is_explained_and_no_other():
     assert f"Schema version {schema.SCHEMA}," in PAGE
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_every_file_of_a_reported_campaign_is_listed(tmp_path):
+    from analysis.report import notebooks  # not in each process that collects tests: it is large
+
     folder = synthetic_campaign.campaign(tmp_path / "campaign")
     writer.write_report(folder)
     made = {path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".png"}

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-import scipy.stats
+import scipy  # scipy.stats loads at its first use, not in each process that collects tests
 
 from analysis import slo, stats
 

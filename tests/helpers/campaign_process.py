@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import pyarrow.parquet
 
+from analysis.checks import DISTURBABLE, DISTURBING
 from loadtests import schema
 from tests.helpers.pty_command import Terminal
 
@@ -192,7 +193,7 @@ class Bench:
 
 # Reasons of cases that a busy machine made invalid start with one of these. A server that was
 # skipped is missing beside them.
-NOISE = ("load generator's CPU", "send lag", "client error", "steadiness", "arrivals", "skipped")
+NOISE = ("skipped", *sorted(DISTURBABLE | DISTURBING))
 
 
 def is_complete(code: int | None, text: str) -> bool:

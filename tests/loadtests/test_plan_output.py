@@ -191,14 +191,27 @@ def test_the_plan_lists_what_is_measured_first(capsys: pytest.CaptureFixture[str
         assert re.search(rf"^# +1  fastapi_vllm +vllm +{case}", capsys.readouterr().out, re.M)
 
 
-def test_the_defaults_of_a_gpu_are_filled_in(
+def test_the_default_on_a_gpu_is_a_comparison_within_twenty_minutes(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even without the packages of the servers, which are installed after the plan."""
+    """It can be planned without the packages of the servers, which are installed after it."""
     driver = compile_driver(tmp_path, ONE_CARD)
     monkeypatch.setitem(bench.environment, "LD_LIBRARY_PATH", driver)
-    values = tomllib.loads(run_plan(bench, "--servers", "vllm_openai,fastapi_vllm").stdout)
-    assert (values["model"], values["scenarios"]) == ("8b", ["gpu-chat", "gpu-steady"])
+    printed = run_plan(bench).stdout
+    values = tomllib.loads(printed)
+    assert (values["model"], values["scenarios"]) == ("8b", ["gpu-quick"])
+    assert values["users"] == [1, 16, 64]
+    loads = re.findall(r"^# +\d+  (\w+) +\w+ +gpu-quick +(\d+) users?", printed, re.M)
+    core = ["flask_gunicorn", "fastapi_threadpool", "fastapi_vllm"]
+    assert sorted(loads) == sorted((name, count) for name in core for count in ("1", "16", "64"))
+    found = re.search(r"about (\d+) min, and up to (\d+) min to generate the model", printed)
+    assert found and sum(map(int, found.groups())) < 20
+    (bench.folder / "saved.toml").write_text(printed)
+    assert run_plan(bench, "--config", "saved.toml").stdout == printed
+    rated = tomllib.loads(run_plan(bench, "--rate", "4", "--users", "8").stdout)
+    assert (rated["scenarios"], rated["users"]) == (["gpu-quick", "gpu-steady"], [8])
+    search = tomllib.loads(run_plan(bench, "--find-capacity").stdout)
+    assert search["scenarios"] == ["gpu-chat", "gpu-steady"] and "users" not in search
     simulated = tomllib.loads(run_plan(bench, "--engines", "simulated").stdout)
     assert simulated["model"] == "small"
 

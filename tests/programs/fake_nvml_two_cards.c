@@ -1,15 +1,21 @@
 /* A fake NVIDIA driver with two cards. Card 1 has no energy counter, and is lost when its power is
    asked for the 3rd and the 5th time. Card 0 is in MIG mode, card 1 has none. Of three processes
    with memory on each card one has the id in the environment's SERVER_PID, and on card 1 that one's
-   memory is not known. With -DHANGS card 0 never answers the 3rd question for its power. */
+   memory is not known. With -DHANGS card 0 never answers the 3rd question for its power. Card 0's
+   MIG part is MIG-a1-2-3. The driver is for the environment's CUDA_DRIVER (13000), and does not
+   start if NVML_FAILS is an error. */
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 typedef struct card { int index; } card;
-static card cards[2] = {{0}, {1}};
+static card cards[2] = {{0}, {1}}, part = {9};
 static int asked[2];
-enum { OK = 0, NOT_SUPPORTED = 3, GPU_IS_LOST = 15 };
-int nvmlInitWithFlags(unsigned flags) { return OK; }
+enum { OK = 0, NOT_SUPPORTED = 3, NOT_FOUND = 6, GPU_IS_LOST = 15 };
+int nvmlInitWithFlags(unsigned flags) { return atoi(getenv("NVML_FAILS") ?: "0"); }
+int nvmlSystemGetCudaDriverVersion_v2(int *version) {
+    *version = atoi(getenv("CUDA_DRIVER") ?: "13000");
+    return OK;
+}
 int nvmlShutdown(void) { return OK; }
 const char *nvmlErrorString(int code) { return code == GPU_IS_LOST ? "GPU is lost" : "some error"; }
 int nvmlDeviceGetCount_v2(unsigned *count) { *count = 2; return OK; }
@@ -25,10 +31,27 @@ int nvmlDeviceGetUUID(card *c, char *uuid, unsigned length) {
     strcpy(uuid, c->index ? "GPU-b1-2" : "GPU-a1-2");
     return OK;
 }
+int nvmlDeviceGetHandleByUUID(const char *uuid, card **handle) {
+    *handle = &part;
+    return strcmp(uuid, "MIG-a1-2-3") ? NOT_FOUND : OK;
+}
+int nvmlDeviceGetDeviceHandleFromMigDeviceHandle(card *c, card **handle) {
+    *handle = &cards[0];
+    return OK;
+}
+int nvmlDeviceGetIndex(card *c, unsigned *index) {
+    *index = c->index;
+    return OK;
+}
 int nvmlSystemGetDriverVersion(char *version, unsigned length) {
     strcpy(version, "999.1");
     return OK;
 }
+int nvmlDeviceGetCudaComputeCapability(card *c, int *major, int *minor) {
+    *major = 9; *minor = 0;
+    return 0;
+}
+int nvmlDeviceGetEnforcedPowerLimit(card *c, unsigned *mw) { *mw = 700000; return 0; }
 int nvmlDeviceGetUtilizationRates(card *c, unsigned *rates) {
     rates[0] = 40 + c->index;
     rates[1] = 7;

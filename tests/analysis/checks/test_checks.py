@@ -24,7 +24,11 @@ def test_a_clean_case_passes_everything(observe):
     ):
         assert failed(o) == {}
         assert [c.name for c in checks.run_checks(o) if c.ok is None] == []
-    assert {c.name for c in checks.run_checks(observe())} | {"arrivals", "GPU clocks"} >= {
+    assert {c.name for c in checks.run_checks(observe())} | {
+        "arrivals",
+        "GPU clocks",
+        "other GPUs",
+    } >= {
         "contract",
         "answers",
         "rows",
@@ -66,6 +70,46 @@ def gpu_samples(**changes):
     for i, sample in enumerate(samples):
         sample["gpus"][0] |= {key: change(i) for key, change in changes.items()}
     return samples
+
+
+def other_gpu(gpus=(0,), data=None, **changes):
+    """A case on GPU 0, with a GPU 1 beside it."""
+    samples = synthetic_campaign.telemetry(gpus=2)
+    for sample in samples:
+        sample["gpus"][1] |= {"utilization_percent": 0.0, "power_w": 60.0} | changes
+    return {"samples": samples, "gpus": gpus and [*gpus], "data": data}
+
+
+def with_limit(*limits):
+    manifest = synthetic_campaign.campaign_data([])["manifest"]
+    return {"manifest": manifest | {"gpus": [{"name": "x", "power_limit_w": w} for w in limits]}}
+
+
+@pytest.mark.parametrize(
+    ("ok", "case"),
+    [
+        (True, other_gpu()),
+        (True, other_gpu(utilization_percent=4.0)),
+        (False, other_gpu(utilization_percent=30.0)),
+        # in MIG mode NVML reports no utilisation
+        (True, other_gpu(utilization_percent=None, data=with_limit(300.0, 300.0))),
+        (False, other_gpu(utilization_percent=None, power_w=200.0, data=with_limit(300.0, 300.0))),
+        (None, other_gpu(utilization_percent=None)),
+        (None, other_gpu(utilization_percent=None, data=with_limit(300.0, None))),
+        ("no check", other_gpu((0, 1))),
+        ("no check", other_gpu(None, utilization_percent=30.0)),
+    ],
+)
+def test_gpus_beside_the_server_s_are_idle(ok, case, observe):
+    found = [c for c in checks.run_checks(observe(**case)) if c.name == "other GPUs"]
+    assert [c.ok for c in found] == ([] if ok == "no check" else [ok])
+    assert all(c.severity == "warning" for c in found)
+    assert ok is not False or "gpu1" in found[0].detail
+
+
+def test_clocks_of_other_gpus_do_not_matter(observe):
+    case = other_gpu(throttle_reasons=0x40, sm_clock_mhz=None)
+    assert "GPU clocks" not in failed(observe(**case))
 
 
 @pytest.mark.parametrize(
@@ -159,6 +203,10 @@ def test_a_busy_machine_is_named_where_it_may_be_the_cause(observe):
     )
     assert "meanwhile" not in found["load generator's CPU"].detail, "it passed"
     assert "meanwhile" not in found["other processes"].detail
+    twice = [found["send lag"], found["send lag"]._replace(name="client error")]
+    text = checks.describe_failures(twice)
+    assert text.startswith(f"send lag: {twice[0].detail}; client error: ")
+    assert text.count("meanwhile") == 1, "one cause stands once"
     quiet = {c.name: c for c in checks.run_checks(observe(rows_with(late)))}
     assert "meanwhile" not in quiet["send lag"].detail
 

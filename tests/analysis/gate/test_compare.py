@@ -148,6 +148,30 @@ def test_unlike_campaigns_are_refused_unless_anyway(tmp_path, capsys, changes, k
     assert code == 0 and "UNLIKE: " in out
 
 
+def test_an_older_campaign_without_a_key_of_its_gpus_is_comparable(tmp_path):
+    """But one with another value is not, and neither is one with another card."""
+    older = {"name": "NVIDIA H200", "memory_bytes": 150 << 30, "driver": "580.1", "mig": False}
+    newer = older | {"compute_capability": "9.0", "power_limit_w": 700.0, "driver_cuda": "13.0"}
+
+    def differences(number, a, b):
+        folders = [
+            one_case(tmp_path / f"{name}{number}", **manifest(**each))
+            for name, each in (("a", a), ("b", b))
+        ]
+        left, right = (summary.summarise(dataset.read_campaign(folder)) for folder in folders)
+        return {d.key: d.unlike for d in compare.list_differences(left, right)}
+
+    now = {"gpus": [newer], "torch_cuda": "13.0"}
+    assert differences(1, {"gpus": [older]}, now) == differences(2, now, {"gpus": [older]}) == {}
+    capped = {"gpus": [newer | {"power_limit_w": 500.0}], "torch_cuda": "12.8"}
+    assert differences(3, now, capped) == {
+        "manifest.gpus[0].power_limit_w": True,
+        "manifest.torch_cuda": False,
+    }
+    found = differences(4, {"gpus": [older]}, {"gpus": [older, newer]})
+    assert found["manifest.gpus[1].name"] and found["manifest.gpus[1].power_limit_w"]
+
+
 def test_a_little_less_memory_is_the_same_machine(tmp_path):
     sizes = [
         {"memory": {"total_bytes": 16 * synthetic_campaign.GIB - n, "swap_bytes": 0}}
@@ -184,3 +208,21 @@ def test_cases_of_only_one_campaign_are_named(tmp_path, capsys):
         "Only in A: alpha (simulated), chat, 8 users; beta" in out
         and "Only in B: other (simulated), chat, 8 users" in out
     )
+
+
+def test_another_device_of_the_engines_is_another_machine(tmp_path):
+    """A campaign may compute on the CPU beside a GPU. Older campaigns did not record it."""
+    on_gpu = {"engine_device": {"type": "cuda", "dtype": "bfloat16", "devices": []}}
+    on_cpu = {"engine_device": {"type": "cpu", "dtype": "bfloat16", "devices": []}}
+    folders = [tmp_path / name for name in "abc"]
+    for folder, data in zip(folders, (on_gpu, on_cpu, {}), strict=True):
+        one_case(folder, **data)
+    a, b, older = (summary.summarise(dataset.read_campaign(folder)) for folder in folders)
+    [found] = compare.list_differences(a, b)
+    assert (found.key, found.a, found.b, found.unlike) == (
+        "engine_device.type",
+        "cuda",
+        "cpu",
+        True,
+    )
+    assert compare.list_differences(a, older) == []

@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.stats
+import scipy  # scipy.stats loads at its first use, not in each process that collects tests
 
 from analysis import stats
 from analysis.gate import paired, verdicts
 from analysis.gate.verdicts import EXIT_CODES, SystemVerdict
-from analysis.metrics import METRICS
 
 # --- statistics
 
@@ -52,6 +51,8 @@ def test_holm_adjusts_as_published() -> None:
 
 # --- simulated decisions
 
+COLUMNS = pd.MultiIndex.from_product([paired.SIDES, [*verdicts.TOLERANCES, "requests_scheduled"]])
+
 
 def decision(
     random: np.random.Generator, slower: float, noise: float, systems: int = 1, drift: float = 0.0
@@ -78,9 +79,7 @@ def decision(
                     )
                 row[side, "requests_scheduled"] = 2000.0
             rows.append(row)
-        values = pd.DataFrame(
-            rows, columns=pd.MultiIndex.from_product([paired.SIDES, METRICS]), dtype="float64"
-        )
+        values = pd.DataFrame(rows, columns=COLUMNS, dtype="float64")
         found.append(paired.Repetitions(SystemVerdict("it"), values, pd.DataFrame()))
     paired.decide_verdicts(found, verdicts.parse_rules())
     return [each.system for each in found]

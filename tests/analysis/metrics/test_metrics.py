@@ -75,6 +75,36 @@ def test_gpu(observe):
     assert values["gpu_tokens_per_joule"] == pytest.approx(values["output_tokens_per_s"] / 600)
 
 
+def two_gpus():
+    """GPU 1 has the values of synthetic telemetry; GPU 0 is another one, half as busy."""
+    samples = synthetic_campaign.telemetry(gpus=2)
+    for i, sample in enumerate(samples):
+        sample["gpus"][0] |= {
+            "utilization_percent": 40.0,
+            "memory_used_bytes": 5 * synthetic_campaign.GIB,
+            "power_w": 70.0,
+            "energy_j": 17.5 * i,
+        }
+    return samples
+
+
+def test_only_gpus_that_the_server_uses_count(observe):
+    """A server on one of eight cards would otherwise seem to leave seven eighths unused."""
+
+    def measured(**run):
+        values = metrics.measure_case(observe(samples=two_gpus(), **run))
+        joules = values["output_tokens_per_s"] / values["gpu_tokens_per_joule"]
+        names = ("utilization_percent", "memory_bytes", "power_w", "others_power_w")
+        return [*(values[f"gpu_{name}"] for name in names), pytest.approx(joules)]
+
+    gib, nan = synthetic_campaign.GIB, pytest.approx(math.nan, nan_ok=True)
+    assert measured(gpus=[1]) == [80, 2 * gib, 300, 70, 300]
+    assert measured(gpus=[0]) == [40, 5 * gib, 70, 300, 70]
+    assert measured(gpus=[0, 1]) == [60, 7 * gib, 370, nan, 370]
+    assert measured() == measured(gpus=None) == [60, 7 * gib, 370, nan, 370], "unknown: all"
+    assert measured(gpus=[]) == [nan, nan, nan, 370, nan], "a simulated engine"
+
+
 def test_window_is_half_open_and_tokens_count_by_arrival(observe):
     rows = synthetic_campaign.requests(n=1, tokens=4)
     rows[0] |= {

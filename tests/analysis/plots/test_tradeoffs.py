@@ -60,6 +60,7 @@ def test_the_curve_has_one_named_line_per_server_and_one_percentile(many):
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_scenario_with_one_load_has_no_curve(tmp_path):
     from analysis.report import writer
 

@@ -255,7 +255,7 @@ def test_the_wait_for_a_worker_has_its_true_length(tmp_path):
             "before the server's engine",
         ),
         (
-            {"command": ["python", "-m", "servers.runtime.nginx", "--workers", "2"]},
+            {"command": ["python", "-m", "servers.frameworks.nginx", "--workers", "2"]},
             "before the server's engine",
         ),
         ({"command": None}, "before the server's engine"),

@@ -13,7 +13,7 @@ from analysis.hardware import MachineCost, Price
 from analysis.metrics import roofline
 from tests.helpers import synthetic_campaign
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("unillustrated")
 
 SHAPE = {
     "parameters": 1000,
@@ -207,25 +207,55 @@ def test_an_unknown_limit_has_no_share(computed):
 # --- prices, peaks
 
 
+MAKERS_PAGES = (
+    "https://www.nvidia.com/",
+    "https://images.nvidia.com/",
+    "https://resources.nvidia.com/",
+    # the card exists only at AWS, which publishes NVIDIA's data sheet
+    "https://d1.awsstatic.com/product-marketing/ec2/NVIDIA_AWS_A10G_DataSheet",
+)
+
+
 def manifest(*names):
     return {"manifest": {"gpus": [{"name": name} for name in names]}}
 
 
+def test_peaks_are_those_of_the_gpus_that_the_server_uses(computed):
+    """On one of eight cards MBU was eight times too low."""
+
+    def peak(names, older=False, **run):
+        o = computed(given=hardware.NO_COST, **run)
+        o.campaign |= manifest(*names)
+        if older:
+            del o.run["gpus"]
+        return roofline.bytes_per_s(o) / metrics.resources.mbu(o)
+
+    eight = ["NVIDIA H200"] * 8
+    assert peak(eight, gpus=[3]) == pytest.approx(4.8e12)
+    assert peak(eight, gpus=[0, 1]) == pytest.approx(9.6e12)
+    assert peak(eight, older=True) == pytest.approx(8 * 4.8e12), "as it was then"
+    assert math.isnan(peak(eight, gpus=None)), "it may be any of them"
+    assert peak(["NVIDIA H200"], gpus=None) == pytest.approx(4.8e12)
+    assert peak(["NVIDIA Z9", "NVIDIA L4"], gpus=[1]) == pytest.approx(300e9)
+    assert math.isnan(peak(["NVIDIA H200"], gpus=[])), "it computed on the CPU"
+
+
 def test_peaks_cover_all_gpus_or_none():
-    one = hardware.find_peaks(manifest("NVIDIA H200"), hardware.NO_COST)
+    one = hardware.find_peaks(("NVIDIA H200",), hardware.NO_COST)
     assert (one.bytes_per_s, one.flops) == (4.8e12, 989e12)
     assert (
         "4,800 GB/s" in one.bandwidth_source
         and "nvidia.com/en-us/data-center/h200" in one.bandwidth_source
     )
-    two = hardware.find_peaks(manifest("NVIDIA L4", "NVIDIA L4"), hardware.NO_COST)
+    two = hardware.find_peaks(("NVIDIA L4", "NVIDIA L4"), hardware.NO_COST)
     assert (two.bytes_per_s, two.flops) == (600e9, 242e12) and "2 × NVIDIA L4" in two.flops_source
-    for names in ((), ("NVIDIA L4", "NVIDIA Z9"), (None,)):
-        found = hardware.find_peaks(manifest(*names), hardware.NO_COST)
+    assert hardware.gpu_names(manifest(None)) == ("?",)
+    for names in ((), ("NVIDIA L4", "NVIDIA Z9"), ("?",)):
+        found = hardware.find_peaks(names, hardware.NO_COST)
         assert (
             math.isnan(found.bytes_per_s) and math.isnan(found.flops) and not found.bandwidth_source
         )
-    given = hardware.find_peaks(manifest("NVIDIA L4"), MachineCost(bytes_per_s=25e9))
+    given = hardware.find_peaks(("NVIDIA L4",), MachineCost(bytes_per_s=25e9))
     assert (given.bytes_per_s, given.flops) == (
         25e9,
         121e12,
@@ -245,9 +275,19 @@ def test_every_price_and_peak_has_a_source_and_a_date():
         assert (
             row["bytes_per_s"] > 1e11
             and row["flops"] > 1e13
-            and row["source"].startswith("https://www.nvidia.com/")
+            and row["source"].startswith(MAKERS_PAGES)
         ), name
         assert str(row["date"]).startswith("20")
+    priced = {name for price in hardware.read_prices().values() for name in price.gpus}
+    assert priced <= hardware.read_peaks().keys()
+
+
+def test_a_peak_of_other_numbers_than_bfloat16_names_them():
+    found = hardware.find_peaks(("Tesla T4",), hardware.NO_COST)
+    assert found.flops == 65e12 and "1 × Tesla T4 in float16 (" in found.flops_source
+    assert "float16" not in found.bandwidth_source
+    found = hardware.find_peaks(("NVIDIA L4",), hardware.NO_COST)
+    assert "stated for 1 × NVIDIA L4 (" in found.flops_source
 
 
 def test_options_are_read_and_refused():
@@ -332,6 +372,23 @@ def test_a_list_price_has_its_source_date_and_machine(folder):
         assert "another machine: it has 1 × NVIDIA L4, and these results come from no GPU" in said
     for text in pages(folder, "--price", "aws-c7i.xlarge"):
         assert "another machine" not in section(text)
+
+
+def test_the_page_names_the_gpus_that_are_used_and_those_that_are_not(tmp_path):
+    folder = tmp_path / "campaign"
+    folder.mkdir()
+    case = synthetic_campaign.run(engine="hf", gpus=[1])
+    synthetic_campaign.write_case(
+        folder, case, synthetic_campaign.requests(), synthetic_campaign.telemetry(gpus=2)
+    )
+    data = synthetic_campaign.campaign_data([case["case"]], model=MODEL)
+    data["manifest"] |= manifest("NVIDIA L4", "NVIDIA H200")["manifest"]
+    synthetic_campaign.schema.write_json(folder / "campaign.json", data)
+    for text in pages(folder):
+        said = section(text)
+        assert "stated for 1 × NVIDIA H200" in said and "stated for 1 × NVIDIA L4" not in said
+        assert "use 1 × NVIDIA H200 of 1 × NVIDIA L4, 1 × NVIDIA H200 in this machine" in said
+        assert "power of other GPUs" in text
 
 
 def test_the_machine_behind_a_target_is_unknown(tmp_path):

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from analysis import dataset, summary
+from analysis import __main__, dataset, summary
 from analysis.report import next_commands
+from loadtests import __main__ as bench
 from tests.helpers import synthetic_campaign
 from tests.helpers.python_program import ROOT
 
@@ -65,6 +66,31 @@ def test_after_several_runs_another_repetition_is_not_suggested(tmp_path: Path) 
     ]
 
 
+def test_numbers_of_a_gpu_can_be_committed_by_one_command(
+    tmp_path: Path, once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    gpu = {"manifest": {"gpus": [{"name": "NVIDIA H200"}]}}
+    results = tmp_path / "results"
+    runs = synthetic_campaign.run
+    monkeypatch.setattr(
+        synthetic_campaign, "run", lambda *given, **more: runs(*given, **more, engine="hf")
+    )
+    first, *_ = suggested(results / "20261130", TYPED, **gpu).values()
+    named = "reference-nvidia-h200"
+    assert first == f"analysis publish results/20261130 {named} && git add results/{named}"
+    (results / named).mkdir()
+    second, *_ = suggested(results / "20261201", TYPED, **gpu).values()
+    assert second.endswith(f"git add results/{named}-20261201")
+    command = ["git", "check-ignore", "--quiet", second.split()[-1] + "/report.md"]
+    assert subprocess.run(command, cwd=ROOT).returncode == 1, "git takes it"
+    own = tmp_path / "results" / "reference-mine"
+    (third, _, _) = suggested(own, TYPED, **gpu).values()
+    assert third.endswith(
+        "publish results/reference-mine reference-mine && git add results/reference-mine"
+    )
+
+
 @pytest.mark.parametrize(
     ("command", "changes"),
     [
@@ -101,15 +127,17 @@ def test_a_trace_has_no_capacity(tmp_path: Path) -> None:
     ]
 
 
-def test_the_command_line_accepts_the_commands(tmp_path: Path, once: None) -> None:
+def test_the_command_line_accepts_the_commands(
+    tmp_path: Path, once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The command line itself parses them, and would refuse an unknown option or value."""
+    monkeypatch.chdir(ROOT)
     found = suggested(tmp_path / "campaign", f"{TYPED} --users 4,8 --out x")
     for text in found.values():
         if "--target" in text:
             continue  # No server listens there.
-        arguments = [sys.executable, "-m", *shlex.split(text), "--plan"]
-        done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (0, ""), text
+        module, *arguments = shlex.split(text)
+        assert module == "loadtests" and bench.run([*arguments, "--plan"]) == 0, text
 
 
 def test_python_is_named_as_this_shell_finds_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +154,9 @@ def test_python_is_named_as_this_shell_finds_it(monkeypatch: pytest.MonkeyPatch)
     assert next_commands._python() == near
 
 
-def test_after_a_search_its_recommendation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_search_its_recommendation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(ROOT)
     found = summary.summarise(dataset.read_campaign("results/reference-capacity-cpu-2core"))
     (what, command), *others = next_commands.suggest_commands(found)
@@ -141,7 +171,5 @@ def test_after_a_search_its_recommendation(monkeypatch: pytest.MonkeyPatch) -> N
         "results/reference-capacity-cpu-2core",
         "--rate",
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True
-    )
-    assert f"{arguments[4]} requests/s" in done.stdout, done.stdout + done.stderr
+    __main__.main(arguments[1:])
+    assert f"{arguments[4]} requests/s" in capsys.readouterr().out

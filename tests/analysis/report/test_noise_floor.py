@@ -6,7 +6,7 @@ from analysis.report import noise_floor_section, writer
 from loadtests import schema
 from tests.helpers import synthetic_campaign
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("unillustrated")
 
 
 def pages(tmp_path, calibration=None):

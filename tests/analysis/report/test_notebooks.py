@@ -8,7 +8,6 @@ import pytest
 from analysis import dataset, summary
 from analysis.formatting import tabulate_metrics
 from analysis.metrics import METRICS
-from analysis.report import notebooks
 from loadtests import schema
 from tests.helpers import synthetic_campaign
 
@@ -22,6 +21,8 @@ CLEANUP = (
 @pytest.mark.filterwarnings(*CLEANUP)
 @pytest.mark.timeout(300)
 def test_notebooks_run_into_the_folder_of_the_campaign(tmp_path):
+    from analysis.report import notebooks  # not in each process that collects tests: it is large
+
     folder = synthetic_campaign.campaign(tmp_path / "campaign")
     pages = notebooks.run_notebooks(folder)
     assert [page.stem for page in pages] == ["tail_latency", "throughput", "utilisation"]
@@ -71,6 +72,8 @@ def test_a_table_of_metrics_has_units_and_only_known_columns(tmp_path):
 @pytest.mark.timeout(300)
 def test_notebooks_of_a_campaign_without_a_valid_case(tmp_path):
     """Such as one whose load generator stood still in every case."""
+    from analysis.report import notebooks
+
     plan = [synthetic_campaign.run(0, users=8), synthetic_campaign.run(1, users=16)]
     folder = tmp_path / "campaign"
     folder.mkdir()

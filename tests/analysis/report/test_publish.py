@@ -13,10 +13,11 @@ from analysis import dataset, summary
 from analysis.capacity import search
 from analysis.dataset import InputError
 from analysis.report import checks_listing, publish, writer
+from analysis.studies import claims
 from loadtests import schema
 from tests.helpers import synthetic_campaign
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("all_undrawn")
 
 ROOT = Path(__file__).parents[3]
 RAW = ("requests", "telemetry", "server_metrics")
@@ -24,7 +25,7 @@ MOST_BYTES = 15_000_000
 
 
 @pytest.fixture(scope="module")
-def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def originals(tmp_path_factory: pytest.TempPathFactory, all_undrawn: None) -> Path:
     """A campaign with its report, and its published copy, made once."""
     place = tmp_path_factory.mktemp("originals")
     folder = synthetic_campaign.campaign(place / "campaign")
@@ -58,6 +59,28 @@ def test_a_campaign_in_results_is_published_in_place(reported: Path) -> None:
     shutil.rmtree(reported / "cases")
     after = summary.summarise(dataset.read_campaign(reported))
     pd.testing.assert_frame_equal(before.table, after.table, check_dtype=False)
+
+
+def test_claims_replace_those_of_the_same_names(reported: Path, tmp_path: Path) -> None:
+    """Their numbers are of one kind of machine: others are refused, and nothing is replaced."""
+    committed, measured = tmp_path / "committed", tmp_path / "measured"
+    shutil.copytree(reported, measured / "engines")
+    shutil.copytree(reported, committed / "gateways")
+    (committed / "engines").mkdir()
+    (committed / "engines" / "old").touch()
+    assert claims.publish(measured, committed) == committed
+    assert (committed / "engines" / "cases.json").is_file()
+    assert not (committed / "engines" / "old").exists()
+    assert sorted(path.name for path in committed.iterdir()) == [
+        *("README.md", "claims.html", "engines", "gateways")
+    ]
+    file = measured / "engines" / "campaign.json"
+    data = schema.read_json(file)
+    gpus = {"gpus": [{"name": "NVIDIA H200"}]}
+    schema.write_json(file, data | {"manifest": data["manifest"] | gpus})
+    with pytest.raises(InputError, match=r"would mix .* with NVIDIA H200 and .* no GPU"):
+        claims.publish(measured, committed)
+    assert claims.publish(measured, tmp_path / "new") == tmp_path / "new"
 
 
 def test_its_report_and_its_numbers_have_the_same_slo(reported: Path, tmp_path: Path) -> None:

@@ -384,6 +384,7 @@ def test_command(tmp_path, capsys, monkeypatch):
     assert "write it as" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_scenario_is_described_as_it_was_measured(tmp_path):
     """Options may have replaced its load and its length."""
     folder = synthetic_campaign.campaign(tmp_path / "campaign")

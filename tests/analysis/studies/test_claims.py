@@ -20,49 +20,49 @@ CLAIM = 'says = "x"\nsource = "y"\n'
 CAMPAIGN = '[campaigns.one]\narguments = ["--servers", "alpha,beta"]\n'
 
 
-def judged(folder: Path, parts: str, more: str = "") -> claims.ClaimVerdict:
+def judged(folder: Path, *all_parts: str, more: str = "") -> list[claims.ClaimVerdict]:
+    """The verdicts on one claim for each of these parts."""
     file = folder / "claims.toml"
     file.write_text(
-        f'{CAMPAIGN}[claims.it]\nsays = "it is so"\nsource = "people"\ncampaign ='
-        f' "one"\n{more}\nparts = [{parts}]\n'
+        CAMPAIGN
+        + "".join(
+            f'[claims.it{n}]\nsays = "it is so"\nsource = "people"\ncampaign = "one"\n{more}\n'
+            f"parts = [{parts}]\n"
+            for n, parts in enumerate(all_parts)
+        )
     )
     if not (folder / "one").exists():
         synthetic_campaign.campaign(folder / "one")
-    (verdict,) = claims.judge_claims(folder, file)
-    return verdict
+    return claims.judge_claims(folder, file)
 
 
 RATIO = '{{ metric = "output_tokens_per_s", of = "alpha", to = "beta", {} }}'
 
 
-@pytest.mark.parametrize(
-    ("bounds", "verdict"),
-    [
-        ("least = 1.5", "confirmed"),
-        ("least = 1.5, most = 3", "confirmed"),
-        ("most = 3", "confirmed"),
-        ("least = 3", "refuted"),
-        ("most = 1.2", "refuted"),
-        ("least = 5, most = 10", "refuted"),
-        ("least = 2.0", "undecided"),
-        ("most = 2.05", "undecided"),
-    ],
-)
-def test_an_interval_confirms_inside_refutes_outside_and_else_does_neither(
-    tmp_path: Path, bounds: str, verdict: str
-) -> None:
-    found = judged(tmp_path, RATIO.format(bounds))
-    assert found.verdict == verdict, found
-    (part,) = found.parts
-    assert (
-        part.low < part.value < part.high
-        and part.value == pytest.approx(2.04, abs=0.03)
-        and part.traffic == "chat, 8 users"
-    )
+def test_an_interval_confirms_inside_refutes_outside_and_else_does_neither(tmp_path: Path) -> None:
+    expected = {
+        "least = 1.5": "confirmed",
+        "least = 1.5, most = 3": "confirmed",
+        "most = 3": "confirmed",
+        "least = 3": "refuted",
+        "most = 1.2": "refuted",
+        "least = 5, most = 10": "refuted",
+        "least = 2.0": "undecided",
+        "most = 2.05": "undecided",
+    }
+    found = judged(tmp_path, *map(RATIO.format, expected))
+    assert dict(zip(expected, (each.verdict for each in found), strict=True)) == expected
+    for each in found:
+        (part,) = each.parts
+        assert (
+            part.low < part.value < part.high
+            and part.value == pytest.approx(2.04, abs=0.03)
+            and part.traffic == "chat, 8 users"
+        )
 
 
 def test_a_value_of_one_server_has_the_metric_s_own_unit(tmp_path: Path) -> None:
-    found = judged(tmp_path, '{ metric = "ttft_p50_s", of = "alpha", most = 60 }')
+    (found,) = judged(tmp_path, '{ metric = "ttft_p50_s", of = "alpha", most = 60 }')
     assert found.verdict in ("confirmed", "undecided") and found.parts[0].value == pytest.approx(
         50, rel=0.01
     )
@@ -70,36 +70,31 @@ def test_a_value_of_one_server_has_the_metric_s_own_unit(tmp_path: Path) -> None
 
 
 def test_all_parts_must_hold(tmp_path: Path) -> None:
-    assert (
-        judged(tmp_path, RATIO.format("least = 1.5") + ", " + RATIO.format("most = 3")).verdict
-        == "confirmed"
+    true = RATIO.format("least = 1.5")
+    holds, fails, open_ = judged(
+        tmp_path,
+        f"{true}, {RATIO.format('most = 3')}",
+        f"{true}, {RATIO.format('least = 3')}",
+        f"{true}, {RATIO.format('least = 2.0')}",
     )
-    assert (
-        judged(tmp_path, RATIO.format("least = 1.5") + ", " + RATIO.format("least = 3")).verdict
-        == "refuted"
-    )
-    both = judged(tmp_path, RATIO.format("least = 1.5") + ", " + RATIO.format("least = 2.0"))
-    assert both.verdict == "undecided" and "more runs would decide" in both.why
+    assert (holds.verdict, fails.verdict, open_.verdict) == ("confirmed", "refuted", "undecided")
+    assert "more runs would decide" in open_.why
 
 
 def test_a_value_beyond_the_claim_refutes_it_with_the_reason(tmp_path: Path) -> None:
-    found = judged(
-        tmp_path, RATIO.format("least = 1.2, most = 1.5") + ", " + RATIO.format("least = 1.5")
-    )
-    assert (found.verdict, found.why) == ("refuted", "the value is better than claimed")
-    # one is less
-    assert (
-        judged(
-            tmp_path, RATIO.format("least = 1.2, most = 1.5") + ", " + RATIO.format("least = 3")
-        ).why
-        == ""
-    )
+    beyond = RATIO.format("least = 1.2, most = 1.5")
     # about half: less is better
     latency = '{{ metric = "e2e_p50_s", of = "alpha", to = "beta", least = {}, most = {} }}'
-    assert (
-        judged(tmp_path, latency.format(0.7, 0.8)).why == "the value is better than claimed"
-        and judged(tmp_path, latency.format(0.1, 0.2)).why == ""
+    better, one_is_less, shorter, longer = judged(
+        tmp_path,
+        f"{beyond}, {RATIO.format('least = 1.5')}",
+        f"{beyond}, {RATIO.format('least = 3')}",
+        latency.format(0.7, 0.8),
+        latency.format(0.1, 0.2),
     )
+    assert (better.verdict, better.why) == ("refuted", "the value is better than claimed")
+    assert shorter.why == "the value is better than claimed"
+    assert one_is_less.why == longer.why == ""
 
 
 def test_an_open_loop_is_judged_like_a_closed_one(tmp_path: Path) -> None:
@@ -107,7 +102,7 @@ def test_an_open_loop_is_judged_like_a_closed_one(tmp_path: Path) -> None:
     for file in folder.glob("cases/*/run.json"):
         run = json.loads(file.read_text())
         file.write_text(json.dumps(run | {"case": run["case"] | {"users": None, "rate": 40.0}}))
-    found = judged(tmp_path, RATIO.format("least = 1.5"))
+    (found,) = judged(tmp_path, RATIO.format("least = 1.5"))
     assert found.verdict == "confirmed" and found.parts[0].traffic == "chat, 40 requests/s"
 
 
@@ -153,18 +148,14 @@ def test_no_undecided_or_missing_traffic_is_left_out() -> None:
 
 
 def test_a_claim_s_note_is_beside_the_verdict(tmp_path: Path) -> None:
-    assert (
-        judged(tmp_path, RATIO.format("least = 1.5"), 'note = "of this machine"').why
-        == "of this machine"
-    )
+    (found,) = judged(tmp_path, RATIO.format("least = 1.5"), more='note = "of this machine"')
+    assert found.why == "of this machine"
 
 
 def test_a_claim_that_was_not_measured_has_the_reason(tmp_path: Path) -> None:
-    assert (
-        judged(tmp_path, '{ metric = "output_tokens_per_s", of = "omega", least = 1 }').verdict
-        == "not testable here"
-    )
-    cores = judged(tmp_path, RATIO.format("least = 1.5"), "server_cores = 2")
+    (omega,) = judged(tmp_path, '{ metric = "output_tokens_per_s", of = "omega", least = 1 }')
+    assert omega.verdict == "not testable here"
+    (cores,) = judged(tmp_path, RATIO.format("least = 1.5"), more="server_cores = 2")
     assert (cores.verdict, cores.why) == ("not testable here", "the server has 1 core here")
     file = tmp_path / "claims.toml"
     file.write_text(
@@ -179,7 +170,7 @@ def test_a_claim_that_was_not_measured_has_the_reason(tmp_path: Path) -> None:
 def test_the_pages_show_every_claim_with_its_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    verdict = judged(tmp_path, RATIO.format("least = 1.5"))
+    (verdict,) = judged(tmp_path, RATIO.format("least = 1.5"))
     monkeypatch.setattr(claims, "FILE", tmp_path / "claims.toml")
     monkeypatch.setattr(claims, "judge_claims", lambda results: [verdict])
     assert command.main(["claims", str(tmp_path)]) == 0

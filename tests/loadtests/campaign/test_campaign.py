@@ -59,6 +59,7 @@ def test_the_files_are_complete(mini: tuple[Path, Any]) -> None:
     for folder, run in runs(campaign):
         assert run.keys() == schema.RUN_KEYS.keys()
         assert run["status"] == "ok" and run["startup_s"] > 0
+        assert run["environment"]["TOKENIZERS_PARALLELISM"] == "false"
         for checks in (run["verify_before"], run["verify_after"]):
             assert checks and all(check["ok"] for check in checks)
         assert {path.name for path in folder.iterdir()} == {
@@ -194,7 +195,8 @@ def test_the_log_has_one_line_per_case(mini: tuple[Path, Any]) -> None:
         assert re.fullmatch(
             rf"case {index} of 2  {case['server']} / simulated / quick 3 users, run 1: "
             rf"(valid, {number} tokens/s, TTFT P50 {number} P99 {number}, E2E P50 {number} P99"
-            rf" {number}, [\d.]+% errors|invalid: ({'|'.join(NOISE)}).*) \(\d+ s\)",
+            rf" {number}, [\d.]+% errors|invalid: ({'|'.join(NOISE)}).*)"
+            r" \(\d+ s(; about .* left)?\)",
             line,
         ), line
     assert "case " not in "\n".join(mini[1].stdout.splitlines()[3:])
@@ -278,7 +280,10 @@ def test_a_target_is_measured_and_left_running(bench: Bench) -> None:
         and run["case"]["engine"] == "external"
     )
     assert (
-        run["startup_s"] is None and run["command"] is None and not (folder / "server.log").exists()
+        run["startup_s"] is None
+        and run["command"] is None
+        and run["environment"] is None
+        and not (folder / "server.log").exists()
     )
     assert {sample["server"] for sample in table(folder, "telemetry")} == {None}
 

@@ -175,6 +175,25 @@ def test_options_of_real_engines_are_refused_for_the_simulated_one() -> None:
         make_plan([server], ("simulated",), {"chat": CLOSED}, options=options)
 
 
+def test_a_context_that_would_refuse_a_request_is_refused() -> None:
+    server = ServerSpec("fast", "", (), ("vllm", "simulated"))
+    table = CLOSED | {"prompt_tokens": [16, 512], "output_tokens": [8, 256]}
+    longest = 512 + 256
+
+    def planned(tokens: int, engine: str = "vllm") -> int:
+        options = option_combinations([server], [f"fast.max_model_len={tokens},auto"])
+        return len(make_plan([server], (engine,), {"chat": table}, options=options))
+
+    assert planned(longest) == 2
+    with pytest.raises(
+        UsageError,
+        match=rf"max_model_len={longest - 1} is too short for chat, .*: give {longest} or more",
+    ):
+        planned(longest - 1)
+    with pytest.raises(UsageError, match="has no effect on the simulated engine: leave it out"):
+        planned(longest, "simulated")
+
+
 def test_users_and_rates_replace_the_scenarios_own_where_they_apply() -> None:
     both = {"chat": CLOSED, "steady": OPEN}
     assert loads(plan(scenarios=both)) == {("chat", 16, None, 25.0), ("steady", None, 3.0, 20.0)}

@@ -191,6 +191,15 @@ def test_cores_are_shared_if_there_is_one_or_no_affinity(monkeypatch: pytest.Mon
     }
 
 
+def test_others_are_watched_on_the_server_s_cores_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {4, 5, 6}, raising=False)
+    monkeypatch.setattr(cores, "cpu_limit", lambda: None)
+    assert cores.contested_cores((4, 5)) == [4, 5]
+    assert cores.contested_cores(()) == [4, 5, 6], "it is not pinned"
+    monkeypatch.setattr(cores, "cpu_limit", lambda: 0.5)
+    assert cores.contested_cores(()) == [], "the limit may pause it"
+
+
 @pytest.mark.parametrize(
     ("files", "cpu", "memory"),
     [

@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from scipy import stats
+import scipy  # scipy.stats loads at its first use
 
 from loadtests.workload.arrivals import (
     Arrival,
@@ -50,10 +50,10 @@ def test_gaps_have_the_requested_distribution(rate: float, burstiness: float | N
     at = times(scenario, rate, 4000 / rate)
     assert at == sorted(at) and at[-1] < 4000 / rate
     shape = burstiness or 1.0  # an exponential distribution is a gamma distribution of shape 1
-    assert stats.kstest(gaps(at), "gamma", args=(shape, 0, 1 / (shape * rate))).pvalue > 0.01
-    assert stats.kstest(gaps(at), "gamma", args=(shape, 0, 1.4 / (shape * rate))).pvalue < 1e-3, (
-        "the test must notice another distribution"
-    )
+    assert scipy.stats.kstest(gaps(at), "gamma", args=(shape, 0, 1 / (shape * rate))).pvalue > 0.01
+    assert (
+        scipy.stats.kstest(gaps(at), "gamma", args=(shape, 0, 1.4 / (shape * rate))).pvalue < 1e-3
+    ), "the test must notice another distribution"
 
 
 @pytest.mark.parametrize("seed", ["1", "2", "3"])
@@ -119,7 +119,7 @@ def test_a_bent_poisson_process_is_still_one() -> None:
     """
     at = times(POISSON | {"profile": [[0, 0.5], [100, 2.0]]}, 30.0, 100.0)
     changed = [30 * (0.5 * t + 0.0075 * t * t) for t in at]
-    assert stats.kstest(gaps(changed), "expon").pvalue > 0.01
+    assert scipy.stats.kstest(gaps(changed), "expon").pvalue > 0.01
 
 
 def test_a_trace_is_replayed_in_its_slice_and_scale_with_clipped_lengths(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_the_warm_up_is_another_part_of_the_same_process(kind: str) -> None:
         for arrival in window_arrivals("1/s/1", KINDS[kind] | {"warmup_s": 10}, 50.0, 60.0)
     }
     shape = KINDS[kind].get("burstiness", 1.0)
-    assert stats.kstest(gaps(both), "gamma", args=(shape, 0, 1 / (shape * 50))).pvalue > 0.01
+    assert scipy.stats.kstest(gaps(both), "gamma", args=(shape, 0, 1 / (shape * 50))).pvalue > 0.01
 
 
 def test_with_a_profile_or_a_trace_both_parts_are_the_one_schedule(tmp_path: Path) -> None:

@@ -157,3 +157,25 @@ def test_another_seed_has_another_pool() -> None:
         for seed in ("1/test/1", "1/test/2")
     )
     assert len(one) == len(other) == 20 and not one & other
+
+
+@pytest.mark.parametrize("name", ["interactive", "chat", "rag", "repeated", "gpu-rag", "gpu-code"])
+def test_no_request_is_longer_than_the_longest(name: str) -> None:
+    table = scenario.read_scenarios()[name]
+    longest = prompts.longest_request(table)
+    history: tuple[prompts.PromptMessage, ...] = ()
+    for turn in range(table.get("turns", (1, 1))[1]):
+        made = [prompts.make_prompt("s", table, user, turn, history=history) for user in range(50)]
+        assert max(prompt.tokens for prompt in made) <= longest[0]
+        assert max(prompt.max_tokens for prompt in made) <= longest[1]
+        most = max(made, key=lambda prompt: prompt.tokens)
+        response = " ".join(oracle.VOCABULARY[: longest[1]])
+        said = (("user", most.text), ("assistant", response))
+        history = (*most.history, *(prompts.PromptMessage(*message) for message in said))
+
+
+def test_a_conversation_ends_at_the_context() -> None:
+    table = scenario.read_scenarios()["chat"]
+    assert sum(prompts.longest_request(table | {"turns": [3, 500]})) == 4096
+    assert sum(prompts.longest_request(table | {"turns": [3, 500], "context": 512})) == 512
+    assert sum(prompts.longest_request({"arrivals": "trace", "context": 2048})) == 2048

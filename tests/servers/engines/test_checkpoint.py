@@ -2,6 +2,7 @@
 generation.
 """
 
+import json
 import os
 import random
 import signal
@@ -59,6 +60,26 @@ def test_the_count_of_parameters_matches_the_file(tiny: Path) -> None:
             sum(file.get_tensor(name).numel() for name in names)
             == checkpoint.PRESETS["tiny"].parameters()
         )
+
+
+def test_no_shard_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last tensor fills its shard, as in the 8b model."""
+    from safetensors import safe_open
+
+    shape = checkpoint.PRESETS["tiny"]
+    head_bytes = checkpoint.DTYPE_BYTES * shape.vocabulary * shape.hidden
+    monkeypatch.setattr(checkpoint, "SHARD_BYTES", head_bytes)
+    checkpoint._write_weights(tmp_path, shape, "cpu")
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert sorted(set(index.values())) == [file.name for file in files]
+    assert (
+        len(files) > 1
+        and files[-1].name == f"model-{len(files):05d}-of-{len(files):05d}.safetensors"
+    )
+    for file in files:
+        with safe_open(file, "pt") as shard:
+            assert list(shard.keys()), file.name
 
 
 def test_two_processes_at_once_make_one_complete_folder_with_the_same_bytes(

@@ -172,3 +172,19 @@ def test_messages_that_the_models_template_refuses_are_a_400(
     with pytest.raises(ContractError, match=message) as error:
         engines.encode_prompt(Tokenizer(template), request)
     assert (error.value.status, error.value.param) == (400, "messages")
+
+
+def test_hf_computes_with_the_launcher_s_type_and_logs_it(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The known-answer model is as exact in float16, which GPUs before Ampere need."""
+    from servers.engines.hf import HfEngine
+
+    monkeypatch.setenv("SERVEOFF_DTYPE", "float16")
+    engine = HfEngine(Settings("hf", "serveoff-tiny", str(tiny), 1, {}))
+    assert str(engine.network.dtype) == "torch.float16"
+    assert '{"type": "cpu", "name": null, "uuid": null, "dtype": "float16"' in (
+        capsys.readouterr().err
+    )
+    heard = blocking(engine, tiny_completion("baba", 12))
+    assert heard.pieces == [" " + word for word in oracle.continuation_words("baba", 12)]

@@ -6,7 +6,29 @@ import json
 
 import pytest
 
+from servers.engines import Settings
 from tests.helpers.python_program import output_of
+
+SETTINGS = Settings("vllm", "a-name", "/a folder", 1, {})
+
+
+@pytest.mark.requires("torch")
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_memory_and_context_are_options(on_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default vLLM fits the context to the memory: it would refuse to start with a model of 128k
+    tokens on a card of 24 GB.
+    """
+    from servers.engines import vllm_settings
+
+    def found() -> tuple[float, int]:
+        arguments = vllm_settings.engine_arguments(SETTINGS)
+        return arguments["gpu_memory_utilization"], arguments["max_model_len"]
+
+    monkeypatch.setattr(vllm_settings, "is_on_gpu", lambda: on_gpu)
+    assert found() == (0.9 if on_gpu else 0.2, -1)
+    monkeypatch.setenv("SERVEOFF_GPU_MEMORY_UTILIZATION", "0.45")
+    monkeypatch.setenv("SERVEOFF_MAX_MODEL_LEN", "8192")
+    assert found() == (0.45, 8192)
 
 
 @pytest.mark.slow

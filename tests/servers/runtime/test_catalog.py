@@ -149,6 +149,38 @@ def test_options_have_allowed_values_and_the_first_is_the_default(tmp_path: Path
         catalog.ServerSpec("plain", "", ("serve",), ("simulated",)).choose({"workers": "2"})
 
 
+def test_all_servers_with_an_engine_have_its_options() -> None:
+    known = catalog.list_servers()
+    with_vllm = {name for name, server in known.items() if "vllm" in server.engines}
+    assert {"fastapi_vllm", "vllm_openai", "starlette_granian", "node_gateway"} <= with_vllm
+    for name in with_vllm:
+        chosen = {"gpu_memory_utilization": "0.45", "max_model_len": "8192"}
+        assert known[name].choose(chosen).items() >= chosen.items()
+        assert not known[name].choose({}).keys() & chosen.keys(), "left out unless chosen"
+    for share in ("0", "0.0", "1.5", "nan", "inf", "-0.5", "", "90%", "1e-1", " 0.5"):
+        with pytest.raises(
+            CatalogError,
+            match=f"gpu_memory_utilization={share} is not a number above 0 and up to 1",
+        ):
+            known["fastapi_vllm"].choose({"gpu_memory_utilization": share})
+    with pytest.raises(CatalogError, match="max_model_len=-1 is not auto or a number above 0"):
+        known["vllm_openai"].choose({"max_model_len": "-1"})
+    with pytest.raises(CatalogError, match="no option of flask_gunicorn 'max_model_len'"):
+        known["flask_gunicorn"].choose({"max_model_len": "4096"})
+
+
+@pytest.mark.parametrize("wrong", ["0", "'many'", "'{thread}'", "[4]", "2.5", "true"])
+def test_concurrency_is_a_number_or_an_option(wrong: str, tmp_path: Path) -> None:
+    options = "[options]\nthreads = ['4', '8']\n"
+    assert "'concurrency' is neither" in error_of(
+        tmp_path, f"concurrency = {wrong}\n{GOOD}{options}"
+    )
+    write(tmp_path / "right", f"concurrency = '{{threads}}'\n{GOOD}{options}")
+    server = catalog.list_servers(Checkout(tmp_path / "right"))["mine"]
+    assert server.requests_at_once("simulated", {}) == 4
+    assert server.requests_at_once("simulated", {"threads": "8"}) == 8
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

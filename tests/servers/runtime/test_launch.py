@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -208,6 +209,22 @@ def test_servers_behind_it_start_first_and_share_the_threads(
     assert not any(map(pid_is_alive, up.pids)) and not list(temporary.iterdir())
 
 
+def test_options_of_the_engine_reach_the_server_that_has_it(
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vllm, simulated = catalog.ENGINES["vllm"], catalog.ENGINES["simulated"]
+    monkeypatch.setitem(catalog.ENGINES, "simulated", replace(simulated, options=vllm.options))
+    behind = fake_server(tmp_path, "note what it is given")
+    monkeypatch.setattr(catalog, "find_server", lambda name, checkout: {"behind": behind}[name])
+    front = replace(fake_server(tmp_path), upstream={"simulated": "behind"})
+    options = {"gpu_memory_utilization": "0.5", "max_model_len": "auto"}
+    with launch.run_server(
+        front, "simulated", MODEL, CoreShare(), tmp_path / "log", options=options
+    ):
+        seen = json.loads((tmp_path / "given").read_text())["environment"]
+    assert {name: seen[f"SERVEOFF_{name.upper()}"] for name in options} == options
+
+
 def test_one_that_ends_during_its_start_is_reported_with_its_log(
     tmp_path: Path, temporary: Path
 ) -> None:
@@ -238,7 +255,8 @@ def test_one_that_is_never_ready_is_stopped(
 ) -> None:
     with (
         pytest.raises(
-            LaunchError, match=r"(?s)fake was not ready after 1 s \(raise ready_timeout_s.*serving"
+            LaunchError,
+            match=r"(?s)fake was not ready after 1 s \(.*raise --ready-timeout.*serving",
         ),
         launch.run_server(
             fake_server(tmp_path, behaviour),

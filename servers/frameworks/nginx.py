@@ -1,7 +1,7 @@
 """Starts nginx from a template: as the current user, in the foreground, and writing only to its own
 temporary folder.
 
-    python -m servers.runtime.nginx TEMPLATE NAME=VALUE ... [--upstream URL,URL]
+    python -m servers.frameworks.nginx TEMPLATE NAME=VALUE ... [--upstream URL,URL]
 
 The template is the content of `http`. As in nginx's Docker image, ${NAME} becomes VALUE, and
 nginx's own $variables stay. ${UPSTREAM} becomes one `server` line per URL. `include refusals.conf`
@@ -74,7 +74,7 @@ def fill_template(template: str, values: Mapping[str, str]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m servers.runtime.nginx")
+    parser = argparse.ArgumentParser(prog="python -m servers.frameworks.nginx")
     parser.add_argument("template", type=Path)
     parser.add_argument("values", nargs="*", metavar="NAME=VALUE")
     parser.add_argument("--upstream", default="", help="base URLs, comma-separated")

@@ -19,9 +19,9 @@ import pytest
 
 from servers.contract import api, oracle
 from servers.contract.conformance import verify_server
+from servers.frameworks.nginx import fill_template
 from servers.runtime import catalog, ports
 from servers.runtime.launch import RunningServer
-from servers.runtime.nginx import fill_template
 from tests.helpers.installed import require_server
 from tests.helpers.started_server import (
     alive,
@@ -39,7 +39,7 @@ from tests.helpers.started_server import (
 def nginx(*arguments: str, folder: Path) -> "subprocess.CompletedProcess[str]":
     environment = os.environ | {"TMPDIR": str(folder), "PATH": catalog.search_path()}
     return subprocess.run(
-        [sys.executable, "-m", "servers.runtime.nginx", *arguments],
+        [sys.executable, "-m", "servers.frameworks.nginx", *arguments],
         cwd=catalog.ROOT,
         env=environment,
         timeout=60,
