@@ -157,10 +157,8 @@ def _load(run: CaseRun) -> None:
         target=run.target_key,
     )
     if scenario["arrivals"] == "trace":
-        run.file.notes.append(
-            f"{case.scenario}: {arrivals.count_clipped(scenario):,} requests of the trace exceed"
-            f" the context of {scenario.get('context', arrivals.CONTEXT):,} tokens and were clipped"
-        )
+        length_s = scenario["warmup_s"] + case.duration_s
+        run.file.notes.append(f"{case.scenario}: {arrivals.describe_replay(scenario, length_s)}")
     telemetry, access = None, run.target.access
 
     def watch(status: LoadStatus | None) -> None:

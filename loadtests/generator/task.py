@@ -65,10 +65,7 @@ class LoadInputs:
     recorded: tuple[Arrival, ...] | None = None  # of a replay, timed from the load's start
 
     def to_json(self) -> JsonObject:
-        return {
-            "recorded": self.recorded
-            and [list(vars(arrival).values()) for arrival in self.recorded]
-        }
+        return {"recorded": self.recorded and [arrival.to_list() for arrival in self.recorded]}
 
     @classmethod
     def from_json(cls, data: JsonObject) -> Self:

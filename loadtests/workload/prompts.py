@@ -3,15 +3,16 @@ shares prefixes or repeats prompts.
 """
 
 import functools
+import hashlib
 import itertools
 import json
 import random
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from loadtests.workload.arrivals import CONTEXT, Arrival
-from loadtests.workload.traces import BLOCK_TOKENS
 from servers.contract import oracle
 from servers.profile.profile import Dialect
 
@@ -64,11 +65,10 @@ def make_prompt(
         tokens, max_tokens = arrival.prompt_tokens, arrival.output_tokens
     count = max(1, tokens - 1 if chat else tokens)  # the chat template adds the role's marker
     words: list[str] = []
-    for block in arrival.blocks if arrival else ():
-        if len(words) < count:
-            words += random.Random(f"{seed}/block/{block}").choices(
-                oracle.VOCABULARY, k=BLOCK_TOKENS
-            )
+    if arrival is not None:
+        for block, size in zip(arrival.blocks, arrival.block_tokens, strict=True):
+            if len(words) < count:
+                words += _block_words(seed, block, size)
     words = (words + source.choices(oracle.VOCABULARY, k=max(0, count - len(words))))[:count]
     if (shared := scenario.get("shared_tokens", 0)) and not history:
         which = source.randrange(scenario.get("shared_prefixes", 1))
@@ -83,6 +83,18 @@ def make_prompt(
     elif history:
         tokens += sum(1 + oracle.count_tokens(message.text) for message in history)
     return Prompt(" ".join(words), tokens, max_tokens, tuple(history))
+
+
+@functools.lru_cache(maxsize=4096)
+def _block_words(seed: str, block: int, count: int) -> tuple[str, ...]:
+    """Returns the text of a block. A prompt can have hundreds of them, and a generator takes 20 us
+    to seed.
+    """
+    drawn = hashlib.shake_128(f"{seed}/block/{block}".encode()).digest(4 * count)
+    return tuple(
+        oracle.VOCABULARY[number % len(oracle.VOCABULARY)]
+        for number in struct.unpack(f"<{count}I", drawn)
+    )
 
 
 def longest_request(scenario: Mapping[str, Any]) -> tuple[int, int]:

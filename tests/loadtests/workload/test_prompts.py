@@ -86,7 +86,7 @@ def test_lengths_and_shared_blocks_come_from_the_arrival() -> None:
     own.
     """
     first, second, other = (
-        prompts.make_prompt("1", COMPLETIONS, 0, turn, Arrival(0.0, 1100, 7, blocks))
+        prompts.make_prompt("1", COMPLETIONS, 0, turn, Arrival(0.0, 1100, 7, blocks, (512, 512)))
         for turn, blocks in enumerate([(4, 5), (4, 5), (4, 6)])
     )
     assert oracle.count_tokens(first.text) == first.tokens == 1100 and first.max_tokens == 7
@@ -94,7 +94,9 @@ def test_lengths_and_shared_blocks_come_from_the_arrival() -> None:
     assert words[:1024] == beside[:1024] and words[1024:] != beside[1024:]
     assert words[:512] == third[:512] and words[512:1024] != third[512:1024]
     assert (
-        oracle.count_tokens(prompts.make_prompt("1", CHAT, 0, 0, Arrival(0.0, 40, 7, (4,))).text)
+        oracle.count_tokens(
+            prompts.make_prompt("1", CHAT, 0, 0, Arrival(0.0, 40, 7, (4,), (512,))).text
+        )
         == 40 - 1
     ), "the role's marker is the 40th"
 
