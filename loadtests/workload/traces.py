@@ -18,13 +18,15 @@ the first one is at 0 s. Only the time is read of rows that are not replayed.
 
 Turns of a session share their beginning as the hash_ids state. Without hash_ids, the prompt of a
 later turn starts with the prompt of the turn before it and generated text as long as the response
-to it. A prompt that is too short for both shares nothing.
+to it. A prompt that is too short for both shares nothing. Turns before the replayed part do not
+count.
 """
 
 import functools
 import hashlib
 import itertools
 import math
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -88,6 +90,8 @@ def read_trace(file: Path, start_s: float = 0.0, end_s: float = math.inf) -> Tra
     file has changed. Traces contain lengths of 0 tokens; they become 1. Raises TraceError.
     """
     try:
+        if not stat.S_ISREG(file.stat().st_mode):  # a pipe can be read only once
+            raise TraceError(f"{file} is not a regular file: save the trace to one")
         return _TraceReader(file, start_s, end_s).read()
     except OSError as error:
         raise TraceError(f"{file} cannot be read: {error.strerror}") from None

@@ -1,5 +1,6 @@
 """Traces in other projects' formats are read; an error names file, line and remedy."""
 
+import os
 import random
 import subprocess
 import sys
@@ -324,6 +325,13 @@ def test_a_quote_that_opens_far_from_the_end_is_not_searched_in_all_of_the_file(
     text = f'arrival_s,prompt_tokens,output_tokens,x\n{row}2,1,1,"x\n{row * 200_000}'
     with pytest.raises(TraceError, match="line 3: it opens a quote that is not closed within 1 MB"):
         read_trace(written(tmp_path, text))
+
+
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    """It can be read only once."""
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(TraceError, match=r"pipe\.csv is not a regular file: save the trace to one"):
+        read_trace(tmp_path / "pipe.csv")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
