@@ -228,15 +228,14 @@ def replay(scenario: Mapping[str, Any], duration_s: float) -> list[Arrival]:
     """
     scale, context = scenario.get("time_scale", 1.0), scenario.get("context", CONTEXT)
     start_s, _ = _replayed_part(scenario, duration_s)
-    return [
-        Arrival(
-            (row.at_s - start_s) / scale,
-            *fit_context(row.prompt_tokens, row.output_tokens, context),
-            row.blocks,
-            row.block_tokens,
-        )
-        for row in read_replay(scenario, duration_s).rows
-    ]
+    found = []
+    for row in read_replay(scenario, duration_s).rows:
+        at_s = (row.at_s - start_s) / scale
+        prompt, output = fit_context(row.prompt_tokens, row.output_tokens, context)
+        starts = itertools.accumulate(row.block_tokens, initial=0)
+        needed = sum(start < prompt for start, _ in zip(starts, row.blocks, strict=False))
+        found.append(Arrival(at_s, prompt, output, row.blocks[:needed], row.block_tokens[:needed]))
+    return found
 
 
 def _replayed_part(scenario: Mapping[str, Any], duration_s: float) -> tuple[float, float]:
@@ -265,8 +264,9 @@ def describe_replay(scenario: Mapping[str, Any], duration_s: float) -> str:
         != (row.prompt_tokens, row.output_tokens)
         for row in part.rows
     )
-    failed = f" {part.failed:,} that had failed when recorded are left out." * bool(part.failed)
+    count = len(part.rows)
+    failed = f", {part.failed:,} left out that had failed when recorded" * bool(part.failed)
     return (
-        f"{len(part.rows):,} requests of a trace in the format {part.format}; {clipped:,} of them"
-        f" exceed the context of {context:,} tokens and were clipped.{failed}"
+        f"a trace in the format {part.format}: {count:,} request{'s' * (count != 1)},"
+        f" {clipped:,} clipped to the context of {context:,} tokens{failed}"
     )

@@ -129,7 +129,7 @@ def parse_json_object(line: int, text: bytes) -> Any:
     except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
-        raise BadRecord(f"line {line}: it is not a JSON object")
+        raise BadRecord(f"line {line}: it is not a JSON object: repair the line, or remove it")
     return fields
 
 

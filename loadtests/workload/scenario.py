@@ -329,7 +329,7 @@ def with_trace(
         raise UsageError(f"the scenario {name!r} replays a trace: name one with --trace FILE")
     table = {
         **table,
-        "trace": str(Path(file).resolve()),
+        "trace": str(Path(file).absolute()),
         "time_scale": time_scale or table.get("time_scale", 1.0),
     }
     start_s, length_s = table["warmup_s"], duration_s or table["duration_s"]

@@ -159,7 +159,9 @@ class _TraceReader:
             try:
                 self._read_record(record)
             except ValueError as error:
-                raise BadRecord(f"line {record.line}: {error}") from None
+                raise BadRecord(
+                    f"line {record.line}: {error}: repair the line, or remove it"
+                ) from None
 
     def _read_columns(self, block: Block) -> Sequence[Any] | None:
         """Returns the times, and the lengths of responses if they decide what is left out; None if
@@ -248,9 +250,9 @@ class _TraceReader:
             tokens = parse_length(self._value(record, "block_tokens"))
         # Twice as many as needed: the ids stand for smaller blocks.
         if len(ids) > 2 * math.ceil(prompt_tokens / tokens):
-            raise ValueError(
-                f"{len(ids)} hash_ids are too many for {prompt_tokens} tokens in blocks of {tokens}"
-                f" tokens: use our format, with the right block_tokens"
+            raise BadRecord(
+                f"line {record.line}: {len(ids)} hash_ids are too many for {prompt_tokens} tokens"
+                f" in blocks of {tokens} tokens: use our format with the right block_tokens"
             )
         return tuple(each & LARGEST_ID for each in ids), (tokens,) * len(ids)
 
