@@ -43,10 +43,8 @@ class WorkerPlan:
         self.warm_up: list[NumberedArrival] = []
         self.in_window: list[NumberedArrival] = []
         if not task.is_closed:
-            self.warm_up = self.own_share(arrivals.warm_up_arrivals(task.seed, scenario, task.rate))
-            self.in_window = self.own_share(
-                arrivals.window_arrivals(task.seed, scenario, task.rate, task.duration_s)
-            )
+            self.warm_up = self.own_share(task.warm_up_arrivals(assignment.inputs))
+            self.in_window = self.own_share(task.window_arrivals(assignment.inputs))
         cap = scenario.get("max_in_flight")
         self.slots = (
             None

@@ -1,10 +1,15 @@
-"""The load task: the requests of one load, and their target."""
+"""The load task: the requests of one load, and their target. The load's inputs: the content of the
+user's files that these requests need.
+"""
 
+import json
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Self
 
 from loadtests.schema import JsonObject
-from loadtests.workload.arrivals import ScenarioTable
+from loadtests.workload import arrivals
+from loadtests.workload.arrivals import Arrival, ScenarioTable
 from servers.profile.profile import Dialect
 
 
@@ -38,3 +43,63 @@ class LoadTask:
     @classmethod
     def from_json(cls, data: JsonObject) -> Self:
         return cls(**data | {"dialect": Dialect.from_json(data["dialect"])})
+
+    def warm_up_arrivals(self, inputs: "LoadInputs") -> list[Arrival]:
+        """The arrivals before the window, timed from the load's start."""
+        return arrivals.warm_up_arrivals(self.seed, self.scenario, self.rate, inputs.recorded)
+
+    def window_arrivals(self, inputs: "LoadInputs") -> list[Arrival]:
+        """The arrivals in the window, timed from its start."""
+        return arrivals.window_arrivals(
+            self.seed, self.scenario, self.rate, self.duration_s, inputs.recorded
+        )
+
+
+@dataclass(frozen=True)
+class LoadInputs:
+    """The part of the user's files that one load needs. The driver reads the files; the coordinator
+    gets this part through a file in the load's folder, because an environment variable is limited
+    to 128 kB, and sends it to the workers. So workers on other machines need no files.
+    """
+
+    recorded: tuple[Arrival, ...] | None = None  # of a replay, timed from the load's start
+
+    def to_json(self) -> JsonObject:
+        return {
+            "recorded": self.recorded
+            and [list(vars(arrival).values()) for arrival in self.recorded]
+        }
+
+    @classmethod
+    def from_json(cls, data: JsonObject) -> Self:
+        recorded = data["recorded"]
+        return cls(recorded and tuple(map(Arrival.from_list, recorded)))
+
+
+INPUTS_FILE = "load_inputs.json"
+
+
+def read_inputs(task: LoadTask) -> LoadInputs:
+    """Reads the user's files, in the driver. Raises TraceError."""
+    if task.scenario["arrivals"] != "trace":
+        return LoadInputs()
+    length_s = task.scenario["warmup_s"] + task.duration_s
+    return LoadInputs(recorded=tuple(arrivals.replay(task.scenario, length_s)))
+
+
+def pass_inputs(folder: Path, inputs: LoadInputs) -> None:
+    """Writes the inputs for the coordinator, if there are any."""
+    if inputs != LoadInputs():
+        (folder / INPUTS_FILE).write_text(json.dumps(inputs.to_json()))
+
+
+def take_inputs(folder: Path) -> LoadInputs:
+    """Reads the inputs that the driver passed on, in the coordinator, and deletes their file: it
+    can be large, and no result needs it.
+    """
+    file = folder / INPUTS_FILE
+    if not file.exists():
+        return LoadInputs()
+    inputs = LoadInputs.from_json(json.loads(file.read_text()))
+    file.unlink()
+    return inputs

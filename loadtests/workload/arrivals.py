@@ -1,5 +1,6 @@
 """Arrivals of an open loop: when each request is sent, and how long it is. Pure and seeded: every
-load worker computes the same ones.
+load worker computes the same ones. Those of a replay are read once, by the driver (`replay`), and
+passed on as `recorded`.
 
 Every kind of arrivals is one process under a change of time. Draw gaps of mean 1 (all 1,
 exponential, or gamma) and add them up to u_1, u_2 ... The integral of rate x profile, L(t), is the
@@ -14,7 +15,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from loadtests.workload import traces
 
@@ -36,6 +37,12 @@ class Arrival:
     output_tokens: int | None = None
     blocks: tuple[int, ...] = ()
 
+    @classmethod
+    def from_list(cls, fields: Sequence[Any]) -> Self:
+        """Makes an arrival from its fields in order, as JSON has them."""
+        *numbers, blocks = fields
+        return cls(*numbers, tuple(blocks))
+
 
 def varies_by_plan(scenario: Mapping[str, Any]) -> bool:
     """Whether the plan itself changes the demand over time, so there is no steady state to wait
@@ -44,17 +51,26 @@ def varies_by_plan(scenario: Mapping[str, Any]) -> bool:
     return scenario["arrivals"] == "trace" or "profile" in scenario
 
 
-def warm_up_arrivals(seed: str, scenario: Mapping[str, Any], rate: float | None) -> list[Arrival]:
+def warm_up_arrivals(
+    seed: str,
+    scenario: Mapping[str, Any],
+    rate: float | None,
+    recorded: Sequence[Arrival] | None = None,
+) -> list[Arrival]:
     """Returns the arrivals before the window, timed from the load's start: enough for the longest
-    warm-up. Raises traces.TraceError.
+    warm-up.
     """
     if varies_by_plan(scenario):
-        return _arrivals(seed, scenario, rate, scenario["warmup_s"])
+        return schedule(seed, scenario, rate, scenario["warmup_s"], recorded)
     return schedule(f"{seed}/warm-up", scenario, rate, longest_warm_up_s(scenario) + 1)
 
 
 def window_arrivals(
-    seed: str, scenario: Mapping[str, Any], rate: float | None, duration_s: float
+    seed: str,
+    scenario: Mapping[str, Any],
+    rate: float | None,
+    duration_s: float,
+    recorded: Sequence[Arrival] | None = None,
 ) -> list[Arrival]:
     """Returns the arrivals in the window, timed from its start.
 
@@ -66,7 +82,7 @@ def window_arrivals(
     begin_s = scenario["warmup_s"]
     return [
         replace(arrival, at_s=arrival.at_s - begin_s)
-        for arrival in schedule(seed, scenario, rate, begin_s + duration_s)
+        for arrival in schedule(seed, scenario, rate, begin_s + duration_s, recorded)
         if arrival.at_s >= begin_s
     ]
 
@@ -126,26 +142,18 @@ def window_for_arrivals(
 
 
 def schedule(
-    seed: str, scenario: Mapping[str, Any], rate: float | None, duration_s: float
+    seed: str,
+    scenario: Mapping[str, Any],
+    rate: float | None,
+    duration_s: float,
+    recorded: Sequence[Arrival] | None = None,
 ) -> list[Arrival]:
-    """Returns all arrivals of [0, duration_s), in order. `rate` is in requests/s; a trace does not
-    use it. Raises traces.TraceError if a trace has no request in that time.
+    """Returns all arrivals of [0, duration_s), in order. `rate` is in requests/s. A replay has no
+    rate: its arrivals are the `recorded` ones, at least those of this time.
     """
-    found = _arrivals(seed, scenario, rate, duration_s)
-    if scenario["arrivals"] == "trace" and not found:
-        scale, start = scenario.get("time_scale", 1.0), scenario.get("trace_start_s", 0.0)
-        raise traces.TraceError(
-            f"{scenario['trace']} has no request in the {duration_s * scale:g} s after second"
-            f" {start:g}: choose another trace_start_s or a longer --duration"
-        )
-    return found
-
-
-def _arrivals(
-    seed: str, scenario: Mapping[str, Any], rate: float | None, duration_s: float
-) -> list[Arrival]:
     if scenario["arrivals"] == "trace":
-        return _replay(scenario, duration_s)
+        assert recorded is not None, "the driver reads a replay's arrivals"
+        return [arrival for arrival in recorded if arrival.at_s < duration_s]
     assert rate is not None
     gaps = _gaps(
         random.Random(f"{seed}/arrivals"), scenario["arrivals"], scenario.get("burstiness", 1.0)
@@ -195,9 +203,10 @@ def _bent(
         passed += expected
 
 
-def _replay(scenario: Mapping[str, Any], duration_s: float) -> list[Arrival]:
-    """Returns a slice of the trace; `time_scale` 2 replays it twice as fast. `fit_context` clips
-    lengths beyond the context.
+def replay(scenario: Mapping[str, Any], duration_s: float) -> list[Arrival]:
+    """Reads the arrivals of [0, duration_s) from the scenario's trace, in order; `time_scale` 2
+    replays it twice as fast. `fit_context` clips lengths beyond the context. Raises
+    traces.TraceError, also if the trace has no request in that time.
     """
     scale, context = scenario.get("time_scale", 1.0), scenario.get("context", CONTEXT)
     start = scenario.get("trace_start_s", 0.0)
@@ -210,7 +219,13 @@ def _replay(scenario: Mapping[str, Any], duration_s: float) -> list[Arrival]:
         for row in traces.read_trace(Path(scenario["trace"]))
         if row.at_s >= start
     ]
-    return [arrival for arrival in found if arrival.at_s < duration_s]
+    found = [arrival for arrival in found if arrival.at_s < duration_s]
+    if not found:
+        raise traces.TraceError(
+            f"{scenario['trace']} has no request in the {duration_s * scale:g} s after second"
+            f" {start:g}: choose another trace_start_s or a longer --duration"
+        )
+    return found
 
 
 def fit_context(prompt_tokens: int, output_tokens: int, context: int) -> tuple[int, int]:

@@ -329,9 +329,7 @@ def with_trace(
     }
     start_s, length_s = table["warmup_s"], duration_s or table["duration_s"]
     in_window = [
-        arrival
-        for arrival in arrivals.schedule("", table, None, start_s + length_s)
-        if arrival.at_s >= start_s
+        arrival for arrival in arrivals.replay(table, start_s + length_s) if arrival.at_s >= start_s
     ]
     if not in_window:
         raise UsageError(
