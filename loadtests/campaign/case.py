@@ -19,6 +19,7 @@ from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import Case, CaseFile, Stage
 from loadtests.telemetry import machine, server_counters
 from loadtests.workload import arrivals
+from servers.contract import oracle
 from servers.contract.conformance_client import CheckFailed
 from servers.profile.access import access_environment
 from servers.runtime import cuda_devices, errors, launch
@@ -139,7 +140,11 @@ def _counted_load(run: CaseRun) -> None:
 
 
 def _load(run: CaseRun) -> None:
-    case, context, scenario = run.case, run.context, run.scenario
+    case, context, scenario, lengths = run.case, run.context, run.scenario, run.lengths
+    longest = scenario.get("context", arrivals.CONTEXT)
+    if lengths.context is not None and lengths.context < longest:
+        scenario = {**scenario, "context": lengths.context}
+    run.file.prompt_lengths = asdict(lengths) | {"words": len(lengths.words) or oracle.WORDS}
     task = LoadTask(
         base_url=run.base_url,
         model=run.model,
@@ -151,6 +156,7 @@ def _load(run: CaseRun) -> None:
         duration_s=case.duration_s,
         clock_zero_s=run.file.clock_zero_s,
         dialect=run.dialect,
+        lengths=lengths,
         respect_retry_after=context.respect_retry_after,
         seed=arrivals.load_seed(context.seed, case.scenario, case.repetition),
         target=run.target_key,

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from loadtests import schema
@@ -15,7 +15,10 @@ from loadtests.workload.arrivals import ScenarioTable
 from loadtests.workload.scenario import Tables
 from servers.contract import oracle
 from servers.profile.profile import Dialect, Profile
+from servers.profile.prompt_lengths import CountText, PromptLengths, in_words_of
 from servers.runtime import catalog, launch, models
+
+LENGTHS_FILE = "prompt_lengths.json"
 
 
 class CaseFailed(Exception):
@@ -42,6 +45,7 @@ class CampaignContext:
     respect_retry_after: bool = False
     web_port: int | None = None
     ready_timeout_s: float | None = None
+    count_text: CountText | None = None  # the tokenizer of a model that Serveoff's servers run
 
 
 @dataclass
@@ -102,6 +106,14 @@ class CaseRun:
         return self.context.scenarios[self.case.scenario]
 
     @property
+    def lengths(self) -> PromptLengths:
+        """The lengths of prompts in the server's tokens."""
+        if self.profile is None:
+            simulated = self.context.simulated if self.case.engine == "simulated" else {}
+            return in_words_of(int(simulated.get("tokens_per_word", 1)))
+        return settle_lengths(self.context.folder, self.model, self.profile.lengths)
+
+    @property
     def reserve(self) -> Path:
         """A file that reserves disk space. It is deleted at the end, so run.json can be written
         even to a full disk.
@@ -115,6 +127,25 @@ class CaseRun:
     def save(self) -> None:
         text = self.target.access.hide_secrets(json.dumps(self.file.to_json()))
         schema.write_json(self.folder / "run.json", json.loads(text))
+
+
+def settle_lengths(folder: Path, model: str, measured: PromptLengths) -> PromptLengths:
+    """The lengths with which the campaign makes prompts for a model: those of its first server,
+    so every server of the model gets the same prompts, even one that adds more to them.
+    """
+    file = folder / LENGTHS_FILE
+    known = schema.read_json(file) if file.exists() else {}
+    if model not in known:
+        known[model] = measured.to_json()
+        schema.write_json(file, known)
+    return PromptLengths.from_json(known[model])
+
+
+def settle_profiles(folder: Path, profiles: Mapping[str, Profile]) -> None:
+    """Settles the lengths for endpoints, with the smallest of their contexts: base is the first."""
+    context = min((p.context for p in profiles.values() if p.context), default=None)
+    for profile in profiles.values():
+        settle_lengths(folder, profile.model, replace(profile.lengths, context=context))
 
 
 def raise_if_ended(run: CaseRun) -> None:

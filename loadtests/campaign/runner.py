@@ -24,12 +24,19 @@ from loadtests.campaign import (
     results_folder,
 )
 from loadtests.campaign.case import run_case
-from loadtests.campaign.case_run import CampaignContext
-from loadtests.campaign.plan import default_loads, list_loads, make_plan, option_combinations
+from loadtests.campaign.case_run import CampaignContext, settle_profiles
+from loadtests.campaign.plan import (
+    default_loads,
+    list_loads,
+    make_plan,
+    option_combinations,
+    possible_scenarios,
+)
 from loadtests.campaign.targets import (
     Target,
     Targets,
     choose_servers,
+    count_texts_of,
     describe_endpoints,
     profile_targets,
     targets_of_urls,
@@ -43,7 +50,7 @@ from loadtests.schema import CampaignFile, CapacitySearch, Case, MachineShare, P
 from loadtests.telemetry import cores, engine_gpus, machine
 from loadtests.workload.scenario import Tables, read_scenarios, with_fixed_window, with_trace
 from servers.contract import oracle
-from servers.profile.profile import ENDPOINTS, Profile
+from servers.profile.profile import Profile
 from servers.runtime import catalog, launch, models, ports
 
 RESULTS = Path("results")
@@ -193,8 +200,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
     share = cores.share_cores()
     model, workers, profiles = resolve_model(arguments, plan, share)
     gpu_memory.announce(plan.card)
-    if not arguments.scenarios:
-        plan = keep_possible_cases(plan, profiles)
+    plan = keep_possible_cases(plan, profiles, bool(arguments.scenarios))
     share |= {"workers": workers, "load_workers": arguments.load_workers}
     folder = arguments.out or RESULTS / f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
     file = CampaignFile(
@@ -221,6 +227,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         ),
     )
     results_folder.open_campaign(folder, file)
+    settle_profiles(folder, profiles)
     context = CampaignContext(
         folder=folder,
         seed=arguments.seed,
@@ -238,6 +245,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         respect_retry_after=arguments.respect_retry_after,
         web_port=arguments.web_port,
         ready_timeout_s=arguments.ready_timeout,
+        count_text=None if profiles else count_texts_of(model, arguments.tokenizer),
     )
     # with load workers on other machines, a calibration would also measure the network
     calibrated = arguments.calibration and not arguments.listen
@@ -281,19 +289,13 @@ def resolve_model(
     return model, workers, {}
 
 
-def keep_possible_cases(plan: CampaignPlan, profiles: dict[str, Profile]) -> CampaignPlan:
-    """Leaves out the default scenarios whose endpoint a target lacks. Raises UsageError."""
-    missing = {
-        name: table["endpoint"]
-        for name, table in plan.scenarios.items()
-        if any(table["endpoint"] not in profile.endpoints for profile in profiles.values())
-    }
-    for name, endpoint in missing.items():
-        print(f"{name} is left out: the target has no {ENDPOINTS[endpoint]}", flush=True)
-    scenarios = {name: table for name, table in plan.scenarios.items() if name not in missing}
-    if not scenarios:
-        paths = " and no ".join(sorted({ENDPOINTS[each] for each in missing.values()}))
-        raise UsageError(f"the target has no {paths}: choose other scenarios with --scenarios")
+def keep_possible_cases(
+    plan: CampaignPlan, profiles: dict[str, Profile], are_chosen: bool = False
+) -> CampaignPlan:
+    """Leaves out the default scenarios that a target cannot serve. Raises UsageError, also if the
+    user chose one of them.
+    """
+    scenarios = possible_scenarios(plan.scenarios, profiles.values(), are_chosen)
     cases = [case for case in plan.cases if case.scenario in scenarios]
     search = plan.search and dataclasses.replace(
         plan.search, systems=[s for s in plan.search.systems if s.scenario in scenarios]

@@ -109,7 +109,10 @@ class LoadWorker:
         arrival: arrivals.Arrival | None = None,
         history: tuple[prompts.PromptMessage, ...] = (),
     ) -> PreparedRequest:
-        prompt = prompts.make_prompt(self.task.seed, self.scenario, user, turn, arrival, history)
+        task = self.task
+        prompt = prompts.make_prompt(
+            task.seed, self.scenario, user, turn, arrival, history, task.lengths
+        )
         path, body = prompts.request_body(self.scenario, self.task.model, prompt, self.task.dialect)
         return PreparedRequest(prompt, path, body, http.Exchange())
 

@@ -11,6 +11,7 @@ from loadtests.schema import JsonObject
 from loadtests.workload import arrivals
 from loadtests.workload.arrivals import Arrival, ScenarioTable
 from servers.profile.profile import Dialect
+from servers.profile.prompt_lengths import PromptLengths
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class LoadTask:
     clock_zero_s: float  # zero of the rows' clock, on the driver's `time.perf_counter()`
     seed: str
     dialect: Dialect = field(default_factory=Dialect)  # the form of requests
+    lengths: PromptLengths = field(default_factory=PromptLengths)  # of generated prompts
     respect_retry_after: bool = False  # users wait as long as Retry-After asks
     target: str = ""  # its name, for its headers
     folder: str = ""  # for requests.jsonl and load.json; `start_load` sets it
@@ -42,7 +44,11 @@ class LoadTask:
 
     @classmethod
     def from_json(cls, data: JsonObject) -> Self:
-        return cls(**data | {"dialect": Dialect.from_json(data["dialect"])})
+        dialect, lengths = data["dialect"], data["lengths"]
+        return cls(
+            **data
+            | {"dialect": Dialect.from_json(dialect), "lengths": PromptLengths.from_json(lengths)}
+        )
 
     def warm_up_arrivals(self, inputs: "LoadInputs") -> list[Arrival]:
         """The arrivals before the window, timed from the load's start."""
