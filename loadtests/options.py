@@ -280,6 +280,14 @@ def add_workload_options(group: argparse._ArgumentGroup) -> None:
         ),
     )
     add(
+        "--prompts",
+        metavar="FILE[:COLUMN]",
+        help=(
+            "file of prompts to send instead of generated ones: JSON lines with prompt or messages,"
+            " ShareGPT's JSON, CSV or Parquet (default: generated prompts)"
+        ),
+    )
+    add(
         "--tokenizer",
         action="append",
         default=[],

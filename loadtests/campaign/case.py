@@ -166,7 +166,7 @@ def _load(run: CaseRun) -> None:
             f"{case.scenario}: {arrivals.count_clipped(scenario):,} requests of the trace exceed"
             f" the context of {scenario.get('context', arrivals.CONTEXT):,} tokens and were clipped"
         )
-    telemetry, access = None, run.target.access
+    telemetry, access, given = None, run.target.access, run.given_prompts()
 
     def watch(status: LoadStatus | None) -> None:
         raise_if_ended(run)
@@ -175,7 +175,7 @@ def _load(run: CaseRun) -> None:
 
     try:
         with locust_process.start_load(
-            run.folder, task, context.workers, context.load_cores, context.web_port, access
+            run.folder, task, context.workers, context.load_cores, context.web_port, access, given
         ) as load:
             assert load.stdout is not None
             if pid := int(load.stdout.readline() or 0):
@@ -211,6 +211,7 @@ def _load(run: CaseRun) -> None:
         if telemetry is not None:
             launch.stop_supervised(telemetry)
         _record_load_status(run)
+        _note_repeated_prompts(run, sum(len(each.ends) for each in given or ()))
         if run.server is not None:
             samples = run.folder / "telemetry.jsonl"
             run.file.gpus = gpu_memory.observed_gpus(samples, run.file.gpus)
@@ -235,6 +236,15 @@ def _record_load_status(run: CaseRun) -> None:
             "planned": status.planned,
         }
     (run.folder / "load.json").unlink()
+
+
+def _note_repeated_prompts(run: CaseRun, requests: int) -> None:
+    sent = (run.file.counts or {}).get("sent") or 0
+    if requests and sent > requests:
+        run.file.notes.append(
+            f"{sent:,} requests were sent, and --prompts has {requests:,}: prompts were used again,"
+            " and a cache may have known them"
+        )
 
 
 def _take_telemetry_notes(run: CaseRun) -> None:

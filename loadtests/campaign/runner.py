@@ -24,7 +24,7 @@ from loadtests.campaign import (
     results_folder,
 )
 from loadtests.campaign.case import run_case
-from loadtests.campaign.case_run import CampaignContext, settle_profiles
+from loadtests.campaign.case_run import CampaignContext, find_tokenizers, settle_profiles
 from loadtests.campaign.plan import (
     default_loads,
     list_loads,
@@ -36,7 +36,6 @@ from loadtests.campaign.targets import (
     Target,
     Targets,
     choose_servers,
-    count_texts_of,
     describe_endpoints,
     profile_targets,
     targets_of_urls,
@@ -48,6 +47,7 @@ from loadtests.progress.rows import CaseRow
 from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import CampaignFile, CapacitySearch, Case, MachineShare, PairedGate
 from loadtests.telemetry import cores, engine_gpus, machine
+from loadtests.workload import prompt_files
 from loadtests.workload.scenario import Tables, read_scenarios, with_fixed_window, with_trace
 from servers.contract import oracle
 from servers.profile.profile import Profile
@@ -70,6 +70,7 @@ class CampaignPlan:
     scenarios: Tables
     search: CapacitySearch | None = None
     gate: PairedGate | None = None
+    prompts: prompt_files.PromptFile | None = None
 
     def gpu_demands(self) -> list[gpu_memory.Demand]:
         return gpu_memory.list_demands(
@@ -104,6 +105,7 @@ def plan_cases(
     targets: Sequence[Target],
     on_gpu: bool = False,
     fixed_windows: bool = False,
+    prompts: prompt_files.PromptFile | None = None,
 ) -> tuple[list[Case], Tables]:
     """Returns the cases and their scenarios. `fixed_windows`: every window is as long as its
     scenario's duration_s, however few requests it holds. Raises UsageError, TraceError and
@@ -125,6 +127,7 @@ def plan_cases(
         )
         for name in dict.fromkeys(chosen)
     }
+    scenarios = prompt_files.sendable_scenarios(scenarios, prompts, bool(arguments.scenarios))
     if arguments.trace and not any("trace" in table for table in scenarios.values()):
         raise UsageError(
             '--trace is for scenarios with arrivals = "trace", and none is chosen: add --scenarios'
@@ -164,18 +167,20 @@ def plan_campaign(
         if arguments.target or arguments.engines == "simulated"
         else engine_gpus.find_card(strict=not any(t.is_external for t in targets.values()))
     )
+    prompts = prompt_files.read_prompts(arguments.prompts, arguments.seed)
     cases, scenarios = plan_cases(
         arguments,
         [targets["head"]] if "head" in targets else list(targets.values()),
         on_gpu=bool(card),
         fixed_windows=gate is not None,  # a gate has a time limit, and repeats instead
+        prompts=prompts,
     )
     search = None
     if arguments.find_capacity:
         scenarios, search = capacity_rounds.plan_search(cases, scenarios, arguments)
     if gate:
         gate = dataclasses.replace(gate, systems=gate_rounds.gated_systems(cases))
-    return CampaignPlan(targets, card, cases, scenarios, search, gate)
+    return CampaignPlan(targets, card, cases, scenarios, search, gate, prompts)
 
 
 def settle_defaults(plan: CampaignPlan) -> dict[str, Any]:
@@ -199,6 +204,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
     plan = dataclasses.replace(plan, card=gpu_memory.try_card(plan.card, plan.gpu_demands()))
     share = cores.share_cores()
     model, workers, profiles = resolve_model(arguments, plan, share)
+    tokenizers = find_tokenizers(plan.targets, model, arguments.tokenizer)
     gpu_memory.announce(plan.card)
     plan = keep_possible_cases(plan, profiles, bool(arguments.scenarios))
     share |= {"workers": workers, "load_workers": arguments.load_workers}
@@ -220,6 +226,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         gate=plan.gate,
         max_errors=arguments.max_errors,
         targets=describe_endpoints(plan.targets, profiles),
+        prompts=plan.prompts.described if plan.prompts else None,
         plan=[] if plan.search or plan.gate else plan.cases,
         engine_device=gpu_memory.expected_device(plan.card, plan.gpu_demands()),
         manifest=machine.build_manifest(
@@ -245,7 +252,8 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         respect_retry_after=arguments.respect_retry_after,
         web_port=arguments.web_port,
         ready_timeout_s=arguments.ready_timeout,
-        count_text=None if profiles else count_texts_of(model, arguments.tokenizer),
+        tokenizers=tokenizers,
+        prompts=prompt_files.count_for_each(plan.prompts, tokenizers),
     )
     # with load workers on other machines, a calibration would also measure the network
     calibrated = arguments.calibration and not arguments.listen
@@ -270,6 +278,7 @@ def resolve_model(
             sorted(chosen) if arguments.scenarios else (),
             launch.CoreShare((), share["threads"], workers),
             arguments.ready_timeout,
+            find_tokenizers(plan.targets),
         )
         served = {profile.model for profile in profiles.values()}
         is_planted = served <= set(oracle.PLANTED_MODELS)
@@ -295,7 +304,8 @@ def keep_possible_cases(
     """Leaves out the default scenarios that a target cannot serve. Raises UsageError, also if the
     user chose one of them.
     """
-    scenarios = possible_scenarios(plan.scenarios, profiles.values(), are_chosen)
+    given = bool(plan.prompts)
+    scenarios = possible_scenarios(plan.scenarios, profiles.values(), are_chosen, given)
     cases = [case for case in plan.cases if case.scenario in scenarios]
     search = plan.search and dataclasses.replace(
         plan.search, systems=[s for s in plan.search.systems if s.scenario in scenarios]

@@ -22,7 +22,7 @@ from servers.profile.access import Access, AccessError, expand_variables, make_a
 from servers.profile.client import ProfileError
 from servers.profile.endpoint import split_url
 from servers.profile.profile import Profile
-from servers.profile.prompt_lengths import CountText, TokenizerError, load_tokenizer
+from servers.profile.prompt_lengths import CountText
 from servers.runtime import catalog, launch, models, revisions
 from servers.runtime.catalog import HERE, Checkout, ServerSpec
 
@@ -299,45 +299,18 @@ def choose_servers(
     return [own.find_server(name) for name in names], engines
 
 
-def count_texts(targets: Targets) -> dict[str, CountText | None]:
-    """The tokenizer of each target, where the user named one. Raises UsageError."""
-    try:
-        return {
-            name: load_tokenizer(target.tokenizer) if target.tokenizer else None
-            for name, target in targets.items()
-        }
-    except TokenizerError as error:
-        raise UsageError(str(error)) from None
-
-
-def count_texts_of(model: models.Model, wanted: Sequence[str]) -> CountText | None:
-    """The tokenizer of a model that Serveoff's servers run: the one in --tokenizer, or in the
-    model's folder. Raises UsageError.
-    """
-    if model.planted and wanted:
-        raise UsageError(
-            f"--tokenizer has no effect on {model.name}, whose tokens are words: leave it out"
-        )
-    own = Path(model.path) / "tokenizer.json"
-    try:
-        if wanted:
-            return load_tokenizer(wanted[-1])
-        return load_tokenizer(str(own)) if own.is_file() and not model.planted else None
-    except TokenizerError as error:
-        if wanted:
-            raise UsageError(str(error)) from None
-        return None  # the server's counts do as well
-
-
 def profile_targets(
-    targets: Targets, needed: Sequence[str], share: launch.CoreShare, ready_timeout_s: float | None
+    targets: Targets,
+    needed: Sequence[str],
+    share: launch.CoreShare,
+    ready_timeout_s: float | None,
+    tokenizers: Mapping[str, CountText | None],
 ) -> dict[str, Profile]:
     """Profiles each target, and starts a target that is not running for its profile. Base and head
     must serve the same model, unless the user named one for each. `needed`: the endpoints, "chat"
     or "completions", that each must have. Raises UsageError and LaunchError.
     """
     profiles: dict[str, Profile] = {}
-    counters = count_texts(targets)
     for name, target in targets.items():
         if twin := next((other for other in profiles if targets[other] is target), None):
             profiles[name] = profiles[twin]
@@ -369,7 +342,7 @@ def profile_targets(
                     needed=needed,
                     ready_timeout_s=ready_timeout_s,
                     say=partial(print, flush=True),
-                    count_text=counters[name],
+                    count_text=tokenizers[name],
                 )
             except ProfileError as error:
                 which = f"{name}: " if name and name not in SIDES else ""

@@ -65,7 +65,7 @@ class ClosedLoop(User):
         self.first_turn = self.turn = 0
         self.free_s = 0.0  # the time from which this user could send
         self.think_s: float = scenario.get("think_s", 0.0)
-        self.converses = "turns" in scenario
+        self.converses = "turns" in scenario and self.worker.plan.given is None
         self.sends_at_once = not self.think_s and not self.converses
         self.connection = self.worker.connect()
         self.connection.on_next_sent = self.on_sent_ahead

@@ -10,6 +10,7 @@ from typing import Self
 from loadtests.schema import JsonObject
 from loadtests.workload import arrivals
 from loadtests.workload.arrivals import Arrival, ScenarioTable
+from loadtests.workload.given_prompts import Conversation
 from servers.profile.profile import Dialect
 from servers.profile.prompt_lengths import PromptLengths
 
@@ -69,17 +70,22 @@ class LoadInputs:
     """
 
     recorded: tuple[Arrival, ...] | None = None  # of a replay, timed from the load's start
+    prompts: tuple[Conversation, ...] | None = None  # of --prompts
 
     def to_json(self) -> JsonObject:
         return {
             "recorded": self.recorded
-            and [list(vars(arrival).values()) for arrival in self.recorded]
+            and [list(vars(arrival).values()) for arrival in self.recorded],
+            "prompts": self.prompts and [each.to_json() for each in self.prompts],
         }
 
     @classmethod
     def from_json(cls, data: JsonObject) -> Self:
-        recorded = data["recorded"]
-        return cls(recorded and tuple(map(Arrival.from_list, recorded)))
+        recorded, prompts = data["recorded"], data["prompts"]
+        return cls(
+            recorded and tuple(map(Arrival.from_list, recorded)),
+            prompts and tuple(map(Conversation.from_json, prompts)),
+        )
 
 
 INPUTS_FILE = "load_inputs.json"

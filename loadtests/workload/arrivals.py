@@ -40,8 +40,8 @@ class Arrival:
     @classmethod
     def from_list(cls, fields: Sequence[Any]) -> Self:
         """Makes an arrival from its fields in order, as JSON has them."""
-        *numbers, blocks = fields
-        return cls(*numbers, tuple(blocks))
+        at_s, prompt_tokens, output_tokens, blocks = fields
+        return cls(at_s, prompt_tokens, output_tokens, tuple(blocks))
 
 
 def varies_by_plan(scenario: Mapping[str, Any]) -> bool:

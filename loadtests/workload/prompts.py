@@ -74,7 +74,7 @@ def make_prompt(
     vocabulary = lengths.words or oracle.VOCABULARY
     shared = 0 if history else scenario.get("shared_tokens", 0)
     added = lengths.added(scenario["endpoint"]) + (lengths.system if chat and shared else 0)
-    before = _count_history(history, lengths)
+    before = count_history(history, lengths)
     # a system message may replace one of the server's own, whose tokens `chat` includes
     of_prefix = max(0, lengths.system) if chat else 0
     prefix_words = lengths.words_of(shared - of_prefix) if shared else 0
@@ -109,7 +109,7 @@ def make_prompt(
     )
 
 
-def _count_history(history: Sequence[PromptMessage], lengths: PromptLengths) -> int:
+def count_history(history: Sequence[PromptMessage], lengths: PromptLengths) -> int:
     """Returns the tokens of the messages before the last one, with those that the server adds."""
     texts = sum(
         lengths.tokens_of(oracle.count_tokens(message.text))

@@ -131,10 +131,11 @@ def measure_lengths(
     """Measure the lengths at a server. `kinds`: its endpoints, chat or completions; `count` sends a
     prompt to one of them. `count_text`: an exact tokenizer, instead of groups of words.
     """
-    if count_text is not None:
-        found = choose_words(words, count_text, source)
-    else:
-        found = _choose_groups(kinds[0], count, words, source)
+    found = (
+        _choose_groups(kinds[0], count, words, source)
+        if count_text is None
+        else choose_words(words, count_text, source)
+    )
     if found is None:
         return PromptLengths(ASSUMED, tuple(words), chat=0, system=0, turn=0)
     probe = " ".join(found.words[:SHORT])
