@@ -281,6 +281,25 @@ def add_workload_options(group: argparse._ArgumentGroup) -> None:
         ),
     )
     add(
+        "--prompts",
+        metavar="FILE[:COLUMN]",
+        help=(
+            "file of prompts to send instead of generated ones: JSON lines with prompt or messages,"
+            " ShareGPT's JSON, CSV or Parquet (default: generated prompts)"
+        ),
+    )
+    add(
+        "--tokenizer",
+        action="append",
+        default=[],
+        metavar="[NAME=]TOKENIZER",
+        help=(
+            "tokenizer of the model, in whose tokens prompts get their lengths: a tokenizer.json,"
+            " its folder, or a name on the Hugging Face Hub; for the target of this name or for"
+            " all; can be repeated (default: that of --model's folder, or the counts of the server)"
+        ),
+    )
+    add(
         "--time-scale",
         type=parse_single(parse_numbers(float, 0, "a factor above 0")),
         metavar="FACTOR",

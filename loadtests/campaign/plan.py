@@ -4,7 +4,7 @@ cases. Pure.
 
 import argparse
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from loadtests.errors import UsageError
@@ -12,6 +12,7 @@ from loadtests.schema import Case
 from loadtests.workload import arrivals
 from loadtests.workload.prompts import longest_request
 from loadtests.workload.scenario import Tables
+from servers.profile.profile import ENDPOINTS, Profile
 from servers.runtime.catalog import ENGINES, ServerSpec, check_name
 
 # options of servers that have no effect on the simulated engine
@@ -77,6 +78,35 @@ def check_context(server: str, tokens: int, scenarios: Tables) -> None:
                 f"{server}.max_model_len={tokens} is too short for {name}, whose longest request"
                 f" has {longest:,} tokens: give {longest} or more"
             )
+
+
+def possible_scenarios(
+    scenarios: Tables, profiles: Iterable[Profile], are_chosen: bool, has_prompts: bool = False
+) -> Tables:
+    """Leaves out the default scenarios that an endpoint with one of these profiles cannot serve.
+    `has_prompts`: the user's, so the scenarios' lengths do not matter. Raises UsageError, also if
+    the user chose such a scenario.
+    """
+    found = {}
+    for name, table in scenarios.items():
+        for profile in profiles:
+            context = profile.context or 0
+            fitted = table | {"context": min(context, table.get("context", arrivals.CONTEXT))}
+            longest = 0 if has_prompts or not context else sum(longest_request(fitted))
+            if table["endpoint"] not in profile.endpoints:
+                found[name] = f"the target has no {ENDPOINTS[table['endpoint']]}"
+            elif longest > context:
+                found[name] = (
+                    f"its longest request has {longest:,} tokens, and the target's context"
+                    f" {context:,}"
+                )
+    left = {name: table for name, table in scenarios.items() if name not in found}
+    if found and (are_chosen or not left):
+        reasons = "; ".join(f"{name}: {why}" for name, why in found.items())
+        raise UsageError(f"{reasons}: choose other scenarios with --scenarios")
+    for name, why in found.items():
+        print(f"{name} is left out: {why}", flush=True)
+    return left
 
 
 def make_plan(

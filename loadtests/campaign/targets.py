@@ -22,6 +22,7 @@ from servers.profile.access import Access, AccessError, expand_variables, make_a
 from servers.profile.client import ProfileError
 from servers.profile.endpoint import split_url
 from servers.profile.profile import Profile
+from servers.profile.prompt_lengths import CountText
 from servers.runtime import catalog, launch, models, revisions
 from servers.runtime.catalog import HERE, Checkout, ServerSpec
 
@@ -43,6 +44,7 @@ class Target:
     access: Access = dataclasses.field(default_factory=make_access)
     model: str | None = None  # the one that the user named for this target
     extra: JsonObject = dataclasses.field(default_factory=dict)  # of --body
+    tokenizer: str | None = None  # of --tokenizer
 
     @property
     def is_external(self) -> bool:
@@ -94,6 +96,7 @@ class ClientOptions:
 
     headers: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     extra: Mapping[str, JsonObject] = dataclasses.field(default_factory=dict)
+    tokenizers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     models: Mapping[str, str] = dataclasses.field(default_factory=dict)
     insecure: bool = False
     ca_file: str | None = None
@@ -129,13 +132,13 @@ def read_client_options(arguments: argparse.Namespace, names: Sequence[str]) -> 
         name, setting = split_name(text, names)
         key, value = parse_body_field(setting)
         extra.setdefault(name, {})[key] = value
+    tokenizers = dict(split_name(text, names) for text in arguments.tokenizer)
     models: dict[str, str] = {}
     if arguments.model:
         parts = [split_name(part, names) for part in arguments.model.split(",")]
         models = dict(parts) if all(name for name, _ in parts) else {"": arguments.model}
-    return ClientOptions(
-        headers, extra, models, arguments.insecure, arguments.cacert, arguments.proxy
-    )
+    access = arguments.insecure, arguments.cacert, arguments.proxy
+    return ClientOptions(headers, extra, tokenizers, models, *access)
 
 
 def split_name(text: str, names: Sequence[str]) -> tuple[str, str]:
@@ -203,6 +206,7 @@ def target_of_url(
         access=access,
         model=options.models.get(key, options.models.get("")),
         extra={**options.extra.get("", {}), **options.extra.get(key, {})},
+        tokenizer=options.tokenizers.get(key, options.tokenizers.get("")),
     )
 
 
@@ -273,6 +277,7 @@ def target_of_server(
         access=access,
         model=options.models.get(side, options.models.get("")),
         extra={**options.extra.get("", {}), **options.extra.get(side, {})},
+        tokenizer=options.tokenizers.get(side, options.tokenizers.get("")),
     )
 
 
@@ -295,7 +300,11 @@ def choose_servers(
 
 
 def profile_targets(
-    targets: Targets, needed: Sequence[str], share: launch.CoreShare, ready_timeout_s: float | None
+    targets: Targets,
+    needed: Sequence[str],
+    share: launch.CoreShare,
+    ready_timeout_s: float | None,
+    tokenizers: Mapping[str, CountText | None],
 ) -> dict[str, Profile]:
     """Profiles each target, and starts a target that is not running for its profile. Base and head
     must serve the same model, unless the user named one for each. `needed`: the endpoints, "chat"
@@ -333,6 +342,7 @@ def profile_targets(
                     needed=needed,
                     ready_timeout_s=ready_timeout_s,
                     say=partial(print, flush=True),
+                    count_text=tokenizers[name],
                 )
             except ProfileError as error:
                 which = f"{name}: " if name and name not in SIDES else ""

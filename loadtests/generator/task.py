@@ -10,7 +10,9 @@ from typing import Self
 from loadtests.schema import JsonObject
 from loadtests.workload import arrivals
 from loadtests.workload.arrivals import Arrival, ScenarioTable
+from loadtests.workload.given_prompts import Conversation
 from servers.profile.profile import Dialect
+from servers.profile.prompt_lengths import PromptLengths
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class LoadTask:
     clock_zero_s: float  # zero of the rows' clock, on the driver's `time.perf_counter()`
     seed: str
     dialect: Dialect = field(default_factory=Dialect)  # the form of requests
+    lengths: PromptLengths = field(default_factory=PromptLengths)  # of generated prompts
     respect_retry_after: bool = False  # users wait as long as Retry-After asks
     target: str = ""  # its name, for its headers
     folder: str = ""  # for requests.jsonl and load.json; `start_load` sets it
@@ -42,7 +45,11 @@ class LoadTask:
 
     @classmethod
     def from_json(cls, data: JsonObject) -> Self:
-        return cls(**data | {"dialect": Dialect.from_json(data["dialect"])})
+        dialect, lengths = data["dialect"], data["lengths"]
+        return cls(
+            **data
+            | {"dialect": Dialect.from_json(dialect), "lengths": PromptLengths.from_json(lengths)}
+        )
 
     def warm_up_arrivals(self, inputs: "LoadInputs") -> list[Arrival]:
         """The arrivals before the window, timed from the load's start."""
@@ -63,14 +70,21 @@ class LoadInputs:
     """
 
     recorded: tuple[Arrival, ...] | None = None  # of a replay, timed from the load's start
+    prompts: tuple[Conversation, ...] | None = None  # of --prompts
 
     def to_json(self) -> JsonObject:
-        return {"recorded": self.recorded and [arrival.to_list() for arrival in self.recorded]}
+        return {
+            "recorded": self.recorded and [arrival.to_list() for arrival in self.recorded],
+            "prompts": self.prompts and [each.to_json() for each in self.prompts],
+        }
 
     @classmethod
     def from_json(cls, data: JsonObject) -> Self:
-        recorded = data["recorded"]
-        return cls(recorded and tuple(map(Arrival.from_list, recorded)))
+        recorded, prompts = data["recorded"], data["prompts"]
+        return cls(
+            recorded and tuple(map(Arrival.from_list, recorded)),
+            prompts and tuple(map(Conversation.from_json, prompts)),
+        )
 
 
 INPUTS_FILE = "load_inputs.json"

@@ -10,6 +10,7 @@ import pytest
 from loadtests.workload import prompts, scenario
 from loadtests.workload.arrivals import Arrival
 from servers.contract import api, oracle
+from servers.profile.prompt_lengths import PromptLengths
 
 CHAT = {"endpoint": "chat", "prompt_tokens": [2, 64], "output_tokens": [1, 32]}
 COMPLETIONS = CHAT | {"endpoint": "completions", "prompt_tokens": [1, 64]}
@@ -99,6 +100,24 @@ def test_lengths_and_shared_blocks_come_from_the_arrival() -> None:
         )
         == 40 - 1
     ), "the role's marker is the 40th"
+
+
+def test_blocks_of_few_tokens_keep_their_length_in_a_server_s_tokens() -> None:
+    """6 of these words have 15 tokens and 7 have 18, so rounding each block would add up."""
+    lengths = PromptLengths("test", per_word=2.5)
+    first, second = (
+        prompts.make_prompt(
+            "1",
+            COMPLETIONS,
+            0,
+            turn,
+            Arrival(0.0, 1600, 7, (*range(50), *range(start, start + 50)), (16,) * 100),
+            lengths=lengths,
+        ).text.split()
+        for turn, start in enumerate((100, 200))
+    )
+    assert len(first) == len(second) == 1600 / 2.5
+    assert first[:320] == second[:320] and first[320] != second[320]
 
 
 # --- repeats
