@@ -64,6 +64,8 @@ TYPED: dict[str, st.SearchStrategy[Any]] = {
     "users": joined(COUNT),
     "rate": joined(NUMBER),
     "trace": TEXT,
+    "prompts": TEXT,
+    "tokenizer": st.lists(TEXT, min_size=1),
     "time-scale": NUMBER,
     "respect-retry-after": st.booleans(),
     "seed": st.integers(-(2**63) + 1, 2**63 - 1),

@@ -40,7 +40,7 @@ def targets_of(*command: str) -> Targets:
 
 def profile_all(found: Targets) -> dict[str, str]:
     """Return the model of each target."""
-    profiles = profile_targets(found, (), CoreShare((), 1, 1), None)
+    profiles = profile_targets(found, (), CoreShare((), 1, 1), None, dict.fromkeys(found))
     return {name: profile.model for name, profile in profiles.items()}
 
 
