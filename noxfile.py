@@ -95,15 +95,34 @@ def install_for(session: nox.Session, module: str, *arguments: str, also: str = 
         install(session, needed | more)
 
 
-def run_module(session: nox.Session, module: str, *arguments: str) -> None:
-    """Runs a module. If it fails, ends nox with the module's exit code, because nox's own is always
-    1. After Ctrl-C the module gets longer than nox's default of half a second, to stop the server
-    and keep the results.
+class EveryExitCode(list[int]):
+    """As `success_codes`, accepts each exit code and keeps it. A signal stays a failure."""
+
+    def __contains__(self, code: object) -> bool:
+        self += [code] if isinstance(code, int) and code >= 0 else []
+        return code in self[-1:]
+
+
+def run_module(
+    session: nox.Session, module: str, *arguments: str, passing: Collection[int] = (0,)
+) -> None:
+    """Runs a module, and ends nox with the module's exit code unless that is `passing`. The module
+    has printed what its exit code means; nox would call a complete campaign with an invalid case a
+    failed command, and always end with 1. After Ctrl-C the module gets longer than nox's default of
+    half a second, to stop the server and keep the results.
     """
+    ended = EveryExitCode()
     try:
-        session.run("python", "-m", module, *arguments, interrupt_timeout=120, terminate_timeout=30)
+        session.run(
+            *("python", "-m", module, *arguments),
+            success_codes=ended,
+            interrupt_timeout=120,
+            terminate_timeout=30,
+        )
     except nox.command.CommandFailed as failed:
         sys.exit(failed.return_code or 1)
+    if ended and ended[-1] not in passing:
+        sys.exit(ended[-1])
 
 
 def local_wheels(session: nox.Session) -> list[str]:
@@ -356,4 +375,4 @@ def baseline(session: nox.Session) -> None:
 def report(session: nox.Session) -> None:
     """Make the report of a campaign folder again (default: the newest in results/)."""
     install(session, {"analysis", "notebooks"})
-    session.run("python", "-m", "analysis", "report", *session.posargs)
+    run_module(session, "analysis", "report", *session.posargs)

@@ -202,12 +202,6 @@ def make_parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--anyway", action="store_true", help="compare even if machine, model or scenarios differ"
     )
-    verb.add_argument(
-        "--check", action="store_true", help="only check these options, before anything is measured"
-    )
-    verb.add_argument(
-        "--record", metavar="NAME", help="with --check: the name of a baseline to be recorded"
-    )
     verb.set_defaults(do=judge)
     verb = commands.add_parser(
         "publish", help="copy a campaign without its raw rows, so that it can be committed"
@@ -268,10 +262,10 @@ def make_report(options: argparse.Namespace) -> int:
         notebooks.run_notebooks(found.campaign.folder)
     console = Console()
     console = console if console.is_terminal else Console(width=140)
-    terminal.show_summary(found, console)
+    terminal.show_summary(found, console, sys.stderr if options.strict else None)
     print(found.campaign.folder / "report.html", flush=True)
     terminal.show_next_commands(next_commands.suggest_commands(found), console)
-    return report_missing(conclusions.list_systems_without_case(found)) if options.strict else 0
+    return 1 if options.strict and conclusions.list_systems_without_case(found) else 0
 
 
 def check_validity(options: argparse.Namespace) -> int:
@@ -341,12 +335,6 @@ def make_claims_page(options: argparse.Namespace) -> int:
 
 def judge(options: argparse.Namespace) -> int:
     wanted = verdicts.parse_rules(options.metrics, options.tolerance, options.slo)
-    if options.check:
-        if options.baseline:
-            baselines.check_name(options.baseline)
-        if options.record:
-            baselines.new_baseline_file(options.record)
-        return 0
     if bool(options.campaigns) == bool(options.campaign):
         raise dataset.InputError("give a gate's folder, or --campaigns BASE HEAD")
     if options.campaigns or options.baseline:

@@ -16,22 +16,24 @@ from analysis.summary import SYSTEM, Comparison, ServerSummary, Summary
 from loadtests.schema import system_label
 
 
-def describe_result(comparison: Comparison) -> str:
+def describe_result(comparison: Comparison, reasons: bool = True) -> str:
     """Returns one or two sentences: the best server under this traffic by the comparison's metric,
-    its lead, and the servers without a valid case, with the reasons. A single server has not won.
+    its lead, and the servers without a valid case, with the reasons unless these stand nearby. A
+    single server has not won.
     """
     metric, title = comparison.metric, comparison.title
     label = METRICS[metric].label
     ranked = [s for s in comparison.systems if s.rank]
     known = [s for s in ranked if not math.isinf(s.estimate.mean)]
-    missing = _describe_missing(comparison)
+    missing = _describe_missing(comparison, reasons)
     if not ranked:
         if len(comparison.systems) == 1:
             return f"Under {title}, {missing}."
         if comparison.has_number:
             return f"Under {title}, no server can be ranked: {missing}."
         causes = "; ".join(f"{s.name}: {s.cause}" for s in comparison.systems)
-        return f"Under {title}, no server has a valid case: {causes}."
+        why = f": {causes}" if reasons else ""
+        return f"Under {title}, no server has a valid case{why}."
     if not known:
         text = f"Under {title}, no server has a finite {label}: too many requests failed."
         return f"{text} Not ranked: {missing}." if missing else text
@@ -72,11 +74,13 @@ def _describe_tie(tied: list[ServerSummary]) -> str:
     return "two starts of one server may differ as much, so repeat the runs"
 
 
-def _describe_missing(comparison: Comparison) -> str:
-    """Names the systems that cannot be ranked, with the reasons; empty if all can be."""
+def _describe_missing(comparison: Comparison, reasons: bool) -> str:
+    """Names the systems that cannot be ranked, with the `reasons` of those without a valid case;
+    empty if all can be.
+    """
     none = [s for s in comparison.systems if not s.rank]
     return "; ".join(
-        f"{s.name} has no valid case: {s.cause}"
+        f"{s.name} has no valid case" + (f": {s.cause}" if reasons else "")
         if s.valid.empty
         else f"{s.name} has too few requests for an {METRICS[comparison.metric].label}"
         for s in none

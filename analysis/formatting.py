@@ -96,12 +96,18 @@ def unit_of(name: str) -> str:
 
 
 def shorten(text: str, most: int = 200) -> str:
-    """The first line of a text, without a final colon or semicolon, cut to `most` characters.
+    """The first line of a text, cut to `most` characters, without the words that introduce the
+    lines after it.
 
-    >>> shorten("the server ended by itself; its last log lines:\\n...", 30)
-    'the server ended by itself; i…'
+    >>> shorten("the server ended by itself; its last log lines:\\n...")
+    'the server ended by itself'
+    >>> shorten("the server ended by itself", 15)
+    'the server end…'
     """
-    line = text.strip().split("\n")[0].rstrip(" :;")
+    line, *more = text.strip().split("\n")
+    if more and line.endswith(":"):
+        line = line.rpartition("; ")[0] or line
+    line = line.rstrip(" :;")
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 

@@ -85,7 +85,7 @@ def summarise(
         found = checks.run_checks(data) if case["state"] == "ok" else []
         bad = verdict.failed_checks(found)
         why = (
-            "; ".join(f"{c.name}: {c.detail}" for c in bad)
+            checks.describe_failures(bad)
             if case["state"] == "ok"
             else f"{case['state']}: {case['reason']}"
         )

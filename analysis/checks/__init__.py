@@ -4,7 +4,7 @@ invalid, which does not mean that the server is slow.
 A new check is one function with a remedy in one of these modules, and one entry in CHECKS.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from analysis.case import CaseData
 from analysis.checks import device, errors, load, machine, responses, token_counts
@@ -42,8 +42,11 @@ CHECKS: tuple[Callable[[CaseData], Check | None], ...] = (
 )
 
 
-# Failures that a busy machine can cause, by the names of the checks.
-DISTURBABLE = {"arrivals", "send lag", "client error", "steadiness"}
+# Names of checks. A case that fails only these is disturbed, not broken, and may be valid when
+# measured again: others took the server's time, or a busy machine can be the cause.
+DISTURBING = {"other processes", "steal"}
+DISTURBABLE = {"arrivals", "load generator's CPU", "send lag", "client error", "steadiness"}
+MEANWHILE = "; meanwhile "  # before what others did
 
 
 def run_checks(case: CaseData) -> list[Check]:
@@ -51,16 +54,26 @@ def run_checks(case: CaseData) -> list[Check]:
     meanwhile, each failure that they can have caused states that, and the first remedy is theirs.
     """
     results = [result for check in CHECKS if (result := check(case)) is not None]
-    busy = [r for r in results if r.name in ("other processes", "steal") and r.ok is False]
+    busy = [r for r in results if r.name in DISTURBING and r.ok is False]
     if not busy:
         return results
     meanwhile = " and ".join(r.detail for r in busy)
     return [
         r._replace(
-            detail=f"{r.detail}; meanwhile {meanwhile}",
+            detail=f"{r.detail}{MEANWHILE}{meanwhile}",
             remedy=f"{busy[0].remedy} and measure again; if that does not help, {r.remedy}",
         )
         if r.name in DISTURBABLE and r.ok is False
         else r
         for r in results
     ]
+
+
+def describe_failures(failed: Sequence[Check]) -> str:
+    """The failed checks of one case on one line, with what others did meanwhile only once."""
+    parts: list[str] = []
+    for check in failed:
+        detail, _, meanwhile = check.detail.partition(MEANWHILE)
+        known = bool(meanwhile) and any(part.endswith(meanwhile) for part in parts)
+        parts.append(f"{check.name}: {detail if known else check.detail}")
+    return "; ".join(parts)

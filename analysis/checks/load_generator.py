@@ -14,8 +14,8 @@ import pandas as pd
 from analysis.case import CaseData
 from analysis.dataset import Json
 from analysis.stats import percentile, values_needed
+from loadtests.schema import CLIENT_ERROR_BOUND
 
-BOUND = 0.05  # a case is invalid if a value can be wrong by more than this share
 WAITED_BOUND = 0.10  # share of the window in which a worker was ready to run but had no core
 
 
@@ -150,7 +150,7 @@ def find_problems(case: CaseData) -> list[str]:
     found = [
         f"the load generator may have changed {name} by {share:.0%}"
         for name, share in error_shares(case).items()
-        if share > BOUND
+        if share > CLIENT_ERROR_BOUND
     ][:1]
     lengths = [
         end_s - start_s

@@ -11,32 +11,35 @@ from analysis.templating import View
 
 
 def capacity_view(summary: Summary) -> View:
-    """{slo, confidence, precision, answers, systems} for the templates. `systems` is empty unless
-    the campaign was a search.
+    """{slo, confidence, precision, answers, short_answers, systems} for the templates. `systems` is
+    empty unless the campaign was a search; `short_answers` do not give the reasons of invalid
+    cases.
     """
     campaign = summary.campaign
     all_of = find_capacities(campaign) if campaign.data.get("search") else []
     text = campaign.data["search"]["slo"] if all_of else ""
     bounds = " and ".join(map(str, slo.parse_slo(text))) if text else ""
     traffics = dict.fromkeys(f.traffic for f in all_of)
+    found = [[f for f in all_of if f.traffic == traffic] for traffic in traffics]
     return {
         "slo": bounds,
         "preset": text if text in slo.PRESETS else "",
         "confidence": f"{CONFIDENCE:.0%}",
         "precision": f"{PRECISION:.0%}",
         "systems": [_row(summary, f) for f in all_of],
-        "answers": [
-            _answer(summary, bounds, [f for f in all_of if f.traffic == traffic])
-            for traffic in traffics
-        ],
+        "answers": [_answer(summary, bounds, systems) for systems in found],
+        "short_answers": [_answer(summary, bounds, systems, reasons=False) for systems in found],
     }
 
 
-def _answer(summary: Summary, bounds: str, systems: list[CapacityResult]) -> str:
-    """The highest capacity, and the servers without a valid case, with the reasons."""
+def _answer(
+    summary: Summary, bounds: str, systems: list[CapacityResult], reasons: bool = True
+) -> str:
+    """The highest capacity, and the servers without a valid case, with the `reasons`."""
     missing = dict(conclusions.list_systems_without_case(summary))
     without = [
-        f"{f.name} has no valid case: {missing[f'{f.name}, {f.traffic}']}"
+        f"{f.name} has no valid case"
+        + (f": {missing[f'{f.name}, {f.traffic}']}" if reasons else "")
         for f in systems
         if f"{f.name}, {f.traffic}" in missing
     ]
@@ -126,7 +129,7 @@ def _row(summary: Summary, f: CapacityResult) -> View:
 
 def _broke(f: CapacityResult) -> str:
     """The bounds that were missed at the lowest load that failed, with the values there."""
-    probe = next((p for p in f.probes if p.load == f.capacity.fails), None)
+    probe = next((p for p in f.probes if p.holds is False and p.load == f.capacity.fails), None)
     return (
         (", ".join(_seen(k) for k in probe.bound_results if not k.holds and k.of) or probe.why)
         if probe
@@ -136,7 +139,8 @@ def _broke(f: CapacityResult) -> str:
 
 def _ended(summary: Summary, f: CapacityResult) -> str:
     """The reason why the capacity is not precise; empty if it is."""
-    without = next((p for p in f.probes if p.holds is None), None)
+    decided = {p.load for p in f.probes if p.holds is not None}
+    without = next((p for p in f.probes if p.holds is None and p.load not in decided), None)
     if without:
         return f"ended at {format_number(without.load)} {f.unit}, an invalid case: {without.why}"
     if not f.probes:

@@ -34,6 +34,9 @@ HEADLINE = (
     "server_peak_bytes",
     "startup_s",
 )
+# The columns of the first table, which fits a screen; the tails of TTFT and E2E and those of BESIDE
+# and of cost go with them. The others stand in a table of their own.
+DECIDING = ("output_tokens_per_s", "goodput_per_s", "error_share", "ttft_p50_s", "e2e_p50_s")
 # In an open loop these are the demand as long as a server keeps up: no result, and not compared.
 DEMAND = ("output_tokens_per_s", "requests_per_s")
 
@@ -168,7 +171,7 @@ def _comparison(summary: Summary, comparison: Comparison, stem: str) -> View:
         del drawn["throughput"]
     if sum(len(system.valid) > 0 for system in comparison.systems) < 2:
         del drawn["heat-map"]
-    columns = shown_metrics(summary, comparison)
+    columns, deciding = shown_metrics(summary, comparison)
     ranks = [system.rank for system in comparison.systems if system.rank is not None]
     if summary.campaign.published:
         why = attribution_section.kept_view(summary.campaign, comparison)
@@ -177,12 +180,13 @@ def _comparison(summary: Summary, comparison: Comparison, stem: str) -> View:
     return {
         "id": slugify(comparison.title),
         "title": comparison.title,
-        "finding": conclusions.describe_result(comparison),
+        "finding": conclusions.describe_result(comparison, reasons=False),  # these are in the rows
         "warnings": list_caveats(summary, comparison),
         "is_open": comparison.is_open,
         "ranked": len(ranks) > 1,
         "ranked_by": METRICS[comparison.metric].label,
         "metrics": columns,
+        "deciding": deciding,
         "headline": [
             (headline_label(name, comparison), _unit(summary, name), METRICS[name].better)
             for name in columns
@@ -224,16 +228,30 @@ def headline_metrics(summary: Summary, comparison: Comparison) -> tuple[str, ...
     return (*columns, *cost_section.cost_columns(summary))
 
 
-def shown_metrics(summary: Summary, comparison: Comparison) -> tuple[str, ...]:
+def shown_metrics(summary: Summary, comparison: Comparison) -> tuple[tuple[str, ...], int]:
     """Those of the headline metrics for which some server has a number, or too few requests for
-    one: a machine without a GPU has no empty GPU column.
+    one: a machine without a GPU has no empty GPU column. The deciding ones come first; the second
+    value is their number.
     """
     valid = [system.valid for system in comparison.systems if len(system.valid)]
-    return tuple(
+    shown = [
         name
         for name in headline_metrics(summary, comparison)
         if any(formatting.split_estimate(name, cases) != ("–", "") for cases in valid)
-    )
+    ]
+    demand = DEMAND if comparison.is_open else ()
+    beside = [name for names, _ in BESIDE.values() for name in names]
+    tails = [_known_tail(stem, valid) for stem in ("ttft", "e2e")]
+    wanted = {*DECIDING, *tails, comparison.metric, *beside, *cost_section.cost_columns(summary)}
+    deciding = [name for name in shown if name in wanted.difference(demand)]
+    return (*deciding, *(name for name in shown if name not in deciding)), len(deciding)
+
+
+def _known_tail(stem: str, valid: list[pd.DataFrame]) -> str:
+    """P99 of a latency, or P95 if no server has enough requests for P99."""
+    p99, p95 = (f"{stem}_p{p}_s" for p in (99, 95))
+    known = {name for name in (p99, p95) if any(cases[name].notna().any() for cases in valid)}
+    return p95 if p95 in known and p99 not in known else p99
 
 
 def _unit(summary: Summary, name: str) -> str:

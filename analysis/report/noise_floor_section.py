@@ -4,12 +4,12 @@ the campaign.
 
 from collections.abc import Callable
 
-from analysis.checks import load_generator
 from analysis.dataset import Json
 from analysis.formatting import format_number
 from analysis.stats import NAN, values_needed
 from analysis.summary import Summary
 from analysis.templating import View
+from loadtests.schema import CLIENT_ERROR_BOUND
 
 # The load generator's own errors: a label, and the text of one load's errors
 # (schema.CalibrationFile, "closed").
@@ -72,7 +72,7 @@ def noise_floor_view(summary: Summary, names: dict[int, str]) -> View:
         "heads": [head for head, _ in loads],
         "rows": [(label, [text(errors) for _, errors in loads]) for label, text in ROWS],
         "ladder": describe_load_steps(calibration),
-        "bound": f"{load_generator.BOUND:.0%}",
+        "bound": f"{CLIENT_ERROR_BOUND:.0%}",
         "cases": cases,
         "p99_needs": values_needed(99),
     }

@@ -2,14 +2,15 @@
 commands.
 """
 
-from typing import NamedTuple
+from collections.abc import Collection
+from typing import NamedTuple, TextIO
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from analysis import formatting, stats
-from analysis.conclusions import describe_result
+from analysis.conclusions import describe_result, list_systems_without_case
 from analysis.report import capacity_section
 from analysis.report.writer import list_concerns, list_warnings
 from analysis.summary import Comparison, ServerSummary, Summary, build_comparisons
@@ -49,24 +50,38 @@ MEANINGS = {
 }
 
 
-def show_summary(summary: Summary, console: Console) -> None:
-    """Prints conclusions, headline tables and concerns. Text from the campaign is never read as
-    markup.
+def show_summary(summary: Summary, console: Console, errors: TextIO | None = None) -> None:
+    """Prints conclusions, headline tables, the reasons of invalid cases, and concerns. Text from
+    the campaign is never read as markup. `errors`: where the systems without any valid case are
+    named, if not on the console.
     """
+    missing = list_systems_without_case(summary)
     capacity = capacity_section.capacity_view(summary)
     if capacity["systems"]:
-        show_capacity(capacity, console)
+        show_capacity(capacity, console, missing)
     else:
         cells = ""
+        names = [name for name, _ in missing]
         for comparison in build_comparisons(summary):
-            cells += show_comparison(summary, comparison, console)
+            cells += show_comparison(summary, comparison, console, names)
         if meanings := [meaning for sign, meaning in MEANINGS.items() if sign in cells]:
             console.print(Text("; ".join(meanings)))
+    console.file.flush()  # so that the lines on stderr come after the tables
+    for name, why in missing:
+        line = f"no valid case of {name}: {why}"
+        if errors:
+            print(line, file=errors, flush=True)
+        else:
+            console.print(Text(line), soft_wrap=True)
     show_concerns(summary, console)
 
 
-def show_comparison(summary: Summary, comparison: Comparison, console: Console) -> str:
-    """Prints one scenario at one load; returns the text of all cells."""
+def show_comparison(
+    summary: Summary, comparison: Comparison, console: Console, missing: Collection[str] = ()
+) -> str:
+    """Prints one scenario at one load; returns the text of all cells. `missing`: the systems whose
+    reasons are printed elsewhere, because they have no valid case at any load.
+    """
     columns = (OPEN if comparison.is_open else CLOSED) + (
         (PRICE,) if summary.machine_cost.price else ()
     )
@@ -95,34 +110,41 @@ def show_comparison(summary: Summary, comparison: Comparison, console: Console) 
         table.add_column(columns[i].heading, justify="right", no_wrap=True)
     for name, cells in rows:
         table.add_row(Text(name), *(Text(cells[i]) for i in shown))
-    console.print(Text(describe_result(comparison)))
+    console.print(Text(describe_result(comparison, reasons=False)))
     console.print(table)
     for system in comparison.systems:
-        if system.why:
-            console.print(Text(f"  {system.name}: {system.why}"))
+        scenario, invalid = system.cases["scenario"].iloc[0], (~system.cases["valid"]).sum()
+        if invalid and f"{system.name}, {scenario}" not in missing:
+            runs = f", {invalid} of {len(system.cases)} runs" if len(system.valid) else ""
+            console.print(Text(f"  {system.name}{runs}: {system.cause}"), soft_wrap=True)
     console.print()
     return " ".join(cell for _, cells in rows for i, cell in enumerate(cells) if i in shown)
 
 
 def show_concerns(summary: Summary, console: Console) -> None:
     """Prints every reason to doubt these numbers, the worst first, one line each."""
-    lines = [
-        (
-            concern["severity"],
-            f"{concern['name']}, in {len(concern['cases'])} of {len(summary.table)} cases:"
-            f" {concern['remedy']}",
-        )
-        for concern in list_concerns(summary)
-    ]
-    invalid = [line for line in lines if line[0] == "invalid"]
-    warnings = [line for line in lines if line[0] == "warning"]
+    concerns: list[tuple[str, str]] = []
+    invalid_cases: dict[str, set[str]] = {}  # by remedy
+    for concern in list_concerns(summary):
+        cases = {case for case, _ in concern["cases"]}
+        if concern["severity"] == "invalid":
+            invalid_cases.setdefault(concern["remedy"], set()).update(cases)
+        # "stop other programs" also stands in the remedy of what they made invalid
+        elif any(concern["remedy"] in r and cases <= of for r, of in invalid_cases.items()):
+            continue
+        where = f"in {len(concern['cases'])} of {len(summary.table)} cases"
+        text = f"{concern['name']}, {where}: {concern['remedy']}"
+        concerns.append((concern["severity"], text))
+    invalid = [line for line in concerns if line[0] == "invalid"]
+    warnings = [line for line in concerns if line[0] == "warning"]
     whole = [("warning", text) for text in list_warnings(summary)]
     for severity, text in (*invalid, *whole, *warnings):
         console.print(Text(f"{severity}: {text}"), soft_wrap=True)
 
 
-def show_capacity(capacity: View, console: Console) -> None:
-    for answer in capacity["answers"]:
+def show_capacity(capacity: View, console: Console, missing: Collection[tuple[str, str]]) -> None:
+    """Prints the results of a search, without the reasons of the `missing` systems."""
+    for answer in capacity["short_answers"]:
         console.print(Text(answer))
     table = _table(f"Capacity: {capacity['slo']}")
     for heading in ("server", "traffic", "capacity", "tokens/s there", "what broke first", "cases"):
@@ -143,8 +165,10 @@ def show_capacity(capacity: View, console: Console) -> None:
         )
     console.print(table)
     for s in capacity["systems"]:
-        if s["ended"]:
-            console.print(Text(f"  {s['server']} ({s['engine']}): {s['ended']}"))
+        name = f"{s['server']} ({s['engine']})"
+        stated = any(of.startswith(f"{name}, ") and why in s["ended"] for of, why in missing)
+        if s["ended"] and not stated:
+            console.print(Text(f"  {name}: {s['ended']}"), soft_wrap=True)
 
 
 def show_next_commands(commands: list[tuple[str, str]], console: Console) -> None:

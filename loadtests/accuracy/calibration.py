@@ -333,15 +333,31 @@ def calibrate(folder: Path, users: int | None, rate: float | None, place: Placem
 
 
 def describe_errors(results: Results) -> str:
-    """Describes the result of a calibration in one sentence."""
-    found = [
-        f"{1e3 * errors['ttft_error_p99_s']:.1f} ms {where}"
+    """Describes the result of a calibration, and what it means for the cases to come, in two
+    sentences.
+    """
+    added = [
+        (1e3 * errors["ttft_error_p99_s"], where)
         for errors, where in (
             (results["closed"], f"with {results['users']} users"),
             (results["open"], f"at {results['rate']:g} requests/s" if results["rate"] else ""),
         )
         if errors and errors["ttft_error_p99_s"] is not None
     ]
-    ttft = f"adds {' and '.join(found)} to the P99 of TTFT, and " if found else ""
-    events = f"{results['sustained_events_per_s']:,} events/s"
-    return f"calibrated: the load generator {ttft}measures up to {events} correctly"
+    found = " and ".join(f"{ms:.1f} ms {where}" for ms, where in added)
+    ttft = f"adds {found} to the P99 of TTFT, and " if found else ""
+    chunks = f"{results['sustained_events_per_s']:,} chunks/s"
+    most_ms = max((ms for ms, _ in added), default=0.0)
+    bound = schema.CLIENT_ERROR_BOUND
+    example = (
+        f" ({most_ms:.1f} ms is {bound:.0%} of {most_ms / bound:.3g} ms)" if most_ms > 0 else ""
+    )
+    # if the ladder ended because its server could not send more, no higher rate is known to fail
+    limited = any(step["server_kept_up"] and not step["sustained"] for step in results["ladder"])
+    more = ", or if more chunks/s arrive" if limited else ""
+    return (
+        f"calibrated: the load generator {ttft}measures up to {chunks} correctly. A case is invalid"
+        f" if the load generator may have changed its TTFT, E2E or ITL by more than {bound:.0%}"
+        f"{example}, or sent over {1e3 * schema.SEND_LAG_BOUND_S:g} ms late (P99; over"
+        f" {schema.SEND_LAG_BOUND_SHARE:.0%} of the median E2E if that is more){more}."
+    )

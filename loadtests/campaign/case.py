@@ -18,6 +18,7 @@ from loadtests.generator.task import LoadTask
 from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import Case, CaseFile, Stage
 from loadtests.telemetry import machine, server_counters
+from loadtests.telemetry.cores import contested_cores
 from loadtests.workload import arrivals
 from servers.contract import oracle
 from servers.contract.conformance_client import CheckFailed
@@ -192,7 +193,7 @@ def _load(run: CaseRun) -> None:
                         str(run.file.clock_zero_s),
                         "--metrics-of",
                         run.engine_urls,
-                        *(["--server-pid", *map(str, run.server.pids)] if run.server else []),
+                        *_telemetry_of_server(run),
                     ],
                     run.folder / "telemetry.log",
                     cores=context.load_cores,
@@ -216,6 +217,13 @@ def _load(run: CaseRun) -> None:
             samples = run.folder / "telemetry.jsonl"
             run.file.gpus = gpu_memory.observed_gpus(samples, run.file.gpus)
         _take_telemetry_notes(run)
+
+
+def _telemetry_of_server(run: CaseRun) -> list[str]:
+    if run.server is None:
+        return []
+    cores = contested_cores(run.context.share.cores)
+    return ["--server-pid", *map(str, run.server.pids), "--server-cores", *map(str, cores)]
 
 
 def _record_load_status(run: CaseRun) -> None:

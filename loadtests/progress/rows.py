@@ -89,6 +89,18 @@ def describe_case(case: Case) -> str:
     )
 
 
+def split_reason(status: str, row: CaseRow | None) -> tuple[str, str]:
+    """What became of a case, in one word, and the reason.
+
+    >>> split_reason("failed: launch: the port is in use", None)
+    ('failed', 'launch: the port is in use')
+    """
+    if row and not row.valid:
+        return "invalid", row.why
+    word, _, reason = status.partition(": ")
+    return word, reason.strip()
+
+
 def format_line(case: Case, status: str, row: CaseRow | None) -> str:
     """Describes a finished case on one line of a log: its numbers, or the reason for none."""
     if row is None:
@@ -181,16 +193,17 @@ class RowLayout:
         return "\n".join(crop(" ".join(cells).rstrip(), self.width) for cells in lines)
 
     def row(self, case: Case, status: str, row: CaseRow | None) -> str:
-        """The case with its numbers, or with the first line of the reason for none."""
+        """The case with its numbers, or with the reason for none if it fits."""
         if row and row.valid:
             # in an open loop the throughput is the demand, not a result
             numbers = row.numbers | ({THROUGHPUT: ""} if case.rate else {})
             cells = [_fit(numbers[column.metric], column.width) for column in self.columns]
-            text = " ".join([self.start(case), *cells])
-        else:
-            reason = f"invalid: {row.why}" if row else status.strip().split("\n")[0]
-            text = f"{self.start(case)} {reason}"
-        return crop(text, self.width)
+            return crop(" ".join([self.start(case), *cells]), self.width)
+        word, reason = split_reason(status, row)
+        text = f"{self.start(case)} {word}"
+        whole = f"{text}: {reason}"
+        fits = reason and len(whole) <= self.width and "\n" not in reason
+        return whole if fits else crop(text, self.width)
 
 
 def _total(names: Sequence[int], columns: Sequence[Column]) -> int:

@@ -5,6 +5,7 @@ Elsewhere, as in a log file or in CI, each case prints one line.
 
 import re
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,10 +25,12 @@ from loadtests.progress.rows import (
     describe_case,
     format_line,
     format_span,
+    split_reason,
 )
 from loadtests.schema import Case
-from loadtests.workload.arrivals import ScenarioTable
+from loadtests.workload.arrivals import ScenarioTable, longest_warm_up_s
 
+LATE_S = 30.0  # a delay of a case that a log mentions
 TO_COME = 4  # cases to come that have a row of their own
 LOG_BYTES = 4096  # the end of a server's log that is searched for its last line
 # The name of each stage for the user.
@@ -61,6 +64,8 @@ class ProgressWatch:
         self.began = self.case_began = self.stage_began = time.monotonic()
         self.case: Case | None = None
         self.took: list[tuple[Case, float]] = []  # the cases that ended ok, with their seconds
+        self.planned_s = self.reported_late_s = 0.0  # of the running case
+        self.stage_name = ""
         self.now = ""  # the current activity; below it: its figures, and the cause of a wait
         self.figures = self.waits = ""
         self.log: Path | None = None
@@ -83,12 +88,17 @@ class ProgressWatch:
             else None
         )
 
+        self.ended = threading.Event()
+
     def __enter__(self) -> "ProgressWatch":
         if self.live:
             self.live.start()
+        else:
+            threading.Thread(target=self._report_delays, daemon=True).start()
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.ended.set()
         if self.live:
             self.live.stop()
 
@@ -123,11 +133,13 @@ class ProgressWatch:
         self.now, self.waiting_s = "", 0.0
 
     def start(self, case: Case) -> None:
-        self.case, self.case_began, self.ends = case, time.monotonic(), None
+        self.case_began, self.ends, self.stage_name = time.monotonic(), None, ""
+        self.planned_s, self.reported_late_s = self._case_s(case), 0.0
+        self.case = case
 
     def stage(self, name: str, log: Path | None = None) -> None:
         """Shows a stage. `log`: of the server that this stage waits for."""
-        self.now, self.log = STAGES.get(name, name), log
+        self.stage_name, self.now, self.log = name, STAGES.get(name, name), log
         if name == "launch" and self.case and self.case.engine not in WITHOUT_MODEL:
             self.now = "waiting until the server has loaded its model"
         self.figures, self.waits, self.previous = "", "", None
@@ -180,11 +192,37 @@ class ProgressWatch:
         if self.live:
             self._print_row(case, status, row)
         else:
-            number = f"case {case.index}" + ("" if self.more else f" of {len(self.cases)}")
+            number = self._number(case)
             text, _, log = format_line(case, status, row).partition("\n")
-            self.say(f"{number}  {describe_case(case)}: {text} ({spent:.0f} s)")
+            left = f"; {self._describe_left()}" if self.done < len(self.cases) else ""
+            self.say(f"{number}  {describe_case(case)}: {text} ({spent:.0f} s{left})")
             if log:
                 self.say(log)
+
+    def _number(self, case: Case) -> str:
+        return f"case {case.index}" + ("" if self.more else f" of {len(self.cases)}")
+
+    def _report_delays(self) -> None:
+        """Without a terminal, prints a line when the running case is late, and again each time when
+        its delay has doubled: the estimates in the log would be wrong without a word.
+        """
+        while not self.ended.wait(5):
+            if line := self._describe_delay():
+                self.say(line)
+
+    def _describe_delay(self) -> str:
+        """The line on the running case, or an empty text if none is due."""
+        case = self.case
+        if case is None or not self.now:
+            return ""
+        late_s = time.monotonic() - self.case_began + self._case_left_s(case) - self.planned_s
+        if late_s < max(LATE_S, 0.25 * self.planned_s, 2 * self.reported_late_s):
+            return ""
+        self.reported_late_s = late_s
+        activity = self.waits or f"{self.now}, {time.monotonic() - self.stage_began:.0f} s"
+        return (
+            f"{self._number(case)} takes longer than planned: {activity}; {self._describe_left()}"
+        )
 
     def _print_row(self, case: Case, status: str, row: CaseRow | None) -> None:
         layout = self._layout()
@@ -193,11 +231,10 @@ class ProgressWatch:
             self.rows_since_heading = 0
         self.rows_since_heading += 1
         text = layout.row(case, status, row)
-        bad = not status.startswith("skipped") and (status != "ok" or bool(row and not row.valid))
-        self._print_text(text, "red" if bad else "")
-        reason = status if status != "ok" else row.why if row and not row.valid else ""
-        if not text.endswith(reason):  # the row is too narrow for the whole reason
-            lines = "\n".join(line.strip() for line in reason.strip().splitlines())
+        word, reason = split_reason(status, row)
+        self._print_text(text, "red" if word not in ("ok", "skipped") else "")
+        if not text.endswith(reason):  # the row is too narrow for it
+            lines = "\n".join(line.strip() for line in reason.splitlines())
             self.console.print(Padding(Text(lines, overflow="fold"), (0, 0, 0, 4), expand=False))
 
     def _print_text(self, text: str, style: str) -> None:
@@ -217,14 +254,34 @@ class ProgressWatch:
     def _estimate_s(self, case: Case) -> float:
         return estimate_case_s(case, self.scenarios[case.scenario], self.on_gpu)
 
+    def _case_left_s(self, case: Case) -> float:
+        """Estimates how long the running case still takes: the rest of its planned time, or what is
+        certain to come if that is more.
+        """
+        now, scenario = time.monotonic(), self.scenarios[case.scenario]
+        least_s, ends, usual_s = 0.0, self.ends, float(scenario["warmup_s"])
+        if ends:
+            least_s = ends - now
+        elif self.stage_name in ("prepare", "launch", "verify"):
+            least_s = usual_s + case.duration_s
+        elif self.stage_name == "load":
+            waited_s, longest_s = now - self.stage_began, longest_warm_up_s(scenario)
+            # a warm-up that is late is expected to take as long again, up to its longest time
+            rest_s = min(abs(waited_s - usual_s), max(0.0, longest_s - waited_s))
+            least_s = rest_s + case.duration_s
+        return max(0.0, self.planned_s - (now - self.case_began), least_s)
+
     def _left_s(self) -> float:
+        running = self.case  # another thread may end it meanwhile
         left = [self._case_s(case) for case in self.cases[self.done :]]
-        if left and self.case:
+        if left and running:
             # a case that takes longer than expected does not shorten the others
-            left[0] = max(0.0, left[0] - (time.monotonic() - self.case_began))
-            if self.ends:
-                left[0] = max(left[0], self.ends - time.monotonic())
+            left[0] = self._case_left_s(running)
         return sum(left) + max(0.0, self.waiting_s - (time.monotonic() - self.stage_began))
+
+    def _describe_left(self) -> str:
+        where = " of this round" if self.more else ""
+        return f"about {format_span(self._left_s())} left{where}"
 
     def _frame(self) -> Text:
         """The live part, cropped to the size of the terminal."""
@@ -253,11 +310,8 @@ class ProgressWatch:
         if len(rows) < len(coming):
             lines.append((f"    and {len(coming) - len(rows)} more to come", "dim"))
         done = f"{self.done} of {len(self.cases)} cases done" if not self.more else ""
-        where = " of this round; others may follow" if self.more else ""
-        times = (
-            f"{format_span(time.monotonic() - self.began)} elapsed",
-            f"about {format_span(self._left_s())} left{where}",
-        )
+        left = self._describe_left() + ("; others may follow" if self.more else "")
+        times = (f"{format_span(time.monotonic() - self.began)} elapsed", left)
         lines.append((", ".join(filter(None, (done, *times))), "bold"))
         return lines
 

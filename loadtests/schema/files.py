@@ -318,6 +318,12 @@ class CaseFile:
         return asdict(self)
 
 
+# A case is invalid if the load generator may have changed a value by more than the first share, or
+# if the P99 of its send lag exceeds both the time and the share of the median E2E.
+CLIENT_ERROR_BOUND = 0.05
+SEND_LAG_BOUND_S, SEND_LAG_BOUND_SHARE = 0.005, 0.01
+
+
 class CalibrationFile(TypedDict):
     """calibration.json."""
 

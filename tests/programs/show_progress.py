@@ -49,7 +49,7 @@ def main() -> None:
     prefix = "(MainProcess pid=29057) WARNING 11-30 13:43:58 [vllm.py:725] "
     lines = ("first\n", "\x1b[32mloading weights 40%\x1b[0m\r", "loading weights 50% " * 20)
     log.write_text(f"{lines[0]}{lines[1]}{prefix}{lines[2]}\n")
-    with ProgressWatch({CASES[0].scenario: {"warmup_s": 2.0}}) as watch:
+    with ProgressWatch({CASES[0].scenario: {"arrivals": "closed", "warmup_s": 2.0}}) as watch:
         watch.plan(CASES, done=0)
         with watch.waiting("calibrating the load generator", 30):
             time.sleep(0.6)

@@ -203,6 +203,10 @@ def test_a_busy_machine_is_named_where_it_may_be_the_cause(observe):
     )
     assert "meanwhile" not in found["load generator's CPU"].detail, "it passed"
     assert "meanwhile" not in found["other processes"].detail
+    twice = [found["send lag"], found["send lag"]._replace(name="client error")]
+    text = checks.describe_failures(twice)
+    assert text.startswith(f"send lag: {twice[0].detail}; client error: ")
+    assert text.count("meanwhile") == 1, "one cause stands once"
     quiet = {c.name: c for c in checks.run_checks(observe(rows_with(late)))}
     assert "meanwhile" not in quiet["send lag"].detail
 

@@ -187,6 +187,18 @@ def test_the_first_screen_has_all_that_decides(page, large, width, screens):
     assert page.fetched() == [] and page.complaints() == []
 
 
+def test_the_tables_of_servers_fit_a_desktop(page, large):
+    """The deciding numbers above, the others in a folded table below."""
+    page.events.clear()
+    page.open(large, 1300)
+    page.ask("document.querySelectorAll('details').forEach((each) => (each.open = true))")
+    boxes = page.ask(
+        "[...document.querySelectorAll('.wide:has(table.sortable)')].map((box) =>"
+        " [box.ariaLabel, box.scrollWidth - box.clientWidth])"
+    )
+    assert len(boxes) >= 2 and [box for box in boxes if box[1] > 0] == []
+
+
 def test_without_a_script_the_page_has_the_same_content(page, large):
     page.events.clear()
     words = {}

@@ -4,8 +4,10 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from rich.console import Console
 
@@ -72,6 +74,22 @@ def test_concerns_come_after_the_tables_the_worst_first(tmp_path: Path) -> None:
     ) and any(line.startswith(f"warning: {writer.UNCOMMITTED[:20]}") for line in lines)
 
 
+def test_a_busy_machine_is_a_concern_of_a_valid_case_beside_an_invalid_one(found: Summary) -> None:
+    """Where every busy case is invalid, the remedy of the invalid ones has it already."""
+    remedy = "stop other programs"
+    both = [
+        (0, "send lag", "invalid", f"{remedy} and measure again"),
+        (0, "other", "warning", remedy),
+    ]
+    columns = ["index", "name", "severity", "remedy"]
+    for busy, count in ((both, 0), ([*both, (1, "other", "warning", remedy)], 1)):
+        checks = pd.DataFrame(busy, columns=columns).assign(ok=False, detail="", value=1.0)
+        lines = shown(replace(found, checks=checks), 140)
+        assert sum(line.startswith("warning: other, in 2") for line in lines) == count
+        assert sum(line.startswith("warning: other") for line in lines) == count
+        assert sum(line.startswith("invalid: send lag, in 1") for line in lines) == 1
+
+
 def test_commands_stay_whole_on_a_narrow_terminal() -> None:
     console = Console(width=40, record=True, file=io.StringIO())
     command = "python -m loadtests " + "--servers a,b " * 10
@@ -120,4 +138,30 @@ def test_an_invalid_server_has_one_word_and_its_reason(found: Summary) -> None:
     lines = shown(found, 100)
     [row] = [line for line in lines if line.startswith("gamma")]
     assert re.fullmatch(r"gamma \(simulated\) +invalid(?: +–)+ *", row)
-    assert any(line.startswith("  gamma (simulated): failed: load: ") for line in lines)
+    why = "failed: load: the server died"
+    assert [line for line in lines if why in line] == [
+        f"no valid case of gamma (simulated), chat: {why}"
+    ]
+
+
+def test_a_server_with_some_invalid_runs_has_their_number_and_the_reason_once(
+    tmp_path: Path,
+) -> None:
+    folder = synthetic_campaign.campaign(tmp_path / "campaign")
+    path = sorted(folder.glob("cases/*beta*/run.json"))[0]
+    run = json.loads(path.read_text())
+    synthetic_campaign.schema.write_json(path, run | {"status": "failed: launch: it died"})
+    lines = shown(summary.summarise(dataset.read_campaign(folder)), 100)
+    [line] = [line for line in lines if "it died" in line]
+    assert re.fullmatch(r"  beta \(simulated\), 1 of \d runs: failed: launch: it died", line)
+
+
+def test_the_first_table_has_the_highest_percentile_that_is_known(found: Summary) -> None:
+    [comparison] = summary.build_comparisons(found)
+    columns, deciding = comparison_section.shown_metrics(found, comparison)
+    assert {"ttft_p99_s", "e2e_p99_s"} < {*columns[:deciding]} and "e2e_p95_s" in columns[deciding:]
+    table = found.table.assign(e2e_p99_s=math.nan)
+    [few] = summary.build_comparisons(replace(found, table=table))
+    columns, deciding = comparison_section.shown_metrics(found, few)
+    assert {"ttft_p99_s", "e2e_p95_s"} < {*columns[:deciding]}
+    assert "e2e_p99_s" not in columns[:deciding] and len(columns) == len(set(columns))

@@ -98,6 +98,31 @@ def test_errors_are_measured_minus_true_times() -> None:
     )
 
 
+def test_the_line_of_a_calibration_states_what_makes_a_case_invalid() -> None:
+    steps = [{"server_kept_up": True, "sustained": sustained} for sustained in (True, False)]
+    found = {
+        "users": 8,
+        "rate": 2.5,
+        "closed": {"ttft_error_p99_s": 0.0042},
+        "open": {"ttft_error_p99_s": 0.0003},
+        "ladder": steps,
+        "sustained_events_per_s": 2000,
+    }
+    assert calibration.describe_errors(found) == (
+        "calibrated: the load generator adds 4.2 ms with 8 users and 0.3 ms at 2.5 requests/s to"
+        " the P99 of TTFT, and measures up to 2,000 chunks/s correctly. A case is invalid if the"
+        " load generator may have changed its TTFT, E2E or ITL by more than 5% (4.2 ms is 5% of 84"
+        " ms), or sent over 5 ms late (P99; over 1% of the median E2E if that is more), or if more"
+        " chunks/s arrive."
+    )
+    unknown = found | {"closed": None, "open": None, "ladder": steps[:1]}
+    assert calibration.describe_errors(unknown) == (
+        "calibrated: the load generator measures up to 2,000 chunks/s correctly. A case is invalid"
+        " if the load generator may have changed its TTFT, E2E or ITL by more than 5%, or sent over"
+        " 5 ms late (P99; over 1% of the median E2E if that is more)."
+    )
+
+
 def test_requests_scheduled_outside_the_window_do_not_count() -> None:
     rows, sent = two()
     found = calibration.measure_errors(run(rows, sent, window=(11.5, 20.0)))
@@ -301,7 +326,7 @@ def test_a_campaign_calibrates_once(bench: Bench) -> None:
     assert first.stdout.count("calibrating the load generator: about 30 s\n") == 1
     assert re.search(
         r"^calibrated: the load generator adds -?[\d.]+ ms with 3 users to the P99 of TTFT, and"
-        r" measures up to [\d,]+ events/s correctly$",
+        r" measures up to [\d,]+ chunks/s correctly\. A case is invalid if .*\.$",
         first.stdout,
         re.MULTILINE,
     )

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.campaign import analysis_process
 from loadtests.generator.messages import Window
 from loadtests.progress import estimate
 from loadtests.progress import watch as progress
@@ -22,6 +21,7 @@ CASES = [
     Case(index, server, "simulated", "chat", 1, 4, None, 10.0)
     for index, server in enumerate(("one", "two", "three"), 1)
 ]
+TABLE = {"arrivals": "closed", "warmup_s": 2.0, "warmup_max_s": 30.0}
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 ROW = CaseRow(
     True,
@@ -46,7 +46,7 @@ def no_forced_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def watching(cases: list[Case], more: bool = False) -> progress.ProgressWatch:
-    watch = progress.ProgressWatch({"chat": {"warmup_s": 2.0}})
+    watch = progress.ProgressWatch({"chat": TABLE})
     watch.plan(cases, done=0, more=more)
     return watch
 
@@ -57,7 +57,7 @@ def test_a_search_does_not_show_the_number_of_cases(capsys: pytest.CaptureFixtur
         watch.end("ok")
     assert capsys.readouterr().out.splitlines() == [
         "the first round has 3 cases, about 2 min 21 s; each prints a line when it ends",
-        "case 2  two / simulated / chat 4 users, run 1: ok (0 s)",
+        "case 2  two / simulated / chat 4 users, run 1: ok (0 s; about 0 s left of this round)",
     ]
 
 
@@ -80,9 +80,10 @@ def test_a_log_has_one_line_per_case(capsys: pytest.CaptureFixture[str]) -> None
         "3 cases, about 2 min 21 s; each prints a line when it ends",
         "calibrating the load generator: about 30 s",
         "case 1 of 3  one / simulated / chat 4 users, run 1: valid, 1,234 tokens/s,"
-        " TTFT P50 21.3 ms P99 unknown (n=120), E2E P50 210 ms P99 ∞ ms, 2.50% errors (0 s)",
+        " TTFT P50 21.3 ms P99 unknown (n=120), E2E P50 210 ms P99 ∞ ms, 2.50% errors"
+        " (0 s; about 0 s left)",
         "case 2 of 3  two / simulated / chat 4 users, run 1: invalid: send lag: P99"
-        " 9.0 ms, bound 5.0 ms (0 s)",
+        " 9.0 ms, bound 5.0 ms (0 s; about 0 s left)",
         "case 3 of 3  three / simulated / chat 4 users, run 1: failed: launch: it has [brackets],"
         f" {'unbroken ' * 30}; its log: (0 s)",
         "    last",
@@ -142,12 +143,48 @@ def test_the_remaining_time_learns_from_the_cases_that_ended(
     assert watch._left_s() == 20, "a failed case does not change the estimate"
 
 
+def test_the_remaining_time_grows_with_a_late_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock)
+    watch = progress.ProgressWatch({"chat": TABLE})
+    watch.plan(CASES[:1], done=0)
+    planned = 12 + estimate.OVERHEAD_S
+    watch.start(CASES[0])
+    watch.stage("launch")
+    assert watch._left_s() == planned and watch._describe_delay() == ""
+    clock += planned
+    assert watch._left_s() == 12, "the load is still to come"
+    assert watch._describe_delay() == ""
+    clock += 30
+    line = "case 1 of 1 takes longer than planned: waiting until the server is ready, "
+    assert watch._describe_delay() == f"{line}77 s; about 12 s left"
+    clock += 10
+    assert watch._describe_delay() == "", "not again until the delay has doubled"
+    watch.stage("load")
+    assert watch._left_s() == 12
+    clock += 12
+    assert watch._left_s() == 10 + 10, "the warm-up is 10 s late, and may take 10 s more"
+    clock += 15
+    assert watch._left_s() == 3 + 10, "the window opens at the latest after 30 s"
+    clock += 10
+    assert watch._left_s() == 10
+    watch.load(running_status(1.0, 1, 0, 0.1, Window(0, 31)))
+    clock += 40
+    watch.stage("verify again")
+    assert watch._left_s() == 0
+
+
 def test_the_estimate_for_another_scenario_differs_by_the_length_of_its_load(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = 100.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock)
-    watch = progress.ProgressWatch({"chat": {"warmup_s": 2.0}, "other": {"warmup_s": 30.0}})
+    watch = progress.ProgressWatch(
+        {
+            name: TABLE | {"warmup_s": s, "warmup_max_s": max(s, 30.0)}
+            for name, s in (("chat", 2.0), ("other", 30.0))
+        }
+    )
     other = Case(2, "one", "simulated", "other", 1, 4, None, 60.0)
     watch.plan([CASES[0], other], done=0)
     watch.start(CASES[0])
@@ -213,10 +250,8 @@ def test_a_terminal_shows_cases_stages_times_and_waits(
     }
     assert {*range(1, 32)} <= {*rows}
     assert "123456" in rows[30] and "n=120" in rows[30]
-    assert "invalid: send lag" in rows[1] and "    send lag: P99" in text
-    assert "skipped: vllm" in rows[3] and "failed: launch" in rows[4]
+    # a reason that does not fit into the row stands below it, and only there
+    assert rows[1].endswith("invalid") and "    send lag: P99" in text
+    assert "skipped: vllm is not installed" in rows[3] and rows[4].endswith("failed")
+    assert "    launch: it has [brackets]" in text
     assert "    second" in text and text.count("tok/s") >= 2
-
-
-def test_a_row_that_cannot_be_made_is_none(tmp_path: Path) -> None:
-    assert analysis_process.make_row(tmp_path / "nowhere", 1) is None

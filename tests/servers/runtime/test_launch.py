@@ -255,7 +255,8 @@ def test_one_that_is_never_ready_is_stopped(
 ) -> None:
     with (
         pytest.raises(
-            LaunchError, match=r"(?s)fake was not ready after 1 s \(raise ready_timeout_s.*serving"
+            LaunchError,
+            match=r"(?s)fake was not ready after 1 s \(.*raise --ready-timeout.*serving",
         ),
         launch.run_server(
             fake_server(tmp_path, behaviour),
