@@ -12,7 +12,6 @@ from loadtests.option_types import (
     parse_share,
     parse_simulated,
     parse_single,
-    parse_target,
     parse_whole,
 )
 from loadtests.workload.scenario import SCENARIOS_FILE
@@ -168,7 +167,6 @@ def add_server_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--target",
         action="append",
-        type=parse_target,
         default=[],
         metavar="[NAME=]URL",
         help=(

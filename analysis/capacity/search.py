@@ -2,7 +2,7 @@
 after another.
 
 `needed_case` returns the case that a search needs next, given those on disk. `python -m loadtests
---find-capacity` calls it (through `python -m analysis.next_cases`) and runs that case. The search
+--find-capacity` calls it (through `python -m analysis.session`) and runs that case. The search
 brackets the capacity, then bisects on a logarithmic scale, since loads differ by factors: up from
 the estimate while the server meets the SLO, or down while it misses it, by ever larger factors;
 then the geometric mean of the highest load that met it and the lowest that missed it, until these

@@ -4,8 +4,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from servers.contract import oracle
-from servers.contract.api import JsonObject
+from servers.contract import JsonObject, oracle
 from servers.contract.token_counts import read_count
 from servers.profile.client import Completion, ProfileError, Response, read_completion, send
 from servers.profile.endpoint import Endpoint, completion_url, raise_if_closed, wait_until_ready

@@ -7,7 +7,7 @@ findings, and the measurement adapts. A Dialect is the part that the load genera
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from servers.contract.api import JsonObject
+from servers.contract import JsonObject
 from servers.profile.prompt_lengths import PromptLengths
 
 ENDPOINTS = {"chat": "/chat/completions", "completions": "/completions"}

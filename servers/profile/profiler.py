@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from servers.contract import oracle
-from servers.contract.api import JsonObject
+from servers.contract import JsonObject, oracle
 from servers.contract.text_mixing import find_foreign_run
 from servers.contract.token_counts import is_credible
 from servers.profile.access import OPEN, Access

@@ -52,7 +52,7 @@ TYPED: dict[str, st.SearchStrategy[Any]] = {
         )
     ),
     "workers": COUNT,
-    "target": st.lists(TEXT.filter(str.strip), min_size=1),
+    "target": st.lists(TEXT, min_size=1),
     "header": st.lists(TEXT, min_size=1),
     "body": st.lists(TEXT, min_size=1),
     "insecure": st.booleans(),

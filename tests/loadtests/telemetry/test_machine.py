@@ -35,6 +35,12 @@ def test_manifest_imports_none_of_the_packages() -> None:
     assert "psutil" in imported and not heavy & {*imported}
 
 
+def test_the_processes_beside_a_load_import_no_pydantic() -> None:
+    """It would take each of them a tenth of a second."""
+    imported = output_of("list_modules", "measure").split()
+    assert "loadtests.telemetry.server_metrics" in imported and "pydantic" not in imported
+
+
 def test_only_variables_that_change_behaviour_are_kept_without_secrets(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
