@@ -11,6 +11,7 @@ from loadtests.campaign.targets import Target
 from loadtests.errors import UsageError
 from loadtests.schema import Case
 from loadtests.workload import arrivals
+from loadtests.workload.prompt_files import PromptFile
 from loadtests.workload.prompts import longest_request
 from loadtests.workload.scenario import Tables
 from servers.profile.profile import ENDPOINTS, Profile
@@ -115,11 +116,14 @@ def check_use(arguments: argparse.Namespace, scenarios: Tables) -> None:
 
 
 def possible_scenarios(
-    scenarios: Tables, profiles: Mapping[str, Profile], are_chosen: bool, has_prompts: bool = False
+    scenarios: Tables,
+    profiles: Mapping[str, Profile],
+    are_chosen: bool,
+    prompts: PromptFile | None = None,
 ) -> Tables:
     """Leaves out the default scenarios that an endpoint with one of these profiles cannot serve.
-    `has_prompts`: the user's, so the scenarios' lengths do not matter. Raises UsageError, also if
-    the user chose such a scenario.
+    With the user's `prompts` the scenarios' lengths do not matter. Raises UsageError, also if the
+    user chose such a scenario.
     """
     found = {}
     for name, table in scenarios.items():
@@ -127,7 +131,7 @@ def possible_scenarios(
             who = target or "the target"
             context = profile.context or 0
             fitted = table | {"context": min(context, table.get("context", arrivals.CONTEXT))}
-            longest = 0 if has_prompts or not context else sum(longest_request(fitted))
+            longest = 0 if prompts or not context else sum(longest_request(fitted))
             if table["endpoint"] not in profile.endpoints:
                 found[name] = f"{who} has no {ENDPOINTS[table['endpoint']]}"
             elif longest > context:

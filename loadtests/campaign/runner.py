@@ -300,8 +300,7 @@ def keep_possible_cases(
     """Leaves out the default scenarios that a target cannot serve. Raises UsageError, also if the
     user chose one of them.
     """
-    given = bool(plan.prompts)
-    scenarios = possible_scenarios(plan.scenarios, profiles, are_chosen, given)
+    scenarios = possible_scenarios(plan.scenarios, profiles, are_chosen, plan.prompts)
     cases = [case for case in plan.cases if case.scenario in scenarios]
     search = plan.search and dataclasses.replace(
         plan.search, systems=[s for s in plan.search.systems if s.scenario in scenarios]

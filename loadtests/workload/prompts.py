@@ -93,7 +93,7 @@ def make_prompt(
             end += size
             if len(words) < count:  # up to the words of all tokens so far: no rounding adds up
                 more = lengths.words_of(end) - len(words)
-                words += [vocabulary[n] for n in _draw_block(seed, block, more, len(vocabulary))]
+                words += _draw_block(seed, block, vocabulary, more)
     words = (words + source.choices(vocabulary, k=max(0, count - len(words))))[:count]
     if shared:
         which = source.randrange(scenario.get("shared_prefixes", 1))
@@ -125,13 +125,13 @@ def count_history(history: Sequence[PromptMessage], lengths: PromptLengths) -> i
     return texts + lengths.system * system + lengths.turn * questions
 
 
-@functools.lru_cache(maxsize=4096)
-def _draw_block(seed: str, block: int, count: int, of: int) -> tuple[int, ...]:
-    """Draws the words of a block as numbers below `of`; fewer are the first ones. A prompt can have
-    hundreds of blocks, and a generator takes 20 us to seed.
+def _draw_block(seed: str, block: int, vocabulary: Sequence[str], count: int) -> list[str]:
+    """Draws the words of a block. A smaller count gives the first ones. A prompt can have hundreds
+    of blocks, and Python's generator takes 20 us to seed.
     """
     drawn = hashlib.shake_128(f"{seed}/block/{block}".encode()).digest(4 * count)
-    return tuple(number % of for number in struct.unpack(f"<{count}I", drawn))
+    size = len(vocabulary)
+    return [vocabulary[number % size] for number in struct.unpack(f"<{count}I", drawn)]
 
 
 def longest_request(scenario: Mapping[str, Any]) -> tuple[int, int]:

@@ -122,15 +122,21 @@ class _TraceReader:
         self.zero, self.first = zero, math.inf
         self.turns: list[_Turn] = []
         self.failed = 0
+        self.bad: BadRecord | None = None  # the first bad row
 
     def read(self) -> TraceSlice:
         sha256 = self._scan()
+        if self.bad is not None and not math.isfinite(self.first):
+            raise self.bad
         if not math.isfinite(self.first):
             what = "no requests" if self.zero is None else "only failed requests"
             raise TraceError(f"{self.file} has {what}: choose another trace")
-        if self.first != self.zero:  # the rows are not in order of time, or the first one failed
+        # The rows are not in order of time, or the first one failed: others are wanted.
+        if self.first != self.zero:
             self._start_over(self.first)
             sha256 = self._scan()
+        if self.bad is not None:
+            raise self.bad
         turns = sorted(self.turns, key=lambda turn: turn.row.at_s)
         return TraceSlice(
             tuple(_share_history(turns)), self.failed, self.format.description, sha256
@@ -159,9 +165,9 @@ class _TraceReader:
             try:
                 self._read_record(record)
             except ValueError as error:
-                raise BadRecord(
+                self.bad = self.bad or BadRecord(
                     f"line {record.line}: {error}: repair the line, or remove it"
-                ) from None
+                )
 
     def _read_columns(self, block: Block) -> Sequence[Any] | None:
         """Returns the times, and the lengths of responses if they decide what is left out; None if

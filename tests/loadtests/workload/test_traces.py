@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.workload import record_blocks
+from loadtests.workload import record_blocks, traces
 from loadtests.workload.arrivals import replay
 from loadtests.workload.prompts import make_prompt
 from loadtests.workload.traces import TraceError, TraceRow, read_trace
@@ -84,7 +84,14 @@ AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
         "a field of a megabyte",
     ],
 )
-def test_all_formats_give_the_same_rows(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("way", ["columns", "rows"])
+def test_all_formats_give_the_same_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, way: str
+) -> None:
+    """Whether blocks are read the quick way or the slow one."""
+    if way == "rows":
+        monkeypatch.setattr(traces, "read_csv_columns", lambda *_: None)
+        monkeypatch.setattr(traces, "read_json_columns", lambda *_: None)
     first, second = read_trace(written(tmp_path, text)).rows
     assert (first.at_s, first.prompt_tokens, first.output_tokens) == (0.0, 374, 44)
     assert (second.prompt_tokens, second.output_tokens) == (396, 109)
@@ -96,6 +103,9 @@ def test_mooncakes_shared_prefixes_are_kept(tmp_path: Path) -> None:
     trace = read_trace(written(tmp_path, text))
     assert trace.rows == (TraceRow(0.0, 1030, 1, (46, 47, 48), (512, 512, 512)),)
     assert trace.format == "Mooncake (times in ms, blocks of 512 tokens)"
+
+
+HEADER = "Timestamp,Model,Request tokens,Response tokens"
 
 
 def words_of(trace: Path) -> list[list[str]]:
@@ -183,12 +193,15 @@ def test_only_the_wanted_part_is_kept(
     lines = [f"{at},gpt,{prompt},{output}" for at, prompt, output in rows]
     lines.insert(0, "0,gpt,5,0")
     lines.insert(50, '99,"a \n ""model""",many,5')
-    file = written(tmp_path, "\n".join(["Timestamp,Model,Request tokens,Response tokens", *lines]))
+    file = written(tmp_path, "\n".join([HEADER, *lines]))
     part = read_trace(file, 10.0, 30.0)
     # 7 has failed, so the first request is at 8
     assert [row.at_s for row in part.rows] == [at - 8 for at in range(18, 38) if at % 7]
     assert [row.prompt_tokens for row in part.rows] == [at + 10 for at in range(18, 38) if at % 7]
     assert part.failed == 3
+    # from the first row of this file, the last one would be in the part
+    (tmp_path / "late.csv").write_text("\n".join([HEADER, "95,a,5,5", *lines, "120,a,many,5"]))
+    assert read_trace(tmp_path / "late.csv", 10.0, 30.0).rows == part.rows
     with pytest.raises(TraceError, match=r"line \d+: 'many' is not a number"):
         read_trace(file)
 
