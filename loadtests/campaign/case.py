@@ -11,6 +11,7 @@ from loadtests import schema
 from loadtests.campaign import gpu_memory
 from loadtests.campaign.case_run import CampaignContext, CaseFailed, CaseRun, raise_if_ended
 from loadtests.campaign.parquet import to_parquet
+from loadtests.campaign.targets import is_gate
 from loadtests.campaign.verification import verify_after, verify_before
 from loadtests.generator import locust_process
 from loadtests.generator.status import RUNNING, LoadStatus
@@ -20,7 +21,9 @@ from loadtests.schema import Case, CaseFile, Stage
 from loadtests.telemetry import machine, server_counters
 from loadtests.telemetry.cores import contested_cores
 from loadtests.telemetry.exporters import exporter_environment
+from loadtests.telemetry.server_metrics import METRICS_OF
 from loadtests.workload import arrivals
+from servers.contract import oracle
 from servers.contract.conformance_client import CheckFailed
 from servers.profile.access import access_environment
 from servers.runtime import cuda_devices, errors, launch
@@ -87,7 +90,9 @@ def differing_models(context: CampaignContext) -> list[str]:
     served = {name: profile.model for name, profile in context.profiles.items() if name}
     if len(set(served.values())) < 2:
         return []
-    each = ", ".join(f"{name} {model}" for name, model in served.items() if name != "control")
+    if is_gate(context.targets):
+        del served["control"]  # the same target as base
+    each = ", ".join(f"{name} {model}" for name, model in served.items())
     return [f"the targets serve different models ({each}), so this also compares the models"]
 
 
@@ -144,7 +149,11 @@ def _counted_load(run: CaseRun) -> None:
 
 
 def _load(run: CaseRun) -> None:
-    case, context, scenario = run.case, run.context, run.scenario
+    case, context, scenario, lengths = run.case, run.context, run.scenario, run.lengths
+    longest = scenario.get("context", arrivals.CONTEXT)
+    if lengths.context is not None and lengths.context < longest:
+        scenario = {**scenario, "context": lengths.context}
+    run.file.prompt_lengths = asdict(lengths) | {"words": len(lengths.words) or oracle.WORDS}
     task = LoadTask(
         base_url=run.base_url,
         model=run.model,
@@ -156,16 +165,15 @@ def _load(run: CaseRun) -> None:
         duration_s=case.duration_s,
         clock_zero_s=run.file.clock_zero_s,
         dialect=run.dialect,
+        lengths=lengths,
         respect_retry_after=context.respect_retry_after,
         seed=arrivals.load_seed(context.seed, case.scenario, case.repetition),
         target=run.target_key,
     )
     if scenario["arrivals"] == "trace":
-        run.file.notes.append(
-            f"{case.scenario}: {arrivals.count_clipped(scenario):,} requests of the trace exceed"
-            f" the context of {scenario.get('context', arrivals.CONTEXT):,} tokens and were clipped"
-        )
-    telemetry, access = None, run.target.access
+        length_s = scenario["warmup_s"] + case.duration_s
+        run.file.notes.append(f"{case.scenario}: {arrivals.describe_replay(scenario, length_s)}")
+    telemetry, access, given = None, run.target.access, run.given_prompts()
 
     def watch(status: LoadStatus | None) -> None:
         raise_if_ended(run)
@@ -174,7 +182,7 @@ def _load(run: CaseRun) -> None:
 
     try:
         with locust_process.start_load(
-            run.folder, task, context.workers, context.load_cores, context.web_port, access
+            run.folder, task, context.workers, context.load_cores, context.web_port, access, given
         ) as load:
             assert load.stdout is not None
             if pid := int(load.stdout.readline() or 0):
@@ -189,8 +197,6 @@ def _load(run: CaseRun) -> None:
                         str(pid),
                         "--clock-zero",
                         str(run.file.clock_zero_s),
-                        "--metrics-of",
-                        run.engine_urls,
                         *([] if run.machine.samples_gpus else ["--without", "gpus"]),
                         *([] if run.machine.samples_host else ["--without", "machine"]),
                         *_telemetry_of_server(run),
@@ -201,6 +207,7 @@ def _load(run: CaseRun) -> None:
                         **os.environ,
                         **access_environment({"": access}),
                         **exporter_environment(run.machine.exporters),
+                        METRICS_OF: run.engine_urls,  # no argument: a key may be part of the path
                     },
                 )
             status = locust_process.wait_for_load(
@@ -216,6 +223,7 @@ def _load(run: CaseRun) -> None:
         if telemetry is not None:
             launch.stop_supervised(telemetry)
         _record_load_status(run)
+        _note_repeated_prompts(run, sum(len(each.ends) for each in given or ()))
         if run.server is not None:
             samples = run.folder / "telemetry.jsonl"
             run.file.gpus = gpu_memory.observed_gpus(samples, run.file.gpus)
@@ -247,6 +255,15 @@ def _record_load_status(run: CaseRun) -> None:
             "planned": status.planned,
         }
     (run.folder / "load.json").unlink()
+
+
+def _note_repeated_prompts(run: CaseRun, requests: int) -> None:
+    sent = (run.file.counts or {}).get("sent") or 0
+    if requests and sent > requests:
+        run.file.notes.append(
+            f"{sent:,} requests were sent, and --prompts has {requests:,}: prompts were used again,"
+            " and a cache may have known them"
+        )
 
 
 def _take_telemetry_notes(run: CaseRun) -> None:

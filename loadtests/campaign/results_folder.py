@@ -22,6 +22,7 @@ SAME = (
     "gate",
     "max_errors",
     "targets",
+    "prompts",
     "engine_device",
 )
 
@@ -43,6 +44,7 @@ def open_campaign(folder: Path, campaign: CampaignFile) -> None:
         # Do not compare the model's shape: that of a hub's model is known only after its download.
         before["model"] = (before.get("model") or {}) | {"shape": wanted["model"]["shape"]}
         before.setdefault("targets", {})
+        before.setdefault("prompts", None)
         # adds the keys that are newer than this file, with their defaults
         before.setdefault("engine_device", wanted["engine_device"])
         before["plan"] = [Case(**case).as_dict() for case in before["plan"]]

@@ -18,19 +18,28 @@ from loadtests import config_file, schema
 from loadtests.campaign import (
     analysis_process,
     capacity_rounds,
+    case_run,
     gate_rounds,
     gpu_memory,
     noise_floor,
     results_folder,
 )
 from loadtests.campaign.case import run_case
-from loadtests.campaign.case_run import CampaignContext, find_machines
-from loadtests.campaign.plan import default_loads, list_loads, make_plan, option_combinations
+from loadtests.campaign.case_run import CampaignContext, find_tokenizers, settle_profiles
+from loadtests.campaign.plan import (
+    check_use,
+    choose_servers,
+    default_loads,
+    list_loads,
+    make_plan,
+    option_combinations,
+    possible_scenarios,
+)
 from loadtests.campaign.targets import (
     Target,
     Targets,
-    choose_servers,
     describe_endpoints,
+    is_gate,
     profile_targets,
     targets_of_urls,
 )
@@ -41,9 +50,11 @@ from loadtests.progress.rows import CaseRow
 from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import CampaignFile, CapacitySearch, Case, MachineShare, PairedGate
 from loadtests.telemetry import cores, engine_gpus, machine
+from loadtests.workload import prompt_files
 from loadtests.workload.scenario import Tables, read_scenarios, with_fixed_window, with_trace
 from servers.contract import oracle
-from servers.profile.profile import ENDPOINTS, Profile
+from servers.profile.profile import Profile
+from servers.profile.redaction import hide_in_json
 from servers.runtime import catalog, launch, models, ports
 
 RESULTS = Path("results")
@@ -63,6 +74,7 @@ class CampaignPlan:
     scenarios: Tables
     search: CapacitySearch | None = None
     gate: PairedGate | None = None
+    prompts: prompt_files.PromptFile | None = None
 
     def gpu_demands(self) -> list[gpu_memory.Demand]:
         return gpu_memory.list_demands(
@@ -97,6 +109,7 @@ def plan_cases(
     targets: Sequence[Target],
     on_gpu: bool = False,
     fixed_windows: bool = False,
+    prompts: prompt_files.PromptFile | None = None,
 ) -> tuple[list[Case], Tables]:
     """Returns the cases and their scenarios. `fixed_windows`: every window is as long as its
     scenario's duration_s, however few requests it holds. Raises UsageError, TraceError and
@@ -118,17 +131,8 @@ def plan_cases(
         )
         for name in dict.fromkeys(chosen)
     }
-    if arguments.trace and not any("trace" in table for table in scenarios.values()):
-        raise UsageError(
-            '--trace is for scenarios with arrivals = "trace", and none is chosen: add --scenarios'
-            " replay"
-        )
-    for name, table in scenarios.items():
-        if (cap := table.get("max_in_flight", arguments.load_workers)) < arguments.load_workers:
-            raise UsageError(
-                f"the scenario {name!r} has max_in_flight = {cap}: give --load-workers {cap} or"
-                " fewer"
-            )
+    scenarios = prompt_files.sendable_scenarios(scenarios, prompts, bool(arguments.scenarios))
+    check_use(arguments, scenarios, any(target.url for target in targets))
     return (
         make_plan(
             servers,
@@ -152,30 +156,25 @@ def plan_campaign(
     UsageError, TraceError and CatalogError.
     """
     targets = targets or (targets_of_urls(arguments) if arguments.target else {"": Target()})
-    if (arguments.gpu_metrics or arguments.host_metrics) and not any(
-        target.url for target in targets.values()
-    ):
-        raise UsageError(
-            "--gpu-metrics and --host-metrics are for a server at a URL: leave them out, or give"
-            " --target"
-        )
     card = (
         None
         if arguments.target or arguments.engines == "simulated"
         else engine_gpus.find_card(strict=not any(t.is_external for t in targets.values()))
     )
+    prompts = prompt_files.read_prompts(arguments.prompts, arguments.seed)
     cases, scenarios = plan_cases(
         arguments,
-        [targets["head"]] if "head" in targets else list(targets.values()),
+        [targets["head"]] if is_gate(targets) else list(targets.values()),
         on_gpu=bool(card),
         fixed_windows=gate is not None,  # a gate has a time limit, and repeats instead
+        prompts=prompts,
     )
     search = None
     if arguments.find_capacity:
         scenarios, search = capacity_rounds.plan_search(cases, scenarios, arguments)
     if gate:
         gate = dataclasses.replace(gate, systems=gate_rounds.gated_systems(cases))
-    return CampaignPlan(targets, card, cases, scenarios, search, gate)
+    return CampaignPlan(targets, card, cases, scenarios, search, gate, prompts)
 
 
 def settle_defaults(plan: CampaignPlan) -> dict[str, Any]:
@@ -197,19 +196,22 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
     if arguments.web_port:
         ports.check_port(locust_process.WEB_HOST, arguments.web_port, "--web-port")
     plan = dataclasses.replace(plan, card=gpu_memory.try_card(plan.card, plan.gpu_demands()))
-    machines = find_machines(plan.targets)
+    machines = case_run.find_machines(plan.targets)
     share = cores.share_cores()
     model, workers, profiles = resolve_model(arguments, plan, share)
+    tokenizers = find_tokenizers(plan.targets, model, arguments.tokenizer)
     gpu_memory.announce(plan.card)
-    if not arguments.scenarios:
-        plan = keep_possible_cases(plan, profiles)
+    plan = keep_possible_cases(plan, profiles, bool(arguments.scenarios))
     share |= {"workers": workers, "load_workers": arguments.load_workers}
     folder = arguments.out or RESULTS / f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
     file = CampaignFile(
         schema=schema.SCHEMA,
         name=folder.name,
         created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        command=machine.redact_secrets(arguments.command),
+        command=hide_in_json(
+            machine.redact_secrets(arguments.command),
+            [secret for target in plan.targets.values() for secret in target.access.secrets],
+        ),
         seed=arguments.seed,
         model=asdict(model) | {"path": Path(model.path).name},
         scenarios={
@@ -222,6 +224,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         gate=plan.gate,
         max_errors=arguments.max_errors,
         targets=describe_endpoints(plan.targets, profiles),
+        prompts=plan.prompts.described if plan.prompts else None,
         plan=[] if plan.search or plan.gate else plan.cases,
         engine_device=gpu_memory.expected_device(plan.card, plan.gpu_demands()),
         manifest=machine.build_manifest(
@@ -229,6 +232,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         ),
     )
     results_folder.open_campaign(folder, file)
+    settle_profiles(folder, profiles)
     context = CampaignContext(
         folder=folder,
         seed=arguments.seed,
@@ -247,6 +251,8 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         respect_retry_after=arguments.respect_retry_after,
         web_port=arguments.web_port,
         ready_timeout_s=arguments.ready_timeout,
+        tokenizers=tokenizers,
+        prompts=prompt_files.count_for_each(plan.prompts, tokenizers),
     )
     # with load workers on other machines, a calibration would also measure the network
     calibrated = arguments.calibration and not arguments.listen
@@ -271,6 +277,7 @@ def resolve_model(
             sorted(chosen) if arguments.scenarios else (),
             launch.CoreShare((), share["threads"], workers),
             arguments.ready_timeout,
+            find_tokenizers(plan.targets),
         )
         served = {profile.model for profile in profiles.values()}
         is_planted = served <= set(oracle.PLANTED_MODELS)
@@ -290,19 +297,13 @@ def resolve_model(
     return model, workers, {}
 
 
-def keep_possible_cases(plan: CampaignPlan, profiles: dict[str, Profile]) -> CampaignPlan:
-    """Leaves out the default scenarios whose endpoint a target lacks. Raises UsageError."""
-    missing = {
-        name: table["endpoint"]
-        for name, table in plan.scenarios.items()
-        if any(table["endpoint"] not in profile.endpoints for profile in profiles.values())
-    }
-    for name, endpoint in missing.items():
-        print(f"{name} is left out: the target has no {ENDPOINTS[endpoint]}", flush=True)
-    scenarios = {name: table for name, table in plan.scenarios.items() if name not in missing}
-    if not scenarios:
-        paths = " and no ".join(sorted({ENDPOINTS[each] for each in missing.values()}))
-        raise UsageError(f"the target has no {paths}: choose other scenarios with --scenarios")
+def keep_possible_cases(
+    plan: CampaignPlan, profiles: dict[str, Profile], are_chosen: bool = False
+) -> CampaignPlan:
+    """Leaves out the default scenarios that a target cannot serve. Raises UsageError, also if the
+    user chose one of them.
+    """
+    scenarios = possible_scenarios(plan.scenarios, profiles, are_chosen, plan.prompts)
     cases = [case for case in plan.cases if case.scenario in scenarios]
     search = plan.search and dataclasses.replace(
         plan.search, systems=[s for s in plan.search.systems if s.scenario in scenarios]

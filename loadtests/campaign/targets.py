@@ -16,17 +16,25 @@ from pathlib import Path
 
 from loadtests.errors import UsageError
 from loadtests.schema import Case, JsonObject
-from loadtests.telemetry import machine
-from loadtests.telemetry.exporters import Exporter, ExporterError, parse_exporter
+from loadtests.telemetry.exporters import Exporter, Exporters, group_exporters
 from servers.profile import profiler
-from servers.profile.access import Access, AccessError, expand_variables, make_access, strip_user
+from servers.profile.access import (
+    Access,
+    AccessError,
+    expand_url,
+    expand_variables,
+    list_variables,
+    make_access,
+    strip_user,
+)
 from servers.profile.client import ProfileError
 from servers.profile.endpoint import split_url
 from servers.profile.profile import Profile
+from servers.profile.prompt_lengths import CountText
+from servers.profile.redaction import find_secrets, hide_fields, hide_in_json
 from servers.runtime import catalog, launch, models, revisions
 from servers.runtime.catalog import HERE, Checkout, ServerSpec
 
-SIDES = {"base", "head", "control"}
 OWN = "own"  # the name of a server that has no folder in servers/
 EXTERNAL = "external"  # the engine of a server that runs none of our engines
 
@@ -45,6 +53,7 @@ class Target:
     model: str | None = None  # the one that the user named for this target
     extra: JsonObject = dataclasses.field(default_factory=dict)  # of --body
     exporters: Sequence[Exporter] = ()
+    tokenizer: str | None = None  # of --tokenizer
 
     @property
     def is_external(self) -> bool:
@@ -58,7 +67,7 @@ class Target:
 
 # A gate's by Case.side; endpoints with names by Case.server; a single target has the key "".
 Targets = Mapping[str, Target]
-NAMED = re.compile(r"([A-Za-z][\w.-]*)=(.*)", re.DOTALL)
+NAMED = re.compile(r"(\w[\w.-]*)=(.*)", re.DOTALL)
 # the measurement sets these fields of a body
 OWN_FIELDS = {
     "model": "--model",
@@ -69,10 +78,16 @@ OWN_FIELDS = {
     "stream": "",
     "stream_options": "",
 }
+SEVERAL_TEXTS = {"n", "best_of", "echo"}  # whose tokens would not be those of one generation
 
 
 def target_key(targets: Targets, case: Case) -> str:
     return case.side or (case.server if case.server in targets else "")
+
+
+def is_gate(targets: Targets) -> bool:
+    """Whether these are the sides of a gate. Users may give an endpoint the same names."""
+    return "control" in targets and targets["control"] is targets.get("base")
 
 
 def target_of_revision(revision: str | None, choice: Sequence[str]) -> Target:
@@ -96,20 +111,23 @@ class ClientOptions:
 
     headers: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     extra: Mapping[str, JsonObject] = dataclasses.field(default_factory=dict)
+    tokenizers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     models: Mapping[str, str] = dataclasses.field(default_factory=dict)
     insecure: bool = False
     ca_file: str | None = None
     proxy: str | None = None
-    exporters: Mapping[str, Sequence[Exporter]] = dataclasses.field(default_factory=dict)
+    secrets: Sequence[str] = ()  # of --body
+    exporters: Exporters = dataclasses.field(default_factory=dict)
 
-    def make_access(self, name: str, url: str) -> Access:
-        """Raises AccessError."""
+    def make_access(self, name: str, url: str, secrets: Sequence[str] = ()) -> Access:
+        """`secrets`: those in the URL. Raises AccessError."""
         return make_access(
             [*self.headers.get("", ()), *self.headers.get(name, ())],
             url=url,
             insecure=self.insecure,
             ca_file=self.ca_file,
             proxy=self.proxy,
+            more_secrets=[*self.secrets, *secrets],
         )
 
 
@@ -117,9 +135,7 @@ NO_OPTIONS = ClientOptions()
 
 
 def read_client_options(arguments: argparse.Namespace, names: Sequence[str]) -> ClientOptions:
-    """Parses --header, --body, --model, --insecure, --cacert, --proxy and the exporters for targets
-    with these names. Raises UsageError.
-    """
+    """Parses the options of the client for targets with these names. Raises UsageError."""
     headers: dict[str, list[str]] = {}
     for text in arguments.header:
         name, header = split_name(text, names)
@@ -128,55 +144,36 @@ def read_client_options(arguments: argparse.Namespace, names: Sequence[str]) -> 
             raise UsageError(f"--header {given[1]}=...: no target has this name: {known}")
         headers.setdefault(name, []).append(header)
     extra: dict[str, JsonObject] = {}
+    secrets: list[str] = []
     for text in arguments.body:
         name, setting = split_name(text, names)
         key, value = parse_body_field(setting)
         extra.setdefault(name, {})[key] = value
+        secrets += [*list_variables(setting), *find_secrets({key: value})]
+    tokenizers = dict(split_name(text, names) for text in arguments.tokenizer)
     models: dict[str, str] = {}
     if arguments.model:
         parts = [split_name(part, names) for part in arguments.model.split(",")]
-        models = dict(parts) if all(name for name, _ in parts) else {"": arguments.model}
-    return ClientOptions(
-        headers,
-        extra,
-        models,
-        arguments.insecure,
-        arguments.cacert,
-        arguments.proxy,
-        read_exporter_options(arguments, names),
-    )
+        if any(name for name, _ in parts) and not all(name for name, _ in parts):
+            unknown = next(part for name, part in parts if not name)
+            raise UsageError(
+                f"--model ...,{unknown}: give NAME=MODEL for each, with names from"
+                f" {', '.join(names)}"
+            )
+        models = dict(parts) if parts[0][0] else {"": arguments.model}
+    access = arguments.insecure, arguments.cacert, arguments.proxy
+    exporters = read_exporters(arguments, names)
+    return ClientOptions(headers, extra, tokenizers, models, *access, secrets, exporters)
 
 
-def read_exporter_options(
-    arguments: argparse.Namespace, names: Sequence[str]
-) -> dict[str, list[Exporter]]:
-    """The exporters of --gpu-metrics and --host-metrics by the target's name. Raises UsageError."""
-    found: dict[str, list[Exporter]] = {}
-    for kind, option, texts in (
-        ("gpu", "--gpu-metrics", arguments.gpu_metrics),
-        ("host", "--host-metrics", arguments.host_metrics),
-    ):
-        for text in texts:
-            name, url = split_name(text, names)
-            if not name and (given := NAMED.fullmatch(text)):
-                known = f"choose from {', '.join(names)}" if names else "give the URL alone"
-                raise UsageError(f"{option} {given[1]}=...: no target has this name: {known}")
-            if not name and len(names) > 1:
-                raise UsageError(
-                    f"{option}: it needs the name of its target, as each may run on another"
-                    f" machine: give {option} {names[0]}=URL"
-                )
-            try:
-                exporter = parse_exporter(
-                    kind, expand_variables(option, url), arguments.insecure, arguments.cacert
-                )
-            except (ExporterError, AccessError) as error:
-                raise UsageError(str(error)) from None
-            mine = found.setdefault(name or next(iter(names), ""), [])
-            if kind == "host" and any(each.kind == kind for each in mine):
-                raise UsageError("--host-metrics: a target runs on one machine: give it once")
-            mine.append(exporter)
-    return found
+def read_exporters(arguments: argparse.Namespace, names: Sequence[str]) -> Exporters:
+    """The exporters by the target's name. Raises UsageError."""
+    given = {"gpu": arguments.gpu_metrics, "host": arguments.host_metrics}
+    named = [(kind, *split_name(text, names)) for kind in given for text in given[kind]]
+    try:
+        return group_exporters(named, names, arguments.insecure, arguments.cacert)
+    except AccessError as error:
+        raise UsageError(str(error)) from None
 
 
 def split_name(text: str, names: Sequence[str]) -> tuple[str, str]:
@@ -186,19 +183,41 @@ def split_name(text: str, names: Sequence[str]) -> tuple[str, str]:
 
 
 def parse_body_field(text: str) -> tuple[str, object]:
-    """Parses KEY=JSON. Raises UsageError."""
+    """Parses KEY=JSON, whose strings may name environment variables. Raises UsageError."""
     key, equals, value = text.partition("=")
+    key = key.strip()
     if not (key and equals):
         raise UsageError(f"--body {text}: give KEY=JSON, such as top_p=0.9")
     if key in OWN_FIELDS:
         remedy = f"use {OWN_FIELDS[key]}" if OWN_FIELDS[key] else "leave it out"
         raise UsageError(f"--body {key}=...: the measurement sets this field itself: {remedy}")
+    if key in SEVERAL_TEXTS:
+        raise UsageError(
+            f"--body {key}=...: a response with several texts, or with its prompt, has no TTFT and"
+            " TPOT of its own: leave it out"
+        )
     try:
-        return key, json.loads(value)
-    except ValueError:
+        return key, _expand_strings(f"--body {key}", json.loads(value, parse_constant=_refuse))
+    except (ValueError, RecursionError):
         raise UsageError(
             f"--body {key}=...: the value is not JSON: quote text twice, such as '{key}=\"text\"'"
         ) from None
+    except AccessError as error:
+        raise UsageError(str(error)) from None
+
+
+def _refuse(name: str) -> object:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _expand_strings(option: str, value: object) -> object:
+    if isinstance(value, str):
+        return expand_variables(option, value)
+    if isinstance(value, list):
+        return [_expand_strings(option, each) for each in value]
+    if isinstance(value, dict):
+        return {name: _expand_strings(option, each) for name, each in value.items()}
+    return value
 
 
 def targets_of_urls(arguments: argparse.Namespace) -> Targets:
@@ -211,7 +230,7 @@ def targets_of_urls(arguments: argparse.Namespace) -> Targets:
     if len(named) < len(given):
         raise UsageError(
             "several targets need names that differ: give each as --target NAME=URL, such as"
-            " --target east=http://10.0.0.5:8000"
+            " --target east=http://10.0.0.5:8000, with a name of letters, digits, _, . and -"
         )
     return {name: target_of_url(url, name=name, options=options) for name, url in named.items()}
 
@@ -228,14 +247,14 @@ def target_of_url(
     """
     key = side or name
     try:
-        whole = expand_variables(option, text)
-        access = options.make_access(key, whole)
+        whole, secrets = expand_url(option, text.strip())
+        access = options.make_access(key, whole, secrets)
         split_url(whole)
     except (ProfileError, AccessError) as error:
         raise UsageError(
-            str(error) if str(error).startswith("--") else f"{option}: {error}"
+            str(error) if str(error).startswith(("--", "SERVEOFF_")) else f"{option}: {error}"
         ) from None
-    url = strip_user(whole.strip())
+    url = strip_user(whole)
     shown = access.hide_secrets(url)
     return Target(
         f"{option} {shown}",
@@ -245,6 +264,7 @@ def target_of_url(
         model=options.models.get(key, options.models.get("")),
         extra={**options.extra.get("", {}), **options.extra.get(key, {})},
         exporters=options.exporters.get(key, options.exporters.get("", ())),
+        tokenizer=options.tokenizers.get(key, options.tokenizers.get("")),
     )
 
 
@@ -252,10 +272,10 @@ def describe_endpoints(targets: Targets, profiles: Mapping[str, Profile]) -> dic
     """The identity of each endpoint at a URL, for campaign.json: without secrets."""
     return {
         name or "target": {
-            "url": machine.redact_secrets([target.access.hide_secrets(target.url)])[0],
+            "url": target.access.hide_secrets(target.url),
             "model": profiles[name].model,
             "headers": sorted(header for header, _ in target.access.headers),
-            "body": json.loads(target.access.hide_secrets(json.dumps(target.extra))),
+            "body": hide_in_json(hide_fields(target.extra), target.access.secrets),
         }
         for name, target in targets.items()
         if target.url and name in profiles
@@ -315,29 +335,16 @@ def target_of_server(
         access=access,
         model=options.models.get(side, options.models.get("")),
         extra={**options.extra.get("", {}), **options.extra.get(side, {})},
+        tokenizer=options.tokenizers.get(side, options.tokenizers.get("")),
     )
 
 
-def choose_servers(
-    arguments: argparse.Namespace, targets: Sequence[Target]
-) -> tuple[list[ServerSpec], list[str]]:
-    """The servers to measure, and the engines that the user chose for them. Raises CatalogError."""
-    engines = [name for name in arguments.engines.split(",") if name]
-    for name in engines:
-        catalog.check_name(name, catalog.ENGINES, "engine")
-    own = targets[0]
-    if own.server:
-        chosen = [target.server for target in targets if target.server]
-        return chosen, [] if own.is_external else engines
-    if arguments.servers == "all":
-        known = catalog.list_servers(own.checkout).values()
-        return [s for s in known if not engines or set(engines) & set(s.engines)], engines
-    names = dict.fromkeys(filter(None, arguments.servers.split(",")))
-    return [own.find_server(name) for name in names], engines
-
-
 def profile_targets(
-    targets: Targets, needed: Sequence[str], share: launch.CoreShare, ready_timeout_s: float | None
+    targets: Targets,
+    needed: Sequence[str],
+    share: launch.CoreShare,
+    ready_timeout_s: float | None,
+    tokenizers: Mapping[str, CountText | None],
 ) -> dict[str, Profile]:
     """Profiles each target, and starts a target that is not running for its profile. Base and head
     must serve the same model, unless the user named one for each. `needed`: the endpoints, "chat"
@@ -375,16 +382,13 @@ def profile_targets(
                     needed=needed,
                     ready_timeout_s=ready_timeout_s,
                     say=partial(print, flush=True),
+                    count_text=tokenizers[name],
                 )
             except ProfileError as error:
-                which = f"{name}: " if name and name not in SIDES else ""
+                which = f"{name}: " if name and not is_gate(targets) else ""
                 raise UsageError(which + target.access.hide_secrets(str(error))) from None
     named = len({target.model for target in targets.values()}) > 1
-    if (
-        len({profile.model for profile in profiles.values()}) > 1
-        and set(targets) & SIDES
-        and not named
-    ):
+    if len({profile.model for profile in profiles.values()}) > 1 and is_gate(targets) and not named:
         raise UsageError(
             "base and head serve different models: "
             + ", ".join(

@@ -72,7 +72,10 @@ REQUEST_FIELDS = {
         "string", "", "exact, wrong, or unchecked (failed, or not the known-answer model)"
     ),
     "prompt_tokens_asked": Field(
-        "int64", "tokens", "length of the prompt that the load generator made"
+        "int64",
+        "tokens",
+        "length of the prompt that the load generator made, in the server's tokens (run.json's"
+        " prompt_lengths has their source); null if it is unknown, as of prompts from a file",
     ),
     "prompt_tokens": Field("int64", "tokens", "the server's usage.prompt_tokens; null without it"),
     "max_tokens": Field(

@@ -30,7 +30,7 @@ from loadtests.telemetry.exporter_formats import MACHINE_FIELDS
 from loadtests.telemetry.exporters import ExporterReader, read_exporters
 from loadtests.telemetry.gpu import Gpus
 from loadtests.telemetry.processes import BackgroundTask, ProcessTree, sample_cores, sample_system
-from loadtests.telemetry.server_metrics import Scraper
+from loadtests.telemetry.server_metrics import METRICS_OF, Scraper
 from servers.profile.access import read_access
 
 # period of the costly work: proportional set sizes, new processes, slow GPU values
@@ -79,7 +79,11 @@ def main() -> None:
     )
     parser.add_argument(
         "--metrics-of",
-        help="comma-separated base URLs whose /metrics go to server_metrics.jsonl beside --out",
+        default=os.environ.get(METRICS_OF),
+        help=(
+            "comma-separated base URLs whose /metrics go to server_metrics.jsonl beside --out"
+            f" (default: {METRICS_OF})"
+        ),
     )
     parser.add_argument(
         "--without",

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 from loadtests.schema import TELEMETRY_FIELDS, JsonObject
 from loadtests.telemetry.exporter_formats import Card, read_cards, read_host
 from loadtests.telemetry.server_metrics import MetricsUnavailable, fetch_url
-from servers.profile.access import OPEN, Access, make_basic_access
+from servers.profile.access import OPEN, Access, AccessError, expand_url, make_basic_access
 from servers.runtime.limits import SCRAPE_S
 
 ENVIRONMENT = "SERVEOFF_EXPORTERS"  # JSON, as a URL may hold a secret: [fields of Exporter]
@@ -34,7 +34,7 @@ KNOWN = {
 COLLECTORS = [("collect[]", name) for name in ("cpu", "meminfo", "loadavg")]
 
 
-class ExporterError(Exception):
+class ExporterError(AccessError):
     """An unusable exporter. The message is one sentence with the remedy."""
 
 
@@ -54,7 +54,7 @@ class Exporter:
     @property
     def shown(self) -> str:
         """The URL for messages and results."""
-        return urlunsplit(urlsplit(self.url)._replace(query=""))
+        return self.access.hide_secrets(urlunsplit(urlsplit(self.url)._replace(query="")))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -68,6 +68,9 @@ class Exporter:
         )
 
 
+Exporters = Mapping[str, Sequence[Exporter]]  # by the target's name
+
+
 def exporter_environment(exporters: Iterable[Exporter]) -> dict[str, str]:
     """Returns the environment variable that passes exporters on to a process."""
     return {ENVIRONMENT: json.dumps([asdict(each) for each in exporters])}
@@ -79,8 +82,7 @@ def read_exporters(environment: Mapping[str, str]) -> list[Exporter]:
 
 
 def parse_exporter(kind: str, text: str, insecure: bool, ca_file: str | None) -> Exporter:
-    """Parses the URL of an exporter, or NONE; `?gpu=0,1` chooses GPUs. Raises ExporterError and
-    AccessError.
+    """Parses the URL of an exporter, or NONE; `?gpu=0,1` chooses GPUs. Raises AccessError.
 
     >>> parse_exporter("gpu", "http://10.0.0.5:9400?gpu=0,1", False, None).chosen
     ('0', '1')
@@ -114,6 +116,32 @@ def parse_exporter(kind: str, text: str, insecure: bool, ca_file: str | None) ->
     user = None if parts.username is None else unquote(parts.username)
     access = make_basic_access(user, unquote(parts.password or ""), insecure, ca_file)
     return Exporter(kind, urlunsplit(url), chosen, access)
+
+
+def group_exporters(
+    given: Iterable[tuple[str, str, str]], names: Sequence[str], insecure: bool, ca_file: str | None
+) -> dict[str, list[Exporter]]:
+    """Groups exporters, each as (kind, its target's name or "", URL), by the target's name; a
+    single target needs none. Raises AccessError.
+    """
+    found: dict[str, list[Exporter]] = {}
+    for kind, name, text in given:
+        if not name and (other := re.match(r"([\w.-]+)=", text)):
+            known = f"choose from {', '.join(names)}" if names else "give the URL alone"
+            raise ExporterError(f"{OPTIONS[kind]} {other[1]}=...: no target has this name: {known}")
+        if not name and len(names) > 1:
+            raise ExporterError(
+                f"{OPTIONS[kind]}: it needs the name of its target, as each may run on another"
+                f" machine: give {OPTIONS[kind]} {names[0]}=URL"
+            )
+        url, secrets = expand_url(OPTIONS[kind], text)
+        exporter = parse_exporter(kind, url, insecure, ca_file)
+        mine = found.setdefault(name or next(iter(names), ""), [])
+        if kind == "host" and any(each.kind == kind for each in mine):
+            raise ExporterError("--host-metrics: a target runs on one machine: give it once")
+        access = replace(exporter.access, secrets=(*exporter.access.secrets, *secrets))
+        mine.append(replace(exporter, access=access))
+    return found
 
 
 def fetch(exporter: Exporter, patience_s: float) -> str:

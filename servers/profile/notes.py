@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from servers.profile.client import Completion
 from servers.profile.profile import CONTINUOUS, NEVER, PLAIN_ONLY, Profile
+from servers.profile.prompt_lengths import ASSUMED
 
 AT_ONCE_S = 0.002  # a whole response within this time arrived at once
 
@@ -25,7 +26,7 @@ def make_notes(
         )
     if "ignored" in (profile.fields.get("max_tokens"), profile.fields.get("max_completion_tokens")):
         yield "the server ignores max_tokens: responses are longer than planned"
-    if profile.fields.get("temperature") == "refused":
+    if profile.fields.get("temperature") == "refused" and not profile.dialect.is_sampled:
         yield "the server refuses temperature 0: its texts are sampled and cannot be compared"
     if profile.usage == NEVER:
         yield (
@@ -44,6 +45,11 @@ def make_notes(
             " single chunks are not"
         )
         yield f"a chunk holds {profile.tokens_per_chunk:.2f} tokens on average: {how}"
+    if profile.lengths.source == ASSUMED:
+        yield (
+            "the server does not count the tokens of prompts: prompts have the requested length in"
+            " words: give --tokenizer to count them in tokens"
+        )
     if profile.reasoning:
         yield (
             f"the model reasons before it responds ({profile.reasoning}): TTFT is the time to the"
@@ -58,7 +64,9 @@ def make_notes(
     spans = [c.tokens[-1][0] - c.tokens[0][0] for c in completions if len(c.tokens) > 1]
     if spans and max(spans) < AT_ONCE_S:
         yield "whole responses arrive at once: TPOT measures the network, not the model"
-    if profile.fields.get("temperature") != "refused":
+    if profile.dialect.is_sampled:
+        yield "--body temperature: the texts are sampled and cannot be compared"
+    elif profile.fields.get("temperature") != "refused":
         yield from _describe_stability(profile, texts)
 
 

@@ -5,15 +5,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from servers.contract import JsonObject, oracle
-from servers.profile.client import Completion, ProfileError, Response, read_completion
+from servers.contract.token_counts import read_count
+from servers.profile.client import Completion, ProfileError, Response, read_completion, send
 from servers.profile.endpoint import Endpoint, completion_url, raise_if_closed, wait_until_ready
 from servers.profile.profile import ENDPOINTS, Dialect
+from servers.profile.prompt_lengths import Messages
 
 TOKENS = 32  # of a sample
 PROMPT_WORDS = 12
 MOST_TOKENS = 512
 REFUSED = (400, 404, 405, 415, 422, 501)
-FAILING = (200, 429, 500)
+FAILING = (200, 402, 408, 429, 500)  # not the fault of the request
 
 
 @dataclass
@@ -48,6 +50,25 @@ class Prober:
 
     def make_prompt(self, words: int = PROMPT_WORDS) -> str:
         return " ".join(self.words.sample(oracle.VOCABULARY, words))
+
+    # --- the tokens of a prompt
+
+    def count_prompt(self, kind: str, messages: Messages, stream: bool) -> int | None:
+        """Return usage.prompt_tokens of a request; None without it, or if the server refuses."""
+        body = self.dialect.build_fields(self.model, 1, stream) | _prompt_fields(kind, messages)
+        response = self.endpoint.send("POST", ENDPOINTS[kind], body)
+        return read_completion(response).count("prompt_tokens") if response.is_ok else None
+
+    def tokenize(self, kind: str, messages: Messages) -> int | None:
+        """Return the count of vLLM's POST /tokenize; None if the server has no such path."""
+        fields = {"model": self.model, **_prompt_fields(kind, messages)}
+        try:
+            url = f"{self.endpoint.base_url}/tokenize"
+            response = send("POST", url, fields, self.endpoint.access)
+        except ProfileError:
+            return None
+        body = response.json() if response.is_ok else None
+        return read_count(body, "count")
 
     # --- which fields it accepts
 
@@ -142,6 +163,26 @@ class Prober:
         return completion
 
 
+def _find_refused_extra(prober: Prober, needed: Sequence[str]) -> tuple[str, str] | None:
+    """Return (endpoint, names) of the user's fields without which the server accepts a request."""
+    extra = prober.dialect.extra
+    refused = [kind for kind in needed or ENDPOINTS if kind in prober.refusals]
+    each = [frozenset([name]) for name in extra] if len(extra) > 1 else []
+    for kind in refused if extra else []:
+        for names in (*each, frozenset(extra)):
+            kept = {name: value for name, value in extra.items() if name not in names}
+            without = replace(prober, dialect=replace(prober.dialect, extra=kept), fields={})
+            if without.settle(kind, stream=True).is_ok:
+                return kind, ", ".join(name for name in extra if name in names)
+    return None
+
+
+def _prompt_fields(kind: str, messages: Messages) -> JsonObject:
+    if kind == "chat":
+        return {"messages": [{"role": role, "content": text} for role, text in messages]}
+    return {"prompt": messages[0][1]}
+
+
 def find_paths(
     candidates: Sequence[Endpoint],
     model: str,
@@ -162,6 +203,12 @@ def find_paths(
         if first is None or usable:
             first = prober
     assert first is not None
+    if blamed := _find_refused_extra(first, needed):
+        kind, names = blamed
+        raise ProfileError(
+            f"{first.refusals[kind]}: the server accepts this request without {names}: leave out"
+            f" --body {names}, or correct its value"
+        )
     reasons = [first.refusals[kind] for kind in needed or ENDPOINTS if kind in first.refusals]
     listed = first.endpoint.listed
     if listed and model not in listed:
@@ -169,7 +216,7 @@ def find_paths(
             f"{reasons[0]}: the model {model!r} is not listed: choose one of {', '.join(listed)}"
             " with --model"
         )
-    scenarios = " and ".join(needed)
+    scenarios = " and ".join(kind for kind in needed if kind in first.refusals)
     if first.is_failing:
         raise ProfileError(f"{'; '.join(reasons)}: check the server's log")
     remedy = (

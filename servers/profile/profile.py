@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from servers.contract import JsonObject
+from servers.profile.prompt_lengths import PromptLengths
 
 ENDPOINTS = {"chat": "/chat/completions", "completions": "/completions"}
 
@@ -34,6 +35,11 @@ class Dialect:
     usage: str = IN_STREAM
     has_system_role: bool = True
     extra: JsonObject = field(default_factory=dict)
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether the user asked for sampled text."""
+        return bool(self.extra.get("temperature"))
 
     def path(self, endpoint: str) -> str:
         """Return the path of `chat` or `completions`, relative to the base URL."""
@@ -72,7 +78,7 @@ class Profile:
     `repeats_alone`, `repeats_under_load`: whether greedy text is the same again. `tokens_per_word`:
     of our prompts. `template_tokens`: those that the chat template adds. `context`: in tokens.
     `metrics`: the dialect of its /metrics. `notes`: sentences for the report about everything that
-    could not be measured exactly.
+    could not be measured exactly. `lengths`: of prompts; without their words in JSON.
     """
 
     base_url: str
@@ -92,6 +98,9 @@ class Profile:
     context: int | None = None
     metrics: str | None = None
     notes: tuple[str, ...] = ()
+    lengths: PromptLengths = field(default_factory=PromptLengths)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        data = asdict(self)
+        del data["lengths"]["words"]
+        return data

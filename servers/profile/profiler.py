@@ -23,11 +23,23 @@ from servers.profile.endpoint import (
     read_context,
 )
 from servers.profile.notes import make_notes
-from servers.profile.prober import PROMPT_WORDS, TOKENS, Prober, find_paths
+from servers.profile.prober import TOKENS, Prober, find_paths
 from servers.profile.profile import CONTINUOUS, ENDPOINTS, IN_STREAM, NEVER, PLAIN_ONLY, Profile
+from servers.profile.prompt_lengths import (
+    ASSUMED,
+    TOKENIZE,
+    TOKENIZER,
+    USAGE,
+    WORDS,
+    CountText,
+    Messages,
+    PromptLengths,
+    measure_lengths,
+)
 
 IN_FLIGHT = 4
-LONG_PROMPT_WORDS = 112
+# fields of --body that may end a response although its length is requested
+ENDING_FIELDS = {"ignore_eos", "stop", "stop_token_ids", "response_format", "tools", "tool_choice"}
 METRICS = ("vllm", "sglang", "tgi", "llamacpp", "trtllm", "nv", "serveoff", "ray", "litellm")
 
 
@@ -40,16 +52,17 @@ def profile_endpoint(
     needed: Sequence[str] = (),
     ready_timeout_s: float | None = None,
     say: Callable[[str], None] = lambda _: None,
+    count_text: CountText | None = None,
 ) -> Profile:
     """Profile the endpoint at a URL. `extra`: fields for the body of each request. `needed`: which
     of `chat` and `completions` must exist; empty: either. `say` receives a line when it has to
-    wait. Raises ProfileError.
+    wait. `count_text`: the model's tokenizer, if it is known. Raises ProfileError.
     """
     endpoint = find_endpoint(url, access, ready_timeout_s, say)
     name = choose_model(endpoint, model)
     roots = candidate_roots(endpoint, url)
     prober = find_paths(roots, name, needed, ready_timeout_s, say, extra)
-    return measure(prober, needed)
+    return measure(prober, needed, count_text)
 
 
 @dataclass
@@ -62,7 +75,7 @@ class Sample:
     under_load: Completion | None = None
 
 
-def measure(prober: Prober, needed: Sequence[str]) -> Profile:
+def measure(prober: Prober, needed: Sequence[str], count_text: CountText | None = None) -> Profile:
     usable = [kind for kind in ENDPOINTS if kind not in prober.refusals]
     main = next((kind for kind in needed if kind in usable), usable[0])
     samples = [_sample(prober, main) for _ in range(IN_FLIGHT)]
@@ -80,16 +93,20 @@ def measure(prober: Prober, needed: Sequence[str]) -> Profile:
     if usage == NEVER and "stream_options" not in prober.dialect.omitted:
         prober.fields["stream_options"] = "ignored"
     ended_early = any(_ended_early(sample.alone, prober.tokens) for sample in samples)
-    if ended_early and "ignore_eos" not in prober.dialect.omitted:
+    ends_itself = prober.dialect.extra.keys() & ENDING_FIELDS
+    if ended_early and "ignore_eos" not in prober.dialect.omitted and not ends_itself:
         prober.fields["ignore_eos"] = "ignored"
     counts = [sample.alone.count("completion_tokens") or 0 for sample in samples]
     if usage in (IN_STREAM, CONTINUOUS) and max(counts) > prober.tokens + 1:
         prober.fields[prober.dialect.max_tokens_field] = "ignored"
     if "chat" in usable:
         _try_system_role(prober)
-    per_word, template = _count_prompt_tokens(prober, main, streamed=usage != PLAIN_ONLY)
+    kinds = [main, *(kind for kind in usable if kind != main)]
+    lengths = _measure_lengths(prober, kinds, usage != PLAIN_ONLY, count_text)
+    is_known = lengths.source != ASSUMED
     first = next(i for i, (_, c) in enumerate(stream.events) if c.text or c.reasoning)
     texts = [(s.alone.text, s.under_load.text) for s in samples if s.under_load]
+    sampled = prober.dialect.is_sampled
     # counts in each chunk cost server and client time, and are redundant for single tokens
     several = per_chunk is not None and abs(per_chunk - 1) > 0.05
     asked = IN_STREAM if usage == CONTINUOUS and not several else usage
@@ -107,14 +124,20 @@ def measure(prober: Prober, needed: Sequence[str]) -> Profile:
             (c.reasoning_field for s in samples for _, c in s.alone.events if c.reasoning), None
         ),
         early_chunks=first,
-        repeats_alone=samples[0].again.text == stream.text,
-        repeats_under_load=all(alone == loaded for alone, loaded in texts) if texts else None,
-        tokens_per_word=per_word,
-        template_tokens=template,
-        context=read_context(prober.endpoint, prober.model),
+        repeats_alone=None if sampled else samples[0].again.text == stream.text,
+        repeats_under_load=(
+            all(alone == loaded for alone, loaded in texts) if texts and not sampled else None
+        ),
+        tokens_per_word=round(lengths.per_word, 3) if is_known else None,
+        template_tokens=lengths.added(main) if is_known else None,
+        context=(context := read_context(prober.endpoint, prober.model)),
         metrics=_find_metrics(prober),
+        lengths=replace(lengths, context=context),
     )
     notes = [*make_notes(profile, [s.alone for s in samples], texts), *refusal]
+    if ended_early and ends_itself:
+        names = ", ".join(sorted(ends_itself))
+        notes.append(f"--body {names}: responses may be shorter than requested")
     return replace(profile, notes=tuple(notes))
 
 
@@ -202,20 +225,27 @@ def _try_system_role(prober: Prober) -> None:
     prober.dialect = replace(prober.dialect, has_system_role=response.is_ok)
 
 
-def _count_prompt_tokens(
-    prober: Prober, kind: str, streamed: bool
-) -> tuple[float | None, int | None]:
-    """Return the tokens per word of our prompts, and those that the server adds to a prompt."""
-    counts = []
-    for words in (PROMPT_WORDS, LONG_PROMPT_WORDS):
-        response = prober.ask(kind, prober.make_prompt(words), 1, prober.dialect, streamed)
-        completion = read_completion(response) if response.is_ok else Completion()
-        counts.append(completion.count("prompt_tokens"))
-    short, long = counts
-    if short is None or long is None or long <= short:
-        return None, None
-    per_word = (long - short) / (LONG_PROMPT_WORDS - PROMPT_WORDS)
-    return round(per_word, 3), max(0, round(short - PROMPT_WORDS * per_word))
+def _measure_lengths(
+    prober: Prober, kinds: Sequence[str], streamed: bool, count_text: CountText | None
+) -> PromptLengths:
+    """Measure the lengths of prompts, by the best of the ways that there are."""
+
+    def by_usage(kind: str, messages: Messages) -> int | None:
+        return prober.count_prompt(kind, messages, streamed)
+
+    is_planted = prober.model in oracle.PLANTED_MODELS
+    words = oracle.VOCABULARY[: len(WORDS)] if is_planted else WORDS
+    has_tokenize = prober.tokenize(kinds[0], [("user", words[0])]) is not None
+    lengths = measure_lengths(
+        kinds,
+        prober.tokenize if has_tokenize else by_usage,
+        source=TOKENIZER if count_text else TOKENIZE if has_tokenize else USAGE,
+        count_text=count_text,
+        words=words,
+        has_system_role=prober.dialect.has_system_role,
+    )
+    # the oracle knows the continuations of all its words
+    return replace(lengths, words=()) if is_planted else lengths
 
 
 def _find_metrics(prober: Prober) -> str | None:
@@ -341,6 +371,7 @@ def as_lines(profile: Profile) -> list[tuple[str, str]]:
         ("greedy text repeats under load", show(profile.repeats_under_load)),
         ("tokens per word of our prompts", show(profile.tokens_per_word)),
         ("tokens added by the template", show(profile.template_tokens)),
+        ("source of these counts", profile.lengths.source),
         ("context, tokens", show(profile.context)),
         ("/metrics", profile.metrics or "none"),
     ]
