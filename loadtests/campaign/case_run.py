@@ -125,15 +125,24 @@ class CaseRun:
             return in_words_of(int(simulated.get("tokens_per_word", 1)))
         return settle_lengths(self.context.folder, self.model, self.profile.lengths)
 
+    def _lengths_of(self, key: str) -> PromptLengths:
+        """The lengths of prompts in the tokens of a target."""
+        if key == self.target_key or key not in self.context.profiles:
+            return self.lengths
+        profile = self.context.profiles[key]
+        return settle_lengths(self.context.folder, profile.model, profile.lengths)
+
     def given_prompts(self) -> tuple[Conversation, ...] | None:
-        """The user's prompts for this case, without requests that would exceed the context. Notes
-        how many those are.
+        """The user's prompts for this case, without requests that would exceed the context of any
+        target: all targets get the same ones. Notes how many those are.
         """
-        prompts = self.context.prompts.get(self.target_key)
-        if prompts is None:
+        given = self.context.prompts
+        if not given:
             return None
-        kept, beyond = fit_context(prompts.conversations, self.scenario, self.lengths)
-        context = self.lengths.context
+        keys = sorted(given, key=lambda key: key != self.target_key)  # its own first
+        sides = [(given[key].conversations, self._lengths_of(key)) for key in keys]
+        kept, beyond = fit_context(sides, self.scenario)
+        context = min((each.context for _, each in sides if each.context), default=0)
         if not kept:
             raise CaseFailed(
                 f"every prompt of --prompts exceeds the context of {context:,} tokens: give shorter"
