@@ -20,8 +20,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from loadtests.errors import UsageError
 from loadtests.schema import JsonObject
@@ -105,15 +106,18 @@ def read_prompts(name: str | None, seed: int) -> PromptFile | None:
         path, _, column = name.rpartition(":")
         file = Path(path).expanduser()
     try:
-        with file.open(encoding="utf-8-sig", newline="") as text:
-            handle = text.buffer
+        with (
+            file.open("rb") as handle,
+            TextIOWrapper(handle, encoding="utf-8-sig", newline="") as text,
+        ):
             if not handle.seekable():
                 raise UsageError(
                     f"--prompts {file}: it can be read only once, as a pipe can: write it to a file"
                 )
             checksum = hashlib.file_digest(handle, "sha256").hexdigest()
             handle.seek(0)
-            return _sample(file, _read_records(file, text, column), seed, column, checksum)
+            records = _read_records(file, handle, text, column)
+            return _sample(file, records, seed, column, checksum)
     except OSError as error:
         raise UsageError(
             f"--prompts {file}: it cannot be read: {error.strerror}: give the path of a file"
@@ -170,9 +174,11 @@ def _sample(
 # --- the forms
 
 
-def _read_records(file: Path, text: TextIO, column: str | None) -> tuple[str, Iterator[Place]]:
-    start = text.buffer.read(4096)
-    text.buffer.seek(0)
+def _read_records(
+    file: Path, handle: BinaryIO, text: TextIO, column: str | None
+) -> tuple[str, Iterator[Place]]:
+    start = handle.read(4096)
+    handle.seek(0)
     if not start.strip():
         raise UsageError(f"--prompts {file}: it is empty: choose another file")
     if start.startswith(PACKED):

@@ -80,6 +80,7 @@ def campaign_data(plan: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
                     None,
                     {},
                     None,
+                    None,
                 ),
                 strict=True,
             )
