@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+from loadtests.campaign.case_run import context_of
+from servers.runtime.models import Model
 from tests.helpers.campaign_process import Bench, is_complete, runs, table
 from tests.helpers.endpoint_campaign import SCENARIOS
 from tests.helpers.endpoint_script import Endpoint, Script, serve_script
 
-CONVERSATIONS = [
+CONVERSATIONS: list[dict[str, Any]] = [
     {
         "conversations": [
             {"from": "human", "value": f"question {n}"},
@@ -53,3 +56,10 @@ def test_two_targets_get_the_same_prompts_in_the_same_order(bench: Bench, tmp_pa
         assert {row["prompt_tokens_asked"] for row in rows} == {None}
         assert not (folder / "load_inputs.json").exists()
     assert "chats.json: 400 with 800 requests" in (out / "report.md").read_text()
+
+
+def test_the_context_of_a_model_comes_from_its_files(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 8192}')
+    assert context_of(Model("m", str(tmp_path), planted=False)) == 8192
+    assert context_of(Model("m", "org/name", planted=False)) is None
+    assert context_of(Model("serveoff-tiny", "", planted=True)) == 4096

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from loadtests.workload.prompts import Prompt, PromptMessage, make_prompt
+from loadtests.workload.prompts import Prompt, PromptMessage, make_prompt, shortest_prompt
 from servers.profile import prompt_lengths
 from servers.profile.prompt_lengths import Messages, PromptLengths, measure_lengths
 
@@ -102,6 +102,15 @@ def test_no_prompt_exceeds_the_context_by_a_miscount(tokenizer: CountText) -> No
         for turn in range(20):
             prompt = make_prompt("1", longest, 0, turn, lengths=lengths)
             assert 0.9 * CONTEXT < real(count, kind, prompt) <= CONTEXT - prompt.max_tokens
+
+
+def test_a_prompt_cannot_be_shorter_than_its_template() -> None:
+    count = server(in_pieces(99), has_system_prompt=True)
+    lengths = measure_lengths(["chat", "completions"], count)
+    for kind, asked, least in (("chat", 16, 40), ("chat", 50, 50), ("completions", 16, 16)):
+        table = scenario(kind, asked)
+        found = real(count, kind, make_prompt("1", table, 0, 0, lengths=lengths))
+        assert shortest_prompt(table, lengths) == least == found, (kind, asked)
 
 
 def test_a_server_that_counts_nothing_gets_a_token_a_word() -> None:
