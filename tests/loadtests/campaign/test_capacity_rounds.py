@@ -76,7 +76,7 @@ def test_an_interrupted_case_is_repeated_and_a_finished_one_is_not(
     assert again.keys() == {2, 3} and again[3] == run["case"]["server"] != again[2]
     assert (other / "run.json").read_text() == kept
     bench.refuses(
-        "found is a campaign with another search", *SEARCH, "--users", "1", "--slo", "ttft_p50=2ms"
+        "found is another campaign, by its search", *SEARCH, "--users", "1", "--slo", "ttft_p50=2ms"
     )
 
 

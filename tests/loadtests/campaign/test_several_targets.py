@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -12,12 +13,17 @@ from loadtests.campaign import results_folder, runner, targets
 from loadtests.campaign.targets import Targets, profile_targets, target_key
 from loadtests.cli import parse_arguments
 from loadtests.errors import UsageError
+from loadtests.generator import locust_process
+from loadtests.generator.locust_process import Workers
 from loadtests.schema import CampaignFile, Case
+from servers.profile.access import ENVIRONMENT, read_access
 from servers.profile.profile import Dialect, Profile
+from servers.runtime import launch
 from servers.runtime.launch import CoreShare
 from tests.helpers.campaign_process import Bench, is_complete, runs, table, wait_for
 from tests.helpers.endpoint_campaign import CALM, SCENARIOS
 from tests.helpers.endpoint_script import Script, serve_script
+from tests.helpers.recording_server import CLOSED, task_of
 from tests.helpers.synthetic_campaign import campaign_data
 
 KEYS = {
@@ -70,6 +76,29 @@ def test_a_secret_in_a_body_is_sent_but_not_described() -> None:
     described = targets.describe_endpoints({"east": found}, {"east": profile})["east"]["body"]
     assert described == {"api_key": "***", "min_tokens": 2, "auth": {"id": 7, "token": "***"}}
     assert found.access.hide_secrets(KEYS["east"]) == "***"
+
+
+def test_a_target_may_be_kept_from_the_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SERVEOFF_API_KEY", "abc")
+    found = targets_of(
+        *("--target", "east=http://a", "--target", "west=http://b"),
+        *("--header", "west=Authorization:"),
+    )
+    assert [dict(each.access.headers) for each in found.values()] == [
+        {"Authorization": "Bearer abc"},
+        {},
+    ]
+    passed: dict[str, str] = {}
+
+    def start(*_: Any, environment: dict[str, str], **__: Any) -> None:
+        passed.update(environment)
+
+    monkeypatch.setattr(launch, "start_supervised", start)
+    monkeypatch.setattr(launch, "stop_supervised", lambda _: None)
+    task = task_of("http://b", CLOSED, users=1)
+    with locust_process.start_load(tmp_path, task, Workers(), access=found["west"].access):
+        monkeypatch.setenv(ENVIRONMENT, passed[ENVIRONMENT])
+    assert read_access("west").headers == ()
 
 
 def test_one_target_needs_no_name_but_may_have_one() -> None:
@@ -234,5 +263,5 @@ def test_another_url_is_another_campaign(tmp_path: Path) -> None:
     two = CampaignFile(**data | {"targets": {"east": {"url": "http://b", "model": "m"}}})
     results_folder.open_campaign(tmp_path / "out", one)
     results_folder.open_campaign(tmp_path / "out", one)
-    with pytest.raises(UsageError, match="out is a campaign with another targets"):
+    with pytest.raises(UsageError, match="out is another campaign, by its targets"):
         results_folder.open_campaign(tmp_path / "out", two)
