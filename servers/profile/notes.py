@@ -33,9 +33,13 @@ def make_notes(
             " wrong"
         )
     if profile.usage == PLAIN_ONLY:
-        per_chunk = profile.tokens_per_chunk
-        shown = "" if per_chunk is None else f"; a plain response had {per_chunk:.2f} per chunk"
-        yield f"the server reports no usage in streams: each chunk counts as one token{shown}"
+        per_byte, per_chunk = profile.dialect.tokens_per_byte, profile.tokens_per_chunk or 1.0
+        yield "the server reports no usage in streams: " + (
+            f"tokens are estimated from the text, with {per_byte:.3g} per byte and"
+            f" {per_chunk:.2f} per chunk by plain responses"
+            if per_byte
+            else f"each chunk counts as one token; a plain response had {per_chunk:.2f} per chunk"
+        )
     elif profile.tokens_per_chunk is not None and abs(profile.tokens_per_chunk - 1) > 0.05:
         how = (
             "usage in each chunk counts them"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from servers.contract import oracle
 from servers.contract.api import JsonObject
 from servers.contract.text_mixing import find_foreign_run
-from servers.contract.token_counts import is_credible
+from servers.contract.token_counts import count_bytes, is_credible
 from servers.profile.access import OPEN, Access
 from servers.profile.client import Completion, ProfileError, read_completion, send
 from servers.profile.endpoint import (
@@ -98,7 +98,11 @@ def measure(prober: Prober, needed: Sequence[str]) -> Profile:
     # counts in each chunk cost server and client time, and are redundant for single tokens
     several = per_chunk is not None and abs(per_chunk - 1) > 0.05
     asked = IN_STREAM if usage == CONTINUOUS and not several else usage
-    prober.dialect = replace(prober.dialect, usage=asked)
+    estimated = None
+    if usage == PLAIN_ONLY and several:  # more text: its tokens per byte vary
+        more = [_complete_plain(prober, main, sample.prompt) for sample in samples[1:]]
+        estimated = _count_per_byte([plain, *more])
+    prober.dialect = replace(prober.dialect, usage=asked, tokens_per_byte=estimated)
     profile = Profile(
         base_url=prober.endpoint.base_url,
         dialect=prober.dialect,
@@ -181,11 +185,22 @@ def _find_usage(
     else:
         continuous = _counts_continuously(prober, kind)
         return CONTINUOUS if continuous else IN_STREAM, tokens / chunks
-    count = plain.count("completion_tokens") if plain else None
-    if plain is None or count is None or not is_credible(count, len(plain.text.encode())):
+    per_byte = _count_per_byte([plain])
+    if per_byte is None:
         return NEVER, None
-    same = samples[0].alone
-    return PLAIN_ONLY, count / len(same.tokens) if same.text == plain.text else None
+    size = sum(count_bytes(sample.alone.text) for sample in samples)
+    return PLAIN_ONLY, per_byte * size / sum(len(sample.alone.tokens) for sample in samples)
+
+
+def _count_per_byte(responses: Sequence[Completion | None]) -> float | None:
+    """Return the tokens per byte of plain responses' texts, by their usage."""
+    tokens, size = 0, 0
+    for plain in responses:
+        count = plain.count("completion_tokens") if plain else None
+        own = count_bytes(plain.text) if plain else 0
+        if count and own and is_credible(count, own):
+            tokens, size = tokens + count, size + own
+    return tokens / size if size else None
 
 
 def _counts_continuously(prober: Prober, kind: str) -> bool:

@@ -218,3 +218,14 @@ def test_several_tokens_in_a_chunk_without_usage(tmp_path: Path, tokens: tuple[i
     measured = measure_load(tmp_path, script)
     assert {row["token_source"] for row in measured.rows} == {"counted"}
     assert "chunk" in measured.notes or "word" in measured.notes, measured.notes
+
+
+@slow
+def test_several_tokens_in_a_chunk_with_usage_only_in_plain_responses(tmp_path: Path) -> None:
+    """The plain responses show that chunks are not tokens, so the text's length counts them."""
+    script = Script(**CALM, usage="plain", per_chunk=(1, 5, 2))
+    measured = measure_valid_load(tmp_path, script)
+    assert measured.profile["dialect"]["tokens_per_byte"] == pytest.approx(0.2)
+    assert {row["token_source"] for row in measured.rows} == {"counted"}
+    assert {row["tokens"] for row in measured.rows} == {None}
+    assert "tokens are estimated from the text" in measured.notes
