@@ -31,6 +31,7 @@ IN_FLIGHT = 4
 LONG_PROMPT_WORDS = 112
 # fields of --body that may end a response although its length is requested
 ENDING_FIELDS = {"ignore_eos", "stop", "stop_token_ids", "response_format", "tools", "tool_choice"}
+HALF = (0.35, 0.65)  # range of the length of a response to half of max_tokens
 METRICS = ("vllm", "sglang", "tgi", "llamacpp", "trtllm", "nv", "serveoff", "ray", "litellm")
 
 
@@ -75,7 +76,7 @@ def measure(prober: Prober, needed: Sequence[str]) -> Profile:
     plain = _complete_plain(prober, main, samples[0].prompt)
     raise_if_truncated(completion_url(prober.endpoint, main), samples[0], plain)
     stream = samples[0].alone
-    usage, per_chunk = _find_usage(prober, main, samples, plain)
+    usage, per_chunk, per_byte = _find_usage(prober, main, samples, plain)
     for name in ("max_tokens", "temperature", "ignore_eos", "stream_options"):
         prober.fields.setdefault(name, "accepted")
     if prober.dialect.max_tokens_field != "max_tokens":
@@ -98,11 +99,9 @@ def measure(prober: Prober, needed: Sequence[str]) -> Profile:
     # counts in each chunk cost server and client time, and are redundant for single tokens
     several = per_chunk is not None and abs(per_chunk - 1) > 0.05
     asked = IN_STREAM if usage == CONTINUOUS and not several else usage
-    estimated = None
-    if usage == PLAIN_ONLY and several:  # more text: its tokens per byte vary
-        more = [_complete_plain(prober, main, sample.prompt) for sample in samples[1:]]
-        estimated = _count_per_byte([plain, *more])
-    prober.dialect = replace(prober.dialect, usage=asked, tokens_per_byte=estimated)
+    prober.dialect = replace(
+        prober.dialect, usage=asked, tokens_per_byte=per_byte if several else None
+    )
     profile = Profile(
         base_url=prober.endpoint.base_url,
         dialect=prober.dialect,
@@ -170,8 +169,10 @@ def _ended_early(completion: Completion, asked: int) -> bool:
 
 def _find_usage(
     prober: Prober, kind: str, samples: Sequence[Sample], plain: Completion | None
-) -> tuple[str, float | None]:
-    """Return how the server reports usage, and its tokens per chunk."""
+) -> tuple[str, float | None, float | None]:
+    """Return how the server reports usage, its tokens per chunk, and, if streams have no usage, per
+    byte of text.
+    """
     chunks, tokens = 0, 0
     for sample in samples:
         count = sample.alone.count("completion_tokens")
@@ -184,12 +185,31 @@ def _find_usage(
         chunks, tokens = chunks + held, tokens + count - is_end
     else:
         continuous = _counts_continuously(prober, kind)
-        return CONTINUOUS if continuous else IN_STREAM, tokens / chunks
-    per_byte = _count_per_byte([plain])
+        return CONTINUOUS if continuous else IN_STREAM, tokens / chunks, None
+    usage, per_byte = PLAIN_ONLY, _count_per_byte([plain])
+    if per_byte is not None:  # more text: its tokens per byte vary
+        more = [_complete_plain(prober, kind, sample.prompt) for sample in samples[1:]]
+        per_byte = _count_per_byte([plain, *more])
+    else:
+        usage, per_byte = NEVER, _count_by_max_tokens(prober, kind, samples)
     if per_byte is None:
-        return NEVER, None
+        return usage, None, None
     size = sum(count_bytes(sample.alone.text) for sample in samples)
-    return PLAIN_ONLY, per_byte * size / sum(len(sample.alone.tokens) for sample in samples)
+    chunks = sum(len(sample.alone.tokens) for sample in samples)
+    return usage, per_byte * size / chunks, per_byte
+
+
+def _count_by_max_tokens(prober: Prober, kind: str, samples: Sequence[Sample]) -> float | None:
+    """Return the tokens per byte of responses that end at max_tokens. A response to half of it must
+    be half as long: otherwise something else ends them.
+    """
+    whole = [sample.alone for sample in samples]
+    half = prober.complete(kind, samples[0].prompt, prober.tokens // 2)
+    size, part = count_bytes(whole[0].text), count_bytes(half.text)
+    ended = {completion.finish_reason for completion in (*whole, half)}
+    if ended != {"length"} or not HALF[0] * size < part < HALF[1] * size:
+        return None
+    return prober.tokens * len(whole) / sum(count_bytes(completion.text) for completion in whole)
 
 
 def _count_per_byte(responses: Sequence[Completion | None]) -> float | None:
