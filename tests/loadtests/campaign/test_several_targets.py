@@ -10,15 +10,17 @@ import pytest
 
 from loadtests import gate
 from loadtests.campaign import results_folder, runner, targets
+from loadtests.campaign.case_run import CampaignContext, CaseRun
 from loadtests.campaign.targets import Targets, profile_targets, target_key
 from loadtests.cli import parse_arguments
 from loadtests.errors import UsageError
 from loadtests.generator import locust_process
 from loadtests.generator.locust_process import Workers
-from loadtests.schema import CampaignFile, Case
+from loadtests.progress.watch import ProgressWatch
+from loadtests.schema import CampaignFile, Case, CaseFile
 from servers.profile.access import ENVIRONMENT, read_access
 from servers.profile.profile import Dialect, Profile
-from servers.runtime import launch
+from servers.runtime import launch, models
 from servers.runtime.launch import CoreShare
 from tests.helpers.campaign_process import Bench, is_complete, runs, table, wait_for
 from tests.helpers.endpoint_campaign import CALM, SCENARIOS
@@ -99,6 +101,35 @@ def test_a_target_may_be_kept_from_the_key(monkeypatch: pytest.MonkeyPatch, tmp_
     with locust_process.start_load(tmp_path, task, Workers(), access=found["west"].access):
         monkeypatch.setenv(ENVIRONMENT, passed[ENVIRONMENT])
     assert read_access("west").headers == ()
+
+
+def test_a_header_may_name_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its variable counts as a secret, but the case must still be found by its names."""
+    monkeypatch.setenv("ROUTE", "interactive")
+    found = targets_of("--target", "east=http://a", "--header", "x-route: ${ROUTE}")
+    context = CampaignContext(
+        folder=tmp_path,
+        seed=1,
+        model=models.Model("interactive", "", False),
+        scenarios={},
+        simulated={},
+        share=CoreShare((), 1, 1),
+        load_cores=(),
+        visible_gpus=None,
+        workers=Workers(),
+        targets=found,
+    )
+    case = Case(1, "east", "external", "interactive", 1, 2, None, 3.0)
+    file = CaseFile(1, case, "failed: no route interactive", "2026-01-01T00:00:00", 0.0)
+    run = CaseRun(case, context, tmp_path, ProgressWatch({}, False), file)
+    run.adopt(Profile("http://a", Dialect(), "interactive", ("interactive",)))
+    run.save()
+    saved = json.loads((tmp_path / "run.json").read_text())
+    assert Case(**saved["case"]) == case and saved["status"] == "failed: no route ***"
+    assert (saved["profile"]["model"], saved["profile"]["models"]) == (
+        "interactive",
+        ["interactive"],
+    )
 
 
 def test_one_target_needs_no_name_but_may_have_one() -> None:
