@@ -202,12 +202,6 @@ def make_parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--anyway", action="store_true", help="compare even if machine, model or scenarios differ"
     )
-    verb.add_argument(
-        "--check", action="store_true", help="only check these options, before anything is measured"
-    )
-    verb.add_argument(
-        "--record", metavar="NAME", help="with --check: the name of a baseline to be recorded"
-    )
     verb.set_defaults(do=judge)
     verb = commands.add_parser(
         "publish", help="copy a campaign without its raw rows, so that it can be committed"
@@ -341,12 +335,6 @@ def make_claims_page(options: argparse.Namespace) -> int:
 
 def judge(options: argparse.Namespace) -> int:
     wanted = verdicts.parse_rules(options.metrics, options.tolerance, options.slo)
-    if options.check:
-        if options.baseline:
-            baselines.check_name(options.baseline)
-        if options.record:
-            baselines.new_baseline_file(options.record)
-        return 0
     if bool(options.campaigns) == bool(options.campaign):
         raise dataset.InputError("give a gate's folder, or --campaigns BASE HEAD")
     if options.campaigns or options.baseline:

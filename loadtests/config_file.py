@@ -19,6 +19,7 @@ from typing import Any
 from loadtests.errors import UsageError
 from loadtests.schema import Case
 from loadtests.telemetry import machine
+from loadtests.workload import arrivals
 from loadtests.workload.scenario import Tables
 from loadtests.workload.traces import TraceError
 from servers.runtime.catalog import CatalogError, nearest_name
@@ -281,6 +282,11 @@ def format_plan(
         longer = " or more" * bool(case.users and "requests" in scenarios[case.scenario])
         window = f"{case.duration_s:g} s{longer}"
         lines.append(_as_comment(f"{case.index:4}  {what} {window}  run {case.repetition}"))
+    for name, duration_s in dict.fromkeys((case.scenario, case.duration_s) for case in cases):
+        table = scenarios[name]
+        if table["arrivals"] == "trace":
+            replay = arrivals.describe_replay(table, table["warmup_s"] + duration_s)
+            lines.append(_as_comment(f"{name}: {replay}"))
     return "\n".join(lines)
 
 

@@ -290,8 +290,7 @@ def _gate(own: argparse.Namespace, others: list[str]) -> int:
     rules = GateOptions(own.metrics, own.slo, tuple(own.tolerance), own.anyway)
     if own.campaigns:
         return analysis_process.judge_campaigns(own.campaigns[0], own.campaigns[1], rules)
-    if code := analysis_process.check_gate_options(rules, own.baseline, own.record):
-        return code
+    analysis_process.check_gate_options(rules, own.baseline, own.record)
     arguments = read_campaign_arguments(own, others)
     if targets := find_targets(own, arguments):
         gate = PairedGate(

@@ -101,12 +101,3 @@ def add_switch(group: argparse._ActionsContainer, name: str, default: bool, help
     """Adds --name and --no-name, which overrides a config file."""
     action = group.add_argument(name, action=argparse.BooleanOptionalAction, help=help)
     action.default = default  # as an argument above, Python before 3.13 would add it to the help
-
-
-def parse_target(text: str) -> str:
-    """Parses a --target that is not empty. Raises argparse.ArgumentTypeError."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError(
-            "the URL is empty: give one such as http://127.0.0.1:8000, or leave --target out"
-        )
-    return text

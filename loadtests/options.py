@@ -12,7 +12,6 @@ from loadtests.option_types import (
     parse_share,
     parse_simulated,
     parse_single,
-    parse_target,
     parse_whole,
 )
 from loadtests.workload.scenario import SCENARIOS_FILE
@@ -168,7 +167,6 @@ def add_server_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--target",
         action="append",
-        type=parse_target,
         default=[],
         metavar="[NAME=]URL",
         help=(
@@ -275,8 +273,28 @@ def add_workload_options(group: argparse._ArgumentGroup) -> None:
         type=Path,
         metavar="FILE",
         help=(
-            'file of recorded traffic, for scenarios with arrivals = "trace";'
-            " loadtests/workload/traces.py describes the formats (default: the scenario's)"
+            'file of recorded traffic, for scenarios with arrivals = "trace", in a format of Azure,'
+            " BurstGPT, Mooncake or Bailian or in ours; loadtests/workload/traces.py has them"
+            " (default: the scenario's)"
+        ),
+    )
+    add(
+        "--prompts",
+        metavar="FILE[:COLUMN]",
+        help=(
+            "file of prompts to send instead of generated ones: JSON lines with prompt or messages,"
+            " ShareGPT's JSON, CSV or Parquet (default: generated prompts)"
+        ),
+    )
+    add(
+        "--tokenizer",
+        action="append",
+        default=[],
+        metavar="[NAME=]TOKENIZER",
+        help=(
+            "tokenizer of the model, in whose tokens prompts get their lengths: a tokenizer.json,"
+            " its folder, or a name on the Hugging Face Hub; for the target of this name or for"
+            " all; can be repeated (default: that of --model's folder, or the counts of the server)"
         ),
     )
     add(

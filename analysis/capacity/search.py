@@ -2,7 +2,7 @@
 after another.
 
 `needed_case` returns the case that a search needs next, given those on disk. `python -m loadtests
---find-capacity` calls it (through `python -m analysis.next_cases`) and runs that case. The search
+--find-capacity` calls it (through `python -m analysis.session`) and runs that case. The search
 brackets the capacity, then bisects on a logarithmic scale, since loads differ by factors: up from
 the estimate while the server meets the SLO, or down while it misses it, by ever larger factors;
 then the geometric mean of the highest load that met it and the lowest that missed it, until these
@@ -33,6 +33,7 @@ OVERLOADED = ("steadiness", "errors")  # names of checks that fail under overloa
 class LoadProbe(NamedTuple):
     """A load that was tried, in requests/s or users. `holds`: whether the server met the SLO there,
     None if the case cannot decide it. `why`: the reason for None, or for an invalid case.
+    `disturbed`: the reason is that others took the server's time.
     """
 
     load: float
@@ -40,6 +41,7 @@ class LoadProbe(NamedTuple):
     case: int = 0
     why: str = ""
     bound_results: tuple[slo.BoundResult, ...] = ()
+    disturbed: bool = False
 
     @property
     def is_certain(self) -> bool:
@@ -78,10 +80,16 @@ def next_load(
 ) -> float | None:
     """The load to try next. None when the capacity is precise enough, when there were `most`
     probes, or when a case could not decide: a load generator at its limit cannot decide at a higher
-    load either. `whole`: the load is a number of users.
+    load either. A load at which others disturbed the server is tried once more. `whole`: the load
+    is a number of users.
     """
-    if len(probes) >= most or any(p.holds is None for p in probes):
+    undecided = [p for p in probes if p.holds is None]
+    if len(probes) >= most or not all(p.disturbed for p in undecided):
         return None
+    repeated = [p.load for p in undecided]
+    if probes and probes[-1].holds is None:
+        return probes[-1].load if repeated.count(probes[-1].load) == 1 else None
+    probes = [p for p in probes if p.holds is not None]
     found = bracket_capacity(probes)
     step = GROWTH ** (2 ** (len(probes) - 1)) if probes else 1.0
     if not probes:
@@ -112,6 +120,7 @@ class MeasuredCase(NamedTuple):
     requests: pd.DataFrame | None
     valid: bool
     why: str
+    disturbed: bool = False
 
 
 def measured_cases(
@@ -135,7 +144,10 @@ def measured_cases(
         unknown = nothing or any(check.name not in OVERLOADED for check in bad)
         reasons = [f"{c.name}: {c.detail}" for c in bad] or ["no request in the window"] * nothing
         requests = None if unknown else latencies
-        found.append(MeasuredCase(load, case["index"], requests, not bad, "; ".join(reasons)))
+        disturbed = any(check.name in checks.DISTURBING for check in bad)
+        found.append(
+            MeasuredCase(load, case["index"], requests, not bad, "; ".join(reasons), disturbed)
+        )
     return found
 
 
@@ -161,7 +173,7 @@ def _judged_window(campaign: Campaign, index: int) -> tuple[list[verdict.Check],
 
 def judge_probe(case: MeasuredCase, bounds: Sequence[slo.Bound]) -> LoadProbe:
     if case.requests is None:
-        return LoadProbe(case.load, None, case.case, case.why)
+        return LoadProbe(case.load, None, case.case, case.why, disturbed=case.disturbed)
     bound_results = tuple(slo.judge_bounds(case.requests, bounds))
     judged = [each for each in bound_results if each.of]  # responses of one token have no TPOT
     few = [each for each in judged if each.of < each.needed]
@@ -277,7 +289,9 @@ class CapacityResult(NamedTuple):
     @property
     def at_capacity(self) -> int | None:
         """The index of the case at the highest load that met the SLO."""
-        return next((p.case for p in self.probes if p.load == self.capacity.holds), None)
+        return next(
+            (p.case for p in self.probes if p.holds and p.load == self.capacity.holds), None
+        )
 
     @property
     def is_precise(self) -> bool:

@@ -42,8 +42,10 @@ CHECKS: tuple[Callable[[CaseData], Check | None], ...] = (
 )
 
 
-# Failures that a busy machine can cause, by the names of the checks.
-DISTURBABLE = {"arrivals", "send lag", "client error", "steadiness"}
+# Names of checks. A case that fails only these is disturbed, not broken, and may be valid when
+# measured again: others took the server's time, or a busy machine can be the cause.
+DISTURBING = {"other processes", "steal"}
+DISTURBABLE = {"arrivals", "load generator's CPU", "send lag", "client error", "steadiness"}
 MEANWHILE = "; meanwhile "  # before what others did
 
 
@@ -52,7 +54,7 @@ def run_checks(case: CaseData) -> list[Check]:
     meanwhile, each failure that they can have caused states that, and the first remedy is theirs.
     """
     results = [result for check in CHECKS if (result := check(case)) is not None]
-    busy = [r for r in results if r.name in ("other processes", "steal") and r.ok is False]
+    busy = [r for r in results if r.name in DISTURBING and r.ok is False]
     if not busy:
         return results
     meanwhile = " and ".join(r.detail for r in busy)

@@ -4,6 +4,7 @@ import numpy as np
 
 from analysis import stats
 from analysis.case import CaseData
+from analysis.checks import lost_time
 from analysis.checks.verdict import Check, check_limit, server_cores
 from analysis.stats import NAN
 
@@ -18,9 +19,13 @@ THROTTLING = {
 
 
 def check_other_processes(case: CaseData) -> Check:
-    """Processes other than the server and the load generator used at most 15% of the machine's
-    cores in the window.
+    """The server lost at most 10% of its time to other processes on its cores; a warning above 5%.
+    Processes other than the server and the load generator used at most 15% of the machine's cores
+    in the window.
     """
+    remedy = "stop other programs on this machine"
+    if (lost := lost_time.lost_to_others(case)) > lost_time.SOME_LOST:
+        return check_lost_time("other processes", lost, "other processes on its cores", remedy)
     cores = server_cores(case)
     other = (case.slope("cpu_busy_s") - case.slope("server_cpu_s") - case.slope("load_cpu_s")) / (
         cores or NAN
@@ -31,20 +36,31 @@ def check_other_processes(case: CaseData) -> Check:
         other,
         "warning",
         f"other processes used {other:.0%} of {cores or '?'} cores",
-        "stop other programs on this machine",
+        remedy,
     )
 
 
 def check_steal(case: CaseData) -> Check:
-    """The hypervisor took at most 2% of the machine's cores in the window."""
+    """The server lost at most 10% of its time because the hypervisor did not run its cores; a
+    warning above 5%. The hypervisor took at most 2% of the machine's cores in the window.
+    """
+    remedy = "use a machine that you do not share"
+    if (lost := lost_time.lost_to_hypervisor(case)) > lost_time.SOME_LOST:
+        return check_lost_time("steal", lost, "the hypervisor, which ran others meanwhile", remedy)
     share = case.slope("cpu_steal_s") / (server_cores(case) or NAN)
     return check_limit(
-        "steal",
-        share <= 0.02,
-        share,
-        "warning",
-        f"the hypervisor took {share:.1%}",
-        "use a machine that you do not share",
+        "steal", share <= 0.02, share, "warning", f"the hypervisor took {share:.1%}", remedy
+    )
+
+
+def check_lost_time(name: str, lost: float, to: str, remedy: str) -> Check:
+    return Check(
+        name,
+        False,
+        "invalid" if lost > lost_time.MOST_LOST else "warning",
+        f"the server lost up to {lost:.0%} of its time to {to}",
+        remedy,
+        lost,
     )
 
 

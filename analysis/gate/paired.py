@@ -9,8 +9,8 @@ metrics of all systems. Control must not differ from base, by the same test at 0
 
 Some findings need no statistics. Too many failed requests, a broken contract, a wrong response, a
 lost row or a server that does not start is a fault, and makes the gate invalid. A run that was only
-disturbed (the load generator was late, the load was not steady) sets its repetition aside. That
-repetition is replaced; too many of them also make the gate invalid.
+disturbed (the load generator was late, the load was not steady, others took the server's time) sets
+its repetition aside. That repetition is replaced; too many of them also make the gate invalid.
 """
 
 import math
@@ -38,7 +38,7 @@ CONTROL_ALPHA = 0.002
 MOST_SET_ASIDE = 5  # repetitions of one system
 # names of checks whose failure chance cannot explain
 FAULTS = ("errors", "contract", "answers", "rows", "server's counts", "token counts")
-# names of the machine's checks: their failures are only listed, the statistics decide
+# names of the machine's checks: their warnings are only listed, the statistics decide
 NAMED = ("other processes", "steal", "swap", "GPU clocks")
 SIDES = ("base", "head", "control")
 

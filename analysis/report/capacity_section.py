@@ -137,7 +137,7 @@ def _row(summary: Summary, f: CapacityResult) -> View:
 
 def _broke(f: CapacityResult) -> str:
     """The bounds that were missed at the lowest load that failed, with the values there."""
-    probe = next((p for p in f.probes if p.load == f.capacity.fails), None)
+    probe = next((p for p in f.probes if p.holds is False and p.load == f.capacity.fails), None)
     return (
         (", ".join(_seen(k) for k in probe.bound_results if not k.holds and k.of) or probe.why)
         if probe
@@ -147,7 +147,8 @@ def _broke(f: CapacityResult) -> str:
 
 def _ended(summary: Summary, f: CapacityResult) -> str:
     """The reason why the capacity is not precise; empty if it is."""
-    without = next((p for p in f.probes if p.holds is None), None)
+    decided = {p.load for p in f.probes if p.holds is not None}
+    without = next((p for p in f.probes if p.holds is None and p.load not in decided), None)
     if without:
         return f"ended at {format_number(without.load)} {f.unit}, an invalid case: {without.why}"
     if not f.probes:

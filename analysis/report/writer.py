@@ -190,7 +190,7 @@ def _machine(data: View) -> View:
     """Machine, model and versions, with all packages in one value."""
     found = {
         key: data[key]
-        for key in ("model", "seed", "simulated", "machine_share", "manifest")
+        for key in ("model", "seed", "simulated", "machine_share", "engine_device", "manifest")
         if data.get(key) is not None
     }
     packages = (found.get("manifest") or {}).get("packages")

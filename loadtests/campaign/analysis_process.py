@@ -1,10 +1,13 @@
 """Runs the commands of `analysis` as processes. `loadtests` never imports `analysis`.
 
 Only `analysis` needs the statistics that judge a case, and a report can be made again at any time
-without a measurement. This is the only module that starts it.
+without a measurement. This is the only module that starts it: one process for each command that
+writes files or prints, and one that stays for all other requests of a campaign.
 """
 
+import atexit
 import json
+import select
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -16,6 +19,12 @@ from loadtests.progress.rows import CaseRow
 from servers.runtime import catalog
 
 ROW_TIMEOUT_S = 60.0  # the row is optional, and the next case waits for it
+BASELINES = Path("results/baselines")
+END_S = 10.0  # the process waits for a request, so it ends at once
+
+
+class AnalysisFailed(Exception):
+    """There is no result. The message gives the reason."""
 
 
 class NextLoad(NamedTuple):
@@ -76,27 +85,32 @@ def make_claims_page(folder: Path) -> int:
 
 
 def check_validity(folder: Path) -> int:
-    """Returns the same exit code as make_report, without making a report."""
-    return _run("validity", str(folder))
+    """Returns the same exit code as make_report, and prints the same lines, without making a
+    report.
+    """
+    try:
+        missing = SESSION.request("missing", str(folder.resolve()))
+    except AnalysisFailed as failed:
+        print(failed, file=sys.stderr)
+        return 2
+    for name, why in missing:
+        print(f"no valid case of {name}: {why}", file=sys.stderr)
+    return 1 if missing else 0
 
 
 def check_slo(bounds: str) -> None:
     """Raises UsageError if a search for capacity cannot use these bounds."""
-    done = subprocess.run(
-        [sys.executable, "-m", "analysis.next_cases", "--slo", bounds],
-        cwd=catalog.ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    if done.returncode:
-        raise UsageError(done.stderr.strip())
+    try:
+        SESSION.request("slo", bounds)
+    except AnalysisFailed as failed:
+        raise UsageError(str(failed)) from None
 
 
 def find_next_loads(folder: Path) -> list[NextLoad | None]:
     """The next load of each system of campaign.json, None for those whose capacity is found. Raises
     UsageError.
     """
-    loads = _next_cases(folder, f"the next loads of {folder} could not be determined: see above")
+    loads = _list_needed(folder, "next loads")
     return [NextLoad(**load) if load else None for load in loads]
 
 
@@ -104,23 +118,99 @@ def find_unjudged_systems(folder: Path) -> list[bool]:
     """For each system of a gate's campaign.json, whether it needs another repetition. Raises
     UsageError.
     """
-    return _next_cases(
-        folder, f"the need for another repetition of {folder} could not be determined: see above"
-    )
+    return _list_needed(folder, "need for another repetition")
+
+
+def _list_needed(folder: Path, what: str) -> list[Any]:
+    try:
+        return SESSION.request("needed", str(folder.resolve()))
+    except AnalysisFailed as failed:
+        raise UsageError(f"the {what} of {folder} could not be determined: {failed}") from None
 
 
 def make_row(folder: Path, index: int) -> CaseRow | None:
     """The row of a finished case, or None if it cannot be made; the report then shows the reason.
-    Takes a second or two on this process's cores, so it must not run beside a load.
+    Takes up to a second or two on this process's cores, so it must not run beside a load.
     """
-    command = [sys.executable, "-m", "analysis.case_row", str(folder.resolve()), str(index)]
     try:
-        done = subprocess.run(
-            command, cwd=catalog.ROOT, capture_output=True, text=True, timeout=ROW_TIMEOUT_S
+        return CaseRow(
+            **SESSION.request(
+                "row", str(folder.resolve()), index, within_s=ROW_TIMEOUT_S, quiet=True
+            )
         )
-        return CaseRow(**json.loads(done.stdout))
-    except (OSError, subprocess.TimeoutExpired, ValueError, TypeError):
+    except AnalysisFailed:
         return None
+
+
+class Session:
+    """A process of `python -m analysis.session`. It starts with the first request and ends with
+    this process, even if this one is killed: it reads requests until its input ends.
+    """
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def request(self, *request: Any, within_s: float | None = None, quiet: bool = False) -> Any:
+        """The result of a request. Raises AnalysisFailed, after printing the traceback of a bug
+        unless `quiet`.
+        """
+        try:
+            response = self._exchange(json.dumps(request).encode() + b"\n", within_s)
+        except OSError as error:
+            self.end()
+            raise AnalysisFailed(f"no process of analysis can run ({error.strerror})") from None
+        except BaseException:
+            self.kill()  # its response would be read as that of the next request
+            raise
+        if response["ends"]:
+            self.end()
+        if "result" in response:
+            return response["result"]
+        if "traceback" in response and not quiet:
+            print(response["traceback"], file=sys.stderr)
+        raise AnalysisFailed(response["error"] or "see above")
+
+    def _exchange(self, line: bytes, within_s: float | None) -> dict[str, Any]:
+        if self.process and self.process.poll() is not None:
+            self.end()
+        if self.process is None:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "analysis.session"],
+                cwd=catalog.ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+        requests, responses = self.process.stdin, self.process.stdout
+        assert requests and responses
+        requests.write(line)
+        requests.flush()
+        if not select.select([responses], [], [], within_s)[0]:
+            raise AnalysisFailed(f"there is no result after {within_s:g} s")
+        if not (response := responses.readline()):
+            raise AnalysisFailed(f"its process ended with exit code {self.process.wait()}")
+        found: dict[str, Any] = json.loads(response)
+        return found
+
+    def kill(self) -> None:
+        if self.process:
+            self.process.kill()
+            self.end()
+
+    def end(self) -> None:
+        """Ends the process. The next request starts another."""
+        if self.process is None:
+            return
+        ending, self.process = self.process, None
+        try:
+            ending.communicate(timeout=END_S)
+        except subprocess.TimeoutExpired:
+            ending.kill()
+            ending.communicate()
+
+
+SESSION = Session()
+atexit.register(SESSION.end)
 
 
 def list_checks(folder: Path) -> list[CheckResult]:
@@ -135,17 +225,15 @@ def list_checks(folder: Path) -> list[CheckResult]:
     ]
 
 
-def check_gate_options(rules: GateOptions, baseline: str | None, record: str | None) -> int:
-    """Returns 0 if a gate can be judged by these rules, against this stored baseline, and recorded
-    under this name; otherwise another exit code.
+def check_gate_options(rules: GateOptions, baseline: str | None, record: str | None) -> None:
+    """Raises UsageError if a gate cannot be judged by these rules, against this stored baseline, or
+    recorded under this name.
     """
-    return _run(
-        "gate",
-        "--check",
-        *rules.options,
-        *(["--baseline", baseline] if baseline else []),
-        *(["--record", record] if record else []),
-    )
+    folder = str(BASELINES.resolve())
+    try:
+        SESSION.request("gate", rules.metrics, rules.tolerance, rules.slo, baseline, record, folder)
+    except AnalysisFailed as failed:
+        raise UsageError(str(failed)) from None
 
 
 def judge_gate(folder: Path) -> int:
@@ -170,14 +258,6 @@ def record_baseline(folder: Path, name: str) -> int:
     code.
     """
     return _run("baseline", str(folder), *(["--name", name] if name else []))
-
-
-def _next_cases(folder: Path, failure: str) -> Any:
-    command = [sys.executable, "-m", "analysis.next_cases", str(folder.resolve())]
-    done = subprocess.run(command, cwd=catalog.ROOT, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise UsageError(failure)
-    return json.loads(done.stdout)
 
 
 def _run(*arguments: str) -> int:

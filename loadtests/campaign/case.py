@@ -19,8 +19,10 @@ from loadtests.generator.task import LoadTask
 from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import Case, CaseFile, Stage
 from loadtests.telemetry import machine, server_counters
+from loadtests.telemetry.cores import contested_cores
 from loadtests.telemetry.server_metrics import METRICS_OF
 from loadtests.workload import arrivals
+from servers.contract import oracle
 from servers.contract.conformance_client import CheckFailed
 from servers.profile.access import access_environment
 from servers.runtime import cuda_devices, errors, launch
@@ -143,7 +145,11 @@ def _counted_load(run: CaseRun) -> None:
 
 
 def _load(run: CaseRun) -> None:
-    case, context, scenario = run.case, run.context, run.scenario
+    case, context, scenario, lengths = run.case, run.context, run.scenario, run.lengths
+    longest = scenario.get("context", arrivals.CONTEXT)
+    if lengths.context is not None and lengths.context < longest:
+        scenario = {**scenario, "context": lengths.context}
+    run.file.prompt_lengths = asdict(lengths) | {"words": len(lengths.words) or oracle.WORDS}
     task = LoadTask(
         base_url=run.base_url,
         model=run.model,
@@ -155,16 +161,15 @@ def _load(run: CaseRun) -> None:
         duration_s=case.duration_s,
         clock_zero_s=run.file.clock_zero_s,
         dialect=run.dialect,
+        lengths=lengths,
         respect_retry_after=context.respect_retry_after,
         seed=arrivals.load_seed(context.seed, case.scenario, case.repetition),
         target=run.target_key,
     )
     if scenario["arrivals"] == "trace":
-        run.file.notes.append(
-            f"{case.scenario}: {arrivals.count_clipped(scenario):,} requests of the trace exceed"
-            f" the context of {scenario.get('context', arrivals.CONTEXT):,} tokens and were clipped"
-        )
-    telemetry, access = None, run.target.access
+        length_s = scenario["warmup_s"] + case.duration_s
+        run.file.notes.append(f"{case.scenario}: {arrivals.describe_replay(scenario, length_s)}")
+    telemetry, access, given = None, run.target.access, run.given_prompts()
 
     def watch(status: LoadStatus | None) -> None:
         raise_if_ended(run)
@@ -173,7 +178,7 @@ def _load(run: CaseRun) -> None:
 
     try:
         with locust_process.start_load(
-            run.folder, task, context.workers, context.load_cores, context.web_port, access
+            run.folder, task, context.workers, context.load_cores, context.web_port, access, given
         ) as load:
             assert load.stdout is not None
             if pid := int(load.stdout.readline() or 0):
@@ -188,7 +193,7 @@ def _load(run: CaseRun) -> None:
                         str(pid),
                         "--clock-zero",
                         str(run.file.clock_zero_s),
-                        *(["--server-pid", *map(str, run.server.pids)] if run.server else []),
+                        *_telemetry_of_server(run),
                     ],
                     run.folder / "telemetry.log",
                     cores=context.load_cores,
@@ -211,10 +216,18 @@ def _load(run: CaseRun) -> None:
         if telemetry is not None:
             launch.stop_supervised(telemetry)
         _record_load_status(run)
+        _note_repeated_prompts(run, sum(len(each.ends) for each in given or ()))
         if run.server is not None:
             samples = run.folder / "telemetry.jsonl"
             run.file.gpus = gpu_memory.observed_gpus(samples, run.file.gpus)
         _take_telemetry_notes(run)
+
+
+def _telemetry_of_server(run: CaseRun) -> list[str]:
+    if run.server is None:
+        return []
+    cores = contested_cores(run.context.share.cores)
+    return ["--server-pid", *map(str, run.server.pids), "--server-cores", *map(str, cores)]
 
 
 def _record_load_status(run: CaseRun) -> None:
@@ -235,6 +248,15 @@ def _record_load_status(run: CaseRun) -> None:
             "planned": status.planned,
         }
     (run.folder / "load.json").unlink()
+
+
+def _note_repeated_prompts(run: CaseRun, requests: int) -> None:
+    sent = (run.file.counts or {}).get("sent") or 0
+    if requests and sent > requests:
+        run.file.notes.append(
+            f"{sent:,} requests were sent, and --prompts has {requests:,}: prompts were used again,"
+            " and a cache may have known them"
+        )
 
 
 def _take_telemetry_notes(run: CaseRun) -> None:

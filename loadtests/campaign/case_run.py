@@ -1,21 +1,34 @@
 """One case while it runs, and the context that all cases of a campaign share."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from loadtests import schema
 from loadtests.campaign.targets import Target, Targets, target_key
+from loadtests.errors import UsageError
 from loadtests.generator import locust_process
 from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import Case, CaseFile
 from loadtests.workload.arrivals import ScenarioTable
+from loadtests.workload.given_prompts import Conversation, fit_context
+from loadtests.workload.prompt_files import PromptFile
 from loadtests.workload.scenario import Tables
 from servers.contract import oracle
 from servers.profile.profile import Dialect, Profile
+from servers.profile.prompt_lengths import (
+    CountText,
+    PromptLengths,
+    TokenizerError,
+    in_words_of,
+    load_tokenizer,
+)
 from servers.profile.redaction import hide_fields, hide_in_json
 from servers.runtime import catalog, launch, models
+
+LENGTHS_FILE = "prompt_lengths.json"
 
 
 class CaseFailed(Exception):
@@ -42,6 +55,9 @@ class CampaignContext:
     respect_retry_after: bool = False
     web_port: int | None = None
     ready_timeout_s: float | None = None
+    # by the key of the target: its model's tokenizer, and the user's prompts with their tokens
+    tokenizers: Mapping[str, CountText | None] = field(default_factory=dict)
+    prompts: Mapping[str, PromptFile] = field(default_factory=dict)
 
 
 @dataclass
@@ -102,6 +118,35 @@ class CaseRun:
         return self.context.scenarios[self.case.scenario]
 
     @property
+    def lengths(self) -> PromptLengths:
+        """The lengths of prompts in the server's tokens."""
+        if self.profile is None:
+            simulated = self.context.simulated if self.case.engine == "simulated" else {}
+            return in_words_of(int(simulated.get("tokens_per_word", 1)))
+        return settle_lengths(self.context.folder, self.model, self.profile.lengths)
+
+    def given_prompts(self) -> tuple[Conversation, ...] | None:
+        """The user's prompts for this case, without requests that would exceed the context. Notes
+        how many those are.
+        """
+        prompts = self.context.prompts.get(self.target_key)
+        if prompts is None:
+            return None
+        kept, beyond = fit_context(prompts.conversations, self.scenario, self.lengths)
+        context = self.lengths.context
+        if not kept:
+            raise CaseFailed(
+                f"every prompt of --prompts exceeds the context of {context:,} tokens: give shorter"
+                " ones"
+            )
+        if beyond:
+            self.file.notes.append(
+                f"{beyond:,} requests of --prompts exceed the context of {context:,} tokens and are"
+                " left out"
+            )
+        return kept
+
+    @property
     def reserve(self) -> Path:
         """A file that reserves disk space. It is deleted at the end, so run.json can be written
         even to a full disk.
@@ -122,6 +167,50 @@ class CaseRun:
         if self.profile:
             data["profile"] |= {"model": self.profile.model, "models": list(self.profile.models)}
         schema.write_json(self.folder / "run.json", data)
+
+
+def settle_lengths(folder: Path, model: str, measured: PromptLengths) -> PromptLengths:
+    """The lengths with which the campaign makes prompts for a model: those of its first server,
+    so every server of the model gets the same prompts, even one that adds more to them.
+    """
+    file = folder / LENGTHS_FILE
+    known = schema.read_json(file) if file.exists() else {}
+    if model not in known:
+        known[model] = measured.to_json()
+        schema.write_json(file, known)
+    return PromptLengths.from_json(known[model])
+
+
+def find_tokenizers(
+    targets: Targets, model: models.Model | None = None, wanted: Sequence[str] = ()
+) -> dict[str, CountText | None]:
+    """The tokenizer of each target, where it is known: that of --tokenizer, or the one in the
+    folder of the `model` that Serveoff's servers run. Raises UsageError.
+    """
+    load = functools.cache(load_tokenizer)
+    found: dict[str, CountText | None] = {}
+    for key, target in targets.items():
+        name = target.tokenizer if target.is_external else wanted[-1] if wanted else None
+        own = Path(model.path if model else "", "tokenizer.json")
+        if name and model and model.planted:
+            raise UsageError(
+                f"--tokenizer has no effect on {model.name}, whose tokens are words: leave it out"
+            )
+        try:
+            is_own = not target.is_external and model and not model.planted and own.is_file()
+            found[key] = load(name or str(own)) if name or is_own else None
+        except TokenizerError as error:
+            if name:
+                raise UsageError(str(error)) from None
+            found[key] = None  # the server's counts do as well
+    return found
+
+
+def settle_profiles(folder: Path, profiles: Mapping[str, Profile]) -> None:
+    """Settles the lengths for endpoints, with the smallest of their contexts: base is the first."""
+    context = min((p.context for p in profiles.values() if p.context), default=None)
+    for profile in profiles.values():
+        settle_lengths(folder, profile.model, replace(profile.lengths, context=context))
 
 
 def raise_if_ended(run: CaseRun) -> None:

@@ -22,6 +22,7 @@ SAME = (
     "gate",
     "max_errors",
     "targets",
+    "prompts",
     "engine_device",
 )
 
@@ -43,6 +44,7 @@ def open_campaign(folder: Path, campaign: CampaignFile) -> None:
         # Do not compare the model's shape: that of a hub's model is known only after its download.
         before["model"] = (before.get("model") or {}) | {"shape": wanted["model"]["shape"]}
         before.setdefault("targets", {})
+        before.setdefault("prompts", None)
         # adds the keys that are newer than this file, with their defaults
         before.setdefault("engine_device", wanted["engine_device"])
         before["plan"] = [Case(**case).as_dict() for case in before["plan"]]
@@ -73,6 +75,7 @@ def lock_folder(folder: Path) -> IO[str]:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        handle.close()
         raise UsageError(
             f"another process is measuring {folder}: wait until it ends, or choose another --out"
         ) from None

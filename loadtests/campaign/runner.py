@@ -24,12 +24,19 @@ from loadtests.campaign import (
     results_folder,
 )
 from loadtests.campaign.case import run_case
-from loadtests.campaign.case_run import CampaignContext
-from loadtests.campaign.plan import default_loads, list_loads, make_plan, option_combinations
+from loadtests.campaign.case_run import CampaignContext, find_tokenizers, settle_profiles
+from loadtests.campaign.plan import (
+    check_use,
+    choose_servers,
+    default_loads,
+    list_loads,
+    make_plan,
+    option_combinations,
+    possible_scenarios,
+)
 from loadtests.campaign.targets import (
     Target,
     Targets,
-    choose_servers,
     describe_endpoints,
     is_gate,
     profile_targets,
@@ -42,9 +49,10 @@ from loadtests.progress.rows import CaseRow
 from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import CampaignFile, CapacitySearch, Case, MachineShare, PairedGate
 from loadtests.telemetry import cores, engine_gpus, machine
+from loadtests.workload import prompt_files
 from loadtests.workload.scenario import Tables, read_scenarios, with_fixed_window, with_trace
 from servers.contract import oracle
-from servers.profile.profile import ENDPOINTS, Profile
+from servers.profile.profile import Profile
 from servers.profile.redaction import hide_in_json
 from servers.runtime import catalog, launch, models, ports
 
@@ -65,6 +73,7 @@ class CampaignPlan:
     scenarios: Tables
     search: CapacitySearch | None = None
     gate: PairedGate | None = None
+    prompts: prompt_files.PromptFile | None = None
 
     def gpu_demands(self) -> list[gpu_memory.Demand]:
         return gpu_memory.list_demands(
@@ -99,6 +108,7 @@ def plan_cases(
     targets: Sequence[Target],
     on_gpu: bool = False,
     fixed_windows: bool = False,
+    prompts: prompt_files.PromptFile | None = None,
 ) -> tuple[list[Case], Tables]:
     """Returns the cases and their scenarios. `fixed_windows`: every window is as long as its
     scenario's duration_s, however few requests it holds. Raises UsageError, TraceError and
@@ -120,17 +130,8 @@ def plan_cases(
         )
         for name in dict.fromkeys(chosen)
     }
-    if arguments.trace and not any("trace" in table for table in scenarios.values()):
-        raise UsageError(
-            '--trace is for scenarios with arrivals = "trace", and none is chosen: add --scenarios'
-            " replay"
-        )
-    for name, table in scenarios.items():
-        if (cap := table.get("max_in_flight", arguments.load_workers)) < arguments.load_workers:
-            raise UsageError(
-                f"the scenario {name!r} has max_in_flight = {cap}: give --load-workers {cap} or"
-                " fewer"
-            )
+    scenarios = prompt_files.sendable_scenarios(scenarios, prompts, bool(arguments.scenarios))
+    check_use(arguments, scenarios)
     return (
         make_plan(
             servers,
@@ -159,18 +160,20 @@ def plan_campaign(
         if arguments.target or arguments.engines == "simulated"
         else engine_gpus.find_card(strict=not any(t.is_external for t in targets.values()))
     )
+    prompts = prompt_files.read_prompts(arguments.prompts, arguments.seed)
     cases, scenarios = plan_cases(
         arguments,
         [targets["head"]] if is_gate(targets) else list(targets.values()),
         on_gpu=bool(card),
         fixed_windows=gate is not None,  # a gate has a time limit, and repeats instead
+        prompts=prompts,
     )
     search = None
     if arguments.find_capacity:
         scenarios, search = capacity_rounds.plan_search(cases, scenarios, arguments)
     if gate:
         gate = dataclasses.replace(gate, systems=gate_rounds.gated_systems(cases))
-    return CampaignPlan(targets, card, cases, scenarios, search, gate)
+    return CampaignPlan(targets, card, cases, scenarios, search, gate, prompts)
 
 
 def settle_defaults(plan: CampaignPlan) -> dict[str, Any]:
@@ -194,9 +197,9 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
     plan = dataclasses.replace(plan, card=gpu_memory.try_card(plan.card, plan.gpu_demands()))
     share = cores.share_cores()
     model, workers, profiles = resolve_model(arguments, plan, share)
+    tokenizers = find_tokenizers(plan.targets, model, arguments.tokenizer)
     gpu_memory.announce(plan.card)
-    if not arguments.scenarios:
-        plan = keep_possible_cases(plan, profiles)
+    plan = keep_possible_cases(plan, profiles, bool(arguments.scenarios))
     share |= {"workers": workers, "load_workers": arguments.load_workers}
     folder = arguments.out or RESULTS / f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
     file = CampaignFile(
@@ -219,6 +222,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         gate=plan.gate,
         max_errors=arguments.max_errors,
         targets=describe_endpoints(plan.targets, profiles),
+        prompts=plan.prompts.described if plan.prompts else None,
         plan=[] if plan.search or plan.gate else plan.cases,
         engine_device=gpu_memory.expected_device(plan.card, plan.gpu_demands()),
         manifest=machine.build_manifest(
@@ -226,6 +230,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         ),
     )
     results_folder.open_campaign(folder, file)
+    settle_profiles(folder, profiles)
     context = CampaignContext(
         folder=folder,
         seed=arguments.seed,
@@ -243,6 +248,8 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         respect_retry_after=arguments.respect_retry_after,
         web_port=arguments.web_port,
         ready_timeout_s=arguments.ready_timeout,
+        tokenizers=tokenizers,
+        prompts=prompt_files.count_for_each(plan.prompts, tokenizers),
     )
     # with load workers on other machines, a calibration would also measure the network
     calibrated = arguments.calibration and not arguments.listen
@@ -267,6 +274,7 @@ def resolve_model(
             sorted(chosen) if arguments.scenarios else (),
             launch.CoreShare((), share["threads"], workers),
             arguments.ready_timeout,
+            find_tokenizers(plan.targets),
         )
         served = {profile.model for profile in profiles.values()}
         is_planted = served <= set(oracle.PLANTED_MODELS)
@@ -286,22 +294,13 @@ def resolve_model(
     return model, workers, {}
 
 
-def keep_possible_cases(plan: CampaignPlan, profiles: dict[str, Profile]) -> CampaignPlan:
-    """Leaves out the default scenarios whose endpoint a target lacks. Raises UsageError."""
-    needed = {name: table["endpoint"] for name, table in plan.scenarios.items()}
-    lacking = {
-        endpoint: target or "the target"
-        for endpoint in needed.values()
-        for target, profile in profiles.items()
-        if endpoint not in profile.endpoints
-    }
-    missing = {name: endpoint for name, endpoint in needed.items() if endpoint in lacking}
-    for name, endpoint in missing.items():
-        print(f"{name} is left out: {lacking[endpoint]} has no {ENDPOINTS[endpoint]}", flush=True)
-    scenarios = {name: table for name, table in plan.scenarios.items() if name not in missing}
-    if not scenarios:
-        lacks = [f"{name} has no {ENDPOINTS[each]}" for each, name in sorted(lacking.items())]
-        raise UsageError(f"{' and '.join(lacks)}: choose other scenarios with --scenarios")
+def keep_possible_cases(
+    plan: CampaignPlan, profiles: dict[str, Profile], are_chosen: bool = False
+) -> CampaignPlan:
+    """Leaves out the default scenarios that a target cannot serve. Raises UsageError, also if the
+    user chose one of them.
+    """
+    scenarios = possible_scenarios(plan.scenarios, profiles, are_chosen, plan.prompts)
     cases = [case for case in plan.cases if case.scenario in scenarios]
     search = plan.search and dataclasses.replace(
         plan.search, systems=[s for s in plan.search.systems if s.scenario in scenarios]

@@ -29,6 +29,7 @@ from servers.profile.access import (
 from servers.profile.client import ProfileError
 from servers.profile.endpoint import split_url
 from servers.profile.profile import Profile
+from servers.profile.prompt_lengths import CountText
 from servers.profile.redaction import find_secrets, hide_fields, hide_in_json
 from servers.runtime import catalog, launch, models, revisions
 from servers.runtime.catalog import HERE, Checkout, ServerSpec
@@ -50,6 +51,7 @@ class Target:
     access: Access = dataclasses.field(default_factory=make_access)
     model: str | None = None  # the one that the user named for this target
     extra: JsonObject = dataclasses.field(default_factory=dict)  # of --body
+    tokenizer: str | None = None  # of --tokenizer
 
     @property
     def is_external(self) -> bool:
@@ -107,6 +109,7 @@ class ClientOptions:
 
     headers: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     extra: Mapping[str, JsonObject] = dataclasses.field(default_factory=dict)
+    tokenizers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     models: Mapping[str, str] = dataclasses.field(default_factory=dict)
     insecure: bool = False
     ca_file: str | None = None
@@ -146,6 +149,7 @@ def read_client_options(arguments: argparse.Namespace, names: Sequence[str]) -> 
         key, value = parse_body_field(setting)
         extra.setdefault(name, {})[key] = value
         secrets += [*list_variables(setting), *find_secrets({key: value})]
+    tokenizers = dict(split_name(text, names) for text in arguments.tokenizer)
     models: dict[str, str] = {}
     if arguments.model:
         parts = [split_name(part, names) for part in arguments.model.split(",")]
@@ -156,9 +160,8 @@ def read_client_options(arguments: argparse.Namespace, names: Sequence[str]) -> 
                 f" {', '.join(names)}"
             )
         models = dict(parts) if parts[0][0] else {"": arguments.model}
-    return ClientOptions(
-        headers, extra, models, arguments.insecure, arguments.cacert, arguments.proxy, secrets
-    )
+    access = arguments.insecure, arguments.cacert, arguments.proxy
+    return ClientOptions(headers, extra, tokenizers, models, *access, secrets)
 
 
 def split_name(text: str, names: Sequence[str]) -> tuple[str, str]:
@@ -248,6 +251,7 @@ def target_of_url(
         access=access,
         model=options.models.get(key, options.models.get("")),
         extra={**options.extra.get("", {}), **options.extra.get(key, {})},
+        tokenizer=options.tokenizers.get(key, options.tokenizers.get("")),
     )
 
 
@@ -318,29 +322,16 @@ def target_of_server(
         access=access,
         model=options.models.get(side, options.models.get("")),
         extra={**options.extra.get("", {}), **options.extra.get(side, {})},
+        tokenizer=options.tokenizers.get(side, options.tokenizers.get("")),
     )
 
 
-def choose_servers(
-    arguments: argparse.Namespace, targets: Sequence[Target]
-) -> tuple[list[ServerSpec], list[str]]:
-    """The servers to measure, and the engines that the user chose for them. Raises CatalogError."""
-    engines = [name for name in arguments.engines.split(",") if name]
-    for name in engines:
-        catalog.check_name(name, catalog.ENGINES, "engine")
-    own = targets[0]
-    if own.server:
-        chosen = [target.server for target in targets if target.server]
-        return chosen, [] if own.is_external else engines
-    if arguments.servers == "all":
-        known = catalog.list_servers(own.checkout).values()
-        return [s for s in known if not engines or set(engines) & set(s.engines)], engines
-    names = dict.fromkeys(filter(None, arguments.servers.split(",")))
-    return [own.find_server(name) for name in names], engines
-
-
 def profile_targets(
-    targets: Targets, needed: Sequence[str], share: launch.CoreShare, ready_timeout_s: float | None
+    targets: Targets,
+    needed: Sequence[str],
+    share: launch.CoreShare,
+    ready_timeout_s: float | None,
+    tokenizers: Mapping[str, CountText | None],
 ) -> dict[str, Profile]:
     """Profiles each target, and starts a target that is not running for its profile. Base and head
     must serve the same model, unless the user named one for each. `needed`: the endpoints, "chat"
@@ -378,6 +369,7 @@ def profile_targets(
                     needed=needed,
                     ready_timeout_s=ready_timeout_s,
                     say=partial(print, flush=True),
+                    count_text=tokenizers[name],
                 )
             except ProfileError as error:
                 which = f"{name}: " if name and not is_gate(targets) else ""

@@ -75,6 +75,7 @@ def _profile_server(run: CaseRun) -> None:
             access=run.target.access,
             model=run.context.model.name,
             needed=[run.scenario["endpoint"]],
+            count_text=run.context.tokenizers.get(run.target_key),
         )
     except ProfileError as error:
         raise CaseFailed(str(error)) from None

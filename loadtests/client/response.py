@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from loadtests.client.http import Exchange
 from servers.contract import chunks, sse
-from servers.contract.api import SSE_CONTENT_TYPE
 from servers.contract.chunks import Chunk, read_chunk
+from servers.contract.sse import SSE_CONTENT_TYPE
 from servers.contract.token_counts import read_count, read_reasoning_count
 
 EVENTS_AT_ONCE = 32  # events between two pauses; about 2 us each

@@ -33,7 +33,8 @@ from loadtests.client.http import (
 )
 from loadtests.client.limits import READ_BYTES
 from loadtests.client.transport import remaining_or_timeout
-from servers.contract.api import SSE_CONTENT_TYPE, status_of_end
+from servers.contract.chunks import status_of_end
+from servers.contract.sse import SSE_CONTENT_TYPE
 from servers.profile.access import Access
 
 FIELD = b"data: "

@@ -99,7 +99,9 @@ class MessageChannel:
                     f" {self.options.expect_workers}: stop the extra ones"
                 )
             for number, client in enumerate(self.clients):
-                assignment = Assignment(self.coordinator.task, number, len(self.clients))
+                assignment = Assignment(
+                    self.coordinator.task, number, len(self.clients), self.coordinator.inputs
+                )
                 if problem := self.request(assignment, Ready, client).problem:
                     raise RuntimeError(f"load worker {number}: {problem}")
             compared = [

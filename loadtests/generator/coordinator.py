@@ -37,7 +37,7 @@ from loadtests.generator.status import (
     WorkerClock,
     WorkerStatus,
 )
-from loadtests.generator.task import LoadTask
+from loadtests.generator.task import LoadTask, take_inputs
 from loadtests.workload import arrivals
 from servers.runtime.limits import LOST_AFTER_S, SETTLE_S
 
@@ -63,11 +63,10 @@ class Coordinator:
         self.task, self.broadcast, self.quit, self.stats = task, broadcast, quit, stats
         self.scenario = task.scenario
         self.folder = Path(task.folder)
+        self.inputs = take_inputs(self.folder)
         self.planned = None  # an open loop's requests in the window
         if not task.is_closed:
-            self.planned = len(
-                arrivals.window_arrivals(task.seed, self.scenario, task.rate, task.duration_s)
-            )
+            self.planned = len(task.window_arrivals(self.inputs))
         self.rows = (self.folder / "requests.jsonl").open("ab", buffering=0)
         self.writer = BackgroundWriter(lambda error: abort_process(self.failed or error))
         self.reports: dict[int, WorkerReport] = {}  # the last counters of each worker

@@ -17,6 +17,7 @@ from loadtests.generator.gevent_tools import FairSemaphore
 from loadtests.generator.messages import SENT_AFTER_S, Assignment, Start, Window, WorkerReport
 from loadtests.generator.recorder import CUT_OFF, InFlightRequest, Recorder
 from loadtests.workload import arrivals, prompts
+from loadtests.workload.given_prompts import GivenPrompts
 from servers.profile.access import read_access
 
 NumberedArrival = tuple[int, arrivals.Arrival]
@@ -40,13 +41,13 @@ class WorkerPlan:
             assignment.workers,
         )
         task, scenario = self.task, self.task.scenario
+        given = assignment.inputs.prompts
+        self.given = GivenPrompts(given, task.seed, task.users) if given else None
         self.warm_up: list[NumberedArrival] = []
         self.in_window: list[NumberedArrival] = []
         if not task.is_closed:
-            self.warm_up = self.own_share(arrivals.warm_up_arrivals(task.seed, scenario, task.rate))
-            self.in_window = self.own_share(
-                arrivals.window_arrivals(task.seed, scenario, task.rate, task.duration_s)
-            )
+            self.warm_up = self.own_share(task.warm_up_arrivals(assignment.inputs))
+            self.in_window = self.own_share(task.window_arrivals(assignment.inputs))
         cap = scenario.get("max_in_flight")
         self.slots = (
             None
@@ -111,7 +112,13 @@ class LoadWorker:
         arrival: arrivals.Arrival | None = None,
         history: tuple[prompts.PromptMessage, ...] = (),
     ) -> PreparedRequest:
-        prompt = prompts.make_prompt(self.task.seed, self.scenario, user, turn, arrival, history)
+        task, given = self.task, self.plan.given
+        if given is not None:
+            prompt = given.make_prompt(self.scenario, user, turn, arrival, task.lengths)
+        else:
+            prompt = prompts.make_prompt(
+                task.seed, self.scenario, user, turn, arrival, history, task.lengths
+            )
         path, body = prompts.request_body(self.scenario, self.task.model, prompt, self.task.dialect)
         return PreparedRequest(prompt, path, body, http.Exchange())
 

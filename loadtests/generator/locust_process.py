@@ -12,8 +12,9 @@ from pathlib import Path
 
 from loadtests import schema
 from loadtests.generator.status import ENDED, LoadStatus
-from loadtests.generator.task import LoadTask
+from loadtests.generator.task import INPUTS_FILE, LoadTask, pass_inputs, read_inputs
 from loadtests.workload import arrivals
+from loadtests.workload.given_prompts import Conversation
 from servers.profile.access import Access, access_environment
 from servers.runtime import launch, limits, ports
 
@@ -42,9 +43,11 @@ def start_load(
     cores: Sequence[int] = (),
     web_port: int | None = None,
     access: Access | None = None,
+    prompts: tuple[Conversation, ...] | None = None,
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """Starts the load generator and yields its process. The process is supervised: its whole tree
-    ends with this context. Leaves requests.jsonl, load.json and load.log in the folder.
+    ends with this context. `prompts`: the user's. Leaves requests.jsonl, load.json and load.log in
+    the folder. Raises TraceError.
     """
     # Locust gives every worker the same number of users; surplus users stop at once
     users = workers.count * (-(-task.users // workers.count) if task.users else 1)
@@ -105,6 +108,7 @@ def start_load(
         "LOCUST_HOST": task.base_url,
         "SERVEOFF_LOAD": json.dumps(replace(task, folder=str(folder.resolve())).to_json()),
     }
+    pass_inputs(folder, replace(read_inputs(task), prompts=prompts))
     with ports.reserve_ports(1) as [port]:
         command = [part.replace("{port}", str(port)) for part in command]
         load = launch.start_supervised(
@@ -114,6 +118,7 @@ def start_load(
             yield load
         finally:
             launch.stop_supervised(load)
+            (folder / INPUTS_FILE).unlink(missing_ok=True)
 
 
 def longest_load_s(task: LoadTask, workers: Workers) -> float:

@@ -44,6 +44,7 @@ from loadtests.generator.pacer import make_pacer
 from loadtests.generator.recorder import InFlightRequest
 from loadtests.generator.task import LoadTask
 from loadtests.workload import arrivals, prompts
+from servers.contract import oracle
 from servers.runtime.limits import LOST_AFTER_S
 
 # an open loop prepares a request that is due this soon before any other work
@@ -64,7 +65,7 @@ class ClosedLoop(User):
         self.first_turn = self.turn = 0
         self.free_s = 0.0  # the time from which this user could send
         self.think_s: float = scenario.get("think_s", 0.0)
-        self.converses = "turns" in scenario
+        self.converses = "turns" in scenario and self.worker.plan.given is None
         self.sends_at_once = not self.think_s and not self.converses
         self.connection = self.worker.connect()
         self.connection.on_next_sent = self.on_sent_ahead
@@ -170,12 +171,20 @@ class ClosedLoop(User):
         if response_text is not None and self.turn - self.first_turn < turns:
             history = (
                 *prompt.history,
-                prompts.PromptMessage("user", prompt.text),
-                prompts.PromptMessage("assistant", response_text.strip()),
+                prompts.PromptMessage("user", prompt.text, prompt.text_tokens),
+                prompts.PromptMessage(
+                    "assistant",
+                    response_text.strip(),
+                    # as a prompt it has at least the tokens of its words
+                    max(
+                        request.response_tokens,
+                        worker.task.lengths.tokens_of(oracle.count_tokens(response_text)),
+                    ),
+                ),
             )
             prepared = worker.prepare_request(self.index, self.turn, history=history)
             context = worker.scenario.get("context", arrivals.CONTEXT)
-            if prepared.prompt.tokens + prepared.prompt.max_tokens <= context:
+            if (prepared.prompt.tokens or 0) + prepared.prompt.max_tokens <= context:
                 return prepared
         self.first_turn = self.turn
         return worker.prepare_request(self.index, self.turn)

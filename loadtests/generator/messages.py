@@ -14,10 +14,10 @@ are one process. The module also defines the times at the window's edges that bo
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self, TypeVar
 
-from loadtests.generator.task import LoadTask
+from loadtests.generator.task import LoadInputs, LoadTask
 from loadtests.schema import JsonObject
 
 Latency = tuple[float, float, float | None]  # done_s, ttft_s, tpot_s of a response
@@ -49,19 +49,23 @@ class Message:
 
 @dataclass(frozen=True)
 class Assignment(Message):
-    """The load, and this worker's `number` among the `workers` that send it, from 0."""
+    """The load with its inputs, and this worker's `number`, from 0, among the `workers` that send
+    it.
+    """
 
     kind: ClassVar[str] = "task"
     task: LoadTask
     number: int
     workers: int
+    inputs: LoadInputs = field(default_factory=LoadInputs)
 
     def to_data(self) -> JsonObject:
-        return super().to_data() | {"task": self.task.to_json()}
+        return super().to_data() | {"task": self.task.to_json(), "inputs": self.inputs.to_json()}
 
     @classmethod
     def from_data(cls, data: JsonObject) -> Self:
-        return cls(**data | {"task": LoadTask.from_json(data["task"])})
+        task, inputs = LoadTask.from_json(data["task"]), LoadInputs.from_json(data["inputs"])
+        return cls(**data | {"task": task, "inputs": inputs})
 
 
 @dataclass(frozen=True)

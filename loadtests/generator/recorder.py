@@ -42,6 +42,7 @@ class InFlightRequest:
     slot_s: float | None = None  # time at which it got a slot under the cap on concurrency
     exchange: http.Exchange = field(default_factory=http.Exchange)
     response_text: AsyncResult = field(default_factory=AsyncResult)  # None if the request failed
+    response_tokens: int = 0  # of that text
 
 
 def runqueue_wait_s(reader: int | None) -> float | None:
@@ -279,6 +280,8 @@ class Recorder:
                 )
             )
         text = "".join(parsed.token_text)
+        hidden = 0 if parsed.reasoning_chunks else row["reasoning_tokens"] or 0
+        request.response_tokens = max(0, sum(token_n) - hidden)
         request.response_text.set(text if parsed.error is None else None)
         failure = parsed.error or ("wrong response" if row["answer"] == "wrong" else None)
         self.fire(

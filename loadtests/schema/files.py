@@ -172,6 +172,13 @@ class CampaignFile:
         "of --target, or of a gate between URLs: {name: {url, model, headers (names only), body "
         "(fields from --body)}}, without secrets; empty otherwise (absent in older campaigns)",
     ] = field(default_factory=dict)
+    prompts: Annotated[
+        JsonObject | None,
+        "of --prompts: {file (its name), sha256, form, column (as named after the file), prompts"
+        " (in the file; a conversation is one), requests (with each turn), kept (the sample of a"
+        " larger file that the campaign uses), left_out (conversations without a question)}; null"
+        " for generated prompts; absent in older campaigns",
+    ] = None
     engine_device: Annotated[
         JsonObject | None,
         "{type, dtype, devices, torch, torch_cuda}: where the engines of this machine must "
@@ -259,8 +266,19 @@ class CaseFile:
         "the findings about an endpoint that is not checked strictly"
         " (servers/profile/profile.py): {base_url, dialect, model, models, endpoints, fields,"
         " usage, tokens_per_chunk, reasoning, early_chunks, repeats_alone, repeats_under_load,"
-        " tokens_per_word, template_tokens, context, metrics, notes}; null otherwise; absent in"
-        " older campaigns",
+        " tokens_per_word, template_tokens, context, metrics, notes, lengths (as in prompt_lengths,"
+        " of this server)}; null otherwise; absent in older campaigns",
+    ] = None
+    prompt_lengths: Annotated[
+        JsonObject | None,
+        "{source, words, per_word, chat, completion, system, turn, context}: the lengths with which"
+        " prompts were made, the same for all servers of a model; source: known-answer model (a"
+        " word is one token), tokenizer (the model's), /tokenize (the server's),"
+        " usage.prompt_tokens (measured), or assumed (one token per word); words: number of"
+        " different ones; per_word: tokens of a word; chat, completion, system, turn: tokens that"
+        " the server adds to a user's message, to a prompt, further ones to a system message, and"
+        " to each earlier question and response; context: most tokens of prompt and response, null"
+        " if unknown; null if the load never ran; absent in older campaigns",
     ] = None
     verify_before: Annotated[
         list[JsonObject] | None,

@@ -72,7 +72,10 @@ REQUEST_FIELDS = {
         "string", "", "exact, wrong, or unchecked (failed, or not the known-answer model)"
     ),
     "prompt_tokens_asked": Field(
-        "int64", "tokens", "length of the prompt that the load generator made"
+        "int64",
+        "tokens",
+        "length of the prompt that the load generator made, in the server's tokens (run.json's"
+        " prompt_lengths has their source); null if it is unknown, as of prompts from a file",
     ),
     "prompt_tokens": Field("int64", "tokens", "the server's usage.prompt_tokens; null without it"),
     "max_tokens": Field(
@@ -140,6 +143,12 @@ PROCESS_FIELDS = {
         "int64", "bytes", "proportional set size of the tree, once per second; null in between"
     ),
     "context_switches_total": Field("int64", "", "voluntary + involuntary"),
+    "waited_s": Field(
+        "float64",
+        "s",
+        "time in which its threads were ready to run but had no core so far, summed over the"
+        " threads; null where the system does not count it; absent in older campaigns",
+    ),
 }
 GPU_FIELDS = {
     "index": Field("int64", "", "NVML's index"),
@@ -175,6 +184,16 @@ TELEMETRY_FIELDS = {
     "load_average": Field("float64", "", "over 1 minute"),
     "memory_available_bytes": Field("int64", "bytes", ""),
     "swap_used_bytes": Field("int64", "bytes", ""),
+    "server_cores_busy_s": Field(
+        "float64",
+        "s",
+        "the server's cores since boot: time in which they ran processes, without interrupts; null"
+        " without a server of ours, where the cores' numbers are unknown, and if the sampling was"
+        " interrupted; absent in older campaigns, as is the next",
+    ),
+    "server_cores_steal_s": Field(
+        "float64", "s", "the server's cores since boot: time taken by the hypervisor"
+    ),
     "gpus": Field("list<struct>", "", f"one per GPU: {', '.join(GPU_FIELDS)}; empty without a GPU"),
 }
 

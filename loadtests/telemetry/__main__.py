@@ -27,7 +27,7 @@ import psutil
 
 from loadtests.schema import JsonObject
 from loadtests.telemetry.gpu import Gpus
-from loadtests.telemetry.processes import BackgroundTask, ProcessTree, sample_system
+from loadtests.telemetry.processes import BackgroundTask, ProcessTree, sample_cores, sample_system
 from loadtests.telemetry.server_metrics import METRICS_OF, Scraper
 from servers.profile.access import read_access
 
@@ -64,6 +64,13 @@ def main() -> None:
         type=int,
         nargs="+",
         help="root processes of the server; without them the server's column is null",
+    )
+    parser.add_argument(
+        "--server-cores",
+        type=int,
+        nargs="*",
+        default=[],
+        help="cores of the server; without them their columns are null",
     )
     parser.add_argument(
         "--load-pid", type=int, required=True, help="root process of the load generator"
@@ -119,11 +126,22 @@ def main() -> None:
                 slow_at_s = time.perf_counter() + SLOW_S - options.interval / 2
                 for tree in filter(None, (server, load)):
                     tree.find_processes()
-            row: JsonObject = {"time_s": round(time.perf_counter() - options.clock_zero, 6)}
-            row |= {
-                "server": server and server.sample(slow),
-                "load": load.sample(slow),
-            } | sample_system()
+            of_server, of_cores = (
+                server.sample_with_cores(options.server_cores)
+                if server
+                else (None, sample_cores(()))
+            )
+            row: JsonObject = {
+                "time_s": round(time.perf_counter() - options.clock_zero, 6),
+                "server": of_server,
+                "load": load.sample(),
+                **sample_system(),
+                **of_cores,
+            }
+            if slow:
+                row["load"]["pss_bytes"] = load.sample_pss()
+                if server:
+                    row["server"]["pss_bytes"] = server.sample_pss()
             row["gpus"] = (gpu_reader.ask(0.05) or gpus.unknown()) if gpus.count else []
             if (
                 slow

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from loadtests.schema import MachineShare
@@ -63,6 +63,17 @@ def usable_cores() -> list[int]:
         else list(range(os.cpu_count() or 1))
     )
     return cores[: max(1, int(cpu_limit() or len(cores)))]
+
+
+def contested_cores(server_cores: Sequence[int]) -> list[int]:
+    """Returns the cores on which other processes take time from the server: its own. Without any it
+    is not pinned, and may run on all cores of this process; they are unknown (empty) if a CPU limit
+    allows less, since the limit may then be what pauses it.
+    """
+    if server_cores or not hasattr(os, "sched_getaffinity"):
+        return list(server_cores)
+    cores = sorted(os.sched_getaffinity(0))
+    return cores if (cpu_limit() or len(cores)) >= len(cores) else []
 
 
 def share_cores() -> MachineShare:

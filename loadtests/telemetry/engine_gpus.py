@@ -87,7 +87,9 @@ def find_card(strict: bool = True) -> Card | None:
 def _refusal(gpus: Gpus, visible: Sequence[VisibleGpu]) -> str:
     """Why the engines' GPU cannot be known, with a remedy; empty if it is."""
     if gpus.failure:
-        return f"{gpus.failure}: repair the NVIDIA driver"
+        # after an update, the loaded driver is older than its library
+        updated = "mismatch" in gpus.failure
+        return f"{gpus.failure}: {'restart the machine' if updated else 'repair the NVIDIA driver'}"
     if visible or not gpus.count:
         return ""
     known = ", ".join(

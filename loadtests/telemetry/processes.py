@@ -3,11 +3,16 @@
 import contextlib
 import os
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
 import psutil
+
+from servers.runtime.schedstat import read_thread_times
+
+INTERRUPTED_S = 0.01
 
 
 class ProcessSample(TypedDict):
@@ -18,6 +23,7 @@ class ProcessSample(TypedDict):
     cpu_s: float
     pss_bytes: int | None
     context_switches_total: int
+    waited_s: float | None
 
 
 class SystemSample(TypedDict):
@@ -28,6 +34,13 @@ class SystemSample(TypedDict):
     load_average: float
     memory_available_bytes: int
     swap_used_bytes: int
+
+
+class CoreSample(TypedDict):
+    """The columns of schema.TELEMETRY_FIELDS for the server's cores."""
+
+    server_cores_busy_s: float | None
+    server_cores_steal_s: float | None
 
 
 def read_context_switches(process: psutil.Process) -> dict[tuple[int, int], int]:
@@ -50,6 +63,14 @@ def read_context_switches(process: psutil.Process) -> dict[tuple[int, int], int]
             fields = status[status.rindex(b"\nvoluntary_ctxt_switches") :].split(maxsplit=4)
             switches[process.pid, int(thread)] = int(fields[1]) + int(fields[3])
     return switches
+
+
+def read_core_waits(switches: Iterable[tuple[int, int]]) -> dict[tuple[int, int], float]:
+    """Returns how long each of these threads waited for a core so far, s; without those that have
+    ended. Empty where the system does not count it.
+    """
+    times = {(pid, thread): read_thread_times(thread, pid) for pid, thread in switches}
+    return {thread: found.waited_s for thread, found in times.items() if found}
 
 
 def read_pss(pids: list[int]) -> int | None:
@@ -97,6 +118,12 @@ class BackgroundTask:
         return self.found
 
 
+def sum_rises(
+    before: Mapping[tuple[int, int], float], now: Mapping[tuple[int, int], float]
+) -> float:
+    return sum(max(0, value - before.get(thread, 0)) for thread, value in now.items())
+
+
 class ProcessTree:
     """Processes with all their descendants, including those whose parent has ended. The counters
     never fall.
@@ -107,9 +134,12 @@ class ProcessTree:
         self.members: dict[int, psutil.Process] = {}
         # of each process: its own CPU time and that of its ended children, s
         self.cpu: dict[int, tuple[float, float]] = {}
-        self.own_s = self.waited_s = self.ended_s = self.unseen_s = 0.0
+        self.own_s = self.reaped_s = self.ended_s = self.unseen_s = 0.0
         self.switches: dict[tuple[int, int], int] = {}
         self.switches_total = 0
+        self.core_waits: dict[tuple[int, int], float] = {}
+        self.core_waits_s = 0.0
+        self.running: list[int] = []
         self.pss = BackgroundTask(read_pss)
 
     def alive(self) -> bool:
@@ -138,9 +168,9 @@ class ProcessTree:
             for each in sorted(found, key=lambda each: (each.create_time(), each.pid))
         }
 
-    def sample(self, with_pss: bool) -> ProcessSample:
-        """Returns a row of PROCESS_FIELDS. It leaves out other users' processes, which cannot be
-        read.
+    def sample(self) -> ProcessSample:
+        """Returns a row of PROCESS_FIELDS, without PSS. It leaves out other users' processes, which
+        cannot be read.
         """
         running, threads, cpu, switches = [], 0, {}, {}
         for pid, process in self.members.items():
@@ -151,26 +181,43 @@ class ProcessTree:
                     threads += process.num_threads()
                     switches.update(read_context_switches(process))
                     running.append(pid)
-        for pid, (own_s, waited_s) in cpu.items():
+        for pid, (own_s, reaped_s) in cpu.items():
             before = self.cpu.get(pid, (0.0, 0.0))
             self.own_s += max(0.0, own_s - before[0])
-            self.waited_s += max(0.0, waited_s - before[1])
+            self.reaped_s += max(0.0, reaped_s - before[1])
         # The kernel adds the CPU time of ended children to their parents. The part beyond the
         # children's last samples was never seen here: the end of their lives, and processes too
         # short to be sampled, such as one per request.
         self.ended_s += sum(sum(self.cpu[pid]) for pid in self.cpu.keys() - cpu.keys())
-        self.unseen_s = max(self.unseen_s, self.waited_s - self.ended_s)
-        self.switches_total += sum(
-            max(0, count - self.switches.get(thread, 0)) for thread, count in switches.items()
-        )
-        self.cpu, self.switches = cpu, switches
+        self.unseen_s = max(self.unseen_s, self.reaped_s - self.ended_s)
+        waits = read_core_waits(switches)
+        self.switches_total += int(sum_rises(self.switches, switches))
+        self.core_waits_s += sum_rises(self.core_waits, waits)
+        self.cpu, self.switches, self.core_waits, self.running = cpu, switches, waits, running
         return {
             "processes": len(running),
             "threads": threads,
             "cpu_s": round(self.own_s + self.unseen_s, 3),
-            "pss_bytes": self.pss.ask(0.05, running) if with_pss else None,
+            "pss_bytes": None,
             "context_switches_total": self.switches_total,
+            "waited_s": round(self.core_waits_s, 6) if waits else None,
         }
+
+    def sample_pss(self) -> int | None:
+        """Returns the PSS of the processes of the last sample; None if it takes too long."""
+        pss: int | None = self.pss.ask(0.05, self.running)
+        return pss
+
+    def sample_with_cores(self, cores: Collection[int]) -> tuple[ProcessSample, CoreSample]:
+        """Like `sample`, with the times of these cores at the same moment. If we lacked a core
+        ourselves in between, it tries again; after three times they are None.
+        """
+        for _ in range(3):
+            began_s = time.perf_counter() - time.thread_time()
+            times, found = sample_cores(cores), self.sample()
+            if time.perf_counter() - time.thread_time() - began_s < INTERRUPTED_S:
+                return found, times
+        return found, sample_cores(())
 
 
 def sample_system() -> SystemSample:
@@ -184,4 +231,27 @@ def sample_system() -> SystemSample:
         "load_average": os.getloadavg()[0],
         "memory_available_bytes": psutil.virtual_memory().available,
         "swap_used_bytes": psutil.swap_memory().used,
+    }
+
+
+def sample_cores(cores: Collection[int]) -> CoreSample:
+    """Returns the times of these cores together; None for no cores, without /proc, and if one of
+    them is not listed, as in a container that numbers its cores itself.
+
+    Time in interrupts is in no process's CPU time on some kernels, so it is left out.
+    """
+    unknown: CoreSample = {"server_cores_busy_s": None, "server_cores_steal_s": None}
+    try:
+        lines = Path("/proc/stat").read_text().splitlines()
+    except OSError:
+        return unknown
+    of_core = {f"cpu{core}" for core in cores}
+    # user, nice, system, idle, iowait, irq, softirq, steal: in clock ticks
+    found = [list(map(int, line.split()[1:9])) for line in lines if line.split(" ")[0] in of_core]
+    if not cores or len(found) < len(of_core):
+        return unknown
+    ticks = os.sysconf("SC_CLK_TCK")
+    return {
+        "server_cores_busy_s": sum(sum(times[:3]) for times in found) / ticks,
+        "server_cores_steal_s": sum(times[7] for times in found) / ticks,
     }

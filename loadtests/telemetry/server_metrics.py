@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 from prometheus_client.parser import text_string_to_metric_families
 
 from loadtests.client import http, transport
-from servers.contract.api import CHAT_COMPLETIONS, COMPLETIONS
+from servers.contract.chunks import CHAT_COMPLETIONS, COMPLETIONS
 from servers.profile.access import Access, read_access
 from servers.runtime.limits import SCRAPE_S
 

@@ -3,35 +3,43 @@ shares prefixes or repeats prompts.
 """
 
 import functools
+import hashlib
 import itertools
 import json
 import random
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from loadtests.workload.arrivals import CONTEXT, Arrival
-from loadtests.workload.traces import BLOCK_TOKENS
 from servers.contract import oracle
 from servers.profile.profile import Dialect
+from servers.profile.prompt_lengths import PromptLengths
+
+KNOWN_ANSWER = PromptLengths()
+UNIQUE_WORDS = 6  # fewer could repeat by chance, and a cache would answer
 
 
 @dataclass(frozen=True)
 class PromptMessage:
     role: str
     text: str
+    tokens: int | None = None  # of the text alone; None: as many as its words have
 
 
 @dataclass(frozen=True)
 class Prompt:
     """`text` is the user's message; `history` holds the messages before it in a chat. `tokens`
-    counts both.
+    counts both and what the server adds, in the server's tokens; None if it is unknown.
+    `text_tokens` counts only the text.
     """
 
     text: str
-    tokens: int  # exact with the default model's tokenizer, approximate with others
+    tokens: int | None
     max_tokens: int
     history: tuple[PromptMessage, ...] = ()
+    text_tokens: int | None = None
 
 
 def make_prompt(
@@ -41,8 +49,10 @@ def make_prompt(
     turn: int,
     arrival: Arrival | None = None,
     history: Sequence[PromptMessage] = (),
+    lengths: PromptLengths = KNOWN_ANSWER,
 ) -> Prompt:
-    """Makes the `turn`-th request of a user; `history` is the conversation so far.
+    """Makes the `turn`-th request of a user; `history` is the conversation so far. `lengths`: of
+    words in the server's tokens.
 
     Words are random: no two prompts of a campaign share a prefix that a cache could use, unless the
     scenario has `shared_tokens` or the arrival has shared blocks from a trace. With
@@ -54,7 +64,6 @@ def make_prompt(
             range(distinct), cum_weights=_zipf(distinct, scenario.get("zipf", 0))
         )
         source = random.Random(f"{seed}/distinct/{which}")
-    chat = scenario["endpoint"] == "chat"
     if arrival is None or arrival.prompt_tokens is None or arrival.output_tokens is None:
         tokens, max_tokens = (
             source.randint(*scenario["prompt_tokens"]),
@@ -62,27 +71,67 @@ def make_prompt(
         )
     else:
         tokens, max_tokens = arrival.prompt_tokens, arrival.output_tokens
-    count = max(1, tokens - 1 if chat else tokens)  # the chat template adds the role's marker
+    chat = scenario["endpoint"] == "chat"
+    vocabulary = lengths.words or oracle.VOCABULARY
+    shared = 0 if history else scenario.get("shared_tokens", 0)
+    added = lengths.added(scenario["endpoint"]) + (lengths.system if chat and shared else 0)
+    before = count_history(history, lengths)
+    # a system message may replace one of the server's own, whose tokens `chat` includes
+    of_prefix = max(0, lengths.system) if chat else 0
+    prefix_words = lengths.words_of(shared - of_prefix) if shared else 0
+    count = lengths.words_of(tokens + shared - added - lengths.tokens_of(prefix_words))
+    if lengths.words:  # the server may add more tokens than were asked for
+        count = max(count, min(UNIQUE_WORDS, lengths.words_of(tokens)))
+    room = (lengths.context or 0) - max_tokens
+    if lengths.context and tokens + shared + before <= room:  # then no miscount may exceed it
+        most = lengths.most_words(room - added - before) - prefix_words
+        count = max(1, min(count, most))
     words: list[str] = []
-    for block in arrival.blocks if arrival else ():
-        if len(words) < count:
-            words += random.Random(f"{seed}/block/{block}").choices(
-                oracle.VOCABULARY, k=BLOCK_TOKENS
-            )
-    words = (words + source.choices(oracle.VOCABULARY, k=max(0, count - len(words))))[:count]
-    if (shared := scenario.get("shared_tokens", 0)) and not history:
+    if arrival is not None:
+        end = 0
+        for block, size in zip(arrival.blocks, arrival.block_tokens, strict=True):
+            end += size
+            if len(words) < count:  # up to the words of all tokens so far: no rounding adds up
+                more = lengths.words_of(end) - len(words)
+                words += _draw_block(seed, block, vocabulary, more)
+    words = (words + source.choices(vocabulary, k=max(0, count - len(words))))[:count]
+    if shared:
         which = source.randrange(scenario.get("shared_prefixes", 1))
-        prefix = random.Random(f"{seed}/prefix/{which}").choices(
-            oracle.VOCABULARY, k=max(1, shared - 1 if chat else shared)
-        )
-        tokens += shared
+        prefix = random.Random(f"{seed}/prefix/{which}").choices(vocabulary, k=prefix_words)
         if chat:
-            history = (PromptMessage("system", " ".join(prefix)),)
+            text = " ".join(prefix)
+            history = (PromptMessage("system", text, lengths.tokens_of(prefix_words)),)
         else:
             words = prefix + words
-    elif history:
-        tokens += sum(1 + oracle.count_tokens(message.text) for message in history)
-    return Prompt(" ".join(words), tokens, max_tokens, tuple(history))
+    return Prompt(
+        " ".join(words),
+        before + added + lengths.tokens_of(prefix_words + count),
+        max_tokens,
+        tuple(history),
+        lengths.tokens_of(count),
+    )
+
+
+def count_history(history: Sequence[PromptMessage], lengths: PromptLengths) -> int:
+    """Returns the tokens of the messages before the last one, with those that the server adds."""
+    texts = sum(
+        lengths.tokens_of(oracle.count_tokens(message.text))
+        if message.tokens is None
+        else message.tokens
+        for message in history
+    )
+    system = bool(history) and history[0].role == "system"
+    questions = sum(message.role == "user" for message in history)
+    return texts + lengths.system * system + lengths.turn * questions
+
+
+def _draw_block(seed: str, block: int, vocabulary: Sequence[str], count: int) -> list[str]:
+    """Draws the words of a block. A smaller count gives the first ones. A prompt can have hundreds
+    of blocks, and Python's generator takes 20 us to seed.
+    """
+    drawn = hashlib.shake_128(f"{seed}/block/{block}".encode()).digest(4 * count)
+    size = len(vocabulary)
+    return [vocabulary[number % size] for number in struct.unpack(f"<{count}I", drawn)]
 
 
 def longest_request(scenario: Mapping[str, Any]) -> tuple[int, int]:

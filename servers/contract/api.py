@@ -29,14 +29,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from servers.contract import JsonObject as JsonObject
 from servers.contract import fields
+from servers.contract.chunks import CHAT_COMPLETIONS as CHAT_COMPLETIONS
+from servers.contract.chunks import COMPLETIONS as COMPLETIONS
+from servers.contract.chunks import status_of_end as status_of_end
 from servers.contract.fields import Content, Prompt, Role, Text, or_default
+from servers.contract.sse import SSE_CONTENT_TYPE as SSE_CONTENT_TYPE
 
-JsonObject = dict[str, Any]  # at a border only: on the wire, on a command line, in a file
-COMPLETIONS = "/v1/completions"
-CHAT_COMPLETIONS = "/v1/chat/completions"
 MAX_BODY_BYTES = 4 * 1024 * 1024
-SSE_CONTENT_TYPE = "text/event-stream"
 SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 DONE = "data: [DONE]\n\n"
 # Some servers have this option: serialise each whole chunk with that library, as most servers do.
@@ -355,20 +356,6 @@ def error_message(error: BaseException) -> str:
     """Return the WebSocket message for a request that was refused or whose engine failed."""
     shown = error if isinstance(error, ContractError) else ContractError(500, "the engine failed")
     return json.dumps({**shown.body(), "status": shown.status})
-
-
-def status_of_end(payload: str) -> int | None:
-    """Return the status if this WebSocket message ends its response; None if more follow."""
-    if payload == "[DONE]":
-        return 200
-    if '"error"' in payload[:32]:  # saves decoding every chunk: a chunk starts with its id
-        try:
-            body = json.loads(payload)
-        except ValueError:
-            return None
-        if isinstance(body, dict) and body.get("error"):
-            return status if isinstance(status := body.get("status"), int) else 500
-    return None
 
 
 def models_body(*models: str) -> JsonObject:

@@ -5,8 +5,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from servers.contract.api import JsonObject
+from servers.contract import JsonObject
 
+# the paths of such responses
+COMPLETIONS = "/v1/completions"
+CHAT_COMPLETIONS = "/v1/chat/completions"
 # Fields that hold reasoning. vLLM sends two of them with the same text.
 REASONING_FIELDS = ("reasoning_content", "reasoning", "reasoning_text", "thinking")
 FAILED_REASONS = ("error", "abort", "aborted", "cancelled")  # values of finish_reason
@@ -168,3 +171,17 @@ def shorten(words: str) -> str:
     line = "".join(c for c in line if c.isprintable() or "\ud800" <= c <= "\udfff")
     cut = line if len(line) <= SHOWN_CHARACTERS else line[: SHOWN_CHARACTERS - 3] + "..."
     return cut.encode(errors="replace").decode()
+
+
+def status_of_end(payload: str) -> int | None:
+    """Return the status if this WebSocket message ends its response; None if more follow."""
+    if payload == "[DONE]":
+        return 200
+    if '"error"' in payload[:32]:  # saves decoding every chunk: a chunk starts with its id
+        try:
+            body = json.loads(payload)
+        except ValueError:
+            return None
+        if isinstance(body, dict) and body.get("error"):
+            return status if isinstance(status := body.get("status"), int) else 500
+    return None

@@ -15,7 +15,8 @@ from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from servers.contract.api import MAX_BODY_BYTES, ContractError, status_of_end
+from servers.contract.api import MAX_BODY_BYTES, ContractError
+from servers.contract.chunks import status_of_end
 from servers.contract.metrics import (
     CountedRequest,
     LoopLag,

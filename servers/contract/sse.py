@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+SSE_CONTENT_TYPE = "text/event-stream"
 DONE = b"[DONE]"
 _LINE = re.compile(rb"([^\r\n]*)(\r\n|\n|\r|$)")
 # an event's end: its last line's end and an empty line's

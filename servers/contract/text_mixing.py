@@ -22,9 +22,10 @@ as every other word.
 
 import random
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import combinations, permutations
 
 NOUNS = (
     "walrus violin lantern cactus tractor pelican saffron granite teapot harbor falcon mustard "
@@ -75,13 +76,13 @@ def shared_prefix(a: Sequence[str], b: Sequence[str]) -> int:
 
 def longest_run(a: Sequence[str], b: Sequence[str]) -> int:
     """Return the length of the longest sequence of words that occurs in both."""
-    best, before = 0, [0] * (len(b) + 1)
-    for x in a:
-        now = [0] * (len(b) + 1)
-        for at, y in enumerate(b):
-            if x == y:
-                now[at + 1] = before[at] + 1
-        best, before = max(best, *now), now
+    places = defaultdict[str, list[int]](list)
+    for at, word in enumerate(b):
+        places[word].append(at)
+    best, before = 0, dict[int, int]()  # the length of the run that ends at each place of b
+    for word in a:
+        before = {at: before.get(at - 1, 0) + 1 for at in places.get(word, ())}
+        best = max(best, *before.values(), 0)
     return best
 
 
@@ -94,7 +95,7 @@ def share_run(text: str, others: Sequence[str]) -> bool:
 def run_limit(serial: Sequence[str]) -> int:
     """Return the length at which a run is foreign: more words than these serial texts share."""
     texts = [split_words(text) for text in serial]
-    shared = max((longest_run(a, b) for a, b in permutations(texts, 2)), default=0)
+    shared = max((longest_run(a, b) for a, b in combinations(texts, 2)), default=0)
     return max(LEAST_RUN, shared + MARGIN)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from servers.profile.client import Completion
 from servers.profile.profile import CONTINUOUS, NEVER, PLAIN_ONLY, Profile
+from servers.profile.prompt_lengths import ASSUMED
 
 AT_ONCE_S = 0.002  # a whole response within this time arrived at once
 
@@ -55,6 +56,11 @@ def make_notes(
             " single chunks are not"
         )
         yield f"a chunk holds {profile.tokens_per_chunk:.2f} tokens on average: {how}"
+    if profile.lengths.source == ASSUMED:
+        yield (
+            "the server does not count the tokens of prompts: prompts have the requested length in"
+            " words: give --tokenizer to count them in tokens"
+        )
     if profile.reasoning:
         yield (
             f"the model reasons before it responds ({profile.reasoning}): TTFT is the time to the"

@@ -5,11 +5,12 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from servers.contract import oracle
-from servers.contract.api import JsonObject
-from servers.profile.client import Completion, ProfileError, Response, read_completion
+from servers.contract import JsonObject, oracle
+from servers.contract.token_counts import read_count
+from servers.profile.client import Completion, ProfileError, Response, read_completion, send
 from servers.profile.endpoint import Endpoint, completion_url, raise_if_closed, wait_until_ready
 from servers.profile.profile import ENDPOINTS, Dialect
+from servers.profile.prompt_lengths import Messages
 
 TOKENS = 32  # of a sample
 PROMPT_WORDS = 12
@@ -51,6 +52,25 @@ class Prober:
 
     def make_prompt(self, words: int = PROMPT_WORDS) -> str:
         return " ".join(self.words.sample(oracle.VOCABULARY, words))
+
+    # --- the tokens of a prompt
+
+    def count_prompt(self, kind: str, messages: Messages, stream: bool) -> int | None:
+        """Return usage.prompt_tokens of a request; None without it, or if the server refuses."""
+        body = self.dialect.build_fields(self.model, 1, stream) | _prompt_fields(kind, messages)
+        response = self.endpoint.send("POST", ENDPOINTS[kind], body)
+        return read_completion(response).count("prompt_tokens") if response.is_ok else None
+
+    def tokenize(self, kind: str, messages: Messages) -> int | None:
+        """Return the count of vLLM's POST /tokenize; None if the server has no such path."""
+        fields = {"model": self.model, **_prompt_fields(kind, messages)}
+        try:
+            url = f"{self.endpoint.base_url}/tokenize"
+            response = send("POST", url, fields, self.endpoint.access)
+        except ProfileError:
+            return None
+        body = response.json() if response.is_ok else None
+        return read_count(body, "count")
 
     # --- which fields it accepts
 
@@ -153,6 +173,12 @@ def _find_refused_extra(prober: Prober, needed: Sequence[str]) -> tuple[str, str
             if without.settle(kind, stream=True).is_ok:
                 return kind, ", ".join(name for name in extra if name in names)
     return None
+
+
+def _prompt_fields(kind: str, messages: Messages) -> JsonObject:
+    if kind == "chat":
+        return {"messages": [{"role": role, "content": text} for role, text in messages]}
+    return {"prompt": messages[0][1]}
 
 
 def find_paths(

@@ -7,7 +7,8 @@ findings, and the measurement adapts. A Dialect is the part that the load genera
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from servers.contract.api import JsonObject
+from servers.contract import JsonObject
+from servers.profile.prompt_lengths import PromptLengths
 
 ENDPOINTS = {"chat": "/chat/completions", "completions": "/completions"}
 
@@ -79,7 +80,7 @@ class Profile:
     `repeats_alone`, `repeats_under_load`: whether greedy text is the same again. `tokens_per_word`:
     of our prompts. `template_tokens`: those that the chat template adds. `context`: in tokens.
     `metrics`: the dialect of its /metrics. `notes`: sentences for the report about everything that
-    could not be measured exactly.
+    could not be measured exactly. `lengths`: of prompts; without their words in JSON.
     """
 
     base_url: str
@@ -99,6 +100,9 @@ class Profile:
     context: int | None = None
     metrics: str | None = None
     notes: tuple[str, ...] = ()
+    lengths: PromptLengths = field(default_factory=PromptLengths)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        data = asdict(self)
+        del data["lengths"]["words"]
+        return data

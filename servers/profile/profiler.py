@@ -7,14 +7,12 @@ numbers would be wrong, with one sentence that explains why.
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from servers.contract import oracle
-from servers.contract.api import JsonObject
+from servers.contract import JsonObject, oracle
 from servers.contract.text_mixing import find_foreign_run
-from servers.contract.token_counts import count_bytes, is_credible
 from servers.profile.access import OPEN, Access
-from servers.profile.client import Completion, ProfileError, read_completion, send
+from servers.profile.client import Completion, ProfileError, send
 from servers.profile.endpoint import (
     Endpoint,
     candidate_roots,
@@ -24,14 +22,24 @@ from servers.profile.endpoint import (
     read_context,
 )
 from servers.profile.notes import make_notes
-from servers.profile.prober import PROMPT_WORDS, TOKENS, Prober, find_paths
+from servers.profile.prober import TOKENS, Prober, find_paths
 from servers.profile.profile import CONTINUOUS, ENDPOINTS, IN_STREAM, NEVER, PLAIN_ONLY, Profile
+from servers.profile.prompt_lengths import (
+    ASSUMED,
+    TOKENIZE,
+    TOKENIZER,
+    USAGE,
+    WORDS,
+    CountText,
+    Messages,
+    PromptLengths,
+    measure_lengths,
+)
+from servers.profile.usage_probes import Sample, complete_plain, find_usage
 
 IN_FLIGHT = 4
-LONG_PROMPT_WORDS = 112
 # fields of --body that may end a response although its length is requested
 ENDING_FIELDS = {"ignore_eos", "stop", "stop_token_ids", "response_format", "tools", "tool_choice"}
-HALF = (0.35, 0.65)  # range of the length of a response to half of max_tokens
 METRICS = ("vllm", "sglang", "tgi", "llamacpp", "trtllm", "nv", "serveoff", "ray", "litellm")
 
 
@@ -44,39 +52,30 @@ def profile_endpoint(
     needed: Sequence[str] = (),
     ready_timeout_s: float | None = None,
     say: Callable[[str], None] = lambda _: None,
+    count_text: CountText | None = None,
 ) -> Profile:
     """Profile the endpoint at a URL. `extra`: fields for the body of each request. `needed`: which
     of `chat` and `completions` must exist; empty: either. `say` receives a line when it has to
-    wait. Raises ProfileError.
+    wait. `count_text`: the model's tokenizer, if it is known. Raises ProfileError.
     """
     endpoint = find_endpoint(url, access, ready_timeout_s, say)
     name = choose_model(endpoint, model)
     roots = candidate_roots(endpoint, url)
     prober = find_paths(roots, name, needed, ready_timeout_s, say, extra)
-    return measure(prober, needed)
+    return measure(prober, needed, count_text)
 
 
-@dataclass
-class Sample:
-    """A prompt and its completion, alone and with others in flight."""
-
-    prompt: str
-    alone: Completion
-    again: Completion | None = None
-    under_load: Completion | None = None
-
-
-def measure(prober: Prober, needed: Sequence[str]) -> Profile:
+def measure(prober: Prober, needed: Sequence[str], count_text: CountText | None = None) -> Profile:
     usable = [kind for kind in ENDPOINTS if kind not in prober.refusals]
     main = next((kind for kind in needed if kind in usable), usable[0])
     samples = [_sample(prober, main) for _ in range(IN_FLIGHT)]
     samples[0].again = prober.complete(main, samples[0].prompt)
     refusal = _complete_together(prober, main, samples)
     raise_if_mixed_up(prober, main, samples)
-    plain = _complete_plain(prober, main, samples[0].prompt)
+    plain = complete_plain(prober, main, samples[0].prompt)
     raise_if_truncated(completion_url(prober.endpoint, main), samples[0], plain)
     stream = samples[0].alone
-    usage, per_chunk, per_byte = _find_usage(prober, main, samples, plain)
+    usage, per_chunk, per_byte = find_usage(prober, main, samples, plain)
     for name in ("max_tokens", "temperature", "ignore_eos", "stream_options"):
         prober.fields.setdefault(name, "accepted")
     if prober.dialect.max_tokens_field != "max_tokens":
@@ -92,7 +91,9 @@ def measure(prober: Prober, needed: Sequence[str]) -> Profile:
         prober.fields[prober.dialect.max_tokens_field] = "ignored"
     if "chat" in usable:
         _try_system_role(prober)
-    per_word, template = _count_prompt_tokens(prober, main, streamed=usage != PLAIN_ONLY)
+    kinds = [main, *(kind for kind in usable if kind != main)]
+    lengths = _measure_lengths(prober, kinds, usage != PLAIN_ONLY, count_text)
+    is_known = lengths.source != ASSUMED
     first = next(i for i, (_, c) in enumerate(stream.events) if c.text or c.reasoning)
     texts = [(s.alone.text, s.under_load.text) for s in samples if s.under_load]
     sampled = prober.dialect.is_sampled
@@ -119,10 +120,11 @@ def measure(prober: Prober, needed: Sequence[str]) -> Profile:
         repeats_under_load=(
             all(alone == loaded for alone, loaded in texts) if texts and not sampled else None
         ),
-        tokens_per_word=per_word,
-        template_tokens=template,
-        context=read_context(prober.endpoint, prober.model),
+        tokens_per_word=round(lengths.per_word, 3) if is_known else None,
+        template_tokens=lengths.added(main) if is_known else None,
+        context=(context := read_context(prober.endpoint, prober.model)),
         metrics=_find_metrics(prober),
+        lengths=replace(lengths, context=context),
     )
     notes = [*make_notes(profile, [s.alone for s in samples], texts), *refusal]
     if ended_early and ends_itself:
@@ -153,90 +155,9 @@ def _complete_together(prober: Prober, kind: str, samples: Sequence[Sample]) -> 
     return [f"with {IN_FLIGHT} requests in flight, {len(refused)} failed: {refused[0]}"]
 
 
-def _complete_plain(prober: Prober, kind: str, prompt: str) -> Completion | None:
-    """Return a plain completion; None if the server does not support it."""
-    response = prober.ask(kind, prompt, prober.tokens, prober.dialect)
-    completion = read_completion(response) if response.is_ok else None
-    whole = completion is not None and completion.problem is None
-    prober.fields["stream=false"] = "accepted" if whole else "refused"
-    return completion if whole else None
-
-
 def _ended_early(completion: Completion, asked: int) -> bool:
     count = completion.count("completion_tokens")
     return completion.finish_reason == "stop" and (count or len(completion.tokens)) < asked
-
-
-def _find_usage(
-    prober: Prober, kind: str, samples: Sequence[Sample], plain: Completion | None
-) -> tuple[str, float | None, float | None]:
-    """Return how the server reports usage, its tokens per chunk, and, if streams have no usage, per
-    byte of text.
-    """
-    chunks, tokens = 0, 0
-    for sample in samples:
-        count = sample.alone.count("completion_tokens")
-        size = len(sample.alone.text.encode())
-        if count is None or not is_credible(count, size):
-            break
-        held = len(sample.alone.tokens)
-        # the end of text has no chunk of its own
-        is_end = sample.alone.finish_reason == "stop" and count == held + 1
-        chunks, tokens = chunks + held, tokens + count - is_end
-    else:
-        continuous = _counts_continuously(prober, kind)
-        return CONTINUOUS if continuous else IN_STREAM, tokens / chunks, None
-    usage, per_byte = PLAIN_ONLY, _count_per_byte([plain])
-    if per_byte is not None:  # more text: its tokens per byte vary
-        more = [_complete_plain(prober, kind, sample.prompt) for sample in samples[1:]]
-        per_byte = _count_per_byte([plain, *more])
-    else:
-        usage, per_byte = NEVER, _count_by_max_tokens(prober, kind, samples)
-    if per_byte is None:
-        return usage, None, None
-    size = sum(count_bytes(sample.alone.text) for sample in samples)
-    chunks = sum(len(sample.alone.tokens) for sample in samples)
-    return usage, per_byte * size / chunks, per_byte
-
-
-def _count_by_max_tokens(prober: Prober, kind: str, samples: Sequence[Sample]) -> float | None:
-    """Return the tokens per byte of responses that end at max_tokens. A response to half of it must
-    be half as long: otherwise something else ends them.
-    """
-    whole = [sample.alone for sample in samples]
-    half = prober.complete(kind, samples[0].prompt, prober.tokens // 2)
-    size, part = count_bytes(whole[0].text), count_bytes(half.text)
-    ended = {completion.finish_reason for completion in (*whole, half)}
-    if ended != {"length"} or not HALF[0] * size < part < HALF[1] * size:
-        return None
-    return prober.tokens * len(whole) / sum(count_bytes(completion.text) for completion in whole)
-
-
-def _count_per_byte(responses: Sequence[Completion | None]) -> float | None:
-    """Return the tokens per byte of plain responses' texts, by their usage."""
-    tokens, size = 0, 0
-    for plain in responses:
-        count = plain.count("completion_tokens") if plain else None
-        own = count_bytes(plain.text) if plain else 0
-        if count and own and is_credible(count, own):
-            tokens, size = tokens + count, size + own
-    return tokens / size if size else None
-
-
-def _counts_continuously(prober: Prober, kind: str) -> bool:
-    dialect = replace(prober.dialect, usage=CONTINUOUS)
-    response = prober.ask(kind, prober.make_prompt(), prober.tokens, dialect, stream=True)
-    if not response.is_ok:
-        prober.fields["continuous_usage_stats"] = "refused"
-        return False
-    counts = [
-        (chunk.usage or {}).get("completion_tokens")
-        for _, chunk in read_completion(response).tokens
-    ]
-    rising = [count for count in counts if type(count) is int]
-    works = len(rising) == len(counts) and sorted(set(rising)) == rising and len(rising) > 1
-    prober.fields["continuous_usage_stats"] = "accepted" if works else "ignored"
-    return works
 
 
 def _try_system_role(prober: Prober) -> None:
@@ -247,20 +168,27 @@ def _try_system_role(prober: Prober) -> None:
     prober.dialect = replace(prober.dialect, has_system_role=response.is_ok)
 
 
-def _count_prompt_tokens(
-    prober: Prober, kind: str, streamed: bool
-) -> tuple[float | None, int | None]:
-    """Return the tokens per word of our prompts, and those that the server adds to a prompt."""
-    counts = []
-    for words in (PROMPT_WORDS, LONG_PROMPT_WORDS):
-        response = prober.ask(kind, prober.make_prompt(words), 1, prober.dialect, streamed)
-        completion = read_completion(response) if response.is_ok else Completion()
-        counts.append(completion.count("prompt_tokens"))
-    short, long = counts
-    if short is None or long is None or long <= short:
-        return None, None
-    per_word = (long - short) / (LONG_PROMPT_WORDS - PROMPT_WORDS)
-    return round(per_word, 3), max(0, round(short - PROMPT_WORDS * per_word))
+def _measure_lengths(
+    prober: Prober, kinds: Sequence[str], streamed: bool, count_text: CountText | None
+) -> PromptLengths:
+    """Measure the lengths of prompts, by the best of the ways that there are."""
+
+    def by_usage(kind: str, messages: Messages) -> int | None:
+        return prober.count_prompt(kind, messages, streamed)
+
+    is_planted = prober.model in oracle.PLANTED_MODELS
+    words = oracle.VOCABULARY[: len(WORDS)] if is_planted else WORDS
+    has_tokenize = prober.tokenize(kinds[0], [("user", words[0])]) is not None
+    lengths = measure_lengths(
+        kinds,
+        prober.tokenize if has_tokenize else by_usage,
+        source=TOKENIZER if count_text else TOKENIZE if has_tokenize else USAGE,
+        count_text=count_text,
+        words=words,
+        has_system_role=prober.dialect.has_system_role,
+    )
+    # the oracle knows the continuations of all its words
+    return replace(lengths, words=()) if is_planted else lengths
 
 
 def _find_metrics(prober: Prober) -> str | None:
@@ -386,6 +314,7 @@ def as_lines(profile: Profile) -> list[tuple[str, str]]:
         ("greedy text repeats under load", show(profile.repeats_under_load)),
         ("tokens per word of our prompts", show(profile.tokens_per_word)),
         ("tokens added by the template", show(profile.template_tokens)),
+        ("source of these counts", profile.lengths.source),
         ("context, tokens", show(profile.context)),
         ("/metrics", profile.metrics or "none"),
     ]

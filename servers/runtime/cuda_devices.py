@@ -99,7 +99,7 @@ def ask_torch(
     try:
         printed, log = process.communicate(timeout=PROBE_S)
     except subprocess.TimeoutExpired:
-        reason = f"it had not answered after {PROBE_S:g} s"
+        reason = f"it had not answered after {PROBE_S:g} s (SERVEOFF_PROBE_S allows more)"
         return TorchReport(None, None, (), reason)
     finally:
         process.kill()  # without waiting: a process that hangs in the driver cannot end

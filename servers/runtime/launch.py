@@ -13,8 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from servers.contract import conformance_client
-from servers.contract.api import JsonObject
+from servers.contract import JsonObject, conformance_client
 from servers.profile import access
 from servers.runtime import build_cache, catalog, cuda_toolkit, limits
 from servers.runtime.catalog import ROOT
@@ -246,6 +245,14 @@ def run_server(
     replicas = int(chosen.get("replicas", 1))
     workers = int(chosen.pop("workers", share.workers))
     threads = max(1, share.threads // workers) if server.has_workers else share.threads
+    own = (
+        build_cache.package_environment(server.packages) / "bin"
+        if server.packages
+        else server.checkout.programs
+    )
+    environment = server_environment(
+        engine, model, threads, simulated or {}, server.has_workers, own
+    )
     began = time.perf_counter()
     with ExitStack() as stack:
         behind = []
@@ -303,14 +310,6 @@ def run_server(
             for name, each in server.processes.items()
         ]
         command = [part.format_map(values) for part in server.command]
-        own = (
-            build_cache.package_environment(server.packages) / "bin"
-            if server.packages
-            else server.checkout.programs
-        )
-        environment = server_environment(
-            engine, model, threads, simulated or {}, server.has_workers, own
-        )
         environment |= {
             f"SERVEOFF_{name.upper()}": value
             for name, value in {**chosen, "upstream": upstream}.items()

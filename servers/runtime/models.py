@@ -7,8 +7,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from servers.contract import oracle
-from servers.contract.api import JsonObject
+from servers.contract import JsonObject, oracle
 from servers.engines import model_shape, smollm2
 from servers.runtime import build_cache
 from servers.runtime.catalog import ROOT

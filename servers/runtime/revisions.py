@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-from servers.contract.api import JsonObject
+from servers.contract import JsonObject
 from servers.runtime import build_cache, cuda_toolkit
 from servers.runtime.catalog import FOLDER, Checkout
 

@@ -11,14 +11,17 @@ class ThreadTimes(NamedTuple):
     waited_s: float  # ready to run, on a run queue
 
 
-def read_thread_times(thread: int | None = None) -> ThreadTimes | None:
-    """Read the times of the calling thread, or of another thread of this process by its native id,
-    since its start. None where the kernel does not count them; only Linux does. Source: the
-    kernel's documentation of /proc/<pid>/schedstat.
+def read_thread_times(thread: int | None = None, process: int | None = None) -> ThreadTimes | None:
+    """Read the times of the calling thread, or of another thread by its native id, since its start;
+    without `process`, it is one of this process. None where the kernel does not count them (only
+    Linux does), or if the thread has ended. Source: the kernel's documentation of
+    /proc/<pid>/schedstat.
     """
-    folder = "/proc/thread-self" if thread is None else f"/proc/self/task/{thread}"
+    folder = "/proc/thread-self" if thread is None else f"/proc/{process or 'self'}/task/{thread}"
     try:
-        ran_ns, waited_ns, _slices = Path(folder, "schedstat").read_text().split()
+        # a third of the cost of pathlib's text, which counts with hundreds of threads
+        with open(f"{folder}/schedstat", "rb", buffering=0) as handle:
+            ran_ns, waited_ns, _slices = handle.read(128).split()
         return ThreadTimes(int(ran_ns) * 1e-9, int(waited_ns) * 1e-9)
     except (OSError, ValueError):
         return None

@@ -2,13 +2,14 @@
 
 import argparse
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from loadtests import config_file
+from loadtests.__main__ import main as campaign_command
 from loadtests.cli import parse_arguments
-from tests.helpers.campaign_process import PATIENCE_S, Bench
+from tests.helpers.campaign_process import Bench
 
 
 def parse_file(folder: Path, text: str | bytes, *command: str) -> argparse.Namespace:
@@ -31,13 +32,6 @@ def format_file(arguments: argparse.Namespace) -> str:
 
 
 def run_plan(
-    bench: Bench, *arguments: str, module: str = "loadtests"
+    bench: Bench, *arguments: str, main: Callable[[], int | None] = campaign_command
 ) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments, "--plan"],
-        cwd=bench.folder,
-        env=bench.environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-    )
+    return bench.call(main, *arguments, "--plan")

@@ -1,9 +1,11 @@
-"""Gateways, a server behind them, and requests to them."""
+"""Gateways in front of servers, and requests to them."""
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from servers.contract import api
 from servers.runtime import catalog, launch
 from servers.runtime.launch import CoreShare, RunningServer
 from servers.runtime.models import Model
+from tests.helpers.installed import require_server
 from tests.helpers.started_server import MODEL, wanted
 
 GATEWAYS = [
@@ -22,34 +25,40 @@ GATEWAYS = [
     if server.upstream and name.endswith(("_gateway", "_gateway_aiohttp"))
 ]
 each = pytest.mark.parametrize("name", GATEWAYS)
-each_of_fastapi = pytest.mark.parametrize(
-    "name", [name for name in GATEWAYS if name.startswith("fastapi")]
-)
-OK = 'serveoff_requests_total{path="/v1/completions",status="200"}'
-JSON = {"Content-Type": "application/json"}
+KEY = "s3cret"
+AUTHORIZED = {"Authorization": f"Bearer {KEY}"}
 PATIENCE_S = 20.0  # for waits of a fraction of a second on an idle machine
-
-Start = Callable[..., RunningServer]
 
 
 @contextmanager
-def upstream(
-    folder: Path, model: str = MODEL, port: int | None = None, **times: float
-) -> Iterator[RunningServer]:
-    with launch.run_server(
-        catalog.find_server("fastapi_vllm"),
-        "simulated",
-        Model(model, "", True),
-        CoreShare(),
-        folder / "upstream.log",
-        port=port,
-        simulated={"prefill_ms": 20, "step_ms": 3} | times,
-    ) as running:
-        yield running
+def run_gateway(name: str, folder: Path, *urls: str, **settings: str) -> Iterator[RunningServer]:
+    """Run a gateway with these settings in front of the servers at these URLs."""
+    server = catalog.find_server(name)
+    require_server(server)
+    with contextlib.ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as environment:  # for this server only
+            for setting, value in {**settings, "UPSTREAM": ",".join(urls)}.items():
+                environment.setenv(f"SERVEOFF_{setting}", value)
+            running = launch.run_server(
+                replace(server, upstream={}),
+                "simulated",
+                Model(MODEL, "", True),
+                CoreShare(),
+                folder / "gateway.log",
+            )
+            started = stack.enter_context(running)
+        yield started
 
 
 def complete(url: str, **more: Any) -> httpx.Response:
-    return httpx.post(url + api.COMPLETIONS, json=wanted(**more), timeout=60)
+    return httpx.post(url + api.COMPLETIONS, json=wanted(**more), headers=AUTHORIZED, timeout=60)
+
+
+def stream(url: str) -> Any:
+    """A context with the response to a request for a stream."""
+    return httpx.stream(
+        "POST", url + api.COMPLETIONS, json=wanted(stream=True), headers=AUTHORIZED, timeout=60
+    )
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -10,4 +10,5 @@ needs_compiler = (
     else pytest.mark.skip(reason="native.c is for Linux")
 )
 # `reader` is a value of the environment variable SERVEOFF_STREAMS
-each_reader = pytest.mark.parametrize("reader", [pytest.param("c", marks=needs_compiler), "python"])
+READERS = (pytest.param("c", marks=needs_compiler), "python")
+each_reader = pytest.mark.parametrize("reader", READERS)

@@ -80,6 +80,7 @@ def campaign_data(plan: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
                     None,
                     {},
                     None,
+                    None,
                 ),
                 strict=True,
             )
@@ -207,11 +208,12 @@ def gate(
     steps: list[dict[str, float]],
     change: Callable[[dict[str, Any], list[dict[str, Any]]], None] | None = None,
     other_cores: Mapping[int, float] | None = None,
+    lost_cores: Mapping[int, float] | None = None,
     **asked: Any,
 ) -> Path:
     """A gate of one server. `steps` has the seconds per token by arm, for each repetition. `change`
     may break a case: it gets (run, rows). `other_cores` are the cores that other processes use
-    during a case, by its index.
+    during a case, by its index; `lost_cores` those of them that the server lacks.
     """
     folder.mkdir(parents=True)
     for repetition, sides in enumerate(steps, 1):
@@ -235,11 +237,14 @@ def gate(
             )
             if change:
                 change(found, rows)
+            index = found["case"]["index"]
+            lost = (lost_cores or {}).get(index, 0.0)
+            other = (other_cores or {}).get(index, lost)
             write_case(
                 folder,
                 found,
                 rows,
-                telemetry(other_cores=(other_cores or {}).get(found["case"]["index"], 0.0)),
+                telemetry(other_cores=other, beside_cores=lost, waited_cores=lost),
             )
     settings = {
         "sides": {"base": "main", "head": "the working tree"},

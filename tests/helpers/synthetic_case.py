@@ -99,8 +99,14 @@ def telemetry(
     server_cores: float = 0.5,
     load_cores: float = 0.25,
     other_cores: float = 0.0,
+    beside_cores: float = 0.0,
+    waited_cores: float | None = 0.0,
+    stolen_cores: float = 0.0,
 ) -> list[dict[str, Any]]:
-    """Four samples per second; every counter rises evenly from an odd start."""
+    """Four samples per second; every counter rises evenly from an odd start. `beside_cores`: what
+    others use of the server's cores; `waited_cores`: the server's threads that wait for one of
+    them; `stolen_cores`: what the hypervisor takes of them.
+    """
     samples = []
     for i in range(int(seconds * 4) + 1):
         t = i / 4
@@ -109,11 +115,14 @@ def telemetry(
             dict(
                 zip(
                     schema.PROCESS_FIELDS,
-                    (3, 9, 7.0 + cores * t, pss_bytes, 100 + 50 * i),
+                    (
+                        *(3, 9, 7.0 + cores * t, pss_bytes, 100 + 50 * i),
+                        None if waited is None else 2.0 + waited * t,
+                    ),
                     strict=True,
                 )
             )
-            for cores in (server_cores, load_cores)
+            for cores, waited in ((server_cores, waited_cores), (load_cores, 0.0))
         ]
         devices = [
             dict(
@@ -141,7 +150,11 @@ def telemetry(
             dict(
                 zip(
                     schema.TELEMETRY_FIELDS,
-                    (t, *trees, busy, 3.0, 0.7, 8 * GIB, 0, devices),
+                    (
+                        *(t, *trees, busy, 3.0, 0.7, 8 * GIB, 0),
+                        *(600 + (server_cores + beside_cores) * t, 1.0 + stolen_cores * t),
+                        devices,
+                    ),
                     strict=True,
                 )
             )

@@ -12,6 +12,7 @@ import pytest
 
 from loadtests.cli import parse_arguments
 from loadtests.errors import UsageError
+from loadtests.gate import main as gate_command
 from tests.helpers.campaign_process import QUICK, Bench, is_complete
 from tests.helpers.config_files import parse_file, run_plan, values_of
 
@@ -211,14 +212,15 @@ def test_a_gate_reads_its_own_options_from_a_file_too(bench: Bench) -> None:
         'base-server = "old {port}"\nhead-server = "new {port}"\nmetrics = ["speed"]\n'
         'slo = "ttft=1s"\nusers = 4\n'
     )
-    done = run_plan(bench, "--config", "gate.toml", module="loadtests.gate")
+    done = run_plan(bench, "--config", "gate.toml", main=gate_command)
     assert done.returncode == 2 and "'speed' is not one of" in done.stderr
-    done = run_plan(bench, "--config", "gate.toml", "--metrics", "", module="loadtests.gate")
+    assert "(metrics is set in gate.toml)" in done.stderr
+    done = run_plan(bench, "--config", "gate.toml", "--metrics", "", main=gate_command)
     values = tomllib.loads(done.stdout)
     assert (values["base-server"], values["slo"], values["users"], values["engines"]) == (
         *("old {port}", ["ttft=1s"]),
         *([4], ["simulated"]),
     ), done.stderr
     (bench.folder / "gate.toml").write_text("record = true\n")
-    done = run_plan(bench, "--config", "gate.toml", module="loadtests.gate")
+    done = run_plan(bench, "--config", "gate.toml", main=gate_command)
     assert "record cannot be in a config file" in done.stderr

@@ -9,6 +9,7 @@ import pytest
 from loadtests import extras
 from servers.runtime import catalog
 from servers.runtime.catalog import ROOT
+from tests.helpers.campaign_process import call_command
 
 URL = "http://127.0.0.1:9"
 VLLM = "vllm-cpu vllm-gpu"  # the noxfile picks the one for this machine
@@ -123,5 +124,9 @@ def test_the_command_prints_them() -> None:
         "loadtests.claims no-such-campaign",
     ],
 )
-def test_a_command_that_only_prints_or_refuses_needs_nothing(command: str) -> None:
-    assert print_extras(*command.split()) == []
+def test_a_command_that_only_prints_or_refuses_needs_nothing(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not call_command(extras.main, *command.split())
+    printed = capsys.readouterr()
+    assert printed.out.split() == [] and not printed.err

@@ -1,6 +1,8 @@
 """The recorder and the users of locustfile.py, driven without Locust's runner.
 
-The first argument names one of CASES; SERVEOFF_LOAD has the load, as for every load worker.
+The arguments are a folder and names of CASES; SERVEOFF_LOAD has the load, as for every load worker.
+Each case runs in a process of its own, forked after the imports. FOLDER/CASE gets the load's files
+and `output`, which is "fine" if the case succeeded.
 """
 
 import json
@@ -8,6 +10,7 @@ import math
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -307,6 +310,25 @@ CASES = {
     "late": late,
 }
 
+
+def run_case(name: str, folder: Path) -> None:
+    """Run one case and end this process."""
+    folder.mkdir()
+    load = json.loads(os.environ["SERVEOFF_LOAD"])
+    os.environ["SERVEOFF_LOAD"] = json.dumps(load | {"folder": str(folder)})
+    with (folder / "output").open("w") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    try:
+        CASES[name]()
+        print("fine", flush=True)
+    except BaseException:
+        traceback.print_exc()
+    os._exit(0)
+
+
 if __name__ == "__main__":
-    CASES[sys.argv[1]]()
-    print("fine")
+    for name in sys.argv[2:]:
+        if not (pid := os.fork()):
+            run_case(name, Path(sys.argv[1], name))
+        os.waitpid(pid, 0)

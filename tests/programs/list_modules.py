@@ -15,7 +15,13 @@ def read_catalogue() -> None:
     catalog.list_servers()
 
 
-ACTIONS = {"manifest": make_manifest, "catalogue": read_catalogue}
+def measure() -> None:
+    import loadtests.generator.coordinator
+    import loadtests.generator.recorder
+    import loadtests.telemetry.__main__  # noqa: F401
+
+
+ACTIONS = {"manifest": make_manifest, "catalogue": read_catalogue, "measure": measure}
 
 if __name__ == "__main__":
     before = set(sys.modules)

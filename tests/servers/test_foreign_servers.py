@@ -3,12 +3,14 @@ engine on the tiny model.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from servers.contract.conformance import select_checks, verify_server
 from servers.runtime.launch import RunningServer
 from tests.helpers.started_server import MODEL, OURS, SERVERS, STARTS, started
+from tests.servers.profile.test_profile_command import FIELDS, call_profiler, check_fields
 
 
 @pytest.fixture(
@@ -27,3 +29,29 @@ def test_it_passes_the_checks_for_foreign_servers(foreign: RunningServer) -> Non
         foreign.base_url, model=MODEL, checks=select_checks(True, server.waives, server.transports)
     )
     assert all(check.ok for check in checks), [check for check in checks if not check.ok]
+
+
+PROFILES: dict[str, dict[str, Any]] = {
+    "fastchat": {"usage": "plain"},
+    "vllm_openai": {
+        "usage": "continuous",
+        "metrics": "vllm",
+        "tokens_per_word": 1.0,
+        "fields": dict.fromkeys(FIELDS, "accepted"),
+    },
+}
+
+
+def test_its_profile(foreign: RunningServer) -> None:
+    if foreign.server not in PROFILES:
+        pytest.skip("its profile is that of the servers behind it")
+    expected = {
+        "model": MODEL,
+        "models": [MODEL],
+        "endpoints": ["chat", "completions"],
+        "reasoning": None,
+        "repeats_alone": True,
+        "repeats_under_load": True,
+        "early_chunks": 1,
+    }
+    check_fields(call_profiler(foreign.base_url), expected | PROFILES[foreign.server])

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,26 +11,31 @@ import pytest
 
 from servers.contract import api, oracle
 from servers.contract.conformance import select_checks, verify_server
+from servers.runtime.launch import RunningServer
 from tests.helpers.started_server import MODEL, OURS, SERVERS, ask, start, wanted
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name for name in OURS if SERVERS[name].options and "simulated" in SERVERS[name].engines],
+@pytest.fixture(
+    scope="module",
+    params=[
+        name for name in OURS if SERVERS[name].options and "simulated" in SERVERS[name].engines
+    ],
 )
-def test_with_the_last_value_of_each_option_it_meets_the_contract(
-    name: str, tmp_path: Path
-) -> None:
-    server = SERVERS[name]
-    with start(
-        name,
-        "simulated",
-        tmp_path,
-        options={option: values[-1] for option, values in server.options.items()},
-    ) as running:
-        checks = verify_server(
-            running.base_url, checks=select_checks(False, server.waives, server.transports)
-        )
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
+    """A server with the last value of each of its options."""
+    options = {name: values[-1] for name, values in SERVERS[request.param].options.items()}
+    folder = tmp_path_factory.mktemp("options")
+    with start(request.param, "simulated", folder, options=options) as running:
+        yield running
+
+
+def test_with_the_last_value_of_each_option_it_meets_the_contract(server: RunningServer) -> None:
+    spec = SERVERS[server.server]
+    checks = verify_server(
+        server.base_url, checks=select_checks(False, spec.waives, spec.transports)
+    )
     assert all(check.ok for check in checks), [check for check in checks if not check.ok]
 
 
@@ -59,37 +65,43 @@ def test_it_runs_as_many_requests_as_it_has_threads(
     assert at_once == int(threads), times
 
 
-@pytest.mark.parametrize("name", offering("json"))
-def test_the_chosen_library_serialises_json(name: str, tmp_path: Path) -> None:
-    choices = {}
-    for value in SERVERS[name].options["json"]:
-        with start(name, "simulated", tmp_path, options={"json": value}) as running:
-            _, text = ask(
-                running.base_url,
-                api.CHAT_COMPLETIONS,
-                {
-                    "model": MODEL,
-                    "messages": [{"role": "user", "content": "baba"}],
-                    "max_tokens": 3,
-                    "ignore_eos": True,
-                    "stream": True,
-                },
-            )
-        chunks = [event.removeprefix("data: ") for event in text.split("\n\n")[:-2]]
-        choices[value] = [json.loads(chunk)["choices"] for chunk in chunks]
+def stream_chunks(server: RunningServer) -> list[str]:
+    """The data of a chat's chunks, except the last one."""
+    _, text = ask(
+        server.base_url,
+        api.CHAT_COMPLETIONS,
+        {
+            "model": MODEL,
+            "messages": [{"role": "user", "content": "baba"}],
+            "max_tokens": 3,
+            "ignore_eos": True,
+            "stream": True,
+        },
+    )
+    return [event.removeprefix("data: ") for event in text.split("\n\n")[:-2]]
+
+
+def test_the_chosen_library_serialises_json(server: RunningServer, tmp_path: Path) -> None:
+    if "json" not in SERVERS[server.server].options:
+        pytest.skip("it has no such option")
+    found = {"orjson": stream_chunks(server)}
+    for value in ("prepared", "stdlib"):
+        with start(server.server, "simulated", tmp_path, options={"json": value}) as running:
+            found[value] = stream_chunks(running)
+    assert {*found} == {*SERVERS[server.server].options["json"]}
+    for value, chunks in found.items():
         compact = [
             chunk == json.dumps(json.loads(chunk), separators=(",", ":")) for chunk in chunks
         ]
         assert compact == [value == "orjson"] * 4
-    assert choices["prepared"] == choices["stdlib"] == choices["orjson"]
+    choices = [[json.loads(chunk)["choices"] for chunk in chunks] for chunks in found.values()]
+    assert choices[0] == choices[1] == choices[2]
 
 
-@pytest.mark.parametrize("name", offering("gzip"))
-def test_gzip_compresses_plain_responses_but_not_streams(name: str, tmp_path: Path) -> None:
-    with (
-        start(name, "simulated", tmp_path, options={"gzip": "on"}) as running,
-        httpx.Client(base_url=running.base_url) as client,
-    ):
+def test_gzip_compresses_plain_responses_but_not_streams(server: RunningServer) -> None:
+    if "gzip" not in SERVERS[server.server].options:
+        pytest.skip("it has no such option")
+    with httpx.Client(base_url=server.base_url) as client:
         plain = client.post(api.COMPLETIONS, json=wanted(max_tokens=400))
         assert plain.headers["Content-Encoding"] == "gzip" and plain.json()["choices"][0][
             "text"

@@ -1,5 +1,5 @@
-"""Each of our servers with the simulated engine in special starts: with a key, with a failing
-engine, on SIGTERM, with several workers.
+"""Each of our servers with the simulated engine in special starts: with a key and an engine that
+fails, ended by SIGTERM; with several workers.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -35,11 +36,13 @@ each = pytest.mark.parametrize("name", OURS)
 def guarded(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningServer]:
+    """A server with a key, whose engine fails on the word "zuzu"."""
     with contextlib.ExitStack() as stack:
         with pytest.MonkeyPatch.context() as environment:  # for this server only
             environment.setenv("SERVEOFF_API_KEY", "s3cret")
             folder = tmp_path_factory.mktemp("guarded")
-            running = stack.enter_context(start(request.param, "simulated", folder))
+            started = start(request.param, "simulated", folder, fails_on="zuzu")
+            running = stack.enter_context(started)
         yield running
 
 
@@ -76,41 +79,38 @@ def test_an_endless_body_without_the_key_does_not_block_others(guarded: RunningS
         assert ask(guarded.base_url, api.COMPLETIONS, wanted(), "s3cret")[0] == 200
 
 
+def test_a_failing_engine_is_a_500_and_the_next_request_succeeds(guarded: RunningServer) -> None:
+    def complete(**more: Any) -> tuple[int, Any]:
+        return ask(guarded.base_url, api.COMPLETIONS, wanted(**more), "s3cret")
+
+    status, reply = complete(prompt="baba zuzu")
+    assert (
+        status == 500
+        and reply["error"]["type"] == "server_error"
+        and "somebody" not in json.dumps(reply)
+    )
+    status, streamed = complete(prompt="baba zuzu", stream=True)
+    assert status == 200 and "somebody" not in streamed and "[DONE]" not in streamed
+    *tokens, end = [
+        chunks.read_chunk(event.removeprefix("data: ").encode())
+        for event in streamed.split("\n\n")
+        if event
+    ]
+    assert len(tokens) == 2 and end.error == "the engine failed"
+    assert complete()[1]["choices"][0]["text"] == oracle.continuation("baba", 5)
+    assert (
+        counters_at_rest(guarded.engine_urls)[
+            'serveoff_requests_total{path="/v1/completions",status="500"}'
+        ]
+        == 1
+    )
+    logs = [log.read_text() for log in guarded.log.parent.glob("log*")]
+    assert "out of memory" in "".join(logs), "the operator must be able to find the reason"
+
+
 def test_sigterm_lets_the_response_in_progress_finish(guarded: RunningServer) -> None:
     """This must be the last test with `guarded`, because it ends the server."""
     stream_with_sigterm(guarded, tokens=300, at_token=1, key="s3cret")  # about a second
-
-
-@each
-def test_a_failing_engine_is_a_500_and_the_next_request_succeeds(name: str, tmp_path: Path) -> None:
-    with start(name, "simulated", tmp_path, fails_on="zuzu") as running:
-        status, reply = ask(running.base_url, api.COMPLETIONS, wanted(prompt="baba zuzu"))
-        assert (
-            status == 500
-            and reply["error"]["type"] == "server_error"
-            and "somebody" not in json.dumps(reply)
-        )
-        status, streamed = ask(
-            running.base_url, api.COMPLETIONS, wanted(prompt="baba zuzu", stream=True)
-        )
-        assert status == 200 and "somebody" not in streamed and "[DONE]" not in streamed
-        *tokens, end = [
-            chunks.read_chunk(event.removeprefix("data: ").encode())
-            for event in streamed.split("\n\n")
-            if event
-        ]
-        assert len(tokens) == 2 and end.error == "the engine failed"
-        assert ask(running.base_url, api.COMPLETIONS, wanted())[1]["choices"][0][
-            "text"
-        ] == oracle.continuation("baba", 5)
-        assert (
-            counters_at_rest(running.engine_urls)[
-                'serveoff_requests_total{path="/v1/completions",status="500"}'
-            ]
-            == 1
-        )
-        logs = [log.read_text() for log in tmp_path.glob("log*")]
-        assert "out of memory" in "".join(logs), "the operator must be able to find the reason"
 
 
 @each

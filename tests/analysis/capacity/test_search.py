@@ -71,6 +71,19 @@ def test_a_case_that_cannot_decide_ends_the_search() -> None:
     assert search.next_load(10.0, [LoadProbe(10.0, True), LoadProbe(12.5, None)]) is None
 
 
+def test_a_load_at_which_others_disturbed_the_server_is_tried_once_more() -> None:
+    met, disturbed = LoadProbe(10.0, True), LoadProbe(12.5, None, disturbed=True)
+    assert search.next_load(10.0, [disturbed]) == 12.5
+    assert search.next_load(10.0, [met, disturbed]) == 12.5
+    assert search.next_load(10.0, [met, disturbed, disturbed]) is None, "the machine stays busy"
+    again = [met, disturbed, LoadProbe(12.5, True)]
+    assert search.next_load(10.0, again) == search.next_load(10.0, [met, again[-1]])
+    assert search.next_load(10.0, [*again, LoadProbe(19.53, None, disturbed=True)]) == 19.53
+    assert search.next_load(10.0, again, most=3) is None
+    limited = LoadProbe(19.53, None)
+    assert search.next_load(10.0, [*again, limited]) is None
+
+
 def test_of_contradicting_cases_the_lower_failure_counts() -> None:
     assert search.bracket_capacity(
         [LoadProbe(10, True), LoadProbe(12, False), LoadProbe(14, True)]

@@ -1,6 +1,7 @@
 """Capacity searches in campaigns on disk: the next case, the report, and servers that fail."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,12 @@ SATURATION = STEADY | {"arrivals": "closed", "users": 64, "duration_s": 10.0}
 SCENARIOS = {"steady": STEADY, "steady-saturation": SATURATION}
 
 
-def write(folder: Path, *cases: tuple[str, float, float], **changes: Any) -> Path:
-    """Cases of (scenario, rate, ttft_s)."""
+def write(
+    folder: Path, *cases: tuple[str, float, float], disturbed: Sequence[int] = (), **changes: Any
+) -> Path:
+    """Cases of (scenario, rate, ttft_s). In the `disturbed` ones others had half of the server's
+    core.
+    """
     (folder / "cases").mkdir(parents=True)
     schema.write_json(
         folder / "campaign.json",
@@ -53,7 +58,8 @@ def write(folder: Path, *cases: tuple[str, float, float], **changes: Any) -> Pat
             {"users": 64, "rate": None} if scenario != "steady" else {"users": None, "rate": rate}
         )
         run = synthetic_campaign.run(index, "alpha", scenario=scenario, counts=counts, **load_of)
-        synthetic_campaign.write_case(folder, run, rows, synthetic_campaign.telemetry())
+        lost = {"beside_cores": 0.5, "waited_cores": 0.5} if index in disturbed else {}
+        synthetic_campaign.write_case(folder, run, rows, synthetic_campaign.telemetry(**lost))
     return folder
 
 
@@ -84,6 +90,22 @@ def test_it_starts_at_saturation_and_ends_between_a_met_and_a_missed_load(tmp_pa
     assert asked(done) is None
     (found,) = search.find_capacities(dataset.read_campaign(done))
     assert (found.capacity, found.at_capacity, found.is_precise) == ((32.0, 33.0), 2, True)
+
+
+def test_a_disturbed_load_is_measured_again_and_does_not_count(tmp_path: Path) -> None:
+    """Neither as missed, where others slowed the server down, nor as met."""
+    estimates = {"steady": 32.0}
+    first = [("steady", 32.0, 0.05), ("steady", 40.0, 0.3)]
+    assert asked(write(tmp_path / "1", *first, disturbed=[2], estimates=estimates))["rate"] == 40.0
+    cases = [*first, ("steady", 40.0, 0.05), ("steady", 41.0, 0.07)]
+    done = write(tmp_path / "2", *cases, disturbed=[2], estimates=estimates)
+    (found,) = search.find_capacities(dataset.read_campaign(done))
+    assert (found.capacity, found.at_capacity) == ((40.0, 41.0), 3)
+    assert [probe.holds for probe in found.probes] == [True, None, True, False]
+    busy = write(tmp_path / "3", *first, first[1], disturbed=[2, 3], estimates=estimates)
+    assert asked(busy) is None
+    (ended,) = search.find_capacities(dataset.read_campaign(busy))
+    assert ended.capacity.holds == 32.0 and math.isnan(ended.capacity.fails)
 
 
 def test_the_window_is_as_long_as_the_percentile_needs(tmp_path: Path) -> None:

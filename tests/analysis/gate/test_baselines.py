@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from analysis import __main__ as command
+from analysis import session
+from analysis.dataset import InputError
 from tests.helpers import synthetic_campaign
 
 
@@ -102,35 +104,21 @@ def test_a_baseline_is_stored_and_compared(
     )
 
 
-def test_a_baseline_s_name_is_checked_before_anything_is_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name, sentence in (
-        ("zzz", "there is no baseline 'zzz'"),
-        ("newest", "there is no baseline 'newest'"),
-    ):
-        assert (
-            command.main(["gate", "--check", "--baseline", name]) == 2
-            and sentence in capsys.readouterr().err
-        )
-    folder = tmp_path / "results" / "baselines"
-    folder.mkdir(parents=True)
-    (folder / "mine.json").touch()
-    assert (
-        command.main(["gate", "--check", "--baseline", "mine"])
-        == command.main(["gate", "--check", "--baseline", "newest"])
-        == 0
-    )
-    for name, sentence in (
-        ("mine", "exists: give another name"),
-        ("a/b", "cannot name a baseline"),
-    ):
-        assert (
-            command.main(["gate", "--check", "--record", name]) == 2
-            and sentence in capsys.readouterr().err
-        )
-    assert command.main(["gate", "--check", "--record", "other"]) == 0
+def test_a_baseline_s_name_is_checked_before_anything_is_measured(tmp_path: Path) -> None:
+    def check(baseline: str | None, record: str | None) -> None:
+        session.check_gate("", [], "", baseline, record, str(tmp_path))
+
+    for name in ("zzz", "newest"):
+        with pytest.raises(InputError, match=f"there is no baseline '{name}'"):
+            check(name, None)
+    (tmp_path / "mine.json").touch()
+    check("mine", None)
+    check("newest", None)
+    with pytest.raises(InputError, match="exists: give another name"):
+        check(None, "mine")
+    with pytest.raises(InputError, match="cannot name a baseline"):
+        check(None, "a/b")
+    check(None, "other")
 
 
 def test_an_invalid_campaign_cannot_become_a_baseline(

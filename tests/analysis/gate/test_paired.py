@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from analysis import __main__ as command
-from analysis import dataset
-from analysis import next_cases as asked
+from analysis import dataset, session
 from analysis.dataset import InputError
 from analysis.gate import paired, verdicts
 from tests.helpers import synthetic_campaign
@@ -55,8 +54,7 @@ def test_a_gate_on_disk(
     suites = ET.parse(folder / "gate.xml").getroot()
     assert {case.get("name") for case in suites.iter("testcase")} == set(by)
     assert bool(list(suites.iter("failure"))) == (verdict == "REGRESSED")
-    assert asked.main([str(folder)]) == 0
-    assert json.loads(capsys.readouterr().out) == [False]
+    assert session.list_needed_cases(str(folder)) == [False]
 
 
 def test_markup_in_a_gate_s_results_stays_text(
@@ -82,18 +80,18 @@ def test_markup_in_a_gate_s_results_stays_text(
         suite.get("name", "") for suite in suites
     )
     # an invalid gate needs no more repetitions
-    assert asked.main([str(folder)]) == 0 and json.loads(capsys.readouterr().out) == [False]
+    assert session.list_needed_cases(str(folder)) == [False]
 
 
 def test_too_few_repetitions_are_inconclusive_and_need_more(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = synthetic_campaign.gate(tmp_path / "g", steady(3))
-    assert asked.main([str(folder)]) == 0 and json.loads(capsys.readouterr().out) == [True]
+    assert session.list_needed_cases(str(folder)) == [True]
     assert command.main(["gate", str(folder)]) == 3
     assert "3 repetitions count, but 5 are needed" in capsys.readouterr().out
     nothing = synthetic_campaign.gate(tmp_path / "h", [])
-    assert asked.main([str(nothing)]) == 0 and json.loads(capsys.readouterr().out) == [True]
+    assert session.list_needed_cases(str(nothing)) == [True]
 
 
 def test_a_gate_across_models_states_it(tmp_path: Path) -> None:
@@ -293,6 +291,18 @@ def test_the_worst_run_with_busy_processes_is_shown(tmp_path: Path) -> None:
     assert found.notes == [
         "other processes: in 3 of 15 runs, most in case 5: other processes used 40% of 4 cores"
     ], found.notes
+
+
+def test_a_repetition_in_which_others_took_the_server_s_time_is_set_aside(tmp_path: Path) -> None:
+    folder = synthetic_campaign.gate(tmp_path / "g", steady(6), lost_cores={5: 0.5})
+    found = paired.judge_campaign(dataset.read_campaign(folder))
+    assert (found.verdict, found.systems[0].repetitions) == ("PASS", 5)
+    assert [each.split(":")[1:] for each in found.systems[0].set_aside] == [
+        [
+            " other processes",
+            " the server lost up to 50% of its time to other processes on its cores",
+        ]
+    ]
 
 
 def test_a_drift_is_named(tmp_path: Path) -> None:

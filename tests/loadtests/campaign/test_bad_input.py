@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.__main__ import main as campaign_command
-from tests.helpers.campaign_process import QUICK, Bench, call_command
+from tests.helpers.campaign_process import QUICK, Bench
 
 
 def dead_port() -> int:
@@ -104,37 +103,18 @@ def test_a_user_without_a_home(bench: Bench, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("arguments", "sentence"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD]
 )
-def test_bad_input_is_one_sentence(
-    bench: Bench,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: tuple[str, ...],
-    sentence: str,
-) -> None:
-    """Runs in this process, because there are many cases; the tests below start one."""
+def test_bad_input_is_one_sentence(bench: Bench, arguments: tuple[str, ...], sentence: str) -> None:
     for name, text in (("no_json/campaign.json", "{"), ("empty/hello", "")):
         (bench.folder / name).parent.mkdir(exist_ok=True)
         (bench.folder / name).write_text(text)
     out = () if "--out" in arguments else ("--out", "not_to_be")
-    monkeypatch.chdir(bench.folder)
-    code = call_command(campaign_command, *bench.command(*QUICK, *arguments, *out)[3:])
-    printed = capsys.readouterr()
-    assert (
-        code == 2
-        and printed.err.startswith("error: ")
-        and sentence in printed.err
-        and printed.err.count("\n") == 1
-    ), printed.err
-    assert printed.out == "" and not (bench.folder / "not_to_be").exists()
+    bench.refuses(sentence, *QUICK, *arguments, *out)
 
 
 def test_a_target_without_a_server(bench: Bench) -> None:
+    """As a process."""
     url = f"http://127.0.0.1:{dead_port()}"
-    bench.refuses(
+    bench.check_refusal(
+        bench.run(*QUICK, "--target", url, "--out", "not_to_be"),
         f"GET {url}/v1/models: no server listens there: start it, or use the URL of a running one",
-        *QUICK,
-        "--target",
-        url,
-        "--out",
-        "not_to_be",
     )

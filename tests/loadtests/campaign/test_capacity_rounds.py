@@ -30,7 +30,8 @@ SEARCH = (
 @pytest.fixture(scope="module")
 def found(bench: Bench) -> Path:
     """No server's first token arrives within a millisecond, and there is no load below one user, so
-    each server has one case. On a busy machine it may be invalid.
+    each server has one case. On a busy machine it may be invalid; if others took the server's time,
+    the search repeats it once.
     """
     done = bench.run(*SEARCH, "--users", "1", "--slo", "ttft_p50=1ms", "--report", "page")
     assert is_complete(done.returncode, done.stderr), done.stdout + done.stderr
@@ -49,10 +50,9 @@ def test_each_load_is_a_case_on_disk(found: Path) -> None:
         and file["search"]["estimates"] == {"quick": 1}
     )
     cases = [run["case"] for _, run in runs(found)]
-    assert [case["index"] for case in cases] == [1, 2] and {case["server"] for case in cases} == {
-        "fastapi_threadpool",
-        "flask_gunicorn",
-    }
+    servers = {"fastapi_threadpool", "flask_gunicorn"}
+    assert {case["server"] for case in cases[:2]} == servers, "both in the first round"
+    assert [case["index"] for case in cases] == list(range(1, len(cases) + 1)) and len(cases) <= 4
     assert all(case["users"] == 1 and case["duration_s"] == 1.0 for case in cases)
     assert (
         "Capacity" in (found / "report.html").read_text()
@@ -63,7 +63,7 @@ def test_each_load_is_a_case_on_disk(found: Path) -> None:
 def test_an_interrupted_case_is_repeated_and_a_finished_one_is_not(
     bench: Bench, found: Path
 ) -> None:
-    (folder, run), (other, _) = runs(found)
+    (folder, run), (other, _), *_ = runs(found)
     kept = (other / "run.json").read_text()
     schema.write_json(folder / "run.json", run | {"status": "running"})
     done = bench.run(*SEARCH, "--users", "1", "--slo", "ttft_p50=1ms")
@@ -73,7 +73,8 @@ def test_an_interrupted_case_is_repeated_and_a_finished_one_is_not(
         " and it runs again" in done.stdout
     )
     again = {run["case"]["index"]: run["case"]["server"] for _, run in runs(found)}
-    assert again.keys() == {2, 3} and again[3] == run["case"]["server"] != again[2]
+    repeated = {server for index, server in again.items() if index > 2}
+    assert min(again) == 2 and again[2] != run["case"]["server"] in repeated
     assert (other / "run.json").read_text() == kept
     bench.refuses(
         "found is another campaign, by its search", *SEARCH, "--users", "1", "--slo", "ttft_p50=2ms"

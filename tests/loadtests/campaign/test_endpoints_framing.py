@@ -60,13 +60,17 @@ def test_a_load_reads_each_response_whatever_kind_it_is(bench: Bench, tmp_path: 
 
 
 def test_a_connection_that_closes_when_it_is_used_again(bench: Bench, tmp_path: Path) -> None:
-    """Each request is sent a second time, which the report counts and shows."""
+    """Each request is sent a second time, and a check warns of it."""
     script = Script(**CALM | {"first_s": 0.4}, serves=1)  # each also waits for a new connection
-    measured = measure_valid(bench, tmp_path, script, "--report", "page")
+    measured = measure_valid(bench, tmp_path, script)
     resent = [row for row in measured.rows if row["resent"]]
     assert resent and all(row["error"] is None for row in measured.rows)
     assert len(resent) >= len(measured.rows) - 2
-    assert "resent" in (measured.folder / "report.md").read_text()
+    [check] = measured.checks[measured.checks["name"] == "resent requests"].itertuples()
+    resent = sum(row["resent"] for row in measured.all_rows)
+    assert (check.ok, check.severity) == (False, "warning") and check.detail.startswith(
+        f"{resent:,}"
+    )
 
 
 def test_a_connection_that_closes_after_a_few(tmp_path: Path) -> None:

@@ -112,6 +112,9 @@ def test_the_cpu_beside_a_card_is_measured_if_the_card_is_hidden(with_card: Benc
     assert is_complete(done.returncode, done.stderr), done.stdout + done.stderr
     campaign = json.loads((with_card.folder / "out" / "campaign.json").read_text())
     assert campaign["engine_device"] == {"type": "cpu", "dtype": "bfloat16", "devices": []}
+    report = (with_card.folder / "out" / "report.md").read_text()
+    about, machine = report.split(r"| engine\_device.type | cpu |")
+    assert "Fake 300" not in about and "manifest.gpus" in machine
     [(_, run)] = runs(with_card.folder / "out")
     assert run["gpus"] == []
     assert [(each["type"], each["dtype"]) for each in run["devices"]] == [("cpu", "bfloat16")]

@@ -1,5 +1,7 @@
 """The plan leaves out default scenarios whose endpoint a target lacks."""
 
+from dataclasses import replace
+
 import pytest
 
 from loadtests.campaign import capacity_rounds, gate_rounds
@@ -8,6 +10,7 @@ from loadtests.campaign.runner import CampaignPlan, keep_possible_cases
 from loadtests.campaign.targets import target_of_url
 from loadtests.errors import UsageError
 from loadtests.schema import CapacitySearch, PairedGate
+from loadtests.workload.prompts import longest_request
 from loadtests.workload.scenario import read_scenarios
 from servers.profile.profile import Dialect, Profile
 
@@ -41,9 +44,8 @@ def test_a_plan_without_impossible_scenarios_is_unchanged():
 
 
 def test_a_plan_without_possible_scenarios_is_an_error():
-    with pytest.raises(
-        UsageError, match="the target has no /chat/completions and the target has no /completions"
-    ):
+    both = "the target has no /chat/completions; steady: the target has no /completions"
+    with pytest.raises(UsageError, match=both):
         keep_possible_cases(plan(), profile())
 
 
@@ -51,3 +53,20 @@ def test_the_target_that_lacks_an_endpoint_is_named(capsys):
     profiles = {"east": profile("chat", "completions")[""], "west": profile("completions")[""]}
     assert list(keep_possible_cases(plan(), profiles).scenarios) == ["steady"]
     assert "interactive is left out: west has no /chat/completions" in capsys.readouterr().out
+
+
+def test_a_scenario_whose_requests_exceed_the_context_is_impossible(capsys):
+    def served(context):
+        known = profile("chat", "completions")[""]
+        return {"": replace(known, context=context)}
+
+    tables = plan().scenarios
+    tables["steady"]["prompt_tokens"] = [16, 500]
+    short, long = (sum(longest_request(tables[name])) for name in NAMES)
+    assert short < long
+    wanted = replace(plan(), scenarios=tables)
+    assert keep_possible_cases(wanted, served(long)) == wanted
+    assert list(keep_possible_cases(wanted, served(short)).scenarios) == ["interactive"]
+    assert f"its longest request has {long:,} tokens" in capsys.readouterr().out
+    with pytest.raises(UsageError, match=f"steady: .* the context of the target {short:,}:"):
+        keep_possible_cases(wanted, served(short), are_chosen=True)

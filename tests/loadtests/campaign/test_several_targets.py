@@ -22,7 +22,7 @@ from servers.profile.access import ENVIRONMENT, read_access
 from servers.profile.profile import Dialect, Profile
 from servers.runtime import launch, models
 from servers.runtime.launch import CoreShare
-from tests.helpers.campaign_process import Bench, is_complete, runs, table, wait_for
+from tests.helpers.campaign_process import Bench, is_complete, runs, said_of, table, wait_for
 from tests.helpers.endpoint_campaign import CALM, SCENARIOS
 from tests.helpers.endpoint_script import Script, serve_script
 from tests.helpers.recording_server import CLOSED, task_of
@@ -48,7 +48,7 @@ def targets_of(*command: str) -> Targets:
 
 def profile_all(found: Targets) -> dict[str, str]:
     """Return the model of each target."""
-    profiles = profile_targets(found, (), CoreShare((), 1, 1), None)
+    profiles = profile_targets(found, (), CoreShare((), 1, 1), None, dict.fromkeys(found))
     return {name: profile.model for name, profile in profiles.items()}
 
 
@@ -253,7 +253,7 @@ def test_each_target_gets_its_own_and_no_secret_is_written(bench: Bench, tmp_pat
 
         def is_loading() -> bool:
             family = psutil.Process(campaign.pid).children(recursive=True)
-            commands.extend(each.cmdline() for each in family if each.is_running())
+            commands.extend(said_of(each) for each in family)
             loading = any(bench.folder.glob("out/cases/*/load.json"))
             return loading or campaign.poll() is not None
 

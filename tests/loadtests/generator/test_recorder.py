@@ -1,5 +1,5 @@
-"""The recorder and the users of `locustfile.py`. Each test has its own process, because importing
-Locust patches it.
+"""The recorder and the users of `locustfile.py`. Each case has its own process, because
+importing Locust patches it.
 """
 
 import json
@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers.python_program import output_of
 from tests.helpers.recording_server import task_of
-from tests.helpers.stream_readers import each_reader
+from tests.helpers.stream_readers import READERS
 
 SCENARIO = {
     "arrivals": "closed",
@@ -22,31 +22,39 @@ SCENARIO = {
 }
 
 
-@each_reader
-@pytest.mark.parametrize(
-    "case",
-    [
-        "rows at the end",
-        "stood still",
-        "stopped",
-        "Connection: close",
-        "sent ahead",
-        "wrong heads",
-        "late",
-    ],
+CASES = (
+    "rows at the end",
+    "stood still",
+    "stopped",
+    "Connection: close",
+    "sent ahead",
+    "wrong heads",
+    "late",
 )
-def test_in_a_process_of_its_own(tmp_path: Path, case: str, reader: str) -> None:
+
+
+@pytest.fixture(scope="module", params=READERS)
+def reader(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def outcomes(reader: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one folder for each case."""
+    folder = tmp_path_factory.mktemp(reader)
+    task = task_of("http://127.0.0.1:1", SCENARIO, seed="1", users=1, duration_s=60)
+    load = json.dumps(task.to_json())
+    output_of("drive_load_worker", str(folder), *CASES, SERVEOFF_LOAD=load, SERVEOFF_STREAMS=reader)
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_in_a_process_of_its_own(outcomes: Path, case: str, reader: str) -> None:
     if (case, reader) == ("stood still", "c"):
         pytest.skip("the native reader does not stall with the loop")
-    task = task_of(
-        "http://127.0.0.1:1", SCENARIO, seed="1", users=1, duration_s=60, folder=str(tmp_path)
-    )
-    output = output_of(
-        "drive_load_worker", case, SERVEOFF_LOAD=json.dumps(task.to_json()), SERVEOFF_STREAMS=reader
-    )
-    assert output == "fine\n"
+    assert (outcomes / case / "output").read_text() == "fine\n"
     if case == "rows at the end":
-        assert len((tmp_path / "requests.jsonl").read_text().splitlines()) == 3
+        assert len((outcomes / case / "requests.jsonl").read_text().splitlines()) == 3
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts the wait for a core")

@@ -2,8 +2,10 @@
 process is left behind.
 """
 
+import json
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from loadtests import schema
 from loadtests.generator.locust_process import LoadFailed, Workers
 from loadtests.generator.status import LoadStatus
+from loadtests.generator.task import INPUTS_FILE, read_inputs
 from loadtests.workload import arrivals, prompts
 from tests.helpers.campaign_process import (
     PATIENCE_S,
@@ -92,6 +95,41 @@ def test_an_open_loop_is_the_same_with_any_number_of_workers(
         ]
         assert [row["worker"] for row in rows] == [index % count for index in range(len(rows))]
     assert driven.said["planned"] == len(driven.in_window()) and len(warm_up) > 3
+
+
+def test_load_workers_need_no_trace(
+    tmp_path: Path, marked: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver has read it, and the coordinator passes the arrivals on, more of them than an
+    environment variable can hold. Nor do load workers need the packages that read traces.
+    """
+    for package in ("pyarrow", "numpy"):
+        (tmp_path / f"{package}.py").write_text(f"raise ImportError('no {package} here')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text(
+        "".join(
+            f'{{"chat_id": {n}, "parent_chat_id": -1, "timestamp": {n / 20}, "input_length": 3000,'
+            f' "output_length": 2, "hash_ids": {[2**62 + n // 2 + k for k in range(188)]}}}\n'
+            for n in range(40)
+        )
+    )
+    scenario = SCENARIO | {"arrivals": "trace", "trace": str(trace), "context": 4096}
+    task = task_of("", scenario, duration_s=1.0)
+    planned = read_inputs(task)
+    assert len(json.dumps(planned.to_json())) > 131_072
+    trace.unlink()
+    with Witness(answer_s=0.02) as witness:
+        driven = drive(tmp_path / "load", replace(task, base_url=witness.url), Workers(2))
+    assert_complete(driven, witness, 2)
+    bodies = {asked.request_id: asked.body for asked in witness.asked}
+    in_window = task.window_arrivals(planned)
+    assert len(in_window) == len(driven.in_window()) == driven.said["planned"] == 20
+    for number, (arrival, row) in enumerate(zip(in_window, driven.in_window(), strict=True)):
+        assert row["scheduled_s"] - driven.window[0] == pytest.approx(arrival.at_s, abs=2e-6)
+        wanted = prompts.make_prompt(SEED, scenario, 0, number, arrival)
+        assert bodies[f"{row['worker']}-{row['request']}"]["prompt"] == wanted.text
+    assert not (tmp_path / "load" / INPUTS_FILE).exists()
 
 
 def test_a_window_does_not_wait_for_the_warm_up_s_next_arrival(

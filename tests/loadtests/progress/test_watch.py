@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.campaign import analysis_process
 from loadtests.generator.messages import Window
 from loadtests.progress import estimate
 from loadtests.progress import watch as progress
@@ -256,7 +255,3 @@ def test_a_terminal_shows_cases_stages_times_and_waits(
     assert "skipped: vllm is not installed" in rows[3] and rows[4].endswith("failed")
     assert "    launch: it has [brackets]" in text
     assert "    second" in text and text.count("tok/s") >= 2
-
-
-def test_a_row_that_cannot_be_made_is_none(tmp_path: Path) -> None:
-    assert analysis_process.make_row(tmp_path / "nowhere", 1) is None

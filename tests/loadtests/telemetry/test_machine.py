@@ -35,6 +35,12 @@ def test_manifest_imports_none_of_the_packages() -> None:
     assert "psutil" in imported and not heavy & {*imported}
 
 
+def test_the_processes_beside_a_load_import_no_pydantic() -> None:
+    """It would take each of them a tenth of a second."""
+    imported = output_of("list_modules", "measure").split()
+    assert "loadtests.telemetry.server_metrics" in imported and "pydantic" not in imported
+
+
 def test_only_variables_that_change_behaviour_are_kept_without_secrets(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -198,6 +204,15 @@ def test_cores_are_shared_if_there_is_one_or_no_affinity(monkeypatch: pytest.Mon
         "shared": True,
         "threads": 4,
     }
+
+
+def test_others_are_watched_on_the_server_s_cores_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {4, 5, 6}, raising=False)
+    monkeypatch.setattr(cores, "cpu_limit", lambda: None)
+    assert cores.contested_cores((4, 5)) == [4, 5]
+    assert cores.contested_cores(()) == [4, 5, 6], "it is not pinned"
+    monkeypatch.setattr(cores, "cpu_limit", lambda: 0.5)
+    assert cores.contested_cores(()) == [], "the limit may pause it"
 
 
 @pytest.mark.parametrize(

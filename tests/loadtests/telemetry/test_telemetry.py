@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
@@ -18,6 +18,7 @@ import pytest
 
 from loadtests.schema import GPU_FIELDS, PROCESS_FIELDS, TELEMETRY_FIELDS, read_lines
 from loadtests.telemetry import gpu
+from loadtests.telemetry.processes import sample_cores
 from tests.helpers import metrics_server
 from tests.helpers.fake_nvml import TWO_CARDS, compile_driver
 from tests.helpers.python_program import PROGRAMS, ROOT
@@ -63,7 +64,11 @@ def telemetry(start: Start, tmp_path: Path) -> Start:
     """Starts telemetry that writes tmp_path/telemetry.jsonl, which `rows` reads."""
 
     def telemetry(
-        load_pid: int, server_pid: int | None = None, metrics_of: str = "", **environment: str
+        load_pid: int,
+        server_pid: int | None = None,
+        metrics_of: str = "",
+        server_cores: Sequence[int] = (),
+        **environment: str,
     ) -> subprocess.Popen[str]:
         arguments = [
             "--out",
@@ -75,6 +80,7 @@ def telemetry(start: Start, tmp_path: Path) -> Start:
         ]
         server = [] if server_pid is None else ["--server-pid", str(server_pid)]
         server += ["--metrics-of", metrics_of] if metrics_of else []
+        server += ["--server-cores", *map(str, server_cores)] if server_cores else []
         return start(
             "-m",
             "loadtests.telemetry",
@@ -200,6 +206,38 @@ def test_context_switches_of_all_threads_count(
         tmp_path, lambda found: bool(found) and found[-1]["server"]["context_switches_total"] > 500
     )
     end(process)
+
+
+def test_time_without_a_core_counts_beside_another_process_on_it(
+    telemetry: Start, start: Start, tmp_path: Path
+) -> None:
+    core = min(os.sched_getaffinity(0))
+    server, _ = (
+        start("-c", f"import os; os.sched_setaffinity(0, [{core}])\nwhile 1: pass")
+        for _ in range(2)
+    )
+    process = telemetry(os.getpid(), server.pid, server_cores=[core])
+    found = rows(
+        tmp_path,
+        lambda found: (
+            bool(found) and found[-1]["server"]["waited_s"] - found[0]["server"]["waited_s"] > 1
+        ),
+    )
+    end(process)
+    found = [row for row in found if row["server_cores_busy_s"] is not None]
+    busy_s = found[-1]["server_cores_busy_s"] - found[0]["server_cores_busy_s"]
+    used_s = found[-1]["server"]["cpu_s"] - found[0]["server"]["cpu_s"]
+    assert busy_s > used_s + 0.3, "the other process used the core"
+    for name in ("server_cores_busy_s", "server_cores_steal_s"):
+        values = [row[name] for row in found]
+        assert values == sorted(values), name
+    assert {row["load"]["waited_s"] is None for row in found} == {False}
+
+
+def test_a_core_that_is_not_listed_makes_their_times_unknown() -> None:
+    unknown = {"server_cores_busy_s": None, "server_cores_steal_s": None}
+    assert sample_cores([]) == sample_cores([0, 99_999]) == unknown
+    assert None not in sample_cores([min(os.sched_getaffinity(0))]).values()
 
 
 def test_ends_in_time_on_sigterm_with_whole_lines_and_states_its_cost(

@@ -9,8 +9,10 @@ import scipy  # scipy.stats loads at its first use
 
 from loadtests.workload.arrivals import (
     Arrival,
+    describe_replay,
     fit_context,
     longest_warm_up_s,
+    replay,
     schedule,
     warm_up_arrivals,
     window_arrivals,
@@ -131,10 +133,23 @@ def test_a_trace_is_replayed_in_its_slice_and_scale_with_clipped_lengths(tmp_pat
         "trace_start_s": 4,
         "time_scale": 2.0,
     }
-    assert schedule("any", scenario, None, 3.0) == [Arrival(0.0, 20, 6), Arrival(0.5, 3496, 600)]
-    assert schedule("any", scenario, None, 3.1)[-1] == Arrival(3.0, 30, 7)
+    assert replay(scenario, 3.0) == [Arrival(0.0, 20, 6), Arrival(0.5, 3496, 600)]
+    assert replay(scenario, 3.1)[-1] == Arrival(3.0, 30, 7)
     with pytest.raises(TraceError, match=r"trace\.csv has no request in the 6 s after second 11"):
-        schedule("any", scenario | {"trace_start_s": 11}, None, 3.0)
+        replay(scenario | {"trace_start_s": 11}, 3.0)
+
+
+def test_a_clipped_prompt_keeps_only_its_blocks(tmp_path: Path) -> None:
+    """A load worker gets no more than it needs."""
+    (tmp_path / "trace.jsonl").write_text(
+        f'{{"timestamp": 0, "input_length": 9000, "output_length": 5, "hash_ids": {[*range(18)]}}}'
+    )
+    scenario = {"arrivals": "trace", "trace": str(tmp_path / "trace.jsonl"), "context": 1030}
+    assert replay(scenario, 1.0) == [Arrival(0.0, 1025, 5, (0, 1, 2), (512, 512, 512))]
+    assert describe_replay(scenario, 1.0) == (
+        "a trace in the format Mooncake (times in ms, blocks of 512 tokens): 1 request, 1 clipped"
+        " to the context of 1,030 tokens"
+    )
 
 
 @pytest.mark.parametrize(
@@ -196,10 +211,11 @@ def test_with_a_profile_or_a_trace_both_parts_are_the_one_schedule(tmp_path: Pat
         (POISSON | {"profile": [[0, 1], [10, 1], [10, 4], [15, 0.5]], "warmup_s": 8.0}, 5.0),
         (trace, None),
     ):
-        whole = schedule("1/s/1", scenario, rate, 8.0 + 20.0)
+        recorded = None if rate else replay(scenario, 8.0 + 20.0)
+        whole = schedule("1/s/1", scenario, rate, 8.0 + 20.0, recorded)
         before, inside = (
-            warm_up_arrivals("1/s/1", scenario, rate),
-            window_arrivals("1/s/1", scenario, rate, 20.0),
+            warm_up_arrivals("1/s/1", scenario, rate, recorded),
+            window_arrivals("1/s/1", scenario, rate, 20.0, recorded),
         )
         assert (
             before == [arrival for arrival in whole if arrival.at_s < 8]
@@ -211,6 +227,7 @@ def test_with_a_profile_or_a_trace_both_parts_are_the_one_schedule(tmp_path: Pat
         assert len(before) > 15 and len(inside) > 40
     for warmup_s in (0.0, 0.2):
         late = trace | {"trace_start_s": 0.1, "warmup_s": warmup_s}
-        assert warm_up_arrivals("1/s/1", late, None) == [] and window_arrivals(
-            "1/s/1", late, None, 1.0
+        recorded = replay(late, warmup_s + 1.0)
+        assert warm_up_arrivals("1/s/1", late, None, recorded) == [] and window_arrivals(
+            "1/s/1", late, None, 1.0, recorded
         )[0].at_s == pytest.approx(0.27 - warmup_s)

@@ -289,29 +289,3 @@ def test_other_kinds_of_simulated_engines(tmp_path: Path, name: str) -> None:
     check_fields(profile, expected)
     if name == "speculative":
         assert profile["tokens_per_chunk"] == pytest.approx(4, rel=0.1)
-
-
-@slow
-@pytest.mark.parametrize("foreign", ["vllm_openai", "fastchat"])
-def test_other_peoples_servers(tmp_path: Path, foreign: str) -> None:
-    engine = "vllm" if foreign == "vllm_openai" else "hf"
-    with start(foreign, engine, tmp_path) as running:
-        profile = call_profiler(running.base_url)
-    expected: dict[str, Any] = {
-        "model": "serveoff-tiny",
-        "models": ["serveoff-tiny"],
-        "endpoints": ["chat", "completions"],
-        "reasoning": None,
-        "repeats_alone": True,
-        "repeats_under_load": True,
-        "early_chunks": 1,
-        "usage": "plain",
-    }
-    if foreign == "vllm_openai":
-        expected |= {
-            "usage": "continuous",
-            "metrics": "vllm",
-            "tokens_per_word": 1.0,
-            "fields": dict.fromkeys(FIELDS, "accepted"),
-        }
-    check_fields(profile, expected)

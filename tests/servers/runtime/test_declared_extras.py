@@ -7,6 +7,7 @@ would not start.
 import importlib.metadata
 import sys
 import tomllib
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.test_architecture import imports
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ALWAYS = ("load", "analysis")  # the noxfile's MEASURE
 BY_MODULE = importlib.metadata.packages_distributions()
+BESIDE_PYTHON = Path(sys.executable).parent
 CASES = [
     pytest.param(server, engine, id=f"{server.name}-{engine}")
     for server in catalog.list_servers().values()
@@ -57,17 +59,18 @@ def distributions_of(module: str) -> set[str]:
     return {canonicalize_name(name) for name in BY_MODULE.get(module.partition(".")[0], ())}
 
 
-def distribution_of_program(name: str) -> set[str]:
-    """The one that installs this program beside Python's, if one does."""
-    place = Path(sys.executable).parent / name
-    return {
-        canonicalize_name(each.name)
-        for each in importlib.metadata.distributions()
-        if any(
-            file.name == name and Path(str(each.locate_file(file))).resolve() == place.resolve()
-            for file in each.files or ()
-        )
-    }
+@cache
+def distributions_of_programs() -> dict[str, set[str]]:
+    """The distributions that install each program beside Python's."""
+    found = defaultdict(set)
+    for each in importlib.metadata.distributions():
+        for file in each.files or ():
+            # a wheel's programs are recorded relative to its modules, as ../../../bin/NAME
+            if file.parts[0] == ".." and (
+                Path(str(each.locate_file(file))).resolve() == (BESIDE_PYTHON / file.name).resolve()
+            ):
+                found[file.name].add(canonicalize_name(each.name))
+    return found
 
 
 def modules_of(server: ServerSpec) -> Iterator[str]:
@@ -93,7 +96,7 @@ def test_what_a_server_requires_comes_with_its_extras(server: ServerSpec, engine
     extras = frozenset((*ALWAYS, *server.needed_extras(engine)))
     provided = provided_by(extras)
     for name in (*server.requires, *ENGINES[engine].requires * (not server.upstream)):
-        brought = distributions_of(name) or distribution_of_program(name)
+        brought = distributions_of(name) or distributions_of_programs().get(name)
         if not brought:
             assert name in PROGRAMS, f"{name} is in no package, and not in .ci/programs"
             continue

@@ -1,0 +1,20 @@
+/* A fake libcuda.so.1: vLLM's libraries load, and find a driver without a card. */
+#define ABSENT(name) int name(void) { return 100; } /* CUDA_ERROR_NO_DEVICE */
+ABSENT(cuInit)
+ABSENT(cuCtxGetCurrent)
+ABSENT(cuCtxSetCurrent)
+ABSENT(cuDeviceGetAttribute)
+ABSENT(cuDevicePrimaryCtxRetain)
+ABSENT(cuGetErrorString)
+ABSENT(cuGetProcAddress_v2)
+ABSENT(cuMemAddressFree)
+ABSENT(cuMemAddressReserve)
+ABSENT(cuMemCreate)
+ABSENT(cuMemGetAllocationGranularity)
+ABSENT(cuMemMap)
+ABSENT(cuMemRelease)
+ABSENT(cuMemSetAccess)
+ABSENT(cuMemUnmap)
+ABSENT(cuPointerGetAttribute)
+ABSENT(cuTensorMapEncodeTiled)
+int cuDriverGetVersion(int *version) { *version = 13000; return 0; }
