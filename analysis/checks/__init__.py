@@ -20,6 +20,7 @@ CHECKS: tuple[Callable[[CaseData], Check | None], ...] = (
     token_counts.check_token_counts,
     token_counts.check_usage,
     token_counts.check_lengths,
+    token_counts.check_prompt_lengths,
     responses.check_rows,
     responses.check_served,
     errors.check_resent,

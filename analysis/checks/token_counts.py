@@ -1,16 +1,18 @@
-"""Checks of the number of tokens in a response: by the server's usage, by our own count, and as
-requested.
+"""Checks of the number of tokens in a response, by the server's usage, by our own count, and as
+requested; and in a prompt, by usage and as made.
 
 Metrics go by usage. Only a known-answer model's words can be counted exactly. For other models only
 chunks with text can be counted, and a chunk may hold several tokens.
 """
 
+import numpy as np
 import pandas as pd
 
 from analysis.case import CaseData, credible_usage
 from analysis.checks.verdict import Check, format_share, is_strict
 from analysis.metrics.requests import sum_arrays
 
+MOST_OFF, FEW = 0.03, 0.01  # of a prompt's tokens, and of the prompts
 MOST_APART = 0.01  # difference between the metrics' tokens and usage, as a share of all tokens
 
 
@@ -112,6 +114,48 @@ def check_lengths(case: CaseData) -> Check | None:
         detail,
         "compare only with servers whose responses have these lengths",
     )
+
+
+def check_prompt_lengths(case: CaseData) -> Check | None:
+    """Prompts have as many tokens by the server's usage as the load generator made, on endpoints
+    that need not have exact counts: a server that truncates prompts works less than others, and one
+    that adds to them more.
+
+    A prompt may be off by 3% and 2 tokens. If words have different numbers of tokens, the sum over
+    a prompt wanders by their spread, which for most tokenizers is below one token a word: four
+    standard deviations are then allowed.
+    """
+    if is_strict(case):
+        return None
+    done, name = _completed(case), "prompt lengths"
+    lengths = case.run.get("prompt_lengths") or {}
+    known = done[done["prompt_tokens"].gt(0)]
+    if known.empty:
+        remedy = "see the check usage"
+        return Check(name, None, "note", "the server does not count the tokens of prompts", remedy)
+    real = f"mean {known['prompt_tokens'].mean():,.1f} tokens by usage"
+    known = known[known["prompt_tokens_asked"].notna()]
+    if known.empty or lengths.get("source") == "assumed":
+        remedy = "give --tokenizer, so that Serveoff knows the tokens of the prompts"
+        return Check(name, None, "note", f"{real}; the expected number is not known", remedy)
+    asked = known["prompt_tokens_asked"].astype(float)
+    off = known["prompt_tokens"].astype(float) - asked
+    spread = 0.0 if float(lengths.get("per_word") or 1.0).is_integer() else 4.0
+    allowed = MOST_OFF * asked + np.maximum(2.0, spread * np.sqrt(asked))
+    detail = f"mean {asked.mean():,.1f} tokens, and {real.removeprefix('mean ')}"
+    for wrong, what, remedy in (
+        (off < -allowed, "fewer", "raise the server's limit on prompts, or find what cuts them"),
+        (off > allowed, "more", "find what adds to prompts, such as a system message of a proxy"),
+    ):
+        if wrong.mean() > FEW:
+            row = known[wrong].sort_values("prompt_tokens_asked").iloc[-1]
+            detail = (
+                f"{format_share(float(wrong.mean()))} of the prompts have {what} tokens by usage"
+                f" than were sent, such as {row['prompt_tokens']:,.0f} of"
+                f" {row['prompt_tokens_asked']:,.0f} ({detail})"
+            )
+            return Check(name, False, "warning", detail, remedy)
+    return Check(name, True, "warning", detail, "compare usage with the model's tokenizer")
 
 
 def _completed(case: CaseData) -> pd.DataFrame:

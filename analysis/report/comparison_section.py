@@ -41,7 +41,7 @@ DECIDING = ("output_tokens_per_s", "goodput_per_s", "error_share", "ttft_p50_s",
 DEMAND = ("output_tokens_per_s", "requests_per_s")
 
 # Checks of counts: the page shows what they found beside the numbers.
-COUNTS = ("token counts", "usage", "response lengths")
+COUNTS = ("token counts", "usage", "response lengths", "prompt lengths")
 
 # Metrics to show behind another one, if any case has more than 0 of the last.
 BESIDE = {

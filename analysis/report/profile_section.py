@@ -1,5 +1,5 @@
-"""The report's section on profiled endpoints: what each supports, and what could not be measured
-exactly.
+"""The report's sections on profiled endpoints, what each supports and what could not be measured
+exactly, and on the prompts of all servers whose tokens are not words.
 """
 
 import json
@@ -18,6 +18,7 @@ USAGE = {
     "never": "never",
 }
 UNKNOWN = "unknown"
+WORDS = "known-answer model"  # the source of lengths where a word is a token
 
 
 def profile_view(summary: Summary) -> View:
@@ -34,6 +35,36 @@ def profile_view(summary: Summary) -> View:
             for note in dict.fromkeys((name, each) for each in profile.get("notes") or [])
         ],
     }
+
+
+def prompts_view(summary: Summary) -> View:
+    """{origin: a sentence, rows: [(server, scenario, lengths asked and found, source of the
+    lengths)]} for the templates. `rows` is empty if every prompt is generated and has as many
+    tokens as words.
+    """
+    campaign = summary.campaign
+    given = campaign.data.get("prompts")
+    checks = summary.checks[summary.checks["name"].eq("prompt lengths")]
+    details = dict(zip(checks["index"], checks["detail"], strict=True))
+    rows: dict[tuple[str, str], tuple[str, str]] = {}
+    for index, server, scenario in zip(
+        *(summary.table[name] for name in ("index", "server", "scenario")), strict=True
+    ):
+        lengths = campaign.runs.get(index, {}).get("prompt_lengths") or {}
+        source = str(lengths.get("source", UNKNOWN))
+        if given or (lengths and source != WORDS):
+            rows.setdefault((server, scenario), (details.get(index, "exact"), source))
+    return {"origin": _origin(given), "rows": [(*key, *row) for key, row in rows.items()]}
+
+
+def _origin(given: Json | None) -> str:
+    if not given:
+        return "Prompts are generated, from frequent English words."
+    some = f", of which {given['kept']:,} are used" if given["kept"] < given["prompts"] else ""
+    return (
+        f"Prompts are from {given['file']}: {given['prompts']:,} with {given['requests']:,}"
+        f" requests{some}, in an order that the seed decides."
+    )
 
 
 def first_address(summary: Summary) -> str:

@@ -109,6 +109,7 @@ def build_view(summary: Summary) -> View:
         "comparisons": len(shown),
         "contents": _contents(sweeps, bool(capacity["systems"])),
         "profile": profile_section.profile_view(summary),
+        "prompts": profile_section.prompts_view(summary),
         "concerns": concerns,
         "checks": _checks(summary),
         "cost": cost,

@@ -22,6 +22,7 @@ from loadtests.telemetry import machine, server_counters
 from loadtests.telemetry.cores import contested_cores
 from loadtests.telemetry.server_metrics import METRICS_OF
 from loadtests.workload import arrivals
+from loadtests.workload.prompts import shortest_prompt
 from servers.contract import oracle
 from servers.contract.conformance_client import CheckFailed
 from servers.profile.access import access_environment
@@ -170,6 +171,13 @@ def _load(run: CaseRun) -> None:
         length_s = scenario["warmup_s"] + case.duration_s
         run.file.notes.append(f"{case.scenario}: {arrivals.describe_replay(scenario, length_s)}")
     telemetry, access, given = None, run.target.access, run.given_prompts()
+    if given is None and "prompt_tokens" in scenario:
+        asked, least = scenario["prompt_tokens"][0], shortest_prompt(scenario, lengths)
+        if least > asked + scenario.get("shared_tokens", 0):
+            run.file.notes.append(
+                f"prompts have at least {least:,} tokens instead of {asked:,}: the server itself"
+                f" adds {lengths.added(scenario['endpoint']):,} to each"
+            )
 
     def watch(status: LoadStatus | None) -> None:
         raise_if_ended(run)

@@ -1,6 +1,7 @@
 """One case while it runs, and the context that all cases of a campaign share."""
 
 import functools
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from loadtests.errors import UsageError
 from loadtests.generator import locust_process
 from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import Case, CaseFile
+from loadtests.workload import arrivals
 from loadtests.workload.arrivals import ScenarioTable
 from loadtests.workload.given_prompts import Conversation, fit_context
 from loadtests.workload.prompt_files import PromptFile
@@ -125,15 +127,24 @@ class CaseRun:
             return in_words_of(int(simulated.get("tokens_per_word", 1)))
         return settle_lengths(self.context.folder, self.model, self.profile.lengths)
 
+    def _limits_of(self, key: str) -> PromptLengths:
+        """The lengths of prompts in the tokens of a target, with its context, if it is known."""
+        if profile := self.context.profiles.get(key):
+            return settle_lengths(self.context.folder, profile.model, profile.lengths)
+        lengths = self.lengths
+        return replace(lengths, context=lengths.context or context_of(self.context.model))
+
     def given_prompts(self) -> tuple[Conversation, ...] | None:
-        """The user's prompts for this case, without requests that would exceed the context. Notes
-        how many those are.
+        """The user's prompts for this case, without requests that would exceed the context of any
+        target: all targets get the same ones. Notes how many those are.
         """
-        prompts = self.context.prompts.get(self.target_key)
-        if prompts is None:
+        given = self.context.prompts
+        if not given:
             return None
-        kept, beyond = fit_context(prompts.conversations, self.scenario, self.lengths)
-        context = self.lengths.context
+        keys = sorted(given, key=lambda key: key != self.target_key)  # its own first
+        sides = [(given[key].conversations, self._limits_of(key)) for key in keys]
+        kept, beyond = fit_context(sides, self.scenario)
+        context = min((each.context for _, each in sides if each.context), default=0)
         if not kept:
             raise CaseFailed(
                 f"every prompt of --prompts exceeds the context of {context:,} tokens: give shorter"
@@ -141,8 +152,8 @@ class CaseRun:
             )
         if beyond:
             self.file.notes.append(
-                f"{beyond:,} requests of --prompts exceed the context of {context:,} tokens and are"
-                " left out"
+                f"requests of --prompts that exceed the context of {context:,} tokens and are left"
+                f" out: {beyond:,}"
             )
         return kept
 
@@ -179,6 +190,17 @@ def settle_lengths(folder: Path, model: str, measured: PromptLengths) -> PromptL
         known[model] = measured.to_json()
         schema.write_json(file, known)
     return PromptLengths.from_json(known[model])
+
+
+def context_of(model: models.Model) -> int | None:
+    """The context of a model that Serveoff's servers run; None if its files do not state it."""
+    if model.planted:
+        return arrivals.CONTEXT
+    try:
+        config = json.loads(Path(model.path, "config.json").read_text())
+        return int(config["max_position_embeddings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def find_tokenizers(

@@ -58,27 +58,38 @@ class Conversation:
 
 
 def fit_context(
-    conversations: Sequence[Conversation], scenario: Mapping[str, Any], lengths: PromptLengths
+    sides: Sequence[tuple[Sequence[Conversation], PromptLengths]], scenario: Mapping[str, Any]
 ) -> tuple[tuple[Conversation, ...], int]:
-    """Ends each conversation before a request that, with its response, is longer than the context.
-    Returns the conversations with a request, and how many requests were left out. Requests of
-    unknown length stay.
+    """Ends each conversation before a request that, with its response, is longer than the context
+    of any target. `sides`: the same conversations as each target counts them. Returns those of the
+    first side that have a request, and how many requests were left out. Requests of unknown length
+    stay.
     """
-    if lengths.context is None:
-        return tuple(conversations), 0
-    longest = scenario.get("output_tokens", (1, 1))[1]
     kept, beyond = [], 0
-    for each in conversations:
-        room = lengths.context - (each.max_tokens or longest)
-        tokens = (each.count_tokens(end, scenario["endpoint"], lengths) for end in each.ends)
-        fitting = next(
-            (n for n, count in enumerate(tokens) if count is not None and count > room),
-            len(each.ends),
+    for counted in zip(*(conversations for conversations, _ in sides), strict=True):
+        fitting = min(
+            _count_fitting(each, scenario, lengths)
+            for each, (_, lengths) in zip(counted, sides, strict=True)
         )
-        beyond += len(each.ends) - fitting
+        first = counted[0]
+        beyond += len(first.ends) - fitting
         if fitting:
-            kept.append(replace(each, ends=each.ends[:fitting]))
+            kept.append(replace(first, ends=first.ends[:fitting]))
     return tuple(kept), beyond
+
+
+def _count_fitting(
+    conversation: Conversation, scenario: Mapping[str, Any], lengths: PromptLengths
+) -> int:
+    """Returns the number of requests before the first one that is longer than the context."""
+    if lengths.context is None:
+        return len(conversation.ends)
+    room = lengths.context - (conversation.max_tokens or scenario.get("output_tokens", (1, 1))[1])
+    for number, end in enumerate(conversation.ends):
+        tokens = conversation.count_tokens(end, scenario["endpoint"], lengths)
+        if tokens is not None and tokens > room:
+            return number
+    return len(conversation.ends)
 
 
 class GivenPrompts:

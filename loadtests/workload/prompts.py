@@ -112,6 +112,17 @@ def make_prompt(
     )
 
 
+def shortest_prompt(scenario: Mapping[str, Any], lengths: PromptLengths) -> int:
+    """Returns the tokens of the shortest prompt: what was asked for, or more if the server adds so
+    many itself that too few are left to make prompts unique.
+    """
+    asked: int = scenario["prompt_tokens"][0] + scenario.get("shared_tokens", 0)
+    if not lengths.words:
+        return asked
+    words = min(UNIQUE_WORDS, lengths.words_of(scenario["prompt_tokens"][0]))
+    return max(asked, lengths.added(scenario["endpoint"]) + lengths.tokens_of(words))
+
+
 def count_history(history: Sequence[PromptMessage], lengths: PromptLengths) -> int:
     """Returns the tokens of the messages before the last one, with those that the server adds."""
     texts = sum(

@@ -4,7 +4,8 @@ tokens that the server counts for them.
 A server's tokenizer is found out without its name. Two groups of words and both groups in one
 prompt give the tokens that the server adds itself: count(A) + count(B) - count(A and B). What is
 left of a group's count are the tokens of its words, and each word has at least one. So in a group
-with as many tokens as words every word is one token, and prompts of such words are exact.
+with as many tokens as words every word is one token, and prompts of such words are exact. Words of
+one length differ least in their tokens, so the groups are made by length.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -167,7 +168,8 @@ def choose_words(
     after_space = {word: count_text(f"{words[0]} {word}") - alone[words[0]] for word in words}
     for tokens in sorted(set(after_space.values())):
         same = tuple(w for w in words if alone[w] == after_space[w] == tokens)
-        if tokens > 0 and len(same) >= GROUP:
+        is_same = tokens > 0 and len(same) >= GROUP
+        if is_same and count_text(" ".join(same)) == tokens * len(same):
             return PromptLengths(source, same, tokens)
     mean = count_text(" ".join(words)) / len(words)
     return PromptLengths(source, tuple(words), max(mean, 1e-3))
@@ -176,9 +178,11 @@ def choose_words(
 def _choose_groups(
     kind: str, count: CountPrompt, words: Sequence[str], source: str
 ) -> PromptLengths | None:
-    """Choose the groups of words in which every word is one token; without one, all words with
-    their mean. None if the server's counts are no measure of a prompt.
+    """Choose the groups of words in which every word is one token; without one, the group whose
+    words are most alike in length, with their mean. None if the server's counts are no measure of a
+    prompt.
     """
+    words = sorted(words, key=len)  # the words of a group then have similar numbers of tokens
     groups = [words[start : start + GROUP] for start in range(0, len(words) - GROUP + 1, GROUP)]
     first, rest = groups[0][:SHORT], groups[0][SHORT:]
     # in reverse, because a server may leave out what it has seen as the start of another prompt
@@ -199,5 +203,6 @@ def _choose_groups(
     )
     if single:
         return PromptLengths(source, single)
-    known = [size for size in sizes if size is not None]
-    return PromptLengths(source, tuple(words), sum(known) / (GROUP * len(known)))
+    known = [(group, size) for group, size in zip(groups, sizes, strict=True) if size]
+    alike, size = min(known, key=lambda each: len(each[0][-1]) - len(each[0][0]))
+    return PromptLengths(source, tuple(alike), size / GROUP)

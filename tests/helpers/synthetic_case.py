@@ -228,6 +228,7 @@ def run(
         ],
         "window": {"start_s": 2.0, "end_s": 10.0},
         "profile": None,
+        "prompt_lengths": None,
         "verify_before": checks,
         "verify_after": checks,
         "counts": {

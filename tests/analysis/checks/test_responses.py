@@ -59,12 +59,47 @@ def test_a_profiled_endpoint_s_counts_are_compared_too(observe):
             "100% ended early (mean 11.0 of 20.0 tokens)",
         ),
         ({"max_tokens": 5}, "response lengths", "warning", "100% had more tokens than requested"),
+        (
+            {"prompt_tokens": 20},
+            "prompt lengths",
+            "warning",
+            "100% of the prompts have fewer tokens by usage than were sent, such as 20 of 32 (mean"
+            " 32.0 tokens, and 20.0 tokens by usage)",
+        ),
+        (
+            {"prompt_tokens": 40},
+            "prompt lengths",
+            "warning",
+            "100% of the prompts have more tokens by usage than were sent, such as 40 of 32",
+        ),
     ],
 )
 def test_a_wrong_count_is_named(observe, change, name, severity, detail):
     o = foreign(observe, lambda row: row.update(change))
     assert failed(o) == {name: severity}
     assert detail in found_by(o, name).detail
+
+
+@pytest.mark.parametrize(
+    ("change", "lengths", "ok", "detail"),
+    [
+        ({"prompt_tokens": 33}, {}, True, "mean 32.0 tokens, and 33.0 tokens by usage"),
+        ({"prompt_tokens": 40}, {"per_word": 1.3}, True, "mean 32.0 tokens, and 40.0 tokens"),
+        ({"prompt_tokens": 40}, {"source": "assumed"}, None, "the expected number is not known"),
+        ({"prompt_tokens_asked": None}, {}, None, "mean 32.0 tokens by usage; the expected number"),
+        ({"prompt_tokens": None}, {}, None, "the server does not count the tokens of prompts"),
+    ],
+)
+def test_prompts_may_differ_by_what_is_not_known(observe, change, lengths, ok, detail):
+    rows = rows_with(lambda row: row.update(change), range(400))
+    found = found_by(observe(rows, **FOREIGN, prompt_lengths=lengths), "prompt lengths")
+    assert (found.ok, detail in found.detail) == (ok, True), found
+
+
+def test_a_few_cut_prompts_are_found_among_many(observe):
+    o = foreign(observe, lambda row: row.update(prompt_tokens_asked=3000), range(100, 110))
+    assert failed(o) == {"prompt lengths": "warning"}
+    assert "2.5% of the prompts have fewer tokens" in found_by(o, "prompt lengths").detail
 
 
 def test_chunks_of_several_tokens_pass(observe):

@@ -185,6 +185,28 @@ def test_the_report_of_an_endpoint_without_usage(write):
     assert row.split(" | ")[4] == "40.0", "its TPOT is per chunk"
 
 
+def test_the_report_has_the_lengths_of_prompts_and_their_source(write):
+    lengths = {"source": "usage.prompt_tokens", "words": 512, "per_word": 1.0}
+    folder = write({"target": sound()}, prompt_lengths=lengths, **FOREIGN)
+    assert report(folder, "--strict") == 0
+    text = (folder / "report.md").read_text()
+    found = "mean 32.0 tokens, and 32.0 tokens by usage"
+    assert f"| target | chat | {found} | usage.prompt\\_tokens |" in text
+    assert "Prompts are generated" in text
+    assert "Lengths of prompts" in (folder / "report.html").read_text()
+
+
+def test_the_report_names_the_file_of_prompts(write):
+    given = {"file": "mine.jsonl", "prompts": 5000, "requests": 9000, "kept": 400}
+    data = FOREIGN["data"] | {"prompts": given}
+    rows = [row | {"prompt_tokens_asked": None} for row in sound()]
+    folder = write({"target": rows}, **FOREIGN | {"data": data})
+    assert report(folder, "--strict") == 0
+    text = (folder / "report.md").read_text()
+    assert "mine.jsonl: 5,000 with 9,000 requests, of which 400 are used" in text
+    assert "the expected number is not known" in text
+
+
 def test_a_report_without_a_finished_case_states_that_nothing_was_checked(write):
     folder = write({"alpha": sound()}, status="failed: load: all requests failed: http 401")
     assert report(folder, "--strict") == 1
