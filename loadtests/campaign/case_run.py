@@ -204,7 +204,12 @@ class CaseRun:
         self.file.notes += profile.notes
 
     def save(self) -> None:
-        data = hide_in_json(self.file.to_json(), self.target.access.secrets)
+        whole = self.file.to_json()
+        data = hide_in_json(whole, self.target.access.secrets)
+        # a header's variable may hold a name, such as that of the model, by which cases are found
+        data["case"] = whole["case"]
+        if self.profile:
+            data["profile"] |= {"model": self.profile.model, "models": list(self.profile.models)}
         schema.write_json(self.folder / "run.json", data)
 
 

@@ -51,8 +51,8 @@ def open_campaign(folder: Path, campaign: CampaignFile) -> None:
         differing = [key for key in SAME if before.get(key) != wanted[key]]
         if differing:
             raise UsageError(
-                f"{folder} is a campaign with another {', '.join(differing)}: repeat its command to"
-                " continue it, or choose another --out"
+                f"{folder} is another campaign, by its {', '.join(differing)}: repeat its command"
+                " to continue it, or choose another --out"
             )
         # campaign.json would give the old machine and versions for the new rows
         if (folder / "cases.json").exists() and not any(folder.glob("cases/*")):

@@ -3,6 +3,7 @@
 All times are `time.perf_counter()`, in seconds.
 """
 
+import _socket
 import functools
 import itertools
 import os
@@ -29,6 +30,9 @@ SO_TIMESTAMPNS = (
 TIMESPEC = struct.Struct("@qq")
 ANCILLARY_BYTES = 64
 TCP_ESTABLISHED = 1  # the first byte of tcp_info (net/tcp_states.h)
+# Records of TLS 1.2 (RFC 5246, section 6.2.1) and of TLS 1.3, where an encrypted alert has 2 + 1
+# + 16 bytes (RFC 8446, section 5.2)
+TLS_ALERT, TLS_HIDDEN_ALERT = b"\x15", b"\x17\x03\x03\x00\x13"
 NEXT_ADDRESS_S = 1.0  # after which a connection tries the next address
 MAX_HEAD_BYTES = 65_536  # of a proxy's response
 Address = tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
@@ -132,12 +136,10 @@ def addresses_of(host: str, port: int) -> Addresses:
 
 def is_closed_by_peer(sock: socket.socket) -> bool:
     """Whether the server has closed its end of a connection on which no response is due. Under TLS
-    a read would first find other messages, so the kernel's state is used, on Linux only.
+    a read could find other messages first, so this is known on Linux only.
     """
     if isinstance(sock, ssl.SSLSocket):
-        if sys.platform != "linux":
-            return False
-        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != TCP_ESTABLISHED
+        return sys.platform == "linux" and _is_tls_closed(sock)
     timeout_s = sock.gettimeout()
     sock.setblocking(False)  # with a timeout, Python would wait even with MSG_DONTWAIT
     try:
@@ -148,6 +150,25 @@ def is_closed_by_peer(sock: socket.socket) -> bool:
         return True
     finally:
         sock.settimeout(timeout_s)
+
+
+def _is_tls_closed(sock: ssl.SSLSocket) -> bool:
+    """Whether TCP has ended, or a message in an alert's form waits: the server may announce the end
+    and then wait for ours. Session tickets, which may wait as well, are longer.
+    """
+    if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != TCP_ESTABLISHED:
+        return True
+    # a second object for the connection, because SSLSocket cannot peek
+    plain = _socket.socket(fileno=os.dup(sock.fileno()))
+    try:
+        head = plain.recv(5, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        plain.close()
+    return not head or head[:1] == TLS_ALERT or head == TLS_HIDDEN_ALERT
 
 
 def read_stamped(sock: socket.socket) -> tuple[bytes, float, float]:

@@ -15,7 +15,7 @@ from loadtests.generator.status import ENDED, LoadStatus
 from loadtests.generator.task import INPUTS_FILE, LoadTask, pass_inputs, read_inputs
 from loadtests.workload import arrivals
 from loadtests.workload.given_prompts import Conversation
-from servers.profile.access import OPEN, Access, access_environment
+from servers.profile.access import Access, access_environment
 from servers.runtime import launch, limits, ports
 
 WEB_HOST = "127.0.0.1"  # Locust's page has buttons and no password
@@ -42,7 +42,7 @@ def start_load(
     workers: Workers,
     cores: Sequence[int] = (),
     web_port: int | None = None,
-    access: Access = OPEN,
+    access: Access | None = None,
     prompts: tuple[Conversation, ...] | None = None,
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """Starts the load generator and yields its process. The process is supervised: its whole tree
@@ -103,7 +103,7 @@ def start_load(
         ]
     environment = {
         **os.environ,
-        **access_environment({"": access} if access != OPEN else {}),
+        **(access_environment({"": access}) if access else {}),
         # not arguments: a key may be part of the path
         "LOCUST_HOST": task.base_url,
         "SERVEOFF_LOAD": json.dumps(replace(task, folder=str(folder.resolve())).to_json()),

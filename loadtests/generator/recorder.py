@@ -75,6 +75,8 @@ def make_row(
     # several tokens in a chunk, or damaged text
     if task.planted and oracle.count_tokens(text) != len(units):
         units = [oracle.count_tokens(chunk) for chunk in parsed.token_text]
+    elif task.dialect.tokens_per_byte and parsed.tokens is None:
+        units = token_counts.estimate_tokens(parsed.token_text, task.dialect.tokens_per_byte)
     counts = token_counts.count_tokens(
         parsed.token_text,
         units,

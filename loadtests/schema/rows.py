@@ -91,8 +91,8 @@ REQUEST_FIELDS = {
     "tokens_counted": Field(
         "int64",
         "tokens",
-        "our own count: words of the known-answer model's text, otherwise chunks with text; absent"
-        " in older campaigns",
+        "our own count: words of the known-answer model's text, otherwise chunks with text, or an"
+        " estimate from the text if chunks hold several tokens; absent in older campaigns",
     ),
     "token_source": Field(
         "string",

@@ -163,10 +163,12 @@ def describe_body(body: bytes) -> str:
 
 
 def shorten(words: str) -> str:
-    """Return the first characters of a server's message on one line. Secrets are masked; lone
-    surrogates, which JSON allows and UTF-8 does not, are replaced.
+    """Return the first characters of a server's message on one line. Secrets are masked; control
+    characters, which a terminal would obey, are left out; lone surrogates, which JSON allows and
+    UTF-8 does not, are replaced.
     """
     line = " ".join(_SECRET.sub("***", words).split())
+    line = "".join(c for c in line if c.isprintable() or "\ud800" <= c <= "\udfff")
     cut = line if len(line) <= SHOWN_CHARACTERS else line[: SHOWN_CHARACTERS - 3] + "..."
     return cut.encode(errors="replace").decode()
 

@@ -109,6 +109,12 @@ def count_tokens(
     return TokenCounts(numbers, USAGE, hidden or (reasoning_tokens or counted))
 
 
+def estimate_tokens(texts: Sequence[str], per_byte: float) -> list[int]:
+    """Estimate the tokens of each chunk from the length of its text."""
+    total = round(per_byte * sum(count_bytes(text) for text in texts))
+    return _spread(max(1, total), texts) if texts else []
+
+
 def count_bytes(text: str) -> int:
     return len(text.encode(errors="replace"))
 

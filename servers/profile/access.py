@@ -131,7 +131,8 @@ def make_access(
 ) -> Access:
     """Make an access from options: `headers` such as "api-key: ${GATEWAY_KEY}". The key in
     SERVEOFF_API_KEY becomes a bearer token, unless the URL has a user and a password, or a header
-    is Authorization. `more_secrets`: those of other options. Raises AccessError.
+    is Authorization; an empty header only removes one. `more_secrets`: those of other options.
+    Raises AccessError.
     """
     given: dict[str, str] = {}
     secrets = list(more_secrets)
@@ -148,7 +149,8 @@ def make_access(
     for text in headers:
         name, value = parse_header(text)
         given = {other: kept for other, kept in given.items() if other.lower() != name.lower()}
-        given[name] = value
+        if value:
+            given[name] = value
         if SECRET_NAME.search(name) or VARIABLE.search(text):
             secrets += [value, value.rpartition(" ")[2], *list_variables(text)]
             secrets += [part.partition("=")[2] for part in value.split(";")]  # of a cookie

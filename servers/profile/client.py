@@ -232,8 +232,10 @@ def send(
         raise ProfileError(f"{where}: the TLS handshake failed ({reason}){hint}") from None
     except (ConnectionError, http.client.RemoteDisconnected):
         who = "the proxy, or the server behind it," if access.proxy else "the server"
+        hint = ", or use https:// if it uses TLS" if url.startswith("http:") else ""
         raise ProfileError(
-            f"{where}: {who} closed the connection before the response was complete: check its log"
+            f"{where}: {who} closed the connection before the response was complete: check its"
+            f" log{hint}"
         ) from None
     except http.client.IncompleteRead as error:
         raise ProfileError(

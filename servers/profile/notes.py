@@ -29,15 +29,26 @@ def make_notes(
     if profile.fields.get("temperature") == "refused" and not profile.dialect.is_sampled:
         yield "the server refuses temperature 0: its texts are sampled and cannot be compared"
     if profile.usage == NEVER:
-        yield (
-            "the server reports no credible usage: each chunk counts as one token, which may be"
-            " wrong"
+        per_byte, per_chunk = profile.dialect.tokens_per_byte, profile.tokens_per_chunk or 1.0
+        yield "the server reports no credible usage: " + (
+            f"tokens are estimated from the text, with {per_byte:.3g} per byte and"
+            f" {per_chunk:.2f} per chunk by responses that end at max_tokens"
+            if per_byte
+            else "each chunk counts as one token, which may be wrong"
         )
     if profile.usage == PLAIN_ONLY:
-        per_chunk = profile.tokens_per_chunk
-        shown = "" if per_chunk is None else f"; a plain response had {per_chunk:.2f} per chunk"
-        yield f"the server reports no usage in streams: each chunk counts as one token{shown}"
-    elif profile.tokens_per_chunk is not None and abs(profile.tokens_per_chunk - 1) > 0.05:
+        per_byte, per_chunk = profile.dialect.tokens_per_byte, profile.tokens_per_chunk or 1.0
+        yield "the server reports no usage in streams: " + (
+            f"tokens are estimated from the text, with {per_byte:.3g} per byte and"
+            f" {per_chunk:.2f} per chunk by plain responses"
+            if per_byte
+            else f"each chunk counts as one token; a plain response had {per_chunk:.2f} per chunk"
+        )
+    elif (
+        profile.usage != NEVER
+        and profile.tokens_per_chunk is not None
+        and abs(profile.tokens_per_chunk - 1) > 0.05
+    ):
         how = (
             "usage in each chunk counts them"
             if profile.usage == CONTINUOUS

@@ -1,5 +1,6 @@
 """Sends requests as a load would, and adapts to the fields that the endpoint refuses."""
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from servers.profile.prompt_lengths import Messages
 TOKENS = 32  # of a sample
 PROMPT_WORDS = 12
 MOST_TOKENS = 512
+RENAMED = "max_completion_tokens"  # replaces max_tokens
 REFUSED = (400, 404, 405, 415, 422, 501)
 FAILING = (200, 402, 408, 429, 500)  # not the fault of the request
 
@@ -92,29 +94,23 @@ class Prober:
         return response
 
     def _variants(self, refusal: Response, stream: bool) -> list[Dialect]:
-        """Return the dialects to try after a refusal: first without the fields that its message
-        names, then without each other field, then without all of them.
+        """Return the dialects to try after a refusal: with as few changes as possible, and first
+        without the fields that its message names.
         """
         now, words = self.dialect, refusal.words.lower()
         fields = [*(["stream_options"] if stream else []), "ignore_eos", "temperature"]
-        changes: list[tuple[str, Dialect]] = [
-            (name, replace(now, omitted=(*now.omitted, name)))
-            for name in fields
-            if name not in now.omitted
-        ]
-        renamed = replace(now, max_tokens_field="max_completion_tokens")
-        changes.append(("max_completion_tokens", renamed))
-        changes.sort(key=lambda change: change[0] not in words)
-        single = [dialect for _, dialect in changes]
-        everything = tuple(dict.fromkeys((*now.omitted, *fields)))
+        changes = [name for name in fields if name not in now.omitted]
+        if now.max_tokens_field != RENAMED:
+            changes.append(RENAMED)
+        changes.sort(key=lambda name: name not in words)
         return [
-            *single,
-            *[replace(each, omitted=everything) for each in (now, renamed)],
-            *[
-                replace(renamed, omitted=(*now.omitted, name))
-                for name in fields
-                if name not in now.omitted
-            ],
+            replace(
+                now,
+                omitted=(*now.omitted, *(name for name in chosen if name != RENAMED)),
+                max_tokens_field=RENAMED if RENAMED in chosen else now.max_tokens_field,
+            )
+            for count in range(1, len(changes) + 1)
+            for chosen in itertools.combinations(changes, count)
         ]
 
     def _record(self, dialect: Dialect) -> None:
@@ -147,10 +143,12 @@ class Prober:
         response = self.ask(kind, prompt, tokens or self.tokens, self.dialect, stream=True)
         where = f"POST {completion_url(self.endpoint, kind)}"
         if not response.is_ok:
-            raise ProfileError(
-                f"{where}: http {response.status}: {response.words}: the server accepted the same"
-                " request before: check its log"
+            remedy = (
+                "the server limits the rate of requests: use a key with a higher limit"
+                if response.status == 429
+                else "the server accepted a request for one token before: check its limits and log"
             )
+            raise ProfileError(f"{where}: http {response.status}: {response.words}: {remedy}")
         completion = read_completion(response)
         cut_short = not completion.tokens and completion.finish_reason == "length"
         if cut_short and tokens is None and self.tokens < MOST_TOKENS:
@@ -222,6 +220,8 @@ def find_paths(
     remedy = (
         f"choose scenarios that do not need {scenarios} with --scenarios, or use another URL"
         if any(kind not in first.refusals for kind in ENDPOINTS)
+        else "check the URL and the model's name, and add a field that it needs with --body"
+        if any("http 400" in each or "http 422" in each for each in reasons)
         else "check the URL and the model's name"
     )
     raise ProfileError(f"{'; '.join(reasons)}: {remedy}")

@@ -25,7 +25,8 @@ class Dialect:
 
     A request goes to the base URL + `root` + the path in ENDPOINTS + "?" + `query`. It leaves out
     the fields in `omitted` (ignore_eos, stream_options, temperature). Without a system role, the
-    system message precedes the user's text. `extra` fields are the user's and replace ours.
+    system message precedes the user's text. `extra` fields are the user's and replace ours. If
+    streams have no usage and chunks hold several tokens, `tokens_per_byte` of text estimates them.
     """
 
     root: str = "/v1"
@@ -35,6 +36,7 @@ class Dialect:
     usage: str = IN_STREAM
     has_system_role: bool = True
     extra: JsonObject = field(default_factory=dict)
+    tokens_per_byte: float | None = None
 
     @property
     def is_sampled(self) -> bool:

@@ -7,13 +7,12 @@ numbers would be wrong, with one sentence that explains why.
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from servers.contract import JsonObject, oracle
 from servers.contract.text_mixing import find_foreign_run
-from servers.contract.token_counts import is_credible
 from servers.profile.access import OPEN, Access
-from servers.profile.client import Completion, ProfileError, read_completion, send
+from servers.profile.client import Completion, ProfileError, send
 from servers.profile.endpoint import (
     Endpoint,
     candidate_roots,
@@ -36,6 +35,7 @@ from servers.profile.prompt_lengths import (
     PromptLengths,
     measure_lengths,
 )
+from servers.profile.usage_probes import Sample, complete_plain, find_usage
 
 IN_FLIGHT = 4
 # fields of --body that may end a response although its length is requested
@@ -65,16 +65,6 @@ def profile_endpoint(
     return measure(prober, needed, count_text)
 
 
-@dataclass
-class Sample:
-    """A prompt and its completion, alone and with others in flight."""
-
-    prompt: str
-    alone: Completion
-    again: Completion | None = None
-    under_load: Completion | None = None
-
-
 def measure(prober: Prober, needed: Sequence[str], count_text: CountText | None = None) -> Profile:
     usable = [kind for kind in ENDPOINTS if kind not in prober.refusals]
     main = next((kind for kind in needed if kind in usable), usable[0])
@@ -82,10 +72,10 @@ def measure(prober: Prober, needed: Sequence[str], count_text: CountText | None 
     samples[0].again = prober.complete(main, samples[0].prompt)
     refusal = _complete_together(prober, main, samples)
     raise_if_mixed_up(prober, main, samples)
-    plain = _complete_plain(prober, main, samples[0].prompt)
+    plain = complete_plain(prober, main, samples[0].prompt)
     raise_if_truncated(completion_url(prober.endpoint, main), samples[0], plain)
     stream = samples[0].alone
-    usage, per_chunk = _find_usage(prober, main, samples, plain)
+    usage, per_chunk, per_byte = find_usage(prober, main, samples, plain)
     for name in ("max_tokens", "temperature", "ignore_eos", "stream_options"):
         prober.fields.setdefault(name, "accepted")
     if prober.dialect.max_tokens_field != "max_tokens":
@@ -110,7 +100,9 @@ def measure(prober: Prober, needed: Sequence[str], count_text: CountText | None 
     # counts in each chunk cost server and client time, and are redundant for single tokens
     several = per_chunk is not None and abs(per_chunk - 1) > 0.05
     asked = IN_STREAM if usage == CONTINUOUS and not several else usage
-    prober.dialect = replace(prober.dialect, usage=asked)
+    prober.dialect = replace(
+        prober.dialect, usage=asked, tokens_per_byte=per_byte if several else None
+    )
     profile = Profile(
         base_url=prober.endpoint.base_url,
         dialect=prober.dialect,
@@ -163,58 +155,9 @@ def _complete_together(prober: Prober, kind: str, samples: Sequence[Sample]) -> 
     return [f"with {IN_FLIGHT} requests in flight, {len(refused)} failed: {refused[0]}"]
 
 
-def _complete_plain(prober: Prober, kind: str, prompt: str) -> Completion | None:
-    """Return a plain completion; None if the server does not support it."""
-    response = prober.ask(kind, prompt, prober.tokens, prober.dialect)
-    completion = read_completion(response) if response.is_ok else None
-    whole = completion is not None and completion.problem is None
-    prober.fields["stream=false"] = "accepted" if whole else "refused"
-    return completion if whole else None
-
-
 def _ended_early(completion: Completion, asked: int) -> bool:
     count = completion.count("completion_tokens")
     return completion.finish_reason == "stop" and (count or len(completion.tokens)) < asked
-
-
-def _find_usage(
-    prober: Prober, kind: str, samples: Sequence[Sample], plain: Completion | None
-) -> tuple[str, float | None]:
-    """Return how the server reports usage, and its tokens per chunk."""
-    chunks, tokens = 0, 0
-    for sample in samples:
-        count = sample.alone.count("completion_tokens")
-        size = len(sample.alone.text.encode())
-        if count is None or not is_credible(count, size):
-            break
-        held = len(sample.alone.tokens)
-        # the end of text has no chunk of its own
-        is_end = sample.alone.finish_reason == "stop" and count == held + 1
-        chunks, tokens = chunks + held, tokens + count - is_end
-    else:
-        continuous = _counts_continuously(prober, kind)
-        return CONTINUOUS if continuous else IN_STREAM, tokens / chunks
-    count = plain.count("completion_tokens") if plain else None
-    if plain is None or count is None or not is_credible(count, len(plain.text.encode())):
-        return NEVER, None
-    same = samples[0].alone
-    return PLAIN_ONLY, count / len(same.tokens) if same.text == plain.text else None
-
-
-def _counts_continuously(prober: Prober, kind: str) -> bool:
-    dialect = replace(prober.dialect, usage=CONTINUOUS)
-    response = prober.ask(kind, prober.make_prompt(), prober.tokens, dialect, stream=True)
-    if not response.is_ok:
-        prober.fields["continuous_usage_stats"] = "refused"
-        return False
-    counts = [
-        (chunk.usage or {}).get("completion_tokens")
-        for _, chunk in read_completion(response).tokens
-    ]
-    rising = [count for count in counts if type(count) is int]
-    works = len(rising) == len(counts) and sorted(set(rising)) == rising and len(rising) > 1
-    prober.fields["continuous_usage_stats"] = "accepted" if works else "ignored"
-    return works
 
 
 def _try_system_role(prober: Prober) -> None:

@@ -95,8 +95,9 @@ def check_environment() -> None:
             key = Path(name).read_text().strip()
         except (OSError, ValueError) as error:
             raise LaunchError(
-                f"SERVEOFF_API_KEY_FILE: {name} cannot be read ({error}): name a file that contains"
-                " the key"
+                f"SERVEOFF_API_KEY_FILE: {name} cannot be read"
+                f" ({getattr(error, 'strerror', None) or 'it is not text'}): name a file that"
+                " contains the key"
             ) from None
         if not key or not key.isprintable():
             raise LaunchError(

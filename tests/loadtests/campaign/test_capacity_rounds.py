@@ -77,7 +77,7 @@ def test_an_interrupted_case_is_repeated_and_a_finished_one_is_not(
     assert min(again) == 2 and again[2] != run["case"]["server"] in repeated
     assert (other / "run.json").read_text() == kept
     bench.refuses(
-        "found is a campaign with another search", *SEARCH, "--users", "1", "--slo", "ttft_p50=2ms"
+        "found is another campaign, by its search", *SEARCH, "--users", "1", "--slo", "ttft_p50=2ms"
     )
 
 

@@ -213,8 +213,37 @@ def test_how_usage_is_reported(tmp_path: Path, name: str) -> None:
 @slow
 @pytest.mark.parametrize("tokens", [(1, 3), (4,)], ids=["1 or 3", "4"])
 def test_several_tokens_in_a_chunk_without_usage(tmp_path: Path, tokens: tuple[int, ...]) -> None:
-    """Chunks are not tokens: a note states what is counted."""
+    """Chunks are not tokens: responses that end at max_tokens show how many they hold."""
     script = Script(**CALM, usage="never", per_chunk=tokens)
-    measured = measure_load(tmp_path, script)
+    measured = measure_valid_load(tmp_path, script)
     assert {row["token_source"] for row in measured.rows} == {"counted"}
-    assert "chunk" in measured.notes or "word" in measured.notes, measured.notes
+    assert "tokens are estimated from the text" in measured.notes and "exact" not in measured.notes
+
+
+@slow
+@pytest.mark.parametrize(
+    "script",
+    [
+        {"lengths": (8, 8)},  # a limit of the server's own
+        {"lengths": (50, 60), "heeds_max_tokens": False},
+        {"lengths": (20, 60), "finish": "stop"},
+    ],
+    ids=["capped", "too long", "end of text"],
+)
+def test_a_length_that_max_tokens_does_not_decide_counts_nothing(
+    tmp_path: Path, script: dict[str, Any]
+) -> None:
+    measured = measure_load(tmp_path, Script(**CALM, usage="never", **script))
+    assert "each chunk counts as one token, which may be wrong" in measured.notes
+    assert all(row["token_n"] == [1] * len(row["token_s"]) for row in measured.rows)
+
+
+@slow
+def test_several_tokens_in_a_chunk_with_usage_only_in_plain_responses(tmp_path: Path) -> None:
+    """The plain responses show that chunks are not tokens, so the text's length counts them."""
+    script = Script(**CALM, usage="plain", per_chunk=(1, 5, 2))
+    measured = measure_valid_load(tmp_path, script)
+    assert measured.profile["dialect"]["tokens_per_byte"] == pytest.approx(0.2)
+    assert {row["token_source"] for row in measured.rows} == {"counted"}
+    assert {row["tokens"] for row in measured.rows} == {None}
+    assert "tokens are estimated from the text" in measured.notes

@@ -207,7 +207,7 @@ def test_a_campaign_is_continued_only_by_its_own_command_and_one_process(
     bench: Bench, ended: Any
 ) -> None:
     bench.refuses(
-        "broken is a campaign with another seed: repeat its command to continue it, or choose"
+        "broken is another campaign, by its seed: repeat its command to continue it, or choose"
         " another --out",
         *COMMAND,
         "--seed",

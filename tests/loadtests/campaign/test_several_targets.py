@@ -3,21 +3,29 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from loadtests import gate
 from loadtests.campaign import results_folder, runner, targets
+from loadtests.campaign.case_run import CampaignContext, CaseRun
 from loadtests.campaign.targets import Targets, profile_targets, target_key
 from loadtests.cli import parse_arguments
 from loadtests.errors import UsageError
-from loadtests.schema import CampaignFile, Case
+from loadtests.generator import locust_process
+from loadtests.generator.locust_process import Workers
+from loadtests.progress.watch import ProgressWatch
+from loadtests.schema import CampaignFile, Case, CaseFile
+from servers.profile.access import ENVIRONMENT, read_access
 from servers.profile.profile import Dialect, Profile
+from servers.runtime import launch, models
 from servers.runtime.launch import CoreShare
 from tests.helpers.campaign_process import Bench, is_complete, runs, said_of, table, wait_for
 from tests.helpers.endpoint_campaign import CALM, SCENARIOS
 from tests.helpers.endpoint_script import Script, serve_script
+from tests.helpers.recording_server import CLOSED, task_of
 from tests.helpers.synthetic_campaign import campaign_data
 
 KEYS = {
@@ -70,6 +78,58 @@ def test_a_secret_in_a_body_is_sent_but_not_described() -> None:
     described = targets.describe_endpoints({"east": found}, {"east": profile})["east"]["body"]
     assert described == {"api_key": "***", "min_tokens": 2, "auth": {"id": 7, "token": "***"}}
     assert found.access.hide_secrets(KEYS["east"]) == "***"
+
+
+def test_a_target_may_be_kept_from_the_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SERVEOFF_API_KEY", "abc")
+    found = targets_of(
+        *("--target", "east=http://a", "--target", "west=http://b"),
+        *("--header", "west=Authorization:"),
+    )
+    assert [dict(each.access.headers) for each in found.values()] == [
+        {"Authorization": "Bearer abc"},
+        {},
+    ]
+    passed: dict[str, str] = {}
+
+    def start(*_: Any, environment: dict[str, str], **__: Any) -> None:
+        passed.update(environment)
+
+    monkeypatch.setattr(launch, "start_supervised", start)
+    monkeypatch.setattr(launch, "stop_supervised", lambda _: None)
+    task = task_of("http://b", CLOSED, users=1)
+    with locust_process.start_load(tmp_path, task, Workers(), access=found["west"].access):
+        monkeypatch.setenv(ENVIRONMENT, passed[ENVIRONMENT])
+    assert read_access("west").headers == ()
+
+
+def test_a_header_may_name_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its variable counts as a secret, but the case must still be found by its names."""
+    monkeypatch.setenv("ROUTE", "interactive")
+    found = targets_of("--target", "east=http://a", "--header", "x-route: ${ROUTE}")
+    context = CampaignContext(
+        folder=tmp_path,
+        seed=1,
+        model=models.Model("interactive", "", False),
+        scenarios={},
+        simulated={},
+        share=CoreShare((), 1, 1),
+        load_cores=(),
+        visible_gpus=None,
+        workers=Workers(),
+        targets=found,
+    )
+    case = Case(1, "east", "external", "interactive", 1, 2, None, 3.0)
+    file = CaseFile(1, case, "failed: no route interactive", "2026-01-01T00:00:00", 0.0)
+    run = CaseRun(case, context, tmp_path, ProgressWatch({}, False), file)
+    run.adopt(Profile("http://a", Dialect(), "interactive", ("interactive",)))
+    run.save()
+    saved = json.loads((tmp_path / "run.json").read_text())
+    assert Case(**saved["case"]) == case and saved["status"] == "failed: no route ***"
+    assert (saved["profile"]["model"], saved["profile"]["models"]) == (
+        "interactive",
+        ["interactive"],
+    )
 
 
 def test_one_target_needs_no_name_but_may_have_one() -> None:
@@ -215,7 +275,8 @@ def test_each_target_gets_its_own_and_no_secret_is_written(bench: Bench, tmp_pat
         campaign = bench.start(
             *("--scenarios-file", "endpoints.toml", "--scenarios", "chats", "--duration", "2"),
             *("--target", f"east={east.url}", "--target", f"west={west.url}/v1"),
-            *("--target", f"north=http://north:{KEYS['north']}@{place}/${{PATH_KEY}}"),
+            # in variables: a child that has only been forked still shows this command
+            *("--target", f"north=http://north:${{NORTH_KEY}}@{place}/${{PATH_KEY}}"),
             *("--header", "east=api-key: ${EAST_KEY}", "--model", "west=b"),
             *("--header", "west=Authorization: Bearer ${WEST_KEY}", "--body", "west=top_p=0.5"),
             *("--report", "page", "--out", "out"),
@@ -267,5 +328,5 @@ def test_another_url_is_another_campaign(tmp_path: Path) -> None:
     two = CampaignFile(**data | {"targets": {"east": {"url": "http://b", "model": "m"}}})
     results_folder.open_campaign(tmp_path / "out", one)
     results_folder.open_campaign(tmp_path / "out", one)
-    with pytest.raises(UsageError, match="out is a campaign with another targets"):
+    with pytest.raises(UsageError, match="out is another campaign, by its targets"):
         results_folder.open_campaign(tmp_path / "out", two)

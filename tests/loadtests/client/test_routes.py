@@ -103,19 +103,28 @@ def test_an_address_that_does_not_respond_is_left_out(monkeypatch: pytest.Monkey
     transport.addresses_of.cache_clear()
 
 
-def test_a_tls_connection_that_the_server_closed_is_not_used(certificate: Path) -> None:
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("waits", [False, True], ids=["closes", "waits for our end"])
+def test_a_tls_connection_that_the_server_closed_is_not_used(
+    certificate: Path, version: ssl.TLSVersion, waits: bool
+) -> None:
     """Over plain TCP a read shows it; the request would otherwise be lost and sent again."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
+    context.minimum_version = context.maximum_version = version
 
     def serve(peer: socket.socket) -> None:
-        with context.wrap_socket(peer, server_side=True) as secure:
+        with context.wrap_socket(peer, server_side=True) as secure, contextlib.suppress(OSError):
             secure.recv(65536)
             secure.sendall(HELLO.replace(b"Connection: close\r\n", b""))
+            if waits:
+                secure.unwrap()
 
     trusted = make_access(insecure=True)
     with serving(serve) as port:
         connection = make_blocking_connection(f"https://localhost:{port}", PATIENCE_S, trusted)
+        connection.open()
+        assert connection.socket and not transport.is_closed_by_peer(connection.socket)
         exchanges = [http.Exchange() for _ in range(3)]
         for exchange in exchanges:
             connection.post("/v1/completions", BODY, exchange)

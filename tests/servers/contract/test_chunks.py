@@ -83,3 +83,8 @@ def test_a_servers_own_message_is_short_and_without_secrets():
     assert "abcdef" not in words
     page = b"<html><style>p {}</style><body><h1>502 Bad Gateway</h1></body></html>"
     assert chunks.describe_body(page) == "502 Bad Gateway"
+
+
+def test_a_servers_own_message_does_not_control_the_terminal():
+    words = chunks.describe_body(b'{"error": "\\u001b[31mred\\u0007 \\u202egnp.exe \\u00e9\\n2"}')
+    assert words == "[31mred gnp.exe é 2"

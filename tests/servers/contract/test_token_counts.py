@@ -9,6 +9,7 @@ from servers.contract.token_counts import (
     COUNTED,
     USAGE,
     count_tokens,
+    estimate_tokens,
     is_credible,
     read_count,
     read_reasoning_count,
@@ -106,3 +107,9 @@ def test_only_whole_numbers_count():
     assert read_reasoning_count({"completion_tokens_details": {"reasoning_tokens": 7}}) == 7
     assert read_reasoning_count({"reasoning_tokens": 8}) == 8
     assert read_reasoning_count({"completion_tokens_details": None}) is None
+
+
+def test_tokens_are_estimated_from_the_text():
+    assert estimate_tokens([" baba babe", " babi babo baba babe"], 0.2) == [2, 4]
+    assert estimate_tokens([], 0.2) == []
+    assert estimate_tokens(["é"], 0.001) == [1]

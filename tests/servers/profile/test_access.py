@@ -37,6 +37,7 @@ def test_the_key_is_a_bearer_token_unless_the_user_names_another(
 ) -> None:
     monkeypatch.setenv("SERVEOFF_API_KEY", "from-environment")
     assert make_access().headers == (("Authorization", "Bearer from-environment"),)
+    assert make_access(["authorization:"]).headers == ()
     basic = ("Authorization", "Basic bWU6cC93")
     assert make_access(url="http://me:p%2Fw@host/v1").headers == (basic,)
     assert make_access(["authorization: Token x"], url="http://me:p@h").headers == (

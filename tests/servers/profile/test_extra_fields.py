@@ -8,7 +8,7 @@ import pytest
 from servers.profile.client import ProfileError
 from servers.profile.profile import Profile
 from servers.profile.profiler import profile_endpoint
-from tests.helpers.endpoint_script import Script, serve_script
+from tests.helpers.endpoint_script import Failure, Script, serve_script
 
 FAST: dict[str, Any] = {"first_s": 0.002, "step_s": 0.0005}
 
@@ -40,3 +40,25 @@ def test_a_field_that_ends_responses_is_not_the_servers_fault(
     found = profile_script(tmp_path, script, **extra)
     assert found.fields["ignore_eos"] == "accepted"
     assert found.notes == (f"--body {next(iter(extra))}: responses may be shorter than requested",)
+
+
+def test_only_refused_fields_are_left_out(tmp_path: Path) -> None:
+    """Two refused fields do not cost the usage in streams and the greedy text."""
+    refused = {"ignore_eos": (400, "Extra inputs"), "max_tokens": (400, "use the other")}
+    found = profile_script(tmp_path, Script(**FAST, refused=refused))
+    assert found.dialect.omitted == ("ignore_eos",) and found.usage == "stream"
+    assert found.dialect.max_tokens_field == "max_completion_tokens"
+    assert found.fields["temperature"] == found.fields["stream_options"] == "accepted"
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ({"required": {"user": (422, "user: required")}}, "add a field that it needs with --body"),
+        ({"context": 40}, "accepted a request for one token before: check its limits"),
+        ({"failure": Failure(429, "slow down", every=3)}, "use a key with a higher limit"),
+    ],
+)
+def test_a_refusal_has_a_true_remedy(tmp_path: Path, script: dict[str, Any], words: str) -> None:
+    with pytest.raises(ProfileError, match=words):
+        profile_script(tmp_path, Script(**FAST, **script))

@@ -4,7 +4,8 @@ import pytest
 
 from servers.contract.chunks import Chunk
 from servers.profile.client import Completion, ProfileError
-from servers.profile.profiler import Sample, find_mixed_up, raise_if_truncated
+from servers.profile.profiler import find_mixed_up, raise_if_truncated
+from servers.profile.usage_probes import Sample
 
 WORDS = [
     "the",
