@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from loadtests import cli, gate, options
+from loadtests import cli, gate, target_options
 from loadtests.accuracy import starvation
 from loadtests.campaign.runner import plan_campaign
 from loadtests.campaign.targets import Targets
@@ -52,7 +52,9 @@ COMMANDS: dict[str, Callable[[list[str]], Campaigns]] = {
     "loadtests.gate": read_gate,
     "loadtests.claims": read_claims,
     "loadtests.accuracy": lambda _: read_bench([*starvation.CAMPAIGN]),
-    "loadtests.gpu_selftest": lambda _: read_bench(["--servers", options.CORE, "--report=none"]),
+    "loadtests.gpu_selftest": lambda _: read_bench(
+        ["--servers", target_options.CORE, "--report=none"]
+    ),
 }
 
 

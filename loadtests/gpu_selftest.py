@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from loadtests.cli import run_command
-from loadtests.options import CORE
 from loadtests.schema import GPU_FIELDS, JsonObject
+from loadtests.target_options import CORE
 from loadtests.telemetry import engine_gpus
 from loadtests.telemetry.cores import share_cores
 from loadtests.telemetry.gpu import Gpus

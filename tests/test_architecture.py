@@ -54,6 +54,7 @@ LOADTESTS = [
 ]
 COMMANDS = [
     "option_types",
+    "target_options",
     "options",
     "cli",
     "extras",

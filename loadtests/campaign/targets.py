@@ -311,13 +311,12 @@ def target_of_server(
     try:
         for part in command:
             part.format_map(dict.fromkeys(catalog.PLACEHOLDERS, ""))
+        access = options.make_access(side, "")
     except (LookupError, ValueError) as error:
         raise UsageError(
             f"{option}: the command has {error} in braces, which is not a placeholder: double the"
             " braces that belong to the command"
         ) from None
-    try:
-        access = options.make_access(side, "")
     except AccessError as error:
         raise UsageError(str(error)) from None
     return Target(

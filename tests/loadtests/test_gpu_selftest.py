@@ -9,8 +9,8 @@ import pytest
 
 from loadtests import gpu_selftest
 from loadtests.gpu_selftest import FAILED, NOT_TESTED, OK, Check
-from loadtests.options import CORE
 from loadtests.schema import GPU_FIELDS
+from loadtests.target_options import CORE
 from loadtests.telemetry.gpu import Gpus
 from servers.runtime import catalog, cuda_toolkit, models
 from servers.runtime.cuda_devices import CudaDevice, EngineDevice, TorchReport
