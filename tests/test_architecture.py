@@ -40,50 +40,17 @@ class Rule(NamedTuple):
 
 # The rooms (folders, and modules beside them) of `loadtests` and `analysis`. A room may import
 # itself and those before it.
-LOADTESTS = [
-    "errors",
-    "schema",
-    "workload",
-    "client",
-    "telemetry",
-    "config_file",
-    "generator",
-    "progress",
-    "accuracy",
-    "campaign",
-]
-COMMANDS = [
-    "option_types",
-    "target_options",
-    "options",
-    "cli",
-    "extras",
-    "gate",
-    "worker",
-    "instrument",
-    "claims",
-    "gpu_selftest",
-    "__main__",
-]
-ANALYSIS = [
-    "stats",
-    "dataset",
-    "slo",
-    "hardware",
-    "case",
-    "metrics",
-    "checks",
-    "formatting",
-    "summary",
-    "conclusions",
-    "templating",
-    "attribution",
-    "plots",
-    "capacity",
-    "gate",
-    "report",
-    "studies",
-]
+LOADTESTS = """
+    errors schema workload client telemetry config_file generator progress accuracy campaign
+""".split()  # noqa: SIM905 - one name per line is long
+COMMANDS = """
+    option_types target_options options cli extras gate worker instrument claims
+    gpu_selftest __main__
+""".split()  # noqa: SIM905 - one name per line is long
+ANALYSIS = """
+    stats dataset slo hardware case metrics checks formatting summary conclusions templating
+    attribution plots capacity gate report studies
+""".split()  # noqa: SIM905 - one name per line is long
 APART = {  # rooms that need less than the order above allows
     "loadtests.schema": [],
     "loadtests.workload": ["errors", "schema"],
