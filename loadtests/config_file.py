@@ -19,6 +19,7 @@ from typing import Any
 from loadtests.errors import UsageError
 from loadtests.schema import Case
 from loadtests.telemetry import machine
+from loadtests.workload import arrivals
 from loadtests.workload.scenario import Tables
 from loadtests.workload.traces import TraceError
 from servers.runtime.catalog import CatalogError, nearest_name
@@ -125,6 +126,11 @@ def expand_config(command: Sequence[str], *parsers: argparse.ArgumentParser) -> 
         arguments = _to_arguments(f"{file}: {key}", key, action, value)
         _check_arguments(f"{file}: {key}", parser, arguments)
         if not {part.partition("=")[0] for part in typed} & {*action.option_strings}:
+            if "--plan" not in typed and any("***" in argument for argument in arguments):
+                raise UsageError(
+                    f"{file}: {key} has *** in place of a secret: write an environment variable"
+                    f" there, such as ${{GATEWAY_KEY}}, or give --{key} on the command line"
+                )
             from_file[key] = arguments
     expanded = [argument for arguments in from_file.values() for argument in arguments]
     return ExpandedCommand([*expanded, *typed], file, from_file)
@@ -276,6 +282,11 @@ def format_plan(
         longer = " or more" * bool(case.users and "requests" in scenarios[case.scenario])
         window = f"{case.duration_s:g} s{longer}"
         lines.append(_as_comment(f"{case.index:4}  {what} {window}  run {case.repetition}"))
+    for name, duration_s in dict.fromkeys((case.scenario, case.duration_s) for case in cases):
+        table = scenarios[name]
+        if table["arrivals"] == "trace":
+            replay = arrivals.describe_replay(table, table["warmup_s"] + duration_s)
+            lines.append(_as_comment(f"{name}: {replay}"))
     return "\n".join(lines)
 
 
@@ -300,7 +311,7 @@ def _format_setting(setting: Setting) -> str:
     right = f"[{', '.join(parts)}]" if isinstance(setting.value, list) else parts[0]
     line = f"{setting.key} = {right}"
     if "***" in right:
-        line += "  # *** stands for a secret: give this option on the command line"
+        line += "  # *** stands for a secret: write an environment variable, such as ${GATEWAY_KEY}"
     return line
 
 

@@ -273,8 +273,9 @@ def add_workload_options(group: argparse._ArgumentGroup) -> None:
         type=Path,
         metavar="FILE",
         help=(
-            'file of recorded traffic, for scenarios with arrivals = "trace";'
-            " loadtests/workload/traces.py describes the formats (default: the scenario's)"
+            'file of recorded traffic, for scenarios with arrivals = "trace", in a format of Azure,'
+            " BurstGPT, Mooncake or Bailian or in ours; loadtests/workload/traces.py has them"
+            " (default: the scenario's)"
         ),
     )
     add(

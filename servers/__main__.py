@@ -57,18 +57,20 @@ def verify(arguments: argparse.Namespace) -> int:
 
 
 def profile(arguments: argparse.Namespace) -> int:
-    from servers.profile.access import AccessError, expand_variables, make_access
+    from servers.profile.access import AccessError, expand_url, make_access
     from servers.profile.client import ProfileError
     from servers.profile.profiler import as_lines, profile_endpoint
+    from servers.profile.redaction import hide_in_json
 
     try:
-        url = expand_variables("the URL", arguments.url)
+        url, secrets = expand_url("the URL", arguments.url)
         access = make_access(
             arguments.header,
             url=url,
             insecure=arguments.insecure,
             ca_file=arguments.cacert,
             proxy=arguments.proxy,
+            more_secrets=secrets,
         )
         found = profile_endpoint(
             url,
@@ -81,7 +83,8 @@ def profile(arguments: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if arguments.json:
-        print(access.hide_secrets(json.dumps(found.to_json(), indent=2, ensure_ascii=False)))
+        shown = hide_in_json(found.to_json(), access.secrets)
+        print(json.dumps(shown, indent=2, ensure_ascii=False))
         return 0
     for name, value in as_lines(found):
         print(access.hide_secrets(f"{name:32} {value}"))

@@ -41,7 +41,12 @@ def format_share(share: float) -> str:
 
 
 def has_known_answers(case: CaseData) -> bool:
-    """Whether every right response is known; the simulated engine's always are."""
+    """Whether every right response is known; the simulated engine's always are, and sampled ones
+    never.
+    """
+    dialect = (case.run.get("profile") or {}).get("dialect") or {}
+    if (dialect.get("extra") or {}).get("temperature"):
+        return False
     return (
         bool((case.campaign.get("model") or {}).get("planted"))
         or case.run["case"]["engine"] == "simulated"

@@ -310,9 +310,20 @@ def _too_many_set_aside(each: Repetitions, summary: Summary) -> None:
         )
 
 
+def _different_models(summary: Summary) -> list[str]:
+    targets = summary.campaign.data.get("targets") or {}
+    models = {side: targets[side]["model"] for side in ("base", "head") if side in targets}
+    if len(set(models.values())) < 2:
+        return []
+    served = " and ".join(f"{side} serves {model}" for side, model in models.items())
+    return [f"{served}: the verdict also compares the models"]
+
+
 def _notes(summary: Summary, collected: Sequence[Repetitions]) -> list[str]:
-    """Notes on the machine, and on start-up and warm-up. They do not change a verdict."""
-    notes = []
+    """Notes on different models, the machine, and start-up and warm-up. They do not change a
+    verdict.
+    """
+    notes = _different_models(summary)
     for name in NAMED:
         bad = summary.checks[summary.checks["name"].eq(name) & summary.checks["ok"].eq(False)]
         if len(bad):

@@ -51,7 +51,15 @@ def _answer(
 
 def _describe_best(bounds: str, systems: list[CapacityResult]) -> str:
     best = systems[0]
+    undecided = [
+        f.name for f in systems if math.isnan(f.capacity.holds) and math.isnan(f.capacity.fails)
+    ]
     if math.isnan(best.capacity.holds):
+        if undecided:
+            return (
+                f"Under {best.traffic}, no capacity is known: no case of {', '.join(undecided)}"
+                f" shows whether it meets {bounds}."
+            )
         return f"Under {best.traffic}, no server met {bounds} at any load."
     text = f"Under {best.traffic}, {best.name} meets {bounds} up to {_capacity(best)}"
     if len(systems) > 1 and not math.isnan(systems[1].capacity.holds):

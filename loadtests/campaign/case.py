@@ -11,6 +11,7 @@ from loadtests import schema
 from loadtests.campaign import gpu_memory
 from loadtests.campaign.case_run import CampaignContext, CaseFailed, CaseRun, raise_if_ended
 from loadtests.campaign.parquet import to_parquet
+from loadtests.campaign.targets import is_gate
 from loadtests.campaign.verification import verify_after, verify_before
 from loadtests.generator import locust_process
 from loadtests.generator.status import RUNNING, LoadStatus
@@ -19,6 +20,7 @@ from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import Case, CaseFile, Stage
 from loadtests.telemetry import machine, server_counters
 from loadtests.telemetry.cores import contested_cores
+from loadtests.telemetry.server_metrics import METRICS_OF
 from loadtests.workload import arrivals
 from loadtests.workload.prompts import shortest_prompt
 from servers.contract import oracle
@@ -85,7 +87,9 @@ def differing_models(context: CampaignContext) -> list[str]:
     served = {name: profile.model for name, profile in context.profiles.items() if name}
     if len(set(served.values())) < 2:
         return []
-    each = ", ".join(f"{name} {model}" for name, model in served.items() if name != "control")
+    if is_gate(context.targets):
+        del served["control"]  # the same target as base
+    each = ", ".join(f"{name} {model}" for name, model in served.items())
     return [f"the targets serve different models ({each}), so this also compares the models"]
 
 
@@ -164,10 +168,8 @@ def _load(run: CaseRun) -> None:
         target=run.target_key,
     )
     if scenario["arrivals"] == "trace":
-        run.file.notes.append(
-            f"{case.scenario}: {arrivals.count_clipped(scenario):,} requests of the trace exceed"
-            f" the context of {scenario.get('context', arrivals.CONTEXT):,} tokens and were clipped"
-        )
+        length_s = scenario["warmup_s"] + case.duration_s
+        run.file.notes.append(f"{case.scenario}: {arrivals.describe_replay(scenario, length_s)}")
     telemetry, access, given = None, run.target.access, run.given_prompts()
     if given is None and "prompt_tokens" in scenario:
         asked, least = scenario["prompt_tokens"][0], shortest_prompt(scenario, lengths)
@@ -199,13 +201,15 @@ def _load(run: CaseRun) -> None:
                         str(pid),
                         "--clock-zero",
                         str(run.file.clock_zero_s),
-                        "--metrics-of",
-                        run.engine_urls,
                         *_telemetry_of_server(run),
                     ],
                     run.folder / "telemetry.log",
                     cores=context.load_cores,
-                    environment={**os.environ, **access_environment({"": access})},
+                    environment={
+                        **os.environ,
+                        **access_environment({"": access}),
+                        METRICS_OF: run.engine_urls,  # no argument: a key may be part of the path
+                    },
                 )
             status = locust_process.wait_for_load(
                 load, run.folder, locust_process.longest_load_s(task, context.workers), watch

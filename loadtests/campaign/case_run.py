@@ -1,7 +1,6 @@
 """One case while it runs, and the context that all cases of a campaign share."""
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ from servers.profile.prompt_lengths import (
     in_words_of,
     load_tokenizer,
 )
+from servers.profile.redaction import hide_fields, hide_in_json
 from servers.runtime import catalog, launch, models
 
 LENGTHS_FILE = "prompt_lengths.json"
@@ -111,7 +111,7 @@ class CaseRun:
     @property
     def planted(self) -> bool:
         if self.target.is_external:
-            return self.model in oracle.PLANTED_MODELS
+            return self.model in oracle.PLANTED_MODELS and not self.dialect.is_sampled
         return self.context.model.planted or self.case.engine == "simulated"
 
     @property
@@ -165,11 +165,13 @@ class CaseRun:
 
     def adopt(self, profile: Profile) -> None:
         self.profile, self.file.profile = profile, profile.to_json()
+        dialect = self.file.profile["dialect"]
+        dialect["extra"] = hide_fields(dialect["extra"])
         self.file.notes += profile.notes
 
     def save(self) -> None:
-        text = self.target.access.hide_secrets(json.dumps(self.file.to_json()))
-        schema.write_json(self.folder / "run.json", json.loads(text))
+        data = hide_in_json(self.file.to_json(), self.target.access.secrets)
+        schema.write_json(self.folder / "run.json", data)
 
 
 def settle_lengths(folder: Path, model: str, measured: PromptLengths) -> PromptLengths:

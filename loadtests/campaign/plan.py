@@ -4,9 +4,10 @@ cases. Pure.
 
 import argparse
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from loadtests.campaign.targets import Target
 from loadtests.errors import UsageError
 from loadtests.schema import Case
 from loadtests.workload import arrivals
@@ -14,10 +15,28 @@ from loadtests.workload.prompt_files import PromptFile
 from loadtests.workload.prompts import longest_request
 from loadtests.workload.scenario import Tables
 from servers.profile.profile import ENDPOINTS, Profile
-from servers.runtime.catalog import ENGINES, ServerSpec, check_name
+from servers.runtime.catalog import ENGINES, ServerSpec, check_name, list_servers
 
 # options of servers that have no effect on the simulated engine
 OF_REAL_ENGINES = ("quantization", "tensor_parallel")
+
+
+def choose_servers(
+    arguments: argparse.Namespace, targets: Sequence[Target]
+) -> tuple[list[ServerSpec], list[str]]:
+    """The servers to measure, and the engines that the user chose for them. Raises CatalogError."""
+    engines = [name for name in arguments.engines.split(",") if name]
+    for name in engines:
+        check_name(name, ENGINES, "engine")
+    own = targets[0]
+    if own.server:
+        chosen = [target.server for target in targets if target.server]
+        return chosen, [] if own.is_external else engines
+    if arguments.servers == "all":
+        known = list_servers(own.checkout).values()
+        return [s for s in known if not engines or set(engines) & set(s.engines)], engines
+    names = dict.fromkeys(filter(None, arguments.servers.split(",")))
+    return [own.find_server(name) for name in names], engines
 
 
 def default_loads(arguments: argparse.Namespace, on_gpu: bool) -> tuple[str, Sequence[int]]:
@@ -81,9 +100,24 @@ def check_context(server: str, tokens: int, scenarios: Tables) -> None:
             )
 
 
+def check_use(arguments: argparse.Namespace, scenarios: Tables) -> None:
+    """Raises UsageError if an option has no use with these scenarios."""
+    if arguments.trace and not any("trace" in table for table in scenarios.values()):
+        raise UsageError(
+            '--trace is for scenarios with arrivals = "trace", and none is chosen: add --scenarios'
+            " replay"
+        )
+    for name, table in scenarios.items():
+        if (cap := table.get("max_in_flight", arguments.load_workers)) < arguments.load_workers:
+            raise UsageError(
+                f"the scenario {name!r} has max_in_flight = {cap}: give --load-workers {cap} or"
+                " fewer"
+            )
+
+
 def possible_scenarios(
     scenarios: Tables,
-    profiles: Iterable[Profile],
+    profiles: Mapping[str, Profile],
     are_chosen: bool,
     prompts: PromptFile | None = None,
 ) -> Tables:
@@ -93,15 +127,16 @@ def possible_scenarios(
     """
     found = {}
     for name, table in scenarios.items():
-        for profile in profiles:
+        for target, profile in profiles.items():
+            who = target or "the target"
             context = profile.context or 0
             fitted = table | {"context": min(context, table.get("context", arrivals.CONTEXT))}
             longest = 0 if prompts or not context else sum(longest_request(fitted))
             if table["endpoint"] not in profile.endpoints:
-                found[name] = f"the target has no {ENDPOINTS[table['endpoint']]}"
+                found[name] = f"{who} has no {ENDPOINTS[table['endpoint']]}"
             elif longest > context:
                 found[name] = (
-                    f"its longest request has {longest:,} tokens, and the target's context"
+                    f"its longest request has {longest:,} tokens, and the context of {who}"
                     f" {context:,}"
                 )
     left = {name: table for name, table in scenarios.items() if name not in found}

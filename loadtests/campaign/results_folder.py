@@ -75,6 +75,7 @@ def lock_folder(folder: Path) -> IO[str]:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        handle.close()
         raise UsageError(
             f"another process is measuring {folder}: wait until it ends, or choose another --out"
         ) from None

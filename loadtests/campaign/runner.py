@@ -26,6 +26,8 @@ from loadtests.campaign import (
 from loadtests.campaign.case import run_case
 from loadtests.campaign.case_run import CampaignContext, find_tokenizers, settle_profiles
 from loadtests.campaign.plan import (
+    check_use,
+    choose_servers,
     default_loads,
     list_loads,
     make_plan,
@@ -35,8 +37,8 @@ from loadtests.campaign.plan import (
 from loadtests.campaign.targets import (
     Target,
     Targets,
-    choose_servers,
     describe_endpoints,
+    is_gate,
     profile_targets,
     targets_of_urls,
 )
@@ -51,6 +53,7 @@ from loadtests.workload import prompt_files
 from loadtests.workload.scenario import Tables, read_scenarios, with_fixed_window, with_trace
 from servers.contract import oracle
 from servers.profile.profile import Profile
+from servers.profile.redaction import hide_in_json
 from servers.runtime import catalog, launch, models, ports
 
 RESULTS = Path("results")
@@ -128,17 +131,7 @@ def plan_cases(
         for name in dict.fromkeys(chosen)
     }
     scenarios = prompt_files.sendable_scenarios(scenarios, prompts, bool(arguments.scenarios))
-    if arguments.trace and not any("trace" in table for table in scenarios.values()):
-        raise UsageError(
-            '--trace is for scenarios with arrivals = "trace", and none is chosen: add --scenarios'
-            " replay"
-        )
-    for name, table in scenarios.items():
-        if (cap := table.get("max_in_flight", arguments.load_workers)) < arguments.load_workers:
-            raise UsageError(
-                f"the scenario {name!r} has max_in_flight = {cap}: give --load-workers {cap} or"
-                " fewer"
-            )
+    check_use(arguments, scenarios)
     return (
         make_plan(
             servers,
@@ -170,7 +163,7 @@ def plan_campaign(
     prompts = prompt_files.read_prompts(arguments.prompts, arguments.seed)
     cases, scenarios = plan_cases(
         arguments,
-        [targets["head"]] if "head" in targets else list(targets.values()),
+        [targets["head"]] if is_gate(targets) else list(targets.values()),
         on_gpu=bool(card),
         fixed_windows=gate is not None,  # a gate has a time limit, and repeats instead
         prompts=prompts,
@@ -213,7 +206,10 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         schema=schema.SCHEMA,
         name=folder.name,
         created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        command=machine.redact_secrets(arguments.command),
+        command=hide_in_json(
+            machine.redact_secrets(arguments.command),
+            [secret for target in plan.targets.values() for secret in target.access.secrets],
+        ),
         seed=arguments.seed,
         model=asdict(model) | {"path": Path(model.path).name},
         scenarios={
@@ -304,7 +300,7 @@ def keep_possible_cases(
     """Leaves out the default scenarios that a target cannot serve. Raises UsageError, also if the
     user chose one of them.
     """
-    scenarios = possible_scenarios(plan.scenarios, profiles.values(), are_chosen, plan.prompts)
+    scenarios = possible_scenarios(plan.scenarios, profiles, are_chosen, plan.prompts)
     cases = [case for case in plan.cases if case.scenario in scenarios]
     search = plan.search and dataclasses.replace(
         plan.search, systems=[s for s in plan.search.systems if s.scenario in scenarios]

@@ -16,17 +16,24 @@ from pathlib import Path
 
 from loadtests.errors import UsageError
 from loadtests.schema import Case, JsonObject
-from loadtests.telemetry import machine
 from servers.profile import profiler
-from servers.profile.access import Access, AccessError, expand_variables, make_access, strip_user
+from servers.profile.access import (
+    Access,
+    AccessError,
+    expand_url,
+    expand_variables,
+    list_variables,
+    make_access,
+    strip_user,
+)
 from servers.profile.client import ProfileError
 from servers.profile.endpoint import split_url
 from servers.profile.profile import Profile
 from servers.profile.prompt_lengths import CountText
+from servers.profile.redaction import find_secrets, hide_fields, hide_in_json
 from servers.runtime import catalog, launch, models, revisions
 from servers.runtime.catalog import HERE, Checkout, ServerSpec
 
-SIDES = {"base", "head", "control"}
 OWN = "own"  # the name of a server that has no folder in servers/
 EXTERNAL = "external"  # the engine of a server that runs none of our engines
 
@@ -58,7 +65,7 @@ class Target:
 
 # A gate's by Case.side; endpoints with names by Case.server; a single target has the key "".
 Targets = Mapping[str, Target]
-NAMED = re.compile(r"([A-Za-z][\w.-]*)=(.*)", re.DOTALL)
+NAMED = re.compile(r"(\w[\w.-]*)=(.*)", re.DOTALL)
 # the measurement sets these fields of a body
 OWN_FIELDS = {
     "model": "--model",
@@ -69,10 +76,16 @@ OWN_FIELDS = {
     "stream": "",
     "stream_options": "",
 }
+SEVERAL_TEXTS = {"n", "best_of", "echo"}  # whose tokens would not be those of one generation
 
 
 def target_key(targets: Targets, case: Case) -> str:
     return case.side or (case.server if case.server in targets else "")
+
+
+def is_gate(targets: Targets) -> bool:
+    """Whether these are the sides of a gate. Users may give an endpoint the same names."""
+    return "control" in targets and targets["control"] is targets.get("base")
 
 
 def target_of_revision(revision: str | None, choice: Sequence[str]) -> Target:
@@ -101,15 +114,17 @@ class ClientOptions:
     insecure: bool = False
     ca_file: str | None = None
     proxy: str | None = None
+    secrets: Sequence[str] = ()  # of --body
 
-    def make_access(self, name: str, url: str) -> Access:
-        """Raises AccessError."""
+    def make_access(self, name: str, url: str, secrets: Sequence[str] = ()) -> Access:
+        """`secrets`: those in the URL. Raises AccessError."""
         return make_access(
             [*self.headers.get("", ()), *self.headers.get(name, ())],
             url=url,
             insecure=self.insecure,
             ca_file=self.ca_file,
             proxy=self.proxy,
+            more_secrets=[*self.secrets, *secrets],
         )
 
 
@@ -128,17 +143,25 @@ def read_client_options(arguments: argparse.Namespace, names: Sequence[str]) -> 
             raise UsageError(f"--header {given[1]}=...: no target has this name: {known}")
         headers.setdefault(name, []).append(header)
     extra: dict[str, JsonObject] = {}
+    secrets: list[str] = []
     for text in arguments.body:
         name, setting = split_name(text, names)
         key, value = parse_body_field(setting)
         extra.setdefault(name, {})[key] = value
+        secrets += [*list_variables(setting), *find_secrets({key: value})]
     tokenizers = dict(split_name(text, names) for text in arguments.tokenizer)
     models: dict[str, str] = {}
     if arguments.model:
         parts = [split_name(part, names) for part in arguments.model.split(",")]
-        models = dict(parts) if all(name for name, _ in parts) else {"": arguments.model}
+        if any(name for name, _ in parts) and not all(name for name, _ in parts):
+            unknown = next(part for name, part in parts if not name)
+            raise UsageError(
+                f"--model ...,{unknown}: give NAME=MODEL for each, with names from"
+                f" {', '.join(names)}"
+            )
+        models = dict(parts) if parts[0][0] else {"": arguments.model}
     access = arguments.insecure, arguments.cacert, arguments.proxy
-    return ClientOptions(headers, extra, tokenizers, models, *access)
+    return ClientOptions(headers, extra, tokenizers, models, *access, secrets)
 
 
 def split_name(text: str, names: Sequence[str]) -> tuple[str, str]:
@@ -148,19 +171,41 @@ def split_name(text: str, names: Sequence[str]) -> tuple[str, str]:
 
 
 def parse_body_field(text: str) -> tuple[str, object]:
-    """Parses KEY=JSON. Raises UsageError."""
+    """Parses KEY=JSON, whose strings may name environment variables. Raises UsageError."""
     key, equals, value = text.partition("=")
+    key = key.strip()
     if not (key and equals):
         raise UsageError(f"--body {text}: give KEY=JSON, such as top_p=0.9")
     if key in OWN_FIELDS:
         remedy = f"use {OWN_FIELDS[key]}" if OWN_FIELDS[key] else "leave it out"
         raise UsageError(f"--body {key}=...: the measurement sets this field itself: {remedy}")
+    if key in SEVERAL_TEXTS:
+        raise UsageError(
+            f"--body {key}=...: a response with several texts, or with its prompt, has no TTFT and"
+            " TPOT of its own: leave it out"
+        )
     try:
-        return key, json.loads(value)
-    except ValueError:
+        return key, _expand_strings(f"--body {key}", json.loads(value, parse_constant=_refuse))
+    except (ValueError, RecursionError):
         raise UsageError(
             f"--body {key}=...: the value is not JSON: quote text twice, such as '{key}=\"text\"'"
         ) from None
+    except AccessError as error:
+        raise UsageError(str(error)) from None
+
+
+def _refuse(name: str) -> object:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _expand_strings(option: str, value: object) -> object:
+    if isinstance(value, str):
+        return expand_variables(option, value)
+    if isinstance(value, list):
+        return [_expand_strings(option, each) for each in value]
+    if isinstance(value, dict):
+        return {name: _expand_strings(option, each) for name, each in value.items()}
+    return value
 
 
 def targets_of_urls(arguments: argparse.Namespace) -> Targets:
@@ -173,7 +218,7 @@ def targets_of_urls(arguments: argparse.Namespace) -> Targets:
     if len(named) < len(given):
         raise UsageError(
             "several targets need names that differ: give each as --target NAME=URL, such as"
-            " --target east=http://10.0.0.5:8000"
+            " --target east=http://10.0.0.5:8000, with a name of letters, digits, _, . and -"
         )
     return {name: target_of_url(url, name=name, options=options) for name, url in named.items()}
 
@@ -190,14 +235,14 @@ def target_of_url(
     """
     key = side or name
     try:
-        whole = expand_variables(option, text)
-        access = options.make_access(key, whole)
+        whole, secrets = expand_url(option, text.strip())
+        access = options.make_access(key, whole, secrets)
         split_url(whole)
     except (ProfileError, AccessError) as error:
         raise UsageError(
-            str(error) if str(error).startswith("--") else f"{option}: {error}"
+            str(error) if str(error).startswith(("--", "SERVEOFF_")) else f"{option}: {error}"
         ) from None
-    url = strip_user(whole.strip())
+    url = strip_user(whole)
     shown = access.hide_secrets(url)
     return Target(
         f"{option} {shown}",
@@ -214,10 +259,10 @@ def describe_endpoints(targets: Targets, profiles: Mapping[str, Profile]) -> dic
     """The identity of each endpoint at a URL, for campaign.json: without secrets."""
     return {
         name or "target": {
-            "url": machine.redact_secrets([target.access.hide_secrets(target.url)])[0],
+            "url": target.access.hide_secrets(target.url),
             "model": profiles[name].model,
             "headers": sorted(header for header, _ in target.access.headers),
-            "body": json.loads(target.access.hide_secrets(json.dumps(target.extra))),
+            "body": hide_in_json(hide_fields(target.extra), target.access.secrets),
         }
         for name, target in targets.items()
         if target.url and name in profiles
@@ -281,24 +326,6 @@ def target_of_server(
     )
 
 
-def choose_servers(
-    arguments: argparse.Namespace, targets: Sequence[Target]
-) -> tuple[list[ServerSpec], list[str]]:
-    """The servers to measure, and the engines that the user chose for them. Raises CatalogError."""
-    engines = [name for name in arguments.engines.split(",") if name]
-    for name in engines:
-        catalog.check_name(name, catalog.ENGINES, "engine")
-    own = targets[0]
-    if own.server:
-        chosen = [target.server for target in targets if target.server]
-        return chosen, [] if own.is_external else engines
-    if arguments.servers == "all":
-        known = catalog.list_servers(own.checkout).values()
-        return [s for s in known if not engines or set(engines) & set(s.engines)], engines
-    names = dict.fromkeys(filter(None, arguments.servers.split(",")))
-    return [own.find_server(name) for name in names], engines
-
-
 def profile_targets(
     targets: Targets,
     needed: Sequence[str],
@@ -345,14 +372,10 @@ def profile_targets(
                     count_text=tokenizers[name],
                 )
             except ProfileError as error:
-                which = f"{name}: " if name and name not in SIDES else ""
+                which = f"{name}: " if name and not is_gate(targets) else ""
                 raise UsageError(which + target.access.hide_secrets(str(error))) from None
     named = len({target.model for target in targets.values()}) > 1
-    if (
-        len({profile.model for profile in profiles.values()}) > 1
-        and set(targets) & SIDES
-        and not named
-    ):
+    if len({profile.model for profile in profiles.values()}) > 1 and is_gate(targets) and not named:
         raise UsageError(
             "base and head serve different models: "
             + ", ".join(

@@ -308,7 +308,7 @@ def parse_head(head: bytes, exchange: Exchange) -> tuple[int | None, ChunkedDeco
     for line in lines:
         name, _, value = line.partition(b":")
         headers[name.strip().lower()] = value.strip()
-    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+    if headers.get(b"content-encoding", b"").lower() not in (b"", b"identity"):
         raise ResponseError("compressed although Accept-Encoding was identity")
     exchange.content_type = headers.get(b"content-type", b"").decode("latin-1").lower()
     exchange.retry_after = headers.get(b"retry-after", b"").decode("latin-1")

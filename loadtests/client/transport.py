@@ -28,6 +28,8 @@ SO_TIMESTAMPNS = (
 )
 TIMESPEC = struct.Struct("@qq")
 ANCILLARY_BYTES = 64
+TCP_ESTABLISHED = 1  # the first byte of tcp_info (net/tcp_states.h)
+NEXT_ADDRESS_S = 1.0  # after which a connection tries the next address
 MAX_HEAD_BYTES = 65_536  # of a proxy's response
 Address = tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
 
@@ -83,7 +85,7 @@ class Transport:
 class Addresses:
     """The addresses of a host. Connections go to them round robin, as to the replicas of a service.
     Only one address family is used, that of the first connection: the others often lead to the same
-    server, or nowhere.
+    server, or nowhere. An address that does not respond is left out once another one accepts.
     """
 
     def __init__(self, host: str, port: int):
@@ -96,20 +98,25 @@ class Addresses:
 
     def connect(self, timeout_s: float) -> socket.socket:
         """Connects to the next address, or to the first after it that accepts. Raises OSError."""
-        problem = OSError("no address")
+        problem, silent = OSError("no address"), []
         first = next(self.turns) if self.is_settled else 0
-        for n in range(len(self.known)):
-            family, address = self.known[(first + n) % len(self.known)]
+        known = [self.known[(first + n) % len(self.known)] for n in range(len(self.known))]
+        for place, (family, address) in enumerate(known, 1):
             plain = socket.socket(family)
             try:
-                plain.settimeout(timeout_s)
+                is_last = place == len(known)
+                plain.settimeout(timeout_s if is_last else min(timeout_s, NEXT_ADDRESS_S))
                 plain.connect(address)
             except OSError as error:
                 plain.close()
                 problem = error
+                if isinstance(error, TimeoutError):
+                    silent.append((family, address))
                 continue
-            if not self.is_settled:
-                self.known = [each for each in self.known if each[0] == family]
+            if not self.is_settled or silent:
+                self.known = [
+                    each for each in self.known if each[0] == family and each not in silent
+                ]
                 self.is_settled = True
             return plain
         raise problem
@@ -124,11 +131,13 @@ def addresses_of(host: str, port: int) -> Addresses:
 
 
 def is_closed_by_peer(sock: socket.socket) -> bool:
-    """Whether the server has closed its end of a connection on which no response is due. False
-    under TLS, where only a read could show it.
+    """Whether the server has closed its end of a connection on which no response is due. Under TLS
+    a read would first find other messages, so the kernel's state is used, on Linux only.
     """
     if isinstance(sock, ssl.SSLSocket):
-        return False
+        if sys.platform != "linux":
+            return False
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != TCP_ESTABLISHED
     timeout_s = sock.gettimeout()
     sock.setblocking(False)  # with a timeout, Python would wait even with MSG_DONTWAIT
     try:

@@ -64,8 +64,6 @@ def start_load(
         str(users),
         "--spawn-rate",
         str(users),
-        "--host",
-        task.base_url,
         "--exit-code-on-error",
         "0",
         "--stop-timeout",
@@ -106,6 +104,8 @@ def start_load(
     environment = {
         **os.environ,
         **access_environment({"": access} if access != OPEN else {}),
+        # not arguments: a key may be part of the path
+        "LOCUST_HOST": task.base_url,
         "SERVEOFF_LOAD": json.dumps(replace(task, folder=str(folder.resolve())).to_json()),
     }
     pass_inputs(folder, replace(read_inputs(task), prompts=prompts))

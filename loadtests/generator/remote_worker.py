@@ -22,6 +22,7 @@ from typing import NoReturn
 
 from servers.profile.access import AccessError, access_environment, make_access
 from servers.runtime import launch, limits
+from servers.runtime.errors import LaunchError
 
 RETRY_S = 0.5
 GONE_WITHIN_S = 5.0  # a coordinator ends at most this long after its workers
@@ -99,6 +100,8 @@ def own_access(options: argparse.Namespace) -> dict[str, str]:
         name, equals, header = text.partition("=")
         is_named = bool(equals) and ":" not in name
         headers.setdefault(name if is_named else "", []).append(header if is_named else text)
+    if "base" in headers:
+        headers.setdefault("control", headers["base"])  # a gate's control is its base once more
     return access_environment(
         {
             name: make_access(
@@ -115,8 +118,9 @@ def own_access(options: argparse.Namespace) -> dict[str, str]:
 def main() -> int:
     options = make_parser().parse_args()
     try:
+        launch.check_environment()
         environment = {**os.environ, **own_access(options)}
-    except AccessError as error:
+    except (AccessError, LaunchError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     host, port = options.coordinator

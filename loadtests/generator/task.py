@@ -74,8 +74,7 @@ class LoadInputs:
 
     def to_json(self) -> JsonObject:
         return {
-            "recorded": self.recorded
-            and [list(vars(arrival).values()) for arrival in self.recorded],
+            "recorded": self.recorded and [arrival.to_list() for arrival in self.recorded],
             "prompts": self.prompts and [each.to_json() for each in self.prompts],
         }
 

@@ -28,7 +28,7 @@ import psutil
 from loadtests.schema import JsonObject
 from loadtests.telemetry.gpu import Gpus
 from loadtests.telemetry.processes import BackgroundTask, ProcessTree, sample_cores, sample_system
-from loadtests.telemetry.server_metrics import Scraper
+from loadtests.telemetry.server_metrics import METRICS_OF, Scraper
 from servers.profile.access import read_access
 
 # period of the costly work: proportional set sizes, new processes, slow GPU values
@@ -77,7 +77,11 @@ def main() -> None:
     )
     parser.add_argument(
         "--metrics-of",
-        help="comma-separated base URLs whose /metrics go to server_metrics.jsonl beside --out",
+        default=os.environ.get(METRICS_OF),
+        help=(
+            "comma-separated base URLs whose /metrics go to server_metrics.jsonl beside --out"
+            f" (default: {METRICS_OF})"
+        ),
     )
     parser.add_argument("--interval", type=float, default=0.2, help="time between samples, s")
     options = parser.parse_args()

@@ -18,6 +18,7 @@ from loadtests.schema import JsonObject
 from loadtests.telemetry.cores import cpu_limit, memory_limit, read_text, usable_cores
 from loadtests.telemetry.gpu import Gpus
 from loadtests.telemetry.packages import package_versions, torch_cuda
+from servers.profile.redaction import HIDDEN, NAMES, SECRET_NAME, hide
 from servers.runtime.catalog import ServerSpec
 from servers.runtime.limits import COMMAND_S
 
@@ -32,13 +33,21 @@ ENVIRONMENT = re.compile(
 )
 PRIVATE = re.compile(r"KEY|TOKEN(?!IZERS_)|SECRET|PASS|CREDENTIAL|AUTH|HOST|USER")
 
-# Secrets in a command: the value of a --header, unless it names an environment variable; the user
-# of a URL; and the value of an option (--api-key x), of a variable (HF_TOKEN=x) or of a URL's
-# parameter (?api-key=x) with such a name.
+# Secrets in a command: the value of a --header that may be one; the user of a URL; texts in a
+# --body with the name of a secret; and the value of an option (--api-key x), of a variable
+# (HF_TOKEN=x) or of a URL's parameter (?api-key=x) with such a name. What only names an environment
+# variable is no secret.
 _NAME = r"[\w-]*(?:key|token(?!s|izer)|secret|passw)[\w-]*"
+CODE = re.compile(r"\S{16}")  # too long for a word: it may be a secret in any header
+_VARIABLE = r"\$\{\w+\}"
 SECRET = re.compile(
     r"(?i)(--header(?:=|\s+\0?\s*)[^:\0]*:\s*)(?![^\0]*\$\{)[^\0]*[^\s\0]"
-    rf"|(?<=://)[^/@\s]+(?=@)|(?<![^\s'\"=?&])(--?{_NAME}(?:=|\s+\0?\s*)|{_NAME}=)[^\s\0]+"
+    rf"|(--body(?:=|\s+\0?\s*)(?:[\w.-]+=)?[\w.-]*(?:{NAMES})[\w.-]*=)"
+    rf"(?!\"{_VARIABLE}\")[\"\[{{][^\0]*[^\s\0]"
+    rf"|(\"[^\"\0]*(?:{NAMES})[^\"\0]*\"\s*:\s*)(?!\"{_VARIABLE}\")\"[^\"\0]*\""
+    rf"|(?<=://)(?!(?:[^/@:\s]*:)?{_VARIABLE}@)[^/?#\s\0]+(?=@)"
+    rf"|(?<![^\s'\"=?&])(--?{_NAME}(?:=|\s+\0?\s*)|{_NAME}=)"
+    rf"(?!\"?{_VARIABLE}\"?(?:[&\s\0]|$))[^\s\0]+"
 )
 
 
@@ -51,14 +60,21 @@ def redact_secrets(command: Sequence[str]) -> list[str]:
     ['HF_TOKEN=*** serve --port 1']
     >>> redact_secrets(["--header", "Authorization: Bearer s3cret", "--header", "x: ${KEY}"])
     ['--header', 'Authorization: ***', '--header', 'x: ${KEY}']
+    >>> redact_secrets(["--header", "X-Org: research", "--header=X-Org: 0123456789abcdef"])
+    ['--header', 'X-Org: research', '--header=X-Org: ***']
+    >>> redact_secrets(["--target", "http://me:${PW}@h?sig=s3cret", "--body", 'auth={"a": "b"}'])
+    ['--target', 'http://me:${PW}@h?sig=***', '--body', 'auth=***']
     """
-    return (
-        SECRET.sub(lambda found: (found[1] or found[2] or "") + "***", " \0 ".join(command)).split(
-            " \0 "
-        )
-        if command
-        else []
-    )
+    if not command:
+        return []
+    return [hide(part, ()) for part in SECRET.sub(_redact, " \0 ".join(command)).split(" \0 ")]
+
+
+def _redact(found: re.Match[str]) -> str:
+    header = found[1]
+    if header and not SECRET_NAME.search(header) and not CODE.search(found[0][len(header) :]):
+        return found[0]
+    return next(filter(None, found.groups()), "") + HIDDEN
 
 
 def read_field(path: str, pattern: str) -> str | None:

@@ -23,6 +23,7 @@ from servers.contract.chunks import CHAT_COMPLETIONS, COMPLETIONS
 from servers.profile.access import Access, read_access
 from servers.runtime.limits import SCRAPE_S
 
+METRICS_OF = "SERVEOFF_METRICS_OF"  # the base URLs, for the sampling process
 PERIOD_S = 1.0
 ALL_EVERY = 10  # scrapes
 LONG_PERIOD_S = 5.0

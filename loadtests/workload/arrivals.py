@@ -29,19 +29,24 @@ CONTEXT = 4096  # tokens of prompt and response together; that of the default mo
 @dataclass(frozen=True)
 class Arrival:
     """One request: `at_s` is seconds since the start of the load, or of the window. Lengths are in
-    tokens, None where the scenario's ranges decide; `blocks` are shared prefixes.
+    tokens, None where the scenario's ranges decide. The prompt starts with `blocks` of
+    `block_tokens` tokens each; blocks with equal ids have equal text.
     """
 
     at_s: float
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     blocks: tuple[int, ...] = ()
+    block_tokens: tuple[int, ...] = ()
+
+    def to_list(self) -> list[Any]:
+        """Returns the fields in order, for JSON."""
+        return [*vars(self).values()]
 
     @classmethod
     def from_list(cls, fields: Sequence[Any]) -> Self:
-        """Makes an arrival from its fields in order, as JSON has them."""
-        at_s, prompt_tokens, output_tokens, blocks = fields
-        return cls(at_s, prompt_tokens, output_tokens, tuple(blocks))
+        at_s, prompt_tokens, output_tokens, blocks, block_tokens = fields
+        return cls(at_s, prompt_tokens, output_tokens, tuple(blocks), tuple(block_tokens))
 
 
 def varies_by_plan(scenario: Mapping[str, Any]) -> bool:
@@ -203,29 +208,39 @@ def _bent(
         passed += expected
 
 
-def replay(scenario: Mapping[str, Any], duration_s: float) -> list[Arrival]:
-    """Reads the arrivals of [0, duration_s) from the scenario's trace, in order; `time_scale` 2
-    replays it twice as fast. `fit_context` clips lengths beyond the context. Raises
-    traces.TraceError, also if the trace has no request in that time.
+def read_replay(scenario: Mapping[str, Any], duration_s: float) -> traces.TraceSlice:
+    """Reads the part of the scenario's trace that is replayed in [0, duration_s); `time_scale` 2
+    replays twice as much. Raises traces.TraceError, also if the trace has no request in that time.
     """
-    scale, context = scenario.get("time_scale", 1.0), scenario.get("context", CONTEXT)
-    start = scenario.get("trace_start_s", 0.0)
-    found = [
-        Arrival(
-            (row.at_s - start) / scale,
-            *fit_context(row.prompt_tokens, row.output_tokens, context),
-            row.blocks,
-        )
-        for row in traces.read_trace(Path(scenario["trace"]))
-        if row.at_s >= start
-    ]
-    found = [arrival for arrival in found if arrival.at_s < duration_s]
-    if not found:
+    start_s, length_s = _replayed_part(scenario, duration_s)
+    found = traces.read_trace(Path(scenario["trace"]), start_s, start_s + length_s)
+    if not found.rows:
         raise traces.TraceError(
-            f"{scenario['trace']} has no request in the {duration_s * scale:g} s after second"
-            f" {start:g}: choose another trace_start_s or a longer --duration"
+            f"{scenario['trace']} has no request in the {length_s:g} s after second {start_s:g}:"
+            " choose another trace_start_s or a longer --duration"
         )
     return found
+
+
+def replay(scenario: Mapping[str, Any], duration_s: float) -> list[Arrival]:
+    """Returns the arrivals of [0, duration_s) of a replay, in order. `fit_context` clips lengths
+    beyond the context. Raises traces.TraceError.
+    """
+    scale, context = scenario.get("time_scale", 1.0), scenario.get("context", CONTEXT)
+    start_s, _ = _replayed_part(scenario, duration_s)
+    found = []
+    for row in read_replay(scenario, duration_s).rows:
+        at_s = (row.at_s - start_s) / scale
+        prompt, output = fit_context(row.prompt_tokens, row.output_tokens, context)
+        starts = itertools.accumulate(row.block_tokens, initial=0)
+        needed = sum(start < prompt for start, _ in zip(starts, row.blocks, strict=False))
+        found.append(Arrival(at_s, prompt, output, row.blocks[:needed], row.block_tokens[:needed]))
+    return found
+
+
+def _replayed_part(scenario: Mapping[str, Any], duration_s: float) -> tuple[float, float]:
+    """Returns where the replayed part of a trace starts and how long it is, in its own seconds."""
+    return scenario.get("trace_start_s", 0.0), duration_s * scenario.get("time_scale", 1.0)
 
 
 def fit_context(prompt_tokens: int, output_tokens: int, context: int) -> tuple[int, int]:
@@ -240,12 +255,18 @@ def fit_context(prompt_tokens: int, output_tokens: int, context: int) -> tuple[i
     return prompt, max(1, min(output_tokens, context - prompt))
 
 
-def count_clipped(scenario: Mapping[str, Any]) -> int:
-    """Counts the requests of the whole trace that do not fit the context."""
+def describe_replay(scenario: Mapping[str, Any], duration_s: float) -> str:
+    """Describes the replayed part of a trace: its requests, and those that were changed."""
     context = scenario.get("context", CONTEXT)
-    rows = traces.read_trace(Path(scenario["trace"]))
-    return sum(
+    part = read_replay(scenario, duration_s)
+    clipped = sum(
         fit_context(row.prompt_tokens, row.output_tokens, context)
         != (row.prompt_tokens, row.output_tokens)
-        for row in rows
+        for row in part.rows
+    )
+    count = len(part.rows)
+    failed = f", {part.failed:,} left out that had failed when recorded" * bool(part.failed)
+    return (
+        f"a trace in the format {part.format}: {count:,} request{'s' * (count != 1)},"
+        f" {clipped:,} clipped to the context of {context:,} tokens{failed}"
     )

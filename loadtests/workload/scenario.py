@@ -5,7 +5,6 @@ from the file, and the results store it verbatim. The docstring below a key is i
 docs/scenarios.md; "(default: ...)" in it is the meaning of a missing key.
 """
 
-import hashlib
 import re
 import tomllib
 from collections.abc import Callable
@@ -225,10 +224,16 @@ class Replay(Scenario):
     """Recorded traffic with its own lengths and prefixes; --trace may name the file."""
 
     arrivals: Literal["trace"]
-    """Requests arrive as they were recorded, with the recorded lengths and shared prefixes."""
+    """Requests arrive as they were recorded, with the recorded lengths and shared prefixes. The
+    prompt of a session's later turn starts as the trace's `hash_ids` state. Without them it starts
+    with the prompt of the turn before it and generated text as long as the recorded response, or
+    shares nothing if it is too short for both. Each turn is sent at its recorded time, whether or
+    not the response to the turn before it has arrived."""
     trace: Text | None = None
-    """File of the recorded traffic, in one of the formats of `loadtests/workload/traces.py`;
-    `--trace` overrides it."""
+    """File of the recorded traffic, in any order: a CSV file in the form of Azure, BurstGPT or
+    ours, or JSON lines in the form of Mooncake, Bailian or ours, as `loadtests/workload/traces.py`
+    describes them. The form decides the unit of times and the size of blocks. `--trace` overrides
+    it."""
     trace_start_s: From0 = 0.0
     """Where in the trace the replay starts."""
     time_scale: Above0 = 1.0
@@ -324,10 +329,11 @@ def with_trace(
         raise UsageError(f"the scenario {name!r} replays a trace: name one with --trace FILE")
     table = {
         **table,
-        "trace": str(Path(file).resolve()),
+        "trace": str(Path(file).absolute()),
         "time_scale": time_scale or table.get("time_scale", 1.0),
     }
     start_s, length_s = table["warmup_s"], duration_s or table["duration_s"]
+    part = arrivals.read_replay(table, start_s + length_s)
     in_window = [
         arrival for arrival in arrivals.replay(table, start_s + length_s) if arrival.at_s >= start_s
     ]
@@ -339,5 +345,6 @@ def with_trace(
     return {
         **table,
         "rate": round(len(in_window) / length_s, 6),
-        "trace_sha256": hashlib.sha256(Path(file).read_bytes()).hexdigest(),
+        "trace_format": part.format,
+        "trace_sha256": part.sha256,
     }

@@ -14,13 +14,14 @@ import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
-from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit, urlunsplit
+
+from servers.profile.redaction import SECRET_NAME, hide, list_forms
 
 ENVIRONMENT = "SERVEOFF_ACCESS"  # JSON: {target's name: fields of Access}
-HIDDEN = "***"
-SECRET_NAME = re.compile(r"(?i)auth|cookie|key|token|secret|passw|credential|signature|\bsig\b")
 FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token of RFC 9110, section 5.6.2
 VARIABLE = re.compile(r"\$\{(\w+)\}")
+ENCODED = re.compile(r"(?:[\w.~-]|%[0-9A-Fa-f]{2})*", re.ASCII)  # needs no escaping in a URL
 # the client frames requests and reads responses itself
 FIXED_HEADERS = {
     "accept-encoding",
@@ -33,7 +34,6 @@ FIXED_HEADERS = {
     "upgrade",
     "x-request-id",
 }
-SHORTEST_SECRET = 8  # a shorter text, such as EMPTY, would also hide ordinary words
 
 
 class AccessError(Exception):
@@ -44,7 +44,7 @@ class AccessError(Exception):
 class Access:
     """`headers`: added to each request, or replacing the client's own of that name. `ca_file`: PEM
     file of trusted authorities instead of the system's. `proxy`: URL of an HTTP proxy. `secrets`:
-    texts that no log and no result may contain.
+    texts that no log and no result may contain, the longest first.
     """
 
     headers: tuple[tuple[str, str], ...] = ()
@@ -73,9 +73,7 @@ class Access:
         )
 
     def hide_secrets(self, text: str) -> str:
-        for secret in self.secrets:
-            text = text.replace(secret, HIDDEN)
-        return text
+        return hide(text, self.secrets)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -129,17 +127,20 @@ def make_access(
     insecure: bool = False,
     ca_file: str | None = None,
     proxy: str | None = None,
+    more_secrets: Iterable[str] = (),
 ) -> Access:
     """Make an access from options: `headers` such as "api-key: ${GATEWAY_KEY}". The key in
     SERVEOFF_API_KEY becomes a bearer token, unless the URL has a user and a password, or a header
-    is Authorization. Raises AccessError.
+    is Authorization. `more_secrets`: those of other options. Raises AccessError.
     """
     given: dict[str, str] = {}
-    secrets: list[str] = []
-    if key := os.environ.get("SERVEOFF_API_KEY"):
+    secrets = list(more_secrets)
+    if key := os.environ.get("SERVEOFF_API_KEY", "").strip():
+        if not (key.isprintable() and key.isascii()):
+            raise AccessError("SERVEOFF_API_KEY must be printable ASCII text on one line")
         given["Authorization"] = f"Bearer {key}"
         secrets.append(key)
-    parts = urlsplit(url)
+    parts = split_parts(url)
     if parts.username is not None:
         given["Authorization"] = _basic(parts.username, parts.password)
         secrets += [unquote(parts.password or ""), given["Authorization"].partition(" ")[2]]
@@ -149,16 +150,24 @@ def make_access(
         given = {other: kept for other, kept in given.items() if other.lower() != name.lower()}
         given[name] = value
         if SECRET_NAME.search(name) or VARIABLE.search(text):
-            secrets += [value, value.rpartition(" ")[2]]
+            secrets += [value, value.rpartition(" ")[2], *list_variables(text)]
+            secrets += [part.partition("=")[2] for part in value.split(";")]  # of a cookie
     if proxy is not None:
-        via = urlsplit(proxy := expand_variables("--proxy", proxy))
-        if via.scheme != "http" or not via.hostname:
+        proxy, hidden = expand_url("--proxy", proxy)
+        try:
+            via = urlsplit(proxy)
+            usable = via.scheme == "http" and bool(via.hostname) and via.port != 0
+        except ValueError:
+            usable = False
+        if not usable:
+            shown = f" {strip_user(proxy)}" if "[" not in proxy else ""
             raise AccessError(
-                f"--proxy {proxy}: give the URL of an HTTP proxy, such as http://proxy:3128"
+                f"--proxy{shown}: give the URL of an HTTP proxy, such as http://proxy:3128"
             )
-        secrets.append(unquote(via.password or ""))
-    hidden = sorted({each for each in secrets if len(each) >= SHORTEST_SECRET}, key=len)
-    access = Access(tuple(given.items()), not insecure, ca_file, proxy, tuple(hidden[::-1]))
+        secrets += [*hidden, unquote(via.password or "")]
+        if via.username is not None:
+            secrets.append(_basic(via.username, via.password).partition(" ")[2])
+    access = Access(tuple(given.items()), not insecure, ca_file, proxy, list_forms(secrets))
     access.tls_context()  # an unusable file must not wait for the first request
     return access
 
@@ -189,16 +198,57 @@ def expand_variables(option: str, text: str) -> str:
     return VARIABLE.sub(lambda found: os.environ[found[1]], text)
 
 
+def list_variables(text: str) -> list[str]:
+    """Return the values of the environment variables that a text names."""
+    return [os.environ.get(name, "") for name in VARIABLE.findall(text)]
+
+
+def expand_url(option: str, text: str) -> tuple[str, list[str]]:
+    """Replace each ${NAME} in a URL. Characters that would end the user, the password or a value of
+    the query are escaped. Return the URL and the secrets behind its host: values of variables with
+    the name of one. Raises AccessError.
+    """
+    expand_variables(option, text)
+    start, _, query = text.partition("?")
+    scheme, separator, rest = start.partition("://")
+    place, slash, path = rest.partition("/")
+    user, at, host = place.rpartition("@")
+
+    def escape(found: re.Match[str]) -> str:
+        value = os.environ[found[1]]
+        return value if ENCODED.fullmatch(value) else quote(value, safe="")
+
+    def expand(part: str) -> str:
+        return expand_variables(option, part)
+
+    names = VARIABLE.findall(path + query)
+    secrets = [os.environ[name] for name in names if SECRET_NAME.search(name)]
+    whole = expand(scheme) + separator + VARIABLE.sub(escape, user) + at
+    whole += expand(host) + slash + expand(path)
+    query = re.sub(r"(?<==)\$\{(\w+)\}", escape, query)
+    return (f"{whole}?{expand(query)}" if "?" in text else whole), secrets
+
+
+def split_parts(url: str) -> SplitResult:
+    """Split a URL. Raises AccessError."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        raise AccessError(
+            "the URL has an IPv6 address without its brackets: write it like http://[::1]:8000"
+        ) from None
+
+
 def _basic(user: str, password: str | None) -> str:
     pair = f"{unquote(user)}:{unquote(password or '')}"
     return "Basic " + base64.b64encode(pair.encode()).decode()
 
 
 def strip_user(url: str) -> str:
-    """Return the URL without user and password.
+    """Return the URL without user and password. Raises AccessError.
 
     >>> strip_user("https://me:pw@[::1]:8443/v1?version=2")
     'https://[::1]:8443/v1?version=2'
     """
-    parts = urlsplit(url)
+    parts = split_parts(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

@@ -21,6 +21,7 @@ from servers.runtime.limits import SILENCE_S
 
 MAX_BYTES = 16 * 1024 * 1024
 SHOWN_WORDS = 12
+PROXY_HINT = ": give its user and password, such as --proxy 'http://me:${PASSWORD}@proxy:3128'"
 
 
 class ProfileError(Exception):
@@ -149,7 +150,8 @@ def open_connection(
 ) -> tuple[http.client.HTTPConnection, str]:
     """Return a connection to open, through the proxy if there is one, and the request's target."""
     parts, via = urlsplit(url), urlsplit(access.proxy or "")
-    host, port = parts.hostname or "", parts.port
+    # without a port, http.client would take the end of an IPv6 address for one
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     hop = (via.hostname, via.port or 80) if via.hostname else (host, port)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     connection: http.client.HTTPConnection
@@ -194,6 +196,12 @@ def send(
             if len(received) > MAX_BYTES:
                 raise ProfileError(f"{where}: the response is longer than {MAX_BYTES:,} bytes")
         fields = {name.lower(): value for name, value in response.getheaders()}
+        encoding = fields.get("content-encoding", "").strip().lower()
+        if encoding not in ("", "identity"):
+            raise ProfileError(
+                f"{where}: the response is compressed ({encoding}) although the request accepts"
+                " only identity, so the arrival of tokens would be hidden: turn compression off"
+            )
         return Response(response.status, fields, bytes(received), arrived, access)
     except TimeoutError:
         raise ProfileError(
@@ -223,9 +231,9 @@ def send(
         hint = ": use http:// if the server does not use TLS" if "wrong version" in reason else ""
         raise ProfileError(f"{where}: the TLS handshake failed ({reason}){hint}") from None
     except (ConnectionError, http.client.RemoteDisconnected):
+        who = "the proxy, or the server behind it," if access.proxy else "the server"
         raise ProfileError(
-            f"{where}: the server closed the connection before the response was complete: check its"
-            " log"
+            f"{where}: {who} closed the connection before the response was complete: check its log"
         ) from None
     except http.client.IncompleteRead as error:
         raise ProfileError(
@@ -238,7 +246,10 @@ def send(
         ) from None
     except OSError as error:
         if refusal := str(error).removeprefix("Tunnel connection failed: ") * (not error.errno):
-            raise ProfileError(f"{where}: the proxy refuses the connection: {refusal}") from None
+            hint = PROXY_HINT if refusal.startswith("407") else ""
+            raise ProfileError(
+                f"{where}: the proxy refuses the connection: {refusal}{hint}"
+            ) from None
         raise ProfileError(f"{where}: {error.strerror or 'the connection failed'}") from None
     finally:
         connection.close()

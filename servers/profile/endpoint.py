@@ -6,14 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from servers.profile.access import OPEN, Access, strip_user
-from servers.profile.client import NoConnection, ProfileError, Response, send
+from servers.profile.client import PROXY_HINT, NoConnection, ProfileError, Response, send
 from servers.profile.profile import ENDPOINTS
 
 READY_TIMEOUT_S = 300.0  # while a server reports that it is loading
 RETRY_S = 0.5
+URL_CHARACTERS = "%/?:@!$&'()*+,;=~[]|"  # of a path or a query that need no escaping, or have it
 ROOTS = ("/v1", "", "/openai/v1", "/api/v1", "/v3", "/api/v3", "/api")
 VERSION = re.compile(r"/v\d+\w*$")
 CONTEXT_KEYS = (
@@ -53,7 +54,7 @@ class Endpoint:
 def split_url(url: str) -> tuple[str, str | None, str]:
     """Split a URL into (base URL, root, query). Users may give it with or without /v1, with any
     prefix, or as the URL of the completions. The root is None if it must be found. Raises
-    ProfileError.
+    ProfileError and AccessError.
 
     >>> split_url("http://host/ns/model/v1/")
     ('http://host/ns/model', '/v1', '')
@@ -64,19 +65,29 @@ def split_url(url: str) -> tuple[str, str | None, str]:
             f"{strip_user(url)!r} is not a URL: use one such as http://127.0.0.1:8000"
         )
     try:
-        _ = parts.port
+        is_port = parts.port != 0
     except ValueError:
+        is_port = False
+    if not is_port and "@" in parts.path:
         raise ProfileError(
-            f"{strip_user(url)!r} has no valid port: use one from 1 to 65535"
-        ) from None
-    path = re.sub(r"/+$", "", parts.path)
+            "the password in the URL has a character that ends it, such as /: write it as %2F, or"
+            " name an environment variable, such as http://me:${PASSWORD}@host"
+        )
+    if not is_port:
+        raise ProfileError(f"{strip_user(url)!r} has no valid port: use one from 1 to 65535")
+    try:
+        place = parts.netloc.encode("ascii" if parts.netloc.isascii() else "idna").decode()
+    except UnicodeError:
+        raise ProfileError(f"{strip_user(url)!r} has no valid host name: check it") from None
+    path = re.sub(r"/+$", "", quote(parts.path, safe=URL_CHARACTERS))
     shortened = re.sub(r"/(chat/completions|completions|models)$", "", path)
     is_complete = shortened != path
     path = re.sub(r"/+$", "", shortened)
     version = VERSION.search(path)
     root = version[0] if version else "" if is_complete else None
-    path = path[: version.start()] if version else path
-    return urlunsplit((parts.scheme, parts.netloc, path, "", "")), root, parts.query
+    path = path[: version.start()].rstrip("/") if version else path
+    query = quote(parts.query, safe=URL_CHARACTERS)
+    return urlunsplit((parts.scheme, place, path, "", "")), root, query
 
 
 def find_endpoint(
@@ -141,17 +152,23 @@ def wait_until_ready(
 
 
 def raise_if_closed(what: str, response: Response) -> None:
-    """Raise ProfileError if the response asks for a key or redirects."""
+    """Raise ProfileError if the server or a proxy asks for a key, or the response redirects."""
     words = f": {response.words}" if response.words else ""
     if response.status in (401, 403):
+        sent = " and ".join(name for name, _ in response.access.headers)
+        checked = f"check the value of {sent}, which was sent, or " if sent else ""
         raise ProfileError(
-            f"{what}: http {response.status}{words}: set the environment variable SERVEOFF_API_KEY"
-            " to its key, or give its header, such as --header 'api-key: ${GATEWAY_KEY}'"
+            f"{what}: http {response.status}{words}: {checked}set the environment variable"
+            " SERVEOFF_API_KEY to its key, or give its header, such as --header 'api-key:"
+            " ${GATEWAY_KEY}'"
         )
+    if response.status == 407:
+        raise ProfileError(f"{what}: the proxy refuses the request: http 407{words}{PROXY_HINT}")
     if 300 <= response.status < 400:
+        place = response.access.hide_secrets(response.headers.get("location", "nowhere"))
         raise ProfileError(
-            f"{what}: http {response.status}, redirected to"
-            f" {response.headers.get('location', 'nowhere')!r}: use the URL behind the redirect"
+            f"{what}: http {response.status}, redirected to {place!r}: use the URL behind the"
+            " redirect"
         )
 
 

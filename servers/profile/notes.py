@@ -26,7 +26,7 @@ def make_notes(
         )
     if "ignored" in (profile.fields.get("max_tokens"), profile.fields.get("max_completion_tokens")):
         yield "the server ignores max_tokens: responses are longer than planned"
-    if profile.fields.get("temperature") == "refused":
+    if profile.fields.get("temperature") == "refused" and not profile.dialect.is_sampled:
         yield "the server refuses temperature 0: its texts are sampled and cannot be compared"
     if profile.usage == NEVER:
         yield (
@@ -64,7 +64,9 @@ def make_notes(
     spans = [c.tokens[-1][0] - c.tokens[0][0] for c in completions if len(c.tokens) > 1]
     if spans and max(spans) < AT_ONCE_S:
         yield "whole responses arrive at once: TPOT measures the network, not the model"
-    if profile.fields.get("temperature") != "refused":
+    if profile.dialect.is_sampled:
+        yield "--body temperature: the texts are sampled and cannot be compared"
+    elif profile.fields.get("temperature") != "refused":
         yield from _describe_stability(profile, texts)
 
 

@@ -15,7 +15,7 @@ TOKENS = 32  # of a sample
 PROMPT_WORDS = 12
 MOST_TOKENS = 512
 REFUSED = (400, 404, 405, 415, 422, 501)
-FAILING = (200, 429, 500)
+FAILING = (200, 402, 408, 429, 500)  # not the fault of the request
 
 
 @dataclass
@@ -163,6 +163,20 @@ class Prober:
         return completion
 
 
+def _find_refused_extra(prober: Prober, needed: Sequence[str]) -> tuple[str, str] | None:
+    """Return (endpoint, names) of the user's fields without which the server accepts a request."""
+    extra = prober.dialect.extra
+    refused = [kind for kind in needed or ENDPOINTS if kind in prober.refusals]
+    each = [frozenset([name]) for name in extra] if len(extra) > 1 else []
+    for kind in refused if extra else []:
+        for names in (*each, frozenset(extra)):
+            kept = {name: value for name, value in extra.items() if name not in names}
+            without = replace(prober, dialect=replace(prober.dialect, extra=kept), fields={})
+            if without.settle(kind, stream=True).is_ok:
+                return kind, ", ".join(name for name in extra if name in names)
+    return None
+
+
 def _prompt_fields(kind: str, messages: Messages) -> JsonObject:
     if kind == "chat":
         return {"messages": [{"role": role, "content": text} for role, text in messages]}
@@ -189,6 +203,12 @@ def find_paths(
         if first is None or usable:
             first = prober
     assert first is not None
+    if blamed := _find_refused_extra(first, needed):
+        kind, names = blamed
+        raise ProfileError(
+            f"{first.refusals[kind]}: the server accepts this request without {names}: leave out"
+            f" --body {names}, or correct its value"
+        )
     reasons = [first.refusals[kind] for kind in needed or ENDPOINTS if kind in first.refusals]
     listed = first.endpoint.listed
     if listed and model not in listed:
@@ -196,7 +216,7 @@ def find_paths(
             f"{reasons[0]}: the model {model!r} is not listed: choose one of {', '.join(listed)}"
             " with --model"
         )
-    scenarios = " and ".join(needed)
+    scenarios = " and ".join(kind for kind in needed if kind in first.refusals)
     if first.is_failing:
         raise ProfileError(f"{'; '.join(reasons)}: check the server's log")
     remedy = (

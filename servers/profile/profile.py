@@ -36,6 +36,11 @@ class Dialect:
     has_system_role: bool = True
     extra: JsonObject = field(default_factory=dict)
 
+    @property
+    def is_sampled(self) -> bool:
+        """Whether the user asked for sampled text."""
+        return bool(self.extra.get("temperature"))
+
     def path(self, endpoint: str) -> str:
         """Return the path of `chat` or `completions`, relative to the base URL."""
         return f"{self.root}{ENDPOINTS[endpoint]}" + (f"?{self.query}" if self.query else "")

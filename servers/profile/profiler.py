@@ -38,6 +38,8 @@ from servers.profile.prompt_lengths import (
 )
 
 IN_FLIGHT = 4
+# fields of --body that may end a response although its length is requested
+ENDING_FIELDS = {"ignore_eos", "stop", "stop_token_ids", "response_format", "tools", "tool_choice"}
 METRICS = ("vllm", "sglang", "tgi", "llamacpp", "trtllm", "nv", "serveoff", "ray", "litellm")
 
 
@@ -91,7 +93,8 @@ def measure(prober: Prober, needed: Sequence[str], count_text: CountText | None 
     if usage == NEVER and "stream_options" not in prober.dialect.omitted:
         prober.fields["stream_options"] = "ignored"
     ended_early = any(_ended_early(sample.alone, prober.tokens) for sample in samples)
-    if ended_early and "ignore_eos" not in prober.dialect.omitted:
+    ends_itself = prober.dialect.extra.keys() & ENDING_FIELDS
+    if ended_early and "ignore_eos" not in prober.dialect.omitted and not ends_itself:
         prober.fields["ignore_eos"] = "ignored"
     counts = [sample.alone.count("completion_tokens") or 0 for sample in samples]
     if usage in (IN_STREAM, CONTINUOUS) and max(counts) > prober.tokens + 1:
@@ -103,6 +106,7 @@ def measure(prober: Prober, needed: Sequence[str], count_text: CountText | None 
     is_known = lengths.source != ASSUMED
     first = next(i for i, (_, c) in enumerate(stream.events) if c.text or c.reasoning)
     texts = [(s.alone.text, s.under_load.text) for s in samples if s.under_load]
+    sampled = prober.dialect.is_sampled
     # counts in each chunk cost server and client time, and are redundant for single tokens
     several = per_chunk is not None and abs(per_chunk - 1) > 0.05
     asked = IN_STREAM if usage == CONTINUOUS and not several else usage
@@ -120,8 +124,10 @@ def measure(prober: Prober, needed: Sequence[str], count_text: CountText | None 
             (c.reasoning_field for s in samples for _, c in s.alone.events if c.reasoning), None
         ),
         early_chunks=first,
-        repeats_alone=samples[0].again.text == stream.text,
-        repeats_under_load=all(alone == loaded for alone, loaded in texts) if texts else None,
+        repeats_alone=None if sampled else samples[0].again.text == stream.text,
+        repeats_under_load=(
+            all(alone == loaded for alone, loaded in texts) if texts and not sampled else None
+        ),
         tokens_per_word=round(lengths.per_word, 3) if is_known else None,
         template_tokens=lengths.added(main) if is_known else None,
         context=(context := read_context(prober.endpoint, prober.model)),
@@ -129,6 +135,9 @@ def measure(prober: Prober, needed: Sequence[str], count_text: CountText | None 
         lengths=replace(lengths, context=context),
     )
     notes = [*make_notes(profile, [s.alone for s in samples], texts), *refusal]
+    if ended_early and ends_itself:
+        names = ", ".join(sorted(ends_itself))
+        notes.append(f"--body {names}: responses may be shorter than requested")
     return replace(profile, notes=tuple(notes))
 
 

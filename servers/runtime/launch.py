@@ -83,7 +83,7 @@ class RunningServer:
 
 
 def check_environment() -> None:
-    """Set SERVEOFF_API_KEY, for this process and its children, from the file named by
+    """Check SERVEOFF_API_KEY, and set it, for this process and its children, from the file named by
     SERVEOFF_API_KEY_FILE. Raises LaunchError, also if there is no home folder.
     """
     try:
@@ -103,6 +103,10 @@ def check_environment() -> None:
                 f"SERVEOFF_API_KEY_FILE: {name} must contain the key on one line, and nothing else"
             )
         os.environ["SERVEOFF_API_KEY"] = key
+    if key := os.environ.get("SERVEOFF_API_KEY", "").strip():
+        if not (key.isprintable() and key.isascii()):
+            raise LaunchError("SERVEOFF_API_KEY must be printable ASCII text on one line")
+        os.environ["SERVEOFF_API_KEY"] = key  # a file's line end would end the header
 
 
 def start_supervised(

@@ -58,6 +58,14 @@ def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:
     assert values_of(found) == values_of(parse_arguments(["--repeat", "3", *command]))
 
 
+def test_a_hidden_secret_is_not_sent(tmp_path: Path) -> None:
+    """--plan shows a secret as ***; only the command line can give it."""
+    text = 'header = ["api-key: ***"]\nrepeat = 2'
+    with pytest.raises(UsageError, match=r"header has \*\*\* in place of a secret: write an env"):
+        parse_file(tmp_path, text)
+    assert parse_file(tmp_path, text, "--header", "api-key: x").header == ["api-key: x"]
+
+
 def test_the_recorded_command_needs_no_file(tmp_path: Path) -> None:
     text = 'users = [1, 16]\nset = ["a.b=1"]\nmodel = "-odd"\nseed = 2\nno-calibration = false'
     found = parse_file(tmp_path, text, "--seed", "3")

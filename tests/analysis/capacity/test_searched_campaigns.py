@@ -12,7 +12,7 @@ import pytest
 from analysis import __main__ as command
 from analysis import dataset
 from analysis.capacity import search
-from analysis.report import writer
+from analysis.report import capacity_section, writer
 from loadtests import schema
 from tests.helpers import synthetic_campaign
 
@@ -222,3 +222,17 @@ def test_too_many_errors_miss_any_slo(tmp_path: Path) -> None:
     (probe,) = search.list_probes(dataset.read_campaign(folder), "alpha", "simulated", "steady")
     assert probe.holds is False and probe.why == "errors: 30% http 500: CUDA error"
     assert asked(folder)["rate"] == 32.0
+
+
+def test_an_undecided_server_has_not_missed_the_slo() -> None:
+    def found(name: str, holds: float, fails: float) -> search.CapacityResult:
+        return search.CapacityResult(
+            name, "external", "chats", "users", search.Capacity(holds, fails), []
+        )
+
+    missed, unknown = found("a", math.nan, 1.0), found("b", math.nan, math.nan)
+    assert capacity_section._describe_best("TPOT P99 ≤ 15 ms", [missed, unknown]) == (
+        "Under chats, no capacity is known: no case of b (external) shows whether it meets TPOT P99"
+        " ≤ 15 ms."
+    )
+    assert "no server met" in capacity_section._describe_best("TPOT P99 ≤ 15 ms", [missed, missed])

@@ -94,6 +94,15 @@ def test_too_few_repetitions_are_inconclusive_and_need_more(
     assert session.list_needed_cases(str(nothing)) == [True]
 
 
+def test_a_gate_across_models_states_it(tmp_path: Path) -> None:
+    folder = synthetic_campaign.gate(tmp_path / "g", [dict.fromkeys(paired.SIDES, 0.01)] * 5)
+    data = json.loads((folder / "campaign.json").read_text())
+    data["targets"] = {side: {"url": "http://a", "model": side[0]} for side in paired.SIDES}
+    (folder / "campaign.json").write_text(json.dumps(data))
+    found = paired.judge_campaign(dataset.read_campaign(folder))
+    assert found.notes[0] == "base serves b and head serves h: the verdict also compares the models"
+
+
 def test_a_p99_of_few_requests_is_not_judged(tmp_path: Path) -> None:
     found = paired.judge_campaign(
         dataset.read_campaign(

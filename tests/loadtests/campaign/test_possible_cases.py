@@ -49,6 +49,12 @@ def test_a_plan_without_possible_scenarios_is_an_error():
         keep_possible_cases(plan(), profile())
 
 
+def test_the_target_that_lacks_an_endpoint_is_named(capsys):
+    profiles = {"east": profile("chat", "completions")[""], "west": profile("completions")[""]}
+    assert list(keep_possible_cases(plan(), profiles).scenarios) == ["steady"]
+    assert "interactive is left out: west has no /chat/completions" in capsys.readouterr().out
+
+
 def test_a_scenario_whose_requests_exceed_the_context_is_impossible(capsys):
     def served(context):
         known = profile("chat", "completions")[""]
@@ -62,5 +68,5 @@ def test_a_scenario_whose_requests_exceed_the_context_is_impossible(capsys):
     assert keep_possible_cases(wanted, served(long)) == wanted
     assert list(keep_possible_cases(wanted, served(short)).scenarios) == ["interactive"]
     assert f"its longest request has {long:,} tokens" in capsys.readouterr().out
-    with pytest.raises(UsageError, match=f"steady: .* and the target's context {short:,}:"):
+    with pytest.raises(UsageError, match=f"steady: .* the context of the target {short:,}:"):
         keep_possible_cases(wanted, served(short), are_chosen=True)

@@ -8,18 +8,24 @@ import psutil
 import pytest
 
 from loadtests import gate
-from loadtests.campaign import results_folder, targets
+from loadtests.campaign import results_folder, runner, targets
 from loadtests.campaign.targets import Targets, profile_targets, target_key
 from loadtests.cli import parse_arguments
 from loadtests.errors import UsageError
 from loadtests.schema import CampaignFile, Case
+from servers.profile.profile import Dialect, Profile
 from servers.runtime.launch import CoreShare
-from tests.helpers.campaign_process import Bench, is_complete, runs, table, wait_for
+from tests.helpers.campaign_process import Bench, is_complete, runs, said_of, table, wait_for
 from tests.helpers.endpoint_campaign import CALM, SCENARIOS
 from tests.helpers.endpoint_script import Script, serve_script
 from tests.helpers.synthetic_campaign import campaign_data
 
-KEYS = {"east": "sk-east-0123456789", "west": "sk-west-9876543210", "north": "north-pass-55"}
+KEYS = {
+    "east": "sk-east-0123456789",
+    "west": "sk-west-9876543210",
+    "north": "north-pass-55",
+    "path": "path-key-77",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +40,7 @@ def targets_of(*command: str) -> Targets:
 
 def profile_all(found: Targets) -> dict[str, str]:
     """Return the model of each target."""
-    profiles = profile_targets(found, (), CoreShare((), 1, 1), None)
+    profiles = profile_targets(found, (), CoreShare((), 1, 1), None, dict.fromkeys(found))
     return {name: profile.model for name, profile in profiles.items()}
 
 
@@ -52,6 +58,18 @@ def test_options_with_a_name_are_for_that_target_only() -> None:
     assert (east.extra, west.extra) == ({"top_p": 0.5}, {"top_p": 1, "extra": {"a": 1}})
     assert (east.url, west.url) == ("http://a:1/v1", "http://b:2?region=eu")
     assert "pass" not in f"{west.description} {west.server}"
+
+
+def test_a_secret_in_a_body_is_sent_but_not_described() -> None:
+    found = targets_of(
+        *("--target", "east=http://a", "--body", 'api_key="${EAST_KEY}"', "--body", "min_tokens=2"),
+        *("--body", 'auth={"id": 7, "token": "abc"}'),
+    )["east"]
+    assert found.extra["api_key"] == KEYS["east"] and found.extra["auth"]["token"] == "abc"
+    profile = Profile("http://a", Dialect(extra=found.extra), "m")
+    described = targets.describe_endpoints({"east": found}, {"east": profile})["east"]["body"]
+    assert described == {"api_key": "***", "min_tokens": 2, "auth": {"id": 7, "token": "***"}}
+    assert found.access.hide_secrets(KEYS["east"]) == "***"
 
 
 def test_one_target_needs_no_name_but_may_have_one() -> None:
@@ -73,6 +91,8 @@ def test_one_target_needs_no_name_but_may_have_one() -> None:
             "several targets need names that differ",
         ),
         (["--target", "a=http://a", "--target", "a=http://b"], "need names that differ"),
+        (["--target", "a b=http://a", "--target", "c=http://b"], "with a name of letters, digits"),
+        (["--target", "a=http://a", "--model", "a=m,b=m"], "--model ...,b=m: give NAME=MODEL for"),
         (
             ["--target", "a=http://a", "--header", "b=x: y"],
             "no target has this name: choose from a",
@@ -86,6 +106,10 @@ def test_one_target_needs_no_name_but_may_have_one() -> None:
             "sets this field itself: leave it out",
         ),
         (["--target", "http://a", "--body", "max_tokens=5"], "sets this field itself: use --scen"),
+        (["--target", "http://a", "--body", "n=2"], "--body n=...: a response with several texts"),
+        (["--target", "http://a", "--body", "x=NaN"], "the value is not JSON"),
+        (["--target", "http://a", "--body", 'x="${NO_KEY}"'], "variable NO_KEY is not set"),
+        (["--target", "http://[::1"], "--target: the URL has an IPv6 address without its brackets"),
         (["--target", "http://${NO_HOST}"], "environment variable NO_HOST is not set: set it"),
         (["--target", "http://a", "--cacert", "/missing.pem"], "No such file or directory"),
     ],
@@ -95,6 +119,22 @@ def test_an_unusable_option_is_one_sentence(command: Sequence[str], words: str) 
         targets_of(*command)
     assert words in str(refused.value) and str(refused.value).startswith("--") | (
         "several targets" in str(refused.value)
+    )
+
+
+def test_targets_may_have_the_names_of_a_gates_sides() -> None:
+    """Only a gate has sides: here all three are measured, and their models may differ."""
+    command = [
+        part
+        for name in ("base", "head", "control")
+        for part in ("--target", f"{name}=http://{name}")
+    ]
+    arguments = parse_arguments([*command, "--target", "4090=http://card"])
+    plan = runner.plan_campaign(arguments)
+    assert {case.server for case in plan.cases} == {"base", "head", "control", "4090"}
+    assert not targets.is_gate(plan.targets)
+    assert targets.is_gate(
+        gate_targets("--base-server", "http://base", "--head-server", "http://head")
     )
 
 
@@ -128,12 +168,12 @@ def test_the_sides_of_a_gate_may_serve_different_models(tmp_path: Path) -> None:
 def test_each_target_gets_its_own_and_no_secret_is_written(bench: Bench, tmp_path: Path) -> None:
     """Three endpoints with different keys, headers and models, in one interleaved campaign."""
     (bench.folder / "endpoints.toml").write_text(SCENARIOS)
-    bench.environment |= {"EAST_KEY": KEYS["east"], "WEST_KEY": KEYS["west"]}
+    bench.environment |= {f"{name.upper()}_KEY": key for name, key in KEYS.items()}
     basic = "authorization: Basic bm9ydGg6bm9ydGgtcGFzcy01NQ=="
     scripts = {
         "east": Script(**CALM, header=f"api-key: {KEYS['east']}", models=("small",)),
         "west": Script(**CALM, header=f"authorization: Bearer {KEYS['west']}", models=("a", "b")),
-        "north": Script(**CALM, header=basic, models=("small",), root="/ns/v1"),
+        "north": Script(**CALM, header=basic, models=("small",), root=f"/{KEYS['path']}/v1"),
     }
     with (
         serve_script(tmp_path / "east", scripts["east"]) as east,
@@ -144,7 +184,7 @@ def test_each_target_gets_its_own_and_no_secret_is_written(bench: Bench, tmp_pat
         campaign = bench.start(
             *("--scenarios-file", "endpoints.toml", "--scenarios", "chats", "--duration", "2"),
             *("--target", f"east={east.url}", "--target", f"west={west.url}/v1"),
-            *("--target", f"north=http://north:{KEYS['north']}@{place}/ns"),
+            *("--target", f"north=http://north:{KEYS['north']}@{place}/${{PATH_KEY}}"),
             *("--header", "east=api-key: ${EAST_KEY}", "--model", "west=b"),
             *("--header", "west=Authorization: Bearer ${WEST_KEY}", "--body", "west=top_p=0.5"),
             *("--report", "page", "--out", "out"),
@@ -153,7 +193,7 @@ def test_each_target_gets_its_own_and_no_secret_is_written(bench: Bench, tmp_pat
 
         def is_loading() -> bool:
             family = psutil.Process(campaign.pid).children(recursive=True)
-            commands.extend(each.cmdline() for each in family if each.is_running())
+            commands.extend(said_of(each) for each in family)
             loading = any(bench.folder.glob("out/cases/*/load.json"))
             return loading or campaign.poll() is not None
 

@@ -4,6 +4,7 @@ import contextlib
 import socket
 import ssl
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from loadtests.client import http, response, transport
 from loadtests.client.blocking import make_blocking_connection
 from servers.profile.access import OPEN, Access, make_access
 from servers.profile.client import ProfileError, send
+from servers.profile.profiler import profile_endpoint
 from tests.helpers.certificate import make_certificate
 from tests.helpers.recording_server import Witness
 from tests.helpers.scripted_server import PATIENCE_S
@@ -144,6 +146,58 @@ def test_connections_take_the_addresses_of_a_name_round_robin(
     transport.addresses_of.cache_clear()
 
 
+def test_an_address_that_does_not_respond_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "NEXT_ADDRESS_S", 0.1)
+    with listening("127.0.0.1") as (port, _), contextlib.ExitStack() as stack:
+        silent = stack.enter_context(socket.create_server(("127.0.0.2", port), backlog=0))
+        for _ in range(3):  # a full queue drops further connections
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(silent.getsockname())
+        resolve_to(monkeypatch, "127.0.0.1", "127.0.0.2")
+        began_s = time.perf_counter()
+        assert connect_often(port, 9) == {"127.0.0.1": 9}
+        assert time.perf_counter() - began_s < PATIENCE_S
+    transport.addresses_of.cache_clear()
+
+
+def test_a_tls_connection_that_the_server_closed_is_not_used(certificate: Path) -> None:
+    """Over plain TCP a read shows it; the request would otherwise be lost and sent again."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+
+    def serve(peer: socket.socket) -> None:
+        with context.wrap_socket(peer, server_side=True) as secure:
+            secure.recv(65536)
+            secure.sendall(HELLO.replace(b"Connection: close\r\n", b""))
+
+    trusted = make_access(insecure=True)
+    with serving(serve) as port:
+        connection = make_blocking_connection(f"https://localhost:{port}", PATIENCE_S, trusted)
+        exchanges = [http.Exchange() for _ in range(3)]
+        for exchange in exchanges:
+            connection.post("/v1/completions", BODY, exchange)
+            peer = connection.socket
+            ends_s = time.perf_counter() + PATIENCE_S
+            while peer and not transport.is_closed_by_peer(peer):
+                assert time.perf_counter() < ends_s
+        connection.close()
+    assert [(each.status, each.resent) for each in exchanges] == [(200, False)] * 3
+
+
+def test_a_compressed_response_is_named_and_an_empty_encoding_is_none() -> None:
+    for encoding, refused in (("gzip", True), ("", False), ("identity", False)):
+        reply = HELLO.replace(b"\r\n\r\n", b"\r\nContent-Encoding: %b\r\n\r\n" % encoding.encode())
+        with listening("127.0.0.1", reply=reply) as (port, _):
+            url = f"http://127.0.0.1:{port}"
+            assert str(ask(url)).startswith("compressed" if refused else "not a completion")
+            if not refused:
+                assert send("GET", url).body == b"hi"
+                continue
+            with pytest.raises(ProfileError, match=r"is compressed \(gzip\) .*: turn compression"):
+                send("GET", url)
+
+
 def test_another_address_family_is_not_another_replica(monkeypatch: pytest.MonkeyPatch) -> None:
     """`localhost` has two addresses, and many servers listen at only one."""
     with listening("127.0.0.1") as (port, _):
@@ -191,6 +245,15 @@ def test_a_proxy_that_refuses_is_named(certificate: Path) -> None:
         pytest.raises(ProfileError, match="the proxy refuses the connection: 403 Forbidden"),
     ):
         send("GET", "https://server", access=make_access(proxy=f"http://127.0.0.1:{port}"))
+    for url in ("http://server/v1", "https://server/v1"):
+        with (
+            listening("127.0.0.1", reply=refusal.replace(b"403 Forbidden", b"407 Log In")) as (
+                port,
+                _,
+            ),
+            pytest.raises(ProfileError, match=r"the proxy refuses .*407.*--proxy 'http://me:\$"),
+        ):
+            profile_endpoint(url, access=make_access(proxy=f"http://127.0.0.1:{port}"))
 
 
 def test_a_certificate_of_ones_own(certificate: Path) -> None:

@@ -2,6 +2,7 @@
 process is left behind.
 """
 
+import json
 import re
 import signal
 from dataclasses import replace
@@ -96,20 +97,27 @@ def test_an_open_loop_is_the_same_with_any_number_of_workers(
     assert driven.said["planned"] == len(driven.in_window()) and len(warm_up) > 3
 
 
-def test_load_workers_need_no_trace(tmp_path: Path, marked: Bench) -> None:
-    """The driver has read it, and the coordinator passes the arrivals on."""
+def test_load_workers_need_no_trace(
+    tmp_path: Path, marked: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver has read it, and the coordinator passes the arrivals on, more of them than an
+    environment variable can hold. Nor do load workers need the packages that read traces.
+    """
+    for package in ("pyarrow", "numpy"):
+        (tmp_path / f"{package}.py").write_text(f"raise ImportError('no {package} here')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     trace = tmp_path / "trace.jsonl"
-    blocks = [list(range(n, n + 2)) for n in range(30)]
     trace.write_text(
         "".join(
-            f'{{"timestamp": {50 * n}, "input_length": 700, "output_length": 2,'
-            f' "hash_ids": {ids}}}\n'
-            for n, ids in enumerate(blocks)
+            f'{{"chat_id": {n}, "parent_chat_id": -1, "timestamp": {n / 20}, "input_length": 3000,'
+            f' "output_length": 2, "hash_ids": {[2**62 + n // 2 + k for k in range(188)]}}}\n'
+            for n in range(40)
         )
     )
     scenario = SCENARIO | {"arrivals": "trace", "trace": str(trace), "context": 4096}
     task = task_of("", scenario, duration_s=1.0)
     planned = read_inputs(task)
+    assert len(json.dumps(planned.to_json())) > 131_072
     trace.unlink()
     with Witness(answer_s=0.02) as witness:
         driven = drive(tmp_path / "load", replace(task, base_url=witness.url), Workers(2))

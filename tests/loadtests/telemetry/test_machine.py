@@ -105,6 +105,15 @@ def test_only_variables_that_change_behaviour_are_kept_without_secrets(
             ["--tolerance", "output_tokens_per_s=5%", "--tokenizer", "abc"],
         ),
         (["--model", "monkey", "--users", "2"], ["--model", "monkey", "--users", "2"]),
+        (["--target", "http://me:p@ss@h/v1?sig=abc"], ["--target", "http://***@h/v1?sig=***"]),
+        (["--body", "min_tokens=5"], ["--body", "min_tokens=5"]),
+        (["--body", 'east=api_key="abc"'], ["--body", "east=api_key=***"]),
+        (["--body", 'x={"token": "abc"}'], ["--body", 'x={"token": ***}']),
+        (["--header", 'X-Note: it\'s "fine"'], ["--header", 'X-Note: it\'s "fine"']),
+        (
+            ["--target", "http://me:${PW}@h?key=${KEY}", "--body", 'api_key="${KEY}"'],
+            ["--target", "http://me:${PW}@h?key=${KEY}", "--body", 'api_key="${KEY}"'],
+        ),
         ([], []),
     ],
 )

@@ -9,6 +9,7 @@ import scipy  # scipy.stats loads at its first use
 
 from loadtests.workload.arrivals import (
     Arrival,
+    describe_replay,
     fit_context,
     longest_warm_up_s,
     replay,
@@ -136,6 +137,19 @@ def test_a_trace_is_replayed_in_its_slice_and_scale_with_clipped_lengths(tmp_pat
     assert replay(scenario, 3.1)[-1] == Arrival(3.0, 30, 7)
     with pytest.raises(TraceError, match=r"trace\.csv has no request in the 6 s after second 11"):
         replay(scenario | {"trace_start_s": 11}, 3.0)
+
+
+def test_a_clipped_prompt_keeps_only_its_blocks(tmp_path: Path) -> None:
+    """A load worker gets no more than it needs."""
+    (tmp_path / "trace.jsonl").write_text(
+        f'{{"timestamp": 0, "input_length": 9000, "output_length": 5, "hash_ids": {[*range(18)]}}}'
+    )
+    scenario = {"arrivals": "trace", "trace": str(tmp_path / "trace.jsonl"), "context": 1030}
+    assert replay(scenario, 1.0) == [Arrival(0.0, 1025, 5, (0, 1, 2), (512, 512, 512))]
+    assert describe_replay(scenario, 1.0) == (
+        "a trace in the format Mooncake (times in ms, blocks of 512 tokens): 1 request, 1 clipped"
+        " to the context of 1,030 tokens"
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from loadtests.workload import prompts, scenario
 from loadtests.workload.arrivals import Arrival
 from servers.contract import api, oracle
+from servers.profile.prompt_lengths import PromptLengths
 
 CHAT = {"endpoint": "chat", "prompt_tokens": [2, 64], "output_tokens": [1, 32]}
 COMPLETIONS = CHAT | {"endpoint": "completions", "prompt_tokens": [1, 64]}
@@ -86,7 +87,7 @@ def test_lengths_and_shared_blocks_come_from_the_arrival() -> None:
     own.
     """
     first, second, other = (
-        prompts.make_prompt("1", COMPLETIONS, 0, turn, Arrival(0.0, 1100, 7, blocks))
+        prompts.make_prompt("1", COMPLETIONS, 0, turn, Arrival(0.0, 1100, 7, blocks, (512, 512)))
         for turn, blocks in enumerate([(4, 5), (4, 5), (4, 6)])
     )
     assert oracle.count_tokens(first.text) == first.tokens == 1100 and first.max_tokens == 7
@@ -94,9 +95,29 @@ def test_lengths_and_shared_blocks_come_from_the_arrival() -> None:
     assert words[:1024] == beside[:1024] and words[1024:] != beside[1024:]
     assert words[:512] == third[:512] and words[512:1024] != third[512:1024]
     assert (
-        oracle.count_tokens(prompts.make_prompt("1", CHAT, 0, 0, Arrival(0.0, 40, 7, (4,))).text)
+        oracle.count_tokens(
+            prompts.make_prompt("1", CHAT, 0, 0, Arrival(0.0, 40, 7, (4,), (512,))).text
+        )
         == 40 - 1
     ), "the role's marker is the 40th"
+
+
+def test_blocks_of_few_tokens_keep_their_length_in_a_server_s_tokens() -> None:
+    """6 of these words have 15 tokens and 7 have 18, so rounding each block would add up."""
+    lengths = PromptLengths("test", per_word=2.5)
+    first, second = (
+        prompts.make_prompt(
+            "1",
+            COMPLETIONS,
+            0,
+            turn,
+            Arrival(0.0, 1600, 7, (*range(50), *range(start, start + 50)), (16,) * 100),
+            lengths=lengths,
+        ).text.split()
+        for turn, start in enumerate((100, 200))
+    )
+    assert len(first) == len(second) == 1600 / 2.5
+    assert first[:320] == second[:320] and first[320] != second[320]
 
 
 # --- repeats
