@@ -1,6 +1,7 @@
 """One case while it runs, and the context that all cases of a campaign share."""
 
 import functools
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
