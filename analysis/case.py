@@ -155,15 +155,30 @@ class CaseData:
 
     def slope(self, column: str) -> float:
         """A counter's rise per second between its first and its last sample in the window; nan with
-        fewer than two samples.
+        fewer than two samples, or if those of an exporter do not cover the window.
         """
         if column not in self.samples_inside:
             return NAN
         values = self.samples_inside[column].to_numpy()
         known = ~np.isnan(values)
-        if known.sum() < 2:
+        times = self.samples_inside["time_s"][known]
+        if known.sum() < 2 or (self.is_exported(column) and not self.covers_window(times, 2)):
             return NAN
-        return float(np.ptp(values[known]) / np.ptp(self.samples_inside["time_s"][known]))
+        return float(np.ptp(values[known]) / np.ptp(times))
+
+    @property
+    def server_machine(self) -> Json:
+        """run.json's "server_machine"; empty in older campaigns."""
+        return self.run.get("server_machine") or {}
+
+    def is_exported(self, column: str) -> bool:
+        """Whether a telemetry column comes from an exporter, which has samples at its own pace."""
+        by = "gpu_exporters" if re.match(r"gpu\d+_", column) else "host_exporter"
+        return not column.startswith(("load_", "server_")) and bool(self.server_machine.get(by))
+
+    def covers_window(self, times: Any, least: int) -> bool:
+        """Whether these times are at least so many, and span at least half of the window."""
+        return len(times) >= least and bool(np.ptp(times) >= self.length / 2)
 
     def served(self, *names: str) -> pd.Series:
         """One of the server's own metrics over time: the first of these names that it has, summed

@@ -120,14 +120,22 @@ def gpu_names(data: Json) -> tuple[str, ...]:
 
 
 def used_gpu_names(data: Json, run: Json) -> tuple[str, ...]:
-    """NVML's names of the GPUs that the server of a case uses, by its run.json; of all GPUs in
-    older campaigns, which did not record them.
+    """The names of the GPUs that the server of a case uses, by its run.json, as NVML or an exporter
+    gives them; of all GPUs in older campaigns, which did not record them.
     """
+    machine = run.get("server_machine") or {}
+    if machine.get("gpu_exporters"):
+        return tuple(str(gpu.get("name") or "?") for gpu in machine["gpus"])
     names, used = gpu_names(data), run.get("gpus")
     if used is None:
         # of several GPUs, an unknown choice has no peak
         return names if "gpus" not in run or len(names) < 2 else ()
     return tuple(names[index] for index in used if index < len(names))
+
+
+def is_elsewhere(run: Json) -> bool:
+    """Whether the server of a case ran on another machine than that of the manifest."""
+    return (run.get("server_machine") or {}).get("here") is False
 
 
 def find_peaks(names: tuple[str, ...], given: MachineCost) -> Peaks:

@@ -60,6 +60,13 @@ def make_parser() -> argparse.ArgumentParser:
             "  nox -s bench -- --target https://host/v1 --header 'api-key: ${GATEWAY_KEY}'",
         )
     )
+    add_telemetry_options(
+        parser.add_argument_group(
+            "The machine of a target",
+            "Its GPUs, CPU and memory, by exporters for Prometheus that run there.\n"
+            "  nox -s bench -- --target http://10.0.0.5:8000 --gpu-metrics http://10.0.0.5:9400",
+        )
+    )
     add_workload_options(
         parser.add_argument_group(
             "What to send",
@@ -223,6 +230,32 @@ def add_access_options(group: argparse._ArgumentGroup) -> None:
         help=(
             "HTTP proxy to a target, such as http://proxy:3128 (default: none; HTTP_PROXY and"
             " HTTPS_PROXY are not used)"
+        ),
+    )
+
+
+def add_telemetry_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--gpu-metrics",
+        action="append",
+        default=[],
+        metavar="[NAME=]URL",
+        help=(
+            "DCGM exporter or AMD's device metrics exporter of a target's GPUs; ?gpu=0,1 at the end"
+            " of the URL chooses those that the server uses, and none shows no GPU; can be repeated"
+            " (default: the GPUs of this machine for a target that runs here, otherwise none)"
+        ),
+    )
+    add(
+        "--host-metrics",
+        action="append",
+        default=[],
+        metavar="[NAME=]URL",
+        help=(
+            "node exporter of a target's machine, or none; can be repeated for other targets"
+            " (default: the CPU and memory of this machine for a target that runs here, otherwise"
+            " none)"
         ),
     )
 

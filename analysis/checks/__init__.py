@@ -36,6 +36,7 @@ CHECKS: tuple[Callable[[CaseData], Check | None], ...] = (
     machine.check_other_processes,
     machine.check_steal,
     machine.check_swap,
+    machine.check_exporters,
     machine.check_gpu_clocks,
     machine.check_other_gpus,
     load.check_sample_size,

@@ -1,11 +1,13 @@
-"""Checks of the machine: other processes, steal, swap, GPU clocks, other GPUs."""
+"""Checks of the machine: other processes, steal, swap, exporters, GPU clocks, other GPUs."""
 
 import numpy as np
+import pandas as pd
 
-from analysis import stats
+from analysis import hardware, stats
 from analysis.case import CaseData
 from analysis.checks import lost_time
-from analysis.checks.verdict import Check, check_limit, server_cores
+from analysis.checks.verdict import Check, check_limit, manifest_cores, server_cores
+from analysis.metrics import resources
 from analysis.stats import NAN
 
 # NVML's reasons for clocks that the hardware held back. Idle clocks, application clocks and the
@@ -42,14 +44,19 @@ def check_other_processes(case: CaseData) -> Check:
 
 def check_steal(case: CaseData) -> Check:
     """The server lost at most 10% of its time because the hypervisor did not run its cores; a
-    warning above 5%. The hypervisor took at most 2% of the machine's cores in the window.
+    warning above 5%. The hypervisor took at most 2% of the machine's cores in the window. For a
+    server on another machine: of the load generator's machine.
     """
     remedy = "use a machine that you do not share"
     if (lost := lost_time.lost_to_hypervisor(case)) > lost_time.SOME_LOST:
         return check_lost_time("steal", lost, "the hypervisor, which ran others meanwhile", remedy)
     share = case.slope("cpu_steal_s") / (server_cores(case) or NAN)
+    whose = ""
+    if hardware.is_elsewhere(case.run):
+        share = case.slope("client_steal_s") / (manifest_cores(case) or NAN)
+        whose = " of the load generator's machine"
     return check_limit(
-        "steal", share <= 0.02, share, "warning", f"the hypervisor took {share:.1%}", remedy
+        "steal", share <= 0.02, share, "warning", f"the hypervisor took {share:.1%}{whose}", remedy
     )
 
 
@@ -118,6 +125,44 @@ def check_other_gpus(case: CaseData) -> Check | None:
         "; ".join(busy) or ("not measured" if unknown else f"{len(columns)} idle"),
         "stop what runs on them: it shares the machine's power, cooling and buses",
     )
+
+
+def check_exporters(case: CaseData) -> Check | None:
+    """Each exporter of the server's machine had enough new samples in the window, and its energy
+    counters agree with its power.
+    """
+    machine = case.server_machine
+    gpus = [f"gpu{gpu['index']}" for gpu in machine.get("gpus") or []]
+    if not gpus and not machine.get("host_exporter"):
+        return None
+    sources = [(gpu, f"{gpu}_", resources.FEWEST_SAMPLES) for gpu in gpus]
+    sources += [("CPU", "cpu_busy_s", 2)] if machine.get("host_exporter") else []
+    few: dict[int, list[str]] = {}
+    for name, prefix, least in sources:
+        times = _sample_times(case, prefix)
+        if not case.covers_window(times, least):
+            few.setdefault(len(times), []).append(name)
+    details = [f"{', '.join(names)}: {n} new samples in the window" for n, names in few.items()]
+    for gpu in gpus:
+        counted = case.slope(f"{gpu}_energy_j")
+        power = resources.mean_sample(case, f"{gpu}_power_w")
+        if not resources.is_plausible(counted, power):
+            details.append(f"{gpu} counts {counted:,.0f} J per second, but draws {power:,.0f} W")
+    return Check(
+        "exporters",
+        not details,
+        "warning",
+        "; ".join(details) or "enough samples",
+        "keep the exporter running, let it measure each second (dcgm-exporter: --collect-interval"
+        " 1000), or give a longer --duration",
+    )
+
+
+def _sample_times(case: CaseData, prefix: str) -> pd.Series:
+    """The times in the window with a value in any telemetry column of this prefix."""
+    inside = case.samples_inside
+    columns = [name for name in map(str, inside) if name.startswith(prefix)]
+    return inside["time_s"][inside[columns].notna().any(axis="columns")]
 
 
 def check_gpu_clocks(case: CaseData) -> Check | None:

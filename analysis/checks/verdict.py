@@ -4,6 +4,7 @@ import math
 from typing import Any, NamedTuple
 
 from analysis.case import CaseData
+from analysis.hardware import is_elsewhere
 from analysis.stats import NAN
 
 
@@ -61,7 +62,14 @@ def is_strict(case: CaseData) -> bool:
 
 
 def server_cores(case: CaseData) -> int | None:
-    """The machine's number of cores, from the manifest."""
+    """The number of cores of the server's machine, from the manifest or its exporter."""
+    if case.server_machine.get("host_exporter"):
+        return case.server_machine["cores"]
+    return None if is_elsewhere(case.run) else manifest_cores(case)
+
+
+def manifest_cores(case: CaseData) -> int | None:
+    """The number of cores of the load generator's machine."""
     cpu = (case.campaign.get("manifest") or {}).get("cpu")
     cores = cpu.get("cores") if isinstance(cpu, dict) else None
     return int(cores) if cores else None

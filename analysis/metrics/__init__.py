@@ -259,6 +259,16 @@ METRICS = {
             "MiB",
             2**-20,
         ),
+        Metric("machine_cores", "machine CPU", "cores", "lower", resources.machine_cores),
+        Metric(
+            "machine_memory_bytes",
+            "machine memory",
+            "bytes",
+            "lower",
+            resources.machine_memory_bytes,
+            "MiB",
+            2**-20,
+        ),
         Metric("gpu_utilization_percent", "GPU", "%", "", resources.gpu_utilization_percent),
         Metric(
             "gpu_memory_bytes",

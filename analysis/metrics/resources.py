@@ -35,12 +35,51 @@ def tokens_per_cpu_s(case: CaseData) -> float:
     return output_tokens_per_s(case) / cores if cores > 0 else NAN
 
 
-def gpu_utilization_percent(case: CaseData) -> float:
-    """Mean of NVML's utilisation over the window and the GPUs that the server uses (all GPUs where
-    that is unknown, here and below): the share of the time in which any kernel ran. It does not
-    show how much of its peak a card reached; MBU and MFU do.
+def machine_cores(case: CaseData) -> float:
+    """CPU cores that were busy in the window on the machine of an endpoint, by all its processes,
+    but without the load generator: those of --host-metrics, or of this machine if the endpoint has
+    an address of it. A server that Serveoff started has its own CPU time instead.
     """
-    return mean_or_nan([case.samples(c)[c].mean() for c in case.gpu_columns("utilization_percent")])
+    if case.run.get("command") or not case.server_machine:
+        return NAN
+    load = case.slope("load_cpu_s") if case.server_machine["here"] else 0.0
+    return case.slope("cpu_busy_s") - load
+
+
+def machine_memory_bytes(case: CaseData) -> float:
+    """Largest memory in use during the whole case on the machine of an endpoint: all of it minus
+    what the system reports as available. The machine is that of `machine CPU`.
+    """
+    machine = case.server_machine
+    if case.run.get("command") or not machine:
+        return NAN
+    total = machine.get("memory_bytes")
+    if machine["here"] and not machine["host_exporter"]:
+        memory = (case.campaign.get("manifest") or {}).get("memory")
+        total = memory.get("total_bytes") if isinstance(memory, dict) else None
+    return float(total - case.telemetry["memory_available_bytes"].min()) if total else NAN
+
+
+# Samples of an exporter that a mean needs: it may repeat its values for 30 s, and each is the state
+# of a moment.
+FEWEST_SAMPLES = 5
+
+
+def mean_sample(case: CaseData, column: str) -> float:
+    """The mean of a telemetry column over the window; nan if an exporter had too few samples."""
+    found = case.samples(column)
+    if case.is_exported(column) and not case.covers_window(found["time_s"], FEWEST_SAMPLES):
+        return NAN
+    return float(found[column].mean())
+
+
+def gpu_utilization_percent(case: CaseData) -> float:
+    """Mean of the utilisation, by NVML or by the exporter of --gpu-metrics, over the window and the
+    GPUs that the server uses (all GPUs where that is unknown, here and below): the share of the
+    time in which any kernel ran. It does not show how much of its peak a card reached; MBU and MFU
+    do. Numbers of an exporter need 5 new samples, over at least half of the window.
+    """
+    return mean_or_nan([mean_sample(case, c) for c in case.gpu_columns("utilization_percent")])
 
 
 def gpu_memory_bytes(case: CaseData) -> float:
@@ -48,7 +87,9 @@ def gpu_memory_bytes(case: CaseData) -> float:
     the server uses.
     """
     columns = case.gpu_columns("memory_used_bytes")
-    return float(case.telemetry[columns].sum(axis="columns", min_count=1).max()) if columns else NAN
+    # each exporter has rows of its own
+    used = case.telemetry[columns].ffill().sum(axis="columns", min_count=1)
+    return float(used.max()) if columns else NAN
 
 
 def gpu_power_w(case: CaseData) -> float:
@@ -65,17 +106,32 @@ def gpu_others_power_w(case: CaseData) -> float:
 
 def _mean_power_w(case: CaseData, used: bool) -> float:
     columns = case.gpu_columns("power_w", used)
-    return float(sum(case.samples(c)[c].mean() for c in columns)) if columns else NAN
+    return float(sum(mean_sample(case, c) for c in columns)) if columns else NAN
 
 
 def gpu_tokens_per_joule(case: CaseData) -> float:
-    """Output throughput divided by the rise per second of NVML's energy counters in the window,
-    summed over the GPUs that the server uses. The energy of other GPUs, CPU, memory and cooling is
-    not included.
+    """Output throughput divided by the rise per second of the energy counters in the window, by
+    NVML or by the exporter of --gpu-metrics, summed over the GPUs that the server uses. A card
+    without a counter has its mean power instead. – if an exporter's counter rises by less than half
+    or more than twice the power that it reports. The energy of other GPUs, CPU, memory and cooling
+    is not included.
     """
     columns = case.gpu_columns("energy_j")
-    power = float(sum(case.slope(c) for c in columns))
+    power = float(sum(energy_w(case, c.removesuffix("_energy_j")) for c in columns))
     return output_tokens_per_s(case) / power if columns and power > 0 else NAN
+
+
+def energy_w(case: CaseData, gpu: str) -> float:
+    """The rise per second of a GPU's energy counter, or else its mean power, in W."""
+    counted, power = case.slope(f"{gpu}_energy_j"), mean_sample(case, f"{gpu}_power_w")
+    if case.is_exported(f"{gpu}_energy_j") and not is_plausible(counted, power):
+        return NAN
+    return power if math.isnan(counted) else counted
+
+
+def is_plausible(counted_w: float, power_w: float) -> bool:
+    """Whether a counter of energy agrees with the power, as far as both are known."""
+    return not (counted_w < power_w / 2 or counted_w > 2 * power_w)
 
 
 def usd_per_million_tokens(case: CaseData) -> float:

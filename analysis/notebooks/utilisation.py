@@ -38,14 +38,14 @@ print(f"{campaign.data['name']}: {len(summary.valid)} of {len(summary.table)} ca
 # ## How much CPU does each server use, and what does a CPU-second give?
 
 # %%
-names = ["server_cores", "tokens_per_cpu_s", "context_switches_per_s"]
+names = ["server_cores", "tokens_per_cpu_s", "context_switches_per_s", "machine_cores"]
 tabulate_metrics(summary.valid, names)
 
 # %% [markdown]
 # ## How much memory does each server need?
 
 # %%
-tabulate_metrics(summary.valid, ["server_peak_bytes"])
+tabulate_metrics(summary.valid, ["server_peak_bytes", "machine_memory_bytes"])
 
 # %% [markdown]
 # ## Did the load generator have CPU to spare?

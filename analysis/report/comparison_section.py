@@ -30,8 +30,10 @@ HEADLINE = (
     "e2e_p99_s",
     "outside_engine_p50_s",
     "server_cores",
+    "machine_cores",
     "gpu_utilization_percent",
     "server_peak_bytes",
+    "machine_memory_bytes",
     "startup_s",
 )
 # The columns of the first table, which fits a screen; the tails of TTFT and E2E and those of BESIDE

@@ -20,10 +20,11 @@ def cost_columns(summary: Summary) -> tuple[str, ...]:
 
 
 def cost_view(summary: Summary, comparisons: Sequence[Comparison]) -> View:
-    """{price, other_machine, names, peaks, gpus, unused, busy, model, metrics, heads, rows} for the
-    templates. `price` is None if none was given, and `names` are the list prices; `gpus`: those
-    that servers use, and `unused` is a sentence if there are others; `busy`: GPU utilisation is
-    shown; `rows` and `metrics` are empty if nothing could be measured.
+    """{price, other_machine, names, peaks, is_remote, where, unused, busy, model, metrics, heads,
+    rows} for the templates. `price` is None if none was given, and `names` are the list prices;
+    `where`: the machine with the GPUs that servers use, and `unused` is a sentence if it has
+    others; `is_remote`: it is not the manifest's; `busy`: GPU utilisation is shown; `rows` and
+    `metrics` are empty if nothing could be measured.
     """
     price, data = summary.machine_cost.price, summary.campaign.data
     shown = cost_columns(summary)
@@ -34,8 +35,8 @@ def cost_view(summary: Summary, comparisons: Sequence[Comparison]) -> View:
         if len(system.valid)
     ]
     busy = bool(summary.valid["gpu_utilization_percent"].notna().any())
-    gpus = ("gpu_utilization_percent", "gpu_others_power_w")
-    measured = [name for name in gpus if summary.valid[name].notna().any()]
+    of_gpus = ("gpu_utilization_percent", "gpu_others_power_w")
+    measured = [name for name in of_gpus if summary.valid[name].notna().any()]
     names = ("goodput_tokens_per_s", *measured, *shown)
     rows = [
         (
@@ -46,6 +47,10 @@ def cost_view(summary: Summary, comparisons: Sequence[Comparison]) -> View:
         for title, system in systems
     ]
     machine, used = hardware.gpu_names(data), _used_gpus(summary)
+    runs = summary.campaign.runs.values()
+    exported = any((run.get("server_machine") or {}).get("gpu_exporters") for run in runs)
+    is_remote = any(map(hardware.is_elsewhere, runs))
+    gpus = " or ".join(dict.fromkeys(map(hardware.describe_gpus, used)))
     peaks = [hardware.find_peaks(names, summary.machine_cost) for names in used]
     # A --target may run on any machine.
     elsewhere = summary.table["engine"].eq("external").any()
@@ -69,12 +74,19 @@ def cost_view(summary: Summary, comparisons: Sequence[Comparison]) -> View:
                 if text
             )
         ),
-        "gpus": " or ".join(dict.fromkeys(map(hardware.describe_gpus, used))),
+        "is_remote": is_remote,
+        "where": (
+            f"this machine ({gpus})"
+            if not is_remote
+            else f"the server's machine ({gpus})"
+            if any(used)
+            else "the server's machine, whose GPUs were not measured"
+        ),
         "unused": (
             f"The servers use {' or '.join(map(hardware.describe_gpus, filter(None, used)))} of"
             f" {hardware.describe_gpus(machine)} in this machine. GPU numbers are of the used ones;"
             " a price includes all."
-            if any(names and names != machine for names in used)
+            if not (is_remote or exported) and any(names and names != machine for names in used)
             else ""
         ),
         "busy": busy,

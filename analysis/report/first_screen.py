@@ -18,6 +18,7 @@ HEADS = {
     "output_tokens_per_s": "output, tokens/s",
     "gpu_utilization_percent": "GPU busy, %",
     "server_cores": "CPU cores used",
+    "machine_cores": "CPU cores busy on its machine",
     "usd_per_million_tokens": "cost per million good tokens, USD",
 }
 LATENCIES = {"ttft": "{}% of first tokens within, ms", "e2e": "{}% of responses within, ms"}
@@ -181,7 +182,7 @@ def _deciding_metrics(
     names = [tail, first] if comparison.is_open else [first, tail]
     measured = [
         name
-        for name in ("gpu_utilization_percent", "server_cores")
+        for name in ("gpu_utilization_percent", "server_cores", "machine_cores")
         if any(system.valid[name].notna().any() for system in valid)
     ]
     price = ["usd_per_million_tokens"] if summary.machine_cost.price else []

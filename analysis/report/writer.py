@@ -10,7 +10,7 @@ from typing import Any
 import markupsafe
 import pandas as pd
 
-from analysis import attribution, dataset, formatting, stats
+from analysis import attribution, dataset, formatting, hardware, stats
 from analysis.dataset import Campaign, InputError, Json
 from analysis.hardware import NO_COST, MachineCost
 from analysis.metrics import METRICS
@@ -135,7 +135,7 @@ def build_view(summary: Summary) -> View:
             (name, formatting.flatten_settings(_as_measured(name, table, cases)))
             for name, table in _named(data.get("scenarios"))
         ],
-        "machine": formatting.flatten_settings(_machine(data)),
+        "machine": formatting.flatten_settings(_machine(summary)),
         "stages": [
             _case(c) | {"stages": _stages(summary.campaign.runs.get(c["index"], {}))}
             for c in cases.to_dict("records")
@@ -187,8 +187,11 @@ def _shown_metrics(first: View, sweeps: list[View], cost: View) -> set[str]:
     return found
 
 
-def _machine(data: View) -> View:
-    """Machine, model and versions, with all packages in one value."""
+def _machine(summary: Summary) -> View:
+    """Machine, model and versions, with all packages in one value. The manifest is named as what it
+    is if servers ran elsewhere, whose machines are beside it as far as they are known.
+    """
+    data, runs = summary.campaign.data, summary.campaign.runs
     found = {
         key: data[key]
         for key in ("model", "seed", "simulated", "machine_share", "engine_device", "manifest")
@@ -198,6 +201,18 @@ def _machine(data: View) -> View:
     if isinstance(packages, dict):
         text = ", ".join(f"{name} {version}" for name, version in packages.items())
         found["manifest"] = found["manifest"] | {"packages": text}
+    if any(map(hardware.is_elsewhere, runs.values())):
+        found["machine of the load generator"] = found.pop("manifest", None)
+        share = found.pop("machine_share", None) or {}
+        found["load_cores"] = share.get("load_cores")
+    names = dict(zip(summary.table["index"], summary.table["server"], strict=True))
+    for index, run in runs.items():
+        if run.get("server_machine") and not run.get("command"):
+            found[f"machine of {names[index]}"] = {
+                key: value
+                for key, value in run["server_machine"].items()
+                if value not in (None, [])
+            }
     return found
 
 

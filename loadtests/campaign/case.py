@@ -20,6 +20,7 @@ from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import Case, CaseFile, Stage
 from loadtests.telemetry import machine, server_counters
 from loadtests.telemetry.cores import contested_cores
+from loadtests.telemetry.exporters import exporter_environment
 from loadtests.telemetry.server_metrics import METRICS_OF
 from loadtests.workload import arrivals
 from loadtests.workload.prompts import shortest_prompt
@@ -53,6 +54,9 @@ def run_case(case: Case, context: CampaignContext, watch: ProgressWatch) -> str:
     if profile := context.profiles.get(run.target_key):
         run.adopt(profile)
         run.file.notes += differing_models(context)
+    run.file.server_machine = run.machine.to_json()
+    run.file.gpus = run.machine.gpus
+    run.file.notes += run.machine.notes
     run.save()
     run.reserve.write_bytes(os.urandom(RESERVE_BYTES))
     if not run.target.url and (reason := _skip_reason(run)):
@@ -201,6 +205,8 @@ def _load(run: CaseRun) -> None:
                         str(pid),
                         "--clock-zero",
                         str(run.file.clock_zero_s),
+                        *([] if run.machine.samples_gpus else ["--without", "gpus"]),
+                        *([] if run.machine.samples_host else ["--without", "machine"]),
                         *_telemetry_of_server(run),
                     ],
                     run.folder / "telemetry.log",
@@ -208,6 +214,7 @@ def _load(run: CaseRun) -> None:
                     environment={
                         **os.environ,
                         **access_environment({"": access}),
+                        **exporter_environment(run.machine.exporters),
                         METRICS_OF: run.engine_urls,  # no argument: a key may be part of the path
                     },
                 )

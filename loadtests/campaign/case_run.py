@@ -13,6 +13,8 @@ from loadtests.errors import UsageError
 from loadtests.generator import locust_process
 from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import Case, CaseFile
+from loadtests.telemetry.exporters import ExporterError
+from loadtests.telemetry.server_machine import THIS_MACHINE, ServerMachine, find_machine
 from loadtests.workload import arrivals
 from loadtests.workload.arrivals import ScenarioTable
 from loadtests.workload.given_prompts import Conversation, fit_context
@@ -31,6 +33,31 @@ from servers.profile.redaction import hide_fields, hide_in_json
 from servers.runtime import catalog, launch, models
 
 LENGTHS_FILE = "prompt_lengths.json"
+
+
+def find_machines(targets: Targets) -> dict[str, ServerMachine]:
+    """Where each endpoint at a URL runs, by the target's key. Asks their exporters. Raises
+    UsageError.
+    """
+    found: dict[str, ServerMachine] = {}
+    for name, target in targets.items():
+        if target.url is None:
+            continue
+        twin = next((other for other in found if targets[other] is target), None)
+        try:
+            machine = (
+                found[twin]
+                if twin is not None
+                else find_machine(target.url, target.access.proxy is not None, target.exporters)
+            )
+        except ExporterError as error:
+            raise UsageError(str(error)) from None
+        named = bool(name) and len(targets) > 1 and twin is None
+        found[name] = machine.with_names(name) if named else machine
+        if machine.checked.gpus and twin is None:
+            cards = ", ".join(f"{card['gpu']} {card['name']}" for card in machine.checked.gpus)
+            print(f"{name or 'target'}: its GPUs are {cards}", flush=True)
+    return found
 
 
 class CaseFailed(Exception):
@@ -54,6 +81,8 @@ class CampaignContext:
     targets: Targets
     # by the key of the target; only of targets that choose their model themselves
     profiles: Mapping[str, Profile] = field(default_factory=dict)
+    # by the key of the target; only of targets at a URL
+    machines: Mapping[str, ServerMachine] = field(default_factory=dict)
     respect_retry_after: bool = False
     web_port: int | None = None
     ready_timeout_s: float | None = None
@@ -82,6 +111,10 @@ class CaseRun:
     @property
     def target(self) -> Target:
         return self.context.targets[self.target_key]
+
+    @property
+    def machine(self) -> ServerMachine:
+        return self.context.machines.get(self.target_key, THIS_MACHINE)
 
     @property
     def model(self) -> str:

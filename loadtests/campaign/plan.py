@@ -100,8 +100,15 @@ def check_context(server: str, tokens: int, scenarios: Tables) -> None:
             )
 
 
-def check_use(arguments: argparse.Namespace, scenarios: Tables) -> None:
-    """Raises UsageError if an option has no use with these scenarios."""
+def check_use(arguments: argparse.Namespace, scenarios: Tables, has_url: bool) -> None:
+    """Raises UsageError if an option has no use with these scenarios, or with targets of which none
+    `has_url`.
+    """
+    if (arguments.gpu_metrics or arguments.host_metrics) and not has_url:
+        raise UsageError(
+            "--gpu-metrics and --host-metrics are for a server at a URL: leave them out, or give"
+            " --target"
+        )
     if arguments.trace and not any("trace" in table for table in scenarios.values()):
         raise UsageError(
             '--trace is for scenarios with arrivals = "trace", and none is chosen: add --scenarios'

@@ -18,6 +18,7 @@ from loadtests import config_file, schema
 from loadtests.campaign import (
     analysis_process,
     capacity_rounds,
+    case_run,
     gate_rounds,
     gpu_memory,
     noise_floor,
@@ -131,7 +132,7 @@ def plan_cases(
         for name in dict.fromkeys(chosen)
     }
     scenarios = prompt_files.sendable_scenarios(scenarios, prompts, bool(arguments.scenarios))
-    check_use(arguments, scenarios)
+    check_use(arguments, scenarios, any(target.url for target in targets))
     return (
         make_plan(
             servers,
@@ -195,6 +196,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
     if arguments.web_port:
         ports.check_port(locust_process.WEB_HOST, arguments.web_port, "--web-port")
     plan = dataclasses.replace(plan, card=gpu_memory.try_card(plan.card, plan.gpu_demands()))
+    machines = case_run.find_machines(plan.targets)
     share = cores.share_cores()
     model, workers, profiles = resolve_model(arguments, plan, share)
     tokenizers = find_tokenizers(plan.targets, model, arguments.tokenizer)
@@ -245,6 +247,7 @@ def prepare(arguments: argparse.Namespace, plan: CampaignPlan) -> PreparedCampai
         workers=locust_process.Workers(arguments.load_workers, arguments.listen),
         targets=plan.targets,
         profiles=profiles,
+        machines=machines,
         respect_retry_after=arguments.respect_retry_after,
         web_port=arguments.web_port,
         ready_timeout_s=arguments.ready_timeout,

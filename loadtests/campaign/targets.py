@@ -16,6 +16,7 @@ from pathlib import Path
 
 from loadtests.errors import UsageError
 from loadtests.schema import Case, JsonObject
+from loadtests.telemetry.exporters import Exporter, Exporters, group_exporters
 from servers.profile import profiler
 from servers.profile.access import (
     Access,
@@ -51,6 +52,7 @@ class Target:
     access: Access = dataclasses.field(default_factory=make_access)
     model: str | None = None  # the one that the user named for this target
     extra: JsonObject = dataclasses.field(default_factory=dict)  # of --body
+    exporters: Sequence[Exporter] = ()
     tokenizer: str | None = None  # of --tokenizer
 
     @property
@@ -115,6 +117,7 @@ class ClientOptions:
     ca_file: str | None = None
     proxy: str | None = None
     secrets: Sequence[str] = ()  # of --body
+    exporters: Exporters = dataclasses.field(default_factory=dict)
 
     def make_access(self, name: str, url: str, secrets: Sequence[str] = ()) -> Access:
         """`secrets`: those in the URL. Raises AccessError."""
@@ -132,9 +135,7 @@ NO_OPTIONS = ClientOptions()
 
 
 def read_client_options(arguments: argparse.Namespace, names: Sequence[str]) -> ClientOptions:
-    """Parses --header, --body, --model, --insecure, --cacert and --proxy for targets with these
-    names. Raises UsageError.
-    """
+    """Parses the options of the client for targets with these names. Raises UsageError."""
     headers: dict[str, list[str]] = {}
     for text in arguments.header:
         name, header = split_name(text, names)
@@ -161,7 +162,18 @@ def read_client_options(arguments: argparse.Namespace, names: Sequence[str]) -> 
             )
         models = dict(parts) if parts[0][0] else {"": arguments.model}
     access = arguments.insecure, arguments.cacert, arguments.proxy
-    return ClientOptions(headers, extra, tokenizers, models, *access, secrets)
+    exporters = read_exporters(arguments, names)
+    return ClientOptions(headers, extra, tokenizers, models, *access, secrets, exporters)
+
+
+def read_exporters(arguments: argparse.Namespace, names: Sequence[str]) -> Exporters:
+    """The exporters by the target's name. Raises UsageError."""
+    given = {"gpu": arguments.gpu_metrics, "host": arguments.host_metrics}
+    named = [(kind, *split_name(text, names)) for kind in given for text in given[kind]]
+    try:
+        return group_exporters(named, names, arguments.insecure, arguments.cacert)
+    except AccessError as error:
+        raise UsageError(str(error)) from None
 
 
 def split_name(text: str, names: Sequence[str]) -> tuple[str, str]:
@@ -251,6 +263,7 @@ def target_of_url(
         access=access,
         model=options.models.get(key, options.models.get("")),
         extra={**options.extra.get("", {}), **options.extra.get(key, {})},
+        exporters=options.exporters.get(key, options.exporters.get("", ())),
         tokenizer=options.tokenizers.get(key, options.tokenizers.get("")),
     )
 

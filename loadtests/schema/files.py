@@ -235,7 +235,18 @@ class CaseFile:
         "NVML's indices of the GPUs that the server uses: where NVML saw its processes during the "
         "load, otherwise the first of those that it sees (CUDA_VISIBLE_DEVICES), as many as its "
         "engine takes; [] if its engine uses none; null if unknown, as with --target; absent in "
-        "older campaigns; if null or absent, the numbers are of all GPUs",
+        "older campaigns; if null or absent, the numbers are of all GPUs; with --gpu-metrics, the "
+        "cards of server_machine.gpus; [] if the server runs on another machine without them",
+    ] = None
+    server_machine: Annotated[
+        JsonObject | None,
+        "{here, hidden, gpu_exporters, gpus, host_exporter, cores, memory_bytes}: here: whether the"
+        " server runs on the machine of the manifest: Serveoff started it, or its URL has an"
+        " address of this machine; hidden: gpu or host if that option is none; gpu_exporters,"
+        " host_exporter: the URLs of --gpu-metrics and --host-metrics, whose values then fill the"
+        " columns; gpus: [{index, gpu, uuid, name, memory_bytes}] of these exporters, where gpu is"
+        " their own number; cores, memory_bytes: of the server's machine, by its exporter; absent"
+        " in older campaigns",
     ] = None
     startup_s: Annotated[
         float | None, "from the start of the process to the first 200 of /health; null for --target"

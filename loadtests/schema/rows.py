@@ -151,14 +151,16 @@ PROCESS_FIELDS = {
     ),
 }
 GPU_FIELDS = {
-    "index": Field("int64", "", "NVML's index"),
+    "index": Field("int64", "", "NVML's index, or that in run.json's server_machine.gpus"),
     "utilization_percent": Field("float64", "%", "share of time in which at least one kernel ran"),
-    "memory_used_bytes": Field("int64", "bytes", "of the whole device"),
+    "memory_used_bytes": Field(
+        "int64", "bytes", "of the whole device; of a DCGM exporter, without the driver's reserve"
+    ),
     "power_w": Field("float64", "W", ""),
-    "energy_j": Field("float64", "J", "NVML's counter since the driver was loaded"),
+    "energy_j": Field("float64", "J", "the counter of NVML or of the exporter"),
     "sm_clock_mhz": Field("float64", "MHz", ""),
     "temperature_c": Field("float64", "C", ""),
-    "throttle_reasons": Field("int64", "", "NVML's bit mask"),
+    "throttle_reasons": Field("int64", "", "NVML's bit mask; null with AMD's exporter"),
     "memory_clock_mhz": Field("float64", "MHz", "absent in older campaigns, as are the following"),
     "pcie_rx_bytes_per_s": Field(
         "float64", "bytes/s", "into the card, over 20 ms, once per second; null in between"
@@ -193,6 +195,12 @@ TELEMETRY_FIELDS = {
     ),
     "server_cores_steal_s": Field(
         "float64", "s", "the server's cores since boot: time taken by the hypervisor"
+    ),
+    "client_steal_s": Field(
+        "float64",
+        "s",
+        "all cores of the load generator's machine since boot: time taken by the hypervisor; null"
+        " if it is the server's machine; absent in older campaigns",
     ),
     "gpus": Field("list<struct>", "", f"one per GPU: {', '.join(GPU_FIELDS)}; empty without a GPU"),
 }

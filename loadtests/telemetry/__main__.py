@@ -1,7 +1,7 @@
 """Samples the machine while a case runs: CPU, memory and context switches of the process trees of
 the server and of the load generator, the whole system, and the GPUs. Each sample is one JSON line
 with the keys of `schema.TELEMETRY_FIELDS`. A thread fetches the server's own metrics
-(`loadtests/telemetry/server_metrics.py`).
+(`loadtests/telemetry/server_metrics.py`), and one for each exporter adds rows with its columns.
 
     python -m loadtests.telemetry --out telemetry.jsonl --clock-zero 1234.5
         --server-pid 42 --load-pid 43
@@ -26,6 +26,8 @@ from pathlib import Path
 import psutil
 
 from loadtests.schema import JsonObject
+from loadtests.telemetry.exporter_formats import MACHINE_FIELDS
+from loadtests.telemetry.exporters import ExporterReader, read_exporters
 from loadtests.telemetry.gpu import Gpus
 from loadtests.telemetry.processes import BackgroundTask, ProcessTree, sample_cores, sample_system
 from loadtests.telemetry.server_metrics import METRICS_OF, Scraper
@@ -83,6 +85,13 @@ def main() -> None:
             f" (default: {METRICS_OF})"
         ),
     )
+    parser.add_argument(
+        "--without",
+        choices=("gpus", "machine"),
+        action="append",
+        default=[],
+        help="do not sample these of this machine: the server has others; can be repeated",
+    )
     parser.add_argument("--interval", type=float, default=0.2, help="time between samples, s")
     options = parser.parse_args()
     # a signal must end the wait below at once; Event.set() in a handler could deadlock
@@ -110,8 +119,12 @@ def main() -> None:
             read_access(),
         )
         threading.Thread(target=scraper.run, daemon=True).start()
-    gpus = Gpus(report)
+    for exporter in read_exporters(os.environ):
+        reader = ExporterReader(exporter, options.out, options.clock_zero, report)
+        threading.Thread(target=reader.run, daemon=True).start()
+    gpus = Gpus(report, is_wanted="gpus" not in options.without)
     gpu_reader, slow_gpu_reader = BackgroundTask(gpus.sample), BackgroundTask(gpus.sample_slow)
+    samples_machine = "machine" not in options.without
     samples, tick, slow_at_s, start_s, cpu_start_s = (
         0,
         0,
@@ -131,12 +144,14 @@ def main() -> None:
                 if server
                 else (None, sample_cores(()))
             )
+            system = sample_system()
             row: JsonObject = {
                 "time_s": round(time.perf_counter() - options.clock_zero, 6),
                 "server": of_server,
                 "load": load.sample(),
-                **sample_system(),
+                **(system if samples_machine else dict.fromkeys(MACHINE_FIELDS)),
                 **of_cores,
+                "client_steal_s": None if samples_machine else system["cpu_steal_s"],
             }
             if slow:
                 row["load"]["pss_bytes"] = load.sample_pss()

@@ -16,13 +16,18 @@ class Gpus:
     hidden GPU still heats the machine.
     """
 
-    def __init__(self, report: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(
+        self, report: Callable[[str], None] = lambda text: None, is_wanted: bool = True
+    ) -> None:
         """Calls `report` with the reason for having no GPU, and once for each kind of error.
-        `failure` is set if there is a driver that does not work.
+        `failure` is set if there is a driver that does not work. Unless `is_wanted`, there are
+        none.
         """
         self.nvml: Any = None
         self.count, self.failure = 0, ""
         self.report, self.reported = report, set[str]()
+        if not is_wanted:
+            return
         absent = "no NVIDIA GPU"
         try:
             import pynvml as nvml  # type: ignore[import-untyped]

@@ -54,30 +54,43 @@ def fetch_metrics(
     deadline = time.perf_counter() + patience_s
     access = access or read_access()
     return "".join(
-        _fetch(base_url, deadline, patience_s, query, access) for base_url in base_urls.split(",")
+        _fetch(base_url, f"/metrics{query}", deadline, patience_s, access, MAX_BYTES)
+        for base_url in base_urls.split(",")
     )
 
 
-def _fetch(base_url: str, deadline: float, patience_s: float, query: str, access: Access) -> str:
-    """Fetches one server's metrics. It sends as soon as it is connected and keeps no connection: an
-    idle one would block a sync worker.
+def fetch_url(base_url: str, path: str, patience_s: float, access: Access, most_bytes: int) -> str:
+    """Fetches any text of at most `most_bytes`. Raises MetricsUnavailable, after at most
+    `patience_s`.
+    """
+    deadline = time.perf_counter() + patience_s
+    return _fetch(base_url, path, deadline, patience_s, access, most_bytes)
+
+
+def _fetch(
+    base_url: str, path: str, deadline: float, patience_s: float, access: Access, most_bytes: int
+) -> str:
+    """Fetches one text. It sends as soon as it is connected and keeps no connection: an idle one
+    would block a sync worker.
     """
     protocol = http.HttpProtocol(base_url, access)
     exchange = http.Exchange()
     parser, complete = http.ResponseParser(exchange), False
     try:
         with transport.Transport(base_url, patience_s, access).connect() as sock:
-            sock.sendall(protocol.encode_get(f"/metrics{query}"))
+            sock.sendall(protocol.encode_get(path))
             while not complete:
                 sock.settimeout(transport.remaining_or_timeout(deadline))
                 data, arrived_s, lag_s = transport.read_stamped(sock)
                 if not data and exchange.status is None:
                     raise MetricsUnavailable("the connection was closed without a response")
                 complete = parser.feed(data, arrived_s, lag_s)
-                if len(exchange.body) > MAX_BYTES:
-                    raise MetricsUnavailable(f"more than {MAX_BYTES:,} bytes", for_good=True)
+                if len(exchange.body) > most_bytes:
+                    raise MetricsUnavailable(f"more than {most_bytes:,} bytes", for_good=True)
     except TimeoutError:
         raise MetricsUnavailable(f"no response within {patience_s:.3g} s") from None
+    except UnicodeError:
+        raise MetricsUnavailable("it has no valid host name") from None
     except (OSError, http.ResponseError) as error:
         raise MetricsUnavailable(getattr(error, "strerror", None) or str(error)) from None
     status = exchange.status or 0

@@ -172,6 +172,23 @@ def make_access(
     return access
 
 
+def make_basic_access(
+    user: str | None, password: str, insecure: bool, ca_file: str | None
+) -> Access:
+    """Make an access without any key of a target: with Basic authentication if there is a user.
+    Raises AccessError.
+    """
+    basic = _basic(quote(user), quote(password)) if user is not None else ""
+    access = Access(
+        (("Authorization", basic),) if basic else (),
+        not insecure,
+        ca_file,
+        secrets=(password, basic.partition(" ")[2]) if basic else (),
+    )
+    access.tls_context()
+    return access
+
+
 def parse_header(text: str) -> tuple[str, str]:
     """Parse a header such as "api-key: ${GATEWAY_KEY}". Raises AccessError.
 

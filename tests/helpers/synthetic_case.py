@@ -153,7 +153,7 @@ def telemetry(
                     (
                         *(t, *trees, busy, 3.0, 0.7, 8 * GIB, 0),
                         *(600 + (server_cores + beside_cores) * t, 1.0 + stolen_cores * t),
-                        devices,
+                        *(None, devices),
                     ),
                     strict=True,
                 )
@@ -211,6 +211,7 @@ def run(
         "command": ["serve", "--port", "1"],
         "environment": {},
         "gpus": None,
+        "server_machine": None,
         "stages": [
             {"name": name, "start_s": 2.0 * i, "end_s": 2.0 * i + 2} for i, name in enumerate(names)
         ],

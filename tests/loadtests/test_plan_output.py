@@ -59,6 +59,8 @@ TYPED: dict[str, st.SearchStrategy[Any]] = {
     "cacert": TEXT,
     "proxy": TEXT,
     "ready-timeout": NUMBER,
+    "gpu-metrics": st.lists(TEXT, min_size=1),
+    "host-metrics": st.lists(TEXT, min_size=1),
     "scenarios": joined(NAME),
     "scenarios-file": TEXT,
     "users": joined(COUNT),

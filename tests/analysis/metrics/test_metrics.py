@@ -53,6 +53,7 @@ def test_a_regular_load(observe):
         ), name
     not_measured = (
         "gpu_",
+        "machine_",
         "slot_wait_",
         "cache_",
         "kv_",

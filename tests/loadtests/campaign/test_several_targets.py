@@ -106,6 +106,15 @@ def test_one_target_needs_no_name_but_may_have_one() -> None:
             "sets this field itself: leave it out",
         ),
         (["--target", "http://a", "--body", "max_tokens=5"], "sets this field itself: use --scen"),
+        (
+            ["--target", "a=http://a", "--target", "b=http://b", "--gpu-metrics", "http://c:9400"],
+            "it needs the name of its target, as each may run on another machine: give --gpu-",
+        ),
+        (["--target", "a=http://a", "--gpu-metrics", "b=http://c"], "has this name: choose from a"),
+        (["--target", "http://a", "--host-metrics", "b=http://c"], "name: give the URL alone"),
+        (["--target", "http://a", *["--host-metrics", "http://b"] * 2], "give it once"),
+        (["--target", "http://a", "--gpu-metrics", "a:9400"], "not the URL of an exporter: give"),
+        (["--target", "http://a", "--gpu-metrics", "http://a?gpu="], "names no GPU: give numbers"),
         (["--target", "http://a", "--body", "n=2"], "--body n=...: a response with several texts"),
         (["--target", "http://a", "--body", "x=NaN"], "the value is not JSON"),
         (["--target", "http://a", "--body", 'x="${NO_KEY}"'], "variable NO_KEY is not set"),
@@ -120,6 +129,28 @@ def test_an_unusable_option_is_one_sentence(command: Sequence[str], words: str) 
     assert words in str(refused.value) and str(refused.value).startswith("--") | (
         "several targets" in str(refused.value)
     )
+
+
+def test_exporters_belong_to_their_target() -> None:
+    found = targets_of(
+        *("--target", "east=http://a:1/v1", "--target", "west=http://b:2", "--insecure"),
+        *("--gpu-metrics", "east=http://a:9400?gpu=0,1", "--gpu-metrics", "east=https://c/gpu?x=1"),
+        *("--host-metrics", "west=http://${EAST_KEY}@b:9100/"),
+    )
+    first, second = found["east"].exporters
+    assert (first.url, first.chosen) == ("http://a:9400/metrics", ("0", "1"))
+    assert (second.url, second.shown) == ("https://c/gpu?x=1", "https://c/gpu")
+    assert not second.access.verifies and second.access.headers == ()
+    (host,) = found["west"].exporters
+    assert (host.kind, host.url) == ("host", "http://b:9100/metrics")
+    assert KEYS["east"] not in host.url and host.access.headers
+    sides = gate_targets(
+        *("--base-server", "http://a", "--head-server", "http://b"),
+        *("--gpu-metrics", "base=http://a:9400"),
+    )
+    assert [len(sides[side].exporters) for side in ("base", "head", "control")] == [1, 0, 1]
+    with pytest.raises(UsageError, match="are for a server at a URL: leave them out"):
+        runner.plan_campaign(parse_arguments(["--gpu-metrics", "http://a:9400"]))
 
 
 def test_targets_may_have_the_names_of_a_gates_sides() -> None:
@@ -192,8 +223,10 @@ def test_each_target_gets_its_own_and_no_secret_is_written(bench: Bench, tmp_pat
         commands: list[list[str]] = []
 
         def is_loading() -> bool:
-            family = psutil.Process(campaign.pid).children(recursive=True)
-            commands.extend(said_of(each) for each in family)
+            parent = psutil.Process(campaign.pid)
+            typed = said_of(parent)  # and that of a child until it runs its own program
+            family = map(said_of, parent.children(recursive=True))
+            commands.extend(command for command in family if command != typed)
             loading = any(bench.folder.glob("out/cases/*/load.json"))
             return loading or campaign.poll() is not None
 
