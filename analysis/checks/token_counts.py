@@ -142,7 +142,7 @@ def check_prompt_lengths(case: CaseData) -> Check | None:
     off = known["prompt_tokens"].astype(float) - asked
     spread = 0.0 if float(lengths.get("per_word") or 1.0).is_integer() else 4.0
     allowed = MOST_OFF * asked + np.maximum(2.0, spread * np.sqrt(asked))
-    detail = f"mean {asked.mean():,.1f} tokens, and {real.removeprefix('mean ')}"
+    detail = f"mean {asked.mean():,.1f} tokens sent, {known['prompt_tokens'].mean():,.1f} by usage"
     for wrong, what, remedy in (
         (off < -allowed, "fewer", "raise the server's limit on prompts, or find what cuts them"),
         (off > allowed, "more", "find what adds to prompts, such as a system message of a proxy"),

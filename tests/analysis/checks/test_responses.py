@@ -64,7 +64,7 @@ def test_a_profiled_endpoint_s_counts_are_compared_too(observe):
             "prompt lengths",
             "warning",
             "100% of the prompts have fewer tokens by usage than were sent, such as 20 of 32 (mean"
-            " 32.0 tokens, and 20.0 tokens by usage)",
+            " 32.0 tokens sent, 20.0 by usage)",
         ),
         (
             {"prompt_tokens": 40},
@@ -83,8 +83,8 @@ def test_a_wrong_count_is_named(observe, change, name, severity, detail):
 @pytest.mark.parametrize(
     ("change", "lengths", "ok", "detail"),
     [
-        ({"prompt_tokens": 33}, {}, True, "mean 32.0 tokens, and 33.0 tokens by usage"),
-        ({"prompt_tokens": 40}, {"per_word": 1.3}, True, "mean 32.0 tokens, and 40.0 tokens"),
+        ({"prompt_tokens": 33}, {}, True, "mean 32.0 tokens sent, 33.0 by usage"),
+        ({"prompt_tokens": 40}, {"per_word": 1.3}, True, "mean 32.0 tokens sent, 40.0 by usage"),
         ({"prompt_tokens": 40}, {"source": "assumed"}, None, "the expected number is not known"),
         ({"prompt_tokens_asked": None}, {}, None, "mean 32.0 tokens by usage; the expected number"),
         ({"prompt_tokens": None}, {}, None, "the server does not count the tokens of prompts"),

@@ -190,7 +190,7 @@ def test_the_report_has_the_lengths_of_prompts_and_their_source(write):
     folder = write({"target": sound()}, prompt_lengths=lengths, **FOREIGN)
     assert report(folder, "--strict") == 0
     text = (folder / "report.md").read_text()
-    found = "mean 32.0 tokens, and 32.0 tokens by usage"
+    found = "mean 32.0 tokens sent, 32.0 by usage"
     assert f"| target | chat | {found} | usage.prompt\\_tokens |" in text
     assert "Prompts are generated" in text
     assert "Lengths of prompts" in (folder / "report.html").read_text()
