@@ -39,10 +39,11 @@ def run_nox(environments: Path, *command: str, **variables: str) -> tuple[list[s
     """Returns the extras of each installation, and the output of nox and the session."""
     notes = environments / "notes"
     notes.write_text("")
+    ours = {name: text for name, text in os.environ.items() if name != "SERVEOFF_DEVICE"}
     done = subprocess.run(
         [sys.executable, "-m", "nox", "--envdir", str(environments), *command],
         cwd=ROOT,
-        env=os.environ | {"NOTES": str(notes)} | variables,
+        env=ours | {"NOTES": str(notes)} | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -31,7 +31,7 @@ def test_a_local_torch_wheel_is_used(
     uv.chmod(0o755)
     monkeypatch.setenv("PATH", str(uv.parent))  # without nvidia-smi
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name in ("UV_TORCH_BACKEND", "UV_FIND_LINKS"):
+    for name in ("UV_TORCH_BACKEND", "UV_FIND_LINKS", "SERVEOFF_DEVICE"):
         monkeypatch.delenv(name, raising=False)
     if wheel:
         (tmp_path / wheel).touch()
