@@ -39,7 +39,7 @@ def test_two_targets_get_the_same_prompts_in_the_same_order(bench: Bench, tmp_pa
             *("--target", f"fast={fast.url}", "--target", f"slow={slow.url}", "--users", "1"),
             *("--prompts", "chats.json", "--report", "page", "--out", "out"),
         )
-        assert is_complete(done.returncode, done.stdout), done.stdout + done.stderr
+        assert is_complete(done.returncode, done.stdout + done.stderr), done.stderr
         quick, rest = messages_of(fast), messages_of(slow)
     assert 4 < len(rest) < len(quick) and rest == quick[: len(rest)]
     for first, second in zip(quick[::2], quick[1::2], strict=False):

@@ -34,7 +34,7 @@ def test_a_campaign_whose_cases_lack_newer_keys_is_continued(tmp_path: Path) -> 
     older = {key: value for key, value in CASE.as_dict().items() if key not in ("options", "side")}
     schema.write_json(tmp_path / "campaign.json", CAMPAIGN.to_json() | {"plan": [older]})
     results_folder.open_campaign(tmp_path, CAMPAIGN)
-    with pytest.raises(UsageError, match="another plan"):
+    with pytest.raises(UsageError, match="another campaign, by its plan"):
         results_folder.open_campaign(tmp_path, replace(CAMPAIGN, plan=[replace(CASE, side="head")]))
 
 
@@ -44,7 +44,7 @@ def test_a_model_whose_shape_becomes_known_is_the_same_model(tmp_path: Path) -> 
     results_folder.open_campaign(folder, CAMPAIGN)
     known = {"name": "org/name", "shape": {"layers": 2}}
     results_folder.open_campaign(folder, replace(CAMPAIGN, model=known))
-    with pytest.raises(UsageError, match="another model"):
+    with pytest.raises(UsageError, match="another campaign, by its model"):
         results_folder.open_campaign(
             folder, replace(CAMPAIGN, model={"name": "org/other", "shape": None})
         )
