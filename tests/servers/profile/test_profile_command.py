@@ -91,9 +91,10 @@ SCRIPTED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}),
     "chat only": ({"endpoints": (CHAT,)}, {"endpoints": ["chat"]}),
     "completions only": ({"endpoints": (COMPLETIONS,)}, {"endpoints": ["completions"]}),
+    # the chunks of a response that ends at max_tokens show its tokens
     "no usage": (
         {"usage": "never"},
-        {"usage": "never", "tokens_per_word": None, "tokens_per_chunk": None},
+        {"usage": "never", "tokens_per_word": None, "tokens_per_chunk": 1.0},
     ),
     "plain usage": ({"usage": "plain"}, {"usage": "plain"}),
     "continuous usage": (
