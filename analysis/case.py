@@ -51,8 +51,8 @@ class CaseData:
     def rows(self) -> pd.DataFrame:
         """All requests, including those of warm-up and drain, with failed, good (complete and not
         wrong), met_slo and the latencies: ttft_s, visible_ttft_s, tpot_s, e2e_s, and send_lag_s as
-        the sum of slot_wait_s (the wait that the scenario's cap on concurrency imposed) and
-        client_lag_s. tpot_missing: a complete response of several tokens has no TPOT, since its
+        the sum of slot_wait_s (the wait that the scenario's cap on concurrency imposed), the
+        least time to connect, and client_lag_s. tpot_missing: a complete response of several tokens has no TPOT, since its
         usage is not credible or all its tokens came in one chunk. A response without any token
         failed, whatever its row says.
         """
@@ -65,7 +65,10 @@ class CaseData:
         r["e2e_s"] = r["done_s"] - r["scheduled_s"]
         r["send_lag_s"] = r["sent_s"] - r["scheduled_s"]
         r["slot_wait_s"] = r["slot_s"] - r["scheduled_s"]
-        r["client_lag_s"] = r["send_lag_s"] - r["slot_wait_s"].fillna(0.0)
+        # Connecting takes at least the shortest such time, because of the network and the server.
+        # A busy client makes it longer, and is responsible for the rest.
+        connecting_s = r["connect_s"].clip(upper=r["connect_s"].min()).fillna(0.0)
+        r["client_lag_s"] = r["send_lag_s"] - r["slot_wait_s"].fillna(0.0) - connecting_s
         r["visible_ttft_s"] = r["first_visible_s"] - r["scheduled_s"]
         # without usage, chunks are counted; with an impossible usage, nothing is
         tokens = credible_usage(self.requests).where(r["tokens"].notna(), r["tokens_counted"])

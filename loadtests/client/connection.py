@@ -154,7 +154,10 @@ class Connection:
             for attempt in ("kept alive", "new"):
                 reused = self.socket is not None
                 try:
-                    self.open()
+                    if not reused:
+                        began_s = time.perf_counter()
+                        self.open()
+                        exchange.connect_s = time.perf_counter() - began_s
                     self._exchange(path, body, exchange, request_id, deadline)
                     break
                 except (ConnectionError, ClosedEarly):

@@ -39,6 +39,7 @@ class Exchange:
     retry_after: str = ""
     location: str = ""  # of a redirect, which is not followed
     resent: bool = False  # the first connection was closed before any response
+    connect_s: float | None = None  # to open a connection, TLS included; None on an open one
     body: bytearray = field(default_factory=bytearray)
     arrived: list[float] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)

@@ -108,6 +108,7 @@ def make_row(
         "error_detail": parsed.error_detail,
         "retry_after_s": http.parse_retry_after(exchange.retry_after),
         "resent": exchange.resent,
+        "connect_s": exchange.connect_s,
         "answer": verdict,
         "prompt_tokens_asked": request.prompt.tokens,
         "prompt_tokens": parsed.prompt_tokens,

@@ -68,6 +68,12 @@ REQUEST_FIELDS = {
         "whether it was sent again because a kept-alive connection closed before any response;"
         " absent in older campaigns",
     ),
+    "connect_s": Field(
+        "float64",
+        "s",
+        "to open a connection for the request, TLS included, before `sent_s`; null on an open one;"
+        " absent in older campaigns",
+    ),
     "answer": Field(
         "string", "", "exact, wrong, or unchecked (failed, or not the known-answer model)"
     ),

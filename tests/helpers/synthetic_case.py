@@ -45,6 +45,7 @@ def requests(
             "error_detail": None,
             "retry_after_s": None,
             "resent": False,
+            "connect_s": None,
             "answer": "exact",
             "prompt_tokens_asked": 32,
             "prompt_tokens": 32,

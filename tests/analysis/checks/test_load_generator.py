@@ -242,3 +242,21 @@ def test_a_stall_does_not_matter_where_each_token_has_a_stamp_of_its_own(case):
         assert len(o.gaps) - len(load_generator.certain_gaps(o)) == pytest.approx(
             doubted, abs=10
         ), "without the kernel's stamps, each token in a stall is doubtful"
+
+
+def test_the_least_time_to_connect_is_not_the_clients(case):
+    """An endpoint behind TLS that is 30 ms away needs 90 ms for each new connection."""
+
+    def connecting(*seconds: float | None) -> CaseData:
+        made = rows(0.0)
+        return case(
+            rows=[
+                row | {"connect_s": s, "sent_s": row["scheduled_s"] + 0.0005 + (s or 0.0)}
+                for row, s in zip(made, (seconds * len(made))[: len(made)], strict=True)
+            ]
+        )
+
+    assert load.check_send_lag(connecting(0.09)).ok
+    assert load.check_send_lag(connecting(0.09, None)).ok
+    assert not load.check_send_lag(connecting(0.09, 0.15)).ok, "a busy client connects late"
+    assert not load.check_send_lag(case(rows=rows(0.09))).ok, "an older campaign"

@@ -81,12 +81,15 @@ def test_a_connection_behind_tls_is_kept_and_bounded(
         witness.use_tls(certificate)
         connection = make_blocking_connection(witness.url, PATIENCE_S)
         body = b'{"model": "m", "prompt": "baba", "max_tokens": 3, "stream": true}'
+        connected = list[bool]()
         for _ in range(3):
             exchange = http.Exchange()
             connection.post("/v1/completions", body, exchange, "7")
             settled = response.parse_response(exchange)
             assert (settled.error, "".join(settled.token_text)) == (None, " babe babi babo")
             assert settled.token_s == [exchange.arrived[-1]] * 3 and set(exchange.lags) == {0.0}
+            connected.append(exchange.connect_s is not None)
+        assert connected == [True, False, False], "only the first request had to connect"
         assert connection.socket is not None, "kept"
         connection.close()
         witness.answer_s = 5.0
