@@ -51,10 +51,10 @@ class CaseData:
     def rows(self) -> pd.DataFrame:
         """All requests, including those of warm-up and drain, with failed, good (complete and not
         wrong), met_slo and the latencies: ttft_s, visible_ttft_s, tpot_s, e2e_s, and send_lag_s as
-        the sum of slot_wait_s (the wait that the scenario's cap on concurrency imposed), the
-        least time to connect, and client_lag_s. tpot_missing: a complete response of several tokens has no TPOT, since its
-        usage is not credible or all its tokens came in one chunk. A response without any token
-        failed, whatever its row says.
+        the sum of slot_wait_s (the wait that the scenario's cap on concurrency imposed), the least
+        time to connect, and client_lag_s. tpot_missing: a complete response of several tokens has
+        no TPOT, since its usage is not credible or all its tokens came in one chunk. A response
+        without any token failed, whatever its row says.
         """
         r = dict(self.requests.items())  # a frame takes longer for each column
         nothing = r["error"].isna() & r["first_s"].isna()

@@ -50,8 +50,8 @@ def check_load_cpu(case: CaseData) -> Check:
 
 
 def check_send_lag(case: CaseData) -> Check:
-    """P99 of sent - scheduled (under a cap on concurrency: sent - slot), without the least time that
-    connecting takes, is below 1% of the median E2E or 5 ms, whichever is larger.
+    """P99 of sent - scheduled (under a cap on concurrency: sent - slot), without the least time
+    that connecting takes, is below 1% of the median E2E or 5 ms, whichever is larger.
     """
     if skipped := skip_after_errors(case, "send lag"):
         return skipped
