@@ -1,8 +1,8 @@
 """Exporters of the GPUs and of the machine that a server runs on: finds, checks and reads them.
 
-An exporter measures at its own pace (the DCGM exporter every 30 s, unless told otherwise) and
-repeats its values in between. So only a scrape with a changed value is a new sample, and the first
-scrape, whose values have an unknown age, is none. An exporter is never sent a target's key.
+An exporter measures at its own pace (the DCGM exporter every 30 s by default) and repeats its
+values in between. Only a scrape with a changed value is a new sample. The first scrape is no
+sample, because its values have an unknown age. An exporter never gets a target's key.
 """
 
 import json

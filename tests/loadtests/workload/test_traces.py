@@ -143,7 +143,7 @@ def test_bailians_blocks_have_16_tokens_and_its_times_are_seconds(tmp_path: Path
 
 @pytest.mark.parametrize("form", ["BurstGPT", "Bailian", "ours", "ours as JSON lines"])
 def test_a_turn_starts_with_the_turn_before_it(tmp_path: Path, form: str) -> None:
-    """There are no hash_ids. The third turn is too short for what came before it, so the history
+    """There are no hash_ids. The third turn is shorter than the two turns before it, so the history
     was cut, and the text of the rest is unknown.
     """
     turns = [("a", 0, 40, 20), ("b", 1, 30, 5), ("a", 2, 90, 10), ("a", 3, 50, 10), ("a", 4, 80, 1)]
