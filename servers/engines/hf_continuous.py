@@ -18,11 +18,13 @@ from servers.engines import Generation, Job, Settings
 from servers.engines.hf import Transformers
 
 PAGE_TOKENS = 256  # Transformers' default
-# As for vLLM on a CPU (servers/engines/vllm_settings.py). By itself, Transformers would take nine
-# tenths of the machine's memory.
+# As much as vLLM gets on a CPU (servers/engines/vllm_settings.py). By itself, Transformers would
+# take nine tenths of the machine's memory.
 CPU_CACHE_BYTES = 1 << 30
 CPU_REQUESTS = 64
-CPU_BATCH_TOKENS = 2048
+CPU_CACHE_TOKENS = 2048 * CPU_REQUESTS
+# of one step; its attention mask, written at the start, has this number x the cache's tokens
+CPU_BATCH_TOKENS = 512
 # of the GPU's memory beside the weights; the rest is for the requests that draw
 GPU_CACHE_SHARE = 0.8
 STOP_S = 5.0
@@ -43,13 +45,16 @@ class HfContinuousEngine(Transformers):
     def drawing(self) -> Any:
         # Only what differs from the neutral value gets a processor, which each request then sets.
         sampling = {"temperature": 0.5, "top_p": 0.5, "top_k": 0}
-        manager = self._create_manager(GenerationConfig(do_sample=True, eos_token_id=NO_EOS, **sampling))
+        manager = self._create_manager(
+            GenerationConfig(do_sample=True, eos_token_id=NO_EOS, **sampling)
+        )
         manager.start()
         return manager
 
     def _create_manager(self, generation: GenerationConfig) -> Any:
+        tokens = min(CPU_CACHE_TOKENS, CPU_CACHE_BYTES // self._bytes_per_token())
         on_cpu = {
-            "num_blocks": max(1, CPU_CACHE_BYTES // (PAGE_TOKENS * self._bytes_per_token())),
+            "num_blocks": max(1, tokens // PAGE_TOKENS),
             "max_requests_per_batch": CPU_REQUESTS,
             "max_batch_tokens": CPU_BATCH_TOKENS,
         }

@@ -62,13 +62,9 @@ def test_requests_that_lose_their_blocks_to_others_stay_exact(
 ) -> None:
     from servers.engines import hf_continuous
 
-    with closing(start()) as measure:
-        per_token = measure._bytes_per_token()
-    pages = 4
-    cache = pages * hf_continuous.PAGE_TOKENS * per_token
-    monkeypatch.setattr(hf_continuous, "CPU_CACHE_BYTES", cache)
+    monkeypatch.setattr(hf_continuous, "CPU_CACHE_TOKENS", 4 * hf_continuous.PAGE_TOKENS)
     with closing(start()) as small:
-        assert small.context == pages * hf_continuous.PAGE_TOKENS
+        assert small.context == 1024
         with pytest.raises(ContractError, match="context of 1024 tokens"):
             small.prepare(tiny_request("baba", 1024))
         # each needs three of the four pages in the end
