@@ -109,7 +109,7 @@ def test_greedy_and_sampled_requests_run_beside_each_other(engine: Any) -> None:
     right = oracle.continuation("baba", 40)
     assert [one.text == right for one in heard] == [False, True, True, False]
     assert heard[0].text != heard[3].text
-    with pytest.raises(ContractError, match="seed: .* leave it out"):
+    with pytest.raises(ContractError, match=r"seed: .* leave it out"):
         engine.prepare(tiny_request("baba", temperature=1.0, seed=1))
     engine.prepare(tiny_request("baba", seed=1))
 
