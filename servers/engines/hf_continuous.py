@@ -34,8 +34,15 @@ NO_EOS = -1  # to Transformers, None means that of the manager
 class HfContinuousEngine(Transformers):
     def __init__(self, settings: Settings):
         super().__init__(settings)
-        self.greedy = self._create_manager(GenerationConfig(do_sample=False, eos_token_id=NO_EOS))
-        self.greedy.warmup()  # captures CUDA graphs where it uses them, and makes the cache
+        greedy = GenerationConfig(do_sample=False, eos_token_id=NO_EOS)
+        try:
+            self.greedy = self._create_manager(greedy)
+            self.greedy.warmup()  # captures CUDA graphs where it uses them, and makes the cache
+        except (AttributeError, ValueError, MemoryError) as error:
+            raise SystemExit(
+                f"Transformers' continuous batching cannot run this model here: {error}: use another"
+                " engine, such as hf or hf_batched"
+            ) from None
         # A longer request would wait forever for blocks, and Transformers then stops for all.
         room = self.greedy.batch_processor.cache.num_blocks * PAGE_TOKENS
         self.context = min(self.context, room)
