@@ -73,8 +73,9 @@ def model_work(case: "CaseData") -> ModelWork:
 def weight_passes(case: "CaseData") -> tuple[float, str]:
     """(forward passes per second in the window, how that is known). vLLM counts them; Transformers'
     `generate` makes one for each token of each request. For other engines, an option `batching`, or
-    without two scrapes of vLLM's counter, there are at least sum(1 / requests between their first and last token) over the
-    chunks that arrived, since one pass yields at most one token for each of these requests.
+    without two scrapes of vLLM's counter, there are at least sum(1 / requests between their first
+    and last token) over the chunks that arrived, since one pass yields at most one token for each
+    of these requests.
     """
     counted = case.served(PASSES)
     counted = counted[case.inside(counted.index)]

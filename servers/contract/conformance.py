@@ -59,8 +59,8 @@ CHECKS: Checks = (
 )
 
 # AFTER_LOAD: what a load could have broken. FOREIGN: the checks for a server that we start but did
-# not write; it needs neither /health nor /metrics, and its errors may have any wording. With `adapt`
-# it may also refuse fields, and end its streams without [DONE].
+# not write; it needs neither /health nor /metrics, and its errors may have any wording. With
+# `adapt`, it may also refuse fields, and end its streams without [DONE].
 # Endpoints that already run are profiled instead (servers/profile).
 AFTER_LOAD: Checks = (plain_answers, framing, stream_exact, trickles, no_cross_talk)
 FOREIGN: Checks = (

@@ -40,8 +40,8 @@ class HfContinuousEngine(Transformers):
             self.greedy.warmup()  # captures CUDA graphs where it uses them, and makes the cache
         except (AttributeError, ValueError, MemoryError) as error:
             raise SystemExit(
-                f"Transformers' continuous batching cannot run this model here: {error}: use another"
-                " engine, such as hf or hf_batched"
+                f"Transformers' continuous batching cannot run this model here: {error}: use"
+                " another engine, such as hf or hf_batched"
             ) from None
         # A longer request would wait forever for blocks, and Transformers then stops for all.
         room = self.greedy.batch_processor.cache.num_blocks * PAGE_TOKENS
