@@ -34,7 +34,12 @@ WIDTH = 6.8  # inches: two fit beside each other on a page, and one is readable 
 MANY = len(COLOURS)  # more lines in one picture cannot be distinguished
 
 # Engines in words; others are words already.
-ENGINES = {"hf": "Transformers", "hf_batched": "batched Transformers", "vllm": "vLLM"}
+ENGINES = {
+    "hf": "Transformers",
+    "hf_batched": "batched Transformers",
+    "hf_continuous": "Transformers with continuous batching",
+    "vllm": "vLLM",
+}
 
 Drawn = tuple[ServerSummary, str, dict[str, Any]]
 
