@@ -21,6 +21,8 @@ from servers.runtime.engine_specs import ENGINES, OpenOption
 FOLDER = Path(__file__).parents[1]
 ROOT = FOLDER.parent
 TRANSPORTS = ("sse", "websocket")  # how a response can be streamed
+# the servers of a campaign that names none
+CORE = "flask_gunicorn,fastapi_threadpool,fastapi_vllm"
 # What distinguishes the servers of each family.
 FAMILIES = {
     "frameworks": "a web or serving framework around an engine",
