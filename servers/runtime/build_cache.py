@@ -52,7 +52,11 @@ def create_once(path: Path) -> Iterator[Path | None]:
         # only a killed run leaves one behind; we hold the lock, so no process is filling it
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        yield partial
+        try:
+            yield partial
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         partial.rename(path)
 
 
