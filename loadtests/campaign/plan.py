@@ -15,7 +15,8 @@ from loadtests.workload.prompt_files import PromptFile
 from loadtests.workload.prompts import longest_request
 from loadtests.workload.scenario import Tables
 from servers.profile.profile import ENDPOINTS, Profile
-from servers.runtime.catalog import ENGINES, ServerSpec, check_name, list_servers
+from servers.runtime.catalog import ServerSpec, check_name, list_servers
+from servers.runtime.engine_specs import ENGINES
 
 # options of servers that have no effect on the simulated engine
 OF_REAL_ENGINES = ("quantization", "tensor_parallel")

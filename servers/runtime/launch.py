@@ -15,7 +15,7 @@ from pathlib import Path
 
 from servers.contract import JsonObject, conformance_client
 from servers.profile import access
-from servers.runtime import build_cache, catalog, cuda_toolkit, limits
+from servers.runtime import build_cache, catalog, cuda_toolkit, engine_specs, limits
 from servers.runtime.catalog import ROOT
 from servers.runtime.cuda_devices import BY_BUS, on_cpu
 from servers.runtime.errors import LaunchError
@@ -274,7 +274,7 @@ def run_server(
                         options={
                             name: value
                             for name, value in chosen.items()
-                            if name in catalog.ENGINES[engine].options
+                            if name in engine_specs.ENGINES[engine].options
                         },
                         simulated=simulated,
                         ready_timeout_s=ready_timeout_s,
