@@ -2,8 +2,9 @@
 
     python -m servers.conversion.gguf_file FOLDER q8_0 --reader llama.cpp
 
-writes it unless that was done before; the last line of stdout is the file. It needs the package
-`gguf`, and reads Llama and Mistral models in safetensors. One tensor at a time is in memory.
+writes it unless that was done before; the last line of stdout is the file, or the error. It needs
+the package `gguf`, and reads Llama and Mistral models in safetensors. One tensor at a time is in
+memory.
 
 `q4_0` keeps the output head at eight bits: llama.cpp's own `llama-quantize` gives it more bits too.
 """
@@ -15,6 +16,7 @@ import math
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,12 +85,12 @@ def ensure(folder: Path, quantization: str, reader: str) -> Path:
                     f" {free / 1e9:.2f} GB free: free some space, or point XDG_CACHE_HOME at a"
                     " larger disk"
                 )
-            writer = gguf.GGUFWriter(partial / "model.gguf", "llama")
-            writer.add_name(folder.name)
-            writer.add_file_type(TYPES[quantization][1])
-            _add_config(writer, config)
-            tokenizer.add_to(writer, folder, config["vocab_size"])
-            _write_tensors(writer, tensors, config)
+            with closing(gguf.GGUFWriter(partial / "model.gguf", "llama")) as writer:
+                writer.add_name(folder.name)
+                writer.add_file_type(TYPES[quantization][1])
+                _add_config(writer, config)
+                tokenizer.add_to(writer, folder, config["vocab_size"])
+                _write_tensors(writer, tensors, config)
     return found / "model.gguf"
 
 
@@ -283,7 +285,6 @@ def _write_tensors(writer: gguf.GGUFWriter, tensors: list[Tensor], config: JsonO
                 " choose another quantization"
             )
         writer.write_tensor_data(quantize(np.ascontiguousarray(values), tensor.type))
-    writer.close()
 
 
 def _llama3_factors(config: JsonObject) -> Array | None:
@@ -313,6 +314,11 @@ if __name__ == "__main__":
     try:
         print(ensure(asked.folder, asked.quantization, asked.reader))
     except LaunchError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}")
+        sys.exit(1)
     except OSError as error:
-        sys.exit(f"error: {error}: free some space, or point XDG_CACHE_HOME at a larger disk")
+        print(
+            f"error: the model {asked.folder} cannot be written as GGUF ({error.strerror}): free"
+            " some space, or point XDG_CACHE_HOME at a writable folder on a larger disk"
+        )
+        sys.exit(1)

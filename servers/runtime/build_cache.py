@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -104,13 +105,23 @@ def run_uv(command: Sequence[str], settings: Mapping[str, str] = MappingProxyTyp
     """
     environment = {"UV_SYSTEM_CERTS": "1", **settings, **os.environ}
     try:
-        done = subprocess.run(
-            ["uv", *command, "--quiet"], env=environment, stderr=subprocess.PIPE, text=True
+        uv = subprocess.Popen(
+            ["uv", *command, "--quiet"],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
     except FileNotFoundError:
         raise CacheError("uv is not installed: run `pip install uv`, then try again") from None
-    if done.returncode:
+    try:
+        _, printed = uv.communicate()
+    except BaseException:  # Ctrl-C: compilers that uv started would go on for minutes
+        os.killpg(uv.pid, signal.SIGKILL)
+        uv.wait()
+        raise
+    if uv.returncode:
         raise CacheError(
             f"`uv {' '.join(command[:2])}` failed; fix what it reports, then try"
-            f" again:\n{done.stderr.strip()}"
+            f" again:\n{printed.strip()}"
         )
