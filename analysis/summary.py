@@ -229,6 +229,7 @@ class ServerSummary:
     cases: pd.DataFrame
     estimate: stats.Estimate
     rank: int | None = None
+    family: str = ""  # of its server.toml; empty for an endpoint, and in older campaigns
 
     @property
     def name(self) -> str:
@@ -278,12 +279,19 @@ class Comparison:
         return sorted({s.engine for s in self.systems})
 
     @property
+    def families(self) -> list[str]:
+        """The families of its servers, if there are several; the family of the best comes first."""
+        found = list(dict.fromkeys(s.family for s in self.systems if s.family))
+        return found if len(found) > 1 else []
+
+    @property
     def has_number(self) -> bool:
         return any(len(s.valid) for s in self.systems)
 
 
 def build_comparisons(summary: Summary) -> list[Comparison]:
     """One comparison for each traffic, in the order of the plan."""
+    runs = summary.campaign.runs
     found = []
     for _, cases in summary.table.groupby(TRAFFIC, dropna=False, sort=False):
         first, valid = cases.iloc[0], cases[cases["valid"]]
@@ -294,9 +302,9 @@ def build_comparisons(summary: Summary) -> list[Comparison]:
         systems = []
         for _, own in cases.groupby(SYSTEM, sort=False):
             estimate = stats.estimate_mean(own.loc[own["valid"], metric])
-            systems.append(
-                ServerSummary(own["server"].iloc[0], own["engine"].iloc[0], own, estimate)
-            )
+            family = next((f for i in own["index"] if (f := runs.get(i, {}).get("family"))), "")
+            name = own["server"].iloc[0], own["engine"].iloc[0]
+            systems.append(ServerSummary(*name, own, estimate, family=family))
         systems.sort(
             key=lambda s: (s.estimate.runs == 0, -sign * s.estimate.mean if s.estimate.runs else 0)
         )

@@ -193,6 +193,7 @@ def _comparison(summary: Summary, comparison: Comparison, stem: str) -> View:
             (headline_label(name, comparison), _unit(summary, name), METRICS[name].better)
             for name in columns
         ],
+        "families": comparison.families,
         "rows": [_row(system, columns, ranks) for system in comparison.systems],
         "one_run": any(s.estimate.runs == 1 for s in comparison.systems),
         "figures": _figures(summary, drawn, stem) if comparison.has_number else [],
@@ -336,6 +337,7 @@ def _row(system: ServerSummary, columns: tuple[str, ...], ranks: list[int]) -> V
     return {
         "server": system.server,
         "engine": system.engine,
+        "family": system.family,
         "rank": system.rank if len(ranks) > 1 else None,
         "tie": ranks.count(system.rank or 0) > 1,
         "runs": runs,

@@ -59,6 +59,8 @@ def run_case(case: Case, context: CampaignContext, watch: ProgressWatch) -> str:
     run.file.notes += run.machine.notes
     run.save()
     run.reserve.write_bytes(os.urandom(RESERVE_BYTES))
+    if not run.target.url:
+        run.file.summary, run.file.family = run.spec.summary, run.spec.family
     if not run.target.url and (reason := _skip_reason(run)):
         run.file.status = f"skipped: {reason}"
         _finish(run)
@@ -114,7 +116,6 @@ def _launch(run: CaseRun) -> None:
     if run.target.url:
         return
     server = run.spec
-    run.file.summary = server.summary
     run.server = run.stack.enter_context(
         launch.run_server(
             server,

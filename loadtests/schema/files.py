@@ -219,6 +219,10 @@ class CaseFile:
         float, "monotonic clock at the case's start; the zero of every *_s in its rows"
     ]
     summary: Annotated[str | None, "the summary in the server's server.toml"] = None
+    family: Annotated[
+        str | None,
+        "the family in the server's server.toml; null for --target, absent in older campaigns",
+    ] = None
     command: Annotated[
         list[str] | None, "the command that started the server; null for --target"
     ] = None

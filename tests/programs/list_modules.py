@@ -21,7 +21,17 @@ def measure() -> None:
     import loadtests.telemetry.__main__  # noqa: F401
 
 
-ACTIONS = {"manifest": make_manifest, "catalogue": read_catalogue, "measure": measure}
+def send_load() -> None:
+    import loadtests.generator.locustfile
+    import loadtests.generator.remote_worker  # noqa: F401
+
+
+ACTIONS = {
+    "manifest": make_manifest,
+    "catalogue": read_catalogue,
+    "measure": measure,
+    "send": send_load,
+}
 
 if __name__ == "__main__":
     before = set(sys.modules)
