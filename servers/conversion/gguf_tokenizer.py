@@ -14,7 +14,7 @@ LLAMA3 = (
 )
 # GGUF names how a text is cut into pieces. Of each piece of tokenizer.json, what decides.
 WHOLE_WORDS = (("WhitespaceSplit",), ("ByteLevel", True, False))
-PIECES = {
+PIECES: dict[tuple[tuple[str | bool, ...], ...], str] = {
     (("ByteLevel", False, True),): "gpt-2",
     (("Digits", True), ("ByteLevel", False, True)): "smollm",
     (("Split", LLAMA3), ("ByteLevel", False, False)): "llama-bpe",

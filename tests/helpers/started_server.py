@@ -75,6 +75,13 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+BUILDS = [pytest.mark.timeout(2400)]  # the first start compiles for minutes
+
+
+def builds(server: catalog.ServerSpec) -> bool:
+    return "c++" in server.requires
+
+
 OURS = [name for name, server in SERVERS.items() if not server.foreign]
 # Each server with the simulated engine and with its real one, as parameters of a fixture.
 STARTS = {
@@ -82,7 +89,7 @@ STARTS = {
         pytest.param(
             (name, engine),
             id=f"{name}-{engine}",
-            marks=() if engine == "simulated" else pytest.mark.slow,
+            marks=() if engine == "simulated" else [pytest.mark.slow, *BUILDS * builds(server)],
         )
         for engine in dict.fromkeys(("simulated", server.engines[0]))
         if engine in server.engines
