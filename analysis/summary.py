@@ -31,6 +31,10 @@ SYSTEM = ["server", "engine"]
 ONE_RUN = 0.08
 # over time: as the client sees them, and as the server reports them
 REQUESTS = ["in_flight", "server_running", "server_waiting"]
+LLAMA_CPP_REQUESTS = {
+    "running": "llamacpp:requests_processing",
+    "waiting": "llamacpp:requests_deferred",
+}
 
 
 @dataclass(frozen=True)
@@ -205,7 +209,9 @@ def timeline_frame(case: CaseData) -> pd.DataFrame:
     for column in REQUESTS[1:]:
         what = column.removeprefix("server_")
         # vLLM's own count first: ours counts requests that wait inside vLLM as running.
-        counts = case.served(f"vllm:num_requests_{what}", f"serveoff_requests_{what}")
+        counts = case.served(
+            f"vllm:num_requests_{what}", f"serveoff_requests_{what}", LLAMA_CPP_REQUESTS[what]
+        )
         bins = np.digitize(counts.index, edges) - 1
         frame[column] = counts.groupby(bins).mean().reindex(frame.index)
     return frame

@@ -39,7 +39,7 @@ def model_shape(case: "CaseData") -> Json | None:
     """
     shape, setup = (case.campaign.get("model") or {}).get("shape"), case.run.get("case") or {}
     cached = case.served("serveoff_cache_hits_total").max() > 0
-    quantized = (setup.get("options") or {}).get("quantization", "none") != "none"
+    quantized = (setup.get("options") or {}).get("quantization", "none") not in ("none", "f16")
     return None if cached or quantized or setup.get("engine") == "simulated" else shape
 
 

@@ -27,9 +27,11 @@ def view() -> View:
 
 def describe_engine(name: str, engine: engine_specs.EngineSpec) -> list[str]:
     """A row, with the first paragraph of the engine's docstring. The module is not imported."""
-    source = (catalog.FOLDER / "engines" / f"{name}.py").read_text(encoding="utf-8")
-    docstring = ast.get_docstring(ast.parse(source)) or ""
-    kinds, extras = ", ".join(engine.classes), join_codes(engine.extras)
+    docstring = engine.about
+    if not docstring:
+        source = (catalog.FOLDER / "engines" / f"{name}.py").read_text(encoding="utf-8")
+        docstring = ast.get_docstring(ast.parse(source)) or ""
+    kinds, extras = ", ".join(engine.classes) or "none", join_codes(engine.extras)
     one_of = "one of " * (len(engine.extras) > 1)
     return [code(name), escape(docstring.partition("\n\n")[0]), kinds, one_of + (extras or "none")]
 

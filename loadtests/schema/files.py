@@ -310,8 +310,8 @@ class CaseFile:
     served: Annotated[
         dict[str, int] | None,
         "{requests, tokens}: the server's own counts between the load's start and end, from its "
-        "/metrics: requests to the completion paths with status 200, and generated tokens; null "
-        "if it does not report them",
+        "/metrics: requests to the completion paths with status 200, and generated tokens; without "
+        "requests if it does not count them (llama.cpp); null if it does not report tokens",
     ] = None
     devices: Annotated[
         list[JsonObject] | None,

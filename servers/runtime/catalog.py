@@ -211,6 +211,7 @@ PLACEHOLDERS = {
     "workers": "number of worker processes",
     "engine_threads": "number of compute threads of an engine",
     "model": "folder or hub name of the weights",
+    "converted": "the weights in the engine's own format, if it has one",
     "model_name": "name under which the model is served",
     "run": "a temporary folder of this start",
     "upstream": "base URLs of the servers behind this one, comma-separated",
@@ -316,6 +317,7 @@ def list_extras(root: Path = ROOT) -> frozenset[str]:
 def _templates(server: ServerSpec) -> Iterator[tuple[str, str]]:
     """Yield (key, text) of everything that may contain placeholders."""
     yield from (("command", part) for part in server.command)
+    yield from (("engines", p) for name in server.engines for p in ENGINES[name].conversion)
     yield from (("upstream", part) for part in server.upstream.values())
     yield "concurrency", str(server.concurrency)
     for name, process in server.processes.items():

@@ -37,12 +37,20 @@ class EngineSpec:
     """A module of servers/engines/ that runs a model. `classes`: the engine's class by kind
     (blocking, async or batch: see servers/engines/__init__.py); it is constructed with `Settings`.
     `options`: options of every server with this engine; the engine reads them as SERVEOFF_NAME.
+    `about`: what it is, if it has no module since only its own servers run it.
+
+    `conversion`: the module of servers/conversion/ and its arguments that write the model in the
+    engine's own format, which may use {model} and the names of the server's options. It runs in the
+    server's environment before the start; its last line of stdout becomes {converted} in the
+    server's commands, and SERVEOFF_CONVERTED.
     """
 
     classes: Mapping[str, str]
     requires: tuple[str, ...] = ()  # modules, besides the server's own `requires`
     extras: tuple[str, ...] = ()  # extras of pyproject.toml that install those modules
     options: Mapping[str, OpenOption] = field(default_factory=dict)
+    conversion: tuple[str, ...] = ()
+    about: str = ""
 
 
 ENGINES = {
@@ -54,6 +62,13 @@ ENGINES = {
     # the noxfile chooses the extra for this machine
     "vllm": EngineSpec(
         {"async": "VllmEngine"}, ("torch", "vllm"), ("vllm-cpu", "vllm-gpu"), VLLM_OPTIONS
+    ),
+    # the known-answer model is generated in our environment
+    "llama_cpp": EngineSpec(
+        {},
+        extras=("hf",),
+        conversion=("servers.conversion.gguf_file", "{model}", "{quantization}"),
+        about="llama.cpp, in servers of its own only: weights in its format GGUF, on the CPU.",
     ),
     "simulated": EngineSpec(
         {

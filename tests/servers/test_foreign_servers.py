@@ -37,6 +37,8 @@ def test_it_passes_the_checks_for_foreign_servers(foreign: RunningServer) -> Non
 
 PROFILES: dict[str, dict[str, Any]] = {
     "fastchat": {"usage": "plain"},
+    "llama_cpp": {"usage": "stream", "metrics": "llamacpp", "tokens_per_word": 1.0},
+    "llama_cpp_python": {"usage": "plain", "metrics": None, "tokens_per_word": 1.0},
     "transformers_serve": {
         "usage": "stream",
         "tokens_per_word": 1.0,

@@ -275,6 +275,9 @@ def test_a_misspelt_time_is_an_error() -> None:
 
 @pytest.mark.parametrize("name", engine_specs.ENGINES)
 def test_each_engine_is_listed_with_classes_of_its_module(name: str) -> None:
+    if engine_specs.ENGINES[name].about:
+        assert not engine_specs.ENGINES[name].classes, "it has no module"
+        return
     module = ast.parse((catalog.FOLDER / "engines" / f"{name}.py").read_text())
     defined = {node.name for node in module.body if isinstance(node, ast.ClassDef)}
     assert set(engine_specs.ENGINES[name].classes.values()) <= defined
