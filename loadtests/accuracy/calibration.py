@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from loadtests import schema
 from loadtests.accuracy import ground_truth_http, ground_truth_server
+from loadtests.client.http import request_id
 from loadtests.generator import locust_process
 from loadtests.generator.locust_process import Workers
 from loadtests.generator.messages import Window
@@ -106,7 +107,7 @@ class CalibrationRun(NamedTuple):
     def pairs(self) -> Iterator[tuple[Row, ground_truth_server.ServedRequest | None]]:
         """Each row with the server's record of the same request, or None."""
         known = {each.id: each for each in self.served}
-        return ((row, known.get(f"{row['worker']}-{row['request']}")) for row in self.rows)
+        return ((row, known.get(request_id(row["worker"], row["request"]))) for row in self.rows)
 
 
 def run_calibration_load(

@@ -231,7 +231,7 @@ class WireProtocol(Protocol):
 
     def make_template(self, path: str, body: bytes, prefix: str) -> RequestTemplate:
         """Encodes a request in advance, for any connection to the same server. Leaves out the
-        number, which follows `prefix` in its X-Request-Id.
+        number, whose twelve digits follow `prefix` in its X-Request-Id.
         """
         ...
 
@@ -240,6 +240,18 @@ class WireProtocol(Protocol):
     def make_parser(self, exchange: Exchange, reply: Callable[[bytes], None]) -> Parser:
         """Makes a parser. `reply` sends the protocol's own messages while a response arrives."""
         ...
+
+
+def id_prefix(worker: int) -> str:
+    """Returns the start of a load worker's X-Request-Ids, which twelve digits end: the request's
+    number. It has the form of a UUID, since some servers refuse others with status 400
+    (llama-cpp-python's, and whatever uses Starlette Context as it is).
+    """
+    return f"{worker:08d}-0000-4000-8000-"
+
+
+def request_id(worker: int, number: int) -> str:
+    return f"{id_prefix(worker)}{number:012d}"
 
 
 class HttpProtocol:
@@ -285,7 +297,7 @@ class HttpProtocol:
         return RequestTemplate(before, after)
 
     def fill_template(self, template: RequestTemplate, number: int) -> bytes:
-        return b"%b%d%b" % (template.before, number, template.after)
+        return b"%b%012d%b" % (template.before, number, template.after)
 
     def make_parser(self, exchange: Exchange, reply: Callable[[bytes], None]) -> Parser:  # noqa: ARG002 - HTTP/1.1 never replies
         return ResponseParser(exchange)

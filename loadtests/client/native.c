@@ -259,7 +259,7 @@ static struct response *remove_chunks(struct response *response) {
 static int64_t send_numbered(int handle, const char *before, int64_t before_bytes,
                              const char *after, int64_t after_bytes, int64_t *number) {
     char text[24];
-    int digits = sprintf(text, "%lld", (long long)(*number = shared.sent++));
+    int digits = sprintf(text, "%012lld", (long long)(*number = shared.sent++));
     struct iovec parts[3] = {
         {(char *)before, before_bytes}, {text, digits}, {(char *)after, after_bytes}};
     struct msghdr message = {.msg_iov = parts, .msg_iovlen = 3};

@@ -156,7 +156,10 @@ class LoadWorker:
         self, connection: Connection, request: InFlightRequest, prepared: PreparedRequest
     ) -> None:
         connection.post(
-            prepared.path, prepared.body, request.exchange, f"{self.plan.number}-{request.number}"
+            prepared.path,
+            prepared.body,
+            request.exchange,
+            http.request_id(self.plan.number, request.number),
         )
 
     def close(self) -> None:

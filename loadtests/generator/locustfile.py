@@ -119,7 +119,10 @@ class ClosedLoop(User):
         self.next_request = prepared
         if self.sends_at_once:
             self.connection.prepare(
-                prepared.path, prepared.body, f"{self.worker.plan.number}-", prepared.exchange
+                prepared.path,
+                prepared.body,
+                http.id_prefix(self.worker.plan.number),
+                prepared.exchange,
             )
         return prepared
 
@@ -203,7 +206,7 @@ class OpenLoop(User):
         self.io_yield = IoYield()
         self.in_flight: set[gevent.Greenlet] = set()
         self.pacer = make_pacer(
-            self.worker.connect(), f"{self.worker.plan.number}-", ahead=self.slots is None
+            self.worker.connect(), http.id_prefix(self.worker.plan.number), ahead=self.slots is None
         )
 
     @task

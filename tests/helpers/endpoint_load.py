@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtests import schema
-from loadtests.client import response
+from loadtests.client import http, response
 from loadtests.client.blocking import make_blocking_connection
 from loadtests.generator.recorder import InFlightRequest, make_row
 from loadtests.generator.task import LoadTask
@@ -73,7 +73,7 @@ class Users:
             if scheduled_s >= end_s or number >= MOST_REQUESTS:
                 break
             request = InFlightRequest(number, user, scheduled_s, prompt)
-            connection.post(path, body, request.exchange, f"0-{number}")
+            connection.post(path, body, request.exchange, http.request_id(0, number))
             parsed = response.parse_response(request.exchange)
             self.rows.append(make_row(task, 0, task.clock_zero_s, request, parsed))
             if parsed.error is not None:

@@ -233,7 +233,7 @@ def sent_ahead() -> None:
     Connection.send_ahead = send
     ended = collect_ended(recorder)
     run_user(locustfile.ClosedLoop(environment).run_user)
-    assert ahead == [b"0-1", b"0-2", b"0-3", b"0-4"], ahead
+    assert ahead == [http.request_id(0, number).encode() for number in (1, 2, 3, 4)], ahead
     assert [sent.number for sent in ended] == list(range(5)), ended
     assert not recorder.in_flight, "what was sent ahead has its row, also if by then it is over"
     for before, after in pairwise(ended):

@@ -28,7 +28,7 @@ class OpenLoop:
 
     def __init__(self) -> None:
         self.server = RequestRecorder(WHOLE)
-        self.sender = pacer.make_pacer(self.server.connect(), "7-")
+        self.sender = pacer.make_pacer(self.server.connect(), http.id_prefix(7))
         by_thread = isinstance(socket_reader(), NativeReader)
         assert isinstance(self.sender, pacer.NativePacer if by_thread else pacer.GeventPacer)
         self.asking: list[gevent.Greenlet] = []
@@ -43,7 +43,7 @@ class OpenLoop:
             if connection is None:
                 connection = self.sender.acquire_idle() or self.server.connect()
                 number = socket_reader().next_request_number()
-            connection.post("/x", body, exchange, f"7-{number}")
+            connection.post("/x", body, exchange, http.request_id(7, number))
             self.sender.return_idle(connection)
 
         def start(connection: Connection | None, number: int | None) -> None:
@@ -78,7 +78,9 @@ def ask_on_the_idle_connection(loop: OpenLoop) -> None:
     for number in (1, 2):
         loop.ask(soon())
         assert loop.wait() == [number]
-    assert loop.server.ids() == ["7-0", "7-1", "7-2"], loop.server.requests
+    assert loop.server.ids() == [http.request_id(7, number) for number in range(3)], (
+        loop.server.requests
+    )
     assert len(loop.server.ports()) == 1, loop.server.requests
 
     loop.server.requests.clear()
@@ -95,7 +97,7 @@ def ask_more_than_the_kernel_holds(loop: OpenLoop) -> None:
     loop.server.requests.clear()
     loop.ask(soon(), b"x" * 30_000_000)
     assert loop.wait() == [8]
-    assert [each[1:] for each in loop.server.requests] == [("7-8", 30_000_000)]
+    assert [each[1:] for each in loop.server.requests] == [(http.request_id(7, 8), 30_000_000)]
 
 
 def ask_again_on_a_closed_connection(loop: OpenLoop) -> None:
@@ -107,7 +109,7 @@ def ask_again_on_a_closed_connection(loop: OpenLoop) -> None:
     loop.server.requests.clear()
     loop.ask(soon())  # is sent on a new connection, by the one who asks
     assert loop.wait() == ([None] if isinstance(socket_reader(), NativeReader) else [10])
-    assert loop.server.ids() == ["7-10"], loop.server.requests
+    assert loop.server.ids() == [http.request_id(7, 10)], loop.server.requests
 
 
 def send_nothing_that_is_not_due(loop: OpenLoop) -> None:
@@ -141,7 +143,7 @@ def more_than_there_is_room_for() -> None:
     for number in range(count):
         loop.ask(begin_s + number / rate)
     assert len(loop.wait()) == len(loop.server.requests) == count
-    assert {*loop.server.ids()} == {f"7-{number}" for number in range(1, count + 1)}
+    assert {*loop.server.ids()} == {http.request_id(7, number) for number in range(1, count + 1)}
 
 
 def while_the_interpreter_is_busy() -> None:

@@ -43,7 +43,7 @@ def send_chain(sizes: list[int]) -> tuple[list[tuple[str, int]], int]:
         if number + 1 < len(sizes):
             body = b"x" * sizes[number + 1]
             gevent.spawn(connection.prepare, "/x", body, "", exchanges[number + 1])
-        connection.post("/x", b"x" * size, exchange, str(number))
+        connection.post("/x", b"x" * size, exchange, f"{number:012d}")
         assert response.parse_response(exchange).token_text == [" baba"], exchange.error
     assert sent == list(range(1, len(sizes)))
     for before, after in pairwise(exchanges):
@@ -54,14 +54,14 @@ def send_chain(sizes: list[int]) -> tuple[list[tuple[str, int]], int]:
 
 def keep_order_on_one_connection() -> None:
     server.hang_up_after = 0
-    wanted = [(str(number), size) for number, size in enumerate(SIZES)]
+    wanted = [(f"{number:012d}", size) for number, size in enumerate(SIZES)]
     assert send_chain(SIZES) == (wanted, 1), server.requests
 
 
 def send_again_what_nobody_has_read() -> None:
     """The server closes each connection without notice: a request sent ahead needs another."""
     server.hang_up_after = 1
-    wanted = [(str(number), 10) for number in range(4)]
+    wanted = [(f"{number:012d}", 10) for number in range(4)]
     assert send_chain([10] * 4) == (wanted, 4), server.requests
 
 
@@ -69,9 +69,9 @@ def send_nothing_before_it_is_connected() -> None:
     connection, exchange = server.connect(), http.Exchange()
     connection.send_ahead(connection.protocol.make_template("/x", b"x", ""), 7, exchange)
     assert exchange.sent_s is None, "nothing can be sent yet"
-    connection.post("/x", b"x", exchange, "7")
+    connection.post("/x", b"x", exchange, f"{7:012d}")
     assert response.parse_response(exchange).error is None
-    assert server.requests[-1][1:] == ("7", 1)
+    assert server.requests[-1][1:] == (f"{7:012d}", 1)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from loadtests import schema
 from loadtests.accuracy import calibration
 from loadtests.accuracy.calibration import CalibrationRun, Placement
 from loadtests.accuracy.ground_truth_server import LogSummary, ServedRequest
+from loadtests.client.http import request_id
 from loadtests.generator import locust_process
 from loadtests.generator.locust_process import Workers
 from loadtests.generator.messages import Window
@@ -41,7 +42,9 @@ def row(number: int, scheduled_s: float, token_s: list[float], **more: Any) -> d
 
 
 def served(number: int, arrived_s: float, stamps_s: list[float]) -> ServedRequest:
-    return ServedRequest(f"0-{number}", arrived_s, stamps_s[0] if stamps_s else None, stamps_s)
+    return ServedRequest(
+        request_id(0, number), arrived_s, stamps_s[0] if stamps_s else None, stamps_s
+    )
 
 
 def run(

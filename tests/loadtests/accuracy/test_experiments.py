@@ -9,6 +9,7 @@ import pytest
 from loadtests import schema
 from loadtests.accuracy import calibration, cpu_cost, ground_truth_server, testbed
 from loadtests.accuracy.open_loop import e2e_with_freeze, send_in_c
+from loadtests.client.http import request_id
 from tests.helpers.installed import require_installed
 
 FREEZE = (10.0, 12.0)
@@ -96,7 +97,7 @@ def test_the_reader_in_c_reads_while_its_users_start(tmp_path: Path) -> None:
     assert sum(len(row["token_s"]) for row in rows) <= int(done.stdout.split()[0])
     known = {each.id: each for each in served}
     for row in rows:
-        true = known[f"0-{row['request']}"]
+        true = known[request_id(0, row["request"])]
         assert (
             row["scheduled_s"] <= row["sent_s"] <= true.arrived_s
             and len(row["token_s"]) == len(true.stamps_s) == 8

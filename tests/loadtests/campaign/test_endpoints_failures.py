@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from loadtests.client.http import request_id
 from tests.helpers.campaign_process import Bench
 from tests.helpers.endpoint_campaign import (
     SCENARIOS,
@@ -79,7 +80,7 @@ def test_a_campaign_without_a_success(bench: Bench, tmp_path: Path) -> None:
     for row in measured.all_rows:
         # the end of a load that fails cuts off what is in flight
         if not str(row["error"]).startswith("cut off"):
-            kind = served[f"{row['worker']}-{row['request']}"]
+            kind = served[request_id(row["worker"], row["request"])]
             check_failed_row(row, kind)
             met.add(kind)
     assert met == set(NO_SUCCESS)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from loadtests.client.http import request_id
 from tests.helpers.campaign_process import Bench
 from tests.helpers.endpoint_campaign import (
     CALM,
@@ -45,7 +46,7 @@ def test_a_load_reads_each_response_whatever_kind_it_is(bench: Bench, tmp_path: 
     measured = measure_valid(
         bench, tmp_path, script, "--users", "6", "--duration", "6", scenarios="chats48"
     )
-    rows = {f"{row['worker']}-{row['request']}": row for row in measured.rows}
+    rows = {request_id(row["worker"], row["request"]): row for row in measured.rows}
     met = set()
     for served in measured.served():
         row = rows[served.headers["x-request-id"]]

@@ -8,6 +8,7 @@ import pytest
 
 from loadtests.client import http, response
 from loadtests.client.blocking import make_blocking_connection
+from loadtests.client.http import request_id
 from loadtests.generator.locust_process import Workers
 from tests.helpers.campaign_process import Bench
 from tests.helpers.certificate import make_certificate
@@ -43,7 +44,7 @@ def test_a_server_behind_tls_is_measured(
         (row["error"], row["answer"], row["http_status"]) for row in driven.rows
     } == {(None, "exact", 200)}
     for row in driven.rows:
-        _head, *events = sent_s[f"0-{row['request']}"]
+        _head, *events = sent_s[request_id(0, row["request"])]
         assert (
             row["scheduled_s"] <= row["sent_s"] < row["first_s"] <= row["last_s"] <= row["done_s"]
         )

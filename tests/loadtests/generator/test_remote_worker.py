@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from loadtests.__main__ import main as campaign_command
+from loadtests.client.http import request_id
 from loadtests.generator.locust_process import LoadFailed, Workers
 from loadtests.generator.remote_worker import main as worker_command
 from loadtests.generator.status import LoadStatus
@@ -142,7 +143,7 @@ def test_a_worker_s_clock_is_distinguished_from_ours(
     for row in driven.rows:
         assert (
             row["sent_s"] - error_s - 1e-6
-            <= came_s[f"0-{row['request']}"]
+            <= came_s[request_id(0, row["request"])]
             <= row["done_s"] + error_s + 1e-6
         )
 

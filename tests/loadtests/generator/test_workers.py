@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from loadtests import schema
+from loadtests.client.http import request_id
 from loadtests.generator.locust_process import LoadFailed, Workers
 from loadtests.generator.status import LoadStatus
 from loadtests.generator.task import INPUTS_FILE, read_inputs
@@ -41,7 +42,7 @@ def assert_complete(driven: Driven, witness: Witness, workers: int) -> None:
     )
     assert driven.said["cut_off"] == driven.said["locust_failures"] == 0
     assert {row["answer"] for row in driven.rows} == {"exact"}
-    names = [f"{row['worker']}-{row['request']}" for row in driven.rows]
+    names = [request_id(row["worker"], row["request"]) for row in driven.rows]
     assert sorted(names) == sorted(asked.request_id for asked in witness.asked) and len(
         {*names}
     ) == len(names)
@@ -90,7 +91,7 @@ def test_an_open_loop_is_the_same_with_any_number_of_workers(
         assert [(row["prompt_tokens_asked"], row["max_tokens"]) for row in rows] == [
             (each.tokens, each.max_tokens) for each in wanted
         ]
-        assert [bodies[f"{row['worker']}-{row['request']}"]["prompt"] for row in rows] == [
+        assert [bodies[request_id(row["worker"], row["request"])]["prompt"] for row in rows] == [
             each.text for each in wanted
         ]
         assert [row["worker"] for row in rows] == [index % count for index in range(len(rows))]
@@ -128,7 +129,7 @@ def test_load_workers_need_no_trace(
     for number, (arrival, row) in enumerate(zip(in_window, driven.in_window(), strict=True)):
         assert row["scheduled_s"] - driven.window[0] == pytest.approx(arrival.at_s, abs=2e-6)
         wanted = prompts.make_prompt(SEED, scenario, 0, number, arrival)
-        assert bodies[f"{row['worker']}-{row['request']}"]["prompt"] == wanted.text
+        assert bodies[request_id(row["worker"], row["request"])]["prompt"] == wanted.text
     assert not (tmp_path / "load" / INPUTS_FILE).exists()
 
 
@@ -165,7 +166,7 @@ def test_each_user_of_a_closed_loop_belongs_to_one_worker(
             (row for row in driven.rows if row["user"] == user), key=lambda row: row["request"]
         )
         assert rows[-1]["done_s"] >= driven.window[1], "to the end"
-        asked = [bodies[f"{row['worker']}-{row['request']}"]["messages"] for row in rows]
+        asked = [bodies[request_id(row["worker"], row["request"])]["messages"] for row in rows]
         assert asked == [
             [{"role": "user", "content": prompts.make_prompt(SEED, CLOSED, user, turn).text}]
             for turn in range(len(rows))
@@ -184,7 +185,9 @@ def test_repeats_are_the_same_with_any_number_of_workers(tmp_path: Path, marked:
             )
         assert_complete(driven, witness, count)
         bodies = {asked.request_id: asked.body for asked in witness.asked}
-        asked[count] = [bodies[f"{row['worker']}-{row['request']}"] for row in driven.in_window()]
+        asked[count] = [
+            bodies[request_id(row["worker"], row["request"])] for row in driven.in_window()
+        ]
     assert asked[1] == asked[3] and len({body["prompt"] for body in asked[1]}) <= 8 < len(asked[1])
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from loadtests.client.http import request_id
 from loadtests.generator.locust_process import Workers
 from loadtests.workload import prompts
 from servers.contract import oracle
@@ -56,7 +57,7 @@ def of_user(chat: tuple[Driven, dict[str, Asked]], user: int) -> list[tuple[dict
     rows = sorted(
         (row for row in driven.rows if row["user"] == user), key=lambda row: row["request"]
     )
-    return [(row, asked[f"{row['worker']}-{row['request']}"]) for row in rows]
+    return [(row, asked[request_id(row["worker"], row["request"])]) for row in rows]
 
 
 def test_a_conversation_keeps_its_history_and_starts_over_when_it_must(
@@ -99,7 +100,7 @@ def test_lengths_are_the_server_s_and_responses_are_exact(
     chat: tuple[Driven, dict[str, Asked]],
 ) -> None:
     for row in chat[0].rows:
-        asked = chat[1][f"{row['worker']}-{row['request']}"]
+        asked = chat[1][request_id(row["worker"], row["request"])]
         if refused(asked):
             assert (row["error"], row["answer"]) == ("http 500", "unchecked")
         else:
