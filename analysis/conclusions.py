@@ -15,6 +15,8 @@ from analysis.metrics import METRICS
 from analysis.summary import SYSTEM, Comparison, ServerSummary, Summary
 from loadtests.schema import system_label
 
+MOST_TIES = 4  # servers that a sentence names
+
 
 def describe_result(comparison: Comparison, reasons: bool = True) -> str:
     """Returns one or two sentences: the best server under this traffic by the comparison's metric,
@@ -59,7 +61,9 @@ def describe_result(comparison: Comparison, reasons: bool = True) -> str:
     )
     tied = [s for s in known if s.rank == 1]
     if len(tied) > 1:
-        others = ", ".join(s.name for s in tied[1:])
+        others = ", ".join(s.name for s in tied[1 : 1 + MOST_TIES])
+        if more := len(tied[1 + MOST_TIES :]):
+            others += f" and {more} more"
         text += f". It is a tie with {others}: {_describe_tie(tied)}; its value is {by}."
     else:
         text += f", {by}."

@@ -15,14 +15,14 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from analysis import checks, metrics, stats
+from analysis import checks, defaults, metrics, stats
 from analysis.case import CaseData, read_case
 from analysis.checks import verdict
 from analysis.dataset import Campaign, InputError
 from analysis.formatting import shorten, workload_title
 from analysis.hardware import NO_COST, MachineCost
 from analysis.metrics import METRICS
-from analysis.slo import DEFAULT, parse_slo, request_bounds
+from analysis.slo import parse_slo, request_bounds
 
 TRAFFIC = ["scenario", "users", "rate"]  # cases that agree in these are compared
 SYSTEM = ["server", "engine"]
@@ -31,6 +31,10 @@ SYSTEM = ["server", "engine"]
 ONE_RUN = 0.08
 # over time: as the client sees them, and as the server reports them
 REQUESTS = ["in_flight", "server_running", "server_waiting"]
+LLAMA_CPP_REQUESTS = {
+    "running": "llamacpp:requests_processing",
+    "waiting": "llamacpp:requests_deferred",
+}
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def summarise(
     columns = ["index", *verdict.Check._fields]
     return Summary(
         campaign,
-        slo or request_bounds(parse_slo(DEFAULT)),
+        slo or request_bounds(parse_slo(defaults.SLO)),
         table.astype({"valid": bool}),
         pd.DataFrame(checked, columns=columns),
         latencies,
@@ -120,7 +124,7 @@ def _published_summary(campaign: Campaign) -> Summary:
     missing = [name for name in METRICS if name not in published.table]
     return Summary(
         campaign,
-        request_bounds(parse_slo(DEFAULT)),
+        request_bounds(parse_slo(defaults.SLO)),
         published.table.assign(**dict.fromkeys(missing, stats.NAN)),
         pd.DataFrame(published.checks, columns=["index", *verdict.Check._fields]),
         {},
@@ -205,7 +209,9 @@ def timeline_frame(case: CaseData) -> pd.DataFrame:
     for column in REQUESTS[1:]:
         what = column.removeprefix("server_")
         # vLLM's own count first: ours counts requests that wait inside vLLM as running.
-        counts = case.served(f"vllm:num_requests_{what}", f"serveoff_requests_{what}")
+        counts = case.served(
+            f"vllm:num_requests_{what}", f"serveoff_requests_{what}", LLAMA_CPP_REQUESTS[what]
+        )
         bins = np.digitize(counts.index, edges) - 1
         frame[column] = counts.groupby(bins).mean().reindex(frame.index)
     return frame
@@ -223,6 +229,7 @@ class ServerSummary:
     cases: pd.DataFrame
     estimate: stats.Estimate
     rank: int | None = None
+    family: str = ""  # of its server.toml; empty for an endpoint, and in older campaigns
 
     @property
     def name(self) -> str:
@@ -272,12 +279,19 @@ class Comparison:
         return sorted({s.engine for s in self.systems})
 
     @property
+    def families(self) -> list[str]:
+        """The families of its servers, if there are several; the family of the best comes first."""
+        found = list(dict.fromkeys(s.family for s in self.systems if s.family))
+        return found if len(found) > 1 else []
+
+    @property
     def has_number(self) -> bool:
         return any(len(s.valid) for s in self.systems)
 
 
 def build_comparisons(summary: Summary) -> list[Comparison]:
     """One comparison for each traffic, in the order of the plan."""
+    runs = summary.campaign.runs
     found = []
     for _, cases in summary.table.groupby(TRAFFIC, dropna=False, sort=False):
         first, valid = cases.iloc[0], cases[cases["valid"]]
@@ -288,9 +302,9 @@ def build_comparisons(summary: Summary) -> list[Comparison]:
         systems = []
         for _, own in cases.groupby(SYSTEM, sort=False):
             estimate = stats.estimate_mean(own.loc[own["valid"], metric])
-            systems.append(
-                ServerSummary(own["server"].iloc[0], own["engine"].iloc[0], own, estimate)
-            )
+            family = next((f for i in own["index"] if (f := runs.get(i, {}).get("family"))), "")
+            name = own["server"].iloc[0], own["engine"].iloc[0]
+            systems.append(ServerSummary(*name, own, estimate, family=family))
         systems.sort(
             key=lambda s: (s.estimate.runs == 0, -sign * s.estimate.mean if s.estimate.runs else 0)
         )

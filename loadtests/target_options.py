@@ -4,9 +4,8 @@ import argparse
 
 from loadtests.config_file import ListAction
 from loadtests.option_types import add_switch, parse_numbers, parse_simulated, parse_single
-from servers.runtime import catalog
-
-CORE = "flask_gunicorn,fastapi_threadpool,fastapi_vllm"
+from servers.runtime import engine_specs
+from servers.runtime.catalog import CORE
 
 
 def add_server_options(group: argparse._ArgumentGroup) -> None:
@@ -24,8 +23,8 @@ def add_server_options(group: argparse._ArgumentGroup) -> None:
         default="",
         metavar="NAME,...",
         help=(
-            f"engines that run the model in the servers: {', '.join(catalog.ENGINES)} (default:"
-            " each server's first)"
+            f"engines that run the model in the servers: {', '.join(engine_specs.ENGINES)}"
+            " (default: each server's first)"
         ),
     )
     add(

@@ -21,19 +21,22 @@ exit codes:
 
 
 def list_servers() -> int:
-    lacking = False
-    for server in catalog.list_servers().values():
-        print(f"{server.name:24} {server.summary}")
+    lacking, family = False, ""
+    for server in catalog.sort_by_family():
+        if server.family != family:
+            family = server.family
+            print(f"{family.capitalize()}: {catalog.FAMILIES[family]}")
+        print(f"  {server.name:24} {server.summary}")
         for engine in server.engines:
             missing = server.missing(engine)
             lacking |= bool(missing)
             print(
-                f"{'':24}   {engine:10} {'missing: ' + ', '.join(missing) if missing else 'ready'}"
+                f"{'':26}   {engine:10} {'missing: ' + ', '.join(missing) if missing else 'ready'}"
             )
         options = [f"{name}={'|'.join(values)}" for name, values in server.options.items()]
         options += [f"{name}=({option.kind})" for name, option in server.open_options.items()]
         if options:
-            print(f"{'':24}   options: {', '.join(options)}")
+            print(f"{'':26}   options: {', '.join(options)}")
     if lacking:
         print(f"{install_command('NAME')} installs the Python packages that NAME needs")
     return 0

@@ -48,8 +48,8 @@ COMMANDS = """
     gpu_selftest __main__
 """.split()  # noqa: SIM905 - one name per line is long
 ANALYSIS = """
-    stats dataset slo hardware case metrics checks formatting summary conclusions templating
-    attribution plots capacity gate report studies
+    defaults stats dataset slo hardware case metrics checks formatting summary conclusions
+    templating attribution plots capacity gate report studies
 """.split()  # noqa: SIM905 - one name per line is long
 APART = {  # rooms that need less than the order above allows
     "loadtests.schema": [],
@@ -87,7 +87,7 @@ def rooms(package: str, order: list[str], commands: list[str]) -> Iterator["Rule
 
 RULES = [
     *rooms("loadtests", LOADTESTS, COMMANDS),
-    *rooms("analysis", ANALYSIS, ["case_row", "session", "notebooks", "__main__"]),
+    *rooms("analysis", ANALYSIS, ["session", "notebooks", "__main__"]),
     Rule(
         ("analysis/*",),
         (),
@@ -119,7 +119,14 @@ RULES = [
         ("docs/*",),
         (),
         HOUSE,
-        ("generator", "servers.runtime.catalog", "servers.__main__", "loadtests", "analysis"),
+        (
+            "generator",
+            "servers.runtime.catalog",
+            "servers.runtime.engine_specs",
+            "servers.__main__",
+            "loadtests",
+            "analysis",
+        ),
         "the pages of docs/ are made from the catalogue, the commands, the schema and the metrics",
     ),
     Rule(
@@ -144,6 +151,7 @@ RULES = [
             "servers.contract",
             "servers.engines",
             "servers.runtime.catalog",
+            "servers.runtime.engine_specs",
             "servers.runtime.limits",
             "servers.runtime.build_cache",
             "servers.runtime.cuda_devices",
@@ -192,7 +200,14 @@ RULES = [
         ("servers/runtime/catalog.py",),
         (),
         ANYTHING,
-        (*STANDARD, "pydantic"),
+        (*STANDARD, "pydantic", "servers.runtime.engine_specs"),
+        "every command imports the catalogue at its start",
+    ),
+    Rule(
+        ("servers/runtime/engine_specs.py",),
+        (),
+        ANYTHING,
+        STANDARD,
         "every command imports the catalogue at its start",
     ),
     Rule(

@@ -123,9 +123,12 @@ def check_served(case: CaseData) -> Check:
     )
     least = {"requests": len(whole), "tokens": credible_usage(whole).sum(skipna=False)}
     more = {"requests": len(broken), "tokens": broken["max_tokens"].sum()}
-    # without tokens if a response has no credible usage
-    known = [what for what in least if not math.isnan(least[what])]
+    # without tokens if a response has no credible usage, without requests if it counts none
+    known = [what for what in least if what in served and not math.isnan(least[what])]
     ok = all(least[what] <= served[what] <= least[what] + more[what] for what in known)
+    if not known:
+        detail = "not measured: the server counts tokens only, and its responses report none"
+        return Check(name, None, severity, detail, remedy)
     detail = ", ".join(
         f"{what}: {served[what]:,} by the server's count, {least[what]:,.0f} by ours"
         + (f" plus at most {more[what]:,.0f} of failed requests" if more[what] else "")

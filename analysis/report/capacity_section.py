@@ -62,13 +62,18 @@ def _describe_best(bounds: str, systems: list[CapacityResult]) -> str:
             )
         return f"Under {best.traffic}, no server met {bounds} at any load."
     text = f"Under {best.traffic}, {best.name} meets {bounds} up to {_capacity(best)}"
-    if len(systems) > 1 and not math.isnan(systems[1].capacity.holds):
-        text += (
-            f", {format_number(best.capacity.holds / systems[1].capacity.holds)} times what"
-            f" {systems[1].name} sustains"
+    if len(systems) < 2 or math.isnan(systems[1].capacity.holds):
+        return f"{text}."
+    second = systems[1]
+    if math.isnan(second.capacity.fails):
+        return (
+            f"{text}; {second.name} sustains {_capacity(second)}, and since its limit was not"
+            " found, the two have no order."
         )
-        overlap = not systems[1].capacity.fails <= best.capacity.holds
-        text += "; this is a tie: the two capacities may be equal" if overlap else ""
+    ratio = format_number(best.capacity.holds / second.capacity.holds)
+    text += f", {ratio} times what {second.name} sustains"
+    if second.capacity.fails > best.capacity.holds:
+        text += "; this is a tie: the two capacities may be equal"
     return f"{text}."
 
 

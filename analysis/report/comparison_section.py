@@ -121,10 +121,11 @@ CAPTIONS = {
     "timeline": (
         "Over time",
         (
-            "The first valid run over time. Shaded: the window, from which the numbers come. Right:"
-            " requests that the client waits for, and those of them that the server reports as"
-            " running and waiting. The others stand in its socket's queue. A synchronous worker is"
-            " scraped between two requests and never reports its own."
+            "The first valid run over time, of at most 12 servers, the best first. Shaded: the"
+            " window, from which the numbers come. Right: requests that the client waits for, and"
+            " those of them that the server reports as running and waiting. The others stand in its"
+            " socket's queue. A synchronous worker is scraped between two requests and never"
+            " reports its own."
         ),
     ),
 }
@@ -193,6 +194,7 @@ def _comparison(summary: Summary, comparison: Comparison, stem: str) -> View:
             (headline_label(name, comparison), _unit(summary, name), METRICS[name].better)
             for name in columns
         ],
+        "families": comparison.families,
         "rows": [_row(system, columns, ranks) for system in comparison.systems],
         "one_run": any(s.estimate.runs == 1 for s in comparison.systems),
         "figures": _figures(summary, drawn, stem) if comparison.has_number else [],
@@ -336,6 +338,7 @@ def _row(system: ServerSummary, columns: tuple[str, ...], ranks: list[int]) -> V
     return {
         "server": system.server,
         "engine": system.engine,
+        "family": system.family,
         "rank": system.rank if len(ranks) > 1 else None,
         "tie": ranks.count(system.rank or 0) > 1,
         "runs": runs,

@@ -155,6 +155,11 @@ def _tables(
         if not servers:
             continue
         most = MOST_ROWS // min(len(sweeps), 3)
+        shown = servers[:most]
+        if head == "server" and len(servers) > 2 * MOST_ROWS and comparison.families:
+            best = {s.family: (f"{s.family}: {name}", s) for name, s in reversed(servers)}
+            shown = [best[family] for family in comparison.families if family in best]
+            title = f"{title}, the best of each family"
         systems = [system for _, system in servers]
         metrics = _deciding_metrics(summary, comparison, systems)
         runs = max(system.estimate.runs for system in systems)
@@ -164,8 +169,8 @@ def _tables(
                 "title": f"{title}, {beside}",
                 "metrics": metrics,
                 "heads": [head, *(_head(name) for name in metrics)],
-                "rows": [[name, *(_cell(m, s) for m in metrics)] for name, s in servers[:most]],
-                "more": len(servers[most:]),
+                "rows": [[name, *(_cell(m, s) for m in metrics)] for name, s in shown],
+                "more": len(servers) - len(shown),
             }
         )
     return tables

@@ -1,5 +1,5 @@
-// Sorts tables, shows the values of figures, filters their series and makes PNGs of them. Without it
-// the page has the same content.
+// Sorts and filters tables, shows the values of figures, filters their series and makes PNGs of them.
+// Without it the page has the same content.
 "use strict";
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
@@ -34,6 +34,45 @@ function key(cell, numeric) {
   if (!numeric) return cell.textContent.trim();
   const value = Number.parseFloat(cell.dataset.value);
   return Number.isNaN(value) ? null : value;
+}
+
+// Buttons above a table of several families: with some pressed, only their rows are visible.
+for (const table of document.querySelectorAll("table.sortable")) {
+  const rows = [...table.tBodies[0].rows];
+  const families = [...new Set(rows.map((row) => row.dataset.family).filter(Boolean))].sort();
+  if (families.length < 2) continue;
+  const list = document.createElement("div");
+  list.className = "legend filter";
+  list.setAttribute("role", "group");
+  list.setAttribute("aria-label", "Families to show");
+  const buttons = families.map((family) => {
+    const button = document.createElement("button");
+    const count = rows.filter((row) => row.dataset.family === family).length;
+    button.type = "button";
+    button.dataset.family = family;
+    button.textContent = `${family} (${count})`;
+    return button;
+  });
+  list.append(...buttons);
+  table.parentElement.before(list);
+  pressable(list, buttons, (pressed) => {
+    const shown = new Set(pressed.map((button) => button.dataset.family));
+    for (const row of rows) row.hidden = shown.size > 0 && !shown.has(row.dataset.family);
+  });
+}
+
+// Makes toggles of the buttons in a list, and calls `change` with those that are pressed.
+function pressable(list, buttons, change) {
+  const isPressed = (button) => button.getAttribute("aria-pressed") === "true";
+  for (const button of buttons) {
+    button.setAttribute("aria-pressed", "false");
+    button.addEventListener("click", () => {
+      button.setAttribute("aria-pressed", String(!isPressed(button)));
+      const pressed = buttons.filter(isPressed);
+      list.classList.toggle("filtered", pressed.length > 0);
+      change(pressed);
+    });
+  }
 }
 
 for (const figure of document.querySelectorAll("figure")) {
@@ -128,25 +167,18 @@ function filterSeries(figure, svg, hidden) {
     const button = document.createElement("button");
     button.type = "button";
     button.dataset.s = entry.dataset.s;
-    button.setAttribute("aria-pressed", "false");
     button.append(...entry.childNodes);
     entry.replaceWith(button);
     return button;
   });
-  const isPressed = (button) => button.getAttribute("aria-pressed") === "true";
-  for (const button of buttons) {
-    button.addEventListener("click", () => {
-      button.setAttribute("aria-pressed", String(!isPressed(button)));
-      const filtered = buttons.some(isPressed);
-      list.classList.toggle("filtered", filtered);
-      hidden.clear();
-      for (const each of buttons) if (filtered && !isPressed(each)) hidden.add(each.dataset.s);
-      for (const drawn of svg.querySelectorAll("[data-s]")) {
-        if (hidden.has(drawn.dataset.s)) drawn.setAttribute("visibility", "hidden");
-        else drawn.removeAttribute("visibility");
-      }
-    });
-  }
+  pressable(list, buttons, (pressed) => {
+    hidden.clear();
+    for (const each of buttons) if (pressed.length && !pressed.includes(each)) hidden.add(each.dataset.s);
+    for (const drawn of svg.querySelectorAll("[data-s]")) {
+      if (hidden.has(drawn.dataset.s)) drawn.setAttribute("visibility", "hidden");
+      else drawn.removeAttribute("visibility");
+    }
+  });
 }
 
 // The whole figure, with the legend that the page cuts off, as an image of two pixels per point.

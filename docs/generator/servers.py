@@ -4,51 +4,34 @@ import ast
 import re
 
 from generator.text import View, code, escape, join_codes
-from servers.runtime import catalog
-
-FAMILIES = {
-    "Flask": "call Transformers from a WSGI application",
-    "FastAPI": "call Transformers from a FastAPI application",
-    "Other frameworks": "call Transformers from an application of another framework",
-    "vLLM in a web framework": "run vLLM's engine in the application: continuous batching",
-    "Gateways and load balancers": "forward requests to another server, which is started first",
-    "Servers of other projects": "run as their authors publish them",
-}
+from servers.runtime import catalog, engine_specs
 
 
 def view() -> View:
-    families: dict[str, list[View]] = {name: [] for name in FAMILIES}
-    for server in catalog.list_servers().values():
-        families[find_family(server)].append(describe_server(server))
-    found = {name: servers for name, servers in families.items() if servers}
+    families: dict[str, list[View]] = {}
+    for server in catalog.sort_by_family():
+        families.setdefault(server.family.capitalize(), []).append(describe_server(server))
     return {
-        "families": found,
+        "families": families,
         "overview": [
-            [name, FAMILIES[name], ", ".join(f"[{s['name']}](#{s['name']})" for s in servers)]
-            for name, servers in found.items()
+            [
+                name,
+                catalog.FAMILIES[name.lower()],
+                ", ".join(f"[{s['name']}](#{s['name']})" for s in servers),
+            ]
+            for name, servers in families.items()
         ],
-        "engines": [describe_engine(name, engine) for name, engine in catalog.ENGINES.items()],
+        "engines": [describe_engine(name, engine) for name, engine in engine_specs.ENGINES.items()],
     }
 
 
-def find_family(server: catalog.ServerSpec) -> str:
-    """The family, from server.toml, so that a new folder needs no edit here."""
-    if server.upstream:
-        return "Gateways and load balancers"
-    if server.foreign:
-        return "Servers of other projects"
-    if server.engines[0] == "vllm":
-        return "vLLM in a web framework"
-    if "flask" in server.requires:
-        return "Flask"
-    return "FastAPI" if "fastapi" in server.requires else "Other frameworks"
-
-
-def describe_engine(name: str, engine: catalog.EngineSpec) -> list[str]:
+def describe_engine(name: str, engine: engine_specs.EngineSpec) -> list[str]:
     """A row, with the first paragraph of the engine's docstring. The module is not imported."""
-    source = (catalog.FOLDER / "engines" / f"{name}.py").read_text(encoding="utf-8")
-    docstring = ast.get_docstring(ast.parse(source)) or ""
-    kinds, extras = ", ".join(engine.classes), join_codes(engine.extras)
+    docstring = engine.about
+    if not docstring:
+        source = (catalog.FOLDER / "engines" / f"{name}.py").read_text(encoding="utf-8")
+        docstring = ast.get_docstring(ast.parse(source)) or ""
+    kinds, extras = ", ".join(engine.classes) or "none", join_codes(engine.extras)
     one_of = "one of " * (len(engine.extras) > 1)
     return [code(name), escape(docstring.partition("\n\n")[0]), kinds, one_of + (extras or "none")]
 

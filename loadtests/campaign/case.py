@@ -10,7 +10,6 @@ from dataclasses import asdict
 from loadtests import schema
 from loadtests.campaign import gpu_memory
 from loadtests.campaign.case_run import CampaignContext, CaseFailed, CaseRun, raise_if_ended
-from loadtests.campaign.parquet import to_parquet
 from loadtests.campaign.targets import is_gate
 from loadtests.campaign.verification import verify_after, verify_before
 from loadtests.generator import locust_process
@@ -59,6 +58,8 @@ def run_case(case: Case, context: CampaignContext, watch: ProgressWatch) -> str:
     run.file.notes += run.machine.notes
     run.save()
     run.reserve.write_bytes(os.urandom(RESERVE_BYTES))
+    if not run.target.url:
+        run.file.summary, run.file.family = run.spec.summary, run.spec.family
     if not run.target.url and (reason := _skip_reason(run)):
         run.file.status = f"skipped: {reason}"
         _finish(run)
@@ -114,7 +115,6 @@ def _launch(run: CaseRun) -> None:
     if run.target.url:
         return
     server = run.spec
-    run.file.summary = server.summary
     run.server = run.stack.enter_context(
         launch.run_server(
             server,
@@ -301,6 +301,8 @@ STAGES = (
 
 def _finish(run: CaseRun) -> None:
     try:
+        from loadtests.campaign.parquet import to_parquet  # `--help` and `--plan` need no pyarrow
+
         to_parquet(run.folder)
     except OSError as error:
         if run.file.status == "ok":

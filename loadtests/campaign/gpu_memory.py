@@ -19,15 +19,13 @@ from loadtests.telemetry import engine_gpus
 from loadtests.telemetry.engine_gpus import GIB, Card
 from loadtests.workload.prompts import longest_request
 from loadtests.workload.scenario import Tables
-from servers.runtime import catalog, models
+from servers.runtime import catalog, engine_specs, models
 
 # per process: CUDA's context, its libraries and their workspace; about what nvidia-smi shows for a
 # process without a model
 CUDA_BYTES = 0.6 * GIB
 # Nothing bounds the requests in flight of an open loop: a server with more does not keep up.
 MOST_IN_FLIGHT = 64
-# of our prompts, with a tokenizer of natural language (2.18 in results/reference-smollm2-cpu-2core)
-TOKENS_PER_WORD = 2.2
 # bytes per weight of a quantised model, whose embeddings keep 2
 QUANTIZED_BYTES = {"fp8": 1, "gptq": 0.5, "awq": 0.5}
 # processes take turns on a card: more of them hold more copies of the model but compute no faster
@@ -67,7 +65,7 @@ def list_ready(demands: Sequence[Demand]) -> list[Case]:
         case
         for demand in demands
         for case in demand.cases
-        if case.engine in catalog.ENGINES
+        if case.engine in engine_specs.ENGINES
         and not demand.servers[case.server].missing(case.engine, case.options)
     ]
 
@@ -140,8 +138,7 @@ class Budget(NamedTuple):
         and values fit, so it needs room for one, of `max_model_len` if that was chosen.
         """
         shape, server = self.model.shape, self.demand.servers[case.server]
-        prompt, response = longest_request(self.demand.scenarios[case.scenario])
-        tokens = round(prompt * (1 if self.model.planted else TOKENS_PER_WORD)) + response
+        tokens = sum(longest_request(self.demand.scenarios[case.scenario]))
         parts = tensor_parallel(case)
         processes = server.copies(case.engine, case.options, workers)
         if case.engine == "vllm":
@@ -226,7 +223,7 @@ def tensor_parallel(case: Case) -> int:
 
 
 def vllm_share(case: Case) -> str:
-    option = catalog.ENGINES["vllm"].options["gpu_memory_utilization"]
+    option = engine_specs.ENGINES["vllm"].options["gpu_memory_utilization"]
     return case.options.get("gpu_memory_utilization", option.default)
 
 
@@ -271,7 +268,7 @@ def used_gpus(case: Case, visible: Sequence[int] | None) -> list[int] | None:
     """The GPUs among the `visible` that a case's engine takes; None if unknown."""
     if case.engine == "simulated":
         return []
-    if visible is None or case.engine not in catalog.ENGINES:
+    if visible is None or case.engine not in engine_specs.ENGINES:
         return None
     return list(visible[: tensor_parallel(case)])
 

@@ -18,7 +18,7 @@ from loadtests.generator.messages import SENT_AFTER_S, Assignment, Start, Window
 from loadtests.generator.recorder import CUT_OFF, InFlightRequest, Recorder
 from loadtests.workload import arrivals, prompts
 from loadtests.workload.given_prompts import GivenPrompts
-from servers.profile.access import read_access
+from servers.profile.access import AccessError, read_access
 
 NumberedArrival = tuple[int, arrivals.Arrival]
 
@@ -32,7 +32,9 @@ class PreparedRequest:
 
 
 class WorkerPlan:
-    """One worker's part of the arrivals and of the slots, computed before the load starts."""
+    """One worker's part of the arrivals and of the slots, computed before the load starts. Raises
+    AccessError if the worker lacks a header of the load's requests.
+    """
 
     def __init__(self, assignment: Assignment):
         self.task, self.number, self.workers = (
@@ -41,6 +43,12 @@ class WorkerPlan:
             assignment.workers,
         )
         task, scenario = self.task, self.task.scenario
+        # secrets are not sent to other machines, whose workers have their own options
+        if missing := set(task.headers) - set(read_access(task.target).header_names()):
+            raise AccessError(
+                f"it has no header {', '.join(sorted(missing))}: start it with the same --header"
+                " as the campaign, or set SERVEOFF_API_KEY there"
+            )
         given = assignment.inputs.prompts
         self.given = GivenPrompts(given, task.seed, task.users) if given else None
         self.warm_up: list[NumberedArrival] = []

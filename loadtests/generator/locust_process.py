@@ -106,7 +106,11 @@ def start_load(
         **(access_environment({"": access}) if access else {}),
         # not arguments: a key may be part of the path
         "LOCUST_HOST": task.base_url,
-        "SERVEOFF_LOAD": json.dumps(replace(task, folder=str(folder.resolve())).to_json()),
+        "SERVEOFF_LOAD": json.dumps(
+            replace(
+                task, folder=str(folder.resolve()), headers=access.header_names() if access else ()
+            ).to_json()
+        ),
     }
     pass_inputs(folder, replace(read_inputs(task), prompts=prompts))
     with ports.reserve_ports(1) as [port]:

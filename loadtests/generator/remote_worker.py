@@ -3,10 +3,10 @@
     python -m loadtests.worker 10.0.0.5:5557
 
 It runs one case after the other and waits between them. It ends on Ctrl-C, or after --patience
-seconds without a coordinator. It needs the same version of Serveoff with the packages locust,
-gevent, pydantic, psutil and orjson; and the headers and certificates of the target, because the
-coordinator sends no secrets. It needs no model, and no files of the load: it gets recorded arrivals
-from the coordinator.
+seconds without a coordinator. It needs the same version of Serveoff, the packages that
+docs/distributed.md lists, and the headers and certificates of the target, because the coordinator
+sends no secrets. It needs no model, and no files of the load: it gets recorded arrivals from the
+coordinator.
 """
 
 import argparse

@@ -33,6 +33,7 @@ class LoadTask:
     lengths: PromptLengths = field(default_factory=PromptLengths)  # of generated prompts
     respect_retry_after: bool = False  # users wait as long as Retry-After asks
     target: str = ""  # its name, for its headers
+    headers: tuple[str, ...] = ()  # names of those that each request has; `start_load` sets them
     folder: str = ""  # for requests.jsonl and load.json; `start_load` sets it
 
     @property

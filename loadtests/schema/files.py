@@ -219,6 +219,10 @@ class CaseFile:
         float, "monotonic clock at the case's start; the zero of every *_s in its rows"
     ]
     summary: Annotated[str | None, "the summary in the server's server.toml"] = None
+    family: Annotated[
+        str | None,
+        "the family in the server's server.toml; null for --target, absent in older campaigns",
+    ] = None
     command: Annotated[
         list[str] | None, "the command that started the server; null for --target"
     ] = None
@@ -306,8 +310,8 @@ class CaseFile:
     served: Annotated[
         dict[str, int] | None,
         "{requests, tokens}: the server's own counts between the load's start and end, from its "
-        "/metrics: requests to the completion paths with status 200, and generated tokens; null "
-        "if it does not report them",
+        "/metrics: requests to the completion paths with status 200, and generated tokens; without "
+        "requests if it does not count them (llama.cpp); null if it does not report tokens",
     ] = None
     devices: Annotated[
         list[JsonObject] | None,

@@ -17,8 +17,9 @@ import psutil
 from loadtests.schema import JsonObject
 from loadtests.telemetry.cores import cpu_limit, memory_limit, read_text, usable_cores
 from loadtests.telemetry.gpu import Gpus
-from loadtests.telemetry.packages import package_versions, torch_cuda
+from loadtests.telemetry.packages import package_versions
 from servers.profile.redaction import HIDDEN, NAMES, SECRET_NAME, hide
+from servers.runtime import cuda_toolkit
 from servers.runtime.catalog import ServerSpec
 from servers.runtime.limits import COMMAND_S
 
@@ -107,7 +108,7 @@ def build_manifest(servers: Iterable[ServerSpec] = ()) -> JsonObject:
         "dirty": None if status is None else status != "",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "packages": package_versions(servers),
-        "torch_cuda": torch_cuda(),
+        "torch_cuda": cuda_toolkit.torch_cuda(),
         "cpu": {
             "model": (
                 read_field("/proc/cpuinfo", r"^model name\s*:\s*(.+)")

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib import metadata
 
-from servers.runtime.catalog import ENGINES, ServerSpec, list_servers
+from servers.runtime.catalog import ServerSpec, list_servers
+from servers.runtime.engine_specs import ENGINES
 
 # Packages that no server.toml names: below the engines, of the load generator, and for statistics.
 OWN = """
@@ -38,18 +39,6 @@ def package_versions(servers: Iterable[ServerSpec] = ()) -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     return versions
-
-
-def torch_cuda() -> str | None:
-    """Returns the version of CUDA for which the installed torch was built; None without torch, or
-    if it was built for CPUs. It is in a file of torch, whose import would take seconds.
-    """
-    try:
-        text = str(metadata.distribution("torch").read_text("../torch/version.py"))
-    except (metadata.PackageNotFoundError, OSError):
-        return None
-    found = re.search(r"^cuda\b[^=]*=\s*['\"]([\d.]+)['\"]", text, re.MULTILINE)
-    return found[1] if found else None
 
 
 def _distributions(names: Iterable[str]) -> Iterator[str]:

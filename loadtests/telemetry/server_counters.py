@@ -17,10 +17,12 @@ from servers.runtime.limits import QUIET_S
 
 
 class CounterValues(NamedTuple):
-    """A server's counters since its start. `busy` is 0 when the server is idle."""
+    """A server's counters since its start. `busy` is 0 when the server is idle. `requests` is None
+    if the server does not count them.
+    """
 
     by: CounterNames
-    requests: float
+    requests: float | None
     tokens: float
     busy: float
 
@@ -38,7 +40,7 @@ def sum_counters(samples: list[Sample]) -> CounterValues | None:
             ]
             return CounterValues(
                 by,
-                sum(requests),
+                sum(requests) if by.requests else None,
                 sum(tokens),
                 sum(sample.value for sample in samples if sample.name in by.busy),
             )
@@ -67,10 +69,14 @@ def read_when_idle(
 def counter_delta(
     before: CounterValues | None, after: CounterValues | None
 ) -> dict[str, int] | None:
-    """Returns {requests, tokens} between the two readings; None if it is not known."""
+    """Returns {requests, tokens} between the two readings, without requests if the server does not
+    count them; None if nothing is known.
+    """
     if before is None or after is None or before.by != after.by:
         return None
-    done = {"requests": after.requests - before.requests, "tokens": after.tokens - before.tokens}
+    done = {"tokens": after.tokens - before.tokens}
+    if before.requests is not None and after.requests is not None:
+        done = {"requests": after.requests - before.requests, **done}
     return (
         {name: round(value) for name, value in done.items()}
         if all(map(math.isfinite, done.values()))

@@ -192,7 +192,7 @@ class Scraper:
 
 class CounterNames(NamedTuple):
     """The names of a kind of server's counters. `complete` are the labels of requests whose
-    response had status 200 and was complete.
+    response had status 200 and was complete. `requests` is empty if it does not count them.
     """
 
     requests: str
@@ -214,6 +214,12 @@ KNOWN_SERVERS = (
         "vllm:generation_tokens_total",
         ("vllm:num_requests_running", "vllm:num_requests_waiting"),
     ),
+    CounterNames(
+        "",
+        {},
+        "llamacpp:tokens_predicted_total",
+        ("llamacpp:requests_processing", "llamacpp:requests_deferred"),
+    ),
 )
 OTHER_SERIES = (
     "vllm:kv_cache_usage_perc",
@@ -231,5 +237,6 @@ FREQUENT_QUERY = "?" + urlencode(
         ("name[]", name)
         for names in (*((by.requests, by.tokens, *by.busy) for by in KNOWN_SERVERS), OTHER_SERIES)
         for name in names
+        if name
     ]
 )

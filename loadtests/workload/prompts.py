@@ -146,8 +146,8 @@ def _draw_block(seed: str, block: int, vocabulary: Sequence[str], count: int) ->
 
 
 def longest_request(scenario: Mapping[str, Any]) -> tuple[int, int]:
-    """Returns (tokens of the prompt, of the response) of a scenario's longest request, with the
-    default model's tokenizer. The history of a conversation is part of the prompt.
+    """Returns (tokens of the prompt, of the response) of a scenario's longest request. The history
+    of a conversation is part of the prompt.
     """
     context = scenario.get("context", CONTEXT)
     if scenario["arrivals"] == "trace":

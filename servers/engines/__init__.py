@@ -1,8 +1,8 @@
 """Engines: they run the model inside a server. No engine imports a web framework or knows its
 server.
 
-`ENGINES` in servers/runtime/catalog.py lists them with their kinds. A server gets its engine from
-`load_blocking()`, `load_async()` or `load_batch()`.
+`ENGINES` in servers/runtime/engine_specs.py lists them with their kinds. A server gets its engine
+from `load_blocking()`, `load_async()` or `load_batch()`.
 
 A blocking engine has
 
@@ -46,7 +46,7 @@ from servers.contract.api import (
     Request,
     count_usage,
 )
-from servers.runtime.catalog import ENGINES
+from servers.runtime.engine_specs import ENGINES
 
 
 @dataclass(frozen=True)

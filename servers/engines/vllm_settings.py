@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from servers.engines import Settings, quantized
-from servers.runtime.catalog import ENGINES
 from servers.runtime.cuda_devices import engine_dtype, vllm_for_cpu
+from servers.runtime.engine_specs import ENGINES
 
 # Set these before importing vLLM. One thread per core of the server's share: on a CPU vLLM would
 # otherwise bind itself to cores of its own choice.

@@ -59,6 +59,9 @@ class Access:
         kept = {name: value for name, value in own.items() if name.lower() not in given}
         return kept | dict(self.headers)
 
+    def header_names(self) -> tuple[str, ...]:
+        return tuple(name.lower() for name, _ in self.headers)
+
     def tls_context(self) -> ssl.SSLContext:
         """Return the context of all TLS connections. Raises AccessError for an unusable file."""
         return _tls_context(self.verifies, self.ca_file, os.environ.get("SSL_CERT_FILE"))

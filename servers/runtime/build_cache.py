@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from servers.runtime import cuda_toolkit
+
+# written last: if it is missing, an installation was killed and is repeated
+COMPLETE = "complete"
 
 
 class CacheError(RuntimeError):
@@ -52,22 +56,33 @@ def create_once(path: Path) -> Iterator[Path | None]:
         # only a killed run leaves one behind; we hold the lock, so no process is filling it
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        yield partial
+        try:
+            yield partial
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         partial.rename(path)
+
+
+def environment_folder(packages: Sequence[str]) -> Path:
+    """Return the folder for an environment of these packages. It has the file COMPLETE if it can be
+    used.
+    """
+    on_gpu = cuda_toolkit.detect_machine().kind == "gpu"
+    made_of = [sys.version, *packages, *["gpu"] * on_gpu]
+    key = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:12]
+    return cache_folder("environments") / key
 
 
 def package_environment(packages: Sequence[str]) -> Path:
     """Return the folder of a virtual environment with these packages, made by uv on first use.
     Raises CacheError and LaunchError.
     """
-    on_gpu = cuda_toolkit.detect_machine().kind == "gpu"
-    made_of = [sys.version, *packages, *["gpu"] * on_gpu]
-    key = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:12]
-    found = cache_folder("environments") / key
-    # written last: if it is missing, an installation was killed and is repeated
-    complete = found / "complete"
+    found = environment_folder(packages)
+    complete = found / COMPLETE
     if complete.exists():
         return found
+    on_gpu = cuda_toolkit.detect_machine().kind == "gpu"
     links = os.environ.get("UV_FIND_LINKS", "").split(",")
     name = f"torch-*-cp{sys.version_info.major}{sys.version_info.minor}-*"  # for this Python
     at_hand = on_gpu or any(wheel for link in links if link for wheel in Path(link).glob(name))
@@ -100,13 +115,23 @@ def run_uv(command: Sequence[str], settings: Mapping[str, str] = MappingProxyTyp
     """
     environment = {"UV_SYSTEM_CERTS": "1", **settings, **os.environ}
     try:
-        done = subprocess.run(
-            ["uv", *command, "--quiet"], env=environment, stderr=subprocess.PIPE, text=True
+        uv = subprocess.Popen(
+            ["uv", *command, "--quiet"],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
     except FileNotFoundError:
         raise CacheError("uv is not installed: run `pip install uv`, then try again") from None
-    if done.returncode:
+    try:
+        _, printed = uv.communicate()
+    except BaseException:  # Ctrl-C: compilers that uv started would go on for minutes
+        os.killpg(uv.pid, signal.SIGKILL)
+        uv.wait()
+        raise
+    if uv.returncode:
         raise CacheError(
             f"`uv {' '.join(command[:2])}` failed; fix what it reports, then try"
-            f" again:\n{done.stderr.strip()}"
+            f" again:\n{printed.strip()}"
         )

@@ -11,72 +11,28 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import pydantic
 import pydantic.dataclasses
 
+from servers.runtime.engine_specs import ENGINES, OpenOption
+
 FOLDER = Path(__file__).parents[1]
 ROOT = FOLDER.parent
 TRANSPORTS = ("sse", "websocket")  # how a response can be streamed
-
-
-class OpenOption(NamedTuple):
-    """An option whose values no list can name: the pattern of a value, and the same in words."""
-
-    pattern: str
-    kind: str
-    default: str
-    meaning: str
-
-
+# the servers of a campaign that names none
+CORE = "flask_gunicorn,fastapi_threadpool,fastapi_vllm"
+# What distinguishes the servers of each family.
+FAMILIES = {
+    "frameworks": "a web or serving framework around an engine",
+    "batching": "the application's own way to batch requests",
+    "engines": "another engine, or an engine's own server",
+    "gateways": "forward requests to another server, which starts first",
+    "routers": "spread requests over replicas of another server, which start first",
+    "applications": "a cache, retrieval or several models around the engine",
+}
 WORKERS = OpenOption(r"[1-9]\d*", "a number above 0", "that of `--workers`", "worker processes")
-VLLM_OPTIONS = {
-    "gpu_memory_utilization": OpenOption(
-        r"0?\.\d*[1-9]\d*|1(\.0*)?",
-        "a number above 0 and up to 1",
-        "0.9",
-        "vLLM's share of each card's memory, for weights and the rest for keys and values; on a CPU"
-        " of the machine's memory, by default 0.2",
-    ),
-    "max_model_len": OpenOption(
-        r"auto|[1-9]\d*",
-        "auto or a number above 0",
-        "auto",
-        "longest prompt and response together, in tokens; auto: the model's own length, or less if"
-        " its keys and values do not fit vLLM's memory",
-    ),
-}
-
-
-@dataclass(frozen=True)
-class EngineSpec:
-    """A module of servers/engines/ that runs a model. `classes`: the engine's class by kind
-    (blocking, async or batch: see servers/engines/__init__.py); it is constructed with `Settings`.
-    `options`: options of every server with this engine; the engine reads them as SERVEOFF_NAME.
-    """
-
-    classes: Mapping[str, str]
-    requires: tuple[str, ...] = ()  # modules, besides the server's own `requires`
-    extras: tuple[str, ...] = ()  # extras of pyproject.toml that install those modules
-    options: Mapping[str, OpenOption] = field(default_factory=dict)
-
-
-ENGINES = {
-    "hf": EngineSpec({"blocking": "HfEngine"}, ("torch", "transformers"), ("hf",)),
-    "hf_batched": EngineSpec({"batch": "HfBatchEngine"}, ("torch", "transformers"), ("hf",)),
-    # the noxfile chooses the extra for this machine
-    "vllm": EngineSpec(
-        {"async": "VllmEngine"}, ("torch", "vllm"), ("vllm-cpu", "vllm-gpu"), VLLM_OPTIONS
-    ),
-    "simulated": EngineSpec(
-        {
-            "blocking": "SimulatedBlockingEngine",
-            "async": "SimulatedAsyncEngine",
-            "batch": "SimulatedBatchEngine",
-        }
-    ),
-}
 
 
 class CatalogError(ValueError):
@@ -126,6 +82,7 @@ class ServerSpec:
     processes: Mapping[str, ProcessSpec] = field(default_factory=dict)
     # by engine: the server behind this one, started first
     upstream: Mapping[str, str] = field(default_factory=dict)
+    family: str = "frameworks"  # one of FAMILIES
     packages: tuple[str, ...] = ()  # requirements of its own environment, if it needs one
     extras: tuple[str, ...] = ()  # extras of pyproject.toml that install what it requires
     transports: tuple[str, ...] = TRANSPORTS[:1]
@@ -254,6 +211,7 @@ PLACEHOLDERS = {
     "workers": "number of worker processes",
     "engine_threads": "number of compute threads of an engine",
     "model": "folder or hub name of the weights",
+    "converted": "the weights in the engine's own format, if it has one",
     "model_name": "name under which the model is served",
     "run": "a temporary folder of this start",
     "upstream": "base URLs of the servers behind this one, comma-separated",
@@ -317,6 +275,7 @@ def _check_names(server: ServerSpec) -> None:
         check_name(extra, list_extras(root), "extra in pyproject.toml called")
     for engine in server.engines:
         check_name(engine, ENGINES, "engine")
+    check_name(server.family, FAMILIES, "family")
     for transport in server.transports:
         check_name(transport, TRANSPORTS, "transport")
     for name, values in server.options.items():
@@ -358,6 +317,7 @@ def list_extras(root: Path = ROOT) -> frozenset[str]:
 def _templates(server: ServerSpec) -> Iterator[tuple[str, str]]:
     """Yield (key, text) of everything that may contain placeholders."""
     yield from (("command", part) for part in server.command)
+    yield from (("engines", p) for name in server.engines for p in ENGINES[name].conversion)
     yield from (("upstream", part) for part in server.upstream.values())
     yield "concurrency", str(server.concurrency)
     for name, process in server.processes.items():
@@ -372,6 +332,12 @@ def list_servers(checkout: Checkout = HERE) -> dict[str, ServerSpec]:
         file.parent.name: read_server(file, checkout)
         for file in sorted((checkout.root / "servers").glob("*/server.toml"))
     }
+
+
+def sort_by_family() -> list[ServerSpec]:
+    """Return all servers of this checkout, in the order of FAMILIES and of their names."""
+    families = list(FAMILIES)
+    return sorted(list_servers().values(), key=lambda server: families.index(server.family))
 
 
 def find_server(name: str, checkout: Checkout = HERE) -> ServerSpec:

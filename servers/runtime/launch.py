@@ -15,11 +15,11 @@ from pathlib import Path
 
 from servers.contract import JsonObject, conformance_client
 from servers.profile import access
-from servers.runtime import build_cache, catalog, cuda_toolkit, limits
+from servers.runtime import build_cache, catalog, cuda_toolkit, engine_specs, limits
 from servers.runtime.catalog import ROOT
 from servers.runtime.cuda_devices import BY_BUS, on_cpu
 from servers.runtime.errors import LaunchError
-from servers.runtime.models import Model, run_generator
+from servers.runtime.models import Model, convert_model, run_generator
 from servers.runtime.ports import check_port, reserve_ports
 
 
@@ -193,13 +193,14 @@ def server_environment(
 
 def prepare_server(
     server: catalog.ServerSpec, engine: str, model: Model, options: Mapping[str, str] | None = None
-) -> None:
-    """Do what takes long the first time: install the server's own environment, quantise weights.
-    Raises LaunchError.
+) -> str:
+    """Do what takes long the first time: install the server's own environment, quantise or convert
+    weights. Return the converted model's file, if the server needs one. Raises LaunchError.
     """
+    programs = server.checkout.programs
     try:
         if server.packages:
-            build_cache.package_environment(server.packages)
+            programs = build_cache.package_environment(server.packages) / "bin"
     except (build_cache.CacheError, OSError) as error:
         raise LaunchError(str(error)) from None
     kind = (options or {}).get("quantization", "none")
@@ -216,6 +217,9 @@ def prepare_server(
             engine,
             model,
         )
+        return ""
+    python = str(programs / "python") if programs else sys.executable
+    return convert_model(engine, model, server.choose(options or {}), python)
 
 
 @contextmanager
@@ -240,7 +244,7 @@ def run_server(
     """
     if port is not None:
         check_port(host, port)
-    prepare_server(server, engine, model, options)
+    converted = prepare_server(server, engine, model, options)
     chosen = server.choose(options or {})
     replicas = int(chosen.get("replicas", 1))
     workers = int(chosen.pop("workers", share.workers))
@@ -274,7 +278,7 @@ def run_server(
                         options={
                             name: value
                             for name, value in chosen.items()
-                            if name in catalog.ENGINES[engine].options
+                            if name in engine_specs.ENGINES[engine].options
                         },
                         simulated=simulated,
                         ready_timeout_s=ready_timeout_s,
@@ -296,6 +300,7 @@ def run_server(
             "workers": str(workers),
             "engine_threads": str(threads),
             "model": model.path,
+            "converted": converted,
             "model_name": model.name,
             "upstream": upstream,
             "run": "{run}",  # servers.runtime.supervise fills it in
@@ -312,7 +317,7 @@ def run_server(
         command = [part.format_map(values) for part in server.command]
         environment |= {
             f"SERVEOFF_{name.upper()}": value
-            for name, value in {**chosen, "upstream": upstream}.items()
+            for name, value in {**chosen, "upstream": upstream, "converted": converted}.items()
             if value
         }
         supervisor = start_supervised(

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from servers.contract import JsonObject, oracle
 from servers.engines import model_shape, smollm2
 from servers.runtime import build_cache
 from servers.runtime.catalog import ROOT
+from servers.runtime.engine_specs import ENGINES
 from servers.runtime.errors import LaunchError
 
 
@@ -120,15 +122,37 @@ def _shape_of_hub(name: str) -> JsonObject | None:
     return model_shape.read_model_shape(Path(config).parent) if isinstance(config, str) else None
 
 
-def run_generator(*command: str) -> str:
-    """Run a module that makes a model; return the model's folder. It runs in another process,
-    because torch takes memory, and seconds to import. Raises LaunchError.
+def convert_model(
+    engine: str, model: Model, options: Mapping[str, str], python: str = sys.executable
+) -> str:
+    """Return the file of the model in the engine's own format, made on first use by this Python;
+    empty if the engine reads the model's folder. `options`: all of the server's, with their values.
+    Raises LaunchError.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    if engine not in ENGINES or not ENGINES[engine].conversion:
+        return ""
+    if not Path(model.path).is_dir():
+        raise LaunchError(
+            f"the engine {engine} reads no models of a hub: download {model.path}, and name its"
+            " folder with --model"
+        )
+    values = {**options, "model": model.path}
+    return run_generator(
+        *(part.format_map(values) for part in ENGINES[engine].conversion), python=python
     )
+
+
+def run_generator(*command: str, python: str = sys.executable) -> str:
+    """Run a module that makes a model; return the model's folder, its last line of stdout. It runs
+    in another process, because torch takes memory, and seconds to import. Raises LaunchError, with
+    the module's own sentence if its last line of stdout starts with "error: ".
+    """
+    done = subprocess.run([python, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    last = (done.stdout.strip().splitlines() or [""])[-1]
+    if done.returncode and last.startswith("error: "):
+        raise LaunchError(last.removeprefix("error: "))
     if done.returncode:
         raise LaunchError(
             f"`python -m {' '.join(command)}` could not make the model: see its output above"
         )
-    return done.stdout.strip().splitlines()[-1]
+    return last

@@ -17,6 +17,7 @@ from loadtests.generator import locust_process
 from loadtests.generator.status import LoadStatus
 from loadtests.generator.task import LoadTask
 from servers.contract import api, oracle
+from servers.profile.access import Access
 
 KINDS = {api.COMPLETIONS: api.CompletionRequest, api.CHAT_COMPLETIONS: api.ChatCompletionRequest}
 SCENARIO = {
@@ -191,10 +192,11 @@ def drive(
     workers: locust_process.Workers,
     watch: Callable[[LoadStatus | None], None] = lambda status: None,
     web_port: int | None = None,
+    access: Access | None = None,
 ) -> Driven:
     """Run a load to its end. Raises LoadFailed, with the rows left in the folder."""
     folder.mkdir()
-    with locust_process.start_load(folder, task, workers, web_port=web_port) as load:
+    with locust_process.start_load(folder, task, workers, web_port=web_port, access=access) as load:
         locust_process.wait_for_load(
             load, folder, locust_process.longest_load_s(task, workers), watch
         )

@@ -15,7 +15,7 @@ import pytest
 
 from loadtests.telemetry import cores
 from servers.contract import api, chunks, oracle
-from servers.runtime import catalog, launch, models
+from servers.runtime import build_cache, catalog, launch, models
 from servers.runtime.launch import CoreShare, RunningServer
 from tests.helpers.installed import require_server
 
@@ -75,6 +75,13 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+def is_unbuilt(server: catalog.ServerSpec) -> bool:
+    """Whether the first start of this server would compile for ten minutes."""
+    if "c++" not in server.requires:
+        return False
+    return not (build_cache.environment_folder(server.packages) / build_cache.COMPLETE).exists()
+
+
 OURS = [name for name, server in SERVERS.items() if not server.foreign]
 # Each server with the simulated engine and with its real one, as parameters of a fixture.
 STARTS = {
@@ -82,7 +89,14 @@ STARTS = {
         pytest.param(
             (name, engine),
             id=f"{name}-{engine}",
-            marks=() if engine == "simulated" else pytest.mark.slow,
+            marks=()
+            if engine == "simulated"
+            else [
+                pytest.mark.slow,
+                pytest.mark.skipif(
+                    is_unbuilt(server), reason=f"{name} is not built: `python -m servers {name}`"
+                ),
+            ],
         )
         for engine in dict.fromkeys(("simulated", server.engines[0]))
         if engine in server.engines

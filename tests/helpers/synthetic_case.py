@@ -209,6 +209,7 @@ def run(
         "started_utc": "2026-11-20T10:00:00Z",
         "clock_zero_s": 5000.0,
         "summary": "a synthetic server",
+        "family": "frameworks",
         "command": ["serve", "--port", "1"],
         "environment": {},
         "gpus": None,

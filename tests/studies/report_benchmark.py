@@ -22,6 +22,7 @@ from loadtests import schema
 from tests.helpers import synthetic_campaign
 
 SERVERS = 20
+FAMILIES = ("frameworks", "engines")
 SCENARIOS = {
     name: {"arrivals": "closed", "users": 64, "max_tokens": 32} for name in ("chat", "rag")
 }
@@ -118,6 +119,7 @@ def campaign(
                         counts=counts,
                         served={"requests": n, "tokens": n * tokens},
                     )
+                    case["family"] = FAMILIES[server % len(FAMILIES)]
                     telemetry = synthetic_campaign.telemetry(
                         server_cores=min(0.95, 0.02 * users + 0.02 * server)
                     )

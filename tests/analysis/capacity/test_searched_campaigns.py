@@ -224,12 +224,27 @@ def test_too_many_errors_miss_any_slo(tmp_path: Path) -> None:
     assert asked(folder)["rate"] == 32.0
 
 
-def test_an_undecided_server_has_not_missed_the_slo() -> None:
-    def found(name: str, holds: float, fails: float) -> search.CapacityResult:
-        return search.CapacityResult(
-            name, "external", "chats", "users", search.Capacity(holds, fails), []
-        )
+def found(name: str, holds: float, fails: float) -> search.CapacityResult:
+    return search.CapacityResult(
+        name, "external", "chats", "users", search.Capacity(holds, fails), []
+    )
 
+
+def test_two_lower_bounds_have_no_ratio() -> None:
+    systems = [found("a", 180.0, math.nan), found("b", 83.0, math.nan)]
+    assert capacity_section._describe_best("TPOT P99 ≤ 15 ms", systems) == (
+        "Under chats, a (external) meets TPOT P99 ≤ 15 ms up to at least 180 users; b (external)"
+        " sustains at least 83.0 users, and since its limit was not found, the two have no order."
+    )
+    systems[1] = found("b", 83.0, 100.0)
+    text = capacity_section._describe_best("TPOT P99 ≤ 15 ms", systems)
+    assert text.endswith("at least 180 users, 2.17 times what b (external) sustains.")
+    systems[1] = found("b", 83.0, 200.0)
+    text = capacity_section._describe_best("TPOT P99 ≤ 15 ms", systems)
+    assert text.endswith("this is a tie: the two capacities may be equal.")
+
+
+def test_an_undecided_server_has_not_missed_the_slo() -> None:
     missed, unknown = found("a", math.nan, 1.0), found("b", math.nan, math.nan)
     assert capacity_section._describe_best("TPOT P99 ≤ 15 ms", [missed, unknown]) == (
         "Under chats, no capacity is known: no case of b (external) shows whether it meets TPOT P99"

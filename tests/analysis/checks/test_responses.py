@@ -154,10 +154,12 @@ def test_the_server_may_have_served_failed_requests(observe, rows, requests, tok
 
 
 def test_the_servers_own_view_where_it_is_partly_unknown(observe):
-    o = observe(
-        rows_with(lambda row: row.update(tokens=None), [7]), served={"requests": 400, "tokens": 1}
-    )
+    unknown_usage = rows_with(lambda row: row.update(tokens=None), [7])
+    o = observe(unknown_usage, served={"requests": 400, "tokens": 1})
     assert responses.check_served(o).ok, "without usage, only the requests can be compared"
+    for tokens, ok in ((400 * 11, True), (1, False)):  # llama.cpp counts no requests
+        assert responses.check_served(observe(served={"tokens": tokens})).ok is ok
+    assert responses.check_served(observe(unknown_usage, served={"tokens": 1})).ok is None
     # llama.cpp gives no queue_ms; most servers give no timings
     for unknown in ({"queue_ms": None}, {"prompt_ms": None}):
         check = load.check_own_times(

@@ -56,6 +56,17 @@ def test_a_contest_has_its_conclusion_its_numbers_and_its_doubts(tmp_path):
     )
 
 
+def test_many_servers_show_the_best_of_each_family(tmp_path):
+    folder = report_benchmark.campaign(tmp_path / "many", requests=1000, servers=16)
+    found = view(folder)
+    (table,) = found["first"]["tables"]
+    assert table["title"].startswith("chat, 64 users, the best of each family")
+    rows = [row[0].partition(":")[0] for row in table["rows"]]
+    assert sorted(rows) == ["engines", "frameworks"] and table["more"] > 6
+    (comparison,) = found["sweeps"][0]["comparisons"]
+    assert comparison["families"] == rows, "the family of the best comes first"
+
+
 def test_one_server_has_numbers_and_no_contest(tmp_path):
     folder = one_server(tmp_path / "campaign")
     found = view(folder)

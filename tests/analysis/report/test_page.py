@@ -156,6 +156,22 @@ def test_the_arrow_keys_show_every_value(opened):
     assert opened.ask(f"{SVG}.parentElement.hasAttribute('tabindex')") is False
 
 
+def test_a_table_shows_the_chosen_families(opened):
+    visible = (
+        "[...document.querySelector('table.sortable').tBodies[0].rows].filter((r) =>"
+        " r.getBoundingClientRect().height).map((r) => r.dataset.family)"
+    )
+    everything = opened.ask(visible)
+    assert everything == ["frameworks", "engines"] * 10
+    button = "document.querySelector('.filter button')"
+    assert opened.ask(f"{button}.textContent") == "engines (10)"
+    opened.ask(f"{button}.click()")
+    assert opened.ask(visible) == ["engines"] * 10
+    assert opened.ask(f"{button}.ariaPressed") == "true"
+    opened.ask(f"{button}.click()")
+    assert opened.ask(visible) == everything
+
+
 def test_the_legend_filters_series(opened):
     button = "document.querySelectorAll('.first .legend button')[1]"
     visible = (

@@ -306,6 +306,9 @@ def test_ties_are_ties(tmp_path):
     )
     assert found["alpha"] == found["beta"] == 1
     assert "a tie with beta (simulated)" in answer
+    (tmp_path / "many").mkdir()
+    _, answer = ranks(tmp_path / "many", {name: [0.010, 0.012] for name in "abcdefg"})
+    assert "c (simulated), d (simulated), e (simulated) and 2 more: the" in answer
 
 
 def test_a_single_run_is_named_as_one(tmp_path):

@@ -8,22 +8,26 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from loadtests.__main__ import main as campaign_command
 from loadtests.generator.locust_process import LoadFailed, Workers
 from loadtests.generator.remote_worker import main as worker_command
 from loadtests.generator.status import LoadStatus
 from loadtests.workload import arrivals, prompts
+from servers.profile.access import Access
 from servers.runtime import catalog, limits, ports
 from tests.helpers.campaign_process import PATIENCE_S, QUICK, Bench, call_command, said_of, wait_for
 from tests.helpers.installed import require_installed
-from tests.helpers.python_program import command_of
+from tests.helpers.python_program import command_of, output_of
 from tests.helpers.recording_server import CLOSED, SCENARIO, SEED, Driven, Witness, drive, task_of
 from tests.loadtests.campaign.test_bad_input import dead_port
 
@@ -141,6 +145,46 @@ def test_a_worker_s_clock_is_distinguished_from_ours(
             <= came_s[f"0-{row['request']}"]
             <= row["done_s"] + error_s + 1e-6
         )
+
+
+def test_a_worker_without_the_campaign_s_headers_sends_nothing(
+    tmp_path: Path, start: Start, port: int
+) -> None:
+    start()
+    access = Access((("Authorization", "Bearer k"), ("Api-Key", "k")))
+    with (
+        Witness() as witness,
+        pytest.raises(LoadFailed, match="load worker 0: it has no header api"),
+    ):
+        drive(
+            tmp_path / "load",
+            task_of(witness.url, SCENARIO, rate=20.0),
+            Workers(1, ("127.0.0.1", port)),
+            access=access,
+        )
+    assert not witness.asked
+
+
+def test_the_documented_packages_are_all_that_a_worker_imports() -> None:
+    line = re.search(r"pip install (locust .*)", (catalog.ROOT / "docs/distributed.md").read_text())
+    assert line
+    installed, more = set(), {canonicalize_name(name) for name in line[1].split()}
+    while more:
+        installed |= more
+        below = [Requirement(text) for name in more for text in metadata.requires(name) or ()]
+        more = {
+            canonicalize_name(each.name)
+            for each in below
+            if not each.marker or each.marker.evaluate({"extra": ""})
+        } - installed
+    by_module = metadata.packages_distributions()
+    imported = {module.partition(".")[0] for module in output_of("list_modules", "send").split()}
+    unknown = {
+        module
+        for module in imported & by_module.keys()
+        if not installed & {canonicalize_name(name) for name in by_module[module]}
+    }
+    assert not unknown
 
 
 def test_a_late_worker_has_no_part_in_the_load(tmp_path: Path, start: Start, port: int) -> None:

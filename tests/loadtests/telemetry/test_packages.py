@@ -1,13 +1,8 @@
 """The package versions in a manifest follow from the servers' requirements."""
 
-import subprocess
-import sys
 from importlib import metadata
-from pathlib import Path
 
-import pytest
-
-from loadtests.telemetry.packages import package_versions, torch_cuda
+from loadtests.telemetry.packages import package_versions
 from servers.runtime.catalog import ServerSpec, list_servers
 from tests.helpers.installed import require_installed
 
@@ -44,36 +39,3 @@ def test_a_server_from_elsewhere_adds_its_requirements() -> None:
     versions = package_versions([mine, boxed])
     assert versions["pytest-timeout"] == metadata.version("pytest-timeout")
     assert versions["pytest-xdist"] == metadata.version("pytest-xdist")
-
-
-def test_torch_s_cuda_is_that_of_torch() -> None:
-    require_installed("torch")
-    printed = subprocess.run(
-        [sys.executable, "-c", "import torch; print(torch.version.cuda)"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert printed.strip() == str(torch_cuda())
-
-
-@pytest.mark.parametrize(
-    ("line", "version"),
-    [
-        ("cuda: Optional[str] = '13.0'", "13.0"),
-        ('cuda = "12.8"', "12.8"),
-        ("cuda: Optional[str] = None", None),
-        ("", None),
-    ],
-)
-def test_cuda_comes_from_torch_s_own_file(
-    line: str, version: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "torch").mkdir()
-    (tmp_path / "torch" / "version.py").write_text(f"debug = False\n{line}\nhip = '6.4'\n")
-    (tmp_path / "torch-2.14.0.dist-info").mkdir()
-    (tmp_path / "torch-2.14.0.dist-info" / "METADATA").write_text("Name: torch\n")
-    monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    assert torch_cuda() == version
-    monkeypatch.setattr(sys, "path", [])
-    assert torch_cuda() is None, "torch is not installed"

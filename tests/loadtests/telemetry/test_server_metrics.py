@@ -38,6 +38,11 @@ vllm:request_success_total{engine="1",finished_reason="stop"} 1.0
 vllm:request_success_total{engine="0",finished_reason="abort"} 8.0
 """
 
+LLAMA_CPP = """llamacpp:tokens_predicted_total 42
+llamacpp:requests_processing 1
+llamacpp:requests_deferred 2
+"""
+
 
 @pytest.fixture
 def server() -> Iterator[Server]:
@@ -233,6 +238,10 @@ def test_counters_of_known_servers() -> None:
         "requests": 10,
         "tokens": 3,
     }
+    llama_cpp = server_counters.sum_counters(server_metrics.parse_metrics(LLAMA_CPP))
+    assert llama_cpp and (llama_cpp.requests, llama_cpp.busy) == (None, 3)
+    after = llama_cpp._replace(tokens=50.0)
+    assert server_counters.counter_delta(llama_cpp, after) == {"tokens": 8}
     for after in (None, theirs, ours._replace(tokens=float("nan"))):
         assert server_counters.counter_delta(ours, after) is None
     assert server_counters.counter_delta(None, ours) is None

@@ -2,6 +2,7 @@
 cannot run with what is missing.
 """
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from servers.contract import conformance
-from servers.runtime import catalog
-from servers.runtime.catalog import CatalogError, Checkout, EngineSpec
+from servers.runtime import catalog, engine_specs
+from servers.runtime.catalog import CatalogError, Checkout
+from servers.runtime.engine_specs import EngineSpec
 
 GOOD = """
 summary  = "a server"
@@ -193,6 +195,7 @@ def test_concurrency_is_a_number_or_an_option(wrong: str, tmp_path: Path) -> Non
             "'processes.redis' has an unknown or malformed placeholder ('redis_prt')",
         ),
         ("transports = ['carrier pigeon']", "there is no "),
+        ("family = 'router'", "there is no family 'router'; did you mean 'routers'?"),
         (
             "extras = ['fastap']",
             "there is no extra in pyproject.toml called 'fastap'; did you mean 'fastapi'?",
@@ -206,7 +209,7 @@ def test_keys_that_make_no_sense_together_are_named(
 
 
 def test_the_needs_of_the_server_behind_it_are_missing_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(catalog.ENGINES, "vllm", EngineSpec({}, ("no_such_vllm",)))
+    monkeypatch.setitem(engine_specs.ENGINES, "vllm", EngineSpec({}, ("no_such_vllm",)))
     gateway = catalog.ServerSpec(
         "gateway",
         "",
@@ -237,7 +240,7 @@ def test_missing_programs_and_modules_are_reported(tmp_path: Path) -> None:
 def test_the_needs_of_an_engine_are_missing_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(catalog.ENGINES, "hf", EngineSpec({}, ("no_such_torch",)))
+    monkeypatch.setitem(engine_specs.ENGINES, "hf", EngineSpec({}, ("no_such_torch",)))
     write(tmp_path, GOOD.replace('"simulated"', '"hf", "simulated"'))
     server = catalog.list_servers(Checkout(tmp_path))["mine"]
     assert server.missing("hf") == ["no_such_torch"] and server.missing("simulated") == []
@@ -263,7 +266,7 @@ def test_every_server_here_is_valid_and_explains_its_waivers() -> None:
         assert any("{port}" in part for part in server.command) and any(
             "{host}" in part for part in server.command
         )
-        assert set(server.engines) <= set(catalog.ENGINES)
+        assert set(server.engines) <= set(engine_specs.ENGINES)
         readme = (catalog.FOLDER / server.name / "README.md").read_text()
         assert all(check in readme for check in server.waives), (
             "its README explains what it cannot do"
@@ -283,7 +286,11 @@ def command_line(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 def test_the_command_line_lists_servers_and_suggests_a_name() -> None:
     listed = command_line("list")
-    assert listed.returncode == 0 and all(name in listed.stdout for name in catalog.list_servers())
+    assert listed.returncode == 0
+    families = re.findall(r"^(\w+): ", listed.stdout, re.MULTILINE)
+    assert [family.lower() for family in families] == list(catalog.FAMILIES)
+    listed_servers = re.findall(r"^  (\w+)", listed.stdout, re.MULTILINE)
+    assert sorted(listed_servers) == list(catalog.list_servers())
     wrong = command_line("flask_unicorn")
     assert (
         wrong.returncode == 1

@@ -1,6 +1,8 @@
 """What a machine has for CUDA, on machines made of small scripts: nvidia-smi, nvcc and gcc."""
 
 import os
+import subprocess
+import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +14,7 @@ from servers.runtime.catalog import Checkout, ServerSpec
 from servers.runtime.errors import LaunchError
 from servers.runtime.launch import CoreShare
 from tests.helpers.fake_server import MODEL, fake_server
+from tests.helpers.installed import require_installed
 
 # the last argument but the libraries is the file to make
 NVCC = """#!/bin/sh
@@ -225,3 +228,36 @@ def test_a_gpu_that_is_not_used_is_named(
         write_program(tmp_path, program, SMI)
     found = cuda_toolkit.detect_machine()
     assert found.kind == "cpu" and note in found.note
+
+
+def test_torch_s_cuda_is_that_of_torch() -> None:
+    require_installed("torch")
+    printed = subprocess.run(
+        [sys.executable, "-c", "import torch; print(torch.version.cuda)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert printed.strip() == str(cuda_toolkit.torch_cuda())
+
+
+@pytest.mark.parametrize(
+    ("line", "version"),
+    [
+        ("cuda: Optional[str] = '13.0'", "13.0"),
+        ('cuda = "12.8"', "12.8"),
+        ("cuda: Optional[str] = None", None),
+        ("", None),
+    ],
+)
+def test_cuda_comes_from_torch_s_own_file(
+    line: str, version: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").touch()
+    (tmp_path / "torch" / "version.py").write_text(f"debug = False\n{line}\nhip = '6.4'\n")
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert cuda_toolkit.torch_cuda() == version
+    monkeypatch.setattr(sys, "path", [])
+    assert cuda_toolkit.torch_cuda() is None, "torch is not installed"

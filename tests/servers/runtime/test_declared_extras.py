@@ -17,7 +17,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from servers.runtime import catalog
-from servers.runtime.catalog import ENGINES, FOLDER, ROOT, ServerSpec
+from servers.runtime.catalog import FOLDER, ROOT, ServerSpec
+from servers.runtime.engine_specs import ENGINES
 from tests.helpers.installed import PROGRAMS, require_server
 from tests.test_architecture import imports
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from servers.runtime import catalog, launch, models, ports
+from servers.runtime import catalog, engine_specs, launch, models, ports
 from servers.runtime.catalog import CatalogError, ProcessSpec, ServerSpec
 from servers.runtime.errors import LaunchError
 from servers.runtime.launch import CoreShare
@@ -212,8 +212,8 @@ def test_servers_behind_it_start_first_and_share_the_threads(
 def test_options_of_the_engine_reach_the_server_that_has_it(
     tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vllm, simulated = catalog.ENGINES["vllm"], catalog.ENGINES["simulated"]
-    monkeypatch.setitem(catalog.ENGINES, "simulated", replace(simulated, options=vllm.options))
+    vllm, simulated = engine_specs.ENGINES["vllm"], engine_specs.ENGINES["simulated"]
+    monkeypatch.setitem(engine_specs.ENGINES, "simulated", replace(simulated, options=vllm.options))
     behind = fake_server(tmp_path, "note what it is given")
     monkeypatch.setattr(catalog, "find_server", lambda name, checkout: {"behind": behind}[name])
     front = replace(fake_server(tmp_path), upstream={"simulated": "behind"})
