@@ -3,8 +3,12 @@ process.
 """
 
 import logging
+import os
 from collections.abc import AsyncIterator
 from typing import Any
+
+# BentoML has Prometheus' client keep its counters in files, for several workers: here is one.
+os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
 
 import bentoml
 from fastapi.responses import StreamingResponse
@@ -39,8 +43,14 @@ async def events(job: engines.Job, reply: CompletionResponse) -> AsyncIterator[s
         yield reply.event(error)
 
 
-# a response may take minutes; BentoML's own limit is 60 s
+@app.get("/metrics", include_in_schema=False)
+async def metrics() -> None:
+    """Never runs: AsgiMetrics responds. BentoML hands over only the paths that the app has."""
+
+
+# A response may take minutes: BentoML's own limit is 60 s. Its metrics have the path of ours, and a
+# time series for each path that a client makes up.
 @bentoml.asgi_app(app, path="/")
-@bentoml.service(workers=1, traffic={"timeout": 3600})
+@bentoml.service(workers=1, traffic={"timeout": 3600}, metrics={"enabled": False})
 class Llm:
     pass
