@@ -15,18 +15,38 @@ from ray import serve
 
 from servers.runtime.limits import MAX_IN_FLIGHT
 
-AUTOSCALING = {"min_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 8}
+# two seconds of load start a replica; Ray Serve waits for 30 by default, as long as many a case takes
+AUTOSCALING = {
+    "min_replicas": 1,
+    "max_replicas": 3,
+    "target_ongoing_requests": 8,
+    "upscale_delay_s": 2,
+}
 
 
 def build_app() -> FastAPI:
     """Build the app in the replica: it counts in its process, and loads the engine in its
     lifespan.
     """
+    if not os.environ.get("RAY_ADDRESS"):
+        listen_on_loopback()
     if os.environ["SERVEOFF_ENGINE"] == "hf":
         from servers.fastapi_threadpool.app import app
     else:
         from servers.fastapi_vllm.app import app
     return app
+
+
+def listen_on_loopback() -> None:
+    """Keep the port on which replicas call each other off the other interfaces: Ray has no setting
+    for it. A replica opens it after it has built the app.
+    """
+    from ray.serve._private import replica
+
+    add_port = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda server, address: add_port(
+        server, address.replace("[::]", "127.0.0.1")
+    )
 
 
 # the app refuses what is too much (429); Ray Serve would queue it, by default beyond 5 requests
