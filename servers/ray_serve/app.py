@@ -15,7 +15,7 @@ from ray import serve
 
 from servers.runtime.limits import MAX_IN_FLIGHT
 
-# two seconds of load start a replica; Ray Serve waits for 30 by default, as long as many a case takes
+# Two seconds of load start a replica. Ray Serve waits for 30 by default, as long as a whole case.
 AUTOSCALING = {
     "min_replicas": 1,
     "max_replicas": 3,
