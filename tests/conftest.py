@@ -28,6 +28,8 @@ OF_SERVERS = (
     "test_options.py",
     "test_fuzz.py",
 )
+# Servers of which each start takes the processor for a quarter of a minute.
+SLOW_STARTS = {"ray_serve"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -54,6 +56,10 @@ def pytest_collection() -> Generator[None, object, object]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"tiny", "hf_engine", "real_model"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
+        parameters = getattr(getattr(item, "callspec", None), "params", {}).values()
+        given = {each[0] if isinstance(each, tuple) else str(each) for each in parameters if each}
+        if SLOW_STARTS & given:
             item.add_marker("slow")
         item.add_marker(pytest.mark.xdist_group(_group(item)))
 

@@ -246,7 +246,7 @@ def run_server(
         check_port(host, port)
     converted = prepare_server(server, engine, model, options)
     chosen = server.choose(options or {})
-    replicas = int(chosen.get("replicas", 1))
+    replicas = int(chosen.get("replicas", 1)) if server.upstream else 0
     workers = int(chosen.pop("workers", share.workers))
     threads = max(1, share.threads // workers) if server.has_workers else share.threads
     own = (
@@ -260,7 +260,7 @@ def run_server(
     began = time.perf_counter()
     with ExitStack() as stack:
         behind = []
-        for number in range(replicas if server.upstream else 0):
+        for number in range(replicas):
             other = catalog.find_server(server.upstream_of(engine, chosen), server.checkout)
             part = replace(
                 share,
