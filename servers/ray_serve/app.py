@@ -76,7 +76,8 @@ def main() -> None:
         if replicas == "auto"
         else {"num_replicas": int(replicas)}
     )
-    serve.run(Llm.options(**scale).bind(), name="llm", route_prefix="/")
+    deployment: Any = Llm
+    serve.run(deployment.options(**scale).bind(), name="llm", route_prefix="/")
     signal.pthread_sigmask(signal.SIG_BLOCK, stop)
     signal.sigwait(stop)
     serve.delete("llm")  # waits for the responses in progress
