@@ -8,16 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
+from analysis import defaults
 
-from analysis import conclusions, dataset, hardware, slo, summary
-from analysis.capacity import recommend
-from analysis.gate import baselines, compare, output, paired, unpaired, verdicts
-from analysis.report import checks_listing
-from analysis.studies import accuracy_targets, claims
-
-# Only the commands that draw or run notebooks import what that takes: a gate runs some of the other
-# commands after each repetition, and they must start fast.
+# Each command imports what it needs: pandas alone takes half a second, `--help` needs nothing, and
+# only reports draw or run notebooks.
 
 EXIT_CODES = """\
 exit codes:
@@ -52,7 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     verb.add_argument(
         "--slo",
-        default=slo.DEFAULT,
+        default=defaults.SLO,
         metavar="BOUNDS",
         help="latency bounds of a good request, or a preset (default: %(default)s; also e2e)",
     )
@@ -141,7 +135,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     verb.add_argument(
         "--headroom",
-        default=recommend.HEADROOM,
+        default=defaults.HEADROOM,
         type=float,
         help="share of each replica kept free (default: %(default)s)",
     )
@@ -158,7 +152,7 @@ def make_parser() -> argparse.ArgumentParser:
         "folder",
         nargs="?",
         type=Path,
-        default=claims.RESULTS,
+        default=defaults.CLAIMS,
         help="the folder of these campaigns (default: %(default)s)",
     )
     verb.set_defaults(do=make_claims_page)
@@ -227,7 +221,7 @@ def make_parser() -> argparse.ArgumentParser:
         "folder",
         nargs="?",
         type=Path,
-        default=accuracy_targets.RESULTS,
+        default=defaults.INSTRUMENT,
         help="the folder of these results (default: %(default)s)",
     )
     verb.set_defaults(do=make_instrument_page)
@@ -237,14 +231,19 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """The exit code; for 2, one sentence on stderr gives the reason."""
     options = make_parser().parse_args(arguments)
+    from analysis.dataset import InputError
+
     try:
         return int(options.do(options))
-    except dataset.InputError as error:
+    except InputError as error:
         print(error, file=sys.stderr)
         return 2
 
 
 def make_report(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from analysis import conclusions, hardware, slo
     from analysis.report import next_commands, terminal, writer
 
     machine_cost = hardware.read_machine_cost(
@@ -269,12 +268,16 @@ def make_report(options: argparse.Namespace) -> int:
 
 
 def check_validity(options: argparse.Namespace) -> int:
+    from analysis import conclusions, dataset, summary
+
     campaign = dataset.read_campaign(options.campaign, chosen_max_errors(options))
     found = summary.summarise(campaign, frames=False)
     return report_missing(conclusions.list_systems_without_case(found))
 
 
 def chosen_max_errors(options: argparse.Namespace) -> float | None:
+    from analysis import slo
+
     return None if options.max_errors is None else slo.parse_max_errors(options.max_errors)
 
 
@@ -286,6 +289,11 @@ def report_missing(systems: Sequence[tuple[str, str]]) -> int:
 
 
 def compare_campaigns(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from analysis import dataset, summary
+    from analysis.gate import compare
+
     a, b = (
         summary.summarise(dataset.read_campaign(folder, chosen_max_errors(options)))
         for folder in (options.a, options.b)
@@ -298,17 +306,24 @@ def compare_campaigns(options: argparse.Namespace) -> int:
 
 
 def publish_campaign(options: argparse.Namespace) -> int:
-    print(f"published: {claims.publish(options.campaign, dataset.RESULTS / options.name)}")
+    from analysis.studies import claims
+
+    print(f"published: {claims.publish(options.campaign, defaults.RESULTS / options.name)}")
     return 0
 
 
 def print_checks(options: argparse.Namespace) -> int:
+    from analysis.report import checks_listing
+
     found = checks_listing.list_checks(options.campaign, chosen_max_errors(options))
     print(json.dumps(found, indent=1, allow_nan=False))
     return 0 if found and all(case["valid"] for case in found) else 1
 
 
 def print_recommendation(options: argparse.Namespace) -> int:
+    from analysis import dataset, hardware, slo
+    from analysis.capacity import recommend
+
     rate, price = (
         hardware.parse_positive("--rate", options.rate),
         (hardware.parse_price(options.price) if options.price else None),
@@ -327,6 +342,8 @@ def print_recommendation(options: argparse.Namespace) -> int:
 
 
 def make_claims_page(options: argparse.Namespace) -> int:
+    from analysis.studies import claims
+
     for claim in claims.write_page(options.folder):
         print(f"{claim.verdict:18} {claim.says}" + (f" ({claim.why})" if claim.why else ""))
     print(options.folder / "claims.html")
@@ -334,6 +351,11 @@ def make_claims_page(options: argparse.Namespace) -> int:
 
 
 def judge(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from analysis import dataset, slo, summary
+    from analysis.gate import baselines, output, paired, unpaired, verdicts
+
     wanted = verdicts.parse_rules(options.metrics, options.tolerance, options.slo)
     if bool(options.campaigns) == bool(options.campaign):
         raise dataset.InputError("give a gate's folder, or --campaigns BASE HEAD")
@@ -363,6 +385,9 @@ def judge(options: argparse.Namespace) -> int:
 
 
 def record_baseline(options: argparse.Namespace) -> int:
+    from analysis import dataset, summary
+    from analysis.gate import baselines
+
     print(
         baselines.store_baseline(
             summary.summarise(dataset.read_campaign(options.campaign), frames=False), options.name
@@ -372,6 +397,8 @@ def record_baseline(options: argparse.Namespace) -> int:
 
 
 def draw_history(_: argparse.Namespace) -> int:
+    from analysis.gate import baselines
+
     for file in baselines.update_history():
         print(file)
     return 0

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import hardware
+from analysis import defaults, hardware
 from analysis.dataset import Campaign, Json
-from analysis.slo import DEFAULT, parse_slo, request_bounds
+from analysis.slo import parse_slo, request_bounds
 from analysis.stats import NAN
 
 
@@ -26,7 +26,7 @@ class CaseData:
     run: Json
     requests: pd.DataFrame
     telemetry: pd.DataFrame
-    slo: dict[str, float] = field(default_factory=lambda: request_bounds(parse_slo(DEFAULT)))
+    slo: dict[str, float] = field(default_factory=lambda: request_bounds(parse_slo(defaults.SLO)))
     server_metrics: pd.DataFrame = field(
         default_factory=lambda: pd.DataFrame(columns=["time_s", "took_s", "name", "value"])
     )
@@ -236,7 +236,7 @@ def read_case(
         campaign.runs.get(index, {}),
         campaign.requests(index),
         campaign.telemetry(index),
-        slo or request_bounds(parse_slo(DEFAULT)),
+        slo or request_bounds(parse_slo(defaults.SLO)),
         campaign.server_metrics(index),
         machine_cost,
     )

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet
 
+from analysis.defaults import RESULTS
 from loadtests import schema
 from loadtests.schema import system_label
 
-RESULTS = Path("results")
 # The file that marks a campaign as published: each case's run.json, and the checks.
 PUBLISHED = "cases.json"
 Json = dict[str, Any]  # an object of a JSON file

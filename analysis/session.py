@@ -23,18 +23,53 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from analysis import case_row, conclusions, dataset, slo, summary
+from analysis import conclusions, dataset, formatting, slo, summary
 from analysis.capacity import search
 from analysis.gate import baselines, paired, verdicts
 
 # Allocators do not give all memory back. A process that has grown beyond this ends, to free the
 # memory during the next load; the campaign then starts another.
 LARGEST_BYTES = 500 * 2**20
+# of a case's row
+NUMBERS = (
+    "output_tokens_per_s",
+    "requests_per_s",
+    "ttft_p50_s",
+    "ttft_p95_s",
+    "ttft_p99_s",
+    "e2e_p50_s",
+    "e2e_p95_s",
+    "e2e_p99_s",
+    "error_share",
+)
+
+
+def make_row(folder: str, index: int) -> dict[str, object]:
+    """The row of one case that has ended, with the metrics and checks of the report:
+
+        {"valid": true, "why": "", "numbers": {"output_tokens_per_s": "432", "ttft_p99_s": "n=120"}}
+
+    `why`: the cause of an invalid case, on one line. `numbers`: as in the report's tables, in
+    Metric.display_unit; "n=..." marks a sample that is too small for that percentile. Raises
+    InputError.
+    """
+    campaign = dataset.read_campaign(folder)
+    cases = campaign.cases[campaign.cases["index"] == index]
+    if cases.empty:
+        raise dataset.InputError(f"{folder} has no case {index}: give one of its cases")
+    found = summary.summarise(replace(campaign, cases=cases), frames=False)
+    [valid], [why] = found.table["valid"], found.table["why"]
+    return {
+        "valid": bool(valid),
+        "why": formatting.shorten(why),
+        "numbers": {name: formatting.format_cell(name, found.table) for name in NUMBERS},
+    }
 
 
 def list_needed_cases(folder: str) -> list[Any]:
@@ -77,7 +112,7 @@ def list_missing_systems(folder: str) -> list[tuple[str, str]]:
 
 
 REQUESTS: dict[str, Callable[..., Any]] = {
-    "row": case_row.make_row,
+    "row": make_row,
     "needed": list_needed_cases,
     "slo": check_slo,
     "gate": check_gate,

@@ -19,7 +19,6 @@ import scipy
 from analysis.dataset import InputError
 from analysis.stats import CONFIDENCE, percentile, values_needed
 
-DEFAULT = "ttft=1000ms,tpot=100ms"
 PRESETS = {
     # MLPerf Inference, datacenter, Server and Interactive: P99 of TTFT and of TPOT
     # (mlcommons.org/benchmarks/inference-datacenter)

@@ -15,14 +15,14 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from analysis import checks, metrics, stats
+from analysis import checks, defaults, metrics, stats
 from analysis.case import CaseData, read_case
 from analysis.checks import verdict
 from analysis.dataset import Campaign, InputError
 from analysis.formatting import shorten, workload_title
 from analysis.hardware import NO_COST, MachineCost
 from analysis.metrics import METRICS
-from analysis.slo import DEFAULT, parse_slo, request_bounds
+from analysis.slo import parse_slo, request_bounds
 
 TRAFFIC = ["scenario", "users", "rate"]  # cases that agree in these are compared
 SYSTEM = ["server", "engine"]
@@ -108,7 +108,7 @@ def summarise(
     columns = ["index", *verdict.Check._fields]
     return Summary(
         campaign,
-        slo or request_bounds(parse_slo(DEFAULT)),
+        slo or request_bounds(parse_slo(defaults.SLO)),
         table.astype({"valid": bool}),
         pd.DataFrame(checked, columns=columns),
         latencies,
@@ -124,7 +124,7 @@ def _published_summary(campaign: Campaign) -> Summary:
     missing = [name for name in METRICS if name not in published.table]
     return Summary(
         campaign,
-        request_bounds(parse_slo(DEFAULT)),
+        request_bounds(parse_slo(defaults.SLO)),
         published.table.assign(**dict.fromkeys(missing, stats.NAN)),
         pd.DataFrame(published.checks, columns=["index", *verdict.Check._fields]),
         {},

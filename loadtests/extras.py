@@ -16,14 +16,14 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from loadtests import cli, gate, target_options
+from loadtests import cli, gate
 from loadtests.accuracy import starvation
 from loadtests.campaign.runner import plan_campaign
 from loadtests.campaign.targets import Targets
 from loadtests.claims.__main__ import choose_campaigns
 from loadtests.errors import UsageError
 from loadtests.workload.traces import TraceError
-from servers.runtime.catalog import CatalogError
+from servers.runtime.catalog import CORE, CatalogError
 from servers.runtime.errors import LaunchError
 
 # For each campaign of a command: its arguments, and a function that finds its targets.
@@ -52,9 +52,7 @@ COMMANDS: dict[str, Callable[[list[str]], Campaigns]] = {
     "loadtests.gate": read_gate,
     "loadtests.claims": read_claims,
     "loadtests.accuracy": lambda _: read_bench([*starvation.CAMPAIGN]),
-    "loadtests.gpu_selftest": lambda _: read_bench(
-        ["--servers", target_options.CORE, "--report=none"]
-    ),
+    "loadtests.gpu_selftest": lambda _: read_bench(["--servers", CORE, "--report=none"]),
 }
 
 

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 from loadtests.cli import run_command
 from loadtests.schema import GPU_FIELDS, JsonObject
-from loadtests.target_options import CORE
 from loadtests.telemetry import engine_gpus
 from loadtests.telemetry.cores import share_cores
 from loadtests.telemetry.gpu import Gpus
@@ -124,7 +123,7 @@ def list_checks() -> Iterator[Check]:
     yield from check_kernels(report, torch)
     yield (vllm := check_vllm(card, report, torch))
     model = models.resolve_model(MODEL, needs_weights=torch.state == OK)
-    servers = [catalog.find_server(name) for name in CORE.split(",")]
+    servers = [catalog.find_server(name) for name in catalog.CORE.split(",")]
     for server in servers:
         # the last one is vLLM's, which has the most processes
         watched = gpus if server is servers[-1] else None

@@ -5,8 +5,7 @@ import argparse
 from loadtests.config_file import ListAction
 from loadtests.option_types import add_switch, parse_numbers, parse_simulated, parse_single
 from servers.runtime import engine_specs
-
-CORE = "flask_gunicorn,fastapi_threadpool,fastapi_vllm"
+from servers.runtime.catalog import CORE
 
 
 def add_server_options(group: argparse._ArgumentGroup) -> None:

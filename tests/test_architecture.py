@@ -48,8 +48,8 @@ COMMANDS = """
     gpu_selftest __main__
 """.split()  # noqa: SIM905 - one name per line is long
 ANALYSIS = """
-    stats dataset slo hardware case metrics checks formatting summary conclusions templating
-    attribution plots capacity gate report studies
+    defaults stats dataset slo hardware case metrics checks formatting summary conclusions
+    templating attribution plots capacity gate report studies
 """.split()  # noqa: SIM905 - one name per line is long
 APART = {  # rooms that need less than the order above allows
     "loadtests.schema": [],
@@ -87,7 +87,7 @@ def rooms(package: str, order: list[str], commands: list[str]) -> Iterator["Rule
 
 RULES = [
     *rooms("loadtests", LOADTESTS, COMMANDS),
-    *rooms("analysis", ANALYSIS, ["case_row", "session", "notebooks", "__main__"]),
+    *rooms("analysis", ANALYSIS, ["session", "notebooks", "__main__"]),
     Rule(
         ("analysis/*",),
         (),

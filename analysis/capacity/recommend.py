@@ -16,11 +16,11 @@ from analysis import slo
 from analysis.capacity import search
 from analysis.capacity.search import Capacity, MeasuredCase
 from analysis.dataset import Campaign, InputError
+from analysis.defaults import HEADROOM
 from analysis.formatting import format_number, shorten
 from analysis.hardware import Price
 from loadtests.schema import system_label
 
-HEADROOM = 0.2  # share of each replica's capacity
 SLO_FACTORS = ((0.5, "halved"), (2.0, "doubled"))
 # Other demands are tried from rate / MOST_DEMAND to rate * MOST_DEMAND, DEMAND_STEP apart.
 MOST_DEMAND, DEMAND_STEP = 4.0, 1.01

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import slo
+from analysis import defaults, slo
 from analysis.dataset import Campaign, InputError
 from analysis.metrics import METRICS
 from analysis.summary import Summary
@@ -118,7 +118,7 @@ def read_baseline(file: Path) -> Summary:
         ) from None
     return Summary(
         Campaign(file, data, table, {}, {}),
-        slo.request_bounds(slo.parse_slo(slo.DEFAULT)),
+        slo.request_bounds(slo.parse_slo(defaults.SLO)),
         table.set_index("index", drop=False),
         pd.DataFrame(),
         {},

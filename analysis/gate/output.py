@@ -45,17 +45,39 @@ def format_verdict(row: MetricVerdict) -> dict[str, str]:
         "base": format_number(row.base * scale),
         "head": format_number(row.head * scale),
         "change": "–" if math.isnan(row.change) else f"{row.change:+.1%}{interval}",
-        "tolerance": f"{row.tolerance:.0%}" if row.tolerance else "–",
+        "tolerance": _format_tolerance(row, scale),
         "noise": "–" if math.isnan(row.noise) else f"±{row.noise:.1%}",
         "verdict": row.verdict,
         "why": row.why,
     }
 
 
+def _format_tolerance(row: MetricVerdict, scale: float) -> str:
+    """The tolerance as a share, and in the metric's unit: a change of the server's code below that
+    does not show in this metric.
+    """
+    if not row.tolerance:
+        return "–"
+    share = f"{row.tolerance:.0%}"
+    absolute = row.tolerance * row.base * scale
+    return share if math.isnan(absolute) else f"{share} = {format_number(absolute)}"
+
+
+def describe_verdict(gate: Gate) -> str:
+    """The verdict in a line, with what it does not cover.
+
+    >>> describe_verdict(Gate({}, [], []))
+    'PASS: head is not slower than base'
+    """
+    *others, last = gate.not_judged or [""]
+    left_out = f"; {' and '.join([', '.join(others), last] if others else [last])} not judged"
+    return f"{gate.verdict}{left_out * bool(last)}: {VERDICT_SENTENCES[gate.verdict]}"
+
+
 def gate_view(gate: Gate) -> templating.View:
     return {
         "verdict": gate.verdict,
-        "says": VERDICT_SENTENCES[gate.verdict],
+        "line": describe_verdict(gate),
         "sides": gate.sides,
         "notes": gate.notes,
         "systems": [
@@ -113,9 +135,7 @@ def show_gate(gate: Gate, console: Console) -> None:
             console.print(Text(f"  set aside: {reason}", style="dim"))
     for note in gate.notes:
         console.print(Text(f"note: {note}", style="dim"))
-    console.print(
-        Text(f"\n{gate.verdict}: {VERDICT_SENTENCES[gate.verdict]}", style=COLOURS[gate.verdict])
-    )
+    console.print(Text(f"\n{describe_verdict(gate)}", style=COLOURS[gate.verdict]))
 
 
 def write_gate(gate: Gate, folder: Path) -> None:
@@ -123,6 +143,7 @@ def write_gate(gate: Gate, folder: Path) -> None:
     results = {
         "verdict": gate.verdict,
         "exit_code": gate.exit_code,
+        "not_judged": gate.not_judged,
         "sides": gate.sides,
         "notes": gate.notes,
         "systems": [

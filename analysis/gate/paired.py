@@ -63,11 +63,11 @@ def judge_campaign(campaign: Campaign, thorough: bool = True) -> Gate:
         elif not each.system.look and not each.system.faults:
             aside = len(each.system.set_aside)
             why = (
-                f"{len(each.values)} repetitions count, but {LOOKS[0]} are needed: raise"
+                f"only {len(each.values)} of the {LOOKS[0]} repetitions that a verdict needs: raise"
                 " --max-minutes" + (f" ({aside} set aside, see below)" if aside else "")
             )
             each.system.rows = [
-                verdicts.undecided_metric(metric, share, why)
+                verdicts.undecided_metric(metric, share, why, means=each.means(metric))
                 for metric, share in wanted.tolerances.items()
             ]
         if thorough:
@@ -125,6 +125,12 @@ class Repetitions:
                 again - base if control else head - (base + again) / 2
             )
 
+    def means(self, metric: str) -> tuple[float, float]:
+        """Of base and control together, and of head; nan without a repetition."""
+        base = self.values[[("base", metric), ("control", metric)]].to_numpy(dtype="float64")
+        head = self.values["head", metric].to_numpy(dtype="float64")
+        return (float(base.mean()), float(head.mean())) if len(head) else (math.nan, math.nan)
+
     def first(self, look: int) -> "Repetitions":
         return Repetitions(self.system, self.values.iloc[:look], self.runs)
 
@@ -166,7 +172,7 @@ def _look(ready: Sequence[Repetitions], look: int, wanted: GateRules, of: int) -
             each.system.faults.append(f"no metric could be judged: {each.system.rows[0].why}")
     adjusted = stats.holm_adjust([d.p for _, _, d, _ in judged], of)
     for (each, metric, d, control), p in zip(judged, adjusted, strict=True):
-        tolerance, values = wanted.tolerances[metric], each.values
+        tolerance = wanted.tolerances[metric]
         if control.p * of < CONTROL_ALPHA and abs(control.mean) > verdicts.bound_of(
             metric, tolerance
         ):
@@ -175,12 +181,10 @@ def _look(ready: Sequence[Repetitions], look: int, wanted: GateRules, of: int) -
                 f" {METRICS[metric].label} (control against base): find the disturbance on this"
                 " machine, or use another machine"
             )
-        means = (
-            float(np.mean([values["base", metric], values["control", metric]])),
-            float(values["head", metric].mean()),
-        )
         noise = math.expm1((control.high - control.low) / 2)
-        each.system.rows.append(verdicts.judge_metric(metric, tolerance, means, d, p, ALPHA, noise))
+        each.system.rows.append(
+            verdicts.judge_metric(metric, tolerance, each.means(metric), d, p, ALPHA, noise)
+        )
     for each in ready:
         each.system.rows.sort(key=lambda row: list(wanted.tolerances).index(row.metric))
 
@@ -191,6 +195,8 @@ def _unjudged(metric: str, each: Repetitions, differences: np.ndarray) -> str:
         least = min(float(each.values[side, sample].min()) for side in SIDES)
         if why := verdicts.explain_too_few(metric, least):
             return why
+    if np.isnan(each.values.xs(metric, axis="columns", level=1)).all(axis=None):
+        return "no run has this value"
     if not np.isfinite(differences).all():
         return "a run has no value, or requests failed in it"
     return ""
@@ -320,9 +326,7 @@ def _different_models(summary: Summary) -> list[str]:
 
 
 def _notes(summary: Summary, collected: Sequence[Repetitions]) -> list[str]:
-    """Notes on different models, the machine, and start-up and warm-up. They do not change a
-    verdict.
-    """
+    """Notes on different models, the machine and the warm-up. They do not change a verdict."""
     notes = _different_models(summary)
     for name in NAMED:
         bad = summary.checks[summary.checks["name"].eq(name) & summary.checks["ok"].eq(False)]
@@ -350,36 +354,22 @@ def _notes(summary: Summary, collected: Sequence[Repetitions]) -> list[str]:
 
 
 def _outside(summary: Summary, each: Repetitions) -> list[str]:
-    """Notes on head's start-up and warm-up, which lie outside the window and are not judged."""
-    notes = []
-    for of, sentence in (
-        (_startup, "head takes {head} s to start, base {base} s"),
-        (
-            _warm_up,
-            (
-                "head's median E2E in the warm-up is {head} times that in the window (base: {base}"
-                " times)"
-            ),
-        ),
-    ):
-        took = pd.Series(
-            {index: of(summary, int(str(index))) for index in each.runs.index}, dtype="float64"
-        ).dropna()
-        is_head = each.runs["side"].eq("head")
-        head, base = (took[is_head[took.index] == side] for side in (True, False))
-        if min(len(head), len(base)) < LOOKS[0]:
-            continue
-        ratio, low, _ = stats.mean_ratio(head, base)
-        if low > 1 and ratio > 1.25:
-            text = sentence.format(
-                head=format_number(float(head.mean())), base=format_number(float(base.mean()))
-            )
-            notes.append(f"{each.system.name}: {text}; this is outside the window and not judged")
-    return notes
-
-
-def _startup(summary: Summary, index: int) -> float:
-    return float((summary.campaign.runs.get(index) or {}).get("startup_s") or math.nan)
+    """A note on head's warm-up, which lies outside the window and is not judged."""
+    took = pd.Series(
+        {index: _warm_up(summary, int(str(index))) for index in each.runs.index}, dtype="float64"
+    ).dropna()
+    is_head = each.runs["side"].eq("head")
+    head, base = (took[is_head[took.index] == side] for side in (True, False))
+    if min(len(head), len(base)) < LOOKS[0]:
+        return []
+    ratio, low, _ = stats.mean_ratio(head, base)
+    if not (low > 1 and ratio > 1.25):
+        return []
+    return [
+        f"{each.system.name}: head's median E2E in the warm-up is {format_number(head.mean())}"
+        f" times that in the window (base: {format_number(base.mean())} times); this is outside"
+        " the window and not judged"
+    ]
 
 
 def _warm_up(summary: Summary, index: int) -> float:

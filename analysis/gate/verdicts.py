@@ -26,6 +26,10 @@ TOLERANCES = {
     "e2e_p50_s": 0.05,
     "e2e_p95_s": 0.10,
     "e2e_p99_s": 0.15,
+    "server_cpu_per_request_s": 0.10,
+    "server_peak_bytes": 0.10,
+    "tokens_per_chunk": 0.05,
+    "startup_s": 0.25,
 }
 BEYOND = 10  # requests that must lie beyond a percentile to judge it: P99 needs 1,000 in all
 EXIT_CODES = {"PASS": 0, "REGRESSED": 1, "INVALID": 2, "INCONCLUSIVE": 3}
@@ -102,6 +106,13 @@ class Gate:
     def exit_code(self) -> int:
         return EXIT_CODES[self.verdict]
 
+    @property
+    def not_judged(self) -> list[str]:
+        """The labels of the metrics that have no verdict on some system."""
+        rows = [row for system in self.systems for row in system.rows]
+        labels = [METRICS[row.metric].label for row in rows if row.verdict == "not judged"]
+        return list(dict.fromkeys(labels))
+
 
 def parse_rules(metrics: str = "", tolerance: Iterable[str] = (), bounds: str = "") -> GateRules:
     """Parses "a,b", ["a=20%"] and an SLO. Raises InputError."""
@@ -109,11 +120,9 @@ def parse_rules(metrics: str = "", tolerance: Iterable[str] = (), bounds: str = 
     if metrics:
         names = [name.strip() for name in metrics.split(",")]
         for name in names:
-            if name not in METRICS or not METRICS[name].better:
-                raise InputError(
-                    f"--metrics: {name!r} is not one of"
-                    f" {', '.join(m.name for m in METRICS.values() if m.better)}"
-                )
+            known = [m.name for m in METRICS.values() if m.better or m.name in TOLERANCES]
+            if name not in known:
+                raise InputError(f"--metrics: {name!r} is not one of {', '.join(known)}")
         found = {name: TOLERANCES.get(name, 0.05) for name in names}
     for text in tolerance:
         name, _, value = text.partition("=")
@@ -176,9 +185,16 @@ def judge_metric(
 
 
 def undecided_metric(
-    metric: str, tolerance: float, why: str, verdict: str = "INCONCLUSIVE"
+    metric: str,
+    tolerance: float,
+    why: str,
+    verdict: str = "INCONCLUSIVE",
+    means: tuple[float, float] = (NAN, NAN),
 ) -> MetricVerdict:
-    return MetricVerdict(metric, NAN, NAN, NAN, NAN, NAN, tolerance, verdict, why)
+    """A row without an interval. `means`: of base and head."""
+    base, head = means
+    change = head / base - 1 if base else NAN
+    return MetricVerdict(metric, base, head, change, NAN, NAN, tolerance, verdict, why)
 
 
 def explain_too_few(metric: str, least: float) -> str:

@@ -228,6 +228,15 @@ METRICS = {
         ),
         Metric("server_cores", "server CPU", "cores", "lower", resources.server_cores),
         Metric(
+            "server_cpu_per_request_s",
+            "server CPU per request",
+            "s",
+            "lower",
+            resources.server_cpu_per_request_s,
+            "ms",
+            1000,
+        ),
+        Metric(
             "tokens_per_cpu_s",
             "tokens per CPU-second",
             "tokens/s",

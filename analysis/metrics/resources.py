@@ -6,7 +6,12 @@ import math
 from analysis import hardware
 from analysis.case import CaseData
 from analysis.metrics import roofline
-from analysis.metrics.requests import goodput_tokens_per_s, mean_or_nan, output_tokens_per_s
+from analysis.metrics.requests import (
+    goodput_tokens_per_s,
+    mean_or_nan,
+    output_tokens_per_s,
+    requests_per_s,
+)
 from analysis.stats import NAN, values_needed
 
 
@@ -15,6 +20,14 @@ def server_cores(case: CaseData) -> float:
     per second.
     """
     return case.slope("server_cpu_s")
+
+
+def server_cpu_per_request_s(case: CaseData) -> float:
+    """CPU time of the server's process tree in the window, divided by the requests that completed
+    in it: server CPU / requests.
+    """
+    rate = requests_per_s(case)
+    return server_cores(case) / rate if rate > 0 else NAN
 
 
 def server_peak_bytes(case: CaseData) -> float:

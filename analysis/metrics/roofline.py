@@ -72,9 +72,10 @@ def model_work(case: "CaseData") -> ModelWork:
 
 def weight_passes(case: "CaseData") -> tuple[float, str]:
     """(forward passes per second in the window, how that is known). vLLM counts them; Transformers'
-    `generate` makes one for each token of each request. For hf_batched, or without two scrapes of
-    vLLM's counter, there are at least sum(1 / requests between their first and last token) over the
-    chunks that arrived, since one pass yields at most one token for each of these requests.
+    `generate` makes one for each token of each request. For other engines, an option `batching`, or
+    without two scrapes of vLLM's counter, there are at least sum(1 / requests between their first
+    and last token) over the chunks that arrived, since one pass yields at most one token for each
+    of these requests.
     """
     counted = case.served(PASSES)
     counted = counted[case.inside(counted.index)]
@@ -82,7 +83,9 @@ def weight_passes(case: "CaseData") -> tuple[float, str]:
         return float(np.ptp(counted) / np.ptp(counted.index)), "counted by vLLM"
     times, numbers = case.tokens
     inside = case.inside(times)
-    if (case.run.get("case") or {}).get("engine") == "hf":
+    measured = case.run.get("case") or {}
+    batching = (measured.get("options") or {}).get("batching", "none")
+    if measured.get("engine") == "hf" and batching == "none":
         return float(numbers[inside].sum()) / case.length, "one per token"
     streams = [t for t in case.requests["token_s"] if len(t)]
     begun, ended = np.sort([t[0] for t in streams]), np.sort([t[-1] for t in streams])

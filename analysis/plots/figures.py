@@ -42,6 +42,7 @@ from analysis.summary import Comparison, Summary
 SHARES = np.unique(np.concatenate([np.linspace(0.01, 1, 100), [0.995, 0.999]]))
 NAMED_SHARES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)  # a page shows their values
 MARKS = {50: "o", 95: "s", 99: "D"}
+MOST_TIMELINES = 12  # more panels take seconds to draw and are not read
 
 
 def draw_throughput(comparison: Comparison) -> Picture:
@@ -303,9 +304,9 @@ def draw_tail(comparison: Comparison) -> Picture:
 def draw_timeline(summary: Summary, comparison: Comparison) -> Picture:
     """Tokens/s, CPU cores with GPU utilisation, and requests in flight over time, for the first
     valid run of each system. The window is shaded. Requests that the client waits for and the
-    server does not count stand in its socket's queue.
+    server does not count stand in its socket's queue. Of many systems only the best are drawn.
     """
-    drawn = line_looks(comparison)
+    drawn = line_looks(comparison)[:MOST_TIMELINES]
     marks: list[Mark] = []
     with rc_context(STYLE):
         with_gpu = any(

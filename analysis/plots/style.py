@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
@@ -33,20 +34,27 @@ WIDTH = 6.8  # inches: two fit beside each other on a page, and one is readable 
 MANY = len(COLOURS)  # more lines in one picture cannot be distinguished
 
 # Engines in words; others are words already.
-ENGINES = {"hf": "Transformers", "hf_batched": "batched Transformers", "vllm": "vLLM"}
+ENGINES = {
+    "hf": "Transformers",
+    "hf_batched": "batched Transformers",
+    "hf_continuous": "Transformers with continuous batching",
+    "vllm": "vLLM",
+}
 
 Drawn = tuple[ServerSummary, str, dict[str, Any]]
 
 
 def encode_png(figure: Figure) -> bytes:
     """120 dots per inch in 128 colours: a third of the bytes, and enough for a drawing."""
-    drawn, data = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=120, facecolor="white", metadata={"Software": None})
+    canvas, data = FigureCanvasAgg(figure), io.BytesIO()
+    figure.set_dpi(120)
+    canvas.draw()
     image = (
-        Image.open(drawn)
+        Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba())
         .convert("RGB")
         .quantize(128, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     )
+    figure.set_layout_engine("none")  # the same figure as SVG keeps the places of its axes
     image.save(data, "png", optimize=True)
     return data.getvalue()
 

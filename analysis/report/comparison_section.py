@@ -121,10 +121,11 @@ CAPTIONS = {
     "timeline": (
         "Over time",
         (
-            "The first valid run over time. Shaded: the window, from which the numbers come. Right:"
-            " requests that the client waits for, and those of them that the server reports as"
-            " running and waiting. The others stand in its socket's queue. A synchronous worker is"
-            " scraped between two requests and never reports its own."
+            "The first valid run over time, of at most 12 servers, the best first. Shaded: the"
+            " window, from which the numbers come. Right: requests that the client waits for, and"
+            " those of them that the server reports as running and waiting. The others stand in its"
+            " socket's queue. A synchronous worker is scraped between two requests and never"
+            " reports its own."
         ),
     ),
 }

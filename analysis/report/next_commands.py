@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from analysis import dataset
+from analysis import defaults
 from analysis.capacity.search import find_capacities
 from analysis.summary import Summary
 from analysis.templating import slugify
@@ -50,13 +50,13 @@ def _publishing(summary: Summary) -> list[tuple[str, str]]:
     name = campaign.folder.name
     if not name.startswith("reference-"):  # git ignores other names
         of_gpu = f"reference-{slugify(str(gpus[0].get('name')))}"
-        name = f"{of_gpu}-{name}" if (dataset.RESULTS / of_gpu).exists() else of_gpu
+        name = f"{of_gpu}-{name}" if (defaults.RESULTS / of_gpu).exists() else of_gpu
     folder = os.path.relpath(campaign.folder)
     publish = shlex.join([_python(), "-m", "analysis", "publish", folder, name])
     return [
         (
             "a folder to commit, without the raw rows",
-            f"{publish} && git add {shlex.quote(str(dataset.RESULTS / name))}",
+            f"{publish} && git add {shlex.quote(str(defaults.RESULTS / name))}",
         )
     ]
 

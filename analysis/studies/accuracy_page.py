@@ -10,6 +10,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from analysis import dataset, templating
+from analysis.defaults import INSTRUMENT
 from analysis.plots.style import STYLE, encode_png
 from analysis.studies.accuracy_figures import draw_accuracy, draw_cost, draw_freeze, draw_open_loop
 from analysis.studies.accuracy_tables import (
@@ -27,7 +28,6 @@ from analysis.studies.accuracy_tables import (
     workers_table,
 )
 from analysis.studies.accuracy_targets import (
-    RESULTS,
     TARGETS,
     ExperimentResult,
     format_target_value,
@@ -35,7 +35,7 @@ from analysis.studies.accuracy_targets import (
 )
 
 
-def write_page(folder: Path = RESULTS) -> Path:
+def write_page(folder: Path = INSTRUMENT) -> Path:
     """Writes README.md and figures to the folder. Returns the page's path. Raises InputError."""
     results = dataset.read_accuracy_results(folder)
     page = folder / "README.md"

@@ -9,10 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from analysis import dataset
 from analysis.formatting import format_number
-
-RESULTS = dataset.RESULTS / "instrument"
 
 ExperimentResult = dict[str, Any]  # one experiment's entry in results.json
 

@@ -18,13 +18,13 @@ import pandas as pd
 
 from analysis import dataset, formatting, stats, summary, templating
 from analysis.dataset import InputError
+from analysis.defaults import CLAIMS
 from analysis.formatting import format_number
 from analysis.metrics import METRICS
 from analysis.summary import Summary
 from loadtests import schema
 
 FILE = Path(__file__).parents[2] / "loadtests" / "claims" / "claims.toml"
-RESULTS = Path("results/claims")
 VERDICTS = ("confirmed", "refuted", "depends", "undecided", "not testable here", "not run")
 
 
@@ -87,7 +87,7 @@ def read_claims(file: Path = FILE) -> dict[str, Any]:
     return table
 
 
-def judge_claims(results: Path = RESULTS, file: Path = FILE) -> list[ClaimVerdict]:
+def judge_claims(results: Path = CLAIMS, file: Path = FILE) -> list[ClaimVerdict]:
     """Judges every claim by the campaigns in `results`, each in the folder of its name."""
     table, summaries = read_claims(file), {}
     for name in table["campaigns"]:
@@ -231,7 +231,7 @@ def _reasons(claim: dict[str, Any], campaign: Summary) -> str:
     )
 
 
-def write_page(results: Path = RESULTS) -> list[ClaimVerdict]:
+def write_page(results: Path = CLAIMS) -> list[ClaimVerdict]:
     """Writes README.md and claims.html to `results` from its campaigns. Raises InputError."""
     found = judge_claims(results)
     shown = claims_view(found)

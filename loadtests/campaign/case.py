@@ -10,7 +10,6 @@ from dataclasses import asdict
 from loadtests import schema
 from loadtests.campaign import gpu_memory
 from loadtests.campaign.case_run import CampaignContext, CaseFailed, CaseRun, raise_if_ended
-from loadtests.campaign.parquet import to_parquet
 from loadtests.campaign.targets import is_gate
 from loadtests.campaign.verification import verify_after, verify_before
 from loadtests.generator import locust_process
@@ -302,6 +301,8 @@ STAGES = (
 
 def _finish(run: CaseRun) -> None:
     try:
+        from loadtests.campaign.parquet import to_parquet  # `--help` and `--plan` need no pyarrow
+
         to_parquet(run.folder)
     except OSError as error:
         if run.file.status == "ok":

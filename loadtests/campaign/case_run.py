@@ -103,6 +103,7 @@ class CaseRun:
     stack: ExitStack = field(default_factory=ExitStack)
     server: launch.RunningServer | None = None  # None if Serveoff did not start it
     profile: Profile | None = None  # of an endpoint, or of a model whose texts are unknown
+    accepted: Dialect = field(default_factory=Dialect)  # by a server that Serveoff started
 
     @property
     def target_key(self) -> str:
@@ -138,9 +139,9 @@ class CaseRun:
 
     @property
     def dialect(self) -> Dialect:
-        """The contract's dialect; that of the profile if others wrote the server."""
+        """The contract's dialect; the one that the server accepts if others wrote it."""
         ours = not self.target.is_external and not self.spec.foreign
-        return Dialect() if ours or self.profile is None else self.profile.dialect
+        return self.accepted if ours or self.profile is None else self.profile.dialect
 
     @property
     def planted(self) -> bool:

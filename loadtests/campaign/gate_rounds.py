@@ -7,6 +7,7 @@ head. Its place and that of the first run, and the order of the systems, are rev
 repetition to the next.
 """
 
+import math
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,8 @@ from loadtests.campaign import analysis_process
 from loadtests.campaign.results_folder import Rounds
 from loadtests.progress.watch import ProgressWatch
 from loadtests.schema import Case, GatedSystem, PairedGate
+
+FEWEST = 5  # repetitions of a verdict: the first of LOOKS in analysis/gate/paired.py
 
 
 def gated_systems(cases: Sequence[Case]) -> list[GatedSystem]:
@@ -57,6 +60,14 @@ def gate_rounds(folder: Path, gate: PairedGate, watch: ProgressWatch) -> Iterato
         yield rounds.start(repetition_of(systems, repetition, rounds.last_index, gate.seed))
         needed = analysis_process.find_unjudged_systems(folder)
         took_s = time.monotonic() - began_s
+        missing = FEWEST - repetition
+        if repetition == 1 and time.monotonic() + missing * took_s > ends_s:
+            minutes = math.ceil(FEWEST * took_s / 60)
+            watch.say(
+                f"a verdict needs {FEWEST} repetitions, about {minutes} min, and --max-minutes"
+                f" {gate.max_minutes:g} ends before: give --max-minutes {minutes + 1}; the"
+                " gate goes on, and will show its numbers without a verdict"
+            )
 
 
 def repetition_of(

@@ -15,7 +15,7 @@ from loadtests.workload.prompt_files import PromptFile
 from loadtests.workload.prompts import longest_request
 from loadtests.workload.scenario import Tables
 from servers.profile.profile import ENDPOINTS, Profile
-from servers.runtime.catalog import ServerSpec, check_name, list_servers
+from servers.runtime.catalog import CORE, ServerSpec, check_name, list_servers
 from servers.runtime.engine_specs import ENGINES
 
 # options of servers that have no effect on the simulated engine
@@ -25,11 +25,19 @@ OF_REAL_ENGINES = ("quantization", "tensor_parallel")
 def choose_servers(
     arguments: argparse.Namespace, targets: Sequence[Target]
 ) -> tuple[list[ServerSpec], list[str]]:
-    """The servers to measure, and the engines that the user chose for them. Raises CatalogError."""
+    """The servers to measure, and the engines that the user chose for them. Raises CatalogError
+    and UsageError.
+    """
     engines = [name for name in arguments.engines.split(",") if name]
     for name in engines:
         check_name(name, ENGINES, "engine")
     own = targets[0]
+    if arguments.target and (arguments.servers != CORE or arguments.set):
+        option = "--set" if arguments.servers == CORE else "--servers"
+        raise UsageError(
+            f"--target measures a server that already runs, and {option} chooses one to start: give"
+            " one of the two"
+        )
     if own.server:
         chosen = [target.server for target in targets if target.server]
         return chosen, [] if own.is_external else engines

@@ -6,14 +6,38 @@ from loadtests import schema
 from loadtests.campaign.case_run import CaseFailed, CaseRun, raise_if_ended
 from servers.contract import conformance as contract_checks
 from servers.contract import conformance_checks
+from servers.contract.conformance_client import Adapt
 from servers.profile import profiler
 from servers.profile.client import ProfileError
 
 
 def _verify(run: CaseRun, checks: contract_checks.Checks) -> list[contract_checks.ConformanceCheck]:
     return contract_checks.verify_server(
-        run.base_url, model=run.context.model.name, planted=run.planted, checks=checks
+        run.base_url,
+        model=run.context.model.name,
+        planted=run.planted,
+        checks=checks,
+        adapt=_adapt(run),
     )
+
+
+def _adapt(run: CaseRun) -> Adapt | None:
+    return run.accepted.adapt if run.spec.foreign else None
+
+
+def _find_dialect(run: CaseRun) -> None:
+    """Finds the form of requests that a server accepts which others wrote."""
+    try:
+        run.accepted = profiler.find_dialect(
+            run.base_url, run.context.model.name, run.target.access
+        )
+    except ProfileError as error:
+        raise_if_ended(run)
+        raise CaseFailed(str(error)) from None
+    if run.planted:  # otherwise the profile's notes are about them
+        run.file.notes += [
+            f"the server refuses {name}: requests leave it out" for name in run.accepted.omitted
+        ]
 
 
 def _raise_if_failed(run: CaseRun, results: list[contract_checks.ConformanceCheck]) -> None:
@@ -54,6 +78,8 @@ def verify_before(run: CaseRun) -> None:
             f"{server.name} cannot pass the check {name}: see its README.md"
             for name in server.waives
         ]
+        if server.foreign:
+            _find_dialect(run)
         results = _verify(
             run, contract_checks.select_checks(server.foreign, server.waives, server.transports)
         )
@@ -88,7 +114,9 @@ def _compare_responses(run: CaseRun) -> None:
     engines may differ where two tokens are nearly equally likely. A difference is reported, but
     does not fail the case.
     """
-    responses = contract_checks.complete_fixed_prompts(run.base_url, run.context.model.name)
+    responses = contract_checks.complete_fixed_prompts(
+        run.base_url, run.context.model.name, adapt=_adapt(run)
+    )
     file = run.context.folder / "answers.json"
     if not file.exists():
         schema.write_json(

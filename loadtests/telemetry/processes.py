@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 
 import psutil
 
-from servers.runtime.schedstat import read_thread_times
+from servers.runtime.schedstat import ThreadTimes, read_thread_times
 
 INTERRUPTED_S = 0.01
 
@@ -65,12 +65,12 @@ def read_context_switches(process: psutil.Process) -> dict[tuple[int, int], int]
     return switches
 
 
-def read_core_waits(switches: Iterable[tuple[int, int]]) -> dict[tuple[int, int], float]:
-    """Returns how long each of these threads waited for a core so far, s; without those that have
-    ended. Empty where the system does not count it.
+def read_times(threads: Iterable[tuple[int, int]]) -> dict[tuple[int, int], ThreadTimes]:
+    """Returns the times of these threads, (process, thread), without those that have ended. Empty
+    where the system does not count them.
     """
-    times = {(pid, thread): read_thread_times(thread, pid) for pid, thread in switches}
-    return {thread: found.waited_s for thread, found in times.items() if found}
+    times = {(pid, thread): read_thread_times(thread, pid) for pid, thread in threads}
+    return {thread: found for thread, found in times.items() if found}
 
 
 def read_pss(pids: list[int]) -> int | None:
@@ -137,7 +137,9 @@ class ProcessTree:
         self.own_s = self.reaped_s = self.ended_s = self.unseen_s = 0.0
         self.switches: dict[tuple[int, int], int] = {}
         self.switches_total = 0
-        self.core_waits: dict[tuple[int, int], float] = {}
+        self.thread_times: dict[tuple[int, int], ThreadTimes] = {}
+        # of each process: CPU time of its threads, also of those that have ended, s
+        self.ran_s: dict[int, float] = {}
         self.core_waits_s = 0.0
         self.running: list[int] = []
         self.pss = BackgroundTask(read_pss)
@@ -172,15 +174,17 @@ class ProcessTree:
         """Returns a row of PROCESS_FIELDS, without PSS. It leaves out other users' processes, which
         cannot be read.
         """
-        running, threads, cpu, switches = [], 0, {}, {}
+        running, threads, ticks, switches = [], 0, {}, {}
         for pid, process in self.members.items():
             with contextlib.suppress(psutil.Error), process.oneshot():
                 times = process.cpu_times()
-                cpu[pid] = (times.user + times.system, times.children_user + times.children_system)
+                ticks[pid] = times.user + times.system, times.children_user + times.children_system
                 if process.status() != psutil.STATUS_ZOMBIE:
                     threads += process.num_threads()
                     switches.update(read_context_switches(process))
                     running.append(pid)
+        found = read_times(switches)
+        cpu = self._refine_cpu_times(ticks, found)
         for pid, (own_s, reaped_s) in cpu.items():
             before = self.cpu.get(pid, (0.0, 0.0))
             self.own_s += max(0.0, own_s - before[0])
@@ -190,17 +194,37 @@ class ProcessTree:
         # short to be sampled, such as one per request.
         self.ended_s += sum(sum(self.cpu[pid]) for pid in self.cpu.keys() - cpu.keys())
         self.unseen_s = max(self.unseen_s, self.reaped_s - self.ended_s)
-        waits = read_core_waits(switches)
         self.switches_total += int(sum_rises(self.switches, switches))
-        self.core_waits_s += sum_rises(self.core_waits, waits)
-        self.cpu, self.switches, self.core_waits, self.running = cpu, switches, waits, running
+        self.core_waits_s += sum_rises(
+            {thread: times.waited_s for thread, times in self.thread_times.items()},
+            {thread: times.waited_s for thread, times in found.items()},
+        )
+        self.cpu, self.switches, self.thread_times, self.running = cpu, switches, found, running
         return {
             "processes": len(running),
             "threads": threads,
-            "cpu_s": round(self.own_s + self.unseen_s, 3),
+            "cpu_s": round(self.own_s + self.unseen_s, 6),
             "pss_bytes": None,
             "context_switches_total": self.switches_total,
-            "waited_s": round(self.core_waits_s, 6) if waits else None,
+            "waited_s": round(self.core_waits_s, 6) if found else None,
+        }
+
+    def _refine_cpu_times(
+        self, ticks: Mapping[int, tuple[float, float]], found: Mapping[tuple[int, int], ThreadTimes]
+    ) -> dict[int, tuple[float, float]]:
+        """Returns each process's own CPU time by its threads, which count nanoseconds, and that of
+        its ended children. Its own ticks of 10 ms are rounded down, but have what threads did
+        between their last sample and their end: so the larger of the two is nearer to the truth.
+        """
+        ran_s: dict[int, float] = {}
+        for (pid, thread), times in found.items():
+            before = self.thread_times.get((pid, thread))
+            risen_s = times.ran_s - before.ran_s if before else times.ran_s
+            ran_s[pid] = ran_s.get(pid, self.ran_s.get(pid, 0.0)) + max(0.0, risen_s)
+        self.ran_s = ran_s
+        return {
+            pid: (max(own_s, ran_s.get(pid, 0.0)), reaped_s)
+            for pid, (own_s, reaped_s) in ticks.items()
         }
 
     def sample_pss(self) -> int | None:

@@ -23,6 +23,7 @@ from servers.contract.conformance_checks import (
     websocket,
 )
 from servers.contract.conformance_client import (
+    Adapt,
     CheckFailed,
     ConformanceClient,
     NoConnection,
@@ -58,7 +59,8 @@ CHECKS: Checks = (
 )
 
 # AFTER_LOAD: what a load could have broken. FOREIGN: the checks for a server that we start but did
-# not write; it needs neither /health nor /metrics, and its errors may have any wording.
+# not write; it needs neither /health nor /metrics, and its errors may have any wording. With
+# `adapt`, it may also refuse fields, and end its streams without [DONE].
 # Endpoints that already run are profiled instead (servers/profile).
 AFTER_LOAD: Checks = (plain_answers, framing, stream_exact, trickles, no_cross_talk)
 FOREIGN: Checks = (
@@ -81,14 +83,19 @@ def select_checks(
 
 
 def verify_server(
-    url: str, *, model: str | None = None, planted: bool | None = None, checks: Checks = CHECKS
+    url: str,
+    *,
+    model: str | None = None,
+    planted: bool | None = None,
+    checks: Checks = CHECKS,
+    adapt: Adapt | None = None,
 ) -> list[ConformanceCheck]:
     """Run the checks in order; stop after one in which the server did not respond in time.
 
     `model`: by default the first of /v1/models. `planted`: whether the oracle knows the model's
-    text; by default its name decides.
+    text; by default its name decides. `adapt`: changes requests for a server that is not ours.
     """
-    client = ConformanceClient(url.rstrip("/"), model or "", False)
+    client = ConformanceClient(url.rstrip("/"), model or "", False, adapt)
     if model is None:
         try:
             client.model = client.send("GET", "/v1/models").json()["data"][0]["id"]
@@ -127,11 +134,13 @@ def verify_server(
     return results
 
 
-def complete_fixed_prompts(url: str, model: str, count: int = 4, tokens: int = 16) -> list[str]:
+def complete_fixed_prompts(
+    url: str, model: str, count: int = 4, tokens: int = 16, adapt: Adapt | None = None
+) -> list[str]:
     """Return greedy responses to fixed prompts, to compare servers where no oracle knows the right
     text. Raises CheckFailed.
     """
-    client = ConformanceClient(url.rstrip("/"), model, False)
+    client = ConformanceClient(url.rstrip("/"), model, False, adapt)
     return [client.complete(client.prompt(), tokens).text for _ in range(count)]
 
 

@@ -12,7 +12,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,8 +29,11 @@ from servers.contract.chunks import Chunk
 from servers.runtime.limits import SILENCE_S, VERIFY_S
 from servers.runtime.schedstat import read_thread_times
 
+# Changes a request of our own servers to the form that somebody else's accepts.
+Adapt = Callable[[JsonObject], JsonObject]
 MAX_RESPONSE_BYTES = 16 * 1024 * 1024
 STREAMED_TOKENS = 32
+ENDED_SAMPLES = 8  # prompts to try where the model may end its response at once
 
 
 class CheckFailed(Exception):
@@ -180,11 +183,14 @@ class WebSocket:
 class ConformanceClient:
     """Sends requests to the server under test, for VERIFY_S at most: a server that only drips bytes
     could otherwise hold the client forever.
+
+    With `adapt` the server is not ours: its streams may end with finish_reason instead of [DONE].
     """
 
     url: str
     model: str
     planted: bool
+    adapt: Adapt | None = None
     words: random.Random = field(default_factory=lambda: random.Random(2026))
     ends_s: float = field(default_factory=lambda: time.monotonic() + VERIFY_S)
     notes: list[str] = field(default_factory=list)
@@ -278,24 +284,27 @@ class ConformanceClient:
         self, prompt: str, max_tokens: int, chat: bool = False, **more: Any
     ) -> tuple[str, JsonObject]:
         what = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
-        return (
-            CHAT_COMPLETIONS if chat else COMPLETIONS,
-            {
-                "model": self.model,
-                "max_tokens": max_tokens,
-                "temperature": 0,
-                "ignore_eos": True,
-                **what,
-                **more,
-            },
-        )
+        body = {
+            "model": self.model,
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            **what,
+            **more,
+        }
+        return CHAT_COMPLETIONS if chat else COMPLETIONS, self.adapt(body) if self.adapt else body
+
+    @property
+    def may_end(self) -> bool:
+        """Whether the model may end a response before max_tokens."""
+        return "ignore_eos" not in self.build_request("", 1)[1]
 
     def complete(self, prompt: str, max_tokens: int, chat: bool = False) -> Chunk:
         return self.send("POST", *self.build_request(prompt, max_tokens, chat)).plain()
 
     def stream(self, prompt: str, max_tokens: int, chat: bool = False) -> StreamedReply:
         """Stream a completion. Raises CheckFailed unless the framing is right: SSE events, one JSON
-        object each, [DONE] last.
+        object each, [DONE] last (or finish_reason if the server is not ours).
         """
         reply = self.send(
             "POST",
@@ -323,7 +332,10 @@ class ConformanceClient:
             if not event.startswith(b"data: "):
                 raise CheckFailed(f"an event does not start with 'data: ': {event[:80]!r}")
             events.append((at, event.removeprefix(b"data: ")))
-        if [payload for _, payload in events].count(b"[DONE]") != 1 or events[-1][1] != b"[DONE]":
+        ends = [payload for _, payload in events].count(b"[DONE]")
+        if ends == 0 and self.adapt and (whole := read_events(events)).last_of("finish_reason"):
+            return whole
+        if ends != 1 or events[-1][1] != b"[DONE]":
             raise CheckFailed("the stream does not end with exactly one data: [DONE]")
         return read_events(events[:-1])
 
@@ -344,17 +356,24 @@ class ConformanceClient:
             raise CheckFailed(f"WebSocket at {path}: {error or type(error).__name__}") from None
 
     def fresh(self, chat: bool) -> StreamedReply:
-        return self.stream(self.prompt(), STREAMED_TOKENS, chat)
+        return self._sample(chat)[1]
 
     @cached_property
     def sample(self) -> tuple[str, StreamedReply]:
-        prompt = self.prompt()
-        return prompt, self.stream(prompt, STREAMED_TOKENS)
+        return self._sample(chat=False)
 
     @cached_property
     def chat_sample(self) -> tuple[str, StreamedReply]:
-        prompt = self.prompt()
-        return prompt, self.stream(prompt, STREAMED_TOKENS, chat=True)
+        return self._sample(chat=True)
+
+    def _sample(self, chat: bool) -> tuple[str, StreamedReply]:
+        """Return a prompt and its stream, long enough to judge when its tokens arrive."""
+        for _ in range(ENDED_SAMPLES):
+            prompt = self.prompt()
+            stream = self.stream(prompt, STREAMED_TOKENS, chat)
+            if len(stream.tokens) > STREAMED_TOKENS // 4 or not self.may_end:
+                break
+        return prompt, stream
 
     def add_note(self, sentence: str) -> None:
         """Note something that is no fault but changes how to read the numbers."""

@@ -1,5 +1,5 @@
 """FastAPI with an async engine in the same process: one coroutine serves a request, from the socket
-to vLLM's scheduler.
+to the engine's scheduler.
 """
 
 import logging
@@ -13,7 +13,7 @@ from servers.contract import api
 from servers.contract.api import CompletionResponse
 from servers.frameworks.fastapi_base import completions, create_app
 
-app = create_app("Serveoff: FastAPI, vLLM", engines.load_async)
+app = create_app("Serveoff: FastAPI, an async engine", engines.load_async)
 
 
 @completions(app)

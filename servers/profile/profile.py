@@ -53,7 +53,7 @@ class Dialect:
         """
         body: JsonObject = {
             "model": model,
-            self.max_tokens_field: max_tokens,
+            "max_tokens": max_tokens,
             "temperature": 0,
             "ignore_eos": True,
             "stream": stream,
@@ -62,7 +62,16 @@ class Dialect:
             body["stream_options"] = {"include_usage": True}
             if self.usage == CONTINUOUS:
                 body["stream_options"]["continuous_usage_stats"] = True
-        kept = {name: value for name, value in body.items() if name not in self.omitted}
+        return self.adapt(body)
+
+    def adapt(self, body: JsonObject) -> JsonObject:
+        """Return a request of our own servers in the form that this endpoint accepts."""
+        renamed = {"max_tokens": self.max_tokens_field}
+        kept = {
+            renamed.get(name, name): value
+            for name, value in body.items()
+            if name not in self.omitted
+        }
         return kept | self.extra
 
     @classmethod

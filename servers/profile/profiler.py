@@ -23,7 +23,15 @@ from servers.profile.endpoint import (
 )
 from servers.profile.notes import make_notes
 from servers.profile.prober import TOKENS, Prober, find_paths
-from servers.profile.profile import CONTINUOUS, ENDPOINTS, IN_STREAM, NEVER, PLAIN_ONLY, Profile
+from servers.profile.profile import (
+    CONTINUOUS,
+    ENDPOINTS,
+    IN_STREAM,
+    NEVER,
+    PLAIN_ONLY,
+    Dialect,
+    Profile,
+)
 from servers.profile.prompt_lengths import (
     ASSUMED,
     TOKENIZE,
@@ -63,6 +71,13 @@ def profile_endpoint(
     roots = candidate_roots(endpoint, url)
     prober = find_paths(roots, name, needed, ready_timeout_s, say, extra)
     return measure(prober, needed, count_text)
+
+
+def find_dialect(url: str, model: str, access: Access = OPEN) -> Dialect:
+    """Find the form of requests that a server at a base URL accepts, with a request or two for each
+    of its endpoints. Raises ProfileError.
+    """
+    return find_paths([Endpoint(url, Dialect.root, "", access=access)], model, []).dialect
 
 
 def measure(prober: Prober, needed: Sequence[str], count_text: CountText | None = None) -> Profile:

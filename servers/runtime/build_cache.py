@@ -16,6 +16,9 @@ from types import MappingProxyType
 
 from servers.runtime import cuda_toolkit
 
+# written last: if it is missing, an installation was killed and is repeated
+COMPLETE = "complete"
+
 
 class CacheError(RuntimeError):
     """The message is one sentence that names the remedy."""
@@ -61,18 +64,25 @@ def create_once(path: Path) -> Iterator[Path | None]:
         partial.rename(path)
 
 
-def package_environment(packages: Sequence[str]) -> Path:
-    """Return the folder of a virtual environment with these packages, made by uv on first use.
-    Raises CacheError and LaunchError.
+def environment_folder(packages: Sequence[str]) -> Path:
+    """Return the folder for an environment of these packages. It has the file COMPLETE if it can be
+    used.
     """
     on_gpu = cuda_toolkit.detect_machine().kind == "gpu"
     made_of = [sys.version, *packages, *["gpu"] * on_gpu]
     key = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:12]
-    found = cache_folder("environments") / key
-    # written last: if it is missing, an installation was killed and is repeated
-    complete = found / "complete"
+    return cache_folder("environments") / key
+
+
+def package_environment(packages: Sequence[str]) -> Path:
+    """Return the folder of a virtual environment with these packages, made by uv on first use.
+    Raises CacheError and LaunchError.
+    """
+    found = environment_folder(packages)
+    complete = found / COMPLETE
     if complete.exists():
         return found
+    on_gpu = cuda_toolkit.detect_machine().kind == "gpu"
     links = os.environ.get("UV_FIND_LINKS", "").split(",")
     name = f"torch-*-cp{sys.version_info.major}{sys.version_info.minor}-*"  # for this Python
     at_hand = on_gpu or any(wheel for link in links if link for wheel in Path(link).glob(name))

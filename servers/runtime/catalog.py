@@ -21,6 +21,8 @@ from servers.runtime.engine_specs import ENGINES, OpenOption
 FOLDER = Path(__file__).parents[1]
 ROOT = FOLDER.parent
 TRANSPORTS = ("sse", "websocket")  # how a response can be streamed
+# the servers of a campaign that names none
+CORE = "flask_gunicorn,fastapi_threadpool,fastapi_vllm"
 # What distinguishes the servers of each family.
 FAMILIES = {
     "frameworks": "a web or serving framework around an engine",
@@ -170,6 +172,15 @@ class ServerSpec:
         )
 
     @property
+    def ports(self) -> list[str]:
+        """Return the names of the free ports that its commands ask for: of its processes, and any
+        other {NAME_port}.
+        """
+        texts = [text for _, text in _templates(self)]
+        asked = (found for text in texts for found in re.findall(r"{(\w+_port)}", text))
+        return list(dict.fromkeys([*(f"{name}_port" for name in self.processes), *asked]))
+
+    @property
     def has_workers(self) -> bool:
         return any(
             "{workers}" in part
@@ -293,8 +304,7 @@ def _check_names(server: ServerSpec) -> None:
 
 def _check_placeholders(server: ServerSpec) -> None:
     """Check that the launcher fills in each {NAME} of a command."""
-    ports = [f"{name}_port" for name in server.processes]
-    known = dict.fromkeys((*PLACEHOLDERS, *server.options, *ports), "")
+    known = dict.fromkeys((*PLACEHOLDERS, *server.options, *server.ports), "")
     for key, text in _templates(server):
         try:
             text.format_map(known)

@@ -56,6 +56,9 @@ class EngineSpec:
 ENGINES = {
     "hf": EngineSpec({"blocking": "HfEngine"}, ("torch", "transformers"), ("hf",)),
     "hf_batched": EngineSpec({"batch": "HfBatchEngine"}, ("torch", "transformers"), ("hf",)),
+    "hf_continuous": EngineSpec(
+        {"async": "HfContinuousEngine"}, ("torch", "transformers"), ("hf",)
+    ),
     # the noxfile chooses the extra for this machine
     "vllm": EngineSpec(
         {"async": "VllmEngine"}, ("torch", "vllm"), ("vllm-cpu", "vllm-gpu"), VLLM_OPTIONS

@@ -287,11 +287,9 @@ def run_server(
             )
         upstream = ",".join(each.base_url for each in behind)
         # after the servers behind it have taken their ports
-        free, *others = stack.enter_context(reserve_ports(1 + len(server.processes)))
+        free, *others = stack.enter_context(reserve_ports(1 + len(server.ports)))
         port = port or free
-        ports = {
-            f"{name}_port": str(other) for name, other in zip(server.processes, others, strict=True)
-        }
+        ports = {name: str(other) for name, other in zip(server.ports, others, strict=True)}
         values = {
             **chosen,
             **ports,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from analysis import case_row, dataset, session, summary
+from analysis import dataset, session, summary
 from analysis.formatting import format_number
 from tests.helpers import synthetic_campaign
 from tests.helpers.python_program import ROOT
@@ -35,9 +35,9 @@ def test_a_row_has_the_report_s_numbers(tmp_path: Path) -> None:
     folder = synthetic_campaign.campaign(tmp_path / "campaign")
     table = summary.summarise(dataset.read_campaign(folder)).table
     for index, case in table.iterrows():
-        row = case_row.make_row(str(folder), int(str(index)))
+        row = session.make_row(str(folder), int(str(index)))
         assert (row["valid"], row["why"]) == (case["valid"], case["why"])
-        assert row["numbers"].keys() == set(case_row.NUMBERS)
+        assert row["numbers"].keys() == set(session.NUMBERS)
         assert row["numbers"]["output_tokens_per_s"] == format_number(case["output_tokens_per_s"])
         assert row["numbers"]["ttft_p50_s"] == format_number(1000 * case["ttft_p50_s"])
         n = case["requests_scheduled"]
@@ -49,7 +49,7 @@ def test_a_row_names_the_cause_of_an_invalid_case(tmp_path: Path) -> None:
     path = sorted(folder.glob("cases/*alpha*/run.json"))[0]
     run = json.loads(path.read_text())
     synthetic_campaign.schema.write_json(path, run | {"verify_after": None})
-    row = case_row.make_row(str(folder), run["case"]["index"])
+    row = session.make_row(str(folder), run["case"]["index"])
     assert row["valid"] is False
     assert row["why"].startswith("contract: it was not verified after the load")
 
@@ -71,7 +71,7 @@ def test_one_process_responds_to_all_requests_and_imports_no_drawing_library(
         ["row", folder, 1],
     )
     row, no_case, missing, needed, bad_slo, slo, bug, again = responses
-    assert row == again == {"result": case_row.make_row(folder, 1), "ends": False}
+    assert row == again == {"result": session.make_row(folder, 1), "ends": False}
     assert no_case["error"] == f"{folder} has no case 99: give one of its cases"
     assert all(name and why for name, why in missing["result"])
     assert needed["result"] == [True]

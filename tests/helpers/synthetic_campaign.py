@@ -209,11 +209,13 @@ def gate(
     change: Callable[[dict[str, Any], list[dict[str, Any]]], None] | None = None,
     other_cores: Mapping[int, float] | None = None,
     lost_cores: Mapping[int, float] | None = None,
+    head_cores: float = 0.5,
     **asked: Any,
 ) -> Path:
     """A gate of one server. `steps` has the seconds per token by arm, for each repetition. `change`
     may break a case: it gets (run, rows). `other_cores` are the cores that other processes use
     during a case, by its index; `lost_cores` those of them that the server lacks.
+    `head_cores`: what head's server uses, where base's uses 0.5.
     """
     folder.mkdir(parents=True)
     for repetition, sides in enumerate(steps, 1):
@@ -244,7 +246,12 @@ def gate(
                 folder,
                 found,
                 rows,
-                telemetry(other_cores=other, beside_cores=lost, waited_cores=lost),
+                telemetry(
+                    server_cores=head_cores if side == "head" else 0.5,
+                    other_cores=other,
+                    beside_cores=lost,
+                    waited_cores=lost,
+                ),
             )
     settings = {
         "sides": {"base": "main", "head": "the working tree"},

@@ -10,7 +10,6 @@ import pytest
 from loadtests import gpu_selftest
 from loadtests.gpu_selftest import FAILED, NOT_TESTED, OK, Check
 from loadtests.schema import GPU_FIELDS
-from loadtests.target_options import CORE
 from loadtests.telemetry.gpu import Gpus
 from servers.runtime import catalog, cuda_toolkit, models
 from servers.runtime.cuda_devices import CudaDevice, EngineDevice, TorchReport
@@ -40,7 +39,7 @@ def run_selftest(bench: Bench, **environment: str) -> dict[str, Check]:
         name, _, facts = text.strip().partition(": ")
         found[name] = Check(name, state, facts)
     parts = ("start", "answers", "device")
-    servers = {f"{part} of {name}" for part in parts for name in CORE.split(",")}
+    servers = {f"{part} of {name}" for part in parts for name in catalog.CORE.split(",")}
     untested = {"kernel", "vLLM", "telemetry", *servers}
     assert found.keys() == {"driver", "C compiler", "CUDA toolkit", "torch", *untested}
     assert {found[name].state for name in untested} == {NOT_TESTED}

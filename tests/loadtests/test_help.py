@@ -12,6 +12,7 @@ from loadtests.gate import make_gate_parser
 from loadtests.option_types import MOST_COLUMNS
 from loadtests.options import make_parser
 from servers.engines.simulated import TimeModel
+from tests.helpers.python_program import output_of
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -21,6 +22,12 @@ def test_help_is_narrow(parser: Any, columns: int, monkeypatch: pytest.MonkeyPat
     text = parser().format_help()
     assert max(map(len, text.splitlines())) <= MOST_COLUMNS
     assert "\noptions:" not in text, "each option is in a group"
+
+
+def test_help_imports_no_library_of_numbers() -> None:
+    """They take half a second."""
+    imported = set(output_of("list_modules", "help").split())
+    assert "psutil" in imported and not imported & {"numpy", "pandas", "pyarrow", "scipy", "locust"}
 
 
 def test_the_default_times_are_those_of_the_simulated_engine() -> None:

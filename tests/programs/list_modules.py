@@ -15,6 +15,15 @@ def read_catalogue() -> None:
     catalog.list_servers()
 
 
+def print_help() -> None:
+    from analysis.__main__ import make_parser as make_analysis_parser
+    from loadtests import gate, options
+
+    make_analysis_parser()
+    options.make_parser()
+    gate.make_gate_parser()
+
+
 def measure() -> None:
     import loadtests.generator.coordinator
     import loadtests.generator.recorder
@@ -29,6 +38,7 @@ def send_load() -> None:
 ACTIONS = {
     "manifest": make_manifest,
     "catalogue": read_catalogue,
+    "help": print_help,
     "measure": measure,
     "send": send_load,
 }

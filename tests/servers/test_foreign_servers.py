@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from servers.contract.conformance import select_checks, verify_server
+from servers.profile.profiler import find_dialect
 from servers.runtime.launch import RunningServer
 from tests.helpers.started_server import MODEL, OURS, SERVERS, STARTS, started
 from tests.servers.profile.test_profile_command import FIELDS, call_profiler, check_fields
@@ -26,7 +27,10 @@ def foreign(
 def test_it_passes_the_checks_for_foreign_servers(foreign: RunningServer) -> None:
     server = SERVERS[foreign.server]
     checks = verify_server(
-        foreign.base_url, model=MODEL, checks=select_checks(True, server.waives, server.transports)
+        foreign.base_url,
+        model=MODEL,
+        checks=select_checks(True, server.waives, server.transports),
+        adapt=find_dialect(foreign.base_url, MODEL).adapt,
     )
     assert all(check.ok for check in checks), [check for check in checks if not check.ok]
 
@@ -35,6 +39,11 @@ PROFILES: dict[str, dict[str, Any]] = {
     "fastchat": {"usage": "plain"},
     "llama_cpp": {"usage": "stream", "metrics": "llamacpp", "tokens_per_word": 1.0},
     "llama_cpp_python": {"usage": "plain", "metrics": None, "tokens_per_word": 1.0},
+    "transformers_serve": {
+        "usage": "stream",
+        "tokens_per_word": 1.0,
+        "fields": dict.fromkeys(FIELDS, "accepted") | {"ignore_eos": "refused"},
+    },
     "vllm_openai": {
         "usage": "continuous",
         "metrics": "vllm",

@@ -111,7 +111,27 @@ class Study:
     names: str = ""
 
 
+def more_cpu(server: str, milliseconds: float) -> Study:
+    """A gate with its default metrics and scenario, whose head computes longer for each request."""
+    loop = f"    end = {CLOCK}() + {milliseconds / 1e3}\n    while {CLOCK}() < end:\n        pass\n"
+    return Study(
+        f"{server}'s own code computes {milliseconds:g} ms more per request",
+        ("REGRESSED",),
+        ((f"servers/{server}/app.py", PREPARE, f"{loop}{PREPARE}"),),
+        ("--servers", server, "--max-minutes", "60"),
+    )
+
+
 STUDIES = {
+    "equal-cost": Study(
+        "equal code, by the gate's default metrics and scenario",
+        ("PASS",),
+        arguments=("--servers", "fastapi_vllm", "--max-minutes", "60"),
+    ),
+    "cpu-async": more_cpu("fastapi_vllm", 0.4),
+    "cpu-async-small": more_cpu("fastapi_vllm", 0.2),
+    "cpu-threads": more_cpu("fastapi_threadpool", 0.4),
+    "cpu-threads-small": more_cpu("fastapi_threadpool", 0.2),
     "equal": Study("equal code", ("PASS", "INCONCLUSIVE")),
     "engine-throughput": Study(
         "the engine takes 11% longer for everything, which costs 10% of the throughput",

@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 
 from analysis import __main__ as command
-from analysis import slo
-from analysis.capacity import recommend
+from analysis import defaults, slo
 from analysis.capacity.recommend import CandidateServer, choose_server, count_replicas
 from analysis.capacity.search import MeasuredCase
 from analysis.hardware import Price
@@ -247,7 +246,7 @@ def test_a_campaign_without_open_loops_names_the_command_to_run(
     assert "run `nox -s bench -- --find-capacity --scenarios steady`" in capsys.readouterr().err
     assert command.main(["recommend", str(folder), "--rate", "5"]) == 2
     assert "give one with --slo" in capsys.readouterr().err
-    assert recommend.HEADROOM == 0.2
+    assert defaults.HEADROOM == 0.2
 
 
 def test_a_server_without_a_valid_case_is_named_and_makes_the_code_1(

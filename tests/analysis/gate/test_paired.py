@@ -12,7 +12,7 @@ import pytest
 from analysis import __main__ as command
 from analysis import dataset, session
 from analysis.dataset import InputError
-from analysis.gate import paired, verdicts
+from analysis.gate import output, paired, verdicts
 from tests.helpers import synthetic_campaign
 
 
@@ -89,7 +89,7 @@ def test_too_few_repetitions_are_inconclusive_and_need_more(
     folder = synthetic_campaign.gate(tmp_path / "g", steady(3))
     assert session.list_needed_cases(str(folder)) == [True]
     assert command.main(["gate", str(folder)]) == 3
-    assert "3 repetitions count, but 5 are needed" in capsys.readouterr().out
+    assert "only 3 of" in capsys.readouterr().out
     nothing = synthetic_campaign.gate(tmp_path / "h", [])
     assert session.list_needed_cases(str(nothing)) == [True]
 
@@ -247,7 +247,48 @@ def test_the_slo_s_attainment_is_judged_if_there_is_one(tmp_path: Path) -> None:
     assert by["slo_attainment"].base > 0.8 and by["slo_attainment"].head < 0.2
 
 
-def test_a_slow_start_is_named_and_not_judged(tmp_path: Path) -> None:
+def rows_of(gate: verdicts.Gate) -> dict[str, verdicts.MetricVerdict]:
+    (system,) = gate.systems
+    return {row.metric: row for row in system.rows}
+
+
+@pytest.mark.parametrize(("cores", "verdict"), [(0.51, "PASS"), (0.61, "REGRESSED")])
+def test_more_cpu_for_a_request_is_a_regression_even_if_no_latency_shows_it(
+    tmp_path: Path, cores: float, verdict: str
+) -> None:
+    found = paired.judge_campaign(
+        dataset.read_campaign(synthetic_campaign.gate(tmp_path / "g", steady(5), head_cores=cores))
+    )
+    assert found.verdict == verdict
+    rows = rows_of(found)
+    cpu = rows.pop("server_cpu_per_request_s")
+    assert cpu.verdict == verdict and cpu.change == pytest.approx(cores / 0.5 - 1, abs=0.01)
+    assert {row.verdict for row in rows.values()} == {"PASS", "not judged"}
+
+
+def test_the_last_line_names_what_a_verdict_does_not_cover(tmp_path: Path) -> None:
+    folder = synthetic_campaign.gate(tmp_path / "g", steady(5))
+    found = paired.judge_campaign(dataset.read_campaign(folder))
+    assert output.describe_verdict(found) == (
+        "PASS; TTFT P99 and E2E P99 not judged: head is not slower than base"
+    )
+    output.write_gate(found, folder)
+    assert json.loads((folder / "gate.json").read_text())["not_judged"] == ["TTFT P99", "E2E P99"]
+    cells = output.format_verdict(rows_of(found)["ttft_p50_s"])
+    assert cells["tolerance"] == "5% = 2.50", "of 50 ms"
+
+
+def test_too_few_repetitions_show_their_numbers(tmp_path: Path) -> None:
+    found = paired.judge_campaign(
+        dataset.read_campaign(synthetic_campaign.gate(tmp_path / "g", steady(1, 1.2)))
+    )
+    assert found.verdict == "INCONCLUSIVE"
+    row = rows_of(found)["e2e_p50_s"]
+    assert row.change == pytest.approx(0.2, abs=0.01) and math.isnan(row.low)
+    assert "only 1 of the 5 repetitions that a verdict needs" in row.why
+
+
+def test_a_slow_start_is_a_regression(tmp_path: Path) -> None:
     def slow_start(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         run["startup_s"] = (4.0 if run["case"]["side"] == "head" else 1.5) * (
             1 + run["case"]["repetition"] / 100
@@ -256,8 +297,8 @@ def test_a_slow_start_is_named_and_not_judged(tmp_path: Path) -> None:
     found = paired.judge_campaign(
         dataset.read_campaign(synthetic_campaign.gate(tmp_path / "g", steady(5), slow_start))
     )
-    assert found.verdict == "PASS" and len(found.notes) == 1, found.notes
-    assert "head takes 4.12 s to start, base 1.54 s" in found.notes[0]
+    assert found.verdict == "REGRESSED" and not found.notes
+    assert rows_of(found)["startup_s"].change == pytest.approx(4 / 1.5 - 1)
 
 
 def test_a_head_that_is_slower_in_its_first_seconds_is_named_and_not_judged(tmp_path: Path) -> None:

@@ -178,6 +178,9 @@ def test_passes_are_counted_or_one_per_token_or_a_lower_bound(computed):
         pytest.approx(3 / 8),
         "at least",
     )
+    together = computed(batch)
+    together.run["case"]["options"] = {"batching": "continuous"}  # of a server with the engine hf
+    assert roofline.weight_passes(together) == (pytest.approx(3 / 8), "at least")
     # one after the other: none of 6 was shared
     alone = one_request() + one_request(token_s=[6.0, 7.0, 8.0])
     assert roofline.weight_passes(computed(alone, "hf_batched"))[0] == pytest.approx(6 / 8)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from analysis import __main__ as command
-from analysis import dataset, summary
+from analysis import dataset, defaults, summary
 from analysis.capacity import search
 from analysis.dataset import InputError
 from analysis.report import checks_listing, publish, writer
@@ -171,7 +171,7 @@ def test_results_are_small_and_only_one_reference_has_raw_rows() -> None:
 def test_the_command_names_the_new_folder(
     reported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataset, "RESULTS", tmp_path)
+    monkeypatch.setattr(defaults, "RESULTS", tmp_path)
     assert command.main(["publish", str(reported), "kept"]) == 0
     assert (tmp_path / "kept" / "cases.json").is_file()
     done = subprocess.run(

@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from analysis import __main__
+from analysis import __main__, defaults
 from analysis.studies import accuracy_page, accuracy_targets
 from analysis.studies.accuracy_targets import TARGETS
 from loadtests.accuracy import __main__ as experiments
@@ -97,7 +97,7 @@ def test_the_page_is_whole(results, tmp_path):
         for file in tmp_path.glob("*.png")
     )
     for target in re.findall(r"\]\(((?:\.\./)[^)]+)\)", text):
-        assert Path(os.path.normpath(ROOT / accuracy_targets.RESULTS / target)).exists(), target
+        assert Path(os.path.normpath(ROOT / defaults.INSTRUMENT / target)).exists(), target
     assert (
         set(re.findall(r"\]\(#([^)]+)\)", text))
         <= set(re.findall(r'<a id="([^"]+)">', text))

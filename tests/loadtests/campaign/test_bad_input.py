@@ -68,6 +68,10 @@ BAD = [
     (("--find-capacity", "--repeat", "2"), "--repeat cannot be used with --find-capacity"),
     (("--target", "not a url"), "--target: 'not a url' is not a URL: use one such as"),
     (("--target", ""), "--target: '' is not a URL: use one such as"),
+    (
+        ("--target", "http://127.0.0.1:1", "--servers", "tornado"),
+        "--target measures a server that already runs, and --servers chooses one to start",
+    ),
 ]
 
 

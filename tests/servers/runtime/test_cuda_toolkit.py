@@ -256,6 +256,7 @@ def test_cuda_comes_from_torch_s_own_file(
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").touch()
     (tmp_path / "torch" / "version.py").write_text(f"debug = False\n{line}\nhip = '6.4'\n")
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     assert cuda_toolkit.torch_cuda() == version
     monkeypatch.setattr(sys, "path", [])
