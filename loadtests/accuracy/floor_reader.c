@@ -54,7 +54,7 @@ static double clock_of(clockid_t which) {
 static void make_request(const char *body, int number) {
     size = sprintf(text,
                    "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
-                   "Content-Type: application/json\r\nX-Request-Id: 0-%d\r\n"
+                   "Content-Type: application/json\r\nX-Request-Id: 00000000-0000-4000-8000-%012d\r\n"
                    "Content-Length: %d\r\n\r\n%s",
                    number, (int)strlen(body), body);
 }

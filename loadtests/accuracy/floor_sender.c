@@ -46,7 +46,7 @@ int main(int count, char **arguments) {
     char text[600];
     int size = sprintf(text,
                        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
-                       "Content-Type: application/json\r\nX-Request-Id: 0-0\r\n"
+                       "Content-Type: application/json\r\nX-Request-Id: 00000000-0000-4000-8000-000000000000\r\n"
                        "Content-Length: %d\r\n\r\n%s",
                        (int)strlen(body), body);
     double start = now() + 0.1;
