@@ -2,7 +2,7 @@
 `async def` and `await`.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from quart import Quart, Response, jsonify, request
@@ -20,7 +20,7 @@ app.config["RESPONSE_TIMEOUT"] = None  # Quart cuts a response after 60 s
 
 
 @app.while_serving
-async def lifespan() -> AsyncIterator[None]:
+async def lifespan() -> AsyncGenerator[None, None]:
     app.extensions["engine"] = engines.load_async()
     yield
     app.extensions["engine"].close()
