@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from fastapi import FastAPI
 from ray import serve
+from uvicorn.importer import import_from_string
 
 from servers.runtime.limits import MAX_IN_FLIGHT
 
@@ -30,10 +31,8 @@ def build_app() -> FastAPI:
     """
     if not os.environ.get("RAY_ADDRESS"):
         listen_on_loopback()
-    if os.environ["SERVEOFF_ENGINE"] == "hf":
-        from servers.fastapi_threadpool.app import app
-    else:
-        from servers.fastapi_vllm.app import app
+    server = "fastapi_threadpool" if os.environ["SERVEOFF_ENGINE"] == "hf" else "fastapi_vllm"
+    app: FastAPI = import_from_string(f"servers.{server}.app:app")
     return app
 
 
@@ -49,8 +48,6 @@ def listen_on_loopback() -> None:
     )
 
 
-# the app refuses what is too much (429); Ray Serve would queue it, by default beyond 5 requests
-@serve.deployment(max_ongoing_requests=MAX_IN_FLIGHT + 100, ray_actor_options={"num_cpus": 0})
 @serve.ingress(build_app)
 class Llm:
     pass
@@ -59,6 +56,10 @@ class Llm:
 def main() -> None:
     host, port, replicas, folder = sys.argv[1:]
     stop = {signal.SIGTERM, signal.SIGINT}
+    # all replicas share the engine's threads
+    most = AUTOSCALING["max_replicas"] if replicas == "auto" else int(replicas)
+    threads = int(os.environ["SERVEOFF_ENGINE_THREADS"])
+    os.environ["SERVEOFF_ENGINE_THREADS"] = str(max(1, threads // most))
     if os.environ.get("RAY_ADDRESS"):  # the nodes of a cluster do not have our environment
         own = {name: text for name, text in os.environ.items() if name.startswith("SERVEOFF_")}
         ray.init(runtime_env={"working_dir": ".", "env_vars": own})
@@ -76,8 +77,14 @@ def main() -> None:
         if replicas == "auto"
         else {"num_replicas": int(replicas)}
     )
-    deployment: Any = Llm
-    serve.run(deployment.options(**scale).bind(), name="llm", route_prefix="/")
+    deployment = serve.deployment(
+        Llm,
+        # the app refuses what is too much (429); Ray Serve would queue it, beyond 5 by default
+        max_ongoing_requests=MAX_IN_FLIGHT + 100,
+        ray_actor_options={"num_cpus": 0},  # Ray counts no cores: replicas share ours
+        **scale,
+    )
+    serve.run(deployment.bind(), name="llm", route_prefix="/")
     signal.pthread_sigmask(signal.SIG_BLOCK, stop)
     signal.sigwait(stop)
     serve.delete("llm")  # waits for the responses in progress
