@@ -51,6 +51,11 @@ async def metrics() -> None:
 # A response may take minutes: BentoML's own limit is 60 s. Its metrics have the path of ours, and a
 # time series for each path that a client makes up.
 @bentoml.asgi_app(app, path="/")
-@bentoml.service(workers=1, traffic={"timeout": 3600}, metrics={"enabled": False})
+@bentoml.service(
+    workers=1,
+    traffic={"timeout": 3600},
+    metrics={"enabled": False},
+    logging={"access": {"enabled": False}},  # it would have each client's paths
+)
 class Llm:
     pass

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from fastapi import FastAPI
 from ray import serve
+from ray.serve.schema import LoggingConfig
 from uvicorn.importer import import_from_string
 
 from servers.runtime.limits import MAX_IN_FLIGHT
@@ -68,7 +69,6 @@ def main() -> None:
             include_dashboard=False,
             object_store_memory=100 * 2**20,
             logging_level="warning",
-            log_to_driver=False,
             _temp_dir=folder,
         )
     serve.start(http_options={"host": host, "port": int(port)})
@@ -82,6 +82,7 @@ def main() -> None:
         # the app refuses what is too much (429); Ray Serve would queue it, beyond 5 by default
         max_ongoing_requests=MAX_IN_FLIGHT + 100,
         ray_actor_options={"num_cpus": 0},  # Ray counts no cores: replicas share ours
+        logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
         **scale,
     )
     serve.run(deployment.bind(), name="llm", route_prefix="/")
