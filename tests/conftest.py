@@ -29,7 +29,7 @@ OF_SERVERS = (
     "test_fuzz.py",
 )
 # Servers of which each start takes the processor for a quarter of a minute.
-SLOW_STARTS = {"ray_serve"}
+SLOW_STARTS = {"litellm", "ray_serve"}
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -325,7 +325,8 @@ def list_extras(root: Path = ROOT) -> frozenset[str]:
 def _templates(server: ServerSpec) -> Iterator[tuple[str, str]]:
     """Yield (key, text) of everything that may contain placeholders."""
     yield from (("command", part) for part in server.command)
-    yield from (("engines", p) for name in server.engines for p in ENGINES[name].conversion)
+    known = ENGINES.keys() & set(server.engines)  # not that of an endpoint
+    yield from (("engines", part) for name in sorted(known) for part in ENGINES[name].conversion)
     yield from (("upstream", part) for part in server.upstream.values())
     yield "concurrency", str(server.concurrency)
     for name, process in server.processes.items():

@@ -63,6 +63,11 @@ ENGINES = {
     "vllm": EngineSpec(
         {"async": "VllmEngine"}, ("torch", "vllm"), ("vllm-cpu", "vllm-gpu"), VLLM_OPTIONS
     ),
+    "openvino": EngineSpec(
+        {"async": "OpenvinoEngine"},  # its packages are those of its server's own environment
+        extras=("hf",),
+        conversion=("servers.conversion.gguf_file", "{model}", "{weights}", "--reader", "openvino"),
+    ),
     # the known-answer model is generated in our environment
     "llama_cpp": EngineSpec(
         {},
