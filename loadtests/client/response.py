@@ -116,7 +116,7 @@ def _parse_stream(exchange: Exchange, parsed: ParsedResponse, pause: Callable[[]
     body, cursor = exchange.body, Cursor(exchange)
     separator = sse.find_separator(body)
     template: Template | None = None
-    done, start, work = False, 0, 0
+    done, start, work = False, sse.find_first_event(body), 0
     while start < len(body):
         if work >= EVENTS_AT_ONCE:
             work = 0

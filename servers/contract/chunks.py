@@ -91,9 +91,9 @@ def _read_message(part: JsonObject) -> tuple[str, str, str | None]:
     else:
         if found := _join_text(part.get("reasoning_details")):
             reasoning, name = reasoning + found, "reasoning_details"
-    # the model also generates its tool calls
-    for call in part.get("tool_calls") or ():
-        function = call.get("function") or {}
+    # the model also generates its tool calls; function_call is their older name
+    functions = [call.get("function") for call in part.get("tool_calls") or ()]
+    for function in filter(None, (*functions, part.get("function_call"))):
         text += (function.get("name") or "") + (function.get("arguments") or "")
     return text + (part.get("refusal") or ""), reasoning, name
 

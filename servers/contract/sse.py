@@ -5,6 +5,7 @@ separated by a single line end.
 
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -29,6 +30,11 @@ class Payload(NamedTuple):
 def looks_like_sse(body: bytes) -> bool:
     """Return whether a body is a stream of events, whatever its content type."""
     return _LOOKS_LIKE_SSE.match(body, 0, 64) is not None
+
+
+def find_first_event(body: bytes | bytearray) -> int:
+    """Return where the first event starts: after a byte order mark, if there is one."""
+    return len(BOM_UTF8) if body.startswith(BOM_UTF8) else 0
 
 
 def find_separator(body: bytes | bytearray) -> bytes | None:
@@ -89,9 +95,7 @@ def _is_json(text: bytes) -> bool:
 
 def iterate_payloads(body: bytes) -> Iterator[Payload]:
     """Yield all payloads of a body. The last event needs no empty line."""
-    separator, start = find_separator(body), 0
-    if body.startswith(b"\xef\xbb\xbf"):
-        start = 3
+    separator, start = find_separator(body), find_first_event(body)
     while start < len(body):
         end = find_event_end(body, start, separator)
         end = len(body) if end < 0 else end

@@ -95,9 +95,11 @@ def find_endpoint(
     access: Access = OPEN,
     ready_timeout_s: float | None = None,
     say: Callable[[str], None] = lambda _: None,
+    must_list: bool = True,
 ) -> Endpoint:
     """Find the root of the API by its list of models, and wait while the server is loading. An
-    endpoint without such a list gets the first root. Raises ProfileError.
+    endpoint without such a list gets the first root. `must_list`: nothing else names the model, so
+    a list that needs a key is an error. Raises ProfileError.
     """
     base_url, root, query = split_url(url)
     candidates = [
@@ -112,7 +114,8 @@ def find_endpoint(
         listed = _read_models(response) if response.is_ok else None
         if listed is not None:
             return replace(endpoint, listed=listed)
-        raise_if_closed(where, response)
+        if must_list:
+            raise_if_closed(where, response)
         first = first or response
     assert first is not None
     words = f": {first.words}" if first.words and not first.is_ok else ""

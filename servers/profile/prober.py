@@ -32,6 +32,7 @@ class Prober:
     fields: dict[str, str] = field(default_factory=dict)
     refusals: dict[str, str] = field(default_factory=dict)
     tokens: int = TOKENS  # of a sample
+    least_tokens: int = 1  # the smallest max_tokens that it is known to accept
     ready_timeout_s: float | None = None
     say: Callable[[str], None] = lambda _: None
     words: random.Random = field(default_factory=lambda: random.Random(2026))
@@ -57,7 +58,8 @@ class Prober:
 
     def count_prompt(self, kind: str, messages: Messages, stream: bool) -> int | None:
         """Return usage.prompt_tokens of a request; None without it, or if the server refuses."""
-        body = self.dialect.build_fields(self.model, 1, stream) | _prompt_fields(kind, messages)
+        fields = self.dialect.build_fields(self.model, self.least_tokens, stream)
+        body = fields | _prompt_fields(kind, messages)
         response = self.endpoint.send("POST", ENDPOINTS[kind], body)
         return read_completion(response).count("prompt_tokens") if response.is_ok else None
 
@@ -80,15 +82,20 @@ class Prober:
         """
         response = wait_until_ready(
             f"POST {completion_url(self.endpoint, kind)}",
-            lambda: self.ask(kind, self.make_prompt(), 1, self.dialect, stream),
+            lambda: self.ask(kind, self.make_prompt(), self.least_tokens, self.dialect, stream),
             self.ready_timeout_s,
             self.say,
         )
         if response.status not in REFUSED or response.status in (404, 405):
             return response
-        for dialect in self._variants(response, stream):
-            attempt = self.ask(kind, self.make_prompt(), 1, dialect, stream)
+        variants = self._variants(response, stream)
+        attempts = [(self.least_tokens, dialect) for dialect in variants]
+        if self.least_tokens < self.tokens:
+            attempts += [(self.tokens, dialect) for dialect in (self.dialect, *variants)]
+        for tokens, dialect in attempts:
+            attempt = self.ask(kind, self.make_prompt(), tokens, dialect, stream)
             if attempt.is_ok:
+                self.least_tokens = tokens
                 self._record(dialect)
                 return attempt
         return response

@@ -43,7 +43,13 @@ from servers.profile.prompt_lengths import (
     PromptLengths,
     measure_lengths,
 )
-from servers.profile.usage_probes import Sample, complete_plain, find_usage
+from servers.profile.usage_probes import (
+    Sample,
+    complete_plain,
+    find_usage,
+    raise_if_cumulative,
+    raise_if_prompt_counted,
+)
 
 IN_FLIGHT = 4
 # fields of --body that may end a response although its length is requested
@@ -66,7 +72,7 @@ def profile_endpoint(
     of `chat` and `completions` must exist; empty: either. `say` receives a line when it has to
     wait. `count_text`: the model's tokenizer, if it is known. Raises ProfileError.
     """
-    endpoint = find_endpoint(url, access, ready_timeout_s, say)
+    endpoint = find_endpoint(url, access, ready_timeout_s, say, must_list=model is None)
     name = choose_model(endpoint, model)
     roots = candidate_roots(endpoint, url)
     prober = find_paths(roots, name, needed, ready_timeout_s, say, extra)
@@ -84,6 +90,8 @@ def measure(prober: Prober, needed: Sequence[str], count_text: CountText | None 
     usable = [kind for kind in ENDPOINTS if kind not in prober.refusals]
     main = next((kind for kind in needed if kind in usable), usable[0])
     samples = [_sample(prober, main) for _ in range(IN_FLIGHT)]
+    raise_if_cumulative(completion_url(prober.endpoint, main), samples)
+    raise_if_prompt_counted(completion_url(prober.endpoint, main), samples, prober.tokens)
     samples[0].again = prober.complete(main, samples[0].prompt)
     refusal = _complete_together(prober, main, samples)
     raise_if_mixed_up(prober, main, samples)
@@ -176,7 +184,8 @@ def _ended_early(completion: Completion, asked: int) -> bool:
 
 
 def _try_system_role(prober: Prober) -> None:
-    body = prober.build_body("chat", prober.make_prompt(), 1, prober.dialect, stream=False)
+    tokens = prober.least_tokens
+    body = prober.build_body("chat", prober.make_prompt(), tokens, prober.dialect, stream=False)
     body["messages"].insert(0, {"role": "system", "content": prober.make_prompt(4)})
     response = prober.endpoint.send("POST", ENDPOINTS["chat"], body)
     prober.fields["system role"] = "accepted" if response.is_ok else "refused"

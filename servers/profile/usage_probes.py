@@ -1,13 +1,15 @@
 """Finds out how an endpoint reports usage, and how many tokens its chunks hold."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from servers.contract.token_counts import count_bytes, is_credible
-from servers.profile.client import Completion, read_completion
+from servers.profile.client import Completion, ProfileError, read_completion
 from servers.profile.prober import Prober
 from servers.profile.profile import CONTINUOUS, IN_STREAM, NEVER, PLAIN_ONLY
 
+FEWEST_REPEATS = 8  # chunks that show that a stream is cumulative
 HALF = (0.35, 0.65)  # range of the length of a response to half of max_tokens
 
 
@@ -30,6 +32,36 @@ def complete_plain(prober: Prober, kind: str, prompt: str) -> Completion | None:
     return completion if whole else None
 
 
+def raise_if_cumulative(url: str, samples: Sequence[Sample]) -> None:
+    """Raise ProfileError if each chunk of all samples repeats the text of the chunk before it."""
+    for sample in samples:
+        texts = [chunk.reasoning + chunk.text for _, chunk in sample.alone.tokens]
+        grows = (b.startswith(a) and len(b) > len(a) for a, b in itertools.pairwise(texts))
+        if len(texts) < FEWEST_REPEATS or not all(grows):
+            return
+    raise ProfileError(
+        f"POST {url}: each chunk repeats the whole text before it, so its tokens cannot be counted:"
+        " let the server stream only what is new"
+    )
+
+
+def raise_if_prompt_counted(url: str, samples: Sequence[Sample], max_tokens: int) -> None:
+    """Raise ProfileError if usage counts the prompt among the tokens of each response, which ended
+    at `max_tokens`.
+    """
+    for sample in samples:
+        completion = sample.alone
+        count, prompt = completion.count("completion_tokens"), completion.count("prompt_tokens")
+        added = prompt and count == max_tokens + prompt and len(completion.tokens) <= max_tokens
+        if not added or completion.finish_reason != "length":
+            return
+    raise ProfileError(
+        f"POST {url}: usage.completion_tokens is {count}, which is max_tokens ({max_tokens}) and"
+        f" usage.prompt_tokens ({prompt}) together: correct the server's usage, which must not"
+        " count the prompt among the tokens of a response"
+    )
+
+
 def find_usage(
     prober: Prober, kind: str, samples: Sequence[Sample], plain: Completion | None
 ) -> tuple[str, float | None, float | None]:
@@ -39,7 +71,7 @@ def find_usage(
     chunks, tokens = 0, 0
     for sample in samples:
         count = sample.alone.count("completion_tokens")
-        size = len(sample.alone.text.encode())
+        size = count_bytes(sample.alone.text)
         if count is None or not is_credible(count, size):
             break
         held = len(sample.alone.tokens)

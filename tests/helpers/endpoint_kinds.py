@@ -90,6 +90,7 @@ FRAMES: dict[str, dict[str, Any]] = {
     "CR in the middle": {"event": ("id: {n}\rdata: {data}\n\n", "data: {data}\n\r\n")},
     "several data lines": {"pretty": True},
     "more empty lines": {"event": ("data: {data}\n\n\n\n",)},
+    "a byte order mark": {"marked": True},
     "empty data": {"event": ("data:\n\ndata: {data}\n\n",)},
     "no [DONE]": {"done": ""},
     "[DONE] without an empty line": {"done": "data: [DONE]"},

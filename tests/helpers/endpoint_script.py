@@ -50,6 +50,7 @@ class Script:
     # the server
     root: str = "/v1"
     models: tuple[str, ...] | None = ("m",)  # None: 404
+    models_refused: tuple[int, str] | None = None  # status and message of the list of models
     query: str = ""  # 404 without it
     header: str = ""  # "name: value"; 401 without it
     redirect: str = ""
@@ -62,6 +63,7 @@ class Script:
     refused: dict[str, tuple[int, str]] = field(default_factory=dict)  # field: status and message
     required: dict[str, tuple[int, str]] = field(default_factory=dict)
     context: int | None = None
+    least_tokens: int = 0  # 400 for a smaller max_tokens
     lengths: tuple[int, int] | None = (
         None  # range of tokens, whatever was requested; chosen by the prompt
     )
@@ -74,6 +76,7 @@ class Script:
     null_usage: bool = False  # "usage": null in every other chunk
     usage_times: float = 1.0
     usage_says: Any = None  # reported instead of the count of tokens
+    usage_adds_prompt: bool = False  # completion_tokens counts the prompt, too
     prompt_factor: float = 1.0  # tokens per word of a prompt
     template_tokens: int = 0  # added to each chat
 
@@ -93,6 +96,7 @@ class Script:
     # framing
     event: tuple[str, ...] = (EVENT,)  # templates with {data} and {n}, cycled
     pretty: bool = False  # JSON on several "data:" lines
+    marked: bool = False  # the stream begins with a byte order mark
     finish: str | None = "length"
     done: str = DONE
     per_write: int = 1  # events per write
@@ -114,7 +118,8 @@ class Script:
     failure: Failure | None = None
     # stable, busy (the 20th word differs if another request is in flight), second (also if a prompt
     # repeats), cut (streams have only the first 10 words), loses (streams lack the 6th word), mixed
-    # (text of the newest other request from the 11th word on)
+    # (text of the newest other request from the 11th word on), cumulative (each chunk repeats the
+    # text before it), halves (each 4th word is half of a surrogate pair)
     text: str = "stable"
 
     # Completions have the fields of these kinds, one kind after the other.
@@ -219,6 +224,8 @@ class Response:
     def __init__(self, script: Script, served: Served, chat: bool, prompt: str, count: int):
         self.script, self.served, self.chat, self.count = script, served, chat, count
         self.words = words_of(prompt, count, script.long_words)
+        if script.text == "halves":
+            self.words[::4] = ["\ud83d"] * len(self.words[::4])
         share = script.reasoning
         self.reasoning = min(count, int(share if share >= 1 else share * count)) if chat else 0
         self.prompt_tokens = round(len(prompt.split()) * script.prompt_factor) + (
@@ -251,6 +258,7 @@ class Response:
     def usage(self, tokens: int) -> Json:
         script = self.script
         reported = round(tokens * script.usage_times)
+        reported += self.prompt_tokens * script.usage_adds_prompt
         usage: Json = {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": reported if script.usage_says is None else script.usage_says,

@@ -145,6 +145,8 @@ class Server:
 
     def show(self, connection: Connection, served: Served, path: str) -> bool:
         script = self.script
+        if path == script.root + "/models" and script.models_refused:
+            raise Refused(*script.models_refused)
         if path == script.root + "/models" and script.models is not None:
             more = {"max_model_len": script.context} if script.context else {}
             models = [{"id": name, "object": "model"} | more for name in script.models]
@@ -175,6 +177,8 @@ class Server:
         script, body = self.choose_kind(served), served.body
         connection.write("".join(script.interim))
         asked = body.get("max_completion_tokens") or body.get("max_tokens") or 16
+        if asked < script.least_tokens:
+            raise Refused(400, f"max_tokens must be at least {script.least_tokens}")
         text = body.get("prompt", "")
         prompt = (
             " ".join(str(message.get("content") or "") for message in body.get("messages") or ())
@@ -271,7 +275,8 @@ class Stream:
         text = json.dumps(data, indent=1 if script.pretty else None)
         if script.pretty:
             text = text.replace("\n", "\ndata: ")
-        return script.event[n % len(script.event)].replace("{data}", text).replace("{n}", str(n))
+        event = script.event[n % len(script.event)].replace("{data}", text).replace("{n}", str(n))
+        return "\ufeff" * (script.marked and n == 0) + event
 
     async def send(self) -> bool:
         script, response = self.script, self.response
@@ -306,6 +311,7 @@ class Stream:
         return True
 
     def chunk(self, begin: int, end: int) -> Json:
+        begin = 0 if self.script.text == "cumulative" else begin
         response, options = self.response, self.response.served.body.get("stream_options") or {}
         script, finish = self.script, None
         asked = script.usage == "continuous" and options.get("continuous_usage_stats")

@@ -33,12 +33,16 @@ AT: dict[str, tuple[dict[str, Any], str, str | None]] = {
     "query below v1": ({"query": "region=eu"}, "/v1?region=eu&other=1", None),
     "no list of models": ({"models": None}, "", "m"),
     "no list of models below v1": ({"models": None}, "/v1", "org/m:8b"),
+    "a list that needs a key": ({"models_refused": (401, "no key")}, "", "m"),
     "one of several": ({"models": ("embed-small", "qwen3:8b")}, "", "qwen3:8b"),
 }
 
 
+QUICK = ("v1", "prefix", "a list that needs a key")
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in ("v1", "prefix") else slow) for name in AT]
+    "name", [pytest.param(name, marks=[] if name in QUICK else slow) for name in AT]
 )
 def test_it_is_measured_where_it_is(tmp_path: Path, name: str) -> None:
     script, path, model = AT[name]
@@ -59,7 +63,8 @@ def check_place(measured: Measured, name: str) -> None:
     assert profile["dialect"]["query"] == asked
     assert profile["model"] == (model or "m")
     assert {each.body["model"] for each in load} == {model or "m"}
-    assert profile["models"] == list(script.get("models", ("m",)) or ())
+    listed = script.get("models", ("m",)) if "models_refused" not in script else ()
+    assert profile["models"] == list(listed or ())
 
 
 @slow

@@ -268,3 +268,10 @@ def test_usage_that_cannot_be_true_is_named(tmp_path: Path, name: str) -> None:
         assert case["output_tokens_per_s"] < 2 * 200
     else:
         assert "usage" in why
+
+
+def test_usage_that_includes_the_prompt_is_refused(tmp_path: Path) -> None:
+    """Rates would include tokens that were never generated."""
+    measured = measure_load(tmp_path, Script(usage_adds_prompt=True))
+    check_refused(measured, "completion_tokens", "prompt")
+    assert not measured.endpoint.load()

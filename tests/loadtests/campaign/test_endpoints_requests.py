@@ -179,6 +179,22 @@ def test_responses_longer_than_requested_are_counted(tmp_path: Path) -> None:
     assert "max_tokens" in measured.notes
 
 
+def test_a_least_max_tokens_is_respected(tmp_path: Path) -> None:
+    """A server may refuse a request for one token and accept those of the load."""
+    refused = {"ignore_eos": EXTRA, "role system": (400, "System role not supported")}
+    script = Script(**CALM, least_tokens=16, refused=refused)
+    measured = measure_valid_load(tmp_path, script)
+    assert {each.status for each in measured.endpoint.load()} == {200}
+    assert measured.profile["fields"]["ignore_eos"] == "refused"
+    assert measured.profile["fields"]["max_tokens"] == "accepted"
+    assert measured.profile["tokens_per_word"] == 1.0
+
+
+def test_a_least_max_tokens_does_not_hide_the_system_role(tmp_path: Path) -> None:
+    measured = measure_valid_load(tmp_path, Script(**CALM, least_tokens=16), scenario="shared")
+    assert measured.profile["fields"]["system role"] == "accepted"
+
+
 USAGE: dict[str, tuple[dict[str, Any], str, str]] = {
     # the script, the profile's usage, the rows' token_source
     "asked": ({}, "stream", "usage"),

@@ -41,3 +41,17 @@ def test_text_that_is_cut_is_refused(tmp_path: Path, scenario: str) -> None:
     """Only streams are cut, while their usage counts the whole text; a plain response is whole."""
     measured = measure_load(tmp_path, Script(**CALM, text="cut"), scenario=scenario)
     check_refused(measured, "stream")
+
+
+@pytest.mark.parametrize("scenario", ["chats", "texts"])
+def test_a_stream_that_repeats_its_text_is_refused(tmp_path: Path, scenario: str) -> None:
+    """Each chunk has all text so far, so its length does not show its tokens."""
+    measured = measure_load(tmp_path, Script(text="cumulative"), scenario=scenario)
+    check_refused(measured, "repeats")
+
+
+def test_half_a_surrogate_pair_is_text(tmp_path: Path) -> None:
+    """A server that cuts strings may divide an emoji between two chunks."""
+    measured = measure_valid_load(tmp_path, Script(**CALM, text="halves"))
+    for row in measured.rows:
+        assert sum(row["token_n"]) == row["tokens"] == row["max_tokens"]

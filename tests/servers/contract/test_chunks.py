@@ -37,6 +37,7 @@ def test_content_in_parts():
 def test_a_tool_call_is_generated_text():
     call = {"index": 0, "function": {"name": "f", "arguments": '{"x": 1}'}}
     assert read_chunk(delta(tool_calls=[call])).text == 'f{"x": 1}'
+    assert read_chunk(delta(function_call=call["function"])).text == 'f{"x": 1}'
 
 
 @pytest.mark.parametrize(
