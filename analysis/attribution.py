@@ -30,6 +30,7 @@ IN_ENGINE = (
     "kv_useful_share",
     "kv_used_peak_share",
     "preemptions",
+    "prefix_hit_share",
     "event_loop_lag_p99_s",
 )
 LATE = 0.1  # share of the E2E above which an event loop's lag belongs in the sentence

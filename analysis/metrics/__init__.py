@@ -218,6 +218,15 @@ METRICS = {
         ),
         Metric("preemptions", "preemptions", "", "lower", kv_cache.preemptions),
         Metric(
+            "prefix_hit_share",
+            "prefix cache hits",
+            "share",
+            "higher",
+            kv_cache.prefix_hit_share,
+            "%",
+            100,
+        ),
+        Metric(
             "event_loop_lag_p99_s",
             "event loop lag P99, at most",
             "s",

@@ -1,5 +1,6 @@
 """Metrics of the memory for keys and values (the KV cache): how much of it holds tokens that are
-needed, the measure that motivated paged attention, and how full it gets.
+needed, the measure that motivated paged attention, how full it gets, and how much of a prompt it
+spares.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ USAGE, CONFIG, PREEMPTIONS = (
     "vllm:cache_config_info",
     "vllm:num_preemptions_total",
 )
+PREFIX_QUERIES, PREFIX_HITS = "vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total"
 
 
 def useful_share(case: CaseData) -> float:
@@ -27,7 +29,8 @@ def useful_share(case: CaseData) -> float:
     is padding and finished rows. For vLLM: tokens of the requests between their first and their
     last token / (blocks in use x block size), mean over the scrapes in the window. That is a lower
     bound, since prompts that are being read also hold blocks. – for other engines, which hold
-    exactly one request's positions or do not report them.
+    exactly one request's positions or do not report them, and after hits of the prefix cache, whose
+    blocks several requests share.
     """
     counted = [case.served(name) for name in (USEFUL, POSITIONS)]
     useful, held = (
@@ -39,7 +42,7 @@ def useful_share(case: CaseData) -> float:
     usages = case.served(USAGE)
     usages = usages[case.inside(usages.index) & (usages > 0)]
     positions = paged_positions(case.server_metrics)
-    if usages.empty or not positions > 0:
+    if usages.empty or not positions > 0 or prefix_hit_share(case) > 0:
         return NAN
     return float(
         np.mean([tokens_at(case.rows, at) / (usage * positions) for at, usage in usages.items()])
@@ -61,7 +64,21 @@ def preemptions(case: CaseData) -> float:
     again later: the rise of vllm:num_preemptions_total between the first and the last scrape in the
     window.
     """
-    counter = case.served(PREEMPTIONS)
+    return _rise(case, PREEMPTIONS)
+
+
+def prefix_hit_share(case: CaseData) -> float:
+    """Share of the prompts' tokens whose keys and values vLLM found in its prefix cache and did not
+    compute: the rise of vllm:prefix_cache_hits_total divided by that of
+    vllm:prefix_cache_queries_total, both of all engines and between the first and the last scrape
+    in the window. – if the cache is off.
+    """
+    found, asked = (_rise(case, name) for name in (PREFIX_HITS, PREFIX_QUERIES))
+    return found / asked if asked > 0 else NAN
+
+
+def _rise(case: CaseData, name: str) -> float:
+    counter = case.served(name)
     counter = counter[case.inside(counter.index)]
     return float(np.ptp(counter)) if len(counter) > 1 else NAN
 

@@ -179,7 +179,7 @@ def mfu(case: CaseData) -> float:
     (the forward pass of Chowdhery et al., "PaLM", 2022, appendix B). N is the number of parameters
     without the input embedding table (and without the output head for tokens that predict none), L
     layers, H heads, Q head size, T the tokens that it attends to. – under the same conditions as
-    MBU.
+    MBU, and after hits of a prefix cache.
     """
     peak = hardware.find_peaks(case.gpu_names, case.machine_cost).flops
     return roofline.flops(case) / peak if peak > 0 else NAN

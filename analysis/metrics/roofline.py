@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # vLLM adds one observation to this histogram for each step that yields a token
 PASSES = "vllm:iteration_tokens_total_count"
+PREFIX_HITS = "vllm:prefix_cache_hits_total"  # tokens of prompts
 
 
 class ModelWork(NamedTuple):
@@ -113,10 +114,10 @@ def bytes_per_s(case: "CaseData") -> float:
 def flops(case: "CaseData") -> float:
     """Operations per second: 2 for each weight that multiplies a token (a prompt needs the output
     head once), 4 x layers x heads x head_dim for each token attended to; nan if the model's shape
-    is unknown.
+    is unknown, or if a prefix cache spared an unknown part of it.
     """
     s = model_shape(case)
-    if not s or not case.length > 0:
+    if not s or not case.length > 0 or case.served(PREFIX_HITS).max() > 0:
         return NAN
     w, head = model_work(case), s["embedding_parameters"]
     body = s["parameters"] - (1 if s["tied_embeddings"] else 2) * head

@@ -328,7 +328,15 @@ def check_memory(
     demands: Sequence[Demand], model: models.Model, count: int, card: Card | None
 ) -> None:
     """Raises UsageError for the first case that does not fit. `count`: worker processes."""
-    if card is None or model.shape is None:  # a model has no known shape before its download
+    if card is None:
+        return
+    for case in (case for demand in demands for case in demand.cases):
+        if "kv_cache_gib" in case.options:
+            raise UsageError(
+                f"{case.server}.kv_cache_gib has no effect on a GPU: leave it out, or give"
+                f" --set {case.server}.gpu_memory_utilization=SHARE"
+            )
+    if model.shape is None:  # before its download
         return
     for demand in demands:
         budget = Budget(demand, model, card)

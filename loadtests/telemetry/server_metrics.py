@@ -227,6 +227,8 @@ OTHER_SERIES = (
     "serveoff_kv_positions_total",
     "serveoff_kv_positions_useful_total",
     "vllm:num_preemptions_total",
+    "vllm:prefix_cache_queries_total",
+    "vllm:prefix_cache_hits_total",
     "vllm:iteration_tokens_total_count",
     "serveoff_cache_hits_total",
     "serveoff_cache_misses_total",

@@ -15,11 +15,11 @@ from servers.runtime.engine_specs import ENGINES
 ENVIRONMENT = {
     "OMP_NUM_THREADS": os.environ.get("SERVEOFF_ENGINE_THREADS", "1"),
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    # GiB; enough for 64 sequences of 2,048 tokens of the small model
-    "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
 }
+if "SERVEOFF_KV_CACHE_GIB" in os.environ:  # vLLM prefers its own variable to the argument
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
 
 
 def is_on_gpu() -> bool:
@@ -49,7 +49,7 @@ def engine_arguments(settings: Settings) -> dict[str, Any]:
         "served_model_name": settings.model,
         "dtype": engine_dtype(),
         "worker_extension_cls": "servers.runtime.cuda_devices.WorkerExtension",
-        "enable_prefix_caching": False,  # most measured prompts are unique
+        "enable_prefix_caching": os.environ.get("SERVEOFF_PREFIX_CACHING") == "on",
         # OpenAI's defaults for fields that a request leaves open, not the model's own
         "generation_config": "vllm",
         # On a CPU, compiling takes a minute and needs a C++ compiler; it gains about a fifth.
@@ -61,8 +61,14 @@ def engine_arguments(settings: Settings) -> dict[str, Any]:
         "tensor_parallel_size": int(os.environ.get("SERVEOFF_TENSOR_PARALLEL", "1")),
         # quantises the same weights while loading them
         **({"quantization": "fp8"} if quantization == "fp8" else {}),
-        **({} if on_gpu else {"max_num_seqs": 64}),
+        **({} if on_gpu else {"max_num_seqs": 64, "kv_cache_memory_bytes": kv_cache_bytes()}),
     }
+
+
+def kv_cache_bytes() -> int:
+    """Return the memory for keys and values on a CPU."""
+    default = ENGINES["vllm"].options["kv_cache_gib"].default
+    return int(float(os.environ.get("SERVEOFF_KV_CACHE_GIB", default)) * 2**30)
 
 
 def flags(arguments: dict[str, Any]) -> list[str]:

@@ -29,6 +29,19 @@ VLLM_OPTIONS = {
         "longest prompt and response together, in tokens; auto: the model's own length, or less if"
         " its keys and values do not fit vLLM's memory",
     ),
+    "prefix_caching": OpenOption(
+        "off|on",
+        "off or on",
+        "off",
+        "whether vLLM keeps keys and values of earlier prompts for prompts that start alike; off"
+        " here, since most generated prompts are unique",
+    ),
+    "kv_cache_gib": OpenOption(
+        r"0?\.\d*[1-9]\d*|[1-9]\d*(\.\d+)?",
+        "a number above 0",
+        "1",
+        "memory for keys and values on a CPU, in GiB; on a GPU gpu_memory_utilization sets it",
+    ),
 }
 
 

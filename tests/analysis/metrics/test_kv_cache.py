@@ -97,3 +97,30 @@ def test_the_peak_and_the_preemptions(observe):
     assert math.isnan(kv_cache.used_peak_share(observe())) and math.isnan(
         kv_cache.preemptions(observe())
     ), "the server does not report it"
+
+
+def counted(name, rise, engine="0"):
+    return samples(name, lambda t: 1000 + rise * t, json.dumps({"engine": engine}))
+
+
+def test_prefix_hits_are_of_all_engines_in_the_window(observe):
+    said = [
+        *counted(kv_cache.PREFIX_QUERIES, 200),
+        *counted(kv_cache.PREFIX_HITS, 20),
+        *counted(kv_cache.PREFIX_QUERIES, 100, "1"),
+        *counted(kv_cache.PREFIX_HITS, 70, "1"),
+    ]
+    assert kv_cache.prefix_hit_share(observe(said=said)) == pytest.approx(90 / 300)
+    off = [*counted(kv_cache.PREFIX_QUERIES, 0), *counted(kv_cache.PREFIX_HITS, 0)]
+    assert math.isnan(kv_cache.prefix_hit_share(observe(said=off)))
+    assert math.isnan(kv_cache.prefix_hit_share(observe()))
+
+
+def test_shared_blocks_have_no_useful_share(observe):
+    """Two requests that share a block would count its tokens twice: 180% of the held positions."""
+    usage = [*samples(kv_cache.USAGE, lambda t: 0.03), *config(101, 16)]
+    queries = counted(kv_cache.PREFIX_QUERIES, 200)
+    missed = [*usage, *queries, *counted(kv_cache.PREFIX_HITS, 0)]
+    shared = [*usage, *queries, *counted(kv_cache.PREFIX_HITS, 20)]
+    assert kv_cache.useful_share(observe(said=missed)) > 0
+    assert math.isnan(kv_cache.useful_share(observe(said=shared)))

@@ -58,6 +58,7 @@ def test_a_regular_load(observe):
         "cache_",
         "kv_",
         "preemptions",
+        "prefix_",
         "event_loop_",
         "usd_",
         "mbu",

@@ -205,6 +205,8 @@ def test_an_unknown_limit_has_no_share(computed):
     assert all(
         value > 0 for value in shares(said=counted([0] * 10, "serveoff_cache_hits_total"))
     ), "a cache without a single hit"
+    bytes_share, operations_share = shares(said=counted([5] * 10, roofline.PREFIX_HITS))
+    assert bytes_share > 0 and math.isnan(operations_share), "prompts that were not computed"
 
 
 # --- prices, peaks

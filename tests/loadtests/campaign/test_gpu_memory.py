@@ -163,6 +163,15 @@ def test_a_case_that_does_not_fit_is_refused_with_its_sum() -> None:
     check(case("flask_gunicorn", "simulated"), 1000, card(139))
 
 
+def test_a_cache_that_only_a_cpu_has_is_refused() -> None:
+    wanted = case("fastapi_vllm", "vllm", kv_cache_gib="4")
+    assert refusal(wanted, 1, card(139)) == (
+        "fastapi_vllm.kv_cache_gib has no effect on a GPU: leave it out, or give --set"
+        " fastapi_vllm.gpu_memory_utilization=SHARE"
+    )
+    check(wanted, 1, None)
+
+
 def test_forty_threads_hold_forty_requests() -> None:
     pool = replace(case("fastapi_threadpool"), users=64)
     check(replace(pool, users=16), 1, card(24))

@@ -2,7 +2,9 @@
 AsyncEngineArgs.
 """
 
+import importlib
 import json
+import os
 
 import pytest
 
@@ -29,6 +31,36 @@ def test_memory_and_context_are_options(on_gpu: bool, monkeypatch: pytest.Monkey
     monkeypatch.setenv("SERVEOFF_GPU_MEMORY_UTILIZATION", "0.45")
     monkeypatch.setenv("SERVEOFF_MAX_MODEL_LEN", "8192")
     assert found() == (0.45, 8192)
+
+
+@pytest.mark.requires("torch")
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_caches_are_options(on_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, the share of its memory decides how many keys and values fit."""
+    from servers.engines import vllm_settings
+
+    def found() -> tuple[bool, int | None]:
+        arguments = vllm_settings.engine_arguments(SETTINGS)
+        return arguments["enable_prefix_caching"], arguments.get("kv_cache_memory_bytes")
+
+    monkeypatch.setattr(vllm_settings, "is_on_gpu", lambda: on_gpu)
+    assert found() == (False, None if on_gpu else 2**30)
+    monkeypatch.setenv("SERVEOFF_PREFIX_CACHING", "on")
+    monkeypatch.setenv("SERVEOFF_KV_CACHE_GIB", "0.25")
+    assert found() == (True, None if on_gpu else 2**28)
+
+
+@pytest.mark.requires("torch")
+def test_an_option_comes_before_vllms_own_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM would prefer the variable: the case would not have the memory in its name."""
+    from servers.engines import vllm_settings
+
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "4")
+    importlib.reload(vllm_settings)
+    assert os.environ["VLLM_CPU_KVCACHE_SPACE"] == "4"
+    monkeypatch.setenv("SERVEOFF_KV_CACHE_GIB", "0.25")
+    importlib.reload(vllm_settings)
+    assert "VLLM_CPU_KVCACHE_SPACE" not in os.environ
 
 
 @pytest.mark.slow
