@@ -172,7 +172,8 @@ def _look(ready: Sequence[Repetitions], look: int, wanted: GateRules, of: int) -
             each.system.faults.append(f"no metric could be judged: {each.system.rows[0].why}")
     adjusted = stats.holm_adjust([d.p for _, _, d, _ in judged], of)
     for (each, metric, d, control), p in zip(judged, adjusted, strict=True):
-        tolerance = wanted.tolerances[metric]
+        means = each.means(metric)
+        tolerance = verdicts.widen_tolerance(metric, wanted.tolerances[metric], means[0])
         if control.p * of < CONTROL_ALPHA and abs(control.mean) > verdicts.bound_of(
             metric, tolerance
         ):
@@ -182,9 +183,7 @@ def _look(ready: Sequence[Repetitions], look: int, wanted: GateRules, of: int) -
                 " machine, or use another machine"
             )
         noise = math.expm1((control.high - control.low) / 2)
-        each.system.rows.append(
-            verdicts.judge_metric(metric, tolerance, each.means(metric), d, p, ALPHA, noise)
-        )
+        each.system.rows.append(verdicts.judge_metric(metric, tolerance, means, d, p, ALPHA, noise))
     for each in ready:
         each.system.rows.sort(key=lambda row: list(wanted.tolerances).index(row.metric))
 

@@ -58,9 +58,8 @@ def judge_summaries(base: Summary, head: Summary, wanted: GateRules, anyway: boo
     for (system, metric, d, means), p in zip(
         found, stats.holm_adjust([d.p for _, _, d, _ in found]), strict=True
     ):
-        system.rows.append(
-            verdicts.judge_metric(metric, wanted.tolerances[metric], means, d, p, ALPHA)
-        )
+        tolerance = verdicts.widen_tolerance(metric, wanted.tolerances[metric], means[0])
+        system.rows.append(verdicts.judge_metric(metric, tolerance, means, d, p, ALPHA))
     for system, (_, a, b) in zip(systems, matched, strict=True):
         if not system.faults:
             system.rows += _shares(a, b)

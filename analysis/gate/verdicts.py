@@ -31,6 +31,8 @@ TOLERANCES = {
     "tokens_per_chunk": 0.05,
     "startup_s": 0.25,
 }
+# changes that no user notices, in the metric's unit: a tolerance is at least as large
+LEAST_CHANGES = {"startup_s": 1.0}
 BEYOND = 10  # requests that must lie beyond a percentile to judge it: P99 needs 1,000 in all
 EXIT_CODES = {"PASS": 0, "REGRESSED": 1, "INVALID": 2, "INCONCLUSIVE": 3}
 
@@ -137,6 +139,15 @@ def parse_rules(metrics: str = "", tolerance: Iterable[str] = (), bounds: str = 
             )
         found[name] = share
     return GateRules(found, slo.parse_slo(bounds) if bounds else ())
+
+
+def widen_tolerance(metric: str, tolerance: float, base: float) -> float:
+    """Return the tolerance as a share of `base`, or that of LEAST_CHANGES if it is larger.
+
+    >>> widen_tolerance("startup_s", 0.25, 0.5)
+    2.0
+    """
+    return max(tolerance, LEAST_CHANGES.get(metric, 0.0) / base) if base > 0 else tolerance
 
 
 def bound_of(metric: str, tolerance: float) -> float:

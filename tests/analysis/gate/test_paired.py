@@ -288,6 +288,15 @@ def test_too_few_repetitions_show_their_numbers(tmp_path: Path) -> None:
     assert "only 1 of the 5 repetitions that a verdict needs" in row.why
 
 
+def test_a_start_that_takes_half_a_second_longer_is_not_judged_as_slower(tmp_path: Path) -> None:
+    def start_s(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+        run["startup_s"] = 1.0 if run["case"]["side"] == "head" else 0.5
+
+    folder = synthetic_campaign.gate(tmp_path / "g", steady(5), start_s)
+    row = rows_of(paired.judge_campaign(dataset.read_campaign(folder)))["startup_s"]
+    assert (row.verdict, row.change, row.tolerance) == ("PASS", 1.0, 2.0)
+
+
 def test_a_slow_start_is_a_regression(tmp_path: Path) -> None:
     def slow_start(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         run["startup_s"] = (4.0 if run["case"]["side"] == "head" else 1.5) * (
